@@ -1,0 +1,1 @@
+"""splitpeer: the daemon that hospitals run, built on `splitproto`."""

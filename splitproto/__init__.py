@@ -1,0 +1,3 @@
+"""splitproto: the wire of split learning between hospitals."""
+
+__version__ = "0.1.0"
