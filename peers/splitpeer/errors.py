@@ -1,0 +1,42 @@
+"""What a user can cause, and the exit code it gets: one line, the cause, the fix; never a traceback.
+
+Exit codes: 0 ok, 1 job failed, 2 connection or authentication, 3 time-out, 4 usage or configuration, 5 a bug.
+"""
+
+from __future__ import annotations
+
+
+class PeerError(Exception):
+    """Root of what `splitpeer` reports to a person. `str(error)` is one line: the cause, then the fix."""
+
+    exit_code = 5
+
+
+class JobFailed(PeerError):
+    """The job itself cannot go on: a site declined it, the loss is not a number, patients do not match."""
+
+    exit_code = 1
+
+
+class ConnectionRefused(PeerError):
+    """No connection, or one side refused the other: address, certificate, role, allow-list."""
+
+    exit_code = 2
+
+
+class DeadlinePassed(PeerError):
+    """A wait ended without what it waited for; the line names what that was."""
+
+    exit_code = 3
+
+
+class ConfigError(PeerError):
+    """A setting is missing, unknown or impossible: names the file, the key and the fix."""
+
+    exit_code = 4
+
+
+class DataError(PeerError):
+    """A file or folder of images cannot be used: names the file and the fix."""
+
+    exit_code = 4
