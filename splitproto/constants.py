@@ -1,0 +1,56 @@
+"""Every number of the wire, with its reason. `spec/registry.toml` lists the same; a test compares them."""
+
+from __future__ import annotations
+
+# --- envelope (SP-4): what no version may change ----------------------------------------------------
+MAGIC = b"SPLT"
+CARRIER_VERSION = 1
+ENVELOPE_HEADER = 32
+MAX_ENVELOPE_BODY = 1 << 20
+"""1 MiB: ZeroMQ's high-water marks count messages, so messages of bounded size make them bound bytes."""
+LINK_ID_BYTES = 16
+MAX_RESET_TEXT = 200
+
+# --- secure channel (SP-6) -----------------------------------------------------------------------------
+TLS_FEED = 256 * 1024
+"""Plaintext given to TLS per write; memory BIOs slow down about seven times when fed far more."""
+MAX_HANDSHAKE_BYTES = 64 * 1024
+"""TLS bytes taken from a peer before it is authenticated; flights are about 3 KiB."""
+RECORD_BUDGET = 1 << 24
+"""Records per direction and key; RFC 8446 5.5 allows 2^24.5 full AES-GCM records."""
+BYTE_BUDGET = 256 << 30
+"""Bytes per direction and key."""
+
+# --- frames (SP-7) ---------------------------------------------------------------------------------------
+FRAME_HEADER = 12
+MAX_FRAME_PAYLOAD = 256 * 1024 - FRAME_HEADER
+MAX_STREAMS = 16
+"""Messages that may be half received at once."""
+
+# --- messages (SP-8) --------------------------------------------------------------------------------------
+PROTOCOL_VERSIONS = (1,)
+MAX_DEPTH = 8
+MAX_ITEMS = 65_536
+"""Entries of one map or array."""
+MAX_TEXT = 4_096
+MAX_TENSORS = 256
+MAX_DIMENSIONS = 6
+MAX_TENSOR_BYTES = (1 << 32) - 1
+"""A msgpack `bin` cannot be longer."""
+DEFAULT_MAX_MESSAGE = 1 << 30
+"""Tensor bytes of one message this side takes; the receiver's memory is bounded by it."""
+
+# --- time, in seconds ---------------------------------------------------------------------------------------
+HANDSHAKE_TIMEOUT = 10.0
+"""From the first envelope to WELCOME."""
+HEARTBEAT_INTERVAL = 5.0
+"""A silent side sends PING after this."""
+PEER_TIMEOUT = 20.0
+"""A peer that sent nothing for this long is lost."""
+CLOSE_TIMEOUT = 2.0
+"""From our last message to giving up on the peer's close_notify."""
+
+# --- admission ---------------------------------------------------------------------------------------------
+MAX_HALF_OPEN = 64
+"""Links between first envelope and WELCOME, all sources together."""
+MAX_HALF_OPEN_PER_SOURCE = 16
