@@ -1,0 +1,407 @@
+"""Who is at the other end of a link: certificates, trust, and TLS errors in words.
+
+A peer is named by one URI in its X.509 certificate, ``spiffe://<federation>/splitproto/<role>/<site>``
+(the form of SPIFFE X509-SVID). "Signed by our CA" is authentication only; whether that role and site may
+talk to us is decided by an explicit `AllowList` on each side, never by what a peer says about itself.
+
+No clock and no socket here: contexts are used on `ssl.MemoryBIO` by the secure channel.
+"""
+
+from __future__ import annotations
+
+import re
+import ssl
+import stat
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from types import MappingProxyType
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+
+from splitproto.errors import IdentityError, NotAuthorised
+
+NAME_RULE = "1 to 63 characters: lowercase letters, digits, '-', '.', '_'; the first one a letter or a digit"
+_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
+_PATH = "splitproto"
+
+
+def check_name(kind: str, name: str) -> str:
+    """Return `name` if it may stand as federation, role or site (`NAME_RULE`), else raise `IdentityError`.
+
+    The rule is narrower than SPIFFE's: names become file names and log fields, so there is no upper case, no
+    '/' and no '..', and two names never differ in case only.
+    """
+    if not _NAME.fullmatch(name):
+        raise IdentityError(f"{kind} {_shown(name)} is not a name: {NAME_RULE}")
+    return name
+
+
+def uri_of(federation: str, role: str, site: str) -> str:
+    """The URI subject alternative name of one peer; raises `IdentityError` for a part that is no name."""
+    parts = (("federation", federation), ("role", role), ("site", site))
+    federation, role, site = (check_name(kind, name) for kind, name in parts)
+    return f"spiffe://{federation}/{_PATH}/{role}/{site}"
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Who a certificate speaks for. Says nothing about trust: only a verified handshake does."""
+
+    federation: str
+    role: str
+    site: str
+    serial: str
+    """Serial number, lowercase hexadecimal (up to 20 octets, RFC 5280 section 4.1.2.2)."""
+    sha256: str
+    """SHA-256 of the DER certificate, 64 lowercase hexadecimal digits."""
+    not_after: datetime
+    """End of validity, UTC."""
+
+    @property
+    def uri(self) -> str:
+        """``spiffe://<federation>/splitproto/<role>/<site>``."""
+        return f"spiffe://{self.federation}/{_PATH}/{self.role}/{self.site}"
+
+    @classmethod
+    def from_certificate(cls, der: bytes) -> Identity:
+        """Read one DER certificate, e.g. `SSLObject.getpeercert(binary_form=True)`.
+
+        Raises `IdentityError` unless it holds exactly one URI subject alternative name, of our form
+        (SPIFFE X509-SVID section 2: more than one must be rejected).
+        """
+        try:
+            certificate = x509.load_der_x509_certificate(der)
+            names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+            uris = names.get_values_for_type(x509.UniformResourceIdentifier)
+        except x509.ExtensionNotFound:
+            uris = []
+        except (ValueError, TypeError, x509.DuplicateExtension, x509.UnsupportedGeneralNameType) as error:
+            raise IdentityError("the certificate cannot be read: issue it again with the CA") from error
+        if len(uris) != 1:
+            raise IdentityError(
+                f"the certificate holds {len(uris)} URI names, exactly one is needed: "
+                f"issue it again with spiffe://<federation>/{_PATH}/<role>/<site>"
+            )
+        federation, role, site = _split(uris[0])
+        return cls(
+            federation=federation,
+            role=role,
+            site=site,
+            serial=f"{certificate.serial_number:x}",
+            sha256=certificate.fingerprint(hashes.SHA256()).hex(),
+            not_after=certificate.not_valid_after_utc,
+        )
+
+
+def _split(uri: str) -> tuple[str, str, str]:
+    """Federation, role and site of a URI, rebuilt and compared so that only the one spelling passes."""
+    parts = uri.removeprefix("spiffe://").split("/")
+    if not (uri.startswith("spiffe://") and len(parts) == 4 and parts[1] == _PATH):
+        raise IdentityError(
+            f"the certificate names {_shown(uri)}, not spiffe://<federation>/{_PATH}/<role>/<site>: "
+            "issue it again"
+        )
+    federation, role, site = parts[0], parts[2], parts[3]
+    uri_of(federation, role, site)
+    return federation, role, site
+
+
+def _shown(text: str) -> str:
+    """Text from outside, safe in one log line: quoted, ASCII, at most 120 characters."""
+    return ascii(text if len(text) <= 120 else text[:117] + "...")
+
+
+# --------------------------------------------------------------------------------------------------------
+# Authorisation
+
+
+@dataclass(frozen=True)
+class AllowList:
+    """The roles and sites that one side talks to: always spelled out, there is no "any".
+
+    `owner` says where the list is kept, e.g. ``"peer.toml [policy] coordinators"``; it appears in our
+    own log, while the refused peer only reads that it is not listed.
+    """
+
+    sites: Mapping[str, Collection[str]]
+    """Role to the sites that may hold it."""
+    owner: str
+
+    def __post_init__(self) -> None:
+        if any(isinstance(allowed, str) for allowed in self.sites.values()):
+            raise TypeError("AllowList wants a collection of sites per role, not one string")
+        sites = {
+            check_name("role", role): frozenset(check_name("site", site) for site in allowed)
+            for role, allowed in self.sites.items()
+        }
+        object.__setattr__(self, "sites", MappingProxyType(sites))
+
+    def check(self, identity: Identity, federation: str) -> None:
+        """Raise `NotAuthorised` unless `identity` is of `federation` and listed under its own role."""
+        if identity.federation != federation:
+            raise NotAuthorised(
+                f"{identity.role} {identity.site!r} is of federation {identity.federation!r}, we are of "
+                f"{federation!r}: use a certificate of the federation that both belong to"
+            )
+        if identity.site not in self.sites.get(identity.role, ()):
+            raise NotAuthorised(
+                f"{identity.role} {identity.site!r} is not on our allow-list",
+                f"{self.owner}: add it there if it belongs here",
+            )
+
+
+# --------------------------------------------------------------------------------------------------------
+# Own files
+
+
+@dataclass(frozen=True, slots=True)
+class Credentials:
+    """The files one peer presents and trusts. Checked when made, and read again for each context, so that a
+    rotated certificate or CRL (replaced by atomic rename) serves the next session without a restart.
+
+    Raises `IdentityError`, one line with file and fix, for a missing or malformed file, a key that does not
+    belong to the certificate, or a key that others on this machine may read.
+    """
+
+    ca: Path
+    """PEM; every certificate in it may issue peers. The system's store is never consulted."""
+    certificate: Path
+    """PEM; own certificate first, then intermediates if any."""
+    key: Path
+    """PEM, unencrypted, mode 0600 or 0400: protection is the file system's (or `LoadCredential=`)."""
+    crl: Path | None = None
+    """PEM; when given, revocation is checked and an outdated list refuses every peer (fails closed)."""
+
+    def __post_init__(self) -> None:
+        self._check()
+
+    @property
+    def identity(self) -> Identity:
+        """Who we are, from the certificate file as it is now."""
+        leaf = _certificates(self.certificate, "certificate")[0]
+        try:
+            return Identity.from_certificate(leaf.public_bytes(serialization.Encoding.DER))
+        except IdentityError as error:
+            raise _unusable(f"{self.certificate}: {error}") from error
+
+    def days_left(self, now: datetime) -> float:
+        """Days until our certificate ends; negative when it has. `now` carries its time zone."""
+        return (self.identity.not_after - now).total_seconds() / 86_400
+
+    def server_context(self) -> ssl.SSLContext:
+        """TLS 1.3 only, for the listening side: a client certificate of our CA is required."""
+        context = self._context(ssl.PROTOCOL_TLS_SERVER)
+        # Tickets would carry the client's chain over the wire again, for resumption that we never use.
+        context.num_tickets = 0
+        return context
+
+    def client_context(self) -> ssl.SSLContext:
+        """TLS 1.3 only, for the dialling side: chain, host name (DNS or IP) and purpose are checked."""
+        context = self._context(ssl.PROTOCOL_TLS_CLIENT)
+        context.check_hostname = True
+        context.hostname_checks_common_name = False
+        return context
+
+    def _context(self, side: int) -> ssl.SSLContext:
+        self._check()
+        context = ssl.SSLContext(side)
+        context.minimum_version = context.maximum_version = ssl.TLSVersion.TLSv1_3
+        context.verify_mode = ssl.CERT_REQUIRED
+        # Python sets STRICT by itself only from 3.13; all versions shall judge alike (RFC 5280).
+        context.verify_flags |= ssl.VERIFY_X509_STRICT
+        try:
+            context.load_cert_chain(self.certificate, self.key)
+            context.load_verify_locations(self.ca)
+            if self.crl is not None:
+                context.load_verify_locations(self.crl)
+                context.verify_flags |= ssl.VERIFY_CRL_CHECK_LEAF
+        except (ssl.SSLError, OSError) as error:
+            reason = getattr(error, "reason", None) or error.strerror or type(error).__name__
+            raise _unusable(
+                f"{self.certificate}, {self.key} and {self.ca} cannot be loaded together ({reason}): "
+                "put certificate, key and CA of the same issue in place"
+            ) from error
+        return context
+
+    def _check(self) -> None:
+        for authority in _certificates(self.ca, "CA certificate"):
+            if not _may_sign(authority):
+                raise _unusable(
+                    f"{self.ca}: not a CA certificate: name the CA's own certificate (ca.crt) here"
+                )
+        leaf = _certificates(self.certificate, "certificate")[0]
+        if _spki(leaf.public_key()) != _private_spki(self.key):
+            raise _unusable(
+                f"{self.key}: the key does not belong to the certificate {self.certificate}: "
+                "use the pair that was issued together"
+            )
+        if self.crl is not None:
+            _revocations(self.crl)
+        _ = self.identity
+
+
+def _unusable(line: str) -> IdentityError:
+    """Paths stay in the detail: a peer may be told the reason, never where our files lie."""
+    return IdentityError("our own credentials cannot be used", line)
+
+
+def _read(path: Path, what: str) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise _unusable(f"{path}: no such file: put the {what} there or correct the path") from None
+    except OSError as error:
+        raise _unusable(f"{path}: the {what} cannot be read: {error.strerror}") from error
+
+
+def _certificates(path: Path, what: str) -> list[x509.Certificate]:
+    pem = _read(path, what)
+    try:
+        return x509.load_pem_x509_certificates(pem)
+    except ValueError as error:
+        raise _unusable(
+            f"{path}: not a PEM {what}: expected a file that starts with -----BEGIN CERTIFICATE-----"
+        ) from error
+
+
+def _revocations(path: Path) -> x509.CertificateRevocationList:
+    try:
+        return x509.load_pem_x509_crl(_read(path, "revocation list"))
+    except ValueError as error:
+        raise _unusable(
+            f"{path}: not a PEM revocation list: expected a file that starts with -----BEGIN X509 CRL-----"
+        ) from error
+
+
+def _private_spki(path: Path) -> bytes:
+    pem = _read(path, "private key")
+    if path.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO):
+        raise _unusable(f"{path}: others on this machine may read the private key: chmod 600 {path}")
+    try:
+        key = serialization.load_pem_private_key(pem, password=None)
+    except TypeError as error:  # OpenSSL would stop and ask on the terminal
+        raise _unusable(
+            f"{path}: the private key has a passphrase, a daemon cannot ask for it: "
+            "store it without one, mode 0600"
+        ) from error
+    except Exception as error:  # ValueError, UnsupportedAlgorithm: never show what is in a key file
+        raise _unusable(
+            f"{path}: not a PEM private key: expected a file that starts with -----BEGIN PRIVATE KEY-----"
+        ) from error
+    return _spki(key.public_key())
+
+
+def _spki(key: object) -> bytes:
+    public_bytes = getattr(key, "public_bytes")  # noqa: B009  (a union of a dozen key classes)
+    return bytes(public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo))
+
+
+def _may_sign(certificate: x509.Certificate) -> bool:
+    try:
+        return certificate.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
+    except (x509.ExtensionNotFound, x509.DuplicateExtension, ValueError):
+        return False
+
+
+# --------------------------------------------------------------------------------------------------------
+# TLS errors in words
+
+_SAME_CA = "both sides need the ca.crt of the same federation"
+_REISSUE = "have it issued again by the federation's CA"
+_CLOCK = "check the clock of both machines, then renew the certificate"
+
+# X509_V_ERR_* (openssl x509_vfy.h), what our own OpenSSL found wrong with {their} certificate.
+_VERIFY = {
+    2: "was not issued by our CA: " + _SAME_CA,
+    3: "cannot be checked for revocation, our CRL is of another CA: fetch the CRL of the CA that issued it",
+    7: "does not carry a valid signature of our CA: " + _REISSUE,
+    9: "is not yet valid: " + _CLOCK,
+    10: "has expired: " + _CLOCK,
+    11: "cannot be checked for revocation, our CRL is not yet valid: check the clock of this machine",
+    12: "cannot be checked for revocation, our CRL is outdated: fetch a fresh one from the CA",
+    18: "is self-signed: " + _REISSUE,
+    19: "was not issued by our CA: " + _SAME_CA,
+    20: "was not issued by our CA: " + _SAME_CA,
+    21: "was not issued by our CA: " + _SAME_CA,
+    23: "has been revoked by the CA: ask whoever keeps the CA, then have a new one issued",
+    26: "was issued for another purpose: it needs clientAuth and serverAuth, " + _REISSUE,
+    62: "does not name the host that we dialled{host}: issue it with that host name, or dial one it names",
+    64: "does not name the address that we dialled{host}: issue it with that address, or dial a name in it",
+}
+
+# RFC 8446 section 6.2: what the other side found wrong; "our" is the reader's side.
+_ALERTS = {
+    "UNKNOWN_CA": "does not know the CA of our certificate: " + _SAME_CA,
+    "CERTIFICATE_EXPIRED": "says that our certificate is expired or not yet valid: " + _CLOCK,
+    "CERTIFICATE_REVOKED": "says that our certificate is revoked: ask whoever keeps the CA for a new one",
+    "BAD_CERTIFICATE": "refuses our certificate (host name, dates or form): its log names the reason",
+    "UNSUPPORTED_CERTIFICATE": "refuses the purpose of our certificate: it needs clientAuth and serverAuth, "
+    + _REISSUE,
+    "CERTIFICATE_UNKNOWN": "could not judge our certificate (often its CRL): its log names the reason",
+    "CERTIFICATE_REQUIRED": "asks for a certificate and we sent none: set certificate and key",
+    "ACCESS_DENIED": "denies access: its log names the reason",
+    "PROTOCOL_VERSION": "does not speak TLS 1.3, the only version used here: update it",
+    "HANDSHAKE_FAILURE": "shares no cipher suite or group with us: allow the TLS 1.3 defaults on both sides",
+    "DECRYPT_ERROR": "could not check our signature: certificate and key must be of one issue, on both sides",
+    "BAD_RECORD_MAC": "lost or received altered bytes: the session is over, a new one starts",
+    "INTERNAL_ERROR": "failed by itself: its log names the reason",
+    "USER_CANCELED": "stopped the handshake: try again",
+}
+
+_NOT_TLS = "sent something that is not TLS 1.3: is the address and port that of a splitproto listener?"
+_DAMAGED = "bytes were lost or altered on the way: the session is over, a new one starts"
+
+# Reasons that our own OpenSSL gives for what the other side sent.
+_LOCAL = {
+    "WRONG_VERSION_NUMBER": "{their} " + _NOT_TLS,
+    "HTTP_REQUEST": "{their} speaks plain HTTP, not TLS 1.3: something else dialled this port",
+    "HTTPS_PROXY_REQUEST": "{their} speaks to a web proxy, not TLS 1.3: something else dialled this port",
+    "BAD_RECORD_TYPE": "{their} " + _NOT_TLS,
+    "UNEXPECTED_MESSAGE": "{their} " + _NOT_TLS,
+    "RECORD_LAYER_FAILURE": "{their} " + _NOT_TLS,
+    "PACKET_LENGTH_TOO_LONG": "{their} " + _NOT_TLS,
+    "UNSUPPORTED_PROTOCOL": "{their} does not speak TLS 1.3, the only version used here: update it",
+    "VERSION_TOO_LOW": "{their} does not speak TLS 1.3, the only version used here: update it",
+    "NO_SHARED_CIPHER": "{their} shares no cipher suite with us: allow the TLS 1.3 defaults on both sides",
+    "PEER_DID_NOT_RETURN_A_CERTIFICATE": "{their} sent no certificate: set certificate and key on its side",
+    "DECRYPTION_FAILED_OR_BAD_RECORD_MAC": _DAMAGED,
+    "BAD_SIGNATURE": "{their} signed with a key that is not its certificate's: " + _REISSUE,
+    "UNEXPECTED_EOF_WHILE_READING": "{their} closed without a farewell: its log names the reason",
+}
+
+
+def explain(error: ssl.SSLError, *, local_is_server: bool) -> str:
+    """One readable line for a TLS failure, as seen from our side: the cause, then the fix.
+
+    `local_is_server`: we are the listening peer. A TLS 1.3 client finishes its handshake before the server
+    has judged its certificate: the refusal reaches it as an alert, at its next read (RFC 8446, 4.4.2.4).
+    """
+    their = "the dialling peer" if local_is_server else "the listening peer"
+    if isinstance(error, ssl.SSLCertVerificationError):
+        text = _VERIFY.get(error.verify_code)
+        if text is None:
+            return f"the certificate of {their} is refused ({_plain(error.verify_message)}): {_REISSUE}"
+        named = re.search(r"not valid for '([^']*)'", error.verify_message or "")
+        return f"the certificate of {their} " + text.format(host=f" ({named[1]})" if named else "")
+    if isinstance(error, ssl.SSLEOFError):
+        return _LOCAL["UNEXPECTED_EOF_WHILE_READING"].format(their=their)
+    if isinstance(error, ssl.SSLZeroReturnError):
+        return f"{their} closed the session: its log names the reason"
+    reason = str(error.reason or "")
+    # OpenSSL versions differ only in what stands before ALERT_: TLSV1_, TLSV13_, SSLV3_, SSL/TLS_.
+    _, is_alert, alert = reason.partition("ALERT_")
+    if is_alert:
+        return f"{their} " + _ALERTS.get(
+            alert, f"refused the handshake ({_plain(alert)}): its log names the reason"
+        )
+    text = _LOCAL.get(
+        reason, "TLS with {their} failed (" + _plain(reason or str(error)) + "): try a new session"
+    )
+    return text.format(their=their)
+
+
+def _plain(text: str | None) -> str:
+    return re.sub(r"[^ -~]|[{}]", "", text or "unknown reason").lower().replace("_", " ")[:120]
