@@ -1,0 +1,1 @@
+"""A site's images and labels: found, pseudonymised, loaded, cut into windows. Knows nothing of sockets."""

@@ -1,0 +1,171 @@
+"""Volumes of a site by patient key: loaded when needed, on the job's grid, normalised, kept in a bounded cache."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import OrderedDict
+from collections.abc import Iterable
+
+import numpy as np
+import torch
+from monai.data import MetaTensor
+from monai.data.utils import compute_shape_offset, zoom_affine
+from monai.transforms import NormalizeIntensity, Spacing
+from nibabel.affines import voxel_sizes
+
+from splitpeer.data import labels as label_rules
+from splitpeer.data.geometry import SPACING_TOLERANCE, Geometry
+from splitpeer.data.layouts import Case
+from splitpeer.data.nifti import Header, read_header, read_voxels
+from splitpeer.data.pseudonym import keyed
+from splitpeer.errors import DataError
+
+log = logging.getLogger(__name__)
+
+Triple = tuple[int, int, int]
+Box = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
+"""Half-open ranges of voxels in x, y, z."""
+
+
+class Volumes:
+    """The images of one modality, or the masks, of a site.
+
+    Every volume is reoriented to RAS, resampled to `spacing` (mm; None keeps the file's own) only where that
+    differs, and then: an image is normalised over its non-zero voxels (mean 0, deviation 1; zeros stay zero) to
+    float32 [1, x, y, z]; a mask, where `labels` names its convention, becomes uint8 [3, x, y, z] (WT, TC, ET).
+
+    Safe to use from several threads. Errors name the file (DataError); nothing about a patient is logged.
+    """
+
+    def __init__(
+        self,
+        cases: Iterable[Case],
+        *,
+        salt: bytes,
+        spacing: tuple[float, float, float] | None = None,
+        labels: str | None = None,
+        cache_mib: int = 1024,
+    ) -> None:
+        if labels is not None:
+            label_rules.convention(labels)
+        if spacing is not None and not (len(spacing) == 3 and all(0 < mm < 1000 for mm in spacing)):
+            raise DataError(f"spacing {spacing}: give three positive numbers of millimetres")
+        self.labels = labels
+        self._cases = keyed(salt, cases)
+        self._spacing = spacing
+        self._lock = threading.Lock()
+        self._cache: OrderedDict[bytes, np.ndarray] = OrderedDict()
+        self._cached_bytes = 0
+        self._capacity = cache_mib * 2**20
+        self._geometries: dict[bytes, Geometry] = {}
+
+    def keys(self) -> list[bytes]:
+        """The patient keys, ascending: an order that says nothing about the patients."""
+        return sorted(self._cases)
+
+    def case(self, key: bytes) -> Case:
+        """The local case behind a key. Raises DataError for a key this site does not hold."""
+        try:
+            return self._cases[key]
+        except KeyError:
+            raise DataError(
+                f"patient {key.hex()}: not in this site's data: compare the patient salts and lists of the sites"
+            ) from None
+
+    @property
+    def cached_bytes(self) -> int:
+        """Bytes of voxels held now; never more than the cache may hold."""
+        return self._cached_bytes
+
+    def geometry(self, key: bytes) -> Geometry:
+        """The grid of a volume as `window` cuts it, from the file's header alone."""
+        if key not in self._geometries:
+            self._geometries[key] = self._measure(read_header(self.case(key)))
+        return self._geometries[key]
+
+    def window(self, key: bytes, origin: Triple, size: Triple) -> np.ndarray:
+        """A copy of the voxels from `origin` (may be negative) on, zero outside the volume.
+
+        Returns float32 [1, *size], for masks uint8 [3, *size].
+        """
+        volume = self._volume(key)
+        if min(size) < 1:
+            raise DataError(f"window {size}: give three sizes of at least one voxel")
+        out = np.zeros((volume.shape[0], *size), volume.dtype)
+        inside, taken = [slice(None)], [slice(None)]
+        for start, length, extent in zip(origin, size, volume.shape[1:], strict=True):
+            low, high = max(start, 0), min(start + length, extent)
+            if low >= high:
+                return out
+            inside.append(slice(low - start, high - start))
+            taken.append(slice(low, high))
+        out[tuple(inside)] = volume[tuple(taken)]
+        return out
+
+    def extent(self, key: bytes) -> Box:
+        """The smallest box around the non-zero voxels: the brain of an image, the tumour of a mask.
+
+        The whole volume where all voxels are zero.
+        """
+        filled = self._volume(key).any(axis=0)
+        if not filled.any():
+            return tuple((0, n) for n in filled.shape)  # type: ignore[return-value]
+        box = []
+        for axis in range(3):
+            hits = np.flatnonzero(filled.any(axis=tuple(other for other in range(3) if other != axis)))
+            box.append((int(hits[0]), int(hits[-1]) + 1))
+        return tuple(box)  # type: ignore[return-value]
+
+    def _volume(self, key: bytes) -> np.ndarray:
+        with self._lock:
+            if key in self._cache:
+                self._cache.move_to_end(key)
+                return self._cache[key]
+        # Read without the lock: others go on meanwhile. Two threads may read one file twice, with equal results.
+        volume = self._load(self.case(key))
+        volume.setflags(write=False)
+        with self._lock:
+            if volume.nbytes > self._capacity:
+                log.warning("a volume of %d MiB does not fit the cache: raise cache_mib", volume.nbytes >> 20)
+            elif key not in self._cache:
+                self._cache[key] = volume
+                self._cached_bytes += volume.nbytes
+                while self._cached_bytes > self._capacity:
+                    self._cached_bytes -= self._cache.popitem(last=False)[1].nbytes
+        return volume
+
+    def _load(self, case: Case) -> np.ndarray:
+        voxels, header = read_voxels(case)
+        if self._resamples(header):
+            voxels = self._resample(voxels, header)
+        if self.labels is None:
+            return np.asarray(NormalizeIntensity(nonzero=True)(torch.from_numpy(voxels)[None]), np.float32)
+        try:
+            return label_rules.regions(voxels, self.labels)
+        except DataError as error:
+            raise DataError(f"{case.path}: {error}") from None
+
+    def _resamples(self, header: Header) -> bool:
+        native = voxel_sizes(header.affine)
+        return self._spacing is not None and bool(np.abs(native - self._spacing).max() > SPACING_TOLERANCE)
+
+    def _resample(self, voxels: np.ndarray, header: Header) -> np.ndarray:
+        mode = "bilinear" if self.labels is None else "nearest"
+        spacing = Spacing(pixdim=self._spacing, mode=mode, padding_mode="border", align_corners=True)
+        volume = MetaTensor(torch.from_numpy(voxels)[None], affine=torch.from_numpy(header.affine))
+        return spacing(volume).numpy()[0].astype(np.float32, copy=False)
+
+    def _measure(self, header: Header) -> Geometry:
+        shape, affine = header.shape, header.affine
+        if self._resamples(header):
+            affine = zoom_affine(affine, self._spacing, diagonal=False)
+            # The same two functions that MONAI's Spacing uses, so the shape is known without the voxels.
+            new_shape, offset = compute_shape_offset(shape, header.affine, affine)
+            shape, affine[:3, 3] = tuple(int(n) for n in new_shape), offset
+        return Geometry(
+            shape=shape,
+            spacing=tuple(float(mm) for mm in voxel_sizes(affine)),  # type: ignore[arg-type]
+            orientation=header.orientation,
+            origin=tuple(float(mm) for mm in affine[:3, 3]),  # type: ignore[arg-type]
+        )
