@@ -1,0 +1,65 @@
+"""Where initial weights come from.
+
+A site's encoder is secret: whoever knows its weights inverts its activations on the first step. torch's CPU
+generator is a Mersenne Twister that keeps the low 32 bits of its seed, few enough to try them all. So
+parameters are drawn here from numpy's PCG64, which uses every bit it is given, and torch's global generator
+is neither read nor moved.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import secrets
+from collections.abc import Callable
+from typing import TypeVar
+
+import numpy as np
+import torch
+from torch import nn
+
+PRIVATE_ENTROPY_BITS = 128  # PCG64's whole state
+
+Network = TypeVar("Network", bound=nn.Module)
+_CONVOLUTIONS = (nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+
+
+def site_seed(job_seed: int, name: str) -> int:
+    """A 63-bit seed for one party of a job: for demonstrations and tests, where runs must repeat.
+
+    SHA-256 of the job's seed and the party's name, so that no two parties start from the same weights.
+    Never a secret: whoever knows the job's seed knows the weights.
+    """
+    digest = hashlib.sha256(f"splitpeer site seed\0{job_seed}\0{name}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+def seeded(build: Callable[[], Network], seed: int | None) -> Network:
+    """Call `build()` and draw the network's parameters anew from `seed`; from the system's entropy if None.
+
+    The distribution is torch's own default: convolutions' weights and biases uniform in +-1/sqrt(fan-in)
+    (He et al., arXiv 1502.01852, with a = sqrt 5), normalisation at one and zero. Equal seeds give equal bits
+    in every process, whatever else was drawn before.
+    """
+    with torch.random.fork_rng(devices=[]):
+        network = build()
+    source = np.random.Generator(
+        np.random.PCG64(secrets.randbits(PRIVATE_ENTROPY_BITS) if seed is None else seed)
+    )
+    for module in network.modules():
+        if isinstance(module, _CONVOLUTIONS):
+            fan_in = module.weight[0].numel()  # as torch counts it, for transposed convolutions too
+            bound = 1 / math.sqrt(fan_in)
+            for parameter in (module.weight, module.bias):
+                if parameter is not None:
+                    _fill(parameter, source.uniform(-bound, bound, size=tuple(parameter.shape)))
+        elif any(True for _ in module.parameters(recurse=False)) and not isinstance(
+            module, nn.modules.instancenorm._InstanceNorm
+        ):
+            raise TypeError(f"{type(module).__name__} has parameters that nobody here knows how to draw")
+    return network
+
+
+def _fill(parameter: nn.Parameter, values: np.ndarray) -> None:
+    with torch.no_grad():
+        parameter.copy_(torch.from_numpy(values))
