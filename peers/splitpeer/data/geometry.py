@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from splitpeer.errors import DataError
 
 SPACING_TOLERANCE = 1e-3  # mm
-# Quaternions in float32 headers move an origin 240 mm away by some micrometres; a voxel is a hundred times more.
+# Quaternions in float32 headers move an origin 240 mm away by some micrometres; a voxel is a hundred times
+# more.
 ORIGIN_TOLERANCE = 1e-2  # mm
 
 
@@ -16,8 +17,8 @@ ORIGIN_TOLERANCE = 1e-2  # mm
 class Geometry:
     """The grid that windows are cut from.
 
-    `shape` in voxels, `spacing` in mm and `origin` (the centre of voxel 0, 0, 0, in mm) hold after reorientation
-    to RAS and resampling; `orientation` is what the file had: three axis codes such as "LPS".
+    `shape` in voxels, `spacing` in mm and `origin` (the centre of voxel 0, 0, 0, in mm) hold after
+    reorientation to RAS and resampling; `orientation` is what the file had: three axis codes such as "LPS".
     """
 
     shape: tuple[int, int, int]
@@ -29,8 +30,8 @@ class Geometry:
 def compare_geometry(sites: Mapping[str, Mapping[bytes, Geometry]]) -> None:
     """Refuse sites that hold one patient on different grids: equal windows would show different anatomy.
 
-    `sites`: site -> patient key -> geometry; a patient is compared among the sites that have it. Raises DataError
-    that names the first patient key (hex), the two sites and everything that differs.
+    `sites`: site -> patient key -> geometry; a patient is compared among the sites that have it. Raises
+    DataError that names the first patient key (hex), the two sites and everything that differs.
     """
     first: dict[bytes, tuple[str, Geometry]] = {}
     for site in sorted(sites):
@@ -60,9 +61,7 @@ def differences(one: Geometry, other: Geometry) -> list[str]:
 
 def _apart(one: tuple[float, ...], other: tuple[float, ...], tolerance: float) -> bool:
     # "not <=" so that a NaN from the wire counts as different.
-    return len(one) != len(other) or not all(
-        abs(a - b) <= tolerance for a, b in zip(one, other, strict=True)
-    )
+    return len(one) != len(other) or not all(abs(a - b) <= tolerance for a, b in zip(one, other, strict=True))
 
 
 def _numbers(values: tuple[float, ...]) -> str:

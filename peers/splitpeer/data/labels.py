@@ -1,7 +1,8 @@
 """Label conventions: which integer in a mask means which tissue. Always named by the user, never guessed.
 
 The values alone cannot tell: MSD and BraTS 2023 both use 0 to 3 with 1 and 2 swapped in meaning, and a wrong
-guess silently corrupts the tumour core. Sources: `dataset.json` of MSD Task01 and the BraTS data descriptions.
+guess silently corrupts the tumour core. Sources: `dataset.json` of MSD Task01 and the BraTS data
+descriptions.
 """
 
 from __future__ import annotations
@@ -52,9 +53,7 @@ def convention(name: str) -> Convention:
     try:
         return CONVENTIONS[name]
     except KeyError:
-        raise DataError(
-            f"unknown label convention {name!r}: name one of {', '.join(CONVENTIONS)}"
-        ) from None
+        raise DataError(f"unknown label convention {name!r}: name one of {', '.join(CONVENTIONS)}") from None
 
 
 def regions(labels: np.ndarray, name: str) -> np.ndarray:

@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 from splitpeer.errors import DataError
@@ -40,12 +41,13 @@ class Case:
 
 
 def canonical_modality(name: str) -> str:
-    """`flair`, `t1`, `t1ce` or `t2` for any known spelling, whatever its case. Raises DataError for others."""
+    """`flair`, `t1`, `t1ce` or `t2` for any known spelling in any case. Raises DataError for others."""
     try:
         return _CANONICAL[name.strip().lower()]
     except KeyError:
         raise DataError(
-            f"unknown modality {name!r}: name one of {', '.join(MODALITIES)} (or {', '.join(sorted(_CANONICAL))})"
+            f"unknown modality {name!r}: name one of {', '.join(MODALITIES)} (or an alias: "
+            f"{', '.join(sorted(set(_CANONICAL) - set(MODALITIES)))})"
         ) from None
 
 
@@ -71,18 +73,19 @@ def find_labels(root: Path | str, layout: str) -> list[Case]:
 
 
 def detect_layout(root: Path | str) -> str:
-    """The layout of `root` where only one fits. Raises DataError, naming the candidates, where two fit or none."""
+    """The layout of `root` where only one fits. Raises DataError where two fit or none."""
     root = _root(root, "folder")
     if (root / "dataset.json").is_file():
         return "msd"
-    flat = [path for path in _nifti(root.iterdir())]
+    flat = list(_nifti(root.iterdir()))
     nested = [path for path in _nifti(root.rglob("*")) if path.parent != root]
     if nested and not flat:
         return "brats"
     if flat and not nested:
         if any((parts := _split_brats(path)) and parts[1] in {*_CANONICAL, "seg"} for path in flat):
             raise DataError(
-                f"{root}: could be layout 'brats' (patient_modality names) or 'folder' (patient names): say which"
+                f"{root}: could be layout 'brats' (names patient_modality) "
+                f"or 'folder' (names patient): say which"
             )
         return "folder"
     if flat:
@@ -91,17 +94,20 @@ def detect_layout(root: Path | str) -> str:
 
 
 def found_modalities(root: Path | str, layout: str) -> tuple[str, ...]:
-    """The canonical modalities that an "msd" or "brats" tree holds; () for a folder, whose files do not say."""
+    """The canonical modalities that an "msd" or "brats" tree holds; () for a "folder": it does not say."""
     root = _root(root, layout)
     if layout == "msd":
-        return tuple(sorted({_CANONICAL[name] for name in _msd_modalities(root).values() if name in _CANONICAL}))
+        return tuple(
+            sorted({_CANONICAL[name] for name in _msd_modalities(root).values() if name in _CANONICAL})
+        )
     if layout == "brats":
         return tuple(sorted({kind for kind, _ in _brats(root)} - {"seg"}))
     return ()
 
 
 def subject(patient: str) -> str:
-    """The person behind a patient id: BraTS 2023's `BraTS-GLI-00005-001` is a time point of `BraTS-GLI-00005`.
+    """The person behind a patient id: BraTS 2023's `BraTS-GLI-00005-001` is a time point of
+    `BraTS-GLI-00005`.
 
     Splits must not put two time points of one person on two sides; other ids are returned as they are.
     """
@@ -135,7 +141,7 @@ def _nifti(paths: Iterable[Path]) -> Iterator[Path]:
 
 def _sorted_unique(root: Path, cases: Iterable[Case], what: str) -> list[Case]:
     found = sorted(cases)
-    for one, other in zip(found, found[1:], strict=False):
+    for one, other in pairwise(found):
         if one.patient == other.patient:
             raise DataError(f"{one.path} and {other.path} are the same patient: keep one of the two files")
     if not found:
@@ -173,7 +179,9 @@ def _msd_json(root: Path) -> dict[str, object]:
     try:
         content = json.loads(path.read_text("utf-8"))
     except FileNotFoundError:
-        raise DataError(f"{path}: missing: layout 'msd' needs it; point to the folder that holds it") from None
+        raise DataError(
+            f"{path}: missing: layout 'msd' needs it; point to the folder that holds it"
+        ) from None
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: not readable JSON ({error}): fetch the archive again") from None
     if not isinstance(content, dict):
@@ -184,7 +192,8 @@ def _msd_json(root: Path) -> dict[str, object]:
 def _msd_modalities(root: Path) -> dict[int, str]:
     table = _msd_json(root).get("modality")
     try:
-        return {int(channel): str(name).strip().lower() for channel, name in table.items()}  # type: ignore[union-attr]
+        return {int(channel): str(name).strip().lower() for channel, name in table.items()}  # type:
+        ignore[union - attr]
     except (AttributeError, ValueError):
         raise DataError(
             f'{root / "dataset.json"}: no "modality" table of channel numbers: fetch it again'

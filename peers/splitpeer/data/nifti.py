@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import gzip
 import zlib
-from contextlib import contextmanager
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import nibabel as nib
@@ -36,7 +36,7 @@ _UNREADABLE = (
 
 @dataclass(frozen=True)
 class Header:
-    """What the header says of one 3-D volume. `shape` and `affine` (4x4, mm) hold after reorientation to RAS."""
+    """What the header says of a volume. `shape` and `affine` (4x4, mm) hold after reorientation to RAS."""
 
     shape: tuple[int, int, int]
     affine: np.ndarray
@@ -51,8 +51,8 @@ def read_header(case: Case) -> Header:
 def read_voxels(case: Case) -> tuple[np.ndarray, Header]:
     """Voxels float32 [x, y, z] in RAS order, scaled as the header asks. Reads the whole file.
 
-    Raises DataError for a truncated or corrupt file (a gzip's check sum is verified), a value that is not finite,
-    a number of axes other than the case needs, or a channel that is not there.
+    Raises DataError for a truncated or corrupt file (a gzip's check sum is verified), a value that is not
+    finite, a number of axes other than the case needs, or a channel that is not there.
     """
     image = _open(case)
     header = _header(case, image)
@@ -63,7 +63,9 @@ def read_voxels(case: Case) -> tuple[np.ndarray, Header]:
         data = image.dataobj if case.channel is None else image.dataobj[..., case.channel]
         voxels = np.asanyarray(data).astype(np.float32)
     if not np.isfinite(voxels).all():
-        raise DataError(f"{case.path}: holds values that are not finite numbers: export it again without NaN or Inf")
+        raise DataError(
+            f"{case.path}: holds values that are not finite numbers: export it again without NaN or Inf"
+        )
     ras = orientations.apply_orientation(voxels, orientations.io_orientation(image.affine))
     return np.ascontiguousarray(ras), header
 
@@ -81,7 +83,9 @@ def _header(case: Case, image: nib.Nifti1Image) -> Header:
     shape, path = tuple(int(n) for n in image.shape), case.path
     expected = 3 if case.channel is None else 4
     if len(shape) != expected:
-        raise DataError(f"{path}: has {len(shape)} axes, not {expected}: export one volume per file or fix the layout")
+        raise DataError(
+            f"{path}: has {len(shape)} axes, not {expected}: export one volume per file or fix the layout"
+        )
     if case.channel is not None and not 0 <= case.channel < shape[3]:
         raise DataError(f"{path}: has {shape[3]} channels, no channel {case.channel}: check dataset.json")
     if min(shape) < 1 or np.prod(shape, dtype=float) > MAX_VOXELS:
@@ -103,7 +107,7 @@ def _header(case: Case, image: nib.Nifti1Image) -> Header:
 
 
 def _unzip(case: Case, image: nib.Nifti1Image) -> bytes:
-    """The unpacked file, read to its end: only there does gzip compare the check sum, and nibabel stops short."""
+    """The unpacked file, read to its end: only there is the check sum compared, and nibabel stops short."""
     due = int(image.dataobj.offset) + int(np.prod(image.shape)) * image.get_data_dtype().itemsize
     with gzip.open(case.path) as packed:
         content = packed.read(due)

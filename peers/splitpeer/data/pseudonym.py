@@ -1,7 +1,7 @@
 """Patients under keys: the only name of a patient that leaves a site.
 
-All sites of a federation share one secret salt (never given to the coordinator's logs or to an outsider), so the
-same patient id gives the same key everywhere and nobody without the salt can test a guessed id.
+All sites of a federation share one secret salt (never given to the coordinator's logs or to an outsider), so
+the same patient id gives the same key everywhere and nobody without the salt can test a guessed id.
 """
 
 from __future__ import annotations
@@ -24,15 +24,16 @@ SALT_BYTES = 32
 def pseudonym(salt: bytes, patient: str) -> bytes:
     """The 16-octet key of a patient: the first 16 octets of HMAC-SHA256(salt, CONTEXT + id).
 
-    The id is NFC-normalised (one file system writes "e" plus accent, another the accented letter) and encoded as
-    UTF-8. Case and spaces count. HMAC: RFC 2104; NFC: Unicode Standard Annex 15.
+    The id is NFC-normalised (one file system writes "e" plus accent, another the accented letter) and
+    encoded as UTF-8. Case and spaces count. HMAC: RFC 2104; NFC: Unicode Standard Annex 15.
     """
     message = CONTEXT + unicodedata.normalize("NFC", patient).encode()
     return hmac.new(salt, message, hashlib.sha256).digest()[:KEY_BYTES]
 
 
 def load_salt(path: Path | str) -> bytes:
-    """The federation's salt: a file of at least 64 hexadecimal digits (32 octets) that only its owner can read.
+    """The federation's salt: a file of at least 64 hexadecimal digits (32 octets) that only its owner can
+    read.
 
     Raises ConfigError for a file that is missing, readable by group or others, not hexadecimal or too short.
     """
@@ -41,7 +42,9 @@ def load_salt(path: Path | str) -> bytes:
         mode = path.stat().st_mode
         text = path.read_text("ascii").strip()
     except OSError as error:
-        raise ConfigError(f"{path}: cannot read the patient salt ({error.strerror}): check the path") from None
+        raise ConfigError(
+            f"{path}: cannot read the patient salt ({error.strerror}): check the path"
+        ) from None
     except UnicodeDecodeError:
         text = ""
     if mode & (stat.S_IRWXG | stat.S_IRWXO):

@@ -1,4 +1,4 @@
-"""Volumes of a site by patient key: loaded when needed, on the job's grid, normalised, kept in a bounded cache."""
+"""Volumes of a site by patient key: read when needed, on the job's grid, normalised, in a bounded cache."""
 
 from __future__ import annotations
 
@@ -32,8 +32,9 @@ class Volumes:
     """The images of one modality, or the masks, of a site.
 
     Every volume is reoriented to RAS, resampled to `spacing` (mm; None keeps the file's own) only where that
-    differs, and then: an image is normalised over its non-zero voxels (mean 0, deviation 1; zeros stay zero) to
-    float32 [1, x, y, z]; a mask, where `labels` names its convention, becomes uint8 [3, x, y, z] (WT, TC, ET).
+    differs, and then: an image is normalised over its non-zero voxels (mean 0, deviation 1; zeros stay zero)
+    to float32 [1, x, y, z]; a mask, where `labels` names its convention, becomes uint8 [3, x, y, z] (WT, TC,
+    ET).
 
     Safe to use from several threads. Errors name the file (DataError); nothing about a patient is logged.
     """
@@ -70,7 +71,8 @@ class Volumes:
             return self._cases[key]
         except KeyError:
             raise DataError(
-                f"patient {key.hex()}: not in this site's data: compare the patient salts and lists of the sites"
+                f"patient {key.hex()}: not in this site's data: "
+                f"compare the patient salts and lists of the sites"
             ) from None
 
     @property
@@ -110,19 +112,20 @@ class Volumes:
         """
         filled = self._volume(key).any(axis=0)
         if not filled.any():
-            return tuple((0, n) for n in filled.shape)  # type: ignore[return-value]
+            return tuple((0, n) for n in filled.shape)
         box = []
         for axis in range(3):
             hits = np.flatnonzero(filled.any(axis=tuple(other for other in range(3) if other != axis)))
             box.append((int(hits[0]), int(hits[-1]) + 1))
-        return tuple(box)  # type: ignore[return-value]
+        return tuple(box)
 
     def _volume(self, key: bytes) -> np.ndarray:
         with self._lock:
             if key in self._cache:
                 self._cache.move_to_end(key)
                 return self._cache[key]
-        # Read without the lock: others go on meanwhile. Two threads may read one file twice, with equal results.
+        # Read without the lock: others go on meanwhile. Two threads may read one file twice, with equal
+        # results.
         volume = self._load(self.case(key))
         volume.setflags(write=False)
         with self._lock:
@@ -165,7 +168,7 @@ class Volumes:
             shape, affine[:3, 3] = tuple(int(n) for n in new_shape), offset
         return Geometry(
             shape=shape,
-            spacing=tuple(float(mm) for mm in voxel_sizes(affine)),  # type: ignore[arg-type]
+            spacing=tuple(float(mm) for mm in voxel_sizes(affine)),
             orientation=header.orientation,
-            origin=tuple(float(mm) for mm in affine[:3, 3]),  # type: ignore[arg-type]
+            origin=tuple(float(mm) for mm in affine[:3, 3]),
         )

@@ -1,0 +1,202 @@
+"""What the loader sees in a folder, before a job depends on it: every file in full, every problem named."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+from nibabel.affines import voxel_sizes
+
+from splitpeer.data import layouts
+from splitpeer.data.geometry import Geometry, differences
+from splitpeer.data.labels import convention as find_convention
+from splitpeer.data.labels import regions
+from splitpeer.data.layouts import Case
+from splitpeer.data.nifti import Header, read_voxels
+from splitpeer.errors import DataError
+
+Progress = Callable[[int, int, Path], None]
+"""Called before each file with its number (from 1), the number of files, and its path."""
+
+
+@dataclass
+class Report:
+    """The findings. `counts`: patients per modality (or "images"), and "labels"; the others: value -> files.
+
+    `problems` make data unusable; `warnings` want a second look.
+    """
+
+    root: str
+    layout: str
+    convention: str | None
+    counts: dict[str, int] = field(default_factory=dict)
+    shapes: Counter[str] = field(default_factory=Counter)
+    spacings: Counter[str] = field(default_factory=Counter)
+    orientations: Counter[str] = field(default_factory=Counter)
+    label_values: Counter[str] = field(default_factory=Counter)
+    problems: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+    @property
+    def ok(self) -> bool:
+        """True where no problem was found."""
+        return not self.problems
+
+    def lines(self) -> list[str]:
+        """The report for a terminal, one string per line."""
+        rows = [("folder", self.root), ("layout", self.layout)]
+        if "labels" in self.counts:
+            rows.append(("convention", self.convention or "not named"))
+        rows += [(what, f"{count} patients") for what, count in self.counts.items()]
+        for title, table in (
+            ("shape", self.shapes),
+            ("spacing mm", self.spacings),
+            ("orientation", self.orientations),
+            ("label values", self.label_values),
+        ):
+            rows += [(title, f"{value}  ({count} files)") for value, count in sorted(table.items())]
+        rows += [("problem", text) for text in self.problems] + [("warning", text) for text in self.warnings]
+        rows.append(("result", "usable" if self.ok else f"{len(self.problems)} problem(s)"))
+        return [f"{title:<13} {text}" for title, text in rows]
+
+    def as_json(self) -> str:
+        """The same as a JSON object, with `ok`."""
+        return json.dumps({**asdict(self), "ok": self.ok}, indent=2, sort_keys=True)
+
+
+def check(
+    root: Path | str,
+    layout: str | None = None,
+    modality: str | None = None,
+    convention: str | None = None,
+    progress: Progress | None = None,
+) -> Report:
+    """Read every volume under `root` in full, as training will, and report.
+
+    `layout` None: detected where only one fits. `modality` None: every modality that an "msd" or "brats" tree
+    holds. A "folder" holds one kind of file: images, or masks where `convention` is given without `modality`.
+    Raises DataError only where there is nothing to report on (no such folder, no layout fits, an unknown
+    name).
+    """
+    layout = layout or layouts.detect_layout(root)
+    if convention is not None:
+        find_convention(convention)
+    report = Report(str(root), layout, convention)
+    kinds = _find(Path(root), report, modality)
+    by_patient: dict[str, list[tuple[str, Case]]] = {}
+    for kind, cases in kinds.items():
+        report.counts[kind] = len(cases)
+        for case in cases:
+            by_patient.setdefault(case.patient, []).append((kind, case))
+    inspection = _Inspection(report, sum(map(len, kinds.values())), progress)
+    for patient in sorted(by_patient):
+        inspection.patient(by_patient[patient])
+        if missing := [kind for kind in kinds if kind not in dict(by_patient[patient])]:
+            report.warnings.append(f"{patient}: no {', '.join(missing)}")
+    inspection.finish()
+    return report
+
+
+def _find(root: Path, report: Report, modality: str | None) -> dict[str, list[Case]]:
+    """The cases by kind; what cannot be listed becomes a problem, unless nothing at all can."""
+    layout, wanted = report.layout, modality and layouts.canonical_modality(modality)
+    if layout == "folder":
+        if wanted or not report.convention:
+            return {wanted or "images": layouts.find_images(root, layout, wanted or layouts.MODALITIES[0])}
+        return {"labels": layouts.find_labels(root, layout)}
+    kinds: dict[str, list[Case]] = {}
+    for name in [wanted] if wanted else layouts.found_modalities(root, layout):
+        try:
+            kinds[name] = layouts.find_images(root, layout, name)
+        except DataError as error:
+            report.problems.append(str(error))
+    try:
+        kinds["labels"] = layouts.find_labels(root, layout)
+    except DataError as error:
+        # Most sites hold no masks; asked to check them, it is a problem.
+        (report.problems if report.convention else report.warnings).append(str(error))
+    return kinds
+
+
+class _Inspection:
+    """Reads the files of one patient after the other, so that only one patient is in memory."""
+
+    def __init__(self, report: Report, files: int, progress: Progress | None) -> None:
+        self._report, self._files, self._progress = report, files, progress
+        self._done = 0
+        self._dark_rims = self._rims = 0
+
+    def patient(self, cases: list[tuple[str, Case]]) -> None:
+        report = self._report
+        first: tuple[Case, Geometry] | None = None
+        contrast = mask = None
+        for kind, case in cases:
+            self._done += 1
+            if self._progress:
+                self._progress(self._done, self._files, case.path)
+            try:
+                voxels, header = read_voxels(case)
+            except DataError as error:
+                report.problems.append(str(error))
+                continue
+            here = _geometry(header)
+            report.shapes["x".join(map(str, here.shape))] += 1
+            report.spacings["x".join(f"{mm:.3g}" for mm in here.spacing)] += 1
+            report.orientations[here.orientation] += 1
+            if first is None:
+                first = (case, here)
+            elif found := differences(first[1], here):
+                report.problems.append(f"{case.path}: differs from {first[0].path} in {'; '.join(found)}")
+            if kind == "labels":
+                mask = self._mask(case, voxels)
+            else:
+                if not voxels.any():
+                    report.problems.append(f"{case.path}: every voxel is zero: export it again")
+                contrast = voxels if kind == "t1ce" else contrast
+        if contrast is not None and mask is not None and contrast.shape == mask.shape[1:]:
+            self._compare_rim(contrast, mask)
+
+    def finish(self) -> None:
+        report = self._report
+        if self._rims and 2 * self._dark_rims > self._rims:
+            report.warnings.append(
+                f"enhancing tumour is darker than the rest of the tumour on T1ce in {self._dark_rims} of "
+                f"{self._rims} patients: is {report.convention!r} the convention of these masks?"
+            )
+        if report.label_values and report.convention is None:
+            report.warnings.append("masks found but no label convention named: name it to have them checked")
+
+    def _mask(self, case: Case, voxels: np.ndarray) -> np.ndarray | None:
+        values = np.unique(voxels)
+        shown = ", ".join(f"{value:g}" for value in values[:8]) + (", ..." if values.size > 8 else "")
+        self._report.label_values[shown] += 1
+        if values.size == 1 and values[0] == 0:
+            self._report.warnings.append(f"{case.path}: an empty mask")
+        if self._report.convention is None:
+            return None
+        try:
+            return regions(voxels, self._report.convention)
+        except DataError as error:
+            self._report.problems.append(f"{case.path}: {error}")
+            return None
+
+    def _compare_rim(self, contrast: np.ndarray, mask: np.ndarray) -> None:
+        """Gadolinium lights up enhancing tumour: the one thing pixels can say about a wrong convention."""
+        enhancing = mask[2].astype(bool)
+        rest = mask[0].astype(bool) & ~enhancing
+        if enhancing.any() and rest.any():
+            self._rims += 1
+            self._dark_rims += bool(contrast[enhancing].mean() <= contrast[rest].mean())
+
+
+def _geometry(header: Header) -> Geometry:
+    return Geometry(
+        shape=header.shape,
+        spacing=tuple(float(mm) for mm in voxel_sizes(header.affine)),
+        orientation=header.orientation,
+        origin=tuple(float(mm) for mm in header.affine[:3, 3]),
+    )

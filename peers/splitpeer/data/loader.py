@@ -1,0 +1,142 @@
+"""Batches for a client: windows of its own volumes, augmented, read ahead by one background thread."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import Generic, TypeVar
+
+import numpy as np
+
+from splitpeer.data.augment import augment
+from splitpeer.data.sampling import Sample
+from splitpeer.data.volumes import Triple, Volumes
+from splitpeer.errors import DeadlinePassed
+
+Asked = TypeVar("Asked")
+Made = TypeVar("Made")
+
+
+class SiteData:
+    """Turns named samples into arrays. Serves masks as well: `Volumes` with `labels` and `modality` None."""
+
+    def __init__(self, volumes: Volumes) -> None:
+        self.volumes = volumes
+
+    def batch(
+        self,
+        samples: Sequence[Sample],
+        window: Triple,
+        seed: int | None,
+        modality: str | None,
+        *,
+        first: int = 0,
+    ) -> np.ndarray:
+        """The windows of `samples`, in order: float32 [B, 1, *spatial], for masks uint8 [B, 3, *spatial].
+
+        `spatial` is `window` (x, y, z), or (x, y) where z is 1. `seed` None means no augmentation; `first`
+        is the place of samples[0] in its batch when a micro-batch is asked for. Raises DataError that names
+        the file.
+        """
+        arrays = []
+        for index, sample in enumerate(samples, start=first):
+            array = self.volumes.window(sample.key, sample.origin, window)
+            if window[2] == 1:
+                array = array[..., 0]
+            arrays.append(array if seed is None else augment(array, seed, index, modality))
+        return np.stack(arrays)
+
+
+class Prefetcher(Generic[Asked, Made]):
+    """Calls `make` on what was submitted, in order, in one background thread, at most `depth` results ahead.
+
+    `get` returns the results in the order of `submit`; an exception of `make` is raised by the `get` whose
+    turn it is, and the thread goes on. Use as a context manager, or call `close`.
+    """
+
+    _CLOSED = object()
+
+    def __init__(self, make: Callable[[Asked], Made], *, depth: int = 2, pending: int = 1024) -> None:
+        self._make = make
+        self._asked: queue.Queue[object] = queue.Queue(pending)
+        self._ready: queue.Queue[tuple[Made | None, BaseException | None]] = queue.Queue(depth)
+        self._closing = threading.Event()
+        # A daemon: a network drive that hangs in read() must not keep the process from ending.
+        self._thread = threading.Thread(target=self._work, name="prefetch", daemon=True)
+        self._thread.start()
+
+    def submit(self, asked: Asked, timeout: float) -> None:
+        """Announce one request. Raises DeadlinePassed where `pending` others still wait after `timeout` s."""
+        self._refuse_closed()
+        try:
+            self._asked.put(asked, timeout=timeout)
+        except queue.Full:
+            raise DeadlinePassed(
+                f"{self._asked.maxsize} batches still wait to be read "
+                f"after {timeout:g} s: announce fewer ahead"
+            ) from None
+
+    def get(self, timeout: float) -> Made:
+        """The next result. Raises DeadlinePassed after `timeout` s, or what `make` raised."""
+        self._refuse_closed()
+        try:
+            made, error = self._ready.get(timeout=timeout)
+        except queue.Empty:
+            raise DeadlinePassed(
+                f"no batch was read within {timeout:g} s: check the disk, or allow more time"
+            ) from None
+        if error is not None:
+            raise error
+        return made
+
+    def close(self, timeout: float = 10.0) -> None:
+        """Stop after the request in work; what was not fetched is dropped. Idempotent.
+
+        Raises DeadlinePassed if the thread is still inside `make` after `timeout` s.
+        """
+        self._closing.set()
+        deadline = time.monotonic() + timeout
+        while self._thread.is_alive() and time.monotonic() < deadline:
+            # Make room, so that a thread that waits to deliver sees the event, and wake one that waits for
+            # work.
+            for waiting in (self._ready, self._asked):
+                try:
+                    waiting.get_nowait()
+                except queue.Empty:
+                    continue
+            try:
+                self._asked.put_nowait(self._CLOSED)
+            except queue.Full:
+                continue
+            self._thread.join(0.02)
+        if self._thread.is_alive():
+            raise DeadlinePassed(f"a read did not end within {timeout:g} s: the disk or network drive hangs")
+
+    def __enter__(self) -> Prefetcher[Asked, Made]:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _refuse_closed(self) -> None:
+        if self._closing.is_set():
+            raise RuntimeError("the prefetcher is closed")
+
+    def _work(self) -> None:
+        while not self._closing.is_set():
+            asked = self._asked.get()
+            if asked is self._CLOSED:
+                return
+            try:
+                result: tuple[Made | None, BaseException | None] = (self._make(asked), None)  # type:
+                ignore[arg - type]
+            except Exception as error:
+                # Nothing is swallowed: the reader raises it in its turn.
+                result = (None, error)
+            if not self._closing.is_set():
+                self._ready.put(result)
