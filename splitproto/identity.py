@@ -381,16 +381,17 @@ def explain(error: ssl.SSLError, *, local_is_server: bool) -> str:
     """
     their = "the dialling peer" if local_is_server else "the listening peer"
     if isinstance(error, ssl.SSLCertVerificationError):
-        text = _VERIFY.get(error.verify_code)
+        text = _VERIFY.get(getattr(error, "verify_code", 0))
+        message = str(getattr(error, "verify_message", ""))
         if text is None:
-            return f"the certificate of {their} is refused ({_plain(error.verify_message)}): {_REISSUE}"
-        named = re.search(r"not valid for '([^']*)'", error.verify_message or "")
+            return f"the certificate of {their} is refused ({_plain(message)}): {_REISSUE}"
+        named = re.search(r"not valid for '([^']*)'", message)
         return f"the certificate of {their} " + text.format(host=f" ({named[1]})" if named else "")
     if isinstance(error, ssl.SSLEOFError):
         return _LOCAL["UNEXPECTED_EOF_WHILE_READING"].format(their=their)
     if isinstance(error, ssl.SSLZeroReturnError):
         return f"{their} closed the session: its log names the reason"
-    reason = str(error.reason or "")
+    reason = str(getattr(error, "reason", None) or "")
     # OpenSSL versions differ only in what stands before ALERT_: TLSV1_, TLSV13_, SSLV3_, SSL/TLS_.
     _, is_alert, alert = reason.partition("ALERT_")
     if is_alert:
