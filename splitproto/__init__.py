@@ -1,3 +1,34 @@
-"""splitproto: the wire of split learning between hospitals."""
+"""splitproto: the wire of split learning between hospitals, without torch.
+
+The sans-IO core (`Connection` and below) knows no socket and no clock; `dial` and `Listener` run it over ZeroMQ
+on asyncio. Start with `examples/embedding/`, or with `spec/splitproto-1.md` for the octets.
+"""
+
+from __future__ import annotations
+
+from .connection import Connection, Timing
+from .errors import LocalError, RemoteError, SplitprotoError
+from .identity import AllowList, Credentials, Identity
+from .negotiation import Agreement, Offer
+from .session import Session
+from .states import Side
+from .zeromq import Listener, dial
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "Agreement",
+    "AllowList",
+    "Connection",
+    "Credentials",
+    "Identity",
+    "Listener",
+    "LocalError",
+    "Offer",
+    "RemoteError",
+    "Session",
+    "Side",
+    "SplitprotoError",
+    "Timing",
+    "dial",
+]

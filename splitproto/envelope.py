@@ -16,7 +16,14 @@ import struct
 from dataclasses import dataclass
 from enum import IntEnum
 
-from .constants import CARRIER_VERSION, ENVELOPE_HEADER, LINK_ID_BYTES, MAGIC, MAX_ENVELOPE_BODY, MAX_RESET_TEXT
+from .constants import (
+    CARRIER_VERSION,
+    ENVELOPE_HEADER,
+    LINK_ID_BYTES,
+    MAGIC,
+    MAX_ENVELOPE_BODY,
+    MAX_RESET_TEXT,
+)
 from .errors import CarrierVersionError, EnvelopeError
 
 _HEADER = struct.Struct(">4sBBH16sQ")

@@ -15,8 +15,6 @@ A method that documents what it raises raises nothing else: any other exception 
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 __all__ = ["BY_CODE", "LocalError", "RemoteError", "SplitprotoError"]
 
 
@@ -37,9 +35,7 @@ class LocalError(SplitprotoError):
         detail: more, for the local log only; never sent.
     """
 
-    code: ClassVar[int]  # type: ignore[misc]
-    name: ClassVar[str]  # type: ignore[misc]
-    retry: ClassVar[bool] = False  # type: ignore[misc]
+    retry = False
 
     def __init__(self, reason: str, detail: str = "") -> None:
         super().__init__(f"{reason} ({detail})" if detail else reason)

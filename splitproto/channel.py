@@ -1,0 +1,142 @@
+"""TLS 1.3 over memory: ciphertext in, plaintext out, and back; no socket (SP-6).
+
+Four properties of TLS shape this file. (1) It is a byte stream: the boundaries of ZeroMQ messages mean
+nothing inside, so frames carry their own lengths. (2) A TLS 1.3 client believes the handshake complete before
+the server has looked at its certificate; the refusal arrives with the first read, so nothing is trusted before
+the in-band WELCOME. (3) Every call, also one that raises, may leave octets to send (alerts, key updates):
+`drain` after each. (4) One lost, repeated or reordered record ends the session; there is no resynchronising.
+"""
+
+from __future__ import annotations
+
+import ssl
+
+from .constants import MAX_ENVELOPE_BODY, MAX_HANDSHAKE_BYTES
+from .errors import ChannelTruncated, SecureChannelError
+from .identity import explain
+
+RECORD = 16 * 1024
+"""Plaintext octets of one full TLS record (RFC 8446 5.1)."""
+
+
+class Channel:
+    """One TLS session.
+
+    Args:
+        context: from `Credentials.server_context()` or `client_context()`.
+        server_side: whether this side listens.
+        hostname: what the dialler dialled; the listener's certificate must name it.
+    """
+
+    def __init__(self, context: ssl.SSLContext, *, server_side: bool, hostname: str | None = None) -> None:
+        self._server_side = server_side
+        self._incoming = ssl.MemoryBIO()
+        self._outgoing = ssl.MemoryBIO()
+        self._tls = context.wrap_bio(
+            self._incoming, self._outgoing, server_side=server_side, server_hostname=hostname
+        )
+        self._handshake_bytes = 0
+        self.secure = False
+        """TLS has finished on this side; says nothing yet about what the peer thinks."""
+        self.peer_closed = False
+        """The peer sent close_notify: nothing was cut off."""
+        self._shut = False
+        self.records_out = 0
+        self.bytes_out = 0
+
+    def feed(self, data: memoryview) -> None:
+        """Take ciphertext.
+
+        Raises:
+            SecureChannelError: more than `MAX_HANDSHAKE_BYTES` before the handshake is done.
+        """
+        if not self.secure:
+            self._handshake_bytes += len(data)
+            # SP-6-7: bounded before anybody is authenticated.
+            if self._handshake_bytes > MAX_HANDSHAKE_BYTES:
+                raise SecureChannelError("too many octets before the TLS handshake was done")
+        self._incoming.write(data)
+
+    def handshake(self) -> bool:
+        """Go on with the handshake; True when this side is done.
+
+        Raises:
+            SecureChannelError: it failed; an alert for the peer waits in `drain`.
+        """
+        if not self.secure:
+            try:
+                self._tls.do_handshake()
+            except ssl.SSLWantReadError:
+                return False
+            except ssl.SSLError as error:
+                raise self._failed(error) from None
+            self.secure = True
+        return True
+
+    def read_into(self, target: memoryview) -> int:
+        """Decrypt at most one record into `target`; 0 when more ciphertext is needed or the peer closed.
+
+        Raises:
+            SecureChannelError: an alert or a damaged record.
+            ChannelTruncated: the stream ended without close_notify.
+        """
+        if self.peer_closed:
+            return 0
+        try:
+            # The stubs do not know that a buffer makes `read` return a count.
+            count: int = self._tls.read(len(target), target)  # type: ignore[assignment]
+        except ssl.SSLWantReadError:
+            return 0
+        except ssl.SSLZeroReturnError:
+            count = 0
+        except ssl.SSLEOFError:
+            raise ChannelTruncated("TLS ended without close_notify") from None
+        except ssl.SSLError as error:
+            raise self._failed(error) from None
+        if count == 0:
+            self.peer_closed = True
+        return count
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        """Encrypt `data`; the ciphertext waits in `drain`.
+
+        Raises:
+            SecureChannelError: the session is over.
+        """
+        if not len(data):
+            return
+        try:
+            self._tls.write(data)
+        except ssl.SSLError as error:
+            raise self._failed(error) from None
+        self.bytes_out += len(data)
+        self.records_out += -(-len(data) // RECORD)
+
+    def close(self) -> None:
+        """Say close_notify, once."""
+        if self._shut or not self.secure:
+            return
+        self._shut = True
+        try:
+            self._tls.unwrap()
+        except ssl.SSLError:
+            # SP-6-9: our close_notify is out; unwrap then waits for the peer's, or finds the session broken.
+            return
+
+    def drain(self) -> bytes:
+        """Ciphertext to send now, at most one envelope's worth; empty when there is none."""
+        return self._outgoing.read(MAX_ENVELOPE_BODY)
+
+    @property
+    def peer_certificate(self) -> bytes:
+        """DER of the peer's certificate; empty before the handshake."""
+        return self._tls.getpeercert(binary_form=True) or b""
+
+    @property
+    def description(self) -> str:
+        """For logs: such as `TLSv1.3 TLS_AES_256_GCM_SHA384`."""
+        cipher = self._tls.cipher()
+        return f"{self._tls.version()} {cipher[0]}" if cipher else "no TLS yet"
+
+    def _failed(self, error: ssl.SSLError) -> SecureChannelError:
+        return SecureChannelError(explain(error, local_is_server=self._server_side))

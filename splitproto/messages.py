@@ -1,0 +1,335 @@
+"""All messages of version 1 on one screen, and how they become octets (SP-8.4).
+
+A message is a frozen dataclass; its map on the wire is `{"type": <name>, <fields>...}`. Those that carry
+tensors add `"tensors": [descriptor...]`, and one msgpack bin per tensor follows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from . import codec
+from .constants import MAX_FRAME_PAYLOAD
+from .errors import CodecError
+from .fields import (
+    Bool,
+    Extensions,
+    Int,
+    ListOf,
+    Numbers,
+    Octets,
+    Real,
+    Record,
+    Text,
+    read_map,
+    wire,
+    write_map,
+)
+from .tensors import DTYPES, Array, Descriptor, read_descriptors, wire_view
+
+U64 = (1 << 64) - 1
+STEP = Int()
+KEY = Octets(16)
+DIGEST = Octets(32)
+MODES = ("train", "evaluate", "infer")
+BYE_REASONS = ("complete", "failed", "drain", "rotate")
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """A window into one patient's volume."""
+
+    key: bytes = wire(KEY)
+    """Pseudonym of the patient."""
+    origin: tuple[int, int, int] = wire(ListOf(Int(-(1 << 31), 1 << 31), 3, 3))
+    """First voxel (x, y, z) of the window; outside the volume is zero."""
+
+
+@dataclass(frozen=True, slots=True)
+class Patient:
+    """What a site tells about one patient's volume after orientation and resampling."""
+
+    key: bytes = wire(KEY)
+    shape: tuple[int, int, int] = wire(ListOf(Int(1, 1 << 16), 3, 3))
+    spacing: tuple[float, float, float] = wire(ListOf(Real(), 3, 3))
+    """Millimetres."""
+    orientation: str = wire(Text(3))
+    """Axis codes of the file, such as RAS or LPS."""
+    origin: tuple[float, float, float] = wire(ListOf(Real(), 3, 3))
+    """Position of voxel (0, 0, 0) in scanner coordinates, millimetres."""
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """The part of a job that a site must know to take part."""
+
+    name: str = wire(Text(63))
+    dimensions: int = wire(Int(2, 3))
+    features: tuple[int, ...] = wire(ListOf(Int(1, 4096), 6, 6))
+    """Channels of the U-Net: five levels and the last decoder block."""
+    levels: tuple[int, ...] = wire(ListOf(Int(0, 4), 5, 1))
+    """Levels whose activations leave the site."""
+    precision: str = wire(Text(8, tuple(DTYPES)))
+    """Dtype of activations and gradients."""
+    window: tuple[int, ...] = wire(ListOf(Int(16, 1 << 12), 3, 2))
+    """Size of a sample in voxels."""
+    spacing: tuple[float, ...] = wire(ListOf(Real(), 3, 0))
+    """Millimetres to resample to; empty: as stored."""
+    augment: bool = wire(Bool())
+    batch: int = wire(Int(1, 4096))
+    steps: int = wire(Int(1))
+    optimiser: str = wire(Text(16))
+    learning_rate: float = wire(Real())
+    weight_decay: float = wire(Real())
+    schedule: str = wire(Text(16))
+    seconds_per_step: float = wire(Real())
+    """How long either side may wait for the other's answer."""
+
+
+class Message:
+    """Root of all messages."""
+
+    __slots__ = ()
+    name: ClassVar[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Hello(Message):
+    """Dialler, first: what it offers."""
+
+    name = "hello"
+    versions: tuple[int, ...] = wire(ListOf(Int(1, 255), 16, 1))
+    features: tuple[str, ...] = wire(ListOf(Text(64), 64))
+    requires: tuple[str, ...] = wire(ListOf(Text(64), 64))
+    max_message: int = wire(Int(1))
+    """Tensor octets of one message that the sender takes; also the credit it gives at first."""
+    agent: str = wire(Text(128))
+    """Software and version, for logs."""
+    binding: bytes = wire(DIGEST)
+    """SHA-256 of both certificates' SHA-256, dialler's first."""
+    extensions: dict[str, Any] | None = wire(Extensions(), default=None)
+
+
+@dataclass(frozen=True, slots=True)
+class Welcome(Message):
+    """Listener: the dialler is admitted, and this is what holds."""
+
+    name = "welcome"
+    version: int = wire(Int(1, 255))
+    features: tuple[str, ...] = wire(ListOf(Text(64), 64))
+    max_message: int = wire(Int(1))
+    agent: str = wire(Text(128))
+    binding: bytes = wire(DIGEST)
+    extensions: dict[str, Any] | None = wire(Extensions(), default=None)
+
+
+@dataclass(frozen=True, slots=True)
+class JobOffer(Message):
+    """Coordinator: take part in this job with this modality."""
+
+    name = "job-offer"
+    run: bytes = wire(Octets(16))
+    """This run of the job; survives restarts of the coordinator."""
+    modality: str = wire(Text(32))
+    job: Job = wire(Record(Job))
+    schema: bytes = wire(DIGEST)
+    """Digest of the cut layer's descriptors for one batch."""
+
+
+@dataclass(frozen=True, slots=True)
+class JobAccept(Message):
+    """Client: yes; and what it holds of this run."""
+
+    name = "job-accept"
+    incarnation: bytes = wire(Octets(16))
+    """Random, new whenever the encoder's state was made or read from disk: a new one means memory was lost."""
+    applied: int = wire(STEP)
+    """Last step whose gradients were applied; 0 for fresh weights."""
+    checkpoints: tuple[int, ...] = wire(ListOf(STEP, 1024))
+    """Steps of this run that are safe on disk."""
+    patients: int = wire(Int(0, 1 << 20))
+
+
+@dataclass(frozen=True, slots=True)
+class JobDecline(Message):
+    """Client: no, and why."""
+
+    name = "job-decline"
+    code: int = wire(Int(1, 0xFFFF))
+    """From the error registry."""
+    reason: str = wire(Text(500))
+
+
+@dataclass(frozen=True, slots=True)
+class Inventory(Message):
+    """Client: the patients it has, in pieces."""
+
+    name = "inventory"
+    patients: tuple[Patient, ...] = wire(ListOf(Record(Patient), 1024))
+    last: bool = wire(Bool())
+
+
+@dataclass(frozen=True, slots=True)
+class Begin(Message):
+    """Coordinator: all sites are here; work follows the given committed step."""
+
+    name = "begin"
+    step: int = wire(STEP)
+    patients: int = wire(Int(0, 1 << 20))
+    """How many patients all sites share."""
+
+
+@dataclass(frozen=True, slots=True)
+class Forward(Message):
+    """Coordinator: a batch, sent ahead of need."""
+
+    name = "forward"
+    mode: str = wire(Text(16, MODES))
+    step: int = wire(STEP)
+    """train: the step this batch is; otherwise: the committed step whose weights are to be used."""
+    batch: int = wire(Int())
+    """train: 0; otherwise: number of the batch in this evaluation."""
+    samples: tuple[Sample, ...] = wire(ListOf(Record(Sample), 4096, 1))
+    digest: bytes = wire(DIGEST)
+    """Commitment to the ordered samples."""
+    seed: int | None = wire(Int(0, U64), default=None)
+    """Augmentation; absent: none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Activations(Message):
+    """Client: its levels for one batch."""
+
+    name = "activations"
+    mode: str = wire(Text(16, MODES))
+    step: int = wire(STEP)
+    batch: int = wire(Int())
+    digest: bytes = wire(DIGEST)
+    tensors: Mapping[str, Array] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Gradients(Message):
+    """Coordinator: the loss's gradient with respect to this site's activations of one step."""
+
+    name = "gradients"
+    step: int = wire(STEP)
+    tensors: Mapping[str, Array] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Applied(Message):
+    """Client: the step is applied here."""
+
+    name = "applied"
+    step: int = wire(STEP)
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint(Message):
+    """Coordinator: save your half at this committed step."""
+
+    name = "checkpoint"
+    step: int = wire(STEP)
+
+
+@dataclass(frozen=True, slots=True)
+class Saved(Message):
+    """Client: saved, durable."""
+
+    name = "saved"
+    step: int = wire(STEP)
+    digest: bytes = wire(DIGEST)
+
+
+@dataclass(frozen=True, slots=True)
+class Rollback(Message):
+    """Coordinator: go back to your checkpoint of this step; 0 is the beginning."""
+
+    name = "rollback"
+    step: int = wire(STEP)
+
+
+@dataclass(frozen=True, slots=True)
+class RolledBack(Message):
+    """Client: done."""
+
+    name = "rolled-back"
+    step: int = wire(STEP)
+
+
+@dataclass(frozen=True, slots=True)
+class Progress(Message):
+    """Coordinator: figures for people at the sites."""
+
+    name = "progress"
+    step: int = wire(STEP)
+    values: dict[str, float] = wire(Numbers())
+
+
+@dataclass(frozen=True, slots=True)
+class Bye(Message):
+    """Either: no more from me; close when you are ready."""
+
+    name = "bye"
+    reason: str = wire(Text(16, BYE_REASONS))
+    text: str = wire(Text(500))
+
+
+@dataclass(frozen=True, slots=True)
+class Error(Message):
+    """Either: this link ends here."""
+
+    name = "error"
+    code: int = wire(Int(1, 0xFFFF))
+    reason: str = wire(Text(500))
+
+
+MESSAGES: dict[str, type[Message]] = {cls.name: cls for cls in Message.__subclasses__()}
+WITH_TENSORS = frozenset((Activations.name, Gradients.name))
+
+
+def encode(message: Message, *, precision: str | None = None) -> tuple[bytes, list[memoryview]]:
+    """Head octets and body segments (bin head, values, bin head, values...); values are not copied.
+
+    Args:
+        message: any message.
+        precision: registry dtype of uint16 tensors that hold bfloat16 bits.
+
+    Raises:
+        CodecError, TensorError: a field or tensor the wire does not carry.
+    """
+    head: dict[str, Any] = {"type": message.name, **write_map(message, message.name)}
+    segments: list[memoryview] = []
+    if message.name in WITH_TENSORS:
+        tensors: Mapping[str, Array] = message.tensors  # type: ignore[attr-defined]
+        described = [Descriptor.of(name, array, precision) for name, array in tensors.items()]
+        head["tensors"] = [d.to_wire() for d in described]
+        read_descriptors(head["tensors"])
+        for d, array in zip(described, tensors.values(), strict=True):
+            segments += [memoryview(codec.bin_header(d.nbytes)), wire_view(array)]
+    octets = codec.encode(head)
+    if len(octets) > MAX_FRAME_PAYLOAD:
+        raise CodecError(f"the head of a {message.name} does not fit in one frame")
+    return octets, segments
+
+
+def decode_head(octets: bytes | bytearray | memoryview) -> tuple[Message, tuple[Descriptor, ...]]:
+    """Check a head; the message's tensors are still empty, to be filled as the descriptors say.
+
+    Raises:
+        CodecError, TensorError: not a message of version 1.
+    """
+    head = codec.decode(octets)
+    if type(head) is not dict or type(head.get("type")) is not str:
+        raise CodecError("a message without a type")
+    kind = head.pop("type")
+    if kind not in MESSAGES:
+        raise CodecError(f"an unknown message type {kind[:40]!r}")
+    if (kind in WITH_TENSORS) != ("tensors" in head):
+        raise CodecError(f"tensors are missing from, or do not belong in, a {kind}")
+    described = read_descriptors(head.pop("tensors")) if kind in WITH_TENSORS else ()
+    cls = MESSAGES[kind]
+    return cls(**read_map(cls, head, kind)), described

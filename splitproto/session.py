@@ -1,0 +1,256 @@
+"""A link as asyncio sees it: `send` and `receive` messages; timers, credit and the writer run by themselves.
+
+`Session` drives one `Connection` over a `Carrier`. It is made by `splitproto.zeromq`, which owns the sockets.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections import deque
+from typing import Protocol
+
+from .connection import Connection
+from .errors import DeadlineExceeded, InternalError, LinkLost, LocalError, SplitprotoError
+from .events import Closed, Established, Received, RotationDue
+from .identity import Identity
+from .messages import Bye, Message
+from .negotiation import Agreement
+
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.0005, 0.02
+_LINGER = 1.0
+
+
+class Carrier(Protocol):
+    """What a session needs from below."""
+
+    def try_send(self, data: bytes) -> bool:
+        """Hand over one envelope; False when the queue is full now. Raises `LinkLost` when nobody is there."""
+        ...
+
+    def close(self) -> None:
+        """The session is over."""
+        ...
+
+
+class Session:
+    """One admitted peer.
+
+    All methods belong to one event loop. Any method that waits takes its deadline; when the link has ended,
+    they raise the reason: a `LocalError`, or a `RemoteError` with what the peer said.
+    """
+
+    def __init__(self, connection: Connection, carrier: Carrier) -> None:
+        self._connection = connection
+        self._carrier = carrier
+        self._loop = asyncio.get_running_loop()
+        self._inbox: deque[Received] = deque()
+        self._arrived = asyncio.Event()
+        self._wake = asyncio.Event()
+        self._established: asyncio.Future[Established] = self._loop.create_future()
+        self._timer: asyncio.TimerHandle | None = None
+        self._unsent: set[asyncio.Future[None]] = set()
+        self.ended: asyncio.Future[SplitprotoError | None] = self._loop.create_future()
+        """Done when the link is over: the error, or None after two byes."""
+        self.rotation_due = False
+        """The key's budget is spent: end with `close("rotate")` at the next good moment and dial again."""
+        self.bytes_in = 0
+        self.bytes_out = 0
+        self._writer = self._loop.create_task(self._write())
+        self._after()
+
+    # --- for the application ----------------------------------------------------------------------------
+
+    @property
+    def peer(self) -> Identity:
+        """Who is there, as its certificate says."""
+        return self._established.result().peer
+
+    @property
+    def agreement(self) -> Agreement:
+        """What was negotiated."""
+        return self._established.result().agreement
+
+    @property
+    def tls(self) -> str:
+        """Version and suite, such as `TLSv1.3 TLS_AES_256_GCM_SHA384`."""
+        return self._established.result().tls
+
+    @property
+    def alive(self) -> bool:
+        """Whether the link can still carry messages."""
+        return not self.ended.done()
+
+    async def established(self) -> Session:
+        """Wait for mutual admission (the connection's handshake deadline bounds this); raises why not."""
+        await asyncio.wait((self._established, self.ended), return_when=asyncio.FIRST_COMPLETED)
+        if not self._established.done():
+            raise self._why()
+        return self
+
+    async def send(self, message: Message) -> None:
+        """Queue `message`; one with tensors returns when its last octet is encrypted (credit permitting).
+
+        Raises:
+            UnexpectedMessage, MessageTooLarge, CodecError, TensorError: see `Connection.send`.
+            SplitprotoError: the link ended first.
+        """
+        if self.ended.done():
+            raise self._why()
+        done: asyncio.Future[None] = self._loop.create_future()
+        self._connection.send(message, sent=lambda: None if done.done() else done.set_result(None))
+        self._after()
+        if done.done():
+            return
+        self._unsent.add(done)
+        try:
+            await done
+        finally:
+            self._unsent.discard(done)
+
+    async def receive(self, timeout: float, what: str = "a message") -> Message:
+        """The next message.
+
+        Args:
+            timeout: seconds to wait at most.
+            what: named in the error when the time is over.
+
+        Raises:
+            DeadlineExceeded: nothing came; the link lives on.
+            SplitprotoError: the link ended.
+        """
+        deadline = self._loop.time() + timeout
+        while not self._inbox:
+            if self.ended.done():
+                raise self._why()
+            self._arrived.clear()
+            try:
+                async with asyncio.timeout_at(deadline):
+                    await self._arrived.wait()
+            except TimeoutError:
+                raise DeadlineExceeded(f"waited {timeout:g} s for {what}") from None
+        received = self._inbox.popleft()
+        self._connection.release(received.octets)
+        self._after()
+        return received.message
+
+    async def close(self, reason: str, text: str = "", timeout: float = 5.0) -> None:
+        """Say bye and wait until the peer has answered, at most `timeout` seconds; never raises."""
+        if not self.ended.done():
+            try:
+                self._connection.send(Bye(reason, text[:500]))
+            except LocalError:
+                # Not admitted yet, or bye already said: nothing more to say.
+                self._connection.lost(LinkLost("closed before it was established"))
+            self._after()
+            await asyncio.wait((self.ended,), timeout=timeout)
+        if not self.ended.done():
+            self._connection.lost(LinkLost("the peer did not answer our bye"))
+            self._after()
+        await asyncio.wait((self._writer,), timeout=_LINGER)
+
+    def fail(self, error: LocalError) -> None:
+        """End the link because of `error`; the peer is told its code and reason."""
+        self._connection.fail(error, self._loop.time())
+        self._after()
+
+    # --- for the carrier --------------------------------------------------------------------------------
+
+    def arrived(self, data: bytes | memoryview) -> None:
+        """One envelope from the peer."""
+        self.bytes_in += len(data)
+        self._connection.receive(data, self._loop.time())
+        self._after()
+
+    def carrier_lost(self, error: SplitprotoError) -> None:
+        """The connection below is gone."""
+        self._connection.lost(error)
+        self._after()
+
+    def probe(self) -> None:
+        """Something happened below: find out now whether the peer is still there."""
+        self._connection.ping(self._loop.time())
+        self._after()
+
+    # --- inside -----------------------------------------------------------------------------------------
+
+    def _why(self) -> SplitprotoError:
+        return self.ended.result() or LinkLost("the link is closed")
+
+    def _after(self) -> None:
+        """After anything that may have moved the connection: take events, wake the writer, set the timer."""
+        for event in self._connection.events():
+            if isinstance(event, Received):
+                self._inbox.append(event)
+                self._arrived.set()
+            elif isinstance(event, Established):
+                self._established.set_result(event)
+            elif isinstance(event, RotationDue):
+                self.rotation_due = True
+            elif isinstance(event, Closed):
+                self._end(event.error)
+        self._wake.set()
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        when = self._connection.next_timer()
+        if when < math.inf:
+            self._timer = self._loop.call_at(when, self._on_timer)
+
+    def _on_timer(self) -> None:
+        self._connection.handle_timer(self._loop.time())
+        self._after()
+
+    def _end(self, error: SplitprotoError | None) -> None:
+        if self.ended.done():
+            return
+        self.ended.set_result(error)
+        self._arrived.set()
+        for future in self._unsent:
+            if not future.done():
+                future.set_exception(self._why())
+
+    async def _write(self) -> None:
+        """Move envelopes from the connection to the carrier, one at a time, so that small ones overtake."""
+        try:
+            while True:
+                self._wake.clear()
+                data = self._connection.next_envelope(self._loop.time())
+                self._after_write()
+                if data is None:
+                    if self._connection.closed:
+                        break
+                    await self._wake.wait()
+                    continue
+                if not await self._hand_over(data):
+                    break
+                # Other sessions and the reader get their turn between two envelopes.
+                await asyncio.sleep(0)
+        except LinkLost as error:
+            self.carrier_lost(error)
+        except Exception as error:
+            # A defect must end the link, not freeze it.
+            self._connection.lost(InternalError("the writer failed", detail=repr(error)))
+            self._after()
+            raise
+        finally:
+            self._carrier.close()
+
+    def _after_write(self) -> None:
+        woken = self._wake.is_set()
+        self._after()
+        if not woken:
+            self._wake.clear()
+
+    async def _hand_over(self, data: bytes) -> bool:
+        """False when the link ended while its queue stayed full."""
+        pause, ends = _FIRST_PAUSE, math.inf
+        while not self._carrier.try_send(data):
+            if self.ended.done():
+                ends = min(ends, self._loop.time() + _LINGER)
+                if self._loop.time() >= ends:
+                    return False
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, _LONGEST_PAUSE)
+        self.bytes_out += len(data)
+        return True

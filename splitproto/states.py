@@ -1,0 +1,127 @@
+"""Who may say what, when: the tables, role-blind, the single source of the diagrams and of the checks (SP-9).
+
+Each link has two machines, one per side. A message moves the machine of the side that says it, whether it
+is being sent or received; some messages also move the other side's machine (TRIGGERS). What a table does
+not list is an `UnexpectedMessage`. `error` is allowed in every state but ERROR and leads there.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+
+from .errors import UnexpectedMessage
+
+
+class Side(Enum):
+    """In version 1 the client dials and the coordinator listens: hospitals never open a port."""
+
+    CLIENT = "client"
+    COORDINATOR = "coordinator"
+
+    @property
+    def other(self) -> Side:
+        """The peer's side."""
+        return Side.COORDINATOR if self is Side.CLIENT else Side.CLIENT
+
+
+class State(Enum):
+    """States of one side of a link."""
+
+    START = "start"
+    """Nothing said yet."""
+    GREETED = "greeted"
+    """The client has said hello; the next word is the coordinator's."""
+    READY = "ready"
+    """Admitted; no job yet."""
+    OFFERED = "offered"
+    """A job is on the table."""
+    JOINED = "joined"
+    """The job is accepted; inventories are compared."""
+    WORKING = "working"
+    """Batches flow."""
+    DONE = "done"
+    """Said bye: only waits for the other's."""
+    ERROR = "error"
+    """Said or was told error: nothing follows."""
+
+
+S = State
+
+TRANSITIONS: dict[Side, dict[State, dict[str, State]]] = {
+    Side.CLIENT: {
+        S.START: {"hello": S.GREETED},
+        S.GREETED: {},
+        S.READY: {"bye": S.DONE},
+        S.OFFERED: {"job-accept": S.JOINED, "job-decline": S.READY, "bye": S.DONE},
+        S.JOINED: {"inventory": S.JOINED, "bye": S.DONE},
+        S.WORKING: {
+            "activations": S.WORKING,
+            "applied": S.WORKING,
+            "saved": S.WORKING,
+            "rolled-back": S.WORKING,
+            "bye": S.DONE,
+        },
+        S.DONE: {},
+        S.ERROR: {},
+    },
+    Side.COORDINATOR: {
+        S.START: {},
+        S.GREETED: {"welcome": S.READY},
+        S.READY: {"job-offer": S.OFFERED, "bye": S.DONE},
+        S.OFFERED: {"bye": S.DONE},
+        S.JOINED: {"begin": S.WORKING, "bye": S.DONE},
+        S.WORKING: {
+            "forward": S.WORKING,
+            "gradients": S.WORKING,
+            "checkpoint": S.WORKING,
+            "rollback": S.WORKING,
+            "progress": S.WORKING,
+            "bye": S.DONE,
+        },
+        S.DONE: {},
+        S.ERROR: {},
+    },
+}
+
+# message -> for the side that hears it: {state it may be in: state it goes to}. A side that has said bye stays
+# in DONE whatever it hears: the other may not have read the bye yet.
+TRIGGERS: dict[str, dict[State, State]] = {
+    "hello": {S.START: S.GREETED},
+    "welcome": {S.GREETED: S.READY},
+    "job-offer": {S.READY: S.OFFERED},
+    "job-accept": {S.OFFERED: S.JOINED},
+    "job-decline": {S.OFFERED: S.READY},
+    "begin": {S.JOINED: S.WORKING},
+}
+
+
+class Conversation:
+    """Both machines of one link."""
+
+    def __init__(self) -> None:
+        self.states: dict[Side, State] = dict.fromkeys(Side, S.START)
+
+    def say(self, side: Side, message: str) -> None:
+        """`side` says `message`: move its machine, and the other's if the message is a trigger.
+
+        Raises:
+            UnexpectedMessage: the tables do not allow it now; nothing has moved.
+        """
+        own, other = self.states[side], self.states[side.other]
+        if message == "error" and own is not S.ERROR:
+            self.states = {side: S.ERROR, side.other: S.ERROR}
+            return
+        target = TRANSITIONS[side][own].get(message)
+        trigger = TRIGGERS.get(message)
+        # SP-9-2: "A side in DONE ignores what crosses its bye."
+        answered = other if trigger is None or other is S.DONE else trigger.get(other)
+        if target is None or answered is None:
+            raise UnexpectedMessage(
+                f"a {message} from the {side.value} while {own.value} (the other: {other.value})"
+            )
+        self.states[side], self.states[side.other] = target, answered
+
+    @property
+    def finished(self) -> bool:
+        """Both sides have said bye, or one has said error."""
+        return all(state in (S.DONE, S.ERROR) for state in self.states.values())

@@ -1,0 +1,501 @@
+"""ZeroMQ below a session: `dial` connects a DEALER, `Listener` binds a ROUTER (SP-5).
+
+ZeroMQ hides what TLS must know, so: one DEALER per link and no automatic reconnect (a TLS session never
+outlives its connection); the socket monitor reports a lost connection at once; ROUTER_MANDATORY turns silent
+drops into errors; routing ids are libzmq's own and mean nothing, the certificate alone is identity; sends never
+block, so one stalled peer cannot hold up the others. Sockets are read on the event loop through their
+file descriptor, which is edge-triggered: after every send the queue is looked at again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import socket as tcp
+from collections import Counter, deque
+from collections.abc import Callable
+from types import TracebackType
+from urllib.parse import urlsplit
+
+import zmq
+from zmq.utils.monitor import parse_monitor_message
+
+from . import constants, envelope
+from .connection import Connection, Timing
+from .envelope import Kind, ResetReason
+from .errors import (
+    CarrierVersionError,
+    DeadlineExceeded,
+    EnvelopeError,
+    LinkLost,
+    LocalError,
+    SplitprotoError,
+    Superseded,
+)
+from .identity import AllowList, Credentials, Identity
+from .negotiation import Offer
+from .session import Session
+from .states import Side
+
+log = logging.getLogger(__name__)
+
+QUEUE = 16
+"""ZeroMQ messages queued per peer and direction: at most 16 MiB, usually 4."""
+ZMTP_HANDSHAKE_MS = 1000
+"""A connection that is not ZeroMQ is dropped after this."""
+_BATCH = 32
+_LOST = zmq.EVENT_DISCONNECTED | zmq.EVENT_CLOSED
+_FAILED = (
+    zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+    | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
+    | zmq.EVENT_HANDSHAKE_FAILED_AUTH
+)
+
+Refused = Callable[[str, SplitprotoError], None]
+"""Called with (address of the source, error) when a listener turns somebody away."""
+
+
+class _Reader:
+    """Calls back for every message of a ZeroMQ socket, on the event loop."""
+
+    def __init__(self, socket: zmq.Socket[bytes], deliver: Callable[[list[zmq.Frame]], None]) -> None:
+        self.socket = socket
+        self._deliver = deliver
+        self._loop = asyncio.get_running_loop()
+        self._fd: int = socket.getsockopt(zmq.FD)  # type: ignore[assignment]
+        self._scheduled = False
+        self._loop.add_reader(self._fd, self._read)
+        self.look()
+
+    def look(self) -> None:
+        """Read soon, whatever the file descriptor says."""
+        if not self._scheduled and not self.socket.closed:
+            self._scheduled = True
+            self._loop.call_soon(self._read)
+
+    def _read(self) -> None:
+        self._scheduled = False
+        for _ in range(_BATCH):
+            if self.socket.closed:
+                return
+            try:
+                frames = self.socket.recv_multipart(zmq.NOBLOCK, copy=False)
+            except zmq.Again:
+                return
+            self._deliver(frames)
+        self.look()
+
+    def close(self, linger_ms: int = 0) -> None:
+        if not self.socket.closed:
+            self._loop.remove_reader(self._fd)
+            self.socket.close(linger=linger_ms)
+
+
+def _watch(socket: zmq.Socket[bytes], events: int, report: Callable[[int], None]) -> _Reader:
+    """Report the events of a socket's monitor."""
+
+    def deliver(frames: list[zmq.Frame]) -> None:
+        report(int(parse_monitor_message([frame.bytes for frame in frames])["event"]))
+
+    return _Reader(socket.get_monitor_socket(events), deliver)
+
+
+def _common_options(socket: zmq.Socket[bytes], handshake_ms: int) -> None:
+    socket.set_hwm(QUEUE)
+    socket.linger = 0
+    socket.setsockopt(zmq.MAXMSGSIZE, constants.ENVELOPE_HEADER + constants.MAX_ENVELOPE_BODY)
+    socket.setsockopt(zmq.HANDSHAKE_IVL, handshake_ms)
+    # TCP alone would notice a vanished machine only after minutes.
+    socket.setsockopt(zmq.HEARTBEAT_IVL, int(constants.HEARTBEAT_INTERVAL * 1000))
+    socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, int(constants.PEER_TIMEOUT * 1000))
+
+
+def parse_address(address: str) -> tuple[str, int]:
+    """Host and port of `tcp://host:port`.
+
+    Raises:
+        LinkLost: not such an address.
+    """
+    parts = urlsplit(address)
+    try:
+        port = parts.port
+    except ValueError:
+        port = None
+    if parts.scheme != "tcp" or not parts.hostname or port is None or parts.path not in ("", "/"):
+        raise LinkLost(f"{address!r} is not an address of the form tcp://host:port")
+    return parts.hostname, port
+
+
+# --- dialling --------------------------------------------------------------------------------------------
+
+
+class _Dealer:
+    """The carrier of one dialled link."""
+
+    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], address: str) -> None:
+        self._address = address
+        self._socket = context.socket(zmq.DEALER)
+        _common_options(self._socket, int(constants.HANDSHAKE_TIMEOUT * 1000))
+        self._socket.setsockopt(zmq.IMMEDIATE, 1)
+        self._socket.setsockopt(zmq.IPV6, 1)
+        # SP-5-6: "A link MUST NOT outlive its connection": libzmq may not reconnect behind our back.
+        self._socket.setsockopt(zmq.RECONNECT_IVL, -1)
+        self._session: Session | None = None
+        self._monitor = _watch(self._socket, _LOST | _FAILED, self._happened)
+        self._reader: _Reader | None = None
+
+    def start(self, session: Session) -> None:
+        self._session = session
+        self._reader = _Reader(self._socket, self._deliver)
+        self._socket.connect(self._address)
+
+    def _deliver(self, frames: list[zmq.Frame]) -> None:
+        if self._session is not None and len(frames) == 1:
+            self._session.arrived(frames[0].buffer)
+
+    def _happened(self, event: int) -> None:
+        if self._session is None:
+            return
+        if event & _FAILED:
+            self._session.carrier_lost(
+                EnvelopeError(
+                    f"what answers at {self._address} is not ZeroMQ: is this the coordinator's port?"
+                )
+            )
+        elif self._reader is not None:
+            # What has already arrived (an error, an alert) explains the loss better than the loss itself.
+            self._reader.look()
+            asyncio.get_running_loop().call_soon(
+                self._session.carrier_lost, LinkLost("the connection was lost")
+            )
+
+    def try_send(self, data: bytes) -> bool:
+        if self._socket.closed:
+            raise LinkLost("the socket is closed")
+        try:
+            self._socket.send(data, zmq.NOBLOCK)
+        except zmq.Again:
+            return False
+        if self._reader is not None:
+            self._reader.look()
+        return True
+
+    def close(self) -> None:
+        self._monitor.close()
+        self._socket.disable_monitor()
+        if self._reader is not None:
+            # What is queued (an alert, a bye) may still go out.
+            self._reader.close(linger_ms=500)
+
+
+async def dial(
+    address: str,
+    credentials: Credentials,
+    allow: AllowList,
+    offer: Offer | None = None,
+    *,
+    timing: Timing | None = None,
+    context: zmq.Context[zmq.Socket[bytes]] | None = None,
+) -> Session:
+    """Connect to a coordinator and wait until both sides have admitted each other.
+
+    Args:
+        address: `tcp://host:port`; the listener's certificate must name the host.
+        credentials: this side's certificate, key and CA; read anew.
+        allow: who may answer.
+
+    Raises:
+        LinkLost: nobody there, name unknown (`retry` is True).
+        SplitprotoError: refused, by either side; `retry` says whether trying again can help.
+    """
+    host, port = parse_address(address)
+    timing = timing or Timing()
+    loop = asyncio.get_running_loop()
+    try:
+        async with asyncio.timeout(timing.handshake):
+            await loop.getaddrinfo(host, port, type=tcp.SOCK_STREAM)
+    except TimeoutError:
+        raise DeadlineExceeded(f"the name {host} was not resolved within {timing.handshake:g} s") from None
+    except OSError as error:
+        raise LinkLost(
+            f"the name {host} is unknown: check [network] coordinator and DNS", detail=str(error)
+        ) from None
+    own = credentials.identity
+
+    def authorise(peer: Identity) -> None:
+        allow.check(peer, own.federation)
+
+    connection = Connection(
+        Side.CLIENT,
+        secrets.token_bytes(constants.LINK_ID_BYTES),
+        credentials.client_context(),
+        own.sha256,
+        authorise,
+        offer or Offer(),
+        loop.time(),
+        hostname=host,
+        timing=timing,
+    )
+    dealer = _Dealer(context or zmq.Context.instance(), address)
+    session = Session(connection, dealer)
+    dealer.start(session)
+    try:
+        return await session.established()
+    except (LinkLost, DeadlineExceeded) as error:
+        raise await _diagnose(host, port, error) from None
+    except asyncio.CancelledError:
+        session.carrier_lost(LinkLost("gave up"))
+        raise
+
+
+async def _diagnose(host: str, port: int, error: LocalError) -> LocalError:
+    """Name the cause of a failed connection by trying plain TCP once."""
+    try:
+        async with asyncio.timeout(3):
+            _, writer = await asyncio.open_connection(host, port)
+        writer.close()
+    except TimeoutError:
+        return LinkLost(f"no answer from {host} port {port}: a firewall, or the wrong address")
+    except ConnectionRefusedError:
+        return LinkLost(f"nothing listens at {host} port {port}: is the coordinator running?")
+    except OSError as cause:
+        return LinkLost(f"cannot reach {host} port {port}: {cause.strerror or cause}")
+    if isinstance(error, DeadlineExceeded):
+        return DeadlineExceeded(
+            f"{host} port {port} accepts connections but does not answer as a coordinator"
+        )
+    return error
+
+
+# --- listening -------------------------------------------------------------------------------------------
+
+
+class _Link:
+    """The carrier of one accepted link."""
+
+    def __init__(self, listener: Listener, key: tuple[bytes, bytes], source: str) -> None:
+        self.listener = listener
+        self.key = key
+        self.source = source
+        self.session: Session | None = None
+        self.half_open = True
+
+    def try_send(self, data: bytes) -> bool:
+        return self.listener._try_send(self.key[0], data)
+
+    def close(self) -> None:
+        self.listener._forget(self)
+
+
+class Listener:
+    """A ROUTER that turns dialling peers into sessions.
+
+    Use as an async context manager; `accept` hands out sessions that are already mutually admitted.
+
+    Args:
+        address: `tcp://interface:port` to bind.
+        credentials: this side's certificate, key and CA; read anew for every link.
+        allow: which roles and sites may come.
+        refused: told about everybody who was turned away.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        credentials: Credentials,
+        allow: AllowList,
+        offer: Offer | None = None,
+        *,
+        timing: Timing | None = None,
+        refused: Refused | None = None,
+        context: zmq.Context[zmq.Socket[bytes]] | None = None,
+    ) -> None:
+        self._address = address
+        self._credentials = credentials
+        self._allow = allow
+        self._offer = offer or Offer()
+        self._timing = timing or Timing()
+        self._refused = refused or (lambda source, error: log.warning("refused %s: %s", source, error))
+        self._context = context or zmq.Context.instance()
+        self._links: dict[tuple[bytes, bytes], _Link] = {}
+        self._by_site: dict[str, Session] = {}
+        self._ready: deque[Session] = deque()
+        self._arrived = asyncio.Event()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.address = address
+        """Where it listens; with the port that the system chose if `address` said 0."""
+
+    async def __aenter__(self) -> Listener:
+        self._loop = asyncio.get_running_loop()
+        self._socket = self._context.socket(zmq.ROUTER)
+        _common_options(self._socket, ZMTP_HANDSHAKE_MS)
+        self._socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
+        self._socket.setsockopt(zmq.ROUTER_HANDOVER, 0)
+        self._monitor = _watch(self._socket, zmq.EVENT_DISCONNECTED | _FAILED, self._happened)
+        host, port = parse_address(self._address)
+        self._socket.setsockopt(zmq.IPV6, int(":" in host))
+        try:
+            self._socket.bind(self._address)
+        except zmq.ZMQError as error:
+            self._monitor.close()
+            self._socket.close(linger=0)
+            if error.errno == zmq.EADDRINUSE:
+                raise LinkLost(
+                    f"port {port} of {host} is in use: stop what listens there or choose another"
+                ) from None
+            raise LinkLost(f"cannot listen on {self._address}: {error.strerror}") from None
+        endpoint: bytes = self._socket.getsockopt(zmq.LAST_ENDPOINT)  # type: ignore[assignment]
+        self.address = (
+            f"{self._address.rpartition(':')[0]}:{endpoint.decode().rstrip(chr(0)).rpartition(':')[2]}"
+        )
+        self._reader = _Reader(self._socket, self._deliver)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        sessions = [link.session for link in self._links.values() if link.session is not None]
+        await asyncio.gather(*(session.close("drain") for session in sessions))
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._monitor.close()
+        self._socket.disable_monitor()
+        self._reader.close(linger_ms=500)
+
+    async def accept(self, timeout: float) -> Session:
+        """The next admitted peer.
+
+        Raises:
+            DeadlineExceeded: nobody came in time.
+        """
+        deadline = self._loop.time() + timeout
+        while not self._ready:
+            self._arrived.clear()
+            try:
+                async with asyncio.timeout_at(deadline):
+                    await self._arrived.wait()
+            except TimeoutError:
+                raise DeadlineExceeded(f"waited {timeout:g} s for a peer to connect") from None
+        return self._ready.popleft()
+
+    # --- inside -----------------------------------------------------------------------------------------
+
+    def _deliver(self, frames: list[zmq.Frame]) -> None:
+        route, source = frames[0].bytes, str(frames[-1].get("Peer-Address"))
+        if len(frames) != 2:
+            self._turn_away(
+                route, envelope.NO_LINK, source, EnvelopeError("a ZeroMQ message of several parts")
+            )
+            return
+        data = frames[1].buffer
+        key = (route, envelope.link_of(data))
+        link = self._links.get(key)
+        if link is not None and link.session is not None:
+            link.session.arrived(data)
+            return
+        try:
+            arrived = envelope.decode(data)
+        except LocalError as error:
+            self._turn_away(route, key[1], source, error)
+            return
+        if arrived.kind is Kind.OPEN and arrived.sequence == 0:
+            self._open(key, source, data)
+        elif arrived.kind is Kind.DATA:
+            # SP-5-9: ciphertext of an unknown link is answered so that the dialler starts anew.
+            self._reset(route, arrived.link, ResetReason.UNKNOWN_LINK, "")
+
+    def _open(self, key: tuple[bytes, bytes], source: str, data: memoryview) -> None:
+        half_open = Counter(link.source for link in self._links.values() if link.half_open)
+        # SP-5-8: nothing is kept for more strangers than this.
+        if (
+            half_open.total() >= constants.MAX_HALF_OPEN
+            or half_open[source] >= constants.MAX_HALF_OPEN_PER_SOURCE
+        ):
+            self._reset(key[0], key[1], ResetReason.BUSY, "try again in a few seconds")
+            return
+        try:
+            own, tls = self._credentials.identity, self._credentials.server_context()
+        except LocalError as error:
+            self._refused(source, error)
+            self._reset(key[0], key[1], ResetReason.BUSY, "the listener cannot use its certificate now")
+            return
+        connection = Connection(
+            Side.COORDINATOR,
+            key[1],
+            tls,
+            own.sha256,
+            lambda peer: self._allow.check(peer, own.federation),
+            self._offer,
+            self._loop.time(),
+            timing=self._timing,
+        )
+        link = self._links[key] = _Link(self, key, source)
+        link.session = Session(connection, link)
+        task = self._loop.create_task(self._admit(link, link.session))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        link.session.arrived(data)
+
+    async def _admit(self, link: _Link, session: Session) -> None:
+        try:
+            await session.established()
+        except SplitprotoError as error:
+            self._refused(link.source, error)
+            return
+        finally:
+            link.half_open = False
+        # SP-9-6: a site has one link; the newer one counts, because the older may be dead without knowing.
+        older = self._by_site.get(session.peer.uri)
+        if older is not None and older.alive:
+            older.fail(Superseded(f"{session.peer.role} {session.peer.site} opened a newer link"))
+        self._by_site[session.peer.uri] = session
+        self._ready.append(session)
+        self._arrived.set()
+
+    def _try_send(self, route: bytes, data: bytes) -> bool:
+        if self._socket.closed:
+            raise LinkLost("the listener is closed")
+        try:
+            self._socket.send_multipart((route, data), zmq.NOBLOCK)
+        except zmq.Again:
+            return False
+        except zmq.ZMQError as error:
+            if error.errno == zmq.EHOSTUNREACH:
+                raise LinkLost("the connection was lost") from None
+            raise
+        self._reader.look()
+        return True
+
+    def _reset(self, route: bytes, link: bytes, reason: ResetReason, text: str) -> None:
+        try:
+            self._try_send(route, envelope.encode_reset(link, reason, text))
+        except LinkLost:
+            # Whoever it was has gone already.
+            return
+
+    def _turn_away(self, route: bytes, link: bytes, source: str, error: LocalError) -> None:
+        self._refused(source, error)
+        reason = (
+            ResetReason.CARRIER_VERSION if isinstance(error, CarrierVersionError) else ResetReason.MALFORMED
+        )
+        self._reset(route, link, reason, f"splitproto: {error.reason}")
+
+    def _happened(self, event: int) -> None:
+        if event & _FAILED:
+            self._refused(
+                "a connection", EnvelopeError("these bytes are not ZeroMQ: another program, or a port scan")
+            )
+            return
+        # The monitor does not say whose connection was lost: ask everybody; ROUTER_MANDATORY finds the dead.
+        for link in list(self._links.values()):
+            if link.session is not None:
+                link.session.probe()
+
+    def _forget(self, link: _Link) -> None:
+        self._links.pop(link.key, None)
+        session = link.session
+        if session is not None:
+            for uri in [uri for uri, known in self._by_site.items() if known is session]:
+                del self._by_site[uri]
