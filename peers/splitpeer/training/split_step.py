@@ -1,0 +1,310 @@
+"""One training step in two halves, without sockets: numpy arrays go out, numpy arrays come in.
+
+With nothing lossy in between, the two halves compute what the whole network computes, bit for bit (at equal
+thread counts, on a CPU): the client's `backward` seeds `torch.autograd.backward` with exactly the gradients
+that the whole network's own graph would have carried across the cut.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from splitpeer.errors import DataError, JobFailed
+from splitpeer.models.unet import Decoder, Encoder
+from splitpeer.training.loss import region_loss
+from splitpeer.training.optimiser import Schedule
+
+Arrays = dict[str, np.ndarray]
+Activations = Mapping[str, Mapping[str, np.ndarray]]
+State = tuple[dict[str, Tensor], dict[str, int]]
+
+
+class _Half:
+    """What both halves are: a network, its optimiser and the number of steps done."""
+
+    def __init__(self, network: nn.Module, optimiser: Optimizer, schedule: Schedule, device: str) -> None:
+        self.device = torch.device(device)
+        self.network = network.to(self.device)  # moves the parameters that the optimiser already holds
+        self.optimiser = optimiser
+        self.schedule = schedule
+
+    @property
+    def steps_done(self) -> int:
+        """Steps applied so far; the next one has this number."""
+        return self.schedule.position
+
+    def state(self) -> State:
+        """A copy of all that the next step depends on: tensors by name (model, moments), {"step": done}."""
+        tensors = {f"model/{name}": _copy(tensor) for name, tensor in self.network.state_dict().items()}
+        for name, parameter in self.network.named_parameters():
+            for moment, value in self.optimiser.state.get(parameter, {}).items():
+                if isinstance(value, Tensor):
+                    tensors[f"optimiser/{name}/{moment}"] = _copy(value)
+        return tensors, {"step": self.steps_done}
+
+    def load(self, tensors: Mapping[str, Tensor], meta: Mapping[str, int]) -> None:
+        """Go back to a `state()`; what was pending is forgotten.
+
+        Raises:
+            DataError: the state belongs to another network. Nothing is changed then.
+        """
+        mine = self.network.state_dict()
+        model = {name.removeprefix("model/"): t for name, t in tensors.items() if name.startswith("model/")}
+        for name in sorted(model.keys() | mine.keys()):
+            if name not in model or name not in mine or model[name].shape != mine[name].shape:
+                raise _foreign(name)
+        names = {parameter: name for name, parameter in self.network.named_parameters()}
+        order = [names[parameter] for group in self.optimiser.param_groups for parameter in group["params"]]
+        moments: dict[int, dict[str, Tensor]] = {}
+        for key, tensor in tensors.items():
+            kind, _, path = key.partition("/")
+            name, _, moment = path.rpartition("/")
+            if kind == "optimiser":
+                if name not in order or tensor.shape not in (torch.Size(), mine[name].shape):
+                    raise _foreign(name)
+                moments.setdefault(order.index(name), {})[moment] = tensor.clone()
+        self.network.load_state_dict(model)
+        groups = self.optimiser.state_dict()["param_groups"]
+        self.optimiser.load_state_dict({"state": moments, "param_groups": groups})
+        self.optimiser.zero_grad()
+        self.schedule.seek(meta["step"])
+        self._forget()
+
+    def _apply(self) -> None:
+        self.optimiser.step()
+        self.schedule.step()
+        self.optimiser.zero_grad()
+
+    def _forget(self) -> None:
+        raise NotImplementedError
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.device.type == "cuda")
+
+    @contextmanager
+    def _evaluating(self) -> Iterator[None]:
+        self.network.eval()
+        try:
+            with torch.no_grad(), self._autocast():
+                yield
+        finally:
+            self.network.train()
+
+
+class ClientHalf(_Half):
+    """A site's half: forward through its encoder, then backward from the gradients that come back.
+
+    The arrays that leave share memory with the pending graph on a CPU, hence are read-only.
+    """
+
+    def __init__(
+        self, encoder: Encoder, optimiser: Optimizer, schedule: Schedule, device: str = "cpu"
+    ) -> None:
+        super().__init__(encoder, optimiser, schedule, device)
+        self._pending: dict[str, Tensor] | None = None
+
+    def forward(self, x: np.ndarray | Tensor) -> Arrays:
+        """Image [B, channels, *spatial] to {"x0": float32 [B, C, *spatial], ...}; a step is then pending.
+
+        A second forward replaces the first: the batch was ordered again.
+        """
+        with self._autocast():
+            self._pending = self.network(_tensor(x, self.device))
+        return {name: _array(tensor) for name, tensor in self._pending.items()}
+
+    def backward(self, gradients: Mapping[str, np.ndarray]) -> None:
+        """Apply the loss's gradients by the tensors last sent (same names, same shapes) and end the step.
+
+        Raises:
+            RuntimeError: no forward is pending.
+            ValueError: names or shapes are not those that were sent; the step stays pending.
+            JobFailed: a gradient is not finite; the encoder is unchanged and the step stays pending.
+        """
+        if self._pending is None:
+            raise RuntimeError("backward without a pending forward")
+        if gradients.keys() != self._pending.keys():
+            raise ValueError(f"gradients of {sorted(gradients)}, expected {sorted(self._pending)}")
+        arrived = {}
+        for name, sent in self._pending.items():
+            if tuple(gradients[name].shape) != tuple(sent.shape):
+                raise ValueError(
+                    f"gradient of {name} is {gradients[name].shape}, expected {tuple(sent.shape)}"
+                )
+            arrived[name] = _tensor(gradients[name], self.device)
+            if not torch.isfinite(arrived[name]).all():
+                raise _diverged(f"the gradient of {name}", self.steps_done)
+        pending, self._pending = self._pending, None
+        torch.autograd.backward(
+            list(pending.values()), [arrived[name].to(tensor.dtype) for name, tensor in pending.items()]
+        )
+        self._apply()
+
+    def evaluate(self, x: np.ndarray | Tensor) -> Arrays:
+        """As `forward`, without a graph; a pending step stays as it is."""
+        with self._evaluating():
+            sent = self.network(_tensor(x, self.device))
+        return {name: _array(tensor) for name, tensor in sent.items()}
+
+    def _forget(self) -> None:
+        self._pending = None
+
+
+class CoordinatorHalf(_Half):
+    """The coordinator's half: fusion, decoder and, if the labels are here, the loss.
+
+    With labels at a site (U-shaped), that site turns `decode`'s logits into a gradient with
+    `loss_and_gradient`, and `apply` takes it from there. `step` is the three in a row.
+    """
+
+    def __init__(
+        self, decoder: Decoder, optimiser: Optimizer, schedule: Schedule, device: str = "cpu"
+    ) -> None:
+        super().__init__(decoder, optimiser, schedule, device)
+        self._leaves: dict[str, dict[str, Tensor]] = {}
+        self._logits: Tensor | None = None
+
+    def step(
+        self,
+        activations: Activations,
+        target: np.ndarray | Tensor,
+        absent: Collection[str] = (),
+    ) -> tuple[float, dict[str, Arrays]]:
+        """Train the decoder on one batch; returns the loss and gradients {modality: {"x0": float32, ...}}.
+
+        Args:
+            activations: {modality: {"x0": float32 [B, C, *spatial], ...}}.
+            target: [B, regions, *spatial], zeros and ones.
+            absent: modalities this step goes without.
+
+        Raises:
+            ValueError: modalities, levels or the target's shape do not match.
+            JobFailed: the loss or its gradient is not finite; the decoder is unchanged.
+        """
+        logits = self._decode(activations, absent)
+        target = _tensor(target, self.device)
+        if target.shape != logits.shape:
+            self._forget()
+            raise ValueError(f"target is {tuple(target.shape)}, expected {tuple(logits.shape)}")
+        loss = region_loss(logits, target)
+        value = loss.item()
+        if not math.isfinite(value):
+            self._forget()
+            raise _diverged("the loss", self.steps_done)
+        loss.backward()
+        return value, self._finish()
+
+    def decode(self, activations: Activations, absent: Collection[str] = ()) -> np.ndarray:
+        """Logits float32 [B, regions, *spatial] for whoever holds the labels; a step is then pending."""
+        return _array(self._decode(activations, absent))
+
+    def apply(self, gradient: np.ndarray) -> dict[str, Arrays]:
+        """End a step begun with `decode`, given the loss's gradient by the logits: the sites' gradients.
+
+        Raises:
+            RuntimeError: no decode is pending.
+            ValueError: the gradient's shape is not the logits'; the step stays pending.
+            JobFailed: the gradient is not finite; the step stays pending.
+        """
+        if self._logits is None:
+            raise RuntimeError("apply without a pending decode")
+        if tuple(gradient.shape) != tuple(self._logits.shape):
+            raise ValueError(
+                f"gradient of the logits is {gradient.shape}, expected {tuple(self._logits.shape)}"
+            )
+        arrived = _tensor(gradient, self.device)
+        if not torch.isfinite(arrived).all():
+            raise _diverged("the gradient of the logits", self.steps_done)
+        self._logits.backward(arrived)
+        return self._finish()
+
+    def predict(self, activations: Activations, absent: Collection[str] = ()) -> np.ndarray:
+        """Probabilities float32 [B, regions, *spatial]; no graph, and a pending step stays as it is."""
+        with self._evaluating():
+            logits = self.network(self._tensors(activations), absent)
+        return _array(logits.float().sigmoid())
+
+    def _decode(self, activations: Activations, absent: Collection[str]) -> Tensor:
+        self._forget()
+        leaves = self._tensors(activations)
+        for levels in leaves.values():
+            for leaf in levels.values():
+                leaf.requires_grad_()
+        with self._autocast():
+            logits = self.network(leaves, absent)
+        self._leaves, self._logits = leaves, logits.float()
+        return self._logits
+
+    def _finish(self) -> dict[str, Arrays]:
+        leaves = self._leaves
+        self._forget()
+        for modality, levels in leaves.items():
+            for name, leaf in levels.items():
+                if not torch.isfinite(leaf.grad).all():
+                    self.optimiser.zero_grad()
+                    raise _diverged(f"the gradient of {modality}'s {name}", self.steps_done)
+        self._apply()
+        return {
+            modality: {name: _array(leaf.grad) for name, leaf in levels.items()}
+            for modality, levels in leaves.items()
+        }
+
+    def _tensors(self, activations: Activations) -> dict[str, dict[str, Tensor]]:
+        return {
+            modality: {name: _tensor(array, self.device) for name, array in levels.items()}
+            for modality, levels in activations.items()
+        }
+
+    def _forget(self) -> None:
+        self._leaves, self._logits = {}, None
+
+
+def loss_and_gradient(logits: np.ndarray, target: np.ndarray | Tensor) -> tuple[float, np.ndarray]:
+    """The loss and its gradient by the logits (float32, their shape): the part of a site that holds labels.
+
+    Raises:
+        JobFailed: the loss is not finite.
+    """
+    leaf = _tensor(logits, torch.device("cpu")).requires_grad_()
+    loss = region_loss(leaf, _tensor(target, torch.device("cpu")))
+    if not math.isfinite(loss.item()):
+        raise JobFailed("the loss is not a finite number; lower the learning rate")
+    loss.backward()
+    return loss.item(), _array(leaf.grad)
+
+
+def _foreign(name: str) -> DataError:
+    return DataError(
+        f"checkpoint does not fit this network ({name} differs); take one made with the job's own settings"
+    )
+
+
+def _diverged(what: str, step: int) -> JobFailed:
+    return JobFailed(f"{what} at step {step} is not a finite number; lower the learning rate")
+
+
+def _tensor(source: np.ndarray | Tensor, device: torch.device) -> Tensor:
+    """float32 on `device`; shares an array's memory where torch may (writable, aligned, contiguous)."""
+    if isinstance(source, np.ndarray):
+        flags = source.flags
+        if not (flags.writeable and flags.aligned and flags.c_contiguous and source.dtype == np.float32):
+            source = np.array(source, dtype=np.float32, order="C")
+        source = torch.from_numpy(source)
+    return source.detach().to(device, torch.float32)
+
+
+def _array(tensor: Tensor) -> np.ndarray:
+    """float32, C order, read-only: it may be the very memory that a graph still needs."""
+    array = np.ascontiguousarray(tensor.detach().float().cpu().numpy())
+    array.flags.writeable = False
+    return array
+
+
+def _copy(tensor: Tensor) -> Tensor:
+    return tensor.detach().to("cpu", copy=True)
