@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -65,7 +65,7 @@ class Report:
 
     def as_json(self) -> str:
         """The same as a JSON object, with `ok`."""
-        return json.dumps({**asdict(self), "ok": self.ok}, indent=2, sort_keys=True)
+        return json.dumps({**vars(self), "ok": self.ok}, indent=2, sort_keys=True)
 
 
 def check(

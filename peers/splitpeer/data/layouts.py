@@ -192,8 +192,7 @@ def _msd_json(root: Path) -> dict[str, object]:
 def _msd_modalities(root: Path) -> dict[int, str]:
     table = _msd_json(root).get("modality")
     try:
-        return {int(channel): str(name).strip().lower() for channel, name in table.items()}  # type:
-        ignore[union - attr]
+        return {int(channel): str(name).strip().lower() for channel, name in table.items()}
     except (AttributeError, ValueError):
         raise DataError(
             f'{root / "dataset.json"}: no "modality" table of channel numbers: fetch it again'

@@ -51,8 +51,9 @@ class SiteData:
 
 
 class Prefetcher(Generic[Asked, Made]):
-    """Calls `make` on what was submitted, in order, in one background thread, at most `depth` results ahead.
+    """Calls `make` on what was submitted, in order, in one background thread, ahead of who asks.
 
+    At most `depth` results lie ready, and one more waits in the thread.
     `get` returns the results in the order of `submit`; an exception of `make` is raised by the `get` whose
     turn it is, and the thread goes on. Use as a context manager, or call `close`.
     """
@@ -133,8 +134,7 @@ class Prefetcher(Generic[Asked, Made]):
             if asked is self._CLOSED:
                 return
             try:
-                result: tuple[Made | None, BaseException | None] = (self._make(asked), None)  # type:
-                ignore[arg - type]
+                result: tuple[Made | None, BaseException | None] = (self._make(asked), None)
             except Exception as error:
                 # Nothing is swallowed: the reader raises it in its turn.
                 result = (None, error)

@@ -58,6 +58,7 @@ class Volumes:
         self._lock = threading.Lock()
         self._cache: OrderedDict[bytes, np.ndarray] = OrderedDict()
         self._cached_bytes = 0
+        self._warned = False
         self._capacity = cache_mib * 2**20
         self._geometries: dict[bytes, Geometry] = {}
 
@@ -130,7 +131,11 @@ class Volumes:
         volume.setflags(write=False)
         with self._lock:
             if volume.nbytes > self._capacity:
-                log.warning("a volume of %d MiB does not fit the cache: raise cache_mib", volume.nbytes >> 20)
+                level = logging.DEBUG if self._warned else logging.WARNING
+                self._warned = True
+                log.log(
+                    level, "a volume of %d MiB does not fit the cache: raise cache_mib", volume.nbytes >> 20
+                )
             elif key not in self._cache:
                 self._cache[key] = volume
                 self._cached_bytes += volume.nbytes

@@ -1,0 +1,120 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from splitpeer.data.check import check
+from splitpeer.errors import DataError
+
+
+def rim(shape=(12, 10, 8), bright: int = 3) -> tuple[np.ndarray, np.ndarray]:
+    """A T1ce volume and its mask: value `bright` marks the voxels that took up contrast agent."""
+    marks = np.zeros(shape, np.uint8)
+    marks[3:9, 3:7, 3:5] = 1
+    marks[4:8, 4:6, 3:5] = 2
+    marks[3, 3:7, 3:5] = 3 if bright == 3 else 1
+    image = np.where(marks == bright, 200, 80).astype(np.float32)
+    return image, marks
+
+
+def test_a_sound_msd_tree(msd: Path) -> None:
+    seen = []
+    report = check(msd, convention="msd", progress=lambda n, of, path: seen.append((n, of, path.name)))
+    assert report.ok and report.layout == "msd" and not report.problems
+    assert report.counts == {"flair": 2, "t1": 2, "t1ce": 2, "t2": 2, "labels": 2}
+    assert dict(report.shapes) == {"12x10x8": 10} and dict(report.orientations) == {"RAS": 10}
+    assert dict(report.spacings) == {"1x1x1": 10} and dict(report.label_values) == {"0, 1, 2, 3": 2}
+    assert [n for n, _, _ in seen] == list(range(1, 11)) and {of for _, of, _ in seen} == {10}
+    assert json.loads(report.as_json())["ok"] is True
+    assert report.lines()[-1].split() == ["result", "usable"]
+    assert any(line.split() == ["t1ce", "2", "patients"] for line in report.lines())
+
+
+def test_every_problem_is_named_by_file(tmp_path: Path, files, brats) -> None:
+    for patient in ("A", "B", "C", "D"):
+        brats(tmp_path, patient)
+    files.truncate(tmp_path / "A" / "A_t1.nii.gz")
+    files.flip_a_voxel_bit(tmp_path / "B" / "B_flair.nii.gz")
+    files.save(tmp_path / "B" / "B_seg.nii.gz", files.mask(values=(1, 3)))
+    files.save(tmp_path / "C" / "C_t2.nii.gz", files.head((12, 10, 9)))
+    files.save(tmp_path / "C" / "C_t1.nii.gz", np.zeros((12, 10, 8), np.float32))
+    (tmp_path / "D" / "D_t2.nii.gz").unlink()
+    report = check(tmp_path, convention="brats")
+    text = "\n".join(report.problems)
+    assert not report.ok and len(report.problems) == 5, text
+    assert "A_t1.nii.gz: truncated or corrupt" in text
+    assert "B_flair.nii.gz: truncated or corrupt (CRC check failed" in text
+    assert "B_seg.nii.gz: label value(s) 3 are not in convention 'brats'" in text
+    assert "C_t2.nii.gz: differs from" in text and "shape 12x10x8 against 12x10x9" in text
+    assert "C_t1.nii.gz: every voxel is zero" in text
+    assert "D: no t2" in report.warnings
+    assert report.lines()[-1].endswith("5 problem(s)")
+    assert json.loads(report.as_json())["problems"] == report.problems
+
+
+def test_masks_without_a_named_convention_are_pointed_out(msd: Path) -> None:
+    report = check(msd)
+    assert report.ok and any("no label convention named" in text for text in report.warnings)
+
+
+def test_a_site_with_one_modality_and_no_masks(tmp_path: Path, files) -> None:
+    for name in "ab":
+        files.save(tmp_path / f"{name}.nii.gz", files.head((7, 9, 11)), axes="LPS", spacing=(1, 1, 3))
+    report = check(tmp_path, modality="T1Gd")
+    assert report.ok and report.layout == "folder" and report.counts == {"t1ce": 2}
+    assert dict(report.shapes) == {"7x9x11": 2} and dict(report.orientations) == {"LPS": 2}
+    assert dict(report.spacings) == {"1x1x3": 2}
+    assert check(tmp_path).counts == {"images": 2}
+
+
+def test_a_folder_of_masks(tmp_path: Path, files) -> None:
+    files.save(tmp_path / "a.nii.gz", files.mask(values=(1, 2, 4)))
+    files.save(tmp_path / "b.nii.gz", files.mask(values=()))
+    report = check(tmp_path, convention="brats")
+    assert (
+        report.ok
+        and report.counts == {"labels": 2}
+        and any("b.nii.gz: an empty mask" in w for w in report.warnings)
+    )
+    assert len(check(tmp_path, convention="msd").problems) == 1
+
+
+@pytest.mark.parametrize(("convention", "warned"), [("msd", False), ("brats2023", False)])
+def test_bright_enhancing_tumour_raises_no_warning(tmp_path: Path, files, convention, warned) -> None:
+    for name in ("A", "B"):
+        image, marks = rim()
+        files.save(tmp_path / name / f"{name}_t1ce.nii.gz", image)
+        files.save(tmp_path / name / f"{name}_seg.nii.gz", marks)
+    report = check(tmp_path, convention=convention)
+    assert report.ok and any("darker" in text for text in report.warnings) is warned
+
+
+def test_dark_enhancing_tumour_is_warned_about(tmp_path: Path, files) -> None:
+    """Masks with the meaning of labels 2 and 3 exchanged."""
+    for name in ("A", "B"):
+        image, marks = rim()
+        marks = np.array([0, 1, 3, 2], np.uint8)[marks]
+        files.save(tmp_path / name / f"{name}_t1ce.nii.gz", image)
+        files.save(tmp_path / name / f"{name}_seg.nii.gz", marks)
+    report = check(tmp_path, convention="msd")
+    assert report.ok and any("darker" in text and "2 of 2 patients" in text for text in report.warnings)
+
+
+def test_one_modality_of_a_tree(tmp_path: Path, brats) -> None:
+    brats(tmp_path, "A", kinds=("t1", "t2"))
+    report = check(tmp_path, modality="t2")
+    assert report.counts == {"t2": 1} and report.ok
+    assert "no seg file" in check(tmp_path, convention="brats").problems[0]
+    assert "no flair file" in check(tmp_path, modality="flair").problems[0]
+
+
+def test_nothing_to_report_on(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no such folder"):
+        check(tmp_path / "nowhere")
+    with pytest.raises(DataError, match=r"no \.nii"):
+        check(tmp_path)
+    with pytest.raises(DataError, match="unknown label convention"):
+        check(tmp_path, layout="folder", convention="auto")
