@@ -84,13 +84,17 @@ def write_phantom(
     try:
         _claim(root, plan)
         missing = [
-            index for index in range(patients) if not all(p.exists() for p in _Files.of(root, patients, index))
+            index
+            for index in range(patients)
+            if not all(p.exists() for p in _Files.of(root, patients, index))
         ]
         jobs = [_Job(root, patients, index, seed, tuple(shape), tuple(spacing_mm)) for index in missing]
         _run(jobs, patients, workers or len(os.sched_getaffinity(0)), progress)
         _write(root / "msd" / "dataset.json", _dataset_json(patients))
     except OSError as error:
-        raise DataError(f"{error.filename or root}: cannot be written ({error.strerror}): check the folder") from None
+        raise DataError(
+            f"{error.filename or root}: cannot be written ({error.strerror}): check the folder"
+        ) from None
     summary = {key: value for key, value in plan.items() if key != "phantom"}
     return {"folder": str(root), **summary, "written": len(missing)}
 
@@ -155,7 +159,9 @@ def _claim(root: Path, plan: dict[str, object]) -> None:
         except ValueError:
             found = None
         if found != plan:
-            raise DataError(f"{marker}: another phantom is here already: name another folder or delete this one")
+            raise DataError(
+                f"{marker}: another phantom is here already: name another folder or delete this one"
+            )
     else:
         root.mkdir(parents=True, exist_ok=True)
         if any(root.iterdir()):

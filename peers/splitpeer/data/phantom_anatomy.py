@@ -48,7 +48,9 @@ def load_tissue_maps() -> TissueMaps:
     ]
     affine = np.asarray(images[0].affine)
     if not np.array_equal(affine[:3, :3], np.eye(3)):
-        raise DataError("nilearn's MNI152 maps are not on the 1 mm grid: install a nilearn between 0.11 and 0.14")
+        raise DataError(
+            "nilearn's MNI152 maps are not on the 1 mm grid: install a nilearn between 0.11 and 0.14"
+        )
     grey, white, brain = (np.rint(np.asarray(i.dataobj, np.float32) * 255).astype(np.uint8) for i in images)
     return TissueMaps(grey, white, brain, (float(affine[0, 3]), float(affine[1, 3]), float(affine[2, 3])))
 
@@ -194,14 +196,17 @@ def render_head(maps: TissueMaps, grid: Grid, fields: SmoothFields, pose: Pose, 
         where += 3.5 * fields.draw(45.0)
         where += 1.3 * fields.draw(18.0)
         coordinates.append(where)
-    grey, white, brain_part = (
-        ndimage.map_coordinates(part, coordinates, order=1) for part in _blurred(maps, grid.spacing_mm)
-    )
-    brain = brain_part > 0.5
-    csf = np.clip(1 - grey - white, 0.02, 1)
-    csf *= np.exp(0.9 * fields.draw(7.0))
+    grey_map, white_map, brain_map = _blurred(maps, grid.spacing_mm)
+    brain = ndimage.map_coordinates(brain_map, coordinates, order=1) > 0.5
+    # The rest only where there is brain: a third of the voxels.
+    inside = [where[brain] for where in coordinates]
+    grey, white = (ndimage.map_coordinates(part, inside, order=1) for part in (grey_map, white_map))
+    csf = np.clip(1 - grey - white, 0.02, 1) * np.exp(0.9 * fields.draw(7.0)[brain])
     # An average of many people is blurred; raising to a power and normalising makes it one person again.
     parts = [np.power(np.clip(part, 0, 1), np.float32(1.8)) for part in (csf, grey, white)]
-    total = parts[0] + parts[1] + parts[2] + np.float32(1e-6)
-    csf, grey, white = (np.where(brain, part / total, np.float32(0)) for part in parts)
+    total = parts[0] + parts[1] + parts[2]
+    volumes = np.zeros((3, *grid.shape), np.float32)
+    for volume, part in zip(volumes, parts, strict=True):
+        volume[brain] = part / total
+    csf, grey, white = volumes
     return Head(grid, brain, csf, grey, white)

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from splitpeer.data.phantom_anatomy import Grid, Head, Pose, SmoothFields, Volume
+from splitpeer.data.phantom_anatomy import Head, Pose, SmoothFields, Volume
 
 EDEMA, CORE, ENHANCING = 1, 2, 3
 
@@ -150,18 +150,18 @@ class Canvas:
     def __init__(self, head: Head, textures: Textures, tissue_factor: NDArray[np.float64]) -> None:
         """`tissue_factor` (3, 4): this patient's deviation of csf, grey, white from TISSUE, by contrast."""
         self._head, self._grid, self._textures = head, head.grid, textures
-        means = (np.array([TISSUE[name] for name in ("csf", "grey", "white")]) * tissue_factor).astype(np.float32)
-        self.signal = np.stack(
-            [head.csf * m[0] + head.grey * m[1] + head.white * m[2] for m in means.T]
+        means = (np.array([TISSUE[name] for name in ("csf", "grey", "white")]) * tissue_factor).astype(
+            np.float32
         )
+        self.signal = np.stack([head.csf * m[0] + head.grey * m[1] + head.white * m[2] for m in means.T])
         self.label = np.zeros(self._grid.shape, np.uint8)
 
     def add_lookalike(self, lesion: Lookalike, factor: NDArray[np.float64]) -> None:
         """Paints one look-alike into parenchyma; `factor` (4,) is its deviation from LESION."""
         box = self._grid.box(lesion.centre_mm, 2.2 * lesion.radius_mm * float(lesion.stretch.max()))
         depth = self._blob(box, lesion.centre_mm, lesion.radius_mm, lesion.stretch)
-        member = _soft(depth, 2.5) * (1 - self._head.csf[box]) * self._head.brain[box]
-        self._paint(box, member, np.asarray(LESION[lesion.kind]) * factor, 0.06)
+        member = _soft(depth, 4.0) * (1 - self._head.csf[box]) * self._head.brain[box]
+        self._paint(box, member, np.asarray(LESION[lesion.kind]) * factor, 0.08)
 
     def add_glioma(self, plan: Glioma, factor: NDArray[np.float64]) -> None:
         """Paints oedema, infiltration, rim, necrosis and blood; `factor` (5, 4) is their deviation from LESION."""
@@ -178,7 +178,11 @@ class Canvas:
         room = self._blob(box, plan.centre_mm, plan.extent_mm - 12.0, one, ragged=False)
         # Oedema follows white matter; cortex resists it and free water ends it.
         reach = plan.reach_mm * (0.15 + 0.95 * self._head.white[box]) * np.exp(0.4 * self._textures.rim[box])
-        edema = _soft(np.minimum(np.maximum(core, infiltrated) + reach, room), 3.0) * (1 - self._head.csf[box]) * brain
+        edema = (
+            _soft(np.minimum(np.maximum(core, infiltrated) + reach, room), 4.0)
+            * (1 - self._head.csf[box])
+            * brain
+        )
         edema *= _joined(edema > 0.5, core > 0)
         thickness = plan.rim_mm * np.clip(0.8 + 0.8 * self._textures.rim[box], 0, 2)
 
@@ -190,8 +194,14 @@ class Canvas:
             healthy = TISSUE["white"][plan.faint_on]
             signals["edema"][plan.faint_on] = healthy + 0.2 * (signals["edema"][plan.faint_on] - healthy)
 
-        self._paint(box, edema, signals["edema"], 0.06, EDEMA)
-        self._paint(box, _soft(infiltrated, 3.0) * (1 - self._head.csf[box]) * brain, signals["infiltration"], 0.06, CORE)
+        self._paint(box, edema, signals["edema"], 0.08, EDEMA)
+        self._paint(
+            box,
+            _soft(infiltrated, 3.0) * (1 - self._head.csf[box]) * brain,
+            signals["infiltration"],
+            0.06,
+            CORE,
+        )
         self._paint(box, _soft(core, 2.0) * brain, signals["rim"], 0.08, ENHANCING)
         inside = core - thickness
         self._paint(box, _soft(inside, 2.0) * brain, signals["necrosis"], 0.08, CORE)
@@ -200,7 +210,11 @@ class Canvas:
             self._paint(box, _soft(clot, 2.0) * brain, signals["blood"], 0.05, CORE)
 
     def _blob(
-        self, box: tuple[slice, slice, slice], centre: NDArray[np.float64], radius: float, stretch: NDArray[np.float64],
+        self,
+        box: tuple[slice, slice, slice],
+        centre: NDArray[np.float64],
+        radius: float,
+        stretch: NDArray[np.float64],
         ragged: bool = True,
     ) -> Volume:
         """Signed depth in mm of a ball, lobulated where `ragged`."""
