@@ -181,11 +181,7 @@ class Credentials:
     @property
     def identity(self) -> Identity:
         """Who we are, from the certificate file as it is now."""
-        leaf = _certificates(self.certificate, "certificate")[0]
-        try:
-            return Identity.from_certificate(leaf.public_bytes(serialization.Encoding.DER))
-        except IdentityError as error:
-            raise _unusable(f"{self.certificate}: {error}") from error
+        return read_identity(self.certificate)
 
     def days_left(self, now: datetime) -> float:
         """Days until our certificate ends; negative when it has. `now` carries its time zone."""
@@ -241,6 +237,15 @@ class Credentials:
         if self.crl is not None:
             _revocations(self.crl)
         _ = self.identity
+
+
+def read_identity(path: Path) -> Identity:
+    """Whom a PEM certificate file names (its first certificate). Raises `IdentityError`."""
+    leaf = _certificates(path, "certificate")[0]
+    try:
+        return Identity.from_certificate(leaf.public_bytes(serialization.Encoding.DER))
+    except IdentityError as error:
+        raise _unusable(f"{path}: {error}") from error
 
 
 def _unusable(line: str) -> IdentityError:

@@ -1,0 +1,131 @@
+"""``splitpeer init``: the first peer.toml or job.toml, filled in from the certificates that lie there."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+import click
+
+from splitpeer import templates
+from splitpeer.cli.options import FILE, write_new
+from splitpeer.data.layouts import canonical_modality
+from splitpeer.errors import ConfigError, DataError
+from splitproto.errors import IdentityError
+from splitproto.identity import Identity, check_name, read_identity
+
+_pki = click.option(
+    "--pki", "pki_folder", type=FILE, default=Path("pki"), show_default=True, help="Where certificates lie."
+)
+_force = click.option("--force", is_flag=True, help="Overwrite.")
+
+
+@click.group(invoke_without_command=True)
+@click.option("--role", type=click.Choice(["client", "coordinator"]))
+@click.option("--modality", help="What a client's images are: flair, t1, t1ce or t2.")
+@click.option("--site", help="Default: the one certificate of that role in the folder of certificates.")
+@click.option("--federation", help="Default: as in the certificate.")
+@click.option("--coordinator", help="Address that a client dials, tcp://host:port.")
+@click.option("--listen", help="Address that a coordinator listens on, tcp://host:port.")
+@click.option("--images", help="A client's folder of images.")
+@click.option("--labels", help="A coordinator's folder of masks.")
+@click.option("--output", type=FILE, default=Path("peer.toml"), show_default=True)
+@_pki
+@_force
+@click.pass_context
+def init(
+    context: click.Context,
+    role: str | None,
+    modality: str | None,
+    site: str | None,
+    federation: str | None,
+    pki_folder: Path,
+    output: Path,
+    force: bool,
+    **given: str | None,
+) -> None:
+    """Write a commented peer.toml; `splitpeer init job` writes job.toml."""
+    if context.invoked_subcommand is not None:
+        return
+    if role is None:
+        raise click.UsageError("Missing option '--role': client or coordinator.")
+    if (role == "client") != (modality is not None):
+        raise click.UsageError("--modality is for clients, and they need it: flair, t1, t1ce or t2.")
+    if modality is not None:
+        modality = _modality(modality)
+    found = list(_identities(pki_folder))
+    site, federation = _who(role, site, federation, found, pki_folder)
+    hubs = sorted({one.site for one in found if one.role == "coordinator"})
+    text = templates.peer_toml(
+        role=role,
+        site=site,
+        federation=federation,
+        modality=modality,
+        pki=Path(os.path.relpath(pki_folder, output.parent)).as_posix(),
+        coordinators=hubs if len(hubs) == 1 else ["hub"],
+        **{key: value for key, value in given.items() if value is not None},
+    )
+    write_new(output, text, force=force)
+    click.echo(
+        f"{output}: {role} {site} of federation {federation}; edit it, then: splitpeer config check {output}"
+    )
+
+
+@init.command()
+@click.option("--name", default="glioma", show_default=True, help="Name of the job.")
+@click.option("--site", "sites", multiple=True, metavar="SITE=MODALITY", help="Who takes part.")
+@click.option("--output", type=FILE, default=Path("job.toml"), show_default=True)
+@_force
+def job(name: str, sites: tuple[str, ...], output: Path, force: bool) -> None:
+    """Write a commented job.toml, which belongs to the coordinator."""
+    pairs: dict[str, str] = {}
+    for pair in sites:
+        site, separator, modality = pair.partition("=")
+        if not separator or site in pairs:
+            raise click.UsageError(f"--site {pair}: write each site once, as SITE=MODALITY.")
+        pairs[_name(site)] = _modality(modality)
+    write_new(output, templates.job_toml(_name(name), pairs), force=force)
+    todo = "edit it" if pairs else "fill in [sites]"
+    click.echo(f"{output}: job {name}; {todo}, then: splitpeer config check {output}")
+
+
+def _who(
+    role: str, site: str | None, federation: str | None, found: list[Identity], folder: Path
+) -> tuple[str, str]:
+    """Site and federation: as given, else from the only certificate that fits."""
+    fitting = [one for one in found if one.role == role and site in (None, one.site)]
+    if len(fitting) == 1:
+        return fitting[0].site, federation or fitting[0].federation
+    if site is None and fitting:
+        sites = ", ".join(sorted(one.site for one in fitting))
+        raise ConfigError(f"{folder}: certificates of several {role}s ({sites}): say which with --site")
+    if site is None or federation is None:
+        raise ConfigError(
+            f"{folder}: no certificate of {role} {site or '<site>'}: get one (splitpeer pki issue), name its "
+            "folder with --pki, or give --site and --federation"
+        )
+    return _name(site), _name(federation)
+
+
+def _identities(folder: Path) -> Iterable[Identity]:
+    """The peers whose certificates lie in `folder`; others (the CA's, a web server's) are not our business."""
+    for path in sorted(folder.glob("*.crt")):
+        try:
+            yield read_identity(path)
+        except IdentityError:
+            continue
+
+
+def _modality(text: str) -> str:
+    try:
+        return canonical_modality(text)
+    except DataError as error:
+        raise click.UsageError(str(error)) from error
+
+
+def _name(text: str) -> str:
+    try:
+        return check_name("the name", text)
+    except IdentityError as error:
+        raise click.UsageError(error.reason) from error

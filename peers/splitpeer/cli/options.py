@@ -1,0 +1,55 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+
+from splitpeer.config import PeerConfig, find_peer_toml
+from splitpeer.errors import ConfigError
+from splitpeer.settings import parse_override
+
+FILE = click.Path(path_type=Path)
+
+config_option = click.option(
+    "--config",
+    "config_file",
+    type=FILE,
+    help="peer.toml; default: $SPLITPEER_CONFIG, ./peer.toml, ~/.config/splitpeer/peer.toml.",
+)
+set_option = click.option(
+    "--set",
+    "settings",
+    multiple=True,
+    metavar="SECTION.KEY=VALUE",
+    help="Override one key of peer.toml; may be given several times.",
+)
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+
+def load_peer(
+    config_file: Path | None, settings: tuple[str, ...] = (), overrides: Mapping[str, Any] | None = None
+) -> PeerConfig:
+    """`peer.toml` as the command line wants it: `--config`, `--set`, and a command's own flags by section.key."""
+    given = dict(parse_override(setting) for setting in settings)
+    return PeerConfig.load(find_peer_toml(config_file), given | dict(overrides or {}))
+
+
+def write_new(path: Path, text: str, *, force: bool = False) -> None:
+    """Write a text file that is not there yet. Raises ConfigError."""
+    try:
+        with path.open("w" if force else "x", encoding="utf-8") as file:
+            file.write(text)
+    except FileExistsError:
+        raise ConfigError(f"{path}: exists and is not overwritten: move it away, or add --force") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be written: {error.strerror}") from None
+
+
+def echo_json(value: object) -> None:
+    """One JSON document on standard output."""
+    click.echo(json.dumps(value, indent=2, ensure_ascii=False))

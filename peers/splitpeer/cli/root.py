@@ -1,0 +1,60 @@
+"""The root command. Subcommands are imported when they are called, so that light ones never wait for torch."""
+
+from __future__ import annotations
+
+import importlib
+
+import click
+
+import splitproto
+from splitpeer.errors import ConfigError
+
+COMMANDS = {
+    # name: (module:attribute, line in --help)
+    "init": ("splitpeer.cli.init:init", "Write a commented peer.toml or job.toml."),
+    "pki": ("splitpeer.cli.pki:pki", "Keep the federation's certificates."),
+    "config": ("splitpeer.cli.config:config", "Check or show settings."),
+    "data": ("splitpeer.cli.data:data", "Look at a site's images before training."),
+    "serve": ("splitpeer.cli.serve:serve", "Run this peer: a hospital's client, or the coordinator."),
+    "demo": ("splitpeer.cli.demo:demo", "Four hospitals and a coordinator on this machine."),
+}
+
+
+class LazyGroup(click.Group):
+    """A group whose subcommands are names until one is called."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        if name not in COMMANDS:
+            return None
+        module, _, attribute = COMMANDS[name][0].partition(":")
+        try:
+            command: click.Command = getattr(importlib.import_module(module), attribute)
+        except ModuleNotFoundError as error:
+            missing = str(error.name).partition(".")[0]
+            if missing in ("splitpeer", "splitproto"):
+                raise
+            raise ConfigError(
+                f"splitpeer {name} needs the package {missing}: pip install 'splitproto[peer]' "
+                f"(splitproto[demo] for the demonstration)"
+            ) from error
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, line) for name, (_, line) in COMMANDS.items()])
+
+
+@click.group(
+    cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
+)
+@click.version_option(splitproto.__version__, prog_name="splitpeer", message="%(prog)s %(version)s")
+@click.option("--debug", is_flag=True, help="Show tracebacks.")
+def root(debug: bool) -> None:
+    """Train one segmentation network with other hospitals; images stay here.
+
+    Exit codes: 0 ok, 1 job failed, 2 connection or authentication, 3 time-out, 4 usage or configuration, 5 a
+    bug, 130 interrupted.
+    """

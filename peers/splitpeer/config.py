@@ -1,0 +1,468 @@
+"""``peer.toml``, which belongs to the hospital, and ``job.toml``, which belongs to the coordinator.
+
+A job can ask; only ``peer.toml`` decides what leaves a site. Secrets are named by file, never written here.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import Counter
+from collections.abc import Mapping
+from math import prod
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+from pydantic import AfterValidator, BeforeValidator, Field, PositiveInt, model_validator
+
+from splitpeer.data.layouts import canonical_modality
+from splitpeer.errors import ConfigError, DataError
+from splitpeer.settings import Section, Settings
+from splitproto.errors import IdentityError
+from splitproto.identity import AllowList, Credentials, check_name
+
+__all__ = ["JobConfig", "PeerConfig", "endpoint", "find_peer_toml"]
+
+STRIDE = 16
+"""Four poolings halve every axis of a window."""
+BOTTLENECK = 4
+MAX_SEED = 2**63 - 1
+
+
+# --------------------------------------------------------------------------------------------------------
+# Kinds of value
+
+
+def _name(value: str) -> str:
+    try:
+        return check_name("name", value)
+    except IdentityError as error:
+        raise ValueError(error.reason) from None
+
+
+def _modality(value: str) -> str:
+    try:
+        return canonical_modality(value)
+    except DataError as error:
+        raise ValueError(str(error)) from None
+
+
+def endpoint(url: str) -> tuple[str, int]:
+    """Host and port of ``tcp://host:port``; an IPv6 address loses its brackets. Raises ValueError."""
+    match = re.fullmatch(r"tcp://(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._*-]+):(\d{1,5})", url)
+    if not match or not 0 < int(match[2]) < 2**16:
+        raise ValueError(f"{url!r} is not an address: write tcp://host:7443")
+    return match[1].strip("[]"), int(match[2])
+
+
+def _address(value: str) -> str:
+    endpoint(value)
+    return value
+
+
+def _remote_address(value: str) -> str:
+    if endpoint(value)[0] == "*":
+        raise ValueError("nobody can dial '*': write the coordinator's host name")
+    return value
+
+
+def _levels(value: tuple[int, ...]) -> tuple[int, ...]:
+    if len(set(value)) != len(value) or BOTTLENECK not in value:
+        raise ValueError(f"must be distinct levels of 0 to 4, with {BOTTLENECK} (the bottleneck) among them")
+    return tuple(sorted(value))
+
+
+def _distinct(value: tuple[str, ...]) -> tuple[str, ...]:
+    if len(set(value)) != len(value):
+        raise ValueError(f"the same twice in {list(value)}: name each once")
+    return value
+
+
+def _even_inner(value: tuple[int, ...]) -> tuple[int, ...]:
+    if any(width % 2 for width in value[2:5]):
+        raise ValueError(f"widths of levels 2 to 4 must be even, the decoder halves them: {list(value)}")
+    return value
+
+
+def _count_or_fraction(value: Any) -> Any:
+    if isinstance(value, bool) or not isinstance(value, int | float) or value < 0:
+        raise ValueError(f"{value!r} is neither a number of patients nor a fraction of them")
+    if isinstance(value, float) and not value < 1:
+        raise ValueError(f"the fraction {value} leaves nobody to train on: write a whole number of patients")
+    return value
+
+
+def _weights(value: Any) -> Any:
+    if value == "private":
+        return value
+    try:
+        seed = -1 if isinstance(value, bool) else int(str(value))
+    except ValueError:
+        seed = -1
+    if not 0 <= seed <= MAX_SEED:
+        raise ValueError(
+            f'{value!r} is neither "private" nor a seed (a whole number, for demonstrations only)'
+        )
+    return seed
+
+
+def _location(value: Any) -> Any:
+    if value == "":
+        raise ValueError("is empty: name a file or folder, or remove the key")
+    return value
+
+
+Name = Annotated[str, AfterValidator(_name)]
+Modality = Annotated[str, AfterValidator(_modality)]
+Location = Annotated[Path, BeforeValidator(_location)]
+Levels = Annotated[tuple[Annotated[int, Field(ge=0, le=4)], ...], AfterValidator(_levels)]
+Precision = Literal["f32", "bf16", "f16"]
+Seconds = Annotated[float, Field(gt=0)]
+Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
+Count = Annotated[int, Field(ge=0)]
+Width = Annotated[int, Field(ge=1, le=4096)]
+
+
+# --------------------------------------------------------------------------------------------------------
+# peer.toml
+
+
+class Peer(Section):
+    """Who this peer is."""
+
+    role: Literal["client", "coordinator"]
+    site: Name
+    federation: Name
+    modality: Modality | None = None
+    """Clients only: flair, t1, t1ce or t2."""
+    state: Location
+    """Folder for weights and checkpoints; default ``state``."""
+
+
+class Tls(Section):
+    """The files of `splitproto.identity.Credentials`."""
+
+    ca: Location
+    certificate: Location
+    key: Location
+    crl: Location | None = None
+
+
+class Network(Section):
+    """Clients dial, coordinators listen."""
+
+    coordinator: Annotated[str, AfterValidator(_remote_address)] | None = None
+    listen: Annotated[str, AfterValidator(_address)] | None = None
+    reconnect_s: Seconds = 300.0
+    """How long a client that lost the coordinator keeps trying, in seconds."""
+
+
+class PeerData(Section):
+    """Where this peer's volumes are."""
+
+    images: Location | None = None
+    labels: Location | None = None
+    layout: Literal["folder", "msd", "brats"] = "folder"
+    convention: Literal["msd", "brats", "brats2023", "nnunet"] | None = None
+    """What the integers in the masks mean; never guessed."""
+    salt: Location | None = None
+    """The federation's secret from which patient keys are made."""
+    cache_mib: Count = 1024
+    """Memory for loaded volumes, MiB."""
+
+
+class Policy(Section):
+    """What this hospital allows, whatever a job asks."""
+
+    coordinators: Annotated[tuple[Name, ...], Field(min_length=1), AfterValidator(_distinct)]
+    """Sites that may be this client's coordinator."""
+    levels: Levels = (0, 1, 2, 3, 4)
+    """U-Net levels whose activations may leave."""
+    precision: Annotated[tuple[Precision, ...], Field(min_length=1), AfterValidator(_distinct)] = (
+        "f32",
+        "bf16",
+    )
+    max_message_mib: PositiveInt = 1024
+    """Largest message taken, MiB."""
+
+    @property
+    def max_message_bytes(self) -> int:
+        """`max_message_mib` in octets."""
+        return self.max_message_mib * 2**20
+
+
+class Runtime(Section):
+    """The machine."""
+
+    device: Annotated[str, Field(pattern=r"^(cpu|auto|cuda(:\d+)?)$")] = "cpu"
+    threads: PositiveInt = 1
+    initial_weights: Annotated[Literal["private"] | int, BeforeValidator(_weights)] = "private"
+    """``private``: from this machine's entropy, known to nobody. A seed makes runs repeat, and the weights
+    guessable: for demonstrations and tests."""
+
+
+class Log(Section):
+    """How the log is written."""
+
+    format: Literal["text", "json"] = "text"
+    level: Literal["debug", "info", "warning", "error"] = "info"
+
+
+class PeerConfig(Settings):
+    """``peer.toml``."""
+
+    PATHS: ClassVar[frozenset[str]] = frozenset(
+        {
+            "peer.state",
+            "tls.ca",
+            "tls.certificate",
+            "tls.key",
+            "tls.crl",
+            "data.images",
+            "data.labels",
+            "data.salt",
+        }
+    )
+
+    peer: Peer
+    tls: Tls
+    network: Network
+    data: PeerData = PeerData()
+    policy: Policy | None = None
+    runtime: Runtime = Runtime()
+    log: Log = Log()
+
+    @classmethod
+    def load(
+        cls, path: Path, overrides: Mapping[str, Any] | None = None, environ: Mapping[str, str] | None = None
+    ) -> Self:
+        """Read ``peer.toml``; `environ` defaults to the process's. Raises ConfigError: `Settings.read`."""
+        return cls.read(path, overrides, os.environ if environ is None else environ)
+
+    @classmethod
+    def path_defaults(cls, raw: Mapping[str, Any]) -> dict[str, str]:
+        return {"peer.state": "state"}
+
+    @model_validator(mode="after")
+    def _role_has_what_it_needs(self) -> Self:
+        client = self.peer.role == "client"
+        needed = {
+            "[peer] modality": (self.peer.modality, client, 'add modality = "t1" or what this site holds'),
+            "[network] coordinator": (
+                self.network.coordinator,
+                client,
+                'add coordinator = "tcp://host:7443"',
+            ),
+            "[data] images": (self.data.images, client, "name the folder of images"),
+            "[policy]": (self.policy, client, 'add the section with coordinators = ["hub"]'),
+            "[network] listen": (self.network.listen, not client, 'add listen = "tcp://127.0.0.1:7443"'),
+            "[data] labels": (self.data.labels, not client, "name the folder of masks"),
+        }
+        problems = []
+        for key, (value, wanted, fix) in needed.items():
+            if wanted and value is None:
+                problems.append(f"a {self.peer.role} needs {key}: {fix}")
+            elif not wanted and value is not None:
+                problems.append(f"{key} is not for a {self.peer.role}: remove it")
+        if self.data.labels is not None and self.data.convention is None:
+            problems.append(
+                '[data] convention is missing: say what the masks follow, "msd" or "brats" or ...'
+            )
+        if self.data.salt is None:
+            problems.append('[data] salt is missing: add salt = "pki/federation.salt"')
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
+
+    def credentials(self) -> Credentials:
+        """The files of [tls], checked, and that they speak for [peer]. Raises ConfigError."""
+        try:
+            own = Credentials(self.tls.ca, self.tls.certificate, self.tls.key, self.tls.crl)
+            identity = own.identity
+        except IdentityError as error:
+            raise ConfigError(f"{self.source}: [tls]: {error}") from error
+        for key in ("federation", "role", "site"):
+            said, certified = getattr(self.peer, key), getattr(identity, key)
+            if said != certified:
+                raise ConfigError(
+                    f"{self.source}: [peer] {key} is {said!r} but {self.tls.certificate} was issued for "
+                    f"{certified!r}: correct the one that is wrong"
+                )
+        return own
+
+    def allow_list(self) -> AllowList:
+        """A client's: the coordinators of [policy]. (A coordinator's comes from its job.)"""
+        if self.policy is None:
+            raise ConfigError(
+                f"{self.source}: a {self.peer.role} has no [policy]: its job.toml lists the sites"
+            )
+        return AllowList({"coordinator": self.policy.coordinators}, f"{self.source} [policy] coordinators")
+
+
+def find_peer_toml(flag: Path | None = None, environ: Mapping[str, str] | None = None) -> Path:
+    """The first of: `flag`, $SPLITPEER_CONFIG, ./peer.toml, $XDG_CONFIG_HOME/splitpeer/peer.toml (~/.config).
+
+    The first two need not exist (reading them then says so). Raises ConfigError if none of the others does.
+    """
+    environ = os.environ if environ is None else environ
+    if flag is not None:
+        return flag
+    if named := environ.get("SPLITPEER_CONFIG"):
+        return Path(named)
+    home = Path(environ.get("XDG_CONFIG_HOME") or Path(environ.get("HOME") or "~").expanduser() / ".config")
+    candidates = (Path("peer.toml"), home / "splitpeer" / "peer.toml")
+    for candidate in candidates:
+        if candidate.is_file():
+            return candidate
+    raise ConfigError(
+        f"no peer.toml (looked for {' and '.join(map(str, candidates))}): "
+        "make one with splitpeer init, or name it with --config or SPLITPEER_CONFIG"
+    )
+
+
+# --------------------------------------------------------------------------------------------------------
+# job.toml
+
+
+class JobHead(Section):
+    """Which job this is."""
+
+    name: Name
+    seed: Seed = 0
+    """Seeds the order of batches, the augmentation and the decoder; known to all."""
+
+
+class Model(Section):
+    """The U-Net."""
+
+    dimensions: Literal[2, 3] = 2
+    features: Annotated[tuple[Width, ...], Field(min_length=6, max_length=6), AfterValidator(_even_inner)] = (
+        32,
+        32,
+        64,
+        128,
+        256,
+        32,
+    )
+    """Widths of levels 0 to 4 and of the decoder's last block."""
+    levels: Levels = (0, 1, 2, 3, 4)
+    """Levels whose activations the sites send."""
+    fusion: Literal["concat", "mean"] = "concat"
+
+
+class JobData(Section):
+    """What a sample is, and who is held out."""
+
+    window: Annotated[
+        tuple[Annotated[int, Field(ge=STRIDE, le=4096)], ...], Field(min_length=2, max_length=3)
+    ]
+    """Voxels; default 96 x 96, or 128 x 128 x 128."""
+    spacing: (
+        Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=3, max_length=3)] | None
+    ) = None
+    """Millimetres to resample to; without it, as stored."""
+    positive_fraction: Annotated[float, Field(ge=0, le=1)] = 0.75
+    """Share of windows centred on tumour."""
+    augment: bool = True
+    validation: Annotated[int | float, BeforeValidator(_count_or_fraction)] = 0.2
+    """Patients held out: a whole number, or a fraction."""
+    min_patients: PositiveInt = 2
+    """Fewer patients common to all sites fail the job."""
+
+
+class Training(Section):
+    """The optimisation, the same at all parties."""
+
+    steps: PositiveInt = 1000
+    batch: Annotated[int, Field(ge=1, le=4096)] = 4
+    precision: Precision = "f32"
+    """Of activations and gradients on the wire."""
+    optimiser: Literal["adam", "adamw", "sgd"] = "adam"
+    learning_rate: Annotated[float, Field(gt=0)] = 5e-3
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    schedule: Literal["one-cycle", "cosine", "constant"] = "one-cycle"
+    ahead: PositiveInt = 4
+    """Batches announced before they are needed, so that sites prefetch."""
+    checkpoint_every: PositiveInt = 100
+    keep_checkpoints: PositiveInt = 2
+
+
+class Evaluation(Section):
+    """Sliding windows over the patients held out."""
+
+    every: Count = 0
+    """Steps; 0: only at the end."""
+    overlap: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    batch: Annotated[int, Field(ge=1, le=4096)] = 4
+
+
+class Deadlines(Section):
+    """How long the coordinator waits, in seconds, before the job fails with the name of who is missing."""
+
+    join_s: Seconds = 600.0
+    step_s: Seconds = 120.0
+    reconnect_s: Seconds = 60.0
+
+
+class Output(Section):
+    """Where results go."""
+
+    folder: Location
+    """Default ``runs/<name>``."""
+
+
+class JobConfig(Settings):
+    """``job.toml``."""
+
+    PATHS: ClassVar[frozenset[str]] = frozenset({"output.folder"})
+
+    job: JobHead
+    sites: Annotated[dict[Name, Modality], Field(min_length=1)]
+    """Site to modality: who takes part, and the coordinator's allow-list."""
+    model: Model = Model()
+    data: JobData
+    training: Training = Training()
+    evaluation: Evaluation = Evaluation()
+    deadlines: Deadlines = Deadlines()
+    output: Output
+
+    @classmethod
+    def load(cls, path: Path, overrides: Mapping[str, Any] | None = None) -> Self:
+        """Read ``job.toml``. Raises ConfigError, see `Settings.read`. The environment has no say in a job."""
+        return cls.read(path, overrides)
+
+    @classmethod
+    def path_defaults(cls, raw: Mapping[str, Any]) -> dict[str, str]:
+        job = raw.get("job")
+        name = job.get("name") if isinstance(job, dict) else None
+        return {"output.folder": f"runs/{name}"}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _window_by_dimensions(cls, raw: Any) -> Any:
+        model, data = raw.get("model", {}), raw.setdefault("data", {})
+        if isinstance(model, dict) and isinstance(data, dict):
+            data.setdefault("window", (128,) * 3 if model.get("dimensions") == 3 else (96,) * 2)
+        return raw
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> Self:
+        problems = []
+        for modality, times in Counter(self.sites.values()).items():
+            if times > 1:
+                sites = " and ".join(repr(site) for site, held in self.sites.items() if held == modality)
+                problems.append(f"[sites] {modality} is at {sites}: one site per modality")
+        window, dimensions = self.data.window, self.model.dimensions
+        if len(window) != dimensions:
+            problems.append(f"[data] window has {len(window)} sizes but [model] dimensions is {dimensions}")
+        if any(size % STRIDE for size in window):
+            problems.append(f"[data] window {list(window)}: each size must be divisible by {STRIDE}")
+        elif prod(size // STRIDE for size in window) < 2:
+            problems.append(f"[data] window {list(window)} leaves one value at level 4: use 32 or more")
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
+
+    def allow_list(self) -> AllowList:
+        """The coordinator's: the clients of [sites]."""
+        return AllowList({"client": tuple(self.sites)}, f"{self.source} [sites]")
