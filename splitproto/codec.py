@@ -38,6 +38,8 @@ def _check(value: Value, depth: int) -> None:
     if depth > MAX_DEPTH:
         raise CodecError(f"nesting deeper than {MAX_DEPTH}")
     kind = type(value)
+    if kind in (dict, list, tuple) and len(value) > MAX_ITEMS:
+        raise CodecError(f"a map or list of more than {MAX_ITEMS} entries")
     if kind is dict:
         for key, item in value.items():
             if type(key) is not str or len(key) > MAX_TEXT:
@@ -63,7 +65,10 @@ def encode(value: Value) -> bytes:
         CodecError: the value has no strict msgpack form.
     """
     _check(value, 0)
-    result: bytes = msgpack.packb(value, use_bin_type=True)
+    try:
+        result: bytes = msgpack.packb(value, use_bin_type=True)
+    except UnicodeEncodeError:
+        raise CodecError("text with a lone surrogate, which UTF-8 does not carry") from None
     return result
 
 

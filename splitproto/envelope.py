@@ -121,7 +121,7 @@ def decode_reset(body: memoryview) -> Reset:
     Raises:
         EnvelopeError: too short or too long.
     """
-    if len(body) < 2 or len(body) < 2 + body[1] or len(body) > 2 + 255 + MAX_RESET_TEXT:
+    if len(body) < 2 or len(body) < 2 + body[1] or len(body) > 2 + body[1] + MAX_RESET_TEXT:
         raise EnvelopeError("a RESET without its reason")
     reason, count = body[0], body[1]
     text = bytes(body[2 + count :]).decode(errors="replace")

@@ -6,7 +6,8 @@
     │   ├── SecureChannelError, ChannelTruncated, IdentityError                                     0x02xx channel
     │   ├── FrameError, CodecError, TensorError, MessageTooLarge, FlowControlError                  0x03xx encoding
     │   ├── VersionMismatch, FeatureMissing, NotAuthorised, BindingMismatch, Superseded             0x04xx admission
-    │   ├── UnexpectedMessage, StepMismatch, Misaligned, SchemaMismatch, PolicyRefused              0x05xx conversation
+    │   ├── UnexpectedMessage, StepMismatch, Misaligned, SchemaMismatch, PolicyRefused,
+    │   │     SiteFailed                                                                          0x05xx conversation
     │   └── DeadlineExceeded, Draining, InternalError                                               0x06xx service
     └── RemoteError             the peer told us; wraps the code it sent
 

@@ -43,7 +43,7 @@ class Sample:
 
     key: bytes = wire(KEY)
     """Pseudonym of the patient."""
-    origin: tuple[int, int, int] = wire(ListOf(Int(-(1 << 31), 1 << 31), 3, 3))
+    origin: tuple[int, int, int] = wire(ListOf(Int(-(1 << 31), (1 << 31) - 1), 3, 3))
     """First voxel (x, y, z) of the window; outside the volume is zero."""
 
 

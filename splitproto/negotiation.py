@@ -9,7 +9,7 @@ from .errors import FeatureMissing, VersionMismatch
 from .messages import Hello, Welcome
 
 FEATURES = ("train", "evaluate", "dtype.f32", "dtype.bf16")
-"""Features of version 1; names with a dot in front of them belong to the registry, others to extensions."""
+"""Features of version 1. The registry's names have no "/"; private ones are `<domain>/<name>` (SP-13)."""
 
 
 @dataclass(frozen=True, slots=True)
