@@ -1,0 +1,166 @@
+"""Checkpoints on disk: one safetensors file a step, which carries its own digest.
+
+`step-00000300.safetensors` holds the tensors (model and optimiser, by name) and, in the header's metadata,
+`meta` as JSON and the SHA-256 over all of it. One file means one rename, and a rename either happened or
+did not: after a crash there is the old state, or the new one, or a `.part` that nobody reads. safetensors
+holds no code, unlike a pickle.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from splitpeer.errors import DataError
+
+KEEP = 3
+_NAME = re.compile(r"step-(\d{8})\.safetensors")
+_DIGEST, _META = "splitpeer.sha256", "splitpeer.meta"
+log = logging.getLogger(__name__)
+
+
+def save(
+    folder: Path, step: int, half_state: Mapping[str, Tensor], meta: Mapping[str, Any], keep: int = KEEP
+) -> str:
+    """Write the checkpoint of `step` durably, then remove the oldest others beyond `keep` in all.
+
+    Args:
+        folder: created (mode 0700) if need be. It belongs to this party alone: a `.part` found here is
+            removed.
+        step: steps done, 0 to 99,999,999.
+        half_state: tensors by name, on the CPU.
+        meta: what JSON can hold.
+
+    Returns:
+        The digest, 64 hexadecimal digits: equal exactly if all tensors, their names and `meta` are equal.
+
+    Raises:
+        DataError: the folder cannot be written (rights, full disk).
+    """
+    if not 0 <= step < 10**8:
+        raise ValueError(f"step must be 0 to 99,999,999, not {step}")
+    if keep < 1:
+        raise ValueError(f"at least one checkpoint must be kept, not {keep}")
+    tensors = {name: tensor.contiguous() for name, tensor in half_state.items()}
+    described = json.dumps(dict(meta), sort_keys=True, allow_nan=False)
+    digest = _digest(step, tensors, described)
+    data = safetensors.torch.save(tensors, {_DIGEST: digest, _META: described})
+    path = _path(folder, step)
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for left_over in folder.glob("*.part"):
+            left_over.unlink()
+        _write_durably(path, data)
+        others = [other for other in _steps(folder) if other != step]
+        for old in others[: max(len(others) - (keep - 1), 0)]:
+            _path(folder, old).unlink()
+    except OSError as error:
+        raise DataError(
+            f"{path}: checkpoint not written ({error.strerror}); free or change the folder"
+        ) from error
+    return digest
+
+
+def load(folder: Path, step: int) -> tuple[dict[str, Tensor], dict[str, Any], str]:
+    """(tensors, meta, digest) of the checkpoint of `step`, verified.
+
+    Raises:
+        DataError: there is none, or it is torn or altered.
+    """
+    path = _path(folder, step)
+    try:
+        with safetensors.safe_open(path, framework="pt", device="cpu") as file:
+            header = file.metadata() or {}
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 (not a dict)
+    except FileNotFoundError as error:
+        raise DataError(f"{path}: no such checkpoint; resume from one of {_steps(folder)}") from error
+    except (OSError, ValueError, safetensors.SafetensorError) as error:
+        raise DataError(
+            f"{path}: torn or altered, not a whole safetensors file; resume from another step"
+        ) from error
+    described, digest = header.get(_META, ""), header.get(_DIGEST, "")
+    if _digest(step, tensors, described) != digest:
+        raise DataError(f"{path}: torn or altered, the digest does not match; resume from another step")
+    return tensors, json.loads(described), digest
+
+
+def available(folder: Path) -> dict[int, str]:
+    """{step: digest} of every whole checkpoint, oldest first; others are skipped with a logged warning."""
+    whole = {}
+    for step in _steps(folder):
+        try:
+            whole[step] = load(folder, step)[2]
+        except DataError as error:
+            log.warning("checkpoint skipped: %s", error)
+    return whole
+
+
+def latest(folder: Path) -> int | None:
+    """The newest step with a whole checkpoint, or None."""
+    for step in reversed(_steps(folder)):
+        try:
+            load(folder, step)
+        except DataError as error:
+            log.warning("checkpoint skipped: %s", error)
+        else:
+            return step
+    return None
+
+
+def discard_after(folder: Path, step: int) -> None:
+    """Remove the checkpoints of steps beyond `step`: after a rollback they tell of a run that never was."""
+    for later in _steps(folder):
+        if later > step:
+            _path(folder, later).unlink()
+    if folder.is_dir():
+        _sync(folder)
+
+
+def _path(folder: Path, step: int) -> Path:
+    return folder / f"step-{step:08d}.safetensors"
+
+
+def _steps(folder: Path) -> list[int]:
+    if not folder.is_dir():
+        return []
+    return sorted(int(match[1]) for entry in folder.iterdir() if (match := _NAME.fullmatch(entry.name)))
+
+
+def _digest(step: int, tensors: Mapping[str, Tensor], described: str) -> str:
+    """SHA-256 over the content, not the file: independent of how a writer orders or pads it."""
+    shapes = {name: [str(tensor.dtype), list(tensor.shape)] for name, tensor in tensors.items()}
+    digest = hashlib.sha256(json.dumps([1, step, described, shapes], sort_keys=True).encode())
+    for name in sorted(tensors):
+        digest.update(tensors[name].reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _write_durably(path: Path, data: bytes) -> None:
+    part = path.with_suffix(".part")
+    descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with open(descriptor, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(part, path)
+    _sync(path.parent)
+
+
+def _sync(folder: Path) -> None:
+    """A rename is durable only when the folder is."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
