@@ -1,0 +1,196 @@
+"""Pictures for people: how training went, what was predicted, which network did best.
+
+Colours are Okabe and Ito's (jfly.uni-koeln.de/color), told apart by colour-blind readers, and never the
+only sign: lines have markers, bars have numbers, truth and prediction stand in panels of their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+
+REGIONS = ("WT", "TC", "ET")
+REGION_NAMES = {"WT": "whole tumour (WT)", "TC": "tumour core (TC)", "ET": "enhancing tumour (ET)"}
+COLOURS = {"WT": "#0072B2", "TC": "#E69F00", "ET": "#CC79A7", "mean": "#000000", "loss": "#666666"}
+MARKERS = {"WT": "o", "TC": "s", "ET": "^", "mean": "D"}
+DPI = 130
+
+
+def training_curve(metrics: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Loss and validation Dice over steps, as a PNG.
+
+    Args:
+        metrics: one mapping a record: "step", and any of "loss" and "dice" ({"WT", "TC", "ET", "mean"}).
+        path: the file to write.
+    """
+    figure = _figure(8.5, 6.5)
+    top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=[2, 3])
+    losses = [(record["step"], record["loss"]) for record in metrics if record.get("loss") is not None]
+    if losses:
+        steps, values = np.asarray(losses, dtype=float).T
+        smooth = _smooth(values)
+        top.plot(steps, values, color=COLOURS["loss"], alpha=0.35, linewidth=0.8, label="each step")
+        if len(smooth) > 1 and len(values) > 20:
+            top.plot(steps, smooth, color=COLOURS["mean"], linewidth=1.8, label="running mean")
+        top.legend(frameon=False)
+    top.set_ylabel("training loss")
+    scored = [record for record in metrics if record.get("dice")]
+    for region in (*REGIONS, "mean"):
+        points = [(record["step"], record["dice"][region]) for record in scored if region in record["dice"]]
+        if points:
+            steps, values = np.asarray(points, dtype=float).T
+            bottom.plot(
+                steps,
+                values,
+                color=COLOURS[region],
+                marker=MARKERS[region],
+                markersize=5,
+                linewidth=2.4 if region == "mean" else 1.4,
+                label=f"{REGION_NAMES.get(region, region)}  {values[-1]:.3f}",
+            )
+    bottom.set(ylim=(0, 1), xlabel="step", ylabel="validation Dice")
+    if scored:
+        bottom.legend(frameon=False, loc="lower right", title="last value")
+    else:
+        bottom.text(
+            0.5, 0.5, "not validated yet", transform=bottom.transAxes, ha="center", color=COLOURS["loss"]
+        )
+    for axes in (top, bottom):
+        _plain(axes)
+    _save(figure, path)
+
+
+def prediction_sheet(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """A few slices: every contrast, the truth and the prediction drawn over the last contrast, as a PNG.
+
+    Args:
+        rows: "contrasts" {name: [H, W]}, "truth" and "prediction" bool [3, H, W] in the order WT, TC, ET,
+            "title".
+        path: the file to write.
+
+    Raises:
+        ValueError: there are no rows.
+    """
+    if not rows:
+        raise ValueError("no slices to draw")
+    names = list(rows[0]["contrasts"])
+    columns = [*names, "truth", "prediction"]
+    width, height = np.shape(rows[0]["truth"])[1:]
+    figure = _figure(2.1 * len(columns) * min(width / height, 1.5) + 0.4, 2.3 * len(rows) + 0.8)
+    grid = figure.subplots(len(rows), len(columns), squeeze=False)
+    for axes_row, row in zip(grid, rows, strict=True):
+        for axes, name in zip(axes_row, columns, strict=True):
+            axes.set_xticks([])
+            axes.set_yticks([])
+            for spine in axes.spines.values():
+                spine.set_visible(False)
+            if name in names:
+                _show(axes, row["contrasts"][name])
+            else:
+                _show(axes, row["contrasts"][names[-1]], dim=True)
+                _overlay(axes, np.asarray(row[name], dtype=bool))
+        axes_row[0].set_ylabel(row.get("title", ""), fontsize=9)
+        dice = _dice(np.asarray(row["prediction"], dtype=bool), np.asarray(row["truth"], dtype=bool))
+        axes_row[-1].set_xlabel("  ".join(f"{region} {value}" for region, value in dice.items()), fontsize=8)
+    for axes, name in zip(grid[0], columns, strict=True):
+        axes.set_title(name, fontsize=11)
+    figure.legend(
+        handles=[Patch(facecolor=COLOURS[region], label=REGION_NAMES[region]) for region in REGIONS],
+        loc="outside lower center",
+        ncols=3,
+        frameon=False,
+    )
+    _save(figure, path)
+
+
+def dice_bars(table: Mapping[str, Mapping[str, float]], path: Path) -> None:
+    """Dice per network and region, as a PNG.
+
+    Args:
+        table: {network: {"WT", "TC", "ET" and, if wanted, "mean": Dice}}; drawn in the table's order.
+        path: the file to write.
+
+    Raises:
+        ValueError: the table is empty.
+    """
+    if not table:
+        raise ValueError("no networks to compare")
+    regions = [region for region in (*REGIONS, "mean") if any(region in scores for scores in table.values())]
+    figure = _figure(8.5, 1.2 + 0.24 * len(table) * (len(regions) + 1))
+    axes = figure.subplots()
+    height = 1 / (len(regions) + 1)
+    for order, region in enumerate(regions):
+        for place, scores in enumerate(table.values()):
+            value = scores.get(region, float("nan"))
+            y = place + (order - (len(regions) - 1) / 2) * height
+            label = REGION_NAMES.get(region, region) if place == 0 else None
+            bar = 0 if np.isnan(value) else value
+            axes.barh(y, bar, height * 0.9, color=COLOURS[region], label=label)
+            axes.text(
+                bar + 0.01, y, "not scored" if np.isnan(value) else f"{value:.3f}", va="center", fontsize=8
+            )
+    axes.set(xlim=(0, 1), xlabel="Dice", yticks=range(len(table)), yticklabels=list(table))
+    axes.invert_yaxis()
+    _plain(axes)
+    axes.grid(visible=False, axis="y")
+    figure.legend(loc="outside lower center", ncols=len(regions), frameon=False)
+    _save(figure, path)
+
+
+def _figure(width: float, height: float) -> Figure:
+    """A figure that no window system and no global state of pyplot knows of."""
+    figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _save(figure: Figure, path: Path) -> None:
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, format="png")
+
+
+def _plain(axes: Any) -> None:
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(color="#dddddd", linewidth=0.6)
+    axes.set_axisbelow(True)
+
+
+def _smooth(values: np.ndarray) -> np.ndarray:
+    """Centred running mean over about a twentieth of the run, shorter at both ends."""
+    half = max(len(values) // 40, 1)
+    return np.asarray([values[max(i - half, 0) : i + half + 1].mean() for i in range(len(values))])
+
+
+def _show(axes: Any, image: np.ndarray, dim: bool = False) -> None:
+    """First array axis to the right, second upwards: NIfTI's RAS seen from below, patient's left at the right."""
+    low, high = np.percentile(image, [1, 99.5])
+    high = high if high > low else low + 1
+    span = high - low
+    axes.imshow(image.T, cmap="gray", origin="lower", vmin=low, vmax=high + (0.4 * span if dim else 0))
+
+
+def _overlay(axes: Any, masks: np.ndarray) -> None:
+    """Nested regions, the innermost on top: filled lightly, outlined fully."""
+    coloured = np.zeros((*masks.shape[1:], 4))
+    for region, mask in zip(REGIONS, masks, strict=True):
+        coloured[mask] = (*to_rgb(COLOURS[region]), 0.6)
+    axes.imshow(coloured.transpose(1, 0, 2), origin="lower", interpolation="nearest")
+    for region, mask in zip(REGIONS, masks, strict=True):
+        if mask.any() and not mask.all():
+            axes.contour(mask.T.astype(float), levels=[0.5], colors=[COLOURS[region]], linewidths=1.1)
+
+
+def _dice(prediction: np.ndarray, truth: np.ndarray) -> dict[str, str]:
+    """Dice of one slice, for the caption; a dash where neither has the region."""
+    both = (prediction & truth).sum(axis=(1, 2))
+    total = prediction.sum(axis=(1, 2)) + truth.sum(axis=(1, 2))
+    return {
+        region: f"{2 * b / t:.2f}" if t else "-" for region, b, t in zip(REGIONS, both, total, strict=True)
+    }

@@ -1,0 +1,52 @@
+"""Pictures are written, of the right size and not blank, also at the edges of what a run may hold."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import matplotlib.image
+import numpy as np
+import pytest
+
+from splitpeer.pictures import COLOURS, dice_bars, prediction_sheet, training_curve
+
+
+def colours_in(path: Path) -> set[str]:
+    red, green, blue = (matplotlib.image.imread(path)[..., :3] * 255).round().astype(np.uint32).T
+    return {f"#{colour:06X}" for colour in np.unique(red << 16 | green << 8 | blue)}
+
+
+def test_training_curve(tmp_path: Path) -> None:
+    records = [{"step": step, "loss": 2 / (1 + step)} for step in range(40)]
+    training_curve(records, tmp_path / "loss.png")
+    assert COLOURS["WT"] not in colours_in(tmp_path / "loss.png")
+    records.append({"step": 40, "dice": {"WT": 0.8, "TC": 0.6, "ET": float("nan"), "mean": 0.7}})
+    training_curve(records, tmp_path / "new" / "both.png")
+    assert {COLOURS["WT"], COLOURS["TC"], COLOURS["mean"]} <= colours_in(tmp_path / "new" / "both.png")
+    training_curve([], tmp_path / "empty.png")
+
+
+def test_prediction_sheet(tmp_path: Path) -> None:
+    truth = np.zeros((3, 32, 40), dtype=bool)
+    truth[:, 10:20, 10:20] = True
+    row = {
+        "contrasts": {"T1": np.random.default_rng(0).random((32, 40)), "FLAIR": np.zeros((32, 40))},
+        "truth": truth,
+        "prediction": np.zeros_like(truth),
+        "title": "case-0001, slice 3",
+    }
+    prediction_sheet([row, row], tmp_path / "two.png")
+    prediction_sheet([row], tmp_path / "one.png")
+    two, one = (matplotlib.image.imread(tmp_path / name) for name in ("two.png", "one.png"))
+    assert two.shape[0] > one.shape[0]
+    assert two.shape[1] == one.shape[1]
+    with pytest.raises(ValueError, match="no slices"):
+        prediction_sheet([], tmp_path / "none.png")
+
+
+def test_dice_bars(tmp_path: Path) -> None:
+    scores = {"WT": 0.82, "TC": 0.7, "ET": 0.8, "mean": 0.773}
+    dice_bars({"split": scores, "T1 alone": {**scores, "ET": float("nan")}}, tmp_path / "bars.png")
+    assert {COLOURS[region] for region in scores} <= colours_in(tmp_path / "bars.png")
+    with pytest.raises(ValueError, match="no networks"):
+        dice_bars({}, tmp_path / "none.png")
