@@ -160,7 +160,7 @@ class Volumes:
 
     def _resample(self, voxels: np.ndarray, header: Header) -> np.ndarray:
         mode = "bilinear" if self.labels is None else "nearest"
-        spacing = Spacing(pixdim=self._spacing, mode=mode, padding_mode="border", align_corners=True)
+        spacing = Spacing(pixdim=self._spacing, mode=mode, padding_mode="border")
         volume = MetaTensor(torch.from_numpy(voxels)[None], affine=torch.from_numpy(header.affine))
         return spacing(volume).numpy()[0].astype(np.float32, copy=False)
 
