@@ -78,6 +78,8 @@ def decode(data: bytes | bytearray | memoryview) -> Value:
     Raises:
         CodecError: not one strict, minimally encoded msgpack value.
     """
+    # An entry is at least one octet, so a short value cannot make the library reserve a long list.
+    most = min(MAX_ITEMS, len(data))
     try:
         value = msgpack.unpackb(
             data,
@@ -86,8 +88,8 @@ def decode(data: bytes | bytearray | memoryview) -> Value:
             use_list=True,
             object_pairs_hook=_pairs,
             ext_hook=_no_ext,
-            max_array_len=MAX_ITEMS,
-            max_map_len=MAX_ITEMS,
+            max_array_len=most,
+            max_map_len=most,
             max_ext_len=0,
         )
     except CodecError:
