@@ -59,6 +59,11 @@ class Timing:
     byte_budget: int = constants.BYTE_BUDGET
 
 
+def binding(dialler: bytes, listener: bytes) -> bytes:
+    """SP-6-8: both certificates' SHA-256, the dialler's first, hashed together."""
+    return hashlib.sha256(dialler + listener).digest()
+
+
 class _Incoming:
     """A message whose tensors are arriving straight into their arrays."""
 
@@ -203,7 +208,7 @@ class Connection:
         """
         if self.closed or self._finishing:
             raise LinkLost("the link is closed")
-        head, segments = messages.encode(message, precision="bf16" if self._carries_bits(message) else None)
+        head, segments = messages.encode(message)
         octets = sum(len(segment) for segment in segments)
         if self.agreement is not None and octets > self.agreement.send_limit:
             raise MessageTooLarge(
@@ -448,10 +453,9 @@ class Connection:
         self._events.append(Established(self.peer, agreement, self._channel.description))
 
     def _binding(self) -> bytes:
-        """SP-6-8: both certificates' digests, dialler's first, hashed together."""
         peer = hashlib.sha256(self._channel.peer_certificate).digest()
-        pair = (self._own_digest, peer) if self.side is Side.CLIENT else (peer, self._own_digest)
-        return hashlib.sha256(b"".join(pair)).digest()
+        own = self._own_digest
+        return binding(own, peer) if self.side is Side.CLIENT else binding(peer, own)
 
     def _check_binding(self, theirs: bytes) -> None:
         if theirs != self._binding():
@@ -541,11 +545,6 @@ class Connection:
         if spent and not self._rotation_told:
             self._rotation_told = True
             self._events.append(RotationDue())
-
-    @staticmethod
-    def _carries_bits(message: Message) -> bool:
-        tensors = getattr(message, "tensors", {})
-        return any(array.dtype == DTYPES["bf16"] for array in tensors.values())
 
     # --- ending -----------------------------------------------------------------------------------------
 

@@ -153,6 +153,8 @@ class ListOf:
         return tuple(self.item.read(item, f"{where}[{n}]") for n, item in enumerate(value))
 
     def write(self, value: Any, where: str) -> list[Any]:
+        if not isinstance(value, list | tuple):
+            raise CodecError(f"{where} is not a list")
         self._check(value, where)
         return [self.item.write(item, f"{where}[{n}]") for n, item in enumerate(value)]
 
@@ -181,9 +183,11 @@ class Numbers:
     def read(self, value: Any, where: str) -> dict[str, float]:
         if type(value) is not dict or len(value) > self.limit:
             raise CodecError(f"{where} is not a map of at most {self.limit} numbers")
-        return {key: Real().read(number, f"{where}.{key}") for key, number in value.items()}
+        return {key: Real().read(number, f"{where}.{key[:40]!r}") for key, number in value.items()}
 
     def write(self, value: Mapping[str, float], where: str) -> dict[str, float]:
+        if not isinstance(value, Mapping):
+            raise CodecError(f"{where} is not a map")
         return self.read({key: Real().write(number, where) for key, number in value.items()}, where)
 
 

@@ -291,12 +291,8 @@ MESSAGES: dict[str, type[Message]] = {cls.name: cls for cls in Message.__subclas
 WITH_TENSORS = frozenset((Activations.name, Gradients.name))
 
 
-def encode(message: Message, *, precision: str | None = None) -> tuple[bytes, list[memoryview]]:
+def encode(message: Message) -> tuple[bytes, list[memoryview]]:
     """Head octets and body segments (bin head, values, bin head, values...); values are not copied.
-
-    Args:
-        message: any message.
-        precision: registry dtype of uint16 tensors that hold bfloat16 bits.
 
     Raises:
         CodecError, TensorError: a field or tensor the wire does not carry.
@@ -305,7 +301,7 @@ def encode(message: Message, *, precision: str | None = None) -> tuple[bytes, li
     segments: list[memoryview] = []
     if message.name in WITH_TENSORS:
         tensors: Mapping[str, Array] = message.tensors  # type: ignore[attr-defined]
-        described = [Descriptor.of(name, array, precision) for name, array in tensors.items()]
+        described = [Descriptor.of(name, array) for name, array in tensors.items()]
         head["tensors"] = [d.to_wire() for d in described]
         read_descriptors(head["tensors"])
         for d, array in zip(described, tensors.values(), strict=True):

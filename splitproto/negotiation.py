@@ -47,7 +47,8 @@ def negotiate(own: Offer, hello: Hello) -> Agreement:
     common = set(own.versions) & set(hello.versions)
     if not common:
         raise VersionMismatch(
-            f"no common protocol version: the client speaks {_list(hello.versions)}, the coordinator {_list(own.versions)}"
+            f"no common protocol version: the client speaks {_list(hello.versions)}, "
+            f"the coordinator {_list(own.versions)}"
         )
     _require(own.requires, hello.features, "the client")
     _require(hello.requires, own.features, "the coordinator")

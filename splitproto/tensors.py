@@ -33,7 +33,7 @@ DTYPES: dict[str, np.dtype[Any]] = {
     "i32": np.dtype("<i4"),
     "i64": np.dtype("<i8"),
 }
-_NAME_OF = {dtype: name for name, dtype in DTYPES.items() if name != "bf16"}
+_NAME_OF = {dtype: name for name, dtype in DTYPES.items()}
 NAME_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyz0123456789._-")
 
 
@@ -79,15 +79,14 @@ class Descriptor:
         return described
 
     @classmethod
-    def of(cls, name: str, array: Array, dtype: str | None = None) -> Descriptor:
-        """The descriptor of `array`; `dtype="bf16"` marks uint16 bits as bfloat16.
+    def of(cls, name: str, array: Array) -> Descriptor:
+        """The descriptor of `array`; uint16 stands for the bits of bfloat16.
 
         Raises:
             TensorError: numpy type without a place in the registry.
         """
-        little = array.dtype.newbyteorder("<")
-        known = dtype or _NAME_OF.get(little)
-        if known is None or DTYPES.get(known) != little:
+        known = _NAME_OF.get(array.dtype.newbyteorder("<"))
+        if known is None:
             raise TensorError(
                 f"tensor {name} has numpy dtype {array.dtype}, which the registry does not carry"
             )
