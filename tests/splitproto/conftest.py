@@ -5,16 +5,27 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from itertools import count
 from pathlib import Path
 
+import numpy as np
 import pytest
+from hypothesis import HealthCheck, settings
 
-from splitproto import pki
+from splitproto import envelope, messages, pki
 from splitproto.connection import Connection, Timing
-from splitproto.events import Event
+from splitproto.envelope import Kind
+from splitproto.events import Closed, Established, Event, Received
 from splitproto.identity import AllowList, Credentials
+from splitproto.messages import Message
 from splitproto.negotiation import Offer
 from splitproto.states import Side
+
+# The machine may be busy: time is not what these properties are about.
+settings.register_profile(
+    "unhurried", deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("unhurried")
 
 CLIENTS = AllowList({"client": {"charite", "ukm"}}, "job")
 COORDINATORS = AllowList({"coordinator": {"hub"}}, "peer.toml")
@@ -63,9 +74,122 @@ class Pair:
                 self.heard[sender.side] += sender.events()
                 self.heard[receiver.side] += receiver.events()
 
+    def of(self, side: Side) -> Connection:
+        return self.client if side is Side.CLIENT else self.coordinator
+
     def take(self, side: Side) -> list[Event]:
         events, self.heard[side] = self.heard[side], []
         return events
+
+    def messages(self, side: Side) -> list[Message]:
+        return [event.message for event in self.heard[side] if isinstance(event, Received)]
+
+    def closed(self, side: Side) -> Closed | None:
+        """The one Closed event of a side; no event may follow it."""
+        events = self.heard[side]
+        found = [event for event in events if isinstance(event, Closed)]
+        assert len(found) <= 1
+        assert not found or events[-1] is found[0]
+        return found[0] if found else None
+
+    def establish(self, now: float = 0.0) -> Pair:
+        self.exchange(now)
+        for side in Side:
+            (event,) = self.take(side)
+            assert isinstance(event, Established)
+        return self
+
+    def work(self, now: float = 0.0) -> Pair:
+        """Both in WORKING, nothing left to hear."""
+        self.establish(now)
+        for side, name in (
+            (Side.COORDINATOR, "job-offer"),
+            (Side.CLIENT, "job-accept"),
+            (Side.CLIENT, "inventory"),
+            (Side.COORDINATOR, "begin"),
+        ):
+            self.of(side).send(example(name))
+            self.exchange(now)
+        for side in Side:
+            assert len(self.take(side)) == 2
+        return self
+
+
+class Recut:
+    """The same TLS octets in other envelopes: pieces of `size` octets, or several envelopes joined."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self._numbers = {side: count() for side in Side}
+
+    def __call__(self, side: Side, data: bytes) -> list[bytes]:
+        arrived = envelope.decode(data)
+        result = []
+        for start in range(0, len(arrived.body), self.size):
+            number = next(self._numbers[side])
+            kind = Kind.OPEN if number == 0 and side is Side.CLIENT else Kind.DATA
+            piece = arrived.body[start : start + self.size]
+            result.append(envelope.encode(kind, arrived.link, number, piece))
+        return result
+
+
+def example(name: str) -> Message:
+    """One valid message of each type."""
+    key, digest = bytes(16), bytes(32)
+    tensors = {
+        "level0": np.arange(24, dtype=np.float32).reshape(2, 3, 4),
+        "level1": np.ones((1, 7), np.float32),
+    }
+    job = messages.Job(
+        name="glioma",
+        dimensions=3,
+        features=(32, 32, 64, 128, 256, 32),
+        levels=(0, 1, 2, 3, 4),
+        precision="f32",
+        window=(64, 64, 64),
+        spacing=(1.0, 1.0, 1.0),
+        augment=True,
+        batch=2,
+        steps=100,
+        optimiser="adamw",
+        learning_rate=1e-3,
+        weight_decay=0.0,
+        schedule="cosine",
+        seconds_per_step=60.0,
+    )
+    patient = messages.Patient(key, (240, 240, 155), (1.0, 1.0, 1.0), "RAS", (0.0, -239.0, 0.0))
+    every: dict[str, Message] = {
+        "hello": messages.Hello((1,), ("dtype.f32",), (), 1 << 20, "test", digest, {"x": 1}),
+        "welcome": messages.Welcome(1, ("dtype.f32",), 1 << 20, "test", digest),
+        "job-offer": messages.JobOffer(key, "T1", job, digest),
+        "job-accept": messages.JobAccept(key, 0, (0, 10), 5),
+        "job-decline": messages.JobDecline(0x0505, "levels 0 and 1 may not leave this site"),
+        "inventory": messages.Inventory((patient,), True),
+        "begin": messages.Begin(0, 5),
+        "forward": messages.Forward("train", 1, 0, (messages.Sample(key, (0, -3, 7)),), digest, 7),
+        "activations": messages.Activations("train", 1, 0, digest, tensors),
+        "gradients": messages.Gradients(1, tensors),
+        "applied": messages.Applied(1),
+        "checkpoint": messages.Checkpoint(1),
+        "saved": messages.Saved(1, digest),
+        "rollback": messages.Rollback(1),
+        "rolled-back": messages.RolledBack(1),
+        "progress": messages.Progress(1, {"dice": 0.5, "loss": 1.0}),
+        "bye": messages.Bye("complete", ""),
+        "error": messages.Error(0x0506, "out of memory"),
+    }
+    assert every.keys() == messages.MESSAGES.keys()
+    return every[name]
+
+
+@pytest.fixture(scope="session", name="example")
+def example_fixture() -> Callable[[str], Message]:
+    return example
+
+
+@pytest.fixture(scope="session")
+def recut() -> type[Recut]:
+    return Recut
 
 
 @pytest.fixture
