@@ -221,7 +221,9 @@ def _message(detail: ErrorDetails) -> str:
         return _one_line(str(context["error"]))
     if detail["type"] == "literal_error":
         return f"must be {context['expected']}"
-    text = detail["msg"].replace("Input should be", "must be").replace("Input", "value")
+    text = (
+        detail["msg"].replace("Input should be", "must be").replace("Input", "value").replace("tuple", "list")
+    )
     return _one_line(text.split(", unable to parse")[0])
 
 

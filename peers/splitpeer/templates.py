@@ -13,46 +13,46 @@ _PEER = """\
 
 [peer]
 role = {role}
-{site}            # as in the certificate
+{site}  # as in the certificate
 {federation}
-{modality}state = "state"        # weights and checkpoints; back this folder up
+{modality}state = "state"  # weights and checkpoints; back this folder up
 
 [tls]
 # The certificate says who we are, and only peers of this CA are talked to (TLS 1.3, both sides).
 ca = {ca}
 certificate = {certificate}
-key = {key}            # mode 0600
-# crl = {crl}          # revoked certificates; when set, an outdated list refuses everybody
+key = {key}  # mode 0600
+# crl = {crl}  # revoked certificates; when set, an outdated list refuses everybody
 
 [network]
 {network}
 
 [data]
-{data}layout = "folder"      # "folder": <patient>.nii.gz files; "msd": Medical Segmentation Decathlon; "brats": BraTS
-salt = {salt}    # turns patient ids into keys; the same file at every site, mode 0600
-cache_mib = 1024       # memory for loaded volumes
+{data}layout = "folder"  # "folder": <patient>.nii.gz files; "msd": Medical Segmentation Decathlon; "brats": BraTS
+salt = {salt}  # turns patient ids into keys; the same file at every site, mode 0600
+cache_mib = 1024  # memory for loaded volumes
 {policy}
 [runtime]
-device = "cpu"         # "cpu", "cuda", "cuda:1" or "auto"
+device = "cpu"  # "cpu", "cuda", "cuda:1" or "auto"
 threads = 1
 # "private": start from this machine's own entropy, which nobody else knows. A whole number makes runs
 # repeatable and the weights guessable: for demonstrations only.
 initial_weights = "private"
 
 [log]
-format = "text"        # or "json"
-level = "info"         # debug, info, warning, error
+format = "text"  # or "json"
+level = "info"  # debug, info, warning, error
 """
 
 _CLIENT_NETWORK = """\
-coordinator = {coordinator}    # dialled from here; this peer opens no port
-reconnect_s = 300      # how long to keep trying when the coordinator is gone"""
+coordinator = {coordinator}  # dialled from here; this peer opens no port
+reconnect_s = 300  # how long to keep trying when the coordinator is gone"""
 
 _COORDINATOR_NETWORK = """\
-listen = {listen}    # "tcp://*:7443" for all interfaces; the certificate must name the host that clients dial"""
+listen = {listen}  # "tcp://*:7443" for all interfaces; the certificate must name the host that clients dial"""
 
 _CLIENT_DATA = """\
-images = {images}      # never leave this machine; their activations do
+images = {images}  # never leave this machine; their activations do
 """
 
 _COORDINATOR_DATA = """\
@@ -64,8 +64,8 @@ convention = "brats"
 _CLIENT_POLICY = """
 [policy]
 # What may leave, whatever a job asks; a job that asks for more is declined.
-coordinators = {coordinators}    # who may coordinate us
-levels = [0, 1, 2, 3, 4]        # U-Net levels; 0 is full resolution and shows most of the image, 4 is required
+coordinators = {coordinators}  # who may coordinate us
+levels = [0, 1, 2, 3, 4]  # U-Net levels; 0 is full resolution and shows most of the image, 4 is required
 precision = ["f32", "bf16"]
 max_message_mib = 1024
 """
@@ -75,44 +75,44 @@ _JOB = """\
 
 [job]
 {name}
-seed = 0               # order of batches and augmentation; everybody may know it
+seed = 0  # order of batches and augmentation; everybody may know it
 
 [sites]
 # Site = modality (flair, t1, t1ce or t2). Only these sites are let in.
 {sites}
 
 [model]
-dimensions = 2         # 2: slices, 3: volumes
-features = [32, 32, 64, 128, 256, 32]    # channels of U-Net levels 0 to 4, and of the last decoder block
-levels = [0, 1, 2, 3, 4]    # levels that the sites send; a site's policy may allow fewer
-fusion = "concat"      # or "mean"
+dimensions = 2  # 2: slices, 3: volumes
+features = [32, 32, 64, 128, 256, 32]  # channels of U-Net levels 0 to 4, and of the last decoder block
+levels = [0, 1, 2, 3, 4]  # levels that the sites send; a site's policy may allow fewer
+fusion = "concat"  # or "mean"
 
 [data]
-window = [96, 96]      # voxels, each divisible by 16; three numbers for volumes
-# spacing = [1.0, 1.0, 1.0]    # millimetres to resample to; without it, as stored
-positive_fraction = 0.75    # of the windows are centred on tumour
+window = [96, 96]  # voxels, each divisible by 16; three numbers for volumes
+# spacing = [1.0, 1.0, 1.0]  # millimetres to resample to; without it, as stored
+positive_fraction = 0.75  # of the windows are centred on tumour
 augment = true
-validation = 0.2       # patients held out: a fraction, or a whole number
-min_patients = 2       # that all sites must share
+validation = 0.2  # patients held out: a fraction, or a whole number
+min_patients = 2  # that all sites must share
 
 [training]
 steps = 1000
 batch = 4
-precision = "f32"      # of activations and gradients on the wire: f32, bf16 or f16
-optimiser = "adam"     # adam, adamw or sgd
+precision = "f32"  # of activations and gradients on the wire: f32, bf16 or f16
+optimiser = "adam"  # adam, adamw or sgd
 learning_rate = 0.005
 weight_decay = 0.0
-schedule = "one-cycle" # one-cycle, cosine or constant
-ahead = 4              # batches announced early, so that sites load them in time
+schedule = "one-cycle"  # one-cycle, cosine or constant
+ahead = 4  # batches announced early, so that sites load them in time
 checkpoint_every = 100
 keep_checkpoints = 2
 
 [evaluation]
-every = 0              # steps; 0: only at the end
-overlap = 0.5          # of neighbouring windows
+every = 0  # steps; 0: only at the end
+overlap = 0.5  # of neighbouring windows
 batch = 4
 
-[deadlines]            # seconds until the job fails, naming the site that is missing
+[deadlines]  # seconds until the job fails, naming the site that is missing
 join_s = 600
 step_s = 120
 reconnect_s = 60

@@ -1,0 +1,5 @@
+"""``python -m splitpeer.cli``."""
+
+from splitpeer.cli import main
+
+main()

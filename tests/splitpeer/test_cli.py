@@ -1,0 +1,378 @@
+"""The command line as users meet it: real processes, exit codes, one line per mistake, no torch where none is due."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import stat
+import subprocess
+import sys
+import tomllib
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+import splitproto
+from splitpeer import errors
+from splitpeer.cli import exit_code, main
+from splitproto import errors as wire
+from splitproto import pki
+from splitproto.pki import PkiError
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    """`splitpeer ARGUMENTS` in an empty folder, with an environment of its own."""
+
+    def call(*arguments: str, code: int = 0, **environ: str) -> subprocess.CompletedProcess[str]:
+        environment = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "COLUMNS": "100", **environ}
+        done = subprocess.run(
+            [sys.executable, "-m", "splitpeer.cli", *arguments],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=100,
+        )
+        assert done.returncode == code, done.stderr
+        assert "Traceback" not in done.stdout + done.stderr
+        if code:
+            assert len(done.stderr.splitlines()) == 1, done.stderr
+            assert done.stderr.startswith("splitpeer: ")
+        return done
+
+    return call
+
+
+def in_process(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
+    """Exit code and standard error of `main`, without the time that a process takes."""
+    with pytest.raises(SystemExit) as left:
+        main(arguments)
+    code = left.value.code
+    assert isinstance(code, int)
+    return code, capsys.readouterr().err
+
+
+@pytest.fixture
+def federation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Path:
+    """A folder with a CA, a coordinator and two clients; the working directory of the test."""
+    monkeypatch.chdir(tmp_path)
+    for name in [name for name in os.environ if name.startswith("SPLITPEER_")]:
+        monkeypatch.delenv(name)
+    for arguments in (
+        ("pki", "init", "--federation", "demo"),
+        ("pki", "issue", "--role", "coordinator", "--site", "hub", "--host", "localhost"),
+        ("pki", "issue", "--role", "client", "--site", "north"),
+        ("pki", "issue", "--role", "client", "--site", "south"),
+    ):
+        assert in_process(capsys, *arguments)[0] == 0
+    return tmp_path
+
+
+# ---- from an empty folder to a checked configuration
+
+
+def test_a_new_federation_in_real_processes(run: Run, tmp_path: Path) -> None:
+    run("pki", "init", "--federation", "demo")
+    assert stat.S_IMODE((tmp_path / "pki" / "ca.key").stat().st_mode) == 0o600
+    missing = run("init", "--role", "client", "--modality", "T1", code=4)
+    assert "pki: no certificate of client <site>: get one (splitpeer pki issue)" in missing.stderr
+    given = ("--site", "north", "--federation", "demo")
+    assert "client north of" in run("init", "--role", "client", "--modality", "T1", *given).stdout
+    shown = run("config", "show", "--json", SPLITPEER_RUNTIME__THREADS="2")
+    assert json.loads(shown.stdout)["runtime"]["threads"] == 2
+    assert json.loads(shown.stdout)["peer"]["modality"] == "t1"
+
+
+def test_check_goes_to_the_files(federation: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given = ("--role", "client", "--modality", "t1", "--site", "north")
+    assert in_process(capsys, "init", *given)[0] == 0
+    code, text = in_process(capsys, "config", "check")
+    assert (code, "[data] images" in text) == (4, True)
+    (federation / "images").mkdir()
+    assert in_process(capsys, "config", "check") == (0, "")
+    (federation / "pki" / "federation.salt").chmod(0o644)
+    code, text = in_process(capsys, "config", "check")
+    assert (code, "chmod 600" in text) == (4, True)
+    (federation / "pki" / "north.crt").unlink()
+    code, text = in_process(capsys, "config", "check")
+    assert (code, "[tls]" in text, "no such file" in text) == (4, True, True)
+    pki.issue(federation / "pki", "client", "soon", days=5, now=datetime.now(UTC))
+    soon = [f"--set=tls.{key}=pki/soon.{end}" for key, end in (("certificate", "crt"), ("key", "key"))]
+    (federation / "pki" / "federation.salt").chmod(0o600)
+    code, text = in_process(capsys, "config", "check", "--set=peer.site=soon", *soon)
+    assert (code, "ends in 5 days: renew it" in text) == (0, True)
+
+
+def test_init_takes_what_it_finds(federation: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, text = in_process(capsys, "init", "--role", "client", "--modality", "t2")
+    assert (code, "(north, south): say which with --site" in text) == (4, True)
+    assert in_process(capsys, "init", "--role", "client", "--modality", "t2", "--site", "south")[0] == 0
+    written = tomllib.loads((federation / "peer.toml").read_text())
+    assert written["tls"]["key"] == "pki/south.key"
+    assert written["policy"]["coordinators"] == ["hub"]
+    code, text = in_process(capsys, "init", "--role", "coordinator")
+    assert (code, "exists and is not overwritten" in text) == (4, True)
+    assert in_process(capsys, "init", "--role", "coordinator", "--force")[0] == 0
+    (federation / "labels").mkdir()
+    assert in_process(capsys, "config", "check")[0] == 0
+    (federation / "hub").mkdir()
+    assert in_process(capsys, "init", "--role", "coordinator", "--output", "hub/peer.toml")[0] == 0
+    assert tomllib.loads((federation / "hub" / "peer.toml").read_text())["tls"]["ca"] == "../pki/ca.crt"
+    code, text = in_process(
+        capsys, "init", "--role", "client", "--modality", "t1", "--pki", "none", "--force"
+    )
+    assert (code, "none: no certificate of client" in text) == (4, True)
+    given = ("--pki", "none", "--site", "a", "--federation", "f", "--force")
+    assert in_process(capsys, "init", "--role", "client", "--modality", "t1", *given)[0] == 0
+
+
+def test_init_job(federation: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert in_process(capsys, "init", "job", "--site", "north=T1", "--site", "south=FLAIR")[0] == 0
+    assert in_process(capsys, "config", "check", "job.toml") == (0, "")
+    assert in_process(capsys, "init", "job", "--output", "empty.toml")[0] == 0
+    code, text = in_process(capsys, "config", "check", "empty.toml")
+    assert code == 4
+    assert "[sites]" in text
+    assert in_process(capsys, "config", "check", "job.toml", "--set", "job.seed=1")[0] == 4
+
+
+def test_pki_shows_and_revokes(federation: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["pki", "show", "--json", "pki/hub.crt"])
+    shown = json.loads(capsys.readouterr().out)
+    assert shown["uri"] == ["spiffe://demo/splitproto/coordinator/hub"]
+    assert shown["hosts"] == ["localhost"]
+    assert in_process(capsys, "pki", "show", "pki/hub.crt") == (0, "")
+    assert in_process(capsys, "pki", "revoke", "--site", "north")[0] == 0
+    assert (federation / "pki" / "ca.crl").exists()
+    assert in_process(capsys, "pki", "issue", "--role", "client", "--site", "north")[0] == 0
+    assert in_process(capsys, "pki", "crl", "--days", "7")[0] == 0
+
+
+# ---- mistakes
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (("serv",), 4, "No such command 'serv'"),
+        (("pki", "init"), 4, "Missing option '--federation'"),
+        (("pki", "init", "--federation", "Démo"), 2, "is not a name"),
+        (("pki", "init", "--federation", "demo"), 4, "exists and is not overwritten"),
+        (("pki", "issue", "--role", "king", "--site", "a"), 4, "'king' is not one of"),
+        (("pki", "issue", "--role", "client", "--site", "north"), 4, "exists and is not overwritten"),
+        (("pki", "issue", "--role", "client", "--site", "a", "--dir", "none"), 4, "no CA here"),
+        (("pki", "issue", "--role", "client", "--site", "a", "--days", "0"), 4, "0 is not in the range"),
+        (("pki", "issue", "--role", "coordinator", "--site", "b"), 4, "give it with --host"),
+        (("pki", "issue", "--role", "coordinator", "--site", "b", "--host", "a:1"), 4, "neither a DNS name"),
+        (("pki", "show", "pki/hub.key"), 4, "not a PEM certificate"),
+        (("pki", "show", "none.crt"), 4, "no such certificate"),
+        (("pki", "revoke", "--site", "nobody"), 4, "no such certificate"),
+        (("init",), 4, "Missing option '--role'"),
+        (("init", "--role", "client"), 4, "--modality is for clients"),
+        (("init", "--role", "client", "--modality", "ct"), 4, "unknown modality 'ct'"),
+        (("init", "job", "--site", "north"), 4, "SITE=MODALITY"),
+        (("init", "job", "--site", "A=t1"), 4, "is not a name"),
+        (("config", "check"), 4, "no peer.toml"),
+        (("config", "check", "none.toml"), 4, "no such file"),
+        (("config", "check", "--set", "x"), 4, "section.key=value"),
+    ],
+)
+def test_every_mistake_is_one_line(
+    federation: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: tuple[str, ...],
+    code: int,
+    words: str,
+) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(federation))
+    found, text = in_process(capsys, *arguments)
+    assert (found, len(text.splitlines())) == (code, 1), text
+    assert words in text
+    assert text.startswith("splitpeer: ")
+
+
+def test_no_command_shows_the_help_and_fails(capsys: pytest.CaptureFixture[str]) -> None:
+    code, text = in_process(capsys)
+    assert code == 4
+    assert "Usage: splitpeer" in text
+
+
+def test_version_and_help(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    helped = run("--help").stdout
+    assert "Exit codes: 0 ok" in helped
+    for command in ("init", "pki", "config", "data", "serve", "demo"):
+        assert f"\n  {command} " in helped
+    with pytest.raises(SystemExit) as left:
+        main(["--version"])
+    assert left.value.code == 0
+    assert capsys.readouterr().out == f"splitpeer {splitproto.__version__}\n"
+
+
+def test_light_commands_import_no_torch(tmp_path: Path) -> None:
+    """Seconds of waiting, and hundreds of MiB on a machine that only keeps certificates."""
+    program = """
+import sys
+from splitpeer.cli import main
+for arguments in ("--help", "pki init --federation demo", "init --help", "init job", "config show job.toml"):
+    try:
+        main(arguments.split())
+    except SystemExit as left:
+        heavy = {"torch", "monai", "nibabel"} & set(sys.modules)
+        if heavy:
+            sys.exit(f"{arguments} imported {heavy}")
+print("light")
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=100
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith("light\n")
+
+
+def test_the_light_installation_says_what_is_missing() -> None:
+    program = (
+        "import sys\n"
+        "class NoClick:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name == 'click': raise ModuleNotFoundError('no click', name='click')\n"
+        "sys.meta_path.insert(0, NoClick())\n"
+        "from splitpeer.cli import main\nmain(['--version'])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=100)
+    assert done.returncode == 4
+    assert done.stderr == (
+        "splitpeer: the command line needs the package click: pip install 'splitproto[peer]'\n"
+    )
+
+
+# ---- exceptions and exit codes
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (errors.JobFailed("x"), 1),
+        (errors.ConnectionRefused("x"), 2),
+        (errors.DeadlinePassed("x"), 3),
+        (errors.ConfigError("x"), 4),
+        (errors.DataError("x"), 4),
+        (wire.IdentityError("x"), 2),
+        (wire.NotAuthorised("x"), 2),
+        (wire.SecureChannelError("x"), 2),
+        (wire.LinkLost("x"), 2),
+        (wire.VersionMismatch("x"), 2),
+        (wire.PolicyRefused("x"), 1),
+        (wire.DeadlineExceeded("x"), 3),
+        (wire.InternalError("x"), 5),
+        (wire.RemoteError(wire.NotAuthorised.code, "x"), 2),
+        (wire.RemoteError(wire.Misaligned.code, "x"), 1),
+        (PkiError("x"), 4),
+        (KeyError("x"), 5),
+    ],
+)
+def test_exit_codes(error: Exception, code: int) -> None:
+    assert exit_code(error) == code
+
+
+@pytest.fixture
+def failing(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], object]], None]:
+    """Makes `splitpeer demo` do what the test wants."""
+    import types
+
+    import click
+
+    from splitpeer.cli import root
+
+    def install(action: Callable[[], object]) -> None:
+        module = types.ModuleType("failing_command")
+        module.command = click.Command("demo", callback=action)  # type: ignore[attr-defined]
+        monkeypatch.setitem(sys.modules, "failing_command", module)
+        monkeypatch.setitem(root.COMMANDS, "demo", ("failing_command:command", "Fails."))
+
+    return install
+
+
+def test_a_bug_is_called_a_bug(
+    failing: Callable[[Callable[[], object]], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    def crash() -> None:
+        raise KeyError("patient Smith")
+
+    failing(crash)
+    code, text = in_process(capsys, "demo")
+    assert code == 5
+    assert len(text.splitlines()) == 1
+    assert "internal error: KeyError" in text
+    assert "this is a bug, please report it" in text
+    assert "Smith" not in text, "messages of unforeseen errors may hold anything"
+    code, text = in_process(capsys, "--debug", "demo")
+    assert (code, "Traceback" in text) == (5, True)
+
+
+def test_what_a_task_group_wraps_keeps_its_code(
+    failing: Callable[[Callable[[], object]], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def wait() -> None:
+        raise errors.DeadlinePassed("site north did not answer in 120 s: look at its log")
+
+    async def both() -> None:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(wait())
+            group.create_task(asyncio.sleep(60))
+
+    failing(lambda: asyncio.run(both()))
+    assert in_process(capsys, "demo") == (
+        3,
+        "splitpeer: site north did not answer in 120 s: look at its log\n",
+    )
+
+
+def test_a_command_may_return_its_exit_code(
+    failing: Callable[[Callable[[], object]], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    failing(lambda: 3)
+    assert in_process(capsys, "demo") == (3, "")
+
+
+def test_a_command_whose_package_is_not_installed(
+    failing: Callable[[Callable[[], object]], None],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from splitpeer.cli import root
+
+    monkeypatch.setitem(root.COMMANDS, "demo", ("no_such_package.cli:demo", ""))
+    code, text = in_process(capsys, "demo")
+    assert code == 4
+    assert "splitpeer demo needs the package no_such_package: pip install" in text
+
+
+def test_an_interrupt_is_130(tmp_path: Path) -> None:
+    program = (
+        "import sys, time, types, click\n"
+        "from splitpeer.cli import main, root\n"
+        "def wait():\n    print('waiting', flush=True)\n    time.sleep(60)\n"
+        "sys.modules['waiting'] = types.SimpleNamespace(command=click.Command('demo', callback=wait))\n"
+        "root.COMMANDS['demo'] = ('waiting:command', '')\nmain(['demo'])"
+    ).replace(
+        "from splitpeer.cli import main, root",
+        "from splitpeer.cli import main\nimport splitpeer.cli.root as root",
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "waiting\n"
+    process.send_signal(signal.SIGINT)
+    _, text = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert text.strip() == "splitpeer: interrupted"

@@ -1,0 +1,390 @@
+"""peer.toml and job.toml: what holds, who wins, and that every mistake is one line with file, key and fix."""
+
+from __future__ import annotations
+
+import tomllib
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from splitpeer import templates
+from splitpeer.config import JobConfig, PeerConfig, endpoint, find_peer_toml
+from splitpeer.errors import ConfigError
+from splitpeer.settings import parse_override, to_toml
+from splitproto import pki
+from splitproto.errors import NotAuthorised
+
+NOW = datetime.now(UTC)
+CLIENT = templates.peer_toml(role="client", site="north", federation="demo", modality="t1")
+COORDINATOR = templates.peer_toml(role="coordinator", site="hub", federation="demo")
+JOB = templates.job_toml("glioma", {"north": "t1", "south": "flair"})
+
+
+def write(folder: Path, text: str, name: str = "peer.toml") -> Path:
+    (folder / name).write_text(text, "utf-8")
+    return folder / name
+
+
+def peer(folder: Path, text: str = CLIENT, **environ: str) -> PeerConfig:
+    return PeerConfig.load(write(folder, text), environ=environ)
+
+
+def job(folder: Path, text: str = JOB) -> JobConfig:
+    return JobConfig.load(write(folder, text, "job.toml"))
+
+
+def changed(text: str, old: str, new: str) -> str:
+    assert text.count(old) == 1, f"{old!r} must be in the template once"
+    return text.replace(old, new)
+
+
+# ---- what holds
+
+
+def test_a_client(tmp_path: Path) -> None:
+    config = peer(tmp_path)
+    assert (config.peer.role, config.peer.site, config.peer.modality) == ("client", "north", "t1")
+    assert config.peer.state == tmp_path / "state"
+    assert config.tls.key == tmp_path / "pki" / "north.key"
+    assert config.tls.crl is None
+    assert config.policy is not None
+    assert config.policy.coordinators == ("hub",)
+    assert config.policy.levels == (0, 1, 2, 3, 4)
+    assert config.policy.precision == ("f32", "bf16")
+    assert config.policy.max_message_bytes == 2**30
+    assert config.runtime.initial_weights == "private"
+    assert config.network.reconnect_s == 300
+
+
+def test_a_coordinator(tmp_path: Path) -> None:
+    config = peer(tmp_path, COORDINATOR)
+    assert config.network.listen == "tcp://127.0.0.1:7443"
+    assert config.data.labels == tmp_path / "labels"
+    assert config.data.convention == "brats"
+    assert config.policy is None
+    with pytest.raises(ConfigError, match="has no \\[policy\\]"):
+        config.allow_list()
+
+
+def test_what_is_left_out_has_the_same_default_as_the_template(tmp_path: Path) -> None:
+    bare = """
+        [peer]\nrole = "client"\nsite = "north"\nfederation = "demo"\nmodality = "t1"
+        [tls]\nca = "pki/ca.crt"\ncertificate = "pki/north.crt"\nkey = "pki/north.key"
+        [network]\ncoordinator = "tcp://coordinator.example.org:7443"
+        [data]\nimages = "images"\nsalt = "pki/federation.salt"
+        [policy]\ncoordinators = ["hub"]
+    """
+    assert peer(tmp_path, bare).resolved() == peer(tmp_path).resolved()
+    assert (
+        job(tmp_path, '[job]\nname = "glioma"\n[sites]\nnorth = "t1"\nsouth = "flair"').resolved()
+        == job(tmp_path).resolved()
+    )
+
+
+def test_a_job(tmp_path: Path) -> None:
+    config = job(tmp_path)
+    assert config.sites == {"north": "t1", "south": "flair"}
+    assert config.data.window == (96, 96)
+    assert config.output.folder == tmp_path / "runs" / "glioma"
+    assert config.training.precision == "f32"
+    volumes = changed(JOB, "dimensions = 2", "dimensions = 3")
+    assert job(tmp_path, changed(volumes, "window = [96, 96]", "")).data.window == (128, 128, 128)
+    assert isinstance(job(tmp_path, changed(JOB, "validation = 0.2", "validation = 3")).data.validation, int)
+
+
+@pytest.mark.parametrize(
+    ("given", "canonical"),
+    [("T1", "t1"), ("T1Gd", "t1ce"), ("t2f", "flair"), ("T2w", "t2"), ("FLAIR", "flair")],
+)
+def test_modalities_have_one_spelling(tmp_path: Path, given: str, canonical: str) -> None:
+    assert peer(tmp_path, changed(CLIENT, '"t1"', f'"{given}"')).peer.modality == canonical
+    assert job(tmp_path, f'[job]\nname = "j"\n[sites]\na = "{given}"').sites == {"a": canonical}
+
+
+def test_the_seed_of_demonstrations_is_explicit(tmp_path: Path) -> None:
+    assert peer(tmp_path, changed(CLIENT, '"private"\n', "7\n")).runtime.initial_weights == 7
+    assert peer(tmp_path, SPLITPEER_RUNTIME__INITIAL_WEIGHTS="7").runtime.initial_weights == 7
+
+
+def test_settings_do_not_change(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        peer(tmp_path).peer.site = "south"  # type: ignore[misc]
+
+
+def test_what_is_resolved_loads_again_to_the_same(tmp_path: Path) -> None:
+    odd = changed(CLIENT, '"images"', '"im\\u00e4ges \\"x\\" \\\\ \\u007f"')
+    config = peer(tmp_path, odd)
+    assert config.data.images == tmp_path / 'imäges "x" \\ \x7f'
+    assert peer(tmp_path, to_toml(config.resolved())).resolved() == config.resolved()
+    first = job(tmp_path, '[job]\nname = "j"\n[sites]\n"a.b" = "t1"\n[training]\nlearning_rate = 1e-05')
+    again = job(tmp_path, to_toml(first.resolved()))
+    assert again.resolved() == first.resolved()
+    assert tomllib.loads(to_toml(first.resolved())) == first.resolved()
+
+
+# ---- who wins
+
+
+def test_flag_over_environment_over_file_over_default(tmp_path: Path) -> None:
+    path = write(tmp_path, changed(CLIENT, "threads = 1", "threads = 2"))
+    assert PeerConfig.load(path, environ={}).runtime.threads == 2
+    environ = {
+        "SPLITPEER_RUNTIME__THREADS": "3",
+        "SPLITPEER_POLICY__LEVELS": "[3, 4]",
+        "SPLITPEER_CONFIG": "x",
+    }
+    assert PeerConfig.load(path, environ=environ).runtime.threads == 3
+    assert PeerConfig.load(path, {"runtime.threads": 4}, environ).runtime.threads == 4
+    assert PeerConfig.load(path, {"runtime.threads": None}, environ).runtime.threads == 3
+    policy = PeerConfig.load(path, environ=environ).policy
+    assert policy is not None
+    assert policy.levels == (3, 4)
+
+
+def test_paths_count_from_where_they_are_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "etc").mkdir()
+    (tmp_path / "work").mkdir()
+    path = write(tmp_path / "etc", CLIENT)
+    monkeypatch.chdir(tmp_path / "work")
+    config = PeerConfig.load(
+        path, {"data.salt": "s"}, {"SPLITPEER_TLS__CA": "ca", "SPLITPEER_PEER__STATE": "/var/x"}
+    )
+    assert config.tls.key == tmp_path / "etc" / "pki" / "north.key"
+    assert config.tls.ca == tmp_path / "work" / "ca"
+    assert config.data.salt == tmp_path / "work" / "s"
+    assert config.peer.state == Path("/var/x")
+    assert (
+        PeerConfig.load(Path("../etc/peer.toml"), environ={}).data.images == tmp_path / "work/../etc/images"
+    )
+
+
+def test_where_peer_toml_is_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    environ = {"HOME": str(tmp_path / "home")}
+    with pytest.raises(
+        ConfigError, match=r"no peer\.toml \(looked for peer\.toml and .*home/\.config/splitpeer"
+    ):
+        find_peer_toml(None, environ)
+    for folder in ("home/.config/splitpeer", "xdg/splitpeer"):
+        (tmp_path / folder).mkdir(parents=True)
+        write(tmp_path / folder, CLIENT)
+    assert find_peer_toml(None, environ) == tmp_path / "home/.config/splitpeer/peer.toml"
+    environ["XDG_CONFIG_HOME"] = str(tmp_path / "xdg")
+    assert find_peer_toml(None, environ) == tmp_path / "xdg/splitpeer/peer.toml"
+    write(tmp_path, CLIENT)
+    assert find_peer_toml(None, environ) == Path("peer.toml")
+    environ["SPLITPEER_CONFIG"] = "named.toml"
+    assert find_peer_toml(None, environ) == Path("named.toml")
+    assert find_peer_toml(Path("flag.toml"), environ) == Path("flag.toml")
+
+
+# ---- mistakes
+
+
+def refused(load: object, *arguments: object, **keywords: object) -> str:
+    with pytest.raises(ConfigError) as caught:
+        load(*arguments, **keywords)  # type: ignore[operator]
+    text = str(caught.value)
+    assert "\n" not in text
+    assert "pydantic" not in text
+    assert caught.value.exit_code == 4
+    return text
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        ('site = "north"', 'sitte = "north"', "[peer] sitte is unknown: did you mean site?"),
+        ('site = "north"', "", "[peer] site is missing: add it"),
+        ('site = "north"', 'site = "North"', "[peer] site: name 'North' is not a name: 1 to 63"),
+        ('site = "north"', "site = 3", "[peer] site must be a valid string, not 3"),
+        ('role = "client"', 'role = "server"', "[peer] role must be 'client' or 'coordinator', not 'server'"),
+        ('modality = "t1"', 'modality = "ct"', "[peer] modality: unknown modality 'ct': name one of flair"),
+        ('modality = "t1"', "", 'a client needs [peer] modality: add modality = "t1"'),
+        ("[tls]", "[tlss]", "[tlss] is unknown: did you mean tls?"),
+        ("[tls]", "[tlss]", "[tls] is missing: add the section"),
+        ("[runtime]", "runtime = 3\n[log]\n[runtimes]", "not valid TOML"),
+        (
+            '"tcp://coordinator.example.org:7443"',
+            '"https://hub"',
+            "'https://hub' is not an address: write tcp://",
+        ),
+        ('"tcp://coordinator.example.org:7443"', '"tcp://hub:70000"', "is not an address"),
+        ('"tcp://coordinator.example.org:7443"', '"tcp://*:7443"', "nobody can dial '*'"),
+        ("reconnect_s = 300", "reconnect_s = 0", "[network] reconnect_s must be greater than 0, not 0"),
+        ("reconnect_s = 300", "reconnect_s = nan", "[network] reconnect_s must be"),
+        ("reconnect_s = 300", 'listen = "tcp://*:1"', "[network] listen is not for a client: remove it"),
+        ('images = "images"', 'images = ""', "[data] images: is empty"),
+        ('images = "images"', "images = 3", "[data] images"),
+        ('images = "images"', 'labels = "l"', "[data] labels is not for a client"),
+        ('salt = "pki/federation.salt"', "", "[data] salt is missing"),
+        ('["hub"]', "[]", "[policy] coordinators"),
+        ('["hub"]', '"hub"', "[policy] coordinators must be a valid list, not 'hub'"),
+        ('["hub"]', '["*"]', "[policy] coordinators, item 1: name '*' is not a name"),
+        ('["hub"]', '["hub", "hub"]', "name each once"),
+        ("levels = [0, 1, 2, 3, 4]", "levels = [0, 1]", "with 4 (the bottleneck) among them"),
+        (
+            "levels = [0, 1, 2, 3, 4]",
+            "levels = [4, 7]",
+            "[policy] levels, item 2 must be less than or equal to 4",
+        ),
+        (
+            '["f32", "bf16"]',
+            '["f64"]',
+            "[policy] precision, item 1 must be 'f32', 'bf16' or 'f16', not 'f64'",
+        ),
+        ("threads = 1", "threads = 0", "[runtime] threads must be greater than 0, not 0"),
+        ("threads = 1", "threads = 1.5", "[runtime] threads must be a valid integer"),
+        ('device = "cpu"', 'device = "tpu"', "[runtime] device"),
+        ('"private"\n', '"random"\n', "'random' is neither \"private\" nor a seed"),
+        ('"private"\n', "-1\n", "-1 is neither"),
+        ('"private"\n', "true\n", "True is neither"),
+        (
+            'level = "info"',
+            'level = "loud"',
+            "[log] level must be 'debug', 'info', 'warning' or 'error', not 'loud'",
+        ),
+        ('level = "info"', "level = info", "not valid TOML"),
+    ],
+)
+def test_mistakes_in_peer_toml(tmp_path: Path, old: str, new: str, expected: str) -> None:
+    text = refused(peer, tmp_path, changed(CLIENT, old, new))
+    assert text.startswith(f"{tmp_path / 'peer.toml'}: ")
+    assert expected in text
+
+
+def test_mistakes_of_a_coordinator(tmp_path: Path) -> None:
+    text = refused(peer, tmp_path, COORDINATOR + '[policy]\ncoordinators = ["hub"]\n')
+    assert "[policy] is not for a coordinator" in text
+    assert "[data] convention is missing" in refused(
+        peer, tmp_path, changed(COORDINATOR, 'convention = "brats"', "")
+    )
+    both = changed(
+        changed(COORDINATOR, 'labels = "labels"', 'images = "i"'), 'listen = "tcp://127.0.0.1:7443"', ""
+    )
+    text = refused(peer, tmp_path, both)
+    assert "[network] listen: add" in text
+    assert "[data] labels: name" in text
+    assert "[data] images is not for" in text
+    assert text.count("peer.toml: ") == 1, "all problems in one line, the file named once"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        ('south = "flair"', 'south = "T1w"', "[sites] t1 is at 'north' and 'south': one site per modality"),
+        ('south = "flair"', 'South = "flair"', "[sites] South: name 'South' is not a name"),
+        ('south = "flair"', 'south = "pet"', "[sites] south: unknown modality 'pet'"),
+        (
+            "window = [96, 96]",
+            "window = [96, 90]",
+            "[data] window [96, 90]: each size must be divisible by 16",
+        ),
+        ("window = [96, 96]", "window = [96, 96, 96]", "has 3 sizes but [model] dimensions is 2"),
+        ("window = [96, 96]", "window = [16, 16]", "use 32 or more"),
+        ("window = [96, 96]", "window = [0, 16]", "[data] window, item 1"),
+        ("dimensions = 2", "dimensions = 4", "[model] dimensions must be 2 or 3, not 4"),
+        ("features = [32, 32, 64, 128, 256, 32]", "features = [32]", "[model] features"),
+        ("[32, 32, 64, 128, 256, 32]", "[32, 32, 63, 128, 256, 32]", "must be even"),
+        ("levels = [0, 1, 2, 3, 4]", "levels = [4, 4]", "[model] levels: must be distinct"),
+        ('"concat"', '"max"', "[model] fusion must be 'concat' or 'mean', not 'max'"),
+        ("validation = 0.2", "validation = 1.0", "leaves nobody to train on"),
+        ("validation = 0.2", 'validation = "x"', "neither a number of patients"),
+        ("steps = 1000", "steps = 0", "[training] steps must be greater than 0"),
+        ("learning_rate = 0.005", "learning_rate = inf", "[training] learning_rate must be a finite number"),
+        ('"adam"', '"lion"', "[training] optimiser must be 'adam', 'adamw' or 'sgd', not 'lion'"),
+        ("overlap = 0.5", "overlap = 1", "[evaluation] overlap must be less than 1"),
+        ("step_s = 120", "step_s = -1", "[deadlines] step_s must be greater than 0"),
+        ("seed = 0", f"seed = {2**63}", "[job] seed"),
+        ('name = "glioma"', 'name = "a/b"', "[job] name"),
+        ('name = "glioma"', "", "[job] name is missing"),
+        ("[deadlines]", "[deadline]", "[deadline] is unknown: did you mean deadlines?"),
+    ],
+)
+def test_mistakes_in_job_toml(tmp_path: Path, old: str, new: str, expected: str) -> None:
+    text = refused(job, tmp_path, changed(JOB, old, new))
+    assert text.startswith(f"{tmp_path / 'job.toml'}: ")
+    assert expected in text
+
+
+def test_files_that_are_no_toml(tmp_path: Path) -> None:
+    assert "no such file: make one with splitpeer init" in refused(PeerConfig.load, tmp_path / "none.toml")
+    assert "Is a directory" in refused(PeerConfig.load, tmp_path)
+    (tmp_path / "latin").write_bytes(b'x = "\xe4"')
+    assert "not UTF-8" in refused(PeerConfig.load, tmp_path / "latin")
+    assert "at line 1" in refused(PeerConfig.load, write(tmp_path, "x = ]"))
+    assert "[job] is missing" in refused(job, tmp_path, "")
+    assert "[tls] is a section: write [tls]" in refused(peer, tmp_path, "tls = 3\npeer = 4\n")
+    assert "[model] is a section" in refused(
+        job, tmp_path, "model = 3\ndata = 3\njob = 3\noutput = 2\nsites = 1"
+    )
+
+
+def test_the_environment_is_named_when_it_is_wrong(tmp_path: Path) -> None:
+    for environ, expected in [
+        ({"SPLITPEER_RUNTIME__THREADS": "many"}, "[runtime] threads must be a valid integer, not 'many'"),
+        ({"SPLITPEER_RUNTIME__THREDS": "1"}, "[runtime] threds is unknown: did you mean threads?"),
+        ({"SPLITPEER_RUNTIM__THREADS": "1"}, "[runtim] is unknown: did you mean runtime?"),
+        ({"SPLITPEER_POLICY__LEVELS": "[4"}, "not a TOML list"),
+    ]:
+        text = refused(peer, tmp_path, **environ)
+        assert text.startswith(f"environment {next(iter(environ))}: ")
+        assert expected in text
+    text = refused(PeerConfig.load, write(tmp_path, CLIENT), {"log.level": "x"}, {})
+    assert text.startswith("command line: [log] level must be")
+
+
+def test_overrides_on_the_command_line() -> None:
+    assert parse_override("log.level=debug") == ("log.level", "debug")
+    assert parse_override("policy.levels = [3, 4]") == ("policy.levels", [3, 4])
+    assert parse_override("data.images=/a=b") == ("data.images", "/a=b")
+    for text in ("log.level", "level=debug", "=x", ".a=b", "a.=b"):
+        assert "section.key=value" in refused(parse_override, text)
+
+
+def test_addresses() -> None:
+    assert endpoint("tcp://hub.example.org:443") == ("hub.example.org", 443)
+    assert endpoint("tcp://[::1]:7443") == ("::1", 7443)
+    assert endpoint("tcp://*:7443") == ("*", 7443)
+    for bad in (
+        "tcp://hub",
+        "hub:7443",
+        "tcp://hub:0",
+        "tcp://a b:1",
+        "tcp://:7443",
+        "ipc://x:1",
+        "tcp://h:1\n",
+    ):
+        with pytest.raises(ValueError, match="write tcp://host"):
+            endpoint(bad)
+
+
+# ---- certificates behind the settings
+
+
+def test_the_certificate_must_say_what_the_file_says(tmp_path: Path) -> None:
+    pki.create_ca(tmp_path / "pki", "demo", now=NOW)
+    pki.issue(tmp_path / "pki", "client", "north", now=NOW)
+    assert peer(tmp_path).credentials().identity.site == "north"
+    for key, old, new in [
+        ("site", 'site = "north"', 'site = "south"'),
+        ("federation", 'federation = "demo"', 'federation = "other"'),
+    ]:
+        text = refused(peer(tmp_path, changed(CLIENT, old, new)).credentials)
+        assert f"[peer] {key} is" in text
+        assert "correct the one that is wrong" in text
+    (tmp_path / "pki" / "north.key").chmod(0o644)
+    assert "chmod 600" in refused(peer(tmp_path).credentials)
+
+
+def test_allow_lists_come_from_the_files(tmp_path: Path) -> None:
+    pki.create_ca(tmp_path / "pki", "demo", now=NOW)
+    north = pki.issue(tmp_path / "pki", "client", "north", now=NOW).identity
+    hub = pki.issue(tmp_path / "pki", "coordinator", "hub", now=NOW).identity
+    peer(tmp_path).allow_list().check(hub, "demo")
+    job(tmp_path).allow_list().check(north, "demo")
+    with pytest.raises(NotAuthorised, match=r"job\.toml \[sites\]"):
+        job(tmp_path).allow_list().check(hub, "demo")
+    with pytest.raises(NotAuthorised, match=r"peer\.toml \[policy\] coordinators"):
+        peer(tmp_path).allow_list().check(north, "demo")
