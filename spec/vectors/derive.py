@@ -1,0 +1,177 @@
+"""Cases of what both sides compute by themselves, from the words of the specification and not by the library."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import struct
+import unicodedata
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from common import DIALLER, KEY, LISTENER, OTHER_KEY, SALT, SEED, Case, as_json, refused
+
+from splitproto import codec
+
+SCHEMA = [[f"x{n}", "f32", [1, width, 96 >> n, 96 >> n]] for n, width in enumerate((32, 32, 64, 128, 256))]
+FIRST = [(KEY, (72, 72, 80))]
+
+
+def batch_digest(step: int, seed: int | None, samples: list[tuple[bytes, tuple[int, int, int]]]) -> bytes:
+    """SP-11.6."""
+    octets = b"splitproto batch v1" + step.to_bytes(8, "big")
+    octets += b"\0" if seed is None else b"\1" + seed.to_bytes(8, "big")
+    octets += len(samples).to_bytes(4, "big")
+    for key, origin in samples:
+        octets += bytes([len(key)]) + key + struct.pack(">iii", *origin)
+    return hashlib.sha256(octets).digest()
+
+
+def schema_digest(described: list[list[Any]]) -> bytes:
+    """SP-11.8."""
+    return hashlib.sha256(codec.encode(described)).digest()
+
+
+def binding(dialler: bytes, listener: bytes) -> bytes:
+    """SP-6-8."""
+    return hashlib.sha256(dialler + listener).digest()
+
+
+def augmentation(seed: int, index: int, modality: str | None) -> dict[str, Any]:
+    """SP-11.7."""
+    material = b"splitproto augment v1" + seed.to_bytes(8, "big") + index.to_bytes(4, "big")
+    base = hashlib.sha256(material).digest()
+    result: dict[str, Any] = {"flips": [bool(base[0] >> axis & 1) for axis in range(3)], "turns": base[1] & 3}
+    if modality is not None:
+        grey = hashlib.sha256(material + modality.encode()).digest()
+        result["scale"] = 0.9 + 0.2 * (grey[2] * 256 + grey[3]) / 65535
+        result["shift"] = -0.1 + 0.2 * (grey[4] * 256 + grey[5]) / 65535
+    return result
+
+
+def augmented(image: np.ndarray, plan: dict[str, Any]) -> np.ndarray:
+    """SP-11.7 applied to a 2-D image [x, y] of float32, voxel by voxel."""
+    for axis in range(2):
+        if plan["flips"][axis]:
+            image = np.take(image, range(image.shape[axis] - 1, -1, -1), axis)
+    n = image.shape[0]
+    for _ in range(plan["turns"] if image.shape[0] == image.shape[1] else 0):
+        image = np.array([[image[j, n - 1 - i] for j in range(n)] for i in range(n)], np.float32)
+    if "scale" in plan:
+        scale, shift = np.float32(plan["scale"]), np.float32(plan["shift"])
+        image = np.array([[x * scale + shift if x != 0 else x for x in row] for row in image], np.float32)
+    return image
+
+
+def derivations() -> Iterator[Case]:
+    """What both sides compute by themselves and must find equal."""
+
+    def case(operation: str, name: str, notes: str, expect: Any, **inputs: Any) -> Case:
+        return {"name": name, "operation": operation, "notes": notes, **inputs, "expect": expect}
+
+    yield case(
+        "binding",
+        "binding",
+        "SP-6-8: the dialler's certificate first",
+        {"sha256": binding(DIALLER, LISTENER).hex()},
+        dialler=DIALLER.hex(),
+        listener=LISTENER.hex(),
+    )
+    yield case(
+        "binding",
+        "binding-swapped",
+        "SP-6-8: the order counts",
+        refused("binding-mismatch", "channel"),
+        dialler=DIALLER.hex(),
+        listener=LISTENER.hex(),
+        claimed=binding(LISTENER, DIALLER).hex(),
+    )
+
+    yield case(
+        "schema",
+        "schema",
+        "SP-11.8: five levels of a slice",
+        {"sha256": schema_digest(SCHEMA).hex()},
+        descriptors=SCHEMA,
+    )
+    first = [["x0", "f32", [1, 2]], ["x1", "f32", [3]]]
+    yield case("schema", "schema-two", "SP-11.8", {"sha256": schema_digest(first).hex()}, descriptors=first)
+    yield case(
+        "schema",
+        "schema-order",
+        "SP-11.8: the order counts",
+        refused("schema-mismatch", "semantics"),
+        descriptors=first[::-1],
+        claimed=schema_digest(first).hex(),
+    )
+
+    def batch(
+        name: str, step: int, seed: int | None, samples: list[Any], notes: str, claimed: bytes | None = None
+    ) -> Case:
+        inputs: dict[str, Any] = {"step": step, "seed": as_json(seed)}
+        inputs["samples"] = [{"key": key.hex(), "origin": list(origin)} for key, origin in samples]
+        if claimed is not None:
+            return case(
+                "batch", name, notes, refused("misaligned", "semantics"), **inputs, claimed=claimed.hex()
+            )
+        return case("batch", name, notes, {"sha256": batch_digest(step, seed, samples).hex()}, **inputs)
+
+    two = [(KEY, (72, 72, 80)), (OTHER_KEY, (-16, 0, 2147483647))]
+    yield batch("batch", 1, SEED, two, "SP-11.6: origins are two's complement")
+    yield batch("batch-unseeded", 1, None, two, "SP-11.6: without augmentation")
+    yield batch("batch-seed-0", 1, 0, two, "SP-11.6: seed 0 is not the absence of one")
+    yield batch("batch-highest", (1 << 53) - 1, (1 << 64) - 1, FIRST, "SP-11.6: the highest step and seed")
+    yield batch("batch-swapped", 1, SEED, two[::-1], "SP-11-7: the order counts", batch_digest(1, SEED, two))
+    yield batch("batch-other-step", 2, SEED, two, "SP-11-7", batch_digest(1, SEED, two))
+
+    def key(salt: bytes, patient: str) -> bytes:
+        text = unicodedata.normalize("NFC", patient).encode()
+        return hmac.new(salt, b"splitproto patient v1\0" + text, hashlib.sha256).digest()[:16]
+
+    for name, patient, notes in (
+        ("patient", "BraTS20_Training_001", "SP-11.5"),
+        ("patient-accent", "Müller", "SP-11.5: composed"),
+        ("patient-accent-decomposed", "Mu\u0308ller", "SP-11.5: the same key as composed"),
+        ("patient-case", "brats20_training_001", "SP-11.5: case counts"),
+        ("patient-space", "BraTS20_Training_001 ", "SP-11.5: spaces count"),
+    ):
+        yield case(
+            "pseudonym", name, notes, {"key": key(SALT, patient).hex()}, salt=SALT.hex(), patient=patient
+        )
+    other = key(bytes(32), "BraTS20_Training_001")
+    yield case(
+        "pseudonym",
+        "patient-other-salt",
+        "SP-11.5: another salt, another key: no patient in common",
+        refused("misaligned", "semantics"),
+        salt=SALT.hex(),
+        patient="BraTS20_Training_001",
+        claimed=other.hex(),
+    )
+
+    image = np.array([[0, 1, 2], [-1, 0.5, 0], [3, -2.25, 1e-3]], "<f4")
+    wide = np.array([[0, 1, 2], [-1, 0.5, 0]], "<f4")
+    for name, seed, index, modality, array in (
+        ("augment-t1", SEED, 0, "t1", image),
+        ("augment-flair", SEED, 0, "flair", image),
+        ("augment-mask", SEED, 0, None, image),
+        ("augment-second", SEED, 1, "t1ce", image),
+        ("augment-not-square", SEED, 1, "t1", wide),
+        ("augment-seed-0", 0, 0, "t2", image),
+        ("augment-seed-max", (1 << 64) - 1, 4095, "t2", image),
+    ):
+        plan = augmentation(seed, index, modality)
+        notes = "SP-11.7: no quarter turns where sx is not sy" if array is wide else "SP-11.7"
+        result = augmented(array, plan)
+        yield case(
+            "augmentation",
+            name,
+            notes,
+            {**plan, "shape": list(result.shape), "image": result.astype("<f4").tobytes().hex()},
+            seed=as_json(seed),
+            index=index,
+            modality=modality,
+            shape=list(array.shape),
+            image=array.tobytes().hex(),
+        )

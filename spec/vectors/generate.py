@@ -1,0 +1,70 @@
+"""Writes the test vectors beside it: `python spec/vectors/generate.py` (`--check` only compares).
+
+Deterministic: no clock, no randomness. Expectations are written by hand; the library only packs octets. What
+both sides derive is computed from the words of the specification, not by the library that is tested with it.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import derive
+import talk
+import wire
+from common import Case
+
+HERE = Path(__file__).parent
+
+FAMILIES: dict[str, tuple[str, Callable[[], Iterator[Case]]]] = {
+    "envelope": (
+        "One ZeroMQ message (SP-4). `repeat`: [octets, times] to append to `input`.",
+        wire.envelopes,
+    ),
+    "framing": ("One frame header (SP-7).", wire.frame_headers),
+    "streams": (
+        "What a client in state working sends inside TLS; streams 1 to 99 are used up, the coordinator takes "
+        "messages of 8192 octets and has taken none yet. `answer`: octets it sends back.",
+        wire.streams,
+    ),
+    "codec": ("One value of the data model (SP-8.1).", wire.values),
+    "tensors": ("Descriptors, bin heads, bodies, bfloat16 (SP-8.3).", wire.tensors),
+    "messages": ("The payload of a HEAD frame (SP-8.4).", talk.heads),
+    "negotiation": ("Two offers (SP-10).", talk.agreements),
+    "states": (
+        "Both machines of a link (SP-9). An error happens at the last word of `say`.",
+        talk.conversations,
+    ),
+    "digests": ("What both sides compute by themselves (SP-6-8, SP-11.5 to SP-11.8).", derive.derivations),
+}
+
+
+def render(family: str) -> str:
+    """The text of one file."""
+    about, cases = FAMILIES[family]
+    listed = list(cases())
+    names = [case["name"] for case in listed]
+    if len(set(names)) != len(names):
+        raise SystemExit(f"{family}: two cases have one name")
+    lines = ",\n".join(f"  {json.dumps(case)}" for case in listed)
+    return f'{{\n "family": "{family}",\n "about": {json.dumps(about)},\n "cases": [\n{lines}\n ]\n}}\n'
+
+
+def main() -> int:
+    """Write all files; with --check, only say which differ."""
+    stale = []
+    for family in FAMILIES:
+        path, text = HERE / f"{family}.json", render(family)
+        if "--check" not in sys.argv[1:]:
+            path.write_text(text)
+        elif not path.exists() or path.read_text() != text:
+            stale.append(path.name)
+    if stale:
+        print(f"differ from what generate.py writes: {', '.join(stale)}")
+    return bool(stale)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,283 @@
+"""Cases of messages, negotiation and states."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from typing import Any
+
+from common import DIALLER, INCARNATION, KEY, LISTENER, RUN, SEED, SMALL, Case, as_json, refused
+from derive import FIRST, SCHEMA, batch_digest, binding, schema_digest
+
+from splitproto import codec, messages
+from splitproto.messages import Job, Patient, Sample
+
+FEATURES = ("train", "evaluate", "dtype.f32", "dtype.bf16")
+JOB = Job(
+    name="brats-t1",
+    dimensions=2,
+    features=(32, 32, 64, 128, 256, 32),
+    levels=(0, 1, 2, 3, 4),
+    precision="f32",
+    window=(96, 96),
+    spacing=(),
+    augment=True,
+    batch=1,
+    steps=1000,
+    optimiser="adam",
+    learning_rate=0.005,
+    weight_decay=0.0,
+    schedule="one-cycle",
+    seconds_per_step=120.0,
+)
+
+
+MESSAGES: dict[str, messages.Message] = {
+    "hello": messages.Hello(
+        (1,), FEATURES, ("dtype.f32",), 1 << 30, "splitpeer/0.1.0", binding(DIALLER, LISTENER)
+    ),
+    "welcome": messages.Welcome(
+        1,
+        ("dtype.bf16", "dtype.f32", "evaluate", "train"),
+        1 << 30,
+        "splitpeer/0.1.0",
+        binding(DIALLER, LISTENER),
+    ),
+    "job-offer": messages.JobOffer(RUN, "t1", JOB, schema_digest(SCHEMA)),
+    "job-accept": messages.JobAccept(INCARNATION, 0, (0,), 2),
+    "job-decline": messages.JobDecline(0x0505, "level x0 may not leave this site"),
+    "inventory": messages.Inventory(
+        (Patient(KEY, (240, 240, 155), (1.0, 1.0, 1.0), "LPS", (-120.0, -119.0, 0.0)),), True
+    ),
+    "begin": messages.Begin(0, 2),
+    "forward": messages.Forward(
+        "train", 1, 0, (Sample(KEY, (72, 72, 80)),), batch_digest(1, SEED, FIRST), SEED
+    ),
+    "activations": messages.Activations(
+        "train", 1, 0, batch_digest(1, None, [(KEY, (0, 0, 0))]), {"x4": SMALL}
+    ),
+    "gradients": messages.Gradients(1, {"x4": SMALL}),
+    "applied": messages.Applied(1),
+    "checkpoint": messages.Checkpoint(100),
+    "saved": messages.Saved(100, hashlib.sha256(b"a checkpoint").digest()),
+    "rollback": messages.Rollback(100),
+    "rolled-back": messages.RolledBack(100),
+    "progress": messages.Progress(100, {"loss": 1.25, "dice.wt": 0.875}),
+    "bye": messages.Bye("complete", ""),
+    "error": messages.Error(0x0503, "batch of step 1: the digests differ"),
+}
+
+
+# --- messages ------------------------------------------------------------------------------------------------
+
+
+def heads() -> Iterator[Case]:
+    """Payload of a HEAD -> message."""
+    maps: dict[str, dict[str, Any]] = {}
+    for name, message in MESSAGES.items():
+        octets, _ = messages.encode(message)
+        fields = maps[name] = codec.decode(octets)
+        expect = {"message": as_json({key: fields[key] for key in fields if key != "tensors"})}
+        if "tensors" in fields:
+            expect["tensors"] = fields["tensors"]
+        yield {"name": name, "notes": "one of each type", "input": octets.hex(), "expect": expect}
+
+    def case(name: str, value: Any, notes: str, error: str = "codec", layer: str = "messages") -> Case:
+        octets = codec.encode(value).hex()
+        return {"name": name, "notes": notes, "input": octets, "expect": refused(error, layer)}
+
+    def fine(name: str, value: dict[str, Any], notes: str) -> Case:
+        octets = codec.encode(value).hex()
+        return {"name": name, "notes": notes, "input": octets, "expect": {"message": as_json(value)}}
+
+    hello, forward, job = maps["hello"], maps["forward"], maps["job-offer"]
+    extended = {**hello, "extensions": {"example.org/colour": ["blue", None]}}
+    yield fine("hello-extensions", extended, "SP-13-1: unknown keys are ignored here, and only here")
+    unseeded = {key: item for key, item in forward.items() if key != "seed"}
+    yield fine("forward-unseeded", unseeded, "SP-8.2-3: an optional field is absent")
+    evaluate = {**unseeded, "mode": "evaluate", "step": 100, "batch": 7}
+    yield fine("forward-evaluate", evaluate, "SP-11-17")
+    lowest = {**unseeded, "samples": [{"key": KEY, "origin": [-(1 << 31), 0, (1 << 31) - 1]}]}
+    yield fine("origin-extremes", lowest, "SP-8.4-2: 32 bits, as the batch digest needs")
+    backwards = dict(reversed(maps["saved"].items()))
+    yield fine("keys-in-any-order", backwards, "SP-8.1-5")
+    yield fine("inventory-empty", {**maps["inventory"], "patients": []}, "SP-11-5: a site without patients")
+
+    yield case("not-a-map", ["hello"], "SP-8.4-1")
+    yield case("no-type", {"step": 1}, "SP-8.4-1")
+    yield case("type-not-text", {"type": 1, "step": 1}, "SP-8.4-1")
+    yield case("type-unknown", {"type": "weights", "step": 1}, "SP-8.4-1: nothing else is part of version 1")
+    for name in MESSAGES:
+        fields = {key: item for key, item in maps[name].items() if key not in ("type", "tensors")}
+        first = next(iter(fields))
+        lacking = {key: item for key, item in maps[name].items() if key != first}
+        yield case(f"{name}-lacks-{first}", lacking, "SP-8.2-1: a required field is missing")
+        yield case(f"{name}-unknown-field", {**maps[name], "x": 1}, "SP-8.2-2: an unknown key")
+        yield case(f"{name}-{first}-nil", {**maps[name], first: None}, "SP-8.2-3: nil is not absence")
+    step = maps["applied"]
+    yield case("int-negative", {**step, "step": -1}, "SP-8.2-4")
+    yield case("int-too-large", {**step, "step": 1 << 53}, "SP-8.2-4: beyond 2^53-1")
+    yield case("int-as-float", {**step, "step": 1.0}, "SP-8.2-4: no conversions")
+    yield case("int-as-bool", {**step, "step": True}, "SP-8.2-4: no conversions")
+    yield case("int-as-text", {**step, "step": "1"}, "SP-8.2-4: no conversions")
+    yield case("real-as-int", {**job, "job": {**job["job"], "learning_rate": 1}}, "SP-8.2-4: 1, not 1.0")
+    yield case("bool-as-int", {**maps["inventory"], "last": 1}, "SP-8.2-4")
+    yield case("text-as-octets", {**hello, "agent": b"x"}, "SP-8.2-4")
+    yield case("text-too-long", {**hello, "agent": "x" * 129}, "SP-8.2-4: 129 characters")
+    yield case("text-not-listed", {**maps["bye"], "reason": "bored"}, "SP-8.2-4: not one of the texts")
+    yield case("octets-as-text", {**maps["saved"], "digest": "x" * 32}, "SP-8.2-4")
+    yield case("octets-short", {**maps["saved"], "digest": bytes(31)}, "SP-8.2-4: 31 octets")
+    yield case("list-as-map", {**hello, "versions": {"1": 1}}, "SP-8.2-4")
+    yield case("list-empty", {**hello, "versions": []}, "SP-8.2-4: at least one version")
+    yield case("list-too-long", {**hello, "versions": [1] * 17}, "SP-8.2-4: seventeen versions")
+    yield case("samples-none", {**forward, "samples": []}, "SP-8.2-4: at least one sample")
+    yield case("list-item", {**hello, "versions": [1, 256]}, "SP-8.2-4: an item out of range")
+    sample = forward["samples"][0]
+    yield case("record-lacks", {**forward, "samples": [{"key": KEY}]}, "SP-8.2-1: inside a record")
+    yield case("record-unknown", {**forward, "samples": [{**sample, "x": 1}]}, "SP-8.2-2: inside a record")
+    yield case("record-not-a-map", {**forward, "samples": [KEY]}, "SP-8.2-4")
+    beyond = {**sample, "origin": [0, 0, 1 << 31]}
+    yield case("origin-too-large", {**forward, "samples": [beyond]}, "SP-8.4-2: beyond 32 bits")
+    yield case("seed-too-large", {**forward, "seed": -1}, "SP-8.2-4: seeds are unsigned")
+    yield case("mode-unknown", {**forward, "mode": "guess"}, "SP-8.2-4")
+    yield case("numbers-text", {**maps["progress"], "values": {"loss": "1"}}, "SP-8.2-4")
+    yield case("numbers-int", {**maps["progress"], "values": {"loss": 1}}, "SP-8.2-4: no conversions")
+    figures = {f"n{n}": 0.0 for n in range(65)}
+    yield case("numbers-too-many", {**maps["progress"], "values": figures}, "SP-8.2-4: 65 figures")
+    yield case("extensions-not-a-map", {**hello, "extensions": []}, "SP-8.2-4")
+    sixteen = {f"example.org/{n}": n for n in range(17)}
+    yield case("extensions-too-many", {**hello, "extensions": sixteen}, "SP-8.2-4: seventeen entries")
+    activations = maps["activations"]
+    bare = {key: item for key, item in activations.items() if key != "tensors"}
+    yield case("tensors-missing", bare, "SP-8.4-3: activations announce tensors")
+    yield case("tensors-misplaced", {**step, "tensors": []}, "SP-8.4-3: applied has no tensors")
+    wrong = {**activations, "tensors": [["x4", "f128", [2, 2]]]}
+    yield case("tensors-malformed", wrong, "SP-8.3-3", "tensor", "tensors")
+
+
+# --- negotiation, states ------------------------------------------------------------------------------------
+
+
+def agreements() -> Iterator[Case]:
+    """Two offers -> what holds, or why not."""
+
+    def offer(**changes: Any) -> dict[str, Any]:
+        base = {
+            "versions": [1],
+            "features": list(FEATURES),
+            "requires": ["dtype.f32"],
+            "max_message": 1 << 30,
+        }
+        return {**base, **changes}
+
+    def welcome(**changes: Any) -> dict[str, Any]:
+        return {"version": 1, "features": list(FEATURES), "max_message": 1 << 20, **changes}
+
+    def listener(name: str, hello: dict[str, Any], own: dict[str, Any], expect: Any, notes: str) -> Case:
+        return {
+            "name": name,
+            "operation": "negotiate",
+            "notes": notes,
+            "hello": hello,
+            "listener": own,
+            "expect": expect,
+        }
+
+    def dialler(name: str, own: dict[str, Any], answer: dict[str, Any], expect: Any, notes: str) -> Case:
+        return {
+            "name": name,
+            "operation": "confirm",
+            "notes": notes,
+            "dialler": own,
+            "welcome": answer,
+            "expect": expect,
+        }
+
+    def agreed(
+        version: int, features: list[str], receive: int = 1 << 30, send: int = 1 << 30
+    ) -> dict[str, Any]:
+        return {
+            "version": version,
+            "features": sorted(features),
+            "receive_limit": receive,
+            "send_limit": send,
+        }
+
+    no_version = refused("protocol-version", "negotiation")
+    no_feature = refused("feature-missing", "negotiation")
+    every = list(FEATURES)
+    yield listener("equal", offer(), offer(), agreed(1, every), "SP-10-1")
+    newer = offer(versions=[2, 1, 3])
+    yield listener("highest-common", newer, offer(versions=[1, 2]), agreed(2, every), "SP-10-1: in any order")
+    few, fewer = offer(features=["train", "dtype.f32"]), offer(features=["dtype.f32", "evaluate"])
+    yield listener("features-of-both", few, fewer, agreed(1, ["dtype.f32"]), "SP-10-1: the intersection")
+    private = offer(features=[*every, "example.org/colour"])
+    yield listener(
+        "feature-unknown", private, offer(), agreed(1, every), "SP-13-2: unknown features are ignored"
+    )
+    limits = agreed(1, every, 1 << 20, 5)
+    yield listener(
+        "limits", offer(max_message=5), offer(max_message=1 << 20), limits, "SP-10-2: each side has its own"
+    )
+    yield listener("no-version", offer(versions=[2]), offer(), no_version, "SP-10-1")
+    lacking = offer(features=["train"], requires=[])
+    yield listener("listener-requires", lacking, offer(), no_feature, "SP-10-1: the dialler lacks dtype.f32")
+    demanding = offer(requires=["dtype.f32", "infer"])
+    yield listener("dialler-requires", demanding, offer(), no_feature, "SP-10-1: the listener lacks infer")
+
+    yield dialler("accepted", offer(), welcome(), agreed(1, every, 1 << 30, 1 << 20), "SP-10-3")
+    yield dialler("version-not-offered", offer(), welcome(version=2), no_version, "SP-10-3")
+    strange = welcome(features=[*every, "infer"])
+    yield dialler("feature-not-offered", offer(), strange, no_feature, "SP-10-3")
+    stripped = welcome(features=["train"])
+    yield dialler(
+        "feature-stripped", offer(), stripped, no_feature, "SP-10-3: a downgrade below what is required"
+    )
+
+
+def conversations() -> Iterator[Case]:
+    """Who says what, in order -> states of both sides, or the error at the last word."""
+    joined = "C hello|S welcome|S job-offer|C job-accept"
+    working = f"{joined}|C inventory|C inventory|S begin"
+
+    def case(name: str, script: str, expect: Any, notes: str) -> Case:
+        sides = {"C": "client", "S": "coordinator"}
+        words = [[sides[line[0]], line[2:]] for line in script.split("|") if line]
+        return {"name": name, "notes": notes, "say": words, "expect": expect}
+
+    def at(client: str, coordinator: str) -> dict[str, str]:
+        return {"client": client, "coordinator": coordinator}
+
+    bad = refused("unexpected-message", "states")
+    yield case("nothing", "", at("start", "start"), "SP-9-1")
+    yield case("admitted", "C hello|S welcome", at("ready", "ready"), "SP-9-1")
+    yield case("joined", joined, at("joined", "joined"), "SP-9-1")
+    step = "|S forward|S forward|C activations|S gradients|C applied"
+    yield case("step", working + step, at("working", "working"), "SP-9-1")
+    upkeep = "|S checkpoint|C saved|S rollback|C rolled-back|S progress"
+    yield case("upkeep", working + upkeep, at("working", "working"), "SP-9-1")
+    declined = "C hello|S welcome|S job-offer|C job-decline|S job-offer|C job-accept"
+    yield case(
+        "declined-then-accepted", declined, at("joined", "joined"), "SP-9-1: the link outlives a decline"
+    )
+    yield case("byes", working + "|S bye|C bye", at("done", "done"), "SP-9-3")
+    yield case("crossing-bye", working + "|S bye|C activations|C applied|C bye", at("done", "done"), "SP-9-2")
+    offered = "C hello|S welcome|C bye|S job-offer|S bye"
+    yield case(
+        "crossing-offer", offered, at("done", "done"), "SP-9-2: the trigger does not move a side in done"
+    )
+    yield case("error-first", "S error", at("error", "error"), "SP-9-4: allowed before hello")
+    yield case("error-after-bye", working + "|C bye|S error", at("error", "error"), "SP-9-4")
+    yield case("welcome-first", "S welcome", bad, "SP-9-1")
+    yield case("hello-twice", "C hello|C hello", bad, "SP-9-1")
+    yield case("work-before-welcome", "C hello|C activations", bad, "SP-9-1")
+    yield case("bye-before-welcome", "C hello|C bye", bad, "SP-9-1: before welcome only error ends a link")
+    yield case("accept-without-offer", "C hello|S welcome|C job-accept", bad, "SP-9-1")
+    yield case("begin-without-accept", "C hello|S welcome|S job-offer|S begin", bad, "SP-9-1")
+    yield case("forward-before-begin", joined + "|S forward", bad, "SP-9-1")
+    yield case("inventory-after-begin", working + "|C inventory", bad, "SP-9-1")
+    yield case("gradients-from-client", working + "|C gradients", bad, "SP-9-1")
+    yield case("unknown", working + "|S weights", bad, "SP-9-1")
+    yield case("after-bye", working + "|C bye|C applied", bad, "SP-9-3: bye is the last word")
+    yield case("bye-twice", working + "|C bye|C bye", bad, "SP-9-3")
+    yield case("error-twice", "S error|C error", bad, "SP-9-4: nothing follows")

@@ -1,0 +1,376 @@
+"""The test vectors are what their generator writes, and the library agrees with every one of them."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from splitproto import codec, envelope, errors, framing, messages, pki, tensors
+from splitproto.connection import Connection, binding
+from splitproto.events import Closed, Received
+from splitproto.fields import write_map
+from splitproto.identity import Credentials
+from splitproto.messages import Hello, Welcome
+from splitproto.negotiation import Agreement, Offer, confirm, negotiate
+from splitproto.states import Conversation, Side
+from splitproto.tensors import DTYPES, Descriptor
+
+VECTORS = Path(__file__).parents[2] / "spec" / "vectors"
+Case = dict[str, Any]
+
+
+def cases(family: str, operation: str | None = None) -> list[Any]:
+    listed = json.loads((VECTORS / f"{family}.json").read_text())["cases"]
+    chosen = [case for case in listed if operation is None or case["operation"] == operation]
+    return [pytest.param(case, id=case["name"]) for case in chosen]
+
+
+def value_of(shown: Any) -> Any:
+    """The inverse of the vectors' notation of values."""
+    if isinstance(shown, list):
+        return [value_of(item) for item in shown]
+    if not isinstance(shown, dict):
+        return shown
+    ((kind, inner),) = shown.items()
+    if kind == "map":
+        return {key: value_of(item) for key, item in inner.items()}
+    return {"int": int, "float": float, "hex": bytes.fromhex}[kind](inner)
+
+
+def octets_of(case: Case) -> bytes:
+    piece, times = case.get("repeat", ("", 0))
+    return bytes.fromhex(case["input"]) + bytes.fromhex(piece) * times
+
+
+def same(one: Any, other: Any) -> bool:
+    """Equal, and of one type throughout: 1 is not 1.0, and -0.0 is not 0.0."""
+    return repr(one) == repr(other)
+
+
+def check(case: Case, work: Callable[[], Any]) -> Any:
+    """The result of `work`, or None after checking that it fails as the case expects."""
+    if "error" not in case["expect"]:
+        return work()
+    with pytest.raises(errors.LocalError) as caught:
+        work()
+    assert caught.value.name == case["expect"]["error"], caught.value
+    return None
+
+
+def test_the_files_are_what_the_generator_writes() -> None:
+    done = subprocess.run(
+        [sys.executable, "-B", VECTORS / "generate.py", "--check"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("path", sorted(VECTORS.glob("*.json")), ids=lambda path: path.stem)
+def test_every_file_has_one_form_and_both_outcomes(path: Path) -> None:
+    content = json.loads(path.read_text())
+    assert content["family"] == path.stem
+    for case in content["cases"]:
+        assert {"name", "notes", "expect"} <= case.keys(), case["name"]
+        if "error" in case["expect"]:
+            assert set(case["expect"]) == {"error", "layer"}, case["name"]
+            assert case["expect"]["error"] in {cls.name for cls in errors.BY_CODE.values()}
+    outcomes = ["error" in case["expect"] for case in content["cases"]]
+    assert any(outcomes), "a family without a negative case"
+    assert not all(outcomes), "a family without a positive case"
+
+
+# --- octets ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("case", cases("envelope"))
+def test_envelope(case: Case) -> None:
+    def work() -> tuple[envelope.Envelope, envelope.Reset | None]:
+        read = envelope.decode(octets_of(case))
+        return read, envelope.decode_reset(read.body) if read.kind is envelope.Kind.RESET else None
+
+    if (result := check(case, work)) is None:
+        return
+    read, reset = result
+    expect = dict(case["expect"])
+    assert (read.kind.name, read.link.hex()) == (expect["kind"], expect["link"])
+    if reset is not None:
+        found = (int(reset.reason), list(reset.versions), reset.text)
+        assert found == (expect["reason"], expect["versions"], expect["text"])
+        return
+    assert read.sequence == value_of(expect["sequence"])
+    assert len(read.body) == expect.get("body_octets", len(read.body))
+    assert read.body.hex() == expect.get("body", read.body.hex())
+    assert envelope.encode(read.kind, read.link, read.sequence, read.body) == octets_of(case)
+
+
+@pytest.mark.parametrize("case", cases("framing"))
+def test_frame_header(case: Case) -> None:
+    octets = octets_of(case)
+    header = check(case, lambda: framing.decode_header(octets))
+    if header is not None:
+        expect = {
+            "type": header.type.name,
+            "end": header.end,
+            "stream": header.stream,
+            "length": header.length,
+        }
+        assert expect == case["expect"]
+        assert framing.encode_header(header.type, header.stream, header.length, end=header.end) == octets
+
+
+@pytest.mark.parametrize("case", cases("codec"))
+def test_value(case: Case) -> None:
+    octets = octets_of(case)
+    if "error" in case["expect"]:
+        check(case, lambda: codec.decode(octets))
+        return
+    value = value_of(case["expect"]["value"])
+    assert same(codec.decode(octets), value)
+    assert codec.encode(value) == octets
+
+
+# --- tensors --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("case", cases("tensors", "descriptors"))
+def test_descriptors(case: Case) -> None:
+    read = check(case, lambda: tensors.read_descriptors(codec.decode(octets_of(case))))
+    if read is not None:
+        shown = [{"name": d.name, "dtype": d.dtype, "shape": list(d.shape), "octets": d.nbytes} for d in read]
+        assert shown == case["expect"]["tensors"]
+
+
+@pytest.mark.parametrize("case", cases("tensors", "bin-head"))
+def test_bin_head(case: Case) -> None:
+    head = check(case, lambda: codec.bin_header(case["length"]))
+    if head is not None:
+        assert head.hex() == case["expect"]["head"]
+
+
+@pytest.mark.parametrize("case", cases("tensors", "body"))
+def test_body(case: Case) -> None:
+    arrays = {
+        t["name"]: np.frombuffer(bytes.fromhex(t["values"]), DTYPES[t["dtype"]]).reshape(t["shape"])
+        for t in case["tensors"]
+    }
+    head, segments = messages.encode(messages.Gradients(1, arrays))
+    assert b"".join(segments).hex() == case["expect"]["body"]
+    described = [[t["name"], t["dtype"], t["shape"]] for t in case["tensors"]]
+    assert codec.decode(head)["tensors"] == described
+    assert tensors.body_bytes(map(Descriptor.from_wire, described)) == len(case["expect"]["body"]) // 2
+
+
+@pytest.mark.parametrize("case", cases("tensors", "bf16"))
+def test_bfloat16(case: Case) -> None:
+    pytest.importorskip("torch")
+    compute = pytest.importorskip("splitpeer.roles.compute")
+    single = np.array([int(case["input"], 16)], "<u4").view("<f4")
+    sent = compute.to_wire({"x": single}, "bf16")["x"]
+    assert f"{int(sent[0]):04x}" == case["expect"]["bits"]
+
+
+# --- messages -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("case", cases("messages"))
+def test_message(case: Case) -> None:
+    octets = octets_of(case)
+    read = check(case, lambda: messages.decode_head(octets))
+    if read is None:
+        return
+    message, described = read
+    expect = value_of(case["expect"]["message"])
+    assert message.name == expect.pop("type")
+    fields = write_map(message, message.name)
+    assert same({key: fields[key] for key in sorted(fields)}, {key: expect[key] for key in sorted(expect)})
+    assert [d.to_wire() for d in described] == case["expect"].get("tensors", [])
+    if case["name"] == message.name and not described:
+        assert messages.encode(message)[0] == octets
+
+
+def test_every_message_has_a_vector() -> None:
+    named = {case.id for case in cases("messages")}
+    assert set(messages.MESSAGES) <= named
+
+
+def _offer(shown: dict[str, Any]) -> Offer:
+    listed = {key: tuple(item) if isinstance(item, list) else item for key, item in shown.items()}
+    return Offer(**listed)
+
+
+def _shown(agreement: Agreement) -> dict[str, Any]:
+    return {
+        "version": agreement.version,
+        "features": sorted(agreement.features),
+        "receive_limit": agreement.receive_limit,
+        "send_limit": agreement.send_limit,
+    }
+
+
+@pytest.mark.parametrize("case", cases("negotiation"))
+def test_negotiation(case: Case) -> None:
+    def work() -> Agreement:
+        if case["operation"] == "confirm":
+            said = case["welcome"]
+            answer = Welcome(said["version"], tuple(said["features"]), said["max_message"], "", bytes(32))
+            return confirm(_offer(case["dialler"]), answer)
+        said = {key: tuple(item) if isinstance(item, list) else item for key, item in case["hello"].items()}
+        return negotiate(_offer(case["listener"]), Hello(**said, agent="", binding=bytes(32)))
+
+    agreement = check(case, work)
+    if agreement is not None:
+        assert _shown(agreement) == case["expect"]
+
+
+@pytest.mark.parametrize("case", cases("states"))
+def test_states(case: Case) -> None:
+    conversation = Conversation()
+    words = [(Side(side), message) for side, message in case["say"]]
+    if "error" in case["expect"]:
+        *words, last = words
+    for side, message in words:
+        conversation.say(side, message)
+    if "error" in case["expect"]:
+        before = dict(conversation.states)
+        check(case, lambda: conversation.say(*last))
+        assert conversation.states == before
+    else:
+        assert {side.value: state.value for side, state in conversation.states.items()} == case["expect"]
+
+
+# --- a whole link ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def credentials(tmp_path_factory: pytest.TempPathFactory) -> dict[Side, Credentials]:
+    folder, now = tmp_path_factory.mktemp("pki"), datetime.now(UTC)
+    pki.create_ca(folder, "vectors", now=now)
+    return {
+        Side.CLIENT: pki.issue(folder, "client", "charite", now=now),
+        Side.COORDINATOR: pki.issue(folder, "coordinator", "hub", hosts=["localhost"], now=now),
+    }
+
+
+class Link:
+    """A client and a coordinator in state working, without sockets; TLS and certificates are real."""
+
+    def __init__(self, credentials: dict[Side, Credentials], max_message: int) -> None:
+        self.ends = {
+            side: Connection(
+                side,
+                b"vectors-vectors-",
+                own.client_context() if side is Side.CLIENT else own.server_context(),
+                own.identity.sha256,
+                lambda peer: None,
+                Offer(max_message=max_message),
+                0.0,
+                hostname="localhost" if side is Side.CLIENT else None,
+            )
+            for side, own in credentials.items()
+        }
+        self.events: dict[Side, list[Any]] = {side: [] for side in Side}
+        self.carry()
+        examples = {case.id: messages.decode_head(octets_of(case.values[0]))[0] for case in cases("messages")
+                    if "error" not in case.values[0]["expect"]}  # fmt: skip
+        for side, name in (
+            (Side.COORDINATOR, "job-offer"),
+            (Side.CLIENT, "job-accept"),
+            (Side.CLIENT, "inventory"),
+            (Side.COORDINATOR, "begin"),
+        ):
+            self.ends[side].send(examples[name])
+            self.carry()
+        self.events = {side: [] for side in Side}
+
+    def carry(self) -> None:
+        """Move envelopes until both are silent."""
+        for _ in range(8):
+            for side, end in self.ends.items():
+                while (data := end.next_envelope(0.0)) is not None:
+                    self.ends[side.other].receive(data, 0.0)
+                for each, connection in self.ends.items():
+                    self.events[each] += connection.events()
+
+
+@pytest.mark.parametrize("case", cases("streams"))
+def test_stream(case: Case, credentials: dict[Side, Credentials]) -> None:
+    link = Link(credentials, 8192)
+    client, coordinator = link.ends[Side.CLIENT], link.ends[Side.COORDINATOR]
+    written: list[bytes] = []
+    write = coordinator._channel.write
+    coordinator._channel.write = lambda data: (written.append(bytes(data)), write(data))[1]  # type: ignore[method-assign]
+    client._channel.write(octets_of(case))
+    link.carry()
+    heard = link.events[Side.COORDINATOR]
+    expect = case["expect"]
+    closed = [event.error for event in heard if isinstance(event, Closed)]
+    if "error" in expect:
+        assert [error.name for error in closed] == [expect["error"]], heard
+        (told,) = [event.error for event in link.events[Side.CLIENT] if isinstance(event, Closed)]
+        assert told.name == expect["error"], "the peer is told the same code"
+    elif "ended_by" in expect:
+        assert [(error.code, error.retry) for error in closed] == [(expect["ended_by"], expect["retry"])]
+    else:
+        assert [event.message.name for event in heard if isinstance(event, Received)] == expect["messages"]
+        assert not closed
+        assert b"".join(written).hex() == expect["answer"]
+
+
+# --- what both sides compute ------------------------------------------------------------------------------
+
+
+def compare(case: Case, digest: str) -> None:
+    """A negative case holds somebody's claim, which must differ from what is right."""
+    if "error" in case["expect"]:
+        assert digest != case["claimed"]
+    else:
+        assert digest in case["expect"].values()
+
+
+@pytest.mark.parametrize("case", cases("digests", "schema"))
+def test_schema_digest(case: Case) -> None:
+    digest = tensors.schema_digest(map(Descriptor.from_wire, case["descriptors"])).hex()
+    compare(case, digest)
+
+
+@pytest.mark.parametrize("case", cases("digests", "binding"))
+def test_binding(case: Case) -> None:
+    compare(case, binding(bytes.fromhex(case["dialler"]), bytes.fromhex(case["listener"])).hex())
+
+
+@pytest.mark.parametrize("case", cases("digests", "batch"))
+def test_batch_digest(case: Case) -> None:
+    pytest.importorskip("monai")
+    sampling = pytest.importorskip("splitpeer.data.sampling")
+    samples = [sampling.Sample(bytes.fromhex(s["key"]), tuple(s["origin"])) for s in case["samples"]]
+    compare(case, sampling.batch_digest(case["step"], samples, value_of(case["seed"])).hex())
+
+
+@pytest.mark.parametrize("case", cases("digests", "pseudonym"))
+def test_pseudonym(case: Case) -> None:
+    pseudonym = pytest.importorskip("splitpeer.data.pseudonym")
+    compare(case, pseudonym.pseudonym(bytes.fromhex(case["salt"]), case["patient"]).hex())
+
+
+@pytest.mark.parametrize("case", cases("digests", "augmentation"))
+def test_augmentation(case: Case) -> None:
+    augment = pytest.importorskip("splitpeer.data.augment")
+    seed, expect = value_of(case["seed"]), case["expect"]
+    plan = augment.derive(seed, case["index"], case["modality"])
+    assert (list(plan.flips), plan.turns) == (expect["flips"], expect["turns"])
+    if case["modality"] is not None:
+        assert (plan.scale, plan.shift) == (expect["scale"], expect["shift"])
+    image = np.frombuffer(bytes.fromhex(case["image"]), "<f4").reshape(1, *case["shape"])
+    out = augment.augment(image, seed, case["index"], case["modality"])
+    assert list(out.shape[1:]) == expect["shape"]
+    assert out.tobytes().hex() == expect["image"]
