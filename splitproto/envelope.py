@@ -24,7 +24,7 @@ from .constants import (
     MAX_ENVELOPE_BODY,
     MAX_RESET_TEXT,
 )
-from .errors import CarrierVersionError, EnvelopeError
+from .errors import CarrierVersionError, EnvelopeError, printable
 
 _HEADER = struct.Struct(">4sBBH16sQ")
 NO_LINK = bytes(LINK_ID_BYTES)
@@ -125,6 +125,5 @@ def decode_reset(body: memoryview) -> Reset:
         raise EnvelopeError("a RESET without its reason")
     reason, count = body[0], body[1]
     text = bytes(body[2 + count :]).decode(errors="replace")
-    printable = "".join(c if c.isprintable() else "?" for c in text)
     known = ResetReason(reason) if reason in ResetReason._value2member_map_ else reason
-    return Reset(known, tuple(body[2 : 2 + count]), printable)
+    return Reset(known, tuple(body[2 : 2 + count]), printable(text))

@@ -16,7 +16,12 @@ A method that documents what it raises raises nothing else: any other exception 
 
 from __future__ import annotations
 
-__all__ = ["BY_CODE", "LocalError", "RemoteError", "SplitprotoError"]
+__all__ = ["BY_CODE", "LocalError", "RemoteError", "SplitprotoError", "printable"]
+
+
+def printable(text: str) -> str:
+    """`text` as one line that cannot steer a terminal or forge a line of a log; peers choose some of it."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else "?" for c in text)
 
 
 class SplitprotoError(Exception):
@@ -39,7 +44,8 @@ class LocalError(SplitprotoError):
     retry = False
 
     def __init__(self, reason: str, detail: str = "") -> None:
-        super().__init__(f"{reason} ({detail})" if detail else reason)
+        reason = printable(reason)
+        super().__init__(f"{reason} ({printable(detail)})" if detail else reason)
         self.reason = reason
 
 
@@ -51,7 +57,7 @@ class RemoteError(SplitprotoError):
         self.code = code
         self.name = known.name if known else f"unknown-{code:#06x}"
         self.retry = known.retry if known else False
-        self.reason = reason
+        self.reason = reason = printable(reason)
         super().__init__(f"the peer says: {reason}" if reason else f"the peer says: {self.name}")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from .constants import DEFAULT_MAX_MESSAGE, PROTOCOL_VERSIONS
-from .errors import FeatureMissing, VersionMismatch
+from .errors import FeatureMissing, VersionMismatch, printable
 from .messages import Hello, Welcome
 
 FEATURES = ("train", "evaluate", "dtype.f32", "dtype.bf16")
@@ -57,7 +57,7 @@ def negotiate(own: Offer, hello: Hello) -> Agreement:
         features=frozenset(own.features) & frozenset(hello.features),
         receive_limit=own.max_message,
         send_limit=hello.max_message,
-        peer_agent=hello.agent,
+        peer_agent=printable(hello.agent),
     )
 
 
@@ -79,7 +79,7 @@ def confirm(own: Offer, welcome: Welcome) -> Agreement:
         features=frozenset(welcome.features),
         receive_limit=own.max_message,
         send_limit=welcome.max_message,
-        peer_agent=welcome.agent,
+        peer_agent=printable(welcome.agent),
     )
 
 
