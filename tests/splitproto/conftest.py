@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from itertools import count
 from pathlib import Path
 
@@ -47,7 +47,18 @@ def federation(tmp_path_factory: pytest.TempPathFactory) -> Federation:
     pki.issue(folder, "coordinator", "hub", hosts=["localhost", "127.0.0.1"], now=now)
     for site in ("charite", "ukm", "stranger"):
         pki.issue(folder, "client", site, hosts=[], now=now)
+    pki.issue(folder, "client", "late", hosts=[], days=30, now=now - timedelta(days=60))
     return Federation(folder)
+
+
+@pytest.fixture(scope="session")
+def outsider(federation: Federation, tmp_path_factory: pytest.TempPathFactory) -> Credentials:
+    """Says it is charite, trusts our CA, but another CA of the same name issued its certificate."""
+    folder = tmp_path_factory.mktemp("elsewhere")
+    now = datetime.now(UTC)
+    pki.create_ca(folder, "test", now=now)
+    pki.issue(folder, "client", "charite", hosts=[], now=now)
+    return Credentials(federation.folder / "ca.crt", folder / "charite.crt", folder / "charite.key")
 
 
 @dataclass
@@ -195,8 +206,8 @@ def recut() -> type[Recut]:
 @pytest.fixture
 def make_pair(federation: Federation) -> Callable[..., Pair]:
     def make(
-        client: str = "charite",
-        coordinator: str = "hub",
+        client: str | Credentials = "charite",
+        coordinator: str | Credentials = "hub",
         *,
         client_offer: Offer | None = None,
         coordinator_offer: Offer | None = None,
@@ -205,7 +216,9 @@ def make_pair(federation: Federation) -> Callable[..., Pair]:
         clients: AllowList = CLIENTS,
         coordinators: AllowList = COORDINATORS,
     ) -> Pair:
-        ours, theirs = federation.credentials(client), federation.credentials(coordinator)
+        ours, theirs = (
+            federation.credentials(who) if isinstance(who, str) else who for who in (client, coordinator)
+        )
         link = b"link-link-link-1"
         return Pair(
             Connection(

@@ -1,0 +1,154 @@
+"""The state tables: every pair of states and every message; and no legal word is ever unexpected on arrival."""
+
+from __future__ import annotations
+
+from collections import deque
+from itertools import product
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from splitproto.errors import UnexpectedMessage
+from splitproto.messages import MESSAGES
+from splitproto.states import TRANSITIONS, TRIGGERS, Conversation, Side, State
+
+CLIENT, COORDINATOR = Side.CLIENT, Side.COORDINATOR
+S = State
+
+# Written down apart from the tables: (client, coordinator) before, who says what, (client, coordinator) after.
+STORY = [
+    ((S.START, S.START), CLIENT, "hello", (S.GREETED, S.GREETED)),
+    ((S.GREETED, S.GREETED), COORDINATOR, "welcome", (S.READY, S.READY)),
+    ((S.READY, S.READY), COORDINATOR, "job-offer", (S.OFFERED, S.OFFERED)),
+    ((S.OFFERED, S.OFFERED), CLIENT, "job-decline", (S.READY, S.READY)),
+    ((S.OFFERED, S.OFFERED), CLIENT, "job-accept", (S.JOINED, S.JOINED)),
+    ((S.JOINED, S.JOINED), CLIENT, "inventory", (S.JOINED, S.JOINED)),
+    ((S.JOINED, S.JOINED), COORDINATOR, "begin", (S.WORKING, S.WORKING)),
+    *(
+        ((S.WORKING, S.WORKING), CLIENT, name, (S.WORKING, S.WORKING))
+        for name in ("activations", "applied", "saved", "rolled-back")
+    ),
+    *(
+        ((S.WORKING, S.WORKING), COORDINATOR, name, (S.WORKING, S.WORKING))
+        for name in ("forward", "gradients", "checkpoint", "rollback", "progress")
+    ),
+    *(
+        ((state, state), CLIENT, "bye", (S.DONE, state))
+        for state in (S.READY, S.OFFERED, S.JOINED, S.WORKING)
+    ),
+    *(
+        ((state, state), COORDINATOR, "bye", (state, S.DONE))
+        for state in (S.READY, S.OFFERED, S.JOINED, S.WORKING)
+    ),
+]
+
+
+def conversation(client: State, coordinator: State) -> Conversation:
+    result = Conversation()
+    result.states = {CLIENT: client, COORDINATOR: coordinator}
+    return result
+
+
+def both(talk: Conversation) -> tuple[State, State]:
+    return talk.states[CLIENT], talk.states[COORDINATOR]
+
+
+@pytest.mark.parametrize(("before", "side", "message", "after"), STORY)
+def test_the_story(before: tuple[State, State], side: Side, message: str, after: tuple[State, State]) -> None:
+    talk = conversation(*before)
+    talk.say(side, message)
+    assert both(talk) == after
+
+
+def test_while_both_are_in_one_state_nothing_but_the_story_is_allowed() -> None:
+    told = {(before, side, message) for before, side, message, _ in STORY}
+    for state, side, message in product(State, Side, MESSAGES):
+        talk = conversation(state, state)
+        allowed = ((state, state), side, message) in told or (message == "error" and state is not S.ERROR)
+        if allowed:
+            talk.say(side, message)
+            continue
+        with pytest.raises(UnexpectedMessage):
+            talk.say(side, message)
+        assert both(talk) == (state, state)
+
+
+def test_every_pair_of_states_side_and_message_follows_the_tables_or_moves_nothing() -> None:
+    for client, coordinator, side, message in product(State, State, Side, MESSAGES):
+        talk = conversation(client, coordinator)
+        own, other = talk.states[side], talk.states[side.other]
+        if message == "error":
+            legal, after = own is not S.ERROR, (S.ERROR, S.ERROR)
+        else:
+            target = TRANSITIONS[side][own].get(message)
+            trigger = TRIGGERS.get(message, {state: state for state in State})
+            answer = S.DONE if other is S.DONE else trigger.get(other)
+            legal = target is not None and answer is not None
+            after = (target, answer) if side is CLIENT else (answer, target)  # type: ignore[assignment]
+        if legal:
+            talk.say(side, message)
+            assert both(talk) == after
+        else:
+            with pytest.raises(UnexpectedMessage, match=message):
+                talk.say(side, message)
+            assert both(talk) == (client, coordinator)
+
+
+def test_the_tables_are_complete() -> None:
+    for side in Side:
+        assert TRANSITIONS[side].keys() == set(State)
+    spoken = {side: {m for row in TRANSITIONS[side].values() for m in row} for side in Side}
+    assert spoken[CLIENT] | spoken[COORDINATOR] | {"error"} == MESSAGES.keys()
+    assert spoken[CLIENT] & spoken[COORDINATOR] == {"bye"}
+    assert TRIGGERS.keys() <= MESSAGES.keys()
+
+
+def test_after_bye_or_error_a_side_says_nothing() -> None:
+    for side, state, message in product(Side, (S.DONE, S.ERROR), MESSAGES):
+        assert message not in TRANSITIONS[side][state]
+
+
+def test_finished_is_two_byes_or_an_error() -> None:
+    for client, coordinator in product(State, State):
+        ended = {S.DONE, S.ERROR}
+        assert conversation(client, coordinator).finished == (client in ended and coordinator in ended)
+
+
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(["say", "hear"]), st.sampled_from(Side), st.integers(0, 99)), max_size=80
+    )
+)
+def test_no_word_that_was_legal_when_said_is_unexpected_when_heard(
+    acts: list[tuple[str, Side, int]],
+) -> None:
+    """Two parties, each with its own view of both machines, and words that cross on the way."""
+    views = {side: Conversation() for side in Side}
+    flying: dict[Side, deque[str]] = {side: deque() for side in Side}
+    inventory_over = False
+    for act, side, choice in acts:
+        if act == "hear":
+            if flying[side]:
+                views[side].say(side.other, flying[side].popleft())
+            continue
+        legal = []
+        for message in MESSAGES:
+            if message == "error":
+                continue
+            trial = conversation(*both(views[side]))
+            try:
+                trial.say(side, message)
+            except UnexpectedMessage:
+                continue
+            # The one rule above the tables: "begin" answers the last inventory.
+            if message == "begin" and not (inventory_over and not flying[COORDINATOR]):
+                continue
+            if message == "inventory" and inventory_over:
+                continue
+            legal.append(message)
+        if legal:
+            message = legal[choice % len(legal)]
+            inventory_over = inventory_over or message == "inventory"
+            views[side].say(side, message)
+            flying[side.other].append(message)
