@@ -1,0 +1,184 @@
+"""Writes the tables of splitproto-1.md from registry.toml and vectors/: `python spec/tables.py` (`--check` compares).
+
+A table stands between `<!-- registry: what -->` and `<!-- end -->`; everything else in the text is prose.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+import textwrap
+import tomllib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+TEXT = HERE / "splitproto-1.md"
+REGION = re.compile(r"(<!-- registry: ([^>]+?) -->\n).*?(<!-- end -->)", re.DOTALL)
+_ROUND = {2**53 - 1: "2^53-1", 2**31 - 1: "2^31-1", -(2**31): "-2^31", 2**20: "2^20", "2^64-1": "2^64-1"}
+
+
+def kind_of(field: dict[str, Any]) -> str:
+    """A field's kind and limits in words (SP-8.2)."""
+    match field["kind"]:
+        case "int":
+            low, high = (_ROUND.get(field[key], field[key]) for key in ("low", "high"))
+            return f"int {low}..{high}"
+        case "text":
+            texts = field.get("one_of")
+            return (
+                "text: " + ", ".join(f"`{text}`" for text in texts) if texts else f"text ≤ {field['limit']}"
+            )
+        case "octets":
+            return f"octets {field['length']}"
+        case "list":
+            low, high = field["low"], field["high"]
+            return f"list {low if low == high else f'{low}..{high}'} of {kind_of(field['item'])}"
+        case "record":
+            return field["of"]
+        case "numbers" | "extensions":
+            return f"{field['kind']} ≤ {field['limit']}"
+        case plain:
+            return str(plain)
+
+
+def table(heads: Iterable[str], rows: Iterable[Iterable[Any]]) -> str:
+    """A Markdown table."""
+    heads = list(heads)
+    lines = [heads, ["---"] * len(heads), *rows]
+    return "".join("| " + " | ".join(str(cell) for cell in line) + " |\n" for line in lines)
+
+
+def fields(entry: dict[str, Any]) -> str:
+    """The table of one record's or message's fields."""
+    rows = (
+        (f"`{f['name']}`", kind_of(f), "yes" if f["required"] else "no", f["meaning"])
+        for f in entry["fields"]
+    )
+    return table(("field", "kind and limit", "required", "meaning"), rows)
+
+
+def senders(registry: dict[str, Any], name: str) -> str:
+    """Who may send a message, and in which states of its own."""
+    if name == "error":
+        return "client, coordinator: in every state but `error`"
+    states: dict[str, list[str]] = {}
+    for step in registry["transitions"]:
+        if step["message"] == name:
+            states.setdefault(step["side"], []).append(f"`{step['from']}`")
+    return "; ".join(f"{side}: {', '.join(names)}" for side, names in states.items())
+
+
+def message(registry: dict[str, Any], vectors: dict[str, str], entry: dict[str, Any]) -> str:
+    """One message: meaning, sender, fields, example."""
+    name = entry["name"]
+    body = " Tensors follow in BODY frames." if entry["tensors"] else ""
+    example = "\n".join(textwrap.wrap(vectors[name], 64))
+    return (
+        f"{entry['meaning'][0].upper()}{entry['meaning'][1:]}.{body} Sent by {senders(registry, name)}.\n\n"
+        f"{fields(entry)}\n```hex message {name}\n{example}\n```\n"
+    )
+
+
+def simple(entries: Iterable[dict[str, Any]], *keys: str) -> str:
+    """A table of these keys and the meaning; names in code type."""
+    rows = ([*(f"`{e[k]}`" if k == "name" else e.get(k, "") for k in keys), e["meaning"]] for e in entries)
+    return table((*keys, "meaning"), rows)
+
+
+def moves(registry: dict[str, Any], side: str) -> str:
+    """The transitions of one side, a row per state."""
+    states = [entry["name"] for entry in registry["states"]]
+    rows = []
+    for state in states:
+        steps = [t for t in registry["transitions"] if (t["side"], t["from"]) == (side, state)]
+        if steps:
+            rows.append((f"`{state}`", ", ".join(f"`{t['message']}` → `{t['to']}`" for t in steps)))
+    return table(("state", "may say → then is in"), rows)
+
+
+def content(what: str, registry: dict[str, Any], vectors: dict[str, str]) -> str:
+    """The table called `what`."""
+    kind, _, name = what.partition(" ")
+    match kind:
+        case "constants":
+            chosen = (
+                c
+                for c in registry["constants"]
+                if c["section"].split(".")[0] in (name, "SP-" + name) or not name
+            )
+            rows = ((f"`{c['name']}`", _shown(c["value"]), c.get("error", ""), c["meaning"]) for c in chosen)
+            return table(("name", "value", "error", "meaning"), rows)
+        case "envelope_kinds" | "reset_reasons" | "frame_types" | "frame_flags":
+            return simple(registry[kind], "value", "name")
+        case "dtypes":
+            return simple(registry[kind], "name", "octets")
+        case "states":
+            return simple(registry[kind], "name")
+        case "features":
+            rows = (
+                (f"`{f['name']}`", "yes" if f["required"] else "no", f["meaning"]) for f in registry[kind]
+            )
+            return table(("name", "every peer has it", "meaning"), rows)
+        case "errors":
+            rows = (
+                (
+                    f"0x{e['code']:04x}",
+                    f"`{e['name']}`",
+                    "yes" if e["retry"] else "no",
+                    e["told"],
+                    e["meaning"],
+                )
+                for e in registry[kind]
+            )
+            return table(("code", "name", "retry", "told by", "meaning"), rows)
+        case "messages":
+            rows = (
+                (f"`{m['name']}`", senders(registry, m["name"]), "yes" if m["tensors"] else "", m["meaning"])
+                for m in registry[kind]
+            )
+            return table(("type", "sent by: in its states", "tensors", "meaning"), rows)
+        case "transitions":
+            return moves(registry, name)
+        case "triggers":
+            rows = ((f"`{t['message']}`", f"`{t['from']}`", f"`{t['to']}`") for t in registry[kind])
+            return table(("message", "its hearer is in", "and goes to"), rows)
+        case "record":
+            return fields(next(r for r in registry["record"] if r["name"] == name))
+        case "message":
+            return message(registry, vectors, next(m for m in registry["message"] if m["name"] == name))
+        case _:
+            raise SystemExit(f"no table is called {what!r}")
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:g}"
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def render(text: str) -> str:
+    """`text` with all its tables as the registry has them."""
+    registry = tomllib.loads((HERE / "registry.toml").read_text())
+    registry["messages"] = registry["message"]
+    listed = json.loads((HERE / "vectors" / "messages.json").read_text())["cases"]
+    vectors = {case["name"]: case["input"] for case in listed}
+    return REGION.sub(lambda m: m[1] + content(m[2], registry, vectors) + m[3], text)
+
+
+def main() -> int:
+    """Write the tables; with --check, only say whether they differ."""
+    text = TEXT.read_text()
+    new = render(text)
+    if "--check" not in sys.argv[1:]:
+        TEXT.write_text(new)
+    elif new != text:
+        print("splitproto-1.md differs from registry.toml or the vectors: run python spec/tables.py")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
