@@ -14,7 +14,7 @@ from splitpeer.training.loss import region_loss
 from splitpeer.training.optimiser import make_optimiser, make_schedule
 from splitpeer.training.split_step import ClientHalf, CoordinatorHalf, loss_and_gradient
 
-FEATURES = (4, 4, 8, 8, 16, 4)
+FEATURES = (2, 4, 4, 8, 8, 4)  # narrow, for speed
 SHAPES = {2: (4, 64, 64), 3: (1, 32, 32, 32)}  # batch, then window
 STEPS = 10
 JOB_SEED = 42
