@@ -10,17 +10,10 @@ import numpy as np
 
 from splitpeer.data.volumes import Box, Triple, Volumes
 from splitpeer.errors import ConfigError, JobFailed
+from splitproto.messages import Sample
 
 DIGEST_CONTEXT = b"splitproto batch v1"
 _TUMOUR_POINTS = 512  # per patient: enough to reach every part of a tumour, little to keep
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One window: the patient's key and the window's first voxel (may be negative: zero-padded there)."""
-
-    key: bytes
-    origin: Triple
 
 
 def batch_digest(step: int, samples: Sequence[Sample], seed: int | None) -> bytes:

@@ -37,7 +37,8 @@ def window_origins(
     ]
     before = [max(width - size, 0) // 2 for size, width in zip(shape, window, strict=True)]
     x, y, z = before
-    return [(a.start - x, b.start - y, c.start - z) for a, b, c in dense_patch_slices(padded, window, stride)]
+    corners = ([int(part.start) for part in place] for place in dense_patch_slices(padded, window, stride))
+    return [(a - x, b - y, c - z) for a, b, c in corners]
 
 
 def cut_window(volume: np.ndarray, origin: Sequence[int], window: Sequence[int]) -> np.ndarray:

@@ -1,0 +1,100 @@
+"""`splitpeer data`: make a phantom, or look at a folder the way the loader will."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from splitpeer.cli.options import FILE, echo_json, json_option
+
+
+def bar(what: str) -> Progress:
+    """A progress bar on standard error; nothing where that is no terminal."""
+    console = Console(stderr=True)
+    return Progress(
+        TextColumn(what),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        disable=not console.is_terminal,
+    )
+
+
+@click.group()
+def data() -> None:
+    """Look at a site's images before training, or make some."""
+
+
+@data.command()
+@click.argument("folder", type=FILE)
+@click.option("--patients", type=click.IntRange(1), default=40, show_default=True)
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@click.option("--shape", type=int, nargs=3, help="Voxels; default: small thick slices that render fast.")
+@click.option("--spacing", type=float, nargs=3, help="Millimetres.")
+@click.option("--workers", type=click.IntRange(1), help="Processes; default: one per core.")
+@json_option
+def phantom(
+    folder: Path,
+    patients: int,
+    seed: int,
+    shape: tuple[int, int, int] | None,
+    spacing: tuple[float, float, float] | None,
+    workers: int | None,
+    as_json: bool,
+) -> None:
+    """Write a brain phantom with gliomas to FOLDER: MSD layout, and one folder per site."""
+    from splitpeer.data.phantom import write_phantom
+
+    options: dict[str, object] = {}
+    if shape:
+        options["shape"] = shape
+    if spacing:
+        options["spacing_mm"] = spacing
+    with bar("phantom") as progress:
+        task = progress.add_task("", total=patients)
+        summary = write_phantom(
+            folder,
+            patients,
+            seed=seed,
+            workers=workers,
+            progress=lambda done, total: progress.update(task, completed=done, total=total),
+            **options,
+        )
+    if as_json:
+        echo_json(summary)
+    else:
+        click.echo(f"{patients} patients in {folder}: msd/, flair/, t1/, t1ce/, t2/, labels/")
+
+
+@data.command()
+@click.argument("folder", type=FILE)
+@click.option("--layout", type=click.Choice(("folder", "msd", "brats")), help="Default: what it looks like.")
+@click.option("--modality", help="Look at this contrast only.")
+@click.option(
+    "--convention", type=click.Choice(("msd", "brats", "brats2023", "nnunet")), help="Of the masks."
+)
+@json_option
+def check(
+    folder: Path, layout: str | None, modality: str | None, convention: str | None, as_json: bool
+) -> None:
+    """Read every image in FOLDER as the loader does, and name every problem by file."""
+    from splitpeer.data.check import check as look
+
+    with bar("reading") as progress:
+        task = progress.add_task("", total=None)
+        report = look(
+            folder,
+            layout,
+            modality,
+            convention,
+            lambda done, total: progress.update(task, completed=done, total=total),
+        )
+    if as_json:
+        click.echo(report.as_json())
+    else:
+        click.echo("\n".join(report.lines()))
+    raise click.exceptions.Exit(0 if report.ok else 4)

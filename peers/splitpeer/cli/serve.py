@@ -1,0 +1,114 @@
+"""`splitpeer serve`: run this peer until its job is done or it is asked to stop."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+from pathlib import Path
+
+import click
+
+from splitpeer import logs
+from splitpeer.cli.options import FILE, config_option, json_option, load_peer, set_option
+from splitpeer.config import JobConfig, PeerConfig
+from splitpeer.errors import ConfigError
+
+FORCED = 130
+
+
+@click.command()
+@click.option(
+    "--role", type=click.Choice(("client", "coordinator")), help="As peer.toml says; checked against it."
+)
+@click.option("--modality", help="As peer.toml says; checked against it (clients).")
+@click.option("--job", "job_file", type=FILE, help="job.toml (coordinators).")
+@click.option("--resume", is_flag=True, help="Go on with the last run of this job (coordinators).")
+@click.option("--device", help='Overrides [runtime] device: "cpu", "cuda", "cuda:0" or "auto".')
+@config_option
+@set_option
+@json_option
+def serve(
+    role: str | None,
+    modality: str | None,
+    job_file: Path | None,
+    resume: bool,
+    device: str | None,
+    config_file: Path | None,
+    settings: tuple[str, ...],
+    as_json: bool,
+) -> None:
+    """Run this peer: a hospital's client, or the coordinator of a job.
+
+    Ctrl-C (or SIGTERM) finishes the step under way and writes a checkpoint; a second one stops at once.
+    """
+    overrides = {"runtime.device": device} if device else {}
+    config = load_peer(config_file, settings, overrides)
+    _same("role", role, config.peer.role, config)
+    if modality is not None:
+        from splitpeer.data.layouts import canonical_modality
+
+        _same("modality", canonical_modality(modality), config.peer.modality, config)
+    logs.setup(config.log.format, config.log.level)
+    if config.peer.role == "client":
+        if job_file is not None or resume:
+            raise ConfigError("--job and --resume are for the coordinator: a client is told its job")
+        asyncio.run(_client(config))
+        return
+    if job_file is None:
+        raise ConfigError("a coordinator needs its job: add --job job.toml")
+    result = asyncio.run(_coordinator(config, JobConfig.load(job_file), resume))
+    if as_json:
+        click.echo(json.dumps(result, indent=2))
+
+
+def _same(name: str, given: str | None, configured: str | None, config: PeerConfig) -> None:
+    if given is not None and given != configured:
+        raise ConfigError(
+            f"--{name} {given}, but {config.source} says {configured}: use the peer.toml of that {name}"
+        )
+
+
+def _stop_on_signals() -> asyncio.Event:
+    """First signal: leave in good order. Second: leave now."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def asked() -> None:
+        if stop.is_set():
+            raise SystemExit(FORCED)
+        stop.set()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, asked)
+    return stop
+
+
+async def _client(config: PeerConfig) -> None:
+    from splitpeer.roles.client import Client
+
+    await Client(config, _stop_on_signals()).run()
+
+
+async def _coordinator(config: PeerConfig, job: JobConfig, resume: bool) -> dict[str, object]:
+    from dataclasses import asdict
+
+    from splitpeer.roles.coordinator import Coordinator
+    from splitpeer.roles.view import dice_line, make_view
+
+    view = make_view()
+    try:
+        coordinator = Coordinator(config, job, _stop_on_signals(), view, resume=resume)
+    except BaseException:
+        view.close()
+        raise
+    result = await coordinator.run()
+    if result.complete:
+        click.echo(
+            f"{result.job}: {result.step} steps, Dice {dice_line(result.dice)}; {job.output.folder}", err=True
+        )
+    else:
+        click.echo(
+            f"{result.job}: stopped at step {result.step} of {result.steps}; go on with --resume", err=True
+        )
+    return asdict(result)

@@ -1,0 +1,289 @@
+"""The client: dials its coordinator, judges the job it is offered, and works until the coordinator says bye.
+
+A lost link is not a lost job: the encoder's state and the pending step live in `SiteJob`, and the client dials
+again with growing pauses until `[network] reconnect_s` is over.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+
+from splitpeer import __name__ as agent
+from splitpeer.config import PeerConfig
+from splitpeer.errors import ConnectionRefused, DeadlinePassed, JobFailed, PeerError
+from splitpeer.logs import event
+from splitpeer.roles.compute import Compute, pick_device
+from splitpeer.roles.site_job import SiteJob, open_volumes
+from splitpeer.roles.terms import judge
+from splitproto import Offer, Session, SplitprotoError, __version__, dial
+from splitproto.errors import (
+    DeadlineExceeded,
+    LinkLost,
+    LocalError,
+    PolicyRefused,
+    SchemaMismatch,
+    SiteFailed,
+    UnexpectedMessage,
+)
+from splitproto.messages import (
+    Applied,
+    Begin,
+    Bye,
+    Checkpoint,
+    Forward,
+    Gradients,
+    Inventory,
+    JobAccept,
+    JobDecline,
+    JobOffer,
+    Progress,
+    Rollback,
+    RolledBack,
+    Saved,
+)
+
+log = logging.getLogger(__name__)
+
+IDLE_S = 3600.0
+"""A coordinator that is alive but asks nothing for this long is given up."""
+INVENTORY_PIECE = 500
+LEAVE_S = 5.0
+"""How long a site that was asked to stop waits for the gradients of its pending step."""
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 15.0
+
+
+class Client:
+    """One site's daemon.
+
+    Args:
+        config: a client's `peer.toml`.
+        stop: set to leave in good order: the pending step is finished and a checkpoint written.
+    """
+
+    def __init__(self, config: PeerConfig, stop: asyncio.Event) -> None:
+        self._config = config
+        self._stop = stop
+        self._credentials = config.credentials()
+        self._allow = config.allow_list()
+        policy = config.policy
+        if policy is None or config.network.coordinator is None:
+            raise JobFailed("a client needs [policy] and [network] coordinator")
+        self._address = config.network.coordinator
+        self._offer = Offer(max_message=policy.max_message_bytes, agent=f"{agent}/{__version__}")
+        pick_device(config.runtime.device)
+        # Fail now, not when the first batch is due.
+        self._patients = len(open_volumes(config).keys())
+        self._compute = Compute(config.runtime.threads)
+        self._job: SiteJob | None = None
+
+    async def run(self) -> None:
+        """Serve until the job is complete or `stop` is set.
+
+        Raises:
+            PeerError: what the user is told, with its exit code.
+        """
+        event(log, "peer.start", role="client", site=self._config.peer.site, modality=self._config.peer.modality,
+              patients=self._patients, coordinator=self._address)  # fmt: skip
+        try:
+            while not self._stop.is_set():
+                session = await self._dial()
+                if session is None:
+                    break
+                try:
+                    if await self._converse(session):
+                        return
+                except SplitprotoError as error:
+                    self._lost(error)
+                except BaseException:
+                    session.fail(
+                        SiteFailed("the site stopped because of an error of its own; its log has the cause")
+                    )
+                    await session.close("failed", timeout=1.0)
+                    raise
+            await self._leave()
+        finally:
+            if self._job is not None:
+                await self._compute.run(self._job.close)
+            self._compute.close()
+
+    # --- the link --------------------------------------------------------------------------------------
+
+    async def _dial(self) -> Session | None:
+        """A new session; None if asked to stop meanwhile."""
+        loop = asyncio.get_running_loop()
+        patience = self._config.network.reconnect_s
+        deadline, pause, said = loop.time() + patience, _FIRST_PAUSE, ""
+        while not self._stop.is_set():
+            try:
+                session = await dial(self._address, self._credentials, self._allow, self._offer)
+            except SplitprotoError as error:
+                if not error.retry:
+                    raise ConnectionRefused(f"{self._address}: {error}") from error
+                if loop.time() + pause > deadline:
+                    raise DeadlinePassed(
+                        f"gave up on {self._address} after {patience:g} s: {error}"
+                    ) from error
+                if str(error) != said:
+                    said = str(error)
+                    event(log, "link.waiting", logging.WARNING, cause=said, patience_s=patience)
+            else:
+                event(log, "link.up", coordinator=session.peer.site, tls=session.tls)
+                return session
+            # Jitter: a hundred sites must not come back at the same moment.
+            await self._pause(min(pause, deadline - loop.time()) * random.uniform(0.5, 1.0))
+            pause = min(2 * pause, _LONGEST_PAUSE)
+        return None
+
+    async def _pause(self, seconds: float) -> None:
+        try:
+            async with asyncio.timeout(max(seconds, 0.0)):
+                await self._stop.wait()
+        except TimeoutError:
+            return
+
+    def _lost(self, error: SplitprotoError) -> None:
+        """The link ended. Raises what cannot be mended by dialling again."""
+        if not error.retry:
+            if 0x0400 <= error.code < 0x0500 or error.code < 0x0300:
+                raise ConnectionRefused(str(error)) from error
+            raise JobFailed(str(error)) from error
+        event(log, "link.lost", logging.WARNING, cause=str(error))
+
+    async def _leave(self) -> None:
+        if self._job is not None:
+            job = self._job
+            await self._compute.run(job.save, job.applied)
+            event(log, "job.checkpoint", step=job.applied)
+        event(log, "peer.stop", cause="asked to stop")
+
+    # --- the conversation ------------------------------------------------------------------------------
+
+    async def _converse(self, session: Session) -> bool:
+        """One link, from the offer to bye. True when the job is complete."""
+        try:
+            job = await self._join(session)
+            begun = await self._next(session, "the other sites")
+            if isinstance(begun, Begin):
+                event(log, "job.begin", job=job.job.name, step=begun.step, patients=begun.patients)
+                bye = await self._work(session, job)
+            elif isinstance(begun, Bye):
+                bye = begun
+            else:
+                raise UnexpectedMessage(f"a {begun.name} where begin was due")
+        except _Stopped:
+            await session.close("drain", "the site was asked to stop")
+            return False
+        except LocalError as error:
+            session.fail(error)
+            await session.close("failed", timeout=1.0)
+            raise
+        except PeerError as error:
+            # The peer learns that this site failed, not the path or patient that its own log names.
+            why = SiteFailed(
+                f"site {self._config.peer.site} failed ({type(error).__name__}); its log has the cause"
+            )
+            session.fail(why)
+            await session.close("failed", timeout=1.0)
+            raise
+        await session.close(bye.reason)
+        if bye.reason == "complete":
+            event(log, "job.complete", job=job.job.name, step=job.applied)
+            return True
+        if bye.reason == "failed":
+            raise JobFailed(f"the coordinator ended the job: {bye.text}")
+        event(log, "link.bye", reason=bye.reason, text=bye.text)
+        return False
+
+    async def _next(self, session: Session, what: str) -> object:
+        """The next message, or `_Stopped` if asked to stop while waiting."""
+        receiving = asyncio.ensure_future(session.receive(IDLE_S, what))
+        stopping = asyncio.ensure_future(self._stop.wait())
+        try:
+            await asyncio.wait((receiving, stopping), return_when=asyncio.FIRST_COMPLETED)
+            if receiving.done():
+                return receiving.result()
+            raise _Stopped
+        finally:
+            receiving.cancel()
+            stopping.cancel()
+
+    async def _join(self, session: Session) -> SiteJob:
+        offer = await self._next(session, "a job")
+        if isinstance(offer, Bye):
+            raise JobFailed(f"the coordinator has no work: {offer.text}")
+        if not isinstance(offer, JobOffer):
+            raise UnexpectedMessage("something else where a job was due")
+        try:
+            judge(offer, self._config)
+        except (PolicyRefused, SchemaMismatch) as error:
+            event(log, "job.declined", logging.WARNING, job=offer.job.name, cause=error.reason)
+            await session.send(JobDecline(error.code, error.reason))
+            await session.close("failed", error.reason)
+            raise JobFailed(f"job {offer.job.name} declined: {error.reason}") from None
+        if self._job is None or self._job.run != offer.run:
+            if self._job is not None:
+                await self._compute.run(self._job.close)
+            self._job = await self._compute.run(SiteJob, offer, self._config)
+        job = self._job
+        await self._compute.run(job.forget_batches)
+        patients = await self._compute.run(job.inventory)
+        saved = await self._compute.run(job.checkpoints)
+        await session.send(JobAccept(job.incarnation, job.applied, saved, len(patients)))
+        event(log, "job.accepted", job=offer.job.name, levels=",".join(f"x{level}" for level in offer.job.levels),
+              precision=offer.job.precision, applied=job.applied, patients=len(patients))  # fmt: skip
+        for first in range(0, max(len(patients), 1), INVENTORY_PIECE):
+            piece = patients[first : first + INVENTORY_PIECE]
+            await session.send(Inventory(tuple(piece), first + INVENTORY_PIECE >= len(patients)))
+        return job
+
+    async def _work(self, session: Session, job: SiteJob) -> Bye:
+        stopping_until = float("inf")
+        loop = asyncio.get_running_loop()
+        while True:
+            if session.rotation_due and not job.waiting_for_gradients:
+                return Bye("rotate", "the key's budget is spent")
+            if not self._stop.is_set():
+                while (forward := job.due()) is not None:
+                    await session.send(await self._compute.run(job.forward, forward))
+            elif not job.waiting_for_gradients or loop.time() > stopping_until:
+                raise _Stopped
+            try:
+                message = await self._next(session, "work")
+            except _Stopped:
+                # SP-11-12: a site that leaves finishes the step that others wait for.
+                if not job.waiting_for_gradients or loop.time() > stopping_until:
+                    raise
+                stopping_until = min(stopping_until, loop.time() + LEAVE_S)
+                try:
+                    message = await session.receive(LEAVE_S, "the gradients of the pending step")
+                except DeadlineExceeded:
+                    raise _Stopped from None
+            match message:
+                case Forward():
+                    job.announce(message)
+                case Gradients():
+                    await self._compute.run(job.apply, message)
+                    await session.send(Applied(message.step))
+                case Checkpoint():
+                    digest = await self._compute.run(job.save, message.step)
+                    await session.send(Saved(message.step, digest))
+                    event(log, "job.checkpoint", step=message.step)
+                case Rollback():
+                    await self._compute.run(job.rollback, message.step)
+                    await session.send(RolledBack(message.step))
+                    event(log, "job.rollback", logging.WARNING, step=message.step)
+                case Progress():
+                    event(log, "job.progress", step=message.step, steps=job.job.steps, **message.values)
+                case Bye():
+                    return message
+                case _:
+                    raise UnexpectedMessage(f"a {message.name} where work was due")
+
+
+class _Stopped(LinkLost):
+    """This side was asked to stop."""
+
+    def __init__(self) -> None:
+        super().__init__("asked to stop")

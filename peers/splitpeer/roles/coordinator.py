@@ -1,0 +1,515 @@
+"""The coordinator: gathers the sites a job names, trains with them step by step, evaluates, says bye.
+
+It owns fusion, bottleneck, decoder, labels, loss and the schedule. A step is committed when every site has
+applied it; checkpoints of all halves are made at committed steps only. Results go to `[output] folder`:
+`metrics.jsonl` (one line a step), `result.json`, `predictions/` (masks of the patients held out).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import logging
+import secrets
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar, overload
+
+import numpy as np
+
+from splitpeer import __name__ as agent
+from splitpeer.config import JobConfig, PeerConfig
+from splitpeer.data.geometry import compare_geometry
+from splitpeer.data.layouts import find_labels
+from splitpeer.data.loader import SiteData
+from splitpeer.data.pseudonym import load_salt
+from splitpeer.data.sampling import TrainingSchedule, batch_digest, split_patients
+from splitpeer.data.volumes import Volumes
+from splitpeer.errors import ConfigError, DataError, DeadlinePassed, JobFailed, PeerError
+from splitpeer.logs import event
+from splitpeer.models import build_decoder, site_seed
+from splitpeer.roles.compute import Compute, from_wire, pick_device, to_wire
+from splitpeer.roles.evaluation import Plan, Scoring
+from splitpeer.roles.team import Site, SiteRestarted
+from splitpeer.roles.terms import cut_descriptors, job_on_wire, window_of
+from splitpeer.roles.view import View
+from splitpeer.training import checkpoint
+from splitpeer.training.optimiser import make_optimiser, make_schedule
+from splitpeer.training.split_step import CoordinatorHalf
+from splitproto import Listener, Offer, SplitprotoError, __version__
+from splitproto.errors import DeadlineExceeded
+from splitproto.fields import write_map
+from splitproto.messages import Forward, Progress
+from splitproto.tensors import Descriptor, schema_digest
+
+log = logging.getLogger(__name__)
+
+Result_ = TypeVar("Result_")
+DRAIN_S = 10.0
+"""A coordinator that was asked to stop gives the step under way this long."""
+PROGRESS_EVERY_S = 2.0
+
+
+@dataclass
+class Result:
+    """What a run of a job came to; `result.json`."""
+
+    job: str
+    run: str
+    complete: bool = False
+    step: int = 0
+    steps: int = 0
+    patients: int = 0
+    validation: int = 0
+    dice: dict[str, float] = field(default_factory=dict)
+    sites: dict[str, str] = field(default_factory=dict)
+    tls: str = ""
+    bytes_per_step: int = 0
+    """Octets on the wire in both directions, all sites, envelopes and TLS included; evaluation apart."""
+    seconds: float = 0.0
+
+
+class TrainingStream(Sequence[Forward]):
+    """The batches of a job as messages, made when asked for."""
+
+    def __init__(self, schedule: TrainingSchedule, augment: bool) -> None:
+        self._schedule, self._augment = schedule, augment
+
+    def __len__(self) -> int:
+        return len(self._schedule)
+
+    @overload
+    def __getitem__(self, index: int) -> Forward: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Forward]: ...
+    def __getitem__(self, index: int | slice) -> Forward | Sequence[Forward]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        samples, drawn = self._schedule.batch(index)
+        seed = drawn if self._augment else None
+        return Forward("train", index + 1, 0, tuple(samples), batch_digest(index + 1, samples, seed), seed)
+
+
+class Coordinator:
+    """One run of one job.
+
+    Args:
+        config: a coordinator's `peer.toml`.
+        job: `job.toml`.
+        stop: set to leave in good order, with a checkpoint.
+        view: shown to people while it runs.
+        resume: go on with the job's last run instead of a new one.
+    """
+
+    def __init__(
+        self, config: PeerConfig, job: JobConfig, stop: asyncio.Event, view: View, *, resume: bool = False
+    ) -> None:
+        self._config, self._settings, self._stop, self._view = config, job, stop, view
+        self._credentials = config.credentials()
+        if config.network.listen is None or config.data.labels is None or config.data.salt is None:
+            raise ConfigError("a coordinator needs [network] listen and [data] labels and salt")
+        self._listen = config.network.listen
+        self._job = job_on_wire(job)
+        self._window = window_of(self._job)
+        self._labels = Volumes(
+            find_labels(config.data.labels, config.data.layout),
+            salt=load_salt(config.data.salt),
+            spacing=job.data.spacing,
+            labels=config.data.convention,
+            cache_mib=config.data.cache_mib,
+        )
+        self._output = job.output.folder
+        self._run = self._choose_run(resume)
+        self._folder = config.peer.state / f"{self._job.name}-{self._run.hex()[:12]}"
+        modalities = sorted(job.sites.values())
+        decoder = build_decoder(
+            self._job.dimensions,
+            self._job.features,
+            modalities,
+            self._job.levels,
+            job.model.fusion,
+            seed=site_seed(job.job.seed, "coordinator"),
+        )
+        optimiser = make_optimiser(
+            decoder.parameters(), self._job.optimiser, self._job.learning_rate, self._job.weight_decay
+        )
+        schedule = make_schedule(optimiser, self._job.schedule, self._job.steps)
+        self._half = CoordinatorHalf(decoder, optimiser, schedule, pick_device(config.runtime.device))
+        self._compute = Compute(config.runtime.threads)
+        schema = schema_digest(cut_descriptors(self._job))
+        self.sites = [
+            Site(name, modality, self._job, self._run, schema, job.deadlines.reconnect_s)
+            for name, modality in sorted(job.sites.items(), key=lambda item: item[1])
+        ]
+        self.result = Result(self._job.name, self._run.hex(), steps=self._job.steps, sites=dict(job.sites))
+        self._committed = 0
+        self._draining = False
+        self._training_octets = 0
+        self._told = 0.0
+
+    async def run(self) -> Result:
+        """Run the job to its end, or until `stop` is set.
+
+        Raises:
+            PeerError: what the user is told, with its exit code.
+        """
+        started = time.monotonic()
+        policy_limit = self._config.policy.max_message_bytes if self._config.policy else None
+        offer = (
+            Offer(agent=f"{agent}/{__version__}") if policy_limit is None else Offer(max_message=policy_limit)
+        )
+        try:
+            async with Listener(
+                self._listen, self._credentials, self._settings.allow_list(), offer, refused=_refused
+            ) as listener:
+                event(log, "peer.start", role="coordinator", site=self._config.peer.site, job=self._job.name,
+                      listen=listener.address, run=self._run.hex()[:12])  # fmt: skip
+                accepting = asyncio.create_task(self._accept(listener))
+                try:
+                    await self._until_stopped()
+                except PeerError as error:
+                    # Local paths and files stay here; sites hear the kind of trouble.
+                    local = isinstance(error, DataError | ConfigError)
+                    await self._bye(
+                        "failed", "the coordinator's own data cannot be used" if local else str(error)
+                    )
+                    raise
+                except BaseException:
+                    await self._bye("failed", "the coordinator stopped because of an error of its own")
+                    raise
+                finally:
+                    accepting.cancel()
+                    await asyncio.gather(accepting, return_exceptions=True)
+        except SplitprotoError as error:
+            raise ConfigError(str(error)) from error
+        finally:
+            self._view.close()
+            self._compute.close()
+            self.result.step = self._committed
+            self.result.seconds = time.monotonic() - started
+        self._write_result()
+        return self.result
+
+    # --- joining ---------------------------------------------------------------------------------------
+
+    async def _accept(self, listener: Listener) -> None:
+        by_name = {site.name: site for site in self.sites}
+        joining: set[asyncio.Task[None]] = set()
+        try:
+            while True:
+                try:
+                    session = await listener.accept(3600)
+                except DeadlineExceeded:
+                    continue
+                task = asyncio.create_task(by_name[session.peer.site].join(session))
+                joining.add(task)
+                task.add_done_callback(joining.discard)
+        finally:
+            for task in joining:
+                task.cancel()
+
+    async def _gather_sites(self) -> None:
+        seconds = self._settings.deadlines.join_s
+        waiting = {asyncio.create_task(site.joined()): site for site in self.sites}
+        deadline = time.monotonic() + seconds
+        try:
+            while waiting:
+                missing = ", ".join(f"{site.name} ({site.modality})" for site in waiting.values())
+                self._view.waiting(missing)
+                done, _ = await asyncio.wait(
+                    waiting, timeout=deadline - time.monotonic(), return_when=asyncio.FIRST_COMPLETED
+                )
+                for task in done:
+                    del waiting[task]
+                    task.result()
+                if not done:
+                    raise DeadlinePassed(
+                        f"missing after {seconds:g} s: {missing}: start them, or raise join_s"
+                    )
+        finally:
+            for task in waiting:
+                task.cancel()
+
+    def _match(self) -> tuple[list[bytes], list[bytes]]:
+        """Training and validation patients: those that all sites and the labels share."""
+        known = {key: self._labels.geometry(key) for key in self._labels.keys()}  # noqa: SIM118 (not a dict)
+        common = set(known).intersection(*(site.patients for site in self.sites))
+        event(log, "job.patients", shared=len(common), labels=len(known),
+              **{site.name: len(site.patients) for site in self.sites})  # fmt: skip
+        least = self._settings.data.min_patients
+        if len(common) < least:
+            counts = ", ".join(f"{site.name} {len(site.patients)}" for site in self.sites)
+            raise JobFailed(
+                f"{len(common)} patients are at all sites, {least} are needed (labels {len(known)}, {counts}): "
+                "do all use the same federation.salt and patient ids?"
+            )
+        grids = {"labels": {key: known[key] for key in common}}
+        grids |= {site.name: {key: site.patients[key] for key in common} for site in self.sites}
+        try:
+            compare_geometry(grids)
+        except DataError as error:
+            raise JobFailed(str(error)) from error
+        self.result.patients = len(common)
+        return split_patients(sorted(common), self._settings.data.validation, self._settings.job.seed)
+
+    # --- the loop --------------------------------------------------------------------------------------
+
+    async def _until_stopped(self) -> None:
+        """Run the job; when asked to stop, let the step under way end and write a checkpoint."""
+        work = asyncio.create_task(self._work())
+        stopping = asyncio.create_task(self._stop.wait())
+        try:
+            await asyncio.wait((work, stopping), return_when=asyncio.FIRST_COMPLETED)
+            if not work.done():
+                self._draining = True
+                event(log, "job.draining", step=self._committed)
+                await asyncio.wait((work,), timeout=DRAIN_S)
+            if work.done():
+                work.result()
+                if self.result.complete:
+                    return
+        finally:
+            stopping.cancel()
+            work.cancel()
+            await asyncio.gather(work, return_exceptions=True)
+        # The sites may have gone already; what is committed here is kept all the same.
+        if self._half.steps_done == self._committed:
+            await self._save_own(self._committed)
+        event(log, "job.drained", step=self._committed)
+        await self._bye(
+            "drain", f"stopped at step {self._committed}; the coordinator will go on with --resume"
+        )
+
+    async def _work(self) -> None:
+        await self._gather_sites()
+        training, validation = self._match()
+        self.result.validation, self.result.tls = len(validation), self.sites[0].tls
+        stream = TrainingStream(
+            TrainingSchedule(
+                training,
+                self._labels,
+                window=self._window,
+                batch=self._job.batch,
+                steps=self._job.steps,
+                seed=self._settings.job.seed,
+                positive_fraction=self._settings.data.positive_fraction,
+            ),
+            self._settings.data.augment,
+        )
+        self._view.begin(self._job.steps, [site.name for site in self.sites])
+        self._open_metrics()
+        if not checkpoint.available(self._folder):
+            await self._save_own(0)
+        if any(site.applied != 0 for site in self.sites) or checkpoint.latest(self._folder):
+            await self._rollback()
+        scored = -1
+        while scored < self._job.steps and not self._draining:
+            try:
+                await self._all(lambda site: site.begin(self._committed, self.result.patients))
+                if self._committed < self._job.steps:
+                    await self._step(stream)
+                if self._due(self._settings.training.checkpoint_every) or self._draining:
+                    await self._checkpoint()
+                if self._due(self._settings.evaluation.every):
+                    await self._evaluate(validation)
+                    scored = self._committed
+            except SiteRestarted as restarted:
+                event(log, "job.restarted_site", logging.WARNING, site=str(restarted))
+                await self._rollback()
+        if scored == self._job.steps:
+            self.result.complete = True
+            await self._bye("complete", "the job is done")
+
+    def _due(self, every: int) -> bool:
+        return self._committed == self._job.steps or (every > 0 and self._committed % every == 0)
+
+    def _boundary(self, step: int) -> int:
+        """Batches are announced up to here: sites have nothing else in hand when they save or evaluate."""
+        ends = [self._job.steps, step + self._settings.training.ahead]
+        pauses = (self._settings.training.checkpoint_every, self._settings.evaluation.every)
+        return min(*ends, *(-(-step // every) * every for every in pauses if every))
+
+    async def _step(self, stream: TrainingStream) -> None:
+        step, began, octets = self._committed + 1, time.monotonic(), self._octets()
+        forward = stream[step - 1]
+        target = asyncio.create_task(self._compute.run(self._target, forward))
+        try:
+            arrived = await self._all(
+                lambda site: site.activations(stream, step - 1, self._boundary(step), self._described)
+            )
+            waited = time.monotonic() - began
+            loss, gradients = await self._compute.run(
+                self._half.step, self._by_modality(arrived), await target
+            )
+        finally:
+            target.cancel()
+        computed = time.monotonic() - began - waited
+        await self._all(
+            lambda site: site.gradients(step, to_wire(gradients[site.modality], self._job.precision))
+        )
+        # SP-11-7: a step is committed when every party has applied it.
+        self._committed = step
+        self._training_octets += self._octets() - octets
+        took = time.monotonic() - began
+        self._view.step(step, loss, {site.name: sum(site.traffic) for site in self.sites})
+        self._metric(step=step, loss=loss, seconds=took, waited=waited, computed=computed)
+        await self._tell(step, {"loss": loss})
+
+    async def _evaluate(self, keys: Sequence[bytes]) -> None:
+        began = time.monotonic()
+        settings = self._settings.evaluation
+        plan = Plan.of(keys, self._labels, self._window, settings.overlap, settings.batch, self._committed)
+        final = self._committed == self._job.steps
+        scoring = Scoring(plan, self._labels, self._window, self._output / "predictions" if final else None)
+        for index in range(len(plan.forwards)):
+            until = index + self._settings.training.ahead
+            arrived = await self._all(
+                lambda site, index=index, until=until: site.activations(
+                    plan.forwards, index, until, self._described
+                )
+            )
+            predicted = await self._compute.run(self._half.predict, self._by_modality(arrived))
+            await self._compute.run(scoring.add, index, predicted)
+            self._view.evaluating(index + 1, len(plan.forwards))
+        self.result.dice = scoring.dice.result() if len(scoring.dice) else {}
+        self._view.evaluated(self._committed, self.result.dice)
+        self._metric(step=self._committed, dice=self.result.dice, seconds=time.monotonic() - began)
+        event(log, "job.evaluated", step=self._committed, volumes=len(scoring.dice), **self.result.dice)
+        self._told = 0.0
+        await self._tell(
+            self._committed, {f"dice_{region}": value for region, value in self.result.dice.items()}
+        )
+
+    async def _checkpoint(self) -> None:
+        step = self._committed
+        digests = await self._all(lambda site: site.save(step))
+        # Written last: a step that the coordinator holds, all hold.
+        await self._save_own(step)
+        event(log, "job.checkpoint", step=step,
+              **{site.name: digest.hex()[:12] for site, digest in zip(self.sites, digests, strict=True)})  # fmt: skip
+
+    async def _save_own(self, step: int) -> None:
+        tensors, meta = self._half.state()
+        keep = self._settings.training.keep_checkpoints
+        await self._compute.run(checkpoint.save, self._folder, step, tensors, meta, keep)
+
+    async def _rollback(self) -> None:
+        """All parties go back to the newest step that all hold."""
+        for site in self.sites:
+            await site.joined()
+        own = await self._compute.run(checkpoint.available, self._folder)
+        common = set(own).intersection(*(site.checkpoints for site in self.sites))
+        if not common:
+            raise JobFailed("the parties have no checkpoint in common: start the job anew, without --resume")
+        step = max(common)
+        await self._all(lambda site: site.begin(step, self.result.patients))
+        await self._all(lambda site: site.rollback(step))
+        tensors, meta, _ = await self._compute.run(checkpoint.load, self._folder, step)
+        self._half.load(tensors, meta)
+        checkpoint.discard_after(self._folder, step)
+        self._committed = step
+        self._metric(step=step, rollback=True)
+        event(log, "job.rollback", logging.WARNING, step=step)
+
+    # --- inside ----------------------------------------------------------------------------------------
+
+    async def _all(self, verb: Callable[[Site], Awaitable[Result_]]) -> list[Result_]:
+        """`verb` at all sites at once; the first error ends the others."""
+        try:
+            async with asyncio.TaskGroup() as group:
+                tasks = [group.create_task(_coroutine(verb(site))) for site in self.sites]
+        except BaseExceptionGroup as several:
+            raise next(
+                (e for e in several.exceptions if isinstance(e, PeerError)), several.exceptions[0]
+            ) from None
+        return [task.result() for task in tasks]
+
+    def _by_modality(self, arrived: Sequence[dict[str, np.ndarray]]) -> dict[str, dict[str, np.ndarray]]:
+        return {
+            site.modality: from_wire(tensors, self._job.precision)
+            for site, tensors in zip(self.sites, arrived, strict=True)
+        }
+
+    def _described(self, forward: Forward) -> tuple[Descriptor, ...]:
+        return cut_descriptors(self._job, len(forward.samples))
+
+    def _target(self, forward: Forward) -> np.ndarray:
+        return SiteData(self._labels).batch(forward.samples, self._window, forward.seed, None)
+
+    def _octets(self) -> int:
+        return sum(sum(site.traffic) for site in self.sites)
+
+    async def _tell(self, step: int, values: dict[str, float]) -> None:
+        """Figures for the sites' logs, now and then."""
+        if time.monotonic() - self._told < PROGRESS_EVERY_S:
+            return
+        self._told = time.monotonic()
+        finite = {name: value for name, value in values.items() if np.isfinite(value)}
+        await asyncio.gather(*(site.tell(Progress(step, finite)) for site in self.sites))
+
+    async def _bye(self, reason: str, text: str) -> None:
+        self.result.bytes_per_step = self._training_octets // max(1, self._committed)
+        await asyncio.gather(*(site.bye(reason, text) for site in self.sites))
+
+    # --- files -----------------------------------------------------------------------------------------
+
+    def _choose_run(self, resume: bool) -> bytes:
+        """A new run id, or with `resume` that of the last run of this job."""
+        record = self._config.peer.state / f"{self._job.name}.run.json"
+        terms = hashlib.sha256(repr(write_map(self._job, "job")).encode()).hexdigest()
+        if resume:
+            try:
+                last = json.loads(record.read_text())
+                run = bytes.fromhex(last["run"])
+            except FileNotFoundError:
+                raise ConfigError(
+                    f"nothing to resume: {record} does not exist; start without --resume"
+                ) from None
+            except (OSError, ValueError, KeyError):
+                raise ConfigError(f"{record} cannot be read; start without --resume") from None
+            if last.get("terms") != terms:
+                raise ConfigError(
+                    "job.toml has changed since the run that is to be resumed; start without --resume"
+                )
+            return run
+        run = secrets.token_bytes(16)
+        try:
+            record.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            record.write_text(json.dumps({"run": run.hex(), "terms": terms}) + "\n")
+        except OSError as error:
+            raise ConfigError(
+                f"{record}: cannot be written ({error.strerror}): change [peer] state"
+            ) from None
+        return run
+
+    def _open_metrics(self) -> None:
+        try:
+            self._output.mkdir(parents=True, exist_ok=True)
+            if not checkpoint.latest(self._folder):
+                (self._output / "metrics.jsonl").write_text("")
+        except OSError as error:
+            raise ConfigError(
+                f"{self._output}: cannot be written ({error.strerror}): change [output] folder"
+            ) from None
+
+    def _metric(self, **values: Any) -> None:
+        with open(self._output / "metrics.jsonl", "a") as file:
+            file.write(json.dumps(values) + "\n")
+
+    def _write_result(self) -> None:
+        path = self._output / "result.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary: Path = path.with_suffix(".tmp")
+        temporary.write_text(json.dumps(asdict(self.result), indent=2) + "\n")
+        temporary.replace(path)
+
+
+async def _coroutine(awaitable: Awaitable[Result_]) -> Result_:
+    return await awaitable
+
+
+def _refused(source: str, error: SplitprotoError) -> None:
+    event(log, "link.refused", logging.WARNING, source=source, cause=str(error))

@@ -1,0 +1,84 @@
+"""Evaluation over the wire: windows over whole volumes, put together again, scored per volume."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+
+from splitpeer.data.geometry import Geometry
+from splitpeer.data.labels import convention
+from splitpeer.data.sampling import Sample, batch_digest
+from splitpeer.data.volumes import Triple, Volumes
+from splitpeer.training.metrics import VolumeDice
+from splitpeer.training.windows import WindowMerger, window_origins
+from splitproto.messages import Forward
+
+THRESHOLD = 0.5
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All batches of one evaluation, in order, and the patient of each."""
+
+    forwards: Sequence[Forward]
+    keys: Sequence[bytes]
+
+    @classmethod
+    def of(
+        cls, keys: Sequence[bytes], labels: Volumes, window: Triple, overlap: float, batch: int, step: int
+    ) -> Plan:
+        """Windows over every volume, at most `batch` a message; the weights are those of `step`."""
+        forwards: list[Forward] = []
+        owners: list[bytes] = []
+        for key in keys:
+            origins = window_origins(labels.geometry(key).shape, window, overlap)
+            for first in range(0, len(origins), batch):
+                samples = tuple(Sample(key, origin) for origin in origins[first : first + batch])
+                digest = batch_digest(step, samples, None)
+                forwards.append(Forward("evaluate", step, len(forwards), samples, digest))
+                owners.append(key)
+        return cls(forwards, owners)
+
+
+class Scoring:
+    """Takes the predictions of a plan's batches in order; scores a volume when its last one is in."""
+
+    def __init__(self, plan: Plan, labels: Volumes, window: Triple, save_to: Path | None) -> None:
+        self._plan, self._labels, self._window, self._save_to = plan, labels, window, save_to
+        self.dice = VolumeDice()
+        self._merger: WindowMerger | None = None
+
+    def add(self, index: int, probabilities: np.ndarray) -> None:
+        """`probabilities`: float32 [B, 3, *spatial] of batch `index`."""
+        key = self._plan.keys[index]
+        shape = self._labels.geometry(key).shape
+        if self._merger is None:
+            self._merger = WindowMerger(shape, self._window, probabilities.shape[1])
+        volumes = probabilities[..., None] if self._window[2] == 1 else probabilities
+        for sample, volume in zip(self._plan.forwards[index].samples, volumes, strict=True):
+            self._merger.add(sample.origin, volume)
+        if index + 1 == len(self._plan.keys) or self._plan.keys[index + 1] != key:
+            mask = self._merger.result() > THRESHOLD
+            self._merger = None
+            self.dice.add(mask, self._labels.window(key, (0, 0, 0), shape))
+            if self._save_to is not None:
+                save_mask(self._save_to / f"{self._labels.case(key).patient}.nii.gz", mask,
+                          self._labels.geometry(key), self._labels.labels or "msd")  # fmt: skip
+
+
+def save_mask(path: Path, regions: np.ndarray, grid: Geometry, convention_name: str) -> None:
+    """Write a prediction [3, x, y, z] (WT, TC, ET) as a NIfTI label map in the given convention, in RAS."""
+    values = convention(convention_name)
+    whole, core, enhancing = regions
+    voxels = np.zeros(whole.shape, np.uint8)
+    voxels[whole] = values.edema
+    voxels[core] = values.necrosis
+    voxels[enhancing] = values.enhancing
+    affine = np.diag((*grid.spacing, 1.0))
+    affine[:3, 3] = grid.origin
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nib.save(nib.Nifti1Image(voxels, affine), path)

@@ -1,0 +1,198 @@
+"""One job at one site: its volumes, its encoder, its checkpoints. Knows messages, not links."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from collections import deque
+from pathlib import Path
+
+import numpy as np
+
+from splitpeer.config import PeerConfig
+from splitpeer.data.layouts import find_images
+from splitpeer.data.loader import Prefetcher, SiteData
+from splitpeer.data.pseudonym import load_salt
+from splitpeer.data.sampling import batch_digest
+from splitpeer.data.volumes import Volumes
+from splitpeer.errors import DataError
+from splitpeer.models import build_encoder, site_seed
+from splitpeer.roles.compute import from_wire, pick_device, to_wire
+from splitpeer.roles.terms import window_of
+from splitpeer.training import checkpoint
+from splitpeer.training.optimiser import make_optimiser, make_schedule
+from splitpeer.training.split_step import ClientHalf
+from splitproto.errors import Misaligned, SchemaMismatch, StepMismatch
+from splitproto.messages import Activations, Forward, Gradients, JobOffer, Patient
+
+log = logging.getLogger(__name__)
+
+
+def open_volumes(config: PeerConfig, spacing: tuple[float, ...] = ()) -> Volumes:
+    """The site's images. Raises DataError or ConfigError naming the file or folder."""
+    data = config.data
+    if data.images is None or data.salt is None or config.peer.modality is None:
+        raise DataError("a client needs [data] images and salt, and [peer] modality")
+    return Volumes(
+        find_images(data.images, data.layout, config.peer.modality),
+        salt=load_salt(data.salt),
+        spacing=tuple(spacing) or None,
+        cache_mib=data.cache_mib,
+    )
+
+
+class SiteJob:
+    """The state that outlives a link. Its compute methods belong to one thread."""
+
+    def __init__(self, offer: JobOffer, config: PeerConfig) -> None:
+        job = offer.job
+        self.run, self.job = offer.run, job
+        self.modality = offer.modality
+        self.window = window_of(job)
+        self.incarnation = secrets.token_bytes(16)
+        self.folder: Path = config.peer.state / f"{job.name}-{offer.run.hex()[:12]}"
+        self.volumes = open_volumes(config, job.spacing)
+        seed = config.runtime.initial_weights
+        # SP-14-3: weights that others can compute are a white-box attack on the first step, so the default is
+        # private entropy; a seed is a choice for demonstrations and tests.
+        encoder = build_encoder(
+            job.dimensions,
+            job.features,
+            job.levels,
+            seed=None if seed == "private" else site_seed(int(seed), offer.modality),
+        )
+        optimiser = make_optimiser(encoder.parameters(), job.optimiser, job.learning_rate, job.weight_decay)
+        schedule = make_schedule(optimiser, job.schedule, job.steps)
+        self.half = ClientHalf(encoder, optimiser, schedule, pick_device(config.runtime.device))
+        self._pending: Activations | None = None
+        self._announced: deque[Forward] = deque()
+        self._prefetch: Prefetcher[Forward, np.ndarray] | None = None
+        if not self.checkpoints():
+            self.save(0)
+
+    @property
+    def applied(self) -> int:
+        """Steps whose gradients have been applied."""
+        return self.half.steps_done
+
+    @property
+    def waiting_for_gradients(self) -> bool:
+        """A step's activations are out, its gradients are not back."""
+        return self._pending is not None
+
+    def checkpoints(self) -> tuple[int, ...]:
+        """Steps that are safe on disk."""
+        return tuple(checkpoint.available(self.folder))
+
+    def inventory(self) -> list[Patient]:
+        """Every patient by key, with the grid of its volume.
+
+        Raises:
+            DataError: a file cannot be read.
+        """
+        patients = []
+        for key in self.volumes.keys():  # noqa: SIM118 (not a dict)
+            grid = self.volumes.geometry(key)
+            patients.append(Patient(key, grid.shape, grid.spacing, grid.orientation, grid.origin))
+        return patients
+
+    # --- batches ---------------------------------------------------------------------------------------
+
+    def announce(self, forward: Forward) -> None:
+        """A batch that will be due soon: check it and start reading.
+
+        Raises:
+            Misaligned: the commitment does not fit the samples.
+        """
+        if batch_digest(forward.step, forward.samples, forward.seed) != forward.digest:
+            raise Misaligned(
+                f"batch of step {forward.step}: the samples do not give the digest that came with them"
+            )
+        if self._prefetch is None:
+            self._prefetch = Prefetcher(self._read, depth=4)
+        self._prefetch.submit(forward, timeout=1.0)
+        self._announced.append(forward)
+
+    def due(self) -> Forward | None:
+        """The next announced batch, if this site's weights are those it is meant for."""
+        if not self._announced:
+            return None
+        forward = self._announced[0]
+        ready = forward.step == self.applied + (forward.mode == "train")
+        if not ready and (forward.step <= self.applied or not self.waiting_for_gradients):
+            raise StepMismatch(
+                f"asked for step {forward.step} ({forward.mode}) after step {self.applied} was applied"
+            )
+        return self._announced.popleft() if ready else None
+
+    def forward(self, forward: Forward) -> Activations:
+        """Run the encoder on the batch that `due` returned (compute thread)."""
+        x = self._next_batch()
+        again = self._pending
+        if forward.mode == "train" and again is not None and again.digest == forward.digest:
+            # Ordered again after a lost link: the same octets, and the graph that waits for its gradients.
+            return again
+        arrays = self.half.forward(x) if forward.mode == "train" else self.half.evaluate(x)
+        sent = Activations(
+            forward.mode, forward.step, forward.batch, forward.digest, to_wire(arrays, self.job.precision)
+        )
+        if forward.mode == "train":
+            self._pending = sent
+        return sent
+
+    def apply(self, gradients: Gradients) -> None:
+        """Backward and optimiser step (compute thread).
+
+        Raises:
+            StepMismatch: not the step that is pending.
+            SchemaMismatch: not the tensors that were sent.
+        """
+        if self._pending is None or gradients.step != self._pending.step:
+            raise StepMismatch(
+                f"gradients of step {gradients.step}, but {self.applied} was the last applied here"
+            )
+        sent = {name: (array.shape, array.dtype) for name, array in self._pending.tensors.items()}
+        if {name: (array.shape, array.dtype) for name, array in gradients.tensors.items()} != sent:
+            raise SchemaMismatch(
+                f"the gradients of step {gradients.step} do not have the shapes of the activations"
+            )
+        self.half.backward(from_wire(gradients.tensors, self.job.precision))
+        self._pending = None
+
+    def forget_batches(self) -> None:
+        """The link is new: everything announced will be announced again."""
+        self._announced.clear()
+        if self._prefetch is not None:
+            self._prefetch.close()
+            self._prefetch = None
+
+    # --- checkpoints -----------------------------------------------------------------------------------
+
+    def save(self, step: int) -> bytes:
+        """Write this half durably; returns its digest."""
+        if step != self.applied:
+            raise StepMismatch(f"asked to save step {step} after step {self.applied} was applied")
+        tensors, meta = self.half.state()
+        return bytes.fromhex(checkpoint.save(self.folder, step, tensors, meta))
+
+    def rollback(self, step: int) -> None:
+        """Go back to the checkpoint of `step`. Raises DataError if it is not there or not whole."""
+        self.forget_batches()
+        tensors, meta, _ = checkpoint.load(self.folder, step)
+        self.half.load(tensors, meta)
+        checkpoint.discard_after(self.folder, step)
+        self._pending = None
+
+    def close(self) -> None:
+        """Stop reading ahead."""
+        self.forget_batches()
+
+    # --- inside ----------------------------------------------------------------------------------------
+
+    def _read(self, forward: Forward) -> np.ndarray:
+        return SiteData(self.volumes).batch(forward.samples, self.window, forward.seed, self.modality)
+
+    def _next_batch(self) -> np.ndarray:
+        if self._prefetch is None:
+            raise StepMismatch("a batch is due that was never announced")
+        return self._prefetch.get(self.job.seconds_per_step)

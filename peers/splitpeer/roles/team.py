@@ -1,0 +1,319 @@
+"""The sites as the coordinator sees them: who is here, on which link, how far, and what each is asked next."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TypeVar
+
+from splitpeer.data.geometry import Geometry
+from splitpeer.errors import DeadlinePassed, JobFailed
+from splitpeer.logs import event
+from splitproto import Session, SplitprotoError
+from splitproto.errors import (
+    DeadlineExceeded,
+    LinkLost,
+    LocalError,
+    Misaligned,
+    SchemaMismatch,
+    UnexpectedMessage,
+)
+from splitproto.messages import (
+    Activations,
+    Applied,
+    Begin,
+    Bye,
+    Checkpoint,
+    Forward,
+    Gradients,
+    Inventory,
+    Job,
+    JobAccept,
+    JobDecline,
+    JobOffer,
+    Message,
+    Rollback,
+    RolledBack,
+    Saved,
+)
+from splitproto.tensors import Array, Descriptor, matches
+
+log = logging.getLogger(__name__)
+
+Answer = TypeVar("Answer")
+Heard = TypeVar("Heard", bound=Message)
+
+
+class SiteRestarted(Exception):
+    """A site came back without its memory: everybody must go back to a common checkpoint."""
+
+
+class Site:
+    """One site of the job, over all its links.
+
+    The coordinator's loop calls the verbs one after the other. A verb that loses its link waits for the site
+    to come back, at most `reconnect_s`, and asks again.
+    """
+
+    def __init__(
+        self, name: str, modality: str, job: Job, run: bytes, schema: bytes, reconnect_s: float
+    ) -> None:
+        self.name, self.modality = name, modality
+        self.applied = 0
+        self.checkpoints: tuple[int, ...] = ()
+        self.patients: dict[bytes, Geometry] = {}
+        self.waiting_for = ""
+        """What this site is being waited for; empty when it is not."""
+        self._octets_in = 0
+        self._octets_out = 0
+        self._offer = JobOffer(run, modality, job, schema)
+        self._job = job
+        self._reconnect_s = reconnect_s
+        self._session: Session | None = None
+        self._incarnation = b""
+        self._restarted = False
+        self._joined = asyncio.Event()
+        self._begun = False
+        self._sent = 0  # forwards of the present stream that went out on the present link
+        self._stream: object = None
+        self._base = (0, 0)
+        self._failure: Exception | None = None
+
+    # --- joining ---------------------------------------------------------------------------------------
+
+    async def join(self, session: Session) -> None:
+        """Offer the job on a new link and hear what the site has."""
+        try:
+            await session.send(self._offer)
+            accept = await self._hear(session, JobAccept, "its answer to the job")
+            patients: dict[bytes, Geometry] = {}
+            last = False
+            while not last:
+                piece = await self._hear(session, Inventory, "its list of patients")
+                last = piece.last
+                for p in piece.patients:
+                    patients[p.key] = Geometry(p.shape, p.spacing, p.orientation, p.origin)
+            if len(patients) != accept.patients:
+                raise SchemaMismatch(f"{accept.patients} patients announced, {len(patients)} listed")
+        except SplitprotoError as error:
+            if isinstance(error, LocalError):
+                session.fail(error)
+            event(log, "site.refused", logging.WARNING, site=self.name, cause=str(error))
+            return
+        except JobFailed as error:
+            self._failure = error
+            self._joined.set()
+            return
+        self._keep_counts()
+        # A new incarnation after the first has lost what was not on disk.
+        self._restarted |= bool(self._incarnation) and accept.incarnation != self._incarnation
+        if self.patients and set(patients) != set(self.patients):
+            self._failure = JobFailed(
+                f"{self.name} came back with other patients than it had; start the job anew"
+            )
+        self._incarnation, self.applied, self.checkpoints = (
+            accept.incarnation,
+            accept.applied,
+            accept.checkpoints,
+        )
+        self.patients = patients
+        self._session, self._begun, self._sent = session, False, 0
+        event(log, "site.joined", site=self.name, modality=self.modality, patients=len(patients),
+              applied=accept.applied, tls=session.tls)  # fmt: skip
+        self._joined.set()
+
+    @property
+    def here(self) -> bool:
+        """Joined, and its link is alive."""
+        return self._joined.is_set() and self._session is not None and self._session.alive
+
+    async def joined(self) -> None:
+        """Wait until the site has joined; raises JobFailed if it declined."""
+        await self._joined.wait()
+        if self._failure is not None:
+            raise self._failure
+
+    @property
+    def tls(self) -> str:
+        """TLS version and suite of the present link."""
+        return self._session.tls if self._session is not None else ""
+
+    # --- verbs -----------------------------------------------------------------------------------------
+
+    async def begin(self, step: int, patients: int) -> None:
+        """Let the site know that everybody is here, and after which committed step work goes on."""
+        self._base = (step, patients)
+        await self._ask(self._connected, "to begin")
+
+    async def activations(
+        self,
+        stream: Sequence[Forward],
+        index: int,
+        until: int,
+        described: Callable[[Forward], Sequence[Descriptor]],
+    ) -> dict[str, Array]:
+        """The site's activations for `stream[index]`; batches up to `until` are announced."""
+
+        async def ask(session: Session) -> dict[str, Array]:
+            if self._stream is not stream:
+                self._stream, self._sent = stream, index
+            self._sent = max(self._sent, index)
+            while self._sent < min(until, len(stream)):
+                await session.send(stream[self._sent])
+                self._sent += 1
+            forward = stream[index]
+            answer = await self._hear(session, Activations, f"activations of step {forward.step}")
+            if (answer.mode, answer.step, answer.batch) != (forward.mode, forward.step, forward.batch):
+                raise UnexpectedMessage(
+                    f"activations of another batch than step {forward.step}, {forward.batch}"
+                )
+            # SP-11-5: misaligned patients are an error, not a bad Dice.
+            if answer.digest != forward.digest:
+                raise Misaligned(f"{self.name} used other samples than those of step {forward.step}")
+            if not matches(described(forward), answer.tensors):
+                raise SchemaMismatch(f"{self.name} sent other tensors than the job describes")
+            return dict(answer.tensors)
+
+        return await self._ask(ask, f"activations of step {stream[index].step}")
+
+    async def gradients(self, step: int, tensors: dict[str, Array]) -> None:
+        """Send the gradients of `step` and wait until the site has applied them, once."""
+
+        async def ask(session: Session) -> None:
+            # SP-11-8: the site said on joining how far it is; what it has applied is not sent again.
+            if self.applied >= step:
+                return
+            await session.send(Gradients(step, tensors))
+            answer = await self._hear(session, Applied, f"step {step} to be applied")
+            if answer.step != step:
+                raise UnexpectedMessage(f"step {answer.step} applied where {step} was due")
+            self.applied = step
+
+        await self._ask(ask, f"step {step} to be applied")
+
+    async def save(self, step: int) -> bytes:
+        """Have the site write its half of `step` to disk; returns its digest."""
+
+        async def ask(session: Session) -> bytes:
+            await session.send(Checkpoint(step))
+            digest: bytes = (await self._hear(session, Saved, f"its checkpoint of step {step}")).digest
+            return digest
+
+        digest = await self._ask(ask, f"its checkpoint of step {step}")
+        self.checkpoints = (*self.checkpoints, step)
+        return digest
+
+    async def rollback(self, step: int) -> None:
+        """Have the site go back to its checkpoint of `step`."""
+
+        async def ask(session: Session) -> None:
+            await session.send(Rollback(step))
+            # What was under way before the rollback is void.
+            while not isinstance(
+                await self._hear(
+                    session, (RolledBack, Activations, Applied, Saved), f"its return to step {step}"
+                ),
+                RolledBack,
+            ):
+                continue
+
+        self._restarted = False
+        self._stream = None
+        await self._ask(ask, f"its return to step {step}")
+        self.applied = step
+        self.checkpoints = tuple(s for s in self.checkpoints if s <= step)
+
+    async def tell(self, message: Message) -> None:
+        """Send a message nobody answers, if the site is here."""
+        if self.here and self._begun and self._session is not None:
+            try:
+                await self._session.send(message)
+            except SplitprotoError as error:
+                event(log, "site.lost", logging.WARNING, site=self.name, cause=str(error))
+
+    async def bye(self, reason: str, text: str) -> None:
+        """End the present link in good order."""
+        if self._session is not None:
+            await self._session.close(reason, text)
+            self._keep_counts()
+            self._session = None
+
+    # --- inside ----------------------------------------------------------------------------------------
+
+    async def _ask(self, question: Callable[[Session], Awaitable[Answer]], what: str) -> Answer:
+        """Ask on the present link; when that is lost, on the next one."""
+        self.waiting_for = what
+        try:
+            while True:
+                session = await self._link(what)
+                try:
+                    if not self._begun:
+                        await session.send(Begin(*self._base))
+                        self._begun = True
+                    return await question(session)
+                except DeadlineExceeded as error:
+                    session.fail(error)
+                    raise DeadlinePassed(f"site {self.name}: {error.reason}") from None
+                except SplitprotoError as error:
+                    if isinstance(error, LocalError) and session.alive:
+                        session.fail(error)
+                    if not error.retry:
+                        raise JobFailed(f"site {self.name}: {error}") from error
+                    event(log, "site.lost", logging.WARNING, site=self.name, cause=str(error), waiting_for=what,
+                          patience_s=self._reconnect_s)  # fmt: skip
+                    if self._session is session:
+                        self._joined.clear()
+        finally:
+            self.waiting_for = ""
+
+    async def _connected(self, session: Session) -> None:
+        return
+
+    async def _link(self, what: str) -> Session:
+        if not self.here:
+            self._joined.clear()
+            try:
+                async with asyncio.timeout(self._reconnect_s):
+                    await self._joined.wait()
+            except TimeoutError:
+                raise DeadlinePassed(
+                    f"site {self.name} ({self.modality}) did not come back within {self._reconnect_s:g} s; "
+                    f"it was waited for: {what}"
+                ) from None
+        if self._failure is not None:
+            raise self._failure
+        if self._restarted:
+            raise SiteRestarted(self.name)
+        if self._session is None:
+            raise LinkLost("no link")
+        return self._session
+
+    async def _hear(
+        self, session: Session, kind: type[Heard] | tuple[type[Message], ...], what: str
+    ) -> Heard:
+        message = await session.receive(self._job.seconds_per_step, f"{what} from {self.name}")
+        if isinstance(message, JobDecline):
+            await session.close("failed", "the job was declined")
+            raise JobFailed(f"site {self.name} declined the job: {message.reason}")
+        if isinstance(message, Bye):
+            await session.close(message.reason)
+            raise LinkLost(
+                f"{self.name} said bye ({message.reason}{': ' + message.text if message.text else ''})"
+            )
+        if not isinstance(message, kind):
+            raise UnexpectedMessage(f"a {message.name} where {what} was due")
+        return message  # type: ignore[return-value]
+
+    def _keep_counts(self) -> None:
+        if self._session is not None:
+            self._octets_in += self._session.bytes_in
+            self._octets_out += self._session.bytes_out
+
+    @property
+    def traffic(self) -> tuple[int, int]:
+        """Octets received from and sent to this site, envelopes included, over all links."""
+        now = self._session
+        return self._octets_in + (now.bytes_in if now else 0), self._octets_out + (
+            now.bytes_out if now else 0
+        )
