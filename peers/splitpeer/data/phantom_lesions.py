@@ -81,7 +81,7 @@ class Glioma:
             lobe_radius_mm=radius * float(rng.uniform(0.45, 0.8)),
             infiltration_offset_mm=radius * rng.uniform(0.8, 1.2) * _direction(rng),
             infiltration_radius_mm=radius * float(rng.uniform(0.5, 0.9)),
-            rim_mm=float(rng.uniform(4.5, 7.5)),
+            rim_mm=float(rng.uniform(5.0, 8.0)),
             reach_mm=float(rng.uniform(9.0, 22.0)),
             bleeds=bool(rng.random() < 0.5),
             faint_on=0 if faint < 0.25 else 3 if faint < 0.5 else None,
@@ -184,7 +184,7 @@ class Canvas:
             * brain
         )
         edema *= _joined(edema > 0.5, core > 0)
-        thickness = plan.rim_mm * np.clip(0.8 + 0.8 * self._textures.rim[box], 0, 2)
+        thickness = plan.rim_mm * np.clip(0.9 + 0.7 * self._textures.rim[box], 0, 2)
 
         signals = {
             name: np.asarray(LESION[name]) * factor[i]

@@ -128,7 +128,7 @@ def _stream(seed: int, index: int, purpose: str) -> np.random.Generator:
 
 def _scan(signal: Volume, brain: NDArray[np.bool_], rng: np.random.Generator) -> Volume:
     """The magnitude image a scanner stores: Rician noise, arbitrary gain, whole numbers, skull stripped."""
-    sigma = np.float32(rng.uniform(0.025, 0.05))
+    sigma = np.float32(rng.uniform(0.022, 0.042))
     gain = np.float32(rng.uniform(400, 1200))
     seen = signal[brain]
     real = seen + sigma * rng.standard_normal(seen.shape, dtype=np.float32)
