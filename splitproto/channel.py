@@ -40,7 +40,8 @@ class Channel:
         """TLS has finished on this side; says nothing yet about what the peer thinks."""
         self.peer_closed = False
         """The peer sent close_notify: nothing was cut off."""
-        self._shut = False
+        self.shut = False
+        """We said close_notify: nothing may follow it."""
         self.records_out = 0
         self.bytes_out = 0
 
@@ -114,9 +115,9 @@ class Channel:
 
     def close(self) -> None:
         """Say close_notify, once."""
-        if self._shut or not self.secure:
+        if self.shut or not self.secure:
             return
-        self._shut = True
+        self.shut = True
         try:
             self._tls.unwrap()
         except ssl.SSLError:
@@ -130,7 +131,7 @@ class Channel:
     @property
     def peer_certificate(self) -> bytes:
         """DER of the peer's certificate; empty before the handshake."""
-        return self._tls.getpeercert(binary_form=True) or b""
+        return (self.secure and self._tls.getpeercert(binary_form=True)) or b""
 
     @property
     def description(self) -> str:

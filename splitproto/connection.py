@@ -45,6 +45,8 @@ from .tensors import DTYPES, Array, Descriptor, body_bytes
 
 SMALL = 16 * 1024
 """Pieces below one TLS record are joined; larger ones are encrypted where they lie."""
+WAITING = 64
+"""PING and PONG are left out while so many control frames wait to be sent."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,7 +234,7 @@ class Connection:
         body = self._channel.drain()
         if not body and not self.closed:
             try:
-                self._encrypt_next()
+                self._encrypt_next(now)
             except LocalError as error:
                 self._fail(error, now)
             body = self._channel.drain()
@@ -259,17 +261,20 @@ class Connection:
         """When `handle_timer` wants to be called; infinity when the link is closed."""
         if self.closed:
             return math.inf
+        if self._channel.shut:
+            return self._close_ends
         if self.agreement is None:
-            return min(self._handshake_ends, self._close_ends)
+            return self._handshake_ends
         silent_until = max(self._heard, self._pinged) + self._timing.heartbeat
-        return min(silent_until, self._heard + self._timing.silence, self._close_ends)
+        return min(silent_until, self._heard + self._timing.silence)
 
     def handle_timer(self, now: float) -> None:
         """Heartbeats and deadlines."""
         if self.closed:
             return
-        if now >= self._close_ends:
-            self._close(None)
+        if self._channel.shut:
+            if now >= self._close_ends:
+                self._close(None)
         elif self.agreement is None:
             if now >= self._handshake_ends:
                 waited = "TLS" if not self._channel.secure else "hello and welcome"
@@ -283,7 +288,7 @@ class Connection:
         """Ask for a sign of life."""
         if self.agreement is not None and not self.closed:
             self._pinged = now
-            self._control.append(framing.encode_number(FrameType.PING, self._sequence_out))
+            self._sign_of_life(FrameType.PING, self._sequence_out)
 
     def fail(self, error: LocalError, now: float) -> None:
         """End the link because of `error`, telling the peer."""
@@ -293,7 +298,13 @@ class Connection:
     def lost(self, error: SplitprotoError) -> None:
         """The connection below is gone: nothing can be said any more."""
         if not self.closed:
-            self._close(error)
+            # SP-9-7: after two byes nothing was left to say, so nothing is lost but the close_notify.
+            self._close(None if self._channel.shut else error)
+
+    def _sign_of_life(self, kind: FrameType, number: int) -> None:
+        # A peer that asks and does not read must not fill our memory; what waits already is life enough.
+        if len(self._control) < WAITING:
+            self._control.append(framing.encode_number(kind, number))
 
     @property
     def bytes_out(self) -> int:
@@ -377,7 +388,7 @@ class Connection:
             raise FrameError("a control frame before welcome")
         number = framing.decode_number(payload)
         if header.type is FrameType.PING:
-            self._control.append(framing.encode_number(FrameType.PONG, number))
+            self._sign_of_life(FrameType.PONG, number)
         elif header.type is FrameType.CREDIT:
             self._credit += number
             if self._credit > self.agreement.send_limit:
@@ -397,6 +408,8 @@ class Connection:
             return
         if self.agreement is None or len(self._streams) >= constants.MAX_STREAMS:
             raise FrameError("tensors before welcome, or too many messages half received")
+        # SP-9-1: checked again when the body is complete; here, so that no memory is taken for it.
+        self.conversation.check(self.side.other, message.name)
         octets = body_bytes(described)
         if octets > self.agreement.receive_limit:
             raise MessageTooLarge(
@@ -487,9 +500,9 @@ class Connection:
         stream, self._next_stream = self._next_stream, self._next_stream + 2
         return stream
 
-    def _encrypt_next(self) -> None:
+    def _encrypt_next(self, now: float) -> None:
         """Give TLS at most `TLS_FEED` octets: what is small first, else one frame of a body."""
-        if not self._channel.secure:
+        if not self._channel.secure or self._channel.shut:
             return
         if self._control:
             batch = [self._control.popleft()]
@@ -502,8 +515,7 @@ class Connection:
             self._body_frame(self._bodies[0])
         elif self._finishing:
             self._channel.close()
-            if self.closed is False and self._close_ends == math.inf:
-                self._close_ends = self._heard + self._timing.close
+            self._close_ends = now + self._timing.close
         self._count_budget()
 
     def _body_frame(self, out: _Outgoing) -> None:

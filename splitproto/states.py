@@ -107,10 +107,13 @@ class Conversation:
         Raises:
             UnexpectedMessage: the tables do not allow it now; nothing has moved.
         """
+        self.states = self.check(side, message)
+
+    def check(self, side: Side, message: str) -> dict[Side, State]:
+        """Where `say` would lead, without moving; raises what it raises."""
         own, other = self.states[side], self.states[side.other]
         if message == "error" and own is not S.ERROR:
-            self.states = {side: S.ERROR, side.other: S.ERROR}
-            return
+            return {side: S.ERROR, side.other: S.ERROR}
         target = TRANSITIONS[side][own].get(message)
         trigger = TRIGGERS.get(message)
         # SP-9-2: "A side in DONE ignores what crosses its bye."
@@ -119,7 +122,7 @@ class Conversation:
             raise UnexpectedMessage(
                 f"a {message} from the {side.value} while {own.value} (the other: {other.value})"
             )
-        self.states[side], self.states[side.other] = target, answered
+        return {side: target, side.other: answered}
 
     @property
     def finished(self) -> bool:
