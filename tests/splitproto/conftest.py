@@ -203,7 +203,7 @@ def recut() -> type[Recut]:
     return Recut
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_pair(federation: Federation) -> Callable[..., Pair]:
     def make(
         client: str | Credentials = "charite",
