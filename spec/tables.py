@@ -99,16 +99,49 @@ def moves(registry: dict[str, Any], side: str) -> str:
     return table(("state", "may say → then is in"), rows)
 
 
+# Appendix A: (sender, frame type, stream, what it carries: a message's name, or octets).
+CONVERSATION = (
+    ("client", 1, 1, "hello"),
+    ("coordinator", 1, 2, "welcome"),
+    ("coordinator", 1, 4, "job-offer"),
+    ("client", 1, 3, "job-accept"),
+    ("client", 1, 5, "inventory"),
+    ("coordinator", 1, 6, "begin"),
+    ("coordinator", 1, 8, "forward"),
+    ("client", 1, 7, "activations"),
+    ("client", 2, 7, "small"),
+    ("coordinator", 3, 0, "0000000000000012"),
+    ("coordinator", 1, 10, "gradients"),
+    ("coordinator", 2, 10, "small"),
+    ("client", 3, 0, "0000000000000012"),
+    ("client", 1, 9, "applied"),
+    ("client", 4, 0, "000000000000002a"),
+    ("coordinator", 5, 0, "000000000000002a"),
+    ("coordinator", 1, 12, "bye"),
+    ("client", 1, 11, "bye"),
+)
+
+
+def conversation(registry: dict[str, Any], vectors: dict[str, str]) -> str:
+    """Every frame of a small conversation: its twelve octets, and what follows them."""
+    types = {entry["value"]: entry["name"] for entry in registry["frame_types"]}
+    with_tensors = {entry["name"] for entry in registry["message"] if entry["tensors"]}
+    rows = []
+    for number, (sender, kind, stream, what) in enumerate(CONVERSATION, start=1):
+        payload = vectors.get(what, what)
+        end = kind == 2 or (kind == 1 and what not in with_tensors)
+        header = f"{kind:02x} {end:02x} 0000 {stream:08x} {len(payload) // 2:08x}"
+        shown = f"the `{what}` of SP-8.4" if kind == 1 else f"`{payload}`"
+        rows.append((number, sender, types[kind], f"`{header}`", shown))
+    return table(("", "sent by", "frame", "header", "payload"), rows)
+
+
 def content(what: str, registry: dict[str, Any], vectors: dict[str, str]) -> str:
     """The table called `what`."""
     kind, _, name = what.partition(" ")
     match kind:
         case "constants":
-            chosen = (
-                c
-                for c in registry["constants"]
-                if c["section"].split(".")[0] in (name, "SP-" + name) or not name
-            )
+            chosen = [c for c in registry[kind] if name in ("", c["section"].split(".")[0])]
             rows = ((f"`{c['name']}`", _shown(c["value"]), c.get("error", ""), c["meaning"]) for c in chosen)
             return table(("name", "value", "error", "meaning"), rows)
         case "envelope_kinds" | "reset_reasons" | "frame_types" | "frame_flags":
@@ -145,6 +178,8 @@ def content(what: str, registry: dict[str, Any], vectors: dict[str, str]) -> str
         case "triggers":
             rows = ((f"`{t['message']}`", f"`{t['from']}`", f"`{t['to']}`") for t in registry[kind])
             return table(("message", "its hearer is in", "and goes to"), rows)
+        case "conversation":
+            return conversation(registry, vectors)
         case "record":
             return fields(next(r for r in registry["record"] if r["name"] == name))
         case "message":
@@ -165,6 +200,8 @@ def render(text: str) -> str:
     registry["messages"] = registry["message"]
     listed = json.loads((HERE / "vectors" / "messages.json").read_text())["cases"]
     vectors = {case["name"]: case["input"] for case in listed}
+    bodies = json.loads((HERE / "vectors" / "tensors.json").read_text())["cases"]
+    vectors["small"] = next(case["expect"]["body"] for case in bodies if case["name"] == "small")
     return REGION.sub(lambda m: m[1] + content(m[2], registry, vectors) + m[3], text)
 
 

@@ -101,7 +101,7 @@ def heads() -> Iterator[Case]:
     yield fine("origin-extremes", lowest, "SP-8.4-2: 32 bits, as the batch digest needs")
     backwards = dict(reversed(maps["saved"].items()))
     yield fine("keys-in-any-order", backwards, "SP-8.1-5")
-    yield fine("inventory-empty", {**maps["inventory"], "patients": []}, "SP-11-5: a site without patients")
+    yield fine("inventory-empty", {**maps["inventory"], "patients": []}, "SP-11-4: a site without patients")
 
     yield case("not-a-map", ["hello"], "SP-8.4-1")
     yield case("no-type", {"step": 1}, "SP-8.4-1")
