@@ -1,0 +1,88 @@
+"""`splitpeer demo`: what `make demo` runs."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import click
+from rich.console import Console
+
+from splitpeer.cli.data import bar
+from splitpeer.cli.options import FILE
+from splitpeer.demo.federation import SITES, DemoJob, Federation
+
+_DEFAULT = DemoJob()
+
+
+@click.command()
+@click.option("--out", type=FILE, default=Path("runs/demo"), show_default=True, help="Everything goes here.")
+@click.option("--patients", type=click.IntRange(4), default=_DEFAULT.patients, show_default=True)
+@click.option("--validation", type=click.IntRange(1), default=_DEFAULT.validation, show_default=True)
+@click.option("--steps", type=click.IntRange(1), default=_DEFAULT.steps, show_default=True)
+@click.option("--seed", type=click.IntRange(0), default=_DEFAULT.seed, show_default=True)
+@click.option("--device", default=_DEFAULT.device, show_default=True, help='"cpu", "cuda" or "auto".')
+@click.option("--baselines", is_flag=True, help="Also train each contrast alone, and all in one process.")
+def demo(
+    out: Path, patients: int, validation: int, steps: int, seed: int, device: str, baselines: bool
+) -> None:
+    """Four hospitals and a coordinator on this machine train one network over TLS."""
+    from splitpeer.demo.baselines import train_all
+    from splitpeer.demo.report import dice_table, draw, read_result, write_summary
+
+    console = Console(stderr=True)
+    started = time.monotonic()
+    job = DemoJob(patients=patients, validation=validation, steps=steps, seed=seed, device=device)
+    federation = Federation(out.resolve(), job)
+    console.rule("1 of 3: a phantom for five parties")
+    with bar("rendering") as progress:
+        task = progress.add_task("", total=patients)
+        federation.render(lambda done, total: progress.update(task, completed=done, total=total))
+    federation.set_up()
+    console.print(f"{patients} patients; certificates of a new CA; one folder per site below {out}")
+
+    console.rule("2 of 3: five daemons train over mutual TLS")
+    # Daemons end with their terminal too, but whoever stops the demo with a signal must not leave them behind.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        federation.start()
+        federation.wait()
+    finally:
+        federation.stop()
+    result = read_result(federation.results)
+
+    console.rule("3 of 3: results")
+    rows = {"split, four hospitals": result["dice"]}
+    if baselines:
+        console.print("baselines: the same network on each contrast alone and in one process, same steps")
+        rows |= train_all(
+            federation.hub / "job.toml",
+            federation.data,
+            out / "pki" / "federation.salt",
+            tuple(sorted(SITES.values())),
+            len(os.sched_getaffinity(0)),
+            lambda name, dice: console.print(f"  {name}: mean Dice {dice['mean']:.3f}"),
+        )
+    pictures = draw(out, federation.data, federation.results, rows)
+    summary = {
+        "dice": result["dice"],
+        "seconds": round(time.monotonic() - started, 1),
+        "steps": result["step"],
+        "sites": len(result["sites"]),
+        "tls": result["tls"],
+        "bytes_per_step": result["bytes_per_step"],
+        "patients": {
+            "training": result["patients"] - result["validation"],
+            "validation": result["validation"],
+        },
+        "baselines": {name: dice for name, dice in rows.items() if name != "split, four hospitals"},
+    }
+    write_summary(out / "summary.json", summary)
+    console.print(dice_table(rows))
+    console.print(
+        f"{summary['steps']} steps, {summary['bytes_per_step'] / 1e6:.1f} MB a step on the wire ({summary['tls']}), "
+        f"{summary['seconds']} s"
+    )
+    console.print("look at: " + ", ".join(str(path) for path in (*pictures, out / "summary.json")))

@@ -1,0 +1,83 @@
+"""What the demo leaves for people: a table, pictures, and `summary.json` for machines."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+from rich.table import Table
+
+from splitpeer.data.labels import regions
+from splitpeer.errors import JobFailed
+from splitpeer.pictures import dice_bars, prediction_sheet, training_curve
+
+REGIONS = ("WT", "TC", "ET", "mean")
+CONTRASTS = {"FLAIR": "flair", "T1": "t1", "T1Gd": "t1ce", "T2": "t2"}
+SHOWN = 4
+
+
+def dice_table(rows: Mapping[str, Mapping[str, float]]) -> Table:
+    """Dice of each network, best mean in bold."""
+    table = Table(title="Dice per volume, patients held out")
+    table.add_column("network")
+    for region in REGIONS:
+        table.add_column(region, justify="right")
+    best = max(values["mean"] for values in rows.values())
+    for name, values in rows.items():
+        style = "bold" if values["mean"] == best else None
+        table.add_row(name, *(f"{values[region]:.3f}" for region in REGIONS), style=style)
+    return table
+
+
+def draw(folder: Path, data: Path, results: Path, rows: Mapping[str, Mapping[str, float]]) -> list[Path]:
+    """The pictures; returns their paths."""
+    metrics = [json.loads(line) for line in (results / "metrics.jsonl").read_text().splitlines()]
+    curve, sheet, bars = folder / "training.png", folder / "predictions.png", folder / "dice.png"
+    training_curve([m for m in metrics if "loss" in m or "dice" in m], curve)
+    prediction_sheet(_slices(data, results / "predictions"), sheet)
+    dice_bars(rows, bars)
+    return [curve, sheet, bars]
+
+
+def read_result(folder: Path) -> dict[str, Any]:
+    """`result.json` of a finished job. Raises JobFailed if the job did not finish."""
+    try:
+        result: dict[str, Any] = json.loads((folder / "result.json").read_text())
+    except (OSError, ValueError):
+        raise JobFailed(f"{folder}: no result was written; the log of the coordinator says why") from None
+    if not result["complete"]:
+        raise JobFailed(f"the job stopped at step {result['step']} of {result['steps']}; it did not finish")
+    return result
+
+
+def write_summary(path: Path, summary: Mapping[str, Any]) -> None:
+    """`summary.json`, whole or not at all."""
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(summary, indent=2) + "\n")
+    temporary.replace(path)
+
+
+def _slices(data: Path, predictions: Path) -> Sequence[Mapping[str, Any]]:
+    """For the first few patients held out, the slice with most tumour: four contrasts, truth, prediction."""
+    rows = []
+    for path in sorted(predictions.glob("*.nii.gz"))[:SHOWN]:
+        truth = regions(_load(data / "labels" / path.name), "msd").astype(bool)
+        predicted = regions(_load(path), "msd").astype(bool)
+        z = int(truth[0].sum(axis=(0, 1)).argmax())
+        rows.append(
+            {
+                "title": f"{path.name.partition('.')[0]}, slice {z}",
+                "contrasts": {name: _load(data / m / path.name)[:, :, z] for name, m in CONTRASTS.items()},
+                "truth": truth[:, :, :, z],
+                "prediction": predicted[:, :, :, z],
+            }
+        )
+    return rows
+
+
+def _load(path: Path) -> np.ndarray:
+    return np.asarray(nib.load(path).dataobj)
