@@ -58,7 +58,7 @@ images = {images}  # never leave this machine; their activations do
 _COORDINATOR_DATA = """\
 labels = {labels}
 # What 1, 2, 3, 4 in the masks mean: "msd", "brats" (2017 to 2021), "brats2023" or "nnunet". Never guessed.
-convention = "brats"
+{convention}
 """
 
 _CLIENT_POLICY = """
@@ -98,7 +98,7 @@ min_patients = 2  # that all sites must share
 [training]
 steps = 1000
 batch = 4
-precision = "f32"  # of activations and gradients on the wire: f32, bf16 or f16
+precision = "f32"  # of activations and gradients on the wire: f32 or bf16
 optimiser = "adam"  # adam, adamw or sgd
 learning_rate = 0.005
 weight_decay = 0.0
@@ -141,6 +141,7 @@ def peer_toml(
     listen: str = "tcp://127.0.0.1:7443",
     images: str = "images",
     labels: str = "labels",
+    convention: str | None = None,
     coordinators: Sequence[str] = ("hub",),
 ) -> str:
     """Text of a `peer.toml` for a client (then with `modality`) or a coordinator; `pki` holds the certificates."""
@@ -164,7 +165,12 @@ def peer_toml(
         data=(
             _CLIENT_DATA.format(images=_quoted(images))
             if client
-            else _COORDINATOR_DATA.format(labels=_quoted(labels))
+            else _COORDINATOR_DATA.format(
+                labels=_quoted(labels),
+                convention=_pair("convention", convention)
+                if convention
+                else '# convention = "..."  # fill in',
+            )
         ),
         policy=_CLIENT_POLICY.format(coordinators=_quoted(list(coordinators))) if client else "",
     )

@@ -119,7 +119,7 @@ def test_init_takes_what_it_finds(federation: Path, capsys: pytest.CaptureFixtur
     assert written["policy"]["coordinators"] == ["hub"]
     code, text = in_process(capsys, "init", "--role", "coordinator")
     assert (code, "exists and is not overwritten" in text) == (4, True)
-    assert in_process(capsys, "init", "--role", "coordinator", "--force")[0] == 0
+    assert in_process(capsys, "init", "--role", "coordinator", "--convention", "msd", "--force")[0] == 0
     (federation / "labels").mkdir()
     assert in_process(capsys, "config", "check")[0] == 0
     (federation / "hub").mkdir()

@@ -17,7 +17,7 @@ from splitproto.errors import NotAuthorised
 
 NOW = datetime.now(UTC)
 CLIENT = templates.peer_toml(role="client", site="north", federation="demo", modality="t1")
-COORDINATOR = templates.peer_toml(role="coordinator", site="hub", federation="demo")
+COORDINATOR = templates.peer_toml(role="coordinator", site="hub", federation="demo", convention="brats")
 JOB = templates.job_toml("glioma", {"north": "t1", "south": "flair"})
 
 
@@ -232,7 +232,7 @@ def refused(load: object, *arguments: object, **keywords: object) -> str:
         (
             '["f32", "bf16"]',
             '["f64"]',
-            "[policy] precision, item 1 must be 'f32', 'bf16' or 'f16', not 'f64'",
+            "[policy] precision, item 1 must be 'f32' or 'bf16', not 'f64'",
         ),
         ("threads = 1", "threads = 0", "[runtime] threads must be greater than 0, not 0"),
         ("threads = 1", "threads = 1.5", "[runtime] threads must be a valid integer"),

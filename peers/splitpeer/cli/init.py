@@ -28,8 +28,13 @@ _force = click.option("--force", is_flag=True, help="Overwrite.")
 @click.option("--federation", help="Default: as in the certificate.")
 @click.option("--coordinator", help="Address that a client dials, tcp://host:port.")
 @click.option("--listen", help="Address that a coordinator listens on, tcp://host:port.")
-@click.option("--images", help="A client's folder of images.")
-@click.option("--labels", help="A coordinator's folder of masks.")
+@click.option("--images", type=FILE, help="A client's folder of images.")
+@click.option("--labels", type=FILE, help="A coordinator's folder of masks.")
+@click.option(
+    "--convention",
+    type=click.Choice(["msd", "brats", "brats2023", "nnunet"]),
+    help="What the numbers in a coordinator's masks mean.",
+)
 @click.option("--output", type=FILE, default=Path("peer.toml"), show_default=True)
 @_pki
 @_force
@@ -43,6 +48,8 @@ def init(
     pki_folder: Path,
     output: Path,
     force: bool,
+    images: Path | None,
+    labels: Path | None,
     **given: str | None,
 ) -> None:
     """Write a commented peer.toml; `splitpeer init job` writes job.toml."""
@@ -57,12 +64,21 @@ def init(
     found = list(_identities(pki_folder))
     site, federation = _who(role, site, federation, found, pki_folder)
     hubs = sorted({one.site for one in found if one.role == "coordinator"})
+
+    def from_there(path: Path) -> str:
+        """Paths in the file count from its own folder."""
+        return (
+            path.as_posix() if path.is_absolute() else Path(os.path.relpath(path, output.parent)).as_posix()
+        )
+
+    folders = {"images": images, "labels": labels}
+    given |= {key: from_there(path) for key, path in folders.items() if path is not None}
     text = templates.peer_toml(
         role=role,
         site=site,
         federation=federation,
         modality=modality,
-        pki=Path(os.path.relpath(pki_folder, output.parent)).as_posix(),
+        pki=from_there(pki_folder),
         coordinators=hubs if len(hubs) == 1 else ["hub"],
         **{key: value for key, value in given.items() if value is not None},
     )
