@@ -44,18 +44,16 @@ MESSAGES: dict[str, messages.Message] = {
         binding(DIALLER, LISTENER),
     ),
     "job-offer": messages.JobOffer(RUN, "t1", JOB, schema_digest(SCHEMA)),
-    "job-accept": messages.JobAccept(INCARNATION, 0, (0,), 2),
+    "job-accept": messages.JobAccept(INCARNATION, 0, (0,), 1),
     "job-decline": messages.JobDecline(0x0505, "level x0 may not leave this site"),
     "inventory": messages.Inventory(
         (Patient(KEY, (240, 240, 155), (1.0, 1.0, 1.0), "LPS", (-120.0, -119.0, 0.0)),), True
     ),
-    "begin": messages.Begin(0, 2),
+    "begin": messages.Begin(0, 1),
     "forward": messages.Forward(
         "train", 1, 0, (Sample(KEY, (72, 72, 80)),), batch_digest(1, SEED, FIRST), SEED
     ),
-    "activations": messages.Activations(
-        "train", 1, 0, batch_digest(1, None, [(KEY, (0, 0, 0))]), {"x4": SMALL}
-    ),
+    "activations": messages.Activations("train", 1, 0, batch_digest(1, SEED, FIRST), {"x4": SMALL}),
     "gradients": messages.Gradients(1, {"x4": SMALL}),
     "applied": messages.Applied(1),
     "checkpoint": messages.Checkpoint(100),

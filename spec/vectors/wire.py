@@ -7,8 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-from common import KEY, LINK, SMALL, Case, as_json, refused
-from derive import batch_digest
+from common import LINK, SMALL, Case, as_json, refused
 from talk import MESSAGES
 
 from splitproto import codec, constants, envelope, framing, messages
@@ -139,9 +138,7 @@ def said(stream: int, message: messages.Message) -> bytes:
 
 def small_activations() -> tuple[bytes, bytes]:
     """Head and body of one small message."""
-    head, segments = messages.encode(
-        messages.Activations("train", 1, 0, batch_digest(1, None, [(KEY, (0, 0, 0))]), {"x4": SMALL})
-    )
+    head, segments = messages.encode(MESSAGES["activations"])
     return head, b"".join(segments)
 
 
