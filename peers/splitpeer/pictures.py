@@ -6,6 +6,7 @@ only sign: lines have markers, bars have numbers, truth and prediction stand in 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,15 @@ def training_curve(metrics: Sequence[Mapping[str, Any]], path: Path) -> None:
     for axes in (top, bottom):
         _plain(axes)
     _save(figure, path)
+
+
+def draw_curve(folder: Path) -> Path:
+    """`training.png` from the `metrics.jsonl` of a job's folder; returns its path."""
+    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    training_curve(
+        [record for record in records if "loss" in record or "dice" in record], folder / "training.png"
+    )
+    return folder / "training.png"
 
 
 def prediction_sheet(rows: Sequence[Mapping[str, Any]], path: Path) -> None:

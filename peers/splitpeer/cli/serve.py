@@ -93,6 +93,7 @@ async def _client(config: PeerConfig) -> None:
 async def _coordinator(config: PeerConfig, job: JobConfig, resume: bool) -> dict[str, object]:
     from dataclasses import asdict
 
+    from splitpeer.pictures import draw_curve
     from splitpeer.roles.coordinator import Coordinator
     from splitpeer.roles.view import dice_line, make_view
 
@@ -104,6 +105,7 @@ async def _coordinator(config: PeerConfig, job: JobConfig, resume: bool) -> dict
         raise
     result = await coordinator.run()
     if result.complete:
+        draw_curve(job.output.folder)
         click.echo(
             f"{result.job}: {result.step} steps, Dice {dice_line(result.dice)}; {job.output.folder}", err=True
         )

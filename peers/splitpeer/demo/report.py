@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from shutil import copyfile
 from typing import Any
 
 import nibabel as nib
@@ -13,7 +14,7 @@ from rich.table import Table
 
 from splitpeer.data.labels import regions
 from splitpeer.errors import JobFailed
-from splitpeer.pictures import dice_bars, prediction_sheet, training_curve
+from splitpeer.pictures import dice_bars, prediction_sheet
 
 REGIONS = ("WT", "TC", "ET", "mean")
 CONTRASTS = {"FLAIR": "flair", "T1": "t1", "T1Gd": "t1ce", "T2": "t2"}
@@ -35,9 +36,8 @@ def dice_table(rows: Mapping[str, Mapping[str, float]]) -> Table:
 
 def draw(folder: Path, data: Path, results: Path, rows: Mapping[str, Mapping[str, float]]) -> list[Path]:
     """The pictures; returns their paths."""
-    metrics = [json.loads(line) for line in (results / "metrics.jsonl").read_text().splitlines()]
     curve, sheet, bars = folder / "training.png", folder / "predictions.png", folder / "dice.png"
-    training_curve([m for m in metrics if "loss" in m or "dice" in m], curve)
+    copyfile(results / "training.png", curve)
     prediction_sheet(_slices(data, results / "predictions"), sheet)
     dice_bars(rows, bars)
     return [curve, sheet, bars]

@@ -13,6 +13,7 @@ import json
 import logging
 import secrets
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -40,10 +41,11 @@ from splitpeer.training import checkpoint
 from splitpeer.training.optimiser import make_optimiser, make_schedule
 from splitpeer.training.split_step import CoordinatorHalf
 from splitproto import Listener, Offer, SplitprotoError, __version__
+from splitproto.constants import DEFAULT_MAX_MESSAGE
 from splitproto.errors import DeadlineExceeded
 from splitproto.fields import write_map
 from splitproto.messages import Forward, Progress
-from splitproto.tensors import Descriptor, schema_digest
+from splitproto.tensors import Descriptor, body_bytes, schema_digest
 
 log = logging.getLogger(__name__)
 
@@ -51,6 +53,7 @@ Result_ = TypeVar("Result_")
 DRAIN_S = 10.0
 """A coordinator that was asked to stop gives the step under way this long."""
 PROGRESS_EVERY_S = 2.0
+REMEMBERED_SOURCES = 1000
 
 
 @dataclass
@@ -157,13 +160,12 @@ class Coordinator:
             PeerError: what the user is told, with its exit code.
         """
         started = time.monotonic()
-        policy_limit = self._config.policy.max_message_bytes if self._config.policy else None
-        offer = (
-            Offer(agent=f"{agent}/{__version__}") if policy_limit is None else Offer(max_message=policy_limit)
+        offer = Offer(
+            max_message=max(DEFAULT_MAX_MESSAGE, self._largest_message()), agent=f"{agent}/{__version__}"
         )
         try:
             async with Listener(
-                self._listen, self._credentials, self._settings.allow_list(), offer, refused=_refused
+                self._listen, self._credentials, self._settings.allow_list(), offer, refused=Refusals()
             ) as listener:
                 event(log, "peer.start", role="coordinator", site=self._config.peer.site, job=self._job.name,
                       listen=listener.address, run=self._run.hex()[:12])  # fmt: skip
@@ -439,6 +441,11 @@ class Coordinator:
     def _target(self, forward: Forward) -> np.ndarray:
         return SiteData(self._labels).batch(forward.samples, self._window, forward.seed, None)
 
+    def _largest_message(self) -> int:
+        """Octets of the largest body the job itself makes sites send."""
+        batches = (self._job.batch, self._settings.evaluation.batch)
+        return max(body_bytes(cut_descriptors(self._job, batch)) for batch in batches)
+
     def _octets(self) -> int:
         return sum(sum(site.traffic) for site in self.sites)
 
@@ -511,5 +518,20 @@ async def _coroutine(awaitable: Awaitable[Result_]) -> Result_:
     return await awaitable
 
 
-def _refused(source: str, error: SplitprotoError) -> None:
-    event(log, "link.refused", logging.WARNING, source=source, cause=str(error))
+class Refusals:
+    """Logs who was turned away: at most a line a second for each source, so that nobody can flood the log."""
+
+    def __init__(self) -> None:
+        self._last: dict[str, float] = {}
+        self._unsaid: Counter[str] = Counter()
+
+    def __call__(self, source: str, error: SplitprotoError) -> None:
+        now = time.monotonic()
+        if now - self._last.get(source, -1.0) < 1.0:
+            self._unsaid[source] += 1
+            return
+        if len(self._last) > REMEMBERED_SOURCES:
+            self._last.clear()
+        self._last[source] = now
+        more = {"not_shown": self._unsaid.pop(source)} if source in self._unsaid else {}
+        event(log, "link.refused", logging.WARNING, source=source, cause=str(error), **more)

@@ -8,7 +8,7 @@ from splitpeer.models import cut_shapes
 from splitpeer.training.optimiser import OPTIMISERS, SCHEDULES
 from splitproto.errors import PolicyRefused, SchemaMismatch
 from splitproto.messages import Job, JobOffer
-from splitproto.tensors import Descriptor, schema_digest
+from splitproto.tensors import Descriptor, body_bytes, schema_digest
 
 PRECISIONS = ("f32", "bf16")
 
@@ -74,8 +74,12 @@ def judge(offer: JobOffer, config: PeerConfig) -> None:
             f"precision {job.precision}, optimiser {job.optimiser} or schedule {job.schedule} is unknown here"
         )
     try:
-        digest = schema_digest(cut_descriptors(job))
+        described = cut_descriptors(job)
     except ValueError as error:
         raise SchemaMismatch(str(error)) from None
-    if digest != offer.schema:
+    if (size := body_bytes(described)) > policy.max_message_bytes:
+        raise PolicyRefused(
+            f"a batch of gradients is {size >> 20} MiB, this site takes {policy.max_message_mib} (max_message_mib)"
+        )
+    if schema_digest(described) != offer.schema:
         raise SchemaMismatch("the cut layer that the job describes is not the one this site would send")
