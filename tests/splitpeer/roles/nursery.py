@@ -1,0 +1,67 @@
+"""Real `splitpeer` processes without paying for the imports of torch and MONAI each time.
+
+Run as a script, by the tests' conftest. It imports what the roles need, once, and then forks a process per
+line of its standard input, `{"argv": [...], "cwd": "...", "log": "..."}`, which runs the command line as the
+console script would: own pid, own process group, own signals, own exit code. It answers `{"pid": n}`, and
+later `{"pid": n, "code": n}`. When its standard input ends, it kills what still runs.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import sys
+import threading
+
+import splitpeer.cli.serve
+import splitpeer.roles.client
+import splitpeer.roles.coordinator  # noqa: F401
+from splitpeer.cli import main
+
+
+def become(argv: list[str], cwd: str, log: str, group: int) -> None:
+    """In the child: a process as a shell would have started it."""
+    os.setpgid(0, group)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    with open("/dev/null", "rb") as nothing, open(log, "ab") as written:
+        os.dup2(nothing.fileno(), 0)
+        os.dup2(written.fileno(), 1)
+        os.dup2(written.fileno(), 2)
+    os.chdir(cwd)
+    sys.stderr.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    main(argv)
+
+
+def reap(running: set[int]) -> None:
+    for pid in list(running):
+        ended, status = os.waitpid(pid, os.WNOHANG)
+        if ended:
+            running.remove(pid)
+            print(json.dumps({"pid": pid, "code": os.waitstatus_to_exitcode(status)}), flush=True)
+
+
+def serve() -> None:
+    if threading.active_count() != 1 or len(os.listdir("/proc/self/task")) != 1:
+        raise SystemExit("threads were started by an import: this process must not fork")
+    running: set[int] = set()
+    print(json.dumps({"ready": True}), flush=True)
+    while True:
+        if select.select([sys.stdin], [], [], 0.02)[0]:
+            line = sys.stdin.readline()
+            if not line:
+                break
+            asked = json.loads(line)
+            pid = os.fork()
+            if pid == 0:
+                become(asked["argv"], asked["cwd"], asked["log"], asked.get("group", 0))
+            running.add(pid)
+            print(json.dumps({"pid": pid}), flush=True)
+        reap(running)
+    for pid in running:
+        os.kill(pid, signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    serve()
