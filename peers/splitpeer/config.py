@@ -381,7 +381,7 @@ class Training(Section):
     learning_rate: Annotated[float, Field(gt=0)] = 5e-3
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     schedule: Literal["one-cycle", "cosine", "constant"] = "one-cycle"
-    ahead: PositiveInt = 4
+    ahead: Annotated[int, Field(ge=1, le=64)] = 4
     """Batches announced before they are needed, so that sites prefetch."""
     checkpoint_every: PositiveInt = 100
     keep_checkpoints: PositiveInt = 2

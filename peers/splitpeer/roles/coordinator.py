@@ -161,7 +161,10 @@ class Coordinator:
         """
         started = time.monotonic()
         offer = Offer(
-            max_message=max(DEFAULT_MAX_MESSAGE, self._largest_message()), agent=f"{agent}/{__version__}"
+            # SP-10-5: what the job needs is required, so that a site without it is told so at once.
+            requires=("train", "evaluate", f"dtype.{self._job.precision}"),
+            max_message=max(DEFAULT_MAX_MESSAGE, self._largest_message()),
+            agent=f"{agent}/{__version__}",
         )
         try:
             async with Listener(
