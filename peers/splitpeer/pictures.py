@@ -58,7 +58,8 @@ def training_curve(metrics: Sequence[Mapping[str, Any]], path: Path) -> None:
             )
     bottom.set(ylim=(0, 1), xlabel="step", ylabel="validation Dice")
     if scored:
-        bottom.legend(frameon=False, loc="lower right", title="last value")
+        # Below the axes: with one evaluation the points lie at the right edge, where a legend would hide them.
+        figure.legend(*bottom.get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
     else:
         bottom.text(
             0.5, 0.5, "not validated yet", transform=bottom.transAxes, ha="center", color=COLOURS["loss"]
