@@ -28,8 +28,8 @@ TISSUE: dict[str, Signal] = {
     "white": (0.48, 0.80, 0.81, 0.42),
 }
 LESION: dict[str, Signal] = {
-    "edema": (0.86, 0.63, 0.64, 0.76),
-    "infiltration": (0.80, 0.50, 0.53, 0.80),  # solid tumour that does not enhance
+    "edema": (0.87, 0.66, 0.67, 0.79),
+    "infiltration": (0.74, 0.54, 0.56, 0.67),  # solid tumour that does not enhance: cells, less water
     "necrosis": (0.50, 0.30, 0.32, 0.93),
     "rim": (0.74, 0.54, 1.05, 0.68),
     "blood": (0.62, 0.98, 1.03, 0.60),  # methaemoglobin: bright before contrast too
@@ -94,7 +94,7 @@ class Glioma:
 
 @dataclass(frozen=True)
 class Lookalike:
-    kind: str  # a key of LESION
+    kind: str  # a key of LOOKALIKES
     centre_mm: NDArray[np.float64]
     radius_mm: float
     stretch: NDArray[np.float64]  # factors along x, y, z
@@ -108,7 +108,9 @@ LOOKALIKES: dict[str, tuple[int, int, float, float]] = {
     "cyst": (1, 3, 5.0, 12.0),
     "blood": (1, 2, 4.0, 9.0),
     "vessel": (2, 3, 4.0, 10.0),
+    "walled cyst": (1, 2, 8.0, 13.0),  # a ring after contrast, as a glioma's; but water inside and no oedema
 }
+WALL_MM = 4.5
 
 
 def draw_lookalikes(rng: np.random.Generator, places_mm: NDArray[np.float64], pose: Pose) -> list[Lookalike]:
@@ -160,8 +162,12 @@ class Canvas:
         """Paints one look-alike into parenchyma; `factor` (4,) is its deviation from LESION."""
         box = self._grid.box(lesion.centre_mm, 2.2 * lesion.radius_mm * float(lesion.stretch.max()))
         depth = self._blob(box, lesion.centre_mm, lesion.radius_mm, lesion.stretch)
-        member = _soft(depth, 4.0) * (1 - self._head.csf[box]) * self._head.brain[box]
-        self._paint(box, member, np.asarray(LESION[lesion.kind]) * factor, 0.08)
+        tissue = (1 - self._head.csf[box]) * self._head.brain[box]
+        layers = [(lesion.kind, depth)]
+        if lesion.kind == "walled cyst":
+            layers = [("vessel", depth), ("cyst", depth - np.float32(WALL_MM))]
+        for kind, inside in layers:
+            self._paint(box, _soft(inside, 4.0) * tissue, np.asarray(LESION[kind]) * factor, 0.08)
 
     def add_glioma(self, plan: Glioma, factor: NDArray[np.float64]) -> None:
         """Paints oedema, infiltration, rim, necrosis and blood; `factor` (5, 4) is their deviation from LESION."""
