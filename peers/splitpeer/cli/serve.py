@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
+import os
 import signal
+from collections.abc import Callable
 from pathlib import Path
 
 import click
@@ -69,14 +72,18 @@ def _same(name: str, given: str | None, configured: str | None, config: PeerConf
         )
 
 
-def _stop_on_signals() -> asyncio.Event:
+def _stop_on_signals(before_leaving: Callable[[], None] = lambda: None) -> asyncio.Event:
     """First signal: leave in good order. Second: leave now."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
 
     def asked() -> None:
         if stop.is_set():
-            raise SystemExit(FORCED)
+            before_leaving()
+            click.echo("splitpeer: stopped at once", err=True)
+            logging.shutdown()
+            # Not SystemExit: the interpreter would wait for the thread that computes.
+            os._exit(FORCED)
         stop.set()
 
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -99,7 +106,7 @@ async def _coordinator(config: PeerConfig, job: JobConfig, resume: bool) -> dict
 
     view = make_view()
     try:
-        coordinator = Coordinator(config, job, _stop_on_signals(), view, resume=resume)
+        coordinator = Coordinator(config, job, _stop_on_signals(view.close), view, resume=resume)
     except BaseException:
         view.close()
         raise
