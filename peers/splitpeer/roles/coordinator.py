@@ -52,6 +52,8 @@ log = logging.getLogger(__name__)
 Result_ = TypeVar("Result_")
 DRAIN_S = 10.0
 """A coordinator that was asked to stop gives the step under way this long."""
+STRAGGLER_S = 2.0
+"""The same where sites are leaving too: the others may still finish the step."""
 PROGRESS_EVERY_S = 2.0
 REMEMBERED_SOURCES = 1000
 
@@ -76,10 +78,11 @@ class Result:
 
 
 class TrainingStream(Sequence[Forward]):
-    """The batches of a job as messages, made when asked for."""
+    """The batches of a job as messages, made when asked for, or ahead by `prepare`."""
 
     def __init__(self, schedule: TrainingSchedule, augment: bool) -> None:
         self._schedule, self._augment = schedule, augment
+        self._made: dict[int, Forward] = {}
 
     def __len__(self) -> int:
         return len(self._schedule)
@@ -91,6 +94,13 @@ class TrainingStream(Sequence[Forward]):
     def __getitem__(self, index: int | slice) -> Forward | Sequence[Forward]:
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
+        return self._made.get(index) or self._make(index)
+
+    def prepare(self, first: int, until: int) -> None:
+        """Have the batches from `first` up to `until` ready. Slow where a mask is read for the first time."""
+        self._made = {i: self._made.get(i) or self._make(i) for i in range(first, min(until, len(self)))}
+
+    def _make(self, index: int) -> Forward:
         samples, drawn = self._schedule.batch(index)
         seed = drawn if self._augment else None
         return Forward("train", index + 1, 0, tuple(samples), batch_digest(index + 1, samples, seed), seed)
@@ -150,6 +160,7 @@ class Coordinator:
         self.result = Result(self._job.name, self._run.hex(), steps=self._job.steps, sites=dict(job.sites))
         self._committed = 0
         self._draining = False
+        self._steps_here = 0
         self._training_octets = 0
         self._told = 0.0
 
@@ -266,23 +277,26 @@ class Coordinator:
         """Run the job; when asked to stop, let the step under way end and write a checkpoint."""
         work = asyncio.create_task(self._work())
         stopping = asyncio.create_task(self._stop.wait())
+        leaving: list[asyncio.Task[None]] = []
         try:
             await asyncio.wait((work, stopping), return_when=asyncio.FIRST_COMPLETED)
             if not work.done():
                 self._draining = True
                 event(log, "job.draining", step=self._committed)
-                await asyncio.wait((work,), timeout=DRAIN_S)
-            if work.done():
+                leaving = [asyncio.create_task(site.left()) for site in self.sites]
+                await asyncio.wait((work, *leaving), timeout=DRAIN_S, return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.wait((work,), timeout=STRAGGLER_S)
+            # Whoever was asked to stop does not complain that others left as well.
+            if work.done() and not (self._draining and isinstance(work.exception(), DeadlinePassed)):
                 work.result()
                 if self.result.complete:
                     return
         finally:
-            stopping.cancel()
-            work.cancel()
-            await asyncio.gather(work, return_exceptions=True)
-        # The sites may have gone already; what is committed here is kept all the same.
-        if self._half.steps_done == self._committed:
-            await self._save_own(self._committed)
+            for task in (stopping, work, *leaving):
+                task.cancel()
+            await asyncio.gather(work, *leaving, return_exceptions=True)
+        # The sites may have saved by themselves. If this step is theirs as well, --resume goes on from it.
+        await self._save_own(spare=1)
         event(log, "job.drained", step=self._committed)
         await self._bye(
             "drain", f"stopped at step {self._committed}; the coordinator will go on with --resume"
@@ -290,7 +304,7 @@ class Coordinator:
 
     async def _work(self) -> None:
         await self._gather_sites()
-        training, validation = self._match()
+        training, validation = await self._compute.run(self._match)
         self.result.validation, self.result.tls = len(validation), self.sites[0].tls
         stream = TrainingStream(
             TrainingSchedule(
@@ -307,7 +321,7 @@ class Coordinator:
         self._view.begin(self._job.steps, [site.name for site in self.sites])
         self._open_metrics()
         if not checkpoint.available(self._folder):
-            await self._save_own(0)
+            await self._save_own()
         if any(site.applied != 0 for site in self.sites) or checkpoint.latest(self._folder):
             await self._rollback()
         scored = -1
@@ -316,8 +330,10 @@ class Coordinator:
                 await self._all(lambda site: site.begin(self._committed, self.result.patients))
                 if self._committed < self._job.steps:
                     await self._step(stream)
-                if self._due(self._settings.training.checkpoint_every) or self._draining:
+                if self._due(self._settings.training.checkpoint_every):
                     await self._checkpoint()
+                elif self._draining and all(site.here for site in self.sites):
+                    await self._checkpoint(leaving=True)
                 if self._due(self._settings.evaluation.every):
                     await self._evaluate(validation)
                     scored = self._committed
@@ -339,16 +355,14 @@ class Coordinator:
 
     async def _step(self, stream: TrainingStream) -> None:
         step, began, octets = self._committed + 1, time.monotonic(), self._octets()
+        until = self._boundary(step)
+        await self._compute.run(stream.prepare, step - 1, until)
         forward = stream[step - 1]
         target = asyncio.create_task(self._compute.run(self._target, forward))
         try:
-            arrived = await self._all(
-                lambda site: site.activations(stream, step - 1, self._boundary(step), self._described)
-            )
+            arrived = await self._all(lambda site: site.activations(stream, step - 1, until, self._described))
             waited = time.monotonic() - began
-            loss, gradients = await self._compute.run(
-                self._half.step, self._by_modality(arrived), await target
-            )
+            loss, gradients = await self._compute.run(self._train, arrived, await target)
         finally:
             target.cancel()
         computed = time.monotonic() - began - waited
@@ -357,6 +371,7 @@ class Coordinator:
         )
         # SP-11-7: a step is committed when every party has applied it.
         self._committed = step
+        self._steps_here += 1
         self._training_octets += self._octets() - octets
         took = time.monotonic() - began
         self._view.step(step, loss, {site.name: sum(site.traffic) for site in self.sites})
@@ -376,7 +391,7 @@ class Coordinator:
                     plan.forwards, index, until, self._described
                 )
             )
-            predicted = await self._compute.run(self._half.predict, self._by_modality(arrived))
+            predicted = await self._compute.run(self._predict, arrived)
             await self._compute.run(scoring.add, index, predicted)
             self._view.evaluating(index + 1, len(plan.forwards))
         self.result.dice = scoring.dice.result() if len(scoring.dice) else {}
@@ -388,32 +403,39 @@ class Coordinator:
             self._committed, {f"dice_{region}": value for region, value in self.result.dice.items()}
         )
 
-    async def _checkpoint(self) -> None:
+    async def _checkpoint(self, *, leaving: bool = False) -> None:
         step = self._committed
-        digests = await self._all(lambda site: site.save(step))
+        digests = await self._all(lambda site: site.save(step, leaving=leaving))
         # Written last: a step that the coordinator holds, all hold.
-        await self._save_own(step)
+        await self._save_own()
         event(log, "job.checkpoint", step=step,
               **{site.name: digest.hex()[:12] for site, digest in zip(self.sites, digests, strict=True)})  # fmt: skip
 
-    async def _save_own(self, step: int) -> None:
-        tensors, meta = self._half.state()
-        keep = self._settings.training.keep_checkpoints
-        await self._compute.run(checkpoint.save, self._folder, step, tensors, meta, keep)
+    async def _save_own(self, spare: int = 0) -> None:
+        """`spare`: older ones kept beyond the usual, where it is not certain that all hold this one."""
+        tensors, meta = await self._compute.run(self._half.state)
+        keep = self._settings.training.keep_checkpoints + spare
+        await self._compute.run(checkpoint.save, self._folder, meta["step"], tensors, meta, keep)
 
     async def _rollback(self) -> None:
-        """All parties go back to the newest step that all hold."""
-        for site in self.sites:
-            await site.joined()
-        own = await self._compute.run(checkpoint.available, self._folder)
-        common = set(own).intersection(*(site.checkpoints for site in self.sites))
-        if not common:
-            raise JobFailed("the parties have no checkpoint in common: start the job anew, without --resume")
-        step = max(common)
-        await self._all(lambda site: site.begin(step, self.result.patients))
-        await self._all(lambda site: site.rollback(step))
+        """All parties go back to the newest step that all hold; once more if a site restarts meanwhile."""
+        while True:
+            try:
+                await self._all(Site.back)
+                own = await self._compute.run(checkpoint.available, self._folder)
+                common = set(own).intersection(*(site.checkpoints for site in self.sites))
+                if not common:
+                    raise JobFailed(
+                        "the parties have no checkpoint in common: start the job anew, without --resume"
+                    )
+                step = max(common)
+                await self._all(lambda site, step=step: site.begin(step, self.result.patients))
+                await self._all(lambda site, step=step: site.rollback(step))
+                break
+            except SiteRestarted as restarted:
+                event(log, "job.restarted_site", logging.WARNING, site=str(restarted))
         tensors, meta, _ = await self._compute.run(checkpoint.load, self._folder, step)
-        self._half.load(tensors, meta)
+        await self._compute.run(self._half.load, tensors, meta)
         checkpoint.discard_after(self._folder, step)
         self._committed = step
         self._metric(step=step, rollback=True)
@@ -422,15 +444,52 @@ class Coordinator:
     # --- inside ----------------------------------------------------------------------------------------
 
     async def _all(self, verb: Callable[[Site], Awaitable[Result_]]) -> list[Result_]:
-        """`verb` at all sites at once; the first error ends the others."""
+        """`verb` at all sites at once. The first error ends the others.
+
+        Not so `SiteRestarted`: the others finish what they were asked, because a message that is half sent
+        would be overtaken by the rollback that follows.
+        """
+        tasks = [asyncio.create_task(_coroutine(verb(site))) for site in self.sites]
         try:
-            async with asyncio.TaskGroup() as group:
-                tasks = [group.create_task(_coroutine(verb(site))) for site in self.sites]
-        except BaseExceptionGroup as several:
-            raise next(
-                (e for e in several.exceptions if isinstance(e, PeerError)), several.exceptions[0]
-            ) from None
-        return [task.result() for task in tasks]
+            waiting = set(tasks)
+            while waiting:
+                done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+                for task in done:
+                    if not isinstance(task.exception(), SiteRestarted):
+                        task.result()
+            return [task.result() for task in tasks]
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _train(
+        self, arrived: Sequence[dict[str, np.ndarray]], target: np.ndarray
+    ) -> tuple[float, dict[str, dict[str, np.ndarray]]]:
+        activations = self._by_modality(arrived)
+        try:
+            return self._half.step(activations, target)
+        except JobFailed:
+            self._blame(activations)
+            raise
+
+    def _predict(self, arrived: Sequence[dict[str, np.ndarray]]) -> np.ndarray:
+        activations = self._by_modality(arrived)
+        predicted = self._half.predict(activations)
+        if not np.isfinite(predicted).all():
+            self._blame(activations)
+            raise JobFailed("the prediction is not a finite number; lower the learning rate")
+        return predicted
+
+    def _blame(self, activations: dict[str, dict[str, np.ndarray]]) -> None:
+        """Raise JobFailed that names the site whose activations are not numbers, if there is one."""
+        for site in self.sites:
+            for name, array in activations[site.modality].items():
+                if not np.isfinite(array).all():
+                    raise JobFailed(
+                        f"site {site.name} sent activations ({name}) that are not finite numbers; "
+                        "look at its images, or lower the learning rate"
+                    )
 
     def _by_modality(self, arrived: Sequence[dict[str, np.ndarray]]) -> dict[str, dict[str, np.ndarray]]:
         return {
@@ -461,7 +520,7 @@ class Coordinator:
         await asyncio.gather(*(site.tell(Progress(step, finite)) for site in self.sites))
 
     async def _bye(self, reason: str, text: str) -> None:
-        self.result.bytes_per_step = self._training_octets // max(1, self._committed)
+        self.result.bytes_per_step = self._training_octets // max(1, self._steps_here)
         await asyncio.gather(*(site.bye(reason, text) for site in self.sites))
 
     # --- files -----------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from splitproto.errors import (
     LocalError,
     Misaligned,
     SchemaMismatch,
+    Superseded,
     UnexpectedMessage,
 )
 from splitproto.messages import (
@@ -192,37 +193,52 @@ class Site:
 
         await self._ask(ask, f"step {step} to be applied")
 
-    async def save(self, step: int) -> bytes:
-        """Have the site write its half of `step` to disk; returns its digest."""
+    async def save(self, step: int, *, leaving: bool = False) -> bytes:
+        """Have the site write its half of `step` to disk; returns its digest.
+
+        `leaving`: work ends here, at a step that nobody foresaw, so activations of batches that were announced
+        beyond it may come first, and are void.
+        """
+        what = f"its checkpoint of step {step}"
 
         async def ask(session: Session) -> bytes:
             await session.send(Checkpoint(step))
-            digest: bytes = (await self._hear(session, Saved, f"its checkpoint of step {step}")).digest
-            return digest
+            answer: Message = await self._hear(session, (Saved, Activations) if leaving else Saved, what)
+            while not isinstance(answer, Saved):
+                answer = await self._hear(session, (Saved, Activations), what)
+            if answer.step != step:
+                raise UnexpectedMessage(f"step {answer.step} saved where {step} was due")
+            return answer.digest
 
-        digest = await self._ask(ask, f"its checkpoint of step {step}")
+        digest = await self._ask(ask, what)
         self.checkpoints = (*self.checkpoints, step)
         return digest
 
+    async def back(self) -> None:
+        """Wait until the site is here, restarted or not; what it lost is known from now on."""
+        self._restarted = False
+        await self._ask(self._connected, "to come back")
+
     async def rollback(self, step: int) -> None:
         """Have the site go back to its checkpoint of `step`."""
+        what = f"its return to step {step}"
 
         async def ask(session: Session) -> None:
             await session.send(Rollback(step))
             # What was under way before the rollback is void.
-            while not isinstance(
-                await self._hear(
-                    session, (RolledBack, Activations, Applied, Saved), f"its return to step {step}"
-                ),
-                RolledBack,
-            ):
-                continue
+            answer: Message | None = None
+            while not (isinstance(answer, RolledBack) and answer.step == step):
+                answer = await self._hear(session, (RolledBack, Activations, Applied, Saved), what)
 
-        self._restarted = False
         self._stream = None
-        await self._ask(ask, f"its return to step {step}")
+        await self._ask(ask, what)
         self.applied = step
         self.checkpoints = tuple(s for s in self.checkpoints if s <= step)
+
+    async def left(self) -> None:
+        """Wait until the site is not here."""
+        if self._session is not None:
+            await asyncio.wait((self._session.ended,))
 
     async def tell(self, message: Message) -> None:
         """Send a message nobody answers, if the site is here."""
@@ -258,7 +274,8 @@ class Site:
                 except SplitprotoError as error:
                     if isinstance(error, LocalError) and session.alive:
                         session.fail(error)
-                    if not error.retry:
+                    # A site that dials anew supersedes a link whose end went unnoticed here.
+                    if not (error.retry or isinstance(error, Superseded)):
                         raise JobFailed(f"site {self.name}: {error}") from error
                     event(log, "site.lost", logging.WARNING, site=self.name, cause=str(error), waiting_for=what,
                           patience_s=self._reconnect_s)  # fmt: skip
@@ -271,7 +288,7 @@ class Site:
         return
 
     async def _link(self, what: str) -> Session:
-        if not self.here:
+        if not self.here and self._failure is None:
             self._joined.clear()
             try:
                 async with asyncio.timeout(self._reconnect_s):
