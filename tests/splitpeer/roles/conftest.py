@@ -18,7 +18,7 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -395,10 +395,8 @@ class Scene:
 
     def clean_up(self) -> None:
         for daemon in self.started:
-            try:
+            with suppress(ProcessLookupError):
                 os.kill(daemon.pid, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
             if daemon.process is not None:
                 daemon.process.wait(10)
 

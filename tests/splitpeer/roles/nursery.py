@@ -15,10 +15,13 @@ import signal
 import sys
 import threading
 
+import torch
+
 import splitpeer.cli.serve
 import splitpeer.roles.client
 import splitpeer.roles.coordinator  # noqa: F401
 from splitpeer.cli import main
+from splitpeer.training.optimiser import make_optimiser
 
 
 def become(argv: list[str], cwd: str, log: str, group: int) -> None:
@@ -43,6 +46,7 @@ def reap(running: set[int]) -> None:
 
 
 def serve() -> None:
+    make_optimiser([torch.nn.Parameter(torch.zeros(1))])  # imports the rest of torch
     if threading.active_count() != 1 or len(os.listdir("/proc/self/task")) != 1:
         raise SystemExit("threads were started by an import: this process must not fork")
     running: set[int] = set()

@@ -1,0 +1,264 @@
+"""Stops, kills, cut lines: what is lost is repeated, and the end is the same, bit for bit."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+
+import pytest
+
+STEPS = 60
+LONG = {"steps": STEPS, "checkpoint_every": 10}
+BRISK = {"join_s": 40, "step_s": 20, "reconnect_s": 40}
+
+
+def test_a_coordinator_asked_to_stop_goes_on_with_resume(scene) -> None:
+    scene.cast("flair", "t1", training=LONG, deadlines=BRISK)
+    hub, clients = scene.start_all()
+    scene.until_step(13)
+    hub.signal(signal.SIGINT)
+    assert hub.code() == 0, hub.said
+    stopped = len(scene.losses())
+    assert 13 <= stopped < STEPS
+    assert f"stopped at step {stopped} of {STEPS}; go on with --resume" in hub.last
+    assert (
+        not scene.output.joinpath("result.json").exists()
+        or '"complete": false' in (scene.output / "result.json").read_text()
+    )
+    for client in clients.values():
+        client.until(r"link\.bye .*drain")
+        assert scene.nursery.runs(client.pid)
+    again = scene.start("hub", "--resume")
+    assert again.code() == 0, again.said
+    assert f"job.rollback step={stopped}" in again.said
+    assert [client.code() for client in clients.values()] == [0, 0]
+    scene.assert_exact()
+
+
+def test_control_c_on_everybody_leaves_a_state_to_resume_from(scene) -> None:
+    scene.cast("flair", "t1", training=LONG, deadlines=BRISK)
+    hub = scene.start("hub")
+    clients = [scene.start(f"site-{m}", group=hub.pid) for m in scene.modalities]
+    scene.until_step(13)
+    began = time.monotonic()
+    os.killpg(hub.pid, signal.SIGINT)
+    assert [daemon.code() for daemon in (hub, *clients)] == [0, 0, 0], [d.said for d in (hub, *clients)]
+    assert time.monotonic() - began < 8
+    assert all("Traceback" not in daemon.said for daemon in (hub, *clients))
+    hub, clients = scene.start_all("--resume")
+    assert hub.code() == 0, hub.said
+    assert [client.code() for client in clients.values()] == [0, 0]
+    assert int(hub.until(r"job\.rollback step=(\d+)")[1]) >= 10
+    scene.assert_exact()
+
+
+def test_a_second_signal_does_not_wait(scene) -> None:
+    """Not even for a step that takes long, or for sites that do not answer."""
+    scene.cast("flair", "t1", training=LONG)
+    hub, clients = scene.start_all()
+    scene.until_step(2)
+    for client in clients.values():
+        client.signal(signal.SIGSTOP)
+    hub.signal(signal.SIGINT)
+    hub.until(r"job\.draining")
+    time.sleep(0.2)
+    assert scene.nursery.runs(hub.pid)
+    began = time.monotonic()
+    hub.signal(signal.SIGINT)
+    assert hub.code() == 130
+    assert time.monotonic() - began < 1.5
+    assert "Traceback" not in hub.said
+
+
+def test_a_client_asked_to_stop_and_started_again(scene) -> None:
+    scene.cast("flair", "t1", training=LONG, deadlines=BRISK)
+    hub, clients = scene.start_all()
+    scene.until_step(13)
+    clients["t1"].signal(signal.SIGTERM)
+    assert clients["t1"].code() == 0, clients["t1"].said
+    assert "peer.stop" in clients["t1"].last
+    hub.until(r"site\.lost .*site-t1")
+    again = scene.start("site-t1")
+    assert hub.code() == 0, hub.said
+    assert (again.code(), clients["flair"].code()) == (0, 0)
+    scene.assert_exact()
+
+
+def test_a_client_killed_and_started_again_rolls_all_back(scene) -> None:
+    scene.cast("flair", "t1", training=LONG, deadlines=BRISK)
+    hub, clients = scene.start_all()
+    scene.until_step(13)
+    clients["t1"].signal(signal.SIGKILL)
+    hub.until(r"site\.lost .*site-t1")
+    again = scene.start("site-t1")
+    assert hub.code() == 0, hub.said
+    assert (again.code(), clients["flair"].code()) == (0, 0), clients["flair"].said
+    assert int(hub.until(r"job\.rollback step=(\d+)")[1]) % 10 == 0
+    assert any(line.get("rollback") for line in scene.metrics())
+    scene.assert_exact()
+
+
+def test_a_client_killed_for_good_ends_the_job_for_all(scene) -> None:
+    scene.cast("flair", "t1", training=LONG, deadlines={**BRISK, "reconnect_s": 2})
+    hub, clients = scene.start_all()
+    scene.until_step(5)
+    clients["t1"].signal(signal.SIGKILL)
+    began = time.monotonic()
+    assert hub.code() == 3, hub.said
+    assert "site site-t1 (t1) did not come back within 2 s" in hub.last
+    assert clients["flair"].code() == 1
+    assert "site site-t1 (t1) did not come back within 2 s" in clients["flair"].last
+    assert time.monotonic() - began < 10
+    assert "Traceback" not in hub.said + clients["flair"].said
+
+
+def test_a_frozen_client_is_named(scene) -> None:
+    scene.cast("flair", "t1", training=LONG, deadlines={**BRISK, "step_s": 2})
+    hub, clients = scene.start_all()
+    scene.until_step(5)
+    clients["t1"].signal(signal.SIGSTOP)
+    assert hub.code() == 3, hub.said
+    assert "site site-t1: waited 2 s for" in hub.last
+    assert clients["flair"].code() == 1
+    assert "site-t1" in clients["flair"].last
+    clients["t1"].signal(signal.SIGCONT)
+    # It hears late, and finds nobody to return to.
+    assert clients["t1"].code() in (1, 3), clients["t1"].said
+    assert "Traceback" not in hub.said + clients["flair"].said + clients["t1"].said
+
+
+def test_a_coordinator_killed_leaves_clients_that_say_so_and_a_state_to_resume_from(scene) -> None:
+    scene.cast("flair", "t1", training=LONG, deadlines=BRISK)
+    scene.client("t1", network={"reconnect_s": 6})
+    hub, clients = scene.start_all()
+    scene.until_step(13)
+    hub.signal(signal.SIGKILL)
+    assert clients["t1"].code() == 3, clients["t1"].said
+    assert f"gave up on tcp://127.0.0.1:{scene.port} after 6 s: nothing listens" in clients["t1"].last
+    assert "Traceback" not in clients["t1"].said
+    hub, back = scene.start("hub", "--resume"), scene.start("site-t1")
+    assert hub.code() == 0, hub.said
+    assert (back.code(), clients["flair"].code()) == (0, 0)
+    scene.assert_exact()
+
+
+# --- links that end while both sides live ----------------------------------------------------------------
+
+
+class Relay:
+    """TCP from one port to another, which a test can cut, on both sides or on one."""
+
+    def __init__(self, target: int) -> None:
+        self._target = target
+        self._pipes: list[tuple[asyncio.StreamWriter, asyncio.StreamWriter]] = []
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.connections = 0
+
+    async def __aenter__(self) -> Relay:
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        self.port = self._server.sockets[0].getsockname()[1]
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._server.close()
+        for pair in self._pipes:
+            for end in pair:
+                end.close()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            far_reader, far_writer = await asyncio.open_connection("127.0.0.1", self._target)
+        except OSError:
+            writer.close()
+            return
+        self.connections += 1
+        self._pipes.append((writer, far_writer))
+        for source, sink in ((reader, far_writer), (far_reader, writer)):
+            task = asyncio.create_task(self._pump(source, sink))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def _pump(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
+        try:
+            while data := await source.read(1 << 16):
+                sink.write(data)
+                await sink.drain()
+        except OSError:
+            return
+
+    def cut(self, *, far_side: bool = True) -> None:
+        for near, far in self._pipes:
+            near.transport.abort()
+            if far_side:
+                far.transport.abort()
+        self._pipes = [] if far_side else self._pipes
+
+
+async def until(true, timeout: float = 60.0) -> None:
+    async with asyncio.timeout(timeout):
+        while not true():  # noqa: ASYNC110 (files, not events, tell)
+            await asyncio.sleep(0.002)
+
+
+@pytest.mark.parametrize(
+    "far_side", [True, False], ids=["both ends notice", "the coordinator does not notice"]
+)
+async def test_a_cut_line_costs_no_step(scene, far_side: bool) -> None:
+    scene.cast("flair", "t1", training={"steps": 40, "checkpoint_every": 100})
+    async with Relay(scene.port) as relay:
+        scene.client("t1", network={"coordinator": f"tcp://127.0.0.1:{relay.port}"})
+        async with scene.running() as on:
+            for step in (3, 11, 12, 20):
+                await until(lambda step=step: on.coordinator.result.step or len(scene.losses()) >= step)
+                seen = relay.connections
+                relay.cut(far_side=far_side)
+                await until(lambda seen=seen: relay.connections > seen)
+            await asyncio.wait(on.tasks.values(), timeout=60)
+            assert [task.exception() for task in on.tasks.values()] == [None] * 3
+        assert relay.connections >= 5
+    assert not any(line.get("rollback") for line in scene.metrics())
+    scene.assert_exact()
+
+
+async def test_a_spent_key_is_replaced_without_a_trace(scene, monkeypatch) -> None:
+    """SP-6-10: links retire after so many octets; the work does not notice."""
+    from functools import partial
+
+    from splitpeer.roles import client
+    from splitproto import Timing, dial
+
+    scene.cast("flair", "t1", training={"steps": 20})
+    links = 0
+
+    async def counted(*arguments, **keywords):
+        nonlocal links
+        links += 1
+        return await partial(dial, timing=Timing(byte_budget=300_000))(*arguments, **keywords)
+
+    monkeypatch.setattr(client, "dial", counted)
+    ran = await scene.together()
+    assert ran.result is not None, ran
+    assert links > 6
+    assert not any(line.get("rollback") for line in scene.metrics())
+    scene.assert_exact()
+
+
+async def test_the_newer_link_of_a_site_counts(scene) -> None:
+    """A second process with the same certificate takes over; the first is told so and does not fight."""
+    scene.cast("flair", "t1", training=LONG)
+    async with scene.running() as on:
+        await until(lambda: len(scene.losses()) >= 3)
+        first = on.tasks["site-t1"]
+        scene.client("t1", peer={"state": "another"})
+        async with scene.running(only=["site-t1"]) as second:
+            await until(lambda: first.done())
+            assert "opened a newer link" in str(first.exception())
+            await asyncio.wait((on.tasks["hub"], second.tasks["site-t1"]), timeout=60)
+            assert on.tasks["hub"].exception() is None
+            assert second.tasks["site-t1"].exception() is None
+    assert any(line.get("rollback") for line in scene.metrics())
