@@ -11,7 +11,15 @@ from collections import deque
 from typing import Protocol
 
 from .connection import Connection
-from .errors import DeadlineExceeded, InternalError, LinkLost, LocalError, SplitprotoError
+from .errors import (
+    DeadlineExceeded,
+    Draining,
+    FlowControlError,
+    InternalError,
+    LinkLost,
+    LocalError,
+    SplitprotoError,
+)
 from .events import Closed, Established, Received, RotationDue
 from .identity import Identity
 from .messages import Bye, Message
@@ -19,6 +27,8 @@ from .negotiation import Agreement
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.0005, 0.02
 _LINGER = 1.0
+UNREAD = 64 << 20
+"""Octets that may arrive, beyond the credit given, while the application takes no message."""
 
 
 class Carrier(Protocol):
@@ -44,11 +54,13 @@ class Session:
         self._connection = connection
         self._carrier = carrier
         self._loop = asyncio.get_running_loop()
-        self._inbox: deque[Received] = deque()
+        self._inbox: deque[tuple[Received, int]] = deque()
+        """What the application has not taken, and `bytes_in` when it arrived."""
         self._arrived = asyncio.Event()
         self._wake = asyncio.Event()
         self._established: asyncio.Future[Established] = self._loop.create_future()
         self._timer: asyncio.TimerHandle | None = None
+        self._gone = False
         self._unsent: set[asyncio.Future[None]] = set()
         self.ended: asyncio.Future[SplitprotoError | None] = self._loop.create_future()
         """Done when the link is over: the error, or None after two byes."""
@@ -129,7 +141,7 @@ class Session:
                     await self._arrived.wait()
             except TimeoutError:
                 raise DeadlineExceeded(f"waited {timeout:g} s for {what}") from None
-        received = self._inbox.popleft()
+        received, _ = self._inbox.popleft()
         self._connection.release(received.octets)
         self._after()
         return received.message
@@ -140,8 +152,9 @@ class Session:
             try:
                 self._connection.send(Bye(reason, text[:500]))
             except LocalError:
-                # Not admitted yet, or bye already said: nothing more to say.
-                self._connection.lost(LinkLost("closed before it was established"))
+                # Bye is said already: only wait. Not admitted yet: there is nobody to say bye to.
+                if self._connection.agreement is None:
+                    self._connection.fail(Draining("closed before it was established"), self._loop.time())
             self._after()
             await asyncio.wait((self.ended,), timeout=timeout)
         if not self.ended.done():
@@ -161,9 +174,15 @@ class Session:
         self.bytes_in += len(data)
         self._connection.receive(data, self._loop.time())
         self._after()
+        # SP-7-9: bodies wait for credit; heads do not, so a peer could fill our memory with them.
+        if self._inbox and self.alive:
+            unread = self.bytes_in - self._inbox[0][1]
+            if unread > UNREAD + self.agreement.receive_limit:
+                self.fail(FlowControlError(f"{unread >> 20} MiB of messages arrived and were not taken"))
 
     def carrier_lost(self, error: SplitprotoError) -> None:
         """The connection below is gone."""
+        self._gone = True
         self._connection.lost(error)
         self._after()
 
@@ -181,7 +200,7 @@ class Session:
         """After anything that may have moved the connection: take events, wake the writer, set the timer."""
         for event in self._connection.events():
             if isinstance(event, Received):
-                self._inbox.append(event)
+                self._inbox.append((event, self.bytes_in))
                 self._arrived.set()
             elif isinstance(event, Established):
                 self._established.set_result(event)
@@ -214,9 +233,10 @@ class Session:
         """Move envelopes from the connection to the carrier, one at a time, so that small ones overtake."""
         try:
             while True:
-                self._wake.clear()
                 data = self._connection.next_envelope(self._loop.time())
-                self._after_write()
+                # Nobody else runs from here to the wait, so no wake-up is lost by clearing what `_after` sets.
+                self._after()
+                self._wake.clear()
                 if data is None:
                     if self._connection.closed:
                         break
@@ -236,19 +256,14 @@ class Session:
         finally:
             self._carrier.close()
 
-    def _after_write(self) -> None:
-        woken = self._wake.is_set()
-        self._after()
-        if not woken:
-            self._wake.clear()
-
     async def _hand_over(self, data: bytes) -> bool:
         """False when the link ended while its queue stayed full."""
         pause, ends = _FIRST_PAUSE, math.inf
         while not self._carrier.try_send(data):
             if self.ended.done():
+                # What explains the end may still get through, unless nobody is there.
                 ends = min(ends, self._loop.time() + _LINGER)
-                if self._loop.time() >= ends:
+                if self._gone or self._loop.time() >= ends:
                     return False
             await asyncio.sleep(pause)
             pause = min(2 * pause, _LONGEST_PAUSE)

@@ -83,7 +83,12 @@ class _Reader:
                 frames = self.socket.recv_multipart(zmq.NOBLOCK, copy=False)
             except zmq.Again:
                 return
-            self._deliver(frames)
+            try:
+                self._deliver(frames)
+            except Exception:
+                # A defect above must not stop the reading: the descriptor does not report what waits already.
+                self.look()
+                raise
         self.look()
 
     def close(self, linger_ms: int = 0) -> None:
@@ -99,6 +104,12 @@ def _watch(socket: zmq.Socket[bytes], events: int, report: Callable[[int], None]
         report(int(parse_monitor_message([frame.bytes for frame in frames])["event"]))
 
     return _Reader(socket.get_monitor_socket(events), deliver)
+
+
+def _unwatch(socket: zmq.Socket[bytes], monitor: _Reader) -> None:
+    """End the reports, in this order: libzmq's only I/O thread waits for ever to report to a closed monitor."""
+    socket.disable_monitor()
+    monitor.close()
 
 
 def _common_options(socket: zmq.Socket[bytes], handshake_ms: int) -> None:
@@ -117,14 +128,19 @@ def parse_address(address: str) -> tuple[str, int]:
     Raises:
         LinkLost: not such an address.
     """
-    parts = urlsplit(address)
     try:
-        port = parts.port
+        parts = urlsplit(address)
+        host, port = parts.hostname, parts.port
     except ValueError:
-        port = None
-    if parts.scheme != "tcp" or not parts.hostname or port is None or parts.path not in ("", "/"):
+        host = port = None
+    # Written anew and compared, so that nothing else (a user, a path, a query) is silently left out.
+    if not host or port is None or address.lower().removesuffix("/") != _endpoint(host, port):
         raise LinkLost(f"{address!r} is not an address of the form tcp://host:port")
-    return parts.hostname, port
+    return host, port
+
+
+def _endpoint(host: str, port: int) -> str:
+    return f"tcp://[{host}]:{port}" if ":" in host else f"tcp://{host}:{port}"
 
 
 # --- dialling --------------------------------------------------------------------------------------------
@@ -148,7 +164,10 @@ class _Dealer:
     def start(self, session: Session) -> None:
         self._session = session
         self._reader = _Reader(self._socket, self._deliver)
-        self._socket.connect(self._address)
+        try:
+            self._socket.connect(self._address)
+        except zmq.ZMQError as error:
+            session.carrier_lost(LinkLost(f"cannot dial {self._address}: {error.strerror}"))
 
     def _deliver(self, frames: list[zmq.Frame]) -> None:
         if self._session is not None and len(frames) == 1:
@@ -177,13 +196,16 @@ class _Dealer:
             self._socket.send(data, zmq.NOBLOCK)
         except zmq.Again:
             return False
-        if self._reader is not None:
-            self._reader.look()
+        finally:
+            # A send, also one that fails, may swallow the report that something arrived.
+            if self._reader is not None:
+                self._reader.look()
         return True
 
     def close(self) -> None:
-        self._monitor.close()
-        self._socket.disable_monitor()
+        if self._socket.closed:
+            return
+        _unwatch(self._socket, self._monitor)
         if self._reader is not None:
             # What is queued (an alert, a bye) may still go out.
             self._reader.close(linger_ms=500)
@@ -210,17 +232,57 @@ async def dial(
         SplitprotoError: refused, by either side; `retry` says whether trying again can help.
     """
     host, port = parse_address(address)
+    if port == 0:
+        raise LinkLost(f"{address!r} names no port to dial")
     timing = timing or Timing()
-    loop = asyncio.get_running_loop()
+    # libzmq tries only the first address of a name; a coordinator often serves just one of IPv6 and IPv4.
+    *others, last = await _resolve(host, port, timing.handshake)
+    for other in others:
+        try:
+            return await _dial(other, host, credentials, allow, offer, timing, context)
+        except _NobodyThere as error:
+            log.info("%s: %s; trying the next address of %s", other, error.cause, host)
     try:
-        async with asyncio.timeout(timing.handshake):
-            await loop.getaddrinfo(host, port, type=tcp.SOCK_STREAM)
+        return await _dial(last, host, credentials, allow, offer, timing, context)
+    except _NobodyThere as error:
+        raise await _diagnose(host, port, error.cause) from None
+
+
+class _NobodyThere(Exception):
+    """Nothing came back from one address; never leaves this module."""
+
+    def __init__(self, cause: SplitprotoError) -> None:
+        self.cause = cause
+
+
+async def _resolve(host: str, port: int, timeout: float) -> list[str]:
+    """ZeroMQ endpoints of every address of `host`, in the system's order of preference."""
+    try:
+        async with asyncio.timeout(timeout):
+            found = await asyncio.get_running_loop().getaddrinfo(host, port, type=tcp.SOCK_STREAM)
     except TimeoutError:
-        raise DeadlineExceeded(f"the name {host} was not resolved within {timing.handshake:g} s") from None
-    except OSError as error:
+        raise DeadlineExceeded(f"the name {host} was not resolved within {timeout:g} s") from None
+    except (OSError, UnicodeError) as error:
         raise LinkLost(
             f"the name {host} is unknown: check [network] coordinator and DNS", detail=str(error)
         ) from None
+    hosts = []
+    for _, _, _, _, at in found:
+        scope = f"%{at[3]}" if len(at) == 4 and at[3] else ""
+        hosts.append(f"{at[0]}{scope}")
+    return [_endpoint(one, port) for one in dict.fromkeys(hosts)]
+
+
+async def _dial(
+    endpoint: str,
+    host: str,
+    credentials: Credentials,
+    allow: AllowList,
+    offer: Offer | None,
+    timing: Timing,
+    context: zmq.Context[zmq.Socket[bytes]] | None,
+) -> Session:
+    loop = asyncio.get_running_loop()
     own = credentials.identity
 
     def authorise(peer: Identity) -> None:
@@ -237,20 +299,24 @@ async def dial(
         hostname=host,
         timing=timing,
     )
-    dealer = _Dealer(context or zmq.Context.instance(), address)
+    dealer = _Dealer(context or zmq.Context.instance(), endpoint)
     session = Session(connection, dealer)
     dealer.start(session)
     try:
         return await session.established()
-    except (LinkLost, DeadlineExceeded) as error:
-        raise await _diagnose(host, port, error) from None
+    except SplitprotoError as error:
+        if session.bytes_in:
+            raise
+        raise _NobodyThere(error) from None
     except asyncio.CancelledError:
         session.carrier_lost(LinkLost("gave up"))
         raise
 
 
-async def _diagnose(host: str, port: int, error: LocalError) -> LocalError:
+async def _diagnose(host: str, port: int, error: SplitprotoError) -> SplitprotoError:
     """Name the cause of a failed connection by trying plain TCP once."""
+    if not isinstance(error, LinkLost | DeadlineExceeded):
+        return error
     try:
         async with asyncio.timeout(3):
             _, writer = await asyncio.open_connection(host, port)
@@ -265,7 +331,10 @@ async def _diagnose(host: str, port: int, error: LocalError) -> LocalError:
         return DeadlineExceeded(
             f"{host} port {port} accepts connections but does not answer as a coordinator"
         )
-    return error
+    return LinkLost(
+        f"{host} port {port} closes the connection at once: what listens there is not a coordinator, "
+        "or something in between ends it"
+    )
 
 
 # --- listening -------------------------------------------------------------------------------------------
@@ -323,22 +392,23 @@ class Listener:
         self._ready: deque[Session] = deque()
         self._arrived = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._leaving = False
         self.address = address
         """Where it listens; with the port that the system chose if `address` said 0."""
 
     async def __aenter__(self) -> Listener:
+        host, port = parse_address(self._address)
         self._loop = asyncio.get_running_loop()
         self._socket = self._context.socket(zmq.ROUTER)
         _common_options(self._socket, ZMTP_HANDSHAKE_MS)
         self._socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
         self._socket.setsockopt(zmq.ROUTER_HANDOVER, 0)
         self._monitor = _watch(self._socket, zmq.EVENT_DISCONNECTED | _FAILED, self._happened)
-        host, port = parse_address(self._address)
         self._socket.setsockopt(zmq.IPV6, int(":" in host))
         try:
             self._socket.bind(self._address)
         except zmq.ZMQError as error:
-            self._monitor.close()
+            _unwatch(self._socket, self._monitor)
             self._socket.close(linger=0)
             if error.errno == zmq.EADDRINUSE:
                 raise LinkLost(
@@ -355,13 +425,13 @@ class Listener:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._leaving = True
         sessions = [link.session for link in self._links.values() if link.session is not None]
         await asyncio.gather(*(session.close("drain") for session in sessions))
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        self._monitor.close()
-        self._socket.disable_monitor()
+        _unwatch(self._socket, self._monitor)
         self._reader.close(linger_ms=500)
 
     async def accept(self, timeout: float) -> Session:
@@ -371,14 +441,17 @@ class Listener:
             DeadlineExceeded: nobody came in time.
         """
         deadline = self._loop.time() + timeout
-        while not self._ready:
+        while True:
+            while self._ready:
+                session = self._ready.popleft()
+                if session.alive:
+                    return session
             self._arrived.clear()
             try:
                 async with asyncio.timeout_at(deadline):
                     await self._arrived.wait()
             except TimeoutError:
                 raise DeadlineExceeded(f"waited {timeout:g} s for a peer to connect") from None
-        return self._ready.popleft()
 
     # --- inside -----------------------------------------------------------------------------------------
 
@@ -407,6 +480,9 @@ class Listener:
             self._reset(route, arrived.link, ResetReason.UNKNOWN_LINK, "")
 
     def _open(self, key: tuple[bytes, bytes], source: str, data: memoryview) -> None:
+        if self._leaving:
+            self._reset(key[0], key[1], ResetReason.BUSY, "shutting down")
+            return
         half_open = Counter(link.source for link in self._links.values() if link.half_open)
         # SP-5-8: nothing is kept for more strangers than this.
         if (
@@ -451,6 +527,7 @@ class Listener:
         if older is not None and older.alive:
             older.fail(Superseded(f"{session.peer.role} {session.peer.site} opened a newer link"))
         self._by_site[session.peer.uri] = session
+        self._ready = deque(waiting for waiting in self._ready if waiting.alive)
         self._ready.append(session)
         self._arrived.set()
 
@@ -465,7 +542,9 @@ class Listener:
             if error.errno == zmq.EHOSTUNREACH:
                 raise LinkLost("the connection was lost") from None
             raise
-        self._reader.look()
+        finally:
+            # A send, also one that fails, may swallow the report that something arrived.
+            self._reader.look()
         return True
 
     def _reset(self, route: bytes, link: bytes, reason: ResetReason, text: str) -> None:
