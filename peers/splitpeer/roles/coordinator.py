@@ -14,7 +14,8 @@ import logging
 import secrets
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar, overload
@@ -43,7 +44,6 @@ from splitpeer.training.split_step import CoordinatorHalf
 from splitproto import Listener, Offer, SplitprotoError, __version__
 from splitproto.constants import DEFAULT_MAX_MESSAGE
 from splitproto.errors import DeadlineExceeded
-from splitproto.fields import write_map
 from splitproto.messages import Forward, Progress
 from splitproto.tensors import Descriptor, body_bytes, schema_digest
 
@@ -55,7 +55,7 @@ DRAIN_S = 10.0
 STRAGGLER_S = 2.0
 """The same where sites are leaving too: the others may still finish the step."""
 PROGRESS_EVERY_S = 2.0
-REMEMBERED_SOURCES = 1000
+REMEMBERED_REFUSALS = 1000
 
 
 @dataclass
@@ -135,6 +135,7 @@ class Coordinator:
             cache_mib=config.data.cache_mib,
         )
         self._output = job.output.folder
+        self._prepare_output()
         self._run = self._choose_run(resume)
         self._folder = config.peer.state / f"{self._job.name}-{self._run.hex()[:12]}"
         modalities = sorted(job.sites.values())
@@ -319,7 +320,7 @@ class Coordinator:
             self._settings.data.augment,
         )
         self._view.begin(self._job.steps, [site.name for site in self.sites])
-        self._open_metrics()
+        self._open_run()
         if not checkpoint.available(self._folder):
             await self._save_own()
         if any(site.applied != 0 for site in self.sites) or checkpoint.latest(self._folder):
@@ -525,55 +526,73 @@ class Coordinator:
 
     # --- files -----------------------------------------------------------------------------------------
 
+    @property
+    def _record(self) -> Path:
+        return self._config.peer.state / f"{self._job.name}.run.json"
+
+    def _terms(self) -> str:
+        """Digest of all that a run must keep from start to end: two halves of two jobs make no whole."""
+        settings = self._settings
+        kept = settings.model_dump(mode="json", include={"job", "sites", "model", "data", "training"})
+        for free in ("ahead", "checkpoint_every", "keep_checkpoints"):
+            del kept["training"][free]
+        return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
+
     def _choose_run(self, resume: bool) -> bytes:
         """A new run id, or with `resume` that of the last run of this job."""
-        record = self._config.peer.state / f"{self._job.name}.run.json"
-        terms = hashlib.sha256(repr(write_map(self._job, "job")).encode()).hexdigest()
-        if resume:
-            try:
-                last = json.loads(record.read_text())
-                run = bytes.fromhex(last["run"])
-            except FileNotFoundError:
-                raise ConfigError(
-                    f"nothing to resume: {record} does not exist; start without --resume"
-                ) from None
-            except (OSError, ValueError, KeyError):
-                raise ConfigError(f"{record} cannot be read; start without --resume") from None
-            if last.get("terms") != terms:
-                raise ConfigError(
-                    "job.toml has changed since the run that is to be resumed; start without --resume"
-                )
-            return run
-        run = secrets.token_bytes(16)
+        if not resume:
+            return secrets.token_bytes(16)
         try:
-            record.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            record.write_text(json.dumps({"run": run.hex(), "terms": terms}) + "\n")
-        except OSError as error:
+            last = json.loads(self._record.read_text())
+            run = bytes.fromhex(last["run"])
+        except FileNotFoundError:
             raise ConfigError(
-                f"{record}: cannot be written ({error.strerror}): change [peer] state"
+                f"nothing to resume: {self._record} does not exist; start without --resume"
             ) from None
+        except (OSError, ValueError, KeyError, TypeError):
+            raise ConfigError(f"{self._record} cannot be read; start without --resume") from None
+        if last.get("terms") != self._terms():
+            raise ConfigError(
+                "job.toml has changed since the run that is to be resumed; change it back, "
+                "or start without --resume"
+            )
         return run
 
-    def _open_metrics(self) -> None:
-        try:
+    def _prepare_output(self) -> None:
+        with _writing(self._output, "[output] folder"):
             self._output.mkdir(parents=True, exist_ok=True)
-            if not checkpoint.latest(self._folder):
+
+    def _open_run(self) -> None:
+        """From here on there is something to resume; what an earlier run left is given up only now."""
+        with _writing(self._record, "[peer] state"):
+            self._record.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            temporary = self._record.with_suffix(".tmp")
+            temporary.write_text(json.dumps({"run": self._run.hex(), "terms": self._terms()}) + "\n")
+            temporary.replace(self._record)
+        if not checkpoint.latest(self._folder):
+            with _writing(self._output, "[output] folder"):
                 (self._output / "metrics.jsonl").write_text("")
-        except OSError as error:
-            raise ConfigError(
-                f"{self._output}: cannot be written ({error.strerror}): change [output] folder"
-            ) from None
 
     def _metric(self, **values: Any) -> None:
-        with open(self._output / "metrics.jsonl", "a") as file:
+        path = self._output / "metrics.jsonl"
+        with _writing(path, "[output] folder"), open(path, "a") as file:
             file.write(json.dumps(values) + "\n")
 
     def _write_result(self) -> None:
         path = self._output / "result.json"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary: Path = path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(asdict(self.result), indent=2) + "\n")
-        temporary.replace(path)
+        with _writing(path, "[output] folder"):
+            temporary: Path = path.with_suffix(".tmp")
+            temporary.write_text(json.dumps(asdict(self.result), indent=2) + "\n")
+            temporary.replace(path)
+
+
+@contextmanager
+def _writing(path: Path, key: str) -> Iterator[None]:
+    """A disk that is full or closed to us is no bug: one line that names the path and the key."""
+    try:
+        yield
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be written ({error.strerror}): change {key}") from None
 
 
 async def _coroutine(awaitable: Awaitable[Result_]) -> Result_:
@@ -581,19 +600,21 @@ async def _coroutine(awaitable: Awaitable[Result_]) -> Result_:
 
 
 class Refusals:
-    """Logs who was turned away: at most a line a second for each source, so that nobody can flood the log."""
+    """Logs who was turned away: at most a line a second for each source and cause, so that nobody can flood
+    the log, and nobody is hidden by another site behind the same address."""
 
     def __init__(self) -> None:
-        self._last: dict[str, float] = {}
-        self._unsaid: Counter[str] = Counter()
+        self._last: dict[tuple[str, str], float] = {}
+        self._unsaid: Counter[tuple[str, str]] = Counter()
 
     def __call__(self, source: str, error: SplitprotoError) -> None:
-        now = time.monotonic()
-        if now - self._last.get(source, -1.0) < 1.0:
-            self._unsaid[source] += 1
+        now, what = time.monotonic(), (source, str(error))
+        if now - self._last.get(what, -1.0) < 1.0:
+            self._unsaid[what] += 1
             return
-        if len(self._last) > REMEMBERED_SOURCES:
+        if len(self._last) > REMEMBERED_REFUSALS:
             self._last.clear()
-        self._last[source] = now
-        more = {"not_shown": self._unsaid.pop(source)} if source in self._unsaid else {}
+            self._unsaid.clear()
+        self._last[what] = now
+        more = {"not_shown": self._unsaid.pop(what)} if what in self._unsaid else {}
         event(log, "link.refused", logging.WARNING, source=source, cause=str(error), **more)

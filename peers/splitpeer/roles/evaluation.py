@@ -13,6 +13,7 @@ from splitpeer.data.geometry import Geometry
 from splitpeer.data.labels import convention
 from splitpeer.data.sampling import Sample, batch_digest
 from splitpeer.data.volumes import Triple, Volumes
+from splitpeer.errors import DataError
 from splitpeer.training.metrics import VolumeDice
 from splitpeer.training.windows import WindowMerger, window_origins
 from splitproto.messages import Forward
@@ -71,7 +72,10 @@ class Scoring:
 
 
 def save_mask(path: Path, regions: np.ndarray, grid: Geometry, convention_name: str) -> None:
-    """Write a prediction [3, x, y, z] (WT, TC, ET) as a NIfTI label map in the given convention, in RAS."""
+    """Write a prediction [3, x, y, z] (WT, TC, ET) as a NIfTI label map in the given convention, in RAS.
+
+    Raises DataError if it cannot be written.
+    """
     values = convention(convention_name)
     whole, core, enhancing = regions
     voxels = np.zeros(whole.shape, np.uint8)
@@ -80,5 +84,10 @@ def save_mask(path: Path, regions: np.ndarray, grid: Geometry, convention_name: 
     voxels[enhancing] = values.enhancing
     affine = np.diag((*grid.spacing, 1.0))
     affine[:3, 3] = grid.origin
-    path.parent.mkdir(parents=True, exist_ok=True)
-    nib.save(nib.Nifti1Image(voxels, affine), path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        nib.save(nib.Nifti1Image(voxels, affine), path)
+    except OSError as error:
+        raise DataError(
+            f"{path}: prediction not written ({error.strerror}); free or change [output] folder"
+        ) from None

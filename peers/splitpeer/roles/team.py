@@ -72,6 +72,7 @@ class Site:
         self._job = job
         self._reconnect_s = reconnect_s
         self._session: Session | None = None
+        self._joining: Session | None = None  # the newest link, joined or not
         self._incarnation = b""
         self._restarted = False
         self._joined = asyncio.Event()
@@ -85,6 +86,7 @@ class Site:
 
     async def join(self, session: Session) -> None:
         """Offer the job on a new link and hear what the site has."""
+        self._joining = session
         try:
             await session.send(self._offer)
             accept = await self._hear(session, JobAccept, "its answer to the job")
@@ -249,7 +251,9 @@ class Site:
                 event(log, "site.lost", logging.WARNING, site=self.name, cause=str(error))
 
     async def bye(self, reason: str, text: str) -> None:
-        """End the present link in good order."""
+        """End the present link in good order, also one that has not finished joining."""
+        if self._joining is not None:
+            await self._joining.close(reason, text)
         if self._session is not None:
             await self._session.close(reason, text)
             self._keep_counts()
