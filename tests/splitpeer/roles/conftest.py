@@ -108,7 +108,7 @@ def federation(tmp_path_factory: pytest.TempPathFactory) -> Federation:
     pki.issue(made.pki, "client", "site-early", now=now, not_before=now + timedelta(days=2))
     elsewhere = made.folder / "elsewhere"
     pki.create_ca(elsewhere, "test", now=now)
-    pki.issue(elsewhere, "client", "site-t1", now=now)
+    pki.issue(elsewhere, "client", "site-flair", now=now)
     for number, patient in enumerate(PATIENTS):
         write_patient(made.data, patient, number)
     return made
@@ -280,12 +280,10 @@ class Scene:
 
     # --- files -----------------------------------------------------------------------------------------
 
-    def client(
-        self, modality: str, site: str = "", tls: Path | None = None, **over: Mapping[str, Any]
-    ) -> Path:
+    def client(self, modality: str, site: str = "", **over: Mapping[str, Any]) -> Path:
         """Write a client's peer.toml; the folder it is in. Sections given override the usual ones."""
         site = site or f"site-{modality}"
-        here, keys = self.folder / site, tls or self.federation.pki
+        here, keys = self.folder / site, self.federation.pki
         usual = {
             "peer": {"role": "client", "site": site, "federation": "test", "modality": modality},
             "tls": {

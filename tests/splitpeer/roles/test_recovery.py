@@ -225,6 +225,56 @@ async def test_a_cut_line_costs_no_step(scene, far_side: bool) -> None:
     scene.assert_exact()
 
 
+@pytest.mark.parametrize("delivered", [False, True], ids=["lost", "delivered"])
+@pytest.mark.parametrize(
+    ("message", "step", "mode"),
+    [
+        ("Activations", 3, "train"),
+        ("Applied", 3, None),
+        ("Saved", 5, None),
+        ("Activations", 12, "evaluate"),
+        ("JobAccept", None, None),
+    ],
+)
+async def test_a_line_cut_at_the_worst_moment(
+    scene, monkeypatch, message, step, mode, delivered: bool
+) -> None:
+    """Just before, or just after, a certain message: nothing is lost and nothing is done twice."""
+    from splitpeer.roles import client
+    from splitproto import dial
+    from splitproto.errors import LinkLost
+
+    scene.cast("flair", "t1")
+    cuts = 0
+
+    async def fragile(*arguments, **keywords):
+        session = await dial(*arguments, **keywords)
+        send = session.send
+
+        async def cutting(sent):
+            nonlocal cuts
+            due = (type(sent).__name__, getattr(sent, "step", None), getattr(sent, "mode", None))
+            if due != (message, step, mode) or cuts == 2:
+                await send(sent)
+                return
+            cuts += 1
+            if delivered:
+                await send(sent)
+                await asyncio.sleep(0.02)
+            session.carrier_lost(LinkLost("cut by the test"))
+
+        session.send = cutting
+        return session
+
+    monkeypatch.setattr(client, "dial", fragile)
+    ran = await scene.together()
+    assert ran.result is not None, ran.error
+    assert set(ran.clients.values()) == {None}
+    assert cuts == 2
+    assert not any(line.get("rollback") for line in scene.metrics())
+    scene.assert_exact()
+
+
 async def test_a_spent_key_is_replaced_without_a_trace(scene, monkeypatch) -> None:
     """SP-6-10: links retire after so many octets; the work does not notice."""
     from functools import partial

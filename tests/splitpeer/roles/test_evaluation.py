@@ -1,0 +1,114 @@
+"""Evaluation over the wire is evaluation of the same weights in one process."""
+
+from __future__ import annotations
+
+import logging
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from monai.inferers import sliding_window_inference
+
+from splitpeer.training.metrics import VolumeDice
+
+REGION_OF = {"WT": (1, 2, 3), "TC": (2, 3), "ET": (3,)}  # convention "msd"
+
+
+@pytest.fixture
+def tall(scene, make, tmp_path):
+    """Patients of 155 slices, of sizes that 16 does not divide, one narrower than the window."""
+    for number, shape in enumerate([(41, 37, 155), (50, 22, 31), (33, 35, 33), (45, 38, 34)]):
+        make.patient(tmp_path / "data", f"P{number}", 50 + number, shape)
+
+    def cast(*modalities: str, **job):
+        scene.cast(*modalities, **job)
+        scene.coordinator(data={"labels": str(tmp_path / "data" / "labels")})
+        for modality in modalities:
+            scene.client(modality, data={"images": str(tmp_path / "data" / modality)})
+        return scene
+
+    return cast
+
+
+@pytest.mark.parametrize(
+    ("dimensions", "window", "overlap", "batch"), [(2, [32, 32], 0.25, 31), (3, [32, 32, 32], 0.5, 3)]
+)
+async def test_dice_and_masks_are_those_of_one_process(
+    tall, caplog, dimensions, window, overlap, batch
+) -> None:
+    caplog.set_level(logging.INFO, "splitpeer")
+    held_out = 2 if dimensions == 3 else 3
+    scene = tall(
+        "t1ce",
+        "t2",
+        model={"dimensions": dimensions},
+        data={"window": window, "validation": held_out},
+        training={"steps": 3, "batch": 1, "checkpoint_every": 3, "learning_rate": 0.02},
+        evaluation={"overlap": overlap, "batch": batch},
+    )
+    ran = await scene.together()
+    assert ran.result is not None, ran.error
+    network = scene.network()
+    network.load_state_dict(scene.weights(3))
+    network.eval()
+    masks, names = scene.masks(), sorted(scene.modalities)
+    images = {m: scene.images(m) for m in names}
+    dice = VolumeDice()
+    flat = dimensions == 2
+
+    def predict(x: torch.Tensor) -> torch.Tensor:
+        x = x[..., 0] if flat else x
+        logits = network({m: x[:, i : i + 1] for i, m in enumerate(names)}).sigmoid()
+        return logits[..., None] if flat else logits
+
+    keys = scene.patients()[1]
+    assert len(keys) == ran.result.validation == held_out
+    for key in keys:
+        shape = masks.geometry(key).shape
+        x = torch.from_numpy(np.stack([images[m].window(key, (0, 0, 0), shape)[0] for m in names]))
+        with torch.no_grad():
+            whole = sliding_window_inference(
+                x[None],
+                (*window, 1) if flat else window,
+                batch,
+                predict,
+                overlap=overlap,
+                mode="constant" if flat else "gaussian",
+            )[0].numpy()
+        mask = whole > 0.5
+        dice.add(mask, masks.window(key, (0, 0, 0), shape))
+        saved = np.asarray(
+            nib.load(scene.output / "predictions" / f"{masks.case(key).patient}.nii.gz").dataobj
+        )
+        assert saved.shape == shape
+        # A tie of a rounding error apart may fall either way; windows are summed in another order.
+        doubtful = np.abs(whole - 0.5) < 1e-5
+        # A label map nests its regions; what the network says need not.
+        nested = mask.copy()
+        nested[1] |= mask[2]
+        nested[0] |= nested[1]
+        for index, values in enumerate(REGION_OF.values()):
+            differ = (np.isin(saved, values) != nested[index]) & ~doubtful.any(axis=0)
+            assert not differ.any(), (masks.case(key).patient, index, int(differ.sum()))
+    for region, value in dice.result().items():
+        assert ran.result.dice[region] == pytest.approx(value, abs=1e-4)
+    assert 0 < ran.result.dice["mean"] < 1
+    (evaluated,) = [r.fields for r in caplog.records if r.getMessage() == "job.evaluated"]
+    assert evaluated["volumes"] == held_out
+
+
+async def test_evaluation_on_the_way_changes_nothing_of_the_training(scene) -> None:
+    scene.cast("t1", "t2", training={"steps": 7, "checkpoint_every": 3}, evaluation={"every": 2, "batch": 64})
+    ran = await scene.together()
+    assert ran.result is not None, ran.error
+    assert [line["step"] for line in scene.metrics() if "dice" in line] == [2, 4, 6, 7]
+    scene.assert_exact()
+
+
+async def test_nobody_held_out(scene) -> None:
+    scene.cast("t1", training={"steps": 1}, data={"validation": 0})
+    ran = await scene.together()
+    assert ran.result is not None, ran.error
+    assert ran.result.complete
+    assert ran.result.dice == {}

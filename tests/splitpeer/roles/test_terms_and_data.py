@@ -1,0 +1,234 @@
+"""Jobs that a site does not want, and data that cannot be used: who says what, with which code, and no names."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import socket
+from pathlib import Path
+
+import pytest
+
+from splitpeer.errors import ConfigError, DataError, JobFailed
+
+
+@pytest.fixture(autouse=True)
+def everything_said(caplog: pytest.LogCaptureFixture):
+    caplog.set_level(logging.DEBUG, "splitpeer")
+    caplog.set_level(logging.DEBUG, "splitproto")
+    return lambda: "\n".join(f"{r.getMessage()} {getattr(r, 'fields', {})}" for r in caplog.records)
+
+
+# --- policy ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("policy", "job", "reason"),
+    [
+        ({"levels": [1, 2, 3, 4]}, {}, "level x0 may not leave this site (policy levels: [1, 2, 3, 4])"),
+        (
+            {"precision": ["f32"]},
+            {"training": {"precision": "bf16", "steps": 2}},
+            "precision bf16 is not allowed here (policy: f32)",
+        ),
+    ],
+)
+async def test_a_site_declines_what_its_policy_withholds(scene, policy, job, reason: str) -> None:
+    scene.cast("flair", "t1", **job)
+    scene.client("t1", policy=policy)
+    ran = await scene.together()
+    assert isinstance(ran.error, JobFailed)
+    assert str(ran.error) == f"site site-t1 declined the job: {reason}"
+    declined, other = ran.clients["site-t1"], ran.clients["site-flair"]
+    assert isinstance(declined, JobFailed)
+    assert str(declined) == f"job try declined: {reason}"
+    # The others are told who did not want what.
+    assert isinstance(other, JobFailed)
+    assert reason in str(other)
+    assert not scene.losses()
+
+
+# --- geometry ----------------------------------------------------------------------------------------------
+
+
+def variant(scene, make, modality: str, patient: str, **how) -> None:
+    """The site's images, with one patient stored differently."""
+    images = scene.folder / "images"
+    shutil.copytree(scene.federation.data / modality, images)
+    import nibabel as nib
+
+    path = images / f"{patient}.nii.gz"
+    voxels = nib.load(path).get_fdata(dtype="float32")[: how.pop("cut", None)]
+    make.nifti(path, voxels, **how)
+    scene.client(modality, data={"images": str(images)})
+
+
+@pytest.mark.parametrize(
+    ("how", "what"),
+    [
+        ({"cut": -1}, "shape 45x38x34 against 44x38x34"),
+        ({"spacing": 1.5}, "spacing 1x1x1 against 1.5x1.5x1.5 mm"),
+        ({"axes": "LPS"}, "orientation RAS against LPS"),
+    ],
+)
+async def test_sites_that_disagree_on_a_grid(scene, make, everything_said, how, what: str) -> None:
+    scene.cast("flair", "t1")
+    variant(scene, make, "t1", make.PATIENTS[2], **how)
+    ran = await scene.together()
+    key = scene.masks().keys()
+    assert isinstance(ran.error, JobFailed)
+    assert what in str(ran.error)
+    assert "site-t1" in str(ran.error)
+    (named,) = [k for k in key if k.hex() in str(ran.error)]
+    assert scene.masks().case(named).patient == make.PATIENTS[2]
+    for error in ran.clients.values():
+        assert isinstance(error, JobFailed)
+        assert what in str(error)
+    everything = everything_said() + str(ran)
+    assert not any(patient in everything for patient in make.PATIENTS)
+
+
+async def test_another_salt_makes_strangers_of_all_patients(scene) -> None:
+    scene.cast("flair", "t1")
+    salt = scene.folder / "salt"
+    salt.write_text("ab" * 32)
+    salt.chmod(0o600)
+    scene.client("t1", data={"salt": str(salt)})
+    ran = await scene.together()
+    assert isinstance(ran.error, JobFailed)
+    assert "0 patients are at all sites, 2 are needed" in str(ran.error)
+    assert "federation.salt" in str(ran.error)
+    assert all(isinstance(error, JobFailed) for error in ran.clients.values())
+
+
+async def test_patients_that_not_all_hold_are_left_out(scene, make) -> None:
+    scene.cast("flair", "t1", training={"steps": 2}, data={"validation": 1})
+    images = scene.folder / "fewer"
+    shutil.copytree(scene.federation.data / "t1", images)
+    (images / f"{make.PATIENTS[0]}.nii.gz").unlink()
+    make.patient(scene.folder / "more", "NOBODY_Else", 99)
+    shutil.copy(scene.folder / "more" / "t1" / "NOBODY_Else.nii.gz", images)
+    scene.client("t1", data={"images": str(images)})
+    ran = await scene.together()
+    assert ran.result is not None, ran.error
+    assert ran.result.patients == len(make.PATIENTS) - 1
+
+
+# --- files that break ------------------------------------------------------------------------------------------
+
+
+def cut_short(scene, modality: str) -> Path:
+    """Every image keeps its header and loses its end: joining works, training does not."""
+    images = scene.folder / f"broken-{modality}"
+    shutil.copytree(scene.federation.data / modality, images)
+    for path in images.iterdir():
+        path.write_bytes(path.read_bytes()[:-5000])
+    return images
+
+
+def test_a_corrupt_image_is_named_where_it_lies_and_nowhere_else(scene, make) -> None:
+    scene.cast("flair", "t1")
+    scene.client("t1", data={"images": str(cut_short(scene, "t1"))})
+    hub, clients = scene.start_all()
+    assert clients["t1"].code() == 4, clients["t1"].said
+    assert "broken-t1/" in clients["t1"].last
+    assert "truncated or corrupt" in clients["t1"].last
+    assert hub.code() == 1
+    assert hub.last == (
+        "splitpeer: site site-t1: the peer says: site site-t1 failed (DataError); its log has the cause"
+    )
+    assert clients["flair"].code() == 1
+    assert "site-t1 failed" in clients["flair"].last
+    for said in (hub.said, clients["flair"].said):
+        assert "broken" not in said
+        assert not any(patient in said for patient in make.PATIENTS)
+        assert "Traceback" not in said
+
+
+async def test_a_corrupt_mask_stays_the_coordinators_own_affair(scene) -> None:
+    scene.cast("flair")
+    scene.coordinator(data={"labels": str(cut_short(scene, "labels"))})
+    ran = await scene.together()
+    assert isinstance(ran.error, DataError)
+    assert "broken-labels/" in str(ran.error)
+    (error,) = ran.clients.values()
+    assert isinstance(error, JobFailed)
+    assert str(error) == "the coordinator ended the job: the coordinator's own data cannot be used"
+
+
+async def test_masks_of_another_convention(scene) -> None:
+    scene.cast("flair")
+    scene.coordinator(data={"convention": "brats"})
+    ran = await scene.together()
+    assert isinstance(ran.error, DataError)
+    assert ran.error.exit_code == 4
+    assert "label value(s) 3 are not in convention 'brats'" in str(ran.error)
+    (error,) = ran.clients.values()
+    assert isinstance(error, JobFailed)
+
+
+# --- before anything begins --------------------------------------------------------------------------------------
+
+
+async def refused(scene, who: str, kind: type[Exception]) -> str:
+    with pytest.raises(kind) as caught:
+        async with scene.running(only=[who]) as on:
+            await on.tasks[who]
+    assert caught.value.exit_code == 4
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_a_missing_folder_ends_the_client_before_it_dials(scene) -> None:
+    scene.cast("t1")
+    scene.client("t1", data={"images": str(scene.folder / "nowhere")})
+    client = scene.start("site-t1")
+    assert client.code() == 4
+    assert client.said.startswith(f"splitpeer: {scene.folder / 'nowhere'}")
+    assert len(client.said.splitlines()) == 1
+
+
+def test_a_port_in_use(scene) -> None:
+    scene.cast("t1")
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", scene.port))
+        taken.listen()
+        hub = scene.start("hub")
+        assert hub.code() == 4
+    assert hub.said.splitlines() == [
+        f"splitpeer: port {scene.port} of 127.0.0.1 is in use: stop what listens there or choose another"
+    ]
+
+
+async def test_an_output_folder_that_cannot_be(scene) -> None:
+    scene.cast("t1", output={"folder": "file/runs"})
+    (scene.folder / "hub" / "file").write_text("")
+    assert "[output] folder" in await refused(scene, "hub", ConfigError)
+
+
+async def test_resume_wants_the_same_job(scene) -> None:
+    scene.cast("t1", training={"steps": 2})
+    with pytest.raises(ConfigError, match="nothing to resume"):
+        async with scene.running(only=["hub"], resume=True):
+            pass
+    assert (await scene.together()).result.complete
+    for change in ({"data": {"validation": 1}}, {"job": {"seed": 8}}, {"model": {"fusion": "mean"}}):
+        scene.job(training={"steps": 2}, **change)
+        with pytest.raises(ConfigError, match=r"job\.toml has changed"):
+            async with scene.running(only=["hub"], resume=True):
+                pass
+    # How far ahead and how often is nobody's result.
+    scene.job(training={"steps": 2, "ahead": 1, "checkpoint_every": 1})
+    assert (await scene.together(resume=True)).result.complete
+
+
+async def test_a_start_that_fails_does_not_cost_what_could_be_resumed(scene) -> None:
+    scene.cast("t1", training={"steps": 2})
+    assert (await scene.together()).result.complete
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", scene.port))
+        taken.listen()
+        await refused(scene, "hub", ConfigError)
+    ran = await scene.together(resume=True)
+    assert ran.result is not None, ran.error
+    assert ran.result.complete
