@@ -323,7 +323,7 @@ class Site:
                 f"{self.name} said bye ({message.reason}{': ' + message.text if message.text else ''})"
             )
         if not isinstance(message, kind):
-            raise UnexpectedMessage(f"a {message.name} where {what} was due")
+            raise UnexpectedMessage(f"{message.name} where {what} was due")
         return message  # type: ignore[return-value]
 
     def _keep_counts(self) -> None:
