@@ -1,0 +1,329 @@
+"""Tensors over the wire: splitproto, a bare TLS 1.3 socket and plain ZeroMQ, measured in turns in one run.
+
+The listening process asks for a message and stops the clock when all its tensors lie in arrays of their own; a
+second process sends. TLS is mutual, with the same certificates, for both that have it. Loopback.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import cProfile
+import io
+import json
+import multiprocessing
+import pstats
+import socket
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from multiprocessing.connection import Connection as Pipe
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import zmq
+from rich.console import Console
+from rich.table import Table
+
+from splitproto import AllowList, Credentials, Listener, Session, Timing, dial, pki
+from splitproto.messages import (
+    Activations,
+    Begin,
+    Bye,
+    Forward,
+    Inventory,
+    Job,
+    JobAccept,
+    JobOffer,
+    Sample,
+)
+
+Shapes = tuple[tuple[int, ...], ...]
+MIB = 1 << 20
+WAIT_S = 120.0
+PATIENT = Timing(silence=600)  # the others' turns are silence for this link
+DIGEST = bytes(32)
+
+
+def skips(features: tuple[int, ...], batch: int, side: int) -> Shapes:
+    """The five levels that one U-Net encoder sends for a batch of square slices."""
+    return tuple((batch, width, side >> n, side >> n) for n, width in enumerate(features))
+
+
+CASES: dict[str, Shapes] = {
+    "1 MiB": ((MIB // 4,),),
+    "8 MiB": ((8 * MIB // 4,),),
+    "64 MiB": ((64 * MIB // 4,),),
+    "skips, 8 x 96x96, widths 8..64": skips((8, 8, 16, 32, 64), 8, 96),
+    "skips, 1 x 240x240, widths 32..256": skips((32, 32, 64, 128, 256), 1, 240),
+}
+
+
+def nbytes(shapes: Shapes) -> int:
+    return sum(4 * int(np.prod(shape)) for shape in shapes)
+
+
+def payload(shapes: Shapes) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(0)
+    return {f"x{n}": rng.standard_normal(shape, np.float32) for n, shape in enumerate(shapes)}
+
+
+def empty(shapes: Shapes) -> list[memoryview]:
+    """New arrays for one message, as octets: a training step keeps what it receives."""
+    return [memoryview(np.empty(shape, np.float32).reshape(-1).view(np.uint8)) for shape in shapes]
+
+
+def credentials(folder: Path, site: str) -> Credentials:
+    return Credentials(folder / "ca.crt", folder / f"{site}.crt", folder / f"{site}.key")
+
+
+class Transport(Protocol):
+    """The listening end of one way to move tensors."""
+
+    def fetch(self, case: str, times: int) -> None:
+        """Ask for the message of a case, `times` in a row, and wait until each is here."""
+        ...
+
+    def close(self) -> None: ...
+
+
+# --- splitproto -------------------------------------------------------------------------------------------------
+
+
+class Ours:
+    def __init__(self, folder: Path, spawn: Callable[[Callable[..., None], object], None]) -> None:
+        self.loop = asyncio.new_event_loop()
+        self.loop.run_until_complete(self._open(folder, spawn))
+
+    async def _open(self, folder: Path, spawn: Callable[[Callable[..., None], object], None]) -> None:
+        allow = AllowList({"client": {"sender"}}, "benchmark")
+        self.listener = Listener("tcp://127.0.0.1:0", credentials(folder, "hub"), allow, timing=PATIENT)
+        await self.listener.__aenter__()
+        spawn(ours_sender, self.listener.address)
+        self.session: Session = await self.listener.accept(WAIT_S)
+        job = Job(
+            "bench", 2, (8,) * 6, (4,), "f32", (96, 96), (), False, 1, 1, "sgd", 1.0, 0.0, "constant", 1.0
+        )
+        await self.session.send(JobOffer(bytes(16), "t1", job, DIGEST))
+        for _ in (JobAccept, Inventory):
+            await self.session.receive(WAIT_S)
+        await self.session.send(Begin(0, 0))
+
+    def fetch(self, case: str, times: int) -> None:
+        self.loop.run_until_complete(self._fetch(list(CASES).index(case), times))
+
+    async def _fetch(self, case: int, times: int) -> None:
+        for _ in range(times):
+            await self.session.send(Forward("evaluate", 0, case, (Sample(bytes(16), (0, 0, 0)),), DIGEST))
+            message = await self.session.receive(WAIT_S)
+            if not isinstance(message, Activations):
+                raise TypeError(f"a {message.name} where activations were due")
+
+    def close(self) -> None:
+        self.loop.run_until_complete(self.session.close("complete"))
+        self.loop.run_until_complete(self.listener.__aexit__(None, None, None))
+        self.loop.close()
+
+
+def ours_sender(folder: Path, address: str) -> None:
+    messages = [payload(shapes) for shapes in CASES.values()]
+
+    async def run() -> None:
+        allow = AllowList({"coordinator": {"hub"}}, "benchmark")
+        session = await dial(address, credentials(folder, "sender"), allow, timing=PATIENT)
+        await session.receive(WAIT_S)
+        await session.send(JobAccept(bytes(16), 0, (), 0))
+        await session.send(Inventory((), True))
+        await session.receive(WAIT_S)
+        while not isinstance(asked := await session.receive(3600), Bye):
+            await session.send(Activations("evaluate", 0, asked.batch, DIGEST, messages[asked.batch]))
+        await session.close("complete")
+
+    asyncio.run(run())
+
+
+# --- a TLS socket -----------------------------------------------------------------------------------------------
+
+
+class TlsSocket:
+    def __init__(self, folder: Path, spawn: Callable[[Callable[..., None], object], None]) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            spawn(tls_sender, server.getsockname()[1])
+            plain, _ = server.accept()
+        plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.socket = credentials(folder, "hub").server_context().wrap_socket(plain, server_side=True)
+
+    def fetch(self, case: str, times: int) -> None:
+        for _ in range(times):
+            self.socket.sendall(bytes([list(CASES).index(case)]))
+            for target in empty(CASES[case]):
+                while target:
+                    target = target[self.socket.recv_into(target) :]
+
+    def close(self) -> None:
+        self.socket.close()
+
+
+def tls_sender(folder: Path, port: int) -> None:
+    messages = [payload(shapes) for shapes in CASES.values()]
+    plain = socket.create_connection(("127.0.0.1", port))
+    plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    context = credentials(folder, "sender").client_context()
+    with context.wrap_socket(plain, server_hostname="127.0.0.1") as stream:
+        while asked := stream.recv(1):
+            for array in messages[asked[0]].values():
+                stream.sendall(array.reshape(-1).view(np.uint8))
+
+
+# --- plain ZeroMQ -----------------------------------------------------------------------------------------------
+
+
+class PlainZeroMQ:
+    def __init__(self, folder: Path, spawn: Callable[[Callable[..., None], object], None]) -> None:
+        self.context = zmq.Context()
+        self.socket = self.context.socket(zmq.PAIR)
+        spawn(zeromq_sender, self.socket.bind_to_random_port("tcp://127.0.0.1"))
+
+    def fetch(self, case: str, times: int) -> None:
+        for _ in range(times):
+            self.socket.send(bytes([list(CASES).index(case)]))
+            for frame, target in zip(self.socket.recv_multipart(copy=False), empty(CASES[case]), strict=True):
+                target[:] = frame.buffer
+
+    def close(self) -> None:
+        self.socket.send(b"")
+        self.socket.close(linger=1000)
+        self.context.term()
+
+
+def zeromq_sender(folder: Path, port: int) -> None:
+    messages = [payload(shapes) for shapes in CASES.values()]
+    with zmq.Context() as context, context.socket(zmq.PAIR) as stream:
+        stream.connect(f"tcp://127.0.0.1:{port}")
+        while asked := stream.recv():
+            stream.send_multipart(list(messages[asked[0]].values()), copy=False)
+
+
+# --- the run ----------------------------------------------------------------------------------------------------
+
+TRANSPORTS: dict[str, type[Ours] | type[TlsSocket] | type[PlainZeroMQ]] = {
+    "splitproto": Ours,
+    "TLS socket": TlsSocket,
+    "ZeroMQ, no TLS": PlainZeroMQ,
+}
+
+
+@dataclass(frozen=True)
+class Figures:
+    """MiB/s of one transport and case, round by round, in the order of the rounds."""
+
+    rates: list[float]
+
+    def __str__(self) -> str:
+        return f"{statistics.median(self.rates):.0f}  ({min(self.rates):.0f}-{max(self.rates):.0f})"
+
+
+def sender(target: Callable[..., None], folder: Path, where: object, profiled: Pipe | None) -> None:
+    """The second process."""
+    if profiled is None:
+        target(folder, where)
+        return
+    with cProfile.Profile() as profile:
+        target(folder, where)
+    profiled.send(report(profile))
+
+
+def report(profile: cProfile.Profile) -> str:
+    text = io.StringIO()
+    pstats.Stats(profile, stream=text).sort_stats("tottime").print_stats(14)
+    return "\n".join(line for line in text.getvalue().splitlines() if line.strip())
+
+
+def start(name: str, folder: Path, stack: ExitStack, profiled: Pipe | None = None) -> Transport:
+    processes = multiprocessing.get_context("spawn")
+
+    def spawn(target: Callable[..., None], where: object) -> None:
+        process = processes.Process(target=sender, args=(target, folder, where, profiled), daemon=True)
+        process.start()
+        stack.callback(process.join, 20)
+
+    transport = TRANSPORTS[name](folder, spawn)
+    stack.callback(transport.close)
+    return transport
+
+
+def measure(folder: Path, cases: list[str], rounds: int, mib: int) -> dict[str, dict[str, Figures]]:
+    figures = {case: {name: Figures([]) for name in TRANSPORTS} for case in cases}
+    with ExitStack() as stack:
+        transports = {name: start(name, folder, stack) for name in TRANSPORTS}
+        for turn in range(rounds + 1):
+            for case in cases:
+                times = max(1, mib * MIB // nbytes(CASES[case]))
+                for name, transport in transports.items():
+                    began = time.perf_counter()
+                    transport.fetch(case, times)
+                    took = time.perf_counter() - began
+                    if turn:  # the first round warms up
+                        figures[case][name].rates.append(times * nbytes(CASES[case]) / MIB / took)
+    return figures
+
+
+def profile(folder: Path, case: str, mib: int) -> None:
+    """Where splitproto's time goes, at both ends (the profiler itself slows Python down, not OpenSSL)."""
+    ours, theirs = multiprocessing.get_context("spawn").Pipe()
+    with ExitStack() as stack:
+        transport = start("splitproto", folder, stack, theirs)
+        with cProfile.Profile() as watching:
+            transport.fetch(case, max(1, mib * MIB // nbytes(CASES[case])))
+    print(f"--- receiving, {case}\n{report(watching)}\n--- sending\n{ours.recv()}")
+
+
+def ratio(figures: dict[str, Figures], other: str) -> float:
+    """Median over the rounds of splitproto's rate by the other's in the same round."""
+    return statistics.median(
+        a / b for a, b in zip(figures["splitproto"].rates, figures[other].rates, strict=True)
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--mib", type=int, default=128, help="moved per transport, case and round")
+    parser.add_argument("--case", action="append", choices=list(CASES), help="default: all")
+    parser.add_argument("--profile", action="store_true", help="of splitproto alone, instead of figures")
+    parser.add_argument("--json", action="store_true")
+    given = parser.parse_args()
+    cases = given.case or list(CASES)
+    with tempfile.TemporaryDirectory() as name:
+        folder, now = Path(name), datetime.now(UTC)
+        pki.create_ca(folder, "benchmark", now=now)
+        pki.issue(folder, "coordinator", "hub", hosts=["127.0.0.1"], now=now)
+        pki.issue(folder, "client", "sender", hosts=[], now=now)
+        if given.profile:
+            for case in cases:
+                profile(folder, case, given.mib)
+            return
+        figures = measure(folder, cases, given.rounds, given.mib)
+    if "torch" in sys.modules:
+        raise RuntimeError("torch was imported: the protocol library must do without")
+    if given.json:
+        rows = {case: {name: f.rates for name, f in row.items()} for case, row in figures.items()}
+        print(json.dumps({"unit": "MiB/s", "rounds": given.rounds, "cases": rows}, indent=2))
+        return
+    table = Table(title=f"MiB/s: median of {given.rounds} rounds (min-max)")
+    for heading in ("message", *TRANSPORTS, "ours / TLS socket", "ours / ZeroMQ"):
+        table.add_column(heading, justify="left" if heading == "message" else "right")
+    for case, row in figures.items():
+        ratios = (f"{ratio(row, other):.2f}" for other in list(TRANSPORTS)[1:])
+        table.add_row(case, *(str(row[name]) for name in TRANSPORTS), *ratios)
+    Console(width=None if sys.stdout.isatty() else 140).print(table)
+
+
+if __name__ == "__main__":
+    main()
