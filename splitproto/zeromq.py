@@ -193,7 +193,8 @@ class _Dealer:
         if self._socket.closed:
             raise LinkLost("the socket is closed")
         try:
-            self._socket.send(data, zmq.NOBLOCK)
+            # Not copied (pyzmq still copies what is small): nobody changes an envelope once it is made.
+            self._socket.send(data, zmq.NOBLOCK, copy=False)
         except zmq.Again:
             return False
         finally:
@@ -535,7 +536,7 @@ class Listener:
         if self._socket.closed:
             raise LinkLost("the listener is closed")
         try:
-            self._socket.send_multipart((route, data), zmq.NOBLOCK)
+            self._socket.send_multipart((route, data), zmq.NOBLOCK, copy=False)
         except zmq.Again:
             return False
         except zmq.ZMQError as error:
