@@ -221,12 +221,21 @@ TRANSPORTS: dict[str, type[Ours] | type[TlsSocket] | type[PlainZeroMQ]] = {
 
 @dataclass(frozen=True)
 class Figures:
-    """MiB/s of one transport and case, round by round, in the order of the rounds."""
+    """One transport and case, round by round."""
 
     rates: list[float]
+    """MiB/s."""
+    costs: list[float]
+    """CPU seconds per GiB, both processes and all their threads: steadier than rates on a busy machine."""
 
     def __str__(self) -> str:
-        return f"{statistics.median(self.rates):.0f}  ({min(self.rates):.0f}-{max(self.rates):.0f})"
+        rates = f"{statistics.median(self.rates):.0f} ({min(self.rates):.0f}-{max(self.rates):.0f})"
+        return f"{rates}  {statistics.median(self.costs):.1f}"
+
+
+def cpu_seconds(pid: int) -> float:
+    """User and system time of a process (Linux: clock_getcpuclockid)."""
+    return time.clock_gettime((~pid << 3) | 2)
 
 
 def sender(target: Callable[..., None], folder: Path, where: object, profiled: Pipe | None) -> None:
@@ -245,32 +254,39 @@ def report(profile: cProfile.Profile) -> str:
     return "\n".join(line for line in text.getvalue().splitlines() if line.strip())
 
 
-def start(name: str, folder: Path, stack: ExitStack, profiled: Pipe | None = None) -> Transport:
+def start(
+    name: str, folder: Path, stack: ExitStack, profiled: Pipe | None = None
+) -> tuple[Transport, Callable[[], float]]:
+    """The listening end, and a clock of the CPU time of both ends."""
     processes = multiprocessing.get_context("spawn")
+    pids: list[int] = []
 
     def spawn(target: Callable[..., None], where: object) -> None:
         process = processes.Process(target=sender, args=(target, folder, where, profiled), daemon=True)
         process.start()
+        pids.append(process.pid or 0)
         stack.callback(process.join, 20)
 
     transport = TRANSPORTS[name](folder, spawn)
     stack.callback(transport.close)
-    return transport
+    return transport, lambda: time.process_time() + sum(cpu_seconds(pid) for pid in pids)
 
 
 def measure(folder: Path, cases: list[str], rounds: int, mib: int) -> dict[str, dict[str, Figures]]:
-    figures = {case: {name: Figures([]) for name in TRANSPORTS} for case in cases}
+    figures = {case: {name: Figures([], []) for name in TRANSPORTS} for case in cases}
     with ExitStack() as stack:
         transports = {name: start(name, folder, stack) for name in TRANSPORTS}
         for turn in range(rounds + 1):
             for case in cases:
                 times = max(1, mib * MIB // nbytes(CASES[case]))
-                for name, transport in transports.items():
-                    began = time.perf_counter()
+                moved = times * nbytes(CASES[case]) / MIB
+                for name, (transport, cpu) in transports.items():
+                    began, spent = time.perf_counter(), cpu()
                     transport.fetch(case, times)
-                    took = time.perf_counter() - began
+                    took, spent = time.perf_counter() - began, cpu() - spent
                     if turn:  # the first round warms up
-                        figures[case][name].rates.append(times * nbytes(CASES[case]) / MIB / took)
+                        figures[case][name].rates.append(moved / took)
+                        figures[case][name].costs.append(spent / moved * 1024)
     return figures
 
 
@@ -278,17 +294,18 @@ def profile(folder: Path, case: str, mib: int) -> None:
     """Where splitproto's time goes, at both ends (the profiler itself slows Python down, not OpenSSL)."""
     ours, theirs = multiprocessing.get_context("spawn").Pipe()
     with ExitStack() as stack:
-        transport = start("splitproto", folder, stack, theirs)
+        transport, _ = start("splitproto", folder, stack, theirs)
         with cProfile.Profile() as watching:
             transport.fetch(case, max(1, mib * MIB // nbytes(CASES[case])))
     print(f"--- receiving, {case}\n{report(watching)}\n--- sending\n{ours.recv()}")
 
 
-def ratio(figures: dict[str, Figures], other: str) -> float:
-    """Median over the rounds of splitproto's rate by the other's in the same round."""
-    return statistics.median(
-        a / b for a, b in zip(figures["splitproto"].rates, figures[other].rates, strict=True)
-    )
+def ratio(figures: dict[str, Figures], other: str) -> str:
+    """splitproto by the other, of the same round: median of the rates, of the CPU costs."""
+    ours, theirs = figures["splitproto"], figures[other]
+    pairs = ((ours.rates, theirs.rates), (ours.costs, theirs.costs))
+    medians = (statistics.median(a / b for a, b in zip(*pair, strict=True)) for pair in pairs)
+    return "  ".join(f"{median:.2f}" for median in medians)
 
 
 def main() -> None:
@@ -313,14 +330,15 @@ def main() -> None:
     if "torch" in sys.modules:
         raise RuntimeError("torch was imported: the protocol library must do without")
     if given.json:
-        rows = {case: {name: f.rates for name, f in row.items()} for case, row in figures.items()}
-        print(json.dumps({"unit": "MiB/s", "rounds": given.rounds, "cases": rows}, indent=2))
+        rows = {case: {name: vars(f) for name, f in row.items()} for case, row in figures.items()}
+        units = {"rates": "MiB/s", "costs": "CPU seconds per GiB"}
+        print(json.dumps({"units": units, "rounds": given.rounds, "cases": rows}, indent=2))
         return
-    table = Table(title=f"MiB/s: median of {given.rounds} rounds (min-max)")
+    table = Table(title=f"MiB/s: median of {given.rounds} rounds (min-max); CPU seconds per GiB")
     for heading in ("message", *TRANSPORTS, "ours / TLS socket", "ours / ZeroMQ"):
         table.add_column(heading, justify="left" if heading == "message" else "right")
     for case, row in figures.items():
-        ratios = (f"{ratio(row, other):.2f}" for other in list(TRANSPORTS)[1:])
+        ratios = (ratio(row, other) for other in list(TRANSPORTS)[1:])
         table.add_row(case, *(str(row[name]) for name in TRANSPORTS), *ratios)
     Console(width=None if sys.stdout.isatty() else 140).print(table)
 
