@@ -26,7 +26,7 @@ from .messages import Bye, Message
 from .negotiation import Agreement
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.0005, 0.02
-_LINGER = 1.0
+_LINGER, _LAST_WORDS = 1.0, 0.05
 UNREAD = 64 << 20
 """Octets that may arrive, beyond the credit given, while the application takes no message."""
 
@@ -247,6 +247,8 @@ class Session:
                 # Other sessions and the reader get their turn between two envelopes.
                 await asyncio.sleep(0)
         except LinkLost as error:
+            # What has already arrived (an error, a bye) explains the loss better than the loss itself.
+            await asyncio.sleep(_LAST_WORDS)
             self.carrier_lost(error)
         except Exception as error:
             # A defect must end the link, not freeze it.

@@ -45,6 +45,7 @@ QUEUE = 16
 ZMTP_HANDSHAKE_MS = 1000
 """A connection that is not ZeroMQ is dropped after this."""
 _BATCH = 32
+_ASK_AGAIN = 0.1
 _LOST = zmq.EVENT_DISCONNECTED | zmq.EVENT_CLOSED
 _FAILED = (
     zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
@@ -394,6 +395,7 @@ class Listener:
         self._arrived = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
         self._leaving = False
+        self._asking: asyncio.TimerHandle | None = None
         self.address = address
         """Where it listens; with the port that the system chose if `address` said 0."""
 
@@ -429,6 +431,8 @@ class Listener:
         self._leaving = True
         sessions = [link.session for link in self._links.values() if link.session is not None]
         await asyncio.gather(*(session.close("drain") for session in sessions))
+        if self._asking is not None:
+            self._asking.cancel()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -569,9 +573,19 @@ class Listener:
             )
             return
         # The monitor does not say whose connection was lost: ask everybody; ROUTER_MANDATORY finds the dead.
+        # It speaks before the socket itself has heard of the loss, so ask once more.
+        self._ask()
+        if self._asking is None:
+            self._asking = self._loop.call_later(_ASK_AGAIN, self._ask_again)
+
+    def _ask(self) -> None:
         for link in list(self._links.values()):
             if link.session is not None:
                 link.session.probe()
+
+    def _ask_again(self) -> None:
+        self._asking = None
+        self._ask()
 
     def _forget(self, link: _Link) -> None:
         self._links.pop(link.key, None)
