@@ -126,6 +126,23 @@ def test_refused(octets: str) -> None:
         codec.decode(bytes.fromhex(octets))
 
 
+@pytest.mark.parametrize(
+    ("octets", "words"),
+    [
+        ("82a16101a16102", "one key twice"),
+        ("81c4016101", "key that is not a string"),
+        ("c70000", "ext type"),
+        ("cb7ff8000000000000", "NaN"),
+        ("cc01", "not minimally encoded"),
+        ("91" * (MAX_DEPTH + 1) + "00", "nesting deeper"),
+        ("c000", "not one msgpack value"),
+    ],
+)
+def test_the_error_says_what_is_wrong(octets: str, words: str) -> None:
+    with pytest.raises(CodecError, match=words):
+        codec.decode(bytes.fromhex(octets))
+
+
 def test_limits_are_the_last_good_value() -> None:
     assert codec.decode(codec.encode(nested(MAX_DEPTH))) == nested(MAX_DEPTH)
     assert len(codec.decode(codec.encode([0] * MAX_ITEMS))) == MAX_ITEMS

@@ -327,6 +327,11 @@ async def test_accept_hands_out_living_sessions_only(hub: Hub) -> None:
     assert coordinator.alive
     assert len(hub.listener._links) <= 2
     await part(newest, coordinator)
+    gone = await hub.dial()
+    gone.fail(PolicyRefused("changed my mind"))
+    await quiet()
+    with pytest.raises(DeadlineExceeded):
+        await hub.listener.accept(0.1)
 
 
 # --- refusals ----------------------------------------------------------------------------------------------
@@ -452,13 +457,16 @@ async def test_a_port_in_use(hub: Hub, federation: Any) -> None:
     await hub.works()
 
 
-async def test_every_address_of_a_name_is_tried(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A name with an IPv6 and an IPv4 address, of which only the second is served."""
+@pytest.mark.parametrize("addresses", [("127.0.0.2", "127.0.0.1"), ("127.0.0.1", "127.0.0.2")])
+async def test_every_address_of_a_name_is_tried(
+    addresses: tuple[str, str], hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A name with an IPv6 and an IPv4 address, of which only one is served."""
     loop = asyncio.get_running_loop()
     port = parse_address(hub.address)[1]
 
     async def resolve(host: str, port_: int, **_: Any) -> list[Any]:
-        return [(tcp.AF_INET, tcp.SOCK_STREAM, 6, "", (at, port)) for at in ("127.0.0.2", "127.0.0.1")]
+        return [(tcp.AF_INET, tcp.SOCK_STREAM, 6, "", (at, port)) for at in addresses]
 
     monkeypatch.setattr(loop, "getaddrinfo", resolve)
     client, coordinator = await asyncio.gather(
@@ -804,6 +812,17 @@ async def test_a_vanished_peer_is_noticed_without_sending(hub: Hub, example: Exa
     client._after()
 
 
+def bind(socket: Any, address: str) -> None:
+    """As soon as the port is free."""
+    for _ in range(100):
+        try:
+            socket.bind(address)
+            return
+        except zmq.ZMQError:
+            time.sleep(0.02)
+    raise AssertionError(f"{address} stays in use")
+
+
 async def test_a_listener_that_restarts_ends_the_session_and_receives_nothing_of_it(
     federation: Any, example: Example
 ) -> None:
@@ -814,8 +833,7 @@ async def test_a_listener_that_restarts_ends_the_session_and_receives_nothing_of
     client, coordinator = await hub.link()
     await work(client, coordinator, example)
     # The coordinator no longer reads, so that there is plenty in flight.
-    listener._reader._scheduled = True
-    asyncio.get_running_loop().remove_reader(listener._reader._fd)
+    stall(listener)
     big = Activations("train", 1, 0, bytes(32), {"x": np.zeros(64 << 20, np.uint8)})
     sending = asyncio.create_task(client.send(big))
     await asyncio.sleep(0.3)
@@ -826,12 +844,9 @@ async def test_a_listener_that_restarts_ends_the_session_and_receives_nothing_of
     listener._socket.close(linger=0)
     impostor = hub.context.socket(zmq.ROUTER)
     try:
-        while True:
-            try:
-                impostor.bind(hub.address)
-                break
-            except zmq.ZMQError:
-                await asyncio.sleep(0.01)
+        bind(impostor, hub.address)
+        # The dialler's event loop is busy meanwhile: nobody but libzmq itself decides what happens.
+        time.sleep(0.5)  # noqa: ASYNC251
         with pytest.raises(LinkLost):
             await asyncio.wait_for(sending, SOON)
         assert isinstance(await over(client), LinkLost)
@@ -881,8 +896,7 @@ async def test_a_silent_peer_is_lost_after_the_time_out(federation: Any) -> None
         client, coordinator = await hub.link(timing=timing)
         await asyncio.sleep(0.8)
         assert client.alive and coordinator.alive, "heartbeats keep a quiet link"
-        stall(client)
-        client._timer.cancel()  # type: ignore[union-attr]
+        client._carrier.try_send = lambda data: False  # type: ignore[method-assign]
         error = await over(coordinator)
         assert isinstance(error, LinkLost) and "silent for 0.4 s" in str(error)
         client.carrier_lost(LinkLost("test"))
@@ -891,8 +905,9 @@ async def test_a_silent_peer_is_lost_after_the_time_out(federation: Any) -> None
 def stall(who: Session | Listener) -> None:
     """A peer that no longer reads its socket."""
     reader = who._reader if isinstance(who, Listener) else who._carrier._reader  # type: ignore[attr-defined]
-    reader._scheduled = True
     asyncio.get_running_loop().remove_reader(reader._fd)
+    reader._deliver = lambda frames: None  # a reading that is already under way comes to nothing
+    reader.look = lambda: None
 
 
 async def test_a_peer_that_never_reads_does_not_delay_another(hub: Hub, example: Example) -> None:
