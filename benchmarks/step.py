@@ -1,0 +1,99 @@
+"""What the wire costs a training step: four sites and a coordinator, against the same network in one process.
+
+The federation is the demo's: five processes, TLS 1.3, images read from NIfTI, one thread each. The whole network is
+stepped before and after it, on random images that are already in memory, with one thread and with two.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from splitpeer.demo.federation import SITES, DemoJob, Federation
+from splitpeer.models import REGIONS, build_split_network
+from splitpeer.training.loss import region_loss
+from splitpeer.training.optimiser import make_optimiser
+
+WARM_UP = 5
+
+
+def whole(job: DemoJob, steps: int, threads: int) -> list[float]:
+    """Seconds of each training step of the whole network."""
+    torch.set_num_threads(threads)
+    settings = job.toml()
+    modalities, side = tuple(SITES.values()), settings["data"]["window"]
+    network = build_split_network(2, settings["model"]["features"], modalities, job_seed=job.seed)
+    optimiser = make_optimiser(network.parameters(), "adam", job.learning_rate, 0.0)
+    images = {m: torch.randn(job.batch, 1, *side) for m in modalities}
+    target = (torch.rand(job.batch, len(REGIONS), *side) > 0.9).float()
+    took = []
+    for _ in range(steps):
+        began = time.perf_counter()
+        optimiser.zero_grad()
+        region_loss(network(images), target).backward()
+        optimiser.step()
+        took.append(time.perf_counter() - began)
+    return took[WARM_UP:]
+
+
+def federated(job: DemoJob, folder: Path) -> dict[str, list[float]]:
+    """Per step, by the coordinator's clock: seconds in all, waiting for activations, in its own half."""
+    federation = Federation(folder, job)
+    federation.render(lambda done, total: None)
+    federation.set_up()
+    federation.start()
+    try:
+        federation.wait()
+    finally:
+        federation.stop()
+    lines = (federation.results / "metrics.jsonl").read_text().splitlines()
+    steps = [line for line in map(json.loads, lines) if "loss" in line][WARM_UP:]
+    return {key: [step[key] for step in steps] for key in ("seconds", "waited", "computed")}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--patients", type=int, default=8)
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--json", action="store_true")
+    given = parser.parse_args()
+    job = DemoJob(patients=given.patients, validation=1, steps=given.steps, batch=given.batch)
+    rows: dict[str, list[float]] = {}
+    for threads in (1, 2):
+        rows[f"whole, {threads} thread(s), before"] = whole(job, given.steps, threads)
+    with tempfile.TemporaryDirectory() as folder:
+        wire = federated(job, Path(folder))
+    rows["four sites, over the wire"] = wire["seconds"]
+    rows["   waiting for activations"] = wire["waited"]
+    rows["   coordinator's half"] = wire["computed"]
+    for threads in (1, 2):
+        rows[f"whole, {threads} thread(s), after"] = whole(job, given.steps, threads)
+    if given.json:
+        print(json.dumps({"unit": "seconds", "rows": rows}, indent=2))
+        return
+    base = {
+        t: statistics.median([*rows[f"whole, {t} thread(s), before"], *rows[f"whole, {t} thread(s), after"]])
+        for t in (1, 2)
+    }
+    table = Table(title=f"Milliseconds a step, batch {job.batch} of 96x96: median (min-max)")
+    for heading in ("", "ms", "by whole, 1 thread", "by whole, 2 threads"):
+        table.add_column(heading, justify="right" if heading else "left")
+    for name, took in rows.items():
+        median = statistics.median(took)
+        spread = f"{1e3 * median:.0f} ({1e3 * min(took):.0f}-{1e3 * max(took):.0f})"
+        table.add_row(name, spread, *(f"{median / base[t]:.2f}" for t in (1, 2)))
+    Console(width=None if sys.stdout.isatty() else 110).print(table)
+
+
+if __name__ == "__main__":
+    main()
