@@ -11,6 +11,9 @@ import asyncio
 import hashlib
 import hmac
 import logging
+import math
+import os
+import random
 import secrets
 import signal
 import sys
@@ -22,6 +25,7 @@ import numpy as np
 
 from splitproto import AllowList, Credentials, LocalError, Session, SplitprotoError, dial
 from splitproto.errors import (
+    IdentityError,
     Misaligned,
     PolicyRefused,
     SchemaMismatch,
@@ -29,6 +33,7 @@ from splitproto.errors import (
     StepMismatch,
     UnexpectedMessage,
 )
+from splitproto.identity import check_name
 from splitproto.messages import (
     Activations,
     Applied,
@@ -53,6 +58,11 @@ from splitproto.tensors import Descriptor, matches, schema_digest
 
 log = logging.getLogger("hospital")
 IDLE_S = 600.0
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 15.0
+KEEP = 3
+"""Checkpoints kept: the newest so many."""
+LARGEST_BATCH = 256 << 20
+"""Octets of activations, as float32, that this site computes for one batch."""
 
 
 # --- patients and batches: two derivations of the specification ------------------------------------------------
@@ -147,8 +157,8 @@ class Encoder:
             gain -= self.job.learning_rate * (gradients[f"x{n}"] * self._kept[n]).sum((0, 2, 3))
 
     def save(self, path: Path) -> bytes:
-        """Write the state so that a crash leaves the old file or the new one; returns its SHA-256."""
-        path.parent.mkdir(parents=True, exist_ok=True)
+        """Write the state so that a crash or a loss of power leaves it whole or not there; returns its SHA-256."""
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         temporary = path.with_suffix(".tmp")
         with open(temporary, "wb") as file:
             np.savez(
@@ -156,7 +166,14 @@ class Encoder:
                 **{f"f{n}": f for n, f in self.filters.items()},
                 **{f"g{n}": g for n, g in self.gains.items()},
             )
+            file.flush()
+            os.fsync(file.fileno())
         temporary.replace(path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)  # a rename is on disk when its folder is
+        finally:
+            os.close(folder)
         return hashlib.sha256(path.read_bytes()).digest()
 
     def load(self, path: Path) -> None:
@@ -165,7 +182,78 @@ class Encoder:
             self.gains = {n: saved[f"g{n}"] for n in self.job.levels}
 
 
+# --- what outlives a link ---------------------------------------------------------------------------------------
+
+
+class Run:
+    """One run of a job at this site. A link may be lost at any moment; the next one goes on with this."""
+
+    def __init__(self, offer: JobOffer, state: Path) -> None:
+        self.offer = offer
+        self.encoder = Encoder(offer.job)
+        self.incarnation = secrets.token_bytes(16)  # new with the encoder, so the coordinator sees a restart
+        self.applied = 0
+        self.pending: Activations | None = None  # sent, and waiting for gradients
+        self.folder = state / offer.run.hex()
+        if not self.saved():
+            self.save(0)
+
+    def path(self, step: int) -> Path:
+        return self.folder / f"{step}.npz"
+
+    def saved(self) -> list[int]:
+        return sorted(int(path.stem) for path in self.folder.glob("*.npz"))
+
+    def save(self, step: int) -> bytes:
+        if step != self.applied:
+            raise StepMismatch(f"asked to save step {step} after step {self.applied}")
+        digest = self.encoder.save(self.path(step))
+        for old in self.saved()[:-KEEP]:
+            self.path(old).unlink()
+        return digest
+
+    def rollback(self, step: int) -> None:
+        self.encoder.load(self.path(step))
+        self.applied, self.pending = step, None
+        for later in self.saved():
+            if later > step:
+                self.path(later).unlink()
+
+    def forward(self, forward: Forward, x: np.ndarray) -> Activations:
+        """Encode a batch; one that was ordered again after a lost link has its answer already."""
+        if self.pending and forward.mode == "train" and self.pending.digest == forward.digest:
+            return self.pending
+        maps = self.encoder.forward(x, keep=forward.mode == "train")
+        sent = Activations(forward.mode, forward.step, forward.batch, forward.digest, maps)
+        if forward.mode == "train":
+            self.pending = sent
+        return sent
+
+    def apply(self, gradients: Gradients) -> None:
+        if self.pending is None or gradients.step != self.applied + 1:
+            raise StepMismatch(f"gradients of step {gradients.step} after step {self.applied}")
+        if not matches(cut(self.offer.job), gradients.tensors):
+            raise SchemaMismatch(f"the gradients of step {gradients.step} are not of our cut layer")
+        self.encoder.backward(gradients.tensors)
+        self.applied, self.pending = gradients.step, None
+
+
 # --- the service ------------------------------------------------------------------------------------------------
+
+
+def cut(job: Job) -> list[Descriptor]:
+    """The tensors that one training batch sends."""
+    return [
+        Descriptor(f"x{n}", "f32", (job.batch, job.features[n], *(size >> n for size in job.window)))
+        for n in job.levels
+    ]
+
+
+def check_size(job: Job, samples: int) -> None:
+    """A batch costs memory at all five levels, also at those that stay here."""
+    values = sum(job.features[n] * math.prod(size >> n for size in job.window) for n in range(5))
+    if 4 * samples * values > LARGEST_BATCH:
+        raise PolicyRefused(f"a batch of {samples} samples is more than this site computes")
 
 
 @dataclass
@@ -177,6 +265,11 @@ class Service:
     salt: bytes
     volumes: dict[str, Volume]
     state: Path
+    run: Run | None = None
+    joined: bool = False
+
+    def __post_init__(self) -> None:
+        self.by_key = {pseudonym(self.salt, name): volume for name, volume in self.volumes.items()}
 
     def judge(self, offer: JobOffer) -> None:
         """The hospital's decision. Raises the reason for which the job is declined."""
@@ -187,11 +280,19 @@ class Service:
             raise PolicyRefused(f"levels {beyond} may not leave this site")
         if job.dimensions != 2 or job.precision != "f32" or job.augment or job.spacing:
             raise PolicyRefused("this site takes 2-D jobs in f32 without augmentation and resampling")
-        self.cut = [
-            Descriptor(f"x{n}", "f32", (job.batch, job.features[n], *(size >> n for size in job.window)))
-            for n in job.levels
-        ]
-        if schema_digest(self.cut) != offer.schema:
+        try:
+            check_name("job", job.name)  # SP-11-25, and SP-11-26: what the rest of the software can rely on
+        except IdentityError as error:
+            raise SchemaMismatch(error.reason) from None
+        if not (
+            0 < job.learning_rate <= 100
+            and 0 <= job.weight_decay <= 100
+            and 1 <= job.seconds_per_step <= 86_400
+            and job.steps <= 99_999_999
+        ):
+            raise SchemaMismatch("a learning rate, decay, deadline or number of steps that cannot be used")
+        check_size(job, job.batch)
+        if schema_digest(cut(job)) != offer.schema:
             raise SchemaMismatch("the cut layer that the job describes is not the one this site would send")
 
     def window(self, sample: Sample, size: tuple[int, ...]) -> np.ndarray:
@@ -205,12 +306,19 @@ class Service:
             out[x0 - x : x1 - x, y0 - y : y1 - y] = volume[x0:x1, y0:y1, z]
         return out
 
-    def encode(self, forward: Forward) -> Activations:
-        x = np.stack([self.window(sample, self.encoder.job.window) for sample in forward.samples])
-        maps = self.encoder.forward(x, keep=forward.mode == "train")
-        return Activations(forward.mode, forward.step, forward.batch, forward.digest, maps)
+    def check(self, forward: Forward, job: Job) -> None:
+        """Before anything is computed for a batch (SP-11-5, SP-11-27, SP-11-28)."""
+        if batch_digest(forward.step, forward.samples, forward.seed) != forward.digest:
+            raise Misaligned(f"batch of step {forward.step}: its samples do not give its digest")
+        if forward.mode == "train" and len(forward.samples) != job.batch:
+            raise SchemaMismatch(f"a batch of {len(forward.samples)} samples, the job says {job.batch}")
+        check_size(job, len(forward.samples))
 
-    async def join(self, session: Session) -> None:
+    def encode(self, run: Run, forward: Forward) -> Activations:
+        x = np.stack([self.window(sample, run.offer.job.window) for sample in forward.samples])
+        return run.forward(forward, x)
+
+    async def join(self, session: Session) -> Run:
         """Hear the job, judge it, say what this site holds."""
         offer = await session.receive(IDLE_S, "a job")
         if not isinstance(offer, JobOffer):
@@ -221,53 +329,45 @@ class Service:
             await session.send(JobDecline(error.code, error.reason))
             await session.close("failed", error.reason)
             raise
-        self.encoder = Encoder(offer.job)
-        self.by_key = {pseudonym(self.salt, name): volume for name, volume in self.volumes.items()}
-        self.folder = self.state / offer.run.hex()
-        self.applied = 0
-        self.encoder.save(self.folder / "0.npz")
-        saved = sorted(int(path.stem) for path in self.folder.glob("*.npz"))
-        await session.send(JobAccept(secrets.token_bytes(16), 0, tuple(saved), len(self.by_key)))
+        if self.run is None or self.run.offer != offer:
+            self.run = Run(offer, self.state)
+        run = self.run
+        await session.send(JobAccept(run.incarnation, run.applied, tuple(run.saved()), len(self.by_key)))
         patients = [
             Patient(key, v.voxels.shape, v.spacing, v.orientation, v.origin)
             for key, v in sorted(self.by_key.items())
         ]
         await session.send(Inventory(tuple(patients), last=True))  # pieces of at most 1024
-        begin = await session.receive(IDLE_S, "the other sites")
-        if not isinstance(begin, Begin):
-            raise UnexpectedMessage(f"a {begin.name} where begin was due")
-        log.info("job %s begins with %d patients", offer.job.name, begin.patients)
+        self.joined = True
+        return run
 
-    async def work(self, session: Session) -> Bye:
-        """Batches, gradients and checkpoints until the coordinator says bye."""
+    async def work(self, session: Session, run: Run) -> Bye:
+        """Batches, gradients and checkpoints until one side says bye."""
         announced: deque[Forward] = deque()
         while True:
+            if session.rotation_due and not run.pending:
+                return Bye("rotate", "the key's budget is spent")
             # A batch is announced ahead; it is due when our weights are those it is meant for.
-            while announced and announced[0].step == self.applied + (announced[0].mode == "train"):
+            while announced and announced[0].step == run.applied + (announced[0].mode == "train"):
                 forward = announced.popleft()
                 # In a thread, so that heartbeats are answered during a long computation.
-                await session.send(await asyncio.to_thread(self.encode, forward))
+                await session.send(await asyncio.to_thread(self.encode, run, forward))
             message = await session.receive(IDLE_S, "work")
             match message:
+                case Begin():
+                    log.info("job %s begins with %d patients", run.offer.job.name, message.patients)
                 case Forward():
-                    if batch_digest(message.step, message.samples, message.seed) != message.digest:
-                        raise Misaligned(f"batch of step {message.step}: its samples do not give its digest")
+                    self.check(message, run.offer.job)
                     announced.append(message)
                 case Gradients():
-                    if message.step != self.applied + 1:
-                        raise StepMismatch(f"gradients of step {message.step} after step {self.applied}")
-                    if not matches(self.cut, message.tensors):
-                        raise SchemaMismatch(f"the gradients of step {message.step} are not of our cut layer")
-                    await asyncio.to_thread(self.encoder.backward, message.tensors)
-                    self.applied = message.step
+                    await asyncio.to_thread(run.apply, message)
                     await session.send(Applied(message.step))
                 case Checkpoint():
-                    digest = await asyncio.to_thread(self.encoder.save, self.folder / f"{message.step}.npz")
+                    digest = await asyncio.to_thread(run.save, message.step)
                     await session.send(Saved(message.step, digest))
                 case Rollback():
                     announced.clear()
-                    self.encoder.load(self.folder / f"{message.step}.npz")
-                    self.applied = message.step
+                    await asyncio.to_thread(run.rollback, message.step)
                     await session.send(RolledBack(message.step))
                 case Progress():
                     log.info("step %d: %s", message.step, message.values)
@@ -276,13 +376,14 @@ class Service:
                 case _:
                     raise UnexpectedMessage(f"a {message.name} where work was due")
 
-    async def serve(self, address: str, credentials: Credentials, coordinators: set[str]) -> None:
-        """One job, from dialling to bye."""
-        session = await dial(address, credentials, AllowList({"coordinator": coordinators}, "our policy"))
+    async def link(self, address: str, credentials: Credentials, coordinator: str) -> Bye:
+        """One link, from dialling to bye."""
+        self.joined = False
+        session = await dial(address, credentials, AllowList({"coordinator": {coordinator}}, "our policy"))
         log.info("connected to %s, %s", session.peer.uri, session.tls)
         try:
-            await self.join(session)
-            bye = await self.work(session)
+            run = await self.join(session)
+            bye = await self.work(session, run)
             await session.close(bye.reason)
         except LocalError as error:
             session.fail(error)  # the coordinator learns the code and the reason
@@ -292,13 +393,41 @@ class Service:
             raise
         finally:
             await session.close("drain", "the site was asked to stop")  # nothing, if the link is over
-        log.info("bye: %s after step %d", bye.reason, self.applied)
+        log.info("bye: %s after step %d", bye.reason, run.applied)
+        return bye
+
+    async def serve(
+        self, address: str, credentials: Credentials, coordinator: str, patience: float = 600.0
+    ) -> Bye:
+        """The whole job over as many links as it takes; returns the last bye, `complete` or `failed`.
+
+        Raises:
+            SplitprotoError: what dialling again does not mend, or did not within `patience` seconds.
+        """
+        clock = asyncio.get_running_loop().time
+        pause, deadline = FIRST_PAUSE_S, clock() + patience
+        while True:
+            try:
+                bye = await self.link(address, credentials, coordinator)
+                if bye.reason in ("complete", "failed"):
+                    return bye
+            except SplitprotoError as error:
+                if not error.retry or (clock() + pause > deadline and not self.joined):
+                    raise
+                log.warning("%s; trying again", error)
+            if self.joined:  # that link was a good one: patience begins anew
+                pause, deadline = FIRST_PAUSE_S, clock() + patience
+            # Random in part: not all sites at the same moment.
+            await asyncio.sleep(pause * random.uniform(0.5, 1.0))
+            pause = min(2 * pause, LONGEST_PAUSE_S)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--coordinator", required=True, help="tcp://host:port")
     parser.add_argument("--site", required=True)
+    parser.add_argument("--coordinator-site", default="hub", help="the one coordinator that may answer")
+    parser.add_argument("--patience", type=float, default=600.0, help="seconds without a link, then give up")
     parser.add_argument("--modality", default="flair")
     parser.add_argument(
         "--pki", type=Path, default=Path("pki"), help="ca.crt, <site>.crt, <site>.key, federation.salt"
@@ -316,28 +445,25 @@ def main() -> int:
         given.state,
     )
 
-    async def run() -> None:
+    async def run() -> Bye:
         credentials = Credentials(
             given.pki / "ca.crt", given.pki / f"{given.site}.crt", given.pki / f"{given.site}.key"
         )
         task = asyncio.current_task()
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, lambda: task and task.cancel())
-        while True:
-            try:
-                return await service.serve(given.coordinator, credentials, {"hub"})
-            except SplitprotoError as error:
-                if not error.retry:
-                    raise
-                log.warning("%s; trying again", error)
-                await asyncio.sleep(1)
+        return await service.serve(given.coordinator, credentials, given.coordinator_site, given.patience)
 
     try:
-        asyncio.run(run())
+        bye = asyncio.run(run())
     except asyncio.CancelledError:
         log.info("asked to stop")
     except SplitprotoError as error:
         print(f"hospital: {error}", file=sys.stderr)
         return 1
+    else:
+        if bye.reason == "failed":
+            print(f"hospital: the coordinator ended the job: {bye.text}", file=sys.stderr)
+            return 1
     if heavy := {"torch", "splitpeer"} & set(sys.modules):
         raise RuntimeError(f"this service is meant to do without {heavy}")
     return 0

@@ -2,20 +2,42 @@
 
 from __future__ import annotations
 
+import asyncio
+import importlib
 import json
 import os
 import shutil
 import socket
+import stat
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
+from types import ModuleType
 
+import numpy as np
 import pytest
 
-from splitproto import pki
+from splitproto import AllowList, Credentials, Listener, LocalError, Session, pki
+from splitproto.errors import Draining, PolicyRefused, SchemaMismatch
+from splitproto.messages import (
+    Applied,
+    Begin,
+    Checkpoint,
+    Forward,
+    Gradients,
+    Inventory,
+    Job,
+    JobAccept,
+    JobOffer,
+    Rollback,
+    RolledBack,
+    Sample,
+)
+from splitproto.tensors import Descriptor, schema_digest
 
 FOLDER = Path(__file__).parents[2] / "examples" / "embedding"
 SPLITPEER = Path(sys.executable).parent / "splitpeer"
@@ -104,6 +126,149 @@ def test_a_job_that_wants_more_than_the_policy_is_declined_with_the_reason(feder
         code, said = result(north)
         assert code == 1
         assert "may not leave" in said
+
+
+@pytest.fixture
+def service(federation: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """`hospital_service` in this process."""
+    monkeypatch.chdir(federation)
+    monkeypatch.syspath_prepend(FOLDER)
+    monkeypatch.delitem(sys.modules, "hospital_service", raising=False)
+    return importlib.import_module("hospital_service")
+
+
+def offer_and_cut() -> tuple[JobOffer, list[Descriptor]]:
+    features, window = (8, 8, 16, 32, 64, 8), (48, 48)
+    job = Job("embedding", 2, features, (1, 2, 3, 4), "f32", window, (), False,
+              batch=2, steps=9, optimiser="sgd", learning_rate=0.5, weight_decay=0.0, schedule="constant",
+              seconds_per_step=60.0)  # fmt: skip
+    cut = [Descriptor(f"x{n}", "f32", (2, features[n], 48 >> n, 48 >> n)) for n in job.levels]
+    return JobOffer(b"r" * 16, "flair", job, schema_digest(cut)), cut
+
+
+async def joined(listener: Listener, offer: JobOffer, step: int) -> tuple[Session, JobAccept, Inventory]:
+    """The coordinator's side of joining."""
+    session = await listener.accept(30)
+    await session.send(offer)
+    accept, inventory = await session.receive(30), await session.receive(30)
+    await session.send(Begin(step, len(inventory.patients)))
+    return session, accept, inventory
+
+
+async def test_a_lost_link_is_not_a_lost_run(federation: Path, service: ModuleType) -> None:
+    """The pending step, the incarnation and what was applied go on over three links; checkpoints are the newest 3."""
+    hub, north = (
+        Credentials(Path("pki/ca.crt"), Path(f"pki/{site}.crt"), Path(f"pki/{site}.key"))
+        for site in ("hub", "north")
+    )
+    site = service.Service("flair", frozenset(range(5)), b"s" * 32, service.invented(), Path("state"))
+    offer, cut = offer_and_cut()
+    async with Listener("tcp://127.0.0.1:0", hub, AllowList({"client": {"north"}}, "the test")) as listener:
+        serving = asyncio.create_task(site.serve(listener.address, north, "hub", 30.0))
+
+        def batch(step: int) -> Forward:
+            samples = tuple(Sample(patient.key, (0, 0, 4)) for patient in inventory.patients[:2])
+            return Forward("train", step, 0, samples, service.batch_digest(step, samples, None))
+
+        session, first, inventory = await joined(listener, offer, 0)
+        assert (first.applied, first.checkpoints) == (0, (0,))
+        await session.send(batch(1))
+        sent = await session.receive(30)
+        pending = site.run.pending
+        session.fail(Draining("the line is cut"))
+
+        session, again, _ = await joined(listener, offer, 0)
+        assert again.incarnation == first.incarnation
+        await session.send(batch(1))
+        answer = await session.receive(30)
+        assert all((answer.tensors[name] == array).all() for name, array in sent.tensors.items())
+        assert pending is site.run.pending  # not computed twice
+        gradients = {d.name: np.full(d.shape, 0.01, np.float32) for d in cut}
+        for step in range(1, 5):
+            if step > 1:
+                await session.send(batch(step))
+                await session.receive(30)
+            await session.send(Gradients(step, gradients))
+            assert await session.receive(30) == Applied(step)
+            await session.send(Checkpoint(step))
+            assert (await session.receive(30)).step == step
+        await session.close("drain")
+
+        session, third, _ = await joined(listener, offer, 4)
+        assert (third.incarnation, third.applied, third.checkpoints) == (first.incarnation, 4, (2, 3, 4))
+        await session.send(Rollback(3))
+        assert await session.receive(30) == RolledBack(3)
+        assert site.run.saved() == [2, 3]
+        # A new process has lost its memory, not its checkpoints.
+        fresh = service.Run(offer, Path("state"))
+        assert fresh.incarnation != first.incarnation and fresh.saved() == [2, 3]
+        await session.close("complete")
+        assert (await serving).reason == "complete"
+
+
+def test_a_checkpoint_is_on_disk_before_its_name_is(
+    service: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, synced = tmp_path / "run" / "1.npz", []
+    monkeypatch.setattr(
+        os, "fsync", lambda fd: synced.append((stat.S_ISDIR(os.fstat(fd).st_mode), path.exists()))
+    )
+    service.Encoder(offer_and_cut()[0].job).save(path)
+    assert synced == [(False, False), (True, True)]
+
+
+@pytest.mark.parametrize(
+    ("change", "cause"),
+    [
+        ({"name": "../up"}, "is not a name"),
+        ({"learning_rate": 0.0}, "cannot be used"),
+        ({"seconds_per_step": float("inf")}, "cannot be used"),
+        ({"batch": 4096, "window": (2048, 2048)}, "more than this site computes"),
+    ],
+)
+def test_terms_that_no_site_takes(service: ModuleType, change: dict[str, object], cause: str) -> None:
+    site = service.Service("flair", frozenset(range(5)), b"s" * 32, {}, Path("state"))
+    offer, _ = offer_and_cut()
+    site.judge(offer)
+    job = replace(offer.job, **change)
+    with pytest.raises(LocalError, match=cause):
+        site.judge(replace(offer, job=job))
+
+
+def test_batches_that_no_site_computes(service: ModuleType) -> None:
+    site = service.Service("flair", frozenset(range(5)), b"s" * 32, {}, Path("state"))
+    job = offer_and_cut()[0].job
+
+    def forward(mode: str, count: int) -> Forward:
+        samples = (Sample(b"k" * 16, (0, 0, 0)),) * count
+        return Forward(mode, 1, 0, samples, service.batch_digest(1, samples, None))
+
+    site.check(forward("train", 2), job)
+    site.check(forward("evaluate", 3), job)
+    with pytest.raises(SchemaMismatch, match="the job says 2"):
+        site.check(forward("train", 3), job)
+    with pytest.raises(PolicyRefused, match="more than this site computes"):
+        site.check(forward("evaluate", 4096), job)
+
+
+def test_it_gives_up_when_patience_is_over(federation: Path) -> None:
+    with process(*hospital(f"tcp://127.0.0.1:{free_port()}", "--patience", "2"), folder=federation) as north:
+        code, said = result(north, 20)
+    assert code == 1
+    assert "trying again" in said and "Traceback" not in said
+
+
+def test_only_the_named_coordinator_may_answer(federation: Path) -> None:
+    address = f"tcp://127.0.0.1:{free_port()}"
+    coordinator = [sys.executable, FOLDER / "coordinator.py", "--listen", address]
+    with (
+        process(*coordinator, folder=federation) as hub,
+        process(*hospital(address, "--coordinator-site", "other"), folder=federation) as north,
+    ):
+        code, said = result(north)
+        assert code == 1
+        assert "not on our allow-list" in said
+        hub.kill()
 
 
 @pytest.mark.timeout(300)
