@@ -38,9 +38,9 @@ splitpeer pki issue --role client --site south
 
 echo "3. settings: one peer.toml per peer, one job.toml"
 mkdir hub north south
-splitpeer init --role coordinator --site hub --listen "$address" --labels ../data/labels --convention msd --output hub/peer.toml
-splitpeer init --role client --site north --modality flair --images ../data/flair --coordinator "$address" --output north/peer.toml
-splitpeer init --role client --site south --modality t1ce --images ../data/t1ce --coordinator "$address" --output south/peer.toml
+splitpeer init --role coordinator --site hub --listen "$address" --labels data/labels --convention msd --output hub/peer.toml
+splitpeer init --role client --site north --modality flair --images data/flair --coordinator "$address" --output north/peer.toml
+splitpeer init --role client --site south --modality t1ce --images data/t1ce --coordinator "$address" --output south/peer.toml
 cp "$here/job.toml" hub/job.toml
 for peer in hub north south; do splitpeer config check $peer/peer.toml; done
 
