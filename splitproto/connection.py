@@ -31,6 +31,7 @@ from .errors import (
     LocalError,
     MessageTooLarge,
     RemoteError,
+    SecureChannelError,
     SequenceGap,
     SplitprotoError,
     TooManyLinks,
@@ -69,17 +70,18 @@ def binding(dialler: bytes, listener: bytes) -> bytes:
 class _Incoming:
     """A message whose tensors are arriving straight into their arrays."""
 
-    def __init__(self, message: Message, described: tuple[Descriptor, ...], octets: int) -> None:
+    def __init__(self, message: Message, described: tuple[Descriptor, ...], octets: int, head: int) -> None:
         self.message = message
+        self.head = head
         self.octets = octets
         self.left = octets
         self.tensors: dict[str, Array] = {}
         self._targets: deque[tuple[memoryview, bytes]] = deque()
         for d in described:
-            head = codec.bin_header(d.nbytes)
+            opening = codec.bin_header(d.nbytes)
             array = np.empty(d.shape, DTYPES[d.dtype])
             self.tensors[d.name] = array
-            self._targets.append((memoryview(bytearray(len(head))), head))
+            self._targets.append((memoryview(bytearray(len(opening))), opening))
             self._targets.append((array.reshape(-1).view(np.uint8).data, b""))
         self._place = 0
 
@@ -193,6 +195,9 @@ class Connection:
             self._heard = now
             self._channel.feed(arrived.body)
             self._pump(now)
+        except (EnvelopeError, CarrierVersionError, SecureChannelError) as error:
+            # SP-4-6: octets that anybody on the way may forge or damage cost an admitted peer a reconnect, no more.
+            self._fail(error if self.agreement is None else LinkLost(error.reason), now)
         except LocalError as error:
             self._fail(error, now)
 
@@ -306,11 +311,6 @@ class Connection:
         if len(self._control) < WAITING:
             self._control.append(framing.encode_number(kind, number))
 
-    @property
-    def bytes_out(self) -> int:
-        """Plaintext octets encrypted so far."""
-        return self._channel.bytes_out
-
     # --- receiving -------------------------------------------------------------------------------------
 
     def _pump(self, now: float) -> None:
@@ -374,7 +374,7 @@ class Connection:
             del self._streams[header.stream]
             for name, array in incoming.tensors.items():
                 incoming.message.tensors[name] = array  # type: ignore[attr-defined]
-            self._heard_message(incoming.message, incoming.octets)
+            self._heard_message(incoming.message, incoming.octets, incoming.head)
 
     def _small_frame(self, header: framing.FrameHeader, now: float) -> None:
         payload = self._scratch
@@ -404,7 +404,7 @@ class Connection:
         if header.end == bool(described):
             raise FrameError("END on a HEAD means no tensors follow, and the reverse")
         if not described:
-            self._heard_message(message, 0)
+            self._heard_message(message, 0, len(payload))
             return
         if self.agreement is None or len(self._streams) >= constants.MAX_STREAMS:
             raise FrameError("tensors before welcome, or too many messages half received")
@@ -419,9 +419,9 @@ class Connection:
         if self._held + octets > self.agreement.receive_limit:
             raise FlowControlError(f"a {message.name} beyond the credit given")
         self._held += octets
-        self._streams[header.stream] = _Incoming(message, described, octets)
+        self._streams[header.stream] = _Incoming(message, described, octets, len(payload))
 
-    def _heard_message(self, message: Message, octets: int) -> None:
+    def _heard_message(self, message: Message, octets: int, head: int) -> None:
         if isinstance(message, Error):
             self.conversation.say(self.side.other, message.name)
             self._close(RemoteError(message.code, message.reason))
@@ -436,7 +436,7 @@ class Connection:
             self.release(octets)
             return
         else:
-            self._events.append(Received(message, octets))
+            self._events.append(Received(message, octets, head))
         if self.conversation.finished:
             self._finishing = True
 
@@ -481,7 +481,10 @@ class Connection:
         reset = envelope.decode_reset(body)
         said = f": {reset.text}" if reset.text else ""
         error: SplitprotoError
-        if reset.reason == envelope.ResetReason.CARRIER_VERSION:
+        if self.agreement is not None:
+            # SP-4-6: not authenticated, so whatever it says, it only makes us dial again.
+            error = LinkReset(f"the peer, or something on the way, gave up this link{said}")
+        elif reset.reason == envelope.ResetReason.CARRIER_VERSION:
             spoken = ", ".join(map(str, reset.versions)) or "none"
             error = CarrierVersionError(
                 f"the peer speaks carrier version {spoken}, this side {constants.CARRIER_VERSION}: update the older one"

@@ -33,6 +33,8 @@ class Received(Event):
     message: Message
     octets: int
     """Octets of its body; give them back with `release` when the message has been taken."""
+    head: int
+    """Octets of its head, which needed no credit."""
 
 
 @dataclass(frozen=True, slots=True)

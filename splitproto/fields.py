@@ -7,12 +7,15 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any, Protocol, cast
 
 from .constants import MAX_TEXT
 from .errors import CodecError
+
+_FIGURE = re.compile(r"[A-Za-z0-9_.-]{1,32}")
 
 
 class Kind(Protocol):
@@ -113,6 +116,9 @@ class Text:
     def read(self, value: Any, where: str) -> str:
         if type(value) is not str or len(value) > min(self.limit, MAX_TEXT):
             raise CodecError(f"{where} is not text of at most {self.limit} characters")
+        # SP-8.2-4: what people will read holds no control characters: no forged lines, no terminal tricks.
+        if not value.isprintable():
+            raise CodecError(f"{where} holds characters that cannot be printed")
         if self.one_of and value not in self.one_of:
             raise CodecError(f"{where} is not one of {', '.join(self.one_of)}")
         return value
@@ -183,7 +189,9 @@ class Numbers:
     def read(self, value: Any, where: str) -> dict[str, float]:
         if type(value) is not dict or len(value) > self.limit:
             raise CodecError(f"{where} is not a map of at most {self.limit} numbers")
-        return {key: Real().read(number, f"{where}.{key[:40]!r}") for key, number in value.items()}
+        if not all(type(key) is str and _FIGURE.fullmatch(key) for key in value):
+            raise CodecError(f"{where} names a figure with other characters than letters, digits, _ . -")
+        return {key: Real().read(number, f"{where}.{key}") for key, number in value.items()}
 
     def write(self, value: Mapping[str, float], where: str) -> dict[str, float]:
         if not isinstance(value, Mapping):

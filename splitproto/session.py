@@ -19,6 +19,7 @@ from .errors import (
     LinkLost,
     LocalError,
     SplitprotoError,
+    printable,
 )
 from .events import Closed, Established, Received, RotationDue
 from .identity import Identity
@@ -27,8 +28,10 @@ from .negotiation import Agreement
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.0005, 0.02
 _LINGER, _LAST_WORDS = 1.0, 0.05
-UNREAD = 64 << 20
-"""Octets that may arrive, beyond the credit given, while the application takes no message."""
+SEND_TIMEOUT = 120.0
+"""Seconds that a peer may leave a message untaken, unless the caller says otherwise."""
+UNREAD = 8 << 20
+"""Octets of heads, which need no credit, that may wait while the application takes no message."""
 
 
 class Carrier(Protocol):
@@ -54,8 +57,8 @@ class Session:
         self._connection = connection
         self._carrier = carrier
         self._loop = asyncio.get_running_loop()
-        self._inbox: deque[tuple[Received, int]] = deque()
-        """What the application has not taken, and `bytes_in` when it arrived."""
+        self._inbox: deque[Received] = deque()
+        self._unread = 0  # octets of heads in the inbox
         self._arrived = asyncio.Event()
         self._wake = asyncio.Event()
         self._established: asyncio.Future[Established] = self._loop.create_future()
@@ -100,10 +103,15 @@ class Session:
             raise self._why()
         return self
 
-    async def send(self, message: Message) -> None:
+    async def send(self, message: Message, timeout: float = SEND_TIMEOUT) -> None:
         """Queue `message`; one with tensors returns when its last octet is encrypted (credit permitting).
 
+        Args:
+            message: any message that the state tables allow now.
+            timeout: seconds to wait for credit and carrier at most.
+
         Raises:
+            DeadlineExceeded: the peer took nothing in time; the message stays queued, so end the link.
             UnexpectedMessage, MessageTooLarge, CodecError, TensorError: see `Connection.send`.
             SplitprotoError: the link ended first.
         """
@@ -116,7 +124,10 @@ class Session:
             return
         self._unsent.add(done)
         try:
-            await done
+            async with asyncio.timeout(timeout):
+                await done
+        except TimeoutError:
+            raise DeadlineExceeded(f"waited {timeout:g} s for the peer to take a {message.name}") from None
         finally:
             self._unsent.discard(done)
 
@@ -141,7 +152,8 @@ class Session:
                     await self._arrived.wait()
             except TimeoutError:
                 raise DeadlineExceeded(f"waited {timeout:g} s for {what}") from None
-        received, _ = self._inbox.popleft()
+        received = self._inbox.popleft()
+        self._unread -= received.head
         self._connection.release(received.octets)
         self._after()
         return received.message
@@ -150,7 +162,7 @@ class Session:
         """Say bye and wait until the peer has answered, at most `timeout` seconds; never raises."""
         if not self.ended.done():
             try:
-                self._connection.send(Bye(reason, text[:500]))
+                self._connection.send(Bye(reason, printable(text[:500])))
             except LocalError:
                 # Bye is said already: only wait. Not admitted yet: there is nobody to say bye to.
                 if self._connection.agreement is None:
@@ -175,10 +187,8 @@ class Session:
         self._connection.receive(data, self._loop.time())
         self._after()
         # SP-7-9: bodies wait for credit; heads do not, so a peer could fill our memory with them.
-        if self._inbox and self.alive:
-            unread = self.bytes_in - self._inbox[0][1]
-            if unread > UNREAD + self.agreement.receive_limit:
-                self.fail(FlowControlError(f"{unread >> 20} MiB of messages arrived and were not taken"))
+        if self._unread > UNREAD and self.alive:
+            self.fail(FlowControlError(f"{self._unread >> 20} MiB of messages arrived and were not taken"))
 
     def carrier_lost(self, error: SplitprotoError) -> None:
         """The connection below is gone."""
@@ -200,7 +210,8 @@ class Session:
         """After anything that may have moved the connection: take events, wake the writer, set the timer."""
         for event in self._connection.events():
             if isinstance(event, Received):
-                self._inbox.append((event, self.bytes_in))
+                self._inbox.append(event)
+                self._unread += event.head
                 self._arrived.set()
             elif isinstance(event, Established):
                 self._established.set_result(event)

@@ -13,6 +13,8 @@ import sys
 import time
 from typing import Any, Literal, TextIO
 
+from splitproto.errors import printable
+
 _HANDLER = "splitpeer"
 _RESERVED = ("time", "level", "event", "logger", "message", "traceback")
 
@@ -32,7 +34,7 @@ def setup(
 
     Libraries other than ours are heard from "warning" upwards only.
     """
-    handler = logging.StreamHandler(stream or sys.stderr)
+    handler = _Standard() if stream is None else logging.StreamHandler(stream)
     handler.set_name(_HANDLER)
     handler.setFormatter(JsonFormatter() if format == "json" else TextFormatter())
     root = logging.getLogger()
@@ -41,6 +43,17 @@ def setup(
     root.addHandler(handler)
     for package in ("splitpeer", "splitproto"):
         logging.getLogger(package).setLevel(level.upper())
+
+
+class _Standard(logging.StreamHandler[TextIO]):
+    """Writes to what `sys.stderr` is at that moment: a live progress bar puts itself in between."""
+
+    def __init__(self) -> None:
+        logging.Handler.__init__(self)
+
+    @property
+    def stream(self) -> TextIO:  # type: ignore[override]
+        return sys.stderr
 
 
 def _fields(record: logging.LogRecord) -> dict[str, Any]:
@@ -54,13 +67,14 @@ class TextFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         clock = time.strftime("%H:%M:%S", time.localtime(record.created))
         pairs = [f"{key}={self._shown(value)}" for key, value in _fields(record).items()]
-        message = " ".join(record.getMessage().split())
+        message = printable(" ".join(record.getMessage().split()))
+        # Fields may hold what a peer wrote: printable, or not at all.
         line = " ".join([clock, f"{record.levelname.lower():7}", message, *pairs])
         return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
 
     @staticmethod
     def _shown(value: object) -> str:
-        text = f"{value:.6g}" if isinstance(value, float) else str(value)
+        text = printable(f"{value:.6g}" if isinstance(value, float) else str(value))
         plain = text and text.isprintable() and not any(c in text for c in ' "=')
         return text if plain else json.dumps(text, ensure_ascii=False)
 

@@ -358,7 +358,9 @@ def test_a_command_whose_package_is_not_installed(
 
 def test_an_interrupt_is_130(tmp_path: Path) -> None:
     program = (
-        "import sys, time, types, click\n"
+        # A test run in the background inherits an ignored SIGINT.
+        "import signal, sys, time, types, click\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "from splitpeer.cli import main, root\n"
         "def wait():\n    print('waiting', flush=True)\n    time.sleep(60)\n"
         "sys.modules['waiting'] = types.SimpleNamespace(command=click.Command('demo', callback=wait))\n"

@@ -61,7 +61,7 @@ def test_text_lines() -> None:
     assert line.count("\n") == 1
     assert (
         line[9:]
-        == r'debug   step.done step=3 loss=0.123457 note="two words \"x\"\nforged line" empty=""' + "\n"
+        == r'debug   step.done step=3 loss=0.123457 note="two words \"x\"?forged line" empty=""' + "\n"
     )
 
 

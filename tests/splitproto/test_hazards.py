@@ -17,6 +17,7 @@ from splitproto.errors import (
     BY_CODE,
     BindingMismatch,
     CarrierVersionError,
+    CodecError,
     DeadlineExceeded,
     Draining,
     EnvelopeError,
@@ -117,8 +118,9 @@ def test_damaged_ciphertext_ends_the_link_and_the_sender_reads_the_cause(
     pair.of(sender.other).receive(data, 0.0)
     pair.exchange()
     found, told = pair.closed(sender.other).error, pair.closed(sender).error
-    assert isinstance(found, SecureChannelError) and "lost or altered" in str(found)
-    assert isinstance(told, SecureChannelError) and "altered bytes" in str(told), "the alert was delivered"
+    assert isinstance(found, LinkLost) and "lost or altered" in str(found)
+    assert isinstance(told, LinkLost) and "altered bytes" in str(told), "the alert was delivered"
+    assert found.retry and told.retry, "anybody on the way can do this: it costs a reconnect, no more"
 
 
 def test_a_replayed_recording_is_not_a_peer(make_pair: MakePair) -> None:
@@ -152,11 +154,31 @@ def test_a_reset_tells_the_dialler_why(
     reason: ResetReason, error: type[LocalError], retry: bool, make_pair: MakePair
 ) -> None:
     for link in (None, NO_LINK):
-        pair = make_pair().work()
+        pair = make_pair()
         pair.client.receive(envelope.encode_reset(link or pair.client.link, reason, "because"), 0.0)
         pair.exchange()
         found = pair.closed(CLIENT).error
         assert type(found) is error and found.retry is retry
+
+
+@pytest.mark.parametrize("reason", list(ResetReason))
+def test_a_forged_reset_costs_an_admitted_peer_a_reconnect_and_no_more(
+    reason: ResetReason, make_pair: MakePair
+) -> None:
+    pair = make_pair().work()
+    pair.client.receive(envelope.encode_reset(pair.client.link, reason, "forged"), 0.0)
+    pair.exchange()
+    assert pair.closed(CLIENT).error.retry
+
+
+@pytest.mark.parametrize("data", [b"garbage" * 6, b"SPLT\x09" + bytes(27)], ids=["garbage", "other version"])
+def test_forged_octets_cost_an_admitted_peer_a_reconnect_and_no_more(
+    data: bytes, make_pair: MakePair
+) -> None:
+    pair = make_pair().work()
+    pair.client.receive(data, 0.0)
+    pair.exchange()
+    assert pair.closed(CLIENT).error.retry and pair.closed(COORDINATOR).error.retry
 
 
 def test_a_reset_of_a_spoofed_link_id_does_nothing(make_pair: MakePair) -> None:
@@ -295,7 +317,16 @@ def test_an_error_text_of_a_peer_is_one_printable_line(make_pair: MakePair) -> N
     pair.client._channel.write(framing.encode_header(FrameType.HEAD, 101, len(head), end=True) + head)
     pair.exchange()
     told = pair.closed(COORDINATOR).error
-    assert str(told).isprintable() and told.name == "unknown-0x7777" and not told.retry
+    assert isinstance(told, CodecError) and "cannot be printed" in str(told)
+
+
+def test_an_error_code_that_nobody_knows_is_final(make_pair: MakePair) -> None:
+    pair = make_pair().work()
+    head = codec.encode({"type": "error", "code": 0x7777, "reason": "from the future"})
+    pair.client._channel.write(framing.encode_header(FrameType.HEAD, 101, len(head), end=True) + head)
+    pair.exchange()
+    told = pair.closed(COORDINATOR).error
+    assert told.name == "unknown-0x7777" and not told.retry
 
 
 # --- time --------------------------------------------------------------------------------------------------

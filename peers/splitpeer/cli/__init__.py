@@ -14,13 +14,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from splitpeer.errors import PeerError
-from splitproto.errors import SplitprotoError
+from splitproto.errors import DeadlineExceeded, InternalError, SplitprotoError, printable
 
 __all__ = ["exit_code", "main"]
 
 INTERRUPTED = 130
 _CONNECTION, _TIMEOUT, _USAGE, _BUG = 2, 3, 4, 5
-_DEADLINE_CODE, _INTERNAL_CODE = 0x0601, 0x0603
 _log = logging.getLogger(__name__)
 
 
@@ -77,9 +76,9 @@ def exit_code(error: BaseException) -> int:
     code = getattr(error, "code", None)
     if code is None:  # an error of the CA's folder, never on the wire
         return _USAGE
-    if code == _INTERNAL_CODE:
+    if code == InternalError.code:
         return _BUG
-    if code == _DEADLINE_CODE:
+    if code == DeadlineExceeded.code:
         return _TIMEOUT
     # 0x05xx: the two sides talk, but their job cannot go on.
     return 1 if code >> 8 == 0x05 else _CONNECTION
@@ -101,4 +100,5 @@ def _where(error: BaseException) -> str:
 
 
 def _say(text: str) -> None:
-    print("splitpeer: " + " ".join(text.split()), file=sys.stderr)
+    # A peer may have written part of it: no terminal control gets through.
+    print("splitpeer: " + printable(" ".join(text.split())), file=sys.stderr)

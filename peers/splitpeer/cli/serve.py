@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 import os
+import resource
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -45,6 +46,8 @@ def serve(
 
     Ctrl-C (or SIGTERM) finishes the step under way and writes a checkpoint; a second one stops at once.
     """
+    # Checkpoints, masks and logs of a hospital are for its own user only.
+    os.umask(0o077)
     overrides = {"runtime.device": device} if device else {}
     config = load_peer(config_file, settings, overrides)
     _same("role", role, config.peer.role, config)
@@ -72,6 +75,12 @@ def _same(name: str, given: str | None, configured: str | None, config: PeerConf
         )
 
 
+def _allow_many_connections() -> None:
+    """A stranger's idle connections must not use up the files that the job needs."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
 def _stop_on_signals(before_leaving: Callable[[], None] = lambda: None) -> asyncio.Event:
     """First signal: leave in good order. Second: leave now."""
     stop = asyncio.Event()
@@ -94,7 +103,10 @@ def _stop_on_signals(before_leaving: Callable[[], None] = lambda: None) -> async
 async def _client(config: PeerConfig) -> None:
     from splitpeer.roles.client import Client
 
-    await Client(config, _stop_on_signals()).run()
+    # In a thread: a folder on a network drive that hangs must not make this deaf to signals.
+    stop = _stop_on_signals()
+    client = await asyncio.to_thread(Client, config, stop)
+    await client.run()
 
 
 async def _coordinator(config: PeerConfig, job: JobConfig, resume: bool) -> dict[str, object]:
@@ -104,9 +116,11 @@ async def _coordinator(config: PeerConfig, job: JobConfig, resume: bool) -> dict
     from splitpeer.roles.coordinator import Coordinator
     from splitpeer.roles.view import dice_line, make_view
 
+    _allow_many_connections()
     view = make_view()
     try:
-        coordinator = Coordinator(config, job, _stop_on_signals(view.close), view, resume=resume)
+        stop = _stop_on_signals(view.close)
+        coordinator = await asyncio.to_thread(Coordinator, config, job, stop, view, resume=resume)
     except BaseException:
         view.close()
         raise

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import queue
 import threading
-import time
 from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Generic, TypeVar
@@ -93,28 +92,20 @@ class Prefetcher(Generic[Asked, Made]):
             raise error
         return made
 
-    def close(self, timeout: float = 10.0) -> None:
-        """Stop after the request in work; what was not fetched is dropped. Idempotent.
-
-        Raises DeadlinePassed if the thread is still inside `make` after `timeout` s.
-        """
+    def close(self) -> None:
+        """Stop after the request in work, without waiting for it; what was not fetched is dropped. Idempotent."""
         self._closing.set()
-        deadline = time.monotonic() + timeout
-        while self._thread.is_alive() and time.monotonic() < deadline:
-            # Make room, so that a thread that waits to deliver sees the event, and wake one that waits for
-            # work.
-            for waiting in (self._ready, self._asked):
+        # Make room, so that a thread that waits to deliver goes on, and wake one that waits for work.
+        for waiting in (self._ready, self._asked):
+            while not waiting.empty():
                 try:
                     waiting.get_nowait()
                 except queue.Empty:
-                    continue
-            try:
-                self._asked.put_nowait(self._CLOSED)
-            except queue.Full:
-                continue
-            self._thread.join(0.02)
-        if self._thread.is_alive():
-            raise DeadlinePassed(f"a read did not end within {timeout:g} s: the disk or network drive hangs")
+                    break
+        try:
+            self._asked.put_nowait(self._CLOSED)
+        except queue.Full:
+            return  # then it has work to wake for
 
     def __enter__(self) -> Prefetcher[Asked, Made]:
         return self
@@ -138,5 +129,9 @@ class Prefetcher(Generic[Asked, Made]):
             except Exception as error:
                 # Nothing is swallowed: the reader raises it in its turn.
                 result = (None, error)
-            if not self._closing.is_set():
-                self._ready.put(result)
+            while not self._closing.is_set():
+                try:
+                    self._ready.put(result, timeout=0.5)
+                    break
+                except queue.Full:
+                    continue

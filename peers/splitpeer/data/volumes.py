@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable
@@ -16,8 +17,8 @@ from nibabel.affines import voxel_sizes
 
 from splitpeer.data import labels as label_rules
 from splitpeer.data.geometry import SPACING_TOLERANCE, Geometry
-from splitpeer.data.layouts import Case
-from splitpeer.data.nifti import Header, read_header, read_voxels
+from splitpeer.data.layouts import Case, subject
+from splitpeer.data.nifti import MAX_VOXELS, Header, read_header, read_voxels
 from splitpeer.data.pseudonym import keyed
 from splitpeer.errors import DataError
 
@@ -75,6 +76,10 @@ class Volumes:
                 f"patient {key.hex()}: not in this site's data: "
                 f"compare the patient salts and lists of the sites"
             ) from None
+
+    def subjects(self) -> dict[bytes, str]:
+        """The person behind each key: BraTS 2023 holds several time points of one person. Local knowledge."""
+        return {key: subject(case.patient) for key, case in self._cases.items()}
 
     @property
     def cached_bytes(self) -> int:
@@ -171,6 +176,10 @@ class Volumes:
             # The same two functions that MONAI's Spacing uses, so the shape is known without the voxels.
             new_shape, offset = compute_shape_offset(shape, header.affine, affine)
             shape, affine[:3, 3] = tuple(int(n) for n in new_shape), offset
+            if math.prod(shape) > MAX_VOXELS:
+                raise DataError(
+                    f"a volume resampled to {self._spacing} mm would be {shape}: choose a larger spacing"
+                )
         return Geometry(
             shape=shape,
             spacing=tuple(float(mm) for mm in voxel_sizes(affine)),

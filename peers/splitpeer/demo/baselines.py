@@ -47,7 +47,9 @@ def train(baseline: Baseline) -> dict[str, float]:
         m: SiteData(Volumes(find_images(baseline.data / m, "folder", m), salt=salt))
         for m in baseline.modalities
     }
-    training, validation = split_patients(labels.keys(), config.data.validation, config.job.seed)
+    training, validation = split_patients(
+        labels.keys(), config.data.validation, config.job.seed, labels.subjects()
+    )
     schedule = TrainingSchedule(
         training,
         labels,

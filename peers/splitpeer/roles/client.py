@@ -9,6 +9,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+from collections.abc import Coroutine
+from typing import Any, TypeVar
 
 from splitpeer import __name__ as agent
 from splitpeer.config import PeerConfig
@@ -26,6 +28,7 @@ from splitproto.errors import (
     SchemaMismatch,
     SiteFailed,
     UnexpectedMessage,
+    printable,
 )
 from splitproto.messages import (
     Applied,
@@ -38,6 +41,7 @@ from splitproto.messages import (
     JobAccept,
     JobDecline,
     JobOffer,
+    Message,
     Progress,
     Rollback,
     RolledBack,
@@ -45,6 +49,7 @@ from splitproto.messages import (
 )
 
 log = logging.getLogger(__name__)
+Result = TypeVar("Result")
 
 IDLE_S = 3600.0
 """A coordinator that is alive but asks nothing for this long is given up."""
@@ -77,6 +82,8 @@ class Client:
         self._patients = len(open_volumes(config).keys())
         self._compute = Compute(config.runtime.threads)
         self._job: SiteJob | None = None
+        self._deadline: float | None = None
+        self._pause = _FIRST_PAUSE
 
     async def run(self) -> None:
         """Serve until the job is complete or `stop` is set.
@@ -95,7 +102,9 @@ class Client:
                     if await self._converse(session):
                         return
                 except SplitprotoError as error:
-                    self._lost(error)
+                    if not error.retry:
+                        raise
+                    event(log, "link.lost", logging.WARNING, cause=str(error))
                 except BaseException:
                     session.fail(
                         SiteFailed("the site stopped because of an error of its own; its log has the cause")
@@ -114,14 +123,23 @@ class Client:
         """A new session; None if asked to stop meanwhile."""
         loop = asyncio.get_running_loop()
         patience = self._config.network.reconnect_s
-        deadline, pause, said = loop.time() + patience, _FIRST_PAUSE, ""
+        said = ""
+        if self._deadline is None:
+            self._deadline = loop.time() + patience
+        else:
+            # A link that came up and died before any work was no success: the pauses go on growing.
+            await self._wait()
         while not self._stop.is_set():
             try:
-                session = await dial(self._address, self._credentials, self._allow, self._offer)
+                session = await self._or_stop(
+                    dial(self._address, self._credentials, self._allow, self._offer)
+                )
+            except _Stopped:
+                break
             except SplitprotoError as error:
                 if not error.retry:
                     raise ConnectionRefused(f"{self._address}: {error}") from error
-                if loop.time() + pause > deadline:
+                if loop.time() + self._pause > self._deadline:
                     raise DeadlinePassed(
                         f"gave up on {self._address} after {patience:g} s: {error}"
                     ) from error
@@ -131,25 +149,22 @@ class Client:
             else:
                 event(log, "link.up", coordinator=session.peer.site, tls=session.tls)
                 return session
-            # Jitter: a hundred sites must not come back at the same moment.
-            await self._pause(min(pause, deadline - loop.time()) * random.uniform(0.5, 1.0))
-            pause = min(2 * pause, _LONGEST_PAUSE)
+            await self._wait()
         return None
 
-    async def _pause(self, seconds: float) -> None:
+    async def _wait(self) -> None:
+        """Pause before dialling again, or until asked to stop."""
+        # Jitter: a hundred sites must not come back at the same moment.
+        seconds, self._pause = self._pause * random.uniform(0.5, 1.0), min(2 * self._pause, _LONGEST_PAUSE)
         try:
-            async with asyncio.timeout(max(seconds, 0.0)):
+            async with asyncio.timeout(seconds):
                 await self._stop.wait()
         except TimeoutError:
             return
 
-    def _lost(self, error: SplitprotoError) -> None:
-        """The link ended. Raises what cannot be mended by dialling again."""
-        if not error.retry:
-            if 0x0400 <= error.code < 0x0500 or error.code < 0x0300:
-                raise ConnectionRefused(str(error)) from error
-            raise JobFailed(str(error)) from error
-        event(log, "link.lost", logging.WARNING, cause=str(error))
+    def _progress(self) -> None:
+        """The coordinator gave us work: from here on patience and pauses start anew."""
+        self._deadline, self._pause = None, _FIRST_PAUSE
 
     async def _leave(self) -> None:
         if self._job is not None:
@@ -192,27 +207,32 @@ class Client:
             event(log, "job.complete", job=job.job.name, step=job.applied)
             return True
         if bye.reason == "failed":
-            raise JobFailed(f"the coordinator ended the job: {bye.text}")
+            raise JobFailed(f"the coordinator ended the job: {printable(bye.text)}")
         event(log, "link.bye", reason=bye.reason, text=bye.text)
         return False
 
-    async def _next(self, session: Session, what: str) -> object:
+    async def _next(self, session: Session, what: str) -> Message:
         """The next message, or `_Stopped` if asked to stop while waiting."""
-        receiving = asyncio.ensure_future(session.receive(IDLE_S, what))
-        stopping = asyncio.ensure_future(self._stop.wait())
+        return await self._or_stop(session.receive(IDLE_S, what))
+
+    async def _or_stop(self, work: Coroutine[Any, Any, Result]) -> Result:
+        """What `work` gives, or `_Stopped` if asked to stop before it is done."""
+        working = asyncio.create_task(work)
+        stopping = asyncio.create_task(self._stop.wait())
         try:
-            await asyncio.wait((receiving, stopping), return_when=asyncio.FIRST_COMPLETED)
-            if receiving.done():
-                return receiving.result()
+            await asyncio.wait((working, stopping), return_when=asyncio.FIRST_COMPLETED)
+            if working.done():
+                return working.result()
             raise _Stopped
         finally:
-            receiving.cancel()
+            working.cancel()
             stopping.cancel()
+            await asyncio.gather(working, stopping, return_exceptions=True)
 
     async def _join(self, session: Session) -> SiteJob:
         offer = await self._next(session, "a job")
         if isinstance(offer, Bye):
-            raise JobFailed(f"the coordinator has no work: {offer.text}")
+            raise JobFailed(f"the coordinator has no work: {printable(offer.text)}")
         if not isinstance(offer, JobOffer):
             raise UnexpectedMessage("something else where a job was due")
         try:
@@ -246,7 +266,9 @@ class Client:
                 return Bye("rotate", "the key's budget is spent")
             if not self._stop.is_set():
                 while (forward := job.due()) is not None:
-                    await session.send(await self._compute.run(job.forward, forward))
+                    sent = await self._compute.run(job.forward, forward)
+                    await self._or_stop(session.send(sent, job.job.seconds_per_step))
+                    self._progress()
             elif not job.waiting_for_gradients or loop.time() > stopping_until:
                 raise _Stopped
             try:
@@ -275,7 +297,8 @@ class Client:
                     await session.send(RolledBack(message.step))
                     event(log, "job.rollback", logging.WARNING, step=message.step)
                 case Progress():
-                    event(log, "job.progress", step=message.step, steps=job.job.steps, **message.values)
+                    figures = " ".join(f"{name} {value:.4g}" for name, value in message.values.items())
+                    event(log, "job.progress", step=f"{message.step}/{job.job.steps}", figures=figures)
                 case Bye():
                     return message
                 case _:

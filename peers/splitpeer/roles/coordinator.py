@@ -8,17 +8,10 @@ applied it; checkpoints of all halves are made at committed steps only. Results 
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import json
 import logging
-import secrets
 import time
-from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
-from typing import Any, TypeVar, overload
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TypeVar
 
 import numpy as np
 
@@ -28,13 +21,16 @@ from splitpeer.data.geometry import compare_geometry
 from splitpeer.data.layouts import find_labels
 from splitpeer.data.loader import SiteData
 from splitpeer.data.pseudonym import load_salt
-from splitpeer.data.sampling import TrainingSchedule, batch_digest, split_patients
+from splitpeer.data.sampling import TrainingSchedule, split_patients
 from splitpeer.data.volumes import Volumes
 from splitpeer.errors import ConfigError, DataError, DeadlinePassed, JobFailed, PeerError
 from splitpeer.logs import event
 from splitpeer.models import build_decoder, site_seed
+from splitpeer.roles.batches import TrainingStream
 from splitpeer.roles.compute import Compute, from_wire, pick_device, to_wire
 from splitpeer.roles.evaluation import Plan, Scoring
+from splitpeer.roles.refusals import Refusals
+from splitpeer.roles.run import Result, RunFiles
 from splitpeer.roles.team import Site, SiteRestarted
 from splitpeer.roles.terms import cut_descriptors, job_on_wire, window_of
 from splitpeer.roles.view import View
@@ -55,55 +51,8 @@ DRAIN_S = 10.0
 STRAGGLER_S = 2.0
 """The same where sites are leaving too: the others may still finish the step."""
 PROGRESS_EVERY_S = 2.0
-REMEMBERED_REFUSALS = 1000
-
-
-@dataclass
-class Result:
-    """What a run of a job came to; `result.json`."""
-
-    job: str
-    run: str
-    complete: bool = False
-    step: int = 0
-    steps: int = 0
-    patients: int = 0
-    validation: int = 0
-    dice: dict[str, float] = field(default_factory=dict)
-    sites: dict[str, str] = field(default_factory=dict)
-    tls: str = ""
-    bytes_per_step: int = 0
-    """Octets on the wire in both directions, all sites, envelopes and TLS included; evaluation apart."""
-    seconds: float = 0.0
-
-
-class TrainingStream(Sequence[Forward]):
-    """The batches of a job as messages, made when asked for, or ahead by `prepare`."""
-
-    def __init__(self, schedule: TrainingSchedule, augment: bool) -> None:
-        self._schedule, self._augment = schedule, augment
-        self._made: dict[int, Forward] = {}
-
-    def __len__(self) -> int:
-        return len(self._schedule)
-
-    @overload
-    def __getitem__(self, index: int) -> Forward: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[Forward]: ...
-    def __getitem__(self, index: int | slice) -> Forward | Sequence[Forward]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        return self._made.get(index) or self._make(index)
-
-    def prepare(self, first: int, until: int) -> None:
-        """Have the batches from `first` up to `until` ready. Slow where a mask is read for the first time."""
-        self._made = {i: self._made.get(i) or self._make(i) for i in range(first, min(until, len(self)))}
-
-    def _make(self, index: int) -> Forward:
-        samples, drawn = self._schedule.batch(index)
-        seed = drawn if self._augment else None
-        return Forward("train", index + 1, 0, tuple(samples), batch_digest(index + 1, samples, seed), seed)
+SAVE_S = 60.0
+"""A checkpoint on leaving is given up after this: a disk that hangs must not keep the process."""
 
 
 class Coordinator:
@@ -134,10 +83,8 @@ class Coordinator:
             labels=config.data.convention,
             cache_mib=config.data.cache_mib,
         )
-        self._output = job.output.folder
-        self._prepare_output()
-        self._run = self._choose_run(resume)
-        self._folder = config.peer.state / f"{self._job.name}-{self._run.hex()[:12]}"
+        self._files = RunFiles(config, job, resume=resume)
+        self._files.prepare()
         modalities = sorted(job.sites.values())
         decoder = build_decoder(
             self._job.dimensions,
@@ -155,10 +102,12 @@ class Coordinator:
         self._compute = Compute(config.runtime.threads)
         schema = schema_digest(cut_descriptors(self._job))
         self.sites = [
-            Site(name, modality, self._job, self._run, schema, job.deadlines.reconnect_s)
+            Site(name, modality, self._job, self._files.run, schema, job.deadlines.reconnect_s)
             for name, modality in sorted(job.sites.items(), key=lambda item: item[1])
         ]
-        self.result = Result(self._job.name, self._run.hex(), steps=self._job.steps, sites=dict(job.sites))
+        self.result = Result(
+            self._job.name, self._files.run.hex(), steps=self._job.steps, sites=dict(job.sites)
+        )
         self._committed = 0
         self._draining = False
         self._steps_here = 0
@@ -183,31 +132,33 @@ class Coordinator:
                 self._listen, self._credentials, self._settings.allow_list(), offer, refused=Refusals()
             ) as listener:
                 event(log, "peer.start", role="coordinator", site=self._config.peer.site, job=self._job.name,
-                      listen=listener.address, run=self._run.hex()[:12])  # fmt: skip
+                      listen=listener.address, run=self._files.run.hex()[:12])  # fmt: skip
                 accepting = asyncio.create_task(self._accept(listener))
+                reason, text = "failed", "the coordinator stopped because of an error of its own"
                 try:
-                    await self._until_stopped()
+                    reason, text = await self._until_stopped()
                 except PeerError as error:
                     # Local paths and files stay here; sites hear the kind of trouble.
                     local = isinstance(error, DataError | ConfigError)
-                    await self._bye(
-                        "failed", "the coordinator's own data cannot be used" if local else str(error)
-                    )
-                    raise
-                except BaseException:
-                    await self._bye("failed", "the coordinator stopped because of an error of its own")
+                    text = "the coordinator's own data cannot be used" if local else str(error)
                     raise
                 finally:
+                    if reason == "complete":
+                        await self._bye(reason, text)
+                    # A site that comes back now would be offered a job that is over.
                     accepting.cancel()
                     await asyncio.gather(accepting, return_exceptions=True)
+                    if reason != "complete":
+                        await self._bye(reason, text)
         except SplitprotoError as error:
             raise ConfigError(str(error)) from error
         finally:
             self._view.close()
             self._compute.close()
-            self.result.step = self._committed
             self.result.seconds = time.monotonic() - started
-        self._write_result()
+            # Also of a run that failed: what lies there must not be taken for another run's.
+            if self._files.opened:
+                self._files.write(self.result)
         return self.result
 
     # --- joining ---------------------------------------------------------------------------------------
@@ -270,12 +221,18 @@ class Coordinator:
         except DataError as error:
             raise JobFailed(str(error)) from error
         self.result.patients = len(common)
-        return split_patients(sorted(common), self._settings.data.validation, self._settings.job.seed)
+        return split_patients(
+            sorted(common), self._settings.data.validation, self._settings.job.seed, self._labels.subjects()
+        )
 
     # --- the loop --------------------------------------------------------------------------------------
 
-    async def _until_stopped(self) -> None:
-        """Run the job; when asked to stop, let the step under way end and write a checkpoint."""
+    async def _until_stopped(self) -> tuple[str, str]:
+        """Run the job; when asked to stop, let the step under way end and write a checkpoint.
+
+        Returns:
+            Reason and text of the bye that is due.
+        """
         work = asyncio.create_task(self._work())
         stopping = asyncio.create_task(self._stop.wait())
         leaving: list[asyncio.Task[None]] = []
@@ -284,24 +241,32 @@ class Coordinator:
             if not work.done():
                 self._draining = True
                 event(log, "job.draining", step=self._committed)
-                leaving = [asyncio.create_task(site.left()) for site in self.sites]
-                await asyncio.wait((work, *leaving), timeout=DRAIN_S, return_when=asyncio.FIRST_COMPLETED)
-                await asyncio.wait((work,), timeout=STRAGGLER_S)
+                if self._files.opened:
+                    leaving = [asyncio.create_task(site.left()) for site in self.sites]
+                    await asyncio.wait((work, *leaving), timeout=DRAIN_S, return_when=asyncio.FIRST_COMPLETED)
+                    await asyncio.wait((work,), timeout=STRAGGLER_S)
             # Whoever was asked to stop does not complain that others left as well.
             if work.done() and not (self._draining and isinstance(work.exception(), DeadlinePassed)):
                 work.result()
                 if self.result.complete:
-                    return
+                    return "complete", "the job is done"
         finally:
             for task in (stopping, work, *leaving):
                 task.cancel()
             await asyncio.gather(work, *leaving, return_exceptions=True)
-        # The sites may have saved by themselves. If this step is theirs as well, --resume goes on from it.
-        await self._save_own(spare=1)
-        event(log, "job.drained", step=self._committed)
-        await self._bye(
-            "drain", f"stopped at step {self._committed}; the coordinator will go on with --resume"
-        )
+        if not self._files.opened:
+            return "drain", "stopped before the run began"
+        # The sites may have saved by themselves. If this step is theirs as well, --resume goes on from it; it may
+        # be one that not all have applied, so an older one stays.
+        try:
+            async with asyncio.timeout(SAVE_S):
+                saved = await self._save_own(spare=1)
+        except TimeoutError:
+            raise DeadlinePassed(
+                f"the checkpoint was not written within {SAVE_S:g} s: the disk hangs"
+            ) from None
+        event(log, "job.drained", committed=self._committed, saved=saved)
+        return "drain", f"stopped at step {self._committed}; the coordinator will go on with --resume"
 
     async def _work(self) -> None:
         await self._gather_sites()
@@ -320,11 +285,14 @@ class Coordinator:
             self._settings.data.augment,
         )
         self._view.begin(self._job.steps, [site.name for site in self.sites])
-        self._open_run()
-        if not checkpoint.available(self._folder):
+        saved = await self._compute.run(checkpoint.latest, self._files.checkpoints)
+        if saved is None:
             await self._save_own()
-        if any(site.applied != 0 for site in self.sites) or checkpoint.latest(self._folder):
+        if saved or any(site.applied != 0 for site in self.sites):
             await self._rollback()
+        self._files.open(resumed=saved is not None)
+        if saved:
+            self._files.metric(step=self._committed, rollback=True)
         scored = -1
         while scored < self._job.steps and not self._draining:
             try:
@@ -341,9 +309,7 @@ class Coordinator:
             except SiteRestarted as restarted:
                 event(log, "job.restarted_site", logging.WARNING, site=str(restarted))
                 await self._rollback()
-        if scored == self._job.steps:
-            self.result.complete = True
-            await self._bye("complete", "the job is done")
+        self.result.complete = scored == self._job.steps
 
     def _due(self, every: int) -> bool:
         return self._committed == self._job.steps or (every > 0 and self._committed % every == 0)
@@ -371,12 +337,12 @@ class Coordinator:
             lambda site: site.gradients(step, to_wire(gradients[site.modality], self._job.precision))
         )
         # SP-11-7: a step is committed when every party has applied it.
-        self._committed = step
+        self._committed = self.result.step = step
         self._steps_here += 1
         self._training_octets += self._octets() - octets
         took = time.monotonic() - began
         self._view.step(step, loss, {site.name: sum(site.traffic) for site in self.sites})
-        self._metric(step=step, loss=loss, seconds=took, waited=waited, computed=computed)
+        self._files.metric(step=step, loss=loss, seconds=took, waited=waited, computed=computed)
         await self._tell(step, {"loss": loss})
 
     async def _evaluate(self, keys: Sequence[bytes]) -> None:
@@ -384,7 +350,7 @@ class Coordinator:
         settings = self._settings.evaluation
         plan = Plan.of(keys, self._labels, self._window, settings.overlap, settings.batch, self._committed)
         final = self._committed == self._job.steps
-        scoring = Scoring(plan, self._labels, self._window, self._output / "predictions" if final else None)
+        scoring = Scoring(plan, self._labels, self._window, self._files.predictions if final else None)
         for index in range(len(plan.forwards)):
             until = index + self._settings.training.ahead
             arrived = await self._all(
@@ -397,7 +363,7 @@ class Coordinator:
             self._view.evaluating(index + 1, len(plan.forwards))
         self.result.dice = scoring.dice.result() if len(scoring.dice) else {}
         self._view.evaluated(self._committed, self.result.dice)
-        self._metric(step=self._committed, dice=self.result.dice, seconds=time.monotonic() - began)
+        self._files.metric(step=self._committed, dice=self.result.dice, seconds=time.monotonic() - began)
         event(log, "job.evaluated", step=self._committed, volumes=len(scoring.dice), **self.result.dice)
         self._told = 0.0
         await self._tell(
@@ -412,18 +378,19 @@ class Coordinator:
         event(log, "job.checkpoint", step=step,
               **{site.name: digest.hex()[:12] for site, digest in zip(self.sites, digests, strict=True)})  # fmt: skip
 
-    async def _save_own(self, spare: int = 0) -> None:
-        """`spare`: older ones kept beyond the usual, where it is not certain that all hold this one."""
+    async def _save_own(self, spare: int = 0) -> int:
+        """Returns the step. `spare`: older ones to keep beyond the usual, where not all may hold this one."""
         tensors, meta = await self._compute.run(self._half.state)
         keep = self._settings.training.keep_checkpoints + spare
-        await self._compute.run(checkpoint.save, self._folder, meta["step"], tensors, meta, keep)
+        await self._compute.run(checkpoint.save, self._files.checkpoints, meta["step"], tensors, meta, keep)
+        return int(meta["step"])
 
     async def _rollback(self) -> None:
         """All parties go back to the newest step that all hold; once more if a site restarts meanwhile."""
         while True:
             try:
                 await self._all(Site.back)
-                own = await self._compute.run(checkpoint.available, self._folder)
+                own = await self._compute.run(checkpoint.available, self._files.checkpoints)
                 common = set(own).intersection(*(site.checkpoints for site in self.sites))
                 if not common:
                     raise JobFailed(
@@ -435,11 +402,12 @@ class Coordinator:
                 break
             except SiteRestarted as restarted:
                 event(log, "job.restarted_site", logging.WARNING, site=str(restarted))
-        tensors, meta, _ = await self._compute.run(checkpoint.load, self._folder, step)
+        tensors, meta, _ = await self._compute.run(checkpoint.load, self._files.checkpoints, step)
         await self._compute.run(self._half.load, tensors, meta)
-        checkpoint.discard_after(self._folder, step)
-        self._committed = step
-        self._metric(step=step, rollback=True)
+        await self._compute.run(checkpoint.discard_after, self._files.checkpoints, step)
+        self._committed = self.result.step = step
+        if self._files.opened:
+            self._files.metric(step=step, rollback=True)
         event(log, "job.rollback", logging.WARNING, step=step)
 
     # --- inside ----------------------------------------------------------------------------------------
@@ -524,97 +492,6 @@ class Coordinator:
         self.result.bytes_per_step = self._training_octets // max(1, self._steps_here)
         await asyncio.gather(*(site.bye(reason, text) for site in self.sites))
 
-    # --- files -----------------------------------------------------------------------------------------
-
-    @property
-    def _record(self) -> Path:
-        return self._config.peer.state / f"{self._job.name}.run.json"
-
-    def _terms(self) -> str:
-        """Digest of all that a run must keep from start to end: two halves of two jobs make no whole."""
-        settings = self._settings
-        kept = settings.model_dump(mode="json", include={"job", "sites", "model", "data", "training"})
-        for free in ("ahead", "checkpoint_every", "keep_checkpoints"):
-            del kept["training"][free]
-        return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
-
-    def _choose_run(self, resume: bool) -> bytes:
-        """A new run id, or with `resume` that of the last run of this job."""
-        if not resume:
-            return secrets.token_bytes(16)
-        try:
-            last = json.loads(self._record.read_text())
-            run = bytes.fromhex(last["run"])
-        except FileNotFoundError:
-            raise ConfigError(
-                f"nothing to resume: {self._record} does not exist; start without --resume"
-            ) from None
-        except (OSError, ValueError, KeyError, TypeError):
-            raise ConfigError(f"{self._record} cannot be read; start without --resume") from None
-        if last.get("terms") != self._terms():
-            raise ConfigError(
-                "job.toml has changed since the run that is to be resumed; change it back, "
-                "or start without --resume"
-            )
-        return run
-
-    def _prepare_output(self) -> None:
-        with _writing(self._output, "[output] folder"):
-            self._output.mkdir(parents=True, exist_ok=True)
-
-    def _open_run(self) -> None:
-        """From here on there is something to resume; what an earlier run left is given up only now."""
-        with _writing(self._record, "[peer] state"):
-            self._record.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            temporary = self._record.with_suffix(".tmp")
-            temporary.write_text(json.dumps({"run": self._run.hex(), "terms": self._terms()}) + "\n")
-            temporary.replace(self._record)
-        if not checkpoint.latest(self._folder):
-            with _writing(self._output, "[output] folder"):
-                (self._output / "metrics.jsonl").write_text("")
-
-    def _metric(self, **values: Any) -> None:
-        path = self._output / "metrics.jsonl"
-        with _writing(path, "[output] folder"), open(path, "a") as file:
-            file.write(json.dumps(values) + "\n")
-
-    def _write_result(self) -> None:
-        path = self._output / "result.json"
-        with _writing(path, "[output] folder"):
-            temporary: Path = path.with_suffix(".tmp")
-            temporary.write_text(json.dumps(asdict(self.result), indent=2) + "\n")
-            temporary.replace(path)
-
-
-@contextmanager
-def _writing(path: Path, key: str) -> Iterator[None]:
-    """A disk that is full or closed to us is no bug: one line that names the path and the key."""
-    try:
-        yield
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be written ({error.strerror}): change {key}") from None
-
 
 async def _coroutine(awaitable: Awaitable[Result_]) -> Result_:
     return await awaitable
-
-
-class Refusals:
-    """Logs who was turned away: at most a line a second for each source and cause, so that nobody can flood
-    the log, and nobody is hidden by another site behind the same address."""
-
-    def __init__(self) -> None:
-        self._last: dict[tuple[str, str], float] = {}
-        self._unsaid: Counter[tuple[str, str]] = Counter()
-
-    def __call__(self, source: str, error: SplitprotoError) -> None:
-        now, what = time.monotonic(), (source, str(error))
-        if now - self._last.get(what, -1.0) < 1.0:
-            self._unsaid[what] += 1
-            return
-        if len(self._last) > REMEMBERED_REFUSALS:
-            self._last.clear()
-            self._unsaid.clear()
-        self._last[what] = now
-        more = {"not_shown": self._unsaid.pop(what)} if what in self._unsaid else {}
-        event(log, "link.refused", logging.WARNING, source=source, cause=str(error), **more)

@@ -18,12 +18,12 @@ from splitpeer.data.volumes import Volumes
 from splitpeer.errors import DataError
 from splitpeer.models import build_encoder, site_seed
 from splitpeer.roles.compute import from_wire, pick_device, to_wire
-from splitpeer.roles.terms import window_of
+from splitpeer.roles.terms import encoder_octets, run_folder, window_of
 from splitpeer.training import checkpoint
 from splitpeer.training.optimiser import make_optimiser, make_schedule
 from splitpeer.training.split_step import ClientHalf
-from splitproto.errors import Misaligned, SchemaMismatch, StepMismatch
-from splitproto.messages import Activations, Forward, Gradients, JobOffer, Patient
+from splitproto.errors import Misaligned, PolicyRefused, SchemaMismatch, StepMismatch
+from splitproto.messages import Activations, Forward, Gradients, JobOffer, Patient, Sample
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +50,8 @@ class SiteJob:
         self.modality = offer.modality
         self.window = window_of(job)
         self.incarnation = secrets.token_bytes(16)
-        self.folder: Path = config.peer.state / f"{job.name}-{offer.run.hex()[:12]}"
+        self.folder: Path = run_folder(config.peer.state, job.name, offer.run)
+        self._most_octets = config.policy.max_message_bytes if config.policy else 0
         self.volumes = open_volumes(config, job.spacing)
         seed = config.runtime.initial_weights
         # SP-14-3: weights that others can compute are a white-box attack on the first step, so the default is
@@ -103,7 +104,24 @@ class SiteJob:
 
         Raises:
             Misaligned: the commitment does not fit the samples.
+            PolicyRefused: the batch is larger than this site allows.
+            SchemaMismatch: a training batch of another size than the job's.
         """
+        # SP-11-27, SP-11-28: an accepted job is no licence: what is asked stays within it.
+        if forward.mode not in ("train", "evaluate") or forward.step > self.job.steps:
+            raise PolicyRefused(f"{forward.mode} of step {forward.step} is not part of this job")
+        if forward.seed is not None and not self.job.augment:
+            raise PolicyRefused("the job said that nothing is augmented")
+        for sample in forward.samples:
+            self._check_window(sample)
+        count = len(forward.samples)
+        if forward.mode == "train" and count != self.job.batch:
+            raise SchemaMismatch(f"a training batch of {count} samples where the job says {self.job.batch}")
+        # Judged anew for every batch: an evaluation's may be larger than the job's.
+        if encoder_octets(self.job, count) > self._most_octets:
+            raise PolicyRefused(
+                f"a batch of {count} samples is more than this site computes (max_message_mib)"
+            )
         if batch_digest(forward.step, forward.samples, forward.seed) != forward.digest:
             raise Misaligned(
                 f"batch of step {forward.step}: the samples do not give the digest that came with them"
@@ -186,6 +204,13 @@ class SiteJob:
     def close(self) -> None:
         """Stop reading ahead."""
         self.forget_batches()
+
+    def _check_window(self, sample: Sample) -> None:
+        """A window lies inside the volume, or contains it: cut at a border, it would single out voxels."""
+        shape = self.volumes.geometry(sample.key).shape
+        for start, width, size in zip(sample.origin, self.window, shape, strict=True):
+            if not (0 <= start <= size - width or size - width <= start <= 0):
+                raise PolicyRefused("a window that is cut by the border of the volume")
 
     # --- inside ----------------------------------------------------------------------------------------
 

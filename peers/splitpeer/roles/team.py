@@ -10,6 +10,7 @@ from typing import TypeVar
 from splitpeer.data.geometry import Geometry
 from splitpeer.errors import DeadlinePassed, JobFailed
 from splitpeer.logs import event
+from splitpeer.training.checkpoint import KEEP
 from splitproto import Session, SplitprotoError
 from splitproto.errors import (
     DeadlineExceeded,
@@ -19,6 +20,7 @@ from splitproto.errors import (
     SchemaMismatch,
     Superseded,
     UnexpectedMessage,
+    printable,
 )
 from splitproto.messages import (
     Activations,
@@ -42,6 +44,9 @@ from splitproto.tensors import Array, Descriptor, matches
 
 log = logging.getLogger(__name__)
 
+FAREWELL_S = 5.0
+"""How long a site whose link broke at the very end may take to come back and hear that the job is complete."""
+
 Answer = TypeVar("Answer")
 Heard = TypeVar("Heard", bound=Message)
 
@@ -64,8 +69,6 @@ class Site:
         self.applied = 0
         self.checkpoints: tuple[int, ...] = ()
         self.patients: dict[bytes, Geometry] = {}
-        self.waiting_for = ""
-        """What this site is being waited for; empty when it is not."""
         self._octets_in = 0
         self._octets_out = 0
         self._offer = JobOffer(run, modality, job, schema)
@@ -95,6 +98,11 @@ class Site:
             while not last:
                 piece = await self._hear(session, Inventory, "its list of patients")
                 last = piece.last
+                # Bounded by what was announced, or a list that never ends would fill our memory.
+                if len(patients) + len(piece.patients) > accept.patients or not (piece.patients or last):
+                    raise SchemaMismatch(
+                        f"{accept.patients} patients announced, but more, or none, are listed"
+                    )
                 for p in piece.patients:
                     patients[p.key] = Geometry(p.shape, p.spacing, p.orientation, p.origin)
             if len(patients) != accept.patients:
@@ -163,7 +171,7 @@ class Site:
                 self._stream, self._sent = stream, index
             self._sent = max(self._sent, index)
             while self._sent < min(until, len(stream)):
-                await session.send(stream[self._sent])
+                await session.send(stream[self._sent], self._job.seconds_per_step)
                 self._sent += 1
             forward = stream[index]
             answer = await self._hear(session, Activations, f"activations of step {forward.step}")
@@ -187,7 +195,7 @@ class Site:
             # SP-11-8: the site said on joining how far it is; what it has applied is not sent again.
             if self.applied >= step:
                 return
-            await session.send(Gradients(step, tensors))
+            await session.send(Gradients(step, tensors), self._job.seconds_per_step)
             answer = await self._hear(session, Applied, f"step {step} to be applied")
             if answer.step != step:
                 raise UnexpectedMessage(f"step {answer.step} applied where {step} was due")
@@ -213,7 +221,8 @@ class Site:
             return answer.digest
 
         digest = await self._ask(ask, what)
-        self.checkpoints = (*self.checkpoints, step)
+        # Sites keep the newest few only.
+        self.checkpoints = (*self.checkpoints, step)[-KEEP:]
         return digest
 
     async def back(self) -> None:
@@ -252,6 +261,14 @@ class Site:
 
     async def bye(self, reason: str, text: str) -> None:
         """End the present link in good order, also one that has not finished joining."""
+        if reason == "complete" and not self.here:
+            # A site between two links shall not dial in vain: the job is done, and it must hear so.
+            self._joined.clear()
+            try:
+                async with asyncio.timeout(FAREWELL_S):
+                    await self._joined.wait()
+            except TimeoutError:
+                event(log, "site.lost", logging.WARNING, site=self.name, cause="it was not here for the bye")
         if self._joining is not None:
             await self._joining.close(reason, text)
         if self._session is not None:
@@ -263,30 +280,43 @@ class Site:
 
     async def _ask(self, question: Callable[[Session], Awaitable[Answer]], what: str) -> Answer:
         """Ask on the present link; when that is lost, on the next one."""
-        self.waiting_for = what
-        try:
-            while True:
-                session = await self._link(what)
-                try:
-                    if not self._begun:
-                        await session.send(Begin(*self._base))
-                        self._begun = True
+        loop = asyncio.get_running_loop()
+        # One patience for the whole question: a link that comes up only to die again is not progress.
+        patience = loop.time() + self._reconnect_s + self._job.seconds_per_step
+        while True:
+            session = await self._link(what)
+            if session.rotation_due:
+                # SP-6-10: our own key's budget; the site dials again at once.
+                await session.close("rotate", "the key's budget is spent")
+                continue
+            try:
+                if not self._begun:
+                    await session.send(Begin(*self._base))
+                    self._begun = True
+                # Each message has its deadline; this one is for all of them together.
+                async with asyncio.timeout(2 * self._job.seconds_per_step):
                     return await question(session)
-                except DeadlineExceeded as error:
+            except TimeoutError:
+                session.fail(DeadlineExceeded(f"{what} took too long"))
+                raise DeadlinePassed(f"site {self.name}: {what} took too long") from None
+            except DeadlineExceeded as error:
+                session.fail(error)
+                raise DeadlinePassed(f"site {self.name}: {error.reason}") from None
+            except SplitprotoError as error:
+                if isinstance(error, LocalError) and session.alive:
                     session.fail(error)
-                    raise DeadlinePassed(f"site {self.name}: {error.reason}") from None
-                except SplitprotoError as error:
-                    if isinstance(error, LocalError) and session.alive:
-                        session.fail(error)
-                    # A site that dials anew supersedes a link whose end went unnoticed here.
-                    if not (error.retry or isinstance(error, Superseded)):
-                        raise JobFailed(f"site {self.name}: {error}") from error
-                    event(log, "site.lost", logging.WARNING, site=self.name, cause=str(error), waiting_for=what,
-                          patience_s=self._reconnect_s)  # fmt: skip
-                    if self._session is session:
-                        self._joined.clear()
-        finally:
-            self.waiting_for = ""
+                # A site that dials anew supersedes a link whose end went unnoticed here.
+                if not (error.retry or isinstance(error, Superseded)):
+                    raise JobFailed(f"site {self.name}: {error}") from error
+                event(log, "site.lost", logging.WARNING, site=self.name, cause=str(error), waiting_for=what,
+                      patience_s=self._reconnect_s)  # fmt: skip
+                if self._session is session:
+                    self._joined.clear()
+                if loop.time() > patience:
+                    raise DeadlinePassed(
+                        f"site {self.name} ({self.modality}): its links keep breaking ({error}); "
+                        f"it was waited for: {what}"
+                    ) from error
 
     async def _connected(self, session: Session) -> None:
         return
@@ -316,12 +346,10 @@ class Site:
         message = await session.receive(self._job.seconds_per_step, f"{what} from {self.name}")
         if isinstance(message, JobDecline):
             await session.close("failed", "the job was declined")
-            raise JobFailed(f"site {self.name} declined the job: {message.reason}")
+            raise JobFailed(f"site {self.name} declined the job: {printable(message.reason)}")
         if isinstance(message, Bye):
             await session.close(message.reason)
-            raise LinkLost(
-                f"{self.name} said bye ({message.reason}{': ' + message.text if message.text else ''})"
-            )
+            raise LinkLost(f"{self.name} said bye ({message.reason}: {printable(message.text)})")
         if not isinstance(message, kind):
             raise UnexpectedMessage(f"{message.name} where {what} was due")
         return message  # type: ignore[return-value]

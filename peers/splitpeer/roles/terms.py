@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import itertools
+import math
+from pathlib import Path
+
 from splitpeer.config import JobConfig, PeerConfig
 from splitpeer.data.volumes import Triple
 from splitpeer.models import cut_shapes
 from splitpeer.training.optimiser import OPTIMISERS, SCHEDULES
-from splitproto.errors import PolicyRefused, SchemaMismatch
+from splitproto.errors import IdentityError, PolicyRefused, SchemaMismatch
+from splitproto.identity import check_name
 from splitproto.messages import Job, JobOffer
-from splitproto.tensors import Descriptor, body_bytes, schema_digest
+from splitproto.tensors import Descriptor, schema_digest
 
 PRECISIONS = ("f32", "bf16")
+ALL_LEVELS = (0, 1, 2, 3, 4)
+MAX_ENCODER_PARAMETERS = 200_000_000
+"""About 2.4 GB with gradients and Adam's moments; a full-size 3-D BasicUNet encoder has 4 million."""
+MAX_STEPS = 99_999_999
 
 
 def job_on_wire(config: JobConfig) -> Job:
@@ -35,6 +44,11 @@ def job_on_wire(config: JobConfig) -> Job:
     )
 
 
+def run_folder(state: Path, job: str, run: bytes) -> Path:
+    """Where a party keeps its half of one run; `job` has been checked to be a name."""
+    return state / f"{job}-{run.hex()[:12]}"
+
+
 def window_of(job: Job) -> Triple:
     """A sample's size in voxels (x, y, z); slices have depth 1."""
     return tuple((*job.window, 1)[:3])
@@ -48,6 +62,33 @@ def cut_descriptors(job: Job, batch: int | None = None) -> tuple[Descriptor, ...
     """
     shapes = cut_shapes(job.dimensions, job.features, job.levels, batch or job.batch, job.window)
     return tuple(Descriptor(name, job.precision, shape) for name, shape in shapes.items())
+
+
+def encoder_octets(job: Job, batch: int) -> int:
+    """Octets of the feature maps (all levels, float32) that an encoder makes of a batch: what a site must hold."""
+    shapes = cut_shapes(job.dimensions, job.features, ALL_LEVELS, batch, job.window)
+    return 4 * sum(math.prod(shape) for shape in shapes.values())
+
+
+def _check_figures(job: Job) -> None:
+    """SP-11-25, SP-11-26: figures that no optimiser, timer or folder name could use. Raises SchemaMismatch."""
+    try:
+        check_name("job", job.name)
+    except IdentityError as error:
+        raise SchemaMismatch(error.reason) from None
+    widths = (1, *job.features[:5])
+    kernel = 3**job.dimensions
+    parameters = sum(kernel * (narrow * wide + wide * wide) for narrow, wide in itertools.pairwise(widths))
+    fits = {
+        "features": parameters <= MAX_ENCODER_PARAMETERS,
+        "learning_rate": 0 < job.learning_rate <= 100,
+        "weight_decay": 0 <= job.weight_decay <= 100,
+        "seconds_per_step": 1 <= job.seconds_per_step <= 86_400,
+        "steps": job.steps <= MAX_STEPS,
+        "spacing": len(job.spacing) in (0, 3) and all(0.01 <= mm <= 100 for mm in job.spacing),
+    }
+    if wrong := [name for name, right in fits.items() if not right]:
+        raise SchemaMismatch(f"{', '.join(wrong)} of the job cannot be used here")
 
 
 def judge(offer: JobOffer, config: PeerConfig) -> None:
@@ -73,13 +114,14 @@ def judge(offer: JobOffer, config: PeerConfig) -> None:
         raise SchemaMismatch(
             f"precision {job.precision}, optimiser {job.optimiser} or schedule {job.schedule} is unknown here"
         )
+    _check_figures(job)
     try:
         described = cut_descriptors(job)
     except ValueError as error:
         raise SchemaMismatch(str(error)) from None
-    if (size := body_bytes(described)) > policy.max_message_bytes:
+    if (size := encoder_octets(job, job.batch)) > policy.max_message_bytes:
         raise PolicyRefused(
-            f"a batch of gradients is {size >> 20} MiB, this site takes {policy.max_message_mib} (max_message_mib)"
+            f"a batch makes {size >> 20} MiB of feature maps, allowed are {policy.max_message_mib} (max_message_mib)"
         )
     if schema_digest(described) != offer.schema:
         raise SchemaMismatch("the cut layer that the job describes is not the one this site would send")

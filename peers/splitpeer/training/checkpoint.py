@@ -120,11 +120,16 @@ def latest(folder: Path) -> int | None:
 
 def discard_after(folder: Path, step: int) -> None:
     """Remove the checkpoints of steps beyond `step`: after a rollback they tell of a run that never was."""
-    for later in _steps(folder):
-        if later > step:
-            _path(folder, later).unlink()
-    if folder.is_dir():
-        _sync(folder)
+    try:
+        for later in _steps(folder):
+            if later > step:
+                _path(folder, later).unlink()
+        if folder.is_dir():
+            _sync(folder)
+    except OSError as error:
+        raise DataError(
+            f"{folder}: a checkpoint cannot be removed ({error.strerror}); check the folder"
+        ) from error
 
 
 def _path(folder: Path, step: int) -> Path:

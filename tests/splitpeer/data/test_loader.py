@@ -120,17 +120,22 @@ def test_closing_ends_the_thread_whatever_it_waits_for(submitted: int) -> None:
     started = time.monotonic()
     ahead.close()
     ahead.close()
-    assert time.monotonic() - started < 2 and threading.active_count() == before
+    while threading.active_count() > before and time.monotonic() - started < 5:
+        time.sleep(0.01)
+    assert threading.active_count() == before
     with pytest.raises(RuntimeError, match="closed"):
         ahead.get(1)
 
 
-def test_closing_says_so_when_a_read_hangs() -> None:
+def test_closing_does_not_wait_for_a_read_that_hangs() -> None:
     gate = threading.Event()
     ahead = Prefetcher(lambda _: gate.wait(5))
     ahead.submit(0, 1)
-    time.sleep(0.05)
-    with pytest.raises(DeadlinePassed, match="a read did not end within"):
-        ahead.close(0.1)
-    gate.set()
+    while not ahead._asked.empty():
+        time.sleep(0.01)
+    started = time.monotonic()
     ahead.close()
+    assert time.monotonic() - started < 1 and ahead._thread.is_alive()
+    gate.set()
+    ahead._thread.join(5)
+    assert not ahead._thread.is_alive()

@@ -1,0 +1,38 @@
+"""The batches of a job's training as messages, in order."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import overload
+
+from splitpeer.data.sampling import TrainingSchedule, batch_digest
+from splitproto.messages import Forward
+
+
+class TrainingStream(Sequence[Forward]):
+    """The batches of a job as messages, made when asked for, or ahead by `prepare`."""
+
+    def __init__(self, schedule: TrainingSchedule, augment: bool) -> None:
+        self._schedule, self._augment = schedule, augment
+        self._made: dict[int, Forward] = {}
+
+    def __len__(self) -> int:
+        return len(self._schedule)
+
+    @overload
+    def __getitem__(self, index: int) -> Forward: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Forward]: ...
+    def __getitem__(self, index: int | slice) -> Forward | Sequence[Forward]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        return self._made.get(index) or self._make(index)
+
+    def prepare(self, first: int, until: int) -> None:
+        """Have the batches from `first` up to `until` ready. Slow where a mask is read for the first time."""
+        self._made = {i: self._made.get(i) or self._make(i) for i in range(first, min(until, len(self)))}
+
+    def _make(self, index: int) -> Forward:
+        samples, drawn = self._schedule.batch(index)
+        seed = drawn if self._augment else None
+        return Forward("train", index + 1, 0, tuple(samples), batch_digest(index + 1, samples, seed), seed)
