@@ -38,19 +38,19 @@ async def test_dice_and_masks_are_those_of_one_process(
     tall, caplog, dimensions, window, overlap, batch
 ) -> None:
     caplog.set_level(logging.INFO, "splitpeer")
-    held_out = 2 if dimensions == 3 else 3
+    held_out, steps = (2, 12) if dimensions == 3 else (3, 6)
     scene = tall(
         "t1ce",
         "t2",
         model={"dimensions": dimensions},
         data={"window": window, "validation": held_out},
-        training={"steps": 3, "batch": 1, "checkpoint_every": 3, "learning_rate": 0.02},
+        training={"steps": steps, "batch": 1, "checkpoint_every": steps, "learning_rate": 0.05},
         evaluation={"overlap": overlap, "batch": batch},
     )
     ran = await scene.together()
     assert ran.result is not None, ran.error
     network = scene.network()
-    network.load_state_dict(scene.weights(3))
+    network.load_state_dict(scene.weights(steps))
     network.eval()
     masks, names = scene.masks(), sorted(scene.modalities)
     images = {m: scene.images(m) for m in names}
@@ -93,7 +93,7 @@ async def test_dice_and_masks_are_those_of_one_process(
             assert not differ.any(), (masks.case(key).patient, index, int(differ.sum()))
     for region, value in dice.result().items():
         assert ran.result.dice[region] == pytest.approx(value, abs=1e-4)
-    assert 0 < ran.result.dice["mean"] < 1
+    assert 0.005 < ran.result.dice["mean"] < 1
     (evaluated,) = [r.fields for r in caplog.records if r.getMessage() == "job.evaluated"]
     assert evaluated["volumes"] == held_out
 

@@ -11,9 +11,11 @@ from collections.abc import Callable, Iterable
 import numpy as np
 import pytest
 
+from splitpeer.cli import exit_code
 from splitpeer.errors import DeadlinePassed, JobFailed
 from splitpeer.roles.terms import cut_descriptors
 from splitproto import SplitprotoError, dial
+from splitproto.errors import Misaligned, SchemaMismatch
 from splitproto.messages import (
     Activations,
     Applied,
@@ -216,11 +218,17 @@ async def test_a_batch_that_its_digest_does_not_fit_is_refused_by_the_site(scene
     from splitpeer.roles import coordinator
 
     scene.cast("t1")
-    monkeypatch.setattr(coordinator, "batch_digest", lambda *_: bytes(32))
+    honest = coordinator.TrainingStream._make
+    monkeypatch.setattr(
+        coordinator.TrainingStream,
+        "_make",
+        lambda stream, index: dataclasses.replace(honest(stream, index), digest=bytes(32)),
+    )
     ran = await scene.together()
     assert isinstance(ran.error, JobFailed)
     (error,) = ran.clients.values()
-    assert isinstance(error, JobFailed)
+    assert isinstance(error, Misaligned)
+    assert exit_code(error) == 1
     assert "batch of step 1: the samples do not give the digest that came with them" in str(error)
     assert "the samples do not give the digest" in str(ran.error)
 
@@ -238,6 +246,7 @@ async def test_gradients_of_another_shape_are_refused_by_the_site(scene, monkeyp
     monkeypatch.setattr(CoordinatorHalf, "step", crooked)
     ran = await scene.together()
     (error,) = ran.clients.values()
-    assert isinstance(error, JobFailed)
+    assert isinstance(error, SchemaMismatch)
+    assert exit_code(error) == 1
     assert "the gradients of step 1 do not have the shapes of the activations" in str(error)
     assert isinstance(ran.error, JobFailed)
