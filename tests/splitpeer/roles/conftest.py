@@ -38,7 +38,7 @@ from splitpeer.data.sampling import TrainingSchedule, split_patients
 from splitpeer.data.volumes import Volumes
 from splitpeer.models import SplitNetwork, build_split_network
 from splitpeer.roles.client import Client
-from splitpeer.roles.coordinator import Coordinator, Result
+from splitpeer.roles.coordinator import Coordinator
 from splitpeer.roles.view import LogView, View
 from splitpeer.training import checkpoint
 from splitpeer.training.loss import region_loss
@@ -253,7 +253,7 @@ def merged(
 class Ran:
     """What `together` came to: the coordinator's result or exception, and each client's exception or None."""
 
-    result: Result | None
+    result: Any
     error: BaseException | None
     clients: dict[str, BaseException | None]
 

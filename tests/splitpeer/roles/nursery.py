@@ -24,9 +24,8 @@ from splitpeer.cli import main
 from splitpeer.training.optimiser import make_optimiser
 
 
-def become(argv: list[str], cwd: str, log: str, group: int) -> None:
+def become(argv: list[str], cwd: str, log: str) -> None:
     """In the child: a process as a shell would have started it."""
-    os.setpgid(0, group)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     with open("/dev/null", "rb") as nothing, open(log, "ab") as written:
         os.dup2(nothing.fileno(), 0)
@@ -59,7 +58,9 @@ def serve() -> None:
             asked = json.loads(line)
             pid = os.fork()
             if pid == 0:
-                become(asked["argv"], asked["cwd"], asked["log"], asked.get("group", 0))
+                become(asked["argv"], asked["cwd"], asked["log"])
+            # Here and not in the child, so that the group is there when the next one joins it.
+            os.setpgid(pid, asked["group"] or pid)
             running.add(pid)
             print(json.dumps({"pid": pid}), flush=True)
         reap(running)

@@ -45,7 +45,7 @@ def test_control_c_on_everybody_leaves_a_state_to_resume_from(scene) -> None:
     began = time.monotonic()
     os.killpg(hub.pid, signal.SIGINT)
     assert [daemon.code() for daemon in (hub, *clients)] == [0, 0, 0], [d.said for d in (hub, *clients)]
-    assert time.monotonic() - began < 8
+    assert time.monotonic() - began < 25  # and not reconnect_s
     assert all("Traceback" not in daemon.said for daemon in (hub, *clients))
     hub, clients = scene.start_all("--resume")
     assert hub.code() == 0, hub.said
@@ -251,15 +251,15 @@ async def test_a_line_cut_at_the_worst_moment(
         session = await dial(*arguments, **keywords)
         send = session.send
 
-        async def cutting(sent):
+        async def cutting(sent, *arguments, **keywords):
             nonlocal cuts
             due = (type(sent).__name__, getattr(sent, "step", None), getattr(sent, "mode", None))
             if due != (message, step, mode) or cuts == 2:
-                await send(sent)
+                await send(sent, *arguments, **keywords)
                 return
             cuts += 1
             if delivered:
-                await send(sent)
+                await send(sent, *arguments, **keywords)
                 await asyncio.sleep(0.02)
             session.carrier_lost(LinkLost("cut by the test"))
 
