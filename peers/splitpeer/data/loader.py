@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import threading
 from collections.abc import Callable, Sequence
@@ -14,6 +15,9 @@ from splitpeer.data.augment import augment
 from splitpeer.data.sampling import Sample
 from splitpeer.data.volumes import Triple, Volumes
 from splitpeer.errors import DeadlinePassed
+
+CLOSE_S = 5.0
+"""How long closing waits for a read; after that it is taken to hang."""
 
 Asked = TypeVar("Asked")
 Made = TypeVar("Made")
@@ -92,8 +96,12 @@ class Prefetcher(Generic[Asked, Made]):
             raise error
         return made
 
-    def close(self) -> None:
-        """Stop after the request in work, without waiting for it; what was not fetched is dropped. Idempotent."""
+    def close(self, timeout: float = CLOSE_S) -> None:
+        """Stop after the request in work; what was not fetched is dropped. Idempotent.
+
+        A read that hangs is left behind after `timeout` s. Otherwise the thread is gone on return: one that wakes
+        inside C++ code while the interpreter ends would abort the process.
+        """
         self._closing.set()
         # Make room, so that a thread that waits to deliver goes on, and wake one that waits for work.
         for waiting in (self._ready, self._asked):
@@ -102,10 +110,10 @@ class Prefetcher(Generic[Asked, Made]):
                     waiting.get_nowait()
                 except queue.Empty:
                     break
-        try:
+        # Where the queue is full again, the thread has something to wake for.
+        with contextlib.suppress(queue.Full):
             self._asked.put_nowait(self._CLOSED)
-        except queue.Full:
-            return  # then it has work to wake for
+        self._thread.join(timeout)
 
     def __enter__(self) -> Prefetcher[Asked, Made]:
         return self
