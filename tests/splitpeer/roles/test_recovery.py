@@ -199,9 +199,12 @@ class Relay:
         self._pipes = [] if far_side else self._pipes
 
 
-async def until(true, timeout: float = 60.0) -> None:
+async def until(true, on, timeout: float = 60.0) -> None:
+    """Wait for `true()`; that somebody ended meanwhile is an answer too."""
     async with asyncio.timeout(timeout):
-        while not true():  # noqa: ASYNC110 (files, not events, tell)
+        while not true():
+            ended = {name: task.exception() for name, task in on.tasks.items() if task.done()}
+            assert not ended
             await asyncio.sleep(0.002)
 
 
@@ -214,10 +217,10 @@ async def test_a_cut_line_costs_no_step(scene, far_side: bool) -> None:
         scene.client("t1", network={"coordinator": f"tcp://127.0.0.1:{relay.port}"})
         async with scene.running() as on:
             for step in (3, 11, 12, 20):
-                await until(lambda step=step: on.coordinator.result.step or len(scene.losses()) >= step)
+                await until(lambda step=step: len(scene.losses()) >= step, on)
                 seen = relay.connections
                 relay.cut(far_side=far_side)
-                await until(lambda seen=seen: relay.connections > seen)
+                await until(lambda seen=seen: relay.connections > seen, on)
             await asyncio.wait(on.tasks.values(), timeout=60)
             assert [task.exception() for task in on.tasks.values()] == [None] * 3
         assert relay.connections >= 5
@@ -302,11 +305,11 @@ async def test_the_newer_link_of_a_site_counts(scene) -> None:
     """A second process with the same certificate takes over; the first is told so and does not fight."""
     scene.cast("flair", "t1", training=LONG)
     async with scene.running() as on:
-        await until(lambda: len(scene.losses()) >= 3)
+        await until(lambda: len(scene.losses()) >= 3, on)
         first = on.tasks["site-t1"]
         scene.client("t1", peer={"state": "another"})
         async with scene.running(only=["site-t1"]) as second:
-            await until(lambda: first.done())
+            await asyncio.wait((first,), timeout=60)
             assert "opened a newer link" in str(first.exception())
             await asyncio.wait((on.tasks["hub"], second.tasks["site-t1"]), timeout=60)
             assert on.tasks["hub"].exception() is None
