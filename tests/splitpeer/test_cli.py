@@ -378,3 +378,16 @@ def test_an_interrupt_is_130(tmp_path: Path) -> None:
     _, text = process.communicate(timeout=30)
     assert process.returncode == 130
     assert text.strip() == "splitpeer: interrupted"
+
+
+def test_data_check_reads_a_folder_and_names_what_is_broken(run: Run, tmp_path: Path) -> None:
+    import nibabel
+    import numpy as np
+
+    image = nibabel.Nifti1Image(np.ones((8, 8, 8), np.float32), np.eye(4))
+    nibabel.save(image, tmp_path / "one.nii.gz")
+    assert "one" not in run("data", "check", str(tmp_path)).stderr
+    whole = (tmp_path / "one.nii.gz").read_bytes()
+    (tmp_path / "two.nii.gz").write_bytes(whole[: len(whole) // 2])
+    found = run("data", "check", str(tmp_path), code=4)
+    assert "two.nii.gz" in found.stdout and "Traceback" not in found.stdout + found.stderr

@@ -91,7 +91,7 @@ def check(
             layout,
             modality,
             convention,
-            lambda done, total: progress.update(task, completed=done, total=total),
+            lambda done, total, _: progress.update(task, completed=done, total=total),
         )
     if as_json:
         click.echo(report.as_json())

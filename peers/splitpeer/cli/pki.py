@@ -50,7 +50,7 @@ def issue(role: str, site: str, hosts: tuple[str, ...], days: int, folder: Path)
         )
     issued = authority.issue(folder, role, site, hosts=hosts, days=days, now=datetime.now(UTC))
     click.echo(f"{issued.certificate}: {issued.identity.uri}, until {issued.identity.not_after:%Y-%m-%d}")
-    click.echo(f"{issued.key}: give it, with the certificate and ca.crt, to {site} only")
+    click.echo(f"{issued.key}: give it, with the certificate, ca.crt and federation.salt, to {site} only")
 
 
 @pki.command()
