@@ -10,6 +10,7 @@ file descriptor, which is edge-triggered: after every send the queue is looked a
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import secrets
 import socket as tcp
@@ -98,11 +99,12 @@ class _Reader:
             self.socket.close(linger=linger_ms)
 
 
-def _watch(socket: zmq.Socket[bytes], events: int, report: Callable[[int], None]) -> _Reader:
-    """Report the events of a socket's monitor."""
+def _watch(socket: zmq.Socket[bytes], events: int, report: Callable[[int, int], None]) -> _Reader:
+    """Report the events of a socket's monitor, each with its value."""
 
     def deliver(frames: list[zmq.Frame]) -> None:
-        report(int(parse_monitor_message([frame.bytes for frame in frames])["event"]))
+        happened = parse_monitor_message([frame.bytes for frame in frames])
+        report(int(happened["event"]), int(happened["value"]))
 
     return _Reader(socket.get_monitor_socket(events), deliver)
 
@@ -174,10 +176,11 @@ class _Dealer:
         if self._session is not None and len(frames) == 1:
             self._session.arrived(frames[0].buffer)
 
-    def _happened(self, event: int) -> None:
+    def _happened(self, event: int, value: int) -> None:
         if self._session is None:
             return
-        if event & _FAILED:
+        # A line that breaks so early says nothing about what listens there.
+        if event & _FAILED and value != errno.ECONNRESET:
             self._session.carrier_lost(
                 EnvelopeError(
                     f"what answers at {self._address} is not ZeroMQ: is this the coordinator's port?"
@@ -566,7 +569,7 @@ class Listener:
         )
         self._reset(route, link, reason, f"splitproto: {error.reason}")
 
-    def _happened(self, event: int) -> None:
+    def _happened(self, event: int, value: int) -> None:
         if event & _FAILED:
             self._refused(
                 "a connection", EnvelopeError("these bytes are not ZeroMQ: another program, or a port scan")
