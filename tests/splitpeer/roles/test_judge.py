@@ -1,0 +1,135 @@
+"""What a site refuses of a job and of its batches, whoever asks: figures, names, sizes, windows."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from splitpeer.data.sampling import batch_digest
+from splitpeer.roles.site_job import SiteJob
+from splitpeer.roles.terms import cut_descriptors, judge
+from splitproto.errors import PolicyRefused, SchemaMismatch
+from splitproto.messages import Forward, Job, JobOffer, Sample
+from splitproto.tensors import schema_digest
+
+JOB = Job(
+    "glioma", 2, (4, 4, 8, 8, 8, 4), (0, 1, 2, 3, 4), "f32", (32, 32), (), False, 2, 10, "adam", 1e-3, 0.0, "constant", 30.0
+)  # fmt: skip
+MIB = 2**20
+
+
+def site(max_message_mib: int = 64) -> Any:
+    policy = SimpleNamespace(
+        levels=(0, 1, 2, 3, 4),
+        precision=("f32",),
+        max_message_mib=max_message_mib,
+        max_message_bytes=max_message_mib * MIB,
+    )
+    return SimpleNamespace(policy=policy, peer=SimpleNamespace(modality="t1", state=Path("state")))
+
+
+def offer(**changes: Any) -> JobOffer:
+    job = dataclasses.replace(JOB, **changes)
+    try:
+        schema = schema_digest(cut_descriptors(job))
+    except ValueError:
+        schema = bytes(32)
+    return JobOffer(bytes(16), "t1", job, schema)
+
+
+def test_a_fair_job_is_accepted() -> None:
+    judge(offer(), site())
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"name": "../../escaped"},
+        {"name": "/tmp/absolute"},
+        {"name": "a\0b"},
+        {"name": ""},
+        {"learning_rate": -1.0},
+        {"learning_rate": 0.0},
+        {"learning_rate": float("nan")},
+        {"weight_decay": -1.0},
+        {"seconds_per_step": -1.0},
+        {"seconds_per_step": 1e300},
+        {"steps": 10**8},
+        {"spacing": (1.0, 1.0)},
+        {"spacing": (0.001, 1.0, 1.0)},
+        {"features": (4096, 4096, 4096, 4096, 4096, 4096)},
+        {"features": (4, 4, 7, 8, 8, 4)},
+        {"window": (33, 32)},
+        {"optimiser": "magic"},
+    ],
+    ids=str,
+)
+def test_terms_that_nobody_could_work_with(changes: dict[str, Any]) -> None:
+    with pytest.raises(SchemaMismatch):
+        judge(offer(**changes), site())
+
+
+def test_feature_maps_count_whether_they_leave_or_not() -> None:
+    large = offer(levels=(4,), window=(1024, 1024), batch=64)
+    with pytest.raises(PolicyRefused, match="MiB of feature maps"):
+        judge(large, site())
+
+
+@pytest.fixture
+def job() -> SiteJob:
+    """A site's job without its files: what `announce` looks at."""
+    job = object.__new__(SiteJob)
+    job.job, job.window = JOB, (32, 32, 1)
+    job._most_octets = MIB
+    job.volumes = SimpleNamespace(geometry=lambda key: SimpleNamespace(shape=(40, 20, 24)))  # type: ignore[assignment]
+    return job
+
+
+def forward(
+    *origins: tuple[int, int, int], mode: str = "train", step: int = 1, seed: int | None = None
+) -> Forward:
+    samples = tuple(Sample(bytes(16), origin) for origin in origins)
+    return Forward(mode, step, 0, samples, batch_digest(step, samples, seed), seed)
+
+
+FAIR = (4, -6, 3)
+
+
+@pytest.mark.parametrize(
+    ("asked", "error"),
+    [
+        (forward(FAIR), SchemaMismatch),
+        (forward(FAIR, FAIR, FAIR), SchemaMismatch),
+        (forward(*[FAIR] * 200, mode="evaluate"), PolicyRefused),
+        (forward(FAIR, FAIR, mode="infer"), PolicyRefused),
+        (forward(FAIR, FAIR, step=11), PolicyRefused),
+        (forward(FAIR, FAIR, seed=7), PolicyRefused),
+        (forward(FAIR, (-1, -6, 3)), PolicyRefused),
+        (forward(FAIR, (9, -6, 3)), PolicyRefused),
+        (forward(FAIR, (4, 1, 3)), PolicyRefused),
+        (forward(FAIR, (4, -6, 24)), PolicyRefused),
+        (forward(FAIR, (2**31 - 1, -6, 3)), PolicyRefused),
+    ],
+    ids=[
+        "short",
+        "long",
+        "large",
+        "infer",
+        "beyond",
+        "augmented",
+        "cut low",
+        "cut high",
+        "single voxels",
+        "outside",
+        "far",
+    ],
+)
+def test_batches_that_an_accepted_job_does_not_cover(
+    job: SiteJob, asked: Forward, error: type[Exception]
+) -> None:
+    with pytest.raises(error):
+        job.announce(asked)
