@@ -17,8 +17,22 @@ from splitproto.messages import Forward, Job, JobOffer, Sample
 from splitproto.tensors import schema_digest
 
 JOB = Job(
-    "glioma", 2, (4, 4, 8, 8, 8, 4), (0, 1, 2, 3, 4), "f32", (32, 32), (), False, 2, 10, "adam", 1e-3, 0.0, "constant", 30.0
-)  # fmt: skip
+    name="glioma",
+    dimensions=2,
+    features=(4, 4, 8, 8, 8, 4),
+    levels=(0, 1, 2, 3, 4),
+    precision="f32",
+    window=(32, 32),
+    spacing=(),
+    augment=False,
+    batch=2,
+    steps=10,
+    optimiser="adam",
+    learning_rate=1e-3,
+    weight_decay=0.0,
+    schedule="constant",
+    seconds_per_step=30.0,
+)
 MIB = 2**20
 
 
