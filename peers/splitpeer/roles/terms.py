@@ -8,7 +8,7 @@ from pathlib import Path
 
 from splitpeer.config import JobConfig, PeerConfig
 from splitpeer.data.volumes import Triple
-from splitpeer.models import cut_shapes
+from splitpeer.models import ALL_LEVELS, cut_shapes
 from splitpeer.training.optimiser import OPTIMISERS, SCHEDULES
 from splitproto.errors import IdentityError, PolicyRefused, SchemaMismatch
 from splitproto.identity import check_name
@@ -16,7 +16,6 @@ from splitproto.messages import Job, JobOffer
 from splitproto.tensors import Descriptor, schema_digest
 
 PRECISIONS = ("f32", "bf16")
-ALL_LEVELS = (0, 1, 2, 3, 4)
 MAX_ENCODER_PARAMETERS = 200_000_000
 """About 2.4 GB with gradients and Adam's moments; a full-size 3-D BasicUNet encoder has 4 million."""
 MAX_STEPS = 99_999_999
