@@ -40,3 +40,9 @@ class DataError(PeerError):
     """A file or folder of images cannot be used: names the file and the fix."""
 
     exit_code = 4
+
+
+class AttackImpossible(PeerError):
+    """A capture, or what the adversary is granted, lacks what an attack needs: names what."""
+
+    exit_code = 4

@@ -1,0 +1,178 @@
+"""What an attack is given and what it gives back: `View` + `Knowledge` -> `Result`.
+
+A view is what one adversary legitimately saw, taken from a capture. Knowledge is everything else it is granted,
+and every part of it is an argument, so that each figure can say under which assumption it was obtained.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+from torch import nn
+
+from splitpeer.models import Decoder
+from splitproto.messages import Sample
+
+Levels = Mapping[str, np.ndarray]
+"""Level name to float32 [channels, *spatial] of one sample."""
+Goal = Literal["image", "mask"]
+
+
+@dataclass(frozen=True)
+class Shot:
+    """One release of one sample, as the adversary saw it."""
+
+    mode: str
+    """train, evaluate or infer."""
+    step: int
+    index: int
+    """Place of the sample in its batch: together with `seed` it tells how the sample was augmented."""
+    seed: int | None
+    """Augmentation of the batch; None: none."""
+    activations: Levels = field(default_factory=dict)
+    """What this site sent (a coordinator's view: received; a site's own view: what it sent itself)."""
+    others: Mapping[str, Levels] = field(default_factory=dict)
+    """Coordinator only: what the other modalities sent for the same sample of the same batch."""
+    gradients: Levels = field(default_factory=dict)
+    """The loss's gradient by `activations`; empty where none was sent (evaluation)."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """One sample under attack, with all its releases in order of time."""
+
+    sample: Sample
+    shots: tuple[Shot, ...]
+
+
+@dataclass(frozen=True)
+class View:
+    """What one adversary saw of one site."""
+
+    role: Literal["coordinator", "client"]
+    site: str
+    modality: str
+    """The contrast under attack (coordinator), or the adversary's own (client)."""
+    modalities: tuple[str, ...]
+    """Of the whole job, sorted: the order in which the decoder concatenates."""
+    dimensions: int
+    features: tuple[int, ...]
+    levels: tuple[int, ...]
+    window: tuple[int, ...]
+    """Spatial size of a sample: (x, y) or (x, y, z)."""
+    fusion: str
+    targets: tuple[Target, ...]
+    defences: tuple[str, ...] = ()
+    """What the site said it applies to its activations (with "image/" before defences of the image)."""
+    gradient_defences: tuple[str, ...] = ()
+    source: str = ""
+    """Digest of the capture, to reproduce."""
+
+    @property
+    def channels(self) -> dict[str, int]:
+        """Level name to channels."""
+        return {f"x{level}": self.features[level] for level in self.levels}
+
+
+@dataclass(frozen=True)
+class Knowledge:
+    """What the adversary is granted beside its view. Empty is an adversary that has only the capture."""
+
+    model: nn.Module | None = None
+    """The site's encoder with its weights (of `weights_step`) and the trained parts of its defences: an image
+    [B, 1, *spatial] to {"x0": ...} before any random defence."""
+    weights_step: int | None = None
+    architecture: bool = True
+    """Knows which network it is (it is named in the job); attacks that need it say so."""
+    shadow: Mapping[str, np.ndarray] = field(default_factory=dict)
+    """Other patients' samples by modality: float32 [N, 1, *spatial], all modalities the same N in order."""
+    shadow_masks: np.ndarray | None = None
+    """Their masks: uint8 [N, regions, *spatial]."""
+    decoder: Decoder | None = None
+    """The coordinator's own half at `weights_step`."""
+    queries: bool = False
+    """May run images of its choice through the site's encoder (through `model`, seeing only outputs)."""
+    initial_model: nn.Module | None = None
+    """Weights that the coordinator handed out itself (first-step attack)."""
+    adaptive: bool = True
+    """Knows which defences run, with their parameters but not their keys, and attacks accordingly."""
+
+    def assumptions(self) -> tuple[str, ...]:
+        """In words, for the report."""
+        words = []
+        if self.model is not None:
+            words.append("the encoder's outputs for images of its choice" if self.queries
+                         else "the weights of the site's encoder")  # fmt: skip
+        if self.initial_model is not None:
+            words.append("the initial weights, handed out by the coordinator")
+        if self.shadow:
+            count = len(next(iter(self.shadow.values())))
+            words.append(f"{count} similar images of other patients")
+        if self.shadow_masks is not None:
+            words.append("their tumour masks")
+        if self.decoder is not None:
+            words.append("the coordinator's own half of the network")
+        if self.architecture:
+            words.append("the architecture named in the job")
+        words.append(
+            "which defences run, with their parameters" if self.adaptive else "nothing of the defences"
+        )
+        return tuple(words)
+
+
+@dataclass
+class Result:
+    """What an attack recovered, in the order of `view.targets`."""
+
+    attack: str
+    goal: Goal
+    images: np.ndarray
+    """goal image: float32 [N, 1, *spatial] in the site's own intensities where the attack can know them, else
+    up to gain and offset. goal mask: float32 [N, *spatial], a score that is higher where tumour is likely."""
+    adaptive: bool
+    assumptions: tuple[str, ...]
+    settings: dict[str, Any]
+    """All that is needed to run it again: iterations, rates, seed."""
+    views: int = 1
+    """Releases of each sample that were used."""
+    seconds: float = 0.0
+    notes: tuple[str, ...] = ()
+
+
+Progress = Callable[[str, int, int], None]
+"""Told (what, done, total); may raise KeyboardInterrupt, which attacks let pass."""
+
+
+def silent(what: str, done: int, total: int) -> None:
+    """No progress shown."""
+
+
+class Attack:
+    """One attack. Settings are constructor arguments with the published defaults, scaled to the data."""
+
+    name: ClassVar[str]
+    title: ClassVar[str]
+    """For tables."""
+    source: ClassVar[str]
+    """Paper, or what it derives from."""
+    goal: ClassVar[Goal]
+    role: ClassVar[Literal["coordinator", "client"]]
+    """Whose view it works on."""
+    needs: ClassVar[frozenset[str]] = frozenset()
+    """Fields of `Knowledge` that must be there."""
+    plain: ClassVar[str] = ""
+    """One sentence for a privacy officer: what the adversary does."""
+
+    def __init__(self, *, seed: int = 0, device: str = "cpu") -> None:
+        self.seed, self.device = seed, device
+
+    def run(self, view: View, knowledge: Knowledge, progress: Progress = silent) -> Result:
+        """Attack all targets of `view` at once, batched.
+
+        Raises:
+            AttackImpossible: the view or the knowledge lacks what this attack needs; the text says what.
+        """
+        raise NotImplementedError
