@@ -34,6 +34,7 @@ STEP = Int()
 KEY = Octets(16)
 DIGEST = Octets(32)
 MODES = ("train", "evaluate", "infer")
+DEFENCES = ListOf(Text(200), 32)
 BYE_REASONS = ("complete", "failed", "drain", "rotate")
 
 
@@ -136,6 +137,10 @@ class JobOffer(Message):
     job: Job = wire(Record(Job))
     schema: bytes = wire(DIGEST)
     """Digest of the cut layer's descriptors for one batch."""
+    recorded: bool | None = wire(Bool(), default=None)
+    """Whether the coordinator keeps a record of what it receives and sends; absent: it does not say."""
+    defences: tuple[str, ...] | None = wire(DEFENCES, default=None)
+    """What is done to the gradients before they are sent, in order; absent: not said."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +155,10 @@ class JobAccept(Message):
     checkpoints: tuple[int, ...] = wire(ListOf(STEP, 1024))
     """Steps of this run that are safe on disk."""
     patients: int = wire(Int(0, 1 << 20))
+    recorded: bool | None = wire(Bool(), default=None)
+    """Whether this site keeps a record of what it receives and sends; absent: it does not say."""
+    defences: tuple[str, ...] | None = wire(DEFENCES, default=None)
+    """What is done to the activations before they are sent, in order; absent: not said."""
 
 
 @dataclass(frozen=True, slots=True)

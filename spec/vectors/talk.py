@@ -100,6 +100,9 @@ def heads() -> Iterator[Case]:
     backwards = dict(reversed(maps["saved"].items()))
     yield fine("keys-in-any-order", backwards, "SP-8.1-5")
     yield fine("inventory-empty", {**maps["inventory"], "patients": []}, "SP-11-4: a site without patients")
+    accept, said = maps["job-accept"], {"recorded": True, "defences": ["dropout:0.5", "gaussian:1@0,1"]}
+    yield fine("job-offer-announcing", {**job, "recorded": False, "defences": []}, "SP-11-29, SP-11-30")
+    yield fine("job-accept-announcing", {**accept, **said}, "SP-11-29, SP-11-30")
 
     yield case("not-a-map", ["hello"], "SP-8.4-1")
     yield case("no-type", {"step": 1}, "SP-8.4-1")
@@ -145,6 +148,10 @@ def heads() -> Iterator[Case]:
     yield case("extensions-not-a-map", {**hello, "extensions": []}, "SP-8.2-4")
     sixteen = {f"example.org/{n}": n for n in range(17)}
     yield case("extensions-too-many", {**hello, "extensions": sixteen}, "SP-8.2-4: seventeen entries")
+    yield case("recorded-nil", {**job, "recorded": None}, "SP-8.2-3: nil is not absence")
+    yield case("recorded-as-int", {**accept, "recorded": 1}, "SP-8.2-4: no conversions")
+    yield case("defences-too-many", {**accept, "defences": ["dropout:0.5"] * 33}, "SP-8.2-4: 33 texts")
+    yield case("defence-too-long", {**accept, "defences": ["x" * 201]}, "SP-8.2-4: 201 characters")
     activations = maps["activations"]
     bare = {key: item for key, item in activations.items() if key != "tensors"}
     yield case("tensors-missing", bare, "SP-8.4-3: activations announce tensors")
