@@ -8,7 +8,8 @@ from __future__ import annotations
 import asyncio
 import math
 from collections import deque
-from typing import Protocol
+from collections.abc import Callable
+from typing import Literal, Protocol
 
 from .connection import Connection
 from .errors import (
@@ -32,6 +33,9 @@ SEND_TIMEOUT = 120.0
 """Seconds that a peer may leave a message untaken, unless the caller says otherwise."""
 UNREAD = 8 << 20
 """Octets of heads, which need no credit, that may wait while the application takes no message."""
+
+Tap = Callable[[Literal["in", "out"], Message], None]
+"""Told every message of the application; it must be quick and must not change what it is given."""
 
 
 class Carrier(Protocol):
@@ -69,6 +73,9 @@ class Session:
         """Done when the link is over: the error, or None after two byes."""
         self.rotation_due = False
         """The key's budget is spent: end with `close("rotate")` at the next good moment and dial again."""
+        self.tap: Tap | None = None
+        """Told ("out", message) when a message is queued and ("in", message) when it is handed over: all that the
+        application says and hears, bye included; not hello, welcome, error, heartbeats."""
         self.bytes_in = 0
         self.bytes_out = 0
         self._writer = self._loop.create_task(self._write())
@@ -119,6 +126,7 @@ class Session:
             raise self._why()
         done: asyncio.Future[None] = self._loop.create_future()
         self._connection.send(message, sent=lambda: None if done.done() else done.set_result(None))
+        self._tell("out", message)
         self._after()
         if done.done():
             return
@@ -156,17 +164,21 @@ class Session:
         self._unread -= received.head
         self._connection.release(received.octets)
         self._after()
+        self._tell("in", received.message)
         return received.message
 
     async def close(self, reason: str, text: str = "", timeout: float = 5.0) -> None:
         """Say bye and wait until the peer has answered, at most `timeout` seconds; never raises."""
         if not self.ended.done():
+            bye = Bye(reason, printable(text[:500]))
             try:
-                self._connection.send(Bye(reason, printable(text[:500])))
+                self._connection.send(bye)
             except LocalError:
                 # Bye is said already: only wait. Not admitted yet: there is nobody to say bye to.
                 if self._connection.agreement is None:
                     self._connection.fail(Draining("closed before it was established"), self._loop.time())
+            else:
+                self._tell("out", bye)
             self._after()
             await asyncio.wait((self.ended,), timeout=timeout)
         if not self.ended.done():
@@ -202,6 +214,16 @@ class Session:
         self._after()
 
     # --- inside -----------------------------------------------------------------------------------------
+
+    def _tell(self, direction: Literal["in", "out"], message: Message) -> None:
+        if self.tap is None:
+            return
+        try:
+            self.tap(direction, message)
+        except Exception as error:
+            # Whoever listens must not disturb the conversation; it is not told again.
+            self.tap = None
+            self._loop.call_exception_handler({"message": "a session's tap failed", "exception": error})
 
     def _why(self) -> SplitprotoError:
         return self.ended.result() or LinkLost("the link is closed")
