@@ -184,11 +184,32 @@ class Policy(Section):
     )
     max_message_mib: PositiveInt = 1024
     """Largest message taken, MiB."""
+    may_record: bool = True
+    """Whether this peer may write captures (``serve --curious``)."""
+    recorded_by_coordinator: bool = True
+    """Whether a coordinator that records may have us; false also declines one that does not say."""
 
     @property
     def max_message_bytes(self) -> int:
         """`max_message_mib` in octets."""
         return self.max_message_mib * 2**20
+
+
+class Capture(Section):
+    """What ``serve --curious FILE`` writes."""
+
+    key: Location | None = None
+    """File of 32 octets, mode 0600: encrypts the capture. Without it, the capture lies in the clear."""
+    max_mib: PositiveInt = 16384
+    """The capture ends when it has this size, all parts together; the job goes on."""
+    rotate_mib: Count = 0
+    """A new part begins at this size; 0: one file."""
+    every: PositiveInt = 1
+    """Keep the tensors of every Nth step."""
+    keys: Annotated[
+        tuple[Annotated[str, Field(pattern=r"^([0-9a-f]{2}){1,16}$")], ...], AfterValidator(_distinct)
+    ] = ()
+    """Keep only batches with these patients: keys, or their beginnings, in hexadecimal; none: all."""
 
 
 class Runtime(Section):
@@ -221,6 +242,7 @@ class PeerConfig(Settings):
             "data.images",
             "data.labels",
             "data.salt",
+            "capture.key",
         }
     )
 
@@ -229,6 +251,7 @@ class PeerConfig(Settings):
     network: Network
     data: PeerData = PeerData()
     policy: Policy | None = None
+    capture: Capture = Capture()
     runtime: Runtime = Runtime()
     log: Log = Log()
 

@@ -32,6 +32,14 @@ key = {key}  # mode 0600
 salt = {salt}  # turns patient ids into keys; the same file at every site, mode 0600
 cache_mib = 1024  # memory for loaded volumes
 {policy}
+[capture]
+# For splitpeer serve --curious FILE, which keeps what this peer sends and receives, to audit it. Others are told.
+# key = "capture.key"  # encrypts it; make one with: (umask 077; openssl rand -out capture.key 32)
+max_mib = 16384  # then the capture ends; the job goes on
+rotate_mib = 0  # size of a part; 0: one file
+every = 1  # keep the tensors of every Nth step
+keys = []  # keep only batches with these patients: beginnings of their keys, hexadecimal; none: all
+
 [runtime]
 device = "cpu"  # "cpu", "cuda", "cuda:1" or "auto"
 threads = 1
@@ -68,6 +76,8 @@ coordinators = {coordinators}  # who may coordinate us
 levels = [0, 1, 2, 3, 4]  # U-Net levels; 0 is full resolution and shows most of the image, 4 is required
 precision = ["f32", "bf16"]
 max_message_mib = 1024
+may_record = true  # false: this peer never writes a capture
+recorded_by_coordinator = true  # false: decline a coordinator that records, or does not say whether it does
 """
 
 _JOB = """\

@@ -105,6 +105,12 @@ def judge(offer: JobOffer, config: PeerConfig) -> None:
     if beyond := sorted(set(job.levels) - set(policy.levels)):
         names = ", ".join(f"x{level}" for level in beyond)
         raise PolicyRefused(f"level {names} may not leave this site (policy levels: {list(policy.levels)})")
+    if offer.recorded is not False and not policy.recorded_by_coordinator:
+        # SP-11-29: not to say is not to say no.
+        says = "records what it hears" if offer.recorded else "does not say whether it records"
+        raise PolicyRefused(
+            f"the coordinator {says}; this site is not to be recorded (recorded_by_coordinator)"
+        )
     if job.precision not in policy.precision:
         raise PolicyRefused(
             f"precision {job.precision} is not allowed here (policy: {', '.join(policy.precision)})"

@@ -36,12 +36,13 @@ JOB = Job(
 MIB = 2**20
 
 
-def site(max_message_mib: int = 64) -> Any:
+def site(max_message_mib: int = 64, recorded_by_coordinator: bool = True) -> Any:
     policy = SimpleNamespace(
         levels=(0, 1, 2, 3, 4),
         precision=("f32",),
         max_message_mib=max_message_mib,
         max_message_bytes=max_message_mib * MIB,
+        recorded_by_coordinator=recorded_by_coordinator,
     )
     return SimpleNamespace(policy=policy, peer=SimpleNamespace(modality="t1", state=Path("state")))
 
@@ -57,6 +58,18 @@ def offer(**changes: Any) -> JobOffer:
 
 def test_a_fair_job_is_accepted() -> None:
     judge(offer(), site())
+
+
+@pytest.mark.parametrize("recorded", [True, False, None])
+def test_a_site_that_is_not_to_be_recorded_takes_a_clear_no_only(recorded: bool | None) -> None:
+    said = dataclasses.replace(offer(), recorded=recorded)
+    judge(said, site())
+    if recorded is False:
+        judge(said, site(recorded_by_coordinator=False))
+        return
+    with pytest.raises(PolicyRefused, match=r"recorded_by_coordinator") as refused:
+        judge(said, site(recorded_by_coordinator=False))
+    assert ("does not say" in refused.value.reason) == (recorded is None)
 
 
 @pytest.mark.parametrize(
