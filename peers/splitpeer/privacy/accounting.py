@@ -1,0 +1,143 @@
+"""What releases under the Gaussian mechanism cost: epsilon at delta, exactly and by two further accountants.
+
+The mechanism (`defences/dp.py`): all released levels of one record (one window of one patient) are one vector,
+clipped to L2 norm <= C, plus N(0, sigma^2) on every value. `noise` is sigma / C everywhere here.
+
+- **Adjacency is replacement**: the patient's images are exchanged for any others, so a record moves by at most
+  2C and not by C. Who takes part is known anyway.
+- **Composition**: a release that is mu-GDP with mu = 2C / sigma; T of them, also chosen adaptively and with
+  unlike noise, are sqrt(sum mu_t^2)-GDP, exactly (Dong, Roth, Su, J. R. Stat. Soc. B 84, 2022, section 3). So the
+  squares add, and all that ever left of a patient is one number.
+- **The unit is the patient**: T counts every record that depends on this patient's images, over epochs, windows,
+  evaluation and inference. Which records these are depends on whether the encoder learns: see `ledger.py`.
+- **No amplification by subsampling**: it needs the choice of batches to be secret. The coordinator, against whom
+  this protects, draws the batches itself and knows who is in each.
+
+`dp_accounting` takes most of a second to import, hence inside functions.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+SENSITIVITY = 2.0
+"""Of one clipped record under replacement, in units of the clip."""
+
+Counts = Mapping[float, int]
+"""Releases by noise (sigma / clip)."""
+
+
+def mu(counts: Counts) -> float:
+    """The Gaussian-DP parameter of all releases together; infinite where one had no noise.
+
+    Raises:
+        ValueError: noise or count is negative.
+    """
+    total = 0.0
+    for noise, count in counts.items():
+        if noise < 0 or count < 0:
+            raise ValueError(f"noise and count must not be negative, not {noise} and {count}")
+        if count:
+            total += count * (SENSITIVITY / noise) ** 2 if noise else math.inf
+    return math.sqrt(total)
+
+
+def epsilon(counts: Counts, delta: float) -> float:
+    """The exact epsilon: delta(epsilon) = Phi(-epsilon/mu + mu/2) - e^epsilon Phi(-epsilon/mu - mu/2), solved
+    (Balle and Wang 2018, Theorem 8; Dong, Roth, Su 2022, Corollary 1)."""
+    return epsilon_of_mu(mu(counts), delta)
+
+
+def epsilon_of_mu(total: float, delta: float) -> float:
+    """The same from the Gaussian-DP parameter; 0 where nothing left, infinite where something left bare.
+
+    Raises:
+        ValueError: delta is not between 0 and 1.
+    """
+    _check_delta(delta)
+    if total == 0 or math.isinf(total):
+        return total
+    from dp_accounting import get_epsilon_gaussian
+
+    return float(get_epsilon_gaussian(1 / total, delta))
+
+
+def epsilon_rdp(counts: Counts, delta: float) -> float:
+    """An upper bound by Renyi DP: per release alpha (2C)^2 / (2 sigma^2), added up, the best alpha
+    (Mironov 2017; converted as Canonne, Kamath, Steinke 2020, Proposition 12)."""
+    from dp_accounting.rdp import RdpAccountant
+
+    return _accounted(RdpAccountant, counts, delta)
+
+
+def epsilon_pld(counts: Counts, delta: float) -> float:
+    """A numerical upper bound by composing discretised privacy-loss distributions (Koskela et al. 2020). Slow
+    and memory-hungry where epsilon is in the hundreds."""
+    from dp_accounting.pld import PLDAccountant
+
+    return _accounted(PLDAccountant, counts, delta)
+
+
+def mu_within(epsilon: float, delta: float) -> float:
+    """The largest Gaussian-DP parameter that still is (epsilon, delta)-DP.
+
+    Raises:
+        ValueError: epsilon is not positive, or delta not between 0 and 1.
+    """
+    _check_delta(delta)
+    if not (epsilon > 0 and math.isfinite(epsilon)):
+        raise ValueError(f"epsilon must be positive, not {epsilon}")
+    from dp_accounting import get_sigma_gaussian
+
+    return 1 / float(get_sigma_gaussian(epsilon, delta))
+
+
+def noise_for(epsilon: float, delta: float, releases: int) -> float:
+    """sigma / clip by which `releases` records stay within the budget."""
+    if releases < 1:
+        raise ValueError(f"at least one release, not {releases}")
+    return SENSITIVITY * math.sqrt(releases) / mu_within(epsilon, delta)
+
+
+def releases_within(epsilon: float, delta: float, noise: float) -> int:
+    """How many records at this noise (sigma / clip) the budget allows."""
+    if not noise > 0:
+        return 0
+    # A hair of slack, or `noise_for` and this would disagree by one through rounding.
+    return math.floor((mu_within(epsilon, delta) * noise / SENSITIVITY) ** 2 * (1 + 1e-12))
+
+
+def releases(*, epochs: int, windows: int, evaluations: int = 0, patients: int = 1) -> int:
+    """Records that count for one patient of a study.
+
+    Args:
+        epochs: how often each window of a patient is sent in training.
+        windows: windows (slices, patches) of a patient.
+        evaluations: how often a patient's windows are sent for evaluation or inference.
+        patients: 1 if the encoder is frozen; all patients of the site if it learns, for then every record that
+            leaves carries what the weights have seen of each of them.
+    """
+    return (epochs + evaluations) * windows * patients
+
+
+def _accounted(kind: type, counts: Counts, delta: float) -> float:
+    _check_delta(delta)
+    from dp_accounting import GaussianDpEvent, NeighboringRelation
+
+    if math.isinf(mu(counts)):
+        return math.inf
+    # The factor 2 of replacement is in the noise multiplier, and the accountant is told of plain sensitivity 1:
+    # under REPLACE_ONE the library's PLD doubles the sensitivity itself and its RDP does not (0.6).
+    accountant = kind(neighboring_relation=NeighboringRelation.ADD_OR_REMOVE_ONE)
+    composed = False
+    for noise, count in counts.items():
+        if count:
+            accountant.compose(GaussianDpEvent(noise / SENSITIVITY), count)
+            composed = True
+    return float(accountant.get_epsilon(delta)) if composed else 0.0
+
+
+def _check_delta(delta: float) -> None:
+    if not 0 < delta < 1:
+        raise ValueError(f"delta must be between 0 and 1, not {delta}")
