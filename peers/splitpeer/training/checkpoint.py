@@ -79,20 +79,36 @@ def load(folder: Path, step: int) -> tuple[dict[str, Tensor], dict[str, Any], st
         DataError: there is none, or it is torn or altered.
     """
     path = _path(folder, step)
+    if not path.exists():
+        raise DataError(f"{path}: no such checkpoint; resume from one of {_steps(folder)}")
+    try:
+        tensors, meta, digest = read(path, step)
+    except DataError as error:
+        raise DataError(f"{error}; resume from another step") from error
+    return tensors, meta, digest
+
+
+def read(path: Path, step: int | None = None) -> tuple[dict[str, Tensor], dict[str, Any], str]:
+    """(tensors, meta, digest) of one checkpoint file, wherever it lies, verified; its own step unless one is given.
+
+    Raises:
+        DataError: it is not there, or torn or altered.
+    """
     try:
         with safetensors.safe_open(path, framework="pt", device="cpu") as file:
             header = file.metadata() or {}
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 (not a dict)
+        described, digest = header.get(_META, ""), header.get(_DIGEST, "")
+        meta = json.loads(described) if described else {}
     except FileNotFoundError as error:
-        raise DataError(f"{path}: no such checkpoint; resume from one of {_steps(folder)}") from error
+        raise DataError(f"{path}: no such file") from error
     except (OSError, ValueError, safetensors.SafetensorError) as error:
-        raise DataError(
-            f"{path}: torn or altered, not a whole safetensors file; resume from another step"
-        ) from error
-    described, digest = header.get(_META, ""), header.get(_DIGEST, "")
-    if _digest(step, tensors, described) != digest:
-        raise DataError(f"{path}: torn or altered, the digest does not match; resume from another step")
-    return tensors, json.loads(described), digest
+        raise DataError(f"{path}: torn or altered, not a whole safetensors file") from error
+    if not described:
+        raise DataError(f"{path}: torn or altered, or no checkpoint of splitpeer (they lie in a peer's state folder)")
+    if _digest(meta.get("step", 0) if step is None else step, tensors, described) != digest:
+        raise DataError(f"{path}: torn or altered, the digest does not match")
+    return tensors, meta, digest
 
 
 def available(folder: Path) -> dict[int, str]:

@@ -1,0 +1,241 @@
+"""From a capture to a `View`: what one adversary saw of one site, sample by sample.
+
+Two passes: the first reads heads only and finds which batches hold which samples; the second reads the tensors
+of the batches that are wanted, so that a capture larger than memory can be attacked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+
+from splitpeer.attacks.base import Shot, Target, View
+from splitpeer.errors import AttackImpossible
+from splitproto.messages import Activations, Forward, Gradients, Message, Sample
+
+Place = tuple[str, int, int]
+"""Mode, step and number of a batch."""
+
+
+class Recorded(Protocol):
+    """One message of a capture."""
+
+    peer: str
+    direction: str
+    message: Message
+
+
+class Source(Protocol):
+    """What a view needs of an open capture."""
+
+    header: Any
+
+    def records(self) -> Iterable[Recorded]: ...
+
+
+@dataclass
+class _Batch:
+    """What a capture holds of one batch."""
+
+    forward: Forward | None = None
+    activations: dict[str, Activations] = field(default_factory=dict)
+    gradients: dict[str, Gradients] = field(default_factory=dict)
+
+
+Choose = Callable[[Sequence[Sample]], Sequence[Sample]]
+
+
+def one_per_patient(samples: Sequence[Sample]) -> list[Sample]:
+    """Of every patient the sample in the middle (by z, y, x of its origin): where most of the head is."""
+    by_key: dict[bytes, list[Sample]] = {}
+    for sample in samples:
+        by_key.setdefault(sample.key, []).append(sample)
+    return [sorted(of, key=lambda s: s.origin[::-1])[len(of) // 2] for _, of in sorted(by_key.items())]
+
+
+def coordinator_view(
+    capture: Source,
+    modality: str,
+    *,
+    mode: str | None = None,
+    step: int | None = None,
+    choose: Choose = one_per_patient,
+    limit: int | None = None,
+) -> View:
+    """What the coordinator saw of the site that holds `modality`.
+
+    Args:
+        mode: only batches of this mode; default: evaluation where there is any, else training.
+        step: only batches of this step; default: the last one recorded in that mode (weights are known of one
+            step at a time).
+        choose: which of the samples to attack.
+        limit: at most so many.
+
+    Raises:
+        AttackImpossible: no such site, or nothing of it was recorded.
+    """
+    header = capture.header
+    if header.role != "coordinator":
+        raise AttackImpossible(f"this capture was recorded by a {header.role}: it holds no other site's activations")
+    modalities = {site: peer["modality"] for site, peer in header.peers.items()}
+    site = next((site for site, held in modalities.items() if held == modality), None)
+    if site is None:
+        raise AttackImpossible(f"no site of this capture holds {modality}; it has {', '.join(modalities.values())}")
+    places = _forwards(capture, site)
+    answered = {
+        (m.mode, m.step, m.batch)
+        for r in capture.records()
+        if r.peer == site and r.direction == "in" and isinstance(m := r.message, Activations)
+    }
+    places = {place: forward for place, forward in places.items() if place in answered}
+    places = _of(places, mode, step)
+    targets = _targets(capture, places, site, choose, limit, modalities)
+    return _view(header, "coordinator", site, modality, sorted(modalities.values()), targets,
+                 defences=tuple(header.peers[site].get("defences", ())),
+                 gradient_defences=tuple(header.defences))  # fmt: skip
+
+
+def site_view(
+    capture: Source,
+    *,
+    steps: Sequence[int] | None = None,
+    choose: Choose = lambda samples: samples,
+    limit: int | None = None,
+) -> View:
+    """What a site saw: its own activations and the gradients that came back, in training.
+
+    Args:
+        steps: only these; default: all that were recorded.
+
+    Raises:
+        AttackImpossible: recorded by somebody else, or without a gradient.
+    """
+    header = capture.header
+    if header.role != "client":
+        raise AttackImpossible("this capture was recorded by a coordinator: a site's attack needs a site's capture")
+    coordinator = next(iter(header.peers), "")
+    places = _forwards(capture, coordinator)
+    graded = {
+        r.message.step for r in capture.records() if r.direction == "in" and isinstance(r.message, Gradients)
+    }
+    places = {
+        p: f for p, f in places.items() if p[0] == "train" and p[1] in graded and (steps is None or p[1] in steps)
+    }
+    if not places:
+        raise AttackImpossible("this capture holds no gradient of the steps asked for: record a site that trains")
+    modality = header.modality
+    targets = _targets(capture, places, coordinator, choose, limit, {}, own=True)
+    return _view(header, "client", header.site, modality, [modality], targets,
+                 defences=tuple(header.defences),
+                 gradient_defences=tuple(header.peers[coordinator].get("defences", ())))  # fmt: skip
+
+
+# --- inside --------------------------------------------------------------------------------------------------
+
+
+def _forwards(capture: Source, peer: str) -> dict[Place, Forward]:
+    return {
+        (m.mode, m.step, m.batch): m
+        for r in capture.records()
+        if r.peer == peer and isinstance(m := r.message, Forward)
+    }
+
+
+def _of(places: dict[Place, Forward], mode: str | None, step: int | None) -> dict[Place, Forward]:
+    found = {place[0] for place in places}
+    if mode is None:
+        mode = next((m for m in ("evaluate", "infer", "train") if m in found), "train")
+    steps = sorted({place[1] for place in places if place[0] == mode})
+    if not steps:
+        raise AttackImpossible(f"nothing of mode {mode} was recorded; there is {', '.join(sorted(found)) or 'nothing'}")
+    if step is not None and step not in steps:
+        raise AttackImpossible(f"step {step} was not recorded; there are {steps[0]} to {steps[-1]}")
+    wanted = steps[-1] if step is None else step
+    return {place: forward for place, forward in places.items() if place[:2] == (mode, wanted)}
+
+
+def _targets(
+    capture: Source,
+    places: Mapping[Place, Forward],
+    peer: str,
+    choose: Choose,
+    limit: int | None,
+    modalities: Mapping[str, str],
+    *,
+    own: bool = False,
+) -> tuple[Target, ...]:
+    every = list(dict.fromkeys(sample for forward in places.values() for sample in forward.samples))
+    chosen = list(choose(every))[:limit]
+    wanted = set(chosen)
+    needed = {place for place, forward in places.items() if wanted.intersection(forward.samples)}
+    shots: dict[Sample, list[Shot]] = {sample: [] for sample in chosen}
+    open_: dict[Place, _Batch] = {}
+    # In order of time; a batch is cut into shots when a later one has come, so few are in memory at once.
+    for record in capture.records():
+        message = record.message
+        if isinstance(message, Activations):
+            place: Place = (message.mode, message.step, message.batch)
+            if place in needed:
+                batch = open_.setdefault(place, _Batch(places[place]))
+                batch.activations[record.peer] = message
+                ready = len(batch.activations) == (1 if own else len(modalities))
+                if ready and (message.mode != "train" or not own):
+                    _cut(open_.pop(place), peer, wanted, shots, modalities, own=own)
+        elif isinstance(message, Gradients) and own:
+            place = ("train", message.step, 0)
+            if place in open_:
+                open_[place].gradients[record.peer] = message
+                _cut(open_.pop(place), peer, wanted, shots, modalities, own=own)
+    for batch in open_.values():
+        _cut(batch, peer, wanted, shots, modalities, own=own)
+    return tuple(Target(sample, tuple(shots[sample])) for sample in chosen if shots[sample])
+
+
+def _cut(
+    batch: _Batch,
+    peer: str,
+    wanted: set[Sample],
+    shots: dict[Sample, list[Shot]],
+    modalities: Mapping[str, str],
+    *,
+    own: bool,
+) -> None:
+    forward = batch.forward
+    if forward is None or peer not in batch.activations:
+        return
+    sent = {site: _floats(message.tensors) for site, message in batch.activations.items()}
+    gradients = _floats(batch.gradients[peer].tensors) if peer in batch.gradients else {}
+    for index, sample in enumerate(forward.samples):
+        if sample not in wanted:
+            continue
+
+        def at(tensors: Mapping[str, np.ndarray], index: int = index) -> dict[str, np.ndarray]:
+            return {name: np.array(tensor[index]) for name, tensor in tensors.items()}
+
+        others = {} if own else {modalities[s]: at(t) for s, t in sent.items() if s != peer}
+        shots[sample].append(
+            Shot(forward.mode, forward.step, index, forward.seed, at(sent[peer]), others, at(gradients))
+        )
+
+
+def _floats(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """float32; bfloat16 travels as its 16 bits, which are the upper half of a float32."""
+    return {
+        name: (array.astype(np.uint32) << 16).view(np.float32) if array.dtype == np.uint16 else array
+        for name, array in tensors.items()
+    }
+
+
+def _view(
+    header: Any, role: Any, site: str, modality: str, modalities: Sequence[str], targets: tuple[Target, ...],
+    *, defences: tuple[str, ...], gradient_defences: tuple[str, ...],
+) -> View:  # fmt: skip
+    job = header.job
+    return View(
+        role=role, site=site, modality=modality, modalities=tuple(modalities), dimensions=job.dimensions,
+        features=tuple(job.features), levels=tuple(job.levels), window=tuple(job.window), targets=targets,
+        defences=defences, gradient_defences=gradient_defences, source=header.digest,
+    )  # fmt: skip

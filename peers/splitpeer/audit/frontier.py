@@ -1,0 +1,86 @@
+"""Dice against leakage: which configurations nobody would choose, because another is better at both."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True)
+class Point:
+    """One configuration, judged by the worst that was found against it."""
+
+    name: str
+    dice: float
+    """Mean over regions and patients held out."""
+    leakage: float
+    """Highest mean brain-masked aligned SSIM over all attacks and numbers of views."""
+    by: str
+    """The attack that reached it."""
+    views: int
+    floor: float
+    """What knowing only the average image gives."""
+    tumour: float | None = None
+    """Dice of the tumour found in the worst reconstruction."""
+    mask_auc: float | None = None
+    """Worst leak-AUC of the mask from gradients."""
+
+
+def pareto(points: Sequence[Point]) -> list[Point]:
+    """The points that no other beats: more Dice at no more leakage, or less leakage at no less Dice."""
+    return [
+        p
+        for p in points
+        if not any(
+            (q.dice >= p.dice and q.leakage <= p.leakage) and (q.dice > p.dice or q.leakage < p.leakage)
+            for q in points
+        )
+    ]
+
+
+def save(points: Sequence[Point], folder: Path) -> None:
+    """`frontier.json` and `frontier.png`."""
+    front = {point.name for point in pareto(points)}
+    rows = [asdict(point) | {"front": point.name in front} for point in points]
+    (folder / "frontier.json").write_text(json.dumps({"points": rows}, indent=2) + "\n")
+    draw(points, folder / "frontier.png")
+
+
+def draw(points: Sequence[Point], path: Path) -> None:
+    """Leakage to the right, Dice upwards; the front is a line, its points are named."""
+    figure = Figure(figsize=(9.5, 6.2), dpi=130, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    front = sorted(pareto(points), key=lambda p: p.leakage)
+    names = {p.name for p in front}
+    inner = [p for p in points if p.name not in names]
+    axes.scatter([p.leakage for p in inner], [p.dice for p in inner], s=34, color="#999999", marker="o",
+                 label="another is better at both")  # fmt: skip
+    axes.plot([p.leakage for p in front], [p.dice for p in front], color="#0072B2", marker="D", markersize=7,
+              linewidth=1.4, label="Pareto front")  # fmt: skip
+    if points:
+        floor = sum(p.floor for p in points) / len(points)
+        axes.axvline(floor, color="#D55E00", linestyle="--", linewidth=1.2,
+                     label=f"floor: an average brain, {floor:.2f}")  # fmt: skip
+    placed: list[tuple[float, float]] = []
+    for point in sorted(points, key=lambda p: (p.dice, p.leakage)):
+        # Labels one above the other where points are close.
+        y = point.dice
+        while any(abs(y - py) < 0.012 and abs(point.leakage - px) < 0.16 for px, py in placed):
+            y += 0.012
+        placed.append((point.leakage, y))
+        axes.annotate(point.name, (point.leakage, point.dice), xytext=(point.leakage + 0.008, y), fontsize=7,
+                      color="#0072B2" if point.name in names else "#555555", va="center")  # fmt: skip
+    axes.set(xlabel="leakage: best reconstruction by any attack (SSIM inside the brain, 1 = the image itself)",
+             ylabel="Dice, mean over WT, TC, ET (patients held out)")  # fmt: skip
+    axes.set_xlim(right=1.16)
+    axes.grid(color="#dddddd", linewidth=0.6)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, loc="lower right")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, format="png")

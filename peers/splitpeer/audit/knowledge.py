@@ -1,0 +1,108 @@
+"""From files to `Knowledge`: what an adversary is granted, each part named by whoever asks for the attack."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from splitpeer.attacks.base import Knowledge, View
+from splitpeer.audit.cohort import Samples
+from splitpeer.defences import make_stack
+from splitpeer.defences.defended import Defended
+from splitpeer.errors import ConfigError
+from splitpeer.models import Decoder, Encoder, build_decoder
+from splitpeer.training import checkpoint
+
+KINDS = {
+    "weights": "checkpoint of the site's encoder, as it lies in the site's state folder",
+    "initial": "checkpoint of step 0, where the coordinator handed the weights out",
+    "decoder": "checkpoint of the coordinator",
+    "shadow": "folder with similar images of other patients, a folder per modality",
+}
+
+
+def with_model(knowledge: Knowledge, view: View, path: Path, *, initial: bool = False) -> Knowledge:
+    """Grant the weights of the site's encoder.
+
+    Raises:
+        ConfigError: the file holds another network than the capture's job names.
+        DataError: it cannot be read.
+    """
+    tensors, meta, _ = checkpoint.read(path)
+    model = _encoder(view, _parameters(tensors), path)
+    if initial:
+        return replace(knowledge, initial_model=model)
+    return replace(knowledge, model=model, weights_step=int(meta.get("step", 0)))
+
+
+def with_decoder(knowledge: Knowledge, view: View, path: Path) -> Knowledge:
+    """Grant the coordinator's own half. Raises as `with_model`."""
+    tensors, _, _ = checkpoint.read(path)
+    return replace(knowledge, decoder=_decoder(view, _parameters(tensors), path))
+
+
+def with_shadow(knowledge: Knowledge, samples: Samples) -> Knowledge:
+    """Grant similar images of other patients, and their masks where there are any."""
+    return replace(knowledge, shadow=samples.images, shadow_masks=samples.masks)
+
+
+def _parameters(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix("model/"): t for name, t in tensors.items() if name.startswith("model/")}
+
+
+def _encoder(view: View, parameters: Mapping[str, Tensor], path: Path) -> nn.Module:
+    encoder = Encoder(view.dimensions, view.features, view.levels)
+    plain = [d for d in view.defences if not d.startswith("image/")]
+    # Trained parts of defences (a bottleneck, learnt noise) lie in the same checkpoint.
+    stack = make_stack(plain, key=bytes(32), channels=view.channels, dimensions=view.dimensions)
+    network: nn.Module = Defended(encoder, stack) if stack else encoder
+    return _loaded(network, parameters, path, "encoder")
+
+
+def _decoder(view: View, parameters: Mapping[str, Tensor], path: Path) -> Decoder:
+    # How the levels are fused is not in the job on the wire, but in the shape of the first block.
+    for fusion in ("concat", "mean"):
+        decoder = build_decoder(
+            view.dimensions, view.features, view.modalities, view.levels, fusion, seed=0
+        )
+        if _fits(decoder, parameters):
+            return _loaded(decoder, parameters, path, "decoder")
+    return _loaded(decoder, parameters, path, "decoder")
+
+
+def _fits(network: nn.Module, parameters: Mapping[str, Tensor]) -> bool:
+    own = network.state_dict()
+    return own.keys() == parameters.keys() and all(own[n].shape == parameters[n].shape for n in own)
+
+
+def _loaded(network: nn.Module, parameters: Mapping[str, Tensor], path: Path, what: str) -> nn.Module:
+    if not _fits(network, parameters):
+        own = network.state_dict()
+        differs = next(
+            n for n in sorted(own.keys() | parameters.keys())
+            if n not in own or n not in parameters or own[n].shape != parameters[n].shape
+        )  # fmt: skip
+        raise ConfigError(
+            f"{path}: not the {what} of this capture's job ({differs} differs): "
+            "take the checkpoint of the same run and site"
+        )
+    network.load_state_dict(dict(parameters))
+    for parameter in network.parameters():
+        parameter.requires_grad_(False)
+    return network.eval()
+
+
+def parse_knows(texts: Sequence[str]) -> dict[str, Path]:
+    """`weights=FILE`, `decoder=FILE`, `shadow=DIR` ... of a command line. Raises ConfigError."""
+    known = {}
+    for text in texts:
+        kind, equals, path = text.partition("=")
+        if kind not in KINDS or not equals or not path:
+            raise ConfigError(f"--knows {text}: write one of {', '.join(f'{k}=PATH' for k in KINDS)}")
+        known[kind] = Path(path)
+    return known
+
+

@@ -1,0 +1,96 @@
+"""`sweep.toml`: which defences, at which strengths, against which attacks."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+from pydantic import Field, PositiveInt, model_validator
+
+from splitpeer.config import Levels, Modality, Seed
+from splitpeer.settings import Section, Settings
+
+_SLUG = re.compile(r"[^a-z0-9.]+")
+
+
+class SweepHead(Section):
+    """What all configurations share."""
+
+    modality: Modality = "t1"
+    """The contrast under attack."""
+    attacks: Annotated[tuple[str, ...], Field(min_length=1)] = ("pca", "whitebox", "inverse")
+    """On images, by the coordinator."""
+    label_attacks: tuple[str, ...] = ("gradient-norm",)
+    """On labels, by a site."""
+    views: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (1, 100)
+    """How often the coordinator sees each sample; attacks that gain by it are run for each number."""
+    targets: PositiveInt = 12
+    """Patients held out whose slice with most tumour is attacked."""
+    shadow: PositiveInt = 600
+    """Similar images of other patients that the adversary holds."""
+    seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] = (7,)
+
+
+class Configuration(Section):
+    """One way for all sites to defend themselves; with `strengths`, one for each of them in place of `{}`."""
+
+    name: str
+    defences: tuple[str, ...] = ()
+    image: tuple[str, ...] = ()
+    gradients: tuple[str, ...] = ()
+    levels: Levels | None = None
+    """Levels that the job asks for; default: those of job.toml."""
+    strengths: tuple[float, ...] = ()
+
+    def expanded(self) -> list[Configuration]:
+        """One configuration for each strength."""
+        if not self.strengths:
+            return [self]
+
+        def put(texts: tuple[str, ...], strength: float) -> tuple[str, ...]:
+            return tuple(text.replace("{}", f"{strength:g}") for text in texts)
+
+        return [
+            Configuration(
+                name=put((self.name,), s)[0], defences=put(self.defences, s), image=put(self.image, s),
+                gradients=put(self.gradients, s), levels=self.levels,
+            )
+            for s in self.strengths
+        ]  # fmt: skip
+
+    @property
+    def slug(self) -> str:
+        """The name as a folder."""
+        return _SLUG.sub("-", self.name.lower()).strip("-")
+
+
+class SweepPlan(Settings):
+    """`sweep.toml`."""
+
+    sweep: SweepHead = SweepHead()
+    configuration: Annotated[tuple[Configuration, ...], Field(min_length=1)]
+
+    @classmethod
+    def load(cls, path: Path, overrides: Mapping[str, Any] | None = None) -> Self:
+        """Read it. Raises ConfigError: `Settings.read`."""
+        return cls.read(path, overrides)
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> Self:
+        slugs = [configuration.slug for configuration in self.all()]
+        if twice := {slug for slug in slugs if slugs.count(slug) > 1}:
+            raise ValueError(f"[configuration] name {sorted(twice)[0]!r} is there twice: folders are named after it")
+        return self
+
+    def all(self) -> list[Configuration]:
+        """Every configuration, strengths spelled out, in the file's order."""
+        return [one for configuration in self.configuration for one in configuration.expanded()]
+
+
+def fingerprint(*parts: Any) -> str:
+    """A digest by which a result is known to belong to these settings."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()

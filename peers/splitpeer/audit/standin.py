@@ -1,0 +1,54 @@
+"""A task for a site that has no masks: brightness bands of its own images, in place of tumour regions.
+
+How far activations can be inverted depends on the encoder, and an encoder is shaped by its task. A hospital that
+only holds images rehearses with this one: segment the brightest 20 %, 8 % and 2 % of the head. The Dice of such
+a rehearsal says nothing about tumours, and the report says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from splitpeer.data.geometry import Geometry
+from splitpeer.data.layouts import Case
+from splitpeer.data.volumes import Triple, Volumes
+
+SHARES = (0.20, 0.08, 0.02)
+"""Of the head's voxels, the brightest: nested, as tumour regions are."""
+
+
+class StandIn(Volumes):
+    """`Volumes` of masks, made from the images of one site."""
+
+    def __init__(self, images: Volumes) -> None:
+        # Not initialised as a reader of files: everything is asked of `images`.
+        self._images = images
+        self.labels = "msd"
+        self._bounds: dict[bytes, tuple[float, ...]] = {}
+
+    def keys(self) -> list[bytes]:
+        return self._images.keys()
+
+    def case(self, key: bytes) -> Case:
+        return self._images.case(key)
+
+    def subjects(self) -> dict[bytes, str]:
+        return self._images.subjects()
+
+    def geometry(self, key: bytes) -> Geometry:
+        return self._images.geometry(key)
+
+    def window(self, key: bytes, origin: Triple, size: Triple) -> np.ndarray:
+        """uint8 [3, *size]: nested bands of brightness."""
+        voxels = self._images.window(key, origin, size)[0]
+        return np.stack([(voxels > bound) & (voxels != 0) for bound in self._limits(key)]).astype(np.uint8)
+
+    def _limits(self, key: bytes) -> Sequence[float]:
+        if key not in self._bounds:
+            volume = self._images.window(key, (0, 0, 0), self._images.geometry(key).shape)
+            head = volume[volume != 0]
+            bounds = np.quantile(head, [1 - share for share in SHARES]) if head.size else [0.0] * 3
+            self._bounds[key] = tuple(float(b) for b in bounds)
+        return self._bounds[key]
