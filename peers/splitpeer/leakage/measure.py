@@ -1,0 +1,200 @@
+"""All figures of one attack: what of the images, or of the tumour's outline, an adversary recovered."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from splitpeer.leakage import masks
+from splitpeer.leakage.floors import Floors, Gallery, Others, compare
+from splitpeer.leakage.metrics import Image, distance_correlation
+from splitpeer.leakage.scores import Score, number, summarise
+
+CHANCE = "chance"
+SHUFFLED = "shuffled patients"
+RANDOM = "random score"
+OTHER_MASKS = "mean mask of other patients"
+SHUFFLES = 20
+REGIONS = ("WT", "TC", "ET")
+
+
+def score_images(
+    truth: Image,
+    reconstructed: Image,
+    patients: Sequence[Any],
+    *,
+    floors: Floors | Others | None = None,
+    z: Sequence[float] | None = None,
+    seed: int = 0,
+) -> dict[str, Score]:
+    """What reconstructions tell of the true images, each figure with its floors.
+
+    Args:
+        truth: float [N, 1, *spatial], normalised intensities, background exactly 0.
+        reconstructed: the same shape; any gain and offset. Not-a-numbers count as knowing nothing there.
+        patients: [N]; who each sample is of.
+        floors: images of other patients, or the floors made from them once; None: the other patients of `truth`.
+        z: [N]; where each slice lies, so that floors and gallery take the same level of other patients.
+        seed: of bootstrap and choices.
+
+    Returns:
+        ssim, psnr, nmi (inside the brain), ssim_plain, psnr_plain, nmi_plain (whole image), reidentification
+        (rank 1: share of samples whose nearest image in the gallery is the true one), distance_correlation (of
+        the whole set, without interval).
+
+    Raises:
+        ValueError: shapes or counts differ.
+    """
+    truth, reconstructed = np.asarray(truth), np.asarray(reconstructed)
+    if truth.ndim < 4 or truth.shape[1] != 1 or len(truth) != len(patients):
+        raise ValueError(
+            f"the truth must be [N, 1, *spatial] of N samples, not {truth.shape} of {len(patients)}"
+        )
+    if not isinstance(floors, Floors):
+        floors = Floors.make(truth, patients, floors, z, seed)
+    scores = {
+        name: summarise(
+            values,
+            patients,
+            floors={
+                floor: summarise(found[name], patients).mean
+                for floor, found in floors.values.items()
+                if name in found
+            },
+            seed=seed,
+        )
+        for name, values in compare(truth, reconstructed).items()
+    }
+    scores["reidentification"] = reidentification(truth, reconstructed, patients, floors.others, z, seed)
+    scores["distance_correlation"] = correlated(truth, reconstructed, patients, seed)
+    return scores
+
+
+def reidentification(
+    truth: Image,
+    reconstructed: Image,
+    patients: Sequence[Any],
+    others: Others,
+    z: Sequence[float] | None = None,
+    seed: int = 0,
+) -> Score:
+    """Rank 1 among patients: is the gallery image that fits a reconstruction best the true one?
+
+    The gallery of a sample is its true image, and of every other patient (of `truth` and `others`) the slice at the
+    same level, or all slices where levels are unknown. Fit: variance explained after alignment inside the
+    candidate's brain. Equal fits share the hit, so an image without content scores chance.
+    """
+    known = set(patients)
+    new = [row for row, patient in enumerate(others.patients) if patient not in known]
+    pool = Others(
+        np.concatenate([truth, np.asarray(others.images[new], dtype=truth.dtype)]),
+        [*patients, *(others.patients[row] for row in new)],
+        None if z is None or (new and others.z is None) else [*z, *(others.z[row] for row in new)],
+    )
+    gallery = Gallery(pool.images)
+    hits, chances = [], []
+    for i, image in enumerate(reconstructed):
+        rivals = pool.choose(patients[i], None if z is None else z[i])
+        if not len(rivals) or not truth[i].any():
+            hits.append(np.nan)
+            continue
+        fit = gallery.match(image)
+        best = max(fit[i], fit[rivals].max())
+        tied = int((fit[rivals] >= best - 1e-9).sum())
+        hits.append(1.0 / (1 + tied) if fit[i] >= best - 1e-9 else 0.0)
+        chances.append(1.0 / (1 + len(rivals)))
+    return summarise(hits, patients, floors={CHANCE: float(np.mean(chances)) if chances else None}, seed=seed)
+
+
+def correlated(truth: Image, reconstructed: Image, patients: Sequence[Any], seed: int = 0) -> Score:
+    """Distance correlation over the set, beside its value for shuffled pairs, which is not 0 for a small set."""
+    images = np.asarray(reconstructed, dtype=np.float64)
+    means = np.nanmean(
+        np.where(np.isfinite(images), images, 0.0), axis=tuple(range(1, images.ndim)), keepdims=True
+    )
+    images = np.where(np.isfinite(images), images, means)
+    count = len(set(patients))
+    if len(truth) < 2:
+        return Score(None, patients=count, samples=len(truth))
+    random = np.random.default_rng(seed)
+    shuffled = [distance_correlation(truth, images[random.permutation(len(images))]) for _ in range(SHUFFLES)]
+    return Score(
+        number(distance_correlation(truth, images)),
+        patients=count,
+        samples=len(truth),
+        floors={SHUFFLED: number(float(np.mean(shuffled)))},
+    )
+
+
+def score_masks(
+    target: NDArray[Any],
+    scores: NDArray[np.floating],
+    patients: Sequence[Any],
+    *,
+    inside: NDArray[np.bool_] | None = None,
+    seed: int = 0,
+) -> dict[str, Score]:
+    """What a map of scores tells of the tumour's outline.
+
+    Args:
+        target: 0/1 [N, regions, *spatial] (whole tumour first, then core, enhancing) or [N, *spatial].
+        scores: float [N, *spatial]; higher where tumour is likely. A map that points the wrong way tells as much:
+            all maps are turned around together if their mean AUC is below one half.
+        patients: [N].
+        inside: bool [N, *spatial]; score only these voxels (the brain); None: the whole window.
+        seed: of bootstrap and of the random floor.
+
+    Returns:
+        auc (leak-AUC, max(AUC, 1 - AUC), after Li et al., arXiv 2102.08504), dice_otsu (threshold without the truth)
+        and dice_oracle (best threshold, chosen with the truth) of the whole tumour; auc_TC and so on of the other
+        regions. Samples without tumour do not count.
+
+    Raises:
+        ValueError: shapes or counts differ.
+    """
+    target, scores = np.asarray(target) != 0, masks.finite(scores)
+    regions = target[:, None] if target.ndim == scores.ndim else target
+    if (len(regions), *regions.shape[2:]) != scores.shape or len(patients) != len(scores):
+        raise ValueError(
+            f"masks {target.shape} and maps {scores.shape} of {len(patients)} samples do not fit"
+        )
+    visible = np.ones(scores.shape, dtype=bool) if inside is None else np.asarray(inside, dtype=bool)
+    noise = np.random.default_rng(seed).random(scores.shape)
+    found: dict[str, Score] = {}
+    for number_of, region in enumerate(REGIONS[: regions.shape[1]]):
+        mask = regions[:, number_of]
+        values = _mask_values(mask, scores, patients, visible)
+        floors = {RANDOM: _mask_values(mask, noise, patients, visible)}
+        usual = Others(mask, patients)
+        rows = [usual.choose(patient, None) for patient in patients]
+        if all(len(row) for row in rows):
+            means = np.stack([mask[row].mean(axis=0) for row in rows])
+            floors[OTHER_MASKS] = _mask_values(mask, means, patients, visible)
+        for name in values:
+            found[name if region == "WT" else f"{name}_{region}"] = summarise(
+                values[name],
+                patients,
+                floors={floor: summarise(other[name], patients).mean for floor, other in floors.items()},
+                seed=seed,
+            )
+    return found
+
+
+def _mask_values(
+    target: NDArray[np.bool_],
+    scores: NDArray[np.float64],
+    patients: Sequence[Any],
+    visible: NDArray[np.bool_],
+) -> dict[str, list[float]]:
+    areas = [masks.auc(t[v], s[v]) for t, s, v in zip(target, scores, visible, strict=True)]
+    mean = summarise(areas, patients).mean
+    if mean is not None and mean < 0.5:
+        areas, scores = [1 - area for area in areas], -scores
+    otsu, oracle = [], []
+    for t, s, v in zip(target, scores, visible, strict=True):
+        otsu.append(masks.dice(t[v], masks.otsu(s[v])))
+        oracle.append(masks.oracle_dice(t[v], s[v]))
+    return {"auc": areas, "dice_otsu": otsu, "dice_oracle": oracle}
