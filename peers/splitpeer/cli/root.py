@@ -16,6 +16,7 @@ COMMANDS = {
     "config": ("splitpeer.cli.config:config", "Check or show settings."),
     "data": ("splitpeer.cli.data:data", "Look at a site's images before training."),
     "serve": ("splitpeer.cli.serve:serve", "Run this peer: a hospital's client, or the coordinator."),
+    "trail": ("splitpeer.cli.trail:trail", "Show and check this peer's audit trail."),
     "demo": ("splitpeer.cli.demo:demo", "Four hospitals and a coordinator on this machine."),
 }
 

@@ -1,0 +1,121 @@
+"""The audit trail: chained, appended only, whole after a crash; any edit is found."""
+
+from __future__ import annotations
+
+import json
+import stat
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from splitpeer import trail
+from splitpeer.cli import main
+from splitpeer.errors import ConfigError, DataError
+from splitpeer.trail import Trail, entries, verify
+
+
+@pytest.fixture
+def kept(tmp_path: Path) -> Trail:
+    made = Trail(tmp_path / "state")
+    made.note("peer.start", role="client", site="ukm")
+    made.note("job.accepted", job="glioma", levels=["x0", "x4"], recorded=None, patients=12)
+    made.note("peer.stop", cause="asked to stop\n\x1b[2J")
+    return made
+
+
+def test_lines_are_chained_and_private(kept: Trail) -> None:
+    assert stat.S_IMODE(kept.path.stat().st_mode) == 0o600
+    assert [e["event"] for e in entries(kept.path)] == ["peer.start", "job.accepted", "peer.stop"]
+    assert [e["n"] for e in entries(kept.path)] == [1, 2, 3]
+    assert entries(kept.path)[2]["cause"] == "asked to stop??[2J"
+    verdict = verify(kept.path)
+    assert (verdict.whole, verdict.entries) == (True, 3)
+    assert kept.note("peer.start") == verify(kept.path).last_chain != verdict.last_chain
+    for line in kept.path.read_text().splitlines():
+        assert json.loads(line)["chain"]
+
+
+def changed(lines: list[bytes]) -> list[bytes]:
+    return [lines[0], lines[1].replace(b"12", b"13"), lines[2]]
+
+
+def forged(lines: list[bytes]) -> list[bytes]:
+    return [lines[0], b"nothing happened here\n", *lines[1:]]
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        changed,
+        forged,
+        lambda lines: [lines[0], lines[2]],
+        lambda lines: lines[1:],
+        lambda lines: [lines[1], lines[0], lines[2]],
+        lambda lines: [*lines, lines[2]],
+        lambda lines: [*lines, b'{"event":"peer.stop"}\n'],
+        lambda lines: [lines[0], b"\n", *lines[1:]],
+    ],
+)
+def test_every_edit_is_found(kept: Trail, edit: Callable[[list[bytes]], list[bytes]]) -> None:
+    kept.path.write_bytes(b"".join(edit(kept.path.read_bytes().splitlines(keepends=True))))
+    verdict = verify(kept.path)
+    assert not verdict.whole
+    assert verdict.problem
+
+
+@pytest.mark.parametrize("cut", [1, 2, 30, 100])
+def test_a_crash_in_the_middle_of_a_line(kept: Trail, cut: int) -> None:
+    whole = kept.path.read_bytes()
+    kept.path.write_bytes(whole[:-cut])
+    left = kept.path.read_bytes()
+    assert verify(kept.path).whole
+    kept.note("peer.start")
+    assert kept.path.read_bytes().startswith(left), "appended only"
+    verdict = verify(kept.path)
+    assert verdict.whole, verdict
+    events = [e["event"] for e in entries(kept.path)]
+    if cut == 1:  # only the newline was lost
+        assert events == ["peer.start", "job.accepted", "peer.stop", "peer.start"]
+    else:
+        assert events == ["peer.start", "job.accepted", "trail.torn", "peer.start"]
+        # What the crash left is part of the record: it cannot be dropped or changed afterwards.
+        torn = kept.path.read_bytes().splitlines(keepends=True)
+        kept.path.write_bytes(b"".join([*torn[:2], b"x" + torn[2], *torn[3:]]))
+        assert not verify(kept.path).whole
+
+
+def test_two_processes_write_one_chain(tmp_path: Path) -> None:
+    program = (
+        "import sys; from pathlib import Path; from splitpeer.trail import Trail\n"
+        "for n in range(30): Trail(Path(sys.argv[1])).note('peer.start', n_th=n)"
+    )
+    running = [subprocess.Popen([sys.executable, "-c", program, str(tmp_path)]) for _ in range(2)]
+    assert [process.wait(60) for process in running] == [0, 0]
+    verdict = verify(tmp_path / trail.NAME)
+    assert (verdict.whole, verdict.entries) == (True, 60), verdict
+
+
+def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "state").write_text("a file")
+    with pytest.raises(ConfigError, match=r"audit trail cannot be written .*change \[peer\] state"):
+        Trail(tmp_path / "state").note("peer.start")
+    with pytest.raises(DataError, match="cannot be read"):
+        verify(tmp_path / "none.jsonl")
+
+
+def test_the_command_shows_and_checks(kept: Trail, capsys: pytest.CaptureFixture[str]) -> None:
+    def run(*arguments: str) -> int:
+        with pytest.raises(SystemExit) as left:
+            main(("trail", str(kept.path), *arguments))
+        return int(left.value.code or 0)
+
+    assert run() == 0
+    said = capsys.readouterr()
+    assert "job.accepted  job=glioma" in said.out
+    assert "3 lines, whole; last chain" in said.err
+    kept.path.write_bytes(kept.path.read_bytes().replace(b"ukm", b"abc"))
+    assert run("--json") == 4
+    assert json.loads(capsys.readouterr().out)["problem"] == "line 1 is not chained to the line before it"
