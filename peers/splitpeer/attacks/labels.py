@@ -1,0 +1,368 @@
+"""What an image site reads off the gradients it is sent: where the tumour is, and in which slices.
+
+A gradient of a segmentation loss is spatial. At the logits it is about p - y, and the decoder's backward pass
+keeps it in place, so its size at a voxel of a skip tensor tells how wrong the network still is there: before
+training, that is the tumour. No network, no data and no label is needed.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from typing import Any
+
+import numpy as np
+import torch
+from monai.networks.layers import GaussianFilter
+from torch import Tensor
+from torch.nn import functional
+
+from splitpeer.attacks.base import Attack, Knowledge, Progress, Result, Shot, View, silent
+from splitpeer.attacks.pose import pose_of, turn_back
+from splitpeer.errors import AttackImpossible
+
+_TINY = 1e-30
+_MODES = {2: "bilinear", 3: "trilinear"}
+
+
+class _FromGradients(Attack):
+    """Walks over the steps of a view: all its samples of one step at once, one level at a time."""
+
+    goal = "mask"
+    role = "client"
+
+    def __init__(
+        self,
+        *,
+        levels: tuple[int, ...] | None = None,
+        steps: int | None = None,
+        seed: int = 0,
+        device: str = "cpu",
+    ) -> None:
+        super().__init__(seed=seed, device=device)
+        self.levels, self.steps = levels, steps
+
+    def run(self, view: View, knowledge: Knowledge, progress: Progress = silent) -> Result:
+        """Scores float32 [N, *spatial], in the orientation of the sample and not of its augmented copies."""
+        started = time.monotonic()
+        levels = self._check(view)
+        steps = _by_step(view, self.steps)
+        total = torch.zeros((len(view.targets), *view.window), device=self.device)
+        count = torch.zeros(len(view.targets), device=self.device)
+        for done, shots in enumerate(steps, 1):
+            maps = sum(
+                4.0**-level * self._scores(self._stack(shots, level), view, knowledge) for level in levels
+            )
+            for row, (target, shot) in zip(maps, shots, strict=True):
+                total[target] += turn_back(row[None], pose_of(shot, None))[0]
+                count[target] += 1
+            progress(self.title, done, len(steps))
+        total /= count.reshape(-1, *[1] * view.dimensions).clamp(min=1)
+        unseen = int((count == 0).sum())
+        notes = (f"{unseen} samples were sent no gradient: their score is zero",) if unseen else ()
+        return Result(
+            attack=self.name,
+            goal="mask",
+            images=self._finish(total, view, knowledge).float().cpu().numpy(),
+            adaptive=bool(view.gradient_defences) and knowledge.adaptive,
+            assumptions=("the gradients this site was sent", *knowledge.assumptions()[-1:]),
+            settings={"levels": list(levels), "steps": len(steps), **self._settings()},
+            views=int(count.max()),
+            seconds=time.monotonic() - started,
+            notes=(*notes, *self._notes()),
+        )
+
+    def _scores(self, gradient: Tensor, view: View, knowledge: Knowledge) -> Tensor:
+        """Gradients [n, C, *level's spatial] of one step and level to scores [n, *window], mean about 1."""
+        raise NotImplementedError
+
+    def _finish(self, scores: Tensor, view: View, knowledge: Knowledge) -> Tensor:
+        """Means over steps [N, *window] to what is reported."""
+        return scores
+
+    def _settings(self) -> dict[str, Any]:
+        return {}
+
+    def _notes(self) -> tuple[str, ...]:
+        return ()
+
+    def _check(self, view: View) -> tuple[int, ...]:
+        if view.role != "client":
+            raise AttackImpossible(
+                f"{self.name} reads the gradients that a site is sent: give a site's capture"
+            )
+        shots = [shot for target in view.targets for shot in target.shots if shot.gradients]
+        if not shots:
+            raise AttackImpossible(
+                f"{self.name}: no gradient in this view; evaluation has none, take training steps"
+            )
+        sent = tuple(sorted(int(name[1:]) for name in shots[0].gradients))
+        missing = sorted(set(self.levels or ()) - set(sent))
+        if missing:
+            raise AttackImpossible(f"{self.name}: level {missing[0]} is not in this view, only {list(sent)}")
+        return self.levels or sent
+
+    def _stack(self, shots: list[tuple[int, Shot]], level: int) -> Tensor:
+        arrays = [np.asarray(shot.gradients[f"x{level}"], np.float32) for _, shot in shots]
+        return torch.from_numpy(np.stack(arrays)).to(self.device)
+
+
+class GradientNorm(_FromGradients):
+    """Tumour is where the gradient is large.
+
+    Plain: the norm over channels, upsampled, smoothed, divided by its mean over the step's samples (losses
+    differ between steps), averaged over steps after undoing the augmentation, and over levels with weights
+    4**-level. Where the label holder defends its gradients and the adversary knows, the adaptive form:
+    independent noise has no preferred direction and no neighbours, the gradient has both. So patches are
+    projected on the step's leading principal components, what the weak components hold is taken for noise and
+    subtracted, energies and not norms are averaged over steps, and smoothing is wider. Against noise that
+    multiplies each voxel's gradient up to the largest (max-norm) energies are equal in expectation but not
+    their small powers: tumour is always large, the rest only sometimes.
+    """
+
+    name = "gradient-norm"
+    title = "Size of the gradient, voxel by voxel"
+    source = "Li et al. 2022 (arXiv 2102.08504), here voxel by voxel on the gradients of a segmentation loss"
+    plain = "Another hospital looks where the training signal it is sent is strong: there is the tumour."
+
+    def __init__(
+        self,
+        *,
+        levels: tuple[int, ...] | None = None,
+        steps: int | None = None,
+        smooth: float | None = None,
+        components: int = 8,
+        seed: int = 0,
+        device: str = "cpu",
+    ) -> None:
+        """
+        Args:
+            levels: those to combine; None: all that were sent.
+            steps: at most so many training steps, the first ones; None: all.
+            smooth: standard deviation in voxels; None: 1, or 2 in the adaptive form.
+            components: of 3-wide patches, adaptive form only.
+        """
+        super().__init__(levels=levels, steps=steps, seed=seed, device=device)
+        self.smooth, self.components = smooth, components
+
+    def _scores(self, gradient: Tensor, view: View, knowledge: Knowledge) -> Tensor:
+        total = None
+        if not (view.gradient_defences and knowledge.adaptive):
+            score = gradient.square().sum(dim=1, keepdim=True).sqrt()
+        elif _multiplied(view):
+            score = gradient.square().sum(dim=1, keepdim=True) ** 0.125
+        else:
+            score, total = patch_energy(gradient, self.components)
+        # Losses differ between steps. Where noise was subtracted, by all that was there: what is mostly noise then
+        # weighs little.
+        scale = score.mean() if total is None else total
+        return smoothed(upsampled(score / scale.clamp(min=_TINY), view), self._sigma(view, knowledge))
+
+    def _finish(self, scores: Tensor, view: View, knowledge: Knowledge) -> Tensor:
+        if view.gradient_defences and knowledge.adaptive and not _multiplied(view):
+            return scores.clamp(min=0).sqrt()
+        return scores
+
+    def _sigma(self, view: View, knowledge: Knowledge) -> float:
+        if self.smooth is not None:
+            return self.smooth
+        return 2.0 if view.gradient_defences and knowledge.adaptive else 1.0
+
+    def _settings(self) -> dict[str, Any]:
+        return {"smooth": self.smooth, "components": self.components}
+
+
+class GradientCosine(_FromGradients):
+    """Tumour is where the gradient points against the majority: minus its cosine with the mean direction.
+
+    The direction attack of Li et al., per voxel. Blind to sizes, so it stands against noise that equalises them
+    (max-norm) as long as one direction prevails, which is so in the first steps. Later it is about chance: the
+    decoder's LeakyReLU and normalisation turn the gradient's direction from voxel to voxel.
+    """
+
+    name = "gradient-cosine"
+    title = "Direction of the gradient, voxel by voxel"
+    source = "Li et al. 2022 (arXiv 2102.08504), here voxel by voxel"
+    plain = (
+        "Another hospital looks where the training signal points the other way than it does in most places."
+    )
+
+    def _scores(self, gradient: Tensor, view: View, knowledge: Knowledge) -> Tensor:
+        axes = (0, *range(2, gradient.ndim))
+        majority = functional.normalize(gradient, dim=1).mean(dim=axes, keepdim=True)
+        against = -functional.cosine_similarity(gradient, majority, dim=1).unsqueeze(1)
+        return smoothed(upsampled(against, view), 1.0)
+
+    def _notes(self) -> tuple[str, ...]:
+        return ("fit for first steps; later a convolutional decoder turns directions from voxel to voxel",)
+
+
+class GradientSlice(_FromGradients):
+    """Whether a sample holds tumour at all: the norm of its whole gradient, the classical attack.
+
+    Every voxel of a sample gets the same score.
+    """
+
+    name = "gradient-slice"
+    title = "Size of the gradient, sample by sample"
+    source = "Li et al. 2022 (arXiv 2102.08504)"
+    plain = "Another hospital compares how strong the training signal is from slice to slice."
+
+    def _scores(self, gradient: Tensor, view: View, knowledge: Knowledge) -> Tensor:
+        norm = gradient.flatten(1).square().mean(dim=1).sqrt()
+        norm = norm / norm.mean().clamp(min=_TINY)
+        return norm.reshape(-1, *[1] * view.dimensions).expand(-1, *view.window)
+
+    def _notes(self) -> tuple[str, ...]:
+        return ("one score per sample: it tells whether there is tumour, not where",)
+
+
+class Schedule(Attack):
+    """What the order of windows tells, before any gradient: slices with tumour are drawn more often.
+
+    A coordinator that draws a share of its windows around tumour (`positive_fraction`) tells every site which
+    slices those are: the sites must know what to send. For each patient the posterior, over all runs of
+    neighbouring slices that could be the tumour, of the draws that were seen; every voxel of a slice gets the
+    probability that its slice holds tumour. In 3-D: how often the patient's windows covered a voxel, against
+    the mean, since windows crowd around tumour.
+    """
+
+    name = "schedule"
+    title = "The order of windows alone"
+    source = "derived from the sampling rule of the training schedule"
+    goal = "mask"
+    role = "client"
+    plain = "Another hospital counts how often it is asked for each slice of a patient."
+
+    def __init__(
+        self, *, positive_fraction: float = 0.5, slices: int | None = None, seed: int = 0, device: str = "cpu"
+    ) -> None:
+        """
+        Args:
+            positive_fraction: share of windows drawn around tumour; the default of a job.
+            slices: of a volume, which the site knows; None: as many as lie between the first and the last drawn.
+        """
+        super().__init__(seed=seed, device=device)
+        self.positive_fraction, self.slices = positive_fraction, slices
+
+    def run(self, view: View, knowledge: Knowledge, progress: Progress = silent) -> Result:
+        """Needs the training windows of the same patients beside those under attack; uses no tensor at all."""
+        started = time.monotonic()
+        draws: dict[bytes, list[tuple[int, int, int]]] = {}
+        for target in view.targets:
+            times = sum(shot.mode == "train" for shot in target.shots)
+            draws.setdefault(target.sample.key, []).extend([target.sample.origin] * times)
+        if not any(draws.values()):
+            raise AttackImpossible(
+                f"{self.name}: no training window in this view; take a capture of training"
+            )
+        scores = np.zeros((len(view.targets), *view.window), np.float32)
+        chances = {key: self._slices(np.array([z for *_, z in seen], int)) for key, seen in draws.items()}
+        for number, target in enumerate(view.targets):
+            key, origin = target.sample.key, target.sample.origin
+            if view.dimensions == 2:
+                scores[number] = chances[key].get(origin[2], 0.0)
+            else:
+                scores[number] = _coverage(draws[key], origin, view.window)
+            progress(self.title, number + 1, len(view.targets))
+        return Result(
+            attack=self.name,
+            goal="mask",
+            images=scores,
+            adaptive=False,
+            assumptions=("which windows were ordered, in training",),
+            settings={"positive_fraction": self.positive_fraction, "slices": self.slices},
+            views=max(len(seen) for seen in draws.values()),
+            seconds=time.monotonic() - started,
+            notes=("no tensor is used; every voxel of a slice has the same score",)
+            if view.dimensions == 2
+            else ("no tensor is used",),
+        )
+
+    def _slices(self, drawn: np.ndarray) -> dict[int, float]:
+        """Slice to the probability that it holds tumour."""
+        if drawn.size == 0:
+            return {}
+        first, last = (0, self.slices - 1) if self.slices else (int(drawn.min()), int(drawn.max()))
+        count = np.bincount(np.clip(drawn, first, last) - first, minlength=last - first + 1)
+        n, share = count.size, self.positive_fraction
+        before = np.concatenate([[0], np.cumsum(count)])
+        runs = list(itertools.combinations(range(n + 1), 2))  # [a, b): every run of neighbouring slices
+        inside = np.array([before[b] - before[a] for a, b in runs])
+        length = np.array([b - a for a, b in runs])
+        chance_in, chance_out = share / length + (1 - share) / n, np.full(len(runs), (1 - share) / n)
+        log = inside * np.log(np.maximum(chance_in, 1e-12)) + (drawn.size - inside) * np.log(
+            np.maximum(chance_out, 1e-12)
+        )
+        weight = np.exp(log - log.max())
+        weight /= weight.sum()
+        covered = np.zeros(n + 1)
+        np.add.at(covered, [a for a, _ in runs], weight)
+        np.add.at(covered, [b for _, b in runs], -weight)
+        return {first + z: float(p) for z, p in enumerate(np.cumsum(covered[:-1]))}
+
+
+def upsampled(score: Tensor, view: View) -> Tensor:
+    """[n, 1, *level's spatial] to [n, *window], linearly."""
+    return functional.interpolate(score, size=view.window, mode=_MODES[view.dimensions], align_corners=False)[
+        :, 0
+    ]
+
+
+def smoothed(score: Tensor, sigma: float) -> Tensor:
+    """[n, *spatial] through a Gaussian of `sigma` voxels that does not darken at the border."""
+    if sigma <= 0:
+        return score
+    blur = GaussianFilter(score.ndim - 1, sigma).to(score.device)
+    weight = blur(torch.ones_like(score[:1, None]))
+    return (blur(score[:, None]) / weight)[:, 0]
+
+
+def patch_energy(gradient: Tensor, components: int) -> tuple[Tensor, Tensor]:
+    """Energy [n, 1, *spatial] that 3-wide patches of `gradient` [n, C, *spatial] have in their leading principal
+    components, less what the other components let expect of noise; and the mean energy with that noise."""
+    spatial = gradient.ndim - 2
+    width = 1 if min(gradient.shape[2:]) < 3 else 3
+    pad = width // 2
+    padded = functional.pad(gradient, [pad] * 2 * spatial)
+    shifts = itertools.product(range(width), repeat=spatial)
+    patches = torch.cat(
+        [
+            padded[:, :, *(slice(s, s + n) for s, n in zip(shift, gradient.shape[2:], strict=True))]
+            for shift in shifts
+        ],
+        dim=1,
+    ).movedim(1, -1)
+    flat = patches.flatten(0, -2).double()
+    values, vectors = torch.linalg.eigh(flat.T @ flat / len(flat))
+    kept = min(components, len(values) // 2)
+    if kept == 0:
+        energy = gradient.square().sum(dim=1, keepdim=True)
+        return energy, energy.mean()
+    noise = values[:-kept].median() * kept
+    energy = (patches @ vectors[:, -kept:].to(patches)).square().sum(dim=-1)
+    return (energy - noise.to(energy)).unsqueeze(1), energy.mean()
+
+
+def _by_step(view: View, limit: int | None) -> list[list[tuple[int, Shot]]]:
+    steps: dict[int, list[tuple[int, Shot]]] = {}
+    for number, target in enumerate(view.targets):
+        for shot in target.shots:
+            if shot.gradients:
+                steps.setdefault(shot.step, []).append((number, shot))
+    return [steps[step] for step in sorted(steps)][:limit]
+
+
+def _multiplied(view: View) -> bool:
+    return any(spec.startswith("max-norm") for spec in view.gradient_defences)
+
+
+def _coverage(
+    origins: list[tuple[int, int, int]], origin: tuple[int, int, int], window: tuple[int, ...]
+) -> np.ndarray:
+    """How many of the windows at `origins` cover each voxel of the window at `origin`."""
+    covered = np.zeros(window, np.float32)
+    for other in origins:
+        start = [b - a for a, b in zip(origin, other, strict=True)]
+        covered[tuple(slice(max(s, 0), max(0, s + n)) for s, n in zip(start, window, strict=True))] += 1
+    return covered
