@@ -1,0 +1,280 @@
+"""Defences of the gradients that a label holder sends, which otherwise show each site where the tumour is.
+
+One example of the published, whole-sample defences is here one voxel: its vector of channels g in R^d, its label
+that of the whole tumour (region 0) at the level's resolution, where a coarse voxel is positive if any voxel
+below it is. All statistics are those of one level of one batch, over all its voxels.
+
+Source: Li et al. 2021, arXiv 2102.08504 (max-norm, iso, Marvell), for one gradient vector per sample.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import torch
+from scipy.optimize import minimize
+from torch import Tensor
+from torch.nn.functional import adaptive_max_pool2d, adaptive_max_pool3d
+
+from splitpeer.defences.base import Defence, Draw, Parameter, Place, Tensors
+
+_SOURCE = "Li et al. 2021, arXiv 2102.08504, per voxel"
+
+
+class _VoxelNoise(Defence):
+    """Adds noise of mean zero to every voxel's vector: the gradient stays right on average."""
+
+    places: ClassVar[frozenset[Place]] = frozenset({"gradients"})
+    source = _SOURCE
+
+    def forward(self, tensors: Tensors, draw: Draw) -> Tensors:
+        changed = dict(tensors)
+        for name, tensor in tensors.items():
+            if self.covers(name):
+                vectors = tensor.detach().double().movedim(1, -1)
+                noise = self._noise(name, vectors, draw)
+                changed[name] = (vectors + noise).movedim(-1, 1).to(tensor.dtype).contiguous()
+        return changed
+
+    @abstractmethod
+    def _noise(self, name: str, vectors: Tensor, draw: Draw) -> Tensor:
+        """Noise for `vectors`, float64 [batch, *spatial, channels]."""
+
+
+class MaxNorm(_VoxelNoise):
+    """g (1 + xi) with xi ~ N(0, |g_max|^2 / |g|^2 - 1): all voxels' vectors are equally long on average."""
+
+    name = "max-norm"
+    title = "max-norm noise"
+    promise = "No guarantee: the length of a gradient no longer shows the tumour, its direction may."
+
+    def _noise(self, name: str, vectors: Tensor, draw: Draw) -> Tensor:
+        squared = (vectors**2).sum(-1, keepdim=True)
+        length = squared.sqrt()
+        xi = _normal(draw, f"{name} length", (*vectors.shape[:-1], 1), vectors.device)
+        direction = vectors / length.clamp_min(torch.finfo(torch.float64).tiny)
+        if not (length > 0).all():
+            # A vector of zeros has no direction to hide behind, and zero is what gives it away: any other will do.
+            other = _normal(draw, f"{name} direction", vectors.shape, vectors.device)
+            direction = torch.where(length > 0, direction, other / other.norm(dim=-1, keepdim=True))
+        return direction * (squared.max() - squared).sqrt() * xi
+
+
+class Iso(_VoxelNoise):
+    """N(0, (s / d) |g_max|^2) on every coordinate."""
+
+    name = "iso"
+    title = "isotropic gradient noise"
+    promise = "No guarantee: noise as strong as the batch's strongest gradient, times s."
+    parameters: ClassVar = {"s": Parameter(1.0, 0.0, 1e6, "power of the noise by that of the longest vector")}
+
+    def _noise(self, name: str, vectors: Tensor, draw: Draw) -> Tensor:
+        return _isotropic(name, vectors, draw, float(self.values["s"]))
+
+
+class Marvell(_VoxelNoise):
+    """The least noise by which an optimal detector of positive voxels errs in at least the share `error`.
+
+    With `power` > 0 instead: the noise of power `power` times |Delta|^2 that makes detection hardest. Noise differs
+    between the classes, and along the difference Delta of their means from across it. A batch of one class
+    alone has no Delta: it gets isotropic noise (`iso`, s = 1).
+    """
+
+    name = "marvell"
+    title = "Marvell gradient noise"
+    promise = (
+        "No guarantee: one voxel's gradient, seen once, would leave at least this error to the best detector if the "
+        "gradients of tumour and of the rest were isotropic Gaussians; neighbouring voxels and later epochs add up."
+    )
+    parameters: ClassVar = {
+        "error": Parameter(0.3, 0.01, 0.49, "detection error that is left, half of false positives and negatives"),
+        "power": Parameter(0.0, 0.0, 1e6, "noise power by |Delta|^2; 0: as much as `error` needs"),
+    }  # fmt: skip
+
+    def _noise(self, name: str, vectors: Tensor, draw: Draw) -> Tensor:
+        positive = labels_at(draw.release.target, tuple(vectors.shape[:-1])).to(vectors.device)
+        if positive.all() or not positive.any():
+            return _isotropic(name, vectors, draw, 1.0)
+        classes, direction = estimate(vectors, positive)
+        power, error = float(self.values["power"]), float(self.values["error"])
+        covariance = strongest(classes, power * classes.gap) if power else cheapest(classes, error)
+        across = torch.where(positive, covariance.across1, covariance.across0).sqrt()[..., None]
+        extra = torch.where(positive, covariance.along1 - covariance.across1,
+                            covariance.along0 - covariance.across0).sqrt()[..., None]  # fmt: skip
+        every = _normal(draw, f"{name} across", vectors.shape, vectors.device)
+        along = _normal(draw, f"{name} along", (*vectors.shape[:-1], 1), vectors.device)
+        return across * every + extra * along * direction
+
+
+# --- Marvell's optimisation ------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Classes:
+    """Two isotropic Gaussians: 0 negative, 1 positive."""
+
+    dimensions: int
+    share: float
+    """Of positives, in (0, 1)."""
+    variance0: float
+    variance1: float
+    """Per coordinate."""
+    gap: float
+    """Squared distance of the means."""
+
+
+@dataclass(frozen=True)
+class Covariance:
+    """Variances of the noise of each class, along the difference of means and across it."""
+
+    along0: float
+    across0: float
+    along1: float
+    across1: float
+
+    def power(self, classes: Classes) -> float:
+        """Expected squared length of the noise of a random voxel."""
+        return float(_powers(classes) @ self._vector())
+
+    def divergence(self, classes: Classes) -> float:
+        """KL(0 | 1) + KL(1 | 0) of the two classes with this noise."""
+        return _divergence(self._vector(), classes)[0]
+
+    def _vector(self) -> np.ndarray:
+        return np.array([self.along0, self.across0, self.along1, self.across1])
+
+
+def allowed_divergence(error: float) -> float:
+    """The sum of both KL divergences up to which every detector errs in at least the share `error`."""
+    return (2 - 4 * error) ** 2
+
+
+def cheapest(classes: Classes, error: float) -> Covariance:
+    """The noise of least power that leaves detection error `error` in (0, 0.5)."""
+    most = allowed_divergence(error)
+    start = _level(classes, classes.gap / most * (1 + 1e-9))
+    scale = classes.gap + classes.variance0 + classes.variance1
+    if scale == 0 or _divergence(np.zeros(4), classes)[0] <= most:
+        return Covariance(0.0, 0.0, 0.0, 0.0)
+    unit, powers = _scaled(classes, scale), _powers(classes)
+    wanted = {
+        "type": "ineq",
+        "fun": lambda x: most * (1 - 1e-6) - _divergence(x, unit)[0],
+        "jac": lambda x: -_divergence(x, unit)[1],
+    }
+    found = _minimise(lambda x: (powers @ x, powers), start / scale, wanted) * scale
+    good = _divergence(found, classes)[0] <= most and powers @ found <= powers @ start
+    return Covariance(*map(float, found if good else start))
+
+
+def strongest(classes: Classes, power: float) -> Covariance:
+    """The noise of at most this power (squared length, mean over voxels) that makes detection hardest."""
+    scale = classes.gap + classes.variance0 + classes.variance1
+    if scale == 0 or power == 0:
+        return Covariance(0.0, 0.0, 0.0, 0.0)
+    unit, powers = _scaled(classes, scale), _powers(classes)
+    even = _level(classes, 0.0)
+    # What is left after making the variances equal goes along the difference; too little is shared out.
+    start = even * min(1.0, power / max(powers @ even, 1e-300))
+    start[[0, 2]] += max(0.0, power - powers @ start)
+    within = {"type": "ineq", "fun": lambda x: power / scale - powers @ x, "jac": lambda x: -powers}
+    found = _minimise(lambda x: _divergence(x, unit), start / scale, within) * scale
+    found *= min(1.0, power / max(powers @ found, 1e-300))
+    good = _divergence(found, classes)[0] <= _divergence(start, classes)[0]
+    return Covariance(*map(float, found if good else start))
+
+
+def _level(classes: Classes, along: float) -> np.ndarray:
+    """Both classes alike: variance max(u, v) across and at least `along` along. Divergence: gap / that."""
+    across = max(classes.variance0, classes.variance1)
+    along = max(along, across)
+    return np.array([along - classes.variance0, across - classes.variance0,
+                     along - classes.variance1, across - classes.variance1])  # fmt: skip
+
+
+def _powers(classes: Classes) -> np.ndarray:
+    p, rest = classes.share, classes.dimensions - 1
+    return np.array([1 - p, (1 - p) * rest, p, p * rest])
+
+
+def _scaled(classes: Classes, scale: float) -> Classes:
+    # Gradients are of the order of 1e-8: solvers want numbers around one.
+    return Classes(classes.dimensions, classes.share, classes.variance0 / scale,
+                   classes.variance1 / scale, classes.gap / scale)  # fmt: skip
+
+
+def _divergence(x: np.ndarray, classes: Classes) -> tuple[float, np.ndarray]:
+    """The sum of both KL divergences and its gradient; infinite where a class has no variance at all."""
+    rest, gap = classes.dimensions - 1, classes.gap
+    b1, b2 = x[0] + classes.variance0, x[1] + classes.variance0
+    a1, a2 = x[2] + classes.variance1, x[3] + classes.variance1
+    if min(a1, b1) <= 0 or (rest and min(a2, b2) <= 0):
+        return np.inf, np.zeros(4)
+    value = (a1 + gap) / b1 + (b1 + gap) / a1 - 2
+    across = np.zeros(2)
+    if rest:
+        value += rest * (a2 / b2 + b2 / a2 - 2)
+        across = rest * np.array([1 / a2 - a2 / b2**2, 1 / b2 - b2 / a2**2])
+    slope = [1 / a1 - (a1 + gap) / b1**2, across[0], 1 / b1 - (b1 + gap) / a1**2, across[1]]
+    return value / 2, np.array(slope) / 2
+
+
+def _minimise(objective, start: np.ndarray, constraint: dict) -> np.ndarray:
+    """SLSQP from a feasible start, within along >= across >= 0."""
+    order = np.array([[1.0, -1.0, 0.0, 0.0], [0.0, 0.0, 1.0, -1.0]])
+    ordered = {"type": "ineq", "fun": lambda x: order @ x, "jac": lambda x: order}
+    found = minimize(objective, start, jac=True, bounds=[(0.0, None)] * 4, method="SLSQP",
+                     constraints=[constraint, ordered], options={"maxiter": 60, "ftol": 1e-9}).x  # fmt: skip
+    if not np.isfinite(found).all():
+        return start
+    found = np.maximum(found, 0.0)
+    found[[0, 2]] = np.maximum(found[[0, 2]], found[[1, 3]])
+    return found
+
+
+# --- voxels ----------------------------------------------------------------------------------------------
+
+
+def labels_at(target: np.ndarray | None, shape: tuple[int, ...]) -> Tensor:
+    """Whole tumour at a level: `target` [batch, regions, *fine] to bool [batch, *coarse] of `shape`.
+
+    Raises:
+        ValueError: there is no target: this defence is for who holds the labels.
+    """
+    if target is None:
+        raise ValueError("a defence that needs the labels was given none")
+    whole = torch.from_numpy(np.ascontiguousarray(target[:, :1], dtype=np.float32))
+    pool = adaptive_max_pool2d if len(shape) == 3 else adaptive_max_pool3d
+    return pool(whole, shape[1:])[:, 0] > 0.5
+
+
+def estimate(vectors: Tensor, positive: Tensor) -> tuple[Classes, Tensor]:
+    """The two classes of float64 `vectors` [..., channels], and the unit vector of their means' difference."""
+    rest, tumour = vectors[~positive], vectors[positive]
+    mean0, mean1 = rest.mean(0), tumour.mean(0)
+    difference = mean1 - mean0
+    gap = float((difference**2).sum())
+    classes = Classes(
+        vectors.shape[-1],
+        len(tumour) / (len(tumour) + len(rest)),
+        float(((rest - mean0) ** 2).mean()),
+        float(((tumour - mean1) ** 2).mean()),
+        gap,
+    )
+    return classes, difference / max(gap, 1e-300) ** 0.5
+
+
+def _isotropic(name: str, vectors: Tensor, draw: Draw, s: float) -> Tensor:
+    longest = (vectors**2).sum(-1).max()
+    return (
+        _normal(draw, f"{name} iso", vectors.shape, vectors.device) * (s / vectors.shape[-1] * longest).sqrt()
+    )
+
+
+def _normal(draw: Draw, purpose: str, shape: tuple[int, ...], device: torch.device) -> Tensor:
+    """Standard normal float64 of `shape`, sample by sample."""
+    drawn = [draw.fresh(purpose, index).standard_normal(shape[1:]) for index in range(shape[0])]
+    return torch.from_numpy(np.stack(drawn)).to(device)
