@@ -1,0 +1,202 @@
+"""What a run folder says: `attack.json`, field by field. `store.py` reads and writes it, `build.py` shows it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from splitpeer.leakage.scores import Score
+
+FORMAT = 1
+UNDEFENDED = "none"
+
+
+class Part(BaseModel):
+    """Immutable; unknown keys are refused, since a misspelt one would silently be missing from the page."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+def configuration(defences: Iterable[str], gradient_defences: Iterable[str] = ()) -> str:
+    """The name of a set of defences in tables: joined by " + ", those of gradients behind "gradients/"."""
+    return " + ".join([*defences, *(f"gradients/{d}" for d in gradient_defences)]) or UNDEFENDED
+
+
+def same_configuration(one: str, other: str) -> bool:
+    """Whether two names mean the same defences, in whatever order they were written."""
+    return sorted(one.split(" + ")) == sorted(other.split(" + "))
+
+
+class Source(Part):
+    """The capture that was attacked."""
+
+    file: str = ""
+    digest: str = ""
+    """Hex of its last chain, or SHA-256 of the file."""
+    role: Literal["coordinator", "client"]
+    """Who recorded it, which is who the adversary is."""
+    site: str = ""
+    """Name of who recorded."""
+    federation: str = ""
+    run: str = ""
+    job: str = ""
+    """Name or digest of the job."""
+    created: float | None = None
+    """Unix seconds."""
+    records: int | None = None
+    complete: bool = True
+    """False: cut off; attacked up to the last whole record."""
+    rehearsal: bool = False
+    """True: made by an audit on the site's own data; nothing left the hospital."""
+    steps: int | None = None
+    """Training steps that it covers."""
+    samples: int | None = None
+    """Different samples that it holds."""
+
+
+class Level(Part):
+    """One tensor that crosses the wire for every sample."""
+
+    name: str
+    shape: tuple[int, ...]
+    """[channels, *spatial] of one sample."""
+    octets: int
+    """Of one sample, as sent."""
+    precision: str
+    sent: bool = True
+    """False: withheld by the site's policy."""
+    defences: tuple[str, ...] = ()
+    gradient_precision: str = ""
+    gradient_octets: int | None = None
+    gradient_defences: tuple[str, ...] = ()
+
+
+class Network(Part):
+    """What the job exchanges."""
+
+    dimensions: int = 2
+    window: tuple[int, ...] = ()
+    features: tuple[int, ...] = ()
+    fusion: str = ""
+    sites: dict[str, str] = Field(default_factory=dict)
+    """Site to modality."""
+    levels: tuple[Level, ...] = ()
+    image_octets: int | None = None
+    """Of one sample's image itself as float32, for comparison."""
+
+
+class Promise(Part):
+    """What one defence is, in words of its own class."""
+
+    title: str
+    promise: str
+    guarantee: bool = False
+
+
+class Entry(Part):
+    """One attack in one variant against one configuration of defences."""
+
+    id: str
+    """Unique in its folder; key of its array in `reconstructions.npz`."""
+    attack: str
+    title: str
+    plain: str = ""
+    """What the adversary does, one sentence without technical words."""
+    goal: Literal["image", "mask"]
+    modality: str
+    """The contrast attacked; for a mask the contrast of the site that attacks."""
+    site: str = ""
+    """The site attacked; for a mask the site that attacks."""
+    adaptive: bool = True
+    """Whether the adversary takes the defences into account."""
+    defences: tuple[str, ...] = ()
+    """Of activations, as written; "image/..." for those of the image."""
+    gradient_defences: tuple[str, ...] = ()
+    trained: bool = True
+    """Whether the network was trained under these defences; False: applied to recorded clean traffic."""
+    levels: tuple[str, ...] = ()
+    """Levels that the attack used."""
+    views: int = 1
+    assumptions: tuple[str, ...] = ()
+    settings: dict[str, Any] = Field(default_factory=dict)
+    seconds: float = 0.0
+    notes: tuple[str, ...] = ()
+    status: Literal["done", "interrupted", "impossible"] = "done"
+    """interrupted: what is there was recovered before the end. impossible: `reason` says what was lacking."""
+    reason: str = ""
+    scores: dict[str, Score] = Field(default_factory=dict)
+    """As `splitpeer.leakage` names them (ssim, ..., tumour_dice; auc, dice_otsu, ...); empty without truth."""
+    rows: tuple[int, ...] | None = None
+    """Which rows of the truth arrays the attack's rows are, in order; None: all, or the first."""
+
+    @property
+    def configuration(self) -> str:
+        """Its defences in one line."""
+        return configuration(self.defences, self.gradient_defences)
+
+
+class Point(Part):
+    """One configuration of a sweep, as `frontier.json` has it."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    name: str
+    dice: float
+    leakage: float
+    """Highest mean SSIM inside the brain over all attacks."""
+    by: str = ""
+    views: int = 1
+    floor: float | None = None
+    tumour: float | None = None
+    mask_auc: float | None = None
+    front: bool = False
+
+
+class Frontier(Part):
+    """A sweep of configurations."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    points: tuple[Point, ...] = ()
+
+
+class Privacy(Part):
+    """A differential privacy budget, or the statement that there is none."""
+
+    guarantee: bool = False
+    epsilon: float | None = None
+    delta: float | None = None
+    limit: float | None = None
+    """Epsilon at which the site stops sending."""
+    unit: str = "patient"
+    """Whose presence or values are protected."""
+    releases: int | None = None
+    mechanism: str = ""
+    accountant: str = ""
+    statement: str = ""
+
+
+class Run(Part):
+    """A whole `attack.json`."""
+
+    format: Literal[1] = FORMAT
+    made_by: str = ""
+    """Program and version."""
+    capture: Source
+    network: Network = Network()
+    entries: tuple[Entry, ...] = ()
+    dice: dict[str, dict[str, float | None]] = Field(default_factory=dict)
+    """Configuration (see `configuration`) to {"WT", "TC", "ET", "mean"} of the network trained under it."""
+    promises: dict[str, Promise] = Field(default_factory=dict)
+    """Defence's name ("dropout") to what it promises."""
+    frontier: Frontier | None = None
+    privacy: Privacy | None = None
+    not_tested: tuple[str, ...] = ()
+    """One sentence each."""
+    commands: tuple[str, ...] = ()
+    """What to type to repeat this run."""
+    digests: dict[str, str] = Field(default_factory=dict)
+    """What was used (job, weights, truth, knowledge files) to hex SHA-256."""
+    notes: tuple[str, ...] = ()

@@ -1,0 +1,144 @@
+"""Run folders: `attack.json`, `reconstructions.npz`, and `frontier.json` of a sweep; never a pickle."""
+
+from __future__ import annotations
+
+import json
+import os
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import ValidationError
+
+from splitpeer.errors import DataError
+from splitpeer.report.model import Frontier, Run
+
+ATTACK, ARRAYS, FRONTIER = "attack.json", "reconstructions.npz", "frontier.json"
+Arrays = Mapping[str, NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class Folder:
+    """One run folder, read."""
+
+    path: Path
+    run: Run | None
+    """None: a sweep's folder with nothing but a frontier."""
+    arrays: Arrays = field(default_factory=dict)
+    frontier: Frontier | None = None
+
+
+def save_run(folder: Path, run: Run, arrays: Arrays) -> None:
+    """Write a run folder; an older one of that name is replaced file by file, each whole or not at all.
+
+    Args:
+        folder: made if it is not there.
+        run: see `Run`.
+        arrays: numbers or truth values by name:
+            truth_<modality> [N, 1, *spatial] normalised intensities; masks [N, regions, *spatial] 0/1;
+            floor_<modality> [N, 1, *spatial] what one would show without seeing anything;
+            <entry id> [n, 1, *spatial] images or [n, *spatial] maps, rows as the entry says;
+            tumour_<entry id> [n, *spatial] 0/1, the tumour found in the reconstruction. All optional.
+
+    Raises:
+        DataError: the folder cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _replace(folder / ARRAYS, lambda file: np.savez_compressed(file, **_plain(arrays)))
+        text = json.dumps(run.model_dump(mode="json"), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+        _replace(folder / ATTACK, lambda file: file.write(text.encode()))
+    except OSError as error:
+        raise DataError(f"{folder}: cannot be written: {error.strerror}") from None
+
+
+def _plain(arrays: Arrays) -> dict[str, NDArray[Any]]:
+    for name, array in arrays.items():
+        if array.dtype.kind not in "fiub":
+            raise ValueError(f"{name} is {array.dtype}: only numbers and truth values are kept")
+    return {
+        name: array.astype(np.float32) if array.dtype == np.float64 else array
+        for name, array in arrays.items()
+    }
+
+
+def _replace(path: Path, write: Any) -> None:
+    part = path.with_name(path.name + ".part")
+    with part.open("wb") as file:
+        write(file)
+    os.replace(part, path)
+
+
+def load_run(folder: Path) -> Folder:
+    """Read a run folder. Arrays are read when they are asked for.
+
+    Raises:
+        DataError: no such folder, nothing of a run in it, or a file that is damaged or of another version.
+    """
+    if not folder.is_dir():
+        raise DataError(f"{folder}: no such folder; name a folder that splitpeer attack or audit wrote")
+    run = frontier = None
+    if (folder / ATTACK).exists():
+        run = _parse(folder / ATTACK, Run)
+    if (folder / FRONTIER).exists():
+        frontier = _parse(folder / FRONTIER, Frontier)
+    if run is None and frontier is None:
+        raise DataError(f"{folder}: holds no {ATTACK}; name a folder that splitpeer attack or audit wrote")
+    arrays: Arrays = {}
+    if run is not None and (folder / ARRAYS).exists():
+        arrays = _Lazy(folder / ARRAYS)
+    return Folder(folder, run, arrays, frontier or (run.frontier if run else None))
+
+
+def _parse(path: Path, kind: Any) -> Any:
+    try:
+        return kind.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        if place == "format":
+            raise DataError(f"{path}: of another version of splitpeer; run the attack again") from None
+        raise DataError(f"{path}: {place + ': ' if place else ''}{first['msg']}") from None
+
+
+class _Lazy(Mapping[str, NDArray[Any]]):
+    """The arrays of an .npz, each read and checked when it is asked for."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        with self._open() as archive:
+            self._names = tuple(archive.files)
+
+    def __getitem__(self, name: str) -> NDArray[Any]:
+        if name not in self._names:
+            raise KeyError(name)
+        try:
+            with self._open() as archive:
+                array = archive[name]
+        except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+            raise DataError(f"{self._path}: {name} cannot be read: {_line(error)}") from None
+        if array.dtype.kind not in "fiub":
+            raise DataError(f"{self._path}: {name} holds {array.dtype}, not numbers")
+        return array
+
+    def __iter__(self) -> Any:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def _open(self) -> Any:
+        try:
+            return np.load(self._path, allow_pickle=False)
+        except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+            raise DataError(f"{self._path}: cannot be read: {_line(error)}") from None
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
