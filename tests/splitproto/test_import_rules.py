@@ -55,6 +55,8 @@ TABLE: dict[str, Row] = {
     "splitpeer.defences": Row(SOCKETS | UPPER),
     "splitpeer.attacks": Row(SOCKETS | UPPER),
     "splitpeer.leakage": Row(SOCKETS | UPPER),
+    # Captures are read and written without a model, so that hospital software may do so too.
+    "splitpeer.curious": Row(SOCKETS | UPPER | HEAVY),
     "splitpeer.roles": Row(frozenset({"splitpeer.cli"})),
     "splitpeer.cli": Row(frozenset(), HEAVY),
 }
