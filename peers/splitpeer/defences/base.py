@@ -5,8 +5,11 @@ are joined by `+` on a command line and by commas of a TOML list; they act in th
 class; `CATALOGUE` in `catalogue.py` lists them.
 
 Randomness is a function, not a state: every number is derived from the party's secret key and from what is
-released (run, step, batch, sample, level), so a step repeated after a crash sends the same octets, and a
-defence applied to a recorded capture with the same key gives what the live defence would have sent.
+released (run, step, batch, sample, level and the tensors themselves), so a step repeated after a crash sends
+the same octets, and a defence applied to a recorded capture with the same key gives what the live defence
+would have sent. The tensors enter because a peer that has a step repeated with other weights, or another
+augmentation, must not meet the same noise twice: it would subtract the one from the other (compare the
+synthetic initialisation vectors of RFC 5297).
 """
 
 from __future__ import annotations
@@ -14,11 +17,13 @@ from __future__ import annotations
 import hashlib
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import ClassVar, Literal
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from splitpeer.errors import ConfigError
@@ -54,34 +59,59 @@ class Release:
 
 
 class Draw:
-    """Independent random generators for one release, derived from `key` (32 octets)."""
+    """Independent random generators for one release.
 
-    def __init__(self, key: bytes, release: Release) -> None:
+    Args:
+        key: 32 octets.
+        release: what is about to leave.
+        tensors: as they arrive at the defence; `fresh` numbers are bound to them.
+    """
+
+    def __init__(self, key: bytes, release: Release, tensors: Tensors | None = None) -> None:
         self._key, self.release = key, release
+        self._tensors = tensors or {}
+        self._digests: dict[int, bytes] = {}
 
     def fresh(self, purpose: str, index: int) -> np.random.Generator:
-        """For sample `index` of this very release: another step, mode or batch number gives other numbers."""
+        """For sample `index` of this very release: another step, mode, batch number or content gives other
+        numbers."""
         release, sample = self.release, self.release.samples[index]
-        return self._generator(
-            b"fresh", purpose.encode(), release.run, release.mode.encode(), b"%d" % release.step,
+        return generator(
+            self._key, b"fresh", purpose.encode(), release.run, release.mode.encode(), b"%d" % release.step,
             b"%d" % release.batch, b"%d" % index, sample.key, repr(sample.origin).encode(),
+            self._content(index),
         )  # fmt: skip
 
     def kept(self, purpose: str, index: int) -> np.random.Generator:
         """For sample `index` wherever and whenever it is released: the same numbers every time, so that there
         is nothing to average (compare RAPPOR's permanent randomised response, Erlingsson et al. 2014)."""
         sample = self.release.samples[index]
-        return self._generator(b"kept", purpose.encode(), sample.key, repr(sample.origin).encode())
+        return generator(self._key, b"kept", purpose.encode(), sample.key, repr(sample.origin).encode())
+
+    def fixed(self, purpose: str) -> np.random.Generator:
+        """The same for all samples and steps of one run."""
+        return generator(self._key, b"fixed", purpose.encode(), self.release.run)
 
     def generator(self, purpose: str, index: int, *, kept: bool) -> np.random.Generator:
         """`kept` or `fresh`."""
         return self.kept(purpose, index) if kept else self.fresh(purpose, index)
 
-    def _generator(self, *parts: bytes) -> np.random.Generator:
-        digest = hashlib.blake2b(key=self._key, digest_size=16, person=b"splitpeer defnc")
-        for part in parts:
-            digest.update(len(part).to_bytes(4, "big") + part)
-        return np.random.Generator(np.random.PCG64(int.from_bytes(digest.digest(), "big")))
+    def _content(self, index: int) -> bytes:
+        if index not in self._digests:
+            digest = hashlib.blake2b(digest_size=16)
+            for name in sorted(self._tensors):
+                digest.update(name.encode())
+                digest.update(self._tensors[name][index].detach().float().cpu().contiguous().numpy())
+            self._digests[index] = digest.digest()
+        return self._digests[index]
+
+
+def generator(key: bytes, *parts: bytes) -> np.random.Generator:
+    """A generator that is a function of `key` and `parts` (keyed BLAKE2b, RFC 7693, seeds PCG64)."""
+    digest = hashlib.blake2b(key=key, digest_size=16, person=b"splitpeer defnc")
+    for part in parts:
+        digest.update(len(part).to_bytes(4, "big") + part)
+    return np.random.Generator(np.random.PCG64(int.from_bytes(digest.digest(), "big")))
 
 
 class Defence(nn.Module):
@@ -101,22 +131,40 @@ class Defence(nn.Module):
     places: ClassVar[frozenset[Place]] = frozenset({"activations"})
     offline: ClassVar[bool] = True
     """Whether it can be applied to recorded clean traffic; what changes the training cannot."""
-    parameters: ClassVar[Mapping[str, Parameter]] = {}
+    structural: ClassVar[bool] = False
+    """Whether it is a part of the network (trained, and known to whoever knows the weights): written first."""
+    source: ClassVar[str] = ""
+    """Paper, or what it derives from."""
+    options: ClassVar[Mapping[str, Parameter]] = {}
     """In order; the first is the one that may be written without its name."""
 
     def __init__(self, levels: tuple[int, ...] | None = None, **values: float | int | bool) -> None:
         super().__init__()
         self.levels = levels
-        self.values = {name: values.get(name, p.default) for name, p in self.parameters.items()}
+        self.values = {name: values.get(name, p.default) for name, p in self.options.items()}
+        self.channels: dict[str, int] = {}
+        """How many of each level's first channels carry; what lies beyond is exactly zero and stays so."""
 
     def prepare(self, channels: Mapping[str, int], dimensions: int) -> None:
-        """Told once, before use: channels of each level ("x0": 8, ...) and 2 or 3. Makes trainable parts."""
+        """Told once, before use: `channels` that carry of each level ("x0": 8, ...), and 2 or 3 dimensions.
+        Makes trainable parts."""
+        self.channels = dict(channels)
 
-    def begin(self, step: int) -> None:
-        """A training step with this number follows."""
+    def carried(self, channels: Mapping[str, int]) -> dict[str, int]:
+        """How many channels of each level carry after this defence, if `channels` did before it."""
+        return dict(channels)
+
+    def begin(self, step: int) -> list[nn.Parameter]:
+        """A training step with this number follows, perhaps again. Returns the parameters that were drawn
+        anew: what an optimiser remembers of them is void."""
+        return []
 
     def forward(self, tensors: Tensors, draw: Draw) -> Tensors:
         """`tensors` as they may leave. Levels that are not covered pass unchanged."""
+        return tensors
+
+    def structure(self, tensors: Tensors) -> Tensors:
+        """Where `structural`: `forward`, which then needs no draw."""
         return tensors
 
     def penalty(self, image: Tensor, sent: Tensors) -> Tensor | None:
@@ -127,6 +175,15 @@ class Defence(nn.Module):
         """Whether level `name` ("x0") is to be changed."""
         return self.levels is None or int(name[1:]) in self.levels
 
+    def each(self, tensors: Tensors, change: Callable[[str, Tensor], Tensor]) -> Tensors:
+        """`tensors` where the carrying channels of every covered level are `change(name, channels)`."""
+        changed = dict(tensors)
+        for name, tensor in tensors.items():
+            carrying = self.channels.get(name, tensor.shape[1])
+            if self.covers(name) and carrying:
+                changed[name] = padded(change(name, tensor[:, :carrying]), tensor.shape[1])
+        return changed
+
     @property
     def spec(self) -> str:
         """As it is written, every parameter named."""
@@ -135,33 +192,58 @@ class Defence(nn.Module):
         return self.name + (f":{values}" if values else "") + levels
 
 
+def padded(tensor: Tensor, channels: int) -> Tensor:
+    """`tensor` [B, c, *spatial] with zeros behind, up to `channels`."""
+    missing = channels - tensor.shape[1]
+    if missing == 0:
+        return tensor
+    nothing = tensor.new_zeros((tensor.shape[0], missing, *tensor.shape[2:]))
+    return torch.cat([tensor, nothing], dim=1)
+
+
 class Stack(nn.Module):
     """Several defences in order, with the key of whoever applies them.
 
     Args:
         defences: in the order in which they act.
         key: 32 octets; secret, or the defences' randomness is none.
+        first: the number of defences[0], where others have acted before.
     """
 
-    def __init__(self, defences: Sequence[Defence], key: bytes) -> None:
+    def __init__(self, defences: Sequence[Defence], key: bytes, first: int = 0) -> None:
         super().__init__()
         self.defences = nn.ModuleList(defences)
-        self._key = key
+        self._key, self._first = key, first
 
     def __bool__(self) -> bool:
         return len(self.defences) > 0
 
     def forward(self, tensors: Tensors, release: Release) -> Tensors:
-        """What may leave instead of `tensors`."""
-        for number, defence in enumerate(self.defences):
+        """What may leave instead of `tensors`.
+
+        Raises:
+            ValueError: the release names another number of samples.
+        """
+        if any(len(tensor) != len(release.samples) for tensor in tensors.values()):
+            raise ValueError(
+                f"the release names {len(release.samples)} samples, the tensors hold another number"
+            )
+        for number, defence in enumerate(self.defences, self._first):
             # Numbered: two of the same kind draw independently.
-            tensors = defence(tensors, Draw(hashlib.sha256(self._key + bytes([number])).digest(), release))
+            key = hashlib.sha256(self._key + number.to_bytes(4, "big")).digest()
+            tensors = defence(tensors, Draw(key, release, tensors))
         return tensors
 
-    def begin(self, step: int) -> None:
-        """See `Defence.begin`."""
+    def structure(self, tensors: Tensors) -> Tensors:
+        """`tensors` after the parts of the network alone: what is there before any other defence acts."""
         for defence in self.defences:
-            defence.begin(step)
+            if defence.structural:
+                tensors = defence.structure(tensors)
+        return tensors
+
+    def begin(self, step: int) -> list[nn.Parameter]:
+        """See `Defence.begin`."""
+        return [parameter for defence in self.defences for parameter in defence.begin(step)]
 
     def penalty(self, image: Tensor, sent: Tensors) -> Tensor | None:
         """The sum of all penalties, or None."""
@@ -199,13 +281,13 @@ def parse(written: str, place: Place, catalogue: Mapping[str, type[Defence]]) ->
     for number, part in enumerate(given):
         key, equals, text = part.partition("=")
         if not equals:
-            if number > 0 or not kind.parameters:
+            if number > 0 or not kind.options:
                 raise ConfigError(f"{written!r}: write {part!r} as parameter=value")
-            key, text = next(iter(kind.parameters)), part
-        if key not in kind.parameters:
-            known = ", ".join(kind.parameters) or "none"
+            key, text = next(iter(kind.options)), part
+        if key not in kind.options:
+            known = ", ".join(kind.options) or "none"
             raise ConfigError(f"{written!r}: {name} has no parameter {key!r} (known: {known})")
-        values[key] = _value(written, key, text, kind.parameters[key])
+        values[key] = _value(written, key, text, kind.options[key])
     levels = tuple(sorted({int(level) for level in match["levels"].split(",")})) if match["levels"] else None
     return kind(levels, **values)
 
@@ -229,7 +311,8 @@ def _value(written: str, key: str, text: str, parameter: Parameter) -> float | i
 
 
 def _written(value: float | int | bool) -> str:
-    return str(value).lower() if isinstance(value, bool) else f"{value:g}"
+    # Shortest text that reads back as the same number, and without a plus: that joins defences.
+    return repr(value).lower().removesuffix(".0").replace("e+", "e")
 
 
 def make_stack(
@@ -239,16 +322,54 @@ def make_stack(
     channels: Mapping[str, int],
     dimensions: int,
     place: Place = "activations",
+    after: Sequence[str] = (),
+    strict: bool = True,
 ) -> Stack:
     """A stack from its text: a list, or one string joined by `+`. Empty text is an empty stack.
 
+    Args:
+        written: the defences.
+        key: see `Stack`.
+        channels: of each level that is sent ("x0": 8, ...).
+        dimensions: 2 or 3.
+        place: what is defended.
+        after: what the tensors have been through already (a capture's announced defences): they are not
+            applied again, but say which channels carry, and count. Those of images are passed over.
+        strict: False: a level that is not sent needs no defence, and is no error.
+
     Raises:
-        ConfigError: see `parse`; or a level that the job does not send.
+        ConfigError: see `parse`; a level that is not sent; or a part of the network after a defence.
+    """
+    earlier = parse_all([part for part in after if not part.startswith(IMAGE)], place)
+    defences = parse_all(written, place)
+    carried = dict(channels)
+    for number, defence in enumerate([*earlier, *defences]):
+        unsent = [level for level in defence.levels or () if f"x{level}" not in channels]
+        if unsent and strict:
+            raise ConfigError(
+                f"{defence.spec}: level {unsent[0]} is not sent; sent are {', '.join(channels)}"
+            )
+        if number >= len(earlier):
+            defence.prepare(carried, dimensions)
+        carried = defence.carried(carried)
+    return Stack(defences, key, len(earlier))
+
+
+IMAGE = "image/"
+"""Before the name of a defence of the image, where defences of image and activations stand in one list."""
+
+
+def parse_all(written: Sequence[str] | str, place: Place) -> list[Defence]:
+    """Several defences from their text, in order.
+
+    Raises:
+        ConfigError: see `parse`; or a part of the network is written after another defence.
     """
     from splitpeer.defences.catalogue import CATALOGUE
 
     parts = written.split("+") if isinstance(written, str) else list(written)
     defences = [parse(part, place, CATALOGUE) for part in parts if part.strip()]
-    for defence in defences:
-        defence.prepare(channels, dimensions)
-    return Stack(defences, key)
+    for before, defence in pairwise(defences):
+        if defence.structural and not before.structural:
+            raise ConfigError(f"{defence.name} is a part of the network: write it before {before.name}")
+    return defences

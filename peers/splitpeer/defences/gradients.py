@@ -69,7 +69,7 @@ class Iso(_VoxelNoise):
     name = "iso"
     title = "isotropic gradient noise"
     promise = "No guarantee: noise as strong as the batch's strongest gradient, times s."
-    parameters: ClassVar = {"s": Parameter(1.0, 0.0, 1e6, "power of the noise by that of the longest vector")}
+    options: ClassVar = {"s": Parameter(1.0, 0.0, 1e6, "power of the noise by that of the longest vector")}
 
     def _noise(self, name: str, vectors: Tensor, draw: Draw) -> Tensor:
         return _isotropic(name, vectors, draw, float(self.values["s"]))
@@ -89,7 +89,7 @@ class Marvell(_VoxelNoise):
         "No guarantee: one voxel's gradient, seen once, would leave at least this error to the best detector if the "
         "gradients of tumour and of the rest were isotropic Gaussians; neighbouring voxels and later epochs add up."
     )
-    parameters: ClassVar = {
+    options: ClassVar = {
         "error": Parameter(0.3, 0.01, 0.49, "detection error that is left, half of false positives and negatives"),
         "power": Parameter(0.0, 0.0, 1e6, "noise power by |Delta|^2; 0: as much as `error` needs"),
     }  # fmt: skip

@@ -1,0 +1,68 @@
+"""The secret that a party's defences draw from: a file of its own, or a seed where runs must repeat."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+import stat
+from pathlib import Path
+
+from splitpeer.errors import ConfigError
+
+KEY_BYTES = 32
+NAME = "defence.key"
+
+
+def load_or_make(folder: Path) -> bytes:
+    """The 32 octets of `folder`/defence.key, made (mode 0600) on first use.
+
+    Keep the file: with another key, noise that is drawn once per patient is drawn a second time.
+
+    Raises:
+        ConfigError: it cannot be read or made, is open to others, or does not hold 32 octets.
+    """
+    path = folder / NAME
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not path.exists():
+            _make(path)
+        mode, key = path.stat().st_mode, path.read_bytes()
+    except OSError as error:
+        raise ConfigError(
+            f"{path}: the defences' key cannot be read or made ({error.strerror}): check the folder"
+        ) from None
+    if mode & (stat.S_IRWXG | stat.S_IRWXO):
+        raise ConfigError(f"{path}: the defences' key is open to group or others: chmod 600 {path}")
+    if len(key) != KEY_BYTES:
+        raise ConfigError(
+            f"{path}: the defences' key has {len(key)} octets instead of {KEY_BYTES}: restore it from a backup"
+        )
+    return key
+
+
+def from_seed(seed: int, site: str) -> bytes:
+    """A key that everybody can compute: for demonstrations and tests, where runs must repeat."""
+    return hashlib.sha256(f"splitpeer defence key\0{seed}\0{site}".encode()).digest()
+
+
+def for_peer(key: bytes, peer: str) -> bytes:
+    """What is sent to each of several peers is drawn from a key of its own."""
+    return hashlib.sha256(b"splitpeer defence for\0" + key + peer.encode()).digest()
+
+
+def _make(path: Path) -> None:
+    # Written whole, then linked: a crash leaves no half key, and of two processes one wins.
+    part = path.with_name(f"{NAME}.{secrets.token_hex(8)}.part")
+    descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        with open(descriptor, "wb") as file:
+            file.write(secrets.token_bytes(KEY_BYTES))
+            file.flush()
+            os.fsync(file.fileno())
+        try:
+            os.link(part, path)
+        except FileExistsError:
+            return
+    finally:
+        part.unlink()

@@ -1,0 +1,74 @@
+"""An encoder and its defences as one network, and defences applied to tensors that were sent already."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from splitpeer.defences.base import Release, Stack, Tensors, make_stack
+from splitpeer.models import ALL_LEVELS, Encoder, build_encoder, level_name, site_seed
+from splitpeer.models.seeding import seeded
+
+
+class Defended(nn.Module):
+    """An encoder with its defences: its parameters are the encoder's and the defences' trained parts.
+
+    `model(image)` is the network proper, before any defence that clips or draws: what an adversary that holds
+    the weights can compute. `model(image, release)` is what leaves.
+    """
+
+    def __init__(self, encoder: Encoder, stack: Stack) -> None:
+        super().__init__()
+        self.encoder, self.stack = encoder, stack
+
+    def forward(self, x: Tensor, release: Release | None = None) -> Tensors:
+        """Image [B, 1, *spatial] to {"x0": [B, C, *spatial], ...} in order of level."""
+        tensors = {name: tensor.float() for name, tensor in self.encoder(x).items()}
+        return self.stack.structure(tensors) if release is None else self.stack(tensors, release)
+
+
+def build_network(
+    dimensions: int,
+    features: Sequence[int],
+    levels: Sequence[int] = ALL_LEVELS,
+    written: Sequence[str] | str = (),
+    *,
+    key: bytes,
+    seed: int | None,
+    strict: bool = True,
+) -> Encoder | Defended:
+    """A site's network: the bare encoder where nothing is written, else `Defended`.
+
+    Args:
+        dimensions: 2 or 3.
+        features: the six widths.
+        levels: those that are sent.
+        written: the defences, see `make_stack`; those of the image are not meant.
+        key: 32 octets, for the defences' randomness.
+        seed: of all initial weights; None: private entropy. The encoder's weights do not depend on `written`.
+        strict: see `make_stack`.
+
+    Raises:
+        ConfigError: see `make_stack`.
+    """
+    encoder = build_encoder(dimensions, features, levels, seed=seed)
+    channels = {level_name(level): features[level] for level in sorted(levels)}
+    stack = make_stack(written, key=key, channels=channels, dimensions=dimensions, strict=strict)
+    if not stack:
+        return encoder
+    if seed is not None:
+        for number, defence in enumerate(stack.defences):
+            if defence.structural:
+                seeded(lambda defence=defence: defence, site_seed(seed, f"defence {number}"))
+    return Defended(encoder, stack)
+
+
+def defend(stack: Stack, arrays: Mapping[str, np.ndarray], release: Release) -> dict[str, np.ndarray]:
+    """What may leave instead of `arrays` (float32 [B, C, *spatial] by level): gradients before the wire, or
+    recorded tensors that were sent without this defence. New arrays, float32."""
+    tensors = {name: torch.tensor(array, dtype=torch.float32) for name, array in arrays.items()}
+    with torch.no_grad():
+        return {name: tensor.numpy() for name, tensor in stack(tensors, release).items()}
