@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -124,7 +126,7 @@ def test_any_classes_get_noise_that_keeps_its_word(classes: Classes) -> None:
     assert again.power(classes) <= powers[1] * (1 + 1e-9)
     assert again.divergence(classes) <= allowed_divergence(0.25) * 1.02
     left = [strongest(classes, power).divergence(classes) for power in (0.0, *powers)]
-    assert all(b <= a * (1 + 1e-6) for a, b in zip(left[1:], left[2:], strict=False))
+    assert all(b <= a * (1 + 1e-6) for a, b in itertools.pairwise(left))
 
 
 def test_marvell_by_power_spends_what_it_was_given() -> None:
