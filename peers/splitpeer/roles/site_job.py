@@ -77,6 +77,11 @@ class SiteJob:
         return self.half.steps_done
 
     @property
+    def defences(self) -> tuple[str, ...]:
+        """What is done to activations before they leave, each as it is written."""
+        return ()
+
+    @property
     def waiting_for_gradients(self) -> bool:
         """A step's activations are out, its gradients are not back."""
         return self._pending is not None
