@@ -200,14 +200,14 @@ class Capture(Section):
 
     key: Location | None = None
     """File of 32 octets, mode 0600: encrypts the capture. Without it, the capture lies in the clear."""
-    max_mib: PositiveInt = 16384
+    max_mib: PositiveInt = 65536
     """The capture ends when it has this size, all parts together; the job goes on."""
-    rotate_mib: Count = 0
-    """A new part begins at this size; 0: one file."""
+    rotate_mib: PositiveInt = 4096
+    """A new part begins at this size."""
     every: PositiveInt = 1
     """Keep the tensors of every Nth step."""
     keys: Annotated[
-        tuple[Annotated[str, Field(pattern=r"^([0-9a-f]{2}){1,16}$")], ...], AfterValidator(_distinct)
+        tuple[Annotated[str, Field(pattern=r"^[0-9a-f]{1,32}$")], ...], AfterValidator(_distinct)
     ] = ()
     """Keep only batches with these patients: keys, or their beginnings, in hexadecimal; none: all."""
 

@@ -35,8 +35,8 @@ cache_mib = 1024  # memory for loaded volumes
 [capture]
 # For splitpeer serve --curious FILE, which keeps what this peer sends and receives, to audit it. Others are told.
 # key = "capture.key"  # encrypts it; make one with: (umask 077; openssl rand -out capture.key 32)
-max_mib = 16384  # then the capture ends; the job goes on
-rotate_mib = 0  # size of a part; 0: one file
+max_mib = 65536  # then the capture ends; the job goes on
+rotate_mib = 4096  # then FILE.1 begins, and so on
 every = 1  # keep the tensors of every Nth step
 keys = []  # keep only batches with these patients: beginnings of their keys, hexadecimal; none: all
 
