@@ -29,6 +29,13 @@ FORCED = 130
 @click.option("--job", "job_file", type=FILE, help="job.toml (coordinators).")
 @click.option("--resume", is_flag=True, help="Go on with the last run of this job (coordinators).")
 @click.option("--device", help='Overrides [runtime] device: "cpu", "cuda", "cuda:0" or "auto".')
+@click.option(
+    "--curious",
+    type=FILE,
+    metavar="FILE",
+    help="Record what this peer sends and receives, for an audit; [capture] says how. The others are told.",
+)
+@click.option("--curious-key", type=FILE, metavar="KEY", help="Encrypt the record with the 32 octets of KEY.")
 @config_option
 @set_option
 @json_option
@@ -38,6 +45,8 @@ def serve(
     job_file: Path | None,
     resume: bool,
     device: str | None,
+    curious: Path | None,
+    curious_key: Path | None,
     config_file: Path | None,
     settings: tuple[str, ...],
     as_json: bool,
@@ -48,7 +57,9 @@ def serve(
     """
     # Checkpoints, masks and logs of a hospital are for its own user only.
     os.umask(0o077)
-    overrides = {"runtime.device": device} if device else {}
+    overrides = {"runtime.device": device, "capture.key": curious_key and str(curious_key)}
+    if curious_key is not None and curious is None:
+        raise ConfigError("--curious-key is for a capture: add --curious FILE")
     config = load_peer(config_file, settings, overrides)
     _same("role", role, config.peer.role, config)
     if modality is not None:
@@ -59,11 +70,11 @@ def serve(
     if config.peer.role == "client":
         if job_file is not None or resume:
             raise ConfigError("--job and --resume are for the coordinator: a client is told its job")
-        asyncio.run(_client(config))
+        asyncio.run(_client(config, curious))
         return
     if job_file is None:
         raise ConfigError("a coordinator needs its job: add --job job.toml")
-    result = asyncio.run(_coordinator(config, JobConfig.load(job_file), resume))
+    result = asyncio.run(_coordinator(config, JobConfig.load(job_file), resume, curious))
     if as_json:
         click.echo(json.dumps(result, indent=2))
 
@@ -100,16 +111,18 @@ def _stop_on_signals(before_leaving: Callable[[], None] = lambda: None) -> async
     return stop
 
 
-async def _client(config: PeerConfig) -> None:
+async def _client(config: PeerConfig, curious: Path | None) -> None:
     from splitpeer.roles.client import Client
 
     # In a thread: a folder on a network drive that hangs must not make this deaf to signals.
     stop = _stop_on_signals()
-    client = await asyncio.to_thread(Client, config, stop)
+    client = await asyncio.to_thread(Client, config, stop, curious=curious)
     await client.run()
 
 
-async def _coordinator(config: PeerConfig, job: JobConfig, resume: bool) -> dict[str, object]:
+async def _coordinator(
+    config: PeerConfig, job: JobConfig, resume: bool, curious: Path | None
+) -> dict[str, object]:
     from dataclasses import asdict
 
     from splitpeer.pictures import draw_curve
@@ -120,7 +133,9 @@ async def _coordinator(config: PeerConfig, job: JobConfig, resume: bool) -> dict
     view = make_view()
     try:
         stop = _stop_on_signals(view.close)
-        coordinator = await asyncio.to_thread(Coordinator, config, job, stop, view, resume=resume)
+        coordinator = await asyncio.to_thread(
+            Coordinator, config, job, stop, view, resume=resume, curious=curious
+        )
     except BaseException:
         view.close()
         raise

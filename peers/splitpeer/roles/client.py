@@ -10,16 +10,18 @@ import asyncio
 import logging
 import random
 from collections.abc import Coroutine
+from pathlib import Path
 from typing import Any, TypeVar
 
-from splitpeer import __name__ as agent
 from splitpeer.config import PeerConfig
 from splitpeer.errors import ConnectionRefused, DeadlinePassed, JobFailed, PeerError
 from splitpeer.logs import event
 from splitpeer.roles.compute import Compute, pick_device
 from splitpeer.roles.site_job import SiteJob, open_volumes
 from splitpeer.roles.terms import judge
-from splitproto import Offer, Session, SplitprotoError, __version__, dial
+from splitpeer.roles.witness import AGENT, Witness, terms_digest
+from splitproto import Offer, Session, SplitprotoError, dial
+from splitproto.capture import Party
 from splitproto.errors import (
     DeadlineExceeded,
     LinkLost,
@@ -65,9 +67,10 @@ class Client:
     Args:
         config: a client's `peer.toml`.
         stop: set to leave in good order: the pending step is finished and a checkpoint written.
+        curious: a file to record into what is sent and received.
     """
 
-    def __init__(self, config: PeerConfig, stop: asyncio.Event) -> None:
+    def __init__(self, config: PeerConfig, stop: asyncio.Event, *, curious: Path | None = None) -> None:
         self._config = config
         self._stop = stop
         self._credentials = config.credentials()
@@ -76,10 +79,11 @@ class Client:
         if policy is None or config.network.coordinator is None:
             raise JobFailed("a client needs [policy] and [network] coordinator")
         self._address = config.network.coordinator
-        self._offer = Offer(max_message=policy.max_message_bytes, agent=f"{agent}/{__version__}")
+        self._offer = Offer(max_message=policy.max_message_bytes, agent=AGENT)
         pick_device(config.runtime.device)
         # Fail now, not when the first batch is due.
         self._patients = len(open_volumes(config).keys())
+        self._witness = Witness(config, curious)
         self._compute = Compute(config.runtime.threads)
         self._job: SiteJob | None = None
         self._deadline: float | None = None
@@ -93,6 +97,10 @@ class Client:
         """
         event(log, "peer.start", role="client", site=self._config.peer.site, modality=self._config.peer.modality,
               patients=self._patients, coordinator=self._address)  # fmt: skip
+        async with self._witness.on_duty(modality=self._config.peer.modality, coordinator=self._address):
+            await self._serve()
+
+    async def _serve(self) -> None:
         try:
             while not self._stop.is_set():
                 session = await self._dial()
@@ -148,6 +156,7 @@ class Client:
                     event(log, "link.waiting", logging.WARNING, cause=said, patience_s=patience)
             else:
                 event(log, "link.up", coordinator=session.peer.site, tls=session.tls)
+                self._witness.listen(session)
                 return session
             await self._wait()
         return None
@@ -203,6 +212,9 @@ class Client:
             await session.close("failed", timeout=1.0)
             raise
         await session.close(bye.reason)
+        self._witness.note(
+            "job.ended", job=job.job.name, run=job.run.hex(), reason=bye.reason, step=job.applied
+        )
         if bye.reason == "complete":
             event(log, "job.complete", job=job.job.name, step=job.applied)
             return True
@@ -235,10 +247,12 @@ class Client:
             raise JobFailed(f"the coordinator has no work: {printable(offer.text)}")
         if not isinstance(offer, JobOffer):
             raise UnexpectedMessage("something else where a job was due")
+        self._witness.heard(session.peer.site, offer)
         try:
             judge(offer, self._config)
         except (PolicyRefused, SchemaMismatch) as error:
             event(log, "job.declined", logging.WARNING, job=offer.job.name, cause=error.reason)
+            self._witness.note("job.declined", job=offer.job.name, run=offer.run.hex(), cause=error.reason)
             await session.send(JobDecline(error.code, error.reason))
             await session.close("failed", error.reason)
             raise JobFailed(f"job {offer.job.name} declined: {error.reason}") from None
@@ -250,7 +264,24 @@ class Client:
         await self._compute.run(job.forget_batches)
         patients = await self._compute.run(job.inventory)
         saved = await self._compute.run(job.checkpoints)
-        await session.send(JobAccept(job.incarnation, job.applied, saved, len(patients)))
+        await self._witness.expect(offer.run)
+        self._witness.start(
+            offer.run,
+            offer.job,
+            offer.schema,
+            [Party(session.peer.site, None, offer.defences or (), offer.recorded)],
+            defences=job.defences,
+            features=session.agreement.features,
+        )
+        self._witness.note("job.accepted", job=offer.job.name, run=offer.run.hex(), coordinator=session.peer.site,
+                           terms=terms_digest(offer.job), schema=offer.schema.hex(),
+                           levels=[f"x{level}" for level in offer.job.levels], precision=offer.job.precision,
+                           defences=job.defences, recorded=self._witness.recorded, applied=job.applied)  # fmt: skip
+        await session.send(
+            JobAccept(
+                job.incarnation, job.applied, saved, len(patients), self._witness.recorded, job.defences
+            )
+        )
         event(log, "job.accepted", job=offer.job.name, levels=",".join(f"x{level}" for level in offer.job.levels),
               precision=offer.job.precision, applied=job.applied, patients=len(patients))  # fmt: skip
         for first in range(0, max(len(patients), 1), INVENTORY_PIECE):
@@ -292,6 +323,9 @@ class Client:
                     digest = await self._compute.run(job.save, message.step)
                     await session.send(Saved(message.step, digest))
                     event(log, "job.checkpoint", step=message.step)
+                    self._witness.note(
+                        "job.checkpoint", run=job.run.hex(), step=message.step, digest=digest.hex()
+                    )
                 case Rollback():
                     await self._compute.run(job.rollback, message.step)
                     await session.send(RolledBack(message.step))

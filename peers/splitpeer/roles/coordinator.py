@@ -11,11 +11,11 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
 
-from splitpeer import __name__ as agent
 from splitpeer.config import JobConfig, PeerConfig
 from splitpeer.data.geometry import compare_geometry
 from splitpeer.data.layouts import find_labels
@@ -34,13 +34,14 @@ from splitpeer.roles.run import Result, RunFiles
 from splitpeer.roles.team import Site, SiteRestarted
 from splitpeer.roles.terms import cut_descriptors, job_on_wire, window_of
 from splitpeer.roles.view import View
+from splitpeer.roles.witness import AGENT, Witness, terms_digest
 from splitpeer.training import checkpoint
 from splitpeer.training.optimiser import make_optimiser, make_schedule
 from splitpeer.training.split_step import CoordinatorHalf
-from splitproto import Listener, Offer, SplitprotoError, __version__
+from splitproto import Listener, Offer, SplitprotoError
 from splitproto.constants import DEFAULT_MAX_MESSAGE
 from splitproto.errors import DeadlineExceeded
-from splitproto.messages import Forward, Progress
+from splitproto.messages import Forward, JobOffer, Progress
 from splitproto.tensors import Descriptor, body_bytes, schema_digest
 
 log = logging.getLogger(__name__)
@@ -64,10 +65,18 @@ class Coordinator:
         stop: set to leave in good order, with a checkpoint.
         view: shown to people while it runs.
         resume: go on with the job's last run instead of a new one.
+        curious: a file to record into what is sent and received.
     """
 
     def __init__(
-        self, config: PeerConfig, job: JobConfig, stop: asyncio.Event, view: View, *, resume: bool = False
+        self,
+        config: PeerConfig,
+        job: JobConfig,
+        stop: asyncio.Event,
+        view: View,
+        *,
+        resume: bool = False,
+        curious: Path | None = None,
     ) -> None:
         self._config, self._settings, self._stop, self._view = config, job, stop, view
         self._credentials = config.credentials()
@@ -99,10 +108,16 @@ class Coordinator:
         )
         schedule = make_schedule(optimiser, self._job.schedule, self._job.steps)
         self._half = CoordinatorHalf(decoder, optimiser, schedule, pick_device(config.runtime.device))
+        self._witness = Witness(config, curious)
         self._compute = Compute(config.runtime.threads)
-        schema = schema_digest(cut_descriptors(self._job))
+        self._schema = schema_digest(cut_descriptors(self._job))
         self.sites = [
-            Site(name, modality, self._job, self._files.run, schema, job.deadlines.reconnect_s)
+            Site(
+                name,
+                JobOffer(self._files.run, modality, self._job, self._schema, defences=self.defences),
+                job.deadlines.reconnect_s,
+                self._witness,
+            )
             for name, modality in sorted(job.sites.items(), key=lambda item: item[1])
         ]
         self.result = Result(
@@ -114,22 +129,40 @@ class Coordinator:
         self._training_octets = 0
         self._told = 0.0
 
+    @property
+    def defences(self) -> tuple[str, ...]:
+        """What is done to gradients before they leave, each as it is written."""
+        return ()
+
     async def run(self) -> Result:
         """Run the job to its end, or until `stop` is set.
 
         Raises:
             PeerError: what the user is told, with its exit code.
         """
+        async with self._witness.on_duty(
+            job=self._job.name,
+            run=self._files.run.hex(),
+            terms=terms_digest(self._job),
+            sites=[f"{site.name} ({site.modality})" for site in self.sites],
+        ):
+            return await self._serve()
+
+    async def _serve(self) -> Result:
         started = time.monotonic()
         offer = Offer(
             # SP-10-5: what the job needs is required, so that a site without it is told so at once.
             requires=("train", "evaluate", f"dtype.{self._job.precision}"),
             max_message=max(DEFAULT_MAX_MESSAGE, self._largest_message()),
-            agent=f"{agent}/{__version__}",
+            agent=AGENT,
         )
         try:
             async with Listener(
-                self._listen, self._credentials, self._settings.allow_list(), offer, refused=Refusals()
+                self._listen,
+                self._credentials,
+                self._settings.allow_list(),
+                offer,
+                refused=Refusals(self._witness.note),
             ) as listener:
                 event(log, "peer.start", role="coordinator", site=self._config.peer.site, job=self._job.name,
                       listen=listener.address, run=self._files.run.hex()[:12])  # fmt: skip
@@ -150,6 +183,8 @@ class Coordinator:
                     await asyncio.gather(accepting, return_exceptions=True)
                     if reason != "complete":
                         await self._bye(reason, text)
+                    self._witness.note("job.ended", job=self._job.name, run=self._files.run.hex(), reason=reason,
+                                       step=self._committed)  # fmt: skip
         except SplitprotoError as error:
             raise ConfigError(str(error)) from error
         finally:
@@ -270,6 +305,14 @@ class Coordinator:
 
     async def _work(self) -> None:
         await self._gather_sites()
+        self._witness.start(
+            self._files.run,
+            self._job,
+            self._schema,
+            [site.party for site in self.sites],
+            defences=self.defences,
+            features=frozenset.intersection(*(site.features for site in self.sites)),
+        )
         training, validation = await self._compute.run(self._match)
         self.result.validation, self.result.tls = len(validation), self.sites[0].tls
         stream = TrainingStream(
@@ -375,8 +418,10 @@ class Coordinator:
         digests = await self._all(lambda site: site.save(step, leaving=leaving))
         # Written last: a step that the coordinator holds, all hold.
         await self._save_own()
-        event(log, "job.checkpoint", step=step,
-              **{site.name: digest.hex()[:12] for site, digest in zip(self.sites, digests, strict=True)})  # fmt: skip
+        shown = {site.name: digest.hex() for site, digest in zip(self.sites, digests, strict=True)}
+        event(log, "job.checkpoint", step=step, **{name: digest[:12] for name, digest in shown.items()})
+        self._witness.note("job.checkpoint", run=self._files.run.hex(), step=step, digests=[
+            f"{name} {digest}" for name, digest in shown.items()])  # fmt: skip
 
     async def _save_own(self, spare: int = 0) -> int:
         """Returns the step. `spare`: older ones to keep beyond the usual, where not all may hold this one."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
+from collections.abc import Callable
 
 from splitpeer.logs import event
 from splitproto import SplitprotoError
@@ -12,13 +13,19 @@ from splitproto.errors import CarrierVersionError, EnvelopeError, LinkReset, Seq
 
 log = logging.getLogger(__name__)
 REMEMBERED = 1000
+NOTED = 1000
 
 
 class Refusals:
     """Logs who was turned away: at most a line a second for each source and cause, so that nobody can flood
-    the log, and nobody is hidden by another site behind the same address."""
+    the log, and nobody is hidden by another site behind the same address.
 
-    def __init__(self) -> None:
+    Args:
+        note: also told, `NOTED` times at most: the audit trail is kept for years.
+    """
+
+    def __init__(self, note: Callable[..., None] | None = None) -> None:
+        self._note, self._noted = note, 0
         self._last: dict[tuple[str, str], float] = {}
         self._unsaid: Counter[tuple[str, str]] = Counter()
 
@@ -35,3 +42,7 @@ class Refusals:
         self._last[what] = now
         more = {"not_shown": self._unsaid.pop(what)} if what in self._unsaid else {}
         event(log, "link.refused", logging.WARNING, source=source, cause=str(error), **more)
+        if self._note is not None and self._noted < NOTED:
+            self._noted += 1
+            last = {"and_more": "these are not noted"} if self._noted == NOTED else {}
+            self._note("link.refused", source=source, cause=str(error), **last)

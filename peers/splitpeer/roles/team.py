@@ -5,13 +5,16 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 from typing import TypeVar
 
 from splitpeer.data.geometry import Geometry
 from splitpeer.errors import DeadlinePassed, JobFailed
 from splitpeer.logs import event
+from splitpeer.roles.witness import Witness
 from splitpeer.training.checkpoint import KEEP
 from splitproto import Session, SplitprotoError
+from splitproto.capture import Party
 from splitproto.errors import (
     DeadlineExceeded,
     LinkLost,
@@ -31,7 +34,6 @@ from splitproto.messages import (
     Forward,
     Gradients,
     Inventory,
-    Job,
     JobAccept,
     JobDecline,
     JobOffer,
@@ -60,19 +62,26 @@ class Site:
 
     The coordinator's loop calls the verbs one after the other. A verb that loses its link waits for the site
     to come back, at most `reconnect_s`, and asks again.
+
+    Args:
+        name: as in its certificate.
+        offer: the job, with its modality.
+        reconnect_s: patience for its return.
+        witness: told of its links and of what it announces.
     """
 
-    def __init__(
-        self, name: str, modality: str, job: Job, run: bytes, schema: bytes, reconnect_s: float
-    ) -> None:
-        self.name, self.modality = name, modality
+    def __init__(self, name: str, offer: JobOffer, reconnect_s: float, witness: Witness) -> None:
+        self.name, self.modality = name, offer.modality
+        self.party = Party(name, offer.modality)
+        """What it announced last."""
+        self.features: frozenset[str] = frozenset()
+        """Agreed on its newest link."""
         self.applied = 0
         self.checkpoints: tuple[int, ...] = ()
         self.patients: dict[bytes, Geometry] = {}
         self._octets_in = 0
         self._octets_out = 0
-        self._offer = JobOffer(run, modality, job, schema)
-        self._job = job
+        self._offer, self._job, self._witness = offer, offer.job, witness
         self._reconnect_s = reconnect_s
         self._session: Session | None = None
         self._joining: Session | None = None  # the newest link, joined or not
@@ -90,8 +99,9 @@ class Site:
     async def join(self, session: Session) -> None:
         """Offer the job on a new link and hear what the site has."""
         self._joining = session
+        self._witness.listen(session)
         try:
-            await session.send(self._offer)
+            await session.send(replace(self._offer, recorded=self._witness.recorded))
             accept = await self._hear(session, JobAccept, "its answer to the job")
             patients: dict[bytes, Geometry] = {}
             last = False
@@ -115,7 +125,11 @@ class Site:
         except JobFailed as error:
             self._failure = error
             self._joined.set()
+            self._witness.note("job.declined", site=self.name, run=self._offer.run.hex(), cause=str(error))
             return
+        self._witness.heard(self.name, accept)
+        self.party = Party(self.name, self.modality, accept.defences or (), accept.recorded)
+        self.features = frozenset(session.agreement.features)
         self._keep_counts()
         # A new incarnation after the first has lost what was not on disk.
         self._restarted |= bool(self._incarnation) and accept.incarnation != self._incarnation
