@@ -1,0 +1,102 @@
+"""Small networks of an adversary: from activations back to an image, and judges of what looks real.
+
+Fully convolutional, 2-D and 3-D, without normalisation over a batch: what is recovered of one patient must not
+depend on who else is in the batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from splitpeer.models.seeding import seeded
+
+_CONVOLUTION = {2: nn.Conv2d, 3: nn.Conv3d}
+_MODE = {2: "bilinear", 3: "trilinear"}
+
+
+class ImageDecoder(nn.Module):
+    """{"x0": [B, C, *spatial], ...} to an image [B, 1, *window]: from the deepest level up, each joining in turn.
+
+    Args:
+        dimensions: 2 or 3.
+        channels: level name to channels, of the levels that were sent.
+        width: channels at full resolution; twice that below.
+    """
+
+    def __init__(self, dimensions: int, channels: Mapping[str, int], width: int = 16) -> None:
+        super().__init__()
+        self.dimensions, self.channels = dimensions, dict(channels)
+        convolution = _CONVOLUTION[dimensions]
+        self.blocks = nn.ModuleDict()
+        arriving = 0
+        for level in range(max(map(_number, channels)), -1, -1):
+            wide = width if level == 0 else 2 * width
+            coming = arriving + self.channels.get(f"x{level}", 0)
+            self.blocks[f"x{level}"] = nn.Sequential(
+                convolution(coming, wide, 3, padding=1), nn.LeakyReLU(0.1),
+                convolution(wide, wide, 3, padding=1), nn.LeakyReLU(0.1),
+            )  # fmt: skip
+            arriving = wide
+        self.last = convolution(arriving, 1, 1)
+
+    def forward(self, levels: Mapping[str, Tensor]) -> Tensor:
+        """Levels that the network was not made for are ignored."""
+        x: Tensor | None = None
+        for name, block in self.blocks.items():
+            parts = [] if x is None else [self._double(x)]
+            if name in self.channels:
+                parts.append(levels[name])
+            x = block(torch.cat(parts, dim=1))
+        return self.last(x)
+
+    def _double(self, x: Tensor) -> Tensor:
+        return functional.interpolate(x, scale_factor=2, mode=_MODE[self.dimensions], align_corners=False)
+
+
+class Critic(nn.Module):
+    """{"x0": [B, C, *spatial], ...} to one number per sample [B]; an image is the level "x0" with one channel.
+
+    Strided convolutions from the shallowest level down, the others joining where their resolution is reached.
+    """
+
+    def __init__(self, dimensions: int, channels: Mapping[str, int], width: int = 16) -> None:
+        super().__init__()
+        self.channels = dict(channels)
+        convolution = _CONVOLUTION[dimensions]
+        self.blocks = nn.ModuleDict()
+        first, arriving = min(map(_number, channels)), 0
+        for level in range(first, max(3, *map(_number, channels)) + 1):
+            coming = arriving + self.channels.get(f"x{level}", 0)
+            arriving = min(width * 2 ** (level - first), 4 * width)
+            self.blocks[f"x{level}"] = nn.Sequential(
+                convolution(coming, arriving, 3, stride=2, padding=1), nn.LeakyReLU(0.2)
+            )
+        self.last = convolution(arriving, 1, 1)
+
+    def forward(self, levels: Mapping[str, Tensor]) -> Tensor:
+        """Levels that the network was not made for are ignored."""
+        x: Tensor | None = None
+        for name, block in self.blocks.items():
+            parts = [] if x is None else [x]
+            if name in self.channels:
+                parts.append(levels[name])
+            x = block(torch.cat(parts, dim=1))
+        return self.last(x).flatten(1).mean(dim=1)
+
+
+def image_decoder(dimensions: int, channels: Mapping[str, int], seed: int, width: int = 16) -> ImageDecoder:
+    """An `ImageDecoder` with parameters from `seed`."""
+    return seeded(lambda: ImageDecoder(dimensions, channels, width), seed)
+
+
+def critic(dimensions: int, channels: Mapping[str, int], seed: int, width: int = 16) -> Critic:
+    """A `Critic` with parameters from `seed`."""
+    return seeded(lambda: Critic(dimensions, channels, width), seed)
+
+
+def _number(name: str) -> int:
+    return int(name[1:])

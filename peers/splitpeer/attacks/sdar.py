@@ -1,0 +1,205 @@
+"""PCAT and SDAR: a curious coordinator trains stand-ins of the sites through its own decoder, and inverts those.
+
+A stand-in that serves the same decoder as well as the real site must speak its language; then a network that
+turns the stand-in's activations into images turns the site's too. Passive: training does not notice.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.optim import Adam
+
+from splitpeer.attacks.base import Attack, Knowledge, Progress, Result, View, silent
+from splitpeer.attacks.evidence import Evidence, gather, require_shots
+from splitpeer.attacks.networks import critic, image_decoder
+from splitpeer.attacks.pose import unpose_images
+from splitpeer.attacks.simulator import Simulator, check_view
+from splitpeer.models import site_seed
+
+
+class SDAR(Attack):
+    """PCAT with two discriminators: one tells the stand-in's activations from the site's, one tells recovered
+    images from real ones.
+
+    Published for CIFAR: 20,000 steps of 128 images at Adam 1e-3 (stand-in) and 5e-4 (decoder), each
+    discriminator at its generator's rate times its weight, weights 0.02 and 1e-5. Here the stand-ins are those
+    of all contrasts, a step is one batch of a job, and the steps are as many as fit a minute or so of a core on the
+    demo's size: `steps` sets more. The coordinator's decoder stands still, where the published attack follows
+    it through training. Conditioning on labels (an input of both discriminators in the paper's vanilla setting)
+    is left out, as in its U-shaped setting.
+    """
+
+    name = "sdar"
+    title = "Stand-ins with discriminators (SDAR)"
+    source = "Zhu et al., NDSS 2025 (arXiv 2310.10483)"
+    goal = "image"
+    role = "coordinator"
+    needs = frozenset({"shadow", "shadow_masks", "decoder"})
+    plain = "The coordinator trains imitations of the hospitals' networks on other patients until they fit its own."
+
+    def __init__(
+        self,
+        *,
+        steps: int = 300,
+        batch: int = 8,
+        encoder_rate: float = 1e-3,
+        decoder_rate: float = 5e-4,
+        activation_weight: float = 0.02,
+        image_weight: float = 1e-5,
+        seed: int = 0,
+        device: str = "cpu",
+    ) -> None:
+        super().__init__(seed=seed, device=device)
+        self.steps, self.batch = steps, batch
+        self.encoder_rate, self.decoder_rate = encoder_rate, decoder_rate
+        self.activation_weight, self.image_weight = activation_weight, image_weight
+        self.history: list[dict[str, float]] = []
+        """Losses of the last run, step by step: task, image."""
+
+    def run(self, view: View, knowledge: Knowledge, progress: Progress = silent) -> Result:
+        """Images in the site's intensities, as far as the other patients' are alike."""
+        started = time.monotonic()
+        world = Simulator(view, knowledge, self.name, batch=self.batch, seed=self.seed, device=self.device)
+        groups = seen(view, knowledge, self.name, self.device)
+        real = {
+            name: torch.cat([g.levels[name].mean[g.views > 0] for g in groups]) for name in groups[0].levels
+        }
+        channels = {name: values.shape[1] for name, values in real.items()}
+        decoder = image_decoder(view.dimensions, channels, site_seed(self.seed, "decoder")).to(self.device)
+        judge_activations = critic(view.dimensions, channels, site_seed(self.seed, "D1")).to(self.device)
+        judge_images = critic(view.dimensions, {"x0": 1}, site_seed(self.seed, "D2")).to(self.device)
+        encoder_steps = Adam(world.encoders.parameters(), self.encoder_rate)
+        decoder_steps = Adam(decoder.parameters(), self.decoder_rate)
+        judge_steps = Adam(judge_activations.parameters(), self.encoder_rate * self.activation_weight)
+        image_judge_steps = Adam(judge_images.parameters(), self.decoder_rate * self.image_weight)
+        self.history = []
+        for step, indices in world.batches(self.steps):
+            sent, images, masks = world.draw(indices, step)
+            imitated = sent[view.modality]
+            task = loss = world.task_loss(sent, masks)
+            if self.activation_weight:
+                loss = task + self.activation_weight * _judged(judge_activations(imitated), real=True)
+            _step(encoder_steps, loss)
+            imitated = {name: imitated[name].detach() for name in channels}
+            if self.activation_weight:
+                told = _some(real, len(indices), step)
+                _step(
+                    judge_steps,
+                    _judged(judge_activations(told), real=True)
+                    + _judged(judge_activations(imitated), real=False),
+                )
+            error = loss = functional.mse_loss(decoder(imitated), images)
+            if self.image_weight:
+                recovered = decoder(_some(real, len(indices), step))
+                loss = error + self.image_weight * _judged(judge_images({"x0": recovered}), real=True)
+            _step(decoder_steps, loss)
+            if self.image_weight:
+                _step(
+                    image_judge_steps,
+                    _judged(judge_images({"x0": images}), real=True)
+                    + _judged(judge_images({"x0": recovered.detach()}), real=False),
+                )
+            self.history.append({"task": task.item(), "image": error.item()})
+            progress(self.title, step + 1, self.steps)
+        return Result(
+            attack=self.name,
+            goal="image",
+            images=revealed(decoder, groups),
+            adaptive=knowledge.adaptive,
+            assumptions=knowledge.assumptions(),
+            settings=self.settings(),
+            views=int(sum(g.views for g in groups).max()),
+            seconds=time.monotonic() - started,
+        )
+
+    def settings(self) -> dict[str, Any]:
+        """All that is needed to run it again."""
+        return {
+            "steps": self.steps,
+            "batch": self.batch,
+            "encoder_rate": self.encoder_rate,
+            "decoder_rate": self.decoder_rate,
+            "activation_weight": self.activation_weight,
+            "image_weight": self.image_weight,
+            "seed": self.seed,
+            "published": "20000 steps of 128 on CIFAR",
+        }
+
+
+class PCAT(SDAR):
+    """Stand-ins trained by the segmentation's loss alone, through the coordinator's decoder as it is.
+
+    The published attack trains beside the job, one step with each of its steps; here through the decoder of
+    one step of the capture. Rates are those of SDAR's authors' re-run.
+    """
+
+    name = "pcat"
+    title = "Stand-ins through the decoder (PCAT)"
+    source = "Gao & Zhang, USENIX Security 2023"
+
+    def __init__(
+        self,
+        *,
+        steps: int = 300,
+        batch: int = 8,
+        encoder_rate: float = 1e-3,
+        decoder_rate: float = 5e-4,
+        seed: int = 0,
+        device: str = "cpu",
+    ) -> None:
+        super().__init__(
+            steps=steps,
+            batch=batch,
+            encoder_rate=encoder_rate,
+            decoder_rate=decoder_rate,
+            activation_weight=0.0,
+            image_weight=0.0,
+            seed=seed,
+            device=device,
+        )
+
+
+def seen(view: View, knowledge: Knowledge, name: str, device: str) -> list[Evidence]:
+    """All shots of all targets, those of one pose averaged."""
+    check_view(view, name)
+    chosen = [[shot for shot in target.shots if shot.activations] for target in view.targets]
+    require_shots(chosen)
+    return gather(chosen, view.modality, masked=False, device=device)
+
+
+def revealed(decoder: nn.Module, groups: Iterable[Evidence]) -> Any:
+    """What `decoder` makes of what was seen, float32 [N, 1, *window], turned back and averaged over poses."""
+    total: Tensor | None = None
+    views = 0.0
+    with torch.no_grad():
+        for group in groups:
+            images = decoder({name: level.mean for name, level in group.levels.items()})
+            weight = group.views.reshape(-1, *[1] * (images.ndim - 1))
+            images = unpose_images(images, group.poses) * weight
+            total, views = images if total is None else total + images, views + weight
+    return (total / views).float().cpu().numpy()
+
+
+def _judged(verdicts: Tensor, *, real: bool) -> Tensor:
+    wanted = torch.ones_like(verdicts) if real else torch.zeros_like(verdicts)
+    return functional.binary_cross_entropy_with_logits(verdicts, wanted)
+
+
+def _some(real: dict[str, Tensor], count: int, step: int) -> dict[str, Tensor]:
+    """The next `count` of what was really sent, round and round."""
+    total = len(next(iter(real.values())))
+    rows = [(step * count + n) % total for n in range(min(count, total))]
+    return {name: values[rows] for name, values in real.items()}
+
+
+def _step(optimiser: Adam, loss: Tensor) -> None:
+    # What else the loss reaches is zeroed by its own optimiser before use.
+    optimiser.zero_grad()
+    loss.backward()
+    optimiser.step()

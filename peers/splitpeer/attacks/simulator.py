@@ -1,0 +1,188 @@
+"""A coordinator's stand-ins for the sites: networks of its own, trained on other patients' images.
+
+What PCAT, SDAR and query-free attacks have in common. All contrasts of those patients are at hand, so all
+stand-ins are trained together through the coordinator's real, frozen decoder, which expects all of them. The
+stand-in for the site under attack runs the defences that the site is known to run, with a key of the
+adversary's own.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from splitpeer.attacks.base import Knowledge, View
+from splitpeer.defences.base import IMAGE, Release, Tensors
+from splitpeer.defences.image import make_image_stack
+from splitpeer.defences.network import Defended, build_network
+from splitpeer.errors import AttackImpossible
+from splitpeer.models import Decoder, site_seed
+from splitpeer.training.loss import region_loss
+from splitproto.messages import Sample
+
+
+def check_view(view: View, name: str) -> None:
+    """Raises AttackImpossible where `view` is no coordinator's or holds no sample."""
+    if view.role != "coordinator":
+        raise AttackImpossible(f"{name} reconstructs images from activations: give a coordinator's capture")
+    if not view.targets:
+        raise AttackImpossible(f"{name}: the view holds no sample; record more, or choose others")
+
+
+def shadow_images(view: View, knowledge: Knowledge, name: str, device: str) -> dict[str, Tensor]:
+    """The other patients' images by modality, float32 [N, 1, *window], those of the view's modality at least.
+
+    Raises:
+        AttackImpossible: none, or of another size.
+    """
+    if view.modality not in knowledge.shadow:
+        raise AttackImpossible(
+            f"{name} needs {view.modality} images of other patients: give --knows shadow=DIR"
+        )
+    for modality, images in knowledge.shadow.items():
+        if (
+            images.ndim != view.dimensions + 2
+            or tuple(images.shape[2:]) != tuple(view.window)
+            or not len(images)
+        ):
+            raise AttackImpossible(
+                f"{name}: the other patients' {modality} images are {list(images.shape)}, "
+                f"expected [N, 1, {', '.join(map(str, view.window))}]"
+            )
+    return {
+        modality: torch.from_numpy(np.ascontiguousarray(images, np.float32)).to(device)
+        for modality, images in knowledge.shadow.items()
+    }
+
+
+class Simulator:
+    """Stand-ins for all sites, in front of the coordinator's own decoder.
+
+    Args:
+        view: what is attacked: architecture, modalities, defences.
+        knowledge: shadow images of all modalities with masks, the decoder; `adaptive`: defences are simulated.
+        name: of the attack, for errors.
+        batch: samples of a training batch.
+
+    Raises:
+        AttackImpossible: what is needed is missing or does not fit.
+    """
+
+    def __init__(
+        self, view: View, knowledge: Knowledge, name: str, *, batch: int, seed: int, device: str
+    ) -> None:
+        check_view(view, name)
+        self.view, self.batch, self.device = view, batch, device
+        self.images = shadow_images(view, knowledge, name, device)
+        missing = [m for m in view.modalities if m not in self.images]
+        if missing:
+            raise AttackImpossible(
+                f"{name} trains through the decoder: give {missing[0]} images of other patients too"
+            )
+        if knowledge.shadow_masks is None:
+            raise AttackImpossible(
+                f"{name} needs the tumour masks of the other patients: give --knows masks=DIR"
+            )
+        if knowledge.decoder is None:
+            raise AttackImpossible(f"{name} needs the coordinator's half: give --knows decoder=FILE")
+        self.decoder = _frozen(knowledge.decoder, view, name).to(device)
+        masks = np.ascontiguousarray(knowledge.shadow_masks)
+        if masks.shape[1] != self.decoder.out_channels:
+            raise AttackImpossible(
+                f"{name}: the masks have {masks.shape[1]} regions, the decoder {self.decoder.out_channels}"
+            )
+        self.masks = torch.from_numpy(masks).to(device)
+        written = known_defences(view, knowledge)
+        key = hashlib.sha256(b"adversary %d" % seed).digest()
+        self.encoders = nn.ModuleDict(
+            {
+                m: build_network(
+                    view.dimensions, view.features, view.levels, written if m == view.modality else (),
+                    key=key, seed=site_seed(seed, m),
+                )
+                for m in view.modalities
+            }
+        ).to(device)  # fmt: skip
+        self.defended = defended_images(view, knowledge, self.images[view.modality], key)
+        self._turning = any(shot.seed is not None for target in view.targets for shot in target.shots)
+        self._random = np.random.default_rng(seed)
+
+    def batches(self, count: int) -> Iterator[tuple[int, np.ndarray]]:
+        """(step from 0, indices of the shadow patients' samples), in shuffled rounds."""
+        order: list[int] = []
+        total = len(self.masks)
+        for step in range(count):
+            while len(order) < self.batch:
+                order += self._random.permutation(total).tolist()
+            yield step, np.array(order[: self.batch])
+            del order[: self.batch]
+
+    def _pose(self, *arrays: Tensor) -> tuple[Tensor, ...]:
+        """The same flips and quarter turns for all, where the view's samples were augmented."""
+        if not self._turning:
+            return arrays
+        axes = [axis for axis in range(2, arrays[0].ndim) if self._random.random() < 0.5]
+        turns = int(self._random.integers(4)) if arrays[0].shape[2] == arrays[0].shape[3] else 0
+        return tuple(torch.rot90(torch.flip(a, axes), turns, (2, 3)) for a in arrays)
+
+    def draw(self, indices: np.ndarray, step: int) -> tuple[dict[str, Tensors], Tensor, Tensor]:
+        """One training batch: what the stand-ins would send, the attacked contrast's images, the masks."""
+        view = self.view
+        inputs = {m: images[indices] for m, images in self.images.items() if m in view.modalities}
+        clean, masks = inputs[view.modality], self.masks[indices].float()
+        inputs[view.modality] = self.defended[indices]
+        clean, masks, *posed = self._pose(clean, masks, *inputs.values())
+        release = _release(indices, step)
+        sent = {}
+        for modality, images in zip(inputs, posed, strict=True):
+            encoder = self.encoders[modality]
+            sent[modality] = encoder(images, release) if isinstance(encoder, Defended) else encoder(images)
+        return sent, clean, masks
+
+    def task_loss(self, sent: dict[str, Tensors], masks: Tensor) -> Tensor:
+        """The segmentation's loss through the coordinator's decoder: a scalar."""
+        return region_loss(self.decoder(sent), masks)
+
+
+def known_defences(view: View, knowledge: Knowledge) -> list[str]:
+    """The defences of activations that an adaptive adversary simulates, as written; of a naive one none."""
+    return [spec for spec in view.defences if not spec.startswith(IMAGE)] if knowledge.adaptive else []
+
+
+def defended_images(view: View, knowledge: Knowledge, images: Tensor, key: bytes) -> Tensor:
+    """`images` [N, 1, *window] under the site's known defences of the image, drawn with the adversary's own key."""
+    written = [spec.removeprefix(IMAGE) for spec in view.defences if spec.startswith(IMAGE)]
+    stack = make_image_stack(written if knowledge.adaptive else [], key)
+    if not stack:
+        return images
+    flat = images.cpu().numpy()
+    volumes = flat if view.dimensions == 3 else flat[..., None]
+    noisy = [
+        stack.window(volume, number.to_bytes(16, "big"), (0, 0, 0), volume.shape[1:])
+        for number, volume in enumerate(volumes)
+    ]
+    return torch.from_numpy(np.stack(noisy).reshape(flat.shape)).to(images.device)
+
+
+def _frozen(decoder: Decoder, view: View, name: str) -> Decoder:
+    """A copy whose weights never change.
+
+    Raises:
+        AttackImpossible: it is of another job.
+    """
+    if set(decoder.modalities) != set(view.modalities) or tuple(decoder.levels) != tuple(sorted(view.levels)):
+        raise AttackImpossible(
+            f"{name}: the decoder takes levels {list(decoder.levels)} of {', '.join(decoder.modalities)}, the view "
+            f"has levels {list(view.levels)} of {', '.join(view.modalities)}"
+        )
+    return copy.deepcopy(decoder).requires_grad_(False)
+
+
+def _release(indices: Sequence[int], step: int) -> Release:
+    samples = tuple(Sample(int(i).to_bytes(16, "big"), (0, 0, 0)) for i in indices)
+    return Release(b"adversary's own.", "train", step, 0, samples)
