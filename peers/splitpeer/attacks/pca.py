@@ -1,0 +1,124 @@
+"""The first principal component of what was sent: an attack that needs no knowledge at all."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import torch
+from scipy.ndimage import gaussian_filter
+from skimage.filters import threshold_otsu
+from torch import Tensor
+from torch.nn import functional
+
+from splitpeer.attacks.base import Attack, Knowledge, Progress, Result, Shot, View, silent
+from splitpeer.attacks.evidence import Evidence, gather, require_shots, weights_of
+from splitpeer.attacks.pose import turn_back
+from splitpeer.errors import AttackImpossible
+
+
+class PrincipalComponent(Attack):
+    """Shows the first principal component over channels of the shallowest level that was sent.
+
+    The first layers of an encoder keep the picture; what all channels have in common is mostly it. Channels are
+    standardised over what looks unlike the window's edge. Sign, gain and offset stay unknown. Several shots are
+    turned back and taken together, as more channels.
+
+    Args:
+        level: which level; None: the shallowest that holds anything.
+        rounds: of imputation by iterated projection, where defences left gaps.
+    """
+
+    name = "pca"
+    title = "principal component"
+    source = (
+        "Pearson, Phil. Mag. 2(11), 1901; gaps: iterated SVD (Troyanskaya et al., Bioinformatics 17(6), 2001)"
+    )
+    goal = "image"
+    role = "coordinator"
+    plain = "Looks at what arrived and shows what its channels have in common; knows nothing else."
+
+    def __init__(
+        self, *, level: int | None = None, rounds: int = 10, seed: int = 0, device: str = "cpu"
+    ) -> None:
+        super().__init__(seed=seed, device=device)
+        self.level, self.rounds = level, rounds
+
+    def run(self, view: View, knowledge: Knowledge, progress: Progress = silent) -> Result:
+        """See `Attack.run`. Raises AttackImpossible where the level asked for was not sent."""
+        began = time.perf_counter()
+        chosen: list[list[Shot]] = [[s for s in t.shots if s.activations] for t in view.targets]
+        require_shots(chosen)
+        groups = gather(chosen, view.modality, masked=knowledge.adaptive, device=self.device, same=weights_of)
+        images = component(groups, view.window, self.level, self.rounds, progress)
+        return Result(
+            self.name, "image", images.cpu().numpy(), knowledge.adaptive, Knowledge(adaptive=knowledge.adaptive,
+            architecture=False).assumptions(), {"level": self.level, "rounds": self.rounds},
+            views=max(map(len, chosen)), seconds=time.perf_counter() - began,
+            notes=("sign, gain and offset are unknown to it",),
+        )  # fmt: skip
+
+
+def component(
+    groups: list[Evidence],
+    window: tuple[int, ...],
+    level: int | None = None,
+    rounds: int = 10,
+    progress: Progress = silent,
+) -> Tensor:
+    """[B, 1, *window], mean 0 and standard deviation 1 of each sample, of unknown sign."""
+    sent = sorted(groups[0].levels)
+    name = sent[0] if level is None else f"x{level}"
+    if name not in sent:
+        raise AttackImpossible(f"level {level} was not sent, or only zeros: there are {', '.join(sent)}")
+    images = []
+    targets = len(groups[0].poses)
+    for target in range(targets):
+        values, counts = [], []
+        for group in groups:
+            if group.views[target] > 0:
+                pose, seen = group.poses[target], group.levels[name]
+                values.append(turn_back(seen.mean[target], pose).flatten(1))
+                counts.append(turn_back(seen.count[target], pose).flatten(1))
+        spatial = groups[0].levels[name].mean.shape[2:]
+        flat = _first(torch.cat(values), torch.cat(counts), tuple(spatial))
+        images.append(flat.view(1, *spatial))
+        progress("principal components", target + 1, targets)
+    stacked = torch.stack(images)
+    if tuple(stacked.shape[2:]) != tuple(window):
+        mode = "bilinear" if len(window) == 2 else "trilinear"
+        stacked = functional.interpolate(stacked, size=tuple(window), mode=mode, align_corners=False)
+    return stacked
+
+
+def _first(values: Tensor, counts: Tensor, spatial: tuple[int, ...]) -> Tensor:
+    """First component's scores [voxels] of `values` [channels, voxels], seen `counts` times (0: a gap)."""
+    known = counts > 0
+    filled = values if bool(known.all()) else _fill(values, known, spatial)
+    head = _head(filled, spatial)
+    mean, spread = filled[:, head].mean(1, keepdim=True), filled[:, head].std(1, keepdim=True)
+    scaled = (filled - mean) / spread.clamp_min(1e-12)
+    inside = scaled[:, head].double()
+    axis = torch.linalg.eigh(inside @ inside.T)[1][:, -1:].to(values.dtype)
+    scores = axis.T @ scaled
+    return ((scores - scores.mean()) / scores.std().clamp_min(1e-12))[0]
+
+
+def _fill(values: Tensor, known: Tensor, spatial: tuple[int, ...], width: float = 1.0) -> Tensor:
+    """Gaps from what lies around them in the same channel."""
+    sigma = (0.0, *[width] * len(spatial))
+    weight = known.cpu().numpy().reshape(-1, *spatial).astype(np.float32)
+    around = gaussian_filter(values.cpu().numpy().reshape(weight.shape) * weight, sigma)
+    mean = torch.from_numpy(around / np.maximum(gaussian_filter(weight, sigma), 1e-6)).to(values.device)
+    return torch.where(known, values, mean.flatten(1))
+
+
+def _head(values: Tensor, spatial: tuple[int, ...]) -> Tensor:
+    """Which voxels look unlike the window's edge. Air would otherwise be the first component's main business."""
+    scaled = (values - values.mean(1, keepdim=True)) / values.std(1, keepdim=True).clamp_min(1e-12)
+    grid = scaled.cpu().numpy().reshape(-1, *spatial)
+    edge = np.concatenate([np.take(grid, (0, -1), axis).reshape(len(grid), -1) for axis in (1, 2)], axis=1)
+    air = np.median(edge, axis=1).reshape(-1, *[1] * len(spatial))
+    distance = np.sqrt(gaussian_filter(np.square(grid - air).mean(0), 1.0))
+    head = torch.from_numpy((distance > threshold_otsu(distance)).ravel()).to(values.device)
+    return head if int(head.sum()) > len(values) else torch.ones_like(head)

@@ -1,0 +1,153 @@
+"""The adversary runs the site's defences itself, with keys of its own: that they are public costs it nothing else.
+
+From this it learns what they do on average, without knowing one defence from another: by how much values shrink,
+how far they scatter, and which of its own shadow images would have looked like what it saw.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from splitpeer.attacks.base import View
+from splitpeer.attacks.evidence import Seen
+from splitpeer.defences.base import IMAGE, Release, Tensors, make_stack, parse_all
+from splitpeer.defences.image import make_image_stack
+from splitpeer.errors import AttackImpossible, ConfigError
+from splitproto.messages import Sample
+
+DRAWS = 4
+"""Releases that are really drawn; the mean of more is that mean, its scatter shrunk by the root of the ratio."""
+
+
+@dataclass(frozen=True)
+class Effect:
+    """What the defences do to one level of each sample, on average, where they leave a value at all."""
+
+    gain: Tensor
+    """[B]: defended = gain * clean + scatter."""
+    scatter: Tensor
+    """[B]: its standard deviation."""
+
+
+class Simulation:
+    """The defences that a view names, applied to tensors and images of the adversary's own.
+
+    Args:
+        view: whose defences.
+        model: the site's network, if known: it holds what defences have learned.
+        seed: of the adversary's keys.
+
+    Raises:
+        AttackImpossible: a defence that is named is not known here.
+    """
+
+    def __init__(self, view: View, model: nn.Module | None, seed: int, *, adaptive: bool = True) -> None:
+        key = hashlib.sha256(b"adversary %d" % seed).digest()
+        written = view.defences if adaptive else ()
+        learned = {d.spec: d for d in getattr(getattr(model, "stack", None), "defences", ())}
+        try:
+            parts = parse_all([w for w in written if not w.startswith(IMAGE)], "activations")
+            self._stack = make_stack(
+                [d.spec for d in parts if not d.structural],
+                key=key,
+                channels=view.channels,
+                dimensions=view.dimensions,
+                after=[d.spec for d in parts if d.structural],
+                strict=False,
+            )
+            self._image = make_image_stack(
+                [w.removeprefix(IMAGE) for w in written if w.startswith(IMAGE)], key
+            )
+        except ConfigError as error:
+            raise AttackImpossible(
+                f"the capture names a defence that cannot be simulated ({error}): "
+                "attack without knowing the defences (not adaptive)"
+            ) from None
+        for number, defence in enumerate(self._stack.defences):
+            if defence.spec in learned and any(True for _ in defence.parameters()):
+                self._stack.defences[number] = learned[defence.spec]
+        self.kept = any(defence.values.get("kept") for defence in self._stack.defences)
+
+    def __bool__(self) -> bool:
+        return bool(self._stack)
+
+    @property
+    def on_images(self) -> bool:
+        """Whether images are defended."""
+        return bool(self._image)
+
+    def images(self, clean: np.ndarray, number: int) -> np.ndarray:
+        """Images [B, 1, *spatial] as the site would defend them; another `number`, another draw."""
+        if not self._image:
+            return clean
+        defended = np.empty_like(clean)
+        for index, image in enumerate(clean):
+            voxels = image.reshape(*image.shape, *[1] * (4 - image.ndim))
+            key = _key(number, index)
+            defended[index] = self._image.window(voxels, key, (0, 0, 0), voxels.shape[1:]).reshape(
+                image.shape
+            )
+        return defended
+
+    @torch.no_grad()
+    def release(self, tensors: Tensors, number: int, view: int = 0) -> Tensors:
+        """One release of samples `number`; what is drawn once per sample is the same for every `view`."""
+        if not self._stack:
+            return tensors
+        count = len(next(iter(tensors.values())))
+        samples = tuple(Sample(_key(number, index), (0, 0, 0)) for index in range(count))
+        return self._stack(tensors, Release(b"rehearsal" + bytes(7), "infer", view, number, samples))
+
+    @torch.no_grad()
+    def seen(self, tensors: Tensors, number: int, views: int, masked: dict[str, bool]) -> dict[str, Seen]:
+        """What `views` releases of one batch would say together, as `evidence.gather` adds them up.
+
+        Args:
+            masked: the levels to look at, and whether exact zeros are left out there.
+        """
+        drawn = [self.release(tensors, number, v) for v in range(min(views, DRAWS) if self._stack else 1)]
+        result = {}
+        for name, mask in masked.items():
+            values = torch.stack([draw[name] for draw in drawn])
+            counts = (values != 0).float() if mask else torch.ones_like(values)
+            count = counts.sum(0)
+            mean = values.sum(0) / count.clamp_min(1)
+            if views > len(drawn) > 1 and not self.kept:
+                centre = _wide(_effect(tensors[name], values).gain, mean) * tensors[name]
+                mean = torch.where(count > 0, centre + (mean - centre) * (len(drawn) / views) ** 0.5, mean)
+            result[name] = Seen(mean, count, mask)
+        return result
+
+    @torch.no_grad()
+    def effects(self, tensors: Tensors) -> dict[str, Effect]:
+        """What the defences do to each level, learned from draws around `tensors`."""
+        if not self._stack:
+            ones = torch.ones(len(next(iter(tensors.values()))))
+            return {name: Effect(ones.to(t), torch.zeros_like(ones).to(t)) for name, t in tensors.items()}
+        drawn = [self.release(tensors, number) for number in range(DRAWS)]
+        return {name: _effect(t, torch.stack([d[name] for d in drawn])) for name, t in tensors.items()}
+
+
+def _effect(clean: Tensor, drawn: Tensor) -> Effect:
+    """Of `clean` [B, C, *spatial] and draws of it [D, B, C, *spatial]."""
+    left = (drawn != 0).to(clean.dtype)
+    tell = left.flatten(1).mean() < 0.98  # as exact zeros do
+    weight = left if bool(tell) else torch.ones_like(left)
+    power = (weight * clean.square()).transpose(0, 1).flatten(1).sum(1).clamp_min(1e-12)
+    gain = (weight * drawn * clean).transpose(0, 1).flatten(1).sum(1) / power
+    rest = weight * (drawn - _wide(gain, clean) * clean).square()
+    total = weight.transpose(0, 1).flatten(1).sum(1).clamp_min(1)
+    return Effect(gain, (rest.transpose(0, 1).flatten(1).sum(1) / total).sqrt())
+
+
+def _key(number: int, index: int) -> bytes:
+    return hashlib.sha256(b"shadow %d %d" % (number, index)).digest()[:16]
+
+
+def _wide(per_sample: Tensor, like: Tensor) -> Tensor:
+    return per_sample.view(-1, *[1] * (like.ndim - 1))
