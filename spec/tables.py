@@ -1,4 +1,4 @@
-"""Writes the tables of splitproto-1.md from registry.toml and vectors/: `python spec/tables.py` (`--check` compares).
+"""Writes the tables of the texts from registry.toml and vectors/: `python spec/tables.py` (`--check` compares).
 
 A table stands between `<!-- registry: what -->` and `<!-- end -->`; everything else in the text is prose.
 """
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
-TEXT = HERE / "splitproto-1.md"
+TEXTS = (HERE / "splitproto-1.md", HERE / "capture.md")
 REGION = re.compile(r"(<!-- registry: ([^>]+?) -->\n).*?(<!-- end -->)", re.DOTALL)
 _ROUND = {2**53 - 1: "2^53-1", 2**31 - 1: "2^31-1", -(2**31): "-2^31", 2**20: "2^20", "2^64-1": "2^64-1"}
 
@@ -33,6 +33,8 @@ def kind_of(field: dict[str, Any]) -> str:
             )
         case "octets":
             return f"octets {field['length']}"
+        case "octets-to":
+            return f"octets ≤ {field['limit']}"
         case "list":
             low, high = field["low"], field["high"]
             return f"list {low if low == high else f'{low}..{high}'} of {kind_of(field['item'])}"
@@ -140,7 +142,7 @@ def content(what: str, registry: dict[str, Any], vectors: dict[str, str]) -> str
     """The table called `what`."""
     kind, _, name = what.partition(" ")
     match kind:
-        case "constants":
+        case "constants" | "capture_constants":
             chosen = [c for c in registry[kind] if name in ("", c["section"].split(".")[0])]
             rows = ((f"`{c['name']}`", _shown(c["value"]), c.get("error", ""), c["meaning"]) for c in chosen)
             return table(("name", "value", "error", "meaning"), rows)
@@ -148,7 +150,7 @@ def content(what: str, registry: dict[str, Any], vectors: dict[str, str]) -> str
             return simple(registry[kind], "value", "name")
         case "dtypes":
             return simple(registry[kind], "name", "octets")
-        case "states":
+        case "states" | "capture_errors":
             return simple(registry[kind], "name")
         case "features":
             rows = (
@@ -182,10 +184,38 @@ def content(what: str, registry: dict[str, Any], vectors: dict[str, str]) -> str
             return conversation(registry, vectors)
         case "record":
             return fields(next(r for r in registry["record"] if r["name"] == name))
+        case "capture_example":
+            return capture_example()
+        case "capture":
+            return fields(next(c for c in registry["capture"] if c["name"] == name))
         case "message":
             return message(registry, vectors, next(m for m in registry["message"] if m["name"] == name))
         case _:
             raise SystemExit(f"no table is called {what!r}")
+
+
+def capture_example() -> str:
+    """The octets of the vector `small`, a piece a line, with what each is."""
+    cases = json.loads((HERE / "vectors" / "capture.json").read_text())["cases"]
+    data = bytes.fromhex(next(case["input"] for case in cases if case["name"] == "small"))
+    pieces, at, number = [(data[:8], "magic")], 8, 0
+    while at < len(data):
+        envelope, body = (
+            int.from_bytes(data[at : at + 4], "big"),
+            int.from_bytes(data[at + 4 : at + 12], "big"),
+        )
+        for size, what in ((12, "lengths"), (envelope, "envelope"), (body, "body"), (32, "chain")):
+            if size:
+                pieces.append(
+                    (data[at : at + size], f"record {number}: {what}" + f", {size} octets" * (size > 32))
+                )
+            at += size
+        number += 1
+    lines = []
+    for octets, what in pieces:
+        first, *rest = textwrap.wrap(octets.hex(), 64)
+        lines += [f"{first:64}  # {what}", *rest]
+    return "```hex capture\n" + "\n".join(lines) + "\n```\n"
 
 
 def _shown(value: Any) -> str:
@@ -207,14 +237,17 @@ def render(text: str) -> str:
 
 def main() -> int:
     """Write the tables; with --check, only say whether they differ."""
-    text = TEXT.read_text()
-    new = render(text)
-    if "--check" not in sys.argv[1:]:
-        TEXT.write_text(new)
-    elif new != text:
-        print("splitproto-1.md differs from registry.toml or the vectors: run python spec/tables.py")
-        return 1
-    return 0
+    stale = []
+    for path in TEXTS:
+        text = path.read_text()
+        new = render(text)
+        if "--check" not in sys.argv[1:]:
+            path.write_text(new)
+        elif new != text:
+            stale.append(path.name)
+    if stale:
+        print(f"{', '.join(stale)} differ from registry.toml or the vectors: run python spec/tables.py")
+    return bool(stale)
 
 
 if __name__ == "__main__":

@@ -383,7 +383,7 @@ class CaptureReader:
             return None
         envelope = int.from_bytes(view[start : start + 4], "big")
         body = int.from_bytes(view[start + 4 : start + PREFIX], "big")
-        # SP-C-4: "A reader MUST check both lengths before it takes memory".
+        # SP-C-3: "A reader MUST check both lengths before it takes memory".
         if envelope > MAX_ENVELOPE or body > MAX_BODY:
             raise CaptureTampered(
                 f"record {self.records} claims {envelope} and {body} octets: more than allowed"

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import captures
 import derive
 import talk
 import wire
@@ -38,6 +39,11 @@ FAMILIES: dict[str, tuple[str, Callable[[], Iterator[Case]]]] = {
         talk.conversations,
     ),
     "digests": ("What both sides compute by themselves (SP-6-8, SP-11.5 to SP-11.8).", derive.derivations),
+    "capture": (
+        "One file of a capture (capture.md), with its `key` where one is given. `intact`: records read before the "
+        "error; those that hold tensors are read with them.",
+        captures.captures,
+    ),
 }
 
 

@@ -8,7 +8,18 @@ from typing import Any
 
 import pytest
 
-from splitproto import constants, envelope, errors, fields, framing, messages, negotiation, states, tensors
+from splitproto import (
+    capture_records,
+    constants,
+    envelope,
+    errors,
+    fields,
+    framing,
+    messages,
+    negotiation,
+    states,
+    tensors,
+)
 
 SPEC = Path(__file__).parents[2] / "spec"
 REGISTRY = tomllib.loads((SPEC / "registry.toml").read_text())
@@ -43,6 +54,8 @@ def kind(of: fields.Kind) -> dict[str, Any]:
             return {"kind": "text", "limit": limit, **({"one_of": list(one_of)} if one_of else {})}
         case fields.Octets(length):
             return {"kind": "octets", "length": length}
+        case capture_records.OctetsUpTo(limit):
+            return {"kind": "octets-to", "limit": limit}
         case fields.ListOf(item, high, low):
             return {"kind": "list", "low": low, "high": high, "item": kind(item)}
         case fields.Record(cls):
@@ -157,9 +170,22 @@ def test_every_message_can_be_said() -> None:
     assert said == {entry["name"] for entry in REGISTRY["message"]}
 
 
+def test_captures() -> None:
+    ours = [{"name": n, "value": plain(v)} for n, v in vars(capture_records).items()
+            if n.isupper() and isinstance(v, int | bytes) and n != "MAX_FRAME_PAYLOAD"]  # fmt: skip
+    assert bare(REGISTRY["capture_constants"], "section", "error") == ours
+    found = {cls.name for cls in capture_records.CaptureError.__subclasses__()}
+    assert {entry["name"] for entry in REGISTRY["capture_errors"]} == found
+    assert [entry["name"] for entry in REGISTRY["capture"]] == ["Party", "Sampling", *capture_records.KINDS]
+    for entry in REGISTRY["capture"]:
+        name = entry["name"]
+        cls = capture_records.KINDS.get(name) or getattr(capture_records, name)
+        assert bare(entry["fields"]) == fields_of(cls), name
+
+
 def test_everything_says_what_it_means() -> None:
     lists = [entries for entries in REGISTRY.values() if isinstance(entries, list)]
-    lists += [entry["fields"] for name in ("message", "record") for entry in REGISTRY[name]]
+    lists += [entry["fields"] for name in ("message", "record", "capture") for entry in REGISTRY[name]]
     for entries in lists:
         if entries not in (REGISTRY["transitions"], REGISTRY["triggers"]):
             assert all(entry["meaning"] for entry in entries)

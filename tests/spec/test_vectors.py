@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from splitproto import codec, envelope, errors, framing, messages, pki, tensors
+from splitproto import capture, codec, envelope, errors, framing, messages, pki, tensors
 from splitproto.connection import Connection, binding
 from splitproto.events import Closed, Received
 from splitproto.fields import write_map
@@ -25,6 +25,7 @@ from splitproto.tensors import DTYPES, Descriptor
 
 VECTORS = Path(__file__).parents[2] / "spec" / "vectors"
 Case = dict[str, Any]
+NAMES = {cls.name for cls in (*errors.BY_CODE.values(), *capture.CaptureError.__subclasses__())}
 
 
 def cases(family: str, operation: str | None = None) -> list[Any]:
@@ -83,7 +84,7 @@ def test_every_file_has_one_form_and_both_outcomes(path: Path) -> None:
         assert {"name", "notes", "expect"} <= case.keys(), case["name"]
         if "error" in case["expect"]:
             assert set(case["expect"]) == {"error", "layer"}, case["name"]
-            assert case["expect"]["error"] in {cls.name for cls in errors.BY_CODE.values()}
+            assert case["expect"]["error"] in NAMES
     outcomes = ["error" in case["expect"] for case in content["cases"]]
     assert any(outcomes), "a family without a negative case"
     assert not all(outcomes), "a family without a positive case"

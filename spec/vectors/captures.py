@@ -1,0 +1,312 @@
+"""Cases of capture files, put together octet by octet from the words of capture.md, not by the library's writer."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import struct
+from collections.abc import Iterator
+from typing import Any
+
+from common import RUN, Case, as_json, refused
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from derive import SCHEMA, schema_digest
+from talk import JOB, MESSAGES
+
+from splitproto import codec, messages
+from splitproto.fields import write_map
+
+MAGIC = b"SPLTCAP1"
+FILE_KEY = bytes(range(0x60, 0x80))
+FILE_SALT = bytes(range(0x80, 0xA0))
+TIME = 1763683200.5
+HEADER: dict[str, Any] = {
+    "kind": "header",
+    "role": "coordinator",
+    "site": "hub",
+    "federation": "brats",
+    "agent": "splitpeer/0.1.0",
+    "created": TIME,
+    "run": RUN,
+    "peers": [{"site": "charite", "modality": "t1", "defences": ["dropout:0.5"], "recorded": False}],
+    "defences": [],
+    "features": ["dtype.f32", "train"],
+    "sampling": {"every": 1, "keys": []},
+    "part": 0,
+    "encryption": "none",
+}
+
+ORDER = (
+    "kind", "role", "site", "federation", "agent", "created", "run", "modality", "job", "schema", "peers",
+    "defences", "features", "sampling", "part", "previous", "encryption", "salt", "check", "extensions",
+)  # fmt: skip
+"""Any order would do (SP-8.1-5); in this one a writer makes the same octets."""
+
+
+def lengths(envelope: int, body: int) -> bytes:
+    """What a record begins with."""
+    return struct.pack(">IQ", envelope, body)
+
+
+def chained(former: bytes, before: bytes) -> bytes:
+    """A record up to its chain -> the record with it."""
+    return before + hashlib.sha256(former + before).digest()
+
+
+def record(former: bytes, envelope: Any, body: bytes = b"") -> bytes:
+    """One record that is not sealed."""
+    octets = envelope if isinstance(envelope, bytes) else codec.encode(envelope)
+    return chained(former, lengths(len(octets), len(body)) + octets + body)
+
+
+def derived(key: bytes, salt: bytes) -> tuple[bytes, bytes]:
+    """SP-C-16: HKDF-SHA256 by the words of RFC 5869: the file's key and its check."""
+    extracted = hmac.digest(salt, key, "sha256")
+    info = b"splitproto capture v1"
+    first = hmac.digest(extracted, info + b"\1", "sha256")
+    return first, hmac.digest(extracted, first + info + b"\2", "sha256")[:16]
+
+
+def sealed(former: bytes, n: int, envelope: Any, body: bytes = b"", *, key: bytes = FILE_KEY) -> bytes:
+    """SP-C-17: one sealed record."""
+    seal = AESGCM(derived(key, FILE_SALT)[0])
+    number = n.to_bytes(8, "big")
+    head = seal.encrypt(b"\0\0\0\0" + number, codec.encode(envelope), former)
+    if body:
+        body = seal.encrypt(b"\0\0\0\1" + number, body, former)
+    return chained(former, lengths(len(head), len(body)) + head + body)
+
+
+def said(n: int, name: str, direction: str, **changed: Any) -> tuple[dict[str, Any], bytes]:
+    """Envelope and body of a message."""
+    head, segments = messages.encode(MESSAGES[name])
+    envelope = {"kind": "message", "n": n, "time": TIME + n, "peer": "charite", "direction": direction}
+    return {**envelope, "head": head, **changed}, b"".join(segments)
+
+
+def gap(n: int) -> dict[str, Any]:
+    return {"kind": "gap", "n": n, "time": TIME + n, "reason": "queue", "records": 3, "octets": 4096}
+
+
+def end(n: int, count: int, lost: int) -> dict[str, Any]:
+    return {
+        "kind": "end", "n": n, "time": TIME + n, "reason": "closed", "messages": count, "lost": lost, "text": "",
+    }  # fmt: skip
+
+
+def shown(envelope: dict[str, Any]) -> dict[str, Any]:
+    """A record as `expect` lists it: its map; of a message its type and tensors' octets instead of the head."""
+    if envelope["kind"] != "message":
+        return as_json(envelope)
+    head = codec.decode(envelope["head"])
+    values = {"x4": MESSAGES["activations"].tensors["x4"].tobytes()} if "tensors" in head else {}
+    fields = {key: value for key, value in envelope.items() if key != "head"}
+    return as_json({**fields, "type": head["type"], "tensors": values})
+
+
+class File:
+    """A capture that grows."""
+
+    def __init__(self, header: dict[str, Any] = HEADER, key: bytes | None = None) -> None:
+        self.key = key
+        if key is not None:
+            check = derived(key, FILE_SALT)[1]
+            header = {**header, "encryption": "aes-256-gcm", "salt": FILE_SALT, "check": check}
+        header = {name: header[name] for name in ORDER if name in header}
+        octets = codec.encode(header)
+        before = MAGIC + lengths(len(octets), 0) + octets
+        self.octets = chained(b"", before)
+        self.listed = [shown(header)]
+        self.places = [0]
+
+    @property
+    def chain(self) -> bytes:
+        return self.octets[-32:]
+
+    def add(self, envelope: dict[str, Any], body: bytes = b"") -> File:
+        self.places.append(len(self.octets))
+        if self.key is None:
+            self.octets += record(self.chain, envelope, body)
+        else:
+            self.octets += sealed(self.chain, len(self.listed), envelope, body, key=self.key)
+        self.listed.append(shown(envelope))
+        return self
+
+    def expect(self) -> dict[str, Any]:
+        return {
+            "records": self.listed, "ended": self.listed[-1]["map"]["kind"] == "end", "chain": self.chain.hex(),
+        }  # fmt: skip
+
+
+def small(key: bytes | None = None) -> File:
+    """A batch, what came back, a gap, the end."""
+    file = File(key=key)
+    return (
+        file.add(*said(1, "forward", "out")).add(*said(2, "activations", "in")).add(gap(3)).add(end(4, 2, 3))
+    )
+
+
+def captures() -> Iterator[Case]:
+    """Octets of one file (and a key) -> its records."""
+
+    def good(name: str, file: File, notes: str) -> Case:
+        key = {} if file.key is None else {"key": file.key.hex()}
+        return {"name": name, "notes": notes, "input": file.octets.hex(), **key, "expect": file.expect()}
+
+    def bad(name: str, octets: bytes, intact: int, notes: str, error: str = "tampered", **more: Any) -> Case:
+        """`intact`: records that are read before the error."""
+        expect = refused(f"capture-{error}", "capture")
+        return {
+            "name": name, "notes": notes, "input": octets.hex(), **more, "intact": intact, "expect": expect,
+        }  # fmt: skip
+
+    file = small()
+    octets, places = file.octets, file.places
+    yield good("small", file, "SP-C-1, SP-C-4: the example of capture.md")
+    yield good("header-only", File(), "SP-C-5: nothing was said yet")
+    yield good("no-end", File().add(*said(1, "forward", "out")), "SP-C-10: the recorder was killed")
+    full = {
+        **HEADER, "role": "client", "site": "charite", "modality": "t1", "job": write_map(JOB, "job"),
+        "schema": schema_digest(SCHEMA), "peers": [{"site": "hub", "defences": []}],
+        "sampling": {"every": 10, "keys": ["90c7", "8a"]}, "extensions": {"example.org/colour": ["blue", None]},
+    }  # fmt: skip
+    yield good("header-full", File(full).add(*said(1, "gradients", "in")), "SP-C-5: every field; a client's")
+    least = {key: HEADER[key] for key in ("kind", "role", "site", "federation", "agent", "created")}
+    yield good("header-least", File(least), "SP-C-5: no field that may be absent")
+    later = File({**HEADER, "part": 1, "previous": file.chain}).add(end(1, 0, 0))
+    yield good("second-part", later, "SP-C-12: names the last chain of `small`")
+    locked = small(FILE_KEY)
+    yield good("encrypted", locked, "SP-C-15 to SP-C-17")
+
+    # --- cut off ---
+    body_at = len(octets[: places[2]]) + 12 + len(codec.encode(said(2, "activations", "in")[0]))
+    for name, at, intact in (
+        ("empty", 0, 0),
+        ("magic", 5, 0),
+        ("header-lengths", 15, 0),
+        ("header", 100, 0),
+        ("header-chain", places[1] - 1, 0),
+        ("lengths", places[2] + 11, 2),
+        ("envelope", places[2] + 12 + 40, 2),
+        ("body", body_at + 5, 2),
+        ("chain", places[3] - 32, 2),
+        ("last-octet", len(octets) - 1, 4),
+    ):
+        yield bad(f"cut-{name}", octets[:at], intact, "SP-C-10", "truncated")
+    yield bad("cut-encrypted", locked.octets[:-40], 4, "SP-C-10", "truncated", key=FILE_KEY.hex())
+
+    # --- changed ---
+    def flipped(at: int) -> bytes:
+        return octets[:at] + bytes([octets[at] ^ 1]) + octets[at + 1 :]
+
+    site = octets.index(b"hub")
+    yield bad("flipped-header", flipped(site), 0, "SP-C-4: the recorder's name")
+    yield bad("flipped-header-chain", flipped(places[1] - 1), 0, "SP-C-4")
+    yield bad("flipped-time", flipped(octets.index(b"time", places[1]) + 11), 1, "SP-C-4: when it passed")
+    yield bad("flipped-head", flipped(octets.index(b"seed", places[1]) + 8), 1, "SP-C-4: the message's seed")
+    yield bad("flipped-body", flipped(body_at + 7), 2, "SP-C-4: one value of a tensor")
+    yield bad("flipped-chain", flipped(places[3] - 1), 2, "SP-C-4")
+    yield bad("flipped-length", flipped(places[2] + 11), 2, "SP-C-8: a body of another length than announced")
+    pieces = [octets[a:b] for a, b in zip(places, [*places[1:], len(octets)], strict=True)]
+    yield bad("removed", b"".join([pieces[0], *pieces[2:]]), 1, "SP-C-4: without its first message")
+    yield bad("repeated", b"".join([*pieces[:2], pieces[1]]), 2, "SP-C-4")
+    swapped = b"".join([pieces[0], pieces[2], pieces[1], *pieces[3:]])
+    yield bad("swapped", swapped, 1, "SP-C-4: order counts")
+    rewritten = codec.encode({**HEADER, "site": "hut"})
+    rewritten = chained(b"", MAGIC + lengths(len(rewritten), 0) + rewritten)
+    yield bad("other-header", rewritten + octets[places[1] :], 1, "SP-C-4: a header from elsewhere")
+
+    # --- not of this format ---
+    yield bad("version", b"SPLTCAP2" + octets[8:], 0, "SP-C-2", "version")
+    yield bad("picture", b"\x89PNG\r\n\x1a\n" + bytes(40), 0, "SP-C-2", "version")
+    yield bad("text", b"h", 0, "SP-C-2: one octet that no capture begins with", "version")
+
+    # --- lengths ---
+    start = File()
+    for name, envelope, body in (
+        ("envelope", (1 << 20) + 1, 0),
+        ("envelope-most", (1 << 32) - 1, 0),
+        ("body", 40, (1 << 40) + 1),
+        ("body-most", 40, (1 << 64) - 1),
+    ):
+        yield bad(f"long-{name}", start.octets + lengths(envelope, body), 1, "SP-C-3: before memory is taken")
+    yield bad("long-header", MAGIC + lengths((1 << 20) + 1, 0), 0, "SP-C-3")
+
+    # --- chained in good order, but not what a recorder writes ---
+    def after(envelope: Any, body: bytes = b"") -> bytes:
+        return start.octets + record(start.chain, envelope, body)
+
+    def first(envelope: Any, body: bytes = b"") -> bytes:
+        data = envelope if isinstance(envelope, bytes) else codec.encode(envelope)
+        return chained(b"", MAGIC + lengths(len(data), len(body)) + data + body)
+
+    envelope, body = said(1, "activations", "in")
+    yield bad("not-msgpack", after(b"\xc1"), 1, "SP-C-6")
+    yield bad(
+        "not-minimal", after(codec.encode(end(1, 0, 0)).replace(b"\xa1n\x01", b"\xa1n\xcc\x01")), 1, "SP-C-6"
+    )
+    yield bad("no-envelope", after(b""), 1, "SP-C-6")
+    yield bad("not-a-map", after([1]), 1, "SP-C-6")
+    yield bad("kind-missing", after({"n": 1}), 1, "SP-C-6")
+    yield bad("kind-unknown", after({"kind": "remark", "n": 1}), 1, "SP-C-6")
+    yield bad("field-unknown", after({**gap(1), "colour": "blue"}), 1, "SP-C-6")
+    yield bad(
+        "field-missing", after({key: item for key, item in gap(1).items() if key != "octets"}), 1, "SP-C-6"
+    )
+    yield bad("direction", after({**envelope, "direction": "sideways"}, body), 1, "SP-C-6")
+    yield bad(
+        "control-characters", after({**envelope, "peer": "char\x1b[2Jite"}, body), 1, "SP-C-6: SP-8.2-4"
+    )
+    yield bad("header-missing", first(end(1, 0, 0)), 0, "SP-C-5")
+    yield bad("header-twice", after(HEADER), 1, "SP-C-5")
+    yield bad("header-body", first(HEADER, b"x"), 0, "SP-C-8")
+    yield bad("header-salt", first({**HEADER, "salt": FILE_SALT}), 0, "SP-C-15: a salt, but no encryption")
+    yield bad("header-no-salt", first({**HEADER, "encryption": "aes-256-gcm"}), 0, "SP-C-15")
+    yield bad("header-cipher", first({**HEADER, "encryption": "rot13"}), 0, "SP-C-15")
+    yield bad("part-no-previous", first({**HEADER, "part": 1}), 0, "SP-C-12")
+    yield bad("previous-no-part", first({**HEADER, "previous": RUN + RUN}), 0, "SP-C-12")
+    yield bad("number-zero", after(gap(0)), 1, "SP-C-7")
+    yield bad("number-two", after(gap(2)), 1, "SP-C-7")
+    yield bad(
+        "head-not-a-message", after({**envelope, "head": codec.encode({"type": "weights"})}), 1, "SP-C-8"
+    )
+    yield bad("body-missing", after(envelope), 1, "SP-C-8")
+    yield bad("body-short", after(envelope, body[:-1]), 1, "SP-C-8")
+    yield bad("body-long", after(envelope, body + b"\0"), 1, "SP-C-8")
+    yield bad("body-of-none", after(gap(1), b"x"), 1, "SP-C-8: only messages have one")
+    yield bad("body-bin", after(envelope, b"\xc5" + body[1:]), 1, "SP-C-8: not the bin head announced")
+    yield bad("end-count", after(end(1, 1, 0)), 1, "SP-C-9: counts a message that is not there")
+    yield bad("end-lost", after(end(1, 0, 1)), 1, "SP-C-9")
+    yield bad("after-end", octets + b"\0", 5, "SP-C-9")
+
+    # --- encrypted ---
+    key = {"key": FILE_KEY.hex()}
+    yield bad("key-missing", locked.octets, 1, "SP-C-18", "key")
+    yield bad("key-other", locked.octets, 0, "SP-C-16", "key", key=bytes(32).hex())
+    yield bad("key-short", locked.octets, 0, "SP-C-16", "key", key=FILE_KEY[:16].hex())
+    base = File(key=FILE_KEY)
+
+    def edited(n: int, at: int) -> bytes:
+        """Record `n` changed by somebody who has no key, but mends the chain."""
+        parts = [
+            locked.octets[a:b]
+            for a, b in zip(locked.places, [*locked.places[1:], len(locked.octets)], strict=True)
+        ]
+        piece = parts[n][:-32]
+        piece = piece[:at] + bytes([piece[at] ^ 1]) + piece[at + 1 :]
+        return b"".join(parts[:n]) + chained(parts[n - 1][-32:], piece)
+
+    yield bad("edited-envelope", edited(1, 20), 1, "SP-C-17: the chain fits, the seal does not", **key)
+    yield bad(
+        "edited-body",
+        edited(2, len(locked.octets[locked.places[2] : locked.places[3]]) - 50),
+        2,
+        "SP-C-17",
+        **key,
+    )
+    moved = base.octets + sealed(base.chain, 2, gap(2))
+    yield bad("sealed-elsewhere", moved, 1, "SP-C-17: sealed as record 2, but it stands first", **key)
+    foreign = base.octets + sealed(bytes(32), 1, gap(1))
+    yield bad("sealed-after-another", foreign, 1, "SP-C-17: sealed after another chain", **key)
+    yield bad("sealed-not", base.octets + record(base.chain, gap(1)), 1, "SP-C-17: not sealed at all", **key)
+    yield bad("sealed-short", base.octets + record(base.chain, b"x"), 1, "SP-C-17: shorter than a tag", **key)
