@@ -56,6 +56,8 @@ class Release:
     """The batch's samples, in order; their count is the first dimension of every tensor."""
     target: np.ndarray | None = None
     """uint8 or float32 [batch, regions, *spatial], where a label holder defends gradients."""
+    nonce: bytes = b""
+    """Never the same twice, for `Draw.once`; empty: everything repeats."""
 
 
 class Draw:
@@ -75,18 +77,19 @@ class Draw:
     def fresh(self, purpose: str, index: int) -> np.random.Generator:
         """For sample `index` of this very release: another step, mode, batch number or content gives other
         numbers."""
-        release, sample = self.release, self.release.samples[index]
-        return generator(
-            self._key, b"fresh", purpose.encode(), release.run, release.mode.encode(), b"%d" % release.step,
-            b"%d" % release.batch, b"%d" % index, sample.key, repr(sample.origin).encode(),
-            self._content(index),
-        )  # fmt: skip
+        return generator(self._key, b"fresh", *self._release(purpose, index))
 
     def kept(self, purpose: str, index: int) -> np.random.Generator:
         """For sample `index` wherever and whenever it is released: the same numbers every time, so that there
         is nothing to average (compare RAPPOR's permanent randomised response, Erlingsson et al. 2014)."""
         sample = self.release.samples[index]
         return generator(self._key, b"kept", purpose.encode(), sample.key, repr(sample.origin).encode())
+
+    def once(self, purpose: str, index: int) -> bytes:
+        """32 octets for sample `index`, as `fresh`, and of this very computation: even what is released a second
+        time gets others. Equal noise would already tell that two tensors were equal, which no differential
+        privacy allows."""
+        return _keyed(self._key, (b"once", *self._release(purpose, index), self.release.nonce), 32)
 
     def fixed(self, purpose: str) -> np.random.Generator:
         """The same for all samples and steps of one run."""
@@ -95,6 +98,13 @@ class Draw:
     def generator(self, purpose: str, index: int, *, kept: bool) -> np.random.Generator:
         """`kept` or `fresh`."""
         return self.kept(purpose, index) if kept else self.fresh(purpose, index)
+
+    def _release(self, purpose: str, index: int) -> tuple[bytes, ...]:
+        release, sample = self.release, self.release.samples[index]
+        return (
+            purpose.encode(), release.run, release.mode.encode(), b"%d" % release.step, b"%d" % release.batch,
+            b"%d" % index, sample.key, repr(sample.origin).encode(), self._content(index),
+        )  # fmt: skip
 
     def _content(self, index: int) -> bytes:
         if index not in self._digests:
@@ -108,10 +118,14 @@ class Draw:
 
 def generator(key: bytes, *parts: bytes) -> np.random.Generator:
     """A generator that is a function of `key` and `parts` (keyed BLAKE2b, RFC 7693, seeds PCG64)."""
-    digest = hashlib.blake2b(key=key, digest_size=16, person=b"splitpeer defnc")
+    return np.random.Generator(np.random.PCG64(int.from_bytes(_keyed(key, parts, 16), "big")))
+
+
+def _keyed(key: bytes, parts: Sequence[bytes], octets: int) -> bytes:
+    digest = hashlib.blake2b(key=key, digest_size=octets, person=b"splitpeer defnc")
     for part in parts:
         digest.update(len(part).to_bytes(4, "big") + part)
-    return np.random.Generator(np.random.PCG64(int.from_bytes(digest.digest(), "big")))
+    return digest.digest()
 
 
 class Defence(nn.Module):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from splitpeer.defences.base import Defence
+from splitpeer.defences.dp import DPGaussian
 from splitpeer.defences.gradients import Iso, Marvell, MaxNorm
 from splitpeer.defences.image import VoxelNoise
 from splitpeer.defences.learned import Adversary, NoPeek, Shredder
@@ -17,6 +18,7 @@ _ALL: tuple[type[Defence], ...] = (
     Gaussian,
     Laplace,
     Percentile,
+    DPGaussian,
     Clip,
     Quantise,
     Projection,

@@ -20,9 +20,10 @@ def clip_records(tensors: Tensors, bound: float) -> Tensors:
 
     Shorter samples stay as they are. The bound holds for the float32 values that come out.
     """
-    norm = torch.stack([t.flatten(1).double().square().sum(1) for t in tensors.values()]).sum(0).sqrt()
+    norm = torch.stack([t.flatten(1).double().square().sum(1) for t in tensors.values()]).sum(0)
+    norm = norm.clamp_min(1e-300).sqrt()  # the root's slope at 0 is infinite
     # The rounding of the product would exceed the bound by a part in ten million.
-    factor = torch.where(norm > bound, bound * (1 - 1e-6) / norm.clamp_min(1e-300), torch.ones_like(norm))
+    factor = torch.where(norm > bound, bound * (1 - 1e-6) / norm, torch.ones_like(norm))
     return {name: t * factor.to(t.dtype).reshape(-1, *[1] * (t.ndim - 1)) for name, t in tensors.items()}
 
 

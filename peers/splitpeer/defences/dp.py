@@ -1,0 +1,113 @@
+"""The Gaussian mechanism on what leaves: the one defence here whose promise is a theorem.
+
+Each record (one window of one patient) is one vector: all its levels together. It is clipped to L2 norm <= clip, a
+constant that does not follow the data, and every value gets independent noise N(0, (noise * clip)^2). Exchanging the
+record for any other then moves it by at most 2 * clip (`splitpeer.privacy.accounting`). What acts before does not
+matter, as long as it treats samples one by one; what acts after is post-processing.
+
+What the theorem is about, and what it is not:
+
+- Of one release, given the encoder's weights. Weights that learn carry the images they learned from, so with
+  `frozen=false` every later release counts for every patient of an earlier batch (`privacy/ledger.py` counts them
+  all). `frozen=true` lets no gradient through: the encoder keeps its initial weights, and a patient pays for its
+  own windows alone.
+- The noise comes from ChaCha20 under the site's secret key and a nonce that never repeats, so it is as good as the
+  key is secret. With `initial_weights` a seed, everybody can compute it: for demonstrations.
+- The theorem is about real numbers. Here sum and noise are computed in float64 (53 uniform bits, Box-Muller, tails to
+  8.5 sigma) and rounded to float32 once. Rounding the sum hides the low bits by which Mironov (2012, "On significance
+  of the least significant bits") tells true values apart, but no proof covers this arithmetic; his remedy,
+  snapping to a grid, is not implemented.
+- Values that are not finite count as 0: they must not betray a record either.
+- Outside it: how many patients there are, their keys and grids, the time a step takes, and the labels.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import ClassVar
+
+import numpy as np
+import torch
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms
+from torch import Tensor
+
+from splitpeer.defences.base import Defence, Draw, Parameter, Stack, Tensors
+from splitpeer.defences.shape import clip_records
+from splitpeer.errors import ConfigError
+
+_PIECE = 1 << 20  # normals made at a time: 16 MiB of uniform numbers
+
+
+class DPGaussian(Defence):
+    """Clip each record over all its levels to `clip`, add N(0, (noise * clip)^2) to every value."""
+
+    name = "dp-gaussian"
+    title = "Differential privacy (Gaussian)"
+    promise = (
+        "Guaranteed: whoever sees what leaves can tell a patient's images from any others only as well as epsilon "
+        "allows, counted over every record that depends on the patient (a budget in the policy counts and stops)."
+    )
+    guarantee = True
+    source = "Dwork and Roth 2014, Appendix A; Balle and Wang 2018, arXiv 1805.06530"
+    options: ClassVar = {
+        "clip": Parameter(100.0, 1e-9, 1e9, "largest L2 norm of a record, all levels together"),
+        "noise": Parameter(12.0, 1e-3, 1e6, "standard deviation of the noise by clip"),
+        "frozen": Parameter(False, meaning="the encoder does not learn: a patient pays for its own windows alone"),
+    }  # fmt: skip
+
+    def prepare(self, channels: Mapping[str, int], dimensions: int) -> None:
+        super().prepare(channels, dimensions)
+        if bare := [name for name, width in channels.items() if width and not self.covers(name)]:
+            raise ConfigError(
+                f"{self.spec}: {', '.join(bare)} would leave without noise, and the guarantee with it: "
+                "name no levels, or withhold those before"
+            )
+
+    @property
+    def noise(self) -> float:
+        """sigma / clip."""
+        return float(self.values["noise"])
+
+    @property
+    def frozen(self) -> bool:
+        """Whether no gradient reaches what comes before."""
+        return bool(self.values["frozen"])
+
+    def forward(self, tensors: Tensors, draw: Draw) -> Tensors:
+        clip = float(self.values["clip"])
+        known = {
+            name: torch.nan_to_num(t.detach() if self.frozen else t, 0.0, 0.0, 0.0)
+            for name, t in tensors.items()
+        }
+
+        def noisy(name: str, tensor: Tensor) -> Tensor:
+            drawn = [normals(draw.once(name, index), tuple(tensor.shape[1:])) for index in range(len(tensor))]
+            sigma = self.noise * clip
+            return (tensor.double() + sigma * torch.from_numpy(np.stack(drawn)).to(tensor.device)).to(
+                tensor.dtype
+            )
+
+        return self.each(clip_records(known, clip), noisy)
+
+
+def mechanism(stack: Stack) -> DPGaussian | None:
+    """The one of several defences whose guarantee counts: the one with most noise."""
+    found = [defence for defence in stack.defences if isinstance(defence, DPGaussian)]
+    return max(found, key=lambda defence: defence.noise, default=None)
+
+
+def normals(key: bytes, shape: tuple[int, ...]) -> np.ndarray:
+    """Independent standard normals, float64 of `shape`: ChaCha20 (RFC 8439) under `key` (32 octets, used once),
+    through Box and Muller. Not numpy's generators: who knows some of their output can compute the rest."""
+    stream = Cipher(algorithms.ChaCha20(key, bytes(16)), None).encryptor()
+    count = math.prod(shape)
+    made = np.empty(count + count % 2)
+    for first in range(0, len(made), _PIECE):
+        pairs = len(made[first : first + _PIECE]) // 2
+        bits = np.frombuffer(stream.update(bytes(16 * pairs)), "<u8").reshape(2, pairs) >> np.uint64(11)
+        # (0, 1], so that the logarithm is finite; the angle from [0, 1) turns.
+        radius = np.sqrt(-2 * np.log((bits[0] + np.uint64(1)) * 2.0**-53))
+        angle = 2 * np.pi * (bits[1] * 2.0**-53)
+        made[first : first + 2 * pairs] = np.concatenate([radius * np.cos(angle), radius * np.sin(angle)])
+    return made[:count].reshape(shape)
