@@ -112,10 +112,29 @@ def _location(value: Any) -> Any:
     return value
 
 
+def _defences(place: Literal["activations", "image", "gradients"]) -> AfterValidator:
+    """Defences that can be written, each checked; torch is imported only where there is one."""
+
+    def check(value: tuple[str, ...]) -> tuple[str, ...]:
+        if value:
+            from splitpeer.defences.base import parse_all
+
+            try:
+                parse_all(value, place)
+            except ConfigError as error:
+                raise ValueError(str(error)) from None
+        return value
+
+    return AfterValidator(check)
+
+
 Name = Annotated[str, AfterValidator(_name)]
 Modality = Annotated[str, AfterValidator(_modality)]
 Location = Annotated[Path, BeforeValidator(_location)]
 Levels = Annotated[tuple[Annotated[int, Field(ge=0, le=4)], ...], AfterValidator(_levels)]
+Defences = Annotated[tuple[str, ...], _defences("activations")]
+ImageDefences = Annotated[tuple[str, ...], _defences("image")]
+GradientDefences = Annotated[tuple[str, ...], _defences("gradients")]
 Precision = Literal["f32", "bf16"]
 Seconds = Annotated[float, Field(gt=0)]
 Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
@@ -184,6 +203,10 @@ class Policy(Section):
     )
     max_message_mib: PositiveInt = 1024
     """Largest message taken, MiB."""
+    defences: Defences = ()
+    """What is done to activations before they leave, in order: ``dropout:0.5``, ``gaussian:1@0,1``."""
+    image_defences: ImageDefences = ()
+    """What is done to images before the encoder sees them: ``voxel-noise:0.5``."""
     may_record: bool = True
     """Whether this peer may write captures (``serve --curious``)."""
     recorded_by_coordinator: bool = True
@@ -410,6 +433,13 @@ class Training(Section):
     keep_checkpoints: PositiveInt = 2
 
 
+class JobDefences(Section):
+    """What the coordinator, who holds the labels, does to what it sends."""
+
+    gradients: GradientDefences = ()
+    """In order: ``marvell:0.3``, ``max-norm``; to each site's gradients on their own."""
+
+
 class Evaluation(Section):
     """Sliding windows over the patients held out."""
 
@@ -445,6 +475,7 @@ class JobConfig(Settings):
     model: Model = Model()
     data: JobData
     training: Training = Training()
+    defences: JobDefences = JobDefences()
     evaluation: Evaluation = Evaluation()
     deadlines: Deadlines = Deadlines()
     output: Output

@@ -76,6 +76,9 @@ coordinators = {coordinators}  # who may coordinate us
 levels = [0, 1, 2, 3, 4]  # U-Net levels; 0 is full resolution and shows most of the image, 4 is required
 precision = ["f32", "bf16"]
 max_message_mib = 1024
+# What is done to activations before they leave, in training and evaluation, in this order; see: splitpeer defences
+# defences = ["dropout:0.5", "gaussian:1.0@0,1"]  # name:value,parameter=value@levels
+# image_defences = ["voxel-noise:0.5"]  # on the images themselves, the same noise every time
 may_record = true  # false: this peer never writes a capture
 recorded_by_coordinator = true  # false: decline a coordinator that records, or does not say whether it does
 """
@@ -116,6 +119,9 @@ schedule = "one-cycle"  # one-cycle, cosine or constant
 ahead = 4  # batches announced early, so that sites load them in time
 checkpoint_every = 100
 keep_checkpoints = 2
+
+[defences]
+# gradients = ["marvell:0.3"]  # gradients show each site where the tumour is; see: splitpeer defences
 
 [evaluation]
 every = 0  # steps; 0: only at the end

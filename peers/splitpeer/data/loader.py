@@ -14,6 +14,7 @@ import numpy as np
 from splitpeer.data.augment import augment
 from splitpeer.data.sampling import Sample
 from splitpeer.data.volumes import Triple, Volumes
+from splitpeer.defences.image import ImageStack
 from splitpeer.errors import DeadlinePassed
 
 CLOSE_S = 5.0
@@ -24,10 +25,13 @@ Made = TypeVar("Made")
 
 
 class SiteData:
-    """Turns named samples into arrays. Serves masks as well: `Volumes` with `labels` and `modality` None."""
+    """Turns named samples into arrays. Serves masks as well: `Volumes` with `labels` and `modality` None.
 
-    def __init__(self, volumes: Volumes) -> None:
-        self.volumes = volumes
+    `image_defences` act on each window before it is augmented.
+    """
+
+    def __init__(self, volumes: Volumes, image_defences: ImageStack | None = None) -> None:
+        self.volumes, self.image_defences = volumes, image_defences
 
     def batch(
         self,
@@ -47,6 +51,9 @@ class SiteData:
         arrays = []
         for index, sample in enumerate(samples, start=first):
             array = self.volumes.window(sample.key, sample.origin, window)
+            if self.image_defences:
+                shape = self.volumes.geometry(sample.key).shape
+                array = self.image_defences.window(array, sample.key, sample.origin, shape)
             if window[2] == 1:
                 array = array[..., 0]
             arrays.append(array if seed is None else augment(array, seed, index, modality))

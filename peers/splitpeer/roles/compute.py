@@ -10,6 +10,8 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
+from splitpeer.config import PeerConfig
+from splitpeer.defences import key as defence_keys
 from splitpeer.errors import ConfigError
 
 Result = TypeVar("Result")
@@ -26,6 +28,18 @@ def pick_device(name: str) -> str:
     if name.startswith("cuda") and not torch.cuda.is_available():
         raise ConfigError(f'[runtime] device = "{name}": no CUDA device on this machine; use "cpu" or "auto"')
     return name
+
+
+def defence_key(config: PeerConfig) -> bytes:
+    """The 32 octets that this peer's defences draw from: of its state folder, or of its seed if it has one.
+
+    Raises:
+        ConfigError: see `splitpeer.defences.key.load_or_make`.
+    """
+    seed = config.runtime.initial_weights
+    if seed != "private":
+        return defence_keys.from_seed(int(seed), config.peer.site)
+    return defence_keys.load_or_make(config.peer.state)
 
 
 class Compute:

@@ -15,9 +15,10 @@ from splitpeer.data.loader import Prefetcher, SiteData
 from splitpeer.data.pseudonym import load_salt
 from splitpeer.data.sampling import batch_digest
 from splitpeer.data.volumes import Volumes
+from splitpeer.defences import Defended, Release, build_network, make_image_stack
 from splitpeer.errors import DataError
-from splitpeer.models import build_encoder, site_seed
-from splitpeer.roles.compute import from_wire, pick_device, to_wire
+from splitpeer.models import site_seed
+from splitpeer.roles.compute import defence_key, from_wire, pick_device, to_wire
 from splitpeer.roles.terms import encoder_octets, run_folder, window_of
 from splitpeer.training import checkpoint
 from splitpeer.training.optimiser import make_optimiser, make_schedule
@@ -56,12 +57,23 @@ class SiteJob:
         seed = config.runtime.initial_weights
         # SP-14-3: weights that others can compute are a white-box attack on the first step, so the default is
         # private entropy; a seed is a choice for demonstrations and tests.
-        encoder = build_encoder(
+        policy = config.policy
+        written = policy.defences if policy else ()
+        on_images = policy.image_defences if policy else ()
+        key = defence_key(config) if written or on_images else b""
+        encoder = build_network(
             job.dimensions,
             job.features,
             job.levels,
+            written,
+            key=key,
             seed=None if seed == "private" else site_seed(int(seed), offer.modality),
+            strict=False,
         )
+        self._image_defences = make_image_stack(on_images, key)
+        self.defences: tuple[str, ...] = self._image_defences.specs
+        if isinstance(encoder, Defended):
+            self.defences += encoder.stack.specs
         optimiser = make_optimiser(encoder.parameters(), job.optimiser, job.learning_rate, job.weight_decay)
         schedule = make_schedule(optimiser, job.schedule, job.steps)
         self.half = ClientHalf(encoder, optimiser, schedule, pick_device(config.runtime.device))
@@ -75,11 +87,6 @@ class SiteJob:
     def applied(self) -> int:
         """Steps whose gradients have been applied."""
         return self.half.steps_done
-
-    @property
-    def defences(self) -> tuple[str, ...]:
-        """What is done to activations before they leave, each as it is written."""
-        return ()
 
     @property
     def waiting_for_gradients(self) -> bool:
@@ -155,7 +162,8 @@ class SiteJob:
         if forward.mode == "train" and again is not None and again.digest == forward.digest:
             # Ordered again after a lost link: the same octets, and the graph that waits for its gradients.
             return again
-        arrays = self.half.forward(x) if forward.mode == "train" else self.half.evaluate(x)
+        release = Release(self.run, forward.mode, forward.step, forward.batch, forward.samples)
+        arrays = self.half.forward(x, release) if forward.mode == "train" else self.half.evaluate(x, release)
         sent = Activations(
             forward.mode, forward.step, forward.batch, forward.digest, to_wire(arrays, self.job.precision)
         )
@@ -220,7 +228,8 @@ class SiteJob:
     # --- inside ----------------------------------------------------------------------------------------
 
     def _read(self, forward: Forward) -> np.ndarray:
-        return SiteData(self.volumes).batch(forward.samples, self.window, forward.seed, self.modality)
+        data = SiteData(self.volumes, self._image_defences)
+        return data.batch(forward.samples, self.window, forward.seed, self.modality)
 
     def _next_batch(self) -> np.ndarray:
         if self._prefetch is None:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from splitpeer.defences import Defended, Release
 from splitpeer.errors import DataError, JobFailed
 from splitpeer.models.unet import Decoder, Encoder
 from splitpeer.training.loss import region_loss
@@ -101,22 +102,35 @@ class _Half:
 class ClientHalf(_Half):
     """A site's half: forward through its encoder, then backward from the gradients that come back.
 
+    A `Defended` encoder sends what its defences leave, in evaluation too, and trains through them.
     The arrays that leave share memory with the pending graph on a CPU, hence are read-only.
     """
 
     def __init__(
-        self, encoder: Encoder, optimiser: Optimizer, schedule: Schedule, device: str = "cpu"
+        self, encoder: Encoder | Defended, optimiser: Optimizer, schedule: Schedule, device: str = "cpu"
     ) -> None:
         super().__init__(encoder, optimiser, schedule, device)
+        self._image: Tensor | None = None
         self._pending: dict[str, Tensor] | None = None
 
-    def forward(self, x: np.ndarray | Tensor) -> Arrays:
+    def forward(self, x: np.ndarray | Tensor, release: Release | None = None) -> Arrays:
         """Image [B, channels, *spatial] to {"x0": float32 [B, C, *spatial], ...}; a step is then pending.
 
         A second forward replaces the first: the batch was ordered again.
+
+        Args:
+            x: the images.
+            release: what this is; only needed with defences.
+
+        Raises:
+            ValueError: there are defences and no release.
         """
+        self._image = _tensor(x, self.device)
+        if isinstance(self.network, Defended) and release is not None:
+            for parameter in self.network.stack.begin(release.step):
+                self.optimiser.state.pop(parameter, None)
         with self._autocast():
-            self._pending = self.network(_tensor(x, self.device))
+            self._pending = self._run(self._image, release)
         return {name: _array(tensor) for name, tensor in self._pending.items()}
 
     def backward(self, gradients: Mapping[str, np.ndarray]) -> None:
@@ -140,20 +154,43 @@ class ClientHalf(_Half):
             arrived[name] = _tensor(gradients[name], self.device)
             if not torch.isfinite(arrived[name]).all():
                 raise _diverged(f"the gradient of {name}", self.steps_done)
-        pending, self._pending = self._pending, None
-        torch.autograd.backward(
-            list(pending.values()), [arrived[name].to(tensor.dtype) for name, tensor in pending.items()]
-        )
+        penalty = self._penalty()
+        pending = self._pending
+        self._forget()
+        # A level that is withheld is a constant: there is nothing to train through it.
+        roots = {name: tensor for name, tensor in pending.items() if tensor.requires_grad}
+        tensors, seeds = list(roots.values()), [arrived[name].to(t.dtype) for name, t in roots.items()]
+        if penalty is not None:
+            tensors, seeds = [*tensors, penalty], [*seeds, torch.ones_like(penalty)]
+        if tensors:
+            torch.autograd.backward(tensors, seeds)
         self._apply()
 
-    def evaluate(self, x: np.ndarray | Tensor) -> Arrays:
+    def evaluate(self, x: np.ndarray | Tensor, release: Release | None = None) -> Arrays:
         """As `forward`, without a graph; a pending step stays as it is."""
         with self._evaluating():
-            sent = self.network(_tensor(x, self.device))
+            sent = self._run(_tensor(x, self.device), release)
         return {name: _array(tensor) for name, tensor in sent.items()}
 
+    def _run(self, image: Tensor, release: Release | None) -> dict[str, Tensor]:
+        if not isinstance(self.network, Defended):
+            return self.network(image)
+        if release is None:
+            raise ValueError("a network with defences sends nothing without a release")
+        return self.network(image, release)
+
+    def _penalty(self) -> Tensor | None:
+        """What the defences add to the loss that this site trains by."""
+        if not isinstance(self.network, Defended) or self._image is None or self._pending is None:
+            return None
+        with self._autocast():
+            penalty = self.network.stack.penalty(self._image, self._pending)
+        if penalty is not None and not torch.isfinite(penalty):
+            raise _diverged("a defence's own loss", self.steps_done)
+        return penalty
+
     def _forget(self) -> None:
-        self._pending = None
+        self._image = self._pending = None
 
 
 class CoordinatorHalf(_Half):
