@@ -1,0 +1,136 @@
+"""Whole tables of figures on a small cohort: floors, recognition, outlines."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy.ndimage import gaussian_filter
+
+from splitpeer.leakage import Floors, Others, score_images, score_masks
+from splitpeer.leakage.floors import MEAN_IMAGE, OTHER_PATIENT, Gallery, mean_images, other_images
+from splitpeer.leakage.measure import CHANCE, OTHER_MASKS, RANDOM, SHUFFLED, reidentification
+from splitpeer.leakage.metrics import brain_mask, explained
+
+SIZE = 32
+X, Y = np.mgrid[:SIZE, :SIZE] - SIZE / 2 + 0.5
+COMMON = gaussian_filter(np.random.default_rng(99).standard_normal((SIZE, SIZE)), 3)
+
+
+def cohort(count: int, seed: int, slices: int = 1) -> np.ndarray:
+    """[count * slices, 1, 32, 32]: a common anatomy, each patient's own, a brain-shaped background."""
+    random = np.random.default_rng(seed)
+    images = []
+    for _ in range(count):
+        own = gaussian_filter(random.standard_normal((SIZE, SIZE)), 1.5)
+        radius = random.uniform(11, 14)
+        for level in range(slices):
+            image = COMMON / COMMON.std() + own / own.std() + level
+            disc = radius**2 > X**2 + Y**2
+            images.append(np.where(disc, (image - image[disc].mean()) / image[disc].std(), 0)[None])
+    return np.asarray(images, dtype=np.float32)
+
+
+TRUTH, PATIENTS = cohort(12, 0), [f"p{i}" for i in range(12)]
+OTHERS = Others(cohort(30, 1), [f"s{i}" for i in range(30)])
+
+
+def test_a_copy_tells_everything_and_noise_nothing_beyond_the_floors() -> None:
+    floors = Floors.make(TRUTH, PATIENTS, OTHERS)
+    copy = score_images(TRUTH, -2 * TRUTH + 1, PATIENTS, floors=floors)
+    assert copy["ssim"].mean == pytest.approx(1)
+    assert copy["reidentification"].mean == 1
+    assert copy["distance_correlation"].mean == pytest.approx(1)
+    noise = np.random.default_rng(0).standard_normal(TRUTH.shape)
+    random = score_images(TRUTH, noise, PATIENTS, floors=floors)
+    for name in ("ssim", "psnr", "nmi"):
+        low, high = random[name], copy[name]
+        assert set(low.floors) == {MEAN_IMAGE, OTHER_PATIENT}
+        assert low.mean < high.floors[MEAN_IMAGE] < high.mean
+    assert random["reidentification"].mean <= 0.25
+    assert copy["reidentification"].floors[CHANCE] == pytest.approx(1 / 42)
+    assert SHUFFLED in copy["distance_correlation"].floors
+
+
+def test_floors_are_what_their_images_score() -> None:
+    floors = Floors.make(TRUTH, PATIENTS, OTHERS)
+    mean = np.broadcast_to(OTHERS.images.mean(0), TRUTH.shape)
+    score = score_images(TRUTH, mean, PATIENTS, floors=floors)["ssim"]
+    assert score.mean == pytest.approx(score.floors[MEAN_IMAGE], abs=1e-5)
+
+
+def test_without_others_the_floor_leaves_the_patient_out() -> None:
+    truth, patients, z = cohort(3, 0, slices=2), [0, 0, 1, 1, 2, 2], [0, 1, 0, 1, 0, 1]
+    found = mean_images(Others(truth, patients, z), patients, z)
+    np.testing.assert_allclose(found[0], (truth[2] + truth[4]) / 2, atol=1e-6)
+    np.testing.assert_allclose(found[3], (truth[1] + truth[5]) / 2, atol=1e-6)
+    one = other_images(Others(truth, patients, z), patients, z)
+    assert any(np.array_equal(one[0], truth[row]) for row in (2, 4))
+    assert mean_images(Others(truth[:2], [0, 0]), [0, 0]) is None
+    alone = score_images(truth[:2], truth[:2], [0, 0])
+    assert alone["ssim"].floors == {} and alone["reidentification"].mean is None
+
+
+def test_the_gallery_holds_the_same_level_of_others() -> None:
+    others = Others(np.zeros((4, 1, 16, 16)), ["a", "a", "b", "b"], [1.0, 9.0, 2.0, 30.0])
+    np.testing.assert_array_equal(others.choose("x", 8.0), [1, 2])
+    np.testing.assert_array_equal(others.choose("a", 8.0), [2])
+    np.testing.assert_array_equal(others.choose("x", None), [0, 1, 2, 3])
+
+
+def test_recognition_by_hand() -> None:
+    """Ten of twelve are sent as they are, two in each other's place."""
+    swapped = TRUTH.copy()
+    swapped[[0, 1]] = swapped[[1, 0]]
+    score = reidentification(TRUTH, swapped, PATIENTS, OTHERS)
+    assert score.mean == pytest.approx(10 / 12)
+    same = reidentification(TRUTH, np.full_like(TRUTH, np.nan), PATIENTS, OTHERS)
+    assert same.mean == pytest.approx(same.floors[CHANCE]) == pytest.approx(1 / 42)
+
+
+def test_a_match_is_the_variance_explained_inside_each_brain() -> None:
+    noise = np.random.default_rng(0).standard_normal((SIZE, SIZE))
+    image = TRUTH[0, 0] + 0.5 * noise + 40
+    found = Gallery(TRUTH).match(image)
+    expected = [explained(true[0], image, brain_mask(true[0])) for true in TRUTH]
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+def test_windows_beside_the_brain_do_not_count() -> None:
+    truth = TRUTH.copy()
+    truth[3] = 0
+    scores = score_images(truth, truth, PATIENTS, floors=OTHERS)
+    assert scores["ssim"].patients == scores["reidentification"].patients == 11
+
+
+def test_outline_of_a_good_a_random_and_a_reversed_map() -> None:
+    masks = np.stack([(X - 4) ** 2 + (Y + i - 6) ** 2 < 16 for i in range(12)])
+    regions = np.stack([masks, masks & (X < 4), np.zeros_like(masks)], axis=1)
+    noise = np.random.default_rng(0).random(masks.shape)
+    good = score_masks(regions, masks + 0.5 * noise, PATIENTS)
+    assert good["auc"].mean == good["dice_oracle"].mean == 1 and good["dice_otsu"].mean > 0.95
+    assert good["auc_TC"].mean > 0.9 and good["auc_ET"].mean is None
+    assert good["auc"].floors[RANDOM] == pytest.approx(0.5, abs=0.05)
+    assert 0.5 < good["auc"].floors[OTHER_MASKS] < 1  # tumours lie where tumours lie
+    reversed_ = score_masks(masks, -(masks + 0.5 * noise), PATIENTS)
+    assert reversed_["auc"].mean == 1 and reversed_["dice_otsu"].mean > 0.95
+    random = score_masks(masks, noise, PATIENTS)
+    assert 0.5 <= random["auc"].mean < 0.55
+    nothing = score_masks(masks, np.full(masks.shape, np.nan), PATIENTS)
+    assert nothing["auc"].mean == 0.5 and nothing["dice_otsu"].mean == 0
+
+
+def test_only_voxels_inside_count_where_asked() -> None:
+    masks = np.stack([X**2 + Y**2 < 16] * 2)
+    scores = (X**2 + Y**2 < 100) + np.zeros((2, 1, 1))
+    inside = np.stack([X**2 + Y**2 < 100] * 2)
+    assert score_masks(masks, scores, [0, 1])["auc"].mean > 0.8
+    assert score_masks(masks, scores, [0, 1], inside=inside)["auc"].mean == 0.5
+
+
+def test_misfits_are_named() -> None:
+    with pytest.raises(ValueError, match="samples"):
+        score_images(TRUTH, TRUTH, PATIENTS[:3])
+    with pytest.raises(ValueError, match="reconstructions"):
+        score_images(TRUTH, TRUTH[:, :, :16], PATIENTS)
+    with pytest.raises(ValueError, match="do not fit"):
+        score_masks(TRUTH[:, 0], TRUTH[:5, 0], PATIENTS)

@@ -1,0 +1,62 @@
+"""Means, intervals and worst tenths are over patients, not slices."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from splitpeer.leakage import Score
+from splitpeer.leakage.scores import interval, per_patient, summarise
+
+
+def test_each_patient_counts_once() -> None:
+    score = summarise([0.0, 0.0, 0.0, 1.0], ["a", "a", "a", "b"])
+    assert (score.mean, score.patients, score.samples) == (0.5, 2, 4)
+    np.testing.assert_array_equal(per_patient([1, 3, 5], ["a", "b", "a"]), [3, 3])
+
+
+def test_samples_without_value_do_not_count() -> None:
+    score = summarise([np.nan, 0.5, np.nan], [1, 1, 2])
+    assert (score.mean, score.patients, score.samples) == (0.5, 1, 1)
+    assert summarise([np.nan], [1]).mean is None
+
+
+def test_the_worst_tenth_is_where_most_is_seen() -> None:
+    values = np.arange(20) / 20
+    assert summarise(values, range(20)).worst == pytest.approx((0.95 + 0.9) / 2)
+    assert summarise([0.2, 0.7], [0, 1]).worst == 0.7
+
+
+def test_interval_covers_the_mean_as_often_as_it_says() -> None:
+    random = np.random.default_rng(0)
+    hits = 0
+    for trial in range(60):
+        low, high = interval(random.normal(1, 1, 40), seed=trial)
+        assert low is not None and high is not None
+        hits += low <= 1 <= high
+    assert hits >= 52  # 95 % of 60 is 57; 52 or fewer has probability 0.006
+
+
+def test_interval_agrees_with_the_normal_one_and_repeats() -> None:
+    values = np.random.default_rng(0).normal(0, 1, 200)
+    low, high = interval(values)
+    expected = stats.norm.interval(0.95, values.mean(), values.std() / np.sqrt(200))
+    assert (low, high) == pytest.approx(expected, abs=0.02)
+    assert interval(values) == (low, high)
+    assert interval(values[:1]) == (None, None)
+    assert interval(np.ones(5)) == (1, 1)
+
+
+def test_slices_of_one_patient_do_not_narrow_the_interval() -> None:
+    values, patients = np.random.default_rng(0).random(8), np.arange(8)
+    once, often = summarise(values, patients), summarise(np.repeat(values, 50), np.repeat(patients, 50))
+    assert (once.low, once.high) == pytest.approx((often.low, often.high))
+
+
+def test_json_and_back() -> None:
+    score = summarise([0.1, 0.2, np.nan], "abc", floors={"chance": 0.05, "none": None}, ceiling=0.9)
+    text = json.dumps(score.to_json(), allow_nan=False)
+    assert Score.from_json(json.loads(text)) == score
