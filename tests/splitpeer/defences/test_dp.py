@@ -22,17 +22,7 @@ CHANNELS = {"x0": 4, "x1": 6}
 
 def release(nonce: bytes = b"", count: int = 2) -> Release:
     samples = tuple(Sample(bytes([n]) * 16, (0, 0, n)) for n in range(count))
-    return Release(
-        **{
-            "run": b"r" * 16,
-            "mode": "train",
-            "step": 1,
-            "batch": 0,
-            "samples": samples,
-            "nonce": nonce,
-            **over,
-        }
-    )
+    return Release(b"r" * 16, "train", 1, 0, samples, nonce=nonce)
 
 
 def stack(*written: str, channels=CHANNELS):
