@@ -402,20 +402,32 @@ class Scene:
 
     @asynccontextmanager
     async def running(
-        self, *, resume: bool = False, view: View | None = None, only: Sequence[str] | None = None
+        self,
+        *,
+        resume: bool = False,
+        view: View | None = None,
+        only: Sequence[str] | None = None,
+        curious: Sequence[str] = (),
     ) -> AsyncIterator[Running]:
-        """Coordinator and clients as tasks; whoever still runs at the end is cancelled."""
+        """Coordinator and clients as tasks; whoever still runs at the end is cancelled. Those of `curious` record."""
         on = Running()
         names = ["hub", *(f"site-{m}" for m in self.modalities)] if only is None else list(only)
         for name in names:
             on.stops[name] = asyncio.Event()
+            capture = self.capture(name) if name in curious else None
             if name == "hub":
                 on.coordinator = Coordinator(
-                    self.config("hub"), self.settings, on.stops[name], view or LogView(), resume=resume
+                    self.config("hub"),
+                    self.settings,
+                    on.stops[name],
+                    view or LogView(),
+                    resume=resume,
+                    curious=capture,
                 )
                 on.tasks[name] = asyncio.create_task(on.coordinator.run())
             else:
-                on.tasks[name] = asyncio.create_task(Client(self.config(name), on.stops[name]).run())
+                client = Client(self.config(name), on.stops[name], curious=capture)
+                on.tasks[name] = asyncio.create_task(client.run())
         try:
             yield on
         finally:
@@ -432,6 +444,10 @@ class Scene:
             return Ran(None if hub else on.tasks["hub"].result(), hub, errors)
 
     # --- results -----------------------------------------------------------------------------------------
+
+    def capture(self, who: str) -> Path:
+        """Where a peer of this process records."""
+        return self.folder / who / "run.cap"
 
     @property
     def output(self) -> Path:
