@@ -63,13 +63,14 @@ class View:
     levels: tuple[int, ...]
     window: tuple[int, ...]
     """Spatial size of a sample: (x, y) or (x, y, z)."""
-    fusion: str
     targets: tuple[Target, ...]
     defences: tuple[str, ...] = ()
     """What the site said it applies to its activations (with "image/" before defences of the image)."""
     gradient_defences: tuple[str, ...] = ()
     source: str = ""
     """Digest of the capture, to reproduce."""
+    fusion: str = ""
+    """How the decoder joins the sites, where it is known."""
 
     @property
     def channels(self) -> dict[str, int]:

@@ -25,7 +25,11 @@ class Recorded(Protocol):
 
     peer: str
     direction: str
-    message: Message
+    head: Message
+    """Without its tensors, which `message` reads from the disk."""
+
+    @property
+    def message(self) -> Message: ...
 
 
 class Source(Protocol):
@@ -79,22 +83,27 @@ def coordinator_view(
     """
     header = capture.header
     if header.role != "coordinator":
-        raise AttackImpossible(f"this capture was recorded by a {header.role}: it holds no other site's activations")
-    modalities = {site: peer["modality"] for site, peer in header.peers.items()}
+        raise AttackImpossible(
+            f"this capture was recorded by a {header.role}: it holds no other site's activations"
+        )
+    parties = {party.site: party for party in header.peers}
+    modalities = {site: party.modality for site, party in parties.items()}
     site = next((site for site, held in modalities.items() if held == modality), None)
     if site is None:
-        raise AttackImpossible(f"no site of this capture holds {modality}; it has {', '.join(modalities.values())}")
+        raise AttackImpossible(
+            f"no site of this capture holds {modality}; it has {', '.join(modalities.values())}"
+        )
     places = _forwards(capture, site)
     answered = {
         (m.mode, m.step, m.batch)
         for r in capture.records()
-        if r.peer == site and r.direction == "in" and isinstance(m := r.message, Activations)
+        if r.peer == site and r.direction == "in" and isinstance(m := r.head, Activations)
     }
     places = {place: forward for place, forward in places.items() if place in answered}
     places = _of(places, mode, step)
     targets = _targets(capture, places, site, choose, limit, modalities)
-    return _view(header, "coordinator", site, modality, sorted(modalities.values()), targets,
-                 defences=tuple(header.peers[site].get("defences", ())),
+    return _view(capture, "coordinator", site, modality, sorted(modalities.values()), targets,
+                 defences=tuple(parties[site].defences),
                  gradient_defences=tuple(header.defences))  # fmt: skip
 
 
@@ -115,22 +124,26 @@ def site_view(
     """
     header = capture.header
     if header.role != "client":
-        raise AttackImpossible("this capture was recorded by a coordinator: a site's attack needs a site's capture")
-    coordinator = next(iter(header.peers), "")
+        raise AttackImpossible(
+            "this capture was recorded by a coordinator: a site's attack needs a site's capture"
+        )
+    coordinator = next((party.site for party in header.peers), "")
     places = _forwards(capture, coordinator)
-    graded = {
-        r.message.step for r in capture.records() if r.direction == "in" and isinstance(r.message, Gradients)
-    }
+    graded = {r.head.step for r in capture.records() if r.direction == "in" and isinstance(r.head, Gradients)}
     places = {
-        p: f for p, f in places.items() if p[0] == "train" and p[1] in graded and (steps is None or p[1] in steps)
+        p: f
+        for p, f in places.items()
+        if p[0] == "train" and p[1] in graded and (steps is None or p[1] in steps)
     }
     if not places:
-        raise AttackImpossible("this capture holds no gradient of the steps asked for: record a site that trains")
+        raise AttackImpossible(
+            "this capture holds no gradient of the steps asked for: record a site that trains"
+        )
     modality = header.modality
     targets = _targets(capture, places, coordinator, choose, limit, {}, own=True)
-    return _view(header, "client", header.site, modality, [modality], targets,
+    return _view(capture, "client", header.site, modality, [modality], targets,
                  defences=tuple(header.defences),
-                 gradient_defences=tuple(header.peers[coordinator].get("defences", ())))  # fmt: skip
+                 gradient_defences=tuple(header.peers[0].defences))  # fmt: skip
 
 
 # --- inside --------------------------------------------------------------------------------------------------
@@ -140,7 +153,7 @@ def _forwards(capture: Source, peer: str) -> dict[Place, Forward]:
     return {
         (m.mode, m.step, m.batch): m
         for r in capture.records()
-        if r.peer == peer and isinstance(m := r.message, Forward)
+        if r.peer == peer and isinstance(m := r.head, Forward)
     }
 
 
@@ -150,7 +163,9 @@ def _of(places: dict[Place, Forward], mode: str | None, step: int | None) -> dic
         mode = next((m for m in ("evaluate", "infer", "train") if m in found), "train")
     steps = sorted({place[1] for place in places if place[0] == mode})
     if not steps:
-        raise AttackImpossible(f"nothing of mode {mode} was recorded; there is {', '.join(sorted(found)) or 'nothing'}")
+        raise AttackImpossible(
+            f"nothing of mode {mode} was recorded; there is {', '.join(sorted(found)) or 'nothing'}"
+        )
     if step is not None and step not in steps:
         raise AttackImpossible(f"step {step} was not recorded; there are {steps[0]} to {steps[-1]}")
     wanted = steps[-1] if step is None else step
@@ -175,19 +190,19 @@ def _targets(
     open_: dict[Place, _Batch] = {}
     # In order of time; a batch is cut into shots when a later one has come, so few are in memory at once.
     for record in capture.records():
-        message = record.message
-        if isinstance(message, Activations):
-            place: Place = (message.mode, message.step, message.batch)
+        head = record.head
+        if isinstance(head, Activations):
+            place: Place = (head.mode, head.step, head.batch)
             if place in needed:
                 batch = open_.setdefault(place, _Batch(places[place]))
-                batch.activations[record.peer] = message
+                batch.activations[record.peer] = record.message
                 ready = len(batch.activations) == (1 if own else len(modalities))
-                if ready and (message.mode != "train" or not own):
+                if ready and (head.mode != "train" or not own):
                     _cut(open_.pop(place), peer, wanted, shots, modalities, own=own)
-        elif isinstance(message, Gradients) and own:
-            place = ("train", message.step, 0)
+        elif isinstance(head, Gradients) and own:
+            place = ("train", head.step, 0)
             if place in open_:
-                open_[place].gradients[record.peer] = message
+                open_[place].gradients[record.peer] = record.message
                 _cut(open_.pop(place), peer, wanted, shots, modalities, own=own)
     for batch in open_.values():
         _cut(batch, peer, wanted, shots, modalities, own=own)
@@ -230,12 +245,14 @@ def _floats(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def _view(
-    header: Any, role: Any, site: str, modality: str, modalities: Sequence[str], targets: tuple[Target, ...],
+    capture: Source, role: Any, site: str, modality: str, modalities: Sequence[str], targets: tuple[Target, ...],
     *, defences: tuple[str, ...], gradient_defences: tuple[str, ...],
 ) -> View:  # fmt: skip
-    job = header.job
+    job = capture.header.job
+    if job is None:
+        raise AttackImpossible("this capture ended before a job began: there is nothing to attack")
     return View(
         role=role, site=site, modality=modality, modalities=tuple(modalities), dimensions=job.dimensions,
         features=tuple(job.features), levels=tuple(job.levels), window=tuple(job.window), targets=targets,
-        defences=defences, gradient_defences=gradient_defences, source=header.digest,
+        defences=defences, gradient_defences=gradient_defences,
     )  # fmt: skip
