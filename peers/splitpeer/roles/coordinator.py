@@ -23,11 +23,13 @@ from splitpeer.data.loader import SiteData
 from splitpeer.data.pseudonym import load_salt
 from splitpeer.data.sampling import TrainingSchedule, split_patients
 from splitpeer.data.volumes import Volumes
+from splitpeer.defences import Release, Stack, defend, make_stack
+from splitpeer.defences.key import for_peer
 from splitpeer.errors import ConfigError, DataError, DeadlinePassed, JobFailed, PeerError
 from splitpeer.logs import event
 from splitpeer.models import build_decoder, site_seed
 from splitpeer.roles.batches import TrainingStream
-from splitpeer.roles.compute import Compute, from_wire, pick_device, to_wire
+from splitpeer.roles.compute import Compute, defence_key, from_wire, pick_device, to_wire
 from splitpeer.roles.evaluation import Plan, Scoring
 from splitpeer.roles.refusals import Refusals
 from splitpeer.roles.run import Result, RunFiles
@@ -109,6 +111,7 @@ class Coordinator:
         schedule = make_schedule(optimiser, self._job.schedule, self._job.steps)
         self._half = CoordinatorHalf(decoder, optimiser, schedule, pick_device(config.runtime.device))
         self._witness = Witness(config, curious)
+        self._gradient_stacks = self._make_gradient_stacks()
         self._compute = Compute(config.runtime.threads)
         self._schema = schema_digest(cut_descriptors(self._job))
         self.sites = [
@@ -131,8 +134,8 @@ class Coordinator:
 
     @property
     def defences(self) -> tuple[str, ...]:
-        """What is done to gradients before they leave, each as it is written."""
-        return ()
+        """What is done to gradients before they leave, each as it is written: the same for every site."""
+        return next((stack.specs for stack in self._gradient_stacks.values()), ())
 
     async def run(self) -> Result:
         """Run the job to its end, or until `stop` is set.
@@ -372,7 +375,7 @@ class Coordinator:
         try:
             arrived = await self._all(lambda site: site.activations(stream, step - 1, until, self._described))
             waited = time.monotonic() - began
-            loss, gradients = await self._compute.run(self._train, arrived, await target)
+            loss, gradients = await self._compute.run(self._train, arrived, await target, forward)
         finally:
             target.cancel()
         computed = time.monotonic() - began - waited
@@ -478,14 +481,44 @@ class Coordinator:
             await asyncio.gather(*tasks, return_exceptions=True)
 
     def _train(
-        self, arrived: Sequence[dict[str, np.ndarray]], target: np.ndarray
+        self, arrived: Sequence[dict[str, np.ndarray]], target: np.ndarray, forward: Forward
     ) -> tuple[float, dict[str, dict[str, np.ndarray]]]:
         activations = self._by_modality(arrived)
         try:
-            return self._half.step(activations, target)
+            loss, gradients = self._half.step(activations, target)
         except JobFailed:
             self._blame(activations)
             raise
+        release = Release(self._files.run, forward.mode, forward.step, forward.batch, forward.samples, target)
+        # The decoder has learned from the true ones; what leaves is defended, for each site on its own.
+        for modality, stack in self._gradient_stacks.items():
+            gradients[modality] = defend(stack, gradients[modality], release)
+        return loss, gradients
+
+    def _make_gradient_stacks(self) -> dict[str, Stack]:
+        """By modality, each with a key of its own; none where the job names no defences.
+
+        Raises:
+            ConfigError: a defence of a level that the job does not send; or see `defence_key`.
+        """
+        written = self._settings.defences.gradients
+        if not written:
+            return {}
+        key = defence_key(self._config)
+        channels = {described.name: described.shape[1] for described in cut_descriptors(self._job)}
+        try:
+            return {
+                modality: make_stack(
+                    written,
+                    key=for_peer(key, site),
+                    channels=channels,
+                    dimensions=self._job.dimensions,
+                    place="gradients",
+                )
+                for site, modality in self._settings.sites.items()
+            }
+        except ConfigError as error:
+            raise ConfigError(f"{self._settings.source}: [defences] gradients: {error}") from None
 
     def _predict(self, arrived: Sequence[dict[str, np.ndarray]]) -> np.ndarray:
         activations = self._by_modality(arrived)
