@@ -17,6 +17,7 @@ COMMANDS = {
     "data": ("splitpeer.cli.data:data", "Look at a site's images before training."),
     "serve": ("splitpeer.cli.serve:serve", "Run this peer: a hospital's client, or the coordinator."),
     "trail": ("splitpeer.cli.trail:trail", "Show and check this peer's audit trail."),
+    "defences": ("splitpeer.cli.defences:defences", "What can be done to tensors before they leave."),
     "demo": ("splitpeer.cli.demo:demo", "Four hospitals and a coordinator on this machine."),
 }
 
