@@ -70,6 +70,7 @@ class SDAR(Attack):
         real = {
             name: torch.cat([g.levels[name].mean[g.views > 0] for g in groups]) for name in groups[0].levels
         }
+        views = int(sum(group.views for group in groups).max()) // len(groups)
         channels = {name: values.shape[1] for name, values in real.items()}
         decoder = image_decoder(view.dimensions, channels, site_seed(self.seed, "decoder")).to(self.device)
         judge_activations = critic(view.dimensions, channels, site_seed(self.seed, "D1")).to(self.device)
@@ -80,13 +81,13 @@ class SDAR(Attack):
         image_judge_steps = Adam(judge_images.parameters(), self.decoder_rate * self.image_weight)
         self.history = []
         for step, indices in world.batches(self.steps):
-            sent, images, masks = world.draw(indices, step)
-            imitated = sent[view.modality]
-            task = loss = world.task_loss(sent, masks)
+            drawn = world.draw(indices, step, views)
+            imitated, images = drawn.sent[view.modality], drawn.images
+            task = loss = world.task_loss(drawn.sent, drawn.masks)
             if self.activation_weight:
                 loss = task + self.activation_weight * _judged(judge_activations(imitated), real=True)
             _step(encoder_steps, loss)
-            imitated = {name: imitated[name].detach() for name in channels}
+            imitated = drawn.arrived
             if self.activation_weight:
                 told = _some(real, len(indices), step)
                 _step(
@@ -170,7 +171,7 @@ def seen(view: View, knowledge: Knowledge, name: str, device: str) -> list[Evide
     check_view(view, name)
     chosen = [[shot for shot in target.shots if shot.activations] for target in view.targets]
     require_shots(chosen)
-    return gather(chosen, view.modality, masked=False, device=device)
+    return gather(chosen, view.modality, masked=knowledge.adaptive, device=device)
 
 
 def revealed(decoder: nn.Module, groups: Iterable[Evidence]) -> Any:

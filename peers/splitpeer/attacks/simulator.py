@@ -11,14 +11,15 @@ from __future__ import annotations
 import copy
 import hashlib
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from splitpeer.attacks.base import Knowledge, View
+from splitpeer.attacks.simulation import Simulation
 from splitpeer.defences.base import IMAGE, Release, Tensors
-from splitpeer.defences.image import make_image_stack
 from splitpeer.defences.network import Defended, build_network
 from splitpeer.errors import AttackImpossible
 from splitpeer.models import Decoder, site_seed
@@ -60,6 +61,20 @@ def shadow_images(view: View, knowledge: Knowledge, name: str, device: str) -> d
     }
 
 
+@dataclass
+class Drawn:
+    """One training batch of stand-ins."""
+
+    sent: dict[str, Tensors]
+    """What each stand-in sends, defended where the site is, with its graph."""
+    arrived: Tensors
+    """What is known of the attacked one's afterwards: the mean of as many releases as of the site; no graph."""
+    images: Tensor
+    """float32 [B, 1, *window] of the attacked contrast, clean."""
+    masks: Tensor
+    """float32 [B, regions, *window]."""
+
+
 class Simulator:
     """Stand-ins for all sites, in front of the coordinator's own decoder.
 
@@ -92,23 +107,31 @@ class Simulator:
             raise AttackImpossible(f"{name} needs the coordinator's half: give --knows decoder=FILE")
         self.decoder = _frozen(knowledge.decoder, view, name).to(device)
         masks = np.ascontiguousarray(knowledge.shadow_masks)
+        if {len(masks)} != {len(images) for images in self.images.values()}:
+            raise AttackImpossible(f"{name}: every contrast of the other patients and their masks must be as many")
         if masks.shape[1] != self.decoder.out_channels:
             raise AttackImpossible(
                 f"{name}: the masks have {masks.shape[1]} regions, the decoder {self.decoder.out_channels}"
             )
         self.masks = torch.from_numpy(masks).to(device)
+        # First: it says in one line which defence cannot be simulated.
+        self._site = Simulation(view, None, seed, adaptive=knowledge.adaptive)
+        self._masked = knowledge.adaptive
+        mine = self.images[view.modality]
+        self._defended = mine
+        if self._site.on_images:
+            self._defended = torch.from_numpy(self._site.images(mine.cpu().numpy(), 0)).to(device)
         written = known_defences(view, knowledge)
-        key = hashlib.sha256(b"adversary %d" % seed).digest()
+        key = hashlib.sha256(b"stand-in %d" % seed).digest()
         self.encoders = nn.ModuleDict(
             {
                 m: build_network(
                     view.dimensions, view.features, view.levels, written if m == view.modality else (),
-                    key=key, seed=site_seed(seed, m),
+                    key=key, seed=site_seed(seed, m), strict=False,
                 )
                 for m in view.modalities
             }
         ).to(device)  # fmt: skip
-        self.defended = defended_images(view, knowledge, self.images[view.modality], key)
         self._turning = any(shot.seed is not None for target in view.targets for shot in target.shots)
         self._random = np.random.default_rng(seed)
 
@@ -130,19 +153,30 @@ class Simulator:
         turns = int(self._random.integers(4)) if arrays[0].shape[2] == arrays[0].shape[3] else 0
         return tuple(torch.rot90(torch.flip(a, axes), turns, (2, 3)) for a in arrays)
 
-    def draw(self, indices: np.ndarray, step: int) -> tuple[dict[str, Tensors], Tensor, Tensor]:
-        """One training batch: what the stand-ins would send, the attacked contrast's images, the masks."""
+    def draw(self, indices: np.ndarray, step: int, views: int = 1) -> Drawn:
+        """One training batch; `views`: releases of each sample that the adversary has and averages."""
         view = self.view
         inputs = {m: images[indices] for m, images in self.images.items() if m in view.modalities}
         clean, masks = inputs[view.modality], self.masks[indices].float()
-        inputs[view.modality] = self.defended[indices]
+        inputs[view.modality] = self._defended[indices]
         clean, masks, *posed = self._pose(clean, masks, *inputs.values())
-        release = _release(indices, step)
         sent = {}
         for modality, images in zip(inputs, posed, strict=True):
+            if modality != view.modality:
+                sent[modality] = self.encoders[modality](images)
+                continue
             encoder = self.encoders[modality]
-            sent[modality] = encoder(images, release) if isinstance(encoder, Defended) else encoder(images)
-        return sent, clean, masks
+            if not isinstance(encoder, Defended):
+                sent[modality] = arrived = encoder(images)
+                continue
+            plain = encoder.encoder(images)
+            sent[modality] = encoder.stack(plain, _release(indices, step))
+            arrived = sent[modality]
+            if views > 1:
+                masked = dict.fromkeys(plain, self._masked)
+                averaged = self._site.seen(encoder.stack.structure(plain), step, views, masked)
+                arrived = {name: level.mean for name, level in averaged.items()}
+        return Drawn(sent, {name: tensor.detach() for name, tensor in arrived.items()}, clean, masks)
 
     def task_loss(self, sent: dict[str, Tensors], masks: Tensor) -> Tensor:
         """The segmentation's loss through the coordinator's decoder: a scalar."""
@@ -152,21 +186,6 @@ class Simulator:
 def known_defences(view: View, knowledge: Knowledge) -> list[str]:
     """The defences of activations that an adaptive adversary simulates, as written; of a naive one none."""
     return [spec for spec in view.defences if not spec.startswith(IMAGE)] if knowledge.adaptive else []
-
-
-def defended_images(view: View, knowledge: Knowledge, images: Tensor, key: bytes) -> Tensor:
-    """`images` [N, 1, *window] under the site's known defences of the image, drawn with the adversary's own key."""
-    written = [spec.removeprefix(IMAGE) for spec in view.defences if spec.startswith(IMAGE)]
-    stack = make_image_stack(written if knowledge.adaptive else [], key)
-    if not stack:
-        return images
-    flat = images.cpu().numpy()
-    volumes = flat if view.dimensions == 3 else flat[..., None]
-    noisy = [
-        stack.window(volume, number.to_bytes(16, "big"), (0, 0, 0), volume.shape[1:])
-        for number, volume in enumerate(volumes)
-    ]
-    return torch.from_numpy(np.stack(noisy).reshape(flat.shape)).to(images.device)
 
 
 def _frozen(decoder: Decoder, view: View, name: str) -> Decoder:
