@@ -104,7 +104,9 @@ def cut(cohort: Cohort, samples: Sequence[Sample], window: Triple) -> Samples:
     return Samples(tuple(samples), images, masks)
 
 
-def shadow(cohort: Cohort, window: Triple, count: int, seed: int = 0, keys: Sequence[bytes] | None = None) -> Samples:
+def shadow(
+    cohort: Cohort, window: Triple, count: int, seed: int = 0, keys: Sequence[bytes] | None = None
+) -> Samples:
     """The adversary's own patients: `count` windows, spread evenly over patients and over the height of the head.
 
     Raises:
@@ -121,7 +123,9 @@ def shadow(cohort: Cohort, window: Triple, count: int, seed: int = 0, keys: Sequ
         shape, box = reference.geometry(key).shape, reference.extent(key)
         origin = [(size - width) // 2 for size, width in zip(shape, window, strict=True)]
         low, high = box[2]
-        heights = np.linspace(low, max(high - 1, low), per_patient + 2)[1:-1] + rng.uniform(-0.5, 0.5, per_patient)
+        heights = np.linspace(low, max(high - 1, low), per_patient + 2)[1:-1] + rng.uniform(
+            -0.5, 0.5, per_patient
+        )
         if window[2] == 1:
             zs = np.unique(np.clip(np.rint(heights).astype(int), low, max(high - 1, low)))
             chosen += [Sample(key, (origin[0], origin[1], int(z))) for z in zs]

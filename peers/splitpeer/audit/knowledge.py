@@ -10,10 +10,9 @@ from torch import Tensor, nn
 
 from splitpeer.attacks.base import Knowledge, View
 from splitpeer.audit.cohort import Samples
-from splitpeer.defences import make_stack
-from splitpeer.defences.defended import Defended
+from splitpeer.defences import build_network
 from splitpeer.errors import ConfigError
-from splitpeer.models import Decoder, Encoder, build_decoder
+from splitpeer.models import Decoder, build_decoder
 from splitpeer.training import checkpoint
 
 KINDS = {
@@ -54,20 +53,18 @@ def _parameters(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _encoder(view: View, parameters: Mapping[str, Tensor], path: Path) -> nn.Module:
-    encoder = Encoder(view.dimensions, view.features, view.levels)
     plain = [d for d in view.defences if not d.startswith("image/")]
     # Trained parts of defences (a bottleneck, learnt noise) lie in the same checkpoint.
-    stack = make_stack(plain, key=bytes(32), channels=view.channels, dimensions=view.dimensions)
-    network: nn.Module = Defended(encoder, stack) if stack else encoder
+    network = build_network(
+        view.dimensions, view.features, view.levels, plain, key=bytes(32), seed=0, strict=False
+    )
     return _loaded(network, parameters, path, "encoder")
 
 
 def _decoder(view: View, parameters: Mapping[str, Tensor], path: Path) -> Decoder:
     # How the levels are fused is not in the job on the wire, but in the shape of the first block.
     for fusion in ("concat", "mean"):
-        decoder = build_decoder(
-            view.dimensions, view.features, view.modalities, view.levels, fusion, seed=0
-        )
+        decoder = build_decoder(view.dimensions, view.features, view.modalities, view.levels, fusion, seed=0)
         if _fits(decoder, parameters):
             return _loaded(decoder, parameters, path, "decoder")
     return _loaded(decoder, parameters, path, "decoder")
@@ -104,5 +101,3 @@ def parse_knows(texts: Sequence[str]) -> dict[str, Path]:
             raise ConfigError(f"--knows {text}: write one of {', '.join(f'{k}=PATH' for k in KINDS)}")
         known[kind] = Path(path)
     return known
-
-

@@ -7,11 +7,11 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, PositiveInt, model_validator
 
-from splitpeer.config import Levels, Modality, Seed
+from splitpeer.config import Levels, Location, Modality, Seed
 from splitpeer.settings import Section, Settings
 
 _SLUG = re.compile(r"[^a-z0-9.]+")
@@ -68,10 +68,28 @@ class Configuration(Section):
         return _SLUG.sub("-", self.name.lower()).strip("-")
 
 
+class SweepData(Section):
+    """Whose images: a folder, or by default the phantom, rendered into the output folder."""
+
+    folder: Location | None = None
+    """A folder per modality, and labels/."""
+    shadow: Location | None = None
+    """The adversary's own patients, likewise."""
+    convention: Literal["msd", "brats", "brats2023", "nnunet"] = "msd"
+    patients: Annotated[int, Field(ge=4)] = 124
+    """Phantom patients."""
+    seed: Seed = 7
+    shadow_patients: Annotated[int, Field(ge=4)] = 100
+    shadow_seed: Seed = 1007
+
+
 class SweepPlan(Settings):
     """`sweep.toml`."""
 
+    PATHS: ClassVar[frozenset[str]] = frozenset({"data.folder", "data.shadow"})
+
     sweep: SweepHead = SweepHead()
+    data: SweepData = SweepData()
     configuration: Annotated[tuple[Configuration, ...], Field(min_length=1)]
 
     @classmethod
@@ -83,7 +101,9 @@ class SweepPlan(Settings):
     def _names_differ(self) -> Self:
         slugs = [configuration.slug for configuration in self.all()]
         if twice := {slug for slug in slugs if slugs.count(slug) > 1}:
-            raise ValueError(f"[configuration] name {sorted(twice)[0]!r} is there twice: folders are named after it")
+            raise ValueError(
+                f"[configuration] name {sorted(twice)[0]!r} is there twice: folders are named after it"
+            )
         return self
 
     def all(self) -> list[Configuration]:

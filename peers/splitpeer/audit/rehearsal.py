@@ -7,20 +7,22 @@ so that every attack on a rehearsal is the attack on the wire.
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
 from splitpeer.audit.cohort import Cohort
 from splitpeer.config import JobConfig
-from splitpeer.curious.recorder import Limits, Recorder
+from splitpeer.curious.parts import PartWriter
 from splitpeer.data.loader import SiteData
 from splitpeer.data.sampling import TrainingSchedule, batch_digest, split_patients
-from splitpeer.defences import Release, Stack, make_stack
-from splitpeer.defences.defended import Defended
-from splitpeer.models import build_decoder, build_encoder, site_seed
+from splitpeer.defences import Release, build_network, defend, make_image_stack, make_stack
+from splitpeer.defences.key import for_peer, from_seed
+from splitpeer.errors import DataError
+from splitpeer.models import build_decoder, site_seed
 from splitpeer.roles.batches import TrainingStream
 from splitpeer.roles.compute import from_wire, to_wire
 from splitpeer.roles.evaluation import Plan, Scoring
@@ -28,11 +30,14 @@ from splitpeer.roles.terms import cut_descriptors, job_on_wire, window_of
 from splitpeer.training import checkpoint
 from splitpeer.training.optimiser import make_optimiser, make_schedule
 from splitpeer.training.split_step import Arrays, ClientHalf, CoordinatorHalf
-from splitproto.messages import Activations, Applied, Forward, Gradients, JobAccept, JobOffer, Message, Sample
+from splitproto import __version__
+from splitproto.capture import Header, Party, Sampling
+from splitproto.messages import Activations, Applied, Forward, Gradients, Message, Sample
 from splitproto.tensors import schema_digest
 
 Progress = Callable[[str, int, int], None]
 COORDINATOR = "coordinator"
+FEDERATION = "rehearsal"
 
 
 @dataclass(frozen=True)
@@ -47,7 +52,11 @@ class Protection:
     @property
     def label(self) -> str:
         """For tables."""
-        parts = [*self.defences, *(f"image/{d}" for d in self.image), *(f"gradients/{d}" for d in self.gradients)]
+        parts = [
+            *self.defences,
+            *(f"image/{d}" for d in self.image),
+            *(f"gradients/{d}" for d in self.gradients),
+        ]
         return " + ".join(parts) or "none"
 
     @property
@@ -68,6 +77,8 @@ class Recording:
     """Samples whose evaluation is recorded at the end."""
     views: int = 1
     """How often the coordinator asks for them; fresh noise differs each time."""
+    modalities: tuple[str, ...] = ()
+    """Whose sites are asked again; empty: all."""
 
 
 @dataclass
@@ -103,22 +114,80 @@ class _Site:
         job, protection, seed = rehearsal.job, rehearsal.protection, rehearsal.seed
         self.name, self.modality = f"site-{modality}", modality
         channels = {f"x{level}": job.features[level] for level in job.levels}
-        key = hashlib.sha256(f"rehearsal\0{seed}\0{modality}".encode()).digest()
-        stack = make_stack(protection.defences, key=key, channels=channels, dimensions=job.dimensions)
-        encoder = build_encoder(job.dimensions, job.features, job.levels, seed=site_seed(seed, modality))
-        network = Defended(encoder, stack) if stack else encoder
+        key = from_seed(seed, self.name)
+        network = build_network(
+            job.dimensions,
+            job.features,
+            job.levels,
+            protection.defences,
+            key=key,
+            seed=site_seed(seed, modality),
+        )
         optimiser = make_optimiser(network.parameters(), job.optimiser, job.learning_rate, job.weight_decay)
         schedule = make_schedule(optimiser, job.schedule, job.steps)
         self.half = ClientHalf(network, optimiser, schedule, rehearsal.device)
-        self.image_stack = make_stack(
-            protection.image, key=key, channels={"image": 1}, dimensions=job.dimensions, place="image"
-        )
-        self.data = SiteData(rehearsal.cohort.images[modality], self.image_stack or None)
+        image = make_image_stack(protection.image, key) if protection.image else None
+        self.data = SiteData(rehearsal.cohort.images[modality], image)
         # What the label holder does to the gradients that this site is sent.
-        key = hashlib.sha256(f"rehearsal gradients\0{seed}\0{modality}".encode()).digest()
-        self.gradient_stack: Stack = make_stack(
-            protection.gradients, key=key, channels=channels, dimensions=job.dimensions, place="gradients"
-        )
+        self.gradient_stack = make_stack(
+            protection.gradients, key=for_peer(from_seed(seed, COORDINATOR), self.name), channels=channels,
+            dimensions=job.dimensions, place="gradients",
+        )  # fmt: skip
+
+
+class _Captures:
+    """The coordinator's capture and every site's, side by side."""
+
+    def __init__(self, rehearsal: Rehearsal) -> None:
+        r = rehearsal
+        r.folder.mkdir(parents=True, exist_ok=True)
+        said = r.protection.announced
+
+        def opened(path: Path, header: Header) -> PartWriter:
+            path.unlink(missing_ok=True)
+            return PartWriter(path, 0, None, header, None)
+
+        common = Header(
+            role=COORDINATOR, site="hub", federation=FEDERATION, agent=f"splitpeer-audit/{__version__}",
+            created=time.time(), run=r.run, job=r.job, schema=schema_digest(cut_descriptors(r.job)),
+            sampling=Sampling(),
+        )  # fmt: skip
+        parties = tuple(Party(site.name, site.modality, said, True) for site in r.sites)
+        own = r.protection.gradients
+        self._hub = opened(r.folder / f"{COORDINATOR}.cap", replace(common, peers=parties, defences=own))
+        self._sites = {
+            site.name: opened(
+                r.folder / f"{site.modality}.cap",
+                replace(
+                    common,
+                    role="client",
+                    site=site.name,
+                    modality=site.modality,
+                    peers=(Party("hub", None, own, True),),
+                    defences=said,
+                ),
+            )
+            for site in r.sites
+        }
+
+    def note(self, site: _Site, message: Message, to_site: bool) -> None:
+        """One message that passed between the coordinator and `site`."""
+        now = time.time()
+        hub, own = self._hub, self._sites[site.name]
+        hub.append(hub.packed(message, now, site.name, "out" if to_site else "in"))
+        own.append(own.packed(message, now, "hub", "in" if to_site else "out"))
+
+    def close(self) -> None:
+        """End all files."""
+        for writer in (self._hub, *self._sites.values()):
+            writer.end("closed", "")
+
+
+Tap = Callable[[_Site, Message, bool], None]
+
+
+def _silent(site: _Site, message: Message, to_site: bool) -> None:
+    return
 
 
 class Rehearsal:
@@ -142,7 +211,13 @@ class Rehearsal:
         seed: int = 0,
         device: str = "cpu",
     ) -> None:
-        self.config, self.cohort, self.protection, self.seed, self.device = config, cohort, protection, seed, device
+        self.config, self.cohort, self.protection, self.seed, self.device = (
+            config,
+            cohort,
+            protection,
+            seed,
+            device,
+        )
         self.folder = folder
         self.job = job_on_wire(config)
         self.window = window_of(self.job)
@@ -168,32 +243,40 @@ class Rehearsal:
         )
 
     def play(self, recording: Recording, progress: Progress = lambda what, done, total: None) -> Rehearsed:
-        """Train, evaluate, record."""
-        done = Rehearsed(self.folder)
-        recorders = self._recorders()
-        tap = _Tap(recorders)
+        """Train, evaluate, record.
+
+        Raises:
+            DataError: the folder cannot be written, or a volume not read.
+        """
+        played = Rehearsed(self.folder)
         try:
-            self._join(tap)
-            self._save(0)
-            stream = TrainingStream(
-                TrainingSchedule(
-                    self.training, self.labels, window=self.window, batch=self.job.batch, steps=self.job.steps,
-                    seed=self.config.job.seed, positive_fraction=self.config.data.positive_fraction,
-                ),
-                self.config.data.augment,
-            )  # fmt: skip
-            for index in range(self.job.steps):
-                recorded = index < recording.first or index >= self.job.steps - recording.last
-                done.losses.append(self._step(stream[index], tap if recorded else _silent))
-                stream.prepare(index + 1, index + 2)
-                progress("training", index + 1, self.job.steps)
-            self._save(self.job.steps)
-            done.dice = self._evaluate(progress)
-            self._views(recording, tap, progress)
-        finally:
-            for recorder in recorders.values():
-                recorder.close("complete")
-        return done
+            captures = _Captures(self)
+            try:
+                self._save(0)
+                self._train(recording, captures, played, progress)
+                self._save(self.job.steps)
+                played.dice = self._evaluate(progress)
+                self._views(recording, captures, progress)
+            finally:
+                captures.close()
+        except OSError as error:
+            raise DataError(
+                f"{error.filename or self.folder}: cannot be written ({error.strerror})"
+            ) from None
+        return played
+
+    def _train(
+        self, recording: Recording, captures: _Captures, played: Rehearsed, progress: Progress
+    ) -> None:
+        schedule = TrainingSchedule(
+            self.training, self.labels, window=self.window, batch=self.job.batch, steps=self.job.steps,
+            seed=self.config.job.seed, positive_fraction=self.config.data.positive_fraction,
+        )  # fmt: skip
+        stream = TrainingStream(schedule, self.config.data.augment)
+        for index in range(self.job.steps):
+            recorded = index < recording.first or index >= self.job.steps - recording.last
+            played.losses.append(self._step(stream[index], captures.note if recorded else _silent))
+            progress("training", index + 1, self.job.steps)
 
     # --- inside ----------------------------------------------------------------------------------------------
 
@@ -203,22 +286,24 @@ class Rehearsal:
         release = self._release(forward)
         sent: dict[str, Arrays] = {}
         for site in self.sites:
-            tap(site, "forward", forward)
+            tap(site, forward, True)
             x = site.data.batch(forward.samples, self.window, forward.seed, site.modality)
             sent[site.modality] = self._answer(site, forward, site.half.forward(x, release), tap)
         loss, gradients = self.half.step(sent, target)
         marked = replace(release, target=target)
         for site in self.sites:
-            arrays = defend_arrays(site.gradient_stack, gradients[site.modality], marked)
+            arrays = gradients[site.modality]
+            if site.gradient_stack:
+                arrays = defend(site.gradient_stack, arrays, marked)
             message = Gradients(forward.step, to_wire(arrays, self.job.precision))
-            tap(site, "gradients", message)
+            tap(site, message, True)
             site.half.backward(from_wire(message.tensors, self.job.precision))
-            tap(site, "applied", Applied(forward.step))
+            tap(site, Applied(forward.step), False)
         return loss
 
     def _answer(self, site: _Site, forward: Forward, arrays: Arrays, tap: Tap) -> Arrays:
         tensors = to_wire(arrays, self.job.precision)
-        tap(site, "activations", Activations(forward.mode, forward.step, forward.batch, forward.digest, tensors))
+        tap(site, Activations(forward.mode, forward.step, forward.batch, forward.digest, tensors), False)
         return from_wire(tensors, self.job.precision)
 
     def _release(self, forward: Forward) -> Release:
@@ -228,7 +313,7 @@ class Rehearsal:
         release = self._release(forward)
         answers = {}
         for site in sites:
-            tap(site, "forward", forward)
+            tap(site, forward, True)
             x = site.data.batch(forward.samples, self.window, None, site.modality)
             answers[site.modality] = self._answer(site, forward, site.half.evaluate(x, release), tap)
         return answers
@@ -244,35 +329,35 @@ class Rehearsal:
             progress("evaluating", index + 1, len(plan.forwards))
         return scoring.dice.result() if len(scoring.dice) else {}
 
-    def _views(self, recording: Recording, tap: Tap, progress: Progress) -> None:
+    def _views(self, recording: Recording, captures: _Captures, progress: Progress) -> None:
         """The coordinator asks for the same samples again and again; the site draws fresh noise each time."""
         samples, batch = recording.targets, self.config.evaluation.batch
         pieces = [tuple(samples[i : i + batch]) for i in range(0, len(samples), batch)]
-        asked = [site for site in self.sites if site.modality == recording.modality] or self.sites
-        number = 0
+        attacked = [site for site in self.sites if site.modality in recording.modalities] or self.sites
+        number, first = 0, None
         for view in range(recording.views):
             for piece in pieces:
                 digest = batch_digest(self.job.steps, piece, None)
                 forward = Forward("evaluate", self.job.steps, number, piece, digest)
+                # All sites the first time; after that only those under attack, to keep the capture small.
+                answers = self._asked(forward, attacked if view else self.sites, captures.note)
+                first = first or answers
                 number += 1
-                # All sites the first time; after that only the one under attack, to keep the capture small.
-                answers = self._asked(forward, self.sites if view == 0 else asked, tap)
-                if view == 0:
-                    self._first = answers if number == 1 else self._first
-                elif number == len(pieces) + 1 and self._same(answers):
+                if number == len(pieces) + 1 and _same(answers, first):
                     return
             progress("asking again", view + 1, recording.views)
-
-    def _same(self, answers: Mapping[str, Arrays]) -> bool:
-        """Nothing fresh was drawn: a hundred views would be a hundred copies."""
-        return all(
-            np.array_equal(array, self._first[modality][name])
-            for modality, arrays in answers.items()
-            for name, array in arrays.items()
-        )
 
     def _save(self, step: int) -> None:
         halves = {site.modality: site.half for site in self.sites} | {COORDINATOR: self.half}
         for party, half in halves.items():
             tensors, meta = half.state()
             checkpoint.save(self.folder / f"weights-{party}", step, tensors, meta)
+
+
+def _same(answers: Mapping[str, Arrays], first: Mapping[str, Arrays]) -> bool:
+    """Nothing fresh was drawn: a hundred views would be a hundred copies."""
+    return all(
+        np.array_equal(array, first[modality][name])
+        for modality, arrays in answers.items()
+        for name, array in arrays.items()
+    )

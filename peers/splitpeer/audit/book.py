@@ -1,0 +1,192 @@
+"""The run folder of a campaign: outcomes are entered one by one, and what is entered is on disk."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import splitproto
+from splitpeer.attacks.base import View
+from splitpeer.attacks.catalogue import attack_class
+from splitpeer.audit.campaign import Judge, Outcome
+from splitpeer.report.model import Entry, Level, Network, Privacy, Run, Source
+from splitpeer.report.store import save_run
+
+FLOOR = "mean image of other patients"
+
+INAPPLICABLE = (
+    "Gradient inversion and CAFE: they need the gradients of a site's own weights, and no message of the protocol "
+    "carries them; only feature maps and the gradients by those feature maps cross the wire.",
+)
+MALICIOUS = (
+    "A coordinator that leaves the protocol's purpose and sends crafted gradients (FSHA): it cannot be found in "
+    "recorded honest traffic; it is simulated apart.",
+)
+OTHERS = (
+    "Membership inference, attribute inference and attacks by several sites together.",
+    "Attacks with more computation, more similar images or more releases than stated beside each figure.",
+)
+
+
+@dataclass
+class Book:
+    """What `save` writes.
+
+    Args:
+        folder: of the run; it holds `attack.json` and `reconstructions.npz`.
+        source: the capture that was attacked.
+        sites: site to modality.
+        commands: what to type to repeat the run.
+    """
+
+    folder: Path
+    source: Source
+    network: Network
+    commands: tuple[str, ...] = ()
+    digests: dict[str, str] = field(default_factory=dict)
+    trained: bool = True
+    """Whether the traffic was recorded under the defences, not re-defended offline."""
+    dice: dict[str, dict[str, float]] = field(default_factory=dict)
+    privacy: Privacy | None = None
+    notes: tuple[str, ...] = ()
+    not_tested: tuple[str, ...] = (*INAPPLICABLE, *MALICIOUS, *OTHERS)
+    entries: list[Entry] = field(default_factory=list)
+    arrays: dict[str, np.ndarray] = field(default_factory=dict)
+
+    def truth(self, judge: Judge) -> None:
+        """Keep the truth for the pictures."""
+        truth = judge.truth
+        if truth is None:
+            return
+        if judge.modality in truth.images:
+            self.arrays[f"truth_{judge.modality}"] = _small(truth.images[judge.modality])
+        if truth.masks is not None:
+            self.arrays["masks"] = truth.masks.astype(np.uint8)
+        if judge.floors is not None and FLOOR in judge.floors.images:
+            self.arrays[f"floor_{judge.modality}"] = _small(judge.floors.images[FLOOR])
+
+    def enter(self, outcome: Outcome) -> Entry:
+        """Add one outcome and write the folder."""
+        result, view = outcome.result, outcome.view
+        kind = attack_class(result.attack)
+        number = f"{len(self.entries) + 1:02d}"
+        form = "adaptive" if result.adaptive else "naive"
+        entry = Entry(
+            id=f"{number}-{result.attack}-{form}",
+            attack=result.attack,
+            title=kind.title,
+            plain=kind.plain,
+            goal=result.goal,
+            modality=view.modality,
+            site=view.site,
+            adaptive=result.adaptive or not _defended(view),
+            defences=view.defences,
+            gradient_defences=view.gradient_defences,
+            trained=self.trained,
+            levels=tuple(f"x{level}" for level in view.levels),
+            views=result.views,
+            assumptions=result.assumptions,
+            settings=_plain(result.settings),
+            seconds=round(result.seconds, 2),
+            notes=result.notes,
+            scores=outcome.scores,
+        )
+        self.entries.append(entry)
+        self.arrays[entry.id] = _small(result.images)
+        if outcome.tumour is not None:
+            self.arrays[f"tumour_{entry.id}"] = outcome.tumour.astype(np.uint8)
+        self.save()
+        return entry
+
+    def could_not(self, attack: str, view: View, reason: str, *, status: str = "impossible") -> None:
+        """Add an attack that did not run: the report says so."""
+        kind = attack_class(attack)
+        self.entries.append(
+            Entry(
+                id=f"{len(self.entries) + 1:02d}-{attack}-{status}", attack=attack, title=kind.title, plain=kind.plain,
+                goal=kind.goal, modality=view.modality, site=view.site, defences=view.defences,
+                gradient_defences=view.gradient_defences, status=status, reason=reason,
+            )  # type: ignore[arg-type]
+        )  # fmt: skip
+        self.save()
+
+    def save(self) -> None:
+        """Write both files, whole."""
+        save_run(
+            self.folder,
+            Run(
+                made_by=f"splitpeer {splitproto.__version__}",
+                capture=self.source,
+                network=self.network,
+                entries=tuple(self.entries),
+                dice=self.dice,
+                privacy=self.privacy,
+                not_tested=self.not_tested,
+                commands=self.commands,
+                digests=self.digests,
+                notes=self.notes,
+            ),
+            self.arrays,
+        )
+
+
+def network_of(view: View, sites: Mapping[str, str], precision: str) -> Network:
+    """What the job exchanges, per level of one sample."""
+    size = 2 if precision == "bf16" else 4
+    levels = []
+    for level in range(5):
+        name, sent = f"x{level}", level in view.levels
+        shape = (view.features[level], *(side // 2**level for side in view.window))
+        octets = size * int(np.prod(shape))
+        levels.append(
+            Level(
+                name=name,
+                shape=shape,
+                octets=octets,
+                precision=precision,
+                sent=sent,
+                defences=view.defences,
+                gradient_precision=precision,
+                gradient_octets=octets,
+                gradient_defences=view.gradient_defences,
+            )
+        )
+    return Network(
+        dimensions=view.dimensions, window=view.window, features=view.features, fusion=view.fusion,
+        sites=dict(sites), levels=tuple(levels), image_octets=4 * int(np.prod(view.window)),
+    )  # fmt: skip
+
+
+def sha256_of(path: Path) -> str:
+    """Of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _defended(view: View) -> bool:
+    return bool(view.gradient_defences if view.role == "client" else view.defences)
+
+
+def _small(array: np.ndarray) -> np.ndarray:
+    """Half precision is more than a picture needs."""
+    return np.asarray(array, dtype=np.float16)
+
+
+def _plain(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What JSON can hold."""
+
+    def value(one: Any) -> Any:
+        if isinstance(one, Mapping):
+            return {str(k): value(v) for k, v in one.items()}
+        if isinstance(one, str | int | float | bool | type(None)):
+            return one
+        if isinstance(one, Iterable):
+            return [value(v) for v in one]
+        return str(one)
+
+    return {str(k): value(v) for k, v in settings.items()}

@@ -1,0 +1,274 @@
+"""Many configurations, each trained, recorded, attacked and judged: Dice against leakage.
+
+A configuration that is done has `point.json` with the digest of all that it came from; a sweep that was stopped
+goes on with those that are not. Configurations run in several processes; under `torchrun` every process takes its
+share of them (RANK, WORLD_SIZE), on as many machines as one likes.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from splitpeer.attacks.base import Knowledge, View
+from splitpeer.attacks.view import coordinator_view, site_view
+from splitpeer.audit.book import Book, network_of
+from splitpeer.audit.campaign import Judge, Order, Outcome, make_judge, run
+from splitpeer.audit.cohort import Cohort, Samples, cut, most_tumour, shadow
+from splitpeer.audit.frontier import Point, save
+from splitpeer.audit.knowledge import with_decoder, with_model, with_shadow
+from splitpeer.audit.plan import Configuration, SweepPlan, fingerprint
+from splitpeer.audit.rehearsal import COORDINATOR, Protection, Recording, Rehearsal, Rehearsed
+from splitpeer.config import JobConfig
+from splitpeer.curious.reader import open_capture
+from splitpeer.data.sampling import split_patients
+from splitpeer.errors import AttackImpossible, ConfigError
+from splitpeer.report.model import Source
+from splitpeer.roles.terms import job_on_wire, window_of
+
+log = logging.getLogger(__name__)
+SALT = bytes(32)
+DONE = "point.json"
+_RECORDED_STEPS = 2
+
+
+@dataclass(frozen=True)
+class Task:
+    """One configuration with one seed."""
+
+    plan: Path
+    job: Path
+    out: Path
+    configuration: Configuration
+    seed: int
+    keep_captures: bool = False
+    device: str = "cpu"
+
+    @property
+    def folder(self) -> Path:
+        """Its run folder."""
+        return self.out / f"{self.configuration.slug}-seed{self.seed}"
+
+    def digest(self) -> str:
+        """Of all that its result depends on."""
+        plan, job = SweepPlan.load(self.plan), JobConfig.load(self.job)
+        kept = job.model_dump(mode="json", exclude={"output", "deadlines"})
+        shared = plan.model_dump(mode="json", exclude={"configuration"})
+        return fingerprint(shared, kept, self.configuration.model_dump(mode="json"), self.seed)
+
+    def done(self) -> dict[str, Any] | None:
+        """Its `point.json`, if it is of these settings."""
+        try:
+            found: dict[str, Any] = json.loads((self.folder / DONE).read_text())
+        except (OSError, ValueError):
+            return None
+        return found if found.get("digest") == self.digest() else None
+
+
+def sweep(
+    plan_file: Path, job_file: Path, out: Path, *, workers: int = 1, keep_captures: bool = False, device: str = "cpu",
+    told: Callable[[str, int, int], None] = lambda what, done, total: None,
+) -> list[dict[str, Any]]:  # fmt: skip
+    """Run what is not done yet; returns every configuration's `point.json` that there is, in the plan's order.
+
+    Raises:
+        ConfigError, DataError: a file that cannot be used.
+    """
+    plan = SweepPlan.load(plan_file)
+    JobConfig.load(job_file)
+    prepare(plan, out)
+    tasks = [
+        Task(plan_file, job_file, out, configuration, seed, keep_captures, device)
+        for configuration in plan.all()
+        for seed in plan.sweep.seeds
+    ]
+    rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    mine = [task for task in tasks[rank::world] if task.done() is None]
+    ready = len(tasks[rank::world]) - len(mine)
+    told("already done", ready, len(tasks[rank::world]))
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_alone) as pool:
+        running = {pool.submit(play, task): task for task in mine}
+        try:
+            for future in as_completed(running):
+                point = future.result()
+                ready += 1
+                told(f"{point['name']}: Dice {point['dice']:.3f}, leakage {point['leakage']:.3f}", ready,
+                     len(tasks[rank::world]))  # fmt: skip
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    points = [found for task in tasks if (found := task.done()) is not None]
+    save([Point(**{k: p[k] for k in Point.__dataclass_fields__}) for p in points], out)
+    return points
+
+
+def prepare(plan: SweepPlan, out: Path) -> None:
+    """Render the phantom, if no folder of images is named."""
+    out.mkdir(parents=True, exist_ok=True)
+    if plan.data.folder is None or plan.data.shadow is None:
+        from splitpeer.data.phantom import write_phantom
+
+        if plan.data.folder is None:
+            write_phantom(out / "data", plan.data.patients, seed=plan.data.seed)
+        if plan.data.shadow is None:
+            write_phantom(out / "shadow", plan.data.shadow_patients, seed=plan.data.shadow_seed)
+
+
+def _alone() -> None:
+    torch.set_num_threads(1)
+
+
+@dataclass(frozen=True)
+class _Scene:
+    """What all configurations of a plan share within one process."""
+
+    cohort: Cohort
+    targets: Samples
+    others: Samples
+    judge: Judge
+
+
+@lru_cache(maxsize=1)
+def _scene(plan_file: Path, job_file: Path, out: Path) -> _Scene:
+    plan, job = SweepPlan.load(plan_file), JobConfig.load(job_file)
+    window = window_of(job_on_wire(job))
+    modalities = sorted(job.sites.values())
+    convention = plan.data.convention
+    cohort = Cohort.read(plan.data.folder or out / "data", modalities, salt=SALT, convention=convention)
+    strangers = Cohort.read(
+        plan.data.shadow or out / "shadow", modalities, salt=SALT[::-1] + b"s", convention=convention
+    )
+    if cohort.labels is None:
+        raise ConfigError("a sweep needs masks")
+    _, held_out = split_patients(cohort.keys(), job.data.validation, job.job.seed, cohort.labels.subjects())
+    targets = cut(cohort, most_tumour(cohort, held_out[: plan.sweep.targets], window), window)
+    others = shadow(strangers, window, plan.sweep.shadow)
+    return _Scene(cohort, targets, others, make_judge(plan.sweep.modality, targets, others))
+
+
+def play(task: Task) -> dict[str, Any]:
+    """Train, record, attack and judge one configuration; returns its point."""
+    plan, job = SweepPlan.load(task.plan), JobConfig.load(task.job)
+    scene, head, one = _scene(task.plan, task.job, task.out), plan.sweep, task.configuration
+    if one.levels is not None:
+        job = job.model_copy(update={"model": job.model.model_copy(update={"levels": one.levels})})
+    protection = Protection(one.defences, one.image, one.gradients)
+    rehearsal = Rehearsal(job, scene.cohort, protection, task.folder, seed=task.seed, device=task.device)
+    recording = Recording(
+        first=_RECORDED_STEPS, last=_RECORDED_STEPS, targets=scene.targets.samples, views=max(head.views),
+        modalities=(head.modality,),
+    )  # fmt: skip
+    played = rehearsal.play(recording)
+    book, outcomes = _attack_images(played, scene, head, rehearsal, protection, task)
+    masks = list(_attack_labels(played, scene, head, book, task))
+    if not task.keep_captures:
+        for capture in task.folder.glob("*.cap"):
+            capture.unlink()
+    point = _point(one.name, played, outcomes, masks)
+    record = asdict(point) | {
+        "digest": task.digest(), "seed": task.seed, "defences": protection.label,
+        "levels": list(job.model.levels), "regions": played.dice,
+        "figures": [_figure(outcome) for outcome in (*outcomes, *masks)],
+    }  # fmt: skip
+    temporary = task.folder / "point.tmp"
+    temporary.write_text(json.dumps(record, indent=2) + "\n")
+    temporary.replace(task.folder / DONE)
+    return record
+
+
+def _attack_images(
+    played: Rehearsed, scene: _Scene, head: Any, rehearsal: Rehearsal, protection: Protection, task: Task
+) -> tuple[Book, list[Outcome]]:
+    capture = open_capture(played.capture)
+    view = coordinator_view(capture, head.modality, mode="evaluate", choose=lambda _: scene.targets.samples)
+    verdict = capture.verify()
+    source = Source(
+        file=played.capture.name, digest=verdict.last_chain.hex(), role="coordinator", site="hub",
+        run=rehearsal.run.hex(), job=rehearsal.job.name, records=verdict.records, rehearsal=True,
+        steps=rehearsal.job.steps, samples=len(view.targets),
+    )  # fmt: skip
+    sites = {site.name: site.modality for site in rehearsal.sites}
+    command = f"splitpeer audit --sweep {task.plan.name} --job {task.job.name} --out {task.out.name}"
+    book = Book(
+        task.folder, source, network_of(view, sites, rehearsal.job.precision), commands=(command,),
+        dice={protection.label: played.dice},
+    )  # fmt: skip
+    book.truth(scene.judge)
+    knowledge = with_shadow(Knowledge(), scene.others)
+    knowledge = with_model(knowledge, view, played.weights(head.modality))
+    knowledge = with_decoder(knowledge, view, played.weights(COORDINATOR))
+    outcomes = []
+    seen = max(len(target.shots) for target in view.targets)
+    for number, views in enumerate(sorted(v for v in head.views if v <= seen) or [seen]):
+        for name in head.attacks:
+            order = Order(name, views=views)
+            try:
+                # The naive form is shown once, beside the adaptive one.
+                for outcome in run(view, knowledge, [order], scene.judge, seed=task.seed, device=task.device,
+                                   naive=number == 0):  # fmt: skip
+                    book.enter(outcome)
+                    outcomes.append(outcome)
+            except AttackImpossible as error:
+                book.could_not(name, view, str(error))
+    if not outcomes:
+        raise ConfigError(
+            f"none of the attacks {', '.join(head.attacks)} could be run on {task.configuration.name}"
+        )
+    return book, outcomes
+
+
+def _attack_labels(played: Rehearsed, scene: _Scene, head: Any, book: Book, task: Task) -> Iterator[Outcome]:
+    capture = open_capture(played.site_capture(head.modality))
+    every = site_view(capture)
+    steps = sorted({shot.step for target in every.targets for shot in target.shots})
+    for step in (steps[0], steps[-1]):
+        view: View = site_view(capture, steps=(step,))
+        truth = cut(scene.cohort, [t.sample for t in view.targets], played_window(view))
+        judge = replace(scene.judge, truth=truth, floors=None, segmenter=None)
+        for outcome in run(
+            view, Knowledge(), [Order(name) for name in head.label_attacks], judge, seed=task.seed
+        ):
+            outcome.result.notes = (*outcome.result.notes, f"gradients of step {step}")
+            outcome.result.settings["step"] = step
+            # The truths of the pictures are those of the samples held out, not of these.
+            book.enter(outcome)
+            yield outcome
+
+
+def played_window(view: View) -> tuple[int, int, int]:
+    """Three sizes; slices have depth 1."""
+    return (*view.window, 1)[:3]  # type: ignore[return-value]
+
+
+def _point(name: str, played: Rehearsed, images: Sequence[Outcome], masks: Sequence[Outcome]) -> Point:
+    def ssim(outcome: Outcome) -> float:
+        return outcome.scores["ssim"].mean or 0.0
+
+    worst = max(images, key=ssim)
+    floors = [f for f in worst.scores["ssim"].floors.values() if f is not None]
+    tumour = [o.scores["tumour_dice"].mean for o in images if "tumour_dice" in o.scores]
+    aucs = [o.scores["auc"].mean for o in masks if o.scores.get("auc") and o.scores["auc"].mean is not None]
+    return Point(
+        name=name, dice=played.dice["mean"], leakage=ssim(worst), by=worst.result.attack, views=worst.result.views,
+        floor=max(floors, default=0.0), tumour=max((t for t in tumour if t is not None), default=None),
+        mask_auc=max(aucs, default=None),
+    )  # fmt: skip
+
+
+def _figure(outcome: Outcome) -> dict[str, Any]:
+    result = outcome.result
+    return {
+        "attack": result.attack, "goal": result.goal, "adaptive": result.adaptive, "views": result.views,
+        "seconds": result.seconds, "step": result.settings.get("step"),
+        "scores": {name: score.to_json() for name, score in outcome.scores.items()},
+    }  # fmt: skip

@@ -1,0 +1,99 @@
+"""The sweep as a Markdown table, put between two marks of a document."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from splitpeer.audit.frontier import Point, pareto
+from splitpeer.errors import ConfigError
+
+BEGIN, END = "<!-- sweep: begin -->", "<!-- sweep: end -->"
+
+
+def markdown(points: Sequence[Mapping[str, Any]]) -> str:
+    """One row for each configuration, seeds averaged: Dice, the naive attack, the adaptive ones, the tumour, the labels."""
+    names = list(dict.fromkeys(point["name"] for point in points))
+    views = sorted({f["views"] for p in points for f in p["figures"] if f["goal"] == "image"})
+    heads = ["configuration", "Dice", "naive", *(f"{v} view{'s' if v > 1 else ''}" for v in views), "worst", "by",
+             "tumour Dice", "mask AUC first / last step"]  # fmt: skip
+    averaged = [_average([p for p in points if p["name"] == name]) for name in names]
+    front = {point.name for point in pareto([row["point"] for row in averaged])}
+    lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
+    for row in averaged:
+        point = row["point"]
+        name = f"**{point.name}**" if point.name in front else point.name
+        cells = [name, _two(point.dice, 3), _two(row["naive"])]
+        cells += [_two(row["views"].get(v)) for v in views]
+        cells += [_two(point.leakage), point.by, _two(point.tumour), " / ".join(_two(a) for a in row["aucs"])]
+        lines.append("| " + " | ".join(cells) + " |")
+    floor = mean(row["point"].floor for row in averaged) if averaged else 0.0
+    lines.append("")
+    lines.append(
+        f"Floor of SSIM (average brain of other patients): {floor:.2f}. Bold: on the Pareto front of Dice and worst SSIM."
+    )
+    return "\n".join(lines) + "\n"
+
+
+def write_into(document: Path, table: str) -> None:
+    """Replace what stands between the marks.
+
+    Raises:
+        ConfigError: the file is missing, or has no marks.
+    """
+    try:
+        text = document.read_text()
+    except OSError as error:
+        raise ConfigError(f"{document}: cannot be read ({error.strerror})") from None
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise ConfigError(f"{document}: has no lines {BEGIN} and {END} for the table to stand between")
+    document.write_text(f"{before}{BEGIN}\n\n{table}\n{END}{after}")
+
+
+def _average(points: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Seeds of one configuration."""
+
+    def over(values: Sequence[float | None]) -> float | None:
+        known = [v for v in values if v is not None]
+        return mean(known) if known else None
+
+    def best(point: Mapping[str, Any], *, adaptive: bool, views: int | None = None) -> float | None:
+        found = [
+            f["scores"]["ssim"]["mean"]
+            for f in point["figures"]
+            if f["goal"] == "image" and f["adaptive"] is adaptive and views in (None, f["views"])
+            and f["scores"].get("ssim", {}).get("mean") is not None
+        ]  # fmt: skip
+        return max(found, default=None)
+
+    numbers = sorted({f["views"] for p in points for f in p["figures"] if f["goal"] == "image"})
+    undefended = all(p["defences"] == "none" for p in points)
+    first = points[0]
+    worst = max(points, key=lambda p: p["leakage"])
+    summary = Point(
+        name=first["name"], dice=mean(p["dice"] for p in points), leakage=mean(p["leakage"] for p in points),
+        by=worst["by"], views=worst["views"], floor=mean(p["floor"] for p in points),
+        tumour=over([p["tumour"] for p in points]), mask_auc=over([p["mask_auc"] for p in points]),
+    )  # fmt: skip
+    either = {v: [max(filter(None, (best(p, adaptive=True, views=v), best(p, adaptive=False, views=v))), default=None)
+                  for p in points] for v in numbers}  # fmt: skip
+    aucs = [
+        over([f["scores"]["auc"]["mean"] for p in points for f in p["figures"]
+              if f["goal"] == "mask" and f["step"] == step and f["scores"].get("auc")])
+        for step in sorted({f["step"] for p in points for f in p["figures"] if f["goal"] == "mask"})
+    ]  # fmt: skip
+    naive = over([best(p, adaptive=False) for p in points])
+    return {
+        "point": summary,
+        "naive": over([best(p, adaptive=True) for p in points]) if undefended and naive is None else naive,
+        "views": {v: over(values) for v, values in either.items()},
+        "aucs": aucs,
+    }
+
+
+def _two(value: float | None, digits: int = 2) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"

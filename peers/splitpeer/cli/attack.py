@@ -1,0 +1,151 @@
+"""`splitpeer attack`: replay a capture into attacks, and score what they recover."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from splitpeer.cli.options import FILE
+from splitpeer.errors import AttackImpossible, ConfigError
+
+if TYPE_CHECKING:
+    from splitpeer.audit.campaign import Outcome
+
+
+def attack_progress(console: Console) -> Callable[[str, int, int], None]:
+    """Shows what runs on a terminal, and nothing elsewhere."""
+    from rich.status import Status
+
+    if not console.is_terminal:
+        return lambda what, done, total: None
+    status = Status("", console=console)
+    status.start()
+
+    def shown(what: str, done: int, total: int) -> None:
+        status.update(f"{what}: {done}/{total}")
+
+    return shown
+
+
+def outcome_table(outcomes: list[Outcome]) -> Table:
+    """One line for each attack: its main figure, the floor, and under what it was obtained."""
+    table = Table(
+        title="What was recovered (mean over patients, 95 % interval; floor: without seeing anything)"
+    )
+    for head in ("attack", "form", "views", "figure", "value", "floor", "seconds"):
+        table.add_column(head, justify="left" if head in ("attack", "form", "figure") else "right")
+    for outcome in outcomes:
+        result = outcome.result
+        figure = "auc" if result.goal == "mask" else "ssim"
+        score = outcome.scores.get(figure)
+        value = floor = "-"
+        if score is not None and score.mean is not None:
+            value = f"{score.mean:.3f}"
+            if score.low is not None and score.high is not None:
+                value += f" ({score.low:.2f}-{score.high:.2f})"
+            known = [f for f in score.floors.values() if f is not None]
+            floor = f"{max(known):.3f}" if known else "-"
+        name = {"auc": "mask AUC", "ssim": "SSIM in the brain"}[figure]
+        form = "adaptive" if result.adaptive else "naive" if outcome.view.defences else "-"
+        table.add_row(result.attack, form, str(result.views), name, value, floor, f"{result.seconds:.0f}")
+    return table
+
+
+@click.command()
+@click.argument("capture", type=FILE)
+@click.option("--attack", "attacks", multiple=True, required=True, metavar="NAME[:key=value,...]",
+              help="May be given several times; splitpeer attack --list CAPTURE shows all.")  # fmt: skip
+@click.option(
+    "--modality", help="The contrast under attack (a coordinator's capture); default: the first one."
+)
+@click.option("--knows", multiple=True, metavar="KIND=PATH",
+              help="What the adversary is granted: weights=, initial=, decoder= (checkpoints), shadow= (a folder).")  # fmt: skip
+@click.option(
+    "--queries", is_flag=True, help="The adversary only queries the encoder; it does not see its weights."
+)
+@click.option("--shadow-images", type=click.IntRange(1), default=600, show_default=True,
+              help="How many similar images it uses.")  # fmt: skip
+@click.option(
+    "--truth", type=FILE, help="Folder of the true images, to score and to show; the attack never sees it."
+)
+@click.option("--salt", type=FILE, help="federation.salt; needed with --truth.")
+@click.option("--layout", type=click.Choice(("folder", "msd", "brats")), default="folder", show_default=True)
+@click.option("--convention", type=click.Choice(("msd", "brats", "brats2023", "nnunet")),
+              help="Of the masks, where the truth (or the shadow folder) holds labels.")  # fmt: skip
+@click.option("--defence", help='Try the clean traffic under defences, offline: "dropout:0.5+gaussian:1.0".')
+@click.option(
+    "--views", type=click.IntRange(1), help="Releases of each sample to use; with --defence: to simulate."
+)
+@click.option(
+    "--samples", type=click.IntRange(1), default=24, show_default=True, help="Samples to attack, at most."
+)
+@click.option(
+    "--step", type=click.IntRange(0), help="Only what was sent at this step; default: the last one."
+)
+@click.option("--first-step", is_flag=True, help="Only what was sent at step 1, before anything was learnt.")
+@click.option("--no-naive", is_flag=True, help="Only the attack that knows the defence.")
+@click.option("--key", "key_file", type=FILE, help="Key of an encrypted capture.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@click.option("--device", default="cpu", show_default=True)
+@click.option("--threads", type=click.IntRange(1), default=1, show_default=True)
+@click.option("--out", type=FILE, required=True, help="Run folder: attack.json and reconstructions.npz.")
+def attack(
+    capture: Path,
+    attacks: tuple[str, ...],
+    modality: str | None,
+    knows: tuple[str, ...],
+    queries: bool,
+    shadow_images: int,
+    truth: Path | None,
+    salt: Path | None,
+    layout: str,
+    convention: str | None,
+    defence: str | None,
+    views: int | None,
+    samples: int,
+    step: int | None,
+    first_step: bool,
+    no_naive: bool,
+    key_file: Path | None,
+    seed: int,
+    device: str,
+    threads: int,
+    out: Path,
+) -> None:
+    """Attack what a curious peer recorded in CAPTURE.
+
+    A coordinator's capture is attacked for images, a site's for labels. Every defence is met by an adversary that
+    knows it; the naive form is shown beside.
+    """
+    if truth is not None and salt is None:
+        raise ConfigError("--truth needs --salt: patients are found by their pseudonyms")
+    import torch
+
+    from splitpeer.audit.bench import Bench
+    from splitpeer.roles.compute import pick_device
+
+    torch.set_num_threads(threads)
+    bench = Bench(
+        capture, key_file=key_file, modality=modality, knows=knows, queries=queries, shadow_images=shadow_images,
+        truth=truth, salt=salt, layout=layout, convention=convention, defence=defence, views=views, samples=samples,
+        step=1 if first_step else step, seed=seed, device=pick_device(device),
+    )  # fmt: skip
+    bench.open(out, commands=(shlex.join(["splitpeer", *sys.argv[1:]]),))
+    console = Console(stderr=True)
+    outcomes = []
+    try:
+        for outcome in bench.run(attacks, naive=not no_naive, progress=attack_progress(console)):
+            outcomes.append(outcome)
+    finally:
+        if outcomes:
+            console.print(outcome_table(outcomes))
+            console.print(f"{out}: splitpeer report {out} --out report.html makes the page")
+    if not outcomes:
+        raise AttackImpossible(bench.refused or "no attack ran")

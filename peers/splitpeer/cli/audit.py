@@ -1,0 +1,141 @@
+"""`splitpeer audit`: what would leak, measured before anything leaves; and the sweep over defences."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from splitpeer.cli.options import FILE, config_option, load_peer, set_option
+from splitpeer.errors import ConfigError
+
+
+@click.command()
+@config_option
+@set_option
+@click.option(
+    "--job", "job_file", type=FILE, required=True, help="The job.toml that this site is invited to."
+)
+@click.option("--defence", "defences", multiple=True,
+              help='Also rehearse this: "dropout:0.5+gaussian:1", "image/voxel-noise:0.2"; may be repeated.')  # fmt: skip
+@click.option("--attack", "attacks", multiple=True, default=("pca", "whitebox", "inverse"), show_default=True)
+@click.option("--labels", type=FILE, help="Folder of masks; without it a stand-in task is trained.")
+@click.option(
+    "--convention", type=click.Choice(("msd", "brats", "brats2023", "nnunet")), help="Of the masks."
+)
+@click.option(
+    "--shadow", type=FILE, help="Similar images that an adversary may hold; default: own other patients."
+)
+@click.option("--steps", type=click.IntRange(1), help="Training steps to rehearse; default: the job's.")
+@click.option(
+    "--samples", type=click.IntRange(1), default=12, show_default=True, help="Patients under attack."
+)
+@click.option(
+    "--views", type=click.IntRange(1), default=20, show_default=True, help="Releases of each sample."
+)
+@click.option(
+    "--sweep", "sweep_file", type=FILE, help="sweep.toml: many defences, on the phantom or a folder."
+)
+@click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help="Processes of a sweep.")
+@click.option("--keep-captures", is_flag=True, help="Of a sweep; they are large.")
+@click.option("--write", "document", type=FILE, help="Put the sweep's table into this Markdown file.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@click.option("--device", default="cpu", show_default=True)
+@click.option("--out", type=FILE, default=Path("runs/audit"), show_default=True)
+def audit(
+    config_file: Path | None,
+    settings: tuple[str, ...],
+    job_file: Path,
+    defences: tuple[str, ...],
+    attacks: tuple[str, ...],
+    labels: Path | None,
+    convention: str | None,
+    shadow: Path | None,
+    steps: int | None,
+    samples: int,
+    views: int,
+    sweep_file: Path | None,
+    workers: int,
+    keep_captures: bool,
+    document: Path | None,
+    seed: int,
+    device: str,
+    out: Path,
+) -> None:
+    """Play both parts of a job on this site's own images, attack what would have left, and write a report.
+
+    Nothing is sent: no network is used. With --sweep, compare many defences instead.
+    """
+    if sweep_file is not None:
+        _sweep(sweep_file, job_file, out, workers, keep_captures, document, device)
+        return
+    if (labels is None) != (convention is None):
+        raise ConfigError(
+            "--labels and --convention go together: what the masks' numbers mean is never guessed"
+        )
+    import torch
+
+    from splitpeer.audit.site import SiteAudit
+    from splitpeer.cli.attack import attack_progress
+    from splitpeer.config import JobConfig
+    from splitpeer.report.build import write_report
+
+    config = load_peer(config_file, settings)
+    torch.set_num_threads(config.runtime.threads)
+    one = SiteAudit(
+        config, JobConfig.load(job_file), out, labels=labels, convention=convention, shadow=shadow, steps=steps,
+        samples=samples, views=views, seed=seed, device=device,
+    )  # fmt: skip
+    console = Console(stderr=True)
+    command = shlex.join(["splitpeer", *sys.argv[1:]])
+    folders = one.run(
+        attacks,
+        one.protections([_protection(text) for text in defences]),
+        (command,),
+        attack_progress(console),
+    )
+    page = out / "report.html"
+    write_report(folders, page)
+    console.print(f"no byte left this machine; read {page}")
+
+
+def _protection(text: str) -> object:
+    from splitpeer.audit.rehearsal import Protection
+
+    parts = [part.strip() for part in text.split("+") if part.strip()]
+
+    def of(place: str) -> tuple[str, ...]:
+        return tuple(p.removeprefix(place) for p in parts if p.startswith(place))
+
+    plain = tuple(p for p in parts if "/" not in p)
+    return Protection(plain, of("image/"), of("gradients/"))
+
+
+def _sweep(
+    plan: Path, job: Path, out: Path, workers: int, keep_captures: bool, document: Path | None, device: str
+) -> None:
+    from splitpeer.audit.sweep import sweep
+    from splitpeer.audit.table import markdown, write_into
+
+    console = Console(stderr=True)
+
+    def told(what: str, done: int, total: int) -> None:
+        console.print(f"[{done}/{total}] {what}", highlight=False)
+
+    points = sweep(plan, job, out, workers=workers, keep_captures=keep_captures, device=device, told=told)
+    (out / "table.md").write_text(markdown(points))
+    if document is not None:
+        write_into(document, markdown(points))
+    table = Table(title="Dice against leakage")
+    for head in ("configuration", "Dice", "leakage (SSIM)", "by", "views", "mask AUC"):
+        table.add_column(head, justify="left" if head in ("configuration", "by") else "right")
+    for point in points:
+        auc = "-" if point["mask_auc"] is None else f"{point['mask_auc']:.3f}"
+        table.add_row(point["name"], f"{point['dice']:.3f}", f"{point['leakage']:.3f}", point["by"],
+                      str(point["views"]), auc)  # fmt: skip
+    console.print(table)
+    console.print(f"{out}/frontier.png, {out}/frontier.json, {out}/table.md")
