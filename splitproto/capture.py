@@ -221,7 +221,7 @@ class CaptureWriter:
         """Magic and header; once, first."""
         if self.records:
             raise ValueError("a capture has one header")
-        return self._append(pack(self.header), (), MAGIC)
+        return self._append(self.header, (), MAGIC)
 
     def message(self, message: Message, *, time: float, peer: str, direction: str) -> list[Buffer]:
         """One message that was sent or received; the octets of its tensors are referred to, not copied.
@@ -230,21 +230,20 @@ class CaptureWriter:
             CodecError, TensorError: a field or tensor that the wire does not carry.
         """
         head, segments = messages.encode(message)
-        said = pack(Said(self.records, time, peer, direction, head))
+        said = Said(self.records, time, peer, direction, head)
         buffers = self._append(said, segments)
         self.messages += 1
         return buffers
 
     def gap(self, *, time: float, reason: str, records: int, octets: int) -> list[Buffer]:
         """`records` messages with bodies of `octets` in all were not kept."""
-        buffers = self._append(pack(Gap(self.records, time, reason, records, octets)), ())
+        buffers = self._append(Gap(self.records, time, reason, records, octets), ())
         self.lost += records
         return buffers
 
     def end(self, *, time: float, reason: str, text: str = "") -> list[Buffer]:
         """The last record."""
-        end = End(self.records, time, reason, self.messages, self.lost, text)
-        buffers = self._append(pack(end), ())
+        buffers = self._append(End(self.records, time, reason, self.messages, self.lost, text), ())
         self.ended = True
         return buffers
 
@@ -259,10 +258,10 @@ class CaptureWriter:
     def _counts(self) -> tuple[bytes, int, int, int]:
         return self.chain, self.records, self.messages, self.lost
 
-    def _append(self, envelope: bytes, segments: Iterable[Buffer], before: bytes = b"") -> list[Buffer]:
+    def _append(self, envelope: Envelope, segments: Iterable[Buffer], before: bytes = b"") -> list[Buffer]:
         if self.ended or (not self.records and not before):
             raise ValueError("a capture begins with its header, and nothing follows its end")
-        sealed: list[Buffer] = [envelope]
+        sealed: list[Buffer] = [pack(envelope)]
         body = [segment for segment in segments if len(segment)]
         if self._seal is not None and not before:
             sealed = self._seal.close(_ENVELOPE_SEAL, self.records, self.chain, sealed)

@@ -102,8 +102,10 @@ class PartWriter:
         """Of the file, whole records only."""
         try:
             self._append(self._writer.start())
-        except BaseException:
-            os.close(self._file)
+        except OSError:
+            # It is ours and holds nothing.
+            self.close()
+            self.path.unlink(missing_ok=True)
             raise
 
     @property
