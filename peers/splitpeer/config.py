@@ -207,6 +207,10 @@ class Policy(Section):
     """What is done to activations before they leave, in order: ``dropout:0.5``, ``gaussian:1@0,1``."""
     image_defences: ImageDefences = ()
     """What is done to images before the encoder sees them: ``voxel-noise:0.5``."""
+    epsilon: Annotated[float, Field(gt=0, le=1000)] | None = None
+    """Privacy budget of every patient for all that ever leaves, beside ``delta``; when it is spent, sending stops."""
+    delta: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Chance by which the budget may fail: well below one in the number of patients."""
     may_record: bool = True
     """Whether this peer may write captures (``serve --curious``)."""
     recorded_by_coordinator: bool = True
@@ -216,6 +220,18 @@ class Policy(Section):
     def max_message_bytes(self) -> int:
         """`max_message_mib` in octets."""
         return self.max_message_mib * 2**20
+
+    @model_validator(mode="after")
+    def _budget_can_be_kept(self) -> Self:
+        if (self.epsilon is None) != (self.delta is None):
+            raise ValueError("epsilon and delta are one budget: write both, or neither")
+        named = {re.split("[:@]", written, maxsplit=1)[0] for written in self.defences}
+        if self.epsilon is not None and "dp-gaussian" not in named:
+            raise ValueError(
+                "epsilon is a promise that only dp-gaussian among the defences can keep: "
+                "add it, or remove epsilon and delta"
+            )
+        return self
 
 
 class Capture(Section):
@@ -313,6 +329,11 @@ class PeerConfig(Settings):
         if self.data.labels is not None and self.data.convention is None:
             problems.append(
                 '[data] convention is missing: say what the masks follow, "msd" or "brats" or ...'
+            )
+        if self.policy and self.policy.epsilon is not None and self.runtime.initial_weights != "private":
+            problems.append(
+                "[policy] epsilon with a seed for [runtime] initial_weights: whoever knows the seed computes the "
+                'noise; write initial_weights = "private"'
             )
         if self.data.salt is None:
             problems.append('[data] salt is missing: add salt = "pki/federation.salt"')

@@ -17,7 +17,7 @@ from splitpeer.config import PeerConfig
 from splitpeer.errors import ConnectionRefused, DeadlinePassed, JobFailed, PeerError
 from splitpeer.logs import event
 from splitpeer.roles.compute import Compute, pick_device
-from splitpeer.roles.site_job import SiteJob, open_volumes
+from splitpeer.roles.site_job import SiteJob, open_ledger, open_volumes
 from splitpeer.roles.terms import judge
 from splitpeer.roles.witness import AGENT, Witness, terms_digest
 from splitproto import Offer, Session, SplitprotoError, dial
@@ -83,6 +83,8 @@ class Client:
         pick_device(config.runtime.device)
         # Fail now, not when the first batch is due.
         self._patients = len(open_volumes(config).keys())
+        if (ledger := open_ledger(config)) is not None:
+            ledger.close()
         self._witness = Witness(config, curious)
         self._compute = Compute(config.runtime.threads)
         self._job: SiteJob | None = None
@@ -121,9 +123,25 @@ class Client:
                     raise
             await self._leave()
         finally:
-            if self._job is not None:
-                await self._compute.run(self._job.close)
+            await self._close_job()
             self._compute.close()
+
+    async def _close_job(self) -> None:
+        job, self._job = self._job, None
+        if job is None:
+            return
+        await self._compute.run(job.close)
+        if job.ledger is not None:
+            spent = job.ledger.spent()
+            self._witness.note(
+                "privacy.spent",
+                epsilon=round(spent.epsilon, 4),
+                budget=spent.budget,
+                delta=spent.delta,
+                patients=spent.patients,
+                half_spent=spent.half,
+                all_spent=spent.full,
+            )
 
     # --- the link --------------------------------------------------------------------------------------
 
@@ -257,8 +275,7 @@ class Client:
             await session.close("failed", error.reason)
             raise JobFailed(f"job {offer.job.name} declined: {error.reason}") from None
         if self._job is None or self._job.run != offer.run:
-            if self._job is not None:
-                await self._compute.run(self._job.close)
+            await self._close_job()
             self._job = await self._compute.run(SiteJob, offer, self._config)
         job = self._job
         await self._compute.run(job.forget_batches)

@@ -16,8 +16,10 @@ from splitpeer.data.pseudonym import load_salt
 from splitpeer.data.sampling import batch_digest
 from splitpeer.data.volumes import Volumes
 from splitpeer.defences import Defended, Release, build_network, make_image_stack
+from splitpeer.defences.dp import mechanism
 from splitpeer.errors import DataError
 from splitpeer.models import site_seed
+from splitpeer.privacy.ledger import Ledger
 from splitpeer.roles.compute import defence_key, from_wire, pick_device, to_wire
 from splitpeer.roles.terms import encoder_octets, run_folder, window_of
 from splitpeer.training import checkpoint
@@ -40,6 +42,14 @@ def open_volumes(config: PeerConfig, spacing: tuple[float, ...] = ()) -> Volumes
         spacing=tuple(spacing) or None,
         cache_mib=data.cache_mib,
     )
+
+
+def open_ledger(config: PeerConfig) -> Ledger | None:
+    """The site's privacy budget, if its policy sets one. Raises ConfigError or DataError: see `Ledger`."""
+    policy = config.policy
+    if policy is None or policy.epsilon is None or policy.delta is None:
+        return None
+    return Ledger(config.peer.state, policy.epsilon, policy.delta)
 
 
 class SiteJob:
@@ -80,8 +90,12 @@ class SiteJob:
         self._pending: Activations | None = None
         self._announced: deque[Forward] = deque()
         self._prefetch: Prefetcher[Forward, np.ndarray] | None = None
+        self._private = seed == "private"
+        self._computed = 0
+        self._mechanism = mechanism(encoder.stack) if isinstance(encoder, Defended) else None
         if not self.checkpoints():
             self.save(0)
+        self.ledger = open_ledger(config)
 
     @property
     def applied(self) -> int:
@@ -156,13 +170,21 @@ class SiteJob:
         return self._announced.popleft() if ready else None
 
     def forward(self, forward: Forward) -> Activations:
-        """Run the encoder on the batch that `due` returned (compute thread)."""
+        """Run the encoder on the batch that `due` returned (compute thread).
+
+        Raises:
+            PolicyRefused: the privacy budget does not bear it.
+        """
         x = self._next_batch()
         again = self._pending
         if forward.mode == "train" and again is not None and again.digest == forward.digest:
             # Ordered again after a lost link: the same octets, and the graph that waits for its gradients.
             return again
-        release = Release(self.run, forward.mode, forward.step, forward.batch, forward.samples)
+        self._pay(forward)
+        # Where runs must repeat, so must the noise; elsewhere not even a batch that is asked for again gets the same.
+        self._computed += 1
+        nonce = self.incarnation + self._computed.to_bytes(8, "big") if self._private else b""
+        release = Release(self.run, forward.mode, forward.step, forward.batch, forward.samples, nonce=nonce)
         arrays = self.half.forward(x, release) if forward.mode == "train" else self.half.evaluate(x, release)
         sent = Activations(
             forward.mode, forward.step, forward.batch, forward.digest, to_wire(arrays, self.job.precision)
@@ -215,8 +237,10 @@ class SiteJob:
         self._pending = None
 
     def close(self) -> None:
-        """Stop reading ahead."""
+        """Stop reading ahead, and settle the privacy ledger."""
         self.forget_batches()
+        if self.ledger is not None:
+            self.ledger.close()
 
     def _check_window(self, sample: Sample) -> None:
         """A window lies inside the volume, or contains it: cut at a border, it would single out voxels."""
@@ -226,6 +250,17 @@ class SiteJob:
                 raise PolicyRefused("a window that is cut by the border of the volume")
 
     # --- inside ----------------------------------------------------------------------------------------
+
+    def _pay(self, forward: Forward) -> None:
+        """For what is about to be computed and sent: before that, so that a crash pays too much and not too little."""
+        if self.ledger is not None and self._mechanism is not None:
+            self.ledger.pay(
+                self.run,
+                [sample.key for sample in forward.samples],
+                self._mechanism.noise,
+                learning=not self._mechanism.frozen,
+                training=forward.mode == "train",
+            )
 
     def _read(self, forward: Forward) -> np.ndarray:
         data = SiteData(self.volumes, self._image_defences)

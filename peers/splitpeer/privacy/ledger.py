@@ -1,0 +1,281 @@
+"""The budget of a site's patients: what has been paid for, on disk before anything leaves.
+
+Every record (window) that leaves is paid for by the patients whose images it depends on:
+
+- **a frozen encoder**: by its own patient alone;
+- **an encoder that learns**: also by every patient of an earlier training batch of the run. The site's backward
+  pass uses their bare images, so the weights carry them, and so does whatever these weights make of anybody
+  else. Each such record moves by at most 2C as well, hence costs the same. (Not counting them is the usual
+  mistake: a noisy activation is no private gradient.)
+
+`privacy-ledger.json` in `[peer] state` (mode 0600) holds, by patient key, how many records were paid at which noise
+(sigma / clip). Payments are written ahead in blocks: a crash loses the unused rest of a block, so it counts too much
+and never too little, and most steps write nothing. One process at a time may hold it.
+
+Deleting the file deletes the memory of what left: the promise is then void. Back it up with the patients' data.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import logging
+import math
+import os
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from splitpeer.errors import ConfigError, DataError
+from splitpeer.logs import event
+from splitpeer.privacy.accounting import SENSITIVITY, epsilon_of_mu, mu_within
+from splitproto.errors import PolicyRefused
+
+log = logging.getLogger(__name__)
+
+NAME = "privacy-ledger.json"
+FORMAT = "splitpeer privacy ledger 1"
+BLOCK = 32
+"""Payments written ahead, each of as many records as the one at hand."""
+LOST_SHARE = 50
+"""A crash costs a patient at most this part of the budget, one in so many, beside the payment at hand."""
+_SLACK = 1 + 1e-9  # of rounding, where sums of squares meet their limit
+
+
+@dataclass(frozen=True)
+class Spent:
+    """How far the budget is used: without any patient's key."""
+
+    epsilon: float
+    """Of the patient that paid most."""
+    budget: float
+    delta: float
+    patients: int
+    """Who paid anything."""
+    half: int
+    """How many have used half of epsilon or more."""
+    full: int
+    """How many cannot pay for one more record at the noise last used."""
+
+
+@dataclass
+class _Account:
+    """One patient: records by noise. `written` is what the file says, never less than `paid`."""
+
+    paid: Counter[float] = field(default_factory=Counter)
+    written: Counter[float] = field(default_factory=Counter)
+    runs: set[str] = field(default_factory=set)
+    """Runs whose weights may carry this patient."""
+
+    @property
+    def squared(self) -> float:
+        """mu^2 of all that was paid."""
+        return sum(count * _cost(noise) for noise, count in self.paid.items())
+
+
+def _cost(noise: float) -> float:
+    return (SENSITIVITY / noise) ** 2 if noise > 0 else math.inf
+
+
+class Ledger:
+    """The accounts of one site under one budget.
+
+    Args:
+        folder: `[peer] state`; made (0700) if it is missing.
+        epsilon: the budget of every patient, for all that ever leaves.
+        delta: its delta.
+
+    Raises:
+        ConfigError: another process holds the ledger; the folder cannot be written.
+        DataError: the file is damaged.
+    """
+
+    def __init__(self, folder: Path, epsilon: float, delta: float) -> None:
+        self.path = folder / NAME
+        self.epsilon, self.delta = epsilon, delta
+        self._most = mu_within(epsilon, delta) ** 2 * _SLACK
+        # mu^2 at every tenth of epsilon.
+        self._tenths = [mu_within(epsilon * n / 10, delta) ** 2 / _SLACK for n in range(1, 11)]
+        self._noise = math.inf
+        self._lock = _lock(folder)
+        self._closed = False
+        try:
+            self._accounts = _read(self.path)
+        except BaseException:
+            os.close(self._lock)
+            raise
+        self._told = bisect_right(self._tenths, self._worst())
+
+    def pay(
+        self, run: bytes, patients: Sequence[bytes], noise: float, *, learning: bool, training: bool
+    ) -> None:
+        """Pay for one batch, durably, before it leaves: all of it or nothing.
+
+        Args:
+            run: of the job; weights begin anew with each.
+            patients: the key of every record in the batch.
+            noise: sigma / clip of this release.
+            learning: whether the encoder's weights ever follow gradients.
+            training: whether gradients for this batch may follow.
+
+        Raises:
+            PolicyRefused: it would exceed some patient's budget. Nothing is paid.
+            DataError: the ledger cannot be written. Nothing may leave.
+        """
+        if self._closed:
+            raise RuntimeError("the ledger is closed")
+        name, batch = run.hex(), [key.hex() for key in patients]
+        costs = Counter(batch)
+        if learning:
+            costs.update({
+                key: len(batch) - costs[key] for key, account in self._accounts.items() if name in account.runs
+            })  # fmt: skip
+        self._noise = noise
+        beyond = [key for key, count in costs.items() if not self._bears(key, noise, count)]
+        if beyond:
+            event(log, "privacy.refused", logging.WARNING, patients=len(beyond), epsilon=self.epsilon,
+                  delta=self.delta)  # fmt: skip
+            raise PolicyRefused(
+                f"the privacy budget of this site (epsilon {self.epsilon:g} at delta {self.delta:g}) is spent for "
+                f"{len(beyond)} of its patients"
+            )
+        new = set()
+        for key, count in costs.items():
+            account = self._accounts.setdefault(key, _Account())
+            account.paid[noise] += count
+            if learning and training and name not in account.runs:
+                account.runs.add(name)
+                new.add(key)
+        if new or any(self._accounts[key].paid[noise] > self._accounts[key].written[noise] for key in costs):
+            for key, count in costs.items():
+                account = self._accounts[key]
+                account.written[noise] = account.paid[noise] + self._ahead(account, noise, count)
+            self._write()
+        # A line in the log at every tenth of the budget.
+        reached = bisect_right(self._tenths, max(self._accounts[key].squared for key in costs))
+        if reached > self._told:
+            self._told = reached
+            self._say()
+
+    def spent(self) -> Spent:
+        """The state of the budget, exactly as paid (what is written ahead does not count)."""
+        squares = [account.squared for account in self._accounts.values()]
+        return Spent(
+            epsilon_of_mu(math.sqrt(self._worst()), self.delta),
+            self.epsilon,
+            self.delta,
+            patients=len(squares),
+            half=sum(square >= self._tenths[4] for square in squares),
+            full=sum(not square + _cost(self._noise) <= self._most for square in squares),
+        )
+
+    def close(self) -> None:
+        """Write what was really paid, and let others have the ledger. May be called again."""
+        if self._closed:
+            return
+        self._closed = True
+        try:
+            if any(account.written != account.paid for account in self._accounts.values()):
+                for account in self._accounts.values():
+                    account.written = Counter(account.paid)
+                self._write()
+        finally:
+            os.close(self._lock)
+        if self._accounts:
+            self._say()
+
+    # --- inside ----------------------------------------------------------------------------------------
+
+    def _bears(self, key: str, noise: float, count: int) -> bool:
+        account = self._accounts.get(key)
+        return (account.squared if account else 0.0) + count * _cost(noise) <= self._most
+
+    def _ahead(self, account: _Account, noise: float, count: int) -> int:
+        """Records to write ahead: a block, but little of the budget, and never beyond it."""
+        left = (self._most - account.squared) / _cost(noise)
+        return max(0, math.floor(min(BLOCK * count, self._most / _cost(noise) / LOST_SHARE, left)))
+
+    def _write(self) -> None:
+        patients = {
+            key: {"paid": {repr(noise): count for noise, count in sorted(a.written.items()) if count},
+                  "runs": sorted(a.runs)}
+            for key, a in sorted(self._accounts.items())
+        }  # fmt: skip
+        text = json.dumps({"format": FORMAT, "patients": patients}, separators=(",", ":"))
+        part = self.path.with_suffix(".part")
+        try:
+            file = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+            with open(file, "w", encoding="ascii") as stream:
+                stream.write(text)
+                stream.flush()
+                os.fsync(file)
+            os.replace(part, self.path)
+            # A rename is durable only when its folder is.
+            folder = os.open(self.path.parent, os.O_RDONLY)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
+        except OSError as error:
+            raise DataError(
+                f"{self.path}: the privacy ledger cannot be written ({error.strerror}), so nothing may leave: "
+                "free or change [peer] state"
+            ) from error
+
+    def _worst(self) -> float:
+        return max((account.squared for account in self._accounts.values()), default=0.0)
+
+    def _say(self) -> None:
+        now = self.spent()
+        event(log, "privacy.spent", epsilon=now.epsilon, budget=now.budget, delta=now.delta,
+              patients=now.patients, half_spent=now.half, all_spent=now.full)  # fmt: skip
+
+
+def _lock(folder: Path) -> int:
+    """Two processes with a copy of the accounts each would forget what the other paid."""
+    path = folder / f"{NAME}.lock"
+    file = -1
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if file >= 0:
+            os.close(file)
+        if isinstance(error, BlockingIOError):
+            raise ConfigError(
+                f"{folder / NAME}: another splitpeer of this site is running on the same budget: stop one of them"
+            ) from None
+        raise ConfigError(
+            f"{path}: the privacy ledger cannot be made ({error.strerror}): check [peer] state"
+        ) from None
+    return file
+
+
+def _read(path: Path) -> dict[str, _Account]:
+    try:
+        text = path.read_bytes()
+    except FileNotFoundError:
+        return {}
+    except OSError as error:
+        raise DataError(f"{path}: the privacy ledger cannot be read ({error.strerror})") from None
+    try:
+        found = json.loads(text)
+        if found["format"] != FORMAT:
+            raise ValueError("another format")
+        return {bytes.fromhex(key).hex(): _account(entry) for key, entry in found["patients"].items()}
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise DataError(
+            f"{path}: not a whole privacy ledger: restore it from a backup; without it nobody knows what has left"
+        ) from None
+
+
+def _account(entry: dict) -> _Account:
+    paid: Counter[float] = Counter()
+    for noise, count in entry["paid"].items():
+        if not (float(noise) >= 0 and type(count) is int and count >= 0):
+            raise ValueError("no count")
+        paid[float(noise)] = count
+    return _Account(paid, Counter(paid), {bytes.fromhex(run).hex() for run in entry["runs"]})
