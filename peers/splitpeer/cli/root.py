@@ -18,6 +18,8 @@ COMMANDS = {
     "serve": ("splitpeer.cli.serve:serve", "Run this peer: a hospital's client, or the coordinator."),
     "trail": ("splitpeer.cli.trail:trail", "Show and check this peer's audit trail."),
     "defences": ("splitpeer.cli.defences:defences", "What can be done to tensors before they leave."),
+    "audit": ("splitpeer.cli.audit:audit", "Measure what would leak before a byte leaves; compare defences."),
+    "attack": ("splitpeer.cli.attack:attack", "Replay a capture into attacks."),
     "demo": ("splitpeer.cli.demo:demo", "Four hospitals and a coordinator on this machine."),
 }
 

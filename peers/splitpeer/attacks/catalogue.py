@@ -1,0 +1,57 @@
+"""All attacks by name. A module is imported when one of its attacks is asked for."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from typing import Any
+
+from splitpeer.attacks.base import Attack
+from splitpeer.errors import ConfigError
+
+CATALOGUE: dict[str, str] = {
+    "pca": "splitpeer.attacks.pca:PrincipalComponent",
+    "whitebox": "splitpeer.attacks.whitebox:WhiteBox",
+    "inverse": "splitpeer.attacks.inverse:InverseNetwork",
+    "refined": "splitpeer.attacks.inverse:Refined",
+    "first-step": "splitpeer.attacks.firststep:FirstStep",
+    "query-free": "splitpeer.attacks.queryfree:QueryFree",
+    "unsplit": "splitpeer.attacks.unsplit:UnSplit",
+    "pcat": "splitpeer.attacks.pcat:Pcat",
+    "sdar": "splitpeer.attacks.sdar:Sdar",
+    "fora": "splitpeer.attacks.fora:Fora",
+    "gradient-norm": "splitpeer.attacks.labels:GradientNorm",
+    "gradient-cosine": "splitpeer.attacks.labels:GradientCosine",
+    "sample-norm": "splitpeer.attacks.labels:SampleNorm",
+    "schedule": "splitpeer.attacks.labels:Schedule",
+}
+"""Name to module and class."""
+
+
+def attack_class(name: str) -> type[Attack]:
+    """The class behind a name.
+
+    Raises:
+        ConfigError: no attack has this name.
+    """
+    if name not in CATALOGUE:
+        raise ConfigError(f"attack {name!r} is unknown; known are {', '.join(CATALOGUE)}")
+    module, _, attribute = CATALOGUE[name].partition(":")
+    found: type[Attack] = getattr(importlib.import_module(module), attribute)
+    return found
+
+
+def make_attack(name: str, **settings: Any) -> Attack:
+    """An attack with settings, each as its constructor has it.
+
+    Raises:
+        ConfigError: an attack, setting or value that does not exist.
+    """
+    kind = attack_class(name)
+    known = [p for p in inspect.signature(kind).parameters if p != "self"]
+    if unknown := set(settings) - set(known):
+        raise ConfigError(f"attack {name} has no setting {sorted(unknown)[0]!r} (known: {', '.join(known)})")
+    try:
+        return kind(**settings)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"attack {name}: {error}") from None
