@@ -17,12 +17,12 @@ CATALOGUE: dict[str, str] = {
     "first-step": "splitpeer.attacks.firststep:FirstStep",
     "query-free": "splitpeer.attacks.queryfree:QueryFree",
     "unsplit": "splitpeer.attacks.unsplit:UnSplit",
-    "pcat": "splitpeer.attacks.pcat:Pcat",
-    "sdar": "splitpeer.attacks.sdar:Sdar",
-    "fora": "splitpeer.attacks.fora:Fora",
+    "pcat": "splitpeer.attacks.sdar:PCAT",
+    "sdar": "splitpeer.attacks.sdar:SDAR",
+    "fora": "splitpeer.attacks.fora:FORA",
     "gradient-norm": "splitpeer.attacks.labels:GradientNorm",
     "gradient-cosine": "splitpeer.attacks.labels:GradientCosine",
-    "sample-norm": "splitpeer.attacks.labels:SampleNorm",
+    "gradient-slice": "splitpeer.attacks.labels:GradientSlice",
     "schedule": "splitpeer.attacks.labels:Schedule",
 }
 """Name to module and class."""
