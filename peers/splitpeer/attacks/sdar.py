@@ -89,7 +89,7 @@ class SDAR(Attack):
             _step(encoder_steps, loss)
             imitated = drawn.arrived
             if self.activation_weight:
-                told = _some(real, len(indices), step)
+                told = some(real, len(indices), step)
                 _step(
                     judge_steps,
                     _judged(judge_activations(told), real=True)
@@ -97,7 +97,7 @@ class SDAR(Attack):
                 )
             error = loss = functional.mse_loss(decoder(imitated), images)
             if self.image_weight:
-                recovered = decoder(_some(real, len(indices), step))
+                recovered = decoder(some(real, len(indices), step))
                 loss = error + self.image_weight * _judged(judge_images({"x0": recovered}), real=True)
             _step(decoder_steps, loss)
             if self.image_weight:
@@ -192,7 +192,7 @@ def _judged(verdicts: Tensor, *, real: bool) -> Tensor:
     return functional.binary_cross_entropy_with_logits(verdicts, wanted)
 
 
-def _some(real: dict[str, Tensor], count: int, step: int) -> dict[str, Tensor]:
+def some(real: dict[str, Tensor], count: int, step: int) -> dict[str, Tensor]:
     """The next `count` of what was really sent, round and round."""
     total = len(next(iter(real.values())))
     rows = [(step * count + n) % total for n in range(min(count, total))]

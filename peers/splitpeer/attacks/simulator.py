@@ -108,7 +108,9 @@ class Simulator:
         self.decoder = _frozen(knowledge.decoder, view, name).to(device)
         masks = np.ascontiguousarray(knowledge.shadow_masks)
         if {len(masks)} != {len(images) for images in self.images.values()}:
-            raise AttackImpossible(f"{name}: every contrast of the other patients and their masks must be as many")
+            raise AttackImpossible(
+                f"{name}: every contrast of the other patients and their masks must be as many"
+            )
         if masks.shape[1] != self.decoder.out_channels:
             raise AttackImpossible(
                 f"{name}: the masks have {masks.shape[1]} regions, the decoder {self.decoder.out_channels}"
@@ -170,7 +172,7 @@ class Simulator:
                 sent[modality] = arrived = encoder(images)
                 continue
             plain = encoder.encoder(images)
-            sent[modality] = encoder.stack(plain, _release(indices, step))
+            sent[modality] = encoder.stack(plain, release_of(indices, step))
             arrived = sent[modality]
             if views > 1:
                 masked = dict.fromkeys(plain, self._masked)
@@ -202,6 +204,7 @@ def _frozen(decoder: Decoder, view: View, name: str) -> Decoder:
     return copy.deepcopy(decoder).requires_grad_(False)
 
 
-def _release(indices: Sequence[int], step: int) -> Release:
+def release_of(indices: Sequence[int], step: int) -> Release:
+    """A release of the shadow samples `indices`; what is kept per sample follows their numbers."""
     samples = tuple(Sample(int(i).to_bytes(16, "big"), (0, 0, 0)) for i in indices)
     return Release(b"adversary's own.", "train", step, 0, samples)

@@ -1,0 +1,241 @@
+"""FORA: a substitute encoder learned from unlabelled images and the distribution of what was sent, then inverted."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.optim import Adam
+
+from splitpeer.attacks.base import Attack, Knowledge, Progress, Result, View, silent
+from splitpeer.attacks.networks import critic, image_decoder
+from splitpeer.attacks.sdar import revealed, seen, some
+from splitpeer.attacks.simulation import Simulation
+from splitpeer.attacks.simulator import known_defences, release_of, shadow_images
+from splitpeer.defences.base import Stack, Tensors, make_stack, parse_all
+from splitpeer.models import site_seed
+from splitpeer.models.seeding import seeded
+
+_CONVOLUTION = {2: nn.Conv2d, 3: nn.Conv3d}
+_NORM = {2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d}
+_BANDWIDTHS = tuple(2.0**k for k in range(-3, 2))
+
+
+class FORA(Attack):
+    """A substitute of another architecture is trained until neither a critic (WGAN-GP) nor the distance of the
+    means in several kernels' feature spaces (MK-MMD) tells its activations of public images from the site's;
+    then a decoder learns to invert the substitute, and is shown what the site sent. Needs no label and no part
+    of the real network, only that the public images are alike.
+
+    Published: 40,000 iterations of 64 images, Adam 1e-4 (critic 3e-4), penalty 1000, weight of MK-MMD 0.8, 5,000
+    images. Here: as many steps as fit a minute or so of a core at rates ten times larger; the distances are
+    taken level by level and averaged; the site's samples are those under attack.
+    """
+
+    name = "fora"
+    title = "Substitute by distribution (FORA)"
+    source = "Xu et al., CVPR 2024 (arXiv 2405.04115)"
+    goal = "image"
+    role = "coordinator"
+    needs = frozenset({"shadow"})
+    plain = "The coordinator builds a network whose output looks like the hospital's, and learns to turn that back."
+
+    def __init__(
+        self,
+        *,
+        steps: int = 150,
+        inverse_steps: int = 150,
+        batch: int = 12,
+        rate: float = 1e-3,
+        critic_rate: float = 3e-3,
+        inverse_rate: float = 1e-3,
+        mmd: float = 0.8,
+        penalty: float = 1000.0,
+        seed: int = 0,
+        device: str = "cpu",
+    ) -> None:
+        """
+        Args:
+            steps: of substitute and critic.
+            inverse_steps: of the decoder, afterwards.
+            batch: images of a step.
+            rate, critic_rate, inverse_rate: of Adam.
+            mmd: share of MK-MMD in the substitute's loss; the rest is the critic's.
+            penalty: weight of the critic's gradient penalty.
+        """
+        super().__init__(seed=seed, device=device)
+        self.steps, self.inverse_steps, self.batch = steps, inverse_steps, batch
+        self.rate, self.critic_rate, self.inverse_rate = rate, critic_rate, inverse_rate
+        self.mmd, self.penalty = mmd, penalty
+        self.history: dict[str, list[float]] = {}
+        """Losses of the last run, step by step: mmd, image."""
+
+    def run(self, view: View, knowledge: Knowledge, progress: Progress = silent) -> Result:
+        """Images in the site's intensities, as far as the public ones are alike."""
+        started = time.monotonic()
+        groups = seen(view, knowledge, self.name, self.device)
+        public = shadow_images(view, knowledge, self.name, self.device)[view.modality]
+        real = {
+            name: torch.cat([g.levels[name].mean[g.views > 0] for g in groups]) for name in groups[0].levels
+        }
+        imitation = _Imitation(view, knowledge, real, self.seed, self.device)
+        inputs = imitation.defended(public)
+        source = torch.Generator().manual_seed(self.seed)
+        self.history = {"mmd": [], "image": []}
+
+        channels = {name: values.shape[1] for name, values in real.items()}
+        judge = critic(view.dimensions, channels, site_seed(self.seed, "critic")).to(self.device)
+        own_steps = Adam(imitation.substitute.parameters(), self.rate)
+        judge_steps = Adam(judge.parameters(), self.critic_rate)
+        for step in range(self.steps):
+            picked = torch.randint(len(public), (self.batch,), generator=source)
+            sent = imitation(inputs[picked], picked.tolist(), step)
+            truth = some(real, self.batch, step)
+            distance = torch.stack([mk_mmd(truth[name], sent[name]) for name in real]).mean()
+            loss = self.mmd * distance + (1 - self.mmd) * judge(sent).mean()
+            own_steps.zero_grad()
+            loss.backward()
+            own_steps.step()
+            sent = {name: tensor.detach() for name, tensor in sent.items()}
+            loss = judge(truth).mean() - judge(sent).mean()
+            loss = loss + self.penalty * gradient_penalty(judge, truth, sent, source)
+            judge_steps.zero_grad()
+            loss.backward()
+            judge_steps.step()
+            self.history["mmd"].append(distance.item())
+            progress(f"{self.title}: substitute", step + 1, self.steps)
+
+        decoder = image_decoder(view.dimensions, channels, site_seed(self.seed, "decoder")).to(self.device)
+        inverse_steps = Adam(decoder.parameters(), self.inverse_rate)
+        for step in range(self.inverse_steps):
+            picked = torch.randint(len(public), (self.batch,), generator=source)
+            with torch.no_grad():
+                sent = imitation(inputs[picked], picked.tolist(), self.steps + step)
+            loss = functional.mse_loss(decoder(sent), public[picked])
+            inverse_steps.zero_grad()
+            loss.backward()
+            inverse_steps.step()
+            self.history["image"].append(loss.item())
+            progress(f"{self.title}: inverse", step + 1, self.inverse_steps)
+        return Result(
+            attack=self.name,
+            goal="image",
+            images=revealed(decoder, groups),
+            adaptive=knowledge.adaptive,
+            assumptions=(f"{len(public)} similar images of other patients", knowledge.assumptions()[-1]),
+            settings={
+                "steps": self.steps, "inverse_steps": self.inverse_steps, "batch": self.batch, "rate": self.rate,
+                "critic_rate": self.critic_rate, "inverse_rate": self.inverse_rate, "mmd": self.mmd,
+                "penalty": self.penalty, "seed": self.seed, "published": "40000 iterations of 64 at 1e-4",
+            },
+            views=int(sum(g.views for g in groups).max()),
+            seconds=time.monotonic() - started,
+        )  # fmt: skip
+
+
+class Substitute(nn.Module):
+    """An encoder that shares only the shapes with the site's: one strided, wider convolution a level, no pooling."""
+
+    def __init__(self, dimensions: int, features: tuple[int, ...], deepest: int) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList()
+        arriving = 1
+        for level in range(deepest + 1):
+            self.blocks.append(
+                nn.Sequential(
+                    _CONVOLUTION[dimensions](
+                        arriving, features[level], 5, stride=min(2, 1 + level), padding=2
+                    ),
+                    _NORM[dimensions](features[level], affine=True),
+                    nn.LeakyReLU(0.1),
+                )
+            )
+            arriving = features[level]
+
+    def forward(self, x: Tensor) -> Tensors:
+        """Image [B, 1, *spatial] to {"x0": ...}, every level."""
+        sent = {}
+        for level, block in enumerate(self.blocks):
+            x = block(x)
+            sent[f"x{level}"] = x
+        return sent
+
+
+class _Imitation:
+    """The substitute behind the site's known defences, drawn with a key of the adversary's own."""
+
+    def __init__(
+        self, view: View, knowledge: Knowledge, real: Mapping[str, Tensor], seed: int, device: str
+    ) -> None:
+        self._site = Simulation(view, None, seed, adaptive=knowledge.adaptive)
+        deepest = max(int(name[1:]) for name in real)
+        self.substitute = seeded(
+            lambda: Substitute(view.dimensions, view.features, deepest), site_seed(seed, "substitute")
+        ).to(device)
+        self._stack = _stack(view, knowledge, seed)
+        # Channels that a bottleneck closed are zero in all that was sent.
+        self._open = {
+            name: (values != 0)
+            .flatten(2)
+            .any(dim=2)
+            .any(dim=0)
+            .float()
+            .reshape(1, -1, *[1] * view.dimensions)
+            for name, values in real.items()
+        }
+
+    def defended(self, images: Tensor) -> Tensor:
+        """The public images under the site's known defences of images."""
+        if not self._site.on_images:
+            return images
+        return torch.from_numpy(self._site.images(images.cpu().numpy(), 0)).to(images)
+
+    def __call__(self, images: Tensor, indices: list[int], step: int) -> Tensors:
+        found = self.substitute(images)
+        sent = {name: found[name] * mask for name, mask in self._open.items()}
+        return self._stack(sent, release_of(indices, step)) if self._stack else sent
+
+
+def _stack(view: View, knowledge: Knowledge, seed: int) -> Stack:
+    parts = parse_all(known_defences(view, knowledge), "activations")
+    return make_stack(
+        [part.spec for part in parts if not part.structural],
+        key=hashlib.sha256(b"substitute %d" % seed).digest(),
+        channels=view.channels,
+        dimensions=view.dimensions,
+        after=[part.spec for part in parts if part.structural],
+        strict=False,
+    )
+
+
+def mk_mmd(a: Tensor, b: Tensor) -> Tensor:
+    """Squared maximum mean discrepancy of [n, ...] and [m, ...] under a sum of Gaussian kernels: a scalar.
+
+    Gretton et al., JMLR 13, 2012, the biased estimate; bandwidths sigma^2 = 2^k * mean squared distance, k = -3..1,
+    the mean taken without a graph.
+    """
+    both = torch.cat([a.flatten(1), b.flatten(1)])
+    squares = torch.cdist(both, both, compute_mode="donot_use_mm_for_euclid_dist").square()
+    count = len(both)
+    middle = (squares.detach().sum() / (count * (count - 1))).clamp(min=1e-12)
+    kernel = torch.stack([torch.exp(-squares / (width * middle)) for width in _BANDWIDTHS]).sum(dim=0)
+    n = len(a)
+    return kernel[:n, :n].mean() + kernel[n:, n:].mean() - 2 * kernel[:n, n:].mean()
+
+
+def gradient_penalty(judge: nn.Module, real: Tensors, fake: Tensors, source: torch.Generator) -> Tensor:
+    """Mean (|gradient| - 1)^2 at random points between `real` and `fake` (WGAN-GP: Gulrajani et al. 2017)."""
+    first = next(iter(real.values()))
+    count = min(len(first), len(next(iter(fake.values()))))
+    share = torch.rand(count, generator=source).to(first)
+    between = {}
+    for name, values in real.items():
+        wide = share.reshape(-1, *[1] * (values.ndim - 1))
+        between[name] = (wide * values[:count] + (1 - wide) * fake[name][:count]).requires_grad_()
+    gradients = torch.autograd.grad(judge(between).sum(), list(between.values()), create_graph=True)
+    norm = torch.cat([g.flatten(1) for g in gradients], dim=1).norm(dim=1)
+    return (norm - 1).square().mean()
