@@ -143,7 +143,7 @@ def most_tumour(cohort: Cohort, keys: Sequence[bytes], window: Triple, per_patie
         shape = cohort.labels.geometry(key).shape
         origin = [(size - width) // 2 for size, width in zip(shape, window, strict=True)]
         if window[2] == 1:
-            area = cohort.labels.window(key, (0, 0, 0), shape)[0].sum(axis=(0, 1))
+            area = cohort.labels.window(key, (0, 0, 0), shape)[0].sum(axis=(0, 1), dtype=np.int64)
             best = np.argsort(-area, kind="stable")[:per_patient]
             chosen += [Sample(key, (origin[0], origin[1], int(z))) for z in best]
         else:
