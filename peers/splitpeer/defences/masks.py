@@ -83,10 +83,10 @@ class Withhold(Defence):
     guarantee = True
     source = "constant output"
 
-    def prepare(self, channels: Mapping[str, int], dimensions: int) -> None:
-        super().prepare(channels, dimensions)
-        if self.levels is None:
+    def __init__(self, levels: tuple[int, ...] | None = None, **values: float | int | bool) -> None:
+        if levels is None:
             raise ConfigError("withhold needs levels: write withhold@0 or withhold@0,1")
+        super().__init__(levels, **values)
 
     def carried(self, channels: Mapping[str, int]) -> dict[str, int]:
         return {name: 0 if self.covers(name) else count for name, count in channels.items()}
