@@ -319,8 +319,7 @@ class Site:
             except SplitprotoError as error:
                 if isinstance(error, LocalError) and session.alive:
                     session.fail(error)
-                # A site that dials anew supersedes a link whose end went unnoticed here.
-                if not (error.retry or isinstance(error, Superseded)):
+                if _is_final(error):
                     raise JobFailed(f"site {self.name}: {error}") from error
                 event(log, "site.lost", logging.WARNING, site=self.name, cause=str(error), waiting_for=what,
                       patience_s=self._reconnect_s)  # fmt: skip
@@ -336,6 +335,10 @@ class Site:
         return
 
     async def _link(self, what: str) -> Session:
+        ended = self._session.ended if self._session is not None else None
+        if ended is not None and ended.done() and (error := ended.result()) is not None and _is_final(error):
+            # A site may give up between two questions, such as when its privacy budget is spent.
+            raise JobFailed(f"site {self.name}: {error}") from error
         if not self.here and self._failure is None:
             self._joined.clear()
             try:
@@ -380,3 +383,8 @@ class Site:
         return self._octets_in + (now.bytes_in if now else 0), self._octets_out + (
             now.bytes_out if now else 0
         )
+
+
+def _is_final(error: SplitprotoError) -> bool:
+    """Whether waiting for the site is pointless. One that dials anew supersedes a link whose end went unnoticed."""
+    return not (error.retry or isinstance(error, Superseded))
