@@ -1,0 +1,263 @@
+"""A coordinator that cheats: feature-space hijacking, simulated, because honest traffic cannot show it.
+
+Instead of the segmentation's gradients the coordinator returns those that make the site's activations look like
+the output of a network it can invert. What the site can do about it is in `watch.py`.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.optim import Adam
+
+from splitpeer.attacks.base import Attack, Knowledge, Progress, View, silent
+from splitpeer.attacks.fora import gradient_penalty
+from splitpeer.attacks.networks import critic, image_decoder
+from splitpeer.defences.base import Tensors
+from splitpeer.errors import AttackImpossible
+from splitpeer.models import Decoder, Encoder, build_decoder, build_encoder, site_seed
+from splitpeer.training.loss import region_loss
+from splitpeer.training.optimiser import make_optimiser
+
+
+@dataclass
+class Hijacked:
+    """What a hijacking left behind."""
+
+    images: np.ndarray
+    """float32 [N, 1, *spatial]: what the coordinator makes of the private images' activations at the end."""
+    before: np.ndarray
+    """The same before the first step."""
+    gradients: list[dict[str, np.ndarray]]
+    """What the site was sent, step by step: float32 [B, C, *spatial] by level."""
+    inputs: list[np.ndarray]
+    """Its own images of each step, float32 [B, 1, *spatial]: the site knows them."""
+    settings: dict[str, Any]
+    seconds: float
+
+
+class FSHA(Attack):
+    """Feature-space hijacking by a malicious coordinator.
+
+    An autoencoder learns on public images; a critic (WGAN-GP) learns to tell its code from what the site sends;
+    the site is sent the gradient that makes the critic take its activations for code. Labels are not used at all.
+
+    Published: Adam 1e-5 (site and autoencoder) and 1e-4 (critic), penalty 500, 10,000 to 100,000 iterations. Here:
+    steps and rates scaled to what a simulation can do in a minute; the site keeps its own optimiser.
+    """
+
+    name = "fsha"
+    title = "Hijacked training (FSHA), simulated"
+    source = "Pasquini, Ateniese, Bernaschi, CCS 2021 (arXiv 2012.02670)"
+    goal = "image"
+    role = "coordinator"
+    plain = (
+        "A cheating coordinator steers the hospital's network until it sends what can be turned into images."
+    )
+
+    def __init__(
+        self,
+        *,
+        steps: int = 150,
+        pilot_steps: int = 150,
+        batch: int = 8,
+        site_rate: float = 1e-3,
+        pilot_rate: float = 2e-3,
+        critic_rate: float = 2e-3,
+        penalty: float = 500.0,
+        disguise: float = 0.0,
+        seed: int = 0,
+        device: str = "cpu",
+    ) -> None:
+        """
+        Args:
+            steps: hijacked training steps.
+            pilot_steps: of the autoencoder, before.
+            batch: samples of a step.
+            site_rate: of the site's optimiser, which the job sets and hence the coordinator.
+            pilot_rate, critic_rate: of Adam.
+            penalty: weight of the critic's gradient penalty.
+            disguise: share, by norm, of honest gradients mixed in so that the site notices less; needs masks.
+        """
+        super().__init__(seed=seed, device=device)
+        self.steps, self.pilot_steps, self.batch = steps, pilot_steps, batch
+        self.site_rate, self.pilot_rate, self.critic_rate = site_rate, pilot_rate, critic_rate
+        self.penalty, self.disguise = penalty, disguise
+
+    def run(self, view: View, knowledge: Knowledge, progress: Progress = silent) -> NoReturn:
+        """Raises AttackImpossible, always: a capture of honest training holds nothing to hijack."""
+        raise AttackImpossible(
+            "fsha changes the training it attacks, so no recording can feed it: it is simulated (FSHA.simulate)"
+        )
+
+    def simulate(
+        self,
+        encoder: Encoder,
+        private: np.ndarray,
+        public: np.ndarray,
+        masks: np.ndarray | None = None,
+        progress: Progress = silent,
+    ) -> Hijacked:
+        """Hijack a copy of `encoder` while it trains on `private`.
+
+        Args:
+            encoder: the site's, as it starts.
+            private: float32 [N, 1, *spatial], the site's images.
+            public: float32 [M, 1, *spatial], other patients' images.
+            masks: [N, regions, *spatial] of the private images, only for a disguise.
+
+        Raises:
+            AttackImpossible: a disguise without masks.
+        """
+        if self.disguise and masks is None:
+            raise AttackImpossible(
+                "fsha: a disguise is made of honest gradients, which need the label holder's masks"
+            )
+        started = time.monotonic()
+        dimensions, features, levels = encoder.dimensions, encoder.features, encoder.levels
+        channels = {f"x{level}": features[level] for level in levels}
+        site = copy.deepcopy(encoder).to(self.device)
+        pilot = build_encoder(dimensions, features, levels, seed=site_seed(self.seed, "pilot")).to(
+            self.device
+        )
+        inverse = image_decoder(dimensions, channels, site_seed(self.seed, "inverse")).to(self.device)
+        judge = critic(dimensions, channels, site_seed(self.seed, "critic")).to(self.device)
+        shown, mine = _tensor(public, self.device), _tensor(private, self.device)
+        source = torch.Generator().manual_seed(self.seed)
+        self._pilot(pilot, inverse, shown, source, progress)
+        honest = _Honest(encoder, self.seed, self.device) if self.disguise else None
+        before = _images(site, inverse, mine)
+
+        site_steps, judge_steps = (
+            Adam(site.parameters(), self.site_rate),
+            Adam(judge.parameters(), self.critic_rate),
+        )
+        gradients, inputs = [], []
+        for step in range(self.steps):
+            picked = torch.randint(len(mine), (self.batch,), generator=source)
+            others = torch.randint(len(shown), (self.batch,), generator=source)
+            sent = site(mine[picked])
+            leaves = {name: tensor.detach().requires_grad_() for name, tensor in sent.items()}
+            with torch.no_grad():
+                code = pilot(shown[others])
+            loss = judge(leaves).mean() - judge(code).mean()
+            loss = loss + self.penalty * gradient_penalty(judge, code, _plain(leaves), source)
+            judge_steps.zero_grad()
+            loss.backward()
+            judge_steps.step()
+            wanted = torch.autograd.grad(-judge(leaves).mean(), list(leaves.values()))
+            returned = dict(zip(leaves, wanted, strict=True))
+            if honest is not None:
+                target = _tensor(masks[picked.numpy()], self.device)
+                returned = _mixed(returned, honest.gradients(_plain(leaves), target), self.disguise)
+            site_steps.zero_grad()
+            torch.autograd.backward(list(sent.values()), list(returned.values()))
+            site_steps.step()
+            gradients.append({name: tensor.cpu().numpy() for name, tensor in returned.items()})
+            inputs.append(private[picked.numpy()])
+            progress(self.title, step + 1, self.steps)
+        return Hijacked(
+            images=_images(site, inverse, mine),
+            before=before,
+            gradients=gradients,
+            inputs=inputs,
+            settings={
+                "steps": self.steps, "pilot_steps": self.pilot_steps, "batch": self.batch,
+                "site_rate": self.site_rate, "pilot_rate": self.pilot_rate, "critic_rate": self.critic_rate,
+                "penalty": self.penalty, "disguise": self.disguise, "seed": self.seed,
+                "published": "10000 to 100000 iterations at 1e-5 and 1e-4",
+            },
+            seconds=time.monotonic() - started,
+        )  # fmt: skip
+
+    def _pilot(
+        self, pilot: nn.Module, inverse: nn.Module, shown: Tensor, source: torch.Generator, progress: Progress
+    ) -> None:
+        steps = Adam([*pilot.parameters(), *inverse.parameters()], self.pilot_rate)
+        for step in range(self.pilot_steps):
+            images = shown[torch.randint(len(shown), (self.batch,), generator=source)]
+            loss = functional.mse_loss(inverse(pilot(images)), images)
+            steps.zero_grad()
+            loss.backward()
+            steps.step()
+            progress(f"{self.title}: autoencoder", step + 1, self.pilot_steps)
+        pilot.requires_grad_(False)
+        inverse.requires_grad_(False)
+
+
+class _Honest:
+    """The rest of an honest training of one site: a decoder that learns the segmentation and returns its gradients."""
+
+    def __init__(self, encoder: Encoder, seed: int, device: str, rate: float = 5e-3) -> None:
+        self.decoder: Decoder = build_decoder(
+            encoder.dimensions, encoder.features, ("own",), encoder.levels, seed=site_seed(seed, "honest")
+        ).to(device)
+        self._steps = make_optimiser(self.decoder.parameters(), lr=rate)
+
+    def gradients(self, sent: Tensors, masks: Tensor) -> Tensors:
+        """By the activations `sent`, of the segmentation's loss; the decoder takes its own step."""
+        leaves = {name: tensor.detach().requires_grad_() for name, tensor in sent.items()}
+        self._steps.zero_grad()
+        region_loss(self.decoder({"own": leaves}), masks).backward()
+        self._steps.step()
+        return {name: leaf.grad for name, leaf in leaves.items()}
+
+
+def honest_training(
+    encoder: Encoder,
+    images: np.ndarray,
+    masks: np.ndarray,
+    *,
+    steps: int,
+    batch: int = 8,
+    rate: float = 5e-3,
+    seed: int = 0,
+    device: str = "cpu",
+) -> Iterator[tuple[dict[str, np.ndarray], np.ndarray]]:
+    """What a site is sent in honest training of a copy of `encoder`, alone: (gradients, own images) of each step."""
+    site, rest = copy.deepcopy(encoder).to(device), _Honest(encoder, seed, device, rate)
+    optimiser = make_optimiser(site.parameters(), lr=rate)
+    source = np.random.default_rng(seed)
+    for _ in range(steps):
+        picked = source.integers(len(images), size=batch)
+        sent = site(_tensor(images[picked], device))
+        returned = rest.gradients(sent, _tensor(masks[picked], device))
+        optimiser.zero_grad()
+        torch.autograd.backward(list(sent.values()), list(returned.values()))
+        optimiser.step()
+        yield {name: tensor.cpu().numpy() for name, tensor in returned.items()}, images[picked]
+
+
+def _mixed(hijack: Tensors, honest: Tensors, share: float) -> Tensors:
+    """By norm, sample by sample: `share` of the honest gradient, the rest of the hijacking one, as long as honest."""
+    mixed = {}
+    for name, wanted in hijack.items():
+        long = _norm(honest[name])
+        mixed[name] = share * honest[name] + (1 - share) * wanted * long / _norm(wanted).clamp(min=1e-30)
+    return mixed
+
+
+def _norm(tensor: Tensor) -> Tensor:
+    return tensor.flatten(1).norm(dim=1).reshape(-1, *[1] * (tensor.ndim - 1))
+
+
+def _images(site: nn.Module, inverse: nn.Module, private: Tensor) -> np.ndarray:
+    with torch.no_grad():
+        parts = [inverse(site(part)) for part in private.split(32)]
+    return torch.cat(parts).cpu().numpy()
+
+
+def _plain(tensors: Tensors) -> Tensors:
+    return {name: tensor.detach() for name, tensor in tensors.items()}
+
+
+def _tensor(array: np.ndarray, device: str) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(array, np.float32)).to(device)
