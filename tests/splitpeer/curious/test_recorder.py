@@ -318,6 +318,13 @@ def test_a_file_that_is_no_capture_stays(tmp_path: Path, caplog: pytest.LogCaptu
     assert "move it away" in warning["why"]
 
 
+def test_a_file_that_appeared_meanwhile_is_not_overwritten(tmp_path: Path) -> None:
+    (tmp_path / "a.cap").write_text("a diary")
+    with pytest.raises(FileExistsError):
+        PartWriter(tmp_path / "a.cap", 0, None, HEADER, None)
+    assert (tmp_path / "a.cap").read_text() == "a diary"
+
+
 # --- trouble ----------------------------------------------------------------------------------------------
 
 
@@ -435,7 +442,7 @@ def started(code: str, *arguments: object) -> subprocess.Popen[str]:
     head = "import sys\nfrom test_recorder import *\n"
     return subprocess.Popen(
         [sys.executable, "-c", head + textwrap.dedent(code), *map(str, arguments)],
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent), "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
