@@ -5,7 +5,7 @@ are joined by `+` on a command line and by commas of a TOML list; they act in th
 class; `CATALOGUE` in `catalogue.py` lists them.
 
 Randomness is a function, not a state: every number is derived from the party's secret key and from what is
-released (run, step, batch, sample, level and the tensors themselves), so a step repeated after a crash sends
+released (mode, step, batch, sample, level and the tensors themselves), so a step repeated after a crash sends
 the same octets, and a defence applied to a recorded capture with the same key gives what the live defence
 would have sent. The tensors enter because a peer that has a step repeated with other weights, or another
 augmentation, must not meet the same noise twice: it would subtract the one from the other (compare the
@@ -92,17 +92,18 @@ class Draw:
         return _keyed(self._key, (b"once", *self._release(purpose, index), self.release.nonce), 32)
 
     def fixed(self, purpose: str) -> np.random.Generator:
-        """The same for all samples and steps of one run."""
-        return generator(self._key, b"fixed", purpose.encode(), self.release.run)
+        """The same for all samples and steps."""
+        return generator(self._key, b"fixed", purpose.encode())
 
     def generator(self, purpose: str, index: int, *, kept: bool) -> np.random.Generator:
         """`kept` or `fresh`."""
         return self.kept(purpose, index) if kept else self.fresh(purpose, index)
 
     def _release(self, purpose: str, index: int) -> tuple[bytes, ...]:
+        # Not the run's number, which is chance: a demonstration repeats, and the content tells real runs apart.
         release, sample = self.release, self.release.samples[index]
         return (
-            purpose.encode(), release.run, release.mode.encode(), b"%d" % release.step, b"%d" % release.batch,
+            purpose.encode(), release.mode.encode(), b"%d" % release.step, b"%d" % release.batch,
             b"%d" % index, sample.key, repr(sample.origin).encode(), self._content(index),
         )  # fmt: skip
 

@@ -80,7 +80,7 @@ class Quantise(Defence):
 class Projection(Defence):
     """Turn the channels by a secret random rotation and keep a `fraction` of them; the rest is zero.
 
-    The rotation is drawn from the key, once for a run.
+    The rotation is a function of the key alone.
     """
 
     name = "projection"

@@ -63,7 +63,6 @@ def test_everything_that_differs_draws_anew(flat, same, written: str) -> None:
     release, first = flat.release(), flat.sent(written)
     samples = release.samples
     others = {
-        "run": flat.release(run=b"s" * 16),
         "mode": flat.release(mode="evaluate"),
         "step": flat.release(step=6),
         "batch": flat.release(batch=1),
@@ -76,6 +75,7 @@ def test_everything_that_differs_draws_anew(flat, same, written: str) -> None:
             for index in range(3):
                 assert not torch.equal(tensor[index], again[name][index]), (what, name)
     assert not same(first, flat.sent(written, key=bytes(32)))
+    assert same(first, flat.sent(written, flat.release(run=b"s" * 16))), "demonstrations repeat"
 
 
 @pytest.mark.parametrize("written", ["gaussian:0.5", "dropout:0.4"])
