@@ -1,0 +1,29 @@
+"""`splitpeer report`: run folders to one page."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from splitpeer.cli.options import FILE, echo_json, json_option
+
+
+@click.command()
+@click.argument("folders", nargs=-1, required=True, type=FILE, metavar="RUN_FOLDER...")
+@click.option("--out", type=FILE, default=Path("report.html"), show_default=True, help="The page to write.")
+@click.option("--title", help="Heading of the page.")
+@json_option
+def report(folders: tuple[Path, ...], out: Path, title: str | None, as_json: bool) -> None:
+    """Write what attacks found as one page for people, and the same as JSON beside it.
+
+    RUN_FOLDER is what `splitpeer attack` or `splitpeer audit` wrote; several become one page. The page needs no
+    network and holds pictures of patients: treat it as you treat the images.
+    """
+    from splitpeer.report.build import write_report
+
+    beside = write_report(folders, out, title=title)
+    if as_json:
+        echo_json({"page": str(out), "json": str(beside)})
+    else:
+        click.echo(f"{out}, {beside}")

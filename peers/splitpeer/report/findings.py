@@ -1,0 +1,137 @@
+"""Entries put in order: adaptive beside naive, the worst of each configuration, configurations side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from splitpeer.report.bands import Band, image_band, mask_band
+from splitpeer.report.model import UNDEFENDED, Entry
+from splitpeer.report.store import Arrays, Folder
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One card of the page: an attack on one contrast under one configuration, with its naive form beside it."""
+
+    entry: Entry
+    folder: int
+    arrays: Arrays
+    naive: Entry | None = None
+
+    @property
+    def counts(self) -> bool:
+        """Whether it may speak for its configuration: naive attacks on a defence may not."""
+        return self.entry.adaptive or self.entry.configuration == UNDEFENDED
+
+    @property
+    def strongest(self) -> Entry:
+        """The form that recovered more: almost always the adaptive one."""
+        if self.naive is None or (leakage(self.naive) or 0.0) <= (leakage(self.entry) or 0.0):
+            return self.entry
+        return self.naive
+
+    @property
+    def band(self) -> Band | None:
+        scores = self.strongest.scores
+        return image_band(scores) if self.entry.goal == "image" else mask_band(scores)
+
+    @property
+    def leakage(self) -> float | None:
+        """The figure by which attacks are ranked."""
+        return leakage(self.strongest)
+
+
+@dataclass
+class Configuration:
+    """Everything that was found about one set of defences."""
+
+    name: str
+    images: list[Finding] = field(default_factory=list)
+    masks: list[Finding] = field(default_factory=list)
+    dice: float | None = None
+    dice_by_region: dict[str, float | None] = field(default_factory=dict)
+
+    @property
+    def worst_image(self) -> Finding | None:
+        return worst(self.images)
+
+    @property
+    def worst_mask(self) -> Finding | None:
+        return worst(self.masks)
+
+    @property
+    def naive_only(self) -> bool:
+        """Attacked, but only by adversaries who ignore the defence."""
+        return bool(self.images) and not any(finding.counts for finding in self.images)
+
+
+def leakage(entry: Entry) -> float | None:
+    """SSIM inside the brain, or leak-AUC; None where there was no truth."""
+    score = entry.scores.get("ssim" if entry.goal == "image" else "auc")
+    return None if score is None else score.mean
+
+
+def worst(findings: Iterable[Finding]) -> Finding | None:
+    """The one that recovered most, of those that count and were measured."""
+    measured = [finding for finding in findings if finding.counts and finding.leakage is not None]
+    return max(measured, key=lambda finding: finding.leakage or 0.0, default=None)
+
+
+def pair(folders: Sequence[Folder]) -> list[Finding]:
+    """A finding for every attack that ran; a naive one stands beside its adaptive form where there is one."""
+    findings = []
+    for number, folder in enumerate(folders):
+        entries = [e for e in folder.run.entries if e.status != "impossible"] if folder.run else []
+        taken: set[str] = set()
+        pairs: list[tuple[Entry, Entry | None]] = []
+        for entry in entries:
+            if not entry.adaptive:
+                continue
+            rivals = [e for e in entries if not e.adaptive and _subject(e) == _subject(entry)]
+            alike = [e for e in rivals if (e.views, e.levels) == (entry.views, entry.levels)]
+            naive = next(iter(alike or rivals), None)
+            if naive is not None:
+                taken.add(naive.id)
+            pairs.append((entry, naive))
+        pairs.extend((e, None) for e in entries if not e.adaptive and e.id not in taken)
+        findings.extend(Finding(entry, number, folder.arrays, naive) for entry, naive in pairs)
+    return findings
+
+
+def mean_dice(values: Mapping[str, float | None]) -> float | None:
+    """The mean as given, else over the regions given."""
+    regions = [value for name, value in values.items() if name != "mean" and value is not None]
+    given = values.get("mean")
+    return given if given is not None else (sum(regions) / len(regions) if regions else None)
+
+
+def _subject(entry: Entry) -> tuple[object, ...]:
+    return (entry.goal, entry.attack, entry.modality, entry.site, key(entry.configuration), entry.trained)
+
+
+def key(name: str) -> tuple[str, ...]:
+    """The same for two names of one set of defences."""
+    return tuple(sorted(name.split(" + ")))
+
+
+def configurations(folders: Sequence[Folder], findings: Sequence[Finding]) -> list[Configuration]:
+    """Side by side: undefended first, then by what leaks, most first."""
+    found: dict[tuple[str, ...], Configuration] = {}
+
+    def of(name: str) -> Configuration:
+        return found.setdefault(key(name), Configuration(name))
+
+    for finding in findings:
+        one = of(finding.entry.configuration)
+        (one.images if finding.entry.goal == "image" else one.masks).append(finding)
+    for folder in folders:
+        for name, values in (folder.run.dice if folder.run else {}).items():
+            one = of(name)
+            one.dice_by_region, one.dice = dict(values), mean_dice(values)
+
+    def order(one: Configuration) -> tuple[bool, float, str]:
+        most = one.worst_image
+        return one.name != UNDEFENDED, -((most.leakage or 0.0) if most else 0.0), one.name
+
+    return sorted(found.values(), key=order)

@@ -1,0 +1,215 @@
+"""The three answers at the top of the page, from the findings."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from splitpeer.report.bands import Band, highest_floor, recognised, tumour_shows
+from splitpeer.report.findings import Configuration, Finding, worst
+from splitpeer.report.model import UNDEFENDED, Point
+
+SMALL_COST = 0.03
+"""Dice that a defence may cost to count as cheap here; a choice of this page, not of nature."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One question of the privacy officer and what was found."""
+
+    question: str
+    short: str
+    band: Band | None = None
+    details: tuple[str, ...] = ()
+
+
+def answers(found: Sequence[Configuration], points: Sequence[Point] = ()) -> tuple[Answer, Answer, Answer]:
+    """What the coordinator sees, what the other hospitals see, what defences buy."""
+    return images(found), labels(found), defences(found, points)
+
+
+def under(name: str) -> str:
+    """ "without a defence", or "under dropout:0.5"."""
+    return "without a defence" if name == UNDEFENDED else f"under {name}"
+
+
+def images(found: Sequence[Configuration]) -> Answer:
+    """Question 1."""
+    question = "What can the coordinator see of our images?"
+    tested = [one for one in found if one.images]
+    if not tested:
+        return Answer(question, "Not tested in these runs.")
+    judged = [one for one in tested if one.worst_image]
+    if not judged:
+        return Answer(
+            question,
+            "Not measured: see the pictures."
+            if any(finding.counts for one in tested for finding in one.images)
+            else "Not judged: only adversaries who ignore the defence were tried.",
+            details=("Without the true images beside, or without an adversary who knows the defence, no figure says "
+                     "how much was recovered.",),
+        )  # fmt: skip
+    first = judged[0]
+    most = first.worst_image
+    details = [_image_sentence(finding) for finding in _by_modality(first.images)]
+    details += _beyond_likeness(most)
+    details.append(_assumed(most))
+    best = judged[-1]
+    if best is not first and best.worst_image.leakage < most.leakage:
+        details.append(
+            f"Least was seen under {best.name}: {best.worst_image.band.word} "
+            f"({_likeness(best.worst_image)}){_tumour_words(best.worst_image)}."
+        )
+    short = f"{most.band.word[:1].upper()}{most.band.word[1:]}, {under(first.name)}."
+    return Answer(question, short, most.band, tuple(details))
+
+
+def labels(found: Sequence[Configuration]) -> Answer:
+    """Question 2."""
+    question = "What can the other hospitals see of the labels?"
+    judged = [one for one in found if one.worst_mask]
+    if not judged:
+        tested = any(one.masks for one in found)
+        short = "Not measured: see the maps." if tested else "Not tested in these runs."
+        return Answer(question, short)
+    first = judged[0]
+    most = first.worst_mask
+    details = [_mask_sentence(finding) for finding in _by_modality(first.masks)]
+    details.append(_assumed(most))
+    least = min(judged, key=lambda one: one.worst_mask.leakage)
+    if least is not first and least.worst_mask.leakage < most.leakage:
+        details.append(
+            f"Least was seen {under(least.name)}: {least.worst_mask.band.word} (AUC {least.worst_mask.leakage:.2f})."
+        )
+    short = f"{most.band.word[:1].upper()}{most.band.word[1:]}, {under(first.name)}."
+    return Answer(question, short, most.band, tuple(details))
+
+
+def defences(found: Sequence[Configuration], points: Sequence[Point]) -> Answer:
+    """Question 3. A sweep's points speak where the runs themselves hold no comparison."""
+    question = "What does each defence buy, and at what Dice?"
+    rows = [
+        Row(
+            one.name,
+            one.dice,
+            one.worst_image.leakage,
+            highest_floor(one.worst_image.strongest.scores["ssim"]),
+        )
+        for one in found
+        if one.worst_image and one.dice is not None
+    ]
+    if len(rows) < 2 and points:
+        rows = [Row(point.name, point.dice, point.leakage, point.floor) for point in points]
+    plain = next((row for row in rows if row.name == UNDEFENDED), None)
+    defended = [row for row in rows if row.name != UNDEFENDED]
+    if not defended:
+        tried = [one.name for one in found if one.name != UNDEFENDED and one.worst_image]
+        if tried:
+            return Answer(
+                question, "The gain is in the table below; what it costs in Dice is not in these runs."
+            )
+        return Answer(question, "No defence was tried in these runs.")
+    details = []
+    if plain is None:
+        least = min(defended, key=lambda row: row.leakage)
+        return Answer(
+            question,
+            f"Least leakage: {least.name}, likeness {least.leakage:.2f} at Dice {least.dice:.2f}.",
+            details=("No run without a defence is among these, so the cost is not known.",),
+        )
+    cheap = [row for row in defended if plain.dice - row.dice <= SMALL_COST and row.leakage < plain.leakage]
+    details.append(f"Without a defence: Dice {plain.dice:.2f}, worst likeness {plain.leakage:.2f}.")
+    points_of = f"{100 * SMALL_COST:.0f} points of Dice"
+    if cheap:
+        best = min(cheap, key=lambda row: row.leakage)
+        short = f"For at most {points_of}: likeness {best.leakage:.2f} instead of {plain.leakage:.2f}, by {best.name}."
+        details.append(f"{best.name}: Dice {best.dice:.2f}{_floor_words(best)}.")
+    else:
+        short = f"Nothing that was tried lowers the worst case for at most {points_of}."
+    least = min(defended, key=lambda row: row.leakage)
+    if not cheap or least.name != best.name:
+        details.append(
+            f"The least leakage of all: {least.name}, likeness {least.leakage:.2f}, at Dice {least.dice:.2f}"
+            f"{_floor_words(least)}."
+        )
+    useless = [row.name for row in defended if row.leakage > plain.leakage - 0.02]
+    if useless:
+        details.append(f"No gain against an adversary who knows the defence: {', '.join(useless)}.")
+    return Answer(question, short, None, tuple(details))
+
+
+@dataclass(frozen=True)
+class Row:
+    """One configuration: Dice and the worst likeness."""
+
+    name: str
+    dice: float
+    leakage: float
+    floor: float | None
+
+
+def _floor_words(row: Row) -> str:
+    return "" if row.floor is None else f" (an average brain reaches {row.floor:.2f})"
+
+
+def _by_modality(findings: Sequence[Finding]) -> list[Finding]:
+    """The worst of each contrast, most first."""
+    names = sorted({finding.entry.modality for finding in findings})
+    most = [worst(f for f in findings if f.entry.modality == name) for name in names]
+    return sorted((one for one in most if one), key=lambda one: -(one.leakage or 0.0))
+
+
+def _likeness(finding: Finding) -> str:
+    score = finding.strongest.scores["ssim"]
+    floor = highest_floor(score)
+    beside = "" if floor is None else f"; an average brain reaches {floor:.2f}"
+    return f"likeness {score.mean:.2f} of 1{beside}"
+
+
+def _image_sentence(finding: Finding) -> str:
+    score = finding.strongest.scores["ssim"]
+    tail = (
+        f"; worst tenth of patients {score.worst:.2f}"
+        if score.worst is not None and score.patients > 1
+        else ""
+    )
+    return f"{finding.entry.modality}: {finding.band.word} by {finding.entry.title} ({_likeness(finding)}{tail})."
+
+
+def _beyond_likeness(finding: Finding) -> list[str]:
+    said = []
+    scores = finding.strongest.scores
+    if tumour_shows(scores):
+        score = scores["tumour_dice"]
+        ceiling = "" if score.ceiling is None else f", against {score.ceiling:.2f} in the true image"
+        said.append(f"The tumour can be found in the reconstruction (Dice {score.mean:.2f}{ceiling}).")
+    if recognised(scores):
+        score = scores["reidentification"]
+        said.append(
+            f"The patient can be picked out: {score.mean:.0%} of the reconstructions fit their own image best "
+            f"({highest_floor(score) or 0:.0%} by chance)."
+        )
+    return said
+
+
+def _tumour_words(finding: Finding) -> str:
+    return ", but the tumour can still be found" if tumour_shows(finding.strongest.scores) else ""
+
+
+def _mask_sentence(finding: Finding) -> str:
+    scores = finding.strongest.scores
+    best = scores.get("dice_otsu") or scores.get("dice_oracle")
+    dice = f", Dice {best.mean:.2f}" if best is not None and best.mean is not None else ""
+    floor = highest_floor(scores["auc"])
+    beside = "" if floor is None else f"; knowing nothing of this patient: {floor:.2f}"
+    return (
+        f"The hospital with {finding.entry.modality}: {finding.band.word} by {finding.entry.title} "
+        f"(AUC {scores['auc'].mean:.2f}{dice}{beside})."
+    )
+
+
+def _assumed(finding: Finding) -> str:
+    words = finding.strongest.assumptions
+    return (
+        "The adversary was granted: " + ("; ".join(words) if words else "nothing but what it received") + "."
+    )
