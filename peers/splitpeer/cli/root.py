@@ -19,6 +19,7 @@ COMMANDS = {
     "trail": ("splitpeer.cli.trail:trail", "Show and check this peer's audit trail."),
     "defences": ("splitpeer.cli.defences:defences", "What can be done to tensors before they leave."),
     "audit": ("splitpeer.cli.audit:audit", "Measure what would leak before a byte leaves; compare defences."),
+    "replay": ("splitpeer.cli.replay:replay", "Look into a capture, defend it, or play it to a live peer."),
     "attack": ("splitpeer.cli.attack:attack", "Replay a capture into attacks."),
     "demo": ("splitpeer.cli.demo:demo", "Four hospitals and a coordinator on this machine."),
 }

@@ -214,7 +214,8 @@ class Nursery:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._process.stdin.close()
-        self._process.wait(10)
+        # It may still be importing.
+        self._process.wait(WAIT_S)
         self._process.stdout.close()
 
 
