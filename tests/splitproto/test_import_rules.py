@@ -55,6 +55,9 @@ TABLE: dict[str, Row] = {
     "splitpeer.defences": Row(SOCKETS | UPPER),
     "splitpeer.attacks": Row(SOCKETS | UPPER),
     "splitpeer.leakage": Row(SOCKETS | UPPER),
+    # The ledger and its figures serve a status line too.
+    "splitpeer.privacy": Row(SOCKETS | UPPER | HEAVY),
+    "splitpeer.privacy.dfil": Row(SOCKETS | UPPER),
     # Captures are read and written without a model, so that hospital software may do so too.
     "splitpeer.curious": Row(SOCKETS | UPPER | HEAVY),
     "splitpeer.roles": Row(frozenset({"splitpeer.cli"})),

@@ -28,8 +28,7 @@ def dfil(
     Args:
         model: what is released, before the noise; deterministic and differentiable.
         images: float32 [N, 1, *spatial].
-        sigma: standard deviation of the noise of each level that is released. Levels it does not name are
-            taken not to leave.
+        sigma: standard deviation of the noise of every level; infinite for one that does not leave.
         probes: backward passes; its relative standard error is at most sqrt(2 / probes) and usually far below.
         seed: of the signs.
 
@@ -37,7 +36,7 @@ def dfil(
         float64 [N], in 1 / (image unit)^2; infinite where a released level has no noise.
 
     Raises:
-        ValueError: `sigma` names a level that the model does not give, or is negative; probes < 1.
+        ValueError: `sigma` does not name the levels that the model gives, or is negative; probes < 1.
     """
     if probes < 1:
         raise ValueError(f"at least one probe, not {probes}")
@@ -47,8 +46,10 @@ def dfil(
     # Callers may be inside no_grad.
     with torch.enable_grad():
         levels = model(x)
-    if missing := sorted(set(sigma) - set(levels)):
-        raise ValueError(f"the model gives no {missing[0]}; it gives {', '.join(levels)}")
+    if set(sigma) != set(levels):
+        raise ValueError(
+            f"sigma names {', '.join(sorted(sigma))}; the model gives {', '.join(sorted(levels))}"
+        )
     if any(value == 0 for value in sigma.values()):
         return np.full(len(x), np.inf)
     released = [levels[name] for name in sorted(sigma)]

@@ -161,15 +161,7 @@ class Ledger:
 
     def spent(self) -> Spent:
         """The state of the budget, exactly as paid (what is written ahead does not count)."""
-        squares = [account.squared for account in self._accounts.values()]
-        return Spent(
-            epsilon_of_mu(math.sqrt(self._worst()), self.delta),
-            self.epsilon,
-            self.delta,
-            patients=len(squares),
-            half=sum(square >= self._tenths[4] for square in squares),
-            full=sum(not square + _cost(self._noise) <= self._most for square in squares),
-        )
+        return _spent(self._accounts, self.epsilon, self.delta, self._noise)
 
     def close(self) -> None:
         """Write what was really paid, and let others have the ledger. May be called again."""
@@ -231,6 +223,32 @@ class Ledger:
         now = self.spent()
         event(log, "privacy.spent", epsilon=now.epsilon, budget=now.budget, delta=now.delta,
               patients=now.patients, half_spent=now.half, all_spent=now.full)  # fmt: skip
+
+
+def read_spent(folder: Path, epsilon: float, delta: float) -> Spent:
+    """The state of the budget as the file in `folder` has it, while another process may be paying: never less than
+    what was paid, and a little more.
+
+    Raises:
+        DataError: the file is damaged.
+    """
+    accounts = _read(folder / NAME)
+    # The noise last used is not in the file; the finest step is the most generous question.
+    noise = max((noise for account in accounts.values() for noise in account.paid), default=math.inf)
+    return _spent(accounts, epsilon, delta, noise)
+
+
+def _spent(accounts: dict[str, _Account], epsilon: float, delta: float, noise: float) -> Spent:
+    squares = [account.squared for account in accounts.values()]
+    most, half = mu_within(epsilon, delta) ** 2 * _SLACK, mu_within(epsilon / 2, delta) ** 2 / _SLACK
+    return Spent(
+        epsilon_of_mu(math.sqrt(max(squares, default=0.0)), delta),
+        epsilon,
+        delta,
+        patients=len(squares),
+        half=sum(square >= half for square in squares),
+        full=sum(not square + _cost(noise) <= most for square in squares),
+    )
 
 
 def _lock(folder: Path) -> int:

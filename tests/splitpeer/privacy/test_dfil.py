@@ -35,7 +35,7 @@ def images() -> torch.Tensor:
     return torch.from_numpy(np.random.default_rng(0).normal(size=(3, 1, 8, 8)).astype(np.float32))
 
 
-@pytest.mark.parametrize("sigma", [{"x0": 0.5, "x1": 2.0}, {"x1": 0.3}])
+@pytest.mark.parametrize("sigma", [{"x0": 0.5, "x1": 2.0}, {"x0": np.inf, "x1": 0.3}])
 def test_the_estimate_is_the_jacobians_norm(images, sigma) -> None:
     model = Tiny()
     found = dfil(model, images, sigma, probes=600)
@@ -43,7 +43,7 @@ def test_the_estimate_is_the_jacobians_norm(images, sigma) -> None:
 
 
 def test_inside_no_grad_and_repeatable(images) -> None:
-    model, sigma = Tiny(), {"x0": 1.0}
+    model, sigma = Tiny(), {"x0": 1.0, "x1": np.inf}
     with torch.no_grad():
         first = dfil(model, images, sigma, probes=2)
     assert (first == dfil(model, images.numpy(), sigma, probes=2)).all()
@@ -70,7 +70,12 @@ def test_the_floor_is_attained_by_least_squares() -> None:
 
 @pytest.mark.parametrize(
     ("sigma", "probes", "words"),
-    [({"x7": 1.0}, 1, "gives no x7"), ({"x0": -1.0}, 1, "negative"), ({"x0": 1.0}, 0, "one probe")],
+    [
+        ({"x7": 1.0}, 1, "names x7; the model gives x0, x1"),
+        ({"x0": 1.0}, 1, "names x0; the model gives x0, x1"),
+        ({"x0": -1.0}, 1, "negative"),
+        ({"x0": 1.0}, 0, "one probe"),
+    ],
 )
 def test_impossible_questions(images, sigma, probes, words) -> None:
     with pytest.raises(ValueError, match=words):

@@ -1,0 +1,79 @@
+"""`splitpeer privacy`: what of this site's privacy budget is spent, and what noise a study needs."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+
+from splitpeer.cli.options import config_option, echo_json, json_option, load_peer, set_option
+from splitpeer.errors import ConfigError
+
+_COUNT = click.IntRange(min=1)
+
+
+@click.group(invoke_without_command=True)
+@config_option
+@set_option
+@json_option
+@click.pass_context
+def privacy(
+    context: click.Context, config_file: Path | None, settings: tuple[str, ...], as_json: bool
+) -> None:
+    """Show what of the privacy budget in [policy] is spent; it may run beside `splitpeer serve`."""
+    if context.invoked_subcommand is not None:
+        return
+    from splitpeer.privacy.ledger import read_spent
+
+    config = load_peer(config_file, settings)
+    policy = config.policy
+    if policy is None or policy.epsilon is None or policy.delta is None:
+        raise ConfigError(
+            f"{config.source}: [policy] sets no epsilon and delta: there is no budget to look at"
+        )
+    spent = read_spent(config.peer.state, policy.epsilon, policy.delta)
+    if as_json:
+        echo_json(asdict(spent))
+        return
+    click.echo(
+        f"epsilon {spent.epsilon:.3g} of {spent.budget:g} is spent (delta {spent.delta:g}), by the patient that paid "
+        f"most; {spent.patients} have paid, {spent.half} half of it or more, {spent.full} all of it"
+    )
+
+
+@privacy.command()
+@click.option("--epsilon", type=click.FloatRange(0, 1000, min_open=True), required=True, help="The budget.")
+@click.option("--delta", type=click.FloatRange(0, 1, min_open=True, max_open=True), default=1e-5,
+              show_default=True)  # fmt: skip
+@click.option("--epochs", type=_COUNT, required=True, help="How often training sends each window.")
+@click.option("--windows", type=_COUNT, required=True, help="Windows (slices, patches) of a patient.")
+@click.option("--evaluations", type=click.IntRange(min=0), default=1, show_default=True,
+              help="How often they are sent for evaluation or inference.")  # fmt: skip
+@click.option("--patients", type=_COUNT, required=True, help="Patients of this site in the study.")
+@json_option
+def plan(
+    epsilon: float, delta: float, epochs: int, windows: int, evaluations: int, patients: int, as_json: bool
+) -> None:
+    """Say what noise a study needs, with an encoder that is frozen and with one that learns."""
+    from splitpeer.privacy.accounting import noise_for, releases
+
+    found = {}
+    for name, many in (("frozen", 1), ("learning", patients)):
+        count = releases(epochs=epochs, windows=windows, evaluations=evaluations, patients=many)
+        found[name] = {"records": count, "noise": noise_for(epsilon, delta, count)}
+    if as_json:
+        echo_json({"epsilon": epsilon, "delta": delta, **found})
+        return
+    for name, each in found.items():
+        text = (
+            f"dp-gaussian:clip=100,noise={_upwards(each['noise']):.4g},frozen={str(name == 'frozen').lower()}"
+        )
+        click.echo(f"{name + ' encoder':17} {each['records']:>9} records a patient  {text}")
+
+
+def _upwards(noise: float) -> float:
+    """To four digits: rounded down, it would not last to the end."""
+    unit = 10.0 ** (math.floor(math.log10(noise)) - 3)
+    return math.ceil(noise / unit) * unit

@@ -1,0 +1,70 @@
+"""`splitpeer privacy`: figures for a person, and for a program."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from click.testing import CliRunner
+
+from splitpeer import templates
+from splitpeer.cli.privacy import privacy
+from splitpeer.errors import ConfigError
+from splitpeer.privacy.accounting import epsilon, noise_for
+from splitpeer.privacy.ledger import Ledger
+
+NOISE = noise_for(8, 1e-5, 40)
+
+
+@pytest.fixture
+def run(tmp_path):
+    text = templates.peer_toml(role="client", site="north", federation="demo", modality="t1")
+    (tmp_path / "peer.toml").write_text(text)
+    budget = [f'policy.defences=["dp-gaussian:noise={NOISE!r}"]', "policy.epsilon=8", "policy.delta=1e-5"]
+
+    def run(*arguments: str, settings=budget) -> str:
+        given = ["--config", str(tmp_path / "peer.toml"), *(x for s in settings for x in ("--set", s))]
+        return CliRunner().invoke(privacy, [*given, *arguments], catch_exceptions=False).output
+
+    run.state = tmp_path / "state"
+    return run
+
+
+def test_what_is_spent_can_be_read_beside_a_running_site(run) -> None:
+    assert run().startswith("epsilon 0 of 8 is spent (delta 1e-05)")
+    ledger = Ledger(run.state, 8, 1e-5)
+    ledger.pay(b"r" * 16, [b"a" * 16] * 40 + [b"b" * 16], NOISE, learning=False, training=True)
+    said = run()
+    assert "by the patient that paid most; 2 have paid, 1 half of it or more, 1 all of it" in said
+    assert (b"a" * 16).hex() not in said
+    assert json.loads(run("--json"))["epsilon"] == pytest.approx(epsilon({NOISE: 40}, 1e-5))
+    ledger.close()
+
+
+def test_without_a_budget_there_is_nothing_to_show(run) -> None:
+    with pytest.raises(ConfigError, match="no budget to look at"):
+        run(settings=[])
+
+
+def test_what_a_study_needs(run) -> None:
+    study = [
+        "plan",
+        "--epsilon",
+        "8",
+        "--epochs",
+        "50",
+        "--windows",
+        "155",
+        "--evaluations",
+        "0",
+        "--patients",
+        "300",
+    ]
+    lines = run(*study).splitlines()
+    assert lines[0].split()[:4] == ["frozen", "encoder", "7750", "records"]
+    assert "noise=105.7,frozen=true" in lines[0]
+    assert "2325000 records" in lines[1]
+    for line, count in zip(lines, (7750, 2_325_000), strict=True):
+        assert 7.9 < epsilon({float(line.split("noise=")[1].split(",")[0]): count}, 1e-5) <= 8
+    found = json.loads(run(*study, "--json"))
+    assert found["learning"]["noise"] == pytest.approx(noise_for(8, 1e-5, 2_325_000))
