@@ -49,9 +49,10 @@ class _FromGradients(Attack):
         steps = _by_step(view, self.steps)
         total = torch.zeros((len(view.targets), *view.window), device=self.device)
         count = torch.zeros(len(view.targets), device=self.device)
+        base = 2.0 if _adaptive(view, knowledge) else 4.0
         for done, shots in enumerate(steps, 1):
             maps = sum(
-                4.0**-level * self._scores(self._stack(shots, level), view, knowledge) for level in levels
+                base**-level * self._scores(self._stack(shots, level), view, knowledge) for level in levels
             )
             for row, (target, shot) in zip(maps, shots, strict=True):
                 total[target] += turn_back(row[None], pose_of(shot, None))[0]
@@ -64,7 +65,7 @@ class _FromGradients(Attack):
             attack=self.name,
             goal="mask",
             images=self._finish(total, view, knowledge).float().cpu().numpy(),
-            adaptive=bool(view.gradient_defences) and knowledge.adaptive,
+            adaptive=knowledge.adaptive,
             assumptions=("the gradients this site was sent", *knowledge.assumptions()[-1:]),
             settings={"levels": list(levels), "steps": len(steps), **self._settings()},
             views=int(count.max()),
@@ -112,12 +113,12 @@ class GradientNorm(_FromGradients):
 
     Plain: the norm over channels, upsampled, smoothed, divided by its mean over the step's samples (losses
     differ between steps), averaged over steps after undoing the augmentation, and over levels with weights
-    4**-level. Where the label holder defends its gradients and the adversary knows, the adaptive form:
-    independent noise has no preferred direction and no neighbours, the gradient has both. So patches are
-    projected on the step's leading principal components, what the weak components hold is taken for noise and
-    subtracted, energies and not norms are averaged over steps, and smoothing is wider. Against noise that
-    multiplies each voxel's gradient up to the largest (max-norm) energies are equal in expectation but not
-    their small powers: tumour is always large, the rest only sometimes.
+    4**-level. Where the label holder defends its gradients and the adversary knows, the adaptive form (ours):
+    noise that is drawn voxel by voxel has neither neighbours nor a preferred direction, the gradient has both. So
+    the gradient itself is smoothed, signs and all, before its energy is taken; 3-wide patches are projected on the
+    step's leading principal components; what the weak components hold is taken for noise and subtracted; energies
+    are averaged over steps, and over levels with weights 2**-level. It also undoes noise that multiplies (max-norm)
+    or is matched to the difference of the classes (Marvell): both are drawn for each voxel alone.
     """
 
     name = "gradient-norm"
@@ -130,8 +131,9 @@ class GradientNorm(_FromGradients):
         *,
         levels: tuple[int, ...] | None = None,
         steps: int | None = None,
-        smooth: float | None = None,
-        components: int = 8,
+        smooth: float = 1.0,
+        field: float = 2.0,
+        components: int = 2,
         seed: int = 0,
         device: str = "cpu",
     ) -> None:
@@ -139,37 +141,30 @@ class GradientNorm(_FromGradients):
         Args:
             levels: those to combine; None: all that were sent.
             steps: at most so many training steps, the first ones; None: all.
-            smooth: standard deviation in voxels; None: 1, or 2 in the adaptive form.
-            components: of 3-wide patches, adaptive form only.
+            smooth: of the scores, standard deviation in voxels at full resolution.
+            field: of the gradient itself, the same; adaptive form only.
+            components: of 3-wide patches; adaptive form only.
         """
         super().__init__(levels=levels, steps=steps, seed=seed, device=device)
-        self.smooth, self.components = smooth, components
+        self.smooth, self.field, self.components = smooth, field, components
 
     def _scores(self, gradient: Tensor, view: View, knowledge: Knowledge) -> Tensor:
         total = None
-        if not (view.gradient_defences and knowledge.adaptive):
-            score = gradient.square().sum(dim=1, keepdim=True).sqrt()
-        elif _multiplied(view):
-            score = gradient.square().sum(dim=1, keepdim=True) ** 0.125
-        else:
+        if _adaptive(view, knowledge):
+            gradient = blurred(gradient, self.field * gradient.shape[2] / view.window[0])
             score, total = patch_energy(gradient, self.components)
+        else:
+            score = gradient.square().sum(dim=1, keepdim=True).sqrt()
         # Losses differ between steps. Where noise was subtracted, by all that was there: what is mostly noise then
         # weighs little.
         scale = score.mean() if total is None else total
-        return smoothed(upsampled(score / scale.clamp(min=_TINY), view), self._sigma(view, knowledge))
+        return smoothed(upsampled(score / scale.clamp(min=_TINY), view), self.smooth)
 
     def _finish(self, scores: Tensor, view: View, knowledge: Knowledge) -> Tensor:
-        if view.gradient_defences and knowledge.adaptive and not _multiplied(view):
-            return scores.clamp(min=0).sqrt()
-        return scores
-
-    def _sigma(self, view: View, knowledge: Knowledge) -> float:
-        if self.smooth is not None:
-            return self.smooth
-        return 2.0 if view.gradient_defences and knowledge.adaptive else 1.0
+        return scores.clamp(min=0).sqrt() if _adaptive(view, knowledge) else scores
 
     def _settings(self) -> dict[str, Any]:
-        return {"smooth": self.smooth, "components": self.components}
+        return {"smooth": self.smooth, "field": self.field, "components": self.components}
 
 
 class GradientCosine(_FromGradients):
@@ -313,9 +308,13 @@ def smoothed(score: Tensor, sigma: float) -> Tensor:
     """[n, *spatial] through a Gaussian of `sigma` voxels that does not darken at the border."""
     if sigma <= 0:
         return score
-    blur = GaussianFilter(score.ndim - 1, sigma).to(score.device)
-    weight = blur(torch.ones_like(score[:1, None]))
-    return (blur(score[:, None]) / weight)[:, 0]
+    weight = blurred(torch.ones_like(score[:1, None]), sigma)
+    return (blurred(score[:, None], sigma) / weight)[:, 0]
+
+
+def blurred(field: Tensor, sigma: float) -> Tensor:
+    """[n, C, *spatial] through a Gaussian of `sigma` voxels, zero outside."""
+    return GaussianFilter(field.ndim - 2, sigma).to(field.device)(field) if sigma > 0 else field
 
 
 def patch_energy(gradient: Tensor, components: int) -> tuple[Tensor, Tensor]:
@@ -353,8 +352,9 @@ def _by_step(view: View, limit: int | None) -> list[list[tuple[int, Shot]]]:
     return [steps[step] for step in sorted(steps)][:limit]
 
 
-def _multiplied(view: View) -> bool:
-    return any(spec.startswith("max-norm") for spec in view.gradient_defences)
+def _adaptive(view: View, knowledge: Knowledge) -> bool:
+    """Whether there is anything to adapt to, and the adversary knows."""
+    return bool(view.gradient_defences) and knowledge.adaptive
 
 
 def _coverage(

@@ -1,0 +1,197 @@
+"""What a site reads off its gradients: real split steps on heads with painted tumours, and what defends them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+from scipy.stats import mannwhitneyu
+
+from splitpeer.attacks.base import Knowledge, Shot, Target, View
+from splitpeer.attacks.labels import GradientCosine, GradientNorm, GradientSlice, Schedule
+from splitpeer.data.augment import augment
+from splitpeer.defences.base import Release, make_stack
+from splitpeer.defences.network import defend
+from splitpeer.errors import AttackImpossible
+from splitpeer.models import build_decoder, build_encoder, site_seed
+from splitpeer.training.optimiser import make_optimiser, make_schedule
+from splitpeer.training.split_step import ClientHalf, CoordinatorHalf
+from splitproto.messages import Sample
+
+FEATURES = (4, 4, 8, 8, 16, 4)
+SITES = ("t1", "t2")
+WINDOWS = {2: (64, 64), 3: (32, 32, 32)}
+COUNT = {2: 8, 3: 2}
+
+
+def heads(dimensions: int, seed: int = 0) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Round noisy heads with a ball of tumour, two contrasts, and the nested masks."""
+    source, window = np.random.default_rng(seed), WINDOWS[dimensions]
+    grid = np.indices(window) / np.array(window).reshape(-1, *[1] * dimensions) - 0.5
+    masks = np.zeros((COUNT[dimensions], 3, *window), np.float32)
+    images = {m: source.standard_normal((len(masks), 1, *window)).astype(np.float32) for m in SITES}
+    for number in range(len(masks) - 1):  # the last has none
+        centre = source.uniform(-0.2, 0.2, dimensions).reshape(-1, *[1] * dimensions)
+        away = np.sqrt(((grid - centre) ** 2).sum(axis=0))
+        for region, radius in enumerate((0.14, 0.1, 0.06)):
+            masks[number, region] = away < radius
+        for k, image in enumerate(images.values()):
+            image[number, 0] += (1.5 - k) * masks[number, 0]
+    head = np.sqrt((grid**2).sum(axis=0)) < 0.45
+    return {m: (image * head).astype(np.float32) for m, image in images.items()}, masks
+
+
+def site_view(
+    dimensions: int = 2,
+    *,
+    seeds: Sequence[int | None] = (None,),
+    gradients: Sequence[str] = (),
+    frozen: bool = False,
+) -> tuple[View, np.ndarray]:
+    """What t1 sees of training steps, one for each seed, and the whole tumour."""
+    images, masks = heads(dimensions)
+    rate = 1e-9 if frozen else 5e-3
+    clients = {}
+    for site in SITES:
+        encoder = build_encoder(dimensions, FEATURES, seed=site_seed(1, site))
+        optimiser = make_optimiser(encoder.parameters(), lr=rate)
+        clients[site] = ClientHalf(encoder, optimiser, make_schedule(optimiser, "constant", len(seeds)))
+    decoder = build_decoder(dimensions, FEATURES, SITES, seed=site_seed(1, "coordinator"))
+    optimiser = make_optimiser(decoder.parameters(), lr=rate)
+    hub = CoordinatorHalf(decoder, optimiser, make_schedule(optimiser, "constant", len(seeds)))
+    samples = tuple(Sample(n.to_bytes(16, "big"), (0, 0, n)) for n in range(len(masks)))
+    stack = make_stack(
+        gradients, key=b"k" * 32, channels={f"x{n}": FEATURES[n] for n in range(5)}, dimensions=dimensions,
+        place="gradients",
+    )  # fmt: skip
+    shots: list[list[Shot]] = [[] for _ in masks]
+    for step, seed in enumerate(seeds, 1):
+
+        def posed(arrays: np.ndarray, modality: str | None, seed: int | None = seed) -> np.ndarray:
+            if seed is None:
+                return arrays
+            return np.stack([augment(array, seed, n, modality) for n, array in enumerate(arrays)])
+
+        sent = {site: clients[site].forward(posed(images[site], site)) for site in SITES}
+        target = posed(masks, None)
+        _, returned = hub.step(sent, target)
+        release = Release(b"r" * 16, "train", step, 0, samples, target.astype(np.uint8))
+        given = defend(stack, returned["t1"], release) if stack else returned["t1"]
+        for site in SITES:
+            clients[site].backward(returned[site])
+        for n in range(len(masks)):
+            shots[n].append(
+                Shot("train", step, n, seed, gradients={name: array[n] for name, array in given.items()})
+            )
+    targets = tuple(Target(sample, tuple(own)) for sample, own in zip(samples, shots, strict=True))
+    view = View(
+        role="client", site="a", modality="t1", modalities=("t1",), dimensions=dimensions, features=FEATURES,
+        levels=(0, 1, 2, 3, 4), window=WINDOWS[dimensions], targets=targets, gradient_defences=stack.specs,
+    )  # fmt: skip
+    return view, masks[:, 0] > 0
+
+
+def auc(scores: np.ndarray, truth: np.ndarray) -> float:
+    inside, outside = scores[truth], scores[~truth]
+    return float(mannwhitneyu(inside, outside).statistic / inside.size / outside.size)
+
+
+@pytest.mark.parametrize("dimensions", [2, 3])
+def test_the_first_gradient_shows_the_tumour(dimensions) -> None:
+    view, truth = site_view(dimensions)
+    result = GradientNorm().run(view, Knowledge())
+    assert result.goal == "mask" and result.images.shape == truth.shape and result.images.dtype == np.float32
+    assert auc(result.images, truth) >= 0.98
+    assert result.views == 1
+    for level, least in ((0, 0.98), (1, 0.97), (2, 0.9)):
+        assert auc(GradientNorm(levels=(level,)).run(view, Knowledge()).images, truth) >= least
+
+
+def test_scores_lie_in_the_volumes_orientation_whatever_the_augmentation() -> None:
+    seeds = (3, 5, 8)
+    view, truth = site_view(seeds=seeds)
+    result = GradientNorm(levels=(0,)).run(view, Knowledge())
+    assert result.views == len(seeds)
+    assert auc(result.images, truth) >= 0.97
+    only_first = GradientNorm(levels=(0,), steps=1).run(view, Knowledge())
+    assert only_first.views == 1
+
+
+def test_noise_on_gradients_costs_the_plain_attack_more_than_the_adaptive_one() -> None:
+    clean, truth = site_view()
+    noisy, _ = site_view(gradients=["gaussian:8"])
+    before = auc(GradientNorm(levels=(0,)).run(clean, Knowledge()).images, truth)
+    plain = GradientNorm(levels=(0,)).run(noisy, Knowledge(adaptive=False))
+    adaptive = GradientNorm(levels=(0,)).run(noisy, Knowledge())
+    assert auc(plain.images, truth) < before - 0.02
+    assert auc(adaptive.images, truth) > auc(plain.images, truth)
+    assert adaptive.adaptive and not plain.adaptive
+
+
+def test_steps_average_noise_away() -> None:
+    noisy, truth = site_view(gradients=["gaussian:8"], seeds=(1, 2, 3, 4, 5, 6), frozen=True)
+    one = GradientNorm(steps=1).run(noisy, Knowledge())
+    all_of_them = GradientNorm().run(noisy, Knowledge())
+    assert auc(all_of_them.images, truth) > auc(one.images, truth) + 0.01
+
+
+@pytest.mark.parametrize(("defence", "least"), [("max-norm", 0.8), ("marvell:0.3", 0.9), ("iso:1", 0.8)])
+def test_noise_drawn_for_each_voxel_alone_does_not_hide_a_tumour_of_many(defence, least) -> None:
+    defended, truth = site_view(gradients=[defence], seeds=range(8))
+    plain = GradientNorm(levels=(0,), steps=1).run(defended, Knowledge(adaptive=False))
+    adaptive = GradientNorm().run(defended, Knowledge())
+    assert auc(adaptive.images, truth) > max(least, auc(plain.images, truth) + 0.1)
+
+
+def test_direction_and_slice() -> None:
+    view, truth = site_view()
+    direction = GradientCosine(levels=(0,)).run(view, Knowledge())
+    assert auc(direction.images, truth) >= 0.8
+    slices = GradientSlice().run(view, Knowledge())
+    assert (slices.images == slices.images[:, :1, :1]).all()  # one score per sample, and it says so
+    assert any("where" in note for note in slices.notes)
+    scores = slices.images[:, 0, 0]
+    assert scores[-1] == scores.min()  # the one without tumour
+
+
+def test_the_order_of_windows_tells_which_slices_hold_tumour() -> None:
+    source, inside, slices = np.random.default_rng(0), range(9, 14), 24
+    drawn = [
+        int(source.choice(inside) if source.random() < 0.5 else source.integers(slices)) for _ in range(150)
+    ]
+    targets = tuple(
+        Target(Sample(b"p" * 16, (0, 0, z)), tuple(Shot("train", n, 0, None) for n in range(drawn.count(z))))
+        for z in range(slices)
+    )
+    view = View(role="client", site="a", modality="t1", modalities=("t1",), dimensions=2, features=FEATURES,
+                levels=(0, 4), window=(16, 16), targets=targets)  # fmt: skip
+    result = Schedule(slices=slices).run(view, Knowledge())
+    chance = result.images[:, 0, 0]
+    assert chance[list(inside)].min() > 0.5 > np.delete(chance, list(inside)).max()
+    assert result.images.shape == (slices, 16, 16)
+
+
+def test_what_cannot_be_attacked_is_said_in_one_line() -> None:
+    view, _ = site_view()
+    silent = View(
+        **{**view.__dict__, "targets": (Target(view.targets[0].sample, (Shot("train", 1, 0, None),)),)}
+    )
+    with pytest.raises(AttackImpossible, match="no gradient"):
+        GradientNorm().run(silent, Knowledge())
+    with pytest.raises(AttackImpossible, match="site's capture"):
+        GradientNorm().run(View(**{**view.__dict__, "role": "coordinator"}), Knowledge())
+    with pytest.raises(AttackImpossible, match="level 7"):
+        GradientNorm(levels=(7,)).run(view, Knowledge())
+    nothing = View(**{**view.__dict__, "targets": ()})
+    with pytest.raises(AttackImpossible, match="no training window"):
+        Schedule().run(nothing, Knowledge())
+
+
+def test_it_can_be_interrupted() -> None:
+    def stop(what: str, done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    view, _ = site_view()
+    with pytest.raises(KeyboardInterrupt):
+        GradientNorm().run(view, Knowledge(), stop)
