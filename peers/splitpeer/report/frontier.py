@@ -10,6 +10,8 @@ from splitpeer.report.model import Point
 
 WIDTH, HEIGHT = 800, 520
 LEFT, RIGHT, TOP, BOTTOM = 80, 30, 25, 75
+AROUND = ((18, -16), (-18, -16), (-18, 18), (18, 18), (0, -22), (0, 24), (28, 0), (-28, 0))
+"""Where a point's number may stand, from the point."""
 
 
 def svg(points: Sequence[Point]) -> Markup:
@@ -52,13 +54,21 @@ def svg(points: Sequence[Point]) -> Markup:
     if len(front) > 1:
         line = " ".join(f"{x(p.leakage):.1f},{y(p.dice):.1f}" for p in front)
         parts.append(f'<polyline class="front" points="{line}"/>')
+    taken = [(x(p.leakage), y(p.dice)) for p in points]
     for number, point in enumerate(points, 1):
         at_x, at_y = x(point.leakage), y(point.dice)
         parts.append(
             f'<circle class="{"on" if point.front else "off"}" cx="{at_x:.1f}" cy="{at_y:.1f}" r="8"/>'
         )
-        parts.append(f'<text x="{at_x + 12:.1f}" y="{at_y - 10:.1f}">{number}</text>')
+        label = max(((at_x + dx, at_y + dy) for dx, dy in AROUND), key=lambda place: _nearest(place, taken))
+        taken.append(label)
+        parts.append(f'<text x="{label[0]:.1f}" y="{label[1] + 7:.1f}" text-anchor="middle">{number}</text>')
     return Markup("\n".join([*parts, "</svg>"]))  # noqa: S704 - numbers alone are put in
+
+
+def _nearest(place: tuple[float, float], taken: Sequence[tuple[float, float]]) -> float:
+    """Distance to the nearest other sign, up to where more room is no better."""
+    return min(min((abs(place[0] - a) ** 2 + abs(place[1] - b) ** 2) ** 0.5 for a, b in taken), 22.0)
 
 
 def _range(values: Sequence[float]) -> tuple[float, float]:

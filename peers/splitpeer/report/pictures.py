@@ -1,4 +1,4 @@
-"""Images for the page: strips of slices as PNG data, truth and reconstruction in the same grey window."""
+"""Images for the page: slices as PNG data, truth and reconstruction in the same grey window."""
 
 from __future__ import annotations
 
@@ -82,9 +82,8 @@ def _screen(image: NDArray[Any]) -> NDArray[Any]:
     return turned.repeat(SCALE, axis=0).repeat(SCALE, axis=1)
 
 
-def strip(tiles: list[NDArray[np.uint8]]) -> str:
-    """Tiles of equal size beside each other, as a data: address of a PNG."""
-    rows = np.concatenate(tiles, axis=1)
+def png(rows: NDArray[np.uint8]) -> str:
+    """RGB rows as the data: address of a PNG; grey where all is grey."""
     picture = Image.fromarray(rows)
     if (rows == rows[..., :1]).all():
         picture = picture.convert("L")
@@ -93,13 +92,13 @@ def strip(tiles: list[NDArray[np.uint8]]) -> str:
     return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
 
 
-def image_strips(
+def image_tiles(
     truth: NDArray[Any] | None,
     found: NDArray[Any],
     masks: NDArray[Any] | None,
     tumour: NDArray[Any] | None,
     floor: NDArray[Any] | None,
-) -> dict[str, str]:
+) -> dict[str, list[str]]:
     """ "truth", "found" and "floor" as data: addresses, where their arrays are given.
 
     Args:
@@ -107,7 +106,7 @@ def image_strips(
         masks: true whole tumour [n, *spatial], drawn on the truth.
         tumour: tumour found in the reconstruction [n, *spatial], drawn on it.
     """
-    tiles: dict[str, list[NDArray[np.uint8]]] = {}
+    tiles: dict[str, list[str]] = {}
     for i, image in enumerate(found[:, 0]):
         level = level_of(image, None if masks is None else masks[i])
         shown = flat(np.asarray(image, dtype=np.float64), level)
@@ -122,20 +121,20 @@ def image_strips(
             picture = grey(flat(true, level), window, inside)
             if masks is not None:
                 picture = outlined(picture, flat(masks[i], level), TRUE_OUTLINE)
-            tiles.setdefault("truth", []).append(picture)
+            tiles.setdefault("truth", []).append(png(picture))
             if floor is not None and mask.any():
                 mean = flat(align(floor[i, 0], true, mask), level)
-                tiles.setdefault("floor", []).append(grey(mean, window, inside))
+                tiles.setdefault("floor", []).append(png(grey(mean, window, inside)))
         picture = grey(shown, window, inside)
         if tumour is not None:
             picture = outlined(picture, flat(tumour[i], level), FOUND_OUTLINE)
-        tiles.setdefault("found", []).append(picture)
-    return {name: strip(row) for name, row in tiles.items()}
+        tiles.setdefault("found", []).append(png(picture))
+    return tiles
 
 
-def mask_strips(
+def mask_tiles(
     truth: NDArray[Any] | None, found: NDArray[Any], masks: NDArray[Any] | None
-) -> dict[str, str]:
+) -> dict[str, list[str]]:
     """ "truth" (the image, if there, with the true outline) and "found" (the recovered map).
 
     Args:
@@ -143,7 +142,7 @@ def mask_strips(
         found: maps [n, *spatial].
         masks: true whole tumour [n, *spatial].
     """
-    tiles: dict[str, list[NDArray[np.uint8]]] = {}
+    tiles: dict[str, list[str]] = {}
     for i, scores in enumerate(found):
         level = level_of(scores, None if masks is None else masks[i])
         if masks is not None:
@@ -154,6 +153,6 @@ def mask_strips(
                 picture = grey(true, window_of(true, inside), inside)
             else:
                 picture = grey(np.zeros(mask.shape), (0.0, 1.0))
-            tiles.setdefault("truth", []).append(outlined(picture, mask, TRUE_OUTLINE))
-        tiles.setdefault("found", []).append(heat(flat(scores, level)))
-    return {name: strip(row) for name, row in tiles.items()}
+            tiles.setdefault("truth", []).append(png(outlined(picture, mask, TRUE_OUTLINE)))
+        tiles.setdefault("found", []).append(png(heat(flat(scores, level))))
+    return tiles

@@ -8,9 +8,12 @@ from dataclasses import dataclass
 from splitpeer.report.bands import Band, highest_floor, recognised, tumour_shows
 from splitpeer.report.findings import Configuration, Finding, worst
 from splitpeer.report.model import UNDEFENDED, Point
+from splitpeer.report.text import share, upper_first
 
 SMALL_COST = 0.03
 """Dice that a defence may cost to count as cheap here; a choice of this page, not of nature."""
+WORTH_NAMING = 0.05
+"""Likeness by which a defence must lower the worst case to be named as a gain."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +63,7 @@ def images(found: Sequence[Configuration]) -> Answer:
             f"Least was seen under {best.name}: {best.worst_image.band.word} "
             f"({_likeness(best.worst_image)}){_tumour_words(best.worst_image)}."
         )
-    short = f"{most.band.word[:1].upper()}{most.band.word[1:]}, {under(first.name)}."
+    short = f"{upper_first(most.band.word)}, {under(first.name)}."
     return Answer(question, short, most.band, tuple(details))
 
 
@@ -81,12 +84,12 @@ def labels(found: Sequence[Configuration]) -> Answer:
         details.append(
             f"Least was seen {under(least.name)}: {least.worst_mask.band.word} (AUC {least.worst_mask.leakage:.2f})."
         )
-    short = f"{most.band.word[:1].upper()}{most.band.word[1:]}, {under(first.name)}."
+    short = f"{upper_first(most.band.word)}, {under(first.name)}."
     return Answer(question, short, most.band, tuple(details))
 
 
 def defences(found: Sequence[Configuration], points: Sequence[Point]) -> Answer:
-    """Question 3. A sweep's points speak where the runs themselves hold no comparison."""
+    """Question 3. A sweep's points speak where there are more of them."""
     question = "What does each defence buy, and at what Dice?"
     rows = [
         Row(
@@ -98,7 +101,7 @@ def defences(found: Sequence[Configuration], points: Sequence[Point]) -> Answer:
         for one in found
         if one.worst_image and one.dice is not None
     ]
-    if len(rows) < 2 and points:
+    if len(points) > len(rows):
         rows = [Row(point.name, point.dice, point.leakage, point.floor) for point in points]
     plain = next((row for row in rows if row.name == UNDEFENDED), None)
     defended = [row for row in rows if row.name != UNDEFENDED]
@@ -117,7 +120,11 @@ def defences(found: Sequence[Configuration], points: Sequence[Point]) -> Answer:
             f"Least leakage: {least.name}, likeness {least.leakage:.2f} at Dice {least.dice:.2f}.",
             details=("No run without a defence is among these, so the cost is not known.",),
         )
-    cheap = [row for row in defended if plain.dice - row.dice <= SMALL_COST and row.leakage < plain.leakage]
+    cheap = [
+        row
+        for row in defended
+        if plain.dice - row.dice <= SMALL_COST and plain.leakage - row.leakage >= WORTH_NAMING
+    ]
     details.append(f"Without a defence: Dice {plain.dice:.2f}, worst likeness {plain.leakage:.2f}.")
     points_of = f"{100 * SMALL_COST:.0f} points of Dice"
     if cheap:
@@ -125,16 +132,16 @@ def defences(found: Sequence[Configuration], points: Sequence[Point]) -> Answer:
         short = f"For at most {points_of}: likeness {best.leakage:.2f} instead of {plain.leakage:.2f}, by {best.name}."
         details.append(f"{best.name}: Dice {best.dice:.2f}{_floor_words(best)}.")
     else:
-        short = f"Nothing that was tried lowers the worst case for at most {points_of}."
+        short = f"Nothing that was tried lowers the worst case by much for at most {points_of}."
     least = min(defended, key=lambda row: row.leakage)
     if not cheap or least.name != best.name:
         details.append(
             f"The least leakage of all: {least.name}, likeness {least.leakage:.2f}, at Dice {least.dice:.2f}"
             f"{_floor_words(least)}."
         )
-    useless = [row.name for row in defended if row.leakage > plain.leakage - 0.02]
+    useless = [row.name for row in defended if row.leakage > plain.leakage - WORTH_NAMING]
     if useless:
-        details.append(f"No gain against an adversary who knows the defence: {', '.join(useless)}.")
+        details.append(f"Little or no gain against an adversary who knows the defence: {', '.join(useless)}.")
     return Answer(question, short, None, tuple(details))
 
 
@@ -186,8 +193,8 @@ def _beyond_likeness(finding: Finding) -> list[str]:
     if recognised(scores):
         score = scores["reidentification"]
         said.append(
-            f"The patient can be picked out: {score.mean:.0%} of the reconstructions fit their own image best "
-            f"({highest_floor(score) or 0:.0%} by chance)."
+            f"The patient can be picked out: {share(score.mean)} of the reconstructions fit their own image best "
+            f"({share(highest_floor(score) or 0)} by chance)."
         )
     return said
 

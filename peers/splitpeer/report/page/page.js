@@ -6,6 +6,7 @@ for (const table of document.querySelectorAll("table.sortable")) {
   headers.forEach((header, column) => {
     const button = document.createElement("button");
     button.type = "button";
+    button.title = "Sort";
     button.append(...header.childNodes);
     header.append(button);
     button.addEventListener("click", () => {

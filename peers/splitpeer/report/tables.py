@@ -1,0 +1,188 @@
+"""Rows of the page's tables, and the sentences beside them."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from splitpeer.report import bands
+from splitpeer.report.cards import Card
+from splitpeer.report.findings import Configuration, Finding
+from splitpeer.report.model import UNDEFENDED, Entry, Privacy, Run
+from splitpeer.report.store import ARRAYS, ATTACK, FRONTIER, Folder
+from splitpeer.report.text import figure, plural
+
+
+def attack_rows(card: Card) -> list[dict[str, Any]]:
+    """A row of the overview for each form of one attack."""
+    return [_attack_row(card, entry) for entry in card.variants]
+
+
+def _attack_row(card: Card, entry: Entry) -> dict[str, Any]:
+    means = {name: score.mean for name, score in entry.scores.items()}
+    main = entry.scores.get("ssim" if entry.goal == "image" else "auc")
+    knows = "knows the defence" if entry.adaptive else "ignores it"
+    return {
+        "entry": entry,
+        "anchor": card.anchor,
+        "knows": "no defence" if entry.configuration == UNDEFENDED else knows,
+        "likeness": means.get("ssim"),
+        "auc": means.get("auc"),
+        "tumour": means.get("tumour_dice"),
+        "picked": means.get("reidentification"),
+        "dice": means.get("dice_otsu"),
+        "floor": bands.highest_floor(main) if main else None,
+        "counts": card.finding.counts,
+        "band": (bands.image_band if entry.goal == "image" else bands.mask_band)(entry.scores),
+    }
+
+
+def configuration_row(one: Configuration, undefended: float | None) -> dict[str, Any]:
+    """Dice beside the worst that was found; `undefended` is the Dice without a defence."""
+    image, mask = one.worst_image, one.worst_mask
+    tumour = [f.strongest.scores["tumour_dice"].mean for f in one.images
+              if f.counts and "tumour_dice" in f.strongest.scores]  # fmt: skip
+    compared = one.dice is not None and undefended is not None and one.name != UNDEFENDED
+    return {
+        "name": one.name,
+        "dice": one.dice,
+        "change": one.dice - undefended if compared else None,
+        "likeness": image.leakage if image else None,
+        "floor": bands.highest_floor(image.strongest.scores["ssim"]) if image else None,
+        "by": _by(image) if image else "–",
+        "tumour": max((value for value in tumour if value is not None), default=None),
+        "auc": mask.leakage if mask else None,
+        "band": image.band if image else None,
+        "naive_only": one.naive_only,
+    }
+
+
+def _by(finding: Finding) -> str:
+    return f"{finding.entry.title}, {finding.entry.modality}, {plural(finding.strongest.views, 'view')}"
+
+
+def source(folder: Folder, run: Run) -> dict[str, Any]:
+    """What was recorded, and what crosses the wire for each sample."""
+    capture, network = run.capture, run.network
+    named = f" ({capture.site})" if capture.site else ""
+    who = "the coordinator" if capture.role == "coordinator" else "a hospital"
+    sentences = [
+        "Rehearsed by a hospital on its own data before joining: nothing has left it."
+        if capture.rehearsal
+        else f"Recorded by {who}{named}: what it legitimately received and sent."
+    ]
+    if network.sites:
+        holders = ", ".join(f"{site} holds {modality}" for site, modality in sorted(network.sites.items()))
+        sentences.append(f"Hospitals: {holders}.")
+    counts = [
+        plural(count, word)
+        for count, word in ((capture.steps, "training step"), (capture.samples, "different sample"))
+        if count is not None
+    ]
+    if counts:
+        sentences.append(f"The recording covers {' and '.join(counts)}.")
+    if not capture.complete:
+        sentences.append("The recording was cut off; it was attacked up to its last whole record.")
+    return {
+        "heading": str(folder.path),
+        "sentence": " ".join(sentences),
+        "levels": network.levels,
+        "dimensions": network.dimensions,
+        "total": _total(run),
+    }
+
+
+def _total(run: Run) -> str:
+    sent = sum(level.octets for level in run.network.levels if level.sent)
+    back = sum(level.gradient_octets or 0 for level in run.network.levels)
+    total = f"Together {figure(sent, 0)} octets up"
+    if back:
+        total += f" and {figure(back, 0)} back in training"
+    if run.network.image_octets:
+        times = sent / run.network.image_octets
+        total += (
+            f". The image itself has {figure(run.network.image_octets, 0)} octets: "
+            f"{figure(times, 0 if times >= 2 else 1)} times as much is sent"
+        )
+    return total + "."
+
+
+def budget(privacy: Privacy) -> dict[str, Any]:
+    """A privacy budget and what it means."""
+    if not privacy.guarantee or privacy.epsilon is None:
+        return {
+            "sentence": privacy.statement
+            or "There is no differential privacy here: noise without guarantee.",
+            "pairs": [],
+        }
+    pairs = [("Epsilon", f"{privacy.epsilon:.3g}")]
+    if privacy.delta is not None:
+        pairs.append(("Delta", f"{privacy.delta:.1g}"))
+    if privacy.limit is not None:
+        pairs.append(("Stops sending at", f"epsilon {privacy.limit:.3g}"))
+    pairs.append(("Protects", f"each {privacy.unit}"))
+    if privacy.releases is not None:
+        pairs.append(("Counted", plural(privacy.releases, "release")))
+    pairs += [
+        (name, text)
+        for name, text in (("Mechanism", privacy.mechanism), ("Accountant", privacy.accountant))
+        if text
+    ]
+    sentence = (
+        f"Differential privacy holds with epsilon {privacy.epsilon:.3g}: seeing everything that was sent can change "
+        f"the odds of any guess about one {privacy.unit} by a factor of {_factor(privacy.epsilon)} at most. "
+        f"That is {bands.epsilon_words(privacy.epsilon)}. {privacy.statement}"
+    )
+    return {"sentence": sentence.strip(), "pairs": pairs}
+
+
+def _factor(epsilon: float) -> str:
+    if epsilon >= math.log(1e6):
+        return "more than a million"
+    factor = math.exp(epsilon)
+    return figure(factor, 1 if factor < 100 else 0)
+
+
+def provenance(folder: Folder) -> dict[str, Any]:
+    """Where a run folder comes from: digests, settings of the network, commands."""
+    run = folder.run
+    pairs: list[tuple[str, str]] = []
+    if run is not None:
+        capture, network = run.capture, run.network
+        pairs += [
+            ("Capture", capture.file),
+            ("Digest of the capture", capture.digest),
+            ("Recorded", "" if capture.created is None else f"{_time(capture.created):%Y-%m-%d %H:%M} UTC"),
+            ("Records", "" if capture.records is None else str(capture.records)),
+            ("Run", capture.run),
+            ("Job", capture.job),
+            ("Attacked by", run.made_by),
+        ]
+        if network.features:
+            widths = ", ".join(map(str, network.features))
+            kind = f"{network.dimensions}-D U-Net, features {widths}, fusion {network.fusion or 'concat'}"
+            pairs.append(("Network", kind))
+        pairs += [(f"SHA-256 of {name}", digest) for name, digest in run.digests.items()]
+    pairs += [(f"SHA-256 of {name}", digest) for name, digest in digests(folder.path).items()]
+    return {
+        "heading": str(folder.path),
+        "pairs": [(name, text) for name, text in pairs if text],
+        "commands": run.commands if run else (),
+    }
+
+
+def _time(seconds: float) -> datetime:
+    return datetime.fromtimestamp(seconds, UTC)
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """SHA-256 of the files that the page was made from."""
+    found = {}
+    for name in (ATTACK, ARRAYS, FRONTIER):
+        if (folder / name).exists():
+            with (folder / name).open("rb") as file:
+                found[name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return found
