@@ -8,6 +8,7 @@ nothing, and elsewhere it loses nothing.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -136,8 +137,14 @@ def _add(group: list[list[Shot]], name: str, shape: tuple[int, ...], masked: boo
     total = np.zeros((len(group), *shape), np.float32)
     count = np.zeros_like(total)
     for number, shots in enumerate(group):
+        told: set[bytes] = set()
         for shot in shots:
             values = shot.activations[name]
+            # The same again is no second witness: nothing random happened, or it was drawn once and kept.
+            digest = hashlib.blake2b(np.ascontiguousarray(values)).digest()
+            if digest in told:
+                continue
+            told.add(digest)
             total[number] += values
             count[number] += (values != 0) if masked else 1.0
     mean = total / np.maximum(count, 1)

@@ -18,13 +18,17 @@ Objective = Callable[[Tensor], Tensor]
 
 ARMIJO = 1e-4
 TRIES = 12  # halvings of a step before a sample counts as converged
+PATIENCE, LEAST = 20, 1e-3  # it has also converged if that many iterations gained less than this share
 
 
 def total_variation(images: Tensor, smooth: float = 1e-2) -> Tensor:
     """Isotropic total variation per sample [B] of [B, C, *spatial], summed over voxels.
 
-    Rudin, Osher & Fatemi, Physica D 60, 1992; `smooth` rounds the corner at zero so that gradients exist.
+    Rudin, Osher & Fatemi, Physica D 60, 1992; `smooth` rounds the corner at zero so that gradients exist. In units
+    of each image's own standard deviation: an encoder with instance norm does not see the gain, and an image
+    must not look smoother by being fainter.
     """
+    images = _wide(1 / images.flatten(1).std(1).clamp_min(1e-6), images) * images
     squares = torch.zeros_like(images)
     for axis in range(2, images.ndim):
         step = torch.diff(images, dim=axis)
@@ -44,7 +48,8 @@ def lbfgs(
 ) -> Tensor:
     """L-BFGS (Liu & Nocedal, Math. Programming 45, 1989) with backtracking, separately for every sample.
 
-    torch's own treats the batch as one vector with one step length. Returns a tensor like `start` [B, ...].
+    torch's own treats the batch as one vector with one step length. Stops early where every sample has converged.
+    Returns a tensor like `start` [B, ...].
     """
     x = start.detach().clone()
     value, gradient = _evaluate(objective, x)
@@ -52,6 +57,7 @@ def lbfgs(
     changes: list[Tensor] = []
     weights: list[Tensor] = []  # 1 / <s, y>, zero where a pair must not be used
     running = torch.ones(len(x), dtype=torch.bool, device=x.device)
+    earlier = value
     for iteration in range(iterations):
         direction = -_two_loops(gradient, steps, changes, weights)
         slope = _dot(gradient, direction)
@@ -85,6 +91,9 @@ def lbfgs(
             del steps[0], changes[0], weights[0]
         x, value, gradient = moved, new_value, new_gradient
         progress(what, iteration + 1, iterations)
+        if (iteration + 1) % PATIENCE == 0:
+            running = running & (earlier - value > LEAST * value.abs())
+            earlier = value
         if not running.any():
             break
     return x

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from skimage.restoration import denoise_nl_means, estimate_sigma
 from torch import Tensor, nn
 
 from splitpeer.attacks.base import Attack, Knowledge, Progress, Result, View, silent
@@ -85,15 +87,19 @@ class Schedule:
     method: str = "lbfgs"
 
 
-def schedules(names: tuple[str, ...]) -> list[Schedule]:
-    """All that are tried; the adversary keeps, sample by sample, what explains its view best."""
-    found = [Schedule("all levels at once", (names,))]
-    if len(names) > 1:
-        found.append(Schedule("the shallowest level first", (names[:1], names)))
-        found.append(
-            Schedule("Adam, level by level", tuple(names[: n + 1] for n in range(len(names))), "adam")
-        )
-    return found
+SCHEDULES = ("joint", "shallow", "adam")
+
+
+def schedule(name: str, names: tuple[str, ...]) -> Schedule:
+    """One of `SCHEDULES` over the levels `names`, shallowest first."""
+    match name:
+        case "joint":
+            return Schedule("all levels at once", (names,))
+        case "shallow":
+            return Schedule("the shallowest level first", (names[:1], names) if len(names) > 1 else (names,))
+        case "adam":
+            return Schedule("Adam, level by level", tuple(names[: n + 1] for n in range(len(names))), "adam")
+    raise ValueError(f"schedule must be one of {', '.join(SCHEDULES)}, not {name!r}")
 
 
 class WhiteBox(Attack):
@@ -105,7 +111,12 @@ class WhiteBox(Attack):
     Args:
         iterations: of L-BFGS in a schedule's last stage; earlier stages and Adam get as many together.
         tv: weight of the total variation, in units of the log-likelihood: 1 / the mean step between voxels.
+        schedules: comma-separated: "joint" (L-BFGS, all levels at once), "shallow" (the shallowest level alone
+            first), "adam" (level by level; slower, and hardly ever the best).
         batch: samples optimised together.
+
+    Raises:
+        ValueError: a schedule is unknown.
     """
 
     name = "whitebox"
@@ -121,10 +132,19 @@ class WhiteBox(Attack):
     )
 
     def __init__(
-        self, *, iterations: int = 100, tv: float = 3.0, batch: int = 16, seed: int = 0, device: str = "cpu"
+        self,
+        *,
+        iterations: int = 400,
+        tv: float = 1.0,
+        schedules: str = "joint,shallow",
+        batch: int = 16,
+        seed: int = 0,
+        device: str = "cpu",
     ) -> None:
         super().__init__(seed=seed, device=device)
-        self.iterations, self.tv, self.batch = iterations, tv, batch
+        self.iterations, self.tv, self.schedules, self.batch = iterations, tv, schedules, batch
+        for name in schedules.split(","):
+            schedule(name, ())
 
     def run(self, view: View, knowledge: Knowledge, progress: Progress = silent) -> Result:
         """See `Attack.run`. Raises AttackImpossible without the model's weights, or where they do not fit."""
@@ -147,7 +167,8 @@ class WhiteBox(Attack):
         notes = tuple(f"{name}: {won.count(name)} of {len(won)} samples" for name in dict.fromkeys(won))
         return Result(
             self.name, "image", np.concatenate(images), knowledge.adaptive, knowledge.assumptions(),
-            {"iterations": self.iterations, "tv": self.tv, "batch": self.batch, "seed": self.seed},
+            {"iterations": self.iterations, "tv": self.tv, "schedules": self.schedules, "batch": self.batch,
+             "seed": self.seed},
             views=max(map(len, chosen)), seconds=time.perf_counter() - began, notes=notes,
         )  # fmt: skip
 
@@ -163,29 +184,42 @@ class WhiteBox(Attack):
             return misfit(x, names) + self.tv * total_variation(x)
 
         candidates, titles = [], []
-        for schedule in schedules(misfit.names):
+        for plan in (schedule(name, misfit.names) for name in self.schedules.split(",")):
             x = start
-            for number, names in enumerate(schedule.stages):
-                what = f"{schedule.name} ({number + 1}/{len(schedule.stages)})"
-                if schedule.method == "adam":
-                    x = adam(lambda x, n=names: objective(x, n), x, max(1, self.iterations // len(schedule.stages)),
+            for number, names in enumerate(plan.stages):
+                what = f"{plan.name} ({number + 1}/{len(plan.stages)})"
+                if plan.method == "adam":
+                    x = adam(lambda x, n=names: objective(x, n), x, max(1, self.iterations // len(plan.stages)),
                              progress=progress, what=what)  # fmt: skip
                 else:
                     x = lbfgs(
                         lambda x, n=names: objective(x, n), x, self.iterations, progress=progress, what=what
                     )
             candidates.append(x)
-            titles.append(schedule.name)
+            titles.append(plan.name)
         with torch.no_grad():
             values = torch.stack([objective(x) for x in candidates])
         best = torch.where(values.isfinite(), values, torch.inf).argmin(0)
         picked = torch.stack([candidates[int(k)][i] for i, k in enumerate(best)])
+        if simulation.on_images:
+            picked = denoised(picked)
         return picked, [titles[int(k)] for k in best]
 
 
 def frozen(model: nn.Module, device: str) -> nn.Module:
-    """`model` for evaluation on `device`, its weights without gradients: only images are optimised."""
-    return model.to(device).eval().requires_grad_(False)
+    """A copy of `model` for evaluation on `device`, its weights without gradients: only images are optimised."""
+    return copy.deepcopy(model).to(device).eval().requires_grad_(False)
+
+
+def denoised(images: Tensor) -> Tensor:
+    """Images [B, 1, *spatial] without the noise that a defence put on them before the encoder saw them: what fits
+    the view is the noisy image. Non-local means (Buades, Coll & Morel, CVPR 2005), the noise's width estimated
+    from the image itself (Donoho & Johnstone, Biometrika 81, 1994)."""
+    cleaned = []
+    for image in images[:, 0].cpu().numpy():
+        sigma = float(estimate_sigma(image))
+        cleaned.append(denoise_nl_means(image, 5, 6, h=0.8 * sigma, sigma=sigma) if sigma > 0 else image)
+    return torch.from_numpy(np.stack(cleaned)[:, None].astype(np.float32)).to(images)
 
 
 def starting_images(

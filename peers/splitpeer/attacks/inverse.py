@@ -1,0 +1,269 @@
+"""Inverse networks: trained on other patients to turn what a site sends back into its images."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from monai.losses import SSIMLoss
+from torch import Tensor, nn
+
+from splitpeer.attacks.base import Attack, Knowledge, Progress, Result, View, silent
+from splitpeer.attacks.evidence import Evidence, Seen, gather, usable_shots
+from splitpeer.attacks.networks import ImageDecoder, image_decoder
+from splitpeer.attacks.optimise import lbfgs
+from splitpeer.attacks.pose import unpose_images
+from splitpeer.attacks.simulation import Simulation
+from splitpeer.attacks.whitebox import Misfit, frozen
+from splitpeer.errors import AttackImpossible
+
+HELD_OUT = 0.1
+"""Share of the shadow images by which the adversary judges its own network."""
+RANGE = 6.0
+"""Of normalised intensities, for SSIM: they lie within about three standard deviations."""
+
+
+@dataclass
+class Inverter:
+    """A trained network, what it takes in, and how well it does on shadow images that it has not seen."""
+
+    network: ImageDecoder
+    scales: dict[str, Tensor]
+    error: float
+    """Mean squared error inside the head, of held-out shadow images."""
+
+    @torch.no_grad()
+    def __call__(self, levels: dict[str, Seen]) -> Tensor:
+        """[B, 1, *window]."""
+        return self.network(inputs(levels, self.scales))
+
+
+class InverseNetwork(Attack):
+    """Trains a network on pairs (what the site would send of a shadow image, that image), and shows it the view.
+
+    The shadow images go through the site's encoder (by queries, or with its weights) and through its defences,
+    with the adversary's own keys drawn anew for every batch; defences of the image act on the input, the
+    clean image stays the goal. As many releases as the view holds of a sample are averaged.
+
+    Args:
+        steps: training steps. rate: of Adam, falling along a cosine. batch: shadow images a step.
+        width: the network's channels at full resolution.
+        share: of the shadow images that is used, the first ones.
+    """
+
+    name = "inverse"
+    title = "inverse network"
+    source = "He, Zhang, Lee, ACSAC 2019 and IEEE IoT-J 2020, doi 10.1109/JIOT.2020.3022358; U-Net decoder, SSIM loss"
+    goal = "image"
+    role = "coordinator"
+    needs = frozenset({"model", "shadow"})
+    plain = "Runs other patients' images through the site's half, and trains a network to turn outputs into images."
+
+    def __init__(
+        self,
+        *,
+        steps: int = 300,
+        rate: float = 3e-3,
+        batch: int = 8,
+        width: int = 16,
+        share: float = 1.0,
+        seed: int = 0,
+        device: str = "cpu",
+    ) -> None:
+        super().__init__(seed=seed, device=device)
+        self.steps, self.rate, self.batch, self.width, self.share = steps, rate, batch, width, share
+
+    def run(self, view: View, knowledge: Knowledge, progress: Progress = silent) -> Result:
+        """See `Attack.run`. Raises AttackImpossible without a model to ask or without shadow images."""
+        began = time.perf_counter()
+        model, evidence, views = self._prepare(view, knowledge)
+        inverter = self._train(view, knowledge, model, evidence, progress)
+        images = reconstruct(inverter, evidence)
+        return self._result(images, knowledge, views, began, inverter)
+
+    def _prepare(self, view: View, knowledge: Knowledge) -> tuple[nn.Module, list[Evidence], int]:
+        if knowledge.model is None:
+            raise AttackImpossible(
+                "an inverse network needs the site's encoder, its weights or queries: grant one"
+            )
+        if view.modality not in knowledge.shadow:
+            raise AttackImpossible(
+                f"an inverse network needs {view.modality} images of other patients: grant shadow"
+            )
+        chosen = usable_shots(view, knowledge)
+        evidence = gather(chosen, view.modality, masked=knowledge.adaptive, device=self.device)
+        return frozen(knowledge.model, self.device), evidence, max(map(len, chosen))
+
+    def _train(
+        self, view: View, knowledge: Knowledge, model: nn.Module, evidence: list[Evidence], progress: Progress
+    ) -> Inverter:
+        shadow = np.asarray(knowledge.shadow[view.modality], np.float32)
+        shadow = shadow[: max(2, round(self.share * len(shadow)))]
+        if len(shadow) < 2 or tuple(shadow.shape[2:]) != tuple(view.window):
+            raise AttackImpossible(
+                f"shadow images are {shadow.shape}, expected at least two of {tuple(view.window)}: cut them alike"
+            )
+        held = max(1, round(HELD_OUT * len(shadow)))
+        shadow, judged = shadow[:-held], shadow[-held:][:: max(1, held // 16)]
+        simulation = Simulation(view, model, self.seed, adaptive=knowledge.adaptive)
+        turned = any(pose is not None for group in evidence for pose in group.poses)
+        masked = {name: seen.masked for name, seen in evidence[0].levels.items()}
+        views = evidence[0].views
+        count = round(float(views[views > 0].mean())) if knowledge.adaptive else 1
+        scales = {name: 1 / seen.mean.std().clamp_min(1e-6) for name, seen in evidence[0].levels.items()}
+        channels = {name: s.mean.shape[1] * (2 if s.masked else 1) for name, s in evidence[0].levels.items()}
+        network = image_decoder(view.dimensions, channels, self.seed, self.width).to(self.device)
+        similarity = SSIMLoss(view.dimensions, data_range=RANGE, win_size=7)
+        optimiser = torch.optim.Adam(network.parameters(), lr=self.rate)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, self.rate, total_steps=self.steps + 1)
+        source = np.random.default_rng([self.seed, 1])
+
+        def levels(clean: np.ndarray, number: int) -> dict[str, Seen]:
+            image = torch.from_numpy(simulation.images(clean, number)).to(self.device)
+            with torch.no_grad():
+                sent = model(image)
+            wrong = [
+                n
+                for n, s in evidence[0].levels.items()
+                if n not in sent or sent[n].shape[1:] != s.mean.shape[1:]
+            ]
+            if wrong:
+                raise AttackImpossible(
+                    f"the model does not fit the capture at {wrong[0]}: give the one of this site's encoder"
+                )
+            return simulation.seen({name: sent[name] for name in masked}, number, count, masked)
+
+        order: list[int] = []
+        for step in range(self.steps):
+            if len(order) < self.batch:
+                order += source.permutation(len(shadow)).tolist()
+            chosen, order = order[: self.batch], order[self.batch :]
+            clean = shadow[chosen]
+            if turned:
+                clean = _turn(clean, source)
+            goal = torch.from_numpy(clean).to(self.device)
+            guess = network(inputs(levels(clean, step), scales))
+            head = (goal != 0).to(goal.dtype)
+            weight = head / head.mean().clamp_min(1e-3) + 0.1
+            loss = (weight * (guess - goal).abs()).mean() + similarity(guess, goal)
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+            schedule.step()
+            progress("training the inverse network", step + 1, self.steps)
+        network.requires_grad_(False)
+        inverter = Inverter(network, scales, 0.0)
+        truth = torch.from_numpy(np.ascontiguousarray(judged)).to(self.device)
+        head = truth != 0
+        guess = inverter(levels(judged, self.steps))
+        inverter.error = float((guess - truth)[head].square().mean()) if bool(head.any()) else 1.0
+        return inverter
+
+    def _result(
+        self, images: Tensor, knowledge: Knowledge, views: int, began: float, inverter: Inverter
+    ) -> Result:
+        return Result(
+            self.name, "image", images.cpu().numpy(), knowledge.adaptive, knowledge.assumptions(), self._settings(),
+            views=views, seconds=time.perf_counter() - began,
+            notes=(f"root mean square error on held-out shadow images {inverter.error**0.5:.2f}",),
+        )  # fmt: skip
+
+    def _settings(self) -> dict[str, float | int]:
+        return {"steps": self.steps, "rate": self.rate, "batch": self.batch, "width": self.width,
+                "share": self.share, "seed": self.seed}  # fmt: skip
+
+
+class Refined(InverseNetwork):
+    """The inverse network's image, then improved by white-box optimisation that stays near it.
+
+    Minimises the misfit + |x - x0|^2 / (2 * prior * e^2), e the network's error on held-out shadow images: the
+    image that is most likely, if the network errs on the view as it does on them.
+
+    Args:
+        iterations: of L-BFGS; the other settings are the inverse network's.
+        prior: how much further than that it may go.
+    """
+
+    name = "refined"
+    title = "inverse network, refined white-box"
+    source = "this project: maximum a posteriori around an inverse network (both after He, Zhang, Lee 2019)"
+    plain = "Trains a network on other patients, then corrects its images until they would have sent what arrived."
+
+    def __init__(
+        self,
+        *,
+        iterations: int = 200,
+        prior: float = 1.0,
+        steps: int = 300,
+        rate: float = 3e-3,
+        batch: int = 8,
+        width: int = 16,
+        share: float = 1.0,
+        seed: int = 0,
+        device: str = "cpu",
+    ) -> None:
+        super().__init__(
+            steps=steps, rate=rate, batch=batch, width=width, share=share, seed=seed, device=device
+        )
+        self.iterations, self.prior = iterations, prior
+
+    def run(self, view: View, knowledge: Knowledge, progress: Progress = silent) -> Result:
+        """See `Attack.run`. Raises AttackImpossible without weights or shadow images."""
+        began = time.perf_counter()
+        if knowledge.queries:
+            raise AttackImpossible(
+                "refining needs the weights of the site's encoder, not only queries: grant them"
+            )
+        model, evidence, views = self._prepare(view, knowledge)
+        inverter = self._train(view, knowledge, model, evidence, progress)
+        start = reconstruct(inverter, evidence)
+        simulation = Simulation(view, model, self.seed, adaptive=knowledge.adaptive)
+        if simulation.on_images:  # the view explains the noisy image best; the network knows the clean one
+            return self._result(start, knowledge, views, began, inverter)
+        misfit = Misfit(model, evidence, knowledge.adaptive)
+        misfit.calibrate(simulation, start)
+        narrow = 2 * self.prior * max(inverter.error, 1e-4)
+        images = lbfgs(
+            lambda x: misfit(x) + (x - start).square().flatten(1).sum(1) / narrow,
+            start, self.iterations, progress=progress, what="refining",
+        )  # fmt: skip
+        return self._result(images, knowledge, views, began, inverter)
+
+    def _settings(self) -> dict[str, float | int]:
+        return {**super()._settings(), "iterations": self.iterations, "prior": self.prior}
+
+
+def inputs(levels: dict[str, Seen], scales: dict[str, Tensor]) -> dict[str, Tensor]:
+    """What a network is shown: the values at a common scale and, where zeros tell, whether they were seen."""
+    shown = {}
+    for name, seen in levels.items():
+        values = seen.mean * scales[name]
+        shown[name] = torch.cat([values, (seen.count > 0).to(values.dtype)], 1) if seen.masked else values
+    return shown
+
+
+def reconstruct(inverter: Inverter, evidence: list[Evidence]) -> Tensor:
+    """[B, 1, *window]: the network's images of every pose, turned back and averaged by their views."""
+    total = weights = None
+    for group in evidence:
+        image = unpose_images(inverter(group.levels), group.poses)
+        share = group.views.view(-1, *[1] * (image.ndim - 1))
+        total = image * share if total is None else total + image * share
+        weights = share if weights is None else weights + share
+    if total is None or weights is None:
+        raise AttackImpossible("nothing was sent: there is nothing to invert")
+    return total / weights
+
+
+def _turn(images: np.ndarray, source: np.random.Generator) -> np.ndarray:
+    """Every image flipped and turned at random, as augmentation does."""
+    turned = []
+    for image in images:
+        flips = [axis for axis in range(1, image.ndim) if source.random() < 0.5]
+        image = np.flip(image, flips)
+        if image.shape[1] == image.shape[2]:
+            image = np.rot90(image, source.integers(4), (1, 2))
+        turned.append(image)
+    return np.ascontiguousarray(np.stack(turned))
