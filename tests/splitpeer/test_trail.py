@@ -90,12 +90,22 @@ def test_a_crash_in_the_middle_of_a_line(kept: Trail, cut: int) -> None:
 def test_two_processes_write_one_chain(tmp_path: Path) -> None:
     program = (
         "import sys; from pathlib import Path; from splitpeer.trail import Trail\n"
-        "for n in range(30): Trail(Path(sys.argv[1])).note('peer.start', n_th=n)"
+        "print('ready', flush=True); sys.stdin.readline()\n"
+        "for n in range(100): Trail(Path(sys.argv[1])).note('peer.start', n_th=n)"
     )
-    running = [subprocess.Popen([sys.executable, "-c", program, str(tmp_path)]) for _ in range(2)]
-    assert [process.wait(60) for process in running] == [0, 0]
+    command = [sys.executable, "-c", program, str(tmp_path)]
+    running = [
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(2)
+    ]
+    assert [process.stdout.readline() for process in running] == ["ready\n"] * 2  # type: ignore[union-attr]
+    for process in running:
+        process.stdin.write("\n")  # type: ignore[union-attr]
+        process.stdin.flush()  # type: ignore[union-attr]
+    for process in running:
+        process.communicate(timeout=60)
+    assert [process.returncode for process in running] == [0, 0]
     verdict = verify(tmp_path / trail.NAME)
-    assert (verdict.whole, verdict.entries) == (True, 60), verdict
+    assert (verdict.whole, verdict.entries) == (True, 200), verdict
 
 
 def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
