@@ -22,6 +22,7 @@ COMMANDS = {
     "audit": ("splitpeer.cli.audit:audit", "Measure what would leak before a byte leaves; compare defences."),
     "replay": ("splitpeer.cli.replay:replay", "Look into a capture, defend it, or play it to a live peer."),
     "attack": ("splitpeer.cli.attack:attack", "Replay a capture into attacks."),
+    "report": ("splitpeer.cli.report:report", "Write what attacks found as one page for people."),
     "demo": ("splitpeer.cli.demo:demo", "Four hospitals and a coordinator on this machine."),
 }
 
