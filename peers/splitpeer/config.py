@@ -117,12 +117,14 @@ def _defences(place: Literal["activations", "image", "gradients"]) -> AfterValid
 
     def check(value: tuple[str, ...]) -> tuple[str, ...]:
         if value:
-            from splitpeer.defences.base import parse_all
-
             try:
+                from splitpeer.defences.base import parse_all
+
                 parse_all(value, place)
             except ConfigError as error:
                 raise ValueError(str(error)) from None
+            except ModuleNotFoundError as error:
+                raise ValueError(f"needs the package {error.name}: pip install 'splitproto[peer]'") from None
         return value
 
     return AfterValidator(check)

@@ -1,0 +1,76 @@
+"""`splitpeer defences`, and that settings without defences never wait for torch."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from splitpeer.cli import main
+from splitpeer.defences.catalogue import CATALOGUE
+
+
+def said(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    with pytest.raises(SystemExit) as left:
+        main(arguments)
+    assert left.value.code == 0
+    return capsys.readouterr().out
+
+
+def test_every_defence_is_listed_with_its_range_and_promise(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "160")
+    shown = said(capsys, "defences")
+    for name, kind in CATALOGUE.items():
+        assert name in shown
+        assert all(f"{parameter} (" in shown for parameter in kind.options)
+    assert "rate (0.5; 0 to 1): share of the values" in shown
+    assert "peer.toml [policy] defences" in " ".join(shown.split())
+    listed = {one["name"]: one for one in json.loads(said(capsys, "defences", "--json"))}
+    assert list(listed) == list(CATALOGUE)
+    for name, one in listed.items():
+        assert one["promise"] == CATALOGUE[name].promise
+        assert one["places"], name
+        assert [parameter["name"] for parameter in one["parameters"]] == list(CATALOGUE[name].options)
+    assert listed["dropout"]["parameters"][1] == {
+        "name": "kept",
+        "default": False,
+        "low": None,
+        "high": None,
+        "meaning": "draw the mask once per sample, and use it every time",
+    }
+
+
+def test_settings_without_defences_need_no_torch(tmp_path: Path) -> None:
+    code = """
+import sys
+from splitpeer.config import PeerConfig
+from splitpeer.templates import peer_toml
+from pathlib import Path
+path = Path("peer.toml")
+text = peer_toml(role="client", site="north", federation="demo", modality="t1")
+path.write_text(text)
+PeerConfig.load(path, environ={})
+print("torch" in sys.modules)
+path.write_text(text.replace("# defences =", "defences =").replace("# image_defences =", "image_defences ="))
+config = PeerConfig.load(path, environ={})
+print(config.policy.defences, config.policy.image_defences)
+sys.modules["torch"] = None
+for name in [name for name in sys.modules if name.startswith("splitpeer.defences")]:
+    del sys.modules[name]
+try:
+    PeerConfig.load(path, environ={})
+except Exception as error:
+    print(error)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=100
+    )
+    lines = done.stdout.splitlines()
+    assert lines[0] == "False", done.stderr
+    assert lines[1] == "('dropout:0.5', 'gaussian:1.0@0,1') ('voxel-noise:0.5',)"
+    assert "[policy] defences: needs the package torch: pip install 'splitproto[peer]'" in lines[2]
