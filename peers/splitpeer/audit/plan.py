@@ -24,6 +24,8 @@ class SweepHead(Section):
     """The contrast under attack."""
     attacks: Annotated[tuple[str, ...], Field(min_length=1)] = ("pca", "whitebox", "inverse")
     """On images, by the coordinator."""
+    naive: tuple[str, ...] = ("whitebox",)
+    """Of these, those also shown in the form that does not know the defence."""
     label_attacks: tuple[str, ...] = ("gradient-norm",)
     """On labels, by a site."""
     views: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (1, 100)
@@ -44,6 +46,8 @@ class Configuration(Section):
     gradients: tuple[str, ...] = ()
     levels: Levels | None = None
     """Levels that the job asks for; default: those of job.toml."""
+    attacks: tuple[str, ...] = ()
+    """Instead of those of [sweep]."""
     strengths: tuple[float, ...] = ()
 
     def expanded(self) -> list[Configuration]:
@@ -57,7 +61,7 @@ class Configuration(Section):
         return [
             Configuration(
                 name=put((self.name,), s)[0], defences=put(self.defences, s), image=put(self.image, s),
-                gradients=put(self.gradients, s), levels=self.levels,
+                gradients=put(self.gradients, s), levels=self.levels, attacks=self.attacks,
             )
             for s in self.strengths
         ]  # fmt: skip

@@ -23,7 +23,7 @@ import torch
 from splitpeer.attacks.base import Knowledge, View
 from splitpeer.attacks.view import coordinator_view, site_view
 from splitpeer.audit.book import Book, network_of
-from splitpeer.audit.campaign import Judge, Order, Outcome, make_judge, run
+from splitpeer.audit.campaign import Judge, Order, Outcome, make_judge, parse_order, run
 from splitpeer.audit.cohort import Cohort, Samples, cut, most_tumour, shadow
 from splitpeer.audit.frontier import Point, save
 from splitpeer.audit.knowledge import with_decoder, with_model, with_shadow
@@ -210,16 +210,16 @@ def _attack_images(
     outcomes = []
     seen = max(len(target.shots) for target in view.targets)
     for number, views in enumerate(sorted(v for v in head.views if v <= seen) or [seen]):
-        for name in head.attacks:
-            order = Order(name, views=views)
+        for written in task.configuration.attacks or head.attacks:
+            order = replace(parse_order(written), views=views)
             try:
                 # The naive form is shown once, beside the adaptive one.
                 for outcome in run(view, knowledge, [order], scene.judge, seed=task.seed, device=task.device,
-                                   naive=number == 0):  # fmt: skip
+                                   naive=number == 0 and order.attack in head.naive):  # fmt: skip
                     book.enter(outcome)
                     outcomes.append(outcome)
             except AttackImpossible as error:
-                book.could_not(name, view, str(error))
+                book.could_not(order.attack, view, str(error))
     if not outcomes:
         raise ConfigError(
             f"none of the attacks {', '.join(head.attacks)} could be run on {task.configuration.name}"

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from splitpeer.cli.data import bar
 from splitpeer.cli.options import FILE
-from splitpeer.demo.federation import SITES, DemoJob, Federation
+from splitpeer.demo.federation import HUB, SITES, DemoJob, Federation
 
 _DEFAULT = DemoJob()
 
@@ -24,26 +24,33 @@ _DEFAULT = DemoJob()
 @click.option("--steps", type=click.IntRange(1), default=_DEFAULT.steps, show_default=True)
 @click.option("--seed", type=click.IntRange(0), default=_DEFAULT.seed, show_default=True)
 @click.option("--device", default=_DEFAULT.device, show_default=True, help='"cpu", "cuda" or "auto".')
+@click.option("--leak/--no-leak", default=True, show_default=True, help="Record, attack and report.")
 @click.option("--baselines", is_flag=True, help="Also train each contrast alone, and all in one process.")
 def demo(
-    out: Path, patients: int, validation: int, steps: int, seed: int, device: str, baselines: bool
+    out: Path, patients: int, validation: int, steps: int, seed: int, device: str, leak: bool, baselines: bool
 ) -> None:
     """Four hospitals and a coordinator on this machine train one network over TLS."""
+    from splitpeer.cli.attack import attack_progress
     from splitpeer.demo.baselines import train_all
+    from splitpeer.demo.leak import MODALITY, attack_and_report, recorded_keys
     from splitpeer.demo.report import dice_table, draw, read_result, write_summary
 
     console = Console(stderr=True)
     started = time.monotonic()
     job = DemoJob(patients=patients, validation=validation, steps=steps, seed=seed, device=device)
     federation = Federation(out.resolve(), job)
-    console.rule("1 of 3: a phantom for five parties")
+    console.rule("1 of 4: a phantom for five parties")
     with bar("rendering") as progress:
         task = progress.add_task("", total=patients)
         federation.render(lambda done, total: progress.update(task, completed=done, total=total))
+    federation.certify()
+    if leak:
+        federation.record(HUB, keys=recorded_keys(federation))
+        federation.record(federation.site_of(MODALITY), every=100, max_mib=64)
     federation.set_up()
     console.print(f"{patients} patients; certificates of a new CA; one folder per site below {out}")
 
-    console.rule("2 of 3: five daemons train over mutual TLS")
+    console.rule("2 of 4: five daemons train over mutual TLS")
     # Daemons end with their terminal too, but whoever stops the demo with a signal must not leave them behind.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
@@ -53,7 +60,7 @@ def demo(
         federation.stop()
     result = read_result(federation.results)
 
-    console.rule("3 of 3: results")
+    console.rule("3 of 4: results")
     rows = {"split, four hospitals": result["dice"]}
     if baselines:
         console.print("baselines: the same network on each contrast alone and in one process, same steps")
@@ -65,8 +72,15 @@ def demo(
             len(os.sched_getaffinity(0)),
             lambda name, dice: console.print(f"  {name}: mean Dice {dice['mean']:.3f}"),
         )
+    leaked = {}
+    if leak:
+        console.rule("4 of 4: what the coordinator and one hospital recorded is attacked")
+        leaked = attack_and_report(federation, out / "report.html", attack_progress(console))
+        for name, value in leaked.items():
+            console.print(f"  {name} {value:.3f}", highlight=False)
     pictures = draw(out, federation.data, federation.results, rows)
     summary = {
+        "leakage": leaked,
         "dice": result["dice"],
         "seconds": round(time.monotonic() - started, 1),
         "steps": result["step"],
@@ -85,4 +99,9 @@ def demo(
         f"{summary['steps']} steps, {summary['bytes_per_step'] / 1e6:.1f} MB a step on the wire ({summary['tls']}), "
         f"{summary['seconds']} s"
     )
-    console.print("look at: " + ", ".join(str(path) for path in (*pictures, out / "summary.json")))
+    console.print(
+        "look at: "
+        + ", ".join(
+            str(path) for path in (*pictures, *([out / "report.html"] if leak else []), out / "summary.json")
+        )
+    )

@@ -79,6 +79,7 @@ class Federation:
         self.results = self.hub / "results"
         self._pki = folder / "pki"
         self._daemons: dict[str, subprocess.Popen[bytes]] = {}
+        self._curious: dict[str, dict[str, Any]] = {}
 
     def render(self, progress: Callable[[int, int], None]) -> None:
         """Make the patients, or find them there. Raises DataError."""
@@ -86,14 +87,18 @@ class Federation:
 
         write_phantom(self.data, self.job.patients, seed=self.job.seed, progress=progress)
 
-    def set_up(self) -> None:
-        """Certificates and configuration. Nothing secret is shared but the salt and the CA's certificate."""
+    def certify(self) -> None:
+        """A CA, certificates and the salt, or those that are there."""
         if not (self._pki / "ca.crt").exists():
             now = datetime.now(UTC)
             pki.create_ca(self._pki, FEDERATION, now=now)
             pki.issue(self._pki, "coordinator", HUB, hosts=["localhost", "127.0.0.1"], now=now)
             for site in SITES:
                 pki.issue(self._pki, "client", site, now=now)
+
+    def set_up(self) -> None:
+        """Certificates and configuration. Nothing secret is shared but the salt and the CA's certificate."""
+        self.certify()
         port = _free_port()
         runtime = {"device": self.job.device, "threads": 1}
         self._write(
@@ -159,6 +164,18 @@ class Federation:
                 process.kill()
                 process.wait()
 
+    def site_of(self, modality: str) -> str:
+        """The site that holds a modality."""
+        return next(site for site, held in SITES.items() if held == modality)
+
+    def capture(self, site: str) -> Path:
+        """What a curious party records."""
+        return self.folder / site / "curious.cap"
+
+    def record(self, site: str, **limits: Any) -> None:
+        """Have a party record what it legitimately sees; `limits` as in [capture] of its peer.toml."""
+        self._curious[site] = limits
+
     def last_line(self, site: str) -> str:
         """The last line of a site's log."""
         lines = (self.folder / site / "log.txt").read_text(errors="replace").strip().splitlines()
@@ -172,6 +189,8 @@ class Federation:
         names = {"ca": "ca.crt", "certificate": f"{site}.crt", "key": f"{site}.key"}
         settings["tls"] = {key: f"../pki/{name}" for key, name in names.items()}
         settings["data"]["salt"] = "../pki/federation.salt"
+        if site in self._curious:
+            settings["capture"] = self._curious[site]
         (folder / "peer.toml").write_text(to_toml(settings))
 
     def _start(self, site: str, *arguments: str) -> subprocess.Popen[bytes]:
@@ -185,6 +204,10 @@ class Federation:
             str(folder / "peer.toml"),
             *arguments,
         ]
+        if site in self._curious:
+            for old in folder.glob("curious*.cap"):
+                old.unlink()
+            command += ["--curious", str(self.capture(site))]
         environment = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
         with open(folder / "log.txt", "wb") as site_log:
             process = subprocess.Popen(

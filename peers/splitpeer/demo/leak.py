@@ -1,0 +1,68 @@
+"""The demo's last part: what its coordinator and one hospital recorded is attacked, and a report written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from splitpeer.audit.bench import Bench
+from splitpeer.data.layouts import find_labels
+from splitpeer.data.phantom import write_phantom
+from splitpeer.data.pseudonym import load_salt, pseudonym
+from splitpeer.data.sampling import split_patients
+from splitpeer.demo.federation import Federation
+from splitpeer.errors import JobFailed
+from splitpeer.report.build import write_report
+
+MODALITY = "t1"
+PATIENTS = 4
+"""Patients held out whose evaluation the coordinator records and that are attacked."""
+STRANGERS = 24
+"""Phantom patients of another seed: the adversary's own similar images."""
+ATTACKS = ("pca", "whitebox", "inverse:steps=150")
+SITE_ATTACKS = ("gradient-norm",)
+
+Progress = Callable[[str, int, int], None]
+
+
+def recorded_keys(federation: Federation) -> list[str]:
+    """Pseudonyms, in hexadecimal, of a few patients that the job will hold out."""
+    salt = load_salt(federation.folder / "pki" / "federation.salt")
+    cases = find_labels(federation.data / "labels", "folder")
+    keys = [pseudonym(salt, case.patient) for case in cases]
+    _, held_out = split_patients(keys, federation.job.validation, federation.job.seed)
+    return [key.hex() for key in held_out[:PATIENTS]]
+
+
+def attack_and_report(federation: Federation, page: Path, progress: Progress) -> dict[str, float]:
+    """Attack both captures and write `report.html`; returns a few figures for the terminal."""
+    strangers = federation.folder / "strangers"
+    write_phantom(strangers, STRANGERS, seed=federation.job.seed + 1000)
+    salt = federation.folder / "pki" / "federation.salt"
+    site = federation.site_of(MODALITY)
+    common = {"salt": salt, "truth": federation.data, "convention": "msd", "seed": federation.job.seed}
+    coordinator = Bench(
+        federation.capture("hub"), modality=MODALITY, samples=PATIENTS, shadow_images=400,
+        knows=(f"weights={_last_checkpoint(federation.folder / site / 'state')}", f"shadow={strangers}"), **common,
+    )  # fmt: skip
+    hospital = Bench(federation.capture(site), samples=48, step=1, **common)
+    folders, figures = [], {}
+    for name, bench, attacks in (
+        ("images", coordinator, ATTACKS),
+        ("labels", hospital, SITE_ATTACKS),
+    ):
+        folder = federation.folder / "attack" / name
+        bench.open(folder, commands=("splitpeer demo",))
+        for outcome in bench.run(attacks, progress=progress):
+            figure = "ssim" if outcome.result.goal == "image" else "auc"
+            figures[f"{outcome.result.attack} {figure}"] = outcome.scores[figure].mean or 0.0
+        folders.append(folder)
+    write_report(folders, page)
+    return figures
+
+
+def _last_checkpoint(state: Path) -> Path:
+    found = sorted(state.glob("*/step-*.safetensors"))
+    if not found:
+        raise JobFailed(f"{state}: no checkpoint to take the site's weights from")
+    return found[-1]
