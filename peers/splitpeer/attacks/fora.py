@@ -47,7 +47,7 @@ class FORA(Attack):
     def __init__(
         self,
         *,
-        steps: int = 150,
+        steps: int = 100,
         inverse_steps: int = 150,
         batch: int = 12,
         rate: float = 1e-3,

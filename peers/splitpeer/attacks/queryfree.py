@@ -33,10 +33,10 @@ class QueryFree(Attack):
     def __init__(
         self,
         *,
-        steps: int = 120,
+        steps: int = 100,
         batch: int = 8,
-        rate: float = 4e-3,
-        iterations: int = 40,
+        rate: float = 1e-3,
+        iterations: int = 25,
         tv: float = 3.0,
         seed: int = 0,
         device: str = "cpu",

@@ -46,7 +46,7 @@ class SDAR(Attack):
     def __init__(
         self,
         *,
-        steps: int = 300,
+        steps: int = 120,
         batch: int = 8,
         encoder_rate: float = 1e-3,
         decoder_rate: float = 5e-4,
@@ -147,7 +147,7 @@ class PCAT(SDAR):
     def __init__(
         self,
         *,
-        steps: int = 300,
+        steps: int = 120,
         batch: int = 8,
         encoder_rate: float = 1e-3,
         decoder_rate: float = 5e-4,

@@ -53,9 +53,10 @@ class GradientWatch:
         Raises:
             AttackImpossible: fewer than four steps.
         """
-        rows = np.stack([describe(gradients, images) for gradients, images in steps])
-        if len(rows) < 4:
+        found = [describe(gradients, images) for gradients, images in steps]
+        if len(found) < 4:
             raise AttackImpossible("a watch over gradients needs at least four simulated steps to learn from")
+        rows = np.stack(found)
         # Every second step sets the limit for those that the factor learned from.
         learned, held = rows[::2], rows[1::2]
         self._middle, self._scale = learned.mean(axis=0), learned.std(axis=0) + 1e-6
