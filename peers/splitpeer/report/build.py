@@ -69,6 +69,7 @@ class Report:
         self.runs: list[tuple[Folder, Run]] = [(f, f.run) for f in folders if f.run is not None]
         self.findings = pair(folders)
         self.configurations = configurations(folders, self.findings)
+        self.undefended = next((one.dice for one in self.configurations if one.name == UNDEFENDED), None)
         self.points: list[Point] = [p for f in folders if f.frontier for p in f.frontier.points]
         self.answers = answers(self.configurations, self.points)
         names = sorted({run.capture.federation for _, run in self.runs if run.capture.federation})
@@ -90,7 +91,7 @@ class Report:
             "configurations": [
                 {
                     key: asdict(value) if key == "band" and value else value
-                    for key, value in configuration_row(one, None).items()
+                    for key, value in configuration_row(one, self.undefended).items()
                 }
                 for one in self.configurations
             ],
@@ -100,7 +101,7 @@ class Report:
                 {
                     "path": str(folder.path),
                     "digests": digests(folder.path),
-                    "run": folder.run.model_dump(mode="json") if folder.run else None,
+                    "run": json.loads(folder.run.model_dump_json()) if folder.run else None,
                 }
                 for folder in self.folders
             ],
@@ -124,7 +125,6 @@ class Report:
         cards = [Card(finding, number) for number, finding in enumerate(self.findings, 1)]
         images = [card for card in cards if card.finding.entry.goal == "image"]
         masks = [card for card in cards if card.finding.entry.goal == "mask"]
-        undefended = next((one.dice for one in self.configurations if one.name == UNDEFENDED), None)
         compared = [one for one in self.configurations if one.images or one.masks or one.dice is not None]
         return environment.get_template("page.html.jinja").render(
             title=self.title,
@@ -154,7 +154,7 @@ class Report:
             image_rows=[row for card in images for row in attack_rows(card)],
             mask_groups=groups(masks),
             mask_rows=[row for card in masks for row in attack_rows(card)],
-            table=[configuration_row(one, undefended) for one in compared],
+            table=[configuration_row(one, self.undefended) for one in compared],
             promises=self._promises(),
             frontier={"svg": svg(self.points), "points": self.points} if self.points else None,
             budgets=[budget(run.privacy) for _, run in self.runs if run.privacy],

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from splitpeer.leakage.scores import Score
 
@@ -27,6 +28,19 @@ def configuration(defences: Iterable[str], gradient_defences: Iterable[str] = ()
 def same_configuration(one: str, other: str) -> bool:
     """Whether two names mean the same defences, in whatever order they were written."""
     return sorted(one.split(" + ")) == sorted(other.split(" + "))
+
+
+def _plain(value: Any) -> Any:
+    """`value` in JSON's types: numbers of numpy as Python's, what is not finite as None, anything else as text."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(one) for key, one in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [_plain(one) for one in value]
+    if hasattr(value, "tolist"):
+        return _plain(value.tolist())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value if value is None or isinstance(value, bool | int | float | str) else str(value)
 
 
 class Source(Part):
@@ -130,6 +144,12 @@ class Entry(Part):
     """As `splitpeer.leakage` names them (ssim, ..., tumour_dice; auc, dice_otsu, ...); empty without truth."""
     rows: tuple[int, ...] | None = None
     """Which rows of the truth arrays the attack's rows are, in order; None: all, or the first."""
+
+    @field_validator("settings", mode="before")
+    @classmethod
+    def _plain_settings(cls, value: Any) -> Any:
+        # A long attack must not be lost over a setting that JSON has no word for.
+        return _plain(value)
 
     @property
     def configuration(self) -> str:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import os
 import zipfile
-from collections.abc import Mapping
+import zlib
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -50,8 +50,8 @@ def save_run(folder: Path, run: Run, arrays: Arrays) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         _replace(folder / ARRAYS, lambda file: np.savez_compressed(file, **_plain(arrays)))
-        text = json.dumps(run.model_dump(mode="json"), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-        _replace(folder / ATTACK, lambda file: file.write(text.encode()))
+        # pydantic writes what is not finite as null.
+        _replace(folder / ATTACK, lambda file: file.write(run.model_dump_json(indent=2).encode() + b"\n"))
     except OSError as error:
         raise DataError(f"{folder}: cannot be written: {error.strerror}") from None
 
@@ -112,32 +112,32 @@ class _Lazy(Mapping[str, NDArray[Any]]):
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        with self._open() as archive:
-            self._names = tuple(archive.files)
+        self._names: tuple[str, ...] = self._read("", lambda archive: tuple(archive.files))
 
     def __getitem__(self, name: str) -> NDArray[Any]:
         if name not in self._names:
             raise KeyError(name)
-        try:
-            with self._open() as archive:
-                array = archive[name]
-        except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-            raise DataError(f"{self._path}: {name} cannot be read: {_line(error)}") from None
+        array: NDArray[Any] = self._read(f"{name} ", lambda archive: archive[name])
         if array.dtype.kind not in "fiub":
             raise DataError(f"{self._path}: {name} holds {array.dtype}, not numbers")
         return array
 
-    def __iter__(self) -> Any:
+    def __iter__(self) -> Iterator[str]:
         return iter(self._names)
 
     def __len__(self) -> int:
         return len(self._names)
 
-    def _open(self) -> Any:
+    def _read(self, what: str, take: Callable[[Any], Any]) -> Any:
         try:
-            return np.load(self._path, allow_pickle=False)
-        except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-            raise DataError(f"{self._path}: cannot be read: {_line(error)}") from None
+            # Opened here: numpy leaves its own handle open where the archive is damaged.
+            with self._path.open("rb") as file:
+                archive = np.load(file, allow_pickle=False)
+                if not isinstance(archive, np.lib.npyio.NpzFile):
+                    raise ValueError("no archive of arrays")
+                return take(archive)
+        except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+            raise DataError(f"{self._path}: {what}cannot be read: {_line(error)}") from None
 
 
 def _line(error: Exception) -> str:
