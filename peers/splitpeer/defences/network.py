@@ -26,8 +26,11 @@ class Defended(nn.Module):
 
     def forward(self, x: Tensor, release: Release | None = None) -> Tensors:
         """Image [B, 1, *spatial] to {"x0": [B, C, *spatial], ...} in order of level."""
-        tensors = {name: tensor.float() for name, tensor in self.encoder(x).items()}
-        return self.stack.structure(tensors) if release is None else self.stack(tensors, release)
+        tensors = self.encoder(x)
+        # In full precision, whatever the encoder computes in on a GPU.
+        with torch.autocast(x.device.type, enabled=False):
+            tensors = {name: tensor.float() for name, tensor in tensors.items()}
+            return self.stack.structure(tensors) if release is None else self.stack(tensors, release)
 
 
 def build_network(

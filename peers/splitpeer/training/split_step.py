@@ -183,8 +183,7 @@ class ClientHalf(_Half):
         """What the defences add to the loss that this site trains by."""
         if not isinstance(self.network, Defended) or self._image is None or self._pending is None:
             return None
-        with self._autocast():
-            penalty = self.network.stack.penalty(self._image, self._pending)
+        penalty = self.network.stack.penalty(self._image, self._pending)
         if penalty is not None and not torch.isfinite(penalty):
             raise _diverged("a defence's own loss", self.steps_done)
         return penalty
