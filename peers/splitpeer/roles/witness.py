@@ -10,6 +10,7 @@ import logging
 import stat
 import time
 from collections.abc import AsyncIterator, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,8 @@ class Witness:
             raise ConfigError(f"{config.source}: [policy] may_record is false: go without --curious")
         self._config, self._path = config, curious
         self._trail, self._trail_failed = Trail(config.peer.state), False
+        # A thread of its own: a slow disk must not hold up heartbeats.
+        self._clerk = ThreadPoolExecutor(1, "trail")
         self._run: bytes | None = None
         self._said: dict[str, Any] = {}
         self._key: bytes | None = None
@@ -80,9 +83,13 @@ class Witness:
                 "closed" if cause == "done" else "failed", "" if cause == "done" else cause
             )
             self.note("peer.stop", cause=cause)
+            await asyncio.to_thread(self._clerk.shutdown)
 
     def note(self, name: str, **fields: Any) -> None:
-        """One line of the trail. A trail that cannot be written any more is a warning, once."""
+        """One line of the trail, soon. A trail that cannot be written any more is a warning, once."""
+        self._clerk.submit(self._append, name, fields)
+
+    def _append(self, name: str, fields: dict[str, Any]) -> None:
         try:
             self._trail.note(name, **fields)
         except ConfigError as error:
