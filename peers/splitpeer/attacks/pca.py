@@ -89,7 +89,7 @@ def _first(values: Tensor, counts: Tensor, spatial: tuple[int, ...]) -> Tensor:
     """First component's scores [voxels] of `values` [channels, voxels], seen `counts` times (0: a gap)."""
     known = counts > 0
     filled = values if bool(known.all()) else _fill(values, known, spatial)
-    head = _head(filled, spatial)
+    head = head_of(filled, spatial)
     mean, spread = filled[:, head].mean(1, keepdim=True), filled[:, head].std(1, keepdim=True)
     scaled = (filled - mean) / spread.clamp_min(1e-12)
     inside = scaled[:, head].double()
@@ -107,8 +107,8 @@ def _fill(values: Tensor, known: Tensor, spatial: tuple[int, ...], width: float 
     return torch.where(known, values, mean.flatten(1))
 
 
-def _head(values: Tensor, spatial: tuple[int, ...]) -> Tensor:
-    """Which voxels look unlike the window's edge. Air would otherwise be the first component's main business."""
+def head_of(values: Tensor, spatial: tuple[int, ...]) -> Tensor:
+    """Which voxels of [channels, voxels] look unlike the window's edge: bool [voxels]. Air would otherwise be the first component's main business."""
     scaled = (values - values.mean(1, keepdim=True)) / values.std(1, keepdim=True).clamp_min(1e-12)
     grid = scaled.cpu().numpy().reshape(-1, *spatial)
     edge = np.concatenate([np.take(grid, (0, -1), axis).reshape(len(grid), -1) for axis in (1, 2)], axis=1)

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from skimage.restoration import denoise_nl_means, estimate_sigma
+from skimage.restoration import denoise_tv_chambolle
 from torch import Tensor, nn
 
 from splitpeer.attacks.base import Attack, Knowledge, Progress, Result, View, silent
 from splitpeer.attacks.evidence import Evidence, gather, usable_shots
 from splitpeer.attacks.optimise import adam, lbfgs, total_variation
-from splitpeer.attacks.pca import component
+from splitpeer.attacks.pca import component, head_of
 from splitpeer.attacks.pose import pose_images
 from splitpeer.attacks.simulation import Effect, Simulation
 from splitpeer.errors import AttackImpossible
@@ -202,7 +202,7 @@ class WhiteBox(Attack):
         best = torch.where(values.isfinite(), values, torch.inf).argmin(0)
         picked = torch.stack([candidates[int(k)][i] for i, k in enumerate(best)])
         if simulation.on_images:
-            picked = denoised(picked)
+            picked = denoised(picked, self.tv)
         return picked, [titles[int(k)] for k in best]
 
 
@@ -211,14 +211,18 @@ def frozen(model: nn.Module, device: str) -> nn.Module:
     return copy.deepcopy(model).to(device).eval().requires_grad_(False)
 
 
-def denoised(images: Tensor) -> Tensor:
+def denoised(images: Tensor, tv: float) -> Tensor:
     """Images [B, 1, *spatial] without the noise that a defence put on them before the encoder saw them: what fits
-    the view is the noisy image. Non-local means (Buades, Coll & Morel, CVPR 2005), the noise's width estimated
-    from the image itself (Donoho & Johnstone, Biometrika 81, 1994)."""
+    the view is the noisy image. Total variation as in the search (Chambolle, J. Math. Imaging Vis. 20, 2004); the
+    noise's width from the finest diagonal differences inside the head (Donoho & Johnstone, Biometrika 81, 1994)."""
     cleaned = []
-    for image in images[:, 0].cpu().numpy():
-        sigma = float(estimate_sigma(image))
-        cleaned.append(denoise_nl_means(image, 5, 6, h=0.8 * sigma, sigma=sigma) if sigma > 0 else image)
+    for image in images:
+        spatial = tuple(image.shape[1:])
+        head = head_of(image.flatten(1), spatial).view(spatial).cpu().numpy()
+        voxels = image[0].cpu().numpy()
+        fine = np.diff(np.diff(voxels, axis=0), axis=1) / 2
+        sigma = float(np.median(np.abs(fine[head[:-1, :-1]]))) / 0.6745
+        cleaned.append(denoise_tv_chambolle(voxels, tv * sigma**2) if tv * sigma > 0 else voxels)
     return torch.from_numpy(np.stack(cleaned)[:, None].astype(np.float32)).to(images)
 
 
