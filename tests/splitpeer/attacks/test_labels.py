@@ -113,7 +113,7 @@ def test_scores_lie_in_the_volumes_orientation_whatever_the_augmentation() -> No
     view, truth = site_view(seeds=seeds)
     result = GradientNorm(levels=(0,)).run(view, Knowledge())
     assert result.views == len(seeds)
-    assert auc(result.images, truth) >= 0.97
+    assert auc(result.images, truth) >= 0.995  # .97 where the copies are left as they lie
     only_first = GradientNorm(levels=(0,), steps=1).run(view, Knowledge())
     assert only_first.views == 1
 
