@@ -176,7 +176,7 @@ class _Imitation:
         self.substitute = seeded(
             lambda: Substitute(view.dimensions, view.features, deepest), site_seed(seed, "substitute")
         ).to(device)
-        self._stack = _stack(view, knowledge, seed)
+        self._stack = _stack(view, knowledge, seed).to(device)
         # Channels that a bottleneck closed are zero in all that was sent.
         self._open = {
             name: (values != 0)
