@@ -19,7 +19,7 @@ from splitpeer.config import JobConfig
 from splitpeer.curious.parts import PartWriter
 from splitpeer.data.loader import SiteData
 from splitpeer.data.sampling import TrainingSchedule, batch_digest, split_patients
-from splitpeer.defences import Release, build_network, defend, make_image_stack, make_stack
+from splitpeer.defences import Defended, Release, build_network, defend, make_image_stack, make_stack
 from splitpeer.defences.key import for_peer, from_seed
 from splitpeer.errors import DataError
 from splitpeer.models import build_decoder, site_seed
@@ -37,6 +37,8 @@ from splitproto.tensors import schema_digest
 
 Progress = Callable[[str, int, int], None]
 COORDINATOR = "coordinator"
+HUB = "hub"
+"""The coordinator's name as a site."""
 FEDERATION = "rehearsal"
 
 
@@ -58,11 +60,6 @@ class Protection:
             *(f"gradients/{d}" for d in self.gradients),
         ]
         return " + ".join(parts) or "none"
-
-    @property
-    def announced(self) -> tuple[str, ...]:
-        """As a site announces it."""
-        return (*(f"image/{d}" for d in self.image), *self.defences)
 
 
 @dataclass(frozen=True)
@@ -110,9 +107,9 @@ class Rehearsed:
 class _Site:
     """One site's half with its defences."""
 
-    def __init__(self, modality: str, rehearsal: Rehearsal) -> None:
+    def __init__(self, name: str, modality: str, rehearsal: Rehearsal) -> None:
         job, protection, seed = rehearsal.job, rehearsal.protection, rehearsal.seed
-        self.name, self.modality = f"site-{modality}", modality
+        self.name, self.modality = name, modality
         channels = {f"x{level}": job.features[level] for level in job.levels}
         key = from_seed(seed, self.name)
         network = build_network(
@@ -125,12 +122,15 @@ class _Site:
         )
         optimiser = make_optimiser(network.parameters(), job.optimiser, job.learning_rate, job.weight_decay)
         schedule = make_schedule(optimiser, job.schedule, job.steps)
+        written = network.stack.specs if isinstance(network, Defended) else ()
         self.half = ClientHalf(network, optimiser, schedule, rehearsal.device)
         image = make_image_stack(protection.image, key) if protection.image else None
+        # As a site announces it when it accepts a job.
+        self.announced = (*(f"image/{spec}" for spec in (image.specs if image else ())), *written)
         self.data = SiteData(rehearsal.cohort.images[modality], image)
         # What the label holder does to the gradients that this site is sent.
         self.gradient_stack = make_stack(
-            protection.gradients, key=for_peer(from_seed(seed, COORDINATOR), self.name), channels=channels,
+            protection.gradients, key=for_peer(from_seed(seed, HUB), self.name), channels=channels,
             dimensions=job.dimensions, place="gradients",
         )  # fmt: skip
 
@@ -141,19 +141,18 @@ class _Captures:
     def __init__(self, rehearsal: Rehearsal) -> None:
         r = rehearsal
         r.folder.mkdir(parents=True, exist_ok=True)
-        said = r.protection.announced
 
         def opened(path: Path, header: Header) -> PartWriter:
             path.unlink(missing_ok=True)
             return PartWriter(path, 0, None, header, None)
 
         common = Header(
-            role=COORDINATOR, site="hub", federation=FEDERATION, agent=f"splitpeer-audit/{__version__}",
+            role="coordinator", site=HUB, federation=FEDERATION, agent=f"splitpeer-audit/{__version__}",
             created=time.time(), run=r.run, job=r.job, schema=schema_digest(cut_descriptors(r.job)),
             sampling=Sampling(),
         )  # fmt: skip
-        parties = tuple(Party(site.name, site.modality, said, True) for site in r.sites)
-        own = r.protection.gradients
+        parties = tuple(Party(site.name, site.modality, site.announced, True) for site in r.sites)
+        own = r.sites[0].gradient_stack.specs
         self._hub = opened(r.folder / f"{COORDINATOR}.cap", replace(common, peers=parties, defences=own))
         self._sites = {
             site.name: opened(
@@ -163,8 +162,8 @@ class _Captures:
                     role="client",
                     site=site.name,
                     modality=site.modality,
-                    peers=(Party("hub", None, own, True),),
-                    defences=said,
+                    peers=(Party(HUB, None, own, True),),
+                    defences=site.announced,
                 ),
             )
             for site in r.sites
@@ -175,7 +174,7 @@ class _Captures:
         now = time.time()
         hub, own = self._hub, self._sites[site.name]
         hub.append(hub.packed(message, now, site.name, "out" if to_site else "in"))
-        own.append(own.packed(message, now, "hub", "in" if to_site else "out"))
+        own.append(own.packed(message, now, HUB, "in" if to_site else "out"))
 
     def close(self) -> None:
         """End all files."""
@@ -230,7 +229,8 @@ class Rehearsal:
         self.training, self.validation = split_patients(
             cohort.keys(), config.data.validation, config.job.seed, labels.subjects()
         )
-        self.sites = [_Site(modality, self) for modality in self.modalities]
+        by_modality = sorted(config.sites.items(), key=lambda item: item[1])
+        self.sites = [_Site(name, modality, self) for name, modality in by_modality]
         decoder = build_decoder(
             self.job.dimensions, self.job.features, self.modalities, self.job.levels, config.model.fusion,
             seed=site_seed(config.job.seed, COORDINATOR),

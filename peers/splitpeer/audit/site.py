@@ -20,17 +20,17 @@ from splitpeer.data.layouts import find_images, find_labels
 from splitpeer.data.pseudonym import load_salt
 from splitpeer.data.volumes import Volumes
 from splitpeer.errors import AttackImpossible, ConfigError
-from splitpeer.report.model import Source
+from splitpeer.report.model import Source, configuration
 from splitpeer.roles.terms import job_on_wire, window_of
 
 STAND_IN = (
-    "The network was trained on a stand-in task (bands of brightness), because no masks were given: its Dice says nothing "
-    "about tumours, and label leakage was not measured."
+    "The network was trained on a stand-in task (bands of brightness), because no masks were given: its Dice says "
+    "nothing about tumours, and label leakage was not measured."
 )
 ONE_SITE = "The rehearsal has this site alone; with more sites the encoder is trained a little differently."
 OWN_PATIENTS = (
-    "The adversary's similar images are this site's own other patients: closer to the patients under attack than anything "
-    "an outsider has."
+    "The adversary's similar images are this site's own other patients: closer to the patients under attack than "
+    "anything an outsider has."
 )
 
 
@@ -165,7 +165,7 @@ class SiteAudit:
         notes = [ONE_SITE]
         notes += [STAND_IN] if stand_in else []
         notes += [OWN_PATIENTS] if self.shadow is None else []
-        dice = {} if stand_in else {rehearsal.protection.label: played.dice}
+        dice = {} if stand_in else {configuration(view.defences, view.gradient_defences): played.dice}
         sites = {self.config.peer.site: modality}
         book = Book(
             played.folder, source, network_of(view, sites, rehearsal.job.precision), commands=commands,

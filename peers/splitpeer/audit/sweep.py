@@ -33,7 +33,7 @@ from splitpeer.config import JobConfig
 from splitpeer.curious.reader import open_capture
 from splitpeer.data.sampling import split_patients
 from splitpeer.errors import AttackImpossible, ConfigError
-from splitpeer.report.model import Source
+from splitpeer.report.model import Source, configuration
 from splitpeer.roles.terms import job_on_wire, window_of
 
 log = logging.getLogger(__name__)
@@ -201,7 +201,7 @@ def _attack_images(
     command = f"splitpeer audit --sweep {task.plan.name} --job {task.job.name} --out {task.out.name}"
     book = Book(
         task.folder, source, network_of(view, sites, rehearsal.job.precision), commands=(command,),
-        dice={protection.label: played.dice},
+        dice={configuration(view.defences, view.gradient_defences): played.dice},
     )  # fmt: skip
     book.truth(scene.judge)
     knowledge = with_shadow(Knowledge(), scene.others)

@@ -14,7 +14,7 @@ BEGIN, END = "<!-- sweep: begin -->", "<!-- sweep: end -->"
 
 
 def markdown(points: Sequence[Mapping[str, Any]]) -> str:
-    """One row for each configuration, seeds averaged: Dice, the naive attack, the adaptive ones, the tumour, the labels."""
+    """One row for each configuration, seeds averaged: Dice, naive and adaptive attacks, the tumour, the labels."""
     names = list(dict.fromkeys(point["name"] for point in points))
     views = sorted({f["views"] for p in points for f in p["figures"] if f["goal"] == "image"})
     heads = ["configuration", "Dice", "naive", *(f"{v} view{'s' if v > 1 else ''}" for v in views), "worst", "by",
@@ -32,7 +32,8 @@ def markdown(points: Sequence[Mapping[str, Any]]) -> str:
     floor = mean(row["point"].floor for row in averaged) if averaged else 0.0
     lines.append("")
     lines.append(
-        f"Floor of SSIM (average brain of other patients): {floor:.2f}. Bold: on the Pareto front of Dice and worst SSIM."
+        f"Floor of SSIM (average brain of other patients): {floor:.2f}. "
+        "Bold: on the Pareto front of Dice and worst SSIM."
     )
     return "\n".join(lines) + "\n"
 

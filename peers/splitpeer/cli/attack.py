@@ -66,7 +66,7 @@ def outcome_table(outcomes: list[Outcome]) -> Table:
     "--modality", help="The contrast under attack (a coordinator's capture); default: the first one."
 )
 @click.option("--knows", multiple=True, metavar="KIND=PATH",
-              help="What the adversary is granted: weights=, initial=, decoder= (checkpoints), shadow= (a folder).")  # fmt: skip
+              help="Grant the adversary weights=, initial=, decoder= (checkpoints), shadow= (a folder).")  # fmt: skip
 @click.option(
     "--queries", is_flag=True, help="The adversary only queries the encoder; it does not see its weights."
 )
@@ -141,8 +141,8 @@ def attack(
     console = Console(stderr=True)
     outcomes = []
     try:
-        for outcome in bench.run(attacks, naive=not no_naive, progress=attack_progress(console)):
-            outcomes.append(outcome)
+        # One by one: what was done before an interruption is shown.
+        outcomes.extend(bench.run(attacks, naive=not no_naive, progress=attack_progress(console)))
     finally:
         if outcomes:
             console.print(outcome_table(outcomes))

@@ -21,7 +21,7 @@ from splitpeer.errors import ConfigError
     "--job", "job_file", type=FILE, required=True, help="The job.toml that this site is invited to."
 )
 @click.option("--defence", "defences", multiple=True,
-              help='Also rehearse this: "dropout:0.5+gaussian:1", "image/voxel-noise:0.2"; may be repeated.')  # fmt: skip
+              help='Rehearse this too: "dropout:0.5+gaussian:1", "image/voxel-noise:0.2".')  # fmt: skip
 @click.option("--attack", "attacks", multiple=True, default=("pca", "whitebox", "inverse"), show_default=True)
 @click.option("--labels", type=FILE, help="Folder of masks; without it a stand-in task is trained.")
 @click.option(

@@ -1,0 +1,68 @@
+"""A rehearsal is the wire: what it records is what five peers over TLS record, bit for bit, defences included."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from splitpeer.attacks.view import coordinator_view, site_view
+from splitpeer.audit.cohort import Cohort, most_tumour
+from splitpeer.audit.rehearsal import Protection, Recording, Rehearsal
+from splitpeer.curious.reader import open_capture
+from splitproto.capture import Recorded
+
+DEFENCES = ("bottleneck:1@0", "dropout:0.3", "gaussian:0.5@0,1")
+GRADIENTS = ("gaussian:2", "max-norm")
+
+
+def training(records: Any, peer: str) -> list[Recorded]:
+    return [r for r in records if r.peer == peer and r.name in ("activations", "gradients")
+            and getattr(r.head, "mode", "train") == "train"]  # fmt: skip
+
+
+async def test_a_rehearsal_sends_what_the_peers_send(scene, tmp_path) -> None:
+    scene.cast("flair", "t1", training={"steps": 3, "batch": 2}, defences={"gradients": list(GRADIENTS)})
+    scene.coordinator(runtime={"initial_weights": 7})
+    for modality in ("flair", "t1"):
+        scene.client(modality, policy={"coordinators": ["hub"], "defences": list(DEFENCES)})
+    ran = await scene.together(curious=("hub", "site-t1"))
+    assert ran.result is not None and ran.result.complete, ran
+
+    cohort = Cohort({m: scene.images(m) for m in ("flair", "t1")}, scene.masks())
+    rehearsal = Rehearsal(
+        scene.settings, cohort, Protection(DEFENCES, (), GRADIENTS), tmp_path / "rehearsal", seed=7
+    )
+    targets = most_tumour(cohort, rehearsal.validation, rehearsal.window)
+    played = rehearsal.play(Recording(first=3, targets=tuple(targets), views=2))
+    assert played.losses == scene.losses()
+    assert played.dice == ran.result.dice
+
+    for live, own, peer in (
+        (scene.capture("hub"), played.capture, "site-t1"),
+        (scene.capture("site-t1"), played.site_capture("t1"), "hub"),
+    ):
+        on_wire, rehearsed = (training(open_capture(path).records(), peer) for path in (live, own))
+        assert len(on_wire) == len(rehearsed) == 6
+        for one, other in zip(on_wire, rehearsed, strict=True):
+            assert (one.name, one.direction) == (other.name, other.direction)
+            assert one.message.tensors.keys() == other.message.tensors.keys()
+            for name, tensor in one.message.tensors.items():
+                assert np.array_equal(tensor.view(np.uint8), other.message.tensors[name].view(np.uint8)), name
+
+    # What an adversary reads out of either is the same, too.
+    wire, own = open_capture(scene.capture("hub")), open_capture(played.capture)
+    views = [
+        coordinator_view(c, "t1", mode="train", step=2, choose=lambda samples: samples) for c in (wire, own)
+    ]
+    assert views[0].defences == views[1].defences and views[0].gradient_defences == views[1].gradient_defences
+    for one, other in zip(views[0].targets, views[1].targets, strict=True):
+        assert one.sample == other.sample and one.shots[0].seed == other.shots[0].seed
+        assert np.array_equal(one.shots[0].activations["x0"], other.shots[0].activations["x0"])
+        assert np.array_equal(one.shots[0].others["flair"]["x1"], other.shots[0].others["flair"]["x1"])
+    twice = coordinator_view(own, "t1", choose=lambda samples: targets)
+    assert [len(target.shots) for target in twice.targets] == [2, 2]
+    first, second = twice.targets[0].shots
+    assert not np.array_equal(first.activations["x0"], second.activations["x0"]), "fresh noise"
+    gradients = site_view(open_capture(played.site_capture("t1")), steps=(1,))
+    assert all(set(t.shots[0].gradients) == {f"x{i}" for i in range(5)} for t in gradients.targets)
