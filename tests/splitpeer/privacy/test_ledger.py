@@ -80,6 +80,15 @@ def test_who_is_in_the_weights_outlives_the_process(open_here) -> None:
     assert paid(second) == {"aa": 3, "bb": 2}
 
 
+def test_who_is_in_the_weights_is_on_disk_before_the_weights_are(open_here) -> None:
+    """Also of a patient whose payments are written ahead already."""
+    plenty = noise_for(EPSILON, DELTA, 100_000)
+    ledger = open_here()
+    pay(ledger, A, noise=plenty, learning=True, training=False)
+    pay(ledger, A, noise=plenty, learning=True)
+    assert json.loads(ledger.path.read_text())["patients"][A.hex()]["runs"] == [RUN.hex()]
+
+
 # --- the limit ---------------------------------------------------------------------------------------------
 
 
