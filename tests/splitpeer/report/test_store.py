@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +13,16 @@ import pytest
 from splitpeer.errors import DataError
 from splitpeer.report.model import Entry, Run, Source, configuration, same_configuration
 from splitpeer.report.store import ARRAYS, ATTACK, FRONTIER, load_run, save_run
+
+
+class Trap:
+    """Does something when a pickle of it is read."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = str(path)
+
+    def __reduce__(self) -> tuple:
+        return os.mkdir, (self._path,)
 
 
 def test_there_and_back(run_folder: Path, tmp_path: Path) -> None:
@@ -89,11 +100,12 @@ def test_damaged_and_foreign_arrays_are_named_and_no_pickle_is_read(run_folder: 
         np.save(file, np.zeros(3))
     with pytest.raises(DataError, match="no archive"):
         load_run(tmp_path)
-    np.savez(tmp_path / ARRAYS, whitebox=np.array([object()]), words=np.array(["a"]))
+    np.savez(tmp_path / ARRAYS, whitebox=np.array([Trap(tmp_path / "sprung")]), words=np.array(["a"]))
     arrays = load_run(tmp_path).arrays
     for name in ("whitebox", "words"):
         with pytest.raises(DataError, match=name):
             arrays[name]
+    assert not (tmp_path / "sprung").exists()
 
 
 def test_only_numbers_are_written(tmp_path: Path) -> None:
