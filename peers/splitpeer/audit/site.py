@@ -9,7 +9,7 @@ from pathlib import Path
 from splitpeer.attacks.base import Knowledge, Progress, silent
 from splitpeer.attacks.view import coordinator_view, site_view
 from splitpeer.audit.book import Book, network_of
-from splitpeer.audit.campaign import Outcome, make_judge, parse_order, run
+from splitpeer.audit.campaign import Judge, make_judge, parse_order, run
 from splitpeer.audit.cohort import Cohort, Samples, cut, most_tumour, shadow
 from splitpeer.audit.knowledge import with_decoder, with_model, with_shadow
 from splitpeer.audit.rehearsal import COORDINATOR, Protection, Recording, Rehearsal, Rehearsed
@@ -21,7 +21,6 @@ from splitpeer.data.pseudonym import load_salt
 from splitpeer.data.volumes import Volumes
 from splitpeer.errors import AttackImpossible, ConfigError
 from splitpeer.report.model import Source, configuration
-from splitpeer.roles.terms import job_on_wire, window_of
 
 STAND_IN = (
     "The network was trained on a stand-in task (bands of brightness), because no masks were given: its Dice says "
@@ -89,7 +88,7 @@ class SiteAudit:
                 Recording(first=2, last=2, targets=targets.samples, views=self.views), progress
             )
             self._attack(rehearsal, played, targets, attacks, modality, stand_in, commands, progress)
-            folders.append(folder)
+            folders += [path.parent for path in sorted(folder.glob("**/attack.json"))]
         return folders
 
     # --- inside ----------------------------------------------------------------------------------------------
@@ -184,13 +183,15 @@ class SiteAudit:
             except AttackImpossible as error:
                 book.could_not(order.attack, view, str(error))
         if not stand_in:
-            for outcome in self._labels(played, rehearsal, modality):
-                book.enter(outcome)
+            self._labels(played, rehearsal, modality, book)
 
-    def _labels(self, played: Rehearsed, rehearsal: Rehearsal, modality: str) -> list[Outcome]:
+    def _labels(self, played: Rehearsed, rehearsal: Rehearsal, modality: str, images: Book) -> None:
+        """What the site itself could read off the first gradients it is sent; a run folder of its own below."""
         view = site_view(open_capture(played.site_capture(modality)), steps=(1,))
-        truth = cut(
-            rehearsal.cohort, [t.sample for t in view.targets], window_of(job_on_wire(rehearsal.config))
-        )
-        judge = replace(make_judge(modality, None, None), truth=truth)
-        return list(run(view, Knowledge(), [parse_order("gradient-norm")], judge, seed=self.seed))
+        truth = cut(rehearsal.cohort, [t.sample for t in view.targets], rehearsal.window)
+        judge = Judge(truth, modality)
+        source = images.source.model_copy(update={"role": "client", "site": view.site, "steps": 1})
+        book = replace(images, folder=played.folder / "labels", source=source, entries=[], arrays={})
+        book.truth(judge)
+        for outcome in run(view, Knowledge(), [parse_order("gradient-norm")], judge, seed=self.seed):
+            book.enter(outcome)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from splitpeer.attacks.base import Knowledge, View
+from splitpeer.attacks.base import Knowledge
 from splitpeer.attacks.view import coordinator_view, site_view
 from splitpeer.audit.book import Book, network_of
 from splitpeer.audit.campaign import Judge, Order, Outcome, make_judge, parse_order, run
@@ -170,7 +170,7 @@ def play(task: Task) -> dict[str, Any]:
     )  # fmt: skip
     played = rehearsal.play(recording)
     book, outcomes = _attack_images(played, scene, head, rehearsal, protection, task)
-    masks = list(_attack_labels(played, scene, head, book, task))
+    masks = _attack_labels(played, scene, head, book, task)
     if not task.keep_captures:
         for capture in task.folder.glob("*.cap"):
             capture.unlink()
@@ -227,27 +227,28 @@ def _attack_images(
     return book, outcomes
 
 
-def _attack_labels(played: Rehearsed, scene: _Scene, head: Any, book: Book, task: Task) -> Iterator[Outcome]:
+def _attack_labels(played: Rehearsed, scene: _Scene, head: Any, images: Book, task: Task) -> list[Outcome]:
+    """What a site reads off the first and the last gradient it was sent; a run folder of its own below."""
     capture = open_capture(played.site_capture(head.modality))
     every = site_view(capture)
     steps = sorted({shot.step for target in every.targets for shot in target.shots})
-    for step in (steps[0], steps[-1]):
-        view: View = site_view(capture, steps=(step,))
-        truth = cut(scene.cohort, [t.sample for t in view.targets], played_window(view))
-        judge = replace(scene.judge, truth=truth, floors=None, segmenter=None)
+    outcomes = []
+    for number, step in enumerate((steps[0], steps[-1])):
+        view = site_view(capture, steps=(step,))
+        truth = cut(scene.cohort, [t.sample for t in view.targets], (*view.window, 1)[:3])
+        judge = Judge(truth, head.modality)
+        book = replace(
+            images, folder=task.folder / f"labels-{('first', 'last')[number]}-step", entries=[], arrays={},
+            source=images.source.model_copy(update={"role": "client", "site": view.site, "steps": step}),
+        )  # fmt: skip
+        book.truth(judge)
         for outcome in run(
             view, Knowledge(), [Order(name) for name in head.label_attacks], judge, seed=task.seed
         ):
-            outcome.result.notes = (*outcome.result.notes, f"gradients of step {step}")
             outcome.result.settings["step"] = step
-            # The truths of the pictures are those of the samples held out, not of these.
             book.enter(outcome)
-            yield outcome
-
-
-def played_window(view: View) -> tuple[int, int, int]:
-    """Three sizes; slices have depth 1."""
-    return (*view.window, 1)[:3]  # type: ignore[return-value]
+            outcomes.append(outcome)
+    return outcomes
 
 
 def _point(name: str, played: Rehearsed, images: Sequence[Outcome], masks: Sequence[Outcome]) -> Point:
