@@ -43,7 +43,8 @@ class Bench:
         self.refused = ""
         self._capture: Capture = open_capture(capture, read_key(key_file) if key_file else None)
         self._verdict = self._capture.verify()
-        if self._verdict.problem is not None and not self._verdict.records:
+        # What a crash cut off is attacked up to its last whole record; what was changed is not attacked at all.
+        if self._verdict.problem is not None and not self._verdict.cut_off:
             raise DataError(f"{capture}: {self._verdict.problem}")
         header = self._capture.header
         if header.job is None:

@@ -17,7 +17,7 @@ from splitpeer.attacks.catalogue import make_attack
 from splitpeer.audit.cohort import Samples
 from splitpeer.defences import Release, make_stack
 from splitpeer.defences.network import defend
-from splitpeer.errors import ConfigError
+from splitpeer.errors import AttackImpossible, ConfigError
 from splitpeer.leakage import Floors, Others, Score, score_images, score_masks
 from splitpeer.leakage.tumour import Segmenter, score_tumour, train_segmenter
 
@@ -129,6 +129,10 @@ def run(
         forms = (True, False) if defended and naive else (True,)
         for adaptive in forms:
             attack = make_attack(order.attack, seed=seed, device=device, **order.settings)
+            if attack.role != view.role:
+                raise AttackImpossible(
+                    f"{order.attack} works on what a {attack.role} sees, and a {view.role} recorded this capture"
+                )
             result = attack.run(seen, replace(knowledge, adaptive=adaptive), progress)
             yield judge.outcome(seen, result)
 

@@ -53,12 +53,17 @@ def _parameters(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _encoder(view: View, parameters: Mapping[str, Tensor], path: Path) -> nn.Module:
+    # Without defences, or where they were tried offline, the checkpoint is a bare encoder's; trained parts of
+    # defences (a bottleneck, learnt noise) lie in the same checkpoint.
     plain = [d for d in view.defences if not d.startswith("image/")]
-    # Trained parts of defences (a bottleneck, learnt noise) lie in the same checkpoint.
-    network = build_network(
-        view.dimensions, view.features, view.levels, plain, key=bytes(32), seed=0, strict=False
-    )
-    return _loaded(network, parameters, path, "encoder")
+    networks = [
+        build_network(
+            view.dimensions, view.features, view.levels, written, key=bytes(32), seed=0, strict=False
+        )
+        for written in dict.fromkeys([tuple(plain), ()])
+    ]
+    fitting = [network for network in networks if _fits(network, parameters)]
+    return _loaded((fitting or networks)[0], parameters, path, "encoder")
 
 
 def _decoder(view: View, parameters: Mapping[str, Tensor], path: Path) -> Decoder:

@@ -41,6 +41,8 @@ class Verdict:
     """Of the last good record: what the recorder noted in its audit trail when it closed."""
     problem: str | None
     """One line, where the capture is not whole."""
+    cut_off: bool = False
+    """Nothing but its end is missing: what is there is good."""
 
 
 class Part:
@@ -132,7 +134,7 @@ class Capture:
         Never raises for what a file holds.
         """
         records = gaps = lost = 0
-        problem, former = None, self.parts[0]
+        problem, former, cut_off = None, self.parts[0], False
         chain, ended = b"", False
         for part in self.parts:
             if part is not former and part.header.previous != chain:
@@ -148,12 +150,12 @@ class Capture:
                 # A crash, after which the recording went on: the next part names the chain of what is whole here.
                 gaps += 1
             elif error is not None:
-                problem = f"{part.path.name}: {error}"
+                problem, cut_off = f"{part.path.name}: {error}", isinstance(error, CaptureTruncated)
                 break
         else:
             problem = self._missing or self._missing_last(reader)
         whole = problem is None
-        return Verdict(whole, None if self._blind else ended, records, gaps, lost, chain, problem)
+        return Verdict(whole, None if self._blind else ended, records, gaps, lost, chain, problem, cut_off)
 
     @property
     def _blind(self) -> bool:

@@ -1,0 +1,139 @@
+"""`splitpeer audit`: a site on its own, and a sweep that goes on where it was stopped."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from splitpeer.cli import main
+
+SWEEP = """\
+[sweep]
+modality = "t1"
+attacks = ["pca", "whitebox:iterations=15"]
+views = [1, 3]
+targets = 2
+shadow = 12
+[data]
+folder = "{data}"
+shadow = "{shadow}"
+[[configuration]]
+name = "none"
+[[configuration]]
+name = "gaussian {{}}"
+defences = ["gaussian:{{}}"]
+strengths = [{strength}]
+"""
+
+
+def run(*arguments: object) -> int:
+    with pytest.raises(SystemExit) as left:
+        main([str(argument) for argument in arguments])
+    return int(left.value.code or 0)
+
+
+@pytest.fixture
+def site(place: Any, tmp_path: Path) -> Path:
+    """A client's peer.toml; its certificates are never read, for nothing is sent."""
+    path = tmp_path / "peer.toml"
+    path.write_text(
+        f"""
+[peer]
+role = "client"
+site = "site-t1"
+federation = "test"
+modality = "t1"
+[tls]
+ca = "ca.crt"
+certificate = "a.crt"
+key = "a.key"
+[network]
+coordinator = "tcp://localhost:7443"
+[data]
+images = "{place.data / "t1"}"
+salt = "{place.salt}"
+[policy]
+coordinators = ["hub"]
+defences = ["dropout:0.3"]
+levels = [0, 1, 2, 3, 4]
+"""
+    )
+    return path
+
+
+def test_a_site_rehearses_its_policy_and_reads_a_report(
+    place: Any, site: Path, tmp_path: Path, capsys: Any
+) -> None:
+    out = tmp_path / "audit"
+    code = run("audit", "--config", site, "--job", place.job, "--attack", "pca", "--attack", "whitebox:iterations=15",
+               "--labels", place.data / "labels", "--convention", "msd", "--steps", 2, "--views", 2,
+               "--samples", 2, "--out", out)  # fmt: skip
+    assert code == 0, capsys.readouterr().err
+    page, said = (out / "report.html").read_text(), json.loads((out / "report.json").read_text())
+    assert "dropout" in page and said
+    runs = sorted(path.name for path in out.iterdir() if path.is_dir())
+    assert runs == ["0-undefended", "1-defended"]
+    found = json.loads((out / "1-defended" / "attack.json").read_text())
+    assert found["capture"]["rehearsal"] and {e["attack"] for e in found["entries"]} == {"pca", "whitebox"}
+    labels = json.loads((out / "1-defended" / "labels" / "attack.json").read_text())
+    assert [(e["attack"], e["goal"]) for e in labels["entries"]] == [("gradient-norm", "mask")]
+    assert list(found["dice"]) == ["dropout:rate=0.3,kept=false,rescale=false"]
+
+
+def test_without_masks_a_stand_in_is_trained_and_the_report_says_so(
+    place: Any, site: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "audit"
+    code = run("audit", "--config", site, "--job", place.job, "--attack", "pca", "--steps", 1, "--views", 1,
+               "--samples", 2, "--out", out)  # fmt: skip
+    assert code == 0
+    found = json.loads((out / "0-undefended" / "attack.json").read_text())
+    assert any("stand-in" in note for note in found["notes"]) and not found["dice"]
+    assert all(e["goal"] == "image" for e in found["entries"])
+
+
+def test_what_a_site_cannot_audit_is_one_line(place: Any, site: Path, tmp_path: Path, capsys: Any) -> None:
+    def refused(said: str, *arguments: object) -> None:
+        code = run("audit", "--config", site, "--out", tmp_path / "x", *arguments)
+        line = capsys.readouterr().err.strip().splitlines()[-1]
+        assert code == 4 and said in line and line.startswith("splitpeer: "), line
+
+    refused("--labels and --convention go together", "--job", place.job, "--labels", place.data / "labels")
+    narrow = tmp_path / "narrow.toml"
+    narrow.write_text(site.read_text().replace("levels = [0, 1, 2, 3, 4]", "levels = [1, 2, 3, 4]"))
+    code = run("audit", "--config", narrow, "--job", place.job, "--out", tmp_path / "x")
+    assert code == 4 and "the job would be declined" in capsys.readouterr().err
+    elsewhere = tmp_path / "elsewhere.toml"
+    elsewhere.write_text(place.job.read_text().replace('site-t1 = "t1"', 'site-t2 = "t2"'))
+    refused("no site of this job holds t1", "--job", elsewhere)
+    refused("is unknown", "--job", place.job, "--defence", "fog:1")
+
+
+def test_a_sweep_is_resumed_and_only_what_changed_is_run_again(place: Any, tmp_path: Path) -> None:
+    plan, out = tmp_path / "sweep.toml", tmp_path / "sweep"
+    document = tmp_path / "privacy.md"
+    document.write_text("<!-- sweep: begin -->\n<!-- sweep: end -->\n")
+
+    def sweep(strength: float) -> dict[str, float]:
+        plan.write_text(SWEEP.format(data=place.data, shadow=place.shadow, strength=strength))
+        assert run("audit", "--sweep", plan, "--job", place.job, "--out", out, "--write", document) == 0
+        return {path.parent.name: path.stat().st_mtime_ns for path in out.glob("*/point.json")}
+
+    first = sweep(1)
+    assert set(first) == {"none-seed7", "gaussian-1-seed7"}
+    assert not list(out.glob("*/*.cap")), "captures are large and removed"
+    points = {p["name"]: p for p in json.loads((out / "frontier.json").read_text())["points"]}
+    assert points["none"]["leakage"] > points["gaussian 1"]["leakage"] > 0
+    assert points["none"]["views"] == 1 and (out / "frontier.png").exists()
+    figures = json.loads((out / "gaussian-1-seed7" / "point.json").read_text())["figures"]
+    kinds = {(f["attack"], f["adaptive"], f["views"]) for f in figures if f["goal"] == "image"}
+    assert {("whitebox", True, 1), ("whitebox", False, 1), ("whitebox", True, 3)} <= kinds
+    assert ("whitebox", False, 3) not in kinds
+    assert "| gaussian 1 |" in document.read_text() or "**gaussian 1**" in document.read_text()
+
+    assert sweep(1) == first, "nothing is done twice"
+    again = sweep(2)
+    assert again["none-seed7"] == first["none-seed7"] and "gaussian-2-seed7" in again

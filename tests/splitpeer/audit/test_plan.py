@@ -1,0 +1,112 @@
+"""sweep.toml, the front, and the table."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from splitpeer.audit.frontier import Point, pareto, save
+from splitpeer.audit.plan import SweepPlan
+from splitpeer.audit.table import BEGIN, END, markdown, write_into
+from splitpeer.errors import ConfigError
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+def plan(tmp_path: Path, text: str) -> SweepPlan:
+    path = tmp_path / "sweep.toml"
+    path.write_text(text)
+    return SweepPlan.load(path)
+
+
+def test_strengths_are_spelled_out(tmp_path: Path) -> None:
+    found = plan(
+        tmp_path, '[[configuration]]\nname = "g {}"\ndefences = ["gaussian:{}"]\nstrengths = [0.5, 3]\n'
+    ).all()
+    assert [(c.name, c.defences, c.slug) for c in found] == [
+        ("g 0.5", ("gaussian:0.5",), "g-0.5"), ("g 3", ("gaussian:3",), "g-3"),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "configuration"),
+        ('[[configuration]]\nname = "a"\n[[configuration]]\nname = "A"\n', "twice"),
+        ('[[configuration]]\nname = "a"\ndefenses = []\n', "defenses"),
+        ('[sweep]\nviews = []\n[[configuration]]\nname = "a"\n', "views"),
+    ],
+)
+def test_a_plan_that_cannot_be_is_refused_in_one_line(tmp_path: Path, text: str, said: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        plan(tmp_path, text)
+    assert said in str(caught.value) and "\n" not in str(caught.value) and "sweep.toml" in str(caught.value)
+
+
+def test_the_plan_that_is_shipped_loads_and_has_every_defence() -> None:
+    from splitpeer.defences.catalogue import CATALOGUE
+
+    written = " ".join(
+        text
+        for c in SweepPlan.load(ROOT / "examples/privacy/sweep.toml").all()
+        for text in (*c.defences, *c.image, *c.gradients)
+    )
+    # Leaving a level out of the job says what `withhold` says.
+    missing = [name for name in CATALOGUE if name not in written and name != "withhold"]
+    assert not missing
+
+
+def point(name: str, dice: float, leakage: float) -> Point:
+    return Point(name, dice, leakage, by="whitebox", views=1, floor=0.3)
+
+
+def test_the_front_is_what_nobody_beats(tmp_path: Path) -> None:
+    points = [
+        point("a", 0.8, 1.0),
+        point("b", 0.7, 0.5),
+        point("c", 0.6, 0.6),
+        point("d", 0.8, 0.9),
+        point("e", 0.5, 0.4),
+    ]
+    assert [p.name for p in pareto(points)] == ["b", "d", "e"]
+    save(points, tmp_path)
+    assert (tmp_path / "frontier.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def figure(
+    views: int, ssim: float, *, adaptive: bool = True, goal: str = "image", step: int | None = None
+) -> dict:
+    key = "ssim" if goal == "image" else "auc"
+    return {
+        "attack": "x",
+        "goal": goal,
+        "adaptive": adaptive,
+        "views": views,
+        "step": step,
+        "scores": {key: {"mean": ssim}},
+    }
+
+
+def test_the_table_averages_seeds_and_takes_the_stronger_form(tmp_path: Path) -> None:
+    rows = [
+        {
+            "name": "dropout", "dice": dice, "leakage": 0.9, "by": "inverse", "views": 100, "floor": 0.3, "tumour": 0.5,
+            "mask_auc": 0.99, "defences": "dropout:0.5",
+            "figures": [figure(1, 0.5, adaptive=False), figure(1, 0.7), figure(100, 0.9),
+                        figure(1, 0.99, goal="mask", step=1), figure(1, 0.95, goal="mask", step=9)],
+        }
+        for dice in (0.7, 0.8)
+    ]  # fmt: skip
+    text = markdown(rows)
+    assert "| **dropout** | 0.750 | 0.50 | 0.70 | 0.90 | 0.90 | inverse | 0.50 | 0.99 / 0.95 |" in text
+    document = tmp_path / "privacy.md"
+    document.write_text(f"before\n{BEGIN}\nstale\n{END}\nafter\n")
+    write_into(document, text)
+    new = document.read_text()
+    assert new.startswith("before\n") and new.endswith("after\n") and "stale" not in new and text in new
+    write_into(document, text)
+    assert document.read_text() == new
+    document.write_text("no marks")
+    with pytest.raises(ConfigError, match="no lines"):
+        write_into(document, text)
