@@ -79,16 +79,26 @@ class SiteAudit:
             raise ConfigError("an audit is a site's: peer.toml must be a client's")
         job = self._job(modality)
         cohort, stand_in = self._cohort(modality)
+        # All are made before the first is played: a misspelt defence must not cost an hour.
+        rehearsals = [
+            Rehearsal(
+                job,
+                cohort,
+                p,
+                self.out / f"{number}-{'defended' if p != Protection() else 'undefended'}",
+                seed=self.seed,
+                device=self.device,
+            )
+            for number, p in enumerate(protections)
+        ]
         folders = []
-        for number, protection in enumerate(protections):
-            folder = self.out / f"{number}-{'undefended' if protection == Protection() else 'defended'}"
-            rehearsal = Rehearsal(job, cohort, protection, folder, seed=self.seed, device=self.device)
+        for rehearsal in rehearsals:
             targets = self._targets(rehearsal, stand_in)
             played = rehearsal.play(
                 Recording(first=2, last=2, targets=targets.samples, views=self.views), progress
             )
             self._attack(rehearsal, played, targets, attacks, modality, stand_in, commands, progress)
-            folders += [path.parent for path in sorted(folder.glob("**/attack.json"))]
+            folders += [path.parent for path in sorted(rehearsal.folder.glob("**/attack.json"))]
         return folders
 
     # --- inside ----------------------------------------------------------------------------------------------
