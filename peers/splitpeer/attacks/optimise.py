@@ -79,7 +79,7 @@ def lbfgs(
             wanted = wanted & ~good
             if not wanted.any():
                 break
-            length = torch.where(wanted, length / 2, length)
+            length = length / 2
         running = running & ~wanted
         step, change = moved - x, new_gradient - gradient
         curvature = _dot(step, change)

@@ -108,7 +108,8 @@ def _fill(values: Tensor, known: Tensor, spatial: tuple[int, ...], width: float 
 
 
 def head_of(values: Tensor, spatial: tuple[int, ...]) -> Tensor:
-    """Which voxels of [channels, voxels] look unlike the window's edge: bool [voxels]. Air would otherwise be the first component's main business."""
+    """Which voxels of [channels, voxels] look unlike the window's edge: bool [voxels]. Air would otherwise be the
+    first component's main business."""
     scaled = (values - values.mean(1, keepdim=True)) / values.std(1, keepdim=True).clamp_min(1e-12)
     grid = scaled.cpu().numpy().reshape(-1, *spatial)
     edge = np.concatenate([np.take(grid, (0, -1), axis).reshape(len(grid), -1) for axis in (1, 2)], axis=1)
