@@ -29,7 +29,9 @@ class SweepHead(Section):
     label_attacks: tuple[str, ...] = ("gradient-norm",)
     """On labels, by a site."""
     views: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (1, 100)
-    """How often the coordinator sees each sample; attacks that gain by it are run for each number."""
+    """How often the coordinator sees each sample; attacks are run for each number, where fresh noise differs."""
+    many: tuple[str, ...] = ()
+    """Attacks for all but the smallest number of views; default: the same as for one."""
     targets: PositiveInt = 12
     """Patients held out whose slice with most tumour is attacked."""
     shadow: PositiveInt = 600

@@ -210,7 +210,8 @@ def _attack_images(
     outcomes = []
     seen = max(len(target.shots) for target in view.targets)
     for number, views in enumerate(sorted(v for v in head.views if v <= seen) or [seen]):
-        for written in task.configuration.attacks or head.attacks:
+        usual = head.many if number and head.many else head.attacks
+        for written in task.configuration.attacks or usual:
             order = replace(parse_order(written), views=views)
             try:
                 # The naive form is shown once, beside the adaptive one.
