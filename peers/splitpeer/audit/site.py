@@ -19,9 +19,14 @@ from splitpeer.curious.reader import open_capture
 from splitpeer.data.layouts import find_images, find_labels
 from splitpeer.data.pseudonym import load_salt
 from splitpeer.data.volumes import Volumes
+from splitpeer.defences import Defended
+from splitpeer.defences.dp import mechanism
 from splitpeer.errors import AttackImpossible, ConfigError
-from splitpeer.report.model import Source, configuration
+from splitpeer.privacy.accounting import epsilon
+from splitpeer.report.model import Privacy, Source, configuration
 
+DELTA = 1e-5
+"""Where the policy names none."""
 STAND_IN = (
     "The network was trained on a stand-in task (bands of brightness), because no masks were given: its Dice says "
     "nothing about tumours, and label leakage was not measured."
@@ -178,7 +183,7 @@ class SiteAudit:
         sites = {self.config.peer.site: modality}
         book = Book(
             played.folder, source, network_of(view, sites, rehearsal.job.precision), commands=commands,
-            notes=tuple(notes), dice=dice,
+            notes=tuple(notes), dice=dice, privacy=_privacy(rehearsal, self.config),
         )  # fmt: skip
         book.truth(judge)
         knowledge = with_shadow(Knowledge(), others)
@@ -205,3 +210,27 @@ class SiteAudit:
         book.truth(judge)
         for outcome in run(view, Knowledge(), [parse_order("gradient-norm")], judge, seed=self.seed):
             book.enter(outcome)
+
+
+def _privacy(rehearsal: Rehearsal, config: PeerConfig) -> Privacy | None:
+    """What the configuration's differential privacy comes to over the whole job; None where it claims none."""
+    network = rehearsal.sites[0].half.network
+    mechanism_ = mechanism(network.stack) if isinstance(network, Defended) else None
+    if mechanism_ is None:
+        return None
+    policy = config.policy
+    delta = policy.delta if policy is not None and policy.delta is not None else DELTA
+    job = rehearsal.job
+    drawn = job.steps * job.batch
+    # While the encoder learns, every record carries what the weights have seen of each patient.
+    records = -(-drawn // len(rehearsal.training)) if mechanism_.frozen else drawn
+    return Privacy(
+        guarantee=True,
+        epsilon=epsilon({mechanism_.noise: records}, delta),
+        delta=delta,
+        limit=policy.epsilon if policy is not None else None,
+        releases=records,
+        mechanism=mechanism_.spec,
+        accountant="Gaussian differential privacy, exact; replacement of one patient's images",
+        statement="Training records of this job alone; evaluations and further jobs add to it.",
+    )

@@ -112,6 +112,19 @@ def test_what_a_site_cannot_audit_is_one_line(place: Any, site: Path, tmp_path: 
     refused("is unknown", "--job", place.job, "--defence", "fog:1")
 
 
+def test_a_guarantee_is_stated_in_figures(place: Any, site: Path, tmp_path: Path) -> None:
+    out = tmp_path / "audit"
+    private = site.read_text().replace('["dropout:0.3"]', '["dp-gaussian:clip=10,noise=1"]')
+    site.write_text(private)
+    code = run("audit", "--config", site, "--job", place.job, "--attack", "pca", "--steps", 2, "--views", 1,
+               "--samples", 2, "--out", out)  # fmt: skip
+    assert code == 0
+    assert json.loads((out / "0-undefended" / "attack.json").read_text())["privacy"] is None
+    found = json.loads((out / "1-defended" / "attack.json").read_text())["privacy"]
+    # Two steps of three windows while the encoder learns: six records count; mu = 2 sqrt(6) / 1.
+    assert found["guarantee"] and found["releases"] == 6 and found["epsilon"] > 20
+
+
 def test_a_sweep_is_resumed_and_only_what_changed_is_run_again(place: Any, tmp_path: Path) -> None:
     plan, out = tmp_path / "sweep.toml", tmp_path / "sweep"
     document = tmp_path / "privacy.md"
