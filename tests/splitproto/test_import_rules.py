@@ -18,6 +18,7 @@ SOURCES = {"splitproto": ROOT / "splitproto", "splitpeer": ROOT / "peers" / "spl
 HEAVY = frozenset({"torch", "monai"})
 SHELLS = frozenset({"splitproto.zeromq", "splitproto.session"})
 UPPER = frozenset({"splitpeer.roles", "splitpeer.cli"})
+JUDGES = frozenset({"splitpeer.audit", "splitpeer.report"})
 LIBRARY = HEAVY | {"nibabel", "nilearn", "splitpeer"}
 """What hospital software that embeds splitproto must not need."""
 CORE = LIBRARY | SHELLS | {"zmq", "asyncio", "time", "random", "secrets", "socket", "threading", "select"}
@@ -53,8 +54,12 @@ TABLE: dict[str, Row] = {
     "splitpeer.data": Row(SOCKETS | UPPER),
     "splitpeer.training": Row(SOCKETS | UPPER),
     "splitpeer.defences": Row(SOCKETS | UPPER),
-    "splitpeer.attacks": Row(SOCKETS | UPPER),
-    "splitpeer.leakage": Row(SOCKETS | UPPER),
+    # An attack sees a view of a capture and what it is granted: no live peer, no truth, no scores.
+    "splitpeer.attacks": Row(SOCKETS | UPPER | JUDGES | {"splitpeer.leakage", "splitpeer.curious"}),
+    "splitpeer.leakage": Row(SOCKETS | UPPER | JUDGES),
+    "splitpeer.report": Row(SOCKETS | UPPER | HEAVY | {"splitpeer.audit", "splitpeer.attacks.base"}),
+    # It borrows from the roles what needs no socket: the order of batches, evaluation, terms.
+    "splitpeer.audit": Row(SOCKETS | {"splitpeer.cli", "splitpeer.roles.client", "splitpeer.roles.coordinator"}),
     # The ledger and its figures serve a status line too.
     "splitpeer.privacy": Row(SOCKETS | UPPER | HEAVY),
     "splitpeer.privacy.dfil": Row(SOCKETS | UPPER),
