@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from splitpeer import trail
+from splitpeer.cli import main
 from splitpeer.curious import parts
 from splitpeer.curious.reader import open_capture
 from splitpeer.data.pseudonym import load_salt, pseudonym
@@ -150,6 +151,30 @@ def test_what_cannot_be_recorded_is_said_at_once(scene, capture, policy, error, 
     with pytest.raises((ConfigError, DataError)) as missing:
         Client(scene.config("site-t1"), None, curious=scene.folder / "no" / "such" / "run.cap")
     assert "\n" not in str(missing.value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--curious-key", "k"), "--curious-key is for a capture: add --curious FILE"),
+        (("--curious", "c.cap", "--curious-key", "k"), "k: no such key: make one with"),
+        (("--curious", "c.cap", "--set", "policy.may_record=false"), "may_record is false: go without --curious"),
+        (("--curious", "no/such/c.cap"), "no/such/c.cap: cannot record there"),
+        (("--curious", "c.cap", "--set", "capture.keys=[\"xyz\"]"), "[capture] keys"),
+        (("--curious", "c.cap", "--set", "capture.every=0"), "[capture] every"),
+    ],
+)  # fmt: skip
+def test_serve_says_it_in_one_line(scene, capsys, monkeypatch, arguments, words) -> None:
+    monkeypatch.chdir(scene.client("t1"))
+    before = os.umask(0o077)  # serve sets it for its own process
+    try:
+        with pytest.raises(SystemExit) as left:
+            main(["serve", *arguments])
+    finally:
+        os.umask(before)
+    said = capsys.readouterr().err
+    assert (left.value.code, len(said.splitlines())) == (4, 1), said
+    assert words in said
 
 
 async def test_a_disk_that_fills_ends_the_capture_and_not_the_training(scene, caplog, monkeypatch) -> None:
