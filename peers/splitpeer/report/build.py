@@ -22,8 +22,9 @@ from splitpeer.report.cards import Card, groups
 from splitpeer.report.findings import configurations, pair
 from splitpeer.report.frontier import svg
 from splitpeer.report.model import UNDEFENDED, Point, Promise, Run
+from splitpeer.report.names import brief, kind
 from splitpeer.report.store import Folder, load_run
-from splitpeer.report.tables import attack_rows, budget, configuration_row, digests, provenance, source
+from splitpeer.report.tables import attack_rows, budget, configuration_row, digests, provenance, sources
 from splitpeer.report.verdict import answers, under
 
 PAGE = Path(__file__).parent / "page"
@@ -119,6 +120,7 @@ class Report:
             "metric": text.metric,
             "settings": text.settings,
             "plural": text.plural,
+            "brief": brief,
         }
         style = (PAGE / "page.css").read_text(encoding="utf-8")
         script = (PAGE / "page.js").read_text(encoding="utf-8")
@@ -149,7 +151,7 @@ class Report:
             image_bands=bands.IMAGE_BANDS,
             image_steps=bands.IMAGE_STEPS,
             mask_bands=bands.MASK_BANDS,
-            sources=[source(folder, run) for folder, run in self.runs],
+            sources=sources(self.runs),
             image_groups=groups(images),
             image_rows=[row for card in images for row in attack_rows(card)],
             mask_groups=groups(masks),
@@ -192,9 +194,7 @@ class Report:
         for _, run in self.runs:
             known |= run.promises
         specs = [spec for one in self.configurations for spec in one.name.split(" + ") if spec != UNDEFENDED]
-        names = list(
-            dict.fromkeys(spec.rpartition("/")[2].partition(":")[0].partition("@")[0] for spec in specs)
-        )
+        names = list(dict.fromkeys(map(kind, specs)))
         if any(name not in known for name in names):
             known = _catalogue() | known
         return [{"name": name, **known[name].model_dump()} for name in names if name in known]
@@ -205,8 +205,8 @@ def _catalogue() -> dict[str, Promise]:
     from splitpeer.defences.catalogue import CATALOGUE
 
     return {
-        name: Promise(title=kind.title, promise=kind.promise, guarantee=kind.guarantee)
-        for name, kind in CATALOGUE.items()
+        name: Promise(title=one.title, promise=one.promise, guarantee=one.guarantee)
+        for name, one in CATALOGUE.items()
     }
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from splitpeer.report.bands import Band, image_band, mask_band
 from splitpeer.report.model import UNDEFENDED, Entry
+from splitpeer.report.names import brief, key
 from splitpeer.report.store import Arrays, Folder
 
 
@@ -110,17 +111,12 @@ def _subject(entry: Entry) -> tuple[object, ...]:
     return (entry.goal, entry.attack, entry.modality, entry.site, key(entry.configuration), entry.trained)
 
 
-def key(name: str) -> tuple[str, ...]:
-    """The same for two names of one set of defences."""
-    return tuple(sorted(name.split(" + ")))
-
-
 def configurations(folders: Sequence[Folder], findings: Sequence[Finding]) -> list[Configuration]:
     """Side by side: undefended first, then by what leaks, most first."""
     found: dict[tuple[str, ...], Configuration] = {}
 
     def of(name: str) -> Configuration:
-        return found.setdefault(key(name), Configuration(name))
+        return found.setdefault(key(name), Configuration(brief(name)))
 
     for finding in findings:
         one = of(finding.entry.configuration)

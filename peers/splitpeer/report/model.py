@@ -25,11 +25,6 @@ def configuration(defences: Iterable[str], gradient_defences: Iterable[str] = ()
     return " + ".join([*defences, *(f"gradients/{d}" for d in gradient_defences)]) or UNDEFENDED
 
 
-def same_configuration(one: str, other: str) -> bool:
-    """Whether two names mean the same defences, in whatever order they were written."""
-    return sorted(one.split(" + ")) == sorted(other.split(" + "))
-
-
 def _plain(value: Any) -> Any:
     """`value` in JSON's types: numbers of numpy as Python's, what is not finite as None, anything else as text."""
     if isinstance(value, Mapping):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -64,7 +65,20 @@ def _by(finding: Finding) -> str:
     return f"{finding.entry.title}, {finding.entry.modality}, {plural(finding.strongest.views, 'view')}"
 
 
-def source(folder: Folder, run: Run) -> dict[str, Any]:
+def sources(runs: Sequence[tuple[Folder, Run]]) -> list[dict[str, Any]]:
+    """What was recorded, once for runs of which the same is to be said."""
+    found: list[dict[str, Any]] = []
+    for folder, run in runs:
+        one = _source(folder, run)
+        alike = next((other for other in found if {**other, "heading": ""} == {**one, "heading": ""}), None)
+        if alike is None:
+            found.append(one)
+        else:
+            alike["heading"] += f", {one['heading']}"
+    return found
+
+
+def _source(folder: Folder, run: Run) -> dict[str, Any]:
     """What was recorded, and what crosses the wire for each sample."""
     capture, network = run.capture, run.network
     named = f" ({capture.site})" if capture.site else ""

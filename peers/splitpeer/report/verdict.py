@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from splitpeer.report.bands import Band, highest_floor, recognised, tumour_shows
 from splitpeer.report.findings import Configuration, Finding, worst
 from splitpeer.report.model import UNDEFENDED, Point
+from splitpeer.report.names import brief
 from splitpeer.report.text import share, upper_first
 
 SMALL_COST = 0.03
@@ -33,7 +34,7 @@ def answers(found: Sequence[Configuration], points: Sequence[Point] = ()) -> tup
 
 def under(name: str) -> str:
     """ "without a defence", or "under dropout:0.5"."""
-    return "without a defence" if name == UNDEFENDED else f"under {name}"
+    return "without a defence" if name == UNDEFENDED else f"under {brief(name)}"
 
 
 def images(found: Sequence[Configuration]) -> Answer:
@@ -102,7 +103,7 @@ def defences(found: Sequence[Configuration], points: Sequence[Point]) -> Answer:
         if one.worst_image and one.dice is not None
     ]
     if len(points) > len(rows):
-        rows = [Row(point.name, point.dice, point.leakage, point.floor) for point in points]
+        rows = [Row(brief(point.name), point.dice, point.leakage, point.floor) for point in points]
     plain = next((row for row in rows if row.name == UNDEFENDED), None)
     defended = [row for row in rows if row.name != UNDEFENDED]
     if not defended:

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from splitpeer.errors import DataError
-from splitpeer.report.model import Entry, Run, Source, configuration, same_configuration
+from splitpeer.report.model import Entry, Run, Source, configuration
+from splitpeer.report.names import brief, key, kind
 from splitpeer.report.store import ARRAYS, ATTACK, FRONTIER, load_run, save_run
 
 
@@ -119,4 +120,10 @@ def test_only_numbers_are_written(tmp_path: Path) -> None:
 def test_names_of_configurations() -> None:
     assert configuration((), ()) == "none"
     assert configuration(("a:1", "image/b"), ("c",)) == "a:1 + image/b + gradients/c"
-    assert same_configuration("a + b", "b + a") and not same_configuration("a", "a + b")
+    assert key("a + b") == key("b + a") != key("a")
+    full = "dropout:rate=0.5,kept=false,rescale=false@0,1 + gradients/gaussian:scale=1,kept=true"
+    assert brief(full) == "dropout:0.5@0,1 + gradients/gaussian:1,kept=true"
+    assert key(full) == key(" + ".join(reversed(brief(full).split(" + "))))
+    for same in ("none", "unknown:a=1", "dropout:0.5", "dropout:strange=1", "<script>", "withhold@0"):
+        assert brief(same) == same
+    assert kind("image/dropout:0.5@0") == "dropout" and kind("withhold@0") == "withhold"
