@@ -193,7 +193,8 @@ async def drive_coordinator(
         raise ConfigError(f"{job}: is not the job that was recorded: take the job.toml of that run")
     comparison = Comparison("gradients")
     comparison.of = recording.job.steps
-    # The run's own name, because what is drawn for defences depends on it.
+    _copy_key(PeerConfig.load(config).peer.state, live.peer.state)
+    # Of the same name as the recorded run.
     files = RunFiles(live, order, resume=False)
     files.prepare()
     files.run = recording.run
@@ -455,9 +456,7 @@ def _copy_state(config: PeerConfig, to: Path, recording: _Recording) -> int | No
         The checkpoint to begin with; None: at step 0, from the seed that the client makes its weights of.
     """
     state = config.peer.state
-    to.mkdir(mode=0o700, parents=True)
-    if (state / DEFENCE_KEY).is_file():
-        shutil.copy2(state / DEFENCE_KEY, to / DEFENCE_KEY)
+    _copy_key(state, to)
     if config.runtime.initial_weights != "private":
         return None
     kept = run_folder(state, recording.job.name, recording.run)
@@ -509,6 +508,12 @@ def _live(
         for name in others
     }
     return live, met, address
+
+
+def _copy_key(state: Path, to: Path) -> None:
+    to.mkdir(mode=0o700, parents=True)
+    if (state / DEFENCE_KEY).is_file():
+        shutil.copy2(state / DEFENCE_KEY, to / DEFENCE_KEY)
 
 
 def _free_port() -> int:

@@ -255,6 +255,27 @@ def test_a_coordinator_that_is_driven_again_gives_the_same_gradients(recorded: S
     assert {p: p.stat().st_mtime_ns for p in hub.rglob("*")} == before, "the peer's own files are only read"
 
 
+async def test_a_coordinator_that_defends_gradients_is_driven_with_its_own_key(
+    scene: Scene, cli: Run
+) -> None:
+    scene.cast("t1", training={"steps": 2, "batch": 1}, defences={"gradients": ["gaussian:0.5"]})
+    ran = await scene.together(curious=("hub",))
+    assert ran.result.complete, ran
+    hub = scene.folder / "hub"
+    assert open_capture(scene.capture("hub")).header.defences
+    code, text, error = await asyncio.to_thread(
+        cli,
+        scene.capture("hub"),
+        "--drive",
+        "coordinator",
+        "--config",
+        hub / "peer.toml",
+        "--job",
+        hub / "job.toml",
+    )
+    assert code == 0, error + text
+
+
 def test_a_client_that_is_driven_again_sends_the_same_activations(recorded: Scene, cli: Run) -> None:
     code, text, error = cli(recorded.capture("site-t1"), "--drive", "client", "--config",
                             recorded.folder / "site-t1" / "peer.toml")  # fmt: skip
