@@ -86,6 +86,8 @@ class Knowledge:
     """The site's encoder with its weights (of `weights_step`) and the trained parts of its defences: an image
     [B, 1, *spatial] to {"x0": ...} before any random defence."""
     weights_step: int | None = None
+    models: Mapping[int, nn.Module] = field(default_factory=dict)
+    """The same of several steps, for attacks that compare releases under different weights."""
     architecture: bool = True
     """Knows which network it is (it is named in the job); attacks that need it say so."""
     shadow: Mapping[str, np.ndarray] = field(default_factory=dict)

@@ -15,6 +15,7 @@ CATALOGUE: dict[str, str] = {
     "inverse": "splitpeer.attacks.inverse:InverseNetwork",
     "refined": "splitpeer.attacks.inverse:Refined",
     "first-step": "splitpeer.attacks.firststep:FirstStep",
+    "kept-noise": "splitpeer.attacks.keptnoise:KeptNoise",
     "query-free": "splitpeer.attacks.queryfree:QueryFree",
     "unsplit": "splitpeer.attacks.unsplit:UnSplit",
     "pcat": "splitpeer.attacks.sdar:PCAT",

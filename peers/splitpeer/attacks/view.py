@@ -66,6 +66,7 @@ def coordinator_view(
     *,
     mode: str | None = None,
     step: int | None = None,
+    every_step: bool = False,
     choose: Choose = one_per_patient,
     limit: int | None = None,
 ) -> View:
@@ -75,6 +76,7 @@ def coordinator_view(
         mode: only batches of this mode; default: evaluation where there is any, else training.
         step: only batches of this step; default: the last one recorded in that mode (weights are known of one
             step at a time).
+        every_step: all that were recorded in that mode instead (for attacks that know several sets of weights).
         choose: which of the samples to attack.
         limit: at most so many.
 
@@ -100,7 +102,7 @@ def coordinator_view(
         if r.peer == site and r.direction == "in" and isinstance(m := r.head, Activations)
     }
     places = {place: forward for place, forward in places.items() if place in answered}
-    places = _of(places, mode, step)
+    places = _of(places, mode, step, every=every_step)
     targets = _targets(capture, places, site, choose, limit, modalities)
     return _view(capture, "coordinator", site, modality, sorted(modalities.values()), targets,
                  defences=tuple(parties[site].defences),
@@ -157,7 +159,9 @@ def _forwards(capture: Source, peer: str) -> dict[Place, Forward]:
     }
 
 
-def _of(places: dict[Place, Forward], mode: str | None, step: int | None) -> dict[Place, Forward]:
+def _of(
+    places: dict[Place, Forward], mode: str | None, step: int | None, *, every: bool
+) -> dict[Place, Forward]:
     found = {place[0] for place in places}
     if mode is None:
         mode = next((m for m in ("evaluate", "infer", "train") if m in found), "train")
@@ -168,8 +172,8 @@ def _of(places: dict[Place, Forward], mode: str | None, step: int | None) -> dic
         )
     if step is not None and step not in steps:
         raise AttackImpossible(f"step {step} was not recorded; there are {steps[0]} to {steps[-1]}")
-    wanted = steps[-1] if step is None else step
-    return {place: forward for place, forward in places.items() if place[:2] == (mode, wanted)}
+    wanted = steps if every else [steps[-1] if step is None else step]
+    return {place: f for place, f in places.items() if place[0] == mode and place[1] in wanted}
 
 
 def _targets(

@@ -37,6 +37,15 @@ def with_model(knowledge: Knowledge, view: View, path: Path, *, initial: bool = 
     return replace(knowledge, model=model, weights_step=int(meta.get("step", 0)))
 
 
+def with_models(knowledge: Knowledge, view: View, paths: Sequence[Path]) -> Knowledge:
+    """Grant the weights of the site's encoder at several steps. Raises as `with_model`."""
+    models = {}
+    for path in paths:
+        tensors, meta, _ = checkpoint.read(path)
+        models[int(meta.get("step", 0))] = _encoder(view, _parameters(tensors), path)
+    return replace(knowledge, models=models)
+
+
 def with_decoder(knowledge: Knowledge, view: View, path: Path) -> Knowledge:
     """Grant the coordinator's own half. Raises as `with_model`."""
     tensors, _, _ = checkpoint.read(path)

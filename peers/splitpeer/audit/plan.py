@@ -50,6 +50,8 @@ class Configuration(Section):
     """Levels that the job asks for; default: those of job.toml."""
     attacks: tuple[str, ...] = ()
     """Instead of those of [sweep]."""
+    also_after: tuple[PositiveInt, ...] = ()
+    """Training steps after which the targets are asked for as well, and whose weights the adversary holds too."""
     strengths: tuple[float, ...] = ()
 
     def expanded(self) -> list[Configuration]:
@@ -63,7 +65,7 @@ class Configuration(Section):
         return [
             Configuration(
                 name=put((self.name,), s)[0], defences=put(self.defences, s), image=put(self.image, s),
-                gradients=put(self.gradients, s), levels=self.levels, attacks=self.attacks,
+                gradients=put(self.gradients, s), levels=self.levels, attacks=self.attacks, also_after=self.also_after,
             )
             for s in self.strengths
         ]  # fmt: skip

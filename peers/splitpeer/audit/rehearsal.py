@@ -76,6 +76,8 @@ class Recording:
     """How often the coordinator asks for them; fresh noise differs each time."""
     modalities: tuple[str, ...] = ()
     """Whose sites are asked again; empty: all."""
+    also_after: tuple[int, ...] = ()
+    """Steps after which the targets are asked for as well, once, and weights are saved."""
 
 
 @dataclass
@@ -95,13 +97,12 @@ class Rehearsed:
         """The capture of the site with this modality."""
         return self.folder / f"{modality}.cap"
 
-    def weights(self, party: str) -> Path:
-        """Checkpoint of the last step: of a modality's site, or of the coordinator."""
-        return sorted((self.folder / f"weights-{party}").glob("step-*.safetensors"))[-1]
-
-    def first_weights(self, party: str) -> Path:
-        """Checkpoint of step 0."""
-        return self.folder / f"weights-{party}" / "step-00000000.safetensors"
+    def weights(self, party: str, step: int | None = None) -> Path:
+        """Checkpoint of a step, by default the last: of a modality's site, or of the coordinator."""
+        folder = self.folder / f"weights-{party}"
+        if step is not None:
+            return folder / f"step-{step:08d}.safetensors"
+        return sorted(folder.glob("step-*.safetensors"))[-1]
 
 
 class _Site:
@@ -277,6 +278,9 @@ class Rehearsal:
             recorded = index < recording.first or index >= self.job.steps - recording.last
             played.losses.append(self._step(stream[index], captures.note if recorded else _silent))
             progress("training", index + 1, self.job.steps)
+            if index + 1 in recording.also_after and index + 1 < self.job.steps:
+                self._save(index + 1)
+                self._ask(recording, captures, index + 1, 0)
 
     # --- inside ----------------------------------------------------------------------------------------------
 
@@ -331,21 +335,26 @@ class Rehearsal:
 
     def _views(self, recording: Recording, captures: _Captures, progress: Progress) -> None:
         """The coordinator asks for the same samples again and again; the site draws fresh noise each time."""
+        first = self._ask(recording, captures, self.job.steps, 0)
+        for view in range(1, recording.views):
+            again = self._ask(recording, captures, self.job.steps, view)
+            if view == 1 and _same(again, first):
+                return
+            progress("asking again", view + 1, recording.views)
+
+    def _ask(self, recording: Recording, captures: _Captures, step: int, view: int) -> dict[str, Arrays]:
+        """Ask for all targets, for the `view`-th time, of the weights after `step`; the first batch's answers."""
         samples, batch = recording.targets, self.config.evaluation.batch
         pieces = [tuple(samples[i : i + batch]) for i in range(0, len(samples), batch)]
+        # All sites the first time; after that only those under attack, to keep the capture small.
         attacked = [site for site in self.sites if site.modality in recording.modalities] or self.sites
-        number, first = 0, None
-        for view in range(recording.views):
-            for piece in pieces:
-                digest = batch_digest(self.job.steps, piece, None)
-                forward = Forward("evaluate", self.job.steps, number, piece, digest)
-                # All sites the first time; after that only those under attack, to keep the capture small.
-                answers = self._asked(forward, attacked if view else self.sites, captures.note)
-                first = first or answers
-                number += 1
-                if number == len(pieces) + 1 and _same(answers, first):
-                    return
-            progress("asking again", view + 1, recording.views)
+        first: dict[str, Arrays] = {}
+        for number, piece in enumerate(pieces, view * len(pieces)):
+            digest = batch_digest(step, piece, None)
+            forward = Forward("evaluate", step, number, piece, digest)
+            answers = self._asked(forward, attacked if view else self.sites, captures.note)
+            first = first or answers
+        return first
 
     def _save(self, step: int) -> None:
         halves = {site.modality: site.half for site in self.sites} | {COORDINATOR: self.half}

@@ -26,7 +26,7 @@ from splitpeer.audit.book import Book, network_of
 from splitpeer.audit.campaign import Judge, Order, Outcome, make_judge, parse_order, run
 from splitpeer.audit.cohort import Cohort, Samples, cut, most_tumour, shadow
 from splitpeer.audit.frontier import Point, save
-from splitpeer.audit.knowledge import with_decoder, with_model, with_shadow
+from splitpeer.audit.knowledge import with_decoder, with_model, with_models, with_shadow
 from splitpeer.audit.plan import Configuration, SweepPlan, fingerprint
 from splitpeer.audit.rehearsal import COORDINATOR, Protection, Recording, Rehearsal, Rehearsed
 from splitpeer.config import JobConfig
@@ -64,7 +64,7 @@ class Task:
         plan, job = SweepPlan.load(self.plan), JobConfig.load(self.job)
         kept = job.model_dump(mode="json", exclude={"output", "deadlines"})
         shared = plan.model_dump(mode="json", exclude={"configuration"})
-        return fingerprint(shared, kept, self.configuration.model_dump(mode="json"), self.seed)
+        return fingerprint(shared, kept, _written(self.configuration), self.seed)
 
     def done(self) -> dict[str, Any] | None:
         """Its `point.json`, if it is of these settings."""
@@ -73,6 +73,12 @@ class Task:
         except (OSError, ValueError):
             return None
         return found if found.get("digest") == self.digest() else None
+
+
+def _written(configuration: Configuration) -> dict[str, Any]:
+    """What the file says of it; a key that nobody used must not make old results another's."""
+    everything = configuration.model_dump(mode="json")
+    return {name: value for name, value in everything.items() if value or name != "also_after"}
 
 
 def sweep(
@@ -166,7 +172,7 @@ def play(task: Task) -> dict[str, Any]:
     rehearsal = Rehearsal(job, scene.cohort, protection, task.folder, seed=task.seed, device=task.device)
     recording = Recording(
         first=_RECORDED_STEPS, last=_RECORDED_STEPS, targets=scene.targets.samples, views=max(head.views),
-        modalities=(head.modality,),
+        modalities=(head.modality,), also_after=one.also_after,
     )  # fmt: skip
     played = rehearsal.play(recording)
     book, outcomes = _attack_images(played, scene, head, rehearsal, protection, task)
@@ -208,6 +214,17 @@ def _attack_images(
     knowledge = with_model(knowledge, view, played.weights(head.modality))
     knowledge = with_decoder(knowledge, view, played.weights(COORDINATOR))
     outcomes = []
+    if task.configuration.also_after:
+        # Who holds weights of several steps compares what was sent under each.
+        steps = (*task.configuration.also_after, rehearsal.job.steps)
+        several = with_models(knowledge, view, [played.weights(head.modality, step) for step in steps])
+        compared = coordinator_view(
+            capture, head.modality, mode="evaluate", every_step=True, choose=lambda _: scene.targets.samples
+        )
+        for outcome in run(compared, several, [Order("kept-noise")], scene.judge, seed=task.seed,
+                           device=task.device, naive=False):  # fmt: skip
+            book.enter(outcome)
+            outcomes.append(outcome)
     seen = max(len(target.shots) for target in view.targets)
     for number, views in enumerate(sorted(v for v in head.views if v <= seen) or [seen]):
         usual = head.many if number and head.many else head.attacks

@@ -1,0 +1,136 @@
+"""Against noise that is drawn once and kept: two releases of one sample under two sets of weights.
+
+Kept noise leaves nothing to average while the encoder stands still. An encoder that learns does not: the noise is the
+same, what it hides is not, so whoever knows both sets of weights has two equations for every unknown number.
+"""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from splitpeer.attacks.base import Attack, Knowledge, Progress, Result, View, silent
+from splitpeer.attacks.evidence import Evidence, gather, require_shots, weights_of
+from splitpeer.attacks.optimise import lbfgs, total_variation
+from splitpeer.attacks.pose import pose_images
+from splitpeer.attacks.whitebox import frozen
+from splitpeer.defences.base import parse
+from splitpeer.defences.catalogue import CATALOGUE
+from splitpeer.defences.noise import Gaussian, Laplace, Percentile, rms
+from splitpeer.errors import AttackImpossible
+
+FLOOR = 0.02
+"""Least scatter that is assumed, as a share of a level's own spread."""
+_NOISES = (Gaussian, Laplace, Percentile)
+
+
+class KeptNoise(Attack):
+    """Searches the image for which one and the same noise explains all releases.
+
+    With z_e = f_e(x) + a_e n for weights e = 1..E, a_e = scale * RMS(f_e(x)), the best n for a given x is a least-squares fit
+    and is eliminated (variable projection: Golub & Pereyra, SIAM J. Numer. Anal. 10, 1973); what is left unexplained
+    is minimised over x, with total variation.
+
+    Args:
+        iterations: of L-BFGS. tv: weight of the total variation.
+    """
+
+    name = "kept-noise"
+    title = "kept noise, eliminated"
+    source = "derived here: one noise, several sets of weights"
+    goal = "image"
+    role = "coordinator"
+    needs = frozenset({"models", "shadow"})
+    plain = "Knows the site's half at two moments, and finds the image for which the noise was the same both times."
+
+    def __init__(self, *, iterations: int = 200, tv: float = 1.0, seed: int = 0, device: str = "cpu") -> None:
+        super().__init__(seed=seed, device=device)
+        self.iterations, self.tv = iterations, tv
+
+    def run(self, view: View, knowledge: Knowledge, progress: Progress = silent) -> Result:
+        """See `Attack.run`. Raises AttackImpossible without two sets of weights, or where no noise is kept."""
+        began = time.perf_counter()
+        scales = _scales(view)
+        models = {step: frozen(model, self.device) for step, model in knowledge.models.items()}
+        if len(models) < 2:
+            raise AttackImpossible(
+                "kept noise is eliminated with two sets of weights: grant the weights of two steps"
+            )
+        if view.modality not in knowledge.shadow:
+            raise AttackImpossible(f"it starts from the mean of similar {view.modality} images: grant shadow")
+        chosen = [[s for s in t.shots if s.activations and weights_of(s) in models] for t in view.targets]
+        require_shots(chosen, " from two sets of weights that are known")
+        groups = gather(chosen, view.modality, masked=False, device=self.device, same=weights_of)
+        steps = [weights_of(next(iter(shots))) for shots in _firsts(chosen, len(groups))]
+        if len(set(steps)) < 2:
+            raise AttackImpossible(
+                "every release was made with the same weights: record evaluations of two steps"
+            )
+        mean = np.asarray(knowledge.shadow[view.modality], np.float32).mean(0)
+        start = torch.from_numpy(np.repeat(mean[None], len(chosen), 0)).to(self.device)
+        nets = [models[step] for step in steps]
+
+        def objective(x: Tensor) -> Tensor:
+            return _unexplained(x, groups, nets, scales) + self.tv * total_variation(x)
+
+        found = lbfgs(objective, start, self.iterations, progress=progress, what=self.title)
+        return Result(
+            self.name, "image", found.cpu().numpy(), True,
+            (*knowledge.assumptions(), f"the encoder's weights at steps {', '.join(map(str, sorted(models)))}"),
+            {"iterations": self.iterations, "tv": self.tv, "weights": sorted(models), "seed": self.seed},
+            views=len(groups), seconds=time.perf_counter() - began,
+        )  # fmt: skip
+
+
+def _firsts(chosen: list, count: int) -> list[list]:
+    """For each group of `gather`, in its order, the shots of the first target that belong to it."""
+    order: dict[int, list] = {}
+    for shot in chosen[0]:
+        order.setdefault(weights_of(shot), []).append(shot)
+    if len(order) != count:
+        raise AttackImpossible("the samples were not all sent under the same sets of weights, unaugmented")
+    return list(order.values())
+
+
+def _scales(view: View) -> dict[str, float]:
+    """Level to the kept noise's width, as a multiple of the level's RMS; 0 where nothing is added."""
+    written = [d for d in view.defences if not d.startswith("image/")]
+    defences = [parse(text, "activations", CATALOGUE) for text in written]
+    scales = dict.fromkeys(view.channels, 0.0)
+    for defence in defences:
+        if isinstance(defence, _NOISES) and defence.values["kept"]:
+            for name in scales:
+                if defence.covers(name):
+                    scales[name] = float(np.hypot(scales[name], float(defence.values["scale"])))
+        elif not defence.structural and defence.offline:
+            raise AttackImpossible(f"{defence.name} stands between the noise and the weights: use whitebox")
+    if not any(scales.values()):
+        raise AttackImpossible("no kept noise is among this site's defences: use whitebox")
+    return scales
+
+
+def _unexplained(
+    x: Tensor, groups: list[Evidence], models: list[nn.Module], scales: dict[str, float]
+) -> Tensor:
+    """[B]: squares that no single noise explains, in units of the assumed scatter."""
+    found = [model(pose_images(x, group.poses)) for model, group in zip(models, groups, strict=True)]
+    total = x.new_zeros(len(x))
+    for name, scale in scales.items():
+        if name not in groups[0].levels:
+            continue
+        rests = [group.levels[name].mean - f[name] for group, f in zip(groups, found, strict=True)]
+        widths = [scale * rms(f[name]).view(-1, *[1] * (f[name].ndim - 1)) for f in found]
+        noise = 0.0
+        if scale:
+            power = sum(width.square() for width in widths)
+            noise = sum(width * rest for width, rest in zip(widths, rests, strict=True)) / power.clamp_min(
+                1e-12
+            )
+        for group, rest, width in zip(groups, rests, widths, strict=True):
+            spread = group.levels[name].mean.flatten(1).std(1).clamp_min(1e-6)
+            squares = (rest - width * noise).square().flatten(1).sum(1)
+            total = total + squares / (2 * (FLOOR * spread).square())
+    return total

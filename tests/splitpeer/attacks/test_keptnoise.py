@@ -1,0 +1,84 @@
+"""Noise that is kept hides nothing from who knows the weights of two steps; from who knows one, it does."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from splitpeer.attacks.base import Knowledge, Shot, Target, View
+from splitpeer.attacks.keptnoise import KeptNoise
+from splitpeer.attacks.whitebox import WhiteBox
+from splitpeer.defences import Release, build_network, defend, make_stack
+from splitpeer.errors import AttackImpossible
+from splitproto.messages import Sample
+
+FEATURES, LEVELS = (6, 6, 6, 6, 6, 6), (0, 1, 2, 3, 4)
+
+
+def image(number: int) -> np.ndarray:
+    y, x = np.mgrid[:32, :32]
+    head = ((y - 16) / 14) ** 2 + ((x - 16) / 12) ** 2 < 1
+    waves = np.sin(x / (2 + number)) + np.cos(y / (3 + number)) + 2 * (np.hypot(x - 14 - number, y - 17) < 4)
+    return ((waves - waves[head].mean()) / waves[head].std() * head).astype(np.float32)[None]
+
+
+def scene(written: str) -> tuple[View, dict[int, torch.nn.Module], np.ndarray]:
+    """Two samples, released under the weights of two steps, with one key."""
+    truth = np.stack([image(0), image(1)])
+    samples = tuple(Sample(bytes([n] * 16), (0, 0, n)) for n in range(2))
+    channels = {f"x{level}": FEATURES[level] for level in LEVELS}
+    stack = make_stack(written, key=bytes(32), channels=channels, dimensions=2)
+    models = {step: build_network(2, FEATURES, LEVELS, key=bytes(32), seed=step).eval() for step in (10, 20)}
+    shots: list[list[Shot]] = [[], []]
+    for step, model in models.items():
+        with torch.no_grad():
+            clean = {name: z.numpy() for name, z in model(torch.from_numpy(truth)).items()}
+        sent = defend(stack, clean, Release(bytes(16), "evaluate", step, 0, samples))
+        for n in range(2):
+            shots[n].append(Shot("evaluate", step, n, None, {name: array[n] for name, array in sent.items()}))
+    targets = tuple(Target(sample, tuple(of)) for sample, of in zip(samples, shots, strict=True))
+    view = View("coordinator", "site", "t1", ("t1",), 2, FEATURES, LEVELS, (32, 32), targets, stack.specs)
+    return view, models, truth
+
+
+def likeness(found: np.ndarray, truth: np.ndarray) -> float:
+    inside = truth != 0
+    return min(float(np.corrcoef(f[i], t[i])[0, 1]) for f, t, i in zip(found, truth, inside, strict=True))
+
+
+def test_two_sets_of_weights_see_through_noise_that_one_does_not() -> None:
+    view, models, truth = scene("gaussian:1.0,kept=true")
+    shadow = {"t1": np.stack([image(n) for n in range(5, 11)])}
+    both = KeptNoise(iterations=150).run(view, Knowledge(models=models, shadow=shadow))
+    last = Knowledge(model=models[20], weights_step=20, shadow=shadow)
+    one = WhiteBox(iterations=80).run(view, last)
+    assert likeness(both.images, truth) > 0.97 > likeness(one.images, truth) + 0.05
+    assert both.views == 2 and "steps 10, 20" in both.assumptions[-1]
+    again = KeptNoise(iterations=150).run(view, Knowledge(models=models, shadow=shadow))
+    assert np.array_equal(both.images, again.images)
+
+
+def test_what_it_cannot_use_is_said_in_one_line() -> None:
+    view, models, _ = scene("gaussian:1.0,kept=true")
+    shadow = {"t1": np.stack([image(5)])}
+
+    def refused(said: str, view: View = view, **granted: object) -> None:
+        with pytest.raises(AttackImpossible) as caught:
+            KeptNoise(iterations=1).run(view, Knowledge(**granted))  # type: ignore[arg-type]
+        assert said in str(caught.value) and "\n" not in str(caught.value)
+
+    refused("two sets of weights", models={20: models[20]}, shadow=shadow)
+    refused("grant shadow", models=models)
+    refused(
+        "no kept noise",
+        view=replace(view, defences=("gaussian:scale=1,kept=false",)),
+        models=models,
+        shadow=shadow,
+    )
+    refused("dropout stands between", view=replace(view, defences=("dropout:0.5", *view.defences)), models=models,
+            shadow=shadow)  # fmt: skip
+    single = tuple(Target(t.sample, t.shots[:1]) for t in view.targets)
+    refused("same weights", view=replace(view, targets=single), models=models, shadow=shadow)
