@@ -13,7 +13,6 @@ import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, replace
-from functools import lru_cache
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -44,10 +43,10 @@ _RECORDED_STEPS = 2
 
 @dataclass(frozen=True)
 class Task:
-    """One configuration with one seed."""
+    """One configuration with one seed. Holds what the files said when the sweep began."""
 
-    plan: Path
-    job: Path
+    plan: SweepPlan
+    job: JobConfig
     out: Path
     configuration: Configuration
     seed: int
@@ -61,9 +60,8 @@ class Task:
 
     def digest(self) -> str:
         """Of all that its result depends on."""
-        plan, job = SweepPlan.load(self.plan), JobConfig.load(self.job)
-        kept = job.model_dump(mode="json", exclude={"output", "deadlines"})
-        shared = plan.model_dump(mode="json", exclude={"configuration"})
+        kept = self.job.model_dump(mode="json", exclude={"output", "deadlines"})
+        shared = self.plan.model_dump(mode="json", exclude={"configuration"})
         return fingerprint(shared, kept, _written(self.configuration), self.seed)
 
     def done(self) -> dict[str, Any] | None:
@@ -90,11 +88,10 @@ def sweep(
     Raises:
         ConfigError, DataError: a file that cannot be used.
     """
-    plan = SweepPlan.load(plan_file)
-    JobConfig.load(job_file)
+    plan, job = SweepPlan.load(plan_file), JobConfig.load(job_file)
     prepare(plan, out)
     tasks = [
-        Task(plan_file, job_file, out, configuration, seed, keep_captures, device)
+        Task(plan, job, out, configuration, seed, keep_captures, device)
         for configuration in plan.all()
         for seed in plan.sweep.seeds
     ]
@@ -144,9 +141,20 @@ class _Scene:
     judge: Judge
 
 
-@lru_cache(maxsize=1)
-def _scene(plan_file: Path, job_file: Path, out: Path) -> _Scene:
-    plan, job = SweepPlan.load(plan_file), JobConfig.load(job_file)
+_scenes: dict[str, _Scene] = {}
+"""Of this process: one."""
+
+
+def _scene(task: Task) -> _Scene:
+    key = fingerprint(task.plan.model_dump(mode="json"), task.job.model_dump(mode="json"), str(task.out))
+    if key not in _scenes:
+        _scenes.clear()
+        _scenes[key] = _make_scene(task)
+    return _scenes[key]
+
+
+def _make_scene(task: Task) -> _Scene:
+    plan, job, out = task.plan, task.job, task.out
     window = window_of(job_on_wire(job))
     modalities = sorted(job.sites.values())
     convention = plan.data.convention
@@ -164,8 +172,7 @@ def _scene(plan_file: Path, job_file: Path, out: Path) -> _Scene:
 
 def play(task: Task) -> dict[str, Any]:
     """Train, record, attack and judge one configuration; returns its point."""
-    plan, job = SweepPlan.load(task.plan), JobConfig.load(task.job)
-    scene, head, one = _scene(task.plan, task.job, task.out), plan.sweep, task.configuration
+    scene, head, one, job = _scene(task), task.plan.sweep, task.configuration, task.job
     if one.levels is not None:
         job = job.model_copy(update={"model": job.model.model_copy(update={"levels": one.levels})})
     protection = Protection(one.defences, one.image, one.gradients)
@@ -204,7 +211,9 @@ def _attack_images(
         steps=rehearsal.job.steps, samples=len(view.targets),
     )  # fmt: skip
     sites = {site.name: site.modality for site in rehearsal.sites}
-    command = f"splitpeer audit --sweep {task.plan.name} --job {task.job.name} --out {task.out.name}"
+    command = (
+        f"splitpeer audit --sweep {task.plan.source.name} --job {task.job.source.name} --out {task.out.name}"
+    )
     book = Book(
         task.folder, source, network_of(view, sites, rehearsal.job.precision), commands=(command,),
         dice={configuration(view.defences, view.gradient_defences): played.dice},
