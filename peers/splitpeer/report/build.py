@@ -124,7 +124,10 @@ class Report:
         }
         style = (PAGE / "page.css").read_text(encoding="utf-8")
         script = (PAGE / "page.js").read_text(encoding="utf-8")
-        cards = [Card(finding, number) for number, finding in enumerate(self.findings, 1)]
+        cards = [
+            Card(finding, number, self.folders[finding.folder].path.name if len(self.folders) > 1 else "")
+            for number, finding in enumerate(self.findings, 1)
+        ]
         images = [card for card in cards if card.finding.entry.goal == "image"]
         masks = [card for card in cards if card.finding.entry.goal == "mask"]
         compared = [one for one in self.configurations if one.images or one.masks or one.dice is not None]
@@ -153,9 +156,9 @@ class Report:
             mask_bands=bands.MASK_BANDS,
             sources=sources(self.runs),
             image_groups=groups(images),
-            image_rows=[row for card in images for row in attack_rows(card)],
+            image_rows=attack_rows(images),
             mask_groups=groups(masks),
-            mask_rows=[row for card in masks for row in attack_rows(card)],
+            mask_rows=attack_rows(masks),
             table=[configuration_row(one, self.undefended) for one in compared],
             promises=self._promises(),
             frontier={"svg": svg(self.points), "points": self.points} if self.points else None,

@@ -13,7 +13,7 @@ from splitpeer.errors import DataError
 from splitpeer.report import bands, pictures, words
 from splitpeer.report.findings import Finding
 from splitpeer.report.model import UNDEFENDED
-from splitpeer.report.text import plural
+from splitpeer.report.text import lower_first, plural, upper_first
 from splitpeer.report.verdict import under
 
 SHOWN = 4
@@ -31,15 +31,16 @@ class Picture:
 
 
 class Card:
-    """A finding with its pictures and words.
+    """A finding with its pictures and words; `folder` is named where there are several.
 
     Raises:
         DataError: its arrays do not fit each other.
     """
 
-    def __init__(self, finding: Finding, number: int) -> None:
-        self.finding, self.anchor = finding, f"attack-{number}"
+    def __init__(self, finding: Finding, number: int, folder: str = "") -> None:
+        self.finding, self.anchor, self.folder = finding, f"attack-{number}", folder
         entry = finding.strongest
+        self.title = f"{upper_first(entry.title)}, {under(entry.configuration)}"
         self.variants = [finding.entry, *([finding.naive] if finding.naive else [])]
         names = {name for variant in self.variants for name in variant.scores}
         order = [name for name in words.METRICS if name in names]
@@ -129,7 +130,7 @@ def _images(finding: Finding, shown: _Shown) -> list[Picture]:
     if shown.tumour is not None:
         found += " What a network takes for tumour in it is outlined in orange."
     reached = "" if finding.leakage is None else f"; mean likeness {finding.leakage:.2f}"
-    by = f"recovered by {entry.title}, {under(entry.configuration)}{reached}"
+    by = f"recovered by {lower_first(entry.title)}, {under(entry.configuration)}{reached}"
     return _rows(
         tiles,
         ("truth", "True image", true, f"true image of {entry.modality}"),
@@ -147,12 +148,17 @@ def _maps(finding: Finding, shown: _Shown) -> list[Picture]:
     entry = finding.strongest
     tiles = pictures.mask_tiles(shown.truth, shown.found[:, 0], shown.masks)
     reached = "" if finding.leakage is None else f"; AUC {finding.leakage:.2f}"
-    by = f"map recovered by {entry.title}, {under(entry.configuration)}{reached}"
+    by = f"map recovered by {lower_first(entry.title)}, {under(entry.configuration)}{reached}"
     true = " of the tumour, in blue, which this hospital does not hold."
     return _rows(
         tiles,
         ("truth", "True outline", true, "true outline of the tumour"),
-        ("found", "Recovered map", ": bright where the hospital takes tissue for tumour.", by),
+        (
+            "found",
+            "Recovered map",
+            ": bright where the hospital takes tissue for tumour, each map from its darkest to its brightest.",
+            by,
+        ),
     )
 
 

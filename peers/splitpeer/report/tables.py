@@ -12,14 +12,19 @@ from typing import Any
 from splitpeer.report import bands
 from splitpeer.report.cards import Card
 from splitpeer.report.findings import Configuration, Finding
-from splitpeer.report.model import UNDEFENDED, Entry, Privacy, Run
+from splitpeer.report.model import UNDEFENDED, Entry, Network, Privacy, Run, configuration
 from splitpeer.report.store import ARRAYS, ATTACK, FRONTIER, Folder
-from splitpeer.report.text import figure, plural
+from splitpeer.report.text import figure, plural, upper_first
+from splitpeer.report.verdict import under
 
 
-def attack_rows(card: Card) -> list[dict[str, Any]]:
-    """A row of the overview for each form of one attack."""
-    return [_attack_row(card, entry) for entry in card.variants]
+def attack_rows(cards: Sequence[Card]) -> list[dict[str, Any]]:
+    """A row of the overview for each form of each attack; a naive one may stand beside several, and is listed once."""
+    rows = {
+        (card.finding.folder, entry.id): (card, entry) for card in reversed(cards) for entry in card.variants
+    }
+    order = dict.fromkeys((card.finding.folder, entry.id) for card in cards for entry in card.variants)
+    return [_attack_row(*rows[one]) for one in order]
 
 
 def _attack_row(card: Card, entry: Entry) -> dict[str, Any]:
@@ -28,6 +33,8 @@ def _attack_row(card: Card, entry: Entry) -> dict[str, Any]:
     knows = "knows the defence" if entry.adaptive else "ignores it"
     return {
         "entry": entry,
+        "title": upper_first(entry.title),
+        "folder": card.folder,
         "anchor": card.anchor,
         "knows": "no defence" if entry.configuration == UNDEFENDED else knows,
         "likeness": means.get("ssim"),
@@ -62,35 +69,42 @@ def configuration_row(one: Configuration, undefended: float | None) -> dict[str,
 
 
 def _by(finding: Finding) -> str:
-    return f"{finding.entry.title}, {finding.entry.modality}, {plural(finding.strongest.views, 'view')}"
+    return f"{upper_first(finding.entry.title)}, {finding.entry.modality}, {plural(finding.strongest.views, 'view')}"
 
 
 def sources(runs: Sequence[tuple[Folder, Run]]) -> list[dict[str, Any]]:
-    """What was recorded, once for runs of which the same is to be said."""
-    found: list[dict[str, Any]] = []
+    """What was recorded, and what crosses the wire for each sample; the same table once for all its runs."""
+    found: list[tuple[Network, dict[str, Any]]] = []
     for folder, run in runs:
-        one = _source(folder, run)
-        alike = next((other for other in found if {**other, "heading": ""} == {**one, "heading": ""}), None)
-        if alike is None:
-            found.append(one)
-        else:
-            alike["heading"] += f", {one['heading']}"
-    return found
+        entry = next((entry for network, entry in found if network == run.network), None)
+        if entry is None:
+            sent = [level for level in run.network.levels if level.sent]
+            defences = dict.fromkeys(one for level in sent for one in level.defences)
+            gradients = dict.fromkeys(one for level in sent for one in level.gradient_defences)
+            entry = {
+                "heading": upper_first(under(configuration(defences, gradients))),
+                "hospitals": ", ".join(
+                    f"{site} holds {held}" for site, held in sorted(run.network.sites.items())
+                ),
+                "runs": [],
+                "levels": run.network.levels,
+                "dimensions": run.network.dimensions,
+                "total": _total(run),
+            }
+            found.append((run.network, entry))
+        entry["runs"].append((folder.path.name if len(runs) > 1 else "", _recorded(run)))
+    return [entry for _, entry in found]
 
 
-def _source(folder: Folder, run: Run) -> dict[str, Any]:
-    """What was recorded, and what crosses the wire for each sample."""
-    capture, network = run.capture, run.network
+def _recorded(run: Run) -> str:
+    capture = run.capture
     named = f" ({capture.site})" if capture.site else ""
     who = "the coordinator" if capture.role == "coordinator" else "a hospital"
     sentences = [
-        "Rehearsed by a hospital on its own data before joining: nothing has left it."
+        f"Rehearsed by a hospital on its own data: what {who} would see. Nothing has left the hospital."
         if capture.rehearsal
         else f"Recorded by {who}{named}: what it legitimately received and sent."
     ]
-    if network.sites:
-        holders = ", ".join(f"{site} holds {modality}" for site, modality in sorted(network.sites.items()))
-        sentences.append(f"Hospitals: {holders}.")
     counts = [
         plural(count, word)
         for count, word in ((capture.steps, "training step"), (capture.samples, "different sample"))
@@ -100,13 +114,7 @@ def _source(folder: Folder, run: Run) -> dict[str, Any]:
         sentences.append(f"The recording covers {' and '.join(counts)}.")
     if not capture.complete:
         sentences.append("The recording was cut off; it was attacked up to its last whole record.")
-    return {
-        "heading": str(folder.path),
-        "sentence": " ".join(sentences),
-        "levels": network.levels,
-        "dimensions": network.dimensions,
-        "total": _total(run),
-    }
+    return " ".join(sentences)
 
 
 def _total(run: Run) -> str:

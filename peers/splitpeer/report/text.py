@@ -49,3 +49,9 @@ def settings(value: Mapping[str, Any]) -> str:
 def upper_first(text: str) -> str:
     """As a sentence begins."""
     return text[:1].upper() + text[1:]
+
+
+def lower_first(text: str) -> str:
+    """As within a sentence; names such as SDAR or UnSplit stay."""
+    first = text.partition(" ")[0]
+    return text[:1].lower() + text[1:] if first[1:] == first[1:].lower() and len(first) > 1 else text

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from splitpeer.leakage.scores import Score
 from splitpeer.report.bands import Band, highest_floor, recognised, tumour_shows
 from splitpeer.report.findings import Configuration, Finding, worst
 from splitpeer.report.model import UNDEFENDED, Point
 from splitpeer.report.names import brief
-from splitpeer.report.text import share, upper_first
+from splitpeer.report.text import lower_first, share, upper_first
 
 SMALL_COST = 0.03
 """Dice that a defence may cost to count as cheap here; a choice of this page, not of nature."""
@@ -56,13 +57,13 @@ def images(found: Sequence[Configuration]) -> Answer:
     first = judged[0]
     most = first.worst_image
     details = [_image_sentence(finding) for finding in _by_modality(first.images)]
-    details += _beyond_likeness(most)
+    details += _beyond_likeness(first)
     details.append(_assumed(most))
     best = judged[-1]
     if best is not first and best.worst_image.leakage < most.leakage:
         details.append(
             f"Least was seen under {best.name}: {best.worst_image.band.word} "
-            f"({_likeness(best.worst_image)}){_tumour_words(best.worst_image)}."
+            f"({_likeness(best.worst_image)}){_tumour_words(best)}."
         )
     short = f"{upper_first(most.band.word)}, {under(first.name)}."
     return Answer(question, short, most.band, tuple(details))
@@ -176,23 +177,21 @@ def _likeness(finding: Finding) -> str:
 
 def _image_sentence(finding: Finding) -> str:
     score = finding.strongest.scores["ssim"]
-    tail = (
-        f"; worst tenth of patients {score.worst:.2f}"
-        if score.worst is not None and score.patients > 1
-        else ""
-    )
-    return f"{finding.entry.modality}: {finding.band.word} by {finding.entry.title} ({_likeness(finding)}{tail})."
+    several = score.worst is not None and score.patients > 1
+    tail = f"; worst tenth of patients {score.worst:.2f}" if several else ""
+    what = f"{finding.entry.modality}: {finding.band.word}"
+    return f"{what} by {lower_first(finding.entry.title)} ({_likeness(finding)}{tail})."
 
 
-def _beyond_likeness(finding: Finding) -> list[str]:
+def _beyond_likeness(one: Configuration) -> list[str]:
+    """Tumour and identity, by whichever attack shows them best: not always the one with the highest likeness."""
     said = []
-    scores = finding.strongest.scores
-    if tumour_shows(scores):
-        score = scores["tumour_dice"]
+    if finding := _best(one, "tumour_dice", tumour_shows):
+        score = finding.strongest.scores["tumour_dice"]
         ceiling = "" if score.ceiling is None else f", against {score.ceiling:.2f} in the true image"
         said.append(f"The tumour can be found in the reconstruction (Dice {score.mean:.2f}{ceiling}).")
-    if recognised(scores):
-        score = scores["reidentification"]
+    if finding := _best(one, "reidentification", recognised):
+        score = finding.strongest.scores["reidentification"]
         said.append(
             f"The patient can be picked out: {share(score.mean)} of the reconstructions fit their own image best "
             f"({share(highest_floor(score) or 0)} by chance)."
@@ -200,8 +199,13 @@ def _beyond_likeness(finding: Finding) -> list[str]:
     return said
 
 
-def _tumour_words(finding: Finding) -> str:
-    return ", but the tumour can still be found" if tumour_shows(finding.strongest.scores) else ""
+def _best(one: Configuration, name: str, holds: Callable[[Mapping[str, Score]], bool]) -> Finding | None:
+    found = [finding for finding in one.images if finding.counts and holds(finding.strongest.scores)]
+    return max(found, key=lambda finding: finding.strongest.scores[name].mean or 0.0, default=None)
+
+
+def _tumour_words(one: Configuration) -> str:
+    return "; the tumour can still be found" if _best(one, "tumour_dice", tumour_shows) else ""
 
 
 def _mask_sentence(finding: Finding) -> str:
@@ -211,7 +215,7 @@ def _mask_sentence(finding: Finding) -> str:
     floor = highest_floor(scores["auc"])
     beside = "" if floor is None else f"; knowing nothing of this patient: {floor:.2f}"
     return (
-        f"The hospital with {finding.entry.modality}: {finding.band.word} by {finding.entry.title} "
+        f"The hospital with {finding.entry.modality}: {finding.band.word} by {lower_first(finding.entry.title)} "
         f"(AUC {scores['auc'].mean:.2f}{dice}{beside})."
     )
 

@@ -8,9 +8,11 @@ import pytest
 
 from splitpeer.leakage import Score
 from splitpeer.report.bands import epsilon_words, image_band, mask_band, recognised, tumour_shows
+from splitpeer.report.cards import Card
 from splitpeer.report.findings import configurations, pair
 from splitpeer.report.model import Entry, Point, Run, Source
 from splitpeer.report.store import Folder
+from splitpeer.report.tables import attack_rows
 from splitpeer.report.verdict import answers
 
 
@@ -151,3 +153,15 @@ def test_order_of_defences_does_not_split_a_configuration() -> None:
     folders = [Folder(path=None, run=run)]
     (one,) = configurations(folders, pair(folders))
     assert len(one.images) == 2 and one.dice == pytest.approx(0.6)
+
+
+def test_one_naive_attack_beside_two_adaptive_ones_is_listed_once() -> None:
+    entries = (
+        entry("one", 0.6, attack="a", defences=("dropout:0.5",)),
+        entry("many", 0.9, attack="a", defences=("dropout:0.5",), views=100),
+        entry("naive", 0.3, attack="a", defences=("dropout:0.5",), adaptive=False),
+    )
+    findings = pair([Folder(path=None, run=Run(capture=Source(role="coordinator"), entries=entries))])
+    assert [(f.entry.id, f.naive.id) for f in findings] == [("one", "naive"), ("many", "naive")]
+    rows = attack_rows([Card(finding, number) for number, finding in enumerate(findings)])
+    assert [row["entry"].id for row in rows] == ["one", "naive", "many"]
