@@ -60,12 +60,13 @@ def component(
     level: int | None = None,
     progress: Progress = silent,
 ) -> Tensor:
-    """[B, 1, *window], mean 0 and standard deviation 1 of each sample, of unknown sign."""
+    """[B, 1, *window], mean 0 and standard deviation 1 of each sample; one unknown sign for all of them."""
     sent = sorted(groups[0].levels)
     name = sent[0] if level is None else f"x{level}"
     if name not in sent:
         raise AttackImpossible(f"level {level} was not sent, or only zeros: there are {', '.join(sent)}")
     images = []
+    first: Tensor | None = None
     targets = len(groups[0].poses)
     for target in range(targets):
         values, counts = [], []
@@ -75,7 +76,10 @@ def component(
                 values.append(turn_back(seen.mean[target], pose).flatten(1))
                 counts.append(turn_back(seen.count[target], pose).flatten(1))
         spatial = groups[0].levels[name].mean.shape[2:]
-        flat = _first(torch.cat(values), torch.cat(counts), tuple(spatial))
+        flat, axis = _first(torch.cat(values), torch.cat(counts), tuple(spatial))
+        if first is not None and axis.shape == first.shape and float((axis * first).sum()) < 0:
+            flat, axis = -flat, -axis
+        first = axis if first is None else first
         images.append(flat.view(1, *spatial))
         progress("principal components", target + 1, targets)
     stacked = torch.stack(images)
@@ -85,8 +89,9 @@ def component(
     return stacked
 
 
-def _first(values: Tensor, counts: Tensor, spatial: tuple[int, ...]) -> Tensor:
-    """First component's scores [voxels] of `values` [channels, voxels], seen `counts` times (0: a gap)."""
+def _first(values: Tensor, counts: Tensor, spatial: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """First component's scores [voxels] and axis [channels, 1] of `values` [channels, voxels], seen `counts` times
+    (0: a gap)."""
     known = counts > 0
     filled = values if bool(known.all()) else _fill(values, known, spatial)
     head = head_of(filled, spatial)
@@ -95,7 +100,7 @@ def _first(values: Tensor, counts: Tensor, spatial: tuple[int, ...]) -> Tensor:
     inside = scaled[:, head].double()
     axis = torch.linalg.eigh(inside @ inside.T)[1][:, -1:].to(values.dtype)
     scores = axis.T @ scaled
-    return ((scores - scores.mean()) / scores.std().clamp_min(1e-12))[0]
+    return ((scores - scores.mean()) / scores.std().clamp_min(1e-12))[0], axis
 
 
 def _fill(values: Tensor, known: Tensor, spatial: tuple[int, ...], width: float = 1.0) -> Tensor:

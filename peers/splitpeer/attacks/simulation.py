@@ -7,6 +7,7 @@ how far they scatter, and which of its own shadow images would have looked like 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,8 +16,9 @@ from torch import Tensor, nn
 
 from splitpeer.attacks.base import View
 from splitpeer.attacks.evidence import Seen
-from splitpeer.defences.base import IMAGE, Release, Tensors, make_stack, parse_all
+from splitpeer.defences.base import IMAGE, Defence, Release, Stack, Tensors, make_stack, parse_all
 from splitpeer.defences.image import make_image_stack
+from splitpeer.defences.shape import Projection
 from splitpeer.errors import AttackImpossible, ConfigError
 from splitproto.messages import Sample
 
@@ -52,7 +54,7 @@ class Simulation:
         learned = {d.spec: d for d in getattr(getattr(model, "stack", None), "defences", ())}
         try:
             parts = parse_all([w for w in written if not w.startswith(IMAGE)], "activations")
-            self._stack = make_stack(
+            stack = make_stack(
                 [d.spec for d in parts if not d.structural],
                 key=key,
                 channels=view.channels,
@@ -68,10 +70,12 @@ class Simulation:
                 f"the capture names a defence that cannot be simulated ({error}): "
                 "attack without knowing the defences (not adaptive)"
             ) from None
-        for number, defence in enumerate(self._stack.defences):
-            if defence.spec in learned and any(True for _ in defence.parameters()):
-                self._stack.defences[number] = learned[defence.spec]
-        self.kept = any(defence.values.get("kept") for defence in self._stack.defences)
+        self._key, self._levels = key, tuple(view.channels)
+        self._stack: list[Defence] = [
+            learned[d.spec] if d.spec in learned and any(True for _ in d.parameters()) else d
+            for d in stack.defences
+        ]
+        self.kept = any(defence.values.get("kept") for defence in self._stack)
 
     def __bool__(self) -> bool:
         return bool(self._stack)
@@ -94,14 +98,28 @@ class Simulation:
             )
         return defended
 
-    @torch.no_grad()
+    @property
+    def mixed(self) -> frozenset[str]:
+        """Levels whose channels go through a secret matrix, the same for all samples."""
+        return frozenset(
+            name for name in self._levels for d in self._stack if isinstance(d, Projection) and d.covers(name)
+        )
+
     def release(self, tensors: Tensors, number: int, view: int = 0) -> Tensors:
         """One release of samples `number`; what is drawn once per sample is the same for every `view`."""
-        if not self._stack:
+        return self._release(self._stack, tensors, number, view)
+
+    @torch.no_grad()
+    def _release(self, stack: Sequence[Defence], tensors: Tensors, number: int, view: int = 0) -> Tensors:
+        if not stack:
             return tensors
         count = len(next(iter(tensors.values())))
         samples = tuple(Sample(_key(number, index), (0, 0, 0)) for index in range(count))
-        return self._stack(tensors, Release(b"rehearsal" + bytes(7), "infer", view, number, samples))
+        # Another key for every number: what the site draws once for ever is still unknown to the adversary.
+        key = hashlib.sha256(self._key + b"%d" % number).digest()
+        return Stack(list(stack), key)(
+            tensors, Release(b"rehearsal" + bytes(7), "infer", view, number, samples)
+        )
 
     @torch.no_grad()
     def seen(self, tensors: Tensors, number: int, views: int, masked: dict[str, bool]) -> dict[str, Seen]:
@@ -125,11 +143,12 @@ class Simulation:
 
     @torch.no_grad()
     def effects(self, tensors: Tensors) -> dict[str, Effect]:
-        """What the defences do to each level, learned from draws around `tensors`."""
-        if not self._stack:
+        """What the defences do to each level, learned from draws around `tensors`; secret matrices apart."""
+        stack = [d for d in self._stack if not isinstance(d, Projection)]
+        if not stack:
             ones = torch.ones(len(next(iter(tensors.values()))))
             return {name: Effect(ones.to(t), torch.zeros_like(ones).to(t)) for name, t in tensors.items()}
-        drawn = [self.release(tensors, number) for number in range(DRAWS)]
+        drawn = [self._release(stack, tensors, number) for number in range(DRAWS)]
         return {name: _effect(t, torch.stack([d[name] for d in drawn])) for name, t in tensors.items()}
 
 

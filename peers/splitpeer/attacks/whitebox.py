@@ -21,6 +21,8 @@ from splitpeer.errors import AttackImpossible
 
 FLOOR = 0.02
 """Least scatter that is assumed, as a share of a level's own spread: float32, rounding, an encoder that moved."""
+ROUNDS = 8
+"""Of fitting images and a secret matrix in turn."""
 
 
 class Misfit:
@@ -34,6 +36,7 @@ class Misfit:
     def __init__(self, model: nn.Module, evidence: list[Evidence], adaptive: bool) -> None:
         self.model, self.evidence, self.adaptive = model, evidence, adaptive
         self.effects: list[dict[str, Effect]] = []
+        self.matrices: dict[str, Tensor] = {}
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -42,12 +45,25 @@ class Misfit:
 
     @torch.no_grad()
     def calibrate(self, simulation: Simulation, images: Tensor) -> None:
-        """Learn what the defences do to activations such as those of `images`."""
-        self.effects = []
+        """Learn what the defences do to activations such as those of `images`.
+
+        A secret matrix over channels is the one that best explains the view if `images` were the truth: one for
+        all samples, by least squares.
+        """
+        self.effects, pairs = [], {name: ([], []) for name in simulation.mixed if name in self.names}
         for group in self.evidence:
             clean = self.model(pose_images(images, group.poses))
             self._check(clean, group)
             self.effects.append(simulation.effects({name: clean[name] for name in group.levels}))
+            for name, (sources, results) in pairs.items():
+                use = group.views > 0
+                gain = _wide(self.effects[-1][name].gain, clean[name])
+                sources.append((gain * clean[name])[use].transpose(0, 1).flatten(1))
+                results.append(group.levels[name].mean[use].transpose(0, 1).flatten(1))
+        self.matrices = {
+            name: torch.linalg.lstsq(torch.cat(sources, 1).T, torch.cat(results, 1).T).solution.T
+            for name, (sources, results) in pairs.items()
+        }
 
     def __call__(self, images: Tensor, names: tuple[str, ...] | None = None) -> Tensor:
         """Images [B, 1, *spatial] to [B], over the levels `names` (None: all)."""
@@ -59,6 +75,8 @@ class Misfit:
                 spread = seen.mean.flatten(1).std(1).clamp_min(1e-6)
                 if self.adaptive:
                     expected = _wide(effect.gain, found[name]) * found[name]
+                    if name in self.matrices:
+                        expected = torch.einsum("kc,bc...->bk...", self.matrices[name], expected)
                     variance = effect.scatter.square() + (FLOOR * spread).square()
                     weight = 1 / (2 * variance)
                 else:
@@ -183,6 +201,10 @@ class WhiteBox(Attack):
         def objective(x: Tensor, names: tuple[str, ...] | None = None) -> Tensor:
             return misfit(x, names) + self.tv * total_variation(x)
 
+        for turn in range(ROUNDS if misfit.matrices else 0):
+            start = lbfgs(objective, start, self.iterations // ROUNDS, progress=progress,
+                          what=f"the secret matrix ({turn + 1}/{ROUNDS})")  # fmt: skip
+            misfit.calibrate(simulation, start)
         candidates, titles = [], []
         for plan in (schedule(name, misfit.names) for name in self.schedules.split(",")):
             x = start
@@ -232,14 +254,19 @@ def starting_images(
     """[B, 1, *window]: the mean of the shadow images, else the principal component with the sign that fits."""
     reference = evidence[0].levels[misfit.names[0]].mean
     shadow = knowledge.shadow.get(view.modality)
-    if shadow is not None:
+    if shadow is not None and not simulation.mixed:
         mean = torch.from_numpy(np.asarray(shadow, np.float32).mean(0)).to(reference)
         return mean.expand(len(reference), *mean.shape).clone()
     guess = component(evidence, view.window).to(reference)
-    misfit.calibrate(simulation, guess)
-    with torch.no_grad():
-        values = torch.stack([misfit(guess), misfit(-guess)])
-    return torch.where(_wide(values[0] <= values[1], guess), guess, -guess)
+    values = []
+    for sign in (1, -1):
+        misfit.calibrate(simulation, sign * guess)
+        with torch.no_grad():
+            values.append(misfit(sign * guess))
+    better = values[0] <= values[1]
+    if simulation.mixed:  # one matrix for all: one sign for all
+        better = (values[0].sum() <= values[1].sum()).expand_as(better)
+    return torch.where(_wide(better, guess), guess, -guess)
 
 
 def _wide(per_sample: Tensor, like: Tensor) -> Tensor:

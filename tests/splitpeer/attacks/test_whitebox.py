@@ -57,6 +57,16 @@ def test_other_defences_meet_who_knows_of_them(defence: str) -> None:
     assert aware > (0.4 if defence == "withhold@0" else 0.9)
 
 
+def test_a_secret_rotation_is_found_beside_the_images() -> None:
+    images = heads(4, 7)
+    view = look(images, encoder(), defences=["projection:1"])
+    aware, naive = (
+        likeness(solve(view, adaptive, iterations=n), images) for adaptive, n in ((True, 80), (False, 20))
+    )
+    assert aware > 0.9
+    assert aware > naive + 0.1
+
+
 def test_many_views_beat_one_under_fresh_noise_and_not_under_kept_noise() -> None:
     def likeness_of(defence: str, views: int) -> float:
         return likeness(solve(look(IMAGES, encoder(), defences=[defence], views=views)), IMAGES)
