@@ -31,8 +31,8 @@ class KeptNoise(Attack):
     """Searches the image for which one and the same noise explains all releases.
 
     With z_e = f_e(x) + a_e n for weights e = 1..E, a_e = scale * RMS(f_e(x)), the best n for a given x is a
-    least-squares fit and is eliminated (variable projection: Golub & Pereyra, SIAM J. Numer. Anal. 10, 1973). What is left
-    unexplained is minimised over x, with total variation.
+    least-squares fit and is eliminated (variable projection: Golub & Pereyra, SIAM J. Numer. Anal. 10, 1973). What is
+    left unexplained is minimised over x, with total variation.
 
     Args:
         iterations: of L-BFGS. tv: weight of the total variation.

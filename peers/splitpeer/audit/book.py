@@ -19,10 +19,6 @@ from splitpeer.report.store import save_run
 
 FLOOR = "mean image of other patients"
 
-INAPPLICABLE = (
-    "Gradient inversion and CAFE: they need the gradients of a site's own weights, and no message of the protocol "
-    "carries them; only feature maps and the gradients by those feature maps cross the wire.",
-)
 MALICIOUS = (
     "A coordinator that leaves the protocol's purpose and sends crafted gradients (FSHA): it cannot be found in "
     "recorded honest traffic; it is simulated apart.",
@@ -54,7 +50,7 @@ class Book:
     dice: dict[str, dict[str, float]] = field(default_factory=dict)
     privacy: Privacy | None = None
     notes: tuple[str, ...] = ()
-    not_tested: tuple[str, ...] = (*INAPPLICABLE, *MALICIOUS, *OTHERS)
+    not_tested: tuple[str, ...] = (*MALICIOUS, *OTHERS)
     entries: list[Entry] = field(default_factory=list)
     arrays: dict[str, np.ndarray] = field(default_factory=dict)
 

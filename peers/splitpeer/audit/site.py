@@ -9,6 +9,7 @@ from pathlib import Path
 from splitpeer.attacks.base import Knowledge, Progress, silent
 from splitpeer.attacks.view import coordinator_view, site_view
 from splitpeer.audit.book import Book, network_of
+from splitpeer.audit.bound import gaussian_bound
 from splitpeer.audit.campaign import Judge, make_judge, parse_order, run
 from splitpeer.audit.cohort import Cohort, Samples, cut, most_tumour, shadow
 from splitpeer.audit.knowledge import with_decoder, with_model, with_shadow
@@ -189,6 +190,8 @@ class SiteAudit:
         knowledge = with_shadow(Knowledge(), others)
         knowledge = with_model(knowledge, view, played.weights(modality))
         knowledge = with_decoder(knowledge, view, played.weights(COORDINATOR))
+        if (bound := gaussian_bound(view, knowledge, targets.images[modality])) is not None:
+            book.notes = (*book.notes, bound)
         for written in attacks:
             order = parse_order(written)
             try:

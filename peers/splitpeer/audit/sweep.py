@@ -22,6 +22,7 @@ import torch
 from splitpeer.attacks.base import Knowledge
 from splitpeer.attacks.view import coordinator_view, site_view
 from splitpeer.audit.book import Book, network_of
+from splitpeer.audit.bound import gaussian_bound
 from splitpeer.audit.campaign import Judge, Order, Outcome, make_judge, parse_order, run
 from splitpeer.audit.cohort import Cohort, Samples, cut, most_tumour, shadow
 from splitpeer.audit.frontier import Point, save
@@ -222,6 +223,8 @@ def _attack_images(
     knowledge = with_shadow(Knowledge(), scene.others)
     knowledge = with_model(knowledge, view, played.weights(head.modality))
     knowledge = with_decoder(knowledge, view, played.weights(COORDINATOR))
+    bound = gaussian_bound(view, knowledge, scene.targets.images[head.modality])
+    book.notes = (bound,) if bound else ()
     outcomes = []
     if task.configuration.also_after:
         # Who holds weights of several steps compares what was sent under each.

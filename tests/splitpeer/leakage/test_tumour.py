@@ -8,7 +8,6 @@ import torch
 from scipy.ndimage import gaussian_filter
 
 from splitpeer.leakage import Floors, Others
-from splitpeer.leakage.fisher import dfil
 from splitpeer.leakage.tumour import presentable, score_tumour, train_segmenter
 
 X, Y = np.mgrid[:32, :32] - 15.5
@@ -55,19 +54,3 @@ def test_volumes() -> None:
     images = np.random.default_rng(0).standard_normal((2, 1, 32, 16, 16)).astype(np.float32)
     segmenter = train_segmenter(images, images > 1, steps=2)
     assert segmenter(images).shape == (2, 1, 32, 16, 16)
-
-
-def test_dfil_of_a_linear_map() -> None:
-    """J is the matrix itself: ||J||_F^2 / (d sigma^2), added over levels and releases."""
-    matrix = torch.randn(24, 16, generator=torch.Generator().manual_seed(0))
-    image = torch.zeros(1, 1, 4, 4)
-    expected = float(matrix.square().sum()) / 16
-
-    def encode(x: torch.Tensor) -> dict[str, torch.Tensor]:
-        return {"x0": x.reshape(1, 16) @ matrix.T, "x1": 2 * x}
-
-    found = dfil(encode, image, {"x0": 2.0, "x1": 1.0}, releases=3, probes=400)
-    assert found == pytest.approx(3 * (expected / 4 + 4), rel=0.05)
-    assert dfil(encode, image, {"x0": 2.0, "x1": 0.0}) == float("inf")
-    with pytest.raises(ValueError, match="x1"):
-        dfil(encode, image, {"x0": 2.0})

@@ -1,0 +1,38 @@
+"""The bound of Gaussian noise, stated where it holds and only there."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from splitpeer.attacks.base import Knowledge
+from splitpeer.attacks.view import coordinator_view
+from splitpeer.audit.bound import gaussian_bound
+from splitpeer.audit.campaign import redefended
+from splitpeer.audit.knowledge import with_model
+from splitpeer.audit.rehearsal import Rehearsed
+from splitpeer.curious.reader import open_capture
+
+
+@pytest.mark.parametrize(
+    ("written", "said"),
+    [
+        (["gaussian:2"], "after 4 releases"),
+        (["gaussian:2,kept=true"], "after 1 release ("),
+        (["gaussian:2@0"], None),
+        (["laplace:2"], None),
+        (["dropout:0.5", "gaussian:2"], "after 4 releases"),
+    ],
+)
+def test_where_noise_covers_every_level(
+    place: Any, clean: Rehearsed, written: list[str], said: str | None
+) -> None:
+    view = redefended(coordinator_view(open_capture(clean.capture), "t1", limit=2), written, seed=1, views=2)
+    assert len(view.targets[0].shots) == 4
+    knowledge = with_model(Knowledge(), view, clean.weights("t1"))
+    images = np.random.default_rng(0).standard_normal((2, 1, 32, 32)).astype(np.float32)
+    bound = gaussian_bound(view, knowledge, images)
+    assert bound is None if said is None else bound is not None and said in bound
+    assert gaussian_bound(view, Knowledge(), images) is None
