@@ -59,7 +59,9 @@ TABLE: dict[str, Row] = {
     "splitpeer.leakage": Row(SOCKETS | UPPER | JUDGES),
     "splitpeer.report": Row(SOCKETS | UPPER | HEAVY | {"splitpeer.audit", "splitpeer.attacks.base"}),
     # It borrows from the roles what needs no socket: the order of batches, evaluation, terms.
-    "splitpeer.audit": Row(SOCKETS | {"splitpeer.cli", "splitpeer.roles.client", "splitpeer.roles.coordinator"}),
+    "splitpeer.audit": Row(
+        SOCKETS | {"splitpeer.cli", "splitpeer.roles.client", "splitpeer.roles.coordinator"}
+    ),
     # The ledger and its figures serve a status line too.
     "splitpeer.privacy": Row(SOCKETS | UPPER | HEAVY),
     "splitpeer.privacy.dfil": Row(SOCKETS | UPPER),

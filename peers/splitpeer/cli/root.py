@@ -17,7 +17,10 @@ COMMANDS = {
     "data": ("splitpeer.cli.data:data", "Look at a site's images before training."),
     "serve": ("splitpeer.cli.serve:serve", "Run this peer: a hospital's client, or the coordinator."),
     "trail": ("splitpeer.cli.trail:trail", "Show and check this peer's audit trail."),
-    "privacy": ("splitpeer.cli.privacy:privacy", "What of the privacy budget is spent, and what a study needs."),
+    "privacy": (
+        "splitpeer.cli.privacy:privacy",
+        "What of the privacy budget is spent, and what a study needs.",
+    ),
     "defences": ("splitpeer.cli.defences:defences", "What can be done to tensors before they leave."),
     "audit": ("splitpeer.cli.audit:audit", "Measure what would leak before a byte leaves; compare defences."),
     "replay": ("splitpeer.cli.replay:replay", "Look into a capture, defend it, or play it to a live peer."),

@@ -105,7 +105,9 @@ def read(path: Path, step: int | None = None) -> tuple[dict[str, Tensor], dict[s
     except (OSError, ValueError, safetensors.SafetensorError) as error:
         raise DataError(f"{path}: torn or altered, not a whole safetensors file") from error
     if not described:
-        raise DataError(f"{path}: torn or altered, or no checkpoint of splitpeer (they lie in a peer's state folder)")
+        raise DataError(
+            f"{path}: torn or altered, or no checkpoint of splitpeer (they lie in a peer's state folder)"
+        )
     if _digest(meta.get("step", 0) if step is None else step, tensors, described) != digest:
         raise DataError(f"{path}: torn or altered, the digest does not match")
     return tensors, meta, digest
