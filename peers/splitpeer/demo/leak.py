@@ -19,7 +19,7 @@ PATIENTS = 4
 """Patients held out whose evaluation the coordinator records and that are attacked."""
 STRANGERS = 24
 """Phantom patients of another seed: the adversary's own similar images."""
-ATTACKS = ("pca", "whitebox", "inverse:steps=150")
+ATTACKS = ("pca", "whitebox:iterations=150", "inverse:steps=120")
 SITE_ATTACKS = ("gradient-norm",)
 
 Progress = Callable[[str, int, int], None]
