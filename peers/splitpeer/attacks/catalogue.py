@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import math
 from typing import Any
 
 from splitpeer.attacks.base import Attack
@@ -55,7 +56,38 @@ def make_attack(name: str, **settings: Any) -> Attack:
     known = [p for p in inspect.signature(kind).parameters if p != "self"]
     if unknown := set(settings) - set(known):
         raise ConfigError(f"attack {name} has no setting {sorted(unknown)[0]!r} (known: {', '.join(known)})")
+    signature = inspect.signature(kind).parameters
+    settings = {key: _checked(name, key, value, signature[key]) for key, value in settings.items()}
     try:
         return kind(**settings)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"attack {name}: {error}") from None
+
+
+def _checked(name: str, key: str, value: Any, parameter: inspect.Parameter) -> Any:
+    """A setting as its constructor wants it; text comes from a command line or a TOML file.
+
+    Lists are written with `+`: `schedules=joint+shallow`, `levels=0+1`.
+    """
+    wanted = str(parameter.annotation)
+    if not isinstance(value, str):
+        made = value
+    elif wanted == "str":
+        return value.replace("+", ",")
+    else:
+        try:
+            if "tuple" in wanted:
+                made = tuple(int(part) for part in value.split("+"))
+            else:
+                made = int(value) if "int" in wanted else float(value)
+        except ValueError:
+            raise ConfigError(f"attack {name}: {key} must be a {_KINDS[wanted[:3]]}, not {value!r}") from None
+    numbers = made if isinstance(made, tuple) else (made,)
+    least = 0 if "float" in wanted or "tuple" in wanted or key == "seed" else 1
+    for number in numbers:
+        if isinstance(number, int | float) and not (math.isfinite(number) and number >= least):
+            raise ConfigError(f"attack {name}: {key} must be {least} or more, not {number}")
+    return made
+
+
+_KINDS = {"int": "whole number", "flo": "number", "tup": "list of whole numbers joined by +"}

@@ -264,7 +264,7 @@ class Schedule(Attack):
             attack=self.name,
             goal="mask",
             images=scores,
-            adaptive=False,
+            adaptive=knowledge.adaptive,  # no defence stands between the order of windows and the site
             assumptions=("which windows were ordered, in training",),
             settings={"positive_fraction": self.positive_fraction, "slices": self.slices},
             views=max(len(seen) for seen in draws.values()),

@@ -101,7 +101,8 @@ class Simulator:
             )
         if knowledge.shadow_masks is None:
             raise AttackImpossible(
-                f"{name} needs the tumour masks of the other patients: give --knows masks=DIR"
+                f"{name} needs the tumour masks of the other patients: put labels/ into the folder of "
+                "--knows shadow=, and name --convention"
             )
         if knowledge.decoder is None:
             raise AttackImpossible(f"{name} needs the coordinator's half: give --knows decoder=FILE")

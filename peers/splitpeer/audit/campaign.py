@@ -40,17 +40,8 @@ def parse_order(written: str) -> Order:
         key, equals, value = part.partition("=")
         if not equals:
             raise ConfigError(f"--attack {written}: write {part!r} as setting=value")
-        settings[key] = _number(value)
+        settings[key] = value
     return Order(name, settings)
-
-
-def _number(text: str) -> Any:
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
-    return {"true": True, "false": False}.get(text, text)
 
 
 @dataclass
@@ -174,9 +165,3 @@ def redefended(view: View, written: Sequence[str], *, seed: int, views: int = 1)
                 shots.append(replace(shot, activations=sent))
         targets.append(Target(target.sample, tuple(shots)))
     return replace(view, targets=tuple(targets), defences=stack.specs)
-
-
-def worst(outcomes: Sequence[Outcome], metric: str = "ssim") -> Outcome | None:
-    """The adaptive or naive attack on images that reached most; an adversary takes the better of the two."""
-    scored = [o for o in outcomes if metric in o.scores and o.scores[metric].mean is not None]
-    return max(scored, key=lambda o: o.scores[metric].mean or 0.0, default=None)

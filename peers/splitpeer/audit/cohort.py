@@ -114,7 +114,7 @@ def shadow(
     """
     keys = cohort.keys() if keys is None else list(keys)
     if not keys:
-        raise ConfigError("no patient in the folder of similar images: name another with --shadow")
+        raise ConfigError("no patient in the folder of similar images: name another")
     rng = np.random.Generator(np.random.PCG64(seed))
     reference = next(iter(cohort.images.values()))
     per_patient = -(-count // len(keys))

@@ -29,10 +29,16 @@ class Point:
     """Dice of the tumour found in the worst reconstruction."""
     mask_auc: float | None = None
     """Worst leak-AUC of the mask from gradients."""
+    ranked: bool = True
+    """False: it met other attacks than the rest, so that its leakage is no match for theirs."""
 
 
 def pareto(points: Sequence[Point]) -> list[Point]:
-    """The points that no other beats: more Dice at no more leakage, or less leakage at no less Dice."""
+    """The points that no other beats: more Dice at no more leakage, or less leakage at no less Dice.
+
+    Only those that met the same attacks are compared: a weaker adversary finds less leakage in the same traffic.
+    """
+    points = [point for point in points if point.ranked]
     return [
         p
         for p in points
@@ -53,6 +59,7 @@ def save(points: Sequence[Point], folder: Path) -> None:
 
 def draw(points: Sequence[Point], path: Path) -> None:
     """Leakage to the right, Dice upwards; the front is a line, its points are named."""
+    points = [point for point in points if point.ranked]
     figure = Figure(figsize=(9.5, 6.2), dpi=130, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()

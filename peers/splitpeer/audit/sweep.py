@@ -111,7 +111,12 @@ def sweep(
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
-    points = [found for task in tasks if (found := task.done()) is not None]
+    points = [
+        # Who met other attacks than the rest is shown, and not compared.
+        found | {"ranked": not task.configuration.attacks}
+        for task in tasks
+        if (found := task.done()) is not None
+    ]
     save([Point(**{k: p[k] for k in Point.__dataclass_fields__}) for p in points], out)
     return points
 

@@ -22,9 +22,15 @@ def markdown(points: Sequence[Mapping[str, Any]]) -> str:
     averaged = [_average([p for p in points if p["name"] == name]) for name in names]
     front = {point.name for point in pareto([row["point"] for row in averaged])}
     lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
-    for row in averaged:
+    for row in sorted(averaged, key=lambda row: not row["point"].ranked):
         point = row["point"]
-        name = f"**{point.name}**" if point.name in front else point.name
+        name = (
+            f"**{point.name}**"
+            if point.name in front
+            else point.name
+            if point.ranked
+            else f"{point.name} (+)"
+        )
         cells = [name, _two(point.dice, 3), _two(row["naive"])]
         cells += [_two(row["views"].get(v)) for v in views]
         cells += [_two(point.leakage), point.by, _two(point.tumour), " / ".join(_two(a) for a in row["aucs"])]
@@ -33,13 +39,13 @@ def markdown(points: Sequence[Mapping[str, Any]]) -> str:
     lines.append("")
     lines.append(
         f"Floor of SSIM (average brain of other patients): {floor:.2f}. "
-        "Bold: on the Pareto front of Dice and worst SSIM."
+        "Bold: on the Pareto front of Dice and worst SSIM. (+): met by other attacks than the rest, so not compared."
     )
     return "\n".join(lines) + "\n"
 
 
-def write_into(document: Path, table: str) -> None:
-    """Replace what stands between the marks.
+def write_into(document: Path, table: str, picture: Path | None = None) -> None:
+    """Replace what stands between the marks, and put the picture beside the document.
 
     Raises:
         ConfigError: the file is missing, or has no marks.
@@ -53,6 +59,8 @@ def write_into(document: Path, table: str) -> None:
     if not begin or not end:
         raise ConfigError(f"{document}: has no lines {BEGIN} and {END} for the table to stand between")
     document.write_text(f"{before}{BEGIN}\n\n{table}\n{END}{after}")
+    if picture is not None:
+        (document.parent / picture.name).write_bytes(picture.read_bytes())
 
 
 def _average(points: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -79,6 +87,7 @@ def _average(points: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         name=first["name"], dice=mean(p["dice"] for p in points), leakage=mean(p["leakage"] for p in points),
         by=worst["by"], views=worst["views"], floor=mean(p["floor"] for p in points),
         tumour=over([p["tumour"] for p in points]), mask_auc=over([p["mask_auc"] for p in points]),
+        ranked=first.get("ranked", True),
     )  # fmt: skip
     either = {v: [max(filter(None, (best(p, adaptive=True, views=v), best(p, adaptive=False, views=v))), default=None)
                   for p in points] for v in numbers}  # fmt: skip

@@ -12,7 +12,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from splitpeer.cli.options import FILE
+from splitpeer.cli.options import FILE, private_files
 from splitpeer.errors import AttackImpossible, ConfigError
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def outcome_table(outcomes: list[Outcome]) -> Table:
 @click.command()
 @click.argument("capture", type=FILE)
 @click.option("--attack", "attacks", multiple=True, required=True, metavar="NAME[:key=value,...]",
-              help="May be given several times; splitpeer attack --list CAPTURE shows all.")  # fmt: skip
+              help="May be given several times; a wrong name lists all.")  # fmt: skip
 @click.option(
     "--modality", help="The contrast under attack (a coordinator's capture); default: the first one."
 )
@@ -124,6 +124,7 @@ def attack(
     A coordinator's capture is attacked for images, a site's for labels. Every defence is met by an adversary that
     knows it; the naive form is shown beside.
     """
+    private_files()
     if truth is not None and salt is None:
         raise ConfigError("--truth needs --salt: patients are found by their pseudonyms")
     import torch

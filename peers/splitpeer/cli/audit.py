@@ -10,7 +10,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from splitpeer.cli.options import FILE, config_option, load_peer, set_option
+from splitpeer.cli.options import FILE, config_option, load_peer, private_files, set_option
 from splitpeer.errors import ConfigError
 
 
@@ -70,6 +70,7 @@ def audit(
 
     Nothing is sent: no network is used. With --sweep, compare many defences instead.
     """
+    private_files()
     if sweep_file is not None:
         _sweep(sweep_file, job_file, out, workers, keep_captures, document, device)
         return
@@ -83,12 +84,13 @@ def audit(
     from splitpeer.cli.attack import attack_progress
     from splitpeer.config import JobConfig
     from splitpeer.report.build import write_report
+    from splitpeer.roles.compute import pick_device
 
     config = load_peer(config_file, settings)
     torch.set_num_threads(config.runtime.threads)
     one = SiteAudit(
         config, JobConfig.load(job_file), out, labels=labels, convention=convention, shadow=shadow, steps=steps,
-        samples=samples, views=views, seed=seed, device=device,
+        samples=samples, views=views, seed=seed, device=pick_device(device),
     )  # fmt: skip
     console = Console(stderr=True)
     command = shlex.join(["splitpeer", *sys.argv[1:]])
@@ -112,6 +114,8 @@ def _protection(text: str) -> object:
         return tuple(p.removeprefix(place) for p in parts if p.startswith(place))
 
     plain = tuple(p for p in parts if "/" not in p)
+    if odd := [p for p in parts if "/" in p and p.partition("/")[0] not in ("image", "gradients")]:
+        raise ConfigError(f"--defence {odd[0]}: only image/ and gradients/ may stand before a defence")
     return Protection(plain, of("image/"), of("gradients/"))
 
 
@@ -120,16 +124,19 @@ def _sweep(
 ) -> None:
     from splitpeer.audit.sweep import sweep
     from splitpeer.audit.table import markdown, write_into
+    from splitpeer.roles.compute import pick_device
 
     console = Console(stderr=True)
 
     def told(what: str, done: int, total: int) -> None:
         console.print(f"[{done}/{total}] {what}", highlight=False)
 
-    points = sweep(plan, job, out, workers=workers, keep_captures=keep_captures, device=device, told=told)
+    points = sweep(
+        plan, job, out, workers=workers, keep_captures=keep_captures, device=pick_device(device), told=told
+    )
     (out / "table.md").write_text(markdown(points))
     if document is not None:
-        write_into(document, markdown(points))
+        write_into(document, markdown(points), out / "frontier.png")
     table = Table(title="Dice against leakage")
     for head in ("configuration", "Dice", "leakage (SSIM)", "by", "views", "mask AUC"):
         table.add_column(head, justify="left" if head in ("configuration", "by") else "right")

@@ -11,7 +11,7 @@ import click
 from rich.console import Console
 
 from splitpeer.cli.data import bar
-from splitpeer.cli.options import FILE
+from splitpeer.cli.options import FILE, private_files
 from splitpeer.demo.federation import HUB, SITES, DemoJob, Federation
 
 _DEFAULT = DemoJob()
@@ -30,6 +30,7 @@ def demo(
     out: Path, patients: int, validation: int, steps: int, seed: int, device: str, leak: bool, baselines: bool
 ) -> None:
     """Four hospitals and a coordinator on this machine train one network over TLS."""
+    private_files()
     from splitpeer.cli.attack import attack_progress
     from splitpeer.demo.baselines import train_all
     from splitpeer.demo.leak import MODALITY, attack_and_report, recorded_keys

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,12 @@ def load_peer(
     """`peer.toml` as the command line wants it: `--config`, `--set`, and a command's own flags by section.key."""
     given = dict(parse_override(setting) for setting in settings)
     return PeerConfig.load(find_peer_toml(config_file), given | dict(overrides or {}))
+
+
+def private_files() -> None:
+    """What this command writes holds patients' images or what was made of them: for its own user only."""
+    before = os.umask(0o077)
+    click.get_current_context().call_on_close(lambda: os.umask(before))
 
 
 def write_new(path: Path, text: str, *, force: bool = False) -> None:

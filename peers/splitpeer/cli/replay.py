@@ -10,7 +10,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from splitpeer.cli.options import FILE, echo_json, json_option
+from splitpeer.cli.options import FILE, echo_json, json_option, private_files
 from splitpeer.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -57,6 +57,7 @@ def replay(
     as_json: bool,
 ) -> None:
     """Look into CAPTURE and verify it. With --defence and --out: defend it. With --drive: play it to a live peer."""
+    private_files()
     from splitpeer.curious.reader import open_capture
     from splitpeer.curious.recorder import read_key
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from splitpeer.cli.options import FILE, echo_json, json_option
+from splitpeer.cli.options import FILE, echo_json, json_option, private_files
 
 
 @click.command()
@@ -20,6 +20,7 @@ def report(folders: tuple[Path, ...], out: Path, title: str | None, as_json: boo
     RUN_FOLDER is what `splitpeer attack` or `splitpeer audit` wrote; several become one page. The page needs no
     network and holds pictures of patients: treat it as you treat the images.
     """
+    private_files()
     from splitpeer.report.build import write_report
 
     beside = write_report(folders, out, title=title)

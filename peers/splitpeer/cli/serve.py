@@ -14,7 +14,14 @@ from pathlib import Path
 import click
 
 from splitpeer import logs
-from splitpeer.cli.options import FILE, config_option, json_option, load_peer, set_option
+from splitpeer.cli.options import (
+    FILE,
+    config_option,
+    json_option,
+    load_peer,
+    private_files,
+    set_option,
+)
 from splitpeer.config import JobConfig, PeerConfig
 from splitpeer.errors import ConfigError
 
@@ -56,7 +63,7 @@ def serve(
     Ctrl-C (or SIGTERM) finishes the step under way and writes a checkpoint; a second one stops at once.
     """
     # Checkpoints, masks and logs of a hospital are for its own user only.
-    os.umask(0o077)
+    private_files()
     overrides = {"runtime.device": device, "capture.key": curious_key and str(curious_key)}
     if curious_key is not None and curious is None:
         raise ConfigError("--curious-key is for a capture: add --curious FILE")

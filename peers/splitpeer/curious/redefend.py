@@ -7,6 +7,7 @@ the defence would also have changed what is learnt.
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from splitpeer.curious.summary import cut_off
 from splitpeer.defences import Release, Stack, defend, make_stack
 from splitpeer.errors import ConfigError, DataError
 from splitproto.capture import Header, Party
+from splitproto.errors import CodecError
 from splitproto.messages import Activations, Forward, Sample
 
 SOURCE = "splitproto/redefended-from"
@@ -83,6 +85,9 @@ def redefend(
         writer = PartWriter(out, 0, None, _header(header, stacks, source.last_chain), key)
     except OSError as error:
         raise DataError(f"{out}: cannot be written ({error.strerror}): name a new file") from None
+    except CodecError as error:
+        out.unlink(missing_ok=True)
+        raise DataError(f"the capture's header has no room for these defences: {error.reason}") from None
     done = 0
     try:
         for number, record in enumerate(capture.records(), start=1):
@@ -92,11 +97,20 @@ def redefend(
                 samples[record.peer, head.mode, head.step, head.batch] = head.samples
             elif isinstance(message, Activations) and site in stacks:
                 place = (record.peer, message.mode, message.step, message.batch)
-                if place not in samples:
+                if place not in samples or any(
+                    len(t) != len(samples[place]) for t in message.tensors.values()
+                ):
                     raise DataError(
                         f"the batch of step {message.step} is answered but was never ordered in this capture"
                     )
-                release = Release(header.run, message.mode, message.step, message.batch, samples[place])
+                release = Release(
+                    header.run,
+                    message.mode,
+                    message.step,
+                    message.batch,
+                    samples[place],
+                    nonce=secrets.token_bytes(16),
+                )
                 message = replace(message, tensors=defend(stacks[site], message.tensors, release))
                 done += 1
             writer.append(writer.packed(message, record.time, record.peer, record.direction))
@@ -120,6 +134,8 @@ def _stacks(
     """One for each site whose activations the capture holds."""
     holds = {header.site: header.defences} if header.role == "client" else {
         party.site: party.defences for party in header.peers}  # fmt: skip
+    if not holds:
+        raise DataError("the capture names no site whose activations it holds")
     if unknown := sorted(set(sites) - set(holds)):
         raise ConfigError(f"{', '.join(unknown)}: not in this capture; it has {', '.join(holds)}")
     job = header.job

@@ -245,8 +245,9 @@ class Stack(nn.Module):
                 f"the release names {len(release.samples)} samples, the tensors hold another number"
             )
         for number, defence in enumerate(self.defences, self._first):
-            # Numbered: two of the same kind draw independently.
-            key = hashlib.sha256(self._key + number.to_bytes(4, "big")).digest()
+            # Numbered: two of the same kind draw independently. Named with all parameters: a site that raises its
+            # noise in the middle of a run must not send the same draw at two widths, which gives the content away.
+            key = hashlib.sha256(self._key + number.to_bytes(4, "big") + defence.spec.encode()).digest()
             tensors = defence(tensors, Draw(key, release, tensors))
         return tensors
 

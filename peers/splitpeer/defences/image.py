@@ -82,7 +82,14 @@ class ImageStack:
         for z in range(starts[2], ends[2]):
             inside = defended[0, x, y, z]
             for number, defence in enumerate(self._defences):
-                source = generator(self._key, b"image", b"%d" % number, patient, b"%d" % (origin[2] + z))
+                source = generator(
+                    self._key,
+                    b"image",
+                    b"%d" % number,
+                    defence.spec.encode(),
+                    patient,
+                    b"%d" % (origin[2] + z),
+                )
                 # The whole slice, so that every window finds its own part of it.
                 noise = defence.plane(source, shape[:2])[from_x, from_y]
                 everywhere = bool(defence.values.get("background"))

@@ -67,7 +67,9 @@ def image_band(scores: Mapping[str, Score]) -> Band | None:
         return sum((value - floor) / (1 - floor) >= edge for edge in IMAGE_STEPS)
 
     rank = step(score.mean)
-    if rank == 0 and step(score.high if score.high is not None else score.mean) > 0:
+    uncertain = step(score.high if score.high is not None else score.mean) > 0
+    # Whoever can tell patients apart has seen more than an average brain, however little alike the pictures are.
+    if rank == 0 and (uncertain or recognised(scores)):
         rank = 1
     return IMAGE_BANDS[rank]
 

@@ -55,7 +55,9 @@ def write_report(
         out.parent.mkdir(parents=True, exist_ok=True)
         for path, content in ((out, page), (beside, machine)):
             part = path.with_name(path.name + ".part")
-            part.write_text(content, encoding="utf-8")
+            part.unlink(missing_ok=True)
+            with part.open("x", encoding="utf-8") as file:
+                file.write(content)
             os.replace(part, path)
     except OSError as error:
         raise DataError(f"{out}: cannot be written: {error.strerror}") from None

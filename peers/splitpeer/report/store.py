@@ -21,6 +21,10 @@ ATTACK, ARRAYS, FRONTIER = "attack.json", "reconstructions.npz", "frontier.json"
 Arrays = Mapping[str, NDArray[Any]]
 
 
+MAX_ARRAYS = 4 << 30
+"""Octets of all arrays of a run folder."""
+
+
 @dataclass(frozen=True)
 class Folder:
     """One run folder, read."""
@@ -68,7 +72,9 @@ def _plain(arrays: Arrays) -> dict[str, NDArray[Any]]:
 
 def _replace(path: Path, write: Any) -> None:
     part = path.with_name(path.name + ".part")
-    with part.open("wb") as file:
+    # Not through a link that somebody put there.
+    part.unlink(missing_ok=True)
+    with part.open("xb") as file:
         write(file)
     os.replace(part, path)
 
@@ -135,8 +141,13 @@ class _Lazy(Mapping[str, NDArray[Any]]):
                 archive = np.load(file, allow_pickle=False)
                 if not isinstance(archive, np.lib.npyio.NpzFile):
                     raise ValueError("no archive of arrays")
+                # Before memory is taken: an archive of zeros unpacks to a thousand times its size.
+                if sum(member.file_size for member in archive.zip.infolist()) > MAX_ARRAYS:
+                    raise ValueError(f"its arrays are larger than {MAX_ARRAYS >> 30} GiB together")
                 return take(archive)
-        except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        except (
+            OSError, ValueError, EOFError, MemoryError, RuntimeError, zipfile.BadZipFile, zlib.error,
+        ) as error:  # fmt: skip
             raise DataError(f"{self._path}: {what}cannot be read: {_line(error)}") from None
 
 

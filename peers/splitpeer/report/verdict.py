@@ -113,6 +113,11 @@ def defences(found: Sequence[Configuration], points: Sequence[Point]) -> Answer:
             return Answer(
                 question, "The gain is in the table below; what it costs in Dice is not in these runs."
             )
+        if any(one.name != UNDEFENDED for one in found):
+            return Answer(
+                question,
+                "No defence was judged: it takes the true images, and an adversary who knows the defence.",
+            )
         return Answer(question, "No defence was tried in these runs.")
     details = []
     if plain is None:

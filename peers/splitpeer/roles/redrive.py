@@ -32,7 +32,8 @@ from splitpeer.roles.view import LogView
 from splitpeer.training import checkpoint
 from splitproto import AllowList, Credentials, Listener, Offer, Session, SplitprotoError, dial, pki
 from splitproto.capture import Header, Recorded
-from splitproto.errors import UnexpectedMessage
+from splitproto.errors import IdentityError, UnexpectedMessage
+from splitproto.identity import check_name
 from splitproto.messages import (
     Activations,
     Applied,
@@ -133,6 +134,12 @@ class _Recording:
         header = capture.header
         if header.job is None or header.run is None:
             raise DataError("the capture names no job: nothing was trained while it was recorded")
+        if not header.peers:
+            raise DataError("the capture names no peer of its recorder: it cannot drive anybody")
+        try:
+            check_name("job", header.job.name)  # it becomes part of a folder's name
+        except IdentityError as error:
+            raise DataError(f"the capture's job: {error.reason}") from None
         if header.sampling.every != 1 or header.sampling.keys:
             raise DataError(
                 "the capture holds a sample of the steps: record all of them to drive a peer with it"

@@ -44,8 +44,12 @@ def job_on_wire(config: JobConfig) -> Job:
 
 
 def run_folder(state: Path, job: str, run: bytes) -> Path:
-    """Where a party keeps its half of one run; `job` has been checked to be a name."""
-    return state / f"{job}-{run.hex()[:12]}"
+    """Where a party keeps its half of one run; `job` has been checked to be a name.
+
+    By the whole run id: the coordinator chooses it, and a run that borrowed another's folder would start from
+    weights that the privacy ledger believes to know nobody.
+    """
+    return state / f"{job}-{run.hex()}"
 
 
 def window_of(job: Job) -> Triple:

@@ -109,7 +109,7 @@ def test_a_naive_attack_never_speaks_for_a_defence() -> None:
     naive = entry("naive", 0.21, defences=("dropout:0.5",), adaptive=False)
     images, _, defences = answer(naive, dice={"none": 0.8, "dropout:0.5": 0.79})
     assert images.band is None and "Not judged" in images.short
-    assert "No defence was tried" in defences.short
+    assert "No defence was judged" in defences.short
     both = answer(naive, entry("naive2", 0.95, attack="naive", defences=("dropout:0.5",)))
     assert both[0].band.rank == 4
 
