@@ -180,7 +180,7 @@ class _Dealer:
         if self._session is None:
             return
         # A line that breaks so early says nothing about what listens there.
-        if event & _FAILED and value != errno.ECONNRESET:
+        if event & _FAILED and value not in (errno.ECONNRESET, errno.EPIPE):
             self._session.carrier_lost(
                 EnvelopeError(
                     f"what answers at {self._address} is not ZeroMQ: is this the coordinator's port?"
