@@ -168,7 +168,9 @@ class WhiteBox(Attack):
         """See `Attack.run`. Raises AttackImpossible without the model's weights, or where they do not fit."""
         began = time.perf_counter()
         if knowledge.model is None or knowledge.queries:
-            raise AttackImpossible("a white-box attack needs the weights of the site's encoder: grant them")
+            raise AttackImpossible(
+                "a white-box attack needs the weights of the site's encoder: --knows weights=FILE"
+            )
         model = frozen(knowledge.model, self.device)
         chosen = usable_shots(view, knowledge)
         images, won = [], []

@@ -11,15 +11,15 @@ from splitpeer.attacks.view import coordinator_view, one_per_patient, site_view
 from splitpeer.audit.book import Book, network_of, sha256_of
 from splitpeer.audit.campaign import Judge, Outcome, first_views, make_judge, parse_order, redefended, run
 from splitpeer.audit.cohort import Cohort, Samples, cut, most_tumour, shadow
-from splitpeer.audit.knowledge import parse_knows, with_decoder, with_model, with_shadow
+from splitpeer.audit.knowledge import parse_knows, with_decoder, with_model, with_models, with_shadow
 from splitpeer.curious.reader import Capture, open_capture
 from splitpeer.curious.recorder import read_key
 from splitpeer.data.layouts import canonical_modality
 from splitpeer.data.pseudonym import load_salt
-from splitpeer.data.volumes import Triple
+from splitpeer.data.volumes import Triple, Volumes
 from splitpeer.errors import AttackImpossible, ConfigError, DataError
 from splitpeer.report.model import Source
-from splitproto.messages import Sample
+from splitproto.messages import Inventory, Sample
 
 SHADOW_SALT = bytes(32)
 """The adversary's own patients need names of no federation."""
@@ -68,6 +68,8 @@ class Bench:
         elif views is not None:
             self.view = first_views(self.view, views)
         chosen = [target.sample for target in self.view.targets]
+        if cohort is not None:
+            self._same_grid(cohort.images[modality])
         self.truth = cut(cohort, chosen, window) if cohort is not None else None
         self.others = self._others(convention, layout, window, shadow_images)
         self.knowledge = self._knowledge(queries)
@@ -92,13 +94,32 @@ class Bench:
             return best or one_per_patient(recorded)
 
         mode = "train" if step == 1 else None
-        view = coordinator_view(self._capture, modality, mode=mode, step=step, choose=choose, limit=samples)
+        view = coordinator_view(self._capture, modality, mode=mode, step=step, choose=choose, limit=samples,
+                                every_step=len(self._files.get("weights", ())) > 1)  # fmt: skip
         return replace(view, source=self._verdict.last_chain.hex())
 
+    def _same_grid(self, truth: Volumes) -> None:
+        """Raise DataError where the truth's volumes are not those that the site listed when it joined."""
+        listed = {
+            patient.key: patient.shape
+            for record in self._capture.records()
+            if isinstance(record.head, Inventory) and record.peer in (self.view.site, "")
+            for patient in record.head.patients
+        }
+        held = set(truth.keys())
+        for target in self.view.targets:
+            key = target.sample.key
+            if key in held and key in listed and truth.geometry(key).shape != listed[key]:
+                shape = "x".join(map(str, truth.geometry(key).shape))
+                raise DataError(
+                    f"the truth has volumes of {shape} voxels where the site listed "
+                    f"{'x'.join(map(str, listed[key]))}: give the site's own images, in its own resolution"
+                )
+
     def _others(self, convention: str | None, layout: str, window: Triple, count: int) -> Samples | None:
-        folder = self._files.get("shadow")
-        if folder is None:
+        if "shadow" not in self._files:
             return None
+        (folder,) = self._files["shadow"]
         # Attacks through the coordinator's decoder need all contrasts of the same people.
         modalities = self.view.modalities
         with_labels = convention if (folder / "labels").is_dir() or layout != "folder" else None
@@ -110,9 +131,12 @@ class Bench:
 
     def _knowledge(self, queries: bool) -> Knowledge:
         knowledge = Knowledge(queries=queries)
-        for kind, path in self._files.items():
+        for kind, paths in self._files.items():
+            path = paths[-1]
             if kind == "weights":
                 knowledge = with_model(knowledge, self.view, path)
+                if len(paths) > 1:
+                    knowledge = with_models(knowledge, self.view, paths)
             elif kind == "initial":
                 knowledge = with_model(knowledge, self.view, path, initial=True)
             elif kind == "decoder":
@@ -120,6 +144,13 @@ class Bench:
         if self.others is not None:
             knowledge = with_shadow(knowledge, self.others)
         return knowledge
+
+    @property
+    def notice(self) -> str:
+        """What whoever runs it should know of the capture; empty: nothing."""
+        if self._verdict.cut_off or self._verdict.ended is False:
+            return f"{self.path}: cut off; attacked up to its last whole record"
+        return ""
 
     def open(self, out: Path, commands: tuple[str, ...] = ()) -> Book:
         """The run folder."""
@@ -134,7 +165,7 @@ class Bench:
             created=header.created, records=self._verdict.records, complete=bool(self._verdict.ended),
             samples=len(view.targets),
         )  # fmt: skip
-        digests = {kind: sha256_of(path) for kind, path in self._files.items() if path.is_file()}
+        digests = {kind: sha256_of(paths[-1]) for kind, paths in self._files.items() if paths[-1].is_file()}
         self._book = Book(
             out, source, network_of(view, sites, job.precision), commands=commands, digests=digests,
             trained=not self._offline,

@@ -15,7 +15,7 @@ from splitpeer.attacks.base import View
 from splitpeer.attacks.catalogue import attack_class
 from splitpeer.audit.campaign import Judge, Outcome
 from splitpeer.report.model import Entry, Level, Network, Privacy, Run, Source
-from splitpeer.report.store import save_run
+from splitpeer.report.store import ARRAYS, ATTACK, save_run
 
 FLOOR = "mean image of other patients"
 
@@ -81,7 +81,7 @@ class Book:
             modality=view.modality,
             site=view.site,
             adaptive=result.adaptive or not _defended(view),
-            defences=view.defences,
+            defences=applied(view),
             gradient_defences=view.gradient_defences,
             trained=self.trained,
             levels=tuple(f"x{level}" for level in view.levels),
@@ -111,6 +111,11 @@ class Book:
         )  # fmt: skip
         self.save()
 
+    def discard(self) -> None:
+        """Remove what was written: nothing came of it."""
+        for path in (self.folder / ATTACK, self.folder / ARRAYS):
+            path.unlink(missing_ok=True)
+
     def save(self) -> None:
         """Write both files, whole."""
         save_run(
@@ -129,6 +134,12 @@ class Book:
             ),
             self.arrays,
         )
+
+
+def applied(view: View) -> tuple[str, ...]:
+    """The defences of a view by name; a level that the job does not ask for counts as withheld."""
+    missing = [str(level) for level in range(5) if level not in view.levels]
+    return (*view.defences, f"withhold@{','.join(missing)}") if missing else view.defences
 
 
 def network_of(view: View, sites: Mapping[str, str], precision: str) -> Network:

@@ -106,12 +106,14 @@ def _loaded(network: nn.Module, parameters: Mapping[str, Tensor], path: Path, wh
     return network.eval()
 
 
-def parse_knows(texts: Sequence[str]) -> dict[str, Path]:
+def parse_knows(texts: Sequence[str]) -> dict[str, tuple[Path, ...]]:
     """`weights=FILE`, `decoder=FILE`, `shadow=DIR` ... of a command line. Raises ConfigError."""
-    known = {}
+    known: dict[str, tuple[Path, ...]] = {}
     for text in texts:
         kind, equals, path = text.partition("=")
         if kind not in KINDS or not equals or not path:
             raise ConfigError(f"--knows {text}: write one of {', '.join(f'{k}=PATH' for k in KINDS)}")
-        known[kind] = Path(path)
+        if kind in known and kind != "weights":
+            raise ConfigError(f"--knows {kind} is there twice: only weights may be of several steps")
+        known[kind] = (*known.get(kind, ()), Path(path))
     return known

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from splitpeer.attacks.base import Knowledge, Progress, silent
 from splitpeer.attacks.view import coordinator_view, site_view
-from splitpeer.audit.book import Book, network_of
+from splitpeer.audit.book import Book, applied, network_of
 from splitpeer.audit.bound import gaussian_bound
 from splitpeer.audit.campaign import Judge, make_judge, parse_order, run
 from splitpeer.audit.cohort import Cohort, Samples, cut, most_tumour, shadow
@@ -180,7 +180,7 @@ class SiteAudit:
         notes = [ONE_SITE]
         notes += [STAND_IN] if stand_in else []
         notes += [OWN_PATIENTS] if self.shadow is None else []
-        dice = {} if stand_in else {configuration(view.defences, view.gradient_defences): played.dice}
+        dice = {} if stand_in else {configuration(applied(view), view.gradient_defences): played.dice}
         sites = {self.config.peer.site: modality}
         book = Book(
             played.folder, source, network_of(view, sites, rehearsal.job.precision), commands=commands,

@@ -21,7 +21,7 @@ import torch
 
 from splitpeer.attacks.base import Knowledge
 from splitpeer.attacks.view import coordinator_view, site_view
-from splitpeer.audit.book import Book, network_of
+from splitpeer.audit.book import Book, applied, network_of
 from splitpeer.audit.bound import gaussian_bound
 from splitpeer.audit.campaign import Judge, Order, Outcome, make_judge, parse_order, run
 from splitpeer.audit.cohort import Cohort, Samples, cut, most_tumour, shadow
@@ -222,7 +222,7 @@ def _attack_images(
     )
     book = Book(
         task.folder, source, network_of(view, sites, rehearsal.job.precision), commands=(command,),
-        dice={configuration(view.defences, view.gradient_defences): played.dice},
+        dice={configuration(applied(view), view.gradient_defences): played.dice},
     )  # fmt: skip
     book.truth(scene.judge)
     knowledge = with_shadow(Knowledge(), scene.others)

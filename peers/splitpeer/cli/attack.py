@@ -138,8 +138,10 @@ def attack(
         truth=truth, salt=salt, layout=layout, convention=convention, defence=defence, views=views, samples=samples,
         step=1 if first_step else step, seed=seed, device=pick_device(device),
     )  # fmt: skip
-    bench.open(out, commands=(shlex.join(["splitpeer", *sys.argv[1:]]),))
+    book = bench.open(out, commands=(shlex.join(["splitpeer", *sys.argv[1:]]),))
     console = Console(stderr=True)
+    if bench.notice:
+        console.print(bench.notice, highlight=False)
     outcomes = []
     try:
         # One by one: what was done before an interruption is shown.
@@ -149,4 +151,7 @@ def attack(
             console.print(outcome_table(outcomes))
             console.print(f"{out}: splitpeer report {out} --out report.html makes the page")
     if not outcomes:
+        book.discard()
         raise AttackImpossible(bench.refused or "no attack ran")
+    if bench.refused:
+        console.print(f"not run: {bench.refused}", highlight=False)

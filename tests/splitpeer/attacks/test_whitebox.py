@@ -134,7 +134,7 @@ def test_what_it_cannot_do_it_says_in_one_line() -> None:
     other = encoder(dimensions=2, levels=(3, 4))
     cases = {
         "needs the weights": (view, Knowledge()),
-        "grant them": (view, Knowledge(model=encoder(), queries=True)),
+        "--knows weights=FILE": (view, Knowledge(model=encoder(), queries=True)),
         "from the weights of step 4": (view, Knowledge(model=encoder(), weights_step=4)),
         "do not fit the capture: x0": (view, Knowledge(model=other)),
         "cannot be simulated": (replace(view, defences=("fog:3",)), Knowledge(model=encoder())),

@@ -118,6 +118,10 @@ def test_what_cannot_be_used_gets_one_line_and_code_4(
 
     refused("is unknown; known are", "--attack", "magic")
     refused("no setting 'iteration'", "--attack", "whitebox:iteration=3")
+    refused("iterations must be a whole number, not 'many'", "--attack", "whitebox:iterations=many")
+    refused("iterations must be 1 or more", "--attack", "whitebox:iterations=0")
+    refused("tv must be 0 or more", "--attack", "whitebox:tv=-1")
+    refused("decoder is there twice", "--attack", "pca", "--knows", "decoder=a", "--knows", "decoder=b")
     refused("needs the weights", "--attack", "whitebox")
     refused("not the encoder of this capture's job", "--attack", "whitebox", "--knows",
             f"weights={clean.weights('coordinator')}")  # fmt: skip
@@ -138,15 +142,16 @@ def test_what_cannot_be_used_gets_one_line_and_code_4(
     refused("cannot be tried on recorded traffic", "--attack", "pca", "--defence", "nopeek:1")
     refused("no site of this capture holds t2", "--attack", "pca", "--modality", "t2")
     refused("step 99 was not recorded", "--attack", "pca", "--step", 99)
-    refused("", "--attack", "pca", capture=torn)
-    refused("", "--attack", "pca", "--knows", weights, capture=bent)
-    refused("", "--attack", "pca", capture=newer)
-    refused("", "--attack", "pca", capture=tmp_path / "nowhere.cap")
+    refused("torn.cap", "--attack", "pca", capture=torn)
+    refused("bent.cap", "--attack", "pca", "--knows", weights, capture=bent)
+    refused("version", "--attack", "pca", capture=newer)
+    refused("nowhere.cap", "--attack", "pca", capture=tmp_path / "nowhere.cap")
+    assert not (tmp_path / "out" / "attack.json").exists(), "nothing that looks like a result"
     refused("a client recorded this capture", "--attack", "pca", capture=clean.site_capture("t1"))
 
 
 def test_a_capture_that_was_cut_off_is_attacked_up_to_its_last_whole_record(
-    place: Any, clean: Rehearsed, tmp_path: Path
+    place: Any, clean: Rehearsed, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     cut = tmp_path / "cut.cap"
     shutil.copy(clean.capture, cut)
@@ -154,6 +159,7 @@ def test_a_capture_that_was_cut_off_is_attacked_up_to_its_last_whole_record(
         file.truncate(cut.stat().st_size - 100)
     assert attack(place, cut, tmp_path / "out", "--attack", "pca") == 0
     assert not load_run(tmp_path / "out").run.capture.complete
+    assert "attacked up to its last whole record" in " ".join(capsys.readouterr().err.split())
 
 
 def test_a_defended_capture_is_not_defended_twice(place: Any, tmp_path: Path, capsys: Any) -> None:

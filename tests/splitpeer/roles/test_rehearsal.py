@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
+import nibabel as nib
 import numpy as np
+import pytest
 
 from splitpeer.attacks.view import coordinator_view, site_view
+from splitpeer.audit.bench import Bench
 from splitpeer.audit.cohort import Cohort, most_tumour
 from splitpeer.audit.rehearsal import Protection, Recording, Rehearsal
 from splitpeer.curious.reader import open_capture
+from splitpeer.errors import DataError
 from splitproto.capture import Recorded
 
 DEFENCES = ("bottleneck:1@0", "dropout:0.3", "gaussian:0.5@0,1")
@@ -66,3 +70,19 @@ async def test_a_rehearsal_sends_what_the_peers_send(scene, tmp_path) -> None:
     assert not np.array_equal(first.activations["x0"], second.activations["x0"]), "fresh noise"
     gradients = site_view(open_capture(played.site_capture("t1")), steps=(1,))
     assert all(set(t.shots[0].gradients) == {f"x{i}" for i in range(5)} for t in gradients.targets)
+
+    # Truth on another grid is no truth of this capture: a site lists its grids when it joins.
+    smaller = tmp_path / "truth" / "t1"
+    smaller.mkdir(parents=True)
+    for case in scene.federation.data.joinpath("t1").glob("*.nii.gz"):
+        image = nib.load(case)
+        nib.save(nib.Nifti1Image(np.asarray(image.dataobj)[:, :, :-3], image.affine), smaller / case.name)
+    with pytest.raises(DataError, match="where the site listed 45x38x34"):
+        Bench(
+            scene.capture("hub"), modality="t1", truth=smaller, salt=scene.federation.pki / "federation.salt"
+        )
+    bench = Bench(
+        scene.capture("hub"), modality="t1", truth=scene.federation.data, samples=2,
+        salt=scene.federation.pki / "federation.salt",
+    )  # fmt: skip
+    assert bench.truth is not None and len(bench.truth.samples) == 2 and not bench.notice
