@@ -127,7 +127,7 @@ class _Site:
         self.half = ClientHalf(network, optimiser, schedule, rehearsal.device)
         image = make_image_stack(protection.image, key) if protection.image else None
         # As a site announces it when it accepts a job.
-        self.announced = (*(f"image/{spec}" for spec in (image.specs if image else ())), *written)
+        self.announced = (*(image.specs if image else ()), *written)
         self.data = SiteData(rehearsal.cohort.images[modality], image)
         # What the label holder does to the gradients that this site is sent.
         self.gradient_stack = make_stack(

@@ -113,7 +113,7 @@ def sweep(
             raise
     points = [
         # Who met other attacks than the rest is shown, and not compared.
-        found | {"ranked": not task.configuration.attacks}
+        found | {"ranked": found.get("complete", True) and not task.configuration.attacks}
         for task in tasks
         if (found := task.done()) is not None
     ]
@@ -195,6 +195,8 @@ def play(task: Task) -> dict[str, Any]:
             capture.unlink()
     point = _point(one.name, played, outcomes, masks)
     record = asdict(point) | {
+        # An attack that could not be run must not pass for one that found nothing.
+        "complete": all(entry.status == "done" for entry in book.entries),
         "digest": task.digest(), "seed": task.seed, "defences": protection.label,
         "levels": list(job.model.levels), "regions": played.dice,
         "figures": [_figure(outcome) for outcome in (*outcomes, *masks)],
