@@ -10,6 +10,9 @@ from pathlib import Path
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+LEAST_DICE = 0.3
+"""A network below this segments nothing; it is named at the picture's edge."""
+
 
 @dataclass(frozen=True)
 class Point:
@@ -74,20 +77,27 @@ def draw(points: Sequence[Point], path: Path) -> None:
         floor = sum(p.floor for p in points) / len(points)
         axes.axvline(floor, color="#D55E00", linestyle="--", linewidth=1.2,
                      label=f"floor: an average brain, {floor:.2f}")  # fmt: skip
+    # One that segments nothing would squeeze all others into a corner.
+    useful = [p.dice for p in points if p.dice >= LEAST_DICE] or [0.0, 1.0]
+    low, high = min(useful) - 0.03, max(useful) + 0.05
+    axes.set_ylim(low, high)
     placed: list[tuple[float, float]] = []
+    gap = 0.022 * (high - low)
     for point in sorted(points, key=lambda p: (p.dice, p.leakage)):
+        text, y = point.name, point.dice
+        if point.dice < LEAST_DICE:
+            text, y = f"{point.name}: Dice {point.dice:.2f}, below", low + gap
         # Labels one above the other where points are close.
-        y = point.dice
-        while any(abs(y - py) < 0.012 and abs(point.leakage - px) < 0.16 for px, py in placed):
-            y += 0.012
+        while any(abs(y - py) < gap and abs(point.leakage - px) < 0.3 for px, py in placed):
+            y += gap
         placed.append((point.leakage, y))
-        axes.annotate(point.name, (point.leakage, point.dice), xytext=(point.leakage + 0.008, y), fontsize=7,
+        axes.annotate(text, (point.leakage, max(point.dice, low)), xytext=(point.leakage + 0.008, y), fontsize=7,
                       color="#0072B2" if point.name in names else "#555555", va="center")  # fmt: skip
     axes.set(xlabel="leakage: best reconstruction by any attack (SSIM inside the brain, 1 = the image itself)",
              ylabel="Dice, mean over WT, TC, ET (patients held out)")  # fmt: skip
-    axes.set_xlim(right=1.16)
+    axes.set_xlim(right=1.28)
     axes.grid(color="#dddddd", linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, loc="lower right")
+    axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(0.12, 1.0))
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, format="png")

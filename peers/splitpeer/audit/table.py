@@ -16,7 +16,8 @@ BEGIN, END = "<!-- sweep: begin -->", "<!-- sweep: end -->"
 def markdown(points: Sequence[Mapping[str, Any]]) -> str:
     """One row for each configuration, seeds averaged: Dice, naive and adaptive attacks, the tumour, the labels."""
     names = list(dict.fromkeys(point["name"] for point in points))
-    views = sorted({f["views"] for p in points for f in p["figures"] if f["goal"] == "image"})
+    ranked = [p for p in points if p.get("ranked", True)]
+    views = sorted({f["views"] for p in ranked for f in p["figures"] if f["goal"] == "image"})
     heads = ["configuration", "Dice", "naive", *(f"{v} view{'s' if v > 1 else ''}" for v in views), "worst", "by",
              "tumour Dice", "mask AUC first / last step"]  # fmt: skip
     averaged = [_average([p for p in points if p["name"] == name]) for name in names]
@@ -33,7 +34,12 @@ def markdown(points: Sequence[Mapping[str, Any]]) -> str:
         )
         cells = [name, _two(point.dice, 3), _two(row["naive"])]
         cells += [_two(row["views"].get(v)) for v in views]
-        cells += [_two(point.leakage), point.by, _two(point.tumour), " / ".join(_two(a) for a in row["aucs"])]
+        cells += [
+            _two(point.leakage),
+            point.by,
+            _two(point.tumour),
+            " / ".join(_two(a, 3) for a in row["aucs"]),
+        ]
         lines.append("| " + " | ".join(cells) + " |")
     floor = mean(row["point"].floor for row in averaged) if averaged else 0.0
     lines.append("")
@@ -91,9 +97,11 @@ def _average(points: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     )  # fmt: skip
     either = {v: [max(filter(None, (best(p, adaptive=True, views=v), best(p, adaptive=False, views=v))), default=None)
                   for p in points] for v in numbers}  # fmt: skip
+    # The stronger form of each, as for images.
     aucs = [
-        over([f["scores"]["auc"]["mean"] for p in points for f in p["figures"]
-              if f["goal"] == "mask" and f["step"] == step and f["scores"].get("auc")])
+        over([max((f["scores"]["auc"]["mean"] for f in p["figures"]
+                   if f["goal"] == "mask" and f["step"] == step and f["scores"].get("auc")), default=None)
+              for p in points])
         for step in sorted({f["step"] for p in points for f in p["figures"] if f["goal"] == "mask"})
     ]  # fmt: skip
     naive = over([best(p, adaptive=False) for p in points])
