@@ -36,8 +36,7 @@ class VoxelNoise(ImageDefence):
 
     name = "voxel-noise"
     title = "Kept noise on the image"
-    promise = "No guarantee, but nothing to average on one voxel grid: "
-        "no number of views shows more than one noisy image."
+    promise = "No guarantee, but nothing to average on one voxel grid: many views show one noisy image."
     source = "permanent randomised response: Erlingsson et al. 2014, arXiv 1407.6981"
     options: ClassVar = {
         "scale": Parameter(1.0, 0.0, 1000.0, "standard deviations of the normalised image"),
