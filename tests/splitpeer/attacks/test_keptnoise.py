@@ -50,12 +50,12 @@ def likeness(found: np.ndarray, truth: np.ndarray) -> float:
 
 
 def test_two_sets_of_weights_see_through_noise_that_one_does_not() -> None:
-    view, models, truth = scene("gaussian:1.0,kept=true")
+    view, models, truth = scene("gaussian:3.0,kept=true")
     shadow = {"t1": np.stack([image(n) for n in range(5, 11)])}
     both = KeptNoise(iterations=150).run(view, Knowledge(models=models, shadow=shadow))
     last = Knowledge(model=models[20], weights_step=20, shadow=shadow)
     one = WhiteBox(iterations=80).run(view, last)
-    assert likeness(both.images, truth) > 0.97 > likeness(one.images, truth) + 0.05
+    assert likeness(both.images, truth) > 0.95 > likeness(one.images, truth) + 0.05
     assert both.views == 2 and "steps 10, 20" in both.assumptions[-1]
     again = KeptNoise(iterations=150).run(view, Knowledge(models=models, shadow=shadow))
     assert np.array_equal(both.images, again.images)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -26,7 +28,9 @@ def test_noise_is_as_wide_and_as_heavy_as_written(bench, written: str, kurtosis:
     for name in ("x0", "x1"):
         for sample in noise[name]:
             assert abs(sample.mean()) < 0.03
-            assert sample.std().item() == pytest.approx(0.7, rel=0.03)
+            # Four standard errors of a deviation estimated from so many values of this kurtosis.
+            error = math.sqrt((kurtosis - 1) / 4 / sample.numel())
+            assert sample.std().item() == pytest.approx(0.7, rel=4 * error)
     together = noise["x0"].flatten().double() / 0.7
     assert together.pow(4).mean().item() == pytest.approx(kurtosis, rel=0.2)
     neighbours = torch.corrcoef(torch.stack([together[:-1], together[1:]]))[0, 1]
@@ -73,7 +77,11 @@ def test_dropout_drops_its_share_and_leaves_the_rest(bench, rate: float) -> None
         dropped = sent[name] == 0
         assert dropped.float().mean().item() == pytest.approx(rate, abs=0.02)
         assert torch.equal(sent[name][~dropped], bench.tensors[name][~dropped])
-    assert torch.allclose(bench.sent(f"dropout:{rate},rescale=true")["x0"], sent["x0"] / (1 - rate))
+    # Other parameters are another draw; what is left is scaled.
+    scaled = bench.sent(f"dropout:{rate},rescale=true")["x0"]
+    left = scaled != 0
+    assert left.float().mean().item() == pytest.approx(1 - rate, abs=0.02)
+    assert torch.allclose(scaled[left], bench.tensors["x0"][left] / (1 - rate))
     assert not bench.sent("dropout:1,rescale=true")["x0"].any()
 
 
@@ -155,7 +163,10 @@ def test_a_projection_is_a_secret_orthogonal_map_of_the_channels(bench) -> None:
     half = bench.sent("projection:0.5")
     for name, tensor in half.items():
         kept = max(1, round(0.5 * bench.channels[name]))
-        assert torch.equal(tensor[:, :kept], whole[name][:, :kept])
+        # A part of a rotation: shorter, and not by the same secret as the whole.
+        before = bench.tensors[name].flatten(2).norm(dim=1)
+        assert (tensor.flatten(2).norm(dim=1) <= before * (1 + 1e-4) + 1e-5).all()
+        assert tensor[:, :kept].any() and not torch.equal(tensor[:, :kept], whole[name][:, :kept])
         assert not tensor[:, kept:].any()
     other = bench.release(step=9, batch=3, mode="evaluate")
     assert torch.equal(bench.sent("projection:0.5", other)["x0"], half["x0"])

@@ -52,6 +52,7 @@ def test_logs_and_results_of_a_run(scene, make) -> None:
     assert [e["event"] for e in events if e["event"] not in now_and_then] == [
         "peer.start",
         "link.up",
+        "peer.announced",
         "job.accepted",
         "job.begin",
         "job.checkpoint",
