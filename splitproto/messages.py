@@ -237,11 +237,29 @@ class Applied(Message):
 
 
 @dataclass(frozen=True, slots=True)
+class Advance(Message):
+    """Coordinator: this step is committed, and the steps since your last were made without you."""
+
+    name = "advance"
+    step: int = wire(STEP)
+
+
+@dataclass(frozen=True, slots=True)
+class Advanced(Message):
+    """Client: counts on from this step, with the weights it had."""
+
+    name = "advanced"
+    step: int = wire(STEP)
+
+
+@dataclass(frozen=True, slots=True)
 class Checkpoint(Message):
     """Coordinator: save your half at this committed step."""
 
     name = "checkpoint"
     step: int = wire(STEP)
+    keep: tuple[int, ...] | None = wire(ListOf(STEP, 64), default=None)
+    """Steps of which all parties hold a checkpoint: once the new one is safe, others may go; absent: not said."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,6 +269,15 @@ class Saved(Message):
     name = "saved"
     step: int = wire(STEP)
     digest: bytes = wire(DIGEST)
+
+
+@dataclass(frozen=True, slots=True)
+class Unsaved(Message):
+    """Client: not saved, and why; what was saved before is as it was, and work goes on."""
+
+    name = "unsaved"
+    step: int = wire(STEP)
+    reason: str = wire(Text(500))
 
 
 @dataclass(frozen=True, slots=True)

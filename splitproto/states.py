@@ -57,7 +57,9 @@ TRANSITIONS: dict[Side, dict[State, dict[str, State]]] = {
         S.WORKING: {
             "activations": S.WORKING,
             "applied": S.WORKING,
+            "advanced": S.WORKING,
             "saved": S.WORKING,
+            "unsaved": S.WORKING,
             "rolled-back": S.WORKING,
             "bye": S.DONE,
         },
@@ -73,6 +75,7 @@ TRANSITIONS: dict[Side, dict[State, dict[str, State]]] = {
         S.WORKING: {
             "forward": S.WORKING,
             "gradients": S.WORKING,
+            "advance": S.WORKING,
             "checkpoint": S.WORKING,
             "rollback": S.WORKING,
             "progress": S.WORKING,

@@ -56,8 +56,11 @@ MESSAGES: dict[str, messages.Message] = {
     "activations": messages.Activations("train", 1, 0, batch_digest(1, SEED, FIRST), {"x4": SMALL}),
     "gradients": messages.Gradients(1, {"x4": SMALL}),
     "applied": messages.Applied(1),
+    "advance": messages.Advance(7),
+    "advanced": messages.Advanced(7),
     "checkpoint": messages.Checkpoint(100),
     "saved": messages.Saved(100, hashlib.sha256(b"a checkpoint").digest()),
+    "unsaved": messages.Unsaved(100, "the disk is full"),
     "rollback": messages.Rollback(100),
     "rolled-back": messages.RolledBack(100),
     "progress": messages.Progress(100, {"loss": 1.25, "dice.wt": 0.875}),
@@ -100,6 +103,10 @@ def heads() -> Iterator[Case]:
     backwards = dict(reversed(maps["saved"].items()))
     yield fine("keys-in-any-order", backwards, "SP-8.1-5")
     yield fine("inventory-empty", {**maps["inventory"], "patients": []}, "SP-11-4: a site without patients")
+    keeping = maps["checkpoint"]
+    yield fine("checkpoint-keeping", {**keeping, "keep": [60, 80]}, "SP-11-33: ascending, older than step")
+    yield fine("checkpoint-keeping-none", {**keeping, "keep": []}, "SP-11-33: none but the new one")
+    yield fine("unsaved-no-reason", {**maps["unsaved"], "reason": ""}, "SP-11-34: nothing need be told")
     accept, said = maps["job-accept"], {"recorded": True, "defences": ["dropout:0.5", "gaussian:1@0,1"]}
     yield fine("job-offer-announcing", {**job, "recorded": False, "defences": []}, "SP-11-29, SP-11-30")
     yield fine("job-accept-announcing", {**accept, **said}, "SP-11-29, SP-11-30")
@@ -152,6 +159,12 @@ def heads() -> Iterator[Case]:
     yield case("recorded-as-int", {**accept, "recorded": 1}, "SP-8.2-4: no conversions")
     yield case("defences-too-many", {**accept, "defences": ["dropout:0.5"] * 33}, "SP-8.2-4: 33 texts")
     yield case("defence-too-long", {**accept, "defences": ["x" * 201]}, "SP-8.2-4: 201 characters")
+    yield case("keep-nil", {**keeping, "keep": None}, "SP-8.2-3: nil is not absence")
+    yield case("keep-too-many", {**keeping, "keep": list(range(65))}, "SP-8.2-4: 65 steps")
+    yield case("keep-negative", {**keeping, "keep": [-1]}, "SP-8.2-4: an item out of range")
+    yield case(
+        "unsaved-reason-too-long", {**maps["unsaved"], "reason": "x" * 501}, "SP-8.2-4: 501 characters"
+    )
     activations = maps["activations"]
     bare = {key: item for key, item in activations.items() if key != "tensors"}
     yield case("tensors-missing", bare, "SP-8.4-3: activations announce tensors")
@@ -261,6 +274,8 @@ def conversations() -> Iterator[Case]:
     yield case("step", working + step, at("working", "working"), "SP-9-1")
     upkeep = "|S checkpoint|C saved|S rollback|C rolled-back|S progress"
     yield case("upkeep", working + upkeep, at("working", "working"), "SP-9-1")
+    without = "|S forward|S advance|C advanced|C activations|S checkpoint|C unsaved"
+    yield case("made-without-it", working + without, at("working", "working"), "SP-9-1")
     declined = "C hello|S welcome|S job-offer|C job-decline|S job-offer|C job-accept"
     yield case(
         "declined-then-accepted", declined, at("joined", "joined"), "SP-9-1: the link outlives a decline"
@@ -282,6 +297,9 @@ def conversations() -> Iterator[Case]:
     yield case("forward-before-begin", joined + "|S forward", bad, "SP-9-1")
     yield case("inventory-after-begin", working + "|C inventory", bad, "SP-9-1")
     yield case("gradients-from-client", working + "|C gradients", bad, "SP-9-1")
+    yield case("advance-before-begin", joined + "|S advance", bad, "SP-9-1")
+    yield case("advance-from-client", working + "|C advance", bad, "SP-9-1")
+    yield case("unsaved-from-coordinator", working + "|S unsaved", bad, "SP-9-1")
     yield case("unknown", working + "|S weights", bad, "SP-9-1")
     yield case("after-bye", working + "|C bye|C applied", bad, "SP-9-3: bye is the last word")
     yield case("bye-twice", working + "|C bye|C bye", bad, "SP-9-3")
