@@ -13,7 +13,7 @@ import json
 import logging
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from splitpeer import durable
 from splitpeer.errors import DataError
 
 KEEP = 3
@@ -31,9 +32,13 @@ log = logging.getLogger(__name__)
 
 
 def save(
-    folder: Path, step: int, half_state: Mapping[str, Tensor], meta: Mapping[str, Any], keep: int = KEEP
+    folder: Path,
+    step: int,
+    half_state: Mapping[str, Tensor],
+    meta: Mapping[str, Any],
+    keep: int | Collection[int] = KEEP,
 ) -> str:
-    """Write the checkpoint of `step` durably, then remove the oldest others beyond `keep` in all.
+    """Write the checkpoint of `step` durably, and only then remove older ones.
 
     Args:
         folder: created (mode 0700) if need be. It belongs to this party alone: a `.part` found here is
@@ -41,16 +46,18 @@ def save(
         step: steps done, 0 to 99,999,999.
         half_state: tensors by name, on the CPU.
         meta: what JSON can hold.
+        keep: how many stay in all, the new one included (the oldest others go); or which steps stay beside
+            it (all others go).
 
     Returns:
         The digest, 64 hexadecimal digits: equal exactly if all tensors, their names and `meta` are equal.
 
     Raises:
-        DataError: the folder cannot be written (rights, full disk).
+        DataError: the folder cannot be written (rights, full disk). Every earlier checkpoint is intact.
     """
     if not 0 <= step < 10**8:
         raise ValueError(f"step must be 0 to 99,999,999, not {step}")
-    if keep < 1:
+    if isinstance(keep, int) and keep < 1:
         raise ValueError(f"at least one checkpoint must be kept, not {keep}")
     tensors = {name: tensor.contiguous() for name, tensor in half_state.items()}
     described = json.dumps(dict(meta), sort_keys=True, allow_nan=False)
@@ -58,18 +65,30 @@ def save(
     data = safetensors.torch.save(tensors, {_DIGEST: digest, _META: described})
     path = _path(folder, step)
     try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        for left_over in folder.glob("*.part"):
-            left_over.unlink()
-        _write_durably(path, data)
-        others = [other for other in _steps(folder) if other != step]
-        for old in others[: max(len(others) - (keep - 1), 0)]:
-            _path(folder, old).unlink()
+        durable.make_folder(folder)
+        for name in os.listdir(folder):
+            if name.endswith(durable.PART):
+                os.unlink(folder / name)
+        durable.replace(path, data)
     except OSError as error:
         raise DataError(
             f"{path}: checkpoint not written ({error.strerror}); free or change the folder"
         ) from error
+    if isinstance(keep, int):
+        others = [other for other in _steps(folder) if other != step]
+        keep = others[max(len(others) - (keep - 1), 0) :]
+    prune(folder, {step, *keep})
     return digest
+
+
+def prune(folder: Path, keep: Collection[int]) -> None:
+    """Remove the checkpoints of all steps but these. One that cannot be removed is a warning: it only takes room."""
+    for step in _steps(folder):
+        if step not in keep:
+            try:
+                os.unlink(_path(folder, step))
+            except OSError as error:
+                log.warning("%s: old checkpoint not removed (%s)", _path(folder, step), error.strerror)
 
 
 def load(folder: Path, step: int) -> tuple[dict[str, Tensor], dict[str, Any], str]:
@@ -79,8 +98,8 @@ def load(folder: Path, step: int) -> tuple[dict[str, Tensor], dict[str, Any], st
         DataError: there is none, or it is torn or altered.
     """
     path = _path(folder, step)
-    if not path.exists():
-        raise DataError(f"{path}: no such checkpoint; resume from one of {_steps(folder)}")
+    if step not in (steps := _steps(folder)):
+        raise DataError(f"{path}: no such checkpoint; resume from one of {steps}")
     try:
         tensors, meta, digest = read(path, step)
     except DataError as error:
@@ -92,17 +111,21 @@ def read(path: Path, step: int | None = None) -> tuple[dict[str, Tensor], dict[s
     """(tensors, meta, digest) of one checkpoint file, wherever it lies, verified; its own step unless one is given.
 
     Raises:
-        DataError: it is not there, or torn or altered.
+        DataError: it is not there, unreadable, torn or altered.
     """
     try:
-        with safetensors.safe_open(path, framework="pt", device="cpu") as file:
-            header = file.metadata() or {}
-            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 (not a dict)
-        described, digest = header.get(_META, ""), header.get(_DIGEST, "")
-        meta = json.loads(described) if described else {}
+        # Read, not mapped: a bad sector is an error here, and a SIGBUS that ends the process there.
+        data = path.read_bytes()
     except FileNotFoundError as error:
         raise DataError(f"{path}: no such file") from error
-    except (OSError, ValueError, safetensors.SafetensorError) as error:
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from error
+    try:
+        tensors = safetensors.torch.load(data)
+        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")]).get("__metadata__", {})
+        described, digest = header.get(_META, ""), header.get(_DIGEST, "")
+        meta = dict(json.loads(described)) if described else {}
+    except (ValueError, TypeError, LookupError, safetensors.SafetensorError) as error:
         raise DataError(f"{path}: torn or altered, not a whole safetensors file") from error
     if not described:
         raise DataError(
@@ -114,7 +137,13 @@ def read(path: Path, step: int | None = None) -> tuple[dict[str, Tensor], dict[s
 
 
 def available(folder: Path) -> dict[int, str]:
-    """{step: digest} of every whole checkpoint, oldest first; others are skipped with a logged warning."""
+    """{step: digest} of every whole checkpoint, oldest first; others are skipped with a logged warning.
+
+    All of every file is read: whoever relies on this names them to others as safe.
+
+    Raises:
+        DataError: the folder cannot be read.
+    """
     whole = {}
     for step in _steps(folder):
         try:
@@ -125,7 +154,7 @@ def available(folder: Path) -> dict[int, str]:
 
 
 def latest(folder: Path) -> int | None:
-    """The newest step with a whole checkpoint, or None."""
+    """The newest step with a whole checkpoint, or None. Raises DataError where the folder cannot be read."""
     for step in reversed(_steps(folder)):
         try:
             load(folder, step)
@@ -138,12 +167,14 @@ def latest(folder: Path) -> int | None:
 
 def discard_after(folder: Path, step: int) -> None:
     """Remove the checkpoints of steps beyond `step`: after a rollback they tell of a run that never was."""
+    steps = _steps(folder)
     try:
-        for later in _steps(folder):
+        for later in steps:
             if later > step:
-                _path(folder, later).unlink()
-        if folder.is_dir():
-            _sync(folder)
+                os.unlink(_path(folder, later))
+        # Even if none went now: an earlier attempt may have died before it came here.
+        if steps:
+            durable.sync_folder(folder)
     except OSError as error:
         raise DataError(
             f"{folder}: a checkpoint cannot be removed ({error.strerror}); check the folder"
@@ -155,9 +186,16 @@ def _path(folder: Path, step: int) -> Path:
 
 
 def _steps(folder: Path) -> list[int]:
-    if not folder.is_dir():
+    """Sorted. A folder that cannot be read is an error: none there and none seen are two things."""
+    try:
+        names = os.listdir(folder)
+    except FileNotFoundError:
         return []
-    return sorted(int(match[1]) for entry in folder.iterdir() if (match := _NAME.fullmatch(entry.name)))
+    except OSError as error:
+        raise DataError(
+            f"{folder}: checkpoints cannot be read ({error.strerror}); check the folder and whose it is"
+        ) from error
+    return sorted(int(match[1]) for name in names if (match := _NAME.fullmatch(name)))
 
 
 def _digest(step: int, tensors: Mapping[str, Tensor], described: str) -> str:
@@ -167,23 +205,3 @@ def _digest(step: int, tensors: Mapping[str, Tensor], described: str) -> str:
     for name in sorted(tensors):
         digest.update(tensors[name].reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
-
-
-def _write_durably(path: Path, data: bytes) -> None:
-    part = path.with_suffix(".part")
-    descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with open(descriptor, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(part, path)
-    _sync(path.parent)
-
-
-def _sync(folder: Path) -> None:
-    """A rename is durable only when the folder is."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import signal
 import stat
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -87,6 +89,38 @@ def test_the_newest_are_kept(tmp_path: Path) -> None:
     assert checkpoint.latest(tmp_path) == 300
 
 
+def test_named_steps_are_kept(tmp_path: Path) -> None:
+    """What all parties hold stays, however old (SP-11-13)."""
+    for step in range(0, 600, 100):
+        checkpoint.save(tmp_path, step, TENSORS, META, keep=10)
+    checkpoint.save(tmp_path, 600, TENSORS, META, keep=(100, 400, 12345))
+    assert list(checkpoint.available(tmp_path)) == [100, 400, 600]
+    checkpoint.save(tmp_path, 700, TENSORS, META, keep={700})
+    assert list(checkpoint.available(tmp_path)) == [700]
+    checkpoint.save(tmp_path, 800, TENSORS, META, keep=frozenset())
+    assert list(checkpoint.available(tmp_path)) == [800]
+
+
+def test_an_old_one_that_stays_is_no_failure(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The new one is durable: to call it not written would be a lie."""
+    checkpoint.save(tmp_path, 100, TENSORS, META)
+
+    unlink = os.unlink
+
+    def refuse(path: Path) -> None:
+        if path.suffix == ".safetensors":
+            raise PermissionError(errno.EPERM, "Operation not permitted", str(path))
+        unlink(path)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(checkpoint.os, "unlink", refuse)
+        checkpoint.save(tmp_path, 200, TENSORS, META, keep=1)
+    assert "step-00000100.safetensors: old checkpoint not removed (Operation not permitted)" in caplog.text
+    assert list(checkpoint.available(tmp_path)) == [100, 200]
+
+
 def test_an_empty_folder(tmp_path: Path) -> None:
     assert checkpoint.available(tmp_path / "none") == {}
     assert checkpoint.latest(tmp_path / "none") is None
@@ -156,12 +190,13 @@ def test_a_checkpoint_under_another_steps_name(two: Path, caplog: pytest.LogCapt
 
 
 KILLED = """
-import os, signal, sys
+import os, signal, stat, sys
 from pathlib import Path
 import torch
 from splitpeer.training import checkpoint
-def killed(*arguments):
-    os.kill(os.getpid(), signal.SIGKILL)
+def killed(what, *more):
+    if not isinstance(what, int) or stat.S_ISREG(os.fstat(what).st_mode):
+        os.kill(os.getpid(), signal.SIGKILL)
 setattr(os, sys.argv[2], killed)
 checkpoint.save(Path(sys.argv[1]), int(sys.argv[3]), {"model/weight": torch.zeros(4)}, {"step": 200})
 """
@@ -192,6 +227,41 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("not a folder")
     with pytest.raises(DataError, match="not written"):
         checkpoint.save(tmp_path / "file", 1, TENSORS, META)
+
+
+@pytest.mark.parametrize("ask", [checkpoint.available, checkpoint.latest])
+def test_a_folder_that_cannot_be_read(
+    tmp_path: Path, ask: Callable[[Path], object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """None there and none seen are two things: the second must not begin a run anew."""
+    checkpoint.save(tmp_path, 100, TENSORS, META)
+    (tmp_path / "file").write_text("not a folder")
+    with pytest.raises(
+        DataError, match=r"^[^\n]*file: checkpoints cannot be read \(Not a directory\)[^\n]*$"
+    ):
+        ask(tmp_path / "file")
+
+    def refuse(path: Path) -> list[str]:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(checkpoint.os, "listdir", refuse)
+    with pytest.raises(DataError, match=r"checkpoints cannot be read \(Permission denied\)"):
+        ask(tmp_path)
+
+
+def test_a_bad_sector(two: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Skipped, and its cause is said; a file that is mapped would end the process with SIGBUS."""
+    whole = Path.read_bytes
+
+    def read_bytes(path: Path) -> bytes:
+        if path.name == "step-00000200.safetensors":
+            raise OSError(errno.EIO, "Input/output error", str(path))
+        return whole(path)
+
+    monkeypatch.setattr(Path, "read_bytes", read_bytes)
+    assert list(checkpoint.available(two)) == [100]
+    assert "step-00000200.safetensors: cannot be read (Input/output error)" in caplog.text
+    assert checkpoint.latest(two) == 100
 
 
 def test_misuse(tmp_path: Path) -> None:

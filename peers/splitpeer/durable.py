@@ -1,0 +1,70 @@
+"""Files that a power cut cannot undo: written whole, synced, renamed, and the rename synced as well.
+
+A write returns before anything is on the medium, and so does a rename. Until `fsync` of the file its name may
+lead to nothing or to zeros; until `fsync` of the folder its name may be missing.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from contextlib import suppress
+from pathlib import Path
+
+PART = ".part"
+"""Suffix of what is being written. What a crash left under it is nobody's, and the next write removes it."""
+
+
+def replace(path: Path, data: bytes, mode: int = 0o600) -> None:
+    """Write `path` whole or not at all. Once this has returned it is on the medium; until then the file before is.
+
+    Raises:
+        OSError: full disk, rights. The file before is untouched and nothing half-written stays.
+    """
+    part = path.with_suffix(PART)
+    with suppress(FileNotFoundError):
+        os.unlink(part)
+    try:
+        file = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+        try:
+            left = memoryview(data)
+            while left:
+                left = left[os.write(file, left) :]
+            os.fsync(file)
+        finally:
+            # Some file systems tell of a full disk only here.
+            os.close(file)
+        os.replace(part, path)
+    except BaseException:
+        with suppress(OSError):
+            os.unlink(part)
+        raise
+    sync_folder(path.parent)
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder (mode 0700) and those above it, durably. One that is there is fine. Raises OSError."""
+    try:
+        os.mkdir(folder, 0o700)
+    except FileExistsError:
+        if not folder.is_dir():
+            raise
+    except FileNotFoundError:
+        make_folder(folder.parent)
+        os.mkdir(folder, 0o700)
+    # Also where it was there: whoever made it may have died before this line. Above, not all is ours to read.
+    with suppress(PermissionError):
+        sync_folder(folder.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Names made, changed or removed in it are on the medium once this has returned. Raises OSError."""
+    file = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(file)
+    except OSError as error:
+        # Network shares that cannot sync a folder say so; what they promise is theirs.
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(file)
