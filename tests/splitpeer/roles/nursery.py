@@ -1,6 +1,6 @@
 """Real `splitpeer` processes without paying for the imports of torch and MONAI each time.
 
-Run as a script, by the tests' conftest. It imports what the roles need, once, and then forks a process per
+Run as a script, by `scene.py`. It imports what the roles need, once, and then forks a process per
 line of its standard input, `{"argv": [...], "cwd": "...", "log": "..."}`, which runs the command line as the
 console script would: own pid, own process group, own signals, own exit code. It answers `{"pid": n}`, and
 later `{"pid": n, "code": n}`. When its standard input ends, it kills what still runs.

@@ -17,7 +17,7 @@ from splitpeer.curious.recorder import new_key
 from splitpeer.roles import run as runs
 from splitproto.messages import Activations
 
-from .conftest import SEED, Scene
+from .scene import SEED, Scene
 
 Run = Callable[..., tuple[int, str, str]]
 RUN = bytes(range(16))
