@@ -52,7 +52,7 @@ WAITING = 64
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """Deadlines in seconds, and the budget of one TLS key."""
+    """Deadlines in seconds, and the budget of one link and its TLS key."""
 
     handshake: float = constants.HANDSHAKE_TIMEOUT
     heartbeat: float = constants.HEARTBEAT_INTERVAL
@@ -60,6 +60,9 @@ class Timing:
     close: float = constants.CLOSE_TIMEOUT
     record_budget: int = constants.RECORD_BUDGET
     byte_budget: int = constants.BYTE_BUDGET
+    lifetime: float = constants.LINK_LIFETIME
+    recheck: float = constants.RECHECK_INTERVAL
+    """How often the shells look at certificates and revocation list again; nothing of it happens here."""
 
 
 def binding(dialler: bytes, listener: bytes) -> bytes:
@@ -168,6 +171,7 @@ class Connection:
 
         self._handshake_ends = now + self._timing.handshake
         self._close_ends = math.inf
+        self._worn_at = math.inf
         self._heard = now
         self._pinged = now
 
@@ -271,12 +275,14 @@ class Connection:
         if self.agreement is None:
             return self._handshake_ends
         silent_until = max(self._heard, self._pinged) + self._timing.heartbeat
-        return min(silent_until, self._heard + self._timing.silence)
+        return min(silent_until, self._heard + self._timing.silence, self._worn_at)
 
     def handle_timer(self, now: float) -> None:
-        """Heartbeats and deadlines."""
+        """Heartbeats, deadlines, and the end of the link's life."""
         if self.closed:
             return
+        if now >= self._worn_at:
+            self._rotation(f"the link has lived for {self._timing.lifetime:g} s")
         if self._channel.shut:
             if now >= self._close_ends:
                 self._close(None)
@@ -463,6 +469,7 @@ class Connection:
             raise FrameError("a message before TLS")
         self.agreement = agreement
         self._credit = agreement.send_limit
+        self._worn_at = self._heard + self._timing.lifetime
         self._events.append(Established(self.peer, agreement, self._channel.description))
 
     def _binding(self) -> bytes:
@@ -553,13 +560,17 @@ class Connection:
 
     def _count_budget(self) -> None:
         # SP-6-10: nobody updates keys for us, so a link retires before AES-GCM's limit.
-        spent = (
+        if (
             self._channel.records_out >= self._timing.record_budget
             or self._channel.bytes_out >= self._timing.byte_budget
-        )
-        if spent and not self._rotation_told:
+        ):
+            self._rotation("the key's budget is spent")
+
+    def _rotation(self, cause: str) -> None:
+        self._worn_at = math.inf
+        if not self._rotation_told:
             self._rotation_told = True
-            self._events.append(RotationDue())
+            self._events.append(RotationDue(cause))
 
     # --- ending -----------------------------------------------------------------------------------------
 

@@ -20,6 +20,10 @@ RECORD_BUDGET = 1 << 24
 """Records per direction and key; RFC 8446 5.5 allows 2^24.5 full AES-GCM records."""
 BYTE_BUDGET = 256 << 30
 """Bytes per direction and key."""
+LINK_LIFETIME = 86_400.0
+"""Seconds that one TLS key is used: who took a key, or was revoked unnoticed, has a day at most."""
+RECHECK_INTERVAL = 30.0
+"""Seconds between two looks at the certificates of links that are open."""
 
 # --- frames (SP-7) ---------------------------------------------------------------------------------------
 FRAME_HEADER = 12

@@ -3,7 +3,7 @@
     SplitprotoError
     ├── LocalError              found on this side; `code` and `reason` are what the peer is told
     │   ├── EnvelopeError, CarrierVersionError, SequenceGap, LinkReset, LinkLost, TooManyLinks      0x01xx carrier
-    │   ├── SecureChannelError, ChannelTruncated, IdentityError                                     0x02xx channel
+    │   ├── SecureChannelError, ChannelTruncated, IdentityError, CertificateEnded                   0x02xx channel
     │   ├── FrameError, CodecError, TensorError, MessageTooLarge, FlowControlError                  0x03xx encoding
     │   ├── VersionMismatch, FeatureMissing, NotAuthorised, BindingMismatch, Superseded             0x04xx admission
     │   ├── UnexpectedMessage, StepMismatch, Misaligned, SchemaMismatch, PolicyRefused,
@@ -116,9 +116,15 @@ class ChannelTruncated(LocalError):
 
 
 class IdentityError(LocalError):
-    """A certificate that does not name a splitproto identity."""
+    """A certificate that names no splitproto identity, or no longer does: it was revoked."""
 
     code, name = 0x0203, "identity-malformed"
+
+
+class CertificateEnded(LocalError):
+    """A certificate of this link has reached its end; who has a new one dials again, who has none is refused then."""
+
+    code, name, retry = 0x0204, "certificate-ended", True
 
 
 # --- 0x03xx encoding ------------------------------------------------------------------------------

@@ -39,7 +39,10 @@ class Received(Event):
 
 @dataclass(frozen=True, slots=True)
 class RotationDue(Event):
-    """The key's budget is spent: say bye("rotate") at the next good moment, then dial again."""
+    """Say bye("rotate") at the next good moment, then dial again."""
+
+    cause: str
+    """For people: a budget that is spent, a life that is over."""
 
 
 @dataclass(frozen=True, slots=True)

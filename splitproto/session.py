@@ -72,7 +72,9 @@ class Session:
         self.ended: asyncio.Future[SplitprotoError | None] = self._loop.create_future()
         """Done when the link is over: the error, or None after two byes."""
         self.rotation_due = False
-        """The key's budget is spent: end with `close("rotate")` at the next good moment and dial again."""
+        """End with `close("rotate")` at the next good moment; the dialler dials again: see `rotate`."""
+        self.rotation_cause = ""
+        """Why, for people."""
         self.tap: Tap | None = None
         """Told ("out", message) when a message is queued and ("in", message) when it is handed over: all that the
         application says and hears, bye included; not hello, welcome, error, heartbeats."""
@@ -191,6 +193,11 @@ class Session:
         self._connection.fail(error, self._loop.time())
         self._after()
 
+    def rotate(self, cause: str) -> None:
+        """A new link should take this one's place: its key is worn, or certificates have changed."""
+        if not self.rotation_due:
+            self.rotation_due, self.rotation_cause = True, printable(cause)
+
     # --- for the carrier --------------------------------------------------------------------------------
 
     def arrived(self, data: bytes | memoryview) -> None:
@@ -238,7 +245,7 @@ class Session:
             elif isinstance(event, Established):
                 self._established.set_result(event)
             elif isinstance(event, RotationDue):
-                self.rotation_due = True
+                self.rotate(event.cause)
             elif isinstance(event, Closed):
                 self._end(event.error)
         self._wake.set()

@@ -18,6 +18,8 @@ from pydantic import AfterValidator, BeforeValidator, Field, PositiveInt, model_
 from splitpeer.data.layouts import canonical_modality
 from splitpeer.errors import ConfigError, DataError
 from splitpeer.settings import Section, Settings
+from splitproto.connection import Timing
+from splitproto.constants import BYTE_BUDGET, LINK_LIFETIME, RECHECK_INTERVAL
 from splitproto.errors import IdentityError
 from splitproto.identity import AllowList, Credentials, check_name
 
@@ -176,6 +178,16 @@ class Network(Section):
     listen: Annotated[str, AfterValidator(_address)] | None = None
     reconnect_s: Seconds = 300.0
     """How long a client that lost the coordinator keeps trying, in seconds."""
+    rotate_mib: Annotated[int, Field(ge=1, le=BYTE_BUDGET >> 20)] = BYTE_BUDGET >> 20
+    """A link that has sent so much makes way for a new one with a new key, MiB."""
+    rotate_s: Seconds = LINK_LIFETIME
+    """The same after so many seconds."""
+    recheck_s: Seconds = RECHECK_INTERVAL
+    """How often certificates and revocation list are looked at while a link is open, in seconds."""
+
+    def timing(self) -> Timing:
+        """For `dial` and `Listener`."""
+        return Timing(byte_budget=self.rotate_mib << 20, lifetime=self.rotate_s, recheck=self.recheck_s)
 
 
 class PeerData(Section):

@@ -26,6 +26,9 @@ key = {key}  # mode 0600
 
 [network]
 {network}
+rotate_mib = 262144  # a link that has sent so much makes way for a new one with a new key
+rotate_s = 86400  # so does one that is so old
+recheck_s = 30  # how often certificates and revocation list are looked at while a link is open
 
 [data]
 {data}layout = "folder"  # "folder": <patient>.nii.gz files; "msd": Medical Segmentation Decathlon; "brats": BraTS

@@ -12,7 +12,7 @@ from splitpeer import templates
 from splitpeer.config import JobConfig, PeerConfig, endpoint, find_peer_toml
 from splitpeer.errors import ConfigError
 from splitpeer.settings import parse_override, to_toml
-from splitproto import pki
+from splitproto import Timing, pki
 from splitproto.errors import NotAuthorised
 
 NOW = datetime.now(UTC)
@@ -55,6 +55,14 @@ def test_a_client(tmp_path: Path) -> None:
     assert config.policy.max_message_bytes == 2**30
     assert config.runtime.initial_weights == "private"
     assert config.network.reconnect_s == 300
+    assert config.network.timing() == Timing()
+
+
+def test_how_long_a_link_serves(tmp_path: Path) -> None:
+    text = changed(CLIENT, "rotate_mib = 262144", "rotate_mib = 1")
+    text = changed(text, "rotate_s = 86400", "rotate_s = 3")
+    timing = peer(tmp_path, changed(text, "recheck_s = 30", "recheck_s = 0.5")).network.timing()
+    assert timing == Timing(byte_budget=1 << 20, lifetime=3.0, recheck=0.5)
 
 
 def test_a_coordinator(tmp_path: Path) -> None:
@@ -214,6 +222,14 @@ def refused(load: object, *arguments: object, **keywords: object) -> str:
         ('"tcp://coordinator.example.org:7443"', '"tcp://*:7443"', "nobody can dial '*'"),
         ("reconnect_s = 300", "reconnect_s = 0", "[network] reconnect_s must be greater than 0, not 0"),
         ("reconnect_s = 300", "reconnect_s = nan", "[network] reconnect_s must be"),
+        (
+            "rotate_mib = 262144",
+            "rotate_mib = 262145",
+            "[network] rotate_mib must be less than or equal to 262144",
+        ),
+        ("rotate_mib = 262144", "rotate_mib = 0", "[network] rotate_mib must be greater than or equal to 1"),
+        ("rotate_s = 86400", "rotate_s = 0", "[network] rotate_s must be greater than 0"),
+        ("recheck_s = 30", "recheck_s = inf", "[network] recheck_s must be"),
         ("reconnect_s = 300", 'listen = "tcp://*:1"', "[network] listen is not for a client: remove it"),
         ('images = "images"', 'images = ""', "[data] images: is empty"),
         ('images = "images"', "images = 3", "[data] images"),

@@ -421,13 +421,31 @@ def test_the_budget_of_a_key_asks_for_rotation_once_and_the_link_goes_on(
     for step in range(3):
         pair.client.send(Activations("train", step, 0, bytes(32), {"x": np.zeros(500_000, np.uint8)}))
         pair.exchange()
-    assert [event for event in pair.heard[CLIENT] if isinstance(event, RotationDue)] == [RotationDue()]
+    (due,) = (event for event in pair.heard[CLIENT] if isinstance(event, RotationDue))
+    assert due == RotationDue("the key's budget is spent")
     assert not any(isinstance(event, RotationDue) for event in pair.heard[COORDINATOR])
     assert len(pair.messages(COORDINATOR)) == 3
     for side in Side:
         pair.of(side).send(Bye("rotate", ""))
         pair.exchange()
     assert pair.closed(CLIENT) == pair.closed(COORDINATOR) == Closed(None)
+
+
+def test_a_link_that_is_old_asks_for_rotation_once_and_goes_on(make_pair: MakePair) -> None:
+    pair = make_pair(timing=Timing(lifetime=100.0)).work(3.0)
+    now, seen = 3.0, set()
+    while now < 200.0:
+        before, now = now, min(pair.of(side).next_timer() for side in Side)
+        assert before < now, "a timer asks for the past"
+        for side in Side:
+            pair.of(side).handle_timer(now)
+        pair.exchange(now)
+        for side in Side:
+            due = [event for event in pair.heard[side] if isinstance(event, RotationDue)]
+            assert due == ([RotationDue("the link has lived for 100 s")] if now >= 103.0 else [])
+        seen.add(now)
+    assert 103.0 in seen
+    assert pair.closed(CLIENT) is pair.closed(COORDINATOR) is None
 
 
 # --- ends --------------------------------------------------------------------------------------------------
