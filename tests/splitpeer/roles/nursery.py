@@ -4,6 +4,9 @@ Run as a script, by `scene.py`. It imports what the roles need, once, and then f
 line of its standard input, `{"argv": [...], "cwd": "...", "log": "..."}`, which runs the command line as the
 console script would: own pid, own process group, own signals, own exit code. It answers `{"pid": n}`, and
 later `{"pid": n, "code": n}`. When its standard input ends, it kills what still runs.
+
+A line may also hold what only tests want otherwise: `pace` multiplies heartbeats and the silence that ends a
+link, `run` is the run's id (noise is drawn from it), `clock` a file with seconds to add to the wall clock.
 """
 
 from __future__ import annotations
@@ -14,14 +17,39 @@ import select
 import signal
 import sys
 import threading
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import torch
 
 import splitpeer.cli.serve
 import splitpeer.roles.client
-import splitpeer.roles.coordinator  # noqa: F401
+import splitpeer.roles.coordinator
+import splitpeer.roles.run
 from splitpeer.cli import main
 from splitpeer.training.optimiser import make_optimiser
+from splitproto import Timing, constants
+
+
+def bend(asked: dict[str, Any]) -> None:
+    """What only tests want otherwise, in the child."""
+    if pace := asked.get("pace"):
+        for name in ("HEARTBEAT_INTERVAL", "PEER_TIMEOUT", "HANDSHAKE_TIMEOUT"):
+            setattr(constants, name, getattr(constants, name) * pace)
+        was = Timing()
+        usual = {was.heartbeat, was.silence, was.handshake}
+        # The defaults of a dataclass are those of its __init__.
+        Timing.__init__.__defaults__ = tuple(
+            value * pace if value in usual and isinstance(value, float) else value
+            for value in Timing.__init__.__defaults__
+        )
+    if run := asked.get("run"):
+        splitpeer.roles.run.secrets = SimpleNamespace(token_bytes=lambda _: bytes.fromhex(run))
+    if clock := asked.get("clock"):
+        real, offset = time.time, Path(clock)
+        time.time = lambda: real() + float(offset.read_text() or 0)
 
 
 def become(argv: list[str], cwd: str, log: str) -> None:
@@ -58,6 +86,7 @@ def serve() -> None:
             asked = json.loads(line)
             pid = os.fork()
             if pid == 0:
+                bend(asked)
                 become(asked["argv"], asked["cwd"], asked["log"])
             # Here and not in the child, so that the group is there when the next one joins it.
             os.setpgid(pid, asked["group"] or pid)

@@ -179,14 +179,14 @@ class Nursery:
             self._codes[heard["pid"]] = heard["code"]
         return heard
 
-    def start(self, argv: Sequence[str], cwd: Path, log: Path, group: int = 0) -> Daemon:
+    def start(self, argv: Sequence[str], cwd: Path, log: Path, group: int = 0, **bent: Any) -> Daemon:
         assert self._process.stdin is not None
         while not self._ready:
             heard = self._hear(WAIT_S)
             assert heard is not None, "the imports took too long"
             self._ready = "ready" in heard
         log.touch()
-        asked = {"argv": list(argv), "cwd": str(cwd), "log": str(log), "group": group}
+        asked = {"argv": list(argv), "cwd": str(cwd), "log": str(log), "group": group, **bent}
         self._process.stdin.write(json.dumps(asked) + "\n")
         while True:
             heard = self._hear(WAIT_S)
@@ -268,6 +268,8 @@ class Scene:
     port: int = field(default_factory=free_port)
     started: list[Daemon] = field(default_factory=list)
     modalities: tuple[str, ...] = ()
+    bent: dict[str, Any] = field(default_factory=dict)
+    """What only tests want otherwise in every process: see `nursery.py`."""
 
     # --- files -----------------------------------------------------------------------------------------
 
@@ -349,7 +351,9 @@ class Scene:
 
     def start(self, who: str, *arguments: str, group: int = 0) -> Daemon:
         """`splitpeer serve` in the folder of `who`, as a process of its own."""
-        daemon = self.nursery.start(self._argv(who, arguments), self.folder / who, self._log(who), group)
+        daemon = self.nursery.start(
+            self._argv(who, arguments), self.folder / who, self._log(who), group, **self.bent
+        )
         self.started.append(daemon)
         return daemon
 

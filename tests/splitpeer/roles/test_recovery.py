@@ -9,6 +9,8 @@ import time
 
 import pytest
 
+from tests.faults.relays import TcpRelay
+
 STEPS = 60
 LONG = {"steps": STEPS, "checkpoint_every": 10}
 BRISK = {"join_s": 40, "step_s": 20, "reconnect_s": 40}
@@ -38,14 +40,15 @@ def test_a_coordinator_asked_to_stop_goes_on_with_resume(scene) -> None:
 
 
 def test_control_c_on_everybody_leaves_a_state_to_resume_from(scene) -> None:
-    scene.cast("flair", "t1", training=LONG, deadlines=BRISK)
+    # Nobody may wait for the others' return: that would be an hour.
+    scene.cast("flair", "t1", training=LONG, deadlines={**BRISK, "reconnect_s": 3600})
+    for modality in scene.modalities:
+        scene.client(modality, network={"reconnect_s": 3600})
     hub = scene.start("hub")
     clients = [scene.start(f"site-{m}", group=hub.pid) for m in scene.modalities]
     scene.until_step(13)
-    began = time.monotonic()
     os.killpg(hub.pid, signal.SIGINT)
     assert [daemon.code() for daemon in (hub, *clients)] == [0, 0, 0], [d.said for d in (hub, *clients)]
-    assert time.monotonic() - began < 25  # and not reconnect_s
     assert all("Traceback" not in daemon.said for daemon in (hub, *clients))
     hub, clients = scene.start_all("--resume")
     assert hub.code() == 0, hub.said
@@ -65,10 +68,8 @@ def test_a_second_signal_does_not_wait(scene) -> None:
     hub.until(r"job\.draining")
     time.sleep(0.2)
     assert scene.nursery.runs(hub.pid)
-    began = time.monotonic()
     hub.signal(signal.SIGINT)
-    assert hub.code() == 130
-    assert time.monotonic() - began < 1.5
+    assert hub.code() == 130  # the first signal's way out ends with another
     assert "Traceback" not in hub.said
 
 
@@ -146,58 +147,6 @@ def test_a_coordinator_killed_leaves_clients_that_say_so_and_a_state_to_resume_f
 # --- links that end while both sides live ----------------------------------------------------------------
 
 
-class Relay:
-    """TCP from one port to another, which a test can cut, on both sides or on one."""
-
-    def __init__(self, target: int) -> None:
-        self._target = target
-        self._pipes: list[tuple[asyncio.StreamWriter, asyncio.StreamWriter]] = []
-        self._tasks: set[asyncio.Task[None]] = set()
-        self.connections = 0
-
-    async def __aenter__(self) -> Relay:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
-        self.port = self._server.sockets[0].getsockname()[1]
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        self._server.close()
-        for pair in self._pipes:
-            for end in pair:
-                end.close()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            far_reader, far_writer = await asyncio.open_connection("127.0.0.1", self._target)
-        except OSError:
-            writer.close()
-            return
-        self.connections += 1
-        self._pipes.append((writer, far_writer))
-        for source, sink in ((reader, far_writer), (far_reader, writer)):
-            task = asyncio.create_task(self._pump(source, sink))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
-
-    async def _pump(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
-        try:
-            while data := await source.read(1 << 16):
-                sink.write(data)
-                await sink.drain()
-        except OSError:
-            return
-
-    def cut(self, *, far_side: bool = True) -> None:
-        for near, far in self._pipes:
-            near.transport.abort()
-            if far_side:
-                far.transport.abort()
-        self._pipes = [] if far_side else self._pipes
-
-
 async def until(true, on, timeout: float = 60.0) -> None:
     """Wait for `true()`; that somebody ended meanwhile is an answer too."""
     async with asyncio.timeout(timeout):
@@ -212,7 +161,7 @@ async def until(true, on, timeout: float = 60.0) -> None:
 )
 async def test_a_cut_line_costs_no_step(scene, far_side: bool) -> None:
     scene.cast("flair", "t1", training={"steps": 40, "checkpoint_every": 100})
-    async with Relay(scene.port) as relay:
+    async with TcpRelay(scene.port) as relay:
         scene.client("t1", network={"coordinator": f"tcp://127.0.0.1:{relay.port}"})
         async with scene.running() as on:
             for step in (3, 11, 12, 20):
