@@ -9,7 +9,7 @@ from __future__ import annotations
 import fcntl
 import os
 import signal
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from splitpeer.errors import ConfigError
@@ -74,6 +74,8 @@ class Holder:
     pid: int | None
     """As the lock says; None if it says nothing."""
     path: Path
+    since: float = field(compare=False)
+    """When it took the lock: wall clock, seconds."""
 
     def signal(self, number: int) -> bool:
         """Send a signal to that process, and to no other that has its number by now. False: it is gone.
@@ -146,7 +148,8 @@ def holder(folder: Path) -> Holder | None:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
             written = os.pread(file, 32, 0).strip()
-            return Holder(int(written) if written.isdigit() and int(written) > 0 else None, path)
+            pid = int(written) if written.isdigit() and int(written) > 0 else None
+            return Holder(pid, path, os.fstat(file).st_mtime)
         return None
     finally:
         os.close(file)

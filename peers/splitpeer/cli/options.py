@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import click
 
 from splitpeer.config import PeerConfig, find_peer_toml
 from splitpeer.errors import ConfigError
+from splitpeer.seen import PeerHead
 from splitpeer.settings import parse_override
 
 FILE = click.Path(path_type=Path)
@@ -21,6 +22,13 @@ config_option = click.option(
     "config_file",
     type=FILE,
     help="peer.toml; default: $SPLITPEER_CONFIG, ./peer.toml, ~/.config/splitpeer/peer.toml.",
+)
+heads_option = click.option(
+    "--config",
+    "config_files",
+    type=FILE,
+    multiple=True,
+    help="peer.toml, also several; default: $SPLITPEER_CONFIG, ./peer.toml, ~/.config/splitpeer/peer.toml.",
 )
 set_option = click.option(
     "--set",
@@ -38,6 +46,12 @@ def load_peer(
     """`peer.toml` as the command line wants it: `--config`, `--set`, and a command's own flags by section.key."""
     given = dict(parse_override(setting) for setting in settings)
     return PeerConfig.load(find_peer_toml(config_file), given | dict(overrides or {}))
+
+
+def load_heads(files: Sequence[Path], settings: tuple[str, ...] = ()) -> list[PeerHead]:
+    """Who and where of each `peer.toml`; of the usual one where none is named. Raises ConfigError."""
+    given = dict(parse_override(setting) for setting in settings)
+    return [PeerHead.load(file, given) for file in files or (find_peer_toml(),)]
 
 
 def private_files() -> None:

@@ -16,6 +16,8 @@ COMMANDS = {
     "config": ("splitpeer.cli.config:config", "Check or show settings."),
     "data": ("splitpeer.cli.data:data", "Look at a site's images before training."),
     "serve": ("splitpeer.cli.serve:serve", "Run this peer: a hospital's client, or the coordinator."),
+    "status": ("splitpeer.cli.status:status", "What this peer does, and what it waits for."),
+    "drain": ("splitpeer.cli.drain:drain", "Stop this peer in good order."),
     "trail": ("splitpeer.cli.trail:trail", "Show and check this peer's audit trail."),
     "privacy": (
         "splitpeer.cli.privacy:privacy",

@@ -1,0 +1,353 @@
+"""`splitpeer status`: what daemons on this machine are doing, and what they wait for."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+from rich import box
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from splitpeer.cli.options import FILE, echo_json, heads_option, json_option, load_heads, set_option
+from splitpeer.seen import PeerHead, Seen, look
+from splitproto.errors import printable
+
+REFRESH_S = 1.0
+NOT_RUNNING, SILENT = 1, 3
+_PLAIN_WIDTH = 10_000  # where nobody looks at columns, no line is broken
+_STYLES = {"running": "green", "silent": "yellow", "stopped": "dim", "died": "red", "never": "dim"}
+_STATES = {"joined": "green", "awaited": "yellow", "absent": "red", "catching up": "yellow"}
+_LINES: tuple[tuple[str, ...], ...] = (
+    ("loss", "dice", "epsilon"),
+    ("checkpoints", "absence"),
+)
+_PLACED = {
+    "job",
+    "run",
+    "step",
+    "steps",
+    "address",
+    "coordinator",
+    "tls",
+    *(n for line in _LINES for n in line),
+}
+
+
+@click.command()
+@click.argument("files", nargs=-1, type=FILE, metavar="[PEER_TOML]...")
+@heads_option
+@set_option
+@json_option
+@click.option("--watch", is_flag=True, help="Show it again every second, until Ctrl-C.")
+def status(
+    files: tuple[Path, ...],
+    config_files: tuple[Path, ...],
+    settings: tuple[str, ...],
+    as_json: bool,
+    watch: bool,
+) -> None:
+    """Show what a daemon does: which step, who is connected, what it waits for and for how long still.
+
+    Several peer.toml of this machine make one table. Exit code 0: running; 1: one does not run; 3: one runs but
+    has given no sign of life for 15 seconds.
+    """
+    heads = load_heads((*config_files, *files), settings)
+    seen = [look(head) for head in heads]
+    try:
+        if watch:
+            seen = _watch(heads, seen, as_json)
+        elif as_json:
+            echo_json([one.as_json() for one in seen])
+        else:
+            _print(_console(), seen)
+    except KeyboardInterrupt:
+        pass
+    raise click.exceptions.Exit(code(seen))
+
+
+def code(seen: Sequence[Seen]) -> int:
+    """The exit code for what was seen."""
+    if not all(one.runs for one in seen):
+        return NOT_RUNNING
+    return SILENT if any(one.state == "silent" for one in seen) else 0
+
+
+def _watch(heads: Sequence[PeerHead], seen: list[Seen], as_json: bool) -> list[Seen]:
+    """Until Ctrl-C; returns what was seen last."""
+    console = _console()
+    live = (
+        None if as_json or not console.is_terminal else Live(console=console, auto_refresh=False, screen=True)
+    )
+    try:
+        if live is not None:
+            live.start()
+        while True:
+            if as_json:
+                click.echo(json.dumps([one.as_json() for one in seen], ensure_ascii=False))
+            elif live is None:
+                _print(console, seen)
+                click.echo()
+            else:
+                live.update(render(seen, terminal=True), refresh=True)
+            time.sleep(REFRESH_S)
+            seen = [look(head) for head in heads]
+    except KeyboardInterrupt:
+        return seen
+    finally:
+        if live is not None:
+            live.stop()
+            _print(console, seen)
+
+
+def _console() -> Console:
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = _PLAIN_WIDTH
+    return console
+
+
+def _print(console: Console, seen: Sequence[Seen]) -> None:
+    if console.is_terminal:
+        console.print(render(seen, terminal=True))
+        return
+    with console.capture() as capture:
+        console.print(render(seen, terminal=False))
+    # Tables fill their columns with spaces, which are nothing to a program.
+    click.echo("\n".join(line.rstrip() for line in capture.get().rstrip("\n").split("\n")))
+
+
+# --- how it looks ------------------------------------------------------------------------------------------
+
+
+def render(seen: Sequence[Seen], *, terminal: bool) -> RenderableType:
+    """One daemon in a few lines, several in a table; then a table of each coordinator's sites."""
+    parts: list[RenderableType] = []
+    if len(seen) == 1:
+        parts.append(_in_lines(seen[0]))
+    else:
+        parts.append(_overview(seen, terminal))
+    for one in seen:
+        if one.sites and one.runs:
+            parts.append(Text())
+            if len(seen) > 1:
+                parts.append(Text(f"sites of {one.site}:"))
+            parts.append(_sites(one, terminal))
+    return Group(*parts)
+
+
+def _in_lines(one: Seen) -> Text:
+    text = Text()
+    text.append(f"{one.site}", style="bold")
+    text.append(f" ({one.role}): ")
+    text.append(headline(one), style=_STYLES[one.state])
+    work = one.work
+    lines = [_join(_named(work, "job"), _run(work))]
+    if one.runs:
+        lines.append(_progress(one))
+        lines += [_link(one), _join(_named(work, "tls"), _traffic(work) if one.state == "running" else "")]
+    lines += [_join(*(_named(work, name) for name in names)) for names in _LINES]
+    rest = [name for name in work if name not in _PLACED and not name.startswith(("octets_", "step_per_"))]
+    lines.append(_join(*(_named(work, name) for name in rest)))
+    if one.runs:
+        lines += [_waiting(one, wait) for wait in one.waits if not (wait.get("who") and one.sites)]
+    for line in lines:
+        if line:
+            text.append(f"\n  {line}")
+    return text
+
+
+def headline(one: Seen) -> str:
+    """What it does, or since when it does nothing, in one line."""
+    sign = duration(one.last_sign)
+    if one.state == "never":
+        return f"not running, and no daemon has used {one.config} yet"
+    if one.state == "died":
+        return f"not running: died without a word, last seen {sign} ago ({_doing(one)})"
+    if one.state == "stopped":
+        how, why = ("failed", f": {one.cause}") if one.cause else ("stopped", "")
+        return f"not running: {how} {sign} ago ({_doing(one)}){why}"
+    who = f"pid {one.pid}" if one.pid else "pid unknown"
+    if one.state == "silent":
+        since = f"since {sign}" if one.document else "and never did"
+        return f"does not answer {since}: stopped, hanging, or its disk is full ({who}; {_doing(one)})"
+    if not one.document:
+        return f"starting ({who})"
+    return f"{one.phase} for {duration(one.age(one.document.get('phase_since')))} ({who}, up {_up(one)})"
+
+
+def _doing(one: Seen) -> str:
+    return _join(one.phase or "starting", one.step)
+
+
+def _up(one: Seen) -> str:
+    return duration(one.age(one.document.get("started")))
+
+
+def _run(work: Mapping[str, Any]) -> str:
+    return f"run {str(work['run'])[:12]}" if work.get("run") else ""
+
+
+def _progress(one: Seen) -> str:
+    step, steps = one.work.get("step"), one.work.get("steps")
+    percent = f" ({100 * step / steps:.0f} %)" if _number(step) and _number(steps) and steps else ""
+    return _join(one.step + percent, f"{rate} steps/s" if (rate := _rate(one)) else "", _left(one, " left"))
+
+
+def _rate(one: Seen) -> str:
+    rate = one.work.get("step_per_s")
+    return f"{rate:.3g}" if one.state == "running" and _number(rate) else ""
+
+
+def _left(one: Seen, suffix: str = "") -> str:
+    """At the present rate, evaluations not counted."""
+    step, steps, rate = (one.work.get(name) for name in ("step", "steps", "step_per_s"))
+    if (
+        not (one.state == "running" and _number(step) and _number(steps) and _number(rate))
+        or rate <= 0
+        or steps <= step
+    ):
+        return ""
+    return duration((steps - step) / rate) + suffix
+
+
+def _link(one: Seen) -> str:
+    address, hub = (str(one.work.get(name) or "") for name in ("address", "coordinator"))
+    if one.role == "coordinator":
+        return f"listens at {address}" if address else ""
+    return f"coordinator {hub} {address}".replace("  ", " ").rstrip() if hub or address else ""
+
+
+def _traffic(figures: Mapping[str, Any]) -> str:
+    said = [
+        f"{figures[key] / 1e6:.1f} MB/s {way}"
+        for way, key in (("in", "octets_in_per_s"), ("out", "octets_out_per_s"))
+        if _number(figures.get(key))
+    ]
+    return " ".join(said)
+
+
+def _named(work: Mapping[str, Any], name: str) -> str:
+    value = work.get(name)
+    return "" if value in (None, "", [], {}) else f"{name.replace('_', ' ')} {_shown(value)}"
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, list):
+        # Of long lists, such as checkpoints, the newest count.
+        cut = value[-4:]
+        return ("... " if len(cut) < len(value) else "") + " ".join(map(_shown, cut))
+    if isinstance(value, dict):
+        return " ".join(f"{key} {_shown(item)}" for key, item in value.items())
+    return printable(str(value))
+
+
+def _waiting(one: Seen, wait: Mapping[str, Any]) -> str:
+    who = f"{wait['who']}: " if wait.get("who") else ""
+    return f"waits for {who}{_wait_in_words(one, wait)}"
+
+
+def _patience(one: Seen, wait: Mapping[str, Any]) -> str:
+    until = one.age(wait.get("until"))
+    left = "" if until is None else f"{duration(-until)} left" if until < 0 else "time is up"
+    return _join(duration(one.age(wait.get("since"))), left)
+
+
+def _overview(seen: Sequence[Seen], terminal: bool) -> Table:
+    table = _table(terminal, "peer", "does", "step", "steps/s", "left", "waits for")
+    for one in seen:
+        does = _phase(one) if one.runs else "failed" if one.cause else one.state
+        step = "/".join(str(one.work[n]) for n in ("step", "steps") if one.work.get(n) is not None)
+        waits = _waits_for(one) if one.runs else _gone(one)
+        table.add_row(one.site, Text(does, _STYLES[one.state]), step, _rate(one), _left(one), Text(waits))
+    return table
+
+
+def _phase(one: Seen) -> str:
+    if one.state == "silent":
+        return f"silent {duration(one.last_sign)}".rstrip()
+    return f"{one.phase} {duration(one.age(one.document.get('phase_since')))}" if one.document else "starting"
+
+
+def _gone(one: Seen) -> str:
+    if one.state == "never":
+        return ""
+    last = f"{duration(one.last_sign)} ago: {one.phase}"
+    return last + (f": {one.cause}" if one.cause else "")
+
+
+def _waits_for(one: Seen) -> str:
+    """A coordinator's sites have a table of their own, so their names are enough."""
+    return _join(*(str(w["who"]) if w.get("who") else _wait_in_words(one, w) for w in one.waits))
+
+
+def _wait_in_words(one: Seen, wait: Mapping[str, Any]) -> str:
+    return f"{_shown(wait.get('what'))} ({_patience(one, wait)})"
+
+
+def _sites(one: Seen, terminal: bool) -> Table:
+    table = _table(terminal, "site", "modality", "state", "step", "MB/s in", "out", "waits for")
+    waits = {wait.get("who"): wait for wait in one.waits}
+    for name, known in one.sites.items():
+        state = str(known.get("state") or "")
+        since = duration(one.age(known.get("state_since")))
+        wait = waits.get(name)
+        reason = _shown(known.get("cause") or "") if state == "absent" and wait is None else ""
+        table.add_row(
+            name,
+            _shown(known.get("modality") or ""),
+            Text(f"{state} {since}".rstrip(), _STATES.get(state, "")),
+            _shown(known.get("applied", "")),
+            *(_megabytes(known.get(key)) for key in ("octets_in_per_s", "octets_out_per_s")),
+            Text(_wait_in_words(one, wait) if wait else reason),
+        )
+    return table
+
+
+def _megabytes(rate: Any) -> str:
+    return f"{rate / 1e6:.1f}" if _number(rate) else ""
+
+
+def _table(terminal: bool, *columns: str) -> Table:
+    # Without a terminal two spaces keep the columns apart, on one the box has one and the padding one.
+    table = Table(box=box.SIMPLE_HEAD if terminal else None, show_edge=False, pad_edge=False,
+                  padding=(0, 1, 0, 0) if terminal else (0, 2, 0, 0))  # fmt: skip
+    for name in columns:
+        right = name in ("step", "steps/s", "left", "MB/s in", "out")
+        table.add_column(name, justify="right" if right else "left", no_wrap=name != "waits for")
+    return table
+
+
+def duration(seconds: float | None) -> str:
+    """Such as `4 s`, `12 min`, `3 h 5 min`, `2 d 4 h`; empty if it is not known."""
+    if seconds is None:
+        return ""
+    whole = max(0, round(seconds))
+    if whole < 90:
+        return f"{whole} s"
+    minutes = round(whole / 60)
+    if minutes < 90:
+        return f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    if hours < 36:
+        return f"{hours} h {minutes} min" if minutes else f"{hours} h"
+    days, hours = divmod(hours, 24)
+    return f"{days} d {hours} h" if hours else f"{days} d"
+
+
+def _join(*parts: str) -> str:
+    return ", ".join(part for part in parts if part)
+
+
+def _number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
