@@ -465,7 +465,10 @@ class Training(Section):
     ahead: Annotated[int, Field(ge=1, le=64)] = 4
     """Batches announced before they are needed, so that sites prefetch."""
     checkpoint_every: PositiveInt = 100
-    keep_checkpoints: PositiveInt = 2
+    keep_checkpoints: Annotated[int, Field(ge=1, le=64)] = 2
+    """The newest so many stay, at all parties."""
+    modality_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Chance of each modality to be left out of a step, so that the network learns to do without one."""
 
 
 class JobDefences(Section):
@@ -482,14 +485,28 @@ class Evaluation(Section):
     """Steps; 0: only at the end."""
     overlap: Annotated[float, Field(ge=0, lt=1)] = 0.5
     batch: Annotated[int, Field(ge=1, le=4096)] = 4
+    missing: bool = False
+    """Score the patients held out once more without each modality."""
 
 
 class Deadlines(Section):
-    """How long the coordinator waits, in seconds, before the job fails with the name of who is missing."""
+    """How long the coordinator waits, in seconds. What then happens, `Absence` says."""
 
     join_s: Seconds = 600.0
     step_s: Seconds = 120.0
     reconnect_s: Seconds = 60.0
+
+
+class Absence(Section):
+    """What happens when a site is waited for in vain."""
+
+    mode: Literal["pause", "skip", "drop"] = "pause"
+    """pause: nothing goes on, then the job fails. skip: the step is made without it, and the next waits again.
+    drop: steps are made without it until it is back."""
+    least_sites: PositiveInt = 1
+    """With fewer the job fails."""
+    per_site_s: dict[Name, Seconds] = Field(default_factory=dict)
+    """How long a certain site may be away; the others: [deadlines] reconnect_s."""
 
 
 class Output(Section):
@@ -513,6 +530,7 @@ class JobConfig(Settings):
     defences: JobDefences = JobDefences()
     evaluation: Evaluation = Evaluation()
     deadlines: Deadlines = Deadlines()
+    absence: Absence = Absence()
     output: Output
 
     @classmethod
@@ -541,6 +559,12 @@ class JobConfig(Settings):
             if times > 1:
                 sites = " and ".join(repr(site) for site, held in self.sites.items() if held == modality)
                 problems.append(f"[sites] {modality} is at {sites}: one site per modality")
+        strangers = [site for site in self.absence.per_site_s if site not in self.sites]
+        problems += [f"[absence] per_site_s: {site!r} is not one of [sites]" for site in strangers]
+        if self.absence.least_sites > len(self.sites):
+            problems.append(
+                f"[absence] least_sites = {self.absence.least_sites}, but [sites] names {len(self.sites)}"
+            )
         window, dimensions = self.data.window, self.model.dimensions
         if len(window) != dimensions:
             problems.append(f"[data] window has {len(window)} sizes but [model] dimensions is {dimensions}")

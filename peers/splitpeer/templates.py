@@ -126,6 +126,7 @@ schedule = "one-cycle"  # one-cycle, cosine or constant
 ahead = 4  # batches announced early, so that sites load them in time
 checkpoint_every = 100
 keep_checkpoints = 2
+modality_dropout = 0.0  # chance of each modality to sit a step out, so that the network can do without one
 
 [defences]
 # gradients = ["marvell:0.3"]  # gradients show each site where the tumour is; see: splitpeer defences
@@ -134,11 +135,17 @@ keep_checkpoints = 2
 every = 0  # steps; 0: only at the end
 overlap = 0.5  # of neighbouring windows
 batch = 4
+missing = false  # true: score once more without each modality
 
-[deadlines]  # seconds until the job fails, naming the site that is missing
-join_s = 600
-step_s = 120
-reconnect_s = 60
+[deadlines]  # seconds
+join_s = 600  # until all sites must be here
+step_s = 120  # for one answer
+reconnect_s = 60  # for a lost site to come back
+
+[absence]  # when a site was waited for in vain
+mode = "pause"  # pause: the job fails and names it; skip: this step goes without it; drop: until it is back
+least_sites = 1  # with fewer the job fails
+# per_site_s = {{ north = 30 }}  # instead of reconnect_s
 
 [output]
 # folder = "runs/..."  # default: runs/ and the job's name

@@ -34,7 +34,12 @@ FORCED = 130
 )
 @click.option("--modality", help="As peer.toml says; checked against it (clients).")
 @click.option("--job", "job_file", type=FILE, help="job.toml (coordinators).")
-@click.option("--resume", is_flag=True, help="Go on with the last run of this job (coordinators).")
+@click.option(
+    "--resume/--fresh",
+    default=None,
+    help="Go on with the last run of this job, or start anew (coordinators). Without either: go on if the last "
+    "run is not complete.",
+)
 @click.option("--device", help='Overrides [runtime] device: "cpu", "cuda", "cuda:0" or "auto".')
 @click.option(
     "--curious",
@@ -50,7 +55,7 @@ def serve(
     role: str | None,
     modality: str | None,
     job_file: Path | None,
-    resume: bool,
+    resume: bool | None,
     device: str | None,
     curious: Path | None,
     curious_key: Path | None,
@@ -75,8 +80,8 @@ def serve(
         _same("modality", canonical_modality(modality), config.peer.modality, config)
     logs.setup(config.log.format, config.log.level)
     if config.peer.role == "client":
-        if job_file is not None or resume:
-            raise ConfigError("--job and --resume are for the coordinator: a client is told its job")
+        if job_file is not None or resume is not None:
+            raise ConfigError("--job, --resume and --fresh are for the coordinator: a client is told its job")
         asyncio.run(_client(config, curious))
         return
     if job_file is None:
@@ -128,7 +133,7 @@ async def _client(config: PeerConfig, curious: Path | None) -> None:
 
 
 async def _coordinator(
-    config: PeerConfig, job: JobConfig, resume: bool, curious: Path | None
+    config: PeerConfig, job: JobConfig, resume: bool | None, curious: Path | None
 ) -> dict[str, object]:
     from dataclasses import asdict
 
@@ -154,6 +159,7 @@ async def _coordinator(
         )
     else:
         click.echo(
-            f"{result.job}: stopped at step {result.step} of {result.steps}; go on with --resume", err=True
+            f"{result.job}: stopped at step {result.step} of {result.steps}; started again it goes on",
+            err=True,
         )
     return asdict(result)

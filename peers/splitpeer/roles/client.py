@@ -9,17 +9,18 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any, TypeVar
 
 from splitpeer.config import PeerConfig
-from splitpeer.errors import ConnectionRefused, DeadlinePassed, JobFailed, PeerError
+from splitpeer.errors import ConnectionRefused, DataError, DeadlinePassed, JobFailed, PeerError
 from splitpeer.logs import event
 from splitpeer.roles.compute import Compute, pick_device
 from splitpeer.roles.site_job import SiteJob, open_ledger, open_volumes
 from splitpeer.roles.terms import judge
 from splitpeer.roles.witness import AGENT, Witness, terms_digest
+from splitpeer.status import Board
 from splitproto import Offer, Session, SplitprotoError, dial
 from splitproto.capture import Party
 from splitproto.errors import (
@@ -33,6 +34,8 @@ from splitproto.errors import (
     printable,
 )
 from splitproto.messages import (
+    Advance,
+    Advanced,
     Applied,
     Begin,
     Bye,
@@ -48,6 +51,7 @@ from splitproto.messages import (
     Rollback,
     RolledBack,
     Saved,
+    Unsaved,
 )
 
 log = logging.getLogger(__name__)
@@ -55,6 +59,8 @@ Result = TypeVar("Result")
 
 IDLE_S = 3600.0
 """A coordinator that is alive but asks nothing for this long is given up."""
+READ_S = 600.0
+"""Reading every volume's header, or a checkpoint, at most."""
 INVENTORY_PIECE = 500
 LEAVE_S = 5.0
 """How long a site that was asked to stop waits for the gradients of its pending step."""
@@ -86,6 +92,7 @@ class Client:
         if (ledger := open_ledger(config)) is not None:
             ledger.close()
         self._witness = Witness(config, curious)
+        self._board = Board(config)
         self._compute = Compute(config.runtime.threads)
         self._job: SiteJob | None = None
         self._deadline: float | None = None
@@ -99,7 +106,12 @@ class Client:
         """
         event(log, "peer.start", role="client", site=self._config.peer.site, modality=self._config.peer.modality,
               patients=self._patients, coordinator=self._address)  # fmt: skip
-        async with self._witness.on_duty(modality=self._config.peer.modality, coordinator=self._address):
+        async with (
+            self._board.on_duty(),
+            self._witness.on_duty(modality=self._config.peer.modality, coordinator=self._address),
+        ):
+            self._board.set(address=self._address)
+            self._board.ready()
             await self._serve()
 
     async def _serve(self) -> None:
@@ -130,7 +142,12 @@ class Client:
         job, self._job = self._job, None
         if job is None:
             return
-        await self._compute.run(job.close)
+        try:
+            await self._compute.run(job.close, what="reading ahead to end", timeout=READ_S)
+        except DeadlinePassed as error:
+            # What ended the work is told; this is not.
+            event(log, "job.not_closed", logging.WARNING, cause=str(error))
+            return
         if job.ledger is not None:
             spent = job.ledger.spent()
             self._witness.note(
@@ -155,10 +172,18 @@ class Client:
         else:
             # A link that came up and died before any work was no success: the pauses go on growing.
             await self._wait()
+        self._board.phase("dialling")
+        self._board.waits("the coordinator to answer", deadline_s=max(0.0, self._deadline - loop.time()))
         while not self._stop.is_set():
             try:
                 session = await self._or_stop(
-                    dial(self._address, self._credentials, self._allow, self._offer)
+                    dial(
+                        self._address,
+                        self._credentials,
+                        self._allow,
+                        self._offer,
+                        timing=self._config.network.timing(),
+                    )
                 )
             except _Stopped:
                 break
@@ -174,6 +199,8 @@ class Client:
                     event(log, "link.waiting", logging.WARNING, cause=said, patience_s=patience)
             else:
                 event(log, "link.up", coordinator=session.peer.site, tls=session.tls)
+                self._board.waits(None)
+                self._board.set(coordinator=session.peer.site, tls=session.tls)
                 self._witness.listen(session)
                 return session
             await self._wait()
@@ -196,9 +223,15 @@ class Client:
     async def _leave(self) -> None:
         if self._job is not None:
             job = self._job
-            await self._compute.run(job.save, job.applied)
+            self._board.phase("draining")
+            await self._compute.run(
+                job.save, job.applied, await self._held(job), what="the checkpoint", timeout=READ_S
+            )
             event(log, "job.checkpoint", step=job.applied)
         event(log, "peer.stop", cause="asked to stop")
+
+    async def _held(self, job: SiteJob) -> tuple[int, ...]:
+        return await self._compute.run(job.checkpoints, what="its checkpoints to be read", timeout=READ_S)
 
     # --- the conversation ------------------------------------------------------------------------------
 
@@ -243,7 +276,11 @@ class Client:
 
     async def _next(self, session: Session, what: str) -> Message:
         """The next message, or `_Stopped` if asked to stop while waiting."""
-        return await self._or_stop(session.receive(IDLE_S, what))
+        self._board.waits(what, deadline_s=IDLE_S)
+        try:
+            return await self._or_stop(session.receive(IDLE_S, what))
+        finally:
+            self._board.waits(None)
 
     async def _or_stop(self, work: Coroutine[Any, Any, Result]) -> Result:
         """What `work` gives, or `_Stopped` if asked to stop before it is done."""
@@ -274,13 +311,20 @@ class Client:
             await session.send(JobDecline(error.code, error.reason))
             await session.close("failed", error.reason)
             raise JobFailed(f"job {offer.job.name} declined: {error.reason}") from None
+        self._board.phase("joining")
         if self._job is None or self._job.run != offer.run:
             await self._close_job()
-            self._job = await self._compute.run(SiteJob, offer, self._config)
+            self._job = await self._compute.run(
+                SiteJob, offer, self._config, what="the job's folder and images", timeout=READ_S
+            )
         job = self._job
-        await self._compute.run(job.forget_batches)
-        patients = await self._compute.run(job.inventory)
-        saved = await self._compute.run(job.checkpoints)
+        await self._compute.run(job.forget_batches, what="reading ahead to end")
+        patients = await self._compute.run(
+            job.inventory, what="the volumes' headers to be read", timeout=READ_S
+        )
+        saved = await self._held(job)
+        self._board.set(job=job.job.name, run=job.run.hex(), step=job.applied, steps=job.job.steps,
+                        checkpoints=list(saved))  # fmt: skip
         await self._witness.expect(offer.run)
         self._witness.start(
             offer.run,
@@ -309,51 +353,78 @@ class Client:
     async def _work(self, session: Session, job: SiteJob) -> Bye:
         stopping_until = float("inf")
         loop = asyncio.get_running_loop()
+        self._board.phase("working")
         while True:
             if session.rotation_due and not job.waiting_for_gradients:
                 return Bye("rotate", "the key's budget is spent")
             if not self._stop.is_set():
                 while (forward := job.due()) is not None:
-                    sent = await self._compute.run(job.forward, forward)
+                    sent = await self._computed(job, job.forward, forward)
                     await self._or_stop(session.send(sent, job.job.seconds_per_step))
                     self._progress()
             elif not job.waiting_for_gradients or loop.time() > stopping_until:
                 raise _Stopped
+            what = f"gradients of step {job.applied + 1}" if job.waiting_for_gradients else "work"
             try:
-                message = await self._next(session, "work")
+                message = await self._next(session, what)
             except _Stopped:
                 # SP-11-12: a site that leaves finishes the step that others wait for.
                 if not job.waiting_for_gradients or loop.time() > stopping_until:
                     raise
+                self._board.phase("draining")
                 stopping_until = min(stopping_until, loop.time() + LEAVE_S)
                 try:
                     message = await session.receive(LEAVE_S, "the gradients of the pending step")
                 except DeadlineExceeded:
                     raise _Stopped from None
-            match message:
-                case Forward():
-                    job.announce(message)
-                case Gradients():
-                    await self._compute.run(job.apply, message)
-                    await session.send(Applied(message.step))
-                case Checkpoint():
-                    digest = await self._compute.run(job.save, message.step)
-                    await session.send(Saved(message.step, digest))
-                    event(log, "job.checkpoint", step=message.step)
-                    self._witness.note(
-                        "job.checkpoint", run=job.run.hex(), step=message.step, digest=digest.hex()
-                    )
-                case Rollback():
-                    await self._compute.run(job.rollback, message.step)
-                    await session.send(RolledBack(message.step))
-                    event(log, "job.rollback", logging.WARNING, step=message.step)
-                case Progress():
-                    figures = " ".join(f"{name} {value:.4g}" for name, value in message.values.items())
-                    event(log, "job.progress", step=f"{message.step}/{job.job.steps}", figures=figures)
-                case Bye():
-                    return message
-                case _:
-                    raise UnexpectedMessage(f"a {message.name} where work was due")
+            if isinstance(message, Bye):
+                return message
+            await self._answer(session, job, message)
+
+    async def _answer(self, session: Session, job: SiteJob, message: Message) -> None:
+        match message:
+            case Forward():
+                job.announce(message)
+            case Gradients():
+                await self._computed(job, job.apply, message)
+                self._board.set(step=job.applied)
+                await session.send(Applied(message.step))
+            case Advance():
+                await self._computed(job, job.advance, message.step)
+                self._board.set(step=job.applied)
+                self._progress()
+                await session.send(Advanced(message.step))
+            case Checkpoint():
+                await session.send(await self._save(job, message))
+            case Rollback():
+                await self._computed(job, job.rollback, message.step)
+                self._board.set(step=job.applied)
+                await session.send(RolledBack(message.step))
+                event(log, "job.rollback", logging.WARNING, step=message.step)
+            case Progress():
+                figures = " ".join(f"{name} {value:.4g}" for name, value in message.values.items())
+                event(log, "job.progress", step=f"{message.step}/{job.job.steps}", figures=figures)
+            case _:
+                raise UnexpectedMessage(f"a {message.name} where work was due")
+
+    async def _save(self, job: SiteJob, asked: Checkpoint) -> Saved | Unsaved:
+        """SP-11-32: a disk that is full costs this checkpoint, not the run."""
+        try:
+            digest = await self._computed(job, job.save, asked.step, asked.keep)
+        except DataError as error:
+            event(log, "job.checkpoint_failed", logging.WARNING, step=asked.step, cause=str(error))
+            self._witness.note("job.checkpoint_failed", run=job.run.hex(), step=asked.step)
+            # Not the error's text: it names a folder of this site.
+            return Unsaved(asked.step, "the site could not write it; its log has the cause")
+        event(log, "job.checkpoint", step=asked.step)
+        self._witness.note("job.checkpoint", run=job.run.hex(), step=asked.step, digest=digest.hex())
+        self._board.set(checkpoints=sorted({*(asked.keep or ()), asked.step}))
+        return Saved(asked.step, digest)
+
+    async def _computed(self, job: SiteJob, function: Callable[..., Result], *args: Any) -> Result:
+        """`function(*args)` within the job's deadline for a step."""
+        what = f"{function.__name__.replace('_', ' ')} after step {job.applied}"
+        return await self._compute.run(function, *args, what=what, timeout=job.job.seconds_per_step)
 
 
 class _Stopped(LinkLost):

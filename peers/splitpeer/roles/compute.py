@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import queue
+import threading
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any, TypeVar
 
 import numpy as np
@@ -12,7 +14,7 @@ import torch
 
 from splitpeer.config import PeerConfig
 from splitpeer.defences import key as defence_keys
-from splitpeer.errors import ConfigError
+from splitpeer.errors import ConfigError, DeadlinePassed
 
 Result = TypeVar("Result")
 
@@ -42,22 +44,84 @@ def defence_key(config: PeerConfig) -> bytes:
     return defence_keys.load_or_make(config.peer.state)
 
 
+COMPUTE_S = 600.0
+"""A computation that nobody gave another deadline is given up after this."""
+CLOSE_S = 5.0
+"""How long closing waits for what still runs."""
+
+
 class Compute:
     """Runs functions one after the other in a thread of its own."""
 
     def __init__(self, threads: int) -> None:
         # Also for the caller's thread: results depend on the thread count, so it is never left to chance.
         torch.set_num_threads(threads)
-        self._pool = ThreadPoolExecutor(1, "compute", torch.set_num_threads, (threads,))
+        self._threads = threads
+        self._asked: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        # A daemon: a disk that hangs must not keep the process from ending.
+        self._thread = threading.Thread(target=self._work, name="compute", daemon=True)
+        self._hangs = ""
+        self._thread.start()
 
-    async def run(self, function: Callable[..., Result], *args: Any, **kwargs: Any) -> Result:
-        """The result of `function(*args, **kwargs)`."""
+    async def run(
+        self, function: Callable[..., Result], *args: Any, what: str = "", timeout: float = COMPUTE_S
+    ) -> Result:
+        """The result of `function(*args)`.
+
+        Args:
+            what: named in the error when the time is over.
+            timeout: seconds to wait at most; what runs then is left to itself.
+
+        Raises:
+            DeadlinePassed: the time is over: a disk or a device hangs.
+        """
+        if self._hangs:
+            # Whoever closes things after that must not wait as long again.
+            raise DeadlinePassed(f"still waiting for {self._hangs}: a disk or a device hangs")
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._pool, lambda: function(*args, **kwargs))
+        answer: asyncio.Future[Result] = loop.create_future()
+
+        def settle(result: Result | None, error: BaseException | None) -> None:
+            if answer.done():
+                return
+            if error is not None:
+                answer.set_exception(error)
+            else:
+                answer.set_result(result)  # type: ignore[arg-type]
+
+        def work() -> None:
+            if answer.cancelled():
+                return
+            result, error = None, None
+            try:
+                result = function(*args)
+            except BaseException as raised:
+                error = raised
+            # The loop may be closed by now: then nobody waits.
+            with suppress(RuntimeError):
+                loop.call_soon_threadsafe(settle, result, error)
+
+        self._asked.put(work)
+        try:
+            async with asyncio.timeout(timeout):
+                return await answer
+        except TimeoutError:
+            if answer.done() and not answer.cancelled():
+                raise
+            self._hangs = what or function.__name__
+            raise DeadlinePassed(
+                f"waited {timeout:g} s for {self._hangs}: a disk or a device hangs"
+            ) from None
 
     def close(self) -> None:
-        """No more work; what runs is not waited for."""
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        """No more work; what still runs is waited for a little."""
+        self._asked.put(None)
+        self._thread.join(CLOSE_S)
+
+    def _work(self) -> None:
+        torch.set_num_threads(self._threads)
+        while (work := self._asked.get()) is not None:
+            work()
 
 
 def to_wire(arrays: Mapping[str, np.ndarray], precision: str) -> dict[str, np.ndarray]:

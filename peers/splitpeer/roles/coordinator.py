@@ -1,8 +1,8 @@
-"""The coordinator: gathers the sites a job names, trains with them step by step, evaluates, says bye.
+"""The coordinator: gathers the sites a job names, has the loop train with them, says bye.
 
-It owns fusion, bottleneck, decoder, labels, loss and the schedule. A step is committed when every site has
-applied it; checkpoints of all halves are made at committed steps only. Results go to `[output] folder`:
-`metrics.jsonl` (one line a step), `result.json`, `predictions/` (masks of the patients held out).
+It owns fusion, bottleneck, decoder, labels, loss and the schedule. Results go to `[output] folder`: `metrics.jsonl`
+(one line a step), `result.json`, `predictions/` (masks of the patients held out). Started again, it goes on with a
+run that is not complete.
 """
 
 from __future__ import annotations
@@ -10,50 +10,45 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
-from typing import TypeVar
-
-import numpy as np
 
 from splitpeer.config import JobConfig, PeerConfig
 from splitpeer.data.geometry import compare_geometry
 from splitpeer.data.layouts import find_labels
-from splitpeer.data.loader import SiteData
 from splitpeer.data.pseudonym import load_salt
 from splitpeer.data.sampling import TrainingSchedule, split_patients
 from splitpeer.data.volumes import Volumes
-from splitpeer.defences import Release, Stack, defend, make_stack
+from splitpeer.defences import Stack, make_stack
 from splitpeer.defences.key import for_peer
 from splitpeer.errors import ConfigError, DataError, DeadlinePassed, JobFailed, PeerError
 from splitpeer.logs import event
 from splitpeer.models import build_decoder, site_seed
 from splitpeer.roles.batches import TrainingStream
-from splitpeer.roles.compute import Compute, defence_key, from_wire, pick_device, to_wire
-from splitpeer.roles.evaluation import Plan, Scoring
+from splitpeer.roles.compute import Compute, defence_key, pick_device
+from splitpeer.roles.loop import DISK_S, Loop
 from splitpeer.roles.refusals import Refusals
 from splitpeer.roles.run import Result, RunFiles
-from splitpeer.roles.team import Site, SiteRestarted
+from splitpeer.roles.site import Site
+from splitpeer.roles.team import Team
 from splitpeer.roles.terms import cut_descriptors, job_on_wire, window_of
 from splitpeer.roles.view import View
 from splitpeer.roles.witness import AGENT, Witness, terms_digest
+from splitpeer.status import Board
 from splitpeer.training import checkpoint
 from splitpeer.training.optimiser import make_optimiser, make_schedule
 from splitpeer.training.split_step import CoordinatorHalf
 from splitproto import Listener, Offer, SplitprotoError
 from splitproto.constants import DEFAULT_MAX_MESSAGE
 from splitproto.errors import DeadlineExceeded
-from splitproto.messages import Forward, JobOffer, Progress
-from splitproto.tensors import Descriptor, body_bytes, schema_digest
+from splitproto.messages import JobOffer
+from splitproto.tensors import body_bytes, schema_digest
 
 log = logging.getLogger(__name__)
 
-Result_ = TypeVar("Result_")
 DRAIN_S = 10.0
 """A coordinator that was asked to stop gives the step under way this long."""
 STRAGGLER_S = 2.0
 """The same where sites are leaving too: the others may still finish the step."""
-PROGRESS_EVERY_S = 2.0
 SAVE_S = 60.0
 """A checkpoint on leaving is given up after this: a disk that hangs must not keep the process."""
 
@@ -66,7 +61,7 @@ class Coordinator:
         job: `job.toml`.
         stop: set to leave in good order, with a checkpoint.
         view: shown to people while it runs.
-        resume: go on with the job's last run instead of a new one.
+        resume: True: go on with the job's last run. False: a new one. None: go on if the last is not complete.
         curious: a file to record into what is sent and received.
     """
 
@@ -77,7 +72,7 @@ class Coordinator:
         stop: asyncio.Event,
         view: View,
         *,
-        resume: bool = False,
+        resume: bool | None = False,
         curious: Path | None = None,
     ) -> None:
         self._config, self._settings, self._stop, self._view = config, job, stop, view
@@ -111,6 +106,7 @@ class Coordinator:
         schedule = make_schedule(optimiser, self._job.schedule, self._job.steps)
         self._half = CoordinatorHalf(decoder, optimiser, schedule, pick_device(config.runtime.device))
         self._witness = Witness(config, curious)
+        self._board = Board(config)
         self._gradient_stacks = self._make_gradient_stacks()
         self._compute = Compute(config.runtime.threads)
         self._schema = schema_digest(cut_descriptors(self._job))
@@ -118,19 +114,20 @@ class Coordinator:
             Site(
                 name,
                 JobOffer(self._files.run, modality, self._job, self._schema, defences=self.defences),
-                job.deadlines.reconnect_s,
+                job.absence.per_site_s.get(name, job.deadlines.reconnect_s),
                 self._witness,
+                self._board,
             )
             for name, modality in sorted(job.sites.items(), key=lambda item: item[1])
         ]
+        self._team = Team(self.sites, job.absence)
         self.result = Result(
             self._job.name, self._files.run.hex(), steps=self._job.steps, sites=dict(job.sites)
         )
-        self._committed = 0
-        self._draining = False
-        self._steps_here = 0
-        self._training_octets = 0
-        self._told = 0.0
+        self._loop = Loop(
+            self._job, job, self._half, self._team, self._labels, self._compute, self._files, self.result,
+            self._gradient_stacks, view=view, board=self._board, witness=self._witness,
+        )  # fmt: skip
 
     @property
     def defences(self) -> tuple[str, ...]:
@@ -143,12 +140,17 @@ class Coordinator:
         Raises:
             PeerError: what the user is told, with its exit code.
         """
-        async with self._witness.on_duty(
-            job=self._job.name,
-            run=self._files.run.hex(),
-            terms=terms_digest(self._job),
-            sites=[f"{site.name} ({site.modality})" for site in self.sites],
+        async with (
+            self._board.on_duty(),
+            self._witness.on_duty(
+                job=self._job.name,
+                run=self._files.run.hex(),
+                terms=terms_digest(self._job),
+                sites=[f"{site.name} ({site.modality})" for site in self.sites],
+            ),
         ):
+            self._board.set(job=self._job.name, run=self._files.run.hex(), steps=self._job.steps,
+                            absence=self._settings.absence.mode)  # fmt: skip
             return await self._serve()
 
     async def _serve(self) -> Result:
@@ -165,8 +167,11 @@ class Coordinator:
                 self._credentials,
                 self._settings.allow_list(),
                 offer,
+                timing=self._config.network.timing(),
                 refused=Refusals(self._witness.note),
             ) as listener:
+                self._board.set(address=listener.address)
+                self._board.ready()
                 event(log, "peer.start", role="coordinator", site=self._config.peer.site, job=self._job.name,
                       listen=listener.address, run=self._files.run.hex()[:12])  # fmt: skip
                 accepting = asyncio.create_task(self._accept(listener))
@@ -181,13 +186,14 @@ class Coordinator:
                 finally:
                     if reason == "complete":
                         await self._bye(reason, text)
+                        self._files.record.over()
                     # A site that comes back now would be offered a job that is over.
                     accepting.cancel()
                     await asyncio.gather(accepting, return_exceptions=True)
                     if reason != "complete":
                         await self._bye(reason, text)
                     self._witness.note("job.ended", job=self._job.name, run=self._files.run.hex(), reason=reason,
-                                       step=self._committed)  # fmt: skip
+                                       step=self._loop.committed)  # fmt: skip
         except SplitprotoError as error:
             raise ConfigError(str(error)) from error
         finally:
@@ -195,7 +201,7 @@ class Coordinator:
             self._compute.close()
             self.result.seconds = time.monotonic() - started
             # Also of a run that failed: what lies there must not be taken for another run's.
-            if self._files.opened:
+            if self._files.opened and not self.result.complete:
                 self._files.write(self.result)
         return self.result
 
@@ -217,53 +223,42 @@ class Coordinator:
             for task in joining:
                 task.cancel()
 
-    async def _gather_sites(self) -> None:
-        seconds = self._settings.deadlines.join_s
-        waiting = {asyncio.create_task(site.joined()): site for site in self.sites}
-        deadline = time.monotonic() + seconds
-        try:
-            while waiting:
-                missing = ", ".join(f"{site.name} ({site.modality})" for site in waiting.values())
-                self._view.waiting(missing)
-                done, _ = await asyncio.wait(
-                    waiting, timeout=deadline - time.monotonic(), return_when=asyncio.FIRST_COMPLETED
-                )
-                for task in done:
-                    del waiting[task]
-                    task.result()
-                if not done:
-                    raise DeadlinePassed(
-                        f"missing after {seconds:g} s: {missing}: start them, or raise join_s"
-                    )
-        finally:
-            for task in waiting:
-                task.cancel()
-
     def _match(self) -> tuple[list[bytes], list[bytes]]:
-        """Training and validation patients: those that all sites and the labels share."""
+        """Training and validation patients: those that all sites and the labels share, or of the run gone on with."""
         known = {key: self._labels.geometry(key) for key in self._labels.keys()}  # noqa: SIM118 (not a dict)
-        common = set(known).intersection(*(site.patients for site in self.sites))
+        here = self._team.present
+        common = set(known).intersection(*(site.patients for site in here))
         event(log, "job.patients", shared=len(common), labels=len(known),
-              **{site.name: len(site.patients) for site in self.sites})  # fmt: skip
+              **{site.name: len(site.patients) for site in here})  # fmt: skip
+        if of_run := set(self._files.record.patients):
+            # Also where a site is absent: the run keeps its patients.
+            if lost := len(of_run - common):
+                raise JobFailed(
+                    f"{lost} of the run's {len(of_run)} patients are not at all sites any more: bring them back, "
+                    "or start with --fresh"
+                )
+            common = of_run
         least = self._settings.data.min_patients
         if len(common) < least:
-            counts = ", ".join(f"{site.name} {len(site.patients)}" for site in self.sites)
+            counts = ", ".join(f"{site.name} {len(site.patients)}" for site in here)
             raise JobFailed(
                 f"{len(common)} patients are at all sites, {least} are needed (labels {len(known)}, {counts}): "
                 "do all use the same federation.salt and patient ids?"
             )
         grids = {"labels": {key: known[key] for key in common}}
-        grids |= {site.name: {key: site.patients[key] for key in common} for site in self.sites}
+        grids |= {site.name: {key: site.patients[key] for key in common} for site in here}
         try:
             compare_geometry(grids)
         except DataError as error:
             raise JobFailed(str(error)) from error
+        for site in self._team.absent:
+            site.expect({key: known[key] for key in common})
         self.result.patients = len(common)
         return split_patients(
             sorted(common), self._settings.data.validation, self._settings.job.seed, self._labels.subjects()
         )
 
-    # --- the loop --------------------------------------------------------------------------------------
+    # --- from the first site to the last step -------------------------------------------------------------
 
     async def _until_stopped(self) -> tuple[str, str]:
         """Run the job; when asked to stop, let the step under way end and write a checkpoint.
@@ -277,14 +272,15 @@ class Coordinator:
         try:
             await asyncio.wait((work, stopping), return_when=asyncio.FIRST_COMPLETED)
             if not work.done():
-                self._draining = True
-                event(log, "job.draining", step=self._committed)
+                self._loop.draining = True
+                self._board.phase("draining")
+                event(log, "job.draining", step=self._loop.committed)
                 if self._files.opened:
-                    leaving = [asyncio.create_task(site.left()) for site in self.sites]
+                    leaving = [asyncio.create_task(site.left()) for site in self._team.present]
                     await asyncio.wait((work, *leaving), timeout=DRAIN_S, return_when=asyncio.FIRST_COMPLETED)
                     await asyncio.wait((work,), timeout=STRAGGLER_S)
             # Whoever was asked to stop does not complain that others left as well.
-            if work.done() and not (self._draining and isinstance(work.exception(), DeadlinePassed)):
+            if work.done() and not (self._loop.draining and isinstance(work.exception(), DeadlinePassed)):
                 work.result()
                 if self.result.complete:
                     return "complete", "the job is done"
@@ -294,30 +290,40 @@ class Coordinator:
             await asyncio.gather(work, *leaving, return_exceptions=True)
         if not self._files.opened:
             return "drain", "stopped before the run began"
-        # The sites may have saved by themselves. If this step is theirs as well, --resume goes on from it; it may
+        # The sites may have saved by themselves. If this step is theirs as well, a restart goes on from it; it may
         # be one that not all have applied, so an older one stays.
         try:
             async with asyncio.timeout(SAVE_S):
-                saved = await self._save_own(spare=1)
+                saved = await self._loop.save_own(spare=1)
         except TimeoutError:
             raise DeadlinePassed(
                 f"the checkpoint was not written within {SAVE_S:g} s: the disk hangs"
             ) from None
-        event(log, "job.drained", committed=self._committed, saved=saved)
-        return "drain", f"stopped at step {self._committed}; the coordinator will go on with --resume"
+        event(log, "job.drained", committed=self._loop.committed, saved=saved)
+        return "drain", f"stopped at step {self._loop.committed}; the coordinator will go on with it"
 
     async def _work(self) -> None:
-        await self._gather_sites()
+        record = self._files.record
+        self._board.phase("gathering")
+        if record.state == "farewell":
+            await self._only_goodbyes()
+            return
+        await self._team.gather(
+            self._settings.deadlines.join_s, self._view.waiting, all_needed=not record.patients
+        )
+        here = self._team.present
         self._witness.start(
             self._files.run,
             self._job,
             self._schema,
             [site.party for site in self.sites],
             defences=self.defences,
-            features=frozenset.intersection(*(site.features for site in self.sites)),
+            features=frozenset.intersection(*(site.features for site in here)),
         )
-        training, validation = await self._compute.run(self._match)
-        self.result.validation, self.result.tls = len(validation), self.sites[0].tls
+        training, validation = await self._compute.run(
+            self._match, what="the masks' headers to be read", timeout=DISK_S
+        )
+        self.result.validation, self.result.tls = len(validation), here[0].tls
         stream = TrainingStream(
             TrainingSchedule(
                 training,
@@ -330,170 +336,33 @@ class Coordinator:
             ),
             self._settings.data.augment,
         )
-        self._view.begin(self._job.steps, [site.name for site in self.sites])
-        saved = await self._compute.run(checkpoint.latest, self._files.checkpoints)
+        self._view.begin(self._job.steps, [site.name for site in here])
+        saved = await self._compute.run(
+            checkpoint.latest, self._files.checkpoints, what="its own checkpoints", timeout=DISK_S
+        )
         if saved is None:
-            await self._save_own()
-        if saved or any(site.applied != 0 for site in self.sites):
-            await self._rollback()
-        self._files.open(resumed=saved is not None)
-        if saved:
-            self._files.metric(step=self._committed, rollback=True)
-        scored = -1
-        while scored < self._job.steps and not self._draining:
-            try:
-                await self._all(lambda site: site.begin(self._committed, self.result.patients))
-                if self._committed < self._job.steps:
-                    await self._step(stream)
-                if self._due(self._settings.training.checkpoint_every):
-                    await self._checkpoint()
-                elif self._draining and all(site.here for site in self.sites):
-                    await self._checkpoint(leaving=True)
-                if self._due(self._settings.evaluation.every):
-                    await self._evaluate(validation)
-                    scored = self._committed
-            except SiteRestarted as restarted:
-                event(log, "job.restarted_site", logging.WARNING, site=str(restarted))
-                await self._rollback()
-        self.result.complete = scored == self._job.steps
+            await self._loop.save_own()
+        self._files.open(resumed=saved is not None, patients=[*training, *validation])
+        await self._loop.run(stream, validation, resumed=saved is not None)
+        if self.result.complete:
+            self.result.bytes_per_step = self._loop.bytes_per_step
+            # On disk before anybody is told: a site that was told has gone, and cannot be asked again.
+            self._files.write(self.result)
+            record.farewell()
 
-    def _due(self, every: int) -> bool:
-        return self._committed == self._job.steps or (every > 0 and self._committed % every == 0)
-
-    def _boundary(self, step: int) -> int:
-        """Batches are announced up to here: sites have nothing else in hand when they save or evaluate."""
-        ends = [self._job.steps, step + self._settings.training.ahead]
-        pauses = (self._settings.training.checkpoint_every, self._settings.evaluation.every)
-        return min(*ends, *(-(-step // every) * every for every in pauses if every))
-
-    async def _step(self, stream: TrainingStream) -> None:
-        step, began, octets = self._committed + 1, time.monotonic(), self._octets()
-        until = self._boundary(step)
-        await self._compute.run(stream.prepare, step - 1, until)
-        forward = stream[step - 1]
-        target = asyncio.create_task(self._compute.run(self._target, forward))
-        try:
-            arrived = await self._all(lambda site: site.activations(stream, step - 1, until, self._described))
-            waited = time.monotonic() - began
-            loss, gradients = await self._compute.run(self._train, arrived, await target, forward)
-        finally:
-            target.cancel()
-        computed = time.monotonic() - began - waited
-        await self._all(
-            lambda site: site.gradients(step, to_wire(gradients[site.modality], self._job.precision))
-        )
-        # SP-11-7: a step is committed when every party has applied it.
-        self._committed = self.result.step = step
-        self._steps_here += 1
-        self._training_octets += self._octets() - octets
-        took = time.monotonic() - began
-        self._view.step(step, loss, {site.name: sum(site.traffic) for site in self.sites})
-        self._files.metric(step=step, loss=loss, seconds=took, waited=waited, computed=computed)
-        await self._tell(step, {"loss": loss})
-
-    async def _evaluate(self, keys: Sequence[bytes]) -> None:
-        began = time.monotonic()
-        settings = self._settings.evaluation
-        plan = Plan.of(keys, self._labels, self._window, settings.overlap, settings.batch, self._committed)
-        final = self._committed == self._job.steps
-        scoring = Scoring(plan, self._labels, self._window, self._files.predictions if final else None)
-        for index in range(len(plan.forwards)):
-            until = index + self._settings.training.ahead
-            arrived = await self._all(
-                lambda site, index=index, until=until: site.activations(
-                    plan.forwards, index, until, self._described
-                )
-            )
-            predicted = await self._compute.run(self._predict, arrived)
-            await self._compute.run(scoring.add, index, predicted)
-            self._view.evaluating(index + 1, len(plan.forwards))
-        self.result.dice = scoring.dice.result() if len(scoring.dice) else {}
-        self._view.evaluated(self._committed, self.result.dice)
-        self._files.metric(step=self._committed, dice=self.result.dice, seconds=time.monotonic() - began)
-        event(log, "job.evaluated", step=self._committed, volumes=len(scoring.dice), **self.result.dice)
-        self._told = 0.0
-        await self._tell(
-            self._committed, {f"dice_{region}": value for region, value in self.result.dice.items()}
-        )
-
-    async def _checkpoint(self, *, leaving: bool = False) -> None:
-        step = self._committed
-        digests = await self._all(lambda site: site.save(step, leaving=leaving))
-        # Written last: a step that the coordinator holds, all hold.
-        await self._save_own()
-        shown = {site.name: digest.hex() for site, digest in zip(self.sites, digests, strict=True)}
-        event(log, "job.checkpoint", step=step, **{name: digest[:12] for name, digest in shown.items()})
-        self._witness.note("job.checkpoint", run=self._files.run.hex(), step=step, digests=[
-            f"{name} {digest}" for name, digest in shown.items()])  # fmt: skip
-
-    async def _save_own(self, spare: int = 0) -> int:
-        """Returns the step. `spare`: older ones to keep beyond the usual, where not all may hold this one."""
-        tensors, meta = await self._compute.run(self._half.state)
-        keep = self._settings.training.keep_checkpoints + spare
-        await self._compute.run(checkpoint.save, self._files.checkpoints, meta["step"], tensors, meta, keep)
-        return int(meta["step"])
-
-    async def _rollback(self) -> None:
-        """All parties go back to the newest step that all hold; once more if a site restarts meanwhile."""
-        while True:
-            try:
-                await self._all(Site.back)
-                own = await self._compute.run(checkpoint.available, self._files.checkpoints)
-                common = set(own).intersection(*(site.checkpoints for site in self.sites))
-                if not common:
-                    raise JobFailed(
-                        "the parties have no checkpoint in common: start the job anew, without --resume"
-                    )
-                step = max(common)
-                await self._all(lambda site, step=step: site.begin(step, self.result.patients))
-                await self._all(lambda site, step=step: site.rollback(step))
-                break
-            except SiteRestarted as restarted:
-                event(log, "job.restarted_site", logging.WARNING, site=str(restarted))
-        tensors, meta, _ = await self._compute.run(checkpoint.load, self._files.checkpoints, step)
-        await self._compute.run(self._half.load, tensors, meta)
-        await self._compute.run(checkpoint.discard_after, self._files.checkpoints, step)
-        self._committed = self.result.step = step
-        if self._files.opened:
-            self._files.metric(step=step, rollback=True)
-        event(log, "job.rollback", logging.WARNING, step=step)
-
-    # --- inside ----------------------------------------------------------------------------------------
-
-    async def _all(self, verb: Callable[[Site], Awaitable[Result_]]) -> list[Result_]:
-        """`verb` at all sites at once. The first error ends the others.
-
-        Not so `SiteRestarted`: the others finish what they were asked, because a message that is half sent
-        would be overtaken by the rollback that follows.
-        """
-        tasks = [asyncio.create_task(_coroutine(verb(site))) for site in self.sites]
-        try:
-            waiting = set(tasks)
-            while waiting:
-                done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-                for task in done:
-                    if not isinstance(task.exception(), SiteRestarted):
-                        task.result()
-            return [task.result() for task in tasks]
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-
-    def _train(
-        self, arrived: Sequence[dict[str, np.ndarray]], target: np.ndarray, forward: Forward
-    ) -> tuple[float, dict[str, dict[str, np.ndarray]]]:
-        activations = self._by_modality(arrived)
-        try:
-            loss, gradients = self._half.step(activations, target)
-        except JobFailed:
-            self._blame(activations)
-            raise
-        release = Release(self._files.run, forward.mode, forward.step, forward.batch, forward.samples, target)
-        # The decoder has learned from the true ones; what leaves is defended, for each site on its own.
-        for modality, stack in self._gradient_stacks.items():
-            gradients[modality] = defend(stack, gradients[modality], release)
-        return loss, gradients
+    async def _only_goodbyes(self) -> None:
+        """The run is complete, and this coordinator died before all sites knew."""
+        self.result = self._files.result() or self.result
+        self.result.complete = True
+        untold = [site for site in self.sites if site.name not in self._files.record.told]
+        event(log, "job.farewell", sites=", ".join(site.name for site in untold))
+        self._view.waiting(", ".join(site.name for site in untold))
+        waiting = [asyncio.create_task(site.joined()) for site in untold]
+        if waiting:
+            await asyncio.wait(waiting, timeout=self._settings.deadlines.reconnect_s)
+        for task in waiting:
+            task.cancel()
+        await asyncio.gather(*waiting, return_exceptions=True)
 
     def _make_gradient_stacks(self) -> dict[str, Stack]:
         """By modality, each with a key of its own; none where the job names no defences.
@@ -520,56 +389,15 @@ class Coordinator:
         except ConfigError as error:
             raise ConfigError(f"{self._settings.source}: [defences] gradients: {error}") from None
 
-    def _predict(self, arrived: Sequence[dict[str, np.ndarray]]) -> np.ndarray:
-        activations = self._by_modality(arrived)
-        predicted = self._half.predict(activations)
-        if not np.isfinite(predicted).all():
-            self._blame(activations)
-            raise JobFailed("the prediction is not a finite number; lower the learning rate")
-        return predicted
-
-    def _blame(self, activations: dict[str, dict[str, np.ndarray]]) -> None:
-        """Raise JobFailed that names the site whose activations are not numbers, if there is one."""
-        for site in self.sites:
-            for name, array in activations[site.modality].items():
-                if not np.isfinite(array).all():
-                    raise JobFailed(
-                        f"site {site.name} sent activations ({name}) that are not finite numbers; "
-                        "look at its images, or lower the learning rate"
-                    )
-
-    def _by_modality(self, arrived: Sequence[dict[str, np.ndarray]]) -> dict[str, dict[str, np.ndarray]]:
-        return {
-            site.modality: from_wire(tensors, self._job.precision)
-            for site, tensors in zip(self.sites, arrived, strict=True)
-        }
-
-    def _described(self, forward: Forward) -> tuple[Descriptor, ...]:
-        return cut_descriptors(self._job, len(forward.samples))
-
-    def _target(self, forward: Forward) -> np.ndarray:
-        return SiteData(self._labels).batch(forward.samples, self._window, forward.seed, None)
-
     def _largest_message(self) -> int:
         """Octets of the largest body the job itself makes sites send."""
         batches = (self._job.batch, self._settings.evaluation.batch)
         return max(body_bytes(cut_descriptors(self._job, batch)) for batch in batches)
 
-    def _octets(self) -> int:
-        return sum(sum(site.traffic) for site in self.sites)
-
-    async def _tell(self, step: int, values: dict[str, float]) -> None:
-        """Figures for the sites' logs, now and then."""
-        if time.monotonic() - self._told < PROGRESS_EVERY_S:
-            return
-        self._told = time.monotonic()
-        finite = {name: value for name, value in values.items() if np.isfinite(value)}
-        await asyncio.gather(*(site.tell(Progress(step, finite)) for site in self.sites))
-
     async def _bye(self, reason: str, text: str) -> None:
-        self.result.bytes_per_step = self._training_octets // max(1, self._steps_here)
-        await asyncio.gather(*(site.bye(reason, text) for site in self.sites))
+        async def say(site: Site) -> None:
+            if await site.bye(reason, text) and reason == "complete":
+                self._files.record.farewell([site.name])
 
-
-async def _coroutine(awaitable: Awaitable[Result_]) -> Result_:
-    return await awaitable
+        self.result.bytes_per_step = self.result.bytes_per_step or self._loop.bytes_per_step
+        await asyncio.gather(*(say(site) for site in self.sites))

@@ -46,9 +46,23 @@ class Plan:
 
 
 class Scoring:
-    """Takes the predictions of a plan's batches in order; scores a volume when its last one is in."""
+    """Takes the predictions of a plan's batches in order; scores a volume when its last one is in.
 
-    def __init__(self, plan: Plan, labels: Volumes, window: Triple, save_to: Path | None) -> None:
+    Args:
+        save_to: folder for masks; None: they are only scored.
+        made_from: modalities that the predictions are made from, noted in each mask.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        labels: Volumes,
+        window: Triple,
+        save_to: Path | None,
+        *,
+        made_from: Sequence[str] = (),
+    ) -> None:
+        self._made_from = made_from
         self._plan, self._labels, self._window, self._save_to = plan, labels, window, save_to
         self.dice = VolumeDice()
         self._merger: WindowMerger | None = None
@@ -68,13 +82,21 @@ class Scoring:
             self.dice.add(mask, self._labels.window(key, (0, 0, 0), shape))
             if self._save_to is not None:
                 save_mask(self._save_to / f"{self._labels.case(key).patient}.nii.gz", mask,
-                          self._labels.geometry(key), self._labels.labels or "msd")  # fmt: skip
+                          self._labels.geometry(key), self._labels.labels or "msd",
+                          made_from=self._made_from)  # fmt: skip
 
 
-def save_mask(path: Path, regions: np.ndarray, grid: Geometry, convention_name: str) -> None:
+def save_mask(
+    path: Path,
+    regions: np.ndarray,
+    grid: Geometry,
+    convention_name: str,
+    *,
+    made_from: Sequence[str] = (),
+) -> None:
     """Write a prediction [3, x, y, z] (WT, TC, ET) as a NIfTI label map in the given convention, in RAS.
 
-    Raises DataError if it cannot be written.
+    The header's description names the modalities that it was `made_from`. Raises DataError if it cannot be written.
     """
     values = convention(convention_name)
     whole, core, enhancing = regions
@@ -86,7 +108,10 @@ def save_mask(path: Path, regions: np.ndarray, grid: Geometry, convention_name: 
     affine[:3, 3] = grid.origin
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        nib.save(nib.Nifti1Image(voxels, affine), path)
+        image = nib.Nifti1Image(voxels, affine)
+        # NIfTI-1 gives 80 octets: enough for all contrasts there are.
+        image.header["descrip"] = f"splitproto {' '.join(made_from)}".strip()[:79]
+        nib.save(image, path)
     except OSError as error:
         raise DataError(
             f"{path}: prediction not written ({error.strerror}); free or change [output] folder"

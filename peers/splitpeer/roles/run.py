@@ -1,15 +1,13 @@
-"""What one run of a job leaves on the coordinator's disk: which run it was, how it went, what came out.
+"""What one run of a job leaves on the coordinator's disk: how it went, what came out.
 
-`[peer] state` holds `<job>.run.json` (the run to resume) and the checkpoints; `[output] folder` holds
-`metrics.jsonl`, `result.json` and `predictions/`. What an earlier run left is given up when a new one opens.
+`[output] folder` holds `metrics.jsonl`, `result.json` and `predictions/`; `[peer] state` the checkpoints and the
+`Record` of which run it is. What an earlier run left is given up when a new one opens.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
-import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -17,6 +15,7 @@ from typing import Any
 
 from splitpeer.config import JobConfig, PeerConfig
 from splitpeer.errors import ConfigError
+from splitpeer.roles.record import Record
 from splitpeer.roles.terms import run_folder
 
 
@@ -32,6 +31,13 @@ class Result:
     patients: int = 0
     validation: int = 0
     dice: dict[str, float] = field(default_factory=dict)
+    """Of the last evaluation, with `modalities`."""
+    modalities: list[str] = field(default_factory=list)
+    """Those that the last evaluation, and the masks in `predictions/`, were made from."""
+    missing: dict[str, dict[str, float]] = field(default_factory=dict)
+    """Dice without the modality named, where the job asks for it."""
+    absences: dict[str, int] = field(default_factory=dict)
+    """By site, steps that this process of the coordinator made while it was absent."""
     sites: dict[str, str] = field(default_factory=dict)
     tls: str = ""
     bytes_per_step: int = 0
@@ -43,17 +49,16 @@ class RunFiles:
     """The files of one run.
 
     Args:
-        resume: take the job's last run instead of a new one.
+        resume: take the job's last run (True), a new one (False), or the last if it is not complete (None).
 
     Raises:
         ConfigError: nothing to resume, or the job has changed since.
     """
 
-    def __init__(self, config: PeerConfig, job: JobConfig, *, resume: bool) -> None:
-        self._job = job
-        self._record = config.peer.state / f"{job.job.name}.run.json"
+    def __init__(self, config: PeerConfig, job: JobConfig, *, resume: bool | None) -> None:
+        self.record = Record(config, job, resume)
         self.output: Path = job.output.folder
-        self.run = self._last() if resume else secrets.token_bytes(16)
+        self.run = self.record.run
         self.checkpoints = run_folder(config.peer.state, job.job.name, self.run)
         self.opened = False
         """From here on there is something to resume."""
@@ -68,11 +73,9 @@ class RunFiles:
         with _writing(self.output, "[output] folder"):
             self.output.mkdir(parents=True, exist_ok=True)
 
-    def open(self, *, resumed: bool) -> None:
-        """Note the run as the one to resume; a new one removes the results of the one before."""
-        with _writing(self._record, "[peer] state"):
-            self._record.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            _replace(self._record, {"run": self.run.hex(), "terms": self._terms()})
+    def open(self, *, resumed: bool, patients: Sequence[bytes]) -> None:
+        """Note the run as the one to resume, with its patients; a new one removes the results of the one before."""
+        self.record.begin(patients)
         if not resumed:
             with _writing(self.output, "[output] folder"):
                 for old in (
@@ -96,29 +99,13 @@ class RunFiles:
         with _writing(path, "[output] folder"):
             _replace(path, asdict(result))
 
-    def _last(self) -> bytes:
+    def result(self) -> Result | None:
+        """What `result.json` says of this run, if it does."""
         try:
-            last = json.loads(self._record.read_text())
-            run = bytes.fromhex(last["run"])
-        except FileNotFoundError:
-            raise ConfigError(
-                f"nothing to resume: {self._record} does not exist; start without --resume"
-            ) from None
-        except (OSError, ValueError, KeyError, TypeError):
-            raise ConfigError(f"{self._record} cannot be read; start without --resume") from None
-        if last.get("terms") != self._terms():
-            raise ConfigError(
-                "job.toml has changed since the run that is to be resumed; change it back, "
-                "or start without --resume"
-            )
-        return run
-
-    def _terms(self) -> str:
-        """Digest of all that a run must keep from start to end: two halves of two jobs make no whole."""
-        kept = self._job.model_dump(mode="json", include={"job", "sites", "model", "data", "training"})
-        for free in ("ahead", "checkpoint_every", "keep_checkpoints"):
-            del kept["training"][free]
-        return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
+            result = Result(**json.loads((self.output / "result.json").read_text()))
+        except (OSError, ValueError, TypeError):
+            return None
+        return result if result.run == self.run.hex() else None
 
 
 def _replace(path: Path, value: dict[str, Any]) -> None:

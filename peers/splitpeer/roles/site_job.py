@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import secrets
 from collections import deque
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
@@ -162,12 +163,14 @@ class SiteJob:
         if not self._announced:
             return None
         forward = self._announced[0]
-        ready = forward.step == self.applied + (forward.mode == "train")
-        if not ready and (forward.step <= self.applied or not self.waiting_for_gradients):
+        # SP-11-6: a batch of a later step waits: gradients, or an `advance`, bring its turn.
+        if forward.step == self.applied + (forward.mode == "train"):
+            return self._announced.popleft()
+        if forward.step <= self.applied:
             raise StepMismatch(
                 f"asked for step {forward.step} ({forward.mode}) after step {self.applied} was applied"
             )
-        return self._announced.popleft() if ready else None
+        return None
 
     def forward(self, forward: Forward) -> Activations:
         """Run the encoder on the batch that `due` returned (compute thread).
@@ -212,6 +215,21 @@ class SiteJob:
         self.half.backward(from_wire(gradients.tensors, self.job.precision))
         self._pending = None
 
+    def advance(self, step: int) -> None:
+        """Count on to `step`: those since the last that was applied here were made without this site.
+
+        Raises:
+            StepMismatch: `step` is behind, or beyond the job.
+        """
+        # SP-11-31: nothing announced or computed before counts any more.
+        if not self.applied <= step <= self.job.steps:
+            raise StepMismatch(
+                f"asked to advance to step {step} of {self.job.steps} after step {self.applied}"
+            )
+        self.forget_batches()
+        self.half.advance(step)
+        self._pending = None
+
     def forget_batches(self) -> None:
         """The link is new: everything announced will be announced again."""
         self._announced.clear()
@@ -221,12 +239,22 @@ class SiteJob:
 
     # --- checkpoints -----------------------------------------------------------------------------------
 
-    def save(self, step: int) -> bytes:
-        """Write this half durably; returns its digest."""
+    def save(self, step: int, keep: Collection[int] | None = None) -> bytes:
+        """Write this half durably; returns its digest.
+
+        Args:
+            step: the last applied.
+            keep: steps whose checkpoints stay beside it; None: the newest few.
+
+        Raises:
+            StepMismatch: not the last step applied.
+            DataError: it cannot be written; the checkpoints from before are as they were.
+        """
         if step != self.applied:
             raise StepMismatch(f"asked to save step {step} after step {self.applied} was applied")
         tensors, meta = self.half.state()
-        return bytes.fromhex(checkpoint.save(self.folder, step, tensors, meta))
+        kept = checkpoint.KEEP if keep is None else keep
+        return bytes.fromhex(checkpoint.save(self.folder, step, tensors, meta, kept))
 
     def rollback(self, step: int) -> None:
         """Go back to the checkpoint of `step`. Raises DataError if it is not there or not whole."""

@@ -1,390 +1,147 @@
-"""The sites as the coordinator sees them: who is here, on which link, how far, and what each is asked next."""
+"""All sites of a job, and what happens when one of them is waited for in vain: pause, skip or drop."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import replace
 from typing import TypeVar
 
-from splitpeer.data.geometry import Geometry
-from splitpeer.errors import DeadlinePassed, JobFailed
+from splitpeer.config import Absence
+from splitpeer.errors import DeadlinePassed, JobFailed, PeerError
 from splitpeer.logs import event
-from splitpeer.roles.witness import Witness
-from splitpeer.training.checkpoint import KEEP
-from splitproto import Session, SplitprotoError
-from splitproto.capture import Party
-from splitproto.errors import (
-    DeadlineExceeded,
-    LinkLost,
-    LocalError,
-    Misaligned,
-    SchemaMismatch,
-    Superseded,
-    UnexpectedMessage,
-    printable,
-)
-from splitproto.messages import (
-    Activations,
-    Applied,
-    Begin,
-    Bye,
-    Checkpoint,
-    Forward,
-    Gradients,
-    Inventory,
-    JobAccept,
-    JobDecline,
-    JobOffer,
-    Message,
-    Rollback,
-    RolledBack,
-    Saved,
-)
-from splitproto.tensors import Array, Descriptor, matches
+from splitpeer.roles.site import Site, SiteRestarted
 
 log = logging.getLogger(__name__)
-
-FAREWELL_S = 5.0
-"""How long a site whose link broke at the very end may take to come back and hear that the job is complete."""
-
 Answer = TypeVar("Answer")
-Heard = TypeVar("Heard", bound=Message)
 
 
-class SiteRestarted(Exception):
-    """A site came back without its memory: everybody must go back to a common checkpoint."""
-
-
-class Site:
-    """One site of the job, over all its links.
-
-    The coordinator's loop calls the verbs one after the other. A verb that loses its link waits for the site
-    to come back, at most `reconnect_s`, and asks again.
+class Team:
+    """The sites, in the order of their modalities.
 
     Args:
-        name: as in its certificate.
-        offer: the job, with its modality.
-        reconnect_s: patience for its return.
-        witness: told of its links and of what it announces.
+        sites: all that the job names.
+        absence: what to do without one. `pause`: its failure is the job's. `skip`: the work at hand goes on without
+            it, and before the next step it is waited for again. `drop`: work goes on without it until it is back.
     """
 
-    def __init__(self, name: str, offer: JobOffer, reconnect_s: float, witness: Witness) -> None:
-        self.name, self.modality = name, offer.modality
-        self.party = Party(name, offer.modality)
-        """What it announced last."""
-        self.features: frozenset[str] = frozenset()
-        """Agreed on its newest link."""
-        self.applied = 0
-        self.checkpoints: tuple[int, ...] = ()
-        self.patients: dict[bytes, Geometry] = {}
-        self._octets_in = 0
-        self._octets_out = 0
-        self._offer, self._job, self._witness = offer, offer.job, witness
-        self._reconnect_s = reconnect_s
-        self._session: Session | None = None
-        self._joining: Session | None = None  # the newest link, joined or not
-        self._incarnation = b""
-        self._restarted = False
-        self._joined = asyncio.Event()
-        self._begun = False
-        self._sent = 0  # forwards of the present stream that went out on the present link
-        self._stream: object = None
-        self._base = (0, 0)
-        self._failure: Exception | None = None
-
-    # --- joining ---------------------------------------------------------------------------------------
-
-    async def join(self, session: Session) -> None:
-        """Offer the job on a new link and hear what the site has."""
-        self._joining = session
-        self._witness.listen(session)
-        try:
-            await session.send(replace(self._offer, recorded=self._witness.recorded))
-            accept = await self._hear(session, JobAccept, "its answer to the job")
-            patients: dict[bytes, Geometry] = {}
-            last = False
-            while not last:
-                piece = await self._hear(session, Inventory, "its list of patients")
-                last = piece.last
-                # Bounded by what was announced, or a list that never ends would fill our memory.
-                if len(patients) + len(piece.patients) > accept.patients or not (piece.patients or last):
-                    raise SchemaMismatch(
-                        f"{accept.patients} patients announced, but more, or none, are listed"
-                    )
-                for p in piece.patients:
-                    patients[p.key] = Geometry(p.shape, p.spacing, p.orientation, p.origin)
-            if len(patients) != accept.patients:
-                raise SchemaMismatch(f"{accept.patients} patients announced, {len(patients)} listed")
-        except SplitprotoError as error:
-            if isinstance(error, LocalError):
-                session.fail(error)
-            event(log, "site.refused", logging.WARNING, site=self.name, cause=str(error))
-            return
-        except JobFailed as error:
-            self._failure = error
-            self._joined.set()
-            self._witness.note("job.declined", site=self.name, run=self._offer.run.hex(), cause=str(error))
-            return
-        self._witness.heard(self.name, accept)
-        self.party = Party(self.name, self.modality, accept.defences or (), accept.recorded)
-        self.features = frozenset(session.agreement.features)
-        self._keep_counts()
-        # A new incarnation after the first has lost what was not on disk.
-        self._restarted |= bool(self._incarnation) and accept.incarnation != self._incarnation
-        if self.patients and set(patients) != set(self.patients):
-            self._failure = JobFailed(
-                f"{self.name} came back with other patients than it had; start the job anew"
-            )
-        self._incarnation, self.applied, self.checkpoints = (
-            accept.incarnation,
-            accept.applied,
-            accept.checkpoints,
-        )
-        self.patients = patients
-        self._session, self._begun, self._sent = session, False, 0
-        event(log, "site.joined", site=self.name, modality=self.modality, patients=len(patients),
-              applied=accept.applied, tls=session.tls)  # fmt: skip
-        self._joined.set()
+    def __init__(self, sites: Sequence[Site], absence: Absence) -> None:
+        self.sites = tuple(sites)
+        self._mode, self._least = absence.mode, absence.least_sites
 
     @property
-    def here(self) -> bool:
-        """Joined, and its link is alive."""
-        return self._joined.is_set() and self._session is not None and self._session.alive
-
-    async def joined(self) -> None:
-        """Wait until the site has joined; raises JobFailed if it declined."""
-        await self._joined.wait()
-        if self._failure is not None:
-            raise self._failure
+    def present(self) -> list[Site]:
+        """Those that the work at hand counts on."""
+        return [site for site in self.sites if not site.absent]
 
     @property
-    def tls(self) -> str:
-        """TLS version and suite of the present link."""
-        return self._session.tls if self._session is not None else ""
+    def absent(self) -> list[Site]:
+        """Those it goes on without."""
+        return [site for site in self.sites if site.absent]
 
-    # --- verbs -----------------------------------------------------------------------------------------
+    async def all(
+        self, verb: Callable[[Site], Awaitable[Answer]], sites: Sequence[Site] | None = None
+    ) -> dict[Site, Answer]:
+        """`verb` at all of `sites` (default: who is present) at once; the answers of those that are still present.
 
-    async def begin(self, step: int, patients: int) -> None:
-        """Let the site know that everybody is here, and after which committed step work goes on."""
-        self._base = (step, patients)
-        await self._ask(self._connected, "to begin")
+        Nobody is interrupted because another restarted: a message that is half sent would be overtaken by the
+        rollback that follows.
 
-    async def activations(
-        self,
-        stream: Sequence[Forward],
-        index: int,
-        until: int,
-        described: Callable[[Forward], Sequence[Descriptor]],
-    ) -> dict[str, Array]:
-        """The site's activations for `stream[index]`; batches up to `until` are announced."""
-
-        async def ask(session: Session) -> dict[str, Array]:
-            if self._stream is not stream:
-                self._stream, self._sent = stream, index
-            self._sent = max(self._sent, index)
-            while self._sent < min(until, len(stream)):
-                await session.send(stream[self._sent], self._job.seconds_per_step)
-                self._sent += 1
-            forward = stream[index]
-            answer = await self._hear(session, Activations, f"activations of step {forward.step}")
-            if (answer.mode, answer.step, answer.batch) != (forward.mode, forward.step, forward.batch):
-                raise UnexpectedMessage(
-                    f"activations of another batch than step {forward.step}, {forward.batch}"
-                )
-            # SP-11-5: misaligned patients are an error, not a bad Dice.
-            if answer.digest != forward.digest:
-                raise Misaligned(f"{self.name} used other samples than those of step {forward.step}")
-            if not matches(described(forward), answer.tensors):
-                raise SchemaMismatch(f"{self.name} sent other tensors than the job describes")
-            return dict(answer.tensors)
-
-        return await self._ask(ask, f"activations of step {stream[index].step}")
-
-    async def gradients(self, step: int, tensors: dict[str, Array]) -> None:
-        """Send the gradients of `step` and wait until the site has applied them, once."""
-
-        async def ask(session: Session) -> None:
-            # SP-11-8: the site said on joining how far it is; what it has applied is not sent again.
-            if self.applied >= step:
-                return
-            await session.send(Gradients(step, tensors), self._job.seconds_per_step)
-            answer = await self._hear(session, Applied, f"step {step} to be applied")
-            if answer.step != step:
-                raise UnexpectedMessage(f"step {answer.step} applied where {step} was due")
-            self.applied = step
-
-        await self._ask(ask, f"step {step} to be applied")
-
-    async def save(self, step: int, *, leaving: bool = False) -> bytes:
-        """Have the site write its half of `step` to disk; returns its digest.
-
-        `leaving`: work ends here, at a step that nobody foresaw, so activations of batches that were announced
-        beyond it may come first, and are void.
+        Raises:
+            SiteRestarted: at least one did.
+            DeadlinePassed, JobFailed: with `pause`, the first failure, which ends the others; else, too few are left.
         """
-        what = f"its checkpoint of step {step}"
+        tasks = {
+            asyncio.ensure_future(_coroutine(verb(site))): site
+            for site in (self.present if sites is None else sites)
+        }
+        try:
+            waiting, restarted = set(tasks), False
+            while waiting:
+                done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+                for task in [task for task in tasks if task in done]:
+                    error = task.exception()
+                    if isinstance(error, SiteRestarted):
+                        restarted = True
+                    elif isinstance(error, DeadlinePassed | JobFailed) and self._mode != "pause":
+                        tasks[task].leave_out(str(error))
+                    else:
+                        task.result()
+            self._enough()
+            if restarted:
+                raise next(e for task in tasks if isinstance(e := task.exception(), SiteRestarted))
+            return {site: task.result() for task, site in tasks.items() if not site.absent}
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
 
-        async def ask(session: Session) -> bytes:
-            await session.send(Checkpoint(step))
-            answer: Message = await self._hear(session, (Saved, Activations) if leaving else Saved, what)
-            while not isinstance(answer, Saved):
-                answer = await self._hear(session, (Saved, Activations), what)
-            if answer.step != step:
-                raise UnexpectedMessage(f"step {answer.step} saved where {step} was due")
-            return answer.digest
+    async def muster(self, step: int, patients: int) -> None:
+        """Before a step: those that were absent and are back catch up with the committed `step`."""
+        back = self.absent
+        if self._mode == "skip":
+            await asyncio.gather(*(site.returned() for site in back), return_exceptions=True)
+        await asyncio.gather(*(self._welcome(site, step, patients) for site in back if site.here))
 
-        digest = await self._ask(ask, what)
-        # Sites keep the newest few only.
-        self.checkpoints = (*self.checkpoints, step)[-KEEP:]
-        return digest
+    async def gather(self, seconds: float, waiting_for: Callable[[str], None], *, all_needed: bool) -> None:
+        """Wait until all have joined.
 
-    async def back(self) -> None:
-        """Wait until the site is here, restarted or not; what it lost is known from now on."""
-        self._restarted = False
-        await self._ask(self._connected, "to come back")
+        Args:
+            seconds: at most so long.
+            waiting_for: told who is missing.
+            all_needed: else, and unless the mode is `pause`, work may begin without some.
 
-    async def rollback(self, step: int) -> None:
-        """Have the site go back to its checkpoint of `step`."""
-        what = f"its return to step {step}"
+        Raises:
+            DeadlinePassed: some are missing.
+            JobFailed: one has declined.
+        """
+        waiting = {asyncio.create_task(site.joined()): site for site in self.sites}
+        deadline = time.monotonic() + seconds
+        try:
+            while waiting:
+                missing = ", ".join(f"{site.name} ({site.modality})" for site in waiting.values())
+                waiting_for(missing)
+                done, _ = await asyncio.wait(
+                    waiting, timeout=deadline - time.monotonic(), return_when=asyncio.FIRST_COMPLETED
+                )
+                for task in done:
+                    del waiting[task]
+                    task.result()
+                if done:
+                    continue
+                late = DeadlinePassed(f"missing after {seconds:g} s: {missing}: start them, or raise join_s")
+                if all_needed or self._mode == "pause":
+                    raise late
+                for site in waiting.values():
+                    site.leave_out(f"it did not join within {seconds:g} s")
+                self._enough()
+                return
+        finally:
+            for task in waiting:
+                task.cancel()
 
-        async def ask(session: Session) -> None:
-            await session.send(Rollback(step))
-            # What was under way before the rollback is void.
-            answer: Message | None = None
-            while not (isinstance(answer, RolledBack) and answer.step == step):
-                answer = await self._hear(session, (RolledBack, Activations, Applied, Saved), what)
+    def undo(self, step: int) -> None:
+        """Everybody present has gone back to `step`."""
+        for site in self.absent:
+            site.undo(step)
 
-        self._stream = None
-        await self._ask(ask, what)
-        self.applied = step
-        self.checkpoints = tuple(s for s in self.checkpoints if s <= step)
+    def _enough(self) -> None:
+        present = self.present
+        if len(present) < self._least:
+            missing = "; ".join(f"{site.name} ({site.modality}): {site.absent}" for site in self.absent)
+            raise DeadlinePassed(f"{len(present)} sites are left, least_sites is {self._least}: {missing}")
 
-    async def left(self) -> None:
-        """Wait until the site is not here."""
-        if self._session is not None:
-            await asyncio.wait((self._session.ended,))
-
-    async def tell(self, message: Message) -> None:
-        """Send a message nobody answers, if the site is here."""
-        if self.here and self._begun and self._session is not None:
-            try:
-                await self._session.send(message)
-            except SplitprotoError as error:
-                event(log, "site.lost", logging.WARNING, site=self.name, cause=str(error))
-
-    async def bye(self, reason: str, text: str) -> None:
-        """End the present link in good order, also one that has not finished joining."""
-        if reason == "complete" and not self.here:
-            # A site between two links shall not dial in vain: the job is done, and it must hear so.
-            self._joined.clear()
-            try:
-                async with asyncio.timeout(FAREWELL_S):
-                    await self._joined.wait()
-            except TimeoutError:
-                event(log, "site.lost", logging.WARNING, site=self.name, cause="it was not here for the bye")
-        if self._joining is not None:
-            await self._joining.close(reason, text)
-        if self._session is not None:
-            await self._session.close(reason, text)
-            self._keep_counts()
-            self._session = None
-
-    # --- inside ----------------------------------------------------------------------------------------
-
-    async def _ask(self, question: Callable[[Session], Awaitable[Answer]], what: str) -> Answer:
-        """Ask on the present link; when that is lost, on the next one."""
-        loop = asyncio.get_running_loop()
-        # One patience for the whole question: a link that comes up only to die again is not progress.
-        patience = loop.time() + self._reconnect_s + self._job.seconds_per_step
-        while True:
-            session = await self._link(what)
-            if session.rotation_due:
-                # SP-6-10: our own key's budget; the site dials again at once.
-                await session.close("rotate", "the key's budget is spent")
-                continue
-            try:
-                if not self._begun:
-                    await session.send(Begin(*self._base))
-                    self._begun = True
-                # Each message has its deadline; this one is for all of them together.
-                async with asyncio.timeout(2 * self._job.seconds_per_step):
-                    return await question(session)
-            except TimeoutError:
-                session.fail(DeadlineExceeded(f"{what} took too long"))
-                raise DeadlinePassed(f"site {self.name}: {what} took too long") from None
-            except DeadlineExceeded as error:
-                session.fail(error)
-                raise DeadlinePassed(f"site {self.name}: {error.reason}") from None
-            except SplitprotoError as error:
-                if isinstance(error, LocalError) and session.alive:
-                    session.fail(error)
-                if _is_final(error):
-                    raise JobFailed(f"site {self.name}: {error}") from error
-                event(log, "site.lost", logging.WARNING, site=self.name, cause=str(error), waiting_for=what,
-                      patience_s=self._reconnect_s)  # fmt: skip
-                if self._session is session:
-                    self._joined.clear()
-                if loop.time() > patience:
-                    raise DeadlinePassed(
-                        f"site {self.name} ({self.modality}): its links keep breaking ({error}); "
-                        f"it was waited for: {what}"
-                    ) from error
-
-    async def _connected(self, session: Session) -> None:
-        return
-
-    async def _link(self, what: str) -> Session:
-        ended = self._session.ended if self._session is not None else None
-        if ended is not None and ended.done() and (error := ended.result()) is not None and _is_final(error):
-            # A site may give up between two questions, such as when its privacy budget is spent.
-            raise JobFailed(f"site {self.name}: {error}") from error
-        if not self.here and self._failure is None:
-            self._joined.clear()
-            try:
-                async with asyncio.timeout(self._reconnect_s):
-                    await self._joined.wait()
-            except TimeoutError:
-                raise DeadlinePassed(
-                    f"site {self.name} ({self.modality}) did not come back within {self._reconnect_s:g} s; "
-                    f"it was waited for: {what}"
-                ) from None
-        if self._failure is not None:
-            raise self._failure
-        if self._restarted:
-            raise SiteRestarted(self.name)
-        if self._session is None:
-            raise LinkLost("no link")
-        return self._session
-
-    async def _hear(
-        self, session: Session, kind: type[Heard] | tuple[type[Message], ...], what: str
-    ) -> Heard:
-        message = await session.receive(self._job.seconds_per_step, f"{what} from {self.name}")
-        if isinstance(message, JobDecline):
-            await session.close("failed", "the job was declined")
-            raise JobFailed(f"site {self.name} declined the job: {printable(message.reason)}")
-        if isinstance(message, Bye):
-            await session.close(message.reason)
-            raise LinkLost(f"{self.name} said bye ({message.reason}: {printable(message.text)})")
-        if not isinstance(message, kind):
-            raise UnexpectedMessage(f"{message.name} where {what} was due")
-        return message  # type: ignore[return-value]
-
-    def _keep_counts(self) -> None:
-        if self._session is not None:
-            self._octets_in += self._session.bytes_in
-            self._octets_out += self._session.bytes_out
-
-    @property
-    def traffic(self) -> tuple[int, int]:
-        """Octets received from and sent to this site, envelopes included, over all links."""
-        now = self._session
-        return self._octets_in + (now.bytes_in if now else 0), self._octets_out + (
-            now.bytes_out if now else 0
-        )
+    async def _welcome(self, site: Site, step: int, patients: int) -> None:
+        cause = site.absent
+        try:
+            await site.catch_up(step, patients)
+        except (SiteRestarted, PeerError) as error:
+            # It may try again; until then it stays what it was.
+            site.leave_out(f"{cause}; on its return: {error}" if str(error) not in cause else cause)
+        else:
+            event(log, "site.present", site=site.name, modality=site.modality, step=step)
 
 
-def _is_final(error: SplitprotoError) -> bool:
-    """Whether waiting for the site is pointless. One that dials anew supersedes a link whose end went unnoticed."""
-    return not (error.retry or isinstance(error, Superseded))
+async def _coroutine(awaitable: Awaitable[Answer]) -> Answer:
+    return await awaitable

@@ -78,6 +78,19 @@ class _Half:
         self.schedule.seek(meta["step"])
         self._forget()
 
+    def advance(self, step: int) -> None:
+        """Count on to `step`: those in between were made without this half. What was pending is forgotten.
+
+        Weights and moments stay; the learning rate is that of the step that follows.
+
+        Raises:
+            ValueError: `step` is behind.
+        """
+        if step < self.steps_done:
+            raise ValueError(f"cannot advance to step {step} from step {self.steps_done}")
+        self.schedule.seek(step)
+        self._forget()
+
     def _apply(self) -> None:
         self.optimiser.step()
         self.schedule.step()

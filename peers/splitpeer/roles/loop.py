@@ -1,0 +1,394 @@
+"""The coordinator's loop over the steps of a job: train, save, evaluate, go back, catch up.
+
+A step is committed when every site that takes part has applied it; checkpoints of all halves are made at committed
+steps only. Knows sites (`team`) and the coordinator's own half, and neither listener nor signals.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from splitpeer.config import JobConfig
+from splitpeer.data.loader import SiteData
+from splitpeer.data.volumes import Volumes
+from splitpeer.defences import Release, Stack, defend
+from splitpeer.errors import DataError, JobFailed
+from splitpeer.logs import event
+from splitpeer.roles.batches import TrainingStream
+from splitpeer.roles.compute import Compute, from_wire, to_wire
+from splitpeer.roles.evaluation import Plan, Scoring
+from splitpeer.roles.run import Result, RunFiles
+from splitpeer.roles.site import Site, SiteRestarted
+from splitpeer.roles.team import Team
+from splitpeer.roles.terms import cut_descriptors, window_of
+from splitpeer.roles.view import View
+from splitpeer.roles.witness import Witness
+from splitpeer.status import Board
+from splitpeer.training import checkpoint
+from splitpeer.training.dropout import left_out
+from splitpeer.training.split_step import CoordinatorHalf
+from splitproto.messages import Forward, Job, Progress
+from splitproto.tensors import Array, Descriptor
+
+log = logging.getLogger(__name__)
+
+PROGRESS_EVERY_S = 2.0
+DISK_S = 600.0
+"""Reading or writing a checkpoint, at most."""
+
+Arrived = Mapping[Site, Mapping[str, Array]]
+
+
+class Loop:
+    """The steps of one run, from wherever the parties are to the last one.
+
+    Args:
+        job: as the sites know it.
+        settings: `job.toml`.
+        half: fusion and decoder.
+        team: the sites, joined.
+        labels: the masks.
+        files: where results and checkpoints go.
+        gradient_stacks: by modality, what is done to gradients before they leave.
+    """
+
+    def __init__(
+        self,
+        job: Job,
+        settings: JobConfig,
+        half: CoordinatorHalf,
+        team: Team,
+        labels: Volumes,
+        compute: Compute,
+        files: RunFiles,
+        result: Result,
+        gradient_stacks: Mapping[str, Stack],
+        *,
+        view: View,
+        board: Board,
+        witness: Witness,
+    ) -> None:
+        self._job, self._settings, self._half, self._team = job, settings, half, team
+        self._labels, self._compute, self._files, self._result = labels, compute, files, result
+        self._gradient_stacks = gradient_stacks
+        self._view, self._board, self._witness = view, board, witness
+        self._window = window_of(job)
+        self._held: tuple[int, ...] = ()  # own checkpoints, each of a step that all hold
+        self._told = 0.0
+        self._steps_here = 0
+        self._octets_here = 0
+        self.committed = 0
+        """The newest committed step."""
+        self.draining = False
+        """Set to end after the step under way."""
+
+    @property
+    def bytes_per_step(self) -> int:
+        """Octets on the wire, all sites, per training step made by this process."""
+        return self._octets_here // max(1, self._steps_here)
+
+    async def run(self, stream: TrainingStream, validation: Sequence[bytes], *, resumed: bool) -> None:
+        """Go on until the last step is committed and scored, or `draining` is set.
+
+        Raises:
+            JobFailed, DeadlinePassed, DataError, ConfigError: the run cannot go on.
+        """
+        if resumed or any(site.applied != 0 for site in self._team.present):
+            await self._rollback()
+        scored = -1
+        while scored < self._job.steps and not self.draining:
+            try:
+                await self._team.muster(self.committed, self._result.patients)
+                await self._team.all(lambda site: site.begin(self.committed, self._result.patients))
+                if self.committed < self._job.steps:
+                    await self._step(stream)
+                if self._due(self._settings.training.checkpoint_every):
+                    await self._checkpoint()
+                elif self.draining and all(site.here for site in self._team.present):
+                    await self._checkpoint(leaving=True)
+                if self._due(self._settings.evaluation.every):
+                    await self._evaluate(validation)
+                    scored = self.committed
+            except SiteRestarted as restarted:
+                event(log, "job.restarted_site", logging.WARNING, site=str(restarted))
+                await self._rollback()
+        self._result.complete = scored == self._job.steps
+
+    async def save_own(self, *, spare: int = 0) -> int:
+        """Write the coordinator's half; returns its step.
+
+        Args:
+            spare: older ones to keep beyond the usual, where not all sites may hold this one.
+
+        Raises:
+            DataError: it cannot be written; those from before are as they were.
+        """
+        tensors, meta = await self._compute.run(self._half.state, what="its own state")
+        step = int(meta["step"])
+        most = self._settings.training.keep_checkpoints + spare
+        keep = [held for held in self._held if held != step][-(most - 1) :] if most > 1 else []
+        await self._compute.run(
+            checkpoint.save, self._files.checkpoints, step, tensors, meta, keep,
+            what=f"its own checkpoint of step {step}", timeout=DISK_S,
+        )  # fmt: skip
+        self._held = (*keep, step)
+        self._board.set(checkpoints=list(self._held))
+        return step
+
+    # --- a step ----------------------------------------------------------------------------------------
+
+    def _due(self, every: int) -> bool:
+        return self.committed == self._job.steps or (every > 0 and self.committed % every == 0)
+
+    def _boundary(self, step: int) -> int:
+        """Batches are announced up to here: sites have nothing else in hand when they save or evaluate."""
+        ends = [self._job.steps, step + self._settings.training.ahead]
+        pauses = (self._settings.training.checkpoint_every, self._settings.evaluation.every)
+        return min(*ends, *(-(-step // every) * every for every in pauses if every))
+
+    def _left_out(self, step: int) -> frozenset[str]:
+        """Modalities that are here and sit this step out."""
+        present = [site.modality for site in self._team.present]
+        return left_out(self._settings.job.seed, step, present, self._settings.training.modality_dropout)
+
+    async def _step(self, stream: TrainingStream) -> None:
+        step, began, octets = self.committed + 1, time.monotonic(), self._octets()
+        self._board.phase("training", step=self.committed, steps=self._job.steps)
+        until = self._boundary(step)
+        await self._computed(stream.prepare, step - 1, until, what="the masks of the next batches")
+        forward = stream[step - 1]
+        target = asyncio.create_task(self._computed(self._target, forward, what="the masks of a batch"))
+        out = self._left_out(step)
+        try:
+            arrived: Arrived = await self._team.all(
+                lambda site: site.activations(
+                    stream, step - 1, until, self._described,
+                    takes=lambda index: site.modality not in self._left_out(index + 1),
+                ),
+                [site for site in self._team.present if site.modality not in out],
+            )  # fmt: skip
+            waited = time.monotonic() - began
+            loss, gradients = await self._computed(
+                self._train, arrived, await target, forward, what=f"step {step} of the decoder"
+            )
+        finally:
+            target.cancel()
+        computed = time.monotonic() - began - waited
+        precision = self._job.precision
+        # SP-11-31: who did not take part is told to count on.
+        await self._team.all(
+            lambda site: (
+                site.gradients(step, to_wire(gradients[site.modality], precision))
+                if site in arrived
+                else site.advance(step)
+            )
+        )
+        # SP-11-7: a step is committed when every party has applied it.
+        self.committed = self._result.step = step
+        self._steps_here += 1
+        self._octets_here += self._octets() - octets
+        without = {site.modality for site in self._team.sites if site not in arrived}
+        self._note_step(
+            step, loss, without, seconds=time.monotonic() - began, waited=waited, computed=computed
+        )
+        await self._tell(step, {"loss": loss})
+
+    def _note_step(self, step: int, loss: float, without: set[str], **seconds: float) -> None:
+        for site in self._team.absent:
+            self._result.absences[site.name] = self._result.absences.get(site.name, 0) + 1
+        self._view.step(step, loss, {site.name: sum(site.traffic) for site in self._team.sites})
+        self._board.set(step=step, loss=loss)
+        more = {"without": sorted(without)} if without else {}
+        shown = loss if np.isfinite(loss) else None  # nobody took part
+        self._files.metric(step=step, loss=shown, **more, **seconds)
+
+    def _train(
+        self, arrived: Arrived, target: np.ndarray, forward: Forward
+    ) -> tuple[float, dict[str, dict[str, np.ndarray]]]:
+        activations = self._by_modality(arrived)
+        if not activations:
+            # All who would have taken part are absent: nobody learns from this step.
+            self._half.advance(forward.step)
+            return float("nan"), {}
+        absent = [site.modality for site in self._team.sites if site not in arrived]
+        try:
+            loss, gradients = self._half.step(activations, target, absent)
+        except JobFailed:
+            self._blame(arrived)
+            raise
+        release = Release(self._files.run, forward.mode, forward.step, forward.batch, forward.samples, target)
+        # The decoder has learned from the true ones; what leaves is defended, for each site on its own.
+        for modality, stack in self._gradient_stacks.items():
+            if modality in gradients:
+                gradients[modality] = defend(stack, gradients[modality], release)
+        return loss, gradients
+
+    # --- evaluation ------------------------------------------------------------------------------------
+
+    async def _evaluate(self, keys: Sequence[bytes]) -> None:
+        began = time.monotonic()
+        self._board.phase("evaluating")
+        while not await self._evaluate_with(self._team.present, keys):
+            # A score is one of the same modalities from the first patient to the last. What was announced is void.
+            await self._team.all(lambda site: site.advance(self.committed))
+        figures = {
+            "dice": self._result.dice,
+            "modalities": self._result.modalities,
+            **({"missing": self._result.missing} if self._result.missing else {}),
+        }
+        self._view.evaluated(self.committed, self._result.dice)
+        self._board.set(dice=self._result.dice, modalities=self._result.modalities)
+        self._files.metric(step=self.committed, **figures, seconds=time.monotonic() - began)
+        event(log, "job.evaluated", step=self.committed, modalities=" ".join(self._result.modalities),
+              **self._result.dice)  # fmt: skip
+        for modality, dice in self._result.missing.items():
+            event(log, "job.evaluated_without", step=self.committed, missing=modality, **dice)
+        self._told = 0.0
+        await self._tell(
+            self.committed, {f"dice_{region}": value for region, value in self._result.dice.items()}
+        )
+
+    async def _evaluate_with(self, sites: Sequence[Site], keys: Sequence[bytes]) -> bool:
+        """Score with these sites; False if one of them got lost on the way."""
+        settings = self._settings.evaluation
+        plan = Plan.of(keys, self._labels, self._window, settings.overlap, settings.batch, self.committed)
+        final = self.committed == self._job.steps
+        modalities = sorted(site.modality for site in sites)
+        masks = self._files.predictions if final else None
+        # One more score without each, of the same activations.
+        without = modalities if settings.missing and len(modalities) > 1 else []
+        scorings = {
+            "": Scoring(plan, self._labels, self._window, masks, made_from=modalities),
+            **{modality: Scoring(plan, self._labels, self._window, None) for modality in without},
+        }
+        for index in range(len(plan.forwards)):
+            until = index + self._settings.training.ahead
+            arrived: Arrived = await self._team.all(
+                lambda site, index=index, until=until: site.activations(
+                    plan.forwards, index, until, self._described
+                ),
+                sites,
+            )
+            if len(arrived) < len(sites):
+                return False
+            for modality, scoring in scorings.items():
+                predicted = await self._computed(
+                    self._predict, arrived, modality, what=f"the prediction of batch {index}"
+                )
+                await self._computed(scoring.add, index, predicted, what=f"the score of batch {index}")
+            self._view.evaluating(index + 1, len(plan.forwards))
+        scores = {name: s.dice.result() if len(s.dice) else {} for name, s in scorings.items()}
+        self._result.dice, self._result.modalities = scores.pop(""), modalities
+        self._result.missing = scores
+        return True
+
+    def _predict(self, arrived: Arrived, missing: str) -> np.ndarray:
+        """Probabilities of what arrived, without the modality `missing` if one is named."""
+        activations = self._by_modality(arrived)
+        activations.pop(missing, None)
+        absent = [site.modality for site in self._team.sites if site.modality not in activations]
+        predicted = self._half.predict(activations, absent)
+        if not np.isfinite(predicted).all():
+            self._blame(arrived)
+            raise JobFailed("the prediction is not a finite number; lower the learning rate")
+        return predicted
+
+    # --- checkpoints -----------------------------------------------------------------------------------
+
+    async def _checkpoint(self, *, leaving: bool = False) -> None:
+        step = self.committed
+        self._board.phase("saving")
+        keep = self._held[-self._settings.training.keep_checkpoints :]
+        digests = await self._team.all(lambda site: site.save(step, keep, leaving=leaving))
+        if failed := [site.name for site, digest in digests.items() if digest is None]:
+            # SP-11-32: not a step that all hold, so it does not count; those from before do.
+            event(log, "job.checkpoint_failed", logging.WARNING, step=step, sites=", ".join(failed))
+            return
+        try:
+            # Written last: a step that the coordinator holds, all hold.
+            await self.save_own()
+        except DataError as error:
+            event(log, "job.checkpoint_failed", logging.WARNING, step=step, cause=str(error))
+            return
+        shown = {site.name: (digest or b"").hex() for site, digest in digests.items()}
+        event(log, "job.checkpoint", step=step, **{name: digest[:12] for name, digest in shown.items()})
+        self._witness.note("job.checkpoint", run=self._files.run.hex(), step=step, digests=[
+            f"{name} {digest}" for name, digest in shown.items()])  # fmt: skip
+
+    async def _rollback(self) -> None:
+        """All parties go back to the newest step that all hold; once more if a site restarts meanwhile."""
+        self._board.phase("rolling back")
+        while True:
+            try:
+                await self._team.all(Site.back)
+                own = await self._compute.run(
+                    checkpoint.available, self._files.checkpoints, what="its own checkpoints", timeout=DISK_S
+                )
+                common = set(own).intersection(*(site.checkpoints for site in self._team.present))
+                if not common:
+                    raise JobFailed(
+                        "the parties have no checkpoint in common: start the job anew, with --fresh"
+                    )
+                step = max(common)
+                await self._team.all(
+                    lambda site, step=step: site.begin(step, self._result.patients, forgive=True)
+                )
+                await self._team.all(lambda site, step=step: site.rollback(step))
+                break
+            except SiteRestarted as restarted:
+                event(log, "job.restarted_site", logging.WARNING, site=str(restarted))
+        self._team.undo(step)
+        await self._compute.run(self._load, step, what=f"its own checkpoint of step {step}", timeout=DISK_S)
+        self._held = tuple(sorted(saved for saved in own if saved <= step))
+        self.committed = self._result.step = step
+        self._board.set(step=step, checkpoints=list(self._held))
+        if self._files.opened:
+            self._files.metric(step=step, rollback=True)
+        event(log, "job.rollback", logging.WARNING, step=step)
+
+    def _load(self, step: int) -> None:
+        tensors, meta, _ = checkpoint.load(self._files.checkpoints, step)
+        self._half.load(tensors, meta)
+        checkpoint.discard_after(self._files.checkpoints, step)
+
+    # --- inside ----------------------------------------------------------------------------------------
+
+    async def _computed(self, function: Any, *args: Any, what: str) -> Any:
+        """`function(*args)` within the deadline that the job has for a step."""
+        return await self._compute.run(function, *args, what=what, timeout=self._job.seconds_per_step)
+
+    def _blame(self, arrived: Arrived) -> None:
+        """Raise JobFailed that names the site whose activations are not numbers, if there is one."""
+        for site, tensors in arrived.items():
+            for name, array in from_wire(tensors, self._job.precision).items():
+                if not np.isfinite(array).all():
+                    raise JobFailed(
+                        f"site {site.name} sent activations ({name}) that are not finite numbers; "
+                        "look at its images, or lower the learning rate"
+                    )
+
+    def _by_modality(self, arrived: Arrived) -> dict[str, dict[str, np.ndarray]]:
+        return {site.modality: from_wire(tensors, self._job.precision) for site, tensors in arrived.items()}
+
+    def _described(self, forward: Forward) -> tuple[Descriptor, ...]:
+        return cut_descriptors(self._job, len(forward.samples))
+
+    def _target(self, forward: Forward) -> np.ndarray:
+        return SiteData(self._labels).batch(forward.samples, self._window, forward.seed, None)
+
+    def _octets(self) -> int:
+        return sum(sum(site.traffic) for site in self._team.sites)
+
+    async def _tell(self, step: int, values: dict[str, float]) -> None:
+        """Figures for the sites' logs, now and then."""
+        if time.monotonic() - self._told < PROGRESS_EVERY_S:
+            return
+        self._told = time.monotonic()
+        finite = {name: value for name, value in values.items() if np.isfinite(value)}
+        await asyncio.gather(*(site.tell(Progress(step, finite)) for site in self._team.present))

@@ -1,0 +1,132 @@
+"""Which run of a job this is: `<job>.run.json` in the coordinator's `[peer] state`.
+
+A coordinator that is started again finds here what it was doing: the run to go on with, the patients of that run,
+and whether only the goodbyes are left.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import secrets
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from splitpeer import durable
+from splitpeer.config import JobConfig, PeerConfig
+from splitpeer.errors import ConfigError
+from splitpeer.logs import event
+
+log = logging.getLogger(__name__)
+State = Literal["new", "running", "farewell", "over"]
+
+
+class Record:
+    """One run's.
+
+    Args:
+        resume: True: the last run, or an error. False: a new one. None: the last one if it is the same job's and not
+            over, else a new one.
+
+    Raises:
+        ConfigError: nothing to resume, or the job has changed since.
+    """
+
+    def __init__(self, config: PeerConfig, job: JobConfig, resume: bool | None) -> None:
+        self._path = config.peer.state / f"{job.job.name}.run.json"
+        self._terms = _terms(job)
+        self.run = secrets.token_bytes(16)
+        self.state: State = "new"
+        """new: not begun. running. farewell: trained and scored; sites are being told. over."""
+        self.patients: tuple[bytes, ...] = ()
+        """Keys that all sites of this run hold."""
+        self.told: tuple[str, ...] = ()
+        """Sites that know that the run is complete."""
+        if resume is None:
+            self._go_on()
+        elif resume:
+            self._take(self._read())
+
+    def begin(self, patients: Sequence[bytes]) -> None:
+        """From here on there is something to go on with."""
+        self.patients = tuple(patients)
+        self._write("running")
+
+    def farewell(self, told: Sequence[str] = ()) -> None:
+        """All is done but for telling the sites; `told` know."""
+        self.told = tuple(sorted({*self.told, *told}))
+        self._write("farewell")
+
+    def over(self) -> None:
+        """Nothing is left to do: the next start is a new run."""
+        self._write("over")
+
+    # --- inside ----------------------------------------------------------------------------------------
+
+    def _go_on(self) -> None:
+        """The last run, if it waits to be gone on with."""
+        if not self._path.exists():
+            return
+        last = self._read()
+        if last.get("state", "over") == "over":
+            return
+        if last.get("terms") != self._terms:
+            event(log, "run.left", logging.WARNING, run=last["run"][:12],
+                  cause="job.toml has changed since that run, which is not complete: this is a new one")  # fmt: skip
+            return
+        self._take(last)
+        event(log, "run.resumed", run=last["run"][:12], hint="--fresh starts anew")
+
+    def _read(self) -> dict[str, Any]:
+        try:
+            last: dict[str, Any] = json.loads(self._path.read_text())
+            if len(bytes.fromhex(last["run"])) != 16:
+                raise ValueError
+        except FileNotFoundError:
+            raise ConfigError(
+                f"nothing to resume: {self._path} does not exist; start without --resume"
+            ) from None
+        except (OSError, ValueError, KeyError, TypeError):
+            raise ConfigError(f"{self._path} cannot be read; start with --fresh") from None
+        return last
+
+    def _take(self, last: dict[str, Any]) -> None:
+        if last.get("terms") != self._terms:
+            raise ConfigError(
+                "job.toml has changed since the run that is to be resumed; change it back, "
+                "or start with --fresh"
+            )
+        try:
+            self.run = bytes.fromhex(last["run"])
+            # A run that is over can still be asked for: it ends at once, with the same results.
+            self.state = "running" if last.get("state") in (None, "running", "over") else "farewell"
+            self.patients = tuple(bytes.fromhex(key) for key in last.get("patients", ()))
+            self.told = tuple(last.get("told", ()))
+        except (ValueError, TypeError):
+            raise ConfigError(f"{self._path} cannot be read; start with --fresh") from None
+
+    def _write(self, state: State) -> None:
+        self.state = state
+        value = {
+            "run": self.run.hex(),
+            "terms": self._terms,
+            "state": state,
+            "told": self.told,
+            "patients": [key.hex() for key in self.patients],
+        }
+        try:
+            durable.make_folder(self._path.parent)
+            durable.replace(self._path, (json.dumps(value, indent=1) + "\n").encode())
+        except OSError as error:
+            raise ConfigError(
+                f"{self._path}: cannot be written ({error.strerror}): change [peer] state"
+            ) from None
+
+
+def _terms(job: JobConfig) -> str:
+    """Digest of all that a run must keep from start to end: two halves of two jobs make no whole."""
+    kept = job.model_dump(mode="json", include={"job", "sites", "model", "data", "training"})
+    for free in ("ahead", "checkpoint_every", "keep_checkpoints"):
+        del kept["training"][free]
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()

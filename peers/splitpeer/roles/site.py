@@ -1,0 +1,552 @@
+"""One site as the coordinator sees it, over all its links: is it here, how far is it, what is it asked next."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
+from typing import TypeVar
+
+from splitpeer.data.geometry import Geometry, compare_geometry
+from splitpeer.errors import DataError, DeadlinePassed, JobFailed
+from splitpeer.logs import event
+from splitpeer.roles.witness import Witness
+from splitpeer.status import Board
+from splitproto import Session, SplitprotoError
+from splitproto.capture import Party
+from splitproto.errors import (
+    DeadlineExceeded,
+    LinkLost,
+    LocalError,
+    Misaligned,
+    SchemaMismatch,
+    Superseded,
+    UnexpectedMessage,
+    printable,
+)
+from splitproto.messages import (
+    Activations,
+    Advance,
+    Advanced,
+    Applied,
+    Begin,
+    Bye,
+    Checkpoint,
+    Forward,
+    Gradients,
+    Inventory,
+    JobAccept,
+    JobDecline,
+    JobOffer,
+    Message,
+    Rollback,
+    RolledBack,
+    Saved,
+    Unsaved,
+)
+from splitproto.tensors import Array, Descriptor, matches
+
+log = logging.getLogger(__name__)
+
+FAREWELL_S = 5.0
+"""How long a site whose link broke at the very end may take to come back and hear that the job is complete."""
+
+Answer = TypeVar("Answer")
+Heard = TypeVar("Heard", bound=Message)
+
+
+class SiteRestarted(Exception):
+    """A site came back without its memory: everybody must go back to a common checkpoint."""
+
+
+class Site:
+    """One site of the job, over all its links.
+
+    The coordinator's loop calls the verbs one after the other. A verb that loses its link waits for the site
+    to come back, at most `patience_s`, and asks again.
+
+    Args:
+        name: as in its certificate.
+        offer: the job, with its modality.
+        patience_s: how long it may be away.
+        witness: told of its links and of what it announces.
+        board: told what it does and what it is waited for.
+
+    Every verb raises, beside what it names:
+        SiteRestarted: it came back without its memory.
+        DeadlinePassed: it did not answer, or not come back, in time.
+        JobFailed: it declined the job, broke the protocol or failed for good.
+    """
+
+    def __init__(self, name: str, offer: JobOffer, patience_s: float, witness: Witness, board: Board) -> None:
+        self.name, self.modality = name, offer.modality
+        self.party = Party(name, offer.modality)
+        """What it announced last."""
+        self.features: frozenset[str] = frozenset()
+        """Agreed on its newest link."""
+        self.applied = 0
+        """Last step that it is known to have applied, or to have advanced to."""
+        self.checkpoints: tuple[int, ...] = ()
+        self.patients: dict[bytes, Geometry] = {}
+        self.absent = ""
+        """Why the run goes on without it; empty: it does not."""
+        self._octets_in = 0
+        self._octets_out = 0
+        self._offer, self._job, self._witness, self._board = offer, offer.job, witness, board
+        self._patience_s = patience_s
+        self._session: Session | None = None
+        self._joining: Session | None = None  # the newest link, joined or not
+        self._incarnation = b""
+        self._restarted = False
+        self._lost_at = 0  # `applied` when it restarted
+        self._undone: int | None = None  # a rollback to here happened while it was absent
+        self._joined = asyncio.Event()
+        self._begun = False
+        self._sent = 0  # forwards of the present stream that went out on the present link
+        self._stream: object = None
+        self._base = (0, 0)
+        self._expected: dict[bytes, Geometry] | None = None
+        self._failure: Exception | None = None
+        board.site(name, modality=self.modality, state="awaited")
+
+    # --- joining ---------------------------------------------------------------------------------------
+
+    async def join(self, session: Session) -> None:
+        """Offer the job on a new link and hear what the site has."""
+        self._joining = session
+        self._witness.listen(session)
+        try:
+            await session.send(replace(self._offer, recorded=self._witness.recorded))
+            accept = await self._hear(session, JobAccept, "its answer to the job")
+            patients: dict[bytes, Geometry] = {}
+            last = False
+            while not last:
+                piece = await self._hear(session, Inventory, "its list of patients")
+                last = piece.last
+                # Bounded by what was announced, or a list that never ends would fill our memory.
+                if len(patients) + len(piece.patients) > accept.patients or not (piece.patients or last):
+                    raise SchemaMismatch(
+                        f"{accept.patients} patients announced, but more, or none, are listed"
+                    )
+                for p in piece.patients:
+                    patients[p.key] = Geometry(p.shape, p.spacing, p.orientation, p.origin)
+            if len(patients) != accept.patients:
+                raise SchemaMismatch(f"{accept.patients} patients announced, {len(patients)} listed")
+        except SplitprotoError as error:
+            if isinstance(error, LocalError):
+                session.fail(error)
+            event(log, "site.refused", logging.WARNING, site=self.name, cause=str(error))
+            return
+        except JobFailed as error:
+            self._failure = error
+            self._joined.set()
+            self._witness.note("job.declined", site=self.name, run=self._offer.run.hex(), cause=str(error))
+            return
+        self._witness.heard(self.name, accept)
+        self.party = Party(self.name, self.modality, accept.defences or (), accept.recorded)
+        self.features = frozenset(session.agreement.features)
+        self._keep_counts()
+        # A new incarnation after the first has lost what was not on disk.
+        if self._incarnation and accept.incarnation != self._incarnation:
+            self._lost_at = self._lost_at if self._restarted else self.applied
+            self._restarted = True
+        # Absent since before this coordinator began: what its memory holds, nobody knows.
+        self._restarted |= bool(self.absent) and not self._incarnation
+        if self._expected is not None:
+            self._failure = self._unfit(patients)
+        elif self.patients and set(patients) != set(self.patients):
+            self._failure = JobFailed(
+                f"{self.name} came back with other patients than it had; start the job anew"
+            )
+        self._incarnation, self.applied, self.checkpoints = (
+            accept.incarnation,
+            accept.applied,
+            accept.checkpoints,
+        )
+        self.patients = patients
+        self._session, self._begun, self._sent = session, False, 0
+        event(log, "site.joined", site=self.name, modality=self.modality, patients=len(patients),
+              applied=accept.applied, tls=session.tls)  # fmt: skip
+        self._board.site(self.name, state="absent" if self.absent else "joined", link_since=time.monotonic(),
+                         tls=session.tls, applied=accept.applied, checkpoints=list(accept.checkpoints))  # fmt: skip
+        self._joined.set()
+
+    @property
+    def here(self) -> bool:
+        """Joined, and its link is alive."""
+        return self._joined.is_set() and self._session is not None and self._session.alive
+
+    def expect(self, patients: dict[bytes, Geometry]) -> None:
+        """A site that joins later than the run began must hold these, on these grids."""
+        self._expected = patients
+
+    async def joined(self) -> None:
+        """Wait until the site has joined; raises JobFailed if it declined."""
+        await self._joined.wait()
+        if self._failure is not None:
+            raise self._failure
+
+    @property
+    def tls(self) -> str:
+        """TLS version and suite of the present link."""
+        return self._session.tls if self._session is not None else ""
+
+    # --- verbs -----------------------------------------------------------------------------------------
+
+    async def begin(self, step: int, patients: int, *, forgive: bool = False) -> None:
+        """Let the site know that everybody is here, and after which committed step work goes on.
+
+        `forgive`: also if it has lost its memory.
+        """
+        self._base = (step, patients)
+        await self._ask(self._connected, "to begin", forgive=forgive)
+
+    async def activations(
+        self,
+        stream: Sequence[Forward],
+        index: int,
+        until: int,
+        described: Callable[[Forward], Sequence[Descriptor]],
+        takes: Callable[[int], bool] = lambda index: True,
+    ) -> dict[str, Array]:
+        """The site's activations for `stream[index]`; batches up to `until` are announced.
+
+        Args:
+            takes: whether the site takes part in `stream[i]`: what comes behind a batch that it does not is not
+                announced yet.
+        """
+
+        async def ask(session: Session) -> dict[str, Array]:
+            if self._stream is not stream:
+                self._stream, self._sent = stream, index
+            self._sent = max(self._sent, index)
+            while self._sent < min(until, len(stream)) and (self._sent == index or takes(self._sent)):
+                await session.send(stream[self._sent], self._job.seconds_per_step)
+                self._sent += 1
+            forward = stream[index]
+            answer = await self._hear(session, Activations, f"activations of step {forward.step}")
+            if (answer.mode, answer.step, answer.batch) != (forward.mode, forward.step, forward.batch):
+                raise UnexpectedMessage(
+                    f"activations of another batch than step {forward.step}, {forward.batch}"
+                )
+            # SP-11-5: misaligned patients are an error, not a bad Dice.
+            if answer.digest != forward.digest:
+                raise Misaligned(f"{self.name} used other samples than those of step {forward.step}")
+            if not matches(described(forward), answer.tensors):
+                raise SchemaMismatch(f"{self.name} sent other tensors than the job describes")
+            return dict(answer.tensors)
+
+        return await self._ask(ask, f"activations of step {stream[index].step}")
+
+    async def gradients(self, step: int, tensors: dict[str, Array]) -> None:
+        """Send the gradients of `step` and wait until the site has applied them, once."""
+
+        async def ask(session: Session) -> None:
+            # SP-11-8: the site said on joining how far it is; what it has applied is not sent again.
+            if self.applied >= step:
+                return
+            await session.send(Gradients(step, tensors), self._job.seconds_per_step)
+            answer = await self._hear(session, Applied, f"step {step} to be applied")
+            if answer.step != step:
+                raise UnexpectedMessage(f"step {answer.step} applied where {step} was due")
+            self._at(step)
+
+        await self._ask(ask, f"step {step} to be applied", computed=step)
+
+    async def advance(self, step: int) -> None:
+        """Have the site count on to `step`, which was made without it; what was announced to it is void."""
+        what = f"its advance to step {step}"
+
+        async def ask(session: Session) -> None:
+            await session.send(Advance(step))
+            answer: Message | None = None
+            # SP-11-31: what was under way before is void.
+            while not (isinstance(answer, Advanced) and answer.step == step):
+                answer = await self._hear(session, (Advanced, Activations, Applied, Saved, Unsaved), what)
+
+        self._stream = None
+        await self._ask(ask, what)
+        self._at(step)
+
+    async def save(self, step: int, keep: Sequence[int] = (), *, leaving: bool = False) -> bytes | None:
+        """Have the site write its half of `step` to disk; returns its digest, None if it could not.
+
+        Args:
+            step: the committed one.
+            keep: steps that all hold, and that must stay.
+            leaving: work ends here, at a step that nobody foresaw, so activations of batches that were announced
+                beyond it may come first, and are void.
+        """
+        what = f"its checkpoint of step {step}"
+
+        async def ask(session: Session) -> Saved | Unsaved:
+            await session.send(Checkpoint(step, tuple(keep)))
+            kinds = (Saved, Unsaved, Activations) if leaving else (Saved, Unsaved)
+            answer: Message = await self._hear(session, kinds, what)
+            while not isinstance(answer, Saved | Unsaved):
+                answer = await self._hear(session, kinds, what)
+            if answer.step != step:
+                raise UnexpectedMessage(f"step {answer.step} saved where {step} was due")
+            return answer
+
+        answer = await self._ask(ask, what)
+        if isinstance(answer, Unsaved):
+            event(log, "site.unsaved", logging.WARNING, site=self.name, step=step, cause=answer.reason)
+            return None
+        held = {other for other in self.checkpoints if other in keep} | {step}
+        self.checkpoints = tuple(sorted(held))
+        self._board.site(self.name, checkpoints=list(self.checkpoints))
+        return answer.digest
+
+    async def returned(self) -> None:
+        """Wait until a site that was absent is here again."""
+        try:
+            await self._link("to come back")
+        finally:
+            self._board.waits(None, who=self.name)
+
+    async def back(self) -> None:
+        """Wait until the site is here, restarted or not; what it lost is known from now on."""
+        self._restarted = False
+        await self._ask(self._connected, "to come back")
+
+    async def rollback(self, step: int) -> None:
+        """Have the site go back to its checkpoint of `step`."""
+        what = f"its return to step {step}"
+        self._stream = None
+        await self._ask(lambda session: self._roll_back(session, step), what)
+
+    async def catch_up(self, step: int, patients: int) -> None:
+        """Bring a site that was absent to the committed `step`, where it goes on with the weights that it has.
+
+        Raises:
+            JobFailed: it has no checkpoint left to go on from.
+        """
+        self._board.site(self.name, state="catching up")
+        await self.begin(step, patients, forgive=True)
+        # Steps beyond a rollback of the others, or beyond what is committed, never were.
+        most = min(step, step if self._undone is None else self._undone)
+        if self._restarted or self.applied > most:
+            usable = [saved for saved in self.checkpoints if saved <= most]
+            if not usable:
+                raise JobFailed(f"site {self.name} has no checkpoint of step {most} or before to go on from")
+            self._restarted = False
+            await self.rollback(max(usable))
+        await self.advance(step)
+        self._undone, self.absent = None, ""
+        self._board.site(self.name, state="joined")
+
+    def leave_out(self, cause: str) -> None:
+        """From now on the run goes on without this site, which may dial anew and join again."""
+        self.absent = cause
+        self._failure = None
+        event(log, "site.absent", logging.WARNING, site=self.name, modality=self.modality, cause=cause)
+        self._witness.note("site.absent", site=self.name, cause=cause)
+        self._board.site(self.name, state="absent", absent_since=time.monotonic(), cause=cause)
+        # It may be in the middle of anything: on a new link, both know where they are.
+        if self._session is not None and self._session.alive:
+            self._session.fail(DeadlineExceeded("the run goes on without this site; dial again to join it"))
+        self._joined.clear()
+
+    def undo(self, step: int) -> None:
+        """While this site was absent, the others went back to `step`."""
+        self._undone = step if self._undone is None else min(step, self._undone)
+
+    async def left(self) -> None:
+        """Wait until the site is not here."""
+        if self._session is not None:
+            await asyncio.wait((self._session.ended,))
+
+    async def tell(self, message: Message) -> None:
+        """Send a message nobody answers, if the site is here."""
+        if self.here and self._begun and self._session is not None:
+            try:
+                await self._session.send(message)
+            except SplitprotoError as error:
+                event(log, "site.lost", logging.WARNING, site=self.name, cause=str(error))
+
+    async def bye(self, reason: str, text: str) -> bool:
+        """End the present link in good order, also one that has not finished joining.
+
+        Returns:
+            Whether the site has answered.
+        """
+        if reason == "complete" and not (self.here or self.absent):
+            # A site between two links shall not dial in vain: the job is done, and it must hear so.
+            self._joined.clear()
+            try:
+                async with asyncio.timeout(FAREWELL_S):
+                    await self._joined.wait()
+            except TimeoutError:
+                event(log, "site.lost", logging.WARNING, site=self.name, cause="it was not here for the bye")
+        if self._joining is not None:
+            await self._joining.close(reason, text)
+        if self._session is None:
+            return False
+        session, self._session = self._session, None
+        self._octets_in, self._octets_out = (
+            self._octets_in + session.bytes_in,
+            self._octets_out + session.bytes_out,
+        )
+        await session.close(reason, text)
+        return session.ended.result() is None
+
+    # --- inside ----------------------------------------------------------------------------------------
+
+    async def _ask(
+        self,
+        question: Callable[[Session], Awaitable[Answer]],
+        what: str,
+        *,
+        computed: int = 0,
+        forgive: bool = False,
+    ) -> Answer:
+        """Ask on the present link; when that is lost, on the next one.
+
+        Args:
+            question: what is asked.
+            what: for people.
+            computed: the question needs that the site's memory holds the activations of this step.
+            forgive: also ask a site that has lost its memory.
+        """
+        loop = asyncio.get_running_loop()
+        # One patience for the whole question: a link that comes up only to die again is not progress.
+        patience = loop.time() + self._patience_s + self._job.seconds_per_step
+        try:
+            while True:
+                session = await self._link(what)
+                if session.rotation_due:
+                    # SP-6-10: our own key's budget; the site dials again at once.
+                    await session.close("rotate", "the link is worn")
+                    continue
+                try:
+                    # Each message has its deadline; this one is for all of them together.
+                    async with asyncio.timeout(2 * self._job.seconds_per_step):
+                        if not self._begun:
+                            await session.send(Begin(*self._base))
+                            self._begun = True
+                        if self._restarted and not forgive:
+                            await self._restore(session, computed)
+                        return await question(session)
+                except TimeoutError:
+                    session.fail(DeadlineExceeded(f"{what} took too long"))
+                    raise DeadlinePassed(f"site {self.name}: {what} took too long") from None
+                except DeadlineExceeded as error:
+                    session.fail(error)
+                    raise DeadlinePassed(f"site {self.name}: {error.reason}") from None
+                except SplitprotoError as error:
+                    if isinstance(error, LocalError) and session.alive:
+                        session.fail(error)
+                    if _is_final(error):
+                        raise JobFailed(f"site {self.name}: {error}") from error
+                    event(log, "site.lost", logging.WARNING, site=self.name, cause=str(error), waiting_for=what,
+                          patience_s=self._patience_s)  # fmt: skip
+                    if self._session is session:
+                        self._joined.clear()
+                    if loop.time() > patience:
+                        raise DeadlinePassed(
+                            f"site {self.name} ({self.modality}): its links keep breaking ({error}); "
+                            f"it was waited for: {what}"
+                        ) from error
+        finally:
+            self._board.waits(None, who=self.name)
+
+    async def _restore(self, session: Session, computed: int) -> None:
+        """A site that lost its memory, but saved exactly the step it had applied, goes back there alone.
+
+        Raises:
+            SiteRestarted: it did not, or the question needs what it had computed since.
+        """
+        if computed > self._lost_at or self._lost_at not in self.checkpoints:
+            raise SiteRestarted(self.name)
+        self._stream = None
+        await self._roll_back(session, self._lost_at)
+        self._restarted = False
+        event(log, "site.restored", site=self.name, step=self._lost_at)
+
+    async def _roll_back(self, session: Session, step: int) -> None:
+        await session.send(Rollback(step))
+        # SP-11-15: what was under way before the rollback is void.
+        answer: Message | None = None
+        kinds = (RolledBack, Activations, Applied, Advanced, Saved, Unsaved)
+        while not (isinstance(answer, RolledBack) and answer.step == step):
+            answer = await self._hear(session, kinds, f"its return to step {step}")
+        self._at(step)
+        self.checkpoints = tuple(saved for saved in self.checkpoints if saved <= step)
+        self._board.site(self.name, checkpoints=list(self.checkpoints))
+
+    def _at(self, step: int) -> None:
+        self.applied = step
+        octets_in, octets_out = self.traffic
+        self._board.site(self.name, applied=step, octets_in=octets_in, octets_out=octets_out)
+
+    async def _connected(self, session: Session) -> None:
+        return
+
+    async def _link(self, what: str) -> Session:
+        ended = self._session.ended if self._session is not None else None
+        if ended is not None and ended.done() and (error := ended.result()) is not None and _is_final(error):
+            # A site may give up between two questions, such as when its privacy budget is spent.
+            raise JobFailed(f"site {self.name}: {error}") from error
+        if not self.here and self._failure is None:
+            self._joined.clear()
+            self._board.site(self.name, state="awaited")
+            self._board.waits("to come back", who=self.name, deadline_s=self._patience_s)
+            try:
+                async with asyncio.timeout(self._patience_s):
+                    await self._joined.wait()
+            except TimeoutError:
+                raise DeadlinePassed(
+                    f"site {self.name} ({self.modality}) did not come back within {self._patience_s:g} s; "
+                    f"it was waited for: {what}"
+                ) from None
+        if self._failure is not None:
+            raise self._failure
+        if self._session is None:
+            raise LinkLost("no link")
+        return self._session
+
+    async def _hear(
+        self, session: Session, kind: type[Heard] | tuple[type[Message], ...], what: str
+    ) -> Heard:
+        self._board.waits(what, who=self.name, deadline_s=self._job.seconds_per_step)
+        message = await session.receive(self._job.seconds_per_step, f"{what} from {self.name}")
+        if isinstance(message, JobDecline):
+            await session.close("failed", "the job was declined")
+            raise JobFailed(f"site {self.name} declined the job: {printable(message.reason)}")
+        if isinstance(message, Bye):
+            await session.close(message.reason)
+            raise LinkLost(f"{self.name} said bye ({message.reason}: {printable(message.text)})")
+        if not isinstance(message, kind):
+            raise UnexpectedMessage(f"{message.name} where {what} was due")
+        return message  # type: ignore[return-value]
+
+    def _unfit(self, patients: dict[bytes, Geometry]) -> JobFailed | None:
+        expected = self._expected or {}
+        if lost := len(expected.keys() - patients.keys()):
+            return JobFailed(f"site {self.name} lacks {lost} of the run's {len(expected)} patients")
+        try:
+            compare_geometry({"labels": expected, self.name: {key: patients[key] for key in expected}})
+        except DataError as error:
+            return JobFailed(str(error))
+        return None
+
+    def _keep_counts(self) -> None:
+        if self._session is not None:
+            self._octets_in += self._session.bytes_in
+            self._octets_out += self._session.bytes_out
+
+    @property
+    def traffic(self) -> tuple[int, int]:
+        """Octets received from and sent to this site, envelopes included, over all links."""
+        now = self._session
+        return self._octets_in + (now.bytes_in if now else 0), self._octets_out + (
+            now.bytes_out if now else 0
+        )
+
+
+def _is_final(error: SplitprotoError) -> bool:
+    """Whether waiting for the site is pointless. One that dials anew supersedes a link whose end went unnoticed."""
+    return not (error.retry or isinstance(error, Superseded))
