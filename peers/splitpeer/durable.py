@@ -44,17 +44,25 @@ def replace(path: Path, data: bytes, mode: int = 0o600) -> None:
 
 def make_folder(folder: Path) -> None:
     """Make a folder (mode 0700) and those above it, durably. One that is there is fine. Raises OSError."""
+    _make(folder)
+    device = folder.stat().st_dev
+    # Also where all were there: whoever made one may have died before it was synced. Not all above is ours to open.
+    for above in folder.absolute().parents:
+        if above.stat().st_dev != device:
+            break
+        with suppress(PermissionError):
+            sync_folder(above)
+
+
+def _make(folder: Path) -> None:
     try:
         os.mkdir(folder, 0o700)
     except FileExistsError:
         if not folder.is_dir():
             raise
     except FileNotFoundError:
-        make_folder(folder.parent)
+        _make(folder.parent)
         os.mkdir(folder, 0o700)
-    # Also where it was there: whoever made it may have died before this line. Above, not all is ours to read.
-    with suppress(PermissionError):
-        sync_folder(folder.parent)
 
 
 def sync_folder(folder: Path) -> None:

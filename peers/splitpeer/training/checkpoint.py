@@ -65,10 +65,10 @@ def save(
     data = safetensors.torch.save(tensors, {_DIGEST: digest, _META: described})
     path = _path(folder, step)
     try:
+        # First, as it makes room.
+        for left_over in folder.glob(f"*{durable.PART}"):
+            os.unlink(left_over)
         durable.make_folder(folder)
-        for name in os.listdir(folder):
-            if name.endswith(durable.PART):
-                os.unlink(folder / name)
         durable.replace(path, data)
     except OSError as error:
         raise DataError(

@@ -90,7 +90,7 @@ def test_the_newest_are_kept(tmp_path: Path) -> None:
 
 
 def test_named_steps_are_kept(tmp_path: Path) -> None:
-    """What all parties hold stays, however old (SP-11-13)."""
+    """What all parties hold stays, however old (SP-11-33)."""
     for step in range(0, 600, 100):
         checkpoint.save(tmp_path, step, TENSORS, META, keep=10)
     checkpoint.save(tmp_path, 600, TENSORS, META, keep=(100, 400, 12345))
