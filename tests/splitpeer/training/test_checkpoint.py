@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
@@ -20,6 +21,9 @@ from splitpeer.models import build_encoder
 from splitpeer.training import checkpoint
 from splitpeer.training.optimiser import make_optimiser, make_schedule
 from splitpeer.training.split_step import ClientHalf
+
+if TYPE_CHECKING:
+    from tests.conftest import SmallDisk
 
 TENSORS = {
     "model/weight": torch.arange(24, dtype=torch.float32).reshape(2, 3, 4),
@@ -227,6 +231,25 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("not a folder")
     with pytest.raises(DataError, match="not written"):
         checkpoint.save(tmp_path / "file", 1, TENSORS, META)
+
+
+@pytest.mark.parametrize("room", [0, 4096, 65536])
+def test_a_disk_that_is_full(small_disk: SmallDisk, room: int) -> None:
+    """The kernel's own word for it; what was there is whole, and with room all goes on."""
+    folder = small_disk.folder / "state" / "run"
+    big = {"model/weight": torch.arange(25_000, dtype=torch.float32)}
+    digests = {step: checkpoint.save(folder, step, big, {"step": step}) for step in (100, 200)}
+    for keep in (1, {100, 200}):
+        small_disk.fill(but=room)
+        with pytest.raises(
+            DataError, match=r"not written \(No space left on device\); free or change the folder"
+        ):
+            checkpoint.save(folder, 300, big, {"step": 300}, keep)
+        assert checkpoint.available(folder) == digests
+        assert not [*folder.glob("*.part")]
+        small_disk.make_room()
+    checkpoint.save(folder, 300, big, {"step": 300}, keep=2)
+    assert list(checkpoint.available(folder)) == [200, 300]
 
 
 @pytest.mark.parametrize("ask", [checkpoint.available, checkpoint.latest])

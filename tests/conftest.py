@@ -1,0 +1,54 @@
+"""A disk of a few hundred KiB, which a test can fill."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+
+class SmallDisk:
+    """A file system of its own, below `folder`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._filler = folder / "filler"
+
+    def fill(self, but: int = 0) -> None:
+        """Not an octet goes on it any more, or `but` of them (whole pages)."""
+        with open(self._filler, "ab", buffering=0) as file:
+            for piece in (1 << 16, 1):
+                with suppress(OSError):
+                    while True:
+                        file.write(bytes(piece))
+        if but:
+            os.truncate(self._filler, self._filler.stat().st_size - but)
+
+    def make_room(self) -> None:
+        """Take away what filled it."""
+        self._filler.unlink(missing_ok=True)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[SmallDisk]:
+    """512 KiB of tmpfs."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    if os.geteuid() != 0:
+        pytest.skip("mounting a small disk needs root")
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=512k", "splitpeer-test", str(folder)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if mounted.returncode:
+        pytest.skip(f"no small disk can be mounted here: {mounted.stderr.strip()}")
+    try:
+        yield SmallDisk(folder)
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=True)
