@@ -90,12 +90,12 @@ class Board:
 
     def phase(self, phase: str, **fields: Any) -> None:
         """What it does from now on, such as "gathering", "training", "draining"; and `fields` as in `set`."""
+        self.set(**fields)
         if phase != self._phase:
             self._phase, self._phase_since = phase, _moment()
             if phase == "draining":
                 self._notifier.stopping()
             self._notifier.status(self.line())
-        self.set(**fields)
 
     def set(self, **fields: Any) -> None:
         """Figures of the work: job, run, step, steps, loss, dice, ...; octets_in and octets_out become rates."""

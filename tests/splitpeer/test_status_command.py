@@ -1,0 +1,321 @@
+"""`splitpeer status` and `splitpeer drain`: tables, exit codes, and who gets a signal."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from splitpeer.cli import main
+from splitpeer.cli import status as command
+from splitpeer.cli.drain import drain
+from splitpeer.config import PeerConfig
+from splitpeer.seen import PeerHead, Seen, look
+from splitpeer.state_lock import Holder
+from splitpeer.status import Board
+
+DAEMON = """
+import asyncio, os, signal, sys
+from pathlib import Path
+from splitpeer.config import PeerConfig
+from splitpeer.errors import JobFailed
+from splitpeer.status import Board
+
+async def main(how):
+    asked, board = asyncio.Event(), Board(PeerConfig.load(Path("peer.toml")))
+
+    def stop():
+        if asked.is_set():
+            os._exit(130)
+        asked.set()
+
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop)
+    async with board.on_duty():
+        board.ready()
+        board.phase("training", step=5, steps=12)
+        await asyncio.sleep(0.6)
+        print("ready", flush=True)
+        await asyncio.sleep(100) if how == "deaf" else await asked.wait()
+        board.phase("draining")
+        board.waits("step 6 to be applied", who="charite")
+        await asyncio.sleep(100 if how == "slow" else 1.2)
+        if how == "fails":
+            raise JobFailed("the disk hangs")
+
+asyncio.run(main(sys.argv[1]))
+"""
+
+
+@pytest.fixture
+def start(peer_toml: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    started = []
+
+    def call(how: str = "well", folder: Path = peer_toml.parent) -> subprocess.Popen[str]:
+        process = subprocess.Popen(
+            [sys.executable, "-c", DAEMON, how], cwd=folder, stdout=subprocess.PIPE, text=True
+        )
+        started.append(process)
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        return process
+
+    yield call
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """Exit code, standard output and standard error of `splitpeer ARGUMENTS`, in this process."""
+
+    def call(*arguments: str | Path) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as left:
+            main([str(argument) for argument in arguments])
+        said = capsys.readouterr()
+        return int(left.value.code or 0), said.out, said.err
+
+    return call
+
+
+Run = Callable[..., tuple[int, str, str]]
+Start = Callable[..., subprocess.Popen[str]]
+
+
+def coordinator(folder: Path) -> Path:
+    path = folder / "hub" / "peer.toml"
+    path.parent.mkdir()
+    path.write_text('[peer]\nrole = "coordinator"\nsite = "hub"\nfederation = "test"\n')
+    return path
+
+
+def at_work(head: PeerHead, document: dict[str, Any]) -> Seen:
+    """As `look` would find a coordinator in the middle of it."""
+
+    def ago(seconds: float) -> dict[str, Any]:
+        return {"at": "2026-11-21T12:00:00.000Z", "monotonic": 10_000 - seconds}
+
+    whole = {
+        "started": ago(900),
+        "written": ago(0.2),
+        "phase": "training",
+        "phase_since": ago(720),
+        "work": {"job": "glioma", "run": "3f2a9c1d00ff3f2a", "step": 120, "steps": 1000, "step_per_s": 4.1,
+                 "loss": 0.43210987, "dice": {"WT": 0.81, "mean": 0.7}, "checkpoints": [0, 25, 50, 75, 100],
+                 "absence": "skip", "address": "tcp://0.0.0.0:7443"},
+        "sites": {
+            "charite": {"modality": "t1", "state": "joined", "state_since": ago(700), "applied": 120,
+                        "octets_in_per_s": 3.1e6, "octets_out_per_s": 2.9e6},
+            "uniklinik-dresden": {"modality": "t1ce", "state": "joined", "state_since": ago(7000), "applied": 119},
+            "ukm": {"modality": "flair", "state": "absent", "state_since": ago(40), "applied": 117},
+        },
+        "waits": [
+            {"who": "ukm", "what": "to come back", "since": ago(10), "until": ago(-20)},
+            {"who": "uniklinik-dresden", "what": "activations of step 120", "since": ago(0.4), "until": ago(-60)},
+        ],
+        "ended": None,
+        **document,
+    }  # fmt: skip
+    held = Holder(4711, head.peer.state / "lock", 0.0)
+    return replace(look(head), state="running", holder=held, document=whole, monotonic=10_000.0, now=0.0)
+
+
+def shown(seen: list[Seen], width: int) -> str:
+    console = Console(width=width, force_terminal=True, color_system=None)
+    with console.capture() as capture:
+        console.print(command.render(seen, terminal=True))
+    return capture.get()
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_the_tables_fit(peer_toml: Path, width: int) -> None:
+    hub = at_work(PeerHead.load(coordinator(peer_toml.parent)), {})
+    idle = look(PeerHead.load(peer_toml))
+    one, several = shown([hub], width), shown([hub, idle], width)
+    for text in (one, several):
+        assert max(map(len, text.splitlines())) <= width
+        assert "…" not in text, "a name was cut"
+        table = " ".join(re.sub(r"[─\n]", " ", text).split())
+        assert "charite t1 joined 12 min 120 3.1 2.9" in table
+        assert "flair absent 40 s 117" in table
+    words = " ".join(one.split())
+    assert "step 120 of 1000 (12 %), 4.1 steps/s, 4 min left" in words
+    assert "loss 0.4321, dice WT 0.81 mean 0.7" in words
+    assert "checkpoints ... 25 50 75 100, absence skip" in words
+    assert "10 s, 20 s left" in words
+    assert re.search(r"ukm +never", several)
+
+
+def test_plain_text_has_no_broken_lines(peer_toml: Path, run: Run) -> None:
+    code, out, err = run("status", "--config", peer_toml)
+    assert (code, err) == (1, "")
+    assert out == f"ukm (client): not running, and no daemon has used {peer_toml} yet\n"
+    console = Console(width=10_000)
+    with console.capture() as capture:
+        console.print(command.render([at_work(PeerHead.load(peer_toml), {})], terminal=False))
+    assert "uniklinik-dresden  t1ce      joined 1 h 57 min   119 " in capture.get()
+    assert "\x1b" not in capture.get()
+
+
+async def test_one_daemon_in_words_and_json(peer_toml: Path, run: Run) -> None:
+    board = Board(PeerConfig.load(peer_toml, environ={}))
+    async with board.on_duty():
+        board.phase("working", job="glioma", step=3, steps=12, tls="TLSv1.3", octets_in=0)
+        board.waits("gradients of step 4", deadline_s=3600)
+        await asyncio.sleep(0.7)
+        code, out, err = await asyncio.to_thread(run, "status", "--config", peer_toml)
+        assert (code, err) == (0, "")
+        assert re.search(rf"^ukm \(client\): working for \d s \(pid {os.getpid()}, up \d s\)$", out, re.M)
+        assert "\n  step 3 of 12 (25 %)\n" in out
+        assert re.search(r"^  waits for gradients of step 4 \(\d s, 60 min left\)$", out, re.M)
+        code, out, _ = await asyncio.to_thread(run, "status", "--json", peer_toml)
+        (found,) = json.loads(out)
+        assert (code, found["state"], found["pid"], found["work"]["step"]) == (0, "running", os.getpid(), 3)
+        assert found["waits"][0]["until"]["age_s"] == pytest.approx(-3600, abs=10)
+        assert "monotonic" not in out
+    code, out, _ = await asyncio.to_thread(run, "status", peer_toml)
+    assert code == 1
+    assert out.startswith("ukm (client): not running: stopped 0 s ago (working, step 3 of 12)\n")
+
+
+def test_one_that_hangs_and_one_that_died(peer_toml: Path, start: Start, run: Run, monkeypatch: Any) -> None:
+    process = start("deaf")
+    process.send_signal(signal.SIGSTOP)
+    monkeypatch.setattr("splitpeer.seen.SILENT_S", 0.5)
+    time.sleep(1.2)
+    code, out, _ = run("status", peer_toml)
+    assert code == 3
+    assert re.search(rf"does not answer since \d+ s: .*\(pid {process.pid}; training, step 5 of 12\)", out)
+    process.kill()
+    process.wait()
+    code, out, _ = run("status", peer_toml)
+    assert code == 1
+    assert "not running: died without a word, last seen" in out
+
+
+def test_watching_ends_with_ctrl_c(peer_toml: Path, start: Start) -> None:
+    start()
+    watching = subprocess.Popen(
+        [sys.executable, "-m", "splitpeer.cli", "status", "--watch", "--json", "--config", str(peer_toml)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert watching.stdout is not None
+    lines = [json.loads(watching.stdout.readline()) for _ in range(2)]
+    assert [line[0]["state"] for line in lines] == ["running", "running"]
+    watching.send_signal(signal.SIGINT)
+    _, err = watching.communicate(timeout=60)
+    assert (watching.returncode, err) == (0, "")
+
+
+def test_looking_needs_no_torch(peer_toml: Path) -> None:
+    peer_toml.write_text(peer_toml.read_text() + 'defences = ["dropout:0.5"]\n')
+    code = (
+        "import sys\nfrom splitpeer.cli import main\n"
+        "try:\n    main(sys.argv[1:])\nexcept SystemExit as left:\n    print(left.code)\n"
+        "print({'torch', 'monai', 'nibabel'} & set(sys.modules))\n"
+    )
+    for arguments in (("status",), ("drain",)):
+        done = subprocess.run([sys.executable, "-c", code, *arguments], cwd=peer_toml.parent,
+                              capture_output=True, text=True, timeout=60, check=True)  # fmt: skip
+        assert done.stdout.splitlines()[-2:] == ["1", "set()"]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(None, ""), (-3, "0 s"), (89, "89 s"), (90, "2 min"), (3600, "60 min"), (5400, "1 h 30 min"),
+     (7200, "2 h"), (36 * 3600, "1 d 12 h"), (48 * 3600, "2 d")],
+)  # fmt: skip
+def test_durations(seconds: float | None, text: str) -> None:
+    assert command.duration(seconds) == text
+
+
+# --- drain -----------------------------------------------------------------------------------------------------
+
+
+def test_drain_waits_until_it_is_gone(peer_toml: Path, start: Start, run: Run) -> None:
+    process = start()
+    code, out, err = run("drain", "--config", peer_toml)
+    assert (code, err) == (0, "")
+    assert process.wait(10) == 0
+    assert out.splitlines()[:2] == [
+        f"ukm: asked to stop (pid {process.pid}); training, step 5 of 12",
+        "ukm: draining, step 5 of 12; waits for charite step 6 to be applied",
+    ]
+    assert re.fullmatch(r"ukm: stopped at step 5 of 12 after \d+\.\d s", out.splitlines()[-1])
+    code, out, err = run("drain", "--config", peer_toml)
+    assert (code, out) == (1, "")
+    assert re.fullmatch(r"splitpeer: ukm: not running: stopped \d s ago \(draining, step 5 of 12\)\n", err)
+
+
+def test_drain_does_not_wait_for_ever_but_can_insist(peer_toml: Path, start: Start, run: Run) -> None:
+    process = start("slow")
+    code, _, err = run("drain", "--wait", "0.8", peer_toml)
+    assert code == 3
+    assert f"still running after 0.8 s: ukm (pid {process.pid}): draining, step 5 of 12; waits for" in err
+    assert "splitpeer drain --now" in err
+    assert len(err.splitlines()) == 1
+    assert process.poll() is None
+    code, out, err = run("drain", "--now", peer_toml)
+    assert (code, err) == (0, "")
+    assert process.wait(10) == 130
+    assert "ukm: stopped at once while draining after" in out
+
+
+def test_drain_now_of_one_that_works(peer_toml: Path, start: Start, run: Run) -> None:
+    process = start("slow")
+    code, out, _ = run("drain", "--now", peer_toml)
+    assert (code, process.wait(10)) == (0, 130)
+    assert "ukm: stopped at once while draining after" in out
+
+
+def test_one_that_fails_while_it_stops(peer_toml: Path, start: Start, run: Run) -> None:
+    start("fails")
+    code, _, err = run("drain", peer_toml)
+    assert code == 1
+    assert err == "splitpeer: ukm failed while it stopped: the disk hangs\n"
+
+
+def test_drain_of_several_where_one_does_not_run(peer_toml: Path, start: Start, run: Run) -> None:
+    other = peer_toml.parent / "other"
+    other.mkdir()
+    (other / "peer.toml").write_text(peer_toml.read_text().replace("ukm", "charite"))
+    process = start()
+    code, out, err = run("drain", peer_toml, other / "peer.toml")
+    assert (code, process.wait(10)) == (1, 0)
+    assert "ukm: stopped at step 5 of 12" in out
+    assert re.match(r"splitpeer: charite: not running, and no daemon has used ", err)
+
+
+def test_what_a_killed_daemon_left_signals_nobody(peer_toml: Path, start: Start, run: Run) -> None:
+    """Its number may be anybody's by now: here, another daemon's."""
+    dead = start()
+    dead.kill()
+    dead.wait()
+    bystander = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(100)"])
+    try:
+        (peer_toml.parent / "state" / "lock").write_text(f"{bystander.pid}\n")
+        code, _, err = run("drain", peer_toml)
+        assert code == 1
+        assert "ukm: not running: died without a word" in err
+        assert bystander.poll() is None
+    finally:
+        bystander.kill()
+        bystander.wait()
+
+
+def test_its_help_says_what_a_second_signal_does(run: Run) -> None:
+    assert "a second signal" in (next(p.help for p in drain.params if p.name == "now") or "")
