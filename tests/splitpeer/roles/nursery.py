@@ -27,7 +27,7 @@ import torch
 import splitpeer.cli.serve
 import splitpeer.roles.client
 import splitpeer.roles.coordinator
-import splitpeer.roles.run
+import splitpeer.roles.record
 from splitpeer.cli import main
 from splitpeer.training.optimiser import make_optimiser
 from splitproto import Timing, constants
@@ -46,7 +46,7 @@ def bend(asked: dict[str, Any]) -> None:
             for value in Timing.__init__.__defaults__
         )
     if run := asked.get("run"):
-        splitpeer.roles.run.secrets = SimpleNamespace(token_bytes=lambda _: bytes.fromhex(run))
+        splitpeer.roles.record.secrets = SimpleNamespace(token_bytes=lambda _: bytes.fromhex(run))
     if clock := asked.get("clock"):
         real, offset = time.time, Path(clock)
         time.time = lambda: real() + float(offset.read_text() or 0)
