@@ -123,14 +123,14 @@ class Board:
         """A coordinator's: what is known of a site.
 
         `state` is "joined", "awaited", "absent" or "catching up"; since when is noted when it changes. A field that
-        ends in ``_since`` is a `time.time`; octets_in and octets_out count over all links.
+        ends in ``_since`` is a `time.monotonic`; octets_in and octets_out count over all links.
         """
         known = self._sites.setdefault(name, {})
         if "state" in fields and fields["state"] != known.get("state"):
             known["state_since"] = _moment()
         for key, value in fields.items():
             instant = key.endswith("_since") and isinstance(value, int | float)
-            known[key] = _moment(value - time.time()) if instant else value
+            known[key] = _moment(value - time.monotonic()) if instant else value
         self._changed = True
 
     # --- on duty -------------------------------------------------------------------------------------------

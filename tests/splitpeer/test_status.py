@@ -68,7 +68,7 @@ async def test_what_is_told_is_shown(board: Board, state: Path) -> None:
         board.ready()
         board.phase("training", job="glioma", step=3, steps=12)
         board.set(loss=0.25, checkpoints=[0, 2])
-        board.site("charite", modality="t1", state="joined", link_since=time.time() - 60, octets_in=5)
+        board.site("charite", modality="t1", state="joined", link_since=time.monotonic() - 60, octets_in=5)
         board.waits("activations of step 4", who="charite", deadline_s=30)
         shown = await written(state, lambda d: d["waits"])
         assert stat.S_IMODE((state / "status.json").stat().st_mode) == 0o600
