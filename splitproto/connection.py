@@ -295,6 +295,11 @@ class Connection:
         elif now >= max(self._heard, self._pinged) + self._timing.heartbeat:
             self.ping(now)
 
+    @property
+    def peer_certificate(self) -> bytes:
+        """DER; empty before the handshake."""
+        return self._channel.peer_certificate
+
     def ping(self, now: float) -> None:
         """Ask for a sign of life."""
         if self.agreement is not None and not self.closed:

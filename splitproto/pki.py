@@ -44,7 +44,7 @@ class PkiError(SplitprotoError):
     """What was asked of the CA cannot be done. One line, names the file and the fix; never on the wire."""
 
 
-def create_ca(folder: Path, federation: str, *, days: int = 3650, now: datetime) -> Path:
+def create_ca(folder: Path, federation: str, *, days: float = 3650, now: datetime) -> Path:
     """Create ``ca.crt``, ``ca.key`` and ``federation.salt`` in `folder` (made, mode 0700, if absent).
 
     Returns the path of ``ca.crt``. Raises `PkiError` if one of the files exists, `IdentityError` for a name
@@ -97,7 +97,7 @@ def issue(
     site: str,
     *,
     hosts: Sequence[str] = (),
-    days: int = 397,
+    days: float = 397,
     now: datetime,
     not_before: datetime | None = None,
 ) -> Credentials:
@@ -107,7 +107,7 @@ def issue(
         folder: where `create_ca` put the CA.
         role, site: who it is for; the federation is the CA's.
         hosts: DNS names and IP addresses under which others dial this peer (peers that listen only).
-        days: validity from `now`; 397 is what public CAs keep to, IHE ATNA advises at most two years.
+        days: validity from `now`, fractions too; 397 is what public CAs keep to, IHE ATNA advises at most two years.
         now: the present, with time zone.
         not_before: start of validity; default one hour before `now`.
 
@@ -162,7 +162,7 @@ def issue(
     return Credentials(ca=folder / "ca.crt", certificate=paths[0], key=paths[1])
 
 
-def revoke(folder: Path, site: str, *, now: datetime, days: int = 30) -> Path:
+def revoke(folder: Path, site: str, *, now: datetime, days: float = 30) -> Path:
     """Put the certificate of `site` on ``ca.crl`` and sign it anew; returns the path of the CRL.
 
     The certificate and its key are kept as ``<site>.<serial>.revoked.crt/.key``, which makes room for a new
@@ -177,7 +177,7 @@ def revoke(folder: Path, site: str, *, now: datetime, days: int = 30) -> Path:
     return path
 
 
-def write_crl(folder: Path, *, now: datetime, days: int = 30, revoked: Sequence[int] = ()) -> Path:
+def write_crl(folder: Path, *, now: datetime, days: float = 30, revoked: Sequence[int] = ()) -> Path:
     """Sign ``ca.crl`` anew, with the entries it had and the serial numbers in `revoked`; returns its path.
 
     It is outdated after `days`; from then on peers that check revocation refuse everybody, so sign and
@@ -249,7 +249,7 @@ def _second(moment: datetime) -> datetime:
     return moment.replace(microsecond=0)
 
 
-def _end(now: datetime, days: int) -> datetime:
+def _end(now: datetime, days: float) -> datetime:
     try:
         return _second(now + timedelta(days=days))
     except OverflowError as error:

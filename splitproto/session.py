@@ -91,6 +91,11 @@ class Session:
         return self._established.result().peer
 
     @property
+    def peer_certificate(self) -> bytes:
+        """DER."""
+        return self._connection.peer_certificate
+
+    @property
     def agreement(self) -> Agreement:
         """What was negotiated."""
         return self._established.result().agreement

@@ -36,8 +36,10 @@ from .errors import (
 )
 from .identity import AllowList, Credentials, Identity
 from .negotiation import Offer
+from .recheck import files_digest
 from .session import Session
 from .states import Side
+from .vigil import Vigil
 
 log = logging.getLogger(__name__)
 
@@ -288,7 +290,7 @@ async def _dial(
     context: zmq.Context[zmq.Socket[bytes]] | None,
 ) -> Session:
     loop = asyncio.get_running_loop()
-    own = credentials.identity
+    own, files = credentials.identity, files_digest(credentials)
 
     def authorise(peer: Identity) -> None:
         allow.check(peer, own.federation)
@@ -308,7 +310,7 @@ async def _dial(
     session = Session(connection, dealer)
     dealer.start(session)
     try:
-        return await session.established()
+        await session.established()
     except SplitprotoError as error:
         if session.bytes_in:
             raise
@@ -316,6 +318,10 @@ async def _dial(
     except asyncio.CancelledError:
         session.carrier_lost(LinkLost("gave up"))
         raise
+    vigil = Vigil(credentials, timing.recheck, lambda _, error: log.warning("%s", error))
+    vigil.watch(session, own, files, endpoint)
+    session.ended.add_done_callback(lambda _: vigil.close())
+    return session
 
 
 async def _diagnose(host: str, port: int, error: SplitprotoError) -> SplitprotoError:
@@ -348,10 +354,13 @@ async def _diagnose(host: str, port: int, error: SplitprotoError) -> SplitprotoE
 class _Link:
     """The carrier of one accepted link."""
 
-    def __init__(self, listener: Listener, key: tuple[bytes, bytes], source: str) -> None:
+    def __init__(
+        self, listener: Listener, key: tuple[bytes, bytes], source: str, own: Identity, files: bytes
+    ) -> None:
         self.listener = listener
         self.key = key
         self.source = source
+        self.own, self.files = own, files  # the listener's, when this link began
         self.session: Session | None = None
         self.half_open = True
 
@@ -371,7 +380,7 @@ class Listener:
         address: `tcp://interface:port` to bind.
         credentials: this side's certificate, key and CA; read anew for every link.
         allow: which roles and sites may come.
-        refused: told about everybody who was turned away.
+        refused: told about everybody who was turned away, or cut off when the certificate no longer held.
     """
 
     def __init__(
@@ -426,12 +435,14 @@ class Listener:
             f"{self._address.rpartition(':')[0]}:{endpoint.decode().rstrip(chr(0)).rpartition(':')[2]}"
         )
         self._reader = _Reader(self._socket, self._deliver)
+        self._vigil = Vigil(self._credentials, self._timing.recheck, self._refused)
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._leaving = True
+        self._vigil.close()
         sessions = [link.session for link in self._links.values() if link.session is not None]
         await asyncio.gather(*(session.close("drain") for session in sessions))
         if self._asking is not None:
@@ -500,7 +511,8 @@ class Listener:
             self._reset(key[0], key[1], ResetReason.BUSY, "try again in a few seconds")
             return
         try:
-            own, tls = self._credentials.identity, self._credentials.server_context()
+            own, files = self._credentials.identity, files_digest(self._credentials)
+            tls = self._credentials.server_context()
         except LocalError as error:
             self._refused(source, error)
             self._reset(key[0], key[1], ResetReason.BUSY, "the listener cannot use its certificate now")
@@ -515,7 +527,7 @@ class Listener:
             self._loop.time(),
             timing=self._timing,
         )
-        link = self._links[key] = _Link(self, key, source)
+        link = self._links[key] = _Link(self, key, source, own, files)
         link.session = Session(connection, link)
         task = self._loop.create_task(self._admit(link, link.session))
         self._tasks.add(task)
@@ -535,6 +547,7 @@ class Listener:
         if older is not None and older.alive:
             older.fail(Superseded(f"{session.peer.role} {session.peer.site} opened a newer link"))
         self._by_site[session.peer.uri] = session
+        self._vigil.watch(session, link.own, link.files, link.source)
         self._ready = deque(waiting for waiting in self._ready if waiting.alive)
         self._ready.append(session)
         self._arrived.set()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from itertools import count
@@ -20,6 +20,7 @@ from splitproto.identity import AllowList, Credentials
 from splitproto.messages import Message
 from splitproto.negotiation import Offer
 from splitproto.states import Side
+from tests.splitproto.links import Hub, hub_of, quiet
 
 # The machine may be busy: time is not what these properties are about.
 settings.register_profile(
@@ -59,6 +60,14 @@ def outsider(federation: Federation, tmp_path_factory: pytest.TempPathFactory) -
     pki.create_ca(folder, "test", now=now)
     pki.issue(folder, "client", "charite", hosts=[], now=now)
     return Credentials(federation.folder / "ca.crt", folder / "charite.crt", folder / "charite.key")
+
+
+@pytest.fixture
+async def hub(federation: Federation) -> AsyncIterator[Hub]:
+    """A listener of the federation."""
+    async with hub_of(federation) as hub:
+        yield hub
+    await quiet()
 
 
 @dataclass

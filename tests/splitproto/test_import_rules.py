@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SOURCES = {"splitproto": ROOT / "splitproto", "splitpeer": ROOT / "peers" / "splitpeer"}
 
 HEAVY = frozenset({"torch", "monai"})
-SHELLS = frozenset({"splitproto.zeromq", "splitproto.session"})
+SHELLS = frozenset({"splitproto.zeromq", "splitproto.session", "splitproto.vigil"})
 UPPER = frozenset({"splitpeer.roles", "splitpeer.cli"})
 JUDGES = frozenset({"splitpeer.audit", "splitpeer.report"})
 LIBRARY = HEAVY | {"nibabel", "nilearn", "splitpeer"}
@@ -37,10 +37,12 @@ class Row:
 
 TABLE: dict[str, Row] = {
     "splitproto": Row(CORE | NO_FILES),
-    # Credentials are files; nothing else in the core reads any.
+    # Credentials are files: these two read them, nothing else in the core reads any.
     "splitproto.identity": Row(CORE),
+    "splitproto.recheck": Row(CORE),
     "splitproto.pki": Row(LIBRARY | SHELLS | {"zmq", "asyncio", "socket"}),
-    "splitproto.session": Row(LIBRARY | {"zmq", "splitproto.zeromq"}),
+    "splitproto.session": Row(LIBRARY | {"zmq", "splitproto.zeromq", "splitproto.vigil"}),
+    "splitproto.vigil": Row(LIBRARY | {"zmq", "splitproto.zeromq"}),
     "splitproto.zeromq": Row(LIBRARY),
     # The package itself only gathers the public names.
     "splitproto.__init__": Row(LIBRARY),

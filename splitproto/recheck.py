@@ -1,0 +1,189 @@
+"""Whether what admitted the peer of an open link still holds (SP-6-12 to SP-6-14): files and dates, no clock.
+
+At the handshake OpenSSL judges certificates and CRL; a link may then live for a day. `Recheck` looks at the same
+files again and says which links must end and which should make way for a new one. It never widens anything: a file
+that cannot be used changes nothing for links that are open, and is written to the log once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import re
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from pathlib import Path
+
+from cryptography import x509
+
+from .errors import CertificateEnded, IdentityError, LocalError, SplitprotoError
+from .identity import Credentials, Identity
+
+log = logging.getLogger(__name__)
+
+NEAR_SHARE, NEAR_LONGEST = 20, timedelta(hours=1)
+"""A certificate is near its end in the last twentieth of its life, at most in the last hour."""
+_CRL = re.compile(rb"-----BEGIN X509 CRL-----.*?-----END X509 CRL-----", re.DOTALL)
+
+Mark = tuple[int, int, int] | None
+"""Tells whether a file was replaced: time of change, inode, size; None if there is none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """What a link was made with."""
+
+    own: Identity
+    files: bytes
+    """`files_digest` at that time."""
+    peer: Identity
+    certificate: x509.Certificate
+    """The peer's."""
+    since: datetime
+
+
+def files_digest(credentials: Credentials) -> bytes:
+    """Digest of the own certificate file and the CA list, as they are now; empty if they cannot be read."""
+    try:
+        contents = [path.read_bytes() for path in (credentials.certificate, credentials.ca)]
+    except OSError:
+        return b""
+    return hashlib.sha256(b"".join(hashlib.sha256(content).digest() for content in contents)).digest()
+
+
+class Recheck:
+    """Looks at one side's files, and judges links by what it found.
+
+    Args:
+        credentials: their paths.
+    """
+
+    def __init__(self, credentials: Credentials) -> None:
+        self._credentials = credentials
+        self._marks: dict[Path, Mark] = {}
+        self._files = b""
+        self._lists: list[x509.CertificateRevocationList] = []
+        self._complained: set[str] = set()
+
+    def look(self, now: datetime) -> None:
+        """Read again what was replaced since the last look; `now` carries its time zone."""
+        own = self._credentials
+        paths = [path for path in (own.certificate, own.key, own.ca, own.crl) if path is not None]
+        marks = {path: _mark(path) for path in paths}
+        if marks != self._marks:
+            usable = self._read_own(now)
+            if own.crl is not None:
+                usable = self._read_lists(own.crl) and usable
+            # What is not usable yet may be so at the next look: half replaced, not yet valid, a slow disk.
+            self._marks = marks if usable else {}
+        for listed in self._outdated(now):
+            self._complain(
+                f"{own.crl}: outdated since {listed.next_update_utc:%Y-%m-%d %H:%M} UTC: open links stay, new ones "
+                "are refused: fetch a fresh one from the CA"
+            )
+
+    def must_end(self, link: Made, now: datetime) -> LocalError | None:
+        """Why `link` must end now, if it must; the peer is told."""
+        for listed in self._lists:
+            serial = link.certificate.serial_number
+            if (
+                listed.issuer == link.certificate.issuer
+                and listed.get_revoked_certificate_by_serial_number(serial) is not None
+            ):
+                return IdentityError(
+                    f"the certificate of {link.peer.role} {link.peer.site} (serial {link.peer.serial}) has been "
+                    "revoked by the CA: ask whoever keeps the CA for a new one"
+                )
+        for one in (link.peer, link.own):
+            if now >= one.not_after:
+                return CertificateEnded(
+                    f"the certificate of {one.role} {one.site} ended at {one.not_after:%Y-%m-%d %H:%M:%S} UTC: renew it"
+                )
+        return None
+
+    def should_rotate(self, link: Made, now: datetime, interval: float) -> str:
+        """Why a new link should take the place of `link`; empty: it need not.
+
+        Args:
+            interval: seconds between two looks.
+        """
+        if self._outdated(now):
+            return ""  # a new link would be refused
+        if self._files and self._files != link.files:
+            return "the own certificate or CA list was replaced"
+        ends = link.peer.not_after
+        near = min((ends - link.certificate.not_valid_before_utc) / NEAR_SHARE, NEAR_LONGEST)
+        left = ends - link.since
+        if left <= near:
+            # SP-6-13: "a peer that has no new certificate must not dial for ever"
+            near = left / 2
+            if near < timedelta(seconds=interval):
+                return ""
+        return "the peer's certificate ends soon" if now >= ends - near else ""
+
+    # --- inside ----------------------------------------------------------------------------------------
+
+    def _outdated(self, now: datetime) -> list[x509.CertificateRevocationList]:
+        return [
+            listed
+            for listed in self._lists
+            if listed.next_update_utc is not None and listed.next_update_utc < now
+        ]
+
+    def _read_own(self, now: datetime) -> bool:
+        """Take the files for new links, if one can be made with them."""
+        try:
+            # The checks of a new handshake that need no peer: the pair belongs together, the CA is one.
+            own = replace(self._credentials)
+            certificate = x509.load_pem_x509_certificates(own.certificate.read_bytes())[0]
+            if not certificate.not_valid_before_utc <= now < certificate.not_valid_after_utc:
+                raise IdentityError("our certificate is not valid now", f"{own.certificate}: renew it")
+        except (SplitprotoError, OSError, ValueError) as error:
+            self._complain(f"{error}: open links stay as they are")
+            return False
+        self._files = files_digest(own)
+        return True
+
+    def _read_lists(self, path: Path) -> bool:
+        """Take the lists that the CA has signed; whether all are such."""
+        try:
+            found = [x509.load_pem_x509_crl(pem) for pem in _CRL.findall(path.read_bytes())]
+            authorities = x509.load_pem_x509_certificates(self._credentials.ca.read_bytes())
+        except (OSError, ValueError) as error:
+            self._complain(
+                f"{path}: cannot be read ({error}): open links stay, put the CA's revocation list there"
+            )
+            return False
+        good = [listed for listed in found if _signed(listed, authorities)]
+        if good:
+            self._lists = good
+        if not good or len(good) < len(found):
+            self._complain(
+                f"{path}: not a revocation list of our CA: open links stay, fetch the one of the CA"
+            )
+        return bool(good)
+
+    def _complain(self, line: str) -> None:
+        """Once: looks are many."""
+        if line not in self._complained:
+            self._complained.add(line)
+            log.warning("%s", line)
+
+
+def _mark(path: Path) -> Mark:
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_mtime_ns, status.st_ino, status.st_size
+
+
+def _signed(listed: x509.CertificateRevocationList, authorities: list[x509.Certificate]) -> bool:
+    for authority in authorities:
+        if authority.subject == listed.issuer:
+            try:
+                if listed.is_signature_valid(authority.public_key()):  # type: ignore[arg-type]
+                    return True
+            except (TypeError, ValueError):
+                continue  # a kind of key that signs no lists
+    return False
