@@ -13,8 +13,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from splitpeer import durable
 from splitpeer.config import JobConfig, PeerConfig
 from splitpeer.errors import ConfigError
+from splitpeer.lines import Lines
 from splitpeer.roles.record import Record
 from splitpeer.roles.terms import run_folder
 
@@ -60,6 +62,7 @@ class RunFiles:
         self.output: Path = job.output.folder
         self.run = self.record.run
         self.checkpoints = run_folder(config.peer.state, job.job.name, self.run)
+        self._metrics = Lines(self.output / "metrics.jsonl")
         self.opened = False
         """From here on there is something to resume."""
 
@@ -76,7 +79,9 @@ class RunFiles:
     def open(self, *, resumed: bool, patients: Sequence[bytes]) -> None:
         """Note the run as the one to resume, with its patients; a new one removes the results of the one before."""
         self.record.begin(patients)
-        if not resumed:
+        if resumed:
+            self._metrics.resume()
+        else:
             with _writing(self.output, "[output] folder"):
                 for old in (
                     self.output / "result.json",
@@ -84,20 +89,19 @@ class RunFiles:
                     *self.predictions.glob("*.nii.gz"),
                 ):
                     old.unlink(missing_ok=True)
-                (self.output / "metrics.jsonl").write_text("")
+                self._metrics.begin()
         self.opened = True
 
     def metric(self, **values: Any) -> None:
-        """One line of `metrics.jsonl`."""
-        path = self.output / "metrics.jsonl"
-        with _writing(path, "[output] folder"), open(path, "a") as file:
-            file.write(json.dumps(values) + "\n")
+        """One line of `metrics.jsonl`; on a full disk it waits, and the run goes on."""
+        self._metrics.add(**values)
 
     def write(self, result: Result) -> None:
-        """`result.json`, whole or not at all."""
+        """`result.json`, whole or not at all, also after a loss of power. Raises ConfigError."""
+        self._metrics.flush()
         path = self.output / "result.json"
         with _writing(path, "[output] folder"):
-            _replace(path, asdict(result))
+            durable.replace(path, (json.dumps(asdict(result), indent=2) + "\n").encode(), mode=0o666)
 
     def result(self) -> Result | None:
         """What `result.json` says of this run, if it does."""
@@ -106,12 +110,6 @@ class RunFiles:
         except (OSError, ValueError, TypeError):
             return None
         return result if result.run == self.run.hex() else None
-
-
-def _replace(path: Path, value: dict[str, Any]) -> None:
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(value, indent=2) + "\n")
-    temporary.replace(path)
 
 
 @contextmanager

@@ -1,0 +1,94 @@
+"""What the coordinator leaves on disk: whole after every crash, and a full disk stops figures, never the run."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from splitpeer import durable
+from splitpeer.errors import ConfigError
+from splitpeer.roles.run import Result, RunFiles
+from tests.splitpeer.training.power_loss import Disk, found, lay_out
+
+if TYPE_CHECKING:
+    from tests.conftest import SmallDisk
+
+    from .scene import Scene
+
+
+def opened(scene: Scene, output: Path) -> RunFiles:
+    scene.cast("t1", output={"folder": str(output)})
+    files = RunFiles(scene.config("hub"), scene.settings, resume=False)
+    files.prepare()
+    files.open(resumed=False, patients=[])
+    return files
+
+
+def lines(files: RunFiles) -> list[int]:
+    return [json.loads(line)["step"] for line in (files.output / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_full_disk_stops_no_run(
+    scene: Scene, small_disk: SmallDisk, caplog: pytest.LogCaptureFixture
+) -> None:
+    files = opened(scene, small_disk.folder)
+    files.write(Result("try", files.run.hex(), step=1))
+    small_disk.fill()
+    with caplog.at_level(logging.WARNING):
+        for step in range(1, 300):
+            files.metric(step=step, loss=0.25)
+    assert [record.message for record in caplog.records] == ["lines.waiting"]
+    with pytest.raises(
+        ConfigError, match=r"^[^\n]*result.json: cannot be written \(No space left on device\)[^\n]*$"
+    ):
+        files.write(Result("try", files.run.hex(), step=2))
+    kept = files.result()
+    assert kept is not None
+    assert kept.step == 1
+    small_disk.make_room()
+    files.write(Result("try", files.run.hex(), step=299))
+    assert lines(files) == list(range(1, 300)), "what waited is out before the result is"
+    assert sorted(os.listdir(small_disk.folder)) == ["metrics.jsonl", "result.json"]
+
+
+def test_a_resumed_run_begins_with_whole_lines(scene: Scene, tmp_path: Path) -> None:
+    files = opened(scene, tmp_path / "runs")
+    files.metric(step=1)
+    with (files.output / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 2, "lo')
+    again = RunFiles(scene.config("hub"), scene.settings, resume=True)
+    assert again.run == files.run
+    again.open(resumed=True, patients=[])
+    again.metric(step=2)
+    assert lines(again) == [1, 2]
+
+
+def test_the_power_goes_while_the_result_is_written(
+    scene: Scene, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = opened(scene, tmp_path / "runs")
+    (files.output / "metrics.jsonl").unlink()
+    disk = Disk(files.output)
+    monkeypatch.setattr(durable, "os", disk)
+    seen = 0
+    for step in (1, 2):
+        first = len(disk.calls)
+        files.write(Result("try", files.run.hex(), step=step))
+        assert disk.kept() == found(files.output)
+        for count in range(first, len(disk.calls) + 1):
+            for state in disk.states(count):
+                seen += 1
+                files.output = lay_out(state, tmp_path / f"look-{seen}")
+                there = files.result()
+                if count == len(disk.calls):
+                    assert there is not None
+                    assert there.step == step
+                else:
+                    assert (there.step if there else 0) in (step - 1, step)
+        files.output = disk.root
+    assert seen > 20
