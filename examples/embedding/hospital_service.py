@@ -18,6 +18,7 @@ import secrets
 import signal
 import sys
 from collections import deque
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,6 +37,8 @@ from splitproto.errors import (
 from splitproto.identity import check_name
 from splitproto.messages import (
     Activations,
+    Advance,
+    Advanced,
     Applied,
     Begin,
     Bye,
@@ -53,6 +56,7 @@ from splitproto.messages import (
     RolledBack,
     Sample,
     Saved,
+    Unsaved,
 )
 from splitproto.tensors import Descriptor, matches, schema_digest
 
@@ -60,7 +64,7 @@ log = logging.getLogger("hospital")
 IDLE_S = 600.0
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 15.0
 KEEP = 3
-"""Checkpoints kept: the newest so many."""
+"""Checkpoints kept where the coordinator does not say which: the newest so many."""
 LARGEST_BATCH = 256 << 20
 """Octets of activations, as float32, that this site computes for one batch."""
 
@@ -160,15 +164,19 @@ class Encoder:
         """Write the state so that a crash or a loss of power leaves it whole or not there; returns its SHA-256."""
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         temporary = path.with_suffix(".tmp")
-        with open(temporary, "wb") as file:
-            np.savez(
-                file,
-                **{f"f{n}": f for n, f in self.filters.items()},
-                **{f"g{n}": g for n, g in self.gains.items()},
-            )
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        try:
+            with open(temporary, "wb") as file:
+                np.savez(
+                    file,
+                    **{f"f{n}": f for n, f in self.filters.items()},
+                    **{f"g{n}": g for n, g in self.gains.items()},
+                )
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        except OSError:
+            temporary.unlink(missing_ok=True)  # half a file on a full disk helps nobody
+            raise
         folder = os.open(path.parent, os.O_RDONLY)
         try:
             os.fsync(folder)  # a rename is on disk when its folder is
@@ -204,13 +212,23 @@ class Run:
     def saved(self) -> list[int]:
         return sorted(int(path.stem) for path in self.folder.glob("*.npz"))
 
-    def save(self, step: int) -> bytes:
+    def save(self, step: int, keep: Collection[int] | None = None) -> bytes:
+        """Write a checkpoint; then, and only then, remove those that are not to be kept (SP-11-33)."""
         if step != self.applied:
             raise StepMismatch(f"asked to save step {step} after step {self.applied}")
         digest = self.encoder.save(self.path(step))
-        for old in self.saved()[:-KEEP]:
-            self.path(old).unlink()
+        kept = {step, *(self.saved()[-KEEP:] if keep is None else keep)}
+        for old in self.saved():
+            if old not in kept:
+                self.path(old).unlink()
         return digest
+
+    def advance(self, step: int) -> None:
+        """The others made the steps up to this one without us: count on, with the weights we have (SP-11-31)."""
+        if not self.applied <= step <= self.offer.job.steps:
+            raise StepMismatch(f"asked to advance to step {step} after step {self.applied}")
+        if step > self.applied:
+            self.applied, self.pending = step, None
 
     def rollback(self, step: int) -> None:
         self.encoder.load(self.path(step))
@@ -346,10 +364,14 @@ class Service:
         announced: deque[Forward] = deque()
         while True:
             if session.rotation_due and not run.pending:
-                return Bye("rotate", "the key's budget is spent")
-            # A batch is announced ahead; it is due when our weights are those it is meant for.
-            while announced and announced[0].step == run.applied + (announced[0].mode == "train"):
+                return Bye("rotate", session.rotation_cause)
+            # A batch is announced ahead; it is due when our weights are those it is meant for (SP-11-6).
+            while announced and announced[0].step <= run.applied + (announced[0].mode == "train"):
                 forward = announced.popleft()
+                if forward.step < run.applied + (forward.mode == "train"):
+                    raise StepMismatch(
+                        f"asked for step {forward.step} ({forward.mode}) after step {run.applied}"
+                    )
                 # In a thread, so that heartbeats are answered during a long computation.
                 await session.send(await asyncio.to_thread(self.encode, run, forward))
             message = await session.receive(IDLE_S, "work")
@@ -363,8 +385,18 @@ class Service:
                     await asyncio.to_thread(run.apply, message)
                     await session.send(Applied(message.step))
                 case Checkpoint():
-                    digest = await asyncio.to_thread(run.save, message.step)
-                    await session.send(Saved(message.step, digest))
+                    try:
+                        digest = await asyncio.to_thread(run.save, message.step, message.keep)
+                    except OSError as error:
+                        # Such as a full disk: earlier checkpoints are as they were, and training goes on.
+                        log.warning("checkpoint of step %d not written: %s", message.step, error)
+                        await session.send(Unsaved(message.step, error.strerror or "not written"))
+                    else:
+                        await session.send(Saved(message.step, digest))
+                case Advance():
+                    run.advance(message.step)
+                    announced = deque(f for f in announced if f.mode != "train" or f.step > message.step)
+                    await session.send(Advanced(message.step))
                 case Rollback():
                     announced.clear()
                     await asyncio.to_thread(run.rollback, message.step)

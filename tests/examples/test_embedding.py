@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import importlib
 import json
 import os
@@ -21,9 +22,11 @@ from types import ModuleType
 import numpy as np
 import pytest
 
-from splitproto import AllowList, Credentials, Listener, LocalError, Session, pki
-from splitproto.errors import Draining, PolicyRefused, SchemaMismatch
+from splitproto import AllowList, Credentials, Listener, LocalError, RemoteError, Session, pki
+from splitproto.errors import Draining, PolicyRefused, SchemaMismatch, StepMismatch
 from splitproto.messages import (
+    Advance,
+    Advanced,
     Applied,
     Begin,
     Checkpoint,
@@ -36,6 +39,7 @@ from splitproto.messages import (
     Rollback,
     RolledBack,
     Sample,
+    Unsaved,
 )
 from splitproto.tensors import Descriptor, schema_digest
 
@@ -204,6 +208,66 @@ async def test_a_lost_link_is_not_a_lost_run(federation: Path, service: ModuleTy
         assert fresh.incarnation != first.incarnation and fresh.saved() == [2, 3]
         await session.close("complete")
         assert (await serving).reason == "complete"
+
+
+async def test_absence_and_a_full_disk(
+    federation: Path, service: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Steps made without it; a batch far ahead waits; what to keep; a checkpoint that cannot be written."""
+    hub, north = (
+        Credentials(Path("pki/ca.crt"), Path(f"pki/{site}.crt"), Path(f"pki/{site}.key"))
+        for site in ("hub", "north")
+    )
+    site = service.Service("flair", frozenset(range(5)), b"s" * 32, service.invented(), Path("state"))
+    offer, cut = offer_and_cut()
+    gradients = {d.name: np.full(d.shape, 0.01, np.float32) for d in cut}
+    async with Listener("tcp://127.0.0.1:0", hub, AllowList({"client": {"north"}}, "the test")) as listener:
+        serving = asyncio.create_task(site.serve(listener.address, north, "hub", 30.0))
+        session, _, inventory = await joined(listener, offer, 0)
+
+        def batch(step: int, mode: str = "train") -> Forward:
+            samples = tuple(Sample(patient.key, (0, 0, 4)) for patient in inventory.patients[:2])
+            return Forward(mode, step, 0, samples, service.batch_digest(step, samples, None))
+
+        # Step 1 was to be its own, 2 never was; what lies further ahead waits, and 3 is its next.
+        await session.send(batch(1))
+        assert (await session.receive(30)).step == 1
+        await session.send(batch(2, "evaluate"))
+        await session.send(batch(3))
+        gains = {level: gain.copy() for level, gain in site.run.encoder.gains.items()}
+        await session.send(Advance(2))
+        assert await session.receive(30) == Advanced(2)
+        assert [(await session.receive(30)).mode for _ in range(2)] == ["evaluate", "train"]
+        await session.send(Advance(2))
+        assert await session.receive(30) == Advanced(2)
+        assert site.run.pending is not None
+        assert all((site.run.encoder.gains[level] == gain).all() for level, gain in gains.items())
+        await session.send(Gradients(3, gradients))
+        assert await session.receive(30) == Applied(3)
+        assert site.run.applied == 3
+
+        await session.send(Checkpoint(3, (0,)))
+        assert (await session.receive(30)).name == "saved"
+        assert site.run.saved() == [0, 3]
+        await session.send(Advance(4))
+        assert await session.receive(30) == Advanced(4)
+
+        def full(descriptor: int) -> None:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "fsync", full)
+            await session.send(Checkpoint(4, (3,)))
+            assert await session.receive(30) == Unsaved(4, os.strerror(errno.ENOSPC))
+        assert sorted(path.name for path in site.run.folder.iterdir()) == ["0.npz", "3.npz"]
+        await session.send(Checkpoint(4, ()))
+        assert (await session.receive(30)).step == 4
+        assert site.run.saved() == [4]
+        await session.send(Advance(10))  # the job has nine steps
+        with pytest.raises(RemoteError, match="advance to step 10"):
+            await session.receive(30)
+        with pytest.raises(StepMismatch):
+            await serving
 
 
 def test_a_checkpoint_is_on_disk_before_its_name_is(
