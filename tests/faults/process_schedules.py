@@ -53,6 +53,7 @@ VARIANTS = {
         {"defences": ["clip:60", "gaussian:0.3", "dropout:0.3"], "image_defences": ["voxel-noise:0.2"]},
         {"defences": {"gradients": ["max-norm"]}},
     ),
+    "dropout": Variant(("flair", "t1", "t2"), {}, {"training": {"modality_dropout": 0.3}}),
     "kept noise": Variant(("flair", "t1"), {"defences": ["laplace:0.2,kept=true"]}),
 }
 
@@ -384,7 +385,7 @@ class Player:
             return
         self._frozen[who] = 0
         if not self._done(who, before):
-            self._now[who] = self.scene.start(who, *again(self.scene, who))
+            self._now[who] = self.scene.start(who)
 
     def _done(self, who: str, daemon: Daemon) -> bool:
         """It had finished its work before the accident reached it."""
@@ -408,13 +409,6 @@ class Player:
                     relay.__setattr__, *(("delay_s", 0.0) if slow else ("octets_per_s", float("inf")))
                 ),
             )
-
-
-def again(scene: Scene, who: str) -> tuple[str, ...]:
-    """Arguments of a second start."""
-    if who == "hub" and (scene.folder / "hub" / "state" / "try.run.json").exists():
-        return ("--resume",)
-    return ()
 
 
 # --- judging -------------------------------------------------------------------------------------------------

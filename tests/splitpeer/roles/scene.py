@@ -166,14 +166,20 @@ class Nursery:
             start_new_session=True,
         )
         self._codes: dict[int, int] = {}
+        self._heard = b""
         self._ready = False
 
     def _hear(self, timeout: float) -> dict[str, Any] | None:
         assert self._process.stdout is not None
-        if not select.select([self._process.stdout], [], [], timeout)[0]:
-            return None
-        line = self._process.stdout.readline()
-        assert line, "the nursery ended"
+        ends = time.monotonic() + timeout
+        while b"\n" not in self._heard:
+            # Read here and not by a file object: what that has buffered, select does not see.
+            if not select.select([self._process.stdout], [], [], max(0.0, ends - time.monotonic()))[0]:
+                return None
+            octets = os.read(self._process.stdout.fileno(), 1 << 16)
+            assert octets, "the nursery ended"
+            self._heard += octets
+        line, _, self._heard = self._heard.partition(b"\n")
         heard: dict[str, Any] = json.loads(line)
         if "code" in heard:
             self._codes[heard["pid"]] = heard["code"]
