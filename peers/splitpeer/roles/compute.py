@@ -15,6 +15,7 @@ import torch
 from splitpeer.config import PeerConfig
 from splitpeer.defences import key as defence_keys
 from splitpeer.errors import ConfigError, DeadlinePassed
+from splitproto.session import patiently
 
 Result = TypeVar("Result")
 
@@ -103,15 +104,14 @@ class Compute:
 
         self._asked.put(work)
         try:
-            async with asyncio.timeout(timeout):
-                return await answer
-        except TimeoutError:
-            if answer.done() and not answer.cancelled():
-                raise
-            self._hangs = what or function.__name__
-            raise DeadlinePassed(
-                f"waited {timeout:g} s for {self._hangs}: a disk or a device hangs"
-            ) from None
+            if await patiently((answer,), timeout):
+                return answer.result()
+        except asyncio.CancelledError:
+            answer.cancel()
+            raise
+        answer.cancel()
+        self._hangs = what or function.__name__
+        raise DeadlinePassed(f"waited {timeout:g} s for {self._hangs}: a disk or a device hangs")
 
     def close(self) -> None:
         """No more work; what still runs is waited for a little."""

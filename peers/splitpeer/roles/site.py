@@ -46,6 +46,7 @@ from splitproto.messages import (
     Saved,
     Unsaved,
 )
+from splitproto.session import overslept, patiently
 from splitproto.tensors import Array, Descriptor, matches
 
 log = logging.getLogger(__name__)
@@ -423,7 +424,8 @@ class Site:
                     continue
                 try:
                     # Each message has its deadline; this one is for all of them together.
-                    async with asyncio.timeout(2 * self._job.seconds_per_step):
+                    together = loop.time() + 2 * self._job.seconds_per_step
+                    async with asyncio.timeout_at(together):
                         if not self._begun:
                             await session.send(Begin(*self._base))
                             self._begun = True
@@ -432,7 +434,11 @@ class Site:
                         return await question(session)
                 except TimeoutError:
                     session.fail(DeadlineExceeded(f"{what} took too long"))
-                    raise DeadlinePassed(f"site {self.name}: {what} took too long") from None
+                    if not overslept(together):
+                        raise DeadlinePassed(f"site {self.name}: {what} took too long") from None
+                    # This process was stopped. On a new link both know where they are.
+                    patience += loop.time() - together
+                    self._joined.clear()
                 except DeadlineExceeded as error:
                     session.fail(error)
                     raise DeadlinePassed(f"site {self.name}: {error.reason}") from None
@@ -494,14 +500,15 @@ class Site:
             self._joined.clear()
             self._board.site(self.name, state="awaited")
             self._board.waits("to come back", who=self.name, deadline_s=self._patience_s)
+            joined = asyncio.ensure_future(self._joined.wait())
             try:
-                async with asyncio.timeout(self._patience_s):
-                    await self._joined.wait()
-            except TimeoutError:
-                raise DeadlinePassed(
-                    f"site {self.name} ({self.modality}) did not come back within {self._patience_s:g} s; "
-                    f"it was waited for: {what}"
-                ) from None
+                if not await patiently((joined,), self._patience_s):
+                    raise DeadlinePassed(
+                        f"site {self.name} ({self.modality}) did not come back within {self._patience_s:g} s; "
+                        f"it was waited for: {what}"
+                    )
+            finally:
+                joined.cancel()
         if self._failure is not None:
             raise self._failure
         if self._session is None:

@@ -24,7 +24,7 @@ def test_a_coordinator_asked_to_stop_goes_on_with_resume(scene) -> None:
     assert hub.code() == 0, hub.said
     stopped = len(scene.losses())
     assert 13 <= stopped < STEPS
-    assert f"stopped at step {stopped} of {STEPS}; go on with --resume" in hub.last
+    assert f"stopped at step {stopped} of {STEPS}; started again it goes on" in hub.last
     assert (
         not scene.output.joinpath("result.json").exists()
         or '"complete": false' in (scene.output / "result.json").read_text()
@@ -228,8 +228,6 @@ async def test_a_line_cut_at_the_worst_moment(
 
 async def test_a_spent_key_is_replaced_without_a_trace(scene, monkeypatch) -> None:
     """SP-6-10: links retire after so many octets; the work does not notice."""
-    from functools import partial
-
     from splitpeer.roles import client
     from splitproto import Timing, dial
 
@@ -239,7 +237,7 @@ async def test_a_spent_key_is_replaced_without_a_trace(scene, monkeypatch) -> No
     async def counted(*arguments, **keywords):
         nonlocal links
         links += 1
-        return await partial(dial, timing=Timing(byte_budget=300_000))(*arguments, **keywords)
+        return await dial(*arguments, **{**keywords, "timing": Timing(byte_budget=300_000)})
 
     monkeypatch.setattr(client, "dial", counted)
     ran = await scene.together()
