@@ -238,7 +238,7 @@ class Applied(Message):
 
 @dataclass(frozen=True, slots=True)
 class Advance(Message):
-    """Coordinator: this step is committed, and the steps since your last were made without you."""
+    """Coordinator: the steps after your last, up to this one, are made without you."""
 
     name = "advance"
     step: int = wire(STEP)

@@ -224,11 +224,10 @@ class Run:
         return digest
 
     def advance(self, step: int) -> None:
-        """The others made the steps up to this one without us: count on, with the weights we have (SP-11-31)."""
+        """The steps up to this one are made without us: count on, with the weights we have (SP-11-31)."""
         if not self.applied <= step <= self.offer.job.steps:
             raise StepMismatch(f"asked to advance to step {step} after step {self.applied}")
-        if step > self.applied:
-            self.applied, self.pending = step, None
+        self.applied, self.pending = step, None
 
     def rollback(self, step: int) -> None:
         self.encoder.load(self.path(step))
@@ -394,8 +393,8 @@ class Service:
                     else:
                         await session.send(Saved(message.step, digest))
                 case Advance():
+                    announced.clear()
                     run.advance(message.step)
-                    announced = deque(f for f in announced if f.mode != "train" or f.step > message.step)
                     await session.send(Advanced(message.step))
                 case Rollback():
                     announced.clear()

@@ -106,7 +106,7 @@ def heads() -> Iterator[Case]:
     keeping = maps["checkpoint"]
     yield fine("checkpoint-keeping", {**keeping, "keep": [60, 80]}, "SP-11-33: ascending, older than step")
     yield fine("checkpoint-keeping-none", {**keeping, "keep": []}, "SP-11-33: none but the new one")
-    yield fine("unsaved-no-reason", {**maps["unsaved"], "reason": ""}, "SP-11-34: nothing need be told")
+    yield fine("unsaved-no-reason", {**maps["unsaved"], "reason": ""}, "SP-11-32: nothing need be told")
     accept, said = maps["job-accept"], {"recorded": True, "defences": ["dropout:0.5", "gaussian:1@0,1"]}
     yield fine("job-offer-announcing", {**job, "recorded": False, "defences": []}, "SP-11-29, SP-11-30")
     yield fine("job-accept-announcing", {**accept, **said}, "SP-11-29, SP-11-30")

@@ -229,18 +229,21 @@ async def test_absence_and_a_full_disk(
             samples = tuple(Sample(patient.key, (0, 0, 4)) for patient in inventory.patients[:2])
             return Forward(mode, step, 0, samples, service.batch_digest(step, samples, None))
 
-        # Step 1 was to be its own, 2 never was; what lies further ahead waits, and 3 is its next.
+        # Step 1 was to be its own, 2 never was; what lies further ahead waits, and is void when it is passed over.
         await session.send(batch(1))
         assert (await session.receive(30)).step == 1
-        await session.send(batch(2, "evaluate"))
         await session.send(batch(3))
         gains = {level: gain.copy() for level, gain in site.run.encoder.gains.items()}
         await session.send(Advance(2))
         assert await session.receive(30) == Advanced(2)
+        await session.send(batch(2, "evaluate"))
+        await session.send(batch(3))
         assert [(await session.receive(30)).mode for _ in range(2)] == ["evaluate", "train"]
         await session.send(Advance(2))
         assert await session.receive(30) == Advanced(2)
-        assert site.run.pending is not None
+        assert site.run.pending is None
+        await session.send(batch(3))
+        assert (await session.receive(30)).step == 3
         assert all((site.run.encoder.gains[level] == gain).all() for level, gain in gains.items())
         await session.send(Gradients(3, gradients))
         assert await session.receive(30) == Applied(3)

@@ -26,7 +26,7 @@ from splitpeer.defences.key import NAME as DEFENCE_KEY
 from splitpeer.errors import ConfigError, DataError, JobFailed
 from splitpeer.roles.client import Client
 from splitpeer.roles.coordinator import Coordinator
-from splitpeer.roles.run import RunFiles
+from splitpeer.roles.record import Record
 from splitpeer.roles.terms import job_on_wire, run_folder
 from splitpeer.roles.view import LogView
 from splitpeer.training import checkpoint
@@ -36,6 +36,8 @@ from splitproto.errors import IdentityError, UnexpectedMessage
 from splitproto.identity import check_name
 from splitproto.messages import (
     Activations,
+    Advance,
+    Advanced,
     Applied,
     Begin,
     Bye,
@@ -125,6 +127,8 @@ class _Recording:
     forwards: Mapping[Place, Forward]
     activations: Mapping[Place, Recorded]
     gradients: Mapping[tuple[str, int], Recorded]
+    advances: Mapping[tuple[str, int], Advance]
+    """Steps that were made without a site, the last of each row."""
     patients: Mapping[str, tuple[Patient, ...]]
     figures: Mapping[tuple[int, str], float]
     """What the coordinator told its sites: (step, loss or dice_...) to value."""
@@ -149,6 +153,7 @@ class _Recording:
         forwards: dict[Place, Forward] = {}
         activations: dict[Place, Recorded] = {}
         gradients: dict[tuple[str, int], Recorded] = {}
+        advances: dict[tuple[str, int], Advance] = {}
         lists: dict[str, tuple[Patient, ...]] = {}
         whole: dict[str, bool] = {}
         figures: dict[tuple[int, str], float] = {}
@@ -160,13 +165,15 @@ class _Recording:
                     activations[record.peer, head.mode, head.step, head.batch] = record
                 case Gradients() as head:
                     gradients[record.peer, head.step] = record
+                case Advance() as head:
+                    advances[record.peer, head.step] = head
                 case Inventory() as head:
                     former = () if whole.get(record.peer, True) else lists[record.peer]
                     lists[record.peer], whole[record.peer] = (*former, *head.patients), head.last
                 case Progress() as head:
                     figures |= {(head.step, name): value for name, value in head.values.items()}
         return _Recording(
-            header, header.job, header.run, forwards, activations, gradients, lists, figures
+            header, header.job, header.run, forwards, activations, gradients, advances, lists, figures
         )  # fmt: skip
 
 
@@ -202,10 +209,9 @@ async def drive_coordinator(
     comparison.of = recording.job.steps
     _copy_key(PeerConfig.load(config).peer.state, live.peer.state)
     # Of the same name as the recorded run.
-    files = RunFiles(live, order, resume=False)
-    files.prepare()
-    files.run = recording.run
-    files.open(resumed=False)
+    record = Record(live, order, resume=False)
+    record.run = recording.run
+    record.begin(())
     stop = asyncio.Event()
     coordinator = Coordinator(live, order, stop, LogView(), resume=True)
     played = [_Site(name, recording, comparison, stop, told) for name in sites]
@@ -269,6 +275,11 @@ class _Site:
                     self._compare(message)
                     self._applied = message.step
                     await session.send(Applied(message.step))
+                    self._told(message.step, self._comparison.of)
+                case Advance():
+                    self._ordered.clear()
+                    self._applied = message.step
+                    await session.send(Advanced(message.step))
                     self._told(message.step, self._comparison.of)
                 case Checkpoint():
                     await session.send(Saved(message.step, bytes(32)))
@@ -432,6 +443,12 @@ async def _play_coordinator(
         _expect(await session.receive(WAIT_S, "its return"), RolledBack)
     for place in sorted((p for p in recording.activations if p in recording.forwards), key=_order):
         _, mode, of, _ = place
+        before = of - (mode == "train")
+        if before > step and (hub, before) in recording.advances:
+            # The steps between were made without this site.
+            await session.send(recording.advances[hub, before])
+            _expect(await session.receive(WAIT_S, f"its advance to step {before}"), Advanced)
+            step = comparison.steps = before
         if of < step + (mode == "train") or (mode != "train" and of != step):
             continue
         if mode == "train" and of != step + 1:

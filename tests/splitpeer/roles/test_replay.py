@@ -14,8 +14,8 @@ import pytest
 from splitpeer.cli import main
 from splitpeer.curious.reader import Capture, open_capture
 from splitpeer.curious.recorder import new_key
-from splitpeer.roles import run as runs
-from splitproto.messages import Activations
+from splitpeer.roles import record as runs
+from splitproto.messages import Activations, Advance
 
 from .scene import SEED, Scene
 
@@ -282,6 +282,25 @@ def test_a_client_that_is_driven_again_sends_the_same_activations(recorded: Scen
     assert code == 0, error + text
     assert "5 of 5 steps driven" in text and "the live peer answers as recorded" in text
     assert "largest difference 0 " in text
+
+
+async def test_steps_that_were_made_without_a_site_are_driven_too(scene: Scene, cli: Run) -> None:
+    """Modality dropout: what was recorded holds `advance` in the place of gradients."""
+    dropping = {"steps": 8, "batch": 1, "modality_dropout": 0.4}
+    scene.cast("flair", "t1", training=dropping, evaluation={"every": 4})
+    ran = await scene.together(curious=("hub", "site-t1"))
+    assert ran.result.complete, ran
+    advanced = [r for r in open_capture(scene.capture("site-t1")).records() if isinstance(r.head, Advance)]
+    assert 0 < len(advanced) < 8
+    hub = scene.folder / "hub"
+    for site, more in (
+        ("hub", ("coordinator", "--config", hub / "peer.toml", "--job", hub / "job.toml")),
+        ("site-t1", ("client", "--config", scene.folder / "site-t1" / "peer.toml")),
+    ):
+        code, text, error = await asyncio.to_thread(cli, scene.capture(site), "--json", "--drive", *more)
+        assert code == 0, error + text
+        found = json.loads(text)
+        assert found["agrees"] and found["largest"] == 0 and found["steps"] >= 7, found
 
 
 def test_another_coordinator_is_told_apart(recorded: Scene, cli: Run, tmp_path: Path) -> None:
