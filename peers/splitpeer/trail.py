@@ -3,13 +3,16 @@
 Lines are only ever appended. Each ends in `"chain"`: SHA-256, in hexadecimal, of the chain of the line before
 (64 zeros before the first) followed by the line's own text without its chain. A changed, missing or reordered
 line breaks the chain; whoever can rewrite the whole file can make a new one, so copy the last chain elsewhere.
-A crash may leave half a line: it stays, and the next line, `trail.torn`, says so and chains on.
+A crash may leave half a line: it stays, and the next line, `trail.torn`, says so and chains on. A full disk leaves
+nothing: what found no room is written when there is some, with the time at which it happened; a line `trail.lost`
+counts what was given up.
 
 Never in it: patient keys, tensor values, key material.
 """
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -17,10 +20,11 @@ import os
 import re
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from splitpeer import durable
 from splitpeer.errors import ConfigError, DataError
 from splitproto.errors import printable
 
@@ -28,8 +32,9 @@ Value = str | int | float | bool | None | list[str] | tuple[str, ...]
 NAME = "audit.jsonl"
 FIRST = "0" * 64
 TORN = "trail.torn"
+LOST = "trail.lost"
 _ENDING = re.compile(rb',"chain":"([0-9a-f]{64})"}\n?')
-_TAIL = 1 << 16  # octets: longer than any line
+_TAIL = 1 << 16  # octets: longer than most lines
 
 
 @dataclass(frozen=True)
@@ -58,11 +63,14 @@ class Trail:
     def __init__(self, folder: Path) -> None:
         self.path = folder / NAME
 
-    def note(self, event: str, **fields: Value) -> str:
-        """Append a line, durably; returns its chain.
+    def note(self, event: str, at: float | None = None, **fields: Value) -> str:
+        """Append a line, durably and whole; returns its chain.
+
+        Args:
+            at: when it happened, in seconds since the epoch; None: now.
 
         Raises:
-            ConfigError: the file cannot be written.
+            ConfigError: the file cannot be written. It is as it was.
         """
         try:
             with self._locked() as file:
@@ -71,21 +79,35 @@ class Trail:
                 if torn:
                     number, chain, line = _line(number + 1, chain, TORN, _of_torn(torn))
                     lines += line
-                _, chain, line = _line(number + 1, chain, event, fields)
-                _write(file, lines + line)
-                os.fsync(file)
+                _, chain, line = _line(number + 1, chain, event, fields, at)
+                self._append(file, lines + line)
                 return chain
         except OSError as error:
+            fix = "make room or change" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "change"
             raise ConfigError(
-                f"{self.path}: the audit trail cannot be written ({error.strerror}): change [peer] state"
+                f"{self.path}: the audit trail cannot be written ({error.strerror}): {fix} [peer] state"
             ) from None
+
+    def _append(self, file: int, octets: bytes) -> None:
+        size = os.fstat(file).st_size
+        try:
+            _write(file, octets)
+            os.fsync(file)
+        except OSError:
+            # Half a line would tell of a crash that never was. Where even this fails, the next line says so.
+            with suppress(OSError):
+                os.ftruncate(file, size)
+            raise
 
     @contextmanager
     def _locked(self) -> Iterator[int]:
-        self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if not self.path.exists():
+            durable.make_folder(self.path.parent)
         file = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(file, fcntl.LOCK_EX)
+            # Its name too, which may be new.
+            durable.sync_folder(self.path.parent)
             yield file
         finally:
             os.close(file)
@@ -123,8 +145,10 @@ def entries(path: Path) -> list[dict[str, Value]]:
 # --- one line ----------------------------------------------------------------------------------------------
 
 
-def _line(number: int, chain: str, event: str, fields: dict[str, Value]) -> tuple[int, str, bytes]:
-    now = time.time()
+def _line(
+    number: int, chain: str, event: str, fields: dict[str, Value], at: float | None = None
+) -> tuple[int, str, bytes]:
+    now = time.time() if at is None else at
     moment = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(now)) + f".{int(now % 1 * 1000):03d}Z"
     entry = {"n": number, "time": moment, "event": event, **{key: _clean(v) for key, v in fields.items()}}
     text = json.dumps(entry, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
@@ -161,16 +185,19 @@ def _entry(text: bytes) -> dict[str, Value] | None:
 
 def _end(file: int) -> tuple[int, str, bytes]:
     """Number and chain of the last whole line, and what lies behind it."""
-    size = os.fstat(file).st_size
-    octets = os.pread(file, _TAIL, max(0, size - _TAIL))
-    torn = b""
-    for line in reversed(octets.splitlines(keepends=True)):
-        text, chain = _parts(line)
-        entry = _entry(text) if chain else None
-        if entry is not None and isinstance(number := entry.get("n"), int):
-            return number, chain, torn
-        torn = line + torn
-    return 0, FIRST, torn
+    size, look = os.fstat(file).st_size, _TAIL
+    while True:
+        torn = b""
+        for line in reversed(os.pread(file, look, max(0, size - look)).splitlines(keepends=True)):
+            text, chain = _parts(line)
+            entry = _entry(text) if chain else None
+            if entry is not None and isinstance(number := entry.get("n"), int):
+                return number, chain, torn
+            torn = line + torn
+        if look >= size:
+            return 0, FIRST, torn
+        # A loss of power may leave zeros for any length.
+        look *= 4
 
 
 def _of_torn(octets: bytes) -> dict[str, Value]:

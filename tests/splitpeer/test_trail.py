@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -15,6 +16,9 @@ from splitpeer import trail
 from splitpeer.cli import main
 from splitpeer.errors import ConfigError, DataError
 from splitpeer.trail import Trail, entries, verify
+
+if TYPE_CHECKING:
+    from tests.conftest import SmallDisk
 
 
 @pytest.fixture
@@ -85,6 +89,65 @@ def test_a_crash_in_the_middle_of_a_line(kept: Trail, cut: int) -> None:
         torn = kept.path.read_bytes().splitlines(keepends=True)
         kept.path.write_bytes(b"".join([*torn[:2], b"x" + torn[2], *torn[3:]]))
         assert not verify(kept.path).whole
+
+
+@pytest.mark.parametrize("left", range(0, 260, 7))
+def test_a_loss_of_power(kept: Trail, left: int) -> None:
+    """The tail is zeros, for a page or for many; the next line says so."""
+    whole = kept.path.read_bytes()
+    for zeros in (1, 4096, 200_000):
+        kept.path.write_bytes(whole[: len(whole) - left] + bytes(zeros))
+        kept.note("peer.start")
+        verdict = verify(kept.path)
+        assert verdict.whole, (zeros, verdict)
+        assert [e["event"] for e in entries(kept.path)][-2:] == ["trail.torn", "peer.start"]
+
+
+def test_a_full_disk(small_disk: SmallDisk) -> None:
+    """What finds no room is not there at all: no half line, no crash that was none."""
+    trail = Trail(small_disk.folder)
+    trail.note("peer.start")
+    small_disk.fill(but=4096)
+    said = []
+    for number in range(100):
+        try:
+            said.append(trail.note("link.up", peer="x" * (number % 7), number=number))
+        except ConfigError as error:
+            assert "(No space left on device): make room or change [peer] state" in str(error)  # noqa: PT017
+        octets = trail.path.read_bytes()
+        assert octets.endswith(b"\n")
+        assert verify(trail.path).entries == len(octets.splitlines()) == len(said) + 1
+    assert 5 < len(said) < 60
+    small_disk.make_room()
+    assert trail.note("peer.stop") == verify(trail.path).last_chain
+    assert verify(trail.path).whole
+    assert "trail.torn" not in [e["event"] for e in entries(trail.path)]
+
+
+KILLED = """
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+from splitpeer.trail import Trail
+kept = Trail(Path(sys.argv[1]))
+print("ready", flush=True)
+while True:
+    kept.note("link.up", peer="x" * 300)
+"""
+
+
+def test_killed_while_writing(tmp_path: Path) -> None:
+    for turn in range(1, 4):
+        running = subprocess.Popen([sys.executable, "-c", KILLED, str(tmp_path)], stdout=subprocess.PIPE)
+        assert running.stdout is not None
+        running.stdout.readline()
+        while not (tmp_path / trail.NAME).exists() or verify(tmp_path / trail.NAME).entries < 40 * turn:
+            assert running.poll() is None
+        running.kill()
+        running.wait()
+        running.stdout.close()
+        Trail(tmp_path).note("peer.start")
+        assert verify(tmp_path / trail.NAME).whole
 
 
 def test_two_processes_write_one_chain(tmp_path: Path) -> None:

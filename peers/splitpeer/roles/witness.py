@@ -9,6 +9,7 @@ import hashlib
 import logging
 import stat
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
@@ -19,7 +20,7 @@ from splitpeer.config import PeerConfig
 from splitpeer.curious.recorder import Limits, Recorder, State, read_key
 from splitpeer.errors import ConfigError, ConnectionRefused, DeadlinePassed, JobFailed
 from splitpeer.logs import event
-from splitpeer.trail import Trail
+from splitpeer.trail import LOST, Trail
 from splitproto import Session, SplitprotoError, __version__, codec
 from splitproto.capture import Header, Party, Sampling
 from splitproto.fields import write_map
@@ -30,6 +31,8 @@ log = logging.getLogger(__name__)
 AGENT = f"splitpeer/{__version__}"
 _SAYABLE = (ConnectionRefused, DeadlinePassed, JobFailed, SplitprotoError)
 """Errors whose text names no file, hence no patient."""
+UNWRITTEN = 10_000
+"""Lines of the trail that wait for room at most; the oldest go first, and are counted."""
 
 
 class Witness:
@@ -49,6 +52,8 @@ class Witness:
             raise ConfigError(f"{config.source}: [policy] may_record is false: go without --curious")
         self._config, self._path = config, curious
         self._trail, self._trail_failed = Trail(config.peer.state), False
+        self._unwritten: deque[tuple[float, str, dict[str, Any]]] = deque()
+        self._lost, self._lost_at = 0, 0.0
         # A thread of its own: a slow disk must not hold up heartbeats.
         self._clerk = ThreadPoolExecutor(1, "trail")
         self._run: bytes | None = None
@@ -86,16 +91,30 @@ class Witness:
             await asyncio.to_thread(self._clerk.shutdown)
 
     def note(self, name: str, **fields: Any) -> None:
-        """One line of the trail, soon. A trail that cannot be written any more is a warning, once."""
-        self._clerk.submit(self._append, name, fields)
+        """One line of the trail, soon. On a full disk it waits; that is a warning, once, and stops nothing."""
+        self._clerk.submit(self._append, time.time(), name, fields)
 
-    def _append(self, name: str, fields: dict[str, Any]) -> None:
+    def _append(self, at: float, name: str, fields: dict[str, Any]) -> None:
+        self._unwritten.append((at, name, fields))
         try:
-            self._trail.note(name, **fields)
+            if self._lost:
+                self._trail.note(LOST, self._lost_at, lines=self._lost)
+                self._lost = 0
+            while self._unwritten:
+                at, name, fields = self._unwritten[0]
+                self._trail.note(name, at, **fields)
+                self._unwritten.popleft()
         except ConfigError as error:
             if not self._trail_failed:
                 event(log, "trail.failed", logging.WARNING, cause=str(error))
             self._trail_failed = True
+            while len(self._unwritten) > UNWRITTEN:
+                self._lost_at = self._unwritten.popleft()[0]
+                self._lost += 1
+        else:
+            if self._trail_failed:
+                event(log, "trail.written", file=str(self._trail.path))
+            self._trail_failed = False
 
     # --- the capture -----------------------------------------------------------------------------------
 

@@ -1,0 +1,79 @@
+"""The trail of a role whose disk is full: it waits, in order, and what is given up is counted."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+import pytest
+
+from splitpeer.errors import ConfigError
+from splitpeer.roles import witness
+from splitpeer.roles.witness import Witness
+from splitpeer.trail import entries, verify
+
+if TYPE_CHECKING:
+    from tests.conftest import SmallDisk
+
+    from .scene import Scene
+
+
+def made(scene: Scene, small_disk: SmallDisk) -> Witness:
+    scene.coordinator(peer={"state": str(small_disk.folder / "state")})
+    return Witness(scene.config("hub"))
+
+
+async def test_it_waits_for_room(
+    scene: Scene, small_disk: SmallDisk, caplog: pytest.LogCaptureFixture
+) -> None:
+    seen = made(scene, small_disk)
+    path = small_disk.folder / "state" / "audit.jsonl"
+    with caplog.at_level(logging.INFO, witness.__name__):
+        async with seen.on_duty():
+            small_disk.fill(but=4096)
+            for number in range(60):
+                seen.note("link.up", number=number, peer="x" * 100)
+            # The clerk does one thing after the other.
+            seen._clerk.submit(small_disk.make_room).result()
+            assert verify(path).entries < 40
+            seen.note("job.checkpoint", step=100)
+    assert verify(path).whole
+    found = entries(path)
+    assert [e["event"] for e in found] == [
+        "peer.start",
+        *["link.up"] * 60,
+        "job.checkpoint",
+        "peer.stop",
+    ]
+    assert [e["number"] for e in found if e["event"] == "link.up"] == list(range(60))
+    times = [str(e["time"]) for e in found]
+    assert times == sorted(times), "each has the time at which it happened"
+    assert [record.message for record in caplog.records] == ["trail.failed", "trail.written"]
+
+
+async def test_what_is_given_up_is_counted(
+    scene: Scene, small_disk: SmallDisk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(witness, "UNWRITTEN", 10)
+    seen = made(scene, small_disk)
+    path = small_disk.folder / "state" / "audit.jsonl"
+    async with seen.on_duty():
+        small_disk.fill()
+        for number in range(200):
+            seen.note("link.up", number=number, peer="x" * 100)
+        seen._clerk.submit(small_disk.make_room).result()
+    assert verify(path).whole
+    found = entries(path)
+    lost = next(at for at, e in enumerate(found) if e["event"] == "trail.lost")
+    kept = [e["number"] for e in found if e["event"] == "link.up"]
+    assert found[lost]["lines"] == 200 - len(kept)
+    assert kept[lost - 1 :] == list(range(190, 200))
+    assert found[-1]["event"] == "peer.stop"
+
+
+async def test_no_start_without_a_trail(scene: Scene, small_disk: SmallDisk) -> None:
+    seen = made(scene, small_disk)
+    small_disk.fill()
+    with pytest.raises(ConfigError, match=r"No space left on device.*make room"):
+        async with seen.on_duty():
+            pytest.fail("it began")
