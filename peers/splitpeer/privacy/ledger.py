@@ -25,9 +25,11 @@ import os
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from splitpeer import durable
 from splitpeer.errors import ConfigError, DataError
 from splitpeer.logs import event
 from splitpeer.privacy.accounting import SENSITIVITY, epsilon_of_mu, mu_within
@@ -141,7 +143,7 @@ class Ledger:
                 f"the privacy budget of this site (epsilon {self.epsilon:g} at delta {self.delta:g}) is spent for "
                 f"{len(beyond)} of its patients"
             )
-        new = set()
+        new, fresh = set(), costs.keys() - self._accounts.keys()
         for key, count in costs.items():
             account = self._accounts.setdefault(key, _Account())
             account.paid[noise] += count
@@ -152,7 +154,11 @@ class Ledger:
             for key, count in costs.items():
                 account = self._accounts[key]
                 account.written[noise] = account.paid[noise] + self._ahead(account, noise, count)
-            self._write()
+            try:
+                self._write()
+            except DataError:
+                self._unpay(costs, noise, new, fresh, name)
+                raise
         # A line in the log at every tenth of the budget.
         reached = bisect_right(self._tenths, max(self._accounts[key].squared for key in costs))
         if reached > self._told:
@@ -173,6 +179,9 @@ class Ledger:
                 for account in self._accounts.values():
                     account.written = Counter(account.paid)
                 self._write()
+        except DataError as error:
+            # The file counts too much, as after a crash: no reason to end a job with an error.
+            event(log, "privacy.unsettled", logging.WARNING, cause=str(error))
         finally:
             os.close(self._lock)
         if self._accounts:
@@ -189,6 +198,19 @@ class Ledger:
         left = (self._most - account.squared) / _cost(noise)
         return max(0, math.floor(min(BLOCK * count, self._most / _cost(noise) / LOST_SHARE, left)))
 
+    def _unpay(
+        self, costs: Counter[str], noise: float, new: AbstractSet[str], fresh: AbstractSet[str], run: str
+    ) -> None:
+        """Nothing left, so nothing is owed. What the file says now is not known: the next payment writes it anew."""
+        for key, count in costs.items():
+            account = self._accounts[key]
+            account.paid[noise] -= count
+            account.written.clear()
+            if key in new:
+                account.runs.discard(run)
+            if key in fresh:
+                del self._accounts[key]
+
     def _write(self) -> None:
         patients = {
             key: {"paid": {repr(noise): count for noise, count in sorted(a.written.items()) if count},
@@ -196,20 +218,8 @@ class Ledger:
             for key, a in sorted(self._accounts.items())
         }  # fmt: skip
         text = json.dumps({"format": FORMAT, "patients": patients}, separators=(",", ":"))
-        part = self.path.with_suffix(".part")
         try:
-            file = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-            with open(file, "w", encoding="ascii") as stream:
-                stream.write(text)
-                stream.flush()
-                os.fsync(file)
-            os.replace(part, self.path)
-            # A rename is durable only when its folder is.
-            folder = os.open(self.path.parent, os.O_RDONLY)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
+            durable.replace(self.path, text.encode("ascii"))
         except OSError as error:
             raise DataError(
                 f"{self.path}: the privacy ledger cannot be written ({error.strerror}), so nothing may leave: "
@@ -256,7 +266,7 @@ def _lock(folder: Path) -> int:
     path = folder / f"{NAME}.lock"
     file = -1
     try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        durable.make_folder(folder)
         file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:

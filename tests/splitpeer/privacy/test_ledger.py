@@ -191,8 +191,36 @@ def test_a_ledger_that_cannot_be_written_lets_nothing_leave(open_here, monkeypat
             DataError, match=r"cannot be written \(No space left on device\), so nothing may leave"
         ):
             pay(ledger, A)
-    pay(ledger, A)
-    assert paid(ledger)["aa"] == 2
+        with pytest.raises(DataError):
+            pay(ledger, A, learning=True)
+    pay(ledger, A, B, learning=True)
+    assert stored(ledger)["aa"] >= 1, "on disk before it leaves, after a write that failed as well"
+    assert paid(ledger) == {"aa": 1, "bb": 1}, "nothing left, nothing was paid"
+
+
+def test_a_disk_that_is_full(small_disk, caplog) -> None:
+    """Nothing leaves while it is; afterwards all that leaves is paid for; the end is no error."""
+    folder = small_disk.folder / "state"
+    plenty = noise_for(EPSILON, DELTA, 100_000)
+    ledger, left = Ledger(folder, EPSILON, DELTA), 0
+    for full in (False, True, False, True, False):
+        if full:
+            small_disk.fill()
+        for step in range(3 * module.BLOCK):
+            try:
+                pay(ledger, A, *(bytes([step]) * 16 for _ in range(full)), noise=plenty)
+                left += 1
+            except DataError:
+                assert full
+            assert stored(ledger)["aa"] >= left
+        small_disk.make_room()
+    assert 9 * module.BLOCK <= left < 12 * module.BLOCK
+    assert not [*folder.glob("*.part")]
+    small_disk.fill()
+    pay(ledger, A, noise=plenty)
+    ledger.close()
+    assert "privacy.unsettled" in [record.message for record in caplog.records]
+    assert stored(ledger)["aa"] >= left + 1
 
 
 # --- the file ----------------------------------------------------------------------------------------------
