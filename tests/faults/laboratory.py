@@ -167,7 +167,6 @@ class Node:
         """How it ended for good."""
         self.done = False
         """It ended for good."""
-        self.result: Any = None
         self.gave_up: list[BaseException] = []
         """What it ended with before its service manager started it again."""
         self.asked_to_stop = False
@@ -209,10 +208,9 @@ class Node:
         lab.disks.release(life)
         self.life = None
         error = task.exception() if not task.cancelled() else asyncio.CancelledError()
-        finished = error is None and (self.result is not None or not self.asked_to_stop)
+        finished = error is None and not self.asked_to_stop
         if error is None and self.name == HUB:
             finished = task.result().complete
-            self.result = task.result()
         if error is None and not finished:
             lab.tell(f"{self.name} has left, as it was asked to")
             lab.later(lab.draw(0.1, 5.0), self.start)
@@ -255,6 +253,11 @@ class Node:
         self.lab.disks.release(life)
         if power:
             self.lab.disks.power_lost(self.name)
+        if self.name == HUB and self.lab.is_over():
+            # All was told and written; only the process was still there. Started again it would begin a new run.
+            self.done = True
+            self.lab.check()
+            return
         self.lab.later(back_s, self.start)
 
     def hold(self, seconds: float) -> None:
@@ -408,7 +411,7 @@ class Laboratory:
 
     def close(self) -> None:
         """Take everything down. Nobody says or writes anything any more."""
-        with self._installed(), mock.patch.object(sys, "unraisablehook", lambda unraisable: None):
+        with self._installed(), mock.patch.object(sys, "unraisablehook"):
             bury(self.loop)
             self.keep.clear()
         wipe(self.folder)
@@ -460,9 +463,20 @@ class Laboratory:
         path = self.output / "metrics.jsonl"
         return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
+    def is_over(self) -> bool:
+        """Whether the coordinator has noted that nothing is left to do."""
+        record = self.folder / HUB / "state" / "try.run.json"
+        return record.exists() and json.loads(record.read_text())["state"] == "over"
+
+    @property
+    def result(self) -> dict[str, Any]:
+        """`result.json`."""
+        found: dict[str, Any] = json.loads((self.output / "result.json").read_text())
+        return found
+
     def weights(self, step: int) -> dict[str, dict[str, torch.Tensor]]:
         """Of every party, from its checkpoint of `step`: model and optimiser."""
-        run = self.nodes[HUB].result.run
+        run = self.result["run"]
         return {
             name: checkpoint.load(self.folder / name / "state" / f"try-{run}", step)[0] for name in self.nodes
         }

@@ -390,7 +390,7 @@ class Network:
         life = LIFE.get()
         assert life is not None
         await asyncio.sleep(0.003)
-        while not self._both_ways(life.name):
+        while not self._both_ways(life.name):  # noqa: ASYNC110 (nobody would set an event)
             await asyncio.sleep(POLL)
         if port not in self.listening:
             raise ConnectionRefusedError(111, "refused")

@@ -439,17 +439,17 @@ def _complaints(lab: Laboratory) -> str:
 def _number_of_run(lab: Laboratory) -> int:
     from .laboratory import run_id
 
-    return next(n for n in range(100) if run_id(n).hex() == lab.nodes[HUB].result.run)
+    return next(n for n in range(100) if run_id(n).hex() == lab.result["run"])
 
 
 def _result(lab: Laboratory) -> Reference:
-    result = lab.nodes[HUB].result
+    result = lab.result
     masks = {
         path.name: np.asarray(nib.load(path).dataobj)
         for path in sorted((lab.output / "predictions").glob("*"))
     }
     return Reference(
-        lab.weights(lab.setting.steps), _losses(lab), result.dice, masks, lab.moments, lab.loop.now
+        lab.weights(lab.setting.steps), _losses(lab), result["dice"], masks, lab.moments, lab.loop.now
     )
 
 
@@ -468,9 +468,11 @@ def _losses(lab: Laboratory) -> list[float | None]:
 
 def _differences(usual: Reference, lab: Laboratory) -> str:
     """What is not as in the undisturbed run."""
+    if not lab.result["complete"]:
+        return "the result is not complete"
     try:
         found = _result(lab)
-    except (DataError, AssertionError, StopIteration, KeyError) as error:
+    except (DataError, AssertionError, ValueError, KeyError) as error:
         return f"no result: {error}"
     for who, tensors in usual.weights.items():
         if tensors.keys() != found.weights[who].keys():
