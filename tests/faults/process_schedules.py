@@ -224,7 +224,14 @@ def set_up(scene: Scene, variant: Variant, *, patience_s: float = 40.0, **traini
         *variant.modalities,
         **{
             **job,
-            "training": {"steps": STEPS, "checkpoint_every": 10, **job.get("training", {}), **training},
+            "data": {"window": [32, 32], "validation": 1},
+            "training": {
+                "steps": STEPS,
+                "batch": 2,
+                "checkpoint_every": 10,
+                **job.get("training", {}),
+                **training,
+            },
             "deadlines": {"join_s": 60, "step_s": 30, "reconnect_s": patience_s},
         },
     )
@@ -311,8 +318,11 @@ class Player:
 
     # --- inside ----------------------------------------------------------------------------------------
 
+    def _runs(self, daemon: Daemon) -> bool:
+        return self.scene.nursery.runs(daemon.pid, 0.0)
+
     def _running(self) -> list[str]:
-        return [who for who, daemon in self._now.items() if self.scene.nursery.runs(daemon.pid)]
+        return [who for who, daemon in self._now.items() if self._runs(daemon)]
 
     def _over(self) -> bool:
         if self._due and not all(who in self._lost for who in self._now):
@@ -349,7 +359,7 @@ class Player:
 
     def _to_process(self, accident: Accident) -> bool:
         daemon = self._now[accident.who]
-        if accident.who in self._lost or not self.scene.nursery.runs(daemon.pid):
+        if accident.who in self._lost or not self._runs(daemon):
             return False
         if accident.kind == "freeze":
             daemon.signal(signal.SIGSTOP)
@@ -370,12 +380,12 @@ class Player:
 
     def _thaw(self, who: str, daemon: Daemon) -> None:
         self._frozen[who] -= 1
-        if not self._frozen[who] and self.scene.nursery.runs(daemon.pid):
+        if not self._frozen[who] and self._runs(daemon):
             daemon.signal(signal.SIGCONT)
 
     def _when_left(self, accident: Accident, daemon: Daemon) -> None:
         """Whoever was asked to stop takes its time."""
-        if self.scene.nursery.runs(daemon.pid):
+        if self._runs(daemon):
             self._later(0.05, lambda: self._when_left(accident, daemon))
         else:
             self._later(accident.lasts, lambda: self._again(accident.who, daemon))

@@ -11,6 +11,7 @@ link, `run` is the run's id (noise is drawn from it), `clock` a file with second
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import select
@@ -76,6 +77,9 @@ def serve() -> None:
     make_optimiser([torch.nn.Parameter(torch.zeros(1))])  # imports the rest of torch
     if threading.active_count() != 1 or len(os.listdir("/proc/self/task")) != 1:
         raise SystemExit("threads were started by an import: this process must not fork")
+    # What the children share, they shall not copy: collecting garbage would write to every object of torch.
+    gc.collect()
+    gc.freeze()
     running: set[int] = set()
     print(json.dumps({"ready": True}), flush=True)
     while True:
