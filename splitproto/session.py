@@ -99,6 +99,8 @@ class Session:
         """End with `close("rotate")` at the next good moment; the dialler dials again: see `rotate`."""
         self.rotation_cause = ""
         """Why, for people."""
+        self.farewell: Bye | None = None
+        """The peer's bye, as soon as it arrived: also one that crossed ours, which nobody receives any more."""
         self.tap: Tap | None = None
         """Told ("out", message) when a message is queued and ("in", message) when it is handed over: all that the
         application says and hears, bye included; not hello, welcome, error, heartbeats."""
@@ -271,6 +273,8 @@ class Session:
         """After anything that may have moved the connection: take events, wake the writer, set the timer."""
         for event in self._connection.events():
             if isinstance(event, Received):
+                if isinstance(event.message, Bye):
+                    self.farewell = event.message
                 self._inbox.append(event)
                 self._unread += event.head
                 self._arrived.set()

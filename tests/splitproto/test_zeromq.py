@@ -78,6 +78,14 @@ async def test_one_side_says_bye_and_the_other_answers(hub: Hub) -> None:
         await coordinator.receive(SOON)
 
 
+async def test_byes_that_cross_are_both_heard(hub: Hub) -> None:
+    client, coordinator = await hub.link()
+    assert client.farewell is None
+    await asyncio.gather(client.close("rotate"), coordinator.close("complete", "the job is done"))
+    assert client.farewell == Bye("complete", "the job is done")
+    assert coordinator.farewell == Bye("rotate", "")
+
+
 async def test_closing_twice_waits_twice_and_breaks_nothing(hub: Hub) -> None:
     client, coordinator = await hub.link()
     first, second = (asyncio.create_task(client.close("complete")) for _ in range(2))

@@ -239,6 +239,9 @@ class Client:
         """One link, from the offer to bye. True when the job is complete."""
         try:
             job = await self._join(session)
+            if isinstance(job, Bye):
+                await session.close(job.reason)
+                return self._over(job)
             begun = await self._next(session, "the other sites")
             if isinstance(begun, Begin):
                 event(log, "job.begin", job=job.job.name, step=begun.step, patients=begun.patients)
@@ -263,11 +266,18 @@ class Client:
             await session.close("failed", timeout=1.0)
             raise
         await session.close(bye.reason)
+        # SP-11-20: a bye of the coordinator may have crossed our own.
+        bye = session.farewell or bye
         self._witness.note(
             "job.ended", job=job.job.name, run=job.run.hex(), reason=bye.reason, step=job.applied
         )
+        return self._over(bye)
+
+    def _over(self, bye: Bye) -> bool:
+        """Whether the job is complete; raises JobFailed if it is not and never will be."""
         if bye.reason == "complete":
-            event(log, "job.complete", job=job.job.name, step=job.applied)
+            named = {} if self._job is None else {"job": self._job.job.name, "step": self._job.applied}
+            event(log, "job.complete", **named)
             return True
         if bye.reason == "failed":
             raise JobFailed(f"the coordinator ended the job: {printable(bye.text)}")
@@ -296,10 +306,11 @@ class Client:
             stopping.cancel()
             await asyncio.gather(working, stopping, return_exceptions=True)
 
-    async def _join(self, session: Session) -> SiteJob:
+    async def _join(self, session: Session) -> SiteJob | Bye:
+        """The job to work on; or bye, if the coordinator leaves before it offers one."""
         offer = await self._next(session, "a job")
         if isinstance(offer, Bye):
-            raise JobFailed(f"the coordinator has no work: {printable(offer.text)}")
+            return offer
         if not isinstance(offer, JobOffer):
             raise UnexpectedMessage("something else where a job was due")
         self._witness.heard(session.peer.site, offer)
