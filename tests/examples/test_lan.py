@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shlex
 import shutil
 import subprocess
 import sys
 import tomllib
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
+
+from splitpeer.roles import coordinator
+from splitpeer.roles.run import Result
 
 LAN = Path(__file__).parents[2] / "examples" / "lan"
 HOSTS = ("hub", "hospital-a", "hospital-b")
@@ -27,8 +33,14 @@ ProtectSystem=strict
 NoNewPrivileges=yes
 CapabilityBoundingSet=
 SocketBindDeny=any
+LimitCORE=0
+Type=notify
+NotifyAccess=main
+WatchdogSec=60
 Restart=on-failure
-RestartPreventExitStatus=2 4""".splitlines()
+SuccessExitStatus=130""".splitlines()
+PREVENT = {"hub": "1 2 4", "hospital-a": "2 4", "hospital-b": "2 4"}
+"""Exit codes after which a restart does not help."""
 
 
 def namespaces_can_be_made() -> bool:
@@ -88,6 +100,9 @@ def test_a_unit_is_one_that_systemd_understands_and_keeps_its_hardening(host: st
     text = (LAN / host / "splitpeer.service").read_text()
     for line in HARDENING:
         assert line in text.splitlines()
+    assert f"RestartPreventExitStatus={PREVENT[host]}" in text.splitlines()
+    stop = float(re.search(r"^TimeoutStopSec=(\d+)$", text, re.MULTILINE)[1])
+    assert stop > coordinator.DRAIN_S + coordinator.STRAGGLER_S + coordinator.SAVE_S
     assert ("SocketBindAllow=tcp:7443" in text) == (host == "hub")
     if shutil.which("systemd-analyze") is None:
         return
@@ -95,6 +110,26 @@ def test_a_unit_is_one_that_systemd_understands_and_keeps_its_hardening(host: st
     unit.write_text(text.replace("/opt/splitpeer/bin/splitpeer", "/bin/true"))
     seen = subprocess.run(["systemd-analyze", "verify", unit], capture_output=True, text=True)
     assert (seen.returncode, seen.stderr) == (0, "")
+
+
+def test_the_hub_does_not_start_again_when_its_run_is_complete(tmp_path: Path) -> None:
+    text = (LAN / "hub/splitpeer.service").read_text()
+    (condition,) = [line for line in text.splitlines() if line.startswith("ExecCondition=")]
+    output = tomllib.loads((LAN / "hub/job.toml").read_text())["output"]["folder"]
+    assert f"{output}/result.json" in condition
+    # systemd takes the quotes off as a shell does; there are no escapes in between.
+    assert not set(condition) & set('\\$%"')
+    command = shlex.split(condition.removeprefix("ExecCondition=").replace(output, str(tmp_path)))
+
+    def starts() -> bool:
+        return subprocess.run(command).returncode == 0
+
+    assert starts()
+    for complete in (False, True):
+        (tmp_path / "result.json").write_text(
+            json.dumps(asdict(Result("glioma", "", complete=complete)), indent=2)
+        )
+        assert starts() != complete
 
 
 @pytest.mark.netns

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import fcntl
 import json
 import logging
 import os
@@ -344,6 +345,16 @@ async def test_those_who_look_keep_nobody_out(make_board: Callable[[], Board], s
         stop.set()
         for watcher in watchers:
             watcher.join()
+
+
+async def test_somebody_who_looks_a_little_longer(make_board: Callable[[], Board], state: Path) -> None:
+    async with make_board().on_duty():
+        pass
+    looking = os.open(state / "lock", os.O_RDONLY)
+    fcntl.flock(looking, fcntl.LOCK_SH)
+    asyncio.get_running_loop().call_later(0.12, os.close, looking)
+    async with make_board().on_duty():
+        pass
 
 
 async def test_a_folder_that_cannot_be_used(board: Board, state: Path) -> None:

@@ -9,6 +9,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -280,6 +281,27 @@ def test_drain_now_of_one_that_works(peer_toml: Path, start: Start, run: Run) ->
     code, out, _ = run("drain", "--now", peer_toml)
     assert (code, process.wait(10)) == (0, 130)
     assert "ukm: stopped at once while draining after" in out
+
+
+def test_one_that_is_started_again_is_left_alone(
+    peer_toml: Path, start: Start, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = start()
+    followers: list[subprocess.Popen[str]] = []
+
+    def follow() -> None:
+        first.wait(60)
+        followers.append(start())
+
+    following = threading.Thread(target=follow)
+    following.start()
+    # It looks away while one ends and the next begins, as a service manager has it.
+    monkeypatch.setattr("splitpeer.cli.drain.LOOK_S", 5.0)
+    code, out, err = run("drain", peer_toml)
+    following.join()
+    assert (code, err) == (0, "")
+    assert "ukm: stopped; another one runs after" in out
+    assert followers[0].poll() is None
 
 
 def test_one_that_fails_while_it_stops(peer_toml: Path, start: Start, run: Run) -> None:

@@ -69,6 +69,11 @@ TABLE: dict[str, Row] = {
     "splitpeer.privacy.dfil": Row(SOCKETS | UPPER),
     # Captures are read and written without a model, so that hospital software may do so too.
     "splitpeer.curious": Row(SOCKETS | UPPER | HEAVY),
+    # Whoever only looks at a daemon waits for no torch, and cannot touch a link.
+    **dict.fromkeys(
+        ("splitpeer.status", "splitpeer.seen", "splitpeer.state_lock", "splitpeer.notify"),
+        Row(HEAVY | SHELLS | UPPER),
+    ),
     "splitpeer.roles": Row(frozenset({"splitpeer.cli"})),
     "splitpeer.cli": Row(frozenset(), HEAVY),
 }

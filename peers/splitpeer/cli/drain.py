@@ -74,20 +74,21 @@ def _wait(asked: Sequence[tuple[PeerHead, Seen]], patience: float, now: bool) ->
         again = now and time.monotonic() - signalled >= AGAIN_S
         if again:
             signalled = time.monotonic()
-        for index, (head, before) in enumerate(waiting):
+        still = []
+        for head, before in waiting:
             one = look(head)
-            waiting[index] = (head, one)
-            if one.holder != before.holder:
+            if one.holder is None or one.holder != before.holder:
                 click.echo(f"{one.site}: {_end(one)} after {time.monotonic() - began:.1f} s")
                 if one.cause:
                     failed.append(f"{one.site} failed while it stopped: {one.cause}")
                 continue
+            still.append((head, one))
             # Until it has heard, steps go on: not worth a line each.
             if one.phase == "draining" and _state(one) != _state(before):
                 click.echo(f"{one.site}: {_state(one)}")
-            if again and one.holder is not None:
+            if again:
                 one.holder.signal(signal.SIGTERM)
-        waiting = [(head, one) for head, one in waiting if one.holder is not None]
+        waiting = still
         if waiting and time.monotonic() - began > patience:
             last = "; ".join(f"{one.site} (pid {one.pid}): {_state(one)}" for _, one in waiting)
             raise DeadlinePassed(

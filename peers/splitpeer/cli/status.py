@@ -60,15 +60,12 @@ def status(
     """
     heads = load_heads((*config_files, *files), settings)
     seen = [look(head) for head in heads]
-    try:
-        if watch:
-            seen = _watch(heads, seen, as_json)
-        elif as_json:
-            echo_json([one.as_json() for one in seen])
-        else:
-            _print(_console(), seen)
-    except KeyboardInterrupt:
-        pass
+    if watch:
+        seen = _watch(heads, seen, as_json)
+    elif as_json:
+        echo_json([one.as_json() for one in seen])
+    else:
+        _print(_console(), seen)
     raise click.exceptions.Exit(code(seen))
 
 
@@ -267,7 +264,7 @@ def _overview(seen: Sequence[Seen], terminal: bool) -> Table:
     table = _table(terminal, "peer", "does", "step", "steps/s", "left", "waits for")
     for one in seen:
         does = _phase(one) if one.runs else "failed" if one.cause else one.state
-        step = "/".join(str(one.work[n]) for n in ("step", "steps") if one.work.get(n) is not None)
+        step = one.step.removeprefix("step ").replace(" of ", "/")
         waits = _waits_for(one) if one.runs else _gone(one)
         table.add_row(one.site, Text(does, _STYLES[one.state]), step, _rate(one), _left(one), Text(waits))
     return table
