@@ -335,9 +335,11 @@ class Service:
         x = np.stack([self.window(sample, run.offer.job.window) for sample in forward.samples])
         return run.forward(forward, x)
 
-    async def join(self, session: Session) -> Run:
-        """Hear the job, judge it, say what this site holds."""
+    async def join(self, session: Session) -> Run | Bye:
+        """Hear the job, judge it, say what this site holds; or bye, if there is no job any more."""
         offer = await session.receive(IDLE_S, "a job")
+        if isinstance(offer, Bye):
+            return offer
         if not isinstance(offer, JobOffer):
             raise UnexpectedMessage(f"a {offer.name} where a job was due")
         try:
@@ -413,9 +415,10 @@ class Service:
         session = await dial(address, credentials, AllowList({"coordinator": {coordinator}}, "our policy"))
         log.info("connected to %s, %s", session.peer.uri, session.tls)
         try:
-            run = await self.join(session)
-            bye = await self.work(session, run)
+            joined = await self.join(session)
+            bye = joined if isinstance(joined, Bye) else await self.work(session, joined)
             await session.close(bye.reason)
+            bye = session.farewell or bye  # SP-11-20: the coordinator's may have crossed ours
         except LocalError as error:
             session.fail(error)  # the coordinator learns the code and the reason
             raise
@@ -424,7 +427,7 @@ class Service:
             raise
         finally:
             await session.close("drain", "the site was asked to stop")  # nothing, if the link is over
-        log.info("bye: %s after step %d", bye.reason, run.applied)
+        log.info("bye: %s after step %d", bye.reason, self.run.applied if self.run else 0)
         return bye
 
     async def serve(
