@@ -122,9 +122,13 @@ def _common_options(socket: zmq.Socket[bytes], handshake_ms: int) -> None:
     socket.linger = 0
     socket.setsockopt(zmq.MAXMSGSIZE, constants.ENVELOPE_HEADER + constants.MAX_ENVELOPE_BODY)
     socket.setsockopt(zmq.HANDSHAKE_IVL, handshake_ms)
-    # TCP alone would notice a vanished machine only after minutes.
-    socket.setsockopt(zmq.HEARTBEAT_IVL, int(constants.HEARTBEAT_INTERVAL * 1000))
-    socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, int(constants.PEER_TIMEOUT * 1000))
+    # A vanished machine, by the kernel's timers. Not by ZeroMQ's heartbeats: where a peer floods a full queue and
+    # hangs up, libzmq's next beat aborts the process (zeromq/libzmq#4364).
+    socket.setsockopt(zmq.TCP_KEEPALIVE, 1)
+    socket.setsockopt(zmq.TCP_KEEPALIVE_IDLE, int(2 * constants.HEARTBEAT_INTERVAL))
+    socket.setsockopt(zmq.TCP_KEEPALIVE_INTVL, int(constants.HEARTBEAT_INTERVAL))
+    socket.setsockopt(zmq.TCP_KEEPALIVE_CNT, 2)
+    socket.setsockopt(zmq.TCP_MAXRT, int(constants.PEER_TIMEOUT * 1000))
 
 
 def parse_address(address: str) -> tuple[str, int]:
