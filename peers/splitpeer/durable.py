@@ -11,6 +11,8 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
+TROUBLE = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EIO))
+"""Errors of a disk that may pass; others (rights, a folder that is a file) are somebody's to mend."""
 PART = ".part"
 """Suffix of what is being written. What a crash left under it is nobody's, and the next write removes it."""
 

@@ -42,6 +42,12 @@ class DataError(PeerError):
     exit_code = 4
 
 
+class DiskTrouble(DataError):
+    """A disk is full or fails. Where there is room again, a restart goes on; hence a service manager may restart."""
+
+    exit_code = 3
+
+
 class AttackImpossible(PeerError):
     """A capture, or what the adversary is granted, lacks what an attack needs: names what."""
 

@@ -14,6 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from splitpeer import durable
 from splitpeer.logs import event
 
 WAITING = 10_000
@@ -75,6 +76,21 @@ class Lines:
             event(log, "lines.written", file=self.path.name, lost=self.lost)
             self._failing, self.lost = False, 0
         return True
+
+    def sync(self) -> None:
+        """Have what was written survive a loss of power; a disk that cannot is warned of."""
+        try:
+            file = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                os.fsync(file)
+            finally:
+                os.close(file)
+            durable.sync_folder(self.path.parent)
+        except FileNotFoundError:
+            # Nothing was written yet.
+            return
+        except OSError as error:
+            self._warn(error)
 
     # --- inside ----------------------------------------------------------------------------------------
 

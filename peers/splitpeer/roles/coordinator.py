@@ -20,7 +20,7 @@ from splitpeer.data.sampling import TrainingSchedule, split_patients
 from splitpeer.data.volumes import Volumes
 from splitpeer.defences import Stack, make_stack
 from splitpeer.defences.key import for_peer
-from splitpeer.errors import ConfigError, DataError, DeadlinePassed, JobFailed, PeerError
+from splitpeer.errors import ConfigError, DataError, DeadlinePassed, DiskTrouble, JobFailed, PeerError
 from splitpeer.logs import event
 from splitpeer.models import build_decoder, site_seed
 from splitpeer.roles.batches import TrainingStream
@@ -181,6 +181,9 @@ class Coordinator:
                 except PeerError as error:
                     # Local paths and files stay here; sites hear the kind of trouble.
                     local = isinstance(error, DataError | ConfigError)
+                    if isinstance(error, DiskTrouble):
+                        # Started again, it goes on: sites keep dialling.
+                        reason = "drain"
                     text = "the coordinator's own data cannot be used" if local else str(error)
                     raise
                 finally:

@@ -18,7 +18,7 @@ from splitpeer.config import JobConfig
 from splitpeer.data.loader import SiteData
 from splitpeer.data.volumes import Volumes
 from splitpeer.defences import Release, Stack, defend
-from splitpeer.errors import DataError, JobFailed
+from splitpeer.errors import DataError, DiskTrouble, JobFailed
 from splitpeer.logs import event
 from splitpeer.roles.batches import TrainingStream
 from splitpeer.roles.compute import Compute, from_wire, to_wire
@@ -41,6 +41,8 @@ log = logging.getLogger(__name__)
 PROGRESS_EVERY_S = 2.0
 DISK_S = 600.0
 """Reading or writing a checkpoint, at most."""
+ROOM_S = 5.0
+"""Pause before a full disk is tried again, at most."""
 
 Arrived = Mapping[Site, Mapping[str, Array]]
 
@@ -109,7 +111,10 @@ class Loop:
                 if self.committed < self._job.steps:
                     await self._step(stream)
                 if self._due(self._settings.training.checkpoint_every):
-                    await self._checkpoint()
+                    saved = await self._checkpoint()
+                    # The trained weights are not to be lost when everybody leaves.
+                    if not saved and self.committed == self._job.steps and not await self._insist():
+                        break
                 elif self.draining and all(site.here for site in self._team.present):
                     await self._checkpoint(leaving=True)
                 if self._due(self._settings.evaluation.every):
@@ -133,6 +138,8 @@ class Loop:
         step = int(meta["step"])
         most = self._settings.training.keep_checkpoints + spare
         keep = [held for held in self._held if held != step][-(most - 1) :] if most > 1 else []
+        # What the metrics tell of steps before this one must not be lost when the run goes on from here.
+        await self._compute.run(self._files.sync, what="the metrics to be written", timeout=DISK_S)
         await self._compute.run(
             checkpoint.save, self._files.checkpoints, step, tensors, meta, keep,
             what=f"its own checkpoint of step {step}", timeout=DISK_S,
@@ -234,7 +241,7 @@ class Loop:
     async def _evaluate(self, keys: Sequence[bytes]) -> None:
         began = time.monotonic()
         self._board.phase("evaluating")
-        while not await self._evaluate_with(self._team.present, keys):
+        while (volumes := await self._evaluate_with(self._team.present, keys)) is None:
             # A score is one of the same modalities from the first patient to the last. What was announced is void.
             await self._team.all(lambda site: site.advance(self.committed))
         figures = {
@@ -244,9 +251,9 @@ class Loop:
         }
         self._view.evaluated(self.committed, self._result.dice)
         self._board.set(dice=self._result.dice, modalities=self._result.modalities)
-        self._files.metric(step=self.committed, **figures, seconds=time.monotonic() - began)
-        event(log, "job.evaluated", step=self.committed, modalities=" ".join(self._result.modalities),
-              **self._result.dice)  # fmt: skip
+        self._files.metric(step=self.committed, volumes=volumes, **figures, seconds=time.monotonic() - began)
+        event(log, "job.evaluated", step=self.committed, volumes=volumes, **self._result.dice,
+              modalities=" ".join(self._result.modalities))  # fmt: skip
         for modality, dice in self._result.missing.items():
             event(log, "job.evaluated_without", step=self.committed, missing=modality, **dice)
         self._told = 0.0
@@ -254,8 +261,8 @@ class Loop:
             self.committed, {f"dice_{region}": value for region, value in self._result.dice.items()}
         )
 
-    async def _evaluate_with(self, sites: Sequence[Site], keys: Sequence[bytes]) -> bool:
-        """Score with these sites; False if one of them got lost on the way."""
+    async def _evaluate_with(self, sites: Sequence[Site], keys: Sequence[bytes]) -> int | None:
+        """Score with these sites: how many volumes; None if one of the sites got lost on the way."""
         settings = self._settings.evaluation
         plan = Plan.of(keys, self._labels, self._window, settings.overlap, settings.batch, self.committed)
         final = self.committed == self._job.steps
@@ -276,7 +283,7 @@ class Loop:
                 sites,
             )
             if len(arrived) < len(sites):
-                return False
+                return None
             for modality, scoring in scorings.items():
                 predicted = await self._computed(
                     self._predict, arrived, modality, what=f"the prediction of batch {index}"
@@ -286,7 +293,7 @@ class Loop:
         scores = {name: s.dice.result() if len(s.dice) else {} for name, s in scorings.items()}
         self._result.dice, self._result.modalities = scores.pop(""), modalities
         self._result.missing = scores
-        return True
+        return len(scorings[""].dice)
 
     def _predict(self, arrived: Arrived, missing: str) -> np.ndarray:
         """Probabilities of what arrived, without the modality `missing` if one is named."""
@@ -301,7 +308,30 @@ class Loop:
 
     # --- checkpoints -----------------------------------------------------------------------------------
 
-    async def _checkpoint(self, *, leaving: bool = False) -> None:
+    async def _insist(self) -> bool:
+        """Save the last step: again until there is room, as long as a site is waited for; False if draining first.
+
+        Raises:
+            DiskTrouble: there is none.
+        """
+        loop = asyncio.get_running_loop()
+        patience = self._settings.deadlines.reconnect_s
+        ends = loop.time() + patience
+        self._board.waits("room for the checkpoint of the last step", deadline_s=patience)
+        while not self.draining:
+            await asyncio.sleep(min(ROOM_S, patience / 10))
+            if await self._checkpoint():
+                self._board.waits(None)
+                return True
+            if loop.time() > ends:
+                raise DiskTrouble(
+                    f"the checkpoint of the last step was not written by all within {patience:g} s: make room and "
+                    "start again, the run goes on"
+                )
+        return False
+
+    async def _checkpoint(self, *, leaving: bool = False) -> bool:
+        """Have all halves of the committed step written; whether they were."""
         step = self.committed
         self._board.phase("saving")
         keep = self._held[-self._settings.training.keep_checkpoints :]
@@ -309,17 +339,18 @@ class Loop:
         if failed := [site.name for site, digest in digests.items() if digest is None]:
             # SP-11-32: not a step that all hold, so it does not count; those from before do.
             event(log, "job.checkpoint_failed", logging.WARNING, step=step, sites=", ".join(failed))
-            return
+            return False
         try:
             # Written last: a step that the coordinator holds, all hold.
             await self.save_own()
         except DataError as error:
             event(log, "job.checkpoint_failed", logging.WARNING, step=step, cause=str(error))
-            return
+            return False
         shown = {site.name: (digest or b"").hex() for site, digest in digests.items()}
         event(log, "job.checkpoint", step=step, **{name: digest[:12] for name, digest in shown.items()})
         self._witness.note("job.checkpoint", run=self._files.run.hex(), step=step, digests=[
             f"{name} {digest}" for name, digest in shown.items()])  # fmt: skip
+        return True
 
     async def _rollback(self) -> None:
         """All parties go back to the newest step that all hold; once more if a site restarts meanwhile."""

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from splitpeer import durable
 from splitpeer.config import JobConfig, PeerConfig
-from splitpeer.errors import ConfigError
+from splitpeer.errors import ConfigError, DiskTrouble
 from splitpeer.logs import event
 
 log = logging.getLogger(__name__)
@@ -119,8 +119,9 @@ class Record:
             durable.make_folder(self._path.parent)
             durable.replace(self._path, (json.dumps(value, indent=1) + "\n").encode())
         except OSError as error:
-            raise ConfigError(
-                f"{self._path}: cannot be written ({error.strerror}): change [peer] state"
+            kind = DiskTrouble if error.errno in durable.TROUBLE else ConfigError
+            raise kind(
+                f"{self._path}: cannot be written ({error.strerror}): free it, or change [peer] state"
             ) from None
 
 

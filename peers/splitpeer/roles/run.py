@@ -15,7 +15,7 @@ from typing import Any
 
 from splitpeer import durable
 from splitpeer.config import JobConfig, PeerConfig
-from splitpeer.errors import ConfigError
+from splitpeer.errors import ConfigError, DiskTrouble
 from splitpeer.lines import Lines
 from splitpeer.roles.record import Record
 from splitpeer.roles.terms import run_folder
@@ -96,8 +96,12 @@ class RunFiles:
         """One line of `metrics.jsonl`; on a full disk it waits, and the run goes on."""
         self._metrics.add(**values)
 
+    def sync(self) -> None:
+        """Lines written so far survive a loss of power from here on, where the disk takes them."""
+        self._metrics.sync()
+
     def write(self, result: Result) -> None:
-        """`result.json`, whole or not at all, also after a loss of power. Raises ConfigError."""
+        """`result.json`, whole or not at all, also after a loss of power. Raises ConfigError or DiskTrouble."""
         self._metrics.flush()
         path = self.output / "result.json"
         with _writing(path, "[output] folder"):
@@ -118,4 +122,5 @@ def _writing(path: Path, key: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise ConfigError(f"{path}: cannot be written ({error.strerror}): change {key}") from None
+        kind = DiskTrouble if error.errno in durable.TROUBLE else ConfigError
+        raise kind(f"{path}: cannot be written ({error.strerror}): free it, or change {key}") from None

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from splitpeer import durable
-from splitpeer.errors import DataError
+from splitpeer.errors import DataError, DiskTrouble
 
 KEEP = 3
 _NAME = re.compile(r"step-(\d{8})\.safetensors")
@@ -53,7 +53,8 @@ def save(
         The digest, 64 hexadecimal digits: equal exactly if all tensors, their names and `meta` are equal.
 
     Raises:
-        DataError: the folder cannot be written (rights, full disk). Every earlier checkpoint is intact.
+        DataError: the folder cannot be written (`DiskTrouble` where the disk is full). Every earlier checkpoint is
+            intact.
     """
     if not 0 <= step < 10**8:
         raise ValueError(f"step must be 0 to 99,999,999, not {step}")
@@ -71,9 +72,8 @@ def save(
         durable.make_folder(folder)
         durable.replace(path, data)
     except OSError as error:
-        raise DataError(
-            f"{path}: checkpoint not written ({error.strerror}); free or change the folder"
-        ) from error
+        kind = DiskTrouble if error.errno in durable.TROUBLE else DataError
+        raise kind(f"{path}: checkpoint not written ({error.strerror}); free or change the folder") from error
     if isinstance(keep, int):
         others = [other for other in _steps(folder) if other != step]
         keep = others[max(len(others) - (keep - 1), 0) :]

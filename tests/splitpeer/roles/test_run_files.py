@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from splitpeer import durable
-from splitpeer.errors import ConfigError
+from splitpeer.errors import DiskTrouble
 from splitpeer.roles.run import Result, RunFiles
 from tests.splitpeer.training.power_loss import Disk, found, lay_out
 
@@ -44,7 +44,7 @@ def test_a_full_disk_stops_no_run(
             files.metric(step=step, loss=0.25)
     assert [record.message for record in caplog.records] == ["lines.waiting"]
     with pytest.raises(
-        ConfigError, match=r"^[^\n]*result.json: cannot be written \(No space left on device\)[^\n]*$"
+        DiskTrouble, match=r"^[^\n]*result.json: cannot be written \(No space left on device\)[^\n]*$"
     ):
         files.write(Result("try", files.run.hex(), step=2))
     kept = files.result()
