@@ -21,7 +21,7 @@ from rich.table import Table
 
 from splitpeer import logs
 from splitpeer.config import JobConfig, PeerConfig
-from splitpeer.demo.federation import SITES, DemoJob, Federation
+from splitpeer.demo.federation import DemoJob, Federation
 from splitpeer.roles.coordinator import Coordinator
 from splitpeer.roles.view import LogView
 
@@ -65,8 +65,7 @@ async def train(job: DemoJob, folder: Path, block: int, curious: Path) -> tuple[
     federation = Federation(folder, job)
     federation.render(lambda done, total: None)
     federation.set_up()
-    for site, modality in SITES.items():
-        federation._start(site, "--role", "client", "--modality", modality)
+    federation.start_clients()
     view = Switch(block)
     try:
         config = PeerConfig.load(federation.hub / "peer.toml")

@@ -39,7 +39,9 @@ def demo(
     console = Console(stderr=True)
     started = time.monotonic()
     job = DemoJob(patients=patients, validation=validation, steps=steps, seed=seed, device=device)
-    federation = Federation(out.resolve(), job)
+    federation = Federation(
+        out.resolve(), job, lambda line: console.print(line, style="yellow", highlight=False)
+    )
     console.rule("1 of 4: a phantom for five parties")
     with bar("rendering") as progress:
         task = progress.add_task("", total=patients)
@@ -52,10 +54,18 @@ def demo(
     console.print(f"{patients} patients; certificates of a new CA; one folder per site below {out}")
 
     console.rule("2 of 4: five daemons train over mutual TLS")
-    # Daemons end with their terminal too, but whoever stops the demo with a signal must not leave them behind.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # Whoever stops the demo, or closes its terminal, must not leave daemons behind.
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.default_int_handler)
     try:
-        federation.start()
+        pids = federation.start()
+        console.print(
+            ", ".join(f"{name} pid {pid}" for name, pid in pids.items())
+            + f"\nTry `kill -9 {pids[federation.site_of(MODALITY)]}`, or any other: it is started again and the result "
+            f"is the same.\nIn another terminal: `splitpeer status --watch {out}/*/peer.toml`",
+            highlight=False,
+            soft_wrap=True,
+        )
         federation.wait()
     finally:
         federation.stop()

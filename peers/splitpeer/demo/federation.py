@@ -3,33 +3,33 @@
 <folder>/data-<patients>/   the phantom
 <folder>/pki/               CA, certificates, salt
 <folder>/<site>/            peer.toml, log and state of one daemon; hub/ also job.toml
+
+A daemon that dies is started again, as under a service manager: `kill -9` is part of the demonstration.
 """
 
 from __future__ import annotations
 
-import logging
 import os
-import signal
 import socket
-import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from splitpeer.demo.supervisor import AGAIN, Supervisor, cause
 from splitpeer.errors import JobFailed
 from splitpeer.settings import to_toml
 from splitproto import pki
 
-log = logging.getLogger(__name__)
-
 FEDERATION = "brats-demo"
 HUB = "hub"
 SITES = {f"hospital-{modality}": modality for modality in ("flair", "t1", "t1ce", "t2")}
-STOP_S = 20.0
+TIMED_OUT = 3
+FIRST_S = 2.0
+"""How much later than its sites the coordinator may end, for its word to be the one that counts."""
 
 
 @dataclass(frozen=True)
@@ -70,15 +70,20 @@ class DemoJob:
 
 
 class Federation:
-    """The folder of one demonstration."""
+    """The folder of one demonstration, and its daemons.
 
-    def __init__(self, folder: Path, job: DemoJob) -> None:
+    Args:
+        tell: hears one line when a daemon died and is started again.
+    """
+
+    def __init__(self, folder: Path, job: DemoJob, tell: Callable[[str], None] = lambda line: None) -> None:
         self.folder, self.job = folder, job
         self.data = folder / f"data-{job.patients}"
         self.hub = folder / HUB
         self.results = self.hub / "results"
         self._pki = folder / "pki"
-        self._daemons: dict[str, subprocess.Popen[bytes]] = {}
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+        self._supervisor = Supervisor(environment, tell, self._again)
         self._curious: dict[str, dict[str, Any]] = {}
 
     def render(self, progress: Callable[[int, int], None]) -> None:
@@ -124,45 +129,43 @@ class Federation:
                 },
             )
 
-    def start(self, *, resume: bool = False) -> subprocess.Popen[bytes]:
-        """Start all five daemons; returns the coordinator's process, which keeps this terminal."""
+    def start(self) -> dict[str, int]:
+        """Start all five daemons; returns their pids. The coordinator keeps this terminal."""
+        self.start_clients()
+        # The folder may hold a run that was interrupted; a coordinator that is started again goes on with its own.
+        self._start(HUB, ("--role", "coordinator", "--job", str(self.hub / "job.toml")), ("--fresh",))
+        return self.pids()
+
+    def start_clients(self) -> None:
+        """Start the four hospitals' daemons."""
         for site, modality in SITES.items():
-            self._start(site, "--role", "client", "--modality", modality)
-        more = ("--resume",) if resume else ()
-        return self._start(HUB, "--role", "coordinator", "--job", str(self.hub / "job.toml"), *more)
+            self._start(site, ("--role", "client", "--modality", modality))
+
+    def pids(self) -> dict[str, int]:
+        """Of the daemons that run, by site."""
+        return self._supervisor.pids()
 
     def wait(self) -> None:
-        """Wait for the job's end; the coordinator's deadlines bound it.
+        """Wait for the job's end; the coordinator's deadlines bound it. Who dies meanwhile is started again.
 
         Raises:
-            JobFailed: with the last line of whoever failed first.
+            JobFailed: a daemon stays down, with the last line of its log.
         """
-        hub = self._daemons[HUB]
-        while hub.poll() is None:
-            for site in SITES:
-                code = self._daemons[site].poll()
-                if code not in (None, 0):
-                    # The coordinator waits for a lost site; here it will not come back.
-                    self.stop()
-                    raise JobFailed(f"{site} ended with exit code {code}: {self.last_line(site)}")
-            time.sleep(0.2)
-        if hub.returncode != 0:
+        try:
+            while (code := self._supervisor.ended(HUB)) is None:
+                self._supervisor.tend()
+                for site in SITES:
+                    if self._supervisor.ended(site) not in (None, 0):
+                        raise JobFailed(self._why(site))
+                time.sleep(0.1)
+            if code != 0:
+                raise JobFailed(f"the coordinator {cause(code)}")
+        finally:
             self.stop()
-            raise JobFailed(f"the coordinator ended with exit code {hub.returncode}")
-        self.stop()
 
     def stop(self) -> None:
         """End what is still running: first kindly, then by force. Only processes started here."""
-        for process in self._daemons.values():
-            if process.poll() is None:
-                process.send_signal(signal.SIGTERM)
-        deadline = time.monotonic() + STOP_S
-        for process in self._daemons.values():
-            try:
-                process.wait(max(0.1, deadline - time.monotonic()))
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+        self._supervisor.stop()
 
     def site_of(self, modality: str) -> str:
         """The site that holds a modality."""
@@ -193,32 +196,32 @@ class Federation:
             settings["capture"] = self._curious[site]
         (folder / "peer.toml").write_text(to_toml(settings))
 
-    def _start(self, site: str, *arguments: str) -> subprocess.Popen[bytes]:
+    def _again(self, name: str, code: int) -> bool:
+        # A coordinator that waited in vain for a site that was stopped would wait in vain for ever.
+        if name == HUB and code == TIMED_OUT and 0 in map(self._supervisor.ended, SITES):
+            return False
+        return code < 0 or code in AGAIN
+
+    def _why(self, site: str) -> str:
+        """The coordinator, if it ended as well, has the cause: sites are only told that it did."""
+        hub, ends = None, time.monotonic() + FIRST_S
+        while (hub := self._supervisor.ended(HUB)) is None and time.monotonic() < ends:
+            self._supervisor.tend()
+            time.sleep(0.1)
+        if hub:
+            return f"the coordinator {cause(hub)}"
+        return f"{site} {cause(self._supervisor.ended(site) or 0)}: {self.last_line(site)}"
+
+    def _start(self, site: str, arguments: Sequence[str], first: Sequence[str] = ()) -> None:
+        """`first`: arguments of the first start alone."""
         folder = self.folder / site
-        command = [
-            sys.executable,
-            "-m",
-            "splitpeer.cli",
-            "serve",
-            "--config",
-            str(folder / "peer.toml"),
-            *arguments,
-        ]
+        command = [sys.executable, "-m", "splitpeer.cli", "serve", "--config", str(folder / "peer.toml")]
+        command += arguments
         if site in self._curious:
             for old in folder.glob("curious*.cap"):
                 old.unlink()
             command += ["--curious", str(self.capture(site))]
-        environment = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-        with open(folder / "log.txt", "wb") as site_log:
-            process = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=site_log,
-                stderr=None if site == HUB else site_log,
-                env=environment,
-            )
-        self._daemons[site] = process
-        return process
+        self._supervisor.start(site, [*command, *first], command, folder / "log.txt", terminal=site == HUB)
 
 
 def _free_port() -> int:

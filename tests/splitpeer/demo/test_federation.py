@@ -1,0 +1,118 @@
+"""The demonstration's five real daemons, two of which are killed: the same result as if nothing had happened."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from splitpeer.demo.federation import HUB, SITES, DemoJob, Federation
+from splitpeer.demo.report import read_result
+from splitpeer.errors import JobFailed
+from splitpeer.training import checkpoint
+from tests.splitpeer.roles.scene import PATIENTS, write_patient
+
+JOB = DemoJob(patients=6, validation=2, steps=16, batch=2, seed=3)
+
+
+class Patients(Federation):
+    """With patients that take no time to make."""
+
+    def render(self, progress: object = None) -> None:
+        for number, patient in enumerate(PATIENTS):
+            write_patient(self.data, patient, number)
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> Iterator[tuple[Federation, list[str]]]:
+    told: list[str] = []
+    federation = Patients(tmp_path / "demo", JOB, told.append)
+    federation.render()
+    federation.set_up()
+    yield federation, told
+    federation.stop()
+
+
+def steps(federation: Federation) -> int:
+    path = federation.results / "metrics.jsonl"
+    lines = path.read_text().splitlines() if path.exists() else []
+    return max((json.loads(line)["step"] for line in lines), default=0)
+
+
+def weights(federation: Federation) -> dict[str, torch.Tensor]:
+    found = {}
+    for name in (HUB, *SITES):
+        (run,) = (
+            path.parent for path in (federation.folder / name / "state").glob(f"*/step-{JOB.steps:08d}.*")
+        )
+        for key, tensor in checkpoint.load(run, JOB.steps)[0].items():
+            found[f"{name}/{key}"] = tensor
+    return found
+
+
+@pytest.mark.timeout(300)
+def test_kill_whom_you_like(made: tuple[Federation, list[str]], tmp_path: Path) -> None:
+    federation, told = made
+    pids = federation.start()
+    assert pids.keys() == {HUB, *SITES}
+    victims = ["hospital-t1", HUB]
+
+    def kill() -> None:
+        for name, step in zip(victims, (3, 8), strict=True):
+            while steps(federation) < step:
+                time.sleep(0.01)
+            os.kill(federation.pids()[name], signal.SIGKILL)
+
+    killer = threading.Thread(target=kill, daemon=True)
+    killer.start()
+    federation.wait()
+    killer.join(1)
+    assert not federation.pids()
+    result = read_result(federation.results)
+    assert (result["step"], result["complete"], len(result["sites"])) == (JOB.steps, True, 4)
+    assert [line.partition(" (pid")[0] for line in told] == victims
+    assert all("was killed by SIGKILL: started again as pid" in line for line in told)
+
+    calm = Patients(tmp_path / "calm", JOB)
+    calm.render()
+    # Names of patients, hence batches, depend on the salt; weights on nothing else that is drawn.
+    calm.folder.joinpath("pki").mkdir(parents=True)
+    for path in (federation.folder / "pki").iterdir():
+        (calm.folder / "pki" / path.name).write_bytes(path.read_bytes())
+        (calm.folder / "pki" / path.name).chmod(path.stat().st_mode)
+    calm.set_up()
+    calm.start()
+    calm.wait()
+    expected, got = weights(calm), weights(federation)
+    assert got.keys() == expected.keys()
+    assert [key for key in got if not torch.equal(got[key], expected[key])] == []
+    assert result["dice"] == read_result(calm.results)["dice"]
+
+
+@pytest.mark.timeout(120)
+def test_what_a_person_must_look_at_ends_it(made: tuple[Federation, list[str]]) -> None:
+    federation, told = made
+    (federation.folder / "hospital-t2" / "peer.toml").write_text("[peer]\n")
+    federation.start()
+    with pytest.raises(JobFailed, match=r"^hospital-t2 ended with exit code 4: .*peer.toml"):
+        federation.wait()
+    assert not told
+    assert not federation.pids()
+
+
+def test_nobody_waits_again_for_who_was_stopped(made: tuple[Federation, list[str]]) -> None:
+    federation, _ = made
+    ended: dict[str, int | None] = dict.fromkeys(SITES)
+    federation._supervisor.ended = ended.__getitem__  # type: ignore[method-assign]
+    assert federation._again(HUB, 3)
+    ended["hospital-t1"] = 0
+    assert not federation._again(HUB, 3)
+    assert federation._again(HUB, -9)
+    assert federation._again("hospital-t2", 3)
