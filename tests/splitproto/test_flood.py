@@ -10,11 +10,12 @@ import zmq
 
 LISTENS = """
 import asyncio, sys, time
+from pathlib import Path
 from splitproto.zeromq import Listener
 from splitproto.identity import AllowList, Credentials
 
 async def main():
-    own = Credentials(*sys.argv[1:4])
+    own = Credentials(*map(Path, sys.argv[1:4]))
     async with Listener("tcp://127.0.0.1:0", own, AllowList({"client": ("site",)}, "test")) as listener:
         print(listener.address, flush=True)
         sys.stdin.readline()
