@@ -19,7 +19,7 @@ async def main():
     async with Listener("tcp://127.0.0.1:0", own, AllowList({"client": ("site",)}, "test")) as listener:
         print(listener.address, flush=True)
         sys.stdin.readline()
-        time.sleep(7)  # busy: nothing is read while the stranger goes and two heartbeats would be due
+        time.sleep(12)  # busy: nothing is read while the stranger goes and two heartbeats would be due
         await asyncio.sleep(1)
         print("alive", flush=True)
 
