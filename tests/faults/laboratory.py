@@ -13,6 +13,7 @@ import logging
 import random
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from contextvars import Context
@@ -46,7 +47,7 @@ SHAPE = (20, 18, 5)
 PORT = 7443
 SEED = 7
 HUB = "hub"
-MANAGER_S, NOT_AGAIN, TIRED = 30.0, (2, 4), 20
+MANAGER_S, NOT_AGAIN, HUB_NOT_AGAIN, TIRED = 30.0, (2, 4), (1, 2, 4), 20
 """RestartSec and RestartPreventExitStatus of the units in examples/lan; no machine is started more often than this."""
 Sections = dict[str, dict[str, Any]]
 Told = Literal["send", "sent", "got"]
@@ -59,6 +60,8 @@ def make_federation(folder: Path) -> None:
     """Certificates and images, once for all schedules."""
     now = datetime.now(UTC)
     pki.create_ca(folder / "pki", "test", now=now)
+    # Patients' keys decide who trains and who is held out: a replay must have the same.
+    (folder / "pki" / "federation.salt").write_text("5a" * 32)
     pki.issue(folder / "pki", "coordinator", HUB, hosts=["127.0.0.1"], now=now)
     for modality in MODALITIES:
         pki.issue(folder / "pki", "client", site_of(modality), now=now)
@@ -135,6 +138,11 @@ class Setting:
             "deadlines": {"join_s": 300, "step_s": 30, "reconnect_s": 300},
         }
         return _merged(made, self.job)
+
+    @property
+    def patience(self) -> float:
+        """Seconds that the coordinator waits for a site."""
+        return float(self.job_sections["deadlines"]["reconnect_s"])
 
     @property
     def steps(self) -> int:
@@ -347,7 +355,7 @@ class Laboratory:
 
     def tell(self, what: str) -> None:
         """A line of the story."""
-        self.story.append((self.loop.now, what))
+        self.story.append((self.loop.now, what.replace(str(self.folder), "")))
 
     def text(self) -> str:
         return "\n".join(f"{at:10.4f} {what}" for at, what in self.story)
@@ -411,7 +419,9 @@ class Laboratory:
 
     def close(self) -> None:
         """Take everything down. Nobody says or writes anything any more."""
-        with self._installed(), mock.patch.object(sys, "unraisablehook"):
+        with self._installed(), mock.patch.object(sys, "unraisablehook"), warnings.catch_warnings():
+            # Of coroutines whose task had not begun.
+            warnings.simplefilter("ignore", RuntimeWarning)
             bury(self.loop)
             self.keep.clear()
         wipe(self.folder)

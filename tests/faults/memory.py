@@ -418,10 +418,11 @@ class Network:
         if kind == "twice":
             return [data, data]
         if kind == "cut":
-            return [data[: self.random.randrange(len(data))]]
+            return [data[: int(len(data) * self.random.random())]]
         if kind == "flipped":
             # Half of them in the header, where it is read before TLS can object.
-            place = self.random.randrange(32 if self.random.random() < 0.5 else len(data))
+            size = 32 if self.random.random() < 0.5 else len(data)
+            place = int(size * self.random.random())
             return [
                 data[:place] + bytes((data[place] ^ (1 << self.random.randrange(8)),)) + data[place + 1 :]
             ]

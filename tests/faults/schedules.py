@@ -19,10 +19,10 @@ import nibabel as nib
 import numpy as np
 import torch
 
-from splitpeer.errors import DataError, DeadlinePassed, JobFailed
+from splitpeer.errors import DataError, DeadlinePassed, DiskTrouble, JobFailed
 
 from .disk import Crash, wipe
-from .laboratory import HUB, Laboratory, Moment, Setting, make_federation
+from .laboratory import HUB, Laboratory, Moment, Setting, make_federation, run_id
 from .memory import Tamper
 from .virtual import Hang
 
@@ -224,6 +224,8 @@ def _draw_when(source: random.Random, setting: Setting, usual: Reference) -> flo
 def _draw_options(source: random.Random, kind: str) -> dict[str, Any]:
     brief = source.choice((source.uniform(0.01, 1.0), source.uniform(1.0, 15.0), source.uniform(15.0, 28.0)))
     long = source.choice((brief, brief, source.uniform(28.0, 120.0)))
+    if source.random() < 0.05:
+        long = source.uniform(200.0, 900.0)
     if kind in ("kill", "power"):
         return {"back": long}
     if kind == "stop":
@@ -292,15 +294,36 @@ def _hub_is_done(lab: Laboratory, faults: list[Fault]) -> bool:
     return lab.nodes[HUB].done
 
 
-def _away(seconds: float) -> Callable[[Laboratory, list[Fault]], bool]:
-    """Whether somebody may have been out of reach for so long."""
-    return lambda lab, faults: sum(f.seconds for f in faults) >= seconds
+def _no_room(lab: Laboratory, faults: list[Fault]) -> bool:
+    """A disk was full, and no service manager tries again."""
+    return not lab.manager and any(fault.kind == "full" for fault in faults)
+
+
+def _a_site_is_down(lab: Laboratory, faults: list[Fault]) -> bool:
+    """One has refused to go on, and no service manager tries again."""
+    return not lab.manager and any(
+        isinstance(lab.nodes[site].error, DiskTrouble) for site in lab.setting.sites
+    )
+
+
+def _too_long(lab: Laboratory, faults: list[Fault]) -> bool:
+    """Somebody was out of reach for longer than the coordinator's patience, and no service manager tries again."""
+    return not lab.manager and sum(fault.seconds for fault in faults) > lab.setting.patience
 
 
 REFUSALS = (
     # Nobody answers any more, or the coordinator said why it failed.
     Refusal("site", JobFailed, r"the coordinator ended the job", _hub_failed),
     Refusal("site", DeadlinePassed, r"gave up on tcp://", _hub_is_done),
+    # No room where it is needed to go on at all. With a service manager nothing of the kind is an end.
+    Refusal("site", DiskTrouble, r"No space left on device", _no_room),
+    Refusal(
+        "hub", DiskTrouble, r"No space left on device|checkpoint of the last step was not written", _no_room
+    ),
+    Refusal("hub", DeadlinePassed, r"missing after|did not come back within", _a_site_is_down),
+    # Waiting has an end.
+    Refusal("hub", DeadlinePassed, r"missing after|did not come back within", _too_long),
+    Refusal("site", DeadlinePassed, r"gave up on tcp://", _too_long),
 )
 """What is documented, and nothing else."""
 
@@ -437,8 +460,6 @@ def _complaints(lab: Laboratory) -> str:
 
 
 def _number_of_run(lab: Laboratory) -> int:
-    from .laboratory import run_id
-
     return next(n for n in range(100) if run_id(n).hex() == lab.result["run"])
 
 

@@ -231,17 +231,14 @@ class VirtualLoop(asyncio.BaseEventLoop):
                 if not future.done():
                     future.set_result(result)
 
-        self.lane(object() if executor is None else executor).put(work, func)
+        self.lane(executor).put(work, func)
         return future
 
-    def lane(self, key: object) -> _Lane:
-        """A thread that does one thing after the other."""
-        lane = self._lanes.get(key)
-        if lane is None:
-            lane = _Lane(self)
-            if type(key) is not object:
-                self._lanes[key] = lane
-        return lane
+    def lane(self, key: object | None) -> _Lane:
+        """A thread that does one thing after the other; None: one of its own."""
+        if key is None:
+            return _Lane(self)
+        return self._lanes.setdefault(key, _Lane(self))
 
     # --- the outer world ---------------------------------------------------------------------------------
 
