@@ -367,7 +367,7 @@ class Client:
         self._board.phase("working")
         while True:
             if session.rotation_due and not job.waiting_for_gradients:
-                return Bye("rotate", "the key's budget is spent")
+                return Bye("rotate", session.rotation_cause)
             if not self._stop.is_set():
                 while (forward := job.due()) is not None:
                     sent = await self._computed(job, job.forward, forward)

@@ -154,7 +154,7 @@ class Coordinator:
             return await self._serve()
 
     async def _serve(self) -> Result:
-        started = time.monotonic()
+        self._started = time.monotonic()
         offer = Offer(
             # SP-10-5: what the job needs is required, so that a site without it is told so at once.
             requires=("train", "evaluate", f"dtype.{self._job.precision}"),
@@ -202,10 +202,11 @@ class Coordinator:
         finally:
             self._view.close()
             self._compute.close()
-            self.result.seconds = time.monotonic() - started
-            # Also of a run that failed: what lies there must not be taken for another run's.
-            if self._files.opened and not self.result.complete:
-                self._files.write(self.result)
+            if not self.result.complete:
+                self.result.seconds = time.monotonic() - self._started
+                # Also of a run that failed: what lies there must not be taken for another run's.
+                if self._files.opened:
+                    self._files.write(self.result)
         return self.result
 
     # --- joining ---------------------------------------------------------------------------------------
@@ -349,6 +350,7 @@ class Coordinator:
         await self._loop.run(stream, validation, resumed=saved is not None)
         if self.result.complete:
             self.result.bytes_per_step = self._loop.bytes_per_step
+            self.result.seconds = time.monotonic() - self._started
             # On disk before anybody is told: a site that was told has gone, and cannot be asked again.
             self._files.write(self.result)
             record.farewell()

@@ -198,6 +198,8 @@ class Loop:
         )
         # SP-11-7: a step is committed when every party has applied it.
         self.committed = self._result.step = step
+        for site in self._team.sites:
+            site.committed(step)
         self._steps_here += 1
         self._octets_here += self._octets() - octets
         without = {site.modality for site in self._team.sites if site not in arrived}
@@ -207,7 +209,7 @@ class Loop:
         await self._tell(step, {"loss": loss})
 
     def _note_step(self, step: int, loss: float, without: set[str], **seconds: float) -> None:
-        for site in self._team.absent:
+        for site in [site for site in self._team.absent if site.modality in without]:
             self._result.absences[site.name] = self._result.absences.get(site.name, 0) + 1
         self._view.step(step, loss, {site.name: sum(site.traffic) for site in self._team.sites})
         self._board.set(step=step, loss=loss)

@@ -204,6 +204,10 @@ class Site:
         self._base = (step, patients)
         await self._ask(self._connected, "to begin", forgive=forgive)
 
+    def committed(self, step: int) -> None:
+        """The newest committed step, for the `begin` of a link that comes up now."""
+        self._base = (step, self._base[1])
+
     async def activations(
         self,
         stream: Sequence[Forward],
@@ -420,7 +424,7 @@ class Site:
                 session = await self._link(what)
                 if session.rotation_due:
                     # SP-6-10: our own key's budget; the site dials again at once.
-                    await session.close("rotate", "the link is worn")
+                    await session.close("rotate", session.rotation_cause)
                     continue
                 try:
                     # Each message has its deadline; this one is for all of them together.
