@@ -85,6 +85,9 @@ class Loop:
         self._told = 0.0
         self._steps_here = 0
         self._octets_here = 0
+        self._counted: int | None = (
+            None  # octets on the wire up to the last commit, if training went on since
+        )
         self.committed = 0
         """The newest committed step."""
         self.draining = False
@@ -123,6 +126,7 @@ class Loop:
             except SiteRestarted as restarted:
                 event(log, "job.restarted_site", logging.WARNING, site=str(restarted))
                 await self._rollback()
+                self._counted = None
         self._result.complete = scored == self._job.steps
 
     async def save_own(self, *, spare: int = 0) -> int:
@@ -165,7 +169,9 @@ class Loop:
         return left_out(self._settings.job.seed, step, present, self._settings.training.modality_dropout)
 
     async def _step(self, stream: TrainingStream) -> None:
-        step, began, octets = self.committed + 1, time.monotonic(), self._octets()
+        step, began = self.committed + 1, time.monotonic()
+        if self._counted is None:
+            self._counted = self._octets()
         self._board.phase("training", step=self.committed, steps=self._job.steps)
         until = self._boundary(step)
         await self._computed(stream.prepare, step - 1, until, what="the masks of the next batches")
@@ -201,7 +207,9 @@ class Loop:
         for site in self._team.sites:
             site.committed(step)
         self._steps_here += 1
-        self._octets_here += self._octets() - octets
+        # From commit to commit: the next activations may come at once.
+        counted, self._counted = self._counted, self._octets()
+        self._octets_here += self._counted - counted
         without = {site.modality for site in self._team.sites if site not in arrived}
         self._note_step(
             step, loss, without, seconds=time.monotonic() - began, waited=waited, computed=computed
@@ -242,6 +250,7 @@ class Loop:
 
     async def _evaluate(self, keys: Sequence[bytes]) -> None:
         began = time.monotonic()
+        self._counted = None
         self._board.phase("evaluating")
         while (volumes := await self._evaluate_with(self._team.present, keys)) is None:
             # A score is one of the same modalities from the first patient to the last. What was announced is void.
@@ -334,7 +343,7 @@ class Loop:
 
     async def _checkpoint(self, *, leaving: bool = False) -> bool:
         """Have all halves of the committed step written; whether they were."""
-        step = self.committed
+        step, self._counted = self.committed, None
         self._board.phase("saving")
         keep = self._held[-self._settings.training.keep_checkpoints :]
         digests = await self._team.all(lambda site: site.save(step, keep, leaving=leaving))

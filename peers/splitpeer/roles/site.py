@@ -172,6 +172,7 @@ class Site:
               applied=accept.applied, tls=session.tls)  # fmt: skip
         self._board.site(self.name, state="absent" if self.absent else "joined", link_since=time.monotonic(),
                          tls=session.tls, applied=accept.applied, checkpoints=list(accept.checkpoints))  # fmt: skip
+        self._board.waits(None, who=self.name)
         self._joined.set()
 
     @property
@@ -203,6 +204,10 @@ class Site:
         """
         self._base = (step, patients)
         await self._ask(self._connected, "to begin", forgive=forgive)
+
+    def shows_waiting(self, seconds: float) -> None:
+        """It is waited for to join, so long still."""
+        self._board.waits("to join", who=self.name, deadline_s=max(0.0, seconds))
 
     def committed(self, step: int) -> None:
         """The newest committed step, for the `begin` of a link that comes up now."""

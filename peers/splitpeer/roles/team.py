@@ -102,6 +102,8 @@ class Team:
             while waiting:
                 missing = ", ".join(f"{site.name} ({site.modality})" for site in waiting.values())
                 waiting_for(missing)
+                for site in waiting.values():
+                    site.shows_waiting(deadline - time.monotonic())
                 done, _ = await asyncio.wait(
                     waiting, timeout=deadline - time.monotonic(), return_when=asyncio.FIRST_COMPLETED
                 )
