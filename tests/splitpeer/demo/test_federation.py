@@ -1,4 +1,7 @@
-"""The demonstration's five real daemons, two of which are killed: the same result as if nothing had happened."""
+"""The demonstration's five real daemons, two of which are killed: it ends as if nothing had happened.
+
+That the weights are the same, bit for bit, tests/faults says.
+"""
 
 from __future__ import annotations
 
@@ -11,12 +14,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 
 from splitpeer.demo.federation import HUB, SITES, DemoJob, Federation
 from splitpeer.demo.report import read_result
 from splitpeer.errors import JobFailed
-from splitpeer.training import checkpoint
 from tests.splitpeer.roles.scene import PATIENTS, write_patient
 
 JOB = DemoJob(patients=6, validation=2, steps=16, batch=2, seed=3)
@@ -46,19 +47,8 @@ def steps(federation: Federation) -> int:
     return max((json.loads(line)["step"] for line in lines), default=0)
 
 
-def weights(federation: Federation) -> dict[str, torch.Tensor]:
-    found = {}
-    for name in (HUB, *SITES):
-        (run,) = (
-            path.parent for path in (federation.folder / name / "state").glob(f"*/step-{JOB.steps:08d}.*")
-        )
-        for key, tensor in checkpoint.load(run, JOB.steps)[0].items():
-            found[f"{name}/{key}"] = tensor
-    return found
-
-
 @pytest.mark.timeout(300)
-def test_kill_whom_you_like(made: tuple[Federation, list[str]], tmp_path: Path) -> None:
+def test_kill_whom_you_like(made: tuple[Federation, list[str]]) -> None:
     federation, told = made
     pids = federation.start()
     assert pids.keys() == {HUB, *SITES}
@@ -79,21 +69,6 @@ def test_kill_whom_you_like(made: tuple[Federation, list[str]], tmp_path: Path) 
     assert (result["step"], result["complete"], len(result["sites"])) == (JOB.steps, True, 4)
     assert [line.partition(" (pid")[0] for line in told] == victims
     assert all("was killed by SIGKILL: started again as pid" in line for line in told)
-
-    calm = Patients(tmp_path / "calm", JOB)
-    calm.render()
-    # Names of patients, hence batches, depend on the salt; weights on nothing else that is drawn.
-    calm.folder.joinpath("pki").mkdir(parents=True)
-    for path in (federation.folder / "pki").iterdir():
-        (calm.folder / "pki" / path.name).write_bytes(path.read_bytes())
-        (calm.folder / "pki" / path.name).chmod(path.stat().st_mode)
-    calm.set_up()
-    calm.start()
-    calm.wait()
-    expected, got = weights(calm), weights(federation)
-    assert got.keys() == expected.keys()
-    assert [key for key in got if not torch.equal(got[key], expected[key])] == []
-    assert result["dice"] == read_result(calm.results)["dice"]
 
 
 @pytest.mark.timeout(120)
