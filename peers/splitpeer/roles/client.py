@@ -278,6 +278,7 @@ class Client:
         if bye.reason == "complete":
             named = {} if self._job is None else {"job": self._job.job.name, "step": self._job.applied}
             event(log, "job.complete", **named)
+            self._board.phase("done")
             return True
         if bye.reason == "failed":
             raise JobFailed(f"the coordinator ended the job: {printable(bye.text)}")

@@ -190,6 +190,7 @@ class Coordinator:
                     if reason == "complete":
                         await self._bye(reason, text)
                         self._files.record.over()
+                        self._board.phase("done")
                     # A site that comes back now would be offered a job that is over.
                     accepting.cancel()
                     await asyncio.gather(accepting, return_exceptions=True)
