@@ -1,7 +1,8 @@
-"""A disk of a few hundred KiB, which a test can fill."""
+"""For all tests: logging as each found it, and a disk of a few hundred KiB which a test can fill."""
 
 from __future__ import annotations
 
+import logging
 import os
 import subprocess
 from collections.abc import Iterator
@@ -9,6 +10,18 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+
+
+@pytest.fixture(autouse=True)
+def logging_as_it_was() -> Iterator[None]:
+    """A command that runs within a test sets the process's levels and handlers."""
+    root = logging.getLogger()
+    loggers = [root, logging.getLogger("splitpeer"), logging.getLogger("splitproto")]
+    handlers, levels = root.handlers[:], [logger.level for logger in loggers]
+    yield
+    root.handlers[:] = handlers
+    for logger, level in zip(loggers, levels, strict=True):
+        logger.setLevel(level)
 
 
 class SmallDisk:

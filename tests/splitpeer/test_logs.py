@@ -5,26 +5,10 @@ from __future__ import annotations
 import io
 import json
 import logging
-from collections.abc import Iterator
-
-import pytest
 
 from splitpeer.logs import event, setup
 
 log = logging.getLogger("splitpeer.test")
-
-
-@pytest.fixture(autouse=True)
-def restore() -> Iterator[None]:
-    """The process's logging as it was: other tests read it."""
-    root, levels = logging.getLogger(), {}
-    handlers = root.handlers[:]
-    for name in ("splitpeer", "splitproto"):
-        levels[name] = logging.getLogger(name).level
-    yield
-    root.handlers[:] = handlers
-    for name, level in levels.items():
-        logging.getLogger(name).setLevel(level)
 
 
 def test_json_lines() -> None:
