@@ -56,7 +56,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     ends = Counter(one.outcome for one in played)
     terminalreporter.write_line(
         f"{len(played)} played as they should: {ends['exact']} exact, {ends['refused']} refused as documented; "
-        f"{sum(one.rollbacks for one in played)} rollbacks, {sum(one.seconds for one in played):.0f} s"
+        f"{sum(one.rollbacks for one in played)} rollbacks, {sum(len(one.again) for one in played)} restarts by the "
+        f"service manager, {sum(one.seconds for one in played):.0f} s"
     )
     terminalreporter.write_line("accidents: " + ", ".join(f"{kind} {n}" for kind, n in kinds.most_common()))
     for one in played:

@@ -9,25 +9,34 @@ is played a few times to fail again; what it asks for is always the same.
 
 from __future__ import annotations
 
+import os
 import re
 import signal
+import subprocess
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from random import Random
 from typing import Any
 
 import torch
 
+from tests.conftest import SmallDisk
 from tests.splitpeer.roles.scene import SEED, Daemon, Scene
 
 from .relays import BOTH, Damage, EnvelopeRelay, TcpRelay, Wires
 
+AGAIN_S = 1.0
+"""After so long the service manager starts again what ended with an error that may pass (docs/running.md)."""
+SMALL = "1m"
+"""A state folder's disk, where it is to be filled."""
 PACE = 0.2
 """Heartbeats every second, silence of 4 s ends a link: the processes of a schedule live this much faster."""
 SHORT, LONG = (0.3, 2.5), (5.0, 6.5)
 """Seconds, within the silence that a link bears, and beyond."""
+RECHECK_S = 1.0
 STEPS = 40
 LIMIT_S = 110.0
 """For a schedule as a whole: generous, since it says no more than that nothing hangs."""
@@ -58,6 +67,7 @@ VARIANTS = {
 }
 
 PROCESS = ("kill", "stop", "freeze")
+MACHINE = ("full disk", "clock")
 WIRE = ("cut", "half-cut", "partition", "one-way", "slow", "narrow")
 ENVELOPE = ("cut", "half-cut", "partition", "lose", "twice", "short", "flip", "swap", "hold")
 LOSES_MEMORY = frozenset({"kill", "stop"})
@@ -143,7 +153,7 @@ def _at(accident: Accident, step: int) -> Accident:
 def _accident(source: Random, sites: list[str], wires: Mapping[str, str]) -> Accident:
     who = source.choice(["hub", *sites])
     kinds = {"": PROCESS, "octets": PROCESS + WIRE, "envelopes": PROCESS + ENVELOPE}[wires.get(who, "")]
-    kind = source.choice(kinds)
+    kind = source.choice(kinds) if source.random() < 0.85 else source.choice(MACHINE)
     brief = kind in LOSES_MEMORY or source.random() < 0.6
     return Accident(
         kind,
@@ -172,6 +182,17 @@ class Refusal:
     justified: Callable[[Schedule, Played], bool]
 
 
+@dataclass(frozen=True)
+class Interruption:
+    """An end with an error after which the service manager starts a daemon again."""
+
+    code: int
+    text: str
+    """Found in its last line."""
+    because: str
+    """A kind of accident that justifies it."""
+
+
 @dataclass
 class Played:
     """How one schedule went."""
@@ -182,6 +203,8 @@ class Played:
     ends: dict[str, tuple[int, str]] = field(default_factory=dict)
     """Party to the exit code and last line of its last process."""
     refused: list[str] = field(default_factory=list)
+    again: list[str] = field(default_factory=list)
+    """Ends by themselves after which daemons were started again."""
     rollbacks: int = 0
     seconds: float = 0.0
 
@@ -189,6 +212,11 @@ class Played:
     def outcome(self) -> str:
         return "refused" if self.refused else "exact"
 
+
+INTERRUPTIONS = (
+    Interruption(3, r"No space left on device", "full disk"),
+    Interruption(3, r"is full", "full disk"),
+)
 
 REFUSALS = (
     Refusal(
@@ -218,7 +246,7 @@ class Reference:
 
 def set_up(scene: Scene, variant: Variant, *, patience_s: float = 40.0, **training: Any) -> None:
     """The files of one federation."""
-    scene.bent = {"pace": PACE, "run": RUN}
+    scene.bent = {"pace": PACE, "run": RUN, "clock": "clock"}
     job = dict(variant.job)
     scene.cast(
         *variant.modalities,
@@ -235,9 +263,14 @@ def set_up(scene: Scene, variant: Variant, *, patience_s: float = 40.0, **traini
             "deadlines": {"join_s": 60, "step_s": 30, "reconnect_s": patience_s},
         },
     )
-    scene.coordinator(runtime={"initial_weights": SEED})
+    scene.coordinator(
+        runtime={"initial_weights": SEED},
+        network={"listen": f"tcp://127.0.0.1:{scene.port}", "recheck_s": RECHECK_S},
+    )
     for modality in variant.modalities:
         dress(scene, variant, modality, scene.port, patience_s)
+    for who in ("hub", *(f"site-{modality}" for modality in variant.modalities)):
+        (scene.folder / who / "clock").write_text("0")
 
 
 def dress(scene: Scene, variant: Variant, modality: str, port: int, patience_s: float) -> None:
@@ -245,7 +278,11 @@ def dress(scene: Scene, variant: Variant, modality: str, port: int, patience_s: 
     scene.client(
         modality,
         policy=variant.policy,
-        network={"coordinator": f"tcp://127.0.0.1:{port}", "reconnect_s": patience_s},
+        network={
+            "coordinator": f"tcp://127.0.0.1:{port}",
+            "reconnect_s": patience_s,
+            "recheck_s": RECHECK_S,
+        },
     )
 
 
@@ -275,6 +312,17 @@ class Player:
         self._frozen: Counter[str] = Counter()
         self._due: list[tuple[float, Callable[[], None]]] = []
         self._waiting = list(schedule.accidents)
+        self._expected: set[int] = set()
+        """Processes whose end was brought about."""
+        self._mounted: list[Path] = []
+
+    def __enter__(self) -> Player:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.scene.clean_up()
+        for folder in self._mounted:
+            subprocess.run(["umount", "-l", str(folder)], check=True)
 
     def play(self) -> Played:
         """Until every process has ended.
@@ -300,6 +348,8 @@ class Player:
                 dress(self.scene, variant, modality, relay.port, patience)
         began = time.monotonic()
         for who in ("hub", *self.schedule.wires):
+            if any((a.kind, a.who) == ("full disk", who) for a in self.schedule.accidents):
+                self._mount(self.scene.folder / who / "state")
             self._now[who] = self.scene.start(who)
         while not self._over():
             now = time.monotonic()
@@ -309,6 +359,7 @@ class Player:
                 if due[0] <= now:
                     self._due.remove(due)
                     due[1]()
+            self._restart()
             time.sleep(0.004)
         self.played.seconds = time.monotonic() - began
         for who, daemon in self._now.items():
@@ -330,6 +381,31 @@ class Player:
             return False
         return not self._running()
 
+    def _mount(self, folder: Path) -> None:
+        """A disk of its own for a state folder; where that is not allowed, it is not filled."""
+        folder.mkdir(mode=0o700)
+        command = ["mount", "-t", "tmpfs", "-o", f"size={SMALL},mode=700", "splitpeer-test", str(folder)]
+        if os.geteuid() == 0 and subprocess.run(command, capture_output=True, check=False).returncode == 0:
+            self._mounted.append(folder)
+
+    def _restart(self) -> None:
+        """What a service manager does."""
+        for who, daemon in self._now.items():
+            if daemon.pid in self._expected or self._runs(daemon):
+                continue
+            self._expected.add(daemon.pid)
+            code, last = daemon.code(1.0), daemon.last
+            reasons = [
+                interruption.because
+                for interruption in INTERRUPTIONS
+                if interruption.code == code
+                and re.search(interruption.text, last)
+                and interruption.because in self.played.happened
+            ]
+            if reasons:
+                self.played.again.append(f"{who}: {code}, {reasons[0]}")
+                self._later(AGAIN_S, lambda who=who, daemon=daemon: self._again(who, daemon))
+
     def _trigger(self, now: float) -> None:
         step = max((line["step"] for line in self.scene.metrics()), default=0)
         while self._waiting and self._waiting[0].step <= step:
@@ -344,6 +420,10 @@ class Player:
         relay = self._relays.get(accident.who)
         if accident.kind in PROCESS:
             happened = self._to_process(accident)
+        elif accident.kind == "full disk":
+            happened = self._fill(accident)
+        elif accident.kind == "clock":
+            happened = self._set_clock(accident)
         elif accident.kind in ("lose", "twice", "short", "flip", "swap", "hold"):
             assert isinstance(relay, EnvelopeRelay)
             direction = BOTH[accident.detail % 2]
@@ -369,6 +449,7 @@ class Player:
         if self._frozen[accident.who] and accident.kind == "stop":
             return False
         daemon.signal(signal.SIGKILL if accident.kind == "kill" else signal.SIGTERM)
+        self._expected.add(daemon.pid)
         if accident.lasts == float("inf"):
             self._lost.add(accident.who)
             return True
@@ -376,6 +457,23 @@ class Player:
             self._later(accident.lasts, lambda: self._again(accident.who, daemon))
         else:
             self._later(0, lambda: self._when_left(accident, daemon))
+        return True
+
+    def _fill(self, accident: Accident) -> bool:
+        folder = self.scene.folder / accident.who / "state"
+        if folder not in self._mounted:
+            return False
+        disk = SmallDisk(folder)
+        disk.fill()
+        self._later(accident.lasts, disk.make_room)
+        return True
+
+    def _set_clock(self, accident: Accident) -> bool:
+        """Back or forward by hours, for good."""
+        folder = self.scene.folder / accident.who
+        hours = (-1, 1) if accident.detail % 2 else (-30, 24 * 40)
+        (folder / "clock.new").write_text(str(3600 * hours[accident.detail // 2 % 2]))
+        (folder / "clock.new").replace(folder / "clock")
         return True
 
     def _thaw(self, who: str, daemon: Daemon) -> None:

@@ -39,10 +39,10 @@ def undisturbed(
 def test_schedule(seed: int, scene, wires, undisturbed, outcomes) -> None:
     schedule = draw(seed)
     reference = undisturbed(schedule.variant)
-    player = Player(schedule, scene, wires)
-    try:
-        played = player.play()
-        judge(played, scene, reference)
-    except AssertionError as error:
-        pytest.fail(f"{error}\n{telling(schedule, scene)}", pytrace=False)
+    with Player(schedule, scene, wires) as player:
+        try:
+            played = player.play()
+            judge(played, scene, reference)
+        except AssertionError as error:
+            pytest.fail(f"{error}\n{telling(schedule, scene)}", pytrace=False)
     outcomes.append(played)

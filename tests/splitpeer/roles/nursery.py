@@ -6,7 +6,8 @@ console script would: own pid, own process group, own signals, own exit code. It
 later `{"pid": n, "code": n}`. When its standard input ends, it kills what still runs.
 
 A line may also hold what only tests want otherwise: `pace` multiplies heartbeats and the silence that ends a
-link, `run` is the run's id (noise is drawn from it), `clock` a file with seconds to add to the wall clock.
+link, `run` is the run's id (noise is drawn from it), `clock` a file in `cwd` with seconds to add to
+the wall clock of everything but OpenSSL.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import signal
 import sys
 import threading
 import time
+from datetime import datetime, tzinfo
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -29,16 +31,15 @@ import splitpeer.cli.serve
 import splitpeer.roles.client
 import splitpeer.roles.coordinator
 import splitpeer.roles.record
+import splitproto.vigil
 from splitpeer.cli import main
 from splitpeer.training.optimiser import make_optimiser
-from splitproto import Timing, constants
+from splitproto import Timing
 
 
 def bend(asked: dict[str, Any]) -> None:
     """What only tests want otherwise, in the child."""
     if pace := asked.get("pace"):
-        for name in ("HEARTBEAT_INTERVAL", "PEER_TIMEOUT", "HANDSHAKE_TIMEOUT"):
-            setattr(constants, name, getattr(constants, name) * pace)
         was = Timing()
         usual = {was.heartbeat, was.silence, was.handshake}
         # The defaults of a dataclass are those of its __init__.
@@ -49,8 +50,15 @@ def bend(asked: dict[str, Any]) -> None:
     if run := asked.get("run"):
         splitpeer.roles.record.secrets = SimpleNamespace(token_bytes=lambda _: bytes.fromhex(run))
     if clock := asked.get("clock"):
-        real, offset = time.time, Path(clock)
-        time.time = lambda: real() + float(offset.read_text() or 0)
+        real, offset = time.time, Path(asked["cwd"], clock)
+        time.time = lambda: real() + float(offset.read_text())
+
+        class Bent(datetime):
+            @classmethod
+            def now(cls, tz: tzinfo | None = None) -> datetime:
+                return datetime.fromtimestamp(time.time(), tz)
+
+        splitproto.vigil.datetime = Bent
 
 
 def become(argv: list[str], cwd: str, log: str) -> None:

@@ -12,6 +12,7 @@ import json
 import os
 import re
 import select
+import shutil
 import signal
 import socket
 import subprocess
@@ -90,6 +91,27 @@ class Federation:
     @property
     def data(self) -> Path:
         return self.folder / "data"
+
+    def copy(self, folder: Path) -> Federation:
+        """The same images, and a CA of one's own that may be spoilt, with a revocation list."""
+        shutil.copytree(self.pki, folder / "pki")
+        (folder / "data").symlink_to(self.data)
+        pki.write_crl(folder / "pki", now=datetime.now(UTC))
+        return Federation(folder)
+
+    def renew(self, site: str, seconds: float) -> None:
+        """A new pair for `site`, good for so long, put in place by renaming."""
+        role, hosts = ("coordinator", ["127.0.0.1"]) if site == "hub" else ("client", [])
+        aside, now = self.folder / "aside", datetime.now(UTC)
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir()
+        for name in ("ca.crt", "ca.key"):
+            shutil.copy(self.pki / name, aside)
+        # X.509 knows whole seconds: neither may the first one be refused nor the last one be lost.
+        now, begins = now + timedelta(seconds=1), now - timedelta(seconds=2)
+        pki.issue(aside, role, site, hosts=hosts, days=seconds / 86_400, now=now, not_before=begins)
+        for ending in ("key", "crt"):
+            os.replace(aside / f"{site}.{ending}", self.pki / f"{site}.{ending}")
 
 
 def make_federation(folder: Path) -> Federation:
@@ -385,6 +407,14 @@ class Scene:
         hub = self.start("hub", *arguments)
         return hub, {m: self.start(f"site-{m}") for m in self.modalities}
 
+    def stop(self, hub: Daemon, *clients: Daemon) -> None:
+        """Ask everybody to leave; all do so in good order."""
+        for daemon in (hub, *clients):
+            daemon.signal(signal.SIGTERM)
+        for daemon in (hub, *clients):
+            assert daemon.code() == 0, daemon.said
+            assert "Traceback" not in daemon.said
+
     def _argv(self, who: str, arguments: Sequence[str]) -> list[str]:
         role = ["--role", "coordinator", "--job", "job.toml"] if who == "hub" else ["--role", "client"]
         return ["serve", *role, *arguments]
@@ -406,7 +436,7 @@ class Scene:
     async def running(
         self,
         *,
-        resume: bool = False,
+        resume: bool | None = False,
         view: View | None = None,
         only: Sequence[str] | None = None,
         curious: Sequence[str] = (),
