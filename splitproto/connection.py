@@ -196,7 +196,6 @@ class Connection:
             if arrived.sequence != self._sequence_in:
                 raise SequenceGap(f"envelope {arrived.sequence} arrived where {self._sequence_in} was due")
             self._sequence_in += 1
-            self._heard = now
             self._channel.feed(arrived.body)
             self._pump(now)
         except (EnvelopeError, CarrierVersionError, SecureChannelError) as error:
@@ -346,6 +345,8 @@ class Connection:
             count = self._channel.read_into(self._inbox.buffer())
             if count == 0:
                 break
+            # SP-9-5: octets that do not decrypt are no life: after a cut record TLS waits for its rest for ever.
+            self._heard = now
             full = self._inbox.filled(count)
             header = self._inbox.header
             if header is None:

@@ -104,9 +104,17 @@ class LinkLost(LocalError):
 
 
 class SecureChannelError(LocalError):
-    """TLS failed: version, certificate, or damaged records."""
+    """TLS failed: version, certificate, or damaged records.
+
+    Args:
+        final: a certificate was refused. The rest may be damage done on the way.
+    """
 
     code, name = 0x0201, "tls-failed"
+
+    def __init__(self, reason: str, detail: str = "", *, final: bool = False) -> None:
+        super().__init__(reason, detail)
+        self.final = final
 
 
 class ChannelTruncated(LocalError):

@@ -356,6 +356,20 @@ _ALERTS = {
     "USER_CANCELED": "stopped the handshake: try again",
 }
 
+# Those of them that refuse a certificate.
+_REFUSALS = frozenset(
+    (
+        "UNKNOWN_CA",
+        "CERTIFICATE_EXPIRED",
+        "CERTIFICATE_REVOKED",
+        "BAD_CERTIFICATE",
+        "UNSUPPORTED_CERTIFICATE",
+        "CERTIFICATE_UNKNOWN",
+        "CERTIFICATE_REQUIRED",
+        "ACCESS_DENIED",
+    )
+)
+
 _NOT_TLS = "sent something that is not TLS 1.3: is the address and port that of a splitproto listener?"
 _DAMAGED = "bytes were lost or altered on the way: the session is over, a new one starts"
 
@@ -376,6 +390,14 @@ _LOCAL = {
     "BAD_SIGNATURE": "{their} signed with a key that is not its certificate's: " + _REISSUE,
     "UNEXPECTED_EOF_WHILE_READING": "{their} closed without a farewell: its log names the reason",
 }
+
+
+def about_certificates(error: ssl.SSLError) -> bool:
+    """Whether a TLS failure is a certificate that one side refused; not damage, which anybody on the way may do."""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return True
+    _, _, alert = str(getattr(error, "reason", None) or "").partition("ALERT_")
+    return alert in _REFUSALS
 
 
 def explain(error: ssl.SSLError, *, local_is_server: bool) -> str:

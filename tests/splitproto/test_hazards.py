@@ -11,7 +11,7 @@ import pytest
 
 from splitproto import codec, envelope, framing
 from splitproto.connection import Timing
-from splitproto.constants import MAX_ENVELOPE_BODY, MAX_HANDSHAKE_BYTES
+from splitproto.constants import ENVELOPE_HEADER, MAX_ENVELOPE_BODY, MAX_HANDSHAKE_BYTES
 from splitproto.envelope import NO_LINK, Kind, ResetReason
 from splitproto.errors import (
     BY_CODE,
@@ -217,6 +217,32 @@ def test_carrier_version_mismatch_is_readable_in_both_directions(make_pair: Make
     assert str(pair.closed(COORDINATOR).error) == "the peer uses carrier version 2, this side 1"
 
 
+@pytest.mark.parametrize("at", range(0, 400, 7))
+@pytest.mark.parametrize("sender", list(Side), ids=lambda side: side.value)
+def test_damage_in_the_handshake_is_not_taken_for_a_refused_certificate(
+    sender: Side, at: int, make_pair: MakePair
+) -> None:
+    """SP-4-6: whoever was admitted before dials again."""
+    pair = make_pair(timing=Timing(handshake=10))
+
+    def tamper(side: Side, data: bytes) -> list[bytes]:
+        body = len(data) - ENVELOPE_HEADER
+        if side is sender and not [one for one, _ in pair.wire[:-1] if one is sender]:
+            data = bytearray(data)
+            data[ENVELOPE_HEADER + at % body] ^= 0x10
+        return [bytes(data)]
+
+    pair.tamper = tamper
+    pair.exchange()
+    for side in Side:
+        pair.of(side).handle_timer(10.0)
+    pair.exchange(10.0)
+    for side in Side:
+        ended = pair.closed(side)
+        if ended is not None and isinstance(ended.error, SecureChannelError):
+            assert not ended.error.final, ended.error
+
+
 # --- admission ---------------------------------------------------------------------------------------------
 
 
@@ -233,6 +259,7 @@ def test_tls_done_is_not_admission_when_the_server_refuses_the_certificate(
     assert isinstance(found, SecureChannelError) and isinstance(told, SecureChannelError)
     assert ("expired" if who == "expired" else "CA") in str(found)
     assert "our certificate" in str(told), "the alert was delivered although the call raised"
+    assert found.final and told.final, "no new link changes that"
 
 
 def test_tls_done_is_not_admission_while_welcome_is_missing(make_pair: MakePair) -> None:
@@ -381,6 +408,26 @@ def test_a_peer_that_falls_silent_is_lost_after_the_time_out(make_pair: MakePair
     assert asked == [6.0, 11.0, 16.0]
     pair.heard[CLIENT] += pair.client.events()
     error = pair.closed(CLIENT).error
+    assert isinstance(error, LinkLost) and error.retry and "silent for 20 s" in str(error)
+
+
+def test_a_record_that_was_cut_short_is_silence(make_pair: MakePair) -> None:
+    """SP-9-5: TLS takes the octets of later PINGs for the rest of the record; they are no signs of life."""
+    pair = make_pair(timing=Timing(heartbeat=5, silence=20)).work()
+    pair.client.send(Bye("drain", "x" * 400))
+    data = pair.client.next_envelope(0.0)
+    assert len(data) > 400
+    pair.coordinator.receive(data[:100], 0.0)
+    pair.exchange()
+    now, before = 0.0, len(pair.wire)
+    while now < 60 and pair.closed(COORDINATOR) is None:
+        now += 5.0
+        for side in (CLIENT, COORDINATOR):
+            pair.of(side).handle_timer(now)
+        pair.exchange(now)
+    assert [side for side, _ in pair.wire[before:]].count(CLIENT) >= 3, "envelopes arrive all the time"
+    assert now == 20.0
+    error = pair.closed(COORDINATOR).error
     assert isinstance(error, LinkLost) and error.retry and "silent for 20 s" in str(error)
 
 
