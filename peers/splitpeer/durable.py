@@ -11,6 +11,8 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
+from splitpeer.errors import ConfigError, DiskTrouble, PeerError
+
 TROUBLE = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EIO))
 """Errors of a disk that may pass; others (rights, a folder that is a file) are somebody's to mend."""
 PART = ".part"
@@ -65,6 +67,16 @@ def _make(folder: Path) -> None:
     except FileNotFoundError:
         _make(folder.parent)
         os.mkdir(folder, 0o700)
+
+
+def refusal(error: OSError, what: str, setting: str) -> PeerError:
+    """What a person is told of a write that failed, in one line that names what and the setting behind it.
+
+    Returns:
+        DiskTrouble, after which a restart may do, where the disk is full or fails; else ConfigError.
+    """
+    kind, fix = (DiskTrouble, "make room") if error.errno in TROUBLE else (ConfigError, "free it")
+    return kind(f"{what} cannot be written ({error.strerror}): {fix}, or change {setting}")
 
 
 def sync_folder(folder: Path) -> None:

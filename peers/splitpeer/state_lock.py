@@ -12,6 +12,7 @@ import signal
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from splitpeer import durable
 from splitpeer.errors import ConfigError
 
 NAME = "lock"
@@ -32,15 +33,13 @@ class StateLock:
         """Lock the folder. False: somebody holds it, if only for the moment in which `holder` looks.
 
         Raises:
-            ConfigError: the folder cannot be used.
+            ConfigError, DiskTrouble: the folder cannot be used.
         """
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
-            raise ConfigError(
-                f"{self._path}: cannot be used ({error.strerror}): change [peer] state"
-            ) from None
+            raise durable.refusal(error, f"{self._path}:", "[peer] state") from None
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

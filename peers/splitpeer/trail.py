@@ -12,7 +12,6 @@ Never in it: patient keys, tensor values, key material.
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import hashlib
 import json
@@ -25,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from splitpeer import durable
-from splitpeer.errors import ConfigError, DataError
+from splitpeer.errors import DataError
 from splitproto.errors import printable
 
 Value = str | int | float | bool | None | list[str] | tuple[str, ...]
@@ -70,7 +69,7 @@ class Trail:
             at: when it happened, in seconds since the epoch; None: now.
 
         Raises:
-            ConfigError: the file cannot be written. It is as it was.
+            ConfigError, DiskTrouble: the file cannot be written. It is as it was.
         """
         try:
             with self._locked() as file:
@@ -83,10 +82,7 @@ class Trail:
                 self._append(file, lines + line)
                 return chain
         except OSError as error:
-            fix = "make room or change" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "change"
-            raise ConfigError(
-                f"{self.path}: the audit trail cannot be written ({error.strerror}): {fix} [peer] state"
-            ) from None
+            raise durable.refusal(error, f"{self.path}: the audit trail", "[peer] state") from None
 
     def _append(self, file: int, octets: bytes) -> None:
         size = os.fstat(file).st_size

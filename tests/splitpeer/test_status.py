@@ -359,7 +359,7 @@ async def test_somebody_who_looks_a_little_longer(make_board: Callable[[], Board
 
 async def test_a_folder_that_cannot_be_used(board: Board, state: Path) -> None:
     state.write_text("a file")  # noqa: ASYNC240
-    with pytest.raises(ConfigError, match=r"lock: cannot be used .*: change \[peer\] state"):
+    with pytest.raises(ConfigError, match=r"lock: cannot be written .*: free it, or change \[peer\] state"):
         async with board.on_duty():
             pass
 

@@ -14,7 +14,7 @@ import pytest
 
 from splitpeer import trail
 from splitpeer.cli import main
-from splitpeer.errors import ConfigError, DataError
+from splitpeer.errors import ConfigError, DataError, DiskTrouble
 from splitpeer.trail import Trail, entries, verify
 
 if TYPE_CHECKING:
@@ -112,8 +112,8 @@ def test_a_full_disk(small_disk: SmallDisk) -> None:
     for number in range(100):
         try:
             said.append(trail.note("link.up", peer="x" * (number % 7), number=number))
-        except ConfigError as error:
-            assert "(No space left on device): make room or change [peer] state" in str(error)  # noqa: PT017
+        except DiskTrouble as error:
+            assert "(No space left on device): make room, or change [peer] state" in str(error)  # noqa: PT017
         octets = trail.path.read_bytes()
         assert octets.endswith(b"\n")
         assert verify(trail.path).entries == len(octets.splitlines()) == len(said) + 1

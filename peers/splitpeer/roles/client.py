@@ -24,11 +24,14 @@ from splitpeer.status import Board
 from splitproto import Offer, Session, SplitprotoError, dial
 from splitproto.capture import Party
 from splitproto.errors import (
+    CarrierVersionError,
     DeadlineExceeded,
+    EnvelopeError,
     LinkLost,
     LocalError,
     PolicyRefused,
     SchemaMismatch,
+    SecureChannelError,
     SiteFailed,
     UnexpectedMessage,
     printable,
@@ -188,7 +191,7 @@ class Client:
             except _Stopped:
                 break
             except SplitprotoError as error:
-                if not error.retry:
+                if not self._may_pass(error):
                     raise ConnectionRefused(f"{self._address}: {error}") from error
                 if loop.time() + self._pause > self._deadline:
                     raise DeadlinePassed(
@@ -205,6 +208,16 @@ class Client:
                 return session
             await self._wait()
         return None
+
+    def _may_pass(self, error: SplitprotoError) -> bool:
+        """Whether dialling again may succeed."""
+        if self._job is None:
+            # The first link: another service's port, another version. Whoever set it up wants to know now.
+            return error.retry
+        # SP-4-6: what anybody on the way can forge or damage is no refusal.
+        forgeable = isinstance(error, EnvelopeError | CarrierVersionError)
+        damaged = isinstance(error, SecureChannelError) and not error.final
+        return error.retry or forgeable or damaged
 
     async def _wait(self) -> None:
         """Pause before dialling again, or until asked to stop."""

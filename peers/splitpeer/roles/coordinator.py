@@ -45,6 +45,7 @@ from splitproto.tensors import body_bytes, schema_digest
 
 log = logging.getLogger(__name__)
 
+COMPLETE = "the job is done"
 DRAIN_S = 10.0
 """A coordinator that was asked to stop gives the step under way this long."""
 STRAGGLER_S = 2.0
@@ -61,7 +62,8 @@ class Coordinator:
         job: `job.toml`.
         stop: set to leave in good order, with a checkpoint.
         view: shown to people while it runs.
-        resume: True: go on with the job's last run. False: a new one. None: go on if the last is not complete.
+        resume: True: go on with the job's last run. False: a new one. None: go on with the last, if there is one of
+            the same terms; if that is over, `run` gives its result again.
         curious: a file to record into what is sent and received.
     """
 
@@ -151,7 +153,20 @@ class Coordinator:
         ):
             self._board.set(job=self._job.name, run=self._files.run.hex(), steps=self._job.steps,
                             absence=self._settings.absence.mode)  # fmt: skip
+            if self._files.record.state == "over":
+                return self._was_complete()
             return await self._serve()
+
+    def _was_complete(self) -> Result:
+        """The run ended, and all sites know: whoever starts this coordinator again gets its results again."""
+        self.result = self._files.result() or self.result
+        self._view.close()
+        self._compute.close()
+        self._board.ready()
+        self._board.phase("done", step=self.result.step)
+        event(log, "job.was_complete", job=self._job.name, run=self._files.run.hex()[:12],
+              hint="--fresh starts another run")  # fmt: skip
+        return self.result
 
     async def _serve(self) -> Result:
         self._started = time.monotonic()
@@ -288,7 +303,7 @@ class Coordinator:
             if work.done() and not (self._loop.draining and isinstance(work.exception(), DeadlinePassed)):
                 work.result()
                 if self.result.complete:
-                    return "complete", "the job is done"
+                    return "complete", COMPLETE
         finally:
             for task in (stopping, work, *leaving):
                 task.cancel()
@@ -363,7 +378,8 @@ class Coordinator:
         untold = [site for site in self.sites if site.name not in self._files.record.told]
         event(log, "job.farewell", sites=", ".join(site.name for site in untold))
         self._view.waiting(", ".join(site.name for site in untold))
-        waiting = [asyncio.create_task(site.joined()) for site in untold]
+        # Each hears it as it comes: others may have been told, and be gone, without our having noted it.
+        waiting = [asyncio.create_task(self._farewell(site)) for site in untold]
         if waiting:
             await asyncio.wait(waiting, timeout=self._settings.deadlines.reconnect_s)
         for task in waiting:
@@ -401,9 +417,15 @@ class Coordinator:
         return max(body_bytes(cut_descriptors(self._job, batch)) for batch in batches)
 
     async def _bye(self, reason: str, text: str) -> None:
-        async def say(site: Site) -> None:
-            if await site.bye(reason, text) and reason == "complete":
-                self._files.record.farewell([site.name])
-
         self.result.bytes_per_step = self.result.bytes_per_step or self._loop.bytes_per_step
-        await asyncio.gather(*(say(site) for site in self.sites))
+        told = self._files.record.told
+        left = [site for site in self.sites if site.here or site.name not in told]
+        await asyncio.gather(*(self._say(site, reason, text) for site in left))
+
+    async def _farewell(self, site: Site) -> None:
+        await site.joined()
+        await self._say(site, "complete", COMPLETE)
+
+    async def _say(self, site: Site, reason: str, text: str) -> None:
+        if await site.bye(reason, text) and reason == "complete":
+            self._files.record.farewell([site.name])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,11 +10,11 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
+from splitpeer import durable
 from splitpeer.data.geometry import Geometry
 from splitpeer.data.labels import convention
 from splitpeer.data.sampling import Sample, batch_digest
 from splitpeer.data.volumes import Triple, Volumes
-from splitpeer.errors import DataError
 from splitpeer.training.metrics import VolumeDice
 from splitpeer.training.windows import WindowMerger, window_origins
 from splitproto.messages import Forward
@@ -96,7 +97,10 @@ def save_mask(
 ) -> None:
     """Write a prediction [3, x, y, z] (WT, TC, ET) as a NIfTI label map in the given convention, in RAS.
 
-    The header's description names the modalities that it was `made_from`. Raises DataError if it cannot be written.
+    The header's description names the modalities that it was `made_from`.
+
+    Raises:
+        ConfigError, DiskTrouble: it cannot be written; there is no half mask.
     """
     values = convention(convention_name)
     whole, core, enhancing = regions
@@ -107,12 +111,12 @@ def save_mask(
     affine = np.diag((*grid.spacing, 1.0))
     affine[:3, 3] = grid.origin
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        durable.make_folder(path.parent)
         image = nib.Nifti1Image(voxels, affine)
         # NIfTI-1 gives 80 octets: enough for all contrasts there are.
         image.header["descrip"] = f"splitproto {' '.join(made_from)}".strip()[:79]
-        nib.save(image, path)
+        # Without the time of day in it the same mask is the same file.
+        durable.replace(path, gzip.compress(image.to_bytes(), mtime=0), mode=0o666)
     except OSError as error:
-        raise DataError(
-            f"{path}: prediction not written ({error.strerror}); free or change [output] folder"
-        ) from None
+        # The file's name is a patient's.
+        raise durable.refusal(error, f"{path.parent}: a prediction", "[output] folder") from None

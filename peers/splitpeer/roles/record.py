@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from splitpeer import durable
 from splitpeer.config import JobConfig, PeerConfig
-from splitpeer.errors import ConfigError, DiskTrouble
+from splitpeer.errors import ConfigError
 from splitpeer.logs import event
 
 log = logging.getLogger(__name__)
@@ -26,8 +26,8 @@ class Record:
     """One run's.
 
     Args:
-        resume: True: the last run, or an error. False: a new one. None: the last one if it is the same job's and not
-            over, else a new one.
+        resume: True: the last run, or an error. False: a new one. None: the last one of the same terms, also one that
+            is over; a new one where there is none.
 
     Raises:
         ConfigError: nothing to resume, or the job has changed since.
@@ -38,7 +38,7 @@ class Record:
         self._terms = _terms(job)
         self.run = secrets.token_bytes(16)
         self.state: State = "new"
-        """new: not begun. running. farewell: trained and scored; sites are being told. over."""
+        """new: not begun. running. farewell: trained and scored; sites are being told. over: nothing is left to do."""
         self.patients: tuple[bytes, ...] = ()
         """Keys that all sites of this run hold."""
         self.told: tuple[str, ...] = ()
@@ -59,24 +59,28 @@ class Record:
         self._write("farewell")
 
     def over(self) -> None:
-        """Nothing is left to do: the next start is a new run."""
+        """Nothing is left to do."""
         self._write("over")
 
     # --- inside ----------------------------------------------------------------------------------------
 
     def _go_on(self) -> None:
-        """The last run, if it waits to be gone on with."""
+        """The last run, if it is this job's."""
         if not self._path.exists():
             return
         last = self._read()
-        if last.get("state", "over") == "over":
-            return
+        over = last.get("state", "over") == "over"
         if last.get("terms") != self._terms:
+            if over:
+                return
             event(log, "run.left", logging.WARNING, run=last["run"][:12],
                   cause="job.toml has changed since that run, which is not complete: this is a new one")  # fmt: skip
             return
         self._take(last)
-        event(log, "run.resumed", run=last["run"][:12], hint="--fresh starts anew")
+        if over:
+            self.state = "over"
+        else:
+            event(log, "run.resumed", run=last["run"][:12], hint="--fresh starts anew")
 
     def _read(self) -> dict[str, Any]:
         try:
@@ -119,10 +123,7 @@ class Record:
             durable.make_folder(self._path.parent)
             durable.replace(self._path, (json.dumps(value, indent=1) + "\n").encode())
         except OSError as error:
-            kind = DiskTrouble if error.errno in durable.TROUBLE else ConfigError
-            raise kind(
-                f"{self._path}: cannot be written ({error.strerror}): free it, or change [peer] state"
-            ) from None
+            raise durable.refusal(error, f"{self._path}:", "[peer] state") from None
 
 
 def _terms(job: JobConfig) -> str:

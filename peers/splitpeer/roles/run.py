@@ -15,7 +15,6 @@ from typing import Any
 
 from splitpeer import durable
 from splitpeer.config import JobConfig, PeerConfig
-from splitpeer.errors import ConfigError, DiskTrouble
 from splitpeer.lines import Lines
 from splitpeer.roles.record import Record
 from splitpeer.roles.terms import run_folder
@@ -51,7 +50,7 @@ class RunFiles:
     """The files of one run.
 
     Args:
-        resume: take the job's last run (True), a new one (False), or the last if it is not complete (None).
+        resume: take the job's last run (True), a new one (False), or the last if there is one of these terms (None).
 
     Raises:
         ConfigError: nothing to resume, or the job has changed since.
@@ -60,6 +59,9 @@ class RunFiles:
     def __init__(self, config: PeerConfig, job: JobConfig, *, resume: bool | None) -> None:
         self.record = Record(config, job, resume)
         self.output: Path = job.output.folder
+        if self.record.state == "over" and self.result() is None:
+            # Its results were taken away: somebody makes room for others.
+            self.record = Record(config, job, False)
         self.run = self.record.run
         self.checkpoints = run_folder(config.peer.state, job.job.name, self.run)
         self._metrics = Lines(self.output / "metrics.jsonl")
@@ -103,6 +105,7 @@ class RunFiles:
     def write(self, result: Result) -> None:
         """`result.json`, whole or not at all, also after a loss of power. Raises ConfigError or DiskTrouble."""
         self._metrics.flush()
+        self._metrics.sync()
         path = self.output / "result.json"
         with _writing(path, "[output] folder"):
             durable.replace(path, (json.dumps(asdict(result), indent=2) + "\n").encode(), mode=0o666)
@@ -113,7 +116,7 @@ class RunFiles:
             result = Result(**json.loads((self.output / "result.json").read_text()))
         except (OSError, ValueError, TypeError):
             return None
-        return result if result.run == self.run.hex() else None
+        return result if result.run == self.record.run.hex() else None
 
 
 @contextmanager
@@ -122,5 +125,4 @@ def _writing(path: Path, key: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        kind = DiskTrouble if error.errno in durable.TROUBLE else ConfigError
-        raise kind(f"{path}: cannot be written ({error.strerror}): free it, or change {key}") from None
+        raise durable.refusal(error, f"{path}:", key) from None

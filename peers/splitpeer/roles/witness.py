@@ -18,7 +18,7 @@ from typing import Any
 
 from splitpeer.config import PeerConfig
 from splitpeer.curious.recorder import Limits, Recorder, State, read_key
-from splitpeer.errors import ConfigError, ConnectionRefused, DeadlinePassed, JobFailed
+from splitpeer.errors import ConfigError, ConnectionRefused, DeadlinePassed, DiskTrouble, JobFailed
 from splitpeer.logs import event
 from splitpeer.trail import LOST, Trail
 from splitproto import Session, SplitprotoError, __version__, codec
@@ -71,7 +71,7 @@ class Witness:
         """Notes the peer's start and its stop, and ends the capture in between.
 
         Raises:
-            ConfigError: the trail cannot be begun.
+            ConfigError, DiskTrouble: the trail cannot be begun.
         """
         peer = self._config.peer
         self._trail.note(
@@ -104,7 +104,7 @@ class Witness:
                 at, name, fields = self._unwritten[0]
                 self._trail.note(name, at, **fields)
                 self._unwritten.popleft()
-        except ConfigError as error:
+        except (ConfigError, DiskTrouble) as error:
             if not self._trail_failed:
                 event(log, "trail.failed", logging.WARNING, cause=str(error))
             self._trail_failed = True

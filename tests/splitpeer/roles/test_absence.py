@@ -223,7 +223,26 @@ def test_a_coordinator_killed_and_started_again_goes_on_by_itself(scene) -> None
     assert "run.resumed" in again.said
     assert [client.code() for client in clients.values()] == [0, 0]
     scene.assert_exact()
-    # What is complete is not gone on with.
     record = json.loads((scene.folder / "hub" / "state" / "try.run.json").read_text())
     assert record["state"] == "over"
     assert record["told"] == ["site-flair", "site-t1"]
+    # It died before it could say so: started again it waits for nobody, and has the same to say.
+    said, result = again.last, (scene.output / "result.json").read_text()
+    third = scene.start("hub")
+    assert third.code() == 0, third.said
+    assert "job.was_complete" in third.said and "--fresh" in third.said
+    assert third.last == said
+    assert (scene.output / "result.json").read_text() == result
+
+
+async def test_each_site_hears_the_farewell_as_it_comes(scene) -> None:
+    """The coordinator died while it told them; who was told, unnoted, never comes again."""
+    scene.cast("flair", "t1", training={"steps": 3}, deadlines={"reconnect_s": 60})
+    assert (await scene.together()).result.complete
+    path = scene.folder / "hub" / "state" / "try.run.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"state": "farewell", "told": []}))
+    async with scene.running(resume=None, only=["hub", "site-t1"]) as on:
+        async with asyncio.timeout(20):
+            await on.tasks["site-t1"]
+        assert not on.tasks["hub"].done()
+        assert json.loads(path.read_text())["told"] == ["site-t1"]

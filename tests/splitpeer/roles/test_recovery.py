@@ -226,6 +226,49 @@ async def test_a_line_cut_at_the_worst_moment(
     scene.assert_exact()
 
 
+@pytest.mark.parametrize("before", [True, False], ids=["admitted before", "never admitted"])
+async def test_what_anybody_on_the_way_can_forge_ends_no_site(scene, monkeypatch, before: bool) -> None:
+    """SP-4-6: damage while a site dials anew is waited out; at the first dial it is told, and so are certificates."""
+    from splitpeer.errors import ConnectionRefused
+    from splitpeer.roles import client
+    from splitproto import dial
+    from splitproto.errors import CarrierVersionError, EnvelopeError, LinkLost, SecureChannelError
+
+    scene.cast("flair", "t1")
+    forged = [EnvelopeError("forged"), CarrierVersionError("forged"), SecureChannelError("damaged")]
+    if before:
+        forged.append(SecureChannelError("the certificate is refused", final=True))
+    links = 0
+
+    async def fragile(address, credentials, *arguments, **keywords):
+        nonlocal links
+        if links == (2 if before else 0) and forged:
+            raise forged.pop(0)
+        session = await dial(address, credentials, *arguments, **keywords)
+        links += 1
+        if links <= 2:
+            send = session.send
+
+            async def cutting(sent, *arguments, **keywords):
+                await send(sent, *arguments, **keywords)
+                if type(sent).__name__ == "Applied":
+                    session.carrier_lost(LinkLost("cut by the test"))
+
+            session.send = cutting
+        return session
+
+    monkeypatch.setattr(client, "dial", fragile)
+    monkeypatch.setattr(client, "_FIRST_PAUSE", 0.02)
+    async with scene.running() as on, asyncio.timeout(30):
+        clients = [on.tasks["site-flair"], on.tasks["site-t1"]]
+        done, _ = await asyncio.wait(clients, return_when=asyncio.FIRST_COMPLETED)
+        error = done.pop().exception()
+    assert isinstance(error, ConnectionRefused)
+    assert ("certificate" if before else "forged") in str(error)
+    # Two sites dial: at their first link each hears one of them.
+    assert len(forged) == 0 if before else len(forged) >= 1
+
+
 async def test_a_spent_key_is_replaced_without_a_trace(scene, monkeypatch) -> None:
     """SP-6-10: links retire after so many octets; the work does not notice."""
     from splitpeer.roles import client

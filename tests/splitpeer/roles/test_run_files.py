@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from splitpeer import durable
+from splitpeer import lines as lines_module
 from splitpeer.errors import DiskTrouble
 from splitpeer.roles.run import Result, RunFiles
 from tests.splitpeer.training.power_loss import Disk, found, lay_out
@@ -54,6 +55,34 @@ def test_a_full_disk_stops_no_run(
     files.write(Result("try", files.run.hex(), step=299))
     assert lines(files) == list(range(1, 300)), "what waited is out before the result is"
     assert sorted(os.listdir(small_disk.folder)) == ["metrics.jsonl", "result.json"]
+
+
+def test_lines_are_on_disk_before_the_result_is(
+    scene: Scene, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = opened(scene, tmp_path / "runs")
+    done: list[str] = []
+    monkeypatch.setattr(
+        lines_module.os, "fsync", lambda file: done.append(os.readlink(f"/proc/self/fd/{file}"))
+    )
+    files.metric(step=1)
+    files.write(Result("try", files.run.hex(), step=1))
+    names = [Path(name).name for name in done]
+    assert names.index("metrics.jsonl") < names.index("result.part")
+
+
+def test_the_results_of_a_run_that_is_over_were_taken_away(scene: Scene, tmp_path: Path) -> None:
+    files = opened(scene, tmp_path / "runs")
+    files.write(Result("try", files.run.hex(), complete=True))
+    files.record.over()
+
+    def again() -> RunFiles:
+        return RunFiles(scene.config("hub"), scene.settings, resume=None)
+
+    assert (again().run, again().record.state) == (files.run, "over")
+    (files.output / "result.json").unlink()
+    assert again().run != files.run
+    assert again().record.state == "new"
 
 
 def test_a_resumed_run_begins_with_whole_lines(scene: Scene, tmp_path: Path) -> None:

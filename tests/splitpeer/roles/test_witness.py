@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from splitpeer.errors import ConfigError
+from splitpeer.errors import DiskTrouble
 from splitpeer.roles import witness
 from splitpeer.roles.witness import Witness
 from splitpeer.trail import entries, verify
@@ -51,6 +51,19 @@ async def test_it_waits_for_room(
     assert [record.message for record in caplog.records] == ["trail.failed", "trail.written"]
 
 
+async def test_a_start_on_a_full_disk_may_be_tried_again(scene: Scene, small_disk: SmallDisk) -> None:
+    """Exit 3, which a service manager restarts; a setting that is wrong is 4, which it does not."""
+    seen = made(scene, small_disk)
+    small_disk.fill()
+    with pytest.raises(DiskTrouble, match=r"audit trail cannot be written .* make room") as trouble:
+        async with seen.on_duty():
+            pass
+    assert trouble.value.exit_code == 3
+    small_disk.make_room()
+    async with seen.on_duty():
+        pass
+
+
 async def test_what_is_given_up_is_counted(
     scene: Scene, small_disk: SmallDisk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -74,6 +87,6 @@ async def test_what_is_given_up_is_counted(
 async def test_no_start_without_a_trail(scene: Scene, small_disk: SmallDisk) -> None:
     seen = made(scene, small_disk)
     small_disk.fill()
-    with pytest.raises(ConfigError, match=r"No space left on device.*make room"):
+    with pytest.raises(DiskTrouble, match=r"No space left on device.*make room"):
         async with seen.on_duty():
             pytest.fail("it began")
