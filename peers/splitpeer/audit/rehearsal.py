@@ -28,11 +28,12 @@ from splitpeer.roles.compute import from_wire, to_wire
 from splitpeer.roles.evaluation import Plan, Scoring
 from splitpeer.roles.terms import cut_descriptors, job_on_wire, window_of
 from splitpeer.training import checkpoint
+from splitpeer.training.dropout import left_out
 from splitpeer.training.optimiser import make_optimiser, make_schedule
 from splitpeer.training.split_step import Arrays, ClientHalf, CoordinatorHalf
 from splitproto import __version__
 from splitproto.capture import Header, Party, Sampling
-from splitproto.messages import Activations, Applied, Forward, Gradients, Message, Sample
+from splitproto.messages import Activations, Advance, Advanced, Applied, Forward, Gradients, Message, Sample
 from splitproto.tensors import schema_digest
 
 Progress = Callable[[str, int, int], None]
@@ -67,15 +68,15 @@ class Recording:
     """What of a rehearsal is recorded."""
 
     first: int = 1
-    """Training steps at the beginning."""
+    """Training steps at the beginning; where `modalities` sit steps out, of those that they take part in."""
     last: int = 1
-    """Training steps at the end."""
+    """The same at the end."""
     targets: tuple[Sample, ...] = ()
     """Samples whose evaluation is recorded at the end."""
     views: int = 1
     """How often the coordinator asks for them; fresh noise differs each time."""
     modalities: tuple[str, ...] = ()
-    """Whose sites are asked again; empty: all."""
+    """Whose sites are under attack, and asked again; empty: all."""
     also_after: tuple[int, ...] = ()
     """Steps after which the targets are asked for as well, once, and weights are saved."""
 
@@ -274,8 +275,11 @@ class Rehearsal:
             seed=self.config.job.seed, positive_fraction=self.config.data.positive_fraction,
         )  # fmt: skip
         stream = TrainingStream(schedule, self.config.data.augment)
+        attacked = set(recording.modalities)
+        steps = [index for index in range(self.job.steps) if not attacked & self._left_out(index + 1)]
+        kept = {*steps[: recording.first], *steps[max(0, len(steps) - recording.last) :]}
         for index in range(self.job.steps):
-            recorded = index < recording.first or index >= self.job.steps - recording.last
+            recorded = index in kept
             played.losses.append(self._step(stream[index], captures.note if recorded else _silent))
             progress("training", index + 1, self.job.steps)
             if index + 1 in recording.also_after and index + 1 < self.job.steps:
@@ -289,13 +293,21 @@ class Rehearsal:
         target = SiteData(self.labels).batch(forward.samples, self.window, forward.seed, None)
         release = self._release(forward)
         sent: dict[str, Arrays] = {}
-        for site in self.sites:
+        out = self._left_out(forward.step)
+        takes_part = [site for site in self.sites if site.modality not in out]
+        for site in takes_part:
             tap(site, forward, True)
             x = site.data.batch(forward.samples, self.window, forward.seed, site.modality)
             sent[site.modality] = self._answer(site, forward, site.half.forward(x, release), tap)
-        loss, gradients = self.half.step(sent, target)
+        loss, gradients = self.half.step(sent, target, out)
         marked = replace(release, target=target)
         for site in self.sites:
+            if site not in takes_part:
+                # SP-11-31: who did not take part is told to count on.
+                tap(site, Advance(forward.step), True)
+                site.half.advance(forward.step)
+                tap(site, Advanced(forward.step), False)
+                continue
             arrays = gradients[site.modality]
             if site.gradient_stack:
                 arrays = defend(site.gradient_stack, arrays, marked)
@@ -304,6 +316,10 @@ class Rehearsal:
             site.half.backward(from_wire(message.tensors, self.job.precision))
             tap(site, Applied(forward.step), False)
         return loss
+
+    def _left_out(self, step: int) -> frozenset[str]:
+        settings = self.config
+        return left_out(settings.job.seed, step, self.modalities, settings.training.modality_dropout)
 
     def _answer(self, site: _Site, forward: Forward, arrays: Arrays, tap: Tap) -> Arrays:
         tensors = to_wire(arrays, self.job.precision)

@@ -14,6 +14,7 @@ from splitpeer.audit.cohort import Cohort, most_tumour
 from splitpeer.audit.rehearsal import Protection, Recording, Rehearsal
 from splitpeer.curious.reader import open_capture
 from splitpeer.errors import DataError
+from splitpeer.training.dropout import left_out
 from splitproto.capture import Recorded
 
 DEFENCES = ("bottleneck:1@0", "dropout:0.3", "gaussian:0.5@0,1")
@@ -86,3 +87,53 @@ async def test_a_rehearsal_sends_what_the_peers_send(scene, tmp_path) -> None:
         salt=scene.federation.pki / "federation.salt",
     )  # fmt: skip
     assert bench.truth is not None and len(bench.truth.samples) == 2 and not bench.notice
+
+
+async def test_a_rehearsal_leaves_out_what_the_peers_leave_out(scene, tmp_path) -> None:
+    scene.cast("flair", "t1", "t2", training={"steps": 8, "batch": 2, "modality_dropout": 0.4})
+    ran = await scene.together(curious=("hub", "site-t1"))
+    assert ran.result is not None and ran.result.complete, ran
+    cohort = Cohort({m: scene.images(m) for m in scene.modalities}, scene.masks())
+    rehearsal = Rehearsal(scene.settings, cohort, Protection(), tmp_path / "rehearsal", seed=7)
+    played = rehearsal.play(Recording(first=8))
+    assert played.losses == scene.losses()
+    assert played.dice == ran.result.dice
+
+    told = ("activations", "gradients", "applied", "advance", "advanced")
+    live, own = (
+        [(r.name, r.head.step) for r in open_capture(path).records()
+         if r.name in told and getattr(r.head, "mode", "train") == "train"]
+        for path in (scene.capture("site-t1"), played.site_capture("t1"))
+    )  # fmt: skip
+    assert live == own
+    out = [line["step"] for line in scene.metrics() if "t1" in line.get("without", ())]
+    assert [step for name, step in own if name == "advance"] == out
+    assert 0 < len(out) < 8
+    # What was never sent cannot be attacked; who else was there is part of the view.
+    views = [
+        coordinator_view(
+            open_capture(path), "t1", mode="train", every_step=True, choose=lambda samples: samples
+        )
+        for path in (scene.capture("hub"), played.capture)
+    ]
+    shots = [[(s.step, sorted(s.others)) for t in view.targets for s in t.shots] for view in views]
+    assert shots[0] == shots[1]
+    assert {step for step, _ in shots[0]} == {*range(1, 9)} - {*out}
+    assert {len(others) for _, others in shots[0]} > {2}
+    for path in (scene.capture("site-t1"), played.site_capture("t1")):
+        assert {s.step for t in site_view(open_capture(path)).targets for s in t.shots}.isdisjoint(out)
+
+
+def test_a_rehearsal_records_steps_in_which_the_attacked_site_takes_part(scene, tmp_path) -> None:
+    scene.cast("flair", "t1", "t2", training={"steps": 8, "batch": 2, "modality_dropout": 0.4})
+    cohort = Cohort({m: scene.images(m) for m in scene.modalities}, scene.masks())
+    rehearsal = Rehearsal(scene.settings, cohort, Protection(), tmp_path / "rehearsal", seed=7)
+    targets = most_tumour(cohort, rehearsal.validation, rehearsal.window)
+    played = rehearsal.play(Recording(first=2, last=2, targets=tuple(targets), modalities=("t1",)))
+    graded = [r.head.step for r in open_capture(played.site_capture("t1")).records() if r.name == "gradients"]
+    there = [
+        step
+        for step in range(1, 9)
+        if "t1" not in left_out(scene.settings.job.seed, step, scene.modalities, 0.4)
+    ]
+    assert graded == [*there[:2], *there[-2:]]
