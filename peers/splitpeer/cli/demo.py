@@ -25,20 +25,45 @@ _DEFAULT = DemoJob()
 @click.option("--seed", type=click.IntRange(0), default=_DEFAULT.seed, show_default=True)
 @click.option("--device", default=_DEFAULT.device, show_default=True, help='"cpu", "cuda" or "auto".')
 @click.option("--leak/--no-leak", default=True, show_default=True, help="Record, attack and report.")
+@click.option("--missing", is_flag=True, help="Also score the network without each contrast.")
+@click.option(
+    "--modality-dropout",
+    type=click.FloatRange(0, 1, max_open=True),
+    default=_DEFAULT.modality_dropout,
+    show_default=True,
+    help="Chance of each contrast to sit a step out.",
+)
 @click.option("--baselines", is_flag=True, help="Also train each contrast alone, and all in one process.")
 def demo(
-    out: Path, patients: int, validation: int, steps: int, seed: int, device: str, leak: bool, baselines: bool
+    out: Path,
+    patients: int,
+    validation: int,
+    steps: int,
+    seed: int,
+    device: str,
+    leak: bool,
+    missing: bool,
+    modality_dropout: float,
+    baselines: bool,
 ) -> None:
     """Four hospitals and a coordinator on this machine train one network over TLS."""
     private_files()
     from splitpeer.cli.attack import attack_progress
     from splitpeer.demo.baselines import train_all
     from splitpeer.demo.leak import MODALITY, attack_and_report, recorded_keys
-    from splitpeer.demo.report import dice_table, draw, read_result, write_summary
+    from splitpeer.demo.report import CONTRASTS, dice_table, draw, read_result, write_summary
 
     console = Console(stderr=True)
     started = time.monotonic()
-    job = DemoJob(patients=patients, validation=validation, steps=steps, seed=seed, device=device)
+    job = DemoJob(
+        patients=patients,
+        validation=validation,
+        steps=steps,
+        seed=seed,
+        modality_dropout=modality_dropout,
+        missing=missing,
+        device=device,
+    )
     federation = Federation(
         out.resolve(), job, lambda line: console.print(line, style="yellow", highlight=False)
     )
@@ -73,9 +98,12 @@ def demo(
 
     console.rule("3 of 4: results")
     rows = {"split, four hospitals": result["dice"]}
+    without = {name: result["missing"].get(held) for name, held in CONTRASTS.items()}
+    rows |= {f"the same without {name}": dice for name, dice in without.items() if dice}
+    alone = {}
     if baselines:
         console.print("baselines: the same network on each contrast alone and in one process, same steps")
-        rows |= train_all(
+        alone = train_all(
             federation.hub / "job.toml",
             federation.data,
             out / "pki" / "federation.salt",
@@ -83,6 +111,7 @@ def demo(
             len(os.sched_getaffinity(0)),
             lambda name, dice: console.print(f"  {name}: mean Dice {dice['mean']:.3f}"),
         )
+        rows |= alone
     leaked = {}
     if leak:
         console.rule("4 of 4: what the coordinator and one hospital recorded is attacked")
@@ -102,7 +131,8 @@ def demo(
             "training": result["patients"] - result["validation"],
             "validation": result["validation"],
         },
-        "baselines": {name: dice for name, dice in rows.items() if name != "split, four hospitals"},
+        "missing": result["missing"],
+        "baselines": alone,
     }
     write_summary(out / "summary.json", summary)
     console.print(dice_table(rows))

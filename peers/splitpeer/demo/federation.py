@@ -44,6 +44,9 @@ class DemoJob:
     positive_fraction: float = 0.75
     seed: int = 7
     evaluate_every: int = 0
+    modality_dropout: float = 0.0
+    missing: bool = False
+    """Score once more without each modality."""
     device: str = "cpu"
 
     def toml(self) -> dict[str, Any]:
@@ -62,8 +65,9 @@ class DemoJob:
                 "batch": self.batch,
                 "learning_rate": self.learning_rate,
                 "checkpoint_every": 100,
+                "modality_dropout": self.modality_dropout,
             },
-            "evaluation": {"every": self.evaluate_every, "batch": 24},
+            "evaluation": {"every": self.evaluate_every, "batch": 24, "missing": self.missing},
             "deadlines": {"join_s": 180, "step_s": 60, "reconnect_s": 60},
             "output": {"folder": "results"},
         }
