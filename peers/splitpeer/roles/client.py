@@ -100,6 +100,8 @@ class Client:
         self._job: SiteJob | None = None
         self._deadline: float | None = None
         self._pause = _FIRST_PAUSE
+        self._octets = (0, 0)
+        """In and out, of links that are over."""
 
     async def run(self) -> None:
         """Serve until the job is complete or `stop` is set.
@@ -136,10 +138,17 @@ class Client:
                     )
                     await session.close("failed", timeout=1.0)
                     raise
+                finally:
+                    self._octets = self._traffic(session)
             await self._leave()
         finally:
             await self._close_job()
             self._compute.close()
+
+    def _traffic(self, session: Session) -> tuple[int, int]:
+        """Octets in and out, over all links."""
+        octets_in, octets_out = self._octets
+        return octets_in + session.bytes_in, octets_out + session.bytes_out
 
     async def _close_job(self) -> None:
         job, self._job = self._job, None
@@ -412,7 +421,8 @@ class Client:
                 job.announce(message)
             case Gradients():
                 await self._computed(job, job.apply, message)
-                self._board.set(step=job.applied)
+                octets_in, octets_out = self._traffic(session)
+                self._board.set(step=job.applied, octets_in=octets_in, octets_out=octets_out)
                 await session.send(Applied(message.step))
             case Advance():
                 await self._computed(job, job.advance, message.step)

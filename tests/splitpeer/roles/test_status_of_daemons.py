@@ -59,6 +59,7 @@ def test_a_federation_as_status_shows_it(scene, capsys: pytest.CaptureFixture[st
     assert code == 0, out
     assert "site-t1" in out
     until(scene, "hub", lambda one: one.work.get("step_per_s"))
+    until(scene, "site-t1", lambda one: one.work.get("octets_in_per_s") and one.work.get("octets_out_per_s"))
 
     # A site that hangs: the coordinator says for whom it waits, and the site that it gives no sign.
     clients[1].signal(signal.SIGSTOP)
