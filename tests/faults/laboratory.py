@@ -98,6 +98,8 @@ class Setting:
     """Sections of job.toml that differ."""
     peer: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """Sections of the clients' peer.toml that differ."""
+    pace: float = 1.0
+    """How many times longer everything takes that is computed, read or written."""
 
     @property
     def sites(self) -> tuple[str, ...]:
@@ -138,6 +140,11 @@ class Setting:
             "deadlines": {"join_s": 300, "step_s": 30, "reconnect_s": 300},
         }
         return _merged(made, self.job)
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether steps are made without a site that is away."""
+        return self.job_sections.get("absence", {}).get("mode", "pause") != "pause"
 
     @property
     def patience(self) -> float:
@@ -344,6 +351,8 @@ class Laboratory:
         self.watchers: list[Callable[[Moment], None]] = []
         """Told every moment, while it happens."""
         self.moments: list[Moment] = []
+        self.struck: list[str] = []
+        """Kinds of accidents that happened."""
         self.keep: list[Any] = []
         self.slow_disk: dict[str, float] = {}
         self._runs = run
@@ -370,7 +379,9 @@ class Laboratory:
         return self.random.uniform(low, high)
 
     def _cost(self, life: Life | None, function: Any) -> float:
-        return self.random.uniform(0.001, 0.02) + self.slow_disk.get(life.name if life else "", 0.0)
+        return self.setting.pace * self.random.uniform(0.001, 0.02) + self.slow_disk.get(
+            life.name if life else "", 0.0
+        )
 
     def _dies(self, life: Life, power: bool) -> None:
         self.nodes[life.name].kill(self.draw(0.1, 10.0), power=power)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from tests.faults.schedules import Bench
+from tests.faults.verdict import Bench
 
 
 def main() -> int:

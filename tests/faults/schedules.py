@@ -1,30 +1,18 @@
-"""Schedules of faults, each a function of its seed, and the verdict on what came of it.
+"""Schedules of faults, each a function of its seed: a setting, and what befalls whom at which moment.
 
-A schedule takes a setting, one to six faults at drawn times or at drawn moments of the protocol, and runs. What may
-come of it: the weights, losses, scores and masks of the undisturbed run, bit for bit; or a refusal from `REFUSALS`,
-by a fault that justifies it. Anything else is a defect, above all somebody who waits for ever.
+One to six faults, at drawn times or at drawn moments of the protocol. `verdict` says what may come of it.
 """
 
 from __future__ import annotations
 
 import random
-import re
-import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-import nibabel as nib
-import numpy as np
-import torch
-
-from splitpeer.errors import DataError, DeadlinePassed, DiskTrouble, JobFailed
-
-from .disk import Crash, wipe
-from .laboratory import HUB, Laboratory, Moment, Setting, make_federation, run_id
+from .disk import Crash
+from .laboratory import HUB, Laboratory, Moment, Setting
 from .memory import Tamper
-from .virtual import Hang
 
 THREE = ("flair", "t1", "t2")
 NOISE = ["gaussian:0.5"]
@@ -52,7 +40,37 @@ SETTINGS = (
         "far ahead", job={"training": {"steps": 14, "ahead": 8, "checkpoint_every": 5, "keep_checkpoints": 1}}
     ),
 )
-"""By drawing one of few, the undisturbed run is computed once."""
+"""One of few: what the undisturbed run comes to is computed once."""
+
+
+def _away(mode: str, **sections: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Sites that are away for longer than a few seconds are gone on without."""
+    return {
+        "absence": {"mode": mode},
+        "deadlines": {"join_s": 60, "step_s": 30, "reconnect_s": 3},
+        **sections,
+    }
+
+
+GOING_ON = (
+    Setting("skip", THREE, _away("skip"), pace=10.0),
+    Setting(
+        "skip, but for one",
+        THREE,
+        _away("skip", evaluation={"every": 4}, **{"absence.per_site_s": {"site-flair": 60}}),
+        pace=10.0,
+    ),
+    Setting("drop", THREE, _away("drop", evaluation={"every": 5}), pace=30.0),
+    Setting(
+        "drop and dropout",
+        THREE,
+        _away("drop", training={"checkpoint_every": 4, "modality_dropout": 0.35, "precision": "bf16"}),
+        pace=30.0,
+    ),
+)
+"""Settings in which steps are made without a site that is away: slow, so that it comes back while there is work."""
+ONE_IN = 4
+"""So many schedules have one of them."""
 
 
 # --- faults ------------------------------------------------------------------------------------------------
@@ -114,6 +132,7 @@ def strike(lab: Laboratory, fault: Fault) -> None:
     """Let it happen now."""
     node, o = lab.nodes[fault.host], fault.options
     lab.tell(f"*** {fault}")
+    lab.struck.append(fault.kind)
     if fault.kind in ("kill", "power"):
         node.kill(o["back"], power=fault.kind == "power")
     elif fault.kind == "stop":
@@ -193,27 +212,44 @@ RECOVERING = (
 )
 
 
-def draw_faults(seed: int, setting: Setting, usual: Reference) -> list[Fault]:
-    """The faults of a schedule."""
+def draw_setting(seed: int) -> Setting:
+    """What is trained in a schedule."""
+    source = random.Random(f"going on {seed}")
+    if source.randrange(ONE_IN) == 0:
+        return source.choice(GOING_ON)
+    return random.Random(f"setting {seed}").choice(SETTINGS)
+
+
+def draw_faults(seed: int, setting: Setting, moments: Sequence[Moment], length: float) -> list[Fault]:
+    """The faults of a schedule.
+
+    Args:
+        moments: of the undisturbed run.
+        length: how long that takes.
+    """
     source = random.Random(f"schedule {seed}")
-    return [_draw(source, setting, usual) for _ in range(source.choice((1, 1, 2, 2, 3, 4, 5, 6)))]
+    return [_draw(source, setting, moments, length) for _ in range(source.choice((1, 1, 2, 2, 3, 4, 5, 6)))]
 
 
-def _draw(source: random.Random, setting: Setting, usual: Reference) -> Fault:
+def _draw(source: random.Random, setting: Setting, moments: Sequence[Moment], length: float) -> Fault:
     kind = source.choices(list(KINDS), list(KINDS.values()))[0]
     on_line = kind in ("cut", "part", "oneway", "slow", "tamper")
     hosts = list(setting.sites) if on_line else [HUB, *setting.sites]
     host = source.choice(hosts)
-    return Fault(kind, host, _draw_when(source, setting, usual), _draw_options(source, kind))
+    return Fault(
+        kind, host, _draw_when(source, setting, moments, length), _draw_options(source, kind, setting)
+    )
 
 
-def _draw_when(source: random.Random, setting: Setting, usual: Reference) -> float | When:
+def _draw_when(
+    source: random.Random, setting: Setting, moments: Sequence[Moment], length: float
+) -> float | When:
     how = source.random()
     if how < 0.3:
-        return source.uniform(0.0, 1.2 * usual.length)
+        return source.uniform(0.0, 1.2 * length)
     after = source.choice((0.0, 0.0, 0.0, source.uniform(0.0, 0.01), source.uniform(0.0, 1.0)))
     if how < 0.85:
-        moment = source.choice(usual.moments)
+        moment = source.choice(moments)
         return When(moment.who, moment.told, moment.message, moment.step, 0, after)
     # What happens again, or at all, only after another fault.
     who = source.choice([HUB, *setting.sites])
@@ -221,8 +257,10 @@ def _draw_when(source: random.Random, setting: Setting, usual: Reference) -> flo
     return When(who, told, source.choice(RECOVERING), None, source.randint(1, 12), after)
 
 
-def _draw_options(source: random.Random, kind: str) -> dict[str, Any]:
-    brief = source.choice((source.uniform(0.01, 1.0), source.uniform(1.0, 15.0), source.uniform(15.0, 28.0)))
+def _draw_options(source: random.Random, kind: str, setting: Setting) -> dict[str, Any]:
+    # Silence is noticed after 15 to 20 s; what is shorter than that costs a pause, not a site.
+    longest = (22.0, 45.0) if setting.goes_on else (15.0, 28.0)
+    brief = source.choice((source.uniform(0.01, 1.0), source.uniform(1.0, 15.0), source.uniform(*longest)))
     long = source.choice((brief, brief, source.uniform(28.0, 120.0)))
     if source.random() < 0.05:
         long = source.uniform(200.0, 900.0)
@@ -257,256 +295,3 @@ def _draw_options(source: random.Random, kind: str) -> dict[str, Any]:
             "power": source.random() < 0.4,
         }
     return {}
-
-
-# --- what should come of it ----------------------------------------------------------------------------------
-
-
-@dataclass
-class Reference:
-    """The undisturbed run."""
-
-    weights: dict[str, dict[str, torch.Tensor]]
-    losses: list[float | None]
-    dice: dict[str, float]
-    masks: dict[str, np.ndarray]
-    moments: list[Moment]
-    length: float
-
-
-@dataclass(frozen=True)
-class Refusal:
-    """A way in which a party may give up, if there was a fault that justifies it."""
-
-    who: str
-    """"hub" or "site"."""
-    error: type[Exception]
-    text: str
-    """Regular expression."""
-    justified: Callable[[Laboratory, list[Fault]], bool]
-
-
-def _hub_failed(lab: Laboratory, faults: list[Fault]) -> bool:
-    return lab.nodes[HUB].error is not None
-
-
-def _hub_is_done(lab: Laboratory, faults: list[Fault]) -> bool:
-    return lab.nodes[HUB].done
-
-
-def _no_room(lab: Laboratory, faults: list[Fault]) -> bool:
-    """A disk was full, and no service manager tries again."""
-    return not lab.manager and any(fault.kind == "full" for fault in faults)
-
-
-def _a_site_is_down(lab: Laboratory, faults: list[Fault]) -> bool:
-    """One has refused to go on, and no service manager tries again."""
-    return not lab.manager and any(
-        isinstance(lab.nodes[site].error, DiskTrouble) for site in lab.setting.sites
-    )
-
-
-def _too_long(lab: Laboratory, faults: list[Fault]) -> bool:
-    """Somebody was out of reach for longer than the coordinator's patience, and no service manager tries again."""
-    return not lab.manager and sum(fault.seconds for fault in faults) > lab.setting.patience
-
-
-REFUSALS = (
-    # Nobody answers any more, or the coordinator said why it failed.
-    Refusal("site", JobFailed, r"the coordinator ended the job", _hub_failed),
-    Refusal("site", DeadlinePassed, r"gave up on tcp://", _hub_is_done),
-    # No room where it is needed to go on at all. With a service manager nothing of the kind is an end.
-    Refusal("site", DiskTrouble, r"No space left on device", _no_room),
-    Refusal(
-        "hub", DiskTrouble, r"No space left on device|checkpoint of the last step was not written", _no_room
-    ),
-    Refusal("hub", DeadlinePassed, r"missing after|did not come back within", _a_site_is_down),
-    # Waiting has an end.
-    Refusal("hub", DeadlinePassed, r"missing after|did not come back within", _too_long),
-    Refusal("site", DeadlinePassed, r"gave up on tcp://", _too_long),
-)
-"""What is documented, and nothing else."""
-
-
-@dataclass
-class Outcome:
-    """What came of a schedule."""
-
-    seed: int
-    setting: Setting
-    faults: list[Fault]
-    problem: str = ""
-    """Empty: as it should be."""
-    refused: str = ""
-    """A refusal that is documented; empty: the undisturbed result."""
-    story: str = ""
-    virtual: float = 0.0
-
-    @property
-    def headline(self) -> str:
-        return f"seed {self.seed} ({self.setting.name}): " + (self.problem or self.refused or "exact")
-
-    def explain(self) -> str:
-        """For a failed test."""
-        listed = "\n".join(f"  {fault}" for fault in self.faults)
-        last = "\n".join(self.story.splitlines()[-40:])
-        return (
-            f"{self.headline}\nfaults:\n{listed}\nthe last of the story:\n{last}\n"
-            f"all of it: python -m tests.faults.replay {self.seed}"
-        )
-
-
-class Bench:
-    """Runs schedules; keeps what undisturbed runs gave.
-
-    Args:
-        folder: for files; default: in memory, if the system has such a place.
-    """
-
-    def __init__(self, folder: Path | None = None) -> None:
-        place = "/dev/shm" if folder is None and Path("/dev/shm").is_dir() else None
-        self.folder = folder or Path(tempfile.mkdtemp(prefix="splitproto-faults-", dir=place))
-        self.federation = self.folder / "federation"
-        make_federation(self.federation)
-        self._references: dict[tuple[str, int], Reference] = {}
-        self._count = 0
-
-    def close(self) -> None:
-        """Remove everything."""
-        wipe(self.folder)
-
-    def laboratory(self, setting: Setting, seed: int, **options: Any) -> Laboratory:
-        """A new one."""
-        self._count += 1
-        torch.set_num_threads(1)
-        return Laboratory(self.federation, self.folder / f"lab{self._count}", setting, seed, **options)
-
-    def reference(self, setting: Setting, run: int = 0) -> Reference:
-        """What the setting gives when nothing happens. The noise of defences depends on the run."""
-        noisy = "defences" in str(setting.job) + str(setting.peer)
-        key = setting.name, run if noisy else 0
-        if key not in self._references:
-            lab = self.laboratory(setting, 0, run=key[1])
-            try:
-                lab.run()
-                for node in lab.nodes.values():
-                    if node.error is not None:
-                        raise node.error
-                self._references[key] = _result(lab)
-            except BaseException:
-                print(lab.text())
-                raise
-            finally:
-                lab.close()
-        return self._references[key]
-
-    def schedule(self, seed: int) -> tuple[Setting, list[Fault]]:
-        """The setting and the faults of a seed."""
-        setting = random.Random(f"setting {seed}").choice(SETTINGS)
-        return setting, draw_faults(seed, setting, self.reference(setting))
-
-    def run(self, seed: int) -> Outcome:
-        """One schedule."""
-        setting, faults = self.schedule(seed)
-        return self.play(seed, setting, faults)
-
-    def play(self, seed: int, setting: Setting, faults: list[Fault]) -> Outcome:
-        """Run these faults and judge."""
-        outcome = Outcome(seed, setting, faults)
-        lab = self.laboratory(setting, seed, manager=seed % 2 == 1)
-        try:
-            arm(lab, faults)
-            try:
-                lab.run()
-            except Hang as hang:
-                outcome.problem = f"HANG: {hang}"
-            else:
-                self._judge(outcome, lab)
-            outcome.story, outcome.virtual = lab.text(), lab.loop.now
-        finally:
-            lab.close()
-        return outcome
-
-    def _judge(self, outcome: Outcome, lab: Laboratory) -> None:
-        outcome.problem = _complaints(lab)
-        if outcome.problem:
-            return
-        refused = []
-        for name, node in lab.nodes.items():
-            if node.error is None:
-                continue
-            known = [
-                refusal
-                for refusal in REFUSALS
-                if (refusal.who == HUB) == (name == HUB)
-                and type(node.error) is refusal.error
-                and re.search(refusal.text, str(node.error))
-            ]
-            if not any(refusal.justified(lab, outcome.faults) for refusal in known):
-                outcome.problem = f"{name} ended with {type(node.error).__name__}: {node.error}"
-                return
-            refused.append(f"{name}: {type(node.error).__name__}")
-        outcome.refused = ", ".join(refused)
-        if lab.nodes[HUB].error is None:
-            run = _number_of_run(lab)
-            outcome.problem = _differences(self.reference(outcome.setting, run), lab)
-
-
-def _complaints(lab: Laboratory) -> str:
-    for life, context in lab.loop.complaints:
-        error = context.get("exception")
-        return f"{life}: {context['message']}: {error!r}"
-    return ""
-
-
-def _number_of_run(lab: Laboratory) -> int:
-    return next(n for n in range(100) if run_id(n).hex() == lab.result["run"])
-
-
-def _result(lab: Laboratory) -> Reference:
-    result = lab.result
-    masks = {
-        path.name: np.asarray(nib.load(path).dataobj)
-        for path in sorted((lab.output / "predictions").glob("*"))
-    }
-    return Reference(
-        lab.weights(lab.setting.steps), _losses(lab), result["dice"], masks, lab.moments, lab.loop.now
-    )
-
-
-def _losses(lab: Laboratory) -> list[float | None]:
-    """Of every step; what a rollback made void is left out."""
-    kept: list[float | None] = []
-    for line in lab.metrics():
-        if line.get("rollback"):
-            del kept[line["step"] :]
-        elif "loss" in line:
-            if line["step"] != len(kept) + 1:
-                raise AssertionError(f"metrics.jsonl: step {line['step']} after step {len(kept)}")
-            kept.append(line["loss"])
-    return kept
-
-
-def _differences(usual: Reference, lab: Laboratory) -> str:
-    """What is not as in the undisturbed run."""
-    if not lab.result["complete"]:
-        return "the result is not complete"
-    try:
-        found = _result(lab)
-    except (DataError, AssertionError, ValueError, KeyError) as error:
-        return f"no result: {error}"
-    for who, tensors in usual.weights.items():
-        if tensors.keys() != found.weights[who].keys():
-            return f"{who} has other tensors"
-        for name, tensor in tensors.items():
-            if not torch.equal(tensor, found.weights[who][name]):
-                return f"the weights of {who} differ ({name})"
-    if usual.losses != found.losses:
-        return f"the losses differ: {found.losses} for {usual.losses}"
-    if str(usual.dice) != str(found.dice):
-        return f"Dice differs: {found.dice} for {usual.dice}"
-    if usual.masks.keys() != found.masks.keys() or any(
-        not np.array_equal(mask, found.masks[name]) for name, mask in usual.masks.items()
-    ):
-        return "the masks differ"
-    return ""
