@@ -268,11 +268,6 @@ class Node:
         self.lab.disks.release(life)
         if power:
             self.lab.disks.power_lost(self.name)
-        if self.name == HUB and self.lab.is_over():
-            # All was told and written; only the process was still there. Started again it would begin a new run.
-            self.done = True
-            self.lab.check()
-            return
         self.lab.later(back_s, self.start)
 
     def hold(self, seconds: float) -> None:
@@ -483,11 +478,6 @@ class Laboratory:
     def metrics(self) -> list[dict[str, Any]]:
         path = self.output / "metrics.jsonl"
         return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-
-    def is_over(self) -> bool:
-        """Whether the coordinator has noted that nothing is left to do."""
-        record = self.folder / HUB / "state" / "try.run.json"
-        return record.exists() and json.loads(record.read_text())["state"] == "over"
 
     @property
     def result(self) -> dict[str, Any]:
