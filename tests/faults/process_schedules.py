@@ -123,6 +123,8 @@ class Schedule:
 def draw(seed: int) -> Schedule:
     """The schedule of a seed."""
     source = Random(seed)
+    if seed % 10 == 9:
+        return _storm(seed, source)
     variant = source.choice(list(VARIANTS))
     sites = [f"site-{modality}" for modality in VARIANTS[variant].modalities]
     wires = {site: source.choice(("", "octets", "octets", "envelopes")) for site in sites}
@@ -143,6 +145,19 @@ def draw(seed: int) -> Schedule:
         source.choice((1, 4, 7, 10, 100)),
         source.choice((1, 4, 8)),
         tuple(sorted(accidents, key=lambda accident: accident.step)),
+    )
+
+
+def _storm(seed: int, source: Random) -> Schedule:
+    """Links that are cut again and again, at any place within a step."""
+    variant = source.choice(("two sites", "fresh noise", "kept noise"))
+    sites = [f"site-{modality}" for modality in VARIANTS[variant].modalities]
+    cuts = [
+        Accident("cut", source.choice(sites), step, source.uniform(0, 0.1), 0.0)
+        for step in range(2, STEPS - 1)
+    ]
+    return Schedule(
+        seed, variant, dict.fromkeys(sites, source.choice(("octets", "envelopes"))), 10, 4, tuple(cuts)
     )
 
 
