@@ -19,7 +19,7 @@ import nibabel as nib
 import numpy as np
 import torch
 
-from splitpeer.errors import DataError, DeadlinePassed, DiskTrouble, JobFailed
+from splitpeer.errors import ConnectionRefused, DataError, DeadlinePassed, DiskTrouble, JobFailed
 
 from .disk import wipe
 from .laboratory import HUB, Laboratory, Moment, Setting, make_federation, run_id
@@ -51,30 +51,39 @@ class Refusal:
     """For the summary."""
     text: str
     """Regular expression."""
-    justified: Callable[[Laboratory, list[Fault]], bool]
+    justified: Callable[[Laboratory, list[Fault], str], bool]
+    """Whether the party named may end so."""
 
 
-def _hub_failed(lab: Laboratory, faults: list[Fault]) -> bool:
+def _hub_failed(lab: Laboratory, faults: list[Fault], who: str) -> bool:
     return lab.nodes[HUB].error is not None
 
 
-def _hub_is_done(lab: Laboratory, faults: list[Fault]) -> bool:
+def _hub_is_done(lab: Laboratory, faults: list[Fault], who: str) -> bool:
     return lab.nodes[HUB].done
 
 
-def _no_room(lab: Laboratory, faults: list[Fault]) -> bool:
+def _no_room(lab: Laboratory, faults: list[Fault], who: str) -> bool:
     """A disk was full, and no service manager tries again."""
     return not lab.manager and any(fault.kind == "full" for fault in faults)
 
 
-def _a_site_is_down(lab: Laboratory, faults: list[Fault]) -> bool:
+def _a_site_is_down(lab: Laboratory, faults: list[Fault], who: str) -> bool:
     """One has refused to go on, and no service manager tries again."""
-    return not lab.manager and any(
-        isinstance(lab.nodes[site].error, DiskTrouble) for site in lab.setting.sites
+    gone = (ConnectionRefused,) if lab.manager else (ConnectionRefused, DiskTrouble)
+    return any(isinstance(lab.nodes[site].error, gone) for site in lab.setting.sites)
+
+
+def _never_worked(lab: Laboratory, faults: list[Fault], who: str) -> bool:
+    """Somebody tampered with the first link of this process, which takes it for the wrong port."""
+    return any(fault.kind == "tamper" and fault.host == who for fault in faults) and not any(
+        (moment.who, moment.told, moment.message) == (who, "sent", "job-accept")
+        and moment.at >= lab.nodes[who].since
+        for moment in lab.moments
     )
 
 
-def _too_long(lab: Laboratory, faults: list[Fault]) -> bool:
+def _too_long(lab: Laboratory, faults: list[Fault], who: str) -> bool:
     """Somebody was out of reach for longer than the coordinator's patience, and no service manager tries again."""
     return not lab.manager and sum(fault.seconds for fault in faults) > lab.setting.patience
 
@@ -90,7 +99,8 @@ REFUSALS = (
         "hub", DiskTrouble, "disk full", r"No space left on device|checkpoint of the last step was not written",
         _no_room,
     ),
-    Refusal("hub", DeadlinePassed, "a site's disk was full", GAVE_UP, _a_site_is_down),
+    Refusal("hub", DeadlinePassed, "a site had refused", GAVE_UP, _a_site_is_down),
+    Refusal("site", ConnectionRefused, "its first link was tampered with", r"altered|damaged", _never_worked),
     # Waiting has an end.
     Refusal("hub", DeadlinePassed, "away for longer than reconnect_s", GAVE_UP, _too_long),
     Refusal("site", DeadlinePassed, "away for longer than reconnect_s", r"gave up on tcp://", _too_long),
@@ -253,7 +263,7 @@ class Bench:
                 if (refusal.who == HUB) == (name == HUB)
                 and type(node.error) is refusal.error
                 and re.search(refusal.text, str(node.error))
-                and refusal.justified(lab, outcome.faults)
+                and refusal.justified(lab, outcome.faults, name)
             ]
             if not known:
                 outcome.problem = f"{name} ended with {type(node.error).__name__}: {node.error}"
