@@ -67,6 +67,8 @@ READ_S = 600.0
 INVENTORY_PIECE = 500
 LEAVE_S = 5.0
 """How long a site that was asked to stop waits for the gradients of its pending step."""
+DAMAGED_AT_FIRST = 3
+"""So often a first link may fail because of what may be damage done on the way; then it is a refusal."""
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 15.0
 
 
@@ -100,6 +102,8 @@ class Client:
         self._job: SiteJob | None = None
         self._deadline: float | None = None
         self._pause = _FIRST_PAUSE
+        self._damaged = 0
+        """First links that failed so."""
         self._octets = (0, 0)
         """In and out, of links that are over."""
 
@@ -220,13 +224,15 @@ class Client:
 
     def _may_pass(self, error: SplitprotoError) -> bool:
         """Whether dialling again may succeed."""
-        if self._job is None:
-            # The first link: another service's port, another version. Whoever set it up wants to know now.
-            return error.retry
         # SP-4-6: what anybody on the way can forge or damage is no refusal.
         forgeable = isinstance(error, EnvelopeError | CarrierVersionError)
         damaged = isinstance(error, SecureChannelError) and not error.final
-        return error.retry or forgeable or damaged
+        if error.retry or not (forgeable or damaged):
+            return error.retry
+        if self._job is None:
+            # Never admitted: it may as well be the wrong port, and whoever set it up wants to know soon.
+            self._damaged += 1
+        return self._damaged <= DAMAGED_AT_FIRST
 
     async def _wait(self) -> None:
         """Pause before dialling again, or until asked to stop."""

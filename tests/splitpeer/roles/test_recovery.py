@@ -228,14 +228,14 @@ async def test_a_line_cut_at_the_worst_moment(
 
 @pytest.mark.parametrize("before", [True, False], ids=["admitted before", "never admitted"])
 async def test_what_anybody_on_the_way_can_forge_ends_no_site(scene, monkeypatch, before: bool) -> None:
-    """SP-4-6: damage while a site dials anew is waited out; at the first dial it is told, and so are certificates."""
+    """SP-4-6: damage while a site dials anew is waited out, at a first dial a few times; not so certificates."""
     from splitpeer.errors import ConnectionRefused
     from splitpeer.roles import client
     from splitproto import dial
     from splitproto.errors import CarrierVersionError, EnvelopeError, LinkLost, SecureChannelError
 
     scene.cast("flair", "t1")
-    forged = [EnvelopeError("forged"), CarrierVersionError("forged"), SecureChannelError("damaged")]
+    forged = [EnvelopeError("forged"), CarrierVersionError("forged"), SecureChannelError("forged")] * 3
     if before:
         forged.append(SecureChannelError("the certificate is refused", final=True))
     links = 0
@@ -265,8 +265,8 @@ async def test_what_anybody_on_the_way_can_forge_ends_no_site(scene, monkeypatch
         error = done.pop().exception()
     assert isinstance(error, ConnectionRefused)
     assert ("certificate" if before else "forged") in str(error)
-    # Two sites dial: at their first link each hears one of them.
-    assert len(forged) == 0 if before else len(forged) >= 1
+    # Two sites dial: at their first link each hears some of them.
+    assert len(forged) == 0 if before else 9 - 2 * 4 <= len(forged) <= 9 - 4
 
 
 async def test_a_spent_key_is_replaced_without_a_trace(scene, monkeypatch) -> None:
