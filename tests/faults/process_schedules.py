@@ -38,7 +38,7 @@ SHORT, LONG = (0.3, 2.5), (5.0, 6.5)
 """Seconds, within the silence that a link bears, and beyond."""
 RECHECK_S = 1.0
 STEPS = 40
-LIMIT_S = 110.0
+LIMIT_S = 300.0
 """For a schedule as a whole: generous, since it says no more than that nothing hangs."""
 RUN = "5a" * 16
 

@@ -34,7 +34,7 @@ def undisturbed(
     return of
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(500)
 @pytest.mark.parametrize("seed", SEEDS)
 def test_schedule(seed: int, scene, wires, undisturbed, outcomes) -> None:
     schedule = draw(seed)
