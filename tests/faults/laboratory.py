@@ -178,8 +178,6 @@ class Node:
         self.life: Life | None = None
         self.stop: asyncio.Event | None = None
         self.starts = 0
-        self.since = 0.0
-        """When its last process began."""
         self.error: BaseException | None = None
         """How it ended for good."""
         self.done = False
@@ -194,7 +192,6 @@ class Node:
             return
         lab = self.lab
         self.starts += 1
-        self.since = lab.loop.now
         self.asked_to_stop = False
         self.life = Life(self.name)
         lab.network.powered(self.name)

@@ -19,7 +19,7 @@ import nibabel as nib
 import numpy as np
 import torch
 
-from splitpeer.errors import ConnectionRefused, DataError, DeadlinePassed, DiskTrouble, JobFailed
+from splitpeer.errors import DataError, DeadlinePassed, DiskTrouble, JobFailed
 
 from .disk import wipe
 from .laboratory import HUB, Laboratory, Moment, Setting, make_federation, run_id
@@ -70,16 +70,8 @@ def _no_room(lab: Laboratory, faults: list[Fault], who: str) -> bool:
 
 def _a_site_is_down(lab: Laboratory, faults: list[Fault], who: str) -> bool:
     """One has refused to go on, and no service manager tries again."""
-    gone = (ConnectionRefused,) if lab.manager else (ConnectionRefused, DiskTrouble)
-    return any(isinstance(lab.nodes[site].error, gone) for site in lab.setting.sites)
-
-
-def _never_worked(lab: Laboratory, faults: list[Fault], who: str) -> bool:
-    """Somebody tampered with the first link of this process, which takes it for the wrong port."""
-    return any(fault.kind == "tamper" and fault.host == who for fault in faults) and not any(
-        (moment.who, moment.told, moment.message) == (who, "sent", "job-accept")
-        and moment.at >= lab.nodes[who].since
-        for moment in lab.moments
+    return not lab.manager and any(
+        isinstance(lab.nodes[site].error, DiskTrouble) for site in lab.setting.sites
     )
 
 
@@ -99,8 +91,7 @@ REFUSALS = (
         "hub", DiskTrouble, "disk full", r"No space left on device|checkpoint of the last step was not written",
         _no_room,
     ),
-    Refusal("hub", DeadlinePassed, "a site had refused", GAVE_UP, _a_site_is_down),
-    Refusal("site", ConnectionRefused, "its first link was tampered with", r"altered|damaged", _never_worked),
+    Refusal("hub", DeadlinePassed, "a site's disk was full", GAVE_UP, _a_site_is_down),
     # Waiting has an end.
     Refusal("hub", DeadlinePassed, "away for longer than reconnect_s", GAVE_UP, _too_long),
     Refusal("site", DeadlinePassed, "away for longer than reconnect_s", r"gave up on tcp://", _too_long),
