@@ -13,7 +13,7 @@ import ssl
 
 from .constants import MAX_ENVELOPE_BODY, MAX_HANDSHAKE_BYTES
 from .errors import ChannelTruncated, SecureChannelError
-from .identity import about_certificates, explain
+from .identity import explain, refused
 
 RECORD = 16 * 1024
 """Plaintext octets of one full TLS record (RFC 8446 5.1)."""
@@ -140,6 +140,8 @@ class Channel:
         return f"{self._tls.version()} {cipher[0]}" if cipher else "no TLS yet"
 
     def _failed(self, error: ssl.SSLError) -> SecureChannelError:
-        return SecureChannelError(
-            explain(error, local_is_server=self._server_side), final=about_certificates(error)
-        )
+        whose = refused(error)
+        # Before that an alert is plaintext: anybody on the way can send one.
+        if whose == "ours" and not self.secure:
+            whose = ""
+        return SecureChannelError(explain(error, local_is_server=self._server_side), refused=whose)

@@ -172,6 +172,7 @@ class Connection:
         self._handshake_ends = now + self._timing.handshake
         self._close_ends = math.inf
         self._worn_at = math.inf
+        self._retired_at = math.inf
         self._heard = now
         self._pinged = now
 
@@ -274,14 +275,14 @@ class Connection:
         if self.agreement is None:
             return self._handshake_ends
         silent_until = max(self._heard, self._pinged) + self._timing.heartbeat
-        return min(silent_until, self._heard + self._timing.silence, self._worn_at)
+        return min(silent_until, self._heard + self._timing.silence, self._worn_at, self._retired_at)
 
     def handle_timer(self, now: float) -> None:
         """Heartbeats, deadlines, and the end of the link's life."""
         if self.closed:
             return
         if now >= self._worn_at:
-            self._rotation(f"the link has lived for {self._timing.lifetime:g} s")
+            self._rotation(f"the link has lived for {self._timing.lifetime:g} s", now)
         if self._channel.shut:
             if now >= self._close_ends:
                 self._close(None)
@@ -289,6 +290,10 @@ class Connection:
             if now >= self._handshake_ends:
                 waited = "TLS" if not self._channel.secure else "hello and welcome"
                 self._fail(DeadlineExceeded(f"no {waited} within {self._timing.handshake:g} s"), now)
+        elif now >= self._retired_at:
+            self.lost(
+                LinkLost(f"the link was to be replaced for {constants.ROTATION_GRACE:g} s, and was not")
+            )
         elif now >= self._heard + self._timing.silence:
             self.lost(LinkLost(f"the peer was silent for {self._timing.silence:g} s"))
         elif now >= max(self._heard, self._pinged) + self._timing.heartbeat:
@@ -532,7 +537,7 @@ class Connection:
         elif self._finishing:
             self._channel.close()
             self._close_ends = now + self._timing.close
-        self._count_budget()
+        self._count_budget(now)
 
     def _body_frame(self, out: _Outgoing) -> None:
         if out.frames is None:
@@ -564,16 +569,17 @@ class Connection:
         if out.sent is not None:
             out.sent()
 
-    def _count_budget(self) -> None:
+    def _count_budget(self, now: float) -> None:
         # SP-6-10: nobody updates keys for us, so a link retires before AES-GCM's limit.
         if (
             self._channel.records_out >= self._timing.record_budget
             or self._channel.bytes_out >= self._timing.byte_budget
         ):
-            self._rotation("the key's budget is spent")
+            self._rotation("the key's budget is spent", now)
 
-    def _rotation(self, cause: str) -> None:
-        self._worn_at = math.inf
+    def _rotation(self, cause: str, now: float) -> None:
+        # SP-6-10: a peer that never lets go of the link does not keep it.
+        self._retired_at, self._worn_at = min(self._retired_at, now + constants.ROTATION_GRACE), math.inf
         if not self._rotation_told:
             self._rotation_told = True
             self._events.append(RotationDue(cause))

@@ -21,7 +21,9 @@ RECORD_BUDGET = 1 << 24
 BYTE_BUDGET = 256 << 30
 """Bytes per direction and key."""
 LINK_LIFETIME = 86_400.0
-"""Seconds that one TLS key is used: who took a key, or was revoked unnoticed, has a day at most."""
+"""Seconds that one TLS key is used: who took a key, or was revoked unnoticed, has a day and an hour at most."""
+ROTATION_GRACE = 3600.0
+"""Seconds that a peer may keep a link that is to be replaced: it may be in the middle of a step."""
 RECHECK_INTERVAL = 30.0
 """Seconds between two looks at the certificates of links that are open."""
 

@@ -16,6 +16,8 @@ A method that documents what it raises raises nothing else: any other exception 
 
 from __future__ import annotations
 
+from typing import Literal
+
 __all__ = ["BY_CODE", "LocalError", "RemoteError", "SplitprotoError", "printable"]
 
 
@@ -107,14 +109,15 @@ class SecureChannelError(LocalError):
     """TLS failed: version, certificate, or damaged records.
 
     Args:
-        final: a certificate was refused. The rest may be damage done on the way.
+        refused: "ours": the peer refuses our certificate, and said so where nobody else can. "theirs": what answered
+            showed one that we refuse. Empty: it may be damage done on the way.
     """
 
     code, name = 0x0201, "tls-failed"
 
-    def __init__(self, reason: str, detail: str = "", *, final: bool = False) -> None:
+    def __init__(self, reason: str, detail: str = "", *, refused: Literal["", "theirs", "ours"] = "") -> None:
         super().__init__(reason, detail)
-        self.final = final
+        self.refused = refused
 
 
 class ChannelTruncated(LocalError):

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from types import MappingProxyType
+from typing import Literal
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -266,7 +267,7 @@ def _certificates(path: Path, what: str) -> list[x509.Certificate]:
     pem = _read(path, what)
     try:
         return x509.load_pem_x509_certificates(pem)
-    except ValueError as error:
+    except (ValueError, x509.InvalidVersion) as error:
         raise _unusable(
             f"{path}: not a PEM {what}: expected a file that starts with -----BEGIN CERTIFICATE-----"
         ) from error
@@ -275,7 +276,7 @@ def _certificates(path: Path, what: str) -> list[x509.Certificate]:
 def _revocations(path: Path) -> x509.CertificateRevocationList:
     try:
         return x509.load_pem_x509_crl(_read(path, "revocation list"))
-    except ValueError as error:
+    except (ValueError, x509.InvalidVersion) as error:
         raise _unusable(
             f"{path}: not a PEM revocation list: expected a file that starts with -----BEGIN X509 CRL-----"
         ) from error
@@ -392,12 +393,12 @@ _LOCAL = {
 }
 
 
-def about_certificates(error: ssl.SSLError) -> bool:
-    """Whether a TLS failure is a certificate that one side refused; not damage, which anybody on the way may do."""
+def refused(error: ssl.SSLError) -> Literal["", "theirs", "ours"]:
+    """Whose certificate a TLS failure refuses; empty: it may be damage, which anybody on the way can do."""
     if isinstance(error, ssl.SSLCertVerificationError):
-        return True
+        return "theirs"
     _, _, alert = str(getattr(error, "reason", None) or "").partition("ALERT_")
-    return alert in _REFUSALS
+    return "ours" if alert in _REFUSALS else ""
 
 
 def explain(error: ssl.SSLError, *, local_is_server: bool) -> str:

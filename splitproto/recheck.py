@@ -62,7 +62,8 @@ class Recheck:
         self._credentials = credentials
         self._marks: dict[Path, Mark] = {}
         self._files = b""
-        self._lists: list[x509.CertificateRevocationList] = []
+        self._lists: dict[x509.Name, x509.CertificateRevocationList] = {}
+        """By issuer, the newest that was seen."""
         self._complained: set[str] = set()
 
     def look(self, now: datetime) -> None:
@@ -84,16 +85,13 @@ class Recheck:
 
     def must_end(self, link: Made, now: datetime) -> LocalError | None:
         """Why `link` must end now, if it must; the peer is told."""
-        for listed in self._lists:
-            serial = link.certificate.serial_number
-            if (
-                listed.issuer == link.certificate.issuer
-                and listed.get_revoked_certificate_by_serial_number(serial) is not None
-            ):
-                return IdentityError(
-                    f"the certificate of {link.peer.role} {link.peer.site} (serial {link.peer.serial}) has been "
-                    "revoked by the CA: ask whoever keeps the CA for a new one"
-                )
+        listed = self._lists.get(link.certificate.issuer)
+        serial = link.certificate.serial_number
+        if listed is not None and listed.get_revoked_certificate_by_serial_number(serial) is not None:
+            return IdentityError(
+                f"the certificate of {link.peer.role} {link.peer.site} (serial {link.peer.serial}) has been "
+                "revoked by the CA: ask whoever keeps the CA for a new one"
+            )
         for one in (link.peer, link.own):
             if now >= one.not_after:
                 return CertificateEnded(
@@ -126,7 +124,7 @@ class Recheck:
     def _outdated(self, now: datetime) -> list[x509.CertificateRevocationList]:
         return [
             listed
-            for listed in self._lists
+            for listed in self._lists.values()
             if listed.next_update_utc is not None and listed.next_update_utc < now
         ]
 
@@ -147,20 +145,28 @@ class Recheck:
     def _read_lists(self, path: Path) -> bool:
         """Take the lists that the CA has signed; whether all are such."""
         try:
-            found = [x509.load_pem_x509_crl(pem) for pem in _CRL.findall(path.read_bytes())]
+            found = _CRL.findall(path.read_bytes())
             authorities = x509.load_pem_x509_certificates(self._credentials.ca.read_bytes())
         except (OSError, ValueError) as error:
             self._complain(
                 f"{path}: cannot be read ({error}): open links stay, put the CA's revocation list there"
             )
             return False
-        good = [listed for listed in found if _signed(listed, authorities)]
-        if good:
-            self._lists = good
+        good = [listed for pem in found if (listed := _signed(pem, authorities)) is not None]
         if not good or len(good) < len(found):
             self._complain(
                 f"{path}: not a revocation list of our CA: open links stay, fetch the one of the CA"
             )
+        for listed in good:
+            held = self._lists.get(listed.issuer)
+            # Whoever can replace the file may have an old one, signed as well, from before a revocation.
+            if held is not None and listed.last_update_utc < held.last_update_utc:
+                self._complain(
+                    f"{path}: an older revocation list ({listed.last_update_utc:%Y-%m-%d %H:%M} UTC) than the one "
+                    "before: for open links the newer one counts, fetch it from the CA"
+                )
+            else:
+                self._lists[listed.issuer] = listed
         return bool(good)
 
     def _complain(self, line: str) -> None:
@@ -178,12 +184,13 @@ def _mark(path: Path) -> Mark:
     return status.st_mtime_ns, status.st_ino, status.st_size
 
 
-def _signed(listed: x509.CertificateRevocationList, authorities: list[x509.Certificate]) -> bool:
-    for authority in authorities:
-        if authority.subject == listed.issuer:
-            try:
-                if listed.is_signature_valid(authority.public_key()):  # type: ignore[arg-type]
-                    return True
-            except (TypeError, ValueError):
-                continue  # a kind of key that signs no lists
-    return False
+def _signed(pem: bytes, authorities: list[x509.Certificate]) -> x509.CertificateRevocationList | None:
+    """The list, if one of these CAs has signed it."""
+    try:
+        listed = x509.load_pem_x509_crl(pem)
+        for authority in authorities:
+            if authority.subject == listed.issuer and listed.is_signature_valid(authority.public_key()):  # type: ignore[arg-type]
+                return listed
+    except Exception:
+        return None
+    return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable
 from datetime import UTC, datetime
 
@@ -12,6 +13,8 @@ from .errors import SplitprotoError
 from .identity import Credentials, Identity
 from .recheck import Made, Recheck
 from .session import Session
+
+log = logging.getLogger(__name__)
 
 
 class Vigil:
@@ -55,7 +58,11 @@ class Vigil:
         # First, so that a defect below does not end the vigil; the loop's exception handler hears of it.
         self._timer = self._loop.call_later(self._interval, self._look)
         now = datetime.now(UTC)
-        self._recheck.look(now)
+        try:
+            self._recheck.look(now)
+        except Exception:
+            # What is known already is judged all the same.
+            log.exception("the files of certificates could not be looked at")
         ended = []
         for session, (source, made) in list(self._links.items()):
             if (error := self._recheck.must_end(made, now)) is not None:

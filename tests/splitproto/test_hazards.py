@@ -11,7 +11,7 @@ import pytest
 
 from splitproto import codec, envelope, framing
 from splitproto.connection import Timing
-from splitproto.constants import ENVELOPE_HEADER, MAX_ENVELOPE_BODY, MAX_HANDSHAKE_BYTES
+from splitproto.constants import ENVELOPE_HEADER, MAX_ENVELOPE_BODY, MAX_HANDSHAKE_BYTES, ROTATION_GRACE
 from splitproto.envelope import NO_LINK, Kind, ResetReason
 from splitproto.errors import (
     BY_CODE,
@@ -240,7 +240,19 @@ def test_damage_in_the_handshake_is_not_taken_for_a_refused_certificate(
     for side in Side:
         ended = pair.closed(side)
         if ended is not None and isinstance(ended.error, SecureChannelError):
-            assert not ended.error.final, ended.error
+            assert not ended.error.refused, ended.error
+
+
+@pytest.mark.parametrize("alert", [42, 43, 44, 45, 46, 48, 49, 116])
+def test_an_alert_that_anybody_can_send_refuses_no_certificate(alert: int, make_pair: MakePair) -> None:
+    """SP-4-6: before TLS has keys, an alert is plaintext."""
+    pair = make_pair()
+    pair.client.next_envelope(0.0)
+    forged = bytes((21, 3, 3, 0, 2, 2, alert))
+    pair.client.receive(envelope.encode(Kind.DATA, pair.client.link, 0, forged), 0.0)
+    (closed,) = [event for event in pair.client.events() if isinstance(event, Closed)]
+    assert isinstance(closed.error, SecureChannelError)
+    assert not closed.error.refused
 
 
 # --- admission ---------------------------------------------------------------------------------------------
@@ -259,7 +271,7 @@ def test_tls_done_is_not_admission_when_the_server_refuses_the_certificate(
     assert isinstance(found, SecureChannelError) and isinstance(told, SecureChannelError)
     assert ("expired" if who == "expired" else "CA") in str(found)
     assert "our certificate" in str(told), "the alert was delivered although the call raised"
-    assert found.final and told.final, "no new link changes that"
+    assert (found.refused, told.refused) == ("theirs", "ours"), "no new link changes that"
 
 
 def test_tls_done_is_not_admission_while_welcome_is_missing(make_pair: MakePair) -> None:
@@ -493,6 +505,15 @@ def test_a_link_that_is_old_asks_for_rotation_once_and_goes_on(make_pair: MakePa
         seen.add(now)
     assert 103.0 in seen
     assert pair.closed(CLIENT) is pair.closed(COORDINATOR) is None
+    # A peer that keeps a step pending does not keep the link.
+    while now < 103.0 + ROTATION_GRACE:
+        assert pair.closed(CLIENT) is pair.closed(COORDINATOR) is None
+        now = min(pair.of(side).next_timer() for side in Side)
+        for side in Side:
+            pair.of(side).handle_timer(now)
+        pair.exchange(now)
+    for side in Side:
+        assert isinstance(pair.closed(side).error, LinkLost) and "replaced" in str(pair.closed(side).error)
 
 
 # --- ends --------------------------------------------------------------------------------------------------

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import base64
 import logging
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 from cryptography import x509
+from cryptography.hazmat.primitives import serialization
 
 from splitproto import pki
-from splitproto.errors import CertificateEnded, IdentityError
+from splitproto.errors import CertificateEnded, IdentityError, LocalError
 from splitproto.identity import Credentials, read_identity
 from splitproto.recheck import Made, Recheck, files_digest
 
@@ -133,6 +136,48 @@ def test_a_list_that_cannot_be_used_ends_no_link_asks_for_none_and_is_told_once(
     about = [record.message for record in caplog.records if str(crl) in record.message]
     assert about and len(about) == len(set(about)) <= 2
     assert all("open links stay" in line for line in about)
+
+
+def test_no_damage_to_a_list_ends_the_vigil_or_undoes_a_revocation(hub: Hub, recheck: Recheck) -> None:
+    """What a parser raises is more than ValueError, and some of it only when a field is looked at."""
+    north, crl = hub.link("north"), hub.own.crl
+    assert crl is not None
+    pki.revoke(hub.folder, "north", now=NOW)
+    good = crl.read_bytes()
+    recheck.look(NOW)
+    der = x509.load_pem_x509_crl(good).public_bytes(serialization.Encoding.DER)
+    for position in range(len(der)):
+        for bit in (0x01, 0x80):
+            damaged = bytearray(der)
+            damaged[position] ^= bit
+            crl.write_bytes(
+                b"-----BEGIN X509 CRL-----\n" + base64.encodebytes(damaged) + b"-----END X509 CRL-----\n"
+            )
+            recheck.look(NOW)
+            assert recheck.must_end(north, NOW) is not None, position
+            with suppress(LocalError):
+                hub.own.server_context()
+    crl.write_bytes(crl.read_bytes() + good)
+    fresh = Recheck(hub.own)
+    fresh.look(NOW)
+    assert fresh.must_end(north, NOW) is not None, "the good list behind a damaged one"
+
+
+def test_an_older_list_undoes_no_revocation(
+    hub: Hub, recheck: Recheck, caplog: pytest.LogCaptureFixture
+) -> None:
+    north, crl = hub.link("north"), hub.own.crl
+    assert crl is not None
+    before = crl.read_bytes()
+    pki.revoke(hub.folder, "north", now=NOW + HOUR)
+    recheck.look(NOW + HOUR)
+    assert recheck.must_end(north, NOW + HOUR) is not None
+    crl.unlink()
+    crl.write_bytes(before)
+    with caplog.at_level(logging.WARNING):
+        recheck.look(NOW + HOUR)
+    assert recheck.must_end(north, NOW + HOUR) is not None
+    assert any("older revocation list" in record.message for record in caplog.records)
 
 
 def test_a_list_that_was_damaged_counts_again_when_it_is_repaired(hub: Hub, recheck: Recheck) -> None:

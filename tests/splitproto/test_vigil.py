@@ -25,6 +25,7 @@ from splitproto.errors import (
     SplitprotoError,
 )
 from splitproto.identity import Credentials
+from splitproto.recheck import Recheck
 from splitproto.session import Session
 from tests.splitproto.links import SOON, Hub, hub_of, over, part, quiet
 
@@ -160,6 +161,25 @@ async def test_a_callback_that_fails_spares_nobody(live: Pki) -> None:
             pki.revoke(live.folder, site, now=datetime.now(UTC))
         await asyncio.gather(over(charite), over(ukm))
     assert failures, "the defect is not hidden either"
+
+
+async def test_a_look_that_fails_spares_nobody(
+    live: Pki, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with looking(live) as hub:
+        charite, _ = await link(hub)
+        pki.revoke(live.folder, "charite", now=datetime.now(UTC))
+        look, looks = Recheck.look, []
+
+        def once(self: Recheck, now: datetime) -> None:
+            looks.append(now)
+            if len(looks) > 1:
+                raise RuntimeError("a defect")
+            look(self, now)
+
+        monkeypatch.setattr(Recheck, "look", once)
+        await over(charite)
+    assert len(looks) == 1 or "could not be looked at" in caplog.text
 
 
 # --- ended ---------------------------------------------------------------------------------------------------

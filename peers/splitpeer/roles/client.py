@@ -224,11 +224,14 @@ class Client:
 
     def _may_pass(self, error: SplitprotoError) -> bool:
         """Whether dialling again may succeed."""
-        # SP-4-6: what anybody on the way can forge or damage is no refusal.
-        forgeable = isinstance(error, EnvelopeError | CarrierVersionError)
-        damaged = isinstance(error, SecureChannelError) and not error.final
-        if error.retry or not (forgeable or damaged):
-            return error.retry
+        if error.retry:
+            return True
+        if isinstance(error, SecureChannelError):
+            # SP-4-6: only a refusal that came encrypted is the coordinator's own word.
+            if error.refused == "ours" or (error.refused == "theirs" and self._job is None):
+                return False
+        elif not isinstance(error, EnvelopeError | CarrierVersionError):
+            return False
         if self._job is None:
             # Never admitted: it may as well be the wrong port, and whoever set it up wants to know soon.
             self._damaged += 1

@@ -237,7 +237,8 @@ async def test_what_anybody_on_the_way_can_forge_ends_no_site(scene, monkeypatch
     scene.cast("flair", "t1")
     forged = [EnvelopeError("forged"), CarrierVersionError("forged"), SecureChannelError("forged")] * 3
     if before:
-        forged.append(SecureChannelError("the certificate is refused", final=True))
+        forged.append(SecureChannelError("somebody else answers", refused="theirs"))
+        forged.append(SecureChannelError("our certificate is refused", refused="ours"))
     links = 0
 
     async def fragile(address, credentials, *arguments, **keywords):
