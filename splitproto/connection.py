@@ -576,6 +576,8 @@ class Connection:
             or self._channel.bytes_out >= self._timing.byte_budget
         ):
             self._rotation("the key's budget is spent", now)
+        elif self._next_stream >= constants.STREAM_BUDGET:
+            self._rotation("its stream ids come to an end", now)
 
     def _rotation(self, cause: str, now: float) -> None:
         # SP-6-10: a peer that never lets go of the link does not keep it.

@@ -20,6 +20,8 @@ RECORD_BUDGET = 1 << 24
 """Records per direction and key; RFC 8446 5.5 allows 2^24.5 full AES-GCM records."""
 BYTE_BUDGET = 256 << 30
 """Bytes per direction and key."""
+STREAM_BUDGET = 1 << 31
+"""A side whose next stream id is this high asks for a new link: half of all ids are left for what is under way."""
 LINK_LIFETIME = 86_400.0
 """Seconds that one TLS key is used: who took a key, or was revoked unnoticed, has a day and an hour at most."""
 ROTATION_GRACE = 3600.0

@@ -11,7 +11,13 @@ import pytest
 
 from splitproto import codec, envelope, framing
 from splitproto.connection import Timing
-from splitproto.constants import ENVELOPE_HEADER, MAX_ENVELOPE_BODY, MAX_HANDSHAKE_BYTES, ROTATION_GRACE
+from splitproto.constants import (
+    ENVELOPE_HEADER,
+    MAX_ENVELOPE_BODY,
+    MAX_HANDSHAKE_BYTES,
+    ROTATION_GRACE,
+    STREAM_BUDGET,
+)
 from splitproto.envelope import NO_LINK, Kind, ResetReason
 from splitproto.errors import (
     BY_CODE,
@@ -486,6 +492,29 @@ def test_the_budget_of_a_key_asks_for_rotation_once_and_the_link_goes_on(
     assert len(pair.messages(COORDINATOR)) == 3
     for side in Side:
         pair.of(side).send(Bye("rotate", ""))
+        pair.exchange()
+    assert pair.closed(CLIENT) == pair.closed(COORDINATOR) == Closed(None)
+
+
+@pytest.mark.parametrize("side", list(Side), ids=lambda side: side.value)
+def test_stream_ids_that_come_to_an_end_ask_for_rotation_and_the_link_goes_on(
+    side: Side, make_pair: MakePair, example: Example
+) -> None:
+    """SP-6-10."""
+    pair = make_pair().work()
+    pair.of(side)._next_stream += STREAM_BUDGET - 10
+    message = example("applied" if side is CLIENT else "progress")
+    for count in range(1, 8):
+        pair.of(side).send(message)
+        pair.exchange()
+        due = [event for event in pair.heard[side] if isinstance(event, RotationDue)]
+        high = pair.of(side)._next_stream >= STREAM_BUDGET
+        assert due == ([RotationDue("its stream ids come to an end")] if high else []), count
+    assert due
+    assert not any(isinstance(event, RotationDue) for event in pair.heard[side.other])
+    assert len(pair.messages(side.other)) == 7
+    for one in (side, side.other):
+        pair.of(one).send(Bye("rotate", ""))
         pair.exchange()
     assert pair.closed(CLIENT) == pair.closed(COORDINATOR) == Closed(None)
 
