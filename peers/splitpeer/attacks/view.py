@@ -191,8 +191,13 @@ def _targets(
     wanted = set(chosen)
     needed = {place for place, forward in places.items() if wanted.intersection(forward.samples)}
     shots: dict[Sample, list[Shot]] = {sample: [] for sample in chosen}
+    # Sites that were absent, or sat the step out, never answer.
+    answer: dict[Place, set[str]] = {place: set() for place in needed}
+    for record in capture.records():
+        if isinstance(head := record.head, Activations) and (head.mode, head.step, head.batch) in answer:
+            answer[head.mode, head.step, head.batch].add(record.peer)
     open_: dict[Place, _Batch] = {}
-    # In order of time; a batch is cut into shots when a later one has come, so few are in memory at once.
+    # In order of time; a batch is cut into shots when all have answered it, so few are in memory at once.
     for record in capture.records():
         head = record.head
         if isinstance(head, Activations):
@@ -200,8 +205,7 @@ def _targets(
             if place in needed:
                 batch = open_.setdefault(place, _Batch(places[place]))
                 batch.activations[record.peer] = record.message
-                ready = len(batch.activations) == (1 if own else len(modalities))
-                if ready and (head.mode != "train" or not own):
+                if batch.activations.keys() == answer[place] and (head.mode != "train" or not own):
                     _cut(open_.pop(place), peer, wanted, shots, modalities, own=own)
         elif isinstance(head, Gradients) and own:
             place = ("train", head.step, 0)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import nibabel as nib
 import numpy as np
 import pytest
 
+from splitpeer.attacks import view
 from splitpeer.attacks.view import coordinator_view, site_view
 from splitpeer.audit.bench import Bench
 from splitpeer.audit.cohort import Cohort, most_tumour
@@ -116,7 +118,7 @@ async def test_a_rehearsal_leaves_out_what_the_peers_leave_out(scene, tmp_path) 
         )
         for path in (scene.capture("hub"), played.capture)
     ]
-    shots = [[(s.step, sorted(s.others)) for t in view.targets for s in t.shots] for view in views]
+    shots = [[(s.step, sorted(s.others)) for t in seen.targets for s in t.shots] for seen in views]
     assert shots[0] == shots[1]
     assert {step for step, _ in shots[0]} == {*range(1, 9)} - {*out}
     assert {len(others) for _, others in shots[0]} > {2}
@@ -137,3 +139,31 @@ def test_a_rehearsal_records_steps_in_which_the_attacked_site_takes_part(scene, 
         if "t1" not in left_out(scene.settings.job.seed, step, scene.modalities, 0.4)
     ]
     assert graded == [*there[:2], *there[-2:]]
+
+
+def test_batches_that_a_site_sat_out_do_not_pile_up(scene, tmp_path, monkeypatch) -> None:
+    """A capture is larger than memory: what all have answered who ever will is cut at once."""
+    scene.cast("flair", "t1", "t2", training={"steps": 8, "batch": 2, "modality_dropout": 0.4})
+    cohort = Cohort({m: scene.images(m) for m in scene.modalities}, scene.masks())
+    played = Rehearsal(scene.settings, cohort, Protection(), tmp_path / "rehearsal", seed=7).play(
+        Recording(first=8)
+    )
+    capture = open_capture(played.capture)
+    read, late = [], []
+
+    class Watched:
+        header = capture.header
+
+        def records(self) -> Iterator[Recorded]:
+            for record in capture.records():
+                if record.name == "activations":
+                    read.append(record.head.step)
+                yield record
+
+    def cut(batch: Any, *args: Any, **kwargs: Any) -> None:
+        late.append(read[-1] - batch.forward.step)
+
+    monkeypatch.setattr(view, "_cut", cut)
+    coordinator_view(Watched(), "t1", mode="train", every_step=True, choose=lambda samples: samples)
+    assert len(late) > 3
+    assert set(late) == {0}
