@@ -174,7 +174,8 @@ class TcpRelay:
 class Damage:
     """One envelope that shall not pass as it is."""
 
-    kind: Literal["lose", "twice", "short", "flip", "swap", "hold"]
+    kind: Literal["lose", "twice", "short", "flip", "swap", "hold", "snap"]
+    """`snap`: it is lost, and the connections are cut."""
     direction: Direction
     after: int = 0
     """So many envelopes pass before it."""
@@ -389,6 +390,9 @@ class EnvelopeRelay:
             elif due.kind == "swap":
                 way.held[direction] = data
                 out = []
+            elif due.kind == "snap":
+                out = []
+                self.cut()
             else:
                 await asyncio.sleep(due.seconds)
         return out if earlier is None else [*out, earlier]
