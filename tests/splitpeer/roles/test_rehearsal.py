@@ -131,12 +131,12 @@ def test_a_rehearsal_records_steps_in_which_the_attacked_site_takes_part(scene, 
     cohort = Cohort({m: scene.images(m) for m in scene.modalities}, scene.masks())
     rehearsal = Rehearsal(scene.settings, cohort, Protection(), tmp_path / "rehearsal", seed=7)
     targets = most_tumour(cohort, rehearsal.validation, rehearsal.window)
-    played = rehearsal.play(Recording(first=2, last=2, targets=tuple(targets), modalities=("t1",)))
-    graded = [r.head.step for r in open_capture(played.site_capture("t1")).records() if r.name == "gradients"]
+    played = rehearsal.play(Recording(first=2, last=2, targets=tuple(targets), modalities=("t2",)))
+    graded = [r.head.step for r in open_capture(played.site_capture("t2")).records() if r.name == "gradients"]
     there = [
         step
         for step in range(1, 9)
-        if "t1" not in left_out(scene.settings.job.seed, step, scene.modalities, 0.4)
+        if "t2" not in left_out(scene.settings.job.seed, step, scene.modalities, 0.4)
     ]
     assert graded == [*there[:2], *there[-2:]]
 
