@@ -86,7 +86,7 @@ class Job:
     weight_decay: float = wire(Real())
     schedule: str = wire(Text(16))
     seconds_per_step: float = wire(Real())
-    """How long either side may wait for the other's answer."""
+    """How long an answer is waited for, and a message with tensors to be taken."""
 
 
 class Message:
@@ -149,9 +149,9 @@ class JobAccept(Message):
 
     name = "job-accept"
     incarnation: bytes = wire(Octets(16))
-    """Random, new whenever the encoder's state was made or read from disk: a new one means memory was lost."""
+    """Random, new whenever a process takes up this run; a rollback keeps it: a new one means memory was lost."""
     applied: int = wire(STEP)
-    """Last step whose gradients were applied; 0 for fresh weights."""
+    """Last step whose gradients were applied; 0 for a new incarnation, whatever lies on its disk."""
     checkpoints: tuple[int, ...] = wire(ListOf(STEP, 1024))
     """Steps of this run that are safe on disk."""
     patients: int = wire(Int(0, 1 << 20))
@@ -259,7 +259,7 @@ class Checkpoint(Message):
     name = "checkpoint"
     step: int = wire(STEP)
     keep: tuple[int, ...] | None = wire(ListOf(STEP, 64), default=None)
-    """Steps of which all parties hold a checkpoint: once the new one is safe, others may go; absent: not said."""
+    """Older steps that are to stay: once the new one is safe, others may go; absent: not said."""
 
 
 @dataclass(frozen=True, slots=True)
