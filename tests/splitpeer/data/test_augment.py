@@ -21,6 +21,7 @@ SEED = 0x0102030405060708
     ],
 )
 def test_the_octets_decide_as_written(seed, index, base, grey, flips, turns, u, v) -> None:
+    """SP-11.7-1."""
     material = b"splitproto augment v1" + bytes.fromhex(f"{seed:016x}{index:08x}")
     assert hashlib.sha256(material).hexdigest().startswith(base)
     assert hashlib.sha256(material + b"t1ce").hexdigest().startswith(grey)
@@ -52,6 +53,7 @@ def test_no_quarter_turn_where_x_and_y_differ() -> None:
 
 
 def test_grey_values_scale_and_shift_but_zero_stays_zero() -> None:
+    """SP-11.7-2."""
     image = np.array([[[0.0, 1.0], [-2.0, 0.5]]], np.float32)
     scale = np.float32(0.9 + 0.2 * 0x6018 / 65535)
     shift = np.float32(-0.1 + 0.2 * 0x262E / 65535)

@@ -13,6 +13,7 @@ from splitpeer.errors import ConfigError, DataError
 
 
 def test_the_key_is_a_truncated_hmac_of_the_id(files) -> None:
+    """SP-11.5-1."""
     assert pseudonym(files.SALT, "BRATS_001").hex() == "7c260ae5783c56ade47fc7cebae7af0f"
     assert (
         pseudonym(files.SALT, "BRATS_001")

@@ -150,7 +150,7 @@ def test_time_points_of_one_person_are_never_split() -> None:
 
 
 def test_the_digest_commits_to_order_places_step_and_seed() -> None:
-    """The two hexadecimal values come from `printf ... | sha256sum`."""
+    """SP-11.6-1: the two hexadecimal values come from `printf ... | sha256sum`."""
     one, two = Sample(b"A" * 16, (-8, 0, 80)), Sample(b"B" * 16, (1, 2, 3))
     digest = batch_digest(7, [one, two], 42)
     assert digest.hex() == "fae3d296b066502f28e2a27357deb1b66d1a53b99e674ea5901459601ed3f35f"

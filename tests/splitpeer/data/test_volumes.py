@@ -28,6 +28,7 @@ def only(path: Path, files, **settings) -> tuple[Volumes, bytes]:
 
 
 def test_an_image_is_normalised_over_its_non_zero_voxels(tmp_path: Path, files) -> None:
+    """SP-11-22."""
     voxels = files.head((13, 11, 9))
     volumes, key = only(files.save(tmp_path / "p.nii.gz", voxels), files)
     assert key == pseudonym(files.SALT, "p")
@@ -39,6 +40,7 @@ def test_an_image_is_normalised_over_its_non_zero_voxels(tmp_path: Path, files) 
 
 
 def test_one_patient_stored_as_lps_ras_or_turned_gives_the_same_arrays(tmp_path: Path, files) -> None:
+    """SP-11-21."""
     voxels = files.head((13, 11, 9))
     cases = [
         Case(axes, files.save(tmp_path / f"{axes}.nii.gz", voxels, axes=axes))
@@ -100,6 +102,7 @@ def test_a_mask_of_another_convention_names_the_file(tmp_path: Path, files) -> N
 
 @pytest.mark.parametrize("axes", ["RAS", "LPS"])
 def test_two_millimetres_to_one_keeps_every_place_in_the_world(tmp_path: Path, files, axes: str) -> None:
+    """SP-11-21."""
     # The intensity is the position, so a shift of the resampled grid by any part of a voxel shows.
     x, y, z = np.meshgrid(*(np.arange(n) * 2.0 for n in (12, 10, 8)), indexing="ij")
     path = files.save(
@@ -149,6 +152,7 @@ def test_the_same_spacing_is_not_resampled(tmp_path: Path, files) -> None:
     ],
 )
 def test_windows_are_zero_padded_outside(tmp_path: Path, files, origin, size) -> None:
+    """SP-11-23."""
     volumes, key = only(files.save(tmp_path / "p.nii", files.head()), files)
     padded = np.pad(volumes._volume(key)[0], 40)
     expected = padded[tuple(slice(o + 40, o + 40 + n) for o, n in zip(origin, size, strict=True))]

@@ -74,6 +74,7 @@ def assert_exact_without(scene) -> None:
 
 
 async def test_modality_dropout_is_the_whole_networks_dropout(scene) -> None:
+    """SP-11-37: who is left out of a step advances over it, and learns nothing from it."""
     scene.cast(*THREE, training={"steps": 14, "modality_dropout": 0.4, "checkpoint_every": 4})
     ran = await scene.together()
     assert ran.result.complete, ran
@@ -85,6 +86,7 @@ async def test_modality_dropout_is_the_whole_networks_dropout(scene) -> None:
 
 
 def test_what_is_left_out_follows_from_the_seed_and_is_never_all() -> None:
+    """SP-11-37."""
     drawn = [left_out(3, step, THREE, 0.5) for step in range(1, 2001)]
     assert drawn == [left_out(3, step, THREE, 0.5) for step in range(1, 2001)]
     assert drawn != [left_out(4, step, THREE, 0.5) for step in range(1, 2001)]
@@ -97,6 +99,7 @@ def test_what_is_left_out_follows_from_the_seed_and_is_never_all() -> None:
 
 @pytest.mark.parametrize("mode", ["drop", "skip"])
 def test_a_run_goes_on_without_a_site_and_takes_it_back(scene, mode: str) -> None:
+    """SP-11-35, SP-11-36."""
     scene.cast(
         *THREE,
         training={"steps": 400, "checkpoint_every": 20},
@@ -131,7 +134,7 @@ def test_a_run_goes_on_without_a_site_and_takes_it_back(scene, mode: str) -> Non
 
 
 async def test_a_site_that_only_lost_its_link_keeps_what_it_has_learned(scene) -> None:
-    """Dropped and back with its memory: the weights are those of a network that missed these steps."""
+    """SP-11-31, SP-11-36: dropped and back, with its memory: a network that missed these steps has these weights."""
     scene.cast(
         *THREE,
         training={"steps": STEPS, "checkpoint_every": 100},
@@ -151,6 +154,7 @@ async def test_a_site_that_only_lost_its_link_keeps_what_it_has_learned(scene) -
 
 
 def test_with_pause_the_job_fails_and_names_the_site(scene) -> None:
+    """SP-11-35."""
     scene.cast(
         "flair",
         "t1",
@@ -167,6 +171,7 @@ def test_with_pause_the_job_fails_and_names_the_site(scene) -> None:
 
 
 def test_too_few_sites_end_the_job(scene) -> None:
+    """SP-11-35."""
     scene.cast(
         *THREE,
         training={"steps": 2000},
@@ -185,6 +190,7 @@ def test_too_few_sites_end_the_job(scene) -> None:
 
 
 async def test_scores_say_what_they_were_made_from(scene) -> None:
+    """SP-11-38."""
     scene.cast(*THREE, training={"steps": 3}, evaluation={"missing": True})
     ran = await scene.together()
     assert ran.result.complete, ran
@@ -198,6 +204,7 @@ async def test_scores_say_what_they_were_made_from(scene) -> None:
 
 
 def test_a_site_that_drained_comes_back_without_a_rollback_of_the_others(scene) -> None:
+    """SP-11-34: it saved exactly the step that it had applied, and goes back there alone."""
     scene.cast("flair", "t1", training={"steps": 150, "checkpoint_every": 100})
     hub, clients = scene.start_all()
     scene.until_step(13)
@@ -213,6 +220,7 @@ def test_a_site_that_drained_comes_back_without_a_rollback_of_the_others(scene) 
 
 
 def test_a_coordinator_killed_and_started_again_goes_on_by_itself(scene) -> None:
+    """SP-11-1, SP-11-39."""
     scene.cast("flair", "t1", training={"steps": 60, "checkpoint_every": 10})
     hub, clients = scene.start_all()
     scene.until_step(13)
@@ -236,7 +244,7 @@ def test_a_coordinator_killed_and_started_again_goes_on_by_itself(scene) -> None
 
 
 async def test_each_site_hears_the_farewell_as_it_comes(scene) -> None:
-    """The coordinator died while it told them; who was told, unnoted, never comes again."""
+    """SP-11-39: the coordinator died while it told them; who was told, unnoted, never comes again."""
     scene.cast("flair", "t1", training={"steps": 3}, deadlines={"reconnect_s": 60})
     assert (await scene.together()).result.complete
     path = scene.folder / "hub" / "state" / "try.run.json"

@@ -128,6 +128,7 @@ async def test_clean_traffic_defended_offline_is_what_the_live_defence_sends(sce
 async def test_what_a_site_does_is_announced_and_what_the_coordinator_does_too(
     scene, wire, monkeypatch
 ) -> None:
+    """SP-11-30."""
     from splitpeer.roles.client import Client
 
     offers, jobs = [], []
@@ -252,6 +253,7 @@ def defended(scene, **job) -> None:
 
 
 async def test_lost_links_and_rollbacks_send_the_same_octets_again(scene, wire, monkeypatch) -> None:
+    """SP-11-16, SP-11-34."""
     from splitpeer.roles import client
     from splitproto import dial
     from splitproto.errors import LinkLost

@@ -99,6 +99,7 @@ async def test_dice_and_masks_are_those_of_one_process(
 
 
 async def test_evaluation_on_the_way_changes_nothing_of_the_training(scene) -> None:
+    """SP-11-17."""
     scene.cast("t1", "t2", training={"steps": 7, "checkpoint_every": 3}, evaluation={"every": 2, "batch": 64})
     ran = await scene.together()
     assert ran.result is not None, ran.error

@@ -6,6 +6,7 @@ from splitpeer.training import checkpoint
 
 
 def test_four_processes_in_two_dimensions_train_the_whole_network(scene) -> None:
+    """SP-11-10, SP-11-24."""
     scene.cast("flair", "t1", "t1ce", "t2", training={"steps": 20, "checkpoint_every": 8})
     hub = scene.start_python("hub")
     clients = [scene.start_python("site-flair"), *(scene.start(f"site-{m}") for m in scene.modalities[1:])]
@@ -30,6 +31,7 @@ def test_two_processes_in_three_dimensions_train_the_whole_network(scene) -> Non
 
 
 async def test_a_level_withheld(scene) -> None:
+    """SP-11.8-1."""
     scene.cast("flair", "t1", model={"levels": [1, 2, 4]})
     ran = await scene.together()
     assert ran.result.complete, ran
@@ -46,6 +48,7 @@ async def test_mean_over_sites(scene) -> None:
 
 
 async def test_bfloat16_on_the_wire_stays_close(scene) -> None:
+    """SP-11.8-3."""
     scene.cast("flair", "t1", training={"precision": "bf16", "learning_rate": 1e-3})
     ran = await scene.together()
     assert ran.result.complete, ran

@@ -62,6 +62,7 @@ def test_a_fair_job_is_accepted() -> None:
 
 @pytest.mark.parametrize("recorded", [True, False, None])
 def test_a_site_that_is_not_to_be_recorded_takes_a_clear_no_only(recorded: bool | None) -> None:
+    """SP-11-29."""
     said = dataclasses.replace(offer(), recorded=recorded)
     judge(said, site())
     if recorded is False:
@@ -96,11 +97,13 @@ def test_a_site_that_is_not_to_be_recorded_takes_a_clear_no_only(recorded: bool 
     ids=str,
 )
 def test_terms_that_nobody_could_work_with(changes: dict[str, Any]) -> None:
+    """SP-11-2, SP-11-25, SP-11-26."""
     with pytest.raises(SchemaMismatch):
         judge(offer(**changes), site())
 
 
 def test_feature_maps_count_whether_they_leave_or_not() -> None:
+    """SP-11-28."""
     large = offer(levels=(4,), window=(1024, 1024), batch=64)
     with pytest.raises(PolicyRefused, match="MiB of feature maps"):
         judge(large, site())
@@ -158,5 +161,6 @@ FAIR = (4, -6, 3)
 def test_batches_that_an_accepted_job_does_not_cover(
     job: SiteJob, asked: Forward, error: type[Exception]
 ) -> None:
+    """SP-11-27, SP-11-28."""
     with pytest.raises(error):
         job.announce(asked)

@@ -63,6 +63,7 @@ def issue(scene: Scene, site: str, seconds: float) -> None:
 
 @pytest.mark.parametrize("worn", [{"rotate_s": 0.3}, {"rotate_mib": 1}], ids=["age", "octets"])
 def test_links_that_wear_out_all_the_time_change_nothing(live: Scene, worn: dict[str, Any]) -> None:
+    """SP-6-10, SP-11-16."""
     cast(live, worn)
     hub, clients = live.start_all()
     assert hub.code() == 0, hub.said
@@ -86,6 +87,7 @@ def test_certificates_that_are_renewed_while_they_train(live: Scene) -> None:
 
 
 def test_a_site_that_is_revoked_is_cut_off_and_the_rest_go_on(live: Scene) -> None:
+    """SP-6-12."""
     cast(live, OFTEN, absence={"mode": "drop"})
     hub, clients = live.start_all()
     live.until_step(10)
@@ -112,7 +114,7 @@ async def hub_of_one(scene: Scene, listener: Listener) -> Session:
 
 
 async def test_a_job_that_is_complete_while_the_site_changes_its_link(scene: Scene) -> None:
-    """Its `rotate` and the coordinator's `complete` cross: nobody would say the latter again."""
+    """SP-11-20: its `rotate` and the coordinator's `complete` cross: nobody would say the latter again."""
     scene.cast("t1")
     scene.client("t1", network={"coordinator": f"tcp://127.0.0.1:{scene.port}", "rotate_s": 0.2})
     hub = scene.config("hub")
@@ -129,6 +131,7 @@ async def test_a_job_that_is_complete_while_the_site_changes_its_link(scene: Sce
 
 
 async def test_a_coordinator_that_leaves_before_it_offers_anything_is_dialled_again(scene: Scene) -> None:
+    """SP-11-20."""
     scene.cast("t1")
     hub = scene.config("hub")
     allowed = AllowList({"client": ("site-t1",)}, "the test")

@@ -120,6 +120,7 @@ async def test_the_trail_names_no_patient(scene, make) -> None:
 
 
 async def test_a_site_that_is_not_to_be_recorded_declines(scene) -> None:
+    """SP-11-2, SP-11-29."""
     scene.cast("flair", "t1", training={"steps": 1, "batch": 1})
     scene.client("t1", policy={"recorded_by_coordinator": False})
     ran = await scene.together(curious=("hub",))

@@ -17,6 +17,7 @@ BRISK = {"join_s": 40, "step_s": 20, "reconnect_s": 40}
 
 
 def test_a_coordinator_asked_to_stop_goes_on_with_resume(scene) -> None:
+    """SP-11-13: asked to stop, it asks for a checkpoint of whatever step is committed."""
     scene.cast("flair", "t1", training=LONG, deadlines=BRISK)
     hub, clients = scene.start_all()
     scene.until_step(13)
@@ -74,6 +75,7 @@ def test_a_second_signal_does_not_wait(scene) -> None:
 
 
 def test_a_client_asked_to_stop_and_started_again(scene) -> None:
+    """SP-11-12."""
     scene.cast("flair", "t1", training=LONG, deadlines=BRISK)
     hub, clients = scene.start_all()
     scene.until_step(13)
@@ -88,6 +90,7 @@ def test_a_client_asked_to_stop_and_started_again(scene) -> None:
 
 
 def test_a_client_killed_and_started_again_rolls_all_back(scene) -> None:
+    """SP-11-34, SP-11-14: what only its memory held is gone, so all go back."""
     scene.cast("flair", "t1", training=LONG, deadlines=BRISK)
     hub, clients = scene.start_all()
     scene.until_step(13)
@@ -102,6 +105,7 @@ def test_a_client_killed_and_started_again_rolls_all_back(scene) -> None:
 
 
 def test_a_client_killed_for_good_ends_the_job_for_all(scene) -> None:
+    """SP-11-35."""
     scene.cast("flair", "t1", training=LONG, deadlines={**BRISK, "reconnect_s": 2})
     hub, clients = scene.start_all()
     scene.until_step(5)
@@ -115,6 +119,7 @@ def test_a_client_killed_for_good_ends_the_job_for_all(scene) -> None:
 
 
 def test_a_frozen_client_is_named(scene) -> None:
+    """SP-11-19."""
     scene.cast("flair", "t1", training=LONG, deadlines={**BRISK, "step_s": 2})
     hub, clients = scene.start_all()
     scene.until_step(5)
@@ -130,6 +135,7 @@ def test_a_frozen_client_is_named(scene) -> None:
 
 
 def test_a_coordinator_killed_leaves_clients_that_say_so_and_a_state_to_resume_from(scene) -> None:
+    """SP-11-39, SP-11-40."""
     scene.cast("flair", "t1", training=LONG, deadlines=BRISK)
     scene.client("t1", network={"reconnect_s": 6})
     hub, clients = scene.start_all()
@@ -160,6 +166,7 @@ async def until(true, on, timeout: float = 60.0) -> None:
     "far_side", [True, False], ids=["both ends notice", "the coordinator does not notice"]
 )
 async def test_a_cut_line_costs_no_step(scene, far_side: bool) -> None:
+    """SP-11-16."""
     scene.cast("flair", "t1", training={"steps": 40, "checkpoint_every": 100})
     async with TcpRelay(scene.port) as relay:
         scene.client("t1", network={"coordinator": f"tcp://127.0.0.1:{relay.port}"})
@@ -190,7 +197,7 @@ async def test_a_cut_line_costs_no_step(scene, far_side: bool) -> None:
 async def test_a_line_cut_at_the_worst_moment(
     scene, monkeypatch, message, step, mode, delivered: bool
 ) -> None:
-    """Just before, or just after, a certain message: nothing is lost and nothing is done twice."""
+    """SP-11-8, SP-11-11: just before, or just after, a certain message: nothing is lost and nothing is done twice."""
     from splitpeer.roles import client
     from splitproto import dial
     from splitproto.errors import LinkLost
@@ -292,7 +299,7 @@ async def test_a_spent_key_is_replaced_without_a_trace(scene, monkeypatch) -> No
 
 
 async def test_the_newer_link_of_a_site_counts(scene) -> None:
-    """A second process with the same certificate takes over; the first is told so and does not fight."""
+    """SP-9-6: a second process with the same certificate takes over; the first is told so and does not fight."""
     scene.cast("flair", "t1", training=LONG)
     async with scene.running() as on:
         await until(lambda: len(scene.losses()) >= 3, on)

@@ -34,6 +34,7 @@ def everything_said(caplog: pytest.LogCaptureFixture):
     ],
 )
 async def test_a_site_declines_what_its_policy_withholds(scene, policy, job, reason: str) -> None:
+    """SP-11-2."""
     scene.cast("flair", "t1", **job)
     scene.client("t1", policy=policy)
     ran = await scene.together()
@@ -72,6 +73,7 @@ def variant(scene, make, modality: str, patient: str, **how) -> None:
     ],
 )
 async def test_sites_that_disagree_on_a_grid(scene, make, everything_said, how, what: str) -> None:
+    """SP-11-5."""
     scene.cast("flair", "t1")
     variant(scene, make, "t1", make.PATIENTS[2], **how)
     ran = await scene.together()
@@ -102,6 +104,7 @@ async def test_another_salt_makes_strangers_of_all_patients(scene) -> None:
 
 
 async def test_patients_that_not_all_hold_are_left_out(scene, make) -> None:
+    """SP-11-41."""
     scene.cast("flair", "t1", training={"steps": 2}, data={"validation": 1})
     images = scene.folder / "fewer"
     shutil.copytree(scene.federation.data / "t1", images)

@@ -208,6 +208,7 @@ checkpoint.save(Path(sys.argv[1]), int(sys.argv[3]), {"model/weight": torch.zero
 
 @pytest.mark.parametrize(("moment", "step"), [("replace", 200), ("replace", 100), ("fsync", 200)])
 def test_killed_before_the_rename(tmp_path: Path, moment: str, step: int) -> None:
+    """SP-11-13."""
     digest = checkpoint.save(tmp_path, 100, TENSORS, META)
     ended = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path), moment, str(step)], check=False)
     assert ended.returncode == -signal.SIGKILL
@@ -235,7 +236,7 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("room", [0, 4096, 65536])
 def test_a_disk_that_is_full(small_disk: SmallDisk, room: int) -> None:
-    """The kernel's own word for it; what was there is whole, and with room all goes on."""
+    """SP-11-32: the kernel's own word for it; what was there is whole, and with room all goes on."""
     folder = small_disk.folder / "state" / "run"
     big = {"model/weight": torch.arange(25_000, dtype=torch.float32)}
     digests = {step: checkpoint.save(folder, step, big, {"step": step}) for step in (100, 200)}

@@ -13,6 +13,7 @@ from splitpeer.training.optimiser import make_optimiser, make_schedule
 @pytest.mark.parametrize("name", ["adam", "adamw", "sgd"])
 @pytest.mark.parametrize("total", [10, 37, 300])
 def test_one_cycle_is_torchs(name: str, total: int) -> None:
+    """SP-11-24."""
     ours = make_optimiser([nn.Parameter(torch.zeros(1))], name, lr=5e-3)
     schedule = make_schedule(ours, "one-cycle", total)
     theirs = make_optimiser([nn.Parameter(torch.zeros(1))], name, lr=5e-3)
@@ -70,6 +71,8 @@ def test_very_short_jobs(total: int) -> None:
 
 @pytest.mark.parametrize("name", ["adam", "adamw", "sgd"])
 def test_one_optimiser_over_all_equals_one_per_party(name: str) -> None:
+    """SP-11-24."""
+
     def parameters() -> list[nn.Parameter]:
         generator = torch.Generator().manual_seed(7)
         return [nn.Parameter(torch.randn(5, 3, generator=generator)) for _ in range(6)]
