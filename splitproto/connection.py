@@ -440,6 +440,7 @@ class Connection:
 
     def _heard_message(self, message: Message, octets: int, head: int) -> None:
         if isinstance(message, Error):
+            # SP-9-4: "its hearer ends the link at once and answers nothing."
             self.conversation.say(self.side.other, message.name)
             self._close(RemoteError(message.code, message.reason))
             return
@@ -535,6 +536,7 @@ class Connection:
         elif self._bodies and self.agreement is not None:
             self._body_frame(self._bodies[0])
         elif self._finishing:
+            # SP-9-3: both byes are said, and nothing waits.
             self._channel.close()
             self._close_ends = now + self._timing.close
         self._count_budget(now)

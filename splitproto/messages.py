@@ -132,7 +132,7 @@ class JobOffer(Message):
 
     name = "job-offer"
     run: bytes = wire(Octets(16))
-    """This run of the job; survives restarts of the coordinator."""
+    """This run of the job; survives restarts of the coordinator (SP-11-1)."""
     modality: str = wire(Text(32))
     job: Job = wire(Record(Job))
     schema: bytes = wire(DIGEST)

@@ -22,7 +22,7 @@ SALT_BYTES = 32
 
 
 def pseudonym(salt: bytes, patient: str) -> bytes:
-    """The 16-octet key of a patient: the first 16 octets of HMAC-SHA256(salt, CONTEXT + id).
+    """SP-11.5-1: the 16-octet key of a patient: the first 16 octets of HMAC-SHA256(salt, CONTEXT + id).
 
     The id is NFC-normalised (one file system writes "e" plus accent, another the accented letter) and
     encoded as UTF-8. Case and spaces count. HMAC: RFC 2104; NFC: Unicode Standard Annex 15.

@@ -17,7 +17,7 @@ _TUMOUR_POINTS = 512  # per patient: enough to reach every part of a tumour, lit
 
 
 def batch_digest(step: int, samples: Sequence[Sample], seed: int | None) -> bytes:
-    """The commitment to a batch that every site checks: 32 octets.
+    """SP-11.6-1: the commitment to a batch that every site checks: 32 octets.
 
     SHA-256 over "splitproto batch v1" (19 ASCII octets) | step, 8 octets | seed: one octet 0 for none, or one
     octet 1 and 8 octets | number of samples, 4 octets | for each sample in order: its key's length, 1 octet;

@@ -32,8 +32,8 @@ Box = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
 class Volumes:
     """The images of one modality, or the masks, of a site.
 
-    Every volume is reoriented to RAS, resampled to `spacing` (mm; None keeps the file's own) only where that
-    differs, and then: an image is normalised over its non-zero voxels (mean 0, deviation 1; zeros stay zero)
+    SP-11-21: every volume is reoriented to RAS, resampled to `spacing` (mm; None keeps the file's own) only where
+    that differs. SP-11-22: an image is normalised over its non-zero voxels (mean 0, deviation 1; zeros stay zero)
     to float32 [1, x, y, z]; a mask, where `labels` names its convention, becomes uint8 [3, x, y, z] (WT, TC,
     ET).
 
@@ -93,7 +93,7 @@ class Volumes:
         return self._geometries[key]
 
     def window(self, key: bytes, origin: Triple, size: Triple) -> np.ndarray:
-        """A copy of the voxels from `origin` (may be negative) on, zero outside the volume.
+        """SP-11-23: a copy of the voxels from `origin` (may be negative) on, zero outside the volume.
 
         Returns float32 [1, *size], for masks uint8 [3, *size].
         """

@@ -145,7 +145,7 @@ class Decoder(nn.Module):
     def forward(self, activations: Activations, absent: Collection[str] = ()) -> Tensor:
         """{modality: {"x0": [B, C, *spatial], ...}} to logits [B, out_channels, *spatial].
 
-        A modality named in `absent` counts as zeros when concatenating and not at all in a mean. One that is
+        SP-11-38: a modality named in `absent` counts as zeros when concatenating and not at all in a mean. One that is
         missing without being named is an error: training without a site must be somebody's decision.
 
         Raises:

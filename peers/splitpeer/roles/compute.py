@@ -125,7 +125,7 @@ class Compute:
 
 
 def to_wire(arrays: Mapping[str, np.ndarray], precision: str) -> dict[str, np.ndarray]:
-    """float32 arrays as they travel: unchanged, or bfloat16 as its 16 bits (round to nearest even)."""
+    """SP-11.8-3: float32 arrays as they travel: unchanged, or bfloat16 as its 16 bits (round to nearest even)."""
     if precision != "bf16":
         return dict(arrays)
     return {

@@ -58,7 +58,7 @@ def window_of(job: Job) -> Triple:
 
 
 def cut_descriptors(job: Job, batch: int | None = None) -> tuple[Descriptor, ...]:
-    """The tensors that one site sends for a batch.
+    """The tensors that one site sends for a batch (SP-11.8-1).
 
     Raises:
         ValueError: the job's network is impossible.
@@ -68,7 +68,7 @@ def cut_descriptors(job: Job, batch: int | None = None) -> tuple[Descriptor, ...
 
 
 def encoder_octets(job: Job, batch: int) -> int:
-    """Octets of the feature maps (all levels, float32) that an encoder makes of a batch: what a site must hold."""
+    """SP-11-28: octets of the feature maps (all levels, float32) that an encoder makes of a batch."""
     shapes = cut_shapes(job.dimensions, job.features, ALL_LEVELS, batch, job.window)
     return 4 * sum(math.prod(shape) for shape in shapes.values())
 
@@ -95,7 +95,7 @@ def _check_figures(job: Job) -> None:
 
 
 def judge(offer: JobOffer, config: PeerConfig) -> None:
-    """A site's decision, by its own policy alone; nothing that arrives later can change it.
+    """SP-11-2: a site's decision, by its own policy alone; nothing that arrives later can change it.
 
     Raises:
         PolicyRefused: the job asks for more than the policy allows.

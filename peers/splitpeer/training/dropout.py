@@ -1,4 +1,4 @@
-"""Modality dropout: steps that are made without a modality, so that the network learns to do without it.
+"""Modality dropout (SP-11-37): steps made without a modality, so that the network learns to do without it.
 
 Decided by seed and step alone, so that a step repeated after a crash leaves out the same. A network that has
 never missed an input cannot do without one (Feng et al. 2023, doi 10.1007/s10278-023-00860-7, "sequence dropout").

@@ -1,4 +1,4 @@
-"""Optimisers and learning rates: each party has its own, and all agree, for a rate depends on the step alone.
+"""Optimisers and learning rates (SP-11-24): each party has its own; all agree, for a rate depends on the step alone.
 
 No global gradient norm may enter here: no party sees all gradients, and the split run would stop being the
 whole one.

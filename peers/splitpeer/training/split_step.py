@@ -152,7 +152,7 @@ class ClientHalf(_Half):
         Raises:
             RuntimeError: no forward is pending.
             ValueError: names or shapes are not those that were sent; the step stays pending.
-            JobFailed: a gradient is not finite; the encoder is unchanged and the step stays pending.
+            JobFailed: a gradient is not finite (SP-11-10); the encoder is unchanged and the step stays pending.
         """
         if self._pending is None:
             raise RuntimeError("backward without a pending forward")
@@ -180,7 +180,7 @@ class ClientHalf(_Half):
         self._apply()
 
     def evaluate(self, x: np.ndarray | Tensor, release: Release | None = None) -> Arrays:
-        """As `forward`, without a graph; a pending step stays as it is."""
+        """As `forward`, without a graph; a pending step stays as it is (SP-11-17)."""
         with self._evaluating():
             sent = self._run(_tensor(x, self.device), release)
         return {name: _array(tensor) for name, tensor in sent.items()}
@@ -234,7 +234,7 @@ class CoordinatorHalf(_Half):
 
         Raises:
             ValueError: modalities, levels or the target's shape do not match.
-            JobFailed: the loss or its gradient is not finite; the decoder is unchanged.
+            JobFailed: the loss or its gradient is not finite (SP-11-10); the decoder is unchanged.
         """
         logits = self._decode(activations, absent)
         target = _tensor(target, self.device)
