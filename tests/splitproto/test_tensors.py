@@ -142,6 +142,7 @@ def test_body_counts_every_bin_head() -> None:
 
 
 def test_digest_is_of_the_canonical_descriptors_in_order() -> None:
+    """SP-11.8-2."""
     a, b = Descriptor("a", "f32", (2, 3)), Descriptor("b", "bf16", (1,))
     wanted = hashlib.sha256(msgpack.packb([["a", "f32", [2, 3]], ["b", "bf16", [1]]])).digest()
     assert tensors.schema_digest([a, b]) == wanted

@@ -61,7 +61,7 @@ log = logging.getLogger(__name__)
 Result = TypeVar("Result")
 
 IDLE_S = 3600.0
-"""A coordinator that is alive but asks nothing for this long is given up."""
+"""SP-11-19: a coordinator that is alive but asks nothing for this long is given up."""
 READ_S = 600.0
 """Reading every volume's header, or a checkpoint, at most."""
 INVENTORY_PIECE = 500
@@ -248,7 +248,7 @@ class Client:
             return
 
     def _progress(self) -> None:
-        """The coordinator gave us work: from here on patience and pauses start anew."""
+        """SP-11-40: the coordinator gave us work: from here on patience and pauses start anew."""
         self._deadline, self._pause = None, _FIRST_PAUSE
 
     async def _leave(self) -> None:

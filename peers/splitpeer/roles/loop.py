@@ -164,7 +164,7 @@ class Loop:
         return min(*ends, *(-(-step // every) * every for every in pauses if every))
 
     def _left_out(self, step: int) -> frozenset[str]:
-        """Modalities that are here and sit this step out."""
+        """Modalities that are here and sit this step out (SP-11-37)."""
         present = [site.modality for site in self._team.present]
         return left_out(self._settings.job.seed, step, present, self._settings.training.modality_dropout)
 
@@ -352,7 +352,7 @@ class Loop:
             event(log, "job.checkpoint_failed", logging.WARNING, step=step, sites=", ".join(failed))
             return False
         try:
-            # Written last: a step that the coordinator holds, all hold.
+            # SP-11-13: written last: a step that the coordinator holds, all hold.
             await self.save_own()
         except DataError as error:
             event(log, "job.checkpoint_failed", logging.WARNING, step=step, cause=str(error))

@@ -49,7 +49,7 @@ class Record:
             self._take(self._read())
 
     def begin(self, patients: Sequence[bytes]) -> None:
-        """From here on there is something to go on with."""
+        """SP-11-39: from here on there is something to go on with."""
         self.patients = tuple(patients)
         self._write("running")
 

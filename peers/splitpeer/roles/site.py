@@ -126,7 +126,7 @@ class Site:
             while not last:
                 piece = await self._hear(session, Inventory, "its list of patients")
                 last = piece.last
-                # Bounded by what was announced, or a list that never ends would fill our memory.
+                # SP-11-4: bounded by what was announced, or a list that never ends would fill our memory.
                 if len(patients) + len(piece.patients) > accept.patients or not (piece.patients or last):
                     raise SchemaMismatch(
                         f"{accept.patients} patients announced, but more, or none, are listed"
@@ -198,7 +198,7 @@ class Site:
     # --- verbs -----------------------------------------------------------------------------------------
 
     async def begin(self, step: int, patients: int, *, forgive: bool = False) -> None:
-        """Let the site know that everybody is here, and after which committed step work goes on.
+        """SP-11-41: let the site know that everybody is here, and after which committed step work goes on.
 
         `forgive`: also if it has lost its memory.
         """
@@ -237,6 +237,7 @@ class Site:
                 self._sent += 1
             forward = stream[index]
             answer = await self._hear(session, Activations, f"activations of step {forward.step}")
+            # SP-11-9: they repeat what they answer, and are those that are waited for.
             if (answer.mode, answer.step, answer.batch) != (forward.mode, forward.step, forward.batch):
                 raise UnexpectedMessage(
                     f"activations of another batch than step {forward.step}, {forward.batch}"
@@ -285,7 +286,7 @@ class Site:
 
         Args:
             step: the committed one.
-            keep: steps that all hold, and that must stay.
+            keep: steps that all hold, and that must stay (SP-11-33).
             leaving: work ends here, at a step that nobody foresaw, so activations of batches that were announced
                 beyond it may come first, and are void.
         """
@@ -334,6 +335,7 @@ class Site:
         Raises:
             JobFailed: it has no checkpoint left to go on from.
         """
+        # SP-11-36.
         self._board.site(self.name, state="catching up")
         await self.begin(step, patients, forgive=True)
         # Steps beyond a rollback of the others, or beyond what is committed, never were.
@@ -469,7 +471,7 @@ class Site:
             self._board.waits(None, who=self.name)
 
     async def _restore(self, session: Session, computed: int) -> None:
-        """A site that lost its memory, but saved exactly the step it had applied, goes back there alone.
+        """SP-11-34: a site that lost its memory, but saved exactly the step it had applied, goes back there alone.
 
         Raises:
             SiteRestarted: it did not, or the question needs what it had computed since.
@@ -527,6 +529,7 @@ class Site:
     async def _hear(
         self, session: Session, kind: type[Heard] | tuple[type[Message], ...], what: str
     ) -> Heard:
+        # SP-11-19.
         self._board.waits(what, who=self.name, deadline_s=self._job.seconds_per_step)
         message = await session.receive(self._job.seconds_per_step, f"{what} from {self.name}")
         if isinstance(message, JobDecline):

@@ -61,6 +61,7 @@ class SiteJob:
         self.run, self.job = offer.run, job
         self.modality = offer.modality
         self.window = window_of(job)
+        # SP-11-3: it stands for this process's memory, so a rollback keeps it.
         self.incarnation = secrets.token_bytes(16)
         self.folder: Path = run_folder(config.peer.state, job.name, offer.run)
         self._most_octets = config.policy.max_message_bytes if config.policy else 0
@@ -181,7 +182,7 @@ class SiteJob:
         x = self._next_batch()
         again = self._pending
         if forward.mode == "train" and again is not None and again.digest == forward.digest:
-            # Ordered again after a lost link: the same octets, and the graph that waits for its gradients.
+            # SP-11-16: ordered again after a lost link: the same octets, and the graph that waits for its gradients.
             return again
         self._pay(forward)
         # Where runs must repeat, so must the noise; elsewhere not even a batch that is asked for again gets the same.
@@ -212,6 +213,7 @@ class SiteJob:
             raise SchemaMismatch(
                 f"the gradients of step {gradients.step} do not have the shapes of the activations"
             )
+        # SP-11-11: once, as nothing is pending after it.
         self.half.backward(from_wire(gradients.tensors, self.job.precision))
         self._pending = None
 
@@ -257,7 +259,7 @@ class SiteJob:
         return bytes.fromhex(checkpoint.save(self.folder, step, tensors, meta, kept))
 
     def rollback(self, step: int) -> None:
-        """Go back to the checkpoint of `step`. Raises DataError if it is not there or not whole."""
+        """SP-11-14: go back to the checkpoint of `step`. Raises DataError if it is not there or not whole."""
         self.forget_batches()
         tensors, meta, _ = checkpoint.load(self.folder, step)
         self.half.load(tensors, meta)

@@ -18,7 +18,7 @@ Answer = TypeVar("Answer")
 
 
 class Team:
-    """The sites, in the order of their modalities.
+    """The sites, in the order of their modalities (SP-11-35).
 
     Args:
         sites: all that the job names.

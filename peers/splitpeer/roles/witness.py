@@ -136,7 +136,7 @@ class Witness:
         session.tap = tap
 
     def heard(self, peer: str, said: JobOffer | JobAccept) -> None:
-        """What a peer announced about itself; in log and trail where it is new."""
+        """SP-11-29, SP-11-30: what a peer announced about itself; in log and trail where it is new."""
         defences = None if said.defences is None else list(said.defences)
         if self._said.get(peer) == (said.recorded, defences):
             return

@@ -165,6 +165,7 @@ CASES = {
 
 @pytest.mark.parametrize("case", CASES)
 async def test_a_site_that_does_not_keep_to_it_is_named(scene, case: str) -> None:
+    """SP-11-5, SP-11-9, SP-11-10, SP-11-13."""
     twist, line = CASES[case]
     scene.cast("t1", training={"steps": 3, "checkpoint_every": 2})
     error, why = await run(scene, twist)
@@ -178,6 +179,7 @@ async def test_a_site_that_does_not_keep_to_it_is_named(scene, case: str) -> Non
 
 
 async def test_gradients_that_are_never_applied(scene) -> None:
+    """SP-11-7, SP-11-19."""
     scene.cast("t1", training={"steps": 1}, deadlines={"step_s": 0.5})
     error, why = await run(scene, replace(Applied, lambda m: []))
     assert isinstance(error, DeadlinePassed)
@@ -187,6 +189,7 @@ async def test_gradients_that_are_never_applied(scene) -> None:
 
 
 async def test_activations_that_never_come(scene) -> None:
+    """SP-11-19."""
     scene.cast("t1", deadlines={"step_s": 0.5})
     error, _ = await run(scene, replace(Activations, lambda m: []))
     assert isinstance(error, DeadlinePassed)
@@ -206,6 +209,7 @@ async def test_not_a_number_in_evaluation_is_no_dice(scene) -> None:
 
 
 async def test_an_inventory_that_does_not_add_up_does_not_join(scene) -> None:
+    """SP-11-4."""
     scene.cast("t1", deadlines={"join_s": 1.5})
     error, why = await run(scene, lambda m: [m], lambda patients: patients[:-1])
     assert "6 patients announced, 5 listed" in why
@@ -214,7 +218,7 @@ async def test_an_inventory_that_does_not_add_up_does_not_join(scene) -> None:
 
 
 async def test_a_batch_that_its_digest_does_not_fit_is_refused_by_the_site(scene, monkeypatch) -> None:
-    """The other direction: a coordinator that commits to one batch and sends another."""
+    """SP-11-5: the other direction: a coordinator that commits to one batch and sends another."""
     from splitpeer.roles import coordinator
 
     scene.cast("t1")
@@ -234,6 +238,7 @@ async def test_a_batch_that_its_digest_does_not_fit_is_refused_by_the_site(scene
 
 
 async def test_gradients_of_another_shape_are_refused_by_the_site(scene, monkeypatch) -> None:
+    """SP-11-10."""
     from splitpeer.training.split_step import CoordinatorHalf
 
     scene.cast("t1")
