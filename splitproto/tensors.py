@@ -120,7 +120,7 @@ def body_bytes(descriptors: Iterable[Descriptor]) -> int:
 
 
 def schema_digest(descriptors: Iterable[Descriptor]) -> bytes:
-    """SHA-256 of the canonical msgpack of the descriptors, in order: what both sides of a cut agree on."""
+    """SP-11.8-2: SHA-256 of the descriptors' strict msgpack, in order: what both sides of a cut agree on."""
     return hashlib.sha256(codec.encode([d.to_wire() for d in descriptors])).digest()
 
 

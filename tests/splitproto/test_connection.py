@@ -122,6 +122,7 @@ def whole(make_pair: MakePair, example: Example) -> dict[Side, list[Any]]:
 
 
 def test_the_whole_conversation(whole: dict[Side, list[Any]]) -> None:
+    """SP-9-3."""
     for side, ours in ((CLIENT, TRANSITIONS[COORDINATOR]), (COORDINATOR, TRANSITIONS[CLIENT])):
         assert isinstance(whole[side][0], Established)
         assert whole[side][-1] == Closed(None)
@@ -456,7 +457,7 @@ def test_sizes_are_checked_before_memory_is_taken(
 
 
 def test_the_state_is_checked_before_memory_is_taken(make_pair: MakePair) -> None:
-    """A peer with a link but no job cannot make us hold its gigabyte."""
+    """SP-9-1: a peer with a link but no job cannot make us hold its gigabyte."""
     pair = make_pair().establish()
     tracemalloc.start()
     try:
@@ -536,7 +537,7 @@ def test_every_message_in_every_state_is_sent_or_refused_as_the_tables_say(
 def test_every_message_in_every_state_is_taken_or_ends_the_link_as_the_tables_say(
     side: Side, state: State, make_pair: MakePair, example: Example
 ) -> None:
-    """`side` sends whatever it likes; the other side, in `state`, judges."""
+    """SP-9-1: `side` sends whatever it likes; the other side, in `state`, judges."""
     pair = None
     for name in MESSAGES:
         if name in ("hello", "welcome", "error"):
@@ -566,6 +567,7 @@ def test_every_message_in_every_state_is_taken_or_ends_the_link_as_the_tables_sa
 def test_what_crosses_our_bye_is_dropped_and_its_credit_returned(
     make_pair: MakePair, example: Example
 ) -> None:
+    """SP-9-2."""
     pair = make_pair(client_offer=Offer(max_message=10_000)).work()
     pair.client.send(Bye("drain", ""))
     for _ in range(4):

@@ -404,6 +404,7 @@ def test_a_peer_that_says_no_hello_meets_the_deadline_and_is_told(make_pair: Mak
 
 
 def test_heartbeats_keep_a_silent_link_and_cost_two_small_envelopes(make_pair: MakePair) -> None:
+    """SP-9-5."""
     pair = make_pair(timing=Timing(heartbeat=5, silence=20)).work()
     before, now = len(pair.wire), 0.0
     while now < 100:
@@ -461,6 +462,7 @@ def test_the_timer_never_asks_for_the_past_twice(make_pair: MakePair) -> None:
 
 
 def test_close_gives_up_waiting_for_close_notify_without_an_error(make_pair: MakePair) -> None:
+    """SP-9-7."""
     pair = make_pair(timing=Timing(close=2)).work()
     pair.client.send(Bye("complete", ""))
     pair.exchange()
@@ -621,6 +623,7 @@ def test_close_notify_without_a_bye_is_a_loss(side: Side, make_pair: MakePair) -
 def test_every_error_crosses_the_wire_with_code_reason_and_retry(
     cls: type[LocalError], make_pair: MakePair
 ) -> None:
+    """SP-9-4, SP-12-1."""
     pair = make_pair().work()
     pair.client.send(Activations("train", 1, 0, bytes(32), {"x": np.zeros(1 << 20, np.uint8)}))
     pair.client.fail(cls("one line", "secret detail /etc/path"), 0.0)

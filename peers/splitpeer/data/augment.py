@@ -1,4 +1,4 @@
-"""Augmentation that every site computes alike from a seed, in any language (SP-11.7): SHA-256, flips, quarter turns.
+"""Augmentation that every site computes alike from a seed (SP-11.7-1, SP-11.7-2): SHA-256, flips and quarter turns.
 
 All contrasts of a sample and its mask must move together, though no site sees another's pixels. So nothing is
 drawn from a library's random generator; every decision is read from octets:
