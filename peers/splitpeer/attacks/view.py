@@ -138,9 +138,13 @@ def site_view(
         if p[0] == "train" and p[1] in graded and (steps is None or p[1] in steps)
     }
     if not places:
-        raise AttackImpossible(
-            "this capture holds no gradient of the steps asked for: record a site that trains"
+        # A site may have been away, or have sat steps out.
+        there = (
+            f"it holds some of steps {min(graded)} to {max(graded)}"
+            if graded
+            else "record a site that trains"
         )
+        raise AttackImpossible(f"this capture holds no gradient of the steps asked for: {there}")
     modality = header.modality
     targets = _targets(capture, places, coordinator, choose, limit, {}, own=True)
     return _view(capture, "client", header.site, modality, [modality], targets,

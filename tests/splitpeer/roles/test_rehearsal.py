@@ -15,7 +15,7 @@ from splitpeer.audit.bench import Bench
 from splitpeer.audit.cohort import Cohort, most_tumour
 from splitpeer.audit.rehearsal import Protection, Recording, Rehearsal
 from splitpeer.curious.reader import open_capture
-from splitpeer.errors import DataError
+from splitpeer.errors import AttackImpossible, DataError
 from splitpeer.training.dropout import left_out
 from splitproto.capture import Recorded
 
@@ -139,6 +139,10 @@ def test_a_rehearsal_records_steps_in_which_the_attacked_site_takes_part(scene, 
         if "t2" not in left_out(scene.settings.job.seed, step, scene.modalities, 0.4)
     ]
     assert graded == [*there[:2], *there[-2:]]
+    with pytest.raises(
+        AttackImpossible, match="no gradient of the steps asked for: it holds some of steps 1 to 8"
+    ):
+        site_view(open_capture(played.site_capture("t2")), steps=(2,))
 
 
 def test_batches_that_a_site_sat_out_do_not_pile_up(scene, tmp_path, monkeypatch) -> None:
