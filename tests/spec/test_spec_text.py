@@ -73,6 +73,26 @@ def test_quoted_ids_exist() -> None:
         assert not unknown, f"{file} quotes {sorted(unknown)}"
 
 
+def test_every_rule_of_the_conversation_is_quoted_where_it_is_kept_and_where_it_is_shown() -> None:
+    """Who changes one of them finds the code and the test that it binds."""
+    here = {"code": ("splitproto", "peers"), "tests": ("tests",)}
+    quoted = {
+        where: {
+            identifier
+            for file, text in sources().items()
+            if file.suffix == ".py" and file.relative_to(ROOT).parts[0] in folders
+            for identifier in re.findall(ID, text)
+        }
+        for where, folders in here.items()
+    }
+    rules = {rule for rule in DEFINITIONS if rule.startswith(("SP-9-", "SP-11-", "SP-11."))}
+    # What nobody need do.
+    rules -= {"SP-11-18"}
+    assert len(rules) > 50
+    for where, found in quoted.items():
+        assert rules <= found, f"no line of the {where} quotes {sorted(rules - found)}"
+
+
 def test_quoted_sections_exist() -> None:
     headings = set(re.findall(r"^#{2,3} (\d+(?:\.\d+)?) ", TEXT, re.MULTILINE))
     for file, text in {**sources(), SPEC / "splitproto-1.md": TEXT}.items():

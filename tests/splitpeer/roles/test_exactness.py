@@ -6,7 +6,7 @@ from splitpeer.training import checkpoint
 
 
 def test_four_processes_in_two_dimensions_train_the_whole_network(scene) -> None:
-    """SP-11-10, SP-11-24."""
+    """SP-11-6, SP-11-10, SP-11-24."""
     scene.cast("flair", "t1", "t1ce", "t2", training={"steps": 20, "checkpoint_every": 8})
     hub = scene.start_python("hub")
     clients = [scene.start_python("site-flair"), *(scene.start(f"site-{m}") for m in scene.modalities[1:])]

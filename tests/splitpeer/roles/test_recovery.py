@@ -90,7 +90,7 @@ def test_a_client_asked_to_stop_and_started_again(scene) -> None:
 
 
 def test_a_client_killed_and_started_again_rolls_all_back(scene) -> None:
-    """SP-11-34, SP-11-14: what only its memory held is gone, so all go back."""
+    """SP-11-3, SP-11-34, SP-11-14: what only its memory held is gone, so all go back."""
     scene.cast("flair", "t1", training=LONG, deadlines=BRISK)
     hub, clients = scene.start_all()
     scene.until_step(13)
