@@ -28,7 +28,8 @@ def training_curve(metrics: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Loss and validation Dice over steps, as a PNG.
 
     Args:
-        metrics: one mapping a record: "step", and any of "loss" and "dice" ({"WT", "TC", "ET", "mean"}).
+        metrics: one mapping a record: "step", and any of "loss" and "dice" ({"WT", "TC", "ET", "mean"}), the latter
+            with "modalities", those it was made from.
         path: the file to write.
     """
     figure = _figure(8.5, 6.5)
@@ -59,7 +60,11 @@ def training_curve(metrics: Sequence[Mapping[str, Any]], path: Path) -> None:
     bottom.set(ylim=(0, 1), xlabel="step", ylabel="validation Dice")
     if scored:
         # Below the axes: with one evaluation the points lie at the right edge, where a legend would hide them.
-        figure.legend(*bottom.get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
+        made_from = ", ".join(scored[-1].get("modalities", ()))
+        figure.legend(
+            *bottom.get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False,
+            title=f"made from {made_from}" if made_from else None,
+        )  # fmt: skip
     else:
         bottom.text(
             0.5, 0.5, "not validated yet", transform=bottom.transAxes, ha="center", color=COLOURS["loss"]
@@ -71,10 +76,15 @@ def training_curve(metrics: Sequence[Mapping[str, Any]], path: Path) -> None:
 
 def draw_curve(folder: Path) -> Path:
     """`training.png` from the `metrics.jsonl` of a job's folder; returns its path."""
-    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    training_curve(
-        [record for record in records if "loss" in record or "dice" in record], folder / "training.png"
-    )
+    records: list[dict[str, Any]] = []
+    for line in (folder / "metrics.jsonl").read_text().splitlines():
+        record = json.loads(line)
+        if record.get("rollback"):
+            # Work went back: what was made of later steps is void.
+            records = [earlier for earlier in records if earlier["step"] <= record["step"]]
+        elif "loss" in record or "dice" in record:
+            records.append(record)
+    training_curve(records, folder / "training.png")
     return folder / "training.png"
 
 

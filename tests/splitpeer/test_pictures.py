@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import matplotlib.image
 import numpy as np
 import pytest
 
+from splitpeer import pictures
 from splitpeer.pictures import COLOURS, dice_bars, prediction_sheet, training_curve
 
 
@@ -24,6 +26,24 @@ def test_training_curve(tmp_path: Path) -> None:
     training_curve(records, tmp_path / "new" / "both.png")
     assert {COLOURS["WT"], COLOURS["TC"], COLOURS["mean"]} <= colours_in(tmp_path / "new" / "both.png")
     training_curve([], tmp_path / "empty.png")
+
+
+def test_steps_that_a_rollback_made_void_are_not_drawn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dice = {"step": 2, "volumes": 1, "dice": {"mean": 0.5}, "modalities": ["flair", "t2"]}
+    lines: list[dict[str, object]] = [
+        *({"step": step, "loss": 1.0} for step in (1, 2, 3)),
+        {"step": 1, "rollback": True},
+        *({"step": step, "loss": 2.0} for step in (2, 3)),
+        {"step": 2, "rollback": True},
+        dice,
+    ]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    drawn: list[object] = []
+    monkeypatch.setattr(pictures, "training_curve", lambda records, path: drawn.extend(records))
+    pictures.draw_curve(tmp_path)
+    assert drawn == [{"step": 1, "loss": 1.0}, {"step": 2, "loss": 2.0}, dice]
 
 
 def test_prediction_sheet(tmp_path: Path) -> None:
