@@ -99,6 +99,8 @@ class _Reader:
         if not self.socket.closed:
             self._loop.remove_reader(self._fd)
             self.socket.close(linger=linger_ms)
+            # No circle outlives a link: with its TLS state it would wait for a full collection of garbage.
+            del self._deliver
 
 
 def _watch(socket: zmq.Socket[bytes], events: int, report: Callable[[int, int], None]) -> _Reader:
@@ -220,6 +222,7 @@ class _Dealer:
         if self._reader is not None:
             # What is queued (an alert, a bye) may still go out.
             self._reader.close(linger_ms=500)
+        self._session = None
 
 
 async def dial(
@@ -613,3 +616,4 @@ class Listener:
         if session is not None:
             for uri in [uri for uri, known in self._by_site.items() if known is session]:
                 del self._by_site[uri]
+        link.session = None
