@@ -132,6 +132,8 @@ def _defences(place: Literal["activations", "image", "gradients"]) -> AfterValid
     return AfterValidator(check)
 
 
+MAX_STEPS = 99_999_999
+"""Checkpoints are named by step, in eight digits."""
 Name = Annotated[str, AfterValidator(_name)]
 Modality = Annotated[str, AfterValidator(_modality)]
 Location = Annotated[Path, BeforeValidator(_location)]
@@ -454,7 +456,7 @@ class JobData(Section):
 class Training(Section):
     """The optimisation, the same at all parties."""
 
-    steps: PositiveInt = 1000
+    steps: Annotated[int, Field(gt=0, le=MAX_STEPS)] = 1000
     batch: Annotated[int, Field(ge=1, le=4096)] = 4
     precision: Precision = "f32"
     """Of activations and gradients on the wire."""

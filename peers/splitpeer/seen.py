@@ -18,6 +18,7 @@ from splitpeer.errors import ConfigError
 from splitpeer.settings import Settings
 from splitpeer.state_lock import Holder, holder
 from splitpeer.status import BEAT_S, NAME, VERSION, boot
+from splitproto.errors import printable
 
 SILENT_S = 3 * BEAT_S
 """A daemon that has written nothing for so long does not answer."""
@@ -184,7 +185,7 @@ def _state(seen: Seen) -> State:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        document = json.loads(path.read_text("utf-8"))
+        document = _printable(json.loads(path.read_text("utf-8")))
     except (FileNotFoundError, ValueError):
         return {}
     except OSError as error:
@@ -192,6 +193,15 @@ def _read(path: Path) -> dict[str, Any]:
             f"{path}: cannot be read ({error.strerror}): run this as the daemon's user, or as root"
         ) from None
     return document if isinstance(document, dict) and document.get("version") == VERSION else {}
+
+
+def _printable(value: Any) -> Any:
+    """Peers, and whoever owns the file, choose some of it: nothing that steers the terminal of who looks."""
+    if isinstance(value, str):
+        return printable(value)
+    if isinstance(value, list):
+        return [_printable(item) for item in value]
+    return {printable(k): _printable(v) for k, v in value.items()} if isinstance(value, dict) else value
 
 
 def _map(value: object) -> Mapping[str, Any]:

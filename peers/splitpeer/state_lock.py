@@ -16,6 +16,8 @@ from splitpeer import durable
 from splitpeer.errors import ConfigError
 
 NAME = "lock"
+LARGEST_PID = 1 << 22
+"""Linux has no larger ones."""
 
 
 class StateLock:
@@ -37,7 +39,7 @@ class StateLock:
         """
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         except OSError as error:
             raise durable.refusal(error, f"{self._path}:", "[peer] state") from None
         try:
@@ -108,8 +110,11 @@ class Holder:
 
     def _has_it_open(self) -> bool:
         """In a container, and on a shared disk, the same number is another process."""
-        wanted = self.path.stat()
+        wanted = self.path.lstat()
         try:
+            # Root asks: the daemon's user must not be able to name another's process, by a link to its pid file.
+            if wanted.st_nlink != 1 or Path(f"/proc/{self.pid}").stat().st_uid != wanted.st_uid:
+                return False
             for file in Path(f"/proc/{self.pid}/fd").iterdir():
                 try:
                     found = file.stat()
@@ -135,7 +140,7 @@ def holder(folder: Path) -> Holder | None:
     """
     path = folder / NAME
     try:
-        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     except FileNotFoundError:
         return None
     except OSError as error:
@@ -147,7 +152,7 @@ def holder(folder: Path) -> Holder | None:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
             written = os.pread(file, 32, 0).strip()
-            pid = int(written) if written.isdigit() and int(written) > 0 else None
+            pid = int(written) if written.isdigit() and 0 < int(written) <= LARGEST_PID else None
             return Holder(pid, path, os.fstat(file).st_mtime)
         return None
     finally:

@@ -308,6 +308,7 @@ def test_mistakes_of_a_coordinator(tmp_path: Path) -> None:
         ("validation = 0.2", "validation = 1.0", "leaves nobody to train on"),
         ("validation = 0.2", 'validation = "x"', "neither a number of patients"),
         ("steps = 1000", "steps = 0", "[training] steps must be greater than 0"),
+        ("steps = 1000", "steps = 100000000", "[training] steps must be less than or equal to 99999999"),
         ("learning_rate = 0.005", "learning_rate = inf", "[training] learning_rate must be a finite number"),
         ('"adam"', '"lion"', "[training] optimiser must be 'adam', 'adamw' or 'sgd', not 'lion'"),
         ("overlap = 0.5", "overlap = 1", "[evaluation] overlap must be less than 1"),

@@ -154,8 +154,11 @@ async def _coordinator(
     result = await coordinator.run()
     if result.complete:
         draw_curve(job.output.folder)
+        few = len(result.modalities) < len(result.sites)
+        made_from = f" from {' '.join(result.modalities)} only" if few else ""
         click.echo(
-            f"{result.job}: {result.step} steps, Dice {dice_line(result.dice)}; {job.output.folder}", err=True
+            f"{result.job}: {result.step} steps, Dice {dice_line(result.dice)}{made_from}; {job.output.folder}",
+            err=True,
         )
     else:
         click.echo(

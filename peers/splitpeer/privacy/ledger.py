@@ -30,7 +30,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from splitpeer import durable
-from splitpeer.errors import ConfigError, DataError
+from splitpeer.errors import ConfigError, DataError, DiskTrouble
 from splitpeer.logs import event
 from splitpeer.privacy.accounting import SENSITIVITY, epsilon_of_mu, mu_within
 from splitproto.errors import PolicyRefused
@@ -221,7 +221,8 @@ class Ledger:
         try:
             durable.replace(self.path, text.encode("ascii"))
         except OSError as error:
-            raise DataError(
+            kind = DiskTrouble if error.errno in durable.TROUBLE else DataError
+            raise kind(
                 f"{self.path}: the privacy ledger cannot be written ({error.strerror}), so nothing may leave: "
                 "free or change [peer] state"
             ) from error

@@ -124,11 +124,13 @@ class Client:
             await self._serve()
 
     async def _serve(self) -> None:
+        loop = asyncio.get_running_loop()
         try:
             while not self._stop.is_set():
                 session = await self._dial()
                 if session is None:
                     break
+                began = loop.time()
                 try:
                     if await self._converse(session):
                         return
@@ -144,6 +146,9 @@ class Client:
                     raise
                 finally:
                     self._octets = self._traffic(session)
+                    if self._deadline is not None:
+                        # Patience is for a coordinator that is away, not for one that waits for others.
+                        self._deadline += loop.time() - began
             await self._leave()
         finally:
             await self._close_job()
@@ -255,9 +260,10 @@ class Client:
         if self._job is not None:
             job = self._job
             self._board.phase("draining")
-            await self._compute.run(
-                job.save, job.applied, await self._held(job), what="the checkpoint", timeout=READ_S
-            )
+            held = await self._held(job)
+            # One that came back without its memory has nothing to save before it was told where to go on.
+            if job.applied not in held and not job.lost:
+                await self._compute.run(job.save, job.applied, held, what="the checkpoint", timeout=READ_S)
             event(log, "job.checkpoint", step=job.applied)
         event(log, "peer.stop", cause="asked to stop")
 
@@ -283,7 +289,9 @@ class Client:
                 raise UnexpectedMessage(f"a {begun.name} where begin was due")
         except _Stopped:
             await session.close("drain", "the site was asked to stop")
-            return False
+            # SP-11-20: nobody says again what crossed our own bye.
+            crossed = session.farewell
+            return crossed is not None and self._over(crossed)
         except LocalError as error:
             session.fail(error)
             await session.close("failed", timeout=1.0)
@@ -300,7 +308,12 @@ class Client:
         # SP-11-20: a bye of the coordinator may have crossed our own.
         bye = session.farewell or bye
         self._witness.note(
-            "job.ended", job=job.job.name, run=job.run.hex(), reason=bye.reason, step=job.applied
+            "job.ended",
+            job=job.job.name,
+            run=job.run.hex(),
+            reason=bye.reason,
+            step=job.applied,
+            advanced=job.advanced,
         )
         return self._over(bye)
 
@@ -348,6 +361,10 @@ class Client:
         self._witness.heard(session.peer.site, offer)
         try:
             judge(offer, self._config)
+            known = self._job
+            same = known is not None and known.run == offer.run
+            if same and (known.job, known.modality) != (offer.job, offer.modality):
+                raise SchemaMismatch("the terms of a run cannot change while it runs")
         except (PolicyRefused, SchemaMismatch) as error:
             event(log, "job.declined", logging.WARNING, job=offer.job.name, cause=error.reason)
             self._witness.note("job.declined", job=offer.job.name, run=offer.run.hex(), cause=error.reason)
@@ -441,7 +458,9 @@ class Client:
             case Checkpoint():
                 await session.send(await self._save(job, message))
             case Rollback():
+                before = job.applied
                 await self._computed(job, job.rollback, message.step)
+                self._witness.note("job.rollback", run=job.run.hex(), step=message.step, before=before)
                 self._board.set(step=job.applied)
                 await session.send(RolledBack(message.step))
                 event(log, "job.rollback", logging.WARNING, step=message.step)

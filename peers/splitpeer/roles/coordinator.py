@@ -190,6 +190,7 @@ class Coordinator:
                 event(log, "peer.start", role="coordinator", site=self._config.peer.site, job=self._job.name,
                       listen=listener.address, run=self._files.run.hex()[:12])  # fmt: skip
                 accepting = asyncio.create_task(self._accept(listener))
+                began_at = self._files.record.state
                 reason, text = "failed", "the coordinator stopped because of an error of its own"
                 try:
                     reason, text = await self._until_stopped()
@@ -204,7 +205,11 @@ class Coordinator:
                 finally:
                     if reason == "complete":
                         await self._bye(reason, text)
-                        self._files.record.over()
+                        # Whoever was away in that moment hears it from the next start.
+                        if began_at == "farewell" or set(self._files.record.told) >= {
+                            s.name for s in self.sites
+                        }:
+                            self._files.record.over()
                         self._board.phase("done")
                     # A site that comes back now would be offered a job that is over.
                     accepting.cancel()
@@ -271,7 +276,7 @@ class Coordinator:
             compare_geometry(grids)
         except DataError as error:
             raise JobFailed(str(error)) from error
-        for site in self._team.absent:
+        for site in self.sites:
             site.expect({key: known[key] for key in common})
         self.result.patients = len(common)
         return split_patients(
@@ -308,8 +313,8 @@ class Coordinator:
             for task in (stopping, work, *leaving):
                 task.cancel()
             await asyncio.gather(work, *leaving, return_exceptions=True)
-        if not self._files.opened:
-            return "drain", "stopped before the run began"
+        if not self._files.opened or not self._loop.ready:
+            return "drain", "stopped before the run began, or went on"
         # The sites may have saved by themselves. If this step is theirs as well, a restart goes on from it; it may
         # be one that not all have applied, so an older one stays.
         try:
@@ -357,13 +362,19 @@ class Coordinator:
             self._settings.data.augment,
         )
         self._view.begin(self._job.steps, [site.name for site in here])
-        saved = await self._compute.run(
-            checkpoint.latest, self._files.checkpoints, what="its own checkpoints", timeout=DISK_S
+        held = await self._compute.run(
+            checkpoint.available, self._files.checkpoints, what="its own checkpoints", timeout=DISK_S
         )
-        if saved is None:
-            await self._loop.save_own()
-        self._files.open(resumed=saved is not None, patients=[*training, *validation])
-        await self._loop.run(stream, validation, resumed=saved is not None)
+        resumed = bool(record.patients)
+        if resumed and not held:
+            raise DataError(
+                f"no whole checkpoint of the run is left in {self._files.checkpoints}: bring one back, or start "
+                "with --fresh"
+            )
+        if not resumed:
+            await self._loop.start()
+        self._files.open(resumed=resumed, patients=[*training, *validation])
+        await self._loop.run(stream, validation, held if resumed else ())
         if self.result.complete:
             self.result.bytes_per_step = self._loop.bytes_per_step
             self.result.seconds = time.monotonic() - self._started

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -37,6 +37,9 @@ from splitproto.messages import Forward, Job, Progress
 from splitproto.tensors import Array, Descriptor
 
 log = logging.getLogger(__name__)
+
+UNSAVED = 2
+"""Checkpoints in a row that a site may fail to write before a run that can do without it does."""
 
 PROGRESS_EVERY_S = 2.0
 DISK_S = 600.0
@@ -81,7 +84,9 @@ class Loop:
         self._gradient_stacks = gradient_stacks
         self._view, self._board, self._witness = view, board, witness
         self._window = window_of(job)
-        self._held: tuple[int, ...] = ()  # own checkpoints, each of a step that all hold
+        self._held: tuple[int, ...] = ()  # own checkpoints, each of a step that all present held
+        self.ready = False
+        """Its half is that of `committed`: of a new run, or read from a checkpoint."""
         self._told = 0.0
         self._steps_here = 0
         self._octets_here = 0
@@ -98,13 +103,21 @@ class Loop:
         """Octets on the wire, all sites, per training step made by this process."""
         return self._octets_here // max(1, self._steps_here)
 
-    async def run(self, stream: TrainingStream, validation: Sequence[bytes], *, resumed: bool) -> None:
+    async def run(
+        self, stream: TrainingStream, validation: Sequence[bytes], held: Collection[int] = ()
+    ) -> None:
         """Go on until the last step is committed and scored, or `draining` is set.
+
+        Args:
+            held: steps of its own checkpoints, where a run is gone on with.
 
         Raises:
             JobFailed, DeadlinePassed, DataError, ConfigError: the run cannot go on.
         """
-        if resumed or any(site.applied != 0 for site in self._team.present):
+        self._held = self._held or tuple(sorted(held))
+        if not self.ready or any(site.applied != 0 for site in self._team.present):
+            for site in self._team.sites:
+                site.committed(max(self._held, default=0))
             await self._rollback()
         scored = -1
         while scored < self._job.steps and not self.draining:
@@ -128,6 +141,11 @@ class Loop:
                 await self._rollback()
                 self._counted = None
         self._result.complete = scored == self._job.steps
+
+    async def start(self) -> None:
+        """A new run: its beginning is what can be gone back to. Raises DataError."""
+        self.ready = True
+        await self.save_own()
 
     async def save_own(self, *, spare: int = 0) -> int:
         """Write the coordinator's half; returns its step.
@@ -187,11 +205,10 @@ class Loop:
                 [site for site in self._team.present if site.modality not in out],
             )  # fmt: skip
             waited = time.monotonic() - began
-            loss, gradients = await self._computed(
-                self._train, arrived, await target, forward, what=f"step {step} of the decoder"
-            )
+            loss, gradients = await self._trained(arrived, await target, forward)
         finally:
             target.cancel()
+            await asyncio.gather(target, return_exceptions=True)
         computed = time.monotonic() - began - waited
         precision = self._job.precision
         # SP-11-31: who did not take part is told to count on.
@@ -225,6 +242,19 @@ class Loop:
         shown = loss if np.isfinite(loss) else None  # nobody took part
         self._files.metric(step=step, loss=shown, **more, **seconds)
 
+    async def _trained(
+        self, arrived: Arrived, target: np.ndarray, forward: Forward
+    ) -> tuple[float, dict[str, dict[str, np.ndarray]]]:
+        """The decoder's step; unless all are needed, without whoever sent what are no numbers."""
+        while True:
+            try:
+                return await self._computed(
+                    self._train, arrived, target, forward, what=f"step {forward.step} of the decoder"
+                )
+            except JobFailed:
+                if not await self._blamed(arrived):
+                    raise
+
     def _train(
         self, arrived: Arrived, target: np.ndarray, forward: Forward
     ) -> tuple[float, dict[str, dict[str, np.ndarray]]]:
@@ -234,11 +264,7 @@ class Loop:
             self._half.advance(forward.step)
             return float("nan"), {}
         absent = [site.modality for site in self._team.sites if site not in arrived]
-        try:
-            loss, gradients = self._half.step(activations, target, absent)
-        except JobFailed:
-            self._blame(arrived)
-            raise
+        loss, gradients = self._half.step(activations, target, absent)
         release = Release(self._files.run, forward.mode, forward.step, forward.batch, forward.samples, target)
         # The decoder has learned from the true ones; what leaves is defended, for each site on its own.
         for modality, stack in self._gradient_stacks.items():
@@ -296,9 +322,14 @@ class Loop:
             if len(arrived) < len(sites):
                 return None
             for modality, scoring in scorings.items():
-                predicted = await self._computed(
-                    self._predict, arrived, modality, what=f"the prediction of batch {index}"
-                )
+                try:
+                    predicted = await self._computed(
+                        self._predict, arrived, modality, what=f"the prediction of batch {index}"
+                    )
+                except JobFailed:
+                    if not await self._blamed(arrived):
+                        raise
+                    return None
                 await self._computed(scoring.add, index, predicted, what=f"the score of batch {index}")
             self._view.evaluating(index + 1, len(plan.forwards))
         scores = {name: s.dice.result() if len(s.dice) else {} for name, s in scorings.items()}
@@ -313,7 +344,6 @@ class Loop:
         absent = [site.modality for site in self._team.sites if site.modality not in activations]
         predicted = self._half.predict(activations, absent)
         if not np.isfinite(predicted).all():
-            self._blame(arrived)
             raise JobFailed("the prediction is not a finite number; lower the learning rate")
         return predicted
 
@@ -336,17 +366,26 @@ class Loop:
                 return True
             if loop.time() > ends:
                 raise DiskTrouble(
-                    f"the checkpoint of the last step was not written by all within {patience:g} s: make room and "
-                    "start again, the run goes on"
+                    f"the checkpoint of the last step was not written by all within {patience:g} s"
+                    f"{self._who_could_not()}: make room there and start again, the run goes on"
                 )
         return False
+
+    def _who_could_not(self) -> str:
+        names = ", ".join(site.name for site in self._team.present if site.unsaved)
+        return f" (not by {names})" if names else ""
 
     async def _checkpoint(self, *, leaving: bool = False) -> bool:
         """Have all halves of the committed step written; whether they were."""
         step, self._counted = self.committed, None
         self._board.phase("saving")
-        keep = self._held[-self._settings.training.keep_checkpoints :]
+        most = self._settings.training.keep_checkpoints
+        keep = [held for held in self._held if held < step][-most:]
         digests = await self._team.all(lambda site: site.save(step, keep, leaving=leaving))
+        for site in [site for site, digest in digests.items() if digest is None]:
+            if site.unsaved >= UNSAVED and not self._team.all_needed:
+                self._team.leave_out(site, f"it could not write {site.unsaved} checkpoints in a row")
+                del digests[site]
         if failed := [site.name for site, digest in digests.items() if digest is None]:
             # SP-11-32: not a step that all hold, so it does not count; those from before do.
             event(log, "job.checkpoint_failed", logging.WARNING, step=step, sites=", ".join(failed))
@@ -357,6 +396,8 @@ class Loop:
         except DataError as error:
             event(log, "job.checkpoint_failed", logging.WARNING, step=step, cause=str(error))
             return False
+        for site in digests:
+            site.settled()
         shown = {site.name: (digest or b"").hex() for site, digest in digests.items()}
         event(log, "job.checkpoint", step=step, **{name: digest[:12] for name, digest in shown.items()})
         self._witness.note("job.checkpoint", run=self._files.run.hex(), step=step, digests=[
@@ -374,9 +415,8 @@ class Loop:
                 )
                 common = set(own).intersection(*(site.checkpoints for site in self._team.present))
                 if not common:
-                    raise JobFailed(
-                        "the parties have no checkpoint in common: start the job anew, with --fresh"
-                    )
+                    self._leave_behind(own)
+                    continue
                 step = max(common)
                 await self._team.all(
                     lambda site, step=step: site.begin(step, self._result.patients, forgive=True)
@@ -388,11 +428,20 @@ class Loop:
         self._team.undo(step)
         await self._compute.run(self._load, step, what=f"its own checkpoint of step {step}", timeout=DISK_S)
         self._held = tuple(sorted(saved for saved in own if saved <= step))
+        self.ready = True
         self.committed = self._result.step = step
         self._board.set(step=step, checkpoints=list(self._held))
         if self._files.opened:
             self._files.metric(step=step, rollback=True)
         event(log, "job.rollback", logging.WARNING, step=step)
+
+    def _leave_behind(self, own: Collection[int]) -> None:
+        """Go back without the site whose steps in common are the oldest. Raises JobFailed if all are needed."""
+        if self._team.all_needed or not own:
+            raise JobFailed("the parties have no checkpoint in common: start the job anew, with --fresh")
+        newest = {site: max({*own}.intersection(site.checkpoints), default=-1) for site in self._team.present}
+        behind = min(newest, key=lambda site: newest[site])
+        self._team.leave_out(behind, "it has no checkpoint in common with the others")
 
     def _load(self, step: int) -> None:
         tensors, meta, _ = checkpoint.load(self._files.checkpoints, step)
@@ -405,15 +454,26 @@ class Loop:
         """`function(*args)` within the deadline that the job has for a step."""
         return await self._compute.run(function, *args, what=what, timeout=self._job.seconds_per_step)
 
-    def _blame(self, arrived: Arrived) -> None:
-        """Raise JobFailed that names the site whose activations are not numbers, if there is one."""
+    async def _blamed(self, arrived: Arrived) -> bool:
+        """Whether a site sent what are no numbers; it is out of `arrived` then. Raises JobFailed if all are needed."""
+        found = await self._computed(self._culprit, arrived, what="the activations to be looked at")
+        if found is None:
+            return False
+        site, name = found
+        self._team.leave_out(
+            site,
+            f"site {site.name} sent activations ({name}) that are not finite numbers; look at its images, or "
+            "lower the learning rate",
+        )
+        del arrived[site]
+        return True
+
+    def _culprit(self, arrived: Arrived) -> tuple[Site, str] | None:
         for site, tensors in arrived.items():
             for name, array in from_wire(tensors, self._job.precision).items():
                 if not np.isfinite(array).all():
-                    raise JobFailed(
-                        f"site {site.name} sent activations ({name}) that are not finite numbers; "
-                        "look at its images, or lower the learning rate"
-                    )
+                    return site, name
+        return None
 
     def _by_modality(self, arrived: Arrived) -> dict[str, dict[str, np.ndarray]]:
         return {site.modality: from_wire(tensors, self._job.precision) for site, tensors in arrived.items()}

@@ -54,6 +54,9 @@ log = logging.getLogger(__name__)
 FAREWELL_S = 5.0
 """How long a site whose link broke at the very end may take to come back and hear that the job is complete."""
 
+RESTARTS = 10
+"""So often since its last checkpoint a site may restart, and make all go back; then it is a failure."""
+
 Answer = TypeVar("Answer")
 Heard = TypeVar("Heard", bound=Message)
 
@@ -93,6 +96,10 @@ class Site:
         self.patients: dict[bytes, Geometry] = {}
         self.absent = ""
         """Why the run goes on without it; empty: it does not."""
+        self.restarts = 0
+        """Of this site, since the last checkpoint that it wrote with the others; so are the two that follow."""
+        self.losses = 0
+        self.unsaved = 0
         self._octets_in = 0
         self._octets_out = 0
         self._offer, self._job, self._witness, self._board = offer, offer.job, witness, board
@@ -151,16 +158,13 @@ class Site:
         self._keep_counts()
         # A new incarnation after the first has lost what was not on disk.
         if self._incarnation and accept.incarnation != self._incarnation:
+            self.restarts += 1
             self._lost_at = self._lost_at if self._restarted else self.applied
             self._restarted = True
         # Absent since before this coordinator began: what its memory holds, nobody knows.
         self._restarted |= bool(self.absent) and not self._incarnation
         if self._expected is not None:
             self._failure = self._unfit(patients)
-        elif self.patients and set(patients) != set(self.patients):
-            self._failure = JobFailed(
-                f"{self.name} came back with other patients than it had; start the job anew"
-            )
         self._incarnation, self.applied, self.checkpoints = (
             accept.incarnation,
             accept.applied,
@@ -181,8 +185,9 @@ class Site:
         return self._joined.is_set() and self._session is not None and self._session.alive
 
     def expect(self, patients: dict[bytes, Geometry]) -> None:
-        """A site that joins later than the run began must hold these, on these grids."""
+        """A site that joins from now on must hold these, on these grids."""
         self._expected = patients
+        self._base = (self._base[0], len(patients))
 
     async def joined(self) -> None:
         """Wait until the site has joined; raises JobFailed if it declined."""
@@ -304,6 +309,7 @@ class Site:
 
         answer = await self._ask(ask, what)
         if isinstance(answer, Unsaved):
+            self.unsaved += 1
             event(log, "site.unsaved", logging.WARNING, site=self.name, step=step, cause=answer.reason)
             return None
         held = {other for other in self.checkpoints if other in keep} | {step}
@@ -311,10 +317,14 @@ class Site:
         self._board.site(self.name, checkpoints=list(self.checkpoints))
         return answer.digest
 
+    def settled(self) -> None:
+        """It wrote a checkpoint as all others did: what went wrong before is forgiven."""
+        self.restarts = self.losses = self.unsaved = 0
+
     async def returned(self) -> None:
         """Wait until a site that was absent is here again."""
         try:
-            await self._link("to come back")
+            await self._link("to come back", patient=True)
         finally:
             self._board.waits(None, who=self.name)
 
@@ -339,7 +349,7 @@ class Site:
         self._board.site(self.name, state="catching up")
         await self.begin(step, patients, forgive=True)
         # Steps beyond a rollback of the others, or beyond what is committed, never were.
-        most = min(step, step if self._undone is None else self._undone)
+        most = step if self._undone is None else min(step, self._undone)
         if self._restarted or self.applied > most:
             usable = [saved for saved in self.checkpoints if saved <= most]
             if not usable:
@@ -353,10 +363,10 @@ class Site:
     def leave_out(self, cause: str) -> None:
         """From now on the run goes on without this site, which may dial anew and join again."""
         self.absent = cause
-        self._failure = None
         event(log, "site.absent", logging.WARNING, site=self.name, modality=self.modality, cause=cause)
         self._witness.note("site.absent", site=self.name, cause=cause)
         self._board.site(self.name, state="absent", absent_since=time.monotonic(), cause=cause)
+        self._board.waits(None, who=self.name)
         # It may be in the middle of anything: on a new link, both know where they are.
         if self._session is not None and self._session.alive:
             self._session.fail(DeadlineExceeded("the run goes on without this site; dial again to join it"))
@@ -393,10 +403,11 @@ class Site:
                     await self._joined.wait()
             except TimeoutError:
                 event(log, "site.lost", logging.WARNING, site=self.name, cause="it was not here for the bye")
-        if self._joining is not None:
-            await self._joining.close(reason, text)
+        joining, self._joining = self._joining, None
+        if joining is not None:
+            await joining.close(reason, text)
         if self._session is None:
-            return False
+            return joining is not None and joining.ended.result() is None
         session, self._session = self._session, None
         self._octets_in, self._octets_out = (
             self._octets_in + session.bytes_in,
@@ -428,7 +439,8 @@ class Site:
         patience = loop.time() + self._patience_s + self._job.seconds_per_step
         try:
             while True:
-                session = await self._link(what)
+                # While it catches up, the others wait for it: not for one that is lost again.
+                session = await self._link(what, patient=not self.absent)
                 if session.rotation_due:
                     # SP-6-10: our own key's budget; the site dials again at once.
                     await session.close("rotate", session.rotation_cause)
@@ -441,6 +453,7 @@ class Site:
                             await session.send(Begin(*self._base))
                             self._begun = True
                         if self._restarted and not forgive:
+                            self._bear_restarts()
                             await self._restore(session, computed)
                         return await question(session)
                 except TimeoutError:
@@ -469,6 +482,13 @@ class Site:
                         ) from error
         finally:
             self._board.waits(None, who=self.name)
+
+    def _bear_restarts(self) -> None:
+        """Each may make all go back, so there is an end to it."""
+        if self.restarts > RESTARTS:
+            raise JobFailed(
+                f"site {self.name} has restarted {self.restarts} times since its last checkpoint: its log says why"
+            )
 
     async def _restore(self, session: Session, computed: int) -> None:
         """SP-11-34: a site that lost its memory, but saved exactly the step it had applied, goes back there alone.
@@ -502,7 +522,7 @@ class Site:
     async def _connected(self, session: Session) -> None:
         return
 
-    async def _link(self, what: str) -> Session:
+    async def _link(self, what: str, *, patient: bool) -> Session:
         ended = self._session.ended if self._session is not None else None
         if ended is not None and ended.done() and (error := ended.result()) is not None and _is_final(error):
             # A site may give up between two questions, such as when its privacy budget is spent.
@@ -513,6 +533,8 @@ class Site:
             self._board.waits("to come back", who=self.name, deadline_s=self._patience_s)
             joined = asyncio.ensure_future(self._joined.wait())
             try:
+                if not patient:
+                    raise DeadlinePassed(f"site {self.name} ({self.modality}) was lost again before {what}")
                 if not await patiently((joined,), self._patience_s):
                     raise DeadlinePassed(
                         f"site {self.name} ({self.modality}) did not come back within {self._patience_s:g} s; "

@@ -94,9 +94,20 @@ class SiteJob:
         self._prefetch: Prefetcher[Forward, np.ndarray] | None = None
         self._private = seed == "private"
         self._computed = 0
+        self.advanced = 0
+        """Steps that were made without this site, as far as this process was told."""
+        self.lost = False
+        """Its weights are of no step of this run until it is told to which to go back."""
         self._mechanism = mechanism(encoder.stack) if isinstance(encoder, Defended) else None
-        if not self.checkpoints():
+        held = self.checkpoints()
+        if not held:
             self.save(0)
+        elif 0 in held:
+            # Private weights are drawn anew by every process; those of this run were drawn once.
+            tensors, meta, _ = checkpoint.load(self.folder, 0)
+            self.half.load(tensors, meta)
+        else:
+            self.lost = True
         self.ledger = open_ledger(config)
 
     @property
@@ -229,6 +240,7 @@ class SiteJob:
                 f"asked to advance to step {step} of {self.job.steps} after step {self.applied}"
             )
         self.forget_batches()
+        self.advanced += step - self.applied
         self.half.advance(step)
         self._pending = None
 
@@ -264,7 +276,7 @@ class SiteJob:
         tensors, meta, _ = checkpoint.load(self.folder, step)
         self.half.load(tensors, meta)
         checkpoint.discard_after(self.folder, step)
-        self._pending = None
+        self._pending, self.lost = None, False
 
     def close(self) -> None:
         """Stop reading ahead, and settle the privacy ledger."""

@@ -12,9 +12,14 @@ from splitpeer.config import Absence
 from splitpeer.errors import DeadlinePassed, JobFailed, PeerError
 from splitpeer.logs import event
 from splitpeer.roles.site import Site, SiteRestarted
+from splitproto import SplitprotoError
 
 log = logging.getLogger(__name__)
 Answer = TypeVar("Answer")
+
+FREE_RETURNS = 3
+"""So often since its last checkpoint a site may get lost and be welcomed back at once; then after growing pauses."""
+LONGEST_PAUSE = 3600.0
 
 
 class Team:
@@ -29,6 +34,7 @@ class Team:
     def __init__(self, sites: Sequence[Site], absence: Absence) -> None:
         self.sites = tuple(sites)
         self._mode, self._least = absence.mode, absence.least_sites
+        self._not_before: dict[Site, float] = {}  # by the event loop's clock
 
     @property
     def present(self) -> list[Site]:
@@ -39,6 +45,23 @@ class Team:
     def absent(self) -> list[Site]:
         """Those it goes on without."""
         return [site for site in self.sites if site.absent]
+
+    @property
+    def all_needed(self) -> bool:
+        """Whether the run ends when one is lost for good."""
+        return self._mode == "pause"
+
+    def leave_out(self, site: Site, cause: str) -> None:
+        """Go on without `site`.
+
+        Raises:
+            JobFailed: all are needed.
+            DeadlinePassed: too few are left.
+        """
+        if self.all_needed:
+            raise JobFailed(cause)
+        self._left(site, cause)
+        self._enough()
 
     async def all(
         self, verb: Callable[[Site], Awaitable[Answer]], sites: Sequence[Site] | None = None
@@ -64,8 +87,8 @@ class Team:
                     error = task.exception()
                     if isinstance(error, SiteRestarted):
                         restarted = True
-                    elif isinstance(error, DeadlinePassed | JobFailed) and self._mode != "pause":
-                        tasks[task].leave_out(str(error))
+                    elif isinstance(error, DeadlinePassed | JobFailed) and not self.all_needed:
+                        self._left(tasks[task], str(error))
                     else:
                         task.result()
             self._enough()
@@ -79,9 +102,10 @@ class Team:
 
     async def muster(self, step: int, patients: int) -> None:
         """Before a step: those that were absent and are back catch up with the committed `step`."""
-        back = self.absent
+        now = asyncio.get_running_loop().time()
+        back = [site for site in self.absent if self._not_before.get(site, now) <= now]
         if self._mode == "skip":
-            await asyncio.gather(*(site.returned() for site in back), return_exceptions=True)
+            await asyncio.gather(*(self._returned(site) for site in back))
         await asyncio.gather(*(self._welcome(site, step, patients) for site in back if site.here))
 
     async def gather(self, seconds: float, waiting_for: Callable[[str], None], *, all_needed: bool) -> None:
@@ -113,7 +137,7 @@ class Team:
                 if done:
                     continue
                 late = DeadlinePassed(f"missing after {seconds:g} s: {missing}: start them, or raise join_s")
-                if all_needed or self._mode == "pause":
+                if all_needed or self.all_needed:
                     raise late
                 for site in waiting.values():
                     site.leave_out(f"it did not join within {seconds:g} s")
@@ -134,13 +158,27 @@ class Team:
             missing = "; ".join(f"{site.name} ({site.modality}): {site.absent}" for site in self.absent)
             raise DeadlinePassed(f"{len(present)} sites are left, least_sites is {self._least}: {missing}")
 
+    def _left(self, site: Site, cause: str) -> None:
+        """One that is lost again and again does not hold up the others each time."""
+        site.leave_out(cause)
+        site.losses += 1
+        pause = min(2.0 ** (site.losses - FREE_RETURNS), LONGEST_PAUSE) if site.losses > FREE_RETURNS else 0.0
+        self._not_before[site] = asyncio.get_running_loop().time() + pause
+
+    async def _returned(self, site: Site) -> None:
+        try:
+            await site.returned()
+        except (PeerError, SplitprotoError):
+            return  # it is absent already, with its cause
+
     async def _welcome(self, site: Site, step: int, patients: int) -> None:
         cause = site.absent
         try:
             await site.catch_up(step, patients)
         except (SiteRestarted, PeerError) as error:
             # It may try again; until then it stays what it was.
-            site.leave_out(f"{cause}; on its return: {error}" if str(error) not in cause else cause)
+            first = cause.partition("; on its return: ")[0]
+            self._left(site, f"{first}; on its return: {error}" if str(error) not in first else first)
         else:
             event(log, "site.present", site=site.name, modality=site.modality, step=step)
 

@@ -6,7 +6,7 @@ import itertools
 import math
 from pathlib import Path
 
-from splitpeer.config import JobConfig, PeerConfig
+from splitpeer.config import MAX_STEPS, JobConfig, PeerConfig
 from splitpeer.data.volumes import Triple
 from splitpeer.models import ALL_LEVELS, cut_shapes
 from splitpeer.training.optimiser import OPTIMISERS, SCHEDULES
@@ -18,7 +18,6 @@ from splitproto.tensors import Descriptor, schema_digest
 PRECISIONS = ("f32", "bf16")
 MAX_ENCODER_PARAMETERS = 200_000_000
 """About 2.4 GB with gradients and Adam's moments; a full-size 3-D BasicUNet encoder has 4 million."""
-MAX_STEPS = 99_999_999
 
 
 def job_on_wire(config: JobConfig) -> Job:

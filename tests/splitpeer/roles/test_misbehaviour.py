@@ -18,6 +18,8 @@ from splitproto import SplitprotoError, dial
 from splitproto.errors import Misaligned, SchemaMismatch
 from splitproto.messages import (
     Activations,
+    Advance,
+    Advanced,
     Applied,
     Begin,
     Bye,
@@ -79,7 +81,13 @@ async def peer(scene, twist: Twist, inventory: Callable[[list[Patient]], list[Pa
                 case Checkpoint() as asked:
                     await answer(Saved(asked.step, bytes(32)))
                 case Rollback() as asked:
+                    announced.clear()
+                    applied = asked.step
                     await answer(RolledBack(asked.step))
+                case Advance() as asked:
+                    announced.clear()
+                    applied = asked.step
+                    await answer(Advanced(asked.step))
                 case Begin() | Progress():
                     pass
                 case Bye() as said:

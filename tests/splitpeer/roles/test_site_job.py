@@ -1,0 +1,186 @@
+"""A site's half of a run between two links: what it says of itself, what it keeps, what it goes back to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from splitpeer.data.sampling import TrainingSchedule, batch_digest
+from splitpeer.errors import DataError
+from splitpeer.roles.site_job import SiteJob
+from splitpeer.roles.terms import cut_descriptors, job_on_wire, window_of
+from splitpeer.training import checkpoint
+from splitproto.errors import StepMismatch
+from splitproto.messages import Forward, Gradients, JobOffer
+from splitproto.tensors import schema_digest
+
+from .scene import Scene
+
+RUN = bytes(range(16))
+
+
+@pytest.fixture
+def begin(scene: Scene) -> Callable[[], SiteJob]:
+    """A process of one site that takes up the run."""
+    scene.cast("t1", training={"steps": 20})
+    scene.client("t1", runtime={"initial_weights": "private"})
+    job = job_on_wire(scene.settings)
+    offer = JobOffer(RUN, "t1", job, schema_digest(cut_descriptors(job)))
+    return lambda: SiteJob(offer, scene.config("site-t1"))
+
+
+@pytest.fixture
+def batch(scene: Scene, begin: Callable[[], SiteJob]) -> Callable[..., Forward]:
+    job = job_on_wire(scene.settings)
+    drawn = TrainingSchedule(
+        scene.patients()[0],
+        scene.masks(),
+        window=window_of(job),
+        batch=job.batch,
+        steps=job.steps,
+        seed=1,
+        positive_fraction=0.5,
+    )
+
+    def of(step: int, mode: str = "train") -> Forward:
+        samples, seed = drawn.batch(step)
+        seed = seed if job.augment and mode == "train" else None
+        return Forward(mode, step, 0, tuple(samples), batch_digest(step, samples, seed), seed)
+
+    return of
+
+
+def work(site: SiteJob, asked: Forward) -> None:
+    """One step with gradients that are all alike."""
+    site.announce(asked)
+    due = site.due()
+    assert due == asked
+    sent = site.forward(due)
+    site.apply(Gradients(due.step, {name: np.full_like(t, 1e-3) for name, t in sent.tensors.items()}))
+
+
+def weights(site: SiteJob) -> dict[str, Any]:
+    return site.half.state()[0]
+
+
+def same(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_a_new_incarnation_says_0_whatever_lies_on_its_disk(begin, batch) -> None:
+    """SP-11-3: and its weights of step 0 are those of the run, not others that were drawn anew."""
+    first = begin()
+    assert (first.applied, first.checkpoints()) == (0, (0,)), "saved before it accepts"
+    at_0, known = weights(first), first.incarnation
+    for step in (1, 2):
+        work(first, batch(step))
+    first.save(2, keep=(0,))
+    at_2 = weights(first)
+    first.rollback(0)
+    assert first.incarnation == known, "a rollback loses no memory"
+    first.close()
+
+    assert not same(at_0, at_2)
+    second = begin()
+    assert second.checkpoints() == (0,), "a rollback removes what came later"
+    second.close()
+    checkpoint.save(second.folder, 2, at_2, {"step": 2}, keep=(0,))
+    third = begin()
+    assert len({known, second.incarnation, third.incarnation}) == 3
+    assert (third.applied, third.checkpoints()) == (0, (0, 2))
+    assert same(weights(third), at_0)
+    third.rollback(2)
+    assert third.applied == 2
+    assert same(weights(third), at_2)
+    third.close()
+
+
+def test_the_beginning_is_a_checkpoint_like_others(begin, batch) -> None:
+    """SP-11-14, SP-11-33: not listed in `keep`, it goes; then nobody can go back to it."""
+    site = begin()
+    work(site, batch(1))
+    site.save(1, keep=(0, 7))
+    assert site.checkpoints() == (0, 1), "a step that it does not hold is passed over"
+    work(site, batch(2))
+    site.save(2, keep=(1,))
+    assert site.checkpoints() == (1, 2)
+    with pytest.raises(DataError, match="no such checkpoint"):
+        site.rollback(0)
+    with pytest.raises(StepMismatch):
+        site.save(1)
+    site.close()
+    again = begin()
+    assert (again.applied, again.checkpoints()) == (0, (1, 2))
+    again.rollback(2)
+    assert again.applied == 2
+    again.close()
+
+
+def test_batches_wait_for_their_turn_and_not_behind_it(begin, batch) -> None:
+    """SP-11-6: gradients, or an `advance`, will come."""
+    site = begin()
+    site.announce(batch(3))
+    assert site.due() is None
+    site.advance(2)
+    assert site.due() is None, "what was announced before an `advance` is void"
+    site.announce(batch(3))
+    assert site.due() == batch(3)
+    site.announce(batch(2))
+    with pytest.raises(StepMismatch, match=r"asked for step 2 \(train\) after step 2 was applied"):
+        site.due()
+    site.close()
+
+
+def test_an_evaluation_is_due_when_its_step_is_the_last_applied(begin, batch) -> None:
+    """SP-11-6, SP-11-17."""
+    site = begin()
+    site.announce(batch(1, "evaluate"))
+    assert site.due() is None
+    site.advance(1)
+    before = weights(site)
+    site.announce(batch(1, "evaluate"))
+    due = site.due()
+    assert due is not None and site.forward(due).mode == "evaluate"
+    assert not site.waiting_for_gradients and same(weights(site), before)
+    site.announce(batch(0, "evaluate"))
+    with pytest.raises(StepMismatch):
+        site.due()
+    site.close()
+
+
+def test_an_advance_keeps_weights_and_forgets_what_was_pending(begin, batch) -> None:
+    """SP-11-31."""
+    site = begin()
+    work(site, batch(1))
+    site.announce(batch(2))
+    site.forward(site.due())
+    assert site.waiting_for_gradients
+    before = weights(site)
+    site.advance(1)
+    assert (site.applied, site.waiting_for_gradients) == (1, False)
+    site.advance(5)
+    assert site.applied == 5
+    assert same(weights(site), before)
+    for impossible in (4, 21):
+        with pytest.raises(StepMismatch):
+            site.advance(impossible)
+    site.close()
+
+
+def test_a_batch_asked_for_again_is_answered_again_and_applied_once(begin, batch) -> None:
+    """SP-11-16, SP-11-11: after a lost link the same octets leave, and the same graph waits for its gradients."""
+    site = begin()
+    site.announce(batch(1))
+    first = site.forward(site.due())
+    site.forget_batches()
+    site.announce(batch(1))
+    assert site.forward(site.due()) is first
+    gradients = Gradients(1, {name: np.full_like(t, 1e-3) for name, t in first.tensors.items()})
+    site.apply(gradients)
+    with pytest.raises(StepMismatch, match="gradients of step 1, but 1 was the last applied here"):
+        site.apply(gradients)
+    site.close()
