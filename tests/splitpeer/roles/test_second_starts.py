@@ -1,0 +1,111 @@
+"""What a second start finds, and must not lose: checkpoints, patience, the word that the job is over."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from splitpeer.errors import DataError, JobFailed
+from splitpeer.roles import coordinator, site
+from splitpeer.roles.client import Client
+from splitpeer.training import checkpoint
+from splitproto import Listener
+from splitproto.identity import AllowList
+
+from .test_live_links import hub_of_one
+
+WAITING_S = 1.5
+
+
+def state_of(scene, who: str) -> Path:
+    (run,) = [path for path in (scene.folder / who / "state").iterdir() if path.is_dir()]
+    return run
+
+
+async def stopped_after(scene, steps: int) -> None:
+    """All are asked to stop in the middle of the run."""
+    async with scene.running() as on, asyncio.timeout(60):
+        while len(scene.losses()) < steps:  # noqa: ASYNC110 (the metrics are a file)
+            await asyncio.sleep(0.005)
+        for stop in on.stops.values():
+            stop.set()
+        await asyncio.wait(on.tasks.values())
+
+
+async def test_one_that_is_stopped_before_it_has_gone_back_keeps_its_checkpoints(scene, monkeypatch) -> None:
+    """Until then its half is that of step 0, and not to be saved."""
+    scene.cast("flair", "t1", training={"steps": 400, "checkpoint_every": 5})
+    await stopped_after(scene, 12)
+    before = checkpoint.available(state_of(scene, "hub"))
+    assert max(before) >= 10
+    reached = asyncio.Event()
+
+    async def stuck(self: site.Site, step: int) -> None:
+        reached.set()
+        await asyncio.sleep(60)
+
+    monkeypatch.setattr(coordinator, "DRAIN_S", 0.2)
+    monkeypatch.setattr(coordinator, "STRAGGLER_S", 0.1)
+    monkeypatch.setattr(site.Site, "rollback", stuck)
+    async with scene.running(resume=None) as on, asyncio.timeout(60):
+        await reached.wait()
+        on.stops["hub"].set()
+        await asyncio.wait([on.tasks["hub"]])
+    assert checkpoint.available(state_of(scene, "hub")) == before
+
+
+async def test_a_run_of_which_no_checkpoint_is_left_is_not_begun_again_in_silence(scene) -> None:
+    """SP-11-39: its steps are not made a second time under the same name."""
+    scene.cast("flair", "t1", training={"steps": 60, "checkpoint_every": 5, "keep_checkpoints": 1})
+    await stopped_after(scene, 12)
+    lines = scene.metrics()
+    for path in state_of(scene, "hub").glob("*.safetensors"):
+        path.write_bytes(path.read_bytes()[:-10])
+    ran = await scene.together(resume=None)
+    assert isinstance(ran.error, DataError)
+    assert "no whole checkpoint of the run is left" in str(ran.error)
+    assert "--fresh" in str(ran.error)
+    assert scene.metrics() == lines
+    told = str(ran.clients["site-t1"])
+    assert "the coordinator's own data cannot be used" in told
+    assert str(scene.folder) not in told
+
+
+@pytest.fixture
+def alone(scene):
+    """A site whose coordinator is played by the test."""
+    scene.cast("t1")
+    here = f"tcp://127.0.0.1:{scene.port}"
+    scene.client("t1", network={"coordinator": here, "reconnect_s": 2 * WAITING_S})
+    allowed = AllowList({"client": ("site-t1",)}, "the test")
+    return lambda: Listener(here, scene.config("hub").credentials(), allowed)
+
+
+async def test_a_site_that_waited_for_others_has_all_its_patience(scene, alone) -> None:
+    """SP-11-40: time with a link is no time without."""
+    async with alone() as listener:
+        client = asyncio.create_task(Client(scene.config("site-t1"), asyncio.Event()).run())
+        await listener.accept(20)
+        await asyncio.sleep(2 * WAITING_S)
+    await asyncio.sleep(WAITING_S / 2)
+    assert not client.done()
+    # Whoever comes back within its patience has it.
+    async with alone() as listener:
+        await listener.accept(20)
+    client.cancel()
+    await asyncio.gather(client, return_exceptions=True)
+
+
+async def test_the_end_of_a_job_that_crosses_a_drain_is_heard(scene, alone) -> None:
+    """SP-11-20: nobody says it again."""
+    async with alone() as listener:
+        stop = asyncio.Event()
+        client = asyncio.create_task(Client(scene.config("site-t1"), stop).run())
+        session = await hub_of_one(scene, listener)
+        stop.set()
+        await asyncio.sleep(0.3)
+        await session.close("failed", "it went wrong")
+        with pytest.raises(JobFailed, match="it went wrong"):
+            await asyncio.wait_for(client, 20)
