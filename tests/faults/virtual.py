@@ -324,22 +324,33 @@ def bury(loop: VirtualLoop) -> None:
     Closing a coroutine runs its `finally` blocks: whatever they try must fail, so every life must have ended and
     whoever stands between them and the disk must refuse the dead.
     """
-    waiting = [task for task in tasks.all_tasks(loop) if not task.done()]
-    for task in waiting:
-        task._log_destroy_pending = False  # type: ignore[attr-defined]
-        coroutine, context = task.get_coro(), Context()
-        context.run(LIFE.set, _GONE)
-        for _ in range(50):
-            try:
-                context.run(coroutine.close)  # type: ignore[union-attr]
-            except (Exception, Dead):
-                # It waits in a `finally`: close that as well.
-                continue
-            break
+    # A `finally` may gather coroutines: without a loop they would never be awaited, which is a warning of its own.
+    asyncio.set_event_loop(loop)
+    try:
+        buried: set[asyncio.Task[Any]] = set()
+        while waiting := [task for task in tasks.all_tasks(loop) - buried if not task.done()]:
+            for task in waiting:
+                _close(task)
+            buried.update(waiting)
+    finally:
+        asyncio.set_event_loop(None)
     loop._ready.clear()
     loop._timers.clear()
     if not loop.is_closed():
         loop.close()
+
+
+def _close(task: asyncio.Task[Any]) -> None:
+    task._log_destroy_pending = False  # type: ignore[attr-defined]
+    coroutine, context = task.get_coro(), Context()
+    context.run(LIFE.set, _GONE)
+    for _ in range(50):
+        try:
+            context.run(coroutine.close)  # type: ignore[union-attr]
+        except (Exception, Dead):
+            # It waits in a `finally`: close that as well.
+            continue
+        break
 
 
 _GONE = Life("nobody")
