@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import pytest
+
 from splitpeer.training import checkpoint
 
 
+@pytest.mark.timeout(300)
 def test_four_processes_in_two_dimensions_train_the_whole_network(scene) -> None:
     """SP-11-6, SP-11-10, SP-11-24."""
     scene.cast("flair", "t1", "t1ce", "t2", training={"steps": 20, "checkpoint_every": 8})
     hub = scene.start_python("hub")
     clients = [scene.start_python("site-flair"), *(scene.start(f"site-{m}") for m in scene.modalities[1:])]
-    assert hub.code() == 0, hub.said
+    # Two of five import everything, which is what takes so long on a busy machine.
+    assert hub.code(240) == 0, hub.said
     assert [client.code() for client in clients] == [0, 0, 0, 0]
     scene.assert_exact()
     assert len(scene.losses()) == 20
