@@ -273,6 +273,8 @@ def _drive(capture: Capture, role: str, config: Path, job: Path | None, as_json:
         echo_json(_plain(found.as_json()))
         return 0 if found.agrees else 1
     click.echo(f"{found.steps} of {found.of} steps driven, {found.tensors} tensors of {found.what} compared")
+    if found.stopped:
+        click.echo(f"stopped at {found.stopped}")
     click.echo(f"largest difference {found.largest:.3g} of the recorded tensor's largest value"
                + (f" ({found.where}; {found.absolute:.3g})" if found.where else ""))  # fmt: skip
     if found.figures:

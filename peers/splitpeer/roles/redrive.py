@@ -83,6 +83,8 @@ class Comparison:
         """Training steps that were driven."""
         self.of = 0
         """Steps of the job."""
+        self.stopped = ""
+        """Why the comparison ends before the job does; empty if it does not."""
 
     @property
     def agrees(self) -> bool:
@@ -310,7 +312,10 @@ class _Site:
             place = (self.name, forward.mode, forward.step, forward.batch)
             recorded = self._recording.forwards.get(place)
             if recorded is None or place not in self._recording.activations:
-                # The capture ends here: so does the comparison.
+                # The capture ends here, or the run went on without this site: so far goes the comparison.
+                self._comparison.stopped = (
+                    f"{forward.mode} step {forward.step}: the capture holds nothing of {self.name} there"
+                )
                 self._stop.set()
                 return
             if recorded.digest != forward.digest:
@@ -452,6 +457,7 @@ async def _play_coordinator(
         if of < step + (mode == "train") or (mode != "train" and of != step):
             continue
         if mode == "train" and of != step + 1:
+            comparison.stopped = f"train step {step + 1}: the capture holds nothing of it"
             break
         await session.send(recording.forwards[place])
         answer = _expect(await session.receive(WAIT_S, f"activations of step {of}"), Activations)
@@ -460,6 +466,7 @@ async def _play_coordinator(
             comparison.tensor(f"{name}, {mode} step {of}, batch {place[3]}", array, recorded[name])
         if mode == "train":
             if (hub, of) not in recording.gradients:
+                comparison.stopped = f"train step {of}: the capture holds no gradients of it"
                 break
             await session.send(replace(recording.gradients[hub, of]).message, WAIT_S)
             _expect(await session.receive(WAIT_S, f"step {of} to be applied"), Applied)

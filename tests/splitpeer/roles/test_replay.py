@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -301,6 +302,30 @@ async def test_steps_that_were_made_without_a_site_are_driven_too(scene: Scene, 
         assert code == 0, error + text
         found = json.loads(text)
         assert found["agrees"] and found["largest"] == 0 and found["steps"] >= 7, found
+
+
+async def test_a_site_that_was_lost_ends_the_comparison_and_it_says_so(scene: Scene, cli: Run) -> None:
+    """A driven coordinator misses nobody: behind the step that was made without a site nothing can be compared."""
+    scene.cast(
+        "flair",
+        "t1",
+        training={"steps": 60, "batch": 1},
+        absence={"mode": "drop"},
+        **{"absence.per_site_s": {"site-t1": 0.2}},
+    )
+    hub, clients = scene.start_all("--curious", str(scene.capture("hub")))
+    scene.until_step(5)
+    clients["t1"].signal(signal.SIGKILL)
+    assert hub.code() == 0, hub.said
+    lost = next(line["step"] for line in scene.metrics() if line.get("without"))
+    folder = scene.folder / "hub"
+    code, text, error = await asyncio.to_thread(
+        cli, scene.capture("hub"), "--drive", "coordinator", "--config", folder / "peer.toml",
+        "--job", folder / "job.toml",
+    )  # fmt: skip
+    assert code == 0, error + text
+    assert f"{lost - 1} of 60 steps driven" in text and "largest difference 0 " in text, text
+    assert f"stopped at train step {lost}: the capture holds nothing of site-t1 there" in text, text
 
 
 def test_another_coordinator_is_told_apart(recorded: Scene, cli: Run, tmp_path: Path) -> None:
