@@ -13,8 +13,9 @@ import pytest
 
 from splitpeer.cli import exit_code
 from splitpeer.errors import DeadlinePassed, JobFailed
-from splitpeer.roles.terms import cut_descriptors
-from splitproto import SplitprotoError, dial
+from splitpeer.roles.client import Client
+from splitpeer.roles.terms import cut_descriptors, job_on_wire
+from splitproto import Listener, Offer, SplitprotoError, dial
 from splitproto.errors import Misaligned, SchemaMismatch
 from splitproto.messages import (
     Activations,
@@ -28,6 +29,7 @@ from splitproto.messages import (
     Gradients,
     Inventory,
     JobAccept,
+    JobDecline,
     JobOffer,
     Message,
     Patient,
@@ -36,6 +38,7 @@ from splitproto.messages import (
     RolledBack,
     Saved,
 )
+from splitproto.tensors import schema_digest
 
 Twist = Callable[[Message], Iterable[Message]]
 
@@ -263,3 +266,36 @@ async def test_gradients_of_another_shape_are_refused_by_the_site(scene, monkeyp
     assert exit_code(error) == 1
     assert "the gradients of step 1 do not have the shapes of the activations" in str(error)
     assert isinstance(ran.error, JobFailed)
+
+
+@pytest.mark.parametrize("change", [{"learning_rate": 0.5}, {"steps": 9}, None])
+async def test_a_run_keeps_the_terms_that_it_was_accepted_with(scene, change: dict | None) -> None:
+    """SP-11-25: after a lost link the same run is offered again, with other terms or (None) the same ones."""
+    scene.cast("t1")
+    hub, terms = scene.config("hub"), job_on_wire(scene.settings)
+    offers = [JobOffer(bytes(16), "t1", job, schema_digest(cut_descriptors(job)))
+              for job in (terms, dataclasses.replace(terms, **(change or {})))]  # fmt: skip
+    answers: list[Message] = []
+    client = asyncio.create_task(Client(scene.config("site-t1"), asyncio.Event()).run())
+    async with Listener(hub.network.listen, hub.credentials(), scene.settings.allow_list(), Offer()) as listener:
+        for offer in offers:
+            session = await listener.accept(30)
+            await session.send(offer)
+            answers.append(await session.receive(30))
+            if isinstance(answers[-1], JobDecline):
+                break
+            while not (await session.receive(30)).last:
+                pass
+            await session.close("rotate")
+        else:
+            session = await listener.accept(30)
+            await session.close("complete")
+        done, _ = await asyncio.wait([client], timeout=30)
+    assert done
+    assert isinstance(answers[0], JobAccept)
+    if change is None:
+        assert isinstance(answers[1], JobAccept) and client.exception() is None
+        return
+    assert isinstance(answers[1], JobDecline) and answers[1].code == SchemaMismatch.code
+    with pytest.raises(JobFailed, match="declined: the terms of a run cannot change while it runs"):
+        client.result()
