@@ -277,7 +277,9 @@ async def test_a_run_keeps_the_terms_that_it_was_accepted_with(scene, change: di
               for job in (terms, dataclasses.replace(terms, **(change or {})))]  # fmt: skip
     answers: list[Message] = []
     client = asyncio.create_task(Client(scene.config("site-t1"), asyncio.Event()).run())
-    async with Listener(hub.network.listen, hub.credentials(), scene.settings.allow_list(), Offer()) as listener:
+    async with Listener(
+        hub.network.listen, hub.credentials(), scene.settings.allow_list(), Offer()
+    ) as listener:
         for offer in offers:
             session = await listener.accept(30)
             await session.send(offer)
