@@ -184,6 +184,8 @@ class Node:
         """It ended for good."""
         self.gave_up: list[BaseException] = []
         """What it ended with before its service manager started it again."""
+        self.left_alone = False
+        """It had failed when the run was over: its service manager need not start it again."""
         self.asked_to_stop = False
 
     def start(self) -> None:
@@ -250,7 +252,7 @@ class Node:
     def _once_more(self) -> None:
         """The service manager starts what failed, unless nothing is left to do."""
         if self.lab.nodes[HUB].done:
-            self.done = True
+            self.done = self.left_alone = True
             self.lab.check()
         else:
             self.start()

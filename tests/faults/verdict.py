@@ -64,8 +64,9 @@ def _hub_is_done(lab: Laboratory, faults: list[Fault], who: str) -> bool:
 
 
 def _no_room(lab: Laboratory, faults: list[Fault], who: str) -> bool:
-    """A disk was full, and no service manager tries again."""
-    return not lab.manager and any(fault.kind == "full" for fault in faults)
+    """A disk was full, and no service manager tries again, or none needs to."""
+    tries_again = lab.manager and not lab.nodes[who].left_alone
+    return not tries_again and any(fault.kind == "full" for fault in faults)
 
 
 def _a_site_is_down(lab: Laboratory, faults: list[Fault], who: str) -> bool:
