@@ -211,7 +211,7 @@ class Client:
             except SplitprotoError as error:
                 if not self._may_pass(error):
                     raise ConnectionRefused(f"{self._address}: {error}") from error
-                if loop.time() + self._pause > self._deadline:
+                if loop.time() >= self._deadline:
                     raise DeadlinePassed(
                         f"gave up on {self._address} after {patience:g} s: {error}"
                     ) from error
@@ -246,6 +246,9 @@ class Client:
         """Pause before dialling again, or until asked to stop."""
         # Jitter: a hundred sites must not come back at the same moment.
         seconds, self._pause = self._pause * random.uniform(0.5, 1.0), min(2 * self._pause, _LONGEST_PAUSE)
+        if self._deadline is not None and (left := self._deadline - asyncio.get_running_loop().time()) > 0:
+            # All of the patience is used: the last attempt is at its end.
+            seconds = min(seconds, left)
         try:
             async with asyncio.timeout(seconds):
                 await self._stop.wait()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from splitpeer.errors import DataError, JobFailed
+from splitpeer.errors import DataError, DeadlinePassed, JobFailed
 from splitpeer.roles import coordinator, site
 from splitpeer.roles.client import Client
 from splitpeer.training import checkpoint
@@ -96,6 +96,17 @@ async def test_a_site_that_waited_for_others_has_all_its_patience(scene, alone) 
         await listener.accept(20)
     client.cancel()
     await asyncio.gather(client, return_exceptions=True)
+
+
+async def test_a_site_tries_until_its_patience_is_over(scene, alone) -> None:
+    """SP-11-40: pauses grow, but the last one ends with the patience and not the patience with the last one."""
+    clock = asyncio.get_running_loop().time
+    began = clock()
+    with pytest.raises(
+        DeadlinePassed, match=f"gave up on tcp://.* after {2 * WAITING_S:g} s: nothing listens"
+    ):
+        await Client(scene.config("site-t1"), asyncio.Event()).run()
+    assert clock() - began >= 2 * WAITING_S
 
 
 async def test_the_end_of_a_job_that_crosses_a_drain_is_heard(scene, alone) -> None:
