@@ -9,6 +9,7 @@ A daemon that dies is started again, as under a service manager: `kill -9` is pa
 
 from __future__ import annotations
 
+import hashlib
 import os
 import socket
 import sys
@@ -19,6 +20,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from splitpeer import durable
 from splitpeer.demo.supervisor import AGAIN, Supervisor, cause
 from splitpeer.errors import JobFailed
 from splitpeer.settings import to_toml
@@ -64,7 +66,7 @@ class DemoJob:
                 "steps": self.steps,
                 "batch": self.batch,
                 "learning_rate": self.learning_rate,
-                "checkpoint_every": 100,
+                "checkpoint_every": 25,
                 "modality_dropout": self.modality_dropout,
             },
             "evaluation": {"every": self.evaluate_every, "batch": 24, "missing": self.missing},
@@ -101,6 +103,9 @@ class Federation:
         if not (self._pki / "ca.crt").exists():
             now = datetime.now(UTC)
             pki.create_ca(self._pki, FEDERATION, now=now)
+            # The order of the patients is that of their keys: with a salt of its own no demonstration would repeat.
+            salt = hashlib.sha256(f"{FEDERATION} {self.job.seed}".encode()).hexdigest()
+            durable.replace(self._pki / "federation.salt", f"{salt}\n".encode())
             pki.issue(self._pki, "coordinator", HUB, hosts=["localhost", "127.0.0.1"], now=now)
             for site in SITES:
                 pki.issue(self._pki, "client", site, now=now)

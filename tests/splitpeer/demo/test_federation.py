@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from splitpeer.data.pseudonym import load_salt
 from splitpeer.demo.federation import HUB, SITES, DemoJob, Federation
 from splitpeer.demo.report import read_result
 from splitpeer.errors import JobFailed
@@ -69,6 +70,18 @@ def test_kill_whom_you_like(made: tuple[Federation, list[str]]) -> None:
     assert (result["step"], result["complete"], len(result["sites"])) == (JOB.steps, True, 4)
     assert [line.partition(" (pid")[0] for line in told] == victims
     assert all("was killed by SIGKILL: started again as pid" in line for line in told)
+
+
+def test_a_demonstration_repeats(tmp_path: Path) -> None:
+    """The salt orders the patients, and so decides every batch. Keys and certificates are new each time."""
+    salts, keys = set(), set()
+    for name in ("first", "second"):
+        Patients(tmp_path / name, JOB).set_up()
+        file = tmp_path / name / "pki" / "federation.salt"
+        assert file.stat().st_mode & 0o777 == 0o600
+        salts.add(load_salt(file))
+        keys.add((tmp_path / name / "pki" / "ca.key").read_bytes())
+    assert (len(salts), len(keys)) == (1, 2)
 
 
 @pytest.mark.timeout(120)
