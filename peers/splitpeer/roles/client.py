@@ -65,8 +65,8 @@ IDLE_S = 3600.0
 READ_S = 600.0
 """Reading every volume's header, or a checkpoint, at most."""
 INVENTORY_PIECE = 500
-LEAVE_S = 5.0
-"""How long a site that was asked to stop waits for the gradients of its pending step."""
+LEAVE_S = 20.0
+"""How long a site that was asked to stop gives the step under way: to be sent, and for its gradients to come."""
 DAMAGED_AT_FIRST = 3
 """So often a first link may fail because of what may be damage done on the way; then it is a refusal."""
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 15.0
@@ -340,12 +340,14 @@ class Client:
         finally:
             self._board.waits(None)
 
-    async def _or_stop(self, work: Coroutine[Any, Any, Result]) -> Result:
-        """What `work` gives, or `_Stopped` if asked to stop before it is done."""
+    async def _or_stop(self, work: Coroutine[Any, Any, Result], grace_s: float = 0.0) -> Result:
+        """What `work` gives, or `_Stopped` if asked to stop and it is not done `grace_s` later."""
         working = asyncio.create_task(work)
         stopping = asyncio.create_task(self._stop.wait())
         try:
             await asyncio.wait((working, stopping), return_when=asyncio.FIRST_COMPLETED)
+            if grace_s and not working.done():
+                await asyncio.wait((working,), timeout=grace_s)
             if working.done():
                 return working.result()
             raise _Stopped
@@ -423,7 +425,10 @@ class Client:
             if not self._stop.is_set():
                 while (forward := job.due()) is not None:
                     sent = await self._computed(job, job.forward, forward)
-                    await self._or_stop(session.send(sent, job.job.seconds_per_step))
+                    if self._stop.is_set():
+                        raise _Stopped
+                    # SP-11-12: once begun it arrives, whoever stops waiting for it: the step is under way.
+                    await self._or_stop(session.send(sent, job.job.seconds_per_step), LEAVE_S)
                     self._progress()
             elif not job.waiting_for_gradients or loop.time() > stopping_until:
                 raise _Stopped

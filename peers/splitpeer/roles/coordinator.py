@@ -46,9 +46,9 @@ from splitproto.tensors import body_bytes, schema_digest
 log = logging.getLogger(__name__)
 
 COMPLETE = "the job is done"
-DRAIN_S = 10.0
+DRAIN_S = 20.0
 """A coordinator that was asked to stop gives the step under way this long."""
-STRAGGLER_S = 2.0
+STRAGGLER_S = 5.0
 """The same where sites are leaving too: the others may still finish the step."""
 SAVE_S = 60.0
 """A checkpoint on leaving is given up after this: a disk that hangs must not keep the process."""

@@ -5,14 +5,17 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from splitpeer.data.sampling import batch_digest
 from splitpeer.errors import DataError, DeadlinePassed, JobFailed
 from splitpeer.roles import coordinator, site
 from splitpeer.roles.client import Client
 from splitpeer.training import checkpoint
-from splitproto import Listener
+from splitproto import Listener, Session
 from splitproto.identity import AllowList
+from splitproto.messages import Activations, Applied, Forward, Gradients, Message, Sample
 
 from .test_live_links import hub_of_one
 
@@ -120,3 +123,33 @@ async def test_the_end_of_a_job_that_crosses_a_drain_is_heard(scene, alone) -> N
         await session.close("failed", "it went wrong")
         with pytest.raises(JobFailed, match="it went wrong"):
             await asyncio.wait_for(client, 20)
+
+
+async def test_a_site_that_is_asked_to_stop_while_it_sends_finishes_the_step(
+    scene, alone, monkeypatch
+) -> None:
+    """SP-11-12: what is queued arrives, so the others make the step: without it they would be a step ahead."""
+    stop, send = asyncio.Event(), Session.send
+
+    async def slow(self: Session, message: Message, timeout: float = 60.0) -> None:
+        await send(self, message, timeout)
+        if isinstance(message, Activations):
+            # The last octet is on its way, and the caller does not know it yet.
+            stop.set()
+            await asyncio.sleep(0.5)
+
+    monkeypatch.setattr(Session, "send", slow)
+    async with alone() as listener:
+        client = asyncio.create_task(Client(scene.config("site-t1"), stop).run())
+        session = await hub_of_one(scene, listener)
+        job, keys = scene.settings, list(scene.images("t1").keys())
+        samples = tuple(Sample(key, (0, 0, 4)) for key in keys[: job.training.batch])
+        await session.send(Forward("train", 1, 0, samples, batch_digest(1, samples, None), None))
+        sent = await session.receive(20)
+        assert isinstance(sent, Activations) and stop.is_set()
+        await session.send(Gradients(1, {name: np.zeros_like(array) for name, array in sent.tensors.items()}))
+        assert await session.receive(20) == Applied(1)
+        assert (await session.receive(20)).reason == "drain"
+        await session.close("drain")
+        await asyncio.wait_for(client, 20)
+    assert 1 in checkpoint.available(state_of(scene, "site-t1"))
