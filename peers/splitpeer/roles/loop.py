@@ -437,10 +437,19 @@ class Loop:
 
     def _leave_behind(self, own: Collection[int]) -> None:
         """Go back without the site whose steps in common are the oldest. Raises JobFailed if all are needed."""
-        if self._team.all_needed or not own:
-            raise JobFailed("the parties have no checkpoint in common: start the job anew, with --fresh")
         newest = {site: max({*own}.intersection(site.checkpoints), default=-1) for site in self._team.present}
         behind = min(newest, key=lambda site: newest[site])
+        if not own:
+            raise JobFailed(
+                "no checkpoint of the coordinator's own is left: start the job anew, with --fresh"
+            )
+        if self._team.all_needed:
+            # One that was absent for a while, under another [absence] mode, may hold none that the others hold.
+            held = "; ".join(f"{site.name} {_steps(site.checkpoints)}" for site in newest)
+            raise JobFailed(
+                f"the parties have no checkpoint in common (steps: coordinator {_steps(own)}; {held}): with [absence] "
+                f'mode = "drop" it goes on, and takes {behind.name} back in; --fresh starts the job anew'
+            )
         self._team.leave_out(behind, "it has no checkpoint in common with the others")
 
     def _load(self, step: int) -> None:
@@ -494,3 +503,7 @@ class Loop:
         self._told = time.monotonic()
         finite = {name: value for name, value in values.items() if np.isfinite(value)}
         await asyncio.gather(*(site.tell(Progress(step, finite)) for site in self._team.present))
+
+
+def _steps(held: Collection[int]) -> str:
+    return ", ".join(map(str, sorted(held))) or "none"

@@ -15,6 +15,7 @@ from typing import Any
 
 from splitpeer import durable
 from splitpeer.config import JobConfig, PeerConfig
+from splitpeer.errors import ConfigError
 from splitpeer.lines import Lines
 from splitpeer.roles.record import Record
 from splitpeer.roles.terms import run_folder
@@ -53,7 +54,7 @@ class RunFiles:
         resume: take the job's last run (True), a new one (False), or the last if there is one of these terms (None).
 
     Raises:
-        ConfigError: nothing to resume, or the job has changed since.
+        ConfigError: nothing to resume, the job has changed since, or results of another complete run are in the way.
     """
 
     def __init__(self, config: PeerConfig, job: JobConfig, *, resume: bool | None) -> None:
@@ -62,6 +63,12 @@ class RunFiles:
         if self.record.state == "over" and self.result() is None:
             # Its results were taken away: somebody makes room for others.
             self.record = Record(config, job, False)
+        if resume is None and self.record.state == "new" and (lying := self._read()) and lying.complete:
+            # Weeks of training are not removed because somebody changed a line of job.toml.
+            raise ConfigError(
+                f"{self.output / 'result.json'}: results of a complete run lie there, and job.toml is not that run's: "
+                "name another [output] folder, or let --fresh remove them"
+            )
         self.run = self.record.run
         self.checkpoints = run_folder(config.peer.state, job.job.name, self.run)
         self._metrics = Lines(self.output / "metrics.jsonl")
@@ -112,11 +119,14 @@ class RunFiles:
 
     def result(self) -> Result | None:
         """What `result.json` says of this run, if it does."""
+        result = self._read()
+        return result if result is not None and result.run == self.record.run.hex() else None
+
+    def _read(self) -> Result | None:
         try:
-            result = Result(**json.loads((self.output / "result.json").read_text()))
+            return Result(**json.loads((self.output / "result.json").read_text()))
         except (OSError, ValueError, TypeError):
             return None
-        return result if result.run == self.record.run.hex() else None
 
 
 @contextmanager

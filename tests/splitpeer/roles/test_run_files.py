@@ -12,7 +12,7 @@ import pytest
 
 from splitpeer import durable
 from splitpeer import lines as lines_module
-from splitpeer.errors import DiskTrouble
+from splitpeer.errors import ConfigError, DiskTrouble
 from splitpeer.roles.run import Result, RunFiles
 from tests.splitpeer.training.power_loss import Disk, found, lay_out
 
@@ -83,6 +83,29 @@ def test_the_results_of_a_run_that_is_over_were_taken_away(scene: Scene, tmp_pat
     (files.output / "result.json").unlink()
     assert again().run != files.run
     assert again().record.state == "new"
+
+
+@pytest.mark.parametrize("complete", [True, False])
+def test_whole_results_are_not_in_the_way_of_a_changed_job(
+    scene: Scene, tmp_path: Path, complete: bool
+) -> None:
+    """The first thing that everybody tries is to train the same job for longer."""
+    files = opened(scene, tmp_path / "results")
+    files.write(Result("try", files.run.hex(), step=2, complete=complete))
+    if complete:
+        files.record.over()
+    scene.cast("t1", output={"folder": str(files.output)}, training={"steps": 77})
+    if complete:
+        with pytest.raises(
+            ConfigError, match=r"results of a complete run lie there.*or let --fresh remove them"
+        ):
+            RunFiles(scene.config("hub"), scene.settings, resume=None)
+        assert files.result() is not None, "nothing is lost"
+    else:
+        assert RunFiles(scene.config("hub"), scene.settings, resume=None).record.state == "new"
+    fresh = RunFiles(scene.config("hub"), scene.settings, resume=False)
+    fresh.open(resumed=False, patients=[])
+    assert not (files.output / "result.json").exists()
 
 
 def test_a_resumed_run_begins_with_whole_lines(scene: Scene, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Callable, Iterable
 
 import pytest
@@ -103,15 +104,21 @@ async def test_and_where_all_are_needed_it_ends_the_job_by_name(scene) -> None:
     assert dialled >= 12
 
 
-async def test_one_without_any_checkpoint_is_gone_on_without(scene) -> None:
+@pytest.mark.parametrize("mode", ["drop", "pause"])
+async def test_one_without_any_checkpoint_is_gone_on_without_if_it_may_be(scene, mode: str) -> None:
     """Such as a hospital whose disk was replaced."""
-    cast(scene)
+    cast(scene, mode)
     forgets, first = altered(JobAccept, checkpoints=()), dies_after(Applied)
 
     def twist(message: Message) -> Iterable[Message]:
         return forgets(message) if isinstance(message, JobAccept) else first(message)
 
     hub, _ = await beside(scene, twist)
+    if mode == "pause":
+        told = str(hub.exception())
+        assert re.search(r"no checkpoint in common \(steps: coordinator 0.*; .*site-t1 none\)", told), told
+        assert 'mode = "drop" it goes on, and takes site-t1 back in; --fresh' in told
+        return
     assert hub.result().complete
 
 
