@@ -506,7 +506,7 @@ class Absence(Section):
     """pause: nothing goes on, then the job fails. skip: the step is made without it, and the next waits again.
     drop: steps are made without it until it is back."""
     least_sites: PositiveInt = 1
-    """With fewer the job fails."""
+    """With fewer it ends (exit code 3)."""
     per_site_s: dict[Name, Seconds] = Field(default_factory=dict)
     """How long a certain site may be away; the others: [deadlines] reconnect_s."""
 

@@ -206,6 +206,21 @@ def test_one_that_hangs_and_one_that_died(peer_toml: Path, start: Start, run: Ru
     assert "not running: died without a word, last seen" in out
 
 
+def test_one_that_was_stopped_at_once_while_it_stopped(peer_toml: Path, start: Start, run: Run) -> None:
+    """`drain --now`: nobody has to look for a crash."""
+    process = start("slow")
+    process.send_signal(signal.SIGTERM)
+    ends = time.monotonic() + 20
+    while "draining" not in run("status", peer_toml)[1]:
+        assert time.monotonic() < ends
+        time.sleep(0.1)
+    process.kill()
+    process.wait()
+    code, out, _ = run("status", peer_toml)
+    assert code == 1
+    assert "not running: ended while it was draining, before it was done, last seen" in out
+
+
 def test_watching_ends_with_ctrl_c(peer_toml: Path, start: Start) -> None:
     start()
     watching = subprocess.Popen(

@@ -165,6 +165,8 @@ def headline(one: Seen) -> str:
     sign = duration(one.last_sign)
     if one.state == "never":
         return f"not running, and no daemon has used {one.config} yet"
+    if one.state == "died" and one.phase == "draining":
+        return f"not running: ended while it was draining, before it was done, last seen {sign} ago"
     if one.state == "died":
         return f"not running: died without a word, last seen {sign} ago ({_doing(one)})"
     if one.state == "stopped":

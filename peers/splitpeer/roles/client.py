@@ -471,7 +471,8 @@ class Client:
                 self._witness.note("job.rollback", run=job.run.hex(), step=message.step, before=before)
                 self._board.set(step=job.applied)
                 await session.send(RolledBack(message.step))
-                event(log, "job.rollback", logging.WARNING, step=message.step)
+                level = logging.WARNING if before > message.step else logging.INFO
+                event(log, "job.rollback", level, step=message.step, before=before)
             case Progress():
                 figures = " ".join(f"{name} {value:.4g}" for name, value in message.values.items())
                 event(log, "job.progress", step=f"{message.step}/{job.job.steps}", figures=figures)

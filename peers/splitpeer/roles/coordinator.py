@@ -299,7 +299,7 @@ class Coordinator:
             if not work.done():
                 self._loop.draining = True
                 self._board.phase("draining")
-                event(log, "job.draining", step=self._loop.committed)
+                event(log, "job.draining", step=self.result.step)
                 if self._files.opened:
                     leaving = [asyncio.create_task(site.left()) for site in self._team.present]
                     await asyncio.wait((work, *leaving), timeout=DRAIN_S, return_when=asyncio.FIRST_COMPLETED)
@@ -333,6 +333,14 @@ class Coordinator:
         if record.state == "farewell":
             await self._only_goodbyes()
             return
+        held = await self._compute.run(
+            checkpoint.available, self._files.checkpoints, what="its own checkpoints", timeout=DISK_S
+        )
+        resumed = bool(record.patients)
+        if resumed and held:
+            # Where it stands, for whoever looks, or stops it again, before all are here.
+            self.result.step = max(held)
+            self._board.set(step=self.result.step, steps=self._job.steps)
         await self._team.gather(
             self._settings.deadlines.join_s, self._view.waiting, all_needed=not record.patients
         )
@@ -362,10 +370,6 @@ class Coordinator:
             self._settings.data.augment,
         )
         self._view.begin(self._job.steps, [site.name for site in here])
-        held = await self._compute.run(
-            checkpoint.available, self._files.checkpoints, what="its own checkpoints", timeout=DISK_S
-        )
-        resumed = bool(record.patients)
         if resumed and not held:
             raise DataError(
                 f"no whole checkpoint of the run is left in {self._files.checkpoints}: bring one back, or start "
