@@ -102,7 +102,7 @@ def test_a_unit_is_one_that_systemd_understands_and_keeps_its_hardening(host: st
         assert line in text.splitlines()
     assert f"RestartPreventExitStatus={PREVENT[host]}" in text.splitlines()
     stop = float(re.search(r"^TimeoutStopSec=(\d+)$", text, re.MULTILINE)[1])
-    assert stop > coordinator.DRAIN_S + coordinator.STRAGGLER_S + coordinator.SAVE_S
+    assert stop > coordinator.DRAIN_S + coordinator.STRAGGLER_S + coordinator.HEARD_S + coordinator.SAVE_S
     assert ("SocketBindAllow=tcp:7443" in text) == (host == "hub")
     if shutil.which("systemd-analyze") is None:
         return

@@ -50,6 +50,8 @@ DRAIN_S = 20.0
 """A coordinator that was asked to stop gives the step under way this long."""
 STRAGGLER_S = 5.0
 """The same where sites are leaving too: the others may still finish the step."""
+HEARD_S = 1.0
+"""The same where all have left: what they said last is still taken in."""
 SAVE_S = 60.0
 """A checkpoint on leaving is given up after this: a disk that hangs must not keep the process."""
 
@@ -303,7 +305,10 @@ class Coordinator:
                 if self._files.opened:
                     leaving = [asyncio.create_task(site.left()) for site in self._team.present]
                     await asyncio.wait((work, *leaving), timeout=DRAIN_S, return_when=asyncio.FIRST_COMPLETED)
-                    await asyncio.wait((work,), timeout=STRAGGLER_S)
+                    gone = asyncio.gather(*leaving, return_exceptions=True)
+                    await asyncio.wait((work, gone), timeout=STRAGGLER_S, return_when=asyncio.FIRST_COMPLETED)
+                    # What they said before they went is heard yet.
+                    await asyncio.wait((work,), timeout=HEARD_S)
             # Whoever was asked to stop does not complain that others left as well.
             if work.done() and not (self._loop.draining and isinstance(work.exception(), DeadlinePassed)):
                 work.result()
