@@ -137,6 +137,7 @@ class Retrace:
         self._saved: dict[tuple[str, int], Any] = {}
         self._gradients: dict[tuple[str, int], Any] = {}
         self._last: dict[str, Any] = {}  # as it was when last at the last step
+        self._left: dict[tuple[str, int], Any] = {}  # what was lost with a process, or undone
         self.losses: dict[int, float | None] = {}
         self._saved[HUB, 0] = self.hub.state()
 
@@ -158,6 +159,8 @@ class Retrace:
         first = {who: half.state() for who, half in halves.items()}
         for deed in history:
             half = halves[deed.who]
+            if deed.deed in ("new", "back"):
+                self._left[deed.who, half.steps_done] = half.state()
             if deed.deed == "new":
                 half.load(*first[deed.who])
             elif deed.deed == "train":
@@ -205,9 +208,16 @@ class Retrace:
         assert self.hub.steps_done == deed.step - 1, f"{deed} after {self.hub.steps_done}"
         activations = {}
         for m in deed.modalities:
-            assert self.sites[m].steps_done == deed.step - 1, f"{deed}: {m} is at {self.sites[m].steps_done}"
+            site, now = self.sites[m], None
+            if site.steps_done != deed.step - 1:
+                # Sent before its process died, used before it was known: all go back afterwards.
+                assert (site_of(m), deed.step - 1) in self._left, f"{deed}: {m} is at {site.steps_done}"
+                now = site.state()
+                site.load(*self._left[site_of(m), deed.step - 1])
             image = self._images[m].batch(samples, self._window, seed, m)
-            activations[m] = self._over_the_wire(self.sites[m].forward(image))
+            activations[m] = self._over_the_wire(site.forward(image))
+            if now is not None:
+                site.load(*now)
         if activations:
             target = SiteData(self._masks).batch(samples, self._window, seed, None)
             absent = [m for m in self._setting.modalities if m not in deed.modalities]
