@@ -27,6 +27,8 @@ from splitproto.errors import IdentityError, NotAuthorised
 NAME_RULE = "1 to 63 characters: lowercase letters, digits, '-', '.', '_'; the first one a letter or a digit"
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 _PATH = "splitproto"
+OWN_UNUSABLE = "our own credentials cannot be used"
+"""Reason of an `IdentityError` about our own files."""
 
 
 def check_name(kind: str, name: str) -> str:
@@ -251,7 +253,7 @@ def read_identity(path: Path) -> Identity:
 
 def _unusable(line: str) -> IdentityError:
     """Paths stay in the detail: a peer may be told the reason, never where our files lie."""
-    return IdentityError("our own credentials cannot be used", line)
+    return IdentityError(OWN_UNUSABLE, line)
 
 
 def _read(path: Path, what: str) -> bytes:

@@ -27,6 +27,7 @@ from splitproto.errors import (
     CarrierVersionError,
     DeadlineExceeded,
     EnvelopeError,
+    IdentityError,
     LinkLost,
     LocalError,
     PolicyRefused,
@@ -36,6 +37,7 @@ from splitproto.errors import (
     UnexpectedMessage,
     printable,
 )
+from splitproto.identity import OWN_UNUSABLE
 from splitproto.messages import (
     Advance,
     Advanced,
@@ -231,6 +233,9 @@ class Client:
         """Whether dialling again may succeed."""
         if error.retry:
             return True
+        if isinstance(error, IdentityError) and error.reason == OWN_UNUSABLE:
+            # Certificate and key are two files: whoever renews them is between the two for a moment.
+            return self._job is not None
         if isinstance(error, SecureChannelError):
             # SP-4-6: only a refusal that came encrypted is the coordinator's own word.
             if error.refused == "ours" or (error.refused == "theirs" and self._job is None):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from splitpeer.data.sampling import batch_digest
-from splitpeer.errors import DataError, DeadlinePassed, JobFailed
+from splitpeer.errors import ConfigError, DataError, DeadlinePassed, JobFailed
 from splitpeer.roles import coordinator, site
 from splitpeer.roles.client import Client
 from splitpeer.training import checkpoint
@@ -153,3 +153,30 @@ async def test_a_site_that_is_asked_to_stop_while_it_sends_finishes_the_step(
         await session.close("drain")
         await asyncio.wait_for(client, 20)
     assert 1 in checkpoint.available(state_of(scene, "site-t1"))
+
+
+async def test_a_certificate_without_its_key_is_looked_at_again(scene, tmp_path) -> None:
+    """Two files are renewed one after the other."""
+    scene.federation = scene.federation.copy(tmp_path / "federation")
+    scene.cast("t1")
+    here = f"tcp://127.0.0.1:{scene.port}"
+    scene.client("t1", network={"coordinator": here, "reconnect_s": 30})
+    keys = scene.federation.pki
+    key, other = keys / "site-t1.key", (keys / "site-flair.key").read_bytes()
+    async with Listener(
+        here, scene.config("hub").credentials(), AllowList({"client": ("site-t1",)}, "it")
+    ) as hub:
+        client = asyncio.create_task(Client(scene.config("site-t1"), asyncio.Event()).run())
+        session = await hub_of_one(scene, hub)
+        right = key.read_bytes()
+        key.write_bytes(other)
+        await session.close("rotate")
+        await asyncio.sleep(1.0)
+        assert not client.done()
+        key.write_bytes(right)
+        await (await hub.accept(20)).close("complete")
+        await asyncio.wait_for(client, 20)
+    # One that is so at a start is a mistake, and final.
+    key.write_bytes(other)
+    with pytest.raises(ConfigError, match="the key does not belong to the certificate"):
+        Client(scene.config("site-t1"), asyncio.Event())
