@@ -19,8 +19,14 @@ PART = ".part"
 """Suffix of what is being written. What a crash left under it is nobody's, and the next write removes it."""
 
 
-def replace(path: Path, data: bytes, mode: int = 0o600) -> None:
-    """Write `path` whole or not at all. Once this has returned it is on the medium; until then the file before is.
+def replace(path: Path, data: bytes, mode: int = 0o600, *, sync: bool = True) -> None:
+    """Write `path` whole or not at all, never through a symbolic link.
+
+    Args:
+        path: the file; an older one, or a link of that name, is replaced.
+        data: all of its bytes.
+        mode: of the new file.
+        sync: whether the file must survive a power loss once this has returned. False where it can be made again.
 
     Raises:
         OSError: full disk, rights. The file before is untouched and nothing half-written stays.
@@ -34,7 +40,8 @@ def replace(path: Path, data: bytes, mode: int = 0o600) -> None:
             left = memoryview(data)
             while left:
                 left = left[os.write(file, left) :]
-            os.fsync(file)
+            if sync:
+                os.fsync(file)
         finally:
             # Some file systems tell of a full disk only here.
             os.close(file)
@@ -43,7 +50,8 @@ def replace(path: Path, data: bytes, mode: int = 0o600) -> None:
         with suppress(OSError):
             os.unlink(part)
         raise
-    sync_folder(path.parent)
+    if sync:
+        sync_folder(path.parent)
 
 
 def make_folder(folder: Path) -> None:

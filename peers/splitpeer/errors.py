@@ -5,11 +5,17 @@ Exit codes: 0 ok, 1 job failed, 2 connection or authentication, 3 time-out, 4 us
 
 from __future__ import annotations
 
+from splitproto.errors import printable
+
 
 class PeerError(Exception):
     """Root of what `splitpeer` reports to a person. `str(error)` is one line: the cause, then the fix."""
 
     exit_code = 5
+
+    def __str__(self) -> str:
+        # A file name or a peer's text in it must not steer a terminal or forge a line of a log.
+        return printable(super().__str__())
 
 
 class JobFailed(PeerError):

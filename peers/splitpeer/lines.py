@@ -14,11 +14,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from splitpeer import durable
+from splitpeer import durable, reading
 from splitpeer.logs import event
 
 WAITING = 10_000
 """Lines that wait at most; the oldest go first."""
+_SAFE = os.O_CLOEXEC | os.O_NOFOLLOW
 log = logging.getLogger(__name__)
 
 
@@ -80,7 +81,7 @@ class Lines:
     def sync(self) -> None:
         """Have what was written survive a loss of power; a disk that cannot is warned of."""
         try:
-            file = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+            file = os.open(self.path, os.O_RDONLY | _SAFE)
             try:
                 os.fsync(file)
             finally:
@@ -97,7 +98,7 @@ class Lines:
     def _write(self) -> None:
         if not self._waiting:
             return
-        file = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        file = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT | _SAFE, 0o666)
         try:
             if not _ends(file):
                 self._mend()
@@ -125,7 +126,7 @@ class Lines:
             os.truncate(self.path, whole)
             event(log, "lines.torn", logging.WARNING, file=self.path.name, octets=len(octets) - whole)
         if lacks:
-            file = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
+            file = os.open(self.path, os.O_WRONLY | os.O_APPEND | _SAFE)
             try:
                 os.write(file, lacks)
             finally:
@@ -150,7 +151,7 @@ def _whole(octets: bytes) -> tuple[int, bytes]:
         start = octets.rfind(b"\n", 0, end - 1) + 1
         # After a loss of power the last lines may be zeros.
         with suppress(ValueError):
-            if isinstance(json.loads(octets[start:end]), dict):
+            if isinstance(reading.parse(octets[start:end]), dict):
                 return end, b"" if octets[end - 1 : end] == b"\n" else b"\n"
         end = start
     return 0, b""

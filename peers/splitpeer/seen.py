@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import calendar
-import json
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -13,6 +12,7 @@ from typing import Any, ClassVar, Literal, Self
 
 from pydantic import ConfigDict
 
+from splitpeer import reading
 from splitpeer.config import Peer
 from splitpeer.errors import ConfigError
 from splitpeer.settings import Settings
@@ -185,14 +185,14 @@ def _state(seen: Seen) -> State:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        document = _printable(json.loads(path.read_text("utf-8")))
+        found = _printable(reading.document(path))
     except (FileNotFoundError, ValueError):
         return {}
     except OSError as error:
         raise ConfigError(
             f"{path}: cannot be read ({error.strerror}): run this as the daemon's user, or as root"
         ) from None
-    return document if isinstance(document, dict) and document.get("version") == VERSION else {}
+    return found if isinstance(found, dict) and found.get("version") == VERSION else {}
 
 
 def _printable(value: Any) -> Any:

@@ -22,6 +22,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+from splitpeer import durable
 from splitpeer.config import PeerConfig
 from splitpeer.errors import ConfigError, ConnectionRefused, DeadlinePassed, JobFailed
 from splitpeer.logs import event
@@ -300,23 +301,12 @@ class _Pen:
             if text is None:
                 return
             try:
-                _replace(self._path, text)
+                # Not synced: after a power loss nobody asks for it.
+                durable.replace(self._path, text, sync=False)
             except OSError as error:
                 if not self._warned:
                     event(log, "status.failed", logging.WARNING, cause=f"{self._path}: {error.strerror}")
                 self._warned = True
-
-
-def _replace(path: Path, text: bytes) -> None:
-    """Not synchronised: after a power loss nobody asks for it."""
-    part = path.with_name(path.name + ".part")
-    try:
-        with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "wb") as file:
-            file.write(text)
-        part.replace(path)
-    except OSError:
-        part.unlink(missing_ok=True)
-        raise
 
 
 def boot() -> str:

@@ -23,7 +23,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from splitpeer import durable
+from splitpeer import durable, reading
 from splitpeer.errors import DataError
 from splitproto.errors import printable
 
@@ -99,7 +99,7 @@ class Trail:
     def _locked(self) -> Iterator[int]:
         if not self.path.exists():
             durable.make_folder(self.path.parent)
-        file = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        file = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         try:
             fcntl.flock(file, fcntl.LOCK_EX)
             # Its name too, which may be new.
@@ -173,7 +173,7 @@ def _parts(line: bytes) -> tuple[bytes, str]:
 
 def _entry(text: bytes) -> dict[str, Value] | None:
     try:
-        entry = json.loads(text)
+        entry = reading.parse(text)
     except ValueError:
         return None
     return entry if isinstance(entry, dict) else None

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from splitpeer import seen, status
+from splitpeer import durable, seen, status
 from splitpeer.config import PeerConfig
 from splitpeer.errors import ConfigError, DataError, JobFailed, PeerError
 from splitpeer.seen import PeerHead, Seen, look
@@ -160,7 +160,7 @@ async def test_it_is_written_on_change_but_not_more_than_twice_a_second(
     board: Board, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     times: list[float] = []
-    monkeypatch.setattr(status, "_replace", lambda path, text: times.append(time.monotonic()))
+    monkeypatch.setattr(durable, "replace", lambda path, text, **_: times.append(time.monotonic()))
     monkeypatch.setattr(status, "BEAT_S", 1.5)
     async with board.on_duty():
         for step in range(100):
@@ -209,14 +209,14 @@ async def test_a_full_disk_is_one_warning(
 ) -> None:
     monkeypatch.setattr(status, "TICK_S", 0.01)
     room = threading.Event()
-    true = status._replace
+    true = durable.replace
 
-    def full(path: Path, text: bytes) -> None:
+    def full(path: Path, text: bytes, **options: bool) -> None:
         if not room.is_set():
             raise OSError(errno.ENOSPC, "No space left on device")
-        true(path, text)
+        true(path, text, **options)
 
-    monkeypatch.setattr(status, "_replace", full)
+    monkeypatch.setattr(durable, "replace", full)
     async with board.on_duty():
         for step in range(20):
             board.set(step=step)
@@ -230,12 +230,12 @@ async def test_a_full_disk_is_one_warning(
 
 def test_a_write_that_fails_leaves_the_file_before(tmp_path: Path) -> None:
     path = tmp_path / "status.json"
-    status._replace(path, b"before")
+    durable.replace(path, b"before", sync=False)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (3, hard))
     try:
         with pytest.raises(OSError, match="too large"):
-            status._replace(path, b"after")
+            durable.replace(path, b"after", sync=False)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert path.read_bytes() == b"before"
@@ -245,7 +245,7 @@ def test_a_write_that_fails_leaves_the_file_before(tmp_path: Path) -> None:
 async def test_a_disk_that_hangs_holds_nobody_up(board: Board, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(status, "LAST_WORD_S", 0.2)
     disk = threading.Event()
-    monkeypatch.setattr(status, "_replace", lambda path, text: disk.wait(30))
+    monkeypatch.setattr(durable, "replace", lambda path, text, **_: disk.wait(30))
     longest = 0.0
     async with board.on_duty():
         for step in range(60):

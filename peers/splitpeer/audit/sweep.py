@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 
+from splitpeer import durable, reading
 from splitpeer.attacks.base import Knowledge
 from splitpeer.attacks.view import coordinator_view, site_view
 from splitpeer.audit.book import Book, applied, network_of
@@ -68,7 +69,7 @@ class Task:
     def done(self) -> dict[str, Any] | None:
         """Its `point.json`, if it is of these settings."""
         try:
-            found: dict[str, Any] = json.loads((self.folder / DONE).read_text())
+            found = reading.document(self.folder / DONE, follow=True)
         except (OSError, ValueError):
             return None
         return found if found.get("digest") == self.digest() else None
@@ -201,9 +202,7 @@ def play(task: Task) -> dict[str, Any]:
         "levels": list(job.model.levels), "regions": played.dice,
         "figures": [_figure(outcome) for outcome in (*outcomes, *masks)],
     }  # fmt: skip
-    temporary = task.folder / "point.tmp"
-    temporary.write_text(json.dumps(record, indent=2) + "\n")
-    temporary.replace(task.folder / DONE)
+    durable.replace(task.folder / DONE, (json.dumps(record, indent=2) + "\n").encode(), sync=False)
     return record
 
 

@@ -12,6 +12,7 @@ import nibabel as nib
 import numpy as np
 from rich.table import Table
 
+from splitpeer import durable
 from splitpeer.data.labels import regions
 from splitpeer.errors import JobFailed
 from splitpeer.pictures import dice_bars, prediction_sheet
@@ -56,9 +57,7 @@ def read_result(folder: Path) -> dict[str, Any]:
 
 def write_summary(path: Path, summary: Mapping[str, Any]) -> None:
     """`summary.json`, whole or not at all."""
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(summary, indent=2) + "\n")
-    temporary.replace(path)
+    durable.replace(path, (json.dumps(summary, indent=2) + "\n").encode(), mode=0o666, sync=False)
 
 
 def _slices(data: Path, predictions: Path) -> Sequence[Mapping[str, Any]]:

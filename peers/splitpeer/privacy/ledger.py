@@ -29,7 +29,7 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from splitpeer import durable
+from splitpeer import durable, reading
 from splitpeer.errors import ConfigError, DataError, DiskTrouble
 from splitpeer.logs import event
 from splitpeer.privacy.accounting import SENSITIVITY, epsilon_of_mu, mu_within
@@ -38,6 +38,8 @@ from splitproto.errors import PolicyRefused
 log = logging.getLogger(__name__)
 
 NAME = "privacy-ledger.json"
+MAX_BYTES = 256 << 20
+"""Largest ledger that is read, in bytes: some 250 a patient."""
 FORMAT = "splitpeer privacy ledger 1"
 BLOCK = 32
 """Payments written ahead, each of as many records as the one at hand."""
@@ -268,7 +270,7 @@ def _lock(folder: Path) -> int:
     file = -1
     try:
         durable.make_folder(folder)
-        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         if file >= 0:
@@ -285,13 +287,13 @@ def _lock(folder: Path) -> int:
 
 def _read(path: Path) -> dict[str, _Account]:
     try:
-        text = path.read_bytes()
+        text = reading.read(path, MAX_BYTES)
     except FileNotFoundError:
         return {}
     except OSError as error:
         raise DataError(f"{path}: the privacy ledger cannot be read ({error.strerror})") from None
     try:
-        found = json.loads(text)
+        found = reading.parse(text)
         if found["format"] != FORMAT:
             raise ValueError("another format")
         return {bytes.fromhex(key).hex(): _account(entry) for key, entry in found["patients"].items()}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -16,6 +15,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 import splitproto
+from splitpeer import durable
 from splitpeer.errors import DataError
 from splitpeer.report import bands, text, words
 from splitpeer.report.cards import Card, groups
@@ -54,11 +54,7 @@ def write_report(
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         for path, content in ((out, page), (beside, machine)):
-            part = path.with_name(path.name + ".part")
-            part.unlink(missing_ok=True)
-            with part.open("x", encoding="utf-8") as file:
-                file.write(content)
-            os.replace(part, path)
+            durable.replace(path, content.encode(), mode=0o666, sync=False)
     except OSError as error:
         raise DataError(f"{out}: cannot be written: {error.strerror}") from None
     return beside

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import os
+import io
+import math
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping
@@ -11,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.lib import format as npy
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
+from splitpeer import durable, reading
 from splitpeer.errors import DataError
 from splitpeer.report.model import Frontier, Run
 
@@ -21,8 +24,12 @@ ATTACK, ARRAYS, FRONTIER = "attack.json", "reconstructions.npz", "frontier.json"
 Arrays = Mapping[str, NDArray[Any]]
 
 
-MAX_ARRAYS = 4 << 30
-"""Octets of all arrays of a run folder."""
+MAX_ARRAYS = 1 << 30
+"""Bytes of all arrays of a run folder, unpacked; they are read one at a time."""
+LARGEST = 1e15
+"""Largest number that a description may hold."""
+MAX_NPY_HEADER = 10_000
+"""Characters of one array's description (numpy's own limit)."""
 
 
 @dataclass(frozen=True)
@@ -53,9 +60,11 @@ def save_run(folder: Path, run: Run, arrays: Arrays) -> None:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        _replace(folder / ARRAYS, lambda file: np.savez_compressed(file, **_plain(arrays)))
-        # pydantic writes what is not finite as null.
-        _replace(folder / ATTACK, lambda file: file.write(run.model_dump_json(indent=2).encode() + b"\n"))
+        packed = io.BytesIO()
+        np.savez_compressed(packed, **_plain(arrays))
+        durable.replace(folder / ARRAYS, packed.getvalue(), sync=False)
+        # pydantic writes NaN and infinity as null.
+        durable.replace(folder / ATTACK, run.model_dump_json(indent=2).encode() + b"\n", sync=False)
     except OSError as error:
         raise DataError(f"{folder}: cannot be written: {error.strerror}") from None
 
@@ -68,15 +77,6 @@ def _plain(arrays: Arrays) -> dict[str, NDArray[Any]]:
         name: array.astype(np.float32) if array.dtype == np.float64 else array
         for name, array in arrays.items()
     }
-
-
-def _replace(path: Path, write: Any) -> None:
-    part = path.with_name(path.name + ".part")
-    # Not through a link that somebody put there.
-    part.unlink(missing_ok=True)
-    with part.open("xb") as file:
-        write(file)
-    os.replace(part, path)
 
 
 def load_run(folder: Path) -> Folder:
@@ -102,7 +102,9 @@ def load_run(folder: Path) -> Folder:
 
 def _parse(path: Path, kind: Any) -> Any:
     try:
-        return kind.model_validate_json(path.read_bytes())
+        data = reading.read(path, reading.MAX_JSON, follow=True)
+        _check_numbers(reading.parse(data))
+        return kind.model_validate_json(data)
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from None
     except ValidationError as error:
@@ -111,6 +113,24 @@ def _parse(path: Path, kind: Any) -> Any:
         if place == "format":
             raise DataError(f"{path}: of another version of splitpeer; run the attack again") from None
         raise DataError(f"{path}: {place + ': ' if place else ''}{first['msg']}") from None
+    except ValueError as error:
+        raise DataError(f"{path}: not a description of a run: {_line(error)}") from None
+
+
+def _check_numbers(value: Any, place: str = "") -> None:
+    """No figure of a report is near the end of the float range, where drawing and rounding overflow.
+
+    Raises:
+        ValueError: NaN, infinity, or beyond `LARGEST`.
+    """
+    if isinstance(value, dict):
+        for name, one in value.items():
+            _check_numbers(one, f"{place}.{name}" if place else name)
+    elif isinstance(value, list):
+        for index, one in enumerate(value):
+            _check_numbers(one, f"{place}.{index}")
+    elif isinstance(value, int | float) and not abs(value) <= LARGEST:
+        raise ValueError(f"{place} is {value:.3g}" if isinstance(value, float) else f"{place} is too large")
 
 
 class _Lazy(Mapping[str, NDArray[Any]]):
@@ -123,9 +143,7 @@ class _Lazy(Mapping[str, NDArray[Any]]):
     def __getitem__(self, name: str) -> NDArray[Any]:
         if name not in self._names:
             raise KeyError(name)
-        array: NDArray[Any] = self._read(f"{name} ", lambda archive: archive[name])
-        if array.dtype.kind not in "fiub":
-            raise DataError(f"{self._path}: {name} holds {array.dtype}, not numbers")
+        array: NDArray[Any] = self._read(f"{name} ", lambda archive: _array(archive, name))
         return array
 
     def __iter__(self) -> Iterator[str]:
@@ -143,12 +161,32 @@ class _Lazy(Mapping[str, NDArray[Any]]):
                     raise ValueError("no archive of arrays")
                 # Before memory is taken: an archive of zeros unpacks to a thousand times its size.
                 if sum(member.file_size for member in archive.zip.infolist()) > MAX_ARRAYS:
-                    raise ValueError(f"its arrays are larger than {MAX_ARRAYS >> 30} GiB together")
+                    raise ValueError(f"its arrays take more than {reading.size(MAX_ARRAYS)} unpacked")
                 return take(archive)
         except (
             OSError, ValueError, EOFError, MemoryError, RuntimeError, zipfile.BadZipFile, zlib.error,
         ) as error:  # fmt: skip
             raise DataError(f"{self._path}: {what}cannot be read: {_line(error)}") from None
+
+
+def _array(archive: np.lib.npyio.NpzFile, name: str) -> NDArray[Any]:
+    """One array; numpy would allocate what the array's header claims, so the claim is checked against its bytes."""
+    member = f"{name}.npy"
+    with archive.zip.open(member) as file:
+        read = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}.get(
+            npy.read_magic(file)
+        )
+        if read is None:
+            raise ValueError("of an unknown version of numpy's format")
+        shape, _, dtype = read(file, max_header_size=MAX_NPY_HEADER)
+        if dtype.kind not in "fiub":
+            raise ValueError(f"holds {dtype}, not numbers")
+        if math.prod(shape) * dtype.itemsize != archive.zip.getinfo(member).file_size - file.tell():
+            raise ValueError(
+                f"its header claims {'x'.join(map(str, shape))} values of {dtype}, its size does not"
+            )
+    array: NDArray[Any] = archive[name]
+    return array
 
 
 def _line(error: Exception) -> str:

@@ -13,7 +13,7 @@ import secrets
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from splitpeer import durable
+from splitpeer import durable, reading
 from splitpeer.config import JobConfig, PeerConfig
 from splitpeer.errors import ConfigError
 from splitpeer.logs import event
@@ -84,7 +84,7 @@ class Record:
 
     def _read(self) -> dict[str, Any]:
         try:
-            last: dict[str, Any] = json.loads(self._path.read_text())
+            last = reading.document(self._path)
             if len(bytes.fromhex(last["run"])) != 16:
                 raise ValueError
         except FileNotFoundError:

@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from splitpeer import reading
 from splitpeer.config import JobConfig, PeerConfig
 from splitpeer.curious.reader import Capture
 from splitpeer.defences.key import NAME as DEFENCE_KEY
@@ -358,7 +359,7 @@ def _compare_figures(
 def _run_of(folder: Path) -> str:
     """The run whose results lie there; empty where there are none, or no more."""
     try:
-        return str(json.loads((folder / "result.json").read_text())["run"])
+        return str(reading.document(folder / "result.json", follow=True)["run"])
     except (OSError, ValueError, KeyError, TypeError):
         return ""
 

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from splitpeer import durable
+from splitpeer import durable, reading
 from splitpeer.config import JobConfig, PeerConfig
 from splitpeer.errors import ConfigError
 from splitpeer.lines import Lines
@@ -124,7 +124,7 @@ class RunFiles:
 
     def _read(self) -> Result | None:
         try:
-            return Result(**json.loads((self.output / "result.json").read_text()))
+            return Result(**reading.document(self.output / "result.json"))
         except (OSError, ValueError, TypeError):
             return None
 

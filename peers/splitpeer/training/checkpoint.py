@@ -22,10 +22,12 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from splitpeer import durable
+from splitpeer import durable, reading
 from splitpeer.errors import DataError, DiskTrouble
 
 KEEP = 3
+MAX_BYTES = 16 << 30
+"""Largest checkpoint that is read: four billion float32 values."""
 _NAME = re.compile(r"step-(\d{8})\.safetensors")
 _DIGEST, _META = "splitpeer.sha256", "splitpeer.meta"
 log = logging.getLogger(__name__)
@@ -115,17 +117,17 @@ def read(path: Path, step: int | None = None) -> tuple[dict[str, Tensor], dict[s
     """
     try:
         # Read, not mapped: a bad sector is an error here, and a SIGBUS that ends the process there.
-        data = path.read_bytes()
+        data = reading.read(path, MAX_BYTES, follow=True)
     except FileNotFoundError as error:
         raise DataError(f"{path}: no such file") from error
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from error
     try:
         tensors = safetensors.torch.load(data)
-        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")]).get("__metadata__", {})
+        header = reading.parse(data[8 : 8 + int.from_bytes(data[:8], "little")]).get("__metadata__", {})
         described, digest = header.get(_META, ""), header.get(_DIGEST, "")
-        meta = dict(json.loads(described)) if described else {}
-    except (ValueError, TypeError, LookupError, safetensors.SafetensorError) as error:
+        meta = dict(reading.parse(described)) if described else {}
+    except (ValueError, TypeError, LookupError, AttributeError, safetensors.SafetensorError) as error:
         raise DataError(f"{path}: torn or altered, not a whole safetensors file") from error
     if not described:
         raise DataError(
