@@ -10,16 +10,15 @@ Source: Li et al. 2021, arXiv 2102.08504 (max-norm, iso, Marvell), for one gradi
 from __future__ import annotations
 
 from abc import abstractmethod
-from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 import torch
-from scipy.optimize import minimize
 from torch import Tensor
 from torch.nn.functional import adaptive_max_pool2d, adaptive_max_pool3d
 
 from splitpeer.defences.base import Defence, Draw, Parameter, Place, Tensors
+from splitpeer.defences.marvell import Classes, cheapest, strongest
 
 _SOURCE = "Li et al. 2021, arXiv 2102.08504, per voxel"
 
@@ -107,132 +106,6 @@ class Marvell(_VoxelNoise):
         every = _normal(draw, f"{name} across", vectors.shape, vectors.device)
         along = _normal(draw, f"{name} along", (*vectors.shape[:-1], 1), vectors.device)
         return across * every + extra * along * direction
-
-
-# --- Marvell's optimisation ------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Classes:
-    """Two isotropic Gaussians: 0 negative, 1 positive."""
-
-    dimensions: int
-    share: float
-    """Of positives, in (0, 1)."""
-    variance0: float
-    variance1: float
-    """Per coordinate."""
-    gap: float
-    """Squared distance of the means."""
-
-
-@dataclass(frozen=True)
-class Covariance:
-    """Variances of the noise of each class, along the difference of means and across it."""
-
-    along0: float
-    across0: float
-    along1: float
-    across1: float
-
-    def power(self, classes: Classes) -> float:
-        """Expected squared length of the noise of a random voxel."""
-        return float(_powers(classes) @ self._vector())
-
-    def divergence(self, classes: Classes) -> float:
-        """KL(0 | 1) + KL(1 | 0) of the two classes with this noise."""
-        return _divergence(self._vector(), classes)[0]
-
-    def _vector(self) -> np.ndarray:
-        return np.array([self.along0, self.across0, self.along1, self.across1])
-
-
-def allowed_divergence(error: float) -> float:
-    """The sum of both KL divergences up to which every detector errs in at least the share `error`."""
-    return (2 - 4 * error) ** 2
-
-
-def cheapest(classes: Classes, error: float) -> Covariance:
-    """The noise of least power that leaves detection error `error` in (0, 0.5)."""
-    most = allowed_divergence(error)
-    start = _level(classes, classes.gap / most * (1 + 1e-9))
-    scale = classes.gap + classes.variance0 + classes.variance1
-    if scale == 0 or _divergence(np.zeros(4), classes)[0] <= most:
-        return Covariance(0.0, 0.0, 0.0, 0.0)
-    unit, powers = _scaled(classes, scale), _powers(classes)
-    wanted = {
-        "type": "ineq",
-        "fun": lambda x: most * (1 - 1e-6) - _divergence(x, unit)[0],
-        "jac": lambda x: -_divergence(x, unit)[1],
-    }
-    found = _minimise(lambda x: (powers @ x, powers), start / scale, wanted) * scale
-    good = _divergence(found, classes)[0] <= most and powers @ found <= powers @ start
-    return Covariance(*map(float, found if good else start))
-
-
-def strongest(classes: Classes, power: float) -> Covariance:
-    """The noise of at most this power (squared length, mean over voxels) that makes detection hardest."""
-    scale = classes.gap + classes.variance0 + classes.variance1
-    if scale == 0 or power == 0:
-        return Covariance(0.0, 0.0, 0.0, 0.0)
-    unit, powers = _scaled(classes, scale), _powers(classes)
-    even = _level(classes, 0.0)
-    # What is left after making the variances equal goes along the difference; too little is shared out.
-    start = even * min(1.0, power / max(powers @ even, 1e-300))
-    start[[0, 2]] += max(0.0, power - powers @ start)
-    within = {"type": "ineq", "fun": lambda x: power / scale - powers @ x, "jac": lambda x: -powers}
-    found = _minimise(lambda x: _divergence(x, unit), start / scale, within) * scale
-    found *= min(1.0, power / max(powers @ found, 1e-300))
-    good = _divergence(found, classes)[0] <= _divergence(start, classes)[0]
-    return Covariance(*map(float, found if good else start))
-
-
-def _level(classes: Classes, along: float) -> np.ndarray:
-    """Both classes alike: variance max(u, v) across and at least `along` along. Divergence: gap / that."""
-    across = max(classes.variance0, classes.variance1)
-    along = max(along, across)
-    return np.array([along - classes.variance0, across - classes.variance0,
-                     along - classes.variance1, across - classes.variance1])  # fmt: skip
-
-
-def _powers(classes: Classes) -> np.ndarray:
-    p, rest = classes.share, classes.dimensions - 1
-    return np.array([1 - p, (1 - p) * rest, p, p * rest])
-
-
-def _scaled(classes: Classes, scale: float) -> Classes:
-    # Gradients are of the order of 1e-8: solvers want numbers around one.
-    return Classes(classes.dimensions, classes.share, classes.variance0 / scale,
-                   classes.variance1 / scale, classes.gap / scale)  # fmt: skip
-
-
-def _divergence(x: np.ndarray, classes: Classes) -> tuple[float, np.ndarray]:
-    """The sum of both KL divergences and its gradient; infinite where a class has no variance at all."""
-    rest, gap = classes.dimensions - 1, classes.gap
-    b1, b2 = x[0] + classes.variance0, x[1] + classes.variance0
-    a1, a2 = x[2] + classes.variance1, x[3] + classes.variance1
-    if min(a1, b1) <= 0 or (rest and min(a2, b2) <= 0):
-        return np.inf, np.zeros(4)
-    value = (a1 + gap) / b1 + (b1 + gap) / a1 - 2
-    across = np.zeros(2)
-    if rest:
-        value += rest * (a2 / b2 + b2 / a2 - 2)
-        across = rest * np.array([1 / a2 - a2 / b2**2, 1 / b2 - b2 / a2**2])
-    slope = [1 / a1 - (a1 + gap) / b1**2, across[0], 1 / b1 - (b1 + gap) / a1**2, across[1]]
-    return value / 2, np.array(slope) / 2
-
-
-def _minimise(objective, start: np.ndarray, constraint: dict) -> np.ndarray:
-    """SLSQP from a feasible start, within along >= across >= 0."""
-    order = np.array([[1.0, -1.0, 0.0, 0.0], [0.0, 0.0, 1.0, -1.0]])
-    ordered = {"type": "ineq", "fun": lambda x: order @ x, "jac": lambda x: order}
-    found = minimize(objective, start, jac=True, bounds=[(0.0, None)] * 4, method="SLSQP",
-                     constraints=[constraint, ordered], options={"maxiter": 60, "ftol": 1e-9}).x  # fmt: skip
-    if not np.isfinite(found).all():
-        return start
-    found = np.maximum(found, 0.0)
-    found[[0, 2]] = np.maximum(found[[0, 2]], found[[1, 3]])
-    return found
 
 
 # --- voxels ----------------------------------------------------------------------------------------------
