@@ -150,6 +150,12 @@ def content(what: str, registry: dict[str, Any], vectors: dict[str, str]) -> str
             return simple(registry[kind], "value", "name")
         case "dtypes":
             return simple(registry[kind], "name", "octets")
+        case "unprintable":
+            # The noncharacters at the end of each plane share the last row.
+            planes = [r for r in registry[kind] if r["last"] & 0xFFFF == 0xFFFF]
+            rows = [(_points(r), r["meaning"]) for r in registry[kind] if r not in planes]
+            last = f"{_points(planes[0])}, {_points(planes[1])}, and so on to {_points(planes[-1])}"
+            return table(("code points", "meaning"), [*rows, (last, planes[0]["meaning"])])
         case "states" | "capture_errors":
             return simple(registry[kind], "name")
         case "features":
@@ -192,6 +198,12 @@ def content(what: str, registry: dict[str, Any], vectors: dict[str, str]) -> str
             return message(registry, vectors, next(m for m in registry["message"] if m["name"] == name))
         case _:
             raise SystemExit(f"no table is called {what!r}")
+
+
+def _points(entry: dict[str, Any]) -> str:
+    """A range of code points."""
+    first, last = (f"U+{entry[key]:04X}" for key in ("first", "last"))
+    return first if first == last else f"{first} to {last}"
 
 
 def capture_example() -> str:

@@ -18,12 +18,9 @@ from __future__ import annotations
 
 from typing import Literal
 
+from .text import printable
+
 __all__ = ["BY_CODE", "LocalError", "RemoteError", "SplitprotoError", "printable"]
-
-
-def printable(text: str) -> str:
-    """`text` as one line that cannot steer a terminal or forge a line of a log; peers choose some of it."""
-    return text if text.isprintable() else "".join(c if c.isprintable() else "?" for c in text)
 
 
 class SplitprotoError(Exception):

@@ -14,6 +14,7 @@ from typing import Any, Protocol, cast
 
 from .constants import MAX_TEXT
 from .errors import CodecError
+from .text import is_printable
 
 _FIGURE = re.compile(r"[A-Za-z0-9_.-]{1,32}")
 
@@ -116,8 +117,8 @@ class Text:
     def read(self, value: Any, where: str) -> str:
         if type(value) is not str or len(value) > min(self.limit, MAX_TEXT):
             raise CodecError(f"{where} is not text of at most {self.limit} characters")
-        # SP-8.2-4: what people will read holds no control characters: no forged lines, no terminal tricks.
-        if not value.isprintable():
+        # SP-8.2-5: what people will read forges no lines and steers no terminal.
+        if not is_printable(value):
             raise CodecError(f"{where} holds characters that cannot be printed")
         if self.one_of and value not in self.one_of:
             raise CodecError(f"{where} is not one of {', '.join(self.one_of)}")

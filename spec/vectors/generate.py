@@ -52,8 +52,8 @@ def render(family: str) -> str:
     about, cases = FAMILIES[family]
     listed = list(cases())
     names = [case["name"] for case in listed]
-    if len(set(names)) != len(names):
-        raise SystemExit(f"{family}: two cases have one name")
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise SystemExit(f"{family}: two cases have one name: {', '.join(sorted(twice))}")
     lines = ",\n".join(f"  {json.dumps(case)}" for case in listed)
     return f'{{\n "family": "{family}",\n "about": {json.dumps(about)},\n "cases": [\n{lines}\n ]\n}}\n'
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from common import DIALLER, INCARNATION, KEY, LISTENER, RUN, SEED, SMALL, Case, as_json, refused
@@ -132,6 +132,7 @@ def heads() -> Iterator[Case]:
     yield case("bool-as-int", {**maps["inventory"], "last": 1}, "SP-8.2-4")
     yield case("text-as-octets", {**hello, "agent": b"x"}, "SP-8.2-4")
     yield case("text-too-long", {**hello, "agent": "x" * 129}, "SP-8.2-4: 129 characters")
+    yield from texts(hello, maps["bye"], case, fine)
     yield case("text-not-listed", {**maps["bye"], "reason": "bored"}, "SP-8.2-4: not one of the texts")
     yield case("octets-as-text", {**maps["saved"], "digest": "x" * 32}, "SP-8.2-4")
     yield case("octets-short", {**maps["saved"], "digest": bytes(31)}, "SP-8.2-4: 31 octets")
@@ -171,6 +172,40 @@ def heads() -> Iterator[Case]:
     yield case("tensors-misplaced", {**step, "tensors": []}, "SP-8.4-3: applied has no tensors")
     wrong = {**activations, "tensors": [["x4", "f128", [2, 2]]]}
     yield case("tensors-malformed", wrong, "SP-8.3-3", "tensor", "tensors")
+
+
+# SP-8.2-5: both ends of every range that is refused. Surrogates are refused by the codec already.
+REFUSED = (
+    *(0x00, 0x1F, 0x7F, 0x9F, 0x61C, 0x200B, 0x200F, 0x2028, 0x202E, 0x2060, 0x206F, 0xFDD0, 0xFDEF, 0xFEFF),
+    *(0xFFF9, 0xFFFB, 0xFFFE, 0xFFFF, 0x1FFFE, 0x1FFFF, 0xE0000, 0xE007F, 0xFFFFE, 0x10FFFF),
+    *(0x0A, 0x0D, 0x1B, 0x85, 0x200D, 0x2029, 0x202D, 0x2066),
+)
+# Their neighbours, and what libraries call unprintable: spaces, private use, what is not assigned, a soft hyphen.
+ALLOWED = (
+    *(0x20, 0x7E, 0xA0, 0xAD, 0x378, 0x61B, 0x61D, 0x200A, 0x2010, 0x2027, 0x202F, 0x205F, 0x2070, 0x3000),
+    *(0xD7FF, 0xE000, 0xFDCF, 0xFDF0, 0xFEFE, 0xFF00, 0xFFF8, 0xFFFC, 0xFFFD, 0x10000, 0x1FFFD, 0x20000),
+    *(0x1FAE8, 0x1FAFF, 0xDFFFD, 0xE0080, 0xE0100, 0xEFFFD, 0xF0000, 0x10FFFD),
+)
+
+
+def texts(
+    hello: dict[str, Any], bye: dict[str, Any], case: Callable[..., Case], fine: Callable[..., Case]
+) -> Iterator[Case]:
+    """What a text may hold, and how its length is counted."""
+    for point in REFUSED:
+        said = {**bye, "text": f"a{chr(point)}b"}
+        yield case(f"text-u+{point:04x}", said, f"SP-8.2-5: U+{point:04X} is not printable")
+    for point in ALLOWED:
+        yield fine(f"text-with-u+{point:04x}", {**bye, "text": f"a{chr(point)}b"}, f"SP-8.2-5: U+{point:04X}")
+    for name, letter in (
+        ("ascii", "x"),
+        ("accents", "é"),
+        ("astral", "\U0001f600"),
+        ("decomposed", "\u0301"),
+    ):
+        notes = f"SP-8.1-3: {{}} code points, whatever their number in UTF-8 or UTF-16: {name}"
+        yield fine(f"text-128-{name}", {**hello, "agent": letter * 128}, notes.format(128))
+        yield case(f"text-129-{name}", {**hello, "agent": letter * 129}, notes.format(129) + "; SP-8.2-4")
 
 
 # --- negotiation, states ------------------------------------------------------------------------------------

@@ -59,6 +59,19 @@ def envelopes() -> Iterator[Case]:
         "SP-4-5: unknown reason, reserved bits and sequence are ignored; what is not printable is shown as ?"
     )
     yield case("reset-unknown-reason", odd, reset(99, [], "é?"), notes)
+    for name, octets, text, notes in (
+        ("not-utf8", b"a\xffb", "a\ufffdb", "SP-4-5: octets that are not UTF-8 become U+FFFD"),
+        ("controls", "a\x00\x1b[31m\x7f\x9bb".encode(), "a??[31m??b", "SP-4-5: C0, DEL and C1 controls"),
+        ("separators", "a\u2028\u2029b".encode(), "a??b", "SP-4-5: line and paragraph separators"),
+        ("directions", "\u202eabc\u2066".encode(), "?abc?", "SP-4-5: overrides and isolates"),
+        ("byte-order-mark", "\ufeffabc".encode(), "?abc", "SP-4-5: a decoder must not drop it unseen"),
+        ("fixed-ranges", "\U0001fae8\u0378\u00a0\ue000".encode(), "\U0001fae8\u0378\u00a0\ue000",
+         "SP-8.2-5: printable at every version of Unicode"),
+    ):  # fmt: skip
+        body = LINK + bytes(8) + b"\x01\x00" + octets
+        yield case(f"reset-text-{name}", b"SPLT\x01\x03\0\0" + body, reset(1, [], text), notes)
+    longest = b"SPLT\x01\x03\0\0" + LINK + bytes(8) + b"\x01\x00" + "é".encode() * 100
+    yield case("reset-text-longest", longest, reset(1, [], "é" * 100), "SP-4-5: 200 octets, 100 characters")
     nobody = b"SPLT\x01\x03\0\0" + bytes(24) + b"\x03\x01\x01"
     expect = {"kind": "RESET", "link": bytes(16).hex(), "reason": 3, "versions": [1], "text": ""}
     yield case("reset-no-link", nobody, expect, "SP-4-5: the answer to what had no link id")
@@ -238,6 +251,15 @@ def streams() -> Iterator[Case]:
     yield case("garbage", frame(FrameType.HEAD, 101, b"\xc1", end=True), bad("codec", "codec"), "SP-8.1-1")
 
 
+NOTED = {
+    "map-order": "SP-8.1-5: the order of keys means nothing and is kept",
+    "text-byte-order-mark": "SP-8.1-2: U+FEFF is a character like others: decoders that drop it do not fit",
+    "keys-byte-order-mark": "SP-8.1-3: two keys",
+    "keys-decomposed": "SP-8.1-3: two keys: text is not normalised",
+    "text-decomposed": "SP-8.1-2: text is not normalised",
+    "depth-8-empty": "SP-8.1-6: the innermost array stands inside eight",
+}
+
 # --- codec --------------------------------------------------------------------------------------------------
 
 
@@ -254,13 +276,20 @@ def values() -> Iterator[Case]:
         "i64": -(1 << 31) - 1, "i64-min": -(1 << 63),
         "float": 1.5, "float-whole": 2.0, "float-minus-zero": -0.0, "float-smallest": 5e-324,
         "text": "Charité", "text-empty": "", "text-31": "x" * 31, "text-32": "x" * 32, "text-256": "x" * 256,
-        "octets": b"\x00\xff", "octets-empty": b"", "octets-256": bytes(256),
-        "array": [1, "a", [b"", None]], "array-16": [0] * 16, "map": {"a": 1, "b": {"c": []}}, "map-empty": {},
-        "map-16": {f"k{n:x}": n for n in range(16)}, "map-order": {"b": 1, "a": 2},
-        "depth-8": [[[[[[[[0]]]]]]]],
+        "text-255": "x" * 255, "text-byte-order-mark": "\ufeffa", "text-astral": "\U0001f600" * 2,
+        "text-decomposed": "u\u0308", "text-nul": "a\0b",
+        "octets": b"\x00\xff", "octets-empty": b"", "octets-255": bytes(255), "octets-256": bytes(256),
+        "u16-max": 65535, "u32-max": (1 << 32) - 1, "i8-min": -128, "i16-min": -32768, "i32-min": -(1 << 31),
+        "array": [1, "a", [b"", None]], "array-15": [0] * 15, "array-16": [0] * 16,
+        "map": {"a": 1, "b": {"c": []}}, "map-empty": {},
+        "map-15": {f"k{n:x}": n for n in range(15)}, "map-16": {f"k{n:x}": n for n in range(16)},
+        "map-order": {"b": 1, "a": 2},
+        "depth-8": [[[[[[[[0]]]]]]]], "depth-8-maps": {"a": {"a": {"a": {"a": {"a": {"a": {"a": {"a": 0}}}}}}}},
+        "depth-8-empty": [[[[[[[[[]]]]]]]]], "keys-decomposed": {"\u00e9": 1, "e\u0301": 2},
+        "keys-byte-order-mark": {"a": 1, "\ufeffa": 2}, "key-empty": {"": 0},
     }  # fmt: skip
     for name, value in examples.items():
-        notes = "SP-8.1-5: the order of keys means nothing and is kept" if name == "map-order" else "SP-8.1-1"
+        notes = NOTED.get(name, "SP-8.1-1")
         yield case(name, codec.encode(value), {"value": as_json(value)}, notes)
 
     bad = refused("codec", "codec")
@@ -290,21 +319,94 @@ def values() -> Iterator[Case]:
         ("int-wide-u64", "cf0000000000000001", "SP-8.1-4"),
         ("int-signed-positive", "d001", "SP-8.1-4: 1 as i8"),
         ("int-wide-negative", "d1ffff", "SP-8.1-4: -1 as i16"),
+        *wide_integers(),
+        *wide_lengths(),
         ("text-wide", "d90161", "SP-8.1-4: str8 where fixstr is enough"),
         ("octets-wide", "c5000100", "SP-8.1-4: bin16 where bin8 is enough"),
         ("array-wide", "dc0000", "SP-8.1-4: array16 where fixarray is enough"),
         ("map-wide", "de0000", "SP-8.1-4: map16 where fixmap is enough"),
         ("depth-9", "91" * 9 + "00", "SP-8.1-6: a value inside nine arrays"),
+        ("depth-9-empty", "91" * 8 + "9190", "SP-8.1-6: an empty array inside nine"),
+        ("depth-9-maps", "81a161" * 9 + "00", "SP-8.1-6: a value inside nine maps"),
+        ("float-minus-infinity", "cbfff0000000000000", "SP-8.1-2: not finite"),
+        ("float-signalling-nan", "cb7ff0000000000001", "SP-8.1-2: not finite"),
+        ("text-utf16", "a4d83dde00", "SP-8.1-2: not UTF-8"),
+        ("text-cesu8", "a6eda0bdedb880", "SP-8.1-2: a pair of surrogates is not UTF-8"),
+        ("text-overlong", "a2c080", "SP-8.1-2: an overlong form is not UTF-8"),
+        ("text-beyond", "a4f4908080", "SP-8.1-2: beyond U+10FFFF"),
+        ("key-octets-inside", "816181c4016101", "SP-8.1-3: a key that is not text"),
         ("depth-bomb", "91" * 2000 + "00", "SP-8.1-6"),
     ):
         yield case(name, bytes.fromhex(octets), bad, notes)
-    long_key = (
-        b"\x81\xda" + (constants.MAX_TEXT + 1).to_bytes(2, "big") + b"k" * (constants.MAX_TEXT + 1) + b"\x01"
-    )
-    yield case("key-too-long", long_key, bad, "SP-8.1-3: 4097 characters")
-    many = b"\xdd" + (constants.MAX_ITEMS + 1).to_bytes(4, "big") + bytes(constants.MAX_ITEMS + 1)
-    short = {"input": many[:5].hex(), "repeat": ["00", constants.MAX_ITEMS + 1], "expect": bad}
-    yield {"name": "array-65537", "notes": "SP-8.1-6: one entry too many", **short}
+    key = constants.MAX_TEXT
+    for name, letter, length, expect, notes in (
+        ("key-longest", b"k", key, None, "SP-8.1-3: 4096 characters"),
+        (
+            "key-longest-astral",
+            "\U0001f600".encode(),
+            key,
+            None,
+            "SP-8.1-3: 4096 code points, 8192 in UTF-16",
+        ),
+        ("key-too-long", b"k", key + 1, bad, "SP-8.1-3: 4097 characters"),
+        ("key-too-long-accents", "é".encode(), key + 1, bad, "SP-8.1-3: 4097 characters"),
+    ):
+        head = b"\x81\xda" + (length * len(letter)).to_bytes(2, "big")
+        short = {"input": head.hex(), "repeat": [letter.hex(), length], "tail": "01"}
+        yield {"name": name, "notes": notes, **short, "expect": expect or {"accepted": True}}
+    most = constants.MAX_ITEMS
+    for count in (most, most + 1):
+        expect = bad if count > most else {"accepted": True}
+        array, map_ = ((first + count.to_bytes(4, "big")).hex() for first in (b"\xdd", b"\xdf"))
+        notes = f"SP-8.1-6: {count} entries, at most {most} are allowed"
+        yield {
+            "name": f"array-{count}",
+            "notes": notes,
+            "input": array,
+            "repeat": ["00", count],
+            "expect": expect,
+        }
+        yield {"name": f"map-{count}", "notes": notes, "input": map_, "entries": count, "expect": expect}
+
+
+def wide_integers() -> Iterator[tuple[str, str, str]]:
+    """Every form of an integer that is longer than the shortest: at both ends of what the shorter form holds."""
+    forms = {"cc": 1, "cd": 2, "ce": 4, "cf": 8}
+    signed = {"d0": 1, "d1": 2, "d2": 4, "d3": 8}
+    shortest = {0: 0, 127: 0, 128: 1, 255: 1, 256: 2, 65535: 2, 65536: 4, (1 << 32) - 1: 4}
+    for value, size in shortest.items():
+        for head, width in forms.items():
+            if width > size:
+                yield f"int-{value}-as-{head}", head + value.to_bytes(width, "big").hex(), "SP-8.1-4"
+        for head, width in signed.items():
+            if value < 1 << 8 * width - 1:
+                octets = value.to_bytes(width, "big", signed=True).hex()
+                yield f"int-{value}-as-{head}", head + octets, "SP-8.1-4: not negative, in a signed form"
+    for value, size in {-1: 0, -32: 0, -33: 1, -128: 1, -129: 2, -32768: 2, -32769: 4, -(1 << 31): 4}.items():
+        for head, width in signed.items():
+            if width > size:
+                yield (
+                    f"int-minus-{-value}-as-{head}",
+                    head + value.to_bytes(width, "big", signed=True).hex(),
+                    "SP-8.1-4",
+                )
+
+
+def wide_lengths() -> Iterator[tuple[str, str, str]]:
+    """Every form of a length that is longer than the shortest."""
+    families = {
+        "text": ({31: 0, 255: 1, 256: 2}, {"d9": 1, "da": 2, "db": 4}, ["61"]),
+        "octets": ({0: 1, 255: 1, 256: 2}, {"c4": 1, "c5": 2, "c6": 4}, ["00"]),
+        "array": ({0: 0, 15: 0, 16: 2}, {"dc": 2, "dd": 4}, ["00"]),
+        "map": ({0: 0, 15: 0, 16: 2}, {"de": 2, "df": 4}, [f"a16{n:x}00" for n in range(16)]),
+    }
+    for family, (lengths, forms, items) in families.items():
+        for length, size in lengths.items():
+            body = "".join(items[n % len(items)] for n in range(length))
+            for head, width in forms.items():
+                if width > size:
+                    octets = head + length.to_bytes(width, "big").hex() + body
+                    yield f"{family}-{length}-as-{head}", octets, "SP-8.1-4"
 
 
 # --- tensors ------------------------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ from splitproto import (
     negotiation,
     states,
     tensors,
+    text,
 )
 
 SPEC = Path(__file__).parents[2] / "spec"
@@ -97,6 +98,10 @@ def test_numbers(name: str, enumeration: Any) -> None:
 
 def test_flags() -> None:
     assert bare(REGISTRY["frame_flags"]) == [{"name": "END", "value": framing.END}]
+
+
+def test_what_is_not_printable() -> None:
+    assert [(entry["first"], entry["last"]) for entry in REGISTRY["unprintable"]] == list(text.UNPRINTABLE)
 
 
 def test_dtypes() -> None:

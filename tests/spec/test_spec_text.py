@@ -46,6 +46,13 @@ def test_tables_are_those_of_the_registry() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+def test_registry_text_and_changes_name_one_draft() -> None:
+    draft = REGISTRY["revision"]
+    assert f"| Revision | {draft} |" in TEXT
+    newest = re.search(r"^## (.*)$", (SPEC / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert newest is not None and newest[1] == f"{REGISTRY['version']}, {draft}"
+
+
 # --- requirement ids --------------------------------------------------------------------------------------
 
 

@@ -47,8 +47,15 @@ def value_of(shown: Any) -> Any:
 
 
 def octets_of(case: Case) -> bytes:
+    """`input`, a piece that repeats, entries of a map with the keys 00000, 00001, ...; `tail`."""
     piece, times = case.get("repeat", ("", 0))
-    return bytes.fromhex(case["input"]) + bytes.fromhex(piece) * times
+    entries = b"".join(b"\xa5%05x\x00" % number for number in range(case.get("entries", 0)))
+    return (
+        bytes.fromhex(case["input"])
+        + bytes.fromhex(piece) * times
+        + entries
+        + bytes.fromhex(case.get("tail", ""))
+    )
 
 
 def same(one: Any, other: Any) -> bool:
@@ -135,8 +142,9 @@ def test_value(case: Case) -> None:
     if "error" in case["expect"]:
         check(case, lambda: codec.decode(octets))
         return
-    value = value_of(case["expect"]["value"])
-    assert same(codec.decode(octets), value)
+    value = codec.decode(octets)
+    # What is too long to be shown is only accepted.
+    assert case["expect"] == {"accepted": True} or same(value, value_of(case["expect"]["value"]))
     assert codec.encode(value) == octets
 
 
