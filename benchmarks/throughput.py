@@ -139,7 +139,7 @@ def ours_sender(folder: Path, address: str) -> None:
         session = await dial(address, credentials(folder, "sender"), allow, timing=PATIENT)
         await session.receive(WAIT_S)
         await session.send(JobAccept(bytes(16), 0, (), 0))
-        await session.send(Inventory((), True))
+        await session.send(Inventory((), True, bytes(8)))
         await session.receive(WAIT_S)
         while not isinstance(asked := await session.receive(3600), Bye):
             await session.send(Activations("evaluate", 0, asked.batch, DIGEST, messages[asked.batch]))

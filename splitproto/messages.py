@@ -178,6 +178,8 @@ class Inventory(Message):
     name = "inventory"
     patients: tuple[Patient, ...] = wire(ListOf(Record(Patient), 1024))
     last: bool = wire(Bool())
+    salt_check: bytes = wire(Octets(8))
+    """Check value of the salt that the keys were made with: two sites with different salts share no patient."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,7 @@ import random
 import secrets
 import signal
 import sys
+import unicodedata
 from collections import deque
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -74,7 +75,13 @@ LARGEST_BATCH = 256 << 20
 
 def pseudonym(salt: bytes, patient: str) -> bytes:
     """The only name of a patient that leaves: 16 octets."""
-    return hmac.new(salt, b"splitproto patient v1\0" + patient.encode(), hashlib.sha256).digest()[:16]
+    name = unicodedata.normalize("NFC", patient.strip("\t\n\v\f\r ")).encode()
+    return hmac.new(salt, b"splitproto patient v1\0" + name, hashlib.sha256).digest()[:16]
+
+
+def salt_check(salt: bytes) -> bytes:
+    """Shows a coordinator that this site has the same salt: 8 octets."""
+    return hmac.new(salt, b"splitproto salt v1\0", hashlib.sha256).digest()[:8]
 
 
 def batch_digest(step: int, samples: tuple[Sample, ...], seed: int | None) -> bytes:
@@ -356,7 +363,7 @@ class Service:
             Patient(key, v.voxels.shape, v.spacing, v.orientation, v.origin)
             for key, v in sorted(self.by_key.items())
         ]
-        await session.send(Inventory(tuple(patients), last=True))  # pieces of at most 1024
+        await session.send(Inventory(tuple(patients), True, salt_check(self.salt)))  # pieces of at most 1024
         self.joined = True
         return run
 

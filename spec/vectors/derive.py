@@ -28,6 +28,17 @@ def batch_digest(step: int, seed: int | None, samples: list[tuple[bytes, tuple[i
     return hashlib.sha256(octets).digest()
 
 
+def patient_key(salt: bytes, patient: str) -> bytes:
+    """SP-11.5-1 and SP-11.5-2."""
+    text = unicodedata.normalize("NFC", patient.strip("\t\n\v\f\r ")).encode()
+    return hmac.new(salt, b"splitproto patient v1\0" + text, hashlib.sha256).digest()[:16]
+
+
+def salt_check(salt: bytes) -> bytes:
+    """SP-11.5-4."""
+    return hmac.new(salt, b"splitproto salt v1\0", hashlib.sha256).digest()[:8]
+
+
 def schema_digest(described: list[list[Any]]) -> bytes:
     """SP-11.8."""
     return hashlib.sha256(codec.encode(described)).digest()
@@ -125,30 +136,80 @@ def derivations() -> Iterator[Case]:
     yield batch("batch-swapped", 1, SEED, two[::-1], "SP-11-5: the order counts", batch_digest(1, SEED, two))
     yield batch("batch-other-step", 2, SEED, two, "SP-11-5", batch_digest(1, SEED, two))
 
-    def key(salt: bytes, patient: str) -> bytes:
-        text = unicodedata.normalize("NFC", patient).encode()
-        return hmac.new(salt, b"splitproto patient v1\0" + text, hashlib.sha256).digest()[:16]
-
     for name, patient, notes in (
-        ("patient", "BraTS20_Training_001", "SP-11.5"),
-        ("patient-accent", "Müller", "SP-11.5: composed"),
-        ("patient-accent-decomposed", "Mu\u0308ller", "SP-11.5: the same key as composed"),
-        ("patient-case", "brats20_training_001", "SP-11.5: case counts"),
-        ("patient-space", "BraTS20_Training_001 ", "SP-11.5: spaces count"),
+        ("patient", "BraTS20_Training_001", "SP-11.5-1"),
+        ("patient-accent", "Müller", "SP-11.5-2: composed"),
+        ("patient-accent-decomposed", "Mu\u0308ller", "SP-11.5-2: the same key as composed"),
+        ("patient-hangul-decomposed", "\u1112\u1161\u11ab", "SP-11.5-2: the key of U+D55C"),
+        ("patient-angstrom", "\u212b", "SP-11.5-2: the key of U+00C5, to which NFC maps it"),
+        ("patient-ligature", "\ufb01", "SP-11.5-2: NFC, not NFKC: a ligature is not two letters"),
+        ("patient-case", "brats20_training_001", "SP-11.5-2: case counts"),
+        ("patient-space", "BraTS20_Training_001 ", "SP-11.5-2: the same key as without the space"),
+        ("patient-spaces", "\t\n\v\f\r BraTS20_Training_001\r\n", "SP-11.5-2: all that is removed"),
+        ("patient-inner-space", "BraTS20 Training 001", "SP-11.5-2: spaces inside count"),
+        ("patient-no-break-space", "BraTS20_Training_001\u00a0", "SP-11.5-2: only ASCII is removed"),
+        ("patient-zeros", "1", "SP-11.5-2: not the key of 001"),
+        ("patient-long", "P" * 200, "SP-11.5-1: longer than a block of SHA-256"),
+        ("patient-beyond-16-bits", "P\U0001f600", "SP-11.5-1: four octets of UTF-8"),
     ):
-        yield case(
-            "pseudonym", name, notes, {"key": key(SALT, patient).hex()}, salt=SALT.hex(), patient=patient
-        )
-    other = key(bytes(32), "BraTS20_Training_001")
+        expect = {"key": patient_key(SALT, patient).hex()}
+        yield case("pseudonym", name, notes, expect, salt=SALT.hex(), patient=patient)
+    longer = bytes(range(96))
+    expect = {"key": patient_key(longer, "P001").hex()}
+    yield case(
+        "pseudonym", "patient-long-salt", "SP-11.5-1: HMAC hashes a salt of more than 64 octets", expect,
+        salt=longer.hex(), patient="P001",
+    )  # fmt: skip
+    other = patient_key(bytes(32), "BraTS20_Training_001")
     yield case(
         "pseudonym",
         "patient-other-salt",
-        "SP-11.5: another salt, another key: no patient in common",
+        "SP-11.5-1: another salt, another key: no patient in common",
         refused("misaligned", "semantics"),
         salt=SALT.hex(),
         patient="BraTS20_Training_001",
         claimed=other.hex(),
     )
+
+    for name, salt, notes in (
+        ("salt-check", SALT, "SP-11.5-4"),
+        ("salt-check-long", longer, "SP-11.5-4: a salt of 96 octets"),
+    ):
+        yield case("salt-check", name, notes, {"check": salt_check(salt).hex()}, salt=salt.hex())
+    yield case(
+        "salt-check",
+        "salt-check-other",
+        "SP-11.5-4: another salt",
+        refused("misaligned", "semantics"),
+        salt=SALT.hex(),
+        claimed=salt_check(bytes(32)).hex(),
+    )
+    written = SALT.hex().encode()
+    for name, content, notes in (
+        ("salt-file", written + b"\n", "SP-11.5-3"),
+        ("salt-file-no-newline", written, "SP-11.5-3: the line feed may be missing"),
+        ("salt-file-crlf", written + b"\r\n", "SP-11.5-3: white space after the digits"),
+        ("salt-file-upper-case", written.upper() + b"\n", "SP-11.5-3: the same salt"),
+        ("salt-file-byte-order-mark", b"\xef\xbb\xbf" + written + b"\n", "SP-11.5-3: the mark is skipped"),
+    ):
+        yield case("salt-file", name, notes, {"salt": SALT.hex()}, content=content.hex())
+    yield case(
+        "salt-file", "salt-file-longer", "SP-11.5-3: more than 32 octets", {"salt": longer.hex()},
+        content=(longer.hex().encode() + b"\n").hex(),
+    )  # fmt: skip
+    for name, content, notes in (
+        ("salt-file-raw", SALT, "SP-11.5-3: the octets themselves"),
+        ("salt-file-short", written[:-2] + b"\n", "SP-11.5-3: 62 digits"),
+        ("salt-file-odd", written + b"0\n", "SP-11.5-3: 65 digits"),
+        (
+            "salt-file-two-lines",
+            written[:32] + b"\n" + written[32:] + b"\n",
+            "SP-11.5-3: a line break inside",
+        ),
+        ("salt-file-prefix", b"0x" + written + b"\n", "SP-11.5-3: digits only"),
+        ("salt-file-utf-16", b"\xff\xfe" + written.decode().encode("utf-16-le"), "SP-11.5-3: not ASCII"),
+    ):
+        yield case("salt-file", name, notes, {"refused": True}, content=content.hex())
 
     image = np.array([[0, 1, 2], [-1, 0.5, 0], [3, -2.25, 1e-3]], "<f4")
     wide = np.array([[0, 1, 2], [-1, 0.5, 0]], "<f4")

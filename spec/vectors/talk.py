@@ -6,8 +6,8 @@ import hashlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from common import DIALLER, INCARNATION, KEY, LISTENER, RUN, SEED, SMALL, Case, as_json, refused
-from derive import FIRST, SCHEMA, batch_digest, binding, schema_digest
+from common import DIALLER, INCARNATION, KEY, LISTENER, RUN, SALT, SEED, SMALL, Case, as_json, refused
+from derive import FIRST, SCHEMA, batch_digest, binding, salt_check, schema_digest
 
 from splitproto import codec, messages
 from splitproto.messages import Job, Patient, Sample
@@ -47,7 +47,9 @@ MESSAGES: dict[str, messages.Message] = {
     "job-accept": messages.JobAccept(INCARNATION, 0, (0,), 1),
     "job-decline": messages.JobDecline(0x0505, "level x0 may not leave this site"),
     "inventory": messages.Inventory(
-        (Patient(KEY, (240, 240, 155), (1.0, 1.0, 1.0), "LPS", (-120.0, -119.0, 0.0)),), True
+        (Patient(KEY, (240, 240, 155), (1.0, 1.0, 1.0), "LPS", (-120.0, -119.0, 0.0)),),
+        True,
+        salt_check(SALT),
     ),
     "begin": messages.Begin(0, 1),
     "forward": messages.Forward(

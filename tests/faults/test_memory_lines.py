@@ -106,7 +106,7 @@ async def begin(world: World, near: Session, far: Session) -> None:
     await world.of(world.hub, far.send(JobOffer(bytes(16), "t1", job, bytes(32))))
     assert (await world.of(world.site, near.receive(5))).name == "job-offer"
     await world.of(world.site, near.send(JobAccept(bytes(16), 0, (0,), 0)))
-    await world.of(world.site, near.send(Inventory((), True)))
+    await world.of(world.site, near.send(Inventory((), True, bytes(8))))
     for _ in range(2):
         await world.of(world.hub, far.receive(5))
     await world.of(world.hub, far.send(Begin(0, 1)))

@@ -371,6 +371,22 @@ def test_pseudonym(case: Case) -> None:
     compare(case, pseudonym.pseudonym(bytes.fromhex(case["salt"]), case["patient"]).hex())
 
 
+@pytest.mark.parametrize("case", cases("digests", "salt-check"))
+def test_salt_check(case: Case) -> None:
+    pseudonym = pytest.importorskip("splitpeer.data.pseudonym")
+    compare(case, pseudonym.salt_check(bytes.fromhex(case["salt"])).hex())
+
+
+@pytest.mark.parametrize("case", cases("digests", "salt-file"))
+def test_salt_file(case: Case) -> None:
+    pseudonym = pytest.importorskip("splitpeer.data.pseudonym")
+    try:
+        found = {"salt": pseudonym.parse_salt(bytes.fromhex(case["content"])).hex()}
+    except ValueError:
+        found = {"refused": True}
+    assert found == case["expect"]
+
+
 @pytest.mark.parametrize("case", cases("digests", "augmentation"))
 def test_augmentation(case: Case) -> None:
     augment = pytest.importorskip("splitpeer.data.augment")

@@ -184,7 +184,7 @@ def example(name: str) -> Message:
         "job-offer": messages.JobOffer(key, "T1", job, digest, False, ("max-norm",)),
         "job-accept": messages.JobAccept(key, 0, (0, 10), 5, True, ()),
         "job-decline": messages.JobDecline(0x0505, "levels 0 and 1 may not leave this site"),
-        "inventory": messages.Inventory((patient,), True),
+        "inventory": messages.Inventory((patient,), True, key[:8]),
         "begin": messages.Begin(0, 5),
         "forward": messages.Forward("train", 1, 0, (messages.Sample(key, (0, -3, 7)),), digest, 7),
         "activations": messages.Activations("train", 1, 0, digest, tensors),

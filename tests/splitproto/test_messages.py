@@ -158,7 +158,7 @@ def test_hello_alone_ignores_unknown_keys_and_only_in_extensions(example: Exampl
         pytest.param(messages.JobAccept(bytes(16), 0, 5, 1), id="number for list"),  # type: ignore[arg-type]
         pytest.param(messages.JobAccept(bytes(16), 0, b"\1\2", 1), id="octets for list"),  # type: ignore[arg-type]
         pytest.param(messages.JobAccept(bytes(16), 0, "12", 1), id="text for list"),  # type: ignore[arg-type]
-        pytest.param(messages.Inventory(({"key": 1},), True), id="map for record"),  # type: ignore[arg-type]
+        pytest.param(messages.Inventory(({"key": 1},), True, bytes(8)), id="map for record"),  # type: ignore[arg-type]
         pytest.param(messages.Forward("train", 1, 0, (), bytes(32)), id="no samples"),
     ],
 )
@@ -181,7 +181,7 @@ def test_a_head_fits_in_one_frame() -> None:
 
 def test_the_longest_inventory_fits_in_one_frame() -> None:
     patient = messages.Patient(b"\xff" * 16, (1 << 16,) * 3, (1.0,) * 3, "RAS", (-1.5,) * 3)
-    head, _ = messages.encode(messages.Inventory((patient,) * 1024, False))
+    head, _ = messages.encode(messages.Inventory((patient,) * 1024, False, b"\xff" * 8))
     assert len(head) <= MAX_FRAME_PAYLOAD
 
 

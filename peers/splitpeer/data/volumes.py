@@ -19,7 +19,7 @@ from splitpeer.data import labels as label_rules
 from splitpeer.data.geometry import SPACING_TOLERANCE, Geometry
 from splitpeer.data.layouts import Case, subject
 from splitpeer.data.nifti import MAX_VOXELS, Header, read_header, read_voxels
-from splitpeer.data.pseudonym import keyed
+from splitpeer.data.pseudonym import keyed, salt_check
 from splitpeer.errors import DataError
 
 log = logging.getLogger(__name__)
@@ -55,6 +55,7 @@ class Volumes:
             raise DataError(f"spacing {spacing}: give three positive numbers of millimetres")
         self.labels = labels
         self._cases = keyed(salt, cases)
+        self.salt_check = salt_check(salt)
         self._spacing = spacing
         self._lock = threading.Lock()
         self._cache: OrderedDict[bytes, np.ndarray] = OrderedDict()

@@ -95,7 +95,8 @@ class Client:
         self._offer = Offer(max_message=policy.max_message_bytes, agent=AGENT)
         pick_device(config.runtime.device)
         # Fail now, not when the first batch is due.
-        self._patients = len(open_volumes(config).keys())
+        volumes = open_volumes(config)
+        self._patients, self._salt_check = len(volumes.keys()), volumes.salt_check.hex()
         if (ledger := open_ledger(config)) is not None:
             ledger.close()
         self._witness = Witness(config, curious)
@@ -116,7 +117,7 @@ class Client:
             PeerError: what the user is told, with its exit code.
         """
         event(log, "peer.start", role="client", site=self._config.peer.site, modality=self._config.peer.modality,
-              patients=self._patients, coordinator=self._address)  # fmt: skip
+              patients=self._patients, salt_check=self._salt_check, coordinator=self._address)  # fmt: skip
         async with (
             self._board.on_duty(),
             self._witness.on_duty(modality=self._config.peer.modality, coordinator=self._address),
@@ -417,7 +418,8 @@ class Client:
               precision=offer.job.precision, applied=job.applied, patients=len(patients))  # fmt: skip
         for first in range(0, max(len(patients), 1), INVENTORY_PIECE):
             piece = patients[first : first + INVENTORY_PIECE]
-            await session.send(Inventory(tuple(piece), first + INVENTORY_PIECE >= len(patients)))
+            last = first + INVENTORY_PIECE >= len(patients)
+            await session.send(Inventory(tuple(piece), last, job.volumes.salt_check))
         return job
 
     async def _work(self, session: Session, job: SiteJob) -> Bye:

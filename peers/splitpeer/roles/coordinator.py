@@ -121,6 +121,7 @@ class Coordinator:
                 job.absence.per_site_s.get(name, job.deadlines.reconnect_s),
                 self._witness,
                 self._board,
+                self._labels.salt_check,
             )
             for name, modality in sorted(job.sites.items(), key=lambda item: item[1])
         ]
@@ -190,7 +191,8 @@ class Coordinator:
                 self._board.set(address=listener.address)
                 self._board.ready()
                 event(log, "peer.start", role="coordinator", site=self._config.peer.site, job=self._job.name,
-                      listen=listener.address, run=self._files.run.hex()[:12])  # fmt: skip
+                      listen=listener.address, run=self._files.run.hex()[:12],
+                      salt_check=self._labels.salt_check.hex())  # fmt: skip
                 accepting = asyncio.create_task(self._accept(listener))
                 began_at = self._files.record.state
                 reason, text = "failed", "the coordinator stopped because of an error of its own"

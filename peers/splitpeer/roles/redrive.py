@@ -133,6 +133,7 @@ class _Recording:
     advances: Mapping[tuple[str, int], Advance]
     """Steps that were made without a site, the last of each row."""
     patients: Mapping[str, tuple[Patient, ...]]
+    salt_checks: Mapping[str, bytes]
     figures: Mapping[tuple[int, str], float]
     """What the coordinator told its sites: (step, loss or dice_...) to value."""
 
@@ -159,6 +160,7 @@ class _Recording:
         advances: dict[tuple[str, int], Advance] = {}
         lists: dict[str, tuple[Patient, ...]] = {}
         whole: dict[str, bool] = {}
+        salt_checks: dict[str, bytes] = {}
         figures: dict[tuple[int, str], float] = {}
         for record in capture.records():
             match record.head:
@@ -173,10 +175,12 @@ class _Recording:
                 case Inventory() as head:
                     former = () if whole.get(record.peer, True) else lists[record.peer]
                     lists[record.peer], whole[record.peer] = (*former, *head.patients), head.last
+                    salt_checks[record.peer] = head.salt_check
                 case Progress() as head:
                     figures |= {(head.step, name): value for name, value in head.values.items()}
         return _Recording(
-            header, header.job, header.run, forwards, activations, gradients, advances, lists, figures
+            header, header.job, header.run, forwards, activations, gradients, advances, lists, salt_checks,
+            figures,
         )  # fmt: skip
 
 
@@ -300,12 +304,16 @@ class _Site:
             await self._answer(session)
 
     async def _join(self, session: Session) -> None:
-        patients = self._recording.patients.get(self.name, ())
-        party = next(p for p in self._recording.header.peers if p.site == self.name)
+        recording = self._recording
+        if self.name not in recording.patients:
+            raise JobFailed(f"the capture lacks the patients of {self.name}: this site cannot be played")
+        patients, salt_check = recording.patients[self.name], recording.salt_checks[self.name]
+        party = next(p for p in recording.header.peers if p.site == self.name)
         accept = JobAccept(secrets.token_bytes(16), 0, (0,), len(patients), False, party.defences)
         await session.send(accept)
         for first in range(0, max(len(patients), 1), 500):
-            await session.send(Inventory(patients[first : first + 500], first + 500 >= len(patients)))
+            piece, last = patients[first : first + 500], first + 500 >= len(patients)
+            await session.send(Inventory(piece, last, salt_check))
 
     async def _answer(self, session: Session) -> None:
         while self._ordered and self._ordered[0].step == self._applied + (self._ordered[0].mode == "train"):

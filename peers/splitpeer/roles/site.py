@@ -77,6 +77,7 @@ class Site:
         patience_s: how long it may be away.
         witness: told of its links and of what it announces.
         board: told what it does and what it is waited for.
+        salt_check: of the coordinator's salt, from which the keys of its masks are made.
 
     Every verb raises, beside what it names:
         SiteRestarted: it came back without its memory.
@@ -84,7 +85,15 @@ class Site:
         JobFailed: it declined the job, broke the protocol or failed for good.
     """
 
-    def __init__(self, name: str, offer: JobOffer, patience_s: float, witness: Witness, board: Board) -> None:
+    def __init__(
+        self,
+        name: str,
+        offer: JobOffer,
+        patience_s: float,
+        witness: Witness,
+        board: Board,
+        salt_check: bytes,
+    ) -> None:
         self.name, self.modality = name, offer.modality
         self.party = Party(name, offer.modality)
         """What it announced last."""
@@ -103,7 +112,7 @@ class Site:
         self._octets_in = 0
         self._octets_out = 0
         self._offer, self._job, self._witness, self._board = offer, offer.job, witness, board
-        self._patience_s = patience_s
+        self._patience_s, self._salt_check = patience_s, salt_check
         self._session: Session | None = None
         self._joining: Session | None = None  # the newest link, joined or not
         self._incarnation = b""
@@ -133,6 +142,7 @@ class Site:
             while not last:
                 piece = await self._hear(session, Inventory, "its list of patients")
                 last = piece.last
+                self._same_salt(piece.salt_check)
                 # SP-11-4: bounded by what was announced, or a list that never ends would fill our memory.
                 if len(patients) + len(piece.patients) > accept.patients or not (piece.patients or last):
                     raise SchemaMismatch(
@@ -178,6 +188,14 @@ class Site:
                          tls=session.tls, applied=accept.applied, checkpoints=list(accept.checkpoints))  # fmt: skip
         self._board.waits(None, who=self.name)
         self._joined.set()
+
+    def _same_salt(self, check: bytes) -> None:
+        """SP-11.5-4: with another salt every key is another, and no patient would be found at both."""
+        if check != self._salt_check:
+            raise Misaligned(
+                f"the patient salt of {self.name} (check value {check.hex()}) is not the coordinator's "
+                f"({self._salt_check.hex()}): install the same federation.salt at both"
+            )
 
     @property
     def here(self) -> bool:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from splitpeer.data.layouts import Case
-from splitpeer.data.pseudonym import keyed, load_salt, pseudonym
+from splitpeer.data.pseudonym import SALT_FILE_BYTES, keyed, load_salt, pseudonym, salt_check
 from splitpeer.errors import ConfigError, DataError
 
 
@@ -30,8 +30,37 @@ def test_two_spellings_of_one_accent_are_one_patient(files) -> None:
         keyed(files.SALT, cases)
 
 
-def salt_file(path: Path, text: str, mode: int = 0o600) -> Path:
-    path.write_text(text)
+@pytest.mark.parametrize("spelling", ["Jos\u00e9 ", "\tJose\u0301\n", " Jos\u00e9", "Jos\u00e9\r"])
+def test_white_space_at_the_ends_is_no_part_of_the_id(files, spelling: str) -> None:
+    """SP-11.5-2."""
+    assert pseudonym(files.SALT, spelling) == pseudonym(files.SALT, "Jos\u00e9")
+
+
+@pytest.mark.parametrize("other", ["Jose", "jos\u00e9", "Jos \u00e9", "Jos\u00e9\u00a0"])
+def test_case_accents_and_spaces_inside_count(files, other: str) -> None:
+    """SP-11.5-2."""
+    assert pseudonym(files.SALT, other) != pseudonym(files.SALT, "Jos\u00e9")
+
+
+@pytest.mark.parametrize(
+    ("name", "what"), [(" \t", "names no patient"), ("P\udce9", r"'P\\udce9': .* not valid UTF-8")]
+)
+def test_a_name_that_is_no_id_is_refused(files, name: str, what: str) -> None:
+    """SP-11.5-2."""
+    with pytest.raises(DataError, match=what):
+        pseudonym(files.SALT, name)
+
+
+def test_the_check_value_shows_whether_a_salt_is_the_same_and_is_no_key(files) -> None:
+    """SP-11.5-4."""
+    expected = hmac.new(files.SALT, b"splitproto salt v1\0", hashlib.sha256).digest()[:8]
+    assert salt_check(files.SALT) == expected
+    assert salt_check(files.SALT[::-1]) != expected
+    assert salt_check(files.SALT + b"\0") != salt_check(files.SALT[:-1] + b"\0")
+
+
+def salt_file(path: Path, content: str | bytes, mode: int = 0o600) -> Path:
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
     os.chmod(path, mode)
     return path
 
@@ -46,10 +75,39 @@ def test_a_salt_others_can_reach_is_refused(tmp_path: Path, mode: int, files) ->
         load_salt(salt_file(tmp_path / "salt", files.SALT.hex(), mode))
 
 
-@pytest.mark.parametrize("text", ["", "00" * 31, "zz" * 32, "0" * 65, "\u00e9" * 64])
-def test_a_salt_that_is_short_or_not_hexadecimal_is_refused(tmp_path: Path, text: str) -> None:
-    with pytest.raises(ConfigError, match="must be 32 or more octets in hexadecimal"):
-        load_salt(salt_file(tmp_path / "salt", text))
+@pytest.mark.parametrize("ending", ["", "\n", "\r\n", " \n\n"])
+@pytest.mark.parametrize("beginning", ["", "\ufeff"])
+def test_a_salt_that_an_editor_saved_is_read(tmp_path: Path, files, beginning: str, ending: str) -> None:
+    """SP-11.5-3."""
+    content = beginning + files.SALT.hex().upper() + ending
+    assert load_salt(salt_file(tmp_path / "salt", content)) == files.SALT
+
+
+DIGITS = "ab" * 32
+
+
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [
+        (b"", "is not 64 hexadecimal digits on one line: copy the federation's again"),
+        (DIGITS[2:], "holds 62 hexadecimal digits, not 64 hexadecimal digits: copy the whole file"),
+        (DIGITS + "0\n", "holds 65 hexadecimal digits"),
+        (bytes(range(100, 132)), r"holds 32 raw bytes, .* convert it with `xxd -p -c 32`"),
+        (DIGITS.encode("utf-16"), "is UTF-16, as PowerShell writes it"),
+        (DIGITS[:32] + "\n" + DIGITS[32:], "is not 64 hexadecimal digits on one line"),
+        ("0x" + DIGITS, "is not 64 hexadecimal digits on one line"),
+        ("\u00e9" * 64, "is not 64 hexadecimal digits on one line"),
+        (DIGITS * (SALT_FILE_BYTES // 64) + " " + DIGITS, None),
+    ],
+)
+def test_a_salt_of_another_form_is_named(tmp_path: Path, content: str | bytes, what: str | None) -> None:
+    """SP-11.5-3. The last is a long file, of which only the beginning is read."""
+    path = salt_file(tmp_path / "salt", content)
+    if what is None:
+        assert len(load_salt(path)) == SALT_FILE_BYTES // 2
+        return
+    with pytest.raises(ConfigError, match=what):
+        load_salt(path)
 
 
 def test_a_missing_salt_is_one_line(tmp_path: Path) -> None:

@@ -64,7 +64,7 @@ async def peer(scene, twist: Twist, inventory: Callable[[list[Patient]], list[Pa
             grid = volumes.geometry(key)
             patients.append(Patient(key, grid.shape, grid.spacing, grid.orientation, grid.origin))
         await answer(JobAccept(secrets.token_bytes(16), 0, (0,), len(patients)))
-        await answer(Inventory(tuple(inventory(patients)), True))
+        await answer(Inventory(tuple(inventory(patients)), True, volumes.salt_check))
         announced: deque[Forward] = deque()
         applied = 0
         while True:

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from splitpeer.errors import ConfigError, DataError, JobFailed
+from splitpeer.cli import exit_code
+from splitpeer.errors import ConfigError, DataError, DeadlinePassed, JobFailed
 
 
 @pytest.fixture(autouse=True)
@@ -90,17 +91,47 @@ async def test_sites_that_disagree_on_a_grid(scene, make, everything_said, how, 
     assert not any(patient in everything for patient in make.PATIENTS)
 
 
-async def test_another_salt_makes_strangers_of_all_patients(scene) -> None:
-    scene.cast("flair", "t1")
+def other_salt(scene, content: str) -> str:
     salt = scene.folder / "salt"
-    salt.write_text("ab" * 32)
+    salt.write_text(content)
     salt.chmod(0o600)
-    scene.client("t1", data={"salt": str(salt)})
+    return str(salt)
+
+
+async def test_a_wrong_salt_is_named_at_both_sides_before_patients_are_compared(
+    scene, everything_said
+) -> None:
+    """SP-11.5-4."""
+    scene.cast("flair", "t1", deadlines={"join_s": 2})
+    right = scene.masks().salt_check.hex()
+    scene.client("t1", data={"salt": other_salt(scene, "ab" * 32)})
+    wrong = scene.images("t1").salt_check.hex()
     ran = await scene.together()
-    assert isinstance(ran.error, JobFailed)
-    assert "0 patients are at all sites, 2 are needed" in str(ran.error)
-    assert "federation.salt" in str(ran.error)
-    assert all(isinstance(error, JobFailed) for error in ran.clients.values())
+    said = (
+        f"the patient salt of site-t1 (check value {wrong}) is not the coordinator's ({right}): "
+        "install the same federation.salt at both"
+    )
+    assert exit_code(ran.clients["site-t1"]) == 1
+    assert str(ran.clients["site-t1"]) == f"the peer says: {said}"
+    log = everything_said()
+    (refused,) = [line for line in log.splitlines() if line.startswith("site.refused")]
+    assert "'site': 'site-t1'" in refused
+    assert said in refused
+    # Only this site is refused: the others wait for it.
+    assert isinstance(ran.error, DeadlinePassed)
+    assert "site-t1" in str(ran.error)
+    assert f"'salt_check': '{right}'" in log
+    assert f"'salt_check': '{wrong}'" in log
+
+
+async def test_a_salt_with_a_byte_order_mark_is_the_same(scene) -> None:
+    """SP-11.5-3."""
+    scene.cast("t1", training={"steps": 1})
+    written = (scene.federation.pki / "federation.salt").read_text().strip()
+    scene.client("t1", data={"salt": other_salt(scene, f"\ufeff{written.upper()}\r\n")})
+    ran = await scene.together()
+    assert ran.result is not None, ran.error
+    assert ran.result.complete
 
 
 async def test_patients_that_not_all_hold_are_left_out(scene, make) -> None:
