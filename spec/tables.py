@@ -156,6 +156,8 @@ def content(what: str, registry: dict[str, Any], vectors: dict[str, str]) -> str
             rows = [(_points(r), r["meaning"]) for r in registry[kind] if r not in planes]
             last = f"{_points(planes[0])}, {_points(planes[1])}, and so on to {_points(planes[-1])}"
             return table(("code points", "meaning"), [*rows, (last, planes[0]["meaning"])])
+        case "causes":
+            return simple(registry[kind], "name", "of")
         case "states" | "capture_errors":
             return simple(registry[kind], "name")
         case "features":

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from . import codec
+from .causes import OF_A_PATIENT
 from .constants import MAX_FRAME_PAYLOAD
 from .errors import CodecError
 from .fields import (
@@ -60,6 +61,14 @@ class Patient:
     """Axis codes of the file, such as RAS or LPS."""
     origin: tuple[float, float, float] = wire(ListOf(Real(), 3, 3))
     """Position of voxel (0, 0, 0) in scanner coordinates, millimetres."""
+
+
+@dataclass(frozen=True, slots=True)
+class Unusable:
+    """A patient whose file a site holds and cannot use."""
+
+    key: bytes = wire(KEY)
+    cause: str = wire(Text(16, tuple(OF_A_PATIENT)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,6 +189,8 @@ class Inventory(Message):
     last: bool = wire(Bool())
     salt_check: bytes = wire(Octets(8))
     """Check value of the salt that the keys were made with: two sites with different salts share no patient."""
+    unusable: tuple[Unusable, ...] | None = wire(ListOf(Record(Unusable), 1024), default=None)
+    """Patients whose files it holds and cannot use; in the last piece only."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,6 +230,27 @@ class Activations(Message):
     batch: int = wire(Int())
     digest: bytes = wire(DIGEST)
     tensors: Mapping[str, Array] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Withdraw(Message):
+    """Client, in place of activations: these patients of the batch cannot be used here, now or later in this run."""
+
+    name = "withdraw"
+    mode: str = wire(Text(16, MODES))
+    step: int = wire(STEP)
+    batch: int = wire(Int())
+    digest: bytes = wire(DIGEST)
+    patients: tuple[Unusable, ...] = wire(ListOf(Record(Unusable), 4096, 1))
+
+
+@dataclass(frozen=True, slots=True)
+class Withdrawn(Message):
+    """Coordinator: from this step on, the run is made without these patients."""
+
+    name = "withdrawn"
+    step: int = wire(STEP)
+    patients: tuple[Unusable, ...] = wire(ListOf(Record(Unusable), 4096, 1))
 
 
 @dataclass(frozen=True, slots=True)

@@ -56,6 +56,7 @@ TRANSITIONS: dict[Side, dict[State, dict[str, State]]] = {
         S.JOINED: {"inventory": S.JOINED, "bye": S.DONE},
         S.WORKING: {
             "activations": S.WORKING,
+            "withdraw": S.WORKING,
             "applied": S.WORKING,
             "advanced": S.WORKING,
             "saved": S.WORKING,
@@ -74,6 +75,7 @@ TRANSITIONS: dict[Side, dict[State, dict[str, State]]] = {
         S.JOINED: {"begin": S.WORKING, "bye": S.DONE},
         S.WORKING: {
             "forward": S.WORKING,
+            "withdrawn": S.WORKING,
             "gradients": S.WORKING,
             "advance": S.WORKING,
             "checkpoint": S.WORKING,

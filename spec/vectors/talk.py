@@ -10,7 +10,7 @@ from common import DIALLER, INCARNATION, KEY, LISTENER, RUN, SALT, SEED, SMALL, 
 from derive import FIRST, SCHEMA, batch_digest, binding, salt_check, schema_digest
 
 from splitproto import codec, messages
-from splitproto.messages import Job, Patient, Sample
+from splitproto.messages import Job, Patient, Sample, Unusable
 
 FEATURES = ("train", "evaluate", "dtype.f32", "dtype.bf16")
 JOB = Job(
@@ -56,6 +56,8 @@ MESSAGES: dict[str, messages.Message] = {
         "train", 1, 0, (Sample(KEY, (72, 72, 80)),), batch_digest(1, SEED, FIRST), SEED
     ),
     "activations": messages.Activations("train", 1, 0, batch_digest(1, SEED, FIRST), {"x4": SMALL}),
+    "withdraw": messages.Withdraw("train", 1, 0, batch_digest(1, SEED, FIRST), (Unusable(KEY, "truncated"),)),
+    "withdrawn": messages.Withdrawn(1, (Unusable(KEY, "truncated"),)),
     "gradients": messages.Gradients(1, {"x4": SMALL}),
     "applied": messages.Applied(1),
     "advance": messages.Advance(7),
@@ -108,6 +110,13 @@ def heads() -> Iterator[Case]:
     keeping = maps["checkpoint"]
     yield fine("checkpoint-keeping", {**keeping, "keep": [60, 80]}, "SP-11-33: ascending, older than step")
     yield fine("checkpoint-keeping-none", {**keeping, "keep": []}, "SP-11-33: none but the new one")
+    lost = {"key": KEY, "cause": "not-finite"}
+    two = [lost, {"key": RUN, "cause": "missing"}]
+    yield fine("withdraw-two", {**maps["withdraw"], "patients": two}, "SP-11.13-1: all of the batch at once")
+    of_evaluation = {**maps["withdraw"], "mode": "evaluate", "step": 100, "batch": 7}
+    yield fine("withdraw-evaluate", of_evaluation, "SP-11.13-7")
+    listed = {**maps["inventory"], "unusable": [lost]}
+    yield fine("inventory-unusable", listed, "SP-11.13-9: whose header cannot be read")
     yield fine("unsaved-no-reason", {**maps["unsaved"], "reason": ""}, "SP-11-32: nothing need be told")
     accept, said = maps["job-accept"], {"recorded": True, "defences": ["dropout:0.5", "gaussian:1@0,1"]}
     yield fine("job-offer-announcing", {**job, "recorded": False, "defences": []}, "SP-11-29, SP-11-30")
@@ -168,6 +177,18 @@ def heads() -> Iterator[Case]:
     yield case(
         "unsaved-reason-too-long", {**maps["unsaved"], "reason": "x" * 501}, "SP-8.2-4: 501 characters"
     )
+    withdraw = maps["withdraw"]
+    yield case("withdraw-nobody", {**withdraw, "patients": []}, "SP-8.2-4: at least one patient")
+    for cause in ("disk-full", "bored"):
+        other = [{"key": KEY, "cause": cause}]
+        yield case(
+            f"withdraw-{cause}", {**withdraw, "patients": other}, "SP-11.13-2: not a cause of a patient's"
+        )
+    named = [{**lost, "file": "MUELLER_Erika.nii.gz"}]
+    yield case("withdraw-file", {**withdraw, "patients": named}, "SP-8.2-2: no name has a place here")
+    yield case("unusable-nil", {**maps["inventory"], "unusable": None}, "SP-8.2-3: nil is not absence")
+    many = [lost] * 1025
+    yield case("unusable-too-many", {**maps["inventory"], "unusable": many}, "SP-8.2-4: 1025 patients")
     activations = maps["activations"]
     bare = {key: item for key, item in activations.items() if key != "tensors"}
     yield case("tensors-missing", bare, "SP-8.4-3: activations announce tensors")
@@ -313,6 +334,8 @@ def conversations() -> Iterator[Case]:
     yield case("upkeep", working + upkeep, at("working", "working"), "SP-9-1")
     without = "|S forward|S advance|C advanced|C activations|S checkpoint|C unsaved"
     yield case("made-without-it", working + without, at("working", "working"), "SP-9-1")
+    bad_file = "|S forward|S forward|C withdraw|S advance|C advanced|S withdrawn|S forward|C activations"
+    yield case("withdrawn", working + bad_file, at("working", "working"), "SP-11.13-1, SP-11.13-4")
     declined = "C hello|S welcome|S job-offer|C job-decline|S job-offer|C job-accept"
     yield case(
         "declined-then-accepted", declined, at("joined", "joined"), "SP-9-1: the link outlives a decline"
@@ -337,6 +360,9 @@ def conversations() -> Iterator[Case]:
     yield case("advance-before-begin", joined + "|S advance", bad, "SP-9-1")
     yield case("advance-from-client", working + "|C advance", bad, "SP-9-1")
     yield case("unsaved-from-coordinator", working + "|S unsaved", bad, "SP-9-1")
+    yield case("withdraw-before-begin", joined + "|C withdraw", bad, "SP-9-1: an inventory says it then")
+    yield case("withdraw-from-coordinator", working + "|S withdraw", bad, "SP-9-1")
+    yield case("withdrawn-from-client", working + "|C withdrawn", bad, "SP-9-1")
     yield case("unknown", working + "|S weights", bad, "SP-9-1")
     yield case("after-bye", working + "|C bye|C applied", bad, "SP-9-3: bye is the last word")
     yield case("bye-twice", working + "|C bye|C bye", bad, "SP-9-3")

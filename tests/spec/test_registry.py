@@ -10,6 +10,7 @@ import pytest
 
 from splitproto import (
     capture_records,
+    causes,
     constants,
     envelope,
     errors,
@@ -125,6 +126,14 @@ def test_errors() -> None:
 def test_errors_that_constants_name_exist() -> None:
     known = {cls.name for cls in errors.BY_CODE.values()}
     assert {entry["error"] for entry in REGISTRY["constants"] if "error" in entry} <= known
+
+
+def test_causes() -> None:
+    """SP-11.13-2."""
+    ours = [("patient", causes.OF_A_PATIENT), ("side", causes.OF_A_SIDE)]
+    assert REGISTRY["causes"] == [
+        {"name": name, "of": of, "meaning": phrase} for of, table in ours for name, phrase in table.items()
+    ]
 
 
 def test_states() -> None:

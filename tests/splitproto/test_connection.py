@@ -95,6 +95,8 @@ def talk(pair: Any, example: Example, exchange: Callable[[], None]) -> dict[Side
         (CLIENT, "inventory"),
         (COORDINATOR, "begin"),
         (COORDINATOR, "forward"),
+        (CLIENT, "withdraw"),
+        (COORDINATOR, "withdrawn"),
         (CLIENT, "activations"),
         (COORDINATOR, "gradients"),
         (CLIENT, "applied"),

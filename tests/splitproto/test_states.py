@@ -27,11 +27,11 @@ STORY = [
     ((S.JOINED, S.JOINED), COORDINATOR, "begin", (S.WORKING, S.WORKING)),
     *(
         ((S.WORKING, S.WORKING), CLIENT, name, (S.WORKING, S.WORKING))
-        for name in ("activations", "applied", "advanced", "saved", "unsaved", "rolled-back")
+        for name in ("activations", "withdraw", "applied", "advanced", "saved", "unsaved", "rolled-back")
     ),
     *(
         ((S.WORKING, S.WORKING), COORDINATOR, name, (S.WORKING, S.WORKING))
-        for name in ("forward", "gradients", "advance", "checkpoint", "rollback", "progress")
+        for name in ("forward", "withdrawn", "gradients", "advance", "checkpoint", "rollback", "progress")
     ),
     *(
         ((state, state), CLIENT, "bye", (S.DONE, state))
