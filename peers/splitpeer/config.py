@@ -451,6 +451,13 @@ class JobData(Section):
     """Patients held out: a whole number, or a fraction."""
     min_patients: PositiveInt = 2
     """Fewer patients common to all sites fail the job."""
+    max_withdrawn: Annotated[int | float, BeforeValidator(_count_or_fraction)] = 0.1
+    """Patients that one site may withdraw in the middle of a run: a whole number, or a fraction (then at least one)."""
+
+    def most_withdrawn(self, patients: int) -> int:
+        """`max_withdrawn` of so many patients."""
+        most = self.max_withdrawn
+        return max(1, int(most * patients)) if isinstance(most, float) else most
 
 
 class Training(Section):

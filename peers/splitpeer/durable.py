@@ -83,8 +83,11 @@ def refusal(error: OSError, what: str, setting: str) -> PeerError:
     Returns:
         DiskTrouble, after which a restart may do, where the disk is full or fails; else ConfigError.
     """
-    kind, fix = (DiskTrouble, "make room") if error.errno in TROUBLE else (ConfigError, "free it")
-    return kind(f"{what} cannot be written ({error.strerror}): {fix}, or change {setting}")
+    said = f"{what} cannot be written ({error.strerror})"
+    if error.errno not in TROUBLE:
+        return ConfigError(f"{said}: free it, or change {setting}")
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return DiskTrouble(f"{said}: make room, or change {setting}", "disk-full" if full else "disk-failed")
 
 
 def sync_folder(folder: Path) -> None:

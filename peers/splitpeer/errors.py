@@ -5,6 +5,8 @@ Exit codes: 0 ok, 1 job failed, 2 connection or authentication, 3 time-out, 4 us
 
 from __future__ import annotations
 
+import errno
+
 from splitproto.errors import printable
 
 
@@ -43,15 +45,48 @@ class ConfigError(PeerError):
 
 
 class DataError(PeerError):
-    """A file or folder of images cannot be used: names the file and the fix."""
+    """A file or folder of images cannot be used: names the file and the fix.
+
+    Args:
+        text: for this side only.
+        cause: for others, one of `splitproto.causes.CAUSES`.
+    """
 
     exit_code = 4
+
+    def __init__(self, text: str, cause: str = "data") -> None:
+        super().__init__(text)
+        self.cause = cause
+
+
+class PatientUnusable(DataError):
+    """The file of one patient cannot be used; the others can."""
+
+    def __init__(self, key: bytes, cause: str, text: str) -> None:
+        super().__init__(text, cause)
+        self.key = key
 
 
 class DiskTrouble(DataError):
     """A disk is full or fails. Where there is room again, a restart goes on; hence a service manager may restart."""
 
     exit_code = 3
+
+    def __init__(self, text: str, cause: str = "disk-failed") -> None:
+        super().__init__(text, cause)
+
+
+def cause_of(error: BaseException) -> str:
+    """What others are told of an error whose text may name a file: a name in `splitproto.causes.CAUSES`."""
+    if isinstance(error, DataError):
+        return error.cause
+    if isinstance(error, ConfigError):
+        return "settings"
+    if isinstance(error, MemoryError):
+        return "memory"
+    if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+        return "descriptors"
+    return "internal"
 
 
 class AttackImpossible(PeerError):

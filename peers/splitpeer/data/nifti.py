@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import zlib
 from collections.abc import Iterator
@@ -64,7 +65,8 @@ def read_voxels(case: Case) -> tuple[np.ndarray, Header]:
         voxels = np.asanyarray(data).astype(np.float32)
     if not np.isfinite(voxels).all():
         raise DataError(
-            f"{case.path}: holds values that are not finite numbers: export it again without NaN or Inf"
+            f"{case.path}: holds values that are not finite numbers: export it again without NaN or Inf",
+            "not-finite",
         )
     ras = orientations.apply_orientation(voxels, orientations.io_orientation(image.affine))
     return np.ascontiguousarray(ras), header
@@ -122,7 +124,19 @@ def _naming(case: Case) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError:
-        raise DataError(f"{case.path}: no such file: check the path") from None
+        raise DataError(f"{case.path}: no such file: check the path", "missing") from None
     except _UNREADABLE as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise _unread(case, error) from None
         cause = " ".join(str(error).split())[:200] or type(error).__name__
-        raise DataError(f"{case.path}: truncated or corrupt ({cause}): copy or export it again") from None
+        text = f"{case.path}: truncated or corrupt ({cause}): copy or export it again"
+        raise DataError(text, "truncated") from None
+
+
+def _unread(case: Case, error: OSError) -> DataError:
+    """The system did not let us read: because of this file, or because of what we lack ourselves."""
+    cause = {errno.EMFILE: "descriptors", errno.ENFILE: "descriptors", errno.ENOMEM: "memory"}
+    return DataError(
+        f"{case.path}: cannot be read ({error.strerror}): check the file and the disk",
+        cause.get(error.errno or 0, "unreadable"),
+    )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -113,6 +113,17 @@ class TrainingSchedule:
 
     def __len__(self) -> int:
         return self.steps
+
+    def withdraw(self, keys: Iterable[bytes]) -> None:
+        """SP-11.13-5: from now on batches are drawn as if these patients had never been there.
+
+        Raises:
+            JobFailed: nobody is left.
+        """
+        self.keys = sorted(set(self.keys) - set(keys))
+        self._round = (-1, np.empty(0, int))
+        if not self.keys:
+            raise JobFailed("no patient is left to train with: the files of all of them cannot be used")
 
     def batch(self, step: int) -> tuple[list[Sample], int]:
         """The samples of `step` (from 0) and the seed of their augmentation."""

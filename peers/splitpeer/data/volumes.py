@@ -6,7 +6,8 @@ import logging
 import math
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -20,7 +21,8 @@ from splitpeer.data.geometry import SPACING_TOLERANCE, Geometry
 from splitpeer.data.layouts import Case, subject
 from splitpeer.data.nifti import MAX_VOXELS, Header, read_header, read_voxels
 from splitpeer.data.pseudonym import keyed, salt_check
-from splitpeer.errors import DataError
+from splitpeer.errors import DataError, PatientUnusable
+from splitproto.causes import OF_A_PATIENT
 
 log = logging.getLogger(__name__)
 
@@ -90,7 +92,9 @@ class Volumes:
     def geometry(self, key: bytes) -> Geometry:
         """The grid of a volume as `window` cuts it, from the file's header alone."""
         if key not in self._geometries:
-            self._geometries[key] = self._measure(read_header(self.case(key)))
+            case = self.case(key)
+            with _blaming(key):
+                self._geometries[key] = self._measure(read_header(case))
         return self._geometries[key]
 
     def window(self, key: bytes, origin: Triple, size: Triple) -> np.ndarray:
@@ -133,7 +137,9 @@ class Volumes:
                 return self._cache[key]
         # Read without the lock: others go on meanwhile. Two threads may read one file twice, with equal
         # results.
-        volume = self._load(self.case(key))
+        case = self.case(key)
+        with _blaming(key):
+            volume = self._load(key, case)
         volume.setflags(write=False)
         with self._lock:
             if volume.nbytes > self._capacity:
@@ -149,8 +155,11 @@ class Volumes:
                     self._cached_bytes -= self._cache.popitem(last=False)[1].nbytes
         return volume
 
-    def _load(self, case: Case) -> np.ndarray:
+    def _load(self, key: bytes, case: Case) -> np.ndarray:
         voxels, header = read_voxels(case)
+        if key in self._geometries and self._measure(header) != self._geometries[key]:
+            # Windows were agreed on the grid that was listed.
+            raise DataError(f"{case.path}: its grid has changed since it was listed: put it back", "grid")
         if self._resamples(header):
             voxels = self._resample(voxels, header)
         if self.labels is None:
@@ -158,7 +167,7 @@ class Volumes:
         try:
             return label_rules.regions(voxels, self.labels)
         except DataError as error:
-            raise DataError(f"{case.path}: {error}") from None
+            raise DataError(f"{case.path}: {error}", "mask-values") from None
 
     def _resamples(self, header: Header) -> bool:
         native = voxel_sizes(header.affine)
@@ -179,7 +188,8 @@ class Volumes:
             shape, affine[:3, 3] = tuple(int(n) for n in new_shape), offset
             if math.prod(shape) > MAX_VOXELS:
                 raise DataError(
-                    f"a volume resampled to {self._spacing} mm would be {shape}: choose a larger spacing"
+                    f"a volume resampled to {self._spacing} mm would be {shape}: choose a larger spacing",
+                    "too-large",
                 )
         return Geometry(
             shape=shape,
@@ -187,3 +197,15 @@ class Volumes:
             orientation=header.orientation,
             origin=tuple(float(mm) for mm in affine[:3, 3]),
         )
+
+
+@contextmanager
+def _blaming(key: bytes) -> Iterator[None]:
+    """What is wrong with one patient's file is said of that patient."""
+    try:
+        yield
+    except DataError as error:
+        cause = "malformed" if error.cause == "data" else error.cause
+        if cause not in OF_A_PATIENT:
+            raise
+        raise PatientUnusable(key, cause, str(error)) from None

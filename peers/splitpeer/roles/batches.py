@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import overload
 
 from splitpeer.data.sampling import TrainingSchedule, batch_digest
@@ -31,6 +31,11 @@ class TrainingStream(Sequence[Forward]):
     def prepare(self, first: int, until: int) -> None:
         """Have the batches from `first` up to `until` ready. Slow where a mask is read for the first time."""
         self._made = {i: self._made.get(i) or self._make(i) for i in range(first, min(until, len(self)))}
+
+    def withdraw(self, keys: Iterable[bytes]) -> None:
+        """No batch that is asked for from now on holds these patients. Raises JobFailed if nobody is left."""
+        self._made.clear()
+        self._schedule.withdraw(keys)
 
     def _make(self, index: int) -> Forward:
         samples, drawn = self._schedule.batch(index)

@@ -9,13 +9,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 from splitpeer.config import PeerConfig
-from splitpeer.errors import ConnectionRefused, DataError, DeadlinePassed, JobFailed, PeerError
-from splitpeer.logs import event
+from splitpeer.errors import ConnectionRefused, DataError, DeadlinePassed, JobFailed, PeerError, cause_of
+from splitpeer.logs import event, handle
 from splitpeer.roles.compute import Compute, pick_device
 from splitpeer.roles.site_job import SiteJob, open_ledger, open_volumes
 from splitpeer.roles.terms import judge
@@ -23,6 +23,7 @@ from splitpeer.roles.witness import AGENT, Witness, terms_digest
 from splitpeer.status import Board
 from splitproto import Offer, Session, SplitprotoError, dial
 from splitproto.capture import Party
+from splitproto.causes import CAUSES, OF_A_PATIENT
 from splitproto.errors import (
     CarrierVersionError,
     DeadlineExceeded,
@@ -57,6 +58,9 @@ from splitproto.messages import (
     RolledBack,
     Saved,
     Unsaved,
+    Unusable,
+    Withdraw,
+    Withdrawn,
 )
 
 log = logging.getLogger(__name__)
@@ -105,6 +109,7 @@ class Client:
         self._job: SiteJob | None = None
         self._deadline: float | None = None
         self._pause = _FIRST_PAUSE
+        self._noted: set[tuple[str, bytes, int]] = set()
         self._damaged = 0
         """First links that failed so."""
         self._octets = (0, 0)
@@ -141,10 +146,8 @@ class Client:
                     if not error.retry:
                         raise
                     event(log, "link.lost", logging.WARNING, cause=str(error))
-                except BaseException:
-                    session.fail(
-                        SiteFailed("the site stopped because of an error of its own; its log has the cause")
-                    )
+                except BaseException as error:
+                    session.fail(SiteFailed(self._failure(error)))
                     await session.close("failed", timeout=1.0)
                     raise
                 finally:
@@ -306,11 +309,7 @@ class Client:
             await session.close("failed", timeout=1.0)
             raise
         except PeerError as error:
-            # The peer learns that this site failed, not the path or patient that its own log names.
-            why = SiteFailed(
-                f"site {self._config.peer.site} failed ({type(error).__name__}); its log has the cause"
-            )
-            session.fail(why)
+            session.fail(SiteFailed(self._failure(error)))
             await session.close("failed", timeout=1.0)
             raise
         await session.close(bye.reason)
@@ -325,6 +324,13 @@ class Client:
             advanced=job.advanced,
         )
         return self._over(bye)
+
+    def _failure(self, error: BaseException) -> str:
+        """What the coordinator hears: neither the path nor the patient that this site's own log names."""
+        # Of these, no text names a file (SP-12-1); of others, the cause is told in general words (SP-11.13-2).
+        said = isinstance(error, JobFailed | DeadlinePassed)
+        why = str(error) if said else CAUSES[cause_of(error)]
+        return f"site {self._config.peer.site} cannot go on: {why}"[:400] + "; its log has the details"
 
     def _over(self, bye: Bye) -> bool:
         """Whether the job is complete; raises JobFailed if it is not and never will be."""
@@ -390,7 +396,7 @@ class Client:
             )
         job = self._job
         await self._compute.run(job.forget_batches, what="reading ahead to end")
-        patients = await self._compute.run(
+        patients, unusable = await self._compute.run(
             job.inventory, what="the volumes' headers to be read", timeout=READ_S
         )
         saved = await self._held(job)
@@ -419,7 +425,8 @@ class Client:
         for first in range(0, max(len(patients), 1), INVENTORY_PIECE):
             piece = patients[first : first + INVENTORY_PIECE]
             last = first + INVENTORY_PIECE >= len(patients)
-            await session.send(Inventory(tuple(piece), last, job.volumes.salt_check))
+            bad = tuple(unusable) if last and unusable else None
+            await session.send(Inventory(tuple(piece), last, job.volumes.salt_check, bad))
         return job
 
     async def _work(self, session: Session, job: SiteJob) -> Bye:
@@ -434,6 +441,8 @@ class Client:
                     sent = await self._computed(job, job.forward, forward)
                     if self._stop.is_set():
                         raise _Stopped
+                    if isinstance(sent, Withdraw):
+                        self._note_withdrawal(job, sent.step, sent.patients, "patient.withdraw")
                     # SP-11-12: once begun it arrives, whoever stops waiting for it: the step is under way.
                     await self._or_stop(session.send(sent, job.job.seconds_per_step), LEAVE_S)
                     self._progress()
@@ -470,6 +479,8 @@ class Client:
                 self._board.set(step=job.applied)
                 self._progress()
                 await session.send(Advanced(message.step))
+            case Withdrawn():
+                self._note_withdrawal(job, message.step, message.patients, "patient.withdrawn")
             case Checkpoint():
                 await session.send(await self._save(job, message))
             case Rollback():
@@ -485,6 +496,18 @@ class Client:
                 event(log, "job.progress", step=f"{message.step}/{job.job.steps}", figures=figures)
             case _:
                 raise UnexpectedMessage(f"a {message.name} where work was due")
+
+    def _note_withdrawal(self, job: SiteJob, step: int, patients: Sequence[Unusable], name: str) -> None:
+        """SP-11.13-8: each patient once, by a handle, and by its file only where it is this site's that is bad."""
+        for patient in patients:
+            if (name, patient.key, step) in self._noted:
+                continue
+            self._noted.add((name, patient.key, step))
+            who = handle(patient.key)
+            cause = OF_A_PATIENT[patient.cause]
+            mine = {"file": str(job.volumes.case(patient.key).path)} if patient.key in job.unusable else {}
+            event(log, name, logging.WARNING, patient=who, step=step, cause=cause, **mine)
+            self._witness.note(name, run=job.run.hex(), patient=who, step=step, cause=cause)
 
     async def _save(self, job: SiteJob, asked: Checkpoint) -> Saved | Unsaved:
         """SP-11-32: a disk that is full costs this checkpoint, not the run."""

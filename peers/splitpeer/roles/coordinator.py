@@ -13,15 +13,24 @@ import time
 from pathlib import Path
 
 from splitpeer.config import JobConfig, PeerConfig
-from splitpeer.data.geometry import compare_geometry
+from splitpeer.data.geometry import Geometry, compare_geometry
 from splitpeer.data.layouts import find_labels
 from splitpeer.data.pseudonym import load_salt
 from splitpeer.data.sampling import TrainingSchedule, split_patients
 from splitpeer.data.volumes import Volumes
 from splitpeer.defences import Stack, make_stack
 from splitpeer.defences.key import for_peer
-from splitpeer.errors import ConfigError, DataError, DeadlinePassed, DiskTrouble, JobFailed, PeerError
-from splitpeer.logs import event
+from splitpeer.errors import (
+    ConfigError,
+    DataError,
+    DeadlinePassed,
+    DiskTrouble,
+    JobFailed,
+    PatientUnusable,
+    PeerError,
+    cause_of,
+)
+from splitpeer.logs import event, handle
 from splitpeer.models import build_decoder, site_seed
 from splitpeer.roles.batches import TrainingStream
 from splitpeer.roles.compute import Compute, defence_key, pick_device
@@ -38,6 +47,7 @@ from splitpeer.training import checkpoint
 from splitpeer.training.optimiser import make_optimiser, make_schedule
 from splitpeer.training.split_step import CoordinatorHalf
 from splitproto import Listener, Offer, SplitprotoError
+from splitproto.causes import CAUSES
 from splitproto.constants import DEFAULT_MAX_MESSAGE
 from splitproto.errors import DeadlineExceeded
 from splitproto.messages import JobOffer
@@ -201,10 +211,11 @@ class Coordinator:
                 except PeerError as error:
                     # Local paths and files stay here; sites hear the kind of trouble.
                     local = isinstance(error, DataError | ConfigError)
+                    why = f"the coordinator cannot go on: {CAUSES[cause_of(error)]}; its log has the details"
                     if isinstance(error, DiskTrouble):
                         # Started again, it goes on: sites keep dialling.
                         reason = "drain"
-                    text = "the coordinator's own data cannot be used" if local else str(error)
+                    text = why if local else str(error)
                     raise
                 finally:
                     if reason == "complete":
@@ -254,14 +265,15 @@ class Coordinator:
 
     def _match(self) -> tuple[list[bytes], list[bytes]]:
         """Training and validation patients: those that all sites and the labels share, or of the run gone on with."""
-        known = {key: self._labels.geometry(key) for key in self._labels.keys()}  # noqa: SIM118 (not a dict)
+        known, unusable = self._grids()
         here = self._team.present
         common = set(known).intersection(*(site.patients for site in here))
         event(log, "job.patients", shared=len(common), labels=len(known),
               **{site.name: len(site.patients) for site in here})  # fmt: skip
         if of_run := set(self._files.record.patients):
-            # Also where a site is absent: the run keeps its patients.
-            if lost := len(of_run - common):
+            # Also where a site is absent: the run keeps its patients, but for those that are withdrawn, or will be.
+            unusable |= {w.key for w in self._files.record.withdrawn}.union(*(site.unusable for site in here))
+            if lost := len(of_run - common - unusable):
                 raise JobFailed(
                     f"{lost} of the run's {len(of_run)} patients are not at all sites any more: bring them back, "
                     "or start with --fresh"
@@ -274,18 +286,30 @@ class Coordinator:
                 f"{len(common)} patients are at all sites, {least} are needed (labels {len(known)}, {counts}): "
                 "do all use the same federation.salt and patient ids?"
             )
-        grids = {"labels": {key: known[key] for key in common}}
-        grids |= {site.name: {key: site.patients[key] for key in common} for site in here}
+        grids = {name: {key: grid for key, grid in has.items() if key in common}
+                 for name, has in [("labels", known), *((site.name, site.patients) for site in here)]}  # fmt: skip
         try:
             compare_geometry(grids)
         except DataError as error:
             raise JobFailed(str(error)) from error
         for site in self.sites:
-            site.expect({key: known[key] for key in common})
+            site.expect(grids["labels"])
         self.result.patients = len(common)
         return split_patients(
             sorted(common), self._settings.data.validation, self._settings.job.seed, self._labels.subjects()
         )
+
+    def _grids(self) -> tuple[dict[bytes, Geometry], set[bytes]]:
+        """Of all masks; and the patients whose masks cannot be used."""
+        known, unusable = {}, set()
+        for key in self._labels.keys():  # noqa: SIM118 (not a dict)
+            try:
+                known[key] = self._labels.geometry(key)
+            except PatientUnusable as error:
+                # SP-11.13-11.
+                unusable.add(key)
+                event(log, "patient.unusable", logging.WARNING, patient=handle(key), cause=str(error))
+        return known, unusable
 
     # --- from the first site to the last step -------------------------------------------------------------
 

@@ -18,8 +18,8 @@ from splitpeer.config import JobConfig
 from splitpeer.data.loader import SiteData
 from splitpeer.data.volumes import Volumes
 from splitpeer.defences import Release, Stack, defend
-from splitpeer.errors import DataError, DiskTrouble, JobFailed
-from splitpeer.logs import event
+from splitpeer.errors import DataError, DiskTrouble, JobFailed, PatientUnusable
+from splitpeer.logs import event, handle
 from splitpeer.roles.batches import TrainingStream
 from splitpeer.roles.compute import Compute, from_wire, to_wire
 from splitpeer.roles.evaluation import Plan, Scoring
@@ -28,12 +28,14 @@ from splitpeer.roles.site import Site, SiteRestarted
 from splitpeer.roles.team import Team
 from splitpeer.roles.terms import cut_descriptors, window_of
 from splitpeer.roles.view import View
+from splitpeer.roles.withdrawals import Withdrawals
 from splitpeer.roles.witness import Witness
 from splitpeer.status import Board
 from splitpeer.training import checkpoint
 from splitpeer.training.dropout import left_out
 from splitpeer.training.split_step import CoordinatorHalf
-from splitproto.messages import Forward, Job, Progress
+from splitproto.causes import OF_A_PATIENT
+from splitproto.messages import Forward, Job, Progress, Unusable, Withdraw
 from splitproto.tensors import Array, Descriptor
 
 log = logging.getLogger(__name__)
@@ -48,6 +50,8 @@ ROOM_S = 5.0
 """Pause before a full disk is tried again, at most."""
 
 Arrived = Mapping[Site, Mapping[str, Array]]
+Lost = Mapping[Site | None, Sequence[Unusable]]
+"""Patients that cannot be used, by whose files they are: a site's, or (None) the coordinator's own masks."""
 
 
 class Loop:
@@ -84,6 +88,8 @@ class Loop:
         self._gradient_stacks = gradient_stacks
         self._view, self._board, self._witness = view, board, witness
         self._window = window_of(job)
+        self._withdrawals = Withdrawals(files.record, settings.data)
+        self._last_unusable = ""
         self._held: tuple[int, ...] = ()  # own checkpoints, each of a step that all present held
         self.ready = False
         """Its half is that of `committed`: of a new run, or read from a checkpoint."""
@@ -115,17 +121,19 @@ class Loop:
             JobFailed, DeadlinePassed, DataError, ConfigError: the run cannot go on.
         """
         self._held = self._held or tuple(sorted(held))
+        self._note_withdrawals(stream)
         if not self.ready or any(site.applied != 0 for site in self._team.present):
             for site in self._team.sites:
                 site.committed(max(self._held, default=0))
-            await self._rollback()
+            await self._rollback(stream)
         scored = -1
         while scored < self._job.steps and not self.draining:
             try:
-                await self._team.muster(self.committed, self._result.patients)
-                await self._team.all(lambda site: site.begin(self.committed, self._result.patients))
+                await self._team.muster(self.committed, self._patients)
+                await self._team.all(lambda site: site.begin(self.committed, self._patients))
                 if self.committed < self._job.steps:
-                    await self._step(stream)
+                    while lost := await self._step(stream):
+                        await self._withdraw(lost, stream)
                 if self._due(self._settings.training.checkpoint_every):
                     saved = await self._checkpoint()
                     # The trained weights are not to be lost when everybody leaves.
@@ -134,11 +142,11 @@ class Loop:
                 elif self.draining and all(site.here for site in self._team.present):
                     await self._checkpoint(leaving=True)
                 if self._due(self._settings.evaluation.every):
-                    await self._evaluate(validation)
+                    await self._evaluate(validation, stream)
                     scored = self.committed
             except SiteRestarted as restarted:
                 event(log, "job.restarted_site", logging.WARNING, site=str(restarted))
-                await self._rollback()
+                await self._rollback(stream)
                 self._counted = None
         self._result.complete = scored == self._job.steps
 
@@ -186,26 +194,37 @@ class Loop:
         present = [site.modality for site in self._team.present]
         return left_out(self._settings.job.seed, step, present, self._settings.training.modality_dropout)
 
-    async def _step(self, stream: TrainingStream) -> None:
+    async def _step(self, stream: TrainingStream) -> Lost:
+        """Make the next step; it is not made where patients in it cannot be used, and these are returned."""
         step, began = self.committed + 1, time.monotonic()
         if self._counted is None:
             self._counted = self._octets()
         self._board.phase("training", step=self.committed, steps=self._job.steps)
         until = self._boundary(step)
-        await self._computed(stream.prepare, step - 1, until, what="the masks of the next batches")
+        try:
+            await self._computed(stream.prepare, step - 1, until, what="the masks of the next batches")
+        except PatientUnusable as error:
+            return self._own(error)
         forward = stream[step - 1]
         target = asyncio.create_task(self._computed(self._target, forward, what="the masks of a batch"))
         out = self._left_out(step)
+        lost: Lost = {}
         try:
-            arrived: Arrived = await self._team.all(
+            answers = await self._team.all(
                 lambda site: site.activations(
                     stream, step - 1, until, self._described,
                     takes=lambda index: site.modality not in self._left_out(index + 1),
                 ),
                 [site for site in self._team.present if site.modality not in out],
             )  # fmt: skip
+            arrived, lost = _sorted(answers)
             waited = time.monotonic() - began
-            loss, gradients = await self._trained(arrived, await target, forward)
+            wanted = await target
+            if lost:
+                return lost
+            loss, gradients = await self._trained(arrived, wanted, forward)
+        except PatientUnusable as error:
+            return {**self._own(error), **lost}
         finally:
             target.cancel()
             await asyncio.gather(target, return_exceptions=True)
@@ -232,6 +251,7 @@ class Loop:
             step, loss, without, seconds=time.monotonic() - began, waited=waited, computed=computed
         )
         await self._tell(step, {"loss": loss})
+        return {}
 
     def _note_step(self, step: int, loss: float, without: set[str], **seconds: float) -> None:
         for site in [site for site in self._team.absent if site.modality in without]:
@@ -274,13 +294,17 @@ class Loop:
 
     # --- evaluation ------------------------------------------------------------------------------------
 
-    async def _evaluate(self, keys: Sequence[bytes]) -> None:
+    async def _evaluate(self, keys: Sequence[bytes], stream: TrainingStream) -> None:
         began = time.monotonic()
         self._counted = None
         self._board.phase("evaluating")
-        while (volumes := await self._evaluate_with(self._team.present, keys)) is None:
-            # A score is one of the same modalities from the first patient to the last. What was announced is void.
-            await self._team.all(lambda site: site.advance(self.committed))
+        while not isinstance(volumes := await self._evaluate_with(self._team.present, keys), int):
+            # SP-11.13-7, and a score is one of the same modalities from the first patient to the last. What was
+            # announced is void.
+            if volumes:
+                await self._withdraw(volumes, stream)
+            else:
+                await self._team.all(lambda site: site.advance(self.committed))
         figures = {
             "dice": self._result.dice,
             "modalities": self._result.modalities,
@@ -298,8 +322,15 @@ class Loop:
             self.committed, {f"dice_{region}": value for region, value in self._result.dice.items()}
         )
 
-    async def _evaluate_with(self, sites: Sequence[Site], keys: Sequence[bytes]) -> int | None:
-        """Score with these sites: how many volumes; None if one of the sites got lost on the way."""
+    async def _evaluate_with(self, sites: Sequence[Site], keys: Sequence[bytes]) -> int | Lost:
+        """Score with these sites: how many volumes; or the patients that cannot be used, nobody if one of the sites
+        got lost on the way."""
+        try:
+            return await self._score(sites, [key for key in keys if key not in self._withdrawals.keys])
+        except PatientUnusable as error:
+            return self._own(error)
+
+    async def _score(self, sites: Sequence[Site], keys: Sequence[bytes]) -> int | Lost:
         settings = self._settings.evaluation
         plan = Plan.of(keys, self._labels, self._window, settings.overlap, settings.batch, self.committed)
         final = self.committed == self._job.steps
@@ -313,14 +344,15 @@ class Loop:
         }
         for index in range(len(plan.forwards)):
             until = index + self._settings.training.ahead
-            arrived: Arrived = await self._team.all(
+            answers = await self._team.all(
                 lambda site, index=index, until=until: site.activations(
                     plan.forwards, index, until, self._described
                 ),
                 sites,
             )
-            if len(arrived) < len(sites):
-                return None
+            arrived, lost = _sorted(answers)
+            if lost or len(arrived) < len(sites):
+                return lost
             for modality, scoring in scorings.items():
                 try:
                     predicted = await self._computed(
@@ -329,7 +361,7 @@ class Loop:
                 except JobFailed:
                     if not await self._blamed(arrived):
                         raise
-                    return None
+                    return {}
                 await self._computed(scoring.add, index, predicted, what=f"the score of batch {index}")
             self._view.evaluating(index + 1, len(plan.forwards))
         scores = {name: s.dice.result() if len(s.dice) else {} for name, s in scorings.items()}
@@ -404,7 +436,7 @@ class Loop:
             f"{name} {digest}" for name, digest in shown.items()])  # fmt: skip
         return True
 
-    async def _rollback(self) -> None:
+    async def _rollback(self, stream: TrainingStream) -> None:
         """All parties go back to the newest step that all hold; once more if a site restarts meanwhile."""
         self._board.phase("rolling back")
         while True:
@@ -418,9 +450,7 @@ class Loop:
                     self._leave_behind(own)
                     continue
                 step = max(common)
-                await self._team.all(
-                    lambda site, step=step: site.begin(step, self._result.patients, forgive=True)
-                )
+                await self._team.all(lambda site, step=step: site.begin(step, self._patients, forgive=True))
                 await self._team.all(lambda site, step=step: site.rollback(step))
                 break
             except SiteRestarted as restarted:
@@ -433,6 +463,9 @@ class Loop:
         self._board.set(step=step, checkpoints=list(self._held))
         if self._files.opened:
             self._files.metric(step=step, rollback=True)
+        await self._noted(self._withdrawals.undone, step)
+        self._note_withdrawals(stream)
+        await self._tell_withdrawals()
         event(log, "job.rollback", logging.WARNING, step=step)
 
     def _leave_behind(self, own: Collection[int]) -> None:
@@ -456,6 +489,69 @@ class Loop:
         tensors, meta, _ = checkpoint.load(self._files.checkpoints, step)
         self._half.load(tensors, meta)
         checkpoint.discard_after(self._files.checkpoints, step)
+
+    # --- patients whose files cannot be used -----------------------------------------------------------
+
+    async def _withdraw(self, lost: Lost, stream: TrainingStream) -> None:
+        """SP-11.13-4: go on without these from the next step on; what was announced is void.
+
+        Raises:
+            JobFailed: too many from one site, or too few are left.
+            DataError: too many masks of the coordinator's own.
+        """
+        step = self.committed + 1
+        for site, patients in lost.items():
+            name = "" if site is None else site.name
+            if beyond := self._withdrawals.beyond(name, patients):
+                if site is None:
+                    raise DataError(f"{beyond}; the last was {self._last_unusable}", patients[0].cause)
+                self._team.leave_out(site, beyond)
+                continue
+            await self._noted(self._withdrawals.add, step, name, patients)
+            for patient in patients:
+                about = {"patient": handle(patient.key), "step": step, "cause": OF_A_PATIENT[patient.cause]}
+                event(log, "patient.withdrawn", logging.WARNING, site=name or "coordinator", **about)
+                self._witness.note("patient.withdrawn", run=self._files.run.hex(), site=name, **about)
+        self._note_withdrawals(stream)
+        await self._compute.run(self._remove_predictions, what="masks to be removed", timeout=DISK_S)
+        self._files.metric(step=self.committed, withdrawn=len(self._withdrawals.keys))
+        await self._team.all(lambda site: site.advance(self.committed))
+        await self._tell_withdrawals()
+
+    async def _tell_withdrawals(self) -> None:
+        for message in self._withdrawals.messages():
+            await asyncio.gather(*(site.tell(message) for site in self._team.present))
+
+    def _note_withdrawals(self, stream: TrainingStream) -> None:
+        """Whatever follows is made without those that are out. Raises JobFailed where too few are left."""
+        if not self._withdrawals.keys:
+            return
+        self._withdrawals.check()
+        stream.withdraw(self._withdrawals.keys)
+        self._result.withdrawn = self._withdrawals.shown()
+        self._board.set(withdrawn=len(self._withdrawals.keys))
+        for site in self._team.sites:
+            site.without(self._withdrawals.messages(), self.committed, self._patients)
+
+    def _own(self, error: PatientUnusable) -> Lost:
+        """SP-11.13-11: a mask of the coordinator's own; only its own log names the file."""
+        self._last_unusable = str(error)
+        event(log, "patient.unusable", logging.WARNING, patient=handle(error.key), cause=str(error))
+        return {None: (Unusable(error.key, error.cause),)}
+
+    def _remove_predictions(self) -> None:
+        """Of an evaluation before: there is no score to them any more."""
+        for key in self._withdrawals.keys:
+            path = self._files.predictions / f"{self._labels.case(key).patient}.nii.gz"
+            path.unlink(missing_ok=True)
+
+    async def _noted(self, function: Any, *args: Any) -> None:
+        await self._compute.run(function, *args, what="a withdrawal to be noted", timeout=DISK_S)
+
+    @property
+    def _patients(self) -> int:
+        """How many patients are in use."""
+        return self._result.patients - len(self._withdrawals.keys)
 
     # --- inside ----------------------------------------------------------------------------------------
 
@@ -503,6 +599,12 @@ class Loop:
         self._told = time.monotonic()
         finite = {name: value for name, value in values.items() if np.isfinite(value)}
         await asyncio.gather(*(site.tell(Progress(step, finite)) for site in self._team.present))
+
+
+def _sorted(answers: Mapping[Site, Mapping[str, Array] | Withdraw]) -> tuple[dict[Site, Any], Lost]:
+    """What sites sent, and what they cannot send."""
+    lost = {site: answer.patients for site, answer in answers.items() if isinstance(answer, Withdraw)}
+    return {site: answer for site, answer in answers.items() if site not in lost}, lost
 
 
 def _steps(held: Collection[int]) -> str:

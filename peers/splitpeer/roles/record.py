@@ -11,15 +11,41 @@ import json
 import logging
 import secrets
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from splitpeer import durable, reading
 from splitpeer.config import JobConfig, PeerConfig
 from splitpeer.errors import ConfigError
 from splitpeer.logs import event
+from splitproto.causes import OF_A_PATIENT
 
 log = logging.getLogger(__name__)
 State = Literal["new", "running", "farewell", "over"]
+
+
+@dataclass(frozen=True)
+class Withdrawal:
+    """A patient that a run goes on without."""
+
+    key: bytes
+    step: int
+    """The first step without it."""
+    site: str
+    """Whose file it was; empty: the coordinator's own mask."""
+    cause: str
+    """From `splitproto.causes.OF_A_PATIENT`."""
+
+    def written(self) -> dict[str, Any]:
+        """As JSON has it."""
+        return {**asdict(self), "key": self.key.hex()}
+
+    @classmethod
+    def read(cls, item: dict[str, Any]) -> Withdrawal:
+        """The inverse. Raises ValueError, TypeError or KeyError."""
+        if item["cause"] not in OF_A_PATIENT:
+            raise ValueError
+        return cls(bytes.fromhex(item["key"]), int(item["step"]), str(item["site"]), item["cause"])
 
 
 class Record:
@@ -41,6 +67,8 @@ class Record:
         """new: not begun. running. farewell: trained and scored; sites are being told. over: nothing is left to do."""
         self.patients: tuple[bytes, ...] = ()
         """Keys that all sites of this run hold."""
+        self.withdrawn: tuple[Withdrawal, ...] = ()
+        """What the run is made without."""
         self.told: tuple[str, ...] = ()
         """Sites that know that the run is complete."""
         if resume is None:
@@ -52,6 +80,11 @@ class Record:
         """SP-11-39: from here on there is something to go on with."""
         self.patients = tuple(patients)
         self._write("running")
+
+    def withdraw(self, withdrawn: Sequence[Withdrawal]) -> None:
+        """SP-11.13-4: these, and no others, count from here on. Raises ConfigError or DiskTrouble."""
+        self.withdrawn = tuple(withdrawn)
+        self._write(self.state)
 
     def farewell(self, told: Sequence[str] = ()) -> None:
         """All is done but for telling the sites; `told` know."""
@@ -106,8 +139,9 @@ class Record:
             # A run that is over can still be asked for: it ends at once, with the same results.
             self.state = "running" if last.get("state") in (None, "running", "over") else "farewell"
             self.patients = tuple(bytes.fromhex(key) for key in last.get("patients", ()))
+            self.withdrawn = tuple(Withdrawal.read(item) for item in last.get("withdrawn", ()))
             self.told = tuple(last.get("told", ()))
-        except (ValueError, TypeError):
+        except (ValueError, TypeError, KeyError):
             raise ConfigError(f"{self._path} cannot be read; start with --fresh") from None
 
     def _write(self, state: State) -> None:
@@ -118,6 +152,7 @@ class Record:
             "state": state,
             "told": self.told,
             "patients": [key.hex() for key in self.patients],
+            "withdrawn": [withdrawal.written() for withdrawal in self.withdrawn],
         }
         try:
             durable.make_folder(self._path.parent)
@@ -131,4 +166,5 @@ def _terms(job: JobConfig) -> str:
     kept = job.model_dump(mode="json", include={"job", "sites", "model", "data", "training"})
     for free in ("ahead", "checkpoint_every", "keep_checkpoints"):
         del kept["training"][free]
+    del kept["data"]["max_withdrawn"]
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()

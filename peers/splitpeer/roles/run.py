@@ -40,6 +40,9 @@ class Result:
     """Dice without the modality named, where the job asks for it."""
     absences: dict[str, int] = field(default_factory=dict)
     """By site, steps that this process of the coordinator made while it was absent."""
+    withdrawn: list[dict[str, Any]] = field(default_factory=list)
+    """Patients that the run was made without: a handle, the first step without it, the site, the cause. No site: it was
+    the coordinator's own mask."""
     sites: dict[str, str] = field(default_factory=dict)
     tls: str = ""
     bytes_per_step: int = 0

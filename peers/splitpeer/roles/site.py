@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
 from splitpeer.data.geometry import Geometry, compare_geometry
 from splitpeer.errors import DataError, DeadlinePassed, JobFailed
 from splitpeer.logs import event
+from splitpeer.roles.withdrawals import counted
 from splitpeer.roles.witness import Witness
 from splitpeer.status import Board
 from splitproto import Session, SplitprotoError
@@ -45,6 +46,8 @@ from splitproto.messages import (
     RolledBack,
     Saved,
     Unsaved,
+    Withdraw,
+    Withdrawn,
 )
 from splitproto.session import overslept, patiently
 from splitproto.tensors import Array, Descriptor, matches
@@ -103,6 +106,8 @@ class Site:
         """Last step that it is known to have applied, or to have advanced to."""
         self.checkpoints: tuple[int, ...] = ()
         self.patients: dict[bytes, Geometry] = {}
+        self.unusable: dict[bytes, str] = {}
+        """Patients whose files it said, on joining, that it cannot use, and why."""
         self.absent = ""
         """Why the run goes on without it; empty: it does not."""
         self.restarts = 0
@@ -125,6 +130,7 @@ class Site:
         self._stream: object = None
         self._base = (0, 0)
         self._expected: dict[bytes, Geometry] | None = None
+        self._withdrawn: Sequence[Withdrawn] = ()
         self._failure: Exception | None = None
         board.site(name, modality=self.modality, state="awaited")
 
@@ -138,6 +144,7 @@ class Site:
             await session.send(replace(self._offer, recorded=self._witness.recorded))
             accept = await self._hear(session, JobAccept, "its answer to the job")
             patients: dict[bytes, Geometry] = {}
+            unusable: dict[bytes, str] = {}
             last = False
             while not last:
                 piece = await self._hear(session, Inventory, "its list of patients")
@@ -150,6 +157,8 @@ class Site:
                     )
                 for p in piece.patients:
                     patients[p.key] = Geometry(p.shape, p.spacing, p.orientation, p.origin)
+                if piece.unusable is not None:
+                    unusable = _unusable(piece, patients)
             if len(patients) != accept.patients:
                 raise SchemaMismatch(f"{accept.patients} patients announced, {len(patients)} listed")
         except SplitprotoError as error:
@@ -173,6 +182,7 @@ class Site:
             self._restarted = True
         # Absent since before this coordinator began: what its memory holds, nobody knows.
         self._restarted |= bool(self.absent) and not self._incarnation
+        self.unusable = unusable
         if self._expected is not None:
             self._failure = self._unfit(patients)
         self._incarnation, self.applied, self.checkpoints = (
@@ -182,7 +192,8 @@ class Site:
         )
         self.patients = patients
         self._session, self._begun, self._sent = session, False, 0
-        event(log, "site.joined", site=self.name, modality=self.modality, patients=len(patients),
+        more = {"unusable": counted(unusable.values())} if unusable else {}
+        event(log, "site.joined", site=self.name, modality=self.modality, patients=len(patients), **more,
               applied=accept.applied, tls=session.tls)  # fmt: skip
         self._board.site(self.name, state="absent" if self.absent else "joined", link_since=time.monotonic(),
                          tls=session.tls, applied=accept.applied, checkpoints=list(accept.checkpoints))  # fmt: skip
@@ -206,6 +217,10 @@ class Site:
         """A site that joins from now on must hold these, on these grids."""
         self._expected = patients
         self._base = (self._base[0], len(patients))
+
+    def without(self, withdrawn: Sequence[Withdrawn], step: int, patients: int) -> None:
+        """SP-11.13-8: of these it is told, and on every new link after `begin`; it need not hold them any more."""
+        self._withdrawn, self._base = withdrawn, (step, patients)
 
     async def joined(self) -> None:
         """Wait until the site has joined; raises JobFailed if it declined."""
@@ -243,15 +258,16 @@ class Site:
         until: int,
         described: Callable[[Forward], Sequence[Descriptor]],
         takes: Callable[[int], bool] = lambda index: True,
-    ) -> dict[str, Array]:
-        """The site's activations for `stream[index]`; batches up to `until` are announced.
+    ) -> dict[str, Array] | Withdraw:
+        """The site's activations for `stream[index]`, or which of its patients cannot be used; batches up to `until`
+        are announced.
 
         Args:
             takes: whether the site takes part in `stream[i]`: what comes behind a batch that it does not is not
                 announced yet.
         """
 
-        async def ask(session: Session) -> dict[str, Array]:
+        async def ask(session: Session) -> dict[str, Array] | Withdraw:
             if self._stream is not stream:
                 self._stream, self._sent = stream, index
             self._sent = max(self._sent, index)
@@ -259,7 +275,8 @@ class Site:
                 await session.send(stream[self._sent], self._job.seconds_per_step)
                 self._sent += 1
             forward = stream[index]
-            answer = await self._hear(session, Activations, f"activations of step {forward.step}")
+            what = f"activations of step {forward.step}"
+            answer: Activations | Withdraw = await self._hear(session, (Activations, Withdraw), what)
             # SP-11-9: they repeat what they answer, and are those that are waited for.
             if (answer.mode, answer.step, answer.batch) != (forward.mode, forward.step, forward.batch):
                 raise UnexpectedMessage(
@@ -268,6 +285,8 @@ class Site:
             # SP-11-5: misaligned patients are an error, not a bad Dice.
             if answer.digest != forward.digest:
                 raise Misaligned(f"{self.name} used other samples than those of step {forward.step}")
+            if isinstance(answer, Withdraw):
+                return _withdrawal(forward, answer)
             if not matches(described(forward), answer.tensors):
                 raise SchemaMismatch(f"{self.name} sent other tensors than the job describes")
             return dict(answer.tensors)
@@ -298,7 +317,8 @@ class Site:
             answer: Message | None = None
             # SP-11-31: what was under way before is void.
             while not (isinstance(answer, Advanced) and answer.step == step):
-                answer = await self._hear(session, (Advanced, Activations, Applied, Saved, Unsaved), what)
+                kinds = (Advanced, Activations, Withdraw, Applied, Saved, Unsaved)
+                answer = await self._hear(session, kinds, what)
 
         self._stream = None
         await self._ask(ask, what)
@@ -317,7 +337,7 @@ class Site:
 
         async def ask(session: Session) -> Saved | Unsaved:
             await session.send(Checkpoint(step, tuple(keep)))
-            kinds = (Saved, Unsaved, Activations) if leaving else (Saved, Unsaved)
+            kinds = (Saved, Unsaved, Activations, Withdraw) if leaving else (Saved, Unsaved)
             answer: Message = await self._hear(session, kinds, what)
             while not isinstance(answer, Saved | Unsaved):
                 answer = await self._hear(session, kinds, what)
@@ -470,6 +490,8 @@ class Site:
                         if not self._begun:
                             await session.send(Begin(*self._base))
                             self._begun = True
+                            for message in self._withdrawn:
+                                await session.send(message)
                         if self._restarted and not forgive:
                             self._bear_restarts()
                             await self._restore(session, computed)
@@ -525,7 +547,7 @@ class Site:
         await session.send(Rollback(step))
         # SP-11-15: what was under way before the rollback is void.
         answer: Message | None = None
-        kinds = (RolledBack, Activations, Applied, Advanced, Saved, Unsaved)
+        kinds = (RolledBack, Activations, Withdraw, Applied, Advanced, Saved, Unsaved)
         while not (isinstance(answer, RolledBack) and answer.step == step):
             answer = await self._hear(session, kinds, f"its return to step {step}")
         self._at(step)
@@ -583,7 +605,8 @@ class Site:
         return message  # type: ignore[return-value]
 
     def _unfit(self, patients: dict[bytes, Geometry]) -> JobFailed | None:
-        expected = self._expected or {}
+        out = {patient.key for message in self._withdrawn for patient in message.patients} | {*self.unusable}
+        expected = {key: grid for key, grid in (self._expected or {}).items() if key not in out}
         if lost := len(expected.keys() - patients.keys()):
             return JobFailed(f"site {self.name} lacks {lost} of the run's {len(expected)} patients")
         try:
@@ -604,6 +627,23 @@ class Site:
         return self._octets_in + (now.bytes_in if now else 0), self._octets_out + (
             now.bytes_out if now else 0
         )
+
+
+def _withdrawal(forward: Forward, answer: Withdraw) -> Withdraw:
+    """SP-11.13-4. Raises UnexpectedMessage."""
+    keys = [patient.key for patient in answer.patients]
+    if len(set(keys)) < len(keys) or not set(keys) <= {sample.key for sample in forward.samples}:
+        raise UnexpectedMessage(f"patients withdrawn who are not in the batch of step {forward.step}")
+    return answer
+
+
+def _unusable(piece: Inventory, patients: Collection[bytes]) -> dict[bytes, str]:
+    """SP-11.13-9. Raises SchemaMismatch."""
+    listed = piece.unusable or ()
+    found = {patient.key: patient.cause for patient in listed}
+    if not piece.last or len(found) < len(listed) or found.keys() & set(patients):
+        raise SchemaMismatch("patients that cannot be used are listed too early, twice, or as usable")
+    return found
 
 
 def _is_final(error: SplitprotoError) -> bool:

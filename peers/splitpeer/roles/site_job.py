@@ -18,7 +18,8 @@ from splitpeer.data.sampling import batch_digest
 from splitpeer.data.volumes import Volumes
 from splitpeer.defences import Defended, Release, build_network, make_image_stack
 from splitpeer.defences.dp import mechanism
-from splitpeer.errors import DataError
+from splitpeer.errors import DataError, PatientUnusable
+from splitpeer.logs import event, handle
 from splitpeer.models import site_seed
 from splitpeer.privacy.ledger import Ledger
 from splitpeer.roles.compute import defence_key, from_wire, pick_device, to_wire
@@ -26,10 +27,14 @@ from splitpeer.roles.terms import encoder_octets, run_folder, window_of
 from splitpeer.training import checkpoint
 from splitpeer.training.optimiser import make_optimiser, make_schedule
 from splitpeer.training.split_step import ClientHalf
+from splitproto.causes import OF_A_PATIENT
 from splitproto.errors import Misaligned, PolicyRefused, SchemaMismatch, StepMismatch
-from splitproto.messages import Activations, Forward, Gradients, JobOffer, Patient, Sample
+from splitproto.messages import Activations, Forward, Gradients, JobOffer, Patient, Sample, Unusable, Withdraw
 
 log = logging.getLogger(__name__)
+
+MOST_UNUSABLE = 1024
+"""SP-11.13-9: a site that cannot use more files than this has failed."""
 
 
 def open_volumes(config: PeerConfig, spacing: tuple[float, ...] = ()) -> Volumes:
@@ -89,6 +94,9 @@ class SiteJob:
         optimiser = make_optimiser(encoder.parameters(), job.optimiser, job.learning_rate, job.weight_decay)
         schedule = make_schedule(optimiser, job.schedule, job.steps)
         self.half = ClientHalf(encoder, optimiser, schedule, pick_device(config.runtime.device))
+        self.unusable: dict[bytes, str] = {}
+        """SP-11.13-3: patients whose files this process cannot use, and why: not read again, even if repaired."""
+        self._withdrew = False  # what is announced does not count until the coordinator says where to go on
         self._pending: Activations | None = None
         self._announced: deque[Forward] = deque()
         self._prefetch: Prefetcher[Forward, np.ndarray] | None = None
@@ -124,17 +132,28 @@ class SiteJob:
         """Steps that are safe on disk."""
         return tuple(checkpoint.available(self.folder))
 
-    def inventory(self) -> list[Patient]:
-        """Every patient by key, with the grid of its volume.
+    def inventory(self) -> tuple[list[Patient], list[Unusable]]:
+        """Every patient by key, with the grid of its volume; and those whose header cannot be read.
 
         Raises:
-            DataError: a file cannot be read.
+            DataError: none can be used, or too many cannot.
         """
-        patients = []
+        patients, unusable = [], []
         for key in self.volumes.keys():  # noqa: SIM118 (not a dict)
-            grid = self.volumes.geometry(key)
+            try:
+                grid = self.volumes.geometry(key)
+            except PatientUnusable as error:
+                self._cannot_use(error)
+                unusable.append(Unusable(key, error.cause))
+                continue
             patients.append(Patient(key, grid.shape, grid.spacing, grid.orientation, grid.origin))
-        return patients
+        if len(unusable) > MOST_UNUSABLE or (unusable and not patients):
+            # SP-11.13-9.
+            raise DataError(
+                f"{len(unusable)} of {len(unusable) + len(patients)} patients cannot be used: see the lines above",
+                unusable[0].cause,
+            )
+        return patients, unusable
 
     # --- batches ---------------------------------------------------------------------------------------
 
@@ -152,7 +171,8 @@ class SiteJob:
         if forward.seed is not None and not self.job.augment:
             raise PolicyRefused("the job said that nothing is augmented")
         for sample in forward.samples:
-            self._check_window(sample)
+            if sample.key not in self.unusable:
+                self._check_window(sample)
         count = len(forward.samples)
         if forward.mode == "train" and count != self.job.batch:
             raise SchemaMismatch(f"a training batch of {count} samples where the job says {self.job.batch}")
@@ -165,6 +185,8 @@ class SiteJob:
             raise Misaligned(
                 f"batch of step {forward.step}: the samples do not give the digest that came with them"
             )
+        if self._withdrew:
+            return
         if self._prefetch is None:
             self._prefetch = Prefetcher(self._read, depth=4)
         self._prefetch.submit(forward, timeout=1.0)
@@ -184,17 +206,20 @@ class SiteJob:
             )
         return None
 
-    def forward(self, forward: Forward) -> Activations:
-        """Run the encoder on the batch that `due` returned (compute thread).
+    def forward(self, forward: Forward) -> Activations | Withdraw:
+        """Run the encoder on the batch that `due` returned (compute thread); or withdraw patients in it.
 
         Raises:
             PolicyRefused: the privacy budget does not bear it.
+            DataError: not one patient's file, but all of them are out of reach.
         """
-        x = self._next_batch()
+        x = self._usable_batch(forward)
         again = self._pending
         if forward.mode == "train" and again is not None and again.digest == forward.digest:
             # SP-11-16: ordered again after a lost link: the same octets, and the graph that waits for its gradients.
             return again
+        if x is None:
+            return self._withdraw(forward)
         self._pay(forward)
         # Where runs must repeat, so must the noise; elsewhere not even a batch that is asked for again gets the same.
         self._computed += 1
@@ -246,6 +271,7 @@ class SiteJob:
 
     def forget_batches(self) -> None:
         """The link is new: everything announced will be announced again."""
+        self._withdrew = False
         self._announced.clear()
         if self._prefetch is not None:
             self._prefetch.close()
@@ -304,7 +330,43 @@ class SiteJob:
                 training=forward.mode == "train",
             )
 
+    def _usable_batch(self, forward: Forward) -> np.ndarray | None:
+        """The batch; None if patients in it cannot be used, whom `unusable` then holds."""
+        try:
+            return self._next_batch()
+        except PatientUnusable:
+            pass
+        try:
+            # SP-11.13-1: once more, since a network drive may have faltered.
+            return self._read(forward)
+        except PatientUnusable as error:
+            self._cannot_use(error)
+        for sample in forward.samples:
+            try:
+                if sample.key not in self.unusable:
+                    self.volumes.window(sample.key, (0, 0, 0), (1, 1, 1))
+            except PatientUnusable as error:
+                self._cannot_use(error)
+        return None
+
+    def _cannot_use(self, error: PatientUnusable) -> None:
+        """The owner's log has the file; nobody else hears more than the cause."""
+        if error.key not in self.unusable:
+            self.unusable[error.key] = error.cause
+            event(log, "patient.unusable", logging.WARNING, patient=handle(error.key), cause=str(error))
+
+    def _withdraw(self, forward: Forward) -> Withdraw:
+        """SP-11.13-1: instead of activations. Nothing that is announced counts until all are told where to go on."""
+        self.forget_batches()
+        self._withdrew = True
+        keys = dict.fromkeys(sample.key for sample in forward.samples if sample.key in self.unusable)
+        patients = tuple(Unusable(key, self.unusable[key]) for key in keys)
+        return Withdraw(forward.mode, forward.step, forward.batch, forward.digest, patients)
+
     def _read(self, forward: Forward) -> np.ndarray:
+        for sample in forward.samples:
+            if (cause := self.unusable.get(sample.key)) is not None:
+                raise PatientUnusable(sample.key, cause, OF_A_PATIENT[cause])
         data = SiteData(self.volumes, self._image_defences)
         return data.batch(forward.samples, self.window, forward.seed, self.modality)
 

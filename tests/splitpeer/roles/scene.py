@@ -32,8 +32,8 @@ import torch
 from splitpeer.config import JobConfig, PeerConfig
 from splitpeer.data.layouts import find_images, find_labels
 from splitpeer.data.loader import SiteData
-from splitpeer.data.pseudonym import load_salt
-from splitpeer.data.sampling import TrainingSchedule, split_patients
+from splitpeer.data.pseudonym import load_salt, pseudonym
+from splitpeer.data.sampling import Sample, TrainingSchedule, split_patients
 from splitpeer.data.volumes import Volumes
 from splitpeer.models import SplitNetwork, build_split_network
 from splitpeer.roles.client import Client
@@ -546,8 +546,16 @@ class Scene:
             job_seed=SEED,
         )
 
-    def whole(self) -> tuple[list[float], SplitNetwork]:
-        """Train the whole network in this process: losses, and the network afterwards."""
+    def key(self, patient: str) -> bytes:
+        """Of a patient, by its name."""
+        return pseudonym(load_salt(self.federation.pki / "federation.salt"), patient)
+
+    def whole(self, withdrawn: Mapping[bytes, int] | None = None) -> tuple[list[float], SplitNetwork]:
+        """Train the whole network in this process: losses, and the network afterwards.
+
+        Args:
+            withdrawn: patients that do not take part from a step on.
+        """
         torch.set_num_threads(1)
         job, network, masks = self.settings, self.network(), self.masks()
         training = job.training
@@ -556,19 +564,25 @@ class Scene:
         )
         schedule = make_schedule(optimiser, training.schedule, training.steps)
         window = (*job.data.window, 1)[:3]
-        batches = TrainingSchedule(
-            self.patients()[0],
-            masks,
-            window=window,
-            batch=training.batch,
-            steps=training.steps,
-            seed=job.job.seed,
-            positive_fraction=job.data.positive_fraction,
-        )
+
+        def batches(step: int) -> tuple[list[Sample], int]:
+            """As if those who are out had never been there."""
+            out = {key for key, first in (withdrawn or {}).items() if first <= step + 1}
+            schedule = TrainingSchedule(
+                [key for key in self.patients()[0] if key not in out],
+                masks,
+                window=window,
+                batch=training.batch,
+                steps=training.steps,
+                seed=job.job.seed,
+                positive_fraction=job.data.positive_fraction,
+            )
+            return schedule.batch(step)
+
         images = {m: SiteData(self.images(m)) for m in sorted(job.sites.values())}
         losses = []
         for step in range(training.steps):
-            samples, drawn = batches.batch(step)
+            samples, drawn = batches(step)
             seed = drawn if job.data.augment else None
             x = {m: torch.from_numpy(data.batch(samples, window, seed, m)) for m, data in images.items()}
             target = torch.from_numpy(SiteData(masks).batch(samples, window, seed, None))
@@ -580,9 +594,9 @@ class Scene:
             losses.append(loss.item())
         return losses, network
 
-    def assert_exact(self) -> None:
-        """Losses and all weights are those of the whole network, bit for bit."""
-        losses, network = self.whole()
+    def assert_exact(self, withdrawn: Mapping[bytes, int] | None = None) -> None:
+        """Losses and all weights are those of the whole network, bit for bit; see `whole`."""
+        losses, network = self.whole(withdrawn)
         assert self.losses() == losses
         split, whole = self.weights(self.settings.training.steps), network.state_dict()
         assert split.keys() == whole.keys()
