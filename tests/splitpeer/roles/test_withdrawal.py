@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import shutil
@@ -96,10 +97,13 @@ class Stage:
         shutil.rmtree(self.scene.folder / f"data-{who}")
         shutil.copytree(self.scene.federation.data / who, self.scene.folder / f"data-{who}")
 
+    def record(self, what: str) -> Any:
+        """As the coordinator has it on disk."""
+        path = self.scene.folder / "hub" / "state" / "try.run.json"
+        return json.loads(path.read_text())[what] if path.exists() else None
+
     def withdrawn(self) -> dict[bytes, int]:
-        """As the record of the run has it."""
-        record = json.loads((self.scene.folder / "hub" / "state" / "try.run.json").read_text())
-        return {bytes.fromhex(item["key"]): item["step"] for item in record["withdrawn"]}
+        return {bytes.fromhex(item["key"]): item["step"] for item in self.record("withdrawn")}
 
     def assert_exact(self, *spoilt: str) -> None:
         """As one process that draws with and without the patients at the same steps."""
@@ -127,7 +131,6 @@ def stage(scene: Any) -> Stage:
         (not_finite, "not-finite"),
         (truncated, "truncated"),
         (missing, "missing"),
-        (unreadable, "unreadable"),
         (other_grid, "grid"),
     ],
 )
@@ -177,3 +180,156 @@ async def test_a_mask_that_goes_bad(scene, stage, said) -> None:
     assert (out["site"], out["cause"]) == ("", "truncated")
     stage.assert_exact("labels")
     assert str(path) in said("patient.unusable")[0]["cause"]
+
+
+# --- whoever goes bad, whenever ----------------------------------------------------------------------------
+
+
+async def test_two_sites_two_patients_one_batch(scene, said) -> None:
+    """SP-11.13-4: all answers to the batch count, and both patients are out from the same step."""
+    scene.cast("flair", "t1", training={**STEPS, "batch": 4})
+    stage = Stage(scene)
+    one, other = stage.training[:2]
+    truncated(stage.own("t1") / f"{one}.nii.gz")
+    not_finite(stage.own("flair") / f"{other}.nii.gz")
+    ran = await scene.together()
+    assert ran.result is not None, ran
+    assert {(w["site"], w["step"]) for w in ran.result.withdrawn} == {("site-t1", 1), ("site-flair", 1)}
+    assert set(stage.withdrawn()) == {scene.key(one), scene.key(other)}
+    stage.assert_exact("t1", "flair")
+
+
+async def test_two_patients_of_one_site_are_said_at_once(scene) -> None:
+    scene.cast("flair", "t1", training={**STEPS, "batch": 4}, data={"max_withdrawn": 2})
+    stage = Stage(scene)
+    folder = stage.own("t1")
+    for patient in stage.training[:2]:
+        truncated(folder / f"{patient}.nii.gz")
+    ran = await scene.together()
+    assert ran.result is not None, ran
+    assert [w["step"] for w in ran.result.withdrawn] == [1, 1]
+    stage.assert_exact("t1")
+
+
+async def test_a_patient_held_out_is_scored_no_more(scene, stage) -> None:
+    """SP-11.13-7."""
+    patient = stage.held_out[0]
+    folder = stage.own("t1")
+    scene.job(training=STEPS, evaluation={"every": 4, "overlap": 0.0})
+    ran = await scene.together(view=AtStep(6, lambda: missing(folder / f"{patient}.nii.gz")))
+    assert ran.result is not None, ran
+    assert [line["volumes"] for line in scene.metrics() if "volumes" in line] == [2, 1, 1]
+    left = [path.name for path in (scene.output / "predictions").iterdir()]
+    assert left == [f"{stage.held_out[1]}.nii.gz"]
+    assert [w["step"] for w in ran.result.withdrawn] == [9]
+    stage.assert_exact("t1")
+
+
+async def test_a_mask_held_out_is_scored_no_more(scene, stage) -> None:
+    """SP-11.13-7, SP-11.13-11."""
+    patient = stage.held_out[1]
+    truncated(stage.own("labels") / f"{patient}.nii.gz")
+    ran = await scene.together()
+    assert ran.result is not None, ran
+    assert [line["volumes"] for line in scene.metrics() if "volumes" in line] == [1]
+    stage.assert_exact("labels")
+
+
+# --- what does not bring a patient back --------------------------------------------------------------------
+
+
+async def test_a_repaired_file_and_a_restart_of_all(scene, stage, said) -> None:
+    """SP-11.13-3, SP-11.13-6: going back before the withdrawal does not bring the patient back."""
+    patient, key = stage.training[0], scene.key(stage.training[0])
+    path = stage.own("t1") / f"{patient}.nii.gz"
+    scene.job(training={**STEPS, "steps": 16, "checkpoint_every": 12})
+    good = path.read_bytes()
+    view = AtStep(3, lambda: truncated(path))
+    async with scene.running(view=view) as on:
+        while not stage.record("withdrawn") or scene.metrics()[-1]["step"] < 8:
+            assert not on.tasks["hub"].done(), on.tasks["hub"]
+            await asyncio.sleep(0.01)
+        first = stage.withdrawn()[key]
+        # All are gone at once, as in a power cut: nobody saves what he has.
+    assert first >= 4
+    path.write_bytes(good)
+    ran = await scene.together(resume=True)
+    assert ran.result is not None, ran
+    # The newest step that all hold is the beginning.
+    assert stage.withdrawn() == {key: 1}
+    stage.assert_exact("t1")
+
+
+async def test_a_header_that_cannot_be_read(scene, stage, said) -> None:
+    """SP-11.13-9: the patient takes no part in a new run; nobody else's is lost."""
+    path = stage.own("t1") / f"{stage.training[0]}.nii.gz"
+    path.write_bytes(b"")
+    ran = await scene.together()
+    assert ran.result is not None, ran
+    assert ran.result.patients == 5
+    assert ran.result.withdrawn == []
+    assert str(path) in said("patient.unusable")[0]["cause"]
+    assert any("1 (" in line.get("unusable", "") for line in said("site.joined"))
+
+
+async def test_a_header_that_cannot_be_read_when_the_run_is_under_way(scene, stage) -> None:
+    """SP-11.13-9: the site comes back without the header; it is asked for the patient, and withdraws it."""
+    patient = stage.training[0]
+    path = stage.own("t1") / f"{patient}.nii.gz"
+    async with scene.running() as on:
+        while not any(line["step"] >= 5 for line in scene.metrics()):
+            assert not on.tasks["hub"].done(), on.tasks["hub"]
+            await asyncio.sleep(0.01)
+        for stop in on.stops.values():
+            stop.set()
+        await asyncio.wait(on.tasks.values())
+    path.write_bytes(b"")
+    ran = await scene.together(resume=True)
+    assert ran.result is not None, ran
+    (first,) = stage.withdrawn().values()
+    assert first > 5
+    stage.assert_exact("t1")
+
+
+# --- limits ------------------------------------------------------------------------------------------------
+
+
+async def test_a_site_that_withdraws_too_many_fails_the_job(scene, stage) -> None:
+    """SP-11.13-10."""
+    folder = stage.own("t1")
+    for patient in stage.training[:3]:
+        truncated(folder / f"{patient}.nii.gz")
+    ran = await scene.together()
+    assert isinstance(ran.error, JobFailed)
+    assert "may withdraw 1 ([data] max_withdrawn)" in str(ran.error)
+    assert "the file is truncated or damaged" in str(ran.error)
+    assert len(stage.withdrawn()) <= 1
+    # Everybody reads why, and nobody a name.
+    for error in ran.clients.values():
+        assert "the file is truncated or damaged" in str(error)
+        assert not any(patient in str(error) for patient in stage.training)
+
+
+async def test_too_few_patients_are_left(scene) -> None:
+    """SP-11.13-7."""
+    scene.cast("flair", "t1", training=STEPS, data={"min_patients": 6})
+    stage = Stage(scene)
+    truncated(stage.own("t1") / f"{stage.training[0]}.nii.gz")
+    ran = await scene.together()
+    assert isinstance(ran.error, JobFailed)
+    assert str(ran.error) == (
+        "5 patients are left, 6 are needed ([data] min_patients): withdrawn were "
+        "1 (the file is truncated or damaged: 1)"
+    )
+
+
+async def test_nobody_is_left_to_train_with(scene) -> None:
+    """SP-11.13-7."""
+    scene.cast("flair", "t1", training={**STEPS, "batch": 1}, data={"max_withdrawn": 6, "validation": 4})
+    stage = Stage(scene)
+    folder = stage.own("t1")
+    for patient in stage.training:
+        truncated(folder / f"{patient}.nii.gz")
+    ran = await scene.together()
+    assert isinstance(ran.error, JobFailed)
+    assert "no patient is left to train with" in str(ran.error)
