@@ -41,6 +41,7 @@ from splitpeer.roles.site import Site
 from splitpeer.roles.team import Team
 from splitpeer.roles.terms import cut_descriptors, job_on_wire, window_of
 from splitpeer.roles.view import View
+from splitpeer.roles.withdrawals import counted
 from splitpeer.roles.witness import AGENT, Witness, terms_digest
 from splitpeer.status import Board
 from splitpeer.training import checkpoint
@@ -272,8 +273,8 @@ class Coordinator:
               **{site.name: len(site.patients) for site in here})  # fmt: skip
         if of_run := set(self._files.record.patients):
             # Also where a site is absent: the run keeps its patients, but for those that are withdrawn, or will be.
-            unusable |= {w.key for w in self._files.record.withdrawn}.union(*(site.unusable for site in here))
-            if lost := len(of_run - common - unusable):
+            out = {w.key for w in self._files.record.withdrawn}
+            if lost := len(of_run - common - out.union(unusable, *(site.unusable for site in here))):
                 raise JobFailed(
                     f"{lost} of the run's {len(of_run)} patients are not at all sites any more: bring them back, "
                     "or start with --fresh"
@@ -281,9 +282,13 @@ class Coordinator:
             common = of_run
         least = self._settings.data.min_patients
         if len(common) < least:
-            counts = ", ".join(f"{site.name} {len(site.patients)}" for site in here)
+            have = [(site.name, site.patients, site.unusable) for site in here]
+            counts = ", ".join(
+                f"{name} {len(usable)}" + (f" and not usable {counted(bad.values())}" if bad else "")
+                for name, usable, bad in [("labels", known, unusable), *have]
+            )
             raise JobFailed(
-                f"{len(common)} patients are at all sites, {least} are needed (labels {len(known)}, {counts}): "
+                f"{len(common)} patients are at all sites, {least} are needed ({counts}): "
                 "do all use the same federation.salt and patient ids?"
             )
         grids = {name: {key: grid for key, grid in has.items() if key in common}
@@ -299,16 +304,20 @@ class Coordinator:
             sorted(common), self._settings.data.validation, self._settings.job.seed, self._labels.subjects()
         )
 
-    def _grids(self) -> tuple[dict[bytes, Geometry], set[bytes]]:
-        """Of all masks; and the patients whose masks cannot be used."""
-        known, unusable = {}, set()
+    def _grids(self) -> tuple[dict[bytes, Geometry], dict[bytes, str]]:
+        """Of all masks; and the patients whose masks cannot be used, and why. Raises DataError if none can."""
+        known: dict[bytes, Geometry] = {}
+        unusable: dict[bytes, str] = {}
         for key in self._labels.keys():  # noqa: SIM118 (not a dict)
             try:
                 known[key] = self._labels.geometry(key)
             except PatientUnusable as error:
                 # SP-11.13-11.
-                unusable.add(key)
-                event(log, "patient.unusable", logging.WARNING, patient=handle(key), cause=str(error))
+                unusable[key] = error.cause
+                last = str(error)
+                event(log, "patient.unusable", logging.WARNING, patient=handle(key), cause=last)
+        if unusable and not known:
+            raise DataError(f"none of {len(unusable)} masks can be used; the last: {last}", unusable[key])
         return known, unusable
 
     # --- from the first site to the last step -------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import shutil
 import socket
 from pathlib import Path
@@ -160,19 +161,22 @@ def cut_short(scene, modality: str) -> Path:
     return images
 
 
-def test_a_corrupt_image_is_named_where_it_lies_and_nowhere_else(scene, make) -> None:
+def test_corrupt_images_are_named_where_they_lie_and_nowhere_else(scene, make) -> None:
+    """SP-11.13-10: more than may be withdrawn."""
     scene.cast("flair", "t1")
     scene.client("t1", data={"images": str(cut_short(scene, "t1"))})
     hub, clients = scene.start_all()
-    assert clients["t1"].code() == 4, clients["t1"].said
-    assert "broken-t1/" in clients["t1"].last
-    assert "truncated or corrupt" in clients["t1"].last
+    assert clients["t1"].code() == 1, clients["t1"].said
+    assert "broken-t1/" in clients["t1"].said
+    assert "truncated or corrupt" in clients["t1"].said
     assert hub.code() == 1
-    assert hub.last == (
-        "splitpeer: site site-t1: the peer says: site site-t1 failed (DataError); its log has the cause"
-    )
+    assert re.fullmatch(
+        r"splitpeer: site site-t1 cannot use the files of (\d) \(the file is truncated or damaged: \1\) "
+        r"of the run's 6 patients, and may withdraw 1 \(\[data\] max_withdrawn\)",
+        hub.last,
+    ), hub.last
     assert clients["flair"].code() == 1
-    assert "site-t1 failed" in clients["flair"].last
+    assert "site site-t1 cannot use the files of" in clients["flair"].last
     for said in (hub.said, clients["flair"].said):
         assert "broken" not in said
         assert not any(patient in said for patient in make.PATIENTS)
@@ -187,7 +191,10 @@ async def test_a_corrupt_mask_stays_the_coordinators_own_affair(scene) -> None:
     assert "broken-labels/" in str(ran.error)
     (error,) = ran.clients.values()
     assert isinstance(error, JobFailed)
-    assert str(error) == "the coordinator ended the job: the coordinator's own data cannot be used"
+    assert str(error) == (
+        "the coordinator ended the job: the coordinator cannot go on: the file is truncated or damaged; "
+        "its log has the details"
+    )
 
 
 async def test_masks_of_another_convention(scene) -> None:
@@ -199,6 +206,7 @@ async def test_masks_of_another_convention(scene) -> None:
     assert "label value(s) 3 are not in convention 'brats'" in str(ran.error)
     (error,) = ran.clients.values()
     assert isinstance(error, JobFailed)
+    assert "the mask holds values outside its convention" in str(error)
 
 
 # --- before anything begins --------------------------------------------------------------------------------------
