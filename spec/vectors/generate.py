@@ -13,6 +13,7 @@ from pathlib import Path
 
 import captures
 import derive
+import learning as learn
 import talk
 import wire
 from common import Case
@@ -39,6 +40,11 @@ FAMILIES: dict[str, tuple[str, Callable[[], Iterator[Case]]]] = {
         talk.conversations,
     ),
     "digests": ("What both sides compute by themselves (SP-6-8, SP-11.5 to SP-11.8).", derive.derivations),
+    "learning": (
+        "A job's terms (SP-11.1, SP-11.8); learning rates, to 1e-12 relative, and weights after each step, to 2e-6 "
+        "absolute (SP-11.10).",
+        learn.learning,
+    ),
     "capture": (
         "One file of a capture (capture.md), with its `key` where one is given. `intact`: records read before the "
         "error; those that hold tensors are read with them.",

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ import pytest
 from splitproto import capture, codec, envelope, errors, framing, messages, pki, tensors
 from splitproto.connection import Connection, binding
 from splitproto.events import Closed, Received
-from splitproto.fields import write_map
+from splitproto.fields import read_map, write_map
 from splitproto.identity import Credentials
 from splitproto.messages import Hello, Welcome
 from splitproto.negotiation import Agreement, Offer, confirm, negotiate
@@ -399,3 +400,67 @@ def test_augmentation(case: Case) -> None:
     out = augment.augment(image, seed, case["index"], case["modality"])
     assert list(out.shape[1:]) == expect["shape"]
     assert out.tobytes().hex() == expect["image"]
+
+
+# --- terms, learning --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("case", cases("learning", "terms"))
+def test_terms(case: Case) -> None:
+    """SP-11-2: what a site without a policy against it makes of an offer whose schema it would compute itself."""
+    terms = pytest.importorskip("splitpeer.roles.terms")
+    job = messages.Job(**read_map(messages.Job, value_of(case["job"]), "job"))
+
+    def work() -> list[Descriptor]:
+        try:
+            described = terms.cut_descriptors(job)
+        except ValueError:
+            described = ()
+        policy = SimpleNamespace(
+            levels=range(5), precision=tensors.DTYPES, recorded_by_coordinator=True, max_message_bytes=1 << 40
+        )
+        offer = messages.JobOffer(bytes(16), "t1", job, tensors.schema_digest(described))
+        terms.judge(offer, SimpleNamespace(policy=policy, peer=SimpleNamespace(modality="t1")))
+        return list(described)
+
+    described = check(case, work)
+    if described is not None:
+        assert [d.to_wire() for d in described] == case["expect"]["descriptors"]
+        assert tensors.schema_digest(described).hex() == case["expect"]["sha256"]
+
+
+def learner(case: Case) -> tuple[Any, Any, Any]:
+    """One float32 parameter, its optimiser and the schedule of it."""
+    torch = pytest.importorskip("torch")
+    optimiser = pytest.importorskip("splitpeer.training.optimiser")
+    parameter = torch.nn.Parameter(torch.tensor(case.get("weights", [0.0])))
+    made = optimiser.make_optimiser(
+        [parameter],
+        case.get("optimiser", "adam"),
+        case.get("learning_rate", 1.0),
+        case.get("weight_decay", 0.0),
+    )
+    return parameter, made, optimiser.make_schedule(made, case["schedule"], case["steps"])
+
+
+@pytest.mark.parametrize("case", cases("learning", "schedule"))
+@pytest.mark.parametrize("name", ["adam", "sgd"])
+def test_learning_rate(case: Case, name: str) -> None:
+    _, optimiser, schedule = learner({**case, "optimiser": name})
+    schedule.seek(case["step"] - 1)
+    (group,) = optimiser.param_groups
+    momentum = group["betas"][0] if name == "adam" else group["momentum"]
+    expect = {key: value_of(value) for key, value in case["expect"].items()}
+    assert {"factor": group["lr"], "momentum": momentum} == pytest.approx(expect, rel=1e-12)
+
+
+@pytest.mark.parametrize("case", cases("learning", "optimiser"))
+def test_optimiser(case: Case) -> None:
+    parameter, optimiser, schedule = learner(case)
+    for step, gradient, expected in zip(
+        case["made"], case["gradients"], case["expect"]["weights"], strict=True
+    ):
+        schedule.seek(step - 1)
+        parameter.grad = parameter.new_tensor(gradient)
+        optimiser.step()
+        assert parameter.tolist() == pytest.approx(expected, rel=0, abs=2e-6)

@@ -82,6 +82,7 @@ def _check_figures(job: Job) -> None:
     kernel = 3**job.dimensions
     parameters = sum(kernel * (narrow * wide + wide * wide) for narrow, wide in itertools.pairwise(widths))
     fits = {
+        "levels": list(job.levels) == sorted(set(job.levels)),
         "features": parameters <= MAX_ENCODER_PARAMETERS,
         "learning_rate": 0 < job.learning_rate <= 100,
         "weight_decay": 0 <= job.weight_decay <= 100,

@@ -1,0 +1,215 @@
+"""Cases of terms, the cut, learning rates and optimisers, from the words of the specification."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+from common import Case, as_json, refused
+from derive import schema_digest
+from talk import JOB
+
+from splitproto.fields import write_map
+
+Weights = list[float]
+
+# Terms ----------------------------------------------------------------------------------------------------
+
+
+def cut(job: dict[str, Any]) -> list[list[Any]]:
+    """SP-11.8-1."""
+    return [
+        [
+            f"x{level}",
+            job["precision"],
+            [job["batch"], job["features"][level], *(n >> level for n in job["window"])],
+        ]
+        for level in job["levels"]
+    ]
+
+
+def terms() -> Iterator[Case]:
+    """A job's terms -> the tensors of a training batch and their digest, or the refusal."""
+    base: dict[str, Any] = write_map(JOB, "job")
+
+    def case(title: str, notes: str, error: str = "", /, **changes: Any) -> Case:
+        job = {**base, **changes}
+        tensors = cut(job) if not error else []
+        good = {"descriptors": tensors, "sha256": schema_digest(tensors).hex()}
+        return {
+            "name": f"terms-{title}",
+            "operation": "terms",
+            "notes": notes,
+            "job": as_json(job),
+            "expect": refused(error, "semantics") if error else good,
+        }
+
+    bad = "schema-mismatch"
+    yield case("slices", "SP-11.8-1: all levels of a slice")
+    volumes = {"dimensions": 3, "window": [32, 48, 64], "batch": 2}
+    yield case("volumes", "SP-11.8-1: sizes in the order x, y, z", **volumes)
+    yield case("two-levels", "SP-11.8-1: only the levels named", levels=[2, 4])
+    yield case(
+        "bottleneck", "SP-11.8-1: a level's width is features[l]", levels=[4], features=[1, 2, 4, 6, 8, 3]
+    )
+    yield case("bf16", "SP-11.8-1: the job's precision", precision="bf16")
+    yield case("spacing", "SP-11-26: both ends of the range", spacing=[0.01, 1.0, 100.0])
+    yield case("highest", "SP-11-26: the highest figures", learning_rate=100.0, weight_decay=100.0,
+               seconds_per_step=86400.0, steps=99_999_999)  # fmt: skip
+    yield case("lowest", "SP-11-26: the lowest figures", learning_rate=5e-324, weight_decay=0.0,
+               seconds_per_step=1.0, steps=1)  # fmt: skip
+    for optimiser, schedule in (("adamw", "cosine"), ("sgd", "constant")):
+        yield case(optimiser, "SP-11-24: known names", optimiser=optimiser, schedule=schedule)
+    yield case("name-longest", "SP-11-25: 63 characters", name="0-._" + "a" * 59)
+    for name in ("", "a/b", "..", ".a", "-a", "A", "é", "a b"):
+        yield case(f"name-{name.encode().hex()}", f"SP-11-25: {name!r} is no name", bad, name=name)
+    for field, value in (
+        ("learning_rate", 0.0), ("learning_rate", -0.001), ("learning_rate", 100.00000000000001),
+        ("weight_decay", -5e-324), ("weight_decay", 100.00000000000001), ("seconds_per_step", 0.9999999999999999),
+        ("seconds_per_step", 86400.00000000001), ("steps", 100_000_000), ("spacing", [1.0]),
+        ("spacing", [1.0, 1.0]), ("spacing", [1.0, 1.0, 0.009999999999999998]),
+        ("spacing", [1.0, 100.00000000000001, 1.0]), ("spacing", [1.0, -1.0, 1.0]),
+    ):  # fmt: skip
+        shown = str(value).replace(" ", "")
+        yield case(f"{field}-{shown}", "SP-11-26: out of range", bad, **{field: value})
+    for field, value in (
+        ("precision", "f16"), ("precision", "f64"), ("precision", "i8"), ("optimiser", "lion"), ("optimiser", "Adam"),
+        ("schedule", "linear"), ("schedule", "onecycle"),
+    ):  # fmt: skip
+        yield case(
+            f"{field}-{value}", "SP-11-2: registered or not, unknown in version 1", bad, **{field: value}
+        )
+    for name, notes, changes in (
+        ("no-bottleneck", "4 is among the levels", {"levels": [0, 1, 2, 3]}),
+        ("level-twice", "levels are distinct", {"levels": [0, 0, 4]}),
+        ("levels-descend", "levels ascend", {"levels": [4, 0]}),
+        ("window-not-16", "sizes are multiples of 16", {"window": [96, 40]}),
+        ("window-one-voxel", "one value at level 4", {"window": [16, 16]}),
+        ("window-three-sizes", "a slice has two sizes", {"window": [96, 96, 16]}),
+        ("window-two-sizes", "a volume has three sizes", {"dimensions": 3}),
+        ("features-odd", "features[2] to features[4] are even", {"features": [32, 32, 64, 127, 256, 32]}),
+    ):
+        yield case(name, f"SP-11.8-1: {notes}", bad, **changes)
+    yield case("features-first-odd", "SP-11.8-1: only these three must be even", features=[3, 5, 4, 6, 8, 7])
+    yield case("window-16-by-32", "SP-11.8-1: the product of all (size / 16) is 2", window=[16, 32])
+    yield case("window-flat", "SP-11.8-1", dimensions=3, window=[16, 16, 32])
+
+
+# Learning -------------------------------------------------------------------------------------------------
+
+
+def along(a: float, b: float, q: float) -> float:
+    """SP-11-24: along a cosine."""
+    return b + (a - b) * (1 + math.cos(math.pi * q)) / 2
+
+
+def one_cycle(step: int, steps: int, start: float, peak: float, end: float) -> float:
+    """SP-11-24: from `start` to `peak`, then to `end`."""
+    t, w = step - 1, max(0.0, 0.3 * steps - 1)
+    if w > 0 and t <= w:
+        return along(start, peak, t / w)
+    return along(peak, end, (t - w) / max(steps - 1 - w, 1))
+
+
+def rate(schedule: str, step: int, steps: int) -> float:
+    """SP-11-24: the factor of the learning rate."""
+    if schedule == "one-cycle":
+        return one_cycle(step, steps, 1 / 25, 1, 1 / 250000)
+    return (1 + math.cos(math.pi * (step - 1) / steps)) / 2 if schedule == "cosine" else 1.0
+
+
+def momentum(schedule: str, step: int, steps: int) -> float:
+    """SP-11-24: the first momentum of Adam, or the momentum of SGD."""
+    return one_cycle(step, steps, 0.95, 0.85, 0.95) if schedule == "one-cycle" else 0.9
+
+
+def schedules() -> Iterator[Case]:
+    """A step of a schedule -> factor of the learning rate, and momentum. Tolerance: 1e-12, relative."""
+    for schedule in ("constant", "cosine", "one-cycle"):
+        for steps in (1, 2, 3, 4, 7, 10, 1000):
+            for step in sorted({1, 2, 3, steps // 3, steps // 2, 301, 700, steps - 1, steps}):
+                if 1 <= step <= steps:
+                    yield {
+                        "name": f"rate-{schedule}-{step}-of-{steps}",
+                        "operation": "schedule",
+                        "notes": "SP-11-24",
+                        "schedule": schedule,
+                        "step": step,
+                        "steps": steps,
+                        "expect": {
+                            "factor": as_json(float(rate(schedule, step, steps))),
+                            "momentum": as_json(float(momentum(schedule, step, steps))),
+                        },
+                    }
+
+
+def optimised(case: Case) -> list[Weights]:
+    """SP-11-24: the weights after each step of `made`, computed in float64."""
+    weights = list(case["weights"])
+    first, second = [0.0] * len(weights), [0.0] * len(weights)
+    result = []
+    for updates, (step, gradient) in enumerate(zip(case["made"], case["gradients"], strict=True), start=1):
+        lr = case["learning_rate"] * rate(case["schedule"], step, case["steps"])
+        beta, decay = momentum(case["schedule"], step, case["steps"]), case["weight_decay"]
+        for i, weight in enumerate(weights):
+            if case["optimiser"] == "adamw":
+                weight, g = weight - lr * decay * weight, gradient[i]
+            else:
+                g = gradient[i] + decay * weight
+            if case["optimiser"] == "sgd":
+                first[i] = g if updates == 1 else beta * first[i] + g
+                weights[i] = weight - lr * (g + beta * first[i])
+                continue
+            first[i] = beta * first[i] + (1 - beta) * g
+            second[i] = 0.999 * second[i] + 0.001 * g * g
+            corrected = first[i] / (1 - beta**updates)
+            root = math.sqrt(second[i]) / math.sqrt(1 - 0.999**updates)
+            weights[i] = weight - lr * corrected / (root + 1e-8)
+        result.append(list(weights))
+    return result
+
+
+GRADIENTS = [
+    [1.0, -0.5, 0.0, 1e-9],
+    [0.25, -2.0, 1.0, 1e-9],
+    [-1.0, 0.5, 0.125, 1e-9],
+    [0.5, 0.5, -0.75, -1e-9],
+    [2.0, -0.125, 0.5, 1e-9],
+    [-0.5, 1.5, 0.25, 1e-9],
+]
+
+
+def optimisers() -> Iterator[Case]:
+    """Gradients of the steps that are made -> weights after each. Tolerance: 2e-6, absolute (float32 arithmetic)."""
+    for optimiser in ("adam", "adamw", "sgd"):
+        for schedule in ("constant", "cosine", "one-cycle"):
+            for decay, made in (
+                (0.0, [1, 2, 3, 4, 5, 6]),
+                (0.1, [1, 2, 3, 4, 5, 6]),
+                (0.1, [1, 2, 5, 6, 9, 10]),
+            ):
+                case: Case = {
+                    "name": f"{optimiser}-{schedule}{'-decay' if decay else ''}{'-absent' if made[-1] > 6 else ''}",
+                    "operation": "optimiser",
+                    "notes": "SP-11-24, SP-11-31: the steps between are made without this party"
+                    if made[-1] > 6
+                    else "SP-11-24",
+                    "optimiser": optimiser,
+                    "schedule": schedule,
+                    "steps": 10,
+                    "learning_rate": 0.05,
+                    "weight_decay": decay,
+                    "weights": [1.0, -1.5, 0.5, 2.0],
+                    "made": made,
+                    "gradients": GRADIENTS,
+                }
+                shown = [[float(f"{weight:.9g}") for weight in weights] for weights in optimised(case)]
+                yield {**case, "expect": {"weights": shown}}
+
+
+def learning() -> Iterator[Case]:
+    """All of them."""
+    yield from terms()
+    yield from schedules()
+    yield from optimisers()
