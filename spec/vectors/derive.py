@@ -62,8 +62,8 @@ def augmentation(seed: int, index: int, modality: str | None) -> dict[str, Any]:
 
 
 def augmented(image: np.ndarray, plan: dict[str, Any]) -> np.ndarray:
-    """SP-11.7 applied to a 2-D image [x, y] of float32, voxel by voxel."""
-    for axis in range(2):
+    """SP-11.7 applied to an image [x, y] or [x, y, z] of float32, voxel by voxel."""
+    for axis in range(image.ndim):
         if plan["flips"][axis]:
             image = np.take(image, range(image.shape[axis] - 1, -1, -1), axis)
     n = image.shape[0]
@@ -71,8 +71,22 @@ def augmented(image: np.ndarray, plan: dict[str, Any]) -> np.ndarray:
         image = np.array([[image[j, n - 1 - i] for j in range(n)] for i in range(n)], np.float32)
     if "scale" in plan:
         scale, shift = np.float32(plan["scale"]), np.float32(plan["shift"])
-        image = np.array([[x * scale + shift if x != 0 else x for x in row] for row in image], np.float32)
+        flat = [x * scale + shift if x != 0 else x for x in image.ravel()]
+        image = np.array(flat, np.float32).reshape(image.shape)
     return image
+
+
+def every_pose() -> Iterator[tuple[int, int]]:
+    """A seed and an index for each of the 32 combinations of flips and quarter turns, and each pose's number."""
+    found: set[tuple[Any, ...]] = set()
+    for seed in range(2000):
+        plan = augmentation(seed, 3, None)
+        pose = (*plan["flips"], plan["turns"])
+        if pose not in found:
+            found.add(pose)
+            yield seed, sum(flip << axis for axis, flip in enumerate(plan["flips"])) + 8 * plan["turns"]
+        if len(found) == 32:
+            return
 
 
 def derivations() -> Iterator[Case]:
@@ -236,3 +250,34 @@ def derivations() -> Iterator[Case]:
             shape=list(array.shape),
             image=array.tobytes().hex(),
         )
+    volume = np.array([[[1, 2], [3, 4]], [[5, 6], [7, 0]]], "<f4")
+    for seed, pose in every_pose():
+        slice_pose = pose % 8 < 4
+        for shape, array in (("volume", volume), ("slice", image))[: 2 if slice_pose else 1]:
+            plan = augmentation(seed, 3, None)
+            result = augmented(array, plan)
+            yield case(
+                "augmentation",
+                f"augment-{shape}-pose-{pose}",
+                "SP-11.7: a mask; flips, then quarter turns",
+                {**plan, "shape": list(result.shape), "image": result.astype("<f4").tobytes().hex()},
+                seed=seed,
+                index=3,
+                modality=None,
+                shape=list(array.shape),
+                image=array.tobytes().hex(),
+            )
+    # z is not flipped in 2-D: the same decisions with the flip along z.
+    seed = next(seed for seed in range(2000) if augmentation(seed, 3, None)["flips"] == [False, False, True])
+    plan = augmentation(seed, 3, None)
+    yield case(
+        "augmentation",
+        "augment-slice-flip-z",
+        "SP-11.7: z is not flipped in 2-D",
+        {**plan, "shape": [3, 3], "image": augmented(image, plan).astype("<f4").tobytes().hex()},
+        seed=seed,
+        index=3,
+        modality=None,
+        shape=[3, 3],
+        image=image.tobytes().hex(),
+    )

@@ -243,6 +243,45 @@ def streams() -> Iterator[Case]:
         messages.Activations("train", 1, 0, bytes(32), {"x4": np.zeros((1500,), "<f4")})
     )
     both = frame(FrameType.HEAD, 101, half) + frame(FrameType.HEAD, 103, half)
+    exact, _ = messages.encode(
+        messages.Activations("train", 1, 0, bytes(32), {"x4": np.zeros((8189,), "u1")})
+    )
+    filling = b"\xc5" + (8189).to_bytes(2, "big") + bytes(8189)
+    whole = frame(FrameType.HEAD, 101, exact) + frame(FrameType.BODY, 101, filling, end=True)
+    yield case(
+        "message-largest",
+        whole,
+        good("activations"),
+        "SP-7-8: 8192 octets with the bin head, exactly the limit",
+    )
+    over, _ = messages.encode(messages.Activations("train", 1, 0, bytes(32), {"x4": np.zeros((8190,), "u1")}))
+    yield case(
+        "message-one-octet-too-large", frame(FrameType.HEAD, 101, over), bad("message-too-large"), "SP-7-8"
+    )
+    rest, _ = messages.encode(messages.Activations("train", 1, 0, bytes(32), {"x4": np.zeros((2186,), "u1")}))
+    more, _ = messages.encode(messages.Activations("train", 1, 0, bytes(32), {"x4": np.zeros((2187,), "u1")}))
+    fill = frame(FrameType.HEAD, 101, half), (6000).to_bytes(2, "big")
+    taken = fill[0] + frame(FrameType.BODY, 101, b"\xc5" + fill[1] + bytes(6000), end=True)
+    last = frame(FrameType.BODY, 103, b"\xc5" + (2186).to_bytes(2, "big") + bytes(2186), end=True)
+    yield case("credit-to-the-last-octet", taken + frame(FrameType.HEAD, 103, rest) + last,
+               good("activations", "activations"), "SP-7-8: 6003 and 2189 octets, credit is 8192")  # fmt: skip
+    yield case(
+        "credit-one-octet-beyond", taken + frame(FrameType.HEAD, 103, more), bad("flow-control"), "SP-7-8"
+    )
+    yield case("credit-not-back", taken + frame(FrameType.HEAD, 103, half), bad("flow-control"),
+               "SP-7-9: a message that arrived whole is not one that was taken")  # fmt: skip
+    sixteen = b"".join(frame(FrameType.HEAD, 101 + 2 * n, head) for n in range(constants.MAX_STREAMS))
+    yield case("streams-sixteen", sixteen, good(), "SP-7-10: sixteen half received are allowed")
+    yield case(
+        "ids-left-out", said(4294967295, applied), good("applied"), "SP-7-5: ids may be left out; the highest"
+    )
+    yield case(
+        "error-retry", said(101, messages.Error(0x0601, "")), {"ended_by": 0x0601, "retry": True}, "SP-12-2"
+    )
+    yield case("error-unknown", said(101, messages.Error(0x7777, "")), {"ended_by": 0x7777, "retry": False},
+               "SP-12-2: a code that is not in the registry is final")  # fmt: skip
+    yield case("after-bye", said(101, messages.Bye("drain", "")) + said(103, applied),
+               bad("unexpected-message", "states"), "SP-7-6, SP-9-3: a bye is the last message")  # fmt: skip
     yield case("credit-spent", both, bad("flow-control"), "SP-7-8: two bodies of 6003 octets, credit is 8192")
     begin = said(101, messages.Begin(0, 1))
     yield case("not-yours", begin, bad("unexpected-message", "states"), "SP-9-1: the coordinator's word")
@@ -509,7 +548,9 @@ def tensors() -> Iterator[Case]:
 
     halves = {
         "3f800000": "3f80", "c0000000": "c000", "3f808000": "3f80", "3f818000": "3f82", "3f808001": "3f81",
-        "7f7fffff": "7f80", "80000000": "8000", "00000001": "0000",
+        "7f7fffff": "7f80", "80000000": "8000", "00000001": "0000", "7f7f7fff": "7f7f", "7f7f8000": "7f80",
+        "ff7fffff": "ff80", "7f800000": "7f80", "ff800000": "ff80", "0000ffff": "0001", "00008000": "0000",
+        "00018000": "0002", "00017fff": "0001", "bf808001": "bf81", "bf808000": "bf80", "00800000": "0080",
     }  # fmt: skip
     for single, short in halves.items():
         notes = "SP-8.3-3: nearest, ties to even; both as big-endian numbers"
@@ -520,3 +561,53 @@ def tensors() -> Iterator[Case]:
             "input": single,
             "expect": {"bits": short},
         }
+    for single in ("7fc00000", "ffc00000", "7f800001", "ff800001", "7fffffff", "ffffffff", "7fbfffff"):
+        yield {
+            "name": f"bf16-nan-{single}",
+            "operation": "bf16",
+            "notes": "SP-11.8-3: a NaN stays one: neither infinity nor a number; which, is free",
+            "input": single,
+            "expect": {"nan": True},
+        }
+    # 1, -2 and 0.5 in every dtype of floats, -2 and 1 in every one of integers.
+    for dtype, values, notes in (
+        ("f64", struct.pack("<3d", 1, -2, 0.5), "binary64"),
+        ("f16", bytes.fromhex("003c00c00038"), "binary16"),
+        ("bf16", bytes.fromhex("803f00c0003f"), "the upper half of a binary32"),
+        ("i8", b"\xfe\x01\x00", "two's complement"),
+        ("i32", struct.pack("<3i", -2, 1, 0), "two's complement"),
+    ):
+        head = bytes((0xC4, len(values))).hex()
+        yield body(f"values-{dtype}", [("x", dtype, [3], values)], head + values.hex(), f"SP-8.3-3: {notes}")
+    order = [("x1", "u8", [1], b"\2"), ("x0", "u8", [1], b"\1")]
+    yield body(
+        "as-announced", order, "c40102c40101", "SP-8.3-2: in the order of the descriptors, not of names"
+    )
+    rows = [("x", "u8", [2, 3], bytes(range(6)))]
+    yield body("c-order", rows, "c406000102030405", "SP-8.3-3: the last dimension varies fastest")
+
+    def fits(name: str, described: list[Any], sent: list[Any], notes: str, error: str = "") -> Case:
+        expect = refused(error, "semantics") if error else {"fits": True}
+        return {
+            "name": name,
+            "operation": "agreed",
+            "notes": notes,
+            "agreed": described,
+            "sent": sent,
+            "expect": expect,
+        }
+
+    agreed = [["x0", "f32", [2, 4, 32, 32]], ["x4", "f32", [2, 8, 2, 2]]]
+    mismatch = "schema-mismatch"
+    yield fits("agreed", agreed, agreed, "SP-11-9")
+    yield fits("agreed-order", agreed, agreed[::-1], "SP-11-9: the order of the job's levels", mismatch)
+    yield fits("agreed-lacking", agreed, agreed[1:], "SP-11-9: a level is missing", mismatch)
+    yield fits("agreed-more", agreed[1:], agreed, "SP-11-9: a level too many", mismatch)
+    yield fits("agreed-none", agreed, [], "SP-11-9: no tensors", mismatch)
+    for name, place, value in (
+        ("name", 0, "x3"), ("dtype", 1, "bf16"), ("integers", 1, "i32"), ("samples", 2, [1, 8, 2, 2]),
+        ("transposed", 2, [8, 2, 2, 2]), ("flat", 2, [64]),
+    ):  # fmt: skip
+        other = [*agreed[1]]
+        other[place] = value
+        yield fits(f"agreed-other-{name}", agreed, [agreed[0], other], "SP-11-9, SP-11-10", mismatch)
