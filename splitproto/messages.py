@@ -72,6 +72,15 @@ class Unusable:
 
 
 @dataclass(frozen=True, slots=True)
+class Missing:
+    """A modality that steps are made without."""
+
+    modality: str = wire(Text(32))
+    cause: str = wire(Text(200))
+    """One line for people; it names no patient, file or address."""
+
+
+@dataclass(frozen=True, slots=True)
 class Job:
     """The part of a job that a site must know to take part."""
 
@@ -337,6 +346,8 @@ class Progress(Message):
     name = "progress"
     step: int = wire(STEP)
     values: dict[str, float] = wire(Numbers())
+    missing: tuple[Missing, ...] | None = wire(ListOf(Record(Missing), 64), default=None)
+    """All modalities that steps are made without from here on (SP-11-42); absent: as said before."""
 
 
 @dataclass(frozen=True, slots=True)

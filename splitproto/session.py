@@ -91,6 +91,7 @@ class Session:
         self._wake = asyncio.Event()
         self._established: asyncio.Future[Established] = self._loop.create_future()
         self._timer: asyncio.TimerHandle | None = None
+        self._due = math.inf  # when it is to fire
         self._gone = False
         self._unsent: set[asyncio.Future[None]] = set()
         self.ended: asyncio.Future[SplitprotoError | None] = self._loop.create_future()
@@ -101,6 +102,8 @@ class Session:
         """Why, for people."""
         self.farewell: Bye | None = None
         """The peer's bye, as soon as it arrived: also one that crossed ours, which nobody receives any more."""
+        self.leaving: asyncio.Future[None] = self._loop.create_future()
+        """Done when the peer has said bye, or the link is over."""
         self.tap: Tap | None = None
         """Told ("out", message) when a message is queued and ("in", message) when it is handed over: all that the
         application says and hears, bye included; not hello, welcome, error, heartbeats."""
@@ -275,6 +278,7 @@ class Session:
             if isinstance(event, Received):
                 if isinstance(event.message, Bye):
                     self.farewell = event.message
+                    self._departs()
                 self._inbox.append(event)
                 self._unread += event.head
                 self._arrived.set()
@@ -290,16 +294,23 @@ class Session:
             self._timer = None
         when = self._connection.next_timer()
         if when < math.inf:
+            self._due = when
             self._timer = self._loop.call_at(when, self._on_timer)
 
     def _on_timer(self) -> None:
-        self._connection.handle_timer(self._loop.time())
+        asleep = self._loop.time() - self._due if overslept(self._due) else 0.0
+        self._connection.handle_timer(self._loop.time(), asleep)
         self._after()
+
+    def _departs(self) -> None:
+        if not self.leaving.done():
+            self.leaving.set_result(None)
 
     def _end(self, error: SplitprotoError | None) -> None:
         if self.ended.done():
             return
         self.ended.set_result(error)
+        self._departs()
         self._arrived.set()
         for future in self._unsent:
             if not future.done():

@@ -103,6 +103,11 @@ class Board:
         self._work.update(fields)
         self._changed = True
 
+    def pause(self) -> None:
+        """The work stands still; rates start again with it."""
+        self._paces.clear()
+        self._changed = True
+
     def waits(self, what: str | None, *, who: str = "", deadline_s: float | None = None) -> None:
         """What is waited for; since when is noted when `what` changes.
 

@@ -67,7 +67,9 @@ MESSAGES: dict[str, messages.Message] = {
     "unsaved": messages.Unsaved(100, "the disk is full"),
     "rollback": messages.Rollback(100),
     "rolled-back": messages.RolledBack(100),
-    "progress": messages.Progress(100, {"loss": 1.25, "dice.wt": 0.875}),
+    "progress": messages.Progress(
+        100, {"loss": 1.25, "dice_WT": 0.875}, (messages.Missing("t1", "its site is away"),)
+    ),
     "bye": messages.Bye("complete", ""),
     "error": messages.Error(0x0503, "batch of step 1: the digests differ"),
 }

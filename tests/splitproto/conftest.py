@@ -199,7 +199,7 @@ def example(name: str) -> Message:
         "unsaved": messages.Unsaved(1, "no room"),
         "rollback": messages.Rollback(1),
         "rolled-back": messages.RolledBack(1),
-        "progress": messages.Progress(1, {"dice": 0.5, "loss": 1.0}),
+        "progress": messages.Progress(1, {"dice": 0.5, "loss": 1.0}, (messages.Missing("t1", "away"),)),
         "bye": messages.Bye("complete", ""),
         "error": messages.Error(0x0506, "out of memory"),
     }

@@ -118,8 +118,10 @@ def _stop_on_signals(before_leaving: Callable[[], None] = lambda: None) -> async
             os._exit(FORCED)
         stop.set()
 
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, asked)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        # Under nohup a closed terminal is to be ignored.
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+            loop.add_signal_handler(number, asked)
     return stop
 
 

@@ -112,6 +112,8 @@ class Client:
         self._noted: set[tuple[str, bytes, int]] = set()
         self._damaged = 0
         """First links that failed so."""
+        self._missing: set[str] = set()
+        """Modalities that the job does without at the moment."""
         self._octets = (0, 0)
         """In and out, of links that are over."""
 
@@ -200,6 +202,8 @@ class Client:
             # A link that came up and died before any work was no success: the pauses go on growing.
             await self._wait()
         self._board.phase("dialling")
+        # A rate is that of the work: the time without a coordinator is none of it.
+        self._board.pause()
         self._board.waits("the coordinator to answer", deadline_s=max(0.0, self._deadline - loop.time()))
         while not self._stop.is_set():
             try:
@@ -492,6 +496,9 @@ class Client:
                 level = logging.WARNING if before > message.step else logging.INFO
                 event(log, "job.rollback", level, step=message.step, before=before)
             case Progress():
+                self._note_missing(message)
+                if not message.values:
+                    return
                 figures = " ".join(f"{name} {value:.4g}" for name, value in message.values.items())
                 event(log, "job.progress", step=f"{message.step}/{job.job.steps}", figures=figures)
             case _:
@@ -508,6 +515,19 @@ class Client:
             mine = {"file": str(job.volumes.case(patient.key).path)} if patient.key in job.unusable else {}
             event(log, name, logging.WARNING, patient=who, step=step, cause=cause, **mine)
             self._witness.note(name, run=job.run.hex(), patient=who, step=step, cause=cause)
+
+    def _note_missing(self, message: Progress) -> None:
+        """SP-11-42: a line for each modality that is missing from now on, and for each that is back."""
+        if message.missing is None:
+            return
+        missing = {one.modality: one.cause for one in message.missing}
+        for modality in missing.keys() - self._missing:
+            event(log, "job.without", logging.WARNING, modality=modality, after_step=message.step,
+                  cause=missing[modality])  # fmt: skip
+        for modality in self._missing - missing.keys():
+            event(log, "job.with_again", modality=modality, after_step=message.step)
+        self._missing = set(missing)
+        self._board.set(missing=sorted(missing))
 
     async def _save(self, job: SiteJob, asked: Checkpoint) -> Saved | Unsaved:
         """SP-11-32: a disk that is full costs this checkpoint, not the run."""

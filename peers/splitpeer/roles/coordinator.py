@@ -409,7 +409,9 @@ class Coordinator:
             ),
             self._settings.data.augment,
         )
-        self._view.begin(self._job.steps, [site.name for site in here])
+        self._view.begin(
+            self._job.steps, [site.name for site in here], [site.name for site in self._team.absent]
+        )
         if resumed and not held:
             raise DataError(
                 f"no whole checkpoint of the run is left in {self._files.checkpoints}: bring one back, or start "

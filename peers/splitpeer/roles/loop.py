@@ -35,7 +35,8 @@ from splitpeer.training import checkpoint
 from splitpeer.training.dropout import left_out
 from splitpeer.training.split_step import CoordinatorHalf
 from splitproto.causes import OF_A_PATIENT
-from splitproto.messages import Forward, Job, Progress, Unusable, Withdraw
+from splitproto.errors import printable
+from splitproto.messages import Forward, Job, Missing, Progress, Unusable, Withdraw
 from splitproto.tensors import Array, Descriptor
 
 log = logging.getLogger(__name__)
@@ -94,6 +95,7 @@ class Loop:
         self.ready = False
         """Its half is that of `committed`: of a new run, or read from a checkpoint."""
         self._told = 0.0
+        self._missing: dict[Site, str] = {}  # as the sites were told last
         self._steps_here = 0
         self._octets_here = 0
         self._counted: int | None = (
@@ -125,12 +127,13 @@ class Loop:
         if not self.ready or any(site.applied != 0 for site in self._team.present):
             for site in self._team.sites:
                 site.committed(max(self._held, default=0))
-            await self._rollback(stream)
+            await self._rollback(stream, "" if self.ready else "the coordinator was started again")
         scored = -1
         while scored < self._job.steps and not self.draining:
             try:
                 await self._team.muster(self.committed, self._patients)
                 await self._team.all(lambda site: site.begin(self.committed, self._patients))
+                await self._tell_missing()
                 if self.committed < self._job.steps:
                     while lost := await self._step(stream):
                         await self._withdraw(lost, stream)
@@ -146,7 +149,7 @@ class Loop:
                     scored = self.committed
             except SiteRestarted as restarted:
                 event(log, "job.restarted_site", logging.WARNING, site=str(restarted))
-                await self._rollback(stream)
+                await self._rollback(stream, f"{restarted} came back without its memory")
                 self._counted = None
         self._result.complete = scored == self._job.steps
 
@@ -258,7 +261,10 @@ class Loop:
             self._result.absences[site.name] = self._result.absences.get(site.name, 0) + 1
         self._view.step(step, loss, {site.name: sum(site.traffic) for site in self._team.sites})
         self._board.set(step=step, loss=loss)
+        absent = sorted({site.modality for site in self._team.absent} & without)
         more = {"without": sorted(without)} if without else {}
+        # The others of `without` were left out by modality dropout.
+        more |= {"absent": absent} if absent else {}
         shown = loss if np.isfinite(loss) else None  # nobody took part
         self._files.metric(step=step, loss=shown, **more, **seconds)
 
@@ -436,8 +442,15 @@ class Loop:
             f"{name} {digest}" for name, digest in shown.items()])  # fmt: skip
         return True
 
-    async def _rollback(self, stream: TrainingStream) -> None:
-        """All parties go back to the newest step that all hold; once more if a site restarts meanwhile."""
+    async def _rollback(self, stream: TrainingStream, cause: str) -> None:
+        """All parties go back to the newest step that all hold; once more if a site restarts meanwhile.
+
+        Args:
+            stream: of the run; withdrawals after the step are undone in it.
+            cause: for the log; empty: a site holds steps of this run that the coordinator does not.
+        """
+        cause = cause or "a site is at a later step than the coordinator"
+        before = self.committed
         self._board.phase("rolling back")
         while True:
             try:
@@ -455,6 +468,7 @@ class Loop:
                 break
             except SiteRestarted as restarted:
                 event(log, "job.restarted_site", logging.WARNING, site=str(restarted))
+                cause = f"{restarted} came back without its memory"
         self._team.undo(step)
         await self._compute.run(self._load, step, what=f"its own checkpoint of step {step}", timeout=DISK_S)
         self._held = tuple(sorted(saved for saved in own if saved <= step))
@@ -462,11 +476,11 @@ class Loop:
         self.committed = self._result.step = step
         self._board.set(step=step, checkpoints=list(self._held))
         if self._files.opened:
-            self._files.metric(step=step, rollback=True)
+            self._files.metric(step=step, rollback=True, cause=cause)
         await self._noted(self._withdrawals.undone, step)
         self._note_withdrawals(stream)
         await self._tell_withdrawals()
-        event(log, "job.rollback", logging.WARNING, step=step)
+        event(log, "job.rollback", logging.WARNING, step=step, before=before, cause=cause)
 
     def _leave_behind(self, own: Collection[int]) -> None:
         """Go back without the site whose steps in common are the oldest. Raises JobFailed if all are needed."""
@@ -591,6 +605,16 @@ class Loop:
 
     def _octets(self) -> int:
         return sum(sum(site.traffic) for site in self._team.sites)
+
+    async def _tell_missing(self) -> None:
+        """SP-11-42: the others learn whom the run goes on without, and why, and when it is back."""
+        missing = {site: site.absent for site in self._team.absent}
+        if missing.keys() != self._missing.keys():
+            self._missing = missing
+            shown = tuple(Missing(site.modality, printable(cause)[:200]) for site, cause in missing.items())
+            await asyncio.gather(
+                *(site.tell(Progress(self.committed, {}, shown)) for site in self._team.present)
+            )
 
     async def _tell(self, step: int, values: dict[str, float]) -> None:
         """Figures for the sites' logs, now and then."""

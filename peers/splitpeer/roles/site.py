@@ -132,6 +132,8 @@ class Site:
         self._expected: dict[bytes, Geometry] | None = None
         self._withdrawn: Sequence[Withdrawn] = ()
         self._failure: Exception | None = None
+        self._declined = ""  # why it did not join when it came back
+        self._watching: asyncio.Task[None] | None = None
         board.site(name, modality=self.modality, state="awaited")
 
     # --- joining ---------------------------------------------------------------------------------------
@@ -167,9 +169,16 @@ class Site:
             event(log, "site.refused", logging.WARNING, site=self.name, cause=str(error))
             return
         except JobFailed as error:
-            self._failure = error
-            self._joined.set()
             self._witness.note("job.declined", site=self.name, run=self._offer.run.hex(), cause=str(error))
+            if self._expected is None:
+                self._failure = error
+                self._joined.set()
+            else:
+                self._not_taken_back(str(error))
+            return
+        if (unfit := self._unfit(patients, unusable)) is not None:
+            session.fail(unfit)
+            self._not_taken_back(f"site {self.name}: {unfit.reason}")
             return
         self._witness.heard(self.name, accept)
         self.party = Party(self.name, self.modality, accept.defences or (), accept.recorded)
@@ -183,8 +192,7 @@ class Site:
         # Absent since before this coordinator began: what its memory holds, nobody knows.
         self._restarted |= bool(self.absent) and not self._incarnation
         self.unusable = unusable
-        if self._expected is not None:
-            self._failure = self._unfit(patients)
+        self._declined = ""
         self._incarnation, self.applied, self.checkpoints = (
             accept.incarnation,
             accept.applied,
@@ -199,6 +207,27 @@ class Site:
                          tls=session.tls, applied=accept.applied, checkpoints=list(accept.checkpoints))  # fmt: skip
         self._board.waits(None, who=self.name)
         self._joined.set()
+        self._watching = asyncio.create_task(self._watch(session))
+
+    async def _watch(self, session: Session) -> None:
+        """Answer a bye at once, and notice a link that ends, also while nothing is asked of the site."""
+        await asyncio.wait((session.leaving,))
+        bye = session.farewell
+        if bye is not None:
+            await session.close(bye.reason)
+        if self._session is session and self._joined.is_set():
+            self._joined.clear()
+            self._board.site(self.name, state="absent" if self.absent else "awaited")
+            if bye is None:
+                event(log, "site.lost", logging.WARNING, site=self.name, cause=str(session.ended.result()))
+            elif bye.reason != "rotate":
+                event(log, "site.left", site=self.name, cause=bye.text)
+
+    def _not_taken_back(self, cause: str) -> None:
+        """It came back and did not join: it stays away, and is waited for as before."""
+        if cause != self._declined:
+            event(log, "site.refused", logging.WARNING, site=self.name, modality=self.modality, cause=cause)
+        self._declined = cause
 
     def _same_salt(self, check: bytes) -> None:
         """SP-11.5-4: with another salt every key is another, and no patient would be found at both."""
@@ -442,11 +471,11 @@ class Site:
             except TimeoutError:
                 event(log, "site.lost", logging.WARNING, site=self.name, cause="it was not here for the bye")
         joining, self._joining = self._joining, None
+        session, self._session = self._session, None
         if joining is not None:
             await joining.close(reason, text)
-        if self._session is None:
+        if session is None:
             return joining is not None and joining.ended.result() is None
-        session, self._session = self._session, None
         self._octets_in, self._octets_out = (
             self._octets_in + session.bytes_in,
             self._octets_out + session.bytes_out,
@@ -578,7 +607,7 @@ class Site:
                 if not await patiently((joined,), self._patience_s):
                     raise DeadlinePassed(
                         f"site {self.name} ({self.modality}) did not come back within {self._patience_s:g} s; "
-                        f"it was waited for: {what}"
+                        f"it was waited for: {what}{f'; when it dialled, {self._declined}' if self._declined else ''}"
                     )
             finally:
                 joined.cancel()
@@ -604,15 +633,16 @@ class Site:
             raise UnexpectedMessage(f"{message.name} where {what} was due")
         return message  # type: ignore[return-value]
 
-    def _unfit(self, patients: dict[bytes, Geometry]) -> JobFailed | None:
-        out = {patient.key for message in self._withdrawn for patient in message.patients} | {*self.unusable}
+    def _unfit(self, patients: dict[bytes, Geometry], unusable: Collection[bytes]) -> Misaligned | None:
+        """SP-11-4: why these are not the patients of the run that is under way; None: they are, or none is."""
+        out = {patient.key for message in self._withdrawn for patient in message.patients} | {*unusable}
         expected = {key: grid for key, grid in (self._expected or {}).items() if key not in out}
         if lost := len(expected.keys() - patients.keys()):
-            return JobFailed(f"site {self.name} lacks {lost} of the run's {len(expected)} patients")
+            return Misaligned(f"it lacks {lost} of the run's {len(expected)} patients")
         try:
             compare_geometry({"labels": expected, self.name: {key: patients[key] for key in expected}})
         except DataError as error:
-            return JobFailed(str(error))
+            return Misaligned(str(error))
         return None
 
     def _keep_counts(self) -> None:

@@ -120,32 +120,40 @@ class Team:
             DeadlinePassed: some are missing.
             JobFailed: one has declined.
         """
-        waiting = {asyncio.create_task(site.joined()): site for site in self.sites}
         deadline = time.monotonic() + seconds
+        while missing := [site for site in self.sites if not site.here]:
+            names = ", ".join(f"{site.name} ({site.modality})" for site in missing)
+            waiting_for(names)
+            for site in missing:
+                site.shows_waiting(deadline - time.monotonic())
+            # Also one that has joined may leave again while others are waited for.
+            if await self._changed(missing, deadline - time.monotonic()):
+                continue
+            if all_needed or self.all_needed:
+                raise DeadlinePassed(f"missing after {seconds:g} s: {names}: start them, or raise join_s")
+            for site in missing:
+                site.leave_out(f"it did not join within {seconds:g} s")
+            self._enough()
+            return
+
+    async def _changed(self, missing: Sequence[Site], timeout: float) -> bool:
+        """Whether one of `missing` joins, or another site leaves, within `timeout` seconds.
+
+        Raises:
+            JobFailed: one has declined.
+        """
+        changes = [
+            asyncio.create_task(site.joined() if site in missing else site.left()) for site in self.sites
+        ]
         try:
-            while waiting:
-                missing = ", ".join(f"{site.name} ({site.modality})" for site in waiting.values())
-                waiting_for(missing)
-                for site in waiting.values():
-                    site.shows_waiting(deadline - time.monotonic())
-                done, _ = await asyncio.wait(
-                    waiting, timeout=deadline - time.monotonic(), return_when=asyncio.FIRST_COMPLETED
-                )
-                for task in done:
-                    del waiting[task]
-                    task.result()
-                if done:
-                    continue
-                late = DeadlinePassed(f"missing after {seconds:g} s: {missing}: start them, or raise join_s")
-                if all_needed or self.all_needed:
-                    raise late
-                for site in waiting.values():
-                    site.leave_out(f"it did not join within {seconds:g} s")
-                self._enough()
-                return
+            done, _ = await asyncio.wait(changes, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
+            return bool(done)
         finally:
-            for task in waiting:
+            for task in changes:
                 task.cancel()
+            await asyncio.gather(*changes, return_exceptions=True)
 
     def undo(self, step: int) -> None:
         """Everybody present has gone back to `step`."""

@@ -30,8 +30,8 @@ class View(Protocol):
     def waiting(self, missing: str) -> None:
         """Sites that have not joined yet; empty when all have."""
 
-    def begin(self, steps: int, sites: Sequence[str]) -> None:
-        """All are here."""
+    def begin(self, steps: int, sites: Sequence[str], missing: Sequence[str]) -> None:
+        """Work begins with `sites`, and without `missing`."""
 
     def step(self, step: int, loss: float, octets: dict[str, int]) -> None:
         """A step is committed; `octets` on the wire by site, since the start."""
@@ -81,9 +81,13 @@ class LogView:
         if missing:
             event(log, "job.waiting", sites=missing)
 
-    def begin(self, steps: int, sites: Sequence[str]) -> None:
+    def begin(self, steps: int, sites: Sequence[str], missing: Sequence[str]) -> None:
         self._steps = steps
-        event(log, "job.all_here", sites=", ".join(sites), steps=steps)
+        if missing:
+            event(log, "job.begins_without", logging.WARNING, sites=", ".join(sites), missing=", ".join(missing),
+                  steps=steps)  # fmt: skip
+        else:
+            event(log, "job.all_here", sites=", ".join(sites), steps=steps)
 
     def step(self, step: int, loss: float, octets: dict[str, int]) -> None:
         rate, traffic = self._pace.add(step, octets)
@@ -129,7 +133,9 @@ class LiveView:
     def waiting(self, missing: str) -> None:
         self._progress.update(self._task, description="waiting for", figures=missing)
 
-    def begin(self, steps: int, sites: Sequence[str]) -> None:
+    def begin(self, steps: int, sites: Sequence[str], missing: Sequence[str]) -> None:
+        if missing:
+            self._console.print(f"begins without {', '.join(missing)}", highlight=False, markup=False)
         self._progress.reset(self._task, total=steps, description="training", figures="")
 
     def step(self, step: int, loss: float, octets: dict[str, int]) -> None:

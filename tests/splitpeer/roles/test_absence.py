@@ -210,7 +210,7 @@ def test_a_site_that_drained_comes_back_without_a_rollback_of_the_others(scene) 
     scene.until_step(13)
     clients["t1"].signal(signal.SIGTERM)
     assert clients["t1"].code() == 0, clients["t1"].said
-    hub.until(r"site\.lost .*site-t1")
+    hub.until(r"site\.(left|lost) .*site-t1")
     again = scene.start("site-t1")
     assert hub.code() == 0, hub.said
     assert (again.code(), clients["flair"].code()) == (0, 0)

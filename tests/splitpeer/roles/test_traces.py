@@ -92,7 +92,7 @@ async def test_a_view_is_told_everything_in_order(scene) -> None:
     assert names == ["waiting", "begin", "step", "step", *["evaluating"] * names.count("evaluating"),
                      "evaluated", "close"]  # fmt: skip
     assert ear.heard[0] == ("waiting", "site-t1 (t1)")
-    assert ear.heard[1] == ("begin", 2, ["site-t1"])
+    assert ear.heard[1] == ("begin", 2, ["site-t1"], [])
     octets = [heard[3]["site-t1"] for heard in ear.heard if heard[0] == "step"]
     assert 0 < octets[0] < octets[1]
     assert ear.heard[-2] == ("evaluated", 2, ran.result.dice)
@@ -103,7 +103,7 @@ def test_a_log_view_says_little(caplog) -> None:
     view = LogView()
     view.waiting("site-t1 (t1)")
     view.waiting("")
-    view.begin(100, ["site-t1"])
+    view.begin(100, ["site-t1"], [])
     for step in range(1, 101):
         view.step(step, 1.0, {"site-t1": step * 1000})
     view.close()
