@@ -132,7 +132,8 @@ class Site:
         self._expected: dict[bytes, Geometry] | None = None
         self._withdrawn: Sequence[Withdrawn] = ()
         self._failure: Exception | None = None
-        self._declined = ""  # why it did not join when it came back
+        self.refusal = ""
+        """Why it did not join when it dialled last; empty: it did, or has not dialled."""
         self._watching: asyncio.Task[None] | None = None
         board.site(name, modality=self.modality, state="awaited")
 
@@ -166,7 +167,7 @@ class Site:
         except SplitprotoError as error:
             if isinstance(error, LocalError):
                 session.fail(error)
-            event(log, "site.refused", logging.WARNING, site=self.name, cause=str(error))
+            self._not_taken_back(str(error))
             return
         except JobFailed as error:
             self._witness.note("job.declined", site=self.name, run=self._offer.run.hex(), cause=str(error))
@@ -192,7 +193,7 @@ class Site:
         # Absent since before this coordinator began: what its memory holds, nobody knows.
         self._restarted |= bool(self.absent) and not self._incarnation
         self.unusable = unusable
-        self._declined = ""
+        self.refusal = ""
         self._incarnation, self.applied, self.checkpoints = (
             accept.incarnation,
             accept.applied,
@@ -225,9 +226,9 @@ class Site:
 
     def _not_taken_back(self, cause: str) -> None:
         """It came back and did not join: it stays away, and is waited for as before."""
-        if cause != self._declined:
+        if cause != self.refusal:
             event(log, "site.refused", logging.WARNING, site=self.name, modality=self.modality, cause=cause)
-        self._declined = cause
+        self.refusal = cause
 
     def _same_salt(self, check: bytes) -> None:
         """SP-11.5-4: with another salt every key is another, and no patient would be found at both."""
@@ -607,7 +608,7 @@ class Site:
                 if not await patiently((joined,), self._patience_s):
                     raise DeadlinePassed(
                         f"site {self.name} ({self.modality}) did not come back within {self._patience_s:g} s; "
-                        f"it was waited for: {what}{f'; when it dialled, {self._declined}' if self._declined else ''}"
+                        f"it was waited for: {what}{f'; when it dialled: {self.refusal}' if self.refusal else ''}"
                     )
             finally:
                 joined.cancel()

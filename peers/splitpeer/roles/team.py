@@ -130,7 +130,10 @@ class Team:
             if await self._changed(missing, deadline - time.monotonic()):
                 continue
             if all_needed or self.all_needed:
-                raise DeadlinePassed(f"missing after {seconds:g} s: {names}: start them, or raise join_s")
+                why = "".join(f"; {site.name}: {site.refusal}" for site in missing if site.refusal)
+                raise DeadlinePassed(
+                    f"missing after {seconds:g} s: {names}{why}: start them, or raise join_s"
+                )
             for site in missing:
                 site.leave_out(f"it did not join within {seconds:g} s")
             self._enough()
