@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import captures
+import certificates
 import derive
 import learning as learn
 import talk
@@ -34,6 +35,11 @@ FAMILIES: dict[str, tuple[str, Callable[[], Iterator[Case]]]] = {
     "codec": ("One value of the data model (SP-8.1).", wire.values),
     "tensors": ("Descriptors, bin heads, bodies, bfloat16 (SP-8.3).", wire.tensors),
     "messages": ("The payload of a HEAD frame (SP-8.4).", talk.heads),
+    "certificates": (
+        "The chain that a peer's handshake shows (SP-6-2 to SP-6-5). `dialled`: it is the listener, under this name; "
+        "null: it is the dialler. The key of every leaf is `common.key`, known to everybody and for tests only.",
+        certificates.certificates,
+    ),
     "negotiation": ("Two offers (SP-10).", talk.agreements),
     "states": (
         "Both machines of a link (SP-9). An error happens at the last word of `say`.",
@@ -53,6 +59,10 @@ FAMILIES: dict[str, tuple[str, Callable[[], Iterator[Case]]]] = {
 }
 
 
+SHARED = {"certificates": certificates.common}
+"""What all cases of a family have in common."""
+
+
 def render(family: str) -> str:
     """The text of one file."""
     about, cases = FAMILIES[family]
@@ -60,8 +70,11 @@ def render(family: str) -> str:
     names = [case["name"] for case in listed]
     if twice := {name for name in names if names.count(name) > 1}:
         raise SystemExit(f"{family}: two cases have one name: {', '.join(sorted(twice))}")
+    shared = f' "common": {json.dumps(SHARED[family]())},\n' if family in SHARED else ""
     lines = ",\n".join(f"  {json.dumps(case)}" for case in listed)
-    return f'{{\n "family": "{family}",\n "about": {json.dumps(about)},\n "cases": [\n{lines}\n ]\n}}\n'
+    return (
+        f'{{\n "family": "{family}",\n "about": {json.dumps(about)},\n{shared} "cases": [\n{lines}\n ]\n}}\n'
+    )
 
 
 def main() -> int:

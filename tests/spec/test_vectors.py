@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import ssl
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,10 +16,11 @@ import numpy as np
 import pytest
 
 from splitproto import capture, codec, envelope, errors, framing, messages, pki, tensors
+from splitproto.channel import Channel
 from splitproto.connection import Connection, binding
 from splitproto.events import Closed, Received
 from splitproto.fields import read_map, write_map
-from splitproto.identity import Credentials
+from splitproto.identity import AllowList, Credentials, Identity
 from splitproto.messages import Hello, Welcome
 from splitproto.negotiation import Agreement, Offer, confirm, negotiate
 from splitproto.states import Conversation, Side
@@ -221,6 +223,65 @@ def test_message(case: Case) -> None:
 def test_every_message_has_a_vector() -> None:
     named = {case.id for case in cases("messages")}
     assert set(messages.MESSAGES) <= named
+
+
+# --- certificates -----------------------------------------------------------------------------------------
+
+SHARED = json.loads((VECTORS / "certificates.json").read_text())["common"]
+
+
+def shaken(verifier: Channel, peer: Channel) -> None:
+    """Both sides of a handshake; raises what the verifier finds."""
+    for _ in range(6):
+        peer.handshake()
+        while octets := peer.drain():
+            verifier.feed(memoryview(octets))
+        verifier.handshake()
+        while octets := verifier.drain():
+            peer.feed(memoryview(octets))
+
+
+@pytest.mark.parametrize("case", cases("certificates"))
+def test_certificate(case: Case, tmp_path: Path) -> None:
+    listens = case["dialled"] is not None
+    own = SHARED["verifier"]["client" if listens else "coordinator"]
+    files = {
+        "ca": SHARED["ca"],
+        "own": own,
+        "key": SHARED["key"],
+        "chain": case["chain"],
+        "crl": case.get("crl", ""),
+    }
+    for name, content in files.items():
+        (tmp_path / name).write_text(content)
+    (tmp_path / "key").chmod(0o600)
+    crl = tmp_path / "crl" if files["crl"] else None
+    credentials = Credentials(tmp_path / "ca", tmp_path / "own", tmp_path / "key", crl)
+    shown = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER if listens else ssl.PROTOCOL_TLS_CLIENT)
+    shown.check_hostname, shown.verify_mode = False, ssl.CERT_NONE
+    shown.load_cert_chain(tmp_path / "chain", tmp_path / "key")
+
+    def work() -> Identity:
+        if listens:
+            verifier = Channel(credentials.client_context(), server_side=False, hostname=case["dialled"])
+            peer = Channel(shown, server_side=True)
+            verifier.handshake()
+            peer.feed(memoryview(verifier.drain()))
+        else:
+            verifier, peer = (
+                Channel(credentials.server_context(), server_side=True),
+                Channel(shown, server_side=False),
+            )
+        shaken(verifier, peer)
+        assert verifier.secure
+        identity = Identity.from_certificate(verifier.peer_certificate)
+        wanted = "coordinator" if listens else "client"
+        AllowList({wanted: SHARED["allowed"][wanted]}, "the vector").check(identity, SHARED["federation"])
+        return identity
+
+    identity = check(case, work)
+    if identity is not None:
+        assert {name: getattr(identity, name) for name in case["expect"]} == case["expect"]
 
 
 def _offer(shown: dict[str, Any]) -> Offer:
