@@ -80,7 +80,8 @@ class TextFormatter(logging.Formatter):
 
     @staticmethod
     def _shown(value: object) -> str:
-        text = printable(f"{value:.6g}" if isinstance(value, float) else str(value))
+        text = "-" if value is None else f"{value:.6g}" if isinstance(value, float) else str(value)
+        text = printable(text)
         plain = text and text.isprintable() and not any(c in text for c in ' "=')
         return text if plain else json.dumps(text, ensure_ascii=False)
 

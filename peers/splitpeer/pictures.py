@@ -28,8 +28,8 @@ def training_curve(metrics: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Loss and validation Dice over steps, as a PNG.
 
     Args:
-        metrics: one mapping a record: "step", and any of "loss" and "dice" ({"WT", "TC", "ET", "mean"}), the latter
-            with "modalities", those it was made from.
+        metrics: one mapping a record: "step", and any of "loss" and "dice" ({"WT", "TC", "ET", "mean"}; None: not
+            scored), the latter with "modalities", those it was made from.
         path: the file to write.
     """
     figure = _figure(8.5, 6.5)
@@ -45,7 +45,9 @@ def training_curve(metrics: Sequence[Mapping[str, Any]], path: Path) -> None:
     top.set_ylabel("training loss")
     scored = [record for record in metrics if record.get("dice")]
     for region in (*REGIONS, "mean"):
-        points = [(record["step"], record["dice"][region]) for record in scored if region in record["dice"]]
+        points = [
+            (record["step"], value) for record in scored if (value := record["dice"].get(region)) is not None
+        ]
         if points:
             steps, values = np.asarray(points, dtype=float).T
             bottom.plot(
@@ -131,11 +133,11 @@ def prediction_sheet(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     _save(figure, path)
 
 
-def dice_bars(table: Mapping[str, Mapping[str, float]], path: Path) -> None:
+def dice_bars(table: Mapping[str, Mapping[str, float | None]], path: Path) -> None:
     """Dice per network and region, as a PNG.
 
     Args:
-        table: {network: {"WT", "TC", "ET" and, if wanted, "mean": Dice}}; drawn in the table's order.
+        table: {network: {"WT", "TC", "ET" and, if wanted, "mean": Dice, None: not scored}}; drawn in the table's order.
         path: the file to write.
 
     Raises:
@@ -149,14 +151,12 @@ def dice_bars(table: Mapping[str, Mapping[str, float]], path: Path) -> None:
     height = 1 / (len(regions) + 1)
     for order, region in enumerate(regions):
         for place, scores in enumerate(table.values()):
-            value = scores.get(region, float("nan"))
+            value = scores.get(region)
             y = place + (order - (len(regions) - 1) / 2) * height
             label = REGION_NAMES.get(region, region) if place == 0 else None
-            bar = 0 if np.isnan(value) else value
+            bar = value or 0.0
             axes.barh(y, bar, height * 0.9, color=COLOURS[region], label=label)
-            axes.text(
-                bar + 0.01, y, "not scored" if np.isnan(value) else f"{value:.3f}", va="center", fontsize=8
-            )
+            axes.text(bar + 0.01, y, "-" if value is None else f"{value:.3f}", va="center", fontsize=8)
     axes.set(xlim=(0, 1), xlabel="Dice", yticks=range(len(table)), yticklabels=list(table))
     axes.invert_yaxis()
     _plain(axes)

@@ -22,9 +22,11 @@ def test_training_curve(tmp_path: Path) -> None:
     records = [{"step": step, "loss": 2 / (1 + step)} for step in range(40)]
     training_curve(records, tmp_path / "loss.png")
     assert COLOURS["WT"] not in colours_in(tmp_path / "loss.png")
-    records.append({"step": 40, "dice": {"WT": 0.8, "TC": 0.6, "ET": float("nan"), "mean": 0.7}})
+    records.append({"step": 40, "dice": {"WT": 0.8, "TC": 0.6, "ET": None, "mean": 0.7}})
     training_curve(records, tmp_path / "new" / "both.png")
-    assert {COLOURS["WT"], COLOURS["TC"], COLOURS["mean"]} <= colours_in(tmp_path / "new" / "both.png")
+    drawn = colours_in(tmp_path / "new" / "both.png")
+    assert {COLOURS["WT"], COLOURS["TC"], COLOURS["mean"]} <= drawn
+    assert COLOURS["ET"] not in drawn, "nothing was scored"
     training_curve([], tmp_path / "empty.png")
 
 
@@ -66,7 +68,10 @@ def test_prediction_sheet(tmp_path: Path) -> None:
 
 def test_dice_bars(tmp_path: Path) -> None:
     scores = {"WT": 0.82, "TC": 0.7, "ET": 0.8, "mean": 0.773}
-    dice_bars({"split": scores, "T1 alone": {**scores, "ET": float("nan")}}, tmp_path / "bars.png")
+    dice_bars(
+        {"split": scores, "T1 alone": {**scores, "ET": None}, "T2 alone": dict.fromkeys(scores)},
+        tmp_path / "bars.png",
+    )
     assert {COLOURS[region] for region in scores} <= colours_in(tmp_path / "bars.png")
     with pytest.raises(ValueError, match="no networks"):
         dice_bars({}, tmp_path / "none.png")

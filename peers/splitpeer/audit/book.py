@@ -16,6 +16,7 @@ from splitpeer.attacks.catalogue import attack_class
 from splitpeer.audit.campaign import Judge, Outcome
 from splitpeer.report.model import Entry, Level, Network, Privacy, Run, Source
 from splitpeer.report.store import ARRAYS, ATTACK, save_run
+from splitpeer.training.metrics import Scores
 
 FLOOR = "mean image of other patients"
 
@@ -47,7 +48,7 @@ class Book:
     digests: dict[str, str] = field(default_factory=dict)
     trained: bool = True
     """Whether the traffic was recorded under the defences, not re-defended offline."""
-    dice: dict[str, dict[str, float]] = field(default_factory=dict)
+    dice: dict[str, Scores] = field(default_factory=dict)
     privacy: Privacy | None = None
     notes: tuple[str, ...] = ()
     not_tested: tuple[str, ...] = (*MALICIOUS, *OTHERS)

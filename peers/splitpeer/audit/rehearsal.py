@@ -29,6 +29,7 @@ from splitpeer.roles.evaluation import Plan, Scoring
 from splitpeer.roles.terms import cut_descriptors, job_on_wire, window_of
 from splitpeer.training import checkpoint
 from splitpeer.training.dropout import left_out
+from splitpeer.training.metrics import Scores
 from splitpeer.training.optimiser import make_optimiser, make_schedule
 from splitpeer.training.split_step import Arrays, ClientHalf, CoordinatorHalf
 from splitproto import __version__
@@ -86,7 +87,7 @@ class Rehearsed:
     """What a rehearsal left in its folder."""
 
     folder: Path
-    dice: dict[str, float] = field(default_factory=dict)
+    dice: Scores = field(default_factory=dict)
     losses: list[float] = field(default_factory=list)
 
     @property
@@ -338,7 +339,7 @@ class Rehearsal:
             answers[site.modality] = self._answer(site, forward, site.half.evaluate(x, release), tap)
         return answers
 
-    def _evaluate(self, progress: Progress) -> dict[str, float]:
+    def _evaluate(self, progress: Progress) -> Scores:
         settings = self.config.evaluation
         plan = Plan.of(
             self.validation, self.labels, self.window, settings.overlap, settings.batch, self.job.steps

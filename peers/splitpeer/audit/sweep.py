@@ -33,7 +33,7 @@ from splitpeer.audit.rehearsal import COORDINATOR, Protection, Recording, Rehear
 from splitpeer.config import JobConfig
 from splitpeer.curious.reader import open_capture
 from splitpeer.data.sampling import split_patients
-from splitpeer.errors import AttackImpossible, ConfigError
+from splitpeer.errors import AttackImpossible, ConfigError, JobFailed
 from splitpeer.report.model import Source, configuration
 from splitpeer.roles.terms import job_on_wire, window_of
 
@@ -291,12 +291,16 @@ def _point(name: str, played: Rehearsed, images: Sequence[Outcome], masks: Seque
     def ssim(outcome: Outcome) -> float:
         return outcome.scores["ssim"].mean or 0.0
 
+    if (dice := played.dice.get("mean")) is None:
+        raise JobFailed(
+            "no mask of the patients held out holds any region: there is no Dice to compare; hold out others"
+        )
     worst = max(images, key=ssim)
     floors = [f for f in worst.scores["ssim"].floors.values() if f is not None]
     tumour = [o.scores["tumour_dice"].mean for o in images if "tumour_dice" in o.scores]
     aucs = [o.scores["auc"].mean for o in masks if o.scores.get("auc") and o.scores["auc"].mean is not None]
     return Point(
-        name=name, dice=played.dice["mean"], leakage=ssim(worst), by=worst.result.attack, views=worst.result.views,
+        name=name, dice=dice, leakage=ssim(worst), by=worst.result.attack, views=worst.result.views,
         floor=max(floors, default=0.0), tumour=max((t for t in tumour if t is not None), default=None),
         mask_auc=max(aucs, default=None),
     )  # fmt: skip

@@ -52,6 +52,7 @@ def demo(
     from splitpeer.demo.baselines import train_all
     from splitpeer.demo.leak import MODALITY, attack_and_report, recorded_keys
     from splitpeer.demo.report import CONTRASTS, dice_table, draw, read_result, write_summary
+    from splitpeer.training.metrics import shown
 
     console = Console(stderr=True)
     started = time.monotonic()
@@ -109,7 +110,7 @@ def demo(
             out / "pki" / "federation.salt",
             tuple(sorted(SITES.values())),
             len(os.sched_getaffinity(0)),
-            lambda name, dice: console.print(f"  {name}: mean Dice {dice['mean']:.3f}"),
+            lambda name, dice: console.print(f"  {name}: mean Dice {shown(dice['mean'])}"),
         )
         rows |= alone
     leaked = {}

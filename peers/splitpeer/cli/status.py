@@ -238,6 +238,8 @@ def _named(work: Mapping[str, Any], name: str) -> str:
 
 
 def _shown(value: Any) -> str:
+    if value is None:
+        return "-"
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, float):

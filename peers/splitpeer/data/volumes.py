@@ -11,9 +11,6 @@ from contextlib import contextmanager
 
 import numpy as np
 import torch
-from monai.data import MetaTensor
-from monai.data.utils import compute_shape_offset, zoom_affine
-from monai.transforms import NormalizeIntensity, Spacing
 from nibabel.affines import voxel_sizes
 
 from splitpeer.data import labels as label_rules
@@ -163,7 +160,7 @@ class Volumes:
         if self._resamples(header):
             voxels = self._resample(voxels, header)
         if self.labels is None:
-            return np.asarray(NormalizeIntensity(nonzero=True)(torch.from_numpy(voxels)[None]), np.float32)
+            return _normalise(voxels)[None]
         try:
             return label_rules.regions(voxels, self.labels)
         except DataError as error:
@@ -174,6 +171,10 @@ class Volumes:
         return self._spacing is not None and bool(np.abs(native - self._spacing).max() > SPACING_TOLERANCE)
 
     def _resample(self, voxels: np.ndarray, header: Header) -> np.ndarray:
+        # Here, and below: importing MONAI costs more than a second, and few jobs resample.
+        from monai.data import MetaTensor
+        from monai.transforms import Spacing
+
         mode = "bilinear" if self.labels is None else "nearest"
         spacing = Spacing(pixdim=self._spacing, mode=mode, padding_mode="border")
         volume = MetaTensor(torch.from_numpy(voxels)[None], affine=torch.from_numpy(header.affine))
@@ -182,6 +183,8 @@ class Volumes:
     def _measure(self, header: Header) -> Geometry:
         shape, affine = header.shape, header.affine
         if self._resamples(header):
+            from monai.data.utils import compute_shape_offset, zoom_affine
+
             affine = zoom_affine(affine, self._spacing, diagonal=False)
             # The same two functions that MONAI's Spacing uses, so the shape is known without the voxels.
             new_shape, offset = compute_shape_offset(shape, header.affine, affine)
@@ -209,3 +212,13 @@ def _blaming(key: bytes) -> Iterator[None]:
         if cause not in OF_A_PATIENT:
             raise
         raise PatientUnusable(key, cause, str(error)) from None
+
+
+def _normalise(voxels: np.ndarray) -> np.ndarray:
+    """SP-11-22: in float64, so that the order of summation, which differs between CPUs, is lost in rounding."""
+    out = np.zeros(voxels.shape, np.float32)
+    inside = voxels != 0
+    values = voxels[inside].astype(np.float64)
+    if len(values):
+        out[inside] = (values - values.mean()) / (values.std() or 1.0)
+    return out

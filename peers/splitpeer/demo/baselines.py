@@ -19,9 +19,10 @@ from splitpeer.data.volumes import Volumes
 from splitpeer.models import build_split_network
 from splitpeer.roles.evaluation import Plan, Scoring
 from splitpeer.training.loss import region_loss
+from splitpeer.training.metrics import Scores
 from splitpeer.training.optimiser import make_optimiser, make_schedule
 
-Done = Callable[[str, dict[str, float]], None]
+Done = Callable[[str, Scores], None]
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class Baseline:
     convention: str = "msd"
 
 
-def train(baseline: Baseline) -> dict[str, float]:
+def train(baseline: Baseline) -> Scores:
     """Dice of the network in one process, with the job's schedule, seeds, steps and patients held out."""
     torch.set_num_threads(1)
     config = JobConfig.load(baseline.job)
@@ -98,11 +99,11 @@ def train(baseline: Baseline) -> dict[str, float]:
 
 def train_all(
     job: Path, data: Path, salt: Path, modalities: tuple[str, ...], workers: int, done: Done
-) -> dict[str, dict[str, float]]:
+) -> dict[str, Scores]:
     """Each contrast alone and all together, in `workers` processes; `done` hears each result as it comes."""
     wanted = [Baseline("centralised, four contrasts", modalities, job, data, salt)]
     wanted += [Baseline(f"{modality} alone", (modality,), job, data, salt) for modality in modalities]
-    results: dict[str, dict[str, float]] = {}
+    results: dict[str, Scores] = {}
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
         running = {pool.submit(train, baseline): baseline.name for baseline in wanted}
         for future in as_completed(running):

@@ -16,26 +16,27 @@ from splitpeer import durable
 from splitpeer.data.labels import regions
 from splitpeer.errors import JobFailed
 from splitpeer.pictures import dice_bars, prediction_sheet
+from splitpeer.training.metrics import Scores, shown
 
 REGIONS = ("WT", "TC", "ET", "mean")
 CONTRASTS = {"FLAIR": "flair", "T1": "t1", "T1Gd": "t1ce", "T2": "t2"}
 SHOWN = 4
 
 
-def dice_table(rows: Mapping[str, Mapping[str, float]]) -> Table:
+def dice_table(rows: Mapping[str, Scores]) -> Table:
     """Dice of each network, best mean in bold."""
     table = Table(title="Dice per volume, patients held out")
     table.add_column("network")
     for region in REGIONS:
         table.add_column(region, justify="right")
-    best = max(values["mean"] for values in rows.values())
+    best = max((mean for values in rows.values() if (mean := values["mean"]) is not None), default=None)
     for name, values in rows.items():
-        style = "bold" if values["mean"] == best else None
-        table.add_row(name, *(f"{values[region]:.3f}" for region in REGIONS), style=style)
+        style = "bold" if best is not None and values["mean"] == best else None
+        table.add_row(name, *(shown(values[region]) for region in REGIONS), style=style)
     return table
 
 
-def draw(folder: Path, data: Path, results: Path, rows: Mapping[str, Mapping[str, float]]) -> list[Path]:
+def draw(folder: Path, data: Path, results: Path, rows: Mapping[str, Scores]) -> list[Path]:
     """The pictures; returns their paths."""
     curve, sheet, bars = folder / "training.png", folder / "predictions.png", folder / "dice.png"
     copyfile(results / "training.png", curve)

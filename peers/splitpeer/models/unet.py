@@ -12,10 +12,9 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Literal
 
 import torch
-from monai.networks.layers.factories import Conv
-from monai.networks.nets.basic_unet import Down, TwoConv, UpCat
 from torch import Tensor, nn
 
+from splitpeer.models.blocks import CONVOLUTION, Down, TwoConv, UpCat
 from splitpeer.models.seeding import seeded, site_seed
 
 ALL_LEVELS = (0, 1, 2, 3, 4)
@@ -26,13 +25,6 @@ RARE_FOREGROUND_BIAS = -2.0  # sigmoid(-2) = .12: the first steps need not unlea
 
 Fusion = Literal["concat", "mean"]
 Activations = Mapping[str, Mapping[str, Tensor]]
-
-# BasicUNet's own defaults.
-_ACTIVATION = ("LeakyReLU", {"negative_slope": 0.1, "inplace": True})
-_NORM = ("instance", {"affine": True})
-_BIAS = True
-_DROPOUT = 0.0
-_BLOCK = (_ACTIVATION, _NORM, _BIAS, _DROPOUT)
 
 
 def level_name(level: int) -> str:
@@ -76,11 +68,11 @@ class Encoder(nn.Module):
         super().__init__()
         widths, self.levels = _check(dimensions, features, levels)
         self.dimensions, self.features = dimensions, widths
-        self.conv_0 = TwoConv(dimensions, in_channels, widths[0], *_BLOCK)
-        self.down_1 = Down(dimensions, widths[0], widths[1], *_BLOCK)
-        self.down_2 = Down(dimensions, widths[1], widths[2], *_BLOCK)
-        self.down_3 = Down(dimensions, widths[2], widths[3], *_BLOCK)
-        self.down_4 = Down(dimensions, widths[3], widths[4], *_BLOCK)
+        self.conv_0 = TwoConv(dimensions, in_channels, widths[0])
+        self.down_1 = Down(dimensions, widths[0], widths[1])
+        self.down_2 = Down(dimensions, widths[1], widths[2])
+        self.down_3 = Down(dimensions, widths[2], widths[3])
+        self.down_4 = Down(dimensions, widths[3], widths[4])
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """Image [B, in_channels, *spatial] to {"x0": [B, features[0], *spatial], ...}, in order of level.
@@ -131,11 +123,11 @@ class Decoder(nn.Module):
         def skip(level: int) -> int:
             return wider * widths[level] if level in self.levels else 0
 
-        self.upcat_4 = UpCat(dimensions, wider * widths[4], skip(3), widths[3], *_BLOCK)
-        self.upcat_3 = UpCat(dimensions, widths[3], skip(2), widths[2], *_BLOCK)
-        self.upcat_2 = UpCat(dimensions, widths[2], skip(1), widths[1], *_BLOCK)
-        self.upcat_1 = UpCat(dimensions, widths[1], skip(0), widths[5], *_BLOCK, halves=False)
-        self.final_conv = Conv["conv", dimensions](widths[5], out_channels, kernel_size=1)
+        self.upcat_4 = UpCat(dimensions, wider * widths[4], skip(3), widths[3])
+        self.upcat_3 = UpCat(dimensions, widths[3], skip(2), widths[2])
+        self.upcat_2 = UpCat(dimensions, widths[2], skip(1), widths[1])
+        self.upcat_1 = UpCat(dimensions, widths[1], skip(0), widths[5], halves=False)
+        self.final_conv = CONVOLUTION[dimensions](widths[5], out_channels, kernel_size=1)
         self.rare_foreground()
 
     def rare_foreground(self) -> None:

@@ -325,7 +325,8 @@ class Loop:
             event(log, "job.evaluated_without", step=self.committed, missing=modality, **dice)
         self._told = 0.0
         await self._tell(
-            self.committed, {f"dice_{region}": value for region, value in self._result.dice.items()}
+            self.committed,
+            {f"dice_{region}": value for region, value in self._result.dice.items() if value is not None},
         )
 
     async def _evaluate_with(self, sites: Sequence[Site], keys: Sequence[bytes]) -> int | Lost:

@@ -31,6 +31,7 @@ from splitpeer.roles.record import Record
 from splitpeer.roles.terms import job_on_wire, run_folder
 from splitpeer.roles.view import LogView
 from splitpeer.training import checkpoint
+from splitpeer.training.metrics import Scores
 from splitproto import AllowList, Credentials, Listener, Offer, Session, SplitprotoError, dial, pki
 from splitproto.capture import Header, Recorded
 from splitproto.errors import IdentityError, UnexpectedMessage
@@ -351,7 +352,7 @@ def _compare_figures(
     order: JobConfig,
     job: Path,
     results: Path,
-    dice: Mapping[str, float],
+    dice: Scores,
 ) -> None:
     """Losses and Dice: with those that were told to the sites, and with the run's own results if they are there."""
     recorded = dict(recording.figures)
@@ -359,7 +360,9 @@ def _compare_figures(
     if _run_of(former) == recording.run.hex():
         recorded |= {(step, "loss"): loss for step, loss in _losses(former).items()}
     live = {(step, "loss"): loss for step, loss in _losses(results).items()}
-    live |= {(comparison.steps, f"dice_{region}"): value for region, value in dice.items()}
+    live |= {
+        (comparison.steps, f"dice_{region}"): value for region, value in dice.items() if value is not None
+    }
     for place in sorted(live.keys() & recorded.keys()):
         comparison.figure(live[place], recorded[place])
 

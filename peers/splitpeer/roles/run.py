@@ -19,6 +19,7 @@ from splitpeer.errors import ConfigError
 from splitpeer.lines import Lines
 from splitpeer.roles.record import Record
 from splitpeer.roles.terms import run_folder
+from splitpeer.training.metrics import Scores
 
 
 @dataclass
@@ -32,11 +33,11 @@ class Result:
     steps: int = 0
     patients: int = 0
     validation: int = 0
-    dice: dict[str, float] = field(default_factory=dict)
+    dice: Scores = field(default_factory=dict)
     """Of the last evaluation, with `modalities`."""
     modalities: list[str] = field(default_factory=list)
     """Those that the last evaluation, and the masks in `predictions/`, were made from."""
-    missing: dict[str, dict[str, float]] = field(default_factory=dict)
+    missing: dict[str, Scores] = field(default_factory=dict)
     """Dice without the modality named, where the job asks for it."""
     absences: dict[str, int] = field(default_factory=dict)
     """By site, steps that this process of the coordinator made while it was absent."""

@@ -19,6 +19,7 @@ from rich.progress import (
 )
 
 from splitpeer.logs import event
+from splitpeer.training.metrics import Scores, shown
 
 log = logging.getLogger(__name__)
 LINE_EVERY_S = 5.0
@@ -39,7 +40,7 @@ class View(Protocol):
     def evaluating(self, done: int, total: int) -> None:
         """Batches of an evaluation."""
 
-    def evaluated(self, step: int, dice: dict[str, float]) -> None:
+    def evaluated(self, step: int, dice: Scores) -> None:
         """Dice over the patients held out."""
 
     def close(self) -> None:
@@ -64,9 +65,9 @@ class Pace:
         }
 
 
-def dice_line(dice: dict[str, float]) -> str:
-    """Such as `WT .81 TC .70 ET .79 mean .77`."""
-    return " ".join(f"{region} {value:.3f}" for region, value in dice.items())
+def dice_line(dice: Scores) -> str:
+    """Such as `WT 0.810 TC 0.700 ET - mean 0.755`."""
+    return " ".join(f"{region} {shown(value)}" for region, value in dice.items())
 
 
 class LogView:
@@ -104,7 +105,7 @@ class LogView:
             self._said = time.monotonic()
             event(log, "job.evaluating", batch=f"{done}/{total}")
 
-    def evaluated(self, step: int, dice: dict[str, float]) -> None:
+    def evaluated(self, step: int, dice: Scores) -> None:
         return
 
     def close(self) -> None:
@@ -147,8 +148,8 @@ class LiveView:
     def evaluating(self, done: int, total: int) -> None:
         self._progress.update(self._task, description="evaluating", figures=f"batch {done}/{total}")
 
-    def evaluated(self, step: int, dice: dict[str, float]) -> None:
-        self._dice = f"Dice {dice.get('mean', float('nan')):.3f}"
+    def evaluated(self, step: int, dice: Scores) -> None:
+        self._dice = f"Dice {shown(dice.get('mean'))}"
         self._console.print(f"step {step}: Dice {dice_line(dice)}")
 
     def close(self) -> None:

@@ -2,37 +2,37 @@
 
 from __future__ import annotations
 
-import math
-from typing import Literal
+from collections.abc import Sequence
+from typing import TypeAlias
 
 import numpy as np
-import torch
-from monai.metrics import compute_dice
 from torch import Tensor
 
 from splitpeer.models.unet import REGIONS
 
-Empty = Literal["one", "skip"]
+Scores: TypeAlias = dict[str, float | None]
+"""{"WT", "TC", "ET", "mean"}; None (null in JSON) for what cannot be scored."""
+
+
+def shown(score: float | None) -> str:
+    """A score for people: three decimals, or a dash where there is none."""
+    return "-" if score is None else f"{score:.3f}"
 
 
 class VolumeDice:
     """Mean Dice over volumes (cases), each volume scored whole and counted once.
 
-    Dice = 2 |P n T| / (|P| + |T|) (Dice, Ecology 26, 297-302, 1945). Where a volume's truth lacks a region,
-    Dice has no meaning and a convention must do:
-
-    - `empty="one"`, as BraTS scores: 1 if the prediction lacks it too, else 0;
-    - `empty="skip"`: the volume does not count for that region.
+    Dice = 2 |P n T| / (|P| + |T|) (Dice, Ecology 26, 297-302, 1945). Where a volume's mask lacks a region, Dice is
+    undefined, and BraTS's convention holds: 1 if the prediction lacks it too, else 0. A region that no mask holds has
+    no score at all: such ones and zeros would not say how well it is segmented.
     """
 
-    def __init__(self, empty: Empty = "one") -> None:
-        if empty not in ("one", "skip"):
-            raise ValueError(f'empty must be "one" or "skip", not {empty!r}')
-        self._empty = empty
+    def __init__(self) -> None:
         self._scores: list[np.ndarray] = []
+        self._held = np.zeros(len(REGIONS), bool)
 
     def add(self, prediction: np.ndarray | Tensor, truth: np.ndarray | Tensor) -> dict[str, float]:
-        """Score one volume; returns its own Dice per region (NaN where skipped).
+        """Score one volume; returns its own Dice per region.
 
         Args:
             prediction: boolean (or 0/1) [3, *spatial] in the order WT, TC, ET.
@@ -46,11 +46,12 @@ class VolumeDice:
             raise ValueError(
                 f"prediction is {shapes[0]}, truth {shapes[1]}: expected [{len(REGIONS)}, ...] of both"
             )
-        scores = compute_dice(
-            torch.as_tensor(prediction).float()[None],
-            torch.as_tensor(truth).float()[None],
-            ignore_empty=self._empty == "skip",
-        )[0].numpy()
+        found, true = (
+            np.asarray(masks).astype(bool).reshape(len(REGIONS), -1) for masks in (prediction, truth)
+        )
+        size = found.sum(1) + true.sum(1)
+        scores = np.where(size > 0, 2 * (found & true).sum(1) / np.maximum(size, 1), 1.0)
+        self._held |= true.any(1)
         self._scores.append(scores)
         return {region: float(score) for region, score in zip(REGIONS, scores, strict=True)}
 
@@ -58,14 +59,14 @@ class VolumeDice:
         """Volumes scored so far."""
         return len(self._scores)
 
-    def result(self) -> dict[str, float]:
-        """{"WT", "TC", "ET", "mean"}: means over volumes, then over regions; NaN where no volume counts."""
+    def result(self) -> Scores:
+        """Means over volumes, then over the regions that some mask holds."""
         means = {
-            region: _mean([scores[index] for scores in self._scores]) for index, region in enumerate(REGIONS)
+            region: _mean([float(scores[index]) for scores in self._scores]) if self._held[index] else None
+            for index, region in enumerate(REGIONS)
         }
-        return {**means, "mean": _mean(list(means.values()))}
+        return {**means, "mean": _mean([score for score in means.values() if score is not None])}
 
 
-def _mean(values: list[float]) -> float:
-    counted = [float(value) for value in values if not math.isnan(value)]
-    return sum(counted) / len(counted) if counted else math.nan
+def _mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None

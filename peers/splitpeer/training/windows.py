@@ -6,13 +6,13 @@ wire. The grid, the weights and the sums are MONAI's; a test compares. A slice i
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
-import torch
-from monai.data.utils import compute_importance_map, dense_patch_slices
 
 GAUSSIAN_SIGMA = 0.125  # of the window, as in MONAI and nnU-Net
+LEAST_IMPORTANCE = 1e-3  # where the Gaussian is as good as zero: every voxel of a window counts
 
 
 def window_origins(
@@ -36,9 +36,11 @@ def window_origins(
         for size, width in zip(padded, window, strict=True)
     ]
     before = [max(width - size, 0) // 2 for size, width in zip(shape, window, strict=True)]
-    x, y, z = before
-    corners = ([int(part.start) for part in place] for place in dense_patch_slices(padded, window, stride))
-    return [(a - x, b - y, c - z) for a, b, c in corners]
+    x, y, z = (
+        [min(step, size - width) - margin for step in range(0, size - width + pace, pace)]
+        for size, width, pace, margin in zip(padded, window, stride, before, strict=True)
+    )
+    return list(itertools.product(x, y, z))
 
 
 def cut_window(volume: np.ndarray, origin: Sequence[int], window: Sequence[int]) -> np.ndarray:
@@ -64,10 +66,7 @@ class WindowMerger:
     def __init__(self, shape: Sequence[int], window: Sequence[int], channels: int) -> None:
         _check(shape, window)
         self._shape, self._window = tuple(shape), tuple(window)
-        mode = "constant" if 1 in self._window else "gaussian"
-        self._importance = compute_importance_map(
-            self._window, mode, GAUSSIAN_SIGMA, "cpu", torch.float32
-        ).numpy()
+        self._importance = _importance(self._window)
         self._sum = np.zeros((channels, *self._shape), dtype=np.float32)
         self._weight = np.zeros(self._shape, dtype=np.float32)
 
@@ -95,6 +94,17 @@ class WindowMerger:
         if uncovered:
             raise ValueError(f"{uncovered} voxels were in no window: the volume is not complete")
         return self._sum / self._weight
+
+
+def _importance(window: Sequence[int]) -> np.ndarray:
+    """Weights of a window's voxels, float32."""
+    weights = np.ones(tuple(window))
+    if 1 not in window:
+        for axis, width in enumerate(window):
+            away = np.arange(width) - (width - 1) / 2
+            bell = np.exp(-(away**2) / (2 * (GAUSSIAN_SIGMA * width) ** 2))
+            weights *= bell.reshape([-1 if other == axis else 1 for other in range(3)])
+    return np.maximum(weights, LEAST_IMPORTANCE).astype(np.float32)
 
 
 def _overlap(

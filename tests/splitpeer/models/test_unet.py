@@ -42,9 +42,10 @@ def test_one_site_is_basic_unet_bit_for_bit(dimensions: int) -> None:
     assert torch.equal(ours, theirs)
     ours.square().mean().backward()
     theirs.square().mean().backward()
-    assert torch.equal(
-        network.encoders["T1"].conv_0.conv_0.conv.weight.grad, whole.conv_0.conv_0.conv.weight.grad
-    )
+    mine = {**dict(network.encoders["T1"].named_parameters()), **dict(network.decoder.named_parameters())}
+    assert list(mine) == [name for name, _ in whole.named_parameters()]
+    for name, parameter in whole.named_parameters():
+        assert torch.equal(mine[name].grad, parameter.grad), name
 
 
 @pytest.mark.parametrize("dimensions", [2, 3])

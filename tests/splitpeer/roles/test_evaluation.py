@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 
 import nibabel as nib
@@ -10,6 +11,9 @@ import pytest
 import torch
 from monai.inferers import sliding_window_inference
 
+from splitpeer import logs
+from splitpeer.pictures import dice_bars, draw_curve
+from splitpeer.roles.view import dice_line
 from splitpeer.training.metrics import VolumeDice
 
 REGION_OF = {"WT": (1, 2, 3), "TC": (2, 3), "ET": (3,)}  # convention "msd"
@@ -113,3 +117,35 @@ async def test_nobody_held_out(scene) -> None:
     assert ran.result is not None, ran.error
     assert ran.result.complete
     assert ran.result.dice == {}
+
+
+async def test_a_region_that_no_mask_holds_scores_null_everywhere(scene, tmp_path, caplog) -> None:
+    """In result.json, metrics.jsonl, logs and pictures; the sites hear the figures that there are."""
+    caplog.set_level(logging.INFO, "splitpeer")
+    scene.cast("t1", "t2", training={"steps": 2}, evaluation={"missing": True})
+    labels = tmp_path / "labels"
+    labels.mkdir()
+    for path in (scene.federation.data / "labels").iterdir():
+        mask = nib.load(path)
+        voxels = np.asarray(mask.dataobj)
+        nib.save(
+            nib.Nifti1Image(np.where(voxels == 3, 2, voxels).astype(np.uint8), mask.affine),
+            labels / path.name,
+        )
+    scene.coordinator(data={"labels": str(labels)})
+    ran = await scene.together()
+    assert ran.result is not None and ran.result.complete, ran.error
+    dice = json.loads((scene.output / "result.json").read_text())["dice"]
+    assert dice["ET"] is None
+    assert dice["mean"] == pytest.approx((dice["WT"] + dice["TC"]) / 2)
+    assert all(without["ET"] is None for without in ran.result.missing.values())
+    (line,) = [line for line in scene.metrics() if "dice" in line]
+    assert line["dice"] == dice
+    assert "ET -" in dice_line(ran.result.dice)
+    (evaluated,) = [r for r in caplog.records if r.getMessage() == "job.evaluated"]
+    assert " ET=- " in logs.TextFormatter().format(evaluated)
+    draw_curve(scene.output)
+    dice_bars({"split": dice}, tmp_path / "bars.png")
+    told = [r.fields["figures"] for r in caplog.records if r.getMessage() == "job.progress"]
+    assert any("dice_WT" in figures for figures in told)
+    assert not any("dice_ET" in figures for figures in told)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from monai.losses import DiceLoss
 
 from splitpeer.training.loss import region_loss
 
@@ -30,3 +31,13 @@ def test_three_dimensions_and_other_types() -> None:
     loss = region_loss(logits, target)
     assert loss.dtype == torch.float32
     assert loss.shape == ()
+
+
+def test_the_dice_term_is_monais() -> None:
+    generator = torch.Generator().manual_seed(2)
+    logits = torch.randn(2, 3, 4, 8, 8, generator=generator)
+    target = (torch.rand(2, 3, 4, 8, 8, generator=generator) > 0.7).float()
+    cross_entropy = torch.nn.functional.binary_cross_entropy_with_logits(logits, target)
+    theirs = 2 * cross_entropy + DiceLoss(sigmoid=True, batch=True, reduction="sum")(logits, target)
+    # Sums of 512 float32 terms, in another order: 512 roundings of 2^-24 at worst.
+    assert region_loss(logits, target).item() == pytest.approx(theirs.item(), rel=512 * 2**-24)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from monai.data.utils import compute_importance_map, dense_patch_slices
 from monai.inferers import sliding_window_inference
 
-from splitpeer.training.windows import WindowMerger, cut_window, window_origins
+from splitpeer.training.windows import WindowMerger, _importance, cut_window, window_origins
 
 
 def predict(x: torch.Tensor) -> torch.Tensor:
@@ -47,6 +48,31 @@ def test_as_monai_does(shape, window, overlap) -> None:
             merger.add(origin, predict(torch.from_numpy(cut)[None])[0].numpy())
     np.testing.assert_allclose(merger.result(), expected.numpy(), rtol=0, atol=1e-5)
     assert len(set(origins)) == len(origins)
+
+
+def test_the_grid_is_monais_to_the_voxel() -> None:
+    source = np.random.default_rng(4)
+    for _ in range(200):
+        window, shape = source.integers(1, 40, 3), source.integers(1, 90, 3)
+        overlap = source.choice([0.0, 0.25, 0.5, 0.7, 0.9])
+        padded = np.maximum(shape, window).tolist()
+        stride = [
+            n if n == w else max(1, int(w * (1 - overlap))) for n, w in zip(padded, window, strict=True)
+        ]
+        margin = np.maximum(window - shape, 0) // 2
+        theirs = [
+            tuple(p.start for p in place) for place in dense_patch_slices(padded, window.tolist(), stride)
+        ]
+        ours = window_origins(shape.tolist(), window.tolist(), float(overlap))
+        assert ours == [tuple((corner - margin).tolist()) for corner in np.array(theirs)]
+
+
+@pytest.mark.parametrize("window", [(16, 16, 16), (32, 48, 5), (96, 96, 96), (2, 3, 4), (240, 240, 1)])
+def test_the_weights_are_monais(window: tuple[int, int, int]) -> None:
+    mode = "constant" if 1 in window else "gaussian"
+    theirs = compute_importance_map(window, mode, 0.125, "cpu", torch.float32).numpy()
+    # float32 there, float64 here. An exponent of up to 24 is rounded to 2^-24 of itself: 24 * 2^-24 for each factor.
+    np.testing.assert_allclose(_importance(window), theirs, rtol=3 * 24 * 2**-24)
 
 
 def test_small_volumes_are_centred() -> None:
