@@ -58,6 +58,9 @@ from splitproto.messages import (
     Sample,
     Saved,
     Unsaved,
+    Unusable,
+    Withdraw,
+    Withdrawn,
 )
 from splitproto.tensors import Descriptor, matches, schema_digest
 
@@ -338,7 +341,19 @@ class Service:
             raise SchemaMismatch(f"a batch of {len(forward.samples)} samples, the job says {job.batch}")
         check_size(job, len(forward.samples))
 
-    def encode(self, run: Run, forward: Forward) -> Activations:
+    def trouble(self, key: bytes) -> str:
+        """Why a patient's image cannot be used; empty if it can. Software that reads files finds more causes here."""
+        voxels = self.by_key[key].voxels
+        if not np.isfinite(voxels).all():
+            return "not-finite"
+        return "" if voxels.any() else "empty"
+
+    def encode(self, run: Run, forward: Forward) -> Activations | Withdraw:
+        """Activations; or whose images cannot be used, so that the run goes on without them (SP-11.13-1)."""
+        keys = dict.fromkeys(sample.key for sample in forward.samples)
+        bad = tuple(Unusable(key, cause) for key in keys if (cause := self.trouble(key)))
+        if bad:
+            return Withdraw(forward.mode, forward.step, forward.batch, forward.digest, bad)
         x = np.stack([self.window(sample, run.offer.job.window) for sample in forward.samples])
         return run.forward(forward, x)
 
@@ -370,6 +385,7 @@ class Service:
     async def work(self, session: Session, run: Run) -> Bye:
         """Batches, gradients and checkpoints until one side says bye."""
         announced: deque[Forward] = deque()
+        withdrew = False  # until we hear where to go on, no batch counts
         while True:
             if session.rotation_due and not run.pending:
                 return Bye("rotate", session.rotation_cause)
@@ -381,14 +397,20 @@ class Service:
                         f"asked for step {forward.step} ({forward.mode}) after step {run.applied}"
                     )
                 # In a thread, so that heartbeats are answered during a long computation.
-                await session.send(await asyncio.to_thread(self.encode, run, forward))
+                answer = await asyncio.to_thread(self.encode, run, forward)
+                await session.send(answer)
+                if isinstance(answer, Withdraw):
+                    log.warning("step %d: %d patients withdrawn", answer.step, len(answer.patients))
+                    announced.clear()
+                    withdrew = True
             message = await session.receive(IDLE_S, "work")
             match message:
                 case Begin():
                     log.info("job %s begins with %d patients", run.offer.job.name, message.patients)
                 case Forward():
                     self.check(message, run.offer.job)
-                    announced.append(message)
+                    if not withdrew:
+                        announced.append(message)
                 case Gradients():
                     await asyncio.to_thread(run.apply, message)
                     await session.send(Applied(message.step))
@@ -403,12 +425,16 @@ class Service:
                         await session.send(Saved(message.step, digest))
                 case Advance():
                     announced.clear()
+                    withdrew = False
                     run.advance(message.step)
                     await session.send(Advanced(message.step))
                 case Rollback():
                     announced.clear()
+                    withdrew = False
                     await asyncio.to_thread(run.rollback, message.step)
                     await session.send(RolledBack(message.step))
+                case Withdrawn():
+                    log.warning("%d patients are out from step %d on", len(message.patients), message.step)
                 case Progress():
                     log.info("step %d: %s", message.step, message.values)
                 case Bye():

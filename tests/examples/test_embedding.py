@@ -40,6 +40,9 @@ from splitproto.messages import (
     RolledBack,
     Sample,
     Unsaved,
+    Unusable,
+    Withdraw,
+    Withdrawn,
 )
 from splitproto.tensors import Descriptor, schema_digest
 
@@ -271,6 +274,45 @@ async def test_absence_and_a_full_disk(
             await session.receive(30)
         with pytest.raises(StepMismatch):
             await serving
+
+
+async def test_a_bad_image_is_withdrawn(federation: Path, service: ModuleType) -> None:
+    """SP-11.13-1: with its cause; then nothing counts until the coordinator says where to go on."""
+    hub, north = (
+        Credentials(Path("pki/ca.crt"), Path(f"pki/{site}.crt"), Path(f"pki/{site}.key"))
+        for site in ("hub", "north")
+    )
+    volumes = service.invented()
+    volumes["patient-0"].voxels[0, 0, 0] = np.nan
+    volumes["patient-1"].voxels[:] = 0
+    site = service.Service("flair", frozenset(range(5)), b"s" * 32, volumes, Path("state"))
+    bad = {
+        service.pseudonym(site.salt, f"patient-{n}"): cause for n, cause in enumerate(("not-finite", "empty"))
+    }
+    offer, _ = offer_and_cut()
+    async with Listener("tcp://127.0.0.1:0", hub, AllowList({"client": {"north"}}, "the test")) as listener:
+        serving = asyncio.create_task(site.serve(listener.address, north, "hub", 30.0))
+        session, _, inventory = await joined(listener, offer, 0)
+
+        def batch(*keys: bytes) -> Forward:
+            samples = tuple(Sample(key, (0, 0, 4)) for key in keys)
+            return Forward("train", 1, 0, samples, service.batch_digest(1, samples, None))
+
+        good = [patient.key for patient in inventory.patients if patient.key not in bad]
+        asked = batch(*bad)
+        await session.send(asked)
+        assert await session.receive(30) == Withdraw(
+            "train", 1, 0, asked.digest, tuple(Unusable(key, cause) for key, cause in bad.items())
+        )
+        await session.send(batch(*good[:2]))  # announced before the coordinator knew
+        await session.send(Advance(0))
+        assert await session.receive(30) == Advanced(0)
+        await session.send(Withdrawn(1, tuple(Unusable(key, cause) for key, cause in bad.items())))
+        again = batch(*good[2:4])
+        await session.send(again)
+        assert (await session.receive(30)).digest == again.digest
+        await session.close("complete")
+        assert (await serving).reason == "complete"
 
 
 def test_a_checkpoint_is_on_disk_before_its_name_is(

@@ -125,7 +125,7 @@ def _show(capture: Capture, summary: Summary, verdict: Verdict) -> None:
         ("files", ", ".join(part.path.name for part in capture.parts)),
         ("training steps", str(summary.steps)),
         ("evaluation batches", str(summary.evaluations)),
-        ("patients", str(summary.patients)),
+        ("patients", f"{summary.patients}" + (f" ({summary.withdrawn} withdrawn)" if summary.withdrawn else "")),
     ):  # fmt: skip
         about.add_row(name, value)
     console.print(about, highlight=False, markup=False)

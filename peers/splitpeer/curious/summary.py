@@ -7,7 +7,7 @@ from typing import Any
 
 from splitpeer.curious.reader import Capture, Verdict
 from splitproto.capture import CaptureTruncated, Recorded
-from splitproto.messages import Activations, Forward, Gradients
+from splitproto.messages import Activations, Forward, Gradients, Withdraw, Withdrawn
 
 
 @dataclass
@@ -56,6 +56,8 @@ class Summary:
     """Evaluation batches."""
     patients: int = 0
     """Different keys in the recorded batches."""
+    withdrawn: int = 0
+    """Different keys that a site withdrew."""
 
     def as_json(self, capture: Capture, verdict: Verdict) -> dict[str, Any]:
         """All of it, with header and verdict, as plain values."""
@@ -88,7 +90,7 @@ def summarise(capture: Capture) -> Summary:
     summary = Summary()
     flows: dict[tuple[str, str, str], Flow] = {}
     levels: dict[tuple[str, str, str, str, tuple[int, ...]], Level] = {}
-    steps, batches, patients = set(), set(), set()
+    steps, batches, patients, withdrawn = set(), set(), set(), set()
     for record in capture.records():
         head = record.head
         flow = flows.setdefault(
@@ -103,6 +105,8 @@ def summarise(capture: Capture) -> Summary:
         summary.last = record.time
         if isinstance(head, Forward):
             patients.update(sample.key for sample in head.samples)
+        if isinstance(head, Withdraw | Withdrawn):
+            withdrawn.update(patient.key for patient in head.patients)
         if isinstance(head, Activations | Gradients):
             _count_levels(levels, record)
         if isinstance(head, Activations):
@@ -111,6 +115,7 @@ def summarise(capture: Capture) -> Summary:
     summary.flows = sorted(flows.values(), key=lambda flow: (flow.peer, order[flow.kind]))
     summary.levels = list(levels.values())
     summary.steps, summary.evaluations, summary.patients = len(steps), len(batches), len(patients)
+    summary.withdrawn = len(withdrawn)
     return summary
 
 

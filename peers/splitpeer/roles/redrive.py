@@ -57,6 +57,8 @@ from splitproto.messages import (
     Rollback,
     RolledBack,
     Saved,
+    Withdraw,
+    Withdrawn,
 )
 from splitproto.tensors import Array
 
@@ -129,7 +131,11 @@ class _Recording:
     job: Job
     run: bytes
     forwards: Mapping[Place, Forward]
+    withdrawals: Mapping[tuple[str, bytes], Withdraw]
+    """By site and digest: batches that a site answered by withdrawing patients."""
     activations: Mapping[Place, Recorded]
+    answers: Mapping[tuple[Place, bytes], Recorded]
+    """The same by digest as well: also to batches that a withdrawal made void, and that were drawn anew."""
     gradients: Mapping[tuple[str, int], Recorded]
     advances: Mapping[tuple[str, int], Advance]
     """Steps that were made without a site, the last of each row."""
@@ -156,7 +162,9 @@ class _Recording:
         if capture.gaps():
             raise DataError("messages are missing from the capture (gaps): it cannot drive a peer")
         forwards: dict[Place, Forward] = {}
+        withdrawals: dict[tuple[str, bytes], Withdraw] = {}
         activations: dict[Place, Recorded] = {}
+        answers: dict[tuple[Place, bytes], Recorded] = {}
         gradients: dict[tuple[str, int], Recorded] = {}
         advances: dict[tuple[str, int], Advance] = {}
         lists: dict[str, tuple[Patient, ...]] = {}
@@ -168,7 +176,10 @@ class _Recording:
                 case Forward() as head:
                     forwards[record.peer, head.mode, head.step, head.batch] = head
                 case Activations() as head:
-                    activations[record.peer, head.mode, head.step, head.batch] = record
+                    place = record.peer, head.mode, head.step, head.batch
+                    activations[place] = answers[place, head.digest] = record
+                case Withdraw() as head:
+                    withdrawals[record.peer, head.digest] = head
                 case Gradients() as head:
                     gradients[record.peer, head.step] = record
                 case Advance() as head:
@@ -180,7 +191,8 @@ class _Recording:
                 case Progress() as head:
                     figures |= {(head.step, name): value for name, value in head.values.items()}
         return _Recording(
-            header, header.job, header.run, forwards, activations, gradients, advances, lists, salt_checks,
+            header, header.job, header.run, forwards, withdrawals, activations, answers, gradients, advances,
+            lists, salt_checks,
             figures,
         )  # fmt: skip
 
@@ -253,6 +265,7 @@ class _Site:
         self._recording, self._comparison, self._stop, self._told = recording, comparison, stop, told
         self._applied = 0
         self._ordered: deque[Forward] = deque()
+        self._withdrew = False
 
     async def play(self, address: str, credentials: tuple[Credentials, AllowList]) -> None:
         for _ in range(200):
@@ -278,7 +291,8 @@ class _Site:
                 case JobOffer():
                     await self._join(session)
                 case Forward():
-                    self._ordered.append(message)
+                    if not self._withdrew:
+                        self._ordered.append(message)
                 case Gradients():
                     self._compare(message)
                     self._applied = message.step
@@ -286,6 +300,7 @@ class _Site:
                     self._told(message.step, self._comparison.of)
                 case Advance():
                     self._ordered.clear()
+                    self._withdrew = False
                     self._applied = message.step
                     await session.send(Advanced(message.step))
                     self._told(message.step, self._comparison.of)
@@ -293,12 +308,13 @@ class _Site:
                     await session.send(Saved(message.step, bytes(32)))
                 case Rollback():
                     self._ordered.clear()
+                    self._withdrew = False
                     self._applied = message.step
                     await session.send(RolledBack(message.step))
                 case Bye():
                     await session.close(message.reason)
                     return
-                case Begin() | Progress():
+                case Begin() | Progress() | Withdrawn():
                     pass
                 case _:
                     raise UnexpectedMessage(f"a {message.name} from the coordinator")
@@ -319,23 +335,28 @@ class _Site:
     async def _answer(self, session: Session) -> None:
         while self._ordered and self._ordered[0].step == self._applied + (self._ordered[0].mode == "train"):
             forward = self._ordered.popleft()
+            if (said := self._recording.withdrawals.get((self.name, forward.digest))) is not None:
+                # SP-11.13-1: nothing announced before counts until the coordinator says where to go on.
+                self._ordered.clear()
+                self._withdrew = True
+                await session.send(said)
+                return
             place = (self.name, forward.mode, forward.step, forward.batch)
-            recorded = self._recording.forwards.get(place)
-            if recorded is None or place not in self._recording.activations:
+            recorded = self._recording.answers.get((place, forward.digest))
+            if recorded is None and place not in self._recording.activations:
                 # The capture ends here, or the run went on without this site: so far goes the comparison.
                 self._comparison.stopped = (
                     f"{forward.mode} step {forward.step}: the capture holds nothing of {self.name} there"
                 )
                 self._stop.set()
                 return
-            if recorded.digest != forward.digest:
+            if recorded is None:
                 raise JobFailed(
                     f"the coordinator orders another batch at step {forward.step} ({forward.mode}) than was recorded: "
                     "its labels, salt or job.toml are not those of that run"
                 )
             # A copy, so that what is read of an encrypted capture is not kept.
-            message = replace(self._recording.activations[place]).message
-            await session.send(message, WAIT_S)
+            await session.send(replace(recorded).message, WAIT_S)
 
     def _compare(self, live: Gradients) -> None:
         recorded = self._recording.gradients.get((self.name, live.step))
@@ -472,7 +493,13 @@ async def _play_coordinator(
             comparison.stopped = f"train step {step + 1}: the capture holds nothing of it"
             break
         await session.send(recording.forwards[place])
-        answer = _expect(await session.receive(WAIT_S, f"activations of step {of}"), Activations)
+        answer = await session.receive(WAIT_S, f"activations of step {of}")
+        if isinstance(answer, Withdraw):
+            comparison.stopped = (
+                f"{mode} step {of}: the client cannot use {len(answer.patients)} of the patients"
+            )
+            break
+        answer = _expect(answer, Activations)
         recorded = replace(recording.activations[place]).message.tensors  # type: ignore[attr-defined]
         for name, array in answer.tensors.items():
             comparison.tensor(f"{name}, {mode} step {of}, batch {place[3]}", array, recorded[name])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -302,6 +303,38 @@ async def test_steps_that_were_made_without_a_site_are_driven_too(scene: Scene, 
         assert code == 0, error + text
         found = json.loads(text)
         assert found["agrees"] and found["largest"] == 0 and found["steps"] >= 7, found
+
+
+async def test_a_run_that_withdrew_a_patient_is_driven_too(scene: Scene, cli: Run) -> None:
+    """SP-11.13-1: the recorded site withdraws it again, and batches drawn anew are told from those before."""
+    scene.cast("flair", "t1", training={"steps": 6, "batch": 2}, evaluation={"every": 3})
+    images = scene.folder / "images"
+    shutil.copytree(scene.federation.data / "t1", images)
+    scene.client("t1", data={"images": str(images)})
+    names = {scene.key(path.name.removesuffix(".nii.gz")): path for path in images.iterdir()}
+    training, held_out = scene.patients()
+    scene.job(
+        training={"steps": 6, "batch": 2},
+        evaluation={"every": 3, "batch": 4},
+        data={"validation": 2, "max_withdrawn": 2},
+    )
+    for key in (training[0], held_out[0]):
+        names[key].write_bytes(names[key].read_bytes()[:-5000])
+    ran = await scene.together(curious=("hub", "site-flair", "site-t1"))
+    assert ran.result is not None, ran
+    assert len(ran.result.withdrawn) == 2
+    hub = scene.folder / "hub"
+    for site, more in (
+        ("hub", ("coordinator", "--config", hub / "peer.toml", "--job", hub / "job.toml")),
+        ("site-flair", ("client", "--config", scene.folder / "site-flair" / "peer.toml")),
+        ("site-t1", ("client", "--config", scene.folder / "site-t1" / "peer.toml")),
+    ):
+        code, text, _ = await asyncio.to_thread(cli, scene.capture(site))
+        assert "6 (2 withdrawn)" in " ".join(text.split())
+        code, text, error = await asyncio.to_thread(cli, scene.capture(site), "--json", "--drive", *more)
+        assert code == 0, error + text
+        found = json.loads(text)
+        assert found["agrees"] and found["largest"] == 0 and found["steps"] == 6, found
 
 
 async def test_a_site_that_was_lost_ends_the_comparison_and_it_says_so(scene: Scene, cli: Run) -> None:
