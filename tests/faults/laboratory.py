@@ -30,6 +30,8 @@ import torch
 
 from splitpeer import status
 from splitpeer.config import JobConfig, PeerConfig
+from splitpeer.data import volumes
+from splitpeer.errors import DataError
 from splitpeer.roles import client, coordinator, site_job, witness
 from splitpeer.roles.view import View
 from splitpeer.training import checkpoint
@@ -352,6 +354,8 @@ class Laboratory:
         """Kinds of accidents that happened."""
         self.keep: list[Any] = []
         self.slow_disk: dict[str, float] = {}
+        self.bad_files: set[tuple[str, str]] = set()
+        """Whose file of which patient cannot be read now."""
         self._runs = run
         self._over: asyncio.Future[None] = self.loop.create_future()
         self._tokens = random.Random(f"tokens {seed}")
@@ -453,6 +457,7 @@ class Laboratory:
                         real = stand_in if name != "secrets" else self._secrets(module.__name__)
                         put(module, name, real)
             stack.enter_context(_moments(self))
+            stack.enter_context(_bad_files(self))
             stack.enter_context(self.disks.installed())
             stack.enter_context(_logging(self))
             yield
@@ -650,6 +655,34 @@ def _moments(lab: Laboratory) -> Iterator[None]:
         return message
 
     with mock.patch.object(Session, "send", send), mock.patch.object(Session, "receive", receive):
+        yield
+
+
+@contextmanager
+def _bad_files(lab: Laboratory) -> Iterator[None]:
+    """Files of `lab.bad_files` are truncated: whoever holds one reads it to its end, and in vain."""
+    volume = volumes.Volumes._volume
+
+    def check(case: Any) -> None:
+        life = LIFE.get()
+        if life is not None and (life.name, case.patient) in lab.bad_files:
+            raise DataError(f"{case.path}: truncated or corrupt (by the laboratory)", "truncated")
+
+    def guarded(self: Any, key: bytes) -> np.ndarray:
+        # Also what is in the cache: most schedules are over before a cache is full.
+        with volumes._blaming(key):
+            check(self.case(key))
+        return volume(self, key)
+
+    def read_header(case: Any, *args: Any) -> Any:
+        check(case)
+        return header(case, *args)
+
+    header = volumes.read_header
+    with (
+        mock.patch.object(volumes.Volumes, "_volume", guarded),
+        mock.patch.object(volumes, "read_header", read_header),
+    ):
         yield
 
 

@@ -9,6 +9,7 @@ should have had.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -27,7 +28,7 @@ from splitpeer.data.pseudonym import load_salt
 from splitpeer.data.sampling import TrainingSchedule, split_patients
 from splitpeer.data.volumes import Volumes
 from splitpeer.models import build_split_network
-from splitpeer.roles import loop, site_job
+from splitpeer.roles import batches, loop, site_job
 from splitpeer.roles.compute import from_wire, to_wire
 from splitpeer.roles.evaluation import Plan, Scoring
 from splitpeer.training import checkpoint
@@ -44,10 +45,12 @@ class Deed:
 
     who: str
     deed: str
-    """"new", "train", "apply", "advance", "save" or "back"."""
+    """"new", "train", "apply", "advance", "save", "back" or "without"."""
     step: int
     modalities: tuple[str, ...] = ()
     """Of "train": who took part."""
+    keys: tuple[bytes, ...] = ()
+    """Of "without": all patients that are withdrawn."""
 
 
 @contextmanager
@@ -89,6 +92,12 @@ def noted(history: list[Deed]) -> Iterator[None]:
                     HUB, "train", forward.step, tuple(sorted(site.modality for site in arrived))
                 ),
             ),
+            wrap(
+                batches.TrainingStream,
+                "withdraw",
+                lambda self, keys: Deed(HUB, "without", 0, keys=tuple(sorted(keys))),
+                first=True,
+            ),
             wrap(hub, "_load", lambda self, step: Deed(HUB, "back", step)),
         ):
             stack.enter_context(patch)
@@ -123,23 +132,33 @@ class Retrace:
             m: SiteData(Volumes(find_images(lab.federation / "data" / m, "folder", m), salt=salt))
             for m in setting.modalities
         }
-        training, self._held_out = split_patients(self._masks.keys(), job.data.validation, job.job.seed)
+        # Those that all could use when the run began.
+        keys = sorted(bytes.fromhex(key) for key in _record(lab)["patients"])
+        self._training, self._held_out = split_patients(keys, job.data.validation, job.job.seed)
+        self._out: frozenset[bytes] = frozenset()  # patients that are withdrawn
         self._window = (*job.data.window, 1)[:3]
-        self._batches = TrainingSchedule(
-            training,
-            self._masks,
-            window=self._window,
-            batch=job.training.batch,
-            steps=job.training.steps,
-            seed=job.job.seed,
-            positive_fraction=job.data.positive_fraction,
-        )
+        self._batches: dict[frozenset[bytes], TrainingSchedule] = {}
         self._saved: dict[tuple[str, int], Any] = {}
         self._gradients: dict[tuple[str, int], Any] = {}
         self._last: dict[str, Any] = {}  # as it was when last at the last step
         self._left: dict[tuple[str, int], Any] = {}  # what was lost with a process, or undone
         self.losses: dict[int, float | None] = {}
         self._saved[HUB, 0] = self.hub.state()
+
+    def _batch(self, step: int) -> Any:
+        """Drawn as if those who are withdrawn had never been there."""
+        job = self._job
+        if self._out not in self._batches:
+            self._batches[self._out] = TrainingSchedule(
+                [key for key in self._training if key not in self._out],
+                self._masks,
+                window=self._window,
+                batch=job.training.batch,
+                steps=job.training.steps,
+                seed=job.job.seed,
+                positive_fraction=job.data.positive_fraction,
+            )
+        return self._batches[self._out].batch(step - 1)
 
     def _trained_by(self, part: torch.nn.Module) -> tuple[Any, Any]:
         training = self._job.training
@@ -161,7 +180,11 @@ class Retrace:
             half = halves[deed.who]
             if deed.deed in ("new", "back"):
                 self._left[deed.who, half.steps_done] = half.state()
-            if deed.deed == "new":
+            if deed.deed == "without":
+                # SP-11.13-6: nobody comes back, whoever is started again.
+                assert self._out <= set(deed.keys), "a patient was taken back"
+                self._out = frozenset(deed.keys)
+            elif deed.deed == "new":
                 half.load(*first[deed.who])
             elif deed.deed == "train":
                 self._train(deed)
@@ -178,6 +201,11 @@ class Retrace:
             if half.steps_done == self._job.training.steps:
                 self._last[deed.who] = half.state()
 
+    @property
+    def withdrawn(self) -> frozenset[bytes]:
+        """Whom the run was made without in the end."""
+        return self._out
+
     def saved(self, who: str, step: int) -> dict[str, torch.Tensor] | None:
         """What the checkpoint of `step` must hold."""
         known = self._saved.get((who, step))
@@ -190,7 +218,12 @@ class Retrace:
             if who in self._last:
                 half.load(*self._last[who])
         plan = Plan.of(
-            self._held_out, self._masks, self._window, job.evaluation.overlap, job.evaluation.batch, steps
+            [key for key in self._held_out if key not in self._out],
+            self._masks,
+            self._window,
+            job.evaluation.overlap,
+            job.evaluation.batch,
+            steps,
         )
         scoring = Scoring(plan, self._masks, self._window, masks, made_from=modalities)
         absent = [m for m in self._setting.modalities if m not in modalities]
@@ -200,10 +233,10 @@ class Retrace:
                 image = self._images[m].batch(forward.samples, self._window, None, m)
                 activations[m] = self._over_the_wire(self.sites[m].evaluate(image))
             scoring.add(index, self.hub.predict(activations, absent))
-        return scoring.dice.result()
+        return scoring.dice.result() if len(scoring.dice) else {}
 
     def _train(self, deed: Deed) -> None:
-        samples, drawn = self._batches.batch(deed.step - 1)
+        samples, drawn = self._batch(deed.step)
         seed = drawn if self._job.data.augment else None
         assert self.hub.steps_done == deed.step - 1, f"{deed} after {self.hub.steps_done}"
         activations = {}
@@ -260,10 +293,22 @@ def differences(lab: Laboratory, history: list[Deed]) -> str:
                 if not torch.equal(tensor, found[name]):
                     return f"the weights of {who} at step {step} are not those of its history ({name})"
     masks = lab.folder / "again"
+    if problem := _unlike_record(lab, again):
+        return problem
     dice = again.score(scored, masks)
     if str(dice) != str(lab.result["dice"]):
         return f"Dice differs: {lab.result['dice']} for {dice}"
     return "" if _volumes(masks) == _volumes(lab.output / "predictions") else "the masks differ"
+
+
+def _record(lab: Laboratory) -> Any:
+    return json.loads((lab.folder / HUB / "state" / "try.run.json").read_text())
+
+
+def _unlike_record(lab: Laboratory, again: Retrace) -> str:
+    """SP-11.13-4: who is withdrawn is durable."""
+    listed = {bytes.fromhex(item["key"]) for item in _record(lab)["withdrawn"]}
+    return "" if listed == again.withdrawn else f"{len(listed)} patients are in the record"
 
 
 def _volumes(folder: Path) -> dict[str, bytes]:

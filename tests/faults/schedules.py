@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .disk import Crash
-from .laboratory import HUB, Laboratory, Moment, Setting
+from .laboratory import HUB, PATIENTS, Laboratory, Moment, Setting
 from .memory import Tamper
 
 THREE = ("flair", "t1", "t2")
@@ -162,6 +162,9 @@ def strike(lab: Laboratory, fault: Fault) -> None:
         lab.later(o["seconds"], lambda: lab.slow_disk.pop(fault.host, None))
     elif fault.kind == "crash":
         lab.disks.crashes.append(Crash(fault.host, o["operation"], o["name"], o["skip"], o["power"]))
+    elif fault.kind == "spoil":
+        lab.bad_files.add((fault.host, o["patient"]))
+        lab.later(o["repaired"], lambda: lab.bad_files.discard((fault.host, o["patient"])))
     else:
         raise ValueError(fault.kind)
 
@@ -229,6 +232,35 @@ def draw_faults(seed: int, setting: Setting, moments: Sequence[Moment], length: 
     """
     source = random.Random(f"schedule {seed}")
     return [_draw(source, setting, moments, length) for _ in range(source.choice((1, 1, 2, 2, 3, 4, 5, 6)))]
+
+
+SPOILT = tuple(one for one in (*SETTINGS, *GOING_ON) if "defences" not in str(one.job) + str(one.peer))
+"""Settings in which files go bad: those whose noise does not depend on which batches there were."""
+
+
+def draw_spoilt(seed: int) -> Setting:
+    """What is trained where files go bad."""
+    return random.Random(f"spoilt setting {seed}").choice(SPOILT)
+
+
+def spoil(seed: int, setting: Setting, moments: Sequence[Moment], length: float) -> list[Fault]:
+    """Files that go bad in a schedule, and for how long."""
+    source = random.Random(f"spoil {seed}")
+    at_work = [moment for moment in moments if moment.step and moment.step < setting.steps]
+
+    def when() -> float | When:
+        # Before the run begins, it only begins without the patient.
+        return _draw_when(source, setting, source.choice((moments, at_work, at_work, at_work)), length)
+
+    return [
+        Fault(
+            "spoil",
+            source.choice([HUB, *setting.sites]),
+            when(),
+            {"patient": source.choice(PATIENTS), "repaired": source.choice((2.0, 30.0, 90_000.0, 90_000.0))},
+        )
+        for _ in range(source.choice((1, 1, 1, 2)))
+    ]
 
 
 def _draw(source: random.Random, setting: Setting, moments: Sequence[Moment], length: float) -> Fault:

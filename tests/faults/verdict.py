@@ -24,7 +24,7 @@ from splitpeer.errors import DataError, DeadlinePassed, DiskTrouble, JobFailed
 from .disk import wipe
 from .laboratory import HUB, Laboratory, Moment, Setting, make_federation, run_id
 from .retrace import Deed, differences, noted
-from .schedules import Fault, arm, draw_faults, draw_setting
+from .schedules import Fault, arm, draw_faults, draw_setting, draw_spoilt, spoil
 from .virtual import Hang
 
 
@@ -81,6 +81,12 @@ def _too_long(lab: Laboratory, faults: list[Fault], who: str) -> bool:
     return not lab.manager and sum(fault.seconds for fault in faults) > lab.setting.patience
 
 
+def _files_went_bad(lab: Laboratory, faults: list[Fault], who: str) -> bool:
+    """More than may be withdrawn, or too few patients are left."""
+    return lab.struck.count("spoil") > 1
+
+
+TOO_MANY = r"and may withdraw 1 |patients are left, 2 are needed|none of \d masks can be used"
 GAVE_UP = r"missing after|did not come back within|its links keep breaking|least_sites is"
 REFUSALS = (
     # Nobody answers any more, or the coordinator said why it failed.
@@ -93,6 +99,9 @@ REFUSALS = (
         _no_room,
     ),
     Refusal("hub", DeadlinePassed, "a site's disk was full", GAVE_UP, _a_site_is_down),
+    # More files went bad than a run can do without.
+    Refusal("hub", JobFailed, "too many files went bad", TOO_MANY, _files_went_bad),
+    Refusal("hub", DataError, "too many files went bad", TOO_MANY, _files_went_bad),
     # Waiting has an end.
     Refusal("hub", DeadlinePassed, "away for longer than reconnect_s", GAVE_UP, _too_long),
     Refusal("site", DeadlinePassed, "away for longer than reconnect_s", r"gave up on tcp://", _too_long),
@@ -119,6 +128,8 @@ class Outcome:
     """How often all went back to a checkpoint."""
     absences: int = 0
     """How often the run went on without a site."""
+    withdrawals: int = 0
+    """How many patients were withdrawn."""
     virtual: float = 0.0
     story: str = ""
 
@@ -130,7 +141,7 @@ class Outcome:
     @property
     def headline(self) -> str:
         refused = ", ".join(f"{who} refused: {why}" for who, why in self.refusals.items())
-        came = "its own history" if self.absences else "exact"
+        came = "its own history" if self.absences or self.withdrawals else "exact"
         told = "; ".join(part for part in (came if self.complete else "", refused) if part)
         return f"seed {self.seed} ({self.setting.name}): " + (self.problem or told)
 
@@ -219,6 +230,15 @@ class Bench:
         setting, faults = self.schedule(seed)
         return self.play(seed, setting, faults)
 
+    def run_spoilt(self, seed: int, *, others: bool) -> Outcome:
+        """One in which files go bad; `others`: beside other accidents."""
+        setting = draw_spoilt(seed)
+        usual = self.reference(setting)
+        faults = spoil(seed, setting, usual.moments, usual.length)
+        if others:
+            faults += draw_faults(seed, setting, usual.moments, usual.length)
+        return self.play(seed, setting, faults)
+
     def play(self, seed: int, setting: Setting, faults: list[Fault]) -> Outcome:
         """Run these faults and judge."""
         outcome = Outcome(seed, setting, faults)
@@ -238,6 +258,7 @@ class Bench:
             outcome.starts = sum(max(0, node.starts - 1) for node in lab.nodes.values())
             outcome.rollbacks = outcome.story.count(f"{HUB} logs job.rollback ")
             outcome.absences = outcome.story.count(f"{HUB} logs site.absent ")
+            outcome.withdrawals = outcome.story.count(f"{HUB} logs patient.withdrawn ")
         finally:
             lab.close()
         return outcome
@@ -262,7 +283,7 @@ class Bench:
                 return
             outcome.refusals[name] = f"{known[0].error.__name__} ({known[0].name})"
         if lab.nodes[HUB].error is None:
-            if outcome.setting.goes_on:
+            if outcome.setting.goes_on or "spoil" in lab.struck:
                 outcome.problem = differences(lab, history) or _too_hasty(lab, outcome.faults)
             else:
                 run = _number_of_run(lab)
