@@ -277,13 +277,8 @@ class Connection:
         silent_until = max(self._heard, self._pinged) + self._timing.heartbeat
         return min(silent_until, self._heard + self._timing.silence, self._worn_at, self._retired_at)
 
-    def handle_timer(self, now: float, asleep: float = 0.0) -> None:
-        """Heartbeats, deadlines, and the end of the link's life.
-
-        Args:
-            now: seconds, on the clock that every call uses.
-            asleep: how long before `now` this process did not run (stopped, suspended): for the error's text.
-        """
+    def handle_timer(self, now: float) -> None:
+        """Heartbeats, deadlines, and the end of the link's life."""
         if self.closed:
             return
         if now >= self._worn_at:
@@ -300,8 +295,7 @@ class Connection:
                 LinkLost(f"the link was to be replaced for {constants.ROTATION_GRACE:g} s, and was not")
             )
         elif now >= self._heard + self._timing.silence:
-            silent = f"the peer was silent for {self._timing.silence:g} s"
-            self.lost(LinkLost(f"this process did not run for {asleep:.0f} s" if asleep else silent))
+            self.lost(LinkLost(f"the peer was silent for {self._timing.silence:g} s"))
         elif now >= max(self._heard, self._pinged) + self._timing.heartbeat:
             self.ping(now)
 

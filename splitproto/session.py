@@ -29,6 +29,8 @@ from .negotiation import Agreement
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.0005, 0.02
 _LINGER, _LAST_WORDS = 1.0, 0.05
+_EXCUSE_S = 5.0
+"""A link that ends so soon after this process was stopped ended because of that."""
 SEND_TIMEOUT = 120.0
 """Seconds that a peer may leave a message untaken, unless the caller says otherwise."""
 UNREAD = 8 << 20
@@ -92,6 +94,7 @@ class Session:
         self._established: asyncio.Future[Established] = self._loop.create_future()
         self._timer: asyncio.TimerHandle | None = None
         self._due = math.inf  # when it is to fire
+        self._woke = -math.inf  # when this process ran again after it had been stopped
         self._gone = False
         self._unsent: set[asyncio.Future[None]] = set()
         self.ended: asyncio.Future[SplitprotoError | None] = self._loop.create_future()
@@ -102,6 +105,9 @@ class Session:
         """Why, for people."""
         self.farewell: Bye | None = None
         """The peer's bye, as soon as it arrived: also one that crossed ours, which nobody receives any more."""
+        self.slept = 0.0
+        """Seconds for which this process did not run (stopped, suspended) right before the link ended: then the silence
+        was ours. Heartbeats make it precise to about five."""
         self.leaving: asyncio.Future[None] = self._loop.create_future()
         """Done when the peer has said bye, or the link is over."""
         self.tap: Tap | None = None
@@ -230,6 +236,10 @@ class Session:
         self._connection.fail(error, self._loop.time())
         self._after()
 
+    def cause_of(self, error: SplitprotoError) -> str:
+        """Why the link was lost, for a log: a process that was stopped does not blame its peer."""
+        return f"this process did not run for some {self.slept:.0f} s ({error})" if self.slept else str(error)
+
     def rotate(self, cause: str) -> None:
         """A new link should take this one's place: its key is worn, or certificates have changed."""
         if not self.rotation_due:
@@ -297,9 +307,14 @@ class Session:
             self._due = when
             self._timer = self._loop.call_at(when, self._on_timer)
 
+    def _note_sleep(self) -> None:
+        """A timer that is this late was not kept from firing by the peer."""
+        if overslept(self._due):
+            self._woke, self.slept = self._loop.time(), self._loop.time() - self._due
+
     def _on_timer(self) -> None:
-        asleep = self._loop.time() - self._due if overslept(self._due) else 0.0
-        self._connection.handle_timer(self._loop.time(), asleep)
+        self._note_sleep()
+        self._connection.handle_timer(self._loop.time())
         self._after()
 
     def _departs(self) -> None:
@@ -309,6 +324,9 @@ class Session:
     def _end(self, error: SplitprotoError | None) -> None:
         if self.ended.done():
             return
+        self._note_sleep()
+        if self._loop.time() - self._woke > _EXCUSE_S:
+            self.slept = 0.0
         self.ended.set_result(error)
         self._departs()
         self._arrived.set()

@@ -13,6 +13,7 @@ import zmq.asyncio
 
 from splitproto.connection import Timing
 from splitproto.errors import (
+    DeadlineExceeded,
     FlowControlError,
     LinkLost,
     LinkReset,
@@ -46,6 +47,21 @@ def vanish(session: Session) -> None:
     carrier._socket.disable_monitor()  # type: ignore[attr-defined]
     carrier._monitor.close()  # type: ignore[attr-defined]
     carrier._reader.close(linger_ms=0)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("stopped_s", [0.0, 1.6, 3.2])
+async def test_a_process_that_was_stopped_does_not_blame_its_peer(federation, stopped_s: float) -> None:
+    """Blocking the loop is to it what SIGSTOP is: time passes and nothing of this process runs."""
+    async with hub_of(federation, timing=Timing(heartbeat=0.1)) as hub:
+        client, coordinator = await hub.link(timing=Timing(heartbeat=0.1))
+        coordinator.fail(DeadlineExceeded("the other side went on"))
+        time.sleep(stopped_s)  # noqa: ASYNC251
+        error = await over(client)
+        assert error is not None
+        cause = client.cause_of(error)
+        assert ("this process did not run for" in cause) == (stopped_s > 0)
+        assert "the other side went on" in cause
+        assert client.slept == pytest.approx(stopped_s, abs=0.6)
 
 
 async def test_a_message_to_a_vanished_peer_is_an_error_and_not_silence(hub: Hub) -> None:

@@ -147,7 +147,7 @@ class Client:
                 except SplitprotoError as error:
                     if not error.retry:
                         raise
-                    event(log, "link.lost", logging.WARNING, cause=str(error))
+                    event(log, "link.lost", logging.WARNING, cause=session.cause_of(error))
                 except BaseException as error:
                     session.fail(SiteFailed(self._failure(error)))
                     await session.close("failed", timeout=1.0)

@@ -541,8 +541,8 @@ class Site:
                         session.fail(error)
                     if _is_final(error):
                         raise JobFailed(f"site {self.name}: {error}") from error
-                    event(log, "site.lost", logging.WARNING, site=self.name, cause=str(error), waiting_for=what,
-                          patience_s=self._patience_s)  # fmt: skip
+                    event(log, "site.lost", logging.WARNING, site=self.name, cause=session.cause_of(error),
+                          waiting_for=what, patience_s=self._patience_s)  # fmt: skip
                     if self._session is session:
                         self._joined.clear()
                     if loop.time() > patience:
