@@ -197,7 +197,8 @@ class PeerData(Section):
 
     images: Location | None = None
     labels: Location | None = None
-    layout: Literal["folder", "msd", "brats"] = "folder"
+    layout: Literal["folder", "patient-folders", "bids", "brats", "msd", "csv"] = "folder"
+    """How files are named; of "csv", `images` or `labels` is a list with the columns patient,path."""
     convention: Literal["msd", "brats", "brats2023", "nnunet"] | None = None
     """What the integers in the masks mean; never guessed."""
     salt: Location | None = None

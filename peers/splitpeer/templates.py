@@ -31,7 +31,7 @@ rotate_s = 86400  # so does one that is so old
 recheck_s = 30  # how often certificates and revocation list are looked at while a link is open
 
 [data]
-{data}layout = "folder"  # "folder": <patient>.nii.gz files; "msd": Medical Segmentation Decathlon; "brats": BraTS
+{data}layout = "folder"  # "folder": <patient>.nii.gz; others ("bids", "brats", "msd", "csv" ...): docs/running.md
 salt = {salt}  # turns patient ids into keys; the same file at every site, mode 0600
 cache_mib = 1024  # memory for loaded volumes
 {policy}

@@ -46,7 +46,8 @@ def check(file: Path | None, settings: tuple[str, ...]) -> None:
         load_salt(loaded.data.salt)
     for key in ("images", "labels"):
         folder = getattr(loaded.data, key)
-        if folder is not None and not folder.is_dir():
+        listed = loaded.data.layout == "csv"
+        if folder is not None and not (folder.is_file() if listed else folder.is_dir()):
             raise ConfigError(f"{loaded.source}: [data] {key}: {folder} is not a folder: correct the path")
     click.echo(f"{loaded.source}: ok: {own.identity.uri}, certificate good for {days:.0f} days")
     if days < _WARN_DAYS:

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from splitpeer.cli.options import FILE, echo_json, json_option
+from splitpeer.data.layouts import LAYOUTS
 
 
 def bar(what: str) -> Progress:
@@ -72,7 +73,7 @@ def phantom(
 
 @data.command()
 @click.argument("folder", type=FILE)
-@click.option("--layout", type=click.Choice(("folder", "msd", "brats")), help="Default: what it looks like.")
+@click.option("--layout", type=click.Choice(LAYOUTS), help="Default: what it looks like.")
 @click.option("--modality", help="Look at this contrast only.")
 @click.option(
     "--convention", type=click.Choice(("msd", "brats", "brats2023", "nnunet")), help="Of the masks."

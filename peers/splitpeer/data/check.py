@@ -12,10 +12,11 @@ import numpy as np
 from nibabel.affines import voxel_sizes
 
 from splitpeer.data import layouts
+from splitpeer.data.findings import naming_warnings
 from splitpeer.data.geometry import Geometry, differences
 from splitpeer.data.labels import convention as find_convention
 from splitpeer.data.labels import regions
-from splitpeer.data.layouts import Case
+from splitpeer.data.layouts import Case, Found
 from splitpeer.data.nifti import Header, read_voxels
 from splitpeer.errors import DataError
 
@@ -88,11 +89,12 @@ def check(
     report = Report(str(root), layout, convention)
     kinds = _find(Path(root), report, modality)
     by_patient: dict[str, list[tuple[str, Case]]] = {}
-    for kind, cases in kinds.items():
-        report.counts[kind] = len(cases)
-        for case in cases:
+    report.warnings += naming_warnings(Path(root), kinds.values())
+    for kind, found in kinds.items():
+        report.counts[kind] = len(found.cases)
+        for case in found.cases:
             by_patient.setdefault(case.patient, []).append((kind, case))
-    inspection = _Inspection(report, sum(map(len, kinds.values())), progress)
+    inspection = _Inspection(report, sum(len(found.cases) for found in kinds.values()), progress)
     for patient in sorted(by_patient):
         inspection.patient(by_patient[patient])
         if missing := [kind for kind in kinds if kind not in dict(by_patient[patient])]:
@@ -101,21 +103,21 @@ def check(
     return report
 
 
-def _find(root: Path, report: Report, modality: str | None) -> dict[str, list[Case]]:
-    """The cases by kind; what cannot be listed becomes a problem, unless nothing at all can."""
+def _find(root: Path, report: Report, modality: str | None) -> dict[str, Found]:
+    """What is there by kind; what cannot be listed becomes a problem, unless nothing at all can."""
     layout, wanted = report.layout, modality and layouts.canonical_modality(modality)
-    if layout == "folder":
+    if layout in ("folder", "csv"):
         if wanted or not report.convention:
-            return {wanted or "images": layouts.find_images(root, layout, wanted or layouts.MODALITIES[0])}
-        return {"labels": layouts.find_labels(root, layout)}
-    kinds: dict[str, list[Case]] = {}
+            return {wanted or "images": layouts.find(root, layout, wanted or layouts.MODALITIES[0])}
+        return {"labels": layouts.find(root, layout, None)}
+    kinds: dict[str, Found] = {}
     for name in [wanted] if wanted else layouts.found_modalities(root, layout):
         try:
-            kinds[name] = layouts.find_images(root, layout, name)
+            kinds[name] = layouts.find(root, layout, name)
         except DataError as error:
             report.problems.append(str(error))
     try:
-        kinds["labels"] = layouts.find_labels(root, layout)
+        kinds["labels"] = layouts.find(root, layout, None)
     except DataError as error:
         # Most sites hold no masks; asked to check them, it is a problem.
         (report.problems if report.convention else report.warnings).append(str(error))

@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from splitpeer.config import PeerConfig
+from splitpeer.data.findings import lacking_warning, naming_warnings
 from splitpeer.errors import ConnectionRefused, DataError, DeadlinePassed, JobFailed, PeerError, cause_of
 from splitpeer.logs import event, handle
 from splitpeer.roles.compute import Compute, pick_device
-from splitpeer.roles.site_job import SiteJob, open_ledger, open_volumes
+from splitpeer.roles.site_job import SiteJob, find_cases, open_ledger, open_volumes
 from splitpeer.roles.terms import judge
 from splitpeer.roles.witness import AGENT, Witness, terms_digest
 from splitpeer.status import Board
@@ -99,8 +100,11 @@ class Client:
         self._offer = Offer(max_message=policy.max_message_bytes, agent=AGENT)
         pick_device(config.runtime.device)
         # Fail now, not when the first batch is due.
-        volumes = open_volumes(config)
+        found = find_cases(config)
+        volumes = open_volumes(config, found=found)
         self._patients, self._salt_check = len(volumes.keys()), volumes.salt_check.hex()
+        self._naming = naming_warnings(config.data.images, [found])
+        self._naming += lacking_warning(found, f"{config.peer.modality} image")
         if (ledger := open_ledger(config)) is not None:
             ledger.close()
         self._witness = Witness(config, curious)
@@ -125,6 +129,9 @@ class Client:
         """
         event(log, "peer.start", role="client", site=self._config.peer.site, modality=self._config.peer.modality,
               patients=self._patients, salt_check=self._salt_check, coordinator=self._address)  # fmt: skip
+        # Names of files: in this site's own log, and nowhere else.
+        for cause in self._naming:
+            event(log, "data.naming", logging.WARNING, cause=cause)
         async with (
             self._board.on_duty(),
             self._witness.on_duty(modality=self._config.peer.modality, coordinator=self._address),

@@ -10,11 +10,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from splitpeer.config import JobConfig, PeerConfig
+from splitpeer.data.findings import naming_warnings
 from splitpeer.data.geometry import Geometry, compare_geometry
-from splitpeer.data.layouts import find_labels
+from splitpeer.data.layouts import find
 from splitpeer.data.pseudonym import load_salt
 from splitpeer.data.sampling import TrainingSchedule, split_patients
 from splitpeer.data.volumes import Volumes
@@ -35,6 +37,7 @@ from splitpeer.models import build_decoder, site_seed
 from splitpeer.roles.batches import TrainingStream
 from splitpeer.roles.compute import Compute, defence_key, pick_device
 from splitpeer.roles.loop import DISK_S, Loop
+from splitpeer.roles.overlap import ADVICE, pairwise, shared_with
 from splitpeer.roles.refusals import Refusals
 from splitpeer.roles.run import Result, RunFiles
 from splitpeer.roles.site import Site
@@ -47,7 +50,7 @@ from splitpeer.status import Board
 from splitpeer.training import checkpoint
 from splitpeer.training.optimiser import make_optimiser, make_schedule
 from splitpeer.training.split_step import CoordinatorHalf
-from splitproto import Listener, Offer, SplitprotoError
+from splitproto import Listener, Offer, Session, SplitprotoError
 from splitproto.causes import CAUSES
 from splitproto.constants import DEFAULT_MAX_MESSAGE
 from splitproto.errors import DeadlineExceeded
@@ -97,8 +100,10 @@ class Coordinator:
         self._listen = config.network.listen
         self._job = job_on_wire(job)
         self._window = window_of(self._job)
+        found = find(config.data.labels, config.data.layout, None)
+        self._naming = naming_warnings(config.data.labels, [found])
         self._labels = Volumes(
-            find_labels(config.data.labels, config.data.layout),
+            found.cases,
             salt=load_salt(config.data.salt),
             spacing=job.data.spacing,
             labels=config.data.convention,
@@ -204,6 +209,8 @@ class Coordinator:
                 event(log, "peer.start", role="coordinator", site=self._config.peer.site, job=self._job.name,
                       listen=listener.address, run=self._files.run.hex()[:12],
                       salt_check=self._labels.salt_check.hex())  # fmt: skip
+                for cause in self._naming:
+                    event(log, "data.naming", logging.WARNING, cause=cause)
                 accepting = asyncio.create_task(self._accept(listener))
                 began_at = self._files.record.state
                 reason, text = "failed", "the coordinator stopped because of an error of its own"
@@ -257,12 +264,29 @@ class Coordinator:
                     session = await listener.accept(3600)
                 except DeadlineExceeded:
                     continue
-                task = asyncio.create_task(by_name[session.peer.site].join(session))
+                task = asyncio.create_task(self._join(by_name[session.peer.site], session))
                 joining.add(task)
                 task.add_done_callback(joining.discard)
         finally:
             for task in joining:
                 task.cancel()
+
+    async def _join(self, site: Site, session: Session) -> None:
+        await site.join(session)
+        if site.joined_on(session):
+            having = self._having([other for other in self.sites if other.patients or other is site])
+            few = (
+                len(set(having["labels"]).intersection(having[site.name])) < self._settings.data.min_patients
+            )
+            event(log, "site.overlap", logging.WARNING if few else logging.INFO, site=site.name,
+                  patients=len(having[site.name]), shared=shared_with(site.name, having),
+                  **({"hint": ADVICE} if few else {}))  # fmt: skip
+
+    def _having(self, sites: Sequence[Site]) -> dict[str, set[bytes]]:
+        """Whom each party has, usable or not."""
+        return {"labels": set(self._labels.keys())} | {
+            site.name: {*site.patients, *site.unusable} for site in sites
+        }
 
     def _match(self) -> tuple[list[bytes], list[bytes]]:
         """Training and validation patients: those that all sites and the labels share, or of the run gone on with."""
@@ -288,8 +312,8 @@ class Coordinator:
                 for name, usable, bad in [("labels", known, unusable), *have]
             )
             raise JobFailed(
-                f"{len(common)} patients are at all sites, {least} are needed ({counts}): "
-                "do all use the same federation.salt and patient ids?"
+                f"{len(common)} patients are at all sites, {least} are needed ({counts}; in common: "
+                f"{pairwise(self._having(here))}): {ADVICE}"
             )
         grids = {name: {key: grid for key, grid in has.items() if key in common}
                  for name, has in [("labels", known), *((site.name, site.patients) for site in here)]}  # fmt: skip

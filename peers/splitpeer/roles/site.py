@@ -243,6 +243,10 @@ class Site:
         """Joined, and its link is alive."""
         return self._joined.is_set() and self._session is not None and self._session.alive
 
+    def joined_on(self, session: Session) -> bool:
+        """Whether it joined over this link, and none came after it."""
+        return self._session is session
+
     def expect(self, patients: dict[bytes, Geometry]) -> None:
         """A site that joins from now on must hold these, on these grids."""
         self._expected = patients

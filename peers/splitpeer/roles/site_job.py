@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from splitpeer.config import PeerConfig
-from splitpeer.data.layouts import find_images
+from splitpeer.data.layouts import Found, find
 from splitpeer.data.loader import Prefetcher, SiteData
 from splitpeer.data.pseudonym import load_salt
 from splitpeer.data.sampling import batch_digest
@@ -37,13 +37,21 @@ MOST_UNUSABLE = 1024
 """SP-11.13-9: a site that cannot use more files than this has failed."""
 
 
-def open_volumes(config: PeerConfig, spacing: tuple[float, ...] = ()) -> Volumes:
-    """The site's images. Raises DataError or ConfigError naming the file or folder."""
+def find_cases(config: PeerConfig) -> Found:
+    """The site's images and what lies beside them. Raises DataError naming the file or folder."""
     data = config.data
-    if data.images is None or data.salt is None or config.peer.modality is None:
-        raise DataError("a client needs [data] images and salt, and [peer] modality")
+    if data.images is None or config.peer.modality is None:
+        raise DataError("a client needs [data] images and [peer] modality")
+    return find(data.images, data.layout, config.peer.modality)
+
+
+def open_volumes(config: PeerConfig, spacing: tuple[float, ...] = (), found: Found | None = None) -> Volumes:
+    """The site's images, `found` already or now. Raises DataError or ConfigError naming the file or folder."""
+    data = config.data
+    if data.salt is None:
+        raise DataError("a client needs [data] salt")
     return Volumes(
-        find_images(data.images, data.layout, config.peer.modality),
+        (found or find_cases(config)).cases,
         salt=load_salt(data.salt),
         spacing=tuple(spacing) or None,
         cache_mib=data.cache_mib,
