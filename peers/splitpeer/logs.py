@@ -101,4 +101,5 @@ class JsonFormatter(logging.Formatter):
         }
         if record.exc_info:
             entry["traceback"] = self.formatException(record.exc_info)
-        return json.dumps(entry, ensure_ascii=False, default=str)
+        # ASCII: a terminal that shows the log sees no control or direction mark of a name.
+        return json.dumps(entry, default=str)

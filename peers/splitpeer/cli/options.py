@@ -73,4 +73,4 @@ def write_new(path: Path, text: str, *, force: bool = False) -> None:
 
 def echo_json(value: object) -> None:
     """One JSON document on standard output."""
-    click.echo(json.dumps(value, indent=2, ensure_ascii=False))
+    click.echo(json.dumps(value, indent=2))

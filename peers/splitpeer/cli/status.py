@@ -87,7 +87,7 @@ def _watch(heads: Sequence[PeerHead], seen: list[Seen], as_json: bool) -> list[S
             live.start()
         while True:
             if as_json:
-                click.echo(json.dumps([one.as_json() for one in seen], ensure_ascii=False))
+                click.echo(json.dumps([one.as_json() for one in seen]))
             elif live is None:
                 _print(console, seen)
                 click.echo()

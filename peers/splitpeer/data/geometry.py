@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from splitpeer.errors import DataError
+from splitpeer.logs import handle
 
 SPACING_TOLERANCE = 1e-3  # mm
 # Quaternions in float32 headers move an origin 240 mm away by some micrometres; a voxel is a hundred times
@@ -40,7 +41,7 @@ def compare_geometry(sites: Mapping[str, Mapping[bytes, Geometry]]) -> None:
             known_site, known = first.setdefault(key, (site, here))
             if different := differences(known, here):
                 raise DataError(
-                    f"patient {key.hex()}: {known_site} and {site} differ in {'; '.join(different)}: "
+                    f"patient {handle(key)}: {known_site} and {site} differ in {'; '.join(different)}: "
                     f"co-register and resample all contrasts of the patient to one grid"
                 )
 

@@ -95,11 +95,3 @@ def keyed(salt: bytes, cases: Iterable[Case]) -> dict[bytes, Case]:
             )
         out[key] = case
     return out
-
-
-def handle(key: bytes) -> str:
-    """How a patient is named to other parties, in shared logs and in errors: the first 8 hex digits of the key.
-
-    Enough for the owner to look the patient up (`splitpeer data keys`); a whole key is never logged or put in an error.
-    """
-    return key[:4].hex()

@@ -19,6 +19,7 @@ from splitpeer.data.layouts import Case, subject
 from splitpeer.data.nifti import MAX_VOXELS, Header, read_header, read_voxels
 from splitpeer.data.pseudonym import keyed, salt_check
 from splitpeer.errors import DataError, PatientUnusable
+from splitpeer.logs import handle
 from splitproto.causes import OF_A_PATIENT
 
 log = logging.getLogger(__name__)
@@ -73,7 +74,7 @@ class Volumes:
             return self._cases[key]
         except KeyError:
             raise DataError(
-                f"patient {key.hex()}: not in this site's data: "
+                f"patient {handle(key)}: not in this site's data: "
                 f"compare the patient salts and lists of the sites"
             ) from None
 

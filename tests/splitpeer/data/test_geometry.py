@@ -6,6 +6,7 @@ import pytest
 
 from splitpeer.data.geometry import Geometry, compare_geometry
 from splitpeer.errors import DataError
+from splitpeer.logs import handle
 
 ONE = Geometry((240, 240, 155), (1.0, 1.0, 1.0), "LPS", (0.0, -239.0, 0.0))
 KEY = bytes(range(16))
@@ -29,4 +30,4 @@ def test_sites_that_agree_pass_within_tolerance() -> None:
 def test_a_difference_names_the_patient_the_sites_and_what(change: dict, said: str) -> None:
     with pytest.raises(DataError) as caught:
         compare_geometry({"t1": {KEY: ONE, b"y": ONE}, "t2": {KEY: ONE}, "zz": {KEY: replace(ONE, **change)}})
-    assert f"patient {KEY.hex()}: t1 and zz differ in {said}" in str(caught.value)
+    assert f"patient {handle(KEY)}: t1 and zz differ in {said}" in str(caught.value)

@@ -13,6 +13,7 @@ from splitpeer.data.nifti import read_header, read_voxels
 from splitpeer.data.pseudonym import pseudonym
 from splitpeer.data.volumes import Volumes
 from splitpeer.errors import DataError
+from splitpeer.logs import handle
 
 
 def normalised(voxels: np.ndarray) -> np.ndarray:
@@ -212,7 +213,7 @@ def test_several_threads_see_the_same_voxels(tmp_path: Path, files) -> None:
 
 def test_a_patient_the_site_does_not_hold(tmp_path: Path, files) -> None:
     volumes, _ = only(files.save(tmp_path / "p.nii", files.head()), files)
-    with pytest.raises(DataError, match=f"patient {'00' * 16}: not in this site's data"):
+    with pytest.raises(DataError, match=f"patient {handle(bytes(16))}: not in this site's data"):
         volumes.geometry(bytes(16))
 
 

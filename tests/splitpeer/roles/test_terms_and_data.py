@@ -12,6 +12,7 @@ import pytest
 
 from splitpeer.cli import exit_code
 from splitpeer.errors import ConfigError, DataError, DeadlinePassed, JobFailed
+from splitpeer.logs import handle
 
 
 @pytest.fixture(autouse=True)
@@ -54,6 +55,15 @@ async def test_a_site_declines_what_its_policy_withholds(scene, policy, job, rea
 # --- geometry ----------------------------------------------------------------------------------------------
 
 
+def assert_no_key_is_told(scene, keys) -> None:
+    """What is copied out of a hospital, or shown to its staff, holds no patient's key, not even in part."""
+    told = [path for name in ("audit.jsonl", "status.json") for path in scene.folder.rglob(name)]
+    assert {path.name for path in told} == {"audit.jsonl", "status.json"}
+    for path in told:
+        text = path.read_text()
+        assert not any(key.hex()[:8] in text for key in keys), path
+
+
 def variant(scene, make, modality: str, patient: str, **how) -> None:
     """The site's images, with one patient stored differently."""
     images = scene.folder / "images"
@@ -83,13 +93,15 @@ async def test_sites_that_disagree_on_a_grid(scene, make, everything_said, how, 
     assert isinstance(ran.error, JobFailed)
     assert what in str(ran.error)
     assert "site-t1" in str(ran.error)
-    (named,) = [k for k in key if k.hex() in str(ran.error)]
+    (named,) = [k for k in key if handle(k) in str(ran.error)]
     assert scene.masks().case(named).patient == make.PATIENTS[2]
     for error in ran.clients.values():
         assert isinstance(error, JobFailed)
         assert what in str(error)
     everything = everything_said() + str(ran)
     assert not any(patient in everything for patient in make.PATIENTS)
+    assert not any(k.hex()[:8] in everything for k in key)
+    assert_no_key_is_told(scene, key)
 
 
 def other_salt(scene, content: str) -> str:
