@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 
 import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from splitpeer.cli.options import FILE, echo_json, json_option
+from splitpeer.cli.options import FILE, config_option, echo_json, json_option, load_peer, set_option
 from splitpeer.data.layouts import LAYOUTS
+from splitpeer.errors import ConfigError
 
 
 def bar(what: str) -> Progress:
@@ -99,3 +101,40 @@ def check(
     else:
         click.echo("\n".join(report.lines()))
     raise click.exceptions.Exit(0 if report.ok else 4)
+
+
+@data.command()
+@click.argument("patients", nargs=-1, metavar="[ID|KEY|HANDLE]...")
+@config_option
+@set_option
+@json_option
+def keys(
+    patients: tuple[str, ...], config_file: Path | None, settings: tuple[str, ...], as_json: bool
+) -> None:
+    """Which key is whose: ids to keys, and keys or handles of a log back to ids and files.
+
+    Without arguments, all patients of this site (at a coordinator: of its masks). The output names patients: keep it
+    at the site, and write it to a file only under umask 077.
+    """
+    from splitpeer.data.directory import directory, look_up
+    from splitpeer.data.layouts import find
+    from splitpeer.data.pseudonym import load_salt
+    from splitproto.errors import printable
+
+    config = load_peer(config_file, settings)
+    place, modality = config.data.images or config.data.labels, config.peer.modality
+    if place is None or config.data.salt is None:
+        raise ConfigError(f"{config.source}: [data] names no images, labels or salt: add them")
+    found = find(place, config.data.layout, modality if config.data.images else None)
+    entries = directory(load_salt(config.data.salt), found.cases)
+    if patients:
+        entries = list(dict.fromkeys(entry for asked in patients for entry in look_up(entries, asked)))
+    if as_json:
+        echo_json([asdict(entry) for entry in entries])
+        return
+    width = max(len(printable(entry.patient)) for entry in entries)
+    click.echo(f"{'key':<32}  {'handle':<8}  {'patient':<{width}}  file")
+    for entry in entries:
+        click.echo(
+            f"{entry.key}  {entry.handle}  {printable(entry.patient):<{width}}  {printable(entry.file)}"
+        )

@@ -6,7 +6,7 @@ import logging
 import math
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 import numpy as np
@@ -67,6 +67,11 @@ class Volumes:
     def keys(self) -> list[bytes]:
         """The patient keys, ascending: an order that says nothing about the patients."""
         return sorted(self._cases)
+
+    @property
+    def cases(self) -> Mapping[bytes, Case]:
+        """The local case behind each key."""
+        return self._cases
 
     def case(self, key: bytes) -> Case:
         """The local case behind a key. Raises DataError for a key this site does not hold."""

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from splitpeer.config import PeerConfig
+from splitpeer.data.directory import named_in
 from splitpeer.data.findings import lacking_warning, naming_warnings
 from splitpeer.errors import ConnectionRefused, DataError, DeadlinePassed, JobFailed, PeerError, cause_of
 from splitpeer.logs import event, handle
@@ -102,7 +103,7 @@ class Client:
         # Fail now, not when the first batch is due.
         found = find_cases(config)
         volumes = open_volumes(config, found=found)
-        self._patients, self._salt_check = len(volumes.keys()), volumes.salt_check.hex()
+        self._cases, self._salt_check = volumes.cases, volumes.salt_check.hex()
         self._naming = naming_warnings(config.data.images, [found])
         self._naming += lacking_warning(found, f"{config.peer.modality} image")
         if (ledger := open_ledger(config)) is not None:
@@ -128,7 +129,7 @@ class Client:
             PeerError: what the user is told, with its exit code.
         """
         event(log, "peer.start", role="client", site=self._config.peer.site, modality=self._config.peer.modality,
-              patients=self._patients, salt_check=self._salt_check, coordinator=self._address)  # fmt: skip
+              patients=len(self._cases), salt_check=self._salt_check, coordinator=self._address)  # fmt: skip
         # Names of files: in this site's own log, and nowhere else.
         for cause in self._naming:
             event(log, "data.naming", logging.WARNING, cause=cause)
@@ -138,7 +139,13 @@ class Client:
         ):
             self._board.set(address=self._address)
             self._board.ready()
-            await self._serve()
+            try:
+                await self._serve()
+            except (PeerError, SplitprotoError) as error:
+                # Others name a patient by its key or handle: the people here know it by its file.
+                for patient, path in named_in(str(error), self._cases).items():
+                    event(log, "patient.file", logging.WARNING, patient=patient, file=str(path))
+                raise
 
     async def _serve(self) -> None:
         loop = asyncio.get_running_loop()

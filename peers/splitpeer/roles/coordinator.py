@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from splitpeer.config import JobConfig, PeerConfig
+from splitpeer.data.directory import named_in
 from splitpeer.data.findings import naming_warnings
 from splitpeer.data.geometry import Geometry, compare_geometry
 from splitpeer.data.layouts import find
@@ -217,6 +218,8 @@ class Coordinator:
                 try:
                     reason, text = await self._until_stopped()
                 except PeerError as error:
+                    for patient, path in named_in(str(error), self._labels.cases).items():
+                        event(log, "patient.file", logging.WARNING, patient=patient, file=str(path))
                     # Local paths and files stay here; sites hear the kind of trouble.
                     local = isinstance(error, DataError | ConfigError)
                     why = f"the coordinator cannot go on: {CAUSES[cause_of(error)]}; its log has the details"

@@ -7,6 +7,7 @@ import logging
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from splitpeer.errors import DeadlinePassed, JobFailed
@@ -129,3 +130,17 @@ async def test_a_start_lists_what_it_did_not_take(scene, lines) -> None:
     assert "1 not taken: extra.nrrd: not NIfTI" in found
     assert "1 not taken: seg.mgz: FreeSurfer's format" in found
     assert "'MUELLER_Erika' and 'MUELLER_Erika (copy)' are taken for 2 patients, and look like one" in found
+
+
+async def test_a_key_in_an_error_is_a_file_in_the_own_log(scene, make, lines) -> None:
+    scene.cast("flair", "t1")
+    folder = renamed(scene, "t1", lambda n, p: p)
+    make.nifti(folder / f"{make.PATIENTS[3]}.nii.gz", np.ones((40, 38, 34), np.float32))
+    ran = await scene.together()
+    assert isinstance(ran.error, JobFailed)
+    files = {entry["file"] for entry in lines("patient.file")}
+    assert files == {
+        str(folder / f"{make.PATIENTS[3]}.nii.gz"),
+        *(str(scene.federation.data / kind / f"{make.PATIENTS[3]}.nii.gz") for kind in ("flair", "labels")),
+    }
+    assert not any(make.PATIENTS[3] in str(error) for error in (ran.error, *ran.clients.values()))
