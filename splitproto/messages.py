@@ -57,10 +57,12 @@ class Patient:
     shape: tuple[int, int, int] = wire(ListOf(Int(1, 1 << 16), 3, 3))
     spacing: tuple[float, float, float] = wire(ListOf(Real(), 3, 3))
     """Millimetres."""
-    orientation: str = wire(Text(3))
-    """Axis codes of the file, such as RAS or LPS."""
+    directions: tuple[float, ...] = wire(ListOf(Real(), 9, 9))
+    """Direction cosines in RAS: of the x axis, then y, then z."""
     origin: tuple[float, float, float] = wire(ListOf(Real(), 3, 3))
     """Position of voxel (0, 0, 0) in scanner coordinates, millimetres."""
+    stored: tuple[float, float, float] = wire(ListOf(Real(), 3, 3))
+    """Millimetres before resampling; equal to `spacing` where the volume is not resampled."""
 
 
 @dataclass(frozen=True, slots=True)

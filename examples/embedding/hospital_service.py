@@ -107,7 +107,7 @@ class Volume:
 
     voxels: np.ndarray
     spacing: tuple[float, float, float] = (1.0, 1.0, 1.0)
-    orientation: str = "RAS"
+    directions: tuple[float, ...] = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
     origin: tuple[float, float, float] = (0.0, 0.0, 0.0)
 
 
@@ -131,7 +131,7 @@ def from_nifti(folder: Path) -> dict[str, Volume]:
         volumes[path.name.removesuffix(".nii.gz")] = Volume(
             voxels,
             tuple(float(mm) for mm in ras.header.get_zooms()[:3]),
-            "".join(nib.aff2axcodes(image.affine)),
+            tuple(float(c) for c in (ras.affine[:3, :3] / ras.header.get_zooms()[:3]).T.ravel()),
             tuple(float(mm) for mm in ras.affine[:3, 3]),
         )
     return volumes
@@ -375,7 +375,7 @@ class Service:
         run = self.run
         await session.send(JobAccept(run.incarnation, run.applied, tuple(run.saved()), len(self.by_key)))
         patients = [
-            Patient(key, v.voxels.shape, v.spacing, v.orientation, v.origin)
+            Patient(key, v.voxels.shape, v.spacing, v.directions, v.origin, v.spacing)
             for key, v in sorted(self.by_key.items())
         ]
         await session.send(Inventory(tuple(patients), True, salt_check(self.salt)))  # pieces of at most 1024

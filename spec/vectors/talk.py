@@ -47,7 +47,16 @@ MESSAGES: dict[str, messages.Message] = {
     "job-accept": messages.JobAccept(INCARNATION, 0, (0,), 1),
     "job-decline": messages.JobDecline(0x0505, "level x0 may not leave this site"),
     "inventory": messages.Inventory(
-        (Patient(KEY, (240, 240, 155), (1.0, 1.0, 1.0), "LPS", (-120.0, -119.0, 0.0)),),
+        (
+            Patient(
+                KEY,
+                (240, 240, 155),
+                (1.0, 1.0, 1.0),
+                (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0),
+                (-120.0, -119.0, 0.0),
+                (1.0, 1.0, 1.0),
+            ),
+        ),
         True,
         salt_check(SALT),
     ),

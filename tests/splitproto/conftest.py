@@ -177,7 +177,14 @@ def example(name: str) -> Message:
         schedule="cosine",
         seconds_per_step=60.0,
     )
-    patient = messages.Patient(key, (240, 240, 155), (1.0, 1.0, 1.0), "RAS", (0.0, -239.0, 0.0))
+    patient = messages.Patient(
+        key,
+        (240, 240, 155),
+        (1.0, 1.0, 1.0),
+        (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0),
+        (0.0, -239.0, 0.0),
+        (1.0, 1.0, 1.0),
+    )
     every: dict[str, Message] = {
         "hello": messages.Hello((1,), ("dtype.f32",), (), 1 << 20, "test", digest, {"x": 1}),
         "welcome": messages.Welcome(1, ("dtype.f32",), 1 << 20, "test", digest),

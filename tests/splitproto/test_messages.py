@@ -180,7 +180,7 @@ def test_a_head_fits_in_one_frame() -> None:
 
 
 def test_the_longest_inventory_fits_in_one_frame() -> None:
-    patient = messages.Patient(b"\xff" * 16, (1 << 16,) * 3, (1.0,) * 3, "RAS", (-1.5,) * 3)
+    patient = messages.Patient(b"\xff" * 16, (1 << 16,) * 3, (1.0,) * 3, (0.5,) * 9, (-1.5,) * 3, (1.0,) * 3)
     head, _ = messages.encode(messages.Inventory((patient,) * 1024, False, b"\xff" * 8))
     assert len(head) <= MAX_FRAME_PAYLOAD
 

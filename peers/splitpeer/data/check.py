@@ -9,15 +9,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from nibabel.affines import voxel_sizes
 
 from splitpeer.data import layouts
 from splitpeer.data.findings import naming_warnings
 from splitpeer.data.geometry import Geometry, differences
 from splitpeer.data.labels import convention as find_convention
-from splitpeer.data.labels import regions
 from splitpeer.data.layouts import Case, Found
-from splitpeer.data.nifti import Header, read_voxels
+from splitpeer.data.nifti import Header, Rules, read_voxels
+from splitpeer.data.quality import image_warnings
+from splitpeer.data.volumes import prepare
 from splitpeer.errors import DataError
 
 Progress = Callable[[int, int, Path], None]
@@ -75,8 +75,9 @@ def check(
     modality: str | None = None,
     convention: str | None = None,
     progress: Progress | None = None,
+    rules: Rules | None = None,
 ) -> Report:
-    """Read every volume under `root` in full, as training will, and report.
+    """Read every volume under `root` in full, as training will (by the same code), and report.
 
     `layout` None: detected where only one fits. `modality` None: every modality that an "msd" or "brats" tree
     holds. A "folder" holds one kind of file: images, or masks where `convention` is given without `modality`.
@@ -94,7 +95,7 @@ def check(
         report.counts[kind] = len(found.cases)
         for case in found.cases:
             by_patient.setdefault(case.patient, []).append((kind, case))
-    inspection = _Inspection(report, sum(len(found.cases) for found in kinds.values()), progress)
+    inspection = _Inspection(report, sum(len(found.cases) for found in kinds.values()), progress, rules)
     for patient in sorted(by_patient):
         inspection.patient(by_patient[patient])
         if missing := [kind for kind in kinds if kind not in dict(by_patient[patient])]:
@@ -127,13 +128,12 @@ def _find(root: Path, report: Report, modality: str | None) -> dict[str, Found]:
 class _Inspection:
     """Reads the files of one patient after the other, so that only one patient is in memory."""
 
-    def __init__(self, report: Report, files: int, progress: Progress | None) -> None:
-        self._report, self._files, self._progress = report, files, progress
+    def __init__(self, report: Report, files: int, progress: Progress | None, rules: Rules | None) -> None:
+        self._report, self._files, self._progress, self._rules = report, files, progress, rules
         self._done = 0
         self._dark_rims = self._rims = 0
 
     def patient(self, cases: list[tuple[str, Case]]) -> None:
-        report = self._report
         first: tuple[Case, Geometry] | None = None
         contrast = mask = None
         for kind, case in cases:
@@ -141,26 +141,45 @@ class _Inspection:
             if self._progress:
                 self._progress(self._done, self._files, case.path)
             try:
-                voxels, header = read_voxels(case)
+                voxels, header = read_voxels(case, self._rules)
             except DataError as error:
-                report.problems.append(str(error))
+                self._report.problems.append(str(error))
                 continue
-            here = _geometry(header)
-            report.shapes["x".join(map(str, here.shape))] += 1
-            report.spacings["x".join(f"{mm:.3g}" for mm in here.spacing)] += 1
-            report.orientations[here.orientation] += 1
+            here = self._grid(case, header)
             if first is None:
                 first = (case, here)
             elif found := differences(first[1], here):
-                report.problems.append(f"{case.path}: differs from {first[0].path} in {'; '.join(found)}")
+                self._report.problems.append(
+                    f"{case.path}: differs from {first[0].path} in {'; '.join(found)}"
+                )
+            trained = self._as_trained(kind, case, voxels, header)
             if kind == "labels":
-                mask = self._mask(case, voxels)
-            else:
-                if not voxels.any():
-                    report.problems.append(f"{case.path}: every voxel is zero: export it again")
+                self._mask(case, voxels)
+                mask = trained
+            elif trained is not None:
+                self._report.warnings += [f"{case.path}: {text}" for text in image_warnings(voxels)]
                 contrast = voxels if kind == "t1ce" else contrast
         if contrast is not None and mask is not None and contrast.shape == mask.shape[1:]:
             self._compare_rim(contrast, mask)
+
+    def _grid(self, case: Case, header: Header) -> Geometry:
+        grid, report = header.geometry, self._report
+        report.shapes["x".join(map(str, grid.shape))] += 1
+        report.spacings["x".join(f"{mm:.3g}" for mm in grid.spacing)] += 1
+        report.orientations[header.orientation] += 1
+        report.warnings += [f"{case.path}: {text}" for text in header.warnings]
+        return grid
+
+    def _as_trained(self, kind: str, case: Case, voxels: np.ndarray, header: Header) -> np.ndarray | None:
+        """What training gets; where it would get nothing, a problem."""
+        convention = self._report.convention if kind == "labels" else None
+        if kind == "labels" and convention is None:
+            return None
+        try:
+            return prepare(case, voxels, header, labels=convention)
+        except DataError as error:
+            self._report.problems.append(str(error))
+            return None
 
     def finish(self) -> None:
         report = self._report
@@ -172,19 +191,12 @@ class _Inspection:
         if report.label_values and report.convention is None:
             report.warnings.append("masks found but no label convention named: name it to have them checked")
 
-    def _mask(self, case: Case, voxels: np.ndarray) -> np.ndarray | None:
+    def _mask(self, case: Case, voxels: np.ndarray) -> None:
         values = np.unique(voxels)
         shown = ", ".join(f"{value:g}" for value in values[:8]) + (", ..." if values.size > 8 else "")
         self._report.label_values[shown] += 1
         if values.size == 1 and values[0] == 0:
             self._report.warnings.append(f"{case.path}: an empty mask")
-        if self._report.convention is None:
-            return None
-        try:
-            return regions(voxels, self._report.convention)
-        except DataError as error:
-            self._report.problems.append(f"{case.path}: {error}")
-            return None
 
     def _compare_rim(self, contrast: np.ndarray, mask: np.ndarray) -> None:
         """Gadolinium lights up enhancing tumour: the one thing pixels can say about a wrong convention."""
@@ -193,12 +205,3 @@ class _Inspection:
         if enhancing.any() and rest.any():
             self._rims += 1
             self._dark_rims += bool(contrast[enhancing].mean() <= contrast[rest].mean())
-
-
-def _geometry(header: Header) -> Geometry:
-    return Geometry(
-        shape=header.shape,
-        spacing=tuple(float(mm) for mm in voxel_sizes(header.affine)),
-        orientation=header.orientation,
-        origin=tuple(float(mm) for mm in header.affine[:3, 3]),
-    )

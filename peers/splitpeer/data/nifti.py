@@ -4,125 +4,143 @@ from __future__ import annotations
 
 import errno
 import gzip
+import math
+import os
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import replace
+from typing import IO
 
-import nibabel as nib
 import numpy as np
-from nibabel import orientations
-from nibabel.filebasedimages import ImageFileError
-from nibabel.spatialimages import HeaderDataError, HeaderTypeError
-from nibabel.wrapstruct import WrapStructError
 
 from splitpeer.data.layouts import Case
+from splitpeer.data.nifti_header import HEADER_BYTES, MAX_VOXELS, Header, Rules, kind_of, parse
 from splitpeer.errors import DataError
 
-MAX_VOXELS = 2**30
-"""More voxels than this in one file is a broken or hostile header: refused before anything is allocated."""
+__all__ = ["MAX_VOXELS", "Header", "Rules", "read_header", "read_voxels"]
 
-_UNREADABLE = (
-    ImageFileError,
-    HeaderDataError,
-    HeaderTypeError,
-    WrapStructError,
-    OSError,
-    EOFError,
-    zlib.error,
-    ValueError,
-    OverflowError,
-)
+MOST_TIMES_SMALLER = 1032
+"""Deflate cannot do better: a compressed file this much smaller than what it claims to hold is refused unread."""
+MOST_BEHIND = 2**20
+"""Octets behind the last voxel that are tolerated (padding); a file that goes on for longer is refused."""
+_PIECE = 2**22
+
+_UNREADABLE = (OSError, EOFError, zlib.error)
 
 
-@dataclass(frozen=True)
-class Header:
-    """What the header says of a volume. `shape` and `affine` (4x4, mm) hold after reorientation to RAS."""
-
-    shape: tuple[int, int, int]
-    affine: np.ndarray
-    orientation: str
-
-
-def read_header(case: Case) -> Header:
+def read_header(case: Case, rules: Rules | None = None) -> Header:
     """The grid of a case, from the header alone. Raises DataError for a file that cannot be used."""
-    return _header(case, _open(case))
+    with _opened(case) as (file, size, packed):
+        return _header(case, file, size, packed, rules or Rules())
 
 
-def read_voxels(case: Case) -> tuple[np.ndarray, Header]:
+def read_voxels(case: Case, rules: Rules | None = None) -> tuple[np.ndarray, Header]:
     """Voxels float32 [x, y, z] in RAS order, scaled as the header asks. Reads the whole file.
 
-    Raises DataError for a truncated or corrupt file (a gzip's check sum is verified), a value that is not
-    finite, a number of axes other than the case needs, or a channel that is not there.
+    Takes no memory for what the file does not hold. Raises DataError for a truncated or corrupt file (a gzip's check
+    sum is verified), a value that is not finite, a number of axes other than the case needs, or a channel that is not
+    there.
     """
-    image = _open(case)
-    header = _header(case, image)
-    with _naming(case):
-        if case.path.name.lower().endswith(".gz"):
-            image = type(image).from_bytes(_unzip(case, image))
-        # Slicing before casting: only the wanted channel is scaled and copied.
-        data = image.dataobj if case.channel is None else image.dataobj[..., case.channel]
-        voxels = np.asanyarray(data).astype(np.float32)
-    if not np.isfinite(voxels).all():
+    with _opened(case) as (file, size, packed):
+        header = _header(case, file, size, packed, rules or Rules())
+        file.seek(header.offset)
+        _skip(file, (case.channel or 0) * header.volume_bytes)
+        stored = _values(file, header)
+        _skip(file, (header.channels - 1 - (case.channel or 0)) * header.volume_bytes)
+        _end(case, file)
+    if not np.isfinite(stored).all():
         raise DataError(
             f"{case.path}: holds values that are not finite numbers: export it again without NaN or Inf",
             "not-finite",
         )
-    ras = orientations.apply_orientation(voxels, orientations.io_orientation(image.affine))
-    return np.ascontiguousarray(ras), header
+    return np.ascontiguousarray(header.turn.voxels(stored)), header
 
 
-def _open(case: Case) -> nib.Nifti1Image:
-    with _naming(case):
-        # Without mmap: a file that shrinks while mapped would kill the process.
-        image = nib.load(case.path, mmap=False)
-    if not isinstance(image, nib.Nifti1Image):  # NIfTI-2 derives from it
-        raise DataError(f"{case.path}: not a NIfTI file: convert it, for instance with dcm2niix")
-    return image
-
-
-def _header(case: Case, image: nib.Nifti1Image) -> Header:
-    shape, path = tuple(int(n) for n in image.shape), case.path
-    expected = 3 if case.channel is None else 4
-    if len(shape) != expected:
+def _header(case: Case, file: IO[bytes], size: int, packed: bool, rules: Rules) -> Header:
+    block = _read(file, HEADER_BYTES, short=True)
+    if (kind := kind_of(block)) is not None:
+        if kind == "empty":
+            raise DataError(f"{case.path}: empty: copy it again", "truncated")
+        raise DataError(f"{case.path}: not a NIfTI file but {kind}: convert it, for instance with dcm2niix")
+    try:
+        header = parse(block, case.channel, rules)
+    except DataError as error:
+        raise DataError(f"{case.path}: {error}", error.cause) from None
+    due = header.offset + header.channels * header.volume_bytes
+    if due > (size * MOST_TIMES_SMALLER if packed else size):
         raise DataError(
-            f"{path}: has {len(shape)} axes, not {expected}: export one volume per file or fix the layout"
+            f"{case.path}: truncated or corrupt (its header claims {due} bytes, which a file of {size} cannot hold): "
+            "copy or export it again",
+            "truncated",
         )
-    if case.channel is not None and not 0 <= case.channel < shape[3]:
-        raise DataError(f"{path}: has {shape[3]} channels, no channel {case.channel}: check dataset.json")
-    if min(shape) < 1 or np.prod(shape, dtype=float) > MAX_VOXELS:
-        raise DataError(f"{path}: its header claims {'x'.join(map(str, shape))} voxels: export it again")
-    if image.get_data_dtype().kind not in "iuf":
-        raise DataError(f"{path}: voxels of type {image.get_data_dtype()}: export it as grey values")
-    affine = np.asarray(image.affine, dtype=np.float64)
-    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
-        raise DataError(f"{path}: its header has no usable orientation (singular affine): export it again")
-    turn = orientations.io_orientation(affine)
-    ras_shape = [0, 0, 0]
-    for axis, target in enumerate(turn[:, 0]):
-        ras_shape[int(target)] = shape[axis]
-    return Header(
-        shape=tuple(ras_shape),
-        affine=affine @ orientations.inv_ornt_aff(turn, shape[:3]),
-        orientation="".join(orientations.ornt2axcodes(turn)),
-    )
+    named = case.path.name.lower().endswith(".gz")
+    if named is packed:
+        return header
+    what = "is compressed but not named .nii.gz" if packed else "is named .gz but not compressed"
+    return replace(header, warnings=(*header.warnings, f"{what}: other programs may refuse it"))
 
 
-def _unzip(case: Case, image: nib.Nifti1Image) -> bytes:
-    """The unpacked file, read to its end: only there is the check sum compared, and nibabel stops short."""
-    due = int(image.dataobj.offset) + int(np.prod(image.shape)) * image.get_data_dtype().itemsize
-    with gzip.open(case.path) as packed:
-        content = packed.read(due)
-        while packed.read(1 << 20):
-            pass
-    return content
+def _values(file: IO[bytes], header: Header) -> np.ndarray:
+    """SP-11.12-2: one channel, float32, axes as stored; read and scaled piece by piece."""
+    total = math.prod(header.stored_shape)
+    flat = np.empty(total, np.float32)
+    scaled = (header.slope, header.intercept) != (1.0, 0.0)
+    step = _PIECE // header.dtype.itemsize
+    for start in range(0, total, step):
+        count = min(step, total - start)
+        piece = np.frombuffer(_read(file, count * header.dtype.itemsize), header.dtype)
+        # A sum or a value beyond float32 becomes infinite, which is refused with a name.
+        with np.errstate(over="ignore", invalid="ignore"):
+            flat[start : start + count] = (
+                piece.astype(np.float64) * header.slope + header.intercept if scaled else piece
+            )
+    return flat.reshape(header.stored_shape, order="F")
+
+
+def _read(file: IO[bytes], count: int, *, short: bool = False) -> bytes:
+    pieces, left = [], count
+    while left and (piece := file.read(left)):
+        pieces.append(piece)
+        left -= len(piece)
+    if left and not short:
+        raise EOFError(f"the file ends {left} bytes or more too early")
+    return b"".join(pieces)
+
+
+def _skip(file: IO[bytes], count: int) -> None:
+    while count > 0:
+        count -= len(_read(file, min(count, _PIECE)))
+
+
+def _end(case: Case, file: IO[bytes]) -> None:
+    """Read to the end, where a gzip's check sum is compared; but not for ever."""
+    behind = 0
+    while piece := file.read(2**16):
+        behind += len(piece)
+        if behind > MOST_BEHIND:
+            raise DataError(
+                f"{case.path}: holds more than {MOST_BEHIND} bytes that its header does not describe: export it again",
+                "too-large",
+            )
 
 
 @contextmanager
-def _naming(case: Case) -> Iterator[None]:
-    """Whatever a broken file makes nibabel or zlib raise becomes one line that names the file."""
+def _opened(case: Case) -> Iterator[tuple[IO[bytes], int, bool]]:
+    """The file, its size on disk, and whether it is compressed: by content, whatever its name.
+
+    Whatever a broken file makes zlib raise becomes one line that names the file.
+    """
     try:
-        yield
+        with case.path.open("rb") as raw:
+            size = os.fstat(raw.fileno()).st_size
+            packed = raw.read(2) == b"\x1f\x8b"
+            raw.seek(0)
+            if packed:
+                with gzip.GzipFile(fileobj=raw) as unpacked:
+                    yield unpacked, size, True
+            else:
+                yield raw, size, False
     except FileNotFoundError:
         raise DataError(f"{case.path}: no such file: check the path", "missing") from None
     except _UNREADABLE as error:

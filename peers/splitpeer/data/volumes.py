@@ -10,32 +10,89 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 import numpy as np
-import torch
-from nibabel.affines import voxel_sizes
 
 from splitpeer.data import labels as label_rules
-from splitpeer.data.geometry import SPACING_TOLERANCE, Geometry
+from splitpeer.data.geometry import SPACING_TOLERANCE, Geometry, Millimetres, Triple
 from splitpeer.data.layouts import Case, subject
-from splitpeer.data.nifti import MAX_VOXELS, Header, read_header, read_voxels
+from splitpeer.data.nifti import Header, Rules, read_header, read_voxels
 from splitpeer.data.pseudonym import keyed, salt_check
+from splitpeer.data.resampling import resample, resampled_grid
 from splitpeer.errors import DataError, PatientUnusable
 from splitpeer.logs import handle
 from splitproto.causes import OF_A_PATIENT
 
 log = logging.getLogger(__name__)
 
-Triple = tuple[int, int, int]
 Box = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
 """Half-open ranges of voxels in x, y, z."""
 
 
-class Volumes:
-    """The images of one modality, or the masks, of a site.
+def prepare(
+    case: Case,
+    voxels: np.ndarray,
+    header: Header,
+    *,
+    labels: str | None = None,
+    spacing: Millimetres | None = None,
+    rules: Rules | None = None,
+) -> np.ndarray:
+    """What training gets of a case that was read: the one way there is, for training and for checks alike.
 
-    SP-11-21: every volume is reoriented to RAS, resampled to `spacing` (mm; None keeps the file's own) only where
-    that differs. SP-11-22: an image is normalised over its non-zero voxels (mean 0, deviation 1; zeros stay zero)
-    to float32 [1, x, y, z]; a mask, where `labels` names its convention, becomes uint8 [3, x, y, z] (WT, TC,
-    ET).
+    SP-11-21: on the job's grid, that is, resampled to `spacing` (mm; None keeps the file's own) where it differs.
+    SP-11-22: an image is normalised, float32 [1, x, y, z]; a mask, where `labels` names its convention, becomes
+    regions, uint8 [3, x, y, z] (WT, TC, ET).
+
+    Raises DataError that names the file.
+    """
+    stored, wanted = header.geometry, grid_of(case, header, spacing, rules)
+    if wanted != stored:
+        voxels = resample(voxels, stored, wanted, nearest=labels is not None)
+    try:
+        return normalised(voxels)[None] if labels is None else label_rules.regions(voxels, labels)
+    except DataError as error:
+        cause = error.cause if labels is None else "mask-values"
+        raise DataError(f"{case.path}: {error}", cause) from None
+
+
+def grid_of(
+    case: Case, header: Header, spacing: Millimetres | None = None, rules: Rules | None = None
+) -> Geometry:
+    """The grid on which a case is trained: its own, or resampled to `spacing` where that differs.
+
+    Raises DataError where that would take more voxels than are allowed.
+    """
+    grid, most = header.geometry, (rules or Rules()).max_voxels
+    if spacing is None or np.abs(np.subtract(grid.spacing, spacing)).max() <= SPACING_TOLERANCE:
+        return grid
+    grid = resampled_grid(grid, spacing)
+    if math.prod(grid.shape) > most:
+        shape = "x".join(map(str, grid.shape))
+        raise DataError(
+            f"{case.path}: {shape} voxels when resampled to {spacing} mm, more than {most}: "
+            "choose a larger spacing, or raise [data] max_voxels",
+            "too-large",
+        )
+    return grid
+
+
+def normalised(voxels: np.ndarray) -> np.ndarray:
+    """SP-11.12-8: mean 0 and deviation 1 over the voxels that are not zero, which stay zero.
+
+    Raises DataError, without a name, where every voxel is zero.
+    """
+    filled = voxels != 0
+    values = voxels[filled].astype(np.float64)
+    if not values.size:
+        raise DataError("every voxel is zero: export it again", "empty")
+    values -= values.mean()
+    values /= math.sqrt(np.square(values).mean()) or 1.0
+    out = np.zeros_like(voxels)
+    out[filled] = values
+    return out
+
+
+class Volumes:
+    """The images of one modality, or the masks, of a site, as `prepare` makes them.
 
     Safe to use from several threads. Errors name the file (DataError); nothing about a patient is logged.
     """
@@ -45,9 +102,10 @@ class Volumes:
         cases: Iterable[Case],
         *,
         salt: bytes,
-        spacing: tuple[float, float, float] | None = None,
+        spacing: Millimetres | None = None,
         labels: str | None = None,
         cache_mib: int = 1024,
+        rules: Rules | None = None,
     ) -> None:
         if labels is not None:
             label_rules.convention(labels)
@@ -56,7 +114,7 @@ class Volumes:
         self.labels = labels
         self._cases = keyed(salt, cases)
         self.salt_check = salt_check(salt)
-        self._spacing = spacing
+        self.spacing, self.rules = spacing, rules or Rules()
         self._lock = threading.Lock()
         self._cache: OrderedDict[bytes, np.ndarray] = OrderedDict()
         self._cached_bytes = 0
@@ -97,7 +155,8 @@ class Volumes:
         if key not in self._geometries:
             case = self.case(key)
             with _blaming(key):
-                self._geometries[key] = self._measure(read_header(case))
+                header = read_header(case, self.rules)
+                self._geometries[key] = grid_of(case, header, self.spacing, self.rules)
         return self._geometries[key]
 
     def window(self, key: bytes, origin: Triple, size: Triple) -> np.ndarray:
@@ -159,53 +218,11 @@ class Volumes:
         return volume
 
     def _load(self, key: bytes, case: Case) -> np.ndarray:
-        voxels, header = read_voxels(case)
-        if key in self._geometries and self._measure(header) != self._geometries[key]:
+        voxels, header = read_voxels(case, self.rules)
+        if self._geometries.get(key, grid := grid_of(case, header, self.spacing, self.rules)) != grid:
             # Windows were agreed on the grid that was listed.
             raise DataError(f"{case.path}: its grid has changed since it was listed: put it back", "grid")
-        if self._resamples(header):
-            voxels = self._resample(voxels, header)
-        if self.labels is None:
-            return _normalise(voxels)[None]
-        try:
-            return label_rules.regions(voxels, self.labels)
-        except DataError as error:
-            raise DataError(f"{case.path}: {error}", "mask-values") from None
-
-    def _resamples(self, header: Header) -> bool:
-        native = voxel_sizes(header.affine)
-        return self._spacing is not None and bool(np.abs(native - self._spacing).max() > SPACING_TOLERANCE)
-
-    def _resample(self, voxels: np.ndarray, header: Header) -> np.ndarray:
-        # Here, and below: importing MONAI costs more than a second, and few jobs resample.
-        from monai.data import MetaTensor
-        from monai.transforms import Spacing
-
-        mode = "bilinear" if self.labels is None else "nearest"
-        spacing = Spacing(pixdim=self._spacing, mode=mode, padding_mode="border")
-        volume = MetaTensor(torch.from_numpy(voxels)[None], affine=torch.from_numpy(header.affine))
-        return spacing(volume).numpy()[0].astype(np.float32, copy=False)
-
-    def _measure(self, header: Header) -> Geometry:
-        shape, affine = header.shape, header.affine
-        if self._resamples(header):
-            from monai.data.utils import compute_shape_offset, zoom_affine
-
-            affine = zoom_affine(affine, self._spacing, diagonal=False)
-            # The same two functions that MONAI's Spacing uses, so the shape is known without the voxels.
-            new_shape, offset = compute_shape_offset(shape, header.affine, affine)
-            shape, affine[:3, 3] = tuple(int(n) for n in new_shape), offset
-            if math.prod(shape) > MAX_VOXELS:
-                raise DataError(
-                    f"a volume resampled to {self._spacing} mm would be {shape}: choose a larger spacing",
-                    "too-large",
-                )
-        return Geometry(
-            shape=shape,
-            spacing=tuple(float(mm) for mm in voxel_sizes(affine)),
-            orientation=header.orientation,
-            origin=tuple(float(mm) for mm in affine[:3, 3]),
-        )
+        return prepare(case, voxels, header, labels=self.labels, spacing=self.spacing, rules=self.rules)
 
 
 @contextmanager
@@ -218,13 +235,3 @@ def _blaming(key: bytes) -> Iterator[None]:
         if cause not in OF_A_PATIENT:
             raise
         raise PatientUnusable(key, cause, str(error)) from None
-
-
-def _normalise(voxels: np.ndarray) -> np.ndarray:
-    """SP-11-22: in float64, so that the order of summation, which differs between CPUs, is lost in rounding."""
-    out = np.zeros(voxels.shape, np.float32)
-    inside = voxels != 0
-    values = voxels[inside].astype(np.float64)
-    if len(values):
-        out[inside] = (values - values.mean()) / (values.std() or 1.0)
-    return out

@@ -95,8 +95,10 @@ def save_mask(
     *,
     made_from: Sequence[str] = (),
 ) -> None:
-    """Write a prediction [3, x, y, z] (WT, TC, ET) as a NIfTI label map in the given convention, in RAS.
+    """Write a prediction [3, x, y, z] (WT, TC, ET) as a NIfTI label map in the given convention.
 
+    It has the grid that it was made on: the reference file's own, in RAS order, with its own affine, oblique or not;
+    where the job names a spacing, the resampled grid. Either way it lies on the image in any viewer.
     The header's description names the modalities that it was `made_from`.
 
     Raises:
@@ -108,11 +110,11 @@ def save_mask(
     voxels[whole] = values.edema
     voxels[core] = values.necrosis
     voxels[enhancing] = values.enhancing
-    affine = np.diag((*grid.spacing, 1.0))
-    affine[:3, 3] = grid.origin
     try:
         durable.make_folder(path.parent)
-        image = nib.Nifti1Image(voxels, affine)
+        image = nib.Nifti1Image(voxels, grid.affine)
+        image.set_qform(grid.affine, code="aligned")  # programs differ in which of the two they read
+        image.header.set_xyzt_units("mm")
         # NIfTI-1 gives 80 octets: enough for all contrasts there are.
         image.header["descrip"] = f"splitproto {' '.join(made_from)}".strip()[:79]
         # Without the time of day in it the same mask is the same file.

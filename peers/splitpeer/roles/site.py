@@ -159,7 +159,7 @@ class Site:
                         f"{accept.patients} patients announced, but more, or none, are listed"
                     )
                 for p in piece.patients:
-                    patients[p.key] = Geometry(p.shape, p.spacing, p.orientation, p.origin)
+                    patients[p.key] = Geometry(p.shape, p.spacing, p.directions, p.origin, p.stored)
                 if piece.unusable is not None:
                     unusable = _unusable(piece, patients)
             if len(patients) != accept.patients:

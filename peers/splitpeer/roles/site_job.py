@@ -154,7 +154,7 @@ class SiteJob:
                 self._cannot_use(error)
                 unusable.append(Unusable(key, error.cause))
                 continue
-            patients.append(Patient(key, grid.shape, grid.spacing, grid.orientation, grid.origin))
+            patients.append(Patient(key, grid.shape, grid.spacing, grid.directions, grid.origin, grid.stored))
         if len(unusable) > MOST_UNUSABLE or (unusable and not patients):
             # SP-11.13-9.
             raise DataError(

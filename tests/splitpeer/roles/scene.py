@@ -54,8 +54,13 @@ WAIT_S = 90.0
 # --- data ------------------------------------------------------------------------------------------------
 
 
-def write_nifti(path: Path, voxels: np.ndarray, spacing: float = 1.0, axes: str = "RAS") -> None:
+def write_nifti(
+    path: Path, voxels: np.ndarray, spacing: float = 1.0, axes: str = "RAS", turned: float = 0.0
+) -> None:
+    """`turned`: by so many degrees about z; the origin stays."""
     affine = np.diag([spacing, spacing, spacing, 1.0])
+    c, s = np.cos(np.radians(turned)), np.sin(np.radians(turned))
+    affine[:2, :2] = affine[:2, :2] @ [[c, -s], [s, c]]
     if axes == "LPS":
         affine = np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine
     path.parent.mkdir(parents=True, exist_ok=True)

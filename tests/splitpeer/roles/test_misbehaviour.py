@@ -62,7 +62,7 @@ async def peer(scene, twist: Twist, inventory: Callable[[list[Patient]], list[Pa
         patients = []
         for key in volumes.keys():  # noqa: SIM118 (not a dict)
             grid = volumes.geometry(key)
-            patients.append(Patient(key, grid.shape, grid.spacing, grid.orientation, grid.origin))
+            patients.append(Patient(key, grid.shape, grid.spacing, grid.directions, grid.origin, grid.stored))
         await answer(JobAccept(secrets.token_bytes(16), 0, (0,), len(patients)))
         await answer(Inventory(tuple(inventory(patients)), True, volumes.salt_check))
         announced: deque[Forward] = deque()

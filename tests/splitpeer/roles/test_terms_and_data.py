@@ -81,7 +81,11 @@ def variant(scene, make, modality: str, patient: str, **how) -> None:
     [
         ({"cut": -1}, "shape 45x38x34 against 44x38x34"),
         ({"spacing": 1.5}, "spacing 1x1x1 against 1.5x1.5x1.5 mm"),
-        ({"axes": "LPS"}, "orientation RAS against LPS"),
+        ({"turned": 10}, "direction: turned by 10 degrees"),
+        ({"turned": 40}, "direction: turned by 40 degrees"),
+        ({"turned": -15}, "direction: turned by 15 degrees"),
+        # Mirrored about the scanner's origin, which is the volume's corner: the head lies elsewhere.
+        ({"axes": "LPS"}, "origin 0x0x0 against -44x-37x0 mm"),
     ],
 )
 async def test_sites_that_disagree_on_a_grid(scene, make, everything_said, how, what: str) -> None:
