@@ -32,11 +32,13 @@ class StateLock:
         self._file: int | None = None
 
     def take(self) -> bool:
-        """Lock the folder. False: somebody holds it, if only for the moment in which `holder` looks.
+        """Lock the folder. False: somebody else holds it, if only for the moment in which `holder` looks.
 
         Raises:
             ConfigError, DiskTrouble: the folder cannot be used.
         """
+        if self._file is not None:
+            return True
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)

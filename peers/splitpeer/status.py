@@ -17,10 +17,10 @@ import os
 import socket
 import threading
 import time
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from splitpeer import durable
 from splitpeer.config import PeerConfig
@@ -141,46 +141,57 @@ class Board:
 
     # --- on duty -------------------------------------------------------------------------------------------
 
-    @asynccontextmanager
-    async def on_duty(self) -> AsyncIterator[None]:
-        """Hold the state folder, and show what is told until the block is left.
+    @contextmanager
+    def held(self) -> Iterator[Self]:
+        """Hold the state folder, and show what is told, until the block is left; a block in a block changes nothing.
 
         Raises:
             ConfigError: another splitpeer holds the folder, or it cannot be used.
         """
-        await self._take()
+        if self._pen is not None:
+            yield self
+            return
+        self._take()
         self._pen = _Pen(self._folder / NAME)
-        self._notifier.explain_hangs()
         self._write()
-        beating = asyncio.create_task(self._beat())
         cause = ""
         try:
-            yield
+            yield self
         except BaseException as error:
             cause = str(error) if isinstance(error, _SAYABLE) else type(error).__name__
             raise
         finally:
-            beating.cancel()
             self._ended = {"at": _moment(), "phase": self._phase, "cause": cause}
             self._notifier.stopping()
             self._notifier.status(f"stopped while {self._phase}: {cause}" if cause else "stopped")
             self._write()
             self.forsake()
-            await asyncio.wait((beating,))
+
+    @asynccontextmanager
+    async def on_duty(self) -> AsyncIterator[None]:
+        """`held`, and give a sign of life from the event loop once a tick."""
+        with self.held():
+            self._notifier.explain_hangs()
+            beating = asyncio.create_task(self._beat())
+            try:
+                yield
+            finally:
+                beating.cancel()
+                await asyncio.wait((beating,))
 
     def forsake(self) -> None:
-        """Let go of the folder as it is, as the kernel does for a process that died. `on_duty` ends with it."""
+        """Let go of the folder as it is, as the kernel does for a process that died. `held` ends with it."""
         if self._pen is not None:
             self._pen.close(LAST_WORD_S)
             self._pen = None
         self._lock.release()
 
-    async def _take(self) -> None:
+    def _take(self) -> None:
         # Somebody who only looks (`holder`) keeps it for a moment.
         for _ in range(10):
             if self._lock.take():
                 return
-            await asyncio.sleep(0.05)
+            time.sleep(0.05)
         held = holder(self._folder)
         who = f" (pid {held.pid})" if held and held.pid else ""
         raise ConfigError(

@@ -18,7 +18,8 @@ import pytest
 
 import splitproto
 from splitpeer import errors
-from splitpeer.cli import exit_code, main
+from splitpeer.cli import main
+from splitpeer.cli.outcome import exit_code
 from splitproto import errors as wire
 from splitproto import pki
 from splitproto.pki import PkiError

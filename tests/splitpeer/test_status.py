@@ -352,7 +352,7 @@ async def test_somebody_who_looks_a_little_longer(make_board: Callable[[], Board
         pass
     looking = os.open(state / "lock", os.O_RDONLY)
     fcntl.flock(looking, fcntl.LOCK_SH)
-    asyncio.get_running_loop().call_later(0.12, os.close, looking)
+    threading.Timer(0.12, os.close, (looking,)).start()
     async with make_board().on_duty():
         pass
 

@@ -7,6 +7,7 @@ import importlib
 import click
 
 import splitproto
+from splitpeer.cli import early
 from splitpeer.errors import ConfigError
 
 COMMANDS = {
@@ -70,3 +71,4 @@ def root(debug: bool) -> None:
     Exit codes: 0 ok, 1 job failed, 2 connection or authentication, 3 time-out, 4 usage or configuration, 5 a
     bug, 130 interrupted.
     """
+    early.over()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 import json
 import logging
 import os
@@ -14,6 +15,7 @@ from pathlib import Path
 import click
 
 from splitpeer import logs
+from splitpeer.cli import early
 from splitpeer.cli.options import (
     FILE,
     config_option,
@@ -24,8 +26,11 @@ from splitpeer.cli.options import (
 )
 from splitpeer.config import JobConfig, PeerConfig
 from splitpeer.errors import ConfigError
+from splitpeer.logs import event
+from splitpeer.status import Board
 
 FORCED = 130
+log = logging.getLogger(__name__)
 
 
 @click.command()
@@ -79,16 +84,31 @@ def serve(
 
         _same("modality", canonical_modality(modality), config.peer.modality, config)
     logs.setup(config.log.format, config.log.level)
+    job = None
     if config.peer.role == "client":
         if job_file is not None or resume is not None:
             raise ConfigError("--job, --resume and --fresh are for the coordinator: a client is told its job")
-        asyncio.run(_client(config, curious))
-        return
-    if job_file is None:
+    elif job_file is None:
         raise ConfigError("a coordinator needs its job: add --job job.toml")
-    result = asyncio.run(_coordinator(config, JobConfig.load(job_file), resume, curious))
+    else:
+        job = JobConfig.load(job_file)
+    # The folder is taken and a line shown before torch is imported: that takes seconds on a slow machine.
+    with early.signals(), Board(config).held() as board:
+        event(log, "peer.starting", role=config.peer.role, site=config.peer.site, pid=os.getpid())
+        if job is None:
+            _import("splitpeer.roles.client")
+            asyncio.run(_client(config, board, curious))
+            return
+        _import("splitpeer.roles.coordinator", "splitpeer.roles.view")
+        result = asyncio.run(_coordinator(config, job, board, resume, curious))
     if as_json:
         click.echo(json.dumps(result, indent=2))
+
+
+def _import(*modules: str) -> None:
+    """Before the event loop runs: in it, a signal would have to wait until the import is over."""
+    for module in modules:
+        importlib.import_module(module)
 
 
 def _same(name: str, given: str | None, configured: str | None, config: PeerConfig) -> None:
@@ -125,17 +145,17 @@ def _stop_on_signals(before_leaving: Callable[[], None] = lambda: None) -> async
     return stop
 
 
-async def _client(config: PeerConfig, curious: Path | None) -> None:
+async def _client(config: PeerConfig, board: Board, curious: Path | None) -> None:
     from splitpeer.roles.client import Client
 
     # In a thread: a folder on a network drive that hangs must not make this deaf to signals.
     stop = _stop_on_signals()
-    client = await asyncio.to_thread(Client, config, stop, curious=curious)
+    client = await asyncio.to_thread(Client, config, stop, board=board, curious=curious)
     await client.run()
 
 
 async def _coordinator(
-    config: PeerConfig, job: JobConfig, resume: bool | None, curious: Path | None
+    config: PeerConfig, job: JobConfig, board: Board, resume: bool | None, curious: Path | None
 ) -> dict[str, object]:
     from dataclasses import asdict
 
@@ -148,7 +168,7 @@ async def _coordinator(
     try:
         stop = _stop_on_signals(view.close)
         coordinator = await asyncio.to_thread(
-            Coordinator, config, job, stop, view, resume=resume, curious=curious
+            Coordinator, config, job, stop, view, resume=resume, board=board, curious=curious
         )
     except BaseException:
         view.close()

@@ -86,10 +86,18 @@ class Client:
     Args:
         config: a client's `peer.toml`.
         stop: set to leave in good order: the pending step is finished and a checkpoint written.
+        board: what `serve` holds already; None: one of its own.
         curious: a file to record into what is sent and received.
     """
 
-    def __init__(self, config: PeerConfig, stop: asyncio.Event, *, curious: Path | None = None) -> None:
+    def __init__(
+        self,
+        config: PeerConfig,
+        stop: asyncio.Event,
+        *,
+        board: Board | None = None,
+        curious: Path | None = None,
+    ) -> None:
         self._config = config
         self._stop = stop
         self._credentials = config.credentials()
@@ -109,7 +117,7 @@ class Client:
         if (ledger := open_ledger(config)) is not None:
             ledger.close()
         self._witness = Witness(config, curious)
-        self._board = Board(config)
+        self._board = board or Board(config)
         self._compute = Compute(config.runtime.threads)
         self._job: SiteJob | None = None
         self._deadline: float | None = None

@@ -81,6 +81,7 @@ class Coordinator:
         view: shown to people while it runs.
         resume: True: go on with the job's last run. False: a new one. None: go on with the last, if there is one of
             the same terms; if that is over, `run` gives its result again.
+        board: what `serve` holds already; None: one of its own.
         curious: a file to record into what is sent and received.
     """
 
@@ -92,6 +93,7 @@ class Coordinator:
         view: View,
         *,
         resume: bool | None = False,
+        board: Board | None = None,
         curious: Path | None = None,
     ) -> None:
         self._config, self._settings, self._stop, self._view = config, job, stop, view
@@ -127,7 +129,7 @@ class Coordinator:
         schedule = make_schedule(optimiser, self._job.schedule, self._job.steps)
         self._half = CoordinatorHalf(decoder, optimiser, schedule, pick_device(config.runtime.device))
         self._witness = Witness(config, curious)
-        self._board = Board(config)
+        self._board = board or Board(config)
         self._gradient_stacks = self._make_gradient_stacks()
         self._compute = Compute(config.runtime.threads)
         self._schema = schema_digest(cut_descriptors(self._job))

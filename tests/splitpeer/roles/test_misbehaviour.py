@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 import numpy as np
 import pytest
 
-from splitpeer.cli import exit_code
+from splitpeer.cli.outcome import exit_code
 from splitpeer.errors import DeadlinePassed, JobFailed
 from splitpeer.roles.client import Client
 from splitpeer.roles.terms import cut_descriptors, job_on_wire

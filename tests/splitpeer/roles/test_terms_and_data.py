@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from splitpeer.cli import exit_code
+from splitpeer.cli.outcome import exit_code
 from splitpeer.errors import ConfigError, DataError, DeadlinePassed, JobFailed
 from splitpeer.logs import handle
 
