@@ -179,15 +179,15 @@ def common() -> dict[str, Any]:
 
 def certificates() -> Iterator[Case]:
     """A peer's chain, as its handshake shows it -> who it is, or why it is refused."""
+    failed, nobody, stranger = "tls-failed", "identity-malformed", "not-authorised"
 
     def case(
         name: str, notes: str, *chain: Plan | str, error: str = "", dialled: str | None = None, **more: Any
     ) -> Case:
         shown = [plan if isinstance(plan, str) else plan.pem() for plan in chain]
         leaf = x509.load_pem_x509_certificate(shown[0].encode())
-        layer = {"tls-failed": "channel", "identity-malformed": "identity", "not-authorised": "identity"}
         if error:
-            expect: dict[str, Any] = refused(error, layer[error])
+            expect: dict[str, Any] = refused(error, "channel" if error == failed else "identity")
         else:
             uri = chain[0].uris[0] if isinstance(chain[0], Plan) else ""
             _, _, _, _, role, site = uri.split("/")
@@ -195,6 +195,7 @@ def certificates() -> Iterator[Case]:
             expect = {"role": role, "site": site, "serial": f"{leaf.serial_number:x}", "sha256": digest}
         return {
             "name": name,
+            "operation": {nobody: "identity", stranger: "permission"}.get(error, "chain"),
             "notes": notes,
             "dialled": dialled,
             "chain": "".join(shown),
@@ -202,7 +203,6 @@ def certificates() -> Iterator[Case]:
             "expect": expect,
         }
 
-    failed, nobody, stranger = "tls-failed", "identity-malformed", "not-authorised"
     yield case("client", "SP-6-2", SITE)
     yield case(
         "client-only",

@@ -105,6 +105,14 @@ def derivations() -> Iterator[Case]:
     )
     yield case(
         "binding",
+        "binding-other-way",
+        "SP-6-8: the dialler's first, whichever is the greater number",
+        {"sha256": binding(LISTENER, DIALLER).hex()},
+        dialler=LISTENER.hex(),
+        listener=DIALLER.hex(),
+    )
+    yield case(
+        "binding",
         "binding-swapped",
         "SP-6-8: the order counts",
         refused("binding-mismatch", "channel"),
@@ -267,6 +275,20 @@ def derivations() -> Iterator[Case]:
                 shape=list(array.shape),
                 image=array.tobytes().hex(),
             )
+    for turns in (1, 2, 3):
+        seed = next(seed for seed in range(2000) if augmentation(seed, 3, None)["turns"] == turns)
+        plan = augmentation(seed, 3, None)
+        yield case(
+            "augmentation",
+            f"augment-not-square-turns-{turns}",
+            "SP-11.7: no quarter turns where sx is not sy, not even two of them",
+            {**plan, "shape": [2, 3], "image": augmented(wide, plan).astype("<f4").tobytes().hex()},
+            seed=seed,
+            index=3,
+            modality=None,
+            shape=[2, 3],
+            image=wide.tobytes().hex(),
+        )
     # z is not flipped in 2-D: the same decisions with the flip along z.
     seed = next(seed for seed in range(2000) if augmentation(seed, 3, None)["flips"] == [False, False, True])
     plan = augmentation(seed, 3, None)

@@ -296,6 +296,10 @@ def agreements() -> Iterator[Case]:
     yield listener("equal", offer(), offer(), agreed(1, every), "SP-10-1")
     newer = offer(versions=[2, 1, 3])
     yield listener("highest-common", newer, offer(versions=[1, 2]), agreed(2, every), "SP-10-1: in any order")
+    rising = offer(versions=[1, 2, 3])
+    yield listener(
+        "highest-not-first", rising, offer(versions=[2, 1]), agreed(2, every), "SP-10-1: in any order"
+    )
     few, fewer = offer(features=["train", "dtype.f32"]), offer(features=["dtype.f32", "evaluate"])
     yield listener("features-of-both", few, fewer, agreed(1, ["dtype.f32"]), "SP-10-1: the intersection")
     private = offer(features=[*every, "example.org/colour"])
@@ -305,6 +309,10 @@ def agreements() -> Iterator[Case]:
     limits = agreed(1, every, 1 << 20, 5)
     yield listener(
         "limits", offer(max_message=5), offer(max_message=1 << 20), limits, "SP-10-2: each side has its own"
+    )
+    small, large = offer(max_message=1 << 20), offer(max_message=5)
+    yield listener(
+        "limits-reversed", small, large, agreed(1, every, 5, 1 << 20), "SP-10-2: each side has its own"
     )
     yield listener("no-version", offer(versions=[2]), offer(), no_version, "SP-10-1")
     lacking = offer(features=["train"], requires=[])
@@ -358,6 +366,7 @@ def conversations() -> Iterator[Case]:
         "crossing-offer", offered, at("done", "done"), "SP-9-2: the trigger does not move a side in done"
     )
     yield case("error-first", "S error", at("error", "error"), "SP-9-4: allowed before hello")
+    yield case("error-after-own-bye", working + "|C bye|C error", at("error", "error"), "SP-9-4")
     yield case("error-after-bye", working + "|C bye|S error", at("error", "error"), "SP-9-4")
     yield case("welcome-first", "S welcome", bad, "SP-9-1")
     yield case("hello-twice", "C hello|C hello", bad, "SP-9-1")

@@ -282,6 +282,14 @@ def streams() -> Iterator[Case]:
                "SP-12-2: a code that is not in the registry is final")  # fmt: skip
     yield case("after-bye", said(101, messages.Bye("drain", "")) + said(103, applied),
                bad("unexpected-message", "states"), "SP-7-6, SP-9-3: a bye is the last message")  # fmt: skip
+    third, _ = messages.encode(messages.Activations("train", 1, 0, bytes(32), {"x4": np.zeros((1,), "u1")}))
+    three = taken + frame(FrameType.HEAD, 103, rest) + last + frame(FrameType.HEAD, 105, third)
+    yield case(
+        "credit-spent-by-two",
+        three,
+        bad("flow-control"),
+        "SP-7-8: 3 octets more, after all 8192 were charged",
+    )
     yield case("credit-spent", both, bad("flow-control"), "SP-7-8: two bodies of 6003 octets, credit is 8192")
     begin = said(101, messages.Begin(0, 1))
     yield case("not-yours", begin, bad("unexpected-message", "states"), "SP-9-1: the coordinator's word")
@@ -360,6 +368,9 @@ def values() -> Iterator[Case]:
         ("int-wide-negative", "d1ffff", "SP-8.1-4: -1 as i16"),
         *wide_integers(),
         *wide_lengths(),
+        ("int-wide-in-array", "91cc01", "SP-8.1-4: inside, too"),
+        ("int-wide-in-map", "81a161cc01", "SP-8.1-4: inside, too"),
+        ("key-wide", "81d9016100", "SP-8.1-4: a key as str8"),
         ("text-wide", "d90161", "SP-8.1-4: str8 where fixstr is enough"),
         ("octets-wide", "c5000100", "SP-8.1-4: bin16 where bin8 is enough"),
         ("array-wide", "dc0000", "SP-8.1-4: array16 where fixarray is enough"),
@@ -373,7 +384,7 @@ def values() -> Iterator[Case]:
         ("text-cesu8", "a6eda0bdedb880", "SP-8.1-2: a pair of surrogates is not UTF-8"),
         ("text-overlong", "a2c080", "SP-8.1-2: an overlong form is not UTF-8"),
         ("text-beyond", "a4f4908080", "SP-8.1-2: beyond U+10FFFF"),
-        ("key-octets-inside", "816181c4016101", "SP-8.1-3: a key that is not text"),
+        ("key-octets-inside", "81a16181c4016101", "SP-8.1-3: a key that is not text"),
         ("depth-bomb", "91" * 2000 + "00", "SP-8.1-6"),
     ):
         yield case(name, bytes.fromhex(octets), bad, notes)
