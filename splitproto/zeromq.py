@@ -17,7 +17,6 @@ import socket as tcp
 from collections import Counter, deque
 from collections.abc import Callable
 from types import TracebackType
-from urllib.parse import urlsplit
 
 import zmq
 from zmq.utils.monitor import parse_monitor_message
@@ -34,6 +33,7 @@ from .errors import (
     SplitprotoError,
     Superseded,
 )
+from .hosts import split_address, without_zone
 from .identity import AllowList, Credentials, Identity
 from .negotiation import Offer
 from .recheck import files_digest
@@ -140,14 +140,9 @@ def parse_address(address: str) -> tuple[str, int]:
         LinkLost: not such an address.
     """
     try:
-        parts = urlsplit(address)
-        host, port = parts.hostname, parts.port
-    except ValueError:
-        host = port = None
-    # Written anew and compared, so that nothing else (a user, a path, a query) is silently left out.
-    if not host or port is None or address.lower().removesuffix("/") != _endpoint(host, port):
-        raise LinkLost(f"{address!r} is not an address of the form tcp://host:port")
-    return host, port
+        return split_address(address)
+    except ValueError as error:
+        raise LinkLost(str(error)) from None
 
 
 def _endpoint(host: str, port: int) -> str:
@@ -310,7 +305,7 @@ async def _dial(
         authorise,
         offer or Offer(),
         loop.time(),
-        hostname=host,
+        hostname=without_zone(host),
         timing=timing,
     )
     dealer = _Dealer(context or zmq.Context.instance(), endpoint)
@@ -428,13 +423,18 @@ class Listener:
         self._monitor = _watch(self._socket, zmq.EVENT_DISCONNECTED | _FAILED, self._happened)
         self._socket.setsockopt(zmq.IPV6, int(":" in host))
         try:
-            self._socket.bind(self._address)
+            self._socket.bind(_endpoint(host, port))
         except zmq.ZMQError as error:
             _unwatch(self._socket, self._monitor)
             self._socket.close(linger=0)
             if error.errno == zmq.EADDRINUSE:
                 raise LinkLost(
                     f"port {port} of {host} is in use: stop what listens there or choose another"
+                ) from None
+            if error.errno in (errno.ENODEV, errno.EADDRNOTAVAIL):
+                raise LinkLost(
+                    f"cannot listen on {self._address}: this machine has no such address or interface: "
+                    f"use one of its own, or tcp://*:{port} for all"
                 ) from None
             raise LinkLost(f"cannot listen on {self._address}: {error.strerror}") from None
         endpoint: bytes = self._socket.getsockopt(zmq.LAST_ENDPOINT)  # type: ignore[assignment]

@@ -13,7 +13,7 @@ from math import prod
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import AfterValidator, BeforeValidator, Field, PositiveInt, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from splitpeer.data.layouts import canonical_modality
 from splitpeer.errors import ConfigError, DataError
@@ -21,6 +21,7 @@ from splitpeer.settings import Section, Settings
 from splitproto.connection import Timing
 from splitproto.constants import BYTE_BUDGET, LINK_LIFETIME, RECHECK_INTERVAL
 from splitproto.errors import IdentityError
+from splitproto.hosts import split_address
 from splitproto.identity import AllowList, Credentials, check_name
 
 __all__ = ["JobConfig", "PeerConfig", "endpoint", "find_peer_toml"]
@@ -50,22 +51,23 @@ def _modality(value: str) -> str:
 
 
 def endpoint(url: str) -> tuple[str, int]:
-    """Host and port of ``tcp://host:port``; an IPv6 address loses its brackets. Raises ValueError."""
-    match = re.fullmatch(r"tcp://(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._*-]+):(\d{1,5})", url)
-    if not match or not 0 < int(match[2]) < 2**16:
-        raise ValueError(f"{url!r} is not an address: write tcp://host:7443")
-    return match[1].strip("[]"), int(match[2])
+    """Host and port of ``tcp://host:port``: `split_address`, and a port that can be dialled. Raises ValueError."""
+    host, port = split_address(url)
+    if port == 0:
+        raise ValueError(f"{url!r} is not an address, nobody can dial port 0: write tcp://host:port")
+    return host, port
 
 
 def _address(value: str) -> str:
-    endpoint(value)
-    return value
+    """The same address with the host's ASCII form."""
+    host, port = endpoint(value)
+    return f"tcp://[{host}]:{port}" if ":" in host else f"tcp://{host}:{port}"
 
 
 def _remote_address(value: str) -> str:
     if endpoint(value)[0] == "*":
         raise ValueError("nobody can dial '*': write the coordinator's host name")
-    return value
+    return _address(value)
 
 
 def _levels(value: tuple[int, ...]) -> tuple[int, ...]:
@@ -111,6 +113,17 @@ def _weights(value: Any) -> Any:
 def _location(value: Any) -> Any:
     if value == "":
         raise ValueError("is empty: name a file or folder, or remove the key")
+    name = str(value)
+    if any(c in "\b\t\n\f\r" for c in name):
+        raise ValueError(
+            f"{name!r} holds a control character: in double quotes a backslash starts an escape such as \\t or \\n: "
+            "write the path with / or in single quotes"
+        )
+    if _WINDOWS.search(name):
+        raise ValueError(
+            f"{name!r} is a Windows path, but this program runs on Linux: write it as Linux sees it "
+            "(under WSL, C:\\data is /mnt/c/data)"
+        )
     return value
 
 
@@ -132,6 +145,10 @@ def _defences(place: Literal["activations", "image", "gradients"]) -> AfterValid
     return AfterValidator(check)
 
 
+_WINDOWS = re.compile(r"(^|/)[A-Za-z]:[\\/]|(^|/)\\\\[^\\]+\\")
+"""``C:\\`` or ``\\\\server\\``, also where it was taken for a relative path."""
+MAX_COUNT = 2**31 - 1
+"""Of whole numbers without a bound of their own."""
 MAX_STEPS = 99_999_999
 """Checkpoints are named by step, in eight digits."""
 Name = Annotated[str, AfterValidator(_name)]
@@ -144,7 +161,8 @@ GradientDefences = Annotated[tuple[str, ...], _defences("gradients")]
 Precision = Literal["f32", "bf16"]
 Seconds = Annotated[float, Field(gt=0)]
 Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
-Count = Annotated[int, Field(ge=0)]
+Count = Annotated[int, Field(ge=0, le=MAX_COUNT)]
+PositiveInt = Annotated[int, Field(gt=0, le=MAX_COUNT)]
 Width = Annotated[int, Field(ge=1, le=4096)]
 
 

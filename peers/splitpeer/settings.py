@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -16,10 +17,13 @@ from typing import Any, ClassVar, Self
 from pydantic import BaseModel, ConfigDict, PrivateAttr, ValidationError
 from pydantic_core import ErrorDetails
 
+from splitpeer import reading
 from splitpeer.errors import ConfigError
 
 PREFIX = "SPLITPEER_"
 _SHOWN_PROBLEMS = 5
+MAX_TOML = 1 << 20
+"""Bytes of one peer.toml or job.toml."""
 
 
 class Section(BaseModel):
@@ -127,7 +131,7 @@ def _value(value: object) -> str:
 
 def _table(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text("utf-8"))
+        text = reading.read(path, MAX_TOML, follow=True).decode("utf-8-sig")
     except FileNotFoundError:
         raise ConfigError(
             f"{path}: no such file: make one with splitpeer init, or correct the path"
@@ -136,8 +140,35 @@ def _table(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
     except UnicodeDecodeError:
         raise ConfigError(f"{path}: not UTF-8 text: save it as UTF-8") from None
+    try:
+        return parse_toml(text)
+    except ValueError as error:
+        raise ConfigError(f"{path}: not valid TOML: {error}{_backslash_hint(text, str(error))}") from None
+
+
+def parse_toml(text: str) -> dict[str, Any]:
+    """A TOML document.
+
+    Raises:
+        ValueError: not TOML, nested too deeply, or an integer of thousands of digits; the text is one line.
+    """
+    try:
+        return tomllib.loads(text)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
     except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{path}: not valid TOML: {_one_line(str(error))}") from None
+        raise ValueError(_one_line(str(error))) from None
+    except ValueError:
+        raise ValueError("an integer has too many digits") from None
+
+
+def _backslash_hint(text: str, problem: str) -> str:
+    """What to do where a Windows path was written in double quotes; empty where that is not the cause."""
+    place = re.search(r"\(at line (\d+), column", problem)
+    lines = text.splitlines()
+    if place is None or int(place[1]) > len(lines) or "\\" not in lines[int(place[1]) - 1]:
+        return ""
+    return ": in double quotes a backslash starts an escape: write paths with /, or in single quotes"
 
 
 def _from_environment(environ: Mapping[str, str]) -> Iterator[tuple[str, Any, str]]:
@@ -153,8 +184,8 @@ def _from_text(text: str, origin: str) -> Any:
     if not text.lstrip().startswith("["):
         return text
     try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+        return parse_toml(f"value = {text}")["value"]
+    except ValueError:
         raise ConfigError(f"{origin}: not a TOML list: {_one_line(text)}") from None
 
 

@@ -405,3 +405,80 @@ def test_allow_lists_come_from_the_files(tmp_path: Path) -> None:
         job(tmp_path).allow_list().check(hub, "demo")
     with pytest.raises(NotAuthorised, match=r"peer\.toml \[policy\] coordinators"):
         peer(tmp_path).allow_list().check(north, "demo")
+
+
+# ---- files as other systems write them
+
+
+def test_a_byte_order_mark_and_carriage_returns_are_read(tmp_path: Path) -> None:
+    for text in (CLIENT, CLIENT.replace("\n", "\r\n")):
+        (tmp_path / "peer.toml").write_bytes(b"\xef\xbb\xbf" + text.encode())
+        assert PeerConfig.load(tmp_path / "peer.toml", environ={}).peer.site == "north"
+    (tmp_path / "job.toml").write_bytes(b"\xef\xbb\xbf" + JOB.encode())
+    assert JobConfig.load(tmp_path / "job.toml").job.name == "glioma"
+    (tmp_path / "peer.toml").write_bytes(CLIENT.encode("utf-16"))
+    with pytest.raises(ConfigError, match="not UTF-8 text: save it as UTF-8"):
+        PeerConfig.load(tmp_path / "peer.toml", environ={})
+
+
+@pytest.mark.parametrize(
+    ("written", "words"),
+    [
+        (r'"C:\Users\radiology"', "in double quotes a backslash starts an escape"),
+        (r'"D:\images"', "in double quotes a backslash starts an escape"),
+        (r'"C:\temp\new"', "holds a control character: in double quotes a backslash"),
+        (r"'C:\images'", "is a Windows path, but this program runs on Linux"),
+        ('"C:/images"', "is a Windows path"),
+        (r"'\\server\share\images'", "is a Windows path"),
+    ],
+)
+def test_a_windows_path_gets_a_hint(tmp_path: Path, written: str, words: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        peer(tmp_path, changed(CLIENT, 'images = "images"', f"images = {written}"))
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["a:b/images", "größe/T1 (2)", "C/images", "x\u00a0y"])
+def test_other_names_of_folders_are_as_they_are(tmp_path: Path, name: str) -> None:
+    loaded = peer(tmp_path, changed(CLIENT, 'images = "images"', f'images = "{name}"'))
+    assert loaded.data.images == tmp_path / name
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (CLIENT + "\nx = " + "[" * 5000, "nested too deeply"),
+        (CLIENT + "\nx = " + "{a = " * 5000, "nested too deeply"),
+        (changed(CLIENT, "threads = 1", "threads = " + "9" * 5000), "an integer has too many digits"),
+        (changed(CLIENT, "threads = 1", "threads = " + "9" * 4000), "[runtime] threads must be less than"),
+        (changed(CLIENT, "cache_mib = 1024", "cache_mib = " + "9" * 400), "[data] cache_mib must be less"),
+        (changed(CLIENT, "reconnect_s = 300", "reconnect_s = " + "9" * 400), "[network] reconnect_s"),
+        (CLIENT + "# " + "x" * (1 << 20), "larger than 1 MiB"),
+    ],
+)
+def test_a_hostile_file_is_a_configuration_error(tmp_path: Path, text: str, words: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        peer(tmp_path, text)
+    assert words in str(caught.value)
+    assert len(str(caught.value)) < 2000
+
+
+@pytest.mark.parametrize("text", ["[" * 5000, "[" + "9" * 5000 + "]", "[1"])
+def test_a_hostile_list_from_the_environment_is_a_configuration_error(tmp_path: Path, text: str) -> None:
+    with pytest.raises(ConfigError, match="environment SPLITPEER_POLICY__LEVELS: not a TOML list"):
+        peer(tmp_path, SPLITPEER_POLICY__LEVELS=text)
+
+
+@pytest.mark.parametrize(
+    ("written", "held"),
+    [
+        ("tcp://münchen.example:7443", "tcp://xn--mnchen-3ya.example:7443"),
+        ("tcp://Hub.Example.Org.:7443", "tcp://hub.example.org:7443"),
+        ("tcp://[fe80::1%eth0]:7443", "tcp://[fe80::1%eth0]:7443"),
+        ("tcp://[fe80::1%25eth0]:7443", "tcp://[fe80::1%eth0]:7443"),
+    ],
+)
+def test_addresses_are_held_in_one_spelling(tmp_path: Path, written: str, held: str) -> None:
+    loaded = peer(tmp_path, changed(CLIENT, "tcp://coordinator.example.org:7443", written))
+    assert loaded.network.coordinator == held

@@ -36,6 +36,16 @@ from tests.splitproto.links import (
 # --- addresses -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("host", ["192.0.2.7", "no-such-interface", "[2001:db8::7]"])
+async def test_a_listener_names_an_address_that_is_not_this_machines(host: str, federation: Any) -> None:
+    with pytest.raises(
+        LinkLost, match=r"this machine has no such address.*use one of its own, or tcp://\*:7443"
+    ):
+        async with Listener(f"tcp://{host}:7443", federation.credentials("hub"), CLIENTS):
+            pass
+    await quiet()
+
+
 async def test_nothing_listens(federation: Any) -> None:
     start = time.monotonic()
     with pytest.raises(LinkLost, match="nothing listens at 127") as caught:

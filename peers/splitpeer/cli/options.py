@@ -45,7 +45,10 @@ def load_peer(
 ) -> PeerConfig:
     """`peer.toml` as the command line wants it: `--config`, `--set`, and a command's own flags by section.key."""
     given = dict(parse_override(setting) for setting in settings)
-    return PeerConfig.load(find_peer_toml(config_file), given | dict(overrides or {}))
+    flags = {key: value for key, value in (overrides or {}).items() if value is not None}
+    if twice := sorted(given.keys() & flags.keys()):
+        raise ConfigError(f"--set {twice[0]} and the flag for it are both given: leave one out")
+    return PeerConfig.load(find_peer_toml(config_file), given | flags)
 
 
 def load_heads(files: Sequence[Path], settings: tuple[str, ...] = ()) -> list[PeerHead]:
