@@ -35,7 +35,7 @@ def host_name(text: str) -> str:
     try:
         name = name.encode("idna").decode("ascii").lower()
     except UnicodeError:
-        raise ValueError(f"{text!a} is not a host name") from None
+        raise ValueError(f"{text!a} is neither a DNS name nor an IP address") from None
     labels = name.split(".")
     if len(name) > LONGEST or not all(map(_LABEL.fullmatch, labels)) or labels[-1].isdigit():
         raise ValueError(f"{text!a} is neither a DNS name nor an IP address")

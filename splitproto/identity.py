@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import re
 import ssl
-import stat
+import unicodedata
+import warnings
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -23,6 +24,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 
 from splitproto.errors import IdentityError, NotAuthorised
+from splitproto.recognise import convert
+from splitproto.secretfile import how_to_close, open_to_others
 
 NAME_RULE = "1 to 63 characters: lowercase letters, digits, '-', '.', '_'; the first one a letter or a digit"
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
@@ -38,8 +41,15 @@ def check_name(kind: str, name: str) -> str:
     '/' and no '..', and two names never differ in case only.
     """
     if not _NAME.fullmatch(name):
-        raise IdentityError(f"{kind} {_shown(name)} is not a name: {NAME_RULE}")
+        raise IdentityError(f"{kind} {_shown(name)} is not a name: {NAME_RULE}{_close_name(name)}")
     return name
+
+
+def _close_name(text: str) -> str:
+    """The nearest name, as a fix; empty where there is none."""
+    plain = unicodedata.normalize("NFKD", text[:200]).encode("ascii", "ignore").decode().lower()
+    near = re.sub(r"[^a-z0-9._-]+", "-", plain).strip("-._")[:63]
+    return f": write {near!r}" if _NAME.fullmatch(near) else ""
 
 
 def uri_of(federation: str, role: str, site: str) -> str:
@@ -76,31 +86,43 @@ class Identity:
         (SPIFFE X509-SVID section 2: more than one must be rejected).
         """
         try:
-            certificate = x509.load_der_x509_certificate(der)
-            names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-            uris = names.get_values_for_type(x509.UniformResourceIdentifier)
-        except x509.ExtensionNotFound:
-            uris = []
-        except (ValueError, TypeError, x509.DuplicateExtension, x509.UnsupportedGeneralNameType) as error:
+            # Some serial numbers that RFC 5280 forbids only make the parser warn; they are refused below.
+            with warnings.catch_warnings(action="ignore"):
+                certificate = x509.load_der_x509_certificate(der)
+                serial, not_after = certificate.serial_number, certificate.not_valid_after_utc
+            sha256 = certificate.fingerprint(hashes.SHA256()).hex()
+            uris = _uris(certificate)
+        except Exception as error:
+            # The parser's exceptions are of many kinds and not all documented; the octets are a stranger's.
             raise IdentityError("the certificate cannot be read: issue it again with the CA") from error
+        if not 0 < serial < 2**160:
+            raise IdentityError("the certificate's serial number is not positive: issue it again with the CA")
         if len(uris) != 1:
             raise IdentityError(
                 f"the certificate holds {len(uris)} URI names, exactly one is needed: "
                 f"issue it again with spiffe://<federation>/{_PATH}/<role>/<site>"
             )
-        federation, role, site = _split(uris[0])
+        federation, role, site = split_uri(uris[0])
         return cls(
             federation=federation,
             role=role,
             site=site,
-            serial=f"{certificate.serial_number:x}",
-            sha256=certificate.fingerprint(hashes.SHA256()).hex(),
-            not_after=certificate.not_valid_after_utc,
+            serial=f"{serial:x}",
+            sha256=sha256,
+            not_after=not_after,
         )
 
 
-def _split(uri: str) -> tuple[str, str, str]:
-    """Federation, role and site of a URI, rebuilt and compared so that only the one spelling passes."""
+def _uris(certificate: x509.Certificate) -> list[str]:
+    try:
+        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except x509.ExtensionNotFound:
+        return []
+    return names.get_values_for_type(x509.UniformResourceIdentifier)
+
+
+def split_uri(uri: str) -> tuple[str, str, str]:
+    """Federation, role and site of a URI; only the one spelling passes. Raises `IdentityError`."""
     parts = uri.removeprefix("spiffe://").split("/")
     if not (uri.startswith("spiffe://") and len(parts) == 4 and parts[1] == _PATH):
         raise IdentityError(
@@ -269,25 +291,22 @@ def _certificates(path: Path, what: str) -> list[x509.Certificate]:
     pem = _read(path, what)
     try:
         return x509.load_pem_x509_certificates(pem)
-    except (ValueError, x509.InvalidVersion) as error:
-        raise _unusable(
-            f"{path}: not a PEM {what}: expected a file that starts with -----BEGIN CERTIFICATE-----"
-        ) from error
+    except Exception as error:
+        raise _unusable(f"{path}: not a PEM {what}: {convert(pem, path, 'CERTIFICATE')}") from error
 
 
 def _revocations(path: Path) -> x509.CertificateRevocationList:
+    pem = _read(path, "revocation list")
     try:
-        return x509.load_pem_x509_crl(_read(path, "revocation list"))
-    except (ValueError, x509.InvalidVersion) as error:
-        raise _unusable(
-            f"{path}: not a PEM revocation list: expected a file that starts with -----BEGIN X509 CRL-----"
-        ) from error
+        return x509.load_pem_x509_crl(pem)
+    except Exception as error:
+        raise _unusable(f"{path}: not a PEM revocation list: {convert(pem, path, 'X509 CRL')}") from error
 
 
 def _private_spki(path: Path) -> bytes:
     pem = _read(path, "private key")
-    if path.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO):
-        raise _unusable(f"{path}: others on this machine may read the private key: chmod 600 {path}")
+    if open_to_others(path):
+        raise _unusable(f"{path}: others on this machine may read the private key: {how_to_close(path)}")
     try:
         key = serialization.load_pem_private_key(pem, password=None)
     except TypeError as error:  # OpenSSL would stop and ask on the terminal
@@ -296,9 +315,7 @@ def _private_spki(path: Path) -> bytes:
             "store it without one, mode 0600"
         ) from error
     except Exception as error:  # ValueError, UnsupportedAlgorithm: never show what is in a key file
-        raise _unusable(
-            f"{path}: not a PEM private key: expected a file that starts with -----BEGIN PRIVATE KEY-----"
-        ) from error
+        raise _unusable(f"{path}: not a PEM private key: {convert(pem, path, 'PRIVATE KEY')}") from error
     return _spki(key.public_key())
 
 

@@ -4,9 +4,11 @@ Everything lies in one folder, by default ``pki/``, which stays with whoever run
 
     ca.crt            everybody's trust anchor          give to every site
     ca.key            signs certificates and the CRL    never leaves this folder
-    ca.crl            revoked certificates, if any      give to every site, before it is outdated
+    ca.crl            revoked certificates              give to every site, again before it is outdated
     federation.salt   64 hex digits                     give to every site, keep from everybody else
-    <site>.crt/.key   one peer                          give to that site only
+    <site>.csr        what a site asks for              comes from the site, whose key stays there
+    <site>.crt        one peer                          give to that site
+    <site>.key        its key, for demonstrations only  `issue` makes it here; `request` at the site
 
 Certificates follow RFC 5280 strictly (`VERIFY_X509_STRICT`) and SPIFFE X509-SVID: P-256 keys, one URI name
 ``spiffe://<federation>/splitproto/<role>/<site>``, DNS and IP names for peers that listen. A hospital with a
@@ -15,29 +17,61 @@ CA of its own needs none of this, only certificates of that form. No clock insid
 
 from __future__ import annotations
 
+import hashlib
 import ipaddress
 import os
-import re
 import secrets
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.x509.oid import ExtendedKeyUsageOID, ExtensionOID, NameOID
 
-from splitproto.errors import SplitprotoError
-from splitproto.identity import Credentials, check_name, uri_of
+from splitproto.errors import IdentityError, SplitprotoError
+from splitproto.hosts import host_name, without_zone
+from splitproto.identity import Credentials, Identity, check_name, split_uri, uri_of
+from splitproto.newfile import write_new, write_temporary
+from splitproto.recognise import convert
 
-__all__ = ["PkiError", "create_ca", "describe", "issue", "revoke", "write_crl"]
+__all__ = [
+    "CRL_DAYS",
+    "PkiError",
+    "Request",
+    "create_ca",
+    "describe",
+    "issue",
+    "read_request",
+    "request",
+    "revoke",
+    "sign",
+    "write_crl",
+]
+
+CRL_DAYS = 90
+"""How long a revocation list is good for, unless said otherwise: an outdated one refuses everybody."""
+MAX_FILE = 1 << 20
+"""Bytes of a certificate, request or revocation list that are read."""
+LEAST_RSA_BITS = 3000
+"""Of a requested key (BSI TR-02102-1)."""
+CURVES = (ec.SECP256R1, ec.SECP384R1, ec.SECP521R1)
+"""Of a requested key: those that TLS 1.3 signs with."""
 
 _SKEW = timedelta(hours=1)
 """Certificates start this long before `now`: the clocks of two hospitals differ."""
-_HOST = re.compile(
-    r"(?=.{1,253}\Z)[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?(?:\.[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?)*"
+_IGNORED = frozenset(
+    (
+        ExtensionOID.BASIC_CONSTRAINTS,
+        ExtensionOID.KEY_USAGE,
+        ExtensionOID.EXTENDED_KEY_USAGE,
+        ExtensionOID.SUBJECT_KEY_IDENTIFIER,
+        ExtensionOID.AUTHORITY_KEY_IDENTIFIER,
+    )
 )
+"""What a request may ask for without getting it: the CA alone decides on these."""
 
 
 class PkiError(SplitprotoError):
@@ -45,12 +79,14 @@ class PkiError(SplitprotoError):
 
 
 def create_ca(folder: Path, federation: str, *, days: float = 3650, now: datetime) -> Path:
-    """Create ``ca.crt``, ``ca.key`` and ``federation.salt`` in `folder` (made, mode 0700, if absent).
+    """Create ``ca.crt``, ``ca.key``, ``federation.salt`` and an empty ``ca.crl``, good for `CRL_DAYS`, in `folder`
+    (made, mode 0700, if absent).
 
-    Returns the path of ``ca.crt``. Raises `PkiError` if one of the files exists, `IdentityError` for a name
-    that is none.
+    Returns the path of ``ca.crt``. Raises `PkiError` if one of the files exists, or for an invalid name.
     """
-    check_name("federation", federation)
+    _named("federation", federation)
+    if (folder / "ca.crl").exists():
+        raise PkiError(f"{folder / 'ca.crl'}: exists and is not overwritten: move it away first")
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name(
         [
@@ -77,17 +113,15 @@ def create_ca(folder: Path, federation: str, *, days: float = 3650, now: datetim
         .add_extension(_alternative_names(f"spiffe://{federation}", ()), critical=False)
         .sign(key, hashes.SHA256())
     )
-    try:
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    except OSError as error:
-        raise PkiError(f"{folder}: cannot make the folder: {error.strerror}") from error
-    _write_new(
+    _make_folder(folder)
+    _write_all(
         {
             folder / "ca.key": (_pem_key(key), 0o600),
             folder / "federation.salt": (secrets.token_hex(32).encode() + b"\n", 0o600),
             folder / "ca.crt": (certificate.public_bytes(serialization.Encoding.PEM), 0o644),
         }
     )
+    write_crl(folder, now=now, days=min(CRL_DAYS, days))
     return folder / "ca.crt"
 
 
@@ -111,11 +145,34 @@ def issue(
         now: the present, with time zone.
         not_before: start of validity; default one hour before `now`.
 
-    Raises `PkiError` (files exist, no CA, a host that is none, the CA ends earlier) or `IdentityError`.
+    Raises `PkiError`: files exist, no CA, an invalid name or host, the CA ends earlier.
     """
+    key = ec.generate_private_key(ec.SECP256R1())
+    path = folder / f"{_site(site)}.crt"
+    certificate = _certify(folder, role, site, hosts, key.public_key(), days, now, not_before)
+    _write_all(
+        {
+            path.with_name(f"{site}.key"): (_pem_key(key), 0o600),
+            path: (certificate.public_bytes(serialization.Encoding.PEM), 0o644),
+        }
+    )
+    return Credentials(ca=folder / "ca.crt", certificate=path, key=path.with_name(f"{site}.key"))
+
+
+def _certify(
+    folder: Path,
+    role: str,
+    site: str,
+    hosts: Sequence[str],
+    key: ec.EllipticCurvePublicKey | rsa.RSAPublicKey,
+    days: float,
+    now: datetime,
+    not_before: datetime | None,
+) -> x509.Certificate:
+    """A certificate for both TLS directions, signed by the CA in `folder`."""
     authority, authority_key = _load_ca(folder)
     federation = _federation(folder, authority)
-    uri = uri_of(federation, role, _site(site))
+    uri = _uri(federation, role, site)
     start, end = _second(not_before or now - _SKEW), _end(now, days)
     if end > authority.not_valid_after_utc:
         until = authority.not_valid_after_utc.date()
@@ -124,8 +181,7 @@ def issue(
         )
     if start >= end:
         raise PkiError(f"the certificate would end on {end.date()}, before it begins: give more days")
-    key = ec.generate_private_key(ec.SECP256R1())
-    certificate = (
+    return (
         x509.CertificateBuilder()
         .subject_name(
             x509.Name(
@@ -137,7 +193,7 @@ def issue(
             )
         )
         .issuer_name(authority.subject)
-        .public_key(key.public_key())
+        .public_key(key)
         .serial_number(x509.random_serial_number())
         .not_valid_before(start)
         .not_valid_after(end)
@@ -147,38 +203,187 @@ def issue(
             x509.ExtendedKeyUsage([ExtendedKeyUsageOID.CLIENT_AUTH, ExtendedKeyUsageOID.SERVER_AUTH]),
             critical=False,
         )
-        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
         .add_extension(_authority_identifier(authority), critical=False)
         .add_extension(_alternative_names(uri, hosts), critical=False)
         .sign(authority_key, hashes.SHA256())
     )
-    paths = folder / f"{site}.crt", folder / f"{site}.key"
-    _write_new(
+
+
+# --------------------------------------------------------------------------------------------------------
+# A site makes its own key, the CA signs
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What a certificate request asks for; its signature and its key have been checked."""
+
+    federation: str
+    role: str
+    site: str
+    hosts: tuple[str, ...]
+    key: ec.EllipticCurvePublicKey | rsa.RSAPublicKey
+    key_kind: str
+    """For people, such as ``EC secp256r1``."""
+    fingerprint: str
+    """SHA-256 of the DER request, 64 lowercase hexadecimal digits: the key and the names that it asks for."""
+
+
+def request(folder: Path, federation: str, role: str, site: str, *, hosts: Sequence[str] = ()) -> Path:
+    """Make ``<site>.key`` (mode 0600), which never leaves `folder`, and ``<site>.csr``, which goes to the CA.
+
+    Returns the path of the request. Raises `PkiError`.
+    """
+    names = _alternative_names(_uri(federation, role, _site(site)), hosts)
+    key = ec.generate_private_key(ec.SECP256R1())
+    subject = x509.Name(
+        [
+            x509.NameAttribute(NameOID.ORGANIZATION_NAME, federation),
+            x509.NameAttribute(NameOID.ORGANIZATIONAL_UNIT_NAME, role),
+            x509.NameAttribute(NameOID.COMMON_NAME, site),
+        ]
+    )
+    asked = (
+        x509.CertificateSigningRequestBuilder()
+        .subject_name(subject)
+        .add_extension(names, critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    _make_folder(folder)
+    path = folder / f"{site}.csr"
+    _write_all(
         {
-            paths[1]: (_pem_key(key), 0o600),
-            paths[0]: (certificate.public_bytes(serialization.Encoding.PEM), 0o644),
+            folder / f"{site}.key": (_pem_key(key), 0o600),
+            path: (asked.public_bytes(serialization.Encoding.PEM), 0o644),
         }
     )
-    return Credentials(ca=folder / "ca.crt", certificate=paths[0], key=paths[1])
-
-
-def revoke(folder: Path, site: str, *, now: datetime, days: float = 30) -> Path:
-    """Put the certificate of `site` on ``ca.crl`` and sign it anew; returns the path of the CRL.
-
-    The certificate and its key are kept as ``<site>.<serial>.revoked.crt/.key``, which makes room for a new
-    issue. Peers that check revocation must be given the new file. Raises `PkiError`.
-    """
-    certificate = _load_certificate(folder / f"{_site(site)}.crt")
-    path = write_crl(folder, now=now, days=days, revoked=[certificate.serial_number])
-    kept = f"{site}.{certificate.serial_number:x}.revoked"
-    for suffix in (".crt", ".key"):
-        if (folder / f"{site}{suffix}").exists():
-            os.rename(folder / f"{site}{suffix}", folder / f"{kept}{suffix}")
     return path
 
 
-def write_crl(folder: Path, *, now: datetime, days: float = 30, revoked: Sequence[int] = ()) -> Path:
-    """Sign ``ca.crl`` anew, with the entries it had and the serial numbers in `revoked`; returns its path.
+def read_request(path: Path) -> Request:
+    """Read and check a certificate request. Raises `PkiError`: what is wrong with it, and who makes another."""
+    data = _read(path, "certificate request")
+    try:
+        asked = x509.load_pem_x509_csr(data)
+        good, key = asked.is_signature_valid, asked.public_key()
+        extensions = list(asked.extensions)
+    except Exception as error:  # many kinds, not all documented; the file is somebody else's
+        raise PkiError(
+            f"{path}: not a PEM certificate request, or damaged: ask the site for it again"
+        ) from error
+    if not good:
+        raise PkiError(f"{path}: was not signed with its own key: ask the site for a new request")
+    known, kind = _known_key(path, key)
+    uris: list[str] = []
+    hosts: list[str] = []
+    for extension in extensions:
+        value = extension.value
+        if isinstance(value, x509.BasicConstraints) and value.ca:
+            raise PkiError(f"{path}: asks for a CA certificate: sites get none")
+        if isinstance(value, x509.SubjectAlternativeName):
+            for name in value:
+                if isinstance(name, x509.UniformResourceIdentifier):
+                    uris.append(name.value)
+                elif isinstance(name, x509.DNSName | x509.IPAddress):
+                    hosts.append(str(name.value))
+                else:
+                    raise PkiError(
+                        f"{path}: asks for a name that is neither a URI nor a host: make it without"
+                    )
+        elif extension.oid not in _IGNORED:
+            raise PkiError(f"{path}: asks for the extension {extension.oid.dotted_string}: make it without")
+    if len(uris) != 1:
+        raise PkiError(
+            f"{path}: asks for {len(uris)} URI names, exactly one is needed: make it with splitpeer pki request"
+        )
+    try:
+        federation, role, site = split_uri(uris[0])
+    except IdentityError as error:
+        raise PkiError(f"{path}: {error.reason}") from error
+    fingerprint = hashlib.sha256(asked.public_bytes(serialization.Encoding.DER)).hexdigest()
+    return Request(federation, role, site, tuple(hosts), known, kind, fingerprint)
+
+
+def _known_key(path: Path, key: object) -> tuple[ec.EllipticCurvePublicKey | rsa.RSAPublicKey, str]:
+    if isinstance(key, ec.EllipticCurvePublicKey):
+        if isinstance(key.curve, CURVES):
+            return key, f"EC {key.curve.name}"
+        raise PkiError(f"{path}: its key is on the curve {key.curve.name}: make one on P-256")
+    if isinstance(key, rsa.RSAPublicKey):
+        if key.key_size >= LEAST_RSA_BITS:
+            return key, f"RSA {key.key_size}"
+        raise PkiError(
+            f"{path}: its RSA key has {key.key_size} bits, {LEAST_RSA_BITS} or more are needed: make one on P-256"
+        )
+    raise PkiError(f"{path}: its key is neither EC nor RSA: make one on P-256")
+
+
+def sign(
+    folder: Path, asked: Request, *, days: float = 397, now: datetime, renew: bool = False
+) -> tuple[Path, Identity]:
+    """Sign a request with the CA in `folder`: writes ``<site>.crt`` there.
+
+    Args:
+        renew: the name may be taken; the earlier certificate is kept as ``<site>.<serial>.crt`` and stays valid.
+
+    Raises `PkiError`: another federation, a name that is taken, the CA ends earlier.
+    """
+    authority, _ = _load_ca(folder)
+    own = _federation(folder, authority)
+    if asked.federation != own:
+        raise PkiError(
+            f"the request is for federation {asked.federation}, this CA is of {own}: send it to that CA, or ask the "
+            f"site for one made with --federation {own}"
+        )
+    path = folder / f"{_site(asked.site)}.crt"
+    if path.exists() and not renew:
+        raise PkiError(
+            f"{path}: the name {asked.site} is taken: if the same site renews its certificate add --renew, else "
+            "revoke that one first, or ask the site to take another name"
+        )
+    certificate = _certify(folder, asked.role, asked.site, asked.hosts, asked.key, days, now, None)
+    if path.exists():
+        earlier = Identity.from_certificate(_load_certificate(path).public_bytes(serialization.Encoding.DER))
+        if earlier.role != asked.role:
+            raise PkiError(f"{path}: the name {asked.site} belongs to a {earlier.role}: take another name")
+        os.rename(path, folder / f"{asked.site}.{earlier.serial}.crt")
+    _write_all({path: (certificate.public_bytes(serialization.Encoding.PEM), 0o644)})
+    return path, Identity.from_certificate(certificate.public_bytes(serialization.Encoding.DER))
+
+
+# --------------------------------------------------------------------------------------------------------
+# Revocation
+
+
+def revoke(folder: Path, site: str, *, now: datetime, days: float = CRL_DAYS) -> Path:
+    """Put every certificate of `site` on ``ca.crl`` and sign the list again; returns its path.
+
+    The certificates, and the key if it is here, are kept as ``<site>.<serial>.revoked.crt/.key``: the name is free
+    for another. Peers must be given the new list. Raises `PkiError`.
+    """
+    newest = folder / f"{_site(site)}.crt"
+    paths = [newest, *(path for path in folder.glob(f"{site}.*.crt") if _is_renewed(path, site))]
+    certificates = {path: _load_certificate(path) for path in paths}
+    crl = write_crl(folder, now=now, days=days, revoked=[one.serial_number for one in certificates.values()])
+    for path, certificate in certificates.items():
+        kept = f"{site}.{certificate.serial_number:x}.revoked"
+        os.rename(path, folder / f"{kept}.crt")
+        if path == newest and (folder / f"{site}.key").exists():
+            os.rename(folder / f"{site}.key", folder / f"{kept}.key")
+    return crl
+
+
+def _is_renewed(path: Path, site: str) -> bool:
+    """Whether it is ``<site>.<serial>.crt``, and not that of a site whose name begins alike."""
+    serial = path.name[len(site) + 1 : -len(".crt")]
+    try:
+        return f"{_load_certificate(path).serial_number:x}" == serial
+    except PkiError:
+        return False
+
+
+def write_crl(folder: Path, *, now: datetime, days: float = CRL_DAYS, revoked: Sequence[int] = ()) -> Path:
+    """Sign ``ca.crl`` again, with the entries it had and the serial numbers in `revoked`; returns its path.
 
     It is outdated after `days`; from then on peers that check revocation refuse everybody, so sign and
     distribute it in time. Raises `PkiError`.
@@ -208,17 +413,29 @@ def write_crl(folder: Path, *, now: datetime, days: float = 30, revoked: Sequenc
         )
     pem = builder.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
     try:
-        os.replace(_write_temporary(path, pem, 0o644), path)
+        os.replace(write_temporary(path, pem, 0o644), path)
     except OSError as error:
         raise PkiError(f"{path}: cannot be written: {error.strerror}") from error
     return path
 
 
 def describe(path: Path) -> dict[str, str | list[str]]:
-    """A certificate file for people: names, hosts, issuer, validity (ISO 8601, UTC), serial and SHA-256.
+    """A certificate, request or revocation list for people: names, validity (ISO 8601, UTC), serials and SHA-256.
 
-    Raises `PkiError` for a file that holds no certificate.
+    Raises `PkiError` for a file that holds none of these.
     """
+    data = _read(path, "certificate")
+    if b"-----BEGIN X509 CRL-----" in data:
+        return _describe_list(path, data)
+    if b"CERTIFICATE REQUEST-----" in data:
+        asked = read_request(path)
+        return {
+            "file": str(path),
+            "uri": [_uri(asked.federation, asked.role, asked.site)],
+            "hosts": list(asked.hosts),
+            "key": asked.key_kind,
+            "fingerprint": asked.fingerprint,
+        }
     certificate = _load_certificate(path)
     try:
         names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
@@ -238,10 +455,42 @@ def describe(path: Path) -> dict[str, str | list[str]]:
     }
 
 
+def _describe_list(path: Path, data: bytes) -> dict[str, str | list[str]]:
+    try:
+        listed = x509.load_pem_x509_crl(data)
+        serials = [f"{entry.serial_number:x}" for entry in listed]
+        until = listed.next_update_utc
+        return {
+            "file": str(path),
+            "issuer": listed.issuer.rfc4514_string(),
+            "last_update": listed.last_update_utc.isoformat(),
+            "next_update": until.isoformat() if until else "never",
+            "revoked": serials,
+        }
+    except Exception as error:  # many kinds, not all documented
+        raise PkiError(
+            f"{path}: not a PEM revocation list, or damaged: fetch it from the CA again"
+        ) from error
+
+
+def _named(kind: str, name: str) -> str:
+    try:
+        return check_name(kind, name)
+    except IdentityError as error:
+        raise PkiError(error.reason) from error
+
+
+def _uri(federation: str, role: str, site: str) -> str:
+    try:
+        return uri_of(federation, role, site)
+    except IdentityError as error:
+        raise PkiError(error.reason) from error
+
+
 def _site(site: str) -> str:
     if site == "ca":
         raise PkiError("the name 'ca' belongs to the CA's own files: choose another name for the site")
-    return check_name("site", site)
+    return _named("site", site)
 
 
 def _second(moment: datetime) -> datetime:
@@ -276,13 +525,13 @@ def _alternative_names(uri: str, hosts: Sequence[str]) -> x509.SubjectAlternativ
 
 def _host(host: str) -> x509.DNSName | x509.IPAddress:
     try:
-        return x509.IPAddress(ipaddress.ip_address(host.removeprefix("[").removesuffix("]")))
+        name = without_zone(host_name(host.removeprefix("[").removesuffix("]")))
+    except ValueError as error:
+        raise PkiError(f"{error}: give it without scheme and port") from None
+    try:
+        return x509.IPAddress(ipaddress.ip_address(name))
     except ValueError:
-        if not _HOST.fullmatch(host):
-            raise PkiError(
-                f"{host!a} is neither a DNS name nor an IP address: give it without scheme and port"
-            ) from None
-        return x509.DNSName(host.lower())
+        return x509.DNSName(name)
 
 
 def _authority_identifier(authority: x509.Certificate) -> x509.AuthorityKeyIdentifier:
@@ -290,15 +539,29 @@ def _authority_identifier(authority: x509.Certificate) -> x509.AuthorityKeyIdent
     return x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(identifier)
 
 
-def _load_certificate(path: Path) -> x509.Certificate:
+def _read(path: Path, what: str) -> bytes:
     try:
-        return x509.load_pem_x509_certificate(path.read_bytes())
+        with path.open("rb") as file:
+            return file.read(MAX_FILE)
     except FileNotFoundError:
-        raise PkiError(f"{path}: no such certificate") from None
+        raise PkiError(f"{path}: no such {what}") from None
     except OSError as error:
         raise PkiError(f"{path}: cannot be read: {error.strerror}") from error
-    except ValueError as error:
-        raise PkiError(f"{path}: not a PEM certificate") from error
+
+
+def _load_certificate(path: Path) -> x509.Certificate:
+    data = _read(path, "certificate")
+    try:
+        return x509.load_pem_x509_certificate(data)
+    except Exception as error:  # many kinds, not all documented
+        raise PkiError(f"{path}: not a PEM certificate: {convert(data, path, 'CERTIFICATE')}") from error
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as error:
+        raise PkiError(f"{folder}: cannot make the folder: {error.strerror}") from error
 
 
 def _load_ca(folder: Path) -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey]:
@@ -323,7 +586,7 @@ def _federation(folder: Path, authority: x509.Certificate) -> str:
         raise PkiError(
             f"{folder / 'ca.crt'}: was not made by splitpeer pki init: issue with the tools of that CA"
         )
-    return check_name("federation", str(names[0].value))
+    return _named("federation", str(names[0].value))
 
 
 def _pem_key(key: ec.EllipticCurvePrivateKey) -> bytes:
@@ -332,30 +595,11 @@ def _pem_key(key: ec.EllipticCurvePrivateKey) -> bytes:
     )
 
 
-def _write_temporary(path: Path, data: bytes, mode: int) -> Path:
-    """`data` on disk under a temporary name beside `path`, never readable by more people than `mode` says."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
-    with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    return temporary
-
-
-def _write_new(files: Mapping[Path, tuple[bytes, int]]) -> None:
-    """Write all files or none; each appears complete, and none replaces another."""
-    made: list[Path] = []
+def _write_all(files: Mapping[Path, tuple[bytes, int]]) -> None:
+    """`write_new`, with its errors in words."""
     try:
-        for path, (data, mode) in files.items():
-            temporary = _write_temporary(path, data, mode)
-            try:
-                os.link(temporary, path)  # unlike a rename, fails if somebody was there first
-                made.append(path)
-            finally:
-                temporary.unlink()
+        write_new(files)
+    except FileExistsError as error:
+        raise PkiError(f"{error.filename}: exists and is not overwritten: move it away first") from error
     except OSError as error:
-        for earlier in made:
-            earlier.unlink()
-        if isinstance(error, FileExistsError):
-            raise PkiError(f"{path}: exists and is not overwritten: move it away first") from error
-        raise PkiError(f"{path}: cannot be written: {error.strerror}") from error
+        raise PkiError(f"{error.filename}: cannot be written: {error.strerror}") from error

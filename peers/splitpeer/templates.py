@@ -22,7 +22,7 @@ role = {role}
 ca = {ca}
 certificate = {certificate}
 key = {key}  # mode 0600
-# crl = {crl}  # revoked certificates; when set, an outdated list refuses everybody
+{crl}  # revoked certificates; an outdated list refuses everybody: fetch it from the CA in time
 
 [network]
 {network}
@@ -173,8 +173,12 @@ def peer_toml(
     labels: str = "labels",
     convention: str | None = None,
     coordinators: Sequence[str] = ("hub",),
+    crl: bool = False,
 ) -> str:
-    """Text of a `peer.toml` for a client (then with `modality`) or a coordinator; `pki` holds the certificates."""
+    """Text of a `peer.toml` for a client (then with `modality`) or a coordinator; `pki` holds the certificates.
+
+    Without `crl`, because the federation's CA keeps no list, revocation is not checked.
+    """
     client = role == "client"
     return _PEER.format(
         owner="the hospital, not to the coordinator" if client else "the coordinator",
@@ -185,7 +189,7 @@ def peer_toml(
         ca=_quoted(f"{pki}/ca.crt"),
         certificate=_quoted(f"{pki}/{site}.crt"),
         key=_quoted(f"{pki}/{site}.key"),
-        crl=_quoted(f"{pki}/ca.crl"),
+        crl=("" if crl else "# ") + _pair("crl", f"{pki}/ca.crl"),
         salt=_quoted(f"{pki}/federation.salt"),
         network=(
             _CLIENT_NETWORK.format(coordinator=_quoted(coordinator))

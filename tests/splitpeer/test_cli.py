@@ -83,7 +83,7 @@ def test_a_new_federation_in_real_processes(run: Run, tmp_path: Path) -> None:
     run("pki", "init", "--federation", "demo")
     assert stat.S_IMODE((tmp_path / "pki" / "ca.key").stat().st_mode) == 0o600
     missing = run("init", "--role", "client", "--modality", "T1", code=4)
-    assert "pki: no certificate of client <site>: get one (splitpeer pki issue)" in missing.stderr
+    assert "pki: no certificate of client <site>: get one (splitpeer pki request)" in missing.stderr
     given = ("--site", "north", "--federation", "demo")
     assert "client north of" in run("init", "--role", "client", "--modality", "T1", *given).stdout
     shown = run("config", "show", "--json", SPLITPEER_RUNTIME__THREADS="2")
@@ -157,6 +157,59 @@ def test_pki_shows_and_revokes(federation: Path, capsys: pytest.CaptureFixture[s
     assert in_process(capsys, "pki", "crl", "--days", "7")[0] == 0
 
 
+def test_a_hospital_requests_and_the_ca_signs(federation: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def out(*arguments: str, code: int = 0) -> str:
+        with pytest.raises(SystemExit) as left:
+            main(arguments)
+        said = capsys.readouterr()
+        assert left.value.code == code, said.err
+        return said.out + said.err
+
+    given = ("--role", "client", "--site", "west", "--federation", "demo", "--dir", "west")
+    (mine,) = [line for line in out("pki", "request", *given).splitlines() if line.startswith("fingerprint")]
+    sign = ("pki", "sign", "west/west.csr")
+    said = out(*sign, code=4)
+    assert mine in said.splitlines()
+    assert "give what the site read with --fingerprint" in said
+    assert "the fingerprint is another" in out(*sign, "--fingerprint", "00" * 32, code=4)
+    assert not (federation / "pki/west.crt").exists()
+    assert "client west of federation demo, EC secp256r1" in out(
+        *sign, "--fingerprint", mine.partition("  ")[2]
+    )
+    assert "the name west is taken" in out(*sign, "--fingerprint", mine.partition("  ")[2], code=4)
+    assert not (federation / "pki/west.key").exists()
+    shown = out("pki", "show", "pki/ca.crl")
+    assert "next_update" in shown
+    assert "client/west" in out("pki", "show", "west/west.csr")
+
+
+def test_a_revocation_list_is_configured_by_default(
+    federation: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ("init", "--role", "client", "--modality", "t1", "--site", "north")
+    assert in_process(capsys, *given)[0] == 0
+    assert tomllib.loads((federation / "peer.toml").read_text())["tls"]["crl"] == "pki/ca.crl"
+    code, text = in_process(capsys, *given, "--force", "--no-crl")
+    assert (code, "revoked certificates are not refused" in text) == (0, True)
+    assert "crl" not in tomllib.loads((federation / "peer.toml").read_text())["tls"]
+
+
+def test_what_is_set_holds_where_its_flag_is_not_given(federation: Path) -> None:
+    """`serve` passes its flags to `load_peer`, also those that were not given."""
+    from splitpeer.cli.options import load_peer
+
+    with pytest.raises(SystemExit):
+        main(["init", "--role", "client", "--modality", "t1", "--site", "north"])
+    file = federation / "peer.toml"
+    loaded = load_peer(
+        file, ("runtime.device=cuda", "capture.key=k"), {"runtime.device": None, "capture.key": None}
+    )
+    assert (loaded.runtime.device, loaded.capture.key) == ("cuda", Path.cwd() / "k")
+    assert load_peer(file, (), {"runtime.device": "auto"}).runtime.device == "auto"
+    with pytest.raises(errors.ConfigError, match=r"--set runtime\.device and the flag for it are both given"):
+        load_peer(file, ("runtime.device=cuda",), {"runtime.device": "cpu"})
+
+
 # ---- mistakes
 
 
@@ -165,7 +218,13 @@ def test_pki_shows_and_revokes(federation: Path, capsys: pytest.CaptureFixture[s
     [
         (("serv",), 4, "No such command 'serv'"),
         (("pki", "init"), 4, "Missing option '--federation'"),
-        (("pki", "init", "--federation", "Démo"), 2, "is not a name"),
+        (("pki", "init", "--federation", "Démo"), 4, "is not a name"),
+        (("pki", "issue", "--role", "client", "--site", "Charité"), 4, "write 'charite'"),
+        (("pki", "request", "--role", "client", "--site", "A b", "--federation", "demo"), 4, "write 'a-b'"),
+        (("pki", "revoke", "--site", "../x"), 4, "is not a name"),
+        (("pki", "sign", "none.csr"), 4, "no such certificate request"),
+        (("pki", "sign", "pki/north.crt"), 4, "not a PEM certificate request"),
+        (("pki", "show", "pki/federation.salt"), 4, "not a PEM certificate"),
         (("pki", "init", "--federation", "demo"), 4, "exists and is not overwritten"),
         (("pki", "issue", "--role", "king", "--site", "a"), 4, "'king' is not one of"),
         (("pki", "issue", "--role", "client", "--site", "north"), 4, "exists and is not overwritten"),
@@ -173,6 +232,7 @@ def test_pki_shows_and_revokes(federation: Path, capsys: pytest.CaptureFixture[s
         (("pki", "issue", "--role", "client", "--site", "a", "--days", "0"), 4, "0 is not in the range"),
         (("pki", "issue", "--role", "coordinator", "--site", "b"), 4, "give it with --host"),
         (("pki", "issue", "--role", "coordinator", "--site", "b", "--host", "a:1"), 4, "neither a DNS name"),
+        (("pki", "issue", "--role", "coordinator", "--site", "b", "--host", "a..b"), 4, "neither a DNS name"),
         (("pki", "show", "pki/hub.key"), 4, "not a PEM certificate"),
         (("pki", "show", "none.crt"), 4, "no such certificate"),
         (("pki", "revoke", "--site", "nobody"), 4, "no such certificate"),

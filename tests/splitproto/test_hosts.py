@@ -31,11 +31,11 @@ def test_one_spelling(text: str, name: str) -> None:
     ("text", "words"),
     [
         ("straße.example", "two ASCII forms"),
-        ("a..b", "not a host name"),
+        ("a..b", "neither a DNS name nor an IP address"),
         (".", "neither a DNS name nor an IP address"),
         ("256.1.1.1", "neither a DNS name"),
         ("-a.example", "neither a DNS name"),
-        ("x" * 64 + ".example", "not a host name"),
+        ("x" * 64 + ".example", "neither a DNS name nor an IP address"),
         (".".join(["abcdefgh"] * 40), "neither a DNS name"),
         ("hub example", "neither a DNS name"),
         ("*", "neither a DNS name"),

@@ -262,7 +262,7 @@ def test_revocation(tmp_path: Path) -> None:
     assert "revoked" in client.words
     assert shake(hub.server_context(), good.client_context())[0].error is None
 
-    pki.write_crl(folder, now=NOW - timedelta(days=60))  # outdated: fails closed
+    pki.write_crl(folder, now=NOW - timedelta(days=60), days=30)  # outdated: fails closed
     server, client = shake(hub.server_context(), good.client_context())
     assert "CRL is outdated" in server.words
     assert client.error is not None

@@ -37,9 +37,12 @@ class Row:
 
 TABLE: dict[str, Row] = {
     "splitproto": Row(CORE | NO_FILES),
-    # Credentials are files: these two read them, nothing else in the core reads any.
+    # Credentials are files: these read them, nothing else in the core reads any.
     "splitproto.identity": Row(CORE),
     "splitproto.recheck": Row(CORE),
+    "splitproto.secretfile": Row(CORE),
+    "splitproto.recognise": Row(CORE),
+    "splitproto.newfile": Row(LIBRARY | SHELLS | {"zmq", "asyncio", "socket"}),
     "splitproto.pki": Row(LIBRARY | SHELLS | {"zmq", "asyncio", "socket"}),
     "splitproto.session": Row(LIBRARY | {"zmq", "splitproto.zeromq", "splitproto.vigil"}),
     "splitproto.vigil": Row(LIBRARY | {"zmq", "splitproto.zeromq"}),

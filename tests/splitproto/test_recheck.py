@@ -125,7 +125,7 @@ def test_a_list_that_cannot_be_used_ends_no_link_asks_for_none_and_is_told_once(
     elif damage == "empty":
         crl.write_text("")
     else:
-        when = NOW + 31 * DAY
+        when = NOW + (pki.CRL_DAYS + 1) * DAY
     hub.issue("hub")  # would be a reason to rotate
     with caplog.at_level(logging.WARNING):
         for _ in range(5):

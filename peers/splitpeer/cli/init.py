@@ -35,6 +35,9 @@ _force = click.option("--force", is_flag=True, help="Overwrite.")
     type=click.Choice(["msd", "brats", "brats2023", "nnunet"]),
     help="What the numbers in a coordinator's masks mean.",
 )
+@click.option(
+    "--crl/--no-crl", default=True, show_default=True, help="Refuse who is on ca.crl in the same folder."
+)
 @click.option("--output", type=FILE, default=Path("peer.toml"), show_default=True)
 @_pki
 @_force
@@ -50,6 +53,7 @@ def init(
     force: bool,
     images: Path | None,
     labels: Path | None,
+    crl: bool,
     **given: str | None,
 ) -> None:
     """Write a commented peer.toml; `splitpeer init job` writes job.toml."""
@@ -73,6 +77,11 @@ def init(
 
     folders = {"images": images, "labels": labels}
     given |= {key: from_there(path) for key, path in folders.items() if path is not None}
+    if not crl:
+        click.echo(
+            "splitpeer: --no-crl: revoked certificates are not refused; set [tls] crl as soon as there is a list",
+            err=True,
+        )
     text = templates.peer_toml(
         role=role,
         site=site,
@@ -80,6 +89,7 @@ def init(
         modality=modality,
         pki=from_there(pki_folder),
         coordinators=hubs if len(hubs) == 1 else ["hub"],
+        crl=crl,
         **{key: value for key, value in given.items() if value is not None},
     )
     write_new(output, text, force=force)
@@ -118,7 +128,7 @@ def _who(
         raise ConfigError(f"{folder}: certificates of several {role}s ({sites}): say which with --site")
     if site is None or federation is None:
         raise ConfigError(
-            f"{folder}: no certificate of {role} {site or '<site>'}: get one (splitpeer pki issue), name its "
+            f"{folder}: no certificate of {role} {site or '<site>'}: get one (splitpeer pki request), name its "
             "folder with --pki, or give --site and --federation"
         )
     return _name(site), _name(federation)

@@ -9,13 +9,13 @@ from __future__ import annotations
 import hashlib
 import hmac
 import re
-import stat
 from collections.abc import Iterable
 from pathlib import Path
 
 from splitpeer.data.layouts import Case
 from splitpeer.data.patients import patient_id
 from splitpeer.errors import ConfigError, DataError
+from splitproto.secretfile import how_to_close, open_to_others
 
 CONTEXT = b"splitproto patient v1\0"
 CHECK_CONTEXT = b"splitproto salt v1\0"
@@ -69,15 +69,15 @@ def load_salt(path: Path | str) -> bytes:
     """
     path = Path(path)
     try:
-        mode = path.stat().st_mode
+        shared = open_to_others(path)
         with path.open("rb") as file:
             content = file.read(SALT_FILE_BYTES)
     except OSError as error:
         raise ConfigError(
             f"{path}: cannot read the patient salt ({error.strerror}): check the path"
         ) from None
-    if mode & (stat.S_IRWXG | stat.S_IRWXO):
-        raise ConfigError(f"{path}: the patient salt is open to group or others: chmod 600 {path}")
+    if shared:
+        raise ConfigError(f"{path}: the patient salt is open to group or others: {how_to_close(path)}")
     try:
         return parse_salt(content)
     except ValueError as error:

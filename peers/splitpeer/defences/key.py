@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import secrets
-import stat
+from contextlib import suppress
 from pathlib import Path
 
 from splitpeer.errors import ConfigError
+from splitproto.newfile import write_new
+from splitproto.secretfile import how_to_close, open_to_others
 
 KEY_BYTES = 32
 NAME = "defence.key"
@@ -27,13 +28,13 @@ def load_or_make(folder: Path) -> bytes:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         if not path.exists():
             _make(path)
-        mode, key = path.stat().st_mode, path.read_bytes()
+        shared, key = open_to_others(path), path.read_bytes()
     except OSError as error:
         raise ConfigError(
             f"{path}: the defences' key cannot be read or made ({error.strerror}): check the folder"
         ) from None
-    if mode & (stat.S_IRWXG | stat.S_IRWXO):
-        raise ConfigError(f"{path}: the defences' key is open to group or others: chmod 600 {path}")
+    if shared:
+        raise ConfigError(f"{path}: the defences' key is open to group or others: {how_to_close(path)}")
     if len(key) != KEY_BYTES:
         raise ConfigError(
             f"{path}: the defences' key has {len(key)} octets instead of {KEY_BYTES}: restore it from a backup"
@@ -52,17 +53,6 @@ def for_peer(key: bytes, peer: str) -> bytes:
 
 
 def _make(path: Path) -> None:
-    # Written whole, then linked: a crash leaves no half key, and of two processes one wins.
-    part = path.with_name(f"{NAME}.{secrets.token_hex(8)}.part")
-    descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    try:
-        with open(descriptor, "wb") as file:
-            file.write(secrets.token_bytes(KEY_BYTES))
-            file.flush()
-            os.fsync(file.fileno())
-        try:
-            os.link(part, path)
-        except FileExistsError:
-            return
-    finally:
-        part.unlink()
+    # Whole or not at all: a crash leaves no half key, and of two processes one wins.
+    with suppress(FileExistsError):
+        write_new({path: (secrets.token_bytes(KEY_BYTES), 0o600)})

@@ -7,7 +7,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
-import stat
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Iterable
@@ -25,6 +24,7 @@ from splitproto import Session, SplitprotoError, __version__, codec
 from splitproto.capture import Header, Party, Sampling
 from splitproto.fields import write_map
 from splitproto.messages import Job, JobAccept, JobOffer
+from splitproto.secretfile import how_to_close, open_to_others
 
 log = logging.getLogger(__name__)
 
@@ -212,8 +212,8 @@ def _private(path: Path) -> bytes:
     """The key that a capture is encrypted with, if nobody else can read it."""
     if not path.exists():
         raise ConfigError(f"{path}: no such key: make one with (umask 077; openssl rand -out {path} 32)")
-    if path.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO):
-        raise ConfigError(f"{path}: the capture's key is open to group or others: chmod 600 {path}")
+    if open_to_others(path):
+        raise ConfigError(f"{path}: the capture's key is open to group or others: {how_to_close(path)}")
     return read_key(path)
 
 
