@@ -426,7 +426,7 @@ CERTIFICATES = [
         ("common names count", "context.hostname_checks_common_name = False", "context.hostname_checks_common_name = True")),
     *of("certificates identity", "splitproto.identity:Identity.from_certificate", ("the first URI of several", "if len(uris) != 1:", "if not uris:"),
         ("one URI twice", "if len(uris) != 1:", "if len(set(uris)) != 1:")),
-    *of("certificates identity", "splitproto.identity:_split",
+    *of("certificates identity", "splitproto.identity:split_uri",
         ("URIs in any case", "parts = uri", "uri = uri.lower()\n    parts = uri"),
         ("a slash at the end", "parts = uri", "uri = uri.rstrip('/')\n    parts = uri"),
         ("space around the URI", "parts = uri", "uri = uri.strip()\n    parts = uri"),
