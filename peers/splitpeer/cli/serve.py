@@ -52,6 +52,11 @@ log = logging.getLogger(__name__)
     metavar="FILE",
     help="Record what this peer sends and receives, for an audit; [capture] says how. The others are told.",
 )
+@click.option(
+    "--verify",
+    is_flag=True,
+    help="Read every image or mask to its end before the start, not only its header.",
+)
 @click.option("--curious-key", type=FILE, metavar="KEY", help="Encrypt the record with the 32 octets of KEY.")
 @config_option
 @set_option
@@ -64,6 +69,7 @@ def serve(
     device: str | None,
     curious: Path | None,
     curious_key: Path | None,
+    verify: bool,
     config_file: Path | None,
     settings: tuple[str, ...],
     as_json: bool,
@@ -97,10 +103,10 @@ def serve(
         event(log, "peer.starting", role=config.peer.role, site=config.peer.site, pid=os.getpid())
         if job is None:
             _import("splitpeer.roles.client")
-            asyncio.run(_client(config, board, curious))
+            asyncio.run(_client(config, board, curious, verify))
             return
         _import("splitpeer.roles.coordinator", "splitpeer.roles.view")
-        result = asyncio.run(_coordinator(config, job, board, resume, curious))
+        result = asyncio.run(_coordinator(config, job, board, resume, curious, verify))
     if as_json:
         click.echo(json.dumps(result, indent=2))
 
@@ -145,17 +151,22 @@ def _stop_on_signals(before_leaving: Callable[[], None] = lambda: None) -> async
     return stop
 
 
-async def _client(config: PeerConfig, board: Board, curious: Path | None) -> None:
+async def _client(config: PeerConfig, board: Board, curious: Path | None, verify: bool) -> None:
     from splitpeer.roles.client import Client
 
     # In a thread: a folder on a network drive that hangs must not make this deaf to signals.
     stop = _stop_on_signals()
-    client = await asyncio.to_thread(Client, config, stop, board=board, curious=curious)
+    client = await asyncio.to_thread(Client, config, stop, board=board, curious=curious, verify=verify)
     await client.run()
 
 
 async def _coordinator(
-    config: PeerConfig, job: JobConfig, board: Board, resume: bool | None, curious: Path | None
+    config: PeerConfig,
+    job: JobConfig,
+    board: Board,
+    resume: bool | None,
+    curious: Path | None,
+    verify: bool,
 ) -> dict[str, object]:
     from dataclasses import asdict
 
@@ -168,7 +179,7 @@ async def _coordinator(
     try:
         stop = _stop_on_signals(view.close)
         coordinator = await asyncio.to_thread(
-            Coordinator, config, job, stop, view, resume=resume, board=board, curious=curious
+            Coordinator, config, job, stop, view, resume=resume, board=board, curious=curious, verify=verify
         )
     except BaseException:
         view.close()

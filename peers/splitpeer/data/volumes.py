@@ -178,6 +178,10 @@ class Volumes:
         out[tuple(inside)] = volume[tuple(taken)]
         return out
 
+    def read(self, key: bytes) -> None:
+        """Read a volume to its end, for what is wrong with it."""
+        self._volume(key)
+
     def extent(self, key: bytes) -> Box:
         """The smallest box around the non-zero voxels: the brain of an image, the tumour of a mask.
 

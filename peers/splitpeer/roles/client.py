@@ -19,6 +19,7 @@ from splitpeer.data.findings import lacking_warning, naming_warnings
 from splitpeer.errors import ConnectionRefused, DataError, DeadlinePassed, JobFailed, PeerError, cause_of
 from splitpeer.logs import event, handle
 from splitpeer.roles.compute import Compute, pick_device
+from splitpeer.roles.files import look
 from splitpeer.roles.site_job import SiteJob, find_cases, open_ledger, open_volumes
 from splitpeer.roles.terms import judge
 from splitpeer.roles.witness import AGENT, Witness, terms_digest
@@ -88,6 +89,7 @@ class Client:
         stop: set to leave in good order: the pending step is finished and a checkpoint written.
         board: what `serve` holds already; None: one of its own.
         curious: a file to record into what is sent and received.
+        verify: read every image to its end before dialling, not only its header.
     """
 
     def __init__(
@@ -97,6 +99,7 @@ class Client:
         *,
         board: Board | None = None,
         curious: Path | None = None,
+        verify: bool = False,
     ) -> None:
         self._config = config
         self._stop = stop
@@ -111,6 +114,8 @@ class Client:
         # Fail now, not when the first batch is due.
         found = find_cases(config)
         volumes = open_volumes(config, found=found)
+        self._unusable: dict[bytes, str] = {}
+        look(volumes, self._unusable, voxels=verify)
         self._cases, self._salt_check = volumes.cases, volumes.salt_check.hex()
         self._naming = naming_warnings(config.data.images, [found])
         self._naming += lacking_warning(found, f"{config.peer.modality} image")
@@ -418,7 +423,12 @@ class Client:
         if self._job is None or self._job.run != offer.run:
             await self._close_job()
             self._job = await self._compute.run(
-                SiteJob, offer, self._config, what="the job's folder and images", timeout=READ_S
+                SiteJob,
+                offer,
+                self._config,
+                self._unusable,
+                what="the job's folder and images",
+                timeout=READ_S,
             )
         job = self._job
         await self._compute.run(job.forget_batches, what="reading ahead to end")

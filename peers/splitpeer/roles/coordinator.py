@@ -16,7 +16,7 @@ from pathlib import Path
 from splitpeer.config import JobConfig, PeerConfig
 from splitpeer.data.directory import named_in
 from splitpeer.data.findings import naming_warnings
-from splitpeer.data.geometry import Geometry, compare_geometry
+from splitpeer.data.geometry import compare_geometry
 from splitpeer.data.layouts import find
 from splitpeer.data.pseudonym import load_salt
 from splitpeer.data.sampling import TrainingSchedule, split_patients
@@ -29,14 +29,14 @@ from splitpeer.errors import (
     DeadlinePassed,
     DiskTrouble,
     JobFailed,
-    PatientUnusable,
     PeerError,
     cause_of,
 )
-from splitpeer.logs import event, handle
+from splitpeer.logs import event
 from splitpeer.models import build_decoder, site_seed
 from splitpeer.roles.batches import TrainingStream
 from splitpeer.roles.compute import Compute, defence_key, pick_device
+from splitpeer.roles.files import look
 from splitpeer.roles.loop import DISK_S, Loop
 from splitpeer.roles.overlap import ADVICE, pairwise, shared_with
 from splitpeer.roles.refusals import Refusals
@@ -83,6 +83,7 @@ class Coordinator:
             the same terms; if that is over, `run` gives its result again.
         board: what `serve` holds already; None: one of its own.
         curious: a file to record into what is sent and received.
+        verify: read every mask to its end before sites are waited for, not only its header.
     """
 
     def __init__(
@@ -95,6 +96,7 @@ class Coordinator:
         resume: bool | None = False,
         board: Board | None = None,
         curious: Path | None = None,
+        verify: bool = False,
     ) -> None:
         self._config, self._settings, self._stop, self._view = config, job, stop, view
         self._credentials = config.credentials()
@@ -112,6 +114,8 @@ class Coordinator:
             labels=config.data.convention,
             cache_mib=config.data.cache_mib,
         )
+        self._unusable: dict[bytes, str] = {}
+        look(self._labels, self._unusable, voxels=verify)
         self._files = RunFiles(config, job, resume=resume)
         self._files.prepare()
         modalities = sorted(job.sites.values())
@@ -295,7 +299,8 @@ class Coordinator:
 
     def _match(self) -> tuple[list[bytes], list[bytes]]:
         """Training and validation patients: those that all sites and the labels share, or of the run gone on with."""
-        known, unusable = self._grids()
+        # SP-11.13-11.
+        known = look(self._labels, unusable := self._unusable)
         here = self._team.present
         common = set(known).intersection(*(site.patients for site in here))
         event(log, "job.patients", shared=len(common), labels=len(known),
@@ -332,22 +337,6 @@ class Coordinator:
         return split_patients(
             sorted(common), self._settings.data.validation, self._settings.job.seed, self._labels.subjects()
         )
-
-    def _grids(self) -> tuple[dict[bytes, Geometry], dict[bytes, str]]:
-        """Of all masks; and the patients whose masks cannot be used, and why. Raises DataError if none can."""
-        known: dict[bytes, Geometry] = {}
-        unusable: dict[bytes, str] = {}
-        for key in self._labels.keys():  # noqa: SIM118 (not a dict)
-            try:
-                known[key] = self._labels.geometry(key)
-            except PatientUnusable as error:
-                # SP-11.13-11.
-                unusable[key] = error.cause
-                last = str(error)
-                event(log, "patient.unusable", logging.WARNING, patient=handle(key), cause=last)
-        if unusable and not known:
-            raise DataError(f"none of {len(unusable)} masks can be used; the last: {last}", unusable[key])
-        return known, unusable
 
     # --- from the first site to the last step -------------------------------------------------------------
 

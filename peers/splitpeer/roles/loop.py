@@ -23,6 +23,7 @@ from splitpeer.logs import event, handle
 from splitpeer.roles.batches import TrainingStream
 from splitpeer.roles.compute import Compute, from_wire, to_wire
 from splitpeer.roles.evaluation import Plan, Scoring
+from splitpeer.roles.files import note
 from splitpeer.roles.run import Result, RunFiles
 from splitpeer.roles.site import Site, SiteRestarted
 from splitpeer.roles.team import Team
@@ -90,6 +91,7 @@ class Loop:
         self._view, self._board, self._witness = view, board, witness
         self._window = window_of(job)
         self._withdrawals = Withdrawals(files.record, settings.data)
+        self._bad_masks: dict[bytes, str] = {}
         self._last_unusable = ""
         self._held: tuple[int, ...] = ()  # own checkpoints, each of a step that all present held
         self.ready = False
@@ -551,7 +553,7 @@ class Loop:
     def _own(self, error: PatientUnusable) -> Lost:
         """SP-11.13-11: a mask of the coordinator's own; only its own log names the file."""
         self._last_unusable = str(error)
-        event(log, "patient.unusable", logging.WARNING, patient=handle(error.key), cause=str(error))
+        note(error, self._bad_masks)
         return {None: (Unusable(error.key, error.cause),)}
 
     def _remove_predictions(self) -> None:

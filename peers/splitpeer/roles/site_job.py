@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import secrets
 from collections import deque
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -19,11 +19,12 @@ from splitpeer.data.volumes import Volumes
 from splitpeer.defences import Defended, Release, build_network, make_image_stack
 from splitpeer.defences.dp import mechanism
 from splitpeer.errors import DataError, PatientUnusable
-from splitpeer.logs import event, handle
 from splitpeer.models import site_seed
 from splitpeer.privacy.ledger import Ledger
 from splitpeer.roles.compute import defence_key, from_wire, pick_device, to_wire
+from splitpeer.roles.files import look, note
 from splitpeer.roles.terms import encoder_octets, run_folder, window_of
+from splitpeer.roles.withdrawals import counted
 from splitpeer.training import checkpoint
 from splitpeer.training.optimiser import make_optimiser, make_schedule
 from splitpeer.training.split_step import ClientHalf
@@ -67,9 +68,15 @@ def open_ledger(config: PeerConfig) -> Ledger | None:
 
 
 class SiteJob:
-    """The state that outlives a link. Its compute methods belong to one thread."""
+    """The state that outlives a link. Its compute methods belong to one thread.
 
-    def __init__(self, offer: JobOffer, config: PeerConfig) -> None:
+    Args:
+        unusable: patients whose files were found bad before there was a job.
+    """
+
+    def __init__(
+        self, offer: JobOffer, config: PeerConfig, unusable: Mapping[bytes, str] | None = None
+    ) -> None:
         job = offer.job
         self.run, self.job = offer.run, job
         self.modality = offer.modality
@@ -102,7 +109,7 @@ class SiteJob:
         optimiser = make_optimiser(encoder.parameters(), job.optimiser, job.learning_rate, job.weight_decay)
         schedule = make_schedule(optimiser, job.schedule, job.steps)
         self.half = ClientHalf(encoder, optimiser, schedule, pick_device(config.runtime.device))
-        self.unusable: dict[bytes, str] = {}
+        self.unusable = dict(unusable or {})
         """SP-11.13-3: patients whose files this process cannot use, and why: not read again, even if repaired."""
         self._withdrew = False  # what is announced does not count until the coordinator says where to go on
         self._pending: Activations | None = None
@@ -141,27 +148,22 @@ class SiteJob:
         return tuple(checkpoint.available(self.folder))
 
     def inventory(self) -> tuple[list[Patient], list[Unusable]]:
-        """Every patient by key, with the grid of its volume; and those whose header cannot be read.
+        """Every patient by key, with the grid of its volume; and those whose files cannot be used.
 
         Raises:
             DataError: none can be used, or too many cannot.
         """
-        patients, unusable = [], []
-        for key in self.volumes.keys():  # noqa: SIM118 (not a dict)
-            try:
-                grid = self.volumes.geometry(key)
-            except PatientUnusable as error:
-                self._cannot_use(error)
-                unusable.append(Unusable(key, error.cause))
-                continue
-            patients.append(Patient(key, grid.shape, grid.spacing, grid.directions, grid.origin, grid.stored))
-        if len(unusable) > MOST_UNUSABLE or (unusable and not patients):
+        grids = look(self.volumes, self.unusable)
+        if len(self.unusable) > MOST_UNUSABLE:
             # SP-11.13-9.
             raise DataError(
-                f"{len(unusable)} of {len(unusable) + len(patients)} patients cannot be used: see the lines above",
-                unusable[0].cause,
+                f"the files of {counted(self.unusable.values())} patients cannot be used: see the log"
             )
-        return patients, unusable
+        patients = [
+            Patient(key, grid.shape, grid.spacing, grid.directions, grid.origin, grid.stored)
+            for key, grid in grids.items()
+        ]
+        return patients, [Unusable(key, cause) for key, cause in self.unusable.items()]
 
     # --- batches ---------------------------------------------------------------------------------------
 
@@ -348,20 +350,14 @@ class SiteJob:
             # SP-11.13-1: once more, since a network drive may have faltered.
             return self._read(forward)
         except PatientUnusable as error:
-            self._cannot_use(error)
+            note(error, self.unusable)
         for sample in forward.samples:
             try:
                 if sample.key not in self.unusable:
-                    self.volumes.window(sample.key, (0, 0, 0), (1, 1, 1))
+                    self.volumes.read(sample.key)
             except PatientUnusable as error:
-                self._cannot_use(error)
+                note(error, self.unusable)
         return None
-
-    def _cannot_use(self, error: PatientUnusable) -> None:
-        """The owner's log has the file; nobody else hears more than the cause."""
-        if error.key not in self.unusable:
-            self.unusable[error.key] = error.cause
-            event(log, "patient.unusable", logging.WARNING, patient=handle(error.key), cause=str(error))
 
     def _withdraw(self, forward: Forward) -> Withdraw:
         """SP-11.13-1: instead of activations. Nothing that is announced counts until all are told where to go on."""

@@ -175,7 +175,7 @@ def cut_short(scene, modality: str) -> Path:
     images = scene.folder / f"broken-{modality}"
     shutil.copytree(scene.federation.data / modality, images)
     for path in images.iterdir():
-        path.write_bytes(path.read_bytes()[:-5000])
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     return images
 
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import logging
+import os
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -53,6 +56,11 @@ def missing(path: Path) -> None:
 def unreadable(path: Path) -> None:
     path.unlink()
     path.mkdir()
+
+
+def empty(path: Path) -> None:
+    image = nib.load(path)
+    nib.save(nib.Nifti1Image(np.zeros(image.shape, np.float32), image.affine), path)
 
 
 def other_grid(path: Path) -> None:
@@ -131,6 +139,8 @@ def stage(scene: Any) -> Stage:
         (not_finite, "not-finite"),
         (truncated, "truncated"),
         (missing, "missing"),
+        (unreadable, "unreadable"),
+        (empty, "empty"),
         (other_grid, "grid"),
     ],
 )
@@ -154,6 +164,29 @@ async def test_a_file_that_goes_bad_costs_a_patient(scene, stage, said, spoil: S
     assert len(told) == 3  # the coordinator and both sites
     assert {line["patient"] for line in told} == {handle(key)}
     assert sum("file" in line for line in told) == 1
+
+
+async def test_what_the_site_lacks_is_not_blamed_on_a_patient(scene, stage, monkeypatch) -> None:
+    """SP-11.13-2: nobody is withdrawn for want of descriptors; the others hear the cause."""
+    folder, lacking = stage.own("t1"), False
+    really = Path.open
+
+    def open_(path: Path, *args: Any, **options: Any) -> Any:
+        if lacking and path.parent == folder:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        return really(path, *args, **options)
+
+    def now() -> None:
+        nonlocal lacking
+        lacking = True
+
+    monkeypatch.setattr(Path, "open", open_)
+    ran = await scene.together(view=AtStep(3, now))
+    assert str(ran.error) == (
+        "site site-t1: the peer says: site site-t1 cannot go on: it has too many open files; its log has the details"
+    )
+    assert "Too many open files" in str(ran.clients["site-t1"])
+    assert stage.withdrawn() == {}
 
 
 async def test_no_name_no_path_and_no_key_leaves(scene, stage, said) -> None:
@@ -333,3 +366,64 @@ async def test_nobody_is_left_to_train_with(scene) -> None:
     ran = await scene.together()
     assert isinstance(ran.error, JobFailed)
     assert "no patient is left to train with" in str(ran.error)
+
+
+# --- before the start, and with processes ------------------------------------------------------------------
+
+
+def test_verify_finds_it_before_there_is_a_run(scene, stage) -> None:
+    """`serve --verify` reads to the end; without it only the header is read."""
+    cut = stage.training[0], stage.training[1]
+    truncated(stage.own("t1") / f"{cut[0]}.nii.gz")
+    truncated(stage.own("labels") / f"{cut[1]}.nii.gz")
+    hub = scene.start("hub", "--verify")
+    sites = [scene.start("site-t1", "--verify"), scene.start("site-flair")]
+    assert hub.code() == 0, hub.said
+    assert [site.code() for site in sites] == [0, 0]
+    result = json.loads((scene.output / "result.json").read_text())
+    assert (result["patients"], result["withdrawn"]) == (4, [])
+    assert f"{cut[0]}.nii.gz: truncated" in sites[0].said
+    assert f"{cut[1]}.nii.gz: truncated" in hub.said
+    assert cut[0] not in hub.said + sites[1].said
+
+
+def test_where_no_file_can_be_used_nothing_starts(scene, stage) -> None:
+    for who in ("labels", "t1"):
+        for path in stage.own(who).iterdir():
+            path.write_bytes(b"")
+    hub, site = scene.start("hub"), scene.start("site-t1")
+    assert (hub.code(), site.code()) == (4, 4)
+    for daemon in (hub, site):
+        assert "none of 6 patients' files can be used; the last: " in daemon.last
+
+
+@pytest.mark.timeout(300)
+def test_processes_that_are_killed_after_a_withdrawal(scene, stage) -> None:
+    """SP-11.13-3, SP-11.13-4, SP-11.13-6: coordinator and owner die at once, and the file is good again."""
+    scene.job(training={**STEPS, "steps": 40, "checkpoint_every": 6})
+    key = scene.key(stage.training[0])
+    path = stage.own("t1") / f"{stage.training[0]}.nii.gz"
+    good = path.read_bytes()
+    hub, clients = scene.start_all()
+    scene.until_step(8)
+    os.replace(_half(path), path)
+    hub.until(r"patient\.withdrawn .*site=site-t1")
+    clients["flair"].until(r"patient\.withdrawn .*truncated")
+    first = stage.withdrawn()[key]
+    scene.until_step(first + 2)
+    for daemon in (hub, clients["t1"]):
+        daemon.signal(signal.SIGKILL)
+        daemon.code()
+    path.write_bytes(good)
+    again = scene.start("hub"), scene.start("site-t1")
+    assert [daemon.code() for daemon in (*again, clients["flair"])] == [0, 0, 0], again[0].said
+    assert set(stage.withdrawn()) == {key}
+    assert stage.withdrawn()[key] <= first
+    stage.assert_exact("t1")
+
+
+def _half(path: Path) -> Path:
+    """Ready to be put in its place at once, as a copy that broke off leaves it."""
+    part = path.with_name("part")
+    part.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    return part

@@ -1,0 +1,49 @@
+"""Every patient's file is looked at before work depends on it: a bad one costs its patient, and nobody else."""
+
+from __future__ import annotations
+
+import logging
+
+from splitpeer.data.geometry import Geometry
+from splitpeer.data.volumes import Volumes
+from splitpeer.errors import DataError, PatientUnusable
+from splitpeer.logs import event, handle
+
+log = logging.getLogger(__name__)
+
+
+def look(volumes: Volumes, bad: dict[bytes, str], *, voxels: bool = False) -> dict[bytes, Geometry]:
+    """The grids of all patients that can be used, by their files' headers.
+
+    Args:
+        bad: patients that cannot be used, and why; those that are found go there.
+        voxels: read every file to its end.
+
+    Raises:
+        DataError: no patient is left.
+    """
+    usable, last = {}, ""
+    for key in volumes.keys():  # noqa: SIM118 (not a dict)
+        if key in bad:
+            continue
+        try:
+            usable[key] = volumes.geometry(key)
+            if voxels:
+                volumes.read(key)
+        except PatientUnusable as error:
+            usable.pop(key, None)
+            last = str(error)
+            note(error, bad)
+    if bad and not usable:
+        cause = next(reversed(bad.values()))
+        raise DataError(
+            f"none of {len(bad)} patients' files can be used{last and f'; the last: {last}'}", cause
+        )
+    return usable
+
+
+def note(error: PatientUnusable, bad: dict[bytes, str]) -> None:
+    """Only the log of the party whose file it is has its name; everybody else hears the cause."""
+    if error.key not in bad:
+        bad[error.key] = error.cause
+        event(log, "patient.unusable", logging.WARNING, patient=handle(error.key), cause=str(error))
