@@ -22,6 +22,8 @@ from splitproto.errors import printable
 
 SILENT_S = 3 * BEAT_S
 """A daemon that has written nothing for so long does not answer."""
+STALE_S = 2.0
+"""A file that was touched so much later than its content says could not be replaced by a newer one."""
 State = Literal["running", "silent", "stopped", "died", "never"]
 
 
@@ -59,6 +61,8 @@ class Seen:
     """Wall clock, seconds."""
     monotonic: float | None
     """Of this start of the machine; None if the document is from another one."""
+    touched: float | None = None
+    """When the daemon last tried to write, wall clock; None: it never wrote."""
 
     @property
     def runs(self) -> bool:
@@ -109,15 +113,23 @@ class Seen:
         given = _map(moment)
         if self.monotonic is not None and isinstance(then := given.get("monotonic"), int | float):
             return self.monotonic - then
-        try:
-            # Until a reboot's clock is set, or after somebody turned it, this is the best there is.
-            return self.now - calendar.timegm(time.strptime(str(given["at"])[:19], "%Y-%m-%dT%H:%M:%S"))
-        except (KeyError, ValueError):
-            return None
+        # Until a reboot's clock is set, or after somebody turned it, this is the best there is.
+        at = _wall(given)
+        return None if at is None else self.now - at
 
     @property
     def last_sign(self) -> float | None:
-        """Seconds since the daemon wrote last."""
+        """Seconds since the daemon wrote last, or tried to."""
+        written = self.age(self.document.get("written"))
+        return written if self.stale is None or self.touched is None else max(0.0, self.now - self.touched)
+
+    @property
+    def stale(self) -> float | None:
+        """Age in seconds of what is shown, where a newer status found no room on the disk; None: it is up to date."""
+        # Both by the wall clock of the daemon's own moment, whatever that clock did since.
+        at = _wall(_map(self.document.get("written")))
+        if at is None or self.touched is None or self.touched - at <= STALE_S:
+            return None
         return self.age(self.document.get("written"))
 
     def as_json(self) -> dict[str, Any]:
@@ -129,6 +141,7 @@ class Seen:
             "state": self.state,
             "pid": self.pid,
             "last_sign_s": _rounded(self.last_sign),
+            "stale_s": _rounded(self.stale),
             **{
                 key: self._aged(value)
                 for key, value in self.document.items()
@@ -153,7 +166,7 @@ def look(head: PeerHead) -> Seen:
     folder = head.peer.state
     # Who starts or ends while we look is looked at again.
     for _ in range(3):
-        held, document = holder(folder), _read(folder / NAME)
+        held, document, touched = holder(folder), _read(folder / NAME), _touched(folder / NAME)
         if holder(folder) == held:
             break
     if held is not None and held.pid not in (None, document.get("pid")):
@@ -168,6 +181,7 @@ def look(head: PeerHead) -> Seen:
         document,
         now,
         time.monotonic() if same else None,
+        touched,
     )
     return replace(seen, state=_state(seen))
 
@@ -181,6 +195,13 @@ def _state(seen: Seen) -> State:
     if quiet is None:
         quiet = seen.now - seen.holder.since
     return "running" if quiet <= SILENT_S else "silent"
+
+
+def _touched(path: Path) -> float | None:
+    try:
+        return path.lstat().st_mtime
+    except OSError:
+        return None
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -202,6 +223,13 @@ def _printable(value: Any) -> Any:
     if isinstance(value, list):
         return [_printable(item) for item in value]
     return {printable(k): _printable(v) for k, v in value.items()} if isinstance(value, dict) else value
+
+
+def _wall(moment: Mapping[str, Any]) -> float | None:
+    try:
+        return float(calendar.timegm(time.strptime(str(moment["at"])[:19], "%Y-%m-%dT%H:%M:%S")))
+    except (KeyError, ValueError):
+        return None
 
 
 def _map(value: object) -> Mapping[str, Any]:

@@ -18,7 +18,7 @@ import socket
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Self
 
@@ -320,6 +320,9 @@ class _Pen:
                 # Not synced: after a power loss nobody asks for it.
                 durable.replace(self._path, text, sync=False)
             except OSError as error:
+                # A new time needs no room on a full disk: whoever looks sees a daemon that lives, and old figures.
+                with suppress(OSError):
+                    os.utime(self._path)
                 if not self._warned:
                     event(log, "status.failed", logging.WARNING, cause=f"{self._path}: {error.strerror}")
                 self._warned = True

@@ -24,6 +24,7 @@ import numpy as np
 import pytest
 
 from splitpeer import durable, seen, status
+from splitpeer.cli.status import headline
 from splitpeer.config import PeerConfig
 from splitpeer.errors import ConfigError, DataError, JobFailed, PeerError
 from splitpeer.seen import PeerHead, Seen, look
@@ -240,6 +241,43 @@ def test_a_write_that_fails_leaves_the_file_before(tmp_path: Path) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert path.read_bytes() == b"before"
     assert list(tmp_path.iterdir()) == [path]
+
+
+async def test_on_a_full_disk_old_figures_are_shown_as_old(
+    board: Board, state: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The daemon lives and says so at once, not after the silence that marks one that hangs."""
+    monkeypatch.setattr(status, "TICK_S", 0.01)
+    head = PeerHead.load(state.parent / "peer.toml")
+
+    def full(path: Path, text: bytes, **options: bool) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    async with board.on_duty():
+        board.set(step=1)
+        await written(state, lambda d: d["work"].get("step") == 1)
+        assert look(head).stale is None
+        with monkeypatch.context() as patch:
+            patch.setattr(durable, "replace", full)
+            # As if it had been written an hour ago.
+            document = json.loads((state / "status.json").read_text())
+            document["written"]["monotonic"] -= 3600
+            document["written"]["at"] = "2026-01-01T00:00:00.000Z"
+            (state / "status.json").write_text(json.dumps(document))
+            os.utime(state / "status.json", (0, 0))
+            assert look(head).state == "silent"
+            board.set(step=2)
+            async with asyncio.timeout(20):
+                while look(head).state == "silent":  # noqa: ASYNC110
+                    await asyncio.sleep(0.01)
+            seen_now = look(head)
+            assert seen_now.state == "running"
+            assert seen_now.stale == pytest.approx(3600, abs=30)
+            assert seen_now.as_json()["stale_s"] == pytest.approx(3600, abs=30)
+            assert "its disk is full or failing: figures of 60 min ago" in headline(seen_now)
+        board.set(step=3)
+        await written(state, lambda d: d["work"].get("step") == 3)
+        assert look(head).stale is None
 
 
 async def test_a_disk_that_hangs_holds_nobody_up(board: Board, monkeypatch: pytest.MonkeyPatch) -> None:

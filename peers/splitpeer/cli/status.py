@@ -178,7 +178,12 @@ def headline(one: Seen) -> str:
         return f"does not answer {since}: stopped, hanging, or its disk is full ({who}; {_doing(one)})"
     if not one.document:
         return f"starting ({who})"
-    return f"{one.phase} for {duration(one.age(one.document.get('phase_since')))} ({who}, up {_up(one)})"
+    stale = (
+        "" if one.stale is None else f"; its disk is full or failing: figures of {duration(one.stale)} ago"
+    )
+    return (
+        f"{one.phase} for {duration(one.age(one.document.get('phase_since')))} ({who}, up {_up(one)}){stale}"
+    )
 
 
 def _doing(one: Seen) -> str:
@@ -277,6 +282,8 @@ def _overview(seen: Sequence[Seen], terminal: bool) -> Table:
 def _phase(one: Seen) -> str:
     if one.state == "silent":
         return f"silent {duration(one.last_sign)}".rstrip()
+    if one.stale is not None:
+        return f"disk full, {duration(one.stale)} old"
     return f"{one.phase} {duration(one.age(one.document.get('phase_since')))}" if one.document else "starting"
 
 
