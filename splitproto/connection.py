@@ -614,4 +614,4 @@ class Connection:
         if error is None:
             self._channel.close()
         self.closed = True
-        self._events.append(Closed(error))
+        self._events.append(Closed(None if error is None else error.again()))

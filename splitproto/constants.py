@@ -62,3 +62,4 @@ CLOSE_TIMEOUT = 2.0
 MAX_HALF_OPEN = 64
 """Links between first envelope and WELCOME, all sources together."""
 MAX_HALF_OPEN_PER_SOURCE = 16
+"""The same two caps hold for TCP connections without an admitted link."""

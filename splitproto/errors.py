@@ -16,7 +16,7 @@ A method that documents what it raises raises nothing else: any other exception 
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
 from .text import printable
 
@@ -30,6 +30,16 @@ class SplitprotoError(Exception):
     name: str
     retry: bool
     """Whether dialling again, unchanged, may succeed."""
+
+    def again(self) -> Self:
+        """The same error without its traceback, to keep or to raise once more.
+
+        A traceback holds the frames it went through, and those the link that keeps the error: a reference cycle, which
+        would hold all memory of a dead link until a full garbage collection.
+        """
+        error = type(self).__new__(type(self), *self.args)
+        error.__dict__.update(self.__dict__)
+        return error
 
 
 class LocalError(SplitprotoError):

@@ -120,7 +120,7 @@ class Inbox:
 
     def __init__(self) -> None:
         self._head = bytearray(FRAME_HEADER)
-        self._small = bytearray(MAX_FRAME_PAYLOAD)
+        self._small: bytearray | None = None  # of no use before the peer is authenticated
         self._view = memoryview(self._head)
         self.header: FrameHeader | None = None
 
@@ -148,6 +148,8 @@ class Inbox:
 
     def payload_small(self, length: int) -> memoryview:
         """The payload goes to the scratch buffer; returns the view that will hold it."""
+        if self._small is None:
+            self._small = bytearray(MAX_FRAME_PAYLOAD)
         self._view = memoryview(self._small)[:length]
         return self._view
 

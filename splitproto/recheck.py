@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import re
+import ssl
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -51,6 +52,29 @@ def files_digest(credentials: Credentials) -> bytes:
     return hashlib.sha256(b"".join(hashlib.sha256(content).digest() for content in contents)).digest()
 
 
+class Presented:
+    """What a listener shows to the next peer, read again when one of its files was replaced.
+
+    Args:
+        credentials: their paths.
+    """
+
+    def __init__(self, credentials: Credentials) -> None:
+        self._credentials = credentials
+        self._marks: dict[Path, Mark] = {}
+        self._made: tuple[Identity, bytes, ssl.SSLContext] | None = None
+
+    def now(self) -> tuple[Identity, bytes, ssl.SSLContext]:
+        """Identity, `files_digest` and TLS context. Raises `IdentityError`: the files cannot be used."""
+        # Before they are read: what is replaced meanwhile is read again for the next peer.
+        marks = {path: _mark(path) for path in _paths(self._credentials)}
+        if self._made is None or marks != self._marks:
+            self._made = None
+            own, files = self._credentials.identity, files_digest(self._credentials)
+            self._made, self._marks = (own, files, self._credentials.server_context()), marks
+        return self._made
+
+
 class Recheck:
     """Looks at one side's files, and judges links by what it found.
 
@@ -69,8 +93,7 @@ class Recheck:
     def look(self, now: datetime) -> None:
         """Read again what was replaced since the last look; `now` carries its time zone."""
         own = self._credentials
-        paths = [path for path in (own.certificate, own.key, own.ca, own.crl) if path is not None]
-        marks = {path: _mark(path) for path in paths}
+        marks = {path: _mark(path) for path in _paths(own)}
         if marks != self._marks:
             usable = self._read_own(now)
             if own.crl is not None:
@@ -174,6 +197,10 @@ class Recheck:
         if line not in self._complained:
             self._complained.add(line)
             log.warning("%s", line)
+
+
+def _paths(own: Credentials) -> list[Path]:
+    return [path for path in (own.certificate, own.key, own.ca, own.crl) if path is not None]
 
 
 def _mark(path: Path) -> Mark:

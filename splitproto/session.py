@@ -280,7 +280,8 @@ class Session:
             self._loop.call_exception_handler({"message": "a session's tap failed", "exception": error})
 
     def _why(self) -> SplitprotoError:
-        return self.ended.result() or LinkLost("the link is closed")
+        error = self.ended.result()
+        return LinkLost("the link is closed") if error is None else error.again()
 
     def _after(self) -> None:
         """After anything that may have moved the connection: take events, wake the writer, set the timer."""

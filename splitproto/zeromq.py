@@ -4,7 +4,8 @@ ZeroMQ hides what TLS must know, so: one DEALER per link and no automatic reconn
 outlives its connection); the socket monitor reports a lost connection at once; ROUTER_MANDATORY turns silent
 drops into errors; routing ids are libzmq's own and mean nothing, the certificate alone is identity; sends never
 block, so one stalled peer cannot hold up the others. Sockets are read on the event loop through their
-file descriptor, which is edge-triggered: after every send the queue is looked at again.
+file descriptor (`reader`), which is edge-triggered: after every send the queue is looked at again. Strangers at the
+listener's port are bounded in number and work (`admission`), and below ZeroMQ by their connections (`visitors`).
 """
 
 from __future__ import annotations
@@ -14,14 +15,14 @@ import errno
 import logging
 import secrets
 import socket as tcp
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable
 from types import TracebackType
 
 import zmq
-from zmq.utils.monitor import parse_monitor_message
 
 from . import constants, envelope
+from .admission import HandshakeBudget, network_of, one_too_many
 from .connection import Connection, Timing
 from .envelope import Kind, ResetReason
 from .errors import (
@@ -32,23 +33,25 @@ from .errors import (
     LocalError,
     SplitprotoError,
     Superseded,
+    TooManyLinks,
 )
 from .hosts import split_address, without_zone
 from .identity import AllowList, Credentials, Identity
 from .negotiation import Offer
-from .recheck import files_digest
+from .reader import Reader, unwatch, watch
+from .recheck import Presented, files_digest
 from .session import Session
 from .states import Side
 from .vigil import Vigil
+from .visitors import LONGEST_MESSAGE, MAX_FAULTS, QUEUE, Visitor, Visitors
 
 log = logging.getLogger(__name__)
 
-QUEUE = 16
-"""ZeroMQ messages queued per peer and direction: at most 16 MiB, usually 4."""
 ZMTP_HANDSHAKE_MS = 1000
 """A connection that is not ZeroMQ is dropped after this."""
-_BATCH = 32
 _ASK_AGAIN = 0.1
+_LOOK = 0.05
+"""Seconds between two looks at the connections of the port."""
 _LOST = zmq.EVENT_DISCONNECTED | zmq.EVENT_CLOSED
 _FAILED = (
     zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
@@ -60,69 +63,10 @@ Refused = Callable[[str, SplitprotoError], None]
 """Called with (address of the source, error) when a listener turns somebody away."""
 
 
-class _Reader:
-    """Calls back for every message of a ZeroMQ socket, on the event loop."""
-
-    def __init__(self, socket: zmq.Socket[bytes], deliver: Callable[[list[zmq.Frame]], None]) -> None:
-        self.socket = socket
-        self._deliver = deliver
-        self._loop = asyncio.get_running_loop()
-        self._fd: int = socket.getsockopt(zmq.FD)  # type: ignore[assignment]
-        self._scheduled = False
-        self._loop.add_reader(self._fd, self._read)
-        self.look()
-
-    def look(self) -> None:
-        """Read soon, whatever the file descriptor says."""
-        if not self._scheduled and not self.socket.closed:
-            self._scheduled = True
-            self._loop.call_soon(self._read)
-
-    def _read(self) -> None:
-        self._scheduled = False
-        for _ in range(_BATCH):
-            if self.socket.closed:
-                return
-            try:
-                frames = self.socket.recv_multipart(zmq.NOBLOCK, copy=False)
-            except zmq.Again:
-                return
-            try:
-                self._deliver(frames)
-            except Exception:
-                # A defect above must not stop the reading: the descriptor does not report what waits already.
-                self.look()
-                raise
-        self.look()
-
-    def close(self, linger_ms: int = 0) -> None:
-        if not self.socket.closed:
-            self._loop.remove_reader(self._fd)
-            self.socket.close(linger=linger_ms)
-            # No circle outlives a link: with its TLS state it would wait for a full collection of garbage.
-            del self._deliver
-
-
-def _watch(socket: zmq.Socket[bytes], events: int, report: Callable[[int, int], None]) -> _Reader:
-    """Report the events of a socket's monitor, each with its value."""
-
-    def deliver(frames: list[zmq.Frame]) -> None:
-        happened = parse_monitor_message([frame.bytes for frame in frames])
-        report(int(happened["event"]), int(happened["value"]))
-
-    return _Reader(socket.get_monitor_socket(events), deliver)
-
-
-def _unwatch(socket: zmq.Socket[bytes], monitor: _Reader) -> None:
-    """End the reports, in this order: libzmq's only I/O thread waits for ever to report to a closed monitor."""
-    socket.disable_monitor()
-    monitor.close()
-
-
 def _common_options(socket: zmq.Socket[bytes], handshake_ms: int) -> None:
     socket.set_hwm(QUEUE)
     socket.linger = 0
-    socket.setsockopt(zmq.MAXMSGSIZE, constants.ENVELOPE_HEADER + constants.MAX_ENVELOPE_BODY)
+    socket.setsockopt(zmq.MAXMSGSIZE, LONGEST_MESSAGE)
     socket.setsockopt(zmq.HANDSHAKE_IVL, handshake_ms)
     # A vanished machine, by the kernel's timers. Not by ZeroMQ's heartbeats: where a peer floods a full queue and
     # hangs up, libzmq's next beat aborts the process (zeromq/libzmq#4364).
@@ -164,12 +108,12 @@ class _Dealer:
         # SP-5-6: "A link MUST NOT outlive its connection": libzmq may not reconnect behind our back.
         self._socket.setsockopt(zmq.RECONNECT_IVL, -1)
         self._session: Session | None = None
-        self._monitor = _watch(self._socket, _LOST | _FAILED, self._happened)
-        self._reader: _Reader | None = None
+        self._monitor = watch(self._socket, _LOST | _FAILED, self._happened)
+        self._reader: Reader | None = None
 
     def start(self, session: Session) -> None:
         self._session = session
-        self._reader = _Reader(self._socket, self._deliver)
+        self._reader = Reader(self._socket, self._deliver)
         try:
             self._socket.connect(self._address)
         except zmq.ZMQError as error:
@@ -213,7 +157,7 @@ class _Dealer:
     def close(self) -> None:
         if self._socket.closed:
             return
-        _unwatch(self._socket, self._monitor)
+        unwatch(self._socket, self._monitor)
         if self._reader is not None:
             # What is queued (an alert, a bye) may still go out.
             self._reader.close(linger_ms=500)
@@ -362,9 +306,11 @@ class _Link:
         self.listener = listener
         self.key = key
         self.source = source
+        self.network = network_of(source)
+        self.visitor: Visitor | None = None
         self.own, self.files = own, files  # the listener's, when this link began
         self.session: Session | None = None
-        self.half_open = True
+        self.admitted = False
 
     def try_send(self, data: bytes) -> bool:
         return self.listener._try_send(self.key[0], data)
@@ -380,7 +326,7 @@ class Listener:
 
     Args:
         address: `tcp://interface:port` to bind.
-        credentials: this side's certificate, key and CA; read anew for every link.
+        credentials: this side's certificate, key and CA; read again when a file was replaced.
         allow: which roles and sites may come.
         refused: told about everybody who was turned away, or cut off when the certificate no longer held.
     """
@@ -410,6 +356,8 @@ class Listener:
         self._tasks: set[asyncio.Task[None]] = set()
         self._leaving = False
         self._asking: asyncio.TimerHandle | None = None
+        self._looking: asyncio.TimerHandle | None = None
+        self._presented = Presented(credentials)
         self.address = address
         """Where it listens; with the port that the system chose if `address` said 0."""
 
@@ -420,12 +368,14 @@ class Listener:
         _common_options(self._socket, ZMTP_HANDSHAKE_MS)
         self._socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
         self._socket.setsockopt(zmq.ROUTER_HANDOVER, 0)
-        self._monitor = _watch(self._socket, zmq.EVENT_DISCONNECTED | _FAILED, self._happened)
+        # SP-5-14: with a ZAP domain libzmq speaks no ZMTP before 3, for which any bytes would do.
+        self._socket.setsockopt(zmq.ZAP_DOMAIN, b"splitproto")
+        self._monitor = watch(self._socket, zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED, self._happened)
         self._socket.setsockopt(zmq.IPV6, int(":" in host))
         try:
             self._socket.bind(_endpoint(host, port))
         except zmq.ZMQError as error:
-            _unwatch(self._socket, self._monitor)
+            unwatch(self._socket, self._monitor)
             self._socket.close(linger=0)
             if error.errno == zmq.EADDRINUSE:
                 raise LinkLost(
@@ -441,8 +391,10 @@ class Listener:
         self.address = (
             f"{self._address.rpartition(':')[0]}:{endpoint.decode().rstrip(chr(0)).rpartition(':')[2]}"
         )
-        self._reader = _Reader(self._socket, self._deliver)
-        self._vigil = Vigil(self._credentials, self._timing.recheck, self._refused)
+        self._visitors = Visitors(int(self.address.rpartition(":")[2]), self._timing.handshake + 1.0)
+        self._budget = HandshakeBudget(self._loop.time())
+        self._reader = Reader(self._socket, self._deliver)
+        self._vigil = Vigil(self._credentials, self._timing.recheck, self._tell)
         return self
 
     async def __aexit__(
@@ -452,12 +404,14 @@ class Listener:
         self._vigil.close()
         sessions = [link.session for link in self._links.values() if link.session is not None]
         await asyncio.gather(*(session.close("drain") for session in sessions))
-        if self._asking is not None:
-            self._asking.cancel()
+        for timer in (self._asking, self._looking):
+            if timer is not None:
+                timer.cancel()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        _unwatch(self._socket, self._monitor)
+        unwatch(self._socket, self._monitor)
+        self._visitors.close()
         self._reader.close(linger_ms=500)
 
     async def accept(self, timeout: float) -> Session:
@@ -481,47 +435,50 @@ class Listener:
 
     # --- inside -----------------------------------------------------------------------------------------
 
-    def _deliver(self, frames: list[zmq.Frame]) -> None:
-        route, source = frames[0].bytes, str(frames[-1].get("Peer-Address"))
-        if len(frames) != 2:
-            self._turn_away(
-                route, envelope.NO_LINK, source, EnvelopeError("a ZeroMQ message of several parts")
-            )
+    def _deliver(self, parts: list[zmq.Frame]) -> None:
+        visitor = self._visitors.spoke(_descriptor(parts[-1]), len(parts[-1]))
+        if visitor is not None and visitor.refused:
             return
-        data = frames[1].buffer
+        route, data = parts[0].bytes, parts[1].buffer
+        if len(parts) != 2:
+            error = EnvelopeError("a ZeroMQ message of several parts")
+            self._turn_away(route, envelope.NO_LINK, _source(parts[1]), visitor, error)
+            return
         key = (route, envelope.link_of(data))
         link = self._links.get(key)
         if link is not None and link.session is not None:
-            link.session.arrived(data)
+            if link.admitted or self._budget.take(link.network, len(data), self._loop.time()):
+                link.session.arrived(data)
+            else:
+                self._evict(link, "too many bytes before admission")
             return
+        source = _source(parts[1])
         try:
             arrived = envelope.decode(data)
         except LocalError as error:
-            self._turn_away(route, key[1], source, error)
+            self._turn_away(route, key[1], source, visitor, error)
             return
         if arrived.kind is Kind.OPEN and arrived.sequence == 0:
-            self._open(key, source, data)
+            self._open(key, source, visitor, data)
         elif arrived.kind is Kind.DATA:
             # SP-5-9: ciphertext of an unknown link is answered so that the dialler starts anew.
             self._reset(route, arrived.link, ResetReason.UNKNOWN_LINK, "")
+            _fault(visitor)
 
-    def _open(self, key: tuple[bytes, bytes], source: str, data: memoryview) -> None:
+    def _open(self, key: tuple[bytes, bytes], source: str, visitor: Visitor | None, data: memoryview) -> None:
         if self._leaving:
             self._reset(key[0], key[1], ResetReason.BUSY, "shutting down")
             return
-        half_open = Counter(link.source for link in self._links.values() if link.half_open)
-        # SP-5-8: nothing is kept for more strangers than this.
-        if (
-            half_open.total() >= constants.MAX_HALF_OPEN
-            or half_open[source] >= constants.MAX_HALF_OPEN_PER_SOURCE
-        ):
+        # SP-5-12: what strangers may make this side do has a budget.
+        if not self._budget.take(network_of(source), len(data), self._loop.time(), opens=True):
+            self._tell(source, TooManyLinks("more handshakes than this listener does for one source"))
             self._reset(key[0], key[1], ResetReason.BUSY, "try again in a few seconds")
+            _fault(visitor)
             return
         try:
-            own, files = self._credentials.identity, files_digest(self._credentials)
-            tls = self._credentials.server_context()
+            own, files, tls = self._presented.now()
         except LocalError as error:
-            self._refused(source, error)
+            self._tell(source, error)
             self._reset(key[0], key[1], ResetReason.BUSY, "the listener cannot use its certificate now")
             return
         connection = Connection(
@@ -535,20 +492,35 @@ class Listener:
             timing=self._timing,
         )
         link = self._links[key] = _Link(self, key, source, own, files)
+        link.visitor = visitor
         link.session = Session(connection, link)
         task = self._loop.create_task(self._admit(link, link.session))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         link.session.arrived(data)
+        # SP-5-8: nothing is kept for more strangers than this; the newest comes last and is an honest one's chance.
+        waiting = [other for other in self._links.values() if not other.admitted]
+        if (oldest := one_too_many(waiting, lambda one: one.network)) is not None:
+            self._evict(oldest, "too many links without an admitted peer: the oldest goes")
+
+    def _evict(self, link: _Link, why: str) -> None:
+        """End a link that is not admitted, at once."""
+        session = link.session
+        self._reset(*link.key, ResetReason.BUSY, "try again in a few seconds")
+        self._forget(link)
+        if session is not None:
+            session.carrier_lost(TooManyLinks(why))
 
     async def _admit(self, link: _Link, session: Session) -> None:
         try:
             await session.established()
         except SplitprotoError as error:
-            self._refused(link.source, error)
+            self._tell(link.source, error)
             return
-        finally:
-            link.half_open = False
+        link.admitted = True
+        self._budget.admitted(link.network)
+        if link.visitor is not None:
+            link.visitor.links += 1
         # SP-9-6: a site has one link; the newer one counts, because the older may be dead without knowing.
         older = self._by_site.get(session.peer.uri)
         if older is not None and older.alive:
@@ -582,24 +554,52 @@ class Listener:
             # Whoever it was has gone already.
             return
 
-    def _turn_away(self, route: bytes, link: bytes, source: str, error: LocalError) -> None:
-        self._refused(source, error)
+    def _turn_away(
+        self, route: bytes, link: bytes, source: str, visitor: Visitor | None, error: LocalError
+    ) -> None:
+        self._tell(source, error)
         reason = (
             ResetReason.CARRIER_VERSION if isinstance(error, CarrierVersionError) else ResetReason.MALFORMED
         )
         self._reset(route, link, reason, f"splitproto: {error.reason}")
+        _fault(visitor)
 
-    def _happened(self, event: int, value: int) -> None:
-        if event & _FAILED:
-            self._refused(
-                "a connection", EnvelopeError("these bytes are not ZeroMQ: another program, or a port scan")
+    def _tell(self, source: str, error: SplitprotoError) -> None:
+        try:
+            self._refused(source, error)
+        except Exception as defect:
+            # The application's, so its loop hears of it; strangers are turned away all the same.
+            self._loop.call_exception_handler(
+                {"message": "a listener's callback `refused` failed", "exception": defect}
             )
+
+    def _happened(self, event: int, descriptor: int) -> None:
+        if event == zmq.EVENT_ACCEPTED:
+            for source, error in self._visitors.came(descriptor, self._loop.time()):
+                self._tell(source, error)
+            if self._looking is None and not self._leaving:
+                self._looking = self._loop.call_later(_LOOK, self._look)
             return
-        # The monitor does not say whose connection was lost: ask everybody; ROUTER_MANDATORY finds the dead.
-        # It speaks before the socket itself has heard of the loss, so ask once more.
+        visitor = self._visitors.went(descriptor)
+        if visitor is not None and not visitor.read and not visitor.shut:
+            self._tell(
+                visitor.source,
+                EnvelopeError(
+                    "a connection ended before a message: not ZeroMQ, so another program, or a port scan"
+                ),
+            )
+        if visitor is not None and not visitor.links:
+            return
+        # ROUTER_MANDATORY finds out whose link was lost. The monitor speaks before the socket itself has heard of
+        # the loss, so ask once more.
         self._ask()
         if self._asking is None:
             self._asking = self._loop.call_later(_ASK_AGAIN, self._ask_again)
+
+    def _look(self) -> None:
+        self._looking = self._loop.call_later(_LOOK, self._look) if len(self._visitors) else None
+        for source, error in self._visitors.look(self._loop.time()):
+            self._tell(source, error)
 
     def _ask(self) -> None:
         for link in list(self._links.values()):
@@ -611,9 +611,37 @@ class Listener:
         self._ask()
 
     def _forget(self, link: _Link) -> None:
-        self._links.pop(link.key, None)
+        if self._links.get(link.key) is not link:
+            return
+        del self._links[link.key]
+        if link.admitted and link.visitor is not None:
+            link.visitor.links -= 1
+            link.visitor.since = self._loop.time()
         session = link.session
         if session is not None:
             for uri in [uri for uri, known in self._by_site.items() if known is session]:
                 del self._by_site[uri]
         link.session = None
+
+
+def _source(part: zmq.Frame) -> str:
+    """The address that a part of a message came from."""
+    try:
+        return str(part.get("Peer-Address"))
+    except zmq.ZMQError:
+        return "an unknown address"
+
+
+def _descriptor(part: zmq.Frame) -> int:
+    """Of the connection that a part of a message came from; -1 if that is not known."""
+    try:
+        return int(part.get(zmq.SRCFD))
+    except (zmq.ZMQError, ValueError):
+        return -1
+
+
+def _fault(visitor: Visitor | None) -> None:
+    """One more message that belongs to no link: few are an accident."""
+    if visitor is not None and not visitor.links:
+        visitor.faults += 1
+        visitor.refused = visitor.faults >= MAX_FAULTS

@@ -23,7 +23,7 @@ import zmq
 
 from splitproto import envelope
 from splitproto.envelope import ResetReason
-from splitproto.zeromq import QUEUE
+from splitproto.visitors import QUEUE
 
 from .virtual import LIFE, Life, VirtualLoop
 
@@ -41,13 +41,17 @@ class Frame:
 
     def __init__(self, data: bytes, source: str = "") -> None:
         self.bytes, self._source = data, source
+        self.more = False
 
     @property
     def buffer(self) -> memoryview:
         return memoryview(self.bytes)
 
-    def get(self, name: str) -> str:
-        return self._source
+    def __len__(self) -> int:
+        return len(self.bytes)
+
+    def get(self, name: str | int) -> str | int:
+        return -1 if name == zmq.SRCFD else self._source
 
 
 class Pipe:
@@ -169,6 +173,7 @@ class Socket:
         self.ends: dict[bytes, End] = {}
         self.monitor: Monitor | None = None
         self._queue: deque[tuple[list[Frame], Pipe | None]] = deque()
+        self._parts: deque[Frame] = deque()  # of the message that is being read
         self._call: Callable[[], asyncio.Handle] | None = None
         self._signal: asyncio.Handle | None = None
         self._fd = network.descriptor(self._told)
@@ -214,15 +219,20 @@ class Socket:
             self._queue.append((frames, pipe))
             self._report()
 
-    def recv_multipart(self, flags: int, copy: bool = True) -> list[Frame]:
+    def recv(self, flags: int, copy: bool = True) -> Frame:
         self._signal = None
+        if self._parts:
+            return self._parts.popleft()
         if not self._queue:
             raise zmq.Again
         frames, pipe = self._queue.popleft()
+        for frame in frames[:-1]:
+            frame.more = True
         if pipe is not None:
             pipe.unread -= 1
             pipe.pump()
-        return frames
+        self._parts.extend(frames)
+        return self._parts.popleft()
 
     # --- lines -------------------------------------------------------------------------------------------
 

@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SOURCES = {"splitproto": ROOT / "splitproto", "splitpeer": ROOT / "peers" / "splitpeer"}
 
 HEAVY = frozenset({"torch", "monai"})
-SHELLS = frozenset({"splitproto.zeromq", "splitproto.session", "splitproto.vigil"})
+SHELLS = frozenset({f"splitproto.{name}" for name in ("zeromq", "session", "vigil", "reader", "visitors")})
 UPPER = frozenset({"splitpeer.roles", "splitpeer.cli"})
 JUDGES = frozenset({"splitpeer.audit", "splitpeer.report"})
 LIBRARY = HEAVY | {"nibabel", "nilearn", "splitpeer"}
@@ -46,6 +46,9 @@ TABLE: dict[str, Row] = {
     "splitproto.pki": Row(LIBRARY | SHELLS | {"zmq", "asyncio", "socket"}),
     "splitproto.session": Row(LIBRARY | {"zmq", "splitproto.zeromq", "splitproto.vigil"}),
     "splitproto.vigil": Row(LIBRARY | {"zmq", "splitproto.zeromq"}),
+    "splitproto.reader": Row(LIBRARY | (SHELLS - {"splitproto.reader"})),
+    # Descriptors and sockets, but neither a clock nor ZeroMQ.
+    "splitproto.visitors": Row(LIBRARY | (SHELLS - {"splitproto.visitors"}) | {"zmq", "asyncio", "time"}),
     "splitproto.zeromq": Row(LIBRARY),
     # The package itself only gathers the public names.
     "splitproto.__init__": Row(LIBRARY),

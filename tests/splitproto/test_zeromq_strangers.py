@@ -175,15 +175,15 @@ async def test_raw_tcp_garbage_does_not_stop_the_listener(octets: bytes, hub: Hu
 
 
 async def test_a_stranger_cannot_fill_the_listener_from_one_source(hub: Hub) -> None:
+    """The oldest goes, so that whoever comes next, perhaps an honest peer behind the same address, has its turn."""
     async with raw(hub) as stranger:
         for n in range(constants.MAX_HALF_OPEN_PER_SOURCE + 3):
-            await stranger.send(envelope.encode(Kind.OPEN, n.to_bytes(16, "big").replace(b"\0", b"a"), 0))
+            await stranger.send(envelope.encode(Kind.OPEN, bytes([n + 1]) * 16, 0))
         for _ in range(3):
             assert (await answer(stranger)).reason is ResetReason.BUSY
-        assert len(hub.listener._links) == constants.MAX_HALF_OPEN_PER_SOURCE
-        with pytest.raises(TooManyLinks) as caught:
-            await hub.dial()
-        assert caught.value.retry
+        left = [link[0] for _, link in hub.listener._links]
+        assert left == list(range(4, constants.MAX_HALF_OPEN_PER_SOURCE + 4))
+        await hub.works()
 
 
 async def test_strangers_cannot_fill_the_listener_from_many_sources(wide: Hub) -> None:
@@ -197,8 +197,7 @@ async def test_strangers_cannot_fill_the_listener_from_many_sources(wide: Hub) -
             await stranger.send(b"are you there?")
             assert (await answer(stranger)).reason is ResetReason.MALFORMED
     assert len(wide.listener._links) == constants.MAX_HALF_OPEN
-    with pytest.raises(TooManyLinks):
-        await wide.dial()
+    await wide.works()
     # The handshake deadline makes room again, without any traffic.
     ends = [link.session.ended for link in wide.listener._links.values() if link.session]
     await asyncio.wait_for(asyncio.gather(*ends), SOON)

@@ -1,0 +1,102 @@
+"""Reads a ZeroMQ socket on the event loop, in turns of bounded work (SP-5-11).
+
+libzmq hands over a message only once it has all its parts, and then all of them at once: a peer may send millions
+of empty ones. So they are taken one by one, the first `KEPT` are kept, and the loop gets its turn in between. The
+descriptor is edge-triggered: it does not report again what is already waiting.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+import zmq
+from zmq.utils.monitor import parse_monitor_message
+
+log = logging.getLogger(__name__)
+
+KEPT = 3
+"""Parts of one message that are kept: one more than any valid message has, so that its reader sees the excess."""
+MESSAGES_A_TURN, PARTS_A_TURN = 32, 256
+"""Read before everybody else on the loop gets a turn."""
+
+
+class Reader:
+    """Calls back for every message of a ZeroMQ socket, on the event loop.
+
+    Args:
+        socket: read by nobody else.
+        deliver: told the parts of each message, at most `KEPT`. Whatever it raises is logged, once for each kind,
+            and never reaches the loop.
+    """
+
+    def __init__(self, socket: zmq.Socket[bytes], deliver: Callable[[list[zmq.Frame]], None]) -> None:
+        self.socket = socket
+        self._deliver = deliver
+        self._parts: list[zmq.Frame] = []
+        self._defects: set[str] = set()
+        self._loop = asyncio.get_running_loop()
+        self._fd: int = socket.getsockopt(zmq.FD)  # type: ignore[assignment]
+        self._scheduled = False
+        self._loop.add_reader(self._fd, self._read)
+        self.look()
+
+    def look(self) -> None:
+        """Read soon, whatever the file descriptor says."""
+        if not self._scheduled and not self.socket.closed:
+            self._scheduled = True
+            self._loop.call_soon(self._read)
+
+    def close(self, linger_ms: int = 0) -> None:
+        if not self.socket.closed:
+            self._loop.remove_reader(self._fd)
+            self.socket.close(linger=linger_ms)
+            # No reference cycle outlives a link: with its TLS state it would wait for a full garbage collection.
+            del self._deliver
+
+    def _read(self) -> None:
+        self._scheduled = False
+        messages = 0
+        for _ in range(PARTS_A_TURN):
+            if self.socket.closed:
+                return
+            try:
+                part = self.socket.recv(zmq.NOBLOCK, copy=False)
+            except zmq.Again:
+                return
+            if len(self._parts) < KEPT:
+                self._parts.append(part)
+            if part.more:
+                continue
+            self._hand_over()
+            messages += 1
+            if messages == MESSAGES_A_TURN:
+                break
+        self.look()
+
+    def _hand_over(self) -> None:
+        parts, self._parts = self._parts, []
+        try:
+            self._deliver(parts)
+        except Exception as error:
+            # A stranger may be able to cause it again and again: the log gets it once.
+            if repr(error) not in self._defects and len(self._defects) < MESSAGES_A_TURN:
+                self._defects.add(repr(error))
+                log.exception("a message could not be handled; this is a defect, please report it")
+
+
+def watch(socket: zmq.Socket[bytes], events: int, report: Callable[[int, int], None]) -> Reader:
+    """Report the events of a socket's monitor, each with its value."""
+
+    def deliver(parts: list[zmq.Frame]) -> None:
+        happened = parse_monitor_message([part.bytes for part in parts])
+        report(int(happened["event"]), int(happened["value"]))
+
+    return Reader(socket.get_monitor_socket(events), deliver)
+
+
+def unwatch(socket: zmq.Socket[bytes], monitor: Reader) -> None:
+    """End the reports, in this order: libzmq's only I/O thread waits for ever to report to a closed monitor."""
+    socket.disable_monitor()
+    monitor.close()
