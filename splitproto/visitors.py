@@ -1,4 +1,4 @@
-"""The TCP connections at a listener's port, below ZeroMQ (SP-5-12, SP-5-13).
+"""The TCP connections at a listener's port, below ZeroMQ (SP-5-13).
 
 libzmq accepts whoever comes, keeps a connection that says nothing for ever, and assembles a message of any number
 of parts before anybody above sees it, at 64 bytes of memory for an empty part of 2 bytes. It can be told none of
@@ -18,7 +18,7 @@ import struct
 import sys
 import termios
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
 from . import constants
@@ -34,6 +34,8 @@ PEER_HOLDS = (QUEUE + 2) * LONGEST_MESSAGE
 """For one with an admitted link: a full queue, the message that is being read and the one that arrives."""
 MAX_FAULTS = 16
 """Envelopes without a link that one connection may send: after a listener's restart some are under way."""
+_NONE = -1
+"""No file has this inode."""
 _RECEIVED = struct.Struct("=128xQ")
 """`tcpi_bytes_received` in Linux's `struct tcp_info`."""
 
@@ -94,13 +96,10 @@ class Visitors:
 
     def came(self, number: int, now: float) -> list[tuple[str, LocalError]]:
         """A connection was accepted. Returns who had to go for it, and why."""
-        try:
-            with self._duplicate(number) as its:
-                if its.getsockname()[1] != self._port:
-                    return []
+        inode, source = _NONE, "an unknown address"  # it has gone already, and its number is another's
+        with suppress(OSError, IndexError), self._duplicate(number) as its:
+            if its.getsockname()[1] == self._port:
                 inode, source = os.fstat(self._spare).st_ino, str(its.getpeername()[0])
-        except (OSError, IndexError):
-            return []  # it has gone already, or this is no Unix
         self._all[number] = Visitor(number, inode, source, now)
         return self._thin_out()
 

@@ -443,6 +443,8 @@ class Listener:
         if len(parts) != 2:
             error = EnvelopeError("a ZeroMQ message of several parts")
             self._turn_away(route, envelope.NO_LINK, _source(parts[1]), visitor, error)
+            if visitor is not None and not visitor.links:
+                visitor.refused = True
             return
         key = (route, envelope.link_of(data))
         link = self._links.get(key)
@@ -566,7 +568,7 @@ class Listener:
 
     def _tell(self, source: str, error: SplitprotoError) -> None:
         try:
-            self._refused(source, error)
+            self._refused(source, error.again())
         except Exception as defect:
             # The application's, so its loop hears of it; strangers are turned away all the same.
             self._loop.call_exception_handler(
