@@ -11,10 +11,11 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
+from splitpeer import descriptors
 from splitpeer.errors import ConfigError, DiskTrouble, PeerError
 
-TROUBLE = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EIO))
-"""Errors of a disk that may pass; others (rights, a folder that is a file) are somebody's to mend."""
+TROUBLE = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EIO)) | descriptors.EXHAUSTED
+"""Errors of a disk or of the system that may pass; others (rights, a folder that is a file) are somebody's to mend."""
 PART = ".part"
 """Suffix of what is being written. What a crash left under it is nobody's, and the next write removes it."""
 
@@ -35,7 +36,9 @@ def replace(path: Path, data: bytes, mode: int = 0o600, *, sync: bool = True) ->
     with suppress(FileNotFoundError):
         os.unlink(part)
     try:
-        file = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+        file = descriptors.spared(
+            lambda: os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+        )
         try:
             left = memoryview(data)
             while left:
@@ -84,6 +87,8 @@ def refusal(error: OSError, what: str, setting: str) -> PeerError:
         DiskTrouble, after which a restart may do, where the disk is full or fails; else ConfigError.
     """
     said = f"{what} cannot be written ({error.strerror})"
+    if error.errno in descriptors.EXHAUSTED:
+        return DiskTrouble(f"{said}: {descriptors.FIX}", "disk-failed")
     if error.errno not in TROUBLE:
         return ConfigError(f"{said}: free it, or change {setting}")
     full = error.errno in (errno.ENOSPC, errno.EDQUOT)
@@ -92,7 +97,7 @@ def refusal(error: OSError, what: str, setting: str) -> PeerError:
 
 def sync_folder(folder: Path) -> None:
     """Names made, changed or removed in it are on the medium once this has returned. Raises OSError."""
-    file = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    file = descriptors.spared(lambda: os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
     try:
         os.fsync(file)
     except OSError as error:

@@ -7,14 +7,13 @@ import importlib
 import json
 import logging
 import os
-import resource
 import signal
 from collections.abc import Callable
 from pathlib import Path
 
 import click
 
-from splitpeer import logs
+from splitpeer import descriptors, logs
 from splitpeer.cli import early
 from splitpeer.cli.options import (
     FILE,
@@ -124,12 +123,6 @@ def _same(name: str, given: str | None, configured: str | None, config: PeerConf
         )
 
 
-def _allow_many_connections() -> None:
-    """A stranger's idle connections must not use up the files that the job needs."""
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-
-
 def _stop_on_signals(before_leaving: Callable[[], None] = lambda: None) -> asyncio.Event:
     """First signal: leave in good order. Second: leave now."""
     stop = asyncio.Event()
@@ -174,7 +167,8 @@ async def _coordinator(
     from splitpeer.roles.coordinator import Coordinator
     from splitpeer.roles.view import dice_line, make_view
 
-    _allow_many_connections()
+    # A stranger's connections must not use up the files that the job needs.
+    descriptors.raise_limit()
     view = make_view()
     try:
         stop = _stop_on_signals(view.close)

@@ -22,7 +22,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from splitpeer import durable, reading
+from splitpeer import descriptors, durable, reading
 from splitpeer.errors import DataError, DiskTrouble
 
 KEEP = 3
@@ -69,13 +69,14 @@ def save(
     path = _path(folder, step)
     try:
         # First, as it makes room.
-        for left_over in folder.glob(f"*{durable.PART}"):
+        for left_over in descriptors.spared(lambda: list(folder.glob(f"*{durable.PART}"))):
             os.unlink(left_over)
         durable.make_folder(folder)
         durable.replace(path, data)
     except OSError as error:
         kind = DiskTrouble if error.errno in durable.TROUBLE else DataError
-        raise kind(f"{path}: checkpoint not written ({error.strerror}); free or change the folder") from error
+        fix = descriptors.FIX if error.errno in descriptors.EXHAUSTED else "free or change the folder"
+        raise kind(f"{path}: checkpoint not written ({error.strerror}); {fix}") from error
     if isinstance(keep, int):
         others = [other for other in _steps(folder) if other != step]
         keep = others[max(len(others) - (keep - 1), 0) :]
@@ -190,7 +191,7 @@ def _path(folder: Path, step: int) -> Path:
 def _steps(folder: Path) -> list[int]:
     """Sorted. A folder that cannot be read is an error: none there and none seen are two things."""
     try:
-        names = os.listdir(folder)
+        names = descriptors.spared(lambda: os.listdir(folder))
     except FileNotFoundError:
         return []
     except OSError as error:
