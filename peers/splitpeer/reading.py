@@ -13,6 +13,8 @@ import stat
 from pathlib import Path
 from typing import Any
 
+from splitpeer import descriptors
+
 MAX_JSON = 64 << 20
 """Bytes of one JSON document: run records, results, status, attack reports."""
 
@@ -30,7 +32,7 @@ def read(path: Path, most: int, *, follow: bool = False) -> bytes:
     """
     # Without O_NONBLOCK, opening a named pipe would wait for its writer.
     flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | (0 if follow else os.O_NOFOLLOW)
-    with open(os.open(path, flags), "rb") as file:
+    with open(descriptors.spared(lambda: os.open(path, flags)), "rb") as file:
         found = os.fstat(file.fileno())
         if not stat.S_ISREG(found.st_mode):
             raise OSError(errno.EINVAL, "not a regular file", str(path))
