@@ -148,6 +148,8 @@ class Connection:
         self.peer: Identity | None = None
         self.agreement: Agreement | None = None
         self.closed = False
+        self.answered = 0
+        """Highest number of a PONG so far."""
         self._offer = offer
         self._authorise = authorise
         self._own_digest = bytes.fromhex(certificate_sha256)
@@ -304,11 +306,18 @@ class Connection:
         """DER; empty before the handshake."""
         return self._channel.peer_certificate
 
-    def ping(self, now: float) -> None:
-        """Ask for a sign of life."""
+    @property
+    def binding(self) -> bytes:
+        """SP-6-8: digest of both certificates; what is signed with it holds on this pair only."""
+        peer = hashlib.sha256(self._channel.peer_certificate).digest()
+        own = self._own_digest
+        return binding(own, peer) if self.side is Side.CLIENT else binding(peer, own)
+
+    def ping(self, now: float, number: int | None = None) -> None:
+        """Ask for a sign of life; the PONG that answers brings back `number`."""
         if self.agreement is not None and not self.closed:
             self._pinged = now
-            self._sign_of_life(FrameType.PING, self._sequence_out)
+            self._sign_of_life(FrameType.PING, self._sequence_out if number is None else number)
 
     def fail(self, error: LocalError, now: float) -> None:
         """End the link because of `error`, telling the peer."""
@@ -343,7 +352,7 @@ class Connection:
                         requires=self._offer.requires,
                         max_message=self._offer.max_message,
                         agent=self._offer.agent,
-                        binding=self._binding(),
+                        binding=self.binding,
                     )
                 )
         while not self.closed:
@@ -406,6 +415,8 @@ class Connection:
         number = framing.decode_number(payload)
         if header.type is FrameType.PING:
             self._sign_of_life(FrameType.PONG, number)
+        elif header.type is FrameType.PONG:
+            self.answered = max(self.answered, number)
         elif header.type is FrameType.CREDIT:
             self._credit += number
             if self._credit > self.agreement.send_limit:
@@ -467,7 +478,7 @@ class Connection:
                 features=tuple(sorted(agreement.features)),
                 max_message=self._offer.max_message,
                 agent=self._offer.agent,
-                binding=self._binding(),
+                binding=self.binding,
             )
         )
         self._established(agreement)
@@ -484,13 +495,8 @@ class Connection:
         self._worn_at = self._heard + self._timing.lifetime
         self._events.append(Established(self.peer, agreement, self._channel.description))
 
-    def _binding(self) -> bytes:
-        peer = hashlib.sha256(self._channel.peer_certificate).digest()
-        own = self._own_digest
-        return binding(own, peer) if self.side is Side.CLIENT else binding(peer, own)
-
     def _check_binding(self, theirs: bytes) -> None:
-        if theirs != self._binding():
+        if theirs != self.binding:
             raise BindingMismatch(
                 "the two sides see different certificates: something between them ends TLS, "
                 "or a certificate was replaced this moment (dial again)"

@@ -5,7 +5,8 @@
     │   ├── EnvelopeError, CarrierVersionError, SequenceGap, LinkReset, LinkLost, TooManyLinks      0x01xx carrier
     │   ├── SecureChannelError, ChannelTruncated, IdentityError, CertificateEnded                   0x02xx channel
     │   ├── FrameError, CodecError, TensorError, MessageTooLarge, FlowControlError                  0x03xx encoding
-    │   ├── VersionMismatch, FeatureMissing, NotAuthorised, BindingMismatch, Superseded             0x04xx admission
+    │   ├── VersionMismatch, FeatureMissing, NotAuthorised, BindingMismatch, Superseded,
+    │   │     SecondHolder                                                                        0x04xx admission
     │   ├── UnexpectedMessage, StepMismatch, Misaligned, SchemaMismatch, PolicyRefused,
     │   │     SiteFailed                                                                          0x05xx conversation
     │   └── DeadlineExceeded, Draining, InternalError                                               0x06xx service
@@ -206,9 +207,15 @@ class BindingMismatch(LocalError):
 
 
 class Superseded(LocalError):
-    """The same site opened a newer link."""
+    """Another link of the same site counts: a newer one that proved itself, or an older one that still answers."""
 
-    code, name = 0x0405, "superseded"
+    code, name, retry = 0x0405, "superseded", True
+
+
+class SecondHolder(LocalError):
+    """Another holder of the site's certificate has this site's part in the run."""
+
+    code, name = 0x0406, "second-holder"
 
 
 # --- 0x05xx conversation --------------------------------------------------------------------------

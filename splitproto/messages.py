@@ -161,6 +161,8 @@ class JobOffer(Message):
     """Whether the coordinator keeps a record of what it receives and sends; absent: it does not say."""
     defences: tuple[str, ...] | None = wire(DEFENCES, default=None)
     """What is done to the gradients before they are sent, in order; absent: not said."""
+    challenge: bytes | None = wire(Octets(32), default=None)
+    """Random, new for every offer: the site signs it (SP-11.14); absent: no proof is asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,6 +181,10 @@ class JobAccept(Message):
     """Whether this site keeps a record of what it receives and sends; absent: it does not say."""
     defences: tuple[str, ...] | None = wire(DEFENCES, default=None)
     """What is done to the activations before they are sent, in order; absent: not said."""
+    holder: bytes | None = wire(Octets(32), default=None)
+    """Ed25519 public key that the site made for this run; with `proof`."""
+    proof: bytes | None = wire(Octets(64), default=None)
+    """Signature with that key over run, challenge and binding."""
 
 
 @dataclass(frozen=True, slots=True)

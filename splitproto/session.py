@@ -83,6 +83,9 @@ class Session:
     they raise the reason: a `LocalError`, or a `RemoteError` with what the peer said.
     """
 
+    address = ""
+    """Where the peer was dialled, or dialled from, for logs."""
+
     def __init__(self, connection: Connection, carrier: Carrier) -> None:
         self._connection = connection
         self._carrier = carrier
@@ -115,6 +118,8 @@ class Session:
         application says and hears, bye included; not hello, welcome, error, heartbeats."""
         self.bytes_in = 0
         self.bytes_out = 0
+        self._questions = 0
+        self._answered = asyncio.Event()
         self._writer = self._loop.create_task(self._write())
         self._after()
 
@@ -141,9 +146,30 @@ class Session:
         return self._established.result().tls
 
     @property
+    def binding(self) -> bytes:
+        """Digest of both certificates (SP-6-8)."""
+        return self._connection.binding
+
+    @property
     def alive(self) -> bool:
         """Whether the link can still carry messages."""
         return not self.ended.done()
+
+    async def answers(self, timeout: float) -> bool:
+        """Whether the peer answers a PING sent now within `timeout` seconds. A dead connection may look alive."""
+        self._questions += 1
+        # No heartbeat has such a number.
+        number = 1 << 63 | self._questions
+        self._connection.ping(self._loop.time(), number)
+        self._after()
+        try:
+            async with asyncio.timeout(timeout):
+                while self.alive and self._connection.answered < number:
+                    self._answered.clear()
+                    await self._answered.wait()
+        except TimeoutError:
+            return False
+        return self.alive
 
     async def established(self) -> Session:
         """Wait for mutual admission (the connection's handshake deadline bounds this); raises why not."""
@@ -300,6 +326,7 @@ class Session:
             elif isinstance(event, Closed):
                 self._end(event.error)
         self._wake.set()
+        self._answered.set()
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

@@ -32,7 +32,6 @@ from .errors import (
     LinkLost,
     LocalError,
     SplitprotoError,
-    Superseded,
     TooManyLinks,
 )
 from .hosts import split_address, without_zone
@@ -254,6 +253,7 @@ async def _dial(
     )
     dealer = _Dealer(context or zmq.Context.instance(), endpoint)
     session = Session(connection, dealer)
+    session.address = endpoint
     dealer.start(session)
     try:
         await session.established()
@@ -322,7 +322,8 @@ class _Link:
 class Listener:
     """A ROUTER that turns dialling peers into sessions.
 
-    Use as an async context manager; `accept` hands out sessions that are already mutually admitted.
+    Use as an async context manager; `accept` hands out sessions that are already mutually admitted. A site may have
+    several: which one counts is for the application to say (SP-9-6).
 
     Args:
         address: `tcp://interface:port` to bind.
@@ -350,7 +351,6 @@ class Listener:
         self._refused = refused or (lambda source, error: log.warning("refused %s: %s", source, error))
         self._context = context or zmq.Context.instance()
         self._links: dict[tuple[bytes, bytes], _Link] = {}
-        self._by_site: dict[str, Session] = {}
         self._ready: deque[Session] = deque()
         self._arrived = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -496,6 +496,7 @@ class Listener:
         link = self._links[key] = _Link(self, key, source, own, files)
         link.visitor = visitor
         link.session = Session(connection, link)
+        link.session.address = source
         task = self._loop.create_task(self._admit(link, link.session))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -523,11 +524,6 @@ class Listener:
         self._budget.admitted(link.network)
         if link.visitor is not None:
             link.visitor.links += 1
-        # SP-9-6: a site has one link; the newer one counts, because the older may be dead without knowing.
-        older = self._by_site.get(session.peer.uri)
-        if older is not None and older.alive:
-            older.fail(Superseded(f"{session.peer.role} {session.peer.site} opened a newer link"))
-        self._by_site[session.peer.uri] = session
         self._vigil.watch(session, link.own, link.files, link.source)
         self._ready = deque(waiting for waiting in self._ready if waiting.alive)
         self._ready.append(session)
@@ -619,10 +615,6 @@ class Listener:
         if link.admitted and link.visitor is not None:
             link.visitor.links -= 1
             link.visitor.since = self._loop.time()
-        session = link.session
-        if session is not None:
-            for uri in [uri for uri, known in self._by_site.items() if known is session]:
-                del self._by_site[uri]
         link.session = None
 
 

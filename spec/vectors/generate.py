@@ -14,6 +14,7 @@ from pathlib import Path
 import captures
 import certificates
 import derive
+import holding
 import learning as learn
 import talk
 import wire
@@ -51,6 +52,7 @@ FAMILIES: dict[str, tuple[str, Callable[[], Iterator[Case]]]] = {
         "absolute (SP-11.10).",
         learn.learning,
     ),
+    "holder": ("Who holds a site's part in a run (SP-11.14).", holding.proofs),
     "capture": (
         "One file of a capture (capture.md), with its `key` where one is given. `intact`: records read before the "
         "error; those that hold tensors are read with them.",

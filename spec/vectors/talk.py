@@ -132,6 +132,9 @@ def heads() -> Iterator[Case]:
     accept, said = maps["job-accept"], {"recorded": True, "defences": ["dropout:0.5", "gaussian:1@0,1"]}
     yield fine("job-offer-announcing", {**job, "recorded": False, "defences": []}, "SP-11-29, SP-11-30")
     yield fine("job-accept-announcing", {**accept, **said}, "SP-11-29, SP-11-30")
+    yield fine("job-offer-challenge", {**job, "challenge": bytes(range(32))}, "SP-11.14-2")
+    proved = {**accept, "holder": bytes(range(32)), "proof": bytes(range(64))}
+    yield fine("job-accept-proof", proved, "SP-11.14-2")
 
     yield case("not-a-map", ["hello"], "SP-8.4-1")
     yield case("no-type", {"step": 1}, "SP-8.4-1")

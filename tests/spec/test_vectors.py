@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from splitproto import capture, codec, envelope, errors, framing, messages, tensors
+from splitproto import capture, codec, envelope, errors, framing, holder, messages, tensors
 from splitproto.channel import Channel
 from splitproto.connection import Connection, binding
 from splitproto.events import Closed, Received
@@ -417,6 +417,26 @@ def test_schema_digest(case: Case) -> None:
 @pytest.mark.parametrize("case", cases("digests", "binding"))
 def test_binding(case: Case) -> None:
     compare(case, binding(bytes.fromhex(case["dialler"]), bytes.fromhex(case["listener"])).hex())
+
+
+@pytest.mark.parametrize("case", cases("holder"))
+def test_holder(case: Case) -> None:
+    """SP-11.14-2, SP-11.14-3."""
+    run, challenge, link = (bytes.fromhex(case[name]) for name in ("run", "challenge", "binding"))
+    check(
+        case,
+        lambda: holder.check(
+            bytes.fromhex(case["holder"]), bytes.fromhex(case["proof"]), run, challenge, link
+        ),
+    )
+    if "secret" in case:
+        secret = bytes.fromhex(case["secret"])
+        made = {
+            "statement": holder.statement(run, challenge, link).hex(),
+            "holder": holder.public(secret).hex(),
+            "proof": holder.prove(secret, run, challenge, link).hex(),
+        }
+        assert made == case["expect"]
 
 
 @pytest.mark.parametrize("case", cases("digests", "batch"))

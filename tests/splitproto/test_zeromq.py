@@ -204,26 +204,40 @@ async def test_an_idle_link_costs_nothing(hub: Hub) -> None:
     await part(client, coordinator)
 
 
-async def test_the_older_link_of_a_site_is_superseded(hub: Hub) -> None:
+async def test_a_newer_link_of_a_site_does_not_end_the_older(hub: Hub) -> None:
+    """SP-9-6: that is for the application to decide, which knows who has proved what."""
     old, old_there = await hub.link()
     new, new_there = await hub.link()
+    assert await old_there.answers(SOON) and await new_there.answers(SOON)
+    old_there.fail(Superseded("another link counts"))
     told = await over(old)
-    assert isinstance(told, RemoteError) and told.name == "superseded"
-    assert isinstance(await over(old_there), Superseded)
+    assert isinstance(told, RemoteError) and told.name == "superseded" and told.retry
     assert new.alive and new_there.alive
-    other, other_there = await hub.link("ukm")
-    assert new.alive and new_there.alive
-    await part(new, new_there, other, other_there)
+    assert new_there.address == "127.0.0.1" and new.address.startswith("tcp://127.0.0.1:")
+    assert new.binding == new_there.binding and len(new.binding) == 32
+    await part(new, new_there)
+
+
+async def test_a_peer_that_does_not_answer_a_ping(hub: Hub) -> None:
+    """SP-11.14-4: octets that arrive are no answer; only the PONG is."""
+    near, far = await hub.link()
+    near._connection._sign_of_life = lambda *_: None  # type: ignore[method-assign]
+    asking = asyncio.create_task(far.answers(0.3))
+    await near.close("drain", timeout=0.05)
+    assert not await asking
+    assert not await far.answers(0.3), "a link that is over does not answer"
+    await part(far)
 
 
 async def test_accept_hands_out_living_sessions_only(hub: Hub) -> None:
-    for _ in range(5):
-        newest = await hub.dial()
-    assert len(hub.listener._ready) <= 2, "superseded sessions pile up"
+    sessions = [await hub.dial() for _ in range(5)]
+    for session in sessions[:-1]:
+        session.fail(PolicyRefused("changed my mind"))
+    while len(hub.listener._links) > 1:  # noqa: ASYNC110
+        await asyncio.sleep(0.01)
     coordinator = await hub.listener.accept(SOON)
     assert coordinator.alive
-    assert len(hub.listener._links) <= 2
-    await part(newest, coordinator)
+    await part(sessions[-1], coordinator)
     gone = await hub.dial()
     gone.fail(PolicyRefused("changed my mind"))
     await quiet()

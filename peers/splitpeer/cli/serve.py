@@ -44,6 +44,12 @@ log = logging.getLogger(__name__)
     help="Go on with the last run of this job, or start anew (coordinators). Without either: go on if the last "
     "run is not complete.",
 )
+@click.option(
+    "--readmit",
+    multiple=True,
+    metavar="SITE",
+    help="Let SITE join the run again although it lost its state folder (coordinators).",
+)
 @click.option("--device", help='Overrides [runtime] device: "cpu", "cuda", "cuda:0" or "auto".')
 @click.option(
     "--curious",
@@ -65,6 +71,7 @@ def serve(
     modality: str | None,
     job_file: Path | None,
     resume: bool | None,
+    readmit: tuple[str, ...],
     device: str | None,
     curious: Path | None,
     curious_key: Path | None,
@@ -91,8 +98,10 @@ def serve(
     logs.setup(config.log.format, config.log.level)
     job = None
     if config.peer.role == "client":
-        if job_file is not None or resume is not None:
-            raise ConfigError("--job, --resume and --fresh are for the coordinator: a client is told its job")
+        if job_file is not None or resume is not None or readmit:
+            raise ConfigError(
+                "--job, --resume, --fresh and --readmit are for the coordinator: a client is told its job"
+            )
     elif job_file is None:
         raise ConfigError("a coordinator needs its job: add --job job.toml")
     else:
@@ -105,7 +114,7 @@ def serve(
             asyncio.run(_client(config, board, curious, verify))
             return
         _import("splitpeer.roles.coordinator", "splitpeer.roles.view")
-        result = asyncio.run(_coordinator(config, job, board, resume, curious, verify))
+        result = asyncio.run(_coordinator(config, job, board, resume, curious, verify, readmit))
     if as_json:
         click.echo(json.dumps(result, indent=2))
 
@@ -160,6 +169,7 @@ async def _coordinator(
     resume: bool | None,
     curious: Path | None,
     verify: bool,
+    readmit: tuple[str, ...],
 ) -> dict[str, object]:
     from dataclasses import asdict
 
@@ -173,7 +183,16 @@ async def _coordinator(
     try:
         stop = _stop_on_signals(view.close)
         coordinator = await asyncio.to_thread(
-            Coordinator, config, job, stop, view, resume=resume, board=board, curious=curious, verify=verify
+            Coordinator,
+            config,
+            job,
+            stop,
+            view,
+            resume=resume,
+            board=board,
+            curious=curious,
+            verify=verify,
+            readmit=readmit,
         )
     except BaseException:
         view.close()

@@ -453,7 +453,13 @@ class Client:
                            defences=job.defences, recorded=self._witness.recorded, applied=job.applied)  # fmt: skip
         await session.send(
             JobAccept(
-                job.incarnation, job.applied, saved, len(patients), self._witness.recorded, job.defences
+                job.incarnation,
+                job.applied,
+                saved,
+                len(patients),
+                self._witness.recorded,
+                job.defences,
+                **job.prove(offer, session.binding),
             )
         )
         event(log, "job.accepted", job=offer.job.name, levels=",".join(f"x{level}" for level in offer.job.levels),

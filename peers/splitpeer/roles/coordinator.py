@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from splitpeer.config import JobConfig, PeerConfig
@@ -84,6 +84,7 @@ class Coordinator:
         board: what `serve` holds already; None: one of its own.
         curious: a file to record into what is sent and received.
         verify: read every mask to its end before sites are waited for, not only its header.
+        readmit: sites whose part in the run goes to the next that joins with their certificate (SP-11.14-5).
     """
 
     def __init__(
@@ -97,6 +98,7 @@ class Coordinator:
         board: Board | None = None,
         curious: Path | None = None,
         verify: bool = False,
+        readmit: Collection[str] = (),
     ) -> None:
         self._config, self._settings, self._stop, self._view = config, job, stop, view
         self._credentials = config.credentials()
@@ -118,6 +120,10 @@ class Coordinator:
         look(self._labels, self._unusable, voxels=verify)
         self._files = RunFiles(config, job, resume=resume)
         self._files.prepare()
+        for name in readmit:
+            if name not in job.sites:
+                raise ConfigError(f"--readmit {name}: {job.source} [sites] names no such site")
+            self._files.record.readmit(name)
         modalities = sorted(job.sites.values())
         decoder = build_decoder(
             self._job.dimensions,
@@ -148,6 +154,8 @@ class Coordinator:
             )
             for name, modality in sorted(job.sites.items(), key=lambda item: item[1])
         ]
+        for site in self.sites:
+            site.seat.restore(self._files.record.holders.get(site.name), self._bind)
         self._team = Team(self.sites, job.absence)
         self.result = Result(
             self._job.name, self._files.run.hex(), steps=self._job.steps, sites=dict(job.sites)
@@ -296,6 +304,13 @@ class Coordinator:
         return {"labels": set(self._labels.keys())} | {
             site.name: {*site.patients, *site.unusable} for site in sites
         }
+
+    def _bind(self, site: str, holder: bytes) -> None:
+        try:
+            self._files.record.bind(site, holder)
+        except PeerError as error:
+            # A full disk costs this much: after a restart, whoever joins first as this site has its part.
+            event(log, "site.not_bound", logging.WARNING, site=site, cause=str(error))
 
     def _match(self) -> tuple[list[bytes], list[bytes]]:
         """Training and validation patients: those that all sites and the labels share, or of the run gone on with."""

@@ -69,6 +69,8 @@ class Record:
         """Keys that all sites of this run hold."""
         self.withdrawn: tuple[Withdrawal, ...] = ()
         """What the run is made without."""
+        self.holders: dict[str, bytes] = {}
+        """By site, the key that its part in the run is bound to (SP-11.14)."""
         self.told: tuple[str, ...] = ()
         """Sites that know that the run is complete."""
         if resume is None:
@@ -85,6 +87,18 @@ class Record:
         """SP-11.13-4: these, and no others, count from here on. Raises ConfigError or DiskTrouble."""
         self.withdrawn = tuple(withdrawn)
         self._write(self.state)
+
+    def bind(self, site: str, holder: bytes) -> None:
+        """SP-11.14-3: the part of `site` is `holder`'s, also after a restart; before the run begins, until then."""
+        if self.holders.get(site) != holder:
+            self.holders[site] = holder
+            if self.state in ("running", "farewell"):
+                self._write(self.state)
+
+    def readmit(self, site: str) -> None:
+        """SP-11.14-5: the next to join as `site` takes its part in the run."""
+        if self.holders.pop(site, None) is not None and self.state != "new":
+            self._write(self.state)
 
     def farewell(self, told: Sequence[str] = ()) -> None:
         """All is done but for telling the sites; `told` know."""
@@ -141,7 +155,8 @@ class Record:
             self.patients = tuple(bytes.fromhex(key) for key in last.get("patients", ()))
             self.withdrawn = tuple(Withdrawal.read(item) for item in last.get("withdrawn", ()))
             self.told = tuple(last.get("told", ()))
-        except (ValueError, TypeError, KeyError):
+            self.holders = {site: bytes.fromhex(key) for site, key in last.get("holders", {}).items()}
+        except (ValueError, TypeError, KeyError, AttributeError):
             raise ConfigError(f"{self._path} cannot be read; start with --fresh") from None
 
     def _write(self, state: State) -> None:
@@ -151,6 +166,7 @@ class Record:
             "terms": self._terms,
             "state": state,
             "told": self.told,
+            "holders": {site: key.hex() for site, key in self.holders.items()},
             "patients": [key.hex() for key in self.patients],
             "withdrawn": [withdrawal.written() for withdrawal in self.withdrawn],
         }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import secrets
 import time
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import replace
@@ -12,6 +13,8 @@ from typing import TypeVar
 from splitpeer.data.geometry import Geometry, compare_geometry
 from splitpeer.errors import DataError, DeadlinePassed, JobFailed
 from splitpeer.logs import event
+from splitpeer.roles import holder
+from splitpeer.roles.holder import Seat
 from splitpeer.roles.withdrawals import counted
 from splitpeer.roles.witness import Witness
 from splitpeer.status import Board
@@ -23,6 +26,7 @@ from splitproto.errors import (
     LocalError,
     Misaligned,
     SchemaMismatch,
+    SecondHolder,
     Superseded,
     UnexpectedMessage,
     printable,
@@ -118,8 +122,10 @@ class Site:
         self._octets_out = 0
         self._offer, self._job, self._witness, self._board = offer, offer.job, witness, board
         self._patience_s, self._salt_check = patience_s, salt_check
+        self.seat = Seat(name, witness.note)
+        """Who holds its part in the run."""
         self._session: Session | None = None
-        self._joining: Session | None = None  # the newest link, joined or not
+        self._joining: dict[Session, bool] = {}  # links that have not joined; whether they are the holder's
         self._incarnation = b""
         self._restarted = False
         self._lost_at = 0  # `applied` when it restarted
@@ -141,11 +147,24 @@ class Site:
 
     async def join(self, session: Session) -> None:
         """Offer the job on a new link and hear what the site has."""
-        self._joining = session
         self._witness.listen(session)
+        self._joining[session] = False
+        # SP-11.14-6.
+        for oldest in [link for link in self._joining if link.alive][: -holder.JOINING]:
+            oldest.fail(Superseded(f"too many links of {self.name} at once"))
         try:
-            await session.send(replace(self._offer, recorded=self._witness.recorded))
+            await self._join(session)
+        finally:
+            self._joining.pop(session, None)
+
+    async def _join(self, session: Session) -> None:
+        challenge = secrets.token_bytes(holder.CHALLENGE_BYTES)
+        offer = replace(self._offer, recorded=self._witness.recorded, challenge=challenge)
+        try:
+            await session.send(offer)
             accept = await self._hear(session, JobAccept, "its answer to the job")
+            self.seat.examine(offer, accept, session)
+            self._joining[session] = True
             patients: dict[bytes, Geometry] = {}
             unusable: dict[bytes, str] = {}
             last = False
@@ -164,10 +183,15 @@ class Site:
                     unusable = _unusable(piece, patients)
             if len(patients) != accept.patients:
                 raise SchemaMismatch(f"{accept.patients} patients announced, {len(patients)} listed")
+            await self.seat.take(session, accept.holder or b"", lambda: self._session)
         except SplitprotoError as error:
             if isinstance(error, LocalError):
                 session.fail(error)
-            self._not_taken_back(str(error))
+            if isinstance(error, SecondHolder | Superseded):
+                # Whoever that is: it changes nothing for the site itself.
+                self.seat.say("site.second_holder", session, self._session, cause=str(error))
+            else:
+                self._not_taken_back(str(error))
             return
         except JobFailed as error:
             self._witness.note("job.declined", site=self.name, run=self._offer.run.hex(), cause=str(error))
@@ -203,7 +227,8 @@ class Site:
         self._session, self._begun, self._sent = session, False, 0
         more = {"unusable": counted(unusable.values())} if unusable else {}
         event(log, "site.joined", site=self.name, modality=self.modality, patients=len(patients), **more,
-              applied=accept.applied, tls=session.tls)  # fmt: skip
+              applied=accept.applied, tls=session.tls, address=session.address,
+              serial=session.peer.serial)  # fmt: skip
         self._board.site(self.name, state="absent" if self.absent else "joined", link_since=time.monotonic(),
                          tls=session.tls, applied=accept.applied, checkpoints=list(accept.checkpoints))  # fmt: skip
         self._board.waits(None, who=self.name)
@@ -475,12 +500,11 @@ class Site:
                     await self._joined.wait()
             except TimeoutError:
                 event(log, "site.lost", logging.WARNING, site=self.name, cause="it was not here for the bye")
-        joining, self._joining = self._joining, None
+        joining = dict(self._joining)
         session, self._session = self._session, None
-        if joining is not None:
-            await joining.close(reason, text)
+        await asyncio.gather(*(link.close(reason, text) for link in joining))
         if session is None:
-            return joining is not None and joining.ended.result() is None
+            return any(known and link.ended.result() is None for link, known in joining.items())
         self._octets_in, self._octets_out = (
             self._octets_in + session.bytes_in,
             self._octets_out + session.bytes_out,
@@ -543,7 +567,7 @@ class Site:
                 except SplitprotoError as error:
                     if isinstance(error, LocalError) and session.alive:
                         session.fail(error)
-                    if _is_final(error):
+                    if not error.retry:
                         raise JobFailed(f"site {self.name}: {error}") from error
                     event(log, "site.lost", logging.WARNING, site=self.name, cause=session.cause_of(error),
                           waiting_for=what, patience_s=self._patience_s)  # fmt: skip
@@ -598,7 +622,7 @@ class Site:
 
     async def _link(self, what: str, *, patient: bool) -> Session:
         ended = self._session.ended if self._session is not None else None
-        if ended is not None and ended.done() and (error := ended.result()) is not None and _is_final(error):
+        if ended is not None and ended.done() and (error := ended.result()) is not None and not error.retry:
             # A site may give up between two questions, such as when its privacy budget is spent.
             raise JobFailed(f"site {self.name}: {error}") from error
         if not self.here and self._failure is None:
@@ -679,8 +703,3 @@ def _unusable(piece: Inventory, patients: Collection[bytes]) -> dict[bytes, str]
     if not piece.last or len(found) < len(listed) or found.keys() & set(patients):
         raise SchemaMismatch("patients that cannot be used are listed too early, twice, or as usable")
     return found
-
-
-def _is_final(error: SplitprotoError) -> bool:
-    """Whether waiting for the site is pointless. One that dials anew supersedes a link whose end went unnoticed."""
-    return not (error.retry or isinstance(error, Superseded))

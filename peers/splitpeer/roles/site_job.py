@@ -23,11 +23,13 @@ from splitpeer.models import site_seed
 from splitpeer.privacy.ledger import Ledger
 from splitpeer.roles.compute import defence_key, from_wire, pick_device, to_wire
 from splitpeer.roles.files import look, note
+from splitpeer.roles.holder import site_secret
 from splitpeer.roles.terms import encoder_octets, run_folder, window_of
 from splitpeer.roles.withdrawals import counted
 from splitpeer.training import checkpoint
 from splitpeer.training.optimiser import make_optimiser, make_schedule
 from splitpeer.training.split_step import ClientHalf
+from splitproto import holder
 from splitproto.causes import OF_A_PATIENT
 from splitproto.errors import Misaligned, PolicyRefused, SchemaMismatch, StepMismatch
 from splitproto.messages import Activations, Forward, Gradients, JobOffer, Patient, Sample, Unusable, Withdraw
@@ -131,7 +133,15 @@ class SiteJob:
             self.half.load(tensors, meta)
         else:
             self.lost = True
+        self._secret = site_secret(self.folder)
         self.ledger = open_ledger(config)
+
+    def prove(self, offer: JobOffer, binding: bytes) -> dict[str, bytes]:
+        """SP-11.14-2: the fields of `job-accept` that show who holds this site's part in the run."""
+        if offer.challenge is None:
+            return {}
+        proof = holder.prove(self._secret, self.run, offer.challenge, binding)
+        return {"holder": holder.public(self._secret), "proof": proof}
 
     @property
     def applied(self) -> int:

@@ -296,19 +296,3 @@ async def test_a_spent_key_is_replaced_without_a_trace(scene, monkeypatch) -> No
     assert links > 6
     assert not any(line.get("rollback") for line in scene.metrics())
     scene.assert_exact()
-
-
-async def test_the_newer_link_of_a_site_counts(scene) -> None:
-    """SP-9-6: a second process with the same certificate takes over; the first is told so and does not fight."""
-    scene.cast("flair", "t1", training=LONG)
-    async with scene.running() as on:
-        await until(lambda: len(scene.losses()) >= 3, on)
-        first = on.tasks["site-t1"]
-        scene.client("t1", peer={"state": "another"})
-        async with scene.running(only=["site-t1"]) as second:
-            await asyncio.wait((first,), timeout=60)
-            assert "opened a newer link" in str(first.exception())
-            await asyncio.wait((on.tasks["hub"], second.tasks["site-t1"]), timeout=60)
-            assert on.tasks["hub"].exception() is None
-            assert second.tasks["site-t1"].exception() is None
-    assert any(line.get("rollback") for line in scene.metrics())

@@ -1,0 +1,214 @@
+"""SP-11.14: a second holder of a site's certificate (a copied key, a daemon started twice) takes nobody's place."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+import signal
+
+import pytest
+
+from splitpeer.cli import exit_code
+from splitpeer.errors import DataError
+from splitpeer.roles import holder
+from splitpeer.roles.coordinator import Coordinator
+from splitpeer.roles.view import LogView
+from splitpeer.trail import NAME as TRAIL
+from splitpeer.trail import entries
+from splitproto import RemoteError, SplitprotoError, dial
+from splitproto.errors import Superseded
+from splitproto.messages import JobOffer
+
+LONG = {"steps": 60, "checkpoint_every": 5}
+
+
+async def until(done, on) -> None:
+    while not done():
+        for name, task in on.tasks.items():
+            if task.done() and task.exception() is not None:
+                raise AssertionError(f"{name}: {task.exception()}")
+        await asyncio.sleep(0.01)
+
+
+def noted(scene, event: str) -> list[dict]:
+    return [line for line in entries(scene.folder / "hub" / "state" / TRAIL) if line["event"] == event]
+
+
+def run_folder(scene, who: str):
+    (folder,) = [path for path in (scene.folder / who / "state").iterdir() if path.is_dir()]
+    return folder
+
+
+@pytest.mark.parametrize("mode", ["pause", "drop"])
+async def test_a_copied_certificate_does_not_take_the_sites_place(scene, mode: str) -> None:
+    """SP-11.14-1 to SP-11.14-3: the thief is refused for good; the link and weights of the site are untouched."""
+    scene.cast("flair", "t1", training=LONG, absence={"mode": mode})
+    async with scene.running() as on:
+        await until(lambda: len(scene.losses()) >= 3, on)
+        scene.client("t1", peer={"state": "another"})
+        async with scene.running(only=["site-t1"]) as thief:
+            await asyncio.wait(thief.tasks.values(), timeout=60)
+            error = thief.tasks["site-t1"].exception()
+        assert isinstance(error, RemoteError) and error.name == "second-holder", error
+        assert exit_code(error) == 2
+        assert "a copied key" in str(error) and "--readmit" in str(error) and "\n" not in str(error)
+        await asyncio.wait(on.tasks.values(), timeout=60)
+        assert [task.exception() for task in on.tasks.values()] == [None, None, None]
+        assert on.tasks["hub"].result().absences == {}
+    assert not any(line.get("rollback") for line in scene.metrics())
+    scene.client("t1")
+    scene.assert_exact()
+    (line,) = noted(scene, "site.second_holder")
+    assert line["site"] == "site-t1"
+    assert line["address"] and line["other_address"] and line["serial"] == line["other_serial"]
+    secret = run_folder(scene, "site-t1") / holder.NAME
+    assert secret.stat().st_mode & 0o777 == 0o600 and len(secret.read_bytes()) == 32
+    record = json.loads((scene.folder / "hub" / "state" / "try.run.json").read_text())
+    assert secret.read_bytes().hex() not in json.dumps(record)
+    assert len(bytes.fromhex(record["holders"]["site-t1"])) == 32
+
+
+async def test_no_thief_trains_while_the_site_is_away(scene) -> None:
+    """SP-11.14-3: with `drop`, where nobody asks for the site; it comes back and has its part."""
+    scene.cast("flair", "t1", training=LONG, absence={"mode": "drop"}, deadlines={"reconnect_s": 0.2})
+    async with scene.running() as on:
+        await until(lambda: len(scene.losses()) >= 3, on)
+        on.stops["site-t1"].set()
+        await asyncio.wait((on.tasks.pop("site-t1"),), timeout=60)
+        scene.client("t1", peer={"state": "another"})
+        async with scene.running(only=["site-t1"]) as thief:
+            await asyncio.wait(thief.tasks.values(), timeout=60)
+            assert "another holder of the certificate" in str(thief.tasks["site-t1"].exception())
+        assert len(scene.losses()) < LONG["steps"], "the job was over before the site could come back"
+        scene.client("t1")
+        async with scene.running(only=["site-t1"]) as back:
+            await asyncio.wait((on.tasks["hub"], *back.tasks.values()), timeout=60)
+            assert back.tasks["site-t1"].exception() is None
+            assert on.tasks["hub"].result().complete
+    assert len(noted(scene, "site.second_holder")) == 1
+
+
+async def test_a_copied_state_folder_waits_while_the_first_link_lives(scene) -> None:
+    """SP-11.14-4: both know the secret; the one that answers keeps its link, the other tries again with pauses."""
+    scene.cast("flair", "t1", training=LONG)
+    async with scene.running() as on:
+        await until(lambda: len(scene.losses()) >= 6, on)
+        shutil.copytree(scene.folder / "site-t1" / "state", scene.folder / "site-t1" / "copied")
+        scene.client("t1", peer={"state": "copied"})
+        async with scene.running(only=["site-t1"]) as second:
+            await asyncio.wait(on.tasks.values(), timeout=60)
+            assert not second.tasks["site-t1"].done(), second.tasks["site-t1"]
+            assert [task.exception() for task in on.tasks.values()] == [None, None, None]
+    assert not any(line.get("rollback") for line in scene.metrics())
+    assert "is alive" in noted(scene, "site.second_holder")[0]["cause"]
+    assert noted(scene, "site.superseded") == []
+
+
+def test_a_link_that_no_longer_answers_gives_way(scene) -> None:
+    """SP-11.14-4, SP-9-6: a site whose machine hangs is started elsewhere with its state folder."""
+    scene.cast("flair", "t1", training={**LONG, "steps": 20})
+    hub, clients = scene.start_all()
+    scene.until_step(6)
+    clients["t1"].signal(signal.SIGSTOP)
+    try:
+        shutil.copytree(scene.folder / "site-t1" / "state", scene.folder / "site-t1" / "moved")
+        (scene.folder / "site-t1" / "moved" / "lock").unlink(missing_ok=True)
+        scene.client("t1", peer={"state": "moved"})
+        moved = scene.start("site-t1")
+        assert hub.code() == 0, hub.said
+        assert moved.code() == 0, moved.said
+    finally:
+        clients["t1"].signal(signal.SIGKILL)
+    (line,) = noted(scene, "site.superseded")
+    assert line["address"] and line["other_address"] and line["serial"] == line["other_serial"]
+    assert "site.superseded" in hub.said
+
+
+async def test_a_site_that_lost_its_state_is_refused_until_it_is_readmitted(scene) -> None:
+    """SP-11.14-5; the binding outlives the coordinator's process."""
+    scene.cast("flair", "t1", training=LONG)
+    async with scene.running() as on:
+        await until(lambda: len(scene.losses()) >= 6, on)
+        for stop in on.stops.values():
+            stop.set()
+        await asyncio.wait(on.tasks.values(), timeout=60)
+    shutil.rmtree(scene.folder / "site-t1" / "state")
+    async with scene.running(resume=True) as on:
+        await asyncio.wait((on.tasks["site-t1"],), timeout=60)
+        assert "second holder" not in str(on.tasks["hub"])
+        assert "--readmit" in str(on.tasks["site-t1"].exception())
+        on.stops["hub"].set()
+        await asyncio.wait((on.tasks["hub"],), timeout=60)
+    hub = Coordinator(
+        scene.config("hub"), scene.settings, asyncio.Event(), LogView(), resume=True, readmit=("site-t1",)
+    )
+    assert list(hub._files.record.holders) == ["site-flair"]
+    running = asyncio.create_task(hub.run())
+    async with scene.running(only=["site-flair", "site-t1"]) as on:
+        await asyncio.wait((running, *on.tasks.values()), timeout=60)
+        assert running.result().complete
+        assert [task.exception() for task in on.tasks.values()] == [None, None]
+    record = json.loads((scene.folder / "hub" / "state" / "try.run.json").read_text())
+    assert sorted(record["holders"]) == ["site-flair", "site-t1"]
+
+
+async def test_links_that_join_and_say_nothing_do_not_lock_the_site_out(scene) -> None:
+    """SP-11.14-6: a thief holds links open in the middle of joining; the newest four stay."""
+    scene.cast("t1", training={"steps": 3})
+    config = scene.config("site-t1")
+    async with scene.running(only=["hub"]) as on:
+        await asyncio.sleep(0.05)
+        silent = []
+        for _ in range(holder.JOINING + 3):
+            silent.append(await dial(config.network.coordinator, config.credentials(), config.allow_list()))
+            assert isinstance(await silent[-1].receive(20), JobOffer)
+        for session in silent[:3]:
+            with pytest.raises(SplitprotoError, match="too many links"):
+                await session.receive(20)
+        assert all(session.alive for session in silent[3:])
+        async with scene.running(only=["site-t1"]) as site:
+            await asyncio.wait((on.tasks["hub"], *site.tasks.values()), timeout=60)
+            assert on.tasks["hub"].result().complete
+            assert site.tasks["site-t1"].exception() is None
+        await asyncio.gather(*(session.close("failed", timeout=0.1) for session in silent))
+
+
+class Link:
+    """What a seat needs of a session."""
+
+    def __init__(self, address: str, answers: bool = True) -> None:
+        self.address, self.alive, self._answers = address, True, answers
+        self.peer = type("Peer", (), {"serial": "17"})
+        self.failed: list[Exception] = []
+
+    async def answers(self, timeout: float) -> bool:
+        return self._answers and self.alive
+
+    def fail(self, error: Exception) -> None:
+        self.failed.append(error)
+        self.alive = False
+
+
+async def test_a_flood_of_second_links_is_counted_and_not_written(caplog) -> None:
+    """SP-11.14-3: the log takes a line now and then, the trail a hundred."""
+    lines: list[dict] = []
+    seat = holder.Seat("site-t1", lambda event, **fields: lines.append({"event": event, **fields}))
+    first, seated = Link("10.0.0.1"), []
+    await seat.take(first, b"k" * 32, lambda: None)
+    seated.append(first)
+    for number in range(1000):
+        with pytest.raises(Superseded):
+            await seat.take(Link(f"10.0.1.{number}"), b"k" * 32, lambda: first)
+        seat.say("site.second_holder", Link(f"10.0.1.{number}"), first, cause="again")
+    assert first.alive and len(lines) == holder.NOTED
+    assert lines[-1]["and_more"]
+    assert len([r for r in caplog.records if r.getMessage() == "site.second_holder"]) == 1
+
+
+def test_a_secret_that_is_damaged_is_named(tmp_path) -> None:
+    secret = holder.site_secret(tmp_path / "run")
+    assert holder.site_secret(tmp_path / "run") == secret and len(secret) == 32
+    (tmp_path / "run" / holder.NAME).write_bytes(secret[:-1])
+    with pytest.raises(DataError, match="is not a key of 32 bytes"):
+        holder.site_secret(tmp_path / "run")
