@@ -114,6 +114,7 @@ positive_fraction = 0.75  # of the windows are centred on tumour
 augment = true
 validation = 0.2  # patients held out: a fraction, or a whole number
 min_patients = 2  # that all sites must share
+max_withdrawn = 0.1  # of the patients, or a number: so many files of one site may go bad during a run
 
 [training]
 steps = 1000

@@ -37,6 +37,8 @@ from splitproto.messages import (
     Rollback,
     RolledBack,
     Saved,
+    Unusable,
+    Withdraw,
 )
 from splitproto.tensors import schema_digest
 
@@ -120,6 +122,12 @@ def nan(tensors):
     return spoiled
 
 
+def withdraw(message: Message, key: bytes) -> Withdraw:
+    """Instead of activations."""
+    of = (message.mode, message.step, message.batch, message.digest)
+    return Withdraw(*of, (Unusable(key, "missing"),))
+
+
 async def run(scene, *arguments: object) -> tuple[BaseException | None, str]:
     async with scene.running(only=["hub"]) as on:
         await asyncio.sleep(0.05)
@@ -170,13 +178,21 @@ CASES = {
         replace(Activations, lambda m: [Applied(1), m]),
         "applied where activations of step 1",
     ),
+    "withdraws a patient who is not in the batch": (
+        replace(Activations, lambda m: [withdraw(m, bytes(16))]),
+        "patients withdrawn who are not in the batch of step 1",
+    ),
+    "withdraws in another batch": (
+        replace(Activations, lambda m: [dataclasses.replace(withdraw(m, bytes(16)), step=2)]),
+        "activations of another batch than step 1, 0",
+    ),
     "saved another step": (altered(Saved, step=9), "step 9 saved where 2 was due"),
 }
 
 
 @pytest.mark.parametrize("case", CASES)
 async def test_a_site_that_does_not_keep_to_it_is_named(scene, case: str) -> None:
-    """SP-11-5, SP-11-9, SP-11-10, SP-11-13."""
+    """SP-11-5, SP-11-9, SP-11-10, SP-11-13, SP-11.13-4."""
     twist, line = CASES[case]
     scene.cast("t1", training={"steps": 3, "checkpoint_every": 2})
     error, why = await run(scene, twist)
@@ -226,6 +242,22 @@ async def test_an_inventory_that_does_not_add_up_does_not_join(scene) -> None:
     assert "6 patients announced, 5 listed" in why
     assert isinstance(error, DeadlinePassed)
     assert "missing after 1.5 s: site-t1" in str(error)
+
+
+@pytest.mark.parametrize("how", ["as usable", "twice", "too early"])
+async def test_unusable_patients_that_do_not_add_up_do_not_join(scene, how: str) -> None:
+    """SP-11.13-9."""
+    scene.cast("t1", deadlines={"join_s": 1.5})
+
+    def change(message: Inventory) -> list[Message]:
+        stranger, known = Unusable(bytes(16), "missing"), Unusable(message.patients[0].key, "missing")
+        listed = {"as usable": (known,), "twice": (stranger, stranger), "too early": (stranger,)}[how]
+        changed = dataclasses.replace(message, unusable=listed, last=how != "too early")
+        return [changed, Inventory((), True, message.salt_check)][: 1 + (how == "too early")]
+
+    error, why = await run(scene, replace(Inventory, change))
+    assert "patients that cannot be used are listed too early, twice, or as usable" in why
+    assert isinstance(error, DeadlinePassed)
 
 
 async def test_a_batch_that_its_digest_does_not_fit_is_refused_by_the_site(scene, monkeypatch) -> None:

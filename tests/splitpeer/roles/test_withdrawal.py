@@ -343,6 +343,37 @@ async def test_a_site_that_withdraws_too_many_fails_the_job(scene, stage) -> Non
         assert not any(patient in str(error) for patient in stage.training)
 
 
+async def test_where_a_site_may_be_absent_the_others_go_on_with_all_patients(scene) -> None:
+    """SP-11.13-10: the site has failed; nobody is withdrawn by the message with which it went too far."""
+    drop = {"absence": {"mode": "drop", "least_sites": 1}}
+    scene.cast("flair", "t1", training={**STEPS, "batch": 4}, data={"max_withdrawn": 1}, **drop)
+    stage = Stage(scene)
+    folder = stage.own("t1")
+    for patient in stage.training:
+        truncated(folder / f"{patient}.nii.gz")
+    async with scene.running() as on:
+        await asyncio.wait([on.tasks["hub"]], timeout=60)
+        result = on.tasks["hub"].result()
+    assert result.complete
+    assert result.withdrawn == []
+    assert result.modalities == ["flair"]
+    assert result.absences == {"site-t1": 10}
+    assert [line["without"] for line in scene.metrics() if "loss" in line] == [["t1"]] * 10
+
+
+async def test_the_limit_may_be_raised_before_the_run_goes_on(scene, stage) -> None:
+    """SP-11.13-10: it is not among the terms of the run."""
+    folder = stage.own("t1")
+    for patient in stage.training[:2]:
+        truncated(folder / f"{patient}.nii.gz")
+    assert "may withdraw 1" in str((await scene.together()).error)
+    scene.job(training=STEPS, data={"max_withdrawn": 2})
+    ran = await scene.together(resume=True)
+    assert ran.result is not None, ran
+    assert set(stage.withdrawn()) == {scene.key(patient) for patient in stage.training[:2]}
+    stage.assert_exact("t1")
+
+
 async def test_too_few_patients_are_left(scene) -> None:
     """SP-11.13-7."""
     scene.cast("flair", "t1", training=STEPS, data={"min_patients": 6})
