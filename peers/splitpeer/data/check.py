@@ -14,7 +14,9 @@ from splitpeer.data import layouts
 from splitpeer.data.findings import naming_warnings
 from splitpeer.data.geometry import Geometry, differences
 from splitpeer.data.labels import convention as find_convention
+from splitpeer.data.labels import shown
 from splitpeer.data.layouts import Case, Found
+from splitpeer.data.mask_values import MaskCensus
 from splitpeer.data.nifti import Header, Rules, read_voxels
 from splitpeer.data.quality import image_warnings
 from splitpeer.data.volumes import prepare
@@ -39,6 +41,7 @@ class Report:
     spacings: Counter[str] = field(default_factory=Counter)
     orientations: Counter[str] = field(default_factory=Counter)
     label_values: Counter[str] = field(default_factory=Counter)
+    mask_voxels: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
@@ -60,6 +63,7 @@ class Report:
             ("label values", self.label_values),
         ):
             rows += [(title, f"{value}  ({count} files)") for value, count in sorted(table.items())]
+        rows += [("mask voxels", text) for text in self.mask_voxels]
         rows += [("problem", text) for text in self.problems] + [("warning", text) for text in self.warnings]
         rows.append(("result", "usable" if self.ok else f"{len(self.problems)} problem(s)"))
         return [f"{title:<13} {text}" for title, text in rows]
@@ -132,6 +136,7 @@ class _Inspection:
         self._report, self._files, self._progress, self._rules = report, files, progress, rules
         self._done = 0
         self._dark_rims = self._rims = 0
+        self._census = MaskCensus(report.convention)
 
     def patient(self, cases: list[tuple[str, Case]]) -> None:
         first: tuple[Case, Geometry] | None = None
@@ -183,6 +188,8 @@ class _Inspection:
 
     def finish(self) -> None:
         report = self._report
+        report.mask_voxels = self._census.lines()
+        report.warnings += self._census.warnings()
         if self._rims and 2 * self._dark_rims > self._rims:
             report.warnings.append(
                 f"enhancing tumour is darker than the rest of the tumour on T1ce in {self._dark_rims} of "
@@ -192,9 +199,10 @@ class _Inspection:
             report.warnings.append("masks found but no label convention named: name it to have them checked")
 
     def _mask(self, case: Case, voxels: np.ndarray) -> None:
+        self._census.add(case.path, voxels)
         values = np.unique(voxels)
-        shown = ", ".join(f"{value:g}" for value in values[:8]) + (", ..." if values.size > 8 else "")
-        self._report.label_values[shown] += 1
+        named = ", ".join(map(shown, values[:8].tolist())) + (", ..." if values.size > 8 else "")
+        self._report.label_values[named] += 1
         if values.size == 1 and values[0] == 0:
             self._report.warnings.append(f"{case.path}: an empty mask")
 

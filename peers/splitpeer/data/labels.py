@@ -17,6 +17,10 @@ REGIONS = ("WT", "TC", "ET")
 """Order of the channels everywhere: whole tumour, tumour core, enhancing tumour."""
 
 
+ROUNDING = 1e-3
+"""A value this close to a whole number is meant to be it."""
+
+
 @dataclass(frozen=True)
 class Convention:
     """The mask value of each tissue; 0 is background in all conventions."""
@@ -56,18 +60,37 @@ def convention(name: str) -> Convention:
         raise DataError(f"unknown label convention {name!r}: name one of {', '.join(CONVENTIONS)}") from None
 
 
+def whole(labels: np.ndarray) -> tuple[np.ndarray, float]:
+    """The mask with values within `ROUNDING` of a whole number rounded, and how far the furthest of them was off.
+
+    Resampling, and scaling by a header's slope, turn 3 into 2.9999998.
+    """
+    if labels.dtype.kind != "f":
+        return labels, 0.0
+    rounded = np.rint(labels)
+    off = np.abs(labels - rounded)
+    near = off <= ROUNDING
+    return np.where(near, rounded, labels), float(off[near].max(initial=0.0))
+
+
+def shown(value: float) -> str:
+    """A mask value with all the digits that tell it from its neighbours: 3, 2.998."""
+    return np.format_float_positional(np.float32(value), trim="-")
+
+
 def regions(labels: np.ndarray, name: str) -> np.ndarray:
     """The overlapping regions of a mask.
 
-    `labels`: whole numbers of any numeric dtype, any shape. Returns uint8 [3, *shape] of 0 and 1: WT, TC, ET.
-    Raises DataError where a value is not a whole number or not in convention `name`.
+    `labels`: whole numbers, or nearly (see `whole`), of any numeric dtype and shape. Returns uint8 [3, *shape] of 0
+    and 1: WT, TC, ET. Raises DataError where a value is not a whole number or not in convention `name`.
     """
     rule = convention(name)
+    labels, _ = whole(labels)
     strange = np.setdiff1d(np.unique(labels), rule.values)
     if strange.size:
-        shown = ", ".join(f"{value:g}" for value in strange[:5]) + (", ..." if strange.size > 5 else "")
+        named = ", ".join(map(shown, strange[:5].tolist())) + (", ..." if strange.size > 5 else "")
         raise DataError(
-            f"label value(s) {shown} are not in convention {name!r} ({rule}): "
+            f"label value(s) {named} are not in convention {name!r} ({rule}): "
             f"name the convention these masks follow ({', '.join(CONVENTIONS)}) or mend the mask"
         )
     out = np.empty((3, *labels.shape), np.uint8)

@@ -18,7 +18,7 @@ from splitpeer.data.nifti import Header, Rules, read_header, read_voxels
 from splitpeer.data.pseudonym import keyed, salt_check
 from splitpeer.data.resampling import resample, resampled_grid
 from splitpeer.errors import DataError, PatientUnusable
-from splitpeer.logs import handle
+from splitpeer.logs import event, handle
 from splitproto.causes import OF_A_PATIENT
 
 log = logging.getLogger(__name__)
@@ -118,7 +118,7 @@ class Volumes:
         self._lock = threading.Lock()
         self._cache: OrderedDict[bytes, np.ndarray] = OrderedDict()
         self._cached_bytes = 0
-        self._warned = False
+        self._warned = self._rounds = False
         self._capacity = cache_mib * 2**20
         self._geometries: dict[bytes, Geometry] = {}
 
@@ -226,6 +226,9 @@ class Volumes:
         if self._geometries.get(key, grid := grid_of(case, header, self.spacing, self.rules)) != grid:
             # Windows were agreed on the grid that was listed.
             raise DataError(f"{case.path}: its grid has changed since it was listed: put it back", "grid")
+        if self.labels is not None and not self._rounds and label_rules.whole(voxels)[1]:
+            self._rounds = True
+            event(log, "labels.rounded", logging.WARNING, file=str(case.path), hint="save masks as integers")
         return prepare(case, voxels, header, labels=self.labels, spacing=self.spacing, rules=self.rules)
 
 

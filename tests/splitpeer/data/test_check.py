@@ -118,3 +118,45 @@ def test_nothing_to_report_on(tmp_path: Path) -> None:
         check(tmp_path)
     with pytest.raises(DataError, match="unknown label convention"):
         check(tmp_path, layout="folder", convention="auto")
+
+
+def test_the_report_lists_what_was_not_taken_and_ids_that_look_wrong(tmp_path: Path, files) -> None:
+    for name in ("P001_T1", "p001_T1", "P002_T1"):
+        files.save(tmp_path / f"{name}.nii.gz", files.head())
+    (tmp_path / "gone.nii.gz").symlink_to(tmp_path / "nowhere")
+    for name in ("a.hdr", "a.img", "b.nrrd", "c.mgz"):
+        (tmp_path / name).write_bytes(b"")
+    report = check(tmp_path, modality="t1")
+    assert report.ok and report.counts == {"t1": 3}
+    for said in (
+        "1 not taken: gone.nii.gz: a link to a file that does not exist",
+        "2 not taken: a.hdr, a.img: an Analyze or NIfTI pair",
+        "1 not taken: b.nrrd: not NIfTI",
+        "1 not taken: c.mgz: FreeSurfer's format",
+        "'P001_T1' and 'p001_T1' are taken for 2 patients, and look like one",
+        "3 of 3 ids end in the name of a contrast",
+    ):
+        assert any(text.startswith(said) for text in report.warnings), (said, report.warnings)
+    assert any(line.startswith("warning       2 not taken: a.hdr, a.img") for line in report.lines())
+
+
+def test_names_in_two_unicode_forms_do_not_pass(tmp_path: Path, files) -> None:
+    for name in ("Jos\u00e9", "Jose\u0301"):
+        files.save(tmp_path / f"{name}.nii.gz", files.head())
+    with pytest.raises(DataError, match="are the same patient"):
+        check(tmp_path, modality="t1")
+
+
+def test_a_foreign_file_in_a_tree_is_a_warning(tmp_path: Path, files, brats) -> None:
+    brats(tmp_path, "A")
+    files.save(tmp_path / "A" / "A_pred.nii.gz", files.head())
+    report = check(tmp_path, convention="brats")
+    assert report.ok and report.counts == {"flair": 1, "t1": 1, "t1ce": 1, "t2": 1, "labels": 1}
+    assert any("1 not taken: A/A_pred.nii.gz: its name ends in neither" in text for text in report.warnings)
+
+
+def test_a_list_is_checked_like_a_folder(tmp_path: Path, files) -> None:
+    files.save(tmp_path / "scan.nii.gz", files.head())
+    (tmp_path / "patients.csv").write_text("patient,path\nP001,scan.nii.gz\n")
+    report = check(tmp_path / "patients.csv", modality="t1")
+    assert report.ok and report.layout == "csv" and report.counts == {"t1": 1}

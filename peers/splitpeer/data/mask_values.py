@@ -1,0 +1,134 @@
+"""What a folder of masks holds, value by value, and whether that fits the convention it is said to follow.
+
+Values alone cannot tell MSD from BraTS 2023, but where they lie can: the necrotic core is enclosed by other tumour,
+edema borders on healthy tissue. This needs no image, so the coordinator can judge its masks without any site's T1Gd.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+
+from splitpeer.data.files import examples
+from splitpeer.data.labels import CONVENTIONS, Convention, shown, whole
+
+MANY_VALUES = 20
+"""A file with more values is not counted value by value: it is an image."""
+
+
+class MaskCensus:
+    """Counts voxels over all masks of a folder.
+
+    Args:
+        convention: what the masks are said to follow; None: nobody said.
+    """
+
+    def __init__(self, convention: str | None) -> None:
+        self._name, self._rule = convention, CONVENTIONS[convention] if convention else None
+        self.masks = 0
+        self.voxels: Counter[float] = Counter()
+        self.holders: Counter[float] = Counter()
+        """Value -> masks that hold it."""
+        self._rounded: list[str] = []
+        self._furthest = 0.0
+        self._judged = self._inside_out = 0
+
+    def add(self, path: Path, voxels: np.ndarray) -> None:
+        """Count one mask."""
+        settled, off = whole(voxels)
+        if off:
+            self._rounded.append(path.name)
+            self._furthest = max(self._furthest, off)
+        values, counts = np.unique(settled, return_counts=True)
+        self.masks += 1
+        if len(values) > MANY_VALUES:
+            return
+        for value, count in zip(values.tolist(), counts.tolist(), strict=True):
+            self.voxels[value] += count
+            self.holders[value] += 1
+        if self._rule and {self._rule.necrosis, self._rule.edema} <= set(values.tolist()):
+            self._judged += 1
+            self._inside_out += _inside_out(settled, self._rule)
+
+    def lines(self) -> list[str]:
+        """One for each value: its tissue, its voxels, and in how many masks it occurs."""
+        return [
+            f"value {shown(value)}{self._tissue(value)}: {count} voxels in {self.holders[value]} of {self.masks} masks"
+            for value, count in sorted(self.voxels.items())
+        ]
+
+    def warnings(self) -> list[str]:
+        """What does not fit the convention, or a mask at all."""
+        found = []
+        if self._rounded:
+            found.append(
+                f"{len(self._rounded)} masks hold values up to {self._furthest:.2g} away from whole numbers, "
+                f"which are rounded ({examples(self._rounded)}): save masks as integers"
+            )
+        held = {value for value in self.voxels if value}
+        if len(held) == 1:
+            (only,) = held
+            found.append(
+                f"all masks hold only 0 and {shown(only)} ({self.voxels[only]} voxels in {self.holders[only]} of "
+                f"{self.masks} masks): a binary mask, not the three tissues of a tumour convention"
+            )
+        elif self._rule and held and (missing := sorted(set(self._rule.values) - held - {0})):
+            tissues = ", ".join(f"{shown(value)}{self._tissue(value)}" for value in missing)
+            found.append(
+                f"no mask holds {tissues}, but {self._counts(held)}: is {self._name!r} the convention of these masks?"
+            )
+        if self._rule and 2 * self._inside_out > self._judged:
+            found.append(self._swapped(self._rule))
+        return found
+
+    def _swapped(self, rule: Convention) -> str:
+        other = next(
+            (
+                name
+                for name, one in CONVENTIONS.items()
+                if (one.necrosis, one.edema, one.enhancing) == (rule.edema, rule.necrosis, rule.enhancing)
+            ),
+            None,
+        )
+        return (
+            f"under {self._name!r}, {rule.edema} is edema and {rule.necrosis} the necrotic core, but in "
+            f"{self._inside_out} of {self._judged} masks {rule.necrosis} borders on healthy tissue more than "
+            f"{rule.edema} does ({self._counts({rule.edema, rule.necrosis})}): "
+            + (f"is the convention {other!r}?" if other else "are the two exchanged?")
+        )
+
+    def _counts(self, values: set[float] | set[int]) -> str:
+        return ", ".join(f"{shown(value)}: {self.voxels[value]} voxels" for value in sorted(values))
+
+    def _tissue(self, value: float) -> str:
+        rule = self._rule
+        if rule is None:
+            return ""
+        names = {
+            0: "background",
+            rule.edema: "edema",
+            rule.necrosis: "necrotic core",
+            rule.enhancing: "enhancing",
+        }
+        return f" ({names.get(value, f'not in {self._name!r}')})"
+
+
+def _inside_out(labels: np.ndarray, rule: Convention) -> bool:
+    """Whether what should be enclosed by tumour borders on background more than what should surround it."""
+    box = tuple(slice(max(int(hits.min()) - 1, 0), int(hits.max()) + 2) for hits in np.nonzero(labels))
+    tumour = np.pad(labels[box], 1)
+    return _outside(tumour, rule.necrosis) > _outside(tumour, rule.edema)
+
+
+def _outside(labels: np.ndarray, value: int) -> float:
+    """Of the voxel faces between `value` and anything else, the share that borders on background."""
+    faces = open_faces = 0
+    for axis in range(labels.ndim):
+        moved = np.moveaxis(labels, axis, 0)
+        one, other = moved[:-1], moved[1:]
+        borders = (one == value) != (other == value)
+        faces += int(borders.sum())
+        open_faces += int((borders & ((one == 0) | (other == 0))).sum())
+    return open_faces / faces if faces else 0.0
