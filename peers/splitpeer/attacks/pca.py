@@ -77,7 +77,9 @@ def component(
                 counts.append(turn_back(seen.count[target], pose).flatten(1))
         spatial = groups[0].levels[name].mean.shape[2:]
         flat, axis = _first(torch.cat(values), torch.cat(counts), tuple(spatial))
-        if first is not None and axis.shape == first.shape and float((axis * first).sum()) < 0:
+        # An eigenvector's sign is the linear-algebra library's whim: each follows the first, and that one its own sum.
+        like = torch.ones_like(axis) if first is None or axis.shape != first.shape else first
+        if float((axis * like).sum()) < 0:
             flat, axis = -flat, -axis
         first = axis if first is None else first
         images.append(flat.view(1, *spatial))

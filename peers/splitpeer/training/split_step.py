@@ -7,9 +7,11 @@ that the whole network's own graph would have carried across the cut.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,13 +20,16 @@ from torch.optim import Optimizer
 
 from splitpeer.defences import Defended, Release
 from splitpeer.errors import DataError, JobFailed
+from splitpeer.logs import event
 from splitpeer.models.unet import Decoder, Encoder
 from splitpeer.training.loss import region_loss
+from splitpeer.training.machine import kind
 from splitpeer.training.optimiser import Schedule
 
 Arrays = dict[str, np.ndarray]
 Activations = Mapping[str, Mapping[str, np.ndarray]]
-State = tuple[dict[str, Tensor], dict[str, int]]
+State = tuple[dict[str, Tensor], dict[str, Any]]
+log = logging.getLogger(__name__)
 
 
 class _Half:
@@ -35,6 +40,8 @@ class _Half:
         self.network = network.to(self.device)  # moves the parameters that the optimiser already holds
         self.optimiser = optimiser
         self.schedule = schedule
+        self._strange = False
+        """A state was loaded that another kind of machine computed, and it was said."""
 
     @property
     def steps_done(self) -> int:
@@ -42,16 +49,19 @@ class _Half:
         return self.schedule.position
 
     def state(self) -> State:
-        """A copy of all that the next step depends on: tensors by name (model, moments), {"step": done}."""
+        """A copy of all that the next step depends on: tensors by name (model, moments), and what tells them apart.
+
+        That is {"step": done, "machine": the kind of machine that computed them}.
+        """
         tensors = {f"model/{name}": _copy(tensor) for name, tensor in self.network.state_dict().items()}
         for name, parameter in self.network.named_parameters():
             for moment, value in self.optimiser.state.get(parameter, {}).items():
                 if isinstance(value, Tensor):
                     tensors[f"optimiser/{name}/{moment}"] = _copy(value)
-        return tensors, {"step": self.steps_done}
+        return tensors, {"step": self.steps_done, "machine": kind(self.device)}
 
-    def load(self, tensors: Mapping[str, Tensor], meta: Mapping[str, int]) -> None:
-        """Go back to a `state()`; what was pending is forgotten.
+    def load(self, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
+        """Go back to a `state()`; what was pending is forgotten. The first of another kind of machine is a warning.
 
         Raises:
             DataError: the state belongs to another network. Nothing is changed then.
@@ -65,9 +75,9 @@ class _Half:
         order = [names[parameter] for group in self.optimiser.param_groups for parameter in group["params"]]
         moments: dict[int, dict[str, Tensor]] = {}
         for key, tensor in tensors.items():
-            kind, _, path = key.partition("/")
+            what, _, path = key.partition("/")
             name, _, moment = path.rpartition("/")
-            if kind == "optimiser":
+            if what == "optimiser":
                 if name not in order or tensor.shape not in (torch.Size(), mine[name].shape):
                     raise _foreign(name)
                 moments.setdefault(order.index(name), {})[moment] = tensor.clone()
@@ -77,6 +87,13 @@ class _Half:
         self.optimiser.zero_grad()
         self.schedule.seek(meta["step"])
         self._forget()
+        self._compare(str(meta.get("machine", "")), kind(self.device))
+
+    def _compare(self, computed_on: str, here: str) -> None:
+        if computed_on and computed_on != here and not self._strange:
+            self._strange = True
+            event(log, "run.other_machine", logging.WARNING, computed_on=computed_on, here=here,
+                  hint="the run goes on, but repeats bit for bit on one kind of machine only")  # fmt: skip
 
     def advance(self, step: int) -> None:
         """Count on to `step`: those in between were made without this half. What was pending is forgotten.

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 from splitpeer.attacks.base import Knowledge, View
 from splitpeer.attacks.pca import PrincipalComponent
@@ -25,6 +26,13 @@ def test_it_shows_the_picture_up_to_sign() -> None:
     assert likeness(result.images, images) > 0.5
     assert result.assumptions == ("which defences run, with their parameters",)
     assert np.allclose(result.images.mean(axis=(2, 3)), 0, atol=1e-5)
+
+
+def test_the_sign_of_an_eigenvector_is_not_the_librarys_to_choose(monkeypatch: pytest.MonkeyPatch) -> None:
+    view, eigh = look(heads(3, 1), encoder()), torch.linalg.eigh
+    usual = seen_by_nobody(view)
+    monkeypatch.setattr(torch.linalg, "eigh", lambda matrix: (eigh(matrix)[0], -eigh(matrix)[1]))
+    assert np.array_equal(seen_by_nobody(view), usual)
 
 
 def test_gaps_are_filled_by_who_knows_of_dropout() -> None:

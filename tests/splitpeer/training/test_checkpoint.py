@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 
+from splitpeer import reading
 from splitpeer.errors import DataError
 from splitpeer.models import build_encoder
 from splitpeer.training import checkpoint
@@ -275,14 +276,14 @@ def test_a_folder_that_cannot_be_read(
 
 def test_a_bad_sector(two: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     """Skipped, and its cause is said; a file that is mapped would end the process with SIGBUS."""
-    whole = Path.read_bytes
+    whole = reading.read
 
-    def read_bytes(path: Path) -> bytes:
+    def read(path: Path, *arguments: int, **options: bool) -> bytes:
         if path.name == "step-00000200.safetensors":
             raise OSError(errno.EIO, "Input/output error", str(path))
-        return whole(path)
+        return whole(path, *arguments, **options)
 
-    monkeypatch.setattr(Path, "read_bytes", read_bytes)
+    monkeypatch.setattr(reading, "read", read)
     assert list(checkpoint.available(two)) == [100]
     assert "step-00000200.safetensors: cannot be read (Input/output error)" in caplog.text
     assert checkpoint.latest(two) == 100

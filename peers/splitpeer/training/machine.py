@@ -1,0 +1,41 @@
+"""What kind of machine computes: results repeat bit for bit on one kind, and to rounding on another."""
+
+from __future__ import annotations
+
+import platform
+from functools import cache
+from pathlib import Path
+
+import torch
+
+_CPUINFO = Path("/proc/cpuinfo")
+_MOST = 80  # characters of a model's name
+
+
+def kind(device: torch.device) -> str:
+    """All that decides the last bits, such as "x86_64 AMD EPYC 7763, AVX2, torch 2.9.0, 1 thread".
+
+    Architecture and model choose the kernels of oneDNN and BLAS and their block sizes, the capability those of torch
+    itself, and the number of threads how sums are divided.
+    """
+    threads = torch.get_num_threads()
+    parts = [
+        f"{platform.machine()} {_model()}".strip(),
+        torch.backends.cpu.get_cpu_capability(),
+        f"torch {torch.__version__}",
+        f"{threads} thread{'s' if threads != 1 else ''}",
+    ]
+    if device.type == "cuda":
+        parts.append(torch.cuda.get_device_name(device))
+    return ", ".join(parts)
+
+
+@cache
+def _model() -> str:
+    """The processor's own name; empty where the system does not tell it, as on most ARM machines."""
+    try:
+        lines = _CPUINFO.read_text(errors="replace").splitlines()
+    except OSError:
+        return ""
+    named = (line.partition(":")[2] for line in lines if line.startswith("model name"))
+    return " ".join(next(named, "").split())[:_MOST]
