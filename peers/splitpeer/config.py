@@ -522,7 +522,7 @@ class Deadlines(Section):
 
     join_s: Seconds = 600.0
     step_s: Seconds = 120.0
-    reconnect_s: Seconds = 60.0
+    return_s: Seconds = 60.0
 
 
 class Absence(Section):
@@ -534,7 +534,7 @@ class Absence(Section):
     least_sites: PositiveInt = 1
     """With fewer it ends (exit code 3)."""
     per_site_s: dict[Name, Seconds] = Field(default_factory=dict)
-    """How long a certain site may be away; the others: [deadlines] reconnect_s."""
+    """How long a certain site may be away; the others: [deadlines] return_s."""
 
 
 class Output(Section):

@@ -141,12 +141,12 @@ missing = false  # true: score once more without each modality
 [deadlines]  # seconds
 join_s = 600  # until all sites must be here
 step_s = 120  # for one answer
-reconnect_s = 60  # for a lost site to come back
+return_s = 60  # for a lost site to come back
 
 [absence]  # when a site was waited for in vain
 mode = "pause"  # pause: the job fails and names it; skip: this step goes without it; drop: until it is back
 least_sites = 1  # with fewer the job fails
-# per_site_s = {{ north = 30 }}  # instead of reconnect_s
+# per_site_s = {{ north = 30 }}  # instead of return_s
 
 [output]
 # folder = "runs/..."  # default: runs/ and the job's name

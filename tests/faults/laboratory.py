@@ -139,7 +139,7 @@ class Setting:
             "data": {"window": [16, 32], "validation": 1},
             "training": {"steps": 10, "batch": 2, "checkpoint_every": 3, "ahead": 3},
             "evaluation": {"overlap": 0.0, "batch": 4},
-            "deadlines": {"join_s": 300, "step_s": 30, "reconnect_s": 300},
+            "deadlines": {"join_s": 300, "step_s": 30, "return_s": 300},
         }
         return _merged(made, self.job)
 
@@ -151,7 +151,7 @@ class Setting:
     @property
     def patience(self) -> float:
         """Seconds that the coordinator waits for a site."""
-        return float(self.job_sections["deadlines"]["reconnect_s"])
+        return float(self.job_sections["deadlines"]["return_s"])
 
     @property
     def steps(self) -> int:

@@ -275,7 +275,7 @@ def set_up(scene: Scene, variant: Variant, *, patience_s: float = 40.0, **traini
                 **job.get("training", {}),
                 **training,
             },
-            "deadlines": {"join_s": 60, "step_s": 30, "reconnect_s": patience_s},
+            "deadlines": {"join_s": 60, "step_s": 30, "return_s": patience_s},
         },
     )
     scene.coordinator(

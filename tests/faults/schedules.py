@@ -47,7 +47,7 @@ def _away(mode: str, **sections: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """Sites that are away for longer than a few seconds are gone on without."""
     return {
         "absence": {"mode": mode},
-        "deadlines": {"join_s": 60, "step_s": 30, "reconnect_s": 3},
+        "deadlines": {"join_s": 60, "step_s": 30, "return_s": 3},
         **sections,
     }
 

@@ -20,7 +20,7 @@ PATIENCE_S = 2.0
 def training(scene: Scene, tmp_path: Path) -> Scene:
     """Two sites and a coordinator that look at their certificates all the time, for a job without an end."""
     scene.federation = scene.federation.copy(tmp_path / "federation")
-    scene.cast("flair", "t1", training=ENDLESS, deadlines={"reconnect_s": PATIENCE_S})
+    scene.cast("flair", "t1", training=ENDLESS, deadlines={"return_s": PATIENCE_S})
     keys, here = scene.federation.pki, f"tcp://127.0.0.1:{scene.port}"
 
     def tls(who: str) -> dict[str, str]:

@@ -21,7 +21,7 @@ def test_whoever_slept_goes_on_where_it_was(scene, sleepers: str) -> None:
         "flair",
         "t1",
         training={"steps": 40, "checkpoint_every": 10},
-        deadlines={"step_s": STEP_S, "reconnect_s": 60},
+        deadlines={"step_s": STEP_S, "return_s": 60},
     )
     hub, clients = scene.start_all()
     scene.until_step(12)

@@ -103,7 +103,7 @@ REFUSALS = (
     Refusal("hub", JobFailed, "too many files went bad", TOO_MANY, _files_went_bad),
     Refusal("hub", DataError, "too many files went bad", TOO_MANY, _files_went_bad),
     # Waiting has an end.
-    Refusal("hub", DeadlinePassed, "away for longer than reconnect_s", GAVE_UP, _too_long),
+    Refusal("hub", DeadlinePassed, "away for longer than return_s", GAVE_UP, _too_long),
     Refusal("site", DeadlinePassed, "away for longer than reconnect_s", r"gave up on tcp://", _too_long),
 )  # fmt: skip
 """What is documented, and nothing else."""

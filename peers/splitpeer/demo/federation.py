@@ -70,7 +70,7 @@ class DemoJob:
                 "modality_dropout": self.modality_dropout,
             },
             "evaluation": {"every": self.evaluate_every, "batch": 24, "missing": self.missing},
-            "deadlines": {"join_s": 180, "step_s": 60, "reconnect_s": 60},
+            "deadlines": {"join_s": 180, "step_s": 60, "return_s": 60},
             "output": {"folder": "results"},
         }
 

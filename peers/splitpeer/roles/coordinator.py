@@ -147,7 +147,7 @@ class Coordinator:
             Site(
                 name,
                 JobOffer(self._files.run, modality, self._job, self._schema, defences=self.defences),
-                job.absence.per_site_s.get(name, job.deadlines.reconnect_s),
+                job.absence.per_site_s.get(name, job.deadlines.return_s),
                 self._witness,
                 self._board,
                 self._labels.salt_check,
@@ -471,7 +471,7 @@ class Coordinator:
         # Each hears it as it comes: others may have been told, and be gone, without our having noted it.
         waiting = [asyncio.create_task(self._farewell(site)) for site in untold]
         if waiting:
-            await asyncio.wait(waiting, timeout=self._settings.deadlines.reconnect_s)
+            await asyncio.wait(waiting, timeout=self._settings.deadlines.return_s)
         for task in waiting:
             task.cancel()
         await asyncio.gather(*waiting, return_exceptions=True)

@@ -397,7 +397,7 @@ class Loop:
             DiskTrouble: there is none.
         """
         loop = asyncio.get_running_loop()
-        patience = self._settings.deadlines.reconnect_s
+        patience = self._settings.deadlines.return_s
         ends = loop.time() + patience
         self._board.waits("room for the checkpoint of the last step", deadline_s=patience)
         while not self.draining:

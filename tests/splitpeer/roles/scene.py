@@ -358,7 +358,7 @@ class Scene:
             "data": {"window": [32, 32], "validation": 2},
             "training": {"steps": 12, "batch": 3, "checkpoint_every": 5},
             "evaluation": {"overlap": 0.25, "batch": 32},
-            "deadlines": {"join_s": 60, "step_s": 60, "reconnect_s": 60},
+            "deadlines": {"join_s": 60, "step_s": 60, "return_s": 60},
         }
         (self.folder / "hub").mkdir(exist_ok=True)
         path = self.folder / "hub" / "job.toml"

@@ -103,7 +103,7 @@ def test_a_run_goes_on_without_a_site_and_takes_it_back(scene, mode: str) -> Non
     scene.cast(
         *THREE,
         training={"steps": 400, "checkpoint_every": 20},
-        deadlines={"join_s": 60, "step_s": 60, "reconnect_s": 30},
+        deadlines={"join_s": 60, "step_s": 60, "return_s": 30},
         absence={"mode": mode},
         **{"absence.per_site_s": {"site-t1": 0.3}},
     )
@@ -161,7 +161,7 @@ def test_with_pause_the_job_fails_and_names_the_site(scene) -> None:
         training={"steps": 400},
         absence={"mode": "pause"},
         **{"absence.per_site_s": {"site-t1": 1}},
-        deadlines={"reconnect_s": 60},
+        deadlines={"return_s": 60},
     )
     hub, clients = scene.start_all()
     scene.until_step(5)
@@ -176,7 +176,7 @@ def test_too_few_sites_end_the_job(scene) -> None:
         *THREE,
         training={"steps": 2000},
         absence={"mode": "drop", "least_sites": 2},
-        deadlines={"reconnect_s": 0.3},
+        deadlines={"return_s": 0.3},
     )
     hub, clients = scene.start_all()
     scene.until_step(5)
@@ -245,7 +245,7 @@ def test_a_coordinator_killed_and_started_again_goes_on_by_itself(scene) -> None
 
 async def test_each_site_hears_the_farewell_as_it_comes(scene) -> None:
     """SP-11-39: the coordinator died while it told them; who was told, unnoted, never comes again."""
-    scene.cast("flair", "t1", training={"steps": 3}, deadlines={"reconnect_s": 60})
+    scene.cast("flair", "t1", training={"steps": 3}, deadlines={"return_s": 60})
     assert (await scene.together()).result.complete
     path = scene.folder / "hub" / "state" / "try.run.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"state": "farewell", "told": []}))

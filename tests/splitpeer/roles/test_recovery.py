@@ -13,7 +13,7 @@ from tests.faults.relays import TcpRelay
 
 STEPS = 60
 LONG = {"steps": STEPS, "checkpoint_every": 10}
-BRISK = {"join_s": 40, "step_s": 20, "reconnect_s": 40}
+BRISK = {"join_s": 40, "step_s": 20, "return_s": 40}
 
 
 def test_a_coordinator_asked_to_stop_goes_on_with_resume(scene) -> None:
@@ -42,7 +42,7 @@ def test_a_coordinator_asked_to_stop_goes_on_with_resume(scene) -> None:
 
 def test_control_c_on_everybody_leaves_a_state_to_resume_from(scene) -> None:
     # Nobody may wait for the others' return: that would be an hour.
-    scene.cast("flair", "t1", training=LONG, deadlines={**BRISK, "reconnect_s": 3600})
+    scene.cast("flair", "t1", training=LONG, deadlines={**BRISK, "return_s": 3600})
     for modality in scene.modalities:
         scene.client(modality, network={"reconnect_s": 3600})
     hub = scene.start("hub")
@@ -106,7 +106,7 @@ def test_a_client_killed_and_started_again_rolls_all_back(scene) -> None:
 
 def test_a_client_killed_for_good_ends_the_job_for_all(scene) -> None:
     """SP-11-35."""
-    scene.cast("flair", "t1", training=LONG, deadlines={**BRISK, "reconnect_s": 2})
+    scene.cast("flair", "t1", training=LONG, deadlines={**BRISK, "return_s": 2})
     hub, clients = scene.start_all()
     scene.until_step(5)
     clients["t1"].signal(signal.SIGKILL)

@@ -17,7 +17,7 @@ from splitpeer.cli import main
 from splitpeer.seen import PeerHead, Seen, look
 
 LONG = {"steps": 4000, "checkpoint_every": 500}
-BRISK = {"join_s": 60, "step_s": 60, "reconnect_s": 60}
+BRISK = {"join_s": 60, "step_s": 60, "return_s": 60}
 
 
 def of(scene, who: str) -> Seen:

@@ -25,7 +25,7 @@ def cast(scene, mode: str = "drop", step_s: float = 20.0, steps: int = STEPS) ->
         "t1",
         training={"steps": steps, "checkpoint_every": 4},
         absence={"mode": mode, "least_sites": 1},
-        deadlines={"step_s": step_s, "reconnect_s": 5.0},
+        deadlines={"step_s": step_s, "return_s": 5.0},
     )
 
 
