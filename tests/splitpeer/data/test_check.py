@@ -126,7 +126,7 @@ def test_the_report_lists_what_was_not_taken_and_ids_that_look_wrong(tmp_path: P
     (tmp_path / "gone.nii.gz").symlink_to(tmp_path / "nowhere")
     for name in ("a.hdr", "a.img", "b.nrrd", "c.mgz"):
         (tmp_path / name).write_bytes(b"")
-    report = check(tmp_path, modality="t1")
+    report = check(tmp_path, "folder", "t1")
     assert report.ok and report.counts == {"t1": 3}
     for said in (
         "1 not taken: gone.nii.gz: a link to a file that does not exist",
