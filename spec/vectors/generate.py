@@ -15,6 +15,7 @@ import captures
 import certificates
 import derive
 import holding
+import images
 import learning as learn
 import talk
 import wire
@@ -53,6 +54,11 @@ FAMILIES: dict[str, tuple[str, Callable[[], Iterator[Case]]]] = {
         learn.learning,
     ),
     "holder": ("Who holds a site's part in a run (SP-11.14).", holding.proofs),
+    "data": (
+        "Files of data/ -> grids, to 1e-5, and windows: of images to 1e-4, of masks exactly (SP-11.12, SP-11-23); "
+        "and which grids agree.",
+        images.images,
+    ),
     "capture": (
         "One file of a capture (capture.md), with its `key` where one is given. `intact`: records read before the "
         "error; those that hold tensors are read with them.",
@@ -82,12 +88,16 @@ def render(family: str) -> str:
 def main() -> int:
     """Write all files; with --check, only say which differ."""
     stale = []
-    for family in FAMILIES:
-        path, text = HERE / f"{family}.json", render(family)
+    written = {f"{family}.json": render(family).encode() for family in FAMILIES}
+    usable = images.files() | {name: file for name, (_, file) in images.unusable().items()}
+    written |= {f"data/{name}": file.octets() for name, file in usable.items()}
+    for name, octets in written.items():
+        path = HERE / name
         if "--check" not in sys.argv[1:]:
-            path.write_text(text)
-        elif not path.exists() or path.read_text() != text:
-            stale.append(path.name)
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(octets)
+        elif not path.exists() or path.read_bytes() != octets:
+            stale.append(name)
     if stale:
         print(f"differ from what generate.py writes: {', '.join(stale)}")
     return bool(stale)

@@ -19,14 +19,8 @@ from splitproto.states import Side
 from tests.spec import test_vectors
 from tests.spec.mutants import MUTANTS, Mutant
 
-USED = (
-    "roles.compute",
-    "roles.terms",
-    "training.optimiser",
-    "data.augment",
-    "data.pseudonym",
-    "data.sampling",
-)
+USED = ("roles.compute", "roles.terms", "training.optimiser", "data.augment", "data.pseudonym", "data.sampling",
+        "data.volumes", "data.layouts", "data.geometry")  # fmt: skip
 NOTICED = (Exception, pytest.fail.Exception)
 
 

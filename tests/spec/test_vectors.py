@@ -545,3 +545,61 @@ def test_optimiser(case: Case) -> None:
         parameter.grad = parameter.new_tensor(gradient)
         optimiser.step()
         assert parameter.tolist() == pytest.approx(expected, rel=0, abs=2e-6)
+
+
+# --- images -----------------------------------------------------------------------------------------------
+
+
+def data_case(case: Case) -> tuple[Any, Any]:
+    """The site's reader, and a file as one of its cases."""
+    volumes, layouts = (pytest.importorskip(f"splitpeer.data.{name}") for name in ("volumes", "layouts"))
+    return volumes, layouts.Case("p", VECTORS / "data" / case["file"])
+
+
+@pytest.mark.parametrize("case", cases("data", "window"))
+def test_window_of_a_file(case: Case) -> None:
+    volumes, file = data_case(case)
+    augment = pytest.importorskip("splitpeer.data.augment")
+    spacing = None if case["spacing"] is None else tuple(case["spacing"])
+    header = volumes.read_header(file)
+    grid, expect = volumes.grid_of(file, header, spacing), case["expect"]
+    found = {name: list(getattr(grid, name)) for name in expect["grid"]}
+    assert found["shape"] == expect["grid"]["shape"]
+    for name, numbers in found.items():
+        assert numbers == pytest.approx(expect["grid"][name], rel=0, abs=1e-5)
+    if case["kind"] == "image":
+        held = volumes.Volumes([file], salt=bytes(32), spacing=spacing)
+        out = held.window(held.keys()[0], tuple(case["origin"]), (*case["window"], 1)[:3])
+    else:
+        # The numbers of a mask; what they mean is its convention's affair.
+        held = volumes.Volumes([file], salt=bytes(32), spacing=spacing)
+        voxels, _ = volumes.read_voxels(file)
+        held._volume = lambda key: volumes.resample(voxels, header.geometry, grid, nearest=True)[None]
+        out = held.window(held.keys()[0], tuple(case["origin"]), (*case["window"], 1)[:3])
+    if len(case["window"]) == 2:
+        out = out[..., 0]
+    if case["seed"] is not None:
+        out = augment.augment(out, case["seed"], case["index"], case["modality"])
+    assert list(out.shape[1:]) == expect["shape"]
+    wanted = np.frombuffer(bytes.fromhex(expect["values"]), "<f4").reshape(out.shape)
+    np.testing.assert_allclose(out, wanted, rtol=0, atol=1e-4 if case["kind"] == "image" else 0)
+
+
+@pytest.mark.parametrize("case", cases("data", "unusable"))
+def test_file_that_cannot_be_used(case: Case) -> None:
+    volumes, file = data_case(case)
+    errors_of = pytest.importorskip("splitpeer.errors")
+    held = volumes.Volumes([file], salt=bytes(32))
+    with pytest.raises(errors_of.DataError):
+        held.window(held.keys()[0], (0, 0, 0), (1, 1, 1))
+
+
+@pytest.mark.parametrize("case", cases("data", "grids"))
+def test_grids_agree(case: Case) -> None:
+    geometry = pytest.importorskip("splitpeer.data.geometry")
+    one, other = (
+        geometry.Geometry(**{name: tuple(numbers) for name, numbers in case[which].items()})
+        for which in ("one", "other")
+    )
+    assert bool(geometry.differences(one, other)) == ("error" in case["expect"])
+    assert bool(geometry.differences(other, one)) == ("error" in case["expect"])
