@@ -13,10 +13,12 @@ import ssl
 
 from .constants import MAX_ENVELOPE_BODY, MAX_HANDSHAKE_BYTES
 from .errors import ChannelTruncated, SecureChannelError
-from .identity import explain, refused
+from .identity import claims, explain, refused
 
 RECORD = 16 * 1024
 """Plaintext octets of one full TLS record (RFC 8446 5.1)."""
+_ENCODING_DER = 2
+"""`_ssl.ENCODING_DER`, which `ssl` does not export."""
 
 
 class Channel:
@@ -144,4 +146,17 @@ class Channel:
         # Before that an alert is plaintext: anybody on the way can send one.
         if whose == "ours" and not self.secure:
             whose = ""
-        return SecureChannelError(explain(error, local_is_server=self._server_side), refused=whose)
+        text = explain(error, local_is_server=self._server_side)
+        return SecureChannelError(
+            text, self._refused_certificate() if whose == "theirs" else "", refused=whose
+        )
+
+    def _refused_certificate(self) -> str:
+        """What the certificate that we refused says of itself, for our own log: nothing of it is proven."""
+        # Public from Python 3.13, where it gives DER; the chain is there although it was not accepted.
+        chain = getattr(self._tls, "get_verified_chain", None) or self._tls._sslobj.get_verified_chain  # type: ignore[attr-defined]
+        shown = chain() or []
+        if not shown:
+            return ""
+        first = shown[0]
+        return claims(first if isinstance(first, bytes) else first.public_bytes(_ENCODING_DER))

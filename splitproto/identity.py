@@ -253,8 +253,14 @@ class Credentials:
                 raise _unusable(
                     f"{self.ca}: not a CA certificate: name the CA's own certificate (ca.crt) here"
                 )
-        leaf = _certificates(self.certificate, "certificate")[0]
-        if _spki(leaf.public_key()) != _private_spki(self.key):
+        chain = _certificates(self.certificate, "certificate")
+        keys, own = [_spki(one.public_key()) for one in chain], _private_spki(self.key)
+        if own in keys[1:]:
+            raise _unusable(
+                f"{self.certificate}: our own certificate is number {keys.index(own) + 1} in the file and must be the "
+                "first: put it there, then the intermediates"
+            )
+        if own != keys[0]:
             raise _unusable(
                 f"{self.key}: the key does not belong to the certificate {self.certificate}: "
                 "use the pair that was issued together"
@@ -336,6 +342,8 @@ def _may_sign(certificate: x509.Certificate) -> bool:
 
 _SAME_CA = "both sides need the ca.crt of the same federation"
 _REISSUE = "have it issued again by the federation's CA"
+_CHAIN = "the certificate file there must hold the certificate, then each intermediate up to the root"
+_CA_FORM = "the CA needs basicConstraints = critical, CA:TRUE and keyUsage = critical, keyCertSign, cRLSign"
 _CLOCK = "check the clock of both machines, then renew the certificate"
 
 # X509_V_ERR_* (openssl x509_vfy.h), what our own OpenSSL found wrong with {their} certificate.
@@ -352,6 +360,16 @@ _VERIFY = {
     20: "was not issued by our CA: " + _SAME_CA,
     21: "was not issued by our CA: " + _SAME_CA,
     23: "has been revoked by the CA: ask whoever keeps the CA, then have a new one issued",
+    24: "was issued by one that may not issue others: " + _CHAIN,
+    25: "has more intermediates above it than its CA allows (pathlen): " + _CHAIN,
+    32: "was issued by one without keyCertSign in its keyUsage: " + _CA_FORM,
+    79: "was issued by one that may not issue others: " + _CHAIN,
+    85: "or one above it lacks the authority key identifier: "
+    + _REISSUE
+    + ", with authorityKeyIdentifier = keyid",
+    86: "or one above it lacks the subject key identifier: " + _CA_FORM,
+    89: "was issued by a CA whose basicConstraints is not critical: " + _CA_FORM,
+    92: "was issued by a CA without keyUsage: " + _CA_FORM,
     26: "was issued for another purpose: it needs clientAuth and serverAuth, " + _REISSUE,
     62: "does not name the host that we dialled{host}: issue it with that host name, or dial one it names",
     64: "does not name the address that we dialled{host}: issue it with that address, or dial a name in it",
@@ -360,7 +378,8 @@ _VERIFY = {
 # RFC 8446 section 6.2: what the other side found wrong; "our" is the reader's side.
 _ALERTS = {
     "UNKNOWN_CA": "does not know the CA of our certificate: " + _SAME_CA,
-    "CERTIFICATE_EXPIRED": "says that our certificate is expired or not yet valid: " + _CLOCK,
+    "CERTIFICATE_EXPIRED": "says that our certificate, or its own revocation list (CRL), is out of date: if ours is "
+    "valid, fetch a fresh list there; else " + _CLOCK,
     "CERTIFICATE_REVOKED": "says that our certificate is revoked: ask whoever keeps the CA for a new one",
     "BAD_CERTIFICATE": "refuses our certificate (host name, dates or form): its log names the reason",
     "UNSUPPORTED_CERTIFICATE": "refuses the purpose of our certificate: it needs clientAuth and serverAuth, "
@@ -418,6 +437,20 @@ def refused(error: ssl.SSLError) -> Literal["", "theirs", "ours"]:
         return "theirs"
     _, _, alert = str(getattr(error, "reason", None) or "").partition("ALERT_")
     return "ours" if alert in _REFUSALS else ""
+
+
+def claims(der: bytes) -> str:
+    """URI names, issuer, serial number and dates of a certificate that was refused: one line, nothing of it proven."""
+    try:
+        certificate = x509.load_der_x509_certificate(der)
+        uris = ", ".join(_shown(uri) for uri in _uris(certificate)[:2]) or "no URI"
+        return (
+            f"it names {uris}, issued by {_shown(certificate.issuer.rfc4514_string())}, "
+            f"serial {certificate.serial_number:x}, valid {certificate.not_valid_before_utc:%Y-%m-%d} to "
+            f"{certificate.not_valid_after_utc:%Y-%m-%d}"
+        )
+    except Exception:  # of many kinds, not all documented; the octets are a stranger's
+        return "it cannot be read"
 
 
 def explain(error: ssl.SSLError, *, local_is_server: bool) -> str:

@@ -51,7 +51,7 @@ for host in $hosts; do
     [ $host = hub ] || splitpeer pki issue --role client --site $host >/dev/null
     mkdir -p $host/tls
     cp "$here/$host/"*.toml $host/
-    cp pki/ca.crt pki/federation.salt pki/$host.crt pki/$host.key $host/tls/
+    cp pki/ca.crt pki/ca.crl pki/federation.salt pki/$host.crt pki/$host.key $host/tls/
     if command -v nft >/dev/null; then ip netns exec $host nft -f "$here/$host/firewall.nft"; fi
 done
 

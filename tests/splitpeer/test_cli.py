@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import signal
+import socket
 import stat
 import subprocess
 import sys
@@ -20,6 +21,7 @@ import splitproto
 from splitpeer import errors
 from splitpeer.cli import main
 from splitpeer.cli.outcome import exit_code
+from splitpeer.preflight import machine
 from splitproto import errors as wire
 from splitproto import pki
 from splitproto.pki import PkiError
@@ -91,12 +93,18 @@ def test_a_new_federation_in_real_processes(run: Run, tmp_path: Path) -> None:
     assert json.loads(shown.stdout)["peer"]["modality"] == "t1"
 
 
-def test_check_goes_to_the_files(federation: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_check_goes_to_the_files(
+    federation: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     given = ("--role", "client", "--modality", "t1", "--site", "north")
     assert in_process(capsys, "init", *given)[0] == 0
     code, text = in_process(capsys, "config", "check")
     assert (code, "[data] images" in text) == (4, True)
     (federation / "images").mkdir()
+    code, text = in_process(capsys, "config", "check")
+    assert (code, "images: no NIfTI file" in text) == (4, True)
+    (federation / "images" / "p1.nii.gz").touch()
+    monkeypatch.setattr(machine, "_synchronised", lambda: True)
     assert in_process(capsys, "config", "check") == (0, "")
     (federation / "pki" / "federation.salt").chmod(0o644)
     code, text = in_process(capsys, "config", "check")
@@ -122,7 +130,11 @@ def test_init_takes_what_it_finds(federation: Path, capsys: pytest.CaptureFixtur
     assert (code, "exists and is not overwritten" in text) == (4, True)
     assert in_process(capsys, "init", "--role", "coordinator", "--convention", "msd", "--force")[0] == 0
     (federation / "labels").mkdir()
-    assert in_process(capsys, "config", "check")[0] == 0
+    (federation / "labels" / "p1.nii.gz").touch()
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        free = f"network.listen=tcp://127.0.0.1:{probe.getsockname()[1]}"
+    assert in_process(capsys, "config", "check", "--set", free)[0] == 0
     (federation / "hub").mkdir()
     assert in_process(capsys, "init", "--role", "coordinator", "--output", "hub/peer.toml")[0] == 0
     assert tomllib.loads((federation / "hub" / "peer.toml").read_text())["tls"]["ca"] == "../pki/ca.crt"

@@ -176,7 +176,12 @@ def test_a_client_of_another_ca_is_refused_by_the_server(
 @pytest.mark.parametrize(
     ("start", "days", "local", "remote"),
     [
-        (NOW - timedelta(days=30), -1, "has expired", "expired"),
+        (
+            NOW - timedelta(days=30),
+            -1,
+            "has expired",
+            "our certificate, or its own revocation list (CRL), is out of date",
+        ),
         (NOW + timedelta(days=1), 30, "is not yet valid", "our certificate"),
     ],
 )

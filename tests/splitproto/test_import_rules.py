@@ -73,6 +73,8 @@ TABLE: dict[str, Row] = {
     # The ledger and its figures serve a status line too.
     "splitpeer.privacy": Row(SOCKETS | UPPER | HEAVY),
     "splitpeer.privacy.dfil": Row(SOCKETS | UPPER),
+    # Every command that only checks settings reads it.
+    "splitpeer.preflight": Row(HEAVY | {"splitpeer.cli", "splitproto.zeromq", "splitproto.vigil"}),
     # Captures are read and written without a model, so that hospital software may do so too.
     "splitpeer.curious": Row(SOCKETS | UPPER | HEAVY),
     # Whoever only looks at a daemon waits for no torch, and cannot touch a link.

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from dataclasses import asdict
 from pathlib import Path
 
 import click
 
 from splitpeer.cli.options import FILE, echo_json, json_option, load_peer, set_option
 from splitpeer.config import JobConfig, PeerConfig
-from splitpeer.data.pseudonym import load_salt
 from splitpeer.errors import ConfigError
+from splitpeer.preflight import Finding, exit_code, preflight
 from splitpeer.settings import has_section, to_toml
+from splitproto.errors import printable
 
-_WARN_DAYS = 30
 _file = click.argument("file", type=FILE, required=False)
 
 
@@ -29,29 +29,28 @@ def config() -> None:
 @config.command()
 @_file
 @set_option
-def check(file: Path | None, settings: tuple[str, ...]) -> None:
-    """Check FILE, and what a peer.toml names: certificate, key, salt, folders."""
+@json_option
+def check(file: Path | None, settings: tuple[str, ...], as_json: bool) -> None:
+    """Check FILE, and what a peer.toml needs: certificates, salt, folders, disk, clock; doctor also dials."""
     loaded = _load(file, settings)
     if isinstance(loaded, JobConfig):
         sites = ", ".join(f"{site} ({modality})" for site, modality in loaded.sites.items())
-        click.echo(f"{loaded.source}: ok: job {loaded.job.name}, sites {sites}")
+        if as_json:
+            echo_json([asdict(Finding("settings", "ok", str(loaded.source)))])
+        else:
+            click.echo(f"{loaded.source}: ok: job {loaded.job.name}, sites {sites}")
         return
-    own = loaded.credentials()
-    days = own.days_left(datetime.now(UTC))
-    if days < 0:
-        raise ConfigError(
-            f"{own.certificate}: expired {own.identity.not_after:%Y-%m-%d}: have it issued anew"
-        )
-    if loaded.data.salt is not None:
-        load_salt(loaded.data.salt)
-    for key in ("images", "labels"):
-        folder = getattr(loaded.data, key)
-        listed = loaded.data.layout == "csv"
-        if folder is not None and not (folder.is_file() if listed else folder.is_dir()):
-            raise ConfigError(f"{loaded.source}: [data] {key}: {folder} is not a folder: correct the path")
-    click.echo(f"{loaded.source}: ok: {own.identity.uri}, certificate good for {days:.0f} days")
-    if days < _WARN_DAYS:
-        click.echo(f"splitpeer: {own.certificate} ends in {days:.0f} days: renew it", err=True)
+    findings = preflight(loaded)
+    if as_json:
+        echo_json([asdict(finding) for finding in findings])
+        raise click.exceptions.Exit(exit_code(findings))
+    if problems := [finding.text for finding in findings if finding.level == "problem"]:
+        raise ConfigError("; ".join(problems))
+    (own,) = (f.text for f in findings if (f.check, f.level) == ("certificate", "ok"))
+    click.echo(f"{loaded.source}: ok: {own}")
+    for finding in findings:
+        if finding.level == "warning":
+            click.echo(f"splitpeer: {printable(finding.text)}", err=True)
 
 
 @config.command()

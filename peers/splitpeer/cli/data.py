@@ -12,6 +12,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from splitpeer.cli.options import FILE, config_option, echo_json, json_option, load_peer, set_option
 from splitpeer.data.layouts import LAYOUTS
 from splitpeer.errors import ConfigError
+from splitpeer.preflight import preflight
+from splitproto.errors import printable
 
 
 def bar(what: str) -> Progress:
@@ -74,19 +76,44 @@ def phantom(
 
 
 @data.command()
-@click.argument("folder", type=FILE)
+@click.argument("folder", type=FILE, required=False)
 @click.option("--layout", type=click.Choice(LAYOUTS), help="Default: what it looks like.")
 @click.option("--modality", help="Look at this contrast only.")
 @click.option(
     "--convention", type=click.Choice(("msd", "brats", "brats2023", "nnunet")), help="Of the masks."
 )
+@config_option
+@set_option
 @json_option
 def check(
-    folder: Path, layout: str | None, modality: str | None, convention: str | None, as_json: bool
+    folder: Path | None,
+    layout: str | None,
+    modality: str | None,
+    convention: str | None,
+    config_file: Path | None,
+    settings: tuple[str, ...],
+    as_json: bool,
 ) -> None:
-    """Read every image in FOLDER as the loader does, and name every problem by file."""
+    """Read every image in FOLDER as the loader does, and name every problem by file.
+
+    Without FOLDER: the folder, layout, contrast and convention of peer.toml, after the checks of config check.
+    """
     from splitpeer.data.check import check as look
 
+    if folder is None:
+        config = load_peer(config_file, settings)
+        folder = config.data.images or config.data.labels
+        if folder is None:
+            raise ConfigError(f"{config.source}: [data] names no images or labels: add them")
+        layout, modality = layout or config.data.layout, modality or config.peer.modality
+        convention = convention or config.data.convention
+        found = preflight(config)
+        if not as_json:
+            click.echo("\n".join(printable(finding.line()) for finding in found))
+        if any(finding.level == "problem" for finding in found):
+            raise ConfigError("; ".join(finding.text for finding in found if finding.level == "problem"))
+    elif config_file is not None or settings:
+        raise ConfigError("--config and --set say where the images are: leave FOLDER out")
     with bar("reading") as progress:
         task = progress.add_task("", total=None)
         report = look(
@@ -119,7 +146,6 @@ def keys(
     from splitpeer.data.directory import directory, look_up
     from splitpeer.data.layouts import find
     from splitpeer.data.pseudonym import load_salt
-    from splitproto.errors import printable
 
     config = load_peer(config_file, settings)
     place, modality = config.data.images or config.data.labels, config.peer.modality

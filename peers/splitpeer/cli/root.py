@@ -15,6 +15,7 @@ COMMANDS = {
     "init": ("splitpeer.cli.init:init", "Write a commented peer.toml or job.toml."),
     "pki": ("splitpeer.cli.pki:pki", "Keep the federation's certificates."),
     "config": ("splitpeer.cli.config:config", "Check or show settings."),
+    "doctor": ("splitpeer.cli.doctor:doctor", "Find what is wrong before a job, and dial the coordinator."),
     "data": ("splitpeer.cli.data:data", "Look at a site's images before training."),
     "serve": ("splitpeer.cli.serve:serve", "Run this peer: a hospital's client, or the coordinator."),
     "status": ("splitpeer.cli.status:status", "What this peer does, and what it waits for."),

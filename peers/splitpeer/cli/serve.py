@@ -26,6 +26,7 @@ from splitpeer.cli.options import (
 from splitpeer.config import JobConfig, PeerConfig
 from splitpeer.errors import ConfigError
 from splitpeer.logs import event
+from splitpeer.preflight import notices
 from splitpeer.status import Board
 
 FORCED = 130
@@ -106,9 +107,13 @@ def serve(
         raise ConfigError("a coordinator needs its job: add --job job.toml")
     else:
         job = JobConfig.load(job_file)
+    # Its home folder need not be writable; matplotlib reads this when it is imported.
+    os.environ.setdefault("MPLCONFIGDIR", str(config.peer.state.absolute() / "matplotlib"))
     # The folder is taken and a line shown before torch is imported: that takes seconds on a slow machine.
     with early.signals(), Board(config).held() as board:
         event(log, "peer.starting", role=config.peer.role, site=config.peer.site, pid=os.getpid())
+        for found in notices(config):
+            event(log, "peer.notice", logging.WARNING, about=found.check, text=found.text)
         if job is None:
             _import("splitpeer.roles.client")
             asyncio.run(_client(config, board, curious, verify))

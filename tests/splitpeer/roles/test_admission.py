@@ -46,7 +46,12 @@ CASES = {
         "the certificate of the listening peer was not issued by our CA",
         "does not know the CA of our certificate",
     ),
-    "expired": ("site-late", {}, "our certificate is expired or not yet valid", "has expired"),
+    "expired": (
+        "site-late",
+        {},
+        "our certificate, or its own revocation list (CRL), is out of date",
+        "has expired",
+    ),
     "not yet valid": ("site-early", {}, "refuses our certificate", "is not yet valid"),
     "not in the job": ("stranger", {}, "not on our allow-list", "'stranger' is not on our allow-list"),
     "the site does not list the coordinator": (
