@@ -31,12 +31,16 @@ class MaskCensus:
         self.voxels: Counter[float] = Counter()
         self.holders: Counter[float] = Counter()
         """Value -> masks that hold it."""
+        self._known: set[Path] = set()
         self._rounded: list[str] = []
         self._furthest = 0.0
         self._judged = self._inside_out = 0
 
     def add(self, path: Path, voxels: np.ndarray) -> None:
-        """Count one mask."""
+        """Count one mask, once."""
+        if path in self._known:
+            return
+        self._known.add(path)
         settled, off = whole(voxels)
         if off:
             self._rounded.append(path.name)

@@ -14,6 +14,7 @@ import numpy as np
 from splitpeer.data import labels as label_rules
 from splitpeer.data.geometry import SPACING_TOLERANCE, Geometry, Millimetres, Triple
 from splitpeer.data.layouts import Case, subject
+from splitpeer.data.mask_values import MaskCensus
 from splitpeer.data.nifti import Header, Rules, read_header, read_voxels
 from splitpeer.data.pseudonym import keyed, salt_check
 from splitpeer.data.resampling import resample, resampled_grid
@@ -106,6 +107,7 @@ class Volumes:
         labels: str | None = None,
         cache_mib: int = 1024,
         rules: Rules | None = None,
+        census: MaskCensus | None = None,
     ) -> None:
         if labels is not None:
             label_rules.convention(labels)
@@ -119,6 +121,7 @@ class Volumes:
         self._cache: OrderedDict[bytes, np.ndarray] = OrderedDict()
         self._cached_bytes = 0
         self._warned = self._rounds = False
+        self._census = census
         self._capacity = cache_mib * 2**20
         self._geometries: dict[bytes, Geometry] = {}
 
@@ -226,6 +229,8 @@ class Volumes:
         if self._geometries.get(key, grid := grid_of(case, header, self.spacing, self.rules)) != grid:
             # Windows were agreed on the grid that was listed.
             raise DataError(f"{case.path}: its grid has changed since it was listed: put it back", "grid")
+        if self._census is not None:
+            self._census.add(case.path, voxels)
         if self.labels is not None and not self._rounds and label_rules.whole(voxels)[1]:
             self._rounds = True
             event(log, "labels.rounded", logging.WARNING, file=str(case.path), hint="save masks as integers")

@@ -117,8 +117,8 @@ class Client:
         self._unusable: dict[bytes, str] = {}
         look(volumes, self._unusable, voxels=verify)
         self._cases, self._salt_check = volumes.cases, volumes.salt_check.hex()
-        self._naming = naming_warnings(config.data.images, [found])
-        self._naming += lacking_warning(found, f"{config.peer.modality} image")
+        self._findings = naming_warnings(config.data.images, [found])
+        self._findings += lacking_warning(found, f"{config.peer.modality} image")
         if (ledger := open_ledger(config)) is not None:
             ledger.close()
         self._witness = Witness(config, curious)
@@ -144,8 +144,8 @@ class Client:
         event(log, "peer.start", role="client", site=self._config.peer.site, modality=self._config.peer.modality,
               patients=len(self._cases), salt_check=self._salt_check, coordinator=self._address)  # fmt: skip
         # Names of files: in this site's own log, and nowhere else.
-        for cause in self._naming:
-            event(log, "data.naming", logging.WARNING, cause=cause)
+        for cause in self._findings:
+            event(log, "data.warning", logging.WARNING, cause=cause)
         async with (
             self._board.on_duty(),
             self._witness.on_duty(modality=self._config.peer.modality, coordinator=self._address),

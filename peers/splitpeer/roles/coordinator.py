@@ -18,6 +18,7 @@ from splitpeer.data.directory import named_in
 from splitpeer.data.findings import naming_warnings
 from splitpeer.data.geometry import compare_geometry
 from splitpeer.data.layouts import find
+from splitpeer.data.mask_values import MaskCensus
 from splitpeer.data.pseudonym import load_salt
 from splitpeer.data.sampling import TrainingSchedule, split_patients
 from splitpeer.data.volumes import Volumes
@@ -108,16 +109,20 @@ class Coordinator:
         self._job = job_on_wire(job)
         self._window = window_of(self._job)
         found = find(config.data.labels, config.data.layout, None)
-        self._naming = naming_warnings(config.data.labels, [found])
+        self._findings = naming_warnings(config.data.labels, [found])
+        census = MaskCensus(config.data.convention) if verify else None
         self._labels = Volumes(
             found.cases,
             salt=load_salt(config.data.salt),
             spacing=job.data.spacing,
             labels=config.data.convention,
             cache_mib=config.data.cache_mib,
+            census=census,
         )
         self._unusable: dict[bytes, str] = {}
         look(self._labels, self._unusable, voxels=verify)
+        if census is not None:
+            self._findings += census.warnings()
         self._files = RunFiles(config, job, resume=resume)
         self._files.prepare()
         for name in readmit:
@@ -224,8 +229,8 @@ class Coordinator:
                 event(log, "peer.start", role="coordinator", site=self._config.peer.site, job=self._job.name,
                       listen=listener.address, run=self._files.run.hex()[:12],
                       salt_check=self._labels.salt_check.hex())  # fmt: skip
-                for cause in self._naming:
-                    event(log, "data.naming", logging.WARNING, cause=cause)
+                for cause in self._findings:
+                    event(log, "data.warning", logging.WARNING, cause=cause)
                 accepting = asyncio.create_task(self._accept(listener))
                 began_at = self._files.record.state
                 reason, text = "failed", "the coordinator stopped because of an error of its own"

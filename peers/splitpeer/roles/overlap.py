@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 from itertools import combinations
 
 ADVICE = (
-    'write patient ids alike everywhere, or list them (layout "csv"); the log of each site (data.naming) shows '
+    'write patient ids alike everywhere, or list them (layout "csv"); the log of each site (data.warning) shows '
     "ids that others may write differently"
 )
 

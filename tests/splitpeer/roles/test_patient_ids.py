@@ -71,7 +71,7 @@ async def test_ids_that_differ_are_counted_pair_by_pair_and_explained_where_they
     assert "labels and site-flair 6, labels and site-t1 0, site-flair and site-t1 0)" in said
     assert 'list them (layout "csv")' in said
     assert "salt" not in said
-    found = [entry["cause"] for entry in lines("data.naming")]
+    found = [entry["cause"] for entry in lines("data.warning")]
     assert any(hint in cause for cause in found), found
     # Names of files are in the log of the site that has them, and in nothing that is sent.
     assert not any(own(n, "") in f"{said} {ran.clients['site-flair']}" for n in (3, 4) if way != "unpadded")
@@ -86,7 +86,7 @@ async def test_overlaps_are_told_at_each_joining_and_not_when_all_are_here(scene
                 await asyncio.sleep(0.02)
         (told,) = lines("site.overlap")
     assert (told["site"], told["patients"], told["shared"]) == ("site-t1", 6, "labels 0")
-    assert "data.naming" in told["hint"]
+    assert "data.warning" in told["hint"]
 
 
 async def test_a_site_that_fits_is_told_without_a_warning(scene, caplog, lines) -> None:
@@ -97,7 +97,7 @@ async def test_a_site_that_fits_is_told_without_a_warning(scene, caplog, lines) 
     assert "labels 6" in told[1]["shared"]
     assert "6" in told[1]["shared"].partition(", ")[2]
     assert not any("hint" in entry for entry in told)
-    assert not lines("data.naming")
+    assert not lines("data.warning")
 
 
 async def test_a_list_settles_names_that_differ(scene) -> None:
@@ -125,7 +125,7 @@ async def test_a_start_lists_what_it_did_not_take(scene, lines) -> None:
     scene.coordinator(data={"labels": str(labels)})
     ran = await scene.together()
     assert not isinstance(ran.error, DeadlinePassed)
-    found = "\n".join(entry["cause"] for entry in lines("data.naming"))
+    found = "\n".join(entry["cause"] for entry in lines("data.warning"))
     assert "1 not taken: gone.nii.gz: a link to a file that does not exist" in found
     assert "1 not taken: extra.nrrd: not NIfTI" in found
     assert "1 not taken: seg.mgz: FreeSurfer's format" in found

@@ -8,6 +8,7 @@ import shutil
 import socket
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from splitpeer.cli.outcome import exit_code
@@ -225,6 +226,32 @@ async def test_masks_of_another_convention(scene) -> None:
     (error,) = ran.clients.values()
     assert isinstance(error, JobFailed)
     assert "the mask holds values outside its convention" in str(error)
+
+
+@pytest.mark.parametrize(
+    ("convention", "change", "warning"),
+    [
+        ("brats2023", lambda mask: mask, "is the convention 'msd'?"),
+        ("msd", lambda mask: (mask > 0).astype("uint8"), "all masks hold only 0 and 1"),
+        ("msd", lambda mask: mask * (mask != 3), "no mask holds 3 (enhancing)"),
+        ("msd", lambda mask: mask, ""),
+    ],
+)
+def test_verify_warns_of_masks_that_do_not_fit_their_convention(
+    scene, make, convention: str, change, warning: str
+) -> None:
+    import nibabel as nib
+
+    scene.cast("t1")
+    for path in (scene.federation.data / "labels").iterdir():
+        make.nifti(scene.folder / "masks" / path.name, change(np.asarray(nib.load(path).dataobj)))
+    scene.coordinator(data={"labels": str(scene.folder / "masks"), "convention": convention})
+    hub = scene.start("hub", "--verify")
+    hub.until("job.waiting")
+    said = [line for line in hub.said.splitlines() if "data.warning" in line]
+    assert len(said) == bool(warning), said
+    assert warning in "".join(said)
+    scene.stop(hub)
 
 
 # --- before anything begins --------------------------------------------------------------------------------------
