@@ -499,7 +499,7 @@ class Connection:
         if theirs != self.binding:
             raise BindingMismatch(
                 "the two sides see different certificates: something between them ends TLS, "
-                "or a certificate was replaced this moment (dial again)"
+                "or a certificate was replaced while they connected (then start this side again)"
             )
 
     def _reset(self, body: memoryview) -> None:

@@ -145,7 +145,7 @@ def schedules() -> Iterator[Case]:
 
 
 def optimised(case: Case) -> list[Weights]:
-    """SP-11-24: the weights after each step of `made`, computed in float64."""
+    """SP-11.10-1: the weights after each step of `made`, computed in float64."""
     weights = list(case["weights"])
     first, second = [0.0] * len(weights), [0.0] * len(weights)
     result = []
@@ -192,7 +192,7 @@ def optimisers() -> Iterator[Case]:
                 case: Case = {
                     "name": f"{optimiser}-{schedule}{'-decay' if decay else ''}{'-absent' if made[-1] > 6 else ''}",
                     "operation": "optimiser",
-                    "notes": "SP-11-24, SP-11-31: the steps between are made without this party"
+                    "notes": "SP-11.10-1, SP-11-31: the steps between are made without this party"
                     if made[-1] > 6
                     else "SP-11-24",
                     "optimiser": optimiser,

@@ -369,6 +369,10 @@ def conversations() -> Iterator[Case]:
         "crossing-offer", offered, at("done", "done"), "SP-9-2: the trigger does not move a side in done"
     )
     yield case("error-first", "S error", at("error", "error"), "SP-9-4: allowed before hello")
+    returned = f"{joined}|C inventory|S begin|S gradients|C applied|S forward|C activations"
+    yield case(
+        "gradients-without-forward", returned, at("working", "working"), "SP-11-16: a link came up between"
+    )
     yield case("error-after-own-bye", working + "|C bye|C error", at("error", "error"), "SP-9-4")
     yield case("error-after-bye", working + "|C bye|S error", at("error", "error"), "SP-9-4")
     yield case("welcome-first", "S welcome", bad, "SP-9-1")

@@ -537,6 +537,7 @@ def test_learning_rate(case: Case, name: str) -> None:
 
 @pytest.mark.parametrize("case", cases("learning", "optimiser"))
 def test_optimiser(case: Case) -> None:
+    """SP-11.10-1."""
     parameter, optimiser, schedule = learner(case)
     for step, gradient, expected in zip(
         case["made"], case["gradients"], case["expect"]["weights"], strict=True

@@ -510,6 +510,9 @@ class Client:
     async def _answer(self, session: Session, job: SiteJob, message: Message) -> None:
         match message:
             case Forward():
+                # SP-10-6: the modes of a batch are named as the features are.
+                if message.mode not in session.agreement.features:
+                    raise PolicyRefused(f"a batch of mode {message.mode}, which was not agreed on this link")
                 job.announce(message)
             case Gradients():
                 await self._computed(job, job.apply, message)

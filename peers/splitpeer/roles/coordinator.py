@@ -210,8 +210,8 @@ class Coordinator:
     async def _serve(self) -> Result:
         self._started = time.monotonic()
         offer = Offer(
-            # SP-10-5: what the job needs is required, so that a site without it is told so at once.
-            requires=("train", "evaluate", f"dtype.{self._job.precision}"),
+            # SP-10-5, SP-10-8: what the job needs is required; a site without `evaluate` trains all the same.
+            requires=("train", f"dtype.{self._job.precision}"),
             max_message=max(DEFAULT_MAX_MESSAGE, self._largest_message()),
             agent=AGENT,
         )

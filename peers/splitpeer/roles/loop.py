@@ -305,8 +305,12 @@ class Loop:
     async def _evaluate(self, keys: Sequence[bytes], stream: TrainingStream) -> None:
         began = time.monotonic()
         self._counted = None
+        if not self._evaluating():
+            event(log, "job.not_evaluated", logging.WARNING, step=self.committed,
+                  cause="no site here has the feature evaluate")  # fmt: skip
+            return
         self._board.phase("evaluating")
-        while not isinstance(volumes := await self._evaluate_with(self._team.present, keys), int):
+        while not isinstance(volumes := await self._evaluate_with(self._evaluating(), keys), int):
             # SP-11.13-7, and a score is one of the same modalities from the first patient to the last. What was
             # announced is void.
             if volumes:
@@ -330,6 +334,10 @@ class Loop:
             self.committed,
             {f"dice_{region}": value for region, value in self._result.dice.items() if value is not None},
         )
+
+    def _evaluating(self) -> list[Site]:
+        """SP-10-8: a site without the feature trains, and evaluations are made without it."""
+        return [site for site in self._team.present if "evaluate" in site.features]
 
     async def _evaluate_with(self, sites: Sequence[Site], keys: Sequence[bytes]) -> int | Lost:
         """Score with these sites: how many volumes; or the patients that cannot be used, nobody if one of the sites

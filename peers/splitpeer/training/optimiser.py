@@ -1,4 +1,4 @@
-"""Optimisers and learning rates (SP-11-24): each party has its own; all agree, for a rate depends on the step alone.
+"""Optimisers and learning rates (SP-11-24, SP-11.10-1): one per party; a rate depends on the step alone, so all agree.
 
 No global gradient norm may enter here: no party sees all gradients, and the split run would stop being the
 whole one.

@@ -13,8 +13,10 @@ from monai.inferers import sliding_window_inference
 
 from splitpeer import logs
 from splitpeer.pictures import dice_bars, draw_curve
+from splitpeer.roles import client
 from splitpeer.roles.view import dice_line
 from splitpeer.training.metrics import VolumeDice
+from splitproto.negotiation import Offer
 
 REGION_OF = {"WT": (1, 2, 3), "TC": (2, 3), "ET": (3,)}  # convention "msd"
 
@@ -149,3 +151,26 @@ async def test_a_region_that_no_mask_holds_scores_null_everywhere(scene, tmp_pat
     told = [r.fields["figures"] for r in caplog.records if r.getMessage() == "job.progress"]
     assert any("dice_WT" in figures for figures in told)
     assert not any("dice_ET" in figures for figures in told)
+
+
+@pytest.mark.parametrize("lacking", [1, 2], ids=["one of two", "both"])
+async def test_a_site_without_the_feature_trains_and_is_left_out_of_evaluations(
+    scene, monkeypatch, caplog, lacking
+) -> None:
+    """SP-10-5, SP-10-8: what is optional is not required."""
+    caplog.set_level(logging.INFO, "splitpeer")
+    scene.cast("t1ce", "t2", training={"steps": 4, "batch": 1, "checkpoint_every": 4})
+    made = []
+
+    def offer(**given):
+        made.append(given)
+        few = ("train", "dtype.f32")
+        return Offer(**given, features=few) if len(made) <= lacking else Offer(**given)
+
+    monkeypatch.setattr(client, "Offer", offer)
+    ran = await scene.together()
+    assert ran.result is not None, ran.error
+    assert ran.result.step == 4
+    assert len(ran.result.modalities) == 2 - lacking
+    assert bool(ran.result.dice) == (lacking == 1)
+    assert ("job.not_evaluated" in caplog.text) == (lacking == 2)
