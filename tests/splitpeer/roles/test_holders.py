@@ -9,7 +9,7 @@ import signal
 
 import pytest
 
-from splitpeer.cli import exit_code
+from splitpeer.cli.outcome import exit_code
 from splitpeer.errors import DataError
 from splitpeer.roles import holder
 from splitpeer.roles.coordinator import Coordinator
