@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from splitpeer.data.sampling import TrainingSchedule, batch_digest
-from splitpeer.errors import DataError
+from splitpeer.errors import DataError, PatientUnusable
 from splitpeer.roles.site_job import SiteJob
 from splitpeer.roles.terms import cut_descriptors, job_on_wire, window_of
 from splitpeer.training import checkpoint
 from splitproto.errors import StepMismatch
-from splitproto.messages import Forward, Gradients, JobOffer
+from splitproto.messages import Activations, Forward, Gradients, JobOffer, Unusable, Withdraw
 from splitproto.tensors import schema_digest
 
 from .scene import Scene
@@ -97,6 +97,71 @@ def test_a_new_incarnation_says_0_whatever_lies_on_its_disk(begin, batch) -> Non
     assert third.applied == 2
     assert same(weights(third), at_2)
     third.close()
+
+
+class Flaky:
+    """Reads of these patients' volumes fail; how often."""
+
+    def __init__(self, site: SiteJob, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.left: dict[bytes, int] = {}
+        really = site.volumes._volume
+
+        def volume(key: bytes) -> np.ndarray:
+            if self.left.get(key, 0) > 0:
+                self.left[key] -= 1
+                raise PatientUnusable(key, "unreadable", "/data/MUELLER_Erika.nii.gz: cannot be read")
+            return really(key)
+
+        monkeypatch.setattr(site.volumes, "_volume", volume)
+
+
+def test_after_a_withdrawal_nothing_counts_until_it_is_told_where_to_go_on(begin, batch, monkeypatch) -> None:
+    """SP-11.13-1, SP-11.13-3: also what was announced before the coordinator knew; and again when asked again."""
+    site = begin()
+    flaky = Flaky(site, monkeypatch)
+    asked = batch(1)
+    key = asked.samples[0].key
+    flaky.left[key] = 99
+    for _ in range(2):
+        site.announce(asked)
+        answer = site.forward(site.due())
+        assert answer == Withdraw("train", 1, 0, asked.digest, (Unusable(key, "unreadable"),))
+        site.announce(batch(0, "evaluate"))  # would be due
+        assert site.due() is None
+        site.advance(0)
+        flaky.left[key] = 0  # repaired
+    fit = next(b for b in map(batch, range(2, 20)) if key not in {sample.key for sample in b.samples})
+    site.advance(fit.step - 1)
+    work(site, fit)
+    site.close()
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_a_drive_that_falters_once_costs_nobody(begin, batch, monkeypatch, times: int) -> None:
+    """SP-11.13-1: read again before the patient is given up; twice is too often."""
+    site = begin()
+    flaky = Flaky(site, monkeypatch)
+    asked = batch(1)
+    flaky.left[asked.samples[0].key] = times
+    site.announce(asked)
+    answer = site.forward(site.due())
+    assert isinstance(answer, Activations if times == 1 else Withdraw)
+    assert len(site.unusable) == times - 1
+    site.close()
+
+
+def test_activations_that_are_kept_are_sent_again_even_if_the_file_is_gone(begin, batch, monkeypatch) -> None:
+    """SP-11.13-1, SP-11-16."""
+    site = begin()
+    flaky = Flaky(site, monkeypatch)
+    asked = batch(1)
+    site.announce(asked)
+    sent = site.forward(site.due())
+    site.forget_batches()  # a new link
+    flaky.left = {sample.key: 99 for sample in asked.samples}
+    site.announce(asked)
+    assert site.forward(site.due()) is sent
+    site.close()
 
 
 def test_the_beginning_is_a_checkpoint_like_others(begin, batch) -> None:
