@@ -6,7 +6,9 @@ Exit codes: 0 ok, 1 job failed, 2 connection or authentication, 3 time-out, 4 us
 from __future__ import annotations
 
 import errno
+import re
 
+from splitproto.causes import CAUSES
 from splitproto.errors import printable
 
 
@@ -50,13 +52,14 @@ class DataError(PeerError):
     Args:
         text: for this side only.
         cause: for others, one of `splitproto.causes.CAUSES`.
+        told: for others, more than the cause, and without names; empty: no more.
     """
 
     exit_code = 4
 
-    def __init__(self, text: str, cause: str = "data") -> None:
+    def __init__(self, text: str, cause: str = "data", told: str = "") -> None:
         super().__init__(text)
-        self.cause = cause
+        self.cause, self.told = cause, told
 
 
 class PatientUnusable(DataError):
@@ -76,13 +79,23 @@ class DiskTrouble(DataError):
         super().__init__(text, cause)
 
 
+_NO_MEMORY = re.compile(r"out of memory|not enough memory|can't allocate memory")
+"""What torch says."""
+
+
+def told_of(error: BaseException) -> str:
+    """SP-12-1: the same in words, and how many patients are affected; names no file, no folder and no patient."""
+    told = error.told if isinstance(error, DataError) else ""
+    return told or CAUSES[cause_of(error)]
+
+
 def cause_of(error: BaseException) -> str:
     """What others are told of an error whose text may name a file: a name in `splitproto.causes.CAUSES`."""
     if isinstance(error, DataError):
         return error.cause
     if isinstance(error, ConfigError):
         return "settings"
-    if isinstance(error, MemoryError):
+    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and _NO_MEMORY.search(str(error))):
         return "memory"
     if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
         return "descriptors"

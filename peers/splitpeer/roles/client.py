@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from splitpeer.config import PeerConfig
 from splitpeer.data.directory import named_in
 from splitpeer.data.findings import lacking_warning, naming_warnings
-from splitpeer.errors import ConnectionRefused, DataError, DeadlinePassed, JobFailed, PeerError, cause_of
+from splitpeer.errors import ConnectionRefused, DataError, DeadlinePassed, JobFailed, PeerError, told_of
 from splitpeer.logs import event, handle
 from splitpeer.roles.compute import Compute, pick_device
 from splitpeer.roles.files import look
@@ -26,7 +26,7 @@ from splitpeer.roles.witness import AGENT, Witness, terms_digest
 from splitpeer.status import Board
 from splitproto import Offer, Session, SplitprotoError, dial
 from splitproto.capture import Party
-from splitproto.causes import CAUSES, OF_A_PATIENT
+from splitproto.causes import OF_A_PATIENT
 from splitproto.errors import (
     CarrierVersionError,
     DeadlineExceeded,
@@ -360,7 +360,7 @@ class Client:
         """What the coordinator hears: neither the path nor the patient that this site's own log names."""
         # Of these, no text names a file (SP-12-1); of others, the cause is told in general words (SP-11.13-2).
         said = isinstance(error, JobFailed | DeadlinePassed)
-        why = str(error) if said else CAUSES[cause_of(error)]
+        why = str(error) if said else told_of(error)
         return f"site {self._config.peer.site} cannot go on: {why}"[:400] + "; its log has the details"
 
     def _over(self, bye: Bye) -> bool:
@@ -578,7 +578,7 @@ class Client:
             event(log, "job.checkpoint_failed", logging.WARNING, step=asked.step, cause=str(error))
             self._witness.note("job.checkpoint_failed", run=job.run.hex(), step=asked.step)
             # Not the error's text: it names a folder of this site.
-            return Unsaved(asked.step, "the site could not write it; its log has the cause")
+            return Unsaved(asked.step, f"the site could not write it: {told_of(error)}")
         event(log, "job.checkpoint", step=asked.step)
         self._witness.note("job.checkpoint", run=job.run.hex(), step=asked.step, digest=digest.hex())
         self._board.set(checkpoints=sorted({*(asked.keep or ()), asked.step}))

@@ -31,7 +31,7 @@ from splitpeer.errors import (
     DiskTrouble,
     JobFailed,
     PeerError,
-    cause_of,
+    told_of,
 )
 from splitpeer.logs import event
 from splitpeer.models import build_decoder, site_seed
@@ -53,7 +53,6 @@ from splitpeer.training import checkpoint
 from splitpeer.training.optimiser import make_optimiser, make_schedule
 from splitpeer.training.split_step import CoordinatorHalf
 from splitproto import Listener, Offer, Session, SplitprotoError
-from splitproto.causes import CAUSES
 from splitproto.constants import DEFAULT_MAX_MESSAGE
 from splitproto.errors import DeadlineExceeded
 from splitproto.messages import JobOffer
@@ -241,7 +240,7 @@ class Coordinator:
                         event(log, "patient.file", logging.WARNING, patient=patient, file=str(path))
                     # Local paths and files stay here; sites hear the kind of trouble.
                     local = isinstance(error, DataError | ConfigError)
-                    why = f"the coordinator cannot go on: {CAUSES[cause_of(error)]}; its log has the details"
+                    why = f"the coordinator cannot go on: {told_of(error)}; its log has the details"
                     if isinstance(error, DiskTrouble):
                         # Started again, it goes on: sites keep dialling.
                         reason = "drain"

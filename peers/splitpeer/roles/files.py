@@ -8,6 +8,7 @@ from splitpeer.data.geometry import Geometry
 from splitpeer.data.volumes import Volumes
 from splitpeer.errors import DataError, PatientUnusable
 from splitpeer.logs import event, handle
+from splitpeer.roles.withdrawals import counted
 
 log = logging.getLogger(__name__)
 
@@ -36,9 +37,9 @@ def look(volumes: Volumes, bad: dict[bytes, str], *, voxels: bool = False) -> di
             note(error, bad)
     if bad and not usable:
         cause = next(reversed(bad.values()))
-        raise DataError(
-            f"none of {len(bad)} patients' files can be used{last and f'; the last: {last}'}", cause
-        )
+        told = f"none of its patients' files can be used: {counted(bad.values())}"
+        none = f"none of {len(bad)} patients' files can be used"
+        raise DataError(f"{none}; the last: {last}" if last else none, cause, told)
     return usable
 
 

@@ -529,7 +529,9 @@ class Loop:
             name = "" if site is None else site.name
             if beyond := self._withdrawals.beyond(name, patients):
                 if site is None:
-                    raise DataError(f"{beyond}; the last was {self._last_unusable}", patients[0].cause)
+                    raise DataError(
+                        f"{beyond}; the last was {self._last_unusable}", patients[0].cause, beyond
+                    )
                 self._team.leave_out(site, beyond)
                 continue
             await self._noted(self._withdrawals.add, step, name, patients)

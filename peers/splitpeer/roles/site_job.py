@@ -166,9 +166,8 @@ class SiteJob:
         grids = look(self.volumes, self.unusable)
         if len(self.unusable) > MOST_UNUSABLE:
             # SP-11.13-9.
-            raise DataError(
-                f"the files of {counted(self.unusable.values())} patients cannot be used: see the log"
-            )
+            told = f"the files of too many patients cannot be used: {counted(self.unusable.values())}"
+            raise DataError(f"{told}; see the lines above", "data", told)
         patients = [
             Patient(key, grid.shape, grid.spacing, grid.directions, grid.origin, grid.stored)
             for key, grid in grids.items()

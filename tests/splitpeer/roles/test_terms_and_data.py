@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import re
 import shutil
@@ -12,8 +13,10 @@ import numpy as np
 import pytest
 
 from splitpeer.cli.outcome import exit_code
-from splitpeer.errors import ConfigError, DataError, DeadlinePassed, JobFailed
+from splitpeer.errors import ConfigError, DataError, DeadlinePassed, DiskTrouble, JobFailed
 from splitpeer.logs import handle
+from splitpeer.roles.site_job import SiteJob
+from splitproto.messages import Forward
 
 
 @pytest.fixture(autouse=True)
@@ -211,7 +214,8 @@ async def test_a_corrupt_mask_stays_the_coordinators_own_affair(scene) -> None:
     (error,) = ran.clients.values()
     assert isinstance(error, JobFailed)
     assert str(error) == (
-        "the coordinator ended the job: the coordinator cannot go on: the file is truncated or damaged; "
+        "the coordinator ended the job: the coordinator cannot go on: the coordinator cannot use the files of "
+        "2 (the file is truncated or damaged: 2) of the run's 6 patients, and may withdraw 1 ([data] max_withdrawn); "
         "its log has the details"
     )
 
@@ -252,6 +256,42 @@ def test_verify_warns_of_masks_that_do_not_fit_their_convention(
     assert len(said) == bool(warning), said
     assert warning in "".join(said)
     scene.stop(hub)
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (MemoryError("Unable to allocate 9 GiB for /data/MUELLER_Erika"), "it is out of memory"),
+        (
+            RuntimeError("DefaultCPUAllocator: can't allocate memory: /data/MUELLER_Erika"),
+            "it is out of memory",
+        ),
+        (OSError(errno.EMFILE, "Too many open files", "/data/MUELLER_Erika"), "it has too many open files"),
+        (ConfigError("/data/MUELLER_Erika: wrong"), "its settings do not fit"),
+        (DiskTrouble("/data/MUELLER_Erika: full", "disk-full"), "its disk is full"),
+        (ZeroDivisionError("MUELLER_Erika"), "a defect of its software"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, Exception) else None,
+)
+async def test_the_others_hear_what_kind_of_trouble_it_is(
+    scene, monkeypatch, error: Exception, words: str
+) -> None:
+    """SP-11.13-2, SP-12-1."""
+    scene.cast("flair", "t1")
+    forward = SiteJob.forward
+
+    def fails(job: SiteJob, asked: Forward) -> object:
+        if job.modality == "t1" and asked.step == 2:
+            raise error
+        return forward(job, asked)
+
+    monkeypatch.setattr(SiteJob, "forward", fails)
+    ran = await scene.together()
+    said = f"site site-t1 cannot go on: {words}; its log has the details"
+    for heard in (ran.error, ran.clients["site-flair"]):
+        assert isinstance(heard, JobFailed)
+        assert said in str(heard)
+        assert "MUELLER" not in str(heard)
 
 
 # --- before anything begins --------------------------------------------------------------------------------------
