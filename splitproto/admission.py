@@ -11,6 +11,7 @@ import ipaddress
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TypeVar
 
 from .constants import MAX_HALF_OPEN, MAX_HALF_OPEN_PER_SOURCE
@@ -26,6 +27,7 @@ HANDSHAKE_SOURCES = 1024
 Waiting = TypeVar("Waiting")
 
 
+@lru_cache(HANDSHAKE_SOURCES)
 def network_of(address: str) -> str:
     """What counts as one source: an IPv4 address, or an IPv6 /64, of which anybody has all addresses."""
     try:

@@ -29,11 +29,17 @@ class Reader:
         socket: read by nobody else.
         deliver: told the parts of each message, at most `KEPT`. Whatever it raises is logged, once for each kind,
             and never reaches the loop.
+        first: called before each turn.
     """
 
-    def __init__(self, socket: zmq.Socket[bytes], deliver: Callable[[list[zmq.Frame]], None]) -> None:
+    def __init__(
+        self,
+        socket: zmq.Socket[bytes],
+        deliver: Callable[[list[zmq.Frame]], None],
+        first: Callable[[], None] = lambda: None,
+    ) -> None:
         self.socket = socket
-        self._deliver = deliver
+        self._deliver, self._first = deliver, first
         self._parts: list[zmq.Frame] = []
         self._defects: set[str] = set()
         self._loop = asyncio.get_running_loop()
@@ -53,27 +59,39 @@ class Reader:
             self._loop.remove_reader(self._fd)
             self.socket.close(linger=linger_ms)
             # No reference cycle outlives a link: with its TLS state it would wait for a full garbage collection.
-            del self._deliver
+            del self._deliver, self._first
+
+    def drain(self) -> None:
+        """Read all that waits now; for sockets that strangers cannot fill."""
+        while not self.socket.closed and self._take(PARTS_A_TURN, PARTS_A_TURN):
+            pass
 
     def _read(self) -> None:
         self._scheduled = False
-        messages = 0
-        for _ in range(PARTS_A_TURN):
+        if self.socket.closed:
+            return
+        self._first()
+        if self._take(MESSAGES_A_TURN, PARTS_A_TURN):
+            self.look()
+
+    def _take(self, messages: int, parts: int) -> bool:
+        """Read so many; whether there may be more."""
+        for _ in range(parts):
             if self.socket.closed:
-                return
+                return False
             try:
                 part = self.socket.recv(zmq.NOBLOCK, copy=False)
             except zmq.Again:
-                return
+                return False
             if len(self._parts) < KEPT:
                 self._parts.append(part)
             if part.more:
                 continue
             self._hand_over()
-            messages += 1
-            if messages == MESSAGES_A_TURN:
+            messages -= 1
+            if not messages:
                 break
-        self.look()
+        return True
 
     def _hand_over(self) -> None:
         parts, self._parts = self._parts, []

@@ -32,8 +32,8 @@ STRANGER_HOLDS = 2 * constants.MAX_HANDSHAKE_BYTES
 """Bytes that libzmq may hold for a connection without an admitted link: a whole handshake and its envelopes."""
 PEER_HOLDS = (QUEUE + 2) * LONGEST_MESSAGE
 """For one with an admitted link: a full queue, the message that is being read and the one that arrives."""
-MAX_FAULTS = 16
-"""Envelopes without a link that one connection may send: after a listener's restart some are under way."""
+MAX_FAULTS = 4
+"""Messages without a link that one connection may send."""
 _NONE = -1
 """No file has this inode."""
 _RECEIVED = struct.Struct("=128xQ")
@@ -76,6 +76,7 @@ class Visitors:
         self._port = port
         self._patience = patience
         self._all: dict[int, Visitor] = {}
+        self._strangers: dict[Visitor, Visitor] = {}
         # Two descriptors of our own, so that looking needs no free one when strangers have taken all.
         self._nothing = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
         self._spare = os.dup(self._nothing)
@@ -86,11 +87,11 @@ class Visitors:
     @property
     def strangers(self) -> list[Visitor]:
         """Those without an admitted link, the oldest first."""
-        strangers = (one for one in self._all.values() if not one.links and not one.shut)
-        return sorted(strangers, key=lambda one: one.since)
+        return list(self._strangers.values())
 
     def close(self) -> None:
         self._all.clear()
+        self._strangers.clear()
         os.close(self._spare)
         os.close(self._nothing)
 
@@ -100,12 +101,28 @@ class Visitors:
         with suppress(OSError, IndexError), self._duplicate(number) as its:
             if its.getsockname()[1] == self._port:
                 inode, source = os.fstat(self._spare).st_ino, str(its.getpeername()[0])
-        self._all[number] = Visitor(number, inode, source, now)
+        visitor = self._all[number] = Visitor(number, inode, source, now)
+        self._strangers[visitor] = visitor
         return self._thin_out()
 
     def went(self, number: int) -> Visitor | None:
         """A connection was closed."""
-        return self._all.pop(number, None)
+        visitor = self._all.pop(number, None)
+        if visitor is not None:
+            self._strangers.pop(visitor, None)
+        return visitor
+
+    def admitted(self, visitor: Visitor) -> None:
+        """One of its links was admitted."""
+        visitor.links += 1
+        self._strangers.pop(visitor, None)
+
+    def parted(self, visitor: Visitor, now: float) -> None:
+        """One of its admitted links has ended."""
+        visitor.links -= 1
+        if not visitor.links and not visitor.shut and self._all.get(visitor.number) is visitor:
+            visitor.since = now
+            self._strangers[visitor] = visitor
 
     def spoke(self, number: int, octets: int) -> Visitor | None:
         """It sent a message of `octets`; whose it is, if that is known."""
@@ -115,9 +132,6 @@ class Visitors:
             visitor.read += octets + (2 if octets < 256 else 9)
         return visitor
 
-    def of(self, number: int) -> Visitor | None:
-        return self._all.get(number)
-
     def look(self, now: float) -> list[tuple[str, LocalError]]:
         """Shut down whoever has to go. Returns who, and why."""
         told = []
@@ -125,11 +139,24 @@ class Visitors:
             if visitor.shut:
                 continue
             if visitor.refused:
-                self._shut(visitor)
+                self.shut(visitor)
             elif (error := self._judge(visitor, now)) is not None:
-                self._shut(visitor)
+                self.shut(visitor)
                 told.append((visitor.source, error))
         return told + self._thin_out()
+
+    def shut(self, visitor: Visitor) -> None:
+        """End a connection now: libzmq sees that it has ended, and closes it."""
+        if visitor.shut:
+            return
+        visitor.refused = visitor.shut = True
+        self._strangers.pop(visitor, None)
+        try:
+            with self._duplicate(visitor.number) as its:
+                if os.fstat(self._spare).st_ino == visitor.inode:
+                    its.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            return  # it has gone already
 
     # --- inside -----------------------------------------------------------------------------------------
 
@@ -147,7 +174,7 @@ class Visitors:
     def _thin_out(self) -> list[tuple[str, LocalError]]:
         told: list[tuple[str, LocalError]] = []
         while (victim := one_too_many(self.strangers, lambda one: one.network)) is not None:
-            self._shut(victim)
+            self.shut(victim)
             told.append(
                 (
                     victim.source,
@@ -155,16 +182,6 @@ class Visitors:
                 )
             )
         return told
-
-    def _shut(self, visitor: Visitor) -> None:
-        """libzmq sees the end of the connection and closes it."""
-        visitor.refused = visitor.shut = True
-        try:
-            with self._duplicate(visitor.number) as its:
-                if os.fstat(self._spare).st_ino == visitor.inode:
-                    its.shutdown(socket.SHUT_RDWR)
-        except OSError:
-            return  # it has gone already
 
     def _held(self, visitor: Visitor) -> int:
         """Bytes that libzmq has taken from the connection and not handed over."""

@@ -393,7 +393,8 @@ class Listener:
         )
         self._visitors = Visitors(int(self.address.rpartition(":")[2]), self._timing.handshake + 1.0)
         self._budget = HandshakeBudget(self._loop.time())
-        self._reader = Reader(self._socket, self._deliver)
+        # A connection is known before what it says is read: libzmq tells of it first.
+        self._reader = Reader(self._socket, self._deliver, first=self._monitor.drain)
         self._vigil = Vigil(self._credentials, self._timing.recheck, self._tell)
         return self
 
@@ -438,6 +439,8 @@ class Listener:
     def _deliver(self, parts: list[zmq.Frame]) -> None:
         visitor = self._visitors.spoke(_descriptor(parts[-1]), len(parts[-1]))
         if visitor is not None and visitor.refused:
+            # It was told and goes on: no more work is done for it.
+            self._visitors.shut(visitor)
             return
         route, data = parts[0].bytes, parts[1].buffer
         if len(parts) != 2:
@@ -465,7 +468,7 @@ class Listener:
         elif arrived.kind is Kind.DATA:
             # SP-5-9: ciphertext of an unknown link is answered so that the dialler starts anew.
             self._reset(route, arrived.link, ResetReason.UNKNOWN_LINK, "")
-            _fault(visitor)
+            self._fault(source, visitor)
 
     def _open(self, key: tuple[bytes, bytes], source: str, visitor: Visitor | None, data: memoryview) -> None:
         if self._leaving:
@@ -475,7 +478,7 @@ class Listener:
         if not self._budget.take(network_of(source), len(data), self._loop.time(), opens=True):
             self._tell(source, TooManyLinks("more handshakes than this listener does for one source"))
             self._reset(key[0], key[1], ResetReason.BUSY, "try again in a few seconds")
-            _fault(visitor)
+            self._fault(source, visitor)
             return
         try:
             own, files, tls = self._presented.now()
@@ -523,7 +526,7 @@ class Listener:
         link.admitted = True
         self._budget.admitted(link.network)
         if link.visitor is not None:
-            link.visitor.links += 1
+            self._visitors.admitted(link.visitor)
         self._vigil.watch(session, link.own, link.files, link.source)
         self._ready = deque(waiting for waiting in self._ready if waiting.alive)
         self._ready.append(session)
@@ -560,7 +563,14 @@ class Listener:
             ResetReason.CARRIER_VERSION if isinstance(error, CarrierVersionError) else ResetReason.MALFORMED
         )
         self._reset(route, link, reason, f"splitproto: {error.reason}")
-        _fault(visitor)
+        self._fault(source, visitor)
+
+    def _fault(self, source: str, visitor: Visitor | None) -> None:
+        """A message came that belongs to no link: few are an accident, and work like an OPEN."""
+        affordable = self._budget.take(network_of(source), 0, self._loop.time(), opens=True)
+        if visitor is not None and not visitor.links:
+            visitor.faults += 1
+            visitor.refused = not affordable or visitor.faults >= MAX_FAULTS
 
     def _tell(self, source: str, error: SplitprotoError) -> None:
         try:
@@ -613,8 +623,7 @@ class Listener:
             return
         del self._links[link.key]
         if link.admitted and link.visitor is not None:
-            link.visitor.links -= 1
-            link.visitor.since = self._loop.time()
+            self._visitors.parted(link.visitor, self._loop.time())
         link.session = None
 
 
@@ -632,10 +641,3 @@ def _descriptor(part: zmq.Frame) -> int:
         return int(part.get(zmq.SRCFD))
     except (zmq.ZMQError, ValueError):
         return -1
-
-
-def _fault(visitor: Visitor | None) -> None:
-    """One more message that belongs to no link: few are an accident."""
-    if visitor is not None and not visitor.links:
-        visitor.faults += 1
-        visitor.refused = visitor.faults >= MAX_FAULTS
