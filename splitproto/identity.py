@@ -378,7 +378,7 @@ _VERIFY = {
 # RFC 8446 section 6.2: what the other side found wrong; "our" is the reader's side.
 _ALERTS = {
     "UNKNOWN_CA": "does not know the CA of our certificate: " + _SAME_CA,
-    "CERTIFICATE_EXPIRED": "says that our certificate, or its own revocation list (CRL), is out of date: if ours is "
+    "CERTIFICATE_EXPIRED": "says that our certificate, or its own revocation list (CRL), has expired: if ours is "
     "valid, fetch a fresh list there; else " + _CLOCK,
     "CERTIFICATE_REVOKED": "says that our certificate is revoked: ask whoever keeps the CA for a new one",
     "BAD_CERTIFICATE": "refuses our certificate (host name, dates or form): its log names the reason",

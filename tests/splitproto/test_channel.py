@@ -255,3 +255,30 @@ def test_close_before_the_handshake_says_nothing(two: Two) -> None:
     two.server.close()
     assert two.server.drain() == b"" and not two.server.shut
     assert two.client.description == "no TLS yet" and two.client.peer_certificate == b""
+
+
+@pytest.mark.parametrize("who", ["outsider", "late"])
+def test_a_refused_certificate_is_described_in_our_own_log_alone(
+    two: Two, federation: Any, outsider: Credentials, who: str
+) -> None:
+    theirs = outsider if who == "outsider" else federation.credentials(who)
+    two.client = Channel(theirs.client_context(), server_side=False, hostname="localhost")
+    with pytest.raises(SecureChannelError) as caught:
+        two.shake()
+    site = theirs.identity
+    assert f"it names '{site.uri}', issued by 'CN=splitproto CA,O=test', serial {site.serial}" in str(
+        caught.value
+    )
+    assert site.uri not in caught.value.reason, "the reason may be sent to the peer"
+
+
+def test_a_listener_that_is_refused_is_described_too(two: Two, outsider: Credentials) -> None:
+    two.server = Channel(outsider.server_context(), server_side=True)
+    two.client.handshake()
+    two.flight(two.client, two.server)
+    two.server.handshake()
+    two.flight(two.server, two.client)
+    with pytest.raises(
+        SecureChannelError, match=r"it names 'spiffe://test/splitproto/client/charite', issued by"
+    ):
+        two.client.handshake()

@@ -180,7 +180,7 @@ def test_a_client_of_another_ca_is_refused_by_the_server(
             NOW - timedelta(days=30),
             -1,
             "has expired",
-            "our certificate, or its own revocation list (CRL), is out of date",
+            "our certificate, or its own revocation list (CRL), has expired",
         ),
         (NOW + timedelta(days=1), 30, "is not yet valid", "our certificate"),
     ],

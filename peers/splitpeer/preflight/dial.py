@@ -30,7 +30,7 @@ def check_coordinator(config: PeerConfig) -> Iterator[Finding]:
         why = str(error)
         if isinstance(error, SecureChannelError) and error.refused == "ours":
             end = config.credentials().identity.not_after
-            if "out of date" in why and datetime.now(UTC) < end:
+            if "revocation list" in why and datetime.now(UTC) < end:
                 why += f" (ours is good until {end:%Y-%m-%d} by this clock: the fault is the list or the clock there)"
         yield Finding("coordinator", "problem", f"{address}: {why}", connection=True)
     else:

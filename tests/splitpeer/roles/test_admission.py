@@ -49,7 +49,7 @@ CASES = {
     "expired": (
         "site-late",
         {},
-        "our certificate, or its own revocation list (CRL), is out of date",
+        "our certificate, or its own revocation list (CRL), has expired",
         "has expired",
     ),
     "not yet valid": ("site-early", {}, "refuses our certificate", "is not yet valid"),
