@@ -154,8 +154,12 @@ class Site:
             oldest.fail(Superseded(f"too many links of {self.name} at once"))
         try:
             await self._join(session)
-        finally:
-            self._joining.pop(session, None)
+        except asyncio.CancelledError:
+            raise  # the coordinator ends: the link stays listed, and `bye` says why
+        except BaseException:
+            del self._joining[session]
+            raise
+        del self._joining[session]
 
     async def _join(self, session: Session) -> None:
         challenge = secrets.token_bytes(holder.CHALLENGE_BYTES)
