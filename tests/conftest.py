@@ -24,6 +24,25 @@ def logging_as_it_was() -> Iterator[None]:
         logger.setLevel(level)
 
 
+NO_BROWSER = "no browser"
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """What a person would otherwise miss among the dots."""
+    reasons = [
+        report.longrepr[2]
+        for report in terminalreporter.getreports("skipped")
+        if isinstance(report.longrepr, tuple)
+    ]
+    count = sum(NO_BROWSER in reason for reason in reasons)
+    if count:
+        terminalreporter.write_line(
+            f"{count} browser tests were skipped, as no Chromium was found: install it (apt install chromium; "
+            "dnf install chromium; or Google Chrome) to have the report's page tested",
+            yellow=True,
+        )
+
+
 class SmallDisk:
     """A file system of its own, below `folder`."""
 

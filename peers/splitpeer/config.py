@@ -511,6 +511,8 @@ class Evaluation(Section):
 
     every: Count = 0
     """Steps; 0: only at the end."""
+    sample: Count = 0
+    """Of the patients held out, how many the evaluations before the last score; 0: all."""
     overlap: Annotated[float, Field(ge=0, lt=1)] = 0.5
     batch: Annotated[int, Field(ge=1, le=4096)] = 4
     missing: bool = False

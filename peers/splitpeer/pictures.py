@@ -65,7 +65,7 @@ def training_curve(metrics: Sequence[Mapping[str, Any]], path: Path) -> None:
         made_from = ", ".join(scored[-1].get("modalities", ()))
         figure.legend(
             *bottom.get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False,
-            title=f"made from {made_from}" if made_from else None,
+            title="; ".join(filter(None, (f"made from {made_from}" if made_from else "", _counted(scored)))) or None,
         )  # fmt: skip
     else:
         bottom.text(
@@ -74,6 +74,14 @@ def training_curve(metrics: Sequence[Mapping[str, Any]], path: Path) -> None:
     for axes in (top, bottom):
         _plain(axes)
     _save(figure, path)
+
+
+def _counted(scored: Sequence[Mapping[str, Any]]) -> str:
+    """How many patients the points stand for, where that is not the same for all."""
+    counts = [record["volumes"] for record in scored if "volumes" in record]
+    return (
+        f"{counts[-1]} patients at the end, {counts[0]} before" if counts and counts[0] != counts[-1] else ""
+    )
 
 
 def draw_curve(folder: Path) -> Path:

@@ -134,6 +134,7 @@ modality_dropout = 0.0  # chance of each modality to sit a step out, so that the
 
 [evaluation]
 every = 0  # steps; 0: only at the end
+sample = 0  # of the patients held out, how many are scored before the end; 0: all
 overlap = 0.5  # of neighbouring windows
 batch = 4
 missing = false  # true: score once more without each modality

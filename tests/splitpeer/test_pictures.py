@@ -30,6 +30,12 @@ def test_training_curve(tmp_path: Path) -> None:
     training_curve([], tmp_path / "empty.png")
 
 
+def test_the_legend_says_how_many_patients_the_points_stand_for() -> None:
+    some, all_of_them = {"volumes": 6}, {"volumes": 24}
+    assert pictures._counted([some, some, all_of_them]) == "24 patients at the end, 6 before"
+    assert pictures._counted([some, some]) == pictures._counted([{}]) == pictures._counted([]) == ""
+
+
 def test_steps_that_a_rollback_made_void_are_not_drawn(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -45,7 +45,9 @@ class DemoJob:
     learning_rate: float = 5e-3
     positive_fraction: float = 0.75
     seed: int = 7
-    evaluate_every: int = 0
+    evaluations: int = 6
+    """Along the run, the last one of all patients held out, the others of `sample`."""
+    sample: int = 6
     modality_dropout: float = 0.0
     missing: bool = False
     """Score once more without each modality."""
@@ -69,7 +71,12 @@ class DemoJob:
                 "checkpoint_every": 25,
                 "modality_dropout": self.modality_dropout,
             },
-            "evaluation": {"every": self.evaluate_every, "batch": 24, "missing": self.missing},
+            "evaluation": {
+                "every": max(1, self.steps // self.evaluations),
+                "sample": self.sample,
+                "batch": 24,
+                "missing": self.missing,
+            },
             "deadlines": {"join_s": 180, "step_s": 60, "return_s": 60},
             "output": {"folder": "results"},
         }

@@ -343,7 +343,10 @@ class Loop:
         """Score with these sites: how many volumes; or the patients that cannot be used, nobody if one of the sites
         got lost on the way."""
         try:
-            return await self._score(sites, [key for key in keys if key not in self._withdrawals.keys])
+            left = [key for key in keys if key not in self._withdrawals.keys]
+            # The last ones (none: all), as the demonstration records and attacks the first.
+            some = self._settings.evaluation.sample if self.committed < self._job.steps else 0
+            return await self._score(sites, left[-some:])
         except PatientUnusable as error:
             return self._own(error)
 

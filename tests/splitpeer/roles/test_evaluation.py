@@ -174,3 +174,22 @@ async def test_a_site_without_the_feature_trains_and_is_left_out_of_evaluations(
     assert len(ran.result.modalities) == 2 - lacking
     assert bool(ran.result.dice) == (lacking == 1)
     assert ("job.not_evaluated" in caplog.text) == (lacking == 2)
+
+
+async def test_evaluations_before_the_last_may_score_a_few(scene) -> None:
+    """The same few each time; the last one scores all. Training does not notice."""
+    scene.cast(
+        "t1",
+        "t2",
+        training={"steps": 5},
+        data={"validation": 3},
+        evaluation={"every": 2, "sample": 2, "batch": 64},
+    )
+    ran = await scene.together()
+    assert ran.result is not None, ran.error
+    assert [(line["step"], line["volumes"]) for line in scene.metrics() if "dice" in line] == [
+        (2, 2),
+        (4, 2),
+        (5, 3),
+    ]
+    scene.assert_exact()
