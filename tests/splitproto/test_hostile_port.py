@@ -138,7 +138,7 @@ async def test_a_message_of_many_parts_is_read_in_bounded_turns(parts: list[byte
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert delivered == [parts[:KEPT], [b"next"]]
-    assert read["most"] <= PARTS_A_TURN
+    assert read["most"] <= PARTS_A_TURN <= 256
     assert read["turns"] >= len(parts) // PARTS_A_TURN, "turns that an honest task had meanwhile"
     assert peak < 1 << 20
     reader.close()
@@ -162,7 +162,7 @@ async def test_many_messages_are_read_in_bounded_turns(hub: Hub) -> None:
             while handled["all"] < MAX_FAULTS:
                 handled["in this turn"] = 0
                 await asyncio.sleep(0)
-    assert handled["most"] <= MESSAGES_A_TURN
+    assert handled["most"] <= MESSAGES_A_TURN <= 32
     await hub.works()
 
 
