@@ -15,6 +15,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
+from splitpeer.bounds import Bounds
 from splitpeer.data.layouts import canonical_modality
 from splitpeer.errors import ConfigError, DataError
 from splitpeer.settings import Section, Settings
@@ -225,7 +226,7 @@ class PeerData(Section):
     """Memory for loaded volumes, MiB."""
 
 
-class Policy(Section):
+class Policy(Bounds):
     """What this hospital allows, whatever a job asks."""
 
     coordinators: Annotated[tuple[Name, ...], Field(min_length=1), AfterValidator(_distinct)]

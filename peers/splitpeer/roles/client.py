@@ -10,6 +10,7 @@ import asyncio
 import logging
 import random
 from collections.abc import Callable, Coroutine, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,8 +19,10 @@ from splitpeer.data.directory import named_in
 from splitpeer.data.findings import lacking_warning, naming_warnings
 from splitpeer.errors import ConnectionRefused, DataError, DeadlinePassed, JobFailed, PeerError, told_of
 from splitpeer.logs import event, handle
+from splitpeer.roles.budgets import BudgetSpent
 from splitpeer.roles.compute import Compute, pick_device
 from splitpeer.roles.files import look
+from splitpeer.roles.run_folders import mark_complete
 from splitpeer.roles.site_job import SiteJob, find_cases, open_ledger, open_volumes
 from splitpeer.roles.terms import judge
 from splitpeer.roles.witness import AGENT, Witness, terms_digest
@@ -31,6 +34,7 @@ from splitproto.errors import (
     CarrierVersionError,
     DeadlineExceeded,
     EnvelopeError,
+    FlowControlError,
     IdentityError,
     LinkLost,
     LocalError,
@@ -78,6 +82,8 @@ LEAVE_S = 20.0
 """How long a site that was asked to stop gives the step under way: to be sent, and for its gradients to come."""
 DAMAGED_AT_FIRST = 3
 """So often a first link may fail because of what may be damage done on the way; then it is a refusal."""
+REST_S, LONGEST_REST_S = 5.0, 600.0
+"""Pauses after a coordinator asked for more than the budgets allow."""
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 15.0
 
 
@@ -128,6 +134,7 @@ class Client:
         self._deadline: float | None = None
         self._pause = _FIRST_PAUSE
         self._noted: set[tuple[str, bytes, int]] = set()
+        self._rest_s = REST_S
         self._damaged = 0
         """First links that failed so."""
         self._missing: set[str] = set()
@@ -171,6 +178,8 @@ class Client:
                 try:
                     if await self._converse(session):
                         return
+                except (BudgetSpent, FlowControlError) as error:
+                    await self._rest(error)
                 except SplitprotoError as error:
                     if not error.retry:
                         raise
@@ -295,6 +304,17 @@ class Client:
         except TimeoutError:
             return
 
+    async def _rest(self, error: LocalError) -> None:
+        """SP-11.15-8: the coordinator asks too much: this site stays up, and gives it time to ask for less."""
+        event(log, "policy.refused", logging.WARNING, cause=error.reason, pause_s=self._rest_s)
+        self._witness.note("policy.refused", cause=error.reason)
+        # Not the coordinator's absence, so it costs no patience.
+        self._deadline = None
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._rest_s):
+                await self._stop.wait()
+        self._rest_s = min(2 * self._rest_s, LONGEST_REST_S)
+
     def _progress(self) -> None:
         """SP-11-40: the coordinator gave us work: from here on patience and pauses start anew."""
         self._deadline, self._pause = None, _FIRST_PAUSE
@@ -367,6 +387,8 @@ class Client:
         """Whether the job is complete; raises JobFailed if it is not and never will be."""
         if bye.reason == "complete":
             named = {} if self._job is None else {"job": self._job.job.name, "step": self._job.applied}
+            if self._job is not None:
+                mark_complete(self._job.folder)
             event(log, "job.complete", **named)
             self._board.phase("done")
             return True
@@ -413,6 +435,11 @@ class Client:
             same = known is not None and known.run == offer.run
             if same and (known.job, known.modality) != (offer.job, offer.modality):
                 raise SchemaMismatch("the terms of a run cannot change while it runs")
+            if not same:
+                await self._take_up(offer)
+        except BudgetSpent as error:
+            await session.send(JobDecline(error.code, error.reason))
+            raise
         except (PolicyRefused, SchemaMismatch) as error:
             event(log, "job.declined", logging.WARNING, job=offer.job.name, cause=error.reason)
             self._witness.note("job.declined", job=offer.job.name, run=offer.run.hex(), cause=error.reason)
@@ -420,17 +447,9 @@ class Client:
             await session.close("failed", error.reason)
             raise JobFailed(f"job {offer.job.name} declined: {error.reason}") from None
         self._board.phase("joining")
-        if self._job is None or self._job.run != offer.run:
-            await self._close_job()
-            self._job = await self._compute.run(
-                SiteJob,
-                offer,
-                self._config,
-                self._unusable,
-                what="the job's folder and images",
-                timeout=READ_S,
-            )
         job = self._job
+        if job is None:  # pragma: no cover - it was just taken up
+            raise UnexpectedMessage("no job")
         await self._compute.run(job.forget_batches, what="reading ahead to end")
         patients, unusable = await self._compute.run(
             job.inventory, what="the volumes' headers to be read", timeout=READ_S
@@ -471,6 +490,13 @@ class Client:
             await session.send(Inventory(tuple(piece), last, job.volumes.salt_check, bad))
         return job
 
+    async def _take_up(self, offer: JobOffer) -> None:
+        """A run that this process does not work on yet. Raises PolicyRefused, and what `SiteJob` raises."""
+        await self._close_job()
+        self._job = await self._compute.run(
+            SiteJob, offer, self._config, self._unusable, what="the job's folder and images", timeout=READ_S
+        )
+
     async def _work(self, session: Session, job: SiteJob) -> Bye:
         stopping_until = float("inf")
         loop = asyncio.get_running_loop()
@@ -508,6 +534,7 @@ class Client:
             await self._answer(session, job, message)
 
     async def _answer(self, session: Session, job: SiteJob, message: Message) -> None:
+        job.budgets.message()
         match message:
             case Forward():
                 # SP-10-6: the modes of a batch are named as the features are.

@@ -221,7 +221,7 @@ class Site:
         # Absent since before this coordinator began: what its memory holds, nobody knows.
         self._restarted |= bool(self.absent) and not self._incarnation
         self.unusable = unusable
-        self.refusal = ""
+        self.refusal, self._failure = "", None
         self._incarnation, self.applied, self.checkpoints = (
             accept.incarnation,
             accept.applied,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import secrets
 from collections import deque
 from collections.abc import Collection, Mapping
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from splitpeer.bounds import Bounds
 from splitpeer.config import PeerConfig
 from splitpeer.data.layouts import Found, find
 from splitpeer.data.loader import Prefetcher, SiteData
@@ -21,12 +23,15 @@ from splitpeer.defences.dp import mechanism
 from splitpeer.errors import DataError, PatientUnusable
 from splitpeer.models import site_seed
 from splitpeer.privacy.ledger import Ledger
+from splitpeer.roles.budgets import Budgets, new_run
 from splitpeer.roles.compute import defence_key, from_wire, pick_device, to_wire
 from splitpeer.roles.files import look, note
 from splitpeer.roles.holder import site_secret
-from splitpeer.roles.terms import encoder_octets, run_folder, window_of
+from splitpeer.roles.run_folders import check_room, make_room
+from splitpeer.roles.terms import check_bounds, checkpoint_octets, encoder_octets, run_folder, window_of
 from splitpeer.roles.withdrawals import counted
 from splitpeer.training import checkpoint
+from splitpeer.training.guard import Guard
 from splitpeer.training.optimiser import make_optimiser, make_schedule
 from splitpeer.training.split_step import ClientHalf
 from splitproto import holder
@@ -88,6 +93,14 @@ class SiteJob:
         self.folder: Path = run_folder(config.peer.state, job.name, offer.run)
         self._most_octets = config.policy.max_message_bytes if config.policy else 0
         self.volumes = open_volumes(config, job.spacing)
+        bounds: Bounds = config.policy or Bounds()
+        self._state, self._bounds = config.peer.state, bounds
+        grids = look(self.volumes, dict(unusable or {}))
+        check_bounds(job, bounds, max((math.prod(grid.shape) for grid in grids.values()), default=0))
+        if not self.folder.exists():
+            new_run(self._state, bounds)
+        make_room(self._state, self.folder, bounds, 2 * checkpoint_octets(job))
+        self.budgets = Budgets(self.folder, bounds)
         seed = config.runtime.initial_weights
         # SP-14-3: weights that others can compute are a white-box attack on the first step, so the default is
         # private entropy; a seed is a choice for demonstrations and tests.
@@ -110,7 +123,8 @@ class SiteJob:
             self.defences += encoder.stack.specs
         optimiser = make_optimiser(encoder.parameters(), job.optimiser, job.learning_rate, job.weight_decay)
         schedule = make_schedule(optimiser, job.schedule, job.steps)
-        self.half = ClientHalf(encoder, optimiser, schedule, pick_device(config.runtime.device))
+        guard = Guard(bounds.max_gradient_norm, refuse=bounds.beyond_norm == "refuse")
+        self.half = ClientHalf(encoder, optimiser, schedule, pick_device(config.runtime.device), guard)
         self.unusable = dict(unusable or {})
         """SP-11.13-3: patients whose files this process cannot use, and why: not read again, even if repaired."""
         self._withdrew = False  # what is announced does not count until the coordinator says where to go on
@@ -239,6 +253,7 @@ class SiteJob:
             return again
         if x is None:
             return self._withdraw(forward)
+        self.budgets.computed(forward)
         self._pay(forward)
         # Where runs must repeat, so must the noise; elsewhere not even a batch that is asked for again gets the same.
         self._computed += 1
@@ -313,10 +328,12 @@ class SiteJob:
             raise StepMismatch(f"asked to save step {step} after step {self.applied} was applied")
         tensors, meta = self.half.state()
         kept = checkpoint.KEEP if keep is None else keep
+        check_room(self._state, self._bounds, checkpoint_octets(self.job))
         return bytes.fromhex(checkpoint.save(self.folder, step, tensors, meta, kept))
 
     def rollback(self, step: int) -> None:
         """SP-11-14: go back to the checkpoint of `step`. Raises DataError if it is not there or not whole."""
+        self.budgets.rollback()
         self.forget_batches()
         tensors, meta, _ = checkpoint.load(self.folder, step)
         self.half.load(tensors, meta)
@@ -326,6 +343,7 @@ class SiteJob:
     def close(self) -> None:
         """Stop reading ahead, and settle the privacy ledger."""
         self.forget_batches()
+        self.budgets.flush()
         if self.ledger is not None:
             self.ledger.close()
 

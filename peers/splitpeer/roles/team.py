@@ -121,7 +121,7 @@ class Team:
             JobFailed: one has declined.
         """
         deadline = time.monotonic() + seconds
-        while missing := [site for site in self.sites if not site.here]:
+        while missing := [site for site in self.sites if not site.here and not site.absent]:
             names = ", ".join(f"{site.name} ({site.modality})" for site in missing)
             waiting_for(names)
             for site in missing:
@@ -145,18 +145,29 @@ class Team:
         Raises:
             JobFailed: one has declined.
         """
-        changes = [
-            asyncio.create_task(site.joined() if site in missing else site.left()) for site in self.sites
-        ]
+        changes = {
+            asyncio.create_task(site.joined() if site in missing else site.left()): site
+            for site in self.present
+        }
         try:
             done, _ = await asyncio.wait(changes, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
-                task.result()
+                self._joined(changes[task], task)
             return bool(done)
         finally:
             for task in changes:
                 task.cancel()
             await asyncio.gather(*changes, return_exceptions=True)
+
+    def _joined(self, site: Site, task: asyncio.Task[None]) -> None:
+        """One that declines is absent, where the run can do without it."""
+        try:
+            task.result()
+        except JobFailed as error:
+            if self.all_needed:
+                raise
+            site.leave_out(str(error))
+            self._enough()
 
     def undo(self, step: int) -> None:
         """Everybody present has gone back to `step`."""

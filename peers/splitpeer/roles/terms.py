@@ -6,6 +6,7 @@ import itertools
 import math
 from pathlib import Path
 
+from splitpeer.bounds import Bounds
 from splitpeer.config import MAX_STEPS, JobConfig, PeerConfig
 from splitpeer.data.volumes import Triple
 from splitpeer.models import ALL_LEVELS, cut_shapes
@@ -18,6 +19,13 @@ from splitproto.tensors import Descriptor, schema_digest
 PRECISIONS = ("f32", "bf16")
 MAX_ENCODER_PARAMETERS = 200_000_000
 """About 2.4 GB with gradients and Adam's moments; a full-size 3-D BasicUNet encoder has 4 million."""
+
+VOXEL_OCTETS = 60
+"""Taken for a moment for each voxel of a volume that is resampled (measured)."""
+PARAMETER_OCTETS = 16
+"""Weight, gradient and two moments."""
+MAPS = 3
+"""Feature maps, their gradients, and what is sent."""
 
 
 def job_on_wire(config: JobConfig) -> Job:
@@ -72,18 +80,48 @@ def encoder_octets(job: Job, batch: int) -> int:
     return 4 * sum(math.prod(shape) for shape in shapes.values())
 
 
+def encoder_parameters(job: Job) -> int:
+    """Weights of the encoder's convolutions, all but a handful of its parameters."""
+    kernel = 3**job.dimensions
+    widths = itertools.pairwise((1, *job.features[:5]))
+    return sum(kernel * (narrow * wide + wide * wide) for narrow, wide in widths)
+
+
+def checkpoint_octets(job: Job) -> int:
+    """Of one checkpoint: weights and two moments."""
+    return 12 * encoder_parameters(job)
+
+
+def check_bounds(job: Job, bounds: Bounds, voxels: int) -> None:
+    """SP-11.15-7: what the terms cost this site, before any of it is taken.
+
+    Args:
+        voxels: of its largest volume on the job's grid.
+
+    Raises:
+        PolicyRefused: more than the policy allows; the setting is named.
+    """
+    parameters, state = encoder_parameters(job), 2 * checkpoint_octets(job)
+    memory = VOXEL_OCTETS * voxels + PARAMETER_OCTETS * parameters + MAPS * encoder_octets(job, job.batch)
+    for name, asked, most in (
+        ("max_voxels", voxels, bounds.max_voxels),
+        ("max_parameters", parameters, bounds.max_parameters),
+        ("max_memory_mib", memory >> 20, bounds.max_memory_mib),
+        ("max_state_mib", state >> 20, bounds.max_state_mib),
+    ):
+        if asked > most:
+            raise PolicyRefused(f"the job needs {asked} where this site allows {most} ({name})")
+
+
 def _check_figures(job: Job) -> None:
     """SP-11-25, SP-11-26: figures that no optimiser, timer or folder name could use. Raises SchemaMismatch."""
     try:
         check_name("job", job.name)
     except IdentityError as error:
         raise SchemaMismatch(error.reason) from None
-    widths = (1, *job.features[:5])
-    kernel = 3**job.dimensions
-    parameters = sum(kernel * (narrow * wide + wide * wide) for narrow, wide in itertools.pairwise(widths))
     fits = {
         "levels": list(job.levels) == sorted(set(job.levels)),
-        "features": parameters <= MAX_ENCODER_PARAMETERS,
+        "features": encoder_parameters(job) <= MAX_ENCODER_PARAMETERS,
         "learning_rate": 0 < job.learning_rate <= 100,
         "weight_decay": 0 <= job.weight_decay <= 100,
         "seconds_per_step": 1 <= job.seconds_per_step <= 86_400,

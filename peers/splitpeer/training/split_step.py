@@ -22,6 +22,7 @@ from splitpeer.defences import Defended, Release
 from splitpeer.errors import DataError, JobFailed
 from splitpeer.logs import event
 from splitpeer.models.unet import Decoder, Encoder
+from splitpeer.training.guard import Guard
 from splitpeer.training.loss import region_loss
 from splitpeer.training.machine import kind
 from splitpeer.training.optimiser import Schedule
@@ -137,9 +138,15 @@ class ClientHalf(_Half):
     """
 
     def __init__(
-        self, encoder: Encoder | Defended, optimiser: Optimizer, schedule: Schedule, device: str = "cpu"
+        self,
+        encoder: Encoder | Defended,
+        optimiser: Optimizer,
+        schedule: Schedule,
+        device: str = "cpu",
+        guard: Guard | None = None,
     ) -> None:
         super().__init__(encoder, optimiser, schedule, device)
+        self._guard = guard or Guard()
         self._image: Tensor | None = None
         self._pending: dict[str, Tensor] | None = None
 
@@ -169,7 +176,9 @@ class ClientHalf(_Half):
         Raises:
             RuntimeError: no forward is pending.
             ValueError: names or shapes are not those that were sent; the step stays pending.
-            JobFailed: a gradient is not finite (SP-11-10); the encoder is unchanged and the step stays pending.
+            JobFailed: a gradient is not finite (SP-11-10); the encoder is unchanged and the step stays pending. Or what
+                it makes of the encoder's gradients cannot be used (SP-11.15-1); the encoder is unchanged.
+            PolicyRefused: their norm is beyond the policy's limit; the encoder is unchanged.
         """
         if self._pending is None:
             raise RuntimeError("backward without a pending forward")
@@ -194,6 +203,11 @@ class ClientHalf(_Half):
             tensors, seeds = [*tensors, penalty], [*seeds, torch.ones_like(penalty)]
         if tensors:
             torch.autograd.backward(tensors, seeds)
+        try:
+            self._guard.check(self.network.parameters(), self.steps_done + 1)
+        except Exception:
+            self.optimiser.zero_grad()
+            raise
         self._apply()
 
     def evaluate(self, x: np.ndarray | Tensor, release: Release | None = None) -> Arrays:
