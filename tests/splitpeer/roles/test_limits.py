@@ -215,7 +215,7 @@ def test_a_rate_forgives_with_time() -> None:
 @pytest.mark.parametrize(
     ("change", "policy", "setting"),
     [
-        ({"spacing": (0.12, 0.12, 0.12)}, {}, "max_voxels"),
+        ({"spacing": (0.11, 0.11, 0.11)}, {}, "max_voxels"),
         ({"spacing": (0.5, 0.5, 0.5)}, {"max_voxels": 100_000}, "max_voxels"),
         ({"features": (512, 512, 512, 1024, 1024, 32)}, {}, "max_parameters"),
         ({}, {"max_memory_mib": 1, "max_voxels": 10_000_000}, "max_memory_mib"),
