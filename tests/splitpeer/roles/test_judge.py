@@ -114,7 +114,7 @@ def job() -> SiteJob:
     """A site's job without its files: what `announce` looks at."""
     job = object.__new__(SiteJob)
     job.job, job.window = JOB, (32, 32, 1)
-    job._most_octets = MIB
+    job._most_octets, job.unusable = MIB, {}
     job.volumes = SimpleNamespace(geometry=lambda key: SimpleNamespace(shape=(40, 20, 24)))  # type: ignore[assignment]
     return job
 
