@@ -13,7 +13,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from splitpeer import durable, reading, seen
+from splitpeer import cli, durable, reading, seen
 from splitpeer.errors import ConfigError, DataError, PeerError
 from splitpeer.lines import Lines
 from splitpeer.privacy import ledger
@@ -176,3 +176,18 @@ def test_data_check_prints_no_control_of_a_file_name(tmp_path: Path, name: str) 
     assert done.returncode == 4
     assert all(line.isprintable() for line in (done.stdout + done.stderr).split("\n"))
     assert not any(line.startswith("lines.nii") for line in done.stdout.split("\n"))
+
+
+def test_every_line_of_a_command_goes_through_one_door() -> None:
+    """Whole documents of our own making, escaped JSON and TOML, are the exceptions."""
+    allowed = {
+        "terminal.py": 1,
+        "outcome.py": 1,
+        "options.py": 1,
+        "config.py": 1,
+        "data.py": 1,
+        "status.py": 1,
+    }
+    folder = Path(cli.__file__).parent
+    direct = {path.name: path.read_text().count("click.echo(") for path in folder.glob("*.py")}
+    assert {name: count for name, count in direct.items() if count} == allowed

@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from splitpeer.cli.options import FILE, echo_json, json_option, load_peer, set_option
+from splitpeer.cli.terminal import echo
 from splitpeer.config import JobConfig, PeerConfig
 from splitpeer.errors import ConfigError
 from splitpeer.preflight import Finding, exit_code, preflight
@@ -38,7 +39,7 @@ def check(file: Path | None, settings: tuple[str, ...], as_json: bool) -> None:
         if as_json:
             echo_json([asdict(Finding("settings", "ok", str(loaded.source)))])
         else:
-            click.echo(f"{loaded.source}: ok: job {loaded.job.name}, sites {sites}")
+            echo(f"{loaded.source}: ok: job {loaded.job.name}, sites {sites}")
         return
     findings = preflight(loaded)
     if as_json:
@@ -47,10 +48,10 @@ def check(file: Path | None, settings: tuple[str, ...], as_json: bool) -> None:
     if problems := [finding.text for finding in findings if finding.level == "problem"]:
         raise ConfigError("; ".join(problems))
     (own,) = (f.text for f in findings if (f.check, f.level) == ("certificate", "ok"))
-    click.echo(f"{loaded.source}: ok: {own}")
+    echo(f"{loaded.source}: ok: {own}")
     for finding in findings:
         if finding.level == "warning":
-            click.echo(f"splitpeer: {printable(finding.text)}", err=True)
+            echo(f"splitpeer: {printable(finding.text)}", err=True)
 
 
 @config.command()

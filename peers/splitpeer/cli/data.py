@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from splitpeer.cli.options import FILE, config_option, echo_json, json_option, load_peer, set_option
+from splitpeer.cli.terminal import echo
 from splitpeer.data.layouts import LAYOUTS
 from splitpeer.errors import ConfigError
 from splitpeer.preflight import preflight
@@ -72,7 +73,7 @@ def phantom(
     if as_json:
         echo_json(summary)
     else:
-        click.echo(f"{patients} patients in {folder}: msd/, flair/, t1/, t1ce/, t2/, labels/")
+        echo(f"{patients} patients in {folder}: msd/, flair/, t1/, t1ce/, t2/, labels/")
 
 
 @data.command()
@@ -109,7 +110,8 @@ def check(
         convention = convention or config.data.convention
         found = preflight(config)
         if not as_json:
-            click.echo("\n".join(printable(finding.line()) for finding in found))
+            for finding in found:
+                echo(finding.line())
         if any(finding.level == "problem" for finding in found):
             raise ConfigError("; ".join(finding.text for finding in found if finding.level == "problem"))
     elif config_file is not None or settings:
@@ -126,7 +128,8 @@ def check(
     if as_json:
         click.echo(report.as_json())
     else:
-        click.echo("\n".join(report.lines()))
+        for line in report.lines():
+            echo(line)
     raise click.exceptions.Exit(0 if report.ok else 4)
 
 
@@ -159,8 +162,6 @@ def keys(
         echo_json([asdict(entry) for entry in entries])
         return
     width = max(len(printable(entry.patient)) for entry in entries)
-    click.echo(f"{'key':<32}  {'handle':<8}  {'patient':<{width}}  file")
+    echo(f"{'key':<32}  {'handle':<8}  {'patient':<{width}}  file")
     for entry in entries:
-        click.echo(
-            f"{entry.key}  {entry.handle}  {printable(entry.patient):<{width}}  {printable(entry.file)}"
-        )
+        echo(f"{entry.key}  {entry.handle}  {printable(entry.patient):<{width}}  {printable(entry.file)}")

@@ -8,9 +8,9 @@ from pathlib import Path
 import click
 
 from splitpeer.cli.options import config_option, echo_json, json_option, load_peer, set_option
+from splitpeer.cli.terminal import echo
 from splitpeer.errors import ConfigError
 from splitpeer.preflight import Finding, exit_code, preflight
-from splitproto.errors import printable
 
 
 @click.command()
@@ -32,5 +32,6 @@ def doctor(offline: bool, config_file: Path | None, settings: tuple[str, ...], a
     if as_json:
         echo_json([asdict(finding) for finding in findings])
     else:
-        click.echo("\n".join(printable(finding.line()) for finding in findings))
+        for finding in findings:
+            echo(finding.line())
     raise click.exceptions.Exit(exit_code(findings))

@@ -11,6 +11,7 @@ import click
 
 from splitpeer.cli.options import FILE, heads_option, load_heads, set_option
 from splitpeer.cli.status import headline
+from splitpeer.cli.terminal import echo
 from splitpeer.errors import DeadlinePassed, JobFailed
 from splitpeer.seen import PeerHead, Seen, look
 
@@ -57,7 +58,7 @@ def _ask(one: Seen) -> bool:
     """False: it does not run, or ended just now."""
     if one.holder is None or not one.holder.signal(signal.SIGTERM):
         return False
-    click.echo(f"{one.site}: asked to stop (pid {one.pid}); {_state(one)}")
+    echo(f"{one.site}: asked to stop (pid {one.pid}); {_state(one)}")
     return True
 
 
@@ -78,14 +79,14 @@ def _wait(asked: Sequence[tuple[PeerHead, Seen]], patience: float, now: bool) ->
         for head, before in waiting:
             one = look(head)
             if one.holder is None or one.holder != before.holder:
-                click.echo(f"{one.site}: {_end(one)} after {time.monotonic() - began:.1f} s")
+                echo(f"{one.site}: {_end(one)} after {time.monotonic() - began:.1f} s")
                 if one.cause:
                     failed.append(f"{one.site} failed while it stopped: {one.cause}")
                 continue
             still.append((head, one))
             # Until it has heard, steps go on: not worth a line each.
             if one.phase == "draining" and _state(one) != _state(before):
-                click.echo(f"{one.site}: {_state(one)}")
+                echo(f"{one.site}: {_state(one)}")
             if again:
                 one.holder.signal(signal.SIGTERM)
         waiting = still

@@ -10,6 +10,7 @@ import click
 
 from splitpeer import templates
 from splitpeer.cli.options import FILE, write_new
+from splitpeer.cli.terminal import echo
 from splitpeer.data.layouts import canonical_modality
 from splitpeer.errors import ConfigError, DataError
 from splitproto.errors import IdentityError
@@ -78,7 +79,7 @@ def init(
     folders = {"images": images, "labels": labels}
     given |= {key: from_there(path) for key, path in folders.items() if path is not None}
     if not crl:
-        click.echo(
+        echo(
             "splitpeer: --no-crl: revoked certificates are not refused; set [tls] crl as soon as there is a list",
             err=True,
         )
@@ -93,7 +94,7 @@ def init(
         **{key: value for key, value in given.items() if value is not None},
     )
     write_new(output, text, force=force)
-    click.echo(
+    echo(
         f"{output}: {role} {site} of federation {federation}; edit it, then: splitpeer config check {output}"
     )
 
@@ -113,7 +114,7 @@ def job(name: str, sites: tuple[str, ...], output: Path, force: bool) -> None:
         pairs[_name(site)] = _modality(modality)
     write_new(output, templates.job_toml(_name(name), pairs), force=force)
     todo = "edit it" if pairs else "fill in [sites]"
-    click.echo(f"{output}: job {name}; {todo}, then: splitpeer config check {output}")
+    echo(f"{output}: job {name}; {todo}, then: splitpeer config check {output}")
 
 
 def _who(

@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 from splitpeer.cli.options import FILE, echo_json, json_option
+from splitpeer.cli.terminal import echo
 from splitpeer.errors import ConfigError
 from splitproto import pki as authority
 
@@ -40,11 +41,9 @@ def pki() -> None:
 def init(federation: str, days: int, folder: Path) -> None:
     """Create the CA, its revocation list, and the federation's salt for patient keys."""
     certificate = authority.create_ca(folder, federation, days=days, now=datetime.now(UTC))
-    click.echo(
-        f"{certificate}: CA of federation {federation}; give it, ca.crl and federation.salt to every site"
-    )
-    click.echo(f"{folder / 'ca.key'}: signs certificates; keep it here, and a copy offline")
-    click.echo(
+    echo(f"{certificate}: CA of federation {federation}; give it, ca.crl and federation.salt to every site")
+    echo(f"{folder / 'ca.key'}: signs certificates; keep it here, and a copy offline")
+    echo(
         f"{folder / 'ca.crl'}: good for {min(days, authority.CRL_DAYS)} days; sign it again before that with "
         "splitpeer pki crl, and give it to every site: an outdated list refuses everybody"
     )
@@ -60,9 +59,9 @@ def request(role: str, site: str, federation: str, hosts: tuple[str, ...], folde
     """At the site: make its key, which stays here, and a request for the CA to sign."""
     _coordinators_are_dialled(role, hosts)
     path = authority.request(folder, federation, role, site, hosts=hosts)
-    click.echo(f"{path.with_suffix('.key')}: the private key; it never leaves this machine")
-    click.echo(f"{path}: send this to the federation's CA, and read its fingerprint to them by telephone:")
-    click.echo(_in_groups(authority.read_request(path).fingerprint))
+    echo(f"{path.with_suffix('.key')}: the private key; it never leaves this machine")
+    echo(f"{path}: send this to the federation's CA, and read its fingerprint to them by telephone:")
+    echo(_in_groups(authority.read_request(path).fingerprint))
 
 
 @pki.command()
@@ -76,12 +75,12 @@ def sign(file: Path, fingerprint: str | None, renew: bool, days: int, folder: Pa
     asked = authority.read_request(file)
     _coordinators_are_dialled(asked.role, asked.hosts)
     named = f" ({', '.join(asked.hosts)})" if asked.hosts else ""
-    click.echo(f"{file}: {asked.role} {asked.site}{named} of federation {asked.federation}, {asked.key_kind}")
-    click.echo(_in_groups(asked.fingerprint))
+    echo(f"{file}: {asked.role} {asked.site}{named} of federation {asked.federation}, {asked.key_kind}")
+    echo(_in_groups(asked.fingerprint))
     _confirmed(asked.fingerprint, fingerprint)
     path, identity = authority.sign(folder, asked, days=days, now=datetime.now(UTC), renew=renew)
-    click.echo(f"{path}: {identity.uri}, until {identity.not_after:%Y-%m-%d}")
-    click.echo(f"give it, with ca.crt and ca.crl, to {asked.site}; federation.salt on a confidential channel")
+    echo(f"{path}: {identity.uri}, until {identity.not_after:%Y-%m-%d}")
+    echo(f"give it, with ca.crt and ca.crl, to {asked.site}; federation.salt on a confidential channel")
 
 
 @pki.command()
@@ -97,10 +96,8 @@ def issue(role: str, site: str, hosts: tuple[str, ...], days: int, folder: Path)
     """
     _coordinators_are_dialled(role, hosts)
     issued = authority.issue(folder, role, site, hosts=hosts, days=days, now=datetime.now(UTC))
-    click.echo(f"{issued.certificate}: {issued.identity.uri}, until {issued.identity.not_after:%Y-%m-%d}")
-    click.echo(
-        f"{issued.key}: give it, with the certificate, ca.crt, ca.crl and federation.salt, to {site} only"
-    )
+    echo(f"{issued.certificate}: {issued.identity.uri}, until {issued.identity.not_after:%Y-%m-%d}")
+    echo(f"{issued.key}: give it, with the certificate, ca.crt, ca.crl and federation.salt, to {site} only")
 
 
 @pki.command()
@@ -110,7 +107,7 @@ def issue(role: str, site: str, hosts: tuple[str, ...], days: int, folder: Path)
 def revoke(site: str, days: int, folder: Path) -> None:
     """Revoke a site's certificates and sign ca.crl again."""
     path = authority.revoke(folder, site, now=datetime.now(UTC), days=days)
-    click.echo(
+    echo(
         f"{path}: {site} is revoked; give the file to every site: where [tls] crl is not set, it changes nothing"
     )
 
@@ -121,7 +118,7 @@ def revoke(site: str, days: int, folder: Path) -> None:
 def crl(days: int, folder: Path) -> None:
     """Sign ca.crl again, before it is outdated."""
     path = authority.write_crl(folder, now=datetime.now(UTC), days=days)
-    click.echo(f"{path}: good for {days} days; give it to every site")
+    echo(f"{path}: good for {days} days; give it to every site")
 
 
 @pki.command()
@@ -134,7 +131,7 @@ def show(file: Path, as_json: bool) -> None:
         echo_json(described)
         return
     for key, value in described.items():
-        click.echo(f"{key:11} {', '.join(value) if isinstance(value, list) else value}")
+        echo(f"{key:11} {', '.join(value) if isinstance(value, list) else value}")
 
 
 def _coordinators_are_dialled(role: str, hosts: tuple[str, ...]) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 from splitpeer.cli.options import config_option, echo_json, json_option, load_peer, set_option
+from splitpeer.cli.terminal import echo
 from splitpeer.errors import ConfigError
 
 _COUNT = click.IntRange(min=1)
@@ -37,7 +38,7 @@ def privacy(
     if as_json:
         echo_json(asdict(spent))
         return
-    click.echo(
+    echo(
         f"epsilon {spent.epsilon:.3g} of {spent.budget:g} is spent (delta {spent.delta:g}), by the patient that paid "
         f"most; {spent.patients} have paid, {spent.half} half of it or more, {spent.full} all of it"
     )
@@ -70,7 +71,7 @@ def plan(
         text = (
             f"dp-gaussian:clip=100,noise={_upwards(each['noise']):.4g},frozen={str(name == 'frozen').lower()}"
         )
-        click.echo(f"{name + ' encoder':17} {each['records']:>9} records a patient  {text}")
+        echo(f"{name + ' encoder':17} {each['records']:>9} records a patient  {text}")
 
 
 def _upwards(noise: float) -> float:

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from splitpeer.cli.options import FILE, echo_json, json_option, private_files
+from splitpeer.cli.terminal import echo
 from splitpeer.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -241,12 +242,10 @@ def _defend(
         echo_json({"file": str(done.path), "defences": list(done.defences), "messages": done.messages,
                    "last_chain": done.last_chain.hex(), "repeats_live": done.repeats})  # fmt: skip
         return
-    click.echo(f"{done.path}: {done.messages} messages of activations under {' + '.join(done.defences)}")
-    click.echo("Gradients are those of the recorded run: live, the defence would also change what is learnt.")
+    echo(f"{done.path}: {done.messages} messages of activations under {' + '.join(done.defences)}")
+    echo("Gradients are those of the recorded run: live, the defence would also change what is learnt.")
     if not done.repeats:
-        click.echo(
-            "Noise of differential privacy is never the same twice: these are not a live site's octets."
-        )
+        echo("Noise of differential privacy is never the same twice: these are not a live site's octets.")
 
 
 def _drive(capture: Capture, role: str, config: Path, job: Path | None, as_json: bool) -> int:
@@ -272,16 +271,14 @@ def _drive(capture: Capture, role: str, config: Path, job: Path | None, as_json:
     if as_json:
         echo_json(_plain(found.as_json()))
         return 0 if found.agrees else 1
-    click.echo(f"{found.steps} of {found.of} steps driven, {found.tensors} tensors of {found.what} compared")
+    echo(f"{found.steps} of {found.of} steps driven, {found.tensors} tensors of {found.what} compared")
     if found.stopped:
-        click.echo(f"stopped at {found.stopped}")
-    click.echo(f"largest difference {found.largest:.3g} of the recorded tensor's largest value"
+        echo(f"stopped at {found.stopped}")
+    echo(f"largest difference {found.largest:.3g} of the recorded tensor's largest value"
                + (f" ({found.where}; {found.absolute:.3g})" if found.where else ""))  # fmt: skip
     if found.figures:
-        click.echo(f"{found.figures} losses and Dice compared, largest difference {found.largest_figure:.3g}")
+        echo(f"{found.figures} losses and Dice compared, largest difference {found.largest_figure:.3g}")
     if found.tensors == 0:
-        click.echo("nothing could be compared")
-    click.echo(
-        "the live peer answers as recorded" if found.agrees else f"IT DIFFERS by more than {TOLERANCE:g}"
-    )
+        echo("nothing could be compared")
+    echo("the live peer answers as recorded" if found.agrees else f"IT DIFFERS by more than {TOLERANCE:g}")
     return 0 if found.agrees else 1

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from splitpeer.cli.options import FILE, echo_json, json_option, private_files
+from splitpeer.cli.terminal import echo
 
 
 @click.command()
@@ -27,4 +28,4 @@ def report(folders: tuple[Path, ...], out: Path, title: str | None, as_json: boo
     if as_json:
         echo_json({"page": str(out), "json": str(beside)})
     else:
-        click.echo(f"{out}, {beside}")
+        echo(f"{out}, {beside}")

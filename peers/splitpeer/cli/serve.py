@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import importlib
-import json
 import logging
 import os
 import signal
@@ -18,11 +17,13 @@ from splitpeer.cli import early
 from splitpeer.cli.options import (
     FILE,
     config_option,
+    echo_json,
     json_option,
     load_peer,
     private_files,
     set_option,
 )
+from splitpeer.cli.terminal import echo
 from splitpeer.config import JobConfig, PeerConfig
 from splitpeer.errors import ConfigError
 from splitpeer.logs import event
@@ -121,7 +122,7 @@ def serve(
         _import("splitpeer.roles.coordinator", "splitpeer.roles.view")
         result = asyncio.run(_coordinator(config, job, board, resume, curious, verify, readmit))
     if as_json:
-        click.echo(json.dumps(result, indent=2))
+        echo_json(result)
 
 
 def _import(*modules: str) -> None:
@@ -145,7 +146,7 @@ def _stop_on_signals(before_leaving: Callable[[], None] = lambda: None) -> async
     def asked() -> None:
         if stop.is_set():
             before_leaving()
-            click.echo("splitpeer: stopped at once", err=True)
+            echo("splitpeer: stopped at once", err=True)
             logging.shutdown()
             # Not SystemExit: the interpreter would wait for the thread that computes.
             os._exit(FORCED)
@@ -207,12 +208,12 @@ async def _coordinator(
         draw_curve(job.output.folder)
         few = len(result.modalities) < len(result.sites)
         made_from = f" from {' '.join(result.modalities)} only" if few else ""
-        click.echo(
+        echo(
             f"{result.job}: {result.step} steps, Dice {dice_line(result.dice)}{made_from}; {job.output.folder}",
             err=True,
         )
     else:
-        click.echo(
+        echo(
             f"{result.job}: stopped at step {result.step} of {result.steps}; started again it goes on",
             err=True,
         )

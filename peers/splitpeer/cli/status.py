@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from splitpeer.cli.options import FILE, echo_json, heads_option, json_option, load_heads, set_option
+from splitpeer.cli.terminal import echo
 from splitpeer.seen import PeerHead, Seen, look
 from splitproto.errors import printable
 
@@ -90,7 +91,7 @@ def _watch(heads: Sequence[PeerHead], seen: list[Seen], as_json: bool) -> list[S
                 click.echo(json.dumps([one.as_json() for one in seen]))
             elif live is None:
                 _print(console, seen)
-                click.echo()
+                echo()
             else:
                 live.update(render(seen, terminal=True), refresh=True)
             time.sleep(REFRESH_S)
@@ -117,7 +118,8 @@ def _print(console: Console, seen: Sequence[Seen]) -> None:
     with console.capture() as capture:
         console.print(render(seen, terminal=False))
     # Tables fill their columns with spaces, which are nothing to a program.
-    click.echo("\n".join(line.rstrip() for line in capture.get().rstrip("\n").split("\n")))
+    for line in capture.get().rstrip("\n").split("\n"):
+        echo(line.rstrip())
 
 
 # --- how it looks ------------------------------------------------------------------------------------------

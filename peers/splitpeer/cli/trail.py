@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from splitpeer.cli.options import FILE, config_option, echo_json, json_option, load_peer, set_option
+from splitpeer.cli.terminal import echo
 
 
 @click.command()
@@ -27,7 +28,7 @@ def trail(file: Path | None, config_file: Path | None, settings: tuple[str, ...]
     else:
         for entry in listed:
             fields = " ".join(f"{k}={v}" for k, v in entry.items() if k not in ("n", "time", "event"))
-            click.echo(f"{entry.get('time')}  {entry.get('event')}  {fields}")
+            echo(f"{entry.get('time')}  {entry.get('event')}  {fields}")
         state = "whole" if verdict.whole else f"broken: {verdict.problem}"
-        click.echo(f"{path}: {verdict.entries} lines, {state}; last chain {verdict.last_chain}", err=True)
+        echo(f"{path}: {verdict.entries} lines, {state}; last chain {verdict.last_chain}", err=True)
     raise click.exceptions.Exit(0 if verdict.whole else 4)
