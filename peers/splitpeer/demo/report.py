@@ -8,12 +8,13 @@ from pathlib import Path
 from shutil import copyfile
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 from rich.table import Table
 
 from splitpeer import durable
 from splitpeer.data.labels import regions
+from splitpeer.data.layouts import Case
+from splitpeer.data.nifti import read_voxels
 from splitpeer.errors import JobFailed
 from splitpeer.pictures import dice_bars, prediction_sheet
 from splitpeer.training.metrics import Scores, shown
@@ -80,4 +81,5 @@ def _slices(data: Path, predictions: Path) -> Sequence[Mapping[str, Any]]:
 
 
 def _load(path: Path) -> np.ndarray:
-    return np.asarray(nib.load(path).dataobj)
+    """In RAS order, like a prediction, whatever the file's own."""
+    return read_voxels(Case(path.name, path))[0]
