@@ -17,6 +17,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from splitpeer.bounds import Bounds
 from splitpeer.data.layouts import canonical_modality
+from splitpeer.data.rules import MAX_VOXELS, Rules
 from splitpeer.errors import ConfigError, DataError
 from splitpeer.settings import Section, Settings
 from splitproto.connection import Timing
@@ -224,6 +225,15 @@ class PeerData(Section):
     """The federation's secret from which patient keys are made."""
     cache_mib: Count = 1024
     """Memory for loaded volumes, MiB."""
+    max_voxels: PositiveInt = MAX_VOXELS
+    """Largest volume taken, as stored and as resampled to the job's spacing; 4 bytes each in memory, 24 while it is
+    resampled."""
+    unknown_orientation: Literal["warn", "refuse"] = "warn"
+    """Of files whose header does not say which side is which (qform and sform codes 0); taken as LAS."""
+
+    def rules(self) -> Rules:
+        """For reading."""
+        return Rules(self.max_voxels, self.unknown_orientation)
 
 
 class Policy(Bounds):

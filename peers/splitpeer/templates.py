@@ -34,6 +34,8 @@ recheck_s = 30  # how often certificates and revocation list are looked at while
 {data}layout = "folder"  # "folder": <patient>.nii.gz; others ("bids", "brats", "msd", "csv" ...): docs/running.md
 salt = {salt}  # turns patient ids into keys; the same file at every site, mode 0600
 cache_mib = 1024  # memory for loaded volumes
+max_voxels = 134217728  # of one volume (512 x 512 x 512), as stored and as resampled for a job; larger ones are refused
+unknown_orientation = "warn"  # a file that does not say which side is which: "warn" takes it as LAS, or "refuse"
 {policy}
 [capture]
 # For splitpeer serve --curious FILE, which keeps what this peer sends and receives, to audit it. Others are told.

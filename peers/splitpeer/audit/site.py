@@ -134,11 +134,16 @@ class SiteAudit:
             salt=salt,
             spacing=spacing,
             cache_mib=data.cache_mib,
+            rules=data.rules(),
         )
         if self.labels is None:
             return Cohort({modality: images}, StandIn(images)), True
         masks = Volumes(
-            find_labels(self.labels, data.layout), salt=salt, spacing=spacing, labels=self.convention
+            find_labels(self.labels, data.layout),
+            salt=salt,
+            spacing=spacing,
+            labels=self.convention,
+            rules=data.rules(),
         )
         return Cohort({modality: images}, masks), False
 

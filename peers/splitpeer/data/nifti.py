@@ -15,10 +15,11 @@ from typing import IO
 import numpy as np
 
 from splitpeer.data.layouts import Case
-from splitpeer.data.nifti_header import HEADER_BYTES, MAX_VOXELS, Header, Rules, kind_of, parse
+from splitpeer.data.nifti_header import HEADER_BYTES, Header, kind_of, parse
+from splitpeer.data.rules import Rules
 from splitpeer.errors import DataError
 
-__all__ = ["MAX_VOXELS", "Header", "Rules", "read_header", "read_voxels"]
+__all__ = ["Header", "Rules", "read_header", "read_voxels"]
 
 MOST_TIMES_SMALLER = 1032
 """Deflate cannot do better: a compressed file this much smaller than what it claims to hold is refused unread."""

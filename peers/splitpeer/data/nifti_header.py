@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 from nibabel.nifti1 import header_dtype as _NIFTI1
 from nibabel.nifti2 import header_dtype as _NIFTI2
 
 from splitpeer.data.geometry import GRID_TOLERANCE, Geometry, Triple, Turn, angle, apart, edges, shear
+from splitpeer.data.rules import Rules
 from splitpeer.errors import DataError
 
-MAX_VOXELS = 2**27
-"""Voxels of one volume, 512 MiB as float32: `[data] max_voxels`. More is a broken or hostile header."""
 MAX_CHANNELS = 64
 """Volumes in one 4-D file."""
 MAX_OFFSET = 2**24
@@ -49,14 +47,6 @@ _OTHER_TYPES = {
 }
 _UNITS = {1: "metres", 3: "micrometres"}
 _NO_LENGTH = "is not a positive length"
-
-
-@dataclass(frozen=True)
-class Rules:
-    """What of a file is taken: the settings of `[data]` that concern reading."""
-
-    max_voxels: int = MAX_VOXELS
-    unknown_orientation: Literal["warn", "refuse"] = "warn"
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,7 @@ def _contrast(voxels: np.ndarray, filled: np.ndarray) -> list[str]:
         worst = float(values[away.argmax()])
         return [
             f"{count} outlier(s) up to {worst:g}, where 99 % of the voxels are within {usual:.4g} of {median:.4g}: "
-            "the contrast of all others is squeezed by normalisation"
+            "normalisation squeezes the contrast of all others"
         ]
     return []
 

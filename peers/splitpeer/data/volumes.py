@@ -17,6 +17,7 @@ from splitpeer.data.layouts import Case, subject
 from splitpeer.data.mask_values import MaskCensus
 from splitpeer.data.nifti import Header, Rules, read_header, read_voxels
 from splitpeer.data.pseudonym import keyed, salt_check
+from splitpeer.data.quality import image_warnings
 from splitpeer.data.resampling import resample, resampled_grid
 from splitpeer.errors import DataError, PatientUnusable
 from splitpeer.logs import event, handle
@@ -124,6 +125,8 @@ class Volumes:
         self._census = census
         self._capacity = cache_mib * 2**20
         self._geometries: dict[bytes, Geometry] = {}
+        self.warnings: dict[bytes, list[str]] = {}
+        """What wants a second look, with the file's name, of the volumes that `geometry` or `read` looked at."""
 
     def keys(self) -> list[bytes]:
         """The patient keys, ascending: an order that says nothing about the patients."""
@@ -159,6 +162,7 @@ class Volumes:
             case = self.case(key)
             with _blaming(key):
                 header = read_header(case, self.rules)
+                self.warnings[key] = [f"{case.path}: {text}" for text in header.warnings]
                 self._geometries[key] = grid_of(case, header, self.spacing, self.rules)
         return self._geometries[key]
 
@@ -182,8 +186,14 @@ class Volumes:
         return out
 
     def read(self, key: bytes) -> None:
-        """Read a volume to its end, for what is wrong with it."""
-        self._volume(key)
+        """Read a volume to its end, as training will, for what is wrong with it."""
+        case = self.case(key)
+        with _blaming(key):
+            voxels, header = self._read(key, case)
+            self._prepare(case, voxels, header)
+        if self.labels is None:
+            texts = (*header.warnings, *image_warnings(voxels))
+            self.warnings[key] = [f"{case.path}: {text}" for text in texts]
 
     def extent(self, key: bytes) -> Box:
         """The smallest box around the non-zero voxels: the brain of an image, the tumour of a mask.
@@ -208,7 +218,7 @@ class Volumes:
         # results.
         case = self.case(key)
         with _blaming(key):
-            volume = self._load(key, case)
+            volume = self._prepare(case, *self._read(key, case))
         volume.setflags(write=False)
         with self._lock:
             if volume.nbytes > self._capacity:
@@ -224,7 +234,7 @@ class Volumes:
                     self._cached_bytes -= self._cache.popitem(last=False)[1].nbytes
         return volume
 
-    def _load(self, key: bytes, case: Case) -> np.ndarray:
+    def _read(self, key: bytes, case: Case) -> tuple[np.ndarray, Header]:
         voxels, header = read_voxels(case, self.rules)
         if self._geometries.get(key, grid := grid_of(case, header, self.spacing, self.rules)) != grid:
             # Windows were agreed on the grid that was listed.
@@ -234,6 +244,9 @@ class Volumes:
         if self.labels is not None and not self._rounds and label_rules.whole(voxels)[1]:
             self._rounds = True
             event(log, "labels.rounded", logging.WARNING, file=str(case.path), hint="save masks as integers")
+        return voxels, header
+
+    def _prepare(self, case: Case, voxels: np.ndarray, header: Header) -> np.ndarray:
         return prepare(case, voxels, header, labels=self.labels, spacing=self.spacing, rules=self.rules)
 
 

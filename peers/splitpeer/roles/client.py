@@ -21,7 +21,7 @@ from splitpeer.errors import ConnectionRefused, DataError, DeadlinePassed, JobFa
 from splitpeer.logs import event, handle
 from splitpeer.roles.budgets import BudgetSpent
 from splitpeer.roles.compute import Compute, pick_device
-from splitpeer.roles.files import look
+from splitpeer.roles.files import look, tell
 from splitpeer.roles.run_folders import mark_complete
 from splitpeer.roles.site_job import SiteJob, find_cases, open_ledger, open_volumes
 from splitpeer.roles.terms import judge
@@ -122,6 +122,7 @@ class Client:
         volumes = open_volumes(config, found=found)
         self._unusable: dict[bytes, str] = {}
         look(volumes, self._unusable, voxels=verify)
+        self._volumes = volumes
         self._cases, self._salt_check = volumes.cases, volumes.salt_check.hex()
         self._findings = naming_warnings(config.data.images, [found])
         self._findings += lacking_warning(found, f"{config.peer.modality} image")
@@ -153,6 +154,7 @@ class Client:
         # Names of files: in this site's own log, and nowhere else.
         for cause in self._findings:
             event(log, "data.warning", logging.WARNING, cause=cause)
+        tell(self._volumes)
         async with (
             self._board.on_duty(),
             self._witness.on_duty(modality=self._config.peer.modality, coordinator=self._address),

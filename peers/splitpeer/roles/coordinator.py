@@ -37,7 +37,7 @@ from splitpeer.logs import event
 from splitpeer.models import build_decoder, site_seed
 from splitpeer.roles.batches import TrainingStream
 from splitpeer.roles.compute import Compute, defence_key, pick_device
-from splitpeer.roles.files import look
+from splitpeer.roles.files import look, tell
 from splitpeer.roles.loop import DISK_S, Loop
 from splitpeer.roles.overlap import ADVICE, pairwise, shared_with
 from splitpeer.roles.refusals import Refusals
@@ -117,6 +117,7 @@ class Coordinator:
             labels=config.data.convention,
             cache_mib=config.data.cache_mib,
             census=census,
+            rules=config.data.rules(),
         )
         self._unusable: dict[bytes, str] = {}
         look(self._labels, self._unusable, voxels=verify)
@@ -230,6 +231,7 @@ class Coordinator:
                       salt_check=self._labels.salt_check.hex())  # fmt: skip
                 for cause in self._findings:
                     event(log, "data.warning", logging.WARNING, cause=cause)
+                tell(self._labels)
                 accepting = asyncio.create_task(self._accept(listener))
                 began_at = self._files.record.state
                 reason, text = "failed", "the coordinator stopped because of an error of its own"

@@ -10,6 +10,9 @@ from splitpeer.errors import DataError, PatientUnusable
 from splitpeer.logs import event, handle
 from splitpeer.roles.withdrawals import counted
 
+MOST_LINES = 20
+"""Warnings about files in the log of one start."""
+
 log = logging.getLogger(__name__)
 
 
@@ -41,6 +44,15 @@ def look(volumes: Volumes, bad: dict[bytes, str], *, voxels: bool = False) -> di
         none = f"none of {len(bad)} patients' files can be used"
         raise DataError(f"{none}; the last: {last}" if last else none, cause, told)
     return usable
+
+
+def tell(volumes: Volumes) -> None:
+    """What `look` found that wants a second look, in the log of the party whose files they are."""
+    lines = [line for key in sorted(volumes.warnings) for line in volumes.warnings[key]]
+    for line in lines[:MOST_LINES]:
+        event(log, "data.warning", logging.WARNING, cause=line)
+    if (more := len(lines) - MOST_LINES) > 0:
+        event(log, "data.warning", logging.WARNING, cause=f"{more} more: splitpeer data check shows all")
 
 
 def note(error: PatientUnusable, bad: dict[bytes, str]) -> None:

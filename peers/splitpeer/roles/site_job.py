@@ -63,6 +63,7 @@ def open_volumes(config: PeerConfig, spacing: tuple[float, ...] = (), found: Fou
         salt=load_salt(data.salt),
         spacing=tuple(spacing) or None,
         cache_mib=data.cache_mib,
+        rules=data.rules(),
     )
 
 

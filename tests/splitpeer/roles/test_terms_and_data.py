@@ -368,3 +368,42 @@ async def test_a_start_that_fails_does_not_cost_what_could_be_resumed(scene) -> 
     ran = await scene.together(resume=True)
     assert ran.result is not None, ran.error
     assert ran.result.complete
+
+
+# --- before the start ------------------------------------------------------------------------------------------
+
+
+def unplaced(scene, modality: str) -> Path:
+    """The images of a site, one of them without orientation codes."""
+    import nibabel as nib
+
+    images = scene.folder / f"unplaced-{modality}"
+    shutil.copytree(scene.federation.data / modality, images)
+    path = sorted(images.iterdir())[0]
+    image = nib.load(path)
+    image.set_sform(None, 0)
+    image.set_qform(None, 0)
+    nib.save(image, path)
+    return path
+
+
+@pytest.mark.parametrize("refuse", [False, True])
+def test_a_start_looks_at_every_header_and_its_own_log_names_the_file(scene, make, refuse: bool) -> None:
+    scene.cast("flair", "t1", training={"steps": 1})
+    path = unplaced(scene, "t1")
+    rule = {"unknown_orientation": "refuse"} if refuse else {}
+    scene.client("t1", data={"images": str(path.parent), **rule})
+    hub, clients = scene.start_all()
+    code = hub.code()
+    said = clients["t1"].said
+    wanted = "patient.unusable" if refuse else "data.warning"
+    line = next(line for line in said.splitlines() if wanted in line)
+    assert sum(wanted in line for line in said.splitlines()) == 1
+    assert f"{path}: orientation unknown (qform and sform codes are 0)" in line
+    for other in (hub.said, clients["flair"].said):
+        assert "orientation unknown" not in other
+        assert str(path) not in other
+    # Left out, or in the wrong place: the guess puts the volume's centre at 0, where the others have its corner.
+    assert code == (0 if refuse else 1), hub.said
+    if not refuse:
+        assert "equal voxels lie up to" in hub.last
