@@ -141,6 +141,7 @@ class Site:
         self.refusal = ""
         """Why it did not join when it dialled last; empty: it did, or has not dialled."""
         self._watching: asyncio.Task[None] | None = None
+        self._reported: Session | None = None  # the link whose loss the log has already
         board.site(name, modality=self.modality, state="awaited")
 
     # --- joining ---------------------------------------------------------------------------------------
@@ -245,7 +246,7 @@ class Site:
         bye = session.farewell
         if bye is not None:
             await session.close(bye.reason)
-        if self._session is session and self._joined.is_set():
+        if self._session is session and self._reported is not session:
             self._joined.clear()
             self._board.site(self.name, state="absent" if self.absent else "awaited")
             if bye is None:
@@ -471,6 +472,7 @@ class Site:
         # It may be in the middle of anything: on a new link, both know where they are.
         if self._session is not None and self._session.alive:
             self._session.fail(DeadlineExceeded("the run goes on without this site; dial again to join it"))
+        self._reported = self._session
         self._joined.clear()
 
     def undo(self, step: int) -> None:
@@ -573,6 +575,7 @@ class Site:
                         session.fail(error)
                     if not error.retry:
                         raise JobFailed(f"site {self.name}: {error}") from error
+                    self._reported = session
                     event(log, "site.lost", logging.WARNING, site=self.name, cause=session.cause_of(error),
                           waiting_for=what, patience_s=self._patience_s)  # fmt: skip
                     if self._session is session:

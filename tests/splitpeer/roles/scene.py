@@ -509,7 +509,7 @@ class Scene:
         """All parties' weights from their checkpoints, named as in a SplitNetwork."""
         found = {}
         for who, prefix in [("hub", "decoder"), *((f"site-{m}", f"encoders.{m}") for m in self.modalities)]:
-            (run,) = [path for path in (self.folder / who / "state").iterdir() if path.is_dir()]
+            (run,) = [path for path in (self.folder / who / "state").iterdir() if [*path.glob("step-*")]]
             tensors, meta, _ = checkpoint.load(run, step)
             assert meta["step"] == step
             for name, tensor in tensors.items():

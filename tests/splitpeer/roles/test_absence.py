@@ -129,7 +129,7 @@ def test_a_run_goes_on_without_a_site_and_takes_it_back(scene, mode: str) -> Non
     assert result["modalities"] == ["flair", "t1", "t2"]
     # It went back to its own newest checkpoint; nobody else went back.
     assert not any(line.get("rollback") for line in scene.metrics())
-    (run,) = [path for path in (scene.folder / "site-t1" / "state").iterdir() if path.is_dir()]
+    (run,) = [path for path in (scene.folder / "site-t1" / "state").iterdir() if [*path.glob("step-*")]]
     assert checkpoint.load(run, 400)[1]["step"] == 400
 
 

@@ -36,7 +36,7 @@ def noted(scene, event: str) -> list[dict]:
 
 
 def run_folder(scene, who: str):
-    (folder,) = [path for path in (scene.folder / who / "state").iterdir() if path.is_dir()]
+    (folder,) = [path for path in (scene.folder / who / "state").iterdir() if [*path.glob("step-*")]]
     return folder
 
 
@@ -71,7 +71,7 @@ async def test_a_copied_certificate_does_not_take_the_sites_place(scene, mode: s
 
 async def test_no_thief_trains_while_the_site_is_away(scene) -> None:
     """SP-11.14-3: with `drop`, where nobody asks for the site; it comes back and has its part."""
-    scene.cast("flair", "t1", training=LONG, absence={"mode": "drop"}, deadlines={"reconnect_s": 0.2})
+    scene.cast("flair", "t1", training=LONG, absence={"mode": "drop"}, deadlines={"return_s": 0.2})
     async with scene.running() as on:
         await until(lambda: len(scene.losses()) >= 3, on)
         on.stops["site-t1"].set()

@@ -23,7 +23,7 @@ WAITING_S = 1.5
 
 
 def state_of(scene, who: str) -> Path:
-    (run,) = [path for path in (scene.folder / who / "state").iterdir() if path.is_dir()]
+    (run,) = [path for path in (scene.folder / who / "state").iterdir() if [*path.glob("step-*")]]
     return run
 
 
