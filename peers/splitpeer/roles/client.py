@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+import time
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -28,6 +29,7 @@ from splitpeer.roles.terms import judge
 from splitpeer.roles.witness import AGENT, Witness, terms_digest
 from splitpeer.status import Board
 from splitproto import Offer, Session, SplitprotoError, dial
+from splitproto.admission import Bucket
 from splitproto.capture import Party
 from splitproto.causes import OF_A_PATIENT
 from splitproto.errors import (
@@ -80,6 +82,10 @@ READ_S = 600.0
 INVENTORY_PIECE = 500
 LEAVE_S = 20.0
 """How long a site that was asked to stop gives the step under way: to be sent, and for its gradients to come."""
+NOTED_EACH = 8
+"""Lines about withdrawn patients, for each patient of the site."""
+FIGURES_A_SECOND, FIGURES_AT_ONCE = 1.0, 30.0
+"""Lines of figures that a coordinator may have written to this site's log."""
 DAMAGED_AT_FIRST = 3
 """So often a first link may fail because of what may be damage done on the way; then it is a refusal."""
 REST_S, LONGEST_REST_S = 5.0, 600.0
@@ -136,6 +142,7 @@ class Client:
         self._pause = _FIRST_PAUSE
         self._noted: set[tuple[str, bytes, int]] = set()
         self._rest_s = REST_S
+        self._figures = Bucket(FIGURES_A_SECOND, FIGURES_AT_ONCE, time.monotonic())
         self._damaged = 0
         """First links that failed so."""
         self._missing: set[str] = set()
@@ -389,7 +396,8 @@ class Client:
         """Whether the job is complete; raises JobFailed if it is not and never will be."""
         if bye.reason == "complete":
             named = {} if self._job is None else {"job": self._job.job.name, "step": self._job.applied}
-            if self._job is not None:
+            # Only weights that were trained to the end are worth keeping before others.
+            if self._job is not None and self._job.applied == self._job.job.steps:
                 mark_complete(self._job.folder)
             event(log, "job.complete", **named)
             self._board.phase("done")
@@ -569,16 +577,21 @@ class Client:
                 self._note_missing(message)
                 if not message.values:
                     return
-                figures = " ".join(f"{name} {value:.4g}" for name, value in message.values.items())
-                event(log, "job.progress", step=f"{message.step}/{job.job.steps}", figures=figures)
+                if self._figures.take(1.0, time.monotonic()):
+                    figures = " ".join(f"{name} {value:.4g}" for name, value in message.values.items())
+                    event(log, "job.progress", step=f"{message.step}/{job.job.steps}", figures=figures)
             case _:
                 raise UnexpectedMessage(f"a {message.name} where work was due")
 
     def _note_withdrawal(self, job: SiteJob, step: int, patients: Sequence[Unusable], name: str) -> None:
         """SP-11.13-8: each patient once, by a handle, and by its file only where it is this site's that is bad."""
+        known = set(job.volumes.keys())
         for patient in patients:
-            if (name, patient.key, step) in self._noted:
+            if patient.key not in known or (name, patient.key, step) in self._noted:
                 continue
+            # A coordinator may repeat itself after rollbacks; it may not fill log and trail.
+            if len(self._noted) >= NOTED_EACH * len(known):
+                return
             self._noted.add((name, patient.key, step))
             who = handle(patient.key)
             cause = OF_A_PATIENT[patient.cause]
@@ -591,6 +604,9 @@ class Client:
         if message.missing is None:
             return
         missing = {one.modality: one.cause for one in message.missing}
+        # Also these lines are the coordinator's to cause: at most as many as of figures.
+        if missing.keys() != self._missing and not self._figures.take(1.0, time.monotonic()):
+            return
         for modality in missing.keys() - self._missing:
             event(log, "job.without", logging.WARNING, modality=modality, after_step=message.step,
                   cause=missing[modality])  # fmt: skip

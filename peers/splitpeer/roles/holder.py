@@ -83,6 +83,9 @@ class Seat:
         shown = accept.holder or b""
         if shown or accept.proof is not None:
             holder.check(shown, accept.proof or b"", offer.run, offer.challenge or b"", link.binding)
+        self._admit(shown)
+
+    def _admit(self, shown: bytes) -> None:
         if self.holder is not None and shown != self.holder:
             raise SecondHolder(
                 f"another holder of the certificate of {self.site} takes part in this run: look for a second daemon or "
@@ -94,6 +97,7 @@ class Seat:
 
         Raises:
             Superseded: the present link answers.
+            SecondHolder: another holder took it since `examine`.
         """
         while (older := present()) is not None and older.alive:
             if await older.answers(ANSWER_S):
@@ -102,6 +106,7 @@ class Seat:
                 self.say("site.superseded", link, older, cause="the older link no longer answered")
                 older.fail(Superseded(f"{self.site} opened a newer link"))
                 break
+        self._admit(holder_key)
         self.holder = holder_key
         self._bind(self.site, holder_key)
 

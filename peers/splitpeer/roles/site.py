@@ -19,6 +19,7 @@ from splitpeer.roles.withdrawals import counted
 from splitpeer.roles.witness import Witness
 from splitpeer.status import Board
 from splitproto import Session, SplitprotoError
+from splitproto.admission import Bucket
 from splitproto.capture import Party
 from splitproto.errors import (
     DeadlineExceeded,
@@ -61,6 +62,8 @@ log = logging.getLogger(__name__)
 FAREWELL_S = 5.0
 """How long a site whose link broke at the very end may take to come back and hear that the job is complete."""
 
+REFUSALS_A_SECOND, REFUSALS_AT_ONCE = 0.01, 20.0
+"""Lines about links of one site that did not join, whatever the other side makes them say."""
 RESTARTS = 10
 """So often since its last checkpoint a site may restart, and make all go back; then it is a failure."""
 
@@ -141,6 +144,7 @@ class Site:
         self.refusal = ""
         """Why it did not join when it dialled last; empty: it did, or has not dialled."""
         self._watching: asyncio.Task[None] | None = None
+        self._refusals = Bucket(REFUSALS_A_SECOND, REFUSALS_AT_ONCE, time.monotonic())
         self._reported: Session | None = None  # the link whose loss the log has already
         board.site(name, modality=self.modality, state="awaited")
 
@@ -150,8 +154,9 @@ class Site:
         """Offer the job on a new link and hear what the site has."""
         self._witness.listen(session)
         self._joining[session] = False
-        # SP-11.14-6.
-        for oldest in [link for link in self._joining if link.alive][: -holder.JOINING]:
+        # SP-11.14-6: links that have shown no key go first, the oldest of them.
+        alive = sorted((link for link in self._joining if link.alive), key=lambda link: self._joining[link])
+        for oldest in alive[: -holder.JOINING]:
             oldest.fail(Superseded(f"too many links of {self.name} at once"))
         try:
             await self._join(session)
@@ -188,6 +193,9 @@ class Site:
                     unusable = _unusable(piece, patients)
             if len(patients) != accept.patients:
                 raise SchemaMismatch(f"{accept.patients} patients announced, {len(patients)} listed")
+            if (unfit := self._unfit(patients, unusable)) is not None:
+                raise unfit
+            # Last: who does not fit must not have the seat.
             await self.seat.take(session, accept.holder or b"", lambda: self._session)
         except SplitprotoError as error:
             if isinstance(error, LocalError):
@@ -199,16 +207,15 @@ class Site:
                 self._not_taken_back(str(error))
             return
         except JobFailed as error:
-            self._witness.note("job.declined", site=self.name, run=self._offer.run.hex(), cause=str(error))
-            if self._expected is None:
+            # A decline proves no key: where somebody has the seat, it is a stranger's word.
+            if self._expected is None and self.seat.holder is None and not self.here:
+                self._witness.note(
+                    "job.declined", site=self.name, run=self._offer.run.hex(), cause=str(error)
+                )
                 self._failure = error
                 self._joined.set()
             else:
                 self._not_taken_back(str(error))
-            return
-        if (unfit := self._unfit(patients, unusable)) is not None:
-            session.fail(unfit)
-            self._not_taken_back(f"site {self.name}: {unfit.reason}")
             return
         self._witness.heard(self.name, accept)
         self.party = Party(self.name, self.modality, accept.defences or (), accept.recorded)
@@ -256,16 +263,17 @@ class Site:
 
     def _not_taken_back(self, cause: str) -> None:
         """It came back and did not join: it stays away, and is waited for as before."""
-        if cause != self.refusal:
+        if cause != self.refusal and self._refusals.take(1.0, time.monotonic()):
             event(log, "site.refused", logging.WARNING, site=self.name, modality=self.modality, cause=cause)
+            self._witness.note("site.refused", site=self.name, cause=cause)
         self.refusal = cause
 
     def _same_salt(self, check: bytes) -> None:
         """SP-11.5-4: with another salt every key is another, and no patient would be found at both."""
         if check != self._salt_check:
             raise Misaligned(
-                f"the patient salt of {self.name} (check value {check.hex()}) is not the coordinator's "
-                f"({self._salt_check.hex()}): install the same federation.salt at both"
+                f"the patient salt of {self.name} (check value {check.hex()}) is not the coordinator's: install the "
+                "same federation.salt at both (each start's log shows its own check value)"
             )
 
     @property

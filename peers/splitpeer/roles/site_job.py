@@ -285,7 +285,11 @@ class SiteJob:
                 f"the gradients of step {gradients.step} do not have the shapes of the activations"
             )
         # SP-11-11: once, as nothing is pending after it.
-        self.half.backward(from_wire(gradients.tensors, self.job.precision))
+        try:
+            self.half.backward(from_wire(gradients.tensors, self.job.precision))
+        except PolicyRefused as error:
+            # SP-11.15-8: a coordinator must not be able to switch this site off.
+            raise BudgetSpent(error.reason) from None
         self._pending = None
 
     def advance(self, step: int) -> None:
