@@ -359,7 +359,7 @@ _VERIFY = {
     19: "was not issued by our CA: " + _SAME_CA,
     20: "was not issued by our CA: " + _SAME_CA,
     21: "was not issued by our CA: " + _SAME_CA,
-    23: "has been revoked by the CA: ask whoever keeps the CA, then have a new one issued",
+    23: "has been revoked by the CA: ask the CA's operator, then have a new one issued",
     24: "was issued by one that may not issue others: " + _CHAIN,
     25: "has more intermediates above it than its CA allows (pathlen): " + _CHAIN,
     32: "was issued by one without keyCertSign in its keyUsage: " + _CA_FORM,
@@ -380,7 +380,7 @@ _ALERTS = {
     "UNKNOWN_CA": "does not know the CA of our certificate: " + _SAME_CA,
     "CERTIFICATE_EXPIRED": "says that our certificate, or its own revocation list (CRL), has expired: if ours is "
     "valid, fetch a fresh list there; else " + _CLOCK,
-    "CERTIFICATE_REVOKED": "says that our certificate is revoked: ask whoever keeps the CA for a new one",
+    "CERTIFICATE_REVOKED": "says that our certificate is revoked: ask the CA's operator for a new one",
     "BAD_CERTIFICATE": "refuses our certificate (host name, dates or form): its log names the reason",
     "UNSUPPORTED_CERTIFICATE": "refuses the purpose of our certificate: it needs clientAuth and serverAuth, "
     + _REISSUE,

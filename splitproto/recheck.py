@@ -113,7 +113,7 @@ class Recheck:
         if listed is not None and listed.get_revoked_certificate_by_serial_number(serial) is not None:
             return IdentityError(
                 f"the certificate of {link.peer.role} {link.peer.site} (serial {link.peer.serial}) has been "
-                "revoked by the CA: ask whoever keeps the CA for a new one"
+                "revoked by the CA: ask the CA's operator for a new one"
             )
         for one in (link.peer, link.own):
             if now >= one.not_after:

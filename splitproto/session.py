@@ -46,7 +46,7 @@ OVERSLEPT = 1.0
 
 def overslept(deadline: float) -> bool:
     """Whether this process did not run when `deadline` (the loop's clock) came: then what was waited for could not
-    be noticed, and the wait is to begin anew."""
+    be noticed, and the wait is to begin again."""
     return asyncio.get_running_loop().time() - deadline > OVERSLEPT
 
 
@@ -264,7 +264,9 @@ class Session:
 
     def cause_of(self, error: SplitprotoError) -> str:
         """Why the link was lost, for a log: a process that was stopped does not blame its peer."""
-        return f"this process did not run for some {self.slept:.0f} s ({error})" if self.slept else str(error)
+        return (
+            f"this process did not run for about {self.slept:.0f} s ({error})" if self.slept else str(error)
+        )
 
     def rotate(self, cause: str) -> None:
         """A new link should take this one's place: its key is worn, or certificates have changed."""

@@ -1,6 +1,6 @@
 """The TCP connections at a listener's port, below ZeroMQ (SP-5-13).
 
-libzmq accepts whoever comes, keeps a connection that says nothing for ever, and assembles a message of any number
+libzmq accepts every connection, keeps a silent one forever, and assembles a message of any number
 of parts before anybody above sees it, at 64 bytes of memory for an empty part of 2 bytes. It can be told none of
 this, but it names the descriptor of each connection: the monitor when it comes and goes, a message when it arrives.
 So a connection without an admitted link is shut down here when there are too many, when it has had its time, or
@@ -133,7 +133,7 @@ class Visitors:
         return visitor
 
     def look(self, now: float) -> list[tuple[str, LocalError]]:
-        """Shut down whoever has to go. Returns who, and why."""
+        """Shut down the connections that are over a limit. Returns which, and why."""
         told = []
         for visitor in self._all.values():
             if visitor.shut:

@@ -176,7 +176,7 @@ async def dial(
 
     Args:
         address: `tcp://host:port`; the listener's certificate must name the host.
-        credentials: this side's certificate, key and CA; read anew.
+        credentials: this side's certificate, key and CA; read again.
         allow: who may answer.
 
     Raises:
@@ -466,7 +466,7 @@ class Listener:
         if arrived.kind is Kind.OPEN and arrived.sequence == 0:
             self._open(key, source, visitor, data)
         elif arrived.kind is Kind.DATA:
-            # SP-5-9: ciphertext of an unknown link is answered so that the dialler starts anew.
+            # SP-5-9: ciphertext of an unknown link is answered so that the dialler starts again.
             self._reset(route, arrived.link, ResetReason.UNKNOWN_LINK, "")
             self._fault(source, visitor)
 

@@ -83,7 +83,7 @@ def pseudonym(salt: bytes, patient: str) -> bytes:
 
 
 def salt_check(salt: bytes) -> bytes:
-    """Shows a coordinator that this site has the same salt: 8 octets."""
+    """8 octets that show a coordinator that this site has the same salt."""
     return hmac.new(salt, b"splitproto salt v1\0", hashlib.sha256).digest()[:8]
 
 
@@ -349,7 +349,7 @@ class Service:
         return "" if voxels.any() else "empty"
 
     def encode(self, run: Run, forward: Forward) -> Activations | Withdraw:
-        """Activations; or whose images cannot be used, so that the run goes on without them (SP-11.13-1)."""
+        """Activations; or patients whose images cannot be used: the run continues without them (SP-11.13-1)."""
         keys = dict.fromkeys(sample.key for sample in forward.samples)
         bad = tuple(Unusable(key, cause) for key in keys if (cause := self.trouble(key)))
         if bad:
@@ -434,7 +434,9 @@ class Service:
                     await asyncio.to_thread(run.rollback, message.step)
                     await session.send(RolledBack(message.step))
                 case Withdrawn():
-                    log.warning("%d patients are out from step %d on", len(message.patients), message.step)
+                    log.warning(
+                        "%d patients are withdrawn from step %d on", len(message.patients), message.step
+                    )
                 case Progress():
                     log.info("step %d: %s", message.step, message.values)
                 case Bye():

@@ -13,11 +13,11 @@ class Bounds(Section):
     """Part of [policy]. The defaults fit a full-size BasicUNet on BraTS volumes, with room to spare."""
 
     max_voxels: PositiveInt = 32_000_000
-    """Voxels of one volume on the job's grid; resampling takes about 60 bytes a voxel for a moment."""
+    """Voxels of one volume on the job's grid; while it is resampled, it takes about 60 bytes per voxel."""
     max_parameters: PositiveInt = 20_000_000
     """Parameters of the encoder; 12 bytes each in a checkpoint. A full-size 3-D encoder has 4 million."""
     max_memory_mib: PositiveInt = 8192
-    """Estimated memory of the job: one volume, the encoder with its optimiser, the feature maps of a batch."""
+    """Estimated memory that the job needs: one volume, the encoder with its optimiser, the feature maps of a batch."""
     max_runs: PositiveInt = 16
     """Run folders in [peer] state, the present one included; the oldest go first."""
     max_state_mib: PositiveInt = 4096

@@ -27,7 +27,7 @@ class Lines:
     """Appends to one file, for one writer.
 
     Args:
-        path: opened anew for each line, so that it may be moved or removed meanwhile.
+        path: opened again for each line, so that it may be moved or removed meanwhile.
         most: lines that wait at most.
     """
 

@@ -22,7 +22,7 @@ role = {role}
 ca = {ca}
 certificate = {certificate}
 key = {key}  # mode 0600
-{crl}  # revoked certificates; an outdated list refuses everybody: fetch it from the CA in time
+{crl}  # revoked certificates; with an outdated list everybody is refused: fetch a new one from the CA in time
 
 [network]
 {network}
@@ -116,7 +116,7 @@ positive_fraction = 0.75  # of the windows are centred on tumour
 augment = true
 validation = 0.2  # patients held out: a fraction, or a whole number
 min_patients = 2  # that all sites must share
-max_withdrawn = 0.1  # of the patients, or a number: so many files of one site may go bad during a run
+max_withdrawn = 0.1  # fraction or number of patients whose files at one site may become unusable during a run
 
 [training]
 steps = 1000
@@ -136,7 +136,7 @@ modality_dropout = 0.0  # chance of each modality to sit a step out, so that the
 
 [evaluation]
 every = 0  # steps; 0: only at the end
-sample = 0  # of the patients held out, how many are scored before the end; 0: all
+sample = 0  # how many of the held-out patients all evaluations but the last score; 0: all
 overlap = 0.5  # of neighbouring windows
 batch = 4
 missing = false  # true: score once more without each modality

@@ -32,7 +32,7 @@ def config() -> None:
 @set_option
 @json_option
 def check(file: Path | None, settings: tuple[str, ...], as_json: bool) -> None:
-    """Check FILE, and what a peer.toml needs: certificates, salt, folders, disk, clock; doctor also dials."""
+    """Check FILE; for a peer.toml also certificates, salt, folders, disk and clock. Only doctor also dials."""
     loaded = _load(file, settings)
     if isinstance(loaded, JobConfig):
         sites = ", ".join(f"{site} ({modality})" for site, modality in loaded.sites.items())

@@ -78,7 +78,7 @@ def phantom(
 
 @data.command()
 @click.argument("folder", type=FILE, required=False)
-@click.option("--layout", type=click.Choice(LAYOUTS), help="Default: what it looks like.")
+@click.option("--layout", type=click.Choice(LAYOUTS), help="Default: guessed from the files.")
 @click.option("--modality", help="Look at this contrast only.")
 @click.option(
     "--convention", type=click.Choice(("msd", "brats", "brats2023", "nnunet")), help="Of the masks."
@@ -115,7 +115,7 @@ def check(
         if any(finding.level == "problem" for finding in found):
             raise ConfigError("; ".join(finding.text for finding in found if finding.level == "problem"))
     elif config_file is not None or settings:
-        raise ConfigError("--config and --set say where the images are: leave FOLDER out")
+        raise ConfigError("--config and --set are for a check without FOLDER: leave one or the other out")
     with bar("reading") as progress:
         task = progress.add_task("", total=None)
         report = look(
@@ -141,7 +141,7 @@ def check(
 def keys(
     patients: tuple[str, ...], config_file: Path | None, settings: tuple[str, ...], as_json: bool
 ) -> None:
-    """Which key is whose: ids to keys, and keys or handles of a log back to ids and files.
+    """Tell which patient a key stands for: ids to keys, and keys or handles from a log back to ids and files.
 
     Without arguments, all patients of this site (at a coordinator: of its masks). The output names patients: keep it
     at the site, and write it to a file only under umask 077.

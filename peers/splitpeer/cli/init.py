@@ -17,7 +17,7 @@ from splitproto.errors import IdentityError
 from splitproto.identity import Identity, check_name, read_identity
 
 _pki = click.option(
-    "--pki", "pki_folder", type=FILE, default=Path("pki"), show_default=True, help="Where certificates lie."
+    "--pki", "pki_folder", type=FILE, default=Path("pki"), show_default=True, help="Folder of certificates."
 )
 _force = click.option("--force", is_flag=True, help="Overwrite.")
 
@@ -37,7 +37,10 @@ _force = click.option("--force", is_flag=True, help="Overwrite.")
     help="What the numbers in a coordinator's masks mean.",
 )
 @click.option(
-    "--crl/--no-crl", default=True, show_default=True, help="Refuse who is on ca.crl in the same folder."
+    "--crl/--no-crl",
+    default=True,
+    show_default=True,
+    help="Refuse certificates revoked by ca.crl in that folder.",
 )
 @click.option("--output", type=FILE, default=Path("peer.toml"), show_default=True)
 @_pki

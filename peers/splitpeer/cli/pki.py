@@ -18,10 +18,10 @@ _folder = click.option(
 )
 _role = click.option("--role", type=click.Choice(["client", "coordinator"]), required=True)
 _site = click.option("--site", required=True, help="Name of the site, e.g. north.")
-_hosts = click.option("--host", "hosts", multiple=True, help="DNS name or IP under which others dial it.")
+_hosts = click.option("--host", "hosts", multiple=True, help="DNS name or IP address that others dial.")
 _days = click.IntRange(min=1)
 _list_days = click.option(
-    "--days", type=_days, default=authority.CRL_DAYS, show_default=True, help="Until the list is outdated."
+    "--days", type=_days, default=authority.CRL_DAYS, show_default=True, help="How long the list is valid."
 )
 
 
@@ -30,7 +30,7 @@ def pki() -> None:
     """Keep the federation's certificates: one CA, one certificate per site.
 
     Each site makes its own key (request), and the CA signs what the site asks for (sign). A hospital with a CA of
-    its own needs none of this: certificates of the form that the specification describes are all that peers ask for.
+    its own needs none of this: its certificates only have to have the form that docs/running.md describes.
     """
 
 
@@ -44,7 +44,7 @@ def init(federation: str, days: int, folder: Path) -> None:
     echo(f"{certificate}: CA of federation {federation}; give it, ca.crl and federation.salt to every site")
     echo(f"{folder / 'ca.key'}: signs certificates; keep it here, and a copy offline")
     echo(
-        f"{folder / 'ca.crl'}: good for {min(days, authority.CRL_DAYS)} days; sign it again before that with "
+        f"{folder / 'ca.crl'}: good for {min(days, authority.CRL_DAYS)} days; sign it again before then with "
         "splitpeer pki crl, and give it to every site: an outdated list refuses everybody"
     )
 
@@ -52,7 +52,7 @@ def init(federation: str, days: int, folder: Path) -> None:
 @pki.command()
 @_role
 @_site
-@click.option("--federation", required=True, help="As the CA's, e.g. glioma.example.")
+@click.option("--federation", required=True, help="Name of the CA's federation, e.g. glioma.example.")
 @_hosts
 @click.option("--dir", "folder", type=FILE, default=Path("pki"), show_default=True, help="Where to write.")
 def request(role: str, site: str, federation: str, hosts: tuple[str, ...], folder: Path) -> None:
@@ -66,7 +66,7 @@ def request(role: str, site: str, federation: str, hosts: tuple[str, ...], folde
 
 @pki.command()
 @click.argument("file", type=FILE)
-@click.option("--fingerprint", help="As the site read it; without it, you are asked.")
+@click.option("--fingerprint", help="The one that the site read out; without it, you are asked.")
 @click.option("--renew", is_flag=True, help="The site has a certificate already, which stays valid.")
 @click.option("--days", type=_days, default=397, show_default=True)
 @_folder
@@ -116,7 +116,7 @@ def revoke(site: str, days: int, folder: Path) -> None:
 @_list_days
 @_folder
 def crl(days: int, folder: Path) -> None:
-    """Sign ca.crl again, before it is outdated."""
+    """Sign ca.crl again, before it expires."""
     path = authority.write_crl(folder, now=datetime.now(UTC), days=days)
     echo(f"{path}: good for {days} days; give it to every site")
 
@@ -155,7 +155,7 @@ def _confirmed(fingerprint: str, given: str | None) -> None:
         return
     if not sys.stdin.isatty():
         raise ConfigError(
-            "nobody is here to compare the fingerprint: give what the site read with --fingerprint"
+            "there is no terminal to confirm the fingerprint on: give what the site read with --fingerprint"
         )
     if not click.confirm("Does the site read the same fingerprint to you?", err=True):
         raise ConfigError("not signed: ask the site for its request again")

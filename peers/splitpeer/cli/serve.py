@@ -43,14 +43,14 @@ log = logging.getLogger(__name__)
 @click.option(
     "--resume/--fresh",
     default=None,
-    help="Go on with the last run of this job, or start anew (coordinators). Without either: go on if the last "
+    help="Continue the last run of this job, or start a new one (coordinators). Without either: continue if the last "
     "run is not complete.",
 )
 @click.option(
     "--readmit",
     multiple=True,
     metavar="SITE",
-    help="Let SITE join the run again although it lost its state folder (coordinators).",
+    help="Let SITE join the run again even though it lost its state folder (coordinators).",
 )
 @click.option("--device", help='Overrides [runtime] device: "cpu", "cuda", "cuda:0" or "auto".')
 @click.option(
@@ -62,9 +62,11 @@ log = logging.getLogger(__name__)
 @click.option(
     "--verify",
     is_flag=True,
-    help="Read every image or mask to its end before the start, not only its header.",
+    help="Read every image or mask in full before starting, not only its header.",
 )
-@click.option("--curious-key", type=FILE, metavar="KEY", help="Encrypt the record with the 32 octets of KEY.")
+@click.option(
+    "--curious-key", type=FILE, metavar="KEY", help="Encrypt the capture with the 32 bytes in the file KEY."
+)
 @config_option
 @set_option
 @json_option

@@ -91,7 +91,7 @@ def regions(labels: np.ndarray, name: str) -> np.ndarray:
         named = ", ".join(map(shown, strange[:5].tolist())) + (", ..." if strange.size > 5 else "")
         raise DataError(
             f"label value(s) {named} are not in convention {name!r} ({rule}): "
-            f"name the convention these masks follow ({', '.join(CONVENTIONS)}) or mend the mask"
+            f"name the convention these masks follow ({', '.join(CONVENTIONS)}) or correct the mask"
         )
     out = np.empty((3, *labels.shape), np.uint8)
     for channel, values in enumerate(rule.region_values):

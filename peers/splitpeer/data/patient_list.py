@@ -50,7 +50,7 @@ def read_list(path: Path) -> Found:
             cases[case.patient], files[case.path.resolve()] = (reader.line_num, case), reader.line_num
     except csv.Error as error:
         raise DataError(
-            f"{path}, line {reader.line_num}: not CSV ({error}): mend or remove the line"
+            f"{path}, line {reader.line_num}: not CSV ({error}): correct or remove the line"
         ) from None
     return Found(tuple(sorted(case for _, case in cases.values())))
 
@@ -91,7 +91,7 @@ def _case(where: str, folder: Path, row: list[str], columns: dict[str, int]) -> 
     if not patient or not written:
         raise DataError(f"{where}: the {'patient' if not patient else 'path'} is empty: fill it in")
     if "\0" in written:
-        raise DataError(f"{where}: the path holds a zero character: mend it")
+        raise DataError(f"{where}: the path holds a NUL character: correct it")
     path = folder / written
     if not path.name.lower().endswith(SUFFIXES):
         raise DataError(f"{where}: {written}: name a .nii or .nii.gz file")
@@ -99,7 +99,7 @@ def _case(where: str, folder: Path, row: list[str], columns: dict[str, int]) -> 
         there = path.is_file()
     except OSError as error:
         raise DataError(
-            f"{where}: {written}: cannot be looked up ({error.strerror}): mend the path"
+            f"{where}: {written}: cannot be looked up ({error.strerror}): correct the path"
         ) from None
     if not there:
         hint = "; write / instead of \\" if "\\" in written else ""

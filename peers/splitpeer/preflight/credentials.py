@@ -209,7 +209,7 @@ def _cause(
         where = own.ca if certificate in authorities else own.certificate
         if text := _form(certificate, leaf=certificate == chain[0]):
             whose = (
-                "yours; ask the CA to issue it again" if certificate == chain[0] else "the CA's own to mend"
+                "yours; ask the CA to issue it again" if certificate == chain[0] else "the CA has to fix it"
             )
             return f"{where}: {_name(certificate)} {text} ({whose})"
     return (
@@ -229,7 +229,7 @@ def _no_issuer(own: Credentials, chain: list[x509.Certificate], authorities: lis
     if any(one.subject == top.issuer for one in authorities):
         return (
             f"{own.ca}: its CA {top.issuer.rfc4514_string()} has the right name but did not sign {_name(top)}: "
-            "both are of different issues: fetch the federation's present ca.crt, or have the certificate issued again"
+            "one of them is outdated: fetch the federation's present ca.crt, or have the certificate issued again"
         )
     return (
         f"{own.certificate}: {_name(top)} was issued by {top.issuer.rfc4514_string()}, but {own.ca} holds {held}: "

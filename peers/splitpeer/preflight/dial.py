@@ -21,7 +21,7 @@ def check_coordinator(config: PeerConfig) -> Iterator[Finding]:
         return
     if holder(config.peer.state) is not None:
         yield Finding(
-            "coordinator", "ok", "not dialled: the daemon runs and has its own link: splitpeer status"
+            "coordinator", "ok", "not dialled: the daemon runs and has its own link: see splitpeer status"
         )
         return
     try:
@@ -43,5 +43,5 @@ async def _dial(config: PeerConfig, address: str) -> str:
         address, config.credentials(), config.allow_list(), offer, timing=config.network.timing()
     )
     text = f"{session.peer.uri} lets us in, {session.tls}"
-    await session.close("drain", "splitpeer doctor looked")
+    await session.close("drain", "splitpeer doctor has checked the link")
     return text

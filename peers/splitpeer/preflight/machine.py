@@ -71,7 +71,7 @@ def check_images(config: PeerConfig) -> Iterator[Finding]:
         yield Finding(
             "data",
             "warning",
-            f"{folder}: {len(found.left_out)} files were not taken: splitpeer data check names them",
+            f"{folder}: {len(found.left_out)} files were skipped: splitpeer data check lists them",
         )
 
 
@@ -116,7 +116,9 @@ def check_clock(config: PeerConfig) -> Iterator[Finding]:
         )
     elif not _synchronised():
         yield Finding(
-            "clock", "warning", "the clock is not kept in step with a time server: timedatectl set-ntp true"
+            "clock",
+            "warning",
+            "the clock is not kept in step with a time server: run timedatectl set-ntp true",
         )
     else:
         yield Finding("clock", "ok", "kept in step with a time server")
@@ -150,9 +152,7 @@ def check_descriptors(config: PeerConfig) -> Iterator[Finding]:
     elif most < LEAST_FILES:
         yield Finding("descriptors", "problem", f"{text} are too few for a job: {fix}")
     else:
-        yield Finding(
-            "descriptors", "warning", f"{text}: idle connections of strangers may use them up: {fix}"
-        )
+        yield Finding("descriptors", "warning", f"{text}: strangers' idle connections may use them up: {fix}")
 
 
 def check_address(config: PeerConfig) -> Iterator[Finding]:
@@ -203,6 +203,6 @@ def check_environment(config: PeerConfig, environ: Mapping[str, str] | None = No
         yield Finding(
             "proxy",
             "warning",
-            f"{named} is set, but this program uses no web proxy: it needs a direct way to "
+            f"{named} is set, but this program uses no web proxy: it needs a direct connection to "
             f"{config.network.coordinator}: have the firewall let it through",
         )

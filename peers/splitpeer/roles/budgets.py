@@ -168,9 +168,7 @@ def _read(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError):
         value = None
     if not isinstance(value, dict):
-        raise DataError(
-            f"{path}: cannot be read; remove it, and the counts of this site's budgets start at zero"
-        )
+        raise DataError(f"{path}: cannot be read: remove it, and this site's counts start at zero")
     return value
 
 

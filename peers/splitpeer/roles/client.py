@@ -325,7 +325,7 @@ class Client:
         self._rest_s = min(2 * self._rest_s, LONGEST_REST_S)
 
     def _progress(self) -> None:
-        """SP-11-40: the coordinator gave us work: from here on patience and pauses start anew."""
+        """SP-11-40: the coordinator gave us work: from here on patience and pauses start again."""
         self._deadline, self._pause = None, _FIRST_PAUSE
 
     async def _leave(self) -> None:

@@ -315,7 +315,7 @@ class Coordinator:
         try:
             self._files.record.bind(site, holder)
         except PeerError as error:
-            # A full disk costs this much: after a restart, whoever joins first as this site has its part.
+            # A full disk costs this much: after a restart, the first to join as this site has its part.
             event(log, "site.not_bound", logging.WARNING, site=site, cause=str(error))
 
     def _match(self) -> tuple[list[bytes], list[bytes]]:
@@ -383,7 +383,7 @@ class Coordinator:
                     await asyncio.wait((work, gone), timeout=STRAGGLER_S, return_when=asyncio.FIRST_COMPLETED)
                     # What they said before they went is heard yet.
                     await asyncio.wait((work,), timeout=HEARD_S)
-            # Whoever was asked to stop does not complain that others left as well.
+            # A coordinator that was asked to stop does not complain that others left as well.
             if work.done() and not (self._loop.draining and isinstance(work.exception(), DeadlinePassed)):
                 work.result()
                 if self.result.complete:
@@ -417,7 +417,7 @@ class Coordinator:
         )
         resumed = bool(record.patients)
         if resumed and held:
-            # Where it stands, for whoever looks, or stops it again, before all are here.
+            # Where it stands, for anyone who looks, or stops it again, before all are here.
             self.result.step = max(held)
             self._board.set(step=self.result.step, steps=self._job.steps)
         await self._team.gather(

@@ -123,7 +123,7 @@ class Seat:
         if self._noted < NOTED:
             self._noted += 1
             self._note(
-                what, **fields, **({"and_more": "these are not noted"} if self._noted == NOTED else {})
+                what, **fields, **({"and_more": "further ones are not noted"} if self._noted == NOTED else {})
             )
 
 

@@ -273,7 +273,7 @@ class Loop:
     async def _trained(
         self, arrived: Arrived, target: np.ndarray, forward: Forward
     ) -> tuple[float, dict[str, dict[str, np.ndarray]]]:
-        """The decoder's step; unless all are needed, without whoever sent what are no numbers."""
+        """The decoder's step; unless all are needed, without the sites whose values are not numbers."""
         while True:
             try:
                 return await self._computed(
@@ -501,15 +501,13 @@ class Loop:
         newest = {site: max({*own}.intersection(site.checkpoints), default=-1) for site in self._team.present}
         behind = min(newest, key=lambda site: newest[site])
         if not own:
-            raise JobFailed(
-                "no checkpoint of the coordinator's own is left: start the job anew, with --fresh"
-            )
+            raise JobFailed("no checkpoint of the coordinator's own is left: start a new run, with --fresh")
         if self._team.all_needed:
             # One that was absent for a while, under another [absence] mode, may hold none that the others hold.
             held = "; ".join(f"{site.name} {_steps(site.checkpoints)}" for site in newest)
             raise JobFailed(
                 f"the parties have no checkpoint in common (steps: coordinator {_steps(own)}; {held}): with [absence] "
-                f'mode = "drop" it goes on, and takes {behind.name} back in; --fresh starts the job anew'
+                f'mode = "drop" it goes on, and takes {behind.name} back in; --fresh starts a new run'
             )
         self._team.leave_out(behind, "it has no checkpoint in common with the others")
 

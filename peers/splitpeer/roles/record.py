@@ -127,7 +127,7 @@ class Record:
         if over:
             self.state = "over"
         else:
-            event(log, "run.resumed", run=last["run"][:12], hint="--fresh starts anew")
+            event(log, "run.resumed", run=last["run"][:12], hint="--fresh starts a new run")
 
     def _read(self) -> dict[str, Any]:
         try:

@@ -135,7 +135,7 @@ class _Recording:
     """By site and digest: batches that a site answered by withdrawing patients."""
     activations: Mapping[Place, Recorded]
     answers: Mapping[tuple[Place, bytes], Recorded]
-    """The same by digest as well: also to batches that a withdrawal made void, and that were drawn anew."""
+    """The same by digest as well: also to batches that a withdrawal made void, and that were drawn again."""
     gradients: Mapping[tuple[str, int], Recorded]
     advances: Mapping[tuple[str, int], Advance]
     """Steps that were made without a site, the last of each row."""

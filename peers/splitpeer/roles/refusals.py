@@ -21,7 +21,7 @@ LINES_A_SECOND, LINES_AT_ONCE = 1.0, 30.0
 """Of all sources together: 86,400 a day, 15 MB."""
 NOTED = 1000
 IDENTIFIED = (NotAuthorised, IdentityError, BindingMismatch, RemoteError)
-"""Only who holds a certificate of our CA can cause these."""
+"""Only a peer with a certificate of our CA can cause these."""
 
 
 class Refusals:

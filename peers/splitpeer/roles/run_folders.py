@@ -57,7 +57,7 @@ def make_room(state: Path, current: Path, bounds: Bounds, needed: int) -> None:
     while len(others) >= bounds.max_runs or sum(run.size for run in others) + needed > most:
         if not spare:
             raise PolicyRefused(
-                f"the run needs {needed >> 20} MiB beside the {len(others)} complete runs that this site keeps "
+                f"the run needs {needed >> 20} MiB in addition to the {len(others)} complete runs that this site keeps "
                 "(max_runs, max_state_mib)"
             )
         oldest = spare.pop(0)
@@ -71,7 +71,7 @@ def check_room(state: Path, bounds: Bounds, needed: int) -> None:
     held = sum(run.size for run in _runs(state))
     if held + needed > bounds.max_state_mib << 20:
         raise DiskTrouble(
-            f"a checkpoint of {needed >> 20} MiB beside {held >> 20} MiB is more than {bounds.max_state_mib} MiB "
+            f"a checkpoint of {needed >> 20} MiB, with {held >> 20} MiB kept, exceeds {bounds.max_state_mib} MiB "
             "(max_state_mib)"
         )
 

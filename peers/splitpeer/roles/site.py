@@ -201,7 +201,7 @@ class Site:
             if isinstance(error, LocalError):
                 session.fail(error)
             if isinstance(error, SecondHolder | Superseded):
-                # Whoever that is: it changes nothing for the site itself.
+                # Another process, honest or not: it changes nothing for the site itself.
                 self.seat.say("site.second_holder", session, self._session, cause=str(error))
             else:
                 self._not_taken_back(str(error))
@@ -471,7 +471,7 @@ class Site:
         self._board.site(self.name, state="joined")
 
     def leave_out(self, cause: str) -> None:
-        """From now on the run goes on without this site, which may dial anew and join again."""
+        """From now on the run goes on without this site, which may dial and join again."""
         self.absent = cause
         event(log, "site.absent", logging.WARNING, site=self.name, modality=self.modality, cause=cause)
         self._witness.note("site.absent", site=self.name, cause=cause)

@@ -143,7 +143,7 @@ class SiteJob:
         if not held:
             self.save(0)
         elif 0 in held:
-            # Private weights are drawn anew by every process; those of this run were drawn once.
+            # Private weights are drawn by every process for itself; those of this run were drawn once.
             tensors, meta, _ = checkpoint.load(self.folder, 0)
             self.half.load(tensors, meta)
         else:
@@ -210,7 +210,7 @@ class SiteJob:
         count = len(forward.samples)
         if forward.mode == "train" and count != self.job.batch:
             raise SchemaMismatch(f"a training batch of {count} samples where the job says {self.job.batch}")
-        # Judged anew for every batch: an evaluation's may be larger than the job's.
+        # Judged for every batch: an evaluation's may be larger than the job's.
         if encoder_octets(self.job, count) > self._most_octets:
             raise PolicyRefused(
                 f"a batch of {count} samples is more than this site computes (max_message_mib)"

@@ -1,4 +1,4 @@
-"""The encoder's gradient is looked at before a step is made of it: gradients come from somebody else."""
+"""Checks the encoder's gradients before each step: they derive from what somebody else sent."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ class Guard:
         largest = max((float(g.abs().max()) for g in gradients if g.numel()), default=0.0)
         if not largest <= LARGEST or any(bool(torch.isnan(g).any()) for g in gradients):
             raise JobFailed(
-                f"the gradients of step {step} make those of the encoder's weights useless (largest {largest:.3g}): "
-                "the step was not made and the weights are as they were"
+                f"the gradients of step {step} make the encoder's own gradients unusable (largest {largest:.3g}): "
+                "the step was not made and the weights are unchanged"
             )
         if self._most is None:
             return
