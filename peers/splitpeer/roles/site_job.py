@@ -23,7 +23,7 @@ from splitpeer.defences.dp import mechanism
 from splitpeer.errors import DataError, PatientUnusable
 from splitpeer.models import site_seed
 from splitpeer.privacy.ledger import Ledger
-from splitpeer.roles.budgets import Budgets, new_run
+from splitpeer.roles.budgets import Budgets, BudgetSpent, new_run
 from splitpeer.roles.compute import defence_key, from_wire, pick_device, to_wire
 from splitpeer.roles.files import look, note
 from splitpeer.roles.holder import site_secret

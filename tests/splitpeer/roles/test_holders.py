@@ -6,21 +6,31 @@ import asyncio
 import json
 import shutil
 import signal
+from types import SimpleNamespace
 
 import pytest
 
 from splitpeer.cli.outcome import exit_code
 from splitpeer.errors import DataError
 from splitpeer.roles import holder
+from splitpeer.roles.client import Client
 from splitpeer.roles.coordinator import Coordinator
+from splitpeer.roles.run_folders import COMPLETE
 from splitpeer.roles.view import LogView
 from splitpeer.trail import NAME as TRAIL
 from splitpeer.trail import entries
 from splitproto import RemoteError, SplitprotoError, dial
-from splitproto.errors import Superseded
-from splitproto.messages import JobOffer
+from splitproto.errors import SecondHolder, Superseded
+from splitproto.messages import Bye, JobAccept, JobDecline, JobOffer
+
+from .test_misbehaviour import peer
+from .test_misbehaviour import replace as replaced
 
 LONG = {"steps": 60, "checkpoint_every": 5}
+
+
+def site_of(on, modality: str):
+    return next(site for site in on.coordinator.sites if site.modality == modality)
 
 
 async def until(done, on) -> None:
@@ -212,3 +222,61 @@ def test_a_secret_that_is_damaged_is_named(tmp_path) -> None:
     (tmp_path / "run" / holder.NAME).write_bytes(secret[:-1])
     with pytest.raises(DataError, match="is not a key of 32 bytes"):
         holder.site_secret(tmp_path / "run")
+
+
+# --- what a link says that has shown no key ----------------------------------------------------------------
+
+
+async def test_a_strangers_decline_ends_nothing(scene, caplog) -> None:
+    """SP-11.14-3: a decline proves nothing, so it is the site's own only while nobody has its place."""
+    caplog.set_level("INFO", "splitpeer")
+    scene.cast("flair", "t1", training={"steps": 2})
+    async with scene.running(only=["hub", "site-t1"]) as on:
+        await until(lambda: site_of(on, "t1").here, on)
+        for _ in range(3):
+            await peer(scene, replaced(JobAccept, lambda accept: [JobDecline(0x0505, "no")]))
+        assert not on.tasks["hub"].done()
+        async with scene.running(only=["site-flair"]) as other:
+            await asyncio.wait((*on.tasks.values(), *other.tasks.values()), timeout=60)
+            assert on.tasks["hub"].result().complete
+            assert on.tasks["site-t1"].exception() is None
+    # However often it comes, the trail has one line of it.
+    assert len(noted(scene, "site.refused")) == 1 and noted(scene, "job.declined") == []
+
+
+async def test_who_does_not_fit_does_not_get_the_place(scene) -> None:
+    """SP-11.14-4: a place is taken last, and by the key that was shown while it was free or its own."""
+    scene.cast("flair", "t1", training={"steps": 2})
+    async with scene.running(only=["hub"]) as on:
+        seat = site_of(on, "t1").seat
+        site_of(on, "t1").expect({b"x" * 16: None})  # as while a run is under way
+        ended = await peer(scene, lambda message: [message])
+        assert "lacks 1 of the run's 1 patients" in ended
+        assert seat.holder is None, "what does not fit was bound all the same"
+
+
+async def test_a_place_that_was_taken_meanwhile_is_not_taken_again() -> None:
+    """SP-11.14-4: between showing a key and listing its patients, somebody else may have joined."""
+    bound: list[bytes] = []
+    seat = holder.Seat("site-t1", lambda *about, **fields: None)
+    seat.restore(None, lambda site, key: bound.append(key))
+    # Two links showed a key while the place was free; one of them lists its patients first.
+    await seat.take(None, b"k" * 32, lambda: None)
+    with pytest.raises(SecondHolder):
+        await seat.take(None, b"t" * 32, lambda: None)
+    assert bound == [b"k" * 32]
+
+
+async def test_a_run_that_was_not_trained_to_its_end_is_not_kept_before_others(scene) -> None:
+    """SP-11.15-6: a coordinator that says complete at once would push out trained weights."""
+    scene.cast("t1", training={"steps": 2})
+    ran = await scene.together()
+    assert ran.result.complete
+    folder = run_folder(scene, "site-t1")
+    assert (folder / COMPLETE).exists()
+    client = Client(scene.config("site-t1"), asyncio.Event())
+    (folder / COMPLETE).unlink()
+    client._job = SimpleNamespace(folder=folder, applied=1, job=SimpleNamespace(name="try", steps=2))
+    assert client._over(Bye("complete", "at once"))
+    assert not (folder / COMPLETE).exists()
+    client._compute.close()
