@@ -215,8 +215,9 @@ async def _coordinator(
             err=True,
         )
     else:
+        told = f"stopped at step {result.step} of {result.steps}; started again, it resumes there"
         echo(
-            f"{result.job}: stopped at step {result.step} of {result.steps}; started again it goes on",
+            f"{result.job}: {told if result.step else 'stopped before the first step'}",
             err=True,
         )
     return asdict(result)

@@ -105,6 +105,10 @@ def check(
         if missing := [kind for kind in kinds if kind not in dict(by_patient[patient])]:
             report.warnings.append(f"{patient}: no {', '.join(missing)}")
     inspection.finish()
+    if not any(report.counts.values()):
+        report.problems.append(
+            f"{root}: holds no image or mask that could be read: name the folder that does"
+        )
     return report
 
 

@@ -200,7 +200,10 @@ class Site:
         except SplitprotoError as error:
             if isinstance(error, LocalError):
                 session.fail(error)
-            if isinstance(error, SecondHolder | Superseded):
+            if session.farewell is not None:
+                # It only looked (splitpeer doctor), or was asked to stop: nobody was refused.
+                event(log, "site.left", site=self.name, cause=session.farewell.text)
+            elif isinstance(error, SecondHolder | Superseded):
                 # Another process, honest or not: it changes nothing for the site itself.
                 self.seat.say("site.second_holder", session, self._session, cause=str(error))
             else:

@@ -160,3 +160,16 @@ def test_a_list_is_checked_like_a_folder(tmp_path: Path, files) -> None:
     (tmp_path / "patients.csv").write_text("patient,path\nP001,scan.nii.gz\n")
     report = check(tmp_path / "patients.csv", modality="t1")
     assert report.ok and report.layout == "csv" and report.counts == {"t1": 1}
+
+
+@pytest.mark.parametrize("kind", ["nothing of use", "masks only beside images elsewhere"])
+def test_a_folder_without_a_single_image_is_not_usable(tmp_path: Path, files, kind: str) -> None:
+    """The wrong folder was called usable, with a warning at most."""
+    if kind == "nothing of use":
+        (tmp_path / "P001").mkdir()
+        (tmp_path / "P001" / "P001_t1.nrrd").write_bytes(b"x")
+    else:
+        (tmp_path / "sub-1" / "dwi").mkdir(parents=True)
+        files.save(tmp_path / "sub-1" / "dwi" / "sub-1_dwi.nii.gz", files.head())
+    report = check(tmp_path, layout="patient-folders" if kind == "nothing of use" else "bids")
+    assert not report.ok and sum(report.counts.values()) == 0

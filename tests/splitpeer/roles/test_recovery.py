@@ -25,7 +25,7 @@ def test_a_coordinator_asked_to_stop_goes_on_with_resume(scene) -> None:
     assert hub.code() == 0, hub.said
     stopped = len(scene.losses())
     assert 13 <= stopped < STEPS
-    assert f"stopped at step {stopped} of {STEPS}; started again it goes on" in hub.last
+    assert f"stopped at step {stopped} of {STEPS}; started again, it resumes there" in hub.last
     assert (
         not scene.output.joinpath("result.json").exists()
         or '"complete": false' in (scene.output / "result.json").read_text()
