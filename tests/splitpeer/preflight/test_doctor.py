@@ -425,7 +425,7 @@ def test_few_descriptors_are_a_warning(setup: Setup, capsys: pytest.CaptureFixtu
     setup.write()
     code, findings = doctor(capsys)
     assert code == 0
-    assert any("256: idle" in f["text"] or "256 open files: idle" in f["text"] for f in findings)
+    assert any("256 open files: strangers' idle connections" in f["text"] for f in findings)
 
 
 def test_lines_for_people(setup: Setup, capsys: pytest.CaptureFixture[str]) -> None:
