@@ -173,7 +173,7 @@ def test_serve_says_it_in_one_line(scene, capsys, monkeypatch, arguments, words)
             main(["serve", *arguments])
     finally:
         os.umask(before)
-    said = [line for line in capsys.readouterr().err.splitlines() if "peer.starting" not in line]
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("splitpeer: ")]
     assert (left.value.code, len(said)) == (4, 1), said
     assert words in said[0]
 
