@@ -37,7 +37,7 @@ def test_one_finite_gradient_does_not_ruin_the_encoder(optimiser: str, size: flo
     site = half(optimiser)
     step(site, 1e-3)
     before = weights(site)
-    with pytest.raises(JobFailed, match=r"step 2 .* they were"):
+    with pytest.raises(JobFailed, match=r"step 2 .* unchanged"):
         step(site, size)
     after = weights(site)
     assert before.keys() == after.keys()
