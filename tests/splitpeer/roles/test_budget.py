@@ -159,7 +159,7 @@ def test_a_killed_site_has_paid_for_all_that_left(scene) -> None:
     hub, clients = scene.start_all()
     scene.until_step(13)
     clients["t1"].signal(signal.SIGKILL)
-    hub.until(r"site\.lost .*site-t1")
+    hub.until(r"site\.(left|lost) .*site-t1")
     steps = len(scene.losses())
     after_crash = ledger(scene)
     left = Counter(key for batch in asked(scene, steps) for key in batch)

@@ -317,7 +317,7 @@ async def test_killed_and_started_again_it_ends_as_if_nothing_had_been(scene, wi
     hub, clients = scene.start_all()
     await asyncio.to_thread(scene.until_step, 6)
     clients["t1"].signal(signal.SIGKILL)
-    await asyncio.to_thread(hub.until, r"site\.lost .*site-t1")
+    await asyncio.to_thread(hub.until, r"site\.(left|lost) .*site-t1")
     again = scene.start("site-t1")
     assert await asyncio.to_thread(hub.code) == 0, hub.said
     assert await asyncio.to_thread(again.code) == 0, again.said

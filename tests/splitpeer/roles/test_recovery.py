@@ -82,7 +82,7 @@ def test_a_client_asked_to_stop_and_started_again(scene) -> None:
     clients["t1"].signal(signal.SIGTERM)
     assert clients["t1"].code() == 0, clients["t1"].said
     assert "peer.stop" in clients["t1"].last
-    hub.until(r"site\.lost .*site-t1")
+    hub.until(r"site\.(left|lost) .*site-t1")
     again = scene.start("site-t1")
     assert hub.code() == 0, hub.said
     assert (again.code(), clients["flair"].code()) == (0, 0)
@@ -95,7 +95,7 @@ def test_a_client_killed_and_started_again_rolls_all_back(scene) -> None:
     hub, clients = scene.start_all()
     scene.until_step(13)
     clients["t1"].signal(signal.SIGKILL)
-    hub.until(r"site\.lost .*site-t1")
+    hub.until(r"site\.(left|lost) .*site-t1")
     again = scene.start("site-t1")
     assert hub.code() == 0, hub.said
     assert (again.code(), clients["flair"].code()) == (0, 0), clients["flair"].said

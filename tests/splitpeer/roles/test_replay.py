@@ -46,7 +46,7 @@ def recorded(federation: Any, nursery: Any, tmp_path_factory: pytest.TempPathFac
         "flair", "t1", training={"steps": 5, "batch": 2, "checkpoint_every": 2}, evaluation={"every": 3}
     )
     ran = asyncio.run(scene.together(curious=("hub", "site-t1")))
-    assert ran.result.complete, ran
+    assert ran.result is not None and ran.result.complete, ran
     yield scene
     scene.clean_up()
 
@@ -158,7 +158,7 @@ async def test_an_encrypted_capture_needs_its_key_and_bf16_is_not_defended_again
     new_key(tmp_path / "other.key")
     scene.coordinator(capture={"key": "capture.key"})
     ran = await scene.together(curious=("hub",))
-    assert ran.result.complete, ran
+    assert ran.result is not None and ran.result.complete, ran
 
     def run(*arguments: object) -> tuple[int, str, str]:
         return cli(scene.capture("hub"), *arguments)
@@ -196,7 +196,8 @@ def sent(capture: Capture, who: str) -> dict[tuple[str, int, int], dict[str, byt
 async def test_a_defence_added_afterwards_gives_what_the_live_defence_sent(
     scene: Scene, cli: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, defence: list[str]
 ) -> None:
-    monkeypatch.setattr(runs.secrets, "token_bytes", lambda count: RUN)
+    drawn = runs.secrets.token_bytes
+    monkeypatch.setattr(runs.secrets, "token_bytes", lambda count: RUN if count == len(RUN) else drawn(count))
     captures = {}
     for name, policy in (("clean", []), ("live", defence)):
         scene.cast("flair", "t1", training={"steps": 2, "batch": 2, **STILL})
@@ -204,7 +205,7 @@ async def test_a_defence_added_afterwards_gives_what_the_live_defence_sent(
             scene.client(modality, policy={"coordinators": ["hub"], "defences": policy}, peer={"state": name})
         scene.coordinator(peer={"state": name})
         ran = await scene.together(curious=("hub", "site-t1"))
-        assert ran.result.complete, ran
+        assert ran.result is not None and ran.result.complete, ran
         for who in ("hub", "site-t1"):
             captures[name, who] = scene.capture(who).rename(tmp_path / f"{name}-{who}.cap")
     for who in ("hub", "site-t1"):
@@ -262,7 +263,7 @@ async def test_a_coordinator_that_defends_gradients_is_driven_with_its_own_key(
 ) -> None:
     scene.cast("t1", training={"steps": 2, "batch": 1}, defences={"gradients": ["gaussian:0.5"]})
     ran = await scene.together(curious=("hub",))
-    assert ran.result.complete, ran
+    assert ran.result is not None and ran.result.complete, ran
     hub = scene.folder / "hub"
     assert open_capture(scene.capture("hub")).header.defences
     code, text, error = await asyncio.to_thread(
@@ -291,7 +292,7 @@ async def test_steps_that_were_made_without_a_site_are_driven_too(scene: Scene, 
     dropping = {"steps": 8, "batch": 1, "modality_dropout": 0.4}
     scene.cast("flair", "t1", training=dropping, evaluation={"every": 4})
     ran = await scene.together(curious=("hub", "site-t1"))
-    assert ran.result.complete, ran
+    assert ran.result is not None and ran.result.complete, ran
     advanced = [r for r in open_capture(scene.capture("site-t1")).records() if isinstance(r.head, Advance)]
     assert 0 < len(advanced) < 8
     hub = scene.folder / "hub"

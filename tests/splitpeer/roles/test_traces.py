@@ -48,8 +48,9 @@ def test_logs_and_results_of_a_run(scene, make) -> None:
     ):
         hub.until(line, timeout=0.1)
     events = [json.loads(line) for line in clients["flair"].said.splitlines()]
-    now_and_then = ("job.progress", "link.waiting")
+    now_and_then = ("job.progress", "link.waiting", "peer.notice")
     assert [e["event"] for e in events if e["event"] not in now_and_then] == [
+        "peer.starting",
         "peer.start",
         "link.up",
         "peer.announced",
