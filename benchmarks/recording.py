@@ -20,10 +20,10 @@ from rich.console import Console
 from rich.table import Table
 
 from splitpeer import logs
-from splitpeer.config import JobConfig, PeerConfig
+from splitpeer.coordinator.coordinator import Coordinator
+from splitpeer.daemon.console import LogView
 from splitpeer.demo.federation import DemoJob, Federation
-from splitpeer.roles.coordinator import Coordinator
-from splitpeer.roles.view import LogView
+from splitpeer.settings.config import JobConfig, PeerConfig
 
 SKIPPED = 2
 """Steps at the beginning of a block that are not counted."""

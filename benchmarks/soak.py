@@ -32,8 +32,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from splitpeer.data.phantom import write_phantom
-from splitpeer.settings import to_toml
+from splitpeer.data.phantom.cohort import write_phantom
+from splitpeer.settings.loading import to_toml
 from splitproto import pki
 
 MODALITIES = ("flair", "t1", "t1ce", "t2")

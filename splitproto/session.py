@@ -8,9 +8,10 @@ from __future__ import annotations
 import asyncio
 import math
 from collections import deque
-from collections.abc import Callable, Iterable
-from typing import Any, Literal, Protocol
+from collections.abc import Callable
+from typing import Literal, Protocol
 
+from .clock import overslept
 from .connection import Connection
 from .errors import (
     DeadlineExceeded,
@@ -38,30 +39,6 @@ UNREAD = 8 << 20
 
 Tap = Callable[[Literal["in", "out"], Message], None]
 """Told every message of the application; it must be quick and must not change what it is given."""
-
-
-OVERSLEPT = 1.0
-"""Seconds: a deadline that is noticed so late was slept over by this process (stopped, suspended), not by the peer."""
-
-
-def overslept(deadline: float) -> bool:
-    """Whether this process did not run when `deadline` (the loop's clock) came: then what was waited for could not
-    be noticed, and the wait is to begin again."""
-    return asyncio.get_running_loop().time() - deadline > OVERSLEPT
-
-
-async def patiently(futures: Iterable[asyncio.Future[Any]], timeout: float) -> bool:
-    """Wait until one of `futures` is done, at most `timeout` seconds in which this process runs.
-
-    Returns:
-        Whether one is.
-    """
-    loop, waiting = asyncio.get_running_loop(), set(futures)
-    while True:
-        deadline = loop.time() + timeout
-        done, _ = await asyncio.wait(waiting, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
-        if done or not overslept(deadline):
-            return bool(done)
 
 
 class Carrier(Protocol):

@@ -383,7 +383,7 @@ def test_only_the_named_coordinator_may_answer(federation: Path) -> None:
 @pytest.mark.timeout(300)
 def test_it_joins_a_real_coordinator_beside_a_real_client(federation: Path, no_torch: str) -> None:
     """Two sites: north runs the example, south runs splitpeer; pseudonyms, digests and grids must agree."""
-    from splitpeer.data.phantom import write_phantom
+    from splitpeer.data.phantom.cohort import write_phantom
 
     write_phantom(federation / "data", 4, seed=3, workers=1)
     address = f"tcp://127.0.0.1:{free_port()}"

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from splitpeer.roles import coordinator
-from splitpeer.roles.run import Result
+from splitpeer.coordinator import coordinator
+from splitpeer.coordinator.run_files import Result
 
 LAN = Path(__file__).parents[2] / "examples" / "lan"
 HOSTS = ("hub", "hospital-a", "hospital-b")

@@ -28,13 +28,16 @@ import nibabel as nib
 import numpy as np
 import torch
 
-from splitpeer import status
-from splitpeer.config import JobConfig, PeerConfig
+from splitpeer.coordinator import coordinator
+from splitpeer.daemon import board as status
+from splitpeer.daemon import witness
+from splitpeer.daemon.console import View
 from splitpeer.data import volumes
 from splitpeer.errors import DataError
-from splitpeer.roles import client, coordinator, site_job, witness
-from splitpeer.roles.view import View
-from splitpeer.training import checkpoint
+from splitpeer.settings.config import JobConfig, PeerConfig
+from splitpeer.site import client
+from splitpeer.site import job as site_job
+from splitpeer.storage import checkpoint
 from splitproto import pki, zeromq
 from splitproto.messages import Message
 from splitproto.session import Session
@@ -621,7 +624,16 @@ def _modules() -> list[Any]:
     return [
         module
         for name, module in sorted(sys.modules.items())
-        if name.startswith(("splitpeer.roles.", "splitproto.")) or name in ("splitpeer.status",)
+        if name.startswith(
+            ("splitpeer.site.", "splitpeer.coordinator.", "splitpeer.federation.", "splitproto.")
+        )
+        or name
+        in (
+            "splitpeer.daemon.board",
+            "splitpeer.daemon.console",
+            "splitpeer.daemon.witness",
+            "splitpeer.daemon.refusals",
+        )
     ]
 
 

@@ -21,17 +21,19 @@ import nibabel as nib
 import numpy as np
 import torch
 
-from splitpeer.config import JobConfig, PeerConfig
+from splitpeer.coordinator import trainer as loop
 from splitpeer.data.layouts import find_images, find_labels
 from splitpeer.data.loader import SiteData
 from splitpeer.data.pseudonym import load_salt
 from splitpeer.data.sampling import TrainingSchedule, split_patients
 from splitpeer.data.volumes import Volumes
+from splitpeer.federation import batches
+from splitpeer.federation.compute import from_wire, to_wire
+from splitpeer.federation.evaluation import Plan, Scoring
 from splitpeer.models import build_split_network
-from splitpeer.roles import batches, loop, site_job
-from splitpeer.roles.compute import from_wire, to_wire
-from splitpeer.roles.evaluation import Plan, Scoring
-from splitpeer.training import checkpoint
+from splitpeer.settings.config import JobConfig, PeerConfig
+from splitpeer.site import job as site_job
+from splitpeer.storage import checkpoint
 from splitpeer.training.optimiser import make_optimiser, make_schedule
 from splitpeer.training.split_step import ClientHalf, CoordinatorHalf
 

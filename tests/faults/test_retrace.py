@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from splitpeer.training import checkpoint
+from splitpeer.storage import checkpoint
 
 from .laboratory import HUB, Laboratory, Setting
 from .retrace import Deed, differences, noted

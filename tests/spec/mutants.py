@@ -276,7 +276,7 @@ TENSORS = [
         ("tensors missing", "[d.name for d in wanted] == list(tensors) and", ""),
         ("shapes of equal size", "tensors[d.name].shape == d.shape", "tensors[d.name].size == np.prod(d.shape)"),
         ("any dtype of equal size", "tensors[d.name].dtype == DTYPES[d.dtype]", "tensors[d.name].itemsize == DTYPES[d.dtype].itemsize")),
-    *[Mutant(f"bfloat16 {name}", "tensors bf16", "splitpeer.roles.compute:to_wire", "torch.tensor(array).to(torch.bfloat16).view(torch.uint16).numpy()", new)
+    *[Mutant(f"bfloat16 {name}", "tensors bf16", "splitpeer.federation.compute:to_wire", "torch.tensor(array).to(torch.bfloat16).view(torch.uint16).numpy()", new)
       for name, new in (
           ("cut off", "(array.view('<u4') >> 16).astype('<u2')"),
           ("rounded half up", "((array.view('<u4').astype('u8') + 0x8000) >> 16).astype('<u2')"),
@@ -404,16 +404,16 @@ LEARNING = [
         ("levels as in the list of widths", "batch, features[level],", "batch, features[-1 - level],"),
         ("sizes rounded", "size // 2**level", "max(size // 2**level, 4)"),
         ("sizes z, y, x", "for size in window", "for size in reversed(window)")),
-    *of("learning terms", "splitpeer.roles.terms:_check_figures",
+    *of("learning terms", "splitpeer.federation.terms:_check_figures",
         ("a rate of 0", "0 < job.learning_rate", "0 <= job.learning_rate"),
         ("a rate of 100 is refused", "job.learning_rate <= 100", "job.learning_rate < 100"),
         ("any decay", "0 <= job.weight_decay <= 100", "True"), ("any name", 'check_name("job", job.name)', "pass"),
         ("spacing of two", "in (0, 3)", "in (0, 2, 3)"), ("any spacing", "0.01 <= mm <= 100", "True"),
         ("levels in any order", "list(job.levels) == sorted(set(job.levels))", "True"),
         ("steps without end", "job.steps <= MAX_STEPS", "True"), ("any patience", "1 <= job.seconds_per_step <= 86_400", "True")),
-    Mutant("every registered precision", "learning terms", "splitpeer.roles.terms:PRECISIONS", "", "('f32', 'bf16', 'f16', 'f64', 'i8')"),
-    Mutant("every optimiser", "learning terms", "splitpeer.roles.terms:OPTIMISERS", "", "('adam', 'adamw', 'sgd', 'lion')"),
-    Mutant("every schedule", "learning terms", "splitpeer.roles.terms:SCHEDULES", "", "('one-cycle', 'cosine', 'constant', 'linear')"),
+    Mutant("every registered precision", "learning terms", "splitpeer.federation.terms:PRECISIONS", "", "('f32', 'bf16', 'f16', 'f64', 'i8')"),
+    Mutant("every optimiser", "learning terms", "splitpeer.federation.terms:OPTIMISERS", "", "('adam', 'adamw', 'sgd', 'lion')"),
+    Mutant("every schedule", "learning terms", "splitpeer.federation.terms:SCHEDULES", "", "('one-cycle', 'cosine', 'constant', 'linear')"),
 ]  # fmt: skip
 
 CERTIFICATES = [

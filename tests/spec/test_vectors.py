@@ -184,7 +184,7 @@ def test_body(case: Case) -> None:
 @pytest.mark.parametrize("case", cases("tensors", "bf16"))
 def test_bfloat16(case: Case) -> None:
     pytest.importorskip("torch")
-    compute = pytest.importorskip("splitpeer.roles.compute")
+    compute = pytest.importorskip("splitpeer.federation.compute")
     single = np.array([int(case["input"], 16)], "<u4").view("<f4")
     sent = compute.to_wire({"x": single}, "bf16")["x"]
     if "nan" in case["expect"]:
@@ -489,7 +489,7 @@ def test_augmentation(case: Case) -> None:
 @pytest.mark.parametrize("case", cases("learning", "terms"))
 def test_terms(case: Case) -> None:
     """SP-11-2: what a site without a policy against it makes of an offer whose schema it would compute itself."""
-    terms = pytest.importorskip("splitpeer.roles.terms")
+    terms = pytest.importorskip("splitpeer.federation.terms")
     job = messages.Job(**read_map(messages.Job, value_of(case["job"]), "job"))
 
     def work() -> list[Descriptor]:

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from splitpeer import templates
-from splitpeer.config import JobConfig, PeerConfig, endpoint, find_peer_toml
 from splitpeer.errors import ConfigError
-from splitpeer.settings import parse_override, to_toml
+from splitpeer.settings import templates
+from splitpeer.settings.config import JobConfig, PeerConfig, endpoint, find_peer_toml
+from splitpeer.settings.loading import parse_override, to_toml
 from splitproto import Timing, pki
 from splitproto.errors import NotAuthorised
 

@@ -48,8 +48,8 @@ def test_every_defence_is_listed_with_its_range_and_promise(
 def test_settings_without_defences_need_no_torch(tmp_path: Path) -> None:
     code = """
 import sys
-from splitpeer.config import PeerConfig
-from splitpeer.templates import peer_toml
+from splitpeer.settings.config import PeerConfig
+from splitpeer.settings.loading.templates import peer_toml
 from pathlib import Path
 path = Path("peer.toml")
 text = peer_toml(role="client", site="north", federation="demo", modality="t1")

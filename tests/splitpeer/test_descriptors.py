@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from splitpeer import descriptors, durable
+from splitpeer.daemon import descriptors
 from splitpeer.errors import DiskTrouble
-from splitpeer.training import checkpoint
+from splitpeer.storage import checkpoint, durable
 
 STATE = {"weight": torch.ones(3)}
 

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from splitpeer import lines
-from splitpeer.lines import Lines
+from splitpeer.storage import lines
+from splitpeer.storage.lines import Lines
 
 if TYPE_CHECKING:
     from tests.conftest import SmallDisk
@@ -170,7 +170,7 @@ def test_nothing_to_resume(kept: Lines, tmp_path: Path, caplog: pytest.LogCaptur
 KILLED = """
 import sys
 from pathlib import Path
-from splitpeer.lines import Lines
+from splitpeer.storage.lines import Lines
 kept, step = Lines(Path(sys.argv[1])), 0
 print("ready", flush=True)
 while True:

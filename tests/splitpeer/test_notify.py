@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from splitpeer.notify import Notifier
+from splitpeer.daemon.systemd import Notifier
 
 
 class Manager:
@@ -117,8 +117,8 @@ def test_a_manager_that_is_gone_or_does_not_listen(tmp_path: Path) -> None:
 DAEMON = """
 import asyncio, sys, time
 from pathlib import Path
-from splitpeer.config import PeerConfig
-from splitpeer.status import Board
+from splitpeer.settings.config import PeerConfig
+from splitpeer.daemon.board import Board
 
 async def main():
     async with Board(PeerConfig.load(Path("peer.toml"))).on_duty():
@@ -157,8 +157,8 @@ def test_a_hung_loop_is_not_fed_and_says_where_it_hangs(manager: Manager, peer_t
 async def test_a_board_says_when_it_is_ready_and_when_it_leaves(
     manager: Manager, peer_toml: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from splitpeer.config import PeerConfig
-    from splitpeer.status import Board
+    from splitpeer.daemon.board import Board
+    from splitpeer.settings.config import PeerConfig
 
     monkeypatch.setenv("NOTIFY_SOCKET", manager.environ["NOTIFY_SOCKET"])
     board = Board(PeerConfig.load(peer_toml, environ={}))

@@ -9,8 +9,8 @@ import matplotlib.image
 import numpy as np
 import pytest
 
-from splitpeer import pictures
-from splitpeer.pictures import COLOURS, dice_bars, prediction_sheet, training_curve
+from splitpeer.report import charts as pictures
+from splitpeer.report.charts import COLOURS, dice_bars, prediction_sheet, training_curve
 
 
 def colours_in(path: Path) -> set[str]:

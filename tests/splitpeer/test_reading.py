@@ -13,14 +13,15 @@ import pytest
 import safetensors.torch
 import torch
 
-from splitpeer import cli, durable, reading, seen
+from splitpeer import cli
+from splitpeer.daemon import observe as seen
+from splitpeer.daemon.board import NAME as STATUS
+from splitpeer.daemon.trail import NAME as TRAIL
+from splitpeer.daemon.trail import Trail, verify
 from splitpeer.errors import ConfigError, DataError, PeerError
-from splitpeer.lines import Lines
 from splitpeer.privacy import ledger
-from splitpeer.status import NAME as STATUS
-from splitpeer.trail import NAME as TRAIL
-from splitpeer.trail import Trail, verify
-from splitpeer.training import checkpoint
+from splitpeer.storage import checkpoint, durable, reading
+from splitpeer.storage.lines import Lines
 
 DEEP = "[" * 100_000
 DEEP_OBJECT = '{"a":' * 100_000

@@ -23,13 +23,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from splitpeer import durable, seen, status
 from splitpeer.cli.status import headline
-from splitpeer.config import PeerConfig
+from splitpeer.daemon import board as status
+from splitpeer.daemon import observe as seen
+from splitpeer.daemon.board import Board
+from splitpeer.daemon.lock import StateLock, holder
+from splitpeer.daemon.observe import PeerHead, Seen, look
 from splitpeer.errors import ConfigError, DataError, JobFailed, PeerError
-from splitpeer.seen import PeerHead, Seen, look
-from splitpeer.state_lock import StateLock, holder
-from splitpeer.status import Board
+from splitpeer.settings.config import PeerConfig
+from splitpeer.storage import durable
 
 
 @pytest.fixture
@@ -485,8 +487,8 @@ async def test_running_then_silent_then_stopped(
 
 def test_killed(peer_toml: Path, state: Path) -> None:
     program = (
-        "import asyncio\nfrom pathlib import Path\nfrom splitpeer.config import PeerConfig\n"
-        "from splitpeer.status import Board\n"
+        "import asyncio\nfrom pathlib import Path\nfrom splitpeer.settings.config import PeerConfig\n"
+        "from splitpeer.daemon.board import Board\n"
         "async def main():\n"
         "    board = Board(PeerConfig.load(Path('peer.toml')))\n"
         "    async with board.on_duty():\n"

@@ -22,17 +22,17 @@ from rich.console import Console
 from splitpeer.cli import main
 from splitpeer.cli import status as command
 from splitpeer.cli.drain import drain
-from splitpeer.config import PeerConfig
-from splitpeer.seen import PeerHead, Seen, look
-from splitpeer.state_lock import Holder
-from splitpeer.status import Board
+from splitpeer.daemon.board import Board
+from splitpeer.daemon.lock import Holder
+from splitpeer.daemon.observe import PeerHead, Seen, look
+from splitpeer.settings.config import PeerConfig
 
 DAEMON = """
 import asyncio, os, signal, sys
 from pathlib import Path
-from splitpeer.config import PeerConfig
+from splitpeer.settings.config import PeerConfig
 from splitpeer.errors import JobFailed
-from splitpeer.status import Board
+from splitpeer.daemon.board import Board
 
 async def main(how):
     asked, board = asyncio.Event(), Board(PeerConfig.load(Path("peer.toml")))
@@ -194,7 +194,7 @@ async def test_one_daemon_in_words_and_json(peer_toml: Path, run: Run) -> None:
 def test_one_that_hangs_and_one_that_died(peer_toml: Path, start: Start, run: Run, monkeypatch: Any) -> None:
     process = start("deaf")
     process.send_signal(signal.SIGSTOP)
-    monkeypatch.setattr("splitpeer.seen.SILENT_S", 0.5)
+    monkeypatch.setattr("splitpeer.daemon.observe.SILENT_S", 0.5)
     time.sleep(1.2)
     code, out, _ = run("status", peer_toml)
     assert code == 3

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from splitpeer import trail
 from splitpeer.cli import main
+from splitpeer.daemon import trail
+from splitpeer.daemon.trail import Trail, entries, verify
 from splitpeer.errors import ConfigError, DataError, DiskTrouble
-from splitpeer.trail import Trail, entries, verify
 
 if TYPE_CHECKING:
     from tests.conftest import SmallDisk
@@ -128,7 +128,7 @@ KILLED = """
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
-from splitpeer.trail import Trail
+from splitpeer.daemon.trail import Trail
 kept = Trail(Path(sys.argv[1]))
 print("ready", flush=True)
 while True:
@@ -152,7 +152,7 @@ def test_killed_while_writing(tmp_path: Path) -> None:
 
 def test_two_processes_write_one_chain(tmp_path: Path) -> None:
     program = (
-        "import sys; from pathlib import Path; from splitpeer.trail import Trail\n"
+        "import sys; from pathlib import Path; from splitpeer.daemon.trail import Trail\n"
         "print('ready', flush=True); sys.stdin.readline()\n"
         "for n in range(100): Trail(Path(sys.argv[1])).note('peer.start', n_th=n)"
     )

@@ -17,7 +17,8 @@ SOURCES = {"splitproto": ROOT / "splitproto", "splitpeer": ROOT / "peers" / "spl
 
 HEAVY = frozenset({"torch", "monai"})
 SHELLS = frozenset({f"splitproto.{name}" for name in ("zeromq", "session", "vigil", "reader", "visitors")})
-UPPER = frozenset({"splitpeer.roles", "splitpeer.cli"})
+ROLES = frozenset({"splitpeer.site", "splitpeer.coordinator", "splitpeer.replay"})
+UPPER = ROLES | {"splitpeer.cli", "splitpeer.federation"}
 JUDGES = frozenset({"splitpeer.audit", "splitpeer.report"})
 LIBRARY = HEAVY | {"nibabel", "nilearn", "splitpeer"}
 """What hospital software that embeds splitproto must not need."""
@@ -44,6 +45,7 @@ TABLE: dict[str, Row] = {
     "splitproto.recognise": Row(CORE),
     "splitproto.newfile": Row(LIBRARY | SHELLS | {"zmq", "asyncio", "socket"}),
     "splitproto.pki": Row(LIBRARY | SHELLS | {"zmq", "asyncio", "socket"}),
+    "splitproto.clock": Row(LIBRARY | SHELLS | {"zmq"}),
     "splitproto.session": Row(LIBRARY | {"zmq", "splitproto.zeromq", "splitproto.vigil"}),
     "splitproto.vigil": Row(LIBRARY | {"zmq", "splitproto.zeromq"}),
     "splitproto.reader": Row(LIBRARY | (SHELLS - {"splitproto.reader"})),
@@ -53,36 +55,36 @@ TABLE: dict[str, Row] = {
     # The package itself only gathers the public names.
     "splitproto.__init__": Row(LIBRARY),
     "splitpeer": Row(frozenset()),
-    # The command line reads these for every command.
+    # Every command reads these, so they bring no torch.
     **dict.fromkeys(
-        ("splitpeer.__init__", "splitpeer.config", "splitpeer.errors", "splitpeer.settings"),
+        ("splitpeer.__init__", "splitpeer.errors", "splitpeer.logs", "splitpeer.settings"),
         Row(SHELLS, HEAVY),
     ),
+    "splitpeer.storage": Row(SOCKETS | UPPER),
     "splitpeer.models": Row(SOCKETS | UPPER),
     "splitpeer.data": Row(SOCKETS | UPPER),
     "splitpeer.training": Row(SOCKETS | UPPER),
     "splitpeer.defences": Row(SOCKETS | UPPER),
     # An attack sees a view of a capture and what it is granted: no live peer, no truth, no scores.
-    "splitpeer.attacks": Row(SOCKETS | UPPER | JUDGES | {"splitpeer.leakage", "splitpeer.curious"}),
+    "splitpeer.attacks": Row(SOCKETS | UPPER | JUDGES | {"splitpeer.leakage", "splitpeer.captures"}),
     "splitpeer.leakage": Row(SOCKETS | UPPER | JUDGES),
     "splitpeer.report": Row(SOCKETS | UPPER | HEAVY | {"splitpeer.audit", "splitpeer.attacks.base"}),
-    # It borrows from the roles what needs no socket: the order of batches, evaluation, terms.
-    "splitpeer.audit": Row(
-        SOCKETS | {"splitpeer.cli", "splitpeer.roles.client", "splitpeer.roles.coordinator"}
-    ),
+    # It borrows from the federation what needs no socket: the order of batches, evaluation, terms.
+    "splitpeer.audit": Row(SOCKETS | ROLES | {"splitpeer.cli"}),
     # The ledger and its figures serve a status line too.
     "splitpeer.privacy": Row(SOCKETS | UPPER | HEAVY),
     "splitpeer.privacy.dfil": Row(SOCKETS | UPPER),
     # Every command that only checks settings reads it.
     "splitpeer.preflight": Row(HEAVY | {"splitpeer.cli", "splitproto.zeromq", "splitproto.vigil"}),
     # Captures are read and written without a model, so that hospital software may do so too.
-    "splitpeer.curious": Row(SOCKETS | UPPER | HEAVY),
+    "splitpeer.captures": Row(SOCKETS | UPPER | HEAVY),
     # Whoever only looks at a daemon waits for no torch, and cannot touch a link.
-    **dict.fromkeys(
-        ("splitpeer.status", "splitpeer.seen", "splitpeer.state_lock", "splitpeer.notify"),
-        Row(HEAVY | SHELLS | UPPER),
-    ),
-    "splitpeer.roles": Row(frozenset({"splitpeer.cli"})),
+    "splitpeer.daemon": Row(HEAVY | SHELLS | UPPER),
+    # What both ends share knows neither end.
+    "splitpeer.federation": Row(SHELLS | ROLES | {"splitpeer.cli"}),
+    "splitpeer.site": Row(frozenset({"splitpeer.cli", "splitpeer.coordinator"})),
+    "splitpeer.coordinator": Row(frozenset({"splitpeer.cli", "splitpeer.site"})),
+    "splitpeer.replay": Row(frozenset({"splitpeer.cli"})),
     "splitpeer.cli": Row(frozenset(), HEAVY),
 }
 
@@ -183,13 +185,13 @@ def test_the_walk_finds_the_code() -> None:
         ("splitproto.session", "from importlib import import_module\nimport_module('torch')", 1),
         ("splitpeer.models.unet", "import torch\nfrom splitproto.tensors import Descriptor", 0),
         ("splitpeer.models.unet", "from splitproto import zeromq", 1),
-        ("splitpeer.data.loader", "from ..roles import client", 1),
+        ("splitpeer.data.loader", "from ..site import client", 1),
         ("splitpeer.training.loss", "from splitpeer.cli.main import main", 1),
         ("splitpeer.cli.serve", "import torch", 1),
         ("splitpeer.cli.serve", "def run():\n    import torch, monai", 0),
         ("splitpeer.cli.serve", "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import torch", 0),
-        ("splitpeer.roles.client", "from splitproto.zeromq import dial\nimport torch", 0),
-        ("splitpeer.roles.client", "from splitpeer import cli", 1),
+        ("splitpeer.site.client", "from splitproto.zeromq import dial\nimport torch", 0),
+        ("splitpeer.site.client", "from splitpeer import cli", 1),
     ],
 )
 def test_the_rules_can_fail(module: str, source: str, count: int) -> None:

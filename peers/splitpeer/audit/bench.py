@@ -12,8 +12,8 @@ from splitpeer.audit.book import Book, network_of, sha256_of
 from splitpeer.audit.campaign import Judge, Outcome, first_views, make_judge, parse_order, redefended, run
 from splitpeer.audit.cohort import Cohort, Samples, cut, most_tumour, shadow
 from splitpeer.audit.knowledge import parse_knows, with_decoder, with_model, with_models, with_shadow
-from splitpeer.curious.reader import Capture, open_capture
-from splitpeer.curious.recorder import read_key
+from splitpeer.captures.reader import Capture, open_capture
+from splitpeer.captures.recorder import read_key
 from splitpeer.data.layouts import canonical_modality
 from splitpeer.data.pseudonym import load_salt
 from splitpeer.data.volumes import Triple, Volumes

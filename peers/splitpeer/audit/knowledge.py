@@ -13,7 +13,7 @@ from splitpeer.audit.cohort import Samples
 from splitpeer.defences import build_network
 from splitpeer.errors import ConfigError
 from splitpeer.models import Decoder, build_decoder
-from splitpeer.training import checkpoint
+from splitpeer.storage import checkpoint
 
 KINDS = {
     "weights": "checkpoint of the site's encoder, as it lies in the site's state folder",

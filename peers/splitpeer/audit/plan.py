@@ -11,8 +11,8 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, PositiveInt, model_validator
 
-from splitpeer.config import Levels, Location, Modality, Seed
-from splitpeer.settings import Section, Settings
+from splitpeer.settings.config import Levels, Location, Modality, Seed
+from splitpeer.settings.loading import Section, Settings
 
 _SLUG = re.compile(r"[^a-z0-9.]+")
 

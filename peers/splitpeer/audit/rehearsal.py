@@ -15,19 +15,19 @@ from pathlib import Path
 import numpy as np
 
 from splitpeer.audit.cohort import Cohort
-from splitpeer.config import JobConfig
-from splitpeer.curious.parts import PartWriter
+from splitpeer.captures.parts import PartWriter
 from splitpeer.data.loader import SiteData
 from splitpeer.data.sampling import TrainingSchedule, batch_digest, split_patients
 from splitpeer.defences import Defended, Release, build_network, defend, make_image_stack, make_stack
 from splitpeer.defences.key import for_peer, from_seed
 from splitpeer.errors import DataError
+from splitpeer.federation.batches import TrainingStream
+from splitpeer.federation.compute import from_wire, to_wire
+from splitpeer.federation.evaluation import Plan, Scoring
+from splitpeer.federation.terms import cut_descriptors, job_on_wire, window_of
 from splitpeer.models import build_decoder, site_seed
-from splitpeer.roles.batches import TrainingStream
-from splitpeer.roles.compute import from_wire, to_wire
-from splitpeer.roles.evaluation import Plan, Scoring
-from splitpeer.roles.terms import cut_descriptors, job_on_wire, window_of
-from splitpeer.training import checkpoint
+from splitpeer.settings.config import JobConfig
+from splitpeer.storage import checkpoint
 from splitpeer.training.dropout import left_out
 from splitpeer.training.metrics import Scores
 from splitpeer.training.optimiser import make_optimiser, make_schedule

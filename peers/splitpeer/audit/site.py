@@ -15,8 +15,7 @@ from splitpeer.audit.cohort import Cohort, Samples, cut, most_tumour, shadow
 from splitpeer.audit.knowledge import with_decoder, with_model, with_shadow
 from splitpeer.audit.rehearsal import COORDINATOR, Protection, Recording, Rehearsal, Rehearsed
 from splitpeer.audit.standin import StandIn
-from splitpeer.config import JobConfig, PeerConfig
-from splitpeer.curious.reader import open_capture
+from splitpeer.captures.reader import open_capture
 from splitpeer.data.layouts import find_images, find_labels
 from splitpeer.data.pseudonym import load_salt
 from splitpeer.data.volumes import Volumes
@@ -25,6 +24,7 @@ from splitpeer.defences.dp import mechanism
 from splitpeer.errors import AttackImpossible, ConfigError
 from splitpeer.privacy.accounting import epsilon
 from splitpeer.report.model import Privacy, Source, configuration
+from splitpeer.settings.config import JobConfig, PeerConfig
 
 DELTA = 1e-5
 """Where the policy names none."""

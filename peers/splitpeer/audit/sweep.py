@@ -19,7 +19,6 @@ from typing import Any
 
 import torch
 
-from splitpeer import durable, reading
 from splitpeer.attacks.base import Knowledge
 from splitpeer.attacks.view import coordinator_view, site_view
 from splitpeer.audit.book import Book, applied, network_of
@@ -30,12 +29,13 @@ from splitpeer.audit.frontier import Point, save
 from splitpeer.audit.knowledge import with_decoder, with_model, with_models, with_shadow
 from splitpeer.audit.plan import Configuration, SweepPlan, fingerprint
 from splitpeer.audit.rehearsal import COORDINATOR, Protection, Recording, Rehearsal, Rehearsed
-from splitpeer.config import JobConfig
-from splitpeer.curious.reader import open_capture
+from splitpeer.captures.reader import open_capture
 from splitpeer.data.sampling import split_patients
 from splitpeer.errors import AttackImpossible, ConfigError, JobFailed
+from splitpeer.federation.terms import job_on_wire, window_of
 from splitpeer.report.model import Source, configuration
-from splitpeer.roles.terms import job_on_wire, window_of
+from splitpeer.settings.config import JobConfig
+from splitpeer.storage import durable, reading
 
 log = logging.getLogger(__name__)
 SALT = bytes(32)
@@ -126,7 +126,7 @@ def prepare(plan: SweepPlan, out: Path) -> None:
     """Render the phantom, if no folder of images is named."""
     out.mkdir(parents=True, exist_ok=True)
     if plan.data.folder is None or plan.data.shadow is None:
-        from splitpeer.data.phantom import write_phantom
+        from splitpeer.data.phantom.cohort import write_phantom
 
         if plan.data.folder is None:
             write_phantom(out / "data", plan.data.patients, seed=plan.data.seed)

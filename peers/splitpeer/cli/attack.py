@@ -131,7 +131,7 @@ def attack(
     import torch
 
     from splitpeer.audit.bench import Bench
-    from splitpeer.roles.compute import pick_device
+    from splitpeer.federation.compute import pick_device
 
     torch.set_num_threads(threads)
     bench = Bench(

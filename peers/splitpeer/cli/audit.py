@@ -82,9 +82,9 @@ def audit(
 
     from splitpeer.audit.site import SiteAudit
     from splitpeer.cli.attack import attack_progress
-    from splitpeer.config import JobConfig
+    from splitpeer.federation.compute import pick_device
     from splitpeer.report.build import write_report
-    from splitpeer.roles.compute import pick_device
+    from splitpeer.settings.config import JobConfig
 
     config = load_peer(config_file, settings)
     torch.set_num_threads(config.runtime.threads)
@@ -124,7 +124,7 @@ def _sweep(
 ) -> None:
     from splitpeer.audit.sweep import sweep
     from splitpeer.audit.table import markdown, write_into
-    from splitpeer.roles.compute import pick_device
+    from splitpeer.federation.compute import pick_device
 
     console = Console(stderr=True)
 

@@ -9,10 +9,10 @@ import click
 
 from splitpeer.cli.options import FILE, echo_json, json_option, load_peer, set_option
 from splitpeer.cli.terminal import echo
-from splitpeer.config import JobConfig, PeerConfig
 from splitpeer.errors import ConfigError
 from splitpeer.preflight import Finding, exit_code, preflight
-from splitpeer.settings import has_section, to_toml
+from splitpeer.settings.config import JobConfig, PeerConfig
+from splitpeer.settings.loading import has_section, to_toml
 from splitproto.errors import printable
 
 _file = click.argument("file", type=FILE, required=False)

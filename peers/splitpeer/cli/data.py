@@ -53,7 +53,7 @@ def phantom(
     as_json: bool,
 ) -> None:
     """Write a brain phantom with gliomas to FOLDER: MSD layout, and one folder per site."""
-    from splitpeer.data.phantom import write_phantom
+    from splitpeer.data.phantom.cohort import write_phantom
 
     options: dict[str, object] = {}
     if shape:

@@ -12,8 +12,8 @@ import click
 from splitpeer.cli.options import FILE, heads_option, load_heads, set_option
 from splitpeer.cli.status import headline
 from splitpeer.cli.terminal import echo
+from splitpeer.daemon.observe import PeerHead, Seen, look
 from splitpeer.errors import DeadlinePassed, JobFailed
-from splitpeer.seen import PeerHead, Seen, look
 
 LOOK_S = 0.2
 AGAIN_S = 0.5

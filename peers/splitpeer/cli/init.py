@@ -8,11 +8,11 @@ from pathlib import Path
 
 import click
 
-from splitpeer import templates
 from splitpeer.cli.options import FILE, write_new
 from splitpeer.cli.terminal import echo
 from splitpeer.data.layouts import canonical_modality
 from splitpeer.errors import ConfigError, DataError
+from splitpeer.settings import templates
 from splitproto.errors import IdentityError
 from splitproto.identity import Identity, check_name, read_identity
 

@@ -10,10 +10,10 @@ from typing import Any
 
 import click
 
-from splitpeer.config import PeerConfig, find_peer_toml
+from splitpeer.daemon.observe import PeerHead
 from splitpeer.errors import ConfigError
-from splitpeer.seen import PeerHead
-from splitpeer.settings import parse_override
+from splitpeer.settings.config import PeerConfig, find_peer_toml
+from splitpeer.settings.loading import parse_override
 
 FILE = click.Path(path_type=Path)
 

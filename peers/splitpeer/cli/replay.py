@@ -15,8 +15,8 @@ from splitpeer.cli.terminal import echo
 from splitpeer.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
-    from splitpeer.curious.reader import Capture, Verdict
-    from splitpeer.curious.summary import Summary
+    from splitpeer.captures.reader import Capture, Verdict
+    from splitpeer.captures.summary import Summary
 
 
 @click.command()
@@ -59,8 +59,8 @@ def replay(
 ) -> None:
     """Look into CAPTURE and verify it. With --defence and --out: defend it. With --drive: play it to a live peer."""
     private_files()
-    from splitpeer.curious.reader import open_capture
-    from splitpeer.curious.recorder import read_key
+    from splitpeer.captures.reader import open_capture
+    from splitpeer.captures.recorder import read_key
 
     _check(out, defence, drive, config_file, job_file)
     capture = open_capture(capture_file, read_key(key_file) if key_file is not None else None)
@@ -89,7 +89,7 @@ def _check(
 
 
 def _inspect(capture: Capture, as_json: bool) -> int:
-    from splitpeer.curious.summary import Summary, cut_off, summarise
+    from splitpeer.captures.summary import Summary, cut_off, summarise
 
     verdict = capture.verify()
     # Without the key, or where it was tampered with, only the header can be shown.
@@ -221,8 +221,8 @@ def _defend(
 ) -> None:
     import secrets
 
-    from splitpeer.curious.recorder import read_key
-    from splitpeer.curious.redefend import redefend
+    from splitpeer.captures.recorder import read_key
+    from splitpeer.captures.redefend import redefend
     from splitpeer.defences.key import from_seed
 
     if (defence_key is None) == (seed is None):
@@ -254,7 +254,7 @@ def _drive(capture: Capture, role: str, config: Path, job: Path | None, as_json:
 
     from splitpeer import logs
     from splitpeer.cli.data import bar
-    from splitpeer.roles.redrive import TOLERANCE, drive_client, drive_coordinator
+    from splitpeer.replay.redrive import TOLERANCE, drive_client, drive_coordinator
 
     logs.setup("text", "warning")
     with tempfile.TemporaryDirectory(prefix="splitpeer-replay-") as name, bar("replay") as progress:

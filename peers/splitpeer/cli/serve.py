@@ -12,7 +12,7 @@ from pathlib import Path
 
 import click
 
-from splitpeer import descriptors, logs
+from splitpeer import logs
 from splitpeer.cli import early
 from splitpeer.cli.options import (
     FILE,
@@ -24,11 +24,12 @@ from splitpeer.cli.options import (
     set_option,
 )
 from splitpeer.cli.terminal import echo
-from splitpeer.config import JobConfig, PeerConfig
+from splitpeer.daemon import descriptors
+from splitpeer.daemon.board import Board
 from splitpeer.errors import ConfigError
 from splitpeer.logs import event
 from splitpeer.preflight import notices
-from splitpeer.status import Board
+from splitpeer.settings.config import JobConfig, PeerConfig
 
 FORCED = 130
 log = logging.getLogger(__name__)
@@ -118,10 +119,10 @@ def serve(
         for found in notices(config):
             event(log, "peer.notice", logging.WARNING, about=found.check, text=found.text)
         if job is None:
-            _import("splitpeer.roles.client")
+            _import("splitpeer.site.client")
             asyncio.run(_client(config, board, curious, verify))
             return
-        _import("splitpeer.roles.coordinator", "splitpeer.roles.view")
+        _import("splitpeer.coordinator.coordinator", "splitpeer.daemon.console")
         result = asyncio.run(_coordinator(config, job, board, resume, curious, verify, readmit))
     if as_json:
         echo_json(result)
@@ -162,7 +163,7 @@ def _stop_on_signals(before_leaving: Callable[[], None] = lambda: None) -> async
 
 
 async def _client(config: PeerConfig, board: Board, curious: Path | None, verify: bool) -> None:
-    from splitpeer.roles.client import Client
+    from splitpeer.site.client import Client
 
     # In a thread: a folder on a network drive that hangs must not make this deaf to signals.
     stop = _stop_on_signals()
@@ -181,9 +182,9 @@ async def _coordinator(
 ) -> dict[str, object]:
     from dataclasses import asdict
 
-    from splitpeer.pictures import draw_curve
-    from splitpeer.roles.coordinator import Coordinator
-    from splitpeer.roles.view import dice_line, make_view
+    from splitpeer.coordinator.coordinator import Coordinator
+    from splitpeer.daemon.console import dice_line, make_view
+    from splitpeer.report.charts import draw_curve
 
     # A stranger's connections must not use up the files that the job needs.
     descriptors.raise_limit()

@@ -17,7 +17,7 @@ from rich.text import Text
 
 from splitpeer.cli.options import FILE, echo_json, heads_option, json_option, load_heads, set_option
 from splitpeer.cli.terminal import echo
-from splitpeer.seen import PeerHead, Seen, look
+from splitpeer.daemon.observe import PeerHead, Seen, look
 from splitproto.errors import printable
 
 REFRESH_S = 1.0

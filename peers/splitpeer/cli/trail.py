@@ -17,7 +17,7 @@ from splitpeer.cli.terminal import echo
 @json_option
 def trail(file: Path | None, config_file: Path | None, settings: tuple[str, ...], as_json: bool) -> None:
     """Show the audit trail (FILE, or audit.jsonl in [peer] state) and follow its chain; exit code 4 if it breaks."""
-    from splitpeer.trail import NAME, entries, verify
+    from splitpeer.daemon.trail import NAME, entries, verify
 
     path = file or load_peer(config_file, settings).peer.state / NAME
     verdict = verify(path)

@@ -8,9 +8,16 @@ from collections.abc import Iterable
 from itertools import pairwise
 from pathlib import Path
 
-from splitpeer.data.files import Case as Case  # what others know it by
-from splitpeer.data.files import Found as Found
-from splitpeer.data.files import LeftOut, below, examples, in_folder, stem, summary
+from splitpeer.data.files import (
+    Case,  # what others know it by
+    Found,
+    LeftOut,
+    below,
+    examples,
+    in_folder,
+    stem,
+    summary,
+)
 from splitpeer.data.patient_list import read_list
 from splitpeer.data.patients import patient_id
 from splitpeer.data.trees import (

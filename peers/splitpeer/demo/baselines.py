@@ -10,14 +10,14 @@ from pathlib import Path
 
 import torch
 
-from splitpeer.config import JobConfig
 from splitpeer.data.layouts import find_images, find_labels
 from splitpeer.data.loader import SiteData
 from splitpeer.data.pseudonym import load_salt
 from splitpeer.data.sampling import TrainingSchedule, split_patients
 from splitpeer.data.volumes import Volumes
+from splitpeer.federation.evaluation import Plan, Scoring
 from splitpeer.models import build_split_network
-from splitpeer.roles.evaluation import Plan, Scoring
+from splitpeer.settings.config import JobConfig
 from splitpeer.training.loss import region_loss
 from splitpeer.training.metrics import Scores
 from splitpeer.training.optimiser import make_optimiser, make_schedule

@@ -20,10 +20,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from splitpeer import durable
 from splitpeer.demo.supervisor import AGAIN, Supervisor, cause
 from splitpeer.errors import JobFailed
-from splitpeer.settings import to_toml
+from splitpeer.settings.loading import to_toml
+from splitpeer.storage import durable
 from splitproto import pki
 
 FEDERATION = "brats-demo"
@@ -101,7 +101,7 @@ class Federation:
 
     def render(self, progress: Callable[[int, int], None]) -> None:
         """Make the patients, or find them there. Raises DataError."""
-        from splitpeer.data.phantom import write_phantom
+        from splitpeer.data.phantom.cohort import write_phantom
 
         write_phantom(self.data, self.job.patients, seed=self.job.seed, progress=progress)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from splitpeer.audit.bench import Bench
 from splitpeer.data.layouts import find_labels
-from splitpeer.data.phantom import write_phantom
+from splitpeer.data.phantom.cohort import write_phantom
 from splitpeer.data.pseudonym import load_salt, pseudonym
 from splitpeer.data.sampling import split_patients
 from splitpeer.demo.federation import Federation

@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-from splitpeer import durable
 from splitpeer.data.labels import regions
 from splitpeer.data.layouts import Case
 from splitpeer.data.nifti import read_voxels
 from splitpeer.errors import JobFailed
-from splitpeer.pictures import dice_bars, prediction_sheet
+from splitpeer.report.charts import dice_bars, prediction_sheet
+from splitpeer.storage import durable
 from splitpeer.training.metrics import Scores, shown
 
 REGIONS = ("WT", "TC", "ET", "mean")

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
-from splitpeer.config import PeerConfig
 from splitpeer.errors import ConfigError
 from splitpeer.preflight.credentials import check_credentials
 from splitpeer.preflight.finding import Finding, exit_code
@@ -20,6 +19,7 @@ from splitpeer.preflight.machine import (
     check_salt,
     check_state,
 )
+from splitpeer.settings.config import PeerConfig
 
 __all__ = ["Finding", "exit_code", "notices", "preflight"]
 

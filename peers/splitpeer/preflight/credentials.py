@@ -11,9 +11,9 @@ from pathlib import Path
 from cryptography import x509
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
-from splitpeer.config import PeerConfig
 from splitpeer.errors import ConfigError
 from splitpeer.preflight.finding import Finding
+from splitpeer.settings.config import PeerConfig
 from splitproto import pki
 from splitproto.hosts import without_zone
 from splitproto.identity import Credentials

@@ -6,10 +6,10 @@ import asyncio
 from collections.abc import Iterator
 from datetime import UTC, datetime
 
-from splitpeer.config import PeerConfig
+from splitpeer.daemon.lock import holder
+from splitpeer.daemon.witness import AGENT
 from splitpeer.preflight.finding import Finding
-from splitpeer.roles.witness import AGENT
-from splitpeer.state_lock import holder
+from splitpeer.settings.config import PeerConfig
 from splitproto import Offer, SplitprotoError, dial
 from splitproto.errors import SecureChannelError
 

@@ -13,13 +13,13 @@ import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from splitpeer import reading
-from splitpeer.config import PeerConfig, endpoint
+from splitpeer.daemon.lock import holder
 from splitpeer.data import layouts
 from splitpeer.data.pseudonym import load_salt, salt_check
 from splitpeer.errors import PeerError
 from splitpeer.preflight.finding import Finding
-from splitpeer.state_lock import holder
+from splitpeer.settings.config import PeerConfig, endpoint
+from splitpeer.storage import reading
 
 LEAST_DISK, WARN_DISK = 64 << 20, 1 << 30
 """Bytes free in [peer] state: below the first no checkpoint may fit, below the second a run will fill it."""

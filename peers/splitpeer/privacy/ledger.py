@@ -29,10 +29,10 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from splitpeer import durable, reading
 from splitpeer.errors import ConfigError, DataError, DiskTrouble
 from splitpeer.logs import event
 from splitpeer.privacy.accounting import SENSITIVITY, epsilon_of_mu, mu_within
+from splitpeer.storage import durable, reading
 from splitproto.errors import PolicyRefused
 
 log = logging.getLogger(__name__)

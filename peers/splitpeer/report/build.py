@@ -15,7 +15,6 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 import splitproto
-from splitpeer import durable
 from splitpeer.errors import DataError
 from splitpeer.report import bands, text, words
 from splitpeer.report.cards import Card, groups
@@ -26,6 +25,7 @@ from splitpeer.report.names import brief, kind
 from splitpeer.report.store import Folder, load_run
 from splitpeer.report.tables import attack_rows, budget, configuration_row, digests, provenance, sources
 from splitpeer.report.verdict import answers, under
+from splitpeer.storage import durable
 
 PAGE = Path(__file__).parent / "page"
 

@@ -16,9 +16,9 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from splitpeer import durable, reading
 from splitpeer.errors import DataError
 from splitpeer.report.model import Frontier, Run
+from splitpeer.storage import durable, reading
 
 ATTACK, ARRAYS, FRONTIER = "attack.json", "reconstructions.npz", "frontier.json"
 Arrays = Mapping[str, NDArray[Any]]

@@ -13,7 +13,7 @@ from splitpeer.audit.bound import gaussian_bound
 from splitpeer.audit.campaign import redefended
 from splitpeer.audit.knowledge import with_model
 from splitpeer.audit.rehearsal import Rehearsed
-from splitpeer.curious.reader import open_capture
+from splitpeer.captures.reader import open_capture
 
 
 @pytest.mark.parametrize(

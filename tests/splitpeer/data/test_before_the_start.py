@@ -15,7 +15,7 @@ from splitpeer.data.quality import image_warnings
 from splitpeer.data.rules import Rules
 from splitpeer.data.volumes import Volumes
 from splitpeer.errors import DataError
-from splitpeer.roles.files import MOST_LINES, look, tell
+from splitpeer.federation.files import MOST_LINES, look, tell
 
 SHAPE = (60, 50, 20)
 SPACING = np.diag([3.0, 3.0, 6.0, 1.0])

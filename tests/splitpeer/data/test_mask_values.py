@@ -11,7 +11,7 @@ from splitpeer.data.check import check
 from splitpeer.data.labels import regions
 from splitpeer.data.layouts import Case
 from splitpeer.data.mask_values import MaskCensus
-from splitpeer.data.phantom import write_phantom
+from splitpeer.data.phantom.cohort import write_phantom
 from splitpeer.data.volumes import Volumes
 from splitpeer.errors import DataError
 

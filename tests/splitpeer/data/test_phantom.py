@@ -16,9 +16,9 @@ import pytest
 from splitpeer.data.labels import regions
 from splitpeer.data.layouts import MODALITIES, find_images, find_labels
 from splitpeer.data.nifti import read_voxels
-from splitpeer.data.phantom import Patient, patient_name, render_patient, write_phantom
-from splitpeer.data.phantom_anatomy import Grid, TissueMaps, load_tissue_maps
-from splitpeer.data.phantom_render import DEFAULT_SHAPE, DEFAULT_SPACING_MM, Subject, render_subject
+from splitpeer.data.phantom.anatomy import Grid, TissueMaps, load_tissue_maps
+from splitpeer.data.phantom.cohort import Patient, patient_name, render_patient, write_phantom
+from splitpeer.data.phantom.render import DEFAULT_SHAPE, DEFAULT_SPACING_MM, Subject, render_subject
 from splitpeer.errors import ConfigError, DataError
 
 pytest.importorskip("nilearn", reason="the phantom's anatomy is in the extra `demo`")

@@ -25,10 +25,10 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
-from splitpeer import state_lock
 from splitpeer.cli import main
+from splitpeer.daemon import lock as state_lock
 from splitpeer.preflight import machine
-from splitpeer.settings import to_toml
+from splitpeer.settings.loading import to_toml
 from splitproto import AllowList, Credentials, Listener, pki
 from tests.splitpeer.preflight.institution import BOTH, Form, Institution
 

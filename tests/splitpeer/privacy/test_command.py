@@ -7,11 +7,11 @@ import json
 import pytest
 from click.testing import CliRunner
 
-from splitpeer import templates
 from splitpeer.cli.privacy import privacy
 from splitpeer.errors import ConfigError
 from splitpeer.privacy.accounting import epsilon, noise_for
 from splitpeer.privacy.ledger import Ledger
+from splitpeer.settings import templates
 
 NOISE = noise_for(8, 1e-5, 40)
 

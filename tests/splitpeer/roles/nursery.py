@@ -28,9 +28,9 @@ from typing import Any
 import torch
 
 import splitpeer.cli.serve
-import splitpeer.roles.client
-import splitpeer.roles.coordinator
-import splitpeer.roles.record
+import splitpeer.coordinator.coordinator
+import splitpeer.coordinator.record
+import splitpeer.site.client
 import splitproto.vigil
 from splitpeer.cli import main
 from splitpeer.training.optimiser import make_optimiser
@@ -48,7 +48,7 @@ def bend(asked: dict[str, Any]) -> None:
             for value in Timing.__init__.__defaults__
         )
     if run := asked.get("run"):
-        splitpeer.roles.record.secrets = SimpleNamespace(token_bytes=lambda _: bytes.fromhex(run))
+        splitpeer.coordinator.record.secrets = SimpleNamespace(token_bytes=lambda _: bytes.fromhex(run))
     if clock := asked.get("clock"):
         real, offset = time.time, Path(asked["cwd"], clock)
         time.time = lambda: real() + float(offset.read_text())

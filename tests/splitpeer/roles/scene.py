@@ -29,17 +29,17 @@ import nibabel as nib
 import numpy as np
 import torch
 
-from splitpeer.config import JobConfig, PeerConfig
+from splitpeer.coordinator.coordinator import Coordinator
+from splitpeer.daemon.console import LogView, View
 from splitpeer.data.layouts import find_images, find_labels
 from splitpeer.data.loader import SiteData
 from splitpeer.data.pseudonym import load_salt, pseudonym
 from splitpeer.data.sampling import Sample, TrainingSchedule, split_patients
 from splitpeer.data.volumes import Volumes
 from splitpeer.models import SplitNetwork, build_split_network
-from splitpeer.roles.client import Client
-from splitpeer.roles.coordinator import Coordinator
-from splitpeer.roles.view import LogView, View
-from splitpeer.training import checkpoint
+from splitpeer.settings.config import JobConfig, PeerConfig
+from splitpeer.site.client import Client
+from splitpeer.storage import checkpoint
 from splitpeer.training.loss import region_loss
 from splitpeer.training.optimiser import make_optimiser, make_schedule
 from splitproto import pki

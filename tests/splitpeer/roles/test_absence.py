@@ -12,7 +12,7 @@ import torch
 
 from splitpeer.data.loader import SiteData
 from splitpeer.data.sampling import TrainingSchedule
-from splitpeer.training import checkpoint
+from splitpeer.storage import checkpoint
 from splitpeer.training.dropout import left_out
 from splitpeer.training.loss import region_loss
 from splitpeer.training.optimiser import make_optimiser, make_schedule

@@ -9,12 +9,12 @@ from collections import Counter
 
 import pytest
 
-from splitpeer.config import PeerConfig
+from splitpeer.daemon.trail import entries
 from splitpeer.data.sampling import TrainingSchedule
 from splitpeer.errors import ConfigError, JobFailed
 from splitpeer.privacy.accounting import epsilon, noise_for
 from splitpeer.privacy.ledger import NAME
-from splitpeer.trail import entries
+from splitpeer.settings.config import PeerConfig
 from splitproto.errors import PolicyRefused
 from splitproto.messages import Activations
 
@@ -49,7 +49,7 @@ def asked(scene, steps: int) -> list[list[str]]:
 @pytest.fixture
 def sent(monkeypatch) -> list[Activations]:
     """Everything that left the site t1, as its own session was given it."""
-    from splitpeer.roles import client
+    from splitpeer.site import client
 
     left: list[Activations] = []
 
@@ -175,7 +175,7 @@ def test_a_killed_site_has_paid_for_all_that_left(scene) -> None:
 
 async def test_a_batch_ordered_again_is_sent_again_and_paid_once(scene, sent) -> None:
     """Lost with its link: the octets are still there, and are no new release."""
-    from splitpeer.roles.client import Client
+    from splitpeer.site.client import Client
 
     scene.cast("flair", "t1", training={"steps": 8, "checkpoint_every": 100})
     scene.client("t1", **budget(10_000))

@@ -8,8 +8,8 @@ import signal
 
 import pytest
 
+from splitpeer.daemon.board import Board
 from splitpeer.errors import DeadlinePassed
-from splitpeer.status import Board
 
 from .test_misbehaviour import peer
 from .test_troublesome_sites import dies_after
@@ -231,7 +231,7 @@ def test_a_closed_terminal_leaves_in_good_order(scene) -> None:
 def test_a_rate_does_not_count_the_time_without_a_coordinator(scene, monkeypatch) -> None:
     scene.cast("t1")
     clock = [100.0]
-    monkeypatch.setattr("splitpeer.status.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("splitpeer.daemon.board.time.monotonic", lambda: clock[0])
     board = Board(scene.config("site-t1"))
 
     def rate() -> float | None:

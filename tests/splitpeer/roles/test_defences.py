@@ -17,9 +17,9 @@ from splitpeer.data.loader import SiteData
 from splitpeer.defences import Release, defend, make_stack
 from splitpeer.defences.key import for_peer, from_seed
 from splitpeer.errors import ConfigError
-from splitpeer.roles import site_job
-from splitpeer.roles.compute import to_wire
-from splitpeer.training import checkpoint
+from splitpeer.federation.compute import to_wire
+from splitpeer.site import job as site_job
+from splitpeer.storage import checkpoint
 
 EVERYTHING = ["bottleneck:2@0,1", "adversary:0.5,networks=2,restart=6,width=4", "clip:60", "gaussian:0.3",
               "laplace:0.1,kept=true", "dropout:0.3"]  # fmt: skip
@@ -130,7 +130,7 @@ async def test_what_a_site_does_is_announced_and_what_the_coordinator_does_too(
     scene, wire, monkeypatch
 ) -> None:
     """SP-11-30."""
-    from splitpeer.roles.client import Client
+    from splitpeer.site.client import Client
 
     offers, jobs = [], []
     join = Client._join
@@ -144,7 +144,7 @@ async def test_what_a_site_does_is_announced_and_what_the_coordinator_does_too(
         offers.append(offer)
         return judge(offer, *arguments)
 
-    from splitpeer.roles import client
+    from splitpeer.site import client
 
     judge = client.judge
     monkeypatch.setattr(client, "judge", offered)
@@ -255,7 +255,7 @@ def defended(scene, **job) -> None:
 
 async def test_lost_links_and_rollbacks_send_the_same_octets_again(scene, wire, monkeypatch) -> None:
     """SP-11-16, SP-11-34."""
-    from splitpeer.roles import client
+    from splitpeer.site import client
     from splitproto import dial
     from splitproto.errors import LinkLost
 
@@ -371,8 +371,8 @@ def test_gradient_defences_of_a_job(scene) -> None:
     ):
         _ = scene.settings
     scene.cast("t1", model={"levels": [1, 4]}, defences={"gradients": ["gaussian:1@0"]})
-    from splitpeer.roles.coordinator import Coordinator
-    from splitpeer.roles.view import LogView
+    from splitpeer.coordinator.coordinator import Coordinator
+    from splitpeer.daemon.console import LogView
 
     with pytest.raises(
         ConfigError, match=r"job\.toml: \[defences\] gradients: .*level 0 is not sent; sent are x1, x4"

@@ -12,9 +12,9 @@ import torch
 from monai.inferers import sliding_window_inference
 
 from splitpeer import logs
-from splitpeer.pictures import dice_bars, draw_curve
-from splitpeer.roles import client
-from splitpeer.roles.view import dice_line
+from splitpeer.daemon.console import dice_line
+from splitpeer.report.charts import dice_bars, draw_curve
+from splitpeer.site import client
 from splitpeer.training.metrics import VolumeDice
 from splitproto.negotiation import Offer
 

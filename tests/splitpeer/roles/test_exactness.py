@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from splitpeer.training import checkpoint
+from splitpeer.storage import checkpoint
 
 
 @pytest.mark.timeout(300)

@@ -11,14 +11,15 @@ from types import SimpleNamespace
 import pytest
 
 from splitpeer.cli.outcome import exit_code
+from splitpeer.coordinator import holder
+from splitpeer.coordinator.coordinator import Coordinator
+from splitpeer.daemon.console import LogView
+from splitpeer.daemon.trail import NAME as TRAIL
+from splitpeer.daemon.trail import entries
 from splitpeer.errors import DataError
-from splitpeer.roles import holder
-from splitpeer.roles.client import Client
-from splitpeer.roles.coordinator import Coordinator
-from splitpeer.roles.run_folders import COMPLETE
-from splitpeer.roles.view import LogView
-from splitpeer.trail import NAME as TRAIL
-from splitpeer.trail import entries
+from splitpeer.site.client import Client
+from splitpeer.site.run_folders import COMPLETE
+from splitpeer.site.secret import site_secret
 from splitproto import RemoteError, SplitprotoError, dial
 from splitproto.errors import SecondHolder, Superseded
 from splitproto.messages import Bye, JobAccept, JobDecline, JobOffer
@@ -217,11 +218,11 @@ async def test_a_flood_of_second_links_is_counted_and_not_written(caplog) -> Non
 
 
 def test_a_secret_that_is_damaged_is_named(tmp_path) -> None:
-    secret = holder.site_secret(tmp_path / "run")
-    assert holder.site_secret(tmp_path / "run") == secret and len(secret) == 32
+    secret = site_secret(tmp_path / "run")
+    assert site_secret(tmp_path / "run") == secret and len(secret) == 32
     (tmp_path / "run" / holder.NAME).write_bytes(secret[:-1])
     with pytest.raises(DataError, match="is not a key of 32 bytes"):
-        holder.site_secret(tmp_path / "run")
+        site_secret(tmp_path / "run")
 
 
 # --- what a link says that has shown no key ----------------------------------------------------------------

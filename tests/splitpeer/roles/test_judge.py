@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from splitpeer.data.sampling import batch_digest
-from splitpeer.roles.site_job import SiteJob
-from splitpeer.roles.terms import cut_descriptors, judge
+from splitpeer.federation.terms import cut_descriptors, judge
+from splitpeer.site.job import SiteJob
 from splitproto.errors import PolicyRefused, SchemaMismatch
 from splitproto.messages import Forward, Job, JobOffer, Sample
 from splitproto.tensors import schema_digest

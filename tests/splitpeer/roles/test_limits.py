@@ -9,14 +9,14 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from splitpeer.bounds import Bounds
+from splitpeer.daemon.trail import NAME as TRAIL
+from splitpeer.daemon.trail import entries
 from splitpeer.data.sampling import batch_digest
 from splitpeer.errors import DiskTrouble, JobFailed
-from splitpeer.roles import budgets, client, run_folders
-from splitpeer.roles.client import Client
-from splitpeer.roles.terms import check_bounds, cut_descriptors, job_on_wire
-from splitpeer.trail import NAME as TRAIL
-from splitpeer.trail import entries
+from splitpeer.federation.terms import check_bounds, cut_descriptors, job_on_wire
+from splitpeer.settings.bounds import Bounds
+from splitpeer.site import budgets, client, run_folders
+from splitpeer.site.client import Client
 from splitproto import Listener, Offer, RemoteError, Session, SplitprotoError
 from splitproto.errors import PolicyRefused
 from splitproto.messages import (

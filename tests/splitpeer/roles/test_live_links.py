@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from splitpeer.roles.client import Client
-from splitpeer.roles.terms import cut_descriptors, job_on_wire
+from splitpeer.federation.terms import cut_descriptors, job_on_wire
+from splitpeer.site.client import Client
 from splitproto import AllowList, Listener, Session, pki
 from splitproto.messages import Begin, Bye, JobAccept, JobOffer, Progress
 from splitproto.tensors import schema_digest

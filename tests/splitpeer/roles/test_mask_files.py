@@ -13,7 +13,7 @@ import pytest
 from splitpeer.data.layouts import Case
 from splitpeer.data.pseudonym import pseudonym
 from splitpeer.data.volumes import Volumes
-from splitpeer.roles.evaluation import save_mask
+from splitpeer.federation.evaluation import save_mask
 
 SALT = bytes(32)
 SHAPE = (14, 12, 10)

@@ -13,8 +13,8 @@ import pytest
 
 from splitpeer.cli.outcome import exit_code
 from splitpeer.errors import DeadlinePassed, JobFailed
-from splitpeer.roles.client import Client
-from splitpeer.roles.terms import cut_descriptors, job_on_wire
+from splitpeer.federation.terms import cut_descriptors, job_on_wire
+from splitpeer.site.client import Client
 from splitproto import Listener, Offer, SplitprotoError, dial
 from splitproto.errors import Misaligned, SchemaMismatch
 from splitproto.messages import (
@@ -262,7 +262,7 @@ async def test_unusable_patients_that_do_not_add_up_do_not_join(scene, how: str)
 
 async def test_a_batch_that_its_digest_does_not_fit_is_refused_by_the_site(scene, monkeypatch) -> None:
     """SP-11-5: the other direction: a coordinator that commits to one batch and sends another."""
-    from splitpeer.roles import coordinator
+    from splitpeer.coordinator import coordinator
 
     scene.cast("t1")
     honest = coordinator.TrainingStream._make

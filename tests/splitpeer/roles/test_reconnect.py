@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from splitpeer.roles import client
+from splitpeer.site import client
 from splitproto import dial
 from splitproto.errors import LinkLost
 

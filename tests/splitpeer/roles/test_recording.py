@@ -14,13 +14,13 @@ import numpy as np
 import pytest
 import torch
 
-from splitpeer import trail
+from splitpeer.captures import parts
+from splitpeer.captures.reader import open_capture
 from splitpeer.cli import main
-from splitpeer.curious import parts
-from splitpeer.curious.reader import open_capture
+from splitpeer.daemon import trail
 from splitpeer.data.pseudonym import load_salt, pseudonym
 from splitpeer.errors import ConfigError, DataError, JobFailed
-from splitpeer.roles.client import Client
+from splitpeer.site.client import Client
 from splitproto.capture import Recorded
 from splitproto.messages import Activations, Gradients
 

@@ -198,7 +198,7 @@ async def test_a_line_cut_at_the_worst_moment(
     scene, monkeypatch, message, step, mode, delivered: bool
 ) -> None:
     """SP-11-8, SP-11-11: just before, or just after, a certain message: nothing is lost and nothing is done twice."""
-    from splitpeer.roles import client
+    from splitpeer.site import client
     from splitproto import dial
     from splitproto.errors import LinkLost
 
@@ -237,7 +237,7 @@ async def test_a_line_cut_at_the_worst_moment(
 async def test_what_anybody_on_the_way_can_forge_ends_no_site(scene, monkeypatch, before: bool) -> None:
     """SP-4-6: damage while a site dials anew is waited out, at a first dial a few times; not so certificates."""
     from splitpeer.errors import ConnectionRefused
-    from splitpeer.roles import client
+    from splitpeer.site import client
     from splitproto import dial
     from splitproto.errors import CarrierVersionError, EnvelopeError, LinkLost, SecureChannelError
 
@@ -279,7 +279,7 @@ async def test_what_anybody_on_the_way_can_forge_ends_no_site(scene, monkeypatch
 
 async def test_a_spent_key_is_replaced_without_a_trace(scene, monkeypatch) -> None:
     """SP-6-10: links retire after so many octets; the work does not notice."""
-    from splitpeer.roles import client
+    from splitpeer.site import client
     from splitproto import Timing, dial
 
     scene.cast("flair", "t1", training={"steps": 20})

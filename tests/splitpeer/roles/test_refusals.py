@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from splitpeer.roles import refusals
-from splitpeer.roles.refusals import LINES_A_SECOND, LINES_AT_ONCE, NOTED, REMEMBERED, Refusals
+from splitpeer.daemon import refusals
+from splitpeer.daemon.refusals import LINES_A_SECOND, LINES_AT_ONCE, NOTED, REMEMBERED, Refusals
 from splitproto.errors import (
     CarrierVersionError,
     DeadlineExceeded,

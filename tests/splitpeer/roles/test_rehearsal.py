@@ -14,7 +14,7 @@ from splitpeer.attacks.view import coordinator_view, site_view
 from splitpeer.audit.bench import Bench
 from splitpeer.audit.cohort import Cohort, most_tumour
 from splitpeer.audit.rehearsal import Protection, Recording, Rehearsal
-from splitpeer.curious.reader import open_capture
+from splitpeer.captures.reader import open_capture
 from splitpeer.errors import AttackImpossible, DataError
 from splitpeer.training.dropout import left_out
 from splitproto.capture import Recorded

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from splitpeer.captures.reader import Capture, open_capture
+from splitpeer.captures.recorder import new_key
 from splitpeer.cli import main
-from splitpeer.curious.reader import Capture, open_capture
-from splitpeer.curious.recorder import new_key
-from splitpeer.roles import record as runs
+from splitpeer.coordinator import record as runs
 from splitproto.messages import Activations, Advance
 
 from .scene import SEED, Scene

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from splitpeer import durable
-from splitpeer import lines as lines_module
+from splitpeer.coordinator.run_files import Result, RunFiles
 from splitpeer.errors import ConfigError, DiskTrouble
-from splitpeer.roles.run import Result, RunFiles
+from splitpeer.storage import durable
+from splitpeer.storage import lines as lines_module
 from tests.splitpeer.training.power_loss import Disk, found, lay_out
 
 if TYPE_CHECKING:

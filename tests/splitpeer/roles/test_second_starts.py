@@ -8,11 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from splitpeer.coordinator import coordinator
+from splitpeer.coordinator import remote_site as site
 from splitpeer.data.sampling import batch_digest
 from splitpeer.errors import ConfigError, DataError, DeadlinePassed, JobFailed
-from splitpeer.roles import coordinator, site
-from splitpeer.roles.client import Client
-from splitpeer.training import checkpoint
+from splitpeer.site.client import Client
+from splitpeer.storage import checkpoint
 from splitproto import Listener, Session
 from splitproto.identity import AllowList
 from splitproto.messages import Activations, Applied, Forward, Gradients, Message, Sample

@@ -11,9 +11,9 @@ import torch
 
 from splitpeer.data.sampling import TrainingSchedule, batch_digest
 from splitpeer.errors import DataError, PatientUnusable
-from splitpeer.roles.site_job import SiteJob
-from splitpeer.roles.terms import cut_descriptors, job_on_wire, window_of
-from splitpeer.training import checkpoint
+from splitpeer.federation.terms import cut_descriptors, job_on_wire, window_of
+from splitpeer.site.job import SiteJob
+from splitpeer.storage import checkpoint
 from splitproto.errors import StepMismatch
 from splitproto.messages import Activations, Forward, Gradients, JobOffer, Unusable, Withdraw
 from splitproto.tensors import schema_digest

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from splitpeer.seen import PeerHead, look
+from splitpeer.daemon.observe import PeerHead, look
 
 NEEDLESS = (
     "monai",
@@ -71,7 +71,7 @@ def ended(process: subprocess.Popen[str]) -> tuple[int, list[str]]:
 
 def test_a_daemon_imports_what_it_trains_with_and_no_more() -> None:
     program = (
-        "import sys, splitpeer.roles.client, splitpeer.roles.coordinator\n"
+        "import sys, splitpeer.site.client, splitpeer.coordinator.coordinator\n"
         f"print(*sorted(set({NEEDLESS}) & set(sys.modules)))"
     )
     done = subprocess.run(
@@ -90,7 +90,7 @@ def test_ctrl_c_before_a_command_runs_is_one_line(module: str, start: Start) -> 
 
 
 @pytest.mark.parametrize(
-    "module", ["splitpeer.roles.client", "torch", "torch._C", "torch.nn", "splitpeer.roles.site_job"]
+    "module", ["splitpeer.site.client", "torch", "torch._C", "torch.nn", "splitpeer.site.job"]
 )
 @pytest.mark.parametrize(
     ("number", "code", "text"),

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from splitpeer.cli import main
-from splitpeer.seen import PeerHead, Seen, look
+from splitpeer.daemon.observe import PeerHead, Seen, look
 
 LONG = {"steps": 4000, "checkpoint_every": 500}
 BRISK = {"join_s": 60, "step_s": 60, "return_s": 60}

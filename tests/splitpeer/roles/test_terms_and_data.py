@@ -15,7 +15,7 @@ import pytest
 from splitpeer.cli.outcome import exit_code
 from splitpeer.errors import ConfigError, DataError, DeadlinePassed, DiskTrouble, JobFailed
 from splitpeer.logs import handle
-from splitpeer.roles.site_job import SiteJob
+from splitpeer.site.job import SiteJob
 from splitproto.messages import Forward
 
 

@@ -6,7 +6,7 @@ import json
 import os
 import stat
 
-from splitpeer.roles.view import LogView, Pace
+from splitpeer.daemon.console import LogView, Pace
 
 
 class Ear:

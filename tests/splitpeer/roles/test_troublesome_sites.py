@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 import pytest
 
 from splitpeer.errors import JobFailed
-from splitpeer.training import checkpoint
+from splitpeer.storage import checkpoint
 from splitproto.errors import LinkLost
 from splitproto.messages import Activations, Applied, JobAccept, Message, Saved, Unsaved
 

@@ -17,9 +17,9 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from splitpeer.daemon.console import LogView
 from splitpeer.errors import JobFailed
 from splitpeer.logs import handle
-from splitpeer.roles.view import LogView
 
 Spoil = Callable[[Path], None]
 STEPS = {"steps": 10, "batch": 2, "checkpoint_every": 4}

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from splitpeer.daemon import witness
+from splitpeer.daemon.trail import entries, verify
+from splitpeer.daemon.witness import Witness
 from splitpeer.errors import DiskTrouble
-from splitpeer.roles import witness
-from splitpeer.roles.witness import Witness
-from splitpeer.trail import entries, verify
 
 if TYPE_CHECKING:
     from tests.conftest import SmallDisk

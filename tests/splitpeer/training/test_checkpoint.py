@@ -16,10 +16,9 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 
-from splitpeer import reading
 from splitpeer.errors import DataError
 from splitpeer.models import build_encoder
-from splitpeer.training import checkpoint
+from splitpeer.storage import checkpoint, reading
 from splitpeer.training.optimiser import make_optimiser, make_schedule
 from splitpeer.training.split_step import ClientHalf
 

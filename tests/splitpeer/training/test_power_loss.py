@@ -12,9 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from splitpeer import durable
 from splitpeer.errors import DataError
-from splitpeer.training import checkpoint
+from splitpeer.storage import checkpoint, durable
 
 from .power_loss import Disk, Killed, State, found, lay_out
 

@@ -1,0 +1,107 @@
+"""One holder of a site (SP-11.14): the key that a site keeps with a run, and what happens to a second link.
+
+A certificate proves that a link speaks for a site. Two processes may hold it: the daemon started twice, or a thief with
+a copy. The first to join a run binds the site's part in it to a key of its own; nobody else takes over.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+
+from splitpeer.logs import event
+from splitproto import Session, holder
+from splitproto.constants import HEARTBEAT_INTERVAL
+from splitproto.errors import SecondHolder, Superseded
+from splitproto.messages import JobAccept, JobOffer
+
+log = logging.getLogger(__name__)
+
+CHALLENGE_BYTES = 32
+ANSWER_S = HEARTBEAT_INTERVAL
+"""A link that is to be replaced may answer a PING for so long."""
+JOINING = 4
+"""Links of one site that may be joining at once: beyond that the oldest is ended."""
+NOTED = 100
+"""Lines of the audit trail about one site's second links, at most, per process: a trail is kept for years."""
+QUIET_S = 10.0
+"""Seconds between two such lines of the log."""
+
+
+class Seat:
+    """A site's part in the run, as the coordinator keeps it.
+
+    Args:
+        site: its name.
+        note: writes a line of the audit trail.
+    """
+
+    def __init__(self, site: str, note: Callable[..., None]) -> None:
+        self.site, self._note = site, note
+        self.holder: bytes | None = None
+        """Public key of who has it; None: nobody yet. Empty: somebody who showed no key."""
+        self._bind: Callable[[str, bytes], None] = lambda site, key: None
+        self._noted, self._unsaid, self._said_at = 0, 0, -QUIET_S
+
+    def restore(self, holder_key: bytes | None, bind: Callable[[str, bytes], None]) -> None:
+        """Who had it before this process began; `bind` is told who has it from now on."""
+        self.holder, self._bind = holder_key, bind
+
+    def examine(self, offer: JobOffer, accept: JobAccept, link: Session) -> None:
+        """SP-11.14-3: whether `link` may take the seat.
+
+        Raises:
+            SecondHolder: another holder has it.
+        """
+        shown = accept.holder or b""
+        if shown or accept.proof is not None:
+            holder.check(shown, accept.proof or b"", offer.run, offer.challenge or b"", link.binding)
+        self._admit(shown)
+
+    def _admit(self, shown: bytes) -> None:
+        if self.holder is not None and shown != self.holder:
+            raise SecondHolder(
+                f"another holder of the certificate of {self.site} takes part in this run: look for a second daemon or "
+                "a copied key; a site that lost its state folder is readmitted by the coordinator (serve --readmit)"
+            )
+
+    async def take(self, link: Session, holder_key: bytes, present: Callable[[], Session | None]) -> None:
+        """SP-11.14-4: bind the seat to `link`, and end the link that had it unless that one answers.
+
+        Raises:
+            Superseded: the present link answers.
+            SecondHolder: another holder took it since `examine`.
+        """
+        while (older := present()) is not None and older.alive:
+            if await older.answers(ANSWER_S):
+                raise Superseded(f"another link of {self.site} is alive; dial again when it has ended")
+            if present() is older:
+                self.say("site.superseded", link, older, cause="the older link no longer answered")
+                older.fail(Superseded(f"{self.site} opened a newer link"))
+                break
+        self._admit(holder_key)
+        self.holder = holder_key
+        self._bind(self.site, holder_key)
+
+    def say(self, what: str, link: Session, other: Session | None, cause: str) -> None:
+        """A line about two links of this site, in log and trail; a flood of them is counted."""
+        fields = {"site": self.site, "cause": cause, **_end("", link), **_end("other_", other)}
+        now = time.monotonic()
+        if now - self._said_at < QUIET_S:
+            self._unsaid += 1
+        else:
+            more = {"not_shown": self._unsaid} if self._unsaid else {}
+            self._said_at, self._unsaid = now, 0
+            event(log, what, logging.WARNING, **fields, **more)
+        if self._noted < NOTED:
+            self._noted += 1
+            self._note(
+                what, **fields, **({"and_more": "further ones are not noted"} if self._noted == NOTED else {})
+            )
+
+
+def _end(prefix: str, link: Session | None) -> dict[str, str]:
+    if link is None:
+        return {}
+    return {f"{prefix}address": link.address, f"{prefix}serial": link.peer.serial}

@@ -1,0 +1,186 @@
+"""Which run of a job this is: `<job>.run.json` in the coordinator's `[peer] state`.
+
+A coordinator that is started again finds here what it was doing: the run to go on with, the patients of that run,
+and whether only the goodbyes are left.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import secrets
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from splitpeer.errors import ConfigError
+from splitpeer.logs import event
+from splitpeer.settings.config import JobConfig, PeerConfig
+from splitpeer.storage import durable, reading
+from splitproto.causes import OF_A_PATIENT
+
+log = logging.getLogger(__name__)
+State = Literal["new", "running", "farewell", "over"]
+
+
+@dataclass(frozen=True)
+class Withdrawal:
+    """A patient that a run goes on without."""
+
+    key: bytes
+    step: int
+    """The first step without it."""
+    site: str
+    """Whose file it was; empty: the coordinator's own mask."""
+    cause: str
+    """From `splitproto.causes.OF_A_PATIENT`."""
+
+    def written(self) -> dict[str, Any]:
+        """As JSON has it."""
+        return {**asdict(self), "key": self.key.hex()}
+
+    @classmethod
+    def read(cls, item: dict[str, Any]) -> Withdrawal:
+        """The inverse. Raises ValueError, TypeError or KeyError."""
+        if item["cause"] not in OF_A_PATIENT:
+            raise ValueError
+        return cls(bytes.fromhex(item["key"]), int(item["step"]), str(item["site"]), item["cause"])
+
+
+class Record:
+    """One run's.
+
+    Args:
+        resume: True: the last run, or an error. False: a new one. None: the last one of the same terms, also one that
+            is over; a new one where there is none.
+
+    Raises:
+        ConfigError: nothing to resume, or the job has changed since.
+    """
+
+    def __init__(self, config: PeerConfig, job: JobConfig, resume: bool | None) -> None:
+        self._path = config.peer.state / f"{job.job.name}.run.json"
+        self._terms = _terms(job)
+        self.run = secrets.token_bytes(16)
+        self.state: State = "new"
+        """new: not begun. running. farewell: trained and scored; sites are being told. over: nothing is left to do."""
+        self.patients: tuple[bytes, ...] = ()
+        """Keys that all sites of this run hold."""
+        self.withdrawn: tuple[Withdrawal, ...] = ()
+        """What the run is made without."""
+        self.holders: dict[str, bytes] = {}
+        """By site, the key that its part in the run is bound to (SP-11.14)."""
+        self.told: tuple[str, ...] = ()
+        """Sites that know that the run is complete."""
+        if resume is None:
+            self._go_on()
+        elif resume:
+            self._take(self._read())
+
+    def begin(self, patients: Sequence[bytes]) -> None:
+        """SP-11-39: from here on there is something to go on with."""
+        self.patients = tuple(patients)
+        self._write("running")
+
+    def withdraw(self, withdrawn: Sequence[Withdrawal]) -> None:
+        """SP-11.13-4: these, and no others, count from here on. Raises ConfigError or DiskTrouble."""
+        self.withdrawn = tuple(withdrawn)
+        self._write(self.state)
+
+    def bind(self, site: str, holder: bytes) -> None:
+        """SP-11.14-3: the part of `site` is `holder`'s, also after a restart; before the run begins, until then."""
+        if self.holders.get(site) != holder:
+            self.holders[site] = holder
+            if self.state in ("running", "farewell"):
+                self._write(self.state)
+
+    def readmit(self, site: str) -> None:
+        """SP-11.14-5: the next to join as `site` takes its part in the run."""
+        if self.holders.pop(site, None) is not None and self.state != "new":
+            self._write(self.state)
+
+    def farewell(self, told: Sequence[str] = ()) -> None:
+        """All is done but for telling the sites; `told` know."""
+        self.told = tuple(sorted({*self.told, *told}))
+        self._write("farewell")
+
+    def over(self) -> None:
+        """Nothing is left to do."""
+        self._write("over")
+
+    # --- inside ----------------------------------------------------------------------------------------
+
+    def _go_on(self) -> None:
+        """The last run, if it is this job's."""
+        if not self._path.exists():
+            return
+        last = self._read()
+        over = last.get("state", "over") == "over"
+        if last.get("terms") != self._terms:
+            if over:
+                return
+            event(log, "run.left", logging.WARNING, run=last["run"][:12],
+                  cause="job.toml has changed since that run, which is not complete: this is a new one")  # fmt: skip
+            return
+        self._take(last)
+        if over:
+            self.state = "over"
+        else:
+            event(log, "run.resumed", run=last["run"][:12], hint="--fresh starts a new run")
+
+    def _read(self) -> dict[str, Any]:
+        try:
+            last = reading.document(self._path)
+            if len(bytes.fromhex(last["run"])) != 16:
+                raise ValueError
+        except FileNotFoundError:
+            raise ConfigError(
+                f"nothing to resume: {self._path} does not exist; start without --resume"
+            ) from None
+        except (OSError, ValueError, KeyError, TypeError):
+            raise ConfigError(f"{self._path} cannot be read; start with --fresh") from None
+        return last
+
+    def _take(self, last: dict[str, Any]) -> None:
+        if last.get("terms") != self._terms:
+            raise ConfigError(
+                "job.toml has changed since the run that is to be resumed; change it back, "
+                "or start with --fresh"
+            )
+        try:
+            self.run = bytes.fromhex(last["run"])
+            # A run that is over can still be asked for: it ends at once, with the same results.
+            self.state = "running" if last.get("state") in (None, "running", "over") else "farewell"
+            self.patients = tuple(bytes.fromhex(key) for key in last.get("patients", ()))
+            self.withdrawn = tuple(Withdrawal.read(item) for item in last.get("withdrawn", ()))
+            self.told = tuple(last.get("told", ()))
+            self.holders = {site: bytes.fromhex(key) for site, key in last.get("holders", {}).items()}
+        except (ValueError, TypeError, KeyError, AttributeError):
+            raise ConfigError(f"{self._path} cannot be read; start with --fresh") from None
+
+    def _write(self, state: State) -> None:
+        self.state = state
+        value = {
+            "run": self.run.hex(),
+            "terms": self._terms,
+            "state": state,
+            "told": self.told,
+            "holders": {site: key.hex() for site, key in self.holders.items()},
+            "patients": [key.hex() for key in self.patients],
+            "withdrawn": [withdrawal.written() for withdrawal in self.withdrawn],
+        }
+        try:
+            durable.make_folder(self._path.parent)
+            durable.replace(self._path, (json.dumps(value, indent=1) + "\n").encode())
+        except OSError as error:
+            raise durable.refusal(error, f"{self._path}:", "[peer] state") from None
+
+
+def _terms(job: JobConfig) -> str:
+    """Digest of all that a run must keep from start to end: two halves of two jobs make no whole."""
+    kept = job.model_dump(mode="json", include={"job", "sites", "model", "data", "training"})
+    for free in ("ahead", "checkpoint_every", "keep_checkpoints"):
+        del kept["training"][free]
+    del kept["data"]["max_withdrawn"]
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,142 @@
+"""What one run of a job leaves on the coordinator's disk: how it went, what came out.
+
+`[output] folder` holds `metrics.jsonl`, `result.json` and `predictions/`; `[peer] state` the checkpoints and the
+`Record` of which run it is. What an earlier run left is given up when a new one opens.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from splitpeer.coordinator.record import Record
+from splitpeer.errors import ConfigError
+from splitpeer.federation.terms import run_folder
+from splitpeer.settings.config import JobConfig, PeerConfig
+from splitpeer.storage import durable, reading
+from splitpeer.storage.lines import Lines
+from splitpeer.training.metrics import Scores
+
+
+@dataclass
+class Result:
+    """What a run of a job came to; `result.json`."""
+
+    job: str
+    run: str
+    complete: bool = False
+    step: int = 0
+    steps: int = 0
+    patients: int = 0
+    validation: int = 0
+    dice: Scores = field(default_factory=dict)
+    """Of the last evaluation, with `modalities`."""
+    modalities: list[str] = field(default_factory=list)
+    """Those that the last evaluation, and the masks in `predictions/`, were made from."""
+    missing: dict[str, Scores] = field(default_factory=dict)
+    """Dice without the modality named, where the job asks for it."""
+    absences: dict[str, int] = field(default_factory=dict)
+    """By site, steps that this process of the coordinator made while it was absent."""
+    withdrawn: list[dict[str, Any]] = field(default_factory=list)
+    """Patients that the run was made without: a handle, the first step without it, the site, the cause. No site: it was
+    the coordinator's own mask."""
+    sites: dict[str, str] = field(default_factory=dict)
+    tls: str = ""
+    bytes_per_step: int = 0
+    """Octets on the wire in both directions, all sites, envelopes and TLS included; evaluation apart."""
+    seconds: float = 0.0
+
+
+class RunFiles:
+    """The files of one run.
+
+    Args:
+        resume: take the job's last run (True), a new one (False), or the last if there is one of these terms (None).
+
+    Raises:
+        ConfigError: nothing to resume, the job has changed since, or results of another complete run are in the way.
+    """
+
+    def __init__(self, config: PeerConfig, job: JobConfig, *, resume: bool | None) -> None:
+        self.record = Record(config, job, resume)
+        self.output: Path = job.output.folder
+        if self.record.state == "over" and self.result() is None:
+            # Its results were taken away: somebody makes room for others.
+            self.record = Record(config, job, False)
+        if resume is None and self.record.state == "new" and (lying := self._read()) and lying.complete:
+            # Weeks of training are not removed because somebody changed a line of job.toml.
+            raise ConfigError(
+                f"{self.output / 'result.json'}: results of a complete run lie there, and job.toml is not that run's: "
+                "name another [output] folder, or let --fresh remove them"
+            )
+        self.run = self.record.run
+        self.checkpoints = run_folder(config.peer.state, job.job.name, self.run)
+        self._metrics = Lines(self.output / "metrics.jsonl")
+        self.opened = False
+        """From here on there is something to resume."""
+
+    @property
+    def predictions(self) -> Path:
+        """Folder of the masks of patients held out."""
+        return self.output / "predictions"
+
+    def prepare(self) -> None:
+        """Find out before sites wait whether results can be written."""
+        with _writing(self.output, "[output] folder"):
+            self.output.mkdir(parents=True, exist_ok=True)
+
+    def open(self, *, resumed: bool, patients: Sequence[bytes]) -> None:
+        """Note the run as the one to resume, with its patients; a new one removes the results of the one before."""
+        self.record.begin(patients)
+        if resumed:
+            self._metrics.resume()
+        else:
+            with _writing(self.output, "[output] folder"):
+                for old in (
+                    self.output / "result.json",
+                    self.output / "training.png",
+                    *self.predictions.glob("*.nii.gz"),
+                ):
+                    old.unlink(missing_ok=True)
+                self._metrics.begin()
+        self.opened = True
+
+    def metric(self, **values: Any) -> None:
+        """One line of `metrics.jsonl`; on a full disk it waits, and the run goes on."""
+        self._metrics.add(**values)
+
+    def sync(self) -> None:
+        """Lines written so far survive a loss of power from here on, where the disk takes them."""
+        self._metrics.sync()
+
+    def write(self, result: Result) -> None:
+        """`result.json`, whole or not at all, also after a loss of power. Raises ConfigError or DiskTrouble."""
+        self._metrics.flush()
+        self._metrics.sync()
+        path = self.output / "result.json"
+        with _writing(path, "[output] folder"):
+            durable.replace(path, (json.dumps(asdict(result), indent=2) + "\n").encode(), mode=0o666)
+
+    def result(self) -> Result | None:
+        """What `result.json` says of this run, if it does."""
+        result = self._read()
+        return result if result is not None and result.run == self.record.run.hex() else None
+
+    def _read(self) -> Result | None:
+        try:
+            return Result(**reading.document(self.output / "result.json"))
+        except (OSError, ValueError, TypeError):
+            return None
+
+
+@contextmanager
+def _writing(path: Path, key: str) -> Iterator[None]:
+    """A disk that is full or closed to us is no bug: one line that names the path and the key."""
+    try:
+        yield
+    except OSError as error:
+        raise durable.refusal(error, f"{path}:", key) from None

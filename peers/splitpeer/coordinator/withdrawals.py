@@ -1,0 +1,81 @@
+"""Patients that a run goes on without because a file of theirs cannot be used (SP-11.13): who, since when, how many."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+
+from splitpeer.coordinator.record import Record, Withdrawal
+from splitpeer.errors import JobFailed
+from splitpeer.federation.files import counted
+from splitpeer.logs import handle
+from splitpeer.settings.config import JobData
+from splitproto.messages import Unusable, Withdrawn
+
+
+class Withdrawals:
+    """Those of one run, as its record has them.
+
+    Args:
+        record: of the run; every change is durable in it before it counts.
+        settings: how many one party may withdraw, and how many patients the job needs.
+    """
+
+    def __init__(self, record: Record, settings: JobData) -> None:
+        self._record, self._settings = record, settings
+
+    @property
+    def all(self) -> tuple[Withdrawal, ...]:
+        """Every one; a patient that two sites cannot use is there twice."""
+        return self._record.withdrawn
+
+    @property
+    def keys(self) -> frozenset[bytes]:
+        """Of the patients that are out."""
+        return frozenset(withdrawal.key for withdrawal in self.all)
+
+    def beyond(self, site: str, patients: Sequence[Unusable]) -> str:
+        """SP-11.13-10: what is wrong if `site` ("": the coordinator) withdraws these as well; empty if nothing is."""
+        causes = {w.key: w.cause for w in self.all if w.site == site} | {p.key: p.cause for p in patients}
+        most = self._settings.most_withdrawn(len(self._record.patients))
+        if len(causes) <= most:
+            return ""
+        who = f"site {site}" if site else "the coordinator"
+        return (
+            f"{who} cannot use the files of {counted(causes.values())} of the run's {len(self._record.patients)} "
+            f"patients, and may withdraw {most} ([data] max_withdrawn)"
+        )
+
+    def add(self, step: int, site: str, patients: Iterable[Unusable]) -> None:
+        """These are out from `step` on; durable when this returns."""
+        known = {withdrawal.key for withdrawal in self.all if withdrawal.site == site}
+        new = [Withdrawal(p.key, step, site, p.cause) for p in patients if p.key not in known]
+        self._record.withdraw([*self.all, *new])
+
+    def undone(self, step: int) -> None:
+        """SP-11.13-6: all went back to `step`; what is made again is made without those that are out."""
+        earlier = tuple(replace(w, step=min(w.step, step + 1)) for w in self.all)
+        if earlier != self.all:
+            self._record.withdraw(earlier)
+
+    def check(self) -> None:
+        """Raises JobFailed where fewer patients are left than the job needs."""
+        left, least = len(set(self._record.patients) - self.keys), self._settings.min_patients
+        if left < least:
+            raise JobFailed(
+                f"{left} patients are left, {least} are needed ([data] min_patients): withdrawn were "
+                f"{counted({w.key: w.cause for w in self.all}.values())}"
+            )
+
+    def shown(self) -> list[dict[str, str | int]]:
+        """For `result.json`."""
+        return [
+            {"patient": handle(w.key), "step": w.step, "site": w.site, "cause": w.cause} for w in self.all
+        ]
+
+    def messages(self) -> list[Withdrawn]:
+        """SP-11.13-8: what a site is told, a message for each step."""
+        by_step: dict[int, dict[bytes, Unusable]] = {}
+        for w in self.all:
+            by_step.setdefault(w.step, {}).setdefault(w.key, Unusable(w.key, w.cause))
+        return [Withdrawn(step, tuple(who.values())) for step, who in sorted(by_step.items())]

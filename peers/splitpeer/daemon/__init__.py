@@ -1,0 +1,1 @@
+"""The running process: its lock, its status file, its log of record, systemd."""

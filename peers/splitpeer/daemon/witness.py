@@ -1,0 +1,226 @@
+"""What a role leaves for those who look later: its audit trail, always, and a capture, if asked. It never
+changes what the role does, and what goes wrong here is a warning.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from splitpeer.captures.recorder import Limits, Recorder, State, read_key
+from splitpeer.daemon.trail import LOST, Trail
+from splitpeer.errors import ConfigError, ConnectionRefused, DeadlinePassed, DiskTrouble, JobFailed
+from splitpeer.logs import event
+from splitpeer.settings.config import PeerConfig
+from splitproto import Session, SplitprotoError, __version__, codec
+from splitproto.capture import Header, Party, Sampling
+from splitproto.fields import write_map
+from splitproto.messages import Job, JobAccept, JobOffer
+from splitproto.secretfile import how_to_close, open_to_others
+
+log = logging.getLogger(__name__)
+
+AGENT = f"splitpeer/{__version__}"
+_SAYABLE = (ConnectionRefused, DeadlinePassed, JobFailed, SplitprotoError)
+"""Errors whose text names no file, hence no patient."""
+UNWRITTEN = 10_000
+"""Lines of the trail that wait for room at most; the oldest go first, and are counted."""
+
+
+class Witness:
+    """Of one process of one peer.
+
+    Args:
+        config: `peer.toml`; its [capture] says how to record, [peer] state where the trail lies.
+        curious: file to record into; None: no capture.
+
+    Raises:
+        ConfigError: this site may not record, or the key file cannot be used.
+        DataError: the capture cannot be written there.
+    """
+
+    def __init__(self, config: PeerConfig, curious: Path | None = None) -> None:
+        if curious is not None and config.policy is not None and not config.policy.may_record:
+            raise ConfigError(f"{config.source}: [policy] may_record is false: go without --curious")
+        self._config, self._path = config, curious
+        self._trail, self._trail_failed = Trail(config.peer.state), False
+        self._unwritten: deque[tuple[float, str, dict[str, Any]]] = deque()
+        self._lost, self._lost_at = 0, 0.0
+        # A thread of its own: a slow disk must not hold up heartbeats.
+        self._clerk = ThreadPoolExecutor(1, "trail")
+        self._run: bytes | None = None
+        self._said: dict[str, Any] = {}
+        self._key: bytes | None = None
+        self._recorder: Recorder | None = None
+        if curious is not None:
+            self._key = _private(config.capture.key) if config.capture.key is not None else None
+            self._recorder = self._new_recorder(curious)
+
+    # --- the trail -------------------------------------------------------------------------------------
+
+    @asynccontextmanager
+    async def on_duty(self, **fields: Any) -> AsyncIterator[None]:
+        """Notes the peer's start and its stop, and ends the capture in between.
+
+        Raises:
+            ConfigError, DiskTrouble: the trail cannot be begun.
+        """
+        peer = self._config.peer
+        self._trail.note(
+            "peer.start", role=peer.role, site=peer.site, federation=peer.federation, agent=AGENT, **fields
+        )
+        cause = "done"
+        try:
+            yield
+        except BaseException as error:
+            cause = str(error) if isinstance(error, _SAYABLE) else type(error).__name__
+            raise
+        finally:
+            await self._end_capture(
+                "closed" if cause == "done" else "failed", "" if cause == "done" else cause
+            )
+            self.note("peer.stop", cause=cause)
+            await asyncio.to_thread(self._clerk.shutdown)
+
+    def note(self, name: str, **fields: Any) -> None:
+        """One line of the trail, soon. On a full disk it waits; that is a warning, once, and stops nothing."""
+        self._clerk.submit(self._append, time.time(), name, fields)
+
+    def _append(self, at: float, name: str, fields: dict[str, Any]) -> None:
+        self._unwritten.append((at, name, fields))
+        try:
+            if self._lost:
+                self._trail.note(LOST, self._lost_at, lines=self._lost)
+                self._lost = 0
+            while self._unwritten:
+                at, name, fields = self._unwritten[0]
+                self._trail.note(name, at, **fields)
+                self._unwritten.popleft()
+        except (ConfigError, DiskTrouble) as error:
+            if not self._trail_failed:
+                event(log, "trail.failed", logging.WARNING, cause=str(error))
+            self._trail_failed = True
+            while len(self._unwritten) > UNWRITTEN:
+                self._lost_at = self._unwritten.popleft()[0]
+                self._lost += 1
+        else:
+            if self._trail_failed:
+                event(log, "trail.written", file=str(self._trail.path))
+            self._trail_failed = False
+
+    # --- the capture -----------------------------------------------------------------------------------
+
+    @property
+    def recorded(self) -> bool:
+        """What SP-11-29 asks a side to say."""
+        return self._recorder is not None and self._recorder.state.ended is None
+
+    def listen(self, session: Session) -> None:
+        """A new link: whose it is goes to the trail, what it carries to the capture."""
+        self.note("link.up", peer=session.peer.site, role=session.peer.role, tls=session.tls)
+        peer = session.peer.site
+
+        def tap(direction: str, message: Any) -> None:
+            # Asked each time: a capture may end, or be followed by another, while a link lives.
+            if self._recorder is not None:
+                self._recorder.tap(peer, direction, message)
+
+        session.tap = tap
+
+    def heard(self, peer: str, said: JobOffer | JobAccept) -> None:
+        """SP-11-29, SP-11-30: what a peer announced about itself; in log and trail where it is new."""
+        defences = None if said.defences is None else list(said.defences)
+        if self._said.get(peer) == (said.recorded, defences):
+            return
+        self._said[peer] = (said.recorded, defences)
+        shown = "not said" if defences is None else " + ".join(defences) or "none"
+        event(log, "peer.announced", peer=peer, recorded=_word(said.recorded), defences=shown)
+        self.note("peer.announced", peer=peer, recorded=said.recorded, defences=defences)
+
+    def start(
+        self,
+        run: bytes,
+        job: Job,
+        schema: bytes,
+        peers: Iterable[Party],
+        *,
+        defences: tuple[str, ...] = (),
+        features: Iterable[str] = (),
+    ) -> None:
+        """The job and what the peers announced are known: write the header. Again for the same run: nothing."""
+        if self._path is None or self._recorder is None or run == self._run:
+            return
+        self._run = run
+        peer = self._config.peer
+        header = Header(
+            role=peer.role,
+            site=peer.site,
+            federation=peer.federation,
+            agent=AGENT,
+            created=time.time(),
+            run=run,
+            modality=peer.modality,
+            job=job,
+            schema=schema,
+            peers=tuple(peers),
+            defences=defences,
+            features=tuple(sorted(features)),
+        )
+        self._recorder.open(header)
+        event(log, "capture.started", file=self._path.name, encrypted=self._key is not None)
+        self.note("capture.started", file=self._path.name, encrypted=self._key is not None, run=run.hex())
+
+    async def expect(self, run: bytes) -> None:
+        """This run is next: if another one is being recorded, that capture ends, and a new one waits for `start`."""
+        if self._path is None or self._run in (None, run):
+            return
+        await self._end_capture("closed", "another run began")
+        self._run, self._recorder = None, self._new_recorder(self._path)
+
+    def _new_recorder(self, path: Path) -> Recorder:
+        settings = self._config.capture
+        return Recorder(
+            path,
+            limits=Limits(part=settings.rotate_mib << 20, total=settings.max_mib << 20),
+            sampling=Sampling(settings.every, settings.keys),
+            key=self._key,
+        )
+
+    async def _end_capture(self, reason: str, text: str) -> None:
+        recorder, self._recorder = self._recorder, None
+        if recorder is None:
+            return
+        state: State = await asyncio.to_thread(recorder.close, reason, text)
+        if self._run is None:
+            return
+        chain = state.last_chain.hex() if state.last_chain else ""
+        event(log, "capture.closed", file=state.path.name, reason=state.ended, messages=state.records,
+              octets=state.octets, lost=state.lost, chain=chain[:12])  # fmt: skip
+        self.note("capture.ended", file=state.path.name, reason=state.ended, messages=state.records,
+                  octets=state.octets, lost=state.lost, last_chain=chain)  # fmt: skip
+
+
+def _private(path: Path) -> bytes:
+    """The key that a capture is encrypted with, if nobody else can read it."""
+    if not path.exists():
+        raise ConfigError(f"{path}: no such key: make one with (umask 077; openssl rand -out {path} 32)")
+    if open_to_others(path):
+        raise ConfigError(f"{path}: the capture's key is open to group or others: {how_to_close(path)}")
+    return read_key(path)
+
+
+def terms_digest(job: Job) -> str:
+    """SHA-256 of a job's map on the wire, in hexadecimal."""
+    return hashlib.sha256(codec.encode(write_map(job, "job"))).hexdigest()
+
+
+def _word(said: bool | None) -> str:
+    return {True: "yes", False: "no", None: "not said"}[said]

@@ -1,0 +1,1 @@
+"""Synthetic patients: anatomy, lesions, rendering, cohort."""

@@ -1,0 +1,124 @@
+"""Evaluation over the wire: windows over whole volumes, put together again, scored per volume."""
+
+from __future__ import annotations
+
+import gzip
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+
+from splitpeer.data.geometry import Geometry
+from splitpeer.data.labels import convention
+from splitpeer.data.sampling import Sample, batch_digest
+from splitpeer.data.volumes import Triple, Volumes
+from splitpeer.storage import durable
+from splitpeer.training.metrics import VolumeDice
+from splitpeer.training.windows import WindowMerger, window_origins
+from splitproto.messages import Forward
+
+THRESHOLD = 0.5
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All batches of one evaluation, in order, and the patient of each."""
+
+    forwards: Sequence[Forward]
+    keys: Sequence[bytes]
+
+    @classmethod
+    def of(
+        cls, keys: Sequence[bytes], labels: Volumes, window: Triple, overlap: float, batch: int, step: int
+    ) -> Plan:
+        """Windows over every volume, at most `batch` a message; the weights are those of `step`."""
+        forwards: list[Forward] = []
+        owners: list[bytes] = []
+        for key in keys:
+            origins = window_origins(labels.geometry(key).shape, window, overlap)
+            for first in range(0, len(origins), batch):
+                samples = tuple(Sample(key, origin) for origin in origins[first : first + batch])
+                digest = batch_digest(step, samples, None)
+                forwards.append(Forward("evaluate", step, len(forwards), samples, digest))
+                owners.append(key)
+        return cls(forwards, owners)
+
+
+class Scoring:
+    """Takes the predictions of a plan's batches in order; scores a volume when its last one is in.
+
+    Args:
+        save_to: folder for masks; None: they are only scored.
+        made_from: modalities that the predictions are made from, noted in each mask.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        labels: Volumes,
+        window: Triple,
+        save_to: Path | None,
+        *,
+        made_from: Sequence[str] = (),
+    ) -> None:
+        self._made_from = made_from
+        self._plan, self._labels, self._window, self._save_to = plan, labels, window, save_to
+        self.dice = VolumeDice()
+        self._merger: WindowMerger | None = None
+
+    def add(self, index: int, probabilities: np.ndarray) -> None:
+        """`probabilities`: float32 [B, 3, *spatial] of batch `index`."""
+        key = self._plan.keys[index]
+        shape = self._labels.geometry(key).shape
+        if self._merger is None:
+            self._merger = WindowMerger(shape, self._window, probabilities.shape[1])
+        volumes = probabilities[..., None] if self._window[2] == 1 else probabilities
+        for sample, volume in zip(self._plan.forwards[index].samples, volumes, strict=True):
+            self._merger.add(sample.origin, volume)
+        if index + 1 == len(self._plan.keys) or self._plan.keys[index + 1] != key:
+            mask = self._merger.result() > THRESHOLD
+            self._merger = None
+            self.dice.add(mask, self._labels.window(key, (0, 0, 0), shape))
+            if self._save_to is not None:
+                save_mask(self._save_to / f"{self._labels.case(key).patient}.nii.gz", mask,
+                          self._labels.geometry(key), self._labels.labels or "msd",
+                          made_from=self._made_from)  # fmt: skip
+
+
+def save_mask(
+    path: Path,
+    regions: np.ndarray,
+    grid: Geometry,
+    convention_name: str,
+    *,
+    made_from: Sequence[str] = (),
+) -> None:
+    """Write a prediction [3, x, y, z] (WT, TC, ET) as a NIfTI label map in the given convention.
+
+    It has the grid that it was made on: the reference file's own, in RAS order, with its own affine, oblique or not;
+    where the job names a spacing, the resampled grid. Either way it lies on the image in any viewer.
+    The header's description names the modalities that it was `made_from`.
+
+    Raises:
+        ConfigError, DiskTrouble: it cannot be written; there is no half mask.
+    """
+    values = convention(convention_name)
+    whole, core, enhancing = regions
+    voxels = np.zeros(whole.shape, np.uint8)
+    voxels[whole] = values.edema
+    voxels[core] = values.necrosis
+    voxels[enhancing] = values.enhancing
+    try:
+        durable.make_folder(path.parent)
+        image = nib.Nifti1Image(voxels, grid.affine)
+        image.set_qform(grid.affine, code="aligned")  # programs differ in which of the two they read
+        image.header.set_xyzt_units("mm")
+        # NIfTI-1 gives 80 octets: enough for all contrasts there are.
+        image.header["descrip"] = f"splitproto {' '.join(made_from)}".strip()[:79]
+        # Without the time of day in it the same mask is the same file.
+        durable.replace(path, gzip.compress(image.to_bytes(), mtime=0), mode=0o666)
+    except OSError as error:
+        # The file's name is a patient's.
+        raise durable.refusal(error, f"{path.parent}: a prediction", "[output] folder") from None

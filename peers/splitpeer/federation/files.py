@@ -1,0 +1,70 @@
+"""Every patient's file is looked at before work depends on it: a bad one costs its patient, and nobody else."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Iterable
+
+from splitpeer.data.geometry import Geometry
+from splitpeer.data.volumes import Volumes
+from splitpeer.errors import DataError, PatientUnusable
+from splitpeer.logs import event, handle
+from splitproto.causes import OF_A_PATIENT
+
+MOST_LINES = 20
+"""Warnings about files in the log of one start."""
+
+log = logging.getLogger(__name__)
+
+
+def look(volumes: Volumes, bad: dict[bytes, str], *, voxels: bool = False) -> dict[bytes, Geometry]:
+    """The grids of all patients that can be used, by their files' headers.
+
+    Args:
+        bad: patients that cannot be used, and why; those that are found go there.
+        voxels: read every file to its end.
+
+    Raises:
+        DataError: no patient is left.
+    """
+    usable, last = {}, ""
+    for key in volumes.keys():  # noqa: SIM118 (not a dict)
+        if key in bad:
+            continue
+        try:
+            usable[key] = volumes.geometry(key)
+            if voxels:
+                volumes.read(key)
+        except PatientUnusable as error:
+            usable.pop(key, None)
+            last = str(error)
+            note(error, bad)
+    if bad and not usable:
+        cause = next(reversed(bad.values()))
+        told = f"none of its patients' files can be used: {counted(bad.values())}"
+        none = f"none of {len(bad)} patients' files can be used"
+        raise DataError(f"{none}; the last: {last}" if last else none, cause, told)
+    return usable
+
+
+def tell(volumes: Volumes) -> None:
+    """What `look` found that wants a second look, in the log of the party whose files they are."""
+    lines = [line for key in sorted(volumes.warnings) for line in volumes.warnings[key]]
+    for line in lines[:MOST_LINES]:
+        event(log, "data.warning", logging.WARNING, cause=line)
+    if (more := len(lines) - MOST_LINES) > 0:
+        event(log, "data.warning", logging.WARNING, cause=f"{more} more: splitpeer data check shows all")
+
+
+def note(error: PatientUnusable, bad: dict[bytes, str]) -> None:
+    """Only the log of the party whose file it is has its name; everybody else hears the cause."""
+    if error.key not in bad:
+        bad[error.key] = error.cause
+        event(log, "patient.unusable", logging.WARNING, patient=handle(error.key), cause=str(error))
+
+
+def counted(causes: Iterable[str]) -> str:
+    """How many patients, and why, in general words: `3 (the file is gone: 1; the file is truncated or damaged: 2)`."""
+    numbers = Counter(causes)
+    return f"{numbers.total()} ({'; '.join(f'{OF_A_PATIENT[cause]}: {n}' for cause, n in sorted(numbers.items()))})"

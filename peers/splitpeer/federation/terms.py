@@ -1,0 +1,174 @@
+"""The terms of a job: what the coordinator's file asks, as it stands on the wire, and what a site's policy says."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from pathlib import Path
+
+from splitpeer.data.volumes import Triple
+from splitpeer.models import ALL_LEVELS, cut_shapes
+from splitpeer.settings.bounds import Bounds
+from splitpeer.settings.config import MAX_STEPS, JobConfig, PeerConfig
+from splitpeer.training.optimiser import OPTIMISERS, SCHEDULES
+from splitproto.errors import IdentityError, PolicyRefused, SchemaMismatch
+from splitproto.identity import check_name
+from splitproto.messages import Job, JobOffer
+from splitproto.tensors import Descriptor, schema_digest
+
+PRECISIONS = ("f32", "bf16")
+MAX_ENCODER_PARAMETERS = 200_000_000
+"""About 2.4 GB with gradients and Adam's moments; a full-size 3-D BasicUNet encoder has 4 million."""
+
+VOXEL_OCTETS = 60
+"""Taken for a moment for each voxel of a volume that is resampled (measured)."""
+PARAMETER_OCTETS = 16
+"""Weight, gradient and two moments."""
+MAPS = 3
+"""Feature maps, their gradients, and what is sent."""
+
+
+def job_on_wire(config: JobConfig) -> Job:
+    """What sites must know of `job.toml`."""
+    training = config.training
+    return Job(
+        name=config.job.name,
+        dimensions=config.model.dimensions,
+        features=config.model.features,
+        levels=config.model.levels,
+        precision=training.precision,
+        window=config.data.window,
+        spacing=config.data.spacing or (),
+        augment=config.data.augment,
+        batch=training.batch,
+        steps=training.steps,
+        optimiser=training.optimiser,
+        learning_rate=training.learning_rate,
+        weight_decay=training.weight_decay,
+        schedule=training.schedule,
+        seconds_per_step=config.deadlines.step_s,
+    )
+
+
+def run_folder(state: Path, job: str, run: bytes) -> Path:
+    """Where a party keeps its half of one run; `job` has been checked to be a name.
+
+    By the whole run id: the coordinator chooses it, and a run that borrowed another's folder would start from
+    weights that the privacy ledger believes to know nobody.
+    """
+    return state / f"{job}-{run.hex()}"
+
+
+def window_of(job: Job) -> Triple:
+    """A sample's size in voxels (x, y, z); slices have depth 1."""
+    return tuple((*job.window, 1)[:3])
+
+
+def cut_descriptors(job: Job, batch: int | None = None) -> tuple[Descriptor, ...]:
+    """The tensors that one site sends for a batch (SP-11.8-1).
+
+    Raises:
+        ValueError: the job's network is impossible.
+    """
+    shapes = cut_shapes(job.dimensions, job.features, job.levels, batch or job.batch, job.window)
+    return tuple(Descriptor(name, job.precision, shape) for name, shape in shapes.items())
+
+
+def encoder_octets(job: Job, batch: int) -> int:
+    """SP-11-28: octets of the feature maps (all levels, float32) that an encoder makes of a batch."""
+    shapes = cut_shapes(job.dimensions, job.features, ALL_LEVELS, batch, job.window)
+    return 4 * sum(math.prod(shape) for shape in shapes.values())
+
+
+def encoder_parameters(job: Job) -> int:
+    """Weights of the encoder's convolutions, all but a handful of its parameters."""
+    kernel = 3**job.dimensions
+    widths = itertools.pairwise((1, *job.features[:5]))
+    return sum(kernel * (narrow * wide + wide * wide) for narrow, wide in widths)
+
+
+def checkpoint_octets(job: Job) -> int:
+    """Of one checkpoint: weights and two moments."""
+    return 12 * encoder_parameters(job)
+
+
+def check_bounds(job: Job, bounds: Bounds, voxels: int) -> None:
+    """SP-11.15-7: what the terms cost this site, before any of it is taken.
+
+    Args:
+        voxels: of its largest volume on the job's grid.
+
+    Raises:
+        PolicyRefused: more than the policy allows; the setting is named.
+    """
+    parameters, state = encoder_parameters(job), 2 * checkpoint_octets(job)
+    memory = VOXEL_OCTETS * voxels + PARAMETER_OCTETS * parameters + MAPS * encoder_octets(job, job.batch)
+    for name, asked, most in (
+        ("max_voxels", voxels, bounds.max_voxels),
+        ("max_parameters", parameters, bounds.max_parameters),
+        ("max_memory_mib", memory >> 20, bounds.max_memory_mib),
+        ("max_state_mib", state >> 20, bounds.max_state_mib),
+    ):
+        if asked > most:
+            raise PolicyRefused(f"the job needs {asked} where this site allows {most} ({name})")
+
+
+def _check_figures(job: Job) -> None:
+    """SP-11-25, SP-11-26: figures that no optimiser, timer or folder name could use. Raises SchemaMismatch."""
+    try:
+        check_name("job", job.name)
+    except IdentityError as error:
+        raise SchemaMismatch(error.reason) from None
+    fits = {
+        "levels": list(job.levels) == sorted(set(job.levels)),
+        "features": encoder_parameters(job) <= MAX_ENCODER_PARAMETERS,
+        "learning_rate": 0 < job.learning_rate <= 100,
+        "weight_decay": 0 <= job.weight_decay <= 100,
+        "seconds_per_step": 1 <= job.seconds_per_step <= 86_400,
+        "steps": job.steps <= MAX_STEPS,
+        "spacing": len(job.spacing) in (0, 3) and all(0.01 <= mm <= 100 for mm in job.spacing),
+    }
+    if wrong := [name for name, right in fits.items() if not right]:
+        raise SchemaMismatch(f"{', '.join(wrong)} of the job cannot be used here")
+
+
+def judge(offer: JobOffer, config: PeerConfig) -> None:
+    """SP-11-2: a site's decision, by its own policy alone; nothing that arrives later can change it.
+
+    Raises:
+        PolicyRefused: the job asks for more than the policy allows.
+        SchemaMismatch: the two sides would not understand each other's tensors.
+    """
+    job, policy = offer.job, config.policy
+    if policy is None:
+        raise PolicyRefused("this site has no policy")
+    if offer.modality != config.peer.modality:
+        raise PolicyRefused(f"the job wants {offer.modality} from us, this site holds {config.peer.modality}")
+    if beyond := sorted(set(job.levels) - set(policy.levels)):
+        names = ", ".join(f"x{level}" for level in beyond)
+        raise PolicyRefused(f"level {names} may not leave this site (policy levels: {list(policy.levels)})")
+    if offer.recorded is not False and not policy.recorded_by_coordinator:
+        # SP-11-29: not to say is not to say no.
+        says = "records what it hears" if offer.recorded else "does not say whether it records"
+        raise PolicyRefused(
+            f"the coordinator {says}; this site is not to be recorded (recorded_by_coordinator)"
+        )
+    if job.precision not in policy.precision:
+        raise PolicyRefused(
+            f"precision {job.precision} is not allowed here (policy: {', '.join(policy.precision)})"
+        )
+    if job.precision not in PRECISIONS or job.optimiser not in OPTIMISERS or job.schedule not in SCHEDULES:
+        raise SchemaMismatch(
+            f"precision {job.precision}, optimiser {job.optimiser} or schedule {job.schedule} is unknown here"
+        )
+    _check_figures(job)
+    try:
+        described = cut_descriptors(job)
+    except ValueError as error:
+        raise SchemaMismatch(str(error)) from None
+    if (size := encoder_octets(job, job.batch)) > policy.max_message_bytes:
+        raise PolicyRefused(
+            f"a batch makes {size >> 20} MiB of feature maps, allowed are {policy.max_message_mib} (max_message_mib)"
+        )
+    if schema_digest(described) != offer.schema:
+        raise SchemaMismatch("the cut layer that the job describes is not the one this site would send")

@@ -1,0 +1,1 @@
+"""A recorded capture, played against a live peer."""

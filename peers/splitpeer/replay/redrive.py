@@ -1,0 +1,604 @@
+"""A recording fed to a live peer again, over real sockets and TLS on this machine: does it still answer the same?
+
+The other side of the recorded conversation is played from the capture, under certificates of a CA that lives for
+this one run in a temporary folder. The live peer has its own configuration and data, but writes there too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import secrets
+import shutil
+import socket
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from splitpeer.captures.reader import Capture
+from splitpeer.coordinator.coordinator import Coordinator
+from splitpeer.coordinator.record import Record
+from splitpeer.daemon.console import LogView
+from splitpeer.defences.key import NAME as DEFENCE_KEY
+from splitpeer.errors import ConfigError, DataError, JobFailed
+from splitpeer.federation.terms import job_on_wire, run_folder
+from splitpeer.settings.config import JobConfig, PeerConfig
+from splitpeer.site.client import Client
+from splitpeer.storage import checkpoint, reading
+from splitpeer.training.metrics import Scores
+from splitproto import AllowList, Credentials, Listener, Offer, Session, SplitprotoError, dial, pki
+from splitproto.capture import Header, Recorded
+from splitproto.errors import IdentityError, UnexpectedMessage
+from splitproto.identity import check_name
+from splitproto.messages import (
+    Activations,
+    Advance,
+    Advanced,
+    Applied,
+    Begin,
+    Bye,
+    Checkpoint,
+    Forward,
+    Gradients,
+    Inventory,
+    Job,
+    JobAccept,
+    JobDecline,
+    JobOffer,
+    Message,
+    Patient,
+    Progress,
+    Rollback,
+    RolledBack,
+    Saved,
+    Withdraw,
+    Withdrawn,
+)
+from splitproto.tensors import Array
+
+TOLERANCE = 1e-6
+WAIT_S = 120.0
+Place = tuple[str, str, int, int]
+"""Site, mode, step, batch."""
+Told = Callable[[int, int], None]
+Heard = TypeVar("Heard", bound=Message)
+
+
+class Comparison:
+    """How far answers are from the recorded ones."""
+
+    def __init__(self, what: str) -> None:
+        self.what = what
+        self.tensors = 0
+        self.largest = 0.0
+        """Largest difference, by the largest magnitude of the recorded tensor."""
+        self.absolute = 0.0
+        self.where = ""
+        self.figures = 0
+        """Losses and Dice compared."""
+        self.largest_figure = 0.0
+        self.steps = 0
+        """Training steps that were driven."""
+        self.of = 0
+        """Steps of the job."""
+        self.stopped = ""
+        """Why the comparison ends before the job does; empty if it does not."""
+
+    @property
+    def agrees(self) -> bool:
+        """Whether something was compared, and nothing differs by more than `TOLERANCE`."""
+        return self.tensors > 0 and max(self.largest, self.largest_figure) <= TOLERANCE
+
+    def tensor(self, where: str, live: Array, recorded: Array) -> None:
+        """Compare one tensor."""
+        self.tensors += 1
+        if live.shape != recorded.shape or live.dtype != recorded.dtype:
+            self._note(where, np.inf, np.inf)
+            return
+        a, b = _numbers(live), _numbers(recorded)
+        if np.array_equal(a, b, equal_nan=True):
+            return
+        off = float(np.max(np.abs(a - b))) if np.isfinite(a).all() and np.isfinite(b).all() else np.inf
+        size = float(np.max(np.abs(b)))
+        self._note(where, off, off / size if size else np.inf)
+
+    def figure(self, live: float, recorded: float) -> None:
+        """Compare a loss or a Dice."""
+        self.figures += 1
+        self.largest_figure = max(self.largest_figure, abs(live - recorded) / max(abs(recorded), 1e-12))
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return {"agrees": self.agrees, "tolerance": TOLERANCE, **vars(self)}
+
+    def _note(self, where: str, absolute: float, relative: float) -> None:
+        self.absolute = max(self.absolute, absolute)
+        if relative > self.largest:
+            self.largest, self.where = relative, where
+
+
+@dataclass(frozen=True)
+class _Recording:
+    """A capture's messages by what they answer; a batch that was ordered again counts as it was last."""
+
+    header: Header
+    job: Job
+    run: bytes
+    forwards: Mapping[Place, Forward]
+    withdrawals: Mapping[tuple[str, bytes], Withdraw]
+    """By site and digest: batches that a site answered by withdrawing patients."""
+    activations: Mapping[Place, Recorded]
+    answers: Mapping[tuple[Place, bytes], Recorded]
+    """The same by digest as well: also to batches that a withdrawal made void, and that were drawn again."""
+    gradients: Mapping[tuple[str, int], Recorded]
+    advances: Mapping[tuple[str, int], Advance]
+    """Steps that were made without a site, the last of each row."""
+    patients: Mapping[str, tuple[Patient, ...]]
+    salt_checks: Mapping[str, bytes]
+    figures: Mapping[tuple[int, str], float]
+    """What the coordinator told its sites: (step, loss or dice_...) to value."""
+
+    @staticmethod
+    def of(capture: Capture) -> _Recording:
+        header = capture.header
+        if header.job is None or header.run is None:
+            raise DataError("the capture names no job: nothing was trained while it was recorded")
+        if not header.peers:
+            raise DataError("the capture names no peer of its recorder: it cannot drive anybody")
+        try:
+            check_name("job", header.job.name)  # it becomes part of a folder's name
+        except IdentityError as error:
+            raise DataError(f"the capture's job: {error.reason}") from None
+        if header.sampling.every != 1 or header.sampling.keys:
+            raise DataError(
+                "the capture holds a sample of the steps: record all of them to drive a peer with it"
+            )
+        if capture.gaps():
+            raise DataError("messages are missing from the capture (gaps): it cannot drive a peer")
+        forwards: dict[Place, Forward] = {}
+        withdrawals: dict[tuple[str, bytes], Withdraw] = {}
+        activations: dict[Place, Recorded] = {}
+        answers: dict[tuple[Place, bytes], Recorded] = {}
+        gradients: dict[tuple[str, int], Recorded] = {}
+        advances: dict[tuple[str, int], Advance] = {}
+        lists: dict[str, tuple[Patient, ...]] = {}
+        whole: dict[str, bool] = {}
+        salt_checks: dict[str, bytes] = {}
+        figures: dict[tuple[int, str], float] = {}
+        for record in capture.records():
+            match record.head:
+                case Forward() as head:
+                    forwards[record.peer, head.mode, head.step, head.batch] = head
+                case Activations() as head:
+                    place = record.peer, head.mode, head.step, head.batch
+                    activations[place] = answers[place, head.digest] = record
+                case Withdraw() as head:
+                    withdrawals[record.peer, head.digest] = head
+                case Gradients() as head:
+                    gradients[record.peer, head.step] = record
+                case Advance() as head:
+                    advances[record.peer, head.step] = head
+                case Inventory() as head:
+                    former = () if whole.get(record.peer, True) else lists[record.peer]
+                    lists[record.peer], whole[record.peer] = (*former, *head.patients), head.last
+                    salt_checks[record.peer] = head.salt_check
+                case Progress() as head:
+                    figures |= {(head.step, name): value for name, value in head.values.items()}
+        return _Recording(
+            header, header.job, header.run, forwards, withdrawals, activations, answers, gradients, advances,
+            lists, salt_checks,
+            figures,
+        )  # fmt: skip
+
+
+# --- a coordinator -----------------------------------------------------------------------------------------
+
+
+async def drive_coordinator(
+    capture: Capture, config: Path, job: Path, folder: Path, told: Told = lambda done, of: None
+) -> Comparison:
+    """Play all sites of a coordinator's capture to a real coordinator, and compare gradients, losses and Dice.
+
+    Args:
+        capture: recorded by a coordinator, from the first step on.
+        config: its `peer.toml`; its labels are read.
+        job: its `job.toml`, unchanged since.
+        folder: an empty folder for certificates, state and results.
+        told: steps done, and of how many.
+
+    Raises:
+        PeerError: the capture cannot drive this coordinator; says why.
+    """
+    recording = _Recording.of(capture)
+    if recording.header.role != "coordinator":
+        raise ConfigError(
+            "this capture was recorded by a client: use --drive client with that site's peer.toml"
+        )
+    sites = [party.site for party in recording.header.peers]
+    live, settings, address = _live(config, folder, recording, sites)
+    order = JobConfig.load(job, {"output.folder": str(folder / "results")})
+    if set(order.sites) != set(sites) or job_on_wire(order) != recording.job:
+        raise ConfigError(f"{job}: is not the job that was recorded: take the job.toml of that run")
+    comparison = Comparison("gradients")
+    comparison.of = recording.job.steps
+    _copy_key(PeerConfig.load(config).peer.state, live.peer.state)
+    # Of the same name as the recorded run.
+    record = Record(live, order, resume=False)
+    record.run = recording.run
+    record.begin(())
+    stop = asyncio.Event()
+    coordinator = Coordinator(live, order, stop, LogView(), resume=True)
+    played = [_Site(name, recording, comparison, stop, told) for name in sites]
+    working = asyncio.create_task(coordinator.run())
+    playing = [asyncio.create_task(site.play(address, settings[site.name])) for site in played]
+    try:
+        await asyncio.wait([working, *playing], return_when=asyncio.FIRST_EXCEPTION)
+        for task in playing:
+            if task.done() and task.exception() is not None:
+                task.result()
+        result = await working
+        await asyncio.gather(*playing)
+    except SplitprotoError as error:
+        raise JobFailed(f"the conversation broke: {error}") from error
+    finally:
+        for task in (working, *playing):
+            task.cancel()
+        await asyncio.gather(working, *playing, return_exceptions=True)
+    comparison.steps = result.step
+    _compare_figures(comparison, recording, order, job, folder / "results", result.dice)
+    return comparison
+
+
+class _Site:
+    """Answers a coordinator as the recorded site did."""
+
+    def __init__(
+        self, name: str, recording: _Recording, comparison: Comparison, stop: asyncio.Event, told: Told
+    ) -> None:
+        self.name = name
+        self._recording, self._comparison, self._stop, self._told = recording, comparison, stop, told
+        self._applied = 0
+        self._ordered: deque[Forward] = deque()
+        self._withdrew = False
+
+    async def play(self, address: str, credentials: tuple[Credentials, AllowList]) -> None:
+        for _ in range(200):
+            try:
+                session = await dial(address, *credentials, Offer(max_message=1 << 32))
+                break
+            except SplitprotoError as error:
+                if not error.retry:
+                    raise
+                await asyncio.sleep(0.1)
+        else:
+            raise JobFailed("the coordinator does not listen")
+        try:
+            await self._converse(session)
+        except BaseException:
+            await session.close("failed", timeout=1.0)
+            raise
+
+    async def _converse(self, session: Session) -> None:
+        while True:
+            message = await session.receive(WAIT_S, "the coordinator")
+            match message:
+                case JobOffer():
+                    await self._join(session)
+                case Forward():
+                    if not self._withdrew:
+                        self._ordered.append(message)
+                case Gradients():
+                    self._compare(message)
+                    self._applied = message.step
+                    await session.send(Applied(message.step))
+                    self._told(message.step, self._comparison.of)
+                case Advance():
+                    self._ordered.clear()
+                    self._withdrew = False
+                    self._applied = message.step
+                    await session.send(Advanced(message.step))
+                    self._told(message.step, self._comparison.of)
+                case Checkpoint():
+                    await session.send(Saved(message.step, bytes(32)))
+                case Rollback():
+                    self._ordered.clear()
+                    self._withdrew = False
+                    self._applied = message.step
+                    await session.send(RolledBack(message.step))
+                case Bye():
+                    await session.close(message.reason)
+                    return
+                case Begin() | Progress() | Withdrawn():
+                    pass
+                case _:
+                    raise UnexpectedMessage(f"a {message.name} from the coordinator")
+            await self._answer(session)
+
+    async def _join(self, session: Session) -> None:
+        recording = self._recording
+        if self.name not in recording.patients:
+            raise JobFailed(f"the capture lacks the patients of {self.name}: this site cannot be played")
+        patients, salt_check = recording.patients[self.name], recording.salt_checks[self.name]
+        party = next(p for p in recording.header.peers if p.site == self.name)
+        accept = JobAccept(secrets.token_bytes(16), 0, (0,), len(patients), False, party.defences)
+        await session.send(accept)
+        for first in range(0, max(len(patients), 1), 500):
+            piece, last = patients[first : first + 500], first + 500 >= len(patients)
+            await session.send(Inventory(piece, last, salt_check))
+
+    async def _answer(self, session: Session) -> None:
+        while self._ordered and self._ordered[0].step == self._applied + (self._ordered[0].mode == "train"):
+            forward = self._ordered.popleft()
+            if (said := self._recording.withdrawals.get((self.name, forward.digest))) is not None:
+                # SP-11.13-1: nothing announced before counts until the coordinator says where to go on.
+                self._ordered.clear()
+                self._withdrew = True
+                await session.send(said)
+                return
+            place = (self.name, forward.mode, forward.step, forward.batch)
+            recorded = self._recording.answers.get((place, forward.digest))
+            if recorded is None and place not in self._recording.activations:
+                # The capture ends here, or the run went on without this site: so far goes the comparison.
+                self._comparison.stopped = (
+                    f"{forward.mode} step {forward.step}: the capture holds nothing of {self.name} there"
+                )
+                self._stop.set()
+                return
+            if recorded is None:
+                raise JobFailed(
+                    f"the coordinator orders another batch at step {forward.step} ({forward.mode}) than was recorded: "
+                    "its labels, salt or job.toml are not those of that run"
+                )
+            # A copy, so that what is read of an encrypted capture is not kept.
+            await session.send(replace(recorded).message, WAIT_S)
+
+    def _compare(self, live: Gradients) -> None:
+        recorded = self._recording.gradients.get((self.name, live.step))
+        if recorded is None:
+            return
+        tensors = replace(recorded).message.tensors  # type: ignore[attr-defined]
+        for name, array in live.tensors.items():
+            self._comparison.tensor(f"{name} of {self.name}, step {live.step}", array, tensors[name])
+
+
+def _compare_figures(
+    comparison: Comparison,
+    recording: _Recording,
+    order: JobConfig,
+    job: Path,
+    results: Path,
+    dice: Scores,
+) -> None:
+    """Losses and Dice: with those that were told to the sites, and with the run's own results if they are there."""
+    recorded = dict(recording.figures)
+    former = JobConfig.load(job).output.folder
+    if _run_of(former) == recording.run.hex():
+        recorded |= {(step, "loss"): loss for step, loss in _losses(former).items()}
+    live = {(step, "loss"): loss for step, loss in _losses(results).items()}
+    live |= {
+        (comparison.steps, f"dice_{region}"): value for region, value in dice.items() if value is not None
+    }
+    for place in sorted(live.keys() & recorded.keys()):
+        comparison.figure(live[place], recorded[place])
+
+
+def _run_of(folder: Path) -> str:
+    """The run whose results lie there; empty where there are none, or no more."""
+    try:
+        return str(reading.document(folder / "result.json", follow=True)["run"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+
+
+def _losses(folder: Path) -> dict[int, float]:
+    lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+    return {line["step"]: line["loss"] for line in lines if "loss" in line}
+
+
+# --- a client ----------------------------------------------------------------------------------------------
+
+
+async def drive_client(
+    capture: Capture, config: Path, folder: Path, told: Told = lambda done, of: None
+) -> Comparison:
+    """Play the coordinator of a site's capture to a real client, and compare its activations.
+
+    The client begins where it can: at step 0 if its weights come from a seed, else at the oldest checkpoint of
+    that run that is left in its state folder.
+
+    Args:
+        capture: recorded by a client.
+        config: its `peer.toml`; its images are read.
+        folder: an empty folder for certificates and state.
+        told: steps done, and of how many.
+
+    Raises:
+        PeerError: the capture cannot drive this client; says why.
+    """
+    recording = _Recording.of(capture)
+    if recording.header.role != "client":
+        raise ConfigError(
+            "this capture was recorded by a coordinator: use --drive coordinator and its job.toml"
+        )
+    hub = recording.header.peers[0].site
+    live, settings, address = _live(config, folder, recording, [hub])
+    step = _copy_state(PeerConfig.load(config), live.peer.state, recording)
+    comparison = Comparison("activations")
+    comparison.of = recording.job.steps
+    stop = asyncio.Event()
+    credentials, allowed = settings[hub]
+    offer = Offer(max_message=1 << 32)
+    client = Client(live, stop)
+    async with Listener(address, credentials, allowed, offer) as listener:
+        working = asyncio.create_task(client.run())
+        playing = asyncio.create_task(_play_coordinator(listener, recording, hub, step, comparison, told))
+        try:
+            await asyncio.wait((working, playing), return_when=asyncio.FIRST_EXCEPTION)
+            for task in (working, playing):
+                if task.done():
+                    task.result()
+        except SplitprotoError as error:
+            raise JobFailed(f"the conversation broke: {error}") from error
+        finally:
+            for task in (working, playing):
+                task.cancel()
+            await asyncio.gather(working, playing, return_exceptions=True)
+    return comparison
+
+
+async def _play_coordinator(
+    listener: Listener,
+    recording: _Recording,
+    hub: str,
+    begin: int | None,
+    comparison: Comparison,
+    told: Told,
+) -> None:
+    session = await listener.accept(WAIT_S)
+    header = recording.header
+    if header.schema is None:
+        raise DataError("the capture names no cut layer")
+    defences = header.peers[0].defences
+    await session.send(
+        JobOffer(recording.run, header.modality or "", recording.job, header.schema, False, defences)
+    )
+    answer = await session.receive(WAIT_S, "the client's answer")
+    if isinstance(answer, JobDecline):
+        raise JobFailed(f"the client declines the recorded job: {answer.reason}")
+    accept = _expect(answer, JobAccept)
+    while not _expect(await session.receive(WAIT_S, "its patients"), Inventory).last:
+        pass
+    step = begin or 0
+    await session.send(Begin(step, accept.patients))
+    if begin is not None:
+        await session.send(Rollback(step))
+        _expect(await session.receive(WAIT_S, "its return"), RolledBack)
+    for place in sorted((p for p in recording.activations if p in recording.forwards), key=_order):
+        _, mode, of, _ = place
+        before = of - (mode == "train")
+        if before > step and (hub, before) in recording.advances:
+            # The steps between were made without this site.
+            await session.send(recording.advances[hub, before])
+            _expect(await session.receive(WAIT_S, f"its advance to step {before}"), Advanced)
+            step = comparison.steps = before
+        if of < step + (mode == "train") or (mode != "train" and of != step):
+            continue
+        if mode == "train" and of != step + 1:
+            comparison.stopped = f"train step {step + 1}: the capture holds nothing of it"
+            break
+        await session.send(recording.forwards[place])
+        answer = await session.receive(WAIT_S, f"activations of step {of}")
+        if isinstance(answer, Withdraw):
+            comparison.stopped = (
+                f"{mode} step {of}: the client cannot use {len(answer.patients)} of the patients"
+            )
+            break
+        answer = _expect(answer, Activations)
+        recorded = replace(recording.activations[place]).message.tensors  # type: ignore[attr-defined]
+        for name, array in answer.tensors.items():
+            comparison.tensor(f"{name}, {mode} step {of}, batch {place[3]}", array, recorded[name])
+        if mode == "train":
+            if (hub, of) not in recording.gradients:
+                comparison.stopped = f"train step {of}: the capture holds no gradients of it"
+                break
+            await session.send(replace(recording.gradients[hub, of]).message, WAIT_S)
+            _expect(await session.receive(WAIT_S, f"step {of} to be applied"), Applied)
+            step = comparison.steps = of
+            told(of, comparison.of)
+    await session.close("complete", "the capture ends")
+
+
+def _order(place: Place) -> tuple[int, bool, int]:
+    _, mode, step, batch = place
+    return step, mode != "train", batch
+
+
+def _copy_state(config: PeerConfig, to: Path, recording: _Recording) -> int | None:
+    """Give the live client what the run's weights began with: its checkpoints and the key of its defences.
+
+    Returns:
+        The checkpoint to begin with; None: at step 0, from the seed that the client makes its weights of.
+    """
+    state = config.peer.state
+    _copy_key(state, to)
+    if config.runtime.initial_weights != "private":
+        return None
+    kept = run_folder(state, recording.job.name, recording.run)
+    ordered = {(mode, step) for _, mode, step, _ in recording.activations}
+    for step in sorted(checkpoint.available(kept)) if kept.is_dir() else ():
+        if ("train", step + 1) in ordered or ("evaluate", step) in ordered:
+            shutil.copytree(kept, run_folder(to, recording.job.name, recording.run))
+            return step
+    raise ConfigError(
+        "the client's first weights were private and no checkpoint of that run is left in [peer] state: "
+        "there is nothing to begin with"
+    )
+
+
+# --- both --------------------------------------------------------------------------------------------------
+
+
+def _live(
+    config: Path, folder: Path, recording: _Recording, others: list[str]
+) -> tuple[PeerConfig, dict[str, tuple[Credentials, AllowList]], str]:
+    """The live peer's settings with throw-away certificates, those of whom it talks to, and where they meet."""
+    own = PeerConfig.load(config).peer
+    header = recording.header
+    if (own.role, own.site, own.federation) != (header.role, header.site, header.federation):
+        raise ConfigError(
+            f"{config}: is the {own.role} {own.site}, but the capture was recorded by the {header.role} {header.site}"
+        )
+    keys, now = folder / "pki", datetime.now(UTC)
+    pki.create_ca(keys, own.federation, now=now)
+    hub = own.role == "coordinator"
+    other = "client" if hub else "coordinator"
+    for role, site in ((own.role, own.site), *((other, name) for name in others)):
+        pki.issue(keys, role, site, hosts=["127.0.0.1"] if role == "coordinator" else [], now=now)
+    address = f"tcp://127.0.0.1:{_free_port()}"
+    live = PeerConfig.load(
+        config,
+        {
+            "peer.state": str(folder / "state"),
+            "tls.ca": str(keys / "ca.crt"),
+            "tls.certificate": str(keys / f"{own.site}.crt"),
+            "tls.key": str(keys / f"{own.site}.key"),
+            "network.listen" if hub else "network.coordinator": address,
+        },
+    )
+    live = live.model_copy(update={"tls": live.tls.model_copy(update={"crl": None})})
+    allowed = AllowList({own.role: (own.site,)}, "the capture")
+    met = {
+        name: (Credentials(keys / "ca.crt", keys / f"{name}.crt", keys / f"{name}.key"), allowed)
+        for name in others
+    }
+    return live, met, address
+
+
+def _copy_key(state: Path, to: Path) -> None:
+    to.mkdir(mode=0o700, parents=True)
+    if (state / DEFENCE_KEY).is_file():
+        shutil.copy2(state / DEFENCE_KEY, to / DEFENCE_KEY)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _numbers(array: Array) -> np.ndarray:
+    """float64, also of bfloat16, which travels as its 16 bits."""
+    if array.dtype == np.uint16:
+        return (array.astype(np.uint32) << 16).view(np.float32).astype(np.float64)
+    return array.astype(np.float64)
+
+
+def _expect(message: Message, kind: type[Heard]) -> Heard:
+    if not isinstance(message, kind):
+        raise UnexpectedMessage(f"a {message.name} where {kind.name} was due")
+    return message

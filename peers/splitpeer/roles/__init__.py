@@ -1,1 +1,0 @@
-"""The daemons: the only place that knows both the protocol and the network being trained."""

@@ -1,0 +1,38 @@
+"""How much a coordinator may make a site take and do: the numbers of [policy], with their defaults."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, PositiveInt
+
+from splitpeer.settings.loading import Section
+
+
+class Bounds(Section):
+    """Part of [policy]. The defaults fit a full-size BasicUNet on BraTS volumes, with room to spare."""
+
+    max_voxels: PositiveInt = 32_000_000
+    """Voxels of one volume on the job's grid; while it is resampled, it takes about 60 bytes per voxel."""
+    max_parameters: PositiveInt = 20_000_000
+    """Parameters of the encoder; 12 bytes each in a checkpoint. A full-size 3-D encoder has 4 million."""
+    max_memory_mib: PositiveInt = 8192
+    """Estimated memory that the job needs: one volume, the encoder with its optimiser, the feature maps of a batch."""
+    max_runs: PositiveInt = 16
+    """Run folders in [peer] state, the present one included; the oldest go first."""
+    max_state_mib: PositiveInt = 4096
+    """All run folders together."""
+    max_gradient_norm: Annotated[float, Field(gt=0)] | None = None
+    """Largest norm of the encoder's gradient in one step; none: any that is finite."""
+    beyond_norm: Literal["clip", "refuse"] = "clip"
+    """What happens to a larger one."""
+    max_step_repeats: PositiveInt = 100
+    """How often one training step of a run may be asked for."""
+    max_window_evaluations: PositiveInt = 1000
+    """How often one window may be asked for in evaluations of a run."""
+    max_rollbacks: PositiveInt = 1000
+    """Of one run."""
+    max_messages_per_s: PositiveInt = 1000
+    """From the coordinator, on average; ten seconds' worth may come at once."""
+    max_runs_per_day: PositiveInt = 100
+    """New runs that are taken up within 24 hours."""

@@ -1,0 +1,220 @@
+"""The commented `peer.toml` and `job.toml` that `splitpeer init` writes; they load as they are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from splitpeer.settings.loading import to_toml
+
+_PEER = """\
+# peer.toml: this file belongs to {owner}. Relative paths count from this file's folder.
+# Any key can be overridden: SPLITPEER_SECTION__KEY in the environment, --set section.key=value on the command line.
+# Check it with: splitpeer config check
+
+[peer]
+role = {role}
+{site}  # as in the certificate
+{federation}
+{modality}state = "state"  # weights and checkpoints; back this folder up
+
+[tls]
+# The certificate says who we are, and only peers of this CA are talked to (TLS 1.3, both sides).
+ca = {ca}
+certificate = {certificate}
+key = {key}  # mode 0600
+{crl}  # revoked certificates; with an outdated list everybody is refused: fetch a new one from the CA in time
+
+[network]
+{network}
+rotate_mib = 262144  # a link that has sent so much makes way for a new one with a new key
+rotate_s = 86400  # so does one that is so old
+recheck_s = 30  # how often certificates and revocation list are looked at while a link is open
+
+[data]
+{data}layout = "folder"  # "folder": <patient>.nii.gz; others ("bids", "brats", "msd", "csv" ...): docs/running.md
+salt = {salt}  # turns patient ids into keys; the same file at every site, mode 0600
+cache_mib = 1024  # memory for loaded volumes
+max_voxels = 134217728  # of one volume (512 x 512 x 512), as stored and as resampled for a job; larger ones are refused
+unknown_orientation = "warn"  # a file that does not say which side is which: "warn" takes it as LAS, or "refuse"
+{policy}
+[capture]
+# For splitpeer serve --curious FILE, which keeps what this peer sends and receives, to audit it. Others are told.
+# key = "capture.key"  # encrypts it; make one with: (umask 077; openssl rand -out capture.key 32)
+max_mib = 65536  # then the capture ends; the job goes on
+rotate_mib = 4096  # then FILE.1 begins, and so on
+every = 1  # keep the tensors of every Nth step
+keys = []  # keep only batches with these patients: beginnings of their keys, hexadecimal; none: all
+
+[runtime]
+device = "cpu"  # "cpu", "cuda", "cuda:1" or "auto"
+threads = 1
+# "private": start from this machine's own entropy, which nobody else knows. A whole number makes runs
+# repeatable and the weights guessable: for demonstrations only.
+initial_weights = "private"
+
+[log]
+format = "text"  # or "json"
+level = "info"  # debug, info, warning, error
+"""
+
+_CLIENT_NETWORK = """\
+coordinator = {coordinator}  # dialled from here; this peer opens no port
+reconnect_s = 300  # how long to keep trying when the coordinator is gone"""
+
+_COORDINATOR_NETWORK = """\
+listen = {listen}  # "tcp://*:7443" for all interfaces; the certificate must name the host that clients dial"""
+
+_CLIENT_DATA = """\
+images = {images}  # never leave this machine; their activations do
+"""
+
+_COORDINATOR_DATA = """\
+labels = {labels}
+# What 1, 2, 3, 4 in the masks mean: "msd", "brats" (2017 to 2021), "brats2023" or "nnunet". Never guessed.
+{convention}
+"""
+
+_CLIENT_POLICY = """
+[policy]
+# What may leave, whatever a job asks; a job that asks for more is declined.
+coordinators = {coordinators}  # who may coordinate us
+levels = [0, 1, 2, 3, 4]  # U-Net levels; 0 is full resolution and shows most of the image, 4 is required
+precision = ["f32", "bf16"]
+max_message_mib = 1024
+# What is done to activations before they leave, in training and evaluation, in this order; see: splitpeer defences
+# defences = ["dropout:0.5", "gaussian:1.0@0,1"]  # name:value,parameter=value@levels
+# image_defences = ["voxel-noise:0.5"]  # on the images themselves, the same noise every time
+# A privacy budget for every patient: sending stops when it is spent. Needs dp-gaussian among the defences; what
+# noise a study needs: splitpeer privacy --help
+# epsilon = 8.0
+# delta = 1e-5
+may_record = true  # false: this peer never writes a capture
+recorded_by_coordinator = true  # false: decline a coordinator that records, or does not say whether it does
+"""
+
+_JOB = """\
+# job.toml: this file belongs to the coordinator. Check it with: splitpeer config check job.toml
+
+[job]
+{name}
+seed = 0  # order of batches and augmentation; everybody may know it
+
+[sites]
+# Site = modality (flair, t1, t1ce or t2). Only these sites are let in.
+{sites}
+
+[model]
+dimensions = 2  # 2: slices, 3: volumes
+features = [32, 32, 64, 128, 256, 32]  # channels of U-Net levels 0 to 4, and of the last decoder block
+levels = [0, 1, 2, 3, 4]  # levels that the sites send; a site's policy may allow fewer
+fusion = "concat"  # or "mean"
+
+[data]
+window = [96, 96]  # voxels, each divisible by 16; three numbers for volumes
+# spacing = [1.0, 1.0, 1.0]  # millimetres to resample to; without it, as stored
+positive_fraction = 0.75  # of the windows are centred on tumour
+augment = true
+validation = 0.2  # patients held out: a fraction, or a whole number
+min_patients = 2  # that all sites must share
+max_withdrawn = 0.1  # fraction or number of patients whose files at one site may become unusable during a run
+
+[training]
+steps = 1000
+batch = 4
+precision = "f32"  # of activations and gradients on the wire: f32 or bf16
+optimiser = "adam"  # adam, adamw or sgd
+learning_rate = 0.005
+weight_decay = 0.0
+schedule = "one-cycle"  # one-cycle, cosine or constant
+ahead = 4  # batches announced early, so that sites load them in time
+checkpoint_every = 100
+keep_checkpoints = 2
+modality_dropout = 0.0  # chance of each modality to sit a step out, so that the network can do without one
+
+[defences]
+# gradients = ["marvell:0.3"]  # gradients show each site where the tumour is; see: splitpeer defences
+
+[evaluation]
+every = 0  # steps; 0: only at the end
+sample = 0  # how many of the held-out patients all evaluations but the last score; 0: all
+overlap = 0.5  # of neighbouring windows
+batch = 4
+missing = false  # true: score once more without each modality
+
+[deadlines]  # seconds
+join_s = 600  # until all sites must be here
+step_s = 120  # for one answer
+return_s = 60  # for a lost site to come back
+
+[absence]  # when a site was waited for in vain
+mode = "pause"  # pause: the job fails and names it; skip: this step goes without it; drop: until it is back
+least_sites = 1  # with fewer the job fails
+# per_site_s = {{ north = 30 }}  # instead of return_s
+
+[output]
+# folder = "runs/..."  # default: runs/ and the job's name
+"""
+
+
+def _pair(key: str, value: object) -> str:
+    return to_toml({"x": {key: value}}).partition("\n")[2].strip()
+
+
+def _quoted(value: object) -> str:
+    return _pair("x", value).removeprefix("x = ")
+
+
+def peer_toml(
+    *,
+    role: str,
+    site: str,
+    federation: str,
+    modality: str | None = None,
+    pki: str = "pki",
+    coordinator: str = "tcp://coordinator.example.org:7443",
+    listen: str = "tcp://127.0.0.1:7443",
+    images: str = "images",
+    labels: str = "labels",
+    convention: str | None = None,
+    coordinators: Sequence[str] = ("hub",),
+    crl: bool = False,
+) -> str:
+    """Text of a `peer.toml` for a client (then with `modality`) or a coordinator; `pki` holds the certificates.
+
+    Without `crl`, because the federation's CA keeps no list, revocation is not checked.
+    """
+    client = role == "client"
+    return _PEER.format(
+        owner="the hospital, not to the coordinator" if client else "the coordinator",
+        role=_quoted(role),
+        site=_pair("site", site),
+        federation=_pair("federation", federation),
+        modality=f"{_pair('modality', modality)}\n" if client else "",
+        ca=_quoted(f"{pki}/ca.crt"),
+        certificate=_quoted(f"{pki}/{site}.crt"),
+        key=_quoted(f"{pki}/{site}.key"),
+        crl=("" if crl else "# ") + _pair("crl", f"{pki}/ca.crl"),
+        salt=_quoted(f"{pki}/federation.salt"),
+        network=(
+            _CLIENT_NETWORK.format(coordinator=_quoted(coordinator))
+            if client
+            else _COORDINATOR_NETWORK.format(listen=_quoted(listen))
+        ),
+        data=(
+            _CLIENT_DATA.format(images=_quoted(images))
+            if client
+            else _COORDINATOR_DATA.format(
+                labels=_quoted(labels),
+                convention=_pair("convention", convention)
+                if convention
+                else '# convention = "..."  # fill in',
+            )
+        ),
+        policy=_CLIENT_POLICY.format(coordinators=_quoted(list(coordinators))) if client else "",
+    )
+
+
+def job_toml(name: str, sites: Mapping[str, str]) -> str:
+    """Text of a `job.toml`. Without `sites` its [sites] is empty and must be filled in before it loads."""
+    listed = [_pair(site, modality) for site, modality in sites.items()]
+    return _JOB.format(name=_pair("name", name), sites="\n".join(listed) or '# north = "t1"')

@@ -1,0 +1,1 @@
+"""A hospital: it dials, answers, and keeps what outlives a link."""

@@ -1,0 +1,180 @@
+"""What a coordinator has asked of a site, counted (SP-11.15): a valid certificate is no licence to ask for ever.
+
+Counts of a run lie in its folder and those of the day in the state folder, so that neither a restart nor a new run id
+makes them zero.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from splitpeer.errors import DataError
+from splitpeer.settings.bounds import Bounds
+from splitpeer.storage import durable
+from splitproto.errors import PolicyRefused
+from splitproto.messages import Forward
+
+FILE, TALLY, DAY = "budget.json", "budget.tally", "budget-day.json"
+BURST_S = 10.0
+FLUSH = 4096
+"""Evaluated windows between two writes of their counts: so many a crash forgets."""
+DAY_S = 86_400.0
+_ROWS, _COLUMNS = 2, 1 << 18
+
+
+class BudgetSpent(PolicyRefused):
+    """The coordinator asked for more than the policy allows; the site stays up and ends this link."""
+
+
+class Tally:
+    """How often each of any number of things was counted, in a megabyte: never too few, rarely a few too many."""
+
+    def __init__(self, octets: bytes | None = None) -> None:
+        cells = np.zeros(_ROWS * _COLUMNS, "<u2") if octets is None else np.frombuffer(octets, "<u2").copy()
+        self._cells = cells.reshape(_ROWS, _COLUMNS)
+
+    def add(self, thing: bytes) -> int:
+        """Count `thing` once more; how often that was by now."""
+        digest = hashlib.blake2b(thing, digest_size=4 * _ROWS).digest()
+        places = [int.from_bytes(digest[4 * row : 4 * row + 4], "big") % _COLUMNS for row in range(_ROWS)]
+        least = min(int(self._cells[row, place]) for row, place in enumerate(places))
+        new = min(least + 1, 0xFFFF)
+        # Only cells that would fall behind: others count something else as well.
+        for row, place in enumerate(places):
+            self._cells[row, place] = max(int(self._cells[row, place]), new)
+        return new
+
+    def octets(self) -> bytes:
+        """To be given to a new one."""
+        return self._cells.tobytes()
+
+
+class Rate:
+    """A bucket of messages that fills with time."""
+
+    def __init__(self, per_second: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._rate, self._clock = per_second, clock
+        self._left, self._at = per_second * BURST_S, clock()
+
+    def take(self) -> bool:
+        """Whether one more is within the rate."""
+        now = self._clock()
+        self._left = min(self._rate * BURST_S, self._left + (now - self._at) * self._rate)
+        self._at = now
+        if self._left < 1:
+            return False
+        self._left -= 1
+        return True
+
+
+class Budgets:
+    """Of one run.
+
+    Args:
+        folder: the run's.
+        bounds: [policy].
+
+    Raises:
+        DataError: the counts cannot be read.
+    """
+
+    def __init__(self, folder: Path, bounds: Bounds) -> None:
+        self._folder, self._bounds = folder, bounds
+        said = _read(folder / FILE)
+        self._highest, self._rollbacks = int(said.get("highest", 0)), int(said.get("rollbacks", 0))
+        self._repeats = {int(step): int(times) for step, times in said.get("repeats", {}).items()}
+        path = folder / TALLY
+        octets = path.read_bytes() if path.exists() and not path.is_symlink() else None
+        self._tally = Tally(octets if octets is not None and len(octets) == 2 * _ROWS * _COLUMNS else None)
+        self._unwritten = 0
+        self._rate = Rate(bounds.max_messages_per_s)
+
+    def message(self) -> None:
+        """SP-11.15-4: one more from the coordinator. Raises BudgetSpent."""
+        if not self._rate.take():
+            raise BudgetSpent(
+                f"more than {self._bounds.max_messages_per_s} messages a second (max_messages_per_s)"
+            )
+
+    def computed(self, forward: Forward) -> None:
+        """SP-11.15-2: a batch that is about to be computed and sent. Raises BudgetSpent."""
+        if forward.mode == "train":
+            self._step(forward.step)
+            return
+        most = self._bounds.max_window_evaluations
+        for sample in forward.samples:
+            times = self._tally.add(sample.key + repr(sample.origin).encode())
+            if times > most:
+                self.flush()
+                raise BudgetSpent(
+                    f"one window was asked for more than {most} times in evaluations (max_window_evaluations)"
+                )
+        self._unwritten += len(forward.samples)
+        if self._unwritten >= FLUSH:
+            self.flush()
+
+    def rollback(self) -> None:
+        """SP-11.15-3: one more. Raises BudgetSpent."""
+        if self._rollbacks >= self._bounds.max_rollbacks:
+            raise BudgetSpent(f"more than {self._bounds.max_rollbacks} rollbacks in one run (max_rollbacks)")
+        self._rollbacks += 1
+        self._write()
+
+    def flush(self) -> None:
+        """Have the counts on disk."""
+        self._write()
+        if self._unwritten:
+            self._unwritten = 0
+            _replace(self._folder / TALLY, self._tally.octets())
+
+    def _step(self, step: int) -> None:
+        if step > self._highest:
+            self._highest = step
+            return
+        times = self._repeats[step] = self._repeats.get(step, 1) + 1
+        if times > self._bounds.max_step_repeats:
+            self._write()
+            raise BudgetSpent(
+                f"step {step} was asked for more than {self._bounds.max_step_repeats} times (max_step_repeats)"
+            )
+        if times % 10 == 0:
+            self._write()
+
+    def _write(self) -> None:
+        value = {"highest": self._highest, "rollbacks": self._rollbacks, "repeats": self._repeats}
+        _replace(self._folder / FILE, json.dumps(value).encode())
+
+
+def new_run(state: Path, bounds: Bounds, now: float | None = None) -> None:
+    """SP-11.15-5: a run that this site has not seen is taken up. Raises BudgetSpent: too many of them today."""
+    at = time.time() if now is None else now
+    began = [then for then in _read(state / DAY).get("runs", []) if at - DAY_S < then <= at]
+    if len(began) >= bounds.max_runs_per_day:
+        raise BudgetSpent(f"more than {bounds.max_runs_per_day} new runs within 24 hours (max_runs_per_day)")
+    durable.make_folder(state)
+    _replace(state / DAY, json.dumps({"runs": [*began, at]}).encode())
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_bytes()) if path.exists() else {}
+    except (OSError, ValueError, RecursionError):
+        value = None
+    if not isinstance(value, dict):
+        raise DataError(f"{path}: cannot be read: remove it, and this site's counts start at zero")
+    return value
+
+
+def _replace(path: Path, octets: bytes) -> None:
+    """A full disk costs the count, not the run."""
+    try:
+        durable.replace(path, octets)
+    except OSError:
+        return

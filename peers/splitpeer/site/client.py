@@ -1,0 +1,642 @@
+"""The client: dials its coordinator, judges the job it is offered, and works until the coordinator says bye.
+
+A lost link is not a lost job: the encoder's state and the pending step live in `SiteJob`, and the client dials
+again with growing pauses until `[network] reconnect_s` is over.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import Callable, Coroutine, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, TypeVar
+
+from splitpeer.daemon.board import Board
+from splitpeer.daemon.witness import AGENT, Witness, terms_digest
+from splitpeer.data.directory import named_in
+from splitpeer.data.findings import lacking_warning, naming_warnings
+from splitpeer.errors import ConnectionRefused, DataError, DeadlinePassed, JobFailed, PeerError, told_of
+from splitpeer.federation.compute import Compute, pick_device
+from splitpeer.federation.files import look, tell
+from splitpeer.federation.terms import judge
+from splitpeer.logs import event, handle
+from splitpeer.settings.config import PeerConfig
+from splitpeer.site.budgets import BudgetSpent
+from splitpeer.site.job import SiteJob, find_cases, open_ledger, open_volumes
+from splitpeer.site.run_folders import mark_complete
+from splitproto import Offer, Session, SplitprotoError, dial
+from splitproto.admission import Bucket
+from splitproto.capture import Party
+from splitproto.causes import OF_A_PATIENT
+from splitproto.errors import (
+    CarrierVersionError,
+    DeadlineExceeded,
+    EnvelopeError,
+    FlowControlError,
+    IdentityError,
+    LinkLost,
+    LocalError,
+    PolicyRefused,
+    SchemaMismatch,
+    SecureChannelError,
+    SiteFailed,
+    UnexpectedMessage,
+    printable,
+)
+from splitproto.identity import OWN_UNUSABLE
+from splitproto.messages import (
+    Advance,
+    Advanced,
+    Applied,
+    Begin,
+    Bye,
+    Checkpoint,
+    Forward,
+    Gradients,
+    Inventory,
+    JobAccept,
+    JobDecline,
+    JobOffer,
+    Message,
+    Progress,
+    Rollback,
+    RolledBack,
+    Saved,
+    Unsaved,
+    Unusable,
+    Withdraw,
+    Withdrawn,
+)
+
+log = logging.getLogger(__name__)
+Result = TypeVar("Result")
+
+IDLE_S = 3600.0
+"""SP-11-19: a coordinator that is alive but asks nothing for this long is given up."""
+READ_S = 600.0
+"""Reading every volume's header, or a checkpoint, at most."""
+INVENTORY_PIECE = 500
+LEAVE_S = 20.0
+"""How long a site that was asked to stop gives the step under way: to be sent, and for its gradients to come."""
+NOTED_EACH = 8
+"""Lines about withdrawn patients, for each patient of the site."""
+FIGURES_A_SECOND, FIGURES_AT_ONCE = 1.0, 30.0
+"""Lines of figures that a coordinator may have written to this site's log."""
+DAMAGED_AT_FIRST = 3
+"""So often a first link may fail because of what may be damage done on the way; then it is a refusal."""
+REST_S, LONGEST_REST_S = 5.0, 600.0
+"""Pauses after a coordinator asked for more than the budgets allow."""
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 15.0
+
+
+class Client:
+    """One site's daemon.
+
+    Args:
+        config: a client's `peer.toml`.
+        stop: set to leave in good order: the pending step is finished and a checkpoint written.
+        board: what `serve` holds already; None: one of its own.
+        curious: a file to record into what is sent and received.
+        verify: read every image to its end before dialling, not only its header.
+    """
+
+    def __init__(
+        self,
+        config: PeerConfig,
+        stop: asyncio.Event,
+        *,
+        board: Board | None = None,
+        curious: Path | None = None,
+        verify: bool = False,
+    ) -> None:
+        self._config = config
+        self._stop = stop
+        self._credentials = config.credentials()
+        self._allow = config.allow_list()
+        policy = config.policy
+        if policy is None or config.network.coordinator is None:
+            raise JobFailed("a client needs [policy] and [network] coordinator")
+        self._address = config.network.coordinator
+        self._offer = Offer(max_message=policy.max_message_bytes, agent=AGENT)
+        pick_device(config.runtime.device)
+        # Fail now, not when the first batch is due.
+        found = find_cases(config)
+        volumes = open_volumes(config, found=found)
+        self._unusable: dict[bytes, str] = {}
+        look(volumes, self._unusable, voxels=verify)
+        self._volumes = volumes
+        self._cases, self._salt_check = volumes.cases, volumes.salt_check.hex()
+        self._findings = naming_warnings(config.data.images, [found])
+        self._findings += lacking_warning(found, f"{config.peer.modality} image")
+        if (ledger := open_ledger(config)) is not None:
+            ledger.close()
+        self._witness = Witness(config, curious)
+        self._board = board or Board(config)
+        self._compute = Compute(config.runtime.threads)
+        self._job: SiteJob | None = None
+        self._deadline: float | None = None
+        self._pause = _FIRST_PAUSE
+        self._noted: set[tuple[str, bytes, int]] = set()
+        self._rest_s = REST_S
+        self._figures = Bucket(FIGURES_A_SECOND, FIGURES_AT_ONCE, time.monotonic())
+        self._damaged = 0
+        """First links that failed so."""
+        self._missing: set[str] = set()
+        """Modalities that the job does without at the moment."""
+        self._octets = (0, 0)
+        """In and out, of links that are over."""
+
+    async def run(self) -> None:
+        """Serve until the job is complete or `stop` is set.
+
+        Raises:
+            PeerError: what the user is told, with its exit code.
+        """
+        event(log, "peer.start", role="client", site=self._config.peer.site, modality=self._config.peer.modality,
+              patients=len(self._cases), salt_check=self._salt_check, coordinator=self._address)  # fmt: skip
+        # Names of files: in this site's own log, and nowhere else.
+        for cause in self._findings:
+            event(log, "data.warning", logging.WARNING, cause=cause)
+        tell(self._volumes)
+        async with (
+            self._board.on_duty(),
+            self._witness.on_duty(modality=self._config.peer.modality, coordinator=self._address),
+        ):
+            self._board.set(address=self._address)
+            self._board.ready()
+            try:
+                await self._serve()
+            except (PeerError, SplitprotoError) as error:
+                # Others name a patient by its key or handle: the people here know it by its file.
+                for patient, path in named_in(str(error), self._cases).items():
+                    event(log, "patient.file", logging.WARNING, patient=patient, file=str(path))
+                raise
+
+    async def _serve(self) -> None:
+        loop = asyncio.get_running_loop()
+        try:
+            while not self._stop.is_set():
+                session = await self._dial()
+                if session is None:
+                    break
+                began = loop.time()
+                try:
+                    if await self._converse(session):
+                        return
+                except (BudgetSpent, FlowControlError) as error:
+                    await self._rest(error)
+                except SplitprotoError as error:
+                    if not error.retry:
+                        raise
+                    event(log, "link.lost", logging.WARNING, cause=session.cause_of(error))
+                except BaseException as error:
+                    session.fail(SiteFailed(self._failure(error)))
+                    await session.close("failed", timeout=1.0)
+                    raise
+                finally:
+                    self._octets = self._traffic(session)
+                    if self._deadline is not None:
+                        # Patience is for a coordinator that is away, not for one that waits for others.
+                        self._deadline += loop.time() - began
+            await self._leave()
+        finally:
+            await self._close_job()
+            self._compute.close()
+
+    def _traffic(self, session: Session) -> tuple[int, int]:
+        """Octets in and out, over all links."""
+        octets_in, octets_out = self._octets
+        return octets_in + session.bytes_in, octets_out + session.bytes_out
+
+    async def _close_job(self) -> None:
+        job, self._job = self._job, None
+        if job is None:
+            return
+        try:
+            await self._compute.run(job.close, what="reading ahead to end", timeout=READ_S)
+        except DeadlinePassed as error:
+            # What ended the work is told; this is not.
+            event(log, "job.not_closed", logging.WARNING, cause=str(error))
+            return
+        if job.ledger is not None:
+            spent = job.ledger.spent()
+            self._witness.note(
+                "privacy.spent",
+                epsilon=round(spent.epsilon, 4),
+                budget=spent.budget,
+                delta=spent.delta,
+                patients=spent.patients,
+                half_spent=spent.half,
+                all_spent=spent.full,
+            )
+
+    # --- the link --------------------------------------------------------------------------------------
+
+    async def _dial(self) -> Session | None:
+        """A new session; None if asked to stop meanwhile."""
+        loop = asyncio.get_running_loop()
+        patience = self._config.network.reconnect_s
+        said = ""
+        if self._deadline is None:
+            self._deadline = loop.time() + patience
+        else:
+            # A link that came up and died before any work was no success: the pauses go on growing.
+            await self._wait()
+        self._board.phase("dialling")
+        # A rate is that of the work: the time without a coordinator is none of it.
+        self._board.pause()
+        self._board.waits("the coordinator to answer", deadline_s=max(0.0, self._deadline - loop.time()))
+        while not self._stop.is_set():
+            try:
+                session = await self._or_stop(
+                    dial(
+                        self._address,
+                        self._credentials,
+                        self._allow,
+                        self._offer,
+                        timing=self._config.network.timing(),
+                    )
+                )
+            except _Stopped:
+                break
+            except SplitprotoError as error:
+                if not self._may_pass(error):
+                    raise ConnectionRefused(f"{self._address}: {error}") from error
+                if loop.time() >= self._deadline:
+                    raise DeadlinePassed(
+                        f"gave up on {self._address} after {patience:g} s: {error}"
+                    ) from error
+                if str(error) != said:
+                    said = str(error)
+                    event(log, "link.waiting", logging.WARNING, cause=said, patience_s=patience)
+            else:
+                event(log, "link.up", coordinator=session.peer.site, tls=session.tls)
+                self._board.waits(None)
+                self._board.set(coordinator=session.peer.site, tls=session.tls)
+                self._witness.listen(session)
+                return session
+            await self._wait()
+        return None
+
+    def _may_pass(self, error: SplitprotoError) -> bool:
+        """Whether dialling again may succeed."""
+        if error.retry:
+            return True
+        if isinstance(error, IdentityError) and error.reason == OWN_UNUSABLE:
+            # Certificate and key are two files: whoever renews them is between the two for a moment.
+            return self._job is not None
+        if isinstance(error, SecureChannelError):
+            # SP-4-6: only a refusal that came encrypted is the coordinator's own word.
+            if error.refused == "ours" or (error.refused == "theirs" and self._job is None):
+                return False
+        elif not isinstance(error, EnvelopeError | CarrierVersionError):
+            return False
+        if self._job is None:
+            # Never admitted: it may as well be the wrong port, and whoever set it up wants to know soon.
+            self._damaged += 1
+        return self._damaged <= DAMAGED_AT_FIRST
+
+    async def _wait(self) -> None:
+        """Pause before dialling again, or until asked to stop."""
+        # Jitter: a hundred sites must not come back at the same moment.
+        seconds, self._pause = self._pause * random.uniform(0.5, 1.0), min(2 * self._pause, _LONGEST_PAUSE)
+        if self._deadline is not None and (left := self._deadline - asyncio.get_running_loop().time()) > 0:
+            # All of the patience is used: the last attempt is at its end.
+            seconds = min(seconds, left)
+        try:
+            async with asyncio.timeout(seconds):
+                await self._stop.wait()
+        except TimeoutError:
+            return
+
+    async def _rest(self, error: LocalError) -> None:
+        """SP-11.15-8: the coordinator asks too much: this site stays up, and gives it time to ask for less."""
+        event(log, "policy.refused", logging.WARNING, cause=error.reason, pause_s=self._rest_s)
+        self._witness.note("policy.refused", cause=error.reason)
+        # Not the coordinator's absence, so it costs no patience.
+        self._deadline = None
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._rest_s):
+                await self._stop.wait()
+        self._rest_s = min(2 * self._rest_s, LONGEST_REST_S)
+
+    def _progress(self) -> None:
+        """SP-11-40: the coordinator gave us work: from here on patience and pauses start again."""
+        self._deadline, self._pause = None, _FIRST_PAUSE
+
+    async def _leave(self) -> None:
+        if self._job is not None:
+            job = self._job
+            self._board.phase("draining")
+            held = await self._held(job)
+            # One that came back without its memory has nothing to save before it was told where to go on.
+            if job.applied not in held and not job.lost:
+                await self._compute.run(job.save, job.applied, held, what="the checkpoint", timeout=READ_S)
+            event(log, "job.checkpoint", step=job.applied)
+        event(log, "peer.stop", cause="asked to stop")
+
+    async def _held(self, job: SiteJob) -> tuple[int, ...]:
+        return await self._compute.run(job.checkpoints, what="its checkpoints to be read", timeout=READ_S)
+
+    # --- the conversation ------------------------------------------------------------------------------
+
+    async def _converse(self, session: Session) -> bool:
+        """One link, from the offer to bye. True when the job is complete."""
+        try:
+            job = await self._join(session)
+            if isinstance(job, Bye):
+                await session.close(job.reason)
+                return self._over(job)
+            begun = await self._next(session, "the other sites")
+            if isinstance(begun, Begin):
+                event(log, "job.begin", job=job.job.name, step=begun.step, patients=begun.patients)
+                bye = await self._work(session, job)
+            elif isinstance(begun, Bye):
+                bye = begun
+            else:
+                raise UnexpectedMessage(f"a {begun.name} where begin was due")
+        except _Stopped:
+            await session.close("drain", "the site was asked to stop")
+            # SP-11-20: nobody says again what crossed our own bye.
+            crossed = session.farewell
+            return crossed is not None and self._over(crossed)
+        except LocalError as error:
+            session.fail(error)
+            await session.close("failed", timeout=1.0)
+            raise
+        except PeerError as error:
+            session.fail(SiteFailed(self._failure(error)))
+            await session.close("failed", timeout=1.0)
+            raise
+        await session.close(bye.reason)
+        # SP-11-20: a bye of the coordinator may have crossed our own.
+        bye = session.farewell or bye
+        self._witness.note(
+            "job.ended",
+            job=job.job.name,
+            run=job.run.hex(),
+            reason=bye.reason,
+            step=job.applied,
+            advanced=job.advanced,
+        )
+        return self._over(bye)
+
+    def _failure(self, error: BaseException) -> str:
+        """What the coordinator hears: neither the path nor the patient that this site's own log names."""
+        # Of these, no text names a file (SP-12-1); of others, the cause is told in general words (SP-11.13-2).
+        said = isinstance(error, JobFailed | DeadlinePassed)
+        why = str(error) if said else told_of(error)
+        return f"site {self._config.peer.site} cannot go on: {why}"[:400] + "; its log has the details"
+
+    def _over(self, bye: Bye) -> bool:
+        """Whether the job is complete; raises JobFailed if it is not and never will be."""
+        if bye.reason == "complete":
+            named = {} if self._job is None else {"job": self._job.job.name, "step": self._job.applied}
+            # Only weights that were trained to the end are worth keeping before others.
+            if self._job is not None and self._job.applied == self._job.job.steps:
+                mark_complete(self._job.folder)
+            event(log, "job.complete", **named)
+            self._board.phase("done")
+            return True
+        if bye.reason == "failed":
+            raise JobFailed(f"the coordinator ended the job: {printable(bye.text)}")
+        event(log, "link.bye", reason=bye.reason, text=bye.text)
+        return False
+
+    async def _next(self, session: Session, what: str) -> Message:
+        """The next message, or `_Stopped` if asked to stop while waiting."""
+        self._board.waits(what, deadline_s=IDLE_S)
+        try:
+            return await self._or_stop(session.receive(IDLE_S, what))
+        finally:
+            self._board.waits(None)
+
+    async def _or_stop(self, work: Coroutine[Any, Any, Result], grace_s: float = 0.0) -> Result:
+        """What `work` gives, or `_Stopped` if asked to stop and it is not done `grace_s` later."""
+        working = asyncio.create_task(work)
+        stopping = asyncio.create_task(self._stop.wait())
+        try:
+            await asyncio.wait((working, stopping), return_when=asyncio.FIRST_COMPLETED)
+            if grace_s and not working.done():
+                await asyncio.wait((working,), timeout=grace_s)
+            if working.done():
+                return working.result()
+            raise _Stopped
+        finally:
+            working.cancel()
+            stopping.cancel()
+            await asyncio.gather(working, stopping, return_exceptions=True)
+
+    async def _join(self, session: Session) -> SiteJob | Bye:
+        """The job to work on; or bye, if the coordinator leaves before it offers one."""
+        offer = await self._next(session, "a job")
+        if isinstance(offer, Bye):
+            return offer
+        if not isinstance(offer, JobOffer):
+            raise UnexpectedMessage("something else where a job was due")
+        self._witness.heard(session.peer.site, offer)
+        try:
+            judge(offer, self._config)
+            known = self._job
+            same = known is not None and known.run == offer.run
+            if same and (known.job, known.modality) != (offer.job, offer.modality):
+                raise SchemaMismatch("the terms of a run cannot change while it runs")
+            if not same:
+                await self._take_up(offer)
+        except BudgetSpent as error:
+            await session.send(JobDecline(error.code, error.reason))
+            raise
+        except (PolicyRefused, SchemaMismatch) as error:
+            event(log, "job.declined", logging.WARNING, job=offer.job.name, cause=error.reason)
+            self._witness.note("job.declined", job=offer.job.name, run=offer.run.hex(), cause=error.reason)
+            await session.send(JobDecline(error.code, error.reason))
+            await session.close("failed", error.reason)
+            raise JobFailed(f"job {offer.job.name} declined: {error.reason}") from None
+        self._board.phase("joining")
+        job = self._job
+        if job is None:  # pragma: no cover - it was just taken up
+            raise UnexpectedMessage("no job")
+        await self._compute.run(job.forget_batches, what="reading ahead to end")
+        patients, unusable = await self._compute.run(
+            job.inventory, what="the volumes' headers to be read", timeout=READ_S
+        )
+        saved = await self._held(job)
+        self._board.set(job=job.job.name, run=job.run.hex(), step=job.applied, steps=job.job.steps,
+                        checkpoints=list(saved))  # fmt: skip
+        await self._witness.expect(offer.run)
+        self._witness.start(
+            offer.run,
+            offer.job,
+            offer.schema,
+            [Party(session.peer.site, None, offer.defences or (), offer.recorded)],
+            defences=job.defences,
+            features=session.agreement.features,
+        )
+        self._witness.note("job.accepted", job=offer.job.name, run=offer.run.hex(), coordinator=session.peer.site,
+                           terms=terms_digest(offer.job), schema=offer.schema.hex(),
+                           levels=[f"x{level}" for level in offer.job.levels], precision=offer.job.precision,
+                           defences=job.defences, recorded=self._witness.recorded, applied=job.applied)  # fmt: skip
+        await session.send(
+            JobAccept(
+                job.incarnation,
+                job.applied,
+                saved,
+                len(patients),
+                self._witness.recorded,
+                job.defences,
+                **job.prove(offer, session.binding),
+            )
+        )
+        event(log, "job.accepted", job=offer.job.name, levels=",".join(f"x{level}" for level in offer.job.levels),
+              precision=offer.job.precision, applied=job.applied, patients=len(patients))  # fmt: skip
+        for first in range(0, max(len(patients), 1), INVENTORY_PIECE):
+            piece = patients[first : first + INVENTORY_PIECE]
+            last = first + INVENTORY_PIECE >= len(patients)
+            bad = tuple(unusable) if last and unusable else None
+            await session.send(Inventory(tuple(piece), last, job.volumes.salt_check, bad))
+        return job
+
+    async def _take_up(self, offer: JobOffer) -> None:
+        """A run that this process does not work on yet. Raises PolicyRefused, and what `SiteJob` raises."""
+        await self._close_job()
+        self._job = await self._compute.run(
+            SiteJob, offer, self._config, self._unusable, what="the job's folder and images", timeout=READ_S
+        )
+
+    async def _work(self, session: Session, job: SiteJob) -> Bye:
+        stopping_until = float("inf")
+        loop = asyncio.get_running_loop()
+        self._board.phase("working")
+        while True:
+            if session.rotation_due and not job.waiting_for_gradients:
+                return Bye("rotate", session.rotation_cause)
+            if not self._stop.is_set():
+                while (forward := job.due()) is not None:
+                    sent = await self._computed(job, job.forward, forward)
+                    if self._stop.is_set():
+                        raise _Stopped
+                    if isinstance(sent, Withdraw):
+                        self._note_withdrawal(job, sent.step, sent.patients, "patient.withdraw")
+                    # SP-11-12: once begun it arrives, whoever stops waiting for it: the step is under way.
+                    await self._or_stop(session.send(sent, job.job.seconds_per_step), LEAVE_S)
+                    self._progress()
+            elif not job.waiting_for_gradients or loop.time() > stopping_until:
+                raise _Stopped
+            what = f"gradients of step {job.applied + 1}" if job.waiting_for_gradients else "work"
+            try:
+                message = await self._next(session, what)
+            except _Stopped:
+                # SP-11-12: a site that leaves finishes the step that others wait for.
+                if not job.waiting_for_gradients or loop.time() > stopping_until:
+                    raise
+                self._board.phase("draining")
+                stopping_until = min(stopping_until, loop.time() + LEAVE_S)
+                try:
+                    message = await session.receive(LEAVE_S, "the gradients of the pending step")
+                except DeadlineExceeded:
+                    raise _Stopped from None
+            if isinstance(message, Bye):
+                return message
+            await self._answer(session, job, message)
+
+    async def _answer(self, session: Session, job: SiteJob, message: Message) -> None:
+        job.budgets.message()
+        match message:
+            case Forward():
+                # SP-10-6: the modes of a batch are named as the features are.
+                if message.mode not in session.agreement.features:
+                    raise PolicyRefused(f"a batch of mode {message.mode}, which was not agreed on this link")
+                job.announce(message)
+            case Gradients():
+                await self._computed(job, job.apply, message)
+                octets_in, octets_out = self._traffic(session)
+                self._board.set(step=job.applied, octets_in=octets_in, octets_out=octets_out)
+                await session.send(Applied(message.step))
+            case Advance():
+                await self._computed(job, job.advance, message.step)
+                self._board.set(step=job.applied)
+                self._progress()
+                await session.send(Advanced(message.step))
+            case Withdrawn():
+                self._note_withdrawal(job, message.step, message.patients, "patient.withdrawn")
+            case Checkpoint():
+                await session.send(await self._save(job, message))
+            case Rollback():
+                before = job.applied
+                await self._computed(job, job.rollback, message.step)
+                self._witness.note("job.rollback", run=job.run.hex(), step=message.step, before=before)
+                self._board.set(step=job.applied)
+                await session.send(RolledBack(message.step))
+                level = logging.WARNING if before > message.step else logging.INFO
+                event(log, "job.rollback", level, step=message.step, before=before)
+            case Progress():
+                self._note_missing(message)
+                if not message.values:
+                    return
+                if self._figures.take(1.0, time.monotonic()):
+                    figures = " ".join(f"{name} {value:.4g}" for name, value in message.values.items())
+                    event(log, "job.progress", step=f"{message.step}/{job.job.steps}", figures=figures)
+            case _:
+                raise UnexpectedMessage(f"a {message.name} where work was due")
+
+    def _note_withdrawal(self, job: SiteJob, step: int, patients: Sequence[Unusable], name: str) -> None:
+        """SP-11.13-8: each patient once, by a handle, and by its file only where it is this site's that is bad."""
+        known = set(job.volumes.keys())
+        for patient in patients:
+            if patient.key not in known or (name, patient.key, step) in self._noted:
+                continue
+            # A coordinator may repeat itself after rollbacks; it may not fill log and trail.
+            if len(self._noted) >= NOTED_EACH * len(known):
+                return
+            self._noted.add((name, patient.key, step))
+            who = handle(patient.key)
+            cause = OF_A_PATIENT[patient.cause]
+            mine = {"file": str(job.volumes.case(patient.key).path)} if patient.key in job.unusable else {}
+            event(log, name, logging.WARNING, patient=who, step=step, cause=cause, **mine)
+            self._witness.note(name, run=job.run.hex(), patient=who, step=step, cause=cause)
+
+    def _note_missing(self, message: Progress) -> None:
+        """SP-11-42: a line for each modality that is missing from now on, and for each that is back."""
+        if message.missing is None:
+            return
+        missing = {one.modality: one.cause for one in message.missing}
+        # Also these lines are the coordinator's to cause: at most as many as of figures.
+        if missing.keys() != self._missing and not self._figures.take(1.0, time.monotonic()):
+            return
+        for modality in missing.keys() - self._missing:
+            event(log, "job.without", logging.WARNING, modality=modality, after_step=message.step,
+                  cause=missing[modality])  # fmt: skip
+        for modality in self._missing - missing.keys():
+            event(log, "job.with_again", modality=modality, after_step=message.step)
+        self._missing = set(missing)
+        self._board.set(missing=sorted(missing))
+
+    async def _save(self, job: SiteJob, asked: Checkpoint) -> Saved | Unsaved:
+        """SP-11-32: a disk that is full costs this checkpoint, not the run."""
+        try:
+            digest = await self._computed(job, job.save, asked.step, asked.keep)
+        except DataError as error:
+            event(log, "job.checkpoint_failed", logging.WARNING, step=asked.step, cause=str(error))
+            self._witness.note("job.checkpoint_failed", run=job.run.hex(), step=asked.step)
+            # Not the error's text: it names a folder of this site.
+            return Unsaved(asked.step, f"the site could not write it: {told_of(error)}")
+        event(log, "job.checkpoint", step=asked.step)
+        self._witness.note("job.checkpoint", run=job.run.hex(), step=asked.step, digest=digest.hex())
+        self._board.set(checkpoints=sorted({*(asked.keep or ()), asked.step}))
+        return Saved(asked.step, digest)
+
+    async def _computed(self, job: SiteJob, function: Callable[..., Result], *args: Any) -> Result:
+        """`function(*args)` within the job's deadline for a step."""
+        what = f"{function.__name__.replace('_', ' ')} after step {job.applied}"
+        return await self._compute.run(function, *args, what=what, timeout=job.job.seconds_per_step)
+
+
+class _Stopped(LinkLost):
+    """This side was asked to stop."""
+
+    def __init__(self) -> None:
+        super().__init__("asked to stop")

@@ -1,0 +1,1 @@
+"""Files that survive a crash: replaced atomically, appended line by line, read within bounds."""

@@ -1,0 +1,157 @@
+"""A file of JSON lines that never holds half a line and never stops who writes it, however full the disk is.
+
+Lines that find no room wait in memory and go out, in order, when there is some. What a crash tore is cut off
+when the file is opened again.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections import deque
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from splitpeer.logs import event
+from splitpeer.storage import durable, reading
+
+WAITING = 10_000
+"""Lines that wait at most; the oldest go first."""
+_SAFE = os.O_CLOEXEC | os.O_NOFOLLOW
+log = logging.getLogger(__name__)
+
+
+class Lines:
+    """Appends to one file, for one writer.
+
+    Args:
+        path: opened again for each line, so that it may be moved or removed meanwhile.
+        most: lines that wait at most.
+    """
+
+    def __init__(self, path: Path, most: int = WAITING) -> None:
+        self.path = path
+        self.lost = 0
+        """Lines that were given up since the file could last be written."""
+        self._waiting: deque[bytes] = deque()
+        self._most = most
+        self._failing = False
+
+    @property
+    def waiting(self) -> int:
+        """Lines that are not in the file yet."""
+        return len(self._waiting)
+
+    def begin(self) -> None:
+        """Empty the file. Raises OSError."""
+        self._waiting.clear()
+        self.path.write_bytes(b"")
+
+    def resume(self) -> None:
+        """Cut off what a crash tore at the end, with a warning; a whole line that lacks its end gets it."""
+        try:
+            self._mend()
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            self._warn(error)
+
+    def add(self, **values: Any) -> None:
+        """One line, now or when there is room. Raises nothing that has to do with the disk."""
+        self._waiting.append(json.dumps(values).encode() + b"\n")
+        self.flush()
+        while len(self._waiting) > self._most:
+            self._waiting.popleft()
+            self.lost += 1
+
+    def flush(self) -> bool:
+        """Write what waits, as far as there is room; whether all of it is out."""
+        try:
+            self._write()
+        except OSError as error:
+            self._warn(error)
+            return False
+        if self._failing:
+            event(log, "lines.written", file=self.path.name, lost=self.lost)
+            self._failing, self.lost = False, 0
+        return True
+
+    def sync(self) -> None:
+        """Have what was written survive a loss of power; a disk that cannot is warned of."""
+        try:
+            file = os.open(self.path, os.O_RDONLY | _SAFE)
+            try:
+                os.fsync(file)
+            finally:
+                os.close(file)
+            durable.sync_folder(self.path.parent)
+        except FileNotFoundError:
+            # Nothing was written yet.
+            return
+        except OSError as error:
+            self._warn(error)
+
+    # --- inside ----------------------------------------------------------------------------------------
+
+    def _write(self) -> None:
+        if not self._waiting:
+            return
+        file = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT | _SAFE, 0o666)
+        try:
+            if not _ends(file):
+                self._mend()
+            size = os.fstat(file).st_size
+            octets = b"".join(self._waiting)
+            done = 0
+            try:
+                while done < len(octets):
+                    done += os.write(file, memoryview(octets)[done:])
+            finally:
+                # Half a line is taken back, at once: nobody is to read it.
+                whole = octets.rfind(b"\n", 0, done) + 1
+                if whole < done:
+                    os.ftruncate(file, size + whole)
+                for _ in range(octets.count(b"\n", 0, whole)):
+                    self._waiting.popleft()
+        finally:
+            with suppress(OSError):
+                os.close(file)
+
+    def _mend(self) -> None:
+        octets = self.path.read_bytes()
+        whole, lacks = _whole(octets)
+        if whole < len(octets):
+            os.truncate(self.path, whole)
+            event(log, "lines.torn", logging.WARNING, file=self.path.name, octets=len(octets) - whole)
+        if lacks:
+            file = os.open(self.path, os.O_WRONLY | os.O_APPEND | _SAFE)
+            try:
+                os.write(file, lacks)
+            finally:
+                os.close(file)
+
+    def _warn(self, error: OSError) -> None:
+        if not self._failing:
+            event(log, "lines.waiting", logging.WARNING, file=str(self.path), cause=error.strerror,
+                  fix="make room; what is to be written waits")  # fmt: skip
+        self._failing = True
+
+
+def _ends(file: int) -> bool:
+    size = os.fstat(file).st_size
+    return not size or os.pread(file, 1, size - 1) == b"\n"
+
+
+def _whole(octets: bytes) -> tuple[int, bytes]:
+    """(octets up to the end of the last whole line, what that line lacks)."""
+    end = len(octets)
+    while end:
+        start = octets.rfind(b"\n", 0, end - 1) + 1
+        # After a loss of power the last lines may be zeros.
+        with suppress(ValueError):
+            if isinstance(reading.parse(octets[start:end]), dict):
+                return end, b"" if octets[end - 1 : end] == b"\n" else b"\n"
+        end = start
+    return 0, b""

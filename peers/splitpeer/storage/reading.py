@@ -1,0 +1,77 @@
+"""Files that somebody else may have written: no link is followed, sizes are checked before memory is taken.
+
+A state folder, a run folder or a checkpoint may have been copied in from anywhere. What is wrong with a file is an
+OSError or a ValueError here; callers turn it into one line that names the file.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import stat
+from pathlib import Path
+from typing import Any
+
+from splitpeer.daemon import descriptors
+
+MAX_JSON = 64 << 20
+"""Bytes of one JSON document: run records, results, status, attack reports."""
+
+
+def read(path: Path, most: int, *, follow: bool = False) -> bytes:
+    """All bytes of a regular file.
+
+    Args:
+        path: the file.
+        most: largest size in bytes; checked before memory is taken.
+        follow: whether `path` itself may be a symbolic link.
+
+    Raises:
+        OSError: missing, unreadable, a link (ELOOP), not a regular file (EINVAL), or larger than `most` (EFBIG).
+    """
+    # Without O_NONBLOCK, opening a named pipe would wait for its writer.
+    flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | (0 if follow else os.O_NOFOLLOW)
+    with open(descriptors.spared(lambda: os.open(path, flags)), "rb") as file:
+        found = os.fstat(file.fileno())
+        if not stat.S_ISREG(found.st_mode):
+            raise OSError(errno.EINVAL, "not a regular file", str(path))
+        if found.st_size > most:
+            raise OSError(errno.EFBIG, f"larger than {size(most)}", str(path))
+        # One byte more: a file that grows meanwhile is refused, not cut.
+        data = file.read(found.st_size + 1)
+    if len(data) > found.st_size:
+        raise OSError(errno.EFBIG, "it grew while it was read", str(path))
+    return data
+
+
+def parse(text: str | bytes) -> Any:
+    """The JSON value in `text`.
+
+    Raises:
+        ValueError: not JSON, not UTF-8, nested too deeply for the parser, or an integer of thousands of digits.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def document(path: Path, most: int = MAX_JSON, *, follow: bool = False) -> dict[str, Any]:
+    """The JSON object in a file; see `read` and `parse`.
+
+    Raises:
+        OSError, ValueError: as those, and ValueError where the value is not an object.
+    """
+    found = parse(read(path, most, follow=follow))
+    if not isinstance(found, dict):
+        raise ValueError("not a JSON object")
+    return found
+
+
+def size(count: int) -> str:
+    """A number of bytes for people: "64 MiB"."""
+    for shift, unit in ((30, "GiB"), (20, "MiB"), (10, "KiB")):
+        if count >= 1 << shift:
+            return f"{count / (1 << shift):.4g} {unit}"
+    return f"{count} bytes"
