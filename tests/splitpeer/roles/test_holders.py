@@ -19,7 +19,7 @@ from splitpeer.daemon.trail import entries
 from splitpeer.errors import DataError
 from splitpeer.site.client import Client
 from splitpeer.site.run_folders import COMPLETE
-from splitpeer.site.secret import site_secret
+from splitpeer.site.secret import NAME, site_secret
 from splitproto import RemoteError, SplitprotoError, dial
 from splitproto.errors import SecondHolder, Superseded
 from splitproto.messages import Bye, JobAccept, JobDecline, JobOffer
@@ -73,7 +73,7 @@ async def test_a_copied_certificate_does_not_take_the_sites_place(scene, mode: s
     (line,) = noted(scene, "site.second_holder")
     assert line["site"] == "site-t1"
     assert line["address"] and line["other_address"] and line["serial"] == line["other_serial"]
-    secret = run_folder(scene, "site-t1") / holder.NAME
+    secret = run_folder(scene, "site-t1") / NAME
     assert secret.stat().st_mode & 0o777 == 0o600 and len(secret.read_bytes()) == 32
     record = json.loads((scene.folder / "hub" / "state" / "try.run.json").read_text())
     assert secret.read_bytes().hex() not in json.dumps(record)
@@ -220,7 +220,7 @@ async def test_a_flood_of_second_links_is_counted_and_not_written(caplog) -> Non
 def test_a_secret_that_is_damaged_is_named(tmp_path) -> None:
     secret = site_secret(tmp_path / "run")
     assert site_secret(tmp_path / "run") == secret and len(secret) == 32
-    (tmp_path / "run" / holder.NAME).write_bytes(secret[:-1])
+    (tmp_path / "run" / NAME).write_bytes(secret[:-1])
     with pytest.raises(DataError, match="is not a key of 32 bytes"):
         site_secret(tmp_path / "run")
 
