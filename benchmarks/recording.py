@@ -23,7 +23,8 @@ from splitpeer import logs
 from splitpeer.coordinator.coordinator import Coordinator
 from splitpeer.daemon.console import LogView
 from splitpeer.demo.federation import DemoJob, Federation
-from splitpeer.settings.config import JobConfig, PeerConfig
+from splitpeer.settings.job import JobConfig
+from splitpeer.settings.peer import PeerConfig
 
 SKIPPED = 2
 """Steps at the beginning of a block that are not counted."""

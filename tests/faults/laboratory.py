@@ -34,7 +34,8 @@ from splitpeer.daemon import witness
 from splitpeer.daemon.console import View
 from splitpeer.data import volumes
 from splitpeer.errors import DataError
-from splitpeer.settings.config import JobConfig, PeerConfig
+from splitpeer.settings.job import JobConfig
+from splitpeer.settings.peer import PeerConfig
 from splitpeer.site import client
 from splitpeer.site import job as site_job
 from splitpeer.storage import checkpoint

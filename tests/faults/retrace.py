@@ -31,7 +31,8 @@ from splitpeer.federation import batches
 from splitpeer.federation.compute import from_wire, to_wire
 from splitpeer.federation.evaluation import Plan, Scoring
 from splitpeer.models import build_split_network
-from splitpeer.settings.config import JobConfig, PeerConfig
+from splitpeer.settings.job import JobConfig
+from splitpeer.settings.peer import PeerConfig
 from splitpeer.site import job as site_job
 from splitpeer.storage import checkpoint
 from splitpeer.training.optimiser import make_optimiser, make_schedule

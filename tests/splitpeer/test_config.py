@@ -10,8 +10,10 @@ import pytest
 
 from splitpeer.errors import ConfigError
 from splitpeer.settings import templates
-from splitpeer.settings.config import JobConfig, PeerConfig, endpoint, find_peer_toml
+from splitpeer.settings.job import JobConfig
 from splitpeer.settings.loading import parse_override, to_toml
+from splitpeer.settings.peer import PeerConfig, find_peer_toml
+from splitpeer.settings.values import endpoint
 from splitproto import Timing, pki
 from splitproto.errors import NotAuthorised
 

@@ -48,7 +48,7 @@ def test_every_defence_is_listed_with_its_range_and_promise(
 def test_settings_without_defences_need_no_torch(tmp_path: Path) -> None:
     code = """
 import sys
-from splitpeer.settings.config import PeerConfig
+from splitpeer.settings.peer import PeerConfig
 from splitpeer.settings.loading.templates import peer_toml
 from pathlib import Path
 path = Path("peer.toml")

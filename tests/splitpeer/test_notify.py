@@ -117,7 +117,7 @@ def test_a_manager_that_is_gone_or_does_not_listen(tmp_path: Path) -> None:
 DAEMON = """
 import asyncio, sys, time
 from pathlib import Path
-from splitpeer.settings.config import PeerConfig
+from splitpeer.settings.peer import PeerConfig
 from splitpeer.daemon.board import Board
 
 async def main():
@@ -158,7 +158,7 @@ async def test_a_board_says_when_it_is_ready_and_when_it_leaves(
     manager: Manager, peer_toml: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from splitpeer.daemon.board import Board
-    from splitpeer.settings.config import PeerConfig
+    from splitpeer.settings.peer import PeerConfig
 
     monkeypatch.setenv("NOTIFY_SOCKET", manager.environ["NOTIFY_SOCKET"])
     board = Board(PeerConfig.load(peer_toml, environ={}))

@@ -30,7 +30,7 @@ from splitpeer.daemon.board import Board
 from splitpeer.daemon.lock import StateLock, holder
 from splitpeer.daemon.observe import PeerHead, Seen, look
 from splitpeer.errors import ConfigError, DataError, JobFailed, PeerError
-from splitpeer.settings.config import PeerConfig
+from splitpeer.settings.peer import PeerConfig
 from splitpeer.storage import durable
 
 
@@ -487,7 +487,7 @@ async def test_running_then_silent_then_stopped(
 
 def test_killed(peer_toml: Path, state: Path) -> None:
     program = (
-        "import asyncio\nfrom pathlib import Path\nfrom splitpeer.settings.config import PeerConfig\n"
+        "import asyncio\nfrom pathlib import Path\nfrom splitpeer.settings.peer import PeerConfig\n"
         "from splitpeer.daemon.board import Board\n"
         "async def main():\n"
         "    board = Board(PeerConfig.load(Path('peer.toml')))\n"

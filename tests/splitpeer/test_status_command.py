@@ -25,12 +25,12 @@ from splitpeer.cli.drain import drain
 from splitpeer.daemon.board import Board
 from splitpeer.daemon.lock import Holder
 from splitpeer.daemon.observe import PeerHead, Seen, look
-from splitpeer.settings.config import PeerConfig
+from splitpeer.settings.peer import PeerConfig
 
 DAEMON = """
 import asyncio, os, signal, sys
 from pathlib import Path
-from splitpeer.settings.config import PeerConfig
+from splitpeer.settings.peer import PeerConfig
 from splitpeer.errors import JobFailed
 from splitpeer.daemon.board import Board
 

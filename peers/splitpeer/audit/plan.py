@@ -11,8 +11,8 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, PositiveInt, model_validator
 
-from splitpeer.settings.config import Levels, Location, Modality, Seed
 from splitpeer.settings.loading import Section, Settings
+from splitpeer.settings.values import Levels, Location, Modality, Seed
 
 _SLUG = re.compile(r"[^a-z0-9.]+")
 

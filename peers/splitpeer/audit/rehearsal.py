@@ -26,7 +26,7 @@ from splitpeer.federation.compute import from_wire, to_wire
 from splitpeer.federation.evaluation import Plan, Scoring
 from splitpeer.federation.terms import cut_descriptors, job_on_wire, window_of
 from splitpeer.models import build_decoder, site_seed
-from splitpeer.settings.config import JobConfig
+from splitpeer.settings.job import JobConfig
 from splitpeer.storage import checkpoint
 from splitpeer.training.dropout import left_out
 from splitpeer.training.metrics import Scores

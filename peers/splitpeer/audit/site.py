@@ -24,7 +24,8 @@ from splitpeer.defences.dp import mechanism
 from splitpeer.errors import AttackImpossible, ConfigError
 from splitpeer.privacy.accounting import epsilon
 from splitpeer.report.model import Privacy, Source, configuration
-from splitpeer.settings.config import JobConfig, PeerConfig
+from splitpeer.settings.job import JobConfig
+from splitpeer.settings.peer import PeerConfig
 
 DELTA = 1e-5
 """Where the policy names none."""

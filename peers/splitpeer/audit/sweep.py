@@ -34,7 +34,7 @@ from splitpeer.data.sampling import split_patients
 from splitpeer.errors import AttackImpossible, ConfigError, JobFailed
 from splitpeer.federation.terms import job_on_wire, window_of
 from splitpeer.report.model import Source, configuration
-from splitpeer.settings.config import JobConfig
+from splitpeer.settings.job import JobConfig
 from splitpeer.storage import durable, reading
 
 log = logging.getLogger(__name__)

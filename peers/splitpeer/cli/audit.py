@@ -84,7 +84,7 @@ def audit(
     from splitpeer.cli.attack import attack_progress
     from splitpeer.federation.compute import pick_device
     from splitpeer.report.build import write_report
-    from splitpeer.settings.config import JobConfig
+    from splitpeer.settings.job import JobConfig
 
     config = load_peer(config_file, settings)
     torch.set_num_threads(config.runtime.threads)

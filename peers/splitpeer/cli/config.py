@@ -11,8 +11,9 @@ from splitpeer.cli.options import FILE, echo_json, json_option, load_peer, set_o
 from splitpeer.cli.terminal import echo
 from splitpeer.errors import ConfigError
 from splitpeer.preflight import Finding, exit_code, preflight
-from splitpeer.settings.config import JobConfig, PeerConfig
+from splitpeer.settings.job import JobConfig
 from splitpeer.settings.loading import has_section, to_toml
+from splitpeer.settings.peer import PeerConfig
 from splitproto.errors import printable
 
 _file = click.argument("file", type=FILE, required=False)

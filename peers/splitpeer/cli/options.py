@@ -12,8 +12,8 @@ import click
 
 from splitpeer.daemon.observe import PeerHead
 from splitpeer.errors import ConfigError
-from splitpeer.settings.config import PeerConfig, find_peer_toml
 from splitpeer.settings.loading import parse_override
+from splitpeer.settings.peer import PeerConfig, find_peer_toml
 
 FILE = click.Path(path_type=Path)
 

@@ -29,7 +29,8 @@ from splitpeer.daemon.board import Board
 from splitpeer.errors import ConfigError
 from splitpeer.logs import event
 from splitpeer.preflight import notices
-from splitpeer.settings.config import JobConfig, PeerConfig
+from splitpeer.settings.job import JobConfig
+from splitpeer.settings.peer import PeerConfig
 
 FORCED = 130
 log = logging.getLogger(__name__)

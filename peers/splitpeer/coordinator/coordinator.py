@@ -47,7 +47,8 @@ from splitpeer.federation.overlap import ADVICE, pairwise, shared_with
 from splitpeer.federation.terms import cut_descriptors, job_on_wire, window_of
 from splitpeer.logs import event
 from splitpeer.models import build_decoder, site_seed
-from splitpeer.settings.config import JobConfig, PeerConfig
+from splitpeer.settings.job import JobConfig
+from splitpeer.settings.peer import PeerConfig
 from splitpeer.storage import checkpoint
 from splitpeer.training.optimiser import make_optimiser, make_schedule
 from splitpeer.training.split_step import CoordinatorHalf

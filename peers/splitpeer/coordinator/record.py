@@ -16,7 +16,8 @@ from typing import Any, Literal
 
 from splitpeer.errors import ConfigError
 from splitpeer.logs import event
-from splitpeer.settings.config import JobConfig, PeerConfig
+from splitpeer.settings.job import JobConfig
+from splitpeer.settings.peer import PeerConfig
 from splitpeer.storage import durable, reading
 from splitproto.causes import OF_A_PATIENT
 

@@ -16,7 +16,8 @@ from typing import Any
 from splitpeer.coordinator.record import Record
 from splitpeer.errors import ConfigError
 from splitpeer.federation.terms import run_folder
-from splitpeer.settings.config import JobConfig, PeerConfig
+from splitpeer.settings.job import JobConfig
+from splitpeer.settings.peer import PeerConfig
 from splitpeer.storage import durable, reading
 from splitpeer.storage.lines import Lines
 from splitpeer.training.metrics import Scores

@@ -11,7 +11,7 @@ from typing import TypeVar
 from splitpeer.coordinator.remote_site import Site, SiteRestarted
 from splitpeer.errors import DeadlinePassed, JobFailed, PeerError
 from splitpeer.logs import event
-from splitpeer.settings.config import Absence
+from splitpeer.settings.job import Absence
 from splitproto import SplitprotoError
 
 log = logging.getLogger(__name__)

@@ -31,7 +31,7 @@ from splitpeer.federation.evaluation import Plan, Scoring
 from splitpeer.federation.files import note
 from splitpeer.federation.terms import cut_descriptors, window_of
 from splitpeer.logs import event, handle
-from splitpeer.settings.config import JobConfig
+from splitpeer.settings.job import JobConfig
 from splitpeer.storage import checkpoint
 from splitpeer.training.dropout import left_out
 from splitpeer.training.split_step import CoordinatorHalf

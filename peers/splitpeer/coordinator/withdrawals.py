@@ -9,7 +9,7 @@ from splitpeer.coordinator.record import Record, Withdrawal
 from splitpeer.errors import JobFailed
 from splitpeer.federation.files import counted
 from splitpeer.logs import handle
-from splitpeer.settings.config import JobData
+from splitpeer.settings.job import JobData
 from splitproto.messages import Unusable, Withdrawn
 
 

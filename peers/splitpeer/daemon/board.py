@@ -26,7 +26,7 @@ from splitpeer.daemon.lock import StateLock, holder
 from splitpeer.daemon.systemd import Notifier
 from splitpeer.errors import ConfigError, ConnectionRefused, DeadlinePassed, JobFailed
 from splitpeer.logs import event
-from splitpeer.settings.config import PeerConfig
+from splitpeer.settings.peer import PeerConfig
 from splitpeer.storage import durable
 from splitproto import SplitprotoError, __version__
 from splitproto.errors import printable

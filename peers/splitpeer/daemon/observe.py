@@ -15,8 +15,8 @@ from pydantic import ConfigDict
 from splitpeer.daemon.board import BEAT_S, NAME, VERSION, boot
 from splitpeer.daemon.lock import Holder, holder
 from splitpeer.errors import ConfigError
-from splitpeer.settings.config import Peer
 from splitpeer.settings.loading import Settings
+from splitpeer.settings.peer import Peer
 from splitpeer.storage import reading
 from splitproto.errors import printable
 

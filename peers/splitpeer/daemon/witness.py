@@ -19,7 +19,7 @@ from splitpeer.captures.recorder import Limits, Recorder, State, read_key
 from splitpeer.daemon.trail import LOST, Trail
 from splitpeer.errors import ConfigError, ConnectionRefused, DeadlinePassed, DiskTrouble, JobFailed
 from splitpeer.logs import event
-from splitpeer.settings.config import PeerConfig
+from splitpeer.settings.peer import PeerConfig
 from splitproto import Session, SplitprotoError, __version__, codec
 from splitproto.capture import Header, Party, Sampling
 from splitproto.fields import write_map

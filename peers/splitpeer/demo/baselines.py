@@ -17,7 +17,7 @@ from splitpeer.data.sampling import TrainingSchedule, split_patients
 from splitpeer.data.volumes import Volumes
 from splitpeer.federation.evaluation import Plan, Scoring
 from splitpeer.models import build_split_network
-from splitpeer.settings.config import JobConfig
+from splitpeer.settings.job import JobConfig
 from splitpeer.training.loss import region_loss
 from splitpeer.training.metrics import Scores
 from splitpeer.training.optimiser import make_optimiser, make_schedule

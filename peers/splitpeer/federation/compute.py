@@ -14,7 +14,7 @@ import torch
 
 from splitpeer.defences import key as defence_keys
 from splitpeer.errors import ConfigError, DeadlinePassed
-from splitpeer.settings.config import PeerConfig
+from splitpeer.settings.peer import PeerConfig
 from splitproto.clock import patiently
 
 Result = TypeVar("Result")

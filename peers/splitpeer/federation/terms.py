@@ -9,7 +9,8 @@ from pathlib import Path
 from splitpeer.data.volumes import Triple
 from splitpeer.models import ALL_LEVELS, cut_shapes
 from splitpeer.settings.bounds import Bounds
-from splitpeer.settings.config import MAX_STEPS, JobConfig, PeerConfig
+from splitpeer.settings.job import MAX_STEPS, JobConfig
+from splitpeer.settings.peer import PeerConfig
 from splitpeer.training.optimiser import OPTIMISERS, SCHEDULES
 from splitproto.errors import IdentityError, PolicyRefused, SchemaMismatch
 from splitproto.identity import check_name

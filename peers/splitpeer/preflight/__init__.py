@@ -19,7 +19,7 @@ from splitpeer.preflight.machine import (
     check_salt,
     check_state,
 )
-from splitpeer.settings.config import PeerConfig
+from splitpeer.settings.peer import PeerConfig
 
 __all__ = ["Finding", "exit_code", "notices", "preflight"]
 

@@ -13,7 +13,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from splitpeer.errors import ConfigError
 from splitpeer.preflight.finding import Finding
-from splitpeer.settings.config import PeerConfig
+from splitpeer.settings.peer import PeerConfig
 from splitproto import pki
 from splitproto.hosts import without_zone
 from splitproto.identity import Credentials

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from splitpeer.daemon.lock import holder
 from splitpeer.daemon.witness import AGENT
 from splitpeer.preflight.finding import Finding
-from splitpeer.settings.config import PeerConfig
+from splitpeer.settings.peer import PeerConfig
 from splitproto import Offer, SplitprotoError, dial
 from splitproto.errors import SecureChannelError
 

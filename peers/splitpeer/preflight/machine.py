@@ -18,7 +18,8 @@ from splitpeer.data import layouts
 from splitpeer.data.pseudonym import load_salt, salt_check
 from splitpeer.errors import PeerError
 from splitpeer.preflight.finding import Finding
-from splitpeer.settings.config import PeerConfig, endpoint
+from splitpeer.settings.peer import PeerConfig
+from splitpeer.settings.values import endpoint
 from splitpeer.storage import reading
 
 LEAST_DISK, WARN_DISK = 64 << 20, 1 << 30

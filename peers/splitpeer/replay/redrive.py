@@ -27,7 +27,8 @@ from splitpeer.daemon.console import LogView
 from splitpeer.defences.key import NAME as DEFENCE_KEY
 from splitpeer.errors import ConfigError, DataError, JobFailed
 from splitpeer.federation.terms import job_on_wire, run_folder
-from splitpeer.settings.config import JobConfig, PeerConfig
+from splitpeer.settings.job import JobConfig
+from splitpeer.settings.peer import PeerConfig
 from splitpeer.site.client import Client
 from splitpeer.storage import checkpoint, reading
 from splitpeer.training.metrics import Scores

@@ -24,7 +24,7 @@ from splitpeer.federation.compute import Compute, pick_device
 from splitpeer.federation.files import look, tell
 from splitpeer.federation.terms import judge
 from splitpeer.logs import event, handle
-from splitpeer.settings.config import PeerConfig
+from splitpeer.settings.peer import PeerConfig
 from splitpeer.site.budgets import BudgetSpent
 from splitpeer.site.job import SiteJob, find_cases, open_ledger, open_volumes
 from splitpeer.site.run_folders import mark_complete

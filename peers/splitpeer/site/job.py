@@ -25,7 +25,7 @@ from splitpeer.federation.terms import check_bounds, checkpoint_octets, encoder_
 from splitpeer.models import site_seed
 from splitpeer.privacy.ledger import Ledger
 from splitpeer.settings.bounds import Bounds
-from splitpeer.settings.config import PeerConfig
+from splitpeer.settings.peer import PeerConfig
 from splitpeer.site.budgets import Budgets, BudgetSpent, new_run
 from splitpeer.site.run_folders import check_room, make_room
 from splitpeer.site.secret import site_secret

@@ -11,7 +11,7 @@ import pytest
 
 from splitpeer.audit.cohort import Cohort, most_tumour
 from splitpeer.audit.rehearsal import Protection, Recording, Rehearsal, Rehearsed
-from splitpeer.settings.config import JobConfig
+from splitpeer.settings.job import JobConfig
 
 MODALITIES = ("flair", "t1")
 SHAPE = (32, 32, 10)

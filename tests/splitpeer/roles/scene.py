@@ -37,7 +37,8 @@ from splitpeer.data.pseudonym import load_salt, pseudonym
 from splitpeer.data.sampling import Sample, TrainingSchedule, split_patients
 from splitpeer.data.volumes import Volumes
 from splitpeer.models import SplitNetwork, build_split_network
-from splitpeer.settings.config import JobConfig, PeerConfig
+from splitpeer.settings.job import JobConfig
+from splitpeer.settings.peer import PeerConfig
 from splitpeer.site.client import Client
 from splitpeer.storage import checkpoint
 from splitpeer.training.loss import region_loss

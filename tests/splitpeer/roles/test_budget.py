@@ -14,7 +14,7 @@ from splitpeer.data.sampling import TrainingSchedule
 from splitpeer.errors import ConfigError, JobFailed
 from splitpeer.privacy.accounting import epsilon, noise_for
 from splitpeer.privacy.ledger import NAME
-from splitpeer.settings.config import PeerConfig
+from splitpeer.settings.peer import PeerConfig
 from splitproto.errors import PolicyRefused
 from splitproto.messages import Activations
 

@@ -1,0 +1,226 @@
+"""``job.toml``, which belongs to the coordinator: what is trained, by whom and how. It asks, ``peer.toml`` decides."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from math import prod
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+from pydantic import AfterValidator, Field, model_validator
+
+from splitpeer.settings.loading import Section, Settings
+from splitpeer.settings.values import (
+    Count,
+    CountOrFraction,
+    GradientDefences,
+    Levels,
+    Location,
+    Modality,
+    Name,
+    PositiveInt,
+    Precision,
+    Seconds,
+    Seed,
+    Width,
+)
+from splitproto.identity import AllowList
+
+__all__ = ["JobConfig"]
+
+STRIDE = 16
+"""Four poolings halve every axis of a window."""
+MAX_STEPS = 99_999_999
+"""Checkpoints are named by step, in eight digits."""
+
+
+def _even_inner(value: tuple[int, ...]) -> tuple[int, ...]:
+    if any(width % 2 for width in value[2:5]):
+        raise ValueError(f"widths of levels 2 to 4 must be even, the decoder halves them: {list(value)}")
+    return value
+
+
+class JobHead(Section):
+    """Which job this is."""
+
+    name: Name
+    seed: Seed = 0
+    """Seeds the order of batches, the augmentation and the decoder; known to all."""
+
+
+class Model(Section):
+    """The U-Net."""
+
+    dimensions: Literal[2, 3] = 2
+    features: Annotated[tuple[Width, ...], Field(min_length=6, max_length=6), AfterValidator(_even_inner)] = (
+        32,
+        32,
+        64,
+        128,
+        256,
+        32,
+    )
+    """Widths of levels 0 to 4 and of the decoder's last block."""
+    levels: Levels = (0, 1, 2, 3, 4)
+    """Levels whose activations the sites send."""
+    fusion: Literal["concat", "mean"] = "concat"
+
+
+class JobData(Section):
+    """What a sample is, and who is held out."""
+
+    window: Annotated[
+        tuple[Annotated[int, Field(ge=STRIDE, le=4096)], ...], Field(min_length=2, max_length=3)
+    ]
+    """Voxels; default 96 x 96, or 128 x 128 x 128."""
+    spacing: (
+        Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=3, max_length=3)] | None
+    ) = None
+    """Millimetres to resample to; without it, as stored."""
+    positive_fraction: Annotated[float, Field(ge=0, le=1)] = 0.75
+    """Share of windows centred on tumour."""
+    augment: bool = True
+    validation: CountOrFraction = 0.2
+    """Patients held out: a whole number, or a fraction."""
+    min_patients: PositiveInt = 2
+    """Fewer patients common to all sites fail the job."""
+    max_withdrawn: CountOrFraction = 0.1
+    """Patients that one site may withdraw in the middle of a run: a whole number, or a fraction (then at least one)."""
+
+    def most_withdrawn(self, patients: int) -> int:
+        """`max_withdrawn` of so many patients."""
+        most = self.max_withdrawn
+        return max(1, int(most * patients)) if isinstance(most, float) else most
+
+
+class Training(Section):
+    """The optimisation, the same at all parties."""
+
+    steps: Annotated[int, Field(gt=0, le=MAX_STEPS)] = 1000
+    batch: Annotated[int, Field(ge=1, le=4096)] = 4
+    precision: Precision = "f32"
+    """Of activations and gradients on the wire."""
+    optimiser: Literal["adam", "adamw", "sgd"] = "adam"
+    learning_rate: Annotated[float, Field(gt=0)] = 5e-3
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    schedule: Literal["one-cycle", "cosine", "constant"] = "one-cycle"
+    ahead: Annotated[int, Field(ge=1, le=64)] = 4
+    """Batches announced before they are needed, so that sites prefetch."""
+    checkpoint_every: PositiveInt = 100
+    keep_checkpoints: Annotated[int, Field(ge=1, le=64)] = 2
+    """The newest so many stay, at all parties."""
+    modality_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Chance of each modality to be left out of a step, so that the network learns to do without one."""
+
+
+class JobDefences(Section):
+    """What the coordinator, who holds the labels, does to what it sends."""
+
+    gradients: GradientDefences = ()
+    """In order: ``marvell:0.3``, ``max-norm``; to each site's gradients on their own."""
+
+
+class Evaluation(Section):
+    """Sliding windows over the patients held out."""
+
+    every: Count = 0
+    """Steps; 0: only at the end."""
+    sample: Count = 0
+    """Of the patients held out, how many the evaluations before the last score; 0: all."""
+    overlap: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    batch: Annotated[int, Field(ge=1, le=4096)] = 4
+    missing: bool = False
+    """Score the patients held out once more without each modality."""
+
+
+class Deadlines(Section):
+    """How long the coordinator waits, in seconds. What then happens, `Absence` says."""
+
+    join_s: Seconds = 600.0
+    step_s: Seconds = 120.0
+    return_s: Seconds = 60.0
+
+
+class Absence(Section):
+    """What happens when a site is waited for in vain."""
+
+    mode: Literal["pause", "skip", "drop"] = "pause"
+    """pause: nothing goes on, then the job fails. skip: the step is made without it, and the next waits again.
+    drop: steps are made without it until it is back."""
+    least_sites: PositiveInt = 1
+    """With fewer it ends (exit code 3)."""
+    per_site_s: dict[Name, Seconds] = Field(default_factory=dict)
+    """How long a certain site may be away; the others: [deadlines] return_s."""
+
+
+class Output(Section):
+    """Where results go."""
+
+    folder: Location
+    """Default ``runs/<name>``."""
+
+
+class JobConfig(Settings):
+    """``job.toml``."""
+
+    PATHS: ClassVar[frozenset[str]] = frozenset({"output.folder"})
+
+    job: JobHead
+    sites: Annotated[dict[Name, Modality], Field(min_length=1)]
+    """Site to modality: who takes part, and the coordinator's allow-list."""
+    model: Model = Model()
+    data: JobData
+    training: Training = Training()
+    defences: JobDefences = JobDefences()
+    evaluation: Evaluation = Evaluation()
+    deadlines: Deadlines = Deadlines()
+    absence: Absence = Absence()
+    output: Output
+
+    @classmethod
+    def load(cls, path: Path, overrides: Mapping[str, Any] | None = None) -> Self:
+        """Read ``job.toml``. Raises ConfigError, see `Settings.read`. The environment has no say in a job."""
+        return cls.read(path, overrides)
+
+    @classmethod
+    def path_defaults(cls, raw: Mapping[str, Any]) -> dict[str, str]:
+        job = raw.get("job")
+        name = job.get("name") if isinstance(job, dict) else None
+        return {"output.folder": f"runs/{name}"}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _window_by_dimensions(cls, raw: Any) -> Any:
+        model, data = raw.get("model", {}), raw.setdefault("data", {})
+        if isinstance(model, dict) and isinstance(data, dict):
+            data.setdefault("window", (128,) * 3 if model.get("dimensions") == 3 else (96,) * 2)
+        return raw
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> Self:
+        problems = []
+        for modality, times in Counter(self.sites.values()).items():
+            if times > 1:
+                sites = " and ".join(repr(site) for site, held in self.sites.items() if held == modality)
+                problems.append(f"[sites] {modality} is at {sites}: one site per modality")
+        strangers = [site for site in self.absence.per_site_s if site not in self.sites]
+        problems += [f"[absence] per_site_s: {site!r} is not one of [sites]" for site in strangers]
+        if self.absence.least_sites > len(self.sites):
+            problems.append(
+                f"[absence] least_sites = {self.absence.least_sites}, but [sites] names {len(self.sites)}"
+            )
+        window, dimensions = self.data.window, self.model.dimensions
+        if len(window) != dimensions:
+            problems.append(f"[data] window has {len(window)} sizes but [model] dimensions is {dimensions}")
+        if any(size % STRIDE for size in window):
+            problems.append(f"[data] window {list(window)}: each size must be divisible by {STRIDE}")
+        elif prod(size // STRIDE for size in window) < 2:
+            problems.append(f"[data] window {list(window)} leaves one value at level 4: use 32 or more")
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
+
+    def allow_list(self) -> AllowList:
+        """The coordinator's: the clients of [sites]."""
+        return AllowList({"client": tuple(self.sites)}, f"{self.source} [sites]")

@@ -1,0 +1,300 @@
+"""``peer.toml``, which belongs to the hospital: only this file decides what leaves a site.
+
+Secrets are named by file, never written here.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+from pydantic import Field, model_validator
+
+from splitpeer.data.rules import MAX_VOXELS, Rules
+from splitpeer.errors import ConfigError
+from splitpeer.settings.bounds import Bounds
+from splitpeer.settings.loading import Section, Settings
+from splitpeer.settings.values import (
+    Address,
+    Count,
+    Defences,
+    Distinct,
+    ImageDefences,
+    InitialWeights,
+    Levels,
+    Location,
+    Modality,
+    Name,
+    PositiveInt,
+    Precision,
+    RemoteAddress,
+    Seconds,
+)
+from splitproto.connection import Timing
+from splitproto.constants import BYTE_BUDGET, LINK_LIFETIME, RECHECK_INTERVAL
+from splitproto.errors import IdentityError
+from splitproto.identity import AllowList, Credentials
+
+__all__ = ["PeerConfig", "find_peer_toml"]
+
+
+class Peer(Section):
+    """Who this peer is."""
+
+    role: Literal["client", "coordinator"]
+    site: Name
+    federation: Name
+    modality: Modality | None = None
+    """Clients only: flair, t1, t1ce or t2."""
+    state: Location
+    """Folder for weights and checkpoints; default ``state``."""
+
+
+class Tls(Section):
+    """The files of `splitproto.identity.Credentials`."""
+
+    ca: Location
+    certificate: Location
+    key: Location
+    crl: Location | None = None
+
+
+class Network(Section):
+    """Clients dial, coordinators listen."""
+
+    coordinator: RemoteAddress | None = None
+    listen: Address | None = None
+    reconnect_s: Seconds = 300.0
+    """How long a client that lost the coordinator keeps trying, in seconds."""
+    rotate_mib: Annotated[int, Field(ge=1, le=BYTE_BUDGET >> 20)] = BYTE_BUDGET >> 20
+    """A link that has sent so much makes way for a new one with a new key, MiB."""
+    rotate_s: Seconds = LINK_LIFETIME
+    """The same after so many seconds."""
+    recheck_s: Seconds = RECHECK_INTERVAL
+    """How often certificates and revocation list are looked at while a link is open, in seconds."""
+
+    def timing(self) -> Timing:
+        """For `dial` and `Listener`."""
+        return Timing(byte_budget=self.rotate_mib << 20, lifetime=self.rotate_s, recheck=self.recheck_s)
+
+
+class PeerData(Section):
+    """Where this peer's volumes are."""
+
+    images: Location | None = None
+    labels: Location | None = None
+    layout: Literal["folder", "patient-folders", "bids", "brats", "msd", "csv"] = "folder"
+    """How files are named; of "csv", `images` or `labels` is a list with the columns patient,path."""
+    convention: Literal["msd", "brats", "brats2023", "nnunet"] | None = None
+    """What the integers in the masks mean; never guessed."""
+    salt: Location | None = None
+    """The federation's secret from which patient keys are made."""
+    cache_mib: Count = 1024
+    """Memory for loaded volumes, MiB."""
+    max_voxels: PositiveInt = MAX_VOXELS
+    """Largest volume taken, as stored and as resampled to the job's spacing; 4 bytes each in memory, 24 while it is
+    resampled."""
+    unknown_orientation: Literal["warn", "refuse"] = "warn"
+    """Of files whose header does not say which side is which (qform and sform codes 0); taken as LAS."""
+
+    def rules(self) -> Rules:
+        """For reading."""
+        return Rules(self.max_voxels, self.unknown_orientation)
+
+
+class Policy(Bounds):
+    """What this hospital allows, whatever a job asks."""
+
+    coordinators: Annotated[tuple[Name, ...], Field(min_length=1), Distinct]
+    """Sites that may be this client's coordinator."""
+    levels: Levels = (0, 1, 2, 3, 4)
+    """U-Net levels whose activations may leave."""
+    precision: Annotated[tuple[Precision, ...], Field(min_length=1), Distinct] = (
+        "f32",
+        "bf16",
+    )
+    max_message_mib: PositiveInt = 1024
+    """Largest message taken, MiB."""
+    defences: Defences = ()
+    """What is done to activations before they leave, in order: ``dropout:0.5``, ``gaussian:1@0,1``."""
+    image_defences: ImageDefences = ()
+    """What is done to images before the encoder sees them: ``voxel-noise:0.5``."""
+    epsilon: Annotated[float, Field(gt=0, le=1000)] | None = None
+    """Privacy budget of every patient for all that ever leaves, beside ``delta``; when it is spent, sending stops."""
+    delta: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Chance by which the budget may fail: well below one in the number of patients."""
+    may_record: bool = True
+    """Whether this peer may write captures (``serve --curious``)."""
+    recorded_by_coordinator: bool = True
+    """Whether a coordinator that records may have us; false also declines one that does not say."""
+
+    @property
+    def max_message_bytes(self) -> int:
+        """`max_message_mib` in octets."""
+        return self.max_message_mib * 2**20
+
+    @model_validator(mode="after")
+    def _budget_can_be_kept(self) -> Self:
+        if (self.epsilon is None) != (self.delta is None):
+            raise ValueError("epsilon and delta are one budget: write both, or neither")
+        named = {re.split("[:@]", written, maxsplit=1)[0] for written in self.defences}
+        if self.epsilon is not None and "dp-gaussian" not in named:
+            raise ValueError(
+                "epsilon is a promise that only dp-gaussian among the defences can keep: "
+                "add it, or remove epsilon and delta"
+            )
+        return self
+
+
+class Capture(Section):
+    """What ``serve --curious FILE`` writes."""
+
+    key: Location | None = None
+    """File of 32 octets, mode 0600: encrypts the capture. Without it, the capture lies in the clear."""
+    max_mib: PositiveInt = 65536
+    """The capture ends when it has this size, all parts together; the job goes on."""
+    rotate_mib: PositiveInt = 4096
+    """A new part begins at this size."""
+    every: PositiveInt = 1
+    """Keep the tensors of every Nth step."""
+    keys: Annotated[tuple[Annotated[str, Field(pattern=r"^[0-9a-f]{1,32}$")], ...], Distinct] = ()
+    """Keep only batches with these patients: keys, or their beginnings, in hexadecimal; none: all."""
+
+
+class Runtime(Section):
+    """The machine."""
+
+    device: Annotated[str, Field(pattern=r"^(cpu|auto|cuda(:\d+)?)$")] = "cpu"
+    threads: PositiveInt = 1
+    initial_weights: InitialWeights = "private"
+    """``private``: from this machine's entropy, known to nobody. A seed makes runs repeat, and the weights
+    guessable: for demonstrations and tests."""
+
+
+class Log(Section):
+    """How the log is written."""
+
+    format: Literal["text", "json"] = "text"
+    level: Literal["debug", "info", "warning", "error"] = "info"
+
+
+class PeerConfig(Settings):
+    """``peer.toml``."""
+
+    PATHS: ClassVar[frozenset[str]] = frozenset(
+        {
+            "peer.state",
+            "tls.ca",
+            "tls.certificate",
+            "tls.key",
+            "tls.crl",
+            "data.images",
+            "data.labels",
+            "data.salt",
+            "capture.key",
+        }
+    )
+
+    peer: Peer
+    tls: Tls
+    network: Network
+    data: PeerData = PeerData()
+    policy: Policy | None = None
+    capture: Capture = Capture()
+    runtime: Runtime = Runtime()
+    log: Log = Log()
+
+    @classmethod
+    def load(
+        cls, path: Path, overrides: Mapping[str, Any] | None = None, environ: Mapping[str, str] | None = None
+    ) -> Self:
+        """Read ``peer.toml``; `environ` defaults to the process's. Raises ConfigError: `Settings.read`."""
+        return cls.read(path, overrides, os.environ if environ is None else environ)
+
+    @classmethod
+    def path_defaults(cls, raw: Mapping[str, Any]) -> dict[str, str]:
+        return {"peer.state": "state"}
+
+    @model_validator(mode="after")
+    def _role_has_what_it_needs(self) -> Self:
+        client = self.peer.role == "client"
+        needed = {
+            "[peer] modality": (self.peer.modality, client, 'add modality = "t1" or what this site holds'),
+            "[network] coordinator": (
+                self.network.coordinator,
+                client,
+                'add coordinator = "tcp://host:7443"',
+            ),
+            "[data] images": (self.data.images, client, "name the folder of images"),
+            "[policy]": (self.policy, client, 'add the section with coordinators = ["hub"]'),
+            "[network] listen": (self.network.listen, not client, 'add listen = "tcp://127.0.0.1:7443"'),
+            "[data] labels": (self.data.labels, not client, "name the folder of masks"),
+        }
+        problems = []
+        for key, (value, wanted, fix) in needed.items():
+            if wanted and value is None:
+                problems.append(f"a {self.peer.role} needs {key}: {fix}")
+            elif not wanted and value is not None:
+                problems.append(f"{key} is not for a {self.peer.role}: remove it")
+        if self.data.labels is not None and self.data.convention is None:
+            problems.append(
+                '[data] convention is missing: say what the masks follow, "msd" or "brats" or ...'
+            )
+        if self.policy and self.policy.epsilon is not None and self.runtime.initial_weights != "private":
+            problems.append(
+                "[policy] epsilon with a seed for [runtime] initial_weights: whoever knows the seed computes the "
+                'noise; write initial_weights = "private"'
+            )
+        if self.data.salt is None:
+            problems.append('[data] salt is missing: add salt = "pki/federation.salt"')
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
+
+    def credentials(self) -> Credentials:
+        """The files of [tls], checked, and that they speak for [peer]. Raises ConfigError."""
+        try:
+            own = Credentials(self.tls.ca, self.tls.certificate, self.tls.key, self.tls.crl)
+            identity = own.identity
+        except IdentityError as error:
+            raise ConfigError(f"{self.source}: [tls]: {error}") from error
+        for key in ("federation", "role", "site"):
+            said, certified = getattr(self.peer, key), getattr(identity, key)
+            if said != certified:
+                raise ConfigError(
+                    f"{self.source}: [peer] {key} is {said!r} but {self.tls.certificate} was issued for "
+                    f"{certified!r}: correct the one that is wrong"
+                )
+        return own
+
+    def allow_list(self) -> AllowList:
+        """A client's: the coordinators of [policy]. (A coordinator's comes from its job.)"""
+        if self.policy is None:
+            raise ConfigError(
+                f"{self.source}: a {self.peer.role} has no [policy]: its job.toml lists the sites"
+            )
+        return AllowList({"coordinator": self.policy.coordinators}, f"{self.source} [policy] coordinators")
+
+
+def find_peer_toml(flag: Path | None = None, environ: Mapping[str, str] | None = None) -> Path:
+    """The first of: `flag`, $SPLITPEER_CONFIG, ./peer.toml, $XDG_CONFIG_HOME/splitpeer/peer.toml (~/.config).
+
+    The first two need not exist (reading them then says so). Raises ConfigError if none of the others does.
+    """
+    environ = os.environ if environ is None else environ
+    if flag is not None:
+        return flag
+    if named := environ.get("SPLITPEER_CONFIG"):
+        return Path(named)
+    home = Path(environ.get("XDG_CONFIG_HOME") or Path(environ.get("HOME") or "~").expanduser() / ".config")
+    candidates = (Path("peer.toml"), home / "splitpeer" / "peer.toml")
+    for candidate in candidates:
+        if candidate.is_file():
+            return candidate
+    raise ConfigError(
+        f"no peer.toml (looked for {' and '.join(map(str, candidates))}): "
+        "make one with splitpeer init, or name it with --config or SPLITPEER_CONFIG"
+    )

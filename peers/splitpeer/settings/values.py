@@ -1,0 +1,148 @@
+"""Kinds of value that settings are made of: what a name, an address, a file or a list of levels must look like.
+
+Each is a type for a pydantic model; a wrong value raises ValueError, one line that says what to write instead.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BeforeValidator, Field
+
+from splitpeer.data.layouts import canonical_modality
+from splitpeer.errors import ConfigError, DataError
+from splitproto.errors import IdentityError
+from splitproto.hosts import split_address
+from splitproto.identity import check_name
+
+BOTTLENECK = 4
+MAX_SEED = 2**63 - 1
+MAX_COUNT = 2**31 - 1
+"""Of whole numbers without a bound of their own."""
+_WINDOWS = re.compile(r"(^|/)[A-Za-z]:[\\/]|(^|/)\\\\[^\\]+\\")
+"""``C:\\`` or ``\\\\server\\``, also where it was taken for a relative path."""
+
+
+def _name(value: str) -> str:
+    try:
+        return check_name("name", value)
+    except IdentityError as error:
+        raise ValueError(error.reason) from None
+
+
+def _modality(value: str) -> str:
+    try:
+        return canonical_modality(value)
+    except DataError as error:
+        raise ValueError(str(error)) from None
+
+
+def endpoint(url: str) -> tuple[str, int]:
+    """Host and port of ``tcp://host:port``: `split_address`, and a port that can be dialled. Raises ValueError."""
+    host, port = split_address(url)
+    if port == 0:
+        raise ValueError(f"{url!r} is not an address, nobody can dial port 0: write tcp://host:port")
+    return host, port
+
+
+def _address(value: str) -> str:
+    """The same address with the host's ASCII form."""
+    host, port = endpoint(value)
+    return f"tcp://[{host}]:{port}" if ":" in host else f"tcp://{host}:{port}"
+
+
+def _remote_address(value: str) -> str:
+    if endpoint(value)[0] == "*":
+        raise ValueError("nobody can dial '*': write the coordinator's host name")
+    return _address(value)
+
+
+def _levels(value: tuple[int, ...]) -> tuple[int, ...]:
+    if len(set(value)) != len(value) or BOTTLENECK not in value:
+        raise ValueError(f"must be distinct levels of 0 to 4, with {BOTTLENECK} (the bottleneck) among them")
+    return tuple(sorted(value))
+
+
+def _distinct(value: tuple[str, ...]) -> tuple[str, ...]:
+    if len(set(value)) != len(value):
+        raise ValueError(f"the same twice in {list(value)}: name each once")
+    return value
+
+
+def _count_or_fraction(value: Any) -> Any:
+    if isinstance(value, bool) or not isinstance(value, int | float) or value < 0:
+        raise ValueError(f"{value!r} is neither a number of patients nor a fraction of them")
+    if isinstance(value, float) and not value < 1:
+        raise ValueError(f"the fraction {value} leaves nobody to train on: write a whole number of patients")
+    return value
+
+
+def _weights(value: Any) -> Any:
+    if value == "private":
+        return value
+    try:
+        seed = -1 if isinstance(value, bool) else int(str(value))
+    except ValueError:
+        seed = -1
+    if not 0 <= seed <= MAX_SEED:
+        raise ValueError(
+            f'{value!r} is neither "private" nor a seed (a whole number, for demonstrations only)'
+        )
+    return seed
+
+
+def _location(value: Any) -> Any:
+    if value == "":
+        raise ValueError("is empty: name a file or folder, or remove the key")
+    name = str(value)
+    if any(c in "\b\t\n\f\r" for c in name):
+        raise ValueError(
+            f"{name!r} holds a control character: in double quotes a backslash starts an escape such as \\t or \\n: "
+            "write the path with / or in single quotes"
+        )
+    if _WINDOWS.search(name):
+        raise ValueError(
+            f"{name!r} is a Windows path, but this program runs on Linux: write it as Linux sees it "
+            "(under WSL, C:\\data is /mnt/c/data)"
+        )
+    return value
+
+
+def _defences(place: Literal["activations", "image", "gradients"]) -> AfterValidator:
+    """Defences that can be written, each checked; torch is imported only where there is one."""
+
+    def check(value: tuple[str, ...]) -> tuple[str, ...]:
+        if value:
+            try:
+                from splitpeer.defences.base import parse_all
+
+                parse_all(value, place)
+            except ConfigError as error:
+                raise ValueError(str(error)) from None
+            except ModuleNotFoundError as error:
+                raise ValueError(f"needs the package {error.name}: pip install 'splitproto[peer]'") from None
+        return value
+
+    return AfterValidator(check)
+
+
+Name = Annotated[str, AfterValidator(_name)]
+Modality = Annotated[str, AfterValidator(_modality)]
+Location = Annotated[Path, BeforeValidator(_location)]
+Address = Annotated[str, AfterValidator(_address)]
+RemoteAddress = Annotated[str, AfterValidator(_remote_address)]
+Distinct = AfterValidator(_distinct)
+CountOrFraction = Annotated[int | float, BeforeValidator(_count_or_fraction)]
+InitialWeights = Annotated[Literal["private"] | int, BeforeValidator(_weights)]
+Levels = Annotated[tuple[Annotated[int, Field(ge=0, le=4)], ...], AfterValidator(_levels)]
+Defences = Annotated[tuple[str, ...], _defences("activations")]
+ImageDefences = Annotated[tuple[str, ...], _defences("image")]
+GradientDefences = Annotated[tuple[str, ...], _defences("gradients")]
+Precision = Literal["f32", "bf16"]
+Seconds = Annotated[float, Field(gt=0)]
+Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
+Count = Annotated[int, Field(ge=0, le=MAX_COUNT)]
+PositiveInt = Annotated[int, Field(gt=0, le=MAX_COUNT)]
+Width = Annotated[int, Field(ge=1, le=4096)]
