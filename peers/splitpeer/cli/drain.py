@@ -104,9 +104,7 @@ def _state(one: Seen) -> str:
     if one.state == "silent":
         return "does not answer"
     doing = ", ".join(part for part in (one.phase or "starting", one.step) if part)
-    waits = "; ".join(
-        " ".join(filter(None, (str(w.get("who") or ""), str(w.get("what"))))) for w in one.waits
-    )
+    waits = "; ".join(" ".join(filter(None, (str(w["who"] or ""), str(w["what"])))) for w in one.waits)
     return f"{doing}; waits for {waits}" if waits else doing
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeGuard
 
 import click
 from rich import box
@@ -18,6 +18,7 @@ from rich.text import Text
 from splitpeer.cli.options import FILE, echo_json, heads_option, json_option, load_heads, set_option
 from splitpeer.cli.terminal import echo
 from splitpeer.daemon.observe import PeerHead, Seen, look
+from splitpeer.daemon.status_schema import SiteStatus, Wait, WorkStatus
 from splitproto.errors import printable
 
 REFRESH_S = 1.0
@@ -25,20 +26,14 @@ NOT_RUNNING, SILENT = 1, 3
 _PLAIN_WIDTH = 10_000  # where nobody looks at columns, no line is broken
 _STYLES = {"running": "green", "silent": "yellow", "stopped": "dim", "died": "red", "never": "dim"}
 _STATES = {"joined": "green", "awaited": "yellow", "absent": "red", "catching up": "yellow"}
-_LINES: tuple[tuple[str, ...], ...] = (
-    ("loss", "dice", "epsilon"),
+_Figure = Literal[
+    "loss", "dice", "checkpoints", "absence", "modalities", "missing", "withdrawn", "job", "tls"
+]
+_LINES: tuple[tuple[_Figure, ...], ...] = (
+    ("loss", "dice"),
     ("checkpoints", "absence"),
+    ("modalities", "missing", "withdrawn"),
 )
-_PLACED = {
-    "job",
-    "run",
-    "step",
-    "steps",
-    "address",
-    "coordinator",
-    "tls",
-    *(n for line in _LINES for n in line),
-}
 
 
 @click.command()
@@ -152,10 +147,9 @@ def _in_lines(one: Seen) -> Text:
         lines.append(_progress(one))
         lines += [_link(one), _join(_named(work, "tls"), _traffic(work) if one.state == "running" else "")]
     lines += [_join(*(_named(work, name) for name in names)) for names in _LINES]
-    rest = [name for name in work if name not in _PLACED and not name.startswith(("octets_", "step_per_"))]
-    lines.append(_join(*(_named(work, name) for name in rest)))
+    lines.append(_join(*(_said(name, value) for name, value in one.further.items())))
     if one.runs:
-        lines += [_waiting(one, wait) for wait in one.waits if not (wait.get("who") and one.sites)]
+        lines += [_waiting(one, wait) for wait in one.waits if not (wait["who"] and one.sites)]
     for line in lines:
         if line:
             text.append(f"\n  {line}")
@@ -183,9 +177,7 @@ def headline(one: Seen) -> str:
     stale = (
         "" if one.stale is None else f"; its disk is full or failing: figures of {duration(one.stale)} ago"
     )
-    return (
-        f"{one.phase} for {duration(one.age(one.document.get('phase_since')))} ({who}, up {_up(one)}){stale}"
-    )
+    return f"{one.phase} for {duration(one.age(one.whole['phase_since']))} ({who}, up {_up(one)}){stale}"
 
 
 def _doing(one: Seen) -> str:
@@ -193,27 +185,27 @@ def _doing(one: Seen) -> str:
 
 
 def _up(one: Seen) -> str:
-    return duration(one.age(one.document.get("started")))
+    return duration(one.age(one.whole["started"]))
 
 
-def _run(work: Mapping[str, Any]) -> str:
-    return f"run {str(work['run'])[:12]}" if work.get("run") else ""
+def _run(work: WorkStatus) -> str:
+    return f"run {str(work['run'])[:12]}" if work["run"] else ""
 
 
 def _progress(one: Seen) -> str:
-    step, steps = one.work.get("step"), one.work.get("steps")
+    step, steps = one.work["step"], one.work["steps"]
     percent = f" ({100 * step / steps:.0f} %)" if _number(step) and _number(steps) and steps else ""
     return _join(one.step + percent, f"{rate} steps/s" if (rate := _rate(one)) else "", _left(one, " left"))
 
 
 def _rate(one: Seen) -> str:
-    rate = one.work.get("step_per_s")
+    rate = one.work["step_per_s"]
     return f"{rate:.3g}" if one.state == "running" and _number(rate) else ""
 
 
 def _left(one: Seen, suffix: str = "") -> str:
     """At the present rate, evaluations not counted."""
-    step, steps, rate = (one.work.get(name) for name in ("step", "steps", "step_per_s"))
+    step, steps, rate = one.work["step"], one.work["steps"], one.work["step_per_s"]
     if (
         not (one.state == "running" and _number(step) and _number(steps) and _number(rate))
         or rate <= 0
@@ -224,23 +216,22 @@ def _left(one: Seen, suffix: str = "") -> str:
 
 
 def _link(one: Seen) -> str:
-    address, hub = (str(one.work.get(name) or "") for name in ("address", "coordinator"))
+    address, hub = str(one.work["address"] or ""), str(one.work["coordinator"] or "")
     if one.role == "coordinator":
         return f"listens at {address}" if address else ""
     return f"coordinator {hub} {address}".replace("  ", " ").rstrip() if hub or address else ""
 
 
-def _traffic(figures: Mapping[str, Any]) -> str:
-    said = [
-        f"{figures[key] / 1e6:.1f} MB/s {way}"
-        for way, key in (("in", "octets_in_per_s"), ("out", "octets_out_per_s"))
-        if _number(figures.get(key))
-    ]
-    return " ".join(said)
+def _traffic(work: WorkStatus) -> str:
+    rates = (("in", work["octets_in_per_s"]), ("out", work["octets_out_per_s"]))
+    return " ".join(f"{rate / 1e6:.1f} MB/s {way}" for way, rate in rates if _number(rate))
 
 
-def _named(work: Mapping[str, Any], name: str) -> str:
-    value = work.get(name)
+def _named(work: WorkStatus, name: _Figure) -> str:
+    return _said(name, work[name])
+
+
+def _said(name: str, value: object) -> str:
     return "" if value in (None, "", [], {}) else f"{name.replace('_', ' ')} {_shown(value)}"
 
 
@@ -260,15 +251,15 @@ def _shown(value: Any) -> str:
     return printable(str(value))
 
 
-def _waiting(one: Seen, wait: Mapping[str, Any]) -> str:
-    who = f"{wait['who']}: " if wait.get("who") else ""
+def _waiting(one: Seen, wait: Wait) -> str:
+    who = f"{wait['who']}: " if wait["who"] else ""
     return f"waits for {who}{_wait_in_words(one, wait)}"
 
 
-def _patience(one: Seen, wait: Mapping[str, Any]) -> str:
-    until = one.age(wait.get("until"))
+def _patience(one: Seen, wait: Wait) -> str:
+    until = one.age(wait["until"])
     left = "" if until is None else f"{duration(-until)} left" if until < 0 else "time is up"
-    return _join(duration(one.age(wait.get("since"))), left)
+    return _join(duration(one.age(wait["since"])), left)
 
 
 def _overview(seen: Sequence[Seen], terminal: bool) -> Table:
@@ -286,7 +277,7 @@ def _phase(one: Seen) -> str:
         return f"silent {duration(one.last_sign)}".rstrip()
     if one.stale is not None:
         return f"disk full, {duration(one.stale)} old"
-    return f"{one.phase} {duration(one.age(one.document.get('phase_since')))}" if one.document else "starting"
+    return f"{one.phase} {duration(one.age(one.whole['phase_since']))}" if one.document else "starting"
 
 
 def _gone(one: Seen) -> str:
@@ -298,33 +289,38 @@ def _gone(one: Seen) -> str:
 
 def _waits_for(one: Seen) -> str:
     """A coordinator's sites have a table of their own, so their names are enough."""
-    return _join(*(str(w["who"]) if w.get("who") else _wait_in_words(one, w) for w in one.waits))
+    return _join(*(str(w["who"]) if w["who"] else _wait_in_words(one, w) for w in one.waits))
 
 
-def _wait_in_words(one: Seen, wait: Mapping[str, Any]) -> str:
-    return f"{_shown(wait.get('what'))} ({_patience(one, wait)})"
+def _wait_in_words(one: Seen, wait: Wait) -> str:
+    return f"{_shown(wait['what'])} ({_patience(one, wait)})"
 
 
 def _sites(one: Seen, terminal: bool) -> Table:
     table = _table(terminal, "site", "modality", "state", "step", "MB/s in", "out", "waits for")
-    waits = {wait.get("who"): wait for wait in one.waits}
+    waits = {wait["who"]: wait for wait in one.waits}
     for name, known in one.sites.items():
-        state = str(known.get("state") or "")
-        since = duration(one.age(known.get("state_since")))
+        state = str(known["state"] or "")
+        since = duration(one.age(known["state_since"]))
         wait = waits.get(name)
-        reason = _shown(known.get("cause") or "") if state == "absent" and wait is None else ""
+        reason = _shown(known["cause"] or "") if state == "absent" and wait is None else ""
         table.add_row(
             name,
-            _shown(known.get("modality") or ""),
+            _shown(known["modality"] or ""),
             Text(f"{state} {since}".rstrip(), _STATES.get(state, "")),
-            _shown(known.get("applied", "")),
-            *(_megabytes(known.get(key)) for key in ("octets_in_per_s", "octets_out_per_s")),
+            _applied(known),
+            _megabytes(known["octets_in_per_s"]),
+            _megabytes(known["octets_out_per_s"]),
             Text(_wait_in_words(one, wait) if wait else reason),
         )
     return table
 
 
-def _megabytes(rate: Any) -> str:
+def _applied(known: SiteStatus) -> str:
+    return "" if known["applied"] is None else _shown(known["applied"])
+
+
+def _megabytes(rate: object) -> str:
     return f"{rate / 1e6:.1f}" if _number(rate) else ""
 
 
@@ -359,5 +355,5 @@ def _join(*parts: str) -> str:
     return ", ".join(part for part in parts if part)
 
 
-def _number(value: object) -> bool:
+def _number(value: object) -> TypeGuard[float]:
     return isinstance(value, int | float) and not isinstance(value, bool)

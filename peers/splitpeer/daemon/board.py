@@ -20,9 +20,22 @@ import time
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, Unpack, cast
 
 from splitpeer.daemon.lock import StateLock, holder
+from splitpeer.daemon.status_schema import (
+    NAME,
+    VERSION,
+    Document,
+    Ended,
+    Head,
+    Moment,
+    SiteFigures,
+    SiteStatus,
+    Wait,
+    Work,
+    WorkStatus,
+)
 from splitpeer.daemon.systemd import Notifier
 from splitpeer.errors import ConfigError, ConnectionRefused, DeadlinePassed, JobFailed
 from splitpeer.logs import event
@@ -33,8 +46,6 @@ from splitproto.errors import printable
 
 log = logging.getLogger(__name__)
 
-NAME = "status.json"
-VERSION = 1
 TICK_S, BEAT_S = 0.5, 5.0
 RATE_S = 30.0
 """Rates are those of the last so many seconds."""
@@ -59,7 +70,7 @@ class Board:
         self._folder = peer.state
         self._lock = StateLock(peer.state)
         self._notifier = Notifier()
-        self._head = {
+        self._head: Head = {
             "version": VERSION,
             "agent": f"splitpeer/{__version__}",
             "role": peer.role,
@@ -73,10 +84,10 @@ class Board:
         }
         self._phase, self._phase_since = "starting", _moment()
         self._ready = False
-        self._work: dict[str, Any] = {}
-        self._waits: dict[str, dict[str, Any]] = {}
-        self._sites: dict[str, dict[str, Any]] = {}
-        self._ended: dict[str, Any] | None = None
+        self._work: Work = {}
+        self._waits: dict[str, Wait] = {}
+        self._sites: dict[str, SiteStatus] = {}
+        self._ended: Ended | None = None
         self._paces: dict[tuple[str, str], _Pace] = {}
         self._changed = False
         self._pen: _Pen | None = None
@@ -89,7 +100,7 @@ class Board:
         self._ready = self._changed = True
         self._notifier.ready()
 
-    def phase(self, phase: str, **fields: Any) -> None:
+    def phase(self, phase: str, **fields: Unpack[Work]) -> None:
         """What it does from now on, such as "gathering", "training", "draining"; and `fields` as in `set`."""
         self.set(**fields)
         if phase != self._phase:
@@ -98,8 +109,8 @@ class Board:
                 self._notifier.stopping()
             self._notifier.status(self.line())
 
-    def set(self, **fields: Any) -> None:
-        """Figures of the work: job, run, step, steps, loss, dice, ...; octets_in and octets_out become rates."""
+    def set(self, **fields: Unpack[Work]) -> None:
+        """Figures of the work; counters become rates."""
         self._work.update(fields)
         self._changed = True
 
@@ -125,18 +136,18 @@ class Board:
         until = None if deadline_s is None else _moment(deadline_s)
         self._waits[who] = {"who": who, "what": what, "since": since, "until": until}
 
-    def site(self, name: str, **fields: Any) -> None:
-        """A coordinator's: what is known of a site.
-
-        `state` is "joined", "awaited", "absent" or "catching up"; since when is noted when it changes. A field that
-        ends in ``_since`` is a `time.monotonic`; octets_in and octets_out count over all links.
+    def site(self, name: str, **fields: Unpack[SiteFigures]) -> None:
+        """A coordinator's: what is known of a site. Since when it is in its `state` is noted when that changes;
+        octets_in and octets_out count over all links.
         """
         known = self._sites.setdefault(name, {})
         if "state" in fields and fields["state"] != known.get("state"):
             known["state_since"] = _moment()
-        for key, value in fields.items():
-            instant = key.endswith("_since") and isinstance(value, int | float)
-            known[key] = _moment(value - time.monotonic()) if instant else value
+        if "link_since" in fields:
+            known["link_since"] = _instant(fields.pop("link_since"))
+        if "absent_since" in fields:
+            known["absent_since"] = _instant(fields.pop("absent_since"))
+        known.update(cast("SiteStatus", fields))
         self._changed = True
 
     # --- on duty -------------------------------------------------------------------------------------------
@@ -238,16 +249,19 @@ class Board:
                 event(log, "status.failed", logging.WARNING, cause=type(error).__name__)
             self._failed = True
 
-    def _document(self) -> dict[str, Any]:
+    def _document(self) -> Document:
         return {
             **self._head,
             "written": _moment(),
             "ready": self._ready,
             "phase": self._phase,
             "phase_since": self._phase_since,
-            "work": self._with_rates("", self._work),
+            "work": cast("WorkStatus", self._with_rates("", self._work)),
             "waits": [one for _, one in sorted(self._waits.items())],
-            "sites": {name: self._with_rates(name, known) for name, known in sorted(self._sites.items())},
+            "sites": {
+                name: cast("SiteStatus", self._with_rates(name, known))
+                for name, known in sorted(self._sites.items())
+            },
             "ended": self._ended,
         }
 
@@ -336,11 +350,15 @@ def boot() -> str:
         return ""
 
 
-def _moment(ahead: float = 0.0) -> dict[str, Any]:
+def _moment(ahead: float = 0.0) -> Moment:
     """`ahead` seconds from now, on both clocks."""
     at = time.time() + ahead
     text = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(at)) + f".{int(at % 1 * 1000):03d}Z"
     return {"at": text, "monotonic": round(time.monotonic() + ahead, 3)}
+
+
+def _instant(monotonic: float) -> Moment:
+    return _moment(monotonic - time.monotonic())
 
 
 def _clean(value: Any) -> Any:

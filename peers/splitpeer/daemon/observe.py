@@ -12,8 +12,10 @@ from typing import Any, ClassVar, Literal, Self
 
 from pydantic import ConfigDict
 
-from splitpeer.daemon.board import BEAT_S, NAME, VERSION, boot
+from splitpeer.daemon import status_schema as schema
+from splitpeer.daemon.board import BEAT_S, boot
 from splitpeer.daemon.lock import Holder, holder
+from splitpeer.daemon.status_schema import NAME, VERSION, Document, SiteStatus, Wait, WorkStatus
 from splitpeer.errors import ConfigError
 from splitpeer.settings.loading import Settings
 from splitpeer.settings.peer import Peer
@@ -77,60 +79,70 @@ class Seen:
     @property
     def phase(self) -> str:
         """As the daemon said."""
-        return str(self.document.get("phase", ""))
+        return str(self.whole["phase"] or "")
 
     @property
-    def work(self) -> Mapping[str, Any]:
-        """Figures of the job."""
-        return _map(self.document.get("work"))
+    def whole(self) -> Document:
+        """The document with every key; None where it says nothing."""
+        return schema.document(self.document)
 
     @property
-    def sites(self) -> Mapping[str, Mapping[str, Any]]:
+    def work(self) -> WorkStatus:
+        """Figures of the job, with every key."""
+        return schema.work(self.whole["work"])
+
+    @property
+    def further(self) -> Mapping[str, Any]:
+        """Figures of the job that have no name here: another version wrote them."""
+        return {key: value for key, value in _map(self.whole["work"]).items() if key not in self.work}
+
+    @property
+    def sites(self) -> Mapping[str, SiteStatus]:
         """A coordinator's sites by name."""
-        return {name: _map(known) for name, known in _map(self.document.get("sites")).items()}
+        return {name: schema.site(known) for name, known in _map(self.whole["sites"]).items()}
 
     @property
-    def waits(self) -> Sequence[Mapping[str, Any]]:
+    def waits(self) -> Sequence[Wait]:
         """What is waited for, by whom it is due."""
-        listed = self.document.get("waits")
-        return [_map(one) for one in listed] if isinstance(listed, list) else []
+        listed: object = self.whole["waits"]
+        return [schema.wait(one) for one in listed] if isinstance(listed, list) else []
 
     @property
     def cause(self) -> str:
         """Why it stopped; empty if in good order."""
-        return str(_map(self.document.get("ended")).get("cause", ""))
+        return str(schema.ended(self.whole["ended"])["cause"] or "")
 
     @property
     def step(self) -> str:
         """Such as `step 12 of 300`; empty if there is none."""
-        step, steps = self.work.get("step"), self.work.get("steps")
+        step, steps = self.work["step"], self.work["steps"]
         if step is None:
             return ""
         return f"step {step}" if steps is None else f"step {step} of {steps}"
 
     def age(self, moment: object) -> float | None:
         """Seconds since a moment of the document; negative: until it. None if there is none."""
-        given = _map(moment)
-        if self.monotonic is not None and isinstance(then := given.get("monotonic"), int | float):
+        then = schema.moment(moment)["monotonic"]
+        if self.monotonic is not None and isinstance(then, int | float):
             return self.monotonic - then
         # Until a reboot's clock is set, or after somebody turned it, this is the best there is.
-        at = _wall(given)
+        at = _wall(moment)
         return None if at is None else self.now - at
 
     @property
     def last_sign(self) -> float | None:
         """Seconds since the daemon wrote last, or tried to."""
-        written = self.age(self.document.get("written"))
+        written = self.age(self.whole["written"])
         return written if self.stale is None or self.touched is None else max(0.0, self.now - self.touched)
 
     @property
     def stale(self) -> float | None:
         """Age in seconds of what is shown, where a newer status found no room on the disk; None: it is up to date."""
         # Both by the wall clock of the daemon's own moment, whatever that clock did since.
-        at = _wall(_map(self.document.get("written")))
+        at = _wall(self.whole["written"])
         if at is None or self.touched is None or self.touched - at <= STALE_S:
             return None
-        return self.age(self.document.get("written"))
+        return self.age(self.whole["written"])
 
     def as_json(self) -> dict[str, Any]:
         """For programs: the document, what was found, and an age in seconds for every moment."""
@@ -151,7 +163,7 @@ class Seen:
 
     def _aged(self, value: Any) -> Any:
         if isinstance(value, dict):
-            if value.keys() == {"at", "monotonic"}:
+            if value.keys() == schema.Moment.__annotations__.keys():
                 return {"at": value["at"], "age_s": _rounded(self.age(value))}
             return {key: self._aged(item) for key, item in value.items()}
         return [self._aged(item) for item in value] if isinstance(value, list) else value
@@ -225,10 +237,12 @@ def _printable(value: Any) -> Any:
     return {printable(k): _printable(v) for k, v in value.items()} if isinstance(value, dict) else value
 
 
-def _wall(moment: Mapping[str, Any]) -> float | None:
+def _wall(moment: object) -> float | None:
     try:
-        return float(calendar.timegm(time.strptime(str(moment["at"])[:19], "%Y-%m-%dT%H:%M:%S")))
-    except (KeyError, ValueError):
+        return float(
+            calendar.timegm(time.strptime(str(schema.moment(moment)["at"])[:19], "%Y-%m-%dT%H:%M:%S"))
+        )
+    except ValueError:
         return None
 
 

@@ -1,0 +1,179 @@
+"""What `status.json` holds: `board` writes it, `observe` and `splitpeer status` read it, and all by these names.
+
+A name that is written or read wrongly is an error of mypy. A key that is missing, and None, mean: not known. Figures
+without a name here may lie in the file of another version: they are shown as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal, TypedDict, cast
+
+NAME = "status.json"
+VERSION = 1
+
+SiteState = Literal["joined", "awaited", "absent", "catching up"]
+
+
+class Moment(TypedDict):
+    """One instant, twice."""
+
+    at: str
+    """UTC, ISO 8601 with milliseconds."""
+    monotonic: float
+    """Seconds on this machine's clock, of one start of the machine."""
+
+
+class Wait(TypedDict):
+    """What is waited for."""
+
+    who: str
+    """At a coordinator, the site; else empty."""
+    what: str
+    since: Moment
+    until: Moment | None
+    """None: not known, or without end."""
+
+
+class Ended(TypedDict):
+    """How the daemon stopped."""
+
+    at: Moment
+    phase: str
+    cause: str
+    """Empty: in good order."""
+
+
+class Work(TypedDict, total=False):
+    """Figures of the work, as a role tells them."""
+
+    job: str
+    run: str
+    """Hexadecimal."""
+    step: int | None
+    steps: int | None
+    loss: float | None
+    dice: Mapping[str, float | None]
+    """By region."""
+    modalities: list[str]
+    """Of the last evaluation."""
+    missing: list[str]
+    """At a site: modalities that the job does without at the moment."""
+    withdrawn: int
+    """Patients."""
+    checkpoints: list[int]
+    absence: str
+    """The job's [absence] mode."""
+    address: str
+    """A coordinator's own, where it listens; a site's: the coordinator's."""
+    coordinator: str
+    tls: str
+    octets_in: int
+    octets_out: int
+
+
+class Rates(TypedDict, total=False):
+    """What the board makes of counters; None: not known yet."""
+
+    step_per_s: float | None
+    octets_in_per_s: float | None
+    octets_out_per_s: float | None
+
+
+class WorkStatus(Work, Rates, total=False):
+    """The same as they stand in the file."""
+
+
+class _OfSite(TypedDict, total=False):
+    modality: str
+    state: SiteState | None
+    cause: str
+    """Why it is absent."""
+    tls: str
+    applied: int | None
+    """Its newest step."""
+    checkpoints: list[int]
+    octets_in: int
+    octets_out: int
+
+
+class SiteFigures(_OfSite, total=False):
+    """What a coordinator tells of a site; instants are of `time.monotonic`."""
+
+    link_since: float
+    absent_since: float
+
+
+class SiteStatus(_OfSite, Rates, total=False):
+    """The same as it stands in the file."""
+
+    state_since: Moment
+    link_since: Moment
+    absent_since: Moment
+
+
+class Head(TypedDict):
+    """Who writes."""
+
+    version: int
+    agent: str
+    role: str
+    site: str
+    federation: str
+    modality: str | None
+    pid: int
+    host: str
+    boot: str
+    """Of this start of the machine."""
+    started: Moment
+
+
+class Document(Head):
+    """The whole file."""
+
+    written: Moment
+    ready: bool
+    phase: str
+    phase_since: Moment
+    work: WorkStatus
+    waits: list[Wait]
+    sites: dict[str, SiteStatus]
+    ended: Ended | None
+
+
+# --- of a file that anybody may have written ---------------------------------------------------------------
+
+
+def document(found: object) -> Document:
+    """With every key; None where `found` has none, or is no map. The values are as they were found."""
+    return cast("Document", _filled(Document, found))
+
+
+def work(found: object) -> WorkStatus:
+    """As `document`."""
+    return cast("WorkStatus", _filled(WorkStatus, found))
+
+
+def site(found: object) -> SiteStatus:
+    """As `document`."""
+    return cast("SiteStatus", _filled(SiteStatus, found))
+
+
+def wait(found: object) -> Wait:
+    """As `document`."""
+    return cast("Wait", _filled(Wait, found))
+
+
+def ended(found: object) -> Ended:
+    """As `document`."""
+    return cast("Ended", _filled(Ended, found))
+
+
+def moment(found: object) -> Moment:
+    """As `document`."""
+    return cast("Moment", _filled(Moment, found))
+
+
+def _filled(kind: Any, found: object) -> dict[str, Any]:
+    known = found if isinstance(found, Mapping) else {}
+    return {key: known.get(key) for key in kind.__annotations__}
