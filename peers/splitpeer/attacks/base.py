@@ -67,8 +67,6 @@ class View:
     defences: tuple[str, ...] = ()
     """What the site said it applies to its activations (with "image/" before defences of the image)."""
     gradient_defences: tuple[str, ...] = ()
-    source: str = ""
-    """Digest of the capture, to reproduce."""
     fusion: str = ""
     """How the decoder joins the sites, where it is known."""
 
@@ -76,6 +74,11 @@ class View:
     def channels(self) -> dict[str, int]:
         """Level name to channels."""
         return {f"x{level}": self.features[level] for level in self.levels}
+
+    @property
+    def defended(self) -> bool:
+        """Whether what the adversary reads (a site: gradients) was defended."""
+        return bool(self.gradient_defences if self.role == "client" else self.defences)
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,30 @@ KINDS = {
 }
 
 
+def grant(
+    view: View, files: Mapping[str, tuple[Path, ...]], others: Samples | None, *, queries: bool = False
+) -> Knowledge:
+    """What an adversary knows who is granted `files` (see `parse_knows`) and the patients `others`.
+
+    Args:
+        queries: it may only query the encoder, and does not see its weights.
+
+    Raises:
+        ConfigError, DataError: see `with_model`.
+    """
+    knowledge = Knowledge(queries=queries)
+    for kind, paths in files.items():
+        if kind == "weights":
+            knowledge = with_model(knowledge, view, paths[-1])
+            if len(paths) > 1:
+                knowledge = with_models(knowledge, view, paths)
+        elif kind == "initial":
+            knowledge = with_model(knowledge, view, paths[-1], initial=True)
+        elif kind == "decoder":
+            knowledge = with_decoder(knowledge, view, paths[-1])
+    return knowledge if others is None else with_shadow(knowledge, others)
+
+
 def with_model(knowledge: Knowledge, view: View, path: Path, *, initial: bool = False) -> Knowledge:
     """Grant the weights of the site's encoder.
 

@@ -19,21 +19,20 @@ from typing import Any
 
 import torch
 
-from splitpeer.attacks.base import Knowledge
 from splitpeer.attacks.view import coordinator_view, site_view
-from splitpeer.audit.book import Book, applied, network_of
-from splitpeer.audit.bound import gaussian_bound
-from splitpeer.audit.campaign import Judge, Order, Outcome, make_judge, parse_order, run
 from splitpeer.audit.cohort import Cohort, Samples, cut, most_tumour, shadow
+from splitpeer.audit.experiment import Experiment, Order, image_experiment, label_experiment, parse_order
 from splitpeer.audit.frontier import Point, save
-from splitpeer.audit.knowledge import with_decoder, with_model, with_models, with_shadow
+from splitpeer.audit.judge import Judge, Outcome, make_judge
+from splitpeer.audit.knowledge import with_models
 from splitpeer.audit.plan import Configuration, SweepPlan, fingerprint
-from splitpeer.audit.rehearsal import COORDINATOR, Protection, Recording, Rehearsal, Rehearsed
+from splitpeer.audit.rehearsal import Protection, Recording, Rehearsal, Rehearsed
+from splitpeer.audit.run_folder import RunFolder, applied
 from splitpeer.captures.reader import open_capture
 from splitpeer.data.sampling import split_patients
-from splitpeer.errors import AttackImpossible, ConfigError, JobFailed
+from splitpeer.errors import ConfigError, JobFailed
 from splitpeer.federation.terms import job_on_wire, window_of
-from splitpeer.report.model import Source, configuration
+from splitpeer.report.model import configuration
 from splitpeer.settings.job import JobConfig
 from splitpeer.storage import durable, reading
 
@@ -189,15 +188,16 @@ def play(task: Task) -> dict[str, Any]:
         modalities=(head.modality,), also_after=one.also_after,
     )  # fmt: skip
     played = rehearsal.play(recording)
-    book, outcomes = _attack_images(played, scene, head, rehearsal, protection, task)
-    masks = _attack_labels(played, scene, head, book, task)
+    experiment = image_experiment(rehearsal, played, head.modality, scene.judge, scene.others, task.device)
+    folder = _open_folder(experiment, played, task)
+    outcomes = _attack_images(experiment, played, folder, task)
+    masks, complete = _attack_labels(rehearsal, played, folder, task)
     if not task.keep_captures:
         for capture in task.folder.glob("*.cap"):
             capture.unlink()
     point = _point(one.name, played, outcomes, masks)
     record = asdict(point) | {
-        # An attack that could not be run must not pass for one that found nothing.
-        "complete": all(entry.status == "done" for entry in book.entries),
+        "complete": complete and folder.complete,
         "digest": task.digest(), "seed": task.seed, "defences": protection.label,
         "levels": list(job.model.levels), "regions": played.dice,
         "figures": [_figure(outcome) for outcome in (*outcomes, *masks)],
@@ -206,85 +206,61 @@ def play(task: Task) -> dict[str, Any]:
     return record
 
 
-def _attack_images(
-    played: Rehearsed, scene: _Scene, head: Any, rehearsal: Rehearsal, protection: Protection, task: Task
-) -> tuple[Book, list[Outcome]]:
-    capture = open_capture(played.capture)
-    view = coordinator_view(capture, head.modality, mode="evaluate", choose=lambda _: scene.targets.samples)
-    verdict = capture.verify()
-    source = Source(
-        file=played.capture.name, digest=verdict.last_chain.hex(), role="coordinator", site="hub",
-        run=rehearsal.run.hex(), job=rehearsal.job.name, records=verdict.records, rehearsal=True,
-        steps=rehearsal.job.steps, samples=len(view.targets),
-    )  # fmt: skip
-    sites = {site.name: site.modality for site in rehearsal.sites}
+def _open_folder(experiment: Experiment, played: Rehearsed, task: Task) -> RunFolder:
+    view = experiment.view
     command = (
         f"splitpeer audit --sweep {task.plan.source.name} --job {task.job.source.name} --out {task.out.name}"
     )
-    book = Book(
-        task.folder, source, network_of(view, sites, rehearsal.job.precision), commands=(command,),
-        dice={configuration(applied(view), view.gradient_defences): played.dice},
-    )  # fmt: skip
-    book.truth(scene.judge)
-    knowledge = with_shadow(Knowledge(), scene.others)
-    knowledge = with_model(knowledge, view, played.weights(head.modality))
-    knowledge = with_decoder(knowledge, view, played.weights(COORDINATOR))
-    bound = gaussian_bound(view, knowledge, scene.targets.images[head.modality])
-    book.notes = (bound,) if bound else ()
+    dice = {configuration(applied(view), view.gradient_defences): played.dice}
+    return experiment.open_folder(task.folder, commands=(command,), dice=dice)
+
+
+def _attack_images(experiment: Experiment, played: Rehearsed, folder: RunFolder, task: Task) -> list[Outcome]:
+    head, one = task.plan.sweep, task.configuration
     outcomes = []
-    if task.configuration.also_after:
+    if one.also_after:
         # Who holds weights of several steps compares what was sent under each.
-        steps = (*task.configuration.also_after, rehearsal.job.steps)
-        several = with_models(knowledge, view, [played.weights(head.modality, step) for step in steps])
-        compared = coordinator_view(
-            capture, head.modality, mode="evaluate", every_step=True, choose=lambda _: scene.targets.samples
-        )
-        for outcome in run(compared, several, [Order("kept-noise")], scene.judge, seed=task.seed,
-                           device=task.device, naive=False):  # fmt: skip
-            book.enter(outcome)
-            outcomes.append(outcome)
-    seen = max(len(target.shots) for target in view.targets)
+        compared = _every_step(experiment, played, head.modality, (*one.also_after, task.job.training.steps))
+        outcomes += compared.run([Order("kept-noise")], folder, naive=False)
+    seen = max(len(target.shots) for target in experiment.view.targets)
     for number, views in enumerate(sorted(v for v in head.views if v <= seen) or [seen]):
         usual = head.many if number and head.many else head.attacks
-        for written in task.configuration.attacks or usual:
+        for written in one.attacks or usual:
             order = replace(parse_order(written), views=views)
-            try:
-                # The naive form is shown once, beside the adaptive one.
-                for outcome in run(view, knowledge, [order], scene.judge, seed=task.seed, device=task.device,
-                                   naive=number == 0 and order.attack in head.naive):  # fmt: skip
-                    book.enter(outcome)
-                    outcomes.append(outcome)
-            except AttackImpossible as error:
-                book.could_not(order.attack, view, str(error))
+            # The naive form is shown once, next to the adaptive one.
+            naive = number == 0 and order.attack in head.naive
+            outcomes += experiment.run([order], folder, naive=naive)
     if not outcomes:
-        raise ConfigError(
-            f"none of the attacks {', '.join(head.attacks)} could be run on {task.configuration.name}"
-        )
-    return book, outcomes
-
-
-def _attack_labels(played: Rehearsed, scene: _Scene, head: Any, images: Book, task: Task) -> list[Outcome]:
-    """What a site reads off the first and the last gradient it was sent; a run folder of its own below."""
-    capture = open_capture(played.site_capture(head.modality))
-    every = site_view(capture)
-    steps = sorted({shot.step for target in every.targets for shot in target.shots})
-    outcomes = []
-    for number, step in enumerate((steps[0], steps[-1])):
-        view = site_view(capture, steps=(step,))
-        truth = cut(scene.cohort, [t.sample for t in view.targets], (*view.window, 1)[:3])
-        judge = Judge(truth, head.modality)
-        book = replace(
-            images, folder=task.folder / f"labels-{('first', 'last')[number]}-step", entries=[], arrays={},
-            source=images.source.model_copy(update={"role": "client", "site": view.site, "steps": step}),
-        )  # fmt: skip
-        book.truth(judge)
-        for outcome in run(
-            view, Knowledge(), [Order(name) for name in head.label_attacks], judge, seed=task.seed
-        ):
-            outcome.result.settings["step"] = step
-            book.enter(outcome)
-            outcomes.append(outcome)
+        raise ConfigError(f"none of the attacks {', '.join(head.attacks)} could be run on {one.name}")
     return outcomes
+
+
+def _every_step(experiment: Experiment, played: Rehearsed, modality: str, steps: Sequence[int]) -> Experiment:
+    """`experiment` on all releases of its samples, by an adversary that holds the weights of all `steps`."""
+    samples = [target.sample for target in experiment.view.targets]
+    view = coordinator_view(
+        open_capture(played.capture), modality, mode="evaluate", every_step=True, choose=lambda _: samples
+    )
+    weights = [played.weights(modality, step) for step in steps]
+    return replace(experiment, view=view, knowledge=with_models(experiment.knowledge, view, weights))
+
+
+def _attack_labels(
+    rehearsal: Rehearsal, played: Rehearsed, images: RunFolder, task: Task
+) -> tuple[list[Outcome], bool]:
+    """What a site reads off the first and the last gradient it was sent, and whether every attack ran."""
+    head = task.plan.sweep
+    every = site_view(open_capture(played.site_capture(head.modality)))
+    steps = sorted({shot.step for target in every.targets for shot in target.shots})
+    outcomes, complete = [], True
+    for name, step in (("first", steps[0]), ("last", steps[-1])):
+        experiment = label_experiment(rehearsal, played, head.modality, step, task.device)
+        folder = experiment.open_below(images, f"labels-{name}-step")
+        for outcome in experiment.run([Order(attack) for attack in head.label_attacks], folder):
+            outcome.result.settings["step"] = step
+            outcomes.append(outcome)
+        complete = complete and folder.complete
+    return outcomes, complete
 
 
 def _point(name: str, played: Rehearsed, images: Sequence[Outcome], masks: Sequence[Outcome]) -> Point:

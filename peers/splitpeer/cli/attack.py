@@ -17,7 +17,7 @@ from splitpeer.data.layouts import LAYOUTS
 from splitpeer.errors import AttackImpossible, ConfigError
 
 if TYPE_CHECKING:
-    from splitpeer.audit.campaign import Outcome
+    from splitpeer.audit.judge import Outcome
 
 
 def attack_progress(console: Console) -> Callable[[str, int, int], None]:
@@ -130,29 +130,32 @@ def attack(
         raise ConfigError("--truth needs --salt: patients are found by their pseudonyms")
     import torch
 
-    from splitpeer.audit.bench import Bench
+    from splitpeer.audit.capture_audit import CaptureAudit
+    from splitpeer.audit.experiment import parse_order
     from splitpeer.federation.compute import pick_device
 
     torch.set_num_threads(threads)
-    bench = Bench(
+    asked = CaptureAudit(
         capture, key_file=key_file, modality=modality, knows=knows, queries=queries, shadow_images=shadow_images,
         truth=truth, salt=salt, layout=layout, convention=convention, defence=defence, views=views, samples=samples,
         step=1 if first_step else step, seed=seed, device=pick_device(device),
     )  # fmt: skip
-    book = bench.open(out, commands=(shlex.join(["splitpeer", *sys.argv[1:]]),))
+    experiment = asked.experiment()
+    folder = asked.open_folder(experiment, out, commands=(shlex.join(["splitpeer", *sys.argv[1:]]),))
     console = Console(stderr=True)
-    if bench.notice:
-        console.print(bench.notice, highlight=False)
+    if not experiment.source.complete:
+        console.print(f"{capture}: cut off; attacked up to its last whole record", highlight=False)
     outcomes = []
     try:
         # One by one: what was done before an interruption is shown.
-        outcomes.extend(bench.run(attacks, naive=not no_naive, progress=attack_progress(console)))
+        orders = [parse_order(written) for written in attacks]
+        outcomes.extend(experiment.run(orders, folder, naive=not no_naive, progress=attack_progress(console)))
     finally:
         if outcomes:
             console.print(outcome_table(outcomes))
             console.print(f"{out}: splitpeer report {out} --out report.html makes the page")
     if not outcomes:
-        book.discard()
-        raise AttackImpossible(bench.refused or "no attack ran")
-    if bench.refused:
-        console.print(f"not run: {bench.refused}", highlight=False)
+        folder.discard()
+        raise AttackImpossible((folder.refused or ["no attack ran"])[-1])
+    for reason in folder.refused:
+        console.print(f"not run: {reason}", highlight=False)

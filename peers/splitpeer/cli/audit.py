@@ -80,7 +80,7 @@ def audit(
         )
     import torch
 
-    from splitpeer.audit.site import SiteAudit
+    from splitpeer.audit.site_audit import SiteAudit
     from splitpeer.cli.attack import attack_progress
     from splitpeer.federation.compute import pick_device
     from splitpeer.report.build import write_report

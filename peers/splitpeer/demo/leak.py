@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from splitpeer.audit.bench import Bench
+from splitpeer.audit.capture_audit import CaptureAudit
+from splitpeer.audit.experiment import parse_order
 from splitpeer.data.layouts import find_labels
 from splitpeer.data.phantom.cohort import write_phantom
 from splitpeer.data.pseudonym import load_salt, pseudonym
@@ -41,19 +42,21 @@ def attack_and_report(federation: Federation, page: Path, progress: Progress) ->
     salt = federation.folder / "pki" / "federation.salt"
     site = federation.site_of(MODALITY)
     common = {"salt": salt, "truth": federation.data, "convention": "msd", "seed": federation.job.seed}
-    coordinator = Bench(
+    coordinator = CaptureAudit(
         federation.capture("hub"), modality=MODALITY, samples=PATIENTS, shadow_images=400,
         knows=(f"weights={_last_checkpoint(federation.folder / site / 'state')}", f"shadow={strangers}"), **common,
     )  # fmt: skip
-    hospital = Bench(federation.capture(site), samples=48, step=1, **common)
+    hospital = CaptureAudit(federation.capture(site), samples=48, step=1, **common)
     folders, figures = [], {}
-    for name, bench, attacks in (
+    for name, asked, attacks in (
         ("images", coordinator, ATTACKS),
         ("labels", hospital, SITE_ATTACKS),
     ):
         folder = federation.folder / "attack" / name
-        bench.open(folder, commands=("splitpeer demo",))
-        for outcome in bench.run(attacks, progress=progress):
+        experiment = asked.experiment()
+        run_folder = asked.open_folder(experiment, folder, commands=("splitpeer demo",))
+        orders = [parse_order(written) for written in attacks]
+        for outcome in experiment.run(orders, run_folder, progress=progress):
             figure = "ssim" if outcome.result.goal == "image" else "auc"
             figures[f"{outcome.result.attack} {figure}"] = outcome.scores[figure].mean or 0.0
         folders.append(folder)

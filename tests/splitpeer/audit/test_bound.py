@@ -10,8 +10,8 @@ import pytest
 from splitpeer.attacks.base import Knowledge
 from splitpeer.attacks.view import coordinator_view
 from splitpeer.audit.bound import gaussian_bound
-from splitpeer.audit.campaign import redefended
 from splitpeer.audit.knowledge import with_model
+from splitpeer.audit.offline import redefended
 from splitpeer.audit.rehearsal import Rehearsed
 from splitpeer.captures.reader import open_capture
 

@@ -11,7 +11,7 @@ import pytest
 
 from splitpeer.attacks import view
 from splitpeer.attacks.view import coordinator_view, site_view
-from splitpeer.audit.bench import Bench
+from splitpeer.audit.capture_audit import CaptureAudit
 from splitpeer.audit.cohort import Cohort, most_tumour
 from splitpeer.audit.rehearsal import Protection, Recording, Rehearsal
 from splitpeer.captures.reader import open_capture
@@ -81,14 +81,16 @@ async def test_a_rehearsal_sends_what_the_peers_send(scene, tmp_path) -> None:
         image = nib.load(case)
         nib.save(nib.Nifti1Image(np.asarray(image.dataobj)[:, :, :-3], image.affine), smaller / case.name)
     with pytest.raises(DataError, match="where the site listed 45x38x34"):
-        Bench(
+        CaptureAudit(
             scene.capture("hub"), modality="t1", truth=smaller, salt=scene.federation.pki / "federation.salt"
-        )
-    bench = Bench(
+        ).experiment()
+    asked = CaptureAudit(
         scene.capture("hub"), modality="t1", truth=scene.federation.data, samples=2,
         salt=scene.federation.pki / "federation.salt",
     )  # fmt: skip
-    assert bench.truth is not None and len(bench.truth.samples) == 2 and not bench.notice
+    experiment = asked.experiment()
+    truth = experiment.judge.truth
+    assert truth is not None and len(truth.samples) == 2 and experiment.source.complete
 
 
 async def test_a_rehearsal_leaves_out_what_the_peers_leave_out(scene, tmp_path) -> None:

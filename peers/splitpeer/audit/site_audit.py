@@ -6,24 +6,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from splitpeer.attacks.base import Knowledge, Progress, silent
-from splitpeer.attacks.view import coordinator_view, site_view
-from splitpeer.audit.book import Book, applied, network_of
-from splitpeer.audit.bound import gaussian_bound
-from splitpeer.audit.campaign import Judge, make_judge, parse_order, run
+from splitpeer.attacks.base import Progress, silent
 from splitpeer.audit.cohort import Cohort, Samples, cut, most_tumour, shadow
-from splitpeer.audit.knowledge import with_decoder, with_model, with_shadow
-from splitpeer.audit.rehearsal import COORDINATOR, Protection, Recording, Rehearsal, Rehearsed
+from splitpeer.audit.experiment import Experiment, Order, image_experiment, label_experiment, parse_order
+from splitpeer.audit.judge import make_judge
+from splitpeer.audit.rehearsal import Protection, Recording, Rehearsal, Rehearsed
+from splitpeer.audit.run_folder import applied
 from splitpeer.audit.standin import StandIn
-from splitpeer.captures.reader import open_capture
 from splitpeer.data.layouts import find_images, find_labels
 from splitpeer.data.pseudonym import load_salt
 from splitpeer.data.volumes import Volumes
 from splitpeer.defences import Defended
 from splitpeer.defences.dp import mechanism
-from splitpeer.errors import AttackImpossible, ConfigError
+from splitpeer.errors import ConfigError
 from splitpeer.privacy.accounting import epsilon
-from splitpeer.report.model import Privacy, Source, configuration
+from splitpeer.report.model import Privacy, configuration
 from splitpeer.settings.job import JobConfig
 from splitpeer.settings.peer import PeerConfig
 
@@ -175,50 +172,27 @@ class SiteAudit:
     ) -> None:  # fmt: skip
         others = self._others(rehearsal, modality, stand_in)
         judge = make_judge(modality, targets, others)
-        capture = open_capture(played.capture)
-        verdict = capture.verify()
-        view = coordinator_view(capture, modality, mode="evaluate", choose=lambda _: targets.samples)
-        source = Source(
-            file=played.capture.name, digest=verdict.last_chain.hex(), role="coordinator", site="hub",
-            federation=self.config.peer.federation, run=rehearsal.run.hex(), job=rehearsal.job.name,
-            records=verdict.records, rehearsal=True, steps=rehearsal.job.steps, samples=len(view.targets),
-        )  # fmt: skip
+        images = self._named(image_experiment(rehearsal, played, modality, judge, others, self.device))
+        view = images.view
         notes = [ONE_SITE]
         notes += [STAND_IN] if stand_in else []
         notes += [OWN_PATIENTS] if self.shadow is None else []
         dice = {} if stand_in else {configuration(applied(view), view.gradient_defences): played.dice}
-        sites = {self.config.peer.site: modality}
-        book = Book(
-            played.folder, source, network_of(view, sites, rehearsal.job.precision), commands=commands,
-            notes=tuple(notes), dice=dice, privacy=_privacy(rehearsal, self.config),
-        )  # fmt: skip
-        book.truth(judge)
-        knowledge = with_shadow(Knowledge(), others)
-        knowledge = with_model(knowledge, view, played.weights(modality))
-        knowledge = with_decoder(knowledge, view, played.weights(COORDINATOR))
-        if (bound := gaussian_bound(view, knowledge, targets.images[modality])) is not None:
-            book.notes = (*book.notes, bound)
-        for written in attacks:
-            order = parse_order(written)
-            try:
-                for outcome in run(view, knowledge, [order], judge, seed=self.seed, device=self.device,
-                                   progress=progress):  # fmt: skip
-                    book.enter(outcome)
-            except AttackImpossible as error:
-                book.could_not(order.attack, view, str(error))
+        folder = images.open_folder(
+            played.folder, commands=commands, notes=notes, dice=dice, privacy=_privacy(rehearsal, self.config)
+        )
+        for _ in images.run([parse_order(written) for written in attacks], folder, progress=progress):
+            pass
         if not stand_in:
-            self._labels(played, rehearsal, modality, book)
+            # What the site itself could read off the first gradients it is sent.
+            labels = self._named(label_experiment(rehearsal, played, modality, 1, self.device))
+            for _ in labels.run([Order("gradient-norm")], labels.open_below(folder, "labels")):
+                pass
 
-    def _labels(self, played: Rehearsed, rehearsal: Rehearsal, modality: str, images: Book) -> None:
-        """What the site itself could read off the first gradients it is sent; a run folder of its own below."""
-        view = site_view(open_capture(played.site_capture(modality)), steps=(1,))
-        truth = cut(rehearsal.cohort, [t.sample for t in view.targets], rehearsal.window)
-        judge = Judge(truth, modality)
-        source = images.source.model_copy(update={"role": "client", "site": view.site, "steps": 1})
-        book = replace(images, folder=played.folder / "labels", source=source, entries=[], arrays={})
-        book.truth(judge)
-        for outcome in run(view, Knowledge(), [parse_order("gradient-norm")], judge, seed=self.seed):
-            book.enter(outcome)
+    def _named(self, experiment: Experiment) -> Experiment:
+        """The rehearsal stands for this site's federation."""
+        federation = {"federation": self.config.peer.federation}
+        return replace(experiment, source=experiment.source.model_copy(update=federation))
 
 
 def _privacy(rehearsal: Rehearsal, config: PeerConfig) -> Privacy | None:

@@ -1,4 +1,4 @@
-"""The run folder of a campaign: outcomes are entered one by one, and what is entered is on disk."""
+"""The run folder of an experiment: outcomes are entered one by one, and what is entered is on disk."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 import splitproto
 from splitpeer.attacks.base import View
 from splitpeer.attacks.catalogue import attack_class
-from splitpeer.audit.campaign import Judge, Outcome
+from splitpeer.audit.judge import Judge, Outcome
 from splitpeer.report.model import Entry, Level, Network, Privacy, Run, Source
 from splitpeer.report.store import ARRAYS, ATTACK, save_run
 from splitpeer.training.metrics import Scores
@@ -31,7 +31,7 @@ OTHERS = (
 
 
 @dataclass
-class Book:
+class RunFolder:
     """What `save` writes.
 
     Args:
@@ -55,8 +55,8 @@ class Book:
     entries: list[Entry] = field(default_factory=list)
     arrays: dict[str, np.ndarray] = field(default_factory=dict)
 
-    def truth(self, judge: Judge) -> None:
-        """Keep the truth for the pictures."""
+    def keep_truth(self, judge: Judge) -> None:
+        """Add the truth, for the pictures."""
         truth = judge.truth
         if truth is None:
             return
@@ -81,7 +81,7 @@ class Book:
             goal=result.goal,
             modality=view.modality,
             site=view.site,
-            adaptive=result.adaptive or not _defended(view),
+            adaptive=result.adaptive or not view.defended,
             defences=applied(view),
             gradient_defences=view.gradient_defences,
             trained=self.trained,
@@ -111,6 +111,16 @@ class Book:
             )  # type: ignore[arg-type]
         )  # fmt: skip
         self.save()
+
+    @property
+    def refused(self) -> list[str]:
+        """Attacks that did not run, each with the reason."""
+        return [f"{entry.attack}: {entry.reason}" for entry in self.entries if entry.status != "done"]
+
+    @property
+    def complete(self) -> bool:
+        """Whether every attack ran: one that could not must not pass for one that found nothing."""
+        return not self.refused
 
     def discard(self) -> None:
         """Remove what was written: nothing came of it."""
@@ -174,10 +184,6 @@ def sha256_of(path: Path) -> str:
     """Of a file, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _defended(view: View) -> bool:
-    return bool(view.gradient_defences if view.role == "client" else view.defences)
 
 
 def _small(array: np.ndarray) -> np.ndarray:

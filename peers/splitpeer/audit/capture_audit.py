@@ -1,0 +1,157 @@
+"""An audit of one capture with the files that the adversary is granted: what `splitpeer attack` does."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from splitpeer.attacks.base import View
+from splitpeer.attacks.view import coordinator_view, one_per_patient, site_view
+from splitpeer.audit.cohort import Cohort, Samples, cut, most_tumour, shadow
+from splitpeer.audit.experiment import Experiment, VerifiedCapture, first_views
+from splitpeer.audit.judge import make_judge
+from splitpeer.audit.knowledge import grant, parse_knows
+from splitpeer.audit.offline import redefended
+from splitpeer.audit.run_folder import RunFolder, sha256_of
+from splitpeer.captures.recorder import read_key
+from splitpeer.data.layouts import canonical_modality
+from splitpeer.data.pseudonym import load_salt
+from splitpeer.data.volumes import Triple, Volumes
+from splitpeer.errors import DataError
+from splitproto.messages import Inventory, Sample
+
+SHADOW_SALT = bytes(32)
+"""The adversary's own patients need names of no federation."""
+
+
+@dataclass(frozen=True)
+class CaptureAudit:
+    """What `splitpeer attack` is asked; its help explains each argument."""
+
+    path: Path
+    key_file: Path | None = None
+    modality: str | None = None
+    knows: tuple[str, ...] = ()
+    queries: bool = False
+    shadow_images: int = 600
+    truth: Path | None = None
+    salt: Path | None = None
+    layout: str = "folder"
+    convention: str | None = None
+    defence: str | None = None
+    views: int | None = None
+    samples: int = 24
+    step: int | None = None
+    seed: int = 0
+    device: str = "cpu"
+
+    def experiment(self) -> Experiment:
+        """Open and verify the capture, read the granted files and the truth, and train the judge's tumour finder.
+
+        Raises:
+            AttackImpossible: the capture does not hold what is asked for.
+            ConfigError, DataError: a file or setting that cannot be used.
+        """
+        opened = VerifiedCapture.open(self.path, read_key(self.key_file) if self.key_file else None)
+        files = parse_knows(self.knows)
+        modality, window = self._modality(opened), _window(opened)
+        cohort = self._cohort(opened, modality)
+        view = self._view(opened, modality, cohort, window, several=len(files.get("weights", ())) > 1)
+        truth = None
+        if cohort is not None:
+            _check_grid(opened, view, cohort.images[modality])
+            truth = cut(cohort, [target.sample for target in view.targets], window)
+        others = self._others(files.get("shadow"), view, window)
+        return Experiment(
+            view, grant(view, files, others, queries=self.queries), make_judge(modality, truth, others),
+            opened.source(view), opened.network(view), self.seed, self.device,
+        )  # fmt: skip
+
+    def open_folder(self, experiment: Experiment, out: Path, commands: tuple[str, ...] = ()) -> RunFolder:
+        """The run folder of `experiment`, with the digests of the granted files."""
+        files = parse_knows(self.knows)
+        digests = {kind: sha256_of(paths[-1]) for kind, paths in files.items() if paths[-1].is_file()}
+        return experiment.open_folder(out, commands=commands, digests=digests, trained=not self.defence)
+
+    # --- inside ----------------------------------------------------------------------------------------------
+
+    def _modality(self, opened: VerifiedCapture) -> str:
+        header = opened.capture.header
+        first = header.modality or next(party.modality for party in header.peers if party.modality)
+        return canonical_modality(self.modality or first)
+
+    def _cohort(self, opened: VerifiedCapture, modality: str) -> Cohort | None:
+        if self.truth is None or self.salt is None:
+            return None
+        job = opened.capture.header.job
+        return Cohort.read(
+            self.truth, [modality], salt=load_salt(self.salt), layout=self.layout, convention=self.convention,
+            spacing=job.spacing or None if job else None,
+        )  # fmt: skip
+
+    def _view(
+        self, opened: VerifiedCapture, modality: str, cohort: Cohort | None, window: Triple, *, several: bool
+    ) -> View:
+        capture = opened.capture
+        if capture.header.role == "client":
+            steps = None if self.step is None else (self.step,)
+            view = site_view(capture, steps=steps, limit=self.samples)
+        else:
+
+            def choose(recorded: Sequence[Sample]) -> list[Sample]:
+                return _most_telling(recorded, cohort, window)
+
+            mode = "train" if self.step == 1 else None
+            view = coordinator_view(capture, modality, mode=mode, step=self.step, choose=choose, limit=self.samples,
+                                    every_step=several)  # fmt: skip
+        if self.defence:
+            return redefended(view, self.defence.split("+"), seed=self.seed, views=self.views or 1)
+        return view if self.views is None else first_views(view, self.views)
+
+    def _others(self, shadow_folder: tuple[Path, ...] | None, view: View, window: Triple) -> Samples | None:
+        if shadow_folder is None:
+            return None
+        (folder,) = shadow_folder
+        as_folder = self.layout == "folder"
+        with_labels = self.convention if (folder / "labels").is_dir() or not as_folder else None
+        # Attacks through the coordinator's decoder need all contrasts of the same people.
+        present = [m for m in view.modalities if not as_folder or (folder / m).is_dir()]
+        cohort = Cohort.read(
+            folder, present or [view.modality], salt=SHADOW_SALT, layout=self.layout, convention=with_labels
+        )
+        return shadow(cohort, window, self.shadow_images, self.seed)
+
+
+def _window(opened: VerifiedCapture) -> Triple:
+    job = opened.capture.header.job
+    return (*(job.window if job else ()), 1)[:3]  # type: ignore[return-value]
+
+
+def _most_telling(recorded: Sequence[Sample], cohort: Cohort | None, window: Triple) -> list[Sample]:
+    """The slice with most tumour of each patient, where the masks are known: the one that matters."""
+    if cohort is None or cohort.labels is None:
+        return one_per_patient(recorded)
+    held, there = set(cohort.keys()), set(recorded)
+    keys = list(dict.fromkeys(sample.key for sample in recorded if sample.key in held))
+    best = [sample for sample in most_tumour(cohort, keys, window) if sample in there]
+    return best or one_per_patient(recorded)
+
+
+def _check_grid(opened: VerifiedCapture, view: View, truth: Volumes) -> None:
+    """Raise DataError where the truth's volumes are not those that the site listed when it joined."""
+    listed = {
+        patient.key: patient.shape
+        for record in opened.capture.records()
+        if isinstance(record.head, Inventory) and record.peer in (view.site, "")
+        for patient in record.head.patients
+    }
+    held = set(truth.keys())
+    for target in view.targets:
+        key = target.sample.key
+        if key in held and key in listed and truth.geometry(key).shape != listed[key]:
+            shape = "x".join(map(str, truth.geometry(key).shape))
+            raise DataError(
+                f"the truth has volumes of {shape} voxels where the site listed "
+                f"{'x'.join(map(str, listed[key]))}: give the site's own images, in its own resolution"
+            )

@@ -1,0 +1,211 @@
+"""The audit, once: a verified capture, one adversary's view of it and knowledge, a run folder, and the outcomes.
+
+`splitpeer attack`, `splitpeer audit` and `splitpeer audit --sweep` differ in where captures and patients come from;
+from there on all of them are an `Experiment`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from splitpeer.attacks.base import Knowledge, Progress, Target, View, silent
+from splitpeer.attacks.catalogue import make_attack
+from splitpeer.attacks.view import coordinator_view, site_view
+from splitpeer.audit.bound import gaussian_bound
+from splitpeer.audit.cohort import Samples, cut
+from splitpeer.audit.judge import Judge, Outcome
+from splitpeer.audit.knowledge import grant
+from splitpeer.audit.rehearsal import COORDINATOR, Rehearsal, Rehearsed
+from splitpeer.audit.run_folder import RunFolder, network_of
+from splitpeer.captures.reader import Capture, Verdict, open_capture
+from splitpeer.errors import AttackImpossible, ConfigError, DataError
+from splitpeer.report.model import Network, Privacy, Source
+from splitpeer.training.metrics import Scores
+
+
+@dataclass(frozen=True)
+class Order:
+    """One attack to run."""
+
+    attack: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    views: int | None = None
+    """Use at most so many releases of each sample; None: all."""
+
+
+def parse_order(written: str) -> Order:
+    """`whitebox`, or with settings `whitebox:iterations=200,tv=0.01`. Raises ConfigError."""
+    name, _, text = written.partition(":")
+    settings: dict[str, Any] = {}
+    for part in filter(None, text.split(",")):
+        key, equals, value = part.partition("=")
+        if not equals:
+            raise ConfigError(f"--attack {written}: write {part!r} as setting=value")
+        settings[key] = value
+    return Order(name, settings)
+
+
+@dataclass(frozen=True)
+class VerifiedCapture:
+    """A capture that is what its recorder wrote, up to its last whole record at least."""
+
+    path: Path
+    capture: Capture
+    verdict: Verdict
+
+    @classmethod
+    def open(cls, path: Path, key: bytes | None = None) -> VerifiedCapture:
+        """Open and verify.
+
+        Raises:
+            DataError: it cannot be read, or was changed. One that a crash cut off is accepted.
+            AttackImpossible: it ended before a job began.
+        """
+        capture = open_capture(path, key)
+        verdict = capture.verify()
+        if verdict.problem is not None and not verdict.cut_off:
+            raise DataError(f"{path}: {verdict.problem}")
+        if capture.header.job is None:
+            raise AttackImpossible(f"{path}: ended before a job began, there is nothing to attack")
+        return cls(path, capture, verdict)
+
+    def source(self, view: View) -> Source:
+        """What the report says of it."""
+        header = self.capture.header
+        return Source(
+            file=self.path.name, digest=self.verdict.last_chain.hex(), role=view.role, site=header.site,
+            federation=header.federation, run=(header.run or b"").hex(), job=header.job.name if header.job else "",
+            created=header.created, records=self.verdict.records, complete=bool(self.verdict.ended),
+            samples=len(view.targets),
+        )  # fmt: skip
+
+    def network(self, view: View) -> Network:
+        """What its job exchanges."""
+        header = self.capture.header
+        sites = {party.site: party.modality for party in header.peers if party.modality}
+        if header.modality:
+            sites[header.site] = header.modality
+        return network_of(view, sites, header.job.precision if header.job else "f32")
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One adversary: what it saw, what it is granted, and the judge of what it recovers."""
+
+    view: View
+    knowledge: Knowledge
+    judge: Judge
+    source: Source
+    network: Network
+    seed: int = 0
+    device: str = "cpu"
+
+    def open_folder(
+        self, folder: Path, *, commands: tuple[str, ...] = (), notes: Sequence[str] = (),
+        digests: Mapping[str, str] | None = None, trained: bool = True, dice: Mapping[str, Scores] | None = None,
+        privacy: Privacy | None = None,
+    ) -> RunFolder:  # fmt: skip
+        """The run folder, with the truth and with what Gaussian noise alone bounds; see `RunFolder`."""
+        truth, modality = self.judge.truth, self.view.modality
+        bound = None
+        if truth is not None and modality in truth.images:
+            bound = gaussian_bound(self.view, self.knowledge, truth.images[modality])
+        made = RunFolder(
+            folder, self.source, self.network, commands=commands, digests=dict(digests or {}), trained=trained,
+            dice=dict(dice or {}), privacy=privacy, notes=(*notes, *([bound] if bound else [])),
+        )  # fmt: skip
+        made.keep_truth(self.judge)
+        return made
+
+    def open_below(self, other: RunFolder, name: str) -> RunFolder:
+        """A run folder inside that of `other`, with the same notes, Dice and commands."""
+        made = replace(other, folder=other.folder / name, source=self.source, entries=[], arrays={})
+        made.keep_truth(self.judge)
+        return made
+
+    def run(
+        self, orders: Sequence[Order], folder: RunFolder, *, naive: bool = True, progress: Progress = silent
+    ) -> Iterator[Outcome]:
+        """Each attack, in the folder as soon as it is scored. One that is impossible is entered as such.
+
+        Args:
+            naive: besides every adaptive attack on a defended view, run the one that does not know the defence. A
+                naive result is never kept alone: it says nothing about a defence that it ignores.
+
+        Raises:
+            ConfigError: an attack or setting that does not exist.
+            KeyboardInterrupt: what was done is kept.
+        """
+        for order in orders:
+            try:
+                for outcome in self._outcomes(order, naive, progress):
+                    folder.enter(outcome)
+                    yield outcome
+            except AttackImpossible as error:
+                folder.could_not(order.attack, self.view, str(error))
+            except KeyboardInterrupt:
+                folder.could_not(
+                    order.attack, self.view, "interrupted from the keyboard", status="interrupted"
+                )
+                raise
+
+    def _outcomes(self, order: Order, naive: bool, progress: Progress) -> Iterator[Outcome]:
+        seen = first_views(self.view, order.views) if order.views is not None else self.view
+        for adaptive in (True, False) if seen.defended and naive else (True,):
+            attack = make_attack(order.attack, seed=self.seed, device=self.device, **order.settings)
+            if attack.role != seen.role:
+                raise AttackImpossible(
+                    f"{order.attack} works on what a {attack.role} sees, and a {seen.role} recorded this capture"
+                )
+            result = attack.run(seen, replace(self.knowledge, adaptive=adaptive), progress)
+            yield self.judge.outcome(seen, result)
+
+
+def first_views(view: View, count: int) -> View:
+    """`view` with at most the first `count` releases of each sample."""
+    targets = tuple(Target(target.sample, target.shots[:count]) for target in view.targets)
+    return replace(view, targets=targets)
+
+
+def image_experiment(
+    rehearsal: Rehearsal, played: Rehearsed, modality: str, judge: Judge, others: Samples, device: str = "cpu"
+) -> Experiment:
+    """A coordinator that holds the weights and similar images, and attacks the samples that `judge` knows.
+
+    Raises:
+        AttackImpossible: the rehearsal did not record the samples.
+    """
+    opened = VerifiedCapture.open(played.capture)
+    truth = judge.truth
+    view = coordinator_view(
+        opened.capture, modality, mode="evaluate", choose=lambda found: truth.samples if truth else found
+    )
+    files = {"weights": (played.weights(modality),), "decoder": (played.weights(COORDINATOR),)}
+    return Experiment(
+        view, grant(view, files, others), judge, _rehearsed(opened.source(view), rehearsal.job.steps),
+        opened.network(view), rehearsal.seed, device,
+    )  # fmt: skip
+
+
+def label_experiment(
+    rehearsal: Rehearsal, played: Rehearsed, modality: str, step: int, device: str = "cpu"
+) -> Experiment:
+    """A site that has nothing but the gradients it was sent at `step`.
+
+    Raises:
+        AttackImpossible: the site was sent none then.
+    """
+    opened = VerifiedCapture.open(played.site_capture(modality))
+    view = site_view(opened.capture, steps=(step,))
+    truth = cut(rehearsal.cohort, [target.sample for target in view.targets], rehearsal.window)
+    return Experiment(
+        view, Knowledge(), Judge(truth, modality), _rehearsed(opened.source(view), step), opened.network(view),
+        rehearsal.seed, device,
+    )  # fmt: skip
+
+
+def _rehearsed(source: Source, steps: int) -> Source:
+    return source.model_copy(update={"rehearsal": True, "steps": steps})
