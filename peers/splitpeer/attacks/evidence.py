@@ -26,7 +26,7 @@ ZEROS_TELL = 0.02
 
 
 @dataclass
-class Seen:
+class AveragedLevel:
     """One level over all targets: how often each value was seen, and its mean over those times."""
 
     mean: Tensor
@@ -42,7 +42,7 @@ class Evidence:
     """One pose of every target."""
 
     poses: tuple[Augmentation | None, ...]
-    levels: dict[str, Seen]
+    levels: dict[str, AveragedLevel]
     views: Tensor
     """float32 [B]: shots of each target; 0 where a target has fewer poses than others."""
 
@@ -133,7 +133,9 @@ def _zeros(chosen: Sequence[Sequence[Shot]], name: str) -> float:
     return float(np.mean([np.mean(shots[0].activations[name] == 0) for shots in chosen]))
 
 
-def _add(group: list[list[Shot]], name: str, shape: tuple[int, ...], masked: bool, device: str) -> Seen:
+def _add(
+    group: list[list[Shot]], name: str, shape: tuple[int, ...], masked: bool, device: str
+) -> AveragedLevel:
     total = np.zeros((len(group), *shape), np.float32)
     count = np.zeros_like(total)
     for number, shots in enumerate(group):
@@ -148,4 +150,4 @@ def _add(group: list[list[Shot]], name: str, shape: tuple[int, ...], masked: boo
             total[number] += values
             count[number] += (values != 0) if masked else 1.0
     mean = total / np.maximum(count, 1)
-    return Seen(torch.from_numpy(mean).to(device), torch.from_numpy(count).to(device), masked)
+    return AveragedLevel(torch.from_numpy(mean).to(device), torch.from_numpy(count).to(device), masked)

@@ -197,7 +197,7 @@ class Rehearsal:
 
     Args:
         config: the job; its sites' modalities must be in the cohort.
-        cohort: patients with masks (or stand-ins for masks: `audit/standin.py`).
+        cohort: patients with masks (or the stand-in task: `audit/stand_in_task.py`).
         protection: the defences of all sites and of the label holder.
         seed: of all weights and defences: a rehearsal repeats.
         folder: captures and weights go here.

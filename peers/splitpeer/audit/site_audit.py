@@ -12,7 +12,7 @@ from splitpeer.audit.experiment import Experiment, Order, image_experiment, labe
 from splitpeer.audit.judge import make_judge
 from splitpeer.audit.rehearsal import Protection, Recording, Rehearsal, Rehearsed
 from splitpeer.audit.run_folder import applied
-from splitpeer.audit.standin import StandIn
+from splitpeer.audit.stand_in_task import StandInTask
 from splitpeer.data.layouts import find_images, find_labels
 from splitpeer.data.pseudonym import load_salt
 from splitpeer.data.volumes import Volumes
@@ -135,7 +135,7 @@ class SiteAudit:
             rules=data.rules(),
         )
         if self.labels is None:
-            return Cohort({modality: images}, StandIn(images)), True
+            return Cohort({modality: images}, StandInTask(images)), True
         masks = Volumes(
             find_labels(self.labels, data.layout),
             salt=salt,

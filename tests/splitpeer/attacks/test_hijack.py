@@ -10,8 +10,8 @@ import torch
 
 from splitpeer.attacks.base import Knowledge, View
 from splitpeer.attacks.catalogue import make_attack
-from splitpeer.attacks.fsha import FSHA, honest_training
-from splitpeer.attacks.watch import GradientWatch, describe, painted
+from splitpeer.attacks.hijack.fsha import FSHA, honest_training
+from splitpeer.attacks.hijack.watch import GradientWatch, describe, painted
 from splitpeer.errors import AttackImpossible
 from splitpeer.models import build_decoder, build_encoder, cut_shapes, site_seed
 from splitpeer.training.optimiser import make_optimiser, make_schedule

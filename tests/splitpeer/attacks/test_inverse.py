@@ -9,7 +9,7 @@ import pytest
 
 from splitpeer.attacks.base import Knowledge
 from splitpeer.attacks.catalogue import make_attack
-from splitpeer.attacks.inverse import InverseNetwork, Refined
+from splitpeer.attacks.image.inverse import InverseNetwork, Refined
 from splitpeer.errors import AttackImpossible
 
 from .image_attacks import encoder, heads, likeness, look

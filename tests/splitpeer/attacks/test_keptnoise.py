@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from splitpeer.attacks.base import Knowledge, Shot, Target, View
-from splitpeer.attacks.keptnoise import KeptNoise
-from splitpeer.attacks.whitebox import WhiteBox
+from splitpeer.attacks.image.kept_noise import KeptNoise
+from splitpeer.attacks.image.whitebox import WhiteBox
 from splitpeer.defences import Release, build_network, defend, make_stack
 from splitpeer.errors import AttackImpossible
 from splitproto.messages import Sample

@@ -9,7 +9,7 @@ import pytest
 from scipy.stats import mannwhitneyu
 
 from splitpeer.attacks.base import Knowledge, Shot, Target, View
-from splitpeer.attacks.labels import GradientCosine, GradientNorm, GradientSlice, Schedule
+from splitpeer.attacks.label.gradients import GradientCosine, GradientNorm, GradientSlice, Schedule
 from splitpeer.data.augment import augment
 from splitpeer.defences.base import Release, make_stack
 from splitpeer.defences.network import defend

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from splitpeer.attacks.base import Knowledge, View
-from splitpeer.attacks.pca import PrincipalComponent
+from splitpeer.attacks.image.pca import PrincipalComponent
 from splitpeer.errors import AttackImpossible
 
 from .image_attacks import encoder, heads, likeness, look

@@ -10,10 +10,10 @@ import torch
 
 from splitpeer.attacks.base import Knowledge, View
 from splitpeer.attacks.evidence import gather, weights_of
-from splitpeer.attacks.firststep import FirstStep
+from splitpeer.attacks.image.first_step import FirstStep
+from splitpeer.attacks.image.whitebox import WhiteBox, denoised
 from splitpeer.attacks.optimise import adam, lbfgs, total_variation
-from splitpeer.attacks.simulation import Simulation
-from splitpeer.attacks.whitebox import WhiteBox, denoised
+from splitpeer.attacks.simulated_defences import SimulatedDefences
 from splitpeer.errors import AttackImpossible
 
 from .image_attacks import encoder, heads, likeness, look
@@ -187,7 +187,7 @@ class TestRehearsing:
         view = look(IMAGES, encoder(), defences=defences)
         with torch.no_grad():
             clean = encoder()(torch.from_numpy(IMAGES))
-        effect = Simulation(view, None, 0).effects(clean)["x0"]
+        effect = SimulatedDefences(view, None, 0).effects(clean)["x0"]
         return float(effect.gain[0]), float(effect.scatter[0]), float(clean["x0"][0].square().mean().sqrt())
 
     def test_gain_and_scatter(self) -> None:
@@ -202,10 +202,10 @@ class TestRehearsing:
         view = look(IMAGES, encoder(), defences=["gaussian:1"])
         with torch.no_grad():
             clean = encoder()(torch.from_numpy(IMAGES))
-        simulation = Simulation(view, None, 0)
+        simulation = SimulatedDefences(view, None, 0)
 
         def scatter(views: int) -> float:
-            seen = simulation.seen(clean, 0, views, {"x0": False})["x0"]
+            seen = simulation.averaged(clean, 0, views, {"x0": False})["x0"]
             return float((seen.mean - clean["x0"]).std())
 
         assert scatter(4) == pytest.approx(scatter(1) / 2, rel=0.1)
@@ -215,8 +215,8 @@ class TestRehearsing:
         view = look(IMAGES, encoder(), defences=["gaussian:1,kept=true"])
         with torch.no_grad():
             clean = encoder()(torch.from_numpy(IMAGES))
-        simulation = Simulation(view, None, 0)
-        one, many = (simulation.seen(clean, 0, n, {"x0": False})["x0"].mean for n in (1, 100))
+        simulation = SimulatedDefences(view, None, 0)
+        one, many = (simulation.averaged(clean, 0, n, {"x0": False})["x0"].mean for n in (1, 100))
         assert torch.allclose(one, many, atol=1e-5)
 
 

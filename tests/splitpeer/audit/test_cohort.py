@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from splitpeer.audit.cohort import Cohort, cut, most_tumour, shadow
-from splitpeer.audit.standin import StandIn
+from splitpeer.audit.stand_in_task import StandInTask
 from splitpeer.errors import ConfigError, DataError
 from splitproto.messages import Sample
 
@@ -57,7 +57,7 @@ def test_most_tumour_needs_masks(place: Any) -> None:
 
 def test_a_stand_in_task_is_nested_bands_of_brightness_inside_the_head(place: Any) -> None:
     images = place.cohort().images["t1"]
-    masks = StandIn(images)
+    masks = StandInTask(images)
     key = images.keys()[0]
     bands, voxels = masks.window(key, (0, 0, 0), (32, 32, 10)), images.window(key, (0, 0, 0), (32, 32, 10))[0]
     assert (bands[0] >= bands[1]).all() and (bands[1] >= bands[2]).all() and not bands[0][voxels == 0].any()

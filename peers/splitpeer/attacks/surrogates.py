@@ -1,8 +1,8 @@
-"""A coordinator's stand-ins for the sites: networks of its own, trained on other patients' images.
+"""A coordinator's surrogates for the sites: networks of its own, trained on other patients' images.
 
 What PCAT, SDAR and query-free attacks have in common. All contrasts of those patients are at hand, so all
-stand-ins are trained together through the coordinator's real, frozen decoder, which expects all of them. The
-stand-in for the site under attack runs the defences that the site is known to run, with a key of the
+surrogates are trained together through the coordinator's real, frozen decoder, which expects all of them. The
+surrogate for the site under attack runs the defences that the site is known to run, with a key of the
 adversary's own.
 """
 
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from splitpeer.attacks.base import Knowledge, View
-from splitpeer.attacks.simulation import Simulation
+from splitpeer.attacks.simulated_defences import SimulatedDefences
 from splitpeer.defences.base import IMAGE, Release, Tensors
 from splitpeer.defences.network import Defended, build_network
 from splitpeer.errors import AttackImpossible
@@ -62,11 +62,11 @@ def shadow_images(view: View, knowledge: Knowledge, name: str, device: str) -> d
 
 
 @dataclass
-class Drawn:
-    """One training batch of stand-ins."""
+class SurrogateBatch:
+    """One training batch of surrogates."""
 
     sent: dict[str, Tensors]
-    """What each stand-in sends, defended where the site is, with its graph."""
+    """What each surrogate sends, defended where the site is, with its graph."""
     arrived: Tensors
     """What is known of the attacked one's afterwards: the mean of as many releases as of the site; no graph."""
     images: Tensor
@@ -75,8 +75,8 @@ class Drawn:
     """float32 [B, regions, *window]."""
 
 
-class Simulator:
-    """Stand-ins for all sites, in front of the coordinator's own decoder.
+class Surrogates:
+    """Surrogates for all sites, in front of the coordinator's own decoder.
 
     Args:
         view: what is attacked: architecture, modalities, defences.
@@ -118,7 +118,7 @@ class Simulator:
             )
         self.masks = torch.from_numpy(masks).to(device)
         # First: it says in one line which defence cannot be simulated.
-        self._site = Simulation(view, None, seed, adaptive=knowledge.adaptive)
+        self._site = SimulatedDefences(view, None, seed, adaptive=knowledge.adaptive)
         self._masked = knowledge.adaptive
         mine = self.images[view.modality]
         self._defended = mine
@@ -156,7 +156,7 @@ class Simulator:
         turns = int(self._random.integers(4)) if arrays[0].shape[2] == arrays[0].shape[3] else 0
         return tuple(torch.rot90(torch.flip(a, axes), turns, (2, 3)) for a in arrays)
 
-    def draw(self, indices: np.ndarray, step: int, views: int = 1) -> Drawn:
+    def draw(self, indices: np.ndarray, step: int, views: int = 1) -> SurrogateBatch:
         """One training batch; `views`: releases of each sample that the adversary has and averages."""
         view = self.view
         inputs = {m: images[indices] for m, images in self.images.items() if m in view.modalities}
@@ -177,9 +177,9 @@ class Simulator:
             arrived = sent[modality]
             if views > 1:
                 masked = dict.fromkeys(plain, self._masked)
-                averaged = self._site.seen(encoder.stack.structure(plain), step, views, masked)
+                averaged = self._site.averaged(encoder.stack.structure(plain), step, views, masked)
                 arrived = {name: level.mean for name, level in averaged.items()}
-        return Drawn(sent, {name: tensor.detach() for name, tensor in arrived.items()}, clean, masks)
+        return SurrogateBatch(sent, {name: tensor.detach() for name, tensor in arrived.items()}, clean, masks)
 
     def task_loss(self, sent: dict[str, Tensors], masks: Tensor) -> Tensor:
         """The segmentation's loss through the coordinator's decoder: a scalar."""

@@ -11,8 +11,8 @@ from torch.optim import Adam
 
 from splitpeer.attacks.base import Attack, Knowledge, Progress, Result, View, silent
 from splitpeer.attacks.evidence import Evidence
+from splitpeer.attacks.image.sdar import seen
 from splitpeer.attacks.pose import unpose_images
-from splitpeer.attacks.sdar import seen
 from splitpeer.errors import AttackImpossible
 from splitpeer.models import build_encoder, site_seed
 

@@ -12,10 +12,10 @@ from torch.nn import functional
 from torch.optim import Adam
 
 from splitpeer.attacks.base import Attack, Knowledge, Progress, Result, View, silent
+from splitpeer.attacks.image.sdar import revealed, seen, some
 from splitpeer.attacks.networks import critic, image_decoder
-from splitpeer.attacks.sdar import revealed, seen, some
-from splitpeer.attacks.simulation import Simulation
-from splitpeer.attacks.simulator import known_defences, release_of, shadow_images
+from splitpeer.attacks.simulated_defences import SimulatedDefences
+from splitpeer.attacks.surrogates import known_defences, release_of, shadow_images
 from splitpeer.defences.base import Stack, Tensors, make_stack, parse_all
 from splitpeer.models import site_seed
 from splitpeer.models.seeding import seeded
@@ -171,7 +171,7 @@ class _Imitation:
     def __init__(
         self, view: View, knowledge: Knowledge, real: Mapping[str, Tensor], seed: int, device: str
     ) -> None:
-        self._site = Simulation(view, None, seed, adaptive=knowledge.adaptive)
+        self._site = SimulatedDefences(view, None, seed, adaptive=knowledge.adaptive)
         deepest = max(int(name[1:]) for name in real)
         self.substitute = seeded(
             lambda: Substitute(view.dimensions, view.features, deepest), site_seed(seed, "substitute")

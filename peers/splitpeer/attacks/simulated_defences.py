@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from splitpeer.attacks.base import View
-from splitpeer.attacks.evidence import Seen
+from splitpeer.attacks.evidence import AveragedLevel
 from splitpeer.defences.base import IMAGE, Defence, Release, Stack, Tensors, make_stack, parse_all
 from splitpeer.defences.image import make_image_stack
 from splitpeer.defences.shape import Projection
@@ -36,7 +36,7 @@ class Effect:
     """[B]: its standard deviation."""
 
 
-class Simulation:
+class SimulatedDefences:
     """The defences that a view names, applied to tensors and images of the adversary's own.
 
     Args:
@@ -122,7 +122,9 @@ class Simulation:
         )
 
     @torch.no_grad()
-    def seen(self, tensors: Tensors, number: int, views: int, masked: dict[str, bool]) -> dict[str, Seen]:
+    def averaged(
+        self, tensors: Tensors, number: int, views: int, masked: dict[str, bool]
+    ) -> dict[str, AveragedLevel]:
         """What `views` releases of one batch would say together, as `evidence.gather` adds them up.
 
         Args:
@@ -138,7 +140,7 @@ class Simulation:
             if views > len(drawn) > 1 and not self.kept:
                 centre = _wide(_effect(tensors[name], values).gain, mean) * tensors[name]
                 mean = torch.where(count > 0, centre + (mean - centre) * (len(drawn) / views) ** 0.5, mean)
-            result[name] = Seen(mean, count, mask)
+            result[name] = AveragedLevel(mean, count, mask)
         return result
 
     @torch.no_grad()

@@ -11,12 +11,12 @@ from monai.losses import SSIMLoss
 from torch import Tensor, nn
 
 from splitpeer.attacks.base import Attack, Knowledge, Progress, Result, View, silent
-from splitpeer.attacks.evidence import Evidence, Seen, gather, usable_shots
+from splitpeer.attacks.evidence import AveragedLevel, Evidence, gather, usable_shots
+from splitpeer.attacks.image.whitebox import Misfit, frozen
 from splitpeer.attacks.networks import ImageDecoder, image_decoder
 from splitpeer.attacks.optimise import lbfgs
 from splitpeer.attacks.pose import unpose_images
-from splitpeer.attacks.simulation import Simulation
-from splitpeer.attacks.whitebox import Misfit, frozen
+from splitpeer.attacks.simulated_defences import SimulatedDefences
 from splitpeer.errors import AttackImpossible
 
 HELD_OUT = 0.1
@@ -35,7 +35,7 @@ class Inverter:
     """Mean squared error inside the head, of held-out shadow images."""
 
     @torch.no_grad()
-    def __call__(self, levels: dict[str, Seen]) -> Tensor:
+    def __call__(self, levels: dict[str, AveragedLevel]) -> Tensor:
         """[B, 1, *window]."""
         return self.network(inputs(levels, self.scales))
 
@@ -107,7 +107,7 @@ class InverseNetwork(Attack):
             )
         held = max(1, round(HELD_OUT * len(shadow)))
         shadow, judged = shadow[:-held], shadow[-held:][:: max(1, held // 16)]
-        simulation = Simulation(view, model, self.seed, adaptive=knowledge.adaptive)
+        simulation = SimulatedDefences(view, model, self.seed, adaptive=knowledge.adaptive)
         turned = any(pose is not None for group in evidence for pose in group.poses)
         masked = {name: seen.masked for name, seen in evidence[0].levels.items()}
         views = evidence[0].views
@@ -120,7 +120,7 @@ class InverseNetwork(Attack):
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, self.rate, total_steps=self.steps + 1)
         source = np.random.default_rng([self.seed, 1])
 
-        def levels(clean: np.ndarray, number: int) -> dict[str, Seen]:
+        def levels(clean: np.ndarray, number: int) -> dict[str, AveragedLevel]:
             image = torch.from_numpy(simulation.images(clean, number)).to(self.device)
             with torch.no_grad():
                 sent = model(image)
@@ -133,7 +133,7 @@ class InverseNetwork(Attack):
                 raise AttackImpossible(
                     f"the model does not fit the capture at {wrong[0]}: give the one of this site's encoder"
                 )
-            return simulation.seen({name: sent[name] for name in masked}, number, count, masked)
+            return simulation.averaged({name: sent[name] for name in masked}, number, count, masked)
 
         order: list[int] = []
         for step in range(self.steps):
@@ -219,7 +219,7 @@ class Refined(InverseNetwork):
         model, evidence, views = self._prepare(view, knowledge)
         inverter = self._train(view, knowledge, model, evidence, progress)
         start = reconstruct(inverter, evidence)
-        simulation = Simulation(view, model, self.seed, adaptive=knowledge.adaptive)
+        simulation = SimulatedDefences(view, model, self.seed, adaptive=knowledge.adaptive)
         if simulation.on_images:  # the view explains the noisy image best; the network knows the clean one
             return self._result(start, knowledge, views, began, inverter)
         misfit = Misfit(model, evidence, knowledge.adaptive)
@@ -235,7 +235,7 @@ class Refined(InverseNetwork):
         return {**super()._settings(), "iterations": self.iterations, "prior": self.prior}
 
 
-def inputs(levels: dict[str, Seen], scales: dict[str, Tensor]) -> dict[str, Tensor]:
+def inputs(levels: dict[str, AveragedLevel], scales: dict[str, Tensor]) -> dict[str, Tensor]:
     """What a network is shown: the values at a common scale and, where zeros tell, whether they were seen."""
     shown = {}
     for name, seen in levels.items():

@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from splitpeer.attacks.base import Attack, Knowledge, Shot, Target, View
-from splitpeer.attacks.fora import FORA, mk_mmd
+from splitpeer.attacks.hijack.watch import painted
+from splitpeer.attacks.image.fora import FORA, mk_mmd
+from splitpeer.attacks.image.query_free import QueryFree
+from splitpeer.attacks.image.sdar import PCAT, SDAR
+from splitpeer.attacks.image.unsplit import UnSplit
 from splitpeer.attacks.networks import critic, image_decoder
-from splitpeer.attacks.queryfree import QueryFree
-from splitpeer.attacks.sdar import PCAT, SDAR
-from splitpeer.attacks.unsplit import UnSplit
-from splitpeer.attacks.watch import painted
 from splitpeer.defences.base import Release
 from splitpeer.defences.network import build_network
 from splitpeer.errors import AttackImpossible

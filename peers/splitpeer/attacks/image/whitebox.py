@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from splitpeer.attacks.base import Attack, Knowledge, Progress, Result, View, silent
 from splitpeer.attacks.evidence import Evidence, gather, usable_shots
+from splitpeer.attacks.image.pca import component, head_of
 from splitpeer.attacks.optimise import adam, lbfgs, total_variation
-from splitpeer.attacks.pca import component, head_of
 from splitpeer.attacks.pose import pose_images
-from splitpeer.attacks.simulation import Effect, Simulation
+from splitpeer.attacks.simulated_defences import Effect, SimulatedDefences
 from splitpeer.errors import AttackImpossible
 
 FLOOR = 0.02
@@ -44,7 +44,7 @@ class Misfit:
         return tuple(sorted(self.evidence[0].levels))
 
     @torch.no_grad()
-    def calibrate(self, simulation: Simulation, images: Tensor) -> None:
+    def calibrate(self, simulation: SimulatedDefences, images: Tensor) -> None:
         """Learn what the defences do to activations such as those of `images`.
 
         A secret matrix over channels is the one that best explains the view if `images` were the truth: one for
@@ -195,7 +195,7 @@ class WhiteBox(Attack):
     def _solve(
         self, view: View, knowledge: Knowledge, model: nn.Module, evidence: list[Evidence], progress: Progress
     ) -> tuple[Tensor, list[str]]:
-        simulation = Simulation(view, model, self.seed, adaptive=knowledge.adaptive)
+        simulation = SimulatedDefences(view, model, self.seed, adaptive=knowledge.adaptive)
         misfit = Misfit(model, evidence, knowledge.adaptive)
         start = starting_images(view, knowledge, evidence, misfit, simulation)
         misfit.calibrate(simulation, start)
@@ -251,7 +251,7 @@ def denoised(images: Tensor, tv: float) -> Tensor:
 
 
 def starting_images(
-    view: View, knowledge: Knowledge, evidence: list[Evidence], misfit: Misfit, simulation: Simulation
+    view: View, knowledge: Knowledge, evidence: list[Evidence], misfit: Misfit, simulation: SimulatedDefences
 ) -> Tensor:
     """[B, 1, *window]: the mean of the shadow images, else the principal component with the sign that fits."""
     reference = evidence[0].levels[misfit.names[0]].mean

@@ -1,4 +1,4 @@
-"""Query-free reconstruction: a stand-in for the site's encoder instead of queries to it, then white-box on that."""
+"""Query-free reconstruction: a surrogate for the site's encoder instead of queries to it, then white-box on that."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ import torch
 from torch.optim import Adam
 
 from splitpeer.attacks.base import Attack, Knowledge, Progress, Result, View, silent
-from splitpeer.attacks.simulator import Simulator
-from splitpeer.attacks.whitebox import WhiteBox
+from splitpeer.attacks.image.whitebox import WhiteBox
+from splitpeer.attacks.surrogates import Surrogates
 
 
 class QueryFree(Attack):
-    """Train the stand-in through the frozen decoder on labelled images of other patients, then find the image
-    whose stand-in activations are those that were seen.
+    """Train the surrogate through the frozen decoder on labelled images of other patients, then find the image
+    whose surrogate activations are those that were seen.
 
-    Published: cross-entropy until the stand-in fits, then 500 iterations of Adam at 0.1 with total variation 2.
+    Published: cross-entropy until the surrogate fits, then 500 iterations of Adam at 0.1 with total variation 2.
     Here: `steps` batches of the segmentation's loss, then `WhiteBox` as it is (its schedules and its weight of
     total variation, in units of the likelihood).
     """
 
     name = "query-free"
-    title = "Stand-in, then white-box (query-free)"
+    title = "Surrogate, then white-box (query-free)"
     source = "He, Zhang, Lee, ACSAC 2019 and IEEE IoT-J 2020, doi 10.1109/JIOT.2020.3022358"
     goal = "image"
     role = "coordinator"
@@ -43,7 +43,7 @@ class QueryFree(Attack):
     ) -> None:
         """
         Args:
-            steps: batches that train the stand-ins.
+            steps: batches that train the surrogates.
             batch: samples of each.
             rate: of Adam.
             iterations: see `WhiteBox`.
@@ -55,9 +55,9 @@ class QueryFree(Attack):
         """The segmentation's loss of the last run, step by step."""
 
     def run(self, view: View, knowledge: Knowledge, progress: Progress = silent) -> Result:
-        """Images in the intensities that the stand-in takes; gain and offset are lost to normalisation."""
+        """Images in the intensities that the surrogate takes; gain and offset are lost to normalisation."""
         started = time.monotonic()
-        world = Simulator(view, knowledge, self.name, batch=self.batch, seed=self.seed, device=self.device)
+        world = Surrogates(view, knowledge, self.name, batch=self.batch, seed=self.seed, device=self.device)
         optimiser = Adam(world.encoders.parameters(), self.rate)
         self.history = []
         for step, indices in world.batches(self.steps):
@@ -67,7 +67,7 @@ class QueryFree(Attack):
             loss.backward()
             optimiser.step()
             self.history.append(loss.item())
-            progress(f"{self.title}: stand-ins", step + 1, self.steps)
+            progress(f"{self.title}: surrogates", step + 1, self.steps)
         search = WhiteBox(iterations=self.iterations, tv=self.tv, seed=self.seed, device=self.device)
         imitation = world.encoders[view.modality].eval()
         with torch.enable_grad():

@@ -8,7 +8,7 @@ import numpy as np
 
 from splitpeer.attacks.base import Attack, Knowledge, Progress, Result, View, silent
 from splitpeer.attacks.evidence import weights_of
-from splitpeer.attacks.whitebox import WhiteBox
+from splitpeer.attacks.image.whitebox import WhiteBox
 from splitpeer.errors import AttackImpossible
 
 

@@ -19,7 +19,7 @@ from torch.nn import functional
 from torch.optim import Adam
 
 from splitpeer.attacks.base import Attack, Knowledge, Progress, View, silent
-from splitpeer.attacks.fora import gradient_penalty
+from splitpeer.attacks.image.fora import gradient_penalty
 from splitpeer.attacks.networks import critic, image_decoder
 from splitpeer.defences.base import Tensors
 from splitpeer.errors import AttackImpossible

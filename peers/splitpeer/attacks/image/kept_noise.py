@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from splitpeer.attacks.base import Attack, Knowledge, Progress, Result, View, silent
 from splitpeer.attacks.evidence import Evidence, gather, require_shots, weights_of
+from splitpeer.attacks.image.whitebox import frozen
 from splitpeer.attacks.optimise import lbfgs, total_variation
 from splitpeer.attacks.pose import pose_images
-from splitpeer.attacks.whitebox import frozen
 from splitpeer.defences.base import parse
 from splitpeer.defences.catalogue import CATALOGUE
 from splitpeer.defences.noise import Gaussian, Laplace, Percentile, rms

@@ -19,7 +19,7 @@ SHARES = (0.20, 0.08, 0.02)
 """Of the head's voxels, the brightest: nested, as tumour regions are."""
 
 
-class StandIn(Volumes):
+class StandInTask(Volumes):
     """`Volumes` of masks, made from the images of one site."""
 
     def __init__(self, images: Volumes) -> None:

@@ -1,7 +1,7 @@
-"""PCAT and SDAR: a curious coordinator trains stand-ins of the sites through its own decoder, and inverts those.
+"""PCAT and SDAR: a curious coordinator trains surrogates of the sites through its own decoder, and inverts those.
 
-A stand-in that serves the same decoder as well as the real site must speak its language; then a network that
-turns the stand-in's activations into images turns the site's too. Passive: training does not notice.
+A surrogate that serves the same decoder as well as the real site must speak its language; then a network that
+turns the surrogate's activations into images turns the site's too. Passive: training does not notice.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from splitpeer.attacks.base import Attack, Knowledge, Progress, Result, View, si
 from splitpeer.attacks.evidence import Evidence, gather, require_shots
 from splitpeer.attacks.networks import critic, image_decoder
 from splitpeer.attacks.pose import unpose_images
-from splitpeer.attacks.simulator import Simulator, check_view
+from splitpeer.attacks.surrogates import Surrogates, check_view
 from splitpeer.models import site_seed
 
 
 class SDAR(Attack):
-    """PCAT with two discriminators: one tells the stand-in's activations from the site's, one tells recovered
+    """PCAT with two discriminators: one tells the surrogate's activations from the site's, one tells recovered
     images from real ones.
 
-    Published for CIFAR: 20,000 steps of 128 images at Adam 1e-3 (stand-in) and 5e-4 (decoder), each
-    discriminator at its generator's rate times its weight, weights 0.02 and 1e-5. Here the stand-ins are those
+    Published for CIFAR: 20,000 steps of 128 images at Adam 1e-3 (surrogate) and 5e-4 (decoder), each
+    discriminator at its generator's rate times its weight, weights 0.02 and 1e-5. Here the surrogates are those
     of all contrasts, a step is one batch of a job, and the steps are as many as fit a minute or so of a core on the
     demo's size: `steps` sets more. The coordinator's decoder stands still, where the published attack follows
     it through training. Conditioning on labels (an input of both discriminators in the paper's vanilla setting)
@@ -36,7 +36,7 @@ class SDAR(Attack):
     """
 
     name = "sdar"
-    title = "Stand-ins with discriminators (SDAR)"
+    title = "Surrogates with discriminators (SDAR)"
     source = "Zhu et al., NDSS 2025 (arXiv 2310.10483)"
     goal = "image"
     role = "coordinator"
@@ -65,7 +65,7 @@ class SDAR(Attack):
     def run(self, view: View, knowledge: Knowledge, progress: Progress = silent) -> Result:
         """Images in the site's intensities, as far as the other patients' are alike."""
         started = time.monotonic()
-        world = Simulator(view, knowledge, self.name, batch=self.batch, seed=self.seed, device=self.device)
+        world = Surrogates(view, knowledge, self.name, batch=self.batch, seed=self.seed, device=self.device)
         groups = seen(view, knowledge, self.name, self.device)
         real = {
             name: torch.cat([g.levels[name].mean[g.views > 0] for g in groups]) for name in groups[0].levels
@@ -134,14 +134,14 @@ class SDAR(Attack):
 
 
 class PCAT(SDAR):
-    """Stand-ins trained by the segmentation's loss alone, through the coordinator's decoder as it is.
+    """Surrogates trained by the segmentation's loss alone, through the coordinator's decoder as it is.
 
     The published attack trains beside the job, one step with each of its steps; here through the decoder of
     one step of the capture. Rates are those of SDAR's authors' re-run.
     """
 
     name = "pcat"
-    title = "Stand-ins through the decoder (PCAT)"
+    title = "Surrogates through the decoder (PCAT)"
     source = "Gao & Zhang, USENIX Security 2023"
 
     def __init__(

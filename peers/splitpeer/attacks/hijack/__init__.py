@@ -1,0 +1,1 @@
+"""A coordinator that cheats, and what a site can notice of it."""

@@ -1,0 +1,1 @@
+"""What a coordinator reads off activations: the images."""
