@@ -9,7 +9,7 @@ import errno
 import re
 
 from splitproto.causes import CAUSES
-from splitproto.errors import printable
+from splitproto.errors import SplitprotoError, printable
 
 
 class PeerError(Exception):
@@ -106,3 +106,11 @@ class AttackImpossible(PeerError):
     """A capture, or what the adversary is granted, lacks what an attack needs: names what."""
 
     exit_code = 4
+
+
+def sayable(error: BaseException) -> str:
+    """Why a daemon stopped, for its status and its trail: the text of such errors as name no file, hence no patient,
+    and the kind of all others.
+    """
+    named_nothing = isinstance(error, ConnectionRefused | DeadlinePassed | JobFailed | SplitprotoError)
+    return str(error) if named_nothing else type(error).__name__

@@ -632,6 +632,7 @@ def _modules() -> list[Any]:
         in (
             "splitpeer.daemon.board",
             "splitpeer.daemon.console",
+            "splitpeer.daemon.duty",
             "splitpeer.daemon.witness",
             "splitpeer.daemon.refusals",
         )

@@ -112,16 +112,16 @@ def test_a_manager_that_is_gone_or_does_not_listen(tmp_path: Path) -> None:
     deaf.socket.close()
 
 
-# --- through a board -----------------------------------------------------------------------------------------
+# --- through a daemon on duty -----------------------------------------------------------------------------------------
 
 DAEMON = """
 import asyncio, sys, time
 from pathlib import Path
 from splitpeer.settings.peer import PeerConfig
-from splitpeer.daemon.board import Board
+from splitpeer.daemon.duty import Duty
 
 async def main():
-    async with Board(PeerConfig.load(Path("peer.toml"))).on_duty():
+    async with Duty(PeerConfig.load(Path("peer.toml"))).on_duty():
         await asyncio.sleep(0.8)
         print("hangs", flush=True)
         hang()
@@ -157,19 +157,21 @@ def test_a_hung_loop_is_not_fed_and_says_where_it_hangs(manager: Manager, peer_t
 async def test_a_board_says_when_it_is_ready_and_when_it_leaves(
     manager: Manager, peer_toml: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from splitpeer.daemon.board import Board
+    from splitpeer.daemon.duty import Duty
+    from splitpeer.daemon.happenings import PhaseBegan, Ready, TrainingBegan
     from splitpeer.settings.peer import PeerConfig
 
     monkeypatch.setenv("NOTIFY_SOCKET", manager.environ["NOTIFY_SOCKET"])
-    board = Board(PeerConfig.load(peer_toml, environ={}))
-    async with board.on_duty():
+    duty = Duty(PeerConfig.load(peer_toml, environ={}))
+    board = duty.board
+    async with duty.on_duty():
         assert "READY=1" not in manager.heard()
-        board.ready()
-        board.phase("training", step=3, steps=12)
+        duty.report(Ready("tcp://hub:7443"))
+        duty.report(TrainingBegan(3, 12))
         assert manager.heard() == ["READY=1", "STATUS=training, step 3 of 12"]
         board.waits("activations of step 4", who="ukm")
         assert board.line() == "training, step 3 of 12, waits for ukm: activations of step 4"
         await asyncio.sleep(0)
-        board.phase("draining")
+        duty.report(PhaseBegan("draining"))
         assert manager.heard()[0] == "STOPPING=1"
     assert manager.heard()[-1] == "STATUS=stopped"

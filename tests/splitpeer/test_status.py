@@ -25,8 +25,10 @@ import pytest
 
 from splitpeer.cli.status import headline
 from splitpeer.daemon import board as status
+from splitpeer.daemon import duty as on_duty
 from splitpeer.daemon import observe as seen
 from splitpeer.daemon.board import Board
+from splitpeer.daemon.duty import Duty
 from splitpeer.daemon.lock import StateLock, holder
 from splitpeer.daemon.observe import PeerHead, Seen, look
 from splitpeer.errors import ConfigError, DataError, JobFailed, PeerError
@@ -40,13 +42,18 @@ def state(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def make_board(peer_toml: Path) -> Callable[[], Board]:
-    return lambda: Board(PeerConfig.load(peer_toml, environ={}))
+def make_duty(peer_toml: Path) -> Callable[[], Duty]:
+    return lambda: Duty(PeerConfig.load(peer_toml, environ={}))
 
 
 @pytest.fixture
-def board(make_board: Callable[[], Board]) -> Board:
-    return make_board()
+def duty(make_duty: Callable[[], Duty]) -> Duty:
+    return make_duty()
+
+
+@pytest.fixture
+def board(duty: Duty) -> Board:
+    return duty.board
 
 
 def document(state: Path) -> dict[str, Any]:
@@ -67,8 +74,8 @@ async def written(
 # --- the board -----------------------------------------------------------------------------------------------
 
 
-async def test_what_is_told_is_shown(board: Board, state: Path) -> None:
-    async with board.on_duty():
+async def test_what_is_told_is_shown(duty: Duty, board: Board, state: Path) -> None:
+    async with duty.on_duty():
         board.ready()
         board.phase("training", job="glioma", step=3, steps=12)
         board.set(loss=0.25, checkpoints=[0, 2])
@@ -98,8 +105,8 @@ async def test_what_is_told_is_shown(board: Board, state: Path) -> None:
     assert sorted(os.listdir(state)) == ["lock", "status.json"]
 
 
-async def test_since_when_is_noted_when_something_changes(board: Board, state: Path) -> None:
-    async with board.on_duty():
+async def test_since_when_is_noted_when_something_changes(duty: Duty, board: Board, state: Path) -> None:
+    async with duty.on_duty():
         board.waits("activations of step 4", who="ukm", deadline_s=30)
         board.site("ukm", state="absent")
         board.phase("training")
@@ -129,9 +136,9 @@ async def test_since_when_is_noted_when_something_changes(board: Board, state: P
         assert (await written(state, lambda d: not d["waits"]))["phase"] == "saving"
 
 
-async def test_whatever_it_is_told_the_work_goes_on(board: Board, state: Path) -> None:
+async def test_whatever_it_is_told_the_work_goes_on(duty: Duty, board: Board, state: Path) -> None:
     board.phase("before duty", step=1)
-    async with board.on_duty():
+    async with duty.on_duty():
         board.set(
             loss=float("nan"),
             rate=np.float32(0.5),
@@ -160,12 +167,12 @@ async def test_whatever_it_is_told_the_work_goes_on(board: Board, state: Path) -
 
 
 async def test_it_is_written_on_change_but_not_more_than_twice_a_second(
-    board: Board, monkeypatch: pytest.MonkeyPatch
+    duty: Duty, board: Board, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     times: list[float] = []
     monkeypatch.setattr(durable, "replace", lambda path, text, **_: times.append(time.monotonic()))
-    monkeypatch.setattr(status, "BEAT_S", 1.5)
-    async with board.on_duty():
+    monkeypatch.setattr(on_duty, "BEAT_S", 1.5)
+    async with duty.on_duty():
         for step in range(100):
             board.set(step=step)
             await asyncio.sleep(0.01)
@@ -181,9 +188,9 @@ async def test_it_is_written_on_change_but_not_more_than_twice_a_second(
 
 
 async def test_a_reader_never_finds_half_a_file(
-    board: Board, state: Path, monkeypatch: pytest.MonkeyPatch
+    duty: Duty, board: Board, state: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(status, "TICK_S", 0.001)
+    monkeypatch.setattr(on_duty, "TICK_S", 0.001)
     stop, wrong, read = threading.Event(), [], [0]
 
     def reads() -> None:
@@ -194,7 +201,7 @@ async def test_a_reader_never_finds_half_a_file(
             except ValueError as error:
                 wrong.append(error)
 
-    async with board.on_duty():
+    async with duty.on_duty():
         await written(state, lambda d: True)
         thread = threading.Thread(target=reads)
         thread.start()
@@ -208,9 +215,9 @@ async def test_a_reader_never_finds_half_a_file(
 
 
 async def test_a_full_disk_is_one_warning(
-    board: Board, state: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    duty: Duty, board: Board, state: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(status, "TICK_S", 0.01)
+    monkeypatch.setattr(on_duty, "TICK_S", 0.01)
     room = threading.Event()
     true = durable.replace
 
@@ -220,7 +227,7 @@ async def test_a_full_disk_is_one_warning(
         true(path, text, **options)
 
     monkeypatch.setattr(durable, "replace", full)
-    async with board.on_duty():
+    async with duty.on_duty():
         for step in range(20):
             board.set(step=step)
             await asyncio.sleep(0.02)
@@ -246,16 +253,16 @@ def test_a_write_that_fails_leaves_the_file_before(tmp_path: Path) -> None:
 
 
 async def test_on_a_full_disk_old_figures_are_shown_as_old(
-    board: Board, state: Path, monkeypatch: pytest.MonkeyPatch
+    duty: Duty, board: Board, state: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The daemon lives and says so at once, not after the silence that marks one that hangs."""
-    monkeypatch.setattr(status, "TICK_S", 0.01)
+    monkeypatch.setattr(on_duty, "TICK_S", 0.01)
     head = PeerHead.load(state.parent / "peer.toml")
 
     def full(path: Path, text: bytes, **options: bool) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    async with board.on_duty():
+    async with duty.on_duty():
         board.set(step=1)
         await written(state, lambda d: d["work"].get("step") == 1)
         assert look(head).stale is None
@@ -282,12 +289,14 @@ async def test_on_a_full_disk_old_figures_are_shown_as_old(
         assert look(head).stale is None
 
 
-async def test_a_disk_that_hangs_holds_nobody_up(board: Board, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_disk_that_hangs_holds_nobody_up(
+    duty: Duty, board: Board, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(status, "LAST_WORD_S", 0.2)
     disk = threading.Event()
     monkeypatch.setattr(durable, "replace", lambda path, text, **_: disk.wait(30))
     longest = 0.0
-    async with board.on_duty():
+    async with duty.on_duty():
         for step in range(60):
             before = time.monotonic()
             board.set(step=step)
@@ -309,10 +318,10 @@ async def test_a_disk_that_hangs_holds_nobody_up(board: Board, monkeypatch: pyte
     ],
 )
 async def test_why_it_ended_is_said_without_naming_files(
-    board: Board, state: Path, error: BaseException, cause: str
+    duty: Duty, board: Board, state: Path, error: BaseException, cause: str
 ) -> None:
     with pytest.raises(type(error)):  # noqa: PT012
-        async with board.on_duty():
+        async with duty.on_duty():
             board.phase("evaluating")
             raise error
     ended = document(state)["ended"]
@@ -345,28 +354,28 @@ def test_a_pace_follows_and_forgets(monkeypatch: pytest.MonkeyPatch) -> None:
 # --- the lock ------------------------------------------------------------------------------------------------
 
 
-async def test_one_daemon_per_folder(make_board: Callable[[], Board], state: Path) -> None:
-    async with make_board().on_duty():
+async def test_one_daemon_per_folder(make_duty: Callable[[], Duty], state: Path) -> None:
+    async with make_duty().on_duty():
         with pytest.raises(ConfigError) as refused:
-            async with make_board().on_duty():
+            async with make_duty().on_duty():
                 pass
         assert f"(pid {os.getpid()}) uses this state folder: {state}: stop it" in str(refused.value)
         assert "\n" not in str(refused.value)
         assert document(state)["ended"] is None, "the one that was refused wrote nothing"
-    async with make_board().on_duty():
+    async with make_duty().on_duty():
         assert holder(state) is not None
     assert holder(state) is None
-    left = make_board()
+    left = make_duty()
     duty = left.on_duty()
     await duty.__aenter__()
     left.forsake()
-    async with make_board().on_duty():
+    async with make_duty().on_duty():
         pass
     await duty.__aexit__(None, None, None)
 
 
-async def test_those_who_look_keep_nobody_out(make_board: Callable[[], Board], state: Path) -> None:
-    async with make_board().on_duty():
+async def test_those_who_look_keep_nobody_out(make_duty: Callable[[], Duty], state: Path) -> None:
+    async with make_duty().on_duty():
         pass
     stop = threading.Event()
 
@@ -379,7 +388,7 @@ async def test_those_who_look_keep_nobody_out(make_board: Callable[[], Board], s
         watcher.start()
     try:
         for _ in range(20):
-            async with make_board().on_duty():
+            async with make_duty().on_duty():
                 pass
     finally:
         stop.set()
@@ -387,20 +396,20 @@ async def test_those_who_look_keep_nobody_out(make_board: Callable[[], Board], s
             watcher.join()
 
 
-async def test_somebody_who_looks_a_little_longer(make_board: Callable[[], Board], state: Path) -> None:
-    async with make_board().on_duty():
+async def test_somebody_who_looks_a_little_longer(make_duty: Callable[[], Duty], state: Path) -> None:
+    async with make_duty().on_duty():
         pass
     looking = os.open(state / "lock", os.O_RDONLY)
     fcntl.flock(looking, fcntl.LOCK_SH)
     threading.Timer(0.12, os.close, (looking,)).start()
-    async with make_board().on_duty():
+    async with make_duty().on_duty():
         pass
 
 
-async def test_a_folder_that_cannot_be_used(board: Board, state: Path) -> None:
+async def test_a_folder_that_cannot_be_used(duty: Duty, state: Path) -> None:
     state.write_text("a file")  # noqa: ASYNC240
     with pytest.raises(ConfigError, match=r"lock: cannot be written .*: free it, or change \[peer\] state"):
-        async with board.on_duty():
+        async with duty.on_duty():
             pass
 
 
@@ -463,10 +472,10 @@ def test_never_started(peer_toml: Path) -> None:
 
 
 async def test_running_then_silent_then_stopped(
-    board: Board, peer_toml: Path, state: Path, monkeypatch: pytest.MonkeyPatch
+    duty: Duty, board: Board, peer_toml: Path, state: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     head = PeerHead.load(peer_toml)
-    async with board.on_duty():
+    async with duty.on_duty():
         board.phase("training", step=3, steps=12)
         await written(state, lambda d: d["work"])
         found = look(head)
@@ -488,11 +497,11 @@ async def test_running_then_silent_then_stopped(
 def test_killed(peer_toml: Path, state: Path) -> None:
     program = (
         "import asyncio\nfrom pathlib import Path\nfrom splitpeer.settings.peer import PeerConfig\n"
-        "from splitpeer.daemon.board import Board\n"
+        "from splitpeer.daemon.duty import Duty\n"
         "async def main():\n"
-        "    board = Board(PeerConfig.load(Path('peer.toml')))\n"
-        "    async with board.on_duty():\n"
-        "        board.phase('training', step=5, steps=12)\n"
+        "    duty = Duty(PeerConfig.load(Path('peer.toml')))\n"
+        "    async with duty.on_duty():\n"
+        "        duty.board.phase('training', step=5, steps=12)\n"
         "        await asyncio.sleep(100)\n"
         "asyncio.run(main())\n"
     )
@@ -510,9 +519,9 @@ def test_killed(peer_toml: Path, state: Path) -> None:
 
 
 async def test_ages_survive_a_reboot(
-    board: Board, peer_toml: Path, state: Path, monkeypatch: pytest.MonkeyPatch
+    duty: Duty, board: Board, peer_toml: Path, state: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with board.on_duty():
+    async with duty.on_duty():
         board.phase("training")
     path = state / "status.json"
     changed = document(state)
@@ -524,8 +533,8 @@ async def test_ages_survive_a_reboot(
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"version": 2, "pid": 1}', '{"version": 1}'])
-async def test_a_file_that_is_none_of_ours(board: Board, peer_toml: Path, state: Path, text: str) -> None:
-    async with board.on_duty():
+async def test_a_file_that_is_none_of_ours(duty: Duty, peer_toml: Path, state: Path, text: str) -> None:
+    async with duty.on_duty():
         pass
     (state / "status.json").write_text(text)
     found = look(PeerHead.load(peer_toml))

@@ -22,7 +22,7 @@ from rich.console import Console
 from splitpeer.cli import main
 from splitpeer.cli import status as command
 from splitpeer.cli.drain import drain
-from splitpeer.daemon.board import Board
+from splitpeer.daemon.duty import Duty
 from splitpeer.daemon.lock import Holder
 from splitpeer.daemon.observe import PeerHead, Seen, look
 from splitpeer.settings.peer import PeerConfig
@@ -32,10 +32,11 @@ import asyncio, os, signal, sys
 from pathlib import Path
 from splitpeer.settings.peer import PeerConfig
 from splitpeer.errors import JobFailed
-from splitpeer.daemon.board import Board
+from splitpeer.daemon.duty import Duty
 
 async def main(how):
-    asked, board = asyncio.Event(), Board(PeerConfig.load(Path("peer.toml")))
+    asked, duty = asyncio.Event(), Duty(PeerConfig.load(Path("peer.toml")))
+    board = duty.board
 
     def stop():
         if asked.is_set():
@@ -43,7 +44,7 @@ async def main(how):
         asked.set()
 
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop)
-    async with board.on_duty():
+    async with duty.on_duty():
         board.ready()
         board.phase("training", step=5, steps=12)
         await asyncio.sleep(0.6)
@@ -171,8 +172,9 @@ def test_plain_text_has_no_broken_lines(peer_toml: Path, run: Run) -> None:
 
 
 async def test_one_daemon_in_words_and_json(peer_toml: Path, run: Run) -> None:
-    board = Board(PeerConfig.load(peer_toml, environ={}))
-    async with board.on_duty():
+    duty = Duty(PeerConfig.load(peer_toml, environ={}))
+    board = duty.board
+    async with duty.on_duty():
         board.phase("working", job="glioma", step=3, steps=12, tls="TLSv1.3", octets_in=0)
         board.waits("gradients of step 4", deadline_s=3600)
         await asyncio.sleep(0.7)

@@ -25,7 +25,7 @@ from splitpeer.cli.options import (
 )
 from splitpeer.cli.terminal import echo
 from splitpeer.daemon import descriptors
-from splitpeer.daemon.board import Board
+from splitpeer.daemon.duty import Duty
 from splitpeer.errors import ConfigError
 from splitpeer.logs import event
 from splitpeer.preflight import notices
@@ -115,16 +115,16 @@ def serve(
     # Its home folder need not be writable; matplotlib reads this when it is imported.
     os.environ.setdefault("MPLCONFIGDIR", str(config.peer.state.absolute() / "matplotlib"))
     # The folder is taken and a line shown before torch is imported: that takes seconds on a slow machine.
-    with early.signals(), Board(config).held() as board:
+    with early.signals(), Duty(config).held() as duty:
         event(log, "peer.starting", role=config.peer.role, site=config.peer.site, pid=os.getpid())
         for found in notices(config):
             event(log, "peer.notice", logging.WARNING, about=found.check, text=found.text)
         if job is None:
             _import("splitpeer.site.client")
-            asyncio.run(_client(config, board, curious, verify))
+            asyncio.run(_client(config, duty, curious, verify))
             return
         _import("splitpeer.coordinator.coordinator", "splitpeer.daemon.console")
-        result = asyncio.run(_coordinator(config, job, board, resume, curious, verify, readmit))
+        result = asyncio.run(_coordinator(config, job, duty, resume, curious, verify, readmit))
     if as_json:
         echo_json(result)
 
@@ -163,19 +163,19 @@ def _stop_on_signals(before_leaving: Callable[[], None] = lambda: None) -> async
     return stop
 
 
-async def _client(config: PeerConfig, board: Board, curious: Path | None, verify: bool) -> None:
+async def _client(config: PeerConfig, duty: Duty, curious: Path | None, verify: bool) -> None:
     from splitpeer.site.client import Client
 
     # In a thread: a folder on a network drive that hangs must not make this deaf to signals.
     stop = _stop_on_signals()
-    client = await asyncio.to_thread(Client, config, stop, board=board, curious=curious, verify=verify)
+    client = await asyncio.to_thread(Client, config, stop, duty=duty, curious=curious, verify=verify)
     await client.run()
 
 
 async def _coordinator(
     config: PeerConfig,
     job: JobConfig,
-    board: Board,
+    duty: Duty,
     resume: bool | None,
     curious: Path | None,
     verify: bool,
@@ -199,7 +199,7 @@ async def _coordinator(
             stop,
             view,
             resume=resume,
-            board=board,
+            duty=duty,
             curious=curious,
             verify=verify,
             readmit=readmit,

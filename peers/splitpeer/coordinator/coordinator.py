@@ -17,8 +17,9 @@ from splitpeer.coordinator.remote_site import Site
 from splitpeer.coordinator.run_files import Result, RunFiles
 from splitpeer.coordinator.team import Team
 from splitpeer.coordinator.trainer import DISK_S, Loop
-from splitpeer.daemon.board import Board
+from splitpeer.daemon import happenings as h
 from splitpeer.daemon.console import View
+from splitpeer.daemon.duty import Duty
 from splitpeer.daemon.refusals import Refusals
 from splitpeer.daemon.witness import AGENT, Witness, terms_digest
 from splitpeer.data.directory import named_in
@@ -81,7 +82,7 @@ class Coordinator:
         view: shown to people while it runs.
         resume: True: go on with the job's last run. False: a new one. None: go on with the last, if there is one of
             the same terms; if that is over, `run` gives its result again.
-        board: what `serve` holds already; None: one of its own.
+        duty: what `serve` holds already; None: one of its own.
         curious: a file to record into what is sent and received.
         verify: read every mask to its end before sites are waited for, not only its header.
         readmit: sites whose part in the run goes to the next that joins with their certificate (SP-11.14-5).
@@ -95,7 +96,7 @@ class Coordinator:
         view: View,
         *,
         resume: bool | None = False,
-        board: Board | None = None,
+        duty: Duty | None = None,
         curious: Path | None = None,
         verify: bool = False,
         readmit: Collection[str] = (),
@@ -144,7 +145,8 @@ class Coordinator:
         schedule = make_schedule(optimiser, self._job.schedule, self._job.steps)
         self._half = CoordinatorHalf(decoder, optimiser, schedule, pick_device(config.runtime.device))
         self._witness = Witness(config, curious)
-        self._board = board or Board(config)
+        self._duty = duty or Duty(config)
+        self._board, self._report = self._duty.board, self._duty.report
         self._gradient_stacks = self._make_gradient_stacks()
         self._compute = Compute(config.runtime.threads)
         self._schema = schema_digest(cut_descriptors(self._job))
@@ -167,7 +169,7 @@ class Coordinator:
         )
         self._loop = Loop(
             self._job, job, self._half, self._team, self._labels, self._compute, self._files, self.result,
-            self._gradient_stacks, view=view, board=self._board, witness=self._witness,
+            self._gradient_stacks, view=view, board=self._board, report=self._report, witness=self._witness,
         )  # fmt: skip
 
     @property
@@ -181,17 +183,15 @@ class Coordinator:
         Raises:
             PeerError: what the user is told, with its exit code.
         """
-        async with (
-            self._board.on_duty(),
-            self._witness.on_duty(
-                job=self._job.name,
-                run=self._files.run.hex(),
-                terms=terms_digest(self._job),
-                sites=[f"{site.name} ({site.modality})" for site in self.sites],
-            ),
+        run = self._files.run.hex()
+        async with self._duty.on_duty(
+            self._witness,
+            job=self._job.name,
+            run=run,
+            terms=terms_digest(self._job),
+            sites=[f"{site.name} ({site.modality})" for site in self.sites],
         ):
-            self._board.set(job=self._job.name, run=self._files.run.hex(), steps=self._job.steps,
-                            absence=self._settings.absence.mode)  # fmt: skip
+            self._report(h.RunChosen(self._job.name, run, self._job.steps, self._settings.absence.mode))
             if self._files.record.state == "over":
                 return self._was_complete()
             return await self._serve()
@@ -201,8 +201,7 @@ class Coordinator:
         self.result = self._files.result() or self.result
         self._view.close()
         self._compute.close()
-        self._board.ready()
-        self._board.phase("done", step=self.result.step)
+        self._report(h.AlreadyComplete(self._job.name, self._files.run.hex(), self.result.step))
         event(log, "job.was_complete", job=self._job.name, run=self._files.run.hex()[:12],
               hint="--fresh starts another run")  # fmt: skip
         return self.result
@@ -224,8 +223,15 @@ class Coordinator:
                 timing=self._config.network.timing(),
                 refused=Refusals(self._witness.note),
             ) as listener:
-                self._board.set(address=listener.address)
-                self._board.ready()
+                self._report(
+                    h.CoordinatorStarted(
+                        self._config.peer.site,
+                        self._job.name,
+                        listener.address,
+                        self._files.run.hex(),
+                        self._labels.salt_check.hex(),
+                    )
+                )
                 event(log, "peer.start", role="coordinator", site=self._config.peer.site, job=self._job.name,
                       listen=listener.address, run=self._files.run.hex()[:12],
                       salt_check=self._labels.salt_check.hex())  # fmt: skip
@@ -256,7 +262,7 @@ class Coordinator:
                             s.name for s in self.sites
                         }:
                             self._files.record.over()
-                        self._board.phase("done")
+                        self._report(h.PhaseBegan("done"))
                     # A site that comes back now would be offered a job that is over.
                     accepting.cancel()
                     await asyncio.gather(accepting, return_exceptions=True)
@@ -374,7 +380,7 @@ class Coordinator:
             await asyncio.wait((work, stopping), return_when=asyncio.FIRST_COMPLETED)
             if not work.done():
                 self._loop.draining = True
-                self._board.phase("draining")
+                self._report(h.PhaseBegan("draining"))
                 event(log, "job.draining", step=self.result.step)
                 if self._files.opened:
                     leaving = [asyncio.create_task(site.left()) for site in self._team.present]
@@ -408,7 +414,7 @@ class Coordinator:
 
     async def _work(self) -> None:
         record = self._files.record
-        self._board.phase("gathering")
+        self._report(h.PhaseBegan("gathering"))
         if record.state == "farewell":
             await self._only_goodbyes()
             return

@@ -18,6 +18,7 @@ from splitpeer.coordinator.remote_site import Site, SiteRestarted
 from splitpeer.coordinator.run_files import Result, RunFiles
 from splitpeer.coordinator.team import Team
 from splitpeer.coordinator.withdrawals import Withdrawals
+from splitpeer.daemon import happenings as h
 from splitpeer.daemon.board import Board
 from splitpeer.daemon.console import View
 from splitpeer.daemon.witness import Witness
@@ -83,12 +84,13 @@ class Loop:
         *,
         view: View,
         board: Board,
+        report: h.Report,
         witness: Witness,
     ) -> None:
         self._job, self._settings, self._half, self._team = job, settings, half, team
         self._labels, self._compute, self._files, self._result = labels, compute, files, result
         self._gradient_stacks = gradient_stacks
-        self._view, self._board, self._witness = view, board, witness
+        self._view, self._board, self._report, self._witness = view, board, report, witness
         self._window = window_of(job)
         self._withdrawals = Withdrawals(files.record, settings.data)
         self._bad_masks: dict[bytes, str] = {}
@@ -204,7 +206,7 @@ class Loop:
         step, began = self.committed + 1, time.monotonic()
         if self._counted is None:
             self._counted = self._octets()
-        self._board.phase("training", step=self.committed, steps=self._job.steps)
+        self._report(h.TrainingBegan(self.committed, self._job.steps))
         until = self._boundary(step)
         try:
             await self._computed(stream.prepare, step - 1, until, what="the masks of the next batches")
@@ -309,7 +311,7 @@ class Loop:
             event(log, "job.not_evaluated", logging.WARNING, step=self.committed,
                   cause="no site here has the feature evaluate")  # fmt: skip
             return
-        self._board.phase("evaluating")
+        self._report(h.PhaseBegan("evaluating"))
         while not isinstance(volumes := await self._evaluate_with(self._evaluating(), keys), int):
             # SP-11.13-7, and a score is one of the same modalities from the first patient to the last. What was
             # announced is void.
@@ -430,7 +432,7 @@ class Loop:
     async def _checkpoint(self, *, leaving: bool = False) -> bool:
         """Have all halves of the committed step written; whether they were."""
         step, self._counted = self.committed, None
-        self._board.phase("saving")
+        self._report(h.PhaseBegan("saving"))
         most = self._settings.training.keep_checkpoints
         keep = [held for held in self._held if held < step][-most:]
         digests = await self._team.all(lambda site: site.save(step, keep, leaving=leaving))
@@ -465,7 +467,7 @@ class Loop:
         """
         cause = cause or "a site is at a later step than the coordinator"
         before = self.committed
-        self._board.phase("rolling back")
+        self._report(h.PhaseBegan("rolling back"))
         while True:
             try:
                 await self._team.all(Site.back)

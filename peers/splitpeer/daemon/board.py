@@ -1,14 +1,12 @@
-"""What a daemon is doing, for people: `status.json` in `[peer] state`, and a line for systemd.
+"""What a daemon is doing, for people: `status.json` in `[peer] state`.
 
-`Board` is written to by the roles and never holds them up; `splitpeer status` reads what it leaves. The file is
-replaced as a whole, on change at most every half second and every five seconds anyway, so that a daemon that hangs
-can be told from one that waits. Moments are given twice, as UTC and on this machine's monotonic clock: ages are the
-reader's to compute. Never in it: patients, names of image files.
+`Board` is written to by the roles and never holds them up; `splitpeer status` reads what it leaves. `Duty` has it
+written. Moments are given twice, as UTC and on this machine's monotonic clock: ages are the reader's to compute. Never
+in it: patients, names of image files.
 """
 
 from __future__ import annotations
 
-import asyncio
 import json
 import logging
 import math
@@ -17,12 +15,11 @@ import os
 import socket
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, Self, Unpack, cast
+from typing import Any, Unpack, cast
 
-from splitpeer.daemon.lock import StateLock, holder
 from splitpeer.daemon.status_schema import (
     NAME,
     VERSION,
@@ -36,30 +33,27 @@ from splitpeer.daemon.status_schema import (
     Work,
     WorkStatus,
 )
-from splitpeer.daemon.systemd import Notifier
-from splitpeer.errors import ConfigError, ConnectionRefused, DeadlinePassed, JobFailed
 from splitpeer.logs import event
 from splitpeer.settings.peer import PeerConfig
 from splitpeer.storage import durable
-from splitproto import SplitprotoError, __version__
+from splitproto import __version__
 from splitproto.errors import printable
 
 log = logging.getLogger(__name__)
 
 TICK_S, BEAT_S = 0.5, 5.0
+"""It is written on change, at most once a tick; and with every beat, so that who hangs is told from who waits."""
 RATE_S = 30.0
 """Rates are those of the last so many seconds."""
 LAST_WORD_S = 2.0
 """How long the last status may take to be written: a disk that hangs must not keep the process."""
-_SAYABLE = (ConnectionRefused, DeadlinePassed, JobFailed, SplitprotoError)
-"""Errors whose text names no file, hence no patient."""
 _LONGEST = 300  # characters of a text
 _COUNTERS = ("step", "octets_in", "octets_out")
 _BOOT = Path("/proc/sys/kernel/random/boot_id")
 
 
 class Board:
-    """What one daemon shows. Everything but `on_duty` only remembers: it never raises and never waits.
+    """What one daemon shows. Everything here only remembers: it never raises and never waits.
 
     Args:
         config: `peer.toml`.
@@ -67,9 +61,7 @@ class Board:
 
     def __init__(self, config: PeerConfig) -> None:
         peer = config.peer
-        self._folder = peer.state
-        self._lock = StateLock(peer.state)
-        self._notifier = Notifier()
+        self._path = peer.state / NAME
         self._head: Head = {
             "version": VERSION,
             "agent": f"splitpeer/{__version__}",
@@ -82,14 +74,17 @@ class Board:
             "boot": boot(),
             "started": _moment(),
         }
-        self._phase, self._phase_since = "starting", _moment()
-        self._ready = False
+        self.now = "starting"
+        """What it does: the phase."""
+        self._phase_since = _moment()
+        self.is_ready = False
         self._work: Work = {}
         self._waits: dict[str, Wait] = {}
         self._sites: dict[str, SiteStatus] = {}
         self._ended: Ended | None = None
         self._paces: dict[tuple[str, str], _Pace] = {}
-        self._changed = False
+        self.changed = False
+        """There is something to write."""
         self._pen: _Pen | None = None
         self._failed = False
 
@@ -97,27 +92,23 @@ class Board:
 
     def ready(self) -> None:
         """It works: a coordinator listens, a client has read its settings and data and dials."""
-        self._ready = self._changed = True
-        self._notifier.ready()
+        self.is_ready = self.changed = True
 
     def phase(self, phase: str, **fields: Unpack[Work]) -> None:
         """What it does from now on, such as "gathering", "training", "draining"; and `fields` as in `set`."""
         self.set(**fields)
-        if phase != self._phase:
-            self._phase, self._phase_since = phase, _moment()
-            if phase == "draining":
-                self._notifier.stopping()
-            self._notifier.status(self.line())
+        if phase != self.now:
+            self.now, self._phase_since = phase, _moment()
 
     def set(self, **fields: Unpack[Work]) -> None:
         """Figures of the work; counters become rates."""
         self._work.update(fields)
-        self._changed = True
+        self.changed = True
 
     def pause(self) -> None:
         """The work stands still; rates start again with it."""
         self._paces.clear()
-        self._changed = True
+        self.changed = True
 
     def waits(self, what: str | None, *, who: str = "", deadline_s: float | None = None) -> None:
         """What is waited for; since when is noted when `what` changes.
@@ -127,7 +118,7 @@ class Board:
             who: at a coordinator, the site.
             deadline_s: how long from now; None: not known, or without end.
         """
-        self._changed = True
+        self.changed = True
         if what is None:
             self._waits.pop(who, None)
             return
@@ -148,98 +139,43 @@ class Board:
         if "absent_since" in fields:
             known["absent_since"] = _instant(fields.pop("absent_since"))
         known.update(cast("SiteStatus", fields))
-        self._changed = True
+        self.changed = True
 
-    # --- on duty -------------------------------------------------------------------------------------------
+    # --- the file --------------------------------------------------------------------------------------------
 
-    @contextmanager
-    def held(self) -> Iterator[Self]:
-        """Hold the state folder, and show what is told, until the block is left; a block in a block changes nothing.
+    def open(self) -> None:
+        """From here on `write` writes. The folder is to be held."""
+        self._pen = _Pen(self._path)
+        self.write()
 
-        Raises:
-            ConfigError: another splitpeer holds the folder, or it cannot be used.
+    def end(self, cause: str) -> str:
+        """The last word: how it stopped, in one line.
+
+        Args:
+            cause: empty: in good order.
         """
-        if self._pen is not None:
-            yield self
-            return
-        self._take()
-        self._pen = _Pen(self._folder / NAME)
-        self._write()
-        cause = ""
-        try:
-            yield self
-        except BaseException as error:
-            cause = str(error) if isinstance(error, _SAYABLE) else type(error).__name__
-            raise
-        finally:
-            self._ended = {"at": _moment(), "phase": self._phase, "cause": cause}
-            self._notifier.stopping()
-            self._notifier.status(f"stopped while {self._phase}: {cause}" if cause else "stopped")
-            self._write()
-            self.forsake()
+        self._ended = {"at": _moment(), "phase": self.now, "cause": cause}
+        self.write()
+        return f"stopped while {self.now}: {cause}" if cause else "stopped"
 
-    @asynccontextmanager
-    async def on_duty(self) -> AsyncIterator[None]:
-        """`held`, and give a sign of life from the event loop once a tick."""
-        with self.held():
-            self._notifier.explain_hangs()
-            beating = asyncio.create_task(self._beat())
-            try:
-                yield
-            finally:
-                beating.cancel()
-                await asyncio.wait((beating,))
-
-    def forsake(self) -> None:
-        """Let go of the folder as it is, as the kernel does for a process that died. `held` ends with it."""
+    def close(self) -> None:
+        """No more; what was written last may take `LAST_WORD_S`."""
         if self._pen is not None:
             self._pen.close(LAST_WORD_S)
             self._pen = None
-        self._lock.release()
-
-    def _take(self) -> None:
-        # Somebody who only looks (`holder`) keeps it for a moment.
-        for _ in range(10):
-            if self._lock.take():
-                return
-            time.sleep(0.05)
-        held = holder(self._folder)
-        who = f" (pid {held.pid})" if held and held.pid else ""
-        raise ConfigError(
-            f"another splitpeer{who} uses this state folder: {self._folder}: stop it (splitpeer drain), "
-            "or give this peer a [peer] state of its own"
-        )
-
-    async def _beat(self) -> None:
-        """In the event loop, so that what stops the loop stops the signs of life."""
-        watchdog = self._notifier.watchdog_s
-        tick = min(TICK_S, watchdog) if watchdog else TICK_S
-        written = fed = told = time.monotonic()
-        self._notifier.alive()
-        while True:
-            await asyncio.sleep(tick)
-            now = time.monotonic()
-            if watchdog and now - fed >= watchdog - tick:
-                self._notifier.alive()
-                fed = now
-            if self._changed or now - written >= BEAT_S:
-                self._write()
-                written = now
-            if now - told >= BEAT_S:
-                self._notifier.status(self.line())
-                told = now
 
     def line(self) -> str:
         """All in one line."""
         step, steps = self._work.get("step"), self._work.get("steps")
-        parts = [self._phase, f"step {step} of {steps}" if steps is not None else ""]
+        parts = [self.now, f"step {step} of {steps}" if steps is not None else ""]
         parts += [
             f"waits for {who + ': ' if who else ''}{one['what']}" for who, one in list(self._waits.items())
         ]
         return ", ".join(part for part in parts if part)
 
-    def _write(self) -> None:
-        self._changed = False
+    def write(self) -> None:
+        """Have the file replaced, soon, by a thread of its own."""
+        self.changed = False
         if self._pen is None:
             return
         try:
@@ -253,8 +189,8 @@ class Board:
         return {
             **self._head,
             "written": _moment(),
-            "ready": self._ready,
-            "phase": self._phase,
+            "ready": self.is_ready,
+            "phase": self.now,
             "phase_since": self._phase_since,
             "work": cast("WorkStatus", self._with_rates("", self._work)),
             "waits": [one for _, one in sorted(self._waits.items())],

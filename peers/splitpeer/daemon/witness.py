@@ -17,10 +17,10 @@ from typing import Any
 
 from splitpeer.captures.recorder import Limits, Recorder, State, read_key
 from splitpeer.daemon.trail import LOST, Trail
-from splitpeer.errors import ConfigError, ConnectionRefused, DeadlinePassed, DiskTrouble, JobFailed
+from splitpeer.errors import ConfigError, DiskTrouble, sayable
 from splitpeer.logs import event
 from splitpeer.settings.peer import PeerConfig
-from splitproto import Session, SplitprotoError, __version__, codec
+from splitproto import Session, __version__, codec
 from splitproto.capture import Header, Party, Sampling
 from splitproto.fields import write_map
 from splitproto.messages import Job, JobAccept, JobOffer
@@ -29,8 +29,6 @@ from splitproto.secretfile import how_to_close, open_to_others
 log = logging.getLogger(__name__)
 
 AGENT = f"splitpeer/{__version__}"
-_SAYABLE = (ConnectionRefused, DeadlinePassed, JobFailed, SplitprotoError)
-"""Errors whose text names no file, hence no patient."""
 UNWRITTEN = 10_000
 """Lines of the trail that wait for room at most; the oldest go first, and are counted."""
 
@@ -81,7 +79,7 @@ class Witness:
         try:
             yield
         except BaseException as error:
-            cause = str(error) if isinstance(error, _SAYABLE) else type(error).__name__
+            cause = sayable(error)
             raise
         finally:
             await self._end_capture(

@@ -15,7 +15,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
-from splitpeer.daemon.board import Board
+from splitpeer.daemon import happenings as h
+from splitpeer.daemon.duty import Duty
 from splitpeer.daemon.witness import AGENT, Witness, terms_digest
 from splitpeer.data.directory import named_in
 from splitpeer.data.findings import lacking_warning, naming_warnings
@@ -99,7 +100,7 @@ class Client:
     Args:
         config: a client's `peer.toml`.
         stop: set to leave in good order: the pending step is finished and a checkpoint written.
-        board: what `serve` holds already; None: one of its own.
+        duty: what `serve` holds already; None: one of its own.
         curious: a file to record into what is sent and received.
         verify: read every image to its end before dialling, not only its header.
     """
@@ -109,7 +110,7 @@ class Client:
         config: PeerConfig,
         stop: asyncio.Event,
         *,
-        board: Board | None = None,
+        duty: Duty | None = None,
         curious: Path | None = None,
         verify: bool = False,
     ) -> None:
@@ -135,7 +136,8 @@ class Client:
         if (ledger := open_ledger(config)) is not None:
             ledger.close()
         self._witness = Witness(config, curious)
-        self._board = board or Board(config)
+        self._duty = duty or Duty(config)
+        self._board, self._report = self._duty.board, self._duty.report
         self._compute = Compute(config.runtime.threads)
         self._job: SiteJob | None = None
         self._deadline: float | None = None
@@ -162,12 +164,10 @@ class Client:
         for cause in self._findings:
             event(log, "data.warning", logging.WARNING, cause=cause)
         tell(self._volumes)
-        async with (
-            self._board.on_duty(),
-            self._witness.on_duty(modality=self._config.peer.modality, coordinator=self._address),
+        async with self._duty.on_duty(
+            self._witness, modality=self._config.peer.modality, coordinator=self._address
         ):
-            self._board.set(address=self._address)
-            self._board.ready()
+            self._report(h.Ready(self._address))
             try:
                 await self._serve()
             except (PeerError, SplitprotoError) as error:
@@ -246,10 +246,7 @@ class Client:
         else:
             # A link that came up and died before any work was no success: the pauses go on growing.
             await self._wait()
-        self._board.phase("dialling")
-        # A rate is that of the work: the time without a coordinator is none of it.
-        self._board.pause()
-        self._board.waits("the coordinator to answer", deadline_s=max(0.0, self._deadline - loop.time()))
+        self._report(h.Dialling(max(0.0, self._deadline - loop.time())))
         while not self._stop.is_set():
             try:
                 session = await self._or_stop(
@@ -331,7 +328,7 @@ class Client:
     async def _leave(self) -> None:
         if self._job is not None:
             job = self._job
-            self._board.phase("draining")
+            self._report(h.PhaseBegan("draining"))
             held = await self._held(job)
             # One that came back without its memory has nothing to save before it was told where to go on.
             if job.applied not in held and not job.lost:
@@ -400,7 +397,7 @@ class Client:
             if self._job is not None and self._job.applied == self._job.job.steps:
                 mark_complete(self._job.folder)
             event(log, "job.complete", **named)
-            self._board.phase("done")
+            self._report(h.PhaseBegan("done"))
             return True
         if bye.reason == "failed":
             raise JobFailed(f"the coordinator ended the job: {printable(bye.text)}")
@@ -456,7 +453,7 @@ class Client:
             await session.send(JobDecline(error.code, error.reason))
             await session.close("failed", error.reason)
             raise JobFailed(f"job {offer.job.name} declined: {error.reason}") from None
-        self._board.phase("joining")
+        self._report(h.PhaseBegan("joining"))
         job = self._job
         if job is None:  # pragma: no cover - it was just taken up
             raise UnexpectedMessage("no job")
@@ -510,7 +507,7 @@ class Client:
     async def _work(self, session: Session, job: SiteJob) -> Bye:
         stopping_until = float("inf")
         loop = asyncio.get_running_loop()
-        self._board.phase("working")
+        self._report(h.PhaseBegan("working"))
         while True:
             if session.rotation_due and not job.waiting_for_gradients:
                 return Bye("rotate", session.rotation_cause)
@@ -533,7 +530,7 @@ class Client:
                 # SP-11-12: a site that leaves finishes the step that others wait for.
                 if not job.waiting_for_gradients or loop.time() > stopping_until:
                     raise
-                self._board.phase("draining")
+                self._report(h.PhaseBegan("draining"))
                 stopping_until = min(stopping_until, loop.time() + LEAVE_S)
                 try:
                     message = await session.receive(LEAVE_S, "the gradients of the pending step")

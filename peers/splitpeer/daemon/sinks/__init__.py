@@ -1,0 +1,1 @@
+"""Where happenings go: a file for each place, which says what is seen there of which happening."""

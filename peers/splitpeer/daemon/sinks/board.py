@@ -1,0 +1,76 @@
+"""Happenings as figures of `status.json`."""
+
+from __future__ import annotations
+
+from splitpeer.daemon import happenings as h
+from splitpeer.daemon.board import Board
+
+
+class BoardSink:
+    """Keeps `board` up to date."""
+
+    def __init__(self, board: Board) -> None:
+        self._board = board
+
+    def __call__(self, happening: h.Happening) -> None:
+        self._daemon(happening)
+        self._run(happening)
+        self._site(happening)
+
+    def _daemon(self, happening: h.Happening) -> None:
+        board = self._board
+        match happening:
+            case h.PhaseBegan(phase):
+                board.phase(phase)
+            case h.TrainingBegan(step, steps):
+                board.phase("training", step=step, steps=steps)
+            case h.Dialling(patience_s):
+                board.phase("dialling")
+                # A rate is that of the work: the time without a coordinator is none of it.
+                board.pause()
+                board.waits("the coordinator to answer", deadline_s=patience_s)
+            case h.Draining():
+                board.phase("draining")
+            case h.JobComplete():
+                board.phase("done")
+            case h.Ready(address) | h.CoordinatorStarted(listen=address):
+                board.set(address=address)
+                board.ready()
+            case h.AlreadyComplete(step=step):
+                board.ready()
+                board.phase("done", step=step)
+
+    def _run(self, happening: h.Happening) -> None:
+        board = self._board
+        match happening:
+            case h.RunChosen(job, run, steps, absence):
+                board.set(job=job, run=run, steps=steps, absence=absence)
+            case h.RunResumes(step, steps):
+                board.set(step=step, steps=steps)
+            case h.StepCommitted(step=step, loss=loss):
+                board.set(step=step, loss=loss)
+            case h.Evaluated(dice=dice, modalities=modalities):
+                board.set(dice=dice, modalities=list(modalities))
+            case h.CheckpointsHeld(steps_held):
+                board.set(checkpoints=list(steps_held))
+            case h.RunRolledBack(step=step, checkpoints=checkpoints):
+                board.set(step=step, checkpoints=list(checkpoints))
+            case h.WithdrawnInAll(patients=patients):
+                board.set(withdrawn=patients)
+
+    def _site(self, happening: h.Happening) -> None:
+        board = self._board
+        match happening:
+            case h.LinkUp(coordinator, tls):
+                board.waits(None)
+                board.set(coordinator=coordinator, tls=tls)
+            case h.JobJoined(job, run, step, steps, checkpoints):
+                board.set(job=job, run=run, step=step, steps=steps, checkpoints=list(checkpoints))
+            case h.StepApplied(step, octets_in, octets_out):
+                board.set(step=step, octets_in=octets_in, octets_out=octets_out)
+            case h.StepCounted(step) | h.SiteRolledBack(step=step):
+                board.set(step=step)
+            case h.SiteSaved(checkpoints=checkpoints):
+                board.set(checkpoints=list(checkpoints))
+            case h.MissingChanged(missing=missing):
+                board.set(missing=list(missing))
