@@ -19,8 +19,8 @@ from splitproto.states import Side
 from tests.spec import test_vectors
 from tests.spec.mutants import MUTANTS, Mutant
 
-USED = ("roles.compute", "roles.terms", "training.optimiser", "data.augment", "data.pseudonym", "data.sampling",
-        "data.volumes", "data.layouts", "data.geometry")  # fmt: skip
+USED = ("federation.compute", "federation.terms", "training.optimiser", "data.augment", "data.pseudonym",
+        "data.sampling", "data.volumes", "data.layouts", "data.geometry")  # fmt: skip
 NOTICED = (Exception, pytest.fail.Exception)
 
 
@@ -28,7 +28,7 @@ NOTICED = (Exception, pytest.fail.Exception)
 def _imported() -> None:
     """Before the first bug: a module that is imported while one is in place would keep it."""
     for name in USED:
-        pytest.importorskip(f"splitpeer.{name}")
+        test_vectors.of_the_peer(name)
 
 
 def checks(family: str) -> Iterator[tuple[Callable[..., None], list[dict[str, Any]]]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import ssl
 import subprocess
@@ -28,6 +29,13 @@ from splitproto.tensors import DTYPES, Descriptor
 VECTORS = Path(__file__).parents[2] / "spec" / "vectors"
 Case = dict[str, Any]
 NAMES = {cls.name for cls in (*errors.BY_CODE.values(), *capture.CaptureError.__subclasses__())}
+
+
+def of_the_peer(name: str) -> Any:
+    """A module of splitpeer. The test is skipped where torch is missing, and fails where the module was moved."""
+    for needed in ("torch", "pydantic", "nibabel"):
+        pytest.importorskip(needed)
+    return importlib.import_module(f"splitpeer.{name}")
 
 
 def cases(family: str, operation: str | None = None) -> list[Any]:
@@ -184,7 +192,7 @@ def test_body(case: Case) -> None:
 @pytest.mark.parametrize("case", cases("tensors", "bf16"))
 def test_bfloat16(case: Case) -> None:
     pytest.importorskip("torch")
-    compute = pytest.importorskip("splitpeer.federation.compute")
+    compute = of_the_peer("federation.compute")
     single = np.array([int(case["input"], 16)], "<u4").view("<f4")
     sent = compute.to_wire({"x": single}, "bf16")["x"]
     if "nan" in case["expect"]:
@@ -442,26 +450,26 @@ def test_holder(case: Case) -> None:
 @pytest.mark.parametrize("case", cases("digests", "batch"))
 def test_batch_digest(case: Case) -> None:
     pytest.importorskip("monai")
-    sampling = pytest.importorskip("splitpeer.data.sampling")
+    sampling = of_the_peer("data.sampling")
     samples = [sampling.Sample(bytes.fromhex(s["key"]), tuple(s["origin"])) for s in case["samples"]]
     compare(case, sampling.batch_digest(case["step"], samples, value_of(case["seed"])).hex())
 
 
 @pytest.mark.parametrize("case", cases("digests", "pseudonym"))
 def test_pseudonym(case: Case) -> None:
-    pseudonym = pytest.importorskip("splitpeer.data.pseudonym")
+    pseudonym = of_the_peer("data.pseudonym")
     compare(case, pseudonym.pseudonym(bytes.fromhex(case["salt"]), case["patient"]).hex())
 
 
 @pytest.mark.parametrize("case", cases("digests", "salt-check"))
 def test_salt_check(case: Case) -> None:
-    pseudonym = pytest.importorskip("splitpeer.data.pseudonym")
+    pseudonym = of_the_peer("data.pseudonym")
     compare(case, pseudonym.salt_check(bytes.fromhex(case["salt"])).hex())
 
 
 @pytest.mark.parametrize("case", cases("digests", "salt-file"))
 def test_salt_file(case: Case) -> None:
-    pseudonym = pytest.importorskip("splitpeer.data.pseudonym")
+    pseudonym = of_the_peer("data.pseudonym")
     try:
         found = {"salt": pseudonym.parse_salt(bytes.fromhex(case["content"])).hex()}
     except ValueError:
@@ -471,7 +479,7 @@ def test_salt_file(case: Case) -> None:
 
 @pytest.mark.parametrize("case", cases("digests", "augmentation"))
 def test_augmentation(case: Case) -> None:
-    augment = pytest.importorskip("splitpeer.data.augment")
+    augment = of_the_peer("data.augment")
     seed, expect = value_of(case["seed"]), case["expect"]
     plan = augment.derive(seed, case["index"], case["modality"])
     assert (list(plan.flips), plan.turns) == (expect["flips"], expect["turns"])
@@ -489,7 +497,7 @@ def test_augmentation(case: Case) -> None:
 @pytest.mark.parametrize("case", cases("learning", "terms"))
 def test_terms(case: Case) -> None:
     """SP-11-2: what a site without a policy against it makes of an offer whose schema it would compute itself."""
-    terms = pytest.importorskip("splitpeer.federation.terms")
+    terms = of_the_peer("federation.terms")
     job = messages.Job(**read_map(messages.Job, value_of(case["job"]), "job"))
 
     def work() -> list[Descriptor]:
@@ -513,7 +521,7 @@ def test_terms(case: Case) -> None:
 def learner(case: Case) -> tuple[Any, Any, Any]:
     """One float32 parameter, its optimiser and the schedule of it."""
     torch = pytest.importorskip("torch")
-    optimiser = pytest.importorskip("splitpeer.training.optimiser")
+    optimiser = of_the_peer("training.optimiser")
     parameter = torch.nn.Parameter(torch.tensor(case.get("weights", [0.0])))
     made = optimiser.make_optimiser(
         [parameter],
@@ -553,14 +561,14 @@ def test_optimiser(case: Case) -> None:
 
 def data_case(case: Case) -> tuple[Any, Any]:
     """The site's reader, and a file as one of its cases."""
-    volumes, layouts = (pytest.importorskip(f"splitpeer.data.{name}") for name in ("volumes", "layouts"))
+    volumes, layouts = (of_the_peer(f"data.{name}") for name in ("volumes", "layouts"))
     return volumes, layouts.Case("p", VECTORS / "data" / case["file"])
 
 
 @pytest.mark.parametrize("case", cases("data", "window"))
 def test_window_of_a_file(case: Case) -> None:
     volumes, file = data_case(case)
-    augment = pytest.importorskip("splitpeer.data.augment")
+    augment = of_the_peer("data.augment")
     spacing = None if case["spacing"] is None else tuple(case["spacing"])
     header = volumes.read_header(file)
     grid, expect = volumes.grid_of(file, header, spacing), case["expect"]
@@ -589,7 +597,7 @@ def test_window_of_a_file(case: Case) -> None:
 @pytest.mark.parametrize("case", cases("data", "unusable"))
 def test_file_that_cannot_be_used(case: Case) -> None:
     volumes, file = data_case(case)
-    errors_of = pytest.importorskip("splitpeer.errors")
+    errors_of = of_the_peer("errors")
     held = volumes.Volumes([file], salt=bytes(32))
     with pytest.raises(errors_of.DataError):
         held.window(held.keys()[0], (0, 0, 0), (1, 1, 1))
@@ -597,7 +605,7 @@ def test_file_that_cannot_be_used(case: Case) -> None:
 
 @pytest.mark.parametrize("case", cases("data", "grids"))
 def test_grids_agree(case: Case) -> None:
-    geometry = pytest.importorskip("splitpeer.data.geometry")
+    geometry = of_the_peer("data.geometry")
     one, other = (
         geometry.Geometry(**{name: tuple(numbers) for name, numbers in case[which].items()})
         for which in ("one", "other")

@@ -49,7 +49,7 @@ def test_settings_without_defences_need_no_torch(tmp_path: Path) -> None:
     code = """
 import sys
 from splitpeer.settings.peer import PeerConfig
-from splitpeer.settings.loading.templates import peer_toml
+from splitpeer.settings.templates import peer_toml
 from pathlib import Path
 path = Path("peer.toml")
 text = peer_toml(role="client", site="north", federation="demo", modality="t1")

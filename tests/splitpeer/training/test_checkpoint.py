@@ -197,7 +197,7 @@ KILLED = """
 import os, signal, stat, sys
 from pathlib import Path
 import torch
-from splitpeer.training import checkpoint
+from splitpeer.storage import checkpoint
 def killed(what, *more):
     if not isinstance(what, int) or stat.S_ISREG(os.fstat(what).st_mode):
         os.kill(os.getpid(), signal.SIGKILL)
