@@ -16,9 +16,12 @@ from torch import Tensor, nn
 
 from splitpeer.attacks.base import View
 from splitpeer.attacks.evidence import AveragedLevel
-from splitpeer.defences.base import IMAGE, Defence, Release, Stack, Tensors, make_stack, parse_all
-from splitpeer.defences.image import make_image_stack
-from splitpeer.defences.shape import Projection
+from splitpeer.defences.base import Defence, Tensors
+from splitpeer.defences.image.stack import make_image_stack
+from splitpeer.defences.kinds import parse_all
+from splitpeer.defences.randomness import Release
+from splitpeer.defences.specs import by_place
+from splitpeer.defences.stack import Stack, make_stack
 from splitpeer.errors import AttackImpossible, ConfigError
 from splitproto.messages import Sample
 
@@ -53,18 +56,17 @@ class SimulatedDefences:
         written = view.defences if adaptive else ()
         learned = {d.spec: d for d in getattr(getattr(model, "stack", None), "defences", ())}
         try:
-            parts = parse_all([w for w in written if not w.startswith(IMAGE)], "activations")
+            announced = by_place(written)
+            parts = parse_all(announced.activations, "activations")
             stack = make_stack(
-                [d.spec for d in parts if not d.structural],
+                [d for d in parts if not d.kind.structural],
                 key=key,
                 channels=view.channels,
                 dimensions=view.dimensions,
-                after=[d.spec for d in parts if d.structural],
+                after=[str(d) for d in parts if d.kind.structural],
                 strict=False,
             )
-            self._image = make_image_stack(
-                [w.removeprefix(IMAGE) for w in written if w.startswith(IMAGE)], key
-            )
+            self._image = make_image_stack(announced.image, key)
         except ConfigError as error:
             raise AttackImpossible(
                 f"the capture names a defence that cannot be simulated ({error}): "
@@ -75,7 +77,7 @@ class SimulatedDefences:
             learned[d.spec] if d.spec in learned and any(True for _ in d.parameters()) else d
             for d in stack.defences
         ]
-        self.kept = any(defence.values.get("kept") for defence in self._stack)
+        self.kept = any(defence.spec.kept for defence in self._stack)
 
     def __bool__(self) -> bool:
         return bool(self._stack)
@@ -102,7 +104,7 @@ class SimulatedDefences:
     def mixed(self) -> frozenset[str]:
         """Levels whose channels go through a secret matrix, the same for all samples."""
         return frozenset(
-            name for name in self._levels for d in self._stack if isinstance(d, Projection) and d.covers(name)
+            name for name in self._levels for d in self._stack if d.kind.channel_mixing and d.covers(name)
         )
 
     def release(self, tensors: Tensors, number: int, view: int = 0) -> Tensors:
@@ -146,7 +148,7 @@ class SimulatedDefences:
     @torch.no_grad()
     def effects(self, tensors: Tensors) -> dict[str, Effect]:
         """What the defences do to each level, learned from draws around `tensors`; secret matrices apart."""
-        stack = [d for d in self._stack if not isinstance(d, Projection)]
+        stack = [d for d in self._stack if not d.kind.channel_mixing]
         if not stack:
             ones = torch.ones(len(next(iter(tensors.values()))))
             return {name: Effect(ones.to(t), torch.zeros_like(ones).to(t)) for name, t in tensors.items()}

@@ -19,8 +19,10 @@ from torch import Tensor, nn
 
 from splitpeer.attacks.base import Knowledge, View
 from splitpeer.attacks.simulated_defences import SimulatedDefences
-from splitpeer.defences.base import IMAGE, Release, Tensors
+from splitpeer.defences.base import Tensors
 from splitpeer.defences.network import Defended, build_network
+from splitpeer.defences.randomness import Release
+from splitpeer.defences.specs import by_place
 from splitpeer.errors import AttackImpossible
 from splitpeer.models import Decoder, site_seed
 from splitpeer.training.loss import region_loss
@@ -188,7 +190,7 @@ class Surrogates:
 
 def known_defences(view: View, knowledge: Knowledge) -> list[str]:
     """The defences of activations that an adaptive adversary simulates, as written; of a naive one none."""
-    return [spec for spec in view.defences if not spec.startswith(IMAGE)] if knowledge.adaptive else []
+    return list(by_place(view.defences).activations) if knowledge.adaptive else []
 
 
 def _frozen(decoder: Decoder, view: View, name: str) -> Decoder:

@@ -6,9 +6,9 @@ import numpy as np
 import torch
 
 from splitpeer.attacks.base import Knowledge, View
-from splitpeer.defences.base import parse
-from splitpeer.defences.catalogue import CATALOGUE
-from splitpeer.defences.noise import Gaussian, rms
+from splitpeer.defences.activation.noise import rms
+from splitpeer.defences.kinds import parse_all
+from splitpeer.defences.specs import Noise, by_place
 from splitpeer.privacy.dfil import dfil, mse_floor
 
 
@@ -19,8 +19,8 @@ def gaussian_bound(view: View, knowledge: Knowledge, images: np.ndarray) -> str 
         images: float32 [N, 1, *spatial] under attack, in normalised intensities (deviation about 1).
     """
     model = knowledge.model
-    written = [parse(d, "activations", CATALOGUE) for d in view.defences if not d.startswith("image/")]
-    noises = [d for d in written if isinstance(d, Gaussian)]
+    written = parse_all(by_place(view.defences).activations, "activations")
+    noises = [d for d in written if d.kind.additive_noise == Noise("gaussian", "rms")]
     if model is None or not noises:
         return None
     with torch.no_grad():
@@ -35,7 +35,7 @@ def gaussian_bound(view: View, knowledge: Knowledge, images: np.ndarray) -> str 
     sigma = {name: value if widths[name] > 0 else float("inf") for name, value in sigma.items()}
     if any(value == 0 for value in sigma.values()):
         return None
-    kept = all(d.values["kept"] for d in noises)
+    kept = all(d.kept for d in noises)
     releases = 1 if kept else max(len(target.shots) for target in view.targets)
     found = float(np.median(dfil(model, images, sigma)))
     floor = float(mse_floor(found, releases))

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from splitpeer.attacks.base import Knowledge, View
 from splitpeer.audit.cohort import Samples
-from splitpeer.defences import build_network
+from splitpeer.defences.network import build_network
+from splitpeer.defences.specs import by_place
 from splitpeer.errors import ConfigError
 from splitpeer.models import Decoder, build_decoder
 from splitpeer.storage import checkpoint
@@ -88,12 +89,12 @@ def _parameters(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def _encoder(view: View, parameters: Mapping[str, Tensor], path: Path) -> nn.Module:
     # Without defences, or where they were tried offline, the checkpoint is a bare encoder's; trained parts of
     # defences (a bottleneck, learnt noise) lie in the same checkpoint.
-    plain = [d for d in view.defences if not d.startswith("image/")]
+    plain = by_place(view.defences).activations
     networks = [
         build_network(
             view.dimensions, view.features, view.levels, written, key=bytes(32), seed=0, strict=False
         )
-        for written in dict.fromkeys([tuple(plain), ()])
+        for written in dict.fromkeys([plain, ()])
     ]
     fitting = [network for network in networks if _fits(network, parameters)]
     return _loaded((fitting or networks)[0], parameters, path, "encoder")

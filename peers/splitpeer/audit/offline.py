@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from splitpeer.attacks.base import Shot, Target, View
-from splitpeer.defences import Release, make_stack
-from splitpeer.defences.network import defend
+from splitpeer.defences.randomness import Release
+from splitpeer.defences.stack import defend, make_stack
 from splitpeer.errors import ConfigError
 
 
@@ -25,7 +25,7 @@ def redefended(view: View, written: Sequence[str], *, seed: int, views: int = 1)
         )
     key = hashlib.sha256(f"offline defence\0{seed}".encode()).digest()
     stack = make_stack(list(written), key=key, channels=view.channels, dimensions=view.dimensions)
-    if changing := [d.name for d in stack.defences if not d.offline]:
+    if changing := [d.kind.name for d in stack.defences if not d.kind.offline]:
         raise ConfigError(
             f"{', '.join(changing)} changes the training, so it cannot be tried on recorded traffic: "
             "rehearse it with splitpeer audit"

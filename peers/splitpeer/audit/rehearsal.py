@@ -18,8 +18,12 @@ from splitpeer.audit.cohort import Cohort
 from splitpeer.captures.parts import PartWriter
 from splitpeer.data.loader import SiteData
 from splitpeer.data.sampling import TrainingSchedule, batch_digest, split_patients
-from splitpeer.defences import Defended, Release, build_network, defend, make_image_stack, make_stack
+from splitpeer.defences.image.stack import make_image_stack
 from splitpeer.defences.key import for_peer, from_seed
+from splitpeer.defences.network import Defended, build_network
+from splitpeer.defences.randomness import Release
+from splitpeer.defences.specs import placed
+from splitpeer.defences.stack import defend, make_stack
 from splitpeer.errors import DataError
 from splitpeer.federation.batches import TrainingStream
 from splitpeer.federation.compute import from_wire, to_wire
@@ -56,11 +60,7 @@ class Protection:
     @property
     def label(self) -> str:
         """For tables."""
-        parts = [
-            *self.defences,
-            *(f"image/{d}" for d in self.image),
-            *(f"gradients/{d}" for d in self.gradients),
-        ]
+        parts = (*self.defences, *placed("image", self.image), *placed("gradients", self.gradients))
         return " + ".join(parts) or "none"
 
 

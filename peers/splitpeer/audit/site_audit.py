@@ -16,13 +16,13 @@ from splitpeer.audit.stand_in_task import StandInTask
 from splitpeer.data.layouts import find_images, find_labels
 from splitpeer.data.pseudonym import load_salt
 from splitpeer.data.volumes import Volumes
-from splitpeer.defences import Defended
-from splitpeer.defences.dp import mechanism
+from splitpeer.defences.activation.dp import mechanism
+from splitpeer.defences.network import Defended
 from splitpeer.errors import ConfigError
 from splitpeer.privacy.accounting import epsilon
 from splitpeer.report.model import Privacy, configuration
 from splitpeer.settings.job import JobConfig
-from splitpeer.settings.peer import PeerConfig
+from splitpeer.settings.peer import PeerConfig, Policy
 
 DELTA = 1e-5
 """Where the policy names none."""
@@ -66,7 +66,7 @@ class SiteAudit:
     def protections(self, extra: Sequence[Protection] = ()) -> list[Protection]:
         """What is compared: nothing, the policy, and what was asked for."""
         policy = self.config.policy
-        own = Protection(policy.defences, policy.image_defences) if policy else Protection()
+        own = _of_policy(policy) if policy else Protection()
         return list(dict.fromkeys([Protection(), own, *extra]))
 
     def run(
@@ -195,10 +195,16 @@ class SiteAudit:
         return replace(experiment, source=experiment.source.model_copy(update=federation))
 
 
+def _of_policy(policy: Policy) -> Protection:
+    return Protection(
+        tuple(spec.written for spec in policy.defences), tuple(spec.written for spec in policy.image_defences)
+    )
+
+
 def _privacy(rehearsal: Rehearsal, config: PeerConfig) -> Privacy | None:
     """What the configuration's differential privacy comes to over the whole job; None where it claims none."""
     network = rehearsal.sites[0].half.network
-    mechanism_ = mechanism(network.stack) if isinstance(network, Defended) else None
+    mechanism_ = mechanism(network.stack.defences) if isinstance(network, Defended) else None
     if mechanism_ is None:
         return None
     policy = config.policy
@@ -213,7 +219,7 @@ def _privacy(rehearsal: Rehearsal, config: PeerConfig) -> Privacy | None:
         delta=delta,
         limit=policy.epsilon if policy is not None else None,
         releases=records,
-        mechanism=mechanism_.spec,
+        mechanism=str(mechanism_.spec),
         accountant="Gaussian differential privacy, exact; replacement of one patient's images",
         statement="Training records of this job alone; evaluations and further jobs add to it.",
     )

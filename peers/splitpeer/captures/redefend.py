@@ -15,7 +15,8 @@ from pathlib import Path
 from splitpeer.captures.parts import PartWriter
 from splitpeer.captures.reader import Capture
 from splitpeer.captures.summary import cut_off
-from splitpeer.defences import Release, Stack, defend, make_stack
+from splitpeer.defences.randomness import Release
+from splitpeer.defences.stack import Stack, defend, make_stack
 from splitpeer.errors import ConfigError, DataError
 from splitproto.capture import Header, Party
 from splitproto.errors import CodecError
@@ -124,7 +125,7 @@ def redefend(
         writer.close()
         out.unlink(missing_ok=True)
         raise
-    repeats = not any(defence.guarantee for stack in stacks.values() for defence in stack.defences)
+    repeats = not any(d.kind.private for stack in stacks.values() for d in stack.defences)
     return Redefended(out, specs, done, writer.chain, repeats)
 
 
@@ -151,7 +152,7 @@ def _stacks(
         )
         if not stack:
             raise ConfigError("no defence is named: write one, such as dropout:0.5+gaussian:1")
-        if live := [defence.name for defence in stack.defences if not defence.offline]:
+        if live := [d.kind.name for d in stack.defences if not d.kind.offline]:
             raise ConfigError(
                 f"{', '.join(live)} changes the training: record a run with it, it cannot be added"
             )

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from splitpeer.cli.options import FILE, config_option, load_peer, private_files, set_option
+from splitpeer.defences.specs import by_place
 from splitpeer.errors import ConfigError
 
 
@@ -108,15 +109,10 @@ def audit(
 def _protection(text: str) -> object:
     from splitpeer.audit.rehearsal import Protection
 
-    parts = [part.strip() for part in text.split("+") if part.strip()]
-
-    def of(place: str) -> tuple[str, ...]:
-        return tuple(p.removeprefix(place) for p in parts if p.startswith(place))
-
-    plain = tuple(p for p in parts if "/" not in p)
-    if odd := [p for p in parts if "/" in p and p.partition("/")[0] not in ("image", "gradients")]:
+    parts = by_place(part.strip() for part in text.split("+") if part.strip())
+    if odd := [part for part in parts.activations if "/" in part]:
         raise ConfigError(f"--defence {odd[0]}: only image/ and gradients/ may stand before a defence")
-    return Protection(plain, of("image/"), of("gradients/"))
+    return Protection(parts.activations, parts.image, parts.gradients)
 
 
 def _sweep(

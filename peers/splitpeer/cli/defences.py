@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 from rich.console import Console
 from rich.table import Table
 
 from splitpeer.cli.options import echo_json, json_option
-
-if TYPE_CHECKING:
-    from splitpeer.defences.base import Defence, Parameter
+from splitpeer.defences.kinds import KINDS
+from splitpeer.defences.specs import Kind, Parameter
 
 _WHERE = {
     "activations": "peer.toml [policy] defences",
@@ -25,9 +24,7 @@ _WHERE = {
 @json_option
 def defences(as_json: bool) -> None:
     """List all defences: parameters, where they act, and what each promises."""
-    from splitpeer.defences.catalogue import CATALOGUE
-
-    listed = [_described(kind) for kind in CATALOGUE.values()]
+    listed = [_described(kind) for kind in KINDS.values()]
     if as_json:
         echo_json(listed)
         return
@@ -49,7 +46,7 @@ def defences(as_json: bool) -> None:
     )  # fmt: skip
 
 
-def _described(kind: type[Defence]) -> dict[str, Any]:
+def _described(kind: Kind) -> dict[str, Any]:
     return {
         "name": kind.name,
         "title": kind.title,

@@ -30,8 +30,8 @@ from splitpeer.data.mask_values import MaskCensus
 from splitpeer.data.pseudonym import load_salt
 from splitpeer.data.sampling import TrainingSchedule, split_patients
 from splitpeer.data.volumes import Volumes
-from splitpeer.defences import Stack, make_stack
 from splitpeer.defences.key import for_peer
+from splitpeer.defences.stack import Stack, make_stack
 from splitpeer.errors import (
     ConfigError,
     DataError,

@@ -24,7 +24,8 @@ from splitpeer.daemon.console import View
 from splitpeer.daemon.witness import Witness
 from splitpeer.data.loader import SiteData
 from splitpeer.data.volumes import Volumes
-from splitpeer.defences import Release, Stack, defend
+from splitpeer.defences.randomness import Release
+from splitpeer.defences.stack import Stack, defend
 from splitpeer.errors import DataError, DiskTrouble, JobFailed, PatientUnusable
 from splitpeer.federation.batches import TrainingStream
 from splitpeer.federation.compute import Compute, from_wire, to_wire

@@ -14,7 +14,7 @@ import numpy as np
 from splitpeer.data.augment import augment
 from splitpeer.data.sampling import Sample
 from splitpeer.data.volumes import Triple, Volumes
-from splitpeer.defences.image import ImageStack
+from splitpeer.defences.image.stack import ImageStack
 from splitpeer.errors import DeadlinePassed
 
 CLOSE_S = 5.0

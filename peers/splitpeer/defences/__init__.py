@@ -1,20 +1,5 @@
-"""Defences: what a party does to its tensors before they leave. A name with parameters, one class each."""
+"""Defences: what a party does to its tensors before they leave.
 
-from __future__ import annotations
-
-from splitpeer.defences.base import Defence, Parameter, Release, Stack, make_stack
-from splitpeer.defences.image import ImageStack, make_image_stack
-from splitpeer.defences.network import Defended, build_network, defend
-
-__all__ = [
-    "Defence",
-    "Defended",
-    "ImageStack",
-    "Parameter",
-    "Release",
-    "Stack",
-    "build_network",
-    "defend",
-    "make_image_stack",
-    "make_stack",
-]
+`specs` and `kinds` say, without torch, how a defence is written and which there are; `stack` and `network` apply them.
+Nothing is imported here, so that settings can read a defence's text on a machine without torch.
+"""

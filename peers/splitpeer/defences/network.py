@@ -1,14 +1,16 @@
-"""An encoder and its defences as one network, and defences applied to tensors that were sent already."""
+"""An encoder and its defences as one network."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from splitpeer.defences.base import Release, Stack, Tensors, make_stack
+from splitpeer.defences.base import Tensors
+from splitpeer.defences.randomness import Release
+from splitpeer.defences.specs import Written
+from splitpeer.defences.stack import Stack, make_stack
 from splitpeer.models import ALL_LEVELS, Encoder, build_encoder, level_name, site_seed
 from splitpeer.models.seeding import seeded
 
@@ -37,7 +39,7 @@ def build_network(
     dimensions: int,
     features: Sequence[int],
     levels: Sequence[int] = ALL_LEVELS,
-    written: Sequence[str] | str = (),
+    written: Written = (),
     *,
     key: bytes,
     seed: int | None,
@@ -64,14 +66,6 @@ def build_network(
         return encoder
     if seed is not None:
         for number, defence in enumerate(stack.defences):
-            if defence.structural:
+            if defence.kind.structural:
                 seeded(lambda defence=defence: defence, site_seed(seed, f"defence {number}"))
     return Defended(encoder, stack)
-
-
-def defend(stack: Stack, arrays: Mapping[str, np.ndarray], release: Release) -> dict[str, np.ndarray]:
-    """What may leave instead of `arrays` (float32 [B, C, *spatial] by level): gradients before the wire, or
-    recorded tensors that were sent without this defence. New arrays, float32."""
-    tensors = {name: torch.tensor(array, dtype=torch.float32) for name, array in arrays.items()}
-    with torch.no_grad():
-        return {name: tensor.numpy() for name, tensor in stack(tensors, release).items()}

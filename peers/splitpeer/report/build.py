@@ -15,6 +15,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 import splitproto
+from splitpeer.defences.kinds import KINDS
 from splitpeer.errors import DataError
 from splitpeer.report import bands, text, words
 from splitpeer.report.cards import Card, groups
@@ -203,11 +204,10 @@ class Report:
 
 def _catalogue() -> dict[str, Promise]:
     """What the defences say of themselves."""
-    from splitpeer.defences.catalogue import CATALOGUE
 
     return {
         name: Promise(title=one.title, promise=one.promise, guarantee=one.guarantee)
-        for name, one in CATALOGUE.items()
+        for name, one in KINDS.items()
     }
 
 

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from splitpeer.defences.specs import placed
 from splitpeer.leakage.scores import Score
 
 FORMAT = 1
@@ -22,7 +23,7 @@ class Part(BaseModel):
 
 def configuration(defences: Iterable[str], gradient_defences: Iterable[str] = ()) -> str:
     """The name of a set of defences in tables: joined by " + ", those of gradients behind "gradients/"."""
-    return " + ".join([*defences, *(f"gradients/{d}" for d in gradient_defences)]) or UNDEFENDED
+    return " + ".join([*defences, *placed("gradients", gradient_defences)]) or UNDEFENDED
 
 
 def _plain(value: Any) -> Any:

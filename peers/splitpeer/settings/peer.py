@@ -6,7 +6,6 @@ Secrets are named by file, never written here.
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
@@ -140,8 +139,7 @@ class Policy(Bounds):
     def _budget_can_be_kept(self) -> Self:
         if (self.epsilon is None) != (self.delta is None):
             raise ValueError("epsilon and delta are one budget: write both, or neither")
-        named = {re.split("[:@]", written, maxsplit=1)[0] for written in self.defences}
-        if self.epsilon is not None and "dp-gaussian" not in named:
+        if self.epsilon is not None and not any(spec.kind.private for spec in self.defences):
             raise ValueError(
                 "epsilon is a promise that only dp-gaussian among the defences can keep: "
                 "add it, or remove epsilon and delta"

@@ -6,12 +6,16 @@ Each is a type for a pydantic model; a wrong value raises ValueError, one line t
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field, GetCoreSchemaHandler
+from pydantic_core import CoreSchema, core_schema
 
 from splitpeer.data.layouts import canonical_modality
+from splitpeer.defences.kinds import parse_all
+from splitpeer.defences.specs import Place, Spec
 from splitpeer.errors import ConfigError, DataError
 from splitproto.errors import IdentityError
 from splitproto.hosts import split_address
@@ -110,22 +114,26 @@ def _location(value: Any) -> Any:
     return value
 
 
-def _defences(place: Literal["activations", "image", "gradients"]) -> AfterValidator:
-    """Defences that can be written, each checked; torch is imported only where there is one."""
+@dataclass(frozen=True)
+class _Defences:
+    """A list of texts in the file, checked and read once; written again as it was."""
 
-    def check(value: tuple[str, ...]) -> tuple[str, ...]:
-        if value:
-            try:
-                from splitpeer.defences.base import parse_all
+    place: Place
 
-                parse_all(value, place)
-            except ConfigError as error:
-                raise ValueError(str(error)) from None
-            except ModuleNotFoundError as error:
-                raise ValueError(f"needs the package {error.name}: pip install 'splitproto[peer]'") from None
-        return value
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_after_validator_function(
+            self._read,
+            handler.generate_schema(tuple[str, ...]),
+            serialization=core_schema.plain_serializer_function_ser_schema(
+                lambda specs: [spec.written for spec in specs]
+            ),
+        )
 
-    return AfterValidator(check)
+    def _read(self, value: tuple[str, ...]) -> tuple[Spec, ...]:
+        try:
+            return parse_all(value, self.place)
+        except ConfigError as error:
+            raise ValueError(str(error)) from None
 
 
 Name = Annotated[str, AfterValidator(_name)]
@@ -137,9 +145,9 @@ Distinct = AfterValidator(_distinct)
 CountOrFraction = Annotated[int | float, BeforeValidator(_count_or_fraction)]
 InitialWeights = Annotated[Literal["private"] | int, BeforeValidator(_weights)]
 Levels = Annotated[tuple[Annotated[int, Field(ge=0, le=4)], ...], AfterValidator(_levels)]
-Defences = Annotated[tuple[str, ...], _defences("activations")]
-ImageDefences = Annotated[tuple[str, ...], _defences("image")]
-GradientDefences = Annotated[tuple[str, ...], _defences("gradients")]
+Defences = Annotated[tuple[Spec, ...], _Defences("activations")]
+ImageDefences = Annotated[tuple[Spec, ...], _Defences("image")]
+GradientDefences = Annotated[tuple[Spec, ...], _Defences("gradients")]
 Precision = Literal["f32", "bf16"]
 Seconds = Annotated[float, Field(gt=0)]
 Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]

@@ -16,8 +16,10 @@ from splitpeer.data.loader import Prefetcher, SiteData
 from splitpeer.data.pseudonym import load_salt
 from splitpeer.data.sampling import batch_digest
 from splitpeer.data.volumes import Volumes
-from splitpeer.defences import Defended, Release, build_network, make_image_stack
-from splitpeer.defences.dp import mechanism
+from splitpeer.defences.activation.dp import mechanism
+from splitpeer.defences.image.stack import make_image_stack
+from splitpeer.defences.network import Defended, build_network
+from splitpeer.defences.randomness import Release
 from splitpeer.errors import DataError, PatientUnusable
 from splitpeer.federation.compute import defence_key, from_wire, pick_device, to_wire
 from splitpeer.federation.files import counted, look, note
@@ -137,7 +139,7 @@ class SiteJob:
         """Steps that were made without this site, as far as this process was told."""
         self.lost = False
         """Its weights are of no step of this run until it is told to which to go back."""
-        self._mechanism = mechanism(encoder.stack) if isinstance(encoder, Defended) else None
+        self._mechanism = mechanism(encoder.stack.defences) if isinstance(encoder, Defended) else None
         held = self.checkpoints()
         if not held:
             self.save(0)

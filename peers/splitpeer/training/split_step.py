@@ -18,7 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from splitpeer.defences import Defended, Release
+from splitpeer.defences.network import Defended
+from splitpeer.defences.randomness import Release
 from splitpeer.errors import DataError, JobFailed
 from splitpeer.logs import event
 from splitpeer.models.unet import Decoder, Encoder

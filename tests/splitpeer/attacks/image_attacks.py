@@ -10,8 +10,9 @@ from scipy.ndimage import gaussian_filter
 
 from splitpeer.attacks.base import Shot, Target, View
 from splitpeer.data.augment import augment
-from splitpeer.defences.base import Release, make_stack
-from splitpeer.defences.image import make_image_stack
+from splitpeer.defences.image.stack import make_image_stack
+from splitpeer.defences.randomness import Release
+from splitpeer.defences.stack import make_stack
 from splitpeer.models import Encoder, build_encoder
 from splitproto.messages import Sample
 

@@ -11,7 +11,9 @@ import torch
 from splitpeer.attacks.base import Knowledge, Shot, Target, View
 from splitpeer.attacks.image.kept_noise import KeptNoise
 from splitpeer.attacks.image.whitebox import WhiteBox
-from splitpeer.defences import Release, build_network, defend, make_stack
+from splitpeer.defences.network import build_network
+from splitpeer.defences.randomness import Release
+from splitpeer.defences.stack import defend, make_stack
 from splitpeer.errors import AttackImpossible
 from splitproto.messages import Sample
 

@@ -11,8 +11,8 @@ from scipy.stats import mannwhitneyu
 from splitpeer.attacks.base import Knowledge, Shot, Target, View
 from splitpeer.attacks.label.gradients import GradientCosine, GradientNorm, GradientSlice, Schedule
 from splitpeer.data.augment import augment
-from splitpeer.defences.base import Release, make_stack
-from splitpeer.defences.network import defend
+from splitpeer.defences.randomness import Release
+from splitpeer.defences.stack import defend, make_stack
 from splitpeer.errors import AttackImpossible
 from splitpeer.models import build_decoder, build_encoder, site_seed
 from splitpeer.training.optimiser import make_optimiser, make_schedule

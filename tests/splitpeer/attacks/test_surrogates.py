@@ -16,8 +16,8 @@ from splitpeer.attacks.image.query_free import QueryFree
 from splitpeer.attacks.image.sdar import PCAT, SDAR
 from splitpeer.attacks.image.unsplit import UnSplit
 from splitpeer.attacks.networks import critic, image_decoder
-from splitpeer.defences.base import Release
 from splitpeer.defences.network import build_network
+from splitpeer.defences.randomness import Release
 from splitpeer.errors import AttackImpossible
 from splitpeer.models import build_decoder, site_seed
 from splitproto.messages import Sample

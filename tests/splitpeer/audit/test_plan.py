@@ -9,6 +9,7 @@ import pytest
 from splitpeer.audit.frontier import Point, pareto, save
 from splitpeer.audit.plan import SweepPlan
 from splitpeer.audit.table import BEGIN, END, markdown, write_into
+from splitpeer.defences.kinds import KINDS
 from splitpeer.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -45,7 +46,6 @@ def test_a_plan_that_cannot_be_is_refused_in_one_line(tmp_path: Path, text: str,
 
 
 def test_the_plan_that_is_shipped_loads_and_has_every_defence() -> None:
-    from splitpeer.defences.catalogue import CATALOGUE
 
     written = " ".join(
         text
@@ -53,7 +53,7 @@ def test_the_plan_that_is_shipped_loads_and_has_every_defence() -> None:
         for text in (*c.defences, *c.image, *c.gradients)
     )
     # Leaving a level out of the job says what `withhold` says.
-    missing = [name for name in CATALOGUE if name not in written and name != "withhold"]
+    missing = [name for name in KINDS if name not in written and name != "withhold"]
     assert not missing
 
 

@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from splitpeer.defences import Release, Stack, make_stack
+from splitpeer.defences.randomness import Release
+from splitpeer.defences.stack import Stack, make_stack
 from splitpeer.models import build_encoder
 from splitproto.messages import Sample
 

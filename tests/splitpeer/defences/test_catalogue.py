@@ -3,13 +3,19 @@ carries nothing at zero, and lets gradients through as they are."""
 
 from __future__ import annotations
 
+import copy
+import pickle
 from dataclasses import replace
 
 import pytest
 import torch
 
-from splitpeer.defences.base import IMAGE, Draw, make_stack, parse, parse_all
 from splitpeer.defences.catalogue import CATALOGUE
+from splitpeer.defences.image.stack import CATALOGUE as IMAGES
+from splitpeer.defences.kinds import KINDS, parse_all
+from splitpeer.defences.randomness import Draw
+from splitpeer.defences.specs import by_place, parse, placed
+from splitpeer.defences.stack import make_stack
 from splitpeer.errors import ConfigError
 
 RANDOM = ("dropout:0.4", "gaussian:0.5", "laplace:0.5", "percentile:0.2", "shredder")
@@ -19,7 +25,7 @@ EVERY = (*RANDOM, *KEPT, *STILL, "nopeek:0.5", "adversary:1,networks=2,width=4")
 
 
 def test_every_class_says_what_it_is() -> None:
-    for name, kind in CATALOGUE.items():
+    for name, kind in KINDS.items():
         assert kind.name == name
         assert kind.title and kind.source, name
         assert kind.promise.startswith("Guaranteed" if kind.guarantee else "No guarantee"), name
@@ -29,9 +35,69 @@ def test_every_class_says_what_it_is() -> None:
             assert isinstance(parameter.default, bool) or parameter.low <= parameter.default <= parameter.high
 
 
+def test_every_kind_has_its_class_and_every_class_its_kind() -> None:
+    classes = {**CATALOGUE, **IMAGES}
+    assert set(classes) == set(KINDS)
+    assert all(made.kind is KINDS[name] for name, made in classes.items())
+    assert {name for name, kind in KINDS.items() if "image" in kind.places} == set(IMAGES)
+
+
+def test_a_kind_is_the_same_in_another_process() -> None:
+    (spec,) = parse_all("gaussian:2,kept=true@0", "activations")
+    again = pickle.loads(pickle.dumps(spec))
+    assert again == spec == copy.deepcopy(spec) and hash(again) == hash(spec)
+
+
+def test_traits_are_what_the_classes_do(flat) -> None:
+    """Attackers read them: a wrong one would have them subtract noise that is not there, or spare what is."""
+    turned = {name: tensor.roll(1, -1) for name, tensor in flat.tensors.items()}
+    offline = {n: k for n, k in KINDS.items() if "activations" in k.places and k.offline}
+    for name, kind in offline.items():
+        stack = flat.stack(f"{name}@0" if kind.needs_levels else name)
+        with torch.no_grad():
+            sent = stack(flat.tensors, flat.release())["x1"]
+            again = stack(turned, flat.release())["x1"].roll(-1, -1)
+        # Noise is nearly everywhere, and follows no value to another place; whatever else is done does.
+        changed = (sent != flat.tensors["x1"]).float().mean() > 0.9
+        drawn = ((again - sent).abs() > 1e-3).float().mean() > 0.9
+        assert bool(changed and drawn) == (kind.additive_noise is not None), name
+        one = {n: torch.where(torch.arange(t.shape[1]).view(1, -1, *[1] * (t.ndim - 2)) == 0, t, 0.0)
+               for n, t in flat.tensors.items()}  # fmt: skip
+        with torch.no_grad():
+            spread = stack(one, flat.release())["x1"][:, 1:].any()
+        assert bool(spread) == (kind.channel_mixing or kind.additive_noise is not None), name
+    kept = parse_all("gaussian:1,kept=true+gaussian:1+topk", "activations")
+    assert [spec.kept for spec in kept] == [True, False, False]
+
+
+def test_the_places_of_a_list_of_several() -> None:
+    texts = ("dropout:0.5", "image/voxel-noise:1", "gradients/iso", "clip:2", "else/where")
+    found = by_place(texts)
+    assert found.activations == ("dropout:0.5", "clip:2", "else/where")
+    assert found.image == ("voxel-noise:1",) and found.gradients == ("iso",)
+    assert placed("image", found.image) == texts[1:2] and placed("gradients", found.gradients) == texts[2:3]
+    with pytest.raises(ConfigError, match="'else/where' is no defence"):
+        parse_all(found.activations, "activations")
+
+
+@pytest.mark.parametrize(
+    ("written", "brief"),
+    [
+        ("gaussian:scale=1,kept=false@0,1", "gaussian:1@0,1"),
+        ("gaussian:scale=0.5,kept=true", "gaussian:0.5,kept=true"),
+        ("max-norm", "max-norm"),
+        ("withhold@2", "withhold@2"),
+    ],
+)
+def test_the_brief_form_reads_back(written: str, brief: str) -> None:
+    place = "gradients" if written == "max-norm" else "activations"
+    (spec,) = parse_all(written, place)
+    assert spec.brief == brief and parse_all(brief, place) == (spec,)
+
+
 def test_every_class_is_tested_here_or_is_about_gradients_or_has_a_test_of_its_own() -> None:
     elsewhere = {"voxel-noise", "dp-gaussian", "max-norm", "iso", "marvell"}
-    assert {written.partition(":")[0].partition("@")[0] for written in EVERY} | elsewhere == set(CATALOGUE)
+    assert {written.partition(":")[0].partition("@")[0] for written in EVERY} | elsewhere == set(KINDS)
 
 
 @pytest.mark.parametrize("written", EVERY)
@@ -43,7 +109,7 @@ def test_what_is_announced_reads_back(flat, same, written: str) -> None:
 def test_numbers_read_back_to_the_last_bit() -> None:
     for written in ("clip:1000000000", "clip:0.1234567891", "topk:0.000001", "gaussian:2@0,3"):
         (defence,) = parse_all([written], "activations")
-        (again,) = parse_all(defence.spec, "activations")
+        (again,) = parse_all(str(defence), "activations")
         assert again.values == defence.values
         assert again.levels == defence.levels
 
@@ -229,5 +295,5 @@ def test_a_release_of_another_batch_is_refused(flat) -> None:
 def test_empty_text_is_no_defence(flat) -> None:
     assert not flat.stack("")
     assert not flat.stack([])
-    assert parse("dropout", "activations", CATALOGUE).values["rate"] == 0.5
-    assert flat.stack("gaussian:1", after=[f"{IMAGE}voxel-noise:1"]).specs == ("gaussian:scale=1,kept=false",)
+    assert parse("dropout", "activations", KINDS).values["rate"] == 0.5
+    assert flat.stack("gaussian:1", after=["image/voxel-noise:1"]).specs == ("gaussian:scale=1,kept=false",)

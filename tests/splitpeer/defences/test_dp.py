@@ -9,10 +9,10 @@ import pytest
 import torch
 from scipy import stats
 
-from splitpeer.defences import make_stack
-from splitpeer.defences.base import Release
-from splitpeer.defences.dp import DPGaussian, mechanism, normals
+from splitpeer.defences.activation.dp import DPGaussian, mechanism, normals
 from splitpeer.defences.network import build_network
+from splitpeer.defences.randomness import Release
+from splitpeer.defences.stack import make_stack
 from splitpeer.errors import ConfigError
 from splitproto.messages import Sample
 
@@ -83,8 +83,8 @@ def test_no_two_computations_share_noise() -> None:
         distance = (first - rival).std()
         assert distance > 1.2, distance
     two = stack("dp-gaussian:clip=1,noise=1", "dp-gaussian:clip=1e9,noise=1e-3")
-    assert mechanism(two).noise == 1
-    assert mechanism(stack("gaussian:1")) is None
+    assert mechanism(two.defences).noise == 1
+    assert mechanism(stack("gaussian:1").defences) is None
 
 
 def test_what_is_not_finite_does_not_show() -> None:
@@ -134,8 +134,8 @@ def test_no_noise_is_no_mechanism(written: str) -> None:
 
 
 def test_it_says_that_it_guarantees_and_on_what() -> None:
-    assert DPGaussian.guarantee
-    assert "counted" in DPGaussian.promise
+    assert DPGaussian.kind.guarantee
+    assert "counted" in DPGaussian.kind.promise
 
 
 def test_normals_are_normal_and_a_function_of_their_key() -> None:

@@ -8,9 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from splitpeer.defences.base import Draw, Release
-from splitpeer.defences.gradients import Iso, Marvell, MaxNorm, estimate, labels_at
-from splitpeer.defences.marvell import Classes, Covariance, allowed_divergence, cheapest, strongest
+from splitpeer.defences.base import Defence
+from splitpeer.defences.catalogue import CATALOGUE
+from splitpeer.defences.gradient.marvell import Classes, Covariance, allowed_divergence, cheapest, strongest
+from splitpeer.defences.gradient.voxels import Iso, Marvell, MaxNorm, estimate, labels_at
+from splitpeer.defences.kinds import parse_all
+from splitpeer.defences.randomness import Draw, Release
 from splitproto.messages import Sample
 
 KEY = bytes(range(32))
@@ -55,6 +58,11 @@ def likelihood_ratio(vectors: np.ndarray, positive: np.ndarray) -> np.ndarray:
     return score
 
 
+def made(written: str) -> Defence:
+    (spec,) = parse_all(written, "gradients")
+    return CATALOGUE[spec.kind.name](spec)
+
+
 def sent(defence, tensor: torch.Tensor, target: np.ndarray | None, step: int = 1) -> torch.Tensor:
     defence.prepare({"x0": tensor.shape[1]}, 2)
     return defence({"x0": tensor}, Draw(KEY, release(target, step)))["x0"]
@@ -73,7 +81,7 @@ def test_marvell_holds_the_best_detector_to_its_bound(error: float) -> None:
     target = mask(source)
     clear = two_classes(source, target)
     assert leak(clear, target) > 0.95
-    noisy = sent(Marvell(error=error), clear, target)
+    noisy = sent(made(f"marvell:{error}"), clear, target)
     total = (2 - 4 * error) ** 2
     # Li et al. 2021, Theorem 2: AUC <= 1/2 + sqrt(sumKL)/2 - sumKL/8, where sumKL < 4.
     assert leak(noisy, target) <= 0.5 + total**0.5 / 2 - total / 8 + 0.01
@@ -123,7 +131,7 @@ def test_marvell_by_power_spends_what_it_was_given() -> None:
     source = np.random.default_rng(6)
     target = mask(source)
     clear = two_classes(source, target)
-    noise = sent(Marvell(power=4.0), clear, target) - clear
+    noise = sent(made("marvell:power=4"), clear, target) - clear
     classes, _ = estimate(clear.double().movedim(1, -1), labels_at(target, (BATCH, SIZE, SIZE)))
     # (Ratios: next to 1e-14, approx would take anything.)
     assert float((noise**2).sum(1).mean()) / classes.gap == pytest.approx(4.0, rel=0.1)
@@ -132,7 +140,7 @@ def test_marvell_by_power_spends_what_it_was_given() -> None:
 def test_a_batch_without_tumour_is_not_given_away_by_clean_gradients() -> None:
     source = np.random.default_rng(7)
     clear = two_classes(source, np.zeros((BATCH, 3, SIZE, SIZE), np.uint8))
-    noise = sent(Marvell(), clear, np.zeros((BATCH, 3, SIZE, SIZE), np.uint8)) - clear
+    noise = sent(made("marvell"), clear, np.zeros((BATCH, 3, SIZE, SIZE), np.uint8)) - clear
     longest = float((clear**2).sum(1).max())
     assert float((noise**2).sum(1).mean()) / longest == pytest.approx(1, rel=0.05)
 
@@ -150,13 +158,13 @@ def test_after_max_norm_length_says_nothing() -> None:
     assert auc(lengths(clear), target[:, 0] > 0) > 0.99
     kept = np.zeros((BATCH, SIZE, SIZE))
     for step in range(200):
-        kept += lengths(sent(MaxNorm(), clear, None, step)) ** 2 / 200
+        kept += lengths(sent(made("max-norm"), clear, None, step)) ** 2 / 200
     longest = float((clear**2).sum(1).max())
     # On average over draws every voxel is as long as the longest, a vector of zeros included.
     assert kept[positive[:, 0]].mean() == pytest.approx(longest, rel=0.05)
     assert kept[~positive[:, 0]].mean() == pytest.approx(longest, rel=0.05)
     assert kept[0, 0, 0] == pytest.approx(longest, rel=0.6)
-    one = sent(MaxNorm(), clear, None)
+    one = sent(made("max-norm"), clear, None)
     assert abs(auc(lengths(one), target[:, 0] > 0) - 0.5) < 0.35
 
 
@@ -180,7 +188,7 @@ def test_noise_has_mean_zero_and_repeats_only_where_it_may(defence) -> None:
 def test_levels_that_are_not_named_pass() -> None:
     source = np.random.default_rng(10)
     clear = two_classes(source, mask(source))
-    defence = Iso((1,))
+    defence = made("iso@1")
     defence.prepare({"x0": CHANNELS, "x1": CHANNELS}, 2)
     changed = defence({"x0": clear, "x1": clear}, Draw(KEY, release(None)))
     assert torch.equal(changed["x0"], clear)
@@ -201,7 +209,7 @@ def test_labels_follow_to_coarse_levels_in_two_and_three_dimensions() -> None:
 def test_three_dimensions() -> None:
     source = np.random.default_rng(11)
     target = (source.random((BATCH, 3, 8, 8, 8)) < 0.2).astype(np.uint8)
-    defence = Marvell()
+    defence = made("marvell")
     defence.prepare({"x1": 6}, 3)
     clear = torch.from_numpy(source.normal(size=(BATCH, 6, 4, 4, 4))).float()
     assert defence({"x1": clear}, Draw(KEY, release(target)))["x1"].shape == clear.shape
@@ -216,5 +224,5 @@ def test_a_detection_error_bounds_both_divergences() -> None:
 def test_nothing_at_all_stays_nothing() -> None:
     clear = torch.zeros(BATCH, CHANNELS, SIZE, SIZE)
     target = mask(np.random.default_rng(12))
-    for defence in (MaxNorm(), Iso(), Marvell(), Marvell(power=2.0)):
+    for defence in (made("max-norm"), made("iso"), made("marvell"), made("marvell:power=2")):
         assert torch.equal(sent(defence, clear, target), clear)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from splitpeer.data.loader import SiteData
-from splitpeer.defences import make_image_stack
+from splitpeer.defences.image.stack import make_image_stack
 from splitpeer.errors import ConfigError
 from splitproto.messages import Sample
 

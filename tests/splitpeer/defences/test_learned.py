@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from splitpeer.defences.learned import InverseNetwork, distance_correlation, structural_similarity
+from splitpeer.defences.activation.learned import InverseNetwork, distance_correlation, structural_similarity
 
 
 def test_distance_correlation_is_the_textbooks() -> None:

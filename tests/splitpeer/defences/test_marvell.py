@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from splitpeer.defences.marvell import (
+from splitpeer.defences.gradient.marvell import (
     NONE,
     Classes,
     Covariance,

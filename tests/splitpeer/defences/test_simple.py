@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from splitpeer.defences.noise import rms
-from splitpeer.defences.shape import clip_records
+from splitpeer.defences.activation.noise import rms
+from splitpeer.defences.activation.shape import clip_records
 
 
 def relative_noise(bench, written: str, **changes: object) -> dict[str, torch.Tensor]:

@@ -14,8 +14,9 @@ import pytest
 import torch
 
 from splitpeer.data.loader import SiteData
-from splitpeer.defences import Release, defend, make_stack
 from splitpeer.defences.key import for_peer, from_seed
+from splitpeer.defences.randomness import Release
+from splitpeer.defences.stack import defend, make_stack
 from splitpeer.errors import ConfigError
 from splitpeer.federation.compute import to_wire
 from splitpeer.site import job as site_job

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from splitpeer.defences import Defended, Release, build_network, defend, make_stack
+from splitpeer.defences.network import Defended, build_network
+from splitpeer.defences.randomness import Release
+from splitpeer.defences.stack import defend, make_stack
 from splitpeer.errors import DataError
 from splitpeer.models import Encoder, build_decoder, build_encoder, site_seed
 from splitpeer.training.optimiser import make_optimiser, make_schedule

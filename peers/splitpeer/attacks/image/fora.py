@@ -16,7 +16,9 @@ from splitpeer.attacks.image.sdar import revealed, seen, some
 from splitpeer.attacks.networks import critic, image_decoder
 from splitpeer.attacks.simulated_defences import SimulatedDefences
 from splitpeer.attacks.surrogates import known_defences, release_of, shadow_images
-from splitpeer.defences.base import Stack, Tensors, make_stack, parse_all
+from splitpeer.defences.base import Tensors
+from splitpeer.defences.kinds import parse_all
+from splitpeer.defences.stack import Stack, make_stack
 from splitpeer.models import site_seed
 from splitpeer.models.seeding import seeded
 
@@ -203,11 +205,11 @@ class _Imitation:
 def _stack(view: View, knowledge: Knowledge, seed: int) -> Stack:
     parts = parse_all(known_defences(view, knowledge), "activations")
     return make_stack(
-        [part.spec for part in parts if not part.structural],
+        [part for part in parts if not part.kind.structural],
         key=hashlib.sha256(b"substitute %d" % seed).digest(),
         channels=view.channels,
         dimensions=view.dimensions,
-        after=[part.spec for part in parts if part.structural],
+        after=[str(part) for part in parts if part.kind.structural],
         strict=False,
     )
 

@@ -17,14 +17,13 @@ from splitpeer.attacks.evidence import Evidence, gather, require_shots, weights_
 from splitpeer.attacks.image.whitebox import frozen
 from splitpeer.attacks.optimise import lbfgs, total_variation
 from splitpeer.attacks.pose import pose_images
-from splitpeer.defences.base import parse
-from splitpeer.defences.catalogue import CATALOGUE
-from splitpeer.defences.noise import Gaussian, Laplace, Percentile, rms
+from splitpeer.defences.activation.noise import rms
+from splitpeer.defences.kinds import parse_all
+from splitpeer.defences.specs import by_place
 from splitpeer.errors import AttackImpossible
 
 FLOOR = 0.02
 """Least scatter that is assumed, as a share of a level's own spread."""
-_NOISES = (Gaussian, Laplace, Percentile)
 
 
 class KeptNoise(Attack):
@@ -97,16 +96,16 @@ def _firsts(chosen: list, count: int) -> list[list]:
 
 def _scales(view: View) -> dict[str, float]:
     """Level to the kept noise's width, as a multiple of the level's RMS; 0 where nothing is added."""
-    written = [d for d in view.defences if not d.startswith("image/")]
-    defences = [parse(text, "activations", CATALOGUE) for text in written]
     scales = dict.fromkeys(view.channels, 0.0)
-    for defence in defences:
-        if isinstance(defence, _NOISES) and defence.values["kept"]:
+    for defence in parse_all(by_place(view.defences).activations, "activations"):
+        if defence.kind.additive_noise and defence.kept:
             for name in scales:
                 if defence.covers(name):
                     scales[name] = float(np.hypot(scales[name], float(defence.values["scale"])))
-        elif not defence.structural and defence.offline:
-            raise AttackImpossible(f"{defence.name} stands between the noise and the weights: use whitebox")
+        elif not defence.kind.structural and defence.kind.offline:
+            raise AttackImpossible(
+                f"{defence.kind.name} stands between the noise and the weights: use whitebox"
+            )
     if not any(scales.values()):
         raise AttackImpossible("no kept noise is among this site's defences: use whitebox")
     return scales

@@ -24,16 +24,17 @@ What the theorem is about, and what it is not:
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import ClassVar
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 import torch
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms
 from torch import Tensor
 
-from splitpeer.defences.base import Defence, Draw, Parameter, Stack, Tensors
-from splitpeer.defences.shape import clip_records
+from splitpeer.defences import kinds
+from splitpeer.defences.activation.shape import clip_records
+from splitpeer.defences.base import Defence, Tensors
+from splitpeer.defences.randomness import Draw
 from splitpeer.errors import ConfigError
 
 _PIECE = 1 << 20  # normals made at a time: 16 MiB of uniform numbers
@@ -42,19 +43,7 @@ _PIECE = 1 << 20  # normals made at a time: 16 MiB of uniform numbers
 class DPGaussian(Defence):
     """Clip each record over all its levels to `clip`, add N(0, (noise * clip)^2) to every value."""
 
-    name = "dp-gaussian"
-    title = "Differential privacy (Gaussian)"
-    promise = (
-        "Guaranteed: whoever sees what leaves can tell a patient's images from any others only as well as epsilon "
-        "allows, counted over every record that depends on the patient (a budget in the policy counts and stops)."
-    )
-    guarantee = True
-    source = "Dwork and Roth 2014, Appendix A; Balle and Wang 2018, arXiv 1805.06530"
-    options: ClassVar = {
-        "clip": Parameter(100.0, 1e-9, 1e9, "largest L2 norm of a record, all levels together"),
-        "noise": Parameter(12.0, 1e-3, 1e6, "standard deviation of the noise by clip"),
-        "frozen": Parameter(False, meaning="the encoder does not learn: a patient pays for its own windows alone"),
-    }  # fmt: skip
+    kind = kinds.DP_GAUSSIAN
 
     def prepare(self, channels: Mapping[str, int], dimensions: int) -> None:
         super().prepare(channels, dimensions)
@@ -91,9 +80,9 @@ class DPGaussian(Defence):
         return self.each(clip_records(known, clip), noisy)
 
 
-def mechanism(stack: Stack) -> DPGaussian | None:
+def mechanism(defences: Iterable[Defence]) -> DPGaussian | None:
     """The one of several defences whose guarantee counts: the one with most noise."""
-    found = [defence for defence in stack.defences if isinstance(defence, DPGaussian)]
+    found = [defence for defence in defences if isinstance(defence, DPGaussian)]
     return max(found, key=lambda defence: defence.noise, default=None)
 
 

@@ -6,23 +6,19 @@ nothing stay exactly zero.
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import numpy as np
 import torch
 from torch import Tensor
 
-from splitpeer.defences.base import Defence, Draw, Parameter, Place, Tensors
-
-_KEPT = Parameter(False, meaning="draw once per sample, and use it every time")
+from splitpeer.defences import kinds
+from splitpeer.defences.base import Defence, Tensors
+from splitpeer.defences.randomness import Draw
 
 
 class _Noise(Defence):
-    places: ClassVar[frozenset[Place]] = frozenset({"activations", "gradients"})
-
     def forward(self, tensors: Tensors, draw: Draw) -> Tensors:
         widths = self.widths(tensors)
-        kept = bool(self.values["kept"])
+        kept = self.spec.kept
 
         def noisy(name: str, tensor: Tensor) -> Tensor:
             drawn = np.stack(
@@ -63,25 +59,14 @@ class Gaussian(_Noise):
     stands still; two releases under different weights differ by no noise at all.
     """
 
-    name = "gaussian"
-    title = "Gaussian noise"
-    promise = "No guarantee: blurs what one release shows; many releases of one sample can be averaged."
-    source = "He, Zhang, Lee, IEEE Internet of Things Journal 2020, doi 10.1109/JIOT.2020.3022358"
-    options: ClassVar = {
-        "scale": Parameter(1.0, 0.0, 1000.0, "noise as a multiple of the tensor's root mean square"),
-        "kept": _KEPT,
-    }
+    kind = kinds.GAUSSIAN
 
 
 class Laplace(_Noise):
     """As `Gaussian`, with heavier tails; `scale` is the standard deviation here too (the width b is that by
     the root of 2)."""
 
-    name = "laplace"
-    title = "Laplace noise"
-    promise = Gaussian.promise
-    source = Gaussian.source
-    options: ClassVar = Gaussian.options
+    kind = kinds.LAPLACE
 
     def draw(self, source: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
         return standard_laplace(source, shape)
@@ -97,15 +82,7 @@ class Percentile(_Noise):
     """Gaussian noise as wide as `scale` times a percentile of the magnitudes of all covered levels of a
     sample, exact zeros left out first."""
 
-    name = "percentile"
-    title = "Noise from a percentile"
-    promise = "No guarantee: the width follows the data and nothing is clipped."
-    source = "Hatamizadeh et al. 2022, arXiv 2202.06924 (there of weight updates)"
-    options: ClassVar = {
-        "scale": Parameter(0.1, 0.0, 1000.0, "noise as a multiple of the percentile"),
-        "percentile": Parameter(95.0, 0.0, 100.0, "of the magnitudes that are not zero"),
-        "kept": _KEPT,
-    }
+    kind = kinds.PERCENTILE
 
     def widths(self, tensors: Tensors) -> dict[str, Tensor]:
         covered = self.carrying(tensors)

@@ -10,24 +10,20 @@ Source: Li et al. 2021, arXiv 2102.08504 (max-norm, iso, Marvell), for one gradi
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import adaptive_max_pool2d, adaptive_max_pool3d
 
-from splitpeer.defences.base import Defence, Draw, Parameter, Place, Tensors
-from splitpeer.defences.marvell import Classes, cheapest, strongest
-
-_SOURCE = "Li et al. 2021, arXiv 2102.08504, per voxel"
+from splitpeer.defences import kinds
+from splitpeer.defences.base import Defence, Tensors
+from splitpeer.defences.gradient.marvell import Classes, cheapest, strongest
+from splitpeer.defences.randomness import Draw
 
 
 class _VoxelNoise(Defence):
     """Adds noise of mean zero to every voxel's vector: the gradient stays right on average."""
-
-    places: ClassVar[frozenset[Place]] = frozenset({"gradients"})
-    source = _SOURCE
 
     def forward(self, tensors: Tensors, draw: Draw) -> Tensors:
         changed = dict(tensors)
@@ -46,9 +42,7 @@ class _VoxelNoise(Defence):
 class MaxNorm(_VoxelNoise):
     """g (1 + xi) with xi ~ N(0, |g_max|^2 / |g|^2 - 1): all voxels' vectors are equally long on average."""
 
-    name = "max-norm"
-    title = "max-norm noise"
-    promise = "No guarantee: the length of a gradient no longer shows the tumour, its direction may."
+    kind = kinds.MAX_NORM
 
     def _noise(self, name: str, vectors: Tensor, draw: Draw) -> Tensor:
         squared = (vectors**2).sum(-1, keepdim=True)
@@ -65,10 +59,7 @@ class MaxNorm(_VoxelNoise):
 class Iso(_VoxelNoise):
     """N(0, (s / d) |g_max|^2) on every coordinate."""
 
-    name = "iso"
-    title = "isotropic gradient noise"
-    promise = "No guarantee: noise as strong as the batch's strongest gradient, times s."
-    options: ClassVar = {"s": Parameter(1.0, 0.0, 1e6, "power of the noise by that of the longest vector")}
+    kind = kinds.ISO
 
     def _noise(self, name: str, vectors: Tensor, draw: Draw) -> Tensor:
         return _isotropic(name, vectors, draw, float(self.values["s"]))
@@ -82,16 +73,7 @@ class Marvell(_VoxelNoise):
     alone has no Delta: it gets isotropic noise (`iso`, s = 1).
     """
 
-    name = "marvell"
-    title = "Marvell gradient noise"
-    promise = (
-        "No guarantee: one voxel's gradient, seen once, would leave at least this error to the best detector if the "
-        "gradients of tumour and of the rest were isotropic Gaussians; neighbouring voxels and later epochs add up."
-    )
-    options: ClassVar = {
-        "error": Parameter(0.3, 0.01, 0.49, "detection error that is left, half of false positives and negatives"),
-        "power": Parameter(0.0, 0.0, 1e6, "noise power by |Delta|^2; 0: as much as `error` needs"),
-    }  # fmt: skip
+    kind = kinds.MARVELL
 
     def _noise(self, name: str, vectors: Tensor, draw: Draw) -> Tensor:
         positive = labels_at(draw.release.target, tuple(vectors.shape[:-1])).to(vectors.device)

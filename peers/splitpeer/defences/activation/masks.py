@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from splitpeer.defences.base import Defence, Draw, Parameter, Place, Tensors
-from splitpeer.errors import ConfigError
+from splitpeer.defences import kinds
+from splitpeer.defences.base import Defence, Tensors
+from splitpeer.defences.randomness import Draw
 
 
 def masked(tensor: Tensor, mask: Tensor) -> Tensor:
@@ -25,19 +25,10 @@ class Dropout(Defence):
     acts in evaluation as well. Dividing by 1 - rate tells an adversary nothing that it does not know.
     """
 
-    name = "dropout"
-    title = "Dropout, always on"
-    promise = "No guarantee: exact zeros give the mask away, and an attacker fits the values that are left."
-    source = "He, Zhang, Lee, IEEE Internet of Things Journal 2020, doi 10.1109/JIOT.2020.3022358"
-    places: ClassVar[frozenset[Place]] = frozenset({"activations", "gradients"})
-    options: ClassVar = {
-        "rate": Parameter(0.5, 0.0, 1.0, "share of the values that are dropped"),
-        "kept": Parameter(False, meaning="draw the mask once per sample, and use it every time"),
-        "rescale": Parameter(False, meaning="divide what is left by 1 - rate"),
-    }
+    kind = kinds.DROPOUT
 
     def forward(self, tensors: Tensors, draw: Draw) -> Tensors:
-        rate, kept = float(self.values["rate"]), bool(self.values["kept"])
+        rate, kept = float(self.values["rate"]), self.spec.kept
 
         def dropped(name: str, tensor: Tensor) -> Tensor:
             shape = tensor.shape[1:]
@@ -53,12 +44,7 @@ class Dropout(Defence):
 class TopK(Defence):
     """Of each sample's level, keep the `share` of the values with the largest magnitudes."""
 
-    name = "topk"
-    title = "Only the largest values"
-    promise = "No guarantee: a compression; where the large values lie shows structure."
-    source = "standard sparsification, as in Aji & Heafield 2017, arXiv 1704.05021"
-    places: ClassVar[frozenset[Place]] = frozenset({"activations", "gradients"})
-    options: ClassVar = {"share": Parameter(0.05, 1e-6, 1.0, "share of the values that are kept")}
+    kind = kinds.TOPK
 
     def forward(self, tensors: Tensors, draw: Draw) -> Tensors:
         def largest(name: str, tensor: Tensor) -> Tensor:
@@ -77,16 +63,7 @@ class Withhold(Defence):
     The schema stays, so the bytes are sent; leaving the level out of the job ([model] levels) saves them.
     """
 
-    name = "withhold"
-    title = "A level withheld"
-    promise = "Guaranteed: the levels named are constant and show nothing. None about the other levels."
-    guarantee = True
-    source = "constant output"
-
-    def __init__(self, levels: tuple[int, ...] | None = None, **values: float | int | bool) -> None:
-        if levels is None:
-            raise ConfigError("withhold needs levels: write withhold@0 or withhold@0,1")
-        super().__init__(levels, **values)
+    kind = kinds.WITHHOLD
 
     def carried(self, channels: Mapping[str, int]) -> dict[str, int]:
         return {name: 0 if self.covers(name) else count for name, count in channels.items()}

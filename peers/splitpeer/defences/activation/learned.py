@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from splitpeer.defences.base import Defence, Draw, Parameter, Tensors
-from splitpeer.defences.noise import rms, standard_laplace
+from splitpeer.defences import kinds
+from splitpeer.defences.activation.noise import rms, standard_laplace
+from splitpeer.defences.base import Defence, Tensors
+from splitpeer.defences.randomness import Draw
 from splitpeer.models.seeding import seeded
 
 _CONVOLUTION = {2: nn.Conv2d, 3: nn.Conv3d}
@@ -57,12 +59,7 @@ class NoPeek(Defence):
     """Penalise the distance correlation between the images of a batch and what is sent of them: `weight`
     times its mean over the covered levels. Needs batches of two or more."""
 
-    name = "nopeek"
-    title = "NoPeek (decorrelation)"
-    promise = "No guarantee: correlation falls, content need not."
-    source = "Vepakomma et al. 2020, arXiv 2008.09161; unsquared distances"
-    offline = False
-    options: ClassVar = {"weight": Parameter(0.5, 0.0, 1000.0, "of the correlation, beside the loss")}
+    kind = kinds.NOPEEK
 
     def penalty(self, image: Tensor, sent: Tensors) -> Tensor | None:
         covered = [t for name, t in sent.items() if self.covers(name) and t.requires_grad]
@@ -79,16 +76,7 @@ class Shredder(Defence):
     exceeds `most`. Unlike the paper, encoder and widths train together, and every release draws afresh.
     """
 
-    name = "shredder"
-    title = "Shredder (learned noise)"
-    promise = "No guarantee: noise goes where the task can bear it; many releases can be averaged."
-    source = "Mireshghallah et al. 2020, arXiv 1905.11814"
-    offline = False
-    options: ClassVar = {
-        "reward": Parameter(0.01, 0.0, 1000.0, "for the mean width, beside the loss"),
-        "start": Parameter(0.2, 1e-3, 100.0, "width at the first step, at most half of most"),
-        "most": Parameter(5.0, 1e-2, 1000.0, "largest width"),
-    }
+    kind = kinds.SHREDDER
 
     def prepare(self, channels: Mapping[str, int], dimensions: int) -> None:
         super().prepare(channels, dimensions)
@@ -180,17 +168,7 @@ class Adversary(Defence):
     `restart` steps. What this buys is to be judged by attackers trained afterwards.
     """
 
-    name = "adversary"
-    title = "Site-local adversary"
-    promise = "No guarantee: resists the inverse networks it was trained against; others may do better."
-    source = "this project; gradient reversal after Ganin & Lempitsky 2015, arXiv 1409.7495"
-    offline = False
-    options: ClassVar = {
-        "weight": Parameter(1.0, 0.0, 1000.0, "of what the networks recover, beside the loss"),
-        "networks": Parameter(3, 1, 16, "inverse networks at a time"),
-        "restart": Parameter(150, 1, 1_000_000, "steps after which a network starts anew"),
-        "width": Parameter(16, 1, 256, "feature maps of each network"),
-    }
+    kind = kinds.ADVERSARY
 
     def prepare(self, channels: Mapping[str, int], dimensions: int) -> None:
         super().prepare(channels, dimensions)

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from splitpeer.defences.base import Defence, Draw, Parameter, Place, Tensors, padded
+from splitpeer.defences import kinds
+from splitpeer.defences.base import Defence, Tensors, padded
+from splitpeer.defences.randomness import Draw
 from splitpeer.models.seeding import seeded
 
-_EVERYWHERE: frozenset[Place] = frozenset({"activations", "gradients"})
 _CONVOLUTION = {2: nn.Conv2d, 3: nn.Conv3d}
 
 
@@ -30,12 +31,7 @@ def clip_records(tensors: Tensors, bound: float) -> Tensors:
 class Clip(Defence):
     """Limit each sample's L2 norm over all covered levels together; gradients flow through the norm."""
 
-    name = "clip"
-    title = "Clipped norm"
-    promise = "No guarantee by itself: it bounds what one record can weigh, which differential privacy needs."
-    source = "Abadi et al. 2016, arXiv 1607.00133"
-    places: ClassVar[frozenset[Place]] = _EVERYWHERE
-    options: ClassVar = {"norm": Parameter(100.0, 1e-9, 1e9, "largest L2 norm of a record")}
+    kind = kinds.CLIP
 
     def forward(self, tensors: Tensors, draw: Draw) -> Tensors:
         covered = {name: tensor for name, tensor in tensors.items() if self.covers(name)}
@@ -57,12 +53,7 @@ class _StraightThrough(torch.autograd.Function):
 class Quantise(Defence):
     """Round each channel of a sample to `bits` bits between minus and plus its largest magnitude."""
 
-    name = "quantise"
-    title = "Fewer bits"
-    promise = "No guarantee: a compression."
-    source = "symmetric absmax quantisation; straight-through gradients after arXiv 1308.3432"
-    places: ClassVar[frozenset[Place]] = _EVERYWHERE
-    options: ClassVar = {"bits": Parameter(8, 2, 16, "bits per value")}
+    kind = kinds.QUANTISE
 
     def forward(self, tensors: Tensors, draw: Draw) -> Tensors:
         steps = 2 ** (int(self.values["bits"]) - 1) - 1
@@ -83,11 +74,7 @@ class Projection(Defence):
     The rotation is a function of the key alone.
     """
 
-    name = "projection"
-    title = "Secret rotation of channels"
-    promise = "No guarantee: stops an attacker that does not learn the rotation; inverse networks absorb it."
-    source = "random orthogonal projection, compare arXiv 2605.13265"
-    options: ClassVar = {"fraction": Parameter(0.5, 1e-6, 1.0, "share of the channels that are sent")}
+    kind = kinds.PROJECTION
 
     def _width(self, channels: int) -> int:
         return max(1, round(float(self.values["fraction"]) * channels)) if channels else 0
@@ -115,13 +102,7 @@ class Bottleneck(Defence):
     that is narrower keeps its width.
     """
 
-    name = "bottleneck"
-    title = "Narrow cut"
-    promise = "No guarantee: fewer numbers leave, but those show what training finds useful."
-    source = "1 x 1 bottleneck (Eshratifar et al. 2019, arXiv 1902.01000)"
-    offline = False
-    structural = True
-    options: ClassVar = {"channels": Parameter(2, 1, 4096, "channels per level that carry")}
+    kind = kinds.BOTTLENECK
 
     def _width(self, channels: int) -> int:
         return min(int(self.values["channels"]), channels)

@@ -1,0 +1,256 @@
+"""Which defences there are: one screen of data, without torch. What each does is the class of its name.
+
+`catalogue` maps each to its class; a test compares the two.
+"""
+
+from __future__ import annotations
+
+from splitpeer.defences.specs import (
+    Kind,
+    Noise,
+    Parameter,
+    Place,
+    Spec,
+    Written,
+    check_order,
+    check_place,
+    parse,
+)
+
+_BOTH: frozenset[Place] = frozenset({"activations", "gradients"})
+_GRADIENTS: frozenset[Place] = frozenset({"gradients"})
+_IMAGE: frozenset[Place] = frozenset({"image"})
+_HE = "He, Zhang, Lee, IEEE Internet of Things Journal 2020, doi 10.1109/JIOT.2020.3022358"
+_LI = "Li et al. 2021, arXiv 2102.08504, per voxel"
+_KEPT = Parameter(False, meaning="draw once per sample, and use it every time")
+_SCALE = Parameter(1.0, 0.0, 1000.0, "noise as a multiple of the tensor's root mean square")
+_AVERAGED = "No guarantee: blurs what one release shows; many releases of one sample can be averaged."
+
+# --- values left out -------------------------------------------------------------------------------------
+
+DROPOUT = Kind(
+    name="dropout",
+    title="Dropout, always on",
+    promise="No guarantee: exact zeros give the mask away, and an attacker fits the values that are left.",
+    source=_HE,
+    places=_BOTH,
+    options={
+        "rate": Parameter(0.5, 0.0, 1.0, "share of the values that are dropped"),
+        "kept": Parameter(False, meaning="draw the mask once per sample, and use it every time"),
+        "rescale": Parameter(False, meaning="divide what is left by 1 - rate"),
+    },
+)
+TOPK = Kind(
+    name="topk",
+    title="Only the largest values",
+    promise="No guarantee: a compression; where the large values lie shows structure.",
+    source="standard sparsification, as in Aji & Heafield 2017, arXiv 1704.05021",
+    places=_BOTH,
+    options={"share": Parameter(0.05, 1e-6, 1.0, "share of the values that are kept")},
+)
+WITHHOLD = Kind(
+    name="withhold",
+    title="A level withheld",
+    promise="Guaranteed: the levels named are constant and show nothing. None about the other levels.",
+    source="constant output",
+    guarantee=True,
+    needs_levels=True,
+)
+
+# --- noise -----------------------------------------------------------------------------------------------
+
+GAUSSIAN = Kind(
+    name="gaussian",
+    title="Gaussian noise",
+    promise=_AVERAGED,
+    source=_HE,
+    places=_BOTH,
+    options={"scale": _SCALE, "kept": _KEPT},
+    additive_noise=Noise("gaussian", "rms"),
+)
+LAPLACE = Kind(
+    name="laplace",
+    title="Laplace noise",
+    promise=_AVERAGED,
+    source=_HE,
+    places=_BOTH,
+    options={"scale": _SCALE, "kept": _KEPT},
+    additive_noise=Noise("laplace", "rms"),
+)
+PERCENTILE = Kind(
+    name="percentile",
+    title="Noise from a percentile",
+    promise="No guarantee: the width follows the data and nothing is clipped.",
+    source="Hatamizadeh et al. 2022, arXiv 2202.06924 (there of weight updates)",
+    places=_BOTH,
+    options={
+        "scale": Parameter(0.1, 0.0, 1000.0, "noise as a multiple of the percentile"),
+        "percentile": Parameter(95.0, 0.0, 100.0, "of the magnitudes that are not zero"),
+        "kept": _KEPT,
+    },
+    additive_noise=Noise("gaussian", "percentile"),
+)
+DP_GAUSSIAN = Kind(
+    name="dp-gaussian",
+    title="Differential privacy (Gaussian)",
+    promise=(
+        "Guaranteed: whoever sees what leaves can tell a patient's images from any others only as well as epsilon "
+        "allows, counted over every record that depends on the patient (a budget in the policy counts and stops)."
+    ),
+    source="Dwork and Roth 2014, Appendix A; Balle and Wang 2018, arXiv 1805.06530",
+    guarantee=True,
+    private=True,
+    options={
+        "clip": Parameter(100.0, 1e-9, 1e9, "largest L2 norm of a record, all levels together"),
+        "noise": Parameter(12.0, 1e-3, 1e6, "standard deviation of the noise by clip"),
+        "frozen": Parameter(
+            False, meaning="the encoder does not learn: a patient pays for its own windows alone"
+        ),
+    },
+    additive_noise=Noise("gaussian", "clip"),
+)
+
+# --- form ------------------------------------------------------------------------------------------------
+
+CLIP = Kind(
+    name="clip",
+    title="Clipped norm",
+    promise="No guarantee by itself: it bounds what one record can weigh, which differential privacy needs.",
+    source="Abadi et al. 2016, arXiv 1607.00133",
+    places=_BOTH,
+    options={"norm": Parameter(100.0, 1e-9, 1e9, "largest L2 norm of a record")},
+)
+QUANTISE = Kind(
+    name="quantise",
+    title="Fewer bits",
+    promise="No guarantee: a compression.",
+    source="symmetric absmax quantisation; straight-through gradients after arXiv 1308.3432",
+    places=_BOTH,
+    options={"bits": Parameter(8, 2, 16, "bits per value")},
+)
+PROJECTION = Kind(
+    name="projection",
+    title="Secret rotation of channels",
+    promise="No guarantee: stops an attacker that does not learn the rotation; inverse networks absorb it.",
+    source="random orthogonal projection, compare arXiv 2605.13265",
+    options={"fraction": Parameter(0.5, 1e-6, 1.0, "share of the channels that are sent")},
+    channel_mixing=True,
+)
+BOTTLENECK = Kind(
+    name="bottleneck",
+    title="Narrow cut",
+    promise="No guarantee: fewer numbers leave, but those show what training finds useful.",
+    source="1 x 1 bottleneck (Eshratifar et al. 2019, arXiv 1902.01000)",
+    offline=False,
+    structural=True,
+    options={"channels": Parameter(2, 1, 4096, "channels per level that carry")},
+)
+
+# --- learned ---------------------------------------------------------------------------------------------
+
+NOPEEK = Kind(
+    name="nopeek",
+    title="NoPeek (decorrelation)",
+    promise="No guarantee: correlation falls, content need not.",
+    source="Vepakomma et al. 2020, arXiv 2008.09161; unsquared distances",
+    offline=False,
+    options={"weight": Parameter(0.5, 0.0, 1000.0, "of the correlation, beside the loss")},
+)
+SHREDDER = Kind(
+    name="shredder",
+    title="Shredder (learned noise)",
+    promise="No guarantee: noise goes where the task can bear it; many releases can be averaged.",
+    source="Mireshghallah et al. 2020, arXiv 1905.11814",
+    offline=False,
+    options={
+        "reward": Parameter(0.01, 0.0, 1000.0, "for the mean width, beside the loss"),
+        "start": Parameter(0.2, 1e-3, 100.0, "width at the first step, at most half of most"),
+        "most": Parameter(5.0, 1e-2, 1000.0, "largest width"),
+    },
+)
+ADVERSARY = Kind(
+    name="adversary",
+    title="Site-local adversary",
+    promise="No guarantee: resists the inverse networks it was trained against; others may do better.",
+    source="this project; gradient reversal after Ganin & Lempitsky 2015, arXiv 1409.7495",
+    offline=False,
+    options={
+        "weight": Parameter(1.0, 0.0, 1000.0, "of what the networks recover, beside the loss"),
+        "networks": Parameter(3, 1, 16, "inverse networks at a time"),
+        "restart": Parameter(150, 1, 1_000_000, "steps after which a network starts anew"),
+        "width": Parameter(16, 1, 256, "feature maps of each network"),
+    },
+)
+
+# --- images ----------------------------------------------------------------------------------------------
+
+VOXEL_NOISE = Kind(
+    name="voxel-noise",
+    title="Kept noise on the image",
+    promise="No guarantee, but nothing to average on one voxel grid: many views show one noisy image.",
+    source="permanent randomised response: Erlingsson et al. 2014, arXiv 1407.6981",
+    places=_IMAGE,
+    options={
+        "scale": Parameter(1.0, 0.0, 1000.0, "standard deviations of the normalised image"),
+        "background": Parameter(False, meaning="also where the image is zero, which hides the outline"),
+    },
+)
+
+# --- gradients -------------------------------------------------------------------------------------------
+
+MAX_NORM = Kind(
+    name="max-norm",
+    title="max-norm noise",
+    promise="No guarantee: the length of a gradient no longer shows the tumour, its direction may.",
+    source=_LI,
+    places=_GRADIENTS,
+)
+ISO = Kind(
+    name="iso",
+    title="isotropic gradient noise",
+    promise="No guarantee: noise as strong as the batch's strongest gradient, times s.",
+    source=_LI,
+    places=_GRADIENTS,
+    options={"s": Parameter(1.0, 0.0, 1e6, "power of the noise by that of the longest vector")},
+)
+MARVELL = Kind(
+    name="marvell",
+    title="Marvell gradient noise",
+    promise=(
+        "No guarantee: one voxel's gradient, seen once, would leave at least this error to the best detector if the "
+        "gradients of tumour and of the rest were isotropic Gaussians; neighbouring voxels and later epochs add up."
+    ),
+    source=_LI,
+    places=_GRADIENTS,
+    options={
+        "error": Parameter(0.3, 0.01, 0.49, "detection error that is left, half of false positives and negatives"),
+        "power": Parameter(0.0, 0.0, 1e6, "noise power by |Delta|^2; 0: as much as `error` needs"),
+    },
+)  # fmt: skip
+
+KINDS: dict[str, Kind] = {
+    kind.name: kind
+    for kind in (
+        DROPOUT, TOPK, WITHHOLD, GAUSSIAN, LAPLACE, PERCENTILE, DP_GAUSSIAN, CLIP, QUANTISE, PROJECTION, BOTTLENECK,
+        NOPEEK, SHREDDER, ADVERSARY, VOXEL_NOISE, MAX_NORM, ISO, MARVELL,
+    )
+}  # fmt: skip
+"""By name, in the order of `splitpeer defences`."""
+
+
+def parse_all(written: Written, place: Place) -> tuple[Spec, ...]:
+    """Several defences, in order; what was read already is only checked again.
+
+    Raises:
+        ConfigError: see `specs.parse`; or a part of the network is written after another defence.
+    """
+    parts = written.split("+") if isinstance(written, str) else written
+    specs = []
+    for part in parts:
+        if isinstance(part, Spec):
+            check_place(part.kind, place)
+            specs.append(part)
+        elif part.strip():
+            specs.append(parse(part, place, KINDS))
+    check_order(specs)
+    return tuple(specs)
