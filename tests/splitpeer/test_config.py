@@ -210,7 +210,11 @@ def refused(load: object, *arguments: object, **keywords: object) -> str:
         ('site = "north"', 'site = "North"', "[peer] site: name 'North' is not a name: 1 to 63"),
         ('site = "north"', "site = 3", "[peer] site must be a valid string, not 3"),
         ('role = "client"', 'role = "server"', "[peer] role must be 'client' or 'coordinator', not 'server'"),
-        ('modality = "t1"', 'modality = "ct"', "[peer] modality: unknown modality 'ct': name one of flair"),
+        (
+            'modality = "t1"',
+            'modality = "mask"',
+            "[peer] modality: 'mask' is what masks are called: give the modality",
+        ),
         ('modality = "t1"', "", 'a client needs [peer] modality: add modality = "t1"'),
         ("[tls]", "[tlss]", "[tlss] is unknown: did you mean tls?"),
         ("[tls]", "[tlss]", "[tls] is missing: add the section"),
@@ -293,7 +297,7 @@ def test_mistakes_of_a_coordinator(tmp_path: Path) -> None:
     [
         ('south = "flair"', 'south = "T1w"', "[sites] t1 is at 'north' and 'south': one site per modality"),
         ('south = "flair"', 'South = "flair"', "[sites] South: name 'South' is not a name"),
-        ('south = "flair"', 'south = "pet"', "[sites] south: unknown modality 'pet'"),
+        ('south = "flair"', 'south = "p t"', "[sites] south: 'p t' is no name of a modality"),
         (
             "window = [96, 96]",
             "window = [96, 90]",
@@ -484,3 +488,32 @@ def test_a_hostile_list_from_the_environment_is_a_configuration_error(tmp_path: 
 def test_addresses_are_held_in_one_spelling(tmp_path: Path, written: str, held: str) -> None:
     loaded = peer(tmp_path, changed(CLIENT, "tcp://coordinator.example.org:7443", written))
     assert loaded.network.coordinator == held
+
+
+# ---- layouts
+
+
+def test_files_may_be_named_by_a_pattern(tmp_path: Path) -> None:
+    text = changed(CLIENT, 'layout = "folder"', 'files = "{patient}/T1*.nii.gz"')
+    config = PeerConfig.load(write(tmp_path, text), environ={})
+    assert config.data.layout == config.data.files == "{patient}/T1*.nii.gz"
+
+
+@pytest.mark.parametrize(
+    ("lines", "expected"),
+    [
+        (
+            'layout = "bids"\nfiles = "{patient}.nii"',
+            "layout and files both say how files are named: remove one",
+        ),
+        ('files = "T1.nii.gz"', "[data] files: pattern 'T1.nii.gz' does not say where the id is"),
+        (
+            'layout = "dicom"',
+            "[data] layout: unknown layout 'dicom': name one of folder, patient-folders, bids",
+        ),
+        ('layout = "../{patient}.nii"', "[data] layout: pattern '../{patient}.nii' must be relative"),
+    ],
+)
+def test_a_layout_that_cannot_be_is_told(tmp_path: Path, lines: str, expected: str) -> None:
+    text = changed(CLIENT, 'layout = "folder"', lines)
+    assert expected in refused(peer, tmp_path, text)

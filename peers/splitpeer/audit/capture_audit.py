@@ -15,7 +15,7 @@ from splitpeer.audit.knowledge import grant, parse_knows
 from splitpeer.audit.offline import redefended
 from splitpeer.audit.run_folder import RunFolder, sha256_of
 from splitpeer.captures.recorder import read_key
-from splitpeer.data.layouts import canonical_modality
+from splitpeer.data.modalities import canonical_modality
 from splitpeer.data.pseudonym import load_salt
 from splitpeer.data.volumes import Triple, Volumes
 from splitpeer.errors import DataError

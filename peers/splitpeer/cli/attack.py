@@ -12,8 +12,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from splitpeer.cli.options import FILE, private_files
-from splitpeer.data.layouts import LAYOUTS
+from splitpeer.cli.options import FILE, LAYOUT, private_files
 from splitpeer.errors import AttackImpossible, ConfigError
 
 if TYPE_CHECKING:
@@ -77,7 +76,7 @@ def outcome_table(outcomes: list[Outcome]) -> Table:
     "--truth", type=FILE, help="Folder of the true images, to score and to show; the attack never sees it."
 )
 @click.option("--salt", type=FILE, help="federation.salt; needed with --truth.")
-@click.option("--layout", type=click.Choice(LAYOUTS), default="folder", show_default=True)
+@click.option("--layout", type=LAYOUT, default="folder", show_default=True)
 @click.option("--convention", type=click.Choice(("msd", "brats", "brats2023", "nnunet")),
               help="Of the masks, where the truth (or the shadow folder) holds labels.")  # fmt: skip
 @click.option("--defence", help='Try the clean traffic under defences, offline: "dropout:0.5+gaussian:1.0".')

@@ -9,9 +9,8 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from splitpeer.cli.options import FILE, config_option, echo_json, json_option, load_peer, set_option
+from splitpeer.cli.options import FILE, LAYOUT, config_option, echo_json, json_option, load_peer, set_option
 from splitpeer.cli.terminal import echo
-from splitpeer.data.layouts import LAYOUTS
 from splitpeer.errors import ConfigError
 from splitpeer.preflight import preflight
 from splitproto.errors import printable
@@ -78,7 +77,7 @@ def phantom(
 
 @data.command()
 @click.argument("folder", type=FILE, required=False)
-@click.option("--layout", type=click.Choice(LAYOUTS), help="Default: guessed from the files.")
+@click.option("--layout", type=LAYOUT, help="Default: guessed from the files.")
 @click.option("--modality", help="Look at this contrast only.")
 @click.option(
     "--convention", type=click.Choice(("msd", "brats", "brats2023", "nnunet")), help="Of the masks."

@@ -10,7 +10,7 @@ import click
 
 from splitpeer.cli.options import FILE, write_new
 from splitpeer.cli.terminal import echo
-from splitpeer.data.layouts import canonical_modality
+from splitpeer.data.modalities import canonical_modality
 from splitpeer.errors import ConfigError, DataError
 from splitpeer.settings import templates
 from splitproto.errors import IdentityError
@@ -24,7 +24,7 @@ _force = click.option("--force", is_flag=True, help="Overwrite.")
 
 @click.group(invoke_without_command=True)
 @click.option("--role", type=click.Choice(["client", "coordinator"]))
-@click.option("--modality", help="What a client's images are: flair, t1, t1ce or t2.")
+@click.option("--modality", help="What a client's images show: any name, such as t1, adc or pet.")
 @click.option("--site", help="Default: the one certificate of that role in the folder of certificates.")
 @click.option("--federation", help="Default: as in the certificate.")
 @click.option("--coordinator", help="Address that a client dials, tcp://host:port.")
@@ -66,7 +66,9 @@ def init(
     if role is None:
         raise click.UsageError("Missing option '--role': client or coordinator.")
     if (role == "client") != (modality is not None):
-        raise click.UsageError("--modality is for clients, and they need it: flair, t1, t1ce or t2.")
+        raise click.UsageError(
+            "--modality is for clients, and they need it: any name, such as t1, adc or pet."
+        )
     if modality is not None:
         modality = _modality(modality)
     found = list(_identities(pki_folder))

@@ -11,11 +11,29 @@ from typing import Any
 import click
 
 from splitpeer.daemon.observe import PeerHead
-from splitpeer.errors import ConfigError
+from splitpeer.data.layouts import LAYOUTS, checked_layout
+from splitpeer.errors import ConfigError, DataError
 from splitpeer.settings.loading import parse_override
 from splitpeer.settings.peer import PeerConfig, find_peer_toml
 
 FILE = click.Path(path_type=Path)
+
+
+class _Layout(click.ParamType):
+    name = "layout"
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context | None = None) -> str:
+        return f"{'|'.join(LAYOUTS)}|PATTERN"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        try:
+            return checked_layout(value)
+        except DataError as error:
+            self.fail(str(error), param, ctx)
+
+
+LAYOUT = _Layout()
+"""A layout's name, or a pattern such as `{patient}/T1*.nii.gz`."""
 
 config_option = click.option(
     "--config",

@@ -98,7 +98,7 @@ def serve(
     config = load_peer(config_file, settings, overrides)
     _same("role", role, config.peer.role, config)
     if modality is not None:
-        from splitpeer.data.layouts import canonical_modality
+        from splitpeer.data.modalities import canonical_modality
 
         _same("modality", canonical_modality(modality), config.peer.modality, config)
     logs.setup(config.log.format, config.log.level)

@@ -17,10 +17,17 @@ from splitpeer.data.labels import convention as find_convention
 from splitpeer.data.labels import shown
 from splitpeer.data.layouts import Case, Found
 from splitpeer.data.mask_values import MaskCensus
+from splitpeer.data.modalities import ANY, canonical_modality
+from splitpeer.data.msd import label_names
 from splitpeer.data.nifti import Header, Rules, read_voxels
 from splitpeer.data.quality import image_warnings
 from splitpeer.data.volumes import prepare
 from splitpeer.errors import DataError
+
+TELLING = ("patient-folders", "bids", "brats", "msd")
+"""Layouts whose names always say what a file shows."""
+SOMETHING = "image"
+"""What is looked for where any image will do."""
 
 Progress = Callable[[int, int, Path], None]
 """Called before each file with its number (from 1), the number of files, and its path."""
@@ -41,6 +48,8 @@ class Report:
     spacings: Counter[str] = field(default_factory=Counter)
     orientations: Counter[str] = field(default_factory=Counter)
     label_values: Counter[str] = field(default_factory=Counter)
+    label_names: dict[str, str] = field(default_factory=dict)
+    """Mask value -> what it means, as an MSD task says itself."""
     mask_voxels: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
@@ -63,6 +72,7 @@ class Report:
             ("label values", self.label_values),
         ):
             rows += [(title, f"{value}  ({count} files)") for value, count in sorted(table.items())]
+        rows += [("label", f"{value} {name}") for value, name in self.label_names.items()]
         rows += [("mask voxels", text) for text in self.mask_voxels]
         rows += [("problem", text) for text in self.problems] + [("warning", text) for text in self.warnings]
         rows.append(("result", "usable" if self.ok else f"{len(self.problems)} problem(s)"))
@@ -83,8 +93,8 @@ def check(
 ) -> Report:
     """Read every volume under `root` in full, as training will (by the same code), and report.
 
-    `layout` None: detected where only one fits. `modality` None: every modality that an "msd" or "brats" tree
-    holds. A "folder" holds one kind of file: images, or masks where `convention` is given without `modality`.
+    `layout` None: detected where only one fits. `modality` None: every modality that names tell of. Where they tell
+    of none, all files are of one kind: images, or masks where `convention` is given without `modality`.
     Raises DataError only where there is nothing to report on (no such folder, no layout fits, an unknown
     name).
     """
@@ -95,6 +105,8 @@ def check(
     kinds = _find(Path(root), report, modality)
     by_patient: dict[str, list[tuple[str, Case]]] = {}
     report.warnings += naming_warnings(Path(root), kinds.values())
+    if layout == "msd":
+        report.label_names = {str(value): name for value, name in label_names(Path(root)).items()}
     for kind, found in kinds.items():
         report.counts[kind] = len(found.cases)
         for case in found.cases:
@@ -105,7 +117,7 @@ def check(
         if missing := [kind for kind in kinds if kind not in dict(by_patient[patient])]:
             report.warnings.append(f"{patient}: no {', '.join(missing)}")
     inspection.finish()
-    if not any(report.counts.values()):
+    if not any(report.counts.values()) and report.ok:
         report.problems.append(
             f"{root}: holds no image or mask that could be read: name the folder that does"
         )
@@ -114,23 +126,36 @@ def check(
 
 def _find(root: Path, report: Report, modality: str | None) -> dict[str, Found]:
     """What is there by kind; what cannot be listed becomes a problem, unless nothing at all can."""
-    layout, wanted = report.layout, modality and layouts.canonical_modality(modality)
-    if layout in ("folder", "csv"):
-        if wanted or not report.convention:
-            return {wanted or "images": layouts.find(root, layout, wanted or layouts.MODALITIES[0])}
-        return {"labels": layouts.find(root, layout, None)}
+    layout, wanted = report.layout, modality and canonical_modality(modality)
+    listed = layouts.listing(root, layout, wanted or "")
     kinds: dict[str, Found] = {}
-    for name in [wanted] if wanted else layouts.found_modalities(root, layout):
-        try:
-            kinds[name] = layouts.find(root, layout, name)
-        except DataError as error:
-            report.problems.append(str(error))
-    try:
-        kinds["labels"] = layouts.find(root, layout, None)
-    except DataError as error:
-        # Most sites hold no masks; asked to check them, it is a problem.
-        (report.problems if report.convention else report.warnings).append(str(error))
+    if layout not in TELLING and all(kind == ANY for kind, _ in listed.kinds):
+        # Names do not say what the files show: they are all of one kind.
+        masks = report.convention is not None and not wanted
+        found = layouts.look(root, layout, None if masks else wanted or SOMETHING)
+        report.problems += found.problems
+        kinds["labels" if masks else wanted or "images"] = found
+    else:
+        for name in [wanted] if wanted else listed.modalities():
+            _look(root, report, name, kinds)
+        _look(root, report, None, kinds)
     return kinds
+
+
+def _look(root: Path, report: Report, modality: str | None, kinds: dict[str, Found]) -> None:
+    """Find one kind, None for the masks, with everything that is wrong with it."""
+    try:
+        found = layouts.look(root, report.layout, modality)
+    except DataError as error:
+        problems, found = (str(error),), None
+    else:
+        problems = found.problems
+    # Most sites hold no masks; asked to check them, it is a problem.
+    unasked = modality is None and report.convention is None and not (found and found.cases)
+    known = report.warnings if unasked else report.problems
+    known += [text for text in problems if text not in known]
+    if found is not None and (found.cases or found.problems):
+        kinds[modality or "labels"] = found
 
 
 class _Inspection:

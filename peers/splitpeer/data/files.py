@@ -52,6 +52,8 @@ class Found:
     left_out: tuple[LeftOut, ...] = ()
     lacking: tuple[str, ...] = ()
     """Patients with other files in the same tree, and none of the kind that was looked for."""
+    problems: tuple[str, ...] = ()
+    """What has to be put right before the cases can be used, one line each."""
 
 
 def stem(path: Path) -> str:

@@ -21,8 +21,10 @@ from splitpeer.settings.values import (
     Count,
     Defences,
     Distinct,
+    FilePattern,
     ImageDefences,
     InitialWeights,
+    Layout,
     Levels,
     Location,
     Modality,
@@ -85,8 +87,10 @@ class PeerData(Section):
 
     images: Location | None = None
     labels: Location | None = None
-    layout: Literal["folder", "patient-folders", "bids", "brats", "msd", "csv"] = "folder"
+    layout: Layout = "folder"
     """How files are named; of "csv", `images` or `labels` is a list with the columns patient,path."""
+    files: FilePattern | None = None
+    """Instead of a layout's name: where a patient's file is, such as ``{patient}/T1*.nii.gz``."""
     convention: Literal["msd", "brats", "brats2023", "nnunet"] | None = None
     """What the integers in the masks mean; never guessed."""
     salt: Location | None = None
@@ -98,6 +102,14 @@ class PeerData(Section):
     resampled."""
     unknown_orientation: Literal["warn", "refuse"] = "warn"
     """Of files whose header does not say which side is which (qform and sform codes 0); taken as LAS."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _pattern_is_layout(cls, raw: Any) -> Any:
+        pattern = raw.get("files") if isinstance(raw, dict) else None
+        if pattern is not None and raw.setdefault("layout", pattern) != pattern:
+            raise ValueError("layout and files both say how files are named: remove one of them")
+        return raw
 
     def rules(self) -> Rules:
         """For reading."""

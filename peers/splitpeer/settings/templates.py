@@ -31,7 +31,8 @@ rotate_s = 86400  # so does one that is so old
 recheck_s = 30  # how often certificates and revocation list are looked at while a link is open
 
 [data]
-{data}layout = "folder"  # "folder": <patient>.nii.gz; others ("bids", "brats", "msd", "csv" ...): docs/running.md
+{data}layout = "folder"  # "folder": <patient>.nii.gz; others ("bids", "brats", "msd", "csv" ...): docs/data.md
+# files = "{{patient}}/T1*.nii.gz"  # instead of a layout, where files have other names
 salt = {salt}  # turns patient ids into keys; the same file at every site, mode 0600
 cache_mib = 1024  # memory for loaded volumes
 max_voxels = 134217728  # of one volume (512 x 512 x 512), as stored and as resampled for a job; larger ones are refused
@@ -100,7 +101,7 @@ _JOB = """\
 seed = 0  # order of batches and augmentation; everybody may know it
 
 [sites]
-# Site = modality (flair, t1, t1ce or t2). Only these sites are let in.
+# Site = modality: any name, such as t1, adc or pet. Only these sites are let in.
 {sites}
 
 [model]

@@ -13,7 +13,9 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, GetCoreSchemaHandler
 from pydantic_core import CoreSchema, core_schema
 
-from splitpeer.data.layouts import canonical_modality
+from splitpeer.data.layouts import checked_layout
+from splitpeer.data.modalities import canonical_modality
+from splitpeer.data.pattern import checked
 from splitpeer.defences.kinds import parse_all
 from splitpeer.defences.specs import Place, Spec
 from splitpeer.errors import ConfigError, DataError
@@ -39,6 +41,20 @@ def _name(value: str) -> str:
 def _modality(value: str) -> str:
     try:
         return canonical_modality(value)
+    except DataError as error:
+        raise ValueError(str(error)) from None
+
+
+def _layout(value: str) -> str:
+    try:
+        return checked_layout(value)
+    except DataError as error:
+        raise ValueError(str(error)) from None
+
+
+def _pattern(value: str) -> str:
+    try:
+        return checked(value)
     except DataError as error:
         raise ValueError(str(error)) from None
 
@@ -138,6 +154,8 @@ class _Defences:
 
 Name = Annotated[str, AfterValidator(_name)]
 Modality = Annotated[str, AfterValidator(_modality)]
+Layout = Annotated[str, AfterValidator(_layout)]
+FilePattern = Annotated[str, AfterValidator(_pattern)]
 Location = Annotated[Path, BeforeValidator(_location)]
 Address = Annotated[str, AfterValidator(_address)]
 RemoteAddress = Annotated[str, AfterValidator(_remote_address)]

@@ -187,7 +187,7 @@ def test_a_bids_tree_with_diffusion_beside_anatomy(tmp_path: Path) -> None:
         "sub-03/anat/sub-03_run-1_T1w.nii.gz": several,
         "sub-03/anat/sub-03_run-2_T1w.nii.gz": several,
         "sub-04/anat/sub-05_T1w.nii.gz": "not named as BIDS asks for this folder",
-        "sub-04/anat/sub-04_ce-gd_T2w.nii.gz": "neither T1w, T2w, FLAIR nor dseg",
+        "sub-04/anat/sub-04_ce-gd_T2w.nii.gz": "after a contrast agent, but not T1w",
     }
 
 

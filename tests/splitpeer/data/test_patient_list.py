@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
 from splitpeer.data import patient_list
-from splitpeer.data.layouts import detect_layout, find_images, find_labels
+from splitpeer.data.check import check
+from splitpeer.data.layouts import detect_layout, find, find_images, find_labels, found_modalities, look
 from splitpeer.errors import DataError
 
 
@@ -86,3 +88,86 @@ def test_a_list_that_is_none_is_refused_before_it_is_read(listed, monkeypatch) -
         find_images(path, "csv", "t1")
     with pytest.raises(DataError, match="needs a file with the columns patient,path"):
         find_images(path.parent, "csv", "t1")
+
+
+# --- several kinds in one list, comments, bounds -----------------------------------------------------------------
+
+
+def test_a_list_may_say_what_each_file_shows(listed) -> None:
+    path = listed(
+        "# exported on Monday\npatient,modality,path\nP1,ADC,1.nii.gz\n\n  # P1 was scanned twice\n"
+        'P1,seg,x.nii.gz\n"P,2",t2w,"scans/P002_T1.nii"\n'
+    )
+    assert found_modalities(path, "csv") == ("adc", "t2")
+    assert [(case.patient, case.path.name) for case in find_images(path, "csv", "adc")] == [
+        ("P1", "1.nii.gz")
+    ]
+    assert [case.patient for case in find_images(path, "csv", "T2")] == ["P,2"]
+    assert [case.path.name for case in find_labels(path, "csv")] == ["x.nii.gz"]
+    assert find(path, "csv", "adc").lacking == ("P,2",)
+
+
+def test_a_list_picks_a_channel_of_a_file(listed) -> None:
+    path = listed("patient,modality,path,channel\nP1,t2,1.nii.gz,0\nP1,adc,1.nii.gz,1\nP1,seg,x.nii.gz,\n")
+    assert [case.channel for case in find_images(path, "csv", "adc")] == [1]
+    assert [case.channel for case in find_labels(path, "csv")] == [None]
+
+
+@pytest.mark.parametrize(
+    ("lines", "what"),
+    [
+        ("patient,modality,path\nP1,a b,1.nii.gz", "line 2: 'a b' is no name of a modality"),
+        ("patient,modality,path\nP1,,1.nii.gz", "line 2: the modality is empty: fill it in"),
+        (
+            "patient,modality,path\nP1,t1,1.nii.gz\nP1,T1w,x.nii.gz",
+            "line 3: patient 'P1' is in line 2 already",
+        ),
+        ("patient,modality,path\nP1,t1,1.nii.gz\nP1,t2,1.nii.gz", "line 3: 1.nii.gz is the file of line 2"),
+        ("patient,path,modality,modality\n", "line 1: the column modality is there twice"),
+        ("patient,path,channel\nP1,1.nii.gz,two", "line 2: channel 'two' is no whole number: count from 0"),
+        ("patient,path,channel\nP1,1.nii.gz,-1", "line 2: channel '-1' is no whole number"),
+        ("patient,path,channel\nP1,1.nii.gz,99999", "line 2: channel '99999' is no whole number"),
+        ("patient,path,channel\nP1,1.nii.gz,1\nP2,./1.nii.gz,1", "line 3: 1.nii.gz is the file of line 2"),
+    ],
+)
+def test_a_mistake_in_a_list_of_several_kinds(listed, lines: str, what: str) -> None:
+    with pytest.raises(DataError) as caught:
+        find_images(listed(lines), "csv", "t1")
+    assert what in str(caught.value)
+
+
+@pytest.mark.parametrize("written", ["../out.nii.gz", "scans/../../out.nii.gz", "{root}/out.nii.gz"])
+def test_a_list_does_not_lead_out_of_its_folder(listed, tmp_path: Path, written: str) -> None:
+    (tmp_path.parent / "out.nii.gz").write_bytes(b"")
+    path = listed(f"patient,path\nP1,{written.format(root=tmp_path.parent)}\nP2,1.nii.gz\n")
+    found = look(path, "csv", "t1")
+    assert [case.patient for case in found.cases] == ["P2"]
+    assert "line 2" in found.problems[0]
+    assert "not below the list's folder: move the list above its files, or link" in found.problems[0]
+
+
+def test_a_path_from_the_root_may_lead_into_the_folder(listed, tmp_path: Path) -> None:
+    assert [
+        case.patient for case in find_images(listed(f"patient,path\nP1,{tmp_path}/1.nii.gz\n"), "csv", "t1")
+    ] == ["P1"]
+
+
+def test_a_pipe_is_no_list(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "patients.csv")
+    with pytest.raises(DataError, match="needs a file with the columns"):
+        find_images(tmp_path / "patients.csv", "csv", "t1")
+
+
+def test_data_check_tells_every_mistake_of_a_list_and_reads_the_rest(tmp_path: Path, files) -> None:
+    files.save(tmp_path / "a.nii.gz", files.head())
+    path = tmp_path / "patients.csv"
+    path.write_text(
+        "patient,path\nA,a.nii.gz\nB,gone.nii.gz\nA,a.nii.gz\n,a.nii.gz\nC,../c.nii.gz\nD\n", encoding="utf-8"
+    )
+    report = check(path, modality="adc")
+    assert report.counts == {"adc": 1}
+    assert [text.split(":")[0].rpartition(" ")[2] for text in report.problems] == ["3", "4", "5", "6", "7"]
+    with pytest.raises(
+        DataError, match=r"line 3: gone\.nii\.gz: no such file.*\(4 more: splitpeer data check"
+    ):
+        find_images(path, "csv", "adc")

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 from splitpeer.data.labels import regions
-from splitpeer.data.layouts import MODALITIES, find_images, find_labels
+from splitpeer.data.layouts import find_images, find_labels
+from splitpeer.data.modalities import MODALITIES
 from splitpeer.data.nifti import read_voxels
 from splitpeer.data.phantom.anatomy import Grid, TissueMaps, load_tissue_maps
 from splitpeer.data.phantom.cohort import Patient, patient_name, render_patient, write_phantom

@@ -20,7 +20,7 @@ import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
-from splitpeer.data.layouts import MODALITIES
+from splitpeer.data.modalities import MODALITIES
 from splitpeer.data.phantom.anatomy import Shape, Spacing, TissueMaps
 from splitpeer.data.phantom.render import (
     DEFAULT_SHAPE,

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from splitpeer.data.layouts import MODALITIES
+from splitpeer.data.modalities import MODALITIES
 from splitpeer.data.phantom.anatomy import (
     CENTRE_MM,
     Grid,
