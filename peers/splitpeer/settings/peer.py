@@ -49,7 +49,7 @@ class Peer(Section):
     site: Name
     federation: Name
     modality: Modality | None = None
-    """Clients only: flair, t1, t1ce or t2."""
+    """Clients only: what the images show, such as t1, adc, ct or pet."""
     state: Location
     """Folder for weights and checkpoints; default ``state``."""
 
