@@ -105,7 +105,15 @@ def test_a_job(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("given", "canonical"),
-    [("T1", "t1"), ("T1Gd", "t1ce"), ("t2f", "flair"), ("T2w", "t2"), ("FLAIR", "flair")],
+    [
+        ("T1", "t1"),
+        ("T1Gd", "t1ce"),
+        ("t2f", "flair"),
+        ("T2w", "t2"),
+        ("FLAIR", "flair"),
+        ("ADC", "adc"),
+        ("CT", "ct"),
+    ],
 )
 def test_modalities_have_one_spelling(tmp_path: Path, given: str, canonical: str) -> None:
     assert peer(tmp_path, changed(CLIENT, '"t1"', f'"{given}"')).peer.modality == canonical

@@ -226,9 +226,9 @@ class Rehearsal:
         self.run = hashlib.sha256(f"rehearsal\0{seed}\0{protection.label}".encode()).digest()[:16]
         self.modalities = sorted(config.sites.values())
         labels = cohort.labels
-        if labels is None:
+        if labels is None or labels.labels is None:
             raise ValueError("a rehearsal needs masks")
-        self.labels = labels
+        self.labels, task = labels, labels.labels
         self.training, self.validation = split_patients(
             cohort.keys(), config.data.validation, config.job.seed, labels.subjects()
         )
@@ -236,13 +236,17 @@ class Rehearsal:
         self.sites = [_Site(name, modality, self) for name, modality in by_modality]
         decoder = build_decoder(
             self.job.dimensions, self.job.features, self.modalities, self.job.levels, config.model.fusion,
-            seed=site_seed(config.job.seed, COORDINATOR),
+            task.channels, exclusive=task.exclusive, seed=site_seed(config.job.seed, COORDINATOR),
         )  # fmt: skip
         optimiser = make_optimiser(
             decoder.parameters(), self.job.optimiser, self.job.learning_rate, self.job.weight_decay
         )
         self.half = CoordinatorHalf(
-            decoder, optimiser, make_schedule(optimiser, self.job.schedule, self.job.steps), device
+            decoder,
+            optimiser,
+            make_schedule(optimiser, self.job.schedule, self.job.steps),
+            device,
+            exclusive=task.exclusive,
         )
 
     def play(self, recording: Recording, progress: Progress = lambda what, done, total: None) -> Rehearsed:

@@ -33,7 +33,7 @@ _force = click.option("--force", is_flag=True, help="Overwrite.")
 @click.option("--labels", type=FILE, help="A coordinator's folder of masks.")
 @click.option(
     "--convention",
-    type=click.Choice(["msd", "brats", "brats2023", "nnunet"]),
+    type=click.Choice(["msd", "brats", "brats2023", "nnunet", "task"]),
     help="What the numbers in a coordinator's masks mean.",
 )
 @click.option(

@@ -110,12 +110,13 @@ class Coordinator:
         self._window = window_of(self._job)
         found = find(config.data.labels, config.data.layout, None)
         self._findings = naming_warnings(config.data.labels, [found])
-        census = MaskCensus(config.data.convention) if verify else None
+        task = job.task.task(config.data.convention)
+        census = MaskCensus(task) if verify else None
         self._labels = Volumes(
             found.cases,
             salt=load_salt(config.data.salt),
             spacing=job.data.spacing,
-            labels=config.data.convention,
+            labels=task,
             cache_mib=config.data.cache_mib,
             census=census,
             rules=config.data.rules(),
@@ -137,13 +138,16 @@ class Coordinator:
             modalities,
             self._job.levels,
             job.model.fusion,
+            task.channels,
+            exclusive=task.exclusive,
             seed=site_seed(job.job.seed, "coordinator"),
         )
         optimiser = make_optimiser(
             decoder.parameters(), self._job.optimiser, self._job.learning_rate, self._job.weight_decay
         )
         schedule = make_schedule(optimiser, self._job.schedule, self._job.steps)
-        self._half = CoordinatorHalf(decoder, optimiser, schedule, pick_device(config.runtime.device))
+        device = pick_device(config.runtime.device)
+        self._half = CoordinatorHalf(decoder, optimiser, schedule, device, exclusive=task.exclusive)
         self._witness = Witness(config, curious)
         self._duty = duty or Duty(config)
         self._board, self._report = self._duty.board, self._duty.report

@@ -180,7 +180,7 @@ class Record:
 
 def _terms(job: JobConfig) -> str:
     """Digest of all that a run must keep from start to end: two halves of two jobs make no whole."""
-    kept = job.model_dump(mode="json", include={"job", "sites", "model", "data", "training"})
+    kept = job.model_dump(mode="json", include={"job", "sites", "task", "model", "data", "training"})
     for free in ("ahead", "checkpoint_every", "keep_checkpoints"):
         del kept["training"][free]
     del kept["data"]["max_withdrawn"]

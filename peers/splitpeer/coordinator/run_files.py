@@ -38,6 +38,10 @@ class Result:
     """Of the last evaluation, with `modalities`."""
     modalities: list[str] = field(default_factory=list)
     """Those that the last evaluation, and the masks in `predictions/`, were made from."""
+    hd95: Scores = field(default_factory=dict)
+    """95 % Hausdorff distance in mm, of the evaluation after the last step."""
+    volume_ml: dict[str, dict[str, float]] = field(default_factory=dict)
+    """Mean volume of each region over the same patients, ml: "predicted" and "true"."""
     missing: dict[str, Scores] = field(default_factory=dict)
     """Dice without the modality named, where the job asks for it."""
     absences: dict[str, int] = field(default_factory=dict)

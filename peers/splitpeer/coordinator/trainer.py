@@ -324,12 +324,15 @@ class Loop:
             "dice": self._result.dice,
             "modalities": self._result.modalities,
             **({"missing": self._result.missing} if self._result.missing else {}),
+            **({"hd95": self._result.hd95} if self._result.hd95 else {}),
         }
         self._view.evaluated(self.committed, self._result.dice)
         self._board.set(dice=self._result.dice, modalities=self._result.modalities)
         self._files.metric(step=self.committed, volumes=volumes, **figures, seconds=time.monotonic() - began)
         event(log, "job.evaluated", step=self.committed, volumes=volumes, **self._result.dice,
               modalities=" ".join(self._result.modalities))  # fmt: skip
+        if self._result.hd95:
+            event(log, "job.distances", step=self.committed, unit="mm", **self._result.hd95)
         for modality, dice in self._result.missing.items():
             event(log, "job.evaluated_without", step=self.committed, missing=modality, **dice)
         self._told = 0.0
@@ -362,7 +365,7 @@ class Loop:
         # One more score without each, of the same activations.
         without = modalities if settings.missing and len(modalities) > 1 else []
         scorings = {
-            "": Scoring(plan, self._labels, self._window, masks, made_from=modalities),
+            "": Scoring(plan, self._labels, self._window, masks, made_from=modalities, measure=final),
             **{modality: Scoring(plan, self._labels, self._window, None) for modality in without},
         }
         for index in range(len(plan.forwards)):
@@ -390,6 +393,8 @@ class Loop:
         scores = {name: s.dice.result() if len(s.dice) else {} for name, s in scorings.items()}
         self._result.dice, self._result.modalities = scores.pop(""), modalities
         self._result.missing = scores
+        if (surfaces := scorings[""].surfaces) is not None and len(surfaces):
+            self._result.hd95, self._result.volume_ml = surfaces.distances(), surfaces.volumes()
         return len(scorings[""].dice)
 
     def _predict(self, arrived: Arrived, missing: str) -> np.ndarray:

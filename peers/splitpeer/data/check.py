@@ -13,14 +13,15 @@ import numpy as np
 from splitpeer.data import layouts
 from splitpeer.data.findings import naming_warnings
 from splitpeer.data.geometry import Geometry, differences
-from splitpeer.data.labels import convention as find_convention
-from splitpeer.data.labels import shown
+from splitpeer.data.labels import shown, task_of
 from splitpeer.data.layouts import Case, Found
 from splitpeer.data.mask_values import MaskCensus
 from splitpeer.data.modalities import ANY, canonical_modality
 from splitpeer.data.msd import label_names
 from splitpeer.data.nifti import Header, Rules, read_voxels
+from splitpeer.data.normalisation import DEFAULT, Normalisation
 from splitpeer.data.quality import image_warnings
+from splitpeer.data.task import Task
 from splitpeer.data.volumes import prepare
 from splitpeer.errors import DataError
 
@@ -87,21 +88,22 @@ def check(
     root: Path | str,
     layout: str | None = None,
     modality: str | None = None,
-    convention: str | None = None,
+    convention: Task | str | None = None,
     progress: Progress | None = None,
     rules: Rules | None = None,
+    normalisation: Normalisation = DEFAULT,
 ) -> Report:
     """Read every volume under `root` in full, as training will (by the same code), and report.
 
     `layout` None: detected where only one fits. `modality` None: every modality that names tell of. Where they tell
-    of none, all files are of one kind: images, or masks where `convention` is given without `modality`.
+    of none, all files are of one kind: images, or masks where `convention` is given without `modality`. `convention`:
+    what the masks mean, by its name, or the task itself.
     Raises DataError only where there is nothing to report on (no such folder, no layout fits, an unknown
     name).
     """
     layout = layout or layouts.detect_layout(root)
-    if convention is not None:
-        find_convention(convention)
-    report = Report(str(root), layout, convention)
+    task = task_of(convention) if convention is not None else None
+    report = Report(str(root), layout, (task.convention or f"[task] ({task})") if task else None)
     kinds = _find(Path(root), report, modality)
     by_patient: dict[str, list[tuple[str, Case]]] = {}
     report.warnings += naming_warnings(Path(root), kinds.values())
@@ -111,7 +113,8 @@ def check(
         report.counts[kind] = len(found.cases)
         for case in found.cases:
             by_patient.setdefault(case.patient, []).append((kind, case))
-    inspection = _Inspection(report, sum(len(found.cases) for found in kinds.values()), progress, rules)
+    files = sum(len(found.cases) for found in kinds.values())
+    inspection = _Inspection(report, files, progress, rules, task, normalisation)
     for patient in sorted(by_patient):
         inspection.patient(by_patient[patient])
         if missing := [kind for kind in kinds if kind not in dict(by_patient[patient])]:
@@ -161,11 +164,20 @@ def _look(root: Path, report: Report, modality: str | None, kinds: dict[str, Fou
 class _Inspection:
     """Reads the files of one patient after the other, so that only one patient is in memory."""
 
-    def __init__(self, report: Report, files: int, progress: Progress | None, rules: Rules | None) -> None:
+    def __init__(
+        self,
+        report: Report,
+        files: int,
+        progress: Progress | None,
+        rules: Rules | None,
+        task: Task | None,
+        normalisation: Normalisation,
+    ) -> None:
         self._report, self._files, self._progress, self._rules = report, files, progress, rules
+        self._task, self._normalisation = task, normalisation
         self._done = 0
         self._dark_rims = self._rims = 0
-        self._census = MaskCensus(report.convention)
+        self._census = MaskCensus(task)
 
     def patient(self, cases: list[tuple[str, Case]]) -> None:
         first: tuple[Case, Geometry] | None = None
@@ -191,9 +203,12 @@ class _Inspection:
                 self._mask(case, voxels)
                 mask = trained
             elif trained is not None:
-                self._report.warnings += [f"{case.path}: {text}" for text in image_warnings(voxels)]
+                self._report.warnings += [
+                    f"{case.path}: {text}" for text in image_warnings(voxels, self._normalisation)
+                ]
                 contrast = voxels if kind == "t1ce" else contrast
-        if contrast is not None and mask is not None and contrast.shape == mask.shape[1:]:
+        tumour = self._task is not None and self._task.convention
+        if tumour and contrast is not None and mask is not None and contrast.shape == mask.shape[1:]:
             self._compare_rim(contrast, mask)
 
     def _grid(self, case: Case, header: Header) -> Geometry:
@@ -206,11 +221,11 @@ class _Inspection:
 
     def _as_trained(self, kind: str, case: Case, voxels: np.ndarray, header: Header) -> np.ndarray | None:
         """What training gets; where it would get nothing, a problem."""
-        convention = self._report.convention if kind == "labels" else None
-        if kind == "labels" and convention is None:
+        task = self._task if kind == "labels" else None
+        if kind == "labels" and task is None:
             return None
         try:
-            return prepare(case, voxels, header, labels=convention)
+            return prepare(case, voxels, header, labels=task, normalisation=self._normalisation)
         except DataError as error:
             self._report.problems.append(str(error))
             return None

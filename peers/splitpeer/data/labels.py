@@ -1,63 +1,19 @@
-"""Label conventions: which integer in a mask means which tissue. Always named by the user, never guessed.
-
-The values alone cannot tell: MSD and BraTS 2023 both use 0 to 3 with 1 and 2 swapped in meaning, and a wrong
-guess silently corrupts the tumour core. Sources: `dataset.json` of MSD Task01 and the BraTS data
-descriptions.
-"""
+"""From the numbers of a mask to the regions of a task. What the numbers mean is named by the user, never guessed."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 
+from splitpeer.data.task import CONVENTIONS, Task, glioma
 from splitpeer.errors import DataError
-
-REGIONS = ("WT", "TC", "ET")
-"""Order of the channels everywhere: whole tumour, tumour core, enhancing tumour."""
-
 
 ROUNDING = 1e-3
 """A value this close to a whole number is meant to be it."""
 
 
-@dataclass(frozen=True)
-class Convention:
-    """The mask value of each tissue; 0 is background in all conventions."""
-
-    necrosis: int
-    edema: int
-    enhancing: int
-
-    @property
-    def values(self) -> tuple[int, ...]:
-        """Every value a mask of this convention may hold, ascending."""
-        return tuple(sorted((0, self.necrosis, self.edema, self.enhancing)))
-
-    @property
-    def region_values(self) -> tuple[tuple[int, ...], ...]:
-        """The values that make up WT, TC and ET, in that order."""
-        core = (self.necrosis, self.enhancing)
-        return ((*core, self.edema), core, (self.enhancing,))
-
-    def __str__(self) -> str:
-        return f"0 background, {self.edema} edema, {self.necrosis} necrotic core, {self.enhancing} enhancing"
-
-
-CONVENTIONS = {
-    "msd": Convention(edema=1, necrosis=2, enhancing=3),
-    "brats": Convention(necrosis=1, edema=2, enhancing=4),  # 2017 to 2021; 3 is unused
-    "brats2023": Convention(necrosis=1, edema=2, enhancing=3),  # GLI, 2023 and later
-    "nnunet": Convention(edema=1, necrosis=2, enhancing=3),  # nnU-Net's conversion of BraTS: 1->2, 2->1, 4->3
-}
-
-
-def convention(name: str) -> Convention:
-    """The convention called `name`. Raises DataError for a name that is not in the table."""
-    try:
-        return CONVENTIONS[name]
-    except KeyError:
-        raise DataError(f"unknown label convention {name!r}: name one of {', '.join(CONVENTIONS)}") from None
+def task_of(meaning: Task | str) -> Task:
+    """A task as it is, or glioma with the convention named. Raises DataError for a name that is not in the table."""
+    return glioma(meaning) if isinstance(meaning, str) else meaning
 
 
 def whole(labels: np.ndarray) -> tuple[np.ndarray, float]:
@@ -78,22 +34,22 @@ def shown(value: float) -> str:
     return np.format_float_positional(np.float32(value), trim="-")
 
 
-def regions(labels: np.ndarray, name: str) -> np.ndarray:
-    """The overlapping regions of a mask.
+def regions(labels: np.ndarray, meaning: Task | str) -> np.ndarray:
+    """The regions of a mask.
 
-    `labels`: whole numbers, or nearly (see `whole`), of any numeric dtype and shape. Returns uint8 [3, *shape] of 0
-    and 1: WT, TC, ET. Raises DataError where a value is not a whole number or not in convention `name`.
+    `labels`: whole numbers, or nearly (see `whole`), of any numeric dtype and shape. `meaning`: a task, or a convention
+    of glioma masks. Returns uint8 [regions, *shape] of 0 and 1. Raises DataError where a value is not a whole number
+    or has no name.
     """
-    rule = convention(name)
+    task = task_of(meaning)
     labels, _ = whole(labels)
-    strange = np.setdiff1d(np.unique(labels), rule.values)
+    strange = np.setdiff1d(np.unique(labels), task.values)
     if strange.size:
         named = ", ".join(map(shown, strange[:5].tolist())) + (", ..." if strange.size > 5 else "")
         raise DataError(
-            f"label value(s) {named} are not in convention {name!r} ({rule}): "
+            f"label value(s) {named} are not in convention {task.convention!r} ({task}): "
             f"name the convention these masks follow ({', '.join(CONVENTIONS)}) or correct the mask"
+            if task.convention
+            else f"label value(s) {named} are not in the job's [task] ({task}): name them there or correct the mask"
         )
-    out = np.empty((3, *labels.shape), np.uint8)
-    for channel, values in enumerate(rule.region_values):
-        out[channel] = np.isin(labels, values)
-    return out
+    return task.masks(labels)

@@ -42,7 +42,7 @@ class SiteData:
         *,
         first: int = 0,
     ) -> np.ndarray:
-        """The windows of `samples`, in order: float32 [B, 1, *spatial], for masks uint8 [B, 3, *spatial].
+        """The windows of `samples`, in order: float32 [B, 1, *spatial], for masks uint8 [B, regions, *spatial].
 
         `spatial` is `window` (x, y, z), or (x, y) where z is 1. `seed` None means no augmentation; `first`
         is the place of samples[0] in its batch when a micro-batch is asked for. Raises DataError that names

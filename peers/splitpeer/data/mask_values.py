@@ -1,4 +1,4 @@
-"""What a folder of masks holds, value by value, and whether that fits the convention it is said to follow.
+"""What a folder of masks holds, value by value, and whether that fits the task, or the convention of glioma masks.
 
 Values alone cannot tell MSD from BraTS 2023, but where they lie can: the necrotic core is enclosed by other tumour,
 edema borders on healthy tissue. This needs no image, so the coordinator can judge its masks without any site's T1Gd.
@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from splitpeer.data.files import examples
-from splitpeer.data.labels import CONVENTIONS, Convention, shown, whole
+from splitpeer.data.labels import shown, task_of, whole
+from splitpeer.data.task import BACKGROUND, CONVENTIONS, Convention, Task
 
 MANY_VALUES = 20
 """A file with more values is not counted value by value: it is an image."""
@@ -22,11 +23,13 @@ class MaskCensus:
     """Counts voxels over all masks of a folder.
 
     Args:
-        convention: what the masks are said to follow; None: nobody said.
+        meaning: the task, or the convention of glioma masks, that they are said to follow; None: nobody said.
     """
 
-    def __init__(self, convention: str | None) -> None:
-        self._name, self._rule = convention, CONVENTIONS[convention] if convention else None
+    def __init__(self, meaning: Task | str | None) -> None:
+        self._task = task_of(meaning) if meaning is not None else None
+        self._name = self._task.convention if self._task else ""
+        self._rule = CONVENTIONS.get(self._name)
         self.masks = 0
         self.voxels: Counter[float] = Counter()
         self.holders: Counter[float] = Counter()
@@ -57,7 +60,7 @@ class MaskCensus:
             self._inside_out += _inside_out(settled, self._rule)
 
     def lines(self) -> list[str]:
-        """One for each value: its tissue, its voxels, and in how many masks it occurs."""
+        """One for each value: its name, its voxels, and in how many masks it occurs."""
         return [
             f"value {shown(value)}{self._tissue(value)}: {count} voxels in {self.holders[value]} of {self.masks} masks"
             for value, count in sorted(self.voxels.items())
@@ -72,20 +75,34 @@ class MaskCensus:
                 f"which are rounded ({examples(self._rounded)}): save masks as integers"
             )
         held = {value for value in self.voxels if value}
-        if len(held) == 1:
+        if len(held) == 1 and self._several:
             (only,) = held
             found.append(
                 f"all masks hold only 0 and {shown(only)} ({self.voxels[only]} voxels in {self.holders[only]} of "
-                f"{self.masks} masks): a binary mask, not the three tissues of a tumour convention"
+                f"{self.masks} masks): a binary mask, not {self._wanted}"
             )
-        elif self._rule and held and (missing := sorted(set(self._rule.values) - held - {0})):
+        elif self._task and held and (missing := sorted(set(self._task.values) - held - {BACKGROUND})):
             tissues = ", ".join(f"{shown(value)}{self._tissue(value)}" for value in missing)
-            found.append(
-                f"no mask holds {tissues}, but {self._counts(held)}: is {self._name!r} the convention of these masks?"
+            doubt = (
+                f"is {self._name!r} the convention of these masks?"
+                if self._rule
+                else "is [task] that of these masks?"
             )
+            found.append(f"no mask holds {tissues}, but {self._counts(held)}: {doubt}")
         if self._rule and 2 * self._inside_out > self._judged:
             found.append(self._swapped(self._rule))
         return found
+
+    @property
+    def _several(self) -> bool:
+        """Whether more than one value is looked for."""
+        return self._task is None or len(self._task.names) > 1
+
+    @property
+    def _wanted(self) -> str:
+        if self._task is None or self._rule:
+            return "the three tissues of a tumour convention"
+        return f"the {len(self._task.names)} values of [task]"
 
     def _swapped(self, rule: Convention) -> str:
         other = next(
@@ -107,16 +124,10 @@ class MaskCensus:
         return ", ".join(f"{shown(value)}: {self.voxels[value]} voxels" for value in sorted(values))
 
     def _tissue(self, value: float) -> str:
-        rule = self._rule
-        if rule is None:
+        if self._task is None:
             return ""
-        names = {
-            0: "background",
-            rule.edema: "edema",
-            rule.necrosis: "necrotic core",
-            rule.enhancing: "enhancing",
-        }
-        return f" ({names.get(value, f'not in {self._name!r}')})"
+        names: dict[float, str] = {BACKGROUND: "background", **self._task.names}
+        return f" ({names.get(value, 'not in ' + (repr(self._name) if self._rule else '[task]'))})"
 
 
 def _inside_out(labels: np.ndarray, rule: Convention) -> bool:

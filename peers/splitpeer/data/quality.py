@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from splitpeer.data.normalisation import DEFAULT, Normalisation
+
 LEAST_FILLED = 1e-3
 """Share of voxels that are not zero; a head fills more of its volume."""
 MOST_FILLED = 0.95
@@ -17,18 +19,20 @@ _ZERO_IS_BACKGROUND = (
 )
 
 
-def image_warnings(voxels: np.ndarray) -> list[str]:
-    """What is odd about an image float32 [x, y, z] of which some voxel is not zero."""
+def image_warnings(voxels: np.ndarray, normalisation: Normalisation = DEFAULT) -> list[str]:
+    """What is odd about an image float32 [x, y, z] of which some voxel is not zero, that will be normalised so."""
     filled = voxels[voxels != 0]
+    if not normalisation.zero_is_background:
+        # Only a z-score is ruined by what lies far off, and 0 is an intensity like any other.
+        return _contrast(voxels, filled) if normalisation.kind == "zscore" else _flat(filled)
     return [*_contrast(voxels, filled), *_background(voxels, filled)]
 
 
 def _contrast(voxels: np.ndarray, filled: np.ndarray) -> list[str]:
     if filled.size < LEAST_FILLED * voxels.size or filled.size == 1:
         return [f"only {filled.size} of {voxels.size} voxels are not zero: hardly an image"]
-    low, high = float(filled.min()), float(filled.max())
-    if low == high:
-        return [f"no contrast: all {filled.size} voxels that are not zero are {low:g}"]
+    if flat := _flat(filled):
+        return flat
     values = filled.astype(np.float64)
     median = float(np.median(values))
     away = np.abs(values - median)
@@ -41,6 +45,11 @@ def _contrast(voxels: np.ndarray, filled: np.ndarray) -> list[str]:
             "normalisation squeezes the contrast of all others"
         ]
     return []
+
+
+def _flat(filled: np.ndarray) -> list[str]:
+    low, high = float(filled.min()), float(filled.max())
+    return [f"no contrast: all {filled.size} voxels that are not zero are {low:g}"] if low == high else []
 
 
 def _background(voxels: np.ndarray, filled: np.ndarray) -> list[str]:

@@ -11,14 +11,16 @@ from contextlib import contextmanager
 
 import numpy as np
 
-from splitpeer.data import labels as label_rules
 from splitpeer.data.geometry import SPACING_TOLERANCE, Geometry, Millimetres, Triple
+from splitpeer.data.labels import regions, task_of, whole
 from splitpeer.data.layouts import Case, subject
 from splitpeer.data.mask_values import MaskCensus
 from splitpeer.data.nifti import Header, Rules, read_header, read_voxels
+from splitpeer.data.normalisation import DEFAULT, Normalisation
 from splitpeer.data.pseudonym import keyed, salt_check
 from splitpeer.data.quality import image_warnings
 from splitpeer.data.resampling import resample, resampled_grid
+from splitpeer.data.task import Task
 from splitpeer.errors import DataError, PatientUnusable
 from splitpeer.logs import event, handle
 from splitproto.causes import OF_A_PATIENT
@@ -34,15 +36,16 @@ def prepare(
     voxels: np.ndarray,
     header: Header,
     *,
-    labels: str | None = None,
+    labels: Task | str | None = None,
+    normalisation: Normalisation = DEFAULT,
     spacing: Millimetres | None = None,
     rules: Rules | None = None,
 ) -> np.ndarray:
     """What training gets of a case that was read: the one way there is, for training and for checks alike.
 
     SP-11-21: on the job's grid, that is, resampled to `spacing` (mm; None keeps the file's own) where it differs.
-    SP-11-22: an image is normalised, float32 [1, x, y, z]; a mask, where `labels` names its convention, becomes
-    regions, uint8 [3, x, y, z] (WT, TC, ET).
+    SP-11-22: an image is normalised, float32 [1, x, y, z]; a mask, where `labels` is its task (or names the convention
+    of a glioma's), becomes regions, uint8 [regions, x, y, z].
 
     Raises DataError that names the file.
     """
@@ -50,7 +53,7 @@ def prepare(
     if wanted != stored:
         voxels = resample(voxels, stored, wanted, nearest=labels is not None)
     try:
-        return normalised(voxels)[None] if labels is None else label_rules.regions(voxels, labels)
+        return normalisation.apply(voxels)[None] if labels is None else regions(voxels, labels)
     except DataError as error:
         cause = error.cause if labels is None else "mask-values"
         raise DataError(f"{case.path}: {error}", cause) from None
@@ -77,26 +80,11 @@ def grid_of(
     return grid
 
 
-def normalised(voxels: np.ndarray) -> np.ndarray:
-    """SP-11.12-8: mean 0 and deviation 1 over the voxels that are not zero, which stay zero.
-
-    Raises DataError, without a name, where every voxel is zero.
-    """
-    filled = voxels != 0
-    values = voxels[filled].astype(np.float64)
-    if not values.size:
-        raise DataError("every voxel is zero: export it again", "empty")
-    values -= values.mean()
-    values /= math.sqrt(np.square(values).mean()) or 1.0
-    out = np.zeros_like(voxels)
-    out[filled] = values
-    return out
-
-
 class Volumes:
     """The images of one modality, or the masks, of a site, as `prepare` makes them.
 
-    Safe to use from several threads. Errors name the file (DataError); nothing about a patient is logged.
+    `labels`: the task of the masks, or the convention of a glioma's; None: these are images, which `normalisation` is
+    for. Safe to use from several threads. Errors name the file (DataError); nothing about a patient is logged.
     """
 
     def __init__(
@@ -105,16 +93,16 @@ class Volumes:
         *,
         salt: bytes,
         spacing: Millimetres | None = None,
-        labels: str | None = None,
+        labels: Task | str | None = None,
+        normalisation: Normalisation = DEFAULT,
         cache_mib: int = 1024,
         rules: Rules | None = None,
         census: MaskCensus | None = None,
     ) -> None:
-        if labels is not None:
-            label_rules.convention(labels)
         if spacing is not None and not (len(spacing) == 3 and all(0 < mm < 1000 for mm in spacing)):
             raise DataError(f"spacing {spacing}: give three positive numbers of millimetres")
-        self.labels = labels
+        self.labels = task_of(labels) if labels is not None else None
+        self.normalisation = normalisation
         self._cases = keyed(salt, cases)
         self.salt_check = salt_check(salt)
         self.spacing, self.rules = spacing, rules or Rules()
@@ -169,7 +157,7 @@ class Volumes:
     def window(self, key: bytes, origin: Triple, size: Triple) -> np.ndarray:
         """SP-11-23: a copy of the voxels from `origin` (may be negative) on, zero outside the volume.
 
-        Returns float32 [1, *size], for masks uint8 [3, *size].
+        Returns float32 [1, *size], for masks uint8 [regions, *size].
         """
         volume = self._volume(key)
         if min(size) < 1:
@@ -192,7 +180,7 @@ class Volumes:
             voxels, header = self._read(key, case)
             self._prepare(case, voxels, header)
         if self.labels is None:
-            texts = (*header.warnings, *image_warnings(voxels))
+            texts = (*header.warnings, *image_warnings(voxels, self.normalisation))
             self.warnings[key] = [f"{case.path}: {text}" for text in texts]
 
     def extent(self, key: bytes) -> Box:
@@ -241,13 +229,21 @@ class Volumes:
             raise DataError(f"{case.path}: its grid has changed since it was listed: put it back", "grid")
         if self._census is not None:
             self._census.add(case.path, voxels)
-        if self.labels is not None and not self._rounds and label_rules.whole(voxels)[1]:
+        if self.labels is not None and not self._rounds and whole(voxels)[1]:
             self._rounds = True
             event(log, "labels.rounded", logging.WARNING, file=str(case.path), hint="save masks as integers")
         return voxels, header
 
     def _prepare(self, case: Case, voxels: np.ndarray, header: Header) -> np.ndarray:
-        return prepare(case, voxels, header, labels=self.labels, spacing=self.spacing, rules=self.rules)
+        return prepare(
+            case,
+            voxels,
+            header,
+            labels=self.labels,
+            normalisation=self.normalisation,
+            spacing=self.spacing,
+            rules=self.rules,
+        )
 
 
 @contextmanager

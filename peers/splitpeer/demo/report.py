@@ -14,12 +14,13 @@ from rich.table import Table
 from splitpeer.data.labels import regions
 from splitpeer.data.layouts import Case
 from splitpeer.data.nifti import read_voxels
+from splitpeer.data.task import GLIOMA_REGIONS
 from splitpeer.errors import JobFailed
 from splitpeer.report.charts import dice_bars, prediction_sheet
 from splitpeer.storage import durable
 from splitpeer.training.metrics import Scores, shown
 
-REGIONS = ("WT", "TC", "ET", "mean")
+REGIONS = (*GLIOMA_REGIONS, "mean")
 CONTRASTS = {"FLAIR": "flair", "T1": "t1", "T1Gd": "t1ce", "T2": "t2"}
 SHOWN = 4
 

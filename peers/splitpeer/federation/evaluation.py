@@ -11,15 +11,13 @@ import nibabel as nib
 import numpy as np
 
 from splitpeer.data.geometry import Geometry
-from splitpeer.data.labels import convention
 from splitpeer.data.sampling import Sample, batch_digest
+from splitpeer.data.task import Task
 from splitpeer.data.volumes import Triple, Volumes
 from splitpeer.storage import durable
-from splitpeer.training.metrics import VolumeDice
+from splitpeer.training.metrics import Surfaces, VolumeDice
 from splitpeer.training.windows import WindowMerger, window_origins
 from splitproto.messages import Forward
-
-THRESHOLD = 0.5
 
 
 @dataclass(frozen=True)
@@ -52,6 +50,10 @@ class Scoring:
     Args:
         save_to: folder for masks; None: they are only scored.
         made_from: modalities that the predictions are made from, noted in each mask.
+        measure: take distances and volumes too, which is slow.
+
+    Raises:
+        ValueError: `labels` are no masks.
     """
 
     def __init__(
@@ -62,14 +64,19 @@ class Scoring:
         save_to: Path | None,
         *,
         made_from: Sequence[str] = (),
+        measure: bool = False,
     ) -> None:
+        if labels.labels is None:
+            raise ValueError("predictions are scored with masks")
+        self._task = labels.labels
         self._made_from = made_from
         self._plan, self._labels, self._window, self._save_to = plan, labels, window, save_to
-        self.dice = VolumeDice()
+        self.dice = VolumeDice(self._task.region_names)
+        self.surfaces = Surfaces(self._task.region_names) if measure else None
         self._merger: WindowMerger | None = None
 
     def add(self, index: int, probabilities: np.ndarray) -> None:
-        """`probabilities`: float32 [B, 3, *spatial] of batch `index`."""
+        """`probabilities`: float32 [B, channels, *spatial] of batch `index`."""
         key = self._plan.keys[index]
         shape = self._labels.geometry(key).shape
         if self._merger is None:
@@ -78,24 +85,26 @@ class Scoring:
         for sample, volume in zip(self._plan.forwards[index].samples, volumes, strict=True):
             self._merger.add(sample.origin, volume)
         if index + 1 == len(self._plan.keys) or self._plan.keys[index + 1] != key:
-            mask = self._merger.result() > THRESHOLD
+            mask = self._task.decide(self._merger.result())
             self._merger = None
-            self.dice.add(mask, self._labels.window(key, (0, 0, 0), shape))
+            truth, grid = self._labels.window(key, (0, 0, 0), shape), self._labels.geometry(key)
+            self.dice.add(mask, truth)
+            if self.surfaces is not None:
+                self.surfaces.add(mask, truth, grid.spacing)
             if self._save_to is not None:
-                save_mask(self._save_to / f"{self._labels.case(key).patient}.nii.gz", mask,
-                          self._labels.geometry(key), self._labels.labels or "msd",
-                          made_from=self._made_from)  # fmt: skip
+                path = self._save_to / f"{self._labels.case(key).patient}.nii.gz"
+                save_mask(path, mask, grid, self._task, made_from=self._made_from)
 
 
 def save_mask(
     path: Path,
     regions: np.ndarray,
     grid: Geometry,
-    convention_name: str,
+    task: Task,
     *,
     made_from: Sequence[str] = (),
 ) -> None:
-    """Write a prediction [3, x, y, z] (WT, TC, ET) as a NIfTI label map in the given convention.
+    """Write a prediction [regions, x, y, z] as a NIfTI label map with the task's own values.
 
     It has the grid that it was made on: the reference file's own, in RAS order, with its own affine, oblique or not;
     where the job names a spacing, the resampled grid. Either way it lies on the image in any viewer.
@@ -104,18 +113,13 @@ def save_mask(
     Raises:
         ConfigError, DiskTrouble: it cannot be written; there is no half mask.
     """
-    values = convention(convention_name)
-    whole, core, enhancing = regions
-    voxels = np.zeros(whole.shape, np.uint8)
-    voxels[whole] = values.edema
-    voxels[core] = values.necrosis
-    voxels[enhancing] = values.enhancing
+    voxels = task.labels(regions)
     try:
         durable.make_folder(path.parent)
         image = nib.Nifti1Image(voxels, grid.affine)
         image.set_qform(grid.affine, code="aligned")  # programs differ in which of the two they read
         image.header.set_xyzt_units("mm")
-        # NIfTI-1 gives 80 octets: enough for all contrasts there are.
+        # NIfTI-1 gives 80 octets; more names than fit are cut off.
         image.header["descrip"] = f"splitproto {' '.join(made_from)}".strip()[:79]
         # Without the time of day in it the same mask is the same file.
         durable.replace(path, gzip.compress(image.to_bytes(), mtime=0), mode=0o666)

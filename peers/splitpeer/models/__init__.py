@@ -5,7 +5,7 @@ from __future__ import annotations
 from splitpeer.models.seeding import site_seed
 from splitpeer.models.unet import (
     ALL_LEVELS,
-    REGIONS,
+    OUT_CHANNELS,
     Decoder,
     Encoder,
     SplitNetwork,
@@ -18,7 +18,7 @@ from splitpeer.models.unet import (
 
 __all__ = [
     "ALL_LEVELS",
-    "REGIONS",
+    "OUT_CHANNELS",
     "Decoder",
     "Encoder",
     "SplitNetwork",

@@ -20,7 +20,7 @@ from splitpeer.models.seeding import seeded, site_seed
 ALL_LEVELS = (0, 1, 2, 3, 4)
 BOTTLENECK = 4
 STRIDE = 16  # four poolings halve every axis
-REGIONS = ("WT", "TC", "ET")  # the decoder's output channels: whole tumour, tumour core, enhancing tumour
+OUT_CHANNELS = 3  # of the decoder, where nobody says how many: the regions of a glioma
 RARE_FOREGROUND_BIAS = -2.0  # sigmoid(-2) = .12: the first steps need not unlearn a half-full foreground
 
 Fusion = Literal["concat", "mean"]
@@ -98,7 +98,7 @@ class Decoder(nn.Module):
         modalities: the sites' contrasts; their order is the order of concatenation.
         levels: the levels that arrive; a stage whose level does not arrive decodes without a skip.
         fusion: "concat" over channels, or the "mean" over sites.
-        out_channels: regions, each an independent sigmoid.
+        out_channels: regions, each an independent sigmoid; or classes, of which the first is the background.
     """
 
     def __init__(
@@ -108,7 +108,7 @@ class Decoder(nn.Module):
         modalities: Sequence[str],
         levels: Sequence[int] = ALL_LEVELS,
         fusion: Fusion = "concat",
-        out_channels: int = len(REGIONS),
+        out_channels: int = OUT_CHANNELS,
     ) -> None:
         super().__init__()
         widths, self.levels = _check(dimensions, features, levels)
@@ -130,9 +130,15 @@ class Decoder(nn.Module):
         self.final_conv = CONVOLUTION[dimensions](widths[5], out_channels, kernel_size=1)
         self.rare_foreground()
 
-    def rare_foreground(self) -> None:
-        """Set the last bias so that the network starts from "almost no tumour"."""
+    def rare_foreground(self, *, exclusive: bool = False) -> None:
+        """Set the last bias so that the network starts from "almost no tumour".
+
+        With classes that exclude each other, the first, the background, keeps a bias of 0.
+        """
         nn.init.constant_(self.final_conv.bias, RARE_FOREGROUND_BIAS)
+        if exclusive:
+            with torch.no_grad():
+                self.final_conv.bias[0] = 0
 
     def forward(self, activations: Activations, absent: Collection[str] = ()) -> Tensor:
         """{modality: {"x0": [B, C, *spatial], ...}} to logits [B, out_channels, *spatial].
@@ -200,13 +206,14 @@ def build_decoder(
     modalities: Sequence[str],
     levels: Sequence[int] = ALL_LEVELS,
     fusion: Fusion = "concat",
-    out_channels: int = len(REGIONS),
+    out_channels: int = OUT_CHANNELS,
     *,
+    exclusive: bool = False,
     seed: int | None,
 ) -> Decoder:
     """A `Decoder` with parameters from `seed`, or from private entropy if None."""
     decoder = seeded(lambda: Decoder(dimensions, features, modalities, levels, fusion, out_channels), seed)
-    decoder.rare_foreground()
+    decoder.rare_foreground(exclusive=exclusive)
     return decoder
 
 
@@ -216,8 +223,9 @@ def build_split_network(
     modalities: Sequence[str],
     levels: Sequence[int] = ALL_LEVELS,
     fusion: Fusion = "concat",
-    out_channels: int = len(REGIONS),
+    out_channels: int = OUT_CHANNELS,
     *,
+    exclusive: bool = False,
     job_seed: int,
 ) -> SplitNetwork:
     """The whole network with the weights that the parties of a seeded job start from, each on its own.
@@ -228,9 +236,10 @@ def build_split_network(
         m: build_encoder(dimensions, features, levels, seed=site_seed(job_seed, m)) for m in modalities
     }
     seed = site_seed(job_seed, "coordinator")
-    return SplitNetwork(
-        encoders, build_decoder(dimensions, features, modalities, levels, fusion, out_channels, seed=seed)
+    decoder = build_decoder(
+        dimensions, features, modalities, levels, fusion, out_channels, exclusive=exclusive, seed=seed
     )
+    return SplitNetwork(encoders, decoder)
 
 
 def _check(

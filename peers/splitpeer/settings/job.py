@@ -11,6 +11,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import AfterValidator, Field, model_validator
 
 from splitpeer.settings.loading import Section, Settings
+from splitpeer.settings.task import TaskSection
 from splitpeer.settings.values import (
     Count,
     CountOrFraction,
@@ -169,6 +170,7 @@ class JobConfig(Settings):
     job: JobHead
     sites: Annotated[dict[Name, Modality], Field(min_length=1)]
     """Site to modality: who takes part, and the coordinator's allow-list."""
+    task: TaskSection = TaskSection(preset="glioma")
     model: Model = Model()
     data: JobData
     training: Training = Training()
@@ -204,6 +206,9 @@ class JobConfig(Settings):
             if times > 1:
                 sites = " and ".join(repr(site) for site, held in self.sites.items() if held == modality)
                 problems.append(f"[sites] {modality} is at {sites}: one site per modality")
+        held = set(self.sites.values())
+        unheld = [modality for modality in self.task.normalisation if modality not in held]
+        problems += [f"[task] normalisation: {modality} is at none of [sites]" for modality in unheld]
         strangers = [site for site in self.absence.per_site_s if site not in self.sites]
         problems += [f"[absence] per_site_s: {site!r} is not one of [sites]" for site in strangers]
         if self.absence.least_sites > len(self.sites):

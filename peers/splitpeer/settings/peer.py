@@ -12,6 +12,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
+from splitpeer.data.normalisation import KINDS
 from splitpeer.data.rules import MAX_VOXELS, Rules
 from splitpeer.errors import ConfigError
 from splitpeer.settings.bounds import Bounds
@@ -29,6 +30,7 @@ from splitpeer.settings.values import (
     Location,
     Modality,
     Name,
+    NormalisationKind,
     PositiveInt,
     Precision,
     RemoteAddress,
@@ -91,8 +93,8 @@ class PeerData(Section):
     """How files are named; of "csv", `images` or `labels` is a list with the columns patient,path."""
     files: FilePattern | None = None
     """Instead of a layout's name: where a patient's file is, such as ``{patient}/T1*.nii.gz``."""
-    convention: Literal["msd", "brats", "brats2023", "nnunet"] | None = None
-    """What the integers in the masks mean; never guessed."""
+    convention: Literal["msd", "brats", "brats2023", "nnunet", "task"] | None = None
+    """What the integers in the masks mean, never guessed; "task": what ``[task]`` of the job says."""
     salt: Location | None = None
     """The federation's secret from which patient keys are made."""
     cache_mib: Count = 1024
@@ -127,6 +129,9 @@ class Policy(Bounds):
         "f32",
         "bf16",
     )
+    normalisation: Annotated[tuple[NormalisationKind, ...], Field(min_length=1), Distinct] = KINDS
+    """What may be done to intensities before the encoder sees them: a job's window shows what lies within it in full
+    contrast."""
     max_message_mib: PositiveInt = 1024
     """Largest message taken, MiB."""
     defences: Defences = ()
@@ -251,7 +256,7 @@ class PeerConfig(Settings):
                 problems.append(f"{key} is not for a {self.peer.role}: remove it")
         if self.data.labels is not None and self.data.convention is None:
             problems.append(
-                '[data] convention is missing: say what the masks follow, "msd" or "brats" or ...'
+                '[data] convention is missing: say what the masks follow, "msd" or "brats" or ..., or "task"'
             )
         if self.policy and self.policy.epsilon is not None and self.runtime.initial_weights != "private":
             problems.append(

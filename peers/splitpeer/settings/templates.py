@@ -71,7 +71,8 @@ images = {images}  # never leave this machine; their activations do
 
 _COORDINATOR_DATA = """\
 labels = {labels}
-# What 1, 2, 3, 4 in the masks mean: "msd", "brats" (2017 to 2021), "brats2023" or "nnunet". Never guessed.
+# What 1, 2, 3, 4 in the masks mean: "msd", "brats" (2017 to 2021), "brats2023" or "nnunet"; "task": as
+# [task] of the job says. Never guessed.
 {convention}
 """
 
@@ -81,6 +82,7 @@ _CLIENT_POLICY = """
 coordinators = {coordinators}  # who may coordinate us
 levels = [0, 1, 2, 3, 4]  # U-Net levels; 0 is full resolution and shows most of the image, 4 is required
 precision = ["f32", "bf16"]
+normalisation = ["zscore-nonzero", "zscore", "percentile", "window", "none"]  # that a job may ask for
 max_message_mib = 1024
 # What is done to activations before they leave, in training and evaluation, in this order; see: splitpeer defences
 # defences = ["dropout:0.5", "gaussian:1.0@0,1"]  # name:value,parameter=value@levels
@@ -103,6 +105,15 @@ seed = 0  # order of batches and augmentation; everybody may know it
 [sites]
 # Site = modality: any name, such as t1, adc or pet. Only these sites are let in.
 {sites}
+
+[task]
+preset = "glioma"  # WT, TC and ET; or instead of it a task of your own:
+# values = {{ liver = 1, lesion = 2 }}  # of the masks; 0 is background. peer.toml then says convention = "task"
+# regions = {{ organ = ["liver", "lesion"], lesion = ["lesion"] }}  # without them each value is one
+# exclusive = false  # true: a voxel is of one region at most, and the regions may not share values
+# How images are normalised, by modality: "zscore-nonzero" (of those not named), "zscore", "percentile:0.5,99.5",
+# "window:-100,300" (CT, in Hounsfield units) or "none".
+# normalisation = {{ ct = "window:-100,300" }}
 
 [model]
 dimensions = 2  # 2: slices, 3: volumes

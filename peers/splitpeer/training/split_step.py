@@ -24,7 +24,7 @@ from splitpeer.errors import DataError, JobFailed
 from splitpeer.logs import event
 from splitpeer.models.unet import Decoder, Encoder
 from splitpeer.training.guard import Guard
-from splitpeer.training.loss import region_loss
+from splitpeer.training.loss import probabilities, task_loss
 from splitpeer.training.machine import kind
 from splitpeer.training.optimiser import Schedule
 
@@ -238,16 +238,25 @@ class ClientHalf(_Half):
 
 
 class CoordinatorHalf(_Half):
-    """The coordinator's half: fusion, decoder and, if the labels are here, the loss.
+    """The coordinator's half: fusion, decoder and, if the labels are here, the loss of the task.
+
+    In an exclusive task the network has one channel more than there are regions, the background (see `loss`).
 
     With labels at a site (U-shaped), that site turns `decode`'s logits into a gradient with
     `loss_and_gradient`, and `apply` takes it from there. `step` is the three in a row.
     """
 
     def __init__(
-        self, decoder: Decoder, optimiser: Optimizer, schedule: Schedule, device: str = "cpu"
+        self,
+        decoder: Decoder,
+        optimiser: Optimizer,
+        schedule: Schedule,
+        device: str = "cpu",
+        *,
+        exclusive: bool = False,
     ) -> None:
         super().__init__(decoder, optimiser, schedule, device)
+        self._exclusive = exclusive
         self._leaves: dict[str, dict[str, Tensor]] = {}
         self._logits: Tensor | None = None
 
@@ -270,10 +279,11 @@ class CoordinatorHalf(_Half):
         """
         logits = self._decode(activations, absent)
         target = _tensor(target, self.device)
-        if target.shape != logits.shape:
+        expected = (logits.shape[0], logits.shape[1] - self._exclusive, *logits.shape[2:])
+        if target.shape != expected:
             self._forget()
-            raise ValueError(f"target is {tuple(target.shape)}, expected {tuple(logits.shape)}")
-        loss = region_loss(logits, target)
+            raise ValueError(f"target is {tuple(target.shape)}, expected {expected}")
+        loss = task_loss(logits, target, exclusive=self._exclusive)
         value = loss.item()
         if not math.isfinite(value):
             self._forget()
@@ -282,7 +292,7 @@ class CoordinatorHalf(_Half):
         return value, self._finish()
 
     def decode(self, activations: Activations, absent: Collection[str] = ()) -> np.ndarray:
-        """Logits float32 [B, regions, *spatial] for whoever holds the labels; a step is then pending."""
+        """Logits float32 [B, channels, *spatial] for whoever holds the labels; a step is then pending."""
         return _array(self._decode(activations, absent))
 
     def apply(self, gradient: np.ndarray) -> dict[str, Arrays]:
@@ -306,10 +316,10 @@ class CoordinatorHalf(_Half):
         return self._finish()
 
     def predict(self, activations: Activations, absent: Collection[str] = ()) -> np.ndarray:
-        """Probabilities float32 [B, regions, *spatial]; no graph, and a pending step stays as it is."""
+        """Probabilities float32 [B, channels, *spatial]; no graph, and a pending step stays as it is."""
         with self._evaluating():
             logits = self.network(self._tensors(activations), absent)
-        return _array(logits.float().sigmoid())
+        return _array(probabilities(logits, exclusive=self._exclusive))
 
     def _decode(self, activations: Activations, absent: Collection[str]) -> Tensor:
         self._forget()
@@ -346,14 +356,16 @@ class CoordinatorHalf(_Half):
         self._leaves, self._logits = {}, None
 
 
-def loss_and_gradient(logits: np.ndarray, target: np.ndarray | Tensor) -> tuple[float, np.ndarray]:
+def loss_and_gradient(
+    logits: np.ndarray, target: np.ndarray | Tensor, *, exclusive: bool = False
+) -> tuple[float, np.ndarray]:
     """The loss and its gradient by the logits (float32, their shape): the part of a site that holds labels.
 
     Raises:
         JobFailed: the loss is not finite.
     """
     leaf = _tensor(logits, torch.device("cpu")).requires_grad_()
-    loss = region_loss(leaf, _tensor(target, torch.device("cpu")))
+    loss = task_loss(leaf, _tensor(target, torch.device("cpu")), exclusive=exclusive)
     if not math.isfinite(loss.item()):
         raise JobFailed("the loss is not a finite number; lower the learning rate")
     loss.backward()

@@ -3,7 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from splitpeer.data.labels import CONVENTIONS, regions
+from splitpeer.data.labels import regions
+from splitpeer.data.task import CONVENTIONS, glioma
 from splitpeer.errors import DataError
 
 
@@ -46,5 +47,6 @@ def test_a_convention_is_never_guessed() -> None:
 
 def test_msd_and_brats2023_differ_only_in_meaning() -> None:
     labels = np.array([1, 2, 3])
-    assert CONVENTIONS["msd"].values == CONVENTIONS["brats2023"].values
+    assert CONVENTIONS["msd"] != CONVENTIONS["brats2023"]
+    assert glioma("msd").values == glioma("brats2023").values
     assert (regions(labels, "msd")[1] != regions(labels, "brats2023")[1]).any()

@@ -11,8 +11,9 @@ import pytest
 from splitpeer.data.geometry import Geometry, differences
 from splitpeer.data.layouts import Case
 from splitpeer.data.nifti import Rules
+from splitpeer.data.normalisation import DEFAULT
 from splitpeer.data.resampling import resample, resampled_grid
-from splitpeer.data.volumes import Volumes, normalised
+from splitpeer.data.volumes import Volumes
 from splitpeer.errors import DataError
 
 
@@ -108,12 +109,12 @@ def test_normalisation_is_over_the_non_zero_voxels_in_float64() -> None:
     """SP-11.12-8: the population's deviation; a float32 sum of large values would be off in the third digit."""
     voxels = np.zeros((64, 64, 64), np.float32)
     voxels[1:, 1:] = np.random.default_rng(0).normal(30_000, 1, (63, 63, 64))
-    out = normalised(voxels)
+    out = DEFAULT.apply(voxels)
     inside = voxels[voxels != 0].astype(np.float64)
     wanted = (inside - inside.mean()) / inside.std(ddof=0)
     np.testing.assert_allclose(out[voxels != 0], wanted, atol=1e-6)
     assert out.dtype == np.float32 and not out[voxels == 0].any()
-    constant = normalised(np.full((4, 4, 4), 7, np.float32))
+    constant = DEFAULT.apply(np.full((4, 4, 4), 7, np.float32))
     assert not constant.any()
     with pytest.raises(DataError, match="every voxel is zero"):
-        normalised(np.zeros((4, 4, 4), np.float32))
+        DEFAULT.apply(np.zeros((4, 4, 4), np.float32))

@@ -59,7 +59,7 @@ def through(reference: Path, out: Path, spacing: tuple[float, float, float] | No
     volumes = Volumes([Case("p", reference)], salt=SALT, labels="msd", spacing=spacing)
     key = pseudonym(SALT, "p")
     grid = volumes.geometry(key)
-    save_mask(out, volumes.window(key, (0, 0, 0), grid.shape).astype(bool), grid, "msd")
+    save_mask(out, volumes.window(key, (0, 0, 0), grid.shape).astype(bool), grid, volumes.labels)
     return volumes
 
 

@@ -1,13 +1,13 @@
-"""Dice of whole volumes, and what is said of regions that are not there."""
+"""Dice, distances and volumes of whole patients, and what is said of regions that are not there."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 import torch
-from monai.metrics import compute_dice
+from monai.metrics import compute_dice, compute_hausdorff_distance
 
-from splitpeer.training.metrics import VolumeDice, shown
+from splitpeer.training.metrics import Surfaces, VolumeDice, hausdorff, shown
 
 
 def volume(*counts: int) -> np.ndarray:
@@ -68,3 +68,95 @@ def test_slices_score_too_and_misuse_is_named() -> None:
     assert VolumeDice().add(volume(8, 4, 2)[..., 0], volume(8, 4, 2)[..., 0])["WT"] == 1.0
     with pytest.raises(ValueError, match="expected"):
         VolumeDice().add(volume(1, 1, 1), volume(1, 1, 1)[..., 0])
+
+
+def test_regions_of_any_task() -> None:
+    dice = VolumeDice(("organ", "lesion"))
+    assert dice.add(volume(8, 4, 0)[:2], volume(8, 2, 0)[:2]) == pytest.approx(
+        {"organ": 1.0, "lesion": 2 * 2 / 6}
+    )
+    assert list(dice.result()) == ["organ", "lesion", "mean"]
+    with pytest.raises(ValueError, match=r"expected \[2, \.\.\.\] of both"):
+        dice.add(volume(8, 4, 0), volume(8, 2, 0))
+
+
+# --- distances and volumes ------------------------------------------------------------------------------------
+
+SPACING = (0.5, 2.0, 3.0)
+
+
+def box(x: tuple[int, int], y: tuple[int, int], z: tuple[int, int]) -> np.ndarray:
+    mask = np.zeros((20, 16, 12), bool)
+    mask[slice(*x), slice(*y), slice(*z)] = True
+    return mask
+
+
+@pytest.mark.parametrize(
+    ("moved", "millimetres"),
+    [
+        (((6, 12), (4, 10), (3, 8)), 2 * 0.5),
+        (((4, 10), (6, 12), (3, 8)), 2 * 2.0),
+        (((4, 10), (4, 10), (4, 9)), 3.0),
+    ],
+)
+def test_a_box_that_is_moved_is_as_far_away_as_it_was_moved(moved, millimetres: float) -> None:
+    """Along one axis at a time, in the millimetres of that axis: more than a twentieth of the surface moves so far."""
+    assert hausdorff(box((4, 10), (4, 10), (3, 8)), box(*moved), SPACING) == pytest.approx(millimetres)
+
+
+def test_monai_agrees_on_distances_with_voxels_of_three_sizes() -> None:
+    source = np.random.default_rng(5)
+    for _ in range(4):
+        found, truth = (source.random((2, 14, 12, 10)) > 0.9).astype(np.float32), None
+        truth = np.roll(found, (1, 2), (1, 3)) * (source.random(found.shape) > 0.2)
+        theirs = compute_hausdorff_distance(
+            torch.from_numpy(found)[None], torch.from_numpy(truth.astype(np.float32))[None], include_background=True,
+            percentile=95, spacing=SPACING,
+        )  # fmt: skip
+        ours = Surfaces(("a", "b")).add(found.astype(bool), truth.astype(bool), SPACING)
+        assert list(ours.values()) == pytest.approx(theirs[0].tolist())
+
+
+def test_of_empty_masks_the_rule_of_brats_holds() -> None:
+    """0 where both are empty, the diagonal of the volume where one is: 373.13 mm on BraTS's grid."""
+    nothing, something = box((0, 0), (0, 0), (0, 0)), box((4, 10), (4, 10), (3, 8))
+    assert hausdorff(nothing, nothing, SPACING) == 0
+    diagonal = float(np.linalg.norm([10, 32, 36]))
+    assert (
+        hausdorff(nothing, something, SPACING)
+        == hausdorff(something, nothing, SPACING)
+        == pytest.approx(diagonal)
+    )
+    brats = np.zeros((240, 240, 155), bool)
+    one = brats.copy()
+    one[0, 0, 0] = True
+    assert hausdorff(one, brats, (1, 1, 1)) == pytest.approx(373.13, abs=0.005)
+
+
+def test_distances_and_volumes_of_several_patients() -> None:
+    surfaces = Surfaces(("organ", "lesion", "absent"))
+    nothing, small, large = (
+        box((0, 0), (0, 0), (0, 0)),
+        box((4, 10), (4, 10), (3, 8)),
+        box((4, 10), (4, 10), (4, 9)),
+    )
+    assert (
+        surfaces.distances() == dict.fromkeys(("organ", "lesion", "absent", "mean"))
+        and surfaces.volumes() == {}
+    )
+    surfaces.add(np.stack([small, small, small]), np.stack([small, large, nothing]), SPACING)
+    surfaces.add(np.stack([small, nothing, nothing]), np.stack([small, nothing, nothing]), SPACING)
+    assert len(surfaces) == 2
+    assert surfaces.distances() == pytest.approx({"organ": 0.0, "lesion": 1.5, "absent": None, "mean": 0.75})
+    millilitres = 6 * 6 * 5 * 3.0 / 1000
+    assert surfaces.volumes() == {
+        "organ": pytest.approx({"predicted": millilitres, "true": millilitres}),
+        "lesion": pytest.approx({"predicted": millilitres / 2, "true": millilitres / 2}),
+        "absent": pytest.approx({"predicted": millilitres / 2, "true": 0.0}),
+    }
+
+
+def test_a_single_slice_has_distances_too() -> None:
+    one, other = np.zeros((10, 10, 1), bool), np.zeros((10, 10, 1), bool)
+    one[2:5, 2:5], other[3:6, 2:5] = True, True
+    assert hausdorff(one, other, (2.0, 1.0, 5.0)) == pytest.approx(2.0)
