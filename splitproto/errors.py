@@ -1,4 +1,4 @@
-"""Everything that can go wrong on the wire: one exception is one wire code.
+"""Everything that can go wrong with a link: one `LocalError` is one wire code.
 
     SplitprotoError
     ├── LocalError              found on this side; `code` and `reason` are what the peer is told
@@ -10,7 +10,8 @@
     │   ├── UnexpectedMessage, StepMismatch, Misaligned, SchemaMismatch, PolicyRefused,
     │   │     SiteFailed                                                                          0x05xx conversation
     │   └── DeadlineExceeded, Draining, InternalError                                               0x06xx service
-    └── RemoteError             the peer told us; wraps the code it sent
+    ├── RemoteError             the peer told us; wraps the code it sent
+    └── SetupError              before there is a link: AddressError, BindFailed; no code, never sent
 
 A method that documents what it raises raises nothing else: any other exception is a bug.
 """
@@ -21,13 +22,12 @@ from typing import Literal, Self
 
 from .text import printable
 
-__all__ = ["BY_CODE", "LocalError", "RemoteError", "SplitprotoError", "printable"]
+__all__ = ["BY_CODE", "LocalError", "RemoteError", "SetupError", "SplitprotoError", "printable"]
 
 
 class SplitprotoError(Exception):
     """Root of this package's exceptions. `str(error)` is one line for a person."""
 
-    code: int
     name: str
     retry: bool
     """Whether dialling again, unchanged, may succeed."""
@@ -51,6 +51,7 @@ class LocalError(SplitprotoError):
         detail: more, for the local log only; never sent.
     """
 
+    code: int
     retry = False
 
     def __init__(self, reason: str, detail: str = "") -> None:
@@ -69,6 +70,32 @@ class RemoteError(SplitprotoError):
         self.retry = known.retry if known else False
         self.reason = reason = printable(reason)
         super().__init__(f"the peer says: {reason}" if reason else f"the peer says: {self.name}")
+
+
+class SetupError(SplitprotoError):
+    """Dialling or listening cannot begin until somebody changes something on this side.
+
+    Args:
+        reason: one line for people, with the fix.
+    """
+
+    retry = False
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason = printable(reason)
+        super().__init__(reason)
+
+
+class AddressError(SetupError, ValueError):
+    """Text that is not an address, or not one for this purpose."""
+
+    name = "address"
+
+
+class BindFailed(SetupError):
+    """A listener cannot have its address: it is in use, not this machine's, or not allowed."""
+
+    name = "bind-failed"
 
 
 # --- 0x01xx carrier -------------------------------------------------------------------------------

@@ -8,12 +8,11 @@ from __future__ import annotations
 import ipaddress
 import re
 
-__all__ = ["host_name", "split_address", "without_zone"]
+__all__ = ["host_name", "without_zone"]
 
 LONGEST = 253
 """Characters of a DNS name (RFC 1035 section 2.3.4, without the root's dot)."""
 _LABEL = re.compile(r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?")
-_ADDRESS = re.compile(r"tcp://(\[[^\[\]/?#@]+\]|[^\[\]/?#@:]+):(\d{1,5})", re.IGNORECASE)
 _DEVIATIONS = frozenset("ßς\u200c\u200d")
 """The old and the new standard (IDNA 2003 and 2008) give names with these two different ASCII forms."""
 
@@ -45,30 +44,6 @@ def host_name(text: str) -> str:
 def without_zone(host: str) -> str:
     """An IPv6 address without its zone (``fe80::1%eth0``), which only this machine knows; others unchanged."""
     return host.partition("%")[0]
-
-
-def split_address(address: str) -> tuple[str, int]:
-    """Host (`host_name`, or ``*``) and port of ``tcp://host:port``; an IPv6 address loses its brackets.
-
-    Raises:
-        ValueError: not such an address; the text says why.
-    """
-    match = _ADDRESS.fullmatch(address.removesuffix("/"))
-    if match is None or int(match[2]) >= 2**16:
-        raise ValueError(f"{address!a} is not an address: write tcp://host:port")
-    # RFC 6874 writes the zone's percent sign as %25.
-    host, bracketed = match[1].strip("[]").replace("%25", "%"), match[1].startswith("[")
-    if host == "*" and not bracketed:
-        return host, int(match[2])
-    try:
-        host = host_name(host)
-    except ValueError as error:
-        raise ValueError(f"{error}: write tcp://host:port") from None
-    if bracketed != (":" in host):
-        raise ValueError(
-            f"{address!a} is not an address: brackets, as in tcp://[::1]:7443, are for IPv6 alone"
-        )
-    return host, int(match[2])
 
 
 def _ip(text: str) -> str | None:

@@ -1,6 +1,6 @@
 """A link as asyncio sees it: `send` and `receive` messages; timers, credit and the writer run by themselves.
 
-`Session` drives one `Connection` over a `Carrier`. It is made by `splitproto.zeromq`, which owns the sockets.
+`Session` drives one `Connection` over a `Carrier`. It is made by `dialling` or by the `door`; lanes own the sockets.
 """
 
 from __future__ import annotations

@@ -39,7 +39,8 @@ from splitpeer.settings.peer import PeerConfig
 from splitpeer.site import client
 from splitpeer.site import job as site_job
 from splitpeer.storage import checkpoint
-from splitproto import pki, zeromq
+from splitproto import pki
+from splitproto.lanes import zeromq
 from splitproto.messages import Message
 from splitproto.session import Session
 

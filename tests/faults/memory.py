@@ -1,6 +1,6 @@
 """ZeroMQ without ZeroMQ: ROUTER, DEALER and their monitors over lines in memory, which faults act on.
 
-What `splitproto.zeromq` does with its sockets is real, and so is all above it: listener, links, TLS, sessions. This
+What `splitproto.lanes.zeromq` does with its sockets is real, and so is all above: door, links, TLS, sessions. This
 file is what lies below: TCP connections that take their time, keep their order, fill up, break on both sides or on
 one, fall silent, or pass through somebody who loses, repeats, cuts, alters, reorders or forges envelopes.
 
@@ -23,7 +23,7 @@ import zmq
 
 from splitproto import envelope
 from splitproto.envelope import ResetReason
-from splitproto.visitors import QUEUE
+from splitproto.lanes.tcp import QUEUE
 
 from .virtual import LIFE, Life, VirtualLoop
 
@@ -162,7 +162,7 @@ class End:
 
 
 class Socket:
-    """What `splitproto.zeromq` uses of a `zmq.Socket`. Belongs to the life that made it."""
+    """What `splitproto.lanes.zeromq` uses of a `zmq.Socket`. Belongs to the life that made it."""
 
     def __init__(self, network: Network, kind: int) -> None:
         life = LIFE.get()
@@ -551,7 +551,7 @@ class Network:
 
 
 def zmq_of(network: Network) -> Any:
-    """The module `zmq` as `splitproto.zeromq` sees it, with sockets in memory."""
+    """The module `zmq` as `splitproto.lanes.zeromq` sees it, with sockets in memory."""
 
     class Sockets:
         @classmethod

@@ -1,4 +1,4 @@
-"""ZeroMQ in memory behaves as `splitproto.zeromq` knows the real one: what it does on these lines, it does on TCP."""
+"""ZeroMQ in memory behaves as `lanes.zeromq` knows the real one: what it does on these lines, it does on TCP."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from unittest import mock
 import numpy as np
 import pytest
 
-from splitproto import Listener, Offer, Session, SplitprotoError, dial, zeromq
+from splitproto import Listener, Offer, Session, SplitprotoError, dial
 from splitproto.errors import LinkLost, LinkReset, NotAuthorised, SequenceGap
 from splitproto.identity import AllowList, Credentials
+from splitproto.lanes import zeromq
 from splitproto.messages import Bye, Progress
 
 from .laboratory import HUB, PORT, make_federation

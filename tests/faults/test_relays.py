@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from splitproto import AllowList, Credentials, Listener, Session, SplitprotoError, dial
-from splitproto.zeromq import parse_address
+from splitproto.lanes.addresses import parse_address
 from tests.splitpeer.roles.scene import Federation
 
 from .relays import Damage, EnvelopeRelay, TcpRelay
@@ -109,9 +109,10 @@ async def test_a_coordinator_that_ends_ends_the_clients_connection(federation, k
         ends = Ends(federation, listener, relay)
         client, coordinator = await ends.link()
         # The process is gone: nothing is said.
-        listener._socket.disable_monitor()
-        listener._monitor.close()
-        listener._reader.close()
+        (lane,) = listener.lanes
+        lane._socket.disable_monitor()
+        lane._monitor.close()
+        lane._reader.close()
         assert (await over(client)).retry
         coordinator.carrier_lost(await over(client))
         with pytest.raises(SplitprotoError) as caught:

@@ -13,9 +13,9 @@ from splitpeer.settings import templates
 from splitpeer.settings.job import JobConfig
 from splitpeer.settings.loading import parse_override, to_toml
 from splitpeer.settings.peer import PeerConfig, find_peer_toml
-from splitpeer.settings.values import endpoint
 from splitproto import Timing, pki
 from splitproto.errors import NotAuthorised
+from splitproto.lanes.addresses import served_address
 
 NOW = datetime.now(UTC)
 CLIENT = templates.peer_toml(role="client", site="north", federation="demo", modality="t1")
@@ -375,9 +375,9 @@ def test_overrides_on_the_command_line() -> None:
 
 
 def test_addresses() -> None:
-    assert endpoint("tcp://hub.example.org:443") == ("hub.example.org", 443)
-    assert endpoint("tcp://[::1]:7443") == ("::1", 7443)
-    assert endpoint("tcp://*:7443") == ("*", 7443)
+    assert served_address("tcp://hub.example.org:443") == ("hub.example.org", 443)
+    assert served_address("tcp://[::1]:7443") == ("::1", 7443)
+    assert served_address("tcp://*:7443") == ("*", 7443)
     for bad in (
         "tcp://hub",
         "hub:7443",
@@ -388,7 +388,7 @@ def test_addresses() -> None:
         "tcp://h:1\n",
     ):
         with pytest.raises(ValueError, match="write tcp://host"):
-            endpoint(bad)
+            served_address(bad)
 
 
 # ---- certificates behind the settings

@@ -11,7 +11,7 @@ from typing import Any
 import zmq
 import zmq.asyncio
 
-from splitproto import envelope
+from splitproto import Listener, dial, envelope
 from splitproto.envelope import Kind
 from splitproto.errors import (
     SplitprotoError,
@@ -19,7 +19,6 @@ from splitproto.errors import (
 from splitproto.identity import AllowList, Credentials
 from splitproto.messages import Message
 from splitproto.session import Session
-from splitproto.zeromq import Listener, dial
 
 CLIENTS = AllowList({"client": {"charite", "ukm"}}, "job")
 COORDINATORS = AllowList({"coordinator": {"hub"}}, "peer.toml")
@@ -126,7 +125,8 @@ def free_port() -> int:
 
 def stall(who: Session | Listener) -> None:
     """A peer that no longer reads its socket."""
-    reader = who._reader if isinstance(who, Listener) else who._carrier._reader  # type: ignore[attr-defined]
+    carrier: Any = who.lanes[0] if isinstance(who, Listener) else who._carrier
+    reader = carrier._reader
     asyncio.get_running_loop().remove_reader(reader._fd)
     reader._deliver = lambda frames: None  # a reading that is already under way comes to nothing
     reader.look = lambda: None

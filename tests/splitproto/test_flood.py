@@ -11,7 +11,7 @@ import zmq
 LISTENS = """
 import asyncio, sys, time
 from pathlib import Path
-from splitproto.zeromq import Listener
+from splitproto import Listener
 from splitproto.identity import AllowList, Credentials
 
 async def main():

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 import zmq
 
-from splitproto import constants, envelope, zeromq
+from splitproto import Timing, constants, envelope
 from splitproto.admission import HANDSHAKE_BURST, OPEN_COST, HandshakeBudget
 from splitproto.connection import Connection
 from splitproto.envelope import Kind
@@ -31,9 +31,10 @@ from splitproto.errors import (
     TooManyLinks,
 )
 from splitproto.identity import Credentials
-from splitproto.reader import KEPT, MESSAGES_A_TURN, PARTS_A_TURN, Reader
-from splitproto.visitors import MAX_FAULTS, STRANGER_HOLDS
-from splitproto.zeromq import parse_address
+from splitproto.lanes.addresses import parse_address
+from splitproto.lanes.tcp import STRANGER_HOLDS
+from splitproto.lanes.zeromq_reader import KEPT, MESSAGES_A_TURN, PARTS_A_TURN, Reader
+from splitproto.visitors import MAX_FAULTS
 from tests.splitproto.links import SOON, Example, Hub, hub_of, part, quiet, raw, work
 
 GREETING = b"\xff" + bytes(8) + b"\x7f\x03\x00" + b"NULL".ljust(20, b"\0") + bytes(32)
@@ -317,7 +318,7 @@ async def test_connections_without_a_peer_keep_no_descriptors(strangers: Any, hu
 
 
 async def test_a_connection_without_a_link_has_its_time_and_no_more(federation: Any) -> None:
-    async with hub_of(federation, timing=zeromq.Timing(handshake=0.2)) as hub:
+    async with hub_of(federation, timing=Timing(handshake=0.2)) as hub:
         client, coordinator = await hub.link()
         async with zmtp_to(hub) as one, zmtp_to(hub) as other:
             await closed(one)

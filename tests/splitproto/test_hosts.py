@@ -6,7 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from splitproto.hosts import host_name, split_address, without_zone
+from splitproto.errors import AddressError
+from splitproto.hosts import host_name, without_zone
+from splitproto.lanes.addresses import format_address, parse_address
 
 
 @pytest.mark.parametrize(
@@ -49,15 +51,17 @@ def test_what_names_no_host(text: str, words: str) -> None:
 def test_the_zone_is_this_machines_own() -> None:
     assert without_zone("fe80::1%eth0") == "fe80::1"
     assert without_zone("hub.example") == "hub.example"
-    assert split_address("tcp://[fe80::1%25eth0]:7443") == ("fe80::1%eth0", 7443)
+    assert parse_address("tcp://[fe80::1%25eth0]:7443") == ("fe80::1%eth0", 7443)
 
 
 @given(st.text(max_size=80))
-def test_any_text_is_an_address_or_a_value_error(text: str) -> None:
+def test_any_text_is_an_address_or_an_address_error(text: str) -> None:
     for address in (text, f"tcp://{text}:7443", f"tcp://[{text}]:7443"):
         try:
-            host, port = split_address(address)
-        except ValueError:
+            host, port = parse_address(address)
+        except AddressError:
             continue
         assert host.isascii()
         assert 0 <= port < 2**16
+        if "%" not in host:
+            assert parse_address(format_address(host, port)) == (host, port)

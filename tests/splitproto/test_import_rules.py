@@ -16,7 +16,9 @@ ROOT = Path(__file__).resolve().parents[2]
 SOURCES = {"splitproto": ROOT / "splitproto", "splitpeer": ROOT / "peers" / "splitpeer"}
 
 HEAVY = frozenset({"torch", "monai"})
-SHELLS = frozenset({f"splitproto.{name}" for name in ("zeromq", "session", "vigil", "reader", "visitors")})
+LANES = frozenset({f"splitproto.lanes.{name}" for name in ("memory", "tcp", "zeromq", "zeromq_reader")})
+ENDS = frozenset({"splitproto.door", "splitproto.listening", "splitproto.dialling"})
+SHELLS = LANES | ENDS | {"splitproto.session", "splitproto.vigil"}
 ROLES = frozenset({"splitpeer.site", "splitpeer.coordinator", "splitpeer.replay"})
 UPPER = ROLES | {"splitpeer.cli", "splitpeer.federation"}
 JUDGES = frozenset({"splitpeer.audit", "splitpeer.report"})
@@ -46,12 +48,20 @@ TABLE: dict[str, Row] = {
     "splitproto.newfile": Row(LIBRARY | SHELLS | {"zmq", "asyncio", "socket"}),
     "splitproto.pki": Row(LIBRARY | SHELLS | {"zmq", "asyncio", "socket"}),
     "splitproto.clock": Row(LIBRARY | SHELLS | {"zmq"}),
-    "splitproto.session": Row(LIBRARY | {"zmq", "splitproto.zeromq", "splitproto.vigil"}),
-    "splitproto.vigil": Row(LIBRARY | {"zmq", "splitproto.zeromq"}),
-    "splitproto.reader": Row(LIBRARY | (SHELLS - {"splitproto.reader"})),
+    "splitproto.session": Row(LIBRARY | LANES | ENDS | {"zmq", "splitproto.vigil"}),
+    "splitproto.vigil": Row(LIBRARY | LANES | ENDS | {"zmq"}),
+    # A lane knows neither links nor sessions, and no other lane.
+    "splitproto.lanes.memory": Row(LIBRARY | (SHELLS - {"splitproto.lanes.memory"}) | {"zmq", "socket"}),
+    "splitproto.lanes.zeromq": Row(LIBRARY | ENDS | {"splitproto.session", "splitproto.lanes.memory"}),
+    "splitproto.lanes.zeromq_reader": Row(LIBRARY | SHELLS),
     # Descriptors and sockets, but neither a clock nor ZeroMQ.
-    "splitproto.visitors": Row(LIBRARY | (SHELLS - {"splitproto.visitors"}) | {"zmq", "asyncio", "time"}),
-    "splitproto.zeromq": Row(LIBRARY),
+    "splitproto.lanes.tcp": Row(LIBRARY | SHELLS | {"zmq", "asyncio", "time"}),
+    # One policy for all lanes: it cannot know which there are.
+    "splitproto.door": Row(
+        LIBRARY | LANES | {"zmq", "socket", "splitproto.listening", "splitproto.dialling"}
+    ),
+    "splitproto.listening": Row(LIBRARY | {"splitproto.dialling"}),
+    "splitproto.dialling": Row(LIBRARY | {"zmq", "splitproto.door", "splitproto.listening"}),
     # The package itself only gathers the public names.
     "splitproto.__init__": Row(LIBRARY),
     "splitpeer": Row(frozenset()),
@@ -75,7 +85,7 @@ TABLE: dict[str, Row] = {
     "splitpeer.privacy": Row(SOCKETS | UPPER | HEAVY),
     "splitpeer.privacy.dfil": Row(SOCKETS | UPPER),
     # Every command that only checks settings reads it.
-    "splitpeer.preflight": Row(HEAVY | {"splitpeer.cli", "splitproto.zeromq", "splitproto.vigil"}),
+    "splitpeer.preflight": Row(HEAVY | {"splitpeer.cli", "splitproto.vigil"} | LANES | ENDS),
     # Captures are read and written without a model, so that hospital software may do so too.
     "splitpeer.captures": Row(SOCKETS | UPPER | HEAVY),
     # Whoever only looks at a daemon waits for no torch, and cannot touch a link.
@@ -159,7 +169,7 @@ def test_the_walk_finds_the_code() -> None:
     found = [module for module, _ in modules()]
     for needed in (
         "splitproto.connection",
-        "splitproto.zeromq",
+        "splitproto.lanes.zeromq",
         "splitpeer.models.unet",
         "splitpeer.data.nifti",
     ):
@@ -171,7 +181,7 @@ def test_the_walk_finds_the_code() -> None:
     [
         ("splitproto.connection", "import time", 1),
         ("splitproto.connection", "import asyncio.events", 1),
-        ("splitproto.connection", "from .zeromq import dial", 1),
+        ("splitproto.connection", "from .lanes.zeromq import Dealer", 1),
         ("splitproto.connection", "from . import session", 1),
         ("splitproto.connection", "from splitproto import session, codec", 1),
         ("splitproto.connection", "def f():\n    import random", 1),
@@ -179,18 +189,23 @@ def test_the_walk_finds_the_code() -> None:
         ("splitproto.connection", "import timeit, zlib\nfrom . import codec", 0),
         ("splitproto.new_module", "import socket", 1),
         ("splitproto.identity", "from pathlib import Path", 0),
-        ("splitproto.zeromq", "import torch.nn as nn", 1),
-        ("splitproto.zeromq", "import zmq, asyncio, secrets, socket", 0),
+        ("splitproto.lanes.zeromq", "import torch.nn as nn", 1),
+        ("splitproto.lanes.zeromq", "import zmq, asyncio, secrets, socket", 0),
+        ("splitproto.lanes.zeromq", "from splitproto.session import Session", 1),
+        ("splitproto.lanes.base", "import asyncio", 1),
+        ("splitproto.door", "from .lanes.zeromq import ZmqLane", 1),
+        ("splitproto.door", "from .lanes.base import Lane", 0),
+        ("splitproto.visitors", "import socket", 1),
         ("splitproto.session", "import zmq", 1),
         ("splitproto.session", "from importlib import import_module\nimport_module('torch')", 1),
         ("splitpeer.models.unet", "import torch\nfrom splitproto.tensors import Descriptor", 0),
-        ("splitpeer.models.unet", "from splitproto import zeromq", 1),
+        ("splitpeer.models.unet", "from splitproto.lanes import zeromq", 1),
         ("splitpeer.data.loader", "from ..site import client", 1),
         ("splitpeer.training.loss", "from splitpeer.cli.main import main", 1),
         ("splitpeer.cli.serve", "import torch", 1),
         ("splitpeer.cli.serve", "def run():\n    import torch, monai", 0),
         ("splitpeer.cli.serve", "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import torch", 0),
-        ("splitpeer.site.client", "from splitproto.zeromq import dial\nimport torch", 0),
+        ("splitpeer.site.client", "from splitproto.dialling import dial\nimport torch", 0),
         ("splitpeer.site.client", "from splitpeer import cli", 1),
     ],
 )

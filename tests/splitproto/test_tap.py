@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
+from splitproto import Listener, dial
 from splitproto.errors import UnexpectedMessage
 from splitproto.identity import AllowList
 from splitproto.messages import Applied, Gradients, Message
 from splitproto.session import Session
-from splitproto.zeromq import Listener, dial
 
 SOON = 10.0
 Example = Callable[[str], Message]

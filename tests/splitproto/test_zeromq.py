@@ -12,7 +12,7 @@ import pytest
 import zmq
 import zmq.asyncio
 
-from splitproto import envelope
+from splitproto import Listener, envelope
 from splitproto.envelope import Kind, ResetReason
 from splitproto.errors import (
     DeadlineExceeded,
@@ -21,9 +21,9 @@ from splitproto.errors import (
     RemoteError,
     Superseded,
 )
+from splitproto.lanes.addresses import parse_address
 from splitproto.messages import Activations, Applied, Bye, Gradients, Message, Progress
 from splitproto.session import Session
-from splitproto.zeromq import Listener, parse_address
 from tests.splitproto.links import (
     CLIENTS,
     SOON,
@@ -157,7 +157,7 @@ async def test_what_arrives_while_our_queue_is_full_is_read(side: str, hub: Hub,
     client, coordinator = await hub.link()
     await work(client, coordinator, example)
     writer, reader = (client, coordinator) if side == "dialler" else (coordinator, client)
-    (route, _) = next(iter(hub.listener._links))
+    (lane, route, _) = next(iter(hub.listener._links))
 
     def try_send() -> bool:
         return writer._carrier.try_send(bytes(1 << 20))
@@ -170,7 +170,7 @@ async def test_what_arrives_while_our_queue_is_full_is_read(side: str, hub: Hub,
             break
         await asyncio.sleep(0.02 if full else 0)
     if side == "dialler":
-        hub.listener._socket.send_multipart((route, coordinator_says(coordinator)), zmq.NOBLOCK)
+        lane._socket.send_multipart((route, coordinator_says(coordinator)), zmq.NOBLOCK)
     else:
         reader._carrier._socket.send(coordinator_says(reader), zmq.NOBLOCK)  # type: ignore[attr-defined]
     time.sleep(0.3)  # noqa: ASYNC251 - the event loop must not see it before the send does

@@ -13,16 +13,19 @@ import pytest
 import zmq
 import zmq.asyncio
 
-from splitproto import envelope
+from splitproto import Listener, dial, envelope
 from splitproto.connection import Timing
 from splitproto.envelope import Kind
 from splitproto.errors import (
+    AddressError,
+    BindFailed,
     CarrierVersionError,
     DeadlineExceeded,
     EnvelopeError,
     LinkLost,
+    SetupError,
 )
-from splitproto.zeromq import Listener, dial, parse_address
+from splitproto.lanes.addresses import parse_address
 from tests.splitproto.links import (
     CLIENTS,
     COORDINATORS,
@@ -39,7 +42,7 @@ from tests.splitproto.links import (
 @pytest.mark.parametrize("host", ["192.0.2.7", "no-such-interface", "[2001:db8::7]"])
 async def test_a_listener_names_an_address_that_is_not_this_machines(host: str, federation: Any) -> None:
     with pytest.raises(
-        LinkLost, match=r"this machine has no such address.*use one of its own, or tcp://\*:7443"
+        BindFailed, match=r"this machine has no such address.*use one of its own, or tcp://\*:7443"
     ):
         async with Listener(f"tcp://{host}:7443", federation.credentials("hub"), CLIENTS):
             pass
@@ -68,6 +71,7 @@ async def test_an_unknown_name(federation: Any) -> None:
         "tcp://hub",
         "tcp://hub:",
         "tcp://hub:0",
+        "tcp://*:5555",
         "tcp://hub:99999",
         "tcp://hub:abc",
         "tcp://[::1",
@@ -84,9 +88,10 @@ async def test_an_unknown_name(federation: Any) -> None:
     ],
 )
 async def test_addresses_that_are_none(address: str, federation: Any) -> None:
-    with pytest.raises(LinkLost) as caught:
+    with pytest.raises(AddressError) as caught:
         await dial(address, federation.credentials("charite"), COORDINATORS)
     assert "\n" not in str(caught.value)
+    assert not caught.value.retry
 
 
 def test_addresses() -> None:
@@ -94,16 +99,28 @@ def test_addresses() -> None:
     assert parse_address("tcp://[::1]:5555/") == ("::1", 5555)
 
 
-@pytest.mark.parametrize("address", ["", "tcp://127.0.0.1", "tcp://[::1", "tcp://192.0.2.1:5555", "ipc://x"])
-async def test_a_listener_that_cannot_listen_says_so(address: str, federation: Any) -> None:
-    with pytest.raises(LinkLost) as caught:
+@pytest.mark.parametrize(
+    ("address", "error"),
+    [
+        ("", AddressError),
+        ("tcp://127.0.0.1", AddressError),
+        ("tcp://[::1", AddressError),
+        ("tcp://192.0.2.1:5555", BindFailed),
+        ("ipc://x", AddressError),
+    ],
+)
+async def test_a_listener_that_cannot_listen_says_so(
+    address: str, error: type[SetupError], federation: Any
+) -> None:
+    with pytest.raises(error) as caught:
         async with Listener(address, federation.credentials("hub"), CLIENTS):
             raise AssertionError("not reached")
     assert "\n" not in str(caught.value)
+    assert not caught.value.retry
 
 
 async def test_a_port_in_use(hub: Hub, federation: Any) -> None:
-    with pytest.raises(LinkLost, match="is in use"):
+    with pytest.raises(BindFailed, match="is in use"):
         async with Listener(hub.address, federation.credentials("hub"), CLIENTS):
             raise AssertionError("not reached")
     await hub.works()

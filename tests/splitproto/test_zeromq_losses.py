@@ -11,6 +11,7 @@ import pytest
 import zmq
 import zmq.asyncio
 
+from splitproto import Listener
 from splitproto.connection import Timing
 from splitproto.errors import (
     DeadlineExceeded,
@@ -24,7 +25,6 @@ from splitproto.errors import (
 from splitproto.messages import Activations, Applied, Gradients, Progress
 from splitproto.negotiation import Offer
 from splitproto.session import Session
-from splitproto.zeromq import Listener
 from tests.splitproto.links import (
     CLIENTS,
     SOON,
@@ -73,7 +73,7 @@ async def test_a_message_to_a_vanished_peer_is_an_error_and_not_silence(hub: Hub
     deadline = time.monotonic() + SOON
     while error is None and time.monotonic() < deadline:
         try:
-            hub.listener._try_send(key[0], b"x")
+            hub.listener.lanes[0].reply(key[1], b"x")
             await asyncio.sleep(0.01)
         except LinkLost as lost:
             error = lost
@@ -121,9 +121,10 @@ async def test_a_listener_that_restarts_ends_the_session_and_receives_nothing_of
     await asyncio.sleep(0.3)
     assert not sending.done()
     start = time.monotonic()
-    listener._socket.disable_monitor()
-    listener._monitor.close()
-    listener._socket.close(linger=0)
+    lane: Any = listener.lanes[0]
+    lane._socket.disable_monitor()
+    lane._monitor.close()
+    lane._socket.close(linger=0)
     impostor = hub.context.socket(zmq.ROUTER)
     try:
         bind(impostor, hub.address)

@@ -10,7 +10,7 @@ import pytest
 import zmq
 import zmq.asyncio
 
-from splitproto import constants, envelope
+from splitproto import Listener, constants, dial, envelope
 from splitproto.connection import Timing
 from splitproto.envelope import NO_LINK, Kind, ResetReason
 from splitproto.errors import (
@@ -22,8 +22,8 @@ from splitproto.errors import (
     TooManyLinks,
 )
 from splitproto.identity import AllowList, Credentials
+from splitproto.lanes.addresses import parse_address
 from splitproto.messages import Applied, Progress
-from splitproto.zeromq import Listener, dial, parse_address
 from tests.splitproto.links import (
     CLIENTS,
     COORDINATORS,
@@ -77,7 +77,7 @@ async def test_tls_done_is_not_admission(who: str, hub: Hub, federation: Any, ou
 async def wide(federation: Any) -> AsyncIterator[Hub]:
     """Listens on every address of this machine."""
     async with hub_of(federation, "tcp://0.0.0.0:0", timing=Timing(handshake=1.0)) as hub:
-        hub.listener.address = hub.listener.address.replace("0.0.0.0", "127.0.0.1")
+        hub.listener.lanes[0].address = hub.address.replace("0.0.0.0", "127.0.0.1")
         yield hub
     await quiet()
 
@@ -181,7 +181,7 @@ async def test_a_stranger_cannot_fill_the_listener_from_one_source(hub: Hub) -> 
             await stranger.send(envelope.encode(Kind.OPEN, bytes([n + 1]) * 16, 0))
         for _ in range(3):
             assert (await answer(stranger)).reason is ResetReason.BUSY
-        left = [link[0] for _, link in hub.listener._links]
+        left = [link[0] for _, _, link in hub.listener._links]
         assert left == list(range(4, constants.MAX_HALF_OPEN_PER_SOURCE + 4))
         await hub.works()
 
@@ -236,7 +236,7 @@ async def test_a_stranger_cannot_receive_inject_or_reset_another_ones_session(
     client, coordinator = await hub.link()
     await work(client, coordinator, example)
     (key,) = hub.listener._links
-    route, link = key
+    _, route, link = key
     number = coordinator._connection._sequence_in
     async with raw(hub, routing_id=route) as impostor, raw(hub) as stranger:
         await impostor.send(envelope.encode(Kind.DATA, link, number, b"x" * 50))

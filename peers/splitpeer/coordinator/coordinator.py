@@ -53,9 +53,9 @@ from splitpeer.settings.peer import PeerConfig
 from splitpeer.storage import checkpoint
 from splitpeer.training.optimiser import make_optimiser, make_schedule
 from splitpeer.training.split_step import CoordinatorHalf
-from splitproto import Listener, Offer, Session, SplitprotoError
+from splitproto import Listener, Offer, Session
 from splitproto.constants import DEFAULT_MAX_MESSAGE
-from splitproto.errors import DeadlineExceeded
+from splitproto.errors import DeadlineExceeded, SetupError
 from splitproto.messages import JobOffer
 from splitproto.tensors import body_bytes, schema_digest
 
@@ -274,7 +274,7 @@ class Coordinator:
                         await self._bye(reason, text)
                     self._witness.note("job.ended", job=self._job.name, run=self._files.run.hex(), reason=reason,
                                        step=self._loop.committed)  # fmt: skip
-        except SplitprotoError as error:
+        except SetupError as error:
             raise ConfigError(str(error)) from error
         finally:
             self._view.close()

@@ -19,8 +19,8 @@ from splitpeer.data.pseudonym import load_salt, salt_check
 from splitpeer.errors import PeerError
 from splitpeer.preflight.finding import Finding
 from splitpeer.settings.peer import PeerConfig
-from splitpeer.settings.values import endpoint
 from splitpeer.storage import reading
+from splitproto.lanes.addresses import parse_address
 
 LEAST_DISK, WARN_DISK = 64 << 20, 1 << 30
 """Bytes free in [peer] state: below the first no checkpoint may fit, below the second a run will fill it."""
@@ -161,7 +161,7 @@ def check_address(config: PeerConfig) -> Iterator[Finding]:
     """Whether a coordinator can listen where it should."""
     if config.network.listen is None:
         return
-    host, port = endpoint(config.network.listen)
+    host, port = parse_address(config.network.listen)
     if holder(config.peer.state) is not None:
         yield Finding("listen", "ok", f"{config.network.listen}: the daemon runs")
         return

@@ -20,8 +20,8 @@ from splitpeer.defences.kinds import parse_all
 from splitpeer.defences.specs import Place, Spec
 from splitpeer.errors import ConfigError, DataError
 from splitproto.errors import IdentityError
-from splitproto.hosts import split_address
 from splitproto.identity import check_name
+from splitproto.lanes.addresses import dialled_address, format_address, served_address
 
 BOTTLENECK = 4
 MAX_SEED = 2**63 - 1
@@ -59,24 +59,13 @@ def _pattern(value: str) -> str:
         raise ValueError(str(error)) from None
 
 
-def endpoint(url: str) -> tuple[str, int]:
-    """Host and port of ``tcp://host:port``: `split_address`, and a port that can be dialled. Raises ValueError."""
-    host, port = split_address(url)
-    if port == 0:
-        raise ValueError(f"{url!r} is not an address, nobody can dial port 0: write tcp://host:port")
-    return host, port
-
-
 def _address(value: str) -> str:
     """The same address with the host's ASCII form."""
-    host, port = endpoint(value)
-    return f"tcp://[{host}]:{port}" if ":" in host else f"tcp://{host}:{port}"
+    return format_address(*served_address(value))
 
 
 def _remote_address(value: str) -> str:
-    if endpoint(value)[0] == "*":
-        raise ValueError("nobody can dial '*': write the coordinator's host name")
-    return _address(value)
+    return format_address(*dialled_address(value))
 
 
 def _levels(value: tuple[int, ...]) -> tuple[int, ...]:

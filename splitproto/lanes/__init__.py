@@ -1,0 +1,1 @@
+"""What moves envelopes, and nothing more: one module for each kind of lane, their interface, and addresses."""

@@ -1,0 +1,144 @@
+"""What a lane is: one way for envelopes to reach a listener and to get back (SP-5).
+
+A lane moves octets and reports what happens to its connections. Who may stay is the door's business: the lane calls
+its `Reception`, and the door calls back to answer or to hang up. All of it happens on one event loop.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from splitproto.admission import network_of
+from splitproto.errors import LocalError, SplitprotoError
+
+
+@dataclass(eq=False, slots=True)
+class Visitor(ABC):
+    """One connection at a lane. The lane makes it; the door keeps its count of links and faults."""
+
+    source: str
+    """The peer's address, without a port."""
+    since: float
+    """When it came, or when its last admitted link ended; seconds of the event loop."""
+    links: int = field(default=0, init=False)
+    """Admitted ones."""
+    faults: int = field(default=0, init=False)
+    """Messages that belonged to no link."""
+    refused: bool = field(default=False, init=False)
+    """To be ended at the next look: what was sent to it is on its way by then."""
+    ended: bool = field(default=False, init=False)
+    """The door has ended it."""
+    network: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.network = network_of(self.source)
+
+    @abstractmethod
+    def hang_up(self) -> None:
+        """End the connection now. The lane reports that it `left`, at once or later."""
+
+    def excess(self) -> LocalError | None:
+        """Why the lane holds more for this connection than it may, if it does."""
+        return None
+
+
+class Reception(Protocol):
+    """What a lane reports to: the door."""
+
+    def came(self, visitor: Visitor) -> None:
+        """A connection was accepted."""
+        ...
+
+    def left(self, visitor: Visitor) -> None:
+        """A connection is over. Its links are reported apart, by `lost` or `doubtful`."""
+        ...
+
+    def arrived(
+        self, lane: Lane, route: bytes, data: bytes | memoryview, source: str, visitor: Visitor | None
+    ) -> None:
+        """One message.
+
+        Args:
+            route: the way back, for `Lane.reply`.
+            source: the peer's address.
+            visitor: the connection it came by, if the lane can tell.
+        """
+        ...
+
+    def malformed(
+        self, lane: Lane, route: bytes, source: str, visitor: Visitor | None, error: LocalError
+    ) -> None:
+        """Something came that is not one envelope."""
+        ...
+
+    def lost(self, lane: Lane, route: bytes) -> None:
+        """Nobody is at the other end of `route` any more."""
+        ...
+
+    def doubtful(self, lane: Lane) -> None:
+        """A connection with links is over, and the lane cannot tell which: ask all peers of this lane."""
+        ...
+
+    def tell(self, source: str, error: SplitprotoError) -> None:
+        """The lane itself turned somebody away."""
+        ...
+
+
+class Lane(Protocol):
+    """One way in."""
+
+    @property
+    def address(self) -> str:
+        """Where it listens; complete once `listen` has returned."""
+        ...
+
+    async def listen(self, reception: Reception) -> None:
+        """Begin; from now on `reception` is told.
+
+        Raises:
+            AddressError: the address is none.
+            BindFailed: the address cannot be had.
+        """
+        ...
+
+    def reply(self, route: bytes, data: bytes) -> bool:
+        """Send one envelope back; False when the queue is full now.
+
+        Raises:
+            LinkLost: nobody is there.
+        """
+        ...
+
+    def leave(self) -> None:
+        """The door closes: no more reports. What was sent may still go out."""
+        ...
+
+
+class Caller(Protocol):
+    """Whoever dialled, as its end of a lane sees it: a session."""
+
+    def arrived(self, data: bytes | memoryview) -> None:
+        """One envelope."""
+        ...
+
+    def carrier_lost(self, error: SplitprotoError) -> None:
+        """The connection is gone."""
+        ...
+
+
+class Dialled(Protocol):
+    """The dialling end of one link: what carries its session."""
+
+    def start(self, caller: Caller) -> None:
+        """Connect, and report to `caller`; what fails is reported as well."""
+        ...
+
+    def try_send(self, data: bytes) -> bool:
+        """Hand over one envelope; False when the queue is full now. Raises `LinkLost` when nobody is there."""
+        ...
+
+    def close(self) -> None:
+        """The link is over."""
+        ...
