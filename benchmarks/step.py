@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from splitpeer.demo.federation import SITES, DemoJob, Federation
-from splitpeer.models import OUT_CHANNELS, build_split_network
+from splitpeer.models import OUT_CHANNELS, build_split_network, unet_backbone
 from splitpeer.training.loss import region_loss
 from splitpeer.training.optimiser import make_optimiser
 
@@ -31,7 +31,9 @@ def whole(job: DemoJob, steps: int, threads: int) -> list[float]:
     torch.set_num_threads(threads)
     settings = job.toml()
     modalities, side = tuple(SITES.values()), settings["data"]["window"]
-    network = build_split_network(2, settings["model"]["features"], modalities, job_seed=job.seed)
+    network = build_split_network(
+        unet_backbone(2, settings["model"]["features"]), modalities, job_seed=job.seed
+    )
     optimiser = make_optimiser(network.parameters(), "adam", job.learning_rate, 0.0)
     images = {m: torch.randn(job.batch, 1, *side) for m in modalities}
     target = (torch.rand(job.batch, OUT_CHANNELS, *side) > 0.9).float()

@@ -115,10 +115,8 @@ class Retrace:
         self._setting = setting
         job = self._job = JobConfig.load(lab.folder / HUB / "job.toml")
         network = build_split_network(
-            job.model.dimensions,
-            job.model.features,
+            job.model.backbone(),
             sorted(setting.modalities),
-            job.model.levels,
             job.model.fusion,
             job_seed=SEED,
         )

@@ -170,7 +170,7 @@ def test_the_walk_finds_the_code() -> None:
     for needed in (
         "splitproto.connection",
         "splitproto.lanes.zeromq",
-        "splitpeer.models.unet",
+        "splitpeer.models.basic_unet",
         "splitpeer.data.nifti",
     ):
         assert needed in found
@@ -198,8 +198,8 @@ def test_the_walk_finds_the_code() -> None:
         ("splitproto.visitors", "import socket", 1),
         ("splitproto.session", "import zmq", 1),
         ("splitproto.session", "from importlib import import_module\nimport_module('torch')", 1),
-        ("splitpeer.models.unet", "import torch\nfrom splitproto.tensors import Descriptor", 0),
-        ("splitpeer.models.unet", "from splitproto.lanes import zeromq", 1),
+        ("splitpeer.models.basic_unet", "import torch\nfrom splitproto.tensors import Descriptor", 0),
+        ("splitpeer.models.basic_unet", "from splitproto.lanes import zeromq", 1),
         ("splitpeer.data.loader", "from ..site import client", 1),
         ("splitpeer.training.loss", "from splitpeer.cli.main import main", 1),
         ("splitpeer.cli.serve", "import torch", 1),

@@ -14,6 +14,7 @@ import numpy as np
 from torch import nn
 
 from splitpeer.models import Decoder
+from splitpeer.models.cut import Backbone
 from splitproto.messages import Sample
 
 Levels = Mapping[str, np.ndarray]
@@ -58,9 +59,8 @@ class View:
     """The contrast under attack (coordinator), or the adversary's own (client)."""
     modalities: tuple[str, ...]
     """Of the whole job, sorted: the order in which the decoder concatenates."""
-    dimensions: int
-    features: tuple[int, ...]
-    levels: tuple[int, ...]
+    backbone: Backbone
+    """The network that the job names, and its cut."""
     window: tuple[int, ...]
     """Spatial size of a sample: (x, y) or (x, y, z)."""
     targets: tuple[Target, ...]
@@ -71,9 +71,19 @@ class View:
     """How the decoder joins the sites, where it is known."""
 
     @property
+    def dimensions(self) -> int:
+        """2 (slices) or 3 (volumes)."""
+        return self.backbone.dimensions
+
+    @property
+    def levels(self) -> tuple[int, ...]:
+        """Those that are sent."""
+        return self.backbone.levels
+
+    @property
     def channels(self) -> dict[str, int]:
         """Level name to channels."""
-        return {f"x{level}": self.features[level] for level in self.levels}
+        return self.backbone.cut.channels
 
     @property
     def defended(self) -> bool:

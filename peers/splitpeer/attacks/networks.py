@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from splitpeer.models.cut import Cut, Level, level_name, level_number
 from splitpeer.models.seeding import seeded
 
 _CONVOLUTION = {2: nn.Conv2d, 3: nn.Conv3d}
@@ -22,21 +23,23 @@ class ImageDecoder(nn.Module):
     """{"x0": [B, C, *spatial], ...} to an image [B, 1, *window]: from the deepest level up, each joining in turn.
 
     Args:
-        dimensions: 2 or 3.
+        cut: of the network that is inverted.
         channels: level name to channels, of the levels that were sent.
-        width: channels at full resolution; twice that below.
+        width: channels at the finest level; twice that below.
     """
 
-    def __init__(self, dimensions: int, channels: Mapping[str, int], width: int = 16) -> None:
+    def __init__(self, cut: Cut, channels: Mapping[str, int], width: int = 16) -> None:
         super().__init__()
-        self.dimensions, self.channels = dimensions, dict(channels)
-        convolution = _CONVOLUTION[dimensions]
+        self.dimensions, self.channels = cut.dimensions, dict(channels)
+        convolution = _CONVOLUTION[cut.dimensions]
         self.blocks = nn.ModuleDict()
+        self._growth = {one.name: cut.step(level) for level, one in enumerate(cut.levels)}
         arriving = 0
-        for level in range(max(map(_number, channels)), -1, -1):
+        for level in range(max(map(level_number, channels)), -1, -1):
             wide = width if level == 0 else 2 * width
-            coming = arriving + self.channels.get(f"x{level}", 0)
-            self.blocks[f"x{level}"] = nn.Sequential(
+            name = cut.levels[level].name
+            coming = arriving + self.channels.get(name, 0)
+            self.blocks[name] = nn.Sequential(
                 convolution(coming, wide, 3, padding=1), nn.LeakyReLU(0.1),
                 convolution(wide, wide, 3, padding=1), nn.LeakyReLU(0.1),
             )  # fmt: skip
@@ -47,14 +50,17 @@ class ImageDecoder(nn.Module):
         """Levels that the network was not made for are ignored."""
         x: Tensor | None = None
         for name, block in self.blocks.items():
-            parts = [] if x is None else [self._double(x)]
+            parts = [] if x is None else [x]
             if name in self.channels:
                 parts.append(levels[name])
-            x = block(torch.cat(parts, dim=1))
+            x = self._grown(block(torch.cat(parts, dim=1)), self._growth[name])
         return self.last(x)
 
-    def _double(self, x: Tensor) -> Tensor:
-        return functional.interpolate(x, scale_factor=2, mode=_MODE[self.dimensions], align_corners=False)
+    def _grown(self, x: Tensor, step: tuple[int, ...]) -> Tensor:
+        if set(step) == {1}:
+            return x
+        grown = tuple(float(factor) for factor in step)
+        return functional.interpolate(x, scale_factor=grown, mode=_MODE[self.dimensions], align_corners=False)
 
 
 class Critic(nn.Module):
@@ -63,17 +69,18 @@ class Critic(nn.Module):
     Strided convolutions from the shallowest level down, the others joining where their resolution is reached.
     """
 
-    def __init__(self, dimensions: int, channels: Mapping[str, int], width: int = 16) -> None:
+    def __init__(self, cut: Cut, channels: Mapping[str, int], width: int = 16) -> None:
         super().__init__()
         self.channels = dict(channels)
-        convolution = _CONVOLUTION[dimensions]
+        convolution = _CONVOLUTION[cut.dimensions]
         self.blocks = nn.ModuleDict()
-        first, arriving = min(map(_number, channels)), 0
-        for level in range(first, max(3, *map(_number, channels)) + 1):
-            coming = arriving + self.channels.get(f"x{level}", 0)
+        first, arriving = min(map(level_number, channels)), 0
+        for level in range(first, max(3, *map(level_number, channels)) + 1):
+            coming = arriving + self.channels.get(level_name(level), 0)
             arriving = min(width * 2 ** (level - first), 4 * width)
-            self.blocks[f"x{level}"] = nn.Sequential(
-                convolution(coming, arriving, 3, stride=2, padding=1), nn.LeakyReLU(0.2)
+            step = cut.step(level + 1) if level < cut.bottleneck else (2,) * cut.dimensions
+            self.blocks[level_name(level)] = nn.Sequential(
+                convolution(coming, arriving, 3, stride=step, padding=1), nn.LeakyReLU(0.2)
             )
         self.last = convolution(arriving, 1, 1)
 
@@ -88,15 +95,16 @@ class Critic(nn.Module):
         return self.last(x).flatten(1).mean(dim=1)
 
 
-def image_decoder(dimensions: int, channels: Mapping[str, int], seed: int, width: int = 16) -> ImageDecoder:
+def image_decoder(cut: Cut, channels: Mapping[str, int], seed: int, width: int = 16) -> ImageDecoder:
     """An `ImageDecoder` with parameters from `seed`."""
-    return seeded(lambda: ImageDecoder(dimensions, channels, width), seed)
+    return seeded(lambda: ImageDecoder(cut, channels, width), seed)
 
 
-def critic(dimensions: int, channels: Mapping[str, int], seed: int, width: int = 16) -> Critic:
+def critic(cut: Cut, channels: Mapping[str, int], seed: int, width: int = 16) -> Critic:
     """A `Critic` with parameters from `seed`."""
-    return seeded(lambda: Critic(dimensions, channels, width), seed)
+    return seeded(lambda: Critic(cut, channels, width), seed)
 
 
-def _number(name: str) -> int:
-    return int(name[1:])
+def image_cut(dimensions: int) -> Cut:
+    """An image itself as the only level, for a `critic` of images."""
+    return Cut((Level(level_name(0), 1, (1,) * dimensions),), (0,))

@@ -131,7 +131,7 @@ class Surrogates:
         self.encoders = nn.ModuleDict(
             {
                 m: build_network(
-                    view.dimensions, view.features, view.levels, written if m == view.modality else (),
+                    view.backbone, written if m == view.modality else (),
                     key=key, seed=site_seed(seed, m), strict=False,
                 )
                 for m in view.modalities

@@ -14,6 +14,7 @@ import numpy as np
 
 from splitpeer.attacks.base import Shot, Target, View
 from splitpeer.errors import AttackImpossible
+from splitpeer.models.registry import backbone_of
 from splitproto.messages import Activations, Forward, Gradients, Message, Sample
 
 Place = tuple[str, int, int]
@@ -264,7 +265,6 @@ def _view(
     if job is None:
         raise AttackImpossible("this capture ended before a job began: there is nothing to attack")
     return View(
-        role=role, site=site, modality=modality, modalities=tuple(modalities), dimensions=job.dimensions,
-        features=tuple(job.features), levels=tuple(job.levels), window=tuple(job.window), targets=targets,
-        defences=defences, gradient_defences=gradient_defences,
+        role=role, site=site, modality=modality, modalities=tuple(modalities), backbone=backbone_of(job),
+        window=tuple(job.window), targets=targets, defences=defences, gradient_defences=gradient_defences,
     )  # fmt: skip

@@ -91,9 +91,7 @@ def _encoder(view: View, parameters: Mapping[str, Tensor], path: Path) -> nn.Mod
     # defences (a bottleneck, learnt noise) lie in the same checkpoint.
     plain = by_place(view.defences).activations
     networks = [
-        build_network(
-            view.dimensions, view.features, view.levels, written, key=bytes(32), seed=0, strict=False
-        )
+        build_network(view.backbone, written, key=bytes(32), seed=0, strict=False)
         for written in dict.fromkeys([plain, ()])
     ]
     fitting = [network for network in networks if _fits(network, parameters)]
@@ -103,7 +101,7 @@ def _encoder(view: View, parameters: Mapping[str, Tensor], path: Path) -> nn.Mod
 def _decoder(view: View, parameters: Mapping[str, Tensor], path: Path) -> Decoder:
     # How the levels are fused is not in the job on the wire, but in the shape of the first block.
     for fusion in ("concat", "mean"):
-        decoder = build_decoder(view.dimensions, view.features, view.modalities, view.levels, fusion, seed=0)
+        decoder = build_decoder(view.backbone, view.modalities, fusion, seed=0)
         if _fits(decoder, parameters):
             return _loaded(decoder, parameters, path, "decoder")
     return _loaded(decoder, parameters, path, "decoder")

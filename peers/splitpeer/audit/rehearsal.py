@@ -30,6 +30,7 @@ from splitpeer.federation.compute import from_wire, to_wire
 from splitpeer.federation.evaluation import Plan, Scoring
 from splitpeer.federation.terms import cut_descriptors, job_on_wire, window_of
 from splitpeer.models import build_decoder, site_seed
+from splitpeer.models.registry import backbone_of
 from splitpeer.settings.job import JobConfig
 from splitpeer.storage import checkpoint
 from splitpeer.training.dropout import left_out
@@ -113,12 +114,11 @@ class _Site:
     def __init__(self, name: str, modality: str, rehearsal: Rehearsal) -> None:
         job, protection, seed = rehearsal.job, rehearsal.protection, rehearsal.seed
         self.name, self.modality = name, modality
-        channels = {f"x{level}": job.features[level] for level in job.levels}
+        backbone = backbone_of(job)
+        channels = backbone.cut.channels
         key = from_seed(seed, self.name)
         network = build_network(
-            job.dimensions,
-            job.features,
-            job.levels,
+            backbone,
             protection.defences,
             key=key,
             seed=site_seed(seed, modality),
@@ -235,7 +235,7 @@ class Rehearsal:
         by_modality = sorted(config.sites.items(), key=lambda item: item[1])
         self.sites = [_Site(name, modality, self) for name, modality in by_modality]
         decoder = build_decoder(
-            self.job.dimensions, self.job.features, self.modalities, self.job.levels, config.model.fusion,
+            backbone_of(self.job), self.modalities, config.model.fusion,
             task.channels, exclusive=task.exclusive, seed=site_seed(config.job.seed, COORDINATOR),
         )  # fmt: skip
         optimiser = make_optimiser(

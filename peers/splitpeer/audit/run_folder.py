@@ -17,6 +17,7 @@ from splitpeer.audit.judge import Judge, Outcome
 from splitpeer.report.model import Entry, Level, Network, Privacy, Run, Source
 from splitpeer.report.store import ARRAYS, ATTACK, save_run
 from splitpeer.training.metrics import Scores
+from splitproto.tensors import DTYPES
 
 FLOOR = "mean image of other patients"
 
@@ -85,7 +86,7 @@ class RunFolder:
             defences=applied(view),
             gradient_defences=view.gradient_defences,
             trained=self.trained,
-            levels=tuple(f"x{level}" for level in view.levels),
+            levels=view.backbone.cut.names,
             views=result.views,
             assumptions=result.assumptions,
             settings=_plain(result.settings),
@@ -149,21 +150,20 @@ class RunFolder:
 
 def applied(view: View) -> tuple[str, ...]:
     """The defences of a view by name; a level that the job does not ask for counts as withheld."""
-    missing = [str(level) for level in range(5) if level not in view.levels]
+    missing = [str(level) for level in view.backbone.cut.withheld]
     return (*view.defences, f"withhold@{','.join(missing)}") if missing else view.defences
 
 
 def network_of(view: View, sites: Mapping[str, str], precision: str) -> Network:
     """What the job exchanges, per level of one sample."""
-    size = 2 if precision == "bf16" else 4
+    size, cut = DTYPES[precision].itemsize, view.backbone.cut
     levels = []
-    for level in range(5):
-        name, sent = f"x{level}", level in view.levels
-        shape = (view.features[level], *(side // 2**level for side in view.window))
+    for level, one in enumerate(cut.levels):
+        shape, sent = cut.shape(level, view.window), level in cut.sent
         octets = size * int(np.prod(shape))
         levels.append(
             Level(
-                name=name,
+                name=one.name,
                 shape=shape,
                 octets=octets,
                 precision=precision,
@@ -175,7 +175,8 @@ def network_of(view: View, sites: Mapping[str, str], precision: str) -> Network:
             )
         )
     return Network(
-        dimensions=view.dimensions, window=view.window, features=view.features, fusion=view.fusion,
+        dimensions=view.dimensions, window=view.window,
+        network=view.backbone.network, settings=dict(view.backbone.settings), fusion=view.fusion,
         sites=dict(sites), levels=tuple(levels), image_octets=4 * int(np.prod(view.window)),
     )  # fmt: skip
 

@@ -111,7 +111,7 @@ class SiteAudit:
         policy, job = self.config.policy, self.job
         if modality not in job.sites.values():
             raise ConfigError(f"{job.source}: no site of this job holds {modality}")
-        levels = job.model.levels
+        levels = job.model.backbone().levels
         if policy is not None and set(levels) - set(policy.levels):
             raise ConfigError(
                 f"{job.source} asks for levels {list(levels)}, the policy allows {list(policy.levels)}: "

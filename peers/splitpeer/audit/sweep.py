@@ -199,7 +199,7 @@ def play(task: Task) -> dict[str, Any]:
     record = asdict(point) | {
         "complete": complete and folder.complete,
         "digest": task.digest(), "seed": task.seed, "defences": protection.label,
-        "levels": list(job.model.levels), "regions": played.dice,
+        "levels": list(job.model.backbone().levels), "regions": played.dice,
         "figures": [_figure(outcome) for outcome in (*outcomes, *masks)],
     }  # fmt: skip
     durable.replace(task.folder / DONE, (json.dumps(record, indent=2) + "\n").encode(), sync=False)

@@ -18,6 +18,7 @@ from splitpeer.captures.summary import cut_off
 from splitpeer.defences.randomness import Release
 from splitpeer.defences.stack import Stack, defend, make_stack
 from splitpeer.errors import ConfigError, DataError
+from splitpeer.models.registry import backbone_of
 from splitproto.capture import Header, Party
 from splitproto.errors import CodecError
 from splitproto.messages import Activations, Forward, Sample
@@ -142,7 +143,7 @@ def _stacks(
     job = header.job
     if job is None:
         raise DataError("the capture names no job")
-    channels = {f"x{level}": job.features[level] for level in job.levels}
+    channels = backbone_of(job).cut.channels
     stacks = {}
     for site, before in holds.items():
         if sites and site not in sites:

@@ -13,6 +13,7 @@ from rich.table import Table
 from splitpeer.cli.options import FILE, echo_json, json_option, private_files
 from splitpeer.cli.terminal import echo
 from splitpeer.errors import ConfigError, DataError
+from splitpeer.models.registry import backbone_of
 
 if TYPE_CHECKING:
     from splitpeer.captures.reader import Capture, Verdict
@@ -161,7 +162,7 @@ def _job(capture: Capture) -> str:
     job = capture.header.job
     if job is None:
         return "none"
-    levels = ",".join(f"x{level}" for level in job.levels)
+    levels = ",".join(backbone_of(job).cut.names)
     return (
         f"{job.name}: {job.dimensions}-D, levels {levels}, {job.precision}, {job.steps} steps of {job.batch}"
     )

@@ -48,6 +48,7 @@ from splitpeer.federation.overlap import ADVICE, pairwise, shared_with
 from splitpeer.federation.terms import cut_descriptors, job_on_wire, window_of
 from splitpeer.logs import event
 from splitpeer.models import build_decoder, site_seed
+from splitpeer.models.registry import backbone_of
 from splitpeer.settings.job import JobConfig
 from splitpeer.settings.peer import PeerConfig
 from splitpeer.storage import checkpoint
@@ -133,10 +134,8 @@ class Coordinator:
             self._files.record.readmit(name)
         modalities = sorted(job.sites.values())
         decoder = build_decoder(
-            self._job.dimensions,
-            self._job.features,
+            backbone_of(self._job),
             modalities,
-            self._job.levels,
             job.model.fusion,
             task.channels,
             exclusive=task.exclusive,

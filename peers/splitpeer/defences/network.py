@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor, nn
 
@@ -11,8 +9,10 @@ from splitpeer.defences.base import Tensors
 from splitpeer.defences.randomness import Release
 from splitpeer.defences.specs import Written
 from splitpeer.defences.stack import Stack, make_stack
-from splitpeer.models import ALL_LEVELS, Encoder, build_encoder, level_name, site_seed
-from splitpeer.models.seeding import seeded
+from splitpeer.models.backbone import Encoder
+from splitpeer.models.cut import Backbone
+from splitpeer.models.registry import build_encoder
+from splitpeer.models.seeding import seeded, site_seed
 
 
 class Defended(nn.Module):
@@ -36,9 +36,7 @@ class Defended(nn.Module):
 
 
 def build_network(
-    dimensions: int,
-    features: Sequence[int],
-    levels: Sequence[int] = ALL_LEVELS,
+    backbone: Backbone,
     written: Written = (),
     *,
     key: bytes,
@@ -48,9 +46,7 @@ def build_network(
     """A site's network: the bare encoder where nothing is written, else `Defended`.
 
     Args:
-        dimensions: 2 or 3.
-        features: the six widths.
-        levels: those that are sent.
+        backbone: the network.
         written: the defences, see `make_stack`; those of the image are not meant.
         key: 32 octets, for the defences' randomness.
         seed: of all initial weights; None: private entropy. The encoder's weights do not depend on `written`.
@@ -59,8 +55,8 @@ def build_network(
     Raises:
         ConfigError: see `make_stack`.
     """
-    encoder = build_encoder(dimensions, features, levels, seed=seed)
-    channels = {level_name(level): features[level] for level in sorted(levels)}
+    encoder = build_encoder(backbone, seed=seed)
+    channels, dimensions = backbone.cut.channels, backbone.dimensions
     stack = make_stack(written, key=key, channels=channels, dimensions=dimensions, strict=strict)
     if not stack:
         return encoder

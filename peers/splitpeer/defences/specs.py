@@ -15,6 +15,7 @@ from itertools import pairwise
 from typing import Literal
 
 from splitpeer.errors import ConfigError
+from splitpeer.models.cut import level_number
 
 Place = Literal["image", "activations", "gradients"]
 Value = float | int | bool
@@ -97,7 +98,7 @@ class Spec:
 
     def covers(self, name: str) -> bool:
         """Whether level `name` ("x0") is to be changed."""
-        return self.levels is None or int(name[1:]) in self.levels
+        return self.levels is None or level_number(name) in self.levels
 
     @property
     def brief(self) -> str:
@@ -154,7 +155,10 @@ def by_place(written: Iterable[str]) -> ByPlace:
     return ByPlace(**{place: tuple(texts) for place, texts in found.items()})
 
 
-_GRAMMAR = re.compile(r"(?P<name>[a-z0-9-]+)(?::(?P<values>[^@+]*))?(?:@(?P<levels>[0-4](?:,[0-4])*))?")
+_LEVEL = "(?:1[0-5]|[0-9])"  # SP-11.8-1: a cut has at most 16
+_GRAMMAR = re.compile(
+    rf"(?P<name>[a-z0-9-]+)(?::(?P<values>[^@+]*))?(?:@(?P<levels>{_LEVEL}(?:,{_LEVEL})*))?"
+)
 
 
 def parse(written: str, place: Place, kinds: Mapping[str, Kind]) -> Spec:

@@ -16,6 +16,7 @@ from splitpeer.defences.kinds import parse_all
 from splitpeer.defences.randomness import Draw, Release
 from splitpeer.defences.specs import Place, Written, by_place
 from splitpeer.errors import ConfigError
+from splitpeer.models.cut import level_name
 
 
 class Stack(nn.Module):
@@ -104,7 +105,7 @@ def make_stack(
     defences = [CATALOGUE[spec.kind.name](spec) for spec in parse_all(written, place)]
     carried = dict(channels)
     for number, defence in enumerate([*earlier, *defences]):
-        unsent = [level for level in defence.spec.levels or () if f"x{level}" not in channels]
+        unsent = [level for level in defence.spec.levels or () if level_name(level) not in channels]
         if unsent and strict:
             raise ConfigError(
                 f"{defence.spec}: level {unsent[0]} is not sent; sent are {', '.join(channels)}"

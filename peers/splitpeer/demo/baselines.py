@@ -61,10 +61,8 @@ def train(baseline: Baseline) -> Scores:
         positive_fraction=config.data.positive_fraction,
     )
     network = build_split_network(
-        config.model.dimensions,
-        config.model.features,
+        config.model.backbone(),
         baseline.modalities,
-        config.model.levels,
         config.model.fusion,
         job_seed=config.job.seed,
     )

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import itertools
-import math
 from pathlib import Path
 
 from splitpeer.data.volumes import Triple
-from splitpeer.models import ALL_LEVELS, cut_shapes
+from splitpeer.models.cut import level_name
+from splitpeer.models.registry import backbone_of
+from splitpeer.models.registry import encoder_parameters as parameters_of
 from splitpeer.settings.bounds import Bounds
 from splitpeer.settings.job import MAX_STEPS, JobConfig
 from splitpeer.settings.peer import PeerConfig
@@ -31,12 +31,12 @@ MAPS = 3
 
 def job_on_wire(config: JobConfig) -> Job:
     """What sites must know of `job.toml`."""
-    training = config.training
+    training, backbone = config.training, config.model.backbone()
     return Job(
         name=config.job.name,
-        dimensions=config.model.dimensions,
-        features=config.model.features,
-        levels=config.model.levels,
+        dimensions=backbone.dimensions,
+        features=backbone.settings["features"],
+        levels=backbone.levels,
         precision=training.precision,
         window=config.data.window,
         spacing=config.data.spacing or (),
@@ -71,21 +71,18 @@ def cut_descriptors(job: Job, batch: int | None = None) -> tuple[Descriptor, ...
     Raises:
         ValueError: the job's network is impossible.
     """
-    shapes = cut_shapes(job.dimensions, job.features, job.levels, batch or job.batch, job.window)
+    shapes = backbone_of(job).cut.shapes(batch or job.batch, job.window)
     return tuple(Descriptor(name, job.precision, shape) for name, shape in shapes.items())
 
 
 def encoder_octets(job: Job, batch: int) -> int:
     """SP-11-28: octets of the feature maps (all levels, float32) that an encoder makes of a batch."""
-    shapes = cut_shapes(job.dimensions, job.features, ALL_LEVELS, batch, job.window)
-    return 4 * sum(math.prod(shape) for shape in shapes.values())
+    return backbone_of(job).cut.octets(batch, job.window)
 
 
 def encoder_parameters(job: Job) -> int:
-    """Weights of the encoder's convolutions, all but a handful of its parameters."""
-    kernel = 3**job.dimensions
-    widths = itertools.pairwise((1, *job.features[:5]))
-    return sum(kernel * (narrow * wide + wide * wide) for narrow, wide in widths)
+    """Of the job's network."""
+    return parameters_of(backbone_of(job))
 
 
 def checkpoint_octets(job: Job) -> int:
@@ -146,7 +143,7 @@ def judge(offer: JobOffer, config: PeerConfig) -> None:
     if offer.modality != config.peer.modality:
         raise PolicyRefused(f"the job wants {offer.modality} from us, this site holds {config.peer.modality}")
     if beyond := sorted(set(job.levels) - set(policy.levels)):
-        names = ", ".join(f"x{level}" for level in beyond)
+        names = ", ".join(level_name(level) for level in beyond)
         raise PolicyRefused(f"level {names} may not leave this site (policy levels: {list(policy.levels)})")
     if offer.recorded is not False and not policy.recorded_by_coordinator:
         # SP-11-29: not to say is not to say no.
@@ -162,11 +159,11 @@ def judge(offer: JobOffer, config: PeerConfig) -> None:
         raise SchemaMismatch(
             f"precision {job.precision}, optimiser {job.optimiser} or schedule {job.schedule} is unknown here"
         )
-    _check_figures(job)
     try:
         described = cut_descriptors(job)
     except ValueError as error:
         raise SchemaMismatch(str(error)) from None
+    _check_figures(job)
     if (size := encoder_octets(job, job.batch)) > policy.max_message_bytes:
         raise PolicyRefused(
             f"a batch makes {size >> 20} MiB of feature maps, allowed are {policy.max_message_mib} (max_message_mib)"

@@ -88,7 +88,10 @@ class Network(Part):
 
     dimensions: int = 2
     window: tuple[int, ...] = ()
-    features: tuple[int, ...] = ()
+    network: str = ""
+    """By its name in the registry."""
+    settings: dict[str, tuple[int, ...]] = Field(default_factory=dict)
+    """Of the network."""
     fusion: str = ""
     sites: dict[str, str] = Field(default_factory=dict)
     """Site to modality."""

@@ -183,9 +183,10 @@ def provenance(folder: Folder) -> dict[str, Any]:
             ("Job", capture.job),
             ("Attacked by", run.made_by),
         ]
-        if network.features:
-            widths = ", ".join(map(str, network.features))
-            kind = f"{network.dimensions}-D U-Net, features {widths}, fusion {network.fusion or 'concat'}"
+        if network.network:
+            told = [f"{name} {', '.join(map(str, values))}" for name, values in network.settings.items()]
+            fusion = f"fusion {network.fusion or 'concat'}"
+            kind = ", ".join((f"{network.dimensions}-D {network.network}", *told, fusion))
             pairs.append(("Network", kind))
         pairs += [(f"SHA-256 of {name}", digest) for name, digest in run.digests.items()]
     pairs += [(f"SHA-256 of {name}", digest) for name, digest in digests(folder.path).items()]

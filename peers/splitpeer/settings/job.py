@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from math import prod
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import Field, model_validator
 
+from splitpeer.models.cut import MAX_LEVELS, Backbone
+from splitpeer.models.registry import DEFAULT, NETWORKS, make_backbone
 from splitpeer.settings.loading import Section, Settings
 from splitpeer.settings.task import TaskSection
 from splitpeer.settings.values import (
@@ -30,16 +31,8 @@ from splitproto.identity import AllowList
 
 __all__ = ["JobConfig"]
 
-STRIDE = 16
-"""Four poolings halve every axis of a window."""
 MAX_STEPS = 99_999_999
 """Checkpoints are named by step, in eight digits."""
-
-
-def _even_inner(value: tuple[int, ...]) -> tuple[int, ...]:
-    if any(width % 2 for width in value[2:5]):
-        raise ValueError(f"widths of levels 2 to 4 must be even, the decoder halves them: {list(value)}")
-    return value
 
 
 class JobHead(Section):
@@ -51,29 +44,46 @@ class JobHead(Section):
 
 
 class Model(Section):
-    """The U-Net."""
+    """The network, and what of it leaves the sites. Settings that are not written are the network's defaults."""
 
+    network: Literal["basic-unet"] = DEFAULT
     dimensions: Literal[2, 3] = 2
-    features: Annotated[tuple[Width, ...], Field(min_length=6, max_length=6), AfterValidator(_even_inner)] = (
-        32,
-        32,
-        64,
-        128,
-        256,
-        32,
-    )
-    """Widths of levels 0 to 4 and of the decoder's last block."""
-    levels: Levels = (0, 1, 2, 3, 4)
-    """Levels whose activations the sites send."""
+    features: Annotated[tuple[Width, ...], Field(min_length=1, max_length=MAX_LEVELS)] | None = None
+    """Channels; basic-unet: of levels 0 to 4 and of the decoder's last block."""
+    levels: Levels | None = None
+    """Levels whose activations the sites send; without it, all of the network's."""
     fusion: Literal["concat", "mean"] = "concat"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults_of_the_network(cls, raw: Any) -> Any:
+        network = NETWORKS.get(raw.get("network", DEFAULT)) if isinstance(raw, dict) else None
+        if network is None:
+            return raw
+        raw = {**network.defaults, **raw}
+        try:
+            whole = {name: tuple(raw[name]) for name in network.defaults}
+            count = len(network.levels(raw.get("dimensions", 2), whole))
+        except (TypeError, ValueError):  # what is wrong is said where the value is checked
+            return raw
+        return {"levels": tuple(range(count)), **raw}
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        self.backbone()
+        return self
+
+    def backbone(self) -> Backbone:
+        """The network and its cut."""
+        names = {name for network in NETWORKS.values() for name in network.defaults}
+        given = {name: value for name in sorted(names) if (value := getattr(self, name)) is not None}
+        return make_backbone(self.network, self.dimensions, given, self.levels)
 
 
 class JobData(Section):
     """What a sample is, and who is held out."""
 
-    window: Annotated[
-        tuple[Annotated[int, Field(ge=STRIDE, le=4096)], ...], Field(min_length=2, max_length=3)
-    ]
+    window: Annotated[tuple[Annotated[int, Field(ge=16, le=4096)], ...], Field(min_length=2, max_length=3)]
     """Voxels; default 96 x 96, or 128 x 128 x 128."""
     spacing: (
         Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=3, max_length=3)] | None
@@ -218,10 +228,11 @@ class JobConfig(Settings):
         window, dimensions = self.data.window, self.model.dimensions
         if len(window) != dimensions:
             problems.append(f"[data] window has {len(window)} sizes but [model] dimensions is {dimensions}")
-        if any(size % STRIDE for size in window):
-            problems.append(f"[data] window {list(window)}: each size must be divisible by {STRIDE}")
-        elif prod(size // STRIDE for size in window) < 2:
-            problems.append(f"[data] window {list(window)} leaves one value at level 4: use 32 or more")
+        else:
+            try:
+                self.model.backbone().cut.check_window(window)
+            except ValueError as error:
+                problems.append(f"[data] {error}")
         if problems:
             raise ValueError("; ".join(problems))
         return self

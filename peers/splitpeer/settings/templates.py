@@ -80,7 +80,7 @@ _CLIENT_POLICY = """
 [policy]
 # What may leave, whatever a job asks; a job that asks for more is declined.
 coordinators = {coordinators}  # who may coordinate us
-levels = [0, 1, 2, 3, 4]  # U-Net levels; 0 is full resolution and shows most of the image, 4 is required
+levels = [0, 1, 2, 3, 4]  # 0 is full resolution and shows most of the image; a network's coarsest is required
 precision = ["f32", "bf16"]
 normalisation = ["zscore-nonzero", "zscore", "percentile", "window", "none"]  # that a job may ask for
 max_message_mib = 1024

@@ -19,11 +19,11 @@ from splitpeer.data.pattern import checked
 from splitpeer.defences.kinds import parse_all
 from splitpeer.defences.specs import Place, Spec
 from splitpeer.errors import ConfigError, DataError
+from splitpeer.models.cut import MAX_LEVELS
 from splitproto.errors import IdentityError
 from splitproto.identity import check_name
 from splitproto.lanes.addresses import dialled_address, format_address, served_address
 
-BOTTLENECK = 4
 MAX_SEED = 2**63 - 1
 MAX_COUNT = 2**31 - 1
 """Of whole numbers without a bound of their own."""
@@ -69,8 +69,8 @@ def _remote_address(value: str) -> str:
 
 
 def _levels(value: tuple[int, ...]) -> tuple[int, ...]:
-    if len(set(value)) != len(value) or BOTTLENECK not in value:
-        raise ValueError(f"must be distinct levels of 0 to 4, with {BOTTLENECK} (the bottleneck) among them")
+    if len(set(value)) != len(value):
+        raise ValueError(f"must be distinct levels, not {list(value)}")
     return tuple(sorted(value))
 
 
@@ -151,7 +151,7 @@ RemoteAddress = Annotated[str, AfterValidator(_remote_address)]
 Distinct = AfterValidator(_distinct)
 CountOrFraction = Annotated[int | float, BeforeValidator(_count_or_fraction)]
 InitialWeights = Annotated[Literal["private"] | int, BeforeValidator(_weights)]
-Levels = Annotated[tuple[Annotated[int, Field(ge=0, le=4)], ...], AfterValidator(_levels)]
+Levels = Annotated[tuple[Annotated[int, Field(ge=0, lt=MAX_LEVELS)], ...], AfterValidator(_levels)]
 Defences = Annotated[tuple[Spec, ...], _Defences("activations")]
 ImageDefences = Annotated[tuple[Spec, ...], _Defences("image")]
 GradientDefences = Annotated[tuple[Spec, ...], _Defences("gradients")]

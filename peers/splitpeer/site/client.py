@@ -25,6 +25,7 @@ from splitpeer.federation.compute import Compute, pick_device
 from splitpeer.federation.files import look, tell
 from splitpeer.federation.terms import judge
 from splitpeer.logs import event, handle
+from splitpeer.models.registry import backbone_of
 from splitpeer.settings.peer import PeerConfig
 from splitpeer.site.budgets import BudgetSpent
 from splitpeer.site.job import SiteJob, find_cases, open_ledger, open_volumes
@@ -475,7 +476,7 @@ class Client:
         )
         self._witness.note("job.accepted", job=offer.job.name, run=offer.run.hex(), coordinator=session.peer.site,
                            terms=terms_digest(offer.job), schema=offer.schema.hex(),
-                           levels=[f"x{level}" for level in offer.job.levels], precision=offer.job.precision,
+                           levels=list(backbone_of(offer.job).cut.names), precision=offer.job.precision,
                            defences=job.defences, recorded=self._witness.recorded, applied=job.applied)  # fmt: skip
         await session.send(
             JobAccept(
@@ -488,7 +489,7 @@ class Client:
                 **job.prove(offer, session.binding),
             )
         )
-        event(log, "job.accepted", job=offer.job.name, levels=",".join(f"x{level}" for level in offer.job.levels),
+        event(log, "job.accepted", job=offer.job.name, levels=",".join(backbone_of(offer.job).cut.names),
               precision=offer.job.precision, applied=job.applied, patients=len(patients))  # fmt: skip
         for first in range(0, max(len(patients), 1), INVENTORY_PIECE):
             piece = patients[first : first + INVENTORY_PIECE]

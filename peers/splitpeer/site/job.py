@@ -25,6 +25,7 @@ from splitpeer.federation.compute import defence_key, from_wire, pick_device, to
 from splitpeer.federation.files import counted, look, note
 from splitpeer.federation.terms import check_bounds, checkpoint_octets, encoder_octets, run_folder, window_of
 from splitpeer.models import site_seed
+from splitpeer.models.registry import backbone_of
 from splitpeer.privacy.ledger import Ledger
 from splitpeer.settings.bounds import Bounds
 from splitpeer.settings.peer import PeerConfig
@@ -111,9 +112,7 @@ class SiteJob:
         on_images = policy.image_defences if policy else ()
         key = defence_key(config) if written or on_images else b""
         encoder = build_network(
-            job.dimensions,
-            job.features,
-            job.levels,
+            backbone_of(job),
             written,
             key=key,
             seed=None if seed == "private" else site_seed(int(seed), offer.modality),

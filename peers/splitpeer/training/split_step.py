@@ -22,7 +22,7 @@ from splitpeer.defences.network import Defended
 from splitpeer.defences.randomness import Release
 from splitpeer.errors import DataError, JobFailed
 from splitpeer.logs import event
-from splitpeer.models.unet import Decoder, Encoder
+from splitpeer.models.backbone import Decoder, Encoder
 from splitpeer.training.guard import Guard
 from splitpeer.training.loss import probabilities, task_loss
 from splitpeer.training.machine import kind

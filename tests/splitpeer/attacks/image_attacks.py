@@ -13,7 +13,7 @@ from splitpeer.data.augment import augment
 from splitpeer.defences.image.stack import make_image_stack
 from splitpeer.defences.randomness import Release
 from splitpeer.defences.stack import make_stack
-from splitpeer.models import Encoder, build_encoder
+from splitpeer.models import Encoder, build_encoder, unet_backbone
 from splitproto.messages import Sample
 
 FEATURES = (8, 4, 8, 8, 8, 4)
@@ -34,7 +34,7 @@ def heads(count: int, seed: int, window: tuple[int, ...] = (32, 32)) -> np.ndarr
 
 
 def encoder(seed: int = 1, dimensions: int = 2, levels: Sequence[int] = (0, 1, 2, 3, 4)) -> Encoder:
-    return build_encoder(dimensions, FEATURES, levels, seed=seed).eval()
+    return build_encoder(unet_backbone(dimensions, FEATURES, levels), seed=seed).eval()
 
 
 def look(
@@ -50,7 +50,7 @@ def look(
     """What a coordinator sees of `images`: `views` releases of each under every augmentation seed."""
     samples = tuple(Sample(bytes([n]) * 16, (0, 0, 0)) for n in range(len(images)))
     names = [f"x{level}" for level in network.levels]
-    channels = {name: network.features[int(name[1:])] for name in names}
+    channels = {name: network.backbone.cut.channels[name] for name in names}
     activations = [written for written in defences if not written.startswith("image/")]
     stack = make_stack(activations, key=b"s" * 32, channels=channels, dimensions=network.dimensions)
     noise = make_image_stack(
@@ -75,7 +75,7 @@ def look(
                 shots[index].append(Shot(mode, step, index, seed, levels))
     return View(
         role="coordinator", site="north", modality="t1", modalities=MODALITIES,
-        dimensions=network.dimensions, features=network.features, levels=network.levels,
+        backbone=network.backbone,
         window=tuple(images.shape[2:]), defences=tuple(defences),
         targets=tuple(Target(sample, tuple(of)) for sample, of in zip(samples, shots, strict=True)),
     )  # fmt: skip

@@ -13,7 +13,7 @@ from splitpeer.attacks.catalogue import make_attack
 from splitpeer.attacks.hijack.fsha import FSHA, honest_training
 from splitpeer.attacks.hijack.watch import GradientWatch, describe, painted
 from splitpeer.errors import AttackImpossible
-from splitpeer.models import build_decoder, build_encoder, cut_shapes, site_seed
+from splitpeer.models import build_decoder, build_encoder, site_seed, unet_backbone
 from splitpeer.training.optimiser import make_optimiser, make_schedule
 from splitpeer.training.split_step import ClientHalf, CoordinatorHalf
 from splitproto.errors import CodecError
@@ -40,8 +40,8 @@ def heads(count: int, seed: int) -> np.ndarray:
 
 def test_a_hijacked_site_sends_what_can_be_seen_and_a_watch_notices() -> None:
     private, tumours = painted(heads(24, 1), 1)
-    public, own_encoder = heads(24, 2), build_encoder(2, FEATURES, seed=5)
-    encoder = build_encoder(2, FEATURES, seed=6)
+    public, own_encoder = heads(24, 2), build_encoder(unet_backbone(2, FEATURES), seed=5)
+    encoder = build_encoder(unet_backbone(2, FEATURES), seed=6)
     initial = {name: tensor.clone() for name, tensor in encoder.state_dict().items()}
     attack = FSHA(steps=30, pilot_steps=50, critic_rate=5e-3, site_rate=5e-3)
     hijacked = attack.simulate(encoder, private, public)
@@ -78,7 +78,7 @@ def test_a_watch_judges_shape_and_not_size() -> None:
 
 def test_hijacking_repeats_and_needs_masks_for_a_disguise() -> None:
     images, masks = painted(heads(6, 0), 0)
-    encoder = build_encoder(2, FEATURES, seed=6)
+    encoder = build_encoder(unet_backbone(2, FEATURES), seed=6)
     quick = {"steps": 2, "pilot_steps": 2, "batch": 2}
     first, again = (FSHA(**quick).simulate(encoder, images, images) for _ in range(2))
     assert np.array_equal(first.images, again.images)
@@ -92,8 +92,8 @@ def test_hijacking_repeats_and_needs_masks_for_a_disguise() -> None:
 
 @pytest.mark.parametrize("name", ["cafe", "gradient-inversion", "fsha"])
 def test_what_no_capture_can_feed_is_refused_in_one_line(name) -> None:
-    view = View(role="coordinator", site="a", modality="t1", modalities=("t1",), dimensions=2, features=FEATURES,
-                levels=(0, 4), window=(32, 32), targets=())  # fmt: skip
+    view = View(role="coordinator", site="a", modality="t1", modalities=("t1",),
+                backbone=unet_backbone(2, FEATURES, (0, 4)), window=(32, 32), targets=())  # fmt: skip
     with pytest.raises(AttackImpossible, match=r"capture|recording") as caught:
         make_attack(name).run(view, Knowledge())
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 200
@@ -116,8 +116,8 @@ def test_tensors_cross_the_wire_as_activations_and_their_gradients_only() -> Non
 def test_a_gradient_has_the_shape_of_the_activations_it_answers_and_of_no_weight() -> None:
     images, masks = painted(heads(2, 0), 0)
     encoder, decoder = (
-        build_encoder(2, FEATURES, seed=1),
-        build_decoder(2, FEATURES, ("t1",), seed=site_seed(1, "c")),
+        build_encoder(unet_backbone(2, FEATURES), seed=1),
+        build_decoder(unet_backbone(2, FEATURES), ("t1",), seed=site_seed(1, "c")),
     )
     halves = []
     for kind, network in ((ClientHalf, encoder), (CoordinatorHalf, decoder)):
@@ -126,7 +126,7 @@ def test_a_gradient_has_the_shape_of_the_activations_it_answers_and_of_no_weight
     site, hub = halves
     sent = site.forward(images)
     _, returned = hub.step({"t1": sent}, masks.astype(np.float32))
-    expected = cut_shapes(2, FEATURES, (0, 1, 2, 3, 4), 2, (32, 32))
+    expected = unet_backbone(2, FEATURES).cut.shapes(2, (32, 32))
     assert {name: g.shape for name, g in returned["t1"].items()} == expected
     assert {name: a.shape for name, a in sent.items()} == expected
     with pytest.raises(ValueError, match="expected"):  # a site takes nothing else for a gradient

@@ -15,6 +15,7 @@ from splitpeer.defences.network import build_network
 from splitpeer.defences.randomness import Release
 from splitpeer.defences.stack import defend, make_stack
 from splitpeer.errors import AttackImpossible
+from splitpeer.models import unet_backbone
 from splitproto.messages import Sample
 
 FEATURES, LEVELS = (6, 6, 6, 6, 6, 6), (0, 1, 2, 3, 4)
@@ -33,7 +34,10 @@ def scene(written: str) -> tuple[View, dict[int, torch.nn.Module], np.ndarray]:
     samples = tuple(Sample(bytes([n] * 16), (0, 0, n)) for n in range(2))
     channels = {f"x{level}": FEATURES[level] for level in LEVELS}
     stack = make_stack(written, key=bytes(32), channels=channels, dimensions=2)
-    models = {step: build_network(2, FEATURES, LEVELS, key=bytes(32), seed=step).eval() for step in (10, 20)}
+    models = {
+        step: build_network(unet_backbone(2, FEATURES, LEVELS), key=bytes(32), seed=step).eval()
+        for step in (10, 20)
+    }
     shots: list[list[Shot]] = [[], []]
     for step, model in models.items():
         with torch.no_grad():
@@ -42,7 +46,16 @@ def scene(written: str) -> tuple[View, dict[int, torch.nn.Module], np.ndarray]:
         for n in range(2):
             shots[n].append(Shot("evaluate", step, n, None, {name: array[n] for name, array in sent.items()}))
     targets = tuple(Target(sample, tuple(of)) for sample, of in zip(samples, shots, strict=True))
-    view = View("coordinator", "site", "t1", ("t1",), 2, FEATURES, LEVELS, (32, 32), targets, stack.specs)
+    view = View(
+        "coordinator",
+        "site",
+        "t1",
+        ("t1",),
+        unet_backbone(2, FEATURES, LEVELS),
+        (32, 32),
+        targets,
+        stack.specs,
+    )
     return view, models, truth
 
 

@@ -14,7 +14,7 @@ from splitpeer.data.augment import augment
 from splitpeer.defences.randomness import Release
 from splitpeer.defences.stack import defend, make_stack
 from splitpeer.errors import AttackImpossible
-from splitpeer.models import build_decoder, build_encoder, site_seed
+from splitpeer.models import build_decoder, build_encoder, site_seed, unet_backbone
 from splitpeer.training.optimiser import make_optimiser, make_schedule
 from splitpeer.training.split_step import ClientHalf, CoordinatorHalf
 from splitproto.messages import Sample
@@ -54,10 +54,10 @@ def site_view(
     rate = 1e-9 if frozen else 5e-3
     clients = {}
     for site in SITES:
-        encoder = build_encoder(dimensions, FEATURES, seed=site_seed(1, site))
+        encoder = build_encoder(unet_backbone(dimensions, FEATURES), seed=site_seed(1, site))
         optimiser = make_optimiser(encoder.parameters(), lr=rate)
         clients[site] = ClientHalf(encoder, optimiser, make_schedule(optimiser, "constant", len(seeds)))
-    decoder = build_decoder(dimensions, FEATURES, SITES, seed=site_seed(1, "coordinator"))
+    decoder = build_decoder(unet_backbone(dimensions, FEATURES), SITES, seed=site_seed(1, "coordinator"))
     optimiser = make_optimiser(decoder.parameters(), lr=rate)
     hub = CoordinatorHalf(decoder, optimiser, make_schedule(optimiser, "constant", len(seeds)))
     samples = tuple(Sample(n.to_bytes(16, "big"), (0, 0, n)) for n in range(len(masks)))
@@ -86,8 +86,9 @@ def site_view(
             )
     targets = tuple(Target(sample, tuple(own)) for sample, own in zip(samples, shots, strict=True))
     view = View(
-        role="client", site="a", modality="t1", modalities=("t1",), dimensions=dimensions, features=FEATURES,
-        levels=(0, 1, 2, 3, 4), window=WINDOWS[dimensions], targets=targets, gradient_defences=stack.specs,
+        role="client", site="a", modality="t1", modalities=("t1",),
+        backbone=unet_backbone(dimensions, FEATURES), window=WINDOWS[dimensions], targets=targets,
+        gradient_defences=stack.specs,
     )  # fmt: skip
     return view, masks[:, 0] > 0
 
@@ -164,8 +165,8 @@ def test_the_order_of_windows_tells_which_slices_hold_tumour() -> None:
         Target(Sample(b"p" * 16, (0, 0, z)), tuple(Shot("train", n, 0, None) for n in range(drawn.count(z))))
         for z in range(slices)
     )
-    view = View(role="client", site="a", modality="t1", modalities=("t1",), dimensions=2, features=FEATURES,
-                levels=(0, 4), window=(16, 16), targets=targets)  # fmt: skip
+    view = View(role="client", site="a", modality="t1", modalities=("t1",),
+                backbone=unet_backbone(2, FEATURES, (0, 4)), window=(16, 16), targets=targets)  # fmt: skip
     result = Schedule(slices=slices).run(view, Knowledge())
     chance = result.images[:, 0, 0]
     assert chance[list(inside)].min() > 0.5 > np.delete(chance, list(inside)).max()

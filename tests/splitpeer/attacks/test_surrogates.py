@@ -19,7 +19,7 @@ from splitpeer.attacks.networks import critic, image_decoder
 from splitpeer.defences.network import build_network
 from splitpeer.defences.randomness import Release
 from splitpeer.errors import AttackImpossible
-from splitpeer.models import build_decoder, site_seed
+from splitpeer.models import build_decoder, site_seed, unet_backbone
 from splitproto.messages import Sample
 
 FEATURES = (4, 4, 8, 8, 16, 4)
@@ -54,8 +54,8 @@ def world(dimensions: int = 2, defences: tuple[str, ...] = ()) -> tuple[View, Kn
     samples = tuple(Sample(n.to_bytes(16, "big"), (0, 0, n)) for n in range(count))
     sent = {}
     for site in SITES:
-        network = build_network(dimensions, FEATURES, written=defences if site == "t1" else (), key=b"k" * 32,
-                                seed=site_seed(1, site))  # fmt: skip
+        network = build_network(unet_backbone(dimensions, FEATURES), written=defences if site == "t1" else (),
+                                key=b"k" * 32, seed=site_seed(1, site))  # fmt: skip
         release = (Release(b"r" * 16, "evaluate", 1, 0, samples),) if defences and site == "t1" else ()
         with torch.no_grad():
             sent[site] = {
@@ -72,11 +72,11 @@ def world(dimensions: int = 2, defences: tuple[str, ...] = ()) -> tuple[View, Kn
         for n, sample in enumerate(samples)
     )  # fmt: skip
     view = View(
-        role="coordinator", site="a", modality="t1", modalities=SITES, dimensions=dimensions, features=FEATURES,
-        levels=(0, 1, 2, 3, 4), window=WINDOWS[dimensions], targets=targets, defences=defences,
+        role="coordinator", site="a", modality="t1", modalities=SITES, backbone=unet_backbone(dimensions, FEATURES),
+        window=WINDOWS[dimensions], targets=targets, defences=defences,
     )  # fmt: skip
     shadow, masks = heads(12 if dimensions == 2 else 2, dimensions, seed=2)
-    decoder = build_decoder(dimensions, FEATURES, SITES, seed=site_seed(1, "coordinator"))
+    decoder = build_decoder(unet_backbone(dimensions, FEATURES), SITES, seed=site_seed(1, "coordinator"))
     return view, Knowledge(shadow=shadow, shadow_masks=masks, decoder=decoder), truth["t1"]
 
 
@@ -190,7 +190,7 @@ def test_what_it_lacks_is_said_in_one_line(kind) -> None:
     refused(view, replace(knowledge, shadow_masks=knowledge.shadow_masks[:3]), "as many")
     refused(view, replace(knowledge, shadow_masks=knowledge.shadow_masks[:, :1]), "regions")
     refused(view, replace(knowledge, decoder=None), "coordinator's half")
-    foreign = build_decoder(2, FEATURES, ("t1",), seed=0)
+    foreign = build_decoder(unet_backbone(2, FEATURES), ("t1",), seed=0)
     refused(view, replace(knowledge, decoder=foreign), "decoder takes")
 
 
@@ -218,6 +218,6 @@ def test_mk_mmd_is_zero_for_one_sample_twice_and_grows_with_distance() -> None:
 @pytest.mark.parametrize("levels", [("x0", "x4"), ("x3", "x4"), ("x4",)])
 def test_networks_take_any_levels(dimensions, levels) -> None:
     tensors = {name: torch.zeros(2, 4, *[32 // 2 ** int(name[1:])] * dimensions) for name in levels}
-    channels = dict.fromkeys(levels, 4)
-    assert image_decoder(dimensions, channels, 0)(tensors).shape == (2, 1, *[32] * dimensions)
-    assert critic(dimensions, channels, 0)(tensors).shape == (2,)
+    channels, cut = dict.fromkeys(levels, 4), unet_backbone(dimensions, FEATURES).cut
+    assert image_decoder(cut, channels, 0)(tensors).shape == (2, 1, *[32] * dimensions)
+    assert critic(cut, channels, 0)(tensors).shape == (2,)

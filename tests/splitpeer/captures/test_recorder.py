@@ -528,19 +528,18 @@ def test_a_process_that_forgets_to_close_ends_by_itself(tmp_path: Path) -> None:
 
 def test_arrays_that_were_sent_or_received_do_not_change(tmp_path: Path) -> None:
     torch = pytest.importorskip("torch")
-    from splitpeer.models.unet import Decoder, Encoder
+    from splitpeer.models import build_decoder, build_encoder, unet_backbone
     from splitpeer.training.optimiser import Schedule
     from splitpeer.training.split_step import ClientHalf, CoordinatorHalf
 
-    features = (2, 2, 4, 4, 8, 2)
-    torch.manual_seed(0)
+    backbone = unet_backbone(2, (2, 2, 4, 4, 8, 2))
 
     def half(kind: Any, network: Any) -> Any:
         optimiser = torch.optim.Adam(network.parameters(), 1e-2)
         return kind(network, optimiser, Schedule(optimiser, "constant", 10))
 
-    client = half(ClientHalf, Encoder(2, features))
-    coordinator = half(CoordinatorHalf, Decoder(2, features, ("t1",)))
+    client = half(ClientHalf, build_encoder(backbone, seed=0))
+    coordinator = half(CoordinatorHalf, build_decoder(backbone, ("t1",), seed=1))
     path = tmp_path / "a.cap"
     recorder = Recorder(path)
     recorder.open(HEADER)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from splitpeer.defences.randomness import Release
 from splitpeer.defences.stack import Stack, make_stack
-from splitpeer.models import build_encoder
+from splitpeer.models import build_encoder, unet_backbone
 from splitproto.messages import Sample
 
 FEATURES = (4, 6, 8, 8, 10, 4)
@@ -35,7 +35,7 @@ class Bench:
         source = np.random.default_rng(5)
         balls = [(away < size) * (1 + source.normal(0, 0.3, away.shape)) for size in (0.9, 0.7, 0.5)]
         self.image = torch.from_numpy(np.stack(balls)[:, None].astype(np.float32))
-        self.encoder = build_encoder(dimensions, FEATURES, seed=3)
+        self.encoder = build_encoder(unet_backbone(dimensions, FEATURES), seed=3)
         with torch.no_grad():
             self.tensors = self.encoder(self.image)
 

@@ -14,6 +14,7 @@ from splitpeer.defences.network import build_network
 from splitpeer.defences.randomness import Release
 from splitpeer.defences.stack import make_stack
 from splitpeer.errors import ConfigError
+from splitpeer.models import unet_backbone
 from splitproto.messages import Sample
 
 KEY = bytes(range(32))
@@ -119,7 +120,7 @@ def test_gradients_pass_the_clip(zero: bool) -> None:
 @pytest.mark.parametrize(("frozen", "moves"), [("true", False), ("false", True)])
 def test_a_frozen_encoder_hears_no_gradient(frozen: str, moves: bool) -> None:
     written = ["bottleneck:2", f"dp-gaussian:clip=1,noise=1,frozen={frozen}", "nopeek:1"]
-    network = build_network(2, (2, 4, 4, 8, 8, 4), (0, 4), written, key=KEY, seed=3)
+    network = build_network(unet_backbone(2, (2, 4, 4, 8, 8, 4), (0, 4)), written, key=KEY, seed=3)
     image = torch.randn(2, 1, 32, 32, generator=torch.manual_seed(0))
     sent = network(image, release())
     penalty = network.stack.penalty(image, sent)

@@ -544,10 +544,8 @@ class Scene:
     def network(self) -> SplitNetwork:
         job = self.settings
         return build_split_network(
-            job.model.dimensions,
-            job.model.features,
+            job.model.backbone(),
             sorted(job.sites.values()),
-            job.model.levels,
             job.model.fusion,
             job_seed=SEED,
         )

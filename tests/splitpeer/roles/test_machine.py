@@ -8,7 +8,7 @@ import signal
 import pytest
 import torch
 
-from splitpeer.models import build_encoder, site_seed
+from splitpeer.models import build_encoder, site_seed, unet_backbone
 from splitpeer.training import machine
 from splitpeer.training.optimiser import make_optimiser, make_schedule
 from splitpeer.training.split_step import ClientHalf
@@ -18,7 +18,7 @@ WARNED = "run.other_machine"
 
 @pytest.fixture
 def half() -> ClientHalf:
-    encoder = build_encoder(2, (2, 2, 2, 2, 2, 2), seed=site_seed(1, "t1"))
+    encoder = build_encoder(unet_backbone(2, (2, 2, 2, 2, 2, 2)), seed=site_seed(1, "t1"))
     optimiser = make_optimiser(encoder.parameters())
     return ClientHalf(encoder, optimiser, make_schedule(optimiser, "constant", 10))
 

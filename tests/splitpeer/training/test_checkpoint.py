@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from splitpeer.errors import DataError
-from splitpeer.models import build_encoder
+from splitpeer.models import build_encoder, unet_backbone
 from splitpeer.storage import checkpoint, reading
 from splitpeer.training.optimiser import make_optimiser, make_schedule
 from splitpeer.training.split_step import ClientHalf
@@ -63,7 +63,7 @@ def test_the_digest_is_of_the_content(tmp_path: Path) -> None:
 
 def test_a_training_half_survives_the_disk(tmp_path: Path) -> None:
     def half(seed: int) -> ClientHalf:
-        encoder = build_encoder(2, (2, 2, 2, 2, 2, 2), seed=seed)
+        encoder = build_encoder(unet_backbone(2, (2, 2, 2, 2, 2, 2)), seed=seed)
         optimiser = make_optimiser(encoder.parameters())
         return ClientHalf(encoder, optimiser, make_schedule(optimiser, "one-cycle", 10))
 

@@ -10,7 +10,7 @@ from splitpeer.defences.network import Defended, build_network
 from splitpeer.defences.randomness import Release
 from splitpeer.defences.stack import defend, make_stack
 from splitpeer.errors import DataError
-from splitpeer.models import Encoder, build_decoder, build_encoder, site_seed
+from splitpeer.models import Encoder, build_decoder, build_encoder, site_seed, unet_backbone
 from splitpeer.training.optimiser import make_optimiser, make_schedule
 from splitpeer.training.split_step import ClientHalf, CoordinatorHalf
 from splitproto.messages import Sample
@@ -31,7 +31,7 @@ def one_thread() -> None:
 
 
 def network(written: str, dimensions: int = 2, seed: int | None = 3) -> Encoder | Defended:
-    return build_network(dimensions, FEATURES, written=written, key=KEY, seed=seed)
+    return build_network(unet_backbone(dimensions, FEATURES), written=written, key=KEY, seed=seed)
 
 
 def half_of(written: str, dimensions: int = 2) -> ClientHalf:
@@ -41,7 +41,7 @@ def half_of(written: str, dimensions: int = 2) -> ClientHalf:
 
 
 def decoder(dimensions: int = 2) -> CoordinatorHalf:
-    made = build_decoder(dimensions, FEATURES, ["t1"], seed=site_seed(3, "coordinator"))
+    made = build_decoder(unet_backbone(dimensions, FEATURES), ["t1"], seed=site_seed(3, "coordinator"))
     optimiser = make_optimiser(made.parameters(), lr=5e-3)
     return CoordinatorHalf(made, optimiser, make_schedule(optimiser, "one-cycle", STEPS))
 
@@ -74,7 +74,7 @@ def steps(
 def test_without_defences_it_is_the_encoder() -> None:
     bare = network("")
     assert type(bare) is Encoder
-    plain = build_encoder(2, FEATURES, seed=3).state_dict()
+    plain = build_encoder(unet_backbone(2, FEATURES), seed=3).state_dict()
     assert list(plain) == list(bare.state_dict())
     defended = network(MANY).state_dict()
     assert all(torch.equal(defended[f"encoder.{name}"], tensor) for name, tensor in plain.items())

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from splitpeer.errors import JobFailed
-from splitpeer.models import build_encoder
+from splitpeer.models import build_encoder, unet_backbone
 from splitpeer.training.guard import Guard
 from splitpeer.training.optimiser import make_optimiser, make_schedule
 from splitpeer.training.split_step import ClientHalf
@@ -17,7 +17,7 @@ X = np.random.default_rng(3).normal(size=(2, 1, 32, 32)).astype(np.float32)
 
 
 def half(optimiser: str = "adam", guard: Guard | None = None) -> ClientHalf:
-    encoder = build_encoder(2, (2, 4, 4, 8, 8, 4), (0, 4), seed=5)
+    encoder = build_encoder(unet_backbone(2, (2, 4, 4, 8, 8, 4), (0, 4)), seed=5)
     made = make_optimiser(encoder.parameters(), optimiser, 1e-2, 0.0)
     return ClientHalf(encoder, made, make_schedule(made, "constant", 100), "cpu", guard)
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from splitpeer.errors import DataError, JobFailed
-from splitpeer.models import ALL_LEVELS, build_decoder, build_encoder, build_split_network, site_seed
+from splitpeer.models import build_decoder, build_encoder, build_split_network, site_seed, unet_backbone
 from splitpeer.training.loss import region_loss
 from splitpeer.training.optimiser import make_optimiser, make_schedule
 from splitpeer.training.split_step import ClientHalf, CoordinatorHalf, loss_and_gradient
@@ -17,6 +17,7 @@ from splitpeer.training.split_step import ClientHalf, CoordinatorHalf, loss_and_
 FEATURES = (2, 4, 4, 8, 8, 4)  # narrow, for speed
 SHAPES = {2: (4, 64, 64), 3: (1, 32, 32, 32)}  # batch, then window
 STEPS = 10
+ALL_LEVELS = (0, 1, 2, 3, 4)
 JOB_SEED = 42
 SITES = ("T1", "T1Gd", "T2", "FLAIR")
 
@@ -46,11 +47,11 @@ def halves(
 ) -> tuple[dict[str, ClientHalf], CoordinatorHalf]:
     clients = {}
     for site in sites:
-        encoder = build_encoder(dimensions, FEATURES, levels, seed=site_seed(JOB_SEED, site))
+        encoder = build_encoder(unet_backbone(dimensions, FEATURES, levels), seed=site_seed(JOB_SEED, site))
         optimiser = make_optimiser(encoder.parameters(), lr=lr)
         clients[site] = ClientHalf(encoder, optimiser, make_schedule(optimiser, "one-cycle", STEPS))
     decoder = build_decoder(
-        dimensions, FEATURES, sites, levels, fusion, seed=site_seed(JOB_SEED, "coordinator")
+        unet_backbone(dimensions, FEATURES, levels), sites, fusion, seed=site_seed(JOB_SEED, "coordinator")
     )
     optimiser = make_optimiser(decoder.parameters(), lr=lr)
     return clients, CoordinatorHalf(decoder, optimiser, make_schedule(optimiser, "one-cycle", STEPS))
@@ -97,7 +98,9 @@ def assert_same_weights(network, clients, coordinator) -> None:
     ],
 )
 def test_split_training_is_the_whole_networks_training(dimensions, sites, levels, fusion) -> None:
-    network = build_split_network(dimensions, FEATURES, sites, levels, fusion, job_seed=JOB_SEED)
+    network = build_split_network(
+        unet_backbone(dimensions, FEATURES, levels), sites, fusion, job_seed=JOB_SEED
+    )
     optimiser = make_optimiser(network.parameters(), lr=5e-3)
     schedule = make_schedule(optimiser, "one-cycle", STEPS)
     clients, coordinator = halves(dimensions, sites, levels, fusion)

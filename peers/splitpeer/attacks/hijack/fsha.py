@@ -122,14 +122,11 @@ class FSHA(Attack):
                 "fsha: a disguise is made of honest gradients, which need the label holder's masks"
             )
         started = time.monotonic()
-        dimensions, features, levels = encoder.dimensions, encoder.features, encoder.levels
-        channels = {f"x{level}": features[level] for level in levels}
+        cut = encoder.backbone.cut
         site = copy.deepcopy(encoder).to(self.device)
-        pilot = build_encoder(dimensions, features, levels, seed=site_seed(self.seed, "pilot")).to(
-            self.device
-        )
-        inverse = image_decoder(dimensions, channels, site_seed(self.seed, "inverse")).to(self.device)
-        judge = critic(dimensions, channels, site_seed(self.seed, "critic")).to(self.device)
+        pilot = build_encoder(encoder.backbone, seed=site_seed(self.seed, "pilot")).to(self.device)
+        inverse = image_decoder(cut, cut.channels, site_seed(self.seed, "inverse")).to(self.device)
+        judge = critic(cut, cut.channels, site_seed(self.seed, "critic")).to(self.device)
         shown, mine = _tensor(public, self.device), _tensor(private, self.device)
         source = torch.Generator().manual_seed(self.seed)
         self._pilot(pilot, inverse, shown, source, progress)
@@ -197,9 +194,9 @@ class _Honest:
     """The rest of an honest training of one site: a decoder that learns the segmentation and returns its gradients."""
 
     def __init__(self, encoder: Encoder, seed: int, device: str, rate: float = 5e-3) -> None:
-        self.decoder: Decoder = build_decoder(
-            encoder.dimensions, encoder.features, ("own",), encoder.levels, seed=site_seed(seed, "honest")
-        ).to(device)
+        self.decoder: Decoder = build_decoder(encoder.backbone, ("own",), seed=site_seed(seed, "honest")).to(
+            device
+        )
         self._steps = make_optimiser(self.decoder.parameters(), lr=rate)
 
     def gradients(self, sent: Tensors, masks: Tensor) -> Tensors:

@@ -20,6 +20,7 @@ from splitpeer.defences.base import Tensors
 from splitpeer.defences.kinds import parse_all
 from splitpeer.defences.stack import Stack, make_stack
 from splitpeer.models import site_seed
+from splitpeer.models.cut import Cut, level_number
 from splitpeer.models.seeding import seeded
 
 _CONVOLUTION = {2: nn.Conv2d, 3: nn.Conv3d}
@@ -90,7 +91,7 @@ class FORA(Attack):
         self.history = {"mmd": [], "image": []}
 
         channels = {name: values.shape[1] for name, values in real.items()}
-        judge = critic(view.dimensions, channels, site_seed(self.seed, "critic")).to(self.device)
+        judge = critic(view.backbone.cut, channels, site_seed(self.seed, "critic")).to(self.device)
         own_steps = Adam(imitation.substitute.parameters(), self.rate)
         judge_steps = Adam(judge.parameters(), self.critic_rate)
         for step in range(self.steps):
@@ -111,7 +112,7 @@ class FORA(Attack):
             self.history["mmd"].append(distance.item())
             progress(f"{self.title}: substitute", step + 1, self.steps)
 
-        decoder = image_decoder(view.dimensions, channels, site_seed(self.seed, "decoder")).to(self.device)
+        decoder = image_decoder(view.backbone.cut, channels, site_seed(self.seed, "decoder")).to(self.device)
         inverse_steps = Adam(decoder.parameters(), self.inverse_rate)
         for step in range(self.inverse_steps):
             picked = torch.randint(len(public), (self.batch,), generator=source)
@@ -142,28 +143,24 @@ class FORA(Attack):
 class Substitute(nn.Module):
     """An encoder that shares only the shapes with the site's: one strided, wider convolution a level, no pooling."""
 
-    def __init__(self, dimensions: int, features: tuple[int, ...], deepest: int) -> None:
+    def __init__(self, cut: Cut, deepest: int) -> None:
         super().__init__()
-        self.blocks = nn.ModuleList()
-        arriving = 1
-        for level in range(deepest + 1):
-            self.blocks.append(
-                nn.Sequential(
-                    _CONVOLUTION[dimensions](
-                        arriving, features[level], 5, stride=min(2, 1 + level), padding=2
-                    ),
-                    _NORM[dimensions](features[level], affine=True),
-                    nn.LeakyReLU(0.1),
-                )
+        self.blocks = nn.ModuleDict()
+        arriving, dimensions = 1, cut.dimensions
+        for level, one in enumerate(cut.levels[: deepest + 1]):
+            self.blocks[one.name] = nn.Sequential(
+                _CONVOLUTION[dimensions](arriving, one.channels, 5, stride=cut.step(level), padding=2),
+                _NORM[dimensions](one.channels, affine=True),
+                nn.LeakyReLU(0.1),
             )
-            arriving = features[level]
+            arriving = one.channels
 
     def forward(self, x: Tensor) -> Tensors:
         """Image [B, 1, *spatial] to {"x0": ...}, every level."""
         sent = {}
-        for level, block in enumerate(self.blocks):
+        for name, block in self.blocks.items():
             x = block(x)
-            sent[f"x{level}"] = x
+            sent[name] = x
         return sent
 
 
@@ -174,9 +171,9 @@ class _Imitation:
         self, view: View, knowledge: Knowledge, real: Mapping[str, Tensor], seed: int, device: str
     ) -> None:
         self._site = SimulatedDefences(view, None, seed, adaptive=knowledge.adaptive)
-        deepest = max(int(name[1:]) for name in real)
+        deepest = max(map(level_number, real))
         self.substitute = seeded(
-            lambda: Substitute(view.dimensions, view.features, deepest), site_seed(seed, "substitute")
+            lambda: Substitute(view.backbone.cut, deepest), site_seed(seed, "substitute")
         ).to(device)
         self._stack = _stack(view, knowledge, seed).to(device)
         # Channels that a bottleneck closed are zero in all that was sent.

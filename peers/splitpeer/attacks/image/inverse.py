@@ -114,7 +114,7 @@ class InverseNetwork(Attack):
         count = round(float(views[views > 0].mean())) if knowledge.adaptive else 1
         scales = {name: 1 / seen.mean.std().clamp_min(1e-6) for name, seen in evidence[0].levels.items()}
         channels = {name: s.mean.shape[1] * (2 if s.masked else 1) for name, s in evidence[0].levels.items()}
-        network = image_decoder(view.dimensions, channels, self.seed, self.width).to(self.device)
+        network = image_decoder(view.backbone.cut, channels, self.seed, self.width).to(self.device)
         similarity = SSIMLoss(view.dimensions, data_range=RANGE, win_size=7)
         optimiser = torch.optim.Adam(network.parameters(), lr=self.rate)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, self.rate, total_steps=self.steps + 1)

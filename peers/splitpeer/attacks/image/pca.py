@@ -15,6 +15,7 @@ from splitpeer.attacks.base import Attack, Knowledge, Progress, Result, Shot, Vi
 from splitpeer.attacks.evidence import Evidence, gather, require_shots, weights_of
 from splitpeer.attacks.pose import turn_back
 from splitpeer.errors import AttackImpossible
+from splitpeer.models.cut import level_name
 
 
 class PrincipalComponent(Attack):
@@ -62,7 +63,7 @@ def component(
 ) -> Tensor:
     """[B, 1, *window], mean 0 and standard deviation 1 of each sample; one unknown sign for all of them."""
     sent = sorted(groups[0].levels)
-    name = sent[0] if level is None else f"x{level}"
+    name = sent[0] if level is None else level_name(level)
     if name not in sent:
         raise AttackImpossible(f"level {level} was not sent, or only zeros: there are {', '.join(sent)}")
     images = []

@@ -17,7 +17,7 @@ from torch.optim import Adam
 
 from splitpeer.attacks.base import Attack, Knowledge, Progress, Result, View, silent
 from splitpeer.attacks.evidence import Evidence, gather, require_shots
-from splitpeer.attacks.networks import critic, image_decoder
+from splitpeer.attacks.networks import critic, image_cut, image_decoder
 from splitpeer.attacks.pose import unpose_images
 from splitpeer.attacks.surrogates import Surrogates, check_view
 from splitpeer.models import site_seed
@@ -72,9 +72,10 @@ class SDAR(Attack):
         }
         views = int(sum(group.views for group in groups).max()) // len(groups)
         channels = {name: values.shape[1] for name, values in real.items()}
-        decoder = image_decoder(view.dimensions, channels, site_seed(self.seed, "decoder")).to(self.device)
-        judge_activations = critic(view.dimensions, channels, site_seed(self.seed, "D1")).to(self.device)
-        judge_images = critic(view.dimensions, {"x0": 1}, site_seed(self.seed, "D2")).to(self.device)
+        decoder = image_decoder(view.backbone.cut, channels, site_seed(self.seed, "decoder")).to(self.device)
+        judge_activations = critic(view.backbone.cut, channels, site_seed(self.seed, "D1")).to(self.device)
+        picture = image_cut(view.dimensions)
+        judge_images = critic(picture, picture.channels, site_seed(self.seed, "D2")).to(self.device)
         encoder_steps = Adam(world.encoders.parameters(), self.encoder_rate)
         decoder_steps = Adam(decoder.parameters(), self.decoder_rate)
         judge_steps = Adam(judge_activations.parameters(), self.encoder_rate * self.activation_weight)

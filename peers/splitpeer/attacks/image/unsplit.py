@@ -90,9 +90,7 @@ class UnSplit(Attack):
         )  # fmt: skip
 
     def _solve(self, view: View, group: Evidence, rows: slice, progress: Progress) -> Tensor:
-        network = build_encoder(
-            view.dimensions, view.features, view.levels, seed=site_seed(self.seed, "guess")
-        ).to(self.device)
+        network = build_encoder(view.backbone, seed=site_seed(self.seed, "guess")).to(self.device)
         count = rows.stop - rows.start
         images = torch.zeros((count, 1, *view.window), device=self.device, requires_grad=True)
         with torch.no_grad():  # a constant has no gradient through normalisation: start a hair beside it

@@ -20,6 +20,7 @@ from torch.nn import functional
 from splitpeer.attacks.base import Attack, Knowledge, Progress, Result, Shot, View, silent
 from splitpeer.attacks.pose import pose_of, turn_back
 from splitpeer.errors import AttackImpossible
+from splitpeer.models.cut import level_name, level_number
 
 _TINY = 1e-30
 _MODES = {2: "bilinear", 3: "trilinear"}
@@ -97,14 +98,14 @@ class _FromGradients(Attack):
             raise AttackImpossible(
                 f"{self.name}: no gradient in this view; evaluation has none, take training steps"
             )
-        sent = tuple(sorted(int(name[1:]) for name in shots[0].gradients))
+        sent = tuple(sorted(level_number(name) for name in shots[0].gradients))
         missing = sorted(set(self.levels or ()) - set(sent))
         if missing:
             raise AttackImpossible(f"{self.name}: level {missing[0]} is not in this view, only {list(sent)}")
         return self.levels or sent
 
     def _stack(self, shots: list[tuple[int, Shot]], level: int) -> Tensor:
-        arrays = [np.asarray(shot.gradients[f"x{level}"], np.float32) for _, shot in shots]
+        arrays = [np.asarray(shot.gradients[level_name(level)], np.float32) for _, shot in shots]
         return torch.from_numpy(np.stack(arrays)).to(self.device)
 
 

@@ -1,0 +1,165 @@
+"""Both halves of any network: a site's encoder, the coordinator's fusion and decoder, and all of them in one process.
+
+Every site holds an encoder for its own contrast; the coordinator fuses what the encoders send, level by
+level, and decodes (Split-U-Net, arXiv 2208.10553). A network of `registry.NETWORKS` fills in `pyramid` and `decode`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from splitpeer.models.cut import OUT_CHANNELS, Backbone
+
+RARE_FOREGROUND_BIAS = -2.0  # sigmoid(-2) = .12: the first steps need not unlearn a half-full foreground
+
+Fusion = Literal["concat", "mean"]
+Activations = Mapping[str, Mapping[str, Tensor]]
+
+
+class Encoder(nn.Module):
+    """A site's half: one contrast in, the feature maps that may leave the site out.
+
+    Args:
+        backbone: the network.
+        in_channels: channels of the site's image.
+    """
+
+    def __init__(self, backbone: Backbone, in_channels: int = 1) -> None:
+        super().__init__()
+        self.backbone, self.in_channels = backbone, in_channels
+
+    @property
+    def levels(self) -> tuple[int, ...]:
+        """Those that are sent."""
+        return self.backbone.levels
+
+    @property
+    def dimensions(self) -> int:
+        """2 (slices) or 3 (volumes)."""
+        return self.backbone.dimensions
+
+    def pyramid(self, x: Tensor) -> Iterable[Tensor]:
+        """Image [B, in_channels, *spatial] to all levels of the cut in order."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        """Image [B, in_channels, *spatial] to {"x0": [B, C, *spatial], ...}: the levels that are sent, in order.
+
+        Raises:
+            ValueError: the spatial size is no window of this network.
+        """
+        cut = self.backbone.cut
+        cut.check_window(x.shape[2:])
+        return {
+            one.name: tensor
+            for level, (one, tensor) in enumerate(zip(cut.levels, self.pyramid(x), strict=True))
+            if level in cut.sent
+        }
+
+
+class Decoder(nn.Module):
+    """The coordinator's half: fuses the sites' tensors at every level, then decodes.
+
+    Args:
+        backbone: the network. Only the blocks' inputs widen with the number of sites.
+        modalities: the sites' contrasts; their order is the order of concatenation.
+        fusion: "concat" over channels, or the "mean" over sites.
+        out_channels: regions, each an independent sigmoid; or classes, of which the first is the background.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        modalities: Sequence[str],
+        fusion: Fusion = "concat",
+        out_channels: int = OUT_CHANNELS,
+    ) -> None:
+        super().__init__()
+        if not modalities or len(set(modalities)) != len(modalities):
+            raise ValueError(f"modalities must be distinct and at least one, not {list(modalities)}")
+        if fusion not in ("concat", "mean"):
+            raise ValueError(f'fusion must be "concat" or "mean", not {fusion!r}')
+        self.backbone, self.modalities = backbone, tuple(modalities)
+        self.fusion, self.out_channels = fusion, out_channels
+
+    @property
+    def levels(self) -> tuple[int, ...]:
+        """Those that arrive."""
+        return self.backbone.levels
+
+    def fused_channels(self, level: int) -> int:
+        """Channels of a level after fusion; 0 where it does not arrive."""
+        if level not in self.levels:
+            return 0
+        wider = len(self.modalities) if self.fusion == "concat" else 1
+        return wider * self.backbone.cut.levels[level].channels
+
+    @property
+    def last(self) -> nn.Conv2d | nn.Conv3d:
+        """The convolution that gives the logits."""
+        raise NotImplementedError
+
+    def decode(self, fused: Mapping[int, Tensor]) -> Tensor:
+        """Fused levels [B, `fused_channels`, *spatial] to logits [B, out_channels, *window]."""
+        raise NotImplementedError
+
+    def rare_foreground(self, *, exclusive: bool = False) -> None:
+        """Set the last bias so that the network starts from "almost no tumour".
+
+        With classes that exclude each other, the first, the background, keeps a bias of 0.
+        """
+        nn.init.constant_(self.last.bias, RARE_FOREGROUND_BIAS)
+        if exclusive:
+            with torch.no_grad():
+                self.last.bias[0] = 0
+
+    def forward(self, activations: Activations, absent: Collection[str] = ()) -> Tensor:
+        """{modality: {"x0": [B, C, *spatial], ...}} to logits [B, out_channels, *spatial].
+
+        SP-11-38: a modality named in `absent` counts as zeros when concatenating and not at all in a mean. One that is
+        missing without being named is an error: training without a site must be somebody's decision.
+
+        Raises:
+            ValueError: modalities or levels are missing, or unknown.
+        """
+        present = [modality for modality in self.modalities if modality not in absent]
+        if not present or set(activations) != set(present):
+            raise ValueError(f"activations of {sorted(activations)}, expected exactly {sorted(present)}")
+        names = self.backbone.cut.names
+        for modality in present:
+            if set(activations[modality]) != set(names):
+                raise ValueError(f"{modality} sent {sorted(activations[modality])}, expected {sorted(names)}")
+        return self.decode(
+            {
+                level: self._fuse(activations, name, present)
+                for level, name in zip(self.levels, names, strict=True)
+            }
+        )
+
+    def _fuse(self, activations: Activations, name: str, present: Sequence[str]) -> Tensor:
+        arrived = {modality: activations[modality][name] for modality in present}
+        if self.fusion == "mean":
+            return torch.stack(list(arrived.values())).mean(dim=0)
+        nothing = torch.zeros_like(arrived[present[0]]) if len(present) < len(self.modalities) else None
+        return torch.cat([arrived.get(modality, nothing) for modality in self.modalities], dim=1)
+
+
+class SplitNetwork(nn.Module):
+    """All encoders and the decoder in one process: the measure of exactness, and the centralised baseline."""
+
+    def __init__(self, encoders: Mapping[str, Encoder], decoder: Decoder) -> None:
+        super().__init__()
+        if set(encoders) != set(decoder.modalities):
+            raise ValueError(f"encoders for {sorted(encoders)}, decoder for {sorted(decoder.modalities)}")
+        self.encoders = nn.ModuleDict({modality: encoders[modality] for modality in decoder.modalities})
+        self.decoder = decoder
+
+    def forward(self, images: Mapping[str, Tensor]) -> Tensor:
+        """{modality: [B, in_channels, *spatial]} to logits [B, out_channels, *spatial]."""
+        return self.decoder(
+            {modality: encoder(images[modality]) for modality, encoder in self.encoders.items()}
+        )

@@ -1,0 +1,153 @@
+"""Which networks there are, what can be set about them, and the cut that follows. Torch is imported to build, only.
+
+A new network is a module with the classes `Encoder` and `Decoder` (see `backbone`) and an entry here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from importlib import import_module
+from typing import TYPE_CHECKING, Final
+
+from splitpeer.models.cut import OUT_CHANNELS, Backbone, Cut, Level, level_name
+from splitproto.messages import Job
+
+if TYPE_CHECKING:
+    from splitpeer.models.backbone import Decoder, Encoder, Fusion, SplitNetwork
+
+Settings = Mapping[str, tuple[int, ...]]
+DEFAULT: Final = "basic-unet"
+MAX_WIDTH = 4096
+
+
+@dataclass(frozen=True)
+class Network:
+    """One entry."""
+
+    title: str
+    module: str
+    """Where `Encoder` and `Decoder` are."""
+    defaults: Settings
+    """All its settings; each a list of whole numbers."""
+    levels: Callable[[int, Settings], tuple[Level, ...]]
+    """Dimensions and settings to the encoder's levels. Raises ValueError: impossible settings."""
+
+
+def _basic_unet(dimensions: int, settings: Settings) -> tuple[Level, ...]:
+    features = settings["features"]
+    if len(features) != 6 or not all(1 <= width <= MAX_WIDTH for width in features):
+        raise ValueError(f"features must be six positive widths as in BasicUNet, not {list(features)}")
+    if any(width % 2 for width in features[2:5]):
+        raise ValueError(f"features of levels 2 to 4 must be even, the decoder halves them: {list(features)}")
+    return tuple(
+        Level(level_name(level), width, (2**level,) * dimensions) for level, width in enumerate(features[:5])
+    )
+
+
+NETWORKS: dict[str, Network] = {
+    "basic-unet": Network(
+        "BasicUNet", "splitpeer.models.basic_unet", {"features": (32, 32, 64, 128, 256, 32)}, _basic_unet
+    ),
+}
+
+
+def make_backbone(
+    network: str,
+    dimensions: int,
+    settings: Mapping[str, Sequence[int]] | None = None,
+    levels: Sequence[int] | None = None,
+) -> Backbone:
+    """A network by name.
+
+    Args:
+        network: of `NETWORKS`.
+        dimensions: 2 (slices) or 3 (volumes).
+        settings: those that are not the default.
+        levels: those that are sent; None: all.
+
+    Raises:
+        ValueError: no such network, no such setting, or impossible settings.
+    """
+    if network not in NETWORKS:
+        raise ValueError(f"network {network!r} is unknown; known are {', '.join(NETWORKS)}")
+    if dimensions not in (2, 3):
+        raise ValueError(f"dimensions must be 2 or 3, not {dimensions}")
+    kind = NETWORKS[network]
+    given = {name: tuple(values) for name, values in (settings or {}).items()}
+    if strange := sorted(given.keys() - kind.defaults.keys()):
+        raise ValueError(f"{network} has no setting {strange[0]!r}; it has {', '.join(kind.defaults)}")
+    whole = {**kind.defaults, **given}
+    every = kind.levels(dimensions, whole)
+    sent = tuple(range(len(every))) if levels is None else tuple(sorted(levels))
+    return Backbone(network, whole, Cut(every, sent))
+
+
+def unet_backbone(dimensions: int, features: Sequence[int], levels: Sequence[int] | None = None) -> Backbone:
+    """`make_backbone` of a BasicUNet with these six widths: of its five levels, then of the decoder's last block."""
+    return make_backbone("basic-unet", dimensions, {"features": features}, levels)
+
+
+def backbone_of(job: Job) -> Backbone:
+    """The network that a job names. Raises ValueError: impossible."""
+    return unet_backbone(job.dimensions, job.features, job.levels)
+
+
+def encoder_parameters(backbone: Backbone) -> int:
+    """How many weights an encoder has, without making one."""
+    import torch
+
+    with torch.device("meta"):
+        encoder = _module(backbone).Encoder(backbone)
+    return sum(parameter.numel() for parameter in encoder.parameters())
+
+
+def build_encoder(backbone: Backbone, in_channels: int = 1, *, seed: int | None) -> Encoder:
+    """An `Encoder` with parameters from `seed`, or (None: what a real site wants) from private entropy."""
+    from splitpeer.models.seeding import seeded
+
+    return seeded(partial(_module(backbone).Encoder, backbone, in_channels), seed)
+
+
+def build_decoder(
+    backbone: Backbone,
+    modalities: Sequence[str],
+    fusion: Fusion = "concat",
+    out_channels: int = OUT_CHANNELS,
+    *,
+    exclusive: bool = False,
+    seed: int | None,
+) -> Decoder:
+    """A `Decoder` with parameters from `seed`, or from private entropy if None."""
+    from splitpeer.models.seeding import seeded
+
+    decoder = seeded(partial(_module(backbone).Decoder, backbone, modalities, fusion, out_channels), seed)
+    decoder.rare_foreground(exclusive=exclusive)
+    return decoder
+
+
+def build_split_network(
+    backbone: Backbone,
+    modalities: Sequence[str],
+    fusion: Fusion = "concat",
+    out_channels: int = OUT_CHANNELS,
+    *,
+    exclusive: bool = False,
+    job_seed: int,
+) -> SplitNetwork:
+    """The whole network with the weights that the parties of a seeded job start from, each on its own.
+
+    Encoders take `site_seed(job_seed, modality)`, the decoder `site_seed(job_seed, "coordinator")`.
+    """
+    from splitpeer.models.backbone import SplitNetwork
+    from splitpeer.models.seeding import site_seed
+
+    encoders = {m: build_encoder(backbone, seed=site_seed(job_seed, m)) for m in modalities}
+    seed = site_seed(job_seed, "coordinator")
+    decoder = build_decoder(backbone, modalities, fusion, out_channels, exclusive=exclusive, seed=seed)
+    return SplitNetwork(encoders, decoder)
+
+
+def _module(backbone: Backbone):  # type: ignore[no-untyped-def]
+    return import_module(NETWORKS[backbone.network].module)
