@@ -29,7 +29,7 @@ def training(scene: Scene, tmp_path: Path) -> Scene:
 
     scene.coordinator(tls=tls("hub"), network={"listen": here, "recheck_s": 0.1})
     for modality in scene.modalities:
-        network = {"coordinator": here, "recheck_s": 0.1, "reconnect_s": PATIENCE_S}
+        network = {"coordinator": here, "recheck_s": 0.1, "reconnect_s": 60}
         scene.client(modality, tls=tls(f"site-{modality}"), network=network)
     return scene
 
