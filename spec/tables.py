@@ -162,9 +162,15 @@ def content(what: str, registry: dict[str, Any], vectors: dict[str, str]) -> str
             return simple(registry[kind], "name")
         case "features":
             rows = (
-                (f"`{f['name']}`", "yes" if f["required"] else "no", f["meaning"]) for f in registry[kind]
+                (
+                    f"`{f['name']}`",
+                    "yes" if f["required"] else "no",
+                    ", ".join(f"`{message}`" for message in f["messages"]),
+                    f["meaning"],
+                )
+                for f in registry[kind]
             )
-            return table(("name", "every peer has it", "meaning"), rows)
+            return table(("name", "every peer has it", "its messages (SP-9-8)", "meaning"), rows)
         case "errors":
             rows = (
                 (

@@ -70,6 +70,12 @@ def binding(dialler: bytes, listener: bytes) -> bytes:
     return hashlib.sha256(dialler + listener).digest()
 
 
+def _mode(message: Message) -> str:
+    """The service that a message names, if it names one."""
+    mode: str = getattr(message, "mode", "")
+    return mode
+
+
 class _Incoming:
     """A message whose tensors are arriving straight into their arrays."""
 
@@ -228,7 +234,7 @@ class Connection:
                 f"a {message.name} of {octets} octets; the peer takes {self.agreement.send_limit}: "
                 "use smaller batches or windows, or raise max_message_mib there"
             )
-        self.conversation.say(self.side, message.name)
+        self.conversation.say(self.side, message.name, _mode(message))
         # SP-7-6: "A bye is the last message": it never overtakes tensors.
         if segments or isinstance(message, Bye):
             self._bodies.append(_Outgoing(head, segments, octets, sent))
@@ -437,7 +443,7 @@ class Connection:
         if self.agreement is None or len(self._streams) >= constants.MAX_STREAMS:
             raise FrameError("tensors before welcome, or too many messages half received")
         # SP-9-1: checked again when the body is complete; here, so that no memory is taken for it.
-        self.conversation.check(self.side.other, message.name)
+        self.conversation.check(self.side.other, message.name, _mode(message))
         octets = body_bytes(described)
         if octets > self.agreement.receive_limit:
             raise MessageTooLarge(
@@ -455,7 +461,7 @@ class Connection:
             self.conversation.say(self.side.other, message.name)
             self._close(RemoteError(message.code, message.reason))
             return
-        self.conversation.say(self.side.other, message.name)
+        self.conversation.say(self.side.other, message.name, _mode(message))
         if isinstance(message, Hello):
             self._admit(message)
         elif isinstance(message, Welcome):
@@ -491,6 +497,7 @@ class Connection:
         if self.peer is None:  # pragma: no cover - _pump sets it before any frame is read
             raise FrameError("a message before TLS")
         self.agreement = agreement
+        self.conversation.features = agreement.features
         self._credit = agreement.send_limit
         self._worn_at = self._heard + self._timing.lifetime
         self._events.append(Established(self.peer, agreement, self._channel.description))

@@ -2,11 +2,13 @@
 
 Each link has two machines, one per side. A message moves the machine of the side that says it, whether it
 is being sent or received; some messages also move the other side's machine (TRIGGERS). What a table does
-not list is an `UnexpectedMessage`. `error` is allowed in every state but ERROR and leads there.
+not list is an `UnexpectedMessage`; so is a message of a service whose feature was not agreed (SERVICES). `error` is
+allowed in every state but ERROR and leads there.
 """
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from enum import Enum
 
 from .errors import UnexpectedMessage
@@ -100,21 +102,51 @@ TRIGGERS: dict[str, dict[State, State]] = {
 }
 
 
+# feature -> its messages. One that is listed nowhere needs no feature; one that is listed more than once names its
+# service in the field `mode`, or serves them all.
+SERVICES: dict[str, tuple[str, ...]] = {
+    "train": (
+        "forward",
+        "activations",
+        "withdraw",
+        "withdrawn",
+        "gradients",
+        "applied",
+        "advance",
+        "advanced",
+        "checkpoint",
+        "saved",
+        "unsaved",
+        "rollback",
+        "rolled-back",
+    ),
+    "evaluate": ("forward", "activations", "withdraw", "withdrawn"),
+}
+
+
 class Conversation:
-    """Both machines of one link."""
+    """Both machines of one link.
 
-    def __init__(self) -> None:
+    Args:
+        features: those that were agreed; none before welcome.
+    """
+
+    def __init__(self, features: Collection[str] = ()) -> None:
         self.states: dict[Side, State] = dict.fromkeys(Side, S.START)
+        self.features = features
 
-    def say(self, side: Side, message: str) -> None:
+    def say(self, side: Side, message: str, mode: str = "") -> None:
         """`side` says `message`: move its machine, and the other's if the message is a trigger.
 
-        Raises:
-            UnexpectedMessage: the tables do not allow it now; nothing has moved.
-        """
-        self.states = self.check(side, message)
+        Args:
+            mode: what the message's field `mode` says, if it has one.
 
-    def check(self, side: Side, message: str) -> dict[Side, State]:
+        Raises:
+            UnexpectedMessage: the tables do not allow it now, or its feature was not agreed; nothing has moved.
+        """
+        self.states = self.check(side, message, mode)
+
+    def check(self, side: Side, message: str, mode: str = "") -> dict[Side, State]:
         """Where `say` would lead, without moving; raises what it raises."""
         own, other = self.states[side], self.states[side.other]
         if message == "error" and own is not S.ERROR:
@@ -127,6 +159,11 @@ class Conversation:
             raise UnexpectedMessage(
                 f"a {message} from the {side.value} while {own.value} (the other: {other.value})"
             )
+        # SP-9-8: "It is allowed only where one of its features was agreed"
+        serving = [feature for feature, words in SERVICES.items() if message in words]
+        if serving and not any(one in self.features and mode in ("", one) for one in serving):
+            wanted = mode or " or ".join(serving)
+            raise UnexpectedMessage(f"a {message} of the feature {wanted}, which was not agreed on this link")
         return {side: target, side.other: answered}
 
     @property

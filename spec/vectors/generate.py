@@ -44,7 +44,8 @@ FAMILIES: dict[str, tuple[str, Callable[[], Iterator[Case]]]] = {
     ),
     "negotiation": ("Two offers (SP-10).", talk.agreements),
     "states": (
-        "Both machines of a link (SP-9). An error happens at the last word of `say`.",
+        "Both machines of a link (SP-9), where `features` were agreed. `say`: side, message, its `mode` or nothing. "
+        "An error happens at the last word.",
         talk.conversations,
     ),
     "digests": ("What both sides compute by themselves (SP-6-8, SP-11.5 to SP-11.8).", derive.derivations),

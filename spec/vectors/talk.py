@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from common import DIALLER, INCARNATION, KEY, LISTENER, RUN, SALT, SEED, SMALL, Case, as_json, refused
@@ -338,10 +338,13 @@ def conversations() -> Iterator[Case]:
     joined = "C hello|S welcome|S job-offer|C job-accept"
     working = f"{joined}|C inventory|C inventory|S begin"
 
-    def case(name: str, script: str, expect: Any, notes: str) -> Case:
+    def case(name: str, script: str, expect: Any, notes: str, features: Sequence[str] = FEATURES) -> Case:
         sides = {"C": "client", "S": "coordinator"}
-        words = [[sides[line[0]], line[2:]] for line in script.split("|") if line]
-        return {"name": name, "notes": notes, "say": words, "expect": expect}
+        words = []
+        for line in filter(None, script.split("|")):
+            message, _, mode = line[2:].partition(" ")
+            words.append([sides[line[0]], message, mode])
+        return {"name": name, "notes": notes, "features": list(features), "say": words, "expect": expect}
 
     def at(client: str, coordinator: str) -> dict[str, str]:
         return {"client": client, "coordinator": coordinator}
@@ -391,6 +394,35 @@ def conversations() -> Iterator[Case]:
     yield case("withdraw-from-coordinator", working + "|S withdraw", bad, "SP-9-1")
     yield case("withdrawn-from-client", working + "|C withdrawn", bad, "SP-9-1")
     yield case("unknown", working + "|S weights", bad, "SP-9-1")
+    begun = "C hello|S welcome|S job-offer|C job-accept|C inventory|S begin"
+    alone = ["train", "dtype.f32"]
+    evaluating = ["evaluate", "dtype.f32"]
+    yield case(
+        "train-alone", begun + "|S forward train|C activations train|S gradients", at("working", "working"),
+        "SP-9-8: each of these features is agreed", alone,
+    )  # fmt: skip
+    yield case(
+        "evaluate-alone", begun + "|S forward evaluate|C activations evaluate", at("working", "working"),
+        "SP-9-8: a message of two features needs one of them", evaluating,
+    )  # fmt: skip
+    yield case("core-alone", begun + "|S progress|S bye", at("working", "done"), "SP-9-8: no feature", [])
+    yield case("mode-not-agreed", begun + "|S forward evaluate", bad, "SP-9-8, SP-10-6", alone)
+    yield case(
+        "answer-in-a-mode-not-agreed", begun + "|C activations evaluate", bad, "SP-9-8, SP-10-6", alone
+    )
+    yield case("mode-without-a-feature", begun + "|S forward infer", bad, "SP-10-6: infer is always refused")
+    everything = [*FEATURES, "infer"]
+    yield case(
+        "mode-that-was-agreed",
+        begun + "|S forward infer",
+        bad,
+        "SP-10-6: infer is always refused",
+        everything,
+    )
+    yield case("withdraw-in-a-mode-not-agreed", begun + "|C withdraw train", bad, "SP-9-8", evaluating)
+    yield case("gradients-without-train", begun + "|S gradients", bad, "SP-9-8", evaluating)
+    yield case("checkpoint-without-train", begun + "|S checkpoint", bad, "SP-9-8", evaluating)
+    yield case("withdrawn-without-features", begun + "|S withdrawn", bad, "SP-9-8", ["dtype.f32"])
     yield case("after-bye", working + "|C bye|C applied", bad, "SP-9-3: bye is the last word")
     yield case("bye-twice", working + "|C bye|C bye", bad, "SP-9-3")
     yield case("error-twice", "S error|C error", bad, "SP-9-4: nothing follows")

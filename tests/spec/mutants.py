@@ -309,6 +309,10 @@ AGREEMENT = [
         ("error is not allowed after bye", "own is not S.ERROR", "own not in (S.ERROR, S.DONE)"),
         ("error after error", "own is not S.ERROR", "True"),
         ("error moves its sender only", "{side: S.ERROR, side.other: S.ERROR}", "{side: S.ERROR, side.other: other}"),
+        ("features are not looked at", "serving and not any(", "False and any("),
+        ("one feature is enough for every mode", 'mode in ("", one)', "True"),
+        ("all features of a message must be agreed", "not any(one in self.features", "not all(one in self.features"),
+        ("any agreed name is a mode", 'mode in ("", one) for one in serving', 'mode in ("", *self.features) for one in serving'),
         ("what is not listed stays", "TRANSITIONS[side][own].get(message)", "TRANSITIONS[side][own].get(message, own)")),
     *[Mutant(name, "states", "splitproto.states:TRANSITIONS", "",
              f"{{**TRANSITIONS, Side.{side}: {{**TRANSITIONS[Side.{side}], S.{state}: {{**TRANSITIONS[Side.{side}][S.{state}], {more}}}}}}}")

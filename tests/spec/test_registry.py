@@ -113,8 +113,10 @@ def test_dtypes() -> None:
 def test_features() -> None:
     required = negotiation.Offer().requires
     assert bare(REGISTRY["features"]) == [
-        {"name": n, "required": n in required} for n in negotiation.FEATURES
+        {"name": n, "required": n in required, "messages": list(states.SERVICES.get(n, ()))}
+        for n in negotiation.FEATURES
     ]
+    assert states.SERVICES.keys() <= set(negotiation.FEATURES)
 
 
 def test_errors() -> None:

@@ -242,7 +242,7 @@ def test_the_conversation_follows_the_rules() -> None:
     appendix = TEXT.split("## Appendix A")[1]
     rows = re.findall(r"^\| \d+ \| (\w+) \| (\w+) \| `([0-9a-f ]+)` \| (.*?) \|$", appendix, re.MULTILINE)
     assert len(rows) > 10
-    conversation, last = states.Conversation(), dict.fromkeys(states.Side, 0)
+    conversation, last = states.Conversation(states.SERVICES), dict.fromkeys(states.Side, 0)
     lengths = {name.strip(): len(octets(block)) for kind, name, block in BLOCKS if kind == "message"}
     for sender, kind, header, payload in rows:
         side = states.Side(sender)

@@ -323,12 +323,12 @@ def test_negotiation(case: Case) -> None:
 
 @pytest.mark.parametrize("case", cases("states"))
 def test_states(case: Case) -> None:
-    conversation = Conversation()
-    words = [(Side(side), message) for side, message in case["say"]]
+    conversation = Conversation(case["features"])
+    words = [(Side(side), message, mode) for side, message, mode in case["say"]]
     if "error" in case["expect"]:
         *words, last = words
-    for side, message in words:
-        conversation.say(side, message)
+    for word in words:
+        conversation.say(*word)
     if "error" in case["expect"]:
         before = dict(conversation.states)
         check(case, lambda: conversation.say(*last))

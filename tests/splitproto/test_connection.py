@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 import tracemalloc
 from collections.abc import Callable, Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
 from itertools import cycle
 from typing import Any
 
@@ -625,6 +625,31 @@ def test_any_plaintext_from_an_authenticated_peer_ends_the_link_or_is_a_message(
     if found is not None:
         assert isinstance(found.error, LocalError)
         assert pair.closed(side) is not None, "the peer was not told"
+
+
+@pytest.mark.parametrize("tensors", [True, False])
+def test_a_mode_that_was_not_agreed_is_refused_at_both_ends(
+    tensors: bool, make_pair: MakePair, example: Example
+) -> None:
+    """SP-9-8: by who would say it, and by who hears it from a peer that says it all the same."""
+    pair = make_pair(client_offer=Offer(features=("train", "dtype.f32"))).work()
+    side = CLIENT if tensors else COORDINATOR
+    own, other = pair.of(side), pair.of(side.other)
+    word: Message = (
+        Activations("evaluate", 1, 0, DIGEST, {"x": np.zeros(1 << 16, np.uint8)})
+        if tensors
+        else replace(example("forward"), mode="evaluate")
+    )
+    with pytest.raises(UnexpectedMessage, match="evaluate, which was not agreed"):
+        own.send(word)
+    pair.exchange()
+    assert not pair.heard[CLIENT] and not pair.heard[COORDINATOR], "the link lives"
+    own.conversation.features = {"train", "evaluate"}
+    own.send(word)
+    pair.exchange()
+    assert isinstance(pair.closed(side.other).error, UnexpectedMessage)
+    assert pair.closed(side).error.name == "unexpected-message"
+    assert not other._streams and not other._held, "no memory was taken for it"
 
 
 def test_a_peer_that_asks_and_never_reads_does_not_fill_our_memory(make_pair: MakePair) -> None:

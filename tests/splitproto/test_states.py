@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Collection
 from itertools import product
 
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 from splitproto.errors import UnexpectedMessage
 from splitproto.messages import MESSAGES
-from splitproto.states import TRANSITIONS, TRIGGERS, Conversation, Side, State
+from splitproto.states import SERVICES, TRANSITIONS, TRIGGERS, Conversation, Side, State
 
 CLIENT, COORDINATOR = Side.CLIENT, Side.COORDINATOR
 S = State
@@ -44,8 +45,10 @@ STORY = [
 ]
 
 
-def conversation(client: State, coordinator: State) -> Conversation:
-    result = Conversation()
+def conversation(
+    client: State, coordinator: State, features: Collection[str] = tuple(SERVICES)
+) -> Conversation:
+    result = Conversation(features)
     result.states = {CLIENT: client, COORDINATOR: coordinator}
     return result
 
@@ -95,6 +98,65 @@ def test_every_pair_of_states_side_and_message_follows_the_tables_or_moves_nothi
             assert both(talk) == (client, coordinator)
 
 
+# Written down apart from the table: what each feature, and each mode of a message, lets pass.
+EITHER = {"forward", "activations", "withdraw", "withdrawn"}
+TRAINING = {
+    *("gradients", "applied", "advance", "advanced"),
+    *("checkpoint", "saved", "unsaved", "rollback", "rolled-back"),
+}
+
+
+def lets_pass(features: Collection[str], message: str, mode: str) -> bool:
+    """Whether `message` belongs to no feature, or to one of these."""
+    if message in TRAINING:
+        return "train" in features and mode in ("", "train")
+    if message in EITHER:
+        return mode in features if mode else bool({"train", "evaluate"} & set(features))
+    return True
+
+
+@pytest.mark.parametrize(
+    "features",
+    [(), ("dtype.f32",), ("train",), ("evaluate",), ("train", "evaluate"), ("example.org/train",)],
+    ids=lambda features: "+".join(features) or "none",
+)
+def test_a_message_whose_feature_was_not_agreed_is_unexpected_in_every_state(
+    features: tuple[str, ...],
+) -> None:
+    """SP-9-8, over all states, messages and modes: it may never do more than with all features."""
+    for client, coordinator, side, message in product(State, State, Side, MESSAGES):
+        for mode in ("", "train", "evaluate", "infer"):
+            free = conversation(client, coordinator)
+            talk = conversation(client, coordinator, features)
+            try:
+                free.say(side, message)
+            except UnexpectedMessage:
+                legal = False
+            else:
+                legal = lets_pass(features, message, mode)
+            if legal:
+                talk.say(side, message, mode)
+                assert both(talk) == both(free)
+            else:
+                with pytest.raises(UnexpectedMessage, match=message):
+                    talk.say(side, message, mode)
+                assert both(talk) == (client, coordinator)
+
+
+def test_a_mode_without_a_feature_of_the_tables_is_refused_whatever_was_agreed() -> None:
+    """SP-10-6."""
+    talk = conversation(S.WORKING, S.WORKING, ("train", "evaluate", "infer"))
+    with pytest.raises(UnexpectedMessage, match="a forward of the feature infer, which was not agreed"):
+        talk.say(COORDINATOR, "forward", "infer")
+
+
+def test_every_service_speaks_of_messages_that_the_states_know() -> None:
+    spoken = {m for table in TRANSITIONS.values() for row in table.values() for m in row}
+    for words in SERVICES.values():
+        assert set(words) <= spoken and len(set(words)) == len(words)
+    assert not {"hello", "welcome", "bye", "error"} & {m for words in SERVICES.values() for m in words}
+
+
 def test_the_tables_are_complete() -> None:
     for side in Side:
         assert TRANSITIONS[side].keys() == set(State)
@@ -124,7 +186,7 @@ def test_no_word_that_was_legal_when_said_is_unexpected_when_heard(
     acts: list[tuple[str, Side, int]],
 ) -> None:
     """Two parties, each with its own view of both machines, and words that cross on the way."""
-    views = {side: Conversation() for side in Side}
+    views = {side: Conversation(SERVICES) for side in Side}
     flying: dict[Side, deque[str]] = {side: deque() for side in Side}
     inventory_over = False
     for act, side, choice in acts:

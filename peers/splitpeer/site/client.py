@@ -545,9 +545,6 @@ class Client:
         job.budgets.message()
         match message:
             case Forward():
-                # SP-10-6: the modes of a batch are named as the features are.
-                if message.mode not in session.agreement.features:
-                    raise PolicyRefused(f"a batch of mode {message.mode}, which was not agreed on this link")
                 job.announce(message)
             case Gradients():
                 await self._computed(job, job.apply, message)
