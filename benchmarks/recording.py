@@ -55,9 +55,9 @@ class Switch(LogView):
         self.octets = recorder.state.octets
         for site in self.coordinator.sites:
             if self.recorded(step + 1):
-                witness.listen(site._session)
+                witness.listen(site.session)
             else:
-                site._session.tap = None
+                site.session.tap = None
         self.cpu[step] = time.process_time()
 
 

@@ -79,7 +79,7 @@ async def test_what_is_told_is_shown(duty: Duty, board: Board, state: Path) -> N
         board.ready()
         board.phase("training", job="glioma", step=3, steps=12)
         board.set(loss=0.25, checkpoints=[0, 2])
-        board.site("charite", modality="t1", state="joined", link_since=time.monotonic() - 60, octets_in=5)
+        board.site("charite", modality="t1", state="present", link_since=time.monotonic() - 60, octets_in=5)
         board.waits("activations of step 4", who="charite", deadline_s=30)
         shown = await written(state, lambda d: d["waits"])
         assert stat.S_IMODE((state / "status.json").stat().st_mode) == 0o600
@@ -121,7 +121,7 @@ async def test_since_when_is_noted_when_something_changes(duty: Duty, board: Boa
         assert again["phase_since"] == first["phase_since"]
         board.waits("step 4 to be applied", who="ukm")
         board.waits("the disk")
-        board.site("ukm", state="joined")
+        board.site("ukm", state="present")
         board.phase("saving")
         last = await written(state, lambda d: d["phase"] == "saving")
         assert [(w["who"], w["what"], w["until"]) for w in last["waits"]] == [

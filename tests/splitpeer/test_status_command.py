@@ -118,9 +118,9 @@ def at_work(head: PeerHead, document: dict[str, Any]) -> Seen:
                  "loss": 0.43210987, "dice": {"WT": 0.81, "mean": 0.7}, "checkpoints": [0, 25, 50, 75, 100],
                  "absence": "skip", "address": "tcp://0.0.0.0:7443"},
         "sites": {
-            "charite": {"modality": "t1", "state": "joined", "state_since": ago(700), "applied": 120,
+            "charite": {"modality": "t1", "state": "present", "state_since": ago(700), "applied": 120,
                         "octets_in_per_s": 3.1e6, "octets_out_per_s": 2.9e6},
-            "uniklinik-dresden": {"modality": "t1ce", "state": "joined", "state_since": ago(7000), "applied": 119},
+            "uniklinik-dresden": {"modality": "t1ce", "state": "present", "state_since": ago(7000), "applied": 119},
             "ukm": {"modality": "flair", "state": "absent", "state_since": ago(40), "applied": 117},
         },
         "waits": [

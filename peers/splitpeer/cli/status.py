@@ -25,7 +25,15 @@ REFRESH_S = 1.0
 NOT_RUNNING, SILENT = 1, 3
 _PLAIN_WIDTH = 10_000  # where nobody looks at columns, no line is broken
 _STYLES = {"running": "green", "silent": "yellow", "stopped": "dim", "died": "red", "never": "dim"}
-_STATES = {"joined": "green", "awaited": "yellow", "absent": "red", "catching up": "yellow"}
+_STATES: dict[str, str] = {
+    "awaited": "yellow",
+    "joining": "yellow",
+    "present": "green",
+    "lost": "red",
+    "absent": "red",
+    "returned": "yellow",
+    "catching up": "yellow",
+}
 _Figure = Literal[
     "loss", "dice", "checkpoints", "absence", "modalities", "missing", "withdrawn", "job", "tls"
 ]
@@ -303,7 +311,7 @@ def _sites(one: Seen, terminal: bool) -> Table:
         state = str(known["state"] or "")
         since = duration(one.age(known["state_since"]))
         wait = waits.get(name)
-        reason = _shown(known["cause"] or "") if state == "absent" and wait is None else ""
+        reason = _shown(known["cause"] or "") if state in ("absent", "returned") and wait is None else ""
         table.add_row(
             name,
             _shown(known["modality"] or ""),

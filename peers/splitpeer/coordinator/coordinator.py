@@ -13,7 +13,7 @@ import time
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
-from splitpeer.coordinator.remote_site import Site
+from splitpeer.coordinator.remote_site import RemoteSite
 from splitpeer.coordinator.run_files import Result, RunFiles
 from splitpeer.coordinator.team import Team
 from splitpeer.coordinator.trainer import DISK_S, Loop
@@ -154,7 +154,7 @@ class Coordinator:
         self._compute = Compute(config.runtime.threads)
         self._schema = schema_digest(cut_descriptors(self._job))
         self.sites = [
-            Site(
+            RemoteSite(
                 name,
                 JobOffer(self._files.run, modality, self._job, self._schema, defences=self.defences),
                 job.absence.per_site_s.get(name, job.deadlines.return_s),
@@ -165,7 +165,7 @@ class Coordinator:
             for name, modality in sorted(job.sites.items(), key=lambda item: item[1])
         ]
         for site in self.sites:
-            site.seat.restore(self._files.record.holders.get(site.name), self._bind)
+            site.holding.restore(self._files.record.holders.get(site.name), self._bind)
         self._team = Team(self.sites, job.absence)
         self.result = Result(
             self._job.name, self._files.run.hex(), steps=self._job.steps, sites=dict(job.sites)
@@ -303,9 +303,8 @@ class Coordinator:
             for task in joining:
                 task.cancel()
 
-    async def _join(self, site: Site, session: Session) -> None:
-        await site.join(session)
-        if site.joined_on(session):
+    async def _join(self, site: RemoteSite, session: Session) -> None:
+        if await site.offer_job(session):
             having = self._having([other for other in self.sites if other.patients or other is site])
             few = (
                 len(set(having["labels"]).intersection(having[site.name])) < self._settings.data.min_patients
@@ -314,7 +313,7 @@ class Coordinator:
                   patients=len(having[site.name]), shared=shared_with(site.name, having),
                   **({"hint": ADVICE} if few else {}))  # fmt: skip
 
-    def _having(self, sites: Sequence[Site]) -> dict[str, set[bytes]]:
+    def _having(self, sites: Sequence[RemoteSite]) -> dict[str, set[bytes]]:
         """Whom each party has, usable or not."""
         return {"labels": set(self._labels.keys())} | {
             site.name: {*site.patients, *site.unusable} for site in sites
@@ -386,7 +385,7 @@ class Coordinator:
                 self._report(h.PhaseBegan("draining"))
                 event(log, "job.draining", step=self.result.step)
                 if self._files.opened:
-                    leaving = [asyncio.create_task(site.left()) for site in self._team.present]
+                    leaving = [asyncio.create_task(site.wait_gone()) for site in self._team.present]
                     await asyncio.wait((work, *leaving), timeout=DRAIN_S, return_when=asyncio.FIRST_COMPLETED)
                     gone = asyncio.gather(*leaving, return_exceptions=True)
                     await asyncio.wait((work, gone), timeout=STRAGGLER_S, return_when=asyncio.FIRST_COMPLETED)
@@ -527,10 +526,10 @@ class Coordinator:
         left = [site for site in self.sites if site.here or site.name not in told]
         await asyncio.gather(*(self._say(site, reason, text) for site in left))
 
-    async def _farewell(self, site: Site) -> None:
-        await site.joined()
+    async def _farewell(self, site: RemoteSite) -> None:
+        await site.wait_joined()
         await self._say(site, "complete", COMPLETE)
 
-    async def _say(self, site: Site, reason: str, text: str) -> None:
-        if await site.bye(reason, text) and reason == "complete":
+    async def _say(self, site: RemoteSite, reason: str, text: str) -> None:
+        if await site.say_bye(reason, text) and reason == "complete":
             self._files.record.farewell([site.name])

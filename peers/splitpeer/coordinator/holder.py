@@ -6,30 +6,24 @@ a copy. The first to join a run binds the site's part in it to a key of its own;
 
 from __future__ import annotations
 
-import logging
-import time
 from collections.abc import Callable
 
-from splitpeer.logs import event
+from splitpeer.coordinator.line_budget import LineBudget
 from splitproto import Session, holder
 from splitproto.constants import HEARTBEAT_INTERVAL
 from splitproto.errors import SecondHolder, Superseded
 from splitproto.messages import JobAccept, JobOffer
-
-log = logging.getLogger(__name__)
 
 CHALLENGE_BYTES = 32
 ANSWER_S = HEARTBEAT_INTERVAL
 """A link that is to be replaced may answer a PING for so long."""
 JOINING = 4
 """Links of one site that may be joining at once: beyond that the oldest is ended."""
-NOTED = 100
-"""Lines of the audit trail about one site's second links, at most, per process: a trail is kept for years."""
 QUIET_S = 10.0
-"""Seconds between two such lines of the log."""
+"""Seconds between two lines of the log about the second links of one site."""
 
 
-class Seat:
+class Holding:
     """A site's part in the run, as the coordinator keeps it.
 
     Args:
@@ -38,18 +32,18 @@ class Seat:
     """
 
     def __init__(self, site: str, note: Callable[..., None]) -> None:
-        self.site, self._note = site, note
+        self.site = site
         self.holder: bytes | None = None
         """Public key of who has it; None: nobody yet. Empty: somebody who showed no key."""
         self._bind: Callable[[str, bytes], None] = lambda site, key: None
-        self._noted, self._unsaid, self._said_at = 0, 0, -QUIET_S
+        self._lines = LineBudget(note, a_second=1 / QUIET_S, at_once=1.0)
 
     def restore(self, holder_key: bytes | None, bind: Callable[[str, bytes], None]) -> None:
         """Who had it before this process began; `bind` is told who has it from now on."""
         self.holder, self._bind = holder_key, bind
 
     def examine(self, offer: JobOffer, accept: JobAccept, link: Session) -> None:
-        """SP-11.14-3: whether `link` may take the seat.
+        """SP-11.14-3: whether `link` may take the part.
 
         Raises:
             SecondHolder: another holder has it.
@@ -67,7 +61,7 @@ class Seat:
             )
 
     async def take(self, link: Session, holder_key: bytes, present: Callable[[], Session | None]) -> None:
-        """SP-11.14-4: bind the seat to `link`, and end the link that had it unless that one answers.
+        """SP-11.14-4: bind the part to `link`, and end the link that had it unless that one answers.
 
         Raises:
             Superseded: the present link answers.
@@ -86,19 +80,7 @@ class Seat:
 
     def say(self, what: str, link: Session, other: Session | None, cause: str) -> None:
         """A line about two links of this site, in log and trail; a flood of them is counted."""
-        fields = {"site": self.site, "cause": cause, **_end("", link), **_end("other_", other)}
-        now = time.monotonic()
-        if now - self._said_at < QUIET_S:
-            self._unsaid += 1
-        else:
-            more = {"not_shown": self._unsaid} if self._unsaid else {}
-            self._said_at, self._unsaid = now, 0
-            event(log, what, logging.WARNING, **fields, **more)
-        if self._noted < NOTED:
-            self._noted += 1
-            self._note(
-                what, **fields, **({"and_more": "further ones are not noted"} if self._noted == NOTED else {})
-            )
+        self._lines.say(what, site=self.site, cause=cause, **_end("", link), **_end("other_", other))
 
 
 def _end(prefix: str, link: Session | None) -> dict[str, str]:

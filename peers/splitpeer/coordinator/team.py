@@ -8,7 +8,8 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
 
-from splitpeer.coordinator.remote_site import Site, SiteRestarted
+from splitpeer.coordinator.memory import SiteRestarted
+from splitpeer.coordinator.remote_site import RemoteSite
 from splitpeer.errors import DeadlinePassed, JobFailed, PeerError
 from splitpeer.logs import event
 from splitpeer.settings.job import Absence
@@ -31,18 +32,18 @@ class Team:
             it, and before the next step it is waited for again. `drop`: work goes on without it until it is back.
     """
 
-    def __init__(self, sites: Sequence[Site], absence: Absence) -> None:
+    def __init__(self, sites: Sequence[RemoteSite], absence: Absence) -> None:
         self.sites = tuple(sites)
         self._mode, self._least = absence.mode, absence.least_sites
-        self._not_before: dict[Site, float] = {}  # by the event loop's clock
+        self._not_before: dict[RemoteSite, float] = {}  # by the event loop's clock
 
     @property
-    def present(self) -> list[Site]:
+    def present(self) -> list[RemoteSite]:
         """Those that the work at hand counts on."""
         return [site for site in self.sites if not site.absent]
 
     @property
-    def absent(self) -> list[Site]:
+    def absent(self) -> list[RemoteSite]:
         """Those it goes on without."""
         return [site for site in self.sites if site.absent]
 
@@ -51,7 +52,7 @@ class Team:
         """Whether the run ends when one is lost for good."""
         return self._mode == "pause"
 
-    def leave_out(self, site: Site, cause: str) -> None:
+    def leave_out(self, site: RemoteSite, cause: str) -> None:
         """Go on without `site`.
 
         Raises:
@@ -60,12 +61,12 @@ class Team:
         """
         if self.all_needed:
             raise JobFailed(cause)
-        self._left(site, cause)
-        self._enough()
+        self._leave_out(site, cause)
+        self._check_enough()
 
-    async def all(
-        self, verb: Callable[[Site], Awaitable[Answer]], sites: Sequence[Site] | None = None
-    ) -> dict[Site, Answer]:
+    async def ask_all(
+        self, verb: Callable[[RemoteSite], Awaitable[Answer]], sites: Sequence[RemoteSite] | None = None
+    ) -> dict[RemoteSite, Answer]:
         """`verb` at all of `sites` (default: who is present) at once; the answers of those that are still present.
 
         Nobody is interrupted because another restarted: a message that is half sent would be overtaken by the
@@ -88,10 +89,10 @@ class Team:
                     if isinstance(error, SiteRestarted):
                         restarted = True
                     elif isinstance(error, DeadlinePassed | JobFailed) and not self.all_needed:
-                        self._left(tasks[task], str(error))
+                        self._leave_out(tasks[task], str(error))
                     else:
                         task.result()
-            self._enough()
+            self._check_enough()
             if restarted:
                 raise next(e for task in tasks if isinstance(e := task.exception(), SiteRestarted))
             return {site: task.result() for task, site in tasks.items() if not site.absent}
@@ -105,7 +106,7 @@ class Team:
         now = asyncio.get_running_loop().time()
         back = [site for site in self.absent if self._not_before.get(site, now) <= now]
         if self._mode == "skip":
-            await asyncio.gather(*(self._returned(site) for site in back))
+            await asyncio.gather(*(self._wait_returned(site) for site in back))
         await asyncio.gather(*(self._welcome(site, step, patients) for site in back if site.here))
 
     async def gather(self, seconds: float, waiting_for: Callable[[str], None], *, all_needed: bool) -> None:
@@ -125,9 +126,9 @@ class Team:
             names = ", ".join(f"{site.name} ({site.modality})" for site in missing)
             waiting_for(names)
             for site in missing:
-                site.shows_waiting(deadline - time.monotonic())
+                site.show_waiting(deadline - time.monotonic())
             # Also one that has joined may leave again while others are waited for.
-            if await self._changed(missing, deadline - time.monotonic()):
+            if await self._wait_change(missing, deadline - time.monotonic()):
                 continue
             if all_needed or self.all_needed:
                 why = "".join(f"; {site.name}: {site.refusal}" for site in missing if site.refusal)
@@ -136,30 +137,30 @@ class Team:
                 )
             for site in missing:
                 site.leave_out(f"it did not join within {seconds:g} s")
-            self._enough()
+            self._check_enough()
             return
 
-    async def _changed(self, missing: Sequence[Site], timeout: float) -> bool:
+    async def _wait_change(self, missing: Sequence[RemoteSite], timeout: float) -> bool:
         """Whether one of `missing` joins, or another site leaves, within `timeout` seconds.
 
         Raises:
             JobFailed: one has declined.
         """
         changes = {
-            asyncio.create_task(site.joined() if site in missing else site.left()): site
+            asyncio.create_task(site.wait_joined() if site in missing else site.wait_gone()): site
             for site in self.present
         }
         try:
             done, _ = await asyncio.wait(changes, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
-                self._joined(changes[task], task)
+                self._note_joined(changes[task], task)
             return bool(done)
         finally:
             for task in changes:
                 task.cancel()
             await asyncio.gather(*changes, return_exceptions=True)
 
-    def _joined(self, site: Site, task: asyncio.Task[None]) -> None:
+    def _note_joined(self, site: RemoteSite, task: asyncio.Task[None]) -> None:
         """One that declines is absent, where the run can do without it."""
         try:
             task.result()
@@ -167,40 +168,40 @@ class Team:
             if self.all_needed:
                 raise
             site.leave_out(str(error))
-            self._enough()
+            self._check_enough()
 
-    def undo(self, step: int) -> None:
+    def note_undone(self, step: int) -> None:
         """Everybody present has gone back to `step`."""
         for site in self.absent:
-            site.undo(step)
+            site.note_undone(step)
 
-    def _enough(self) -> None:
+    def _check_enough(self) -> None:
         present = self.present
         if len(present) < self._least:
-            missing = "; ".join(f"{site.name} ({site.modality}): {site.absent}" for site in self.absent)
+            missing = "; ".join(f"{site.name} ({site.modality}): {site.absence}" for site in self.absent)
             raise DeadlinePassed(f"{len(present)} sites are left, least_sites is {self._least}: {missing}")
 
-    def _left(self, site: Site, cause: str) -> None:
+    def _leave_out(self, site: RemoteSite, cause: str) -> None:
         """One that is lost again and again does not hold up the others each time."""
         site.leave_out(cause)
         site.losses += 1
         pause = min(2.0 ** (site.losses - FREE_RETURNS), LONGEST_PAUSE) if site.losses > FREE_RETURNS else 0.0
         self._not_before[site] = asyncio.get_running_loop().time() + pause
 
-    async def _returned(self, site: Site) -> None:
+    async def _wait_returned(self, site: RemoteSite) -> None:
         try:
-            await site.returned()
+            await site.wait_returned()
         except (PeerError, SplitprotoError):
             return  # it is absent already, with its cause
 
-    async def _welcome(self, site: Site, step: int, patients: int) -> None:
-        cause = site.absent
+    async def _welcome(self, site: RemoteSite, step: int, patients: int) -> None:
+        cause = site.absence
         try:
             await site.catch_up(step, patients)
         except (SiteRestarted, PeerError) as error:
             # It may try again; until then it stays what it was.
             first = cause.partition("; on its return: ")[0]
-            self._left(site, f"{first}; on its return: {error}" if str(error) not in first else first)
+            self._leave_out(site, f"{first}; on its return: {error}" if str(error) not in first else first)
         else:
             event(log, "site.present", site=site.name, modality=site.modality, step=step)
 

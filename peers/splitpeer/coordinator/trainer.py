@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from splitpeer.coordinator.remote_site import Site, SiteRestarted
+from splitpeer.coordinator.memory import SiteRestarted
+from splitpeer.coordinator.remote_site import RemoteSite
 from splitpeer.coordinator.run_files import Result, RunFiles
 from splitpeer.coordinator.team import Team
 from splitpeer.coordinator.withdrawals import Withdrawals
@@ -53,8 +54,8 @@ DISK_S = 600.0
 ROOM_S = 5.0
 """Pause before a full disk is tried again, at most."""
 
-Arrived = Mapping[Site, Mapping[str, Array]]
-Lost = Mapping[Site | None, Sequence[Unusable]]
+Arrived = Mapping[RemoteSite, Mapping[str, Array]]
+Lost = Mapping[RemoteSite | None, Sequence[Unusable]]
 """Patients that cannot be used, by whose files they are: a site's, or (None) the coordinator's own masks."""
 
 
@@ -100,7 +101,7 @@ class Loop:
         self.ready = False
         """Its half is that of `committed`: of a new run, or read from a checkpoint."""
         self._told = 0.0
-        self._missing: dict[Site, str] = {}  # as the sites were told last
+        self._missing: dict[RemoteSite, str] = {}  # as the sites were told last
         self._steps_here = 0
         self._octets_here = 0
         self._counted: int | None = (
@@ -131,13 +132,13 @@ class Loop:
         self._note_withdrawals(stream)
         if not self.ready or any(site.applied != 0 for site in self._team.present):
             for site in self._team.sites:
-                site.committed(max(self._held, default=0))
+                site.set_committed(max(self._held, default=0))
             await self._rollback(stream, "" if self.ready else "the coordinator was started again")
         scored = -1
         while scored < self._job.steps and not self.draining:
             try:
                 await self._team.muster(self.committed, self._patients)
-                await self._team.all(lambda site: site.begin(self.committed, self._patients))
+                await self._team.ask_all(lambda site: site.begin(self.committed, self._patients))
                 await self._tell_missing()
                 if self.committed < self._job.steps:
                     while lost := await self._step(stream):
@@ -197,10 +198,15 @@ class Loop:
         pauses = (self._settings.training.checkpoint_every, self._settings.evaluation.every)
         return min(*ends, *(-(-step // every) * every for every in pauses if every))
 
-    def _left_out(self, step: int) -> frozenset[str]:
+    def _sitting_out(self, step: int) -> frozenset[str]:
         """Modalities that are here and sit this step out (SP-11-37)."""
         present = [site.modality for site in self._team.present]
         return left_out(self._settings.job.seed, step, present, self._settings.training.modality_dropout)
+
+    def _announced_until(self, site: RemoteSite, step: int, until: int) -> int:
+        """What comes behind a batch that the site sits out is not announced to it yet."""
+        ahead = range(step + 1, until + 1)
+        return next((later - 1 for later in ahead if site.modality in self._sitting_out(later)), until)
 
     async def _step(self, stream: TrainingStream) -> Lost:
         """Make the next step; it is not made where patients in it cannot be used, and these are returned."""
@@ -215,16 +221,15 @@ class Loop:
             return self._own(error)
         forward = stream[step - 1]
         target = asyncio.create_task(self._computed(self._target, forward, what="the masks of a batch"))
-        out = self._left_out(step)
+        out = self._sitting_out(step)
         lost: Lost = {}
         try:
-            answers = await self._team.all(
-                lambda site: site.activations(
-                    stream, step - 1, until, self._described,
-                    takes=lambda index: site.modality not in self._left_out(index + 1),
+            answers = await self._team.ask_all(
+                lambda site: site.compute(
+                    stream, step - 1, self._announced_until(site, step, until), self._described(forward)
                 ),
                 [site for site in self._team.present if site.modality not in out],
-            )  # fmt: skip
+            )
             arrived, lost = _sorted(answers)
             waited = time.monotonic() - began
             wanted = await target
@@ -239,9 +244,9 @@ class Loop:
         computed = time.monotonic() - began - waited
         precision = self._job.precision
         # SP-11-31: who did not take part is told to count on.
-        await self._team.all(
+        await self._team.ask_all(
             lambda site: (
-                site.gradients(step, to_wire(gradients[site.modality], precision))
+                site.apply(step, to_wire(gradients[site.modality], precision))
                 if site in arrived
                 else site.advance(step)
             )
@@ -249,7 +254,7 @@ class Loop:
         # SP-11-7: a step is committed when every party has applied it.
         self.committed = self._result.step = step
         for site in self._team.sites:
-            site.committed(step)
+            site.set_committed(step)
         self._steps_here += 1
         # From commit to commit: the next activations may come at once.
         counted, self._counted = self._counted, self._octets()
@@ -319,7 +324,7 @@ class Loop:
             if volumes:
                 await self._withdraw(volumes, stream)
             else:
-                await self._team.all(lambda site: site.advance(self.committed))
+                await self._team.ask_all(lambda site: site.advance(self.committed))
         figures = {
             "dice": self._result.dice,
             "modalities": self._result.modalities,
@@ -341,11 +346,11 @@ class Loop:
             {f"dice_{region}": value for region, value in self._result.dice.items() if value is not None},
         )
 
-    def _evaluating(self) -> list[Site]:
+    def _evaluating(self) -> list[RemoteSite]:
         """SP-10-8: a site without the feature trains, and evaluations are made without it."""
         return [site for site in self._team.present if "evaluate" in site.features]
 
-    async def _evaluate_with(self, sites: Sequence[Site], keys: Sequence[bytes]) -> int | Lost:
+    async def _evaluate_with(self, sites: Sequence[RemoteSite], keys: Sequence[bytes]) -> int | Lost:
         """Score with these sites: how many volumes; or the patients that cannot be used, nobody if one of the sites
         got lost on the way."""
         try:
@@ -356,7 +361,7 @@ class Loop:
         except PatientUnusable as error:
             return self._own(error)
 
-    async def _score(self, sites: Sequence[Site], keys: Sequence[bytes]) -> int | Lost:
+    async def _score(self, sites: Sequence[RemoteSite], keys: Sequence[bytes]) -> int | Lost:
         settings = self._settings.evaluation
         plan = Plan.of(keys, self._labels, self._window, settings.overlap, settings.batch, self.committed)
         final = self.committed == self._job.steps
@@ -370,9 +375,9 @@ class Loop:
         }
         for index in range(len(plan.forwards)):
             until = index + self._settings.training.ahead
-            answers = await self._team.all(
-                lambda site, index=index, until=until: site.activations(
-                    plan.forwards, index, until, self._described
+            answers = await self._team.ask_all(
+                lambda site, index=index, until=until: site.compute(
+                    plan.forwards, index, until, self._described(plan.forwards[index])
                 ),
                 sites,
             )
@@ -441,7 +446,7 @@ class Loop:
         self._report(h.PhaseBegan("saving"))
         most = self._settings.training.keep_checkpoints
         keep = [held for held in self._held if held < step][-most:]
-        digests = await self._team.all(lambda site: site.save(step, keep, leaving=leaving))
+        digests = await self._team.ask_all(lambda site: site.save(step, keep, leaving=leaving))
         for site in [site for site, digest in digests.items() if digest is None]:
             if site.unsaved >= UNSAVED and not self._team.all_needed:
                 self._team.leave_out(site, f"it could not write {site.unsaved} checkpoints in a row")
@@ -457,7 +462,7 @@ class Loop:
             event(log, "job.checkpoint_failed", logging.WARNING, step=step, cause=str(error))
             return False
         for site in digests:
-            site.settled()
+            site.forgive()
         shown = {site.name: (digest or b"").hex() for site, digest in digests.items()}
         event(log, "job.checkpoint", step=step, **{name: digest[:12] for name, digest in shown.items()})
         self._witness.note("job.checkpoint", run=self._files.run.hex(), step=step, digests=[
@@ -476,22 +481,24 @@ class Loop:
         self._report(h.PhaseBegan("rolling back"))
         while True:
             try:
-                await self._team.all(Site.back)
+                await self._team.ask_all(RemoteSite.reach)
                 own = await self._compute.run(
                     checkpoint.available, self._files.checkpoints, what="its own checkpoints", timeout=DISK_S
                 )
                 common = set(own).intersection(*(site.checkpoints for site in self._team.present))
                 if not common:
-                    self._leave_behind(own)
+                    self._leave_out_oldest(own)
                     continue
                 step = max(common)
-                await self._team.all(lambda site, step=step: site.begin(step, self._patients, forgive=True))
-                await self._team.all(lambda site, step=step: site.rollback(step))
+                await self._team.ask_all(
+                    lambda site, step=step: site.begin(step, self._patients, even_restarted=True)
+                )
+                await self._team.ask_all(lambda site, step=step: site.roll_back(step))
                 break
             except SiteRestarted as restarted:
                 event(log, "job.restarted_site", logging.WARNING, site=str(restarted))
                 cause = f"{restarted} came back without its memory"
-        self._team.undo(step)
+        self._team.note_undone(step)
         await self._compute.run(self._load, step, what=f"its own checkpoint of step {step}", timeout=DISK_S)
         self._held = tuple(sorted(saved for saved in own if saved <= step))
         self.ready = True
@@ -504,7 +511,7 @@ class Loop:
         await self._tell_withdrawals()
         event(log, "job.rollback", logging.WARNING, step=step, before=before, cause=cause)
 
-    def _leave_behind(self, own: Collection[int]) -> None:
+    def _leave_out_oldest(self, own: Collection[int]) -> None:
         """Go back without the site whose steps in common are the oldest. Raises JobFailed if all are needed."""
         newest = {site: max({*own}.intersection(site.checkpoints), default=-1) for site in self._team.present}
         behind = min(newest, key=lambda site: newest[site])
@@ -551,7 +558,7 @@ class Loop:
         self._note_withdrawals(stream)
         await self._compute.run(self._remove_predictions, what="masks to be removed", timeout=DISK_S)
         self._files.metric(step=self.committed, withdrawn=len(self._withdrawals.keys))
-        await self._team.all(lambda site: site.advance(self.committed))
+        await self._team.ask_all(lambda site: site.advance(self.committed))
         await self._tell_withdrawals()
 
     async def _tell_withdrawals(self) -> None:
@@ -567,7 +574,7 @@ class Loop:
         self._result.withdrawn = self._withdrawals.shown()
         self._board.set(withdrawn=len(self._withdrawals.keys))
         for site in self._team.sites:
-            site.without(self._withdrawals.messages(), self.committed, self._patients)
+            site.set_withdrawn(self._withdrawals.messages(), self.committed, self._patients)
 
     def _own(self, error: PatientUnusable) -> Lost:
         """SP-11.13-11: a mask of the coordinator's own; only its own log names the file."""
@@ -609,7 +616,7 @@ class Loop:
         del arrived[site]
         return True
 
-    def _culprit(self, arrived: Arrived) -> tuple[Site, str] | None:
+    def _culprit(self, arrived: Arrived) -> tuple[RemoteSite, str] | None:
         for site, tensors in arrived.items():
             for name, array in from_wire(tensors, self._job.precision).items():
                 if not np.isfinite(array).all():
@@ -630,7 +637,7 @@ class Loop:
 
     async def _tell_missing(self) -> None:
         """SP-11-42: the others learn whom the run goes on without, and why, and when it is back."""
-        missing = {site: site.absent for site in self._team.absent}
+        missing = {site: site.absence for site in self._team.absent}
         if missing.keys() != self._missing.keys():
             self._missing = missing
             shown = tuple(Missing(site.modality, printable(cause)[:200]) for site, cause in missing.items())
@@ -647,7 +654,9 @@ class Loop:
         await asyncio.gather(*(site.tell(Progress(step, finite)) for site in self._team.present))
 
 
-def _sorted(answers: Mapping[Site, Mapping[str, Array] | Withdraw]) -> tuple[dict[Site, Any], Lost]:
+def _sorted(
+    answers: Mapping[RemoteSite, Mapping[str, Array] | Withdraw],
+) -> tuple[dict[RemoteSite, Any], Lost]:
     """What sites sent, and what they cannot send."""
     lost = {site: answer.patients for site, answer in answers.items() if isinstance(answer, Withdraw)}
     return {site: answer for site, answer in answers.items() if site not in lost}, lost

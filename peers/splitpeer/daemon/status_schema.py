@@ -12,7 +12,8 @@ from typing import Any, Literal, TypedDict, cast
 NAME = "status.json"
 VERSION = 1
 
-SiteState = Literal["joined", "awaited", "absent", "catching up"]
+SiteState = Literal["awaited", "joining", "present", "lost", "absent", "returned", "catching up"]
+"""As in the table of `coordinator/standing.py`, which a status is read without."""
 
 
 class Moment(TypedDict):

@@ -5,10 +5,12 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 from splitpeer.coordinator.standing import TRANSITIONS, Happening, ImpossibleHappening, Standing, after
+from splitpeer.daemon.status_schema import SiteState
 
 ROOT = Path(__file__).resolve().parents[3]
 H = Happening
@@ -83,6 +85,10 @@ def test_what_is_joining_does_not_show_where_work_counts_on_a_link() -> None:
         awaited = standing in (Standing.AWAITED, Standing.JOINING)
         assert (row[H.DIALLED] is Standing.JOINING) is awaited
         assert row[H.TURNED_AWAY] is (Standing.AWAITED if awaited else standing)
+
+
+def test_status_shows_the_standings_and_no_other_word() -> None:
+    assert {one.value for one in Standing} == set(get_args(SiteState))
 
 
 def test_the_docs_draw_the_table() -> None:

@@ -42,7 +42,7 @@ async def test_a_site_that_leaves_while_others_are_waited_for_is_waited_for_agai
     async with scene.running(only=["hub", "site-flair"]) as on:
         flair, hub = site(on, "flair"), on.tasks["hub"]
         await until(lambda: flair.here, hub)
-        session = flair._session
+        session = flair.session
         on.stops["site-flair"].set()
         await until(lambda: not flair.here, hub)
         # The bye was answered: the site need not wait until it gives that up.

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 
 from splitpeer.cli.outcome import exit_code
-from splitpeer.coordinator import holder
+from splitpeer.coordinator import holder, line_budget
 from splitpeer.coordinator.coordinator import Coordinator
 from splitpeer.daemon.console import LogView
 from splitpeer.daemon.trail import NAME as TRAIL
@@ -186,7 +186,7 @@ async def test_links_that_join_and_say_nothing_do_not_lock_the_site_out(scene) -
 
 
 class Link:
-    """What a seat needs of a session."""
+    """What a holding needs of a session."""
 
     def __init__(self, address: str, answers: bool = True) -> None:
         self.address, self.alive, self._answers = address, True, answers
@@ -204,15 +204,15 @@ class Link:
 async def test_a_flood_of_second_links_is_counted_and_not_written(caplog) -> None:
     """SP-11.14-3: the log takes a line now and then, the trail a hundred."""
     lines: list[dict] = []
-    seat = holder.Seat("site-t1", lambda event, **fields: lines.append({"event": event, **fields}))
+    holding = holder.Holding("site-t1", lambda event, **fields: lines.append({"event": event, **fields}))
     first, seated = Link("10.0.0.1"), []
-    await seat.take(first, b"k" * 32, lambda: None)
+    await holding.take(first, b"k" * 32, lambda: None)
     seated.append(first)
     for number in range(1000):
         with pytest.raises(Superseded):
-            await seat.take(Link(f"10.0.1.{number}"), b"k" * 32, lambda: first)
-        seat.say("site.second_holder", Link(f"10.0.1.{number}"), first, cause="again")
-    assert first.alive and len(lines) == holder.NOTED
+            await holding.take(Link(f"10.0.1.{number}"), b"k" * 32, lambda: first)
+        holding.say("site.second_holder", Link(f"10.0.1.{number}"), first, cause="again")
+    assert first.alive and len(lines) == line_budget.NOTED
     assert lines[-1]["and_more"]
     assert len([r for r in caplog.records if r.getMessage() == "site.second_holder"]) == 1
 
@@ -249,22 +249,22 @@ async def test_who_does_not_fit_does_not_get_the_place(scene) -> None:
     """SP-11.14-4: a place is taken last, and by the key that was shown while it was free or its own."""
     scene.cast("flair", "t1", training={"steps": 2})
     async with scene.running(only=["hub"]) as on:
-        seat = site_of(on, "t1").seat
+        holding = site_of(on, "t1").holding
         site_of(on, "t1").expect({b"x" * 16: None})  # as while a run is under way
         ended = await peer(scene, lambda message: [message])
         assert "lacks 1 of the run's 1 patients" in ended
-        assert seat.holder is None, "what does not fit was bound all the same"
+        assert holding.holder is None, "what does not fit was bound all the same"
 
 
 async def test_a_place_that_was_taken_meanwhile_is_not_taken_again() -> None:
     """SP-11.14-4: between showing a key and listing its patients, somebody else may have joined."""
     bound: list[bytes] = []
-    seat = holder.Seat("site-t1", lambda *about, **fields: None)
-    seat.restore(None, lambda site, key: bound.append(key))
+    holding = holder.Holding("site-t1", lambda *about, **fields: None)
+    holding.restore(None, lambda site, key: bound.append(key))
     # Two links showed a key while the place was free; one of them lists its patients first.
-    await seat.take(None, b"k" * 32, lambda: None)
+    await holding.take(None, b"k" * 32, lambda: None)
     with pytest.raises(SecondHolder):
-        await seat.take(None, b"t" * 32, lambda: None)
+        await holding.take(None, b"t" * 32, lambda: None)
     assert bound == [b"k" * 32]
 
 

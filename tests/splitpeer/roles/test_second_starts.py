@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from splitpeer.coordinator import coordinator
-from splitpeer.coordinator import remote_site as site
+from splitpeer.coordinator.remote_site import RemoteSite
 from splitpeer.data.sampling import batch_digest
 from splitpeer.errors import ConfigError, DataError, DeadlinePassed, JobFailed
 from splitpeer.site.client import Client
@@ -46,13 +46,13 @@ async def test_one_that_is_stopped_before_it_has_gone_back_keeps_its_checkpoints
     assert max(before) >= 10
     reached = asyncio.Event()
 
-    async def stuck(self: site.Site, step: int) -> None:
+    async def stuck(self: RemoteSite, step: int) -> None:
         reached.set()
         await asyncio.sleep(60)
 
     monkeypatch.setattr(coordinator, "DRAIN_S", 0.2)
     monkeypatch.setattr(coordinator, "STRAGGLER_S", 0.1)
-    monkeypatch.setattr(site.Site, "rollback", stuck)
+    monkeypatch.setattr(RemoteSite, "roll_back", stuck)
     async with scene.running(resume=None) as on, asyncio.timeout(60):
         await reached.wait()
         on.stops["hub"].set()

@@ -52,7 +52,7 @@ def test_a_federation_as_status_shows_it(scene, capsys: pytest.CaptureFixture[st
     clients = [scene.start("site-flair"), scene.start("site-t1")]
     found = until(scene, "hub", lambda one: one.phase == "training" and (one.work.get("step") or 0) > 20)
     assert (found.pid, found.work["steps"], found.work["job"]) == (hub.pid, 4000, "try")
-    assert {known["state"] for known in found.sites.values()} == {"joined"}
+    assert {known["state"] for known in found.sites.values()} == {"present"}
     assert [of(scene, f"site-{m}").pid for m in ("flair", "t1")] == [client.pid for client in clients]
     until(scene, "site-t1", lambda one: one.phase == "working" and one.work["step"] > 20)
     code, out = command(capsys, "status", *peers)

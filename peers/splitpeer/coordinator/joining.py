@@ -1,0 +1,88 @@
+"""What a site says when it joins: that it accepts the job, and which patients it has."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+
+from splitpeer.coordinator.site_link import SiteLink
+from splitpeer.data.geometry import Geometry, compare_geometry
+from splitpeer.errors import DataError
+from splitproto.errors import Misaligned, SchemaMismatch
+from splitproto.messages import Inventory, JobAccept
+
+
+@dataclass(frozen=True, slots=True)
+class Patients:
+    """Whom a site has, by pseudonymous key."""
+
+    usable: Mapping[bytes, Geometry]
+    """With the grid of their images."""
+    unusable: Mapping[bytes, str]
+    """Whose files the site cannot use, with a cause of SP-11.13."""
+
+
+async def hear_patients(link: SiteLink, accept: JobAccept, salt_check: bytes) -> Patients:
+    """The site's inventory, in as many pieces as it takes.
+
+    Args:
+        salt_check: of the coordinator's salt, from which the keys of its masks are made.
+
+    Raises:
+        Misaligned: the site has another salt.
+        SchemaMismatch: the list is not what `accept` announced.
+        SplitprotoError: the link is over.
+    """
+    usable: dict[bytes, Geometry] = {}
+    unusable: dict[bytes, str] = {}
+    last = False
+    while not last:
+        piece = await link.hear("its list of patients", Inventory)
+        last = piece.last
+        _check_salt(link.site, piece.salt_check, salt_check)
+        # SP-11-4: bounded by what was announced, or a list that never ends would fill our memory.
+        if len(usable) + len(piece.patients) > accept.patients or not (piece.patients or last):
+            raise SchemaMismatch(f"{accept.patients} patients announced, but more, or none, are listed")
+        for p in piece.patients:
+            usable[p.key] = Geometry(p.shape, p.spacing, p.directions, p.origin, p.stored)
+        if piece.unusable is not None:
+            unusable = _unusable(piece, usable)
+    if len(usable) != accept.patients:
+        raise SchemaMismatch(f"{accept.patients} patients announced, {len(usable)} listed")
+    return Patients(usable, unusable)
+
+
+def check_fit(site: str, patients: Patients, expected: Mapping[bytes, Geometry]) -> None:
+    """SP-11-4: a site that joins a run under way has its patients, on their grids, but for those it cannot use.
+
+    Args:
+        expected: the run's patients in use, with the grid of the labels.
+
+    Raises:
+        Misaligned: they are not.
+    """
+    needed = {key: grid for key, grid in expected.items() if key not in patients.unusable}
+    if lost := len(needed.keys() - patients.usable.keys()):
+        raise Misaligned(f"it lacks {lost} of the run's {len(needed)} patients")
+    try:
+        compare_geometry({"labels": needed, site: {key: patients.usable[key] for key in needed}})
+    except DataError as error:
+        raise Misaligned(str(error)) from error
+
+
+def _check_salt(site: str, shown: bytes, own: bytes) -> None:
+    """SP-11.5-4: with another salt every key is another, and no patient would be found at both."""
+    if shown != own:
+        raise Misaligned(
+            f"the patient salt of {site} (check value {shown.hex()}) is not the coordinator's: install the "
+            "same federation.salt at both (each start's log shows its own check value)"
+        )
+
+
+def _unusable(piece: Inventory, usable: Collection[bytes]) -> dict[bytes, str]:
+    """SP-11.13-9. Raises SchemaMismatch."""
+    listed = piece.unusable or ()
+    found = {patient.key: patient.cause for patient in listed}
+    if not piece.last or len(found) < len(listed) or found.keys() & set(usable):
+        raise SchemaMismatch("patients that cannot be used are listed too early, twice, or as usable")
+    return found

@@ -1,0 +1,257 @@
+"""Whether a site is here: its standing, the link over which it has joined, and the wait for the next one.
+
+The table is in `standing.py`; here is what moves a site in it, and what log, trail and board are told of that.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from typing import Any, Unpack, cast
+
+from splitpeer.coordinator.line_budget import LineBudget
+from splitpeer.coordinator.site_link import SiteLink
+from splitpeer.coordinator.standing import Happening, Standing, after
+from splitpeer.daemon.board import Board
+from splitpeer.daemon.status_schema import SiteFigures, SiteState
+from splitpeer.daemon.witness import Witness
+from splitpeer.errors import DeadlinePassed, JobFailed
+from splitpeer.logs import event
+from splitproto import SplitprotoError
+from splitproto.clock import patiently
+from splitproto.errors import DeadlineExceeded, LinkLost
+
+log = logging.getLogger(__name__)
+
+REFUSALS_A_SECOND, REFUSALS_AT_ONCE = 0.01, 20.0
+"""Lines of the log about links of one site that did not join."""
+
+
+class Presence:
+    """The standing of one site.
+
+    Args:
+        name: as in its certificate.
+        modality: of its images.
+        patience_s: how long it may be away, in seconds.
+        witness: told what belongs into the audit trail.
+        board: told where it stands and what it is waited for.
+    """
+
+    def __init__(self, name: str, modality: str, patience_s: float, witness: Witness, board: Board) -> None:
+        self.name, self.modality = name, modality
+        self.standing = Standing.AWAITED
+        self.link: SiteLink | None = None
+        """Over which it joined last."""
+        self.absence = ""
+        """Why the run goes on without it; empty: it does not."""
+        self.refusal = ""
+        """Why it did not join when it dialled last; empty: it did, or has not dialled."""
+        self._patience_s, self._witness, self._board = patience_s, witness, board
+        self._refusals = LineBudget(witness.note, a_second=REFUSALS_A_SECOND, at_once=REFUSALS_AT_ONCE)
+        self._failure: JobFailed | None = None
+        self._decided = asyncio.Event()  # it has joined, or is lost: whoever waits for it need not any more
+        self._watching: asyncio.Task[None] | None = None
+        self._board.site(name, modality=modality, state=cast("SiteState", self.standing.value))
+
+    # --- queries ---------------------------------------------------------------------------------------
+
+    @property
+    def here(self) -> bool:
+        """It has joined, and its link is alive."""
+        return self.standing.linked and self.link is not None and self.link.alive
+
+    @property
+    def absent(self) -> bool:
+        """The run goes on without it, whether it is here again or not."""
+        return self.standing.out
+
+    # --- commands --------------------------------------------------------------------------------------
+
+    def note_dialled(self) -> None:
+        """A link of it is offered the job."""
+        self._move(Happening.DIALLED)
+
+    def note_turned_away(self) -> None:
+        """No link of it is joining any more."""
+        self._move(Happening.TURNED_AWAY)
+
+    def note_refused(self, cause: str) -> None:
+        """It dialled and did not join: it stays away, and is waited for as before."""
+        if cause != self.refusal:
+            self._refusals.say("site.refused", site=self.name, modality=self.modality, cause=cause)
+        self.refusal = cause
+
+    def note_declined(self, error: JobFailed) -> None:
+        """It does not want the job."""
+        self._failure = error
+        self._move(Happening.DECLINED)
+
+    def take(self, link: SiteLink, *, applied: int, checkpoints: list[int]) -> None:
+        """The site has joined over `link`, and said how far it is."""
+        self.link, self.refusal, self._failure = link, "", None
+        self._move(
+            Happening.JOINED,
+            link_since=time.monotonic(),
+            tls=link.session.tls,
+            applied=applied,
+            checkpoints=checkpoints,
+        )
+        self.stop_waiting()
+        self._watching = asyncio.create_task(self._watch(link))
+
+    def lose(self, link: SiteLink, cause: str, **more: Any) -> None:
+        """A question found `link` broken: the site is awaited on another, if it has none yet."""
+        event(log, "site.lost", logging.WARNING, site=self.name, cause=cause, **more)
+        if link is self.link and self.standing.linked:
+            self._move(Happening.LINK_ENDED)
+
+    def fail(self, error: SplitprotoError) -> JobFailed:
+        """The site failed in a way that a new link does not mend; returns what is to be raised."""
+        self._failure = JobFailed(f"site {self.name}: {error}")
+        self._move(Happening.FAILED)
+        return self._failure
+
+    def leave_out(self, cause: str) -> None:
+        """From now on the run goes on without this site, which may dial and join again."""
+        self.absence = cause
+        self._move(Happening.LEFT_OUT, absent_since=time.monotonic(), cause=cause)
+        self.stop_waiting()
+        event(log, "site.absent", logging.WARNING, site=self.name, modality=self.modality, cause=cause)
+        self._witness.note("site.absent", site=self.name, cause=cause)
+        # It may be in the middle of anything: on a new link, both know where they are.
+        if self.link is not None and self.link.alive:
+            self.link.session.fail(
+                DeadlineExceeded("the run goes on without this site; dial again to join it")
+            )
+
+    def start_catching_up(self) -> None:
+        """It is about to be brought to the committed step.
+
+        Raises:
+            DeadlinePassed: it has gone again.
+        """
+        if not self.here:
+            raise self._lost_again()
+        self._move(Happening.CATCHES_UP)
+
+    def end_catching_up(self) -> None:
+        """It is where the others are: the run counts on it again."""
+        self.absence = ""
+        self._move(Happening.CAUGHT_UP)
+
+    def let_go(self) -> SiteLink | None:
+        """Give up the link, for a last word on it; None: there is none."""
+        link, self.link = self.link, None
+        if self.standing.linked:
+            self._move(Happening.LINK_ENDED)
+        return link
+
+    def show_waiting(self, what: str, seconds: float) -> None:
+        """It is waited for, `seconds` more at most."""
+        self._board.waits(what, who=self.name, deadline_s=max(0.0, seconds))
+
+    def stop_waiting(self) -> None:
+        """It is not waited for any more."""
+        self._board.waits(None, who=self.name)
+
+    # --- waits -----------------------------------------------------------------------------------------
+
+    async def wait_joined(self) -> None:
+        """Wait until the site has joined; raises JobFailed if it declined."""
+        await self._decided.wait()
+        if self.standing is Standing.LOST and self._failure is not None:
+            raise self._failure
+
+    async def wait_gone(self) -> None:
+        """Wait until the site is not here."""
+        if self.link is not None:
+            await asyncio.wait((self.link.session.ended,))
+
+    async def wait_here(self, seconds: float) -> None:
+        """Wait until a site between two links is here, or `seconds` are over, which is a warning."""
+        if self.link is not None and not self.link.alive:
+            self._note_end(self.link)
+        try:
+            async with asyncio.timeout(seconds):
+                await self._decided.wait()
+        except TimeoutError:
+            event(log, "site.lost", logging.WARNING, site=self.name, cause="it was not here for the bye")
+
+    async def wait_link(self, what: str) -> SiteLink:
+        """Wait until the site is here, at most as long as it may be away.
+
+        Args:
+            what: it is waited for, in words.
+
+        Raises:
+            DeadlinePassed: it did not come back in time.
+            JobFailed: it has failed for good.
+        """
+        self._check_failed()
+        if not self.here:
+            if self.link is not None:
+                self._note_end(self.link)
+            self.show_waiting("to come back", self._patience_s)
+            joined = asyncio.ensure_future(self._decided.wait())
+            try:
+                if not await patiently((joined,), self._patience_s):
+                    raise DeadlinePassed(
+                        f"site {self.name} ({self.modality}) did not come back within {self._patience_s:g} s; "
+                        f"it was waited for: {what}{f'; when it dialled: {self.refusal}' if self.refusal else ''}"
+                    )
+            finally:
+                joined.cancel()
+            self._check_failed()
+        if self.link is None:
+            raise LinkLost("no link")
+        return self.link
+
+    async def wait_link_unless_absent(self, what: str) -> SiteLink:
+        """As `wait_link`; but the others wait while a site catches up, so one that is lost again is not waited for."""
+        self._check_failed()
+        if self.absent and not self.here:
+            raise self._lost_again()
+        return await self.wait_link(what)
+
+    # --- inside ----------------------------------------------------------------------------------------
+
+    def _move(self, happening: Happening, **shown: Unpack[SiteFigures]) -> None:
+        self.standing = after(self.standing, happening)
+        shown["state"] = cast("SiteState", self.standing.value)
+        self._board.site(self.name, **shown)
+        if self.standing.linked or self.standing is Standing.LOST:
+            self._decided.set()
+        else:
+            self._decided.clear()
+
+    async def _watch(self, link: SiteLink) -> None:
+        """Answer a bye at once, and notice a link that ends, also while nothing is asked of the site."""
+        await asyncio.wait((link.session.leaving,))
+        if (bye := link.session.farewell) is not None:
+            await link.session.close(bye.reason)
+        self._note_end(link)
+
+    def _note_end(self, link: SiteLink) -> None:
+        """`link` is over; nothing, where that is known."""
+        if link is not self.link or not self.standing.linked:
+            return
+        self._move(Happening.LINK_ENDED)
+        bye = link.session.farewell
+        if bye is None:
+            event(log, "site.lost", logging.WARNING, site=self.name, cause=str(link.session.ended.result()))
+        elif bye.reason != "rotate":
+            event(log, "site.left", site=self.name, cause=bye.text)
+
+    def _check_failed(self) -> None:
+        """Raises JobFailed where only the site itself can mend it, and join again."""
+        if self._failure is not None:
+            raise self._failure
+        ended = self.link.session.ended if self.link is not None else None
+        if ended is not None and ended.done() and (error := ended.result()) is not None and not error.retry:
+            # A site may give up between two questions, such as when its privacy budget is spent.
+            raise self.fail(error) from error
+
+    def _lost_again(self) -> DeadlinePassed:
+        return DeadlinePassed(f"site {self.name} ({self.modality}) was lost again before it had caught up")
