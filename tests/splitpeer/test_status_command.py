@@ -150,7 +150,7 @@ def test_the_tables_fit(peer_toml: Path, width: int) -> None:
         assert max(map(len, text.splitlines())) <= width
         assert "…" not in text, "a name was cut"
         table = " ".join(re.sub(r"[─\n]", " ", text).split())
-        assert "charite t1 joined 12 min 120 3.1 2.9" in table
+        assert "charite t1 present 12 min 120 3.1 2.9" in table
         assert "flair absent 40 s 117" in table
     words = " ".join(one.split())
     assert "step 120 of 1000 (12 %), 4.1 steps/s, 4 min left" in words

@@ -8,13 +8,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from typing import Any, Unpack, cast
+from typing import Any, Unpack
 
 from splitpeer.coordinator.line_budget import LineBudget
 from splitpeer.coordinator.site_link import SiteLink
 from splitpeer.coordinator.standing import Happening, Standing, after
 from splitpeer.daemon.board import Board
-from splitpeer.daemon.status_schema import SiteFigures, SiteState
+from splitpeer.daemon.status_schema import SiteFigures
 from splitpeer.daemon.witness import Witness
 from splitpeer.errors import DeadlinePassed, JobFailed
 from splitpeer.logs import event
@@ -53,7 +53,7 @@ class Presence:
         self._failure: JobFailed | None = None
         self._decided = asyncio.Event()  # it has joined, or is lost: whoever waits for it need not any more
         self._watching: asyncio.Task[None] | None = None
-        self._board.site(name, modality=modality, state=cast("SiteState", self.standing.value))
+        self._board.site(name, modality=modality, state=self.standing.value)
 
     # --- queries ---------------------------------------------------------------------------------------
 
@@ -219,7 +219,7 @@ class Presence:
 
     def _move(self, happening: Happening, **shown: Unpack[SiteFigures]) -> None:
         self.standing = after(self.standing, happening)
-        shown["state"] = cast("SiteState", self.standing.value)
+        shown["state"] = self.standing.value
         self._board.site(self.name, **shown)
         if self.standing.linked or self.standing is Standing.LOST:
             self._decided.set()
