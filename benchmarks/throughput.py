@@ -41,6 +41,7 @@ from splitproto.messages import (
     Job,
     JobAccept,
     JobOffer,
+    Level,
     Sample,
 )
 
@@ -108,7 +109,23 @@ class Ours:
         spawn(ours_sender, self.listener.address)
         self.session: Session = await self.listener.accept(WAIT_S)
         job = Job(
-            "bench", 2, (8,) * 6, (4,), "f32", (96, 96), (), False, 1, 1, "sgd", 1.0, 0.0, "constant", 1.0
+            "bench",
+            2,
+            "none",
+            (),
+            (Level("x0", 8, (16, 16)),),
+            (0,),
+            "f32",
+            (96, 96),
+            (),
+            False,
+            1,
+            1,
+            "sgd",
+            1.0,
+            0.0,
+            "constant",
+            1.0,
         )
         await self.session.send(JobOffer(bytes(16), "t1", job, DIGEST))
         for _ in (JobAccept, Inventory):

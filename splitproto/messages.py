@@ -83,15 +83,37 @@ class Missing:
 
 
 @dataclass(frozen=True, slots=True)
+class Level:
+    """One tensor [samples, channels, *(window / stride)] that an encoder yields."""
+
+    name: str = wire(Text(32))
+    channels: int = wire(Int(1, 4096))
+    stride: tuple[int, ...] = wire(ListOf(Int(1, 4096), 3, 2))
+    """Voxels of the image per value, along each axis."""
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One setting of a network."""
+
+    name: str = wire(Text(32))
+    values: tuple[int, ...] = wire(ListOf(Int(0, 1 << 16), 64, 1))
+
+
+@dataclass(frozen=True, slots=True)
 class Job:
     """The part of a job that a site must know to take part."""
 
     name: str = wire(Text(63))
     dimensions: int = wire(Int(2, 3))
-    features: tuple[int, ...] = wire(ListOf(Int(1, 4096), 6, 6))
-    """Channels of the U-Net: five levels and the last decoder block."""
-    levels: tuple[int, ...] = wire(ListOf(Int(0, 4), 5, 1))
-    """Levels whose activations leave the site."""
+    network: str = wire(Text(32))
+    """Which encoder the coordinator has in mind; a site may run its own that yields the same cut."""
+    settings: tuple[Setting, ...] = wire(ListOf(Record(Setting), 16))
+    """Of that network."""
+    cut: tuple[Level, ...] = wire(ListOf(Record(Level), 16, 1))
+    """All levels of an encoder, the finest first."""
+    levels: tuple[int, ...] = wire(ListOf(Int(0, 15), 16, 1))
+    """Those of the cut whose activations leave the site."""
     precision: str = wire(Text(8, tuple(DTYPES)))
     """Dtype of activations and gradients."""
     window: tuple[int, ...] = wire(ListOf(Int(16, 1 << 12), 3, 2))

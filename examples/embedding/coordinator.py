@@ -24,6 +24,7 @@ from splitproto.messages import (
     JobAccept,
     JobDecline,
     JobOffer,
+    Level,
     Sample,
 )
 from splitproto.tensors import Descriptor, matches, schema_digest
@@ -32,7 +33,9 @@ WAIT_S = 60.0
 JOB = Job(
     name="embedding",
     dimensions=2,
-    features=(8, 8, 16, 32, 64, 8),
+    network="example",  # the sites' own affair: they run what they like that yields this cut
+    settings=(),
+    cut=tuple(Level(f"x{n}", channels, (2**n, 2**n)) for n, channels in enumerate((8, 8, 16, 32, 64))),
     levels=(1, 2, 3, 4),
     precision="f32",
     window=(48, 48),
@@ -47,8 +50,8 @@ JOB = Job(
     seconds_per_step=WAIT_S,
 )
 CUT = [
-    Descriptor(f"x{n}", JOB.precision, (JOB.batch, JOB.features[n], *(size >> n for size in JOB.window)))
-    for n in JOB.levels
+    Descriptor(one.name, JOB.precision, (JOB.batch, one.channels, *(48 // step for step in one.stride)))
+    for one in (JOB.cut[n] for n in JOB.levels)
 ]
 
 

@@ -51,6 +51,7 @@ from splitproto.messages import (
     JobAccept,
     JobDecline,
     JobOffer,
+    Level,
     Patient,
     Progress,
     Rollback,
@@ -141,13 +142,15 @@ def from_nifti(folder: Path) -> dict[str, Volume]:
 
 
 class Encoder:
-    """Level n: average pooling by 2**n, 3x3 filters, ReLU, one learned gain per channel."""
+    """Each level: average pooling by its stride, 3x3 filters, ReLU, one learned gain per channel."""
 
     def __init__(self, job: Job) -> None:
         self.job = job
         rng = np.random.default_rng(secrets.randbits(128))  # weights that nobody else can guess
-        self.filters = {n: rng.standard_normal((job.features[n], 3, 3), np.float32) / 3 for n in job.levels}
-        self.gains = {n: np.ones(job.features[n], np.float32) for n in job.levels}
+        self.filters = {
+            n: rng.standard_normal((job.cut[n].channels, 3, 3), np.float32) / 3 for n in job.levels
+        }
+        self.gains = {n: np.ones(job.cut[n].channels, np.float32) for n in job.levels}
         self._kept: dict[int, np.ndarray] = {}
 
     def forward(self, x: np.ndarray, keep: bool) -> dict[str, np.ndarray]:
@@ -155,20 +158,21 @@ class Encoder:
         batch, h, w = x.shape
         out = {}
         for n in self.job.levels:
-            pooled = x.reshape(batch, h >> n, 1 << n, w >> n, 1 << n).mean((2, 4))
+            high, wide = self.job.cut[n].stride
+            pooled = x.reshape(batch, h // high, high, w // wide, wide).mean((2, 4))
             patches = np.lib.stride_tricks.sliding_window_view(
                 np.pad(pooled, ((0, 0), (1, 1), (1, 1))), (3, 3), (1, 2)
             )
             maps = np.maximum(np.einsum("bhwij,cij->bchw", patches, self.filters[n], optimize=True), 0)
             if keep:
                 self._kept[n] = maps
-            out[f"x{n}"] = np.ascontiguousarray(maps * self.gains[n][:, None, None])
+            out[self.job.cut[n].name] = np.ascontiguousarray(maps * self.gains[n][:, None, None])
         return out
 
     def backward(self, gradients: dict[str, np.ndarray]) -> None:
         """One step of gradient descent."""
         for n, gain in self.gains.items():
-            gain -= self.job.learning_rate * (gradients[f"x{n}"] * self._kept[n]).sum((0, 2, 3))
+            gain -= self.job.learning_rate * (gradients[self.job.cut[n].name] * self._kept[n]).sum((0, 2, 3))
 
     def save(self, path: Path) -> bytes:
         """Write the state so that a crash or a loss of power leaves it whole or not there; returns its SHA-256."""
@@ -270,15 +274,18 @@ class Run:
 
 def cut(job: Job) -> list[Descriptor]:
     """The tensors that one training batch sends."""
-    return [
-        Descriptor(f"x{n}", "f32", (job.batch, job.features[n], *(size >> n for size in job.window)))
-        for n in job.levels
-    ]
+    return [Descriptor(job.cut[n].name, "f32", (job.batch, *shape(job, job.cut[n]))) for n in job.levels]
+
+
+def shape(job: Job, level: Level) -> tuple[int, ...]:
+    """Of one sample."""
+    sizes = (size // step for size, step in zip(job.window, level.stride, strict=True))
+    return (level.channels, *sizes)
 
 
 def check_size(job: Job, samples: int) -> None:
-    """A batch costs memory at all five levels, also at those that stay here."""
-    values = sum(job.features[n] * math.prod(size >> n for size in job.window) for n in range(5))
+    """A batch costs memory at all levels, also at those that stay here."""
+    values = sum(math.prod(shape(job, level)) for level in job.cut)
     if 4 * samples * values > LARGEST_BATCH:
         raise PolicyRefused(f"a batch of {samples} samples is more than this site computes")
 
@@ -318,6 +325,12 @@ class Service:
             and job.steps <= 99_999_999
         ):
             raise SchemaMismatch("a learning rate, decay, deadline or number of steps that cannot be used")
+        # SP-11.8-1: what index and division below rely on
+        if max(job.levels) >= len(job.cut) or any(
+            len(one.stride) != 2 or any(n % step for n, step in zip(job.window, one.stride, strict=False))
+            for one in job.cut
+        ):
+            raise SchemaMismatch("a cut that no encoder could yield")
         check_size(job, job.batch)
         if schema_digest(cut(job)) != offer.schema:
             raise SchemaMismatch("the cut layer that the job describes is not the one this site would send")

@@ -19,14 +19,36 @@ Weights = list[float]
 
 def cut(job: dict[str, Any]) -> list[list[Any]]:
     """SP-11.8-1."""
-    return [
-        [
-            f"x{level}",
-            job["precision"],
-            [job["batch"], job["features"][level], *(n >> level for n in job["window"])],
-        ]
-        for level in job["levels"]
+    tensors = []
+    for level in job["levels"]:
+        one = job["cut"][level]
+        sizes = [size // step for size, step in zip(job["window"], one["stride"], strict=True)]
+        tensors.append([one["name"], job["precision"], [job["batch"], one["channels"], *sizes]])
+    return tensors
+
+
+def unet(features: list[int], dimensions: int = 2) -> dict[str, Any]:
+    """SP-11.8-4: what a job says of a basic-unet with these six widths."""
+    levels = [
+        {"name": f"x{n}", "channels": width, "stride": [2**n] * dimensions}
+        for n, width in enumerate(features[:5])
     ]
+    return {"settings": [{"name": "features", "values": features}], "cut": levels}
+
+
+def odd_cuts(base: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """SP-11.8-4: names of cases, notes and changes of terms whose cut is not that of the network."""
+    five, flat = base["cut"], [{**base["cut"][0], "stride": [1, 2]}]
+    yield "network-unknown", "a network that nobody knows", {"network": "no-such-net"}
+    yield (
+        "setting-unknown",
+        "a setting that it does not have",
+        {"settings": [{"name": "depth", "values": [3]}]},
+    )
+    yield "cut-of-others", "one channel more", {"cut": [{**five[0], "channels": 33}, *five[1:]]}
+    yield "cut-of-other-strides", "another stride", {"cut": flat + five[1:]}
+    yield "cut-of-other-names", "another name", {"cut": [{**five[0], "name": "image"}, *five[1:]]}
+    yield "cut-too-short", "a level less", {"cut": five[:4], "levels": [0, 3]}
 
 
 def terms() -> Iterator[Case]:
@@ -47,12 +69,11 @@ def terms() -> Iterator[Case]:
 
     bad = "schema-mismatch"
     yield case("slices", "SP-11.8-1: all levels of a slice")
-    volumes = {"dimensions": 3, "window": [32, 48, 64], "batch": 2}
+    usual = [32, 32, 64, 128, 256, 32]
+    volumes = {"dimensions": 3, "window": [32, 48, 64], "batch": 2, **unet(usual, 3)}
     yield case("volumes", "SP-11.8-1: sizes in the order x, y, z", **volumes)
     yield case("two-levels", "SP-11.8-1: only the levels named", levels=[2, 4])
-    yield case(
-        "bottleneck", "SP-11.8-1: a level's width is features[l]", levels=[4], features=[1, 2, 4, 6, 8, 3]
-    )
+    yield case("bottleneck", "SP-11.8-1: channels of the level", levels=[4], **unet([1, 2, 4, 6, 8, 3]))
     yield case("bf16", "SP-11.8-1: the job's precision", precision="bf16")
     yield case("spacing", "SP-11-26: both ends of the range", spacing=[0.01, 1.0, 100.0])
     yield case("highest", "SP-11-26: the highest figures", learning_rate=100.0, weight_decay=100.0,
@@ -81,19 +102,25 @@ def terms() -> Iterator[Case]:
             f"{field}-{value}", "SP-11-2: registered or not, unknown in version 1", bad, **{field: value}
         )
     for name, notes, changes in (
-        ("no-bottleneck", "4 is among the levels", {"levels": [0, 1, 2, 3]}),
+        ("no-bottleneck", "the bottleneck is among the levels", {"levels": [0, 1, 2, 3]}),
         ("level-twice", "levels are distinct", {"levels": [0, 0, 4]}),
         ("levels-descend", "levels ascend", {"levels": [4, 0]}),
         ("window-not-16", "sizes are multiples of 16", {"window": [96, 40]}),
         ("window-one-voxel", "one value at level 4", {"window": [16, 16]}),
         ("window-three-sizes", "a slice has two sizes", {"window": [96, 96, 16]}),
-        ("window-two-sizes", "a volume has three sizes", {"dimensions": 3}),
-        ("features-odd", "features[2] to features[4] are even", {"features": [32, 32, 64, 127, 256, 32]}),
+        ("window-two-sizes", "a volume has three sizes", {"dimensions": 3, **unet(usual, 3)}),
+        ("strides-of-volumes", "a slice has two strides", unet(usual, 3)),
+        ("strides-of-slices", "a volume has three strides", {"dimensions": 3, "window": [96, 96, 96]}),
     ):
         yield case(name, f"SP-11.8-1: {notes}", bad, **changes)
-    yield case("features-first-odd", "SP-11.8-1: only these three must be even", features=[3, 5, 4, 6, 8, 7])
-    yield case("window-16-by-32", "SP-11.8-1: the product of all (size / 16) is 2", window=[16, 32])
-    yield case("window-flat", "SP-11.8-1", dimensions=3, window=[16, 16, 32])
+    for name, notes, changes in odd_cuts(base):
+        yield case(name, f"SP-11.8-4: {notes}", bad, **changes)
+    yield case(
+        "features-odd", "SP-11.8-4: those of levels 2 to 4 are even", bad, **unet([32, 32, 64, 127, 256, 32])
+    )
+    yield case("features-first-odd", "SP-11.8-4: only these three must be even", **unet([3, 5, 4, 6, 8, 7]))
+    yield case("window-16-by-32", "SP-11.8-1: the product of all (size / stride) is 2", window=[16, 32])
+    yield case("window-flat", "SP-11.8-1", dimensions=3, window=[16, 16, 32], **unet(usual, 3))
 
 
 # Learning -------------------------------------------------------------------------------------------------

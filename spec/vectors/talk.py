@@ -10,13 +10,15 @@ from common import DIALLER, INCARNATION, KEY, LISTENER, RUN, SALT, SEED, SMALL, 
 from derive import FIRST, SCHEMA, batch_digest, binding, salt_check, schema_digest
 
 from splitproto import codec, messages
-from splitproto.messages import Job, Patient, Sample, Unusable
+from splitproto.messages import Job, Level, Patient, Sample, Setting, Unusable
 
 FEATURES = ("train", "evaluate", "dtype.f32", "dtype.bf16")
 JOB = Job(
     name="brats-t1",
     dimensions=2,
-    features=(32, 32, 64, 128, 256, 32),
+    network="basic-unet",
+    settings=(Setting("features", (32, 32, 64, 128, 256, 32)),),
+    cut=tuple(Level(f"x{n}", width, (2**n, 2**n)) for n, width in enumerate((32, 32, 64, 128, 256))),
     levels=(0, 1, 2, 3, 4),
     precision="f32",
     window=(96, 96),

@@ -45,6 +45,7 @@ from splitproto.messages import (
     Withdrawn,
 )
 from splitproto.tensors import Descriptor, schema_digest
+from tests.cuts import unet
 
 FOLDER = Path(__file__).parents[2] / "examples" / "embedding"
 SPLITPEER = Path(sys.executable).parent / "splitpeer"
@@ -146,7 +147,7 @@ def service(federation: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 def offer_and_cut() -> tuple[JobOffer, list[Descriptor]]:
     features, window = (8, 8, 16, 32, 64, 8), (48, 48)
-    job = Job("embedding", 2, features, (1, 2, 3, 4), "f32", window, (), False,
+    job = Job("embedding", 2, *unet(features).values(), (1, 2, 3, 4), "f32", window, (), False,
               batch=2, steps=9, optimiser="sgd", learning_rate=0.5, weight_decay=0.0, schedule="constant",
               seconds_per_step=60.0)  # fmt: skip
     cut = [Descriptor(f"x{n}", "f32", (2, features[n], 48 >> n, 48 >> n)) for n in job.levels]

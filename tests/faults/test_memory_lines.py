@@ -102,8 +102,25 @@ def progress(number: int) -> Progress:
 async def begin(world: World, near: Session, far: Session) -> None:
     """Up to the state in which the hub may tell figures."""
     from splitproto.messages import Begin, Inventory, Job, JobAccept, JobOffer
+    from tests.cuts import unet
 
-    job = Job("try", 2, (2,) * 6, (4,), "f32", (32, 32), (), False, 1, 9, "adam", 0.1, 0.0, "constant", 30.0)
+    job = Job(
+        "try",
+        2,
+        *unet((2,) * 6).values(),
+        (4,),
+        "f32",
+        (32, 32),
+        (),
+        False,
+        1,
+        9,
+        "adam",
+        0.1,
+        0.0,
+        "constant",
+        30.0,
+    )
     await world.of(world.hub, far.send(JobOffer(bytes(16), "t1", job, bytes(32))))
     assert (await world.of(world.site, near.receive(5))).name == "job-offer"
     await world.of(world.site, near.send(JobAccept(bytes(16), 0, (0,), 0)))

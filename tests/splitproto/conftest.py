@@ -20,6 +20,7 @@ from splitproto.identity import AllowList, Credentials
 from splitproto.messages import Message
 from splitproto.negotiation import Offer
 from splitproto.states import Side
+from tests.cuts import unet
 from tests.splitproto.links import Hub, hub_of, quiet
 
 # The machine may be busy: time is not what these properties are about.
@@ -163,7 +164,7 @@ def example(name: str) -> Message:
     job = messages.Job(
         name="glioma",
         dimensions=3,
-        features=(32, 32, 64, 128, 256, 32),
+        **unet((32, 32, 64, 128, 256, 32), 3),
         levels=(0, 1, 2, 3, 4),
         precision="f32",
         window=(64, 64, 64),

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from splitpeer.data.volumes import Triple
 from splitpeer.models.cut import level_name
-from splitpeer.models.registry import backbone_of
+from splitpeer.models.registry import backbone_of, on_wire
 from splitpeer.models.registry import encoder_parameters as parameters_of
 from splitpeer.settings.bounds import Bounds
 from splitpeer.settings.job import MAX_STEPS, JobConfig
@@ -34,9 +34,7 @@ def job_on_wire(config: JobConfig) -> Job:
     training, backbone = config.training, config.model.backbone()
     return Job(
         name=config.job.name,
-        dimensions=backbone.dimensions,
-        features=backbone.settings["features"],
-        levels=backbone.levels,
+        **on_wire(backbone),
         precision=training.precision,
         window=config.data.window,
         spacing=config.data.spacing or (),
@@ -118,8 +116,7 @@ def _check_figures(job: Job) -> None:
     except IdentityError as error:
         raise SchemaMismatch(error.reason) from None
     fits = {
-        "levels": list(job.levels) == sorted(set(job.levels)),
-        "features": encoder_parameters(job) <= MAX_ENCODER_PARAMETERS,
+        "settings": encoder_parameters(job) <= MAX_ENCODER_PARAMETERS,
         "learning_rate": 0 < job.learning_rate <= 100,
         "weight_decay": 0 <= job.weight_decay <= 100,
         "seconds_per_step": 1 <= job.seconds_per_step <= 86_400,

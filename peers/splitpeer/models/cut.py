@@ -10,6 +10,8 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from splitproto.messages import Level
+
 MAX_LEVELS = 16
 OUT_CHANNELS = 3
 """Of a decoder, where nobody says how many: the regions of a glioma."""
@@ -26,18 +28,8 @@ def level_number(name: str) -> int:
 
 
 @dataclass(frozen=True)
-class Level:
-    """One tensor [batch, channels, *(window / stride)] that an encoder yields."""
-
-    name: str
-    channels: int
-    stride: tuple[int, ...]
-    """Voxels of the image per value, along each axis."""
-
-
-@dataclass(frozen=True)
 class Cut:
-    """All levels of an encoder, finest first, and which of them are sent.
+    """SP-11.8-1: all levels of an encoder, finest first, and which of them are sent.
 
     Raises:
         ValueError: no network could have this cut.

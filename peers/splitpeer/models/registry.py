@@ -9,10 +9,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from splitpeer.models.cut import OUT_CHANNELS, Backbone, Cut, Level, level_name
-from splitproto.messages import Job
+from splitproto.messages import Job, Setting
 
 if TYPE_CHECKING:
     from splitpeer.models.backbone import Decoder, Encoder, Fusion, SplitNetwork
@@ -90,8 +90,28 @@ def unet_backbone(dimensions: int, features: Sequence[int], levels: Sequence[int
 
 
 def backbone_of(job: Job) -> Backbone:
-    """The network that a job names. Raises ValueError: impossible."""
-    return unet_backbone(job.dimensions, job.features, job.levels)
+    """The network that a job names, with the job's own cut.
+
+    Raises:
+        ValueError: SP-11.8-4: unknown or impossible, or the cut is not the one that follows.
+    """
+    cut = Cut(job.cut, job.levels)
+    settings = {setting.name: setting.values for setting in job.settings}
+    meant = make_backbone(job.network, job.dimensions, settings, job.levels)
+    if meant.cut.levels != cut.levels:
+        raise ValueError(f"the cut that the job lists is not that of a {job.network} with these settings")
+    return Backbone(meant.network, meant.settings, cut)
+
+
+def on_wire(backbone: Backbone) -> dict[str, Any]:
+    """The fields by which a job names it."""
+    return {
+        "dimensions": backbone.dimensions,
+        "network": backbone.network,
+        "settings": tuple(Setting(name, values) for name, values in sorted(backbone.settings.items())),
+        "cut": backbone.cut.levels,
+        "levels": backbone.cut.sent,
+    }
 
 
 def encoder_parameters(backbone: Backbone) -> int:

@@ -15,11 +15,12 @@ from splitpeer.site.job import SiteJob
 from splitproto.errors import PolicyRefused, SchemaMismatch
 from splitproto.messages import Forward, Job, JobOffer, Sample
 from splitproto.tensors import schema_digest
+from tests.cuts import unet
 
 JOB = Job(
     name="glioma",
     dimensions=2,
-    features=(4, 4, 8, 8, 8, 4),
+    **unet((4, 4, 8, 8, 8, 4)),
     levels=(0, 1, 2, 3, 4),
     precision="f32",
     window=(32, 32),
@@ -89,8 +90,8 @@ def test_a_site_that_is_not_to_be_recorded_takes_a_clear_no_only(recorded: bool 
         {"steps": 10**8},
         {"spacing": (1.0, 1.0)},
         {"spacing": (0.001, 1.0, 1.0)},
-        {"features": (4096, 4096, 4096, 4096, 4096, 4096)},
-        {"features": (4, 4, 7, 8, 8, 4)},
+        unet((4096, 4096, 4096, 4096, 4096, 4096)),
+        unet((4, 4, 7, 8, 8, 4)),
         {"window": (33, 32)},
         {"optimiser": "magic"},
     ],

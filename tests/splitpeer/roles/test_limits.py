@@ -31,6 +31,7 @@ from splitproto.messages import (
     Sample,
 )
 from splitproto.tensors import schema_digest
+from tests.cuts import unet
 
 Ask = Callable[[Session, Callable[..., Forward]], Awaitable[None]]
 
@@ -217,9 +218,9 @@ def test_a_rate_forgives_with_time() -> None:
     [
         ({"spacing": (0.11, 0.11, 0.11)}, {}, "max_voxels"),
         ({"spacing": (0.5, 0.5, 0.5)}, {"max_voxels": 100_000}, "max_voxels"),
-        ({"features": (512, 512, 512, 1024, 1024, 32)}, {}, "max_parameters"),
+        (unet((512, 512, 512, 1024, 1024, 32)), {}, "max_parameters"),
         ({}, {"max_memory_mib": 1, "max_voxels": 10_000_000}, "max_memory_mib"),
-        ({"features": (64, 128, 256, 256, 256, 32)}, {"max_state_mib": 20}, "max_state_mib"),
+        (unet((64, 128, 256, 256, 256, 32)), {"max_state_mib": 20}, "max_state_mib"),
     ],
 )
 async def test_terms_beyond_the_policy_are_declined_before_anything_is_taken(
@@ -244,7 +245,7 @@ def test_the_defaults_take_a_full_size_job(scene) -> None:
     scene.cast("t1")
     job = job_on_wire(scene.settings)
     full = dataclasses.replace(
-        job, dimensions=3, features=(32, 32, 64, 128, 256, 32), window=(128, 128, 128), batch=1
+        job, dimensions=3, **unet((32, 32, 64, 128, 256, 32), 3), window=(128, 128, 128), batch=1
     )
     check_bounds(full, Bounds(), 240 * 240 * 155)
 
