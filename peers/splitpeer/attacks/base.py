@@ -1,4 +1,4 @@
-"""What an attack is given and what it gives back: `View` + `Knowledge` -> `Result`.
+"""What an attack is given and what it gives back: `View` + `Knowledge` -> `Found`, in the end a `Result`.
 
 A view is what one adversary legitimately saw, taken from a capture. Knowledge is everything else it is granted,
 and every part of it is an argument, so that each figure can say under which assumption it was obtained.
@@ -7,7 +7,7 @@ and every part of it is an argument, so that each figure can say under which ass
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -19,6 +19,10 @@ from splitproto.messages import Sample
 
 Levels = Mapping[str, np.ndarray]
 """Level name to float32 [channels, *spatial] of one sample."""
+EVERYTHING = frozenset(
+    ("model", "models", "initial_model", "shadow", "shadow_masks", "decoder", "architecture", "adaptive")
+)
+"""The fields of `Knowledge` that `Attack.uses` may name."""
 Goal = Literal["image", "mask"]
 
 
@@ -116,27 +120,45 @@ class Knowledge:
     adaptive: bool = True
     """Knows which defences run, with their parameters but not their keys, and attacks accordingly."""
 
-    def assumptions(self) -> tuple[str, ...]:
-        """In words, for the report."""
+    def assumptions(self, uses: frozenset[str] = EVERYTHING) -> tuple[str, ...]:
+        """What of it an attack that uses these fields relied on, in words for the report."""
         words = []
-        if self.model is not None:
+        if "model" in uses and self.model is not None:
             words.append("the encoder's outputs for images of its choice" if self.queries
                          else "the weights of the site's encoder")  # fmt: skip
-        if self.initial_model is not None:
+        if "initial_model" in uses and self.initial_model is not None:
             words.append("the initial weights, handed out by the coordinator")
-        if self.shadow:
+        if "shadow" in uses and self.shadow:
             count = len(next(iter(self.shadow.values())))
             words.append(f"{count} similar images of other patients")
-        if self.shadow_masks is not None:
+        if "shadow_masks" in uses and self.shadow_masks is not None:
             words.append("their tumour masks")
-        if self.decoder is not None:
+        if "decoder" in uses and self.decoder is not None:
             words.append("the coordinator's own half of the network")
-        if self.architecture:
+        if "architecture" in uses and self.architecture:
             words.append("the architecture named in the job")
-        words.append(
-            "which defences run, with their parameters" if self.adaptive else "nothing of the defences"
-        )
+        if "adaptive" in uses:
+            words.append(
+                "which defences run, with their parameters" if self.adaptive else "nothing of the defences"
+            )
+        if "models" in uses and self.models:
+            words.append(f"the encoder's weights at steps {', '.join(map(str, sorted(self.models)))}")
         return tuple(words)
+
+
+@dataclass(frozen=True)
+class Found:
+    """What one attack hands to the runner."""
+
+    images: np.ndarray
+    """See `Result.images`."""
+    views: int
+    """Releases of each sample that were used."""
+    notes: tuple[str, ...] = ()
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """What only the run decided, such as the levels that were there."""
+    history: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    """Losses of its own, step by step."""
 
 
 @dataclass
@@ -156,6 +178,7 @@ class Result:
     """Releases of each sample that were used."""
     seconds: float = 0.0
     notes: tuple[str, ...] = ()
+    history: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
 
 
 Progress = Callable[[str, int, int], None]
@@ -166,8 +189,9 @@ def silent(what: str, done: int, total: int) -> None:
     """No progress shown."""
 
 
+@dataclass(frozen=True, kw_only=True)
 class Attack:
-    """One attack. Settings are constructor arguments with the published defaults, scaled to the data."""
+    """One attack. Its fields are its settings, with the published defaults scaled to the data; `runner.run` runs it."""
 
     name: ClassVar[str]
     title: ClassVar[str]
@@ -177,18 +201,30 @@ class Attack:
     goal: ClassVar[Goal]
     role: ClassVar[Literal["coordinator", "client"]]
     """Whose view it works on."""
-    needs: ClassVar[frozenset[str]] = frozenset()
-    """Fields of `Knowledge` that must be there."""
-    plain: ClassVar[str] = ""
+    plain: ClassVar[str]
     """One sentence for a privacy officer: what the adversary does."""
+    needs: ClassVar[tuple[str, ...]] = ()
+    """What must be granted: names of `runner.NEEDS`, in the order in which they are asked for."""
+    uses: ClassVar[frozenset[str]] = frozenset({"adaptive"})
+    """Fields of `Knowledge` that it relies on where they are there: the assumptions of its result."""
+    evidence: ClassVar[str] = ""
+    """What it reads, where that is not the activations."""
+    published: ClassVar[str] = ""
+    """The settings of the paper, where ours are scaled."""
+    has_naive_form: ClassVar[bool] = True
+    """Whether it can also ignore the defences."""
 
-    def __init__(self, *, seed: int = 0, device: str = "cpu") -> None:
-        self.seed, self.device = seed, device
+    seed: int = 0
+    device: str = "cpu"
 
-    def run(self, view: View, knowledge: Knowledge, progress: Progress = silent) -> Result:
-        """Attack all targets of `view` at once, batched.
+    def settings(self) -> dict[str, Any]:
+        """All that is needed to run it again."""
+        return {one.name: getattr(self, one.name) for one in fields(self) if one.name != "device"}
+
+    def recover(self, view: View, knowledge: Knowledge, progress: Progress) -> Found:
+        """Attack all targets of `view` at once, batched. What `needs` names is there.
 
         Raises:
-            AttackImpossible: the view or the knowledge lacks what this attack needs; the text says what.
+            AttackImpossible: what is granted does not fit the view; the text says why.
         """
         raise NotImplementedError

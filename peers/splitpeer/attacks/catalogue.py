@@ -3,34 +3,50 @@
 from __future__ import annotations
 
 import importlib
-import inspect
 import math
-from typing import Any
+from dataclasses import fields
+from typing import Any, Protocol, get_args, get_type_hints
 
-from splitpeer.attacks.base import Attack
-from splitpeer.errors import ConfigError
+from splitpeer.attacks.base import Attack, Goal
+from splitpeer.attacks.not_applicable import NOT_APPLICABLE
+from splitpeer.errors import AttackImpossible, ConfigError
 
 CATALOGUE: dict[str, str] = {
-    "pca": "splitpeer.attacks.image.pca:PrincipalComponent",
-    "whitebox": "splitpeer.attacks.image.whitebox:WhiteBox",
-    "inverse": "splitpeer.attacks.image.inverse:InverseNetwork",
-    "refined": "splitpeer.attacks.image.inverse:Refined",
-    "first-step": "splitpeer.attacks.image.first_step:FirstStep",
-    "kept-noise": "splitpeer.attacks.image.kept_noise:KeptNoise",
-    "query-free": "splitpeer.attacks.image.query_free:QueryFree",
-    "unsplit": "splitpeer.attacks.image.unsplit:UnSplit",
-    "pcat": "splitpeer.attacks.image.sdar:PCAT",
-    "sdar": "splitpeer.attacks.image.sdar:SDAR",
-    "fora": "splitpeer.attacks.image.fora:FORA",
-    "fsha": "splitpeer.attacks.hijack.fsha:FSHA",
-    "cafe": "splitpeer.attacks.refusals:CAFE",
-    "gradient-inversion": "splitpeer.attacks.refusals:GradientInversion",
-    "gradient-norm": "splitpeer.attacks.label.gradients:GradientNorm",
-    "gradient-cosine": "splitpeer.attacks.label.gradients:GradientCosine",
-    "gradient-slice": "splitpeer.attacks.label.gradients:GradientSlice",
-    "schedule": "splitpeer.attacks.label.gradients:Schedule",
+    "pca": "image.pca:PrincipalComponent",
+    "whitebox": "image.whitebox:WhiteBox",
+    "inverse": "image.inverse:InverseNetwork",
+    "refined": "image.inverse:Refined",
+    "first-step": "image.first_step:FirstStep",
+    "kept-noise": "image.kept_noise:KeptNoise",
+    "query-free": "image.query_free:QueryFree",
+    "unsplit": "image.unsplit:UnSplit",
+    "pcat": "image.sdar:PCAT",
+    "sdar": "image.sdar:SDAR",
+    "fora": "image.fora:FORA",
+    "gradient-norm": "label.gradients:GradientNorm",
+    "gradient-cosine": "label.gradients:GradientCosine",
+    "gradient-slice": "label.gradients:GradientSlice",
+    "schedule": "label.schedule:Schedule",
 }
-"""Name to module and class."""
+"""Name to module (below `splitpeer.attacks`) and class."""
+
+
+class Described(Protocol):
+    """What a report shows of an attack, whether it can run or not."""
+
+    @property
+    def title(self) -> str: ...
+    @property
+    def plain(self) -> str: ...
+    @property
+    def goal(self) -> Goal: ...
+
+
+def described(name: str) -> Described:
+    """The words for an attack. Raises ConfigError: no attack has this name."""
+    if name in NOT_APPLICABLE:
+        return NOT_APPLICABLE[name]
+    return attack_class(name)
 
 
 def attack_class(name: str) -> type[Attack]:
@@ -38,56 +54,63 @@ def attack_class(name: str) -> type[Attack]:
 
     Raises:
         ConfigError: no attack has this name.
+        AttackImpossible: no capture can feed it.
     """
+    if name in NOT_APPLICABLE:
+        raise AttackImpossible(f"{name}: {NOT_APPLICABLE[name].reason}")
     if name not in CATALOGUE:
-        raise ConfigError(f"attack {name!r} is unknown; known are {', '.join(CATALOGUE)}")
+        known = ", ".join((*CATALOGUE, *NOT_APPLICABLE))
+        raise ConfigError(f"attack {name!r} is unknown; known are {known}")
     module, _, attribute = CATALOGUE[name].partition(":")
-    found: type[Attack] = getattr(importlib.import_module(module), attribute)
+    found: type[Attack] = getattr(importlib.import_module(f"splitpeer.attacks.{module}"), attribute)
     return found
 
 
 def make_attack(name: str, **settings: Any) -> Attack:
-    """An attack with settings, each as its constructor has it.
+    """An attack with settings: the fields of its class.
 
     Raises:
         ConfigError: an attack, setting or value that does not exist.
+        AttackImpossible: no capture can feed it.
     """
     kind = attack_class(name)
-    known = [p for p in inspect.signature(kind).parameters if p != "self"]
-    if unknown := set(settings) - set(known):
-        raise ConfigError(f"attack {name} has no setting {sorted(unknown)[0]!r} (known: {', '.join(known)})")
-    signature = inspect.signature(kind).parameters
-    settings = {key: _checked(name, key, value, signature[key]) for key, value in settings.items()}
+    known = {field.name for field in fields(kind) if field.init}
+    if unknown := sorted(set(settings) - known):
+        raise ConfigError(f"attack {name} has no setting {unknown[0]!r} (known: {', '.join(sorted(known))})")
+    hints = get_type_hints(kind)
+    read = {key: _read(name, key, value, hints[key]) for key, value in settings.items()}
     try:
-        return kind(**settings)
+        return kind(**read)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"attack {name}: {error}") from None
 
 
-def _checked(name: str, key: str, value: Any, parameter: inspect.Parameter) -> Any:
-    """A setting as its constructor wants it; text comes from a command line or a TOML file.
+def _read(name: str, key: str, value: Any, hint: Any) -> Any:
+    """A setting as its field wants it; text comes from a command line or a TOML file.
 
     Lists are written with `+`: `schedules=joint+shallow`, `levels=0+1`.
     """
-    wanted = str(parameter.annotation)
-    if not isinstance(value, str):
-        made = value
-    elif wanted == "str":
+    if hint is str:
         return value.replace("+", ",")
-    else:
-        try:
-            if "tuple" in wanted:
-                made = tuple(int(part) for part in value.split("+"))
-            else:
-                made = int(value) if "int" in wanted else float(value)
-        except ValueError:
-            raise ConfigError(f"attack {name}: {key} must be a {_KINDS[wanted[:3]]}, not {value!r}") from None
-    numbers = made if isinstance(made, tuple) else (made,)
-    least = 0 if "float" in wanted or "tuple" in wanted or key == "seed" else 1
-    for number in numbers:
+    # `int | None` is read as an int: leave a setting out to have its default.
+    wanted = next((part for part in get_args(hint) if part is not type(None)), hint)
+    several = wanted not in (int, float)
+    try:
+        if not isinstance(value, str):
+            made = value
+        elif several:
+            made = tuple(int(part) for part in value.split("+"))
+        else:
+            made = wanted(value)
+    except ValueError:
+        kind = "list of whole numbers joined by +" if several else _KINDS[wanted]
+        raise ConfigError(f"attack {name}: {key} must be a {kind}, not {value!r}") from None
+    least = 0 if several or wanted is float or key in _FROM_ZERO else 1
+    for number in made if isinstance(made, tuple) else (made,):
         if isinstance(number, int | float) and not (math.isfinite(number) and number >= least):
             raise ConfigError(f"attack {name}: {key} must be {least} or more, not {number}")
     return made
 
 
-_KINDS = {"int": "whole number", "flo": "number", "tup": "list of whole numbers joined by +"}
+_KINDS = {int: "whole number", float: "number"}
+_FROM_ZERO = ("seed", "level")

@@ -29,24 +29,12 @@ from splitpeer.training.loss import region_loss
 from splitproto.messages import Sample
 
 
-def check_view(view: View, name: str) -> None:
-    """Raises AttackImpossible where `view` is no coordinator's or holds no sample."""
-    if view.role != "coordinator":
-        raise AttackImpossible(f"{name} reconstructs images from activations: give a coordinator's capture")
-    if not view.targets:
-        raise AttackImpossible(f"{name}: the view holds no sample; record more, or choose others")
-
-
 def shadow_images(view: View, knowledge: Knowledge, name: str, device: str) -> dict[str, Tensor]:
     """The other patients' images by modality, float32 [N, 1, *window], those of the view's modality at least.
 
     Raises:
-        AttackImpossible: none, or of another size.
+        AttackImpossible: they are of another size.
     """
-    if view.modality not in knowledge.shadow:
-        raise AttackImpossible(
-            f"{name} needs {view.modality} images of other patients: give --knows shadow=DIR"
-        )
     for modality, images in knowledge.shadow.items():
         if (
             images.ndim != view.dimensions + 2
@@ -87,29 +75,19 @@ class Surrogates:
         batch: samples of a training batch.
 
     Raises:
-        AttackImpossible: what is needed is missing or does not fit.
+        AttackImpossible: what is granted does not fit the view.
     """
 
     def __init__(
         self, view: View, knowledge: Knowledge, name: str, *, batch: int, seed: int, device: str
     ) -> None:
-        check_view(view, name)
         self.view, self.batch, self.device = view, batch, device
         self.images = shadow_images(view, knowledge, name, device)
-        missing = [m for m in view.modalities if m not in self.images]
-        if missing:
-            raise AttackImpossible(
-                f"{name} trains through the decoder: give {missing[0]} images of other patients too"
-            )
-        if knowledge.shadow_masks is None:
-            raise AttackImpossible(
-                f"{name} needs the tumour masks of the other patients: put labels/ into the folder of "
-                "--knows shadow=, and name --convention"
-            )
-        if knowledge.decoder is None:
-            raise AttackImpossible(f"{name} needs the coordinator's half: give --knows decoder=FILE")
-        self.decoder = _frozen(knowledge.decoder, view, name).to(device)
-        masks = np.ascontiguousarray(knowledge.shadow_masks)
+        decoder, shadow_masks = knowledge.decoder, knowledge.shadow_masks
+        if decoder is None or shadow_masks is None:
+            raise ValueError("surrogates need a decoder and masks: the runner checks them")
+        self.decoder = _frozen(decoder, view, name).to(device)
+        masks = np.ascontiguousarray(shadow_masks)
         if {len(masks)} != {len(images) for images in self.images.values()}:
             raise AttackImpossible(
                 f"{name}: every contrast of the other patients and their masks must be as many"

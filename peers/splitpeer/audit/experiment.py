@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from splitpeer.attacks import runner
 from splitpeer.attacks.base import Knowledge, Progress, Target, View, silent
 from splitpeer.attacks.catalogue import make_attack
 from splitpeer.attacks.view import coordinator_view, site_view
@@ -154,13 +155,10 @@ class Experiment:
 
     def _outcomes(self, order: Order, naive: bool, progress: Progress) -> Iterator[Outcome]:
         seen = first_views(self.view, order.views) if order.views is not None else self.view
-        for adaptive in (True, False) if seen.defended and naive else (True,):
-            attack = make_attack(order.attack, seed=self.seed, device=self.device, **order.settings)
-            if attack.role != seen.role:
-                raise AttackImpossible(
-                    f"{order.attack} works on what a {attack.role} sees, and a {seen.role} recorded this capture"
-                )
-            result = attack.run(seen, replace(self.knowledge, adaptive=adaptive), progress)
+        attack = make_attack(order.attack, seed=self.seed, device=self.device, **order.settings)
+        both = naive and seen.defended and attack.has_naive_form
+        for adaptive in (True, False) if both else (True,):
+            result = runner.run(attack, seen, replace(self.knowledge, adaptive=adaptive), progress)
             yield self.judge.outcome(seen, result)
 
 

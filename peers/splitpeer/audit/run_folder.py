@@ -12,7 +12,7 @@ import numpy as np
 
 import splitproto
 from splitpeer.attacks.base import View
-from splitpeer.attacks.catalogue import attack_class
+from splitpeer.attacks.catalogue import described
 from splitpeer.audit.judge import Judge, Outcome
 from splitpeer.report.model import Entry, Level, Network, Privacy, Run, Source
 from splitpeer.report.store import ARRAYS, ATTACK, save_run
@@ -71,7 +71,7 @@ class RunFolder:
     def enter(self, outcome: Outcome) -> Entry:
         """Add one outcome and write the folder."""
         result, view = outcome.result, outcome.view
-        kind = attack_class(result.attack)
+        kind = described(result.attack)
         number = f"{len(self.entries) + 1:02d}"
         form = "adaptive" if result.adaptive else "naive"
         entry = Entry(
@@ -103,7 +103,7 @@ class RunFolder:
 
     def could_not(self, attack: str, view: View, reason: str, *, status: str = "impossible") -> None:
         """Add an attack that did not run: the report says so."""
-        kind = attack_class(attack)
+        kind = described(attack)
         self.entries.append(
             Entry(
                 id=f"{len(self.entries) + 1:02d}-{attack}-{status}", attack=attack, title=kind.title, plain=kind.plain,

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from splitpeer.attacks.base import Knowledge, View
-from splitpeer.attacks.catalogue import make_attack
+from splitpeer.attacks.catalogue import CATALOGUE, described, make_attack
 from splitpeer.attacks.hijack.fsha import FSHA, honest_training
 from splitpeer.attacks.hijack.watch import GradientWatch, describe, painted
+from splitpeer.attacks.not_applicable import NOT_APPLICABLE
 from splitpeer.errors import AttackImpossible
 from splitpeer.models import build_decoder, build_encoder, site_seed, unet_backbone
 from splitpeer.training.optimiser import make_optimiser, make_schedule
@@ -90,13 +90,18 @@ def test_hijacking_repeats_and_needs_masks_for_a_disguise() -> None:
         GradientWatch().fit([])
 
 
-@pytest.mark.parametrize("name", ["cafe", "gradient-inversion", "fsha"])
+@pytest.mark.parametrize("name", sorted(NOT_APPLICABLE))
 def test_what_no_capture_can_feed_is_refused_in_one_line(name) -> None:
-    view = View(role="coordinator", site="a", modality="t1", modalities=("t1",),
-                backbone=unet_backbone(2, FEATURES, (0, 4)), window=(32, 32), targets=())  # fmt: skip
     with pytest.raises(AttackImpossible, match=r"capture|recording") as caught:
-        make_attack(name).run(view, Knowledge())
+        make_attack(name)
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 200
+    words = described(name)
+    assert words.title and words.plain and words.goal == "image"
+
+
+def test_what_is_not_applicable_is_complete() -> None:
+    assert set(NOT_APPLICABLE) == {"cafe", "gradient-inversion", "fsha"}
+    assert not set(NOT_APPLICABLE) & set(CATALOGUE)
 
 
 def test_tensors_cross_the_wire_as_activations_and_their_gradients_only() -> None:

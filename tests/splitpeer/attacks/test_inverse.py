@@ -10,6 +10,7 @@ import pytest
 from splitpeer.attacks.base import Knowledge
 from splitpeer.attacks.catalogue import make_attack
 from splitpeer.attacks.image.inverse import InverseNetwork, Refined
+from splitpeer.attacks.runner import run
 from splitpeer.errors import AttackImpossible
 
 from .image_attacks import encoder, heads, likeness, look
@@ -20,7 +21,7 @@ SMALL = {"steps": 40, "batch": 8, "width": 8}
 
 def test_it_recovers_the_image_from_queries_alone() -> None:
     granted = Knowledge(model=encoder(), queries=True, shadow=SHADOW)
-    result = InverseNetwork(**SMALL).run(look(IMAGES, encoder()), granted)
+    result = run(InverseNetwork(**SMALL), look(IMAGES, encoder()), granted)
     assert result.images.shape == IMAGES.shape and likeness(result.images, IMAGES) > 0.8
     assert "held-out" in result.notes[0] and result.settings["steps"] == 40
 
@@ -28,7 +29,7 @@ def test_it_recovers_the_image_from_queries_alone() -> None:
 def test_trained_on_defended_tensors_it_beats_one_that_was_not() -> None:
     view = look(IMAGES, encoder(), defences=["dropout:0.5", "gaussian:1"])
     aware, naive = (
-        likeness(InverseNetwork(**SMALL).run(view, Knowledge(model=encoder(), shadow=SHADOW, adaptive=a)).images,
+        likeness(run(InverseNetwork(**SMALL), view, Knowledge(model=encoder(), shadow=SHADOW, adaptive=a)).images,
                  IMAGES)
         for a in (True, False)
     )  # fmt: skip
@@ -37,33 +38,35 @@ def test_trained_on_defended_tensors_it_beats_one_that_was_not() -> None:
 
 def test_refining_improves_it_and_needs_weights() -> None:
     view, granted = look(IMAGES, encoder()), Knowledge(model=encoder(), shadow=SHADOW)
-    plain = InverseNetwork(**SMALL).run(view, granted)
-    refined = Refined(iterations=40, **SMALL).run(view, granted)
+    plain = run(InverseNetwork(**SMALL), view, granted)
+    refined = run(Refined(iterations=40, **SMALL), view, granted)
     assert likeness(refined.images, IMAGES) > likeness(plain.images, IMAGES) + 0.02
     assert refined.attack == "refined" and refined.settings["iterations"] == 40
     with pytest.raises(AttackImpossible, match="not only queries"):
-        Refined().run(view, replace(granted, queries=True))
+        run(Refined(), view, replace(granted, queries=True))
 
 
 def test_augmented_releases_come_back_upright() -> None:
     view = look(IMAGES, encoder(), mode="train", step=6, seeds=(1, 2))
     granted = Knowledge(model=encoder(), weights_step=5, shadow=SHADOW)
-    assert likeness(InverseNetwork(**SMALL).run(view, granted).images, IMAGES) > 0.7
+    assert likeness(run(InverseNetwork(**SMALL), view, granted).images, IMAGES) > 0.7
 
 
 def test_noise_on_the_image_and_volumes() -> None:
     view = look(IMAGES, encoder(), defences=["image/voxel-noise:0.5"])
     granted = Knowledge(model=encoder(), shadow=SHADOW)
-    assert Refined(steps=2).run(view, granted).images.shape == IMAGES.shape
+    assert run(Refined(steps=2), view, granted).images.shape == IMAGES.shape
     network, volumes = encoder(dimensions=3), heads(1, 3, (32, 32, 16))
     granted = Knowledge(model=network, shadow={"t1": heads(4, 4, (32, 32, 16))})
-    assert InverseNetwork(steps=2, batch=2).run(look(volumes, network), granted).images.shape == volumes.shape
+    assert (
+        run(InverseNetwork(steps=2, batch=2), look(volumes, network), granted).images.shape == volumes.shape
+    )
 
 
 def test_the_same_seed_gives_the_same_bits() -> None:
     view = look(IMAGES, encoder(), defences=["gaussian:1"])
     granted = Knowledge(model=encoder(), shadow=SHADOW)
-    first, again, other = (InverseNetwork(steps=3, seed=s).run(view, granted).images for s in (0, 0, 1))
+    first, again, other = (run(InverseNetwork(steps=3, seed=s), view, granted).images for s in (0, 0, 1))
     assert np.array_equal(first, again) and not np.array_equal(first, other)
 
 
@@ -72,7 +75,7 @@ def test_an_interrupt_goes_through() -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        InverseNetwork().run(look(IMAGES, encoder()), Knowledge(model=encoder(), shadow=SHADOW), stop)
+        run(InverseNetwork(), look(IMAGES, encoder()), Knowledge(model=encoder(), shadow=SHADOW), stop)
 
 
 def test_what_it_cannot_do_it_says_in_one_line() -> None:
@@ -85,7 +88,7 @@ def test_what_it_cannot_do_it_says_in_one_line() -> None:
     }
     for words, granted in cases.items():
         with pytest.raises(AttackImpossible, match=words) as failure:
-            InverseNetwork(steps=1).run(view, granted)
+            run(InverseNetwork(steps=1), view, granted)
         assert "\n" not in str(failure.value)
 
 

@@ -11,6 +11,7 @@ import torch
 from splitpeer.attacks.base import Knowledge, Shot, Target, View
 from splitpeer.attacks.image.kept_noise import KeptNoise
 from splitpeer.attacks.image.whitebox import WhiteBox
+from splitpeer.attacks.runner import run
 from splitpeer.defences.network import build_network
 from splitpeer.defences.randomness import Release
 from splitpeer.defences.stack import defend, make_stack
@@ -67,13 +68,13 @@ def likeness(found: np.ndarray, truth: np.ndarray) -> float:
 def test_two_sets_of_weights_see_through_noise_that_one_does_not() -> None:
     view, models, truth = scene("gaussian:3.0,kept=true")
     shadow = {"t1": np.stack([image(n) for n in range(5, 11)])}
-    both = KeptNoise(iterations=150).run(view, Knowledge(models=models, shadow=shadow))
+    both = run(KeptNoise(iterations=150), view, Knowledge(models=models, shadow=shadow))
     last = Knowledge(model=models[20], weights_step=20, shadow=shadow)
-    one = WhiteBox(iterations=80).run(view, last)
+    one = run(WhiteBox(iterations=80), view, last)
     assert likeness(both.images, truth) > 0.99
     assert likeness(one.images, truth) < 0.6
     assert both.views == 2 and "steps 10, 20" in both.assumptions[-1]
-    again = KeptNoise(iterations=150).run(view, Knowledge(models=models, shadow=shadow))
+    again = run(KeptNoise(iterations=150), view, Knowledge(models=models, shadow=shadow))
     assert np.array_equal(both.images, again.images)
 
 
@@ -83,11 +84,11 @@ def test_what_it_cannot_use_is_said_in_one_line() -> None:
 
     def refused(said: str, view: View = view, **granted: object) -> None:
         with pytest.raises(AttackImpossible) as caught:
-            KeptNoise(iterations=1).run(view, Knowledge(**granted))  # type: ignore[arg-type]
+            run(KeptNoise(iterations=1), view, Knowledge(**granted))  # type: ignore[arg-type]
         assert said in str(caught.value) and "\n" not in str(caught.value)
 
     refused("two sets of weights", models={20: models[20]}, shadow=shadow)
-    refused("grant shadow", models=models)
+    refused("--knows shadow=", models=models)
     refused("no kept noise", view=replace(view, defences=()), models=models, shadow=shadow)
     fresh = replace(view, defences=("gaussian:scale=1,kept=false",))
     refused("gaussian stands between", view=fresh, models=models, shadow=shadow)

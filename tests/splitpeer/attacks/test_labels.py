@@ -9,7 +9,9 @@ import pytest
 from scipy.stats import mannwhitneyu
 
 from splitpeer.attacks.base import Knowledge, Shot, Target, View
-from splitpeer.attacks.label.gradients import GradientCosine, GradientNorm, GradientSlice, Schedule
+from splitpeer.attacks.label.gradients import GradientCosine, GradientNorm, GradientSlice
+from splitpeer.attacks.label.schedule import Schedule
+from splitpeer.attacks.runner import run
 from splitpeer.data.augment import augment
 from splitpeer.defences.randomness import Release
 from splitpeer.defences.stack import defend, make_stack
@@ -101,30 +103,30 @@ def auc(scores: np.ndarray, truth: np.ndarray) -> float:
 @pytest.mark.parametrize("dimensions", [2, 3])
 def test_the_first_gradient_shows_the_tumour(dimensions) -> None:
     view, truth = site_view(dimensions)
-    result = GradientNorm().run(view, Knowledge())
+    result = run(GradientNorm(), view, Knowledge())
     assert result.goal == "mask" and result.images.shape == truth.shape and result.images.dtype == np.float32
     assert auc(result.images, truth) >= 0.98
     assert result.views == 1
     for level, least in ((0, 0.98), (1, 0.97), (2, 0.9)):
-        assert auc(GradientNorm(levels=(level,)).run(view, Knowledge()).images, truth) >= least
+        assert auc(run(GradientNorm(levels=(level,)), view, Knowledge()).images, truth) >= least
 
 
 def test_scores_lie_in_the_volumes_orientation_whatever_the_augmentation() -> None:
     seeds = (3, 5, 8)
     view, truth = site_view(seeds=seeds)
-    result = GradientNorm(levels=(0,)).run(view, Knowledge())
+    result = run(GradientNorm(levels=(0,)), view, Knowledge())
     assert result.views == len(seeds)
     assert auc(result.images, truth) >= 0.995  # .97 where the copies are left as they lie
-    only_first = GradientNorm(levels=(0,), steps=1).run(view, Knowledge())
+    only_first = run(GradientNorm(levels=(0,), steps=1), view, Knowledge())
     assert only_first.views == 1
 
 
 def test_noise_on_gradients_costs_the_plain_attack_more_than_the_adaptive_one() -> None:
     clean, truth = site_view()
     noisy, _ = site_view(gradients=["gaussian:8"])
-    before = auc(GradientNorm(levels=(0,)).run(clean, Knowledge()).images, truth)
-    plain = GradientNorm(levels=(0,)).run(noisy, Knowledge(adaptive=False))
-    adaptive = GradientNorm(levels=(0,)).run(noisy, Knowledge())
+    before = auc(run(GradientNorm(levels=(0,)), clean, Knowledge()).images, truth)
+    plain = run(GradientNorm(levels=(0,)), noisy, Knowledge(adaptive=False))
+    adaptive = run(GradientNorm(levels=(0,)), noisy, Knowledge())
     assert auc(plain.images, truth) < before - 0.02
     assert auc(adaptive.images, truth) > auc(plain.images, truth)
     assert adaptive.adaptive and not plain.adaptive
@@ -132,24 +134,24 @@ def test_noise_on_gradients_costs_the_plain_attack_more_than_the_adaptive_one() 
 
 def test_steps_average_noise_away() -> None:
     noisy, truth = site_view(gradients=["gaussian:8"], seeds=(1, 2, 3, 4, 5, 6), frozen=True)
-    one = GradientNorm(steps=1).run(noisy, Knowledge())
-    all_of_them = GradientNorm().run(noisy, Knowledge())
+    one = run(GradientNorm(steps=1), noisy, Knowledge())
+    all_of_them = run(GradientNorm(), noisy, Knowledge())
     assert auc(all_of_them.images, truth) > auc(one.images, truth) + 0.01
 
 
 @pytest.mark.parametrize(("defence", "least"), [("max-norm", 0.8), ("marvell:0.3", 0.9), ("iso:1", 0.8)])
 def test_noise_drawn_for_each_voxel_alone_does_not_hide_a_tumour_of_many(defence, least) -> None:
     defended, truth = site_view(gradients=[defence], seeds=range(8))
-    plain = GradientNorm(levels=(0,), steps=1).run(defended, Knowledge(adaptive=False))
-    adaptive = GradientNorm().run(defended, Knowledge())
+    plain = run(GradientNorm(levels=(0,), steps=1), defended, Knowledge(adaptive=False))
+    adaptive = run(GradientNorm(), defended, Knowledge())
     assert auc(adaptive.images, truth) > max(least, auc(plain.images, truth) + 0.1)
 
 
 def test_direction_and_slice() -> None:
     view, truth = site_view()
-    direction = GradientCosine(levels=(0,)).run(view, Knowledge())
+    direction = run(GradientCosine(levels=(0,)), view, Knowledge())
     assert auc(direction.images, truth) >= 0.8
-    slices = GradientSlice().run(view, Knowledge())
+    slices = run(GradientSlice(), view, Knowledge())
     assert (slices.images == slices.images[:, :1, :1]).all()  # one score per sample, and it says so
     assert any("where" in note for note in slices.notes)
     scores = slices.images[:, 0, 0]
@@ -167,7 +169,7 @@ def test_the_order_of_windows_tells_which_slices_hold_tumour() -> None:
     )
     view = View(role="client", site="a", modality="t1", modalities=("t1",),
                 backbone=unet_backbone(2, FEATURES, (0, 4)), window=(16, 16), targets=targets)  # fmt: skip
-    result = Schedule(slices=slices).run(view, Knowledge())
+    result = run(Schedule(slices=slices), view, Knowledge())
     chance = result.images[:, 0, 0]
     assert chance[list(inside)].min() > 0.5 > np.delete(chance, list(inside)).max()
     assert result.images.shape == (slices, 16, 16)
@@ -179,14 +181,15 @@ def test_what_cannot_be_attacked_is_said_in_one_line() -> None:
         **{**view.__dict__, "targets": (Target(view.targets[0].sample, (Shot("train", 1, 0, None),)),)}
     )
     with pytest.raises(AttackImpossible, match="no gradient"):
-        GradientNorm().run(silent, Knowledge())
+        run(GradientNorm(), silent, Knowledge())
     with pytest.raises(AttackImpossible, match="site's capture"):
-        GradientNorm().run(View(**{**view.__dict__, "role": "coordinator"}), Knowledge())
+        run(GradientNorm(), View(**{**view.__dict__, "role": "coordinator"}), Knowledge())
     with pytest.raises(AttackImpossible, match="level 7"):
-        GradientNorm(levels=(7,)).run(view, Knowledge())
-    nothing = View(**{**view.__dict__, "targets": ()})
+        run(GradientNorm(levels=(7,)), view, Knowledge())
+    asked = Target(view.targets[0].sample, (Shot("evaluate", 1, 0, None),))
+    nothing = View(**{**view.__dict__, "targets": (asked,)})
     with pytest.raises(AttackImpossible, match="no training window"):
-        Schedule().run(nothing, Knowledge())
+        run(Schedule(), nothing, Knowledge())
 
 
 def test_it_can_be_interrupted() -> None:
@@ -195,4 +198,4 @@ def test_it_can_be_interrupted() -> None:
 
     view, _ = site_view()
     with pytest.raises(KeyboardInterrupt):
-        GradientNorm().run(view, Knowledge(), stop)
+        run(GradientNorm(), view, Knowledge(), stop)

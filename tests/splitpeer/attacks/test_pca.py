@@ -10,18 +10,19 @@ import torch
 
 from splitpeer.attacks.base import Knowledge, View
 from splitpeer.attacks.image.pca import PrincipalComponent
+from splitpeer.attacks.runner import run
 from splitpeer.errors import AttackImpossible
 
 from .image_attacks import encoder, heads, likeness, look
 
 
 def seen_by_nobody(view: View, adaptive: bool = True, level: int | None = None) -> np.ndarray:
-    return PrincipalComponent(level=level).run(view, Knowledge(adaptive=adaptive)).images
+    return run(PrincipalComponent(level=level), view, Knowledge(adaptive=adaptive)).images
 
 
 def test_it_shows_the_picture_up_to_sign() -> None:
     images = heads(3, 1)
-    result = PrincipalComponent().run(look(images, encoder()), Knowledge())
+    result = run(PrincipalComponent(), look(images, encoder()), Knowledge())
     assert result.images.shape == (3, 1, 32, 32) and result.images.dtype == np.float32
     assert likeness(result.images, images) > 0.5
     assert result.assumptions == ("which defences run, with their parameters",)

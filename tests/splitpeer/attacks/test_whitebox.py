@@ -13,6 +13,7 @@ from splitpeer.attacks.evidence import gather, weights_of
 from splitpeer.attacks.image.first_step import FirstStep
 from splitpeer.attacks.image.whitebox import WhiteBox, denoised
 from splitpeer.attacks.optimise import adam, lbfgs, total_variation
+from splitpeer.attacks.runner import run
 from splitpeer.attacks.simulated_defences import SimulatedDefences
 from splitpeer.errors import AttackImpossible
 
@@ -23,13 +24,13 @@ IMAGES = heads(2, 1)
 
 def solve(view: View, adaptive: bool = True, iterations: int = 60, **granted: object) -> np.ndarray:
     knowledge = Knowledge(**{"model": encoder(), "adaptive": adaptive, **granted})
-    return WhiteBox(iterations=iterations, schedules="joint").run(view, knowledge).images
+    return run(WhiteBox(iterations=iterations, schedules="joint"), view, knowledge).images
 
 
 def test_undefended_it_recovers_the_image() -> None:
     network = encoder()
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
-    result = WhiteBox(iterations=60).run(look(IMAGES, network), Knowledge(model=network, weights_step=5))
+    result = run(WhiteBox(iterations=60), look(IMAGES, network), Knowledge(model=network, weights_step=5))
     assert likeness(result.images, IMAGES) > 0.99
     assert result.images.shape == IMAGES.shape and result.images.dtype == np.float32
     assert result.settings["iterations"] == 60 and sum(": " in note for note in result.notes) >= 1
@@ -110,7 +111,7 @@ def test_an_interrupt_goes_through() -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        WhiteBox().run(look(IMAGES, encoder()), Knowledge(model=encoder()), stop)
+        run(WhiteBox(), look(IMAGES, encoder()), Knowledge(model=encoder()), stop)
 
 
 def test_the_step_of_a_batch_tells_whose_weights_made_it() -> None:
@@ -123,7 +124,7 @@ def test_the_first_step_by_who_handed_out_the_weights() -> None:
     early = look(IMAGES, encoder(), mode="train", step=1)
     late = look(IMAGES, encoder(2), mode="train", step=9)
     view = replace(early, targets=(*early.targets[:1], late.targets[1]))
-    result = FirstStep(iterations=40).run(view, Knowledge(initial_model=encoder()))
+    result = run(FirstStep(iterations=40), view, Knowledge(initial_model=encoder()))
     assert likeness(result.images[:1], IMAGES[:1]) > 0.98
     assert not result.images[1].any() and "1 of 2 samples" in result.notes[-1]
     assert "the initial weights, handed out by the coordinator" in result.assumptions
@@ -141,12 +142,12 @@ def test_what_it_cannot_do_it_says_in_one_line() -> None:
     }
     for words, (seen, knowledge) in cases.items():
         with pytest.raises(AttackImpossible, match=words) as failure:
-            WhiteBox(iterations=1).run(seen, knowledge)
+            run(WhiteBox(iterations=1), seen, knowledge)
         assert "\n" not in str(failure.value)
     with pytest.raises(AttackImpossible, match="handed out"):
-        FirstStep().run(view, Knowledge())
+        run(FirstStep(), view, Knowledge())
     with pytest.raises(AttackImpossible, match="before the first update"):
-        FirstStep().run(view, Knowledge(initial_model=encoder()))
+        run(FirstStep(), view, Knowledge(initial_model=encoder()))
     with pytest.raises(ValueError, match="schedule must be"):
         WhiteBox(schedules="joint,backwards")
 

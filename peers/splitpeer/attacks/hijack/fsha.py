@@ -9,8 +9,8 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any, NoReturn
+from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim import Adam
 
-from splitpeer.attacks.base import Attack, Knowledge, Progress, View, silent
+from splitpeer.attacks.base import Progress, silent
 from splitpeer.attacks.image.fora import gradient_penalty
 from splitpeer.attacks.networks import critic, image_decoder
 from splitpeer.defences.base import Tensors
@@ -26,6 +26,8 @@ from splitpeer.errors import AttackImpossible
 from splitpeer.models import Decoder, Encoder, build_decoder, build_encoder, site_seed
 from splitpeer.training.loss import region_loss
 from splitpeer.training.optimiser import make_optimiser
+
+_TITLE = "hijacked training"
 
 
 @dataclass
@@ -44,7 +46,8 @@ class Hijacked:
     seconds: float
 
 
-class FSHA(Attack):
+@dataclass(frozen=True, kw_only=True)
+class FSHA:
     """Feature-space hijacking by a malicious coordinator.
 
     An autoencoder learns on public images; a critic (WGAN-GP) learns to tell its code from what the site sends;
@@ -54,49 +57,23 @@ class FSHA(Attack):
     steps and rates scaled to what a simulation can do in a minute; the site keeps its own optimiser.
     """
 
-    name = "fsha"
-    title = "Hijacked training (FSHA), simulated"
-    source = "Pasquini, Ateniese, Bernaschi, CCS 2021 (arXiv 2012.02670)"
-    goal = "image"
-    role = "coordinator"
-    plain = (
-        "A cheating coordinator steers the hospital's network until it sends what can be turned into images."
-    )
-
-    def __init__(
-        self,
-        *,
-        steps: int = 150,
-        pilot_steps: int = 150,
-        batch: int = 8,
-        site_rate: float = 1e-3,
-        pilot_rate: float = 2e-3,
-        critic_rate: float = 2e-3,
-        penalty: float = 500.0,
-        disguise: float = 0.0,
-        seed: int = 0,
-        device: str = "cpu",
-    ) -> None:
-        """
-        Args:
-            steps: hijacked training steps.
-            pilot_steps: of the autoencoder, before.
-            batch: samples of a step.
-            site_rate: of the site's optimiser, which the job sets and hence the coordinator.
-            pilot_rate, critic_rate: of Adam.
-            penalty: weight of the critic's gradient penalty.
-            disguise: share, by norm, of honest gradients mixed in so that the site notices less; needs masks.
-        """
-        super().__init__(seed=seed, device=device)
-        self.steps, self.pilot_steps, self.batch = steps, pilot_steps, batch
-        self.site_rate, self.pilot_rate, self.critic_rate = site_rate, pilot_rate, critic_rate
-        self.penalty, self.disguise = penalty, disguise
-
-    def run(self, view: View, knowledge: Knowledge, progress: Progress = silent) -> NoReturn:
-        """Raises AttackImpossible, always: a capture of honest training holds nothing to hijack."""
-        raise AttackImpossible(
-            "fsha changes the training it attacks, so no recording can feed it: it is simulated (FSHA.simulate)"
-        )
+    steps: int = 150
+    """Hijacked training steps."""
+    pilot_steps: int = 150
+    """Of the autoencoder, before."""
+    batch: int = 8
+    """Samples of a step."""
+    site_rate: float = 1e-3
+    """Of the site's optimiser, which the job sets and hence the coordinator."""
+    pilot_rate: float = 2e-3
+    critic_rate: float = 2e-3
+    """Of Adam."""
+    penalty: float = 500.0
+    """Weight of the critic's gradient penalty."""
+    disguise: float = 0.0
+    """Share, by norm, of honest gradients mixed in so that the site notices less; needs masks."""
+    seed: int = 0
+    device: str = "cpu"
 
     def simulate(
         self,
@@ -160,20 +137,19 @@ class FSHA(Attack):
             site_steps.step()
             gradients.append({name: tensor.cpu().numpy() for name, tensor in returned.items()})
             inputs.append(private[picked.numpy()])
-            progress(self.title, step + 1, self.steps)
+            progress(_TITLE, step + 1, self.steps)
         return Hijacked(
             images=_images(site, inverse, mine),
             before=before,
             gradients=gradients,
             inputs=inputs,
-            settings={
-                "steps": self.steps, "pilot_steps": self.pilot_steps, "batch": self.batch,
-                "site_rate": self.site_rate, "pilot_rate": self.pilot_rate, "critic_rate": self.critic_rate,
-                "penalty": self.penalty, "disguise": self.disguise, "seed": self.seed,
-                "published": "10000 to 100000 iterations at 1e-5 and 1e-4",
-            },
+            settings=self._settings(),
             seconds=time.monotonic() - started,
         )  # fmt: skip
+
+    def _settings(self) -> dict[str, Any]:
+        kept = {one.name: getattr(self, one.name) for one in fields(self) if one.name != "device"}
+        return kept | {"published": "10000 to 100000 iterations at 1e-5 and 1e-4"}
 
     def _pilot(
         self, pilot: nn.Module, inverse: nn.Module, shown: Tensor, source: torch.Generator, progress: Progress
@@ -185,7 +161,7 @@ class FSHA(Attack):
             steps.zero_grad()
             loss.backward()
             steps.step()
-            progress(f"{self.title}: autoencoder", step + 1, self.pilot_steps)
+            progress(f"{_TITLE}: autoencoder", step + 1, self.pilot_steps)
         pilot.requires_grad_(False)
         inverse.requires_grad_(False)
 

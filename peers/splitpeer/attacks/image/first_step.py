@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from splitpeer.attacks.base import Attack, Knowledge, Progress, Result, View, silent
+from splitpeer.attacks.base import Attack, Found, Knowledge, Progress, View
 from splitpeer.attacks.evidence import weights_of
 from splitpeer.attacks.image.whitebox import WhiteBox
 from splitpeer.errors import AttackImpossible
 
 
+@dataclass(frozen=True, kw_only=True)
 class FirstStep(Attack):
     """White-box optimisation of what was sent before the first update, with the weights that were handed out.
 
@@ -26,19 +27,16 @@ class FirstStep(Attack):
     source = "this project, after He, Zhang, Lee 2019; compare measurements of untrained encoders there"
     goal = "image"
     role = "coordinator"
-    needs = frozenset({"initial_model"})
+    needs = ("initial weights",)
+    uses = frozenset({"initial_model", "shadow", "architecture", "adaptive"})
     plain = "Hands out the initial weights itself, and so can invert the first batch that it is sent."
 
-    def __init__(
-        self, *, iterations: int = 400, tv: float = 1.0, batch: int = 16, seed: int = 0, device: str = "cpu"
-    ) -> None:
-        super().__init__(seed=seed, device=device)
-        self._attack = WhiteBox(iterations=iterations, tv=tv, batch=batch, seed=seed, device=device)
+    iterations: int = 400
+    tv: float = 1.0
+    batch: int = 16
 
-    def run(self, view: View, knowledge: Knowledge, progress: Progress = silent) -> Result:
-        """See `Attack.run`. Raises AttackImpossible without these weights, or without a shot made with them."""
-        if knowledge.initial_model is None:
-            raise AttackImpossible("the first-step attack needs the weights that were handed out: grant them")
+    def recover(self, view: View, knowledge: Knowledge, progress: Progress) -> Found:
+        """See `Attack.recover`. Raises AttackImpossible where no shot was made with these weights."""
         first = [
             n
             for n, t in enumerate(view.targets)
@@ -52,11 +50,11 @@ class FirstStep(Attack):
             knowledge, model=knowledge.initial_model, weights_step=0, queries=False, decoder=None
         )
         seen = replace(view, targets=tuple(view.targets[n] for n in first))
-        result = self._attack.run(seen, granted, progress)
-        images = np.zeros((len(view.targets), *result.images.shape[1:]), np.float32)
-        images[first] = result.images
+        search = WhiteBox(
+            iterations=self.iterations, tv=self.tv, batch=self.batch, seed=self.seed, device=self.device
+        )
+        found = search.recover(seen, granted, progress)
+        images = np.zeros((len(view.targets), *found.images.shape[1:]), np.float32)
+        images[first] = found.images
         count = f"{len(first)} of {len(view.targets)} samples were sent before the first update"
-        return replace(
-            result, attack=self.name, images=images, notes=(*result.notes, count),
-            assumptions=replace(knowledge, model=None, decoder=None).assumptions(),
-        )  # fmt: skip
+        return replace(found, images=images, notes=(*found.notes, count))

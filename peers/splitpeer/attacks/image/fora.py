@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim import Adam
 
-from splitpeer.attacks.base import Attack, Knowledge, Progress, Result, View, silent
-from splitpeer.attacks.image.sdar import revealed, seen, some
+from splitpeer.attacks.base import Attack, Found, Knowledge, Progress, View
+from splitpeer.attacks.image.sdar import all_evidence, revealed, some
 from splitpeer.attacks.networks import critic, image_decoder
 from splitpeer.attacks.simulated_defences import SimulatedDefences
 from splitpeer.attacks.surrogates import known_defences, release_of, shadow_images
@@ -28,6 +28,7 @@ _NORM = {2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d}
 _BANDWIDTHS = tuple(2.0**k for k in range(-3, 2))
 
 
+@dataclass(frozen=True, kw_only=True)
 class FORA(Attack):
     """A substitute of another architecture is trained until neither a critic (WGAN-GP) nor the distance of the
     means in several kernels' feature spaces (MK-MMD) tells its activations of public images from the site's;
@@ -44,43 +45,29 @@ class FORA(Attack):
     source = "Xu et al., CVPR 2024 (arXiv 2405.04115)"
     goal = "image"
     role = "coordinator"
-    needs = frozenset({"shadow"})
+    needs = ("shadow",)
+    uses = frozenset({"shadow", "adaptive"})
+    published = "40000 iterations of 64 at 1e-4"
     plain = "The coordinator builds a network whose output looks like the hospital's, and learns to turn that back."
 
-    def __init__(
-        self,
-        *,
-        steps: int = 100,
-        inverse_steps: int = 150,
-        batch: int = 12,
-        rate: float = 1e-3,
-        critic_rate: float = 3e-3,
-        inverse_rate: float = 1e-3,
-        mmd: float = 0.8,
-        penalty: float = 1000.0,
-        seed: int = 0,
-        device: str = "cpu",
-    ) -> None:
-        """
-        Args:
-            steps: of substitute and critic.
-            inverse_steps: of the decoder, afterwards.
-            batch: images of a step.
-            rate, critic_rate, inverse_rate: of Adam.
-            mmd: share of MK-MMD in the substitute's loss; the rest is the critic's.
-            penalty: weight of the critic's gradient penalty.
-        """
-        super().__init__(seed=seed, device=device)
-        self.steps, self.inverse_steps, self.batch = steps, inverse_steps, batch
-        self.rate, self.critic_rate, self.inverse_rate = rate, critic_rate, inverse_rate
-        self.mmd, self.penalty = mmd, penalty
-        self.history: dict[str, list[float]] = {}
-        """Losses of the last run, step by step: mmd, image."""
+    steps: int = 100
+    """Of substitute and critic."""
+    inverse_steps: int = 150
+    """Of the decoder, afterwards."""
+    batch: int = 12
+    """Images of a step."""
+    rate: float = 1e-3
+    critic_rate: float = 3e-3
+    inverse_rate: float = 1e-3
+    """Of Adam."""
+    mmd: float = 0.8
+    """Share of MK-MMD in the substitute's loss; the rest is the critic's."""
+    penalty: float = 1000.0
+    """Weight of the critic's gradient penalty."""
 
-    def run(self, view: View, knowledge: Knowledge, progress: Progress = silent) -> Result:
+    def recover(self, view: View, knowledge: Knowledge, progress: Progress) -> Found:
         """Images in the site's intensities, as far as the public ones are alike."""
-        started = time.monotonic()
-        groups = seen(view, knowledge, self.name, self.device)
+        groups = all_evidence(view, knowledge, self.device)
         public = shadow_images(view, knowledge, self.name, self.device)[view.modality]
         real = {
             name: torch.cat([g.levels[name].mean[g.views > 0] for g in groups]) for name in groups[0].levels
@@ -88,14 +75,25 @@ class FORA(Attack):
         imitation = _Imitation(view, knowledge, real, self.seed, self.device)
         inputs = imitation.defended(public)
         source = torch.Generator().manual_seed(self.seed)
-        self.history = {"mmd": [], "image": []}
+        distances = self._imitate(view, imitation, inputs, real, source, progress)
+        channels = {name: values.shape[1] for name, values in real.items()}
+        decoder = image_decoder(view.backbone.cut, channels, site_seed(self.seed, "decoder")).to(self.device)
+        errors = self._invert(decoder, imitation, inputs, public, source, progress)
+        history = {"mmd": distances, "image": errors}
+        return Found(revealed(decoder, groups), int(sum(g.views for g in groups).max()), history=history)
 
+    def _imitate(
+        self, view: View, imitation: _Imitation, inputs: Tensor, real: dict[str, Tensor], source: torch.Generator,
+        progress: Progress,
+    ) -> tuple[float, ...]:  # fmt: skip
+        """Train the substitute and the critic in turns; returns the distance of each step."""
         channels = {name: values.shape[1] for name, values in real.items()}
         judge = critic(view.backbone.cut, channels, site_seed(self.seed, "critic")).to(self.device)
         own_steps = Adam(imitation.substitute.parameters(), self.rate)
         judge_steps = Adam(judge.parameters(), self.critic_rate)
+        distances = []
         for step in range(self.steps):
-            picked = torch.randint(len(public), (self.batch,), generator=source)
+            picked = torch.randint(len(inputs), (self.batch,), generator=source)
             sent = imitation(inputs[picked], picked.tolist(), step)
             truth = some(real, self.batch, step)
             distance = torch.stack([mk_mmd(truth[name], sent[name]) for name in real]).mean()
@@ -109,11 +107,17 @@ class FORA(Attack):
             judge_steps.zero_grad()
             loss.backward()
             judge_steps.step()
-            self.history["mmd"].append(distance.item())
+            distances.append(distance.item())
             progress(f"{self.title}: substitute", step + 1, self.steps)
+        return tuple(distances)
 
-        decoder = image_decoder(view.backbone.cut, channels, site_seed(self.seed, "decoder")).to(self.device)
+    def _invert(
+        self, decoder: nn.Module, imitation: _Imitation, inputs: Tensor, public: Tensor, source: torch.Generator,
+        progress: Progress,
+    ) -> tuple[float, ...]:  # fmt: skip
+        """Train the decoder on what the substitute sends of `public`; returns the error of each step."""
         inverse_steps = Adam(decoder.parameters(), self.inverse_rate)
+        errors = []
         for step in range(self.inverse_steps):
             picked = torch.randint(len(public), (self.batch,), generator=source)
             with torch.no_grad():
@@ -122,22 +126,9 @@ class FORA(Attack):
             inverse_steps.zero_grad()
             loss.backward()
             inverse_steps.step()
-            self.history["image"].append(loss.item())
+            errors.append(loss.item())
             progress(f"{self.title}: inverse", step + 1, self.inverse_steps)
-        return Result(
-            attack=self.name,
-            goal="image",
-            images=revealed(decoder, groups),
-            adaptive=knowledge.adaptive,
-            assumptions=(f"{len(public)} similar images of other patients", knowledge.assumptions()[-1]),
-            settings={
-                "steps": self.steps, "inverse_steps": self.inverse_steps, "batch": self.batch, "rate": self.rate,
-                "critic_rate": self.critic_rate, "inverse_rate": self.inverse_rate, "mmd": self.mmd,
-                "penalty": self.penalty, "seed": self.seed, "published": "40000 iterations of 64 at 1e-4",
-            },
-            views=int(sum(g.views for g in groups).max()),
-            seconds=time.monotonic() - started,
-        )  # fmt: skip
+        return tuple(errors)
 
 
 class Substitute(nn.Module):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,7 +9,7 @@ import torch
 from monai.losses import SSIMLoss
 from torch import Tensor, nn
 
-from splitpeer.attacks.base import Attack, Knowledge, Progress, Result, View, silent
+from splitpeer.attacks.base import Attack, Found, Knowledge, Progress, View
 from splitpeer.attacks.evidence import AveragedLevel, Evidence, gather, usable_shots
 from splitpeer.attacks.image.whitebox import Misfit, frozen
 from splitpeer.attacks.networks import ImageDecoder, image_decoder
@@ -40,6 +39,7 @@ class Inverter:
         return self.network(inputs(levels, self.scales))
 
 
+@dataclass(frozen=True, kw_only=True)
 class InverseNetwork(Attack):
     """Trains a network on pairs (what the site would send of a shadow image, that image), and shows it the view.
 
@@ -58,40 +58,23 @@ class InverseNetwork(Attack):
     source = "He, Zhang, Lee, ACSAC 2019 and IEEE IoT-J 2020, doi 10.1109/JIOT.2020.3022358; U-Net decoder, SSIM loss"
     goal = "image"
     role = "coordinator"
-    needs = frozenset({"model", "shadow"})
+    needs = ("encoder", "shadow")
+    uses = frozenset({"model", "shadow", "architecture", "adaptive"})
     plain = "Runs other patients' images through the site's half, and trains a network to turn outputs into images."
 
-    def __init__(
-        self,
-        *,
-        steps: int = 300,
-        rate: float = 3e-3,
-        batch: int = 8,
-        width: int = 16,
-        share: float = 1.0,
-        seed: int = 0,
-        device: str = "cpu",
-    ) -> None:
-        super().__init__(seed=seed, device=device)
-        self.steps, self.rate, self.batch, self.width, self.share = steps, rate, batch, width, share
+    steps: int = 300
+    rate: float = 3e-3
+    batch: int = 8
+    width: int = 16
+    share: float = 1.0
 
-    def run(self, view: View, knowledge: Knowledge, progress: Progress = silent) -> Result:
-        """See `Attack.run`. Raises AttackImpossible without a model to ask or without shadow images."""
-        began = time.perf_counter()
+    def recover(self, view: View, knowledge: Knowledge, progress: Progress) -> Found:
+        """See `Attack.recover`. Raises AttackImpossible where encoder or shadow images do not fit the view."""
         model, evidence, views = self._prepare(view, knowledge)
         inverter = self._train(view, knowledge, model, evidence, progress)
-        images = reconstruct(inverter, evidence)
-        return self._result(images, knowledge, views, began, inverter)
+        return _found(reconstruct(inverter, evidence), views, inverter)
 
     def _prepare(self, view: View, knowledge: Knowledge) -> tuple[nn.Module, list[Evidence], int]:
-        if knowledge.model is None:
-            raise AttackImpossible(
-                "an inverse network needs the site's encoder, its weights or queries: grant one"
-            )
-        if view.modality not in knowledge.shadow:
-            raise AttackImpossible(
-                f"an inverse network needs {view.modality} images of other patients: grant shadow"
-            )
         chosen = usable_shots(view, knowledge)
         evidence = gather(chosen, view.modality, masked=knowledge.adaptive, device=self.device)
         return frozen(knowledge.model, self.device), evidence, max(map(len, chosen))
@@ -161,20 +144,8 @@ class InverseNetwork(Attack):
         inverter.error = float((guess - truth)[head].square().mean()) if bool(head.any()) else 1.0
         return inverter
 
-    def _result(
-        self, images: Tensor, knowledge: Knowledge, views: int, began: float, inverter: Inverter
-    ) -> Result:
-        return Result(
-            self.name, "image", images.cpu().numpy(), knowledge.adaptive, knowledge.assumptions(), self._settings(),
-            views=views, seconds=time.perf_counter() - began,
-            notes=(f"root mean square error on held-out shadow images {inverter.error**0.5:.2f}",),
-        )  # fmt: skip
 
-    def _settings(self) -> dict[str, float | int]:
-        return {"steps": self.steps, "rate": self.rate, "batch": self.batch, "width": self.width,
-                "share": self.share, "seed": self.seed}  # fmt: skip
-
-
+@dataclass(frozen=True, kw_only=True)
 class Refined(InverseNetwork):
     """The inverse network's image, then improved by white-box optimisation that stays near it.
 
@@ -189,39 +160,20 @@ class Refined(InverseNetwork):
     name = "refined"
     title = "inverse network, refined white-box"
     source = "this project: maximum a posteriori around an inverse network (both after He, Zhang, Lee 2019)"
+    needs = ("weights", "shadow")
     plain = "Trains a network on other patients, then corrects its images until they would have sent what arrived."
 
-    def __init__(
-        self,
-        *,
-        iterations: int = 200,
-        prior: float = 1.0,
-        steps: int = 300,
-        rate: float = 3e-3,
-        batch: int = 8,
-        width: int = 16,
-        share: float = 1.0,
-        seed: int = 0,
-        device: str = "cpu",
-    ) -> None:
-        super().__init__(
-            steps=steps, rate=rate, batch=batch, width=width, share=share, seed=seed, device=device
-        )
-        self.iterations, self.prior = iterations, prior
+    iterations: int = 200
+    prior: float = 1.0
 
-    def run(self, view: View, knowledge: Knowledge, progress: Progress = silent) -> Result:
-        """See `Attack.run`. Raises AttackImpossible without weights or shadow images."""
-        began = time.perf_counter()
-        if knowledge.queries:
-            raise AttackImpossible(
-                "refining needs the weights of the site's encoder, not only queries: grant them"
-            )
+    def recover(self, view: View, knowledge: Knowledge, progress: Progress) -> Found:
+        """See `InverseNetwork.recover`."""
         model, evidence, views = self._prepare(view, knowledge)
         inverter = self._train(view, knowledge, model, evidence, progress)
         start = reconstruct(inverter, evidence)
         simulation = SimulatedDefences(view, model, self.seed, adaptive=knowledge.adaptive)
         if simulation.on_images:  # the view explains the noisy image best; the network knows the clean one
-            return self._result(start, knowledge, views, began, inverter)
+            return _found(start, views, inverter)
         misfit = Misfit(model, evidence, knowledge.adaptive)
         misfit.calibrate(simulation, start)
         narrow = 2 * self.prior * max(inverter.error, 1e-4)
@@ -229,10 +181,12 @@ class Refined(InverseNetwork):
             lambda x: misfit(x) + (x - start).square().flatten(1).sum(1) / narrow,
             start, self.iterations, progress=progress, what="refining",
         )  # fmt: skip
-        return self._result(images, knowledge, views, began, inverter)
+        return _found(images, views, inverter)
 
-    def _settings(self) -> dict[str, float | int]:
-        return {**super()._settings(), "iterations": self.iterations, "prior": self.prior}
+
+def _found(images: Tensor, views: int, inverter: Inverter) -> Found:
+    note = f"root mean square error on held-out shadow images {inverter.error**0.5:.2f}"
+    return Found(images.cpu().numpy(), views, (note,))
 
 
 def inputs(levels: dict[str, AveragedLevel], scales: dict[str, Tensor]) -> dict[str, Tensor]:

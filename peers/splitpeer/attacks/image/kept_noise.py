@@ -6,13 +6,13 @@ same, what it hides is not, so whoever knows both sets of weights has two equati
 
 from __future__ import annotations
 
-import time
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from splitpeer.attacks.base import Attack, Knowledge, Progress, Result, View, silent
+from splitpeer.attacks.base import Attack, Found, Knowledge, Progress, View
 from splitpeer.attacks.evidence import Evidence, gather, require_shots, weights_of
 from splitpeer.attacks.image.whitebox import frozen
 from splitpeer.attacks.optimise import lbfgs, total_variation
@@ -26,6 +26,7 @@ FLOOR = 0.02
 """Least scatter that is assumed, as a share of a level's own spread."""
 
 
+@dataclass(frozen=True, kw_only=True)
 class KeptNoise(Attack):
     """Searches the image for which one and the same noise explains all releases.
 
@@ -42,24 +43,18 @@ class KeptNoise(Attack):
     source = "derived here: one noise, several sets of weights"
     goal = "image"
     role = "coordinator"
-    needs = frozenset({"models", "shadow"})
+    needs = ("several weights", "shadow")
+    uses = frozenset({"models", "shadow", "architecture", "adaptive"})
+    has_naive_form = False
     plain = "Knows the site's half at two moments, and finds the image for which the noise was the same both times."
 
-    def __init__(self, *, iterations: int = 200, tv: float = 1.0, seed: int = 0, device: str = "cpu") -> None:
-        super().__init__(seed=seed, device=device)
-        self.iterations, self.tv = iterations, tv
+    iterations: int = 200
+    tv: float = 1.0
 
-    def run(self, view: View, knowledge: Knowledge, progress: Progress = silent) -> Result:
-        """See `Attack.run`. Raises AttackImpossible without two sets of weights, or where no noise is kept."""
-        began = time.perf_counter()
+    def recover(self, view: View, knowledge: Knowledge, progress: Progress) -> Found:
+        """See `Attack.recover`. Raises AttackImpossible where no noise is kept, or all weights are the same."""
         scales = _scales(view)
         models = {step: frozen(model, self.device) for step, model in knowledge.models.items()}
-        if len(models) < 2:
-            raise AttackImpossible(
-                "kept noise is eliminated with two sets of weights: grant the weights of two steps"
-            )
-        if view.modality not in knowledge.shadow:
-            raise AttackImpossible(f"it starts from the mean of similar {view.modality} images: grant shadow")
         chosen = [[s for s in t.shots if s.activations and weights_of(s) in models] for t in view.targets]
         require_shots(chosen, " from two sets of weights that are known")
         groups = gather(chosen, view.modality, masked=False, device=self.device, same=weights_of)
@@ -76,12 +71,7 @@ class KeptNoise(Attack):
             return _unexplained(x, groups, nets, scales) + self.tv * total_variation(x)
 
         found = lbfgs(objective, start, self.iterations, progress=progress, what=self.title)
-        return Result(
-            self.name, "image", found.cpu().numpy(), True,
-            (*knowledge.assumptions(), f"the encoder's weights at steps {', '.join(map(str, sorted(models)))}"),
-            {"iterations": self.iterations, "tv": self.tv, "weights": sorted(models), "seed": self.seed},
-            views=len(groups), seconds=time.perf_counter() - began,
-        )  # fmt: skip
+        return Found(found.cpu().numpy(), len(groups), settings={"weights": sorted(models)})
 
 
 def _firsts(chosen: list, count: int) -> list[list]:

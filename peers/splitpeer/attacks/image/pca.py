@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import time
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -11,13 +11,14 @@ from skimage.filters import threshold_otsu
 from torch import Tensor
 from torch.nn import functional
 
-from splitpeer.attacks.base import Attack, Knowledge, Progress, Result, Shot, View, silent
+from splitpeer.attacks.base import Attack, Found, Knowledge, Progress, Shot, View, silent
 from splitpeer.attacks.evidence import Evidence, gather, require_shots, weights_of
 from splitpeer.attacks.pose import turn_back
 from splitpeer.errors import AttackImpossible
 from splitpeer.models.cut import level_name
 
 
+@dataclass(frozen=True, kw_only=True)
 class PrincipalComponent(Attack):
     """Shows the first principal component over channels of the shallowest level that was sent.
 
@@ -36,23 +37,16 @@ class PrincipalComponent(Attack):
     role = "coordinator"
     plain = "Looks at what arrived and shows what its channels have in common; knows nothing else."
 
-    def __init__(self, *, level: int | None = None, seed: int = 0, device: str = "cpu") -> None:
-        super().__init__(seed=seed, device=device)
-        self.level = level
+    level: int | None = None
 
-    def run(self, view: View, knowledge: Knowledge, progress: Progress = silent) -> Result:
-        """See `Attack.run`. Raises AttackImpossible where the level asked for was not sent."""
-        began = time.perf_counter()
+    def recover(self, view: View, knowledge: Knowledge, progress: Progress) -> Found:
+        """See `Attack.recover`. Raises AttackImpossible where the level asked for was not sent."""
         chosen: list[list[Shot]] = [[s for s in t.shots if s.activations] for t in view.targets]
         require_shots(chosen)
         groups = gather(chosen, view.modality, masked=knowledge.adaptive, device=self.device, same=weights_of)
         images = component(groups, view.window, self.level, progress)
-        return Result(
-            self.name, "image", images.cpu().numpy(), knowledge.adaptive, Knowledge(adaptive=knowledge.adaptive,
-            architecture=False).assumptions(), {"level": self.level},
-            views=max(map(len, chosen)), seconds=time.perf_counter() - began,
-            notes=("sign, gain and offset are unknown to it",),
-        )  # fmt: skip
+        notes = ("sign, gain and offset are unknown to it",)
+        return Found(images.cpu().numpy(), max(map(len, chosen)), notes)
 
 
 def component(

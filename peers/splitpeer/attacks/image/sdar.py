@@ -6,8 +6,8 @@ turns the surrogate's activations into images turns the site's too. Passive: tra
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -15,14 +15,15 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim import Adam
 
-from splitpeer.attacks.base import Attack, Knowledge, Progress, Result, View, silent
+from splitpeer.attacks.base import Attack, Found, Knowledge, Progress, View
 from splitpeer.attacks.evidence import Evidence, gather, require_shots
 from splitpeer.attacks.networks import critic, image_cut, image_decoder
 from splitpeer.attacks.pose import unpose_images
-from splitpeer.attacks.surrogates import Surrogates, check_view
+from splitpeer.attacks.surrogates import Surrogates
 from splitpeer.models import site_seed
 
 
+@dataclass(frozen=True, kw_only=True)
 class SDAR(Attack):
     """PCAT with two discriminators: one tells the surrogate's activations from the site's, one tells recovered
     images from real ones.
@@ -40,33 +41,22 @@ class SDAR(Attack):
     source = "Zhu et al., NDSS 2025 (arXiv 2310.10483)"
     goal = "image"
     role = "coordinator"
-    needs = frozenset({"shadow", "shadow_masks", "decoder"})
+    needs = ("shadow of all", "shadow masks", "decoder")
+    uses = frozenset({"shadow", "shadow_masks", "decoder", "architecture", "adaptive"})
+    published = "20000 steps of 128 on CIFAR"
     plain = "The coordinator trains imitations of the hospitals' networks on other patients until they fit its own."
 
-    def __init__(
-        self,
-        *,
-        steps: int = 120,
-        batch: int = 8,
-        encoder_rate: float = 1e-3,
-        decoder_rate: float = 5e-4,
-        activation_weight: float = 0.02,
-        image_weight: float = 1e-5,
-        seed: int = 0,
-        device: str = "cpu",
-    ) -> None:
-        super().__init__(seed=seed, device=device)
-        self.steps, self.batch = steps, batch
-        self.encoder_rate, self.decoder_rate = encoder_rate, decoder_rate
-        self.activation_weight, self.image_weight = activation_weight, image_weight
-        self.history: list[dict[str, float]] = []
-        """Losses of the last run, step by step: task, image."""
+    steps: int = 120
+    batch: int = 8
+    encoder_rate: float = 1e-3
+    decoder_rate: float = 5e-4
+    activation_weight: float = 0.02
+    image_weight: float = 1e-5
 
-    def run(self, view: View, knowledge: Knowledge, progress: Progress = silent) -> Result:
+    def recover(self, view: View, knowledge: Knowledge, progress: Progress) -> Found:
         """Images in the site's intensities, as far as the other patients' are alike."""
-        started = time.monotonic()
         world = Surrogates(view, knowledge, self.name, batch=self.batch, seed=self.seed, device=self.device)
-        groups = seen(view, knowledge, self.name, self.device)
+        groups = all_evidence(view, knowledge, self.device)
         real = {
             name: torch.cat([g.levels[name].mean[g.views > 0] for g in groups]) for name in groups[0].levels
         }
@@ -80,7 +70,8 @@ class SDAR(Attack):
         decoder_steps = Adam(decoder.parameters(), self.decoder_rate)
         judge_steps = Adam(judge_activations.parameters(), self.encoder_rate * self.activation_weight)
         image_judge_steps = Adam(judge_images.parameters(), self.decoder_rate * self.image_weight)
-        self.history = []
+        tasks: list[float] = []
+        errors: list[float] = []
         for step, indices in world.batches(self.steps):
             drawn = world.draw(indices, step, views)
             imitated, images = drawn.sent[view.modality], drawn.images
@@ -107,33 +98,14 @@ class SDAR(Attack):
                     _judged(judge_images({"x0": images}), real=True)
                     + _judged(judge_images({"x0": recovered.detach()}), real=False),
                 )
-            self.history.append({"task": task.item(), "image": error.item()})
+            tasks.append(task.item())
+            errors.append(error.item())
             progress(self.title, step + 1, self.steps)
-        return Result(
-            attack=self.name,
-            goal="image",
-            images=revealed(decoder, groups),
-            adaptive=knowledge.adaptive,
-            assumptions=knowledge.assumptions(),
-            settings=self.settings(),
-            views=int(sum(g.views for g in groups).max()),
-            seconds=time.monotonic() - started,
-        )
-
-    def settings(self) -> dict[str, Any]:
-        """All that is needed to run it again."""
-        return {
-            "steps": self.steps,
-            "batch": self.batch,
-            "encoder_rate": self.encoder_rate,
-            "decoder_rate": self.decoder_rate,
-            "activation_weight": self.activation_weight,
-            "image_weight": self.image_weight,
-            "seed": self.seed,
-            "published": "20000 steps of 128 on CIFAR",
-        }
+        history = {"task": tuple(tasks), "image": tuple(errors)}
+        return Found(revealed(decoder, groups), int(sum(g.views for g in groups).max()), history=history)
 
 
+@dataclass(frozen=True, kw_only=True)
 class PCAT(SDAR):
     """Surrogates trained by the segmentation's loss alone, through the coordinator's decoder as it is.
 
@@ -145,31 +117,12 @@ class PCAT(SDAR):
     title = "Surrogates through the decoder (PCAT)"
     source = "Gao & Zhang, USENIX Security 2023"
 
-    def __init__(
-        self,
-        *,
-        steps: int = 120,
-        batch: int = 8,
-        encoder_rate: float = 1e-3,
-        decoder_rate: float = 5e-4,
-        seed: int = 0,
-        device: str = "cpu",
-    ) -> None:
-        super().__init__(
-            steps=steps,
-            batch=batch,
-            encoder_rate=encoder_rate,
-            decoder_rate=decoder_rate,
-            activation_weight=0.0,
-            image_weight=0.0,
-            seed=seed,
-            device=device,
-        )
+    activation_weight: float = field(default=0.0, init=False)
+    image_weight: float = field(default=0.0, init=False)
 
 
-def seen(view: View, knowledge: Knowledge, name: str, device: str) -> list[Evidence]:
+def all_evidence(view: View, knowledge: Knowledge, device: str) -> list[Evidence]:
     """All shots of all targets, those of one pose averaged."""
-    check_view(view, name)
     chosen = [[shot for shot in target.shots if shot.activations] for target in view.targets]
     require_shots(chosen)
     return gather(chosen, view.modality, masked=knowledge.adaptive, device=device)

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import time
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 from torch.optim import Adam
 
-from splitpeer.attacks.base import Attack, Knowledge, Progress, Result, View, silent
+from splitpeer.attacks.base import Attack, Found, Knowledge, Progress, View
 from splitpeer.attacks.evidence import Evidence
-from splitpeer.attacks.image.sdar import seen
+from splitpeer.attacks.image.sdar import all_evidence
 from splitpeer.attacks.pose import unpose_images
-from splitpeer.errors import AttackImpossible
 from splitpeer.models import build_encoder, site_seed
 
 
+@dataclass(frozen=True, kw_only=True)
 class UnSplit(Attack):
     """Alternate: some steps on the images with the network fixed, some on the network with the images fixed.
 
@@ -32,64 +32,41 @@ class UnSplit(Attack):
     source = "Erdogan, Küpçü, Çiçek 2022 (arXiv 2108.09033)"
     goal = "image"
     role = "coordinator"
+    needs = ("architecture",)
+    uses = frozenset({"architecture", "adaptive"})
+    published = "1000 rounds of 100 + 100 steps at 1e-3"
     plain = "The coordinator, knowing only the network's plan, guesses weights and images that fit what it was sent."
 
-    def __init__(
-        self,
-        *,
-        rounds: int = 10,
-        image_steps: int = 10,
-        network_steps: int = 10,
-        image_rate: float = 1e-2,
-        network_rate: float = 1e-3,
-        tv: float = 0.1,
-        l2: float = 1.0,
-        batch: int = 32,
-        seed: int = 0,
-        device: str = "cpu",
-    ) -> None:
-        """
-        Args:
-            rounds: of both.
-            image_steps, network_steps: within a round.
-            image_rate, network_rate: of AMSGrad.
-            tv, l2: weights of the priors.
-            batch: samples that share one guessed network.
-        """
-        super().__init__(seed=seed, device=device)
-        self.rounds, self.image_steps, self.network_steps = rounds, image_steps, network_steps
-        self.image_rate, self.network_rate = image_rate, network_rate
-        self.tv, self.l2, self.batch = tv, l2, batch
-        self.history: list[float] = []
-        """MSE of the activations after each round of the last run, in units of their variance."""
+    rounds: int = 10
+    """Of both."""
+    image_steps: int = 10
+    network_steps: int = 10
+    """Within a round."""
+    image_rate: float = 1e-2
+    network_rate: float = 1e-3
+    """Of AMSGrad."""
+    tv: float = 0.1
+    l2: float = 1.0
+    """Weights of the priors."""
+    batch: int = 32
+    """Samples that share one guessed network."""
 
-    def run(self, view: View, knowledge: Knowledge, progress: Progress = silent) -> Result:
+    def recover(self, view: View, knowledge: Knowledge, progress: Progress) -> Found:
         """Images up to gain and offset, and often up to sign."""
-        started = time.monotonic()
-        if not knowledge.architecture:
-            raise AttackImpossible(f"{self.name} needs to know which network it is; the job names it")
-        group = seen(view, knowledge, self.name, self.device)[0]  # the first pose of every sample
+        group = all_evidence(view, knowledge, self.device)[0]  # the first pose of every sample
         total = len(view.targets)
-        self.history, images = [], []
-        for first in range(0, total, self.batch):
-            rows = slice(first, min(first + self.batch, total))
-            images.append(self._solve(view, group, rows, progress))
-        return Result(
-            attack=self.name,
-            goal="image",
-            images=torch.cat(images).cpu().numpy(),
-            adaptive=knowledge.adaptive,
-            assumptions=("the architecture named in the job", knowledge.assumptions()[-1]),
-            settings={
-                "rounds": self.rounds, "image_steps": self.image_steps, "network_steps": self.network_steps,
-                "image_rate": self.image_rate, "network_rate": self.network_rate, "tv": self.tv, "l2": self.l2,
-                "batch": self.batch, "seed": self.seed, "published": "1000 rounds of 100 + 100 steps at 1e-3",
-            },
-            views=int(group.views.max()),
-            seconds=time.monotonic() - started,
-        )  # fmt: skip
+        history: list[float] = []
+        images = [
+            self._solve(view, group, slice(first, min(first + self.batch, total)), history, progress)
+            for first in range(0, total, self.batch)
+        ]
+        return Found(
+            torch.cat(images).cpu().numpy(), int(group.views.max()), history={"loss": tuple(history)}
+        )
 
-    def _solve(self, view: View, group: Evidence, rows: slice, progress: Progress) -> Tensor:
+    def _solve(
+        self, view: View, group: Evidence, rows: slice, history: list[float], progress: Progress
+    ) -> Tensor:
         network = build_encoder(view.backbone, seed=site_seed(self.seed, "guess")).to(self.device)
         count = rows.stop - rows.start
         images = torch.zeros((count, 1, *view.window), device=self.device, requires_grad=True)
@@ -113,7 +90,7 @@ class UnSplit(Attack):
                 network_steps.zero_grad()
                 loss.backward()
                 network_steps.step()
-            self.history.append(loss.item())
+            history.append(loss.item())
             progress(self.title, number + 1, self.rounds)
         return unpose_images(images.detach(), group.poses[rows])
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import time
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +10,7 @@ import torch
 from skimage.restoration import denoise_tv_chambolle
 from torch import Tensor, nn
 
-from splitpeer.attacks.base import Attack, Knowledge, Progress, Result, View, silent
+from splitpeer.attacks.base import Attack, Found, Knowledge, Progress, View
 from splitpeer.attacks.evidence import Evidence, gather, usable_shots
 from splitpeer.attacks.image.pca import component, head_of
 from splitpeer.attacks.optimise import adam, lbfgs, total_variation
@@ -120,6 +119,7 @@ def schedule(name: str, names: tuple[str, ...]) -> Schedule:
     raise ValueError(f"schedule must be one of {', '.join(SCHEDULES)}, not {name!r}")
 
 
+@dataclass(frozen=True, kw_only=True)
 class WhiteBox(Attack):
     """Regularised maximum likelihood: minimise misfit + tv * total variation over the image.
 
@@ -144,33 +144,23 @@ class WhiteBox(Attack):
     )
     goal = "image"
     role = "coordinator"
-    needs = frozenset({"model"})
+    needs = ("weights",)
+    uses = frozenset({"model", "shadow", "architecture", "adaptive"})
     plain = (
         "Knows the site's half of the network, and searches for the image that would have sent what arrived."
     )
 
-    def __init__(
-        self,
-        *,
-        iterations: int = 400,
-        tv: float = 1.0,
-        schedules: str = "joint,shallow",
-        batch: int = 16,
-        seed: int = 0,
-        device: str = "cpu",
-    ) -> None:
-        super().__init__(seed=seed, device=device)
-        self.iterations, self.tv, self.schedules, self.batch = iterations, tv, schedules, batch
-        for name in schedules.split(","):
+    iterations: int = 400
+    tv: float = 1.0
+    schedules: str = "joint,shallow"
+    batch: int = 16
+
+    def __post_init__(self) -> None:
+        for name in self.schedules.split(","):
             schedule(name, ())
 
-    def run(self, view: View, knowledge: Knowledge, progress: Progress = silent) -> Result:
-        """See `Attack.run`. Raises AttackImpossible without the model's weights, or where they do not fit."""
-        began = time.perf_counter()
-        if knowledge.model is None or knowledge.queries:
-            raise AttackImpossible(
-                "a white-box attack needs the weights of the site's encoder: --knows weights=FILE"
-            )
+    def recover(self, view: View, knowledge: Knowledge, progress: Progress) -> Found:
+        """See `Attack.recover`. Raises AttackImpossible where the weights do not fit."""
         model = frozen(knowledge.model, self.device)
         chosen = usable_shots(view, knowledge)
         images, won = [], []
@@ -185,12 +175,7 @@ class WhiteBox(Attack):
             images.append(found.cpu().numpy())
             won += names
         notes = tuple(f"{name}: {won.count(name)} of {len(won)} samples" for name in dict.fromkeys(won))
-        return Result(
-            self.name, "image", np.concatenate(images), knowledge.adaptive, knowledge.assumptions(),
-            {"iterations": self.iterations, "tv": self.tv, "schedules": self.schedules, "batch": self.batch,
-             "seed": self.seed},
-            views=max(map(len, chosen)), seconds=time.perf_counter() - began, notes=notes,
-        )  # fmt: skip
+        return Found(np.concatenate(images), max(map(len, chosen)), notes)
 
     def _solve(
         self, view: View, knowledge: Knowledge, model: nn.Module, evidence: list[Evidence], progress: Progress

@@ -8,8 +8,7 @@ training, that is the tumour. No network, no data and no label is needed.
 from __future__ import annotations
 
 import itertools
-import time
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -17,7 +16,7 @@ from monai.networks.layers import GaussianFilter
 from torch import Tensor
 from torch.nn import functional
 
-from splitpeer.attacks.base import Attack, Knowledge, Progress, Result, Shot, View, silent
+from splitpeer.attacks.base import Attack, Found, Knowledge, Progress, Shot, View
 from splitpeer.attacks.pose import pose_of, turn_back
 from splitpeer.errors import AttackImpossible
 from splitpeer.models.cut import level_name, level_number
@@ -26,26 +25,21 @@ _TINY = 1e-30
 _MODES = {2: "bilinear", 3: "trilinear"}
 
 
+@dataclass(frozen=True, kw_only=True)
 class _FromGradients(Attack):
     """Walks over the steps of a view: all its samples of one step at once, one level at a time."""
 
     goal = "mask"
     role = "client"
+    evidence = "the gradients this site was sent"
 
-    def __init__(
-        self,
-        *,
-        levels: tuple[int, ...] | None = None,
-        steps: int | None = None,
-        seed: int = 0,
-        device: str = "cpu",
-    ) -> None:
-        super().__init__(seed=seed, device=device)
-        self.levels, self.steps = levels, steps
+    levels: tuple[int, ...] | None = None
+    """Those to combine; None: all that were sent."""
+    steps: int | None = None
+    """At most so many training steps, the first ones; None: all."""
 
-    def run(self, view: View, knowledge: Knowledge, progress: Progress = silent) -> Result:
+    def recover(self, view: View, knowledge: Knowledge, progress: Progress) -> Found:
         """Scores float32 [N, *spatial], in the orientation of the sample and not of its augmented copies."""
-        started = time.monotonic()
         levels = self._check(view)
         steps = _by_step(view, self.steps)
         total = torch.zeros((len(view.targets), *view.window), device=self.device)
@@ -62,16 +56,11 @@ class _FromGradients(Attack):
         total /= count.reshape(-1, *[1] * view.dimensions).clamp(min=1)
         unseen = int((count == 0).sum())
         notes = (f"{unseen} samples were sent no gradient: their score is zero",) if unseen else ()
-        return Result(
-            attack=self.name,
-            goal="mask",
-            images=self._finish(total, view, knowledge).float().cpu().numpy(),
-            adaptive=knowledge.adaptive,
-            assumptions=("the gradients this site was sent", *knowledge.assumptions()[-1:]),
-            settings={"levels": list(levels), "steps": len(steps), **self._settings()},
-            views=int(count.max()),
-            seconds=time.monotonic() - started,
-            notes=(*notes, *self._notes()),
+        return Found(
+            self._finish(total, view, knowledge).float().cpu().numpy(),
+            int(count.max()),
+            (*notes, *self._notes()),
+            {"levels": list(levels), "steps": len(steps)},
         )
 
     def _scores(self, gradient: Tensor, view: View, knowledge: Knowledge) -> Tensor:
@@ -82,17 +71,10 @@ class _FromGradients(Attack):
         """Means over steps [N, *window] to what is reported."""
         return scores
 
-    def _settings(self) -> dict[str, Any]:
-        return {}
-
     def _notes(self) -> tuple[str, ...]:
         return ()
 
     def _check(self, view: View) -> tuple[int, ...]:
-        if view.role != "client":
-            raise AttackImpossible(
-                f"{self.name} reads the gradients that a site is sent: give a site's capture"
-            )
         shots = [shot for target in view.targets for shot in target.shots if shot.gradients]
         if not shots:
             raise AttackImpossible(
@@ -109,6 +91,7 @@ class _FromGradients(Attack):
         return torch.from_numpy(np.stack(arrays)).to(self.device)
 
 
+@dataclass(frozen=True, kw_only=True)
 class GradientNorm(_FromGradients):
     """Tumour is where the gradient is large.
 
@@ -127,27 +110,12 @@ class GradientNorm(_FromGradients):
     source = "Li et al. 2022 (arXiv 2102.08504), here voxel by voxel on the gradients of a segmentation loss"
     plain = "Another hospital looks where the training signal it is sent is strong: there is the tumour."
 
-    def __init__(
-        self,
-        *,
-        levels: tuple[int, ...] | None = None,
-        steps: int | None = None,
-        smooth: float = 1.0,
-        field: float = 2.0,
-        components: int = 2,
-        seed: int = 0,
-        device: str = "cpu",
-    ) -> None:
-        """
-        Args:
-            levels: those to combine; None: all that were sent.
-            steps: at most so many training steps, the first ones; None: all.
-            smooth: of the scores, standard deviation in voxels at full resolution.
-            field: of the gradient itself, the same; adaptive form only.
-            components: of 3-wide patches; adaptive form only.
-        """
-        super().__init__(levels=levels, steps=steps, seed=seed, device=device)
-        self.smooth, self.field, self.components = smooth, field, components
+    smooth: float = 1.0
+    """Of the scores, standard deviation in voxels at full resolution."""
+    field: float = 2.0
+    """Of the gradient itself, the same; adaptive form only."""
+    components: int = 2
+    """Of 3-wide patches; adaptive form only."""
 
     def _scores(self, gradient: Tensor, view: View, knowledge: Knowledge) -> Tensor:
         total = None
@@ -164,10 +132,8 @@ class GradientNorm(_FromGradients):
     def _finish(self, scores: Tensor, view: View, knowledge: Knowledge) -> Tensor:
         return scores.clamp(min=0).sqrt() if _adaptive(view, knowledge) else scores
 
-    def _settings(self) -> dict[str, Any]:
-        return {"smooth": self.smooth, "field": self.field, "components": self.components}
 
-
+@dataclass(frozen=True, kw_only=True)
 class GradientCosine(_FromGradients):
     """Tumour is where the gradient points against the majority: minus its cosine with the mean direction.
 
@@ -193,6 +159,7 @@ class GradientCosine(_FromGradients):
         return ("fit for first steps; later a convolutional decoder turns directions from voxel to voxel",)
 
 
+@dataclass(frozen=True, kw_only=True)
 class GradientSlice(_FromGradients):
     """Whether a sample holds tumour at all: the norm of its whole gradient, the classical attack.
 
@@ -211,91 +178,6 @@ class GradientSlice(_FromGradients):
 
     def _notes(self) -> tuple[str, ...]:
         return ("one score per sample: it tells whether there is tumour, not where",)
-
-
-class Schedule(Attack):
-    """What the order of windows tells, before any gradient: slices with tumour are drawn more often.
-
-    A coordinator that draws a share of its windows around tumour (`positive_fraction`) tells every site which
-    slices those are: the sites must know what to send. For each patient the posterior, over all runs of
-    neighbouring slices that could be the tumour, of the draws that were seen; every voxel of a slice gets the
-    probability that its slice holds tumour. In 3-D: how often the patient's windows covered a voxel, against
-    the mean, since windows crowd around tumour.
-    """
-
-    name = "schedule"
-    title = "The order of windows alone"
-    source = "derived from the sampling rule of the training schedule"
-    goal = "mask"
-    role = "client"
-    plain = "Another hospital counts how often it is asked for each slice of a patient."
-
-    def __init__(
-        self, *, positive_fraction: float = 0.5, slices: int | None = None, seed: int = 0, device: str = "cpu"
-    ) -> None:
-        """
-        Args:
-            positive_fraction: share of windows drawn around tumour; the default of a job.
-            slices: of a volume, which the site knows; None: as many as lie between the first and the last drawn.
-        """
-        super().__init__(seed=seed, device=device)
-        self.positive_fraction, self.slices = positive_fraction, slices
-
-    def run(self, view: View, knowledge: Knowledge, progress: Progress = silent) -> Result:
-        """Needs the training windows of the same patients beside those under attack; uses no tensor at all."""
-        started = time.monotonic()
-        draws: dict[bytes, list[tuple[int, int, int]]] = {}
-        for target in view.targets:
-            times = sum(shot.mode == "train" for shot in target.shots)
-            draws.setdefault(target.sample.key, []).extend([target.sample.origin] * times)
-        if not any(draws.values()):
-            raise AttackImpossible(
-                f"{self.name}: no training window in this view; take a capture of training"
-            )
-        scores = np.zeros((len(view.targets), *view.window), np.float32)
-        chances = {key: self._slices(np.array([z for *_, z in seen], int)) for key, seen in draws.items()}
-        for number, target in enumerate(view.targets):
-            key, origin = target.sample.key, target.sample.origin
-            if view.dimensions == 2:
-                scores[number] = chances[key].get(origin[2], 0.0)
-            else:
-                scores[number] = _coverage(draws[key], origin, view.window)
-            progress(self.title, number + 1, len(view.targets))
-        return Result(
-            attack=self.name,
-            goal="mask",
-            images=scores,
-            adaptive=knowledge.adaptive,  # no defence stands between the order of windows and the site
-            assumptions=("which windows were ordered, in training",),
-            settings={"positive_fraction": self.positive_fraction, "slices": self.slices},
-            views=max(len(seen) for seen in draws.values()),
-            seconds=time.monotonic() - started,
-            notes=("no tensor is used; every voxel of a slice has the same score",)
-            if view.dimensions == 2
-            else ("no tensor is used",),
-        )
-
-    def _slices(self, drawn: np.ndarray) -> dict[int, float]:
-        """Slice to the probability that it holds tumour."""
-        if drawn.size == 0:
-            return {}
-        first, last = (0, self.slices - 1) if self.slices else (int(drawn.min()), int(drawn.max()))
-        count = np.bincount(np.clip(drawn, first, last) - first, minlength=last - first + 1)
-        n, share = count.size, self.positive_fraction
-        before = np.concatenate([[0], np.cumsum(count)])
-        runs = list(itertools.combinations(range(n + 1), 2))  # [a, b): every run of neighbouring slices
-        inside = np.array([before[b] - before[a] for a, b in runs])
-        length = np.array([b - a for a, b in runs])
-        chance_in, chance_out = share / length + (1 - share) / n, np.full(len(runs), (1 - share) / n)
-        log = inside * np.log(np.maximum(chance_in, 1e-12)) + (drawn.size - inside) * np.log(
-            np.maximum(chance_out, 1e-12)
-        )
-        weight = np.exp(log - log.max())
-        weight /= weight.sum()
-        covered = np.zeros(n + 1)
-        np.add.at(covered, [a for a, _ in runs], weight)
-        np.add.at(covered, [b for _, b in runs], -weight)
-        return {first + z: float(p) for z, p in enumerate(np.cumsum(covered[:-1]))}
 
 
 def upsampled(score: Tensor, view: View) -> Tensor:
@@ -356,14 +238,3 @@ def _by_step(view: View, limit: int | None) -> list[list[tuple[int, Shot]]]:
 def _adaptive(view: View, knowledge: Knowledge) -> bool:
     """Whether there is anything to adapt to, and the adversary knows."""
     return bool(view.gradient_defences) and knowledge.adaptive
-
-
-def _coverage(
-    origins: list[tuple[int, int, int]], origin: tuple[int, int, int], window: tuple[int, ...]
-) -> np.ndarray:
-    """How many of the windows at `origins` cover each voxel of the window at `origin`."""
-    covered = np.zeros(window, np.float32)
-    for other in origins:
-        start = [b - a for a, b in zip(origin, other, strict=True)]
-        covered[tuple(slice(max(s, 0), max(0, s + n)) for s, n in zip(start, window, strict=True))] += 1
-    return covered

@@ -1,0 +1,97 @@
+"""Runs an attack: checks what it needs, times it, and says under which assumptions its result was obtained."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from splitpeer.attacks.base import Attack, Knowledge, Progress, Result, View, silent
+from splitpeer.errors import AttackImpossible
+
+
+@dataclass(frozen=True)
+class Need:
+    """One thing that an adversary must be granted."""
+
+    what: str
+    """In words; `{modality}` is the first one that is missing."""
+    how: str
+    """What to type."""
+    granted: Callable[[View, Knowledge], bool]
+
+
+_SHADOW = "--knows shadow=DIR"
+
+NEEDS: dict[str, Need] = {
+    "encoder": Need(
+        "the site's encoder, its weights or queries", "--knows weights=FILE", lambda v, k: k.model is not None
+    ),
+    "weights": Need(
+        "the weights of the site's encoder, not only queries", "--knows weights=FILE",
+        lambda v, k: k.model is not None and not k.queries,
+    ),
+    "several weights": Need(
+        "two sets of weights of the site's encoder", "--knows weights=FILE for each of two steps",
+        lambda v, k: len(k.models) > 1,
+    ),
+    "initial weights": Need(
+        "the initial weights, handed out by the coordinator", "--knows initial=FILE",
+        lambda v, k: k.initial_model is not None,
+    ),
+    "architecture": Need(
+        "to know which network it is", "the job names it", lambda v, k: k.architecture
+    ),
+    "shadow": Need("{modality} images of other patients", _SHADOW, lambda v, k: v.modality in k.shadow),
+    "shadow of all": Need(
+        "{modality} images of other patients", _SHADOW, lambda v, k: set(v.modalities) <= set(k.shadow)
+    ),
+    "shadow masks": Need(
+        "the tumour masks of the other patients", f"put labels/ into the folder of {_SHADOW}, and name --convention",
+        lambda v, k: k.shadow_masks is not None,
+    ),
+    "decoder": Need("the coordinator's half", "--knows decoder=FILE", lambda v, k: k.decoder is not None),
+}  # fmt: skip
+"""What `Attack.needs` may name."""
+
+
+def run(attack: Attack, view: View, knowledge: Knowledge, progress: Progress = silent) -> Result:
+    """Attack all targets of `view`.
+
+    Raises:
+        AttackImpossible: the view or the knowledge lacks what the attack needs; the text says what.
+        KeyboardInterrupt: `progress` raised it.
+    """
+    check(attack, view, knowledge)
+    began = time.perf_counter()
+    found = attack.recover(view, knowledge, progress)
+    published = {"published": attack.published} if attack.published else {}
+    return Result(
+        attack=attack.name,
+        goal=attack.goal,
+        images=found.images,
+        adaptive=knowledge.adaptive or not attack.has_naive_form,
+        assumptions=((attack.evidence,) if attack.evidence else ()) + knowledge.assumptions(attack.uses),
+        settings={**attack.settings(), **published, **found.settings},
+        views=found.views,
+        seconds=time.perf_counter() - began,
+        notes=found.notes,
+        history=found.history,
+    )
+
+
+def check(attack: Attack, view: View, knowledge: Knowledge) -> None:
+    """Raises AttackImpossible where the view is another role's or empty, or something needed is not granted."""
+    if attack.role != view.role:
+        wanted = {"coordinator": "coordinator", "client": "site"}[attack.role]
+        raise AttackImpossible(
+            f"{attack.name} works on a {wanted}'s capture, and a {view.role} recorded this capture"
+        )
+    if not view.targets:
+        raise AttackImpossible(f"{attack.name}: the view holds no sample; record more, or choose others")
+    for need in (NEEDS[name] for name in attack.needs):
+        if not need.granted(view, knowledge):
+            modality = next(
+                (m for m in (view.modality, *view.modalities) if m not in knowledge.shadow), view.modality
+            )
+            raise AttackImpossible(f"{attack.name} needs {need.what.format(modality=modality)}: {need.how}")
