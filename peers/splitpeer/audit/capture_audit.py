@@ -7,18 +7,21 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from splitpeer.attacks.base import View
-from splitpeer.attacks.view import coordinator_view, one_per_patient, site_view
+from splitpeer.attacks.view import Source, coordinator_view, one_per_patient, site_view
 from splitpeer.audit.cohort import Cohort, Samples, cut, most_tumour, shadow
 from splitpeer.audit.experiment import Experiment, VerifiedCapture, first_views
 from splitpeer.audit.judge import make_judge
 from splitpeer.audit.knowledge import grant, parse_knows
-from splitpeer.audit.offline import redefended
 from splitpeer.audit.run_folder import RunFolder, sha256_of
+from splitpeer.captures.reader import Capture
 from splitpeer.captures.recorder import read_key
+from splitpeer.captures.redefend import defended
 from splitpeer.data.modalities import canonical_modality
 from splitpeer.data.pseudonym import load_salt
 from splitpeer.data.volumes import Triple, Volumes
-from splitpeer.errors import DataError
+from splitpeer.defences.key import from_seed
+from splitpeer.defences.offline import offline_defences
+from splitpeer.errors import ConfigError, DataError
 from splitproto.messages import Inventory, Sample
 
 SHADOW_SALT = bytes(32)
@@ -93,7 +96,7 @@ class CaptureAudit:
     def _view(
         self, opened: VerifiedCapture, modality: str, cohort: Cohort | None, window: Triple, *, several: bool
     ) -> View:
-        capture = opened.capture
+        capture = self._defended(opened.capture)
         if capture.header.role == "client":
             steps = None if self.step is None else (self.step,)
             view = site_view(capture, steps=steps, limit=self.samples)
@@ -105,9 +108,22 @@ class CaptureAudit:
             mode = "train" if self.step == 1 else None
             view = coordinator_view(capture, modality, mode=mode, step=self.step, choose=choose, limit=self.samples,
                                     every_step=several)  # fmt: skip
-        if self.defence:
-            return redefended(view, self.defence.split("+"), seed=self.seed, views=self.views or 1)
-        return view if self.views is None else first_views(view, self.views)
+        # With a defence, so many views were made.
+        return view if self.views is None or self.defence else first_views(view, self.views)
+
+    def _defended(self, capture: Capture) -> Source:
+        """The capture under the defences that are tried; the keys are those of `splitpeer replay --seed`."""
+        if not self.defence:
+            return capture
+        header = capture.header
+        sent = header.defences if header.role == "client" else [d for p in header.peers for d in p.defences]
+        if sent:
+            raise ConfigError(
+                f"this capture was recorded under {' + '.join(dict.fromkeys(sent))}: "
+                "a defence can be tried offline on clean traffic only"
+            )
+        applied = offline_defences(header, self.defence, lambda site: from_seed(self.seed, site))
+        return defended(capture, applied, self.views or 1)
 
     def _others(self, shadow_folder: tuple[Path, ...] | None, view: View, window: Triple) -> Samples | None:
         if shadow_folder is None:

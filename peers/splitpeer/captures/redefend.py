@@ -1,35 +1,172 @@
-"""A defence applied to a recording: the capture that would have been made, had the sites used it for what they sent.
+"""A recording as it would have been, had its sites defended what they sent.
 
-A defence's randomness is a function of key and release, so with the site's key and f32 on the wire the new
-activations are those of the live defence, octet for octet, for the same weights. Gradients stay as recorded: live,
-the defence would also have changed what is learnt.
+`splitpeer replay --defence` writes it to a file, `splitpeer attack --defence` attacks it as it is: the octets are the
+same. A defence's randomness is a function of key and release, so with the site's key and f32 on the wire the new
+activations are those of the live defence for the same weights. Gradients stay as recorded: live, the defence would
+also have changed what is learnt. The defences themselves are an argument, so that captures need no torch.
 """
 
 from __future__ import annotations
 
-import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
+from typing import Protocol
+
+import numpy as np
 
 from splitpeer.captures.parts import PartWriter
 from splitpeer.captures.reader import Capture
 from splitpeer.captures.summary import cut_off
-from splitpeer.defences.randomness import Release
-from splitpeer.defences.stack import Stack, defend, make_stack
-from splitpeer.errors import ConfigError, DataError
-from splitpeer.models.registry import backbone_of
-from splitproto.capture import Header, Party
+from splitpeer.errors import DataError
+from splitproto.capture import Header, Party, Recorded
 from splitproto.errors import CodecError
-from splitproto.messages import Activations, Forward, Sample
+from splitproto.messages import Activations, Forward, Message
 
 SOURCE = "splitproto/redefended-from"
 """Key of `Header.extensions`: last chain of the capture it was made of."""
+_Batch = tuple[str, str, int, int]
+"""Peer, mode, step and number of a batch."""
+
+
+class Applied(Protocol):
+    """The defences of one site."""
+
+    @property
+    def specs(self) -> tuple[str, ...]:
+        """As they are written, every parameter named."""
+        ...
+
+    @property
+    def repeats(self) -> bool:
+        """Whether the same key gives the same octets again."""
+        ...
+
+    def __call__(
+        self, tensors: Mapping[str, np.ndarray], run: bytes, forward: Forward
+    ) -> dict[str, np.ndarray]:
+        """`tensors` (float32 [B, C, *spatial] by level), the answer to `forward`, as they would have left."""
+        ...
 
 
 @dataclass(frozen=True)
-class Redefended:
-    """What was made."""
+class DefendedRecord:
+    """One message of a defended recording; tensors are read and defended when `message` is asked for."""
+
+    time: float
+    peer: str
+    direction: str
+    head: Message
+    make: Callable[[], Message]
+
+    @cached_property
+    def message(self) -> Message:
+        """Computed once: what is never the same twice must not differ between two looks."""
+        return self.make()
+
+
+@dataclass(frozen=True)
+class DefendedCapture:
+    """`capture` with activations defended; made by `defended`.
+
+    It has the `header` and `records` of a `Capture`, so attacks read it like one.
+    """
+
+    capture: Capture
+    applied: Mapping[str, Applied]
+    """By site; what other sites sent stays."""
+    releases: int = 1
+    """How often each batch is ordered and answered. The first time under its own number; further ones under
+    numbers that the recording does not use, as a coordinator would that asks again."""
+
+    @property
+    def header(self) -> Header:
+        """The recording's, with the defences announced."""
+        header, applied = self.capture.header, self.applied
+
+        def announced(party: Party) -> Party:
+            if party.site not in applied:
+                return party
+            return replace(party, defences=(*party.defences, *applied[party.site].specs))
+
+        own = applied[header.site].specs if header.role == "client" and header.site in applied else ()
+        peers = tuple(map(announced, header.peers))
+        return replace(header, peers=peers, defences=(*header.defences, *own))
+
+    def records(self) -> Iterator[DefendedRecord]:
+        """The messages in order.
+
+        Raises:
+            DataError: a batch is answered that was never ordered.
+        """
+        header = self.capture.header
+        counts = self._batches() if self.releases > 1 else {}
+        forwards: dict[_Batch, Forward] = {}
+        for record in self.capture.records():
+            head = record.head
+            if isinstance(head, Forward):
+                forwards[record.peer, head.mode, head.step, head.batch] = head
+            if not isinstance(head, Forward | Activations):
+                yield _as_recorded(record)
+                continue
+            for again in range(self.releases):
+                number = head.batch + again * counts.get((record.peer, head.mode, head.step), 0)
+                if isinstance(head, Forward):
+                    yield _ordered(record, replace(head, batch=number))
+                else:
+                    site = header.site if header.role == "client" else record.peer
+                    yield self._answered(record, head, site, number, forwards)
+
+    def _answered(
+        self, record: Recorded, head: Activations, site: str, number: int, forwards: Mapping[_Batch, Forward]
+    ) -> DefendedRecord:
+        place = (record.peer, head.mode, head.step, head.batch)
+        if site in self.applied and place not in forwards:
+            raise _never_ordered(head)
+        new = replace(head, batch=number)
+
+        def make() -> Message:
+            message = record.message
+            if not isinstance(message, Activations) or site not in self.applied:
+                return message if number == head.batch else replace(message, batch=number)
+            forward = replace(forwards[place], batch=number)
+            if any(len(tensor) != len(forward.samples) for tensor in message.tensors.values()):
+                raise _never_ordered(head)
+            tensors = self.applied[site](message.tensors, self.capture.header.run or b"", forward)
+            return replace(message, batch=number, tensors=tensors)
+
+        return DefendedRecord(record.time, record.peer, record.direction, new, make)
+
+    def _batches(self) -> dict[tuple[str, str, int], int]:
+        """How many numbers the batches of each peer, mode and step take up."""
+        counts: dict[tuple[str, str, int], int] = {}
+        for record in self.capture.records():
+            if isinstance(head := record.head, Forward):
+                place = (record.peer, head.mode, head.step)
+                counts[place] = max(counts.get(place, 0), head.batch + 1)
+        return counts
+
+
+def defended(capture: Capture, applied: Mapping[str, Applied], releases: int = 1) -> DefendedCapture:
+    """`capture` as if its sites had used `applied`.
+
+    Raises:
+        DataError: no job was recorded, or it was not sent as f32.
+    """
+    header = capture.header
+    if header.job is None or header.run is None:
+        raise DataError("the capture names no job: nothing was trained while it was recorded")
+    if header.job.precision != "f32":
+        raise DataError(
+            f"the capture was sent as {header.job.precision}: a defence acts before rounding; record a run in f32"
+        )
+    return DefendedCapture(capture, applied, releases)
+
+
+@dataclass(frozen=True)
+class Written:
+    """What `write_defended` made."""
 
     path: Path
     defences: tuple[str, ...]
@@ -42,81 +179,42 @@ class Redefended:
     whose noise is never the same twice."""
 
 
-def redefend(
-    capture: Capture,
-    written: str,
-    out: Path,
-    key_of: Callable[[str], bytes],
-    *,
-    sites: Sequence[str] = (),
-    key: bytes | None = None,
+def write_defended(
+    capture: Capture, applied: Mapping[str, Applied], out: Path, *, key: bytes | None = None,
     progress: Callable[[int], None] = lambda done: None,
-) -> Redefended:
+) -> Written:  # fmt: skip
     """Write `capture` again with the activations defended.
 
     Args:
         capture: of a coordinator (what sites sent) or of a site (what it sent).
-        written: defences joined by `+`, as in `dropout:0.5+gaussian:1`.
+        applied: the defences by site.
         out: the new file; never overwritten.
-        key_of: a site's 32 octets of defence key, by its name.
-        sites: only these sites' activations; empty: all.
         key: 32 octets to encrypt the new capture with.
         progress: told how many messages were read.
 
     Raises:
-        ConfigError: no such defence, or one that only training can apply.
-        DataError: the capture was not sent as f32, is not whole, or a batch's forward is missing; or `out` exists.
+        DataError: see `defended`; the capture is not whole; or `out` exists or cannot be written.
     """
-    header = capture.header
-    if header.job is None or header.run is None:
-        raise DataError("the capture names no job: nothing was trained while it was recorded")
-    if header.job.precision != "f32":
-        raise DataError(
-            f"the capture was sent as {header.job.precision}: a defence acts before rounding; record a run in f32"
-        )
-    stacks = _stacks(header, written, key_of, sites)
-    specs = next(iter(stacks.values())).specs
-    samples: dict[tuple[str, str, int, int], tuple[Sample, ...]] = {}
+    new = defended(capture, applied)
     source = capture.verify()
     # One that a crash cut off is good up to there.
     if not source.whole and not cut_off(capture):
         raise DataError(
             f"the capture is not whole: {source.problem}; what is made of it would look as if it were"
         )
+    header = replace(
+        new.header, part=0, previous=None, encryption="none", salt=None, check=None,
+        extensions={**(capture.header.extensions or {}), SOURCE: source.last_chain.hex()},
+    )  # fmt: skip
     try:
-        writer = PartWriter(out, 0, None, _header(header, stacks, source.last_chain), key)
+        writer = PartWriter(out, 0, None, header, key)
     except OSError as error:
         raise DataError(f"{out}: cannot be written ({error.strerror}): name a new file") from None
     except CodecError as error:
         out.unlink(missing_ok=True)
         raise DataError(f"the capture's header has no room for these defences: {error.reason}") from None
-    done = 0
     try:
-        for number, record in enumerate(capture.records(), start=1):
-            message, head = record.message, record.head
-            site = header.site if header.role == "client" else record.peer
-            if isinstance(head, Forward):
-                samples[record.peer, head.mode, head.step, head.batch] = head.samples
-            elif isinstance(message, Activations) and site in stacks:
-                place = (record.peer, message.mode, message.step, message.batch)
-                if place not in samples or any(
-                    len(t) != len(samples[place]) for t in message.tensors.values()
-                ):
-                    raise DataError(
-                        f"the batch of step {message.step} is answered but was never ordered in this capture"
-                    )
-                release = Release(
-                    header.run,
-                    message.mode,
-                    message.step,
-                    message.batch,
-                    samples[place],
-                    nonce=secrets.token_bytes(16),
-                )
-                message = replace(message, tensors=defend(stacks[site], message.tensors, release))
-                done += 1
-            writer.append(writer.packed(message, record.time, record.peer, record.direction))
-            progress(number)
+        done = _copy(new, writer, progress)
         writer.end("closed", "")
     except OSError as error:
         out.unlink(missing_ok=True)
@@ -126,58 +224,28 @@ def redefend(
         writer.close()
         out.unlink(missing_ok=True)
         raise
-    repeats = not any(d.kind.private for stack in stacks.values() for d in stack.defences)
-    return Redefended(out, specs, done, writer.chain, repeats)
+    specs = next(iter(applied.values())).specs
+    return Written(out, specs, done, writer.chain, all(one.repeats for one in applied.values()))
 
 
-def _stacks(
-    header: Header, written: str, key_of: Callable[[str], bytes], sites: Sequence[str]
-) -> dict[str, Stack]:
-    """One for each site whose activations the capture holds."""
-    holds = {header.site: header.defences} if header.role == "client" else {
-        party.site: party.defences for party in header.peers}  # fmt: skip
-    if not holds:
-        raise DataError("the capture names no site whose activations it holds")
-    if unknown := sorted(set(sites) - set(holds)):
-        raise ConfigError(f"{', '.join(unknown)}: not in this capture; it has {', '.join(holds)}")
-    job = header.job
-    if job is None:
-        raise DataError("the capture names no job")
-    channels = backbone_of(job).cut.channels
-    stacks = {}
-    for site, before in holds.items():
-        if sites and site not in sites:
-            continue
-        stack = make_stack(
-            written, key=key_of(site), channels=channels, dimensions=job.dimensions, after=before
-        )
-        if not stack:
-            raise ConfigError("no defence is named: write one, such as dropout:0.5+gaussian:1")
-        if live := [d.kind.name for d in stack.defences if not d.kind.offline]:
-            raise ConfigError(
-                f"{', '.join(live)} changes the training: record a run with it, it cannot be added"
-            )
-        stacks[site] = stack
-    return stacks
+def _copy(new: DefendedCapture, writer: PartWriter, progress: Callable[[int], None]) -> int:
+    """Write all records; returns how many activations were defended."""
+    header, done = new.capture.header, 0
+    for number, record in enumerate(new.records(), start=1):
+        site = header.site if header.role == "client" else record.peer
+        done += isinstance(record.head, Activations) and site in new.applied
+        writer.append(writer.packed(record.message, record.time, record.peer, record.direction))
+        progress(number)
+    return done
 
 
-def _header(header: Header, stacks: dict[str, Stack], source: bytes) -> Header:
-    def said(party: Party) -> Party:
-        return (
-            replace(party, defences=(*party.defences, *stacks[party.site].specs))
-            if party.site in stacks
-            else party
-        )
+def _as_recorded(record: Recorded) -> DefendedRecord:
+    return DefendedRecord(record.time, record.peer, record.direction, record.head, lambda: record.message)
 
-    own = stacks[header.site].specs if header.role == "client" and header.site in stacks else ()
-    return replace(
-        header,
-        peers=tuple(map(said, header.peers)),
-        defences=(*header.defences, *own),
-        part=0,
-        previous=None,
-        encryption="none",
-        salt=None,
-        check=None,
-        extensions={**(header.extensions or {}), SOURCE: source.hex()},
-    )
+
+def _ordered(record: Recorded, head: Forward) -> DefendedRecord:
+    return DefendedRecord(record.time, record.peer, record.direction, head, lambda: head)
+
+
+def _never_ordered(head: Activations) -> DataError:
+    return DataError(f"the batch of step {head.step} is answered but was never ordered in this capture")

@@ -223,22 +223,22 @@ def _defend(
     import secrets
 
     from splitpeer.captures.recorder import read_key
-    from splitpeer.captures.redefend import redefend
+    from splitpeer.captures.redefend import write_defended
     from splitpeer.defences.key import from_seed
+    from splitpeer.defences.offline import offline_defences
 
     if (defence_key is None) == (seed is None):
         raise ConfigError(
             "a defence draws from a key: give --defence-key FILE, or --seed N for demonstrations"
         )
     secret = read_key(defence_key) if defence_key is not None else secrets.token_bytes(32)
-    done = redefend(
-        capture,
+    applied = offline_defences(
+        capture.header,
         defence,
-        out,
         (lambda site: secret) if seed is None else (lambda site: from_seed(seed, site)),
-        sites=sites,
-        key=read_key(key_file) if key_file is not None else None,
+        sites,
     )
+    done = write_defended(capture, applied, out, key=read_key(key_file) if key_file is not None else None)
     if as_json:
         echo_json({"file": str(done.path), "defences": list(done.defences), "messages": done.messages,
                    "last_chain": done.last_chain.hex(), "repeats_live": done.repeats})  # fmt: skip

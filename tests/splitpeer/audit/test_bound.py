@@ -8,12 +8,10 @@ import numpy as np
 import pytest
 
 from splitpeer.attacks.base import Knowledge
-from splitpeer.attacks.view import coordinator_view
 from splitpeer.audit.bound import gaussian_bound
+from splitpeer.audit.capture_audit import CaptureAudit
 from splitpeer.audit.knowledge import with_model
-from splitpeer.audit.offline import redefended
 from splitpeer.audit.rehearsal import Rehearsed
-from splitpeer.captures.reader import open_capture
 
 
 @pytest.mark.parametrize(
@@ -29,7 +27,8 @@ from splitpeer.captures.reader import open_capture
 def test_where_noise_covers_every_level(
     place: Any, clean: Rehearsed, written: list[str], said: str | None
 ) -> None:
-    view = redefended(coordinator_view(open_capture(clean.capture), "t1", limit=2), written, seed=1, views=2)
+    asked = CaptureAudit(clean.capture, modality="t1", samples=2, defence="+".join(written), seed=1, views=2)
+    view = asked.experiment().view
     assert len(view.targets[0].shots) == 4
     knowledge = with_model(Knowledge(), view, clean.weights("t1"))
     images = np.random.default_rng(0).standard_normal((2, 1, 32, 32)).astype(np.float32)
