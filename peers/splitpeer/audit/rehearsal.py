@@ -23,7 +23,7 @@ from splitpeer.defences.key import for_peer, from_seed
 from splitpeer.defences.network import Defended, build_network
 from splitpeer.defences.randomness import Release
 from splitpeer.defences.specs import placed
-from splitpeer.defences.stack import defend, make_stack
+from splitpeer.defences.stack import make_stack
 from splitpeer.errors import DataError
 from splitpeer.federation.batches import TrainingStream
 from splitpeer.federation.compute import from_wire, to_wire
@@ -36,6 +36,7 @@ from splitpeer.storage import checkpoint
 from splitpeer.training.dropout import left_out
 from splitpeer.training.metrics import Scores
 from splitpeer.training.optimiser import make_optimiser, make_schedule
+from splitpeer.training.split_round import Parties, Wire, split_round
 from splitpeer.training.split_step import Arrays, ClientHalf, CoordinatorHalf
 from splitproto import __version__
 from splitproto.capture import Header, Party, Sampling
@@ -108,7 +109,7 @@ class Rehearsed:
         return sorted(folder.glob("step-*.safetensors"))[-1]
 
 
-class _Site:
+class _RehearsedSite:
     """One site's half with its defences."""
 
     def __init__(self, name: str, modality: str, rehearsal: Rehearsal) -> None:
@@ -172,7 +173,7 @@ class _Captures:
             for site in r.sites
         }
 
-    def note(self, site: _Site, message: Message, to_site: bool) -> None:
+    def note(self, site: _RehearsedSite, message: Message, to_site: bool) -> None:
         """One message that passed between the coordinator and `site`."""
         now = time.time()
         hub, own = self._hub, self._sites[site.name]
@@ -185,11 +186,42 @@ class _Captures:
             writer.end("closed", "")
 
 
-Tap = Callable[[_Site, Message, bool], None]
+Tap = Callable[[_RehearsedSite, Message, bool], None]
 
 
-def _silent(site: _Site, message: Message, to_site: bool) -> None:
+def _silent(site: _RehearsedSite, message: Message, to_site: bool) -> None:
     return
+
+
+@dataclass(frozen=True)
+class _RecordedWire(Wire):
+    """The wire of one batch: rounds as the job says, and tells the captures."""
+
+    sites: Mapping[str, _RehearsedSite]
+    forward: Forward
+    precision: str
+    tap: Tap
+
+    def ordered(self, modality: str) -> None:
+        self.tap(self.sites[modality], self.forward, True)
+
+    def up(self, modality: str, activations: Arrays) -> Arrays:
+        tensors, forward = to_wire(activations, self.precision), self.forward
+        message = Activations(forward.mode, forward.step, forward.batch, forward.digest, tensors)
+        self.tap(self.sites[modality], message, False)
+        return from_wire(tensors, self.precision)
+
+    def down(self, modality: str, gradients: Arrays) -> Arrays:
+        message = Gradients(self.forward.step, to_wire(gradients, self.precision))
+        self.tap(self.sites[modality], message, True)
+        return from_wire(message.tensors, self.precision)
+
+    def applied(self, modality: str) -> None:
+        self.tap(self.sites[modality], Applied(self.forward.step), False)
+
+    def passed_over(self, modality: str) -> None:
+        self.tap(self.sites[modality], Advance(self.forward.step), True)
+        self.tap(self.sites[modality], Advanced(self.forward.step), False)
 
 
 class Rehearsal:
@@ -233,7 +265,7 @@ class Rehearsal:
             cohort.keys(), config.data.validation, config.job.seed, labels.subjects()
         )
         by_modality = sorted(config.sites.items(), key=lambda item: item[1])
-        self.sites = [_Site(name, modality, self) for name, modality in by_modality]
+        self.sites = [_RehearsedSite(name, modality, self) for name, modality in by_modality]
         decoder = build_decoder(
             backbone_of(self.job), self.modalities, config.model.fusion,
             task.channels, exclusive=task.exclusive, seed=site_seed(config.job.seed, COORDINATOR),
@@ -296,51 +328,35 @@ class Rehearsal:
     def _step(self, forward: Forward, tap: Tap) -> float:
         """One training step of all parties, as the messages of SP-11.3."""
         target = SiteData(self.labels).batch(forward.samples, self.window, forward.seed, None)
-        release = self._release(forward)
-        sent: dict[str, Arrays] = {}
         out = self._left_out(forward.step)
-        takes_part = [site for site in self.sites if site.modality not in out]
-        for site in takes_part:
-            tap(site, forward, True)
-            x = site.data.batch(forward.samples, self.window, forward.seed, site.modality)
-            sent[site.modality] = self._answer(site, forward, site.half.forward(x, release), tap)
-        loss, gradients = self.half.step(sent, target, out)
-        marked = replace(release, target=target)
-        for site in self.sites:
-            if site not in takes_part:
-                # SP-11-31: who did not take part is told to count on.
-                tap(site, Advance(forward.step), True)
-                site.half.advance(forward.step)
-                tap(site, Advanced(forward.step), False)
-                continue
-            arrays = gradients[site.modality]
-            if site.gradient_stack:
-                arrays = defend(site.gradient_stack, arrays, marked)
-            message = Gradients(forward.step, to_wire(arrays, self.job.precision))
-            tap(site, message, True)
-            site.half.backward(from_wire(message.tensors, self.job.precision))
-            tap(site, Applied(forward.step), False)
-        return loss
+        images = {
+            site.modality: site.data.batch(forward.samples, self.window, forward.seed, site.modality)
+            for site in self.sites
+            if site.modality not in out
+        }
+        parties = Parties(
+            self.half,
+            {site.modality: site.half for site in self.sites},
+            {site.modality: site.gradient_stack for site in self.sites},
+        )
+        wire = _RecordedWire({site.modality: site for site in self.sites}, forward, self.job.precision, tap)
+        return split_round(parties, images, target, self._release(forward), wire)
 
     def _left_out(self, step: int) -> frozenset[str]:
         settings = self.config
         return left_out(settings.job.seed, step, self.modalities, settings.training.modality_dropout)
 
-    def _answer(self, site: _Site, forward: Forward, arrays: Arrays, tap: Tap) -> Arrays:
-        tensors = to_wire(arrays, self.job.precision)
-        tap(site, Activations(forward.mode, forward.step, forward.batch, forward.digest, tensors), False)
-        return from_wire(tensors, self.job.precision)
-
     def _release(self, forward: Forward) -> Release:
         return Release(self.run, forward.mode, forward.step, forward.batch, forward.samples)
 
-    def _asked(self, forward: Forward, sites: Sequence[_Site], tap: Tap) -> dict[str, Arrays]:
+    def _asked(self, forward: Forward, sites: Sequence[_RehearsedSite], tap: Tap) -> dict[str, Arrays]:
         release = self._release(forward)
+        wire = _RecordedWire({site.modality: site for site in sites}, forward, self.job.precision, tap)
         answers = {}
         for site in sites:
-            tap(site, forward, True)
+            wire.ordered(site.modality)
             x = site.data.batch(forward.samples, self.window, None, site.modality)
-            answers[site.modality] = self._answer(site, forward, site.half.evaluate(x, release), tap)
+            answers[site.modality] = wire.up(site.modality, site.half.evaluate(x, release))
         return answers
 
     def _evaluate(self, progress: Progress) -> Scores:

@@ -26,7 +26,7 @@ from splitpeer.daemon.witness import Witness
 from splitpeer.data.loader import SiteData
 from splitpeer.data.volumes import Volumes
 from splitpeer.defences.randomness import Release
-from splitpeer.defences.stack import Stack, defend
+from splitpeer.defences.stack import Stack
 from splitpeer.errors import DataError, DiskTrouble, JobFailed, PatientUnusable
 from splitpeer.federation.batches import TrainingStream
 from splitpeer.federation.compute import Compute, from_wire, to_wire
@@ -37,6 +37,7 @@ from splitpeer.logs import event, handle
 from splitpeer.settings.job import JobConfig
 from splitpeer.storage import checkpoint
 from splitpeer.training.dropout import left_out
+from splitpeer.training.split_round import fused_step
 from splitpeer.training.split_step import CoordinatorHalf
 from splitproto.causes import OF_A_PATIENT
 from splitproto.errors import printable
@@ -294,19 +295,10 @@ class Loop:
     def _train(
         self, arrived: Arrived, target: np.ndarray, forward: Forward
     ) -> tuple[float, dict[str, dict[str, np.ndarray]]]:
+        release = Release(self._files.run, forward.mode, forward.step, forward.batch, forward.samples)
+        modalities = [site.modality for site in self._team.sites]
         activations = self._by_modality(arrived)
-        if not activations:
-            # All who would have taken part are absent: nobody learns from this step.
-            self._half.advance(forward.step)
-            return float("nan"), {}
-        absent = [site.modality for site in self._team.sites if site not in arrived]
-        loss, gradients = self._half.step(activations, target, absent)
-        release = Release(self._files.run, forward.mode, forward.step, forward.batch, forward.samples, target)
-        # The decoder has learned from the true ones; what leaves is defended, for each site on its own.
-        for modality, stack in self._gradient_stacks.items():
-            if modality in gradients:
-                gradients[modality] = defend(stack, gradients[modality], release)
-        return loss, gradients
+        return fused_step(self._half, activations, target, release, modalities, self._gradient_stacks)
 
     # --- evaluation ------------------------------------------------------------------------------------
 

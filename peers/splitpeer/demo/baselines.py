@@ -8,19 +8,26 @@ from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 
+import numpy as np
 import torch
+from torch import nn
+from torch.optim import Optimizer
 
 from splitpeer.data.layouts import find_images, find_labels
 from splitpeer.data.loader import SiteData
 from splitpeer.data.pseudonym import load_salt
 from splitpeer.data.sampling import TrainingSchedule, split_patients
 from splitpeer.data.volumes import Volumes
+from splitpeer.defences.randomness import Release
 from splitpeer.federation.evaluation import Plan, Scoring
+from splitpeer.federation.terms import job_on_wire, window_of
 from splitpeer.models import build_split_network
 from splitpeer.settings.job import JobConfig
-from splitpeer.training.loss import region_loss
 from splitpeer.training.metrics import Scores
-from splitpeer.training.optimiser import make_optimiser, make_schedule
+from splitpeer.training.optimiser import Schedule, make_optimiser, make_schedule
+from splitpeer.training.split_round import Parties, Wire, split_round
+from splitpeer.training.split_step import ClientHalf, CoordinatorHalf
+from splitproto.messages import Sample
 
 Done = Callable[[str, Scores], None]
 
@@ -41,8 +48,8 @@ def train(baseline: Baseline) -> Scores:
     """Dice of the network in one process, with the job's schedule, seeds, steps and patients held out."""
     torch.set_num_threads(1)
     config = JobConfig.load(baseline.job)
-    salt = load_salt(baseline.salt)
-    window = tuple((*config.data.window, 1)[:3])
+    job = job_on_wire(config)
+    salt, window = load_salt(baseline.salt), window_of(job)
     labels = Volumes(find_labels(baseline.data / "labels", "folder"), salt=salt, labels=baseline.convention)
     images = {
         m: SiteData(Volumes(find_images(baseline.data / m, "folder", m), salt=salt))
@@ -52,47 +59,42 @@ def train(baseline: Baseline) -> Scores:
         labels.keys(), config.data.validation, config.job.seed, labels.subjects()
     )
     schedule = TrainingSchedule(
-        training,
-        labels,
-        window=window,
-        batch=config.training.batch,
-        steps=config.training.steps,
-        seed=config.job.seed,
+        training, labels, window=window, batch=job.batch, steps=job.steps, seed=config.job.seed,
         positive_fraction=config.data.positive_fraction,
-    )
-    network = build_split_network(
-        config.model.backbone(),
-        baseline.modalities,
-        config.model.fusion,
-        job_seed=config.job.seed,
-    )
-    settings = config.training
-    optimiser = make_optimiser(
-        network.parameters(), settings.optimiser, settings.learning_rate, settings.weight_decay
-    )
-    rate = make_schedule(optimiser, settings.schedule, settings.steps)
+    )  # fmt: skip
+    parties = _parties(config, baseline.modalities)
 
-    def read(samples, seed):  # type: ignore[no-untyped-def]
-        return {m: torch.from_numpy(data.batch(samples, window, seed, m)) for m, data in images.items()}
+    def read(samples: tuple[Sample, ...], seed: int | None) -> dict[str, np.ndarray]:
+        return {m: data.batch(samples, window, seed, m) for m, data in images.items()}
 
-    for step in range(settings.steps):
+    for step in range(job.steps):
         samples, drawn = schedule.batch(step)
         seed = drawn if config.data.augment else None
         target = SiteData(labels).batch(samples, window, seed, None)
-        loss = region_loss(network(read(samples, seed)), torch.from_numpy(target).float())
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
-        rate.step()
-    network.eval()
-    plan = Plan.of(
-        validation, labels, window, config.evaluation.overlap, config.evaluation.batch, settings.steps
-    )
+        release = Release(b"", "train", step + 1, 0, samples)
+        split_round(parties, read(samples, seed), target, release, Wire())
+    plan = Plan.of(validation, labels, window, config.evaluation.overlap, config.evaluation.batch, job.steps)
     scoring = Scoring(plan, labels, window, None)
-    with torch.no_grad():
-        for index, forward in enumerate(plan.forwards):
-            scoring.add(index, network(read(forward.samples, None)).sigmoid().numpy())
+    for index, forward in enumerate(plan.forwards):
+        shown = read(forward.samples, None)
+        sent = {m: parties.sites[m].evaluate(image) for m, image in shown.items()}
+        scoring.add(index, parties.coordinator.predict(sent))
     return scoring.dice.result()
+
+
+def _parties(config: JobConfig, modalities: tuple[str, ...]) -> Parties:
+    """All halves with nothing between them, which is the whole network, bit for bit."""
+    job = job_on_wire(config)
+    network = build_split_network(
+        config.model.backbone(), modalities, config.model.fusion, job_seed=config.job.seed
+    )
+
+    def stepping(part: nn.Module) -> tuple[Optimizer, Schedule]:
+        optimiser = make_optimiser(part.parameters(), job.optimiser, job.learning_rate, job.weight_decay)
+        return optimiser, make_schedule(optimiser, job.schedule, job.steps)
+
+    sites = {m: ClientHalf(network.encoders[m], *stepping(network.encoders[m])) for m in modalities}
+    return Parties(CoordinatorHalf(network.decoder, *stepping(network.decoder)), sites)
 
 
 def train_all(
