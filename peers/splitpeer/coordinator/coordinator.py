@@ -21,6 +21,10 @@ from splitpeer.daemon import happenings as h
 from splitpeer.daemon.console import View
 from splitpeer.daemon.duty import Duty
 from splitpeer.daemon.refusals import Refusals
+from splitpeer.daemon.sinks.console import ConsoleSink
+from splitpeer.daemon.sinks.log import LogSink
+from splitpeer.daemon.sinks.metrics import MetricsSink
+from splitpeer.daemon.sinks.trail import TrailSink
 from splitpeer.daemon.witness import AGENT, Witness, terms_digest
 from splitpeer.data.directory import named_in
 from splitpeer.data.findings import naming_warnings
@@ -46,7 +50,6 @@ from splitpeer.federation.compute import Compute, defence_key, pick_device
 from splitpeer.federation.files import counted, look, tell
 from splitpeer.federation.overlap import ADVICE, pairwise, shared_with
 from splitpeer.federation.terms import cut_descriptors, job_on_wire, window_of
-from splitpeer.logs import event
 from splitpeer.models import build_decoder, site_seed
 from splitpeer.models.registry import backbone_of
 from splitpeer.settings.job import JobConfig
@@ -149,7 +152,11 @@ class Coordinator:
         self._half = CoordinatorHalf(decoder, optimiser, schedule, device, exclusive=task.exclusive)
         self._witness = Witness(config, curious)
         self._duty = duty or Duty(config)
-        self._board, self._report = self._duty.board, self._duty.report
+        self._board = self._duty.board
+        everywhere = self._duty.report.to(
+            MetricsSink(self._files), ConsoleSink(view), TrailSink(self._witness.note)
+        )
+        self._report = everywhere.to(LogSink(log))
         self._gradient_stacks = self._make_gradient_stacks()
         self._compute = Compute(config.runtime.threads)
         self._schema = schema_digest(cut_descriptors(self._job))
@@ -172,7 +179,7 @@ class Coordinator:
         )
         self._loop = Loop(
             self._job, job, self._half, self._team, self._labels, self._compute, self._files, self.result,
-            self._gradient_stacks, view=view, board=self._board, report=self._report, witness=self._witness,
+            self._gradient_stacks, board=self._board, report=everywhere,
         )  # fmt: skip
 
     @property
@@ -205,8 +212,6 @@ class Coordinator:
         self._view.close()
         self._compute.close()
         self._report(h.AlreadyComplete(self._job.name, self._files.run.hex(), self.result.step))
-        event(log, "job.was_complete", job=self._job.name, run=self._files.run.hex()[:12],
-              hint="--fresh starts another run")  # fmt: skip
         return self.result
 
     async def _serve(self) -> Result:
@@ -235,11 +240,8 @@ class Coordinator:
                         self._labels.salt_check.hex(),
                     )
                 )
-                event(log, "peer.start", role="coordinator", site=self._config.peer.site, job=self._job.name,
-                      listen=listener.address, run=self._files.run.hex()[:12],
-                      salt_check=self._labels.salt_check.hex())  # fmt: skip
                 for cause in self._findings:
-                    event(log, "data.warning", logging.WARNING, cause=cause)
+                    self._report(h.DataWarning(cause))
                 tell(self._labels)
                 accepting = asyncio.create_task(self._accept(listener))
                 began_at = self._files.record.state
@@ -248,7 +250,7 @@ class Coordinator:
                     reason, text = await self._until_stopped()
                 except PeerError as error:
                     for patient, path in named_in(str(error), self._labels.cases).items():
-                        event(log, "patient.file", logging.WARNING, patient=patient, file=str(path))
+                        self._report(h.PatientNamed(patient, path))
                     # Local paths and files stay here; sites hear the kind of trouble.
                     local = isinstance(error, DataError | ConfigError)
                     why = f"the coordinator cannot go on: {told_of(error)}; its log has the details"
@@ -271,8 +273,9 @@ class Coordinator:
                     await asyncio.gather(accepting, return_exceptions=True)
                     if reason != "complete":
                         await self._bye(reason, text)
-                    self._witness.note("job.ended", job=self._job.name, run=self._files.run.hex(), reason=reason,
-                                       step=self._loop.committed)  # fmt: skip
+                    self._report(
+                        h.JobEnded(self._job.name, self._files.run.hex(), reason, self._loop.committed)
+                    )
         except SetupError as error:
             raise ConfigError(str(error)) from error
         finally:
@@ -309,9 +312,8 @@ class Coordinator:
             few = (
                 len(set(having["labels"]).intersection(having[site.name])) < self._settings.data.min_patients
             )
-            event(log, "site.overlap", logging.WARNING if few else logging.INFO, site=site.name,
-                  patients=len(having[site.name]), shared=shared_with(site.name, having),
-                  **({"hint": ADVICE} if few else {}))  # fmt: skip
+            shared = shared_with(site.name, having)
+            self._report(h.SiteOverlaps(site.name, len(having[site.name]), shared, few, ADVICE))
 
     def _having(self, sites: Sequence[RemoteSite]) -> dict[str, set[bytes]]:
         """Whom each party has, usable or not."""
@@ -324,7 +326,7 @@ class Coordinator:
             self._files.record.bind(site, holder)
         except PeerError as error:
             # A full disk costs this much: after a restart, the first to join as this site has its part.
-            event(log, "site.not_bound", logging.WARNING, site=site, cause=str(error))
+            self._report(h.SiteNotBound(site, str(error)))
 
     def _match(self) -> tuple[list[bytes], list[bytes]]:
         """Training and validation patients: those that all sites and the labels share, or of the run gone on with."""
@@ -332,8 +334,8 @@ class Coordinator:
         known = look(self._labels, unusable := self._unusable)
         here = self._team.present
         common = set(known).intersection(*(site.patients for site in here))
-        event(log, "job.patients", shared=len(common), labels=len(known),
-              **{site.name: len(site.patients) for site in here})  # fmt: skip
+        counted_at = {site.name: len(site.patients) for site in here}
+        self._report(h.PatientsMatched(len(common), len(known), counted_at))
         if of_run := set(self._files.record.patients):
             # Also where a site is absent: the run keeps its patients, but for those that are withdrawn, or will be.
             out = {w.key for w in self._files.record.withdrawn}
@@ -382,8 +384,7 @@ class Coordinator:
             await asyncio.wait((work, stopping), return_when=asyncio.FIRST_COMPLETED)
             if not work.done():
                 self._loop.draining = True
-                self._report(h.PhaseBegan("draining"))
-                event(log, "job.draining", step=self.result.step)
+                self._report(h.Draining(self.result.step))
                 if self._files.opened:
                     leaving = [asyncio.create_task(site.wait_gone()) for site in self._team.present]
                     await asyncio.wait((work, *leaving), timeout=DRAIN_S, return_when=asyncio.FIRST_COMPLETED)
@@ -411,7 +412,7 @@ class Coordinator:
             raise DeadlinePassed(
                 f"the checkpoint was not written within {SAVE_S:g} s: the disk hangs"
             ) from None
-        event(log, "job.drained", committed=self._loop.committed, saved=saved)
+        self._report(h.Drained(self._loop.committed, saved))
         return "drain", f"stopped at step {self._loop.committed}; the coordinator will go on with it"
 
     async def _work(self) -> None:
@@ -427,9 +428,11 @@ class Coordinator:
         if resumed and held:
             # Where it stands, for anyone who looks, or stops it again, before all are here.
             self.result.step = max(held)
-            self._board.set(step=self.result.step, steps=self._job.steps)
+            self._report(h.RunResumes(self.result.step, self._job.steps))
         await self._team.gather(
-            self._settings.deadlines.join_s, self._view.waiting, all_needed=not record.patients
+            self._settings.deadlines.join_s,
+            lambda names: self._report(h.SitesAwaited(names)),
+            all_needed=not record.patients,
         )
         here = self._team.present
         self._witness.start(
@@ -456,9 +459,8 @@ class Coordinator:
             ),
             self._settings.data.augment,
         )
-        self._view.begin(
-            self._job.steps, [site.name for site in here], [site.name for site in self._team.absent]
-        )
+        absent = [site.name for site in self._team.absent]
+        self._report(h.RunBegan(self._job.steps, [site.name for site in here], absent))
         if resumed and not held:
             raise DataError(
                 f"no whole checkpoint of the run is left in {self._files.checkpoints}: bring one back, or start "
@@ -480,8 +482,7 @@ class Coordinator:
         self.result = self._files.result() or self.result
         self.result.complete = True
         untold = [site for site in self.sites if site.name not in self._files.record.told]
-        event(log, "job.farewell", sites=", ".join(site.name for site in untold))
-        self._view.waiting(", ".join(site.name for site in untold))
+        self._report(h.FarewellDue(", ".join(site.name for site in untold)))
         # Each hears it as it comes: others may have been told, and be gone, without our having noted it.
         waiting = [asyncio.create_task(self._farewell(site)) for site in untold]
         if waiting:

@@ -21,8 +21,8 @@ from splitpeer.coordinator.team import Team
 from splitpeer.coordinator.withdrawals import Withdrawals
 from splitpeer.daemon import happenings as h
 from splitpeer.daemon.board import Board
-from splitpeer.daemon.console import View
-from splitpeer.daemon.witness import Witness
+from splitpeer.daemon.sinks.log import LogSink
+from splitpeer.daemon.sinks.progress import ProgressMessages
 from splitpeer.data.loader import SiteData
 from splitpeer.data.volumes import Volumes
 from splitpeer.defences.randomness import Release
@@ -33,7 +33,7 @@ from splitpeer.federation.compute import Compute, from_wire, to_wire
 from splitpeer.federation.evaluation import Plan, Scoring
 from splitpeer.federation.files import note
 from splitpeer.federation.terms import cut_descriptors, window_of
-from splitpeer.logs import event, handle
+from splitpeer.logs import handle
 from splitpeer.settings.job import JobConfig
 from splitpeer.storage import checkpoint
 from splitpeer.training.dropout import left_out
@@ -49,7 +49,6 @@ log = logging.getLogger(__name__)
 UNSAVED = 2
 """Checkpoints in a row that a site may fail to write before a run that can do without it does."""
 
-PROGRESS_EVERY_S = 2.0
 DISK_S = 600.0
 """Reading or writing a checkpoint, at most."""
 ROOM_S = 5.0
@@ -85,15 +84,13 @@ class Loop:
         result: Result,
         gradient_stacks: Mapping[str, Stack],
         *,
-        view: View,
         board: Board,
         report: h.Report,
-        witness: Witness,
     ) -> None:
         self._job, self._settings, self._half, self._team = job, settings, half, team
         self._labels, self._compute, self._files, self._result = labels, compute, files, result
         self._gradient_stacks = gradient_stacks
-        self._view, self._board, self._report, self._witness = view, board, report, witness
+        self._board, self._report, self._progress = board, report.to(LogSink(log)), ProgressMessages()
         self._window = window_of(job)
         self._withdrawals = Withdrawals(files.record, settings.data)
         self._bad_masks: dict[bytes, str] = {}
@@ -101,7 +98,6 @@ class Loop:
         self._held: tuple[int, ...] = ()  # own checkpoints, each of a step that all present held
         self.ready = False
         """Its half is that of `committed`: of a new run, or read from a checkpoint."""
-        self._told = 0.0
         self._missing: dict[RemoteSite, str] = {}  # as the sites were told last
         self._steps_here = 0
         self._octets_here = 0
@@ -155,7 +151,7 @@ class Loop:
                     await self._evaluate(validation, stream)
                     scored = self.committed
             except SiteRestarted as restarted:
-                event(log, "job.restarted_site", logging.WARNING, site=str(restarted))
+                self._report(h.SiteForgot(str(restarted)))
                 await self._rollback(stream, f"{restarted} came back without its memory")
                 self._counted = None
         self._result.complete = scored == self._job.steps
@@ -185,7 +181,7 @@ class Loop:
             what=f"its own checkpoint of step {step}", timeout=DISK_S,
         )  # fmt: skip
         self._held = (*keep, step)
-        self._board.set(checkpoints=list(self._held))
+        self._report(h.CheckpointsHeld(self._held))
         return step
 
     # --- a step ----------------------------------------------------------------------------------------
@@ -261,23 +257,26 @@ class Loop:
         counted, self._counted = self._counted, self._octets()
         self._octets_here += self._counted - counted
         without = {site.modality for site in self._team.sites if site not in arrived}
-        self._note_step(
-            step, loss, without, seconds=time.monotonic() - began, waited=waited, computed=computed
-        )
-        await self._tell(step, {"loss": loss})
+        await self._tell(self._committed(loss, without, time.monotonic() - began, waited, computed))
         return {}
 
-    def _note_step(self, step: int, loss: float, without: set[str], **seconds: float) -> None:
-        for site in [site for site in self._team.absent if site.modality in without]:
+    def _committed(
+        self, loss: float, without: Collection[str], seconds: float, waited: float, computed: float
+    ) -> h.StepCommitted:
+        """What there is to tell of the step; who was absent from it is counted."""
+        away = [site for site in self._team.absent if site.modality in without]
+        for site in away:
             self._result.absences[site.name] = self._result.absences.get(site.name, 0) + 1
-        self._view.step(step, loss, {site.name: sum(site.traffic) for site in self._team.sites})
-        self._board.set(step=step, loss=loss)
-        absent = sorted({site.modality for site in self._team.absent} & without)
-        more = {"without": sorted(without)} if without else {}
-        # The others of `without` were left out by modality dropout.
-        more |= {"absent": absent} if absent else {}
-        shown = loss if np.isfinite(loss) else None  # nobody took part
-        self._files.metric(step=step, loss=shown, **more, **seconds)
+        return h.StepCommitted(
+            self.committed,
+            loss,
+            sorted(without),
+            sorted({site.modality for site in away}),
+            seconds,
+            waited,
+            computed,
+            {site.name: sum(site.traffic) for site in self._team.sites},
+        )
 
     async def _trained(
         self, arrived: Arrived, target: np.ndarray, forward: Forward
@@ -306,8 +305,7 @@ class Loop:
         began = time.monotonic()
         self._counted = None
         if not self._evaluating():
-            event(log, "job.not_evaluated", logging.WARNING, step=self.committed,
-                  cause="no site here has the feature evaluate")  # fmt: skip
+            self._report(h.EvaluationSkipped(self.committed))
             return
         self._report(h.PhaseBegan("evaluating"))
         while not isinstance(volumes := await self._evaluate_with(self._evaluating(), keys), int):
@@ -317,25 +315,16 @@ class Loop:
                 await self._withdraw(volumes, stream)
             else:
                 await self._team.ask_all(lambda site: site.advance(self.committed))
-        figures = {
-            "dice": self._result.dice,
-            "modalities": self._result.modalities,
-            **({"missing": self._result.missing} if self._result.missing else {}),
-            **({"hd95": self._result.hd95} if self._result.hd95 else {}),
-        }
-        self._view.evaluated(self.committed, self._result.dice)
-        self._board.set(dice=self._result.dice, modalities=self._result.modalities)
-        self._files.metric(step=self.committed, volumes=volumes, **figures, seconds=time.monotonic() - began)
-        event(log, "job.evaluated", step=self.committed, volumes=volumes, **self._result.dice,
-              modalities=" ".join(self._result.modalities))  # fmt: skip
-        if self._result.hd95:
-            event(log, "job.distances", step=self.committed, unit="mm", **self._result.hd95)
-        for modality, dice in self._result.missing.items():
-            event(log, "job.evaluated_without", step=self.committed, missing=modality, **dice)
-        self._told = 0.0
         await self._tell(
-            self.committed,
-            {f"dice_{region}": value for region, value in self._result.dice.items() if value is not None},
+            h.Evaluated(
+                self.committed,
+                volumes,
+                self._result.dice,
+                self._result.modalities,
+                self._result.missing,
+                self._result.hd95,
+                time.monotonic() - began,
+            )
         )
 
     def _evaluating(self) -> list[RemoteSite]:
@@ -386,7 +375,7 @@ class Loop:
                         raise
                     return {}
                 await self._computed(scoring.add, index, predicted, what=f"the score of batch {index}")
-            self._view.evaluating(index + 1, len(plan.forwards))
+            self._report(h.BatchScored(index + 1, len(plan.forwards)))
         scores = {name: s.dice.result() if len(s.dice) else {} for name, s in scorings.items()}
         self._result.dice, self._result.modalities = scores.pop(""), modalities
         self._result.missing = scores
@@ -445,20 +434,18 @@ class Loop:
                 del digests[site]
         if failed := [site.name for site, digest in digests.items() if digest is None]:
             # SP-11-32: not a step that all hold, so it does not count; those from before do.
-            event(log, "job.checkpoint_failed", logging.WARNING, step=step, sites=", ".join(failed))
+            self._report(h.CheckpointMissed(step, failed))
             return False
         try:
             # SP-11-13: written last: a step that the coordinator holds, all hold.
             await self.save_own()
         except DataError as error:
-            event(log, "job.checkpoint_failed", logging.WARNING, step=step, cause=str(error))
+            self._report(h.CheckpointMissed(step, cause=str(error)))
             return False
         for site in digests:
             site.forgive()
         shown = {site.name: (digest or b"").hex() for site, digest in digests.items()}
-        event(log, "job.checkpoint", step=step, **{name: digest[:12] for name, digest in shown.items()})
-        self._witness.note("job.checkpoint", run=self._files.run.hex(), step=step, digests=[
-            f"{name} {digest}" for name, digest in shown.items()])  # fmt: skip
+        self._report(h.CheckpointCommitted(self._files.run.hex(), step, shown))
         return True
 
     async def _rollback(self, stream: TrainingStream, cause: str) -> None:
@@ -488,20 +475,17 @@ class Loop:
                 await self._team.ask_all(lambda site, step=step: site.roll_back(step))
                 break
             except SiteRestarted as restarted:
-                event(log, "job.restarted_site", logging.WARNING, site=str(restarted))
+                self._report(h.SiteForgot(str(restarted)))
                 cause = f"{restarted} came back without its memory"
         self._team.note_undone(step)
         await self._compute.run(self._load, step, what=f"its own checkpoint of step {step}", timeout=DISK_S)
         self._held = tuple(sorted(saved for saved in own if saved <= step))
         self.ready = True
         self.committed = self._result.step = step
-        self._board.set(step=step, checkpoints=list(self._held))
-        if self._files.opened:
-            self._files.metric(step=step, rollback=True, cause=cause)
+        self._report(h.RunRolledBack(step, before, cause, self._held))
         await self._noted(self._withdrawals.undone, step)
         self._note_withdrawals(stream)
         await self._tell_withdrawals()
-        event(log, "job.rollback", logging.WARNING, step=step, before=before, cause=cause)
 
     def _leave_out_oldest(self, own: Collection[int]) -> None:
         """Go back without the site whose steps in common are the oldest. Raises JobFailed if all are needed."""
@@ -543,13 +527,12 @@ class Loop:
                 self._team.leave_out(site, beyond)
                 continue
             await self._noted(self._withdrawals.add, step, name, patients)
+            run = self._files.run.hex()
             for patient in patients:
-                about = {"patient": handle(patient.key), "step": step, "cause": OF_A_PATIENT[patient.cause]}
-                event(log, "patient.withdrawn", logging.WARNING, site=name or "coordinator", **about)
-                self._witness.note("patient.withdrawn", run=self._files.run.hex(), site=name, **about)
-        self._note_withdrawals(stream)
+                cause = OF_A_PATIENT[patient.cause]
+                self._report(h.PatientWithdrawn(run, name, handle(patient.key), step, cause))
+        self._note_withdrawals(stream, more=True)
         await self._compute.run(self._remove_predictions, what="masks to be removed", timeout=DISK_S)
-        self._files.metric(step=self.committed, withdrawn=len(self._withdrawals.keys))
         await self._team.ask_all(lambda site: site.advance(self.committed))
         await self._tell_withdrawals()
 
@@ -557,14 +540,14 @@ class Loop:
         for message in self._withdrawals.messages():
             await asyncio.gather(*(site.tell(message) for site in self._team.present))
 
-    def _note_withdrawals(self, stream: TrainingStream) -> None:
+    def _note_withdrawals(self, stream: TrainingStream, *, more: bool = False) -> None:
         """Whatever follows is made without those that are out. Raises JobFailed where too few are left."""
         if not self._withdrawals.keys:
             return
         self._withdrawals.check()
         stream.withdraw(self._withdrawals.keys)
         self._result.withdrawn = self._withdrawals.shown()
-        self._board.set(withdrawn=len(self._withdrawals.keys))
+        self._report(h.WithdrawnInAll(self.committed, len(self._withdrawals.keys), more))
         for site in self._team.sites:
             site.set_withdrawn(self._withdrawals.messages(), self.committed, self._patients)
 
@@ -637,13 +620,11 @@ class Loop:
                 *(site.tell(Progress(self.committed, {}, shown)) for site in self._team.present)
             )
 
-    async def _tell(self, step: int, values: dict[str, float]) -> None:
-        """Figures for the sites' logs, now and then."""
-        if time.monotonic() - self._told < PROGRESS_EVERY_S:
-            return
-        self._told = time.monotonic()
-        finite = {name: value for name, value in values.items() if np.isfinite(value)}
-        await asyncio.gather(*(site.tell(Progress(step, finite)) for site in self._team.present))
+    async def _tell(self, happening: h.Happening) -> None:
+        """Report it, and let the sites know where it is for them too."""
+        self._report(happening)
+        if (message := self._progress.due(happening)) is not None:
+            await asyncio.gather(*(site.tell(message) for site in self._team.present))
 
 
 def _sorted(

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-Scores = Mapping[str, float | None]
+Scores = dict[str, float | None]
 """Dice by region; None: the region is in no mask."""
 
 
@@ -200,7 +200,7 @@ class StepCommitted(Happening):
     """Of them, for activations."""
     computed: float
     """Of them, by the decoder."""
-    octets: Mapping[str, int]
+    octets: dict[str, int]
     """On the wire by site, since the start."""
 
 
@@ -230,6 +230,8 @@ class Evaluated(Happening):
     """What the scores are made from."""
     missing: Mapping[str, Scores]
     """Scores without the modality named."""
+    hd95: Scores
+    """Distances of borders, mm; empty: not asked for."""
     seconds: float
 
 
@@ -409,7 +411,8 @@ class JobAccepted(Happening):
     terms: str
     """SHA-256 of the job on the wire, hexadecimal."""
     schema: str
-    levels: Sequence[int]
+    levels: Sequence[str]
+    """What it sends, by name."""
     precision: str
     defences: tuple[str, ...]
     recorded: bool

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-import time
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -17,6 +16,9 @@ from typing import Any, TypeVar
 
 from splitpeer.daemon import happenings as h
 from splitpeer.daemon.duty import Duty
+from splitpeer.daemon.sinks.log import LogSink
+from splitpeer.daemon.sinks.sparing import Sparing
+from splitpeer.daemon.sinks.trail import TrailSink
 from splitpeer.daemon.witness import AGENT, Witness, terms_digest
 from splitpeer.data.directory import named_in
 from splitpeer.data.findings import lacking_warning, naming_warnings
@@ -24,14 +26,12 @@ from splitpeer.errors import ConnectionRefused, DataError, DeadlinePassed, JobFa
 from splitpeer.federation.compute import Compute, pick_device
 from splitpeer.federation.files import look, tell
 from splitpeer.federation.terms import judge
-from splitpeer.logs import event, handle
 from splitpeer.models.registry import backbone_of
 from splitpeer.settings.peer import PeerConfig
 from splitpeer.site.budgets import BudgetSpent
 from splitpeer.site.job import SiteJob, find_cases, open_ledger, open_volumes
 from splitpeer.site.run_folders import mark_complete
 from splitproto import Offer, Session, SplitprotoError, dial
-from splitproto.admission import Bucket
 from splitproto.capture import Party
 from splitproto.causes import OF_A_PATIENT
 from splitproto.errors import (
@@ -84,10 +84,6 @@ READ_S = 600.0
 INVENTORY_PIECE = 500
 LEAVE_S = 20.0
 """How long a site that was asked to stop gives the step under way: to be sent, and for its gradients to come."""
-NOTED_EACH = 8
-"""Lines about withdrawn patients, for each patient of the site."""
-FIGURES_A_SECOND, FIGURES_AT_ONCE = 1.0, 30.0
-"""Lines of figures that a coordinator may have written to this site's log."""
 DAMAGED_AT_FIRST = 3
 """So often a first link may fail because of what may be damage done on the way; then it is a refusal."""
 REST_S, LONGEST_REST_S = 5.0, 600.0
@@ -138,18 +134,16 @@ class Client:
             ledger.close()
         self._witness = Witness(config, curious)
         self._duty = duty or Duty(config)
-        self._board, self._report = self._duty.board, self._duty.report
+        self._board = self._duty.board
+        everywhere = self._duty.report.to(TrailSink(self._witness.note), LogSink(log))
+        self._report = Sparing(everywhere, len(self._cases))
         self._compute = Compute(config.runtime.threads)
         self._job: SiteJob | None = None
         self._deadline: float | None = None
         self._pause = _FIRST_PAUSE
-        self._noted: set[tuple[str, bytes, int]] = set()
         self._rest_s = REST_S
-        self._figures = Bucket(FIGURES_A_SECOND, FIGURES_AT_ONCE, time.monotonic())
         self._damaged = 0
         """First links that failed so."""
-        self._missing: set[str] = set()
-        """Modalities that the job does without at the moment."""
         self._octets = (0, 0)
         """In and out, of links that are over."""
 
@@ -159,22 +153,22 @@ class Client:
         Raises:
             PeerError: what the user is told, with its exit code.
         """
-        event(log, "peer.start", role="client", site=self._config.peer.site, modality=self._config.peer.modality,
-              patients=len(self._cases), salt_check=self._salt_check, coordinator=self._address)  # fmt: skip
+        peer = self._config.peer
+        self._report(
+            h.SiteStarted(peer.site, peer.modality, len(self._cases), self._salt_check, self._address)
+        )
         # Names of files: in this site's own log, and nowhere else.
         for cause in self._findings:
-            event(log, "data.warning", logging.WARNING, cause=cause)
+            self._report(h.DataWarning(cause))
         tell(self._volumes)
-        async with self._duty.on_duty(
-            self._witness, modality=self._config.peer.modality, coordinator=self._address
-        ):
+        async with self._duty.on_duty(self._witness, modality=peer.modality, coordinator=self._address):
             self._report(h.Ready(self._address))
             try:
                 await self._serve()
             except (PeerError, SplitprotoError) as error:
                 # Others name a patient by its key or handle: the people here know it by its file.
                 for patient, path in named_in(str(error), self._cases).items():
-                    event(log, "patient.file", logging.WARNING, patient=patient, file=str(path))
+                    self._report(h.PatientNamed(patient, path))
                 raise
 
     async def _serve(self) -> None:
@@ -193,7 +187,7 @@ class Client:
                 except SplitprotoError as error:
                     if not error.retry:
                         raise
-                    event(log, "link.lost", logging.WARNING, cause=session.cause_of(error))
+                    self._report(h.LinkLost(session.cause_of(error)))
                 except BaseException as error:
                     session.fail(SiteFailed(self._failure(error)))
                     await session.close("failed", timeout=1.0)
@@ -221,18 +215,14 @@ class Client:
             await self._compute.run(job.close, what="reading ahead to end", timeout=READ_S)
         except DeadlinePassed as error:
             # What ended the work is told; this is not.
-            event(log, "job.not_closed", logging.WARNING, cause=str(error))
+            self._report(h.JobNotClosed(str(error)))
             return
         if job.ledger is not None:
             spent = job.ledger.spent()
-            self._witness.note(
-                "privacy.spent",
-                epsilon=round(spent.epsilon, 4),
-                budget=spent.budget,
-                delta=spent.delta,
-                patients=spent.patients,
-                half_spent=spent.half,
-                all_spent=spent.full,
+            self._report(
+                h.PrivacySpent(
+                    round(spent.epsilon, 4), spent.budget, spent.delta, spent.patients, spent.half, spent.full
+                )
             )
 
     # --- the link --------------------------------------------------------------------------------------
@@ -270,11 +260,9 @@ class Client:
                     ) from error
                 if str(error) != said:
                     said = str(error)
-                    event(log, "link.waiting", logging.WARNING, cause=said, patience_s=patience)
+                    self._report(h.DialFailed(said, patience))
             else:
-                event(log, "link.up", coordinator=session.peer.site, tls=session.tls)
-                self._board.waits(None)
-                self._board.set(coordinator=session.peer.site, tls=session.tls)
+                self._report(h.LinkUp(session.peer.site, session.tls))
                 self._witness.listen(session)
                 return session
             await self._wait()
@@ -313,8 +301,7 @@ class Client:
 
     async def _rest(self, error: LocalError) -> None:
         """SP-11.15-8: the coordinator asks too much: this site stays up, and gives it time to ask for less."""
-        event(log, "policy.refused", logging.WARNING, cause=error.reason, pause_s=self._rest_s)
-        self._witness.note("policy.refused", cause=error.reason)
+        self._report(h.AskedTooMuch(error.reason, self._rest_s))
         # Not the coordinator's absence, so it costs no patience.
         self._deadline = None
         with suppress(TimeoutError):
@@ -334,8 +321,8 @@ class Client:
             # One that came back without its memory has nothing to save before it was told where to go on.
             if job.applied not in held and not job.lost:
                 await self._compute.run(job.save, job.applied, held, what="the checkpoint", timeout=READ_S)
-            event(log, "job.checkpoint", step=job.applied)
-        event(log, "peer.stop", cause="asked to stop")
+            self._report(h.LeftAt(job.applied))
+        self._report(h.SiteStopped())
 
     async def _held(self, job: SiteJob) -> tuple[int, ...]:
         return await self._compute.run(job.checkpoints, what="its checkpoints to be read", timeout=READ_S)
@@ -351,7 +338,7 @@ class Client:
                 return self._over(job)
             begun = await self._next(session, "the other sites")
             if isinstance(begun, Begin):
-                event(log, "job.begin", job=job.job.name, step=begun.step, patients=begun.patients)
+                self._report(h.JobBegan(job.job.name, begun.step, begun.patients))
                 bye = await self._work(session, job)
             elif isinstance(begun, Bye):
                 bye = begun
@@ -373,14 +360,7 @@ class Client:
         await session.close(bye.reason)
         # SP-11-20: a bye of the coordinator may have crossed our own.
         bye = session.farewell or bye
-        self._witness.note(
-            "job.ended",
-            job=job.job.name,
-            run=job.run.hex(),
-            reason=bye.reason,
-            step=job.applied,
-            advanced=job.advanced,
-        )
+        self._report(h.SiteJobEnded(job.job.name, job.run.hex(), bye.reason, job.applied, job.advanced))
         return self._over(bye)
 
     def _failure(self, error: BaseException) -> str:
@@ -393,16 +373,15 @@ class Client:
     def _over(self, bye: Bye) -> bool:
         """Whether the job is complete; raises JobFailed if it is not and never will be."""
         if bye.reason == "complete":
-            named = {} if self._job is None else {"job": self._job.job.name, "step": self._job.applied}
+            job = self._job
             # Only weights that were trained to the end are worth keeping before others.
-            if self._job is not None and self._job.applied == self._job.job.steps:
-                mark_complete(self._job.folder)
-            event(log, "job.complete", **named)
-            self._report(h.PhaseBegan("done"))
+            if job is not None and job.applied == job.job.steps:
+                mark_complete(job.folder)
+            self._report(h.JobComplete() if job is None else h.JobComplete(job.job.name, job.applied))
             return True
         if bye.reason == "failed":
             raise JobFailed(f"the coordinator ended the job: {printable(bye.text)}")
-        event(log, "link.bye", reason=bye.reason, text=bye.text)
+        self._report(h.LeftByCoordinator(bye.reason, bye.text))
         return False
 
     async def _next(self, session: Session, what: str) -> Message:
@@ -449,8 +428,7 @@ class Client:
             await session.send(JobDecline(error.code, error.reason))
             raise
         except (PolicyRefused, SchemaMismatch) as error:
-            event(log, "job.declined", logging.WARNING, job=offer.job.name, cause=error.reason)
-            self._witness.note("job.declined", job=offer.job.name, run=offer.run.hex(), cause=error.reason)
+            self._report(h.JobDeclined(offer.job.name, offer.run.hex(), error.reason))
             await session.send(JobDecline(error.code, error.reason))
             await session.close("failed", error.reason)
             raise JobFailed(f"job {offer.job.name} declined: {error.reason}") from None
@@ -463,8 +441,7 @@ class Client:
             job.inventory, what="the volumes' headers to be read", timeout=READ_S
         )
         saved = await self._held(job)
-        self._board.set(job=job.job.name, run=job.run.hex(), step=job.applied, steps=job.job.steps,
-                        checkpoints=list(saved))  # fmt: skip
+        self._report(h.JobJoined(job.job.name, job.run.hex(), job.applied, job.job.steps, saved))
         await self._witness.expect(offer.run)
         self._witness.start(
             offer.run,
@@ -474,10 +451,21 @@ class Client:
             defences=job.defences,
             features=session.agreement.features,
         )
-        self._witness.note("job.accepted", job=offer.job.name, run=offer.run.hex(), coordinator=session.peer.site,
-                           terms=terms_digest(offer.job), schema=offer.schema.hex(),
-                           levels=list(backbone_of(offer.job).cut.names), precision=offer.job.precision,
-                           defences=job.defences, recorded=self._witness.recorded, applied=job.applied)  # fmt: skip
+        self._report(
+            h.JobAccepted(
+                offer.job.name,
+                offer.run.hex(),
+                session.peer.site,
+                terms_digest(offer.job),
+                offer.schema.hex(),
+                list(backbone_of(offer.job).cut.names),
+                offer.job.precision,
+                job.defences,
+                self._witness.recorded,
+                job.applied,
+                len(patients),
+            )
+        )
         await session.send(
             JobAccept(
                 job.incarnation,
@@ -489,8 +477,6 @@ class Client:
                 **job.prove(offer, session.binding),
             )
         )
-        event(log, "job.accepted", job=offer.job.name, levels=",".join(backbone_of(offer.job).cut.names),
-              precision=offer.job.precision, applied=job.applied, patients=len(patients))  # fmt: skip
         for first in range(0, max(len(patients), 1), INVENTORY_PIECE):
             piece = patients[first : first + INVENTORY_PIECE]
             last = first + INVENTORY_PIECE >= len(patients)
@@ -518,7 +504,7 @@ class Client:
                     if self._stop.is_set():
                         raise _Stopped
                     if isinstance(sent, Withdraw):
-                        self._note_withdrawal(job, sent.step, sent.patients, "patient.withdraw")
+                        self._patients_out(job, sent.step, sent.patients, "withdraw")
                     # SP-11-12: once begun it arrives, whoever stops waiting for it: the step is under way.
                     await self._or_stop(session.send(sent, job.job.seconds_per_step), LEAVE_S)
                     self._progress()
@@ -549,79 +535,50 @@ class Client:
             case Gradients():
                 await self._computed(job, job.apply, message)
                 octets_in, octets_out = self._traffic(session)
-                self._board.set(step=job.applied, octets_in=octets_in, octets_out=octets_out)
+                self._report(h.StepApplied(job.applied, octets_in, octets_out))
                 await session.send(Applied(message.step))
             case Advance():
                 await self._computed(job, job.advance, message.step)
-                self._board.set(step=job.applied)
+                self._report(h.StepCounted(job.applied))
                 self._progress()
                 await session.send(Advanced(message.step))
             case Withdrawn():
-                self._note_withdrawal(job, message.step, message.patients, "patient.withdrawn")
+                self._patients_out(job, message.step, message.patients, "withdrawn")
             case Checkpoint():
                 await session.send(await self._save(job, message))
             case Rollback():
                 before = job.applied
                 await self._computed(job, job.rollback, message.step)
-                self._witness.note("job.rollback", run=job.run.hex(), step=message.step, before=before)
-                self._board.set(step=job.applied)
+                self._report(h.SiteRolledBack(job.run.hex(), message.step, before))
                 await session.send(RolledBack(message.step))
-                level = logging.WARNING if before > message.step else logging.INFO
-                event(log, "job.rollback", level, step=message.step, before=before)
             case Progress():
-                self._note_missing(message)
-                if not message.values:
-                    return
-                if self._figures.take(1.0, time.monotonic()):
-                    figures = " ".join(f"{name} {value:.4g}" for name, value in message.values.items())
-                    event(log, "job.progress", step=f"{message.step}/{job.job.steps}", figures=figures)
+                if message.missing is not None:
+                    missing = {one.modality: one.cause for one in message.missing}
+                    self._report(h.MissingTold(message.step, missing))
+                if message.values:
+                    self._report(h.FiguresTold(message.step, job.job.steps, message.values))
             case _:
                 raise UnexpectedMessage(f"a {message.name} where work was due")
 
-    def _note_withdrawal(self, job: SiteJob, step: int, patients: Sequence[Unusable], name: str) -> None:
-        """SP-11.13-8: each patient once, by a handle, and by its file only where it is this site's that is bad."""
+    def _patients_out(self, job: SiteJob, step: int, patients: Sequence[Unusable], by: str) -> None:
+        """SP-11.13-8: what concerns this site's own patients."""
         known = set(job.volumes.keys())
         for patient in patients:
-            if patient.key not in known or (name, patient.key, step) in self._noted:
-                continue
-            # A coordinator may repeat itself after rollbacks; it may not fill log and trail.
-            if len(self._noted) >= NOTED_EACH * len(known):
-                return
-            self._noted.add((name, patient.key, step))
-            who = handle(patient.key)
-            cause = OF_A_PATIENT[patient.cause]
-            mine = {"file": str(job.volumes.case(patient.key).path)} if patient.key in job.unusable else {}
-            event(log, name, logging.WARNING, patient=who, step=step, cause=cause, **mine)
-            self._witness.note(name, run=job.run.hex(), patient=who, step=step, cause=cause)
-
-    def _note_missing(self, message: Progress) -> None:
-        """SP-11-42: a line for each modality that is missing from now on, and for each that is back."""
-        if message.missing is None:
-            return
-        missing = {one.modality: one.cause for one in message.missing}
-        # Also these lines are the coordinator's to cause: at most as many as of figures.
-        if missing.keys() != self._missing and not self._figures.take(1.0, time.monotonic()):
-            return
-        for modality in missing.keys() - self._missing:
-            event(log, "job.without", logging.WARNING, modality=modality, after_step=message.step,
-                  cause=missing[modality])  # fmt: skip
-        for modality in self._missing - missing.keys():
-            event(log, "job.with_again", modality=modality, after_step=message.step)
-        self._missing = set(missing)
-        self._board.set(missing=sorted(missing))
+            key = patient.key
+            if key in known:
+                file = job.volumes.case(key).path if key in job.unusable else None
+                self._report(h.PatientOut(by, job.run.hex(), key, step, OF_A_PATIENT[patient.cause], file))
 
     async def _save(self, job: SiteJob, asked: Checkpoint) -> Saved | Unsaved:
         """SP-11-32: a disk that is full costs this checkpoint, not the run."""
         try:
             digest = await self._computed(job, job.save, asked.step, asked.keep)
         except DataError as error:
-            event(log, "job.checkpoint_failed", logging.WARNING, step=asked.step, cause=str(error))
-            self._witness.note("job.checkpoint_failed", run=job.run.hex(), step=asked.step)
+            self._report(h.SiteNotSaved(job.run.hex(), asked.step, str(error)))
             # Not the error's text: it names a folder of this site.
             return Unsaved(asked.step, f"the site could not write it: {told_of(error)}")
-        event(log, "job.checkpoint", step=asked.step)
-        self._witness.note("job.checkpoint", run=job.run.hex(), step=asked.step, digest=digest.hex())
-        self._board.set(checkpoints=sorted({*(asked.keep or ()), asked.step}))
+        held = sorted({*(asked.keep or ()), asked.step})
+        self._report(h.SiteSaved(job.run.hex(), asked.step, digest.hex(), held))
         return Saved(asked.step, digest)
 
     async def _computed(self, job: SiteJob, function: Callable[..., Result], *args: Any) -> Result:

@@ -1,0 +1,147 @@
+"""Happenings as lines of the log. A line has a dotted name that collectors and people know: it is kept."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from logging import INFO, WARNING
+from typing import Any
+
+from splitpeer.daemon import happenings as h
+from splitpeer.logs import event, handle
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line."""
+
+    name: str
+    fields: dict[str, Any] = field(default_factory=dict)
+    level: int = INFO
+
+
+class LogSink:
+    """Writes to the log of the module that tells.
+
+    Args:
+        log: its logger.
+    """
+
+    def __init__(self, log: logging.Logger) -> None:
+        self._log = log
+
+    def __call__(self, happening: h.Happening) -> None:
+        for line in lines(happening):
+            event(self._log, line.name, line.level, **line.fields)
+
+
+_AS_THEY_ARE: dict[type[h.Happening], tuple[str, int]] = {
+    h.DataWarning: ("data.warning", WARNING),
+    h.FarewellDue: ("job.farewell", INFO),
+    h.SiteNotBound: ("site.not_bound", WARNING),
+    h.SiteForgot: ("job.restarted_site", WARNING),
+    h.Draining: ("job.draining", INFO),
+    h.Drained: ("job.drained", INFO),
+    h.DialFailed: ("link.waiting", WARNING),
+    h.LinkUp: ("link.up", INFO),
+    h.LinkLost: ("link.lost", WARNING),
+    h.LeftByCoordinator: ("link.bye", INFO),
+    h.AskedTooMuch: ("policy.refused", WARNING),
+    h.JobBegan: ("job.begin", INFO),
+    h.JobNotClosed: ("job.not_closed", WARNING),
+    h.LeftAt: ("job.checkpoint", INFO),
+}
+"""Name and level of lines that hold every field of their happening."""
+
+
+def lines(happening: h.Happening) -> Iterator[Line]:
+    """What the log says of it; often nothing."""
+    if (plain := _AS_THEY_ARE.get(type(happening))) is not None:
+        name, level = plain
+        yield Line(name, vars(happening), level)
+    yield from _of_a_start(happening)
+    yield from _of_a_run(happening)
+    yield from _of_a_link(happening)
+    yield from _of_a_site(happening)
+
+
+def _of_a_start(happening: h.Happening) -> Iterator[Line]:
+    match happening:
+        case h.SiteStarted():
+            yield Line("peer.start", {"role": "client", **vars(happening)})
+        case h.CoordinatorStarted(run=run):
+            yield Line("peer.start", {"role": "coordinator", **vars(happening), "run": run[:12]})
+        case h.AlreadyComplete(job=job, run=run):
+            hint = "--fresh starts another run"
+            yield Line("job.was_complete", {"job": job, "run": run[:12], "hint": hint})
+        case h.PatientNamed(patient, file):
+            yield Line("patient.file", {"patient": patient, "file": str(file)}, WARNING)
+        case h.SiteOverlaps(site, patients, shared, few, hint):
+            about = {"site": site, "patients": patients, "shared": shared}
+            if few:
+                yield Line("site.overlap", {**about, "hint": hint}, WARNING)
+            else:
+                yield Line("site.overlap", about)
+        case h.PatientsMatched(shared_count, labels, sites):
+            yield Line("job.patients", {"shared": shared_count, "labels": labels, **sites})
+
+
+def _of_a_run(happening: h.Happening) -> Iterator[Line]:
+    match happening:
+        case h.EvaluationSkipped(step):
+            cause = "no site here has the feature evaluate"
+            yield Line("job.not_evaluated", {"step": step, "cause": cause}, WARNING)
+        case h.Evaluated(step, volumes, dice, modalities, missing, hd95):
+            made_from = " ".join(modalities)
+            yield Line("job.evaluated", {"step": step, "volumes": volumes, **dice, "modalities": made_from})
+            if hd95:
+                yield Line("job.distances", {"step": step, "unit": "mm", **hd95})
+            for modality, scores in missing.items():
+                yield Line("job.evaluated_without", {"step": step, "missing": modality, **scores})
+        case h.CheckpointCommitted(step=step, digests=digests):
+            yield Line("job.checkpoint", {"step": step, **{name: d[:12] for name, d in digests.items()}})
+        case h.CheckpointMissed(step, sites, cause):
+            why = {"cause": cause} if cause else {"sites": ", ".join(sites)}
+            yield Line("job.checkpoint_failed", {"step": step, **why}, WARNING)
+        case h.RunRolledBack(step=step, before=before, cause=cause):
+            yield Line("job.rollback", {"step": step, "before": before, "cause": cause}, WARNING)
+        case h.PatientWithdrawn(site=site, patient=patient, step=step, cause=cause):
+            about = {"site": site or "coordinator", "patient": patient, "step": step, "cause": cause}
+            yield Line("patient.withdrawn", about, WARNING)
+
+
+def _of_a_link(happening: h.Happening) -> Iterator[Line]:
+    match happening:
+        case h.JobDeclined(job=job, cause=cause):
+            yield Line("job.declined", {"job": job, "cause": cause}, WARNING)
+        case h.JobAccepted(job=job, levels=levels, precision=precision, applied=applied, patients=patients):
+            terms = {"job": job, "levels": ",".join(levels), "precision": precision}
+            yield Line("job.accepted", {**terms, "applied": applied, "patients": patients})
+        case h.JobComplete(job, step):
+            yield Line("job.complete", {} if job is None else {"job": job, "step": step})
+        case h.SiteStopped():
+            yield Line("peer.stop", {"cause": "asked to stop"})
+
+
+def _of_a_site(happening: h.Happening) -> Iterator[Line]:
+    match happening:
+        case h.SiteSaved(step=step):
+            yield Line("job.checkpoint", {"step": step})
+        case h.SiteNotSaved(step=step, cause=cause):
+            yield Line("job.checkpoint_failed", {"step": step, "cause": cause}, WARNING)
+        case h.SiteRolledBack(step=step, before=before):
+            yield Line("job.rollback", {"step": step, "before": before}, WARNING if before > step else INFO)
+        case h.FiguresTold(step, steps, values):
+            figures = " ".join(f"{name} {value:.4g}" for name, value in values.items())
+            yield Line("job.progress", {"step": f"{step}/{steps}", "figures": figures})
+        case h.MissingChanged(step=step, gone=gone, back=back):
+            for modality, cause in gone.items():
+                about = {"modality": modality, "after_step": step, "cause": cause}
+                yield Line("job.without", about, WARNING)
+            for modality in back:
+                yield Line("job.with_again", {"modality": modality, "after_step": step})
+        case h.PatientOut(by=by, key=key, step=step, cause=cause, file=file):
+            about = {"patient": handle(key), "step": step, "cause": cause}
+            # SP-11.13-8: by its file only where it is this site's that is bad.
+            yield Line(f"patient.{by}", about if file is None else {**about, "file": str(file)}, WARNING)

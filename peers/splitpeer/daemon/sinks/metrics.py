@@ -1,0 +1,60 @@
+"""Happenings as rows of `metrics.jsonl`."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Protocol
+
+from splitpeer.daemon import happenings as h
+
+
+class Rows(Protocol):
+    """Where they go: the files of a run."""
+
+    opened: bool
+    """From here on they are of this run."""
+
+    def metric(self, **values: Any) -> None:
+        """One row."""
+
+
+class MetricsSink:
+    """Adds a row for what a curve is drawn from, or has to be read with."""
+
+    def __init__(self, rows: Rows) -> None:
+        self._rows = rows
+
+    def __call__(self, happening: h.Happening) -> None:
+        if self._rows.opened and (values := row(happening)):
+            self._rows.metric(**values)
+
+
+def row(happening: h.Happening) -> dict[str, Any]:
+    """Its values; empty: no row."""
+    match happening:
+        case h.StepCommitted(step, loss, without, absent, seconds, waited, computed):
+            return {
+                "step": step,
+                "loss": loss if math.isfinite(loss) else None,
+                **({"without": list(without)} if without else {}),
+                # The others of `without` were left out by modality dropout.
+                **({"absent": list(absent)} if absent else {}),
+                "seconds": seconds,
+                "waited": waited,
+                "computed": computed,
+            }
+        case h.Evaluated(step, volumes, dice, modalities, missing, hd95, seconds):
+            return {
+                "step": step,
+                "volumes": volumes,
+                "dice": dice,
+                "modalities": list(modalities),
+                **({"missing": missing} if missing else {}),
+                **({"hd95": hd95} if hd95 else {}),
+                "seconds": seconds,
+            }
+        case h.RunRolledBack(step=step, cause=cause):
+            return {"step": step, "rollback": True, "cause": cause}
+        case h.WithdrawnInAll(step, patients, more=True):
+            return {"step": step, "withdrawn": patients}
+    return {}

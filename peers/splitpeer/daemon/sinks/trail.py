@@ -1,0 +1,60 @@
+"""Happenings as lines of the audit trail: what a data owner may ask about later."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from splitpeer.daemon import happenings as h
+from splitpeer.logs import handle
+
+_AS_THEY_ARE: dict[type[h.Happening], str] = {
+    h.JobEnded: "job.ended",
+    h.SiteJobEnded: "job.ended",
+    h.PatientWithdrawn: "patient.withdrawn",
+    h.JobDeclined: "job.declined",
+    h.SiteRolledBack: "job.rollback",
+    h.PrivacySpent: "privacy.spent",
+}
+"""Names of lines that hold every field of their happening."""
+
+
+class TrailSink:
+    """Appends to the audit trail.
+
+    Args:
+        note: writes a line: its name, and its fields by keyword.
+    """
+
+    def __init__(self, note: Callable[..., None]) -> None:
+        self._note = note
+
+    def __call__(self, happening: h.Happening) -> None:
+        if (found := entry(happening)) is not None:
+            name, fields = found
+            self._note(name, **fields)
+
+
+def entry(happening: h.Happening) -> tuple[str, dict[str, Any]] | None:
+    """Name and fields of the line; None: the trail says nothing of it."""
+    if (name := _AS_THEY_ARE.get(type(happening))) is not None:
+        return name, vars(happening)
+    match happening:
+        case h.CheckpointCommitted(run, step, digests):
+            shown = [f"{site} {digest}" for site, digest in digests.items()]
+            return "job.checkpoint", {"run": run, "step": step, "digests": shown}
+        case h.AskedTooMuch(cause=cause):
+            return "policy.refused", {"cause": cause}
+        case h.JobAccepted(levels=levels):
+            fields = {**vars(happening), "levels": list(levels)}
+            # The inventory is not part of the terms.
+            del fields["patients"]
+            return "job.accepted", fields
+        case h.SiteSaved(run=run, step=step, digest=digest):
+            return "job.checkpoint", {"run": run, "step": step, "digest": digest}
+        case h.SiteNotSaved(run=run, step=step):
+            return "job.checkpoint_failed", {"run": run, "step": step}
+        case h.PatientOut(by=by, run=run, key=key, step=step, cause=cause):
+            about = {"run": run, "patient": handle(key), "step": step, "cause": cause}
+            return f"patient.{by}", about
+    return None

@@ -1,0 +1,233 @@
+"""One happening, told once, is what every place shows of it."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from splitpeer.daemon import happenings as h
+from splitpeer.daemon import sinks
+from splitpeer.daemon.board import Board
+from splitpeer.daemon.sinks import progress, sparing
+from splitpeer.daemon.sinks.board import BoardSink
+from splitpeer.daemon.sinks.console import ConsoleSink
+from splitpeer.daemon.sinks.log import LogSink, lines
+from splitpeer.daemon.sinks.metrics import MetricsSink, row
+from splitpeer.daemon.sinks.progress import ProgressMessages
+from splitpeer.daemon.sinks.sparing import Sparing
+from splitpeer.daemon.sinks.trail import entry
+from splitpeer.logs import handle
+from splitpeer.settings.peer import PeerConfig
+from splitproto.messages import Progress
+
+COMMITTED = h.StepCommitted(7, 0.25, ["t1", "t2"], ["t2"], 3.0, 2.0, 1.0, {"ukm": 10})
+EVALUATED = h.Evaluated(
+    8, 2, {"WT": 0.5, "ET": None}, ["flair", "t1"], {"t1": {"WT": 0.25, "ET": None}}, {"WT": 2.5}, 4.0
+)
+
+
+class Files:
+    """Where rows go."""
+
+    def __init__(self) -> None:
+        self.opened = True
+        self.rows: list[dict[str, Any]] = []
+
+    def metric(self, **values: Any) -> None:
+        self.rows.append(values)
+
+
+class View:
+    """Remembers what it was told."""
+
+    def __init__(self) -> None:
+        self.told: list[tuple[Any, ...]] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *values: self.told.append((name, *values))
+
+
+@pytest.fixture
+def board(peer_toml: Path) -> Board:
+    return Board(PeerConfig.load(peer_toml, environ={}))
+
+
+@pytest.fixture
+def heard(monkeypatch: pytest.MonkeyPatch) -> list[h.Happening]:
+    monkeypatch.setattr(sparing.time, "monotonic", lambda: 1000.0)
+    return []
+
+
+def said(happening: h.Happening) -> list[tuple[str, dict[str, Any], int]]:
+    return [(line.name, line.fields, line.level) for line in lines(happening)]
+
+
+# --- all places --------------------------------------------------------------------------------------------
+
+
+def test_a_step_is_told_once_and_seen_everywhere(board: Board) -> None:
+    files, view, messages = Files(), View(), ProgressMessages()
+    h.Report(BoardSink(board)).to(MetricsSink(files), ConsoleSink(view))(COMMITTED)
+    work = board._document()["work"]
+    assert (work["step"], work["loss"]) == (7, 0.25)
+    assert files.rows == [
+        {"step": 7, "loss": 0.25, "without": ["t1", "t2"], "absent": ["t2"],
+         "seconds": 3.0, "waited": 2.0, "computed": 1.0}
+    ]  # fmt: skip
+    assert view.told == [("step", 7, 0.25, {"ukm": 10})]
+    assert messages.due(COMMITTED) == Progress(7, {"loss": 0.25})
+    # The console's own lines tell of it.
+    assert (said(COMMITTED), entry(COMMITTED)) == ([], None)
+
+
+def test_an_evaluation(board: Board) -> None:
+    files, view = Files(), View()
+    h.Report(BoardSink(board), MetricsSink(files), ConsoleSink(view))(EVALUATED)
+    assert board._document()["work"]["modalities"] == ["flair", "t1"]
+    assert files.rows[0]["hd95"] == {"WT": 2.5}
+    assert files.rows[0]["missing"] == {"t1": {"WT": 0.25, "ET": None}}
+    assert view.told == [("evaluated", 8, {"WT": 0.5, "ET": None})]
+    assert said(EVALUATED) == [
+        ("job.evaluated",
+         {"step": 8, "volumes": 2, "WT": 0.5, "ET": None, "modalities": "flair t1"}, logging.INFO),
+        ("job.distances", {"step": 8, "unit": "mm", "WT": 2.5}, logging.INFO),
+        ("job.evaluated_without", {"step": 8, "missing": "t1", "WT": 0.25, "ET": None}, logging.INFO),
+    ]  # fmt: skip
+    assert ProgressMessages().due(EVALUATED) == Progress(8, {"dice_WT": 0.5})
+
+
+def test_nothing_happens_that_nobody_is_told() -> None:
+    folder = Path(inspect.getfile(sinks)).parent
+    places = "".join(path.read_text() for path in folder.glob("*.py"))
+    shown = set(re.findall(r"\bh\.(\w+)", places))
+    happenings = {
+        name for name, kind in vars(h).items() if inspect.isclass(kind) and issubclass(kind, h.Happening)
+    }
+    assert happenings - shown == set()
+
+
+def test_happenings_cannot_be_changed() -> None:
+    with pytest.raises(AttributeError):
+        COMMITTED.step = 8  # type: ignore[misc]
+
+
+# --- metrics and progress ----------------------------------------------------------------------------------
+
+
+def test_a_step_without_anybody_has_no_loss() -> None:
+    nobody = h.StepCommitted(1, float("nan"), [], [], 1.0, 1.0, 0.0, {})
+    assert row(nobody) == {"step": 1, "loss": None, "seconds": 1.0, "waited": 1.0, "computed": 0.0}
+    assert ProgressMessages().due(nobody) == Progress(1, {})
+
+
+def test_rows_of_a_run_that_is_not_open_yet_are_not_written() -> None:
+    files = Files()
+    files.opened = False
+    MetricsSink(files)(h.RunRolledBack(3, 4, "a site is at a later step", [3]))
+    assert files.rows == []
+    files.opened = True
+    MetricsSink(files)(h.RunRolledBack(3, 4, "a site is at a later step", [3]))
+    assert files.rows == [{"step": 3, "rollback": True, "cause": "a site is at a later step"}]
+
+
+def test_sites_are_told_now_and_then_and_of_every_evaluation(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [1000.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: clock[0])
+    messages = ProgressMessages()
+    assert messages.due(COMMITTED) is not None
+    clock[0] += progress.EVERY_S - 0.1
+    assert messages.due(COMMITTED) is None
+    assert messages.due(EVALUATED) is not None
+    clock[0] += 0.2
+    assert messages.due(COMMITTED) is None, "the evaluation was told just now"
+    clock[0] += progress.EVERY_S
+    assert messages.due(COMMITTED) is not None
+    assert messages.due(h.Drained(1, 1)) is None
+
+
+# --- log and trail -----------------------------------------------------------------------------------------
+
+
+def test_a_line_is_of_the_module_that_tells(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, "splitpeer"):
+        LogSink(logging.getLogger("splitpeer.site.client"))(h.LinkLost("timeout"))
+    assert [(r.name, r.message, r.levelno) for r in caplog.records] == [
+        ("splitpeer.site.client", "link.lost", logging.WARNING)
+    ]
+
+
+def test_the_terms_of_a_job_are_in_the_trail_and_its_inventory_is_not() -> None:
+    accepted = h.JobAccepted(
+        "glioma", "00ff", "hub", "aa", "bb", ("x0", "x2"), "float32", ("noise:1",), True, 3, 12
+    )
+    assert entry(accepted) == (
+        "job.accepted",
+        {"job": "glioma", "run": "00ff", "coordinator": "hub", "terms": "aa", "schema": "bb",
+         "levels": ["x0", "x2"], "precision": "float32", "defences": ("noise:1",), "recorded": True, "applied": 3},
+    )  # fmt: skip
+    assert said(accepted) == [
+        ("job.accepted",
+         {"job": "glioma", "levels": "x0,x2", "precision": "float32", "applied": 3, "patients": 12}, logging.INFO)
+    ]  # fmt: skip
+
+
+def test_a_patient_is_a_handle_and_its_file_is_in_the_log_alone() -> None:
+    key = b"\x01" * 16
+    out = h.PatientOut("withdraw", "00ff", key, 5, "the file is gone", Path("/images/anna.nii.gz"))
+    about = {"patient": handle(key), "step": 5, "cause": "the file is gone"}
+    assert said(out) == [("patient.withdraw", {**about, "file": "/images/anna.nii.gz"}, logging.WARNING)]
+    assert entry(out) == ("patient.withdraw", {"run": "00ff", **about})
+    assert key.hex() not in repr(out)
+
+
+@pytest.mark.parametrize(("before", "level"), [(5, logging.WARNING), (3, logging.INFO)])
+def test_a_step_that_is_lost_is_a_warning(before: int, level: int) -> None:
+    assert said(h.SiteRolledBack("00ff", 3, before))[0][2] == level
+
+
+def test_where_a_checkpoint_could_not_be_written() -> None:
+    assert said(h.CheckpointMissed(4, ["ukm", "charite"]))[0][1] == {"step": 4, "sites": "ukm, charite"}
+    assert said(h.CheckpointMissed(4, cause="no room"))[0][1] == {"step": 4, "cause": "no room"}
+
+
+# --- what a coordinator can cause --------------------------------------------------------------------------
+
+
+def test_figures_have_a_budget(heard: list[h.Happening]) -> None:
+    spare = Sparing(h.Report(heard.append), patients=2)
+    for step in range(1000):
+        spare(h.FiguresTold(step, 1000, {"loss": 1.0}))
+        spare(h.StepCounted(step))
+    assert sum(isinstance(one, h.FiguresTold) for one in heard) == sparing.FIGURES_AT_ONCE
+    assert sum(isinstance(one, h.StepCounted) for one in heard) == 1000
+
+
+def test_what_is_missing_is_told_when_it_changes(heard: list[h.Happening]) -> None:
+    spare = Sparing(h.Report(heard.append), patients=2)
+    spare(h.MissingTold(1, {"t1": "it is away", "t2": "no disk"}))
+    spare(h.MissingTold(2, {"t2": "no disk", "flair": "lost"}))
+    assert heard == [
+        h.MissingChanged(1, {"t1": "it is away", "t2": "no disk"}, [], ["t1", "t2"]),
+        h.MissingChanged(2, {"flair": "lost"}, ["t1"], ["flair", "t2"]),
+    ]
+    assert [(name, fields) for name, fields, _ in said(heard[1])] == [
+        ("job.without", {"modality": "flair", "after_step": 2, "cause": "lost"}),
+        ("job.with_again", {"modality": "t1", "after_step": 2}),
+    ]
+    for step in range(1000):
+        spare(h.MissingTold(step, {"t1": "away"} if step % 2 else {}))
+    changes = [one for one in heard if isinstance(one, h.MissingChanged) and (one.gone or one.back)]
+    assert len(changes) == sparing.FIGURES_AT_ONCE
+
+
+def test_a_patient_is_noted_once_and_all_of_them_not_for_ever(heard: list[h.Happening]) -> None:
+    spare = Sparing(h.Report(heard.append), patients=2)
+    for step in range(100):
+        for _ in range(2):
+            spare(h.PatientOut("withdrawn", "00ff", b"k", step, "gone", None))
+    assert [one.step for one in heard if isinstance(one, h.PatientOut)] == list(range(2 * sparing.NOTED_EACH))
