@@ -1,4 +1,4 @@
-"""All sites of a job, and what happens when one of them is waited for in vain: pause, skip or drop."""
+"""All sites of a job, and what happens when one does not return in time: pause, skip or drop."""
 
 from __future__ import annotations
 
@@ -67,10 +67,10 @@ class Team:
     async def ask_all(
         self, verb: Callable[[RemoteSite], Awaitable[Answer]], sites: Sequence[RemoteSite] | None = None
     ) -> dict[RemoteSite, Answer]:
-        """`verb` at all of `sites` (default: who is present) at once; the answers of those that are still present.
+        """Ask all of `sites` (default: those present) at once with `verb`; the answers of those that are still present.
 
-        Nobody is interrupted because another restarted: a message that is half sent would be overtaken by the
-        rollback that follows.
+        A restart at one site does not cancel the questions to the others: a message that is half sent would be
+        overtaken by the rollback that follows.
 
         Raises:
             SiteRestarted: at least one did.

@@ -55,7 +55,7 @@ ROOM_S = 5.0
 """Pause before a full disk is tried again, at most."""
 
 Arrived = Mapping[RemoteSite, Mapping[str, Array]]
-Lost = Mapping[RemoteSite | None, Sequence[Unusable]]
+UnusableBySite = Mapping[RemoteSite | None, Sequence[Unusable]]
 """Patients that cannot be used, by whose files they are: a site's, or (None) the coordinator's own masks."""
 
 
@@ -138,8 +138,8 @@ class Loop:
                 await self._team.ask_all(lambda site: site.begin(self.committed, self._patients))
                 await self._tell_missing()
                 if self.committed < self._job.steps:
-                    while lost := await self._step(stream):
-                        await self._withdraw(lost, stream)
+                    while unusable := await self._step(stream):
+                        await self._withdraw(unusable, stream)
                 if self._due(self._settings.training.checkpoint_every):
                     saved = await self._checkpoint()
                     # The trained weights are not to be lost when everybody leaves.
@@ -205,7 +205,7 @@ class Loop:
         ahead = range(step + 1, until + 1)
         return next((later - 1 for later in ahead if site.modality in self._sitting_out(later)), until)
 
-    async def _step(self, stream: TrainingStream) -> Lost:
+    async def _step(self, stream: TrainingStream) -> UnusableBySite:
         """Make the next step; it is not made where patients in it cannot be used, and these are returned."""
         step, began = self.committed + 1, time.monotonic()
         if self._counted is None:
@@ -219,7 +219,7 @@ class Loop:
         forward = stream[step - 1]
         target = asyncio.create_task(self._computed(self._target, forward, what="the masks of a batch"))
         out = self._sitting_out(step)
-        lost: Lost = {}
+        unusable: UnusableBySite = {}
         try:
             answers = await self._team.ask_all(
                 lambda site: site.compute(
@@ -227,14 +227,14 @@ class Loop:
                 ),
                 [site for site in self._team.present if site.modality not in out],
             )
-            arrived, lost = _sorted(answers)
+            arrived, unusable = _sorted(answers)
             waited = time.monotonic() - began
             wanted = await target
-            if lost:
-                return lost
+            if unusable:
+                return unusable
             loss, gradients = await self._trained(arrived, wanted, forward)
         except PatientUnusable as error:
-            return {**self._own(error), **lost}
+            return {**self._own(error), **unusable}
         finally:
             target.cancel()
             await asyncio.gather(target, return_exceptions=True)
@@ -331,9 +331,11 @@ class Loop:
         """SP-10-8: a site without the feature trains, and evaluations are made without it."""
         return [site for site in self._team.present if "evaluate" in site.features]
 
-    async def _evaluate_with(self, sites: Sequence[RemoteSite], keys: Sequence[bytes]) -> int | Lost:
+    async def _evaluate_with(
+        self, sites: Sequence[RemoteSite], keys: Sequence[bytes]
+    ) -> int | UnusableBySite:
         """Score with these sites: how many volumes; or the patients that cannot be used, nobody if one of the sites
-        got lost on the way."""
+        was left out meanwhile."""
         try:
             left = [key for key in keys if key not in self._withdrawals.keys]
             # The last ones (none: all), as the demonstration records and attacks the first.
@@ -342,7 +344,7 @@ class Loop:
         except PatientUnusable as error:
             return self._own(error)
 
-    async def _score(self, sites: Sequence[RemoteSite], keys: Sequence[bytes]) -> int | Lost:
+    async def _score(self, sites: Sequence[RemoteSite], keys: Sequence[bytes]) -> int | UnusableBySite:
         settings = self._settings.evaluation
         plan = Plan.of(keys, self._labels, self._window, settings.overlap, settings.batch, self.committed)
         final = self.committed == self._job.steps
@@ -362,9 +364,9 @@ class Loop:
                 ),
                 sites,
             )
-            arrived, lost = _sorted(answers)
-            if lost or len(arrived) < len(sites):
-                return lost
+            arrived, unusable = _sorted(answers)
+            if unusable or len(arrived) < len(sites):
+                return unusable
             for modality, scoring in scorings.items():
                 try:
                     predicted = await self._computed(
@@ -509,7 +511,7 @@ class Loop:
 
     # --- patients whose files cannot be used -----------------------------------------------------------
 
-    async def _withdraw(self, lost: Lost, stream: TrainingStream) -> None:
+    async def _withdraw(self, unusable: UnusableBySite, stream: TrainingStream) -> None:
         """SP-11.13-4: go on without these from the next step on; what was announced is void.
 
         Raises:
@@ -517,7 +519,7 @@ class Loop:
             DataError: too many masks of the coordinator's own.
         """
         step = self.committed + 1
-        for site, patients in lost.items():
+        for site, patients in unusable.items():
             name = "" if site is None else site.name
             if beyond := self._withdrawals.beyond(name, patients):
                 if site is None:
@@ -551,7 +553,7 @@ class Loop:
         for site in self._team.sites:
             site.set_withdrawn(self._withdrawals.messages(), self.committed, self._patients)
 
-    def _own(self, error: PatientUnusable) -> Lost:
+    def _own(self, error: PatientUnusable) -> UnusableBySite:
         """SP-11.13-11: a mask of the coordinator's own; only its own log names the file."""
         self._last_unusable = str(error)
         note(error, self._bad_masks)
@@ -629,10 +631,10 @@ class Loop:
 
 def _sorted(
     answers: Mapping[RemoteSite, Mapping[str, Array] | Withdraw],
-) -> tuple[dict[RemoteSite, Any], Lost]:
+) -> tuple[dict[RemoteSite, Any], UnusableBySite]:
     """What sites sent, and what they cannot send."""
-    lost = {site: answer.patients for site, answer in answers.items() if isinstance(answer, Withdraw)}
-    return {site: answer for site, answer in answers.items() if site not in lost}, lost
+    unusable = {site: answer.patients for site, answer in answers.items() if isinstance(answer, Withdraw)}
+    return {site: answer for site, answer in answers.items() if site not in unusable}, unusable
 
 
 def _steps(held: Collection[int]) -> str:
