@@ -1,4 +1,4 @@
-"""What an attack is given and what it gives back: `View` + `Knowledge` -> `Found`, in the end a `Result`.
+"""What an attack is given and what it gives back: `View` + `Knowledge` -> `Recovered`, in the end a `Result`.
 
 A view is what one adversary legitimately saw, taken from a capture. Knowledge is everything else it is granted,
 and every part of it is an argument, so that each figure can say under which assumption it was obtained.
@@ -147,7 +147,7 @@ class Knowledge:
 
 
 @dataclass(frozen=True)
-class Found:
+class Recovered:
     """What one attack hands to the runner."""
 
     images: np.ndarray
@@ -221,7 +221,7 @@ class Attack:
         """All that is needed to run it again."""
         return {one.name: getattr(self, one.name) for one in fields(self) if one.name != "device"}
 
-    def recover(self, view: View, knowledge: Knowledge, progress: Progress) -> Found:
+    def recover(self, view: View, knowledge: Knowledge, progress: Progress) -> Recovered:
         """Attack all targets of `view` at once, batched. What `needs` names is there.
 
         Raises:

@@ -14,7 +14,7 @@ from splitpeer.errors import AttackImpossible, ConfigError
 CATALOGUE: dict[str, str] = {
     "pca": "image.pca:PrincipalComponent",
     "whitebox": "image.whitebox:WhiteBox",
-    "inverse": "image.inverse:InverseNetwork",
+    "inverse": "image.inverse:InverseAttack",
     "refined": "image.inverse:Refined",
     "first-step": "image.first_step:FirstStep",
     "kept-noise": "image.kept_noise:KeptNoise",
@@ -26,7 +26,7 @@ CATALOGUE: dict[str, str] = {
     "gradient-norm": "label.gradients:GradientNorm",
     "gradient-cosine": "label.gradients:GradientCosine",
     "gradient-slice": "label.gradients:GradientSlice",
-    "schedule": "label.schedule:Schedule",
+    "schedule": "label.schedule:WindowOrder",
 }
 """Name to module (below `splitpeer.attacks`) and class."""
 

@@ -21,7 +21,7 @@ Place = tuple[str, int, int]
 """Mode, step and number of a batch."""
 
 
-class Recorded(Protocol):
+class RecordedMessage(Protocol):
     """One message of a capture."""
 
     peer: str
@@ -33,12 +33,12 @@ class Recorded(Protocol):
     def message(self) -> Message: ...
 
 
-class Source(Protocol):
+class MessageSource(Protocol):
     """What a view needs of an open capture."""
 
     header: Any
 
-    def records(self) -> Iterable[Recorded]: ...
+    def records(self) -> Iterable[RecordedMessage]: ...
 
 
 @dataclass
@@ -62,7 +62,7 @@ def one_per_patient(samples: Sequence[Sample]) -> list[Sample]:
 
 
 def coordinator_view(
-    capture: Source,
+    capture: MessageSource,
     modality: str,
     *,
     mode: str | None = None,
@@ -111,7 +111,7 @@ def coordinator_view(
 
 
 def site_view(
-    capture: Source,
+    capture: MessageSource,
     *,
     steps: Sequence[int] | None = None,
     choose: Choose = lambda samples: samples,
@@ -156,7 +156,7 @@ def site_view(
 # --- inside --------------------------------------------------------------------------------------------------
 
 
-def _forwards(capture: Source, peer: str) -> dict[Place, Forward]:
+def _forwards(capture: MessageSource, peer: str) -> dict[Place, Forward]:
     return {
         (m.mode, m.step, m.batch): m
         for r in capture.records()
@@ -182,7 +182,7 @@ def _of(
 
 
 def _targets(
-    capture: Source,
+    capture: MessageSource,
     places: Mapping[Place, Forward],
     peer: str,
     choose: Choose,
@@ -258,7 +258,7 @@ def _floats(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def _view(
-    capture: Source, role: Any, site: str, modality: str, modalities: Sequence[str], targets: tuple[Target, ...],
+    capture: MessageSource, role: Any, site: str, modality: str, modalities: Sequence[str], targets: tuple[Target, ...],
     *, defences: tuple[str, ...], gradient_defences: tuple[str, ...],
 ) -> View:  # fmt: skip
     job = capture.header.job

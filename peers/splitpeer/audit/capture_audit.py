@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from splitpeer.attacks.base import View
-from splitpeer.attacks.view import Source, coordinator_view, one_per_patient, site_view
+from splitpeer.attacks.view import MessageSource, coordinator_view, one_per_patient, site_view
 from splitpeer.audit.cohort import Cohort, Samples, cut, most_tumour, shadow
 from splitpeer.audit.experiment import Experiment, VerifiedCapture, first_views
 from splitpeer.audit.judge import make_judge
@@ -111,7 +111,7 @@ class CaptureAudit:
         # With a defence, so many views were made.
         return view if self.views is None or self.defence else first_views(view, self.views)
 
-    def _defended(self, capture: Capture) -> Source:
+    def _defended(self, capture: Capture) -> MessageSource:
         """The capture under the defences that are tried; the keys are those of `splitpeer replay --seed`."""
         if not self.defence:
             return capture

@@ -15,7 +15,7 @@ LEAST_DICE = 0.3
 
 
 @dataclass(frozen=True)
-class Point:
+class FrontierPoint:
     """One configuration, judged by the worst that was found against it."""
 
     name: str
@@ -36,7 +36,7 @@ class Point:
     """False: it met other attacks than the rest, so that its leakage is no match for theirs."""
 
 
-def pareto(points: Sequence[Point]) -> list[Point]:
+def pareto(points: Sequence[FrontierPoint]) -> list[FrontierPoint]:
     """The points that no other beats: more Dice at no more leakage, or less leakage at no less Dice.
 
     Only those that met the same attacks are compared: a weaker adversary finds less leakage in the same traffic.
@@ -52,7 +52,7 @@ def pareto(points: Sequence[Point]) -> list[Point]:
     ]
 
 
-def save(points: Sequence[Point], folder: Path) -> None:
+def save(points: Sequence[FrontierPoint], folder: Path) -> None:
     """`frontier.json` and `frontier.png`."""
     front = {point.name for point in pareto(points)}
     rows = [asdict(point) | {"front": point.name in front} for point in points]
@@ -60,7 +60,7 @@ def save(points: Sequence[Point], folder: Path) -> None:
     draw(points, folder / "frontier.png")
 
 
-def draw(points: Sequence[Point], path: Path) -> None:
+def draw(points: Sequence[FrontierPoint], path: Path) -> None:
     """Leakage to the right, Dice upwards; the front is a line, its points are named."""
     points = [point for point in points if point.ranked]
     figure = Figure(figsize=(9.5, 6.2), dpi=130, layout="constrained")

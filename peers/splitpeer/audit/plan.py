@@ -39,7 +39,7 @@ class SweepHead(Section):
     seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] = (7,)
 
 
-class Configuration(Section):
+class SweepConfiguration(Section):
     """One way for all sites to defend themselves; with `strengths`, one for each of them in place of `{}`."""
 
     name: str
@@ -54,7 +54,7 @@ class Configuration(Section):
     """Training steps after which the targets are asked for as well, and whose weights the adversary holds too."""
     strengths: tuple[float, ...] = ()
 
-    def expanded(self) -> list[Configuration]:
+    def expanded(self) -> list[SweepConfiguration]:
         """One configuration for each strength."""
         if not self.strengths:
             return [self]
@@ -63,7 +63,7 @@ class Configuration(Section):
             return tuple(text.replace("{}", f"{strength:g}") for text in texts)
 
         return [
-            Configuration(
+            SweepConfiguration(
                 name=put((self.name,), s)[0], defences=put(self.defences, s), image=put(self.image, s),
                 gradients=put(self.gradients, s), levels=self.levels, attacks=self.attacks, also_after=self.also_after,
             )
@@ -98,7 +98,7 @@ class SweepPlan(Settings):
 
     sweep: SweepHead = SweepHead()
     data: SweepData = SweepData()
-    configuration: Annotated[tuple[Configuration, ...], Field(min_length=1)]
+    configuration: Annotated[tuple[SweepConfiguration, ...], Field(min_length=1)]
 
     @classmethod
     def load(cls, path: Path, overrides: Mapping[str, Any] | None = None) -> Self:
@@ -114,7 +114,7 @@ class SweepPlan(Settings):
             )
         return self
 
-    def all(self) -> list[Configuration]:
+    def all(self) -> list[SweepConfiguration]:
         """Every configuration, strengths spelled out, in the file's order."""
         return [one for configuration in self.configuration for one in configuration.expanded()]
 

@@ -22,10 +22,10 @@ import torch
 from splitpeer.attacks.view import coordinator_view, site_view
 from splitpeer.audit.cohort import Cohort, Samples, cut, most_tumour, shadow
 from splitpeer.audit.experiment import Experiment, Order, image_experiment, label_experiment, parse_order
-from splitpeer.audit.frontier import Point, save
+from splitpeer.audit.frontier import FrontierPoint, save
 from splitpeer.audit.judge import Judge, Outcome, make_judge
 from splitpeer.audit.knowledge import with_models
-from splitpeer.audit.plan import Configuration, SweepPlan, fingerprint
+from splitpeer.audit.plan import SweepConfiguration, SweepPlan, fingerprint
 from splitpeer.audit.rehearsal import Protection, Recording, Rehearsal, Rehearsed
 from splitpeer.audit.run_folder import RunFolder, applied
 from splitpeer.captures.reader import open_capture
@@ -43,13 +43,13 @@ _RECORDED_STEPS = 2
 
 
 @dataclass(frozen=True)
-class Task:
+class SweepTask:
     """One configuration with one seed. Holds what the files said when the sweep began."""
 
     plan: SweepPlan
     job: JobConfig
     out: Path
-    configuration: Configuration
+    configuration: SweepConfiguration
     seed: int
     keep_captures: bool = False
     device: str = "cpu"
@@ -74,7 +74,7 @@ class Task:
         return found if found.get("digest") == self.digest() else None
 
 
-def _written(configuration: Configuration) -> dict[str, Any]:
+def _written(configuration: SweepConfiguration) -> dict[str, Any]:
     """What the file says of it; a key that nobody used must not make old results another's."""
     everything = configuration.model_dump(mode="json")
     return {name: value for name, value in everything.items() if value or name != "also_after"}
@@ -92,7 +92,7 @@ def sweep(
     plan, job = SweepPlan.load(plan_file), JobConfig.load(job_file)
     prepare(plan, out)
     tasks = [
-        Task(plan, job, out, configuration, seed, keep_captures, device)
+        SweepTask(plan, job, out, configuration, seed, keep_captures, device)
         for configuration in plan.all()
         for seed in plan.sweep.seeds
     ]
@@ -117,7 +117,7 @@ def sweep(
         for task in tasks
         if (found := task.done()) is not None
     ]
-    save([Point(**{k: p[k] for k in Point.__dataclass_fields__}) for p in points], out)
+    save([FrontierPoint(**{k: p[k] for k in FrontierPoint.__dataclass_fields__}) for p in points], out)
     return points
 
 
@@ -151,7 +151,7 @@ _scenes: dict[str, _Scene] = {}
 """Of this process: one."""
 
 
-def _scene(task: Task) -> _Scene:
+def _scene(task: SweepTask) -> _Scene:
     key = fingerprint(task.plan.model_dump(mode="json"), task.job.model_dump(mode="json"), str(task.out))
     if key not in _scenes:
         _scenes.clear()
@@ -159,7 +159,7 @@ def _scene(task: Task) -> _Scene:
     return _scenes[key]
 
 
-def _make_scene(task: Task) -> _Scene:
+def _make_scene(task: SweepTask) -> _Scene:
     plan, job, out = task.plan, task.job, task.out
     window = window_of(job_on_wire(job))
     modalities = sorted(job.sites.values())
@@ -176,7 +176,7 @@ def _make_scene(task: Task) -> _Scene:
     return _Scene(cohort, targets, others, make_judge(plan.sweep.modality, targets, others))
 
 
-def play(task: Task) -> dict[str, Any]:
+def play(task: SweepTask) -> dict[str, Any]:
     """Train, record, attack and judge one configuration; returns its point."""
     scene, head, one, job = _scene(task), task.plan.sweep, task.configuration, task.job
     if one.levels is not None:
@@ -206,7 +206,7 @@ def play(task: Task) -> dict[str, Any]:
     return record
 
 
-def _open_folder(experiment: Experiment, played: Rehearsed, task: Task) -> RunFolder:
+def _open_folder(experiment: Experiment, played: Rehearsed, task: SweepTask) -> RunFolder:
     view = experiment.view
     command = (
         f"splitpeer audit --sweep {task.plan.source.name} --job {task.job.source.name} --out {task.out.name}"
@@ -215,7 +215,9 @@ def _open_folder(experiment: Experiment, played: Rehearsed, task: Task) -> RunFo
     return experiment.open_folder(task.folder, commands=(command,), dice=dice)
 
 
-def _attack_images(experiment: Experiment, played: Rehearsed, folder: RunFolder, task: Task) -> list[Outcome]:
+def _attack_images(
+    experiment: Experiment, played: Rehearsed, folder: RunFolder, task: SweepTask
+) -> list[Outcome]:
     head, one = task.plan.sweep, task.configuration
     outcomes = []
     if one.also_after:
@@ -246,7 +248,7 @@ def _every_step(experiment: Experiment, played: Rehearsed, modality: str, steps:
 
 
 def _attack_labels(
-    rehearsal: Rehearsal, played: Rehearsed, images: RunFolder, task: Task
+    rehearsal: Rehearsal, played: Rehearsed, images: RunFolder, task: SweepTask
 ) -> tuple[list[Outcome], bool]:
     """What a site reads off the first and the last gradient it was sent, and whether every attack ran."""
     head = task.plan.sweep
@@ -263,7 +265,9 @@ def _attack_labels(
     return outcomes, complete
 
 
-def _point(name: str, played: Rehearsed, images: Sequence[Outcome], masks: Sequence[Outcome]) -> Point:
+def _point(
+    name: str, played: Rehearsed, images: Sequence[Outcome], masks: Sequence[Outcome]
+) -> FrontierPoint:
     def ssim(outcome: Outcome) -> float:
         return outcome.scores["ssim"].mean or 0.0
 
@@ -275,7 +279,7 @@ def _point(name: str, played: Rehearsed, images: Sequence[Outcome], masks: Seque
     floors = [f for f in worst.scores["ssim"].floors.values() if f is not None]
     tumour = [o.scores["tumour_dice"].mean for o in images if "tumour_dice" in o.scores]
     aucs = [o.scores["auc"].mean for o in masks if o.scores.get("auc") and o.scores["auc"].mean is not None]
-    return Point(
+    return FrontierPoint(
         name=name, dice=dice, leakage=ssim(worst), by=worst.result.attack, views=worst.result.views,
         floor=max(floors, default=0.0), tumour=max((t for t in tumour if t is not None), default=None),
         mask_auc=max(aucs, default=None),

@@ -7,7 +7,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from splitpeer.audit.frontier import Point, pareto
+from splitpeer.audit.frontier import FrontierPoint, pareto
 from splitpeer.errors import ConfigError
 
 BEGIN, END = "<!-- sweep: begin -->", "<!-- sweep: end -->"
@@ -89,7 +89,7 @@ def _average(points: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     undefended = all(p["defences"] == "none" for p in points)
     first = points[0]
     worst = max(points, key=lambda p: p["leakage"])
-    summary = Point(
+    summary = FrontierPoint(
         name=first["name"], dice=mean(p["dice"] for p in points), leakage=mean(p["leakage"] for p in points),
         by=worst["by"], views=worst["views"], floor=mean(p["floor"] for p in points),
         tumour=over([p["tumour"] for p in points]), mask_auc=over([p["mask_auc"] for p in points]),

@@ -45,7 +45,7 @@ class Verdict:
     """Nothing but its end is missing: what is there is good."""
 
 
-class Part:
+class CapturePart:
     """One file of a capture."""
 
     def __init__(self, path: Path, key: bytes | None) -> None:
@@ -94,7 +94,7 @@ class Part:
 class Capture:
     """One recording: its first part and those that follow."""
 
-    def __init__(self, parts: list[Part], missing: str | None = None) -> None:
+    def __init__(self, parts: list[CapturePart], missing: str | None = None) -> None:
         self.parts = parts
         self._missing = missing
 
@@ -177,14 +177,14 @@ def open_capture(path: Path, key: bytes | None = None) -> Capture:
     Raises:
         DataError: no such file, not a capture, another version, a damaged header, or a key that does not fit.
     """
-    parts = [Part(path, key)]
+    parts = [CapturePart(path, key)]
     number = parts[0].header.part
     first = path
     if number:
         stem = path.stem.removesuffix(f".{number}")
         first = path.with_name(stem + path.suffix)
     while (following := part_path(first, number + 1)).exists() and following != path:
-        parts.append(Part(following, key))
+        parts.append(CapturePart(following, key))
         number += 1
     form = re.compile(re.escape(first.stem) + r"\.(\d{1,7})" + re.escape(first.suffix))
     numbers = [int(match[1]) for other in first.parent.iterdir() if (match := form.fullmatch(other.name))]

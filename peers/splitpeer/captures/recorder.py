@@ -52,7 +52,7 @@ class Limits:
 
 
 @dataclass(frozen=True)
-class State:
+class RecorderState:
     """How a recording stands, for logs and the audit trail."""
 
     path: Path
@@ -122,10 +122,10 @@ class Recorder:
         self._skipped = _Gap("", 0, 0)
         self._header: Header | None = None
         self._closing: tuple[str, str] | None = None
-        self._state = State(path, 0, 0, 0, None, None)
+        self._state = RecorderState(path, 0, 0, 0, None, None)
 
     @property
-    def state(self) -> State:
+    def state(self) -> RecorderState:
         """As of now."""
         with self._changed:
             return self._state
@@ -171,7 +171,7 @@ class Recorder:
         self._thread = threading.Thread(target=self._work, args=(header,), name="recorder")
         self._thread.start()
 
-    def close(self, reason: str = "closed", text: str = "", timeout: float = 60.0) -> State:
+    def close(self, reason: str = "closed", text: str = "", timeout: float = 60.0) -> RecorderState:
         """Write what waits and the end, and wait for that at most `timeout` seconds. Idempotent; never raises.
 
         Without `open` there is no file.

@@ -30,7 +30,7 @@ _Batch = tuple[str, str, int, int]
 """Peer, mode, step and number of a batch."""
 
 
-class Applied(Protocol):
+class SiteDefences(Protocol):
     """The defences of one site."""
 
     @property
@@ -74,7 +74,7 @@ class DefendedCapture:
     """
 
     capture: Capture
-    applied: Mapping[str, Applied]
+    applied: Mapping[str, SiteDefences]
     """By site; what other sites sent stays."""
     releases: int = 1
     """How often each batch is ordered and answered. The first time under its own number; further ones under
@@ -148,7 +148,7 @@ class DefendedCapture:
         return counts
 
 
-def defended(capture: Capture, applied: Mapping[str, Applied], releases: int = 1) -> DefendedCapture:
+def defended(capture: Capture, applied: Mapping[str, SiteDefences], releases: int = 1) -> DefendedCapture:
     """`capture` as if its sites had used `applied`.
 
     Raises:
@@ -180,7 +180,7 @@ class Written:
 
 
 def write_defended(
-    capture: Capture, applied: Mapping[str, Applied], out: Path, *, key: bytes | None = None,
+    capture: Capture, applied: Mapping[str, SiteDefences], out: Path, *, key: bytes | None = None,
     progress: Callable[[int], None] = lambda done: None,
 ) -> Written:  # fmt: skip
     """Write `capture` again with the activations defended.

@@ -26,7 +26,7 @@ class Flow:
 
 
 @dataclass
-class Level:
+class LevelSummary:
     """One tensor of activations or gradients."""
 
     peer: str
@@ -46,7 +46,7 @@ class Summary:
     """What `splitpeer replay` shows; `as_json` is the same for machines."""
 
     flows: list[Flow] = field(default_factory=list)
-    levels: list[Level] = field(default_factory=list)
+    levels: list[LevelSummary] = field(default_factory=list)
     first: float | None = None
     """Time of the first and of the last message, seconds since 1970 by the recorder's clock."""
     last: float | None = None
@@ -89,7 +89,7 @@ def summarise(capture: Capture) -> Summary:
     """
     summary = Summary()
     flows: dict[tuple[str, str, str], Flow] = {}
-    levels: dict[tuple[str, str, str, str, tuple[int, ...]], Level] = {}
+    levels: dict[tuple[str, str, str, str, tuple[int, ...]], LevelSummary] = {}
     steps, batches, patients, withdrawn = set(), set(), set(), set()
     for record in capture.records():
         head = record.head
@@ -124,11 +124,13 @@ def cut_off(capture: Capture) -> bool:
     return isinstance(capture.parts[-1].checked()[1], CaptureTruncated)
 
 
-def _count_levels(levels: dict[tuple[str, str, str, str, tuple[int, ...]], Level], record: Recorded) -> None:
+def _count_levels(
+    levels: dict[tuple[str, str, str, str, tuple[int, ...]], LevelSummary], record: Recorded
+) -> None:
     for d in record.descriptors:
         key = (record.peer, record.name, d.name, d.dtype, d.shape[1:])
         level = levels.setdefault(
-            key, Level(record.peer, record.name, d.name, d.dtype, d.shape[1:], d.nbytes // d.shape[0])
+            key, LevelSummary(record.peer, record.name, d.name, d.dtype, d.shape[1:], d.nbytes // d.shape[0])
         )
         level.samples += d.shape[0]
         level.octets += d.nbytes

@@ -15,7 +15,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from splitpeer.captures.recorder import Limits, Recorder, State, read_key
+from splitpeer.captures.recorder import Limits, Recorder, RecorderState, read_key
 from splitpeer.daemon.trail import LOST, Trail
 from splitpeer.errors import ConfigError, DiskTrouble, sayable
 from splitpeer.logs import event
@@ -196,7 +196,7 @@ class Witness:
         recorder, self._recorder = self._recorder, None
         if recorder is None:
             return
-        state: State = await asyncio.to_thread(recorder.close, reason, text)
+        state: RecorderState = await asyncio.to_thread(recorder.close, reason, text)
         if self._run is None:
             return
         chain = state.last_chain.hex() if state.last_chain else ""

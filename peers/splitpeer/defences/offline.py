@@ -18,7 +18,7 @@ from splitproto.messages import Forward
 
 @dataclass(frozen=True)
 class OfflineDefences:
-    """The defences of one site; see `splitpeer.captures.redefend.Applied`."""
+    """The defences of one site; see `splitpeer.captures.redefend.SiteDefences`."""
 
     stack: Stack
 

@@ -9,7 +9,7 @@ import pytest
 
 from splitpeer.attacks.base import Knowledge
 from splitpeer.attacks.catalogue import make_attack
-from splitpeer.attacks.image.inverse import InverseNetwork, Refined
+from splitpeer.attacks.image.inverse import InverseAttack, Refined
 from splitpeer.attacks.runner import run
 from splitpeer.errors import AttackImpossible
 
@@ -21,7 +21,7 @@ SMALL = {"steps": 40, "batch": 8, "width": 8}
 
 def test_it_recovers_the_image_from_queries_alone() -> None:
     granted = Knowledge(model=encoder(), queries=True, shadow=SHADOW)
-    result = run(InverseNetwork(**SMALL), look(IMAGES, encoder()), granted)
+    result = run(InverseAttack(**SMALL), look(IMAGES, encoder()), granted)
     assert result.images.shape == IMAGES.shape and likeness(result.images, IMAGES) > 0.8
     assert "held-out" in result.notes[0] and result.settings["steps"] == 40
 
@@ -29,7 +29,7 @@ def test_it_recovers_the_image_from_queries_alone() -> None:
 def test_trained_on_defended_tensors_it_beats_one_that_was_not() -> None:
     view = look(IMAGES, encoder(), defences=["dropout:0.5", "gaussian:1"])
     aware, naive = (
-        likeness(run(InverseNetwork(**SMALL), view, Knowledge(model=encoder(), shadow=SHADOW, adaptive=a)).images,
+        likeness(run(InverseAttack(**SMALL), view, Knowledge(model=encoder(), shadow=SHADOW, adaptive=a)).images,
                  IMAGES)
         for a in (True, False)
     )  # fmt: skip
@@ -38,7 +38,7 @@ def test_trained_on_defended_tensors_it_beats_one_that_was_not() -> None:
 
 def test_refining_improves_it_and_needs_weights() -> None:
     view, granted = look(IMAGES, encoder()), Knowledge(model=encoder(), shadow=SHADOW)
-    plain = run(InverseNetwork(**SMALL), view, granted)
+    plain = run(InverseAttack(**SMALL), view, granted)
     refined = run(Refined(iterations=40, **SMALL), view, granted)
     assert likeness(refined.images, IMAGES) > likeness(plain.images, IMAGES) + 0.02
     assert refined.attack == "refined" and refined.settings["iterations"] == 40
@@ -49,7 +49,7 @@ def test_refining_improves_it_and_needs_weights() -> None:
 def test_augmented_releases_come_back_upright() -> None:
     view = look(IMAGES, encoder(), mode="train", step=6, seeds=(1, 2))
     granted = Knowledge(model=encoder(), weights_step=5, shadow=SHADOW)
-    assert likeness(run(InverseNetwork(**SMALL), view, granted).images, IMAGES) > 0.7
+    assert likeness(run(InverseAttack(**SMALL), view, granted).images, IMAGES) > 0.7
 
 
 def test_noise_on_the_image_and_volumes() -> None:
@@ -58,15 +58,13 @@ def test_noise_on_the_image_and_volumes() -> None:
     assert run(Refined(steps=2), view, granted).images.shape == IMAGES.shape
     network, volumes = encoder(dimensions=3), heads(1, 3, (32, 32, 16))
     granted = Knowledge(model=network, shadow={"t1": heads(4, 4, (32, 32, 16))})
-    assert (
-        run(InverseNetwork(steps=2, batch=2), look(volumes, network), granted).images.shape == volumes.shape
-    )
+    assert run(InverseAttack(steps=2, batch=2), look(volumes, network), granted).images.shape == volumes.shape
 
 
 def test_the_same_seed_gives_the_same_bits() -> None:
     view = look(IMAGES, encoder(), defences=["gaussian:1"])
     granted = Knowledge(model=encoder(), shadow=SHADOW)
-    first, again, other = (run(InverseNetwork(steps=3, seed=s), view, granted).images for s in (0, 0, 1))
+    first, again, other = (run(InverseAttack(steps=3, seed=s), view, granted).images for s in (0, 0, 1))
     assert np.array_equal(first, again) and not np.array_equal(first, other)
 
 
@@ -75,7 +73,7 @@ def test_an_interrupt_goes_through() -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run(InverseNetwork(), look(IMAGES, encoder()), Knowledge(model=encoder(), shadow=SHADOW), stop)
+        run(InverseAttack(), look(IMAGES, encoder()), Knowledge(model=encoder(), shadow=SHADOW), stop)
 
 
 def test_what_it_cannot_do_it_says_in_one_line() -> None:
@@ -88,7 +86,7 @@ def test_what_it_cannot_do_it_says_in_one_line() -> None:
     }
     for words, granted in cases.items():
         with pytest.raises(AttackImpossible, match=words) as failure:
-            run(InverseNetwork(steps=1), view, granted)
+            run(InverseAttack(steps=1), view, granted)
         assert "\n" not in str(failure.value)
 
 

@@ -10,7 +10,7 @@ from scipy.stats import mannwhitneyu
 
 from splitpeer.attacks.base import Knowledge, Shot, Target, View
 from splitpeer.attacks.label.gradients import GradientCosine, GradientNorm, GradientSlice
-from splitpeer.attacks.label.schedule import Schedule
+from splitpeer.attacks.label.schedule import WindowOrder
 from splitpeer.attacks.runner import run
 from splitpeer.data.augment import augment
 from splitpeer.defences.randomness import Release
@@ -169,7 +169,7 @@ def test_the_order_of_windows_tells_which_slices_hold_tumour() -> None:
     )
     view = View(role="client", site="a", modality="t1", modalities=("t1",),
                 backbone=unet_backbone(2, FEATURES, (0, 4)), window=(16, 16), targets=targets)  # fmt: skip
-    result = run(Schedule(slices=slices), view, Knowledge())
+    result = run(WindowOrder(slices=slices), view, Knowledge())
     chance = result.images[:, 0, 0]
     assert chance[list(inside)].min() > 0.5 > np.delete(chance, list(inside)).max()
     assert result.images.shape == (slices, 16, 16)
@@ -189,7 +189,7 @@ def test_what_cannot_be_attacked_is_said_in_one_line() -> None:
     asked = Target(view.targets[0].sample, (Shot("evaluate", 1, 0, None),))
     nothing = View(**{**view.__dict__, "targets": (asked,)})
     with pytest.raises(AttackImpossible, match="no training window"):
-        run(Schedule(), nothing, Knowledge())
+        run(WindowOrder(), nothing, Knowledge())
 
 
 def test_it_can_be_interrupted() -> None:

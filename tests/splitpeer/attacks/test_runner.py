@@ -7,7 +7,7 @@ from dataclasses import FrozenInstanceError, fields, replace
 import numpy as np
 import pytest
 
-from splitpeer.attacks.base import EVERYTHING, Attack, Found, Knowledge, Progress, View
+from splitpeer.attacks.base import EVERYTHING, Attack, Knowledge, Progress, Recovered, View
 from splitpeer.attacks.catalogue import CATALOGUE, attack_class, make_attack
 from splitpeer.attacks.runner import NEEDS, check, run
 from splitpeer.errors import AttackImpossible, ConfigError
@@ -23,9 +23,9 @@ class Blank(Attack):
     name, title, source, plain = "blank", "blank", "here", "Shows black."
     goal, role = "image", "coordinator"
 
-    def recover(self, view: View, knowledge: Knowledge, progress: Progress) -> Found:
+    def recover(self, view: View, knowledge: Knowledge, progress: Progress) -> Recovered:
         images = np.zeros((len(view.targets), 1, *view.window), np.float32)
-        return Found(images, 1, settings={"seen": len(view.targets)}, history={"loss": (1.0,)})
+        return Recovered(images, 1, settings={"seen": len(view.targets)}, history={"loss": (1.0,)})
 
 
 @pytest.mark.parametrize("name", CATALOGUE)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from splitpeer.audit.frontier import Point, pareto, save
+from splitpeer.audit.frontier import FrontierPoint, pareto, save
 from splitpeer.audit.plan import SweepPlan
 from splitpeer.audit.table import BEGIN, END, markdown, write_into
 from splitpeer.defences.kinds import KINDS
@@ -57,8 +57,8 @@ def test_the_plan_that_is_shipped_loads_and_has_every_defence() -> None:
     assert not missing
 
 
-def point(name: str, dice: float, leakage: float) -> Point:
-    return Point(name, dice, leakage, by="whitebox", views=1, floor=0.3)
+def point(name: str, dice: float, leakage: float) -> FrontierPoint:
+    return FrontierPoint(name, dice, leakage, by="whitebox", views=1, floor=0.3)
 
 
 def test_the_front_is_what_nobody_beats(tmp_path: Path) -> None:

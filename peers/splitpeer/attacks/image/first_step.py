@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from splitpeer.attacks.base import Attack, Found, Knowledge, Progress, View
+from splitpeer.attacks.base import Attack, Knowledge, Progress, Recovered, View
 from splitpeer.attacks.evidence import weights_of
 from splitpeer.attacks.image.whitebox import WhiteBox
 from splitpeer.errors import AttackImpossible
@@ -35,7 +35,7 @@ class FirstStep(Attack):
     tv: float = 1.0
     batch: int = 16
 
-    def recover(self, view: View, knowledge: Knowledge, progress: Progress) -> Found:
+    def recover(self, view: View, knowledge: Knowledge, progress: Progress) -> Recovered:
         """See `Attack.recover`. Raises AttackImpossible where no shot was made with these weights."""
         first = [
             n

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim import Adam
 
-from splitpeer.attacks.base import Attack, Found, Knowledge, Progress, View
+from splitpeer.attacks.base import Attack, Knowledge, Progress, Recovered, View
 from splitpeer.attacks.image.sdar import all_evidence, revealed, some
 from splitpeer.attacks.networks import critic, image_decoder
 from splitpeer.attacks.simulated_defences import SimulatedDefences
@@ -65,7 +65,7 @@ class FORA(Attack):
     penalty: float = 1000.0
     """Weight of the critic's gradient penalty."""
 
-    def recover(self, view: View, knowledge: Knowledge, progress: Progress) -> Found:
+    def recover(self, view: View, knowledge: Knowledge, progress: Progress) -> Recovered:
         """Images in the site's intensities, as far as the public ones are alike."""
         groups = all_evidence(view, knowledge, self.device)
         public = shadow_images(view, knowledge, self.name, self.device)[view.modality]
@@ -80,7 +80,7 @@ class FORA(Attack):
         decoder = image_decoder(view.backbone.cut, channels, site_seed(self.seed, "decoder")).to(self.device)
         errors = self._invert(decoder, imitation, inputs, public, source, progress)
         history = {"mmd": distances, "image": errors}
-        return Found(revealed(decoder, groups), int(sum(g.views for g in groups).max()), history=history)
+        return Recovered(revealed(decoder, groups), int(sum(g.views for g in groups).max()), history=history)
 
     def _imitate(
         self, view: View, imitation: _Imitation, inputs: Tensor, real: dict[str, Tensor], source: torch.Generator,

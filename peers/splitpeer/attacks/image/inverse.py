@@ -9,7 +9,7 @@ import torch
 from monai.losses import SSIMLoss
 from torch import Tensor, nn
 
-from splitpeer.attacks.base import Attack, Found, Knowledge, Progress, View
+from splitpeer.attacks.base import Attack, Knowledge, Progress, Recovered, View
 from splitpeer.attacks.evidence import AveragedLevel, Evidence, gather, usable_shots
 from splitpeer.attacks.image.whitebox import Misfit, frozen
 from splitpeer.attacks.networks import ImageDecoder, image_decoder
@@ -40,7 +40,7 @@ class Inverter:
 
 
 @dataclass(frozen=True, kw_only=True)
-class InverseNetwork(Attack):
+class InverseAttack(Attack):
     """Trains a network on pairs (what the site would send of a shadow image, that image), and shows it the view.
 
     The shadow images go through the site's encoder (by queries, or with its weights) and through its defences,
@@ -68,7 +68,7 @@ class InverseNetwork(Attack):
     width: int = 16
     share: float = 1.0
 
-    def recover(self, view: View, knowledge: Knowledge, progress: Progress) -> Found:
+    def recover(self, view: View, knowledge: Knowledge, progress: Progress) -> Recovered:
         """See `Attack.recover`. Raises AttackImpossible where encoder or shadow images do not fit the view."""
         model, evidence, views = self._prepare(view, knowledge)
         inverter = self._train(view, knowledge, model, evidence, progress)
@@ -146,7 +146,7 @@ class InverseNetwork(Attack):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Refined(InverseNetwork):
+class Refined(InverseAttack):
     """The inverse network's image, then improved by white-box optimisation that stays near it.
 
     Minimises the misfit + |x - x0|^2 / (2 * prior * e^2), e the network's error on held-out shadow images: the
@@ -166,8 +166,8 @@ class Refined(InverseNetwork):
     iterations: int = 200
     prior: float = 1.0
 
-    def recover(self, view: View, knowledge: Knowledge, progress: Progress) -> Found:
-        """See `InverseNetwork.recover`."""
+    def recover(self, view: View, knowledge: Knowledge, progress: Progress) -> Recovered:
+        """See `InverseAttack.recover`."""
         model, evidence, views = self._prepare(view, knowledge)
         inverter = self._train(view, knowledge, model, evidence, progress)
         start = reconstruct(inverter, evidence)
@@ -184,9 +184,9 @@ class Refined(InverseNetwork):
         return _found(images, views, inverter)
 
 
-def _found(images: Tensor, views: int, inverter: Inverter) -> Found:
+def _found(images: Tensor, views: int, inverter: Inverter) -> Recovered:
     note = f"root mean square error on held-out shadow images {inverter.error**0.5:.2f}"
-    return Found(images.cpu().numpy(), views, (note,))
+    return Recovered(images.cpu().numpy(), views, (note,))
 
 
 def inputs(levels: dict[str, AveragedLevel], scales: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from splitpeer.attacks.base import Attack, Found, Knowledge, Progress, View
+from splitpeer.attacks.base import Attack, Knowledge, Progress, Recovered, View
 from splitpeer.attacks.evidence import Evidence, gather, require_shots, weights_of
 from splitpeer.attacks.image.whitebox import frozen
 from splitpeer.attacks.optimise import lbfgs, total_variation
@@ -51,7 +51,7 @@ class KeptNoise(Attack):
     iterations: int = 200
     tv: float = 1.0
 
-    def recover(self, view: View, knowledge: Knowledge, progress: Progress) -> Found:
+    def recover(self, view: View, knowledge: Knowledge, progress: Progress) -> Recovered:
         """See `Attack.recover`. Raises AttackImpossible where no noise is kept, or all weights are the same."""
         scales = _scales(view)
         models = {step: frozen(model, self.device) for step, model in knowledge.models.items()}
@@ -71,7 +71,7 @@ class KeptNoise(Attack):
             return _unexplained(x, groups, nets, scales) + self.tv * total_variation(x)
 
         found = lbfgs(objective, start, self.iterations, progress=progress, what=self.title)
-        return Found(found.cpu().numpy(), len(groups), settings={"weights": sorted(models)})
+        return Recovered(found.cpu().numpy(), len(groups), settings={"weights": sorted(models)})
 
 
 def _firsts(chosen: list, count: int) -> list[list]:

@@ -11,7 +11,7 @@ from skimage.filters import threshold_otsu
 from torch import Tensor
 from torch.nn import functional
 
-from splitpeer.attacks.base import Attack, Found, Knowledge, Progress, Shot, View, silent
+from splitpeer.attacks.base import Attack, Knowledge, Progress, Recovered, Shot, View, silent
 from splitpeer.attacks.evidence import Evidence, gather, require_shots, weights_of
 from splitpeer.attacks.pose import turn_back
 from splitpeer.errors import AttackImpossible
@@ -39,14 +39,14 @@ class PrincipalComponent(Attack):
 
     level: int | None = None
 
-    def recover(self, view: View, knowledge: Knowledge, progress: Progress) -> Found:
+    def recover(self, view: View, knowledge: Knowledge, progress: Progress) -> Recovered:
         """See `Attack.recover`. Raises AttackImpossible where the level asked for was not sent."""
         chosen: list[list[Shot]] = [[s for s in t.shots if s.activations] for t in view.targets]
         require_shots(chosen)
         groups = gather(chosen, view.modality, masked=knowledge.adaptive, device=self.device, same=weights_of)
         images = component(groups, view.window, self.level, progress)
         notes = ("sign, gain and offset are unknown to it",)
-        return Found(images.cpu().numpy(), max(map(len, chosen)), notes)
+        return Recovered(images.cpu().numpy(), max(map(len, chosen)), notes)
 
 
 def component(

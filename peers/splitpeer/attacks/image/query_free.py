@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch.optim import Adam
 
-from splitpeer.attacks.base import Attack, Found, Knowledge, Progress, View
+from splitpeer.attacks.base import Attack, Knowledge, Progress, Recovered, View
 from splitpeer.attacks.image.whitebox import WhiteBox
 from splitpeer.attacks.surrogates import Surrogates
 
@@ -43,7 +43,7 @@ class QueryFree(Attack):
     tv: float = 3.0
     """See `WhiteBox`."""
 
-    def recover(self, view: View, knowledge: Knowledge, progress: Progress) -> Found:
+    def recover(self, view: View, knowledge: Knowledge, progress: Progress) -> Recovered:
         """Images in the intensities that the surrogate takes; gain and offset are lost to normalisation."""
         world = Surrogates(view, knowledge, self.name, batch=self.batch, seed=self.seed, device=self.device)
         optimiser = Adam(world.encoders.parameters(), self.rate)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim import Adam
 
-from splitpeer.attacks.base import Attack, Found, Knowledge, Progress, View
+from splitpeer.attacks.base import Attack, Knowledge, Progress, Recovered, View
 from splitpeer.attacks.evidence import Evidence, gather, require_shots
 from splitpeer.attacks.networks import critic, image_cut, image_decoder
 from splitpeer.attacks.pose import unpose_images
@@ -53,7 +53,7 @@ class SDAR(Attack):
     activation_weight: float = 0.02
     image_weight: float = 1e-5
 
-    def recover(self, view: View, knowledge: Knowledge, progress: Progress) -> Found:
+    def recover(self, view: View, knowledge: Knowledge, progress: Progress) -> Recovered:
         """Images in the site's intensities, as far as the other patients' are alike."""
         world = Surrogates(view, knowledge, self.name, batch=self.batch, seed=self.seed, device=self.device)
         groups = all_evidence(view, knowledge, self.device)
@@ -102,7 +102,7 @@ class SDAR(Attack):
             errors.append(error.item())
             progress(self.title, step + 1, self.steps)
         history = {"task": tuple(tasks), "image": tuple(errors)}
-        return Found(revealed(decoder, groups), int(sum(g.views for g in groups).max()), history=history)
+        return Recovered(revealed(decoder, groups), int(sum(g.views for g in groups).max()), history=history)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.optim import Adam
 
-from splitpeer.attacks.base import Attack, Found, Knowledge, Progress, View
+from splitpeer.attacks.base import Attack, Knowledge, Progress, Recovered, View
 from splitpeer.attacks.evidence import Evidence
 from splitpeer.attacks.image.sdar import all_evidence
 from splitpeer.attacks.pose import unpose_images
@@ -51,7 +51,7 @@ class UnSplit(Attack):
     batch: int = 32
     """Samples that share one guessed network."""
 
-    def recover(self, view: View, knowledge: Knowledge, progress: Progress) -> Found:
+    def recover(self, view: View, knowledge: Knowledge, progress: Progress) -> Recovered:
         """Images up to gain and offset, and often up to sign."""
         group = all_evidence(view, knowledge, self.device)[0]  # the first pose of every sample
         total = len(view.targets)
@@ -60,7 +60,7 @@ class UnSplit(Attack):
             self._solve(view, group, slice(first, min(first + self.batch, total)), history, progress)
             for first in range(0, total, self.batch)
         ]
-        return Found(
+        return Recovered(
             torch.cat(images).cpu().numpy(), int(group.views.max()), history={"loss": tuple(history)}
         )
 

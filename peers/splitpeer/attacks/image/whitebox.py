@@ -10,7 +10,7 @@ import torch
 from skimage.restoration import denoise_tv_chambolle
 from torch import Tensor, nn
 
-from splitpeer.attacks.base import Attack, Found, Knowledge, Progress, View
+from splitpeer.attacks.base import Attack, Knowledge, Progress, Recovered, View
 from splitpeer.attacks.evidence import Evidence, gather, usable_shots
 from splitpeer.attacks.image.pca import component, head_of
 from splitpeer.attacks.optimise import adam, lbfgs, total_variation
@@ -96,7 +96,7 @@ class Misfit:
 
 
 @dataclass(frozen=True)
-class Schedule:
+class Descent:
     """One way down: levels of each stage, and how it is minimised."""
 
     name: str
@@ -107,15 +107,15 @@ class Schedule:
 SCHEDULES = ("joint", "shallow", "adam")
 
 
-def schedule(name: str, names: tuple[str, ...]) -> Schedule:
+def schedule(name: str, names: tuple[str, ...]) -> Descent:
     """One of `SCHEDULES` over the levels `names`, shallowest first."""
     match name:
         case "joint":
-            return Schedule("all levels at once", (names,))
+            return Descent("all levels at once", (names,))
         case "shallow":
-            return Schedule("the shallowest level first", (names[:1], names) if len(names) > 1 else (names,))
+            return Descent("the shallowest level first", (names[:1], names) if len(names) > 1 else (names,))
         case "adam":
-            return Schedule("Adam, level by level", tuple(names[: n + 1] for n in range(len(names))), "adam")
+            return Descent("Adam, level by level", tuple(names[: n + 1] for n in range(len(names))), "adam")
     raise ValueError(f"schedule must be one of {', '.join(SCHEDULES)}, not {name!r}")
 
 
@@ -159,7 +159,7 @@ class WhiteBox(Attack):
         for name in self.schedules.split(","):
             schedule(name, ())
 
-    def recover(self, view: View, knowledge: Knowledge, progress: Progress) -> Found:
+    def recover(self, view: View, knowledge: Knowledge, progress: Progress) -> Recovered:
         """See `Attack.recover`. Raises AttackImpossible where the weights do not fit."""
         model = frozen(knowledge.model, self.device)
         chosen = usable_shots(view, knowledge)
@@ -175,7 +175,7 @@ class WhiteBox(Attack):
             images.append(found.cpu().numpy())
             won += names
         notes = tuple(f"{name}: {won.count(name)} of {len(won)} samples" for name in dict.fromkeys(won))
-        return Found(np.concatenate(images), max(map(len, chosen)), notes)
+        return Recovered(np.concatenate(images), max(map(len, chosen)), notes)
 
     def _solve(
         self, view: View, knowledge: Knowledge, model: nn.Module, evidence: list[Evidence], progress: Progress

@@ -16,7 +16,7 @@ from monai.networks.layers import GaussianFilter
 from torch import Tensor
 from torch.nn import functional
 
-from splitpeer.attacks.base import Attack, Found, Knowledge, Progress, Shot, View
+from splitpeer.attacks.base import Attack, Knowledge, Progress, Recovered, Shot, View
 from splitpeer.attacks.pose import pose_of, turn_back
 from splitpeer.errors import AttackImpossible
 from splitpeer.models.cut import level_name, level_number
@@ -38,7 +38,7 @@ class _FromGradients(Attack):
     steps: int | None = None
     """At most so many training steps, the first ones; None: all."""
 
-    def recover(self, view: View, knowledge: Knowledge, progress: Progress) -> Found:
+    def recover(self, view: View, knowledge: Knowledge, progress: Progress) -> Recovered:
         """Scores float32 [N, *spatial], in the orientation of the sample and not of its augmented copies."""
         levels = self._check(view)
         steps = _by_step(view, self.steps)
@@ -56,7 +56,7 @@ class _FromGradients(Attack):
         total /= count.reshape(-1, *[1] * view.dimensions).clamp(min=1)
         unseen = int((count == 0).sum())
         notes = (f"{unseen} samples were sent no gradient: their score is zero",) if unseen else ()
-        return Found(
+        return Recovered(
             self._finish(total, view, knowledge).float().cpu().numpy(),
             int(count.max()),
             (*notes, *self._notes()),

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from splitpeer.attacks.base import Attack, Found, Knowledge, Progress, View
+from splitpeer.attacks.base import Attack, Knowledge, Progress, Recovered, View
 from splitpeer.errors import AttackImpossible
 
 
 @dataclass(frozen=True, kw_only=True)
-class Schedule(Attack):
+class WindowOrder(Attack):
     """What the order of windows tells, before any gradient: slices with tumour are drawn more often.
 
     A coordinator that draws a share of its windows around tumour (`positive_fraction`) tells every site which
@@ -36,7 +36,7 @@ class Schedule(Attack):
     slices: int | None = None
     """Of a volume, which the site knows; None: as many as lie between the first and the last drawn."""
 
-    def recover(self, view: View, knowledge: Knowledge, progress: Progress) -> Found:
+    def recover(self, view: View, knowledge: Knowledge, progress: Progress) -> Recovered:
         """Needs the training windows of the same patients as well as those under attack; uses no tensor at all."""
         draws: dict[bytes, list[tuple[int, int, int]]] = {}
         for target in view.targets:
@@ -58,7 +58,7 @@ class Schedule(Attack):
         notes = ("no tensor is used; every voxel of a slice has the same score",)
         if view.dimensions == 3:
             notes = ("no tensor is used",)
-        return Found(scores, max(len(seen) for seen in draws.values()), notes)
+        return Recovered(scores, max(len(seen) for seen in draws.values()), notes)
 
     def _slices(self, drawn: np.ndarray) -> dict[int, float]:
         """Slice to the probability that it holds tumour."""
