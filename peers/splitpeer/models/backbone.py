@@ -148,6 +148,11 @@ class Decoder(nn.Module):
         return torch.cat([arrived.get(modality, nothing) for modality in self.modalities], dim=1)
 
 
+def joined(x: Tensor, skipped: Tensor | None) -> Tensor:
+    """Channels of a level behind those that come from below; as they are where the level does not arrive."""
+    return x if skipped is None else torch.cat((x, skipped), dim=1)
+
+
 class SplitNetwork(nn.Module):
     """All encoders and the decoder in one process: the measure of exactness, and the centralised baseline."""
 

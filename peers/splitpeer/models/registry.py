@@ -11,7 +11,7 @@ from functools import partial
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
-from splitpeer.models.cut import OUT_CHANNELS, Backbone, Cut, Level, level_name
+from splitpeer.models.cut import MAX_LEVELS, OUT_CHANNELS, Backbone, Cut, Level, level_name
 from splitproto.messages import Job, Setting
 
 if TYPE_CHECKING:
@@ -46,9 +46,37 @@ def _basic_unet(dimensions: int, settings: Settings) -> tuple[Level, ...]:
     )
 
 
+def _residual_unet(dimensions: int, settings: Settings) -> tuple[Level, ...]:
+    features, strides = settings["features"], settings["strides"]
+    count = len(features)
+    if not 2 <= count <= MAX_LEVELS or not all(1 <= width <= MAX_WIDTH for width in features):
+        raise ValueError(
+            f"features must be 2 to {MAX_LEVELS} positive widths, one a level, not {list(features)}"
+        )
+    strides = strides or (1, *[2] * (count - 1))
+    if len(strides) == count:
+        strides = tuple(step for step in strides for _ in range(dimensions))
+    if len(strides) != count * dimensions or not all(1 <= step <= 4 for step in strides):
+        raise ValueError(
+            f"strides must be 1 to 4, one a level or {dimensions} a level, not {list(settings['strides'])}"
+        )
+    levels, whole = [], (1,) * dimensions
+    for level, width in enumerate(features):
+        steps = strides[level * dimensions : (level + 1) * dimensions]
+        whole = tuple(stride * step for stride, step in zip(whole, steps, strict=True))
+        levels.append(Level(level_name(level), width, whole))
+    return tuple(levels)
+
+
 NETWORKS: dict[str, Network] = {
     "basic-unet": Network(
         "BasicUNet", "splitpeer.models.basic_unet", {"features": (32, 32, 64, 128, 256, 32)}, _basic_unet
+    ),
+    "residual-unet": Network(
+        "Residual U-Net (DynUNet)",
+        "splitpeer.models.residual_unet",
+        {"features": (32, 32, 64, 128, 256), "strides": ()},
+        _residual_unet,
     ),
 }
 
@@ -108,7 +136,9 @@ def on_wire(backbone: Backbone) -> dict[str, Any]:
     return {
         "dimensions": backbone.dimensions,
         "network": backbone.network,
-        "settings": tuple(Setting(name, values) for name, values in sorted(backbone.settings.items())),
+        "settings": tuple(
+            Setting(name, values) for name, values in sorted(backbone.settings.items()) if values
+        ),
         "cut": backbone.cut.levels,
         "levels": backbone.cut.sent,
     }

@@ -46,10 +46,12 @@ class JobHead(Section):
 class Model(Section):
     """The network, and what of it leaves the sites. Settings that are not written are the network's defaults."""
 
-    network: Literal["basic-unet"] = DEFAULT
+    network: Literal["basic-unet", "residual-unet"] = DEFAULT
     dimensions: Literal[2, 3] = 2
     features: Annotated[tuple[Width, ...], Field(min_length=1, max_length=MAX_LEVELS)] | None = None
-    """Channels; basic-unet: of levels 0 to 4 and of the decoder's last block."""
+    """Channels. basic-unet: of levels 0 to 4 and of the decoder's last block; residual-unet: one a level."""
+    strides: Annotated[tuple[Annotated[int, Field(ge=1, le=4)], ...], Field(max_length=48)] | None = None
+    """residual-unet: of each level, or of each axis of each level; without it 1, then 2."""
     levels: Levels | None = None
     """Levels whose activations the sites send; without it, all of the network's."""
     fusion: Literal["concat", "mean"] = "concat"

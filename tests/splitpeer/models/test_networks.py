@@ -1,0 +1,168 @@
+"""Every network of the registry: split, it is the whole, bit for bit; with one site it is MONAI's own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import pytest
+import torch
+from monai.networks.nets import DynUNet
+from torch import Tensor, nn
+
+from splitpeer.models import (
+    Backbone,
+    SplitNetwork,
+    build_encoder,
+    build_split_network,
+    encoder_parameters,
+    make_backbone,
+)
+from splitpeer.models.registry import NETWORKS, backbone_of, on_wire
+from splitproto.messages import Job
+
+SMALL: dict[str, dict[str, tuple[int, ...]]] = {
+    "basic-unet": {"features": (4, 4, 6, 8, 8, 4)},
+    "residual-unet": {"features": (4, 6, 8)},
+}
+SITES = ("flair", "t1")
+BOTH = pytest.mark.parametrize("dimensions", [2, 3])
+ALL = pytest.mark.parametrize("name", list(NETWORKS))
+
+
+def backbone(name: str, dimensions: int, levels: tuple[int, ...] | None = None) -> Backbone:
+    return make_backbone(name, dimensions, SMALL[name], levels)
+
+
+def window(of: Backbone) -> tuple[int, ...]:
+    return (2 * of.cut.stride[0], *of.cut.stride[1:])
+
+
+def images(of: Backbone, sites: tuple[str, ...] = SITES) -> dict[str, Tensor]:
+    source = torch.Generator().manual_seed(0)
+    return {site: torch.randn(2, 1, *window(of), generator=source) for site in sites}
+
+
+def parameters(network: SplitNetwork) -> Mapping[str, Tensor]:
+    return {name: p.grad for name, p in network.named_parameters()}
+
+
+@BOTH
+@ALL
+@pytest.mark.parametrize("fusion", ["concat", "mean"])
+def test_split_equals_whole_bit_for_bit(name: str, dimensions: int, fusion: str) -> None:
+    """Activations and gradients go over as arrays, each site on its own graph."""
+    of = backbone(name, dimensions)
+    x = images(of)
+    whole = build_split_network(of, SITES, fusion, job_seed=1)
+    expected = whole(x)
+    expected.square().mean().backward()
+
+    apart = build_split_network(of, SITES, fusion, job_seed=1)
+    sent = {site: apart.encoders[site](x[site]) for site in SITES}
+    arrived = {
+        site: {n: torch.from_numpy(np.array(t.detach().numpy())).requires_grad_() for n, t in tensors.items()}
+        for site, tensors in sent.items()
+    }
+    for tensors in sent.values():
+        assert {n: tuple(t.shape) for n, t in tensors.items()} == of.cut.shapes(2, window(of))
+    logits = apart.decoder(arrived)
+    logits.square().mean().backward()
+    for site, tensors in sent.items():
+        back = [torch.from_numpy(np.array(arrived[site][n].grad.numpy())) for n in tensors]
+        torch.autograd.backward(list(tensors.values()), back)
+
+    assert torch.equal(logits, expected)
+    for key, gradient in parameters(whole).items():
+        assert torch.equal(gradient, parameters(apart)[key]), key
+
+
+@BOTH
+@ALL
+def test_a_network_decodes_without_the_levels_that_stay(name: str, dimensions: int) -> None:
+    bottleneck = backbone(name, dimensions).cut.bottleneck
+    of = backbone(name, dimensions, (1, bottleneck))
+    network = build_split_network(of, SITES, job_seed=1)
+    logits = network(images(of))
+    assert logits.shape == (2, 3, *window(of))
+    logits.sum().backward()
+    decoder = [p.grad for p in network.decoder.parameters()]
+    assert all(gradient is not None for gradient in decoder)
+
+
+def monai(dimensions: int) -> nn.Module:
+    steps = [1, 2, 2]
+    widths = SMALL["residual-unet"]["features"]
+    return DynUNet(dimensions, 1, 3, [3] * 3, steps, steps[1:], filters=widths, res_block=True)
+
+
+@BOTH
+def test_one_site_is_monais_network_bit_for_bit(dimensions: int) -> None:
+    """BasicUNet's is in test_basic_unet.py."""
+    of = backbone("residual-unet", dimensions)
+    ours = build_split_network(of, ["t1"], job_seed=3)
+    theirs = monai(dimensions)
+    weights = {**ours.encoders["t1"].state_dict(), **ours.decoder.state_dict()}
+    answer = theirs.load_state_dict(weights, strict=False)
+    assert not answer.unexpected_keys
+    # DynUNet lists its blocks a second time, nested.
+    assert all(key.startswith(("skip_layers.", "heads.")) for key in answer.missing_keys), answer.missing_keys
+    x = images(of, ("t1",))
+    mine, expected = ours(x), theirs(x["t1"])
+    assert torch.equal(mine, expected)
+    mine.square().mean().backward()
+    expected.square().mean().backward()
+    gradients = {**dict(ours.encoders["t1"].named_parameters()), **dict(ours.decoder.named_parameters())}
+    compared = 0
+    for key, parameter in theirs.named_parameters():
+        if key in gradients:
+            assert torch.equal(gradients[key].grad, parameter.grad), key
+            compared += 1
+    assert compared == len(gradients)
+
+
+def test_a_residual_network_may_have_a_stride_of_its_own_on_every_axis() -> None:
+    of = make_backbone("residual-unet", 3, {"features": (4, 6, 8), "strides": (1, 1, 1, 2, 2, 1, 2, 2, 2)})
+    assert [one.stride for one in of.cut.levels] == [(1, 1, 1), (2, 2, 1), (4, 4, 2)]
+    sent = build_encoder(of, seed=1)(torch.zeros(1, 1, 8, 8, 2))
+    assert {n: tuple(t.shape) for n, t in sent.items()} == of.cut.shapes(1, (8, 8, 2))
+
+
+@ALL
+def test_weights_come_from_the_seed_and_are_counted(name: str) -> None:
+    of = backbone(name, 2)
+    torch.manual_seed(1)
+    first = build_encoder(of, seed=4).state_dict()
+    torch.manual_seed(2)
+    assert all(
+        torch.equal(value, first[key]) for key, value in build_encoder(of, seed=4).state_dict().items()
+    )
+    other = build_encoder(of, seed=5).state_dict()
+    assert any(not torch.equal(value, first[key]) for key, value in other.items())
+    assert encoder_parameters(of) == sum(p.numel() for p in build_encoder(of, seed=4).parameters())
+
+
+@ALL
+def test_a_job_carries_every_network(name: str) -> None:
+    """SP-11.8-4."""
+    of = backbone(name, 3)
+    job = Job(
+        name="try", **on_wire(of), precision="f32", window=(64, 64, 64), spacing=(), augment=False, batch=1, steps=1,
+        optimiser="sgd", learning_rate=1.0, weight_decay=0.0, schedule="constant", seconds_per_step=1.0,
+    )  # fmt: skip
+    assert backbone_of(job) == of
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "text"),
+    [
+        ("residual-unet", {"features": (4,)}, "features must be 2 to 16"),
+        ("residual-unet", {"features": (4, 6), "strides": (1, 2, 2)}, "strides must be"),
+        ("residual-unet", {"features": (4, 6), "strides": (1, 0)}, "strides must be"),
+        ("residual-unet", {"depths": (1, 2)}, "no setting 'depths'"),
+        ("no-such-net", {}, "known are basic-unet, residual-unet"),
+    ],
+)
+def test_impossible_settings_say_why(name: str, settings, text: str) -> None:
+    with pytest.raises(ValueError, match=text):
+        make_backbone(name, 2, settings)
