@@ -28,8 +28,8 @@ from splitpeer.data.pseudonym import load_salt
 from splitpeer.data.sampling import TrainingSchedule, split_patients
 from splitpeer.data.volumes import Volumes
 from splitpeer.federation import batches
-from splitpeer.federation.compute import from_wire, to_wire
 from splitpeer.federation.evaluation import Plan, Scoring
+from splitpeer.federation.precision import from_wire, to_wire
 from splitpeer.models import build_split_network
 from splitpeer.settings.job import JobConfig
 from splitpeer.settings.peer import PeerConfig

@@ -276,7 +276,7 @@ TENSORS = [
         ("tensors missing", "[d.name for d in wanted] == list(tensors) and", ""),
         ("shapes of equal size", "tensors[d.name].shape == d.shape", "tensors[d.name].size == np.prod(d.shape)"),
         ("any dtype of equal size", "tensors[d.name].dtype == DTYPES[d.dtype]", "tensors[d.name].itemsize == DTYPES[d.dtype].itemsize")),
-    *[Mutant(f"bfloat16 {name}", "tensors bf16", "splitpeer.federation.compute:to_wire", "torch.tensor(array).to(torch.bfloat16).view(torch.uint16).numpy()", new)
+    *[Mutant(f"bfloat16 {name}", "tensors bf16", "splitpeer.federation.precision:to_wire", "torch.tensor(array).to(torch.bfloat16).view(torch.uint16).numpy()", new)
       for name, new in (
           ("cut off", "(array.view('<u4') >> 16).astype('<u2')"),
           ("rounded half up", "((array.view('<u4').astype('u8') + 0x8000) >> 16).astype('<u2')"),

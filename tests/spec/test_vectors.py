@@ -192,9 +192,9 @@ def test_body(case: Case) -> None:
 @pytest.mark.parametrize("case", cases("tensors", "bf16"))
 def test_bfloat16(case: Case) -> None:
     pytest.importorskip("torch")
-    compute = of_the_peer("federation.compute")
+    precision = of_the_peer("federation.precision")
     single = np.array([int(case["input"], 16)], "<u4").view("<f4")
-    sent = compute.to_wire({"x": single}, "bf16")["x"]
+    sent = precision.to_wire({"x": single}, "bf16")["x"]
     if "nan" in case["expect"]:
         assert sent[0] & 0x7FFF > 0x7F80
     else:

@@ -24,7 +24,7 @@ from splitpeer.audit.run_folder import RunFolder, network_of
 from splitpeer.captures.reader import Capture, Verdict, open_capture
 from splitpeer.errors import AttackImpossible, ConfigError, DataError
 from splitpeer.report.model import Network, Privacy, Source
-from splitpeer.training.metrics import Scores
+from splitpeer.training.scores import Scores
 
 
 @dataclass(frozen=True)

@@ -26,15 +26,14 @@ from splitpeer.defences.specs import placed
 from splitpeer.defences.stack import make_stack
 from splitpeer.errors import DataError
 from splitpeer.federation.batches import TrainingStream
-from splitpeer.federation.compute import from_wire, to_wire
 from splitpeer.federation.evaluation import Plan, Scoring
+from splitpeer.federation.precision import from_wire, to_wire
 from splitpeer.federation.terms import cut_descriptors, job_on_wire, window_of
 from splitpeer.models import build_decoder, site_seed
 from splitpeer.models.registry import backbone_of
 from splitpeer.settings.job import JobConfig
 from splitpeer.storage import checkpoint
 from splitpeer.training.dropout import left_out
-from splitpeer.training.metrics import Scores
 from splitpeer.training.optimiser import make_optimiser, make_schedule
 from splitpeer.training.split_round import Parties, Wire, split_round
 from splitpeer.training.split_step import Arrays, ClientHalf, CoordinatorHalf

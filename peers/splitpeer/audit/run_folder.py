@@ -16,7 +16,7 @@ from splitpeer.attacks.catalogue import described
 from splitpeer.audit.judge import Judge, Outcome
 from splitpeer.report.model import Entry, Level, Network, Privacy, Run, Source
 from splitpeer.report.store import ARRAYS, ATTACK, save_run
-from splitpeer.training.metrics import Scores
+from splitpeer.training.scores import Scores
 from splitproto.tensors import DTYPES
 
 FLOOR = "mean image of other patients"

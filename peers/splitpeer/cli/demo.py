@@ -52,7 +52,7 @@ def demo(
     from splitpeer.demo.baselines import train_all
     from splitpeer.demo.leak import MODALITY, attack_and_report, recorded_keys
     from splitpeer.demo.report import CONTRASTS, dice_table, draw, read_result, write_summary
-    from splitpeer.training.metrics import shown
+    from splitpeer.training.scores import shown
 
     console = Console(stderr=True)
     started = time.monotonic()

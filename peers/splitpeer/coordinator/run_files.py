@@ -20,7 +20,7 @@ from splitpeer.settings.job import JobConfig
 from splitpeer.settings.peer import PeerConfig
 from splitpeer.storage import durable, reading
 from splitpeer.storage.lines import Lines
-from splitpeer.training.metrics import Scores
+from splitpeer.training.scores import Scores
 
 
 @dataclass

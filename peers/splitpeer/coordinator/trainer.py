@@ -29,9 +29,10 @@ from splitpeer.defences.randomness import Release
 from splitpeer.defences.stack import Stack
 from splitpeer.errors import DataError, DiskTrouble, JobFailed, PatientUnusable
 from splitpeer.federation.batches import TrainingStream
-from splitpeer.federation.compute import Compute, from_wire, to_wire
+from splitpeer.federation.compute import Compute
 from splitpeer.federation.evaluation import Plan, Scoring
 from splitpeer.federation.files import note
+from splitpeer.federation.precision import from_wire, to_wire
 from splitpeer.federation.terms import cut_descriptors, window_of
 from splitpeer.logs import handle
 from splitpeer.settings.job import JobConfig

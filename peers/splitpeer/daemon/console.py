@@ -19,7 +19,7 @@ from rich.progress import (
 )
 
 from splitpeer.logs import event
-from splitpeer.training.metrics import Scores, shown
+from splitpeer.training.scores import Scores, shown
 
 log = logging.getLogger(__name__)
 LINE_EVERY_S = 5.0

@@ -23,8 +23,8 @@ from splitpeer.federation.evaluation import Plan, Scoring
 from splitpeer.federation.terms import job_on_wire, window_of
 from splitpeer.models import build_split_network
 from splitpeer.settings.job import JobConfig
-from splitpeer.training.metrics import Scores
 from splitpeer.training.optimiser import Schedule, make_optimiser, make_schedule
+from splitpeer.training.scores import Scores
 from splitpeer.training.split_round import Parties, Wire, split_round
 from splitpeer.training.split_step import ClientHalf, CoordinatorHalf
 from splitproto.messages import Sample

@@ -18,7 +18,7 @@ from splitpeer.data.task import GLIOMA_REGIONS
 from splitpeer.errors import JobFailed
 from splitpeer.report.charts import dice_bars, prediction_sheet
 from splitpeer.storage import durable
-from splitpeer.training.metrics import Scores, shown
+from splitpeer.training.scores import Scores, shown
 
 REGIONS = (*GLIOMA_REGIONS, "mean")
 CONTRASTS = {"FLAIR": "flair", "T1": "t1", "T1Gd": "t1ce", "T2": "t2"}

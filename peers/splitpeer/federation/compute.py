@@ -1,15 +1,14 @@
-"""One thread that computes, so that heartbeats go on during a long step; and tensors to and from the wire."""
+"""One thread that computes, so that heartbeats go on during a long step."""
 
 from __future__ import annotations
 
 import asyncio
 import queue
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, TypeVar
 
-import numpy as np
 import torch
 
 from splitpeer.defences import key as defence_keys
@@ -122,22 +121,3 @@ class Compute:
         torch.set_num_threads(self._threads)
         while (work := self._asked.get()) is not None:
             work()
-
-
-def to_wire(arrays: Mapping[str, np.ndarray], precision: str) -> dict[str, np.ndarray]:
-    """SP-11.8-3: float32 arrays as they travel: unchanged, or bfloat16 as its 16 bits (round to nearest even)."""
-    if precision != "bf16":
-        return dict(arrays)
-    return {
-        name: torch.tensor(array).to(torch.bfloat16).view(torch.uint16).numpy()
-        for name, array in arrays.items()
-    }
-
-
-def from_wire(arrays: Mapping[str, np.ndarray], precision: str) -> dict[str, np.ndarray]:
-    """The inverse: float32 arrays."""
-    if precision != "bf16":
-        return dict(arrays)
-    return {
-        name: torch.from_numpy(bits).view(torch.bfloat16).float().numpy() for name, bits in arrays.items()
-    }

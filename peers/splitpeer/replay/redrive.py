@@ -31,7 +31,7 @@ from splitpeer.settings.job import JobConfig
 from splitpeer.settings.peer import PeerConfig
 from splitpeer.site.client import Client
 from splitpeer.storage import checkpoint, reading
-from splitpeer.training.metrics import Scores
+from splitpeer.training.scores import Scores
 from splitproto import AllowList, Credentials, Listener, Offer, Session, SplitprotoError, dial, pki
 from splitproto.capture import Header, Recorded
 from splitproto.errors import IdentityError, UnexpectedMessage

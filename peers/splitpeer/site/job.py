@@ -21,8 +21,9 @@ from splitpeer.defences.image.stack import make_image_stack
 from splitpeer.defences.network import Defended, build_network
 from splitpeer.defences.randomness import Release
 from splitpeer.errors import DataError, PatientUnusable
-from splitpeer.federation.compute import defence_key, from_wire, pick_device, to_wire
+from splitpeer.federation.compute import defence_key, pick_device
 from splitpeer.federation.files import counted, look, note
+from splitpeer.federation.precision import from_wire, to_wire
 from splitpeer.federation.terms import check_bounds, checkpoint_octets, encoder_octets, run_folder, window_of
 from splitpeer.models import site_seed
 from splitpeer.models.registry import backbone_of

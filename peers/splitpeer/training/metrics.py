@@ -3,22 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TypeAlias
 
 import numpy as np
 from torch import Tensor
 
 from splitpeer.data.task import GLIOMA_REGIONS
-
-Scores: TypeAlias = dict[str, float | None]
-"""Region to score, and "mean" over the regions; None (null in JSON) for what cannot be scored."""
+from splitpeer.training.scores import Scores
 
 PERCENTILE = 95.0
-
-
-def shown(score: float | None) -> str:
-    """A score for people: three decimals, or a dash where there is none."""
-    return "-" if score is None else f"{score:.3f}"
 
 
 class VolumeDice:

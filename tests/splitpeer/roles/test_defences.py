@@ -18,7 +18,7 @@ from splitpeer.defences.key import for_peer, from_seed
 from splitpeer.defences.randomness import Release
 from splitpeer.defences.stack import defend, make_stack
 from splitpeer.errors import ConfigError
-from splitpeer.federation.compute import to_wire
+from splitpeer.federation.precision import to_wire
 from splitpeer.site import job as site_job
 from splitpeer.storage import checkpoint
 

@@ -7,7 +7,8 @@ import pytest
 import torch
 from monai.metrics import compute_dice, compute_hausdorff_distance
 
-from splitpeer.training.metrics import Surfaces, VolumeDice, hausdorff, shown
+from splitpeer.training.metrics import Surfaces, VolumeDice, hausdorff
+from splitpeer.training.scores import shown
 
 
 def volume(*counts: int) -> np.ndarray:
