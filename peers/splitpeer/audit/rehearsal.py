@@ -35,6 +35,7 @@ from splitpeer.settings.job import JobConfig
 from splitpeer.storage import checkpoint
 from splitpeer.training.dropout import left_out
 from splitpeer.training.optimiser import make_optimiser, make_schedule
+from splitpeer.training.scores import Scores
 from splitpeer.training.split_round import Parties, Wire, split_round
 from splitpeer.training.split_step import Arrays, ClientHalf, CoordinatorHalf
 from splitproto import __version__
