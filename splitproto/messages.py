@@ -74,6 +74,15 @@ class Unusable:
 
 
 @dataclass(frozen=True, slots=True)
+class Normalisation:
+    """What is done to the intensities of one modality's images."""
+
+    modality: str = wire(Text(32))
+    rule: str = wire(Text(64))
+    """Such as zscore-nonzero or window:-100,300 (SP-11.12-10)."""
+
+
+@dataclass(frozen=True, slots=True)
 class Missing:
     """A modality that steps are made without."""
 
@@ -129,6 +138,8 @@ class Job:
     schedule: str = wire(Text(16))
     seconds_per_step: float = wire(Real())
     """How long an answer is waited for, and a message with tensors to be taken."""
+    normalisation: tuple[Normalisation, ...] | None = wire(ListOf(Record(Normalisation), 64), default=None)
+    """Of the modalities whose rule is not zscore-nonzero; absent: there are none."""
 
 
 class Message:

@@ -211,15 +211,31 @@ def resampled(values: np.ndarray, old: np.ndarray, new: tuple[float, ...], mask:
     return result.astype("f4")
 
 
-def normalised(values: np.ndarray) -> np.ndarray:
-    """SP-11.12-8."""
-    filled = values != 0
+def normalised(values: np.ndarray, rule: str = "zscore-nonzero") -> np.ndarray:
+    """SP-11.12-8, SP-11.12-10."""
+    kind, _, numbers = rule.partition(":")
+    if kind == "none":
+        return values
+    if kind in ("percentile", "window"):
+        low, high = map(float, numbers.split(","))
+        if kind == "percentile":
+            low, high = (percentile(sorted(values.ravel().tolist()), p) for p in (low, high))
+        clipped = np.minimum(np.maximum(values.astype("f8"), low), high)
+        return ((clipped - low) / ((high - low) or 1.0)).astype("f4")
+    filled = values != 0 if kind == "zscore-nonzero" else np.full(values.shape, True)
     chosen = values[filled].astype("f8")
     mean = chosen.mean()
     deviation = math.sqrt(np.square(chosen - mean).mean()) or 1.0
     result = np.zeros(values.shape, "f4")
     result[filled] = (chosen - mean) / deviation
     return result
+
+
+def percentile(values: list[float], p: float) -> float:
+    """SP-11.12-10, of ascending values."""
+    place = (len(values) - 1) * p / 100
+    low, high = values[math.floor(place)], values[math.ceil(place)]
+    return low + (high - low) * (place - math.floor(place))
 
 
 def window(values: np.ndarray, origin: tuple[int, ...], size: tuple[int, ...]) -> np.ndarray:
@@ -313,7 +329,9 @@ def unusable() -> dict[str, tuple[str, Nifti]]:
     }  # fmt: skip
 
 
-def volume(data: bytes, spacing: tuple[float, ...] | None, mask: bool) -> tuple[np.ndarray, dict[str, Any]]:
+def volume(
+    data: bytes, spacing: tuple[float, ...] | None, mask: bool, rule: str = "zscore-nonzero"
+) -> tuple[np.ndarray, dict[str, Any]]:
     """A volume as windows are cut from it, and its grid (SP-11.12-6)."""
     values, affine = oriented(*read(data))
     own = np.sqrt(np.square(affine[:3, :3]).sum(0))
@@ -327,7 +345,7 @@ def volume(data: bytes, spacing: tuple[float, ...] | None, mask: bool) -> tuple[
         "origin": affine[:3, 3].tolist(),
         "stored": own.tolist(),
     }
-    return values if mask else normalised(values), grid
+    return values if mask else normalised(values, rule), grid
 
 
 def shown(grid: dict[str, Any]) -> dict[str, Any]:
@@ -342,10 +360,10 @@ def images() -> Iterator[Case]:
     def case(
         name: str, file: str, notes: str, *, spacing: tuple[float, ...] | None = None,
         origin: tuple[int, int, int] = (1, 0, 2), size: tuple[int, ...] = (7, 7, 3),
-        pose: tuple[int, int, str | None] | None = None,
+        pose: tuple[int, int, str | None] | None = None, rule: str = "",
     ) -> Case:  # fmt: skip
         mask = file.startswith("mask")
-        values, grid = volume(files()[file].octets(), spacing, mask)
+        values, grid = volume(files()[file].octets(), spacing, mask, rule or "zscore-nonzero")
         result = window(values, origin, size)
         asked = {"seed": None, "index": None, "modality": None}
         if pose is not None:
@@ -354,6 +372,7 @@ def images() -> Iterator[Case]:
         return {
             "name": name, "operation": "window", "notes": notes, "file": file, "kind": "mask" if mask else "image",
             "spacing": spacing, "origin": list(origin), "window": list(size), **asked,
+            **({"normalisation": rule} if rule else {}),
             "expect": {"grid": shown(grid), "shape": list(result.shape),
                        "values": result.astype("<f4").tobytes().hex()},
         }  # fmt: skip
@@ -381,6 +400,18 @@ def images() -> Iterator[Case]:
             for size in ((6, 6), (5, 5, 4)):
                 yield case(f"augmented-{seed}-{file[:-4]}-{len(size)}d", file, "SP-11.7 after SP-11-23",
                            origin=(1, 1, 1), size=size, pose=(seed, index, modality))  # fmt: skip
+    for rule in (
+        "zscore-nonzero",
+        "zscore",
+        "percentile:0.5,99.5",
+        "percentile:5,80",
+        "window:-100,300",
+        "none",
+    ):
+        for file in ("negative.nii", "constant.nii"):
+            yield case(f"rule-{rule}-{file[:-4]}", file, "SP-11.12-10", rule=rule, origin=(-1, 0, 2))
+    yield case("rule-after-resampling", "lps.nii", "SP-11.12-10 after SP-11.12-7", rule="percentile:10,90",
+               spacing=(2.0, 2.5, 4.0), origin=(0, 0, 0), size=(4, 4, 3))  # fmt: skip
     for file, (notes, _) in unusable().items():
         yield {
             "name": file,

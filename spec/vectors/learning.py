@@ -94,6 +94,20 @@ def terms() -> Iterator[Case]:
     ):  # fmt: skip
         shown = str(value).replace(" ", "")
         yield case(f"{field}-{shown}", "SP-11-26: out of range", bad, **{field: value})
+    for rule in (
+        "zscore-nonzero", "zscore", "none", "percentile", "percentile:0,100", "percentile:.5,99.", "window:-1e3,+4.5e2",
+    ):  # fmt: skip
+        named = [{"modality": "t1", "rule": rule}, {"modality": "pet-fdg", "rule": "none"}]
+        yield case(f"normalisation-{rule}", "SP-11.12-10: a rule", normalisation=named)
+    for rule in (
+        "", "Zscore", "zscore:1,2", "min-max", "window", "window:1", "window:1,1", "window:2,1", "window:1,2,3",
+        "window: 1,2", "window:nan,1", "window:-inf,1", "window:-1e999,1", "percentile:-1,50", "percentile:1,100.5",
+        "none:0,1", "window:0x1,2",
+    ):  # fmt: skip
+        named = [{"modality": "t1", "rule": rule}]
+        yield case(f"normalisation-bad-{rule}", "SP-11.12-11: no rule", bad, normalisation=named)
+    twice = [{"modality": "t1", "rule": "none"}, {"modality": "t1", "rule": "zscore"}]
+    yield case("normalisation-twice", "SP-11.12-11: a modality is named twice", bad, normalisation=twice)
     for field, value in (
         ("precision", "f16"), ("precision", "f64"), ("precision", "i8"), ("optimiser", "lion"), ("optimiser", "Adam"),
         ("schedule", "linear"), ("schedule", "onecycle"),

@@ -506,7 +506,11 @@ def test_terms(case: Case) -> None:
         except ValueError:
             described = ()
         policy = SimpleNamespace(
-            levels=range(5), precision=tensors.DTYPES, recorded_by_coordinator=True, max_message_bytes=1 << 40
+            levels=range(5),
+            precision=tensors.DTYPES,
+            recorded_by_coordinator=True,
+            max_message_bytes=1 << 40,
+            normalisation=("zscore-nonzero", "zscore", "percentile", "window", "none"),
         )
         offer = messages.JobOffer(bytes(16), "t1", job, tensors.schema_digest(described))
         terms.judge(offer, SimpleNamespace(policy=policy, peer=SimpleNamespace(modality="t1")))
@@ -577,7 +581,10 @@ def test_window_of_a_file(case: Case) -> None:
     for name, numbers in found.items():
         assert numbers == pytest.approx(expect["grid"][name], rel=0, abs=1e-5)
     if case["kind"] == "image":
-        held = volumes.Volumes([file], salt=bytes(32), spacing=spacing)
+        rule = of_the_peer("data.normalisation").Normalisation.parse(
+            case.get("normalisation", "zscore-nonzero")
+        )
+        held = volumes.Volumes([file], salt=bytes(32), spacing=spacing, normalisation=rule)
         out = held.window(held.keys()[0], tuple(case["origin"]), (*case["window"], 1)[:3])
     else:
         # The numbers of a mask; what they mean is its convention's affair.

@@ -9,8 +9,11 @@ import matplotlib.image
 import numpy as np
 import pytest
 
+from splitpeer.report import charts
 from splitpeer.report import charts as pictures
-from splitpeer.report.charts import COLOURS, dice_bars, prediction_sheet, training_curve
+from splitpeer.report.charts import dice_bars, prediction_sheet, training_curve
+
+COLOURS = {**dict(zip(("WT", "TC", "ET"), charts.COLOURS, strict=False)), "mean": charts.MEAN}
 
 
 def colours_in(path: Path) -> set[str]:
@@ -81,3 +84,18 @@ def test_dice_bars(tmp_path: Path) -> None:
     assert {COLOURS[region] for region in scores} <= colours_in(tmp_path / "bars.png")
     with pytest.raises(ValueError, match="no networks"):
         dice_bars({}, tmp_path / "none.png")
+
+
+def test_pictures_name_the_regions_of_any_task(tmp_path: Path) -> None:
+    """The first region has the first colour; more regions than colours still have one each."""
+    names = [f"part-{number}" for number in range(9)]
+    dice = dict.fromkeys(names, 0.5) | {"mean": 0.5}
+    training_curve([{"step": 1, "dice": dice}], tmp_path / "curve.png")
+    assert {charts.COLOURS[0], charts.COLOURS[6], charts.MEAN} <= colours_in(tmp_path / "curve.png")
+    dice_bars({"split": dice}, tmp_path / "bars.png")
+    assert set(charts.COLOURS) <= colours_in(tmp_path / "bars.png")
+    masks = np.zeros((2, 16, 16), bool)
+    masks[0, 2:8, 2:8] = masks[1, 9:14, 9:14] = True
+    row = {"contrasts": {"ct": np.ones((16, 16))}, "truth": masks, "prediction": masks, "title": "one"}
+    prediction_sheet([row], tmp_path / "sheet.png", ("liver", "lesion"))
+    assert set(charts.COLOURS[:2]) <= colours_in(tmp_path / "sheet.png")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,11 +17,13 @@ from splitpeer.captures.reader import Capture
 from splitpeer.captures.recorder import read_key
 from splitpeer.captures.redefend import defended
 from splitpeer.data.modalities import canonical_modality
+from splitpeer.data.normalisation import DEFAULT, Normalisation
 from splitpeer.data.pseudonym import load_salt
 from splitpeer.data.volumes import Triple, Volumes
 from splitpeer.defences.key import from_seed
 from splitpeer.defences.offline import offline_defences
 from splitpeer.errors import ConfigError, DataError
+from splitpeer.federation.terms import normalisation_of
 from splitproto.messages import Inventory, Sample
 
 SHADOW_SALT = bytes(32)
@@ -65,7 +67,7 @@ class CaptureAudit:
         if cohort is not None:
             _check_grid(opened, view, cohort.images[modality])
             truth = cut(cohort, [target.sample for target in view.targets], window)
-        others = self._others(files.get("shadow"), view, window)
+        others = self._others(files.get("shadow"), view, window, _rule(opened))
         return Experiment(
             view, grant(view, files, others, queries=self.queries), make_judge(modality, truth, others),
             opened.source(view), opened.network(view), self.seed, self.device,
@@ -90,7 +92,7 @@ class CaptureAudit:
         job = opened.capture.header.job
         return Cohort.read(
             self.truth, [modality], salt=load_salt(self.salt), layout=self.layout, convention=self.convention,
-            spacing=job.spacing or None if job else None,
+            spacing=job.spacing or None if job else None, rule=_rule(opened),
         )  # fmt: skip
 
     def _view(
@@ -125,7 +127,13 @@ class CaptureAudit:
         applied = offline_defences(header, self.defence, lambda site: from_seed(self.seed, site))
         return defended(capture, applied, self.views or 1)
 
-    def _others(self, shadow_folder: tuple[Path, ...] | None, view: View, window: Triple) -> Samples | None:
+    def _others(
+        self,
+        shadow_folder: tuple[Path, ...] | None,
+        view: View,
+        window: Triple,
+        rule: Callable[[str], Normalisation],
+    ) -> Samples | None:
         if shadow_folder is None:
             return None
         (folder,) = shadow_folder
@@ -134,9 +142,16 @@ class CaptureAudit:
         # Attacks through the coordinator's decoder need all contrasts of the same people.
         present = [m for m in view.modalities if not as_folder or (folder / m).is_dir()]
         cohort = Cohort.read(
-            folder, present or [view.modality], salt=SHADOW_SALT, layout=self.layout, convention=with_labels
-        )
+            folder, present or [view.modality], salt=SHADOW_SALT, layout=self.layout, convention=with_labels,
+            rule=rule,
+        )  # fmt: skip
         return shadow(cohort, window, self.shadow_images, self.seed)
+
+
+def _rule(opened: VerifiedCapture) -> Callable[[str], Normalisation]:
+    """How the recorded job has images normalised, by modality."""
+    job = opened.capture.header.job
+    return (lambda modality: normalisation_of(job, modality)) if job else (lambda modality: DEFAULT)
 
 
 def _window(opened: VerifiedCapture) -> Triple:

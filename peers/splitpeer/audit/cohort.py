@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from splitpeer.data.layouts import find_images, find_labels
+from splitpeer.data.normalisation import DEFAULT, Normalisation
+from splitpeer.data.task import Task
 from splitpeer.data.volumes import Triple, Volumes
 from splitpeer.errors import ConfigError, DataError
 from splitproto.messages import Sample
@@ -29,12 +31,14 @@ class Cohort:
         *,
         salt: bytes,
         layout: str = "folder",
-        convention: str | None = None,
+        convention: Task | str | None = None,
         spacing: tuple[float, float, float] | None = None,
+        rule: Callable[[str], Normalisation] = lambda modality: DEFAULT,
     ) -> Cohort:
         """`folder` holds a folder per modality (t1/, flair/ ...) and, with `convention`, labels/; any other layout is
         searched for each modality in `folder` itself. A folder that itself holds the images of the one modality
-        asked for will do too.
+        asked for will do too. `convention`: what the masks mean, by its name, or their task. `rule`: how the images of
+        a modality are normalised.
 
         Raises:
             DataError: images or masks are missing or unreadable.
@@ -45,7 +49,8 @@ class Cohort:
             return below if layout == "folder" and below.is_dir() else folder
 
         images = {
-            m: Volumes(find_images(where(m), layout, m), salt=salt, spacing=spacing) for m in modalities
+            m: Volumes(find_images(where(m), layout, m), salt=salt, spacing=spacing, normalisation=rule(m))
+            for m in modalities
         }
         labels = None
         if convention is not None:
@@ -69,7 +74,7 @@ class Samples:
     images: Mapping[str, np.ndarray] = field(default_factory=dict)
     """By modality: float32 [N, 1, *spatial]."""
     masks: np.ndarray | None = None
-    """uint8 [N, 3, *spatial]."""
+    """uint8 [N, regions, *spatial]."""
 
     @property
     def patients(self) -> list[str]:
@@ -143,7 +148,7 @@ def most_tumour(cohort: Cohort, keys: Sequence[bytes], window: Triple, per_patie
         shape = cohort.labels.geometry(key).shape
         origin = [(size - width) // 2 for size, width in zip(shape, window, strict=True)]
         if window[2] == 1:
-            area = cohort.labels.window(key, (0, 0, 0), shape)[0].sum(axis=(0, 1), dtype=np.int64)
+            area = cohort.labels.window(key, (0, 0, 0), shape).any(axis=0).sum(axis=(0, 1), dtype=np.int64)
             best = np.argsort(-area, kind="stable")[:per_patient]
             chosen += [Sample(key, (origin[0], origin[1], int(z))) for z in best]
         else:

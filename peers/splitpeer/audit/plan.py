@@ -83,7 +83,7 @@ class SweepData(Section):
     """A folder per modality, and labels/."""
     shadow: Location | None = None
     """The adversary's own patients, likewise."""
-    convention: Literal["msd", "brats", "brats2023", "nnunet"] = "msd"
+    convention: Literal["msd", "brats", "brats2023", "nnunet", "task"] = "msd"
     patients: Annotated[int, Field(ge=4)] = 124
     """Phantom patients."""
     seed: Seed = 7

@@ -131,6 +131,7 @@ class SiteAudit:
             find_images(data.images, data.layout, modality),
             salt=salt,
             spacing=spacing,
+            normalisation=self.job.task.rule(modality),
             cache_mib=data.cache_mib,
             rules=data.rules(),
         )
@@ -140,7 +141,7 @@ class SiteAudit:
             find_labels(self.labels, data.layout),
             salt=salt,
             spacing=spacing,
-            labels=self.convention,
+            labels=self.job.task.task(self.convention),
             rules=data.rules(),
         )
         return Cohort({modality: images}, masks), False
@@ -160,9 +161,15 @@ class SiteAudit:
             known = Cohort(cohort.images, None) if stand_in else cohort
             return shadow(known, rehearsal.window, self.shadow_images, self.seed, rehearsal.training)
         folder = self.shadow
-        masks = self.convention if (folder / "labels").is_dir() else None
+        task = self.job.task
+        masks = task.task(self.convention) if self.convention and (folder / "labels").is_dir() else None
         cohort = Cohort.read(
-            folder, [modality], salt=bytes(32), layout=self.config.data.layout, convention=masks
+            folder,
+            [modality],
+            salt=bytes(32),
+            layout=self.config.data.layout,
+            convention=masks,
+            rule=task.rule,
         )
         return shadow(cohort, rehearsal.window, self.shadow_images, self.seed)
 

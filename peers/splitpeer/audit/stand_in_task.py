@@ -13,6 +13,7 @@ import numpy as np
 
 from splitpeer.data.geometry import Geometry
 from splitpeer.data.layouts import Case
+from splitpeer.data.task import glioma
 from splitpeer.data.volumes import Triple, Volumes
 
 SHARES = (0.20, 0.08, 0.02)
@@ -25,7 +26,7 @@ class StandInTask(Volumes):
     def __init__(self, images: Volumes) -> None:
         # Not initialised as a reader of files: everything is asked of `images`.
         self._images = images
-        self.labels = "msd"
+        self.labels = glioma("msd")
         self._bounds: dict[bytes, tuple[float, ...]] = {}
 
     def keys(self) -> list[bytes]:

@@ -163,11 +163,9 @@ def _make_scene(task: SweepTask) -> _Scene:
     plan, job, out = task.plan, task.job, task.out
     window = window_of(job_on_wire(job))
     modalities = sorted(job.sites.values())
-    convention = plan.data.convention
-    cohort = Cohort.read(plan.data.folder or out / "data", modalities, salt=SALT, convention=convention)
-    strangers = Cohort.read(
-        plan.data.shadow or out / "shadow", modalities, salt=SALT[::-1] + b"s", convention=convention
-    )
+    held = {"convention": job.task.task(plan.data.convention), "rule": job.task.rule}
+    cohort = Cohort.read(plan.data.folder or out / "data", modalities, salt=SALT, **held)
+    strangers = Cohort.read(plan.data.shadow or out / "shadow", modalities, salt=SALT[::-1] + b"s", **held)
     if cohort.labels is None:
         raise ConfigError("a sweep needs masks")
     _, held_out = split_patients(cohort.keys(), job.data.validation, job.job.seed, cohort.labels.subjects())

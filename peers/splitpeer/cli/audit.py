@@ -26,7 +26,7 @@ from splitpeer.errors import ConfigError
 @click.option("--attack", "attacks", multiple=True, default=("pca", "whitebox", "inverse"), show_default=True)
 @click.option("--labels", type=FILE, help="Folder of masks; without it a stand-in task is trained.")
 @click.option(
-    "--convention", type=click.Choice(("msd", "brats", "brats2023", "nnunet")), help="Of the masks."
+    "--convention", type=click.Choice(("msd", "brats", "brats2023", "nnunet", "task")), help="Of the masks."
 )
 @click.option(
     "--shadow", type=FILE, help="Similar images that an adversary may hold; default: own other patients."

@@ -30,8 +30,8 @@ _NAME = re.compile(r"[a-z0-9][a-z0-9+._-]{0,31}")
 def canonical_modality(name: str) -> str:
     """The one name of a modality: in lower case, and `t1ce` for T1Gd, `flair` for T2F and so on.
 
-    Any name of up to 32 letters, digits and `+ . _ -` is one. Raises DataError for others, and for what masks are
-    called.
+    SP-11.12-12: any name of up to 32 letters, digits and `+ . _ -` is one. Raises DataError for others, and for what
+    masks are called.
     """
     plain = name.strip().lower()
     if not _NAME.fullmatch(plain):

@@ -17,6 +17,7 @@ from splitpeer.data.layouts import find_images, find_labels
 from splitpeer.data.loader import SiteData
 from splitpeer.data.pseudonym import load_salt
 from splitpeer.data.sampling import TrainingSchedule, split_patients
+from splitpeer.data.task import Task
 from splitpeer.data.volumes import Volumes
 from splitpeer.defences.randomness import Release
 from splitpeer.federation.evaluation import Plan, Scoring
@@ -50,11 +51,12 @@ def train(baseline: Baseline) -> Scores:
     config = JobConfig.load(baseline.job)
     job = job_on_wire(config)
     salt, window = load_salt(baseline.salt), window_of(job)
-    labels = Volumes(find_labels(baseline.data / "labels", "folder"), salt=salt, labels=baseline.convention)
-    images = {
-        m: SiteData(Volumes(find_images(baseline.data / m, "folder", m), salt=salt))
-        for m in baseline.modalities
-    }
+    task = config.task.task(baseline.convention)
+    labels = Volumes(find_labels(baseline.data / "labels", "folder"), salt=salt, labels=task)
+    images = {}
+    for m in baseline.modalities:
+        cases = find_images(baseline.data / m, "folder", m)
+        images[m] = SiteData(Volumes(cases, salt=salt, normalisation=config.task.rule(m)))
     training, validation = split_patients(
         labels.keys(), config.data.validation, config.job.seed, labels.subjects()
     )
@@ -62,7 +64,7 @@ def train(baseline: Baseline) -> Scores:
         training, labels, window=window, batch=job.batch, steps=job.steps, seed=config.job.seed,
         positive_fraction=config.data.positive_fraction,
     )  # fmt: skip
-    parties = _parties(config, baseline.modalities)
+    parties = _parties(config, baseline.modalities, task)
 
     def read(samples: tuple[Sample, ...], seed: int | None) -> dict[str, np.ndarray]:
         return {m: data.batch(samples, window, seed, m) for m, data in images.items()}
@@ -82,19 +84,21 @@ def train(baseline: Baseline) -> Scores:
     return scoring.dice.result()
 
 
-def _parties(config: JobConfig, modalities: tuple[str, ...]) -> Parties:
+def _parties(config: JobConfig, modalities: tuple[str, ...], task: Task) -> Parties:
     """All halves with nothing between them, which is the whole network, bit for bit."""
     job = job_on_wire(config)
     network = build_split_network(
-        config.model.backbone(), modalities, config.model.fusion, job_seed=config.job.seed
-    )
+        config.model.backbone(), modalities, config.model.fusion, task.channels, exclusive=task.exclusive,
+        job_seed=config.job.seed,
+    )  # fmt: skip
 
     def stepping(part: nn.Module) -> tuple[Optimizer, Schedule]:
         optimiser = make_optimiser(part.parameters(), job.optimiser, job.learning_rate, job.weight_decay)
         return optimiser, make_schedule(optimiser, job.schedule, job.steps)
 
     sites = {m: ClientHalf(network.encoders[m], *stepping(network.encoders[m])) for m in modalities}
-    return Parties(CoordinatorHalf(network.decoder, *stepping(network.decoder)), sites)
+    half = CoordinatorHalf(network.decoder, *stepping(network.decoder), exclusive=task.exclusive)
+    return Parties(half, sites)
 
 
 def train_all(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from splitpeer.data.normalisation import DEFAULT, Normalisation
 from splitpeer.data.volumes import Triple
 from splitpeer.models.cut import level_name
 from splitpeer.models.registry import backbone_of, on_wire
@@ -12,6 +13,7 @@ from splitpeer.settings.bounds import Bounds
 from splitpeer.settings.job import MAX_STEPS, JobConfig
 from splitpeer.settings.peer import PeerConfig
 from splitpeer.training.optimiser import OPTIMISERS, SCHEDULES
+from splitproto import messages
 from splitproto.errors import IdentityError, PolicyRefused, SchemaMismatch
 from splitproto.identity import check_name
 from splitproto.messages import Job, JobOffer
@@ -27,6 +29,18 @@ PARAMETER_OCTETS = 16
 """Weight, gradient and two moments."""
 MAPS = 3
 """Feature maps, their gradients, and what is sent."""
+
+
+def normalisation_of(job: Job, modality: str) -> Normalisation:
+    """SP-11.12-11: how images of a modality are normalised. Raises SchemaMismatch where the terms are in disorder."""
+    named = {one.modality: one.rule for one in job.normalisation or ()}
+    if len(named) < len(job.normalisation or ()):
+        raise SchemaMismatch("the job names the normalisation of a modality twice")
+    try:
+        rules = {name: Normalisation.parse(rule) for name, rule in named.items()}
+    except ValueError as error:
+        raise SchemaMismatch(str(error)) from None
+    return rules.get(modality, DEFAULT)
 
 
 def job_on_wire(config: JobConfig) -> Job:
@@ -46,6 +60,12 @@ def job_on_wire(config: JobConfig) -> Job:
         weight_decay=training.weight_decay,
         schedule=training.schedule,
         seconds_per_step=config.deadlines.step_s,
+        normalisation=tuple(
+            messages.Normalisation(modality, rule)
+            for modality, rule in sorted(config.task.normalisation.items())
+            if rule != str(DEFAULT)
+        )
+        or None,
     )
 
 
@@ -155,6 +175,11 @@ def judge(offer: JobOffer, config: PeerConfig) -> None:
     if job.precision not in PRECISIONS or job.optimiser not in OPTIMISERS or job.schedule not in SCHEDULES:
         raise SchemaMismatch(
             f"precision {job.precision}, optimiser {job.optimiser} or schedule {job.schedule} is unknown here"
+        )
+    rule = normalisation_of(job, offer.modality)
+    if rule.kind not in policy.normalisation:
+        raise PolicyRefused(
+            f"normalisation {rule} is not allowed here (policy normalisation: {', '.join(policy.normalisation)})"
         )
     try:
         described = cut_descriptors(job)

@@ -7,7 +7,7 @@ only sign: lines have markers, bars have numbers, truth and prediction stand in 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,13 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-REGIONS = ("WT", "TC", "ET")
-REGION_NAMES = {"WT": "whole tumour (WT)", "TC": "tumour core (TC)", "ET": "enhancing tumour (ET)"}
-COLOURS = {"WT": "#0072B2", "TC": "#E69F00", "ET": "#CC79A7", "mean": "#000000", "loss": "#666666"}
-MARKERS = {"WT": "o", "TC": "s", "ET": "^", "mean": "D"}
+from splitpeer.data.task import GLIOMA_REGIONS, glioma
+
+REGION_NAMES = {region.name: str(region) for region in glioma("msd").regions}
+COLOURS = ("#0072B2", "#E69F00", "#CC79A7", "#009E73", "#D55E00", "#56B4E9", "#F0E442")
+"""Of regions in a task's order, again from the beginning where there are more."""
+MARKERS = ("o", "s", "^", "v", "P", "X", "*")
+MEAN, LOSS = "#000000", "#666666"
 DPI = 130
 
 
@@ -28,7 +31,7 @@ def training_curve(metrics: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Loss and validation Dice over steps, as a PNG.
 
     Args:
-        metrics: one mapping a record: "step", and any of "loss" and "dice" ({"WT", "TC", "ET", "mean"}; None: not
+        metrics: one mapping a record: "step", and any of "loss" and "dice" (of each region, and "mean"; None: not
             scored), the latter with "modalities", those it was made from.
         path: the file to write.
     """
@@ -38,13 +41,14 @@ def training_curve(metrics: Sequence[Mapping[str, Any]], path: Path) -> None:
     if losses:
         steps, values = np.asarray(losses, dtype=float).T
         smooth = _smooth(values)
-        top.plot(steps, values, color=COLOURS["loss"], alpha=0.35, linewidth=0.8, label="each step")
+        top.plot(steps, values, color=LOSS, alpha=0.35, linewidth=0.8, label="each step")
         if len(smooth) > 1 and len(values) > 20:
-            top.plot(steps, smooth, color=COLOURS["mean"], linewidth=1.8, label="running mean")
+            top.plot(steps, smooth, color=MEAN, linewidth=1.8, label="running mean")
         top.legend(frameon=False)
     top.set_ylabel("training loss")
     scored = [record for record in metrics if record.get("dice")]
-    for region in (*REGIONS, "mean"):
+    regions = _regions(record["dice"] for record in scored)
+    for region in (*regions, "mean"):
         points = [
             (record["step"], value) for record in scored if (value := record["dice"].get(region)) is not None
         ]
@@ -53,8 +57,8 @@ def training_curve(metrics: Sequence[Mapping[str, Any]], path: Path) -> None:
             bottom.plot(
                 steps,
                 values,
-                color=COLOURS[region],
-                marker=MARKERS[region],
+                color=_colour(region, regions),
+                marker="D" if region == "mean" else MARKERS[regions.index(region) % len(MARKERS)],
                 markersize=5,
                 linewidth=2.4 if region == "mean" else 1.4,
                 label=f"{REGION_NAMES.get(region, region)}  {values[-1]:.3f}",
@@ -68,9 +72,7 @@ def training_curve(metrics: Sequence[Mapping[str, Any]], path: Path) -> None:
             title="; ".join(filter(None, (f"made from {made_from}" if made_from else "", _counted(scored)))) or None,
         )  # fmt: skip
     else:
-        bottom.text(
-            0.5, 0.5, "not validated yet", transform=bottom.transAxes, ha="center", color=COLOURS["loss"]
-        )
+        bottom.text(0.5, 0.5, "not validated yet", transform=bottom.transAxes, ha="center", color=LOSS)
     for axes in (top, bottom):
         _plain(axes)
     _save(figure, path)
@@ -98,13 +100,15 @@ def draw_curve(folder: Path) -> Path:
     return folder / "training.png"
 
 
-def prediction_sheet(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+def prediction_sheet(
+    rows: Sequence[Mapping[str, Any]], path: Path, regions: Sequence[str] = GLIOMA_REGIONS
+) -> None:
     """A few slices: every contrast, the truth and the prediction drawn over the last contrast, as a PNG.
 
     Args:
-        rows: "contrasts" {name: [H, W]}, "truth" and "prediction" bool [3, H, W] in the order WT, TC, ET,
-            "title".
+        rows: "contrasts" {name: [H, W]}, "truth" and "prediction" bool [regions, H, W], "title".
         path: the file to write.
+        regions: their names, in order.
 
     Raises:
         ValueError: there are no rows.
@@ -126,14 +130,17 @@ def prediction_sheet(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
                 _show(axes, row["contrasts"][name])
             else:
                 _show(axes, row["contrasts"][names[-1]], dim=True)
-                _overlay(axes, np.asarray(row[name], dtype=bool))
+                _overlay(axes, np.asarray(row[name], dtype=bool), regions)
         axes_row[0].set_ylabel(row.get("title", ""), fontsize=9)
-        dice = _dice(np.asarray(row["prediction"], dtype=bool), np.asarray(row["truth"], dtype=bool))
+        dice = _dice(np.asarray(row["prediction"], dtype=bool), np.asarray(row["truth"], dtype=bool), regions)
         axes_row[-1].set_xlabel("  ".join(f"{region} {value}" for region, value in dice.items()), fontsize=8)
     for axes, name in zip(grid[0], columns, strict=True):
         axes.set_title(name, fontsize=11)
     figure.legend(
-        handles=[Patch(facecolor=COLOURS[region], label=REGION_NAMES[region]) for region in REGIONS],
+        handles=[
+            Patch(facecolor=_colour(region, regions), label=REGION_NAMES.get(region, region))
+            for region in regions
+        ],
         loc="outside lower center",
         ncols=3,
         frameon=False,
@@ -145,7 +152,7 @@ def dice_bars(table: Mapping[str, Mapping[str, float | None]], path: Path) -> No
     """Dice per network and region, as a PNG.
 
     Args:
-        table: {network: {"WT", "TC", "ET" and, if wanted, "mean": Dice, None: not scored}}; drawn in the table's order.
+        table: {network: {each region and, if wanted, "mean": Dice, None: not scored}}; drawn in the table's order.
         path: the file to write.
 
     Raises:
@@ -153,7 +160,8 @@ def dice_bars(table: Mapping[str, Mapping[str, float | None]], path: Path) -> No
     """
     if not table:
         raise ValueError("no networks to compare")
-    regions = [region for region in (*REGIONS, "mean") if any(region in scores for scores in table.values())]
+    named = _regions(table.values())
+    regions = [*named, "mean"] if any("mean" in scores for scores in table.values()) else named
     figure = _figure(8.5, 1.2 + 0.24 * len(table) * (len(regions) + 1))
     axes = figure.subplots()
     height = 1 / (len(regions) + 1)
@@ -163,7 +171,7 @@ def dice_bars(table: Mapping[str, Mapping[str, float | None]], path: Path) -> No
             y = place + (order - (len(regions) - 1) / 2) * height
             label = REGION_NAMES.get(region, region) if place == 0 else None
             bar = value or 0.0
-            axes.barh(y, bar, height * 0.9, color=COLOURS[region], label=label)
+            axes.barh(y, bar, height * 0.9, color=_colour(region, named), label=label)
             axes.text(bar + 0.01, y, "-" if value is None else f"{value:.3f}", va="center", fontsize=8)
     axes.set(xlim=(0, 1), xlabel="Dice", yticks=range(len(table)), yticklabels=list(table))
     axes.invert_yaxis()
@@ -171,6 +179,17 @@ def dice_bars(table: Mapping[str, Mapping[str, float | None]], path: Path) -> No
     axes.grid(visible=False, axis="y")
     figure.legend(loc="outside lower center", ncols=len(regions), frameon=False)
     _save(figure, path)
+
+
+def _regions(scores: Iterable[Mapping[str, float | None]]) -> list[str]:
+    """The regions that are scored anywhere, in the order of their task."""
+    return [
+        region for region in dict.fromkeys(name for of_one in scores for name in of_one) if region != "mean"
+    ]
+
+
+def _colour(region: str, regions: Sequence[str]) -> str:
+    return MEAN if region == "mean" else COLOURS[regions.index(region) % len(COLOURS)]
 
 
 def _figure(width: float, height: float) -> Figure:
@@ -205,21 +224,23 @@ def _show(axes: Any, image: np.ndarray, dim: bool = False) -> None:
     axes.imshow(image.T, cmap="gray", origin="lower", vmin=low, vmax=high + (0.4 * span if dim else 0))
 
 
-def _overlay(axes: Any, masks: np.ndarray) -> None:
-    """Nested regions, the innermost on top: filled lightly, outlined fully."""
+def _overlay(axes: Any, masks: np.ndarray, regions: Sequence[str]) -> None:
+    """Regions, the last named on top: filled lightly, outlined fully."""
     coloured = np.zeros((*masks.shape[1:], 4))
-    for region, mask in zip(REGIONS, masks, strict=True):
-        coloured[mask] = (*to_rgb(COLOURS[region]), 0.6)
+    for region, mask in zip(regions, masks, strict=True):
+        coloured[mask] = (*to_rgb(_colour(region, regions)), 0.6)
     axes.imshow(coloured.transpose(1, 0, 2), origin="lower", interpolation="nearest")
-    for region, mask in zip(REGIONS, masks, strict=True):
+    for region, mask in zip(regions, masks, strict=True):
         if mask.any() and not mask.all():
-            axes.contour(mask.T.astype(float), levels=[0.5], colors=[COLOURS[region]], linewidths=1.1)
+            axes.contour(
+                mask.T.astype(float), levels=[0.5], colors=[_colour(region, regions)], linewidths=1.1
+            )
 
 
-def _dice(prediction: np.ndarray, truth: np.ndarray) -> dict[str, str]:
+def _dice(prediction: np.ndarray, truth: np.ndarray, regions: Sequence[str]) -> dict[str, str]:
     """Dice of one slice, for the caption; a dash where neither has the region."""
     both = (prediction & truth).sum(axis=(1, 2))
     total = prediction.sum(axis=(1, 2)) + truth.sum(axis=(1, 2))
     return {
-        region: f"{2 * b / t:.2f}" if t else "-" for region, b, t in zip(REGIONS, both, total, strict=True)
+        region: f"{2 * b / t:.2f}" if t else "-" for region, b, t in zip(regions, both, total, strict=True)
     }

@@ -13,6 +13,7 @@ import numpy as np
 
 from splitpeer.data.layouts import Found, find
 from splitpeer.data.loader import Prefetcher, SiteData
+from splitpeer.data.normalisation import DEFAULT, Normalisation
 from splitpeer.data.pseudonym import load_salt
 from splitpeer.data.sampling import batch_digest
 from splitpeer.data.volumes import Volumes
@@ -24,7 +25,14 @@ from splitpeer.errors import DataError, PatientUnusable
 from splitpeer.federation.compute import defence_key, pick_device
 from splitpeer.federation.files import counted, look, note
 from splitpeer.federation.precision import from_wire, to_wire
-from splitpeer.federation.terms import check_bounds, checkpoint_octets, encoder_octets, run_folder, window_of
+from splitpeer.federation.terms import (
+    check_bounds,
+    checkpoint_octets,
+    encoder_octets,
+    normalisation_of,
+    run_folder,
+    window_of,
+)
 from splitpeer.models import site_seed
 from splitpeer.models.registry import backbone_of
 from splitpeer.privacy.ledger import Ledger
@@ -56,7 +64,12 @@ def find_cases(config: PeerConfig) -> Found:
     return find(data.images, data.layout, config.peer.modality)
 
 
-def open_volumes(config: PeerConfig, spacing: tuple[float, ...] = (), found: Found | None = None) -> Volumes:
+def open_volumes(
+    config: PeerConfig,
+    spacing: tuple[float, ...] = (),
+    found: Found | None = None,
+    normalisation: Normalisation = DEFAULT,
+) -> Volumes:
     """The site's images, `found` already or now. Raises DataError or ConfigError naming the file or folder."""
     data = config.data
     if data.salt is None:
@@ -65,6 +78,7 @@ def open_volumes(config: PeerConfig, spacing: tuple[float, ...] = (), found: Fou
         (found or find_cases(config)).cases,
         salt=load_salt(data.salt),
         spacing=tuple(spacing) or None,
+        normalisation=normalisation,
         cache_mib=data.cache_mib,
         rules=data.rules(),
     )
@@ -96,7 +110,7 @@ class SiteJob:
         self.incarnation = secrets.token_bytes(16)
         self.folder: Path = run_folder(config.peer.state, job.name, offer.run)
         self._most_octets = config.policy.max_message_bytes if config.policy else 0
-        self.volumes = open_volumes(config, job.spacing)
+        self.volumes = open_volumes(config, job.spacing, normalisation=normalisation_of(job, offer.modality))
         bounds: Bounds = config.policy or Bounds()
         self._state, self._bounds = config.peer.state, bounds
         grids = look(self.volumes, dict(unusable or {}))

@@ -35,13 +35,15 @@ from splitpeer.data.layouts import find_images, find_labels
 from splitpeer.data.loader import SiteData
 from splitpeer.data.pseudonym import load_salt, pseudonym
 from splitpeer.data.sampling import Sample, TrainingSchedule, split_patients
+from splitpeer.data.task import Task
 from splitpeer.data.volumes import Volumes
 from splitpeer.models import SplitNetwork, build_split_network
 from splitpeer.settings.job import JobConfig
+from splitpeer.settings.loading import to_toml
 from splitpeer.settings.peer import PeerConfig
 from splitpeer.site.client import Client
 from splitpeer.storage import checkpoint
-from splitpeer.training.loss import region_loss
+from splitpeer.training.loss import task_loss
 from splitpeer.training.optimiser import make_optimiser, make_schedule
 from splitproto import pki
 
@@ -261,14 +263,6 @@ def free_port() -> int:
         return port
 
 
-def toml(sections: Mapping[str, Mapping[str, Any]]) -> str:
-    lines = []
-    for name, keys in sections.items():
-        lines.append(f"[{name}]")
-        lines += [f"{key} = {json.dumps(value)}" for key, value in keys.items()]
-    return "\n".join(lines) + "\n"
-
-
 def merged(
     base: dict[str, dict[str, Any]], over: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, dict[str, Any]]:
@@ -328,7 +322,7 @@ class Scene:
             "runtime": {"initial_weights": SEED},
         }
         here.mkdir(exist_ok=True)
-        (here / "peer.toml").write_text(toml(merged(usual, over)))
+        (here / "peer.toml").write_text(to_toml(merged(usual, over)))
         return here
 
     def coordinator(self, site: str = "hub", **over: Mapping[str, Any]) -> Path:
@@ -348,7 +342,7 @@ class Scene:
             },
         }
         here.mkdir(exist_ok=True)
-        (here / "peer.toml").write_text(toml(merged(usual, over)))
+        (here / "peer.toml").write_text(to_toml(merged(usual, over)))
         return here
 
     def job(self, **over: Mapping[str, Any]) -> Path:
@@ -363,7 +357,7 @@ class Scene:
         }
         (self.folder / "hub").mkdir(exist_ok=True)
         path = self.folder / "hub" / "job.toml"
-        path.write_text(toml(merged(usual, over)))
+        path.write_text(to_toml(merged(usual, over)))
         return path
 
     def cast(self, *modalities: str, **job: Mapping[str, Any]) -> Scene:
@@ -530,12 +524,17 @@ class Scene:
     def masks(self) -> Volumes:
         config = self.config("hub")
         return Volumes(
-            find_labels(config.data.labels, "folder"), salt=load_salt(config.data.salt), labels="msd"
+            find_labels(config.data.labels, "folder"), salt=load_salt(config.data.salt), labels=self.task()
         )
+
+    def task(self) -> Task:
+        return self.settings.task.task(self.config("hub").data.convention)
 
     def images(self, modality: str) -> Volumes:
         config = self.config(f"site-{modality}")
-        return Volumes(find_images(config.data.images, "folder", modality), salt=load_salt(config.data.salt))
+        cases = find_images(config.data.images, "folder", modality)
+        rule = self.settings.task.rule(modality)
+        return Volumes(cases, salt=load_salt(config.data.salt), normalisation=rule)
 
     def patients(self) -> tuple[list[bytes], list[bytes]]:
         settings = self.settings
@@ -547,6 +546,8 @@ class Scene:
             job.model.backbone(),
             sorted(job.sites.values()),
             job.model.fusion,
+            self.task().channels,
+            exclusive=self.task().exclusive,
             job_seed=SEED,
         )
 
@@ -590,7 +591,7 @@ class Scene:
             seed = drawn if job.data.augment else None
             x = {m: torch.from_numpy(data.batch(samples, window, seed, m)) for m, data in images.items()}
             target = torch.from_numpy(SiteData(masks).batch(samples, window, seed, None))
-            loss = region_loss(network(x), target)
+            loss = task_loss(network(x), target, exclusive=self.task().exclusive)
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()

@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 
+from splitpeer.data.normalisation import KINDS
 from splitpeer.data.sampling import batch_digest
 from splitpeer.federation.terms import cut_descriptors, judge
 from splitpeer.site.job import SiteJob
 from splitproto.errors import PolicyRefused, SchemaMismatch
-from splitproto.messages import Forward, Job, JobOffer, Sample
+from splitproto.messages import Forward, Job, JobOffer, Normalisation, Sample
 from splitproto.tensors import schema_digest
 from tests.cuts import unet
 
@@ -37,13 +38,16 @@ JOB = Job(
 MIB = 2**20
 
 
-def site(max_message_mib: int = 64, recorded_by_coordinator: bool = True) -> Any:
+def site(
+    max_message_mib: int = 64, recorded_by_coordinator: bool = True, normalisation: tuple[str, ...] = KINDS
+) -> Any:
     policy = SimpleNamespace(
         levels=(0, 1, 2, 3, 4),
         precision=("f32",),
         max_message_mib=max_message_mib,
         max_message_bytes=max_message_mib * MIB,
         recorded_by_coordinator=recorded_by_coordinator,
+        normalisation=normalisation,
     )
     return SimpleNamespace(policy=policy, peer=SimpleNamespace(modality="t1", state=Path("state")))
 
@@ -59,6 +63,28 @@ def offer(**changes: Any) -> JobOffer:
 
 def test_a_fair_job_is_accepted() -> None:
     judge(offer(), site())
+
+
+@pytest.mark.parametrize("rule", ["zscore", "percentile:1,99", "window:-100,300", "none"])
+def test_a_policy_says_which_normalisation_a_job_may_ask_for(rule: str) -> None:
+    """SP-11.12-11: of its own modality; what other sites do is theirs to judge."""
+    for modality in ("t1", "ct"):
+        asked = offer(normalisation=(Normalisation(modality, rule),))
+        judge(asked, site())
+        if modality == "ct":
+            judge(asked, site(normalisation=("zscore-nonzero",)))
+            continue
+        with pytest.raises(PolicyRefused, match=f"normalisation {rule.split(':')[0]}"):
+            judge(asked, site(normalisation=("zscore-nonzero",)))
+
+
+@pytest.mark.parametrize(
+    "named", [[("t1", "none"), ("t1", "none")], [("t1", "window")], [("ct", "windows:1,2")]]
+)
+def test_terms_with_a_normalisation_that_is_none_are_refused(named: list[tuple[str, str]]) -> None:
+    """SP-11.12-11."""
+    with pytest.raises(SchemaMismatch):
+        judge(offer(normalisation=tuple(Normalisation(*one) for one in named)), site())
 
 
 @pytest.mark.parametrize("recorded", [True, False, None])
