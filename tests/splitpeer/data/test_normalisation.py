@@ -1,4 +1,4 @@
-"""Each normalisation on numbers known beforehand, and what cannot be normalised."""
+"""SP-11.12-10: each normalisation on numbers known beforehand, and what cannot be normalised."""
 
 from __future__ import annotations
 

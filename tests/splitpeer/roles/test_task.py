@@ -81,7 +81,7 @@ async def test_a_task_of_two_exclusive_classes_from_end_to_end(scene, caplog) ->
 
 
 async def test_overlapping_regions_of_ones_own_and_modalities_of_any_name(scene) -> None:
-    """What the sites normalise by is what the job says of the names that they have."""
+    """SP-11.12-12: what the sites normalise by is what the job says of the names that they have."""
     task = {"values": {"a": 1, "b": 2, "c": 3}, "regions": {"all": ["a", "b", "c"], "inner": ["b"]},
             "normalisation": {"adc": "zscore", "pet-fdg": "none"}}  # fmt: skip
     scene.cast("t1", "t2", sites={"site-t1": "adc", "site-t2": "pet-fdg"}, task=task, training={"steps": 2})
