@@ -266,7 +266,12 @@ def free_port() -> int:
 def merged(
     base: dict[str, dict[str, Any]], over: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, dict[str, Any]]:
-    return {name: {**base.get(name, {}), **over.get(name, {})} for name in {**base, **over}}
+    """`over` wins, key by key. A name with a dot ("absence.per_site_s") is a table inside a section."""
+    found = {name: dict(keys) for name, keys in base.items()}
+    for name, keys in over.items():
+        section, dot, inner = name.partition(".")
+        found.setdefault(section, {}).update({inner: dict(keys)} if dot else keys)
+    return found
 
 
 @dataclass
