@@ -46,7 +46,8 @@ class JobHead(Section):
 class Model(Section):
     """The network, and what of it leaves the sites. Settings that are not written are the network's defaults."""
 
-    network: Literal["basic-unet", "residual-unet"] = DEFAULT
+    network: str = DEFAULT
+    """A name of `models.registry.NETWORKS`."""
     dimensions: Literal[2, 3] = 2
     features: Annotated[tuple[Width, ...], Field(min_length=1, max_length=MAX_LEVELS)] | None = None
     """Channels. basic-unet: of levels 0 to 4 and of the decoder's last block; residual-unet: one a level."""
