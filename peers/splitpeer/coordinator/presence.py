@@ -20,7 +20,7 @@ from splitpeer.errors import DeadlinePassed, JobFailed
 from splitpeer.logs import event
 from splitproto import SplitprotoError
 from splitproto.clock import patiently
-from splitproto.errors import DeadlineExceeded, LinkLost
+from splitproto.errors import DeadlineExceeded
 
 log = logging.getLogger(__name__)
 
@@ -160,6 +160,7 @@ class Presence:
 
     async def wait_joined(self) -> None:
         """Wait until the site has joined; raises JobFailed if it declined."""
+        self._note_end_if_dead()
         await self._decided.wait()
         if self.standing is Standing.LOST and self._failure is not None:
             raise self._failure
@@ -171,8 +172,7 @@ class Presence:
 
     async def wait_here(self, seconds: float) -> None:
         """Wait until a site between two links is here, or `seconds` are over, which is a warning."""
-        if self.link is not None and not self.link.alive:
-            self._note_end(self.link)
+        self._note_end_if_dead()
         try:
             async with asyncio.timeout(seconds):
                 await self._decided.wait()
@@ -186,13 +186,12 @@ class Presence:
             what: it is waited for, in words.
 
         Raises:
-            DeadlinePassed: it did not come back in time.
+            DeadlinePassed: it did not come back in time, or was let go meanwhile.
             JobFailed: it has failed for good.
         """
         self._check_failed()
         if not self.here:
-            if self.link is not None:
-                self._note_end(self.link)
+            self._note_end_if_dead()
             self.show_waiting("to come back", self._patience_s)
             joined = asyncio.ensure_future(self._decided.wait())
             try:
@@ -205,7 +204,8 @@ class Presence:
                 joined.cancel()
             self._check_failed()
         if self.link is None:
-            raise LinkLost("no link")
+            # The run ends meanwhile: `let_go` came before the one that waits ran again.
+            raise DeadlinePassed(f"site {self.name} ({self.modality}) was let go; it was waited for: {what}")
         return self.link
 
     async def wait_link_unless_absent(self, what: str) -> SiteLink:
@@ -232,6 +232,11 @@ class Presence:
         if (bye := link.session.farewell) is not None:
             await link.session.close(bye.reason)
         self._note_end(link)
+
+    def _note_end_if_dead(self) -> None:
+        """A link may be over before `_watch` has run."""
+        if self.link is not None and not self.link.alive:
+            self._note_end(self.link)
 
     def _note_end(self, link: SiteLink) -> None:
         """`link` is over; nothing, where that is known."""

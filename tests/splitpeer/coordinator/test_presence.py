@@ -131,6 +131,25 @@ async def test_one_that_declined_is_lost_to_all_who_wait_and_may_still_join(pres
     assert await presence.wait_link("to begin") is presence.link
 
 
+async def test_a_link_that_has_just_ended_does_not_count_as_joined(presence: Presence) -> None:
+    """The watch over the link has not run yet."""
+    joined(presence).session.fail(LinkLost("cut"))
+    waiting = asyncio.create_task(presence.wait_joined())
+    await settle()
+    assert not waiting.done()
+    joined(presence)
+    await waiting
+
+
+async def test_one_that_is_let_go_as_it_comes_back_is_not_waited_for(presence: Presence) -> None:
+    waiting = asyncio.create_task(presence.wait_link("to begin"))
+    await settle()
+    joined(presence)
+    presence.let_go()
+    with pytest.raises(DeadlinePassed, match="let go"):
+        await waiting
+
+
 async def test_one_that_is_lost_while_it_catches_up_does_not_hold_up_the_others(presence: Presence) -> None:
     presence.leave_out("cut")
     link = joined(presence)
