@@ -6,9 +6,12 @@ Runs are named in full, in hexadecimal; times are seconds.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+
+log = logging.getLogger(__name__)
 
 Scores = dict[str, float | None]
 """Dice by region; None: the region is in no mask."""
@@ -23,18 +26,28 @@ Sink = Callable[[Happening], None]
 
 
 class Report:
-    """Tells every sink, in their order."""
+    """Tells every sink, in their order. One that raises costs neither the run nor the sinks after it."""
 
     def __init__(self, *sinks: Sink) -> None:
         self._sinks = sinks
+        self._logged: set[tuple[int, type[Exception]]] = set()  # of which sink, by its place
 
     def __call__(self, happening: Happening) -> None:
-        for sink in self._sinks:
-            sink(happening)
+        for place, sink in enumerate(self._sinks):
+            try:
+                sink(happening)
+            except Exception as error:
+                # Once of each kind: it may fail at every step.
+                if (place, type(error)) not in self._logged:
+                    self._logged.add((place, type(error)))
+                    what = {"sink": type(sink).__name__, "happening": type(happening).__name__}
+                    log.exception("sink.failed", extra={"fields": what})
 
     def to(self, *sinks: Sink) -> Report:
         """One that tells these as well."""
-        return Report(*self._sinks, *sinks)
+        report = Report(*self._sinks, *sinks)
+        report._logged = self._logged
+        return report
 
 
 # --- of any daemon -----------------------------------------------------------------------------------------

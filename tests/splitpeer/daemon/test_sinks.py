@@ -70,6 +70,20 @@ def said(happening: h.Happening) -> list[tuple[str, dict[str, Any], int]]:
 # --- all places --------------------------------------------------------------------------------------------
 
 
+def test_a_sink_that_raises_stops_neither_the_run_nor_the_sinks_after_it(caplog) -> None:
+    def broken(happening: h.Happening) -> None:
+        raise KeyError("loss")
+
+    heard: list[h.Happening] = []
+    report = h.Report(broken)
+    report.to(heard.append)(COMMITTED)
+    report.to(heard.append)(EVALUATED)
+    assert heard == [COMMITTED, EVALUATED]
+    # Once, with its traceback.
+    (record,) = caplog.records
+    assert record.getMessage() == "sink.failed" and record.exc_info is not None
+
+
 def test_a_step_is_told_once_and_seen_everywhere(board: Board) -> None:
     files, view, messages = Files(), View(), ProgressMessages()
     h.Report(BoardSink(board)).to(MetricsSink(files), ConsoleSink(view))(COMMITTED)
