@@ -10,6 +10,7 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from types import TracebackType
 from typing import Self
 
@@ -279,6 +280,8 @@ class Door:
         except SplitprotoError as error:
             self.tell(link.source, error)
             return
+        if self._links.get(link.key) is not link:
+            return  # it was over, or evicted, before this ran: nobody would count it out again
         link.admitted = True
         self._budget.admitted(link.network)
         if link.visitor is not None:
@@ -334,6 +337,7 @@ class Door:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        for lane in self._open_lanes:
-            lane.leave()
-        self._visitors.clear()
+        with ExitStack() as leaving:  # one that fails keeps no other open
+            leaving.callback(self._visitors.clear)
+            for lane in self._open_lanes:
+                leaving.callback(lane.leave)

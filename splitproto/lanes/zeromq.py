@@ -154,12 +154,13 @@ class ZmqLane:
             unwatch(self._socket, self._monitor)
             self._socket.close(linger=0)
             raise BindFailed(_why_not_bound(error, self.address, host, port)) from None
-        endpoint: bytes = self._socket.getsockopt(zmq.LAST_ENDPOINT)  # type: ignore[assignment]
-        bound = int(endpoint.decode().rstrip("\0").rpartition(":")[2])
-        self.address = f"{self.address.rpartition(':')[0]}:{bound}"
-        self._port = Port(bound)
-        # A connection is known before what it says is read: libzmq tells of it first.
-        self._reader = Reader(self._socket, self._deliver, first=self._monitor.drain)
+        try:
+            self._read_port()
+        except BaseException:
+            # Such as one more descriptor than the process may have.
+            unwatch(self._socket, self._monitor)
+            self._socket.close(linger=0)
+            raise
 
     def reply(self, route: bytes, data: bytes) -> bool:
         if self._socket.closed:
@@ -185,6 +186,14 @@ class ZmqLane:
         self._reader.close(linger_ms=500)
 
     # --- inside -----------------------------------------------------------------------------------------
+
+    def _read_port(self) -> None:
+        endpoint: bytes = self._socket.getsockopt(zmq.LAST_ENDPOINT)  # type: ignore[assignment]
+        bound = int(endpoint.decode().rstrip("\0").rpartition(":")[2])
+        self._port = Port(bound)
+        # A connection is known before what it says is read: libzmq tells of it first.
+        self._reader = Reader(self._socket, self._deliver, first=self._monitor.drain)
+        self.address = f"{self.address.rpartition(':')[0]}:{bound}"
 
     def _deliver(self, parts: list[zmq.Frame]) -> None:
         visitor = self._port.spoke(_descriptor(parts[-1]), len(parts[-1]))

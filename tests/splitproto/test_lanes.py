@@ -343,3 +343,41 @@ async def test_a_dead_connection_of_one_lane_costs_the_other_nothing(federation:
         first.carrier_lost(LinkLost("its process was killed"))
         assert await second[0].answers(SOON) and await second[1].answers(SOON)
         await part(*second)
+
+
+@pytest.mark.parametrize("place", [0, 1])
+async def test_a_lane_that_cannot_leave_keeps_no_other_open(federation: Any, place: int) -> None:
+    lanes = [zmq_lane(), zmq_lane()]
+    broken = lanes[place]
+    leave = broken.leave
+
+    def fails() -> None:
+        leave()
+        raise OSError("no")
+
+    broken.leave = fails  # type: ignore[method-assign]
+    with pytest.raises(OSError, match="no"):
+        async with house_of(federation, *lanes):
+            pass
+    assert all(lane._socket.closed for lane in lanes)
+
+
+async def test_a_link_that_is_over_before_it_is_admitted_is_not_handed_out(federation: Any) -> None:
+    async with house_of(federation, lane := MemoryLane()) as house:
+
+        async def established() -> None: ...
+
+        link: Any = SimpleNamespace(key=(lane, b"route", b"link"), admitted=False)
+        await house.door._admit(link, SimpleNamespace(established=established))  # type: ignore[arg-type]
+        assert not link.admitted and not house.door._ready
+
+
+async def test_a_lane_that_fails_after_it_has_bound_keeps_no_socket(monkeypatch: Any) -> None:
+    def full(number: int) -> None:
+        raise OSError("too many open files")
+
+    monkeypatch.setattr("splitproto.lanes.zeromq.Port", full)
+    lane = zmq_lane()
+    with pytest.raises(OSError, match="too many"):
+        await lane.listen(SimpleNamespace())  # type: ignore[arg-type]
+    assert lane._socket.closed and lane._monitor.socket.closed
