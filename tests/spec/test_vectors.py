@@ -511,6 +511,8 @@ def test_terms(case: Case) -> None:
             recorded_by_coordinator=True,
             max_message_bytes=1 << 40,
             normalisation=("zscore-nonzero", "zscore", "percentile", "window", "none"),
+            defences=(),
+            image_defences=(),
         )
         offer = messages.JobOffer(bytes(16), "t1", job, tensors.schema_digest(described))
         terms.judge(offer, SimpleNamespace(policy=policy, peer=SimpleNamespace(modality="t1")))

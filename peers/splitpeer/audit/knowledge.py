@@ -99,12 +99,22 @@ def _encoder(view: View, parameters: Mapping[str, Tensor], path: Path) -> nn.Mod
 
 
 def _decoder(view: View, parameters: Mapping[str, Tensor], path: Path) -> Decoder:
-    # How the levels are fused is not in the job on the wire, but in the shape of the first block.
+    # How the levels are fused and how many regions there are is not in the job on the wire, but in the shapes.
     for fusion in ("concat", "mean"):
         decoder = build_decoder(view.backbone, view.modalities, fusion, seed=0)
+        regions = _outputs(decoder, parameters)
+        if regions != decoder.out_channels:
+            decoder = build_decoder(view.backbone, view.modalities, fusion, regions, seed=0)
         if _fits(decoder, parameters):
             return _loaded(decoder, parameters, path, "decoder")
     return _loaded(decoder, parameters, path, "decoder")
+
+
+def _outputs(decoder: Decoder, parameters: Mapping[str, Tensor]) -> int:
+    """Of the checkpoint's last convolution; the decoder's own where the checkpoint has none."""
+    last = next(name for name, module in decoder.named_modules() if module is decoder.last)
+    bias = parameters.get(f"{last}.bias")
+    return len(bias) if bias is not None and bias.ndim == 1 and len(bias) else decoder.out_channels
 
 
 def _fits(network: nn.Module, parameters: Mapping[str, Tensor]) -> bool:

@@ -11,7 +11,7 @@ from splitpeer.models.registry import backbone_of, on_wire
 from splitpeer.models.registry import encoder_parameters as parameters_of
 from splitpeer.settings.bounds import Bounds
 from splitpeer.settings.job import MAX_STEPS, JobConfig
-from splitpeer.settings.peer import PeerConfig
+from splitpeer.settings.peer import LEVELS, PeerConfig, Policy
 from splitpeer.training.optimiser import OPTIMISERS, SCHEDULES
 from splitproto import messages
 from splitproto.errors import IdentityError, PolicyRefused, SchemaMismatch
@@ -147,6 +147,31 @@ def _check_figures(job: Job) -> None:
         raise SchemaMismatch(f"{', '.join(wrong)} of the job cannot be used here")
 
 
+def _check_noise(rule: Normalisation, policy: Policy) -> None:
+    """SP-11-2: voxel noise is a multiple of one deviation only of images whose deviation is one; and what was kept
+    under one rule could be subtracted under another. Raises PolicyRefused."""
+    if policy.image_defences and rule != DEFAULT:
+        raise PolicyRefused(
+            f"normalisation {rule} is not allowed with image_defences: their noise is measured against {DEFAULT}"
+        )
+
+
+def _check_strides(job: Job, policy: Policy) -> None:
+    """SP-11-2: where a level's number is what limits resolution, level k is at least 2**k times coarser.
+
+    Raises:
+        PolicyRefused: a level that would be sent is finer than its number says.
+    """
+    limited = not set(LEVELS) <= set(policy.levels) or any(s.levels is not None for s in policy.defences)
+    for level in job.levels if limited else ():
+        stride = job.cut[level].stride
+        if min(stride) < 2**level:
+            raise PolicyRefused(
+                f"level {level_name(level)} has stride {list(stride)}; a site that limits levels takes it "
+                f"from {2**level} on every axis (policy levels, defences @levels)"
+            )
+
+
 def judge(offer: JobOffer, config: PeerConfig) -> None:
     """SP-11-2: a site's decision, by its own policy alone; nothing that arrives later can change it.
 
@@ -181,10 +206,12 @@ def judge(offer: JobOffer, config: PeerConfig) -> None:
         raise PolicyRefused(
             f"normalisation {rule} is not allowed here (policy normalisation: {', '.join(policy.normalisation)})"
         )
+    _check_noise(rule, policy)
     try:
         described = cut_descriptors(job)
     except ValueError as error:
         raise SchemaMismatch(str(error)) from None
+    _check_strides(job, policy)
     _check_figures(job)
     if (size := encoder_octets(job, job.batch)) > policy.max_message_bytes:
         raise PolicyRefused(

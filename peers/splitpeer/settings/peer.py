@@ -44,6 +44,10 @@ from splitproto.identity import AllowList, Credentials
 __all__ = ["PeerConfig", "find_peer_toml"]
 
 
+LEVELS = (0, 1, 2, 3, 4)
+"""A policy that lacks one of them limits what may leave."""
+
+
 class Peer(Section):
     """Who this peer is."""
 
@@ -123,15 +127,16 @@ class Policy(Bounds):
 
     coordinators: Annotated[tuple[Name, ...], Field(min_length=1), Distinct]
     """Sites that may be this client's coordinator."""
-    levels: Levels = (0, 1, 2, 3, 4)
-    """U-Net levels whose activations may leave."""
+    levels: Levels = LEVELS
+    """Levels whose activations may leave. Where one of 0 to 4 is missing, or a defence names its levels, level k must
+    be at least 2**k times coarser than the image on every axis."""
     precision: Annotated[tuple[Precision, ...], Field(min_length=1), Distinct] = (
         "f32",
         "bf16",
     )
     normalisation: Annotated[tuple[NormalisationKind, ...], Field(min_length=1), Distinct] = KINDS
     """What may be done to intensities before the encoder sees them: a job's window shows what lies within it in full
-    contrast."""
+    contrast. With ``image_defences`` only zscore-nonzero is taken, whatever stands here."""
     max_message_mib: PositiveInt = 1024
     """Largest message taken, MiB."""
     defences: Defences = ()

@@ -86,7 +86,8 @@ normalisation = ["zscore-nonzero", "zscore", "percentile", "window", "none"]  # 
 max_message_mib = 1024
 # What is done to activations before they leave, in training and evaluation, in this order; see: splitpeer defences
 # defences = ["dropout:0.5", "gaussian:1.0@0,1"]  # name:value,parameter=value@levels
-# image_defences = ["voxel-noise:0.5"]  # on the images themselves, the same noise every time
+# On the images themselves, the same noise every time; then a job may ask for zscore-nonzero only:
+# image_defences = ["voxel-noise:0.5"]
 # A privacy budget for every patient: sending stops when it is spent. Needs dp-gaussian among the defences; what
 # noise a study needs: splitpeer privacy --help
 # epsilon = 8.0

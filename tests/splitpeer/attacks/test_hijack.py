@@ -86,6 +86,7 @@ def test_hijacking_repeats_and_needs_masks_for_a_disguise() -> None:
         FSHA(**quick, disguise=0.5).simulate(encoder, images, images)
     disguised = FSHA(**quick, disguise=0.5).simulate(encoder, images, images, masks)
     assert disguised.settings["disguise"] == 0.5
+    FSHA(**quick, disguise=0.5).simulate(encoder, images, images, masks[:, :1])  # a task of one region
     with pytest.raises(AttackImpossible, match="four simulated steps"):
         GradientWatch().fit([])
 

@@ -11,7 +11,9 @@ import pytest
 
 from splitpeer.data.normalisation import KINDS
 from splitpeer.data.sampling import batch_digest
+from splitpeer.defences.kinds import parse_all
 from splitpeer.federation.terms import cut_descriptors, judge
+from splitpeer.models.registry import make_backbone, on_wire
 from splitpeer.site.job import SiteJob
 from splitproto.errors import PolicyRefused, SchemaMismatch
 from splitproto.messages import Forward, Job, JobOffer, Normalisation, Sample
@@ -39,10 +41,17 @@ MIB = 2**20
 
 
 def site(
-    max_message_mib: int = 64, recorded_by_coordinator: bool = True, normalisation: tuple[str, ...] = KINDS
+    max_message_mib: int = 64,
+    recorded_by_coordinator: bool = True,
+    normalisation: tuple[str, ...] = KINDS,
+    levels: tuple[int, ...] = (0, 1, 2, 3, 4),
+    defences: tuple[str, ...] = (),
+    image_defences: tuple[str, ...] = (),
 ) -> Any:
     policy = SimpleNamespace(
-        levels=(0, 1, 2, 3, 4),
+        levels=levels,
+        defences=parse_all(defences, "activations"),
+        image_defences=parse_all(image_defences, "image"),
         precision=("f32",),
         max_message_mib=max_message_mib,
         max_message_bytes=max_message_mib * MIB,
@@ -76,6 +85,44 @@ def test_a_policy_says_which_normalisation_a_job_may_ask_for(rule: str) -> None:
             continue
         with pytest.raises(PolicyRefused, match=f"normalisation {rule.split(':')[0]}"):
             judge(asked, site(normalisation=("zscore-nonzero",)))
+
+
+@pytest.mark.parametrize("rule", ["zscore", "percentile:1,99", "window:-100,300", "none"])
+def test_noise_on_images_wants_the_deviation_it_is_a_multiple_of(rule: str) -> None:
+    """SP-11-2: the same kept noise under two rules could be subtracted; other modalities are theirs to judge."""
+    noisy = site(image_defences=("voxel-noise:0.5",))
+    judge(offer(), noisy)
+    judge(offer(normalisation=(Normalisation("ct", rule),)), noisy)
+    with pytest.raises(PolicyRefused, match=r"image_defences.*zscore-nonzero") as refused:
+        judge(offer(normalisation=(Normalisation("t1", rule),)), noisy)
+    assert "\n" not in refused.value.reason and rule.split(":")[0] in refused.value.reason
+
+
+def residual(strides: tuple[int, ...], levels: tuple[int, ...]) -> dict[str, Any]:
+    settings = {"features": (4, 4, 8, 8, 8), "strides": strides}
+    return {**on_wire(make_backbone("residual-unet", 2, settings, levels)), "levels": levels}
+
+
+FULL, HALF, ONE_AXIS = (1, 1, 1, 1, 1), (1, 2, 2, 2, 2), (1, 1, 2, 2, 2, 2, 2, 2, 2, 1)
+
+
+@pytest.mark.parametrize(
+    "limits", [{"levels": (4,)}, {"levels": (3, 4)}, {"defences": ("gaussian:1@0,1",)}], ids=str
+)
+def test_a_level_is_as_coarse_as_its_number_where_a_site_limits_levels(limits: dict[str, Any]) -> None:
+    """SP-11-2: a network may not call full resolution level 4."""
+    judge(offer(levels=(4,)), site(**limits))
+    judge(offer(**residual(HALF, (4,))), site(**limits))
+    for strides, stride in ((FULL, "1, 1"), (ONE_AXIS, "16, 8")):
+        with pytest.raises(PolicyRefused, match=rf"level x4 has stride \[{stride}\]") as refused:
+            judge(offer(**residual(strides, (4,))), site(**limits))
+        assert "\n" not in refused.value.reason
+
+
+def test_a_site_that_limits_no_level_takes_any_stride() -> None:
+    """SP-11.8-1."""
+    for taken in ({}, {"defences": ("gaussian:1",)}, {"levels": tuple(range(8))}):
+        judge(offer(**residual(FULL, (0, 4))), site(**taken))
 
 
 @pytest.mark.parametrize(

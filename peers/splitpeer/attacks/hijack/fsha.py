@@ -107,7 +107,11 @@ class FSHA:
         shown, mine = _tensor(public, self.device), _tensor(private, self.device)
         source = torch.Generator().manual_seed(self.seed)
         self._pilot(pilot, inverse, shown, source, progress)
-        honest = _Honest(encoder, self.seed, self.device) if self.disguise else None
+        honest = (
+            _Honest(encoder, masks.shape[1], self.seed, self.device)
+            if self.disguise and masks is not None
+            else None
+        )
         before = _images(site, inverse, mine)
 
         site_steps, judge_steps = (
@@ -169,10 +173,10 @@ class FSHA:
 class _Honest:
     """The rest of an honest training of one site: a decoder that learns the segmentation and returns its gradients."""
 
-    def __init__(self, encoder: Encoder, seed: int, device: str, rate: float = 5e-3) -> None:
-        self.decoder: Decoder = build_decoder(encoder.backbone, ("own",), seed=site_seed(seed, "honest")).to(
-            device
-        )
+    def __init__(self, encoder: Encoder, regions: int, seed: int, device: str, rate: float = 5e-3) -> None:
+        self.decoder: Decoder = build_decoder(
+            encoder.backbone, ("own",), out_channels=regions, seed=site_seed(seed, "honest")
+        ).to(device)
         self._steps = make_optimiser(self.decoder.parameters(), lr=rate)
 
     def gradients(self, sent: Tensors, masks: Tensor) -> Tensors:
@@ -196,7 +200,7 @@ def honest_training(
     device: str = "cpu",
 ) -> Iterator[tuple[dict[str, np.ndarray], np.ndarray]]:
     """What a site is sent in honest training of a copy of `encoder`, alone: (gradients, own images) of each step."""
-    site, rest = copy.deepcopy(encoder).to(device), _Honest(encoder, seed, device, rate)
+    site, rest = copy.deepcopy(encoder).to(device), _Honest(encoder, masks.shape[1], seed, device, rate)
     optimiser = make_optimiser(site.parameters(), lr=rate)
     source = np.random.default_rng(seed)
     for _ in range(steps):
