@@ -374,6 +374,17 @@ async def test_one_daemon_per_folder(make_duty: Callable[[], Duty], state: Path)
     await duty.__aexit__(None, None, None)
 
 
+async def test_a_folder_that_cannot_be_written_is_not_held(duty: Duty, state: Path, monkeypatch) -> None:
+    def full() -> None:
+        raise OSError("no more threads")
+
+    monkeypatch.setattr(duty.board, "open", full)
+    with pytest.raises(OSError, match="threads"):
+        async with duty.on_duty():
+            pass
+    assert holder(state) is None
+
+
 async def test_those_who_look_keep_nobody_out(make_duty: Callable[[], Duty], state: Path) -> None:
     async with make_duty().on_duty():
         pass

@@ -11,6 +11,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Collection, Sequence
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 from splitpeer.coordinator.remote_site import RemoteSite
@@ -194,13 +195,21 @@ class Coordinator:
             PeerError: what the user is told, with its exit code.
         """
         run = self._files.run.hex()
-        async with self._duty.on_duty(
+        on_duty = self._duty.on_duty(
             self._witness,
             job=self._job.name,
             run=run,
             terms=terms_digest(self._job),
             sites=[f"{site.name} ({site.modality})" for site in self.sites],
-        ):
+        )
+        async with AsyncExitStack() as stack:
+            try:
+                await stack.enter_async_context(on_duty)
+            except BaseException:
+                # Such as a trail that cannot be begun: nobody else would end these.
+                self._view.close()
+                self._compute.close()
+                raise
             self._report(h.RunChosen(self._job.name, run, self._job.steps, self._settings.absence.mode))
             if self._files.record.state == "over":
                 return self._was_complete()

@@ -53,7 +53,11 @@ class Duty:
             return
         self._take()
         self._held = True
-        self.board.open()
+        try:
+            self.board.open()
+        except BaseException:
+            self.forsake()
+            raise
         cause = ""
         try:
             yield self
