@@ -10,7 +10,7 @@ from splitpeer.defences.network import Defended, build_network
 from splitpeer.defences.randomness import Release
 from splitpeer.defences.stack import defend, make_stack
 from splitpeer.errors import DataError
-from splitpeer.models import Encoder, build_decoder, build_encoder, site_seed, unet_backbone
+from splitpeer.models import Encoder, basic_unet, build_decoder, build_encoder, site_seed, unet_backbone
 from splitpeer.training.optimiser import make_optimiser, make_schedule
 from splitpeer.training.split_step import ClientHalf, CoordinatorHalf
 from splitproto.messages import Sample
@@ -73,7 +73,7 @@ def steps(
 
 def test_without_defences_it_is_the_encoder() -> None:
     bare = network("")
-    assert type(bare) is Encoder
+    assert type(bare) is basic_unet.Encoder
     plain = build_encoder(unet_backbone(2, FEATURES), seed=3).state_dict()
     assert list(plain) == list(bare.state_dict())
     defended = network(MANY).state_dict()
