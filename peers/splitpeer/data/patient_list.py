@@ -138,16 +138,12 @@ def _channel(written: str) -> int | None:
 
 
 def _volume(folder: Path, written: str) -> Path:
-    """The file that a line names. Raises DataError, without the line, where it is none or not below `folder`."""
+    """The file that a line names, anywhere: the list is its owner's. Raises DataError, without the line: it is none."""
     if "\0" in written:
         raise DataError("the path holds a NUL character: correct it")
     path = folder / written
     if not path.name.lower().endswith(SUFFIXES):
         raise DataError(f"{written}: name a .nii or .nii.gz file")
-    if not Path(os.path.normpath(path.absolute())).is_relative_to(os.path.normpath(folder.absolute())):
-        raise DataError(
-            f"{written}: not below the list's folder: move the list above its files, or link their folder there"
-        )
     try:
         there = path.is_file()
     except OSError as error:

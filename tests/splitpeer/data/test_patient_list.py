@@ -137,13 +137,12 @@ def test_a_mistake_in_a_list_of_several_kinds(listed, lines: str, what: str) -> 
 
 
 @pytest.mark.parametrize("written", ["../out.nii.gz", "scans/../../out.nii.gz", "{root}/out.nii.gz"])
-def test_a_list_does_not_lead_out_of_its_folder(listed, tmp_path: Path, written: str) -> None:
+def test_a_list_may_name_files_anywhere(listed, tmp_path: Path, written: str) -> None:
+    """Its owner wrote it; images often lie on another disk."""
     (tmp_path.parent / "out.nii.gz").write_bytes(b"")
     path = listed(f"patient,path\nP1,{written.format(root=tmp_path.parent)}\nP2,1.nii.gz\n")
     found = look(path, "csv", "t1")
-    assert [case.patient for case in found.cases] == ["P2"]
-    assert "line 2" in found.problems[0]
-    assert "not below the list's folder: move the list above its files, or link" in found.problems[0]
+    assert [case.patient for case in found.cases] == ["P1", "P2"] and not found.problems
 
 
 def test_a_path_from_the_root_may_lead_into_the_folder(listed, tmp_path: Path) -> None:
