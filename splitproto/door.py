@@ -296,7 +296,7 @@ class Door:
         try:
             lane.reply(route, envelope.encode_reset(link, reason, text))
         except LinkLost:
-            # Whoever it was has gone already.
+            # The peer is gone already.
             return
 
     def _turn_away(self, key: Key, source: str, visitor: Visitor | None, error: LocalError) -> None:

@@ -117,7 +117,7 @@ class Lane(Protocol):
 
 
 class Caller(Protocol):
-    """Whoever dialled, as its end of a lane sees it: a session."""
+    """The dialling peer, as its end of a lane sees it: a session."""
 
     def arrived(self, data: bytes | memoryview) -> None:
         """One envelope."""

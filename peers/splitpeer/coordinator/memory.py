@@ -40,7 +40,7 @@ class Memory:
         """Take down how far the site says it is, on a new link.
 
         Args:
-            absent: the run goes on without it.
+            absent: the run continues without it.
         """
         if self._incarnation and accept.incarnation != self._incarnation:
             # A new process: what was not on disk is gone.

@@ -45,13 +45,13 @@ class Presence:
         self.link: SiteLink | None = None
         """Over which it joined last."""
         self.absence = ""
-        """Why the run goes on without it; empty: it does not."""
+        """Why the run continues without it; empty where it does not."""
         self.refusal = ""
         """Why it did not join when it dialled last; empty: it did, or has not dialled."""
         self._patience_s, self._witness, self._board = patience_s, witness, board
         self._refusals = LineBudget(witness.note, a_second=REFUSALS_A_SECOND, at_once=REFUSALS_AT_ONCE)
         self._failure: JobFailed | None = None
-        self._decided = asyncio.Event()  # it has joined, or is lost: whoever waits for it need not any more
+        self._decided = asyncio.Event()  # it has joined, or is lost: nobody needs to wait for it any more
         self._watching: asyncio.Task[None] | None = None
         self._board.site(name, modality=modality, state=self.standing.value)
 
@@ -64,7 +64,7 @@ class Presence:
 
     @property
     def absent(self) -> bool:
-        """The run goes on without it, whether it is here again or not."""
+        """Whether the run continues without it, connected again or not."""
         return self.standing.out
 
     # --- commands --------------------------------------------------------------------------------------
@@ -114,7 +114,7 @@ class Presence:
         return self._failure
 
     def leave_out(self, cause: str) -> None:
-        """From now on the run goes on without this site, which may dial and join again."""
+        """From now on the run continues without this site, which may dial and join again."""
         self.absence = cause
         self._move(Happening.LEFT_OUT, absent_since=time.monotonic(), cause=cause)
         self.stop_waiting()

@@ -122,12 +122,12 @@ class RemoteSite:
 
     @property
     def absent(self) -> bool:
-        """The run goes on without it, whether it is here again or not."""
+        """Whether the run continues without it, connected again or not."""
         return self._presence.absent
 
     @property
     def absence(self) -> str:
-        """Why the run goes on without it; empty: it does not."""
+        """Why the run continues without it; empty where it does not."""
         return self._presence.absence
 
     @property
@@ -200,7 +200,7 @@ class RemoteSite:
         self._presence.show_waiting("to join", seconds)
 
     def leave_out(self, cause: str) -> None:
-        """From now on the run goes on without this site, which may dial and join again."""
+        """From now on the run continues without this site, which may dial and join again."""
         self._presence.leave_out(cause)
 
     def note_undone(self, step: int) -> None:

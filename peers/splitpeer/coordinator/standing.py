@@ -21,9 +21,9 @@ class Standing(Enum):
     PRESENT = "present"
     """It has joined; the work counts on it."""
     LOST = "lost"
-    """It declined the job or failed for good; the run ends, or goes on without it."""
+    """It declined the job or failed for good; the run ends, or continues without it."""
     ABSENT = "absent"
-    """The run goes on without it. It may dial and join again."""
+    """The run continues without it. It may dial and join again."""
     RETURNED = "returned"
     """It was absent and has joined again; before one of the next steps it catches up."""
     CATCHING_UP = "catching up"
@@ -36,7 +36,7 @@ class Standing(Enum):
 
     @property
     def out(self) -> bool:
-        """Whether the run goes on without it."""
+        """Whether the run continues without it."""
         return self in _OUT
 
 

@@ -1,6 +1,6 @@
 """What happens to a daemon, as data: told once, by the code that knows it, and put into words by the `sinks`.
 
-Whoever adds a happening decides in each sink what people get to see of it; a sink that does not know it says nothing.
+A new happening needs a decision in each sink on what people see of it; a sink that does not know it says nothing.
 Runs are named in full, in hexadecimal; times are seconds.
 """
 
@@ -109,7 +109,7 @@ class CoordinatorStarted(Happening):
 
 @dataclass(frozen=True)
 class RunChosen(Happening):
-    """Which run it is, new or gone on with."""
+    """Which run it is, new or resumed."""
 
     job: str
     run: str
@@ -294,7 +294,7 @@ class RunRolledBack(Happening):
 
 @dataclass(frozen=True)
 class PatientWithdrawn(Happening):
-    """SP-11.13-4: the run goes on without a patient, from `step` on."""
+    """SP-11.13-4: the run continues without a patient, from `step` on."""
 
     run: str
     site: str

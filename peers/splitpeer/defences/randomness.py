@@ -97,7 +97,7 @@ class Draw:
 
 def generator(key: bytes, *parts: bytes) -> np.random.Generator:
     """A generator that is a function of `key` and `parts`: keyed BLAKE2b (RFC 7693) gives Philox its key. Of
-    PCG64, whoever knows a part of what was drawn may compute the rest; of Philox, no such attack is known."""
+    PCG64, someone who knows a part of what was drawn may compute the rest; of Philox, no such attack is known."""
     return np.random.Generator(np.random.Philox(key=int.from_bytes(_keyed(key, parts, 16), "big")))
 
 

@@ -66,7 +66,7 @@ class Kind:
     offline: bool = True
     """Whether it can be applied to recorded clean traffic; what changes the training cannot."""
     structural: bool = False
-    """Whether it is a part of the network (trained, and known to whoever knows the weights): written first."""
+    """Whether it is a part of the network (trained, and known to anyone who knows the weights): written first."""
     needs_levels: bool = False
     """Whether it means nothing without levels."""
     additive_noise: Noise | None = None

@@ -1,4 +1,4 @@
-"""Several defences in order, made from what is written, applied with the key of whoever sends."""
+"""Several defences in order, made from what is written, applied with the key of the sender."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from splitpeer.models.cut import level_name
 
 
 class Stack(nn.Module):
-    """Several defences in order, with the key of whoever applies them.
+    """Several defences in order, with the key of the peer that applies them.
 
     Args:
         defences: in the order in which they act.

@@ -1,4 +1,4 @@
-"""One training step among all parties, whoever they are: in one process, or with a network in between.
+"""One training step among all peers: in one process, or with a network in between.
 
 The coordinator of a run calls `fused_step`, as its sites are elsewhere; `split_round` is the whole step, with a `Wire`
 between the halves. A rehearsal's wire rounds and records; that of the centralised baselines does nothing.

@@ -292,7 +292,7 @@ class CoordinatorHalf(_Half):
         return value, self._finish()
 
     def decode(self, activations: Activations, absent: Collection[str] = ()) -> np.ndarray:
-        """Logits float32 [B, channels, *spatial] for whoever holds the labels; a step is then pending."""
+        """Logits float32 [B, channels, *spatial] for the holder of the labels; a step is then pending."""
         return _array(self._decode(activations, absent))
 
     def apply(self, gradient: np.ndarray) -> dict[str, Arrays]:

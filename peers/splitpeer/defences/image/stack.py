@@ -16,7 +16,7 @@ CATALOGUE: dict[str, type[VoxelNoise]] = {VoxelNoise.kind.name: VoxelNoise}
 
 
 class ImageStack:
-    """Several defences of the image in order, with the key of whoever applies them.
+    """Several defences of the image in order, with the key of the peer that applies them.
 
     Args:
         defences: in the order in which they act.
