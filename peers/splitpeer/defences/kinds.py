@@ -1,6 +1,6 @@
-"""Which defences there are: one screen of data, without torch. What each does is the class of its name.
+"""Every defence as data: how it is written, what it promises, its traits, and the class that implements it.
 
-`catalogue` maps each to its class; a test compares the two.
+Importing this module imports neither torch nor any of those classes; `Kind.load` does.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ _AVERAGED = "No guarantee: blurs what one release shows; many releases of one sa
 
 DROPOUT = Kind(
     name="dropout",
+    made="activation.masks:Dropout",
     title="Dropout, always on",
     promise="No guarantee: exact zeros give the mask away, and an attacker fits the values that are left.",
     source=_HE,
@@ -42,6 +43,7 @@ DROPOUT = Kind(
 )
 TOPK = Kind(
     name="topk",
+    made="activation.masks:TopK",
     title="Only the largest values",
     promise="No guarantee: a compression; where the large values lie shows structure.",
     source="standard sparsification, as in Aji & Heafield 2017, arXiv 1704.05021",
@@ -50,6 +52,7 @@ TOPK = Kind(
 )
 WITHHOLD = Kind(
     name="withhold",
+    made="activation.masks:Withhold",
     title="A level withheld",
     promise="Guaranteed: the levels named are constant and show nothing. None about the other levels.",
     source="constant output",
@@ -61,6 +64,7 @@ WITHHOLD = Kind(
 
 GAUSSIAN = Kind(
     name="gaussian",
+    made="activation.noise:Gaussian",
     title="Gaussian noise",
     promise=_AVERAGED,
     source=_HE,
@@ -70,6 +74,7 @@ GAUSSIAN = Kind(
 )
 LAPLACE = Kind(
     name="laplace",
+    made="activation.noise:Laplace",
     title="Laplace noise",
     promise=_AVERAGED,
     source=_HE,
@@ -79,6 +84,7 @@ LAPLACE = Kind(
 )
 PERCENTILE = Kind(
     name="percentile",
+    made="activation.noise:Percentile",
     title="Noise from a percentile",
     promise="No guarantee: the width follows the data and nothing is clipped.",
     source="Hatamizadeh et al. 2022, arXiv 2202.06924 (there of weight updates)",
@@ -92,6 +98,7 @@ PERCENTILE = Kind(
 )
 DP_GAUSSIAN = Kind(
     name="dp-gaussian",
+    made="activation.dp:DPGaussian",
     title="Differential privacy (Gaussian)",
     promise=(
         "Guaranteed: whoever sees what leaves can tell a patient's images from any others only as well as epsilon "
@@ -114,6 +121,7 @@ DP_GAUSSIAN = Kind(
 
 CLIP = Kind(
     name="clip",
+    made="activation.shape:Clip",
     title="Clipped norm",
     promise="No guarantee by itself: it bounds what one record can weigh, which differential privacy needs.",
     source="Abadi et al. 2016, arXiv 1607.00133",
@@ -122,6 +130,7 @@ CLIP = Kind(
 )
 QUANTISE = Kind(
     name="quantise",
+    made="activation.shape:Quantise",
     title="Fewer bits",
     promise="No guarantee: a compression.",
     source="symmetric absmax quantisation; straight-through gradients after arXiv 1308.3432",
@@ -130,6 +139,7 @@ QUANTISE = Kind(
 )
 PROJECTION = Kind(
     name="projection",
+    made="activation.shape:Projection",
     title="Secret rotation of channels",
     promise="No guarantee: stops an attacker that does not learn the rotation; inverse networks absorb it.",
     source="random orthogonal projection, compare arXiv 2605.13265",
@@ -138,6 +148,7 @@ PROJECTION = Kind(
 )
 BOTTLENECK = Kind(
     name="bottleneck",
+    made="activation.shape:Bottleneck",
     title="Narrow cut",
     promise="No guarantee: fewer numbers leave, but those show what training finds useful.",
     source="1 x 1 bottleneck (Eshratifar et al. 2019, arXiv 1902.01000)",
@@ -150,6 +161,7 @@ BOTTLENECK = Kind(
 
 NOPEEK = Kind(
     name="nopeek",
+    made="activation.learned:NoPeek",
     title="NoPeek (decorrelation)",
     promise="No guarantee: correlation falls, content need not.",
     source="Vepakomma et al. 2020, arXiv 2008.09161; unsquared distances",
@@ -158,6 +170,7 @@ NOPEEK = Kind(
 )
 SHREDDER = Kind(
     name="shredder",
+    made="activation.learned:Shredder",
     title="Shredder (learned noise)",
     promise="No guarantee: noise goes where the task can bear it; many releases can be averaged.",
     source="Mireshghallah et al. 2020, arXiv 1905.11814",
@@ -170,6 +183,7 @@ SHREDDER = Kind(
 )
 ADVERSARY = Kind(
     name="adversary",
+    made="activation.learned:Adversary",
     title="Site-local adversary",
     promise="No guarantee: resists the inverse networks it was trained against; others may do better.",
     source="this project; gradient reversal after Ganin & Lempitsky 2015, arXiv 1409.7495",
@@ -186,6 +200,7 @@ ADVERSARY = Kind(
 
 VOXEL_NOISE = Kind(
     name="voxel-noise",
+    made="image.noise:VoxelNoise",
     title="Kept noise on the image",
     promise="No guarantee, but nothing to average on one voxel grid: many views show one noisy image.",
     source="permanent randomised response: Erlingsson et al. 2014, arXiv 1407.6981",
@@ -200,6 +215,7 @@ VOXEL_NOISE = Kind(
 
 MAX_NORM = Kind(
     name="max-norm",
+    made="gradient.voxels:MaxNorm",
     title="max-norm noise",
     promise="No guarantee: the length of a gradient no longer shows the tumour, its direction may.",
     source=_LI,
@@ -207,6 +223,7 @@ MAX_NORM = Kind(
 )
 ISO = Kind(
     name="iso",
+    made="gradient.voxels:Iso",
     title="isotropic gradient noise",
     promise="No guarantee: noise as strong as the batch's strongest gradient, times s.",
     source=_LI,
@@ -215,6 +232,7 @@ ISO = Kind(
 )
 MARVELL = Kind(
     name="marvell",
+    made="gradient.voxels:Marvell",
     title="Marvell gradient noise",
     promise=(
         "No guarantee: one voxel's gradient, seen once, would leave at least this error to the best detector if the "

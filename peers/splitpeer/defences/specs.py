@@ -11,8 +11,9 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib import import_module
 from itertools import pairwise
-from typing import Literal
+from typing import Any, Literal
 
 from splitpeer.errors import ConfigError
 from splitpeer.models.cut import level_number
@@ -50,6 +51,8 @@ class Kind:
     """
 
     name: str
+    made: str
+    """The class that implements it: "module:Class", the module below `splitpeer.defences`."""
     title: str
     """A few words for tables."""
     promise: str
@@ -72,6 +75,15 @@ class Kind:
     additive_noise: Noise | None = None
     channel_mixing: bool = False
     """Whether channels go through a secret matrix, the same for all samples."""
+
+    def load(self) -> type[Any]:
+        """The class that implements it: a `base.Defence`, or an image defence (see `image.stack`).
+
+        Imports its module, and torch with it unless it is an image defence.
+        """
+        module, _, name = self.made.partition(":")
+        made: type[Any] = getattr(import_module(f"splitpeer.defences.{module}"), name)
+        return made
 
 
 @dataclass(frozen=True)

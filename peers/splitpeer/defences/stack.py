@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from splitpeer.defences.base import Defence, Tensors
-from splitpeer.defences.catalogue import CATALOGUE
 from splitpeer.defences.kinds import parse_all
 from splitpeer.defences.randomness import Draw, Release
 from splitpeer.defences.specs import Place, Written, by_place
@@ -101,8 +100,10 @@ def make_stack(
     Raises:
         ConfigError: see `parse`; a level that is not sent; or a part of the network after a defence.
     """
-    earlier = [CATALOGUE[spec.kind.name](spec) for spec in parse_all(by_place(after).activations, place)]
-    defences = [CATALOGUE[spec.kind.name](spec) for spec in parse_all(written, place)]
+    earlier: list[Defence] = [
+        spec.kind.load()(spec) for spec in parse_all(by_place(after).activations, place)
+    ]
+    defences: list[Defence] = [spec.kind.load()(spec) for spec in parse_all(written, place)]
     carried = dict(channels)
     for number, defence in enumerate([*earlier, *defences]):
         unsent = [level for level in defence.spec.levels or () if level_name(level) not in channels]

@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from splitpeer.defences.base import Defence
-from splitpeer.defences.catalogue import CATALOGUE
 from splitpeer.defences.gradient.marvell import Classes, Covariance, allowed_divergence, cheapest, strongest
 from splitpeer.defences.gradient.voxels import estimate, labels_at
 from splitpeer.defences.kinds import parse_all
@@ -60,7 +59,8 @@ def likelihood_ratio(vectors: np.ndarray, positive: np.ndarray) -> np.ndarray:
 
 def made(written: str) -> Defence:
     (spec,) = parse_all(written, "gradients")
-    return CATALOGUE[spec.kind.name](spec)
+    defence: Defence = spec.kind.load()(spec)
+    return defence
 
 
 def sent(defence, tensor: torch.Tensor, target: np.ndarray | None, step: int = 1) -> torch.Tensor:

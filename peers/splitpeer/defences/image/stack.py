@@ -12,7 +12,6 @@ from splitpeer.defences.randomness import generator
 from splitpeer.defences.specs import Written, placed
 
 Triple = tuple[int, int, int]
-CATALOGUE: dict[str, type[VoxelNoise]] = {VoxelNoise.kind.name: VoxelNoise}
 
 
 class ImageStack:
@@ -70,4 +69,4 @@ def make_image_stack(written: Written, key: bytes) -> ImageStack:
     Raises:
         ConfigError: see `parse`.
     """
-    return ImageStack([CATALOGUE[spec.kind.name](spec) for spec in parse_all(written, "image")], key)
+    return ImageStack([spec.kind.load()(spec) for spec in parse_all(written, "image")], key)
