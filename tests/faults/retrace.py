@@ -10,6 +10,7 @@ should have had.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -333,4 +334,4 @@ def _unlike_metrics(lab: Laboratory, again: Retrace, steps: int) -> str:
 def _holders(lab: Laboratory, step: int) -> list[str]:
     """Sites that the coordinator has heard to hold their half of `step`, when it last wrote its own."""
     lines = [line for _, line in lab.story if f"{HUB} logs job.checkpoint step={step} " in line + " "]
-    return [site for site in lab.setting.sites if lines and f" {site}=" in lines[-1]]
+    return [site for site in lab.setting.sites if lines and re.search(rf'[=" ]{site} [0-9a-f]', lines[-1])]

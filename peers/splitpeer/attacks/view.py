@@ -17,8 +17,8 @@ from splitpeer.errors import AttackImpossible
 from splitpeer.models.registry import backbone_of
 from splitproto.messages import Activations, Forward, Gradients, Message, Sample
 
-Place = tuple[str, int, int]
-"""Mode, step and number of a batch."""
+Place = tuple[str, int, int, bytes]
+"""Mode, step and number of a batch, and its digest: after a withdrawal or a rollback other samples may stand there."""
 
 
 class RecordedMessage(Protocol):
@@ -98,7 +98,7 @@ def coordinator_view(
         )
     places = _forwards(capture, site)
     answered = {
-        (m.mode, m.step, m.batch)
+        _place(m)
         for r in capture.records()
         if r.peer == site and r.direction == "in" and isinstance(m := r.head, Activations)
     }
@@ -157,11 +157,11 @@ def site_view(
 
 
 def _forwards(capture: MessageSource, peer: str) -> dict[Place, Forward]:
-    return {
-        (m.mode, m.step, m.batch): m
-        for r in capture.records()
-        if r.peer == peer and isinstance(m := r.head, Forward)
-    }
+    return {_place(m): m for r in capture.records() if r.peer == peer and isinstance(m := r.head, Forward)}
+
+
+def _place(head: Forward | Activations) -> Place:
+    return head.mode, head.step, head.batch, head.digest
 
 
 def _of(
@@ -199,22 +199,30 @@ def _targets(
     # Sites that were absent, or sat the step out, never answer.
     answer: dict[Place, set[str]] = {place: set() for place in needed}
     for record in capture.records():
-        if isinstance(head := record.head, Activations) and (head.mode, head.step, head.batch) in answer:
-            answer[head.mode, head.step, head.batch].add(record.peer)
+        if isinstance(head := record.head, Activations) and _place(head) in answer:
+            answer[_place(head)].add(record.peer)
     open_: dict[Place, _Batch] = {}
+    newest: dict[int, Place] = {}
+    """By step: what its gradients answer."""
     # In order of time; a batch is cut into shots when all have answered it, so few are in memory at once.
     for record in capture.records():
         head = record.head
         if isinstance(head, Activations):
-            place: Place = (head.mode, head.step, head.batch)
+            place = _place(head)
+            if head.mode == "train":
+                newest[head.step] = place
             if place in needed:
+                if place in open_ and record.peer in open_[place].activations:
+                    # Ordered again after a rollback, before all had answered: both times it was seen.
+                    _cut(open_.pop(place), peer, wanted, shots, modalities, own=own)
                 batch = open_.setdefault(place, _Batch(places[place]))
                 batch.activations[record.peer] = record.message
                 if batch.activations.keys() == answer[place] and (head.mode != "train" or not own):
                     _cut(open_.pop(place), peer, wanted, shots, modalities, own=own)
         elif isinstance(head, Gradients) and own:
-            place = ("train", head.step, 0)
-            if place in open_:
+            graded = newest.get(head.step)
+            if graded is not None and graded in open_:
+                place = graded
                 open_[place].gradients[record.peer] = record.message
                 _cut(open_.pop(place), peer, wanted, shots, modalities, own=own)
     for batch in open_.values():

@@ -26,8 +26,8 @@ from splitproto.messages import Activations, Forward, Message
 
 SOURCE = "splitproto/redefended-from"
 """Key of `Header.extensions`: last chain of the capture it was made of."""
-_Batch = tuple[str, str, int, int]
-"""Peer, mode, step and number of a batch."""
+_Ordered = tuple[str, str, int, int, bytes]
+"""Peer, mode, step and number of a batch, and its digest: one that was ordered again may hold other samples."""
 
 
 class SiteDefences(Protocol):
@@ -102,11 +102,11 @@ class DefendedCapture:
         """
         header = self.capture.header
         counts = self._batches() if self.releases > 1 else {}
-        forwards: dict[_Batch, Forward] = {}
+        forwards: dict[_Ordered, Forward] = {}
         for record in self.capture.records():
             head = record.head
             if isinstance(head, Forward):
-                forwards[record.peer, head.mode, head.step, head.batch] = head
+                forwards[record.peer, head.mode, head.step, head.batch, head.digest] = head
             if not isinstance(head, Forward | Activations):
                 yield _as_recorded(record)
                 continue
@@ -119,9 +119,14 @@ class DefendedCapture:
                     yield self._answered(record, head, site, number, forwards)
 
     def _answered(
-        self, record: Recorded, head: Activations, site: str, number: int, forwards: Mapping[_Batch, Forward]
+        self,
+        record: Recorded,
+        head: Activations,
+        site: str,
+        number: int,
+        forwards: Mapping[_Ordered, Forward],
     ) -> DefendedRecord:
-        place = (record.peer, head.mode, head.step, head.batch)
+        place = (record.peer, head.mode, head.step, head.batch, head.digest)
         if site in self.applied and place not in forwards:
             raise _never_ordered(head)
         new = replace(head, batch=number)
@@ -216,16 +221,15 @@ def write_defended(
     try:
         done = _copy(new, writer, progress)
         writer.end("closed", "")
-    except OSError as error:
-        out.unlink(missing_ok=True)
-        raise DataError(f"{out}: cannot be written ({error.strerror}): free some space") from None
-    except BaseException:
+    except BaseException as error:
         # Half a capture would be taken for a whole one.
         writer.close()
         out.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise DataError(f"{out}: cannot be written ({error.strerror}): free some space") from None
         raise
-    specs = next(iter(applied.values())).specs
-    return Written(out, specs, done, writer.chain, all(one.repeats for one in applied.values()))
+    specs = dict.fromkeys(spec for one in applied.values() for spec in one.specs)
+    return Written(out, tuple(specs), done, writer.chain, all(one.repeats for one in applied.values()))
 
 
 def _copy(new: DefendedCapture, writer: PartWriter, progress: Callable[[int], None]) -> int:

@@ -121,15 +121,6 @@ def similarities(truth: Image, image: Image) -> dict[str, float]:
     }
 
 
-def explained(truth: Image, image: Image, mask: Mask) -> float:
-    """Share of the truth's variance inside `mask` that `image` explains after alignment (squared correlation)."""
-    wanted = np.asarray(truth, dtype=np.float64)[mask]
-    spread = float(np.var(wanted))
-    if spread == 0:
-        return 0.0
-    return 1.0 - float(np.mean((wanted - align(image, truth, mask)[mask]) ** 2)) / spread
-
-
 def distance_correlation(a: NDArray[np.floating], b: NDArray[np.floating]) -> float:
     """Distance correlation of two samples [N, ...] paired by row, 0 to 1 (Székely et al., Ann. Stat. 35, 2007).
 

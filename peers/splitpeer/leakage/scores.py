@@ -37,11 +37,6 @@ class Score:
         """For `json.dump(..., allow_nan=False)`."""
         return asdict(self)
 
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> Score:
-        """Back from `to_json`. Raises TypeError: other keys."""
-        return cls(**value)
-
 
 def number(value: float) -> float | None:
     """`value`, or None where it is not finite (JSON has no other word)."""

@@ -1,4 +1,4 @@
-"""What releases under the Gaussian mechanism cost: epsilon at delta, exactly and by two further accountants.
+"""What releases under the Gaussian mechanism cost: epsilon at delta, exactly.
 
 The mechanism (`defences/dp.py`): all released levels of one record (one window of one patient) are one vector,
 clipped to L2 norm <= C, plus N(0, sigma^2) on every value. `noise` is sigma / C everywhere here.
@@ -63,22 +63,6 @@ def epsilon_of_mu(total: float, delta: float) -> float:
     return float(get_epsilon_gaussian(1 / total, delta))
 
 
-def epsilon_rdp(counts: Counts, delta: float) -> float:
-    """An upper bound by Renyi DP: per release alpha (2C)^2 / (2 sigma^2), added up, the best alpha
-    (Mironov 2017; converted as Canonne, Kamath, Steinke 2020, Proposition 12)."""
-    from dp_accounting.rdp import RdpAccountant
-
-    return _accounted(RdpAccountant, counts, delta)
-
-
-def epsilon_pld(counts: Counts, delta: float) -> float:
-    """A numerical upper bound by composing discretised privacy-loss distributions (Koskela et al. 2020). Slow
-    and memory-hungry where epsilon is in the hundreds."""
-    from dp_accounting.pld import PLDAccountant
-
-    return _accounted(PLDAccountant, counts, delta)
-
-
 def mu_within(epsilon: float, delta: float) -> float:
     """The largest Gaussian-DP parameter that still is (epsilon, delta)-DP.
 
@@ -100,14 +84,6 @@ def noise_for(epsilon: float, delta: float, releases: int) -> float:
     return SENSITIVITY * math.sqrt(releases) / mu_within(epsilon, delta)
 
 
-def releases_within(epsilon: float, delta: float, noise: float) -> int:
-    """How many records at this noise (sigma / clip) the budget allows."""
-    if not noise > 0:
-        return 0
-    # A hair of slack, or `noise_for` and this would disagree by one through rounding.
-    return math.floor((mu_within(epsilon, delta) * noise / SENSITIVITY) ** 2 * (1 + 1e-12))
-
-
 def releases(*, epochs: int, windows: int, evaluations: int = 0, patients: int = 1) -> int:
     """Records that count for one patient of a study.
 
@@ -119,23 +95,6 @@ def releases(*, epochs: int, windows: int, evaluations: int = 0, patients: int =
             leaves carries what the weights have seen of each of them.
     """
     return (epochs + evaluations) * windows * patients
-
-
-def _accounted(kind: type, counts: Counts, delta: float) -> float:
-    _check_delta(delta)
-    from dp_accounting import GaussianDpEvent, NeighboringRelation
-
-    if math.isinf(mu(counts)):
-        return math.inf
-    # The factor 2 of replacement is in the noise multiplier, and the accountant is told of plain sensitivity 1:
-    # under REPLACE_ONE the library's PLD doubles the sensitivity itself and its RDP does not (0.6).
-    accountant = kind(neighboring_relation=NeighboringRelation.ADD_OR_REMOVE_ONE)
-    composed = False
-    for noise, count in counts.items():
-        if count:
-            accountant.compose(GaussianDpEvent(noise / SENSITIVITY), count)
-            composed = True
-    return float(accountant.get_epsilon(delta)) if composed else 0.0
 
 
 def _check_delta(delta: float) -> None:

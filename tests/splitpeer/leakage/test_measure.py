@@ -9,7 +9,8 @@ from scipy.ndimage import gaussian_filter
 from splitpeer.leakage import Floors, Others, score_images, score_masks
 from splitpeer.leakage.floors import MEAN_IMAGE, OTHER_PATIENT, Gallery, mean_images, other_images
 from splitpeer.leakage.measure import CHANCE, OTHER_MASKS, RANDOM, SHUFFLED, reidentification
-from splitpeer.leakage.metrics import brain_mask, explained
+from splitpeer.leakage.metrics import brain_mask
+from tests.splitpeer.leakage.oracles import explained
 
 SIZE = 32
 X, Y = np.mgrid[:SIZE, :SIZE] - SIZE / 2 + 0.5

@@ -12,9 +12,9 @@ from splitpeer.leakage.metrics import (
     align,
     brain_mask,
     distance_correlation,
-    explained,
     similarities,
 )
+from tests.splitpeer.leakage.oracles import explained
 
 
 def brain(seed: int = 0, size: int = 48) -> np.ndarray:

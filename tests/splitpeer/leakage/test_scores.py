@@ -59,4 +59,4 @@ def test_slices_of_one_patient_do_not_narrow_the_interval() -> None:
 def test_json_and_back() -> None:
     score = summarise([0.1, 0.2, np.nan], "abc", floors={"chance": 0.05, "none": None}, ceiling=0.9)
     text = json.dumps(score.to_json(), allow_nan=False)
-    assert Score.from_json(json.loads(text)) == score
+    assert Score(**json.loads(text)) == score

@@ -14,14 +14,12 @@ from scipy.stats import norm
 from splitpeer.privacy.accounting import (
     epsilon,
     epsilon_of_mu,
-    epsilon_pld,
-    epsilon_rdp,
     mu,
     mu_within,
     noise_for,
     releases,
-    releases_within,
 )
+from tests.splitpeer.privacy.accountants import epsilon_pld, epsilon_rdp, releases_within
 
 DELTA = 1e-5
 TABLE = [

@@ -12,9 +12,10 @@ import pytest
 
 from splitpeer.errors import ConfigError, DataError, DiskTrouble
 from splitpeer.privacy import ledger as module
-from splitpeer.privacy.accounting import epsilon, noise_for, releases_within
+from splitpeer.privacy.accounting import epsilon, noise_for
 from splitpeer.privacy.ledger import NAME, Ledger
 from splitproto.errors import PolicyRefused
+from tests.splitpeer.privacy.accountants import releases_within
 
 RUN, NEXT_RUN = b"1" * 16, b"2" * 16
 A, B, C = (bytes([n]) * 16 for n in (0xAA, 0xBB, 0xCC))

@@ -42,7 +42,7 @@ def test_logs_and_results_of_a_run(scene, make) -> None:
         r'job\.all_here sites="site-flair, site-t1" steps=4',
         r"job\.step step=1/4 loss=\d\.\d+ steps_per_s=0",
         r'job\.step step=4/4 loss=\d\.\d+ steps_per_s=[\d.]+ mb_per_s="site-flair [\d.]+ site-t1 [\d.]+" left_s=0',
-        r"job\.checkpoint step=2 site-flair=[0-9a-f]{12} site-t1=[0-9a-f]{12}",
+        r'job\.checkpoint step=2 sites="site-flair [0-9a-f]{12}, site-t1 [0-9a-f]{12}"',
         r"job\.evaluated step=4 volumes=2 WT=",
         r"^try: 4 steps, Dice WT 0\.\d+ TC 0\.\d+ ET 0\.\d+ mean 0\.\d+; ",
     ):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from logging import INFO, WARNING
 from typing import Any
@@ -66,6 +66,11 @@ def lines(happening: h.Happening) -> Iterator[Line]:
     yield from _of_a_site(happening)
 
 
+def _by_site(values: Mapping[str, Any]) -> str:
+    """One field for all sites: a site may be called `step`, which must not take the place of a field."""
+    return ", ".join(f"{site} {value}" for site, value in values.items())
+
+
 def _of_a_start(happening: h.Happening) -> Iterator[Line]:
     match happening:
         case h.SiteStarted():
@@ -84,7 +89,7 @@ def _of_a_start(happening: h.Happening) -> Iterator[Line]:
             else:
                 yield Line("site.overlap", about)
         case h.PatientsMatched(shared_count, labels, sites):
-            yield Line("job.patients", {"shared": shared_count, "labels": labels, **sites})
+            yield Line("job.patients", {"shared": shared_count, "labels": labels, "sites": _by_site(sites)})
 
 
 def _of_a_run(happening: h.Happening) -> Iterator[Line]:
@@ -100,7 +105,10 @@ def _of_a_run(happening: h.Happening) -> Iterator[Line]:
             for modality, scores in missing.items():
                 yield Line("job.evaluated_without", {"step": step, "missing": modality, **scores})
         case h.CheckpointCommitted(step=step, digests=digests):
-            yield Line("job.checkpoint", {"step": step, **{name: d[:12] for name, d in digests.items()}})
+            yield Line(
+                "job.checkpoint",
+                {"step": step, "sites": _by_site({name: d[:12] for name, d in digests.items()})},
+            )
         case h.CheckpointMissed(step, sites, cause):
             why = {"cause": cause} if cause else {"sites": ", ".join(sites)}
             yield Line("job.checkpoint_failed", {"step": step, **why}, WARNING)
