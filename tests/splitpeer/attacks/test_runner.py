@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import FrozenInstanceError, fields, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from splitpeer.attacks.base import EVERYTHING, Attack, Knowledge, Progress, Recovered, View
 from splitpeer.attacks.catalogue import CATALOGUE, attack_class, make_attack
+from splitpeer.attacks.not_applicable import NOT_APPLICABLE
 from splitpeer.attacks.runner import NEEDS, check, run
 from splitpeer.errors import AttackImpossible, ConfigError
 
 from .image_attacks import encoder, heads, look
 
+ROOT = Path(__file__).resolve().parents[3]
 SHADOW = {"flair": heads(2, 8), "t1": heads(2, 9)}
 
 
@@ -36,6 +39,14 @@ def test_every_attack_declares_what_exists_and_is_a_value(name: str) -> None:
     assert attack == make_attack(name, seed=3)
     with pytest.raises(FrozenInstanceError):
         attack.seed = 4  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("name", [*CATALOGUE, *NOT_APPLICABLE])
+def test_every_attack_is_in_the_table_of_the_docs(name: str) -> None:
+    rows = [
+        line for line in (ROOT / "docs" / "privacy.md").read_text().splitlines() if line.startswith("| `")
+    ]
+    assert any(f"`{name}`" in row.split("|")[1] for row in rows)
 
 
 def test_knowledge_has_the_fields_that_attacks_may_use() -> None:
