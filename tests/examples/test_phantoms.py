@@ -114,7 +114,7 @@ def test_the_daemon_reads_them(cohort: tuple[str, ModuleType, Path]) -> None:
         else {m: m for m in MODALITIES[name]}
     )
     for place, modality in places.items():
-        report = check(folder / place, "folder", modality)
+        report = check(folder / place, "folder", [modality])
         assert report.ok, report.problems
         assert report.counts[modality] == len(list((folder / place).iterdir()))
 

@@ -206,6 +206,19 @@ def test_a_revocation_list_is_configured_by_default(
     assert "crl" not in tomllib.loads((federation / "peer.toml").read_text())["tls"]
 
 
+def test_a_site_may_hold_several_modalities(federation: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given = ("init", "--role", "client", "--site", "north", "--modality", "T2", "--modality")
+    assert in_process(capsys, *given, "adc")[0] == 0
+    assert tomllib.loads((federation / "peer.toml").read_text())["peer"]["modality"] == ["t2", "adc"]
+    code, text = in_process(capsys, *given, "T2w", "--force")
+    assert (code, "--modality t2 t2: name each once" in text) == (4, True)
+    for some, words in ((("t2",), "says adc, t2"), (("adc", "t2"), "certificate")):
+        flags = [f"--modality={modality}" for modality in some]
+        code, text = in_process(capsys, "serve", "--set=tls.certificate=nowhere.crt", *flags)
+        assert code == 4
+        assert words in text
+
+
 def test_what_is_set_holds_where_its_flag_is_not_given(federation: Path) -> None:
     """`serve` passes its flags to `load_peer`, also those that were not given."""
     from splitpeer.cli.options import load_peer

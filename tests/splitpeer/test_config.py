@@ -46,7 +46,7 @@ def changed(text: str, old: str, new: str) -> str:
 
 def test_a_client(tmp_path: Path) -> None:
     config = peer(tmp_path)
-    assert (config.peer.role, config.peer.site, config.peer.modality) == ("client", "north", "t1")
+    assert (config.peer.role, config.peer.site, config.peer.held) == ("client", "north", "t1")
     assert config.peer.state == tmp_path / "state"
     assert config.tls.key == tmp_path / "pki" / "north.key"
     assert config.tls.crl is None
@@ -92,6 +92,26 @@ def test_what_is_left_out_has_the_same_default_as_the_template(tmp_path: Path) -
     )
 
 
+def test_a_client_that_holds_several_modalities(tmp_path: Path) -> None:
+    text = changed(CLIENT, 'modality = "t1"', 'modality = ["T2", "flair"]')
+    config = peer(tmp_path, text)
+    assert (config.peer.modalities, config.peer.held) == (("t2", "flair"), "t2, flair")
+    assert config.resolved()["peer"]["modality"] == ["t2", "flair"]
+    assert peer(tmp_path).resolved()["peer"]["modality"] == "t1"
+    assert peer(tmp_path, SPLITPEER_PEER__MODALITY='["adc", "t2"]').peer.modalities == ("adc", "t2")
+    assert peer(tmp_path, COORDINATOR).peer.modalities == ()
+    with pytest.raises(ConfigError, match=r"\[peer\] modality: the same twice"):
+        peer(tmp_path, changed(CLIENT, 'modality = "t1"', 'modality = ["t1", "T1w"]'))
+
+
+def test_a_list_of_withdrawn_patients_is_a_clients(tmp_path: Path) -> None:
+    text = changed(CLIENT, '# withdrawn = "withdrawn.txt"', 'withdrawn = "withdrawn.txt"')
+    assert peer(tmp_path, text).data.withdrawn == tmp_path / "withdrawn.txt"
+    text = changed(COORDINATOR, "[data]\n", '[data]\nwithdrawn = "withdrawn.txt"\n')
+    with pytest.raises(ConfigError, match=r"\[data\] withdrawn is not for a coordinator: remove it"):
+        peer(tmp_path, text)
+
+
 def test_a_job(tmp_path: Path) -> None:
     config = job(tmp_path)
     assert config.sites == {"north": "t1", "south": "flair"}
@@ -116,7 +136,7 @@ def test_a_job(tmp_path: Path) -> None:
     ],
 )
 def test_modalities_have_one_spelling(tmp_path: Path, given: str, canonical: str) -> None:
-    assert peer(tmp_path, changed(CLIENT, '"t1"', f'"{given}"')).peer.modality == canonical
+    assert peer(tmp_path, changed(CLIENT, '"t1"', f'"{given}"')).peer.modalities == (canonical,)
     assert job(tmp_path, f'[job]\nname = "j"\n[sites]\na = "{given}"').sites == {"a": canonical}
 
 

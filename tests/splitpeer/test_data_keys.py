@@ -86,3 +86,17 @@ def test_nobody_is_found_by_chance(keys, asked: str) -> None:
     code, out, err = keys(asked)
     assert (code, out) == (4, "")
     assert "no patient of this site has this id, key or handle" in err
+
+
+def test_a_site_that_holds_several_modalities_lists_every_file(site: Path, keys) -> None:
+    for modality in ("t1", "t2"):
+        (site.parent / "images" / modality).mkdir()
+    for patient in PATIENTS:
+        path = site.parent / "images" / f"{patient}.nii.gz"
+        for modality in ("t1", "t2"):
+            (site.parent / "images" / modality / path.name).write_bytes(b"")
+        path.unlink()
+    site.write_text(site.read_text().replace('modality = "t1"', 'modality = ["t1", "t2"]'))
+    files = {tuple(Path(entry["file"]).parts[-2:]) for entry in entries_of(keys("--json"))}
+    assert files == {(modality, f"{patient}.nii.gz") for modality in ("t1", "t2") for patient in PATIENTS}
+    assert len(entries_of(keys("--json", "1234"))) == 2

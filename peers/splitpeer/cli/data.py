@@ -78,7 +78,9 @@ def phantom(
 @data.command()
 @click.argument("folder", type=FILE, required=False)
 @click.option("--layout", type=LAYOUT, help="Default: guessed from the files.")
-@click.option("--modality", help="Look at this contrast only.")
+@click.option(
+    "--modality", "modalities", multiple=True, help="Look at this contrast only; may be given several times."
+)
 @click.option(
     "--convention", type=click.Choice(("msd", "brats", "brats2023", "nnunet")), help="Of the masks."
 )
@@ -88,7 +90,7 @@ def phantom(
 def check(
     folder: Path | None,
     layout: str | None,
-    modality: str | None,
+    modalities: tuple[str, ...],
     convention: str | None,
     config_file: Path | None,
     settings: tuple[str, ...],
@@ -96,7 +98,7 @@ def check(
 ) -> None:
     """Read every image in FOLDER as the loader does, and name every problem by file.
 
-    Without FOLDER: the folder, layout, contrast and convention of peer.toml, after the checks of config check.
+    Without FOLDER: the folder, layout, contrasts and convention of peer.toml, after the checks of config check.
     """
     from splitpeer.data.check import check as look
 
@@ -105,7 +107,7 @@ def check(
         folder = config.data.images or config.data.labels
         if folder is None:
             raise ConfigError(f"{config.source}: [data] names no images or labels: add them")
-        layout, modality = layout or config.data.layout, modality or config.peer.modality
+        layout, modalities = layout or config.data.layout, modalities or config.peer.modalities
         convention = convention or config.data.convention
         found = preflight(config)
         if not as_json:
@@ -120,7 +122,7 @@ def check(
         report = look(
             folder,
             layout,
-            modality,
+            modalities,
             convention,
             lambda done, total, _: progress.update(task, completed=done, total=total),
         )
@@ -146,15 +148,18 @@ def keys(
     at the site, and write it to a file only under umask 077.
     """
     from splitpeer.data.directory import directory, look_up
-    from splitpeer.data.layouts import find
+    from splitpeer.data.layouts import find, find_all
     from splitpeer.data.pseudonym import load_salt
 
     config = load_peer(config_file, settings)
-    place, modality = config.data.images or config.data.labels, config.peer.modality
+    place = config.data.images or config.data.labels
     if place is None or config.data.salt is None:
         raise ConfigError(f"{config.source}: [data] names no images, labels or salt: add them")
-    found = find(place, config.data.layout, modality if config.data.images else None)
-    entries = directory(load_salt(config.data.salt), found.cases)
+    if config.data.images:
+        kinds = list(find_all(place, config.data.layout, config.peer.modalities).values())
+    else:
+        kinds = [find(place, config.data.layout, None)]
+    entries = directory(load_salt(config.data.salt), *(kind.cases for kind in kinds))
     if patients:
         entries = list(dict.fromkeys(entry for asked in patients for entry in look_up(entries, asked)))
     if as_json:

@@ -24,7 +24,12 @@ _force = click.option("--force", is_flag=True, help="Overwrite.")
 
 @click.group(invoke_without_command=True)
 @click.option("--role", type=click.Choice(["client", "coordinator"]))
-@click.option("--modality", help="What a client's images show: any name, such as t1, adc or pet.")
+@click.option(
+    "--modality",
+    "modalities",
+    multiple=True,
+    help="What a client's images show: any name, such as t1, adc or pet; once for each that it holds.",
+)
 @click.option("--site", help="Default: the one certificate of that role in the folder of certificates.")
 @click.option("--federation", help="Default: as in the certificate.")
 @click.option("--coordinator", help="Address that a client dials, tcp://host:port.")
@@ -49,7 +54,7 @@ _force = click.option("--force", is_flag=True, help="Overwrite.")
 def init(
     context: click.Context,
     role: str | None,
-    modality: str | None,
+    modalities: tuple[str, ...],
     site: str | None,
     federation: str | None,
     pki_folder: Path,
@@ -65,12 +70,13 @@ def init(
         return
     if role is None:
         raise click.UsageError("Missing option '--role': client or coordinator.")
-    if (role == "client") != (modality is not None):
+    if (role == "client") != bool(modalities):
         raise click.UsageError(
             "--modality is for clients, and they need it: any name, such as t1, adc or pet."
         )
-    if modality is not None:
-        modality = _modality(modality)
+    held = tuple(map(_modality, modalities))
+    if len(set(held)) < len(held):
+        raise click.UsageError(f"--modality {' '.join(held)}: name each once.")
     found = list(_identities(pki_folder))
     site, federation = _who(role, site, federation, found, pki_folder)
     hubs = sorted({one.site for one in found if one.role == "coordinator"})
@@ -92,7 +98,7 @@ def init(
         role=role,
         site=site,
         federation=federation,
-        modality=modality,
+        modality=held[0] if len(held) == 1 else held,
         pki=from_there(pki_folder),
         coordinators=hubs if len(hubs) == 1 else ["hub"],
         crl=crl,

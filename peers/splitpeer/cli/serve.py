@@ -40,7 +40,12 @@ log = logging.getLogger(__name__)
 @click.option(
     "--role", type=click.Choice(("client", "coordinator")), help="As peer.toml says; checked against it."
 )
-@click.option("--modality", help="As peer.toml says; checked against it (clients).")
+@click.option(
+    "--modality",
+    "modalities",
+    multiple=True,
+    help="As peer.toml says, once for each; checked against it (clients).",
+)
 @click.option("--job", "job_file", type=FILE, help="job.toml (coordinators).")
 @click.option(
     "--resume/--fresh",
@@ -74,7 +79,7 @@ log = logging.getLogger(__name__)
 @json_option
 def serve(
     role: str | None,
-    modality: str | None,
+    modalities: tuple[str, ...],
     job_file: Path | None,
     resume: bool | None,
     readmit: tuple[str, ...],
@@ -97,10 +102,11 @@ def serve(
         raise ConfigError("--curious-key is for a capture: add --curious FILE")
     config = load_peer(config_file, settings, overrides)
     _same("role", role, config.peer.role, config)
-    if modality is not None:
+    if modalities:
         from splitpeer.data.modalities import canonical_modality
 
-        _same("modality", canonical_modality(modality), config.peer.modality, config)
+        given = sorted(map(canonical_modality, modalities))
+        _same("modality", ", ".join(given), ", ".join(sorted(config.peer.modalities)) or None, config)
     logs.setup(config.log.format, config.log.level)
     job = None
     if config.peer.role == "client":

@@ -68,7 +68,7 @@ class Board:
             "role": peer.role,
             "site": peer.site,
             "federation": peer.federation,
-            "modality": peer.modality,
+            "modality": peer.held,
             "pid": os.getpid(),
             "host": socket.gethostname(),
             "boot": boot(),

@@ -165,7 +165,7 @@ class Witness:
             agent=AGENT,
             created=time.time(),
             run=run,
-            modality=peer.modality,
+            modality=peer.held,
             job=job,
             schema=schema,
             peers=tuple(peers),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -87,7 +87,7 @@ class Report:
 def check(
     root: Path | str,
     layout: str | None = None,
-    modality: str | None = None,
+    modalities: Sequence[str] = (),
     convention: Task | str | None = None,
     progress: Progress | None = None,
     rules: Rules | None = None,
@@ -95,8 +95,8 @@ def check(
 ) -> Report:
     """Read every volume under `root` in full, as training will (by the same code), and report.
 
-    `layout` None: detected where only one fits. `modality` None: every modality that names tell of. Where they tell
-    of none, all files are of one kind: images, or masks where `convention` is given without `modality`. `convention`:
+    `layout` None: detected where only one fits. Without `modalities`: all that names tell of. Where they tell of none,
+    all files are of one kind: images, or masks where `convention` is given without `modalities`. `convention`:
     what the masks mean, by its name, or the task itself.
     Raises DataError only where there is nothing to report on (no such folder, no layout fits, an unknown
     name).
@@ -104,7 +104,7 @@ def check(
     layout = layout or layouts.detect_layout(root)
     task = task_of(convention) if convention is not None else None
     report = Report(str(root), layout, (task.convention or f"[task] ({task})") if task else None)
-    kinds = _find(Path(root), report, modality)
+    kinds = _find(Path(root), report, [canonical_modality(one) for one in modalities])
     by_patient: dict[str, list[tuple[str, Case]]] = {}
     report.warnings += naming_warnings(Path(root), kinds.values())
     if layout == "msd":
@@ -127,19 +127,27 @@ def check(
     return report
 
 
-def _find(root: Path, report: Report, modality: str | None) -> dict[str, Found]:
+def _find(root: Path, report: Report, wanted: Sequence[str]) -> dict[str, Found]:
     """What is there by kind; what cannot be listed becomes a problem, unless nothing at all can."""
-    layout, wanted = report.layout, modality and canonical_modality(modality)
-    listed = layouts.listing(root, layout, wanted or "")
+    layout, first = report.layout, next(iter(wanted), "")
+    listed = layouts.listing(root, layout, first)
     kinds: dict[str, Found] = {}
-    if layout not in TELLING and all(kind == ANY for kind, _ in listed.kinds):
+    if len(wanted) > 1:
+        for name in wanted:
+            _look(root, report, name, kinds)
+        _look(root, report, None, kinds)
+        try:
+            layouts.find_all(root, layout, wanted)
+        except DataError as error:
+            report.problems += [] if str(error) in report.problems else [str(error)]
+    elif layout not in TELLING and all(kind == ANY for kind, _ in listed.kinds):
         # Names do not say what the files show: they are all of one kind.
         masks = report.convention is not None and not wanted
-        found = layouts.look(root, layout, None if masks else wanted or SOMETHING)
+        found = layouts.look(root, layout, None if masks else first or SOMETHING)
         report.problems += found.problems
-        kinds["labels" if masks else wanted or "images"] = found
+        kinds["labels" if masks else first or "images"] = found
     else:
-        for name in [wanted] if wanted else listed.modalities():
+        for name in wanted or listed.modalities():
             _look(root, report, name, kinds)
         _look(root, report, None, kinds)
     return kinds

@@ -27,10 +27,12 @@ class Entry:
     file: str
 
 
-def directory(salt: bytes, cases: Iterable[Case]) -> list[Entry]:
-    """All patients, sorted by id. Raises DataError where two files are one patient."""
+def directory(salt: bytes, *kinds: Iterable[Case]) -> list[Entry]:
+    """All patients, sorted by id, once for each of several kinds. Raises DataError where two files of a kind are one
+    patient."""
     entries = [
         Entry(key.hex(), handle(key), case.patient, str(Path(case.path)))
+        for cases in kinds
         for key, case in keyed(salt, cases).items()
     ]
     return sorted(entries, key=lambda entry: entry.patient)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from splitpeer.data import pattern, trees
@@ -75,6 +75,20 @@ def find(root: Path | str, layout: str, modality: str | None) -> Found:
         first, *others = found.problems
         more = f" ({len(others)} more: splitpeer data check lists them)" if others else ""
         raise DataError(first + more)
+    return found
+
+
+def find_all(root: Path | str, layout: str, modalities: Sequence[str]) -> dict[str, Found]:
+    """`find` for each of several modalities. Raises DataError also where one file would be two of them."""
+    found = {modality: find(root, layout, modality) for modality in modalities}
+    owners: dict[tuple[Path, int | None], str] = {}
+    for modality, kind in found.items():
+        for case in kind.cases:
+            if (first := owners.setdefault((case.path, case.channel), modality)) != modality:
+                raise DataError(
+                    f"{case.path}: its name does not say whether it is {first} or {modality}: choose a layout that "
+                    "does, or write a list (layout 'csv') with the column modality"
+                )
     return found
 
 

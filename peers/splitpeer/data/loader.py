@@ -40,16 +40,15 @@ class SiteData:
         seed: int | None,
         modality: str | None,
         *,
-        first: int = 0,
+        places: Sequence[int] | None = None,
     ) -> np.ndarray:
         """The windows of `samples`, in order: float32 [B, 1, *spatial], for masks uint8 [B, regions, *spatial].
 
-        `spatial` is `window` (x, y, z), or (x, y) where z is 1. `seed` None means no augmentation; `first`
-        is the place of samples[0] in its batch when a micro-batch is asked for. Raises DataError that names
-        the file.
+        `spatial` is `window` (x, y, z), or (x, y) where z is 1. `seed` None means no augmentation; `places` are
+        those of the samples in the whole batch, where they are a part of it. Raises DataError that names the file.
         """
         arrays = []
-        for index, sample in enumerate(samples, start=first):
+        for index, sample in zip(places or range(len(samples)), samples, strict=True):
             array = self.volumes.window(sample.key, sample.origin, window)
             if self.image_defences:
                 shape = self.volumes.geometry(sample.key).shape

@@ -130,10 +130,7 @@ class Volumes:
         try:
             return self._cases[key]
         except KeyError:
-            raise DataError(
-                f"patient {handle(key)}: not in this site's data: "
-                f"compare the patient salts and lists of the sites"
-            ) from None
+            raise not_held(key) from None
 
     def subjects(self) -> dict[bytes, str]:
         """The person behind each key: BraTS 2023 holds several time points of one person. Local knowledge."""
@@ -244,6 +241,12 @@ class Volumes:
             spacing=self.spacing,
             rules=self.rules,
         )
+
+
+def not_held(key: bytes) -> DataError:
+    """Somebody asks for a patient that this site does not have."""
+    text = "not in this site's data: compare the patient salts and lists of the sites"
+    return DataError(f"patient {handle(key)}: {text}")
 
 
 @contextmanager

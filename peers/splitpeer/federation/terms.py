@@ -182,8 +182,8 @@ def judge(offer: JobOffer, config: PeerConfig) -> None:
     job, policy = offer.job, config.policy
     if policy is None:
         raise PolicyRefused("this site has no policy")
-    if offer.modality != config.peer.modality:
-        raise PolicyRefused(f"the job wants {offer.modality} from us, this site holds {config.peer.modality}")
+    if offer.modality not in config.peer.modalities:
+        raise PolicyRefused(f"the job wants {offer.modality} from us, this site holds {config.peer.held}")
     if beyond := sorted(set(job.levels) - set(policy.levels)):
         names = ", ".join(level_name(level) for level in beyond)
         raise PolicyRefused(f"level {names} may not leave this site (policy levels: {list(policy.levels)})")

@@ -13,6 +13,7 @@ from splitpeer.preflight.finding import Finding, exit_code
 from splitpeer.preflight.machine import (
     check_address,
     check_clock,
+    check_consent,
     check_descriptors,
     check_environment,
     check_images,
@@ -30,6 +31,7 @@ def preflight(config: PeerConfig, *, online: bool = False) -> list[Finding]:
     for check in (
         check_salt,
         check_images,
+        check_consent,
         check_state,
         check_clock,
         check_descriptors,

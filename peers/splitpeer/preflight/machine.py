@@ -15,6 +15,7 @@ from pathlib import Path
 
 from splitpeer.daemon.lock import holder
 from splitpeer.data import layouts
+from splitpeer.data.consent import Consent
 from splitpeer.data.pseudonym import load_salt, salt_check
 from splitpeer.errors import PeerError
 from splitpeer.preflight.finding import Finding
@@ -62,18 +63,48 @@ def check_images(config: PeerConfig) -> Iterator[Finding]:
         )
         return
     try:
-        found = layouts.find(folder, data.layout, config.peer.modality if images else None)
+        if images:
+            found = layouts.find_all(folder, data.layout, config.peer.modalities)
+        else:
+            found = {"": layouts.find(folder, data.layout, None)}
     except (PeerError, OSError) as error:
         yield Finding("data", "problem", str(error))
         return
-    yield Finding(
-        "data", "ok", f"{folder}: {len(found.cases)} patients; splitpeer data check reads every voxel"
-    )
-    if found.left_out:
+    for modality, kind in found.items():
+        of = f" of {modality}" if len(found) > 1 else ""
+        patients = f"{folder}: {len(kind.cases)} patients{of}; splitpeer data check reads every voxel"
+        yield Finding("data", "ok", patients)
+    if left_out := {one for kind in found.values() for one in kind.left_out}:
         yield Finding(
             "data",
             "warning",
-            f"{folder}: {len(found.left_out)} files were skipped: splitpeer data check lists them",
+            f"{folder}: {len(left_out)} files were skipped: splitpeer data check lists them",
+        )
+
+
+def check_consent(config: PeerConfig) -> Iterator[Finding]:
+    """The list of patients who have withdrawn consent, and that it is about patients of this site."""
+    data, path = config.data, config.data.withdrawn
+    if path is None or data.images is None:
+        return
+    try:
+        found = layouts.find_all(data.images, data.layout, config.peer.modalities)
+        cases = {case.patient.encode(): case for kind in found.values() for case in kind.cases}
+        consent = Consent(path, cases)
+        withdrawn = consent.withdrawn()
+    except (PeerError, OSError) as error:
+        # What is wrong with the images is said by their own check.
+        if str(path) in str(error):
+            yield Finding("consent", "problem", str(error))
+        return
+    if not path.exists():
+        yield Finding("consent", "warning", f"{path}: does not exist yet: nobody has withdrawn consent")
+    elif consent.unknown:
+        text = f"{path}: {consent.unknown} of its ids are of no patient here: compare the spelling with data keys"
+        yield Finding("consent", "warning", text)
+    else:
+        yield Finding(
+            "consent", "ok", f"{path}: {len(withdrawn)} of {len(cases)} patients have withdrawn consent"
         )
 
 

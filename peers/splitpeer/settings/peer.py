@@ -28,7 +28,7 @@ from splitpeer.settings.values import (
     Layout,
     Levels,
     Location,
-    Modality,
+    Modalities,
     Name,
     NormalisationKind,
     PositiveInt,
@@ -54,10 +54,20 @@ class Peer(Section):
     role: Literal["client", "coordinator"]
     site: Name
     federation: Name
-    modality: Modality | None = None
-    """Clients only: what the images show, such as t1, adc, ct or pet."""
+    modality: Modalities | None = None
+    """Clients only: what the images show, such as t1, adc, ct or pet; a list where this site holds several."""
     state: Location
     """Folder for weights and checkpoints; default ``state``."""
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """Those that this site holds, as written; () at a coordinator."""
+        return self.modality or ()
+
+    @property
+    def held(self) -> str | None:
+        """The same in words, such as "t1" or "t2, flair"; None at a coordinator."""
+        return ", ".join(self.modalities) or None
 
 
 class Tls(Section):
@@ -97,6 +107,9 @@ class PeerData(Section):
     """How files are named; of "csv", `images` or `labels` is a list with the columns patient,path."""
     files: FilePattern | None = None
     """Instead of a layout's name: where a patient's file is, such as ``{patient}/T1*.nii.gz``."""
+    withdrawn: Location | None = None
+    """Clients only: list of the patients who have withdrawn consent, an id a line; it may appear or grow at any time,
+    and counts from the next batch on."""
     convention: Literal["msd", "brats", "brats2023", "nnunet", "task"] | None = None
     """What the integers in the masks mean, never guessed; "task": what ``[task]`` of the job says."""
     salt: Location | None = None
@@ -214,6 +227,7 @@ class PeerConfig(Settings):
             "data.images",
             "data.labels",
             "data.salt",
+            "data.withdrawn",
             "capture.key",
         }
     )
@@ -259,6 +273,8 @@ class PeerConfig(Settings):
                 problems.append(f"a {self.peer.role} needs {key}: {fix}")
             elif not wanted and value is not None:
                 problems.append(f"{key} is not for a {self.peer.role}: remove it")
+        if not client and self.data.withdrawn is not None:
+            problems.append("[data] withdrawn is not for a coordinator: remove it")
         if self.data.labels is not None and self.data.convention is None:
             problems.append(
                 '[data] convention is missing: say what the masks follow, "msd" or "brats" or ..., or "task"'

@@ -67,6 +67,7 @@ listen = {listen}  # "tcp://*:7443" for all interfaces; the certificate must nam
 
 _CLIENT_DATA = """\
 images = {images}  # never leave this machine; their activations do
+# withdrawn = "withdrawn.txt"  # patients who withdrew consent, one id a line; it may grow while the daemon runs
 """
 
 _COORDINATOR_DATA = """\
@@ -183,7 +184,7 @@ def peer_toml(
     role: str,
     site: str,
     federation: str,
-    modality: str | None = None,
+    modality: str | Sequence[str] | None = None,
     pki: str = "pki",
     coordinator: str = "tcp://coordinator.example.org:7443",
     listen: str = "tcp://127.0.0.1:7443",
@@ -193,7 +194,9 @@ def peer_toml(
     coordinators: Sequence[str] = ("hub",),
     crl: bool = False,
 ) -> str:
-    """Text of a `peer.toml` for a client (then with `modality`) or a coordinator; `pki` holds the certificates.
+    """Text of a `peer.toml` for a client (then with `modality`, one or several) or a coordinator.
+
+    `pki` holds the certificates.
 
     Without `crl`, because the federation's CA keeps no list, revocation is not checked.
     """
@@ -203,7 +206,7 @@ def peer_toml(
         role=_quoted(role),
         site=_pair("site", site),
         federation=_pair("federation", federation),
-        modality=f"{_pair('modality', modality)}\n" if client else "",
+        modality=f"{_pair('modality', modality)}  # or a list: all that this site holds\n" if client else "",
         ca=_quoted(f"{pki}/ca.crt"),
         certificate=_quoted(f"{pki}/{site}.crt"),
         key=_quoted(f"{pki}/{site}.key"),

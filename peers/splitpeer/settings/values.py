@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, GetCoreSchemaHandler
+from pydantic import AfterValidator, BeforeValidator, Field, GetCoreSchemaHandler, PlainSerializer
 from pydantic_core import CoreSchema, core_schema
 
 from splitpeer.data.layouts import checked_layout
@@ -43,6 +43,18 @@ def _modality(value: str) -> str:
         return canonical_modality(value)
     except DataError as error:
         raise ValueError(str(error)) from None
+
+
+def _held(value: Any) -> Any:
+    """One modality, or a list of them, each once."""
+    names = [value] if isinstance(value, str) else value
+    if not isinstance(names, list | tuple) or not names or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"{value!r} is neither a modality nor a list of modalities")
+    return _distinct(tuple(map(_modality, names)))
+
+
+def _as_written(held: tuple[str, ...]) -> str | list[str]:
+    return held[0] if len(held) == 1 else list(held)
 
 
 def _layout(value: str) -> str:
@@ -143,6 +155,8 @@ class _Defences:
 
 Name = Annotated[str, AfterValidator(_name)]
 Modality = Annotated[str, AfterValidator(_modality)]
+Modalities = Annotated[tuple[str, ...], BeforeValidator(_held), PlainSerializer(_as_written)]
+"""Written as one text or as a list."""
 Layout = Annotated[str, AfterValidator(_layout)]
 FilePattern = Annotated[str, AfterValidator(_pattern)]
 Location = Annotated[Path, BeforeValidator(_location)]

@@ -29,7 +29,8 @@ from splitpeer.federation.terms import judge
 from splitpeer.models.registry import backbone_of
 from splitpeer.settings.peer import PeerConfig
 from splitpeer.site.budgets import BudgetSpent
-from splitpeer.site.job import SiteJob, find_cases, open_ledger, open_volumes
+from splitpeer.site.images import find_cases, open_volumes
+from splitpeer.site.job import SiteJob, open_ledger
 from splitpeer.site.run_folders import mark_complete
 from splitproto import Offer, Session, SplitprotoError, dial
 from splitproto.capture import Party
@@ -123,13 +124,15 @@ class Client:
         pick_device(config.runtime.device)
         # Fail now, not when the first batch is due.
         found = find_cases(config)
-        volumes = open_volumes(config, found=found)
-        self._unusable: dict[bytes, str] = {}
-        look(volumes, self._unusable, voxels=verify)
-        self._volumes = volumes
-        self._cases, self._salt_check = volumes.cases, volumes.salt_check.hex()
-        self._findings = naming_warnings(config.data.images, [found])
-        self._findings += lacking_warning(found, f"{config.peer.modality} image")
+        self._volumes = open_volumes(config, found)
+        self._unusable: dict[str, dict[bytes, str]] = {modality: {} for modality in found}
+        for modality, volumes in self._volumes.items():
+            look(volumes, self._unusable[modality], voxels=verify)
+        self._cases = {key: case for volumes in self._volumes.values() for key, case in volumes.cases.items()}
+        self._salt_check = volumes.salt_check.hex()
+        self._findings = naming_warnings(config.data.images, found.values())
+        for modality, kind in found.items():
+            self._findings += lacking_warning(kind, f"{modality} image")
         if (ledger := open_ledger(config)) is not None:
             ledger.close()
         self._witness = Witness(config, curious)
@@ -154,14 +157,13 @@ class Client:
             PeerError: what the user is told, with its exit code.
         """
         peer = self._config.peer
-        self._report(
-            h.SiteStarted(peer.site, peer.modality, len(self._cases), self._salt_check, self._address)
-        )
+        self._report(h.SiteStarted(peer.site, peer.held, len(self._cases), self._salt_check, self._address))
         # Names of files: in this site's own log, and nowhere else.
         for cause in self._findings:
             self._report(h.DataWarning(cause))
-        tell(self._volumes)
-        async with self._duty.on_duty(self._witness, modality=peer.modality, coordinator=self._address):
+        for volumes in self._volumes.values():
+            tell(volumes)
+        async with self._duty.on_duty(self._witness, modality=peer.held, coordinator=self._address):
             self._report(h.Ready(self._address))
             try:
                 await self._serve()
@@ -488,7 +490,12 @@ class Client:
         """A run that this process does not work on yet. Raises PolicyRefused, and what `SiteJob` raises."""
         await self._close_job()
         self._job = await self._compute.run(
-            SiteJob, offer, self._config, self._unusable, what="the job's folder and images", timeout=READ_S
+            SiteJob,
+            offer,
+            self._config,
+            self._unusable[offer.modality],
+            what="the job's folder and images",
+            timeout=READ_S,
         )
 
     async def _work(self, session: Session, job: SiteJob) -> Bye:

@@ -11,12 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from splitpeer.data.layouts import Found, find
 from splitpeer.data.loader import Prefetcher, SiteData
-from splitpeer.data.normalisation import DEFAULT, Normalisation
-from splitpeer.data.pseudonym import load_salt
 from splitpeer.data.sampling import batch_digest
-from splitpeer.data.volumes import Volumes
 from splitpeer.defences.activation.dp import mechanism
 from splitpeer.defences.image.stack import make_image_stack
 from splitpeer.defences.network import Defended, build_network
@@ -39,6 +35,7 @@ from splitpeer.privacy.ledger import Ledger
 from splitpeer.settings.bounds import Bounds
 from splitpeer.settings.peer import PeerConfig
 from splitpeer.site.budgets import Budgets, BudgetSpent, new_run
+from splitpeer.site.images import find_cases, open_volumes
 from splitpeer.site.run_folders import check_room, make_room
 from splitpeer.site.secret import site_secret
 from splitpeer.storage import checkpoint
@@ -54,34 +51,6 @@ log = logging.getLogger(__name__)
 
 MOST_UNUSABLE = 1024
 """SP-11.13-9: a site that cannot use more files than this has failed."""
-
-
-def find_cases(config: PeerConfig) -> Found:
-    """The site's images and what lies beside them. Raises DataError naming the file or folder."""
-    data = config.data
-    if data.images is None or config.peer.modality is None:
-        raise DataError("a client needs [data] images and [peer] modality")
-    return find(data.images, data.layout, config.peer.modality)
-
-
-def open_volumes(
-    config: PeerConfig,
-    spacing: tuple[float, ...] = (),
-    found: Found | None = None,
-    normalisation: Normalisation = DEFAULT,
-) -> Volumes:
-    """The site's images, `found` already or now. Raises DataError or ConfigError naming the file or folder."""
-    data = config.data
-    if data.salt is None:
-        raise DataError("a client needs [data] salt")
-    return Volumes(
-        (found or find_cases(config)).cases,
-        salt=load_salt(data.salt),
-        spacing=tuple(spacing) or None,
-        normalisation=normalisation,
-        cache_mib=data.cache_mib,
-        rules=data.rules(),
-    )
 
 
 def open_ledger(config: PeerConfig) -> Ledger | None:
@@ -110,7 +79,9 @@ class SiteJob:
         self.incarnation = secrets.token_bytes(16)
         self.folder: Path = run_folder(config.peer.state, job.name, offer.run)
         self._most_octets = config.policy.max_message_bytes if config.policy else 0
-        self.volumes = open_volumes(config, job.spacing, normalisation=normalisation_of(job, offer.modality))
+        found = find_cases(config)
+        rule = normalisation_of(job, offer.modality)
+        self.volumes = open_volumes(config, found, job.spacing, lambda _: rule)[offer.modality]
         bounds: Bounds = config.policy or Bounds()
         self._state, self._bounds = config.peer.state, bounds
         grids = look(self.volumes, dict(unusable or {}))

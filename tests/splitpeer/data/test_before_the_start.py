@@ -77,7 +77,7 @@ def cut(path: Path) -> Path:
 
 
 def lines(root: Path) -> tuple[list[str], list[str]]:
-    report = check(root, "folder", "t1")
+    report = check(root, "folder", ["t1"])
     return report.problems, report.warnings
 
 

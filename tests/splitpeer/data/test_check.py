@@ -60,10 +60,21 @@ def test_masks_without_a_named_convention_are_pointed_out(msd: Path) -> None:
     assert report.ok and any("no label convention named" in text for text in report.warnings)
 
 
+def test_a_site_that_holds_several_modalities(tmp_path: Path, files) -> None:
+    for modality, name in (("t2", "a"), ("adc", "a"), ("adc", "b"), ("pd", "c")):
+        files.save(tmp_path / modality / f"{name}.nii.gz", files.head((7, 9, 11)))
+    report = check(tmp_path, "folder", ["t2", "adc"])
+    assert report.ok and report.counts == {"t2": 1, "adc": 2}
+    assert "b: no t2" in report.warnings
+    files.save(tmp_path / "alone" / "a.nii.gz", files.head())
+    (problem,) = check(tmp_path / "alone", "folder", ["t2", "adc"]).problems
+    assert "its name does not say whether it is t2 or adc" in problem
+
+
 def test_a_site_with_one_modality_and_no_masks(tmp_path: Path, files) -> None:
     for name in "ab":
         files.save(tmp_path / f"{name}.nii.gz", files.head((7, 9, 11)), axes="LPS", spacing=(1, 1, 3))
-    report = check(tmp_path, modality="T1Gd")
+    report = check(tmp_path, modalities=["T1Gd"])
     assert report.ok and report.layout == "folder" and report.counts == {"t1ce": 2}
     assert dict(report.shapes) == {"7x9x11": 2} and dict(report.orientations) == {"LPS": 2}
     assert dict(report.spacings) == {"1x1x3": 2}
@@ -105,10 +116,10 @@ def test_dark_enhancing_tumour_is_warned_about(tmp_path: Path, files) -> None:
 
 def test_one_modality_of_a_tree(tmp_path: Path, brats) -> None:
     brats(tmp_path, "A", kinds=("t1", "t2"))
-    report = check(tmp_path, modality="t2")
+    report = check(tmp_path, modalities=["t2"])
     assert report.counts == {"t2": 1} and report.ok
     assert "no seg file" in check(tmp_path, convention="brats").problems[0]
-    assert "no flair file" in check(tmp_path, modality="flair").problems[0]
+    assert "no flair file" in check(tmp_path, modalities=["flair"]).problems[0]
 
 
 def test_nothing_to_report_on(tmp_path: Path) -> None:
@@ -126,7 +137,7 @@ def test_the_report_lists_what_was_not_taken_and_ids_that_look_wrong(tmp_path: P
     (tmp_path / "gone.nii.gz").symlink_to(tmp_path / "nowhere")
     for name in ("a.hdr", "a.img", "b.nrrd", "c.mgz"):
         (tmp_path / name).write_bytes(b"")
-    report = check(tmp_path, "folder", "t1")
+    report = check(tmp_path, "folder", ["t1"])
     assert report.ok and report.counts == {"t1": 3}
     for said in (
         "1 not taken: gone.nii.gz: a link to a file that does not exist",
@@ -143,7 +154,7 @@ def test_the_report_lists_what_was_not_taken_and_ids_that_look_wrong(tmp_path: P
 def test_names_in_two_unicode_forms_do_not_pass(tmp_path: Path, files) -> None:
     for name in ("Jos\u00e9", "Jose\u0301"):
         files.save(tmp_path / f"{name}.nii.gz", files.head())
-    report = check(tmp_path, modality="t1")
+    report = check(tmp_path, modalities=["t1"])
     assert not report.ok
     assert "are the same patient" in report.problems[0]
 
@@ -159,7 +170,7 @@ def test_a_foreign_file_in_a_tree_is_a_warning(tmp_path: Path, files, brats) -> 
 def test_a_list_is_checked_like_a_folder(tmp_path: Path, files) -> None:
     files.save(tmp_path / "scan.nii.gz", files.head())
     (tmp_path / "patients.csv").write_text("patient,path\nP001,scan.nii.gz\n")
-    report = check(tmp_path / "patients.csv", modality="t1")
+    report = check(tmp_path / "patients.csv", modalities=["t1"])
     assert report.ok and report.layout == "csv" and report.counts == {"t1": 1}
 
 

@@ -203,7 +203,7 @@ def test_images_here_and_in_the_folder_of_the_modality_are_not_guessed(tmp_path:
         files.save(tmp_path / f"{name}.nii.gz", files.head())
     with pytest.raises(DataError, match="images here and in adc/: name the folder that is meant"):
         find_images(tmp_path, "folder", "adc")
-    assert any("images here and in adc/" in text for text in check(tmp_path, "folder", "adc").problems)
+    assert any("images here and in adc/" in text for text in check(tmp_path, "folder", ["adc"]).problems)
     assert [case.patient for case in find_images(tmp_path, "folder", "t2")] == ["P1"]
 
 
@@ -249,7 +249,7 @@ def test_all_patients_twice_are_told_not_only_the_first(tmp_path: Path, brats) -
         brats(tmp_path, patient, ("t1",), below="HGG")
         if patient != "C":
             brats(tmp_path, patient, ("t1",), below="LGG")
-    report = check(tmp_path, modality="t1")
+    report = check(tmp_path, modalities=["t1"])
     twice = [text for text in report.problems if "are the same patient" in text]
     assert len(twice) == 2 and "HGG/A/" in twice[0] and "LGG/B/" in twice[1]
     assert report.counts == {"t1": 1}
@@ -274,7 +274,7 @@ def test_bids_with_sessions_runs_and_other_folders(tmp_path: Path, files) -> Non
         find_labels(tmp_path, "bids")
     (mask,) = find_labels(tmp_path / "derivatives" / "x", "bids")
     assert mask.patient == "sub-01_ses-1"
-    warnings = "\n".join(check(tmp_path, modality="t1").warnings)
+    warnings = "\n".join(check(tmp_path, modalities=["t1"]).warnings)
     for said in (
         "1 not taken: sub-01/ses-1/func/sub-01_ses-1_task-rest_bold.nii.gz: not in the anat folder",
         "sub-01_ses-2_run-2_T1w.nii.gz: one of several t1 images of a patient: choose one in a list",

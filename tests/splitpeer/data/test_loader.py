@@ -47,7 +47,7 @@ def test_augmentation_follows_the_place_in_the_batch(site: SiteData, files) -> N
     out = site.batch(samples(files), (8, 8, 1), 99, "t1")
     for index in range(2):
         np.testing.assert_array_equal(out[index], augment(plain[index], 99, index, "t1"))
-    micro = site.batch(samples(files)[1:], (8, 8, 1), 99, "t1", first=1)
+    micro = site.batch(samples(files)[1:], (8, 8, 1), 99, "t1", places=[1])
     np.testing.assert_array_equal(micro, out[1:])
 
 

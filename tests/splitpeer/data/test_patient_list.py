@@ -163,7 +163,7 @@ def test_data_check_tells_every_mistake_of_a_list_and_reads_the_rest(tmp_path: P
     path.write_text(
         "patient,path\nA,a.nii.gz\nB,gone.nii.gz\nA,a.nii.gz\n,a.nii.gz\nC,../c.nii.gz\nD\n", encoding="utf-8"
     )
-    report = check(path, modality="adc")
+    report = check(path, modalities=["adc"])
     assert report.counts == {"adc": 1}
     assert [text.split(":")[0].rpartition(" ")[2] for text in report.problems] == ["3", "4", "5", "6", "7"]
     with pytest.raises(

@@ -120,6 +120,45 @@ def test_nothing_is_wrong_with_a_new_site(setup: Setup, capsys: pytest.CaptureFi
     assert [f["check"] for f in findings] == ["settings", "certificate", "salt", "data", "disk", "clock"]
 
 
+def test_a_site_that_holds_several_modalities(setup: Setup, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each is looked for; a folder whose names do not tell them apart is a problem."""
+    setup.sections["peer"]["modality"] = ["t1", "t2"]
+    setup.write()
+    (problem,) = problems(doctor(capsys, "--offline")[1])
+    assert "p1.nii.gz: its name does not say whether it is t1 or t2" in problem
+    for modality in ("t1", "t2"):
+        (setup.folder / "images" / modality).mkdir()
+        shutil.copy(setup.folder / "images" / "p1.nii.gz", setup.folder / "images" / modality)
+    (setup.folder / "images" / "p1.nii.gz").rename(setup.folder / "images" / "t2" / "p2.nii.gz")
+    code, findings = doctor(capsys, "--offline")
+    told = [finding["text"] for finding in findings if finding["check"] == "data"]
+    assert code == 0
+    assert [text.rpartition(": ")[2].partition(";")[0] for text in told] == [
+        "1 patients of t1",
+        "2 patients of t2",
+    ]
+
+
+def test_the_list_of_withdrawn_patients(setup: Setup, capsys: pytest.CaptureFixture[str]) -> None:
+    setup.sections["data"]["withdrawn"] = "withdrawn.txt"
+    setup.write()
+
+    def said() -> tuple[str, str]:
+        (finding,) = [one for one in doctor(capsys, "--offline")[1] if one["check"] == "consent"]
+        return finding["level"], finding["text"].rpartition("withdrawn.txt: ")[2]
+
+    assert said() == ("warning", "does not exist yet: nobody has withdrawn consent")
+    path = setup.folder / "withdrawn.txt"
+    path.write_text("p1\n")
+    assert said() == ("ok", "1 of 1 patients have withdrawn consent")
+    path.write_text("P1\n")
+    assert said() == (
+        "warning", "1 of its ids are of no patient here: compare the spelling with data keys",
+    )  # fmt: skip
+    path.write_bytes(b"\xff")
+    assert said()[0] == "problem"
+
+
 def test_nothing_is_wrong_with_a_new_coordinator(setup: Setup, capsys: pytest.CaptureFixture[str]) -> None:
     setup.be_a_coordinator()
     setup.write()

@@ -58,7 +58,9 @@ def site(
         recorded_by_coordinator=recorded_by_coordinator,
         normalisation=normalisation,
     )
-    return SimpleNamespace(policy=policy, peer=SimpleNamespace(modality="t1", state=Path("state")))
+    return SimpleNamespace(
+        policy=policy, peer=SimpleNamespace(modalities=("t1",), held="t1", state=Path("state"))
+    )
 
 
 def offer(**changes: Any) -> JobOffer:

@@ -1,0 +1,121 @@
+"""What a site holds by modality, and how its patients fill the seats of a job: a seat's modalities are its channels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+
+import numpy as np
+
+from splitpeer.data.geometry import Geometry, Triple, differences
+from splitpeer.data.layouts import Case
+from splitpeer.data.loader import SiteData
+from splitpeer.data.sampling import Sample
+from splitpeer.data.volumes import Volumes, not_held
+from splitpeer.defences.image.stack import ImageStack
+from splitpeer.errors import PatientUnusable
+
+
+class Channels:
+    """The images of a site as the seats of a job want them.
+
+    Safe to use from several threads. Errors name the file (PatientUnusable, DataError).
+
+    Args:
+        volumes: by modality; all under one salt.
+        seats: by name, in the job's order: their modalities, in the order of the channels.
+        defences: of the images, by modality; they act on each window before it is augmented.
+    """
+
+    def __init__(
+        self,
+        volumes: Mapping[str, Volumes],
+        seats: Mapping[str, Sequence[str]],
+        defences: Mapping[str, ImageStack] | None = None,
+    ) -> None:
+        self.seats = {name: tuple(modalities) for name, modalities in seats.items()}
+        self._volumes = {modality: volumes[modality] for held in self.seats.values() for modality in held}
+        self._data = {
+            modality: SiteData(held, (defences or {}).get(modality))
+            for modality, held in self._volumes.items()
+        }
+        self._geometries: dict[bytes, Geometry] = {}
+
+    @cached_property
+    def _fills(self) -> dict[bytes, tuple[int, ...]]:
+        """Seats by patient. One channel that is missing leaves the whole seat empty."""
+        held = {modality: set(volumes.keys()) for modality, volumes in self._volumes.items()}
+        found: dict[bytes, tuple[int, ...]] = {}
+        for number, modalities in enumerate(self.seats.values()):
+            for key in set.intersection(*(held[modality] for modality in modalities)):
+                found[key] = (*found.get(key, ()), number)
+        return found
+
+    @property
+    def salt_check(self) -> bytes:
+        """Check value of the salt."""
+        return next(iter(self._volumes.values())).salt_check
+
+    @property
+    def warnings(self) -> dict[bytes, list[str]]:
+        """See `Volumes.warnings`."""
+        found: dict[bytes, list[str]] = {}
+        for volumes in self._volumes.values():
+            for key, lines in volumes.warnings.items():
+                found.setdefault(key, []).extend(lines)
+        return found
+
+    def keys(self) -> list[bytes]:
+        """The patients that fill a seat, ascending."""
+        return sorted(self._fills)
+
+    def fills(self, key: bytes) -> tuple[int, ...]:
+        """The numbers of the seats that a patient fills; () for a patient that fills none."""
+        return self._fills.get(key, ())
+
+    def case(self, key: bytes) -> Case:
+        """The local case behind a key: that of the first channel. Raises DataError for a key this site lacks."""
+        return self._of(key)[0].case(key)
+
+    def geometry(self, key: bytes) -> Geometry:
+        """The grid of all the patient's volumes, from the files' headers alone. Raises PatientUnusable: they differ."""
+        if key not in self._geometries:
+            first, *others = self._of(key)
+            grid = first.geometry(key)
+            for other in others:
+                # SP-11.12-9 within one site: windows of all channels show the same anatomy, or none is taken.
+                if found := differences(grid, other.geometry(key)):
+                    paths = f"{other.case(key).path}: differs from {first.case(key).path}"
+                    raise PatientUnusable(
+                        key, "grid", f"{paths} in {'; '.join(found)}: resample both to one grid"
+                    )
+            self._geometries[key] = grid
+        return self._geometries[key]
+
+    def read(self, key: bytes) -> None:
+        """Read all the patient's volumes to their ends, for what is wrong with them."""
+        for volumes in self._of(key):
+            volumes.read(key)
+
+    def batch(
+        self,
+        seat: str,
+        samples: Sequence[Sample],
+        window: Triple,
+        seed: int | None,
+        places: Sequence[int] | None = None,
+    ) -> np.ndarray:
+        """The windows of `samples` at one seat: float32 [B, channels, *spatial]; see `SiteData.batch`."""
+        channels = [
+            self._data[modality].batch(samples, window, seed, modality, places=places)
+            for modality in self.seats[seat]
+        ]
+        return channels[0] if len(channels) == 1 else np.concatenate(channels, axis=1)
+
+    def _of(self, key: bytes) -> list[Volumes]:
+        """The volumes of all channels that the patient fills. Raises DataError where it fills no seat."""
+        seats = list(self.seats.values())
+        found = [self._volumes[modality] for number in self.fills(key) for modality in seats[number]]
+        if not found:
+            raise not_held(key)
+        return found

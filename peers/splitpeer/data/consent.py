@@ -1,0 +1,97 @@
+"""Patients who have withdrawn their consent: a list of ids that may appear or grow while the daemon runs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from splitpeer.data.layouts import Case, subject
+from splitpeer.data.patients import patient_id
+from splitpeer.errors import DataError, PatientUnusable
+from splitpeer.storage import reading
+
+MAX_BYTES = 16 << 20
+"""A longer list is refused: it would name more patients than an inventory may hold."""
+TRIES, PAUSE_S = 4, 0.25
+"""A list that cannot be read is read again, so often and after so many seconds."""
+
+
+class Consent:
+    """What `[data] withdrawn` says of this site's patients.
+
+    One id a line, UTF-8; empty lines and those that begin with `#` are passed over. A person's id (`sub-01`) stands
+    for all time points (`sub-01_ses-2`).
+
+    Args:
+        path: of the list; None: nobody keeps one. It need not exist yet, but its folder must.
+        cases: the patients, by key.
+    """
+
+    def __init__(self, path: Path | None, cases: Mapping[bytes, Case]) -> None:
+        self._path = path
+        self._keys: dict[str, set[bytes]] = {}
+        for key, case in cases.items():
+            for name in {case.patient, subject(case.patient)}:
+                self._keys.setdefault(name, set()).add(key)
+        self._content, self._seen = b"", False
+        self._withdrawn: set[bytes] = set()
+        self.unknown = 0
+        """Ids of the list that are no patient's here: others hold them, or they are misspelt."""
+
+    def withdrawn(self) -> set[bytes]:
+        """The keys of all that have withdrawn; who has done so stays in it while this process runs.
+
+        The list is read each time: it is short, and a change must count from the next batch on.
+
+        Raises:
+            DataError: the list cannot be read. Then nothing may leave: nobody knows who has withdrawn.
+        """
+        if self._path is not None and (content := self._read(self._path)) != self._content:
+            ids = self._ids(self._path, content)
+            self.unknown = sum(one not in self._keys for one in ids)
+            self._withdrawn |= {key for one in ids for key in self._keys.get(one, ())}
+            self._content = content
+        return self._withdrawn
+
+    def refusal(self, key: bytes) -> PatientUnusable:
+        """Why a patient who has withdrawn is not sent."""
+        return PatientUnusable(key, "consent", f"{self._path}: the patient has withdrawn consent")
+
+    def _read(self, path: Path) -> bytes:
+        try:
+            content = _patiently(path)
+        except FileNotFoundError:
+            if not self._seen and path.parent.is_dir():
+                return b""
+            raise DataError(
+                f"{path}: the list of withdrawn patients is gone, so nothing is sent: put it back"
+            ) from None
+        except OSError as error:
+            raise DataError(
+                f"{path}: the list of withdrawn patients cannot be read ({error.strerror}), so nothing is sent: "
+                "correct the file, or [data] withdrawn"
+            ) from None
+        self._seen = True
+        return content
+
+    def _ids(self, path: Path, content: bytes) -> set[str]:
+        try:
+            lines = content.decode("utf-8-sig").splitlines()
+        except UnicodeDecodeError:
+            raise DataError(
+                f"{path}: the list of withdrawn patients is not UTF-8, so nothing is sent: save it as UTF-8"
+            ) from None
+        return {patient_id(line) for line in lines if line.strip() and not line.lstrip().startswith("#")}
+
+
+def _patiently(path: Path) -> bytes:
+    """The file's content; tried again for a moment, since somebody may be writing it just now."""
+    for _ in range(TRIES):
+        try:
+            return reading.read(path, MAX_BYTES, follow=True)
+        except FileNotFoundError:
+            raise
+        except OSError:
+            time.sleep(PAUSE_S)
+    return reading.read(path, MAX_BYTES, follow=True)
