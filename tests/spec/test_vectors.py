@@ -515,7 +515,9 @@ def test_terms(case: Case) -> None:
             image_defences=(),
         )
         offer = messages.JobOffer(bytes(16), "t1", job, tensors.schema_digest(described))
-        terms.judge(offer, SimpleNamespace(policy=policy, peer=SimpleNamespace(modality="t1")))
+        terms.judge(
+            offer, SimpleNamespace(policy=policy, peer=SimpleNamespace(modalities=("t1",), held="t1"))
+        )
         return list(described)
 
     described = check(case, work)
