@@ -177,9 +177,9 @@ def _frozen(decoder: Decoder, view: View, name: str) -> Decoder:
     Raises:
         AttackImpossible: it is of another job.
     """
-    if set(decoder.modalities) != set(view.modalities) or tuple(decoder.levels) != tuple(sorted(view.levels)):
+    if set(decoder.seats) != set(view.modalities) or tuple(decoder.levels) != tuple(sorted(view.levels)):
         raise AttackImpossible(
-            f"{name}: the decoder takes levels {list(decoder.levels)} of {', '.join(decoder.modalities)}, the view "
+            f"{name}: the decoder takes levels {list(decoder.levels)} of {', '.join(decoder.seats)}, the view "
             f"has levels {list(view.levels)} of {', '.join(view.modalities)}"
         )
     return copy.deepcopy(decoder).requires_grad_(False)

@@ -36,7 +36,7 @@ from splitpeer.storage import checkpoint
 from splitpeer.training.dropout import left_out
 from splitpeer.training.optimiser import make_optimiser, make_schedule
 from splitpeer.training.scores import Scores
-from splitpeer.training.split_round import Parties, Wire, split_round
+from splitpeer.training.split_round import Parties, Place, Wire, split_round
 from splitpeer.training.split_step import Arrays, ClientHalf, CoordinatorHalf
 from splitproto import __version__
 from splitproto.capture import Header, Party, Sampling
@@ -115,6 +115,7 @@ class _RehearsedSite:
     def __init__(self, name: str, modality: str, rehearsal: Rehearsal) -> None:
         job, protection, seed = rehearsal.job, rehearsal.protection, rehearsal.seed
         self.name, self.modality = name, modality
+        self.place = Place(name, modality)
         backbone = backbone_of(job)
         channels = backbone.cut.channels
         key = from_seed(seed, self.name)
@@ -202,26 +203,28 @@ class _RecordedWire(Wire):
     precision: str
     tap: Tap
 
-    def ordered(self, modality: str) -> None:
-        self.tap(self.sites[modality], self.forward, True)
+    def ordered(self, site: str) -> None:
+        self.tap(self.sites[site], self.forward, True)
 
-    def up(self, modality: str, activations: Arrays) -> Arrays:
-        tensors, forward = to_wire(activations, self.precision), self.forward
+    def up(self, site: str, activations: dict[str, Arrays]) -> dict[str, Arrays]:
+        ((seat, arrays),) = activations.items()
+        tensors, forward = to_wire(arrays, self.precision), self.forward
         message = Activations(forward.mode, forward.step, forward.batch, forward.digest, tensors)
-        self.tap(self.sites[modality], message, False)
-        return from_wire(tensors, self.precision)
+        self.tap(self.sites[site], message, False)
+        return {seat: from_wire(tensors, self.precision)}
 
-    def down(self, modality: str, gradients: Arrays) -> Arrays:
-        message = Gradients(self.forward.step, to_wire(gradients, self.precision))
-        self.tap(self.sites[modality], message, True)
-        return from_wire(message.tensors, self.precision)
+    def down(self, site: str, gradients: dict[str, Arrays]) -> dict[str, Arrays]:
+        ((seat, arrays),) = gradients.items()
+        message = Gradients(self.forward.step, to_wire(arrays, self.precision))
+        self.tap(self.sites[site], message, True)
+        return {seat: from_wire(message.tensors, self.precision)}
 
-    def applied(self, modality: str) -> None:
-        self.tap(self.sites[modality], Applied(self.forward.step), False)
+    def applied(self, site: str) -> None:
+        self.tap(self.sites[site], Applied(self.forward.step), False)
 
-    def passed_over(self, modality: str) -> None:
-        self.tap(self.sites[modality], Advance(self.forward.step), True)
-        self.tap(self.sites[modality], Advanced(self.forward.step), False)
+    def passed_over(self, site: str) -> None:
+        self.tap(self.sites[site], Advance(self.forward.step), True)
+        self.tap(self.sites[site], Advanced(self.forward.step), False)
 
 
 class Rehearsal:
@@ -330,16 +333,16 @@ class Rehearsal:
         target = SiteData(self.labels).batch(forward.samples, self.window, forward.seed, None)
         out = self._left_out(forward.step)
         images = {
-            site.modality: site.data.batch(forward.samples, self.window, forward.seed, site.modality)
+            site.place: site.data.batch(forward.samples, self.window, forward.seed, site.modality)
             for site in self.sites
             if site.modality not in out
         }
         parties = Parties(
             self.half,
-            {site.modality: site.half for site in self.sites},
-            {site.modality: site.gradient_stack for site in self.sites},
+            {site.place: site.half for site in self.sites},
+            {site.place: site.gradient_stack for site in self.sites},
         )
-        wire = _RecordedWire({site.modality: site for site in self.sites}, forward, self.job.precision, tap)
+        wire = _RecordedWire({site.name: site for site in self.sites}, forward, self.job.precision, tap)
         return split_round(parties, images, target, self._release(forward), wire)
 
     def _left_out(self, step: int) -> frozenset[str]:
@@ -351,12 +354,12 @@ class Rehearsal:
 
     def _asked(self, forward: Forward, sites: Sequence[_RehearsedSite], tap: Tap) -> dict[str, Arrays]:
         release = self._release(forward)
-        wire = _RecordedWire({site.modality: site for site in sites}, forward, self.job.precision, tap)
-        answers = {}
+        wire = _RecordedWire({site.name: site for site in sites}, forward, self.job.precision, tap)
+        answers: dict[str, Arrays] = {}
         for site in sites:
-            wire.ordered(site.modality)
+            wire.ordered(site.name)
             x = site.data.batch(forward.samples, self.window, None, site.modality)
-            answers[site.modality] = wire.up(site.modality, site.half.evaluate(x, release))
+            answers |= wire.up(site.name, {site.modality: site.half.evaluate(x, release)})
         return answers
 
     def _evaluate(self, progress: Progress) -> Scores:

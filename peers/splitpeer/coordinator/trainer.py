@@ -38,7 +38,7 @@ from splitpeer.logs import handle
 from splitpeer.settings.job import JobConfig
 from splitpeer.storage import checkpoint
 from splitpeer.training.dropout import left_out
-from splitpeer.training.split_round import fused_step
+from splitpeer.training.split_round import Place, fused_step
 from splitpeer.training.split_step import CoordinatorHalf
 from splitproto.causes import OF_A_PATIENT
 from splitproto.errors import printable
@@ -296,9 +296,14 @@ class Loop:
         self, arrived: Arrived, target: np.ndarray, forward: Forward
     ) -> tuple[float, dict[str, dict[str, np.ndarray]]]:
         release = Release(self._files.run, forward.mode, forward.step, forward.batch, forward.samples)
-        modalities = [site.modality for site in self._team.sites]
-        activations = self._by_modality(arrived)
-        return fused_step(self._half, activations, target, release, modalities, self._gradient_stacks)
+        activations = {
+            Place(site.name, site.modality): from_wire(tensors, self._job.precision)
+            for site, tensors in arrived.items()
+        }
+        stacks = {Place(site.name, site.modality): stack for site in self._team.sites
+                  if (stack := self._gradient_stacks.get(site.modality)) is not None}  # fmt: skip
+        loss, gradients = fused_step(self._half, activations, target, release, stacks)
+        return loss, {place.seat: arrays for place, arrays in gradients.items()}
 
     # --- evaluation ------------------------------------------------------------------------------------
 

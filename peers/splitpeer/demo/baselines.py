@@ -26,7 +26,7 @@ from splitpeer.models import build_split_network
 from splitpeer.settings.job import JobConfig
 from splitpeer.training.optimiser import Schedule, make_optimiser, make_schedule
 from splitpeer.training.scores import Scores
-from splitpeer.training.split_round import Parties, Wire, split_round
+from splitpeer.training.split_round import Parties, Place, Wire, split_round
 from splitpeer.training.split_step import ClientHalf, CoordinatorHalf
 from splitproto.messages import Sample
 
@@ -74,12 +74,13 @@ def train(baseline: Baseline) -> Scores:
         seed = drawn if config.data.augment else None
         target = SiteData(labels).batch(samples, window, seed, None)
         release = Release(b"", "train", step + 1, 0, samples)
-        split_round(parties, read(samples, seed), target, release, Wire())
+        shown = {Place(m, m): image for m, image in read(samples, seed).items()}
+        split_round(parties, shown, target, release, Wire())
     plan = Plan.of(validation, labels, window, config.evaluation.overlap, config.evaluation.batch, job.steps)
     scoring = Scoring(plan, labels, window, None)
     for index, forward in enumerate(plan.forwards):
         shown = read(forward.samples, None)
-        sent = {m: parties.sites[m].evaluate(image) for m, image in shown.items()}
+        sent = {m: parties.sites[Place(m, m)].evaluate(image) for m, image in shown.items()}
         scoring.add(index, parties.coordinator.predict(sent))
     return scoring.dice.result()
 
@@ -96,7 +97,7 @@ def _parties(config: JobConfig, modalities: tuple[str, ...], task: Task) -> Part
         optimiser = make_optimiser(part.parameters(), job.optimiser, job.learning_rate, job.weight_decay)
         return optimiser, make_schedule(optimiser, job.schedule, job.steps)
 
-    sites = {m: ClientHalf(network.encoders[m], *stepping(network.encoders[m])) for m in modalities}
+    sites = {Place(m, m): ClientHalf(network.encoders[m], *stepping(network.encoders[m])) for m in modalities}
     half = CoordinatorHalf(network.decoder, *stepping(network.decoder), exclusive=task.exclusive)
     return Parties(half, sites)
 

@@ -1,6 +1,6 @@
 """Both halves of any network: a site's encoder, the coordinator's fusion and decoder, and all of them in one process.
 
-Every site holds an encoder for its own contrast; the coordinator fuses what the encoders send, level by
+Every site holds an encoder for each seat that it fills; the coordinator fuses what the encoders send, level by
 level, and decodes (Split-U-Net, arXiv 2208.10553). A network of `registry.NETWORKS` fills in `pyramid` and `decode`.
 """
 
@@ -62,28 +62,28 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """The coordinator's half: fuses the sites' tensors at every level, then decodes.
+    """The coordinator's half: fuses the seats' tensors at every level, then decodes.
 
     Args:
-        backbone: the network. Only the blocks' inputs widen with the number of sites.
-        modalities: the sites' contrasts; their order is the order of concatenation.
-        fusion: "concat" over channels, or the "mean" over sites.
+        backbone: the network. Only the blocks' inputs widen with the number of seats.
+        seats: the network's inputs; their order is the order of concatenation.
+        fusion: "concat" over channels, or the "mean" over seats.
         out_channels: regions, each an independent sigmoid; or classes, of which the first is the background.
     """
 
     def __init__(
         self,
         backbone: Backbone,
-        modalities: Sequence[str],
+        seats: Sequence[str],
         fusion: Fusion = "concat",
         out_channels: int = OUT_CHANNELS,
     ) -> None:
         super().__init__()
-        if not modalities or len(set(modalities)) != len(modalities):
-            raise ValueError(f"modalities must be distinct and at least one, not {list(modalities)}")
+        if not seats or len(set(seats)) != len(seats):
+            raise ValueError(f"seats must be distinct and at least one, not {list(seats)}")
         if fusion not in ("concat", "mean"):
             raise ValueError(f'fusion must be "concat" or "mean", not {fusion!r}')
-        self.backbone, self.modalities = backbone, tuple(modalities)
+        self.backbone, self.seats = backbone, tuple(seats)
         self.fusion, self.out_channels = fusion, out_channels
 
     @property
@@ -95,7 +95,7 @@ class Decoder(nn.Module):
         """Channels of a level after fusion; 0 where it does not arrive."""
         if level not in self.levels:
             return 0
-        wider = len(self.modalities) if self.fusion == "concat" else 1
+        wider = len(self.seats) if self.fusion == "concat" else 1
         return wider * self.backbone.cut.levels[level].channels
 
     @property
@@ -117,35 +117,57 @@ class Decoder(nn.Module):
             with torch.no_grad():
                 self.last.bias[0] = 0
 
-    def forward(self, activations: Activations, absent: Collection[str] = ()) -> Tensor:
-        """{modality: {"x0": [B, C, *spatial], ...}} to logits [B, out_channels, *spatial].
+    def forward(
+        self, activations: Activations, absent: Collection[str] = (), have: Mapping[str, Tensor] | None = None
+    ) -> Tensor:
+        """{seat: {"x0": [B, C, *spatial], ...}} to logits [B, out_channels, *spatial].
 
-        SP-11-38: a modality named in `absent` counts as zeros when concatenating and not at all in a mean. One that is
-        missing without being named is an error: training without a site must be somebody's decision.
+        SP-11-38: what is missing counts as zeros when concatenating and not at all in a mean. A seat that is missing
+        without being named is an error: training without one must be somebody's decision.
+
+        Args:
+            absent: seats that no sample has.
+            have: by seat that some samples have and others not, bool [B]; the others' rows are zeros.
 
         Raises:
-            ValueError: modalities or levels are missing, or unknown.
+            ValueError: seats or levels are missing, or unknown.
         """
-        present = [modality for modality in self.modalities if modality not in absent]
+        present = [seat for seat in self.seats if seat not in absent]
         if not present or set(activations) != set(present):
             raise ValueError(f"activations of {sorted(activations)}, expected exactly {sorted(present)}")
         names = self.backbone.cut.names
-        for modality in present:
-            if set(activations[modality]) != set(names):
-                raise ValueError(f"{modality} sent {sorted(activations[modality])}, expected {sorted(names)}")
+        for seat in present:
+            if set(activations[seat]) != set(names):
+                raise ValueError(f"{seat} sent {sorted(activations[seat])}, expected {sorted(names)}")
         return self.decode(
             {
-                level: self._fuse(activations, name, present)
+                level: self._fuse(activations, name, present, have or {})
                 for level, name in zip(self.levels, names, strict=True)
             }
         )
 
-    def _fuse(self, activations: Activations, name: str, present: Sequence[str]) -> Tensor:
-        arrived = {modality: activations[modality][name] for modality in present}
+    def _fuse(
+        self, activations: Activations, name: str, present: Sequence[str], have: Mapping[str, Tensor]
+    ) -> Tensor:
+        arrived = {seat: activations[seat][name] for seat in present}
         if self.fusion == "mean":
-            return torch.stack(list(arrived.values())).mean(dim=0)
-        nothing = torch.zeros_like(arrived[present[0]]) if len(present) < len(self.modalities) else None
-        return torch.cat([arrived.get(modality, nothing) for modality in self.modalities], dim=1)
+            stacked = torch.stack(list(arrived.values()))
+            return _mean_of_those(stacked, present, have) if have else stacked.mean(dim=0)
+        nothing = torch.zeros_like(arrived[present[0]]) if len(present) < len(self.seats) else None
+        return torch.cat([arrived.get(seat, nothing) for seat in self.seats], dim=1)
+
+
+def _mean_of_those(stacked: Tensor, present: Sequence[str], have: Mapping[str, Tensor]) -> Tensor:
+    """Of each sample, the mean over the seats that it has; zeros where it has none.
+
+    Args:
+        stacked: [seats, B, C, *spatial], zeros where a sample has not the seat.
+        present: the seats.
+        have: bool [B] by seat; missing: all samples have it.
+    """
+    everyone = torch.ones(stacked.shape[1], device=stacked.device)
+    held = torch.stack([have[seat].to(everyone) if seat in have else everyone for seat in present]).sum(dim=0)
+    return stacked.sum(dim=0) / held.clamp(min=1).view(-1, *[1] * (stacked.ndim - 2))
 
 
 def joined(x: Tensor, skipped: Tensor | None) -> Tensor:
@@ -158,13 +180,11 @@ class SplitNetwork(nn.Module):
 
     def __init__(self, encoders: Mapping[str, Encoder], decoder: Decoder) -> None:
         super().__init__()
-        if set(encoders) != set(decoder.modalities):
-            raise ValueError(f"encoders for {sorted(encoders)}, decoder for {sorted(decoder.modalities)}")
-        self.encoders = nn.ModuleDict({modality: encoders[modality] for modality in decoder.modalities})
+        if set(encoders) != set(decoder.seats):
+            raise ValueError(f"encoders for {sorted(encoders)}, decoder for {sorted(decoder.seats)}")
+        self.encoders = nn.ModuleDict({seat: encoders[seat] for seat in decoder.seats})
         self.decoder = decoder
 
     def forward(self, images: Mapping[str, Tensor]) -> Tensor:
-        """{modality: [B, in_channels, *spatial]} to logits [B, out_channels, *spatial]."""
-        return self.decoder(
-            {modality: encoder(images[modality]) for modality, encoder in self.encoders.items()}
-        )
+        """{seat: [B, in_channels, *spatial]} to logits [B, out_channels, *spatial]."""
+        return self.decoder({seat: encoder(images[seat]) for seat, encoder in self.encoders.items()})

@@ -1,20 +1,46 @@
-"""One training step among all peers: in one process, or with a network in between.
+"""One training step among all parties: in one process, or with a network in between.
 
 The coordinator of a run calls `fused_step`, as its sites are elsewhere; `split_round` is the whole step, with a `Wire`
 between the halves. A rehearsal's wire rounds and records; that of the centralised baselines does nothing.
+
+A seat of the network is filled, sample by sample, by whichever site has it. Rows of a seat are put together for the
+decoder and taken apart again for the sites; what nobody has is zeros.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import numpy as np
 
 from splitpeer.defences.randomness import Release
 from splitpeer.defences.stack import Stack, defend
-from splitpeer.training.split_step import Activations, Arrays, ClientHalf, CoordinatorHalf
+from splitpeer.training.split_step import Arrays, ClientHalf, CoordinatorHalf
+
+
+class Place(NamedTuple):
+    """A site at a seat."""
+
+    site: str
+    seat: str
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Which samples of a batch a site sends for a seat."""
+
+    samples: tuple[int, ...]
+    """Their places in the batch, ascending; one for each row of the site's tensors."""
+    ignored: frozenset[int] = frozenset()
+    """Those of them that another site fills: sent, and not used."""
+
+    @property
+    def used(self) -> tuple[int, ...]:
+        """The samples that this site fills."""
+        return tuple(sample for sample in self.samples if sample not in self.ignored)
 
 
 @dataclass(frozen=True)
@@ -22,93 +48,182 @@ class Parties:
     """All halves of one network."""
 
     coordinator: CoordinatorHalf
-    sites: Mapping[str, ClientHalf]
-    """By modality."""
-    gradient_defences: Mapping[str, Stack] = field(default_factory=dict)
-    """What the label holder does to the gradients of a modality; missing: nothing."""
+    sites: Mapping[Place, ClientHalf]
+    """The encoder of each site at each seat."""
+    gradient_defences: Mapping[Place, Stack] = field(default_factory=dict)
+    """What the label holder does to the gradients that a site is sent for a seat; missing: nothing."""
+
+    def names(self) -> list[str]:
+        """The sites, in order."""
+        return list(dict.fromkeys(place.site for place in self.sites))
+
+    def at(self, site: str) -> Iterator[tuple[str, ClientHalf]]:
+        """A site's seats and their encoders."""
+        return ((place.seat, half) for place, half in self.sites.items() if place.site == site)
 
 
 class Wire:
-    """What lies between a site and the coordinator; this one changes nothing. All arrays are float32 by level."""
+    """What lies between a site and the coordinator; this one changes nothing. Arrays are float32, by seat and level."""
 
-    def ordered(self, modality: str) -> None:
+    def ordered(self, site: str) -> None:
         """The site was sent the batch."""
 
-    def up(self, modality: str, activations: Arrays) -> Arrays:
+    def up(self, site: str, activations: dict[str, Arrays]) -> dict[str, Arrays]:
         """Activations as they arrive."""
         return activations
 
-    def down(self, modality: str, gradients: Arrays) -> Arrays:
+    def down(self, site: str, gradients: dict[str, Arrays]) -> dict[str, Arrays]:
         """Gradients as they arrive."""
         return gradients
 
-    def applied(self, modality: str) -> None:
+    def applied(self, site: str) -> None:
         """The site has applied the gradients."""
 
-    def passed_over(self, modality: str) -> None:
+    def passed_over(self, site: str) -> None:
         """The site, which does not take part, has counted on (SP-11-31)."""
 
 
 def split_round(
-    parties: Parties, images: Mapping[str, np.ndarray], target: np.ndarray, release: Release, wire: Wire
+    parties: Parties,
+    images: Mapping[Place, np.ndarray],
+    target: np.ndarray,
+    release: Release,
+    wire: Wire,
+    *,
+    rows: Mapping[Place, Rows] | None = None,
+    left_out: Collection[str] = (),
 ) -> float:
     """Make one step; returns the loss.
 
     Args:
-        images: float32 [B, 1, *spatial] by modality, of the sites that take part; the others count on.
+        images: float32 [rows, channels, *spatial], of the sites that have samples of the batch; the others count on.
         target: [B, regions, *spatial], zeros and ones.
         release: what is released; defences draw from it.
+        rows: which samples `images` are; missing: the whole batch, in order.
+        left_out: seats that the step is made without (SP-11-37).
 
     Raises:
         JobFailed: a loss or gradient is not finite (SP-11-10).
         PolicyRefused: see `ClientHalf.backward`.
     """
-    arrived: dict[str, Arrays] = {}
-    for modality, half in parties.sites.items():
-        if modality in images:
-            wire.ordered(modality)
-            arrived[modality] = wire.up(modality, half.forward(images[modality], release))
+    rows = rows or {}
+    arrived: dict[Place, Arrays] = {}
+    for site in parties.names():
+        # Of a site that takes part, also the seats that are left out: it computes what it was ordered.
+        if any(Place(site, seat) in images and seat not in left_out for seat, _ in parties.at(site)):
+            wire.ordered(site)
+            sent = {
+                seat: half.forward(images[place], _of_rows(release, rows.get(place)))
+                for seat, half in parties.at(site)
+                if (place := Place(site, seat)) in images
+            }
+            arrived |= {Place(site, seat): arrays for seat, arrays in wire.up(site, sent).items()}
     loss, gradients = fused_step(
-        parties.coordinator, arrived, target, release, parties.sites, parties.gradient_defences
+        parties.coordinator,
+        {place: arrays for place, arrays in arrived.items() if place.seat not in left_out},
+        target,
+        release,
+        parties.gradient_defences,
+        rows=rows,
     )
-    for modality, half in parties.sites.items():
-        if modality in gradients:
-            half.backward(wire.down(modality, gradients[modality]))
-            wire.applied(modality)
+    for site in parties.names():
+        back = {place.seat: arrays for place, arrays in gradients.items() if place.site == site}
+        heard = wire.down(site, back) if back else {}
+        for seat, half in parties.at(site):
+            if seat in heard:
+                half.backward(heard[seat])
+            else:
+                half.advance(release.step)
+        if back:
+            wire.applied(site)
         else:
-            half.advance(release.step)
-            wire.passed_over(modality)
+            wire.passed_over(site)
     return loss
 
 
 def fused_step(
     half: CoordinatorHalf,
-    arrived: Activations,
+    arrived: Mapping[Place, Arrays],
     target: np.ndarray,
     release: Release,
-    modalities: Collection[str],
-    gradient_defences: Mapping[str, Stack],
-) -> tuple[float, dict[str, Arrays]]:
-    """The coordinator's part: the loss, and what each site that took part is sent.
+    gradient_defences: Mapping[Place, Stack],
+    *,
+    rows: Mapping[Place, Rows] | None = None,
+) -> tuple[float, dict[Place, Arrays]]:
+    """The coordinator's part: the loss, and what each site is sent for each seat at which it took part.
 
     Args:
-        arrived: activations by modality, {"x0": float32 [B, C, *spatial], ...}.
+        arrived: activations {"x0": float32 [rows, C, *spatial], ...}.
         target: [B, regions, *spatial], zeros and ones.
-        modalities: of the whole network; the decoder goes without those that have not arrived.
-        gradient_defences: by modality.
+        release: of the whole batch.
+        gradient_defences: what is done to gradients; missing: nothing.
+        rows: which samples each has sent; missing: the whole batch, in order.
 
     Raises:
         JobFailed: the loss or its gradient is not finite (SP-11-10); the decoder is unchanged.
     """
-    if not arrived:
-        # All who would have taken part are absent: nobody learns from this step.
+    whole = Rows(tuple(range(len(target))))
+    filled = {place: (rows or {}).get(place, whole) for place in arrived}
+    taken = {place: arrays for place, arrays in arrived.items() if filled[place].used}
+    if not taken:
+        # Nobody who is here has a sample of this batch: nobody learns from it.
         half.advance(release.step)
         return math.nan, {}
-    absent = [modality for modality in modalities if modality not in arrived]
-    loss, gradients = half.step(arrived, target, absent)
-    # The decoder has learned from the true ones; what leaves is defended, for each site on its own.
-    marked = replace(release, target=target)
-    for modality, stack in gradient_defences.items():
-        if modality in gradients and stack:
-            gradients[modality] = defend(stack, gradients[modality], marked)
+    seats, have = gathered(taken, filled, len(target))
+    absent = [seat for seat in half.seats if seat not in seats]
+    loss, by_seat = half.step(seats, target, absent, have)
+    gradients = {}
+    for place in taken:
+        gradients[place] = handed_back(by_seat[place.seat], filled[place], len(target))
+        # The decoder has learned from the true ones; what leaves is defended, for each site and seat on its own.
+        if stack := gradient_defences.get(place):
+            of = replace(_of_rows(release, filled[place]), target=target[list(filled[place].samples)])
+            gradients[place] = defend(stack, gradients[place], of)
     return loss, gradients
+
+
+def gathered(
+    arrived: Mapping[Place, Arrays], rows: Mapping[Place, Rows], batch: int
+) -> tuple[dict[str, Arrays], dict[str, np.ndarray]]:
+    """Rows of a seat put together: {seat: {"x0": float32 [B, C, *spatial], ...}}, zeros where nobody has it.
+
+    Returns:
+        Also, of seats that only some samples have, which do: bool [B]. What one site sent for a whole batch is not
+        copied.
+    """
+    seats: dict[str, Arrays] = {}
+    have: dict[str, np.ndarray] = {}
+    for place, arrays in arrived.items():
+        of = rows[place]
+        if of.used == tuple(range(batch)):
+            seats[place.seat] = arrays
+            continue
+        together = seats.setdefault(
+            place.seat, {name: np.zeros((batch, *a.shape[1:]), np.float32) for name, a in arrays.items()}
+        )
+        held = have.setdefault(place.seat, np.zeros(batch, bool))
+        used, mine = list(of.used), [i for i, sample in enumerate(of.samples) if sample not in of.ignored]
+        for name, array in arrays.items():
+            together[name][used] = array[mine]
+        held[used] = True
+    return seats, {seat: held for seat, held in have.items() if not held.all()}
+
+
+def handed_back(gradients: Arrays, rows: Rows, batch: int) -> Arrays:
+    """A site's rows of a seat's gradients [B, C, *spatial]; zeros for those that another site fills."""
+    if rows.used == tuple(range(batch)):
+        return gradients
+    own = {name: array[list(rows.samples)] for name, array in gradients.items()}
+    for array in own.values():
+        array[[sample in rows.ignored for sample in rows.samples]] = 0
+    return own
+
+
+def _of_rows(release: Release, rows: Rows | None) -> Release:
+    if rows is None or len(rows.samples) == len(release.samples):
+        return release
+    return replace(release, samples=_chosen(release.samples, rows.samples))
+
+
+def _chosen(samples: Sequence, places: Sequence[int]) -> tuple:
+    return tuple(samples[place] for place in places)

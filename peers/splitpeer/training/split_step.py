@@ -256,6 +256,8 @@ class CoordinatorHalf(_Half):
         exclusive: bool = False,
     ) -> None:
         super().__init__(decoder, optimiser, schedule, device)
+        self.seats: tuple[str, ...] = decoder.seats
+        """Of the network, in order."""
         self._exclusive = exclusive
         self._leaves: dict[str, dict[str, Tensor]] = {}
         self._logits: Tensor | None = None
@@ -265,19 +267,21 @@ class CoordinatorHalf(_Half):
         activations: Activations,
         target: np.ndarray | Tensor,
         absent: Collection[str] = (),
+        have: Mapping[str, np.ndarray] | None = None,
     ) -> tuple[float, dict[str, Arrays]]:
-        """Train the decoder on one batch; returns the loss and gradients {modality: {"x0": float32, ...}}.
+        """Train the decoder on one batch; returns the loss and gradients {seat: {"x0": float32, ...}}.
 
         Args:
-            activations: {modality: {"x0": float32 [B, C, *spatial], ...}}.
+            activations: {seat: {"x0": float32 [B, C, *spatial], ...}}.
             target: [B, regions, *spatial], zeros and ones.
-            absent: modalities this step goes without.
+            absent: seats that no sample of the batch has.
+            have: by seat that only some samples have, which (bool [B]); the others' rows are zeros.
 
         Raises:
-            ValueError: modalities, levels or the target's shape do not match.
+            ValueError: seats, levels or the target's shape do not match.
             JobFailed: the loss or its gradient is not finite (SP-11-10); the decoder is unchanged.
         """
-        logits = self._decode(activations, absent)
+        logits = self._decode(activations, absent, have)
         target = _tensor(target, self.device)
         expected = (logits.shape[0], logits.shape[1] - self._exclusive, *logits.shape[2:])
         if target.shape != expected:
@@ -293,7 +297,7 @@ class CoordinatorHalf(_Half):
 
     def decode(self, activations: Activations, absent: Collection[str] = ()) -> np.ndarray:
         """Logits float32 [B, channels, *spatial] for the holder of the labels; a step is then pending."""
-        return _array(self._decode(activations, absent))
+        return _array(self._decode(activations, absent, None))
 
     def apply(self, gradient: np.ndarray) -> dict[str, Arrays]:
         """End a step begun with `decode`, given the loss's gradient by the logits: the sites' gradients.
@@ -321,35 +325,38 @@ class CoordinatorHalf(_Half):
             logits = self.network(self._tensors(activations), absent)
         return _array(probabilities(logits, exclusive=self._exclusive))
 
-    def _decode(self, activations: Activations, absent: Collection[str]) -> Tensor:
+    def _decode(
+        self, activations: Activations, absent: Collection[str], have: Mapping[str, np.ndarray] | None
+    ) -> Tensor:
         self._forget()
         leaves = self._tensors(activations)
         for levels in leaves.values():
             for leaf in levels.values():
                 leaf.requires_grad_()
+        held = {seat: torch.from_numpy(rows).to(self.device) for seat, rows in (have or {}).items()}
         with self._autocast():
-            logits = self.network(leaves, absent)
+            logits = self.network(leaves, absent, held)
         self._leaves, self._logits = leaves, logits.float()
         return self._logits
 
     def _finish(self) -> dict[str, Arrays]:
         leaves = self._leaves
         self._forget()
-        for modality, levels in leaves.items():
+        for seat, levels in leaves.items():
             for name, leaf in levels.items():
                 if not torch.isfinite(leaf.grad).all():
                     self.optimiser.zero_grad()
-                    raise _diverged(f"the gradient of {modality}'s {name}", self.steps_done)
+                    raise _diverged(f"the gradient of {seat}'s {name}", self.steps_done)
         self._apply()
         return {
-            modality: {name: _array(leaf.grad) for name, leaf in levels.items()}
-            for modality, levels in leaves.items()
+            seat: {name: _array(leaf.grad) for name, leaf in levels.items()}
+            for seat, levels in leaves.items()
         }
 
     def _tensors(self, activations: Activations) -> dict[str, dict[str, Tensor]]:
         return {
-            modality: {name: _tensor(array, self.device) for name, array in levels.items()}
-            for modality, levels in activations.items()
+            seat: {name: _tensor(array, self.device) for name, array in levels.items()}
+            for seat, levels in activations.items()
         }
 
     def _forget(self) -> None:
