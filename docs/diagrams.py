@@ -1,16 +1,19 @@
-"""Writes the diagrams of architecture.md from the tables in the code: `python docs/diagrams.py` (`--check` compares).
+"""Writes diagrams and tables of architecture.md from the data that they show: `python docs/diagrams.py`.
 
-A diagram stands between `<!-- diagram: name -->` and `<!-- end -->`.
+Each is between `<!-- diagram: name -->` and `<!-- end -->`. `--check` only compares.
 """
 
 from __future__ import annotations
 
 import re
+import runpy
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 from splitpeer.coordinator.standing import TRANSITIONS, Happening, Standing
 
+ROOT = Path(__file__).resolve().parents[1]
 TEXT = Path(__file__).with_name("architecture.md")
 REGION = re.compile(r"(<!-- diagram: ([^>]+?) -->\n).*?(<!-- end -->)", re.DOTALL)
 
@@ -32,10 +35,44 @@ def standing() -> str:
     for happening in Happening:
         ends = [TRANSITIONS[one].get(happening) for one in Standing]
         rows.append([happening.value, *("error" if end is None else end.value for end in ends)])
-    return f"{picture}\n" + "".join("| " + " | ".join(row) + " |\n" for row in rows)
+    return f"{picture}\n" + _table(rows)
 
 
-DIAGRAMS = {"standing of a site": standing}
+def imports() -> str:
+    """The groups of names, then what each part must not import."""
+    rules = runpy.run_path(str(ROOT / "tests" / "splitproto" / "import_table.py"))
+    known, table = rules["GROUPS"], rules["TABLE"]
+    groups = [["group", "is"], ["---", "---"]]
+    for name, members in reversed(known.items()):
+        groups.append([f"*{name}*", _names(members, known, but=name)])
+    merged: dict[object, list[str]] = {}
+    for part, row in table.items():
+        merged.setdefault(row, []).append(f"`{part.removesuffix('.__init__')}`" + (
+            " itself" if part.endswith(".__init__") else ""))  # fmt: skip
+    rows = [["part", "must not import", "why"], ["---", "---", "---"]]
+    for row, parts in merged.items():
+        words = [_names(row.never, known)] if row.never else []
+        if row.at_import:
+            words.append(f"{_names(row.at_import, known)} except inside a function")
+        rows.append([", ".join(parts), "; ".join(words) or "no restriction", row.why])
+    return f"{_table(groups)}\n{_table(rows)}"
+
+
+def _names(members: frozenset[str], groups: dict[str, frozenset[str]], but: str = "") -> str:
+    """`members` by as few names as the groups allow; `but` is the group that is being explained."""
+    left, words = set(members), []
+    for name, group in groups.items():
+        if name != but and group <= members and group & left and (but == "" or group < groups[but]):
+            words.append(f"*{name}*")
+            left -= group
+    return ", ".join([*words, *(f"`{name}`" for name in sorted(left))])
+
+
+def _table(rows: Iterable[Iterable[str]]) -> str:
+    return "".join("| " + " | ".join(row) + " |\n" for row in rows)
+
+
+DIAGRAMS = {"standing of a site": standing, "who may import whom": imports}
 
 
 def drawn(text: str) -> str:

@@ -1,120 +1,22 @@
-"""Who may import whom: the table of docs/architecture.md as data, checked on the syntax trees.
+"""`import_table.py`, checked on the syntax trees.
 
-Rows are packages or modules (the longest prefix that fits a module is its row). A name forbids itself and all
-below it; imports inside functions count unless a row says otherwise. What a module imports is followed: who may not
-know torch may not import one who does. Only what the standard library lends (files, clocks, threads) is looked at in
-the module alone: a core that may read no file may ask one that may.
+Imports are followed: a module that must not know torch must not import one that does. Only `LENT`, the standard
+library's files, clocks and threads, is checked in the module alone.
 """
 
 from __future__ import annotations
 
 import ast
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 import pytest
 
+from .import_table import LENT, PUBLIC, TABLE, Row
+
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = {"splitproto": ROOT / "splitproto", "splitpeer": ROOT / "peers" / "splitpeer"}
-
-HEAVY = frozenset({"torch", "monai"})
-LANES = frozenset({f"splitproto.lanes.{name}" for name in ("memory", "tcp", "zeromq", "zeromq_reader")})
-ENDS = frozenset({"splitproto.door", "splitproto.listening", "splitproto.dialling"})
-SHELLS = LANES | ENDS | {"splitproto.session", "splitproto.vigil"}
-ROLES = frozenset({"splitpeer.site", "splitpeer.coordinator", "splitpeer.replay"})
-UPPER = ROLES | {"splitpeer.cli", "splitpeer.federation"}
-JUDGES = frozenset({"splitpeer.audit", "splitpeer.report"})
-LIBRARY = HEAVY | {"nibabel", "nilearn", "splitpeer"}
-"""What hospital software that embeds splitproto must not need."""
-CORE = LIBRARY | SHELLS | {"zmq", "asyncio", "time", "random", "secrets", "socket", "threading", "select"}
-"""Input, output, clocks and chance are the owner's."""
-NO_FILES = frozenset({"pathlib", "os", "io", "tempfile", "shutil"})
-SOCKETS = SHELLS | {"zmq", "asyncio", "socket"}
-LENT = NO_FILES | {"time", "random", "secrets", "socket", "threading", "select", "zmq"}
-"""May be asked of another module; who must not know ZeroMQ at all has its lanes in the row."""
-PUBLIC = frozenset({"splitproto.__init__", "splitpeer.__init__"})
-"""Run by every import of a module below; they are held to rows of their own and not followed."""
-
-
-@dataclass(frozen=True)
-class Row:
-    never: frozenset[str]
-    """Not even inside a function."""
-    at_import: frozenset[str] = frozenset()
-    """Only inside functions, so that importing the module is cheap."""
-
-
-TABLE: dict[str, Row] = {
-    "splitproto": Row(CORE | NO_FILES),
-    # Credentials are files: these read them, nothing else in the core reads any.
-    "splitproto.identity": Row(CORE),
-    "splitproto.recheck": Row(CORE),
-    "splitproto.secretfile": Row(CORE),
-    "splitproto.recognise": Row(CORE),
-    "splitproto.newfile": Row(LIBRARY | SHELLS | {"zmq", "asyncio", "socket"}),
-    "splitproto.pki": Row(LIBRARY | SHELLS | {"zmq", "asyncio", "socket"}),
-    "splitproto.clock": Row(LIBRARY | SHELLS | {"zmq"}),
-    "splitproto.session": Row(LIBRARY | LANES | ENDS | {"zmq", "splitproto.vigil"}),
-    "splitproto.vigil": Row(LIBRARY | LANES | ENDS | {"zmq"}),
-    # A lane knows neither links nor sessions, and no other lane.
-    "splitproto.lanes.memory": Row(LIBRARY | (SHELLS - {"splitproto.lanes.memory"}) | {"zmq", "socket"}),
-    "splitproto.lanes.zeromq": Row(LIBRARY | ENDS | {"splitproto.session", "splitproto.lanes.memory"}),
-    "splitproto.lanes.zeromq_reader": Row(LIBRARY | SHELLS),
-    # Descriptors and sockets, but neither a clock nor ZeroMQ.
-    "splitproto.lanes.tcp": Row(LIBRARY | SHELLS | {"zmq", "asyncio", "time"}),
-    # One policy for all lanes: it cannot know which there are.
-    "splitproto.door": Row(
-        LIBRARY | LANES | {"zmq", "socket", "splitproto.listening", "splitproto.dialling"}
-    ),
-    "splitproto.listening": Row(LIBRARY | {"splitproto.dialling"}),
-    "splitproto.dialling": Row(LIBRARY | {"zmq", "splitproto.door", "splitproto.listening"}),
-    # The package itself only gathers the public names.
-    "splitproto.__init__": Row(LIBRARY),
-    "splitpeer": Row(frozenset()),
-    # Every command reads these, so they bring no torch.
-    **dict.fromkeys(
-        ("splitpeer.__init__", "splitpeer.errors", "splitpeer.logs", "splitpeer.settings"),
-        Row(SHELLS, HEAVY),
-    ),
-    "splitpeer.storage": Row(SOCKETS | UPPER),
-    "splitpeer.models": Row(SOCKETS | UPPER),
-    "splitpeer.data": Row(SOCKETS | UPPER),
-    "splitpeer.training": Row(SOCKETS | UPPER),
-    "splitpeer.defences": Row(SOCKETS | UPPER),
-    # How a defence is written, which there are and those of images: settings and sites without torch read them.
-    **dict.fromkeys(
-        (
-            f"splitpeer.defences.{name}"
-            for name in ("__init__", "specs", "kinds", "randomness", "key", "image")
-        ),
-        Row(SOCKETS | UPPER | HEAVY),
-    ),
-    # An attack sees a view of a capture and what it is granted: no live peer, no truth, no scores.
-    "splitpeer.attacks": Row(SOCKETS | UPPER | JUDGES | {"splitpeer.leakage", "splitpeer.captures"}),
-    "splitpeer.leakage": Row(SOCKETS | UPPER | JUDGES),
-    "splitpeer.report": Row(SOCKETS | UPPER | HEAVY | {"splitpeer.audit", "splitpeer.attacks.base"}),
-    # It borrows from the federation what needs no socket: the order of batches, evaluation, terms.
-    "splitpeer.audit": Row(SOCKETS | ROLES | {"splitpeer.cli"}),
-    # The ledger and its figures serve a status line too.
-    "splitpeer.privacy": Row(SOCKETS | UPPER | HEAVY),
-    "splitpeer.privacy.dfil": Row(SOCKETS | UPPER),
-    # Every command that only checks settings reads it.
-    "splitpeer.preflight": Row(HEAVY | {"splitpeer.cli", "splitproto.vigil"} | LANES | ENDS),
-    # Captures are read and written without a model, so that hospital software may do so too.
-    "splitpeer.captures": Row(SOCKETS | UPPER | HEAVY),
-    # It applies defences to a recording, which only torch does as a live site does.
-    "splitpeer.captures.redefend": Row(SOCKETS | UPPER),
-    # Whoever only looks at a daemon waits for no torch, and cannot touch a link.
-    "splitpeer.daemon": Row(HEAVY | SHELLS | UPPER),
-    # What both ends share knows neither end.
-    "splitpeer.federation": Row(SHELLS | ROLES | {"splitpeer.cli"}),
-    "splitpeer.site": Row(frozenset({"splitpeer.cli", "splitpeer.coordinator"})),
-    "splitpeer.coordinator": Row(frozenset({"splitpeer.cli", "splitpeer.site"})),
-    "splitpeer.replay": Row(frozenset({"splitpeer.cli"})),
-    "splitpeer.cli": Row(frozenset(), HEAVY),
-}
 
 
 def modules() -> list[tuple[str, Path]]:

@@ -1,0 +1,116 @@
+"""Who may import whom, as data: `test_import_rules.py` enforces it, `docs/diagrams.py` writes it into the docs.
+
+A row is a package or a module; the longest row that is a prefix of a module's name applies to it. A name forbids itself
+and all below it, also inside functions unless the row says otherwise.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+HEAVY = frozenset({"torch", "monai"})
+LIBRARY = HEAVY | {"nibabel", "nilearn", "splitpeer"}
+LANES = frozenset({f"splitproto.lanes.{name}" for name in ("memory", "tcp", "zeromq", "zeromq_reader")})
+ENDS = frozenset({"splitproto.door", "splitproto.listening", "splitproto.dialling"})
+SHELLS = LANES | ENDS | {"splitproto.session", "splitproto.vigil"}
+CORE = LIBRARY | SHELLS | {"zmq", "asyncio", "time", "random", "secrets", "socket", "threading", "select"}
+FILES = frozenset({"pathlib", "os", "io", "tempfile", "shutil"})
+SOCKETS = SHELLS | {"zmq", "asyncio", "socket"}
+ROLES = frozenset({"splitpeer.site", "splitpeer.coordinator", "splitpeer.replay"})
+UPPER = ROLES | {"splitpeer.cli", "splitpeer.federation"}
+JUDGES = frozenset({"splitpeer.audit", "splitpeer.report"})
+
+GROUPS: dict[str, frozenset[str]] = {
+    "core": CORE, "sockets": SOCKETS, "shells": SHELLS, "library": LIBRARY, "lanes": LANES, "ends": ENDS,
+    "files": FILES, "upper": UPPER, "roles": ROLES, "judges": JUDGES, "heavy": HEAVY,
+}  # fmt: skip
+"""By the names that the docs use; a group comes before those it may hold."""
+
+LENT = FILES | {"time", "random", "secrets", "socket", "threading", "select", "zmq"}
+"""Forbidden in the module itself only: a module that may read no file may still call one that does."""
+PUBLIC = frozenset({"splitproto.__init__", "splitpeer.__init__"})
+"""Every import of a module below runs these; they have rows of their own, and are not followed."""
+
+
+@dataclass(frozen=True)
+class Row:
+    never: frozenset[str]
+    """Not even inside a function."""
+    at_import: frozenset[str] = frozenset()
+    """Only inside functions, so that importing the module is cheap."""
+    why: str = ""
+
+
+_END = LIBRARY | LANES | ENDS | {"zmq"}
+_CREDENTIALS = Row(CORE, why="credentials are files; nothing else in the core reads any")
+_LIGHT = Row(SHELLS, HEAVY, why="every command reads these")
+_LOW = Row(SOCKETS | UPPER)
+
+TABLE: dict[str, Row] = {
+    "splitproto": Row(CORE | FILES, why="input, output, clocks and chance belong to the caller"),
+    "splitproto.identity": _CREDENTIALS,
+    "splitproto.recheck": _CREDENTIALS,
+    "splitproto.secretfile": _CREDENTIALS,
+    "splitproto.recognise": _CREDENTIALS,
+    "splitproto.newfile": Row(LIBRARY | SOCKETS),
+    "splitproto.pki": Row(LIBRARY | SOCKETS),
+    "splitproto.clock": Row(LIBRARY | SHELLS | {"zmq"}),
+    "splitproto.session": Row(_END | {"splitproto.vigil"}),
+    "splitproto.vigil": Row(_END),
+    "splitproto.lanes.memory": Row(
+        LIBRARY | SHELLS | {"zmq", "socket"}, why="a lane knows neither links nor other lanes"
+    ),
+    "splitproto.lanes.zeromq": Row(LIBRARY | ENDS | {"splitproto.session", "splitproto.lanes.memory"}),
+    "splitproto.lanes.zeromq_reader": Row(LIBRARY | SHELLS),
+    "splitproto.lanes.tcp": Row(LIBRARY | SHELLS | {"zmq", "asyncio", "time"}),
+    "splitproto.door": Row(
+        LIBRARY | LANES | {"zmq", "socket", "splitproto.listening", "splitproto.dialling"},
+        why="one admission policy for every kind of lane",
+    ),
+    "splitproto.listening": Row(LIBRARY | {"splitproto.dialling"}),
+    "splitproto.dialling": Row(LIBRARY | {"zmq", "splitproto.door", "splitproto.listening"}),
+    "splitproto.__init__": Row(LIBRARY, why="only gathers the public names"),
+    "splitpeer": Row(frozenset()),
+    **dict.fromkeys(
+        ("splitpeer.__init__", "splitpeer.errors", "splitpeer.logs", "splitpeer.settings"), _LIGHT
+    ),
+    **dict.fromkeys(
+        (f"splitpeer.{name}" for name in ("storage", "models", "data", "training", "defences")), _LOW
+    ),
+    **dict.fromkeys(
+        (
+            f"splitpeer.defences.{name}"
+            for name in ("__init__", "specs", "kinds", "randomness", "key", "image")
+        ),
+        Row(SOCKETS | UPPER | HEAVY, why="settings are checked, and images defended, without torch"),
+    ),
+    "splitpeer.attacks": Row(
+        SOCKETS | UPPER | JUDGES | {"splitpeer.leakage", "splitpeer.captures"},
+        why="an attack sees a view and what it is granted: no live peer, no truth, no scores",
+    ),
+    "splitpeer.leakage": Row(SOCKETS | UPPER | JUDGES),
+    "splitpeer.report": Row(SOCKETS | UPPER | HEAVY | {"splitpeer.audit", "splitpeer.attacks.base"}),
+    "splitpeer.audit": Row(
+        SOCKETS | ROLES | {"splitpeer.cli"},
+        why="takes from the federation what needs no socket: batches, evaluation, terms",
+    ),
+    "splitpeer.privacy": Row(SOCKETS | UPPER | HEAVY, why="`splitpeer status` shows the ledger"),
+    "splitpeer.privacy.dfil": _LOW,
+    "splitpeer.preflight": Row(
+        HEAVY | {"splitpeer.cli", "splitproto.vigil"} | LANES | ENDS, why="commands that only check settings"
+    ),
+    "splitpeer.captures": Row(
+        SOCKETS | UPPER | HEAVY, why="hospital software may read and write captures without a model"
+    ),
+    "splitpeer.captures.redefend": Row(SOCKETS | UPPER, why="runs defences as a live site does"),
+    "splitpeer.daemon": Row(
+        HEAVY | SHELLS | UPPER, why="watching a daemon needs no torch, and cannot touch a link"
+    ),
+    "splitpeer.federation": Row(
+        SHELLS | ROLES | {"splitpeer.cli"}, why="what both ends share knows neither end"
+    ),
+    "splitpeer.site": Row(frozenset({"splitpeer.cli", "splitpeer.coordinator"})),
+    "splitpeer.coordinator": Row(frozenset({"splitpeer.cli", "splitpeer.site"})),
+    "splitpeer.replay": Row(frozenset({"splitpeer.cli"})),
+    "splitpeer.cli": Row(frozenset(), HEAVY, why="`--help` is quick"),
+}
