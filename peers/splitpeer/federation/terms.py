@@ -7,7 +7,7 @@ from pathlib import Path
 from splitpeer.data.normalisation import DEFAULT, Normalisation
 from splitpeer.data.volumes import Triple
 from splitpeer.models.cut import level_name
-from splitpeer.models.registry import backbone_of, on_wire
+from splitpeer.models.registry import backbone_of, kept_values, on_wire
 from splitpeer.models.registry import encoder_parameters as parameters_of
 from splitpeer.settings.bounds import Bounds
 from splitpeer.settings.job import MAX_STEPS, JobConfig
@@ -119,6 +119,7 @@ def check_bounds(job: Job, bounds: Bounds, voxels: int) -> None:
     """
     parameters, state = encoder_parameters(job), 2 * checkpoint_octets(job)
     memory = VOXEL_OCTETS * voxels + PARAMETER_OCTETS * parameters + MAPS * encoder_octets(job, job.batch)
+    memory += 4 * job.batch * kept_values(backbone_of(job), job.window)
     for name, asked, most in (
         ("max_voxels", voxels, bounds.max_voxels),
         ("max_parameters", parameters, bounds.max_parameters),

@@ -11,6 +11,7 @@ from functools import partial
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
+from splitpeer.models import swin_size
 from splitpeer.models.cut import MAX_LEVELS, OUT_CHANNELS, Backbone, Cut, Level, level_name
 from splitproto.messages import Job, Setting
 
@@ -33,6 +34,10 @@ class Network:
     """All its settings; each a list of whole numbers."""
     levels: Callable[[int, Settings], tuple[Level, ...]]
     """Dimensions and settings to the encoder's levels. Raises ValueError: impossible settings."""
+    parameters: Callable[[Backbone, int], int] | None = None
+    """Backbone and channels of the image to the encoder's weights; None: torch's meta device counts them."""
+    kept: Callable[[Backbone, Sequence[int]], int] | None = None
+    """Backbone and window to the values of one sample that an encoder keeps for `backward`, besides its levels."""
 
 
 def _basic_unet(dimensions: int, settings: Settings) -> tuple[Level, ...]:
@@ -77,6 +82,14 @@ NETWORKS: dict[str, Network] = {
         "splitpeer.models.residual_unet",
         {"features": (32, 32, 64, 128, 256), "strides": ()},
         _residual_unet,
+    ),
+    "swin-unetr": Network(
+        "Swin UNETR",
+        "splitpeer.models.swin_unetr",
+        {"feature_size": (24,), "depths": (2, 2, 2, 2), "num_heads": (3, 6, 12, 24), "window_size": (7,)},
+        swin_size.levels,
+        swin_size.encoder_parameters,
+        swin_size.kept_values,
     ),
 }
 
@@ -144,13 +157,21 @@ def on_wire(backbone: Backbone) -> dict[str, Any]:
     }
 
 
-def encoder_parameters(backbone: Backbone) -> int:
+def encoder_parameters(backbone: Backbone, in_channels: int = 1) -> int:
     """How many weights an encoder has, without making one."""
     import torch
 
+    if counted := NETWORKS[backbone.network].parameters:
+        return counted(backbone, in_channels)
     with torch.device("meta"):
-        encoder = _module(backbone).Encoder(backbone)
+        encoder = _module(backbone).Encoder(backbone, in_channels)
     return sum(parameter.numel() for parameter in encoder.parameters())
+
+
+def kept_values(backbone: Backbone, window: Sequence[int]) -> int:
+    """Values of one sample that an encoder keeps for `backward`, besides its levels; 0 where they are few."""
+    kept = NETWORKS[backbone.network].kept
+    return kept(backbone, window) if kept else 0
 
 
 def build_encoder(backbone: Backbone, in_channels: int = 1, *, seed: int | None) -> Encoder:

@@ -21,7 +21,11 @@ from torch import nn
 PRIVATE_ENTROPY_BITS = 128  # PCG64's whole state
 
 Network = TypeVar("Network", bound=nn.Module)
-_CONVOLUTIONS = (nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+_PRODUCTS = (nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.Linear)
+_NORMALISATIONS = (nn.modules.instancenorm._InstanceNorm, nn.LayerNorm)
+_BIAS_TABLE = "relative_position_bias_table"
+"""Of attention within windows (Liu et al., arXiv 2103.14030): normal, of this deviation, cut off at +-2."""
+_BIAS_DEVIATION = 0.02
 
 
 def site_seed(job_seed: int, name: str) -> int:
@@ -37,9 +41,9 @@ def site_seed(job_seed: int, name: str) -> int:
 def seeded(build: Callable[[], Network], seed: int | None) -> Network:
     """Call `build()` and draw the network's parameters anew from `seed`; from the system's entropy if None.
 
-    The distribution is torch's own default: convolutions' weights and biases uniform in +-1/sqrt(fan-in)
-    (He et al., arXiv 1502.01852, with a = sqrt 5), normalisation at one and zero. Equal seeds give equal bits
-    in every process, whatever else was drawn before.
+    The distribution is torch's own default: weights and biases of convolutions and linear layers uniform in
+    +-1/sqrt(fan-in) (He et al., arXiv 1502.01852, with a = sqrt 5), normalisation at one and zero; bias tables of
+    attention as MONAI draws them. Equal seeds give equal bits in every process, whatever else was drawn before.
     """
     with torch.random.fork_rng(devices=[]):
         network = build()
@@ -47,15 +51,18 @@ def seeded(build: Callable[[], Network], seed: int | None) -> Network:
         np.random.PCG64(secrets.randbits(PRIVATE_ENTROPY_BITS) if seed is None else seed)
     )
     for module in network.modules():
-        if isinstance(module, _CONVOLUTIONS):
+        if isinstance(module, _PRODUCTS):
             fan_in = module.weight[0].numel()  # as torch counts it, for transposed convolutions too
             bound = 1 / math.sqrt(fan_in)
             for parameter in (module.weight, module.bias):
                 if parameter is not None:
                     _fill(parameter, source.uniform(-bound, bound, size=tuple(parameter.shape)))
-        elif any(True for _ in module.parameters(recurse=False)) and not isinstance(
-            module, nn.modules.instancenorm._InstanceNorm
-        ):
+            continue
+        own = dict(module.named_parameters(recurse=False))
+        if _BIAS_TABLE in own:
+            table = own.pop(_BIAS_TABLE)
+            _fill(table, source.normal(0, _BIAS_DEVIATION, size=tuple(table.shape)).clip(-2, 2))
+        if own and not isinstance(module, _NORMALISATIONS):
             raise TypeError(f"{type(module).__name__} has parameters that nobody here knows how to draw")
     return network
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from splitpeer.models.cut import MAX_LEVELS, Backbone
 from splitpeer.models.registry import DEFAULT, NETWORKS, make_backbone
@@ -35,6 +35,15 @@ MAX_STEPS = 99_999_999
 """Checkpoints are named by step, in eight digits."""
 
 
+def _listed(value: Any) -> Any:
+    return (value,) if isinstance(value, int) else value
+
+
+Numbers = Annotated[
+    tuple[Width, ...], BeforeValidator(_listed), Field(min_length=1, max_length=MAX_LEVELS)
+]  # a single number may stand without brackets
+
+
 class JobHead(Section):
     """Which job this is."""
 
@@ -53,6 +62,14 @@ class Model(Section):
     """Channels. basic-unet: of levels 0 to 4 and of the decoder's last block; residual-unet: one a level."""
     strides: Annotated[tuple[Annotated[int, Field(ge=1, le=4)], ...], Field(max_length=48)] | None = None
     """residual-unet: of each level, or of each axis of each level; without it 1, then 2."""
+    feature_size: Numbers | None = None
+    """swin-unetr, with MONAI's names and defaults, as all that follow: channels of the finest level."""
+    depths: Numbers | None = None
+    """Blocks of each of the four stages."""
+    num_heads: Numbers | None = None
+    """Attention heads of each stage."""
+    window_size: Numbers | None = None
+    """Side of the windows in which attention works, in tokens of two voxels; one number, or one per axis."""
     levels: Levels | None = None
     """Levels whose activations the sites send; without it, all of the network's."""
     fusion: Literal["concat", "mean"] = "concat"
@@ -65,7 +82,7 @@ class Model(Section):
             return raw
         raw = {**network.defaults, **raw}
         try:
-            whole = {name: tuple(raw[name]) for name in network.defaults}
+            whole = {name: tuple(_listed(raw[name])) for name in network.defaults}
             count = len(network.levels(raw.get("dimensions", 2), whole))
         except (TypeError, ValueError):  # what is wrong is said where the value is checked
             return raw

@@ -118,7 +118,7 @@ preset = "glioma"  # WT, TC and ET; or instead of it a task of your own:
 # normalisation = {{ ct = "window:-100,300" }}
 
 [model]
-network = "basic-unet"  # or "residual-unet"; what each can be told: docs/networks.md
+network = "basic-unet"  # or "residual-unet", "swin-unetr"; what each can be told: docs/networks.md
 dimensions = 2  # 2: slices, 3: volumes
 features = [32, 32, 64, 128, 256, 32]  # channels of U-Net levels 0 to 4, and of the last decoder block
 levels = [0, 1, 2, 3, 4]  # levels that the sites send; a site's policy may allow fewer

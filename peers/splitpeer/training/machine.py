@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
 import torch
+from torch.utils import deterministic
 
 _CPUINFO = Path("/proc/cpuinfo")
 _MOST = 80  # characters of a model's name
@@ -28,6 +31,23 @@ def kind(device: torch.device) -> str:
     if device.type == "cuda":
         parts.append(torch.cuda.get_device_name(device))
     return ", ".join(parts)
+
+
+@contextmanager
+def in_order() -> Iterator[None]:
+    """Gradients of values that are looked up (Swin's bias tables) are summed in a fixed order.
+
+    On several threads torch adds them up in whatever order the threads arrive, so that no two runs agree.
+    """
+    before, filling = torch.are_deterministic_algorithms_enabled(), deterministic.fill_uninitialized_memory
+    warning = torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    deterministic.fill_uninitialized_memory = False
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before, warn_only=warning)
+        deterministic.fill_uninitialized_memory = filling
 
 
 @cache

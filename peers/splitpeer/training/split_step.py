@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -25,7 +25,7 @@ from splitpeer.logs import event
 from splitpeer.models.backbone import Decoder, Encoder
 from splitpeer.training.guard import Guard
 from splitpeer.training.loss import probabilities, task_loss
-from splitpeer.training.machine import kind
+from splitpeer.training.machine import in_order, kind
 from splitpeer.training.optimiser import Schedule
 
 Arrays = dict[str, np.ndarray]
@@ -203,7 +203,8 @@ class ClientHalf(_Half):
         if penalty is not None:
             tensors, seeds = [*tensors, penalty], [*seeds, torch.ones_like(penalty)]
         if tensors:
-            torch.autograd.backward(tensors, seeds)
+            with in_order() if self.device.type == "cpu" else nullcontext():
+                torch.autograd.backward(tensors, seeds)
         try:
             self._guard.check(self.network.parameters(), self.steps_done + 1)
         except Exception:

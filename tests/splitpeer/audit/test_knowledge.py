@@ -20,6 +20,7 @@ from splitpeer.storage import checkpoint
 SETTINGS: dict[str, dict[str, tuple[int, ...]]] = {
     "basic-unet": {"features": (4, 4, 8, 8, 8, 4)},
     "residual-unet": {"features": (4, 4, 8)},
+    "swin-unetr": {"feature_size": (12,), "depths": (1, 1, 1, 1), "num_heads": (1, 1, 1, 1)},
 }
 SITES = ("t1", "t2")
 
@@ -45,7 +46,7 @@ def test_a_decoder_has_the_regions_of_its_checkpoint(
 
 
 def test_another_networks_decoder_is_refused_in_one_line(tmp_path: Path) -> None:
-    ours, theirs = (make_backbone(network, 2, settings) for network, settings in sorted(SETTINGS.items()))
+    ours, theirs = (make_backbone(network, 2, settings) for network, settings in sorted(SETTINGS.items())[:2])
     path = saved(tmp_path, build_decoder(theirs, SITES, out_channels=1, seed=3))
     view: Any = SimpleNamespace(backbone=ours, modalities=SITES)
     with pytest.raises(ConfigError, match="not the decoder of this capture's job") as refused:

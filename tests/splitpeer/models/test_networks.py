@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import pytest
 import torch
-from monai.networks.nets import DynUNet
+from monai.networks.nets import DynUNet, SwinUNETR
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
+from splitpeer.defences.randomness import Release
 from splitpeer.models import (
     Backbone,
     SplitNetwork,
@@ -19,13 +21,21 @@ from splitpeer.models import (
     make_backbone,
 )
 from splitpeer.models.registry import NETWORKS, backbone_of, on_wire
-from splitproto.messages import Job
+from splitpeer.training.loss import region_loss
+from splitpeer.training.optimiser import Schedule, make_optimiser
+from splitpeer.training.split_round import Parties, Wire, split_round
+from splitpeer.training.split_step import ClientHalf, CoordinatorHalf
+from splitproto.messages import Job, Sample
 
 SMALL: dict[str, dict[str, tuple[int, ...]]] = {
     "basic-unet": {"features": (4, 4, 6, 8, 8, 4)},
     "residual-unet": {"features": (4, 6, 8)},
-}
+    "swin-unetr": {
+        "feature_size": (12,), "depths": (2, 1, 1, 1), "num_heads": (3, 2, 4, 2), "window_size": (4,)
+    },
+}  # fmt: skip
 SITES = ("flair", "t1")
+Make = Callable[[int], nn.Module]
 BOTH = pytest.mark.parametrize("dimensions", [2, 3])
 ALL = pytest.mark.parametrize("name", list(NETWORKS))
 
@@ -77,6 +87,32 @@ def test_split_equals_whole_bit_for_bit(name: str, dimensions: int, fusion: str)
         assert torch.equal(gradient, parameters(apart)[key]), key
 
 
+def trainable(part: nn.Module) -> tuple[Optimizer, Schedule]:
+    optimiser = make_optimiser(part.parameters())
+    return optimiser, Schedule(optimiser, "constant", 3)
+
+
+@ALL
+def test_training_over_the_halves_is_the_whole_networks_bit_for_bit(name: str) -> None:
+    of = backbone(name, 2)
+    whole, apart = (build_split_network(of, SITES, job_seed=1) for _ in range(2))
+    optimiser, _ = trainable(whole)
+    sites = {site: ClientHalf(apart.encoders[site], *trainable(apart.encoders[site])) for site in SITES}
+    parties = Parties(CoordinatorHalf(apart.decoder, *trainable(apart.decoder)), sites, {})
+    x = images(of)
+    target = (x["t1"] > 1).float().repeat(1, 3, 1, 1)
+    for step in (1, 2, 3):
+        loss = region_loss(whole(x), target)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        release = Release(bytes(16), "train", step, 0, (Sample(bytes(16), (0, 0, 0)),) * 2)
+        given = {site: image.numpy() for site, image in x.items()}
+        assert split_round(parties, given, target.numpy(), release, Wire()) == loss.item()
+    trained = apart.state_dict()
+    assert all(torch.equal(tensor, trained[key]) for key, tensor in whole.state_dict().items())
+
+
 @BOTH
 @ALL
 def test_a_network_decodes_without_the_levels_that_stay(name: str, dimensions: int) -> None:
@@ -90,23 +126,33 @@ def test_a_network_decodes_without_the_levels_that_stay(name: str, dimensions: i
     assert all(gradient is not None for gradient in decoder)
 
 
-def monai(dimensions: int) -> nn.Module:
+def residual_unet(dimensions: int) -> nn.Module:
     steps = [1, 2, 2]
     widths = SMALL["residual-unet"]["features"]
     return DynUNet(dimensions, 1, 3, [3] * 3, steps, steps[1:], filters=widths, res_block=True)
 
 
+def swin_unetr(dimensions: int) -> nn.Module:
+    (size,), (side,) = SMALL["swin-unetr"]["feature_size"], SMALL["swin-unetr"]["window_size"]
+    depths, heads = SMALL["swin-unetr"]["depths"], SMALL["swin-unetr"]["num_heads"]
+    return SwinUNETR(1, 3, 2, depths, heads, side, feature_size=size, spatial_dims=dimensions)
+
+
+LISTED_TWICE = ("skip_layers.", "heads.")
+"""Under these names DynUNet has its blocks again, nested."""
+
+
 @BOTH
-def test_one_site_is_monais_network_bit_for_bit(dimensions: int) -> None:
+@pytest.mark.parametrize(("name", "monai"), [("residual-unet", residual_unet), ("swin-unetr", swin_unetr)])
+def test_one_site_is_monais_network_bit_for_bit(name: str, monai: Make, dimensions: int) -> None:
     """BasicUNet's is in test_basic_unet.py."""
-    of = backbone("residual-unet", dimensions)
+    of = backbone(name, dimensions)
     ours = build_split_network(of, ["t1"], job_seed=3)
     theirs = monai(dimensions)
     weights = {**ours.encoders["t1"].state_dict(), **ours.decoder.state_dict()}
-    answer = theirs.load_state_dict(weights, strict=False)
-    assert not answer.unexpected_keys
-    # DynUNet lists its blocks a second time, nested.
-    assert all(key.startswith(("skip_layers.", "heads.")) for key in answer.missing_keys), answer.missing_keys
+    own = {key for key, _ in theirs.named_parameters() if not key.startswith(LISTED_TWICE)}
+    assert set(weights) == own, "neither more nor fewer, and no buffers"
+    theirs.load_state_dict(weights, strict=False)
     x = images(of, ("t1",))
     mine, expected = ours(x), theirs(x["t1"])
     assert torch.equal(mine, expected)
@@ -139,7 +185,17 @@ def test_weights_come_from_the_seed_and_are_counted(name: str) -> None:
     )
     other = build_encoder(of, seed=5).state_dict()
     assert any(not torch.equal(value, first[key]) for key, value in other.items())
-    assert encoder_parameters(of) == sum(p.numel() for p in build_encoder(of, seed=4).parameters())
+
+
+@BOTH
+@ALL
+@pytest.mark.parametrize("channels", [1, 3])
+def test_weights_are_counted_without_making_any(name: str, dimensions: int, channels: int) -> None:
+    bottleneck = backbone(name, dimensions).cut.bottleneck
+    for levels in (None, (bottleneck,), (0, 1, bottleneck)):
+        of = backbone(name, dimensions, levels)
+        made = sum(p.numel() for p in build_encoder(of, channels, seed=4).parameters())
+        assert encoder_parameters(of, channels) == made
 
 
 @ALL
@@ -160,7 +216,16 @@ def test_a_job_carries_every_network(name: str) -> None:
         ("residual-unet", {"features": (4, 6), "strides": (1, 2, 2)}, "strides must be"),
         ("residual-unet", {"features": (4, 6), "strides": (1, 0)}, "strides must be"),
         ("residual-unet", {"depths": (1, 2)}, "no setting 'depths'"),
-        ("no-such-net", {}, "known are basic-unet, residual-unet"),
+        ("swin-unetr", {"feature_size": (25,)}, "one multiple of 12 up to 252"),
+        ("swin-unetr", {"feature_size": (264,)}, "one multiple of 12 up to 252"),
+        ("swin-unetr", {"depths": (2, 2)}, "depths must be 4 numbers from 1 to 24"),
+        ("swin-unetr", {"depths": (2, 2, 2, 25)}, "depths must be 4 numbers from 1 to 24"),
+        ("swin-unetr", {"num_heads": (5, 6, 12, 24)}, r"divisors of \[24, 48, 96, 192\]"),
+        ("swin-unetr", {"num_heads": (3,)}, r"divisors of \[24, 48, 96, 192\]"),
+        ("swin-unetr", {"window_size": (23,)}, "product at most 512"),
+        ("swin-unetr", {"window_size": (1,)}, "each at least 2"),
+        ("swin-unetr", {"window_size": (4, 4, 4)}, "one number, or 2"),
+        ("no-such-net", {}, "known are basic-unet, residual-unet, swin-unetr"),
     ],
 )
 def test_impossible_settings_say_why(name: str, settings, text: str) -> None:

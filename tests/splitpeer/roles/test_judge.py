@@ -12,11 +12,12 @@ import pytest
 from splitpeer.data.normalisation import KINDS
 from splitpeer.data.sampling import batch_digest
 from splitpeer.defences.kinds import parse_all
-from splitpeer.federation.terms import cut_descriptors, judge
+from splitpeer.federation.terms import check_bounds, cut_descriptors, judge
 from splitpeer.models.registry import make_backbone, on_wire
+from splitpeer.settings.bounds import Bounds
 from splitpeer.site.job import SiteJob
 from splitproto.errors import PolicyRefused, SchemaMismatch
-from splitproto.messages import Forward, Job, JobOffer, Normalisation, Sample
+from splitproto.messages import Forward, Job, JobOffer, Normalisation, Sample, Setting
 from splitproto.tensors import schema_digest
 from tests.cuts import unet
 
@@ -125,6 +126,28 @@ def test_a_site_that_limits_no_level_takes_any_stride() -> None:
     """SP-11.8-1."""
     for taken in ({}, {"defences": ("gaussian:1",)}, {"levels": tuple(range(8))}):
         judge(offer(**residual(FULL, (0, 4))), site(**taken))
+
+
+def swin(**settings: tuple[int, ...]) -> dict[str, Any]:
+    of = make_backbone("swin-unetr", 3, settings)
+    return {**on_wire(of), "window": (64, 64, 64), "batch": 1}
+
+
+def test_a_swin_unetr_is_judged_by_its_size_before_any_of_it_is_made() -> None:
+    """SP-11.8-4, SP-11.15-7."""
+    six = tuple(range(6))
+    with pytest.raises(PolicyRefused, match="level x5 may not leave"):
+        judge(offer(**swin()), site())
+    fair, broad = offer(**swin()).job, offer(**swin(feature_size=(96,))).job
+    judge(offer(**swin()), site(levels=six))
+    check_bounds(fair, Bounds(), 10**6)
+    with pytest.raises(PolicyRefused, match="max_parameters"):
+        check_bounds(broad, Bounds(), 10**6)
+    with pytest.raises(PolicyRefused, match="max_memory_mib"):
+        check_bounds(dataclasses.replace(fair, window=(192, 192, 192)), Bounds(), 10**6)
+    beyond = dataclasses.replace(fair, settings=(Setting("window_size", (9,)),))
+    with pytest.raises(SchemaMismatch, match="product at most 512"):
+        judge(JobOffer(bytes(16), "t1", beyond, bytes(32)), site(levels=six))
 
 
 @pytest.mark.parametrize(
