@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from statistics import NormalDist
 
 import numpy as np
 import pytest
 import torch
 
+from splitpeer.errors import ConfigError
 from splitpeer.models import build_encoder, make_backbone
 from splitpeer.models.registry import kept_values
+from splitpeer.settings.job import JobConfig
 from splitpeer.training.machine import in_order
 from splitpeer.training.optimiser import Schedule, make_optimiser
 from splitpeer.training.split_step import ClientHalf
@@ -108,3 +111,28 @@ def test_what_a_transformer_keeps_for_backward_is_estimated(
     assert kept
     estimate = kept_values(of, window)
     assert 0.8 * sum(saved.values()) < estimate < 1.3 * sum(saved.values()), (estimate, sum(saved.values()))
+
+
+SETTINGS = """
+[job]
+name = "try"
+[sites]
+north = "t1"
+[model]
+network = "swin-unetr"
+feature_size = 36
+window_size = [4, 8]
+"""
+
+
+def test_a_single_number_stands_without_brackets(tmp_path: Path) -> None:
+    path = tmp_path / "job.toml"
+    path.write_text(SETTINGS)
+    of = JobConfig.load(path).model.backbone()
+    assert of.settings == {
+        "feature_size": (36,), "depths": (2, 2, 2, 2), "num_heads": (3, 6, 12, 24), "window_size": (4, 8)
+    }  # fmt: skip
+    assert of.levels == (0, 1, 2, 3, 4, 5) and JobConfig.load(path).model.levels == of.levels
+    path.write_text(SETTINGS.replace("36", "30"))
+    with pytest.raises(ConfigError, match=r"\[model\]: feature_size must be one multiple of 12"):
+        JobConfig.load(path)
