@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-from splitpeer.coordinator.standing import TRANSITIONS, Happening, Standing
+from splitpeer.coordinator.standing import TRANSITIONS, Change, Standing
 
 ROOT = Path(__file__).resolve().parents[1]
 TEXT = Path(__file__).with_name("architecture.md")
@@ -23,18 +23,18 @@ def standing() -> str:
     names = {one: one.value.replace(" ", "_") for one in Standing}
     arrows: dict[tuple[Standing, Standing], list[str]] = {}
     for one, row in TRANSITIONS.items():
-        for happening, then in row.items():
+        for change, then in row.items():
             if then is not one:
-                arrows.setdefault((one, then), []).append(happening.value)
+                arrows.setdefault((one, then), []).append(change.value)
     lines = ["stateDiagram-v2", f"    [*] --> {names[Standing.AWAITED]}"]
     lines += [
         f"    {names[one]} --> {names[then]}: {', '.join(words)}" for (one, then), words in arrows.items()
     ]
     picture = "```mermaid\n" + "\n".join(lines) + "\n```\n"
     rows = [["", *(one.value for one in Standing)], ["---"] * (len(Standing) + 1)]
-    for happening in Happening:
-        ends = [TRANSITIONS[one].get(happening) for one in Standing]
-        rows.append([happening.value, *("error" if end is None else end.value for end in ends)])
+    for change in Change:
+        ends = [TRANSITIONS[one].get(change) for one in Standing]
+        rows.append([change.value, *("error" if end is None else end.value for end in ends)])
     return f"{picture}\n" + _table(rows)
 
 

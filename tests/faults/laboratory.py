@@ -636,6 +636,8 @@ def _modules() -> list[Any]:
             "splitpeer.daemon.duty",
             "splitpeer.daemon.witness",
             "splitpeer.daemon.refusals",
+            "splitpeer.daemon.sinks.board",
+            "splitpeer.daemon.sinks.budgets",
             "splitpeer.daemon.sinks.progress",
             "splitpeer.daemon.sinks.sparing",
         )

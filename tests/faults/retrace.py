@@ -22,7 +22,7 @@ import nibabel as nib
 import numpy as np
 import torch
 
-from splitpeer.coordinator import trainer as loop
+from splitpeer.coordinator import trainer
 from splitpeer.data.layouts import find_images, find_labels
 from splitpeer.data.loader import SiteData
 from splitpeer.data.pseudonym import load_salt
@@ -79,7 +79,7 @@ def noted(history: list[Deed]) -> Iterator[None]:
         assert life is not None
         return life.name
 
-    job, hub = site_job.SiteJob, loop.Loop
+    job, hub = site_job.SiteJob, trainer.Trainer
     with ExitStack() as stack:
         for patch in (
             wrap(job, "__init__", lambda *_: Deed(who(), "new", 0), first=True),

@@ -17,7 +17,7 @@ from pathlib import Path
 from splitpeer.coordinator.remote_site import RemoteSite
 from splitpeer.coordinator.run_files import Result, RunFiles
 from splitpeer.coordinator.team import Team
-from splitpeer.coordinator.trainer import DISK_S, Loop
+from splitpeer.coordinator.trainer import DISK_S, Trainer
 from splitpeer.daemon import happenings as h
 from splitpeer.daemon.console import View
 from splitpeer.daemon.duty import Duty
@@ -153,11 +153,10 @@ class Coordinator:
         self._half = CoordinatorHalf(decoder, optimiser, schedule, device, exclusive=task.exclusive)
         self._witness = Witness(config, curious)
         self._duty = duty or Duty(config)
-        self._board = self._duty.board
         everywhere = self._duty.report.to(
             MetricsSink(self._files), ConsoleSink(view), TrailSink(self._witness.note)
         )
-        self._report = everywhere.to(LogSink(log))
+        self._everywhere, self._report = everywhere, everywhere.to(LogSink(log))
         self._gradient_stacks = self._make_gradient_stacks()
         self._compute = Compute(config.runtime.threads)
         self._schema = schema_digest(cut_descriptors(self._job))
@@ -167,20 +166,20 @@ class Coordinator:
                 JobOffer(self._files.run, modality, self._job, self._schema, defences=self.defences),
                 job.absence.per_site_s.get(name, job.deadlines.return_s),
                 self._witness,
-                self._board,
+                everywhere,
                 self._labels.salt_check,
             )
             for name, modality in sorted(job.sites.items(), key=lambda item: item[1])
         ]
         for site in self.sites:
             site.holding.restore(self._files.record.holders.get(site.name), self._bind)
-        self._team = Team(self.sites, job.absence)
+        self._team = Team(self.sites, job.absence, everywhere)
         self.result = Result(
             self._job.name, self._files.run.hex(), steps=self._job.steps, sites=dict(job.sites)
         )
-        self._loop = Loop(
+        self._trainer = Trainer(
             self._job, job, self._half, self._team, self._labels, self._compute, self._files, self.result,
-            self._gradient_stacks, board=self._board, report=everywhere,
+            self._gradient_stacks, report=everywhere,
         )  # fmt: skip
 
     @property
@@ -238,7 +237,7 @@ class Coordinator:
                 self._settings.allow_list(),
                 offer,
                 timing=self._config.network.timing(),
-                refused=Refusals(self._witness.note),
+                refused=Refusals(self._everywhere),
             ) as listener:
                 self._report(
                     h.CoordinatorStarted(
@@ -283,7 +282,7 @@ class Coordinator:
                     if reason != "complete":
                         await self._bye(reason, text)
                     self._report(
-                        h.JobEnded(self._job.name, self._files.run.hex(), reason, self._loop.committed)
+                        h.JobEnded(self._job.name, self._files.run.hex(), reason, self._trainer.committed)
                     )
         except SetupError as error:
             raise ConfigError(str(error)) from error
@@ -392,8 +391,8 @@ class Coordinator:
         try:
             await asyncio.wait((work, stopping), return_when=asyncio.FIRST_COMPLETED)
             if not work.done():
-                self._loop.draining = True
-                self._report(h.Draining(self.result.step))
+                self._trainer.draining = True
+                self._report(h.DrainBegan(self.result.step))
                 if self._files.opened:
                     leaving = [asyncio.create_task(site.wait_gone()) for site in self._team.present]
                     await asyncio.wait((work, *leaving), timeout=DRAIN_S, return_when=asyncio.FIRST_COMPLETED)
@@ -402,7 +401,7 @@ class Coordinator:
                     # What they said before they went is heard yet.
                     await asyncio.wait((work,), timeout=HEARD_S)
             # A coordinator that was asked to stop does not complain that others left as well.
-            if work.done() and not (self._loop.draining and isinstance(work.exception(), DeadlinePassed)):
+            if work.done() and not (self._trainer.draining and isinstance(work.exception(), DeadlinePassed)):
                 work.result()
                 if self.result.complete:
                     return "complete", COMPLETE
@@ -410,19 +409,19 @@ class Coordinator:
             for task in (stopping, work, *leaving):
                 task.cancel()
             await asyncio.gather(work, *leaving, return_exceptions=True)
-        if not self._files.opened or not self._loop.ready:
+        if not self._files.opened or not self._trainer.ready:
             return "drain", "stopped before the run began, or went on"
         # The sites may have saved by themselves. If this step is theirs as well, a restart goes on from it; it may
         # be one that not all have applied, so an older one stays.
         try:
             async with asyncio.timeout(SAVE_S):
-                saved = await self._loop.save_own(spare=1)
+                saved = await self._trainer.save_own(spare=1)
         except TimeoutError:
             raise DeadlinePassed(
                 f"the checkpoint was not written within {SAVE_S:g} s: the disk hangs"
             ) from None
-        self._report(h.Drained(self._loop.committed, saved))
-        return "drain", f"stopped at step {self._loop.committed}; the coordinator will go on with it"
+        self._report(h.Drained(self._trainer.committed, saved))
+        return "drain", f"stopped at step {self._trainer.committed}; the coordinator will go on with it"
 
     async def _work(self) -> None:
         record = self._files.record
@@ -476,11 +475,11 @@ class Coordinator:
                 "with --fresh"
             )
         if not resumed:
-            await self._loop.start()
+            await self._trainer.start()
         self._files.open(resumed=resumed, patients=[*training, *validation])
-        await self._loop.run(stream, validation, held if resumed else ())
+        await self._trainer.run(stream, validation, held if resumed else ())
         if self.result.complete:
-            self.result.bytes_per_step = self._loop.bytes_per_step
+            self.result.bytes_per_step = self._trainer.bytes_per_step
             self.result.seconds = time.monotonic() - self._started
             # On disk before anybody is told: a site that was told has gone, and cannot be asked again.
             self._files.write(self.result)
@@ -531,7 +530,7 @@ class Coordinator:
         return max(body_bytes(cut_descriptors(self._job, batch)) for batch in batches)
 
     async def _bye(self, reason: str, text: str) -> None:
-        self.result.bytes_per_step = self.result.bytes_per_step or self._loop.bytes_per_step
+        self.result.bytes_per_step = self.result.bytes_per_step or self._trainer.bytes_per_step
         told = self._files.record.told
         left = [site for site in self.sites if site.here or site.name not in told]
         await asyncio.gather(*(self._say(site, reason, text) for site in left))

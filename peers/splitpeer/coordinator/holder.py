@@ -6,9 +6,12 @@ a copy. The first to join a run binds the site's part in it to a key of its own;
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
+from typing import Literal
 
-from splitpeer.coordinator.line_budget import LineBudget
+from splitpeer.daemon import happenings as h
+from splitpeer.daemon.sinks.log import LogSink
 from splitproto import Session, holder
 from splitproto.constants import HEARTBEAT_INTERVAL
 from splitproto.errors import SecondHolder, Superseded
@@ -19,8 +22,8 @@ ANSWER_S = HEARTBEAT_INTERVAL
 """A link that is to be replaced may answer a PING for so long."""
 JOINING = 4
 """Links of one site that may be joining at once: beyond that the oldest is ended."""
-QUIET_S = 10.0
-"""Seconds between two lines of the log about the second links of one site."""
+
+log = logging.getLogger(__name__)
 
 
 class Holding:
@@ -28,15 +31,14 @@ class Holding:
 
     Args:
         site: its name.
-        note: writes a line of the audit trail.
+        report: told of second links.
     """
 
-    def __init__(self, site: str, note: Callable[..., None]) -> None:
-        self.site = site
+    def __init__(self, site: str, report: h.Reporter) -> None:
+        self.site, self._report = site, report.to(LogSink(log))
         self.holder: bytes | None = None
         """Public key of who has it; None: nobody yet. Empty: somebody who showed no key."""
         self._bind: Callable[[str, bytes], None] = lambda site, key: None
-        self._lines = LineBudget(note, a_second=1 / QUIET_S, at_once=1.0)
 
     def restore(self, holder_key: bytes | None, bind: Callable[[str, bytes], None]) -> None:
         """Who had it before this process began; `bind` is told who has it from now on."""
@@ -71,19 +73,27 @@ class Holding:
             if await older.answers(ANSWER_S):
                 raise Superseded(f"another link of {self.site} is alive; dial again when it has ended")
             if present() is older:
-                self.say("site.superseded", link, older, cause="the older link no longer answered")
+                self._tell("superseded", link, older, "the older link no longer answered")
                 older.fail(Superseded(f"{self.site} opened a newer link"))
                 break
         self._admit(holder_key)
         self.holder = holder_key
         self._bind(self.site, holder_key)
 
-    def say(self, what: str, link: Session, other: Session | None, cause: str) -> None:
-        """A line about two links of this site, in log and trail; a flood of them is counted."""
-        self._lines.say(what, site=self.site, cause=cause, **_end("", link), **_end("other_", other))
+    def note_second(self, link: Session, other: Session | None, cause: str) -> None:
+        """`link` shows the certificate of this site and may not take its part; `other` has it, if anybody."""
+        self._tell("second_holder", link, other, cause)
 
-
-def _end(prefix: str, link: Session | None) -> dict[str, str]:
-    if link is None:
-        return {}
-    return {f"{prefix}address": link.address, f"{prefix}serial": link.peer.serial}
+    def _tell(
+        self,
+        outcome: Literal["second_holder", "superseded"],
+        link: Session,
+        other: Session | None,
+        cause: str,
+    ) -> None:
+        other_address, other_serial = (None, None) if other is None else (other.address, other.peer.serial)
+        self._report(
+            h.SecondLink(
+                self.site, outcome, cause, link.address, link.peer.serial, other_address, other_serial
+            )
+        )

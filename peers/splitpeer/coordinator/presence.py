@@ -1,31 +1,23 @@
 """Whether a site is here: its standing, the link over which it has joined, and the wait for the next one.
 
-The table is in `standing.py`; here is what moves a site in it, and what log, trail and board are told of that.
+The table is in `standing.py`; here is what moves a site in it, and what is reported of that.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import time
-from typing import Any, Unpack
 
-from splitpeer.coordinator.line_budget import LineBudget
 from splitpeer.coordinator.site_link import SiteLink
-from splitpeer.coordinator.standing import Happening, Standing, after
-from splitpeer.daemon.board import Board
-from splitpeer.daemon.status_schema import SiteFigures
-from splitpeer.daemon.witness import Witness
+from splitpeer.coordinator.standing import Change, Standing, after
+from splitpeer.daemon import happenings as h
+from splitpeer.daemon.sinks.log import LogSink
 from splitpeer.errors import DeadlinePassed, JobFailed
-from splitpeer.logs import event
 from splitproto import SplitprotoError
 from splitproto.clock import patiently
 from splitproto.errors import DeadlineExceeded
 
 log = logging.getLogger(__name__)
-
-REFUSALS_A_SECOND, REFUSALS_AT_ONCE = 0.01, 20.0
-"""Lines of the log about links of one site that did not join."""
 
 
 class Presence:
@@ -35,11 +27,10 @@ class Presence:
         name: as in its certificate.
         modality: of its images.
         patience_s: how long it may be away, in seconds.
-        witness: told what belongs into the audit trail.
-        board: told where it stands and what it is waited for.
+        report: told where it stands, and what it is waited for.
     """
 
-    def __init__(self, name: str, modality: str, patience_s: float, witness: Witness, board: Board) -> None:
+    def __init__(self, name: str, modality: str, patience_s: float, report: h.Reporter) -> None:
         self.name, self.modality = name, modality
         self.standing = Standing.AWAITED
         self.link: SiteLink | None = None
@@ -48,12 +39,11 @@ class Presence:
         """Why the run continues without it; empty where it does not."""
         self.refusal = ""
         """Why it did not join when it dialled last; empty: it did, or has not dialled."""
-        self._patience_s, self._witness, self._board = patience_s, witness, board
-        self._refusals = LineBudget(witness.note, a_second=REFUSALS_A_SECOND, at_once=REFUSALS_AT_ONCE)
+        self._patience_s, self._report = patience_s, report.to(LogSink(log))
         self._failure: JobFailed | None = None
         self._decided = asyncio.Event()  # it has joined, or is lost: nobody needs to wait for it any more
         self._watching: asyncio.Task[None] | None = None
-        self._board.site(name, modality=modality, state=self.standing.value)
+        self._tell_standing()
 
     # --- queries ---------------------------------------------------------------------------------------
 
@@ -71,55 +61,50 @@ class Presence:
 
     def note_dialled(self) -> None:
         """A link of it is offered the job."""
-        self._move(Happening.DIALLED)
+        self._move(Change.DIALLED)
 
     def note_turned_away(self) -> None:
         """No link of it is joining any more."""
-        self._move(Happening.TURNED_AWAY)
+        self._move(Change.TURNED_AWAY)
 
     def note_refused(self, cause: str) -> None:
         """It dialled and did not join: it stays away, and is waited for as before."""
         if cause != self.refusal:
-            self._refusals.say("site.refused", site=self.name, modality=self.modality, cause=cause)
+            self._report(h.SiteRefused(self.name, self.modality, cause))
         self.refusal = cause
 
     def note_declined(self, error: JobFailed) -> None:
         """It does not want the job."""
         self._failure = error
-        self._move(Happening.DECLINED)
+        self._move(Change.DECLINED)
 
-    def take(self, link: SiteLink, *, applied: int, checkpoints: list[int]) -> None:
-        """The site has joined over `link`, and said how far it is."""
+    def take(self, link: SiteLink) -> None:
+        """The site has joined over `link`."""
         self.link, self.refusal, self._failure = link, "", None
-        self._move(
-            Happening.JOINED,
-            link_since=time.monotonic(),
-            tls=link.session.tls,
-            applied=applied,
-            checkpoints=checkpoints,
-        )
+        self._move(Change.JOINED)
         self.stop_waiting()
         self._watching = asyncio.create_task(self._watch(link))
 
-    def lose(self, link: SiteLink, cause: str, **more: Any) -> None:
+    def lose(
+        self, link: SiteLink, cause: str, waiting_for: str = "", patience_s: float | None = None
+    ) -> None:
         """A question found `link` broken: the site is awaited on another, if it has none yet."""
-        event(log, "site.lost", logging.WARNING, site=self.name, cause=cause, **more)
+        self._report(h.SiteLost(self.name, cause, waiting_for, patience_s))
         if link is self.link and self.standing.linked:
-            self._move(Happening.LINK_ENDED)
+            self._move(Change.LINK_ENDED)
 
     def fail(self, error: SplitprotoError) -> JobFailed:
         """The site failed in a way that a new link does not mend; returns what is to be raised."""
         self._failure = JobFailed(f"site {self.name}: {error}")
-        self._move(Happening.FAILED)
+        self._move(Change.FAILED)
         return self._failure
 
     def leave_out(self, cause: str) -> None:
         """From now on the run continues without this site, which may dial and join again."""
         self.absence = cause
-        self._move(Happening.LEFT_OUT, absent_since=time.monotonic(), cause=cause)
+        self._move(Change.LEFT_OUT)
         self.stop_waiting()
-        event(log, "site.absent", logging.WARNING, site=self.name, modality=self.modality, cause=cause)
-        self._witness.note("site.absent", site=self.name, cause=cause)
+        self._report(h.SiteAbsent(self.name, self.modality, cause))
         # It may be in the middle of anything: on a new link, both know where they are.
         if self.link is not None and self.link.alive:
             self.link.session.fail(
@@ -134,27 +119,27 @@ class Presence:
         """
         if not self.here:
             raise self._lost_again()
-        self._move(Happening.CATCHES_UP)
+        self._move(Change.CATCHES_UP)
 
     def end_catching_up(self) -> None:
         """It is where the others are: the run counts on it again."""
         self.absence = ""
-        self._move(Happening.CAUGHT_UP)
+        self._move(Change.CAUGHT_UP)
 
     def let_go(self) -> SiteLink | None:
         """Give up the link, for a last word on it; None: there is none."""
         link, self.link = self.link, None
         if self.standing.linked:
-            self._move(Happening.LINK_ENDED)
+            self._move(Change.LINK_ENDED)
         return link
 
     def show_waiting(self, what: str, seconds: float) -> None:
         """It is waited for, `seconds` more at most."""
-        self._board.waits(what, who=self.name, deadline_s=max(0.0, seconds))
+        self._report(h.SiteAwaited(self.name, what, max(0.0, seconds)))
 
     def stop_waiting(self) -> None:
         """It is not waited for any more."""
-        self._board.waits(None, who=self.name)
+        self._report(h.SiteNotAwaited(self.name))
 
     # --- waits -----------------------------------------------------------------------------------------
 
@@ -177,7 +162,7 @@ class Presence:
             async with asyncio.timeout(seconds):
                 await self._decided.wait()
         except TimeoutError:
-            event(log, "site.lost", logging.WARNING, site=self.name, cause="it was not here for the bye")
+            self._report(h.SiteLost(self.name, "it was not here for the bye"))
 
     async def wait_link(self, what: str) -> SiteLink:
         """Wait until the site is here, at most as long as it may be away.
@@ -217,10 +202,12 @@ class Presence:
 
     # --- inside ----------------------------------------------------------------------------------------
 
-    def _move(self, happening: Happening, **shown: Unpack[SiteFigures]) -> None:
-        self.standing = after(self.standing, happening)
-        shown["state"] = self.standing.value
-        self._board.site(self.name, **shown)
+    def _tell_standing(self) -> None:
+        self._report(h.SiteStands(self.name, self.modality, self.standing.value))
+
+    def _move(self, change: Change) -> None:
+        self.standing = after(self.standing, change)
+        self._tell_standing()
         if self.standing.linked or self.standing is Standing.LOST:
             self._decided.set()
         else:
@@ -242,12 +229,12 @@ class Presence:
         """`link` is over; nothing, where that is known."""
         if link is not self.link or not self.standing.linked:
             return
-        self._move(Happening.LINK_ENDED)
+        self._move(Change.LINK_ENDED)
         bye = link.session.farewell
         if bye is None:
-            event(log, "site.lost", logging.WARNING, site=self.name, cause=str(link.session.ended.result()))
+            self._report(h.SiteLost(self.name, str(link.session.ended.result())))
         elif bye.reason != "rotate":
-            event(log, "site.left", site=self.name, cause=bye.text)
+            self._report(h.SiteLeft(self.name, bye.text))
 
     def _check_failed(self) -> None:
         """Raises JobFailed where only the site itself can mend it, and join again."""

@@ -15,12 +15,12 @@ from splitpeer.coordinator.joining import Patients, check_fit, hear_patients
 from splitpeer.coordinator.memory import Memory
 from splitpeer.coordinator.presence import Presence
 from splitpeer.coordinator.site_link import SiteLink
-from splitpeer.daemon.board import Board
+from splitpeer.daemon import happenings as h
+from splitpeer.daemon.sinks.log import LogSink
 from splitpeer.daemon.witness import Witness
 from splitpeer.data.geometry import Geometry
 from splitpeer.errors import JobFailed
 from splitpeer.federation.files import counted
-from splitpeer.logs import event
 from splitproto import Session, SplitprotoError
 from splitproto.capture import Party
 from splitproto.errors import (
@@ -75,7 +75,7 @@ class RemoteSite:
         offer: the job, with its modality.
         patience_s: how long it may be away.
         witness: told of its links and of what it announces.
-        board: told what it does and what it is waited for.
+        report: told what it does and what it is waited for.
         salt_check: of the coordinator's salt, from which the keys of its masks are made.
     """
 
@@ -85,7 +85,7 @@ class RemoteSite:
         offer: JobOffer,
         patience_s: float,
         witness: Witness,
-        board: Board,
+        report: h.Reporter,
         salt_check: bytes,
     ) -> None:
         self.name, self.modality = name, offer.modality
@@ -100,11 +100,12 @@ class RemoteSite:
         """How often it was left out since the last checkpoint that it wrote with the others."""
         self.unsaved = 0
         """How many checkpoints in a row it could not write."""
-        self.holding = Holding(name, witness.note)
+        self.holding = Holding(name, report)
         """Who holds its part in the run."""
-        self._offer, self._witness, self._board, self._salt_check = offer, witness, board, salt_check
+        self._offer, self._witness, self._salt_check = offer, witness, salt_check
+        self._report = report.to(LogSink(log))
         self._answer_s = offer.job.seconds_per_step
-        self._presence = Presence(name, self.modality, patience_s, witness, board)
+        self._presence = Presence(name, self.modality, patience_s, report)
         self._memory = Memory(name)
         self._asking = Asking(self._presence, self._prepare, patience_s, self._answer_s)
         self._joining: list[SiteLink] = []
@@ -273,17 +274,17 @@ class RemoteSite:
             session.fail(error)
         if session.farewell is not None:
             # It only looked (splitpeer doctor), or was asked to stop: nobody was refused.
-            event(log, "site.left", site=self.name, cause=session.farewell.text)
+            self._report(h.SiteLeft(self.name, session.farewell.text))
         elif isinstance(error, SecondHolder | Superseded):
             # Another process, honest or not: it changes nothing for the site itself.
-            self.holding.say("site.second_holder", session, self.session, cause=str(error))
+            self.holding.note_second(session, self.session, str(error))
         else:
             self._presence.note_refused(str(error))
 
     def _hear_decline(self, error: JobFailed) -> None:
         # A decline proves no key: where somebody has the site's part, it is a stranger's word.
         if self._expected is None and self.holding.holder is None and not self.here:
-            self._witness.note("job.declined", site=self.name, run=self._offer.run.hex(), cause=str(error))
+            self._report(h.SiteDeclined(self.name, self._offer.run.hex(), str(error)))
             self._presence.note_declined(error)
         else:
             self._presence.note_refused(str(error))
@@ -297,11 +298,21 @@ class RemoteSite:
         self.patients, self.unusable = patients.usable, patients.unusable
         self._octets_before = self.traffic
         self._memory.hear(accept, absent=self.absent)
-        more = {"unusable": counted(self.unusable.values())} if self.unusable else {}
-        event(log, "site.joined", site=self.name, modality=self.modality, patients=len(self.patients), **more,
-              applied=accept.applied, tls=session.tls, address=session.address,
-              serial=session.peer.serial)  # fmt: skip
-        self._presence.take(link, applied=accept.applied, checkpoints=list(accept.checkpoints))
+        unusable = counted(self.unusable.values()) if self.unusable else ""
+        self._report(
+            h.SiteJoined(
+                self.name,
+                self.modality,
+                len(self.patients),
+                unusable,
+                accept.applied,
+                accept.checkpoints,
+                session.tls,
+                session.address,
+                session.peer.serial,
+            )
+        )
+        self._presence.take(link)
 
     # --- what the site is asked --------------------------------------------------------------------------
 
@@ -403,7 +414,7 @@ class RemoteSite:
         answer = await self._asking.ask(question, self._save, step, keep, leaving)
         if isinstance(answer, Unsaved):
             self.unsaved += 1
-            event(log, "site.unsaved", logging.WARNING, site=self.name, step=step, cause=answer.reason)
+            self._report(h.SiteUnsaved(self.name, step, answer.reason))
             return None
         self._memory.note_saved(step, keep)
         self._show_progress()
@@ -462,7 +473,7 @@ class RemoteSite:
             try:
                 await link.send(message)
             except SplitprotoError as error:
-                event(log, "site.lost", logging.WARNING, site=self.name, cause=str(error))
+                self._report(h.SiteLost(self.name, str(error)))
 
     async def say_bye(self, reason: str, text: str) -> bool:
         """End the present link in good order, also one that has not finished joining.
@@ -497,15 +508,14 @@ class RemoteSite:
         if self._memory.lost and not question.even_restarted:
             step = self._memory.restore_point(question.computed)
             await self._roll_back(link, step)
-            event(log, "site.restored", site=self.name, step=step)
+            self._report(h.SiteRestored(self.name, step))
 
     def _present_session(self) -> Session | None:
         return self.session
 
     def _show_progress(self) -> None:
         octets_in, octets_out = self.traffic
-        self._board.site(self.name, applied=self.applied, checkpoints=list(self.checkpoints),
-                         octets_in=octets_in, octets_out=octets_out)  # fmt: skip
+        self._report(h.SiteProgressed(self.name, self.applied, self.checkpoints, octets_in, octets_out))
 
 
 def _withdrawal(forward: Forward, answer: Withdraw) -> Withdraw:

@@ -40,7 +40,7 @@ class Standing(Enum):
         return self in _OUT
 
 
-class Happening(Enum):
+class Change(Enum):
     """What moves a site from one standing to another."""
 
     DIALLED = "dialled"
@@ -63,92 +63,92 @@ class Happening(Enum):
     """It is at the committed step, and the run counts on it again."""
 
 
-S, H = Standing, Happening
+S, C = Standing, Change
 
 _LINKED = frozenset({S.PRESENT, S.RETURNED, S.CATCHING_UP})
 _OUT = frozenset({S.ABSENT, S.RETURNED, S.CATCHING_UP})
 
-TRANSITIONS: Mapping[Standing, Mapping[Happening, Standing]] = MappingProxyType(
+TRANSITIONS: Mapping[Standing, Mapping[Change, Standing]] = MappingProxyType(
     {
         S.AWAITED: {
-            H.DIALLED: S.JOINING,
+            C.DIALLED: S.JOINING,
             # One that dialled while the site was present, whose link ended meanwhile: the same for `joined`.
-            H.TURNED_AWAY: S.AWAITED,
-            H.JOINED: S.PRESENT,
-            H.DECLINED: S.LOST,
-            H.FAILED: S.LOST,
-            H.LEFT_OUT: S.ABSENT,
+            C.TURNED_AWAY: S.AWAITED,
+            C.JOINED: S.PRESENT,
+            C.DECLINED: S.LOST,
+            C.FAILED: S.LOST,
+            C.LEFT_OUT: S.ABSENT,
         },
         S.JOINING: {
-            H.DIALLED: S.JOINING,
-            H.TURNED_AWAY: S.AWAITED,
-            H.JOINED: S.PRESENT,
-            H.DECLINED: S.LOST,
-            H.FAILED: S.LOST,
-            H.LEFT_OUT: S.ABSENT,
+            C.DIALLED: S.JOINING,
+            C.TURNED_AWAY: S.AWAITED,
+            C.JOINED: S.PRESENT,
+            C.DECLINED: S.LOST,
+            C.FAILED: S.LOST,
+            C.LEFT_OUT: S.ABSENT,
         },
         S.PRESENT: {
             # SP-11.14-4: a second link changes nothing until it has joined.
-            H.DIALLED: S.PRESENT,
-            H.TURNED_AWAY: S.PRESENT,
-            H.JOINED: S.PRESENT,
-            H.LINK_ENDED: S.AWAITED,
-            H.FAILED: S.LOST,
-            H.LEFT_OUT: S.ABSENT,
+            C.DIALLED: S.PRESENT,
+            C.TURNED_AWAY: S.PRESENT,
+            C.JOINED: S.PRESENT,
+            C.LINK_ENDED: S.AWAITED,
+            C.FAILED: S.LOST,
+            C.LEFT_OUT: S.ABSENT,
         },
         S.LOST: {
-            H.DIALLED: S.LOST,
-            H.TURNED_AWAY: S.LOST,
-            H.DECLINED: S.LOST,
-            H.JOINED: S.PRESENT,
-            H.FAILED: S.LOST,
-            H.LEFT_OUT: S.ABSENT,
+            C.DIALLED: S.LOST,
+            C.TURNED_AWAY: S.LOST,
+            C.DECLINED: S.LOST,
+            C.JOINED: S.PRESENT,
+            C.FAILED: S.LOST,
+            C.LEFT_OUT: S.ABSENT,
         },
         S.ABSENT: {
-            H.DIALLED: S.ABSENT,
-            H.TURNED_AWAY: S.ABSENT,
-            H.DECLINED: S.ABSENT,
-            H.JOINED: S.RETURNED,
-            H.FAILED: S.ABSENT,
-            H.LEFT_OUT: S.ABSENT,
+            C.DIALLED: S.ABSENT,
+            C.TURNED_AWAY: S.ABSENT,
+            C.DECLINED: S.ABSENT,
+            C.JOINED: S.RETURNED,
+            C.FAILED: S.ABSENT,
+            C.LEFT_OUT: S.ABSENT,
             # Its link ended with the last answer: it is waited for, as any other.
-            H.CAUGHT_UP: S.AWAITED,
+            C.CAUGHT_UP: S.AWAITED,
         },
         S.RETURNED: {
-            H.DIALLED: S.RETURNED,
-            H.TURNED_AWAY: S.RETURNED,
-            H.JOINED: S.RETURNED,
-            H.LINK_ENDED: S.ABSENT,
-            H.FAILED: S.ABSENT,
-            H.LEFT_OUT: S.ABSENT,
-            H.CATCHES_UP: S.CATCHING_UP,
+            C.DIALLED: S.RETURNED,
+            C.TURNED_AWAY: S.RETURNED,
+            C.JOINED: S.RETURNED,
+            C.LINK_ENDED: S.ABSENT,
+            C.FAILED: S.ABSENT,
+            C.LEFT_OUT: S.ABSENT,
+            C.CATCHES_UP: S.CATCHING_UP,
             # Its link ended with the last answer, and it has another already.
-            H.CAUGHT_UP: S.PRESENT,
+            C.CAUGHT_UP: S.PRESENT,
         },
         S.CATCHING_UP: {
-            H.DIALLED: S.CATCHING_UP,
-            H.TURNED_AWAY: S.CATCHING_UP,
-            H.JOINED: S.CATCHING_UP,
-            H.LINK_ENDED: S.ABSENT,
-            H.FAILED: S.ABSENT,
-            H.LEFT_OUT: S.ABSENT,
-            H.CAUGHT_UP: S.PRESENT,
+            C.DIALLED: S.CATCHING_UP,
+            C.TURNED_AWAY: S.CATCHING_UP,
+            C.JOINED: S.CATCHING_UP,
+            C.LINK_ENDED: S.ABSENT,
+            C.FAILED: S.ABSENT,
+            C.LEFT_OUT: S.ABSENT,
+            C.CAUGHT_UP: S.PRESENT,
         },
     }
 )
 
 
-class ImpossibleHappening(RuntimeError):
+class ImpossibleChange(RuntimeError):
     """The table has no such transition: a mistake of this program."""
 
 
-def after(standing: Standing, happening: Happening) -> Standing:
-    """Where a site stands after `happening`.
+def after(standing: Standing, change: Change) -> Standing:
+    """Where a site stands after `change`.
 
     Raises:
-        ImpossibleHappening: the table does not list it for `standing`.
+        ImpossibleChange: the table does not list it for `standing`.
     """
     try:
-        return TRANSITIONS[standing][happening]
+        return TRANSITIONS[standing][change]
     except KeyError:
-        raise ImpossibleHappening(f"{happening.value!r} while the site is {standing.value}") from None
+        raise ImpossibleChange(f"{change.value!r} while the site is {standing.value}") from None

@@ -10,8 +10,9 @@ from typing import TypeVar
 
 from splitpeer.coordinator.memory import SiteRestarted
 from splitpeer.coordinator.remote_site import RemoteSite
+from splitpeer.daemon import happenings as h
+from splitpeer.daemon.sinks.log import LogSink
 from splitpeer.errors import DeadlinePassed, JobFailed, PeerError
-from splitpeer.logs import event
 from splitpeer.settings.job import Absence
 from splitproto import SplitprotoError
 
@@ -30,10 +31,11 @@ class Team:
         sites: all that the job names.
         absence: what to do without one. `pause`: its failure is the job's. `skip`: the work at hand goes on without
             it, and before the next step it is waited for again. `drop`: work goes on without it until it is back.
+        report: told who is back.
     """
 
-    def __init__(self, sites: Sequence[RemoteSite], absence: Absence) -> None:
-        self.sites = tuple(sites)
+    def __init__(self, sites: Sequence[RemoteSite], absence: Absence, report: h.Reporter) -> None:
+        self.sites, self._report = tuple(sites), report.to(LogSink(log))
         self._mode, self._least = absence.mode, absence.least_sites
         self._not_before: dict[RemoteSite, float] = {}  # by the event loop's clock
 
@@ -203,7 +205,7 @@ class Team:
             first = cause.partition("; on its return: ")[0]
             self._leave_out(site, f"{first}; on its return: {error}" if str(error) not in first else first)
         else:
-            event(log, "site.present", site=site.name, modality=site.modality, step=step)
+            self._report(h.SitePresent(site.name, site.modality, step))
 
 
 async def _coroutine(awaitable: Awaitable[Answer]) -> Answer:

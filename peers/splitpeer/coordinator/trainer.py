@@ -20,7 +20,6 @@ from splitpeer.coordinator.run_files import Result, RunFiles
 from splitpeer.coordinator.team import Team
 from splitpeer.coordinator.withdrawals import Withdrawals
 from splitpeer.daemon import happenings as h
-from splitpeer.daemon.board import Board
 from splitpeer.daemon.sinks.log import LogSink
 from splitpeer.daemon.sinks.progress import ProgressMessages
 from splitpeer.data.loader import SiteData
@@ -60,7 +59,7 @@ UnusableBySite = Mapping[RemoteSite | None, Sequence[Unusable]]
 """Patients that cannot be used, by whose files they are: a site's, or (None) the coordinator's own masks."""
 
 
-class Loop:
+class Trainer:
     """The steps of one run, from wherever the parties are to the last one.
 
     Args:
@@ -85,13 +84,12 @@ class Loop:
         result: Result,
         gradient_stacks: Mapping[str, Stack],
         *,
-        board: Board,
-        report: h.Report,
+        report: h.Reporter,
     ) -> None:
         self._job, self._settings, self._half, self._team = job, settings, half, team
         self._labels, self._compute, self._files, self._result = labels, compute, files, result
         self._gradient_stacks = gradient_stacks
-        self._board, self._report, self._progress = board, report.to(LogSink(log)), ProgressMessages()
+        self._report, self._progress = report.to(LogSink(log)), ProgressMessages()
         self._window = window_of(job)
         self._withdrawals = Withdrawals(files.record, settings.data)
         self._bad_masks: dict[bytes, str] = {}
@@ -412,11 +410,11 @@ class Loop:
         loop = asyncio.get_running_loop()
         patience = self._settings.deadlines.return_s
         ends = loop.time() + patience
-        self._board.waits("room for the checkpoint of the last step", deadline_s=patience)
+        self._report(h.Awaited("room for the checkpoint of the last step", patience))
         while not self.draining:
             await asyncio.sleep(min(ROOM_S, patience / 10))
             if await self._checkpoint():
-                self._board.waits(None)
+                self._report(h.NotAwaited())
                 return True
             if loop.time() > ends:
                 raise DiskTrouble(

@@ -13,7 +13,7 @@ from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Any, Self
 
 from splitpeer.daemon.board import BEAT_S, TICK_S, Board
-from splitpeer.daemon.happenings import Report
+from splitpeer.daemon.happenings import Reporter
 from splitpeer.daemon.lock import StateLock, holder
 from splitpeer.daemon.sinks.board import BoardSink
 from splitpeer.daemon.sinks.systemd import SystemdSink
@@ -38,7 +38,7 @@ class Duty:
         self._notifier = Notifier()
         self._held = False
         self.board = Board(config)
-        self.report = Report(BoardSink(self.board), SystemdSink(self._notifier, self.board))
+        self.report = Reporter(BoardSink(self.board), SystemdSink(self._notifier, self.board))
         """What happens goes to the board and to systemd; a role adds its own sinks."""
 
     @contextmanager

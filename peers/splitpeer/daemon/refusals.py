@@ -7,7 +7,8 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 
-from splitpeer.logs import event
+from splitpeer.daemon import happenings as h
+from splitpeer.daemon.sinks.log import LogSink
 from splitproto import SplitprotoError
 from splitproto.admission import Bucket, network_of
 from splitproto.errors import BindingMismatch, IdentityError, NotAuthorised, RemoteError
@@ -19,7 +20,6 @@ APART = 1.0
 """Seconds between two lines of one such pair."""
 LINES_A_SECOND, LINES_AT_ONCE = 1.0, 30.0
 """Of all sources together: 86,400 a day, 15 MB."""
-NOTED = 1000
 IDENTIFIED = (NotAuthorised, IdentityError, BindingMismatch, RemoteError)
 """Only a peer with a certificate of our CA can cause these."""
 
@@ -31,15 +31,12 @@ class Refusals:
     of a hospital. What is left out is counted in the next line. An IPv6 source is its /64.
 
     Args:
-        note: also told, `NOTED` times at most: the audit trail is kept for years.
+        report: told of those; its log is this module's.
         clock: seconds.
     """
 
-    def __init__(
-        self, note: Callable[..., None] | None = None, clock: Callable[[], float] = time.monotonic
-    ) -> None:
-        self._note, self._noted = note, 0
-        self._clock = clock
+    def __init__(self, report: h.Reporter, clock: Callable[[], float] = time.monotonic) -> None:
+        self._report, self._clock = report.to(LogSink(log)), clock
         self._last: OrderedDict[tuple[str, str], float] = OrderedDict()
         self._budgets = [Bucket(LINES_A_SECOND, LINES_AT_ONCE, clock()) for _ in range(2)]
         self._unsaid = 0
@@ -55,10 +52,5 @@ class Refusals:
         self._last.move_to_end(what)
         if len(self._last) > REMEMBERED:
             self._last.popitem(last=False)
-        more = {"not_shown": self._unsaid} if self._unsaid else {}
-        self._unsaid = 0
-        event(log, "link.refused", logging.WARNING, source=source, cause=str(error), **more)
-        if self._note is not None and self._noted < NOTED:
-            self._noted += 1
-            last = {"and_more": "these are not noted"} if self._noted == NOTED else {}
-            self._note("link.refused", source=source, cause=str(error), **last)
+        unsaid, self._unsaid = self._unsaid, 0
+        self._report(h.LinkRefused(source, str(error), unsaid))

@@ -16,6 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from splitpeer.captures.recorder import Limits, Recorder, RecorderState, read_key
+from splitpeer.daemon import happenings as h
+from splitpeer.daemon.sinks.log import LogSink
+from splitpeer.daemon.sinks.trail import TrailSink
 from splitpeer.daemon.trail import LOST, Trail
 from splitpeer.errors import ConfigError, DiskTrouble, sayable
 from splitpeer.logs import event
@@ -54,6 +57,7 @@ class Witness:
         self._lost, self._lost_at = 0, 0.0
         # A thread of its own: a slow disk must not hold up heartbeats.
         self._clerk = ThreadPoolExecutor(1, "trail")
+        self._report = h.Reporter(TrailSink(self.note), LogSink(log))
         self._run: bytes | None = None
         self._said: dict[str, Any] = {}
         self._key: bytes | None = None
@@ -123,7 +127,7 @@ class Witness:
 
     def listen(self, session: Session) -> None:
         """A new link: whose it is goes to the trail, what it carries to the capture."""
-        self.note("link.up", peer=session.peer.site, role=session.peer.role, tls=session.tls)
+        self._report(h.PeerLinked(session.peer.site, session.peer.role, session.tls))
         peer = session.peer.site
 
         def tap(direction: str, message: Any) -> None:
@@ -139,9 +143,7 @@ class Witness:
         if self._said.get(peer) == (said.recorded, defences):
             return
         self._said[peer] = (said.recorded, defences)
-        shown = "not said" if defences is None else " + ".join(defences) or "none"
-        event(log, "peer.announced", peer=peer, recorded=_word(said.recorded), defences=shown)
-        self.note("peer.announced", peer=peer, recorded=said.recorded, defences=defences)
+        self._report(h.PeerAnnounced(peer, said.recorded, defences))
 
     def start(
         self,
@@ -173,8 +175,7 @@ class Witness:
             features=tuple(sorted(features)),
         )
         self._recorder.open(header)
-        event(log, "capture.started", file=self._path.name, encrypted=self._key is not None)
-        self.note("capture.started", file=self._path.name, encrypted=self._key is not None, run=run.hex())
+        self._report(h.CaptureStarted(self._path.name, self._key is not None, run.hex()))
 
     async def expect(self, run: bytes) -> None:
         """This run is next: if another one is being recorded, that capture ends, and a new one waits for `start`."""
@@ -200,10 +201,9 @@ class Witness:
         if self._run is None:
             return
         chain = state.last_chain.hex() if state.last_chain else ""
-        event(log, "capture.closed", file=state.path.name, reason=state.ended, messages=state.records,
-              octets=state.octets, lost=state.lost, chain=chain[:12])  # fmt: skip
-        self.note("capture.ended", file=state.path.name, reason=state.ended, messages=state.records,
-                  octets=state.octets, lost=state.lost, last_chain=chain)  # fmt: skip
+        self._report(
+            h.CaptureEnded(state.path.name, str(state.ended), state.records, state.octets, state.lost, chain)
+        )
 
 
 def _private(path: Path) -> bytes:
@@ -218,7 +218,3 @@ def _private(path: Path) -> bytes:
 def terms_digest(job: Job) -> str:
     """SHA-256 of a job's map on the wire, in hexadecimal."""
     return hashlib.sha256(codec.encode(write_map(job, "job"))).hexdigest()
-
-
-def _word(said: bool | None) -> str:
-    return {True: "yes", False: "no", None: "not said"}[said]

@@ -137,7 +137,6 @@ class Client:
             ledger.close()
         self._witness = Witness(config, curious)
         self._duty = duty or Duty(config)
-        self._board = self._duty.board
         everywhere = self._duty.report.to(TrailSink(self._witness.note), LogSink(log))
         self._report = Sparing(everywhere, len(self._cases))
         self._compute = Compute(config.runtime.threads)
@@ -189,7 +188,7 @@ class Client:
                 except SplitprotoError as error:
                     if not error.retry:
                         raise
-                    self._report(h.LinkLost(session.cause_of(error)))
+                    self._report(h.LinkBroke(session.cause_of(error)))
                 except BaseException as error:
                     session.fail(SiteFailed(self._failure(error)))
                     await session.close("failed", timeout=1.0)
@@ -388,11 +387,11 @@ class Client:
 
     async def _next(self, session: Session, what: str) -> Message:
         """The next message, or `_Stopped` if asked to stop while waiting."""
-        self._board.waits(what, deadline_s=IDLE_S)
+        self._report(h.Awaited(what, IDLE_S))
         try:
             return await self._or_stop(session.receive(IDLE_S, what))
         finally:
-            self._board.waits(None)
+            self._report(h.NotAwaited())
 
     async def _or_stop(self, work: Coroutine[Any, Any, Result], grace_s: float = 0.0) -> Result:
         """What `work` gives, or `_Stopped` if asked to stop and it is not done `grace_s` later."""

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import traceback
-from types import SimpleNamespace
 
 import pytest
 
 from splitpeer.coordinator.asking import Asking, Question
 from splitpeer.coordinator.presence import Presence
 from splitpeer.coordinator.site_link import SiteLink
-from splitpeer.coordinator.standing import ImpossibleHappening, Standing
+from splitpeer.coordinator.standing import ImpossibleChange, Standing
+from splitpeer.daemon import happenings as h
+from splitpeer.daemon.sinks.board import BoardSink
 from splitpeer.errors import DeadlinePassed, JobFailed
 from splitproto.errors import LinkLost, Misaligned, SplitprotoError
 from splitproto.messages import Bye
@@ -51,7 +52,8 @@ class Board:
         self.words: list[str] = []
 
     def site(self, name: str, **fields: object) -> None:
-        self.words.append(str(fields["state"]))
+        if "state" in fields:
+            self.words.append(str(fields["state"]))
 
     def waits(self, what: str | None, **fields: object) -> None: ...
 
@@ -63,13 +65,13 @@ def board() -> Board:
 
 @pytest.fixture
 def presence(board: Board) -> Presence:
-    return Presence("ukm", "t1", 0.05, SimpleNamespace(note=lambda *about, **fields: None), board)  # type: ignore[arg-type]
+    return Presence("ukm", "t1", 0.05, h.Reporter(BoardSink(board)))  # type: ignore[arg-type]
 
 
 def joined(presence: Presence) -> SiteLink:
     link = SiteLink("ukm", Session(), 5.0, presence.show_waiting)  # type: ignore[arg-type]
     presence.note_dialled()
-    presence.take(link, applied=0, checkpoints=[])
+    presence.take(link)
     return link
 
 
@@ -165,7 +167,7 @@ async def test_one_that_is_lost_while_it_catches_up_does_not_hold_up_the_others(
 
 async def test_what_the_table_does_not_list_is_an_error(presence: Presence) -> None:
     joined(presence)
-    with pytest.raises(ImpossibleHappening):
+    with pytest.raises(ImpossibleChange):
         presence.start_catching_up()
 
 

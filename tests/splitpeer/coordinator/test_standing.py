@@ -9,15 +9,15 @@ from typing import get_args
 
 import pytest
 
-from splitpeer.coordinator.standing import TRANSITIONS, Happening, ImpossibleHappening, Standing, after
+from splitpeer.coordinator.standing import TRANSITIONS, Change, ImpossibleChange, Standing, after
 from splitpeer.daemon.status_schema import SiteState
 
 ROOT = Path(__file__).resolve().parents[3]
-H = Happening
+C = Change
 
 # Rows as in Standing, columns as written here; "-": cannot happen. Written by hand, apart from the table.
 COLUMNS = (
-    H.DIALLED, H.TURNED_AWAY, H.DECLINED, H.JOINED, H.LINK_ENDED, H.FAILED, H.LEFT_OUT, H.CATCHES_UP, H.CAUGHT_UP,
+    C.DIALLED, C.TURNED_AWAY, C.DECLINED, C.JOINED, C.LINK_ENDED, C.FAILED, C.LEFT_OUT, C.CATCHES_UP, C.CAUGHT_UP,
 )  # fmt: skip
 EXPECTED = {
     "awaited":     "joining      awaited      lost    present      -        lost    absent  -            -",
@@ -29,25 +29,23 @@ EXPECTED = {
     "catching up": "catching_up  catching_up  -       catching_up  absent   absent  absent  -            present",
 }  # fmt: skip
 PAIRS = [
-    (Standing(name), happening, word.replace("_", " "))
+    (Standing(name), change, word.replace("_", " "))
     for name, row in EXPECTED.items()
-    for happening, word in zip(COLUMNS, row.split(), strict=True)
+    for change, word in zip(COLUMNS, row.split(), strict=True)
 ]
 
 
-@pytest.mark.parametrize(("standing", "happening", "then"), PAIRS, ids=lambda one: getattr(one, "value", one))
-def test_every_pair_of_standing_and_happening(standing: Standing, happening: Happening, then: str) -> None:
+@pytest.mark.parametrize(("standing", "change", "then"), PAIRS, ids=lambda one: getattr(one, "value", one))
+def test_every_pair_of_standing_and_happening(standing: Standing, change: Change, then: str) -> None:
     if then == "-":
-        with pytest.raises(
-            ImpossibleHappening, match=f"{happening.value}.* while the site is {standing.value}"
-        ):
-            after(standing, happening)
+        with pytest.raises(ImpossibleChange, match=f"{change.value}.* while the site is {standing.value}"):
+            after(standing, change)
     else:
-        assert after(standing, happening) is Standing(then)
+        assert after(standing, change) is Standing(then)
 
 
 def test_no_pair_is_left_out() -> None:
-    assert len(PAIRS) == len(Standing) * len(Happening)
+    assert len(PAIRS) == len(Standing) * len(Change)
     assert set(TRANSITIONS) == set(Standing)
 
 
@@ -66,25 +64,25 @@ def test_every_standing_is_reached_and_none_is_a_dead_end() -> None:
 def test_only_a_decision_takes_a_site_out_of_the_run_or_back_in() -> None:
     """SP-11-35: a link that comes or goes never changes on whom the run counts."""
     for standing, row in TRANSITIONS.items():
-        for happening, then in row.items():
+        for change, then in row.items():
             if standing.out != then.out:
-                assert happening is (H.LEFT_OUT if then.out else H.CAUGHT_UP), (standing, happening)
+                assert change is (C.LEFT_OUT if then.out else C.CAUGHT_UP), (standing, change)
 
 
 def test_a_link_is_there_from_joining_to_its_end() -> None:
     for standing, row in TRANSITIONS.items():
-        assert (H.LINK_ENDED in row) is standing.linked
-        assert row[H.JOINED].linked
+        assert (C.LINK_ENDED in row) is standing.linked
+        assert row[C.JOINED].linked
         if standing.linked:
-            assert not row[H.LINK_ENDED].linked
+            assert not row[C.LINK_ENDED].linked
 
 
 def test_what_is_joining_does_not_show_where_work_counts_on_a_link() -> None:
     """SP-11.14-4: whoever dials with the site's certificate moves it only while it is awaited."""
     for standing, row in TRANSITIONS.items():
         awaited = standing in (Standing.AWAITED, Standing.JOINING)
-        assert (row[H.DIALLED] is Standing.JOINING) is awaited
-        assert row[H.TURNED_AWAY] is (Standing.AWAITED if awaited else standing)
+        assert (row[C.DIALLED] is Standing.JOINING) is awaited
+        assert row[C.TURNED_AWAY] is (Standing.AWAITED if awaited else standing)
 
 
 def test_status_shows_the_standings_and_no_other_word() -> None:

@@ -13,14 +13,14 @@ import pytest
 from splitpeer.daemon import happenings as h
 from splitpeer.daemon import sinks
 from splitpeer.daemon.board import Board
-from splitpeer.daemon.sinks import progress, sparing
+from splitpeer.daemon.sinks import budgets, progress, sparing
 from splitpeer.daemon.sinks.board import BoardSink
 from splitpeer.daemon.sinks.console import ConsoleSink
 from splitpeer.daemon.sinks.log import LogSink, lines
 from splitpeer.daemon.sinks.metrics import MetricsSink, row
 from splitpeer.daemon.sinks.progress import ProgressMessages
 from splitpeer.daemon.sinks.sparing import Sparing
-from splitpeer.daemon.sinks.trail import entry
+from splitpeer.daemon.sinks.trail import TrailSink, entry
 from splitpeer.logs import handle
 from splitpeer.settings.peer import PeerConfig
 from splitproto.messages import Progress
@@ -75,7 +75,7 @@ def test_a_sink_that_raises_stops_neither_the_run_nor_the_sinks_after_it(caplog)
         raise KeyError("loss")
 
     heard: list[h.Happening] = []
-    report = h.Report(broken)
+    report = h.Reporter(broken)
     report.to(heard.append)(COMMITTED)
     report.to(heard.append)(EVALUATED)
     assert heard == [COMMITTED, EVALUATED]
@@ -86,7 +86,7 @@ def test_a_sink_that_raises_stops_neither_the_run_nor_the_sinks_after_it(caplog)
 
 def test_a_step_is_told_once_and_seen_everywhere(board: Board) -> None:
     files, view, messages = Files(), View(), ProgressMessages()
-    h.Report(BoardSink(board)).to(MetricsSink(files), ConsoleSink(view))(COMMITTED)
+    h.Reporter(BoardSink(board)).to(MetricsSink(files), ConsoleSink(view))(COMMITTED)
     work = board._document()["work"]
     assert (work["step"], work["loss"]) == (7, 0.25)
     assert files.rows == [
@@ -101,7 +101,7 @@ def test_a_step_is_told_once_and_seen_everywhere(board: Board) -> None:
 
 def test_an_evaluation(board: Board) -> None:
     files, view = Files(), View()
-    h.Report(BoardSink(board), MetricsSink(files), ConsoleSink(view))(EVALUATED)
+    h.Reporter(BoardSink(board), MetricsSink(files), ConsoleSink(view))(EVALUATED)
     assert board._document()["work"]["modalities"] == ["flair", "t1"]
     assert files.rows[0]["hd95"] == {"WT": 2.5}
     assert files.rows[0]["missing"] == {"t1": {"WT": 0.25, "ET": None}}
@@ -169,7 +169,7 @@ def test_sites_are_told_now_and_then_and_of_every_evaluation(monkeypatch: pytest
 
 def test_a_line_is_of_the_module_that_tells(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, "splitpeer"):
-        LogSink(logging.getLogger("splitpeer.site.client"))(h.LinkLost("timeout"))
+        LogSink(logging.getLogger("splitpeer.site.client"))(h.LinkBroke("timeout"))
     assert [(r.name, r.message, r.levelno) for r in caplog.records] == [
         ("splitpeer.site.client", "link.lost", logging.WARNING)
     ]
@@ -213,7 +213,7 @@ def test_where_a_checkpoint_could_not_be_written() -> None:
 
 
 def test_figures_have_a_budget(heard: list[h.Happening]) -> None:
-    spare = Sparing(h.Report(heard.append), patients=2)
+    spare = Sparing(h.Reporter(heard.append), patients=2)
     for step in range(1000):
         spare(h.FiguresTold(step, 1000, {"loss": 1.0}))
         spare(h.StepCounted(step))
@@ -222,7 +222,7 @@ def test_figures_have_a_budget(heard: list[h.Happening]) -> None:
 
 
 def test_what_is_missing_is_told_when_it_changes(heard: list[h.Happening]) -> None:
-    spare = Sparing(h.Report(heard.append), patients=2)
+    spare = Sparing(h.Reporter(heard.append), patients=2)
     spare(h.MissingTold(1, {"t1": "it is away", "t2": "no disk"}))
     spare(h.MissingTold(2, {"t2": "no disk", "flair": "lost"}))
     assert heard == [
@@ -240,8 +240,88 @@ def test_what_is_missing_is_told_when_it_changes(heard: list[h.Happening]) -> No
 
 
 def test_a_patient_is_noted_once_and_all_of_them_not_for_ever(heard: list[h.Happening]) -> None:
-    spare = Sparing(h.Report(heard.append), patients=2)
+    spare = Sparing(h.Reporter(heard.append), patients=2)
     for step in range(100):
         for _ in range(2):
             spare(h.PatientOut("withdrawn", "00ff", b"k", step, "gone", None))
     assert [one.step for one in heard if isinstance(one, h.PatientOut)] == list(range(2 * sparing.NOTED_EACH))
+
+
+# --- what peers can cause ----------------------------------------------------------------------------------
+
+
+def test_a_flood_is_counted_in_the_next_line_of_its_site(caplog: pytest.LogCaptureFixture) -> None:
+    """The log's rate and the trail's number are bounded, for each site on its own."""
+    now, noted = 0.0, []
+    sink = LogSink(logging.getLogger("splitpeer.test"))
+    sink._budget = budgets.LogBudget(lambda: now)
+    limit = budgets.LIMITS[h.SiteRefused]
+    assert limit.a_second is not None
+    told = h.Reporter(sink, TrailSink(lambda name, **fields: noted.append(fields)))
+    for number in range(1000):
+        told(h.SiteRefused("ukm", "t1", str(number)))
+    told(h.SiteRefused("charite", "t2", "other patients"))
+    now = 1 / limit.a_second
+    told(h.SiteRefused("ukm", "t1", "1000"))
+    said_of = [(r.fields["cause"], r.fields.get("not_shown")) for r in caplog.records]  # type: ignore[attr-defined]
+    shown = int(limit.at_once)
+    assert said_of == [
+        *((str(number), None) for number in range(shown)), ("other patients", None), ("1000", 1000 - shown)
+    ]  # fmt: skip
+    ukm = [fields for fields in noted if fields["site"] == "ukm"]
+    assert len(ukm) == limit.noted == len(noted) - 1
+    assert [fields for fields in noted if "and_more" in fields] == [ukm[-1]]
+
+
+# --- a site, as its coordinator sees it --------------------------------------------------------------------
+
+
+def test_a_site_joins_and_is_lost_in_every_place(board: Board) -> None:
+    joined = h.SiteJoined("ukm", "t1", 12, "", 3, (2, 3), "TLSv1.3", "10.0.0.1", "ab")
+    told = h.Reporter(BoardSink(board))
+    told(joined)
+    told(h.SiteAwaited("ukm", "to come back", 30.0))
+    told(h.SiteAbsent("ukm", "t1", "it did not come back"))
+    document = board._document()
+    shown = document["sites"]["ukm"]
+    assert (shown["tls"], shown["applied"], shown["checkpoints"]) == ("TLSv1.3", 3, [2, 3])
+    assert shown["cause"] == "it did not come back" and shown["absent_since"] and shown["link_since"]
+    assert [(one["who"], one["what"]) for one in document["waits"]] == [("ukm", "to come back")]
+    told(h.SiteNotAwaited("ukm"))
+    assert board._document()["waits"] == []
+    about = {"site": "ukm", "modality": "t1", "patients": 12, "applied": 3, "tls": "TLSv1.3",
+             "address": "10.0.0.1", "serial": "ab"}  # fmt: skip
+    assert said(joined) == [("site.joined", about, logging.INFO)]
+    assert entry(h.SiteAbsent("ukm", "t1", "gone")) == ("site.absent", {"site": "ukm", "cause": "gone"})
+    lost = h.SiteLost("ukm", "timeout", "step 3 to be applied", 60.0)
+    assert said(lost) == [
+        ("site.lost", {"site": "ukm", "cause": "timeout", "waiting_for": "step 3 to be applied", "patience_s": 60.0},
+         logging.WARNING)
+    ]  # fmt: skip
+    assert said(h.SiteLost("ukm", "timeout")) == [
+        ("site.lost", {"site": "ukm", "cause": "timeout"}, logging.WARNING)
+    ]
+
+
+@pytest.mark.parametrize("outcome", ["second_holder", "superseded"])
+def test_two_links_of_one_certificate(outcome: Any) -> None:
+    second = h.SecondLink("ukm", outcome, "again", "10.0.0.2", "ab", None, None)
+    about = {"site": "ukm", "cause": "again", "address": "10.0.0.2", "serial": "ab"}
+    assert said(second) == [(f"site.{outcome}", about, logging.WARNING)]
+    assert entry(second) == (f"site.{outcome}", about)
+
+
+def test_the_head_of_a_chain_is_whole_in_the_trail() -> None:
+    ended = h.CaptureEnded("t.splitcap", "closed", 3, 100, 0, "ab" * 32)
+    assert said(ended)[0][:2] == (
+        "capture.closed",
+        {
+            "file": "t.splitcap",
+            "reason": "closed",
+            "messages": 3,
+            "octets": 100,
+            "lost": 0,
+            "chain": "ab" * 6,
+        },
+    )
+    assert entry(ended) == ("capture.ended", vars(ended))

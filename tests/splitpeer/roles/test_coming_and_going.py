@@ -54,7 +54,7 @@ async def test_a_site_that_leaves_while_others_are_waited_for_is_waited_for_agai
             "site-flair (flair), site-t1 (t1)", "site-t1 (t1)", "site-flair (flair), site-t1 (t1)",
         ]  # fmt: skip
         assert [line["cause"] for line in said(caplog, "site.left")] == ["the site was asked to stop"]
-        assert on.coordinator._board._sites["site-flair"]["state"] == "awaited"
+        assert on.coordinator._duty.board._sites["site-flair"]["state"] == "awaited"
         async with scene.running(only=["site-flair", "site-t1"]) as back:
             await asyncio.wait([hub, *back.tasks.values()], timeout=60)
             assert hub.result().complete

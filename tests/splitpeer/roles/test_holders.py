@@ -11,9 +11,12 @@ from types import SimpleNamespace
 import pytest
 
 from splitpeer.cli.outcome import exit_code
-from splitpeer.coordinator import holder, line_budget
+from splitpeer.coordinator import holder
 from splitpeer.coordinator.coordinator import Coordinator
+from splitpeer.daemon import happenings as h
 from splitpeer.daemon.console import LogView
+from splitpeer.daemon.sinks.budgets import LIMITS
+from splitpeer.daemon.sinks.trail import TrailSink
 from splitpeer.daemon.trail import NAME as TRAIL
 from splitpeer.daemon.trail import entries
 from splitpeer.errors import DataError
@@ -204,15 +207,16 @@ class Link:
 async def test_a_flood_of_second_links_is_counted_and_not_written(caplog) -> None:
     """SP-11.14-3: the log takes a line now and then, the trail a hundred."""
     lines: list[dict] = []
-    holding = holder.Holding("site-t1", lambda event, **fields: lines.append({"event": event, **fields}))
+    trail = TrailSink(lambda event, **fields: lines.append({"event": event, **fields}))
+    holding = holder.Holding("site-t1", h.Reporter(trail))
     first, seated = Link("10.0.0.1"), []
     await holding.take(first, b"k" * 32, lambda: None)
     seated.append(first)
     for number in range(1000):
         with pytest.raises(Superseded):
             await holding.take(Link(f"10.0.1.{number}"), b"k" * 32, lambda: first)
-        holding.say("site.second_holder", Link(f"10.0.1.{number}"), first, cause="again")
-    assert first.alive and len(lines) == line_budget.NOTED
+        holding.note_second(Link(f"10.0.1.{number}"), first, "again")
+    assert first.alive and len(lines) == LIMITS[h.SecondLink].noted
     assert lines[-1]["and_more"]
     assert len([r for r in caplog.records if r.getMessage() == "site.second_holder"]) == 1
 
@@ -259,7 +263,7 @@ async def test_who_does_not_fit_does_not_get_the_place(scene) -> None:
 async def test_a_place_that_was_taken_meanwhile_is_not_taken_again() -> None:
     """SP-11.14-4: between showing a key and listing its patients, somebody else may have joined."""
     bound: list[bytes] = []
-    holding = holder.Holding("site-t1", lambda *about, **fields: None)
+    holding = holder.Holding("site-t1", h.Reporter())
     holding.restore(None, lambda site, key: bound.append(key))
     # Two links showed a key while the place was free; one of them lists its patients first.
     await holding.take(None, b"k" * 32, lambda: None)

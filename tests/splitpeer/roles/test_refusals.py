@@ -8,8 +8,12 @@ from typing import Any
 
 import pytest
 
+from splitpeer.daemon import happenings as h
 from splitpeer.daemon import refusals
-from splitpeer.daemon.refusals import LINES_A_SECOND, LINES_AT_ONCE, NOTED, REMEMBERED, Refusals
+from splitpeer.daemon.refusals import LINES_A_SECOND, LINES_AT_ONCE, REMEMBERED, Refusals
+from splitpeer.daemon.sinks import log as log_sink
+from splitpeer.daemon.sinks.budgets import LIMITS
+from splitpeer.daemon.sinks.trail import TrailSink
 from splitproto.errors import (
     CarrierVersionError,
     DeadlineExceeded,
@@ -31,12 +35,13 @@ class Clock:
 
 @pytest.fixture
 def lines(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """What is logged."""
     written: list[dict[str, Any]] = []
 
     def event(log: logging.Logger, name: str, level: int, **values: Any) -> None:
         written.append(values)
 
-    monkeypatch.setattr(refusals, "event", event)
+    monkeypatch.setattr(log_sink, "event", event)
     return written
 
 
@@ -62,7 +67,7 @@ STRANGERS: list[SplitprotoError] = [
 def test_a_flood_costs_a_bounded_number_of_lines(address: Any, lines: list[dict[str, Any]]) -> None:
     """1,200 addresses and more than a table remembers, for 6 seconds: 294,289 lines before."""
     clock = Clock()
-    refused = Refusals(clock=clock)
+    refused = Refusals(h.Reporter(), clock)
     for n in range(20_000):
         clock.now = 100.0 + n * 6 / 20_000
         refused(address(n % 1200), STRANGERS[n % len(STRANGERS)])
@@ -75,7 +80,7 @@ def test_a_flood_costs_a_bounded_number_of_lines(address: Any, lines: list[dict[
 
 def test_more_sources_than_are_remembered_forget_the_oldest_only(lines: list[dict[str, Any]]) -> None:
     clock = Clock()
-    refused = Refusals(clock=clock)
+    refused = Refusals(h.Reporter(), clock)
     refused._budgets = [refusals.Bucket(1e9, 1e9, clock.now)] * 2
     for n in range(REMEMBERED + 1):
         refused(f"10.0.{n >> 8}.{n & 255}", STRANGERS[0])
@@ -86,7 +91,7 @@ def test_more_sources_than_are_remembered_forget_the_oldest_only(lines: list[dic
 
 
 def test_addresses_of_one_ipv6_network_are_one_source(lines: list[dict[str, Any]]) -> None:
-    refused = Refusals(clock=Clock())
+    refused = Refusals(h.Reporter(), Clock())
     for n in range(20):
         refused(f"2001:db8::{n:x}", STRANGERS[0])
     refused("2001:db8:0:1::1", STRANGERS[0])
@@ -97,7 +102,7 @@ def test_addresses_of_one_ipv6_network_are_one_source(lines: list[dict[str, Any]
 
 
 def test_a_stranger_cannot_make_each_line_new_by_its_text(lines: list[dict[str, Any]]) -> None:
-    refused = Refusals(clock=Clock())
+    refused = Refusals(h.Reporter(), Clock())
     for n in range(100):
         refused("10.0.0.1", CarrierVersionError(f"the peer uses carrier version {n}"))
         refused("10.0.0.1", SecureChannelError(f"a certificate of CN={n}"))
@@ -106,7 +111,7 @@ def test_a_stranger_cannot_make_each_line_new_by_its_text(lines: list[dict[str, 
 
 def test_a_flood_does_not_hide_a_hospital(lines: list[dict[str, Any]]) -> None:
     clock = Clock()
-    refused = Refusals(clock=clock)
+    refused = Refusals(h.Reporter(), clock)
     for n in range(5000):
         refused(f"10.1.{n >> 8}.{n & 255}", STRANGERS[n % 5])
     refused("10.9.9.9", NotAuthorised("client 'charite' is not on our allow-list"))
@@ -116,10 +121,10 @@ def test_a_flood_does_not_hide_a_hospital(lines: list[dict[str, Any]]) -> None:
 
 def test_the_trail_is_told_a_bounded_number_of_times(lines: list[dict[str, Any]]) -> None:
     clock, noted = Clock(), []
-    refused = Refusals(lambda name, **values: noted.append(values), clock)
-    for _ in range(NOTED + 500):
+    refused = Refusals(h.Reporter(TrailSink(lambda name, **values: noted.append(values))), clock)
+    for _ in range(LIMITS[h.LinkRefused].noted + 500):
         clock.now += 2.0
         refused("10.0.0.1", STRANGERS[0])
-    assert len(lines) == NOTED + 500
-    assert len(noted) == NOTED
+    assert len(lines) == LIMITS[h.LinkRefused].noted + 500
+    assert len(noted) == LIMITS[h.LinkRefused].noted
     assert noted[-1]["and_more"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 from splitpeer.daemon import happenings as h
 from splitpeer.daemon.board import Board
 
@@ -15,6 +17,7 @@ class BoardSink:
     def __call__(self, happening: h.Happening) -> None:
         self._daemon(happening)
         self._run(happening)
+        self._remote_site(happening)
         self._site(happening)
 
     def _daemon(self, happening: h.Happening) -> None:
@@ -29,7 +32,11 @@ class BoardSink:
                 # A rate is that of the work: the time without a coordinator is none of it.
                 board.pause()
                 board.waits("the coordinator to answer", deadline_s=patience_s)
-            case h.Draining():
+            case h.Awaited(what, deadline_s):
+                board.waits(what, deadline_s=deadline_s)
+            case h.NotAwaited():
+                board.waits(None)
+            case h.DrainBegan():
                 board.phase("draining")
             case h.JobComplete():
                 board.phase("done")
@@ -57,6 +64,29 @@ class BoardSink:
                 board.set(step=step, checkpoints=list(checkpoints))
             case h.WithdrawnInAll(patients=patients):
                 board.set(withdrawn=patients)
+
+    def _remote_site(self, happening: h.Happening) -> None:
+        board = self._board
+        match happening:
+            case h.SiteStands(site, modality, state):
+                board.site(site, modality=modality, state=state)
+            case h.SiteJoined(site=site, tls=tls, applied=applied, checkpoints=checkpoints):
+                now = time.monotonic()
+                board.site(site, link_since=now, tls=tls, applied=applied, checkpoints=list(checkpoints))
+            case h.SiteAbsent(site=site, cause=cause):
+                board.site(site, absent_since=time.monotonic(), cause=cause)
+            case h.SiteAwaited(site, what, deadline_s):
+                board.waits(what, who=site, deadline_s=deadline_s)
+            case h.SiteNotAwaited(site):
+                board.waits(None, who=site)
+            case h.SiteProgressed(site, applied, checkpoints, octets_in, octets_out):
+                board.site(
+                    site,
+                    applied=applied,
+                    checkpoints=list(checkpoints),
+                    octets_in=octets_in,
+                    octets_out=octets_out,
+                )
 
     def _site(self, happening: h.Happening) -> None:
         board = self._board

@@ -9,6 +9,7 @@ from logging import INFO, WARNING
 from typing import Any
 
 from splitpeer.daemon import happenings as h
+from splitpeer.daemon.sinks.budgets import LogBudget
 from splitpeer.logs import event, handle
 
 
@@ -22,18 +23,20 @@ class Line:
 
 
 class LogSink:
-    """Writes to the log of the module that tells.
+    """Writes to the log of the module that tells, within the budget of what others can cause.
 
     Args:
         log: its logger.
     """
 
     def __init__(self, log: logging.Logger) -> None:
-        self._log = log
+        self._log, self._budget = log, LogBudget()
 
     def __call__(self, happening: h.Happening) -> None:
-        for line in lines(happening):
-            event(self._log, line.name, line.level, **line.fields)
+        written = list(lines(happening))
+        if written and (more := self._budget.take(happening)) is not None:
+            for line in written:
+                event(self._log, line.name, line.level, **line.fields, **more)
 
 
 _AS_THEY_ARE: dict[type[h.Happening], tuple[str, int]] = {
@@ -41,11 +44,17 @@ _AS_THEY_ARE: dict[type[h.Happening], tuple[str, int]] = {
     h.FarewellDue: ("job.farewell", INFO),
     h.SiteNotBound: ("site.not_bound", WARNING),
     h.SiteForgot: ("job.restarted_site", WARNING),
-    h.Draining: ("job.draining", INFO),
+    h.SiteLeft: ("site.left", INFO),
+    h.SiteAbsent: ("site.absent", WARNING),
+    h.SitePresent: ("site.present", INFO),
+    h.SiteUnsaved: ("site.unsaved", WARNING),
+    h.SiteRestored: ("site.restored", INFO),
+    h.SiteRefused: ("site.refused", WARNING),
+    h.DrainBegan: ("job.draining", INFO),
     h.Drained: ("job.drained", INFO),
     h.DialFailed: ("link.waiting", WARNING),
     h.LinkUp: ("link.up", INFO),
-    h.LinkLost: ("link.lost", WARNING),
+    h.LinkBroke: ("link.lost", WARNING),
     h.LeftByCoordinator: ("link.bye", INFO),
     h.AskedTooMuch: ("policy.refused", WARNING),
     h.JobBegan: ("job.begin", INFO),
@@ -62,6 +71,8 @@ def lines(happening: h.Happening) -> Iterator[Line]:
         yield Line(name, vars(happening), level)
     yield from _of_a_start(happening)
     yield from _of_a_run(happening)
+    yield from _of_a_remote_site(happening)
+    yield from _of_recording(happening)
     yield from _of_a_link(happening)
     yield from _of_a_site(happening)
 
@@ -117,6 +128,45 @@ def _of_a_run(happening: h.Happening) -> Iterator[Line]:
         case h.PatientWithdrawn(site=site, patient=patient, step=step, cause=cause):
             about = {"site": site or "coordinator", "patient": patient, "step": step, "cause": cause}
             yield Line("patient.withdrawn", about, WARNING)
+
+
+def _of_a_remote_site(happening: h.Happening) -> Iterator[Line]:
+    match happening:
+        case h.SiteJoined(
+            site, modality, patients, unusable, applied, tls=tls, address=address, serial=serial
+        ):
+            who = {"site": site, "modality": modality, "patients": patients}
+            if unusable:
+                who["unusable"] = unusable
+            link = {"tls": tls, "address": address, "serial": serial}
+            yield Line("site.joined", {**who, "applied": applied, **link})
+        case h.SiteLost(site, cause, waiting_for, patience_s):
+            asked = {"waiting_for": waiting_for} if waiting_for else {}
+            patience = {} if patience_s is None else {"patience_s": patience_s}
+            yield Line("site.lost", {"site": site, "cause": cause, **asked, **patience}, WARNING)
+        case h.SecondLink(outcome=outcome):
+            yield Line(f"site.{outcome}", second_link(happening), WARNING)
+        case h.LinkRefused(source, cause, not_shown):
+            more = {"not_shown": not_shown} if not_shown else {}
+            yield Line("link.refused", {"source": source, "cause": cause, **more}, WARNING)
+
+
+def _of_recording(happening: h.Happening) -> Iterator[Line]:
+    match happening:
+        case h.PeerAnnounced(peer, recorded, defences):
+            said = {True: "yes", False: "no", None: "not said"}[recorded]
+            shown = "not said" if defences is None else " + ".join(defences) or "none"
+            yield Line("peer.announced", {"peer": peer, "recorded": said, "defences": shown})
+        case h.CaptureStarted(file, encrypted):
+            yield Line("capture.started", {"file": file, "encrypted": encrypted})
+        case h.CaptureEnded(file, reason, messages, octets, lost, chain):
+            about = {"file": file, "reason": reason, "messages": messages, "octets": octets, "lost": lost}
+            yield Line("capture.closed", {**about, "chain": chain[:12]})
+
+
+def second_link(happening: h.SecondLink) -> dict[str, Any]:
+    """What log and trail say of it."""
+    return {name: value for name, value in vars(happening).items() if name != "outcome" and value is not None}
 
 
 def _of_a_link(happening: h.Happening) -> Iterator[Line]:

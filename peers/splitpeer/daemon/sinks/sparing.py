@@ -21,7 +21,7 @@ class Sparing:
         patients: of the site.
     """
 
-    def __init__(self, report: h.Report, patients: int) -> None:
+    def __init__(self, report: h.Reporter, patients: int) -> None:
         self._report = report
         self._figures = Bucket(FIGURES_A_SECOND, FIGURES_AT_ONCE, time.monotonic())
         self._missing: frozenset[str] = frozenset()

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 from splitpeer.daemon import happenings as h
+from splitpeer.daemon.sinks.budgets import TrailBudget
+from splitpeer.daemon.sinks.log import second_link
 from splitpeer.logs import handle
 
 _AS_THEY_ARE: dict[type[h.Happening], str] = {
@@ -13,6 +15,12 @@ _AS_THEY_ARE: dict[type[h.Happening], str] = {
     h.SiteJobEnded: "job.ended",
     h.PatientWithdrawn: "patient.withdrawn",
     h.JobDeclined: "job.declined",
+    h.SiteDeclined: "job.declined",
+    h.SiteRefused: "site.refused",
+    h.CaptureStarted: "capture.started",
+    h.CaptureEnded: "capture.ended",
+    h.PeerLinked: "link.up",
+    h.PeerAnnounced: "peer.announced",
     h.SiteRolledBack: "job.rollback",
     h.PrivacySpent: "privacy.spent",
 }
@@ -20,19 +28,19 @@ _AS_THEY_ARE: dict[type[h.Happening], str] = {
 
 
 class TrailSink:
-    """Appends to the audit trail.
+    """Appends to the audit trail, within the budget of what others can cause.
 
     Args:
         note: writes a line: its name, and its fields by keyword.
     """
 
     def __init__(self, note: Callable[..., None]) -> None:
-        self._note = note
+        self._note, self._budget = note, TrailBudget()
 
     def __call__(self, happening: h.Happening) -> None:
-        if (found := entry(happening)) is not None:
+        if (found := entry(happening)) is not None and (more := self._budget.take(happening)) is not None:
             name, fields = found
-            self._note(name, **fields)
+            self._note(name, **fields, **more)
 
 
 def entry(happening: h.Happening) -> tuple[str, dict[str, Any]] | None:
@@ -40,6 +48,12 @@ def entry(happening: h.Happening) -> tuple[str, dict[str, Any]] | None:
     if (name := _AS_THEY_ARE.get(type(happening))) is not None:
         return name, vars(happening)
     match happening:
+        case h.SiteAbsent(site=site, cause=cause):
+            return "site.absent", {"site": site, "cause": cause}
+        case h.SecondLink(outcome=outcome):
+            return f"site.{outcome}", second_link(happening)
+        case h.LinkRefused(source=source, cause=cause):
+            return "link.refused", {"source": source, "cause": cause}
         case h.CheckpointCommitted(run, step, digests):
             shown = [f"{site} {digest}" for site, digest in digests.items()]
             return "job.checkpoint", {"run": run, "step": step, "digests": shown}

@@ -1,0 +1,105 @@
+"""Of any daemon."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from splitpeer.daemon.happenings.base import Happening
+
+
+@dataclass(frozen=True)
+class Ready(Happening):
+    """It works: its settings and data are read."""
+
+    address: str
+    """Of the coordinator."""
+
+
+@dataclass(frozen=True)
+class PhaseBegan(Happening):
+    """What it does from now on, such as "training"."""
+
+    phase: str
+
+
+@dataclass(frozen=True)
+class DataWarning(Happening):
+    """The data can be used, and somebody should have a look. May name files."""
+
+    cause: str
+
+
+@dataclass(frozen=True)
+class PatientNamed(Happening):
+    """An error named a patient by key or handle; the people here know it by its file."""
+
+    patient: str
+    file: Path
+
+
+@dataclass(frozen=True)
+class Awaited(Happening):
+    """The work waits for this."""
+
+    what: str
+    deadline_s: float
+    """At most so long."""
+
+
+@dataclass(frozen=True)
+class NotAwaited(Happening):
+    """It does not wait any more."""
+
+
+@dataclass(frozen=True)
+class PeerLinked(Happening):
+    """A link is up: whose."""
+
+    peer: str
+    role: str
+    tls: str
+
+
+@dataclass(frozen=True)
+class PeerAnnounced(Happening):
+    """SP-11-29, SP-11-30: what a peer says about itself, where it is new."""
+
+    peer: str
+    recorded: bool | None
+    """None: not said."""
+    defences: Sequence[str] | None
+
+
+@dataclass(frozen=True)
+class CaptureStarted(Happening):
+    """What is sent and received is recorded from now on."""
+
+    file: str
+    encrypted: bool
+    run: str
+
+
+@dataclass(frozen=True)
+class CaptureEnded(Happening):
+    """No more is recorded."""
+
+    file: str
+    reason: str
+    messages: int
+    octets: int
+    lost: int
+    """Messages that were not recorded."""
+    last_chain: str
+    """Hexadecimal; empty: nothing was recorded."""
+
+
+@dataclass(frozen=True)
+class JobEnded(Happening):
+    """Bye was said."""
+
+    job: str
+    run: str
+    reason: str
+    step: int

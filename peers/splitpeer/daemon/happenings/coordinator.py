@@ -1,0 +1,244 @@
+"""Of a coordinator and its run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from splitpeer.daemon.happenings.base import Happening, Scores
+
+# --- from its start to the first step ----------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class CoordinatorStarted(Happening):
+    """It listens."""
+
+    site: str
+    job: str
+    listen: str
+    run: str
+    salt_check: str
+
+
+@dataclass(frozen=True)
+class RunChosen(Happening):
+    """Which run it is, new or resumed."""
+
+    job: str
+    run: str
+    steps: int
+    absence: str
+
+
+@dataclass(frozen=True)
+class AlreadyComplete(Happening):
+    """The run ended in an earlier life, and all sites know."""
+
+    job: str
+    run: str
+    step: int
+
+
+@dataclass(frozen=True)
+class SitesAwaited(Happening):
+    """Work waits for these to join."""
+
+    sites: str
+
+
+@dataclass(frozen=True)
+class FarewellDue(Happening):
+    """The run is complete, and these sites have not been told yet."""
+
+    sites: str
+
+
+@dataclass(frozen=True)
+class SiteOverlaps(Happening):
+    """Who joined, and how many of its patients the others have."""
+
+    site: str
+    patients: int
+    shared: str
+    few: bool
+    """Too few for the job."""
+    hint: str
+
+
+@dataclass(frozen=True)
+class SiteNotBound(Happening):
+    """Who holds a site's part could not be noted."""
+
+    site: str
+    cause: str
+
+
+@dataclass(frozen=True)
+class PatientsMatched(Happening):
+    """Who is at all sites."""
+
+    shared: int
+    labels: int
+    sites: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class RunResumes(Happening):
+    """It goes on from here, or from a step before."""
+
+    step: int
+    steps: int
+
+
+@dataclass(frozen=True)
+class RunBegan(Happening):
+    """Work begins with `sites`, and without `missing`."""
+
+    steps: int
+    sites: Sequence[str]
+    missing: Sequence[str]
+
+
+# --- at work -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class TrainingBegan(Happening):
+    """The step after `step` is being made."""
+
+    step: int
+    steps: int
+
+
+@dataclass(frozen=True)
+class StepCommitted(Happening):
+    """SP-11-7: every party has applied it."""
+
+    step: int
+    loss: float
+    """Not a number: nobody took part."""
+    without: Sequence[str]
+    """Modalities that sat it out, by chance or absence."""
+    absent: Sequence[str]
+    """Those of them whose site is absent."""
+    seconds: float
+    waited: float
+    """Of them, for activations."""
+    computed: float
+    """Of them, by the decoder."""
+    octets: dict[str, int]
+    """On the wire by site, since the start."""
+
+
+@dataclass(frozen=True)
+class EvaluationSkipped(Happening):
+    """No site here can take part in one."""
+
+    step: int
+
+
+@dataclass(frozen=True)
+class BatchScored(Happening):
+    """One of the batches of an evaluation."""
+
+    done: int
+    total: int
+
+
+@dataclass(frozen=True)
+class Evaluated(Happening):
+    """Scores over the patients held out."""
+
+    step: int
+    volumes: int
+    dice: Scores
+    modalities: Sequence[str]
+    """What the scores are made from."""
+    missing: Mapping[str, Scores]
+    """Scores without the modality named."""
+    hd95: Scores
+    """Distances of borders, mm; empty: not asked for."""
+    seconds: float
+
+
+@dataclass(frozen=True)
+class CheckpointsHeld(Happening):
+    """Steps whose own half is safe on disk."""
+
+    steps: Sequence[int]
+
+
+@dataclass(frozen=True)
+class CheckpointCommitted(Happening):
+    """SP-11-13: all parties hold this step."""
+
+    run: str
+    step: int
+    digests: Mapping[str, str]
+    """By site, hexadecimal."""
+
+
+@dataclass(frozen=True)
+class CheckpointMissed(Happening):
+    """SP-11-32: not all could write it."""
+
+    step: int
+    sites: Sequence[str] = ()
+    cause: str = ""
+    """The coordinator's own; else `sites` could not."""
+
+
+@dataclass(frozen=True)
+class SiteForgot(Happening):
+    """A site came back without its memory."""
+
+    site: str
+
+
+@dataclass(frozen=True)
+class RunRolledBack(Happening):
+    """All parties went back to `step`."""
+
+    step: int
+    before: int
+    cause: str
+    checkpoints: Sequence[int]
+
+
+@dataclass(frozen=True)
+class PatientWithdrawn(Happening):
+    """SP-11.13-4: the run continues without a patient, from `step` on."""
+
+    run: str
+    site: str
+    """Whose file it is; empty: the coordinator's own mask."""
+    patient: str
+    """Its handle."""
+    step: int
+    cause: str
+
+
+@dataclass(frozen=True)
+class WithdrawnInAll(Happening):
+    """How many patients the run is made without."""
+
+    step: int
+    patients: int
+    more: bool
+    """More than before; else they were known."""
+
+
+@dataclass(frozen=True)
+class DrainBegan(Happening):
+    """It was asked to stop."""
+
+    step: int
+
+
+@dataclass(frozen=True)
+class Drained(Happening):
+    """It has stopped; its own half is saved."""
+
+    committed: int
+    saved: int

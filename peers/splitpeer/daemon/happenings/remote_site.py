@@ -1,0 +1,174 @@
+"""Of one site, as its coordinator sees it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from splitpeer.daemon.happenings.base import Happening
+from splitpeer.daemon.status_schema import SiteState
+
+# --- its standing and its links ----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class SiteStands(Happening):
+    """Where it stands in the run, from now on."""
+
+    site: str
+    modality: str
+    state: SiteState
+
+
+@dataclass(frozen=True)
+class SiteJoined(Happening):
+    """Over a new link."""
+
+    site: str
+    modality: str
+    patients: int
+    """Usable ones."""
+    unusable: str
+    """How many are not, and why; empty: none."""
+    applied: int
+    """Its newest step."""
+    checkpoints: Sequence[int]
+    tls: str
+    address: str
+    serial: str
+    """Of its certificate."""
+
+
+@dataclass(frozen=True)
+class SiteLost(Happening):
+    """Its link broke: it is awaited on another."""
+
+    site: str
+    cause: str
+    waiting_for: str = ""
+    """What it had been asked; empty: nothing."""
+    patience_s: float | None = None
+    """How long it is waited for; None: not said."""
+
+
+@dataclass(frozen=True)
+class SiteLeft(Happening):
+    """It said bye, whether it had joined or only looked (splitpeer doctor)."""
+
+    site: str
+    cause: str
+
+
+@dataclass(frozen=True)
+class SiteDeclined(Happening):
+    """It does not want the job."""
+
+    site: str
+    run: str
+    cause: str
+
+
+@dataclass(frozen=True)
+class SiteAbsent(Happening):
+    """The run continues without it."""
+
+    site: str
+    modality: str
+    cause: str
+
+
+@dataclass(frozen=True)
+class SitePresent(Happening):
+    """It was absent and has caught up: the run counts on it again."""
+
+    site: str
+    modality: str
+    step: int
+
+
+@dataclass(frozen=True)
+class SiteAwaited(Happening):
+    """The run waits for it."""
+
+    site: str
+    what: str
+    deadline_s: float
+    """At most so long."""
+
+
+@dataclass(frozen=True)
+class SiteNotAwaited(Happening):
+    """The run does not wait for it any more."""
+
+    site: str
+
+
+# --- its part in the work ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class SiteProgressed(Happening):
+    """It answered a request about its steps."""
+
+    site: str
+    applied: int
+    checkpoints: Sequence[int]
+    octets_in: int
+    """Over all links, as the coordinator counts them."""
+    octets_out: int
+
+
+@dataclass(frozen=True)
+class SiteUnsaved(Happening):
+    """SP-11-32: it could not write a checkpoint."""
+
+    site: str
+    step: int
+    cause: str
+
+
+@dataclass(frozen=True)
+class SiteRestored(Happening):
+    """SP-11-34: it had lost its memory, and went back to this step alone."""
+
+    site: str
+    step: int
+
+
+# --- what peers and strangers can cause as often as they like: see `sinks.budgets` -------------------------
+
+
+@dataclass(frozen=True)
+class SiteRefused(Happening):
+    """It dialled and did not join: it stays away."""
+
+    site: str
+    modality: str
+    cause: str
+
+
+@dataclass(frozen=True)
+class SecondLink(Happening):
+    """SP-11.14: two links hold the certificate of one site."""
+
+    site: str
+    outcome: Literal["second_holder", "superseded"]
+    """The new one was refused, or the older one ended."""
+    cause: str
+    address: str
+    """Of the new one."""
+    serial: str
+    other_address: str | None
+    """Of the older one; None: there is none."""
+    other_serial: str | None
+
+
+@dataclass(frozen=True)
+class LinkRefused(Happening):
+    """SP-14-5: somebody was turned away at the port."""
+
+    source: str
+    cause: str
+    not_shown: int
+    """Others since the one before, of whom nothing is told."""

@@ -1,0 +1,259 @@
+"""Of a site, its link and its work."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from splitpeer.daemon.happenings.any_daemon import JobEnded
+from splitpeer.daemon.happenings.base import Happening
+
+# --- it and its link ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class SiteStarted(Happening):
+    """Its images are found; it has not dialled yet."""
+
+    site: str
+    modality: str | None
+    patients: int
+    salt_check: str
+    coordinator: str
+    """Its address."""
+
+
+@dataclass(frozen=True)
+class Dialling(Happening):
+    """For so long at most."""
+
+    patience_s: float
+
+
+@dataclass(frozen=True)
+class DialFailed(Happening):
+    """It is tried again."""
+
+    cause: str
+    patience_s: float
+
+
+@dataclass(frozen=True)
+class LinkUp(Happening):
+    """The coordinator answers."""
+
+    coordinator: str
+    tls: str
+
+
+@dataclass(frozen=True)
+class LinkBroke(Happening):
+    """The job is not: it is dialled again."""
+
+    cause: str
+
+
+@dataclass(frozen=True)
+class LeftByCoordinator(Happening):
+    """A bye that does not end the job."""
+
+    reason: str
+    text: str
+
+
+@dataclass(frozen=True)
+class AskedTooMuch(Happening):
+    """SP-11.15-8: more than the site's budgets allow."""
+
+    cause: str
+    pause_s: float
+
+
+# --- at work -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class JobDeclined(Happening):
+    """The site's policy does not allow it."""
+
+    job: str
+    run: str
+    cause: str
+
+
+@dataclass(frozen=True)
+class JobJoined(Happening):
+    """What the site brings to the job it is offered."""
+
+    job: str
+    run: str
+    step: int
+    steps: int
+    checkpoints: Sequence[int]
+
+
+@dataclass(frozen=True)
+class JobAccepted(Happening):
+    """On these terms."""
+
+    job: str
+    run: str
+    coordinator: str
+    terms: str
+    """SHA-256 of the job on the wire, hexadecimal."""
+    schema: str
+    levels: Sequence[str]
+    """What it sends, by name."""
+    precision: str
+    defences: tuple[str, ...]
+    recorded: bool
+    applied: int
+    patients: int
+
+
+@dataclass(frozen=True)
+class JobBegan(Happening):
+    """The other sites are there as well."""
+
+    job: str
+    step: int
+    patients: int
+
+
+@dataclass(frozen=True)
+class StepApplied(Happening):
+    """Gradients were applied."""
+
+    step: int
+    octets_in: int
+    """Over all links."""
+    octets_out: int
+
+
+@dataclass(frozen=True)
+class StepCounted(Happening):
+    """SP-11-31: steps up to this one were made without the site."""
+
+    step: int
+
+
+@dataclass(frozen=True)
+class SiteRolledBack(Happening):
+    """As the coordinator asked."""
+
+    run: str
+    step: int
+    before: int
+
+
+@dataclass(frozen=True)
+class SiteSaved(Happening):
+    """A checkpoint that the coordinator asked for."""
+
+    run: str
+    step: int
+    digest: str
+    checkpoints: Sequence[int]
+
+
+@dataclass(frozen=True)
+class SiteNotSaved(Happening):
+    """It could not be written."""
+
+    run: str
+    step: int
+    cause: str
+    """Names a folder."""
+
+
+@dataclass(frozen=True)
+class LeftAt(Happening):
+    """The site was asked to stop, and its half of this step is safe."""
+
+    step: int
+
+
+@dataclass(frozen=True)
+class SiteStopped(Happening):
+    """It was asked to."""
+
+
+@dataclass(frozen=True)
+class SiteJobEnded(JobEnded):
+    """The same at a site."""
+
+    advanced: int
+    """Steps made without it."""
+
+
+@dataclass(frozen=True)
+class JobComplete(Happening):
+    """The site was told so; None: it had not joined in this life."""
+
+    job: str | None = None
+    step: int | None = None
+
+
+@dataclass(frozen=True)
+class JobNotClosed(Happening):
+    """What ended the work is told elsewhere; this went wrong after it."""
+
+    cause: str
+
+
+@dataclass(frozen=True)
+class PrivacySpent(Happening):
+    """What the site's releases have cost, of its whole life."""
+
+    epsilon: float
+    budget: float
+    delta: float
+    patients: int
+    half_spent: int
+    all_spent: int
+
+
+# --- what a coordinator can cause at a site as often as it likes: see `sinks.sparing` ----------------------
+
+
+@dataclass(frozen=True)
+class FiguresTold(Happening):
+    """How the training goes."""
+
+    step: int
+    steps: int
+    values: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class MissingTold(Happening):
+    """SP-11-42: modalities that the job does without at the moment, and why."""
+
+    step: int
+    missing: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class MissingChanged(Happening):
+    """The same where it differs from before."""
+
+    step: int
+    gone: Mapping[str, str]
+    back: Sequence[str]
+    missing: Sequence[str]
+    """All that are missing now."""
+
+
+@dataclass(frozen=True)
+class PatientOut(Happening):
+    """SP-11.13-8: a patient of this site is left out."""
+
+    by: str
+    """`withdraw`: by the site itself; `withdrawn`: the coordinator says so."""
+    run: str
+    key: bytes = field(repr=False)
+    step: int
+    cause: str
+    file: Path | None
+    """Where it is this site's that is bad."""
