@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from splitpeer.coordinator import coordinator
-from splitpeer.coordinator.run_files import Result
+from splitpeer.coordinator.run_files import RunResult
 
 LAN = Path(__file__).parents[2] / "examples" / "lan"
 HOSTS = ("hub", "hospital-a", "hospital-b")
@@ -127,7 +127,7 @@ def test_the_hub_does_not_start_again_when_its_run_is_complete(tmp_path: Path) -
     assert starts()
     for complete in (False, True):
         (tmp_path / "result.json").write_text(
-            json.dumps(asdict(Result("glioma", "", complete=complete)), indent=2)
+            json.dumps(asdict(RunResult("glioma", "", complete=complete)), indent=2)
         )
         assert starts() != complete
 

@@ -15,7 +15,7 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 
 from splitpeer.coordinator.remote_site import RemoteSite
-from splitpeer.coordinator.run_files import Result, RunFiles
+from splitpeer.coordinator.run_files import RunFiles, RunResult
 from splitpeer.coordinator.team import Team
 from splitpeer.coordinator.trainer import DISK_S, Trainer
 from splitpeer.daemon import happenings as h
@@ -130,7 +130,8 @@ class Coordinator:
         look(self._labels, self._unusable, voxels=verify)
         if census is not None:
             self._findings += census.warnings()
-        self._files = RunFiles(config, job, resume=resume)
+        self._duty = duty or Duty(config)
+        self._files = RunFiles(config, job, resume=resume, report=self._duty.report)
         self._files.prepare()
         for name in readmit:
             if name not in job.sites:
@@ -152,7 +153,6 @@ class Coordinator:
         device = pick_device(config.runtime.device)
         self._half = CoordinatorHalf(decoder, optimiser, schedule, device, exclusive=task.exclusive)
         self._witness = Witness(config, curious)
-        self._duty = duty or Duty(config)
         everywhere = self._duty.report.to(
             MetricsSink(self._files), ConsoleSink(view), TrailSink(self._witness.note)
         )
@@ -174,7 +174,7 @@ class Coordinator:
         for site in self.sites:
             site.holding.restore(self._files.record.holders.get(site.name), self._bind)
         self._team = Team(self.sites, job.absence, everywhere)
-        self.result = Result(
+        self.result = RunResult(
             self._job.name, self._files.run.hex(), steps=self._job.steps, sites=dict(job.sites)
         )
         self._trainer = Trainer(
@@ -187,7 +187,7 @@ class Coordinator:
         """What is done to gradients before they leave, each as it is written: the same for every site."""
         return next((stack.specs for stack in self._gradient_stacks.values()), ())
 
-    async def run(self) -> Result:
+    async def run(self) -> RunResult:
         """Run the job to its end, or until `stop` is set.
 
         Raises:
@@ -214,7 +214,7 @@ class Coordinator:
                 return self._was_complete()
             return await self._serve()
 
-    def _was_complete(self) -> Result:
+    def _was_complete(self) -> RunResult:
         """The run ended, and all sites know: whoever starts this coordinator again gets its results again."""
         self.result = self._files.result() or self.result
         self._view.close()
@@ -222,7 +222,7 @@ class Coordinator:
         self._report(h.AlreadyComplete(self._job.name, self._files.run.hex(), self.result.step))
         return self.result
 
-    async def _serve(self) -> Result:
+    async def _serve(self) -> RunResult:
         self._started = time.monotonic()
         offer = Offer(
             # SP-10-5, SP-10-8: what the job needs is required; a site without `evaluate` trains all the same.

@@ -14,8 +14,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from splitpeer.daemon import happenings as h
+from splitpeer.daemon.sinks.log import LogSink
 from splitpeer.errors import ConfigError
-from splitpeer.logs import event
 from splitpeer.settings.job import JobConfig
 from splitpeer.settings.peer import PeerConfig
 from splitpeer.storage import durable, reading
@@ -49,18 +50,20 @@ class Withdrawal:
         return cls(bytes.fromhex(item["key"]), int(item["step"]), str(item["site"]), item["cause"])
 
 
-class Record:
+class RunRecord:
     """One run's.
 
     Args:
         resume: True: the last run, or an error. False: a new one. None: the last one of the same terms, also one that
             is over; a new one where there is none.
+        report: told which run was found.
 
     Raises:
         ConfigError: nothing to resume, or the job has changed since.
     """
 
-    def __init__(self, config: PeerConfig, job: JobConfig, resume: bool | None) -> None:
+    def __init__(self, config: PeerConfig, job: JobConfig, resume: bool | None, report: h.Reporter) -> None:
+        self._report = report.to(LogSink(log))
         self._path = config.peer.state / f"{job.job.name}.run.json"
         self._terms = _terms(job)
         self.run = secrets.token_bytes(16)
@@ -121,14 +124,13 @@ class Record:
         if last.get("terms") != self._terms:
             if over:
                 return
-            event(log, "run.left", logging.WARNING, run=last["run"][:12],
-                  cause="job.toml has changed since that run, which is not complete: this is a new one")  # fmt: skip
+            self._report(h.RunLeft(last["run"]))
             return
         self._take(last)
         if over:
             self.state = "over"
         else:
-            event(log, "run.resumed", run=last["run"][:12], hint="--fresh starts a new run")
+            self._report(h.RunFound(last["run"]))
 
     def _read(self) -> dict[str, Any]:
         try:

@@ -1,7 +1,7 @@
 """What one run of a job leaves on the coordinator's disk: how it went, what came out.
 
 `[output] folder` holds `metrics.jsonl`, `result.json` and `predictions/`; `[peer] state` the checkpoints and the
-`Record` of which run it is. What an earlier run left is given up when a new one opens.
+`RunRecord` of which run it is. What an earlier run left is given up when a new one opens.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from splitpeer.coordinator.record import Record
+from splitpeer.coordinator.record import RunRecord
+from splitpeer.daemon import happenings as h
 from splitpeer.errors import ConfigError
 from splitpeer.federation.terms import run_folder
 from splitpeer.settings.job import JobConfig
@@ -24,7 +25,7 @@ from splitpeer.training.scores import Scores
 
 
 @dataclass
-class Result:
+class RunResult:
     """What a run of a job came to; `result.json`."""
 
     job: str
@@ -61,17 +62,20 @@ class RunFiles:
 
     Args:
         resume: take the job's last run (True), a new one (False), or the last if there is one of these terms (None).
+        report: told which run was found.
 
     Raises:
         ConfigError: nothing to resume, the job has changed since, or results of another complete run are in the way.
     """
 
-    def __init__(self, config: PeerConfig, job: JobConfig, *, resume: bool | None) -> None:
-        self.record = Record(config, job, resume)
+    def __init__(
+        self, config: PeerConfig, job: JobConfig, *, resume: bool | None, report: h.Reporter
+    ) -> None:
+        self.record = RunRecord(config, job, resume, report)
         self.output: Path = job.output.folder
         if self.record.state == "over" and self.result() is None:
             # Its results were taken away: somebody makes room for others.
-            self.record = Record(config, job, False)
+            self.record = RunRecord(config, job, False, report)
         if resume is None and self.record.state == "new" and (lying := self._read()) and lying.complete:
             # Weeks of training are not removed because somebody changed a line of job.toml.
             raise ConfigError(
@@ -118,7 +122,7 @@ class RunFiles:
         """Lines written so far survive a loss of power from here on, where the disk takes them."""
         self._metrics.sync()
 
-    def write(self, result: Result) -> None:
+    def write(self, result: RunResult) -> None:
         """`result.json`, whole or not at all, also after a loss of power. Raises ConfigError or DiskTrouble."""
         self._metrics.flush()
         self._metrics.sync()
@@ -126,14 +130,14 @@ class RunFiles:
         with _writing(path, "[output] folder"):
             durable.replace(path, (json.dumps(asdict(result), indent=2) + "\n").encode(), mode=0o666)
 
-    def result(self) -> Result | None:
+    def result(self) -> RunResult | None:
         """What `result.json` says of this run, if it does."""
         result = self._read()
         return result if result is not None and result.run == self.record.run.hex() else None
 
-    def _read(self) -> Result | None:
+    def _read(self) -> RunResult | None:
         try:
-            return Result(**reading.document(self.output / "result.json"))
+            return RunResult(**reading.document(self.output / "result.json"))
         except (OSError, ValueError, TypeError):
             return None
 

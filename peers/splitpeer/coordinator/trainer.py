@@ -16,7 +16,7 @@ import numpy as np
 
 from splitpeer.coordinator.memory import SiteRestarted
 from splitpeer.coordinator.remote_site import RemoteSite
-from splitpeer.coordinator.run_files import Result, RunFiles
+from splitpeer.coordinator.run_files import RunFiles, RunResult
 from splitpeer.coordinator.team import Team
 from splitpeer.coordinator.withdrawals import Withdrawals
 from splitpeer.daemon import happenings as h
@@ -81,7 +81,7 @@ class Trainer:
         labels: Volumes,
         compute: Compute,
         files: RunFiles,
-        result: Result,
+        result: RunResult,
         gradient_stacks: Mapping[str, Stack],
         *,
         report: h.Reporter,

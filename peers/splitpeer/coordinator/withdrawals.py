@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
-from splitpeer.coordinator.record import Record, Withdrawal
+from splitpeer.coordinator.record import RunRecord, Withdrawal
 from splitpeer.errors import JobFailed
 from splitpeer.federation.files import counted
 from splitpeer.logs import handle
@@ -21,7 +21,7 @@ class Withdrawals:
         settings: how many one party may withdraw, and how many patients the job needs.
     """
 
-    def __init__(self, record: Record, settings: JobData) -> None:
+    def __init__(self, record: RunRecord, settings: JobData) -> None:
         self._record, self._settings = record, settings
 
     @property

@@ -15,7 +15,7 @@ from typing import TypeVar
 EXHAUSTED = frozenset((errno.EMFILE, errno.ENFILE))
 FIX = "raise the limit of open files (LimitNOFILE= of the service, or ulimit -n)"
 RESERVE = 32
-Result = TypeVar("Result")
+Returned = TypeVar("Returned")
 
 _lock = threading.Lock()
 
@@ -28,7 +28,7 @@ def raise_limit() -> int:
     return soft
 
 
-def spared(opening: Callable[[], Result]) -> Result:
+def spared(opening: Callable[[], Returned]) -> Returned:
     """What `opening` returns, which opens a file or a few; if there is no descriptor left, from the reserve."""
     try:
         return opening()

@@ -16,7 +16,7 @@ from splitpeer.errors import ConfigError, DeadlinePassed
 from splitpeer.settings.peer import PeerConfig
 from splitproto.clock import patiently
 
-Result = TypeVar("Result")
+Returned = TypeVar("Returned")
 
 
 def pick_device(name: str) -> str:
@@ -64,8 +64,8 @@ class Compute:
         self._thread.start()
 
     async def run(
-        self, function: Callable[..., Result], *args: Any, what: str = "", timeout: float = COMPUTE_S
-    ) -> Result:
+        self, function: Callable[..., Returned], *args: Any, what: str = "", timeout: float = COMPUTE_S
+    ) -> Returned:
         """The result of `function(*args)`.
 
         Args:
@@ -79,9 +79,9 @@ class Compute:
             # Whoever closes things after that must not wait as long again.
             raise DeadlinePassed(f"still waiting for {self._hangs}: a disk or a device hangs")
         loop = asyncio.get_running_loop()
-        answer: asyncio.Future[Result] = loop.create_future()
+        answer: asyncio.Future[Returned] = loop.create_future()
 
-        def settle(result: Result | None, error: BaseException | None) -> None:
+        def settle(result: Returned | None, error: BaseException | None) -> None:
             if answer.done():
                 return
             if error is not None:

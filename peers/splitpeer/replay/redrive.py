@@ -22,7 +22,8 @@ import numpy as np
 
 from splitpeer.captures.reader import Capture
 from splitpeer.coordinator.coordinator import Coordinator
-from splitpeer.coordinator.record import Record
+from splitpeer.coordinator.record import RunRecord
+from splitpeer.daemon import happenings as h
 from splitpeer.daemon.console import LogView
 from splitpeer.defences.key import NAME as DEFENCE_KEY
 from splitpeer.errors import ConfigError, DataError, JobFailed
@@ -229,7 +230,7 @@ async def drive_coordinator(
     comparison.of = recording.job.steps
     _copy_key(PeerConfig.load(config).peer.state, live.peer.state)
     # Of the same name as the recorded run.
-    record = Record(live, order, resume=False)
+    record = RunRecord(live, order, resume=False, report=h.Reporter())
     record.run = recording.run
     record.begin(())
     stop = asyncio.Event()

@@ -76,7 +76,7 @@ from splitproto.messages import (
 )
 
 log = logging.getLogger(__name__)
-Result = TypeVar("Result")
+Returned = TypeVar("Returned")
 
 IDLE_S = 3600.0
 """SP-11-19: a coordinator that is alive but asks nothing for this long is given up."""
@@ -393,7 +393,7 @@ class Client:
         finally:
             self._report(h.NotAwaited())
 
-    async def _or_stop(self, work: Coroutine[Any, Any, Result], grace_s: float = 0.0) -> Result:
+    async def _or_stop(self, work: Coroutine[Any, Any, Returned], grace_s: float = 0.0) -> Returned:
         """What `work` gives, or `_Stopped` if asked to stop and it is not done `grace_s` later."""
         working = asyncio.create_task(work)
         stopping = asyncio.create_task(self._stop.wait())
@@ -587,7 +587,7 @@ class Client:
         self._report(h.SiteSaved(job.run.hex(), asked.step, digest.hex(), held))
         return Saved(asked.step, digest)
 
-    async def _computed(self, job: SiteJob, function: Callable[..., Result], *args: Any) -> Result:
+    async def _computed(self, job: SiteJob, function: Callable[..., Returned], *args: Any) -> Returned:
         """`function(*args)` within the job's deadline for a step."""
         what = f"{function.__name__.replace('_', ' ')} after step {job.applied}"
         return await self._compute.run(function, *args, what=what, timeout=job.job.seconds_per_step)

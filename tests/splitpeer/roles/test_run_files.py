@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from splitpeer.coordinator.run_files import Result, RunFiles
+from splitpeer.coordinator.run_files import RunFiles, RunResult
+from splitpeer.daemon import happenings as h
 from splitpeer.errors import ConfigError, DiskTrouble
 from splitpeer.storage import durable
 from splitpeer.storage import lines as lines_module
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 def opened(scene: Scene, output: Path) -> RunFiles:
     scene.cast("t1", output={"folder": str(output)})
-    files = RunFiles(scene.config("hub"), scene.settings, resume=False)
+    files = RunFiles(scene.config("hub"), scene.settings, resume=False, report=h.Reporter())
     files.prepare()
     files.open(resumed=False, patients=[])
     return files
@@ -38,7 +39,7 @@ def test_a_full_disk_stops_no_run(
     scene: Scene, small_disk: SmallDisk, caplog: pytest.LogCaptureFixture
 ) -> None:
     files = opened(scene, small_disk.folder)
-    files.write(Result("try", files.run.hex(), step=1))
+    files.write(RunResult("try", files.run.hex(), step=1))
     small_disk.fill()
     with caplog.at_level(logging.WARNING):
         for step in range(1, 300):
@@ -47,12 +48,12 @@ def test_a_full_disk_stops_no_run(
     with pytest.raises(
         DiskTrouble, match=r"^[^\n]*result.json: cannot be written \(No space left on device\)[^\n]*$"
     ):
-        files.write(Result("try", files.run.hex(), step=2))
+        files.write(RunResult("try", files.run.hex(), step=2))
     kept = files.result()
     assert kept is not None
     assert kept.step == 1
     small_disk.make_room()
-    files.write(Result("try", files.run.hex(), step=299))
+    files.write(RunResult("try", files.run.hex(), step=299))
     assert lines(files) == list(range(1, 300)), "what waited is out before the result is"
     assert sorted(os.listdir(small_disk.folder)) == ["metrics.jsonl", "result.json"]
 
@@ -66,18 +67,18 @@ def test_lines_are_on_disk_before_the_result_is(
         lines_module.os, "fsync", lambda file: done.append(os.readlink(f"/proc/self/fd/{file}"))
     )
     files.metric(step=1)
-    files.write(Result("try", files.run.hex(), step=1))
+    files.write(RunResult("try", files.run.hex(), step=1))
     names = [Path(name).name for name in done]
     assert names.index("metrics.jsonl") < names.index("result.part")
 
 
 def test_the_results_of_a_run_that_is_over_were_taken_away(scene: Scene, tmp_path: Path) -> None:
     files = opened(scene, tmp_path / "runs")
-    files.write(Result("try", files.run.hex(), complete=True))
+    files.write(RunResult("try", files.run.hex(), complete=True))
     files.record.over()
 
     def again() -> RunFiles:
-        return RunFiles(scene.config("hub"), scene.settings, resume=None)
+        return RunFiles(scene.config("hub"), scene.settings, resume=None, report=h.Reporter())
 
     assert (again().run, again().record.state) == (files.run, "over")
     (files.output / "result.json").unlink()
@@ -91,7 +92,7 @@ def test_whole_results_are_not_in_the_way_of_a_changed_job(
 ) -> None:
     """The first thing that everybody tries is to train the same job for longer."""
     files = opened(scene, tmp_path / "results")
-    files.write(Result("try", files.run.hex(), step=2, complete=complete))
+    files.write(RunResult("try", files.run.hex(), step=2, complete=complete))
     if complete:
         files.record.over()
     scene.cast("t1", output={"folder": str(files.output)}, training={"steps": 77})
@@ -99,11 +100,14 @@ def test_whole_results_are_not_in_the_way_of_a_changed_job(
         with pytest.raises(
             ConfigError, match=r"results of a complete run lie there.*or let --fresh remove them"
         ):
-            RunFiles(scene.config("hub"), scene.settings, resume=None)
+            RunFiles(scene.config("hub"), scene.settings, resume=None, report=h.Reporter())
         assert files.result() is not None, "nothing is lost"
     else:
-        assert RunFiles(scene.config("hub"), scene.settings, resume=None).record.state == "new"
-    fresh = RunFiles(scene.config("hub"), scene.settings, resume=False)
+        assert (
+            RunFiles(scene.config("hub"), scene.settings, resume=None, report=h.Reporter()).record.state
+            == "new"
+        )
+    fresh = RunFiles(scene.config("hub"), scene.settings, resume=False, report=h.Reporter())
     fresh.open(resumed=False, patients=[])
     assert not (files.output / "result.json").exists()
 
@@ -113,7 +117,7 @@ def test_a_resumed_run_begins_with_whole_lines(scene: Scene, tmp_path: Path) -> 
     files.metric(step=1)
     with (files.output / "metrics.jsonl").open("a") as file:
         file.write('{"step": 2, "lo')
-    again = RunFiles(scene.config("hub"), scene.settings, resume=True)
+    again = RunFiles(scene.config("hub"), scene.settings, resume=True, report=h.Reporter())
     assert again.run == files.run
     again.open(resumed=True, patients=[])
     again.metric(step=2)
@@ -130,7 +134,7 @@ def test_the_power_goes_while_the_result_is_written(
     seen = 0
     for step in (1, 2):
         first = len(disk.calls)
-        files.write(Result("try", files.run.hex(), step=step))
+        files.write(RunResult("try", files.run.hex(), step=step))
         assert disk.kept() == found(files.output)
         for count in range(first, len(disk.calls) + 1):
             for state in disk.states(count):

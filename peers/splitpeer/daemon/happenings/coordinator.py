@@ -22,6 +22,20 @@ class CoordinatorStarted(Happening):
 
 
 @dataclass(frozen=True)
+class RunLeft(Happening):
+    """The last run is not complete, and job.toml has changed since: this is a new one."""
+
+    run: str
+
+
+@dataclass(frozen=True)
+class RunFound(Happening):
+    """The last run goes on."""
+
+    run: str
+
+
+@dataclass(frozen=True)
 class RunChosen(Happening):
     """Which run it is, new or resumed."""
 

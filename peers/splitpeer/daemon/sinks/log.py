@@ -88,6 +88,11 @@ def _of_a_start(happening: h.Happening) -> Iterator[Line]:
             yield Line("peer.start", {"role": "client", **vars(happening)})
         case h.CoordinatorStarted(run=run):
             yield Line("peer.start", {"role": "coordinator", **vars(happening), "run": run[:12]})
+        case h.RunLeft(run):
+            cause = "job.toml has changed since that run, which is not complete: this is a new one"
+            yield Line("run.left", {"run": run[:12], "cause": cause}, WARNING)
+        case h.RunFound(run):
+            yield Line("run.resumed", {"run": run[:12], "hint": "--fresh starts a new run"})
         case h.AlreadyComplete(job=job, run=run):
             hint = "--fresh starts another run"
             yield Line("job.was_complete", {"job": job, "run": run[:12], "hint": hint})
