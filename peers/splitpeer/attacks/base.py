@@ -132,7 +132,7 @@ class Knowledge:
             count = len(next(iter(self.shadow.values())))
             words.append(f"{count} similar images of other patients")
         if "shadow_masks" in uses and self.shadow_masks is not None:
-            words.append("their tumour masks")
+            words.append("their masks")
         if "decoder" in uses and self.decoder is not None:
             words.append("the coordinator's own half of the network")
         if "architecture" in uses and self.architecture:
@@ -169,7 +169,7 @@ class Result:
     goal: Goal
     images: np.ndarray
     """goal image: float32 [N, 1, *spatial] in the site's own intensities where the attack can know them, else
-    up to gain and offset. goal mask: float32 [N, *spatial], a score that is higher where tumour is likely."""
+    up to gain and offset. goal mask: float32 [N, *spatial], a score that is higher where the target is likely."""
     adaptive: bool
     assumptions: tuple[str, ...]
     settings: dict[str, Any]

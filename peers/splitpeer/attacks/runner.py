@@ -47,7 +47,7 @@ NEEDS: dict[str, Need] = {
         "{modality} images of other patients", _SHADOW, lambda v, k: set(v.modalities) <= set(k.shadow)
     ),
     "shadow masks": Need(
-        "the tumour masks of the other patients", f"put labels/ into the folder of {_SHADOW}, and name --convention",
+        "the masks of the other patients", f"put labels/ into the folder of {_SHADOW}, and name --convention",
         lambda v, k: k.shadow_masks is not None,
     ),
     "decoder": Need("the coordinator's half", "--knows decoder=FILE", lambda v, k: k.decoder is not None),

@@ -25,7 +25,7 @@ from splitpeer.defences.randomness import Release
 from splitpeer.defences.specs import by_place
 from splitpeer.errors import AttackImpossible
 from splitpeer.models import Decoder, site_seed
-from splitpeer.training.loss import region_loss
+from splitpeer.training.loss import task_loss
 from splitproto.messages import Sample
 
 
@@ -92,9 +92,12 @@ class Surrogates:
             raise AttackImpossible(
                 f"{name}: every contrast of the other patients and their masks must be as many"
             )
-        if masks.shape[1] != self.decoder.out_channels:
+        # The decoder of exclusive classes has one channel more: the background.
+        self.exclusive = self.decoder.out_channels == masks.shape[1] + 1
+        if not self.exclusive and masks.shape[1] != self.decoder.out_channels:
             raise AttackImpossible(
-                f"{name}: the masks have {masks.shape[1]} regions, the decoder {self.decoder.out_channels}"
+                f"{name}: the masks have {masks.shape[1]} regions, the decoder {self.decoder.out_channels} channels: "
+                "they are of different tasks"
             )
         self.masks = torch.from_numpy(masks).to(device)
         # First: it says in one line which defence cannot be simulated.
@@ -163,7 +166,7 @@ class Surrogates:
 
     def task_loss(self, sent: dict[str, Tensors], masks: Tensor) -> Tensor:
         """The segmentation's loss through the coordinator's decoder: a scalar."""
-        return region_loss(self.decoder(sent), masks)
+        return task_loss(self.decoder(sent), masks, exclusive=self.exclusive)
 
 
 def known_defences(view: View, knowledge: Knowledge) -> list[str]:

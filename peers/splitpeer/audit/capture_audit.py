@@ -19,6 +19,7 @@ from splitpeer.captures.redefend import defended
 from splitpeer.data.modalities import canonical_modality
 from splitpeer.data.normalisation import DEFAULT, Normalisation
 from splitpeer.data.pseudonym import load_salt
+from splitpeer.data.task import Task
 from splitpeer.data.volumes import Triple, Volumes
 from splitpeer.defences.key import from_seed
 from splitpeer.defences.offline import offline_defences
@@ -43,7 +44,8 @@ class CaptureAudit:
     truth: Path | None = None
     salt: Path | None = None
     layout: str = "folder"
-    convention: str | None = None
+    convention: Task | str | None = None
+    """Of the masks, by its name, or their task."""
     defence: str | None = None
     views: int | None = None
     samples: int = 24

@@ -75,6 +75,32 @@ class Samples:
     """By modality: float32 [N, 1, *spatial]."""
     masks: np.ndarray | None = None
     """uint8 [N, regions, *spatial]."""
+    task: Task | None = None
+    """What the masks hold."""
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Regions that are less than all that is segmented, by name."""
+        return () if self.task is None else tuple(self.task.region_names[n] for n in self._parts())
+
+    @property
+    def outlines(self) -> np.ndarray | None:
+        """All that is segmented together, then each of `parts`: uint8 [N, 1 + parts, *spatial]; None without masks.
+
+        In a task of nested regions the largest of them comes first anyway; classes that exclude each other have
+        nothing in common but this.
+        """
+        if self.masks is None:
+            return None
+        return np.concatenate(
+            [self.masks.max(axis=1, keepdims=True), self.masks[:, list(self._parts())]], axis=1
+        )
+
+    def _parts(self) -> tuple[int, ...]:
+        if self.task is None:
+            return ()
+        everything = {value for region in self.task.regions for value in region.values}
+        return tuple(n for n, region in enumerate(self.task.regions) if set(region.values) != everything)
 
     @property
     def patients(self) -> list[str]:
@@ -106,7 +132,8 @@ def cut(cohort: Cohort, samples: Sequence[Sample], window: Triple) -> Samples:
 
     images = {modality: windows(volumes) for modality, volumes in cohort.images.items()}
     masks = windows(cohort.labels) if cohort.labels is not None else None
-    return Samples(tuple(samples), images, masks)
+    task = cohort.labels.labels if cohort.labels is not None else None
+    return Samples(tuple(samples), images, masks, task)
 
 
 def shadow(

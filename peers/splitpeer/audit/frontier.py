@@ -22,7 +22,7 @@ class FrontierPoint:
     dice: float
     """Mean over regions and patients held out."""
     leakage: float
-    """Highest mean brain-masked aligned SSIM over all attacks and numbers of views."""
+    """Highest mean SSIM inside the body, aligned, over all attacks and numbers of views."""
     by: str
     """The attack that reached it."""
     views: int
@@ -76,7 +76,7 @@ def draw(points: Sequence[FrontierPoint], path: Path) -> None:
     if points:
         floor = sum(p.floor for p in points) / len(points)
         axes.axvline(floor, color="#D55E00", linestyle="--", linewidth=1.2,
-                     label=f"floor: an average brain, {floor:.2f}")  # fmt: skip
+                     label=f"floor: an average image, {floor:.2f}")  # fmt: skip
     # One that segments nothing would squeeze all others into a corner.
     useful = [p.dice for p in points if p.dice >= LEAST_DICE] or [0.0, 1.0]
     low, high = min(useful) - 0.03, max(useful) + 0.05
@@ -93,8 +93,8 @@ def draw(points: Sequence[FrontierPoint], path: Path) -> None:
         placed.append((point.leakage, y))
         axes.annotate(text, (point.leakage, max(point.dice, low)), xytext=(point.leakage + 0.008, y), fontsize=7,
                       color="#0072B2" if point.name in names else "#555555", va="center")  # fmt: skip
-    axes.set(xlabel="leakage: best reconstruction by any attack (SSIM inside the brain, 1 = the image itself)",
-             ylabel="Dice, mean over WT, TC, ET (patients held out)")  # fmt: skip
+    axes.set(xlabel="leakage: best reconstruction by any attack (SSIM inside the body, 1 = the image itself)",
+             ylabel="Dice, mean over regions (patients held out)")  # fmt: skip
     axes.set_xlim(right=1.28)
     axes.grid(color="#dddddd", linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)

@@ -1,4 +1,4 @@
-"""Scores of what attacks recover: the truth, the floors and the tumour finder, made once for all attacks."""
+"""Scores of what attacks recover: truth, floors and the finder of what is segmented, made once for all attacks."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Outcome:
     result: Result
     scores: dict[str, Score] = field(default_factory=dict)
     tumour: np.ndarray | None = None
-    """bool [N, *spatial]: the whole tumour as a fixed network finds it in the reconstructions."""
+    """bool [N, *spatial]: all that is segmented, as a fixed network finds it in the reconstructions."""
 
 
 @dataclass
@@ -35,18 +35,19 @@ class Judge:
     def outcome(self, view: View, result: Result) -> Outcome:
         """Figures by name (see `splitpeer.leakage`), and the tumour that shows in each reconstruction."""
         truth = self.truth
-        if truth is None or (result.goal == "mask" and truth.masks is None):
+        if truth is None or (result.goal == "mask" and truth.outlines is None):
             return Outcome(view, result)
         if result.goal == "mask":
-            return Outcome(view, result, score_masks(truth.masks, result.images, truth.patients))
+            found = score_masks(truth.outlines, result.images, truth.patients, parts=truth.parts)
+            return Outcome(view, result, found)
         images = truth.images[self.modality]
         scores = score_images(images, result.images, truth.patients, floors=self.floors, z=truth.heights)
-        found = None
-        if self.segmenter is not None and truth.masks is not None:
-            scores["tumour_dice"], found = score_tumour(
-                self.segmenter, images, result.images, truth.masks, truth.patients, floors=self.floors
+        shown = None
+        if self.segmenter is not None and truth.outlines is not None:
+            scores["tumour_dice"], shown = score_tumour(
+                self.segmenter, images, result.images, truth.outlines, truth.patients, floors=self.floors
             )
-        return Outcome(view, result, scores, found)
+        return Outcome(view, result, scores, shown)
 
 
 def make_judge(modality: str, truth: Samples | None, others: Samples | None, *, tumour: bool = True) -> Judge:
@@ -64,6 +65,6 @@ def make_judge(modality: str, truth: Samples | None, others: Samples | None, *, 
         known = Others(others.images[modality], others.patients, others.heights)
     floors = Floors.make(images, truth.patients, known, truth.heights)
     segmenter = None
-    if tumour and others is not None and others.masks is not None and truth.masks is not None:
-        segmenter = train_segmenter(others.images[modality], others.masks)
+    if tumour and others is not None and others.outlines is not None and truth.masks is not None:
+        segmenter = train_segmenter(others.images[modality], others.outlines)
     return Judge(truth, modality, floors, segmenter)

@@ -63,8 +63,8 @@ class RunFolder:
             return
         if judge.modality in truth.images:
             self.arrays[f"truth_{judge.modality}"] = _small(truth.images[judge.modality])
-        if truth.masks is not None:
-            self.arrays["masks"] = truth.masks.astype(np.uint8)
+        if truth.outlines is not None:
+            self.arrays["masks"] = truth.outlines.astype(np.uint8)
         if judge.floors is not None and FLOOR in judge.floors.images:
             self.arrays[f"floor_{judge.modality}"] = _small(judge.floors.images[FLOOR])
 

@@ -28,7 +28,7 @@ DELTA = 1e-5
 """Where the policy names none."""
 STAND_IN = (
     "The network was trained on a stand-in task (bands of brightness), because no masks were given: its Dice says "
-    "nothing about tumours, and label leakage was not measured."
+    "nothing about the job's task, and label leakage was not measured."
 )
 ONE_SITE = "The rehearsal has this site alone; with more sites the encoder is trained a little differently."
 OWN_PATIENTS = (

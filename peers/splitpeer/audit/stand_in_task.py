@@ -1,8 +1,8 @@
-"""A task for a site that has no masks: brightness bands of its own images, in place of tumour regions.
+"""A task for a site that has no masks: brightness bands of its own images, in place of regions.
 
 How far activations can be inverted depends on the encoder, and an encoder is shaped by its task. A hospital that
-only holds images rehearses with this one: segment the brightest 20 %, 8 % and 2 % of the head. The Dice of such
-a rehearsal says nothing about tumours, and the report says so.
+only holds images rehearses with this one: segment the brightest 20 %, 8 % and 2 % of the body. The Dice of such
+a rehearsal says nothing about the job's task, and the report says so.
 """
 
 from __future__ import annotations
@@ -13,11 +13,15 @@ import numpy as np
 
 from splitpeer.data.geometry import Geometry
 from splitpeer.data.layouts import Case
-from splitpeer.data.task import glioma
+from splitpeer.data.task import Region, Task
 from splitpeer.data.volumes import Triple, Volumes
 
 SHARES = (0.20, 0.08, 0.02)
-"""Of the head's voxels, the brightest: nested, as tumour regions are."""
+"""Of the body's voxels, the brightest: nested, as tumour regions are."""
+BANDS = Task(
+    names={1: "bright", 2: "brighter", 3: "brightest"},
+    regions=(Region("bright", (1, 2, 3)), Region("brighter", (2, 3)), Region("brightest", (3,))),
+)
 
 
 class StandInTask(Volumes):
@@ -26,7 +30,7 @@ class StandInTask(Volumes):
     def __init__(self, images: Volumes) -> None:
         # Not initialised as a reader of files: everything is asked of `images`.
         self._images = images
-        self.labels = glioma("msd")
+        self.labels = BANDS
         self._bounds: dict[bytes, tuple[float, ...]] = {}
 
     def keys(self) -> list[bytes]:

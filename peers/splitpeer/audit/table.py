@@ -44,7 +44,7 @@ def markdown(points: Sequence[Mapping[str, Any]]) -> str:
     floor = mean(row["point"].floor for row in averaged) if averaged else 0.0
     lines.append("")
     lines.append(
-        f"Floor of SSIM (average brain of other patients): {floor:.2f}. "
+        f"Floor of SSIM (average image of other patients): {floor:.2f}. "
         "Bold: on the Pareto front of Dice and worst SSIM. (+): met by other attacks than the rest, so not compared."
     )
     return "\n".join(lines) + "\n"

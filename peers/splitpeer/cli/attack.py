@@ -16,7 +16,10 @@ from splitpeer.cli.options import FILE, LAYOUT, private_files
 from splitpeer.errors import AttackImpossible, ConfigError
 
 if TYPE_CHECKING:
+    from splitpeer.audit.experiment import Experiment
     from splitpeer.audit.judge import Outcome
+    from splitpeer.audit.run_folder import RunFolder
+    from splitpeer.data.task import Task
 
 
 def attack_progress(console: Console) -> Callable[[str, int, int], None]:
@@ -52,7 +55,7 @@ def outcome_table(outcomes: list[Outcome]) -> Table:
                 value += f" ({score.low:.2f}-{score.high:.2f})"
             known = [f for f in score.floors.values() if f is not None]
             floor = f"{max(known):.3f}" if known else "-"
-        name = {"auc": "mask AUC", "ssim": "SSIM in the brain"}[figure]
+        name = {"auc": "mask AUC", "ssim": "SSIM in the body"}[figure]
         form = "adaptive" if result.adaptive else "naive" if outcome.view.defences else "-"
         table.add_row(result.attack, form, str(result.views), name, value, floor, f"{result.seconds:.0f}")
     return table
@@ -77,8 +80,11 @@ def outcome_table(outcomes: list[Outcome]) -> Table:
 )
 @click.option("--salt", type=FILE, help="federation.salt; needed with --truth.")
 @click.option("--layout", type=LAYOUT, default="folder", show_default=True)
-@click.option("--convention", type=click.Choice(("msd", "brats", "brats2023", "nnunet")),
-              help="Of the masks, where the truth (or the shadow folder) holds labels.")  # fmt: skip
+@click.option("--convention", type=click.Choice(("msd", "brats", "brats2023", "nnunet", "task")),
+              help="Of the masks, where the truth (or the shadow folder) has any; task: see --job.")  # fmt: skip
+@click.option(
+    "--job", "job_file", type=FILE, help="The job.toml whose [task] the masks follow; default: a glioma."
+)
 @click.option("--defence", help='Try the clean traffic under defences, offline: "dropout:0.5+gaussian:1.0".')
 @click.option(
     "--views", type=click.IntRange(1), help="Releases of each sample to use; with --defence: to simulate."
@@ -107,6 +113,7 @@ def attack(
     salt: Path | None,
     layout: str,
     convention: str | None,
+    job_file: Path | None,
     defence: str | None,
     views: int | None,
     samples: int,
@@ -127,16 +134,16 @@ def attack(
     private_files()
     if truth is not None and salt is None:
         raise ConfigError("--truth needs --salt: patients are found by their pseudonyms")
+    task = _task(convention, job_file)
     import torch
 
     from splitpeer.audit.capture_audit import CaptureAudit
-    from splitpeer.audit.experiment import parse_order
     from splitpeer.federation.compute import pick_device
 
     torch.set_num_threads(threads)
     asked = CaptureAudit(
         capture, key_file=key_file, modality=modality, knows=knows, queries=queries, shadow_images=shadow_images,
-        truth=truth, salt=salt, layout=layout, convention=convention, defence=defence, views=views, samples=samples,
+        truth=truth, salt=salt, layout=layout, convention=task, defence=defence, views=views, samples=samples,
         step=1 if first_step else step, seed=seed, device=pick_device(device),
     )  # fmt: skip
     experiment = asked.experiment()
@@ -144,11 +151,34 @@ def attack(
     console = Console(stderr=True)
     if not experiment.source.complete:
         console.print(f"{capture}: cut off; attacked up to its last whole record", highlight=False)
-    outcomes = []
+    _run(experiment, folder, attacks, console, naive=not no_naive)
+
+
+def _task(convention: str | None, job_file: Path | None) -> Task | str | None:
+    """What the masks mean: the name of a glioma's convention, or the job's task."""
+    if job_file is None:
+        if convention == "task":
+            raise ConfigError(
+                "--convention task needs --job: the masks hold the values that its [task] names"
+            )
+        return convention
+    if convention is None:
+        raise ConfigError("--job says what masks mean that --convention names: add --convention task")
+    from splitpeer.settings.job import JobConfig
+
+    return JobConfig.load(job_file).task.task(convention)
+
+
+def _run(
+    experiment: Experiment, folder: RunFolder, attacks: tuple[str, ...], console: Console, *, naive: bool
+) -> None:
+    """Run them one after the other: what was done before an interruption is shown."""
+    from splitpeer.audit.experiment import parse_order
+
+    out, outcomes = folder.folder, []
     try:
-        # One by one: what was done before an interruption is shown.
         orders = [parse_order(written) for written in attacks]
-        outcomes.extend(experiment.run(orders, folder, naive=not no_naive, progress=attack_progress(console)))
+        outcomes.extend(experiment.run(orders, folder, naive=naive, progress=attack_progress(console)))
     finally:
         if outcomes:
             console.print(outcome_table(outcomes))

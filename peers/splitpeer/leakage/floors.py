@@ -1,7 +1,7 @@
 """What an adversary reaches who has seen nothing of a patient: the mean image, or somebody else's image.
 
 A reconstruction tells something about a patient only as far as it beats these. "SSIM 0.4" alone says nothing:
-the mean of other brains may reach it too.
+the mean of other patients may reach it too.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def other_images(
 def compare(truth: Image, images: Image) -> dict[str, NDArray[np.float64]]:
     """`similarities` of [N, 1, *spatial] with [N, 1, *spatial], pair by pair: {metric: float64 [N]}.
 
-    NaN where the true image is empty (a window beside the brain).
+    NaN where the true image is empty (a window beside the body).
     """
     if truth.shape != images.shape:
         raise ValueError(f"the truth is {truth.shape}, the reconstructions {images.shape}")
@@ -124,7 +124,7 @@ class Floors:
 
 
 class Gallery:
-    """Images to recognise a patient in: the squared correlation of one image with each, inside each one's brain."""
+    """Images to recognise a patient in: the squared correlation of one image with each, inside each one's body."""
 
     def __init__(self, images: Image) -> None:
         """`images`: [G, 1, *spatial]."""

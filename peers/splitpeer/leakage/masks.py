@@ -1,4 +1,4 @@
-"""How much of a tumour mask a map of scores gives away: ROC area and Dice, one sample at a time."""
+"""How much of a mask a map of scores gives away: ROC area and Dice, one sample at a time."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ Target = NDArray[np.bool_]
 
 
 def finite(scores: Scores) -> NDArray[np.float64]:
-    """`scores` as float64; what is not a number becomes the lowest number, as it points at no tumour."""
+    """`scores` as float64; what is not a number becomes the lowest number, as it points at nothing."""
     scores = np.asarray(scores, dtype=np.float64)
     good = np.isfinite(scores)
     return scores if good.all() else np.where(good, scores, scores[good].min() if good.any() else 0.0)
 
 
 def auc(target: Target, scores: Scores) -> float:
-    """Area under the ROC curve: how often a tumour voxel scores higher than another one, ties counting half.
+    """Area under the ROC curve: how often a voxel of the target scores higher than another one, ties counting half.
 
     NaN where the target is empty or full.
     """

@@ -1,4 +1,4 @@
-"""All figures of one attack: what of the images, or of the tumour's outline, an adversary recovered."""
+"""All figures of one attack: what of the images, or of the outline of what is segmented, an adversary recovered."""
 
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ SHUFFLED = "shuffled patients"
 RANDOM = "random score"
 OTHER_MASKS = "mean mask of other patients"
 SHUFFLES = 20
-REGIONS = ("WT", "TC", "ET")
 
 
 def score_images(
@@ -41,7 +40,7 @@ def score_images(
         seed: of bootstrap and choices.
 
     Returns:
-        ssim, psnr, nmi (inside the brain), ssim_plain, psnr_plain, nmi_plain (whole image), reidentification
+        ssim, psnr, nmi (inside the body), ssim_plain, psnr_plain, nmi_plain (whole image), reidentification
         (rank 1: share of samples whose nearest image in the gallery is the true one), distance_correlation (of
         the whole set, without interval).
 
@@ -85,7 +84,7 @@ def reidentification(
 
     The gallery of a sample is its true image, and of every other patient (of `truth` and `others`) the slice at the
     same level, or all slices where levels are unknown. Fit: variance explained after alignment inside the
-    candidate's brain. Equal fits share the hit, so an image without content scores chance.
+    candidate's body. Equal fits share the hit, so an image without content scores chance.
     """
     known = set(patients)
     new = [row for row, patient in enumerate(others.patients) if patient not in known]
@@ -134,37 +133,40 @@ def score_masks(
     scores: NDArray[np.floating],
     patients: Sequence[Any],
     *,
+    parts: Sequence[str] = (),
     inside: NDArray[np.bool_] | None = None,
     seed: int = 0,
 ) -> dict[str, Score]:
-    """What a map of scores tells of the tumour's outline.
+    """What a map of scores tells of the outline of what is segmented.
 
     Args:
-        target: 0/1 [N, regions, *spatial] (whole tumour first, then core, enhancing) or [N, *spatial].
-        scores: float [N, *spatial]; higher where tumour is likely. A map that points the wrong way tells as much:
+        target: 0/1 [N, 1 + parts, *spatial] (all that is segmented, then its parts) or [N, *spatial].
+        scores: float [N, *spatial]; higher where the target is likely. A map that points the wrong way tells as much:
             all maps are turned around together if their mean AUC is below one half.
         patients: [N].
-        inside: bool [N, *spatial]; score only these voxels (the brain); None: the whole window.
+        parts: names of the parts, in order.
+        inside: bool [N, *spatial]; score only these voxels (the body); None: the whole window.
         seed: of bootstrap and of the random floor.
 
     Returns:
         auc (leak-AUC, max(AUC, 1 - AUC), after Li et al., arXiv 2102.08504), dice_otsu (threshold without the truth)
-        and dice_oracle (best threshold, chosen with the truth) of the whole tumour; auc_TC and so on of the other
-        regions. Samples without tumour do not count.
+        and dice_oracle (best threshold, chosen with the truth) of all that is segmented; auc_TC and so on of
+        the parts. Samples without any of it do not count.
 
     Raises:
         ValueError: shapes or counts differ.
     """
     target, scores = np.asarray(target) != 0, masks.finite(scores)
     regions = target[:, None] if target.ndim == scores.ndim else target
-    if (len(regions), *regions.shape[2:]) != scores.shape or len(patients) != len(scores):
+    fit = (len(regions), 1 + len(parts), *scores.shape[1:]) == regions.shape and len(patients) == len(scores)
+    if len(regions) != len(scores) or not fit:
         raise ValueError(
-            f"masks {target.shape} and maps {scores.shape} of {len(patients)} samples do not fit"
+            f"masks {target.shape} of {len(parts)} parts and maps {scores.shape} of {len(patients)} samples do not fit"
         )
     visible = np.ones(scores.shape, dtype=bool) if inside is None else np.asarray(inside, dtype=bool)
     noise = np.random.default_rng(seed).random(scores.shape)
     found: dict[str, Score] = {}
-    for number_of, region in enumerate(REGIONS[: regions.shape[1]]):
+    for number_of, part in enumerate(("", *parts)):
         mask = regions[:, number_of]
         values = _mask_values(mask, scores, patients, visible)
         floors = {RANDOM: _mask_values(mask, noise, patients, visible)}
@@ -174,7 +176,7 @@ def score_masks(
             means = np.stack([mask[row].mean(axis=0) for row in rows])
             floors[OTHER_MASKS] = _mask_values(mask, means, patients, visible)
         for name in values:
-            found[name if region == "WT" else f"{name}_{region}"] = summarise(
+            found[f"{name}_{part}" if part else name] = summarise(
                 values[name],
                 patients,
                 floors={floor: summarise(other[name], patients).mean for floor, other in floors.items()},

@@ -1,7 +1,7 @@
-"""How much of one image is in another: SSIM, PSNR and NMI, plain and inside the brain.
+"""How much of one image is in another: SSIM, PSNR and NMI, plain and inside the body.
 
 Images are [1, *spatial] or [*spatial], 2-D or 3-D, in the site's normalised intensities: mean 0 and standard
-deviation 1 over the brain, background exactly 0. All figures are taken after `align`, since instance
+deviation 1 over the body, background exactly 0. All figures are taken after `align`, since instance
 normalisation removes gain and offset while the structure returns.
 """
 
@@ -97,9 +97,9 @@ def nmi(truth: Image, aligned: Image) -> float:
 
 
 def similarities(truth: Image, image: Image) -> dict[str, float]:
-    """Every figure of one pair of images [*spatial] after alignment inside the truth's brain.
+    """Every figure of one pair of images [*spatial] after alignment inside the truth's body.
 
-    Keys: ssim, psnr, nmi inside the brain; ssim_plain, psnr_plain, nmi_plain over the whole image.
+    Keys: ssim, psnr, nmi inside the body; ssim_plain, psnr_plain, nmi_plain over the whole image.
 
     Raises:
         ValueError: shapes differ, or an axis is shorter than `SMALLEST`.
@@ -108,7 +108,7 @@ def similarities(truth: Image, image: Image) -> dict[str, float]:
         raise ValueError(f"the truth is {truth.shape}, the reconstruction {image.shape}")
     mask = brain_mask(truth)
     if not mask.any():
-        raise ValueError("the true image is empty: there is no brain to compare inside of")
+        raise ValueError("the true image is empty: there is no body to compare inside of")
     aligned = align(image, truth, mask)
     inside, whole = ssim(truth, aligned, mask)
     return {

@@ -1,8 +1,8 @@
-"""Can the tumour be found in a reconstruction? Asked of a small network that was trained on other patients.
+"""Can what is segmented, such as a tumour, be found in a reconstruction? Asked of a network trained on other patients.
 
-A blurred picture with a low SSIM may still show where a tumour is and how large. The network is fixed before it
+A blurred picture with a low SSIM may still show where a tumour is and how large. The small network is fixed before it
 sees any reconstruction, trained on blurred and noisy copies too so that it does not fail for their look alone,
-and judged on the true images beside: that Dice is the ceiling.
+and judged on the true images as well: that Dice is the ceiling.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from splitpeer.training.loss import region_loss
 
 FEATURES = (8, 8, 16, 32, 64, 8)
 BLURS = (0.0, 0.7, 1.5)  # voxels; a half of all batches stays sharp
-NOISE = 0.5  # at most, in standard deviations of the brain
+NOISE = 0.5  # at most, in standard deviations of the body
 BATCH = 8
 LEARNING_RATE = 5e-3
 
@@ -97,7 +97,7 @@ def _worn(image: Tensor, blurs: Sequence[nn.Module], random: np.random.Generator
 
 
 def presentable(reconstructed: Image, truth: Image) -> NDArray[np.float32]:
-    """Reconstructions with the truth's mean and deviation inside the brain and 0 outside, [N, 1, *spatial].
+    """Reconstructions with the truth's mean and deviation inside the body and 0 outside, [N, 1, *spatial].
 
     Unlike `align` it keeps the contrast of a poor reconstruction, which is what an adversary would look at. Only the
     sign is taken from the truth.
@@ -124,11 +124,11 @@ def score_tumour(
     floors: Floors | None = None,
     seed: int = 0,
 ) -> tuple[Score, NDArray[np.bool_]]:
-    """Dice of the whole tumour as found in the reconstructions, and the masks found.
+    """Dice of all that is segmented as found in the reconstructions, and the masks found.
 
     Args:
         truth, reconstructed: float [N, 1, *spatial].
-        masks: 0/1 [N, regions, *spatial], whole tumour first. Samples without tumour do not count.
+        masks: 0/1 [N, 1 + parts, *spatial], all that is segmented first. Samples without any of it do not count.
         patients: [N].
         floors: of the same truth; the network looks at their images too.
 

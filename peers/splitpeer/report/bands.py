@@ -23,10 +23,8 @@ class Band:
 
 
 IMAGE_BANDS = (
-    Band(0, "no more than an average brain", "The attack shows no more than knowing that it is a brain."),
-    Band(
-        1, "rough shapes", "A blurred idea of this patient's brain: more than an average brain, few details."
-    ),
+    Band(0, "no more than an average image", "The attack shows no more than the average of other patients."),
+    Band(1, "rough shapes", "A blurred idea of this patient's image: more than an average, few details."),
     Band(2, "recognisable", "Clearly this patient's image, with coarse anatomy and often the lesion."),
     Band(3, "detailed", "The image with most of its anatomy; fine texture is lost."),
     Band(4, "practically the image", "Hardly to be told from the image itself."),
@@ -36,12 +34,12 @@ IMAGE_STEPS = (0.05, 0.25, 0.6, 0.9)
 
 MASK_BANDS = (
     Band(
-        0, "no more than where tumours usually are", "The map tells no more than other patients' tumours do."
+        0, "no more than where targets usually are", "The map tells no more than other patients' outlines do."
     ),
-    Band(1, "a hint of the place", "Tumour voxels stand out a little; side and lobe may be guessed."),
-    Band(2, "the place", "Place and rough extent of the tumour can be read."),
+    Band(1, "a hint of the place", "Target voxels stand out a little; side and part may be guessed."),
+    Band(2, "the place", "Place and rough extent of the target can be read."),
     Band(3, "place and size", "Place and size are plain, the border is not sharp."),
-    Band(4, "the outline", "The tumour's outline itself can be drawn."),
+    Band(4, "the outline", "The target's outline itself can be drawn."),
 )
 MASK_STEPS = (0.8, 0.95)
 """AUC at which bands 2 and 3 begin; band 4 also needs a best-threshold Dice of `OUTLINE_DICE`."""
@@ -57,7 +55,7 @@ def highest_floor(score: Score) -> float | None:
 
 
 def image_band(scores: Mapping[str, Score]) -> Band | None:
-    """Band of a reconstruction by its likeness inside the brain; None where nothing was measured."""
+    """Band of a reconstruction by its likeness inside the body; None where nothing was measured."""
     score = scores.get("ssim")
     if score is None or score.mean is None:
         return None
@@ -68,7 +66,7 @@ def image_band(scores: Mapping[str, Score]) -> Band | None:
 
     rank = step(score.mean)
     uncertain = step(score.high if score.high is not None else score.mean) > 0
-    # Whoever can tell patients apart has seen more than an average brain, however little alike the pictures are.
+    # Whoever can tell patients apart has seen more than an average image, however little alike the pictures are.
     if rank == 0 and (uncertain or recognised(scores)):
         rank = 1
     return IMAGE_BANDS[rank]

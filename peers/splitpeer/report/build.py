@@ -163,7 +163,7 @@ class Report:
             frontier={"svg": svg(self.points), "points": self.points} if self.points else None,
             budgets=[budget(run.privacy) for _, run in self.runs if run.privacy],
             not_tested=self.not_tested(),
-            glossary=words.GLOSSARY,
+            glossary=words.glossary({name for one in self.configurations for name in one.dice_by_region}),
             provenance=[provenance(folder) for folder in self.folders],
             json_name=json_name,
             made_by=self.made_by,

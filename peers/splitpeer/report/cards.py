@@ -49,7 +49,7 @@ class Card:
         self.more = [name for name in order if name not in words.MAIN]
         self.flags = []
         if bands.tumour_shows(entry.scores):
-            self.flags.append("the tumour can be found")
+            self.flags.append("the target can be found")
         if bands.recognised(entry.scores):
             self.flags.append("the patient can be picked out")
         first = next(iter(entry.scores.values()), None)
@@ -125,10 +125,10 @@ def _images(finding: Finding, shown: _Shown) -> list[Picture]:
     entry, count = finding.strongest, len(shown.found)
     tiles = pictures.image_tiles(shown.truth, shown.found, shown.masks, shown.tumour, shown.floor)
     what = f"{plural(count, 'sample')} of {entry.modality}"
-    true = f" ({what})." + (" The true tumour is outlined in blue." if shown.masks is not None else "")
+    true = f" ({what})." + (" The true target is outlined in blue." if shown.masks is not None else "")
     found = ", in the same grey window." if shown.truth is not None else "."
     if shown.tumour is not None:
-        found += " What a network takes for tumour in it is outlined in orange."
+        found += " What a network takes for the target in it is outlined in orange."
     reached = "" if finding.leakage is None else f"; mean likeness {finding.leakage:.2f}"
     by = f"recovered by {lower_first(entry.title)}, {under(entry.configuration)}{reached}"
     return _rows(
@@ -137,7 +137,7 @@ def _images(finding: Finding, shown: _Shown) -> list[Picture]:
         ("found", "Recovered", f" by the coordinator{found}", f"{by}"),
         (
             "floor",
-            "Average brain",
+            "Average image",
             ": what one shows without having seen anything.",
             "average of other patients",
         ),
@@ -149,14 +149,14 @@ def _maps(finding: Finding, shown: _Shown) -> list[Picture]:
     tiles = pictures.mask_tiles(shown.truth, shown.found[:, 0], shown.masks)
     reached = "" if finding.leakage is None else f"; AUC {finding.leakage:.2f}"
     by = f"map recovered by {lower_first(entry.title)}, {under(entry.configuration)}{reached}"
-    true = " of the tumour, in blue, which this hospital does not hold."
+    true = " of the target, in blue, which this hospital does not hold."
     return _rows(
         tiles,
-        ("truth", "True outline", true, "true outline of the tumour"),
+        ("truth", "True outline", true, "true outline of the target"),
         (
             "found",
             "Recovered map",
-            ": bright where the hospital takes tissue for tumour, each map from its darkest to its brightest.",
+            ": bright where the hospital takes tissue for the target, each map from its darkest to its brightest.",
             by,
         ),
     )

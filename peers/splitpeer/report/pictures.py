@@ -45,7 +45,7 @@ def grey(
 
 
 def window_of(image: Slice, inside: NDArray[np.bool_] | None) -> tuple[float, float]:
-    """Grey window [low, high] of an image: its 1st and 99.5th percentile inside the brain."""
+    """Grey window [low, high] of an image: its 1st and 99.5th percentile inside the body."""
     values = (
         np.asarray(image, dtype=np.float64)[inside]
         if inside is not None and inside.any()

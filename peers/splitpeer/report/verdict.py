@@ -163,7 +163,7 @@ class Row:
 
 
 def _floor_words(row: Row) -> str:
-    return "" if row.floor is None else f" (an average brain reaches {row.floor:.2f})"
+    return "" if row.floor is None else f" (an average image reaches {row.floor:.2f})"
 
 
 def _by_modality(findings: Sequence[Finding]) -> list[Finding]:
@@ -176,7 +176,7 @@ def _by_modality(findings: Sequence[Finding]) -> list[Finding]:
 def _likeness(finding: Finding) -> str:
     score = finding.strongest.scores["ssim"]
     floor = highest_floor(score)
-    beside = "" if floor is None else f"; an average brain reaches {floor:.2f}"
+    beside = "" if floor is None else f"; an average image reaches {floor:.2f}"
     return f"likeness {score.mean:.2f} of 1{beside}"
 
 
@@ -194,7 +194,7 @@ def _beyond_likeness(one: Configuration) -> list[str]:
     if finding := _best(one, "tumour_dice", tumour_shows):
         score = finding.strongest.scores["tumour_dice"]
         ceiling = "" if score.ceiling is None else f", against {score.ceiling:.2f} in the true image"
-        said.append(f"The tumour can be found in the reconstruction (Dice {score.mean:.2f}{ceiling}).")
+        said.append(f"The target can be found in the reconstruction (Dice {score.mean:.2f}{ceiling}).")
     if finding := _best(one, "reidentification", recognised):
         score = finding.strongest.scores["reidentification"]
         said.append(
@@ -210,7 +210,7 @@ def _best(one: Configuration, name: str, holds: Callable[[Mapping[str, Score]], 
 
 
 def _tumour_words(one: Configuration) -> str:
-    return "; the tumour can still be found" if _best(one, "tumour_dice", tumour_shows) else ""
+    return "; the target can still be found" if _best(one, "tumour_dice", tumour_shows) else ""
 
 
 def _mask_sentence(finding: Finding) -> str:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 METRICS = {
-    "ssim": "Likeness inside the brain (SSIM)",
-    "tumour_dice": "Tumour found in it (Dice)",
+    "ssim": "Likeness inside the body (SSIM)",
+    "tumour_dice": "Target found in it (Dice)",
     "reidentification": "Patient picked out (share)",
-    "psnr": "PSNR inside the brain (dB)",
-    "nmi": "Shared information inside the brain (NMI, 1 to 2)",
+    "psnr": "PSNR inside the body (dB)",
+    "nmi": "Shared information inside the body (NMI, 1 to 2)",
     "distance_correlation": "Distance correlation of the set",
     "ssim_plain": "Likeness, whole image (SSIM)",
     "psnr_plain": "PSNR, whole image (dB)",
     "nmi_plain": "Shared information, whole image (NMI)",
     "dfil": "Fisher information of the noise (dFIL)",
-    "auc": "Tumour told from the rest (AUC)",
+    "auc": "Target told from the rest (AUC)",
     "dice_otsu": "Overlap with the true outline (Dice)",
     "dice_oracle": "Overlap at the best threshold (Dice)",
 }
@@ -31,12 +33,13 @@ NEVER_TESTED = (
     "What the trained network itself remembers of the patients it was trained on.",
 )
 
-GLOSSARY = (
+_GLIOMA = ("WT, TC, ET", "Whole tumour, tumour core, enhancing tumour: the outlines that the network learns.")
+_GLOSSARY = (
     ("Activations", "The numbers that a hospital's encoder makes of an image and sends. There are several levels: "
      "x0 has the image's full resolution, x4 is the smallest and most abstract."),
     ("Adversary", "A party that follows the protocol and looks closely at what it legitimately receives "
      "(honest but curious). Adaptive: it knows which defences run and acts accordingly. Naive: it ignores them."),
-    ("AUC", "How well a map tells tumour from other tissue: the chance that a tumour point scores higher than another "
+    ("AUC", "How well a map tells the target from the rest: the chance that a target point scores higher than another "
      "point. 0.5 is guessing, 1 is perfect."),
     ("Capture", "A recording of what one party received and sent, made by that party; attacks here ran on it."),
     ("Confidence interval", "Where the mean would lie in 95 of 100 repetitions with other patients (bootstrap over "
@@ -47,15 +50,20 @@ GLOSSARY = (
     ("Dice", "Overlap of two outlines, from 0 (none) to 1 (the same)."),
     ("Epsilon, delta", "The size of a privacy budget: by seeing what was sent, the odds of any guess about one "
      "protected unit change by a factor of at most e to the epsilon, but for a probability of delta."),
-    ("Floor", "What an adversary reaches who has seen nothing of the patient: by showing an average brain, "
+    ("Floor", "What an adversary reaches who has seen nothing of the patient: by showing an average image, "
      "or another patient. Only what lies above it was learnt from the traffic."),
     ("Gradients", "The numbers that come back to a hospital in training: how its activations should change."),
     ("Likeness (SSIM)", "How alike two images are in brightness, contrast and structure, 1 being identical. Taken "
-     "inside the brain after the best fit of brightness and contrast."),
+     "inside the body after the best fit of brightness and contrast."),
     ("Patient picked out", "Share of reconstructions whose best match, among the true image and images of other "
      "patients at the same level, is the true one."),
     ("Pareto front", "The configurations for which no other has both more Dice and less leakage."),
     ("Sample", "One slice (or block) of one patient, as it is sent."),
-    ("WT, TC, ET", "Whole tumour, tumour core, enhancing tumour: the outlines that the network learns."),
+    ("Target", "What the network is trained to outline: a tumour and its parts, say, or an organ."),
     ("Worst tenth", "Mean over the tenth of the patients of whom most was seen; averages hide them."),
 )  # fmt: skip
+
+
+def glossary(regions: Collection[str]) -> list[tuple[str, str]]:
+    """Words and their meanings, by the alphabet; `regions`: names that stand in the page's tables."""
+    return sorted((*_GLOSSARY, *([_GLIOMA] if "WT" in regions else [])), key=lambda entry: entry[0].lower())

@@ -226,3 +226,11 @@ def test_nothing_at_all_stays_nothing() -> None:
     target = mask(np.random.default_rng(12))
     for defence in (made("max-norm"), made("iso"), made("marvell"), made("marvell:power=2")):
         assert torch.equal(sent(defence, clear, target), clear)
+
+
+def test_classes_that_exclude_each_other_are_all_positive() -> None:
+    """None of them is the whole: a defence that looked at the first would leave the others bare."""
+    target = np.zeros((1, 2, 8, 8), np.float32)
+    target[0, 0, :2, :2] = target[0, 1, 6:, 6:] = 1
+    positive = labels_at(target, (1, 4, 4))[0]
+    assert positive[0, 0] and positive[3, 3] and int(positive.sum()) == 2

@@ -107,7 +107,7 @@ def test_outline_of_a_good_a_random_and_a_reversed_map() -> None:
     masks = np.stack([(X - 4) ** 2 + (Y + i - 6) ** 2 < 16 for i in range(12)])
     regions = np.stack([masks, masks & (X < 4), np.zeros_like(masks)], axis=1)
     noise = np.random.default_rng(0).random(masks.shape)
-    good = score_masks(regions, masks + 0.5 * noise, PATIENTS)
+    good = score_masks(regions, masks + 0.5 * noise, PATIENTS, parts=("TC", "ET"))
     assert good["auc"].mean == good["dice_oracle"].mean == 1 and good["dice_otsu"].mean > 0.95
     assert good["auc_TC"].mean > 0.9 and good["auc_ET"].mean is None
     assert good["auc"].floors[RANDOM] == pytest.approx(0.5, abs=0.05)

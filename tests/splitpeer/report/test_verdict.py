@@ -95,7 +95,7 @@ def said(one: Any) -> str:
 def test_the_worst_attack_answers() -> None:
     images, labels, _ = answer(entry("weak", 0.3), entry("strong", 0.97, tumour=0.6), outline("norms", 0.99))
     assert images.band.rank == 4 and "strong" in said(images) and "weak" not in said(images)
-    assert "tumour can be found" in said(images) and "0.60" in said(images)
+    assert "target can be found" in said(images) and "0.60" in said(images)
     assert labels.band.rank == 3 and "norms" in said(labels)
 
 

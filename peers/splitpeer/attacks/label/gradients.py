@@ -108,7 +108,7 @@ class GradientNorm(_FromGradients):
     name = "gradient-norm"
     title = "Size of the gradient, voxel by voxel"
     source = "Li et al. 2022 (arXiv 2102.08504), here voxel by voxel on the gradients of a segmentation loss"
-    plain = "Another hospital looks where the training signal it is sent is strong: there is the tumour."
+    plain = "Another hospital looks where the training signal it is sent is strong: there is the target."
 
     smooth: float = 1.0
     """Of the scores, standard deviation in voxels at full resolution."""
@@ -177,7 +177,7 @@ class GradientSlice(_FromGradients):
         return norm.reshape(-1, *[1] * view.dimensions).expand(-1, *view.window)
 
     def _notes(self) -> tuple[str, ...]:
-        return ("one score per sample: it tells whether there is tumour, not where",)
+        return ("one score per sample: it tells whether there is any target, not where",)
 
 
 def upsampled(score: Tensor, view: View) -> Tensor:

@@ -1,7 +1,7 @@
 """Defences of the gradients that a label holder sends, which otherwise show each site where the tumour is.
 
 One example of the published, whole-sample defences is here one voxel: its vector of channels g in R^d, its label
-that of the whole tumour (region 0) at the level's resolution, where a coarse voxel is positive if any voxel
+whether it lies in any region at the level's resolution, where a coarse voxel is positive if any voxel
 below it is. All statistics are those of one level of one batch, over all its voxels.
 
 Source: Li et al. 2021, arXiv 2102.08504 (max-norm, iso, Marvell), for one gradient vector per sample.
@@ -94,14 +94,14 @@ class Marvell(_VoxelNoise):
 
 
 def labels_at(target: np.ndarray | None, shape: tuple[int, ...]) -> Tensor:
-    """Whole tumour at a level: `target` [batch, regions, *fine] to bool [batch, *coarse] of `shape`.
+    """Where any region is at a level: `target` [batch, regions, *fine] to bool [batch, *coarse] of `shape`.
 
     Raises:
         ValueError: there is no target: this defence is for who holds the labels.
     """
     if target is None:
         raise ValueError("a defence that needs the labels was given none")
-    whole = torch.from_numpy(np.ascontiguousarray(target[:, :1], dtype=np.float32))
+    whole = torch.from_numpy(np.ascontiguousarray(target.max(axis=1, keepdims=True), dtype=np.float32))
     pool = adaptive_max_pool2d if len(shape) == 3 else adaptive_max_pool3d
     return pool(whole, shape[1:])[:, 0] > 0.5
 
