@@ -43,6 +43,7 @@ from splitproto.messages import (
     JobOffer,
     Level,
     Sample,
+    Seat,
 )
 
 Shapes = tuple[tuple[int, ...], ...]
@@ -127,7 +128,7 @@ class Ours:
             "constant",
             1.0,
         )
-        await self.session.send(JobOffer(bytes(16), "t1", job, DIGEST))
+        await self.session.send(JobOffer(bytes(16), (Seat("t1", ("t1",)),), job, DIGEST))
         for _ in (JobAccept, Inventory):
             await self.session.receive(WAIT_S)
         await self.session.send(Begin(0, 0))

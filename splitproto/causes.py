@@ -15,8 +15,9 @@ OF_A_PATIENT = {
     "empty": "the volume is zero throughout",
     "grid": "the volume's grid cannot be used or differs",
     "mask-values": "the mask holds values outside its convention",
+    "consent": "consent was withdrawn",
 }
-"""Of one patient's file: what `withdraw` may name."""
+"""Of one patient: what `withdraw` may name."""
 
 OF_A_SIDE = {
     "data": "its data cannot be used",

@@ -34,6 +34,7 @@ U64 = (1 << 64) - 1
 STEP = Int()
 KEY = Octets(16)
 DIGEST = Octets(32)
+MOST_SEATS = 16
 MODES = ("train", "evaluate", "infer")
 DEFENCES = ListOf(Text(200), 32)
 BYE_REASONS = ("complete", "failed", "drain", "rotate")
@@ -63,6 +64,8 @@ class Patient:
     """Position of voxel (0, 0, 0) in scanner coordinates, millimetres."""
     stored: tuple[float, float, float] = wire(ListOf(Real(), 3, 3))
     """Millimetres before resampling; equal to `spacing` where the volume is not resampled."""
+    seats: tuple[int, ...] | None = wire(ListOf(Int(0, MOST_SEATS - 1), MOST_SEATS, 1), default=None)
+    """Places in the offer's `seats` of those that the site can fill for this patient, ascending; absent: all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,10 +86,18 @@ class Normalisation:
 
 
 @dataclass(frozen=True, slots=True)
-class Missing:
-    """A modality that steps are made without."""
+class Seat:
+    """One input of the fused network: one modality, or several stacked as channels in this order."""
 
-    modality: str = wire(Text(32))
+    name: str = wire(Text(32))
+    modalities: tuple[str, ...] = wire(ListOf(Text(32), 8, 1))
+
+
+@dataclass(frozen=True, slots=True)
+class Missing:
+    """A seat that steps are made without."""
+
+    seat: str = wire(Text(32))
     cause: str = wire(Text(200))
     """One line for people; it names no patient, file or address."""
 
@@ -181,15 +192,16 @@ class Welcome(Message):
 
 @dataclass(frozen=True, slots=True)
 class JobOffer(Message):
-    """Coordinator: take part in this job with this modality."""
+    """Coordinator: take part in this job and fill these seats."""
 
     name = "job-offer"
     run: bytes = wire(Octets(16))
     """This run of the job; survives restarts of the coordinator (SP-11-1)."""
-    modality: str = wire(Text(32))
+    seats: tuple[Seat, ...] = wire(ListOf(Record(Seat), MOST_SEATS, 1))
+    """Those that this site fills, ordered by name."""
     job: Job = wire(Record(Job))
     schema: bytes = wire(DIGEST)
-    """Digest of the cut layer's descriptors for one batch."""
+    """Digest of the cut layer's descriptors for one batch, all seats with all samples."""
     recorded: bool | None = wire(Bool(), default=None)
     """Whether the coordinator keeps a record of what it receives and sends; absent: it does not say."""
     defences: tuple[str, ...] | None = wire(DEFENCES, default=None)
@@ -268,6 +280,8 @@ class Forward(Message):
     """Commitment to the ordered samples."""
     seed: int | None = wire(Int(0, U64), default=None)
     """Augmentation; absent: none."""
+    places: tuple[int, ...] | None = wire(ListOf(Int(0, 4095), 4096, 1), default=None)
+    """Of the samples in the whole batch, ascending; absent: 0, 1, 2, ..."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -388,7 +402,7 @@ class Progress(Message):
     step: int = wire(STEP)
     values: dict[str, float] = wire(Numbers())
     missing: tuple[Missing, ...] | None = wire(ListOf(Record(Missing), 64), default=None)
-    """All modalities that steps are made without from here on (SP-11-42); absent: as said before."""
+    """All seats that steps are made without from here on (SP-11-42); absent: as said before."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,7 +34,8 @@ DTYPES: dict[str, np.dtype[Any]] = {
     "i64": np.dtype("<i8"),
 }
 _NAME_OF = {dtype: name for name, dtype in DTYPES.items()}
-NAME_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyz0123456789._-")
+NAME_CHARACTERS = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-+/")
+MAX_NAME = 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,8 +65,8 @@ class Descriptor:
         if type(value) is not list or len(value) != 3:
             raise TensorError("a tensor descriptor is [name, dtype, [dims...]]")
         name, dtype, shape = value
-        if type(name) is not str or not 0 < len(name) <= 64 or not NAME_CHARACTERS.issuperset(name):
-            raise TensorError("a tensor name is 1-64 characters of a-z 0-9 . _ -")
+        if type(name) is not str or not 0 < len(name) <= MAX_NAME or not NAME_CHARACTERS.issuperset(name):
+            raise TensorError("a tensor name is 1-128 characters of A-Z a-z 0-9 . _ - + /")
         if type(dtype) is not str or dtype not in DTYPES:
             raise TensorError(f"the dtype of tensor {name} is not in the registry ({', '.join(DTYPES)})")
         if type(shape) is not list or not 0 < len(shape) <= MAX_DIMENSIONS:

@@ -26,6 +26,7 @@ from splitproto.messages import (
     JobOffer,
     Level,
     Sample,
+    Seat,
 )
 from splitproto.tensors import Descriptor, matches, schema_digest
 
@@ -56,7 +57,9 @@ CUT = [
 
 
 async def lead(session: Session, modality: str) -> None:
-    await session.send(JobOffer(secrets.token_bytes(16), modality, JOB, schema_digest(CUT)))
+    await session.send(
+        JobOffer(secrets.token_bytes(16), (Seat(modality, (modality,)),), JOB, schema_digest(CUT))
+    )
     answer = await session.receive(WAIT_S, "the answer to the job")
     if isinstance(answer, JobDecline):
         await session.close("failed", "the job was declined")

@@ -88,7 +88,9 @@ def salt_check(salt: bytes) -> bytes:
     return hmac.new(salt, b"splitproto salt v1\0", hashlib.sha256).digest()[:8]
 
 
-def batch_digest(step: int, samples: tuple[Sample, ...], seed: int | None) -> bytes:
+def batch_digest(
+    step: int, samples: tuple[Sample, ...], seed: int | None, places: tuple[int, ...] | None = None
+) -> bytes:
     """What all sites must agree on before they compute: which windows, in which order."""
     parts = [b"splitproto batch v1", step.to_bytes(8, "big")]
     parts.append(b"\0" if seed is None else b"\1" + seed.to_bytes(8, "big"))
@@ -96,6 +98,7 @@ def batch_digest(step: int, samples: tuple[Sample, ...], seed: int | None) -> by
     for sample in samples:
         parts += [len(sample.key).to_bytes(1, "big"), sample.key]
         parts += [voxel.to_bytes(4, "big", signed=True) for voxel in sample.origin]
+    parts += [place.to_bytes(4, "big") for place in places or ()]
     return hashlib.sha256(b"".join(parts)).digest()
 
 
@@ -308,8 +311,9 @@ class Service:
     def judge(self, offer: JobOffer) -> None:
         """The hospital's decision. Raises the reason for which the job is declined."""
         job = offer.job
-        if offer.modality != self.modality:
-            raise PolicyRefused(f"the job wants {offer.modality} from us, this site holds {self.modality}")
+        wanted = [modality for seat in offer.seats for modality in seat.modalities]
+        if wanted != [self.modality]:
+            raise PolicyRefused(f"the job wants {', '.join(wanted)} from us, this site holds {self.modality}")
         if beyond := sorted(set(job.levels) - self.levels):
             raise PolicyRefused(f"levels {beyond} may not leave this site")
         if job.dimensions != 2 or job.precision != "f32" or job.augment or job.spacing:
@@ -348,10 +352,18 @@ class Service:
 
     def check(self, forward: Forward, job: Job) -> None:
         """Before anything is computed for a batch (SP-11-5, SP-11-27, SP-11-28)."""
-        if batch_digest(forward.step, forward.samples, forward.seed) != forward.digest:
+        if batch_digest(forward.step, forward.samples, forward.seed, forward.places) != forward.digest:
             raise Misaligned(f"batch of step {forward.step}: its samples do not give its digest")
-        if forward.mode == "train" and len(forward.samples) != job.batch:
+        if forward.mode == "train" and len(forward.samples) > job.batch:
             raise SchemaMismatch(f"a batch of {len(forward.samples)} samples, the job says {job.batch}")
+        if (places := forward.places) is not None and (
+            len(places) != len(forward.samples)
+            or list(places) != sorted(set(places))
+            or (forward.mode == "train" and places[-1] >= job.batch)
+        ):
+            raise SchemaMismatch(
+                f"{len(forward.samples)} samples whose places in the batch are {list(places)}"
+            )
         check_size(job, len(forward.samples))
 
     def trouble(self, key: bytes) -> str:

@@ -18,13 +18,20 @@ SCHEMA = [[f"x{n}", "f32", [1, width, 96 >> n, 96 >> n]] for n, width in enumera
 FIRST = [(KEY, (72, 72, 80))]
 
 
-def batch_digest(step: int, seed: int | None, samples: list[tuple[bytes, tuple[int, int, int]]]) -> bytes:
+def batch_digest(
+    step: int,
+    seed: int | None,
+    samples: list[tuple[bytes, tuple[int, int, int]]],
+    places: list[int] | None = None,
+) -> bytes:
     """SP-11.6."""
     octets = b"splitproto batch v1" + step.to_bytes(8, "big")
     octets += b"\0" if seed is None else b"\1" + seed.to_bytes(8, "big")
     octets += len(samples).to_bytes(4, "big")
     for key, origin in samples:
         octets += bytes([len(key)]) + key + struct.pack(">iii", *origin)
+    for place in places or ():
+        octets += place.to_bytes(4, "big")
     return hashlib.sha256(octets).digest()
 
 
@@ -140,15 +147,25 @@ def derivations() -> Iterator[Case]:
     )
 
     def batch(
-        name: str, step: int, seed: int | None, samples: list[Any], notes: str, claimed: bytes | None = None
+        name: str,
+        step: int,
+        seed: int | None,
+        samples: list[Any],
+        notes: str,
+        claimed: bytes | None = None,
+        places: list[int] | None = None,
     ) -> Case:
         inputs: dict[str, Any] = {"step": step, "seed": as_json(seed)}
         inputs["samples"] = [{"key": key.hex(), "origin": list(origin)} for key, origin in samples]
+        if places is not None:
+            inputs["places"] = places
         if claimed is not None:
             return case(
                 "batch", name, notes, refused("misaligned", "semantics"), **inputs, claimed=claimed.hex()
             )
-        return case("batch", name, notes, {"sha256": batch_digest(step, seed, samples).hex()}, **inputs)
+        return case(
+            "batch", name, notes, {"sha256": batch_digest(step, seed, samples, places).hex()}, **inputs
+        )
 
     two = [(KEY, (72, 72, 80)), (OTHER_KEY, (-16, 0, 2147483647))]
     yield batch("batch", 1, SEED, two, "SP-11.6: origins are two's complement")
@@ -157,6 +174,13 @@ def derivations() -> Iterator[Case]:
     yield batch("batch-highest", (1 << 53) - 1, (1 << 64) - 1, FIRST, "SP-11.6: the highest step and seed")
     yield batch("batch-swapped", 1, SEED, two[::-1], "SP-11-5: the order counts", batch_digest(1, SEED, two))
     yield batch("batch-other-step", 2, SEED, two, "SP-11-5", batch_digest(1, SEED, two))
+    yield batch("batch-places", 1, SEED, two, "SP-11.6: after all samples", places=[0, 3])
+    yield batch(
+        "batch-places-usual", 1, SEED, two, "SP-11.6: said, though it is the usual ones", places=[0, 1]
+    )
+    other, notes = batch_digest(1, SEED, two, [0, 2]), "SP-11-5: another place"
+    yield batch("batch-other-place", 1, SEED, two, notes, other, places=[0, 3])
+    yield batch("batch-places-not-hashed", 1, SEED, two, "SP-11.6", batch_digest(1, SEED, two), places=[0, 1])
 
     for name, patient, notes in (
         ("patient", "BraTS20_Training_001", "SP-11.5-1"),

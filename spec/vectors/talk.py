@@ -10,7 +10,7 @@ from common import DIALLER, INCARNATION, KEY, LISTENER, RUN, SALT, SEED, SMALL, 
 from derive import FIRST, SCHEMA, batch_digest, binding, salt_check, schema_digest
 
 from splitproto import codec, messages
-from splitproto.messages import Job, Level, Patient, Sample, Setting, Unusable
+from splitproto.messages import Job, Level, Patient, Sample, Seat, Setting, Unusable
 
 FEATURES = ("train", "evaluate", "dtype.f32", "dtype.bf16")
 JOB = Job(
@@ -45,7 +45,7 @@ MESSAGES: dict[str, messages.Message] = {
         "splitpeer/0.1.0",
         binding(DIALLER, LISTENER),
     ),
-    "job-offer": messages.JobOffer(RUN, "t1", JOB, schema_digest(SCHEMA)),
+    "job-offer": messages.JobOffer(RUN, (Seat("t1", ("t1",)),), JOB, schema_digest(SCHEMA)),
     "job-accept": messages.JobAccept(INCARNATION, 0, (0,), 1),
     "job-decline": messages.JobDecline(0x0505, "level x0 may not leave this site"),
     "inventory": messages.Inventory(
@@ -117,6 +117,13 @@ def heads() -> Iterator[Case]:
     yield fine("forward-evaluate", evaluate, "SP-11-17")
     lowest = {**unseeded, "samples": [{"key": KEY, "origin": [-(1 << 31), 0, (1 << 31) - 1]}]}
     yield fine("origin-extremes", lowest, "SP-8.4-2: 32 bits, as the batch digest needs")
+    placed = {**forward, "places": [3]}
+    yield fine("forward-places", placed, "SP-11-27: this site has one sample of the batch, the fourth")
+    two_seats = [{"name": "mri", "modalities": ["t2", "flair"]}, {"name": "t1", "modalities": ["t1"]}]
+    yield fine("job-offer-two-seats", {**job, "seats": two_seats}, "SP-11.8-5: one of two channels")
+    patient = maps["inventory"]["patients"][0]
+    partly = {**maps["inventory"], "patients": [{**patient, "seats": [1]}]}
+    yield fine("inventory-seats", partly, "SP-11-4: the site can fill the second of its seats")
     backwards = dict(reversed(maps["saved"].items()))
     yield fine("keys-in-any-order", backwards, "SP-8.1-5")
     yield fine("inventory-empty", {**maps["inventory"], "patients": []}, "SP-11-4: a site without patients")
@@ -166,6 +173,13 @@ def heads() -> Iterator[Case]:
     yield case("list-as-map", {**hello, "versions": {"1": 1}}, "SP-8.2-4")
     yield case("list-empty", {**hello, "versions": []}, "SP-8.2-4: at least one version")
     yield case("list-too-long", {**hello, "versions": [1] * 17}, "SP-8.2-4: seventeen versions")
+    yield case("places-none", {**forward, "places": []}, "SP-8.2-4: absent, or one place a sample")
+    yield case("places-too-large", {**forward, "places": [4096]}, "SP-8.2-4: beyond the largest batch")
+    yield case("seats-none", {**job, "seats": []}, "SP-8.2-4: at least one seat")
+    yield case("seats-too-many", {**job, "seats": job["seats"] * 17}, "SP-8.2-4: seventeen seats")
+    channels = [{"name": "x", "modalities": ["t1"] * 9}]
+    yield case("seat-too-many-channels", {**job, "seats": channels}, "SP-8.2-4: nine modalities")
+    yield case("seat-no-channels", {**job, "seats": [{"name": "x", "modalities": []}]}, "SP-8.2-4")
     yield case("samples-none", {**forward, "samples": []}, "SP-8.2-4: at least one sample")
     yield case("list-item", {**hello, "versions": [1, 256]}, "SP-8.2-4: an item out of range")
     sample = forward["samples"][0]

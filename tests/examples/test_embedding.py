@@ -39,6 +39,7 @@ from splitproto.messages import (
     Rollback,
     RolledBack,
     Sample,
+    Seat,
     Unsaved,
     Unusable,
     Withdraw,
@@ -151,7 +152,7 @@ def offer_and_cut() -> tuple[JobOffer, list[Descriptor]]:
               batch=2, steps=9, optimiser="sgd", learning_rate=0.5, weight_decay=0.0, schedule="constant",
               seconds_per_step=60.0)  # fmt: skip
     cut = [Descriptor(f"x{n}", "f32", (2, features[n], 48 >> n, 48 >> n)) for n in job.levels]
-    return JobOffer(b"r" * 16, "flair", job, schema_digest(cut)), cut
+    return JobOffer(b"r" * 16, (Seat("flair", ("flair",)),), job, schema_digest(cut)), cut
 
 
 async def joined(listener: Listener, offer: JobOffer, step: int) -> tuple[Session, JobAccept, Inventory]:

@@ -15,7 +15,7 @@ from splitproto import Listener, Offer, Session, SplitprotoError, dial
 from splitproto.errors import LinkLost, LinkReset, NotAuthorised, SequenceGap
 from splitproto.identity import AllowList, Credentials
 from splitproto.lanes import zeromq
-from splitproto.messages import Bye, Progress
+from splitproto.messages import Bye, Progress, Seat
 
 from .laboratory import HUB, PORT, make_federation
 from .memory import Network, Tamper, zmq_of
@@ -121,7 +121,7 @@ async def begin(world: World, near: Session, far: Session) -> None:
         "constant",
         30.0,
     )
-    await world.of(world.hub, far.send(JobOffer(bytes(16), "t1", job, bytes(32))))
+    await world.of(world.hub, far.send(JobOffer(bytes(16), (Seat("t1", ("t1",)),), job, bytes(32))))
     assert (await world.of(world.site, near.receive(5))).name == "job-offer"
     await world.of(world.site, near.send(JobAccept(bytes(16), 0, (0,), 0)))
     await world.of(world.site, near.send(Inventory((), True, bytes(8))))

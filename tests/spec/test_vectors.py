@@ -452,7 +452,9 @@ def test_batch_digest(case: Case) -> None:
     pytest.importorskip("monai")
     sampling = of_the_peer("data.sampling")
     samples = [sampling.Sample(bytes.fromhex(s["key"]), tuple(s["origin"])) for s in case["samples"]]
-    compare(case, sampling.batch_digest(case["step"], samples, value_of(case["seed"])).hex())
+    compare(
+        case, sampling.batch_digest(case["step"], samples, value_of(case["seed"]), case.get("places")).hex()
+    )
 
 
 @pytest.mark.parametrize("case", cases("digests", "pseudonym"))
@@ -514,7 +516,9 @@ def test_terms(case: Case) -> None:
             defences=(),
             image_defences=(),
         )
-        offer = messages.JobOffer(bytes(16), "t1", job, tensors.schema_digest(described))
+        offer = messages.JobOffer(
+            bytes(16), (messages.Seat("t1", ("t1",)),), job, tensors.schema_digest(described)
+        )
         terms.judge(
             offer, SimpleNamespace(policy=policy, peer=SimpleNamespace(modalities=("t1",), held="t1"))
         )

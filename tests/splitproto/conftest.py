@@ -189,7 +189,9 @@ def example(name: str) -> Message:
     every: dict[str, Message] = {
         "hello": messages.Hello((1,), ("dtype.f32",), (), 1 << 20, "test", digest, {"x": 1}),
         "welcome": messages.Welcome(1, ("dtype.f32",), 1 << 20, "test", digest),
-        "job-offer": messages.JobOffer(key, "T1", job, digest, False, ("max-norm",)),
+        "job-offer": messages.JobOffer(
+            key, (messages.Seat("T1", ("T1",)),), job, digest, False, ("max-norm",)
+        ),
         "job-accept": messages.JobAccept(key, 0, (0, 10), 5, True, ()),
         "job-decline": messages.JobDecline(0x0505, "levels 0 and 1 may not leave this site"),
         "inventory": messages.Inventory((patient,), True, key[:8]),

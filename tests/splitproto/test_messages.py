@@ -199,7 +199,7 @@ def test_bf16_and_float_tensors_may_share_a_message() -> None:
 
 def test_tensor_errors_surface_at_the_sender() -> None:
     with pytest.raises(TensorError):
-        messages.encode(messages.Gradients(1, {"X": np.zeros(1, np.float32)}))
+        messages.encode(messages.Gradients(1, {"x 0": np.zeros(1, np.float32)}))
     with pytest.raises(TensorError):
         messages.encode(messages.Gradients(1, {"x": np.zeros(0, np.float32)}))
     many = {f"x{n}": np.zeros(1, np.float32) for n in range(257)}

@@ -28,6 +28,7 @@ from splitpeer.errors import DataError
 from splitpeer.federation.batches import TrainingStream
 from splitpeer.federation.evaluation import Plan, Scoring
 from splitpeer.federation.precision import from_wire, to_wire
+from splitpeer.federation.seats import modality_by_site
 from splitpeer.federation.terms import cut_descriptors, job_on_wire, window_of
 from splitpeer.models import build_decoder, site_seed
 from splitpeer.models.registry import backbone_of
@@ -259,7 +260,8 @@ class Rehearsal:
         self.job = job_on_wire(config)
         self.window = window_of(self.job)
         self.run = hashlib.sha256(f"rehearsal\0{seed}\0{protection.label}".encode()).digest()[:16]
-        self.modalities = sorted(config.sites.values())
+        held = modality_by_site(config)
+        self.modalities = sorted(held.values())
         labels = cohort.labels
         if labels is None or labels.labels is None:
             raise ValueError("a rehearsal needs masks")
@@ -267,7 +269,7 @@ class Rehearsal:
         self.training, self.validation = split_patients(
             cohort.keys(), config.data.validation, config.job.seed, labels.subjects()
         )
-        by_modality = sorted(config.sites.items(), key=lambda item: item[1])
+        by_modality = sorted(held.items(), key=lambda item: item[1])
         self.sites = [_RehearsedSite(name, modality, self) for name, modality in by_modality]
         decoder = build_decoder(
             backbone_of(self.job), self.modalities, config.model.fusion,

@@ -19,6 +19,7 @@ from splitpeer.data.volumes import Volumes
 from splitpeer.defences.activation.dp import mechanism
 from splitpeer.defences.network import Defended
 from splitpeer.errors import ConfigError
+from splitpeer.federation.seats import modality_by_site
 from splitpeer.privacy.accounting import epsilon
 from splitpeer.report.model import Privacy, configuration
 from splitpeer.settings.job import JobConfig
@@ -109,7 +110,8 @@ class SiteAudit:
 
     def _job(self, modality: str) -> JobConfig:
         policy, job = self.config.policy, self.job
-        if modality not in job.sites.values():
+        sites = modality_by_site(job)
+        if modality not in sites.values():
             raise ConfigError(f"{job.source}: no site of this job holds {modality}")
         levels = job.model.backbone().levels
         if policy is not None and set(levels) - set(policy.levels):
@@ -117,7 +119,7 @@ class SiteAudit:
                 f"{job.source} asks for levels {list(levels)}, the policy allows {list(policy.levels)}: "
                 "the job would be declined; ask the coordinator for another, or audit what you would allow"
             )
-        alone = {site: held for site, held in job.sites.items() if held == modality}
+        alone = {site: (held,) for site, held in sites.items() if held == modality}
         training = job.training.model_copy(update={"steps": self.steps or job.training.steps})
         return job.model_copy(update={"sites": alone, "training": training})
 

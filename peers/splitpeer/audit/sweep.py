@@ -31,6 +31,7 @@ from splitpeer.audit.run_folder import RunFolder, applied
 from splitpeer.captures.reader import open_capture
 from splitpeer.data.sampling import split_patients
 from splitpeer.errors import ConfigError, JobFailed
+from splitpeer.federation.seats import modality_by_site
 from splitpeer.federation.terms import job_on_wire, window_of
 from splitpeer.report.model import configuration
 from splitpeer.settings.job import JobConfig
@@ -162,7 +163,7 @@ def _scene(task: SweepTask) -> _Scene:
 def _make_scene(task: SweepTask) -> _Scene:
     plan, job, out = task.plan, task.job, task.out
     window = window_of(job_on_wire(job))
-    modalities = sorted(job.sites.values())
+    modalities = sorted(modality_by_site(job).values())
     held = {"convention": job.task.task(plan.data.convention), "rule": job.task.rule}
     cohort = Cohort.read(plan.data.folder or out / "data", modalities, salt=SALT, **held)
     strangers = Cohort.read(plan.data.shadow or out / "shadow", modalities, salt=SALT[::-1] + b"s", **held)

@@ -36,7 +36,7 @@ def check(file: Path | None, settings: tuple[str, ...], as_json: bool) -> None:
     """Check FILE; for a peer.toml also certificates, salt, folders, disk and clock. Only doctor also dials."""
     loaded = _load(file, settings)
     if isinstance(loaded, JobConfig):
-        sites = ", ".join(f"{site} ({modality})" for site, modality in loaded.sites.items())
+        sites = ", ".join(f"{site} ({', '.join(held)})" for site, held in loaded.sites.items())
         if as_json:
             echo_json([asdict(Finding("settings", "ok", str(loaded.source)))])
         else:

@@ -50,7 +50,8 @@ from splitpeer.federation.batches import TrainingStream
 from splitpeer.federation.compute import Compute, defence_key, pick_device
 from splitpeer.federation.files import counted, look, tell
 from splitpeer.federation.overlap import ADVICE, pairwise, shared_with
-from splitpeer.federation.terms import cut_descriptors, job_on_wire, window_of
+from splitpeer.federation.seats import modality_by_site, seats_of
+from splitpeer.federation.terms import cut_descriptors, job_on_wire, seat_descriptors, window_of
 from splitpeer.models import build_decoder, site_seed
 from splitpeer.models.registry import backbone_of
 from splitpeer.settings.job import JobConfig
@@ -137,10 +138,11 @@ class Coordinator:
             if name not in job.sites:
                 raise ConfigError(f"--readmit {name}: {job.source} [sites] names no such site")
             self._files.record.readmit(name)
-        modalities = sorted(job.sites.values())
+        held = modality_by_site(job)
+        seats = seats_of(job)
         decoder = build_decoder(
             backbone_of(self._job),
-            modalities,
+            seats.names,
             job.model.fusion,
             task.channels,
             exclusive=task.exclusive,
@@ -163,20 +165,24 @@ class Coordinator:
         self.sites = [
             RemoteSite(
                 name,
-                JobOffer(self._files.run, modality, self._job, self._schema, defences=self.defences),
+                JobOffer(
+                    self._files.run,
+                    seats.of(name),
+                    self._job,
+                    schema_digest(seat_descriptors(self._job, seats.of(name))),
+                    defences=self.defences,
+                ),
                 job.absence.per_site_s.get(name, job.deadlines.return_s),
                 self._witness,
                 everywhere,
                 self._labels.salt_check,
             )
-            for name, modality in sorted(job.sites.items(), key=lambda item: item[1])
+            for name, _ in sorted(held.items(), key=lambda item: item[1])
         ]
         for site in self.sites:
             site.holding.restore(self._files.record.holders.get(site.name), self._bind)
         self._team = Team(self.sites, job.absence, everywhere)
-        self.result = RunResult(
-            self._job.name, self._files.run.hex(), steps=self._job.steps, sites=dict(job.sites)
-        )
+        self.result = RunResult(self._job.name, self._files.run.hex(), steps=self._job.steps, sites=held)
         self._trainer = Trainer(
             self._job, job, self._half, self._team, self._labels, self._compute, self._files, self.result,
             self._gradient_stacks, report=everywhere,
@@ -519,7 +525,7 @@ class Coordinator:
                     dimensions=self._job.dimensions,
                     place="gradients",
                 )
-                for site, modality in self._settings.sites.items()
+                for site, modality in modality_by_site(self._settings).items()
             }
         except ConfigError as error:
             raise ConfigError(f"{self._settings.source}: [defences] gradients: {error}") from None

@@ -21,6 +21,7 @@ from splitpeer.daemon.witness import Witness
 from splitpeer.data.geometry import Geometry
 from splitpeer.errors import JobFailed
 from splitpeer.federation.files import counted
+from splitpeer.federation.seats import only_modality
 from splitproto import Session, SplitprotoError
 from splitproto.capture import Party
 from splitproto.errors import (
@@ -88,8 +89,8 @@ class RemoteSite:
         report: h.Reporter,
         salt_check: bytes,
     ) -> None:
-        self.name, self.modality = name, offer.modality
-        self.party = Party(name, offer.modality)
+        self.name, self.modality = name, only_modality(offer.seats)
+        self.party = Party(name, self.modality)
         """What it announced last."""
         self.features: frozenset[str] = frozenset()
         """Agreed on its newest link."""

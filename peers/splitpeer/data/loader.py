@@ -44,18 +44,19 @@ class SiteData:
     ) -> np.ndarray:
         """The windows of `samples`, in order: float32 [B, 1, *spatial], for masks uint8 [B, regions, *spatial].
 
-        `spatial` is `window` (x, y, z), or (x, y) where z is 1. `seed` None means no augmentation; `places` are
-        those of the samples in the whole batch, where they are a part of it. Raises DataError that names the file.
+        `spatial` is `window` (x, y, z), or (x, y) where z is 1. `seed` None means no augmentation;
+        `places` are those of the samples in the whole batch (SP-11.7-1), 0, 1, 2, ... where they are not said.
+        Raises DataError that names the file.
         """
         arrays = []
-        for index, sample in zip(places or range(len(samples)), samples, strict=True):
+        for place, sample in zip(range(len(samples)) if places is None else places, samples, strict=True):
             array = self.volumes.window(sample.key, sample.origin, window)
             if self.image_defences:
                 shape = self.volumes.geometry(sample.key).shape
                 array = self.image_defences.window(array, sample.key, sample.origin, shape)
             if window[2] == 1:
                 array = array[..., 0]
-            arrays.append(array if seed is None else augment(array, seed, index, modality))
+            arrays.append(array if seed is None else augment(array, seed, place, modality))
         return np.stack(arrays)
 
 

@@ -16,12 +16,15 @@ DIGEST_CONTEXT = b"splitproto batch v1"
 _TUMOUR_POINTS = 512  # per patient: enough to reach every part of a tumour, little to keep
 
 
-def batch_digest(step: int, samples: Sequence[Sample], seed: int | None) -> bytes:
+def batch_digest(
+    step: int, samples: Sequence[Sample], seed: int | None, places: Sequence[int] | None = None
+) -> bytes:
     """SP-11.6-1: the commitment to a batch that every site checks: 32 octets.
 
     SHA-256 over "splitproto batch v1" (19 ASCII octets) | step, 8 octets | seed: one octet 0 for none, or one
     octet 1 and 8 octets | number of samples, 4 octets | for each sample in order: its key's length, 1 octet;
-    the key; origin x, y, z, 4 octets each, two's complement. All numbers big-endian.
+    the key; origin x, y, z, 4 octets each, two's complement; then each of `places`, 4 octets, if they are said.
+    All numbers big-endian.
     """
     digest = hashlib.sha256(DIGEST_CONTEXT + step.to_bytes(8, "big"))
     digest.update(b"\0" if seed is None else b"\1" + seed.to_bytes(8, "big"))
@@ -30,6 +33,8 @@ def batch_digest(step: int, samples: Sequence[Sample], seed: int | None) -> byte
         digest.update(len(sample.key).to_bytes(1, "big") + sample.key)
         for voxel in sample.origin:
             digest.update(int(voxel).to_bytes(4, "big", signed=True))
+    for place in places or ():
+        digest.update(place.to_bytes(4, "big"))
     return digest.digest()
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from splitpeer.data.normalisation import DEFAULT, Normalisation
 from splitpeer.data.volumes import Triple
+from splitpeer.federation.seats import only_modality, tensor_name
 from splitpeer.models.cut import level_name
 from splitpeer.models.registry import backbone_of, kept_values, on_wire
 from splitpeer.models.registry import encoder_parameters as parameters_of
@@ -16,7 +19,7 @@ from splitpeer.training.optimiser import OPTIMISERS, SCHEDULES
 from splitproto import messages
 from splitproto.errors import IdentityError, PolicyRefused, SchemaMismatch
 from splitproto.identity import check_name
-from splitproto.messages import Job, JobOffer
+from splitproto.messages import Job, JobOffer, Seat
 from splitproto.tensors import Descriptor, schema_digest
 
 PRECISIONS = ("f32", "bf16")
@@ -84,13 +87,34 @@ def window_of(job: Job) -> Triple:
 
 
 def cut_descriptors(job: Job, batch: int | None = None) -> tuple[Descriptor, ...]:
-    """The tensors that one site sends for a batch (SP-11.8-1).
+    """The tensors that one encoder yields for a batch (SP-11.8-1).
 
     Raises:
         ValueError: the job's network is impossible.
     """
     shapes = backbone_of(job).cut.shapes(batch or job.batch, job.window)
     return tuple(Descriptor(name, job.precision, shape) for name, shape in shapes.items())
+
+
+def seat_descriptors(
+    job: Job, seats: Sequence[Seat], rows: Mapping[str, int] | None = None
+) -> tuple[Descriptor, ...]:
+    """The tensors that a site which fills `seats` sends for a batch (SP-11.8-5).
+
+    Args:
+        rows: by seat, samples of the batch whose patients the site listed for it; a seat without any is left out.
+            None: the job's batch at every seat, whose digest is the offer's schema.
+
+    Raises:
+        ValueError: the job's network is impossible.
+    """
+    counts = {seat.name: job.batch if rows is None else rows.get(seat.name, 0) for seat in seats}
+    return tuple(
+        replace(described, name=tensor_name(seat, described.name, seats))
+        for seat, count in counts.items()
+        if count
+        for described in cut_descriptors(job, count)
+    )
 
 
 def encoder_octets(job: Job, batch: int) -> int:
@@ -183,8 +207,9 @@ def judge(offer: JobOffer, config: PeerConfig) -> None:
     job, policy = offer.job, config.policy
     if policy is None:
         raise PolicyRefused("this site has no policy")
-    if offer.modality not in config.peer.modalities:
-        raise PolicyRefused(f"the job wants {offer.modality} from us, this site holds {config.peer.held}")
+    modality = only_modality(offer.seats)
+    if modality not in config.peer.modalities:
+        raise PolicyRefused(f"the job wants {modality} from us, this site holds {config.peer.held}")
     if beyond := sorted(set(job.levels) - set(policy.levels)):
         names = ", ".join(level_name(level) for level in beyond)
         raise PolicyRefused(f"level {names} may not leave this site (policy levels: {list(policy.levels)})")
@@ -202,14 +227,14 @@ def judge(offer: JobOffer, config: PeerConfig) -> None:
         raise SchemaMismatch(
             f"precision {job.precision}, optimiser {job.optimiser} or schedule {job.schedule} is unknown here"
         )
-    rule = normalisation_of(job, offer.modality)
+    rule = normalisation_of(job, modality)
     if rule.kind not in policy.normalisation:
         raise PolicyRefused(
             f"normalisation {rule} is not allowed here (policy normalisation: {', '.join(policy.normalisation)})"
         )
     _check_noise(rule, policy)
     try:
-        described = cut_descriptors(job)
+        described = seat_descriptors(job, offer.seats)
     except ValueError as error:
         raise SchemaMismatch(str(error)) from None
     _check_strides(job, policy)

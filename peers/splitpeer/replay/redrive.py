@@ -58,6 +58,7 @@ from splitproto.messages import (
     Rollback,
     RolledBack,
     Saved,
+    Seat,
     Withdraw,
     Withdrawn,
 )
@@ -453,6 +454,12 @@ async def drive_client(
     return comparison
 
 
+def _seats(header: Header) -> tuple[Seat, ...]:
+    """What the recording site was offered: a capture names one modality."""
+    modality = header.modality or ""
+    return (Seat(modality, (modality,)),)
+
+
 async def _play_coordinator(
     listener: Listener,
     recording: _Recording,
@@ -466,9 +473,7 @@ async def _play_coordinator(
     if header.schema is None:
         raise DataError("the capture names no cut layer")
     defences = header.peers[0].defences
-    await session.send(
-        JobOffer(recording.run, header.modality or "", recording.job, header.schema, False, defences)
-    )
+    await session.send(JobOffer(recording.run, _seats(header), recording.job, header.schema, False, defences))
     answer = await session.receive(WAIT_S, "the client's answer")
     if isinstance(answer, JobDecline):
         raise JobFailed(f"the client declines the recorded job: {answer.reason}")

@@ -19,6 +19,7 @@ from splitpeer.settings.values import (
     GradientDefences,
     Levels,
     Location,
+    Modalities,
     Modality,
     Name,
     PositiveInt,
@@ -28,11 +29,16 @@ from splitpeer.settings.values import (
     Width,
 )
 from splitproto.identity import AllowList
+from splitproto.messages import MOST_SEATS
 
 __all__ = ["JobConfig"]
 
 MAX_STEPS = 99_999_999
 """Checkpoints are named by step, in eight digits."""
+COORDINATOR = "coordinator"
+"""No seat's name: weights and seeds of the decoder go by it."""
+MOST_CHANNELS = 8
+"""Of one seat (SP-8.4, Seat)."""
 
 
 def _listed(value: Any) -> Any:
@@ -116,6 +122,10 @@ class JobData(Section):
     """Patients held out: a whole number, or a fraction."""
     min_patients: PositiveInt = 2
     """Fewer patients common to all sites fail the job."""
+    min_seats: PositiveInt | None = None
+    """Patients with at least so many seats are used; without it, those with all."""
+    complete_first: Count = 0
+    """Steps at the start that draw complete patients only."""
     max_withdrawn: CountOrFraction = 0.1
     """Patients that one site may withdraw in the middle of a run: a whole number, or a fraction (then at least one)."""
 
@@ -198,8 +208,10 @@ class JobConfig(Settings):
     PATHS: ClassVar[frozenset[str]] = frozenset({"output.folder"})
 
     job: JobHead
-    sites: Annotated[dict[Name, Modality], Field(min_length=1)]
-    """Site to modality: who takes part, and the coordinator's allow-list."""
+    sites: Annotated[dict[Name, Modalities], Field(min_length=1)]
+    """Site to the modality or modalities it holds: who takes part, and the coordinator's allow-list."""
+    seats: dict[Modality, Modalities] = Field(default_factory=dict)
+    """Seats of several modalities, which become its channels; a modality in none is a seat of its own name."""
     task: TaskSection = TaskSection(preset="glioma")
     model: Model = Model()
     data: JobData
@@ -231,12 +243,8 @@ class JobConfig(Settings):
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Self:
-        problems = []
-        for modality, times in Counter(self.sites.values()).items():
-            if times > 1:
-                sites = " and ".join(repr(site) for site, held in self.sites.items() if held == modality)
-                problems.append(f"[sites] {modality} is at {sites}: one site per modality")
-        held = set(self.sites.values())
+        problems = self._problems_of_seats()
+        held = {modality for one in self.sites.values() for modality in one}
         unheld = [modality for modality in self.task.normalisation if modality not in held]
         problems += [f"[task] normalisation: {modality} is at none of [sites]" for modality in unheld]
         strangers = [site for site in self.absence.per_site_s if site not in self.sites]
@@ -256,6 +264,55 @@ class JobConfig(Settings):
         if problems:
             raise ValueError("; ".join(problems))
         return self
+
+    def channels(self) -> dict[str, tuple[str, ...]]:
+        """Every seat by name, in this order, and the modalities that are its channels."""
+        held = {modality for one in self.sites.values() for modality in one}
+        alone = held.difference(*self.seats.values())
+        return dict(sorted({**{modality: (modality,) for modality in alone}, **self.seats}.items()))
+
+    def filled_by(self, site: str) -> tuple[str, ...]:
+        """Names of the seats of which this site holds every modality, in their order."""
+        held = set(self.sites[site])
+        return tuple(seat for seat, modalities in self.channels().items() if held.issuperset(modalities))
+
+    def _problems_of_seats(self) -> list[str]:
+        seats, held = self.channels(), {modality for one in self.sites.values() for modality in one}
+        filled = {site: self.filled_by(site) for site in self.sites}
+        named = Counter(modality for modalities in self.seats.values() for modality in modalities)
+        problems = [
+            f"[seats] {name} is in two seats: name it in one" for name, times in named.items() if times > 1
+        ]
+        problems += [
+            f"[seats] {seat} is also a modality at one of [sites], and so a seat of its own: call it otherwise"
+            for seat, modalities in self.seats.items()
+            if seat in held.difference(*self.seats.values()) and seat not in modalities
+        ]
+        if COORDINATOR in seats:
+            problems.append(f"[seats] no seat may be called {COORDINATOR}: call it otherwise")
+        problems += [
+            f"[seats] {seat}: no site holds all of {', '.join(modalities)}"
+            for seat, modalities in seats.items()
+            if not any(seat in fills for fills in filled.values())
+        ]
+        problems += [
+            f"[sites] {site} holds {', '.join(self.sites[site])} and fills no seat: give it all modalities of one"
+            for site, fills in filled.items()
+            if not fills
+        ]
+        problems += [
+            f"[seats] {seat} has {len(modalities)} modalities, at most {MOST_CHANNELS} are possible"
+            for seat, modalities in seats.items()
+            if len(modalities) > MOST_CHANNELS
+        ]
+        problems += [
+            f"[sites] {site} fills {len(fills)} seats, at most {MOST_SEATS} are possible"
+            for site, fills in filled.items()
+            if len(fills) > MOST_SEATS
+        ]
+        if self.data.min_seats is not None and self.data.min_seats > len(seats):
+            problems.append(f"[data] min_seats = {self.data.min_seats}, but the job has {len(seats)} seats")
+        return problems
 
     def allow_list(self) -> AllowList:
         """The coordinator's: the clients of [sites]."""

@@ -25,6 +25,7 @@ from splitpeer.data.findings import lacking_warning, naming_warnings
 from splitpeer.errors import ConnectionRefused, DataError, DeadlinePassed, JobFailed, PeerError, told_of
 from splitpeer.federation.compute import Compute, pick_device
 from splitpeer.federation.files import look, tell
+from splitpeer.federation.seats import only_modality
 from splitpeer.federation.terms import judge
 from splitpeer.models.registry import backbone_of
 from splitpeer.settings.peer import PeerConfig
@@ -421,7 +422,7 @@ class Client:
             judge(offer, self._config)
             known = self._job
             same = known is not None and known.run == offer.run
-            if same and (known.job, known.modality) != (offer.job, offer.modality):
+            if same and (known.job, known.seats) != (offer.job, offer.seats):
                 raise SchemaMismatch("the terms of a run cannot change while it runs")
             if not same:
                 await self._take_up(offer)
@@ -492,7 +493,7 @@ class Client:
             SiteJob,
             offer,
             self._config,
-            self._unusable[offer.modality],
+            self._unusable[only_modality(offer.seats)],
             what="the job's folder and images",
             timeout=READ_S,
         )
@@ -559,7 +560,7 @@ class Client:
                 await session.send(RolledBack(message.step))
             case Progress():
                 if message.missing is not None:
-                    missing = {one.modality: one.cause for one in message.missing}
+                    missing = {one.seat: one.cause for one in message.missing}
                     self._report(h.MissingTold(message.step, missing))
                 if message.values:
                     self._report(h.FiguresTold(message.step, job.job.steps, message.values))

@@ -21,6 +21,7 @@ from splitpeer.errors import DataError, PatientUnusable
 from splitpeer.federation.compute import defence_key, pick_device
 from splitpeer.federation.files import counted, look, note
 from splitpeer.federation.precision import from_wire, to_wire
+from splitpeer.federation.seats import only_modality
 from splitpeer.federation.terms import (
     check_bounds,
     checkpoint_octets,
@@ -73,15 +74,16 @@ class SiteJob:
     ) -> None:
         job = offer.job
         self.run, self.job = offer.run, job
-        self.modality = offer.modality
+        self.seats = offer.seats
+        self.modality = only_modality(offer.seats)
         self.window = window_of(job)
         # SP-11-3: it stands for this process's memory, so a rollback keeps it.
         self.incarnation = secrets.token_bytes(16)
         self.folder: Path = run_folder(config.peer.state, job.name, offer.run)
         self._most_octets = config.policy.max_message_bytes if config.policy else 0
         found = find_cases(config)
-        rule = normalisation_of(job, offer.modality)
-        self.volumes = open_volumes(config, found, job.spacing, lambda _: rule)[offer.modality]
+        rule = normalisation_of(job, self.modality)
+        self.volumes = open_volumes(config, found, job.spacing, lambda _: rule)[self.modality]
         bounds: Bounds = config.policy or Bounds()
         self._state, self._bounds = config.peer.state, bounds
         grids = look(self.volumes, dict(unusable or {}))
@@ -101,7 +103,7 @@ class SiteJob:
             backbone_of(job),
             written,
             key=key,
-            seed=None if seed == "private" else site_seed(int(seed), offer.modality),
+            seed=None if seed == "private" else site_seed(int(seed), self.modality),
             strict=False,
         )
         self._image_defences = make_image_stack(on_images, key)
@@ -183,7 +185,7 @@ class SiteJob:
         Raises:
             Misaligned: the commitment does not fit the samples.
             PolicyRefused: the batch is larger than this site allows.
-            SchemaMismatch: a training batch of another size than the job's.
+            SchemaMismatch: a training batch larger than the job's, or places that cannot be.
         """
         # SP-11-27, SP-11-28: an accepted job is no licence: what is asked stays within it.
         if forward.mode not in ("train", "evaluate") or forward.step > self.job.steps:
@@ -194,14 +196,15 @@ class SiteJob:
             if sample.key not in self.unusable:
                 self._check_window(sample)
         count = len(forward.samples)
-        if forward.mode == "train" and count != self.job.batch:
+        if forward.mode == "train" and count > self.job.batch:
             raise SchemaMismatch(f"a training batch of {count} samples where the job says {self.job.batch}")
+        self._check_places(forward)
         # Judged for every batch: an evaluation's may be larger than the job's.
         if encoder_octets(self.job, count) > self._most_octets:
             raise PolicyRefused(
                 f"a batch of {count} samples is more than this site computes (max_message_mib)"
             )
-        if batch_digest(forward.step, forward.samples, forward.seed) != forward.digest:
+        if batch_digest(forward.step, forward.samples, forward.seed, forward.places) != forward.digest:
             raise Misaligned(
                 f"batch of step {forward.step}: the samples do not give the digest that came with them"
             )
@@ -345,6 +348,18 @@ class SiteJob:
             if not (0 <= start <= size - width or size - width <= start <= 0):
                 raise PolicyRefused("a window that is cut by the border of the volume")
 
+    def _check_places(self, forward: Forward) -> None:
+        """SP-11-27: one for each sample, ascending, and below the job's batch."""
+        places = forward.places
+        if places is None:
+            return
+        if len(places) != len(forward.samples) or list(places) != sorted(set(places)):
+            raise SchemaMismatch(
+                f"{len(forward.samples)} samples whose places in the batch are {list(places)}"
+            )
+        if forward.mode == "train" and places[-1] >= self.job.batch:
+            raise SchemaMismatch(f"a sample at place {places[-1]} of a batch of {self.job.batch}")
+
     # --- inside ----------------------------------------------------------------------------------------
 
     def _pay(self, forward: Forward) -> None:
@@ -390,7 +405,7 @@ class SiteJob:
             if (cause := self.unusable.get(sample.key)) is not None:
                 raise PatientUnusable(sample.key, cause, OF_A_PATIENT[cause])
         data = SiteData(self.volumes, self._image_defences)
-        return data.batch(forward.samples, self.window, forward.seed, self.modality)
+        return data.batch(forward.samples, self.window, forward.seed, self.modality, places=forward.places)
 
     def _next_batch(self) -> np.ndarray:
         if self._prefetch is None:

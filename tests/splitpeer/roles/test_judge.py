@@ -17,7 +17,7 @@ from splitpeer.models.registry import make_backbone, on_wire
 from splitpeer.settings.bounds import Bounds
 from splitpeer.site.job import SiteJob
 from splitproto.errors import PolicyRefused, SchemaMismatch
-from splitproto.messages import Forward, Job, JobOffer, Normalisation, Sample, Setting
+from splitproto.messages import Forward, Job, JobOffer, Normalisation, Sample, Seat, Setting
 from splitproto.tensors import schema_digest
 from tests.cuts import unet
 
@@ -70,7 +70,7 @@ def offer(**changes: Any) -> JobOffer:
         schema = schema_digest(cut_descriptors(job))
     except ValueError:
         schema = bytes(32)
-    return JobOffer(bytes(16), "t1", job, schema)
+    return JobOffer(bytes(16), (Seat("t1", ("t1",)),), job, schema)
 
 
 def test_a_fair_job_is_accepted() -> None:
@@ -147,7 +147,7 @@ def test_a_swin_unetr_is_judged_by_its_size_before_any_of_it_is_made() -> None:
         check_bounds(dataclasses.replace(fair, window=(192, 192, 192)), Bounds(), 10**6)
     beyond = dataclasses.replace(fair, settings=(Setting("window_size", (9,)),))
     with pytest.raises(SchemaMismatch, match="product at most 512"):
-        judge(JobOffer(bytes(16), "t1", beyond, bytes(32)), site(levels=six))
+        judge(JobOffer(bytes(16), (Seat("t1", ("t1",)),), beyond, bytes(32)), site(levels=six))
 
 
 @pytest.mark.parametrize(
@@ -219,10 +219,14 @@ def job() -> SiteJob:
 
 
 def forward(
-    *origins: tuple[int, int, int], mode: str = "train", step: int = 1, seed: int | None = None
+    *origins: tuple[int, int, int],
+    mode: str = "train",
+    step: int = 1,
+    seed: int | None = None,
+    places: tuple[int, ...] | None = None,
 ) -> Forward:
     samples = tuple(Sample(bytes(16), origin) for origin in origins)
-    return Forward(mode, step, 0, samples, batch_digest(step, samples, seed), seed)
+    return Forward(mode, step, 0, samples, batch_digest(step, samples, seed, places), seed, places)
 
 
 FAIR = (4, -6, 3)
@@ -231,8 +235,13 @@ FAIR = (4, -6, 3)
 @pytest.mark.parametrize(
     ("asked", "error"),
     [
-        (forward(FAIR), SchemaMismatch),
         (forward(FAIR, FAIR, FAIR), SchemaMismatch),
+        (forward(FAIR, FAIR, places=(1,)), SchemaMismatch),
+        (forward(FAIR, places=(0, 1)), SchemaMismatch),
+        (forward(FAIR, FAIR, places=(1, 0)), SchemaMismatch),
+        (forward(FAIR, FAIR, places=(1, 1)), SchemaMismatch),
+        (forward(FAIR, places=(2,)), SchemaMismatch),
+        (forward(FAIR, FAIR, places=(1, 0), mode="evaluate"), SchemaMismatch),
         (forward(*[FAIR] * 200, mode="evaluate"), PolicyRefused),
         (forward(FAIR, FAIR, mode="infer"), PolicyRefused),
         (forward(FAIR, FAIR, step=11), PolicyRefused),
@@ -244,8 +253,13 @@ FAIR = (4, -6, 3)
         (forward(FAIR, (2**31 - 1, -6, 3)), PolicyRefused),
     ],
     ids=[
-        "short",
         "long",
+        "a place too few",
+        "a place too many",
+        "places descend",
+        "a place twice",
+        "a place beyond the batch",
+        "places descend in an evaluation",
         "large",
         "infer",
         "beyond",

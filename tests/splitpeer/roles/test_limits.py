@@ -29,6 +29,7 @@ from splitproto.messages import (
     Rollback,
     RolledBack,
     Sample,
+    Seat,
 )
 from splitproto.tensors import schema_digest
 from tests.cuts import unet
@@ -41,7 +42,7 @@ async def malicious(
 ) -> tuple:
     """A coordinator that joins `site-t1` and then does as `ask` does; (why each link ended, the site's task)."""
     hub, job = scene.config("hub"), dataclasses.replace(job_on_wire(scene.settings), **(change or {}))
-    offer = JobOffer(run, "t1", job, schema_digest(cut_descriptors(job)))
+    offer = JobOffer(run, (Seat("t1", ("t1",)),), job, schema_digest(cut_descriptors(job)))
     stop = asyncio.Event()
     site = asyncio.create_task(Client(scene.config("site-t1"), stop).run())
     ends: list[object] = []

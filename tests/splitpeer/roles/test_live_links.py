@@ -14,7 +14,7 @@ import pytest
 from splitpeer.federation.terms import cut_descriptors, job_on_wire
 from splitpeer.site.client import Client
 from splitproto import AllowList, Listener, Session, pki
-from splitproto.messages import Begin, Bye, JobAccept, JobOffer, Progress
+from splitproto.messages import Begin, Bye, JobAccept, JobOffer, Progress, Seat
 from splitproto.tensors import schema_digest
 
 from .scene import Federation, Scene
@@ -104,7 +104,7 @@ async def hub_of_one(scene: Scene, listener: Listener) -> Session:
     """A coordinator's side of joining, played by hand."""
     session = await listener.accept(20)
     job = job_on_wire(scene.settings)
-    await session.send(JobOffer(bytes(16), "t1", job, schema_digest(cut_descriptors(job))))
+    await session.send(JobOffer(bytes(16), (Seat("t1", ("t1",)),), job, schema_digest(cut_descriptors(job))))
     accept = await session.receive(20)
     assert isinstance(accept, JobAccept)
     while not (await session.receive(20)).last:  # type: ignore[attr-defined]

@@ -37,6 +37,7 @@ from splitproto.messages import (
     Rollback,
     RolledBack,
     Saved,
+    Seat,
     Unusable,
     Withdraw,
 )
@@ -305,7 +306,7 @@ async def test_a_run_keeps_the_terms_that_it_was_accepted_with(scene, change: di
     """SP-11-25: after a lost link the same run is offered again, with other terms or (None) the same ones."""
     scene.cast("t1")
     hub, terms = scene.config("hub"), job_on_wire(scene.settings)
-    offers = [JobOffer(bytes(16), "t1", job, schema_digest(cut_descriptors(job)))
+    offers = [JobOffer(bytes(16), (Seat("t1", ("t1",)),), job, schema_digest(cut_descriptors(job)))
               for job in (terms, dataclasses.replace(terms, **(change or {})))]  # fmt: skip
     answers: list[Message] = []
     client = asyncio.create_task(Client(scene.config("site-t1"), asyncio.Event()).run())

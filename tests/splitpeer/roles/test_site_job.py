@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,8 +15,8 @@ from splitpeer.errors import DataError, PatientUnusable
 from splitpeer.federation.terms import cut_descriptors, job_on_wire, window_of
 from splitpeer.site.job import SiteJob
 from splitpeer.storage import checkpoint
-from splitproto.errors import StepMismatch
-from splitproto.messages import Activations, Forward, Gradients, JobOffer, Unusable, Withdraw
+from splitproto.errors import Misaligned, StepMismatch
+from splitproto.messages import Activations, Forward, Gradients, JobOffer, Seat, Unusable, Withdraw
 from splitproto.tensors import schema_digest
 
 from .scene import Scene
@@ -29,7 +30,7 @@ def begin(scene: Scene) -> Callable[[], SiteJob]:
     scene.cast("t1", training={"steps": 20})
     scene.client("t1", runtime={"initial_weights": "private"})
     job = job_on_wire(scene.settings)
-    offer = JobOffer(RUN, "t1", job, schema_digest(cut_descriptors(job)))
+    offer = JobOffer(RUN, (Seat("t1", ("t1",)),), job, schema_digest(cut_descriptors(job)))
     return lambda: SiteJob(offer, scene.config("site-t1"))
 
 
@@ -249,3 +250,18 @@ def test_a_batch_asked_for_again_is_answered_again_and_applied_once(begin, batch
     with pytest.raises(StepMismatch, match="gradients of step 1, but 1 was the last applied here"):
         site.apply(gradients)
     site.close()
+
+
+def test_a_share_of_a_batch_is_augmented_as_in_the_whole(begin, batch) -> None:
+    """SP-11-27, SP-11.7-1: the site has only the second sample of the batch."""
+    site, whole = begin(), batch(1)
+    assert whole.seed is not None
+    chosen, places = whole.samples[1:2], (1,)
+    share = replace(whole, samples=chosen, places=places, digest=batch_digest(1, chosen, whole.seed, places))
+    site.announce(share)
+    sent = site.forward(site.due())
+    assert isinstance(sent, Activations) and {len(array) for array in sent.tensors.values()} == {1}
+    np.testing.assert_array_equal(site._read(share), site._read(whole)[1:2])
+    assert not np.array_equal(site._read(replace(share, places=None)), site._read(share))
+    with pytest.raises(Misaligned):
+        site.announce(replace(share, places=(0,)))

@@ -1,0 +1,113 @@
+"""Seats: the inputs of the fused network, who fills them, and how their tensors are named. No torch.
+
+A seat is one modality, or several stacked as channels. Where a job says nothing, every modality is a seat of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeVar
+
+from splitpeer.errors import ConfigError
+from splitproto.errors import PolicyRefused
+from splitproto.messages import Seat
+
+if TYPE_CHECKING:
+    from splitpeer.settings.job import JobConfig
+
+Tensor = TypeVar("Tensor")
+
+
+@dataclass(frozen=True)
+class Seats:
+    """All seats of a job, ordered by name, which is the decoder's order.
+
+    Args:
+        seats: ordered by name.
+        filled: site to the names of the seats that it fills; sites ordered by name.
+    """
+
+    seats: tuple[Seat, ...]
+    filled: Mapping[str, tuple[str, ...]]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of all seats, in order."""
+        return tuple(seat.name for seat in self.seats)
+
+    def of(self, site: str) -> tuple[Seat, ...]:
+        """Those that a site fills, in order: what it is offered."""
+        return tuple(seat for seat in self.seats if seat.name in self.filled[site])
+
+    def sites(self, seat: str) -> tuple[str, ...]:
+        """Who fills a seat, by name."""
+        return tuple(site for site, fills in self.filled.items() if seat in fills)
+
+
+def seats_of(job: JobConfig) -> Seats:
+    """What `[sites]` and `[seats]` of a job say, which `JobConfig` has checked."""
+    return Seats(
+        tuple(Seat(name, modalities) for name, modalities in job.channels().items()),
+        {site: job.filled_by(site) for site in sorted(job.sites)},
+    )
+
+
+def tensor_name(seat: str, level: str, seats: Sequence[Seat]) -> str:
+    """SP-11.8-5: of a level, at a site that fills `seats`."""
+    return level if len(seats) == 1 else f"{seat}/{level}"
+
+
+def by_seat(tensors: Mapping[str, Tensor], seats: Sequence[Seat]) -> dict[str, dict[str, Tensor]]:
+    """Tensors of one message, by seat and level; a seat that sends nothing is left out (SP-11.8-5).
+
+    Raises:
+        KeyError: a name of none of `seats`.
+    """
+    if len(seats) == 1:
+        return {seats[0].name: dict(tensors)} if tensors else {}
+    found: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        seat, _, level = name.rpartition("/")
+        if seat not in {one.name for one in seats}:
+            raise KeyError(name)
+        found.setdefault(seat, {})[level] = tensor
+    return found
+
+
+def joined(parts: Mapping[str, Mapping[str, Tensor]], seats: Sequence[Seat]) -> dict[str, Tensor]:
+    """The opposite of `by_seat`: in the order of `seats`."""
+    return {
+        tensor_name(seat.name, level, seats): tensor
+        for seat in seats
+        for level, tensor in parts.get(seat.name, {}).items()
+    }
+
+
+def only_modality(seats: Sequence[Seat]) -> str:
+    """Of an offer of one seat with one channel. Raises PolicyRefused: more is asked for."""
+    if len(seats) != 1 or len(seats[0].modalities) != 1:
+        asked = "; ".join(f"{seat.name}: {', '.join(seat.modalities)}" for seat in seats)
+        raise PolicyRefused(f"this site fills one seat of one modality, the job wants {asked}")
+    return seats[0].modalities[0]
+
+
+def modality_by_site(job: JobConfig) -> dict[str, str]:
+    """Site to its modality, of a job in which every seat is one modality at one site.
+
+    Raises:
+        ConfigError: the job says more.
+    """
+    seats = seats_of(job)
+    for seat in seats.seats:
+        if seat.modalities != (seat.name,):
+            raise ConfigError(
+                f"{job.source}: [seats] {seat.name}: a seat of several modalities cannot be run yet"
+            )
+        if len(seats.sites(seat.name)) > 1:
+            sites = " and ".join(map(repr, seats.sites(seat.name)))
+            raise ConfigError(f"{job.source}: [sites] {seat.name} is at {sites}: one site per modality")
+    for site, held in job.sites.items():
+        if len(held) > 1:
+            raise ConfigError(f"{job.source}: [sites] {site} holds {', '.join(held)}: one modality per site")
+    return {site: held[0] for site, held in job.sites.items()}

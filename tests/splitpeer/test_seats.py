@@ -1,0 +1,119 @@
+"""Seats of a job: which there are, who fills them, and the names of their tensors."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from splitpeer.errors import ConfigError
+from splitpeer.federation.seats import by_seat, joined, modality_by_site, only_modality, seats_of
+from splitpeer.settings.job import JobConfig
+from splitpeer.settings.loading import to_toml
+from splitproto.errors import PolicyRefused
+from splitproto.messages import Seat
+
+T1, MRI = Seat("t1", ("t1",)), Seat("mri", ("t2", "flair"))
+
+
+def job(folder: Path, text: str) -> JobConfig:
+    path = folder / "job.toml"
+    path.write_text(f'[job]\nname = "j"\n{text}')
+    return JobConfig.load(path)
+
+
+HOSPITALS = '[sites]\nsouth = "t1"\nnorth = "T1w"\neast = ["t2", "flair"]\n'
+
+
+def test_every_modality_is_a_seat_of_its_own(tmp_path: Path) -> None:
+    seats = seats_of(job(tmp_path, HOSPITALS))
+    assert seats.names == ("flair", "t1", "t2")
+    assert [seat.modalities for seat in seats.seats] == [("flair",), ("t1",), ("t2",)]
+    assert seats.sites("t1") == ("north", "south"), "by name, not by their order in the file"
+    assert [seat.name for seat in seats.of("east")] == ["flair", "t2"]
+    assert list(seats.filled) == ["east", "north", "south"]
+
+
+def test_a_seat_of_two_channels_in_the_order_written(tmp_path: Path) -> None:
+    config = job(tmp_path, HOSPITALS + '[seats]\nmri = ["t2", "FLAIR"]\n')
+    seats = seats_of(config)
+    assert seats.seats == (MRI, T1)
+    assert seats.of("east") == (MRI,)
+    assert (
+        seats_of(job(tmp_path, to_toml(config.resolved()).partition("name")[2].partition("\n")[2])) == seats
+    )
+
+
+def test_who_lacks_a_modality_of_a_seat_does_not_fill_it(tmp_path: Path) -> None:
+    seats = seats_of(job(tmp_path, HOSPITALS + 'west = ["t1", "t2"]\n[seats]\nmri = ["t2", "flair"]\n'))
+    assert seats.of("west") == (T1,)
+    assert seats.sites("mri") == ("east",)
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (
+            'west = "flair"\n[seats]\nmri = ["t2", "flair"]',
+            "[sites] west holds flair and fills no seat: give it",
+        ),
+        ('[seats]\nmri = ["t1", "t2"]', "[seats] mri: no site holds all of t1, t2"),
+        ('[seats]\nct = "ct"', "[seats] ct: no site holds all of ct"),
+        ('[seats]\nmri = ["t2", "flair"]\ntwo = ["t2"]', "[seats] t2 is in two seats: name it in one"),
+        ('[seats]\nmri = ["t2", "t2"]', "[seats] mri: the same twice"),
+        ('west = ["t1", "T1w"]', "[sites] west: the same twice"),
+        ("west = []", "[sites] west: [] is neither a modality nor a list of modalities"),
+        ("west = [1]", "[sites] west: [1] is neither a modality nor a list of modalities"),
+        ('[seats]\ncoordinator = ["t2"]', "[seats] no seat may be called coordinator"),
+        ('west = "coordinator"', "[seats] no seat may be called coordinator"),
+        ('[seats]\nt1 = ["t2", "flair"]', "[seats] t1 is also a modality at one of [sites]"),
+        ("[data]\nmin_seats = 4", "[data] min_seats = 4, but the job has 3 seats"),
+        (f"west = {[f'm{n}' for n in range(17)]}", "[sites] west fills 17 seats, at most 16 are possible"),
+        (
+            f"west = {[f'm{n}' for n in range(9)]}\n[seats]\nall = {[f'm{n}' for n in range(9)]}",
+            "[seats] all has 9 modalities, at most 8 are possible",
+        ),
+    ],
+)
+def test_what_cannot_be(tmp_path: Path, more: str, said: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        job(tmp_path, HOSPITALS + more)
+    assert said in str(error.value) and "\n" not in str(error.value)
+
+
+def test_tensors_of_several_seats_are_named_by_seat() -> None:
+    """SP-11.8-5."""
+    parts: dict[str, dict[str, Any]] = {"mri": {"x0": 1, "x1": 2}, "t1": {"x0": 3, "x1": 4}}
+    both = joined(parts, (MRI, T1))
+    assert both == {"mri/x0": 1, "mri/x1": 2, "t1/x0": 3, "t1/x1": 4}
+    assert list(both) == ["mri/x0", "mri/x1", "t1/x0", "t1/x1"]
+    assert by_seat(both, (MRI, T1)) == parts
+    assert joined({"t1": parts["t1"]}, (MRI, T1)) == {"t1/x0": 3, "t1/x1": 4}
+    assert by_seat({"t1/x0": 3}, (MRI, T1)) == {"t1": {"x0": 3}}
+    assert joined({"t1": parts["t1"]}, (T1,)) == parts["t1"]
+    assert by_seat(parts["t1"], (T1,)) == {"t1": parts["t1"]}
+    for strange in ("x0", "ct/x0"):
+        with pytest.raises(KeyError):
+            by_seat({strange: 1}, (MRI, T1))
+
+
+def test_only_one_seat_of_one_modality() -> None:
+    assert only_modality((T1,)) == "t1"
+    for more in ((MRI,), (MRI, T1)):
+        with pytest.raises(
+            PolicyRefused, match="fills one seat of one modality, the job wants mri: t2, flair"
+        ):
+            only_modality(more)
+
+
+def test_a_job_of_single_seats(tmp_path: Path) -> None:
+    assert modality_by_site(job(tmp_path, '[sites]\na = "t2"\nb = "t1"')) == {"a": "t2", "b": "t1"}
+    for text, said in (
+        ('[sites]\na = "t1"\nb = "T1w"', "[sites] t1 is at 'a' and 'b': one site per modality"),
+        ('[sites]\na = ["t1", "t2"]', "[sites] a holds t1, t2: one modality per site"),
+        ('[sites]\na = ["t1", "t2"]\n[seats]\nx = ["t1", "t2"]', "[seats] x: a seat of several modalities"),
+    ):
+        with pytest.raises(ConfigError) as error:
+            modality_by_site(job(tmp_path, text))
+        assert said in str(error.value)
