@@ -57,6 +57,7 @@ CUT = [
 
 
 async def lead(session: Session, modality: str) -> None:
+    """Offer the job and train with one site until its last step. Raises SplitprotoError."""
     await session.send(
         JobOffer(secrets.token_bytes(16), (Seat(modality, (modality,)),), JOB, schema_digest(CUT))
     )
@@ -93,6 +94,7 @@ async def lead(session: Session, modality: str) -> None:
 
 
 async def main() -> int:
+    """Listen, take one site through the job, and return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--listen", default="tcp://127.0.0.1:7443")
     parser.add_argument("--pki", type=Path, default=Path("pki"))

@@ -517,6 +517,7 @@ class Service:
 
 
 def main() -> int:
+    """Read the command line and serve; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--coordinator", required=True, help="tcp://host:port")
     parser.add_argument("--site", required=True)

@@ -85,10 +85,12 @@ def said(n: int, name: str, direction: str, **changed: Any) -> tuple[dict[str, A
 
 
 def gap(n: int) -> dict[str, Any]:
+    """The envelope of record `n` that says how much was not written."""
     return {"kind": "gap", "n": n, "time": TIME + n, "reason": "queue", "records": 3, "octets": 4096}
 
 
 def end(n: int, count: int, lost: int) -> dict[str, Any]:
+    """The envelope of record `n` that ends a capture of `count` messages, where `lost` were not written."""
     return {
         "kind": "end", "n": n, "time": TIME + n, "reason": "closed", "messages": count, "lost": lost, "text": "",
     }  # fmt: skip

@@ -175,7 +175,8 @@ def _run(
     """Run them one after the other: what was done before an interruption is shown."""
     from splitpeer.audit.experiment import parse_order
 
-    out, outcomes = folder.folder, []
+    out = folder.folder
+    outcomes: list[Outcome] = []
     try:
         orders = [parse_order(written) for written in attacks]
         outcomes.extend(experiment.run(orders, folder, naive=naive, progress=attack_progress(console)))

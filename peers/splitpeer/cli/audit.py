@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 from rich.console import Console
@@ -13,6 +14,9 @@ from rich.table import Table
 from splitpeer.cli.options import FILE, config_option, load_peer, private_files, set_option
 from splitpeer.defences.specs import by_place
 from splitpeer.errors import ConfigError
+
+if TYPE_CHECKING:
+    from splitpeer.audit.rehearsal import Protection
 
 
 @click.command()
@@ -106,7 +110,7 @@ def audit(
     console.print(f"no byte left this machine; read {page}")
 
 
-def _protection(text: str) -> object:
+def _protection(text: str) -> Protection:
     from splitpeer.audit.rehearsal import Protection
 
     parts = by_place(part.strip() for part in text.split("+") if part.strip())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import click
 from rich.console import Console
@@ -54,7 +55,7 @@ def phantom(
     """Write a brain phantom with gliomas to FOLDER: MSD layout, and one folder per site."""
     from splitpeer.data.phantom.cohort import write_phantom
 
-    options: dict[str, object] = {}
+    options: dict[str, Any] = {}
     if shape:
         options["shape"] = shape
     if spacing:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -18,7 +18,10 @@ _ANSWERS = {
     signal.SIGINT: (b"splitpeer: interrupted\n", INTERRUPTED),
     signal.SIGTERM: (b"splitpeer: stopped while starting\n", 0),
 }
-_DEFAULTS = (signal.default_int_handler, signal.SIG_DFL)
+_DEFAULTS: tuple[Callable[[int, FrameType | None], object] | signal.Handlers, ...] = (
+    signal.default_int_handler,
+    signal.SIG_DFL,
+)
 
 
 @contextmanager

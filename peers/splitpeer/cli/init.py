@@ -53,6 +53,7 @@ _force = click.option("--force", is_flag=True, help="Overwrite.")
 @click.pass_context
 def init(
     context: click.Context,
+    /,
     role: str | None,
     modalities: tuple[str, ...],
     site: str | None,

@@ -19,7 +19,7 @@ from splitpeer.settings.peer import PeerConfig, find_peer_toml
 FILE = click.Path(path_type=Path)
 
 
-class _Layout(click.ParamType):
+class _Layout(click.ParamType[str]):
     name = "layout"
 
     def get_metavar(self, param: click.Parameter, ctx: click.Context | None = None) -> str:

@@ -7,13 +7,13 @@ from functools import cached_property
 
 import numpy as np
 
+from splitpeer.data.files import Case
 from splitpeer.data.geometry import Geometry, Triple, differences
-from splitpeer.data.layouts import Case
 from splitpeer.data.loader import SiteData
-from splitpeer.data.sampling import Sample
 from splitpeer.data.volumes import Volumes, not_held
 from splitpeer.defences.image.stack import ImageStack
 from splitpeer.errors import PatientUnusable
+from splitproto.messages import Sample
 
 
 class Channels:

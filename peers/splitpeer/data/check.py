@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 
 from splitpeer.data import layouts
+from splitpeer.data.files import Case, Found
 from splitpeer.data.findings import naming_warnings
 from splitpeer.data.geometry import Geometry, differences
 from splitpeer.data.labels import shown, task_of
-from splitpeer.data.layouts import Case, Found
 from splitpeer.data.mask_values import MaskCensus
 from splitpeer.data.modalities import ANY, canonical_modality
 from splitpeer.data.msd import label_names
@@ -155,12 +155,12 @@ def _find(root: Path, report: Report, wanted: Sequence[str]) -> dict[str, Found]
 
 def _look(root: Path, report: Report, modality: str | None, kinds: dict[str, Found]) -> None:
     """Find one kind, None for the masks, with everything that is wrong with it."""
+    found: Found | None = None
     try:
         found = layouts.look(root, report.layout, modality)
-    except DataError as error:
-        problems, found = (str(error),), None
-    else:
         problems = found.problems
+    except DataError as error:
+        problems = (str(error),)
     # Most sites hold no masks; asked to check them, it is a problem.
     unasked = modality is None and report.convention is None and not (found and found.cases)
     known = report.warnings if unasked else report.problems

@@ -6,7 +6,8 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from splitpeer.data.layouts import Case, subject
+from splitpeer.data.files import Case
+from splitpeer.data.layouts import subject
 from splitpeer.data.patients import patient_id
 from splitpeer.errors import DataError, PatientUnusable
 from splitpeer.storage import reading

@@ -75,7 +75,8 @@ class Turn:
     def of(cls, affine: np.ndarray) -> Turn:
         """SP-11.12-5: the assignment of stored axes to R, A, S whose absolute cosines have the largest sum."""
         cosines = affine[:3, :3] / edges(affine)
-        order = max(permutations(range(3)), key=lambda o: sum(abs(cosines[a, o[a]]) for a in range(3)))
+        orders = ((x, y, z) for x, y, z in permutations(range(3)))
+        order = max(orders, key=lambda o: sum(abs(cosines[a, o[a]]) for a in range(3)))
         return cls(order, tuple(a for a in range(3) if cosines[a, order[a]] < 0))
 
     @property
@@ -104,7 +105,8 @@ class Turn:
 
 def edges(affine: np.ndarray) -> np.ndarray:
     """Length of a voxel's three edges, in mm."""
-    return np.sqrt(np.square(affine[:3, :3]).sum(axis=0))
+    lengths: np.ndarray = np.sqrt(np.square(affine[:3, :3]).sum(axis=0))
+    return lengths
 
 
 def shear(shape: Triple, affine: np.ndarray) -> float:
@@ -113,7 +115,7 @@ def shear(shape: Triple, affine: np.ndarray) -> float:
     cosines = affine[:3, :3] / spacing
     extent = spacing * shape
     pairs = ((0, 1), (0, 2), (1, 2))
-    return max(abs(float(cosines[:, a] @ cosines[:, b])) * max(extent[a], extent[b]) for a, b in pairs)
+    return max(abs(float(cosines[:, a] @ cosines[:, b])) * float(max(extent[a], extent[b])) for a, b in pairs)
 
 
 def apart(shape: Triple, one: np.ndarray, other: np.ndarray) -> float:

@@ -7,15 +7,16 @@ import queue
 import threading
 from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import Generic, TypeVar
+from typing import Generic, TypeVar, cast
 
 import numpy as np
 
 from splitpeer.data.augment import augment
-from splitpeer.data.sampling import Sample
-from splitpeer.data.volumes import Triple, Volumes
+from splitpeer.data.geometry import Triple
+from splitpeer.data.volumes import Volumes
 from splitpeer.defences.image.stack import ImageStack
 from splitpeer.errors import DeadlinePassed
+from splitproto.messages import Sample
 
 CLOSE_S = 5.0
 """How long closing waits for a read; after that it is taken to hang."""
@@ -101,7 +102,7 @@ class Prefetcher(Generic[Asked, Made]):
             ) from None
         if error is not None:
             raise error
-        return made
+        return cast("Made", made)  # may be None, where `make` says so
 
     def close(self, timeout: float = CLOSE_S) -> None:
         """Stop after the request in work; what was not fetched is dropped. Idempotent.
@@ -140,7 +141,7 @@ class Prefetcher(Generic[Asked, Made]):
             if asked is self._CLOSED:
                 return
             try:
-                result: tuple[Made | None, BaseException | None] = (self._make(asked), None)
+                result: tuple[Made | None, BaseException | None] = (self._make(cast("Asked", asked)), None)
             except Exception as error:
                 # Nothing is swallowed: the reader raises it in its turn.
                 result = (None, error)

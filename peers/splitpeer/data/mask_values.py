@@ -126,7 +126,8 @@ class MaskCensus:
     def _tissue(self, value: float) -> str:
         if self._task is None:
             return ""
-        names: dict[float, str] = {BACKGROUND: "background", **self._task.names}
+        names: dict[float, str] = {BACKGROUND: "background"}
+        names.update((number, name) for number, name in self._task.names.items())
         return f" ({names.get(value, 'not in ' + (repr(self._name) if self._rule else '[task]'))})"
 
 

@@ -55,8 +55,8 @@ def label_names(root: Path) -> dict[int, str]:
     """What the values of the masks mean, as `dataset.json` says; {} where it does not. Raises DataError: see `msd`."""
     table = _description(root).get("labels")
     try:
-        return {int(value): str(name) for value, name in table.items()}
-    except (AttributeError, ValueError):
+        return {int(value): str(name) for value, name in table.items()} if isinstance(table, dict) else {}
+    except ValueError:
         return {}
 
 

@@ -10,11 +10,11 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import IO
+from typing import IO, cast
 
 import numpy as np
 
-from splitpeer.data.layouts import Case
+from splitpeer.data.files import Case
 from splitpeer.data.nifti_header import HEADER_BYTES, Header, kind_of, parse
 from splitpeer.data.rules import Rules
 from splitpeer.errors import DataError
@@ -139,7 +139,7 @@ def _opened(case: Case) -> Iterator[tuple[IO[bytes], int, bool]]:
             raw.seek(0)
             if packed:
                 with gzip.GzipFile(fileobj=raw) as unpacked:
-                    yield unpacked, size, True
+                    yield cast("IO[bytes]", unpacked), size, True
             else:
                 yield raw, size, False
     except FileNotFoundError:

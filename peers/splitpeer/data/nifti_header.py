@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from nibabel.nifti1 import header_dtype as _NIFTI1
@@ -139,8 +140,9 @@ def _raw(block: bytes) -> np.void:
         raise DataError(
             "truncated or corrupt (the file ends in its header): copy or export it again", "truncated"
         )
-    for order in "<>":
-        raw = np.frombuffer(block, layout.newbyteorder(order), count=1)[0]
+    orders: tuple[Literal["<", ">"], ...] = ("<", ">")
+    for order in orders:
+        raw: np.void = np.frombuffer(block, layout.newbyteorder(order), count=1)[0]
         if int(raw["sizeof_hdr"]) == layout.itemsize:
             return raw
     raise DataError(

@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from splitpeer.data.layouts import Case
+from splitpeer.data.files import Case
 from splitpeer.data.patients import patient_id
 from splitpeer.errors import ConfigError, DataError
 from splitproto.secretfile import how_to_close, open_to_others

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from splitpeer.data.volumes import Box, Triple, Volumes
+from splitpeer.data.geometry import Triple
+from splitpeer.data.volumes import Box, Volumes
 from splitpeer.errors import ConfigError, JobFailed
 from splitproto.messages import Sample
 
@@ -144,7 +145,7 @@ class TrainingSchedule:
         turn, place = divmod(number, len(self.keys))
         if self._round[0] != turn:
             self._round = (turn, _generator(self._seed, 1, turn).permutation(len(self.keys)))
-        return self.keys[self._round[1][place]]
+        return self.keys[int(self._round[1][place])]
 
     def _draw(self, key: bytes, rng: np.random.Generator) -> Sample:
         shape = self._labels.geometry(key).shape
@@ -166,14 +167,15 @@ class TrainingSchedule:
 
     def _inside(self, origin: np.ndarray, shape: Triple) -> Triple:
         """Moves a window into the volume (a voxel of both stays in both); centres the larger of the two."""
-        placed = [
+        x, y, z = (
             min(max(int(start), 0), n - size) if n >= size else centre
             for start, size, n, centre in zip(origin, self.window, shape, self._centred(shape), strict=True)
-        ]
-        return tuple(placed)
+        )
+        return x, y, z
 
     def _centred(self, shape: Triple) -> Triple:
-        return tuple((n - size) // 2 for n, size in zip(shape, self.window, strict=True))
+        x, y, z = ((n - size) // 2 for n, size in zip(shape, self.window, strict=True))
+        return x, y, z
 
     def _tumour(self, key: bytes) -> _Tumour:
         if key not in self._tumours:
@@ -183,7 +185,7 @@ class TrainingSchedule:
                 seen = self._labels.window(key, (x, y, 0), (*self.window[:2], shape[2]))
             else:
                 seen = self._labels.window(key, (0, 0, 0), shape)
-            tumour = seen.any(axis=0)
+            tumour = np.asarray(seen.any(axis=0))
             points = np.argwhere(tumour) if self.window[2] != 1 else np.empty((0, 3), int)
             step = max(1, -(-len(points) // _TUMOUR_POINTS))
             self._tumours[key] = _Tumour(np.flatnonzero(tumour.any(axis=(0, 1))), points[::step].copy())

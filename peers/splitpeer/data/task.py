@@ -107,7 +107,7 @@ class Task:
         for region, mask in by_size:
             # The value that is most its own; of several the first named.
             out[mask] = min(region.values, key=lambda value: held[value])
-        for value in reversed(self.names):
+        for value in reversed(list(self.names)):
             inside = np.array([value in region.values for region in self.regions])
             if inside.any():
                 exact = (masks == inside.reshape(-1, *(1,) * (masks.ndim - 1))).all(axis=0)

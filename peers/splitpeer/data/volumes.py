@@ -11,9 +11,10 @@ from contextlib import contextmanager
 
 import numpy as np
 
+from splitpeer.data.files import Case
 from splitpeer.data.geometry import SPACING_TOLERANCE, Geometry, Millimetres, Triple
 from splitpeer.data.labels import regions, task_of, whole
-from splitpeer.data.layouts import Case, subject
+from splitpeer.data.layouts import subject
 from splitpeer.data.mask_values import MaskCensus
 from splitpeer.data.nifti import Header, Rules, read_header, read_voxels
 from splitpeer.data.normalisation import DEFAULT, Normalisation
@@ -185,14 +186,9 @@ class Volumes:
 
         The whole volume where all voxels are zero.
         """
-        filled = self._volume(key).any(axis=0)
-        if not filled.any():
-            return tuple((0, n) for n in filled.shape)
-        box = []
-        for axis in range(3):
-            hits = np.flatnonzero(filled.any(axis=tuple(other for other in range(3) if other != axis)))
-            box.append((int(hits[0]), int(hits[-1]) + 1))
-        return tuple(box)
+        filled = np.asarray(self._volume(key).any(axis=0))
+        x, y, z = (_span(np.asarray(filled.any(axis=others))) for others in ((1, 2), (0, 2), (0, 1)))
+        return x, y, z
 
     def _volume(self, key: bytes) -> np.ndarray:
         with self._lock:
@@ -247,6 +243,12 @@ def not_held(key: bytes) -> DataError:
     """Somebody asks for a patient that this site does not have."""
     text = "not in this site's data: compare the patient salts and lists of the sites"
     return DataError(f"patient {handle(key)}: {text}")
+
+
+def _span(filled: np.ndarray) -> tuple[int, int]:
+    """From the first to behind the last that is set of bool [n]; all where none is."""
+    hits = np.flatnonzero(filled)
+    return (int(hits[0]), int(hits[-1]) + 1) if len(hits) else (0, len(filled))
 
 
 @contextmanager

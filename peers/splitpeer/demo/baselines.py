@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -22,7 +23,7 @@ from splitpeer.data.volumes import Volumes
 from splitpeer.defences.randomness import Release
 from splitpeer.federation.evaluation import Plan, Scoring
 from splitpeer.federation.terms import job_on_wire, window_of
-from splitpeer.models import build_split_network
+from splitpeer.models import Encoder, build_split_network
 from splitpeer.settings.job import JobConfig
 from splitpeer.training.optimiser import Schedule, make_optimiser, make_schedule
 from splitpeer.training.scores import Scores
@@ -66,16 +67,16 @@ def train(baseline: Baseline) -> Scores:
     )  # fmt: skip
     parties = _parties(config, baseline.modalities, task)
 
-    def read(samples: tuple[Sample, ...], seed: int | None) -> dict[str, np.ndarray]:
+    def read(samples: Sequence[Sample], seed: int | None) -> dict[str, np.ndarray]:
         return {m: data.batch(samples, window, seed, m) for m, data in images.items()}
 
     for step in range(job.steps):
         samples, drawn = schedule.batch(step)
         seed = drawn if config.data.augment else None
         target = SiteData(labels).batch(samples, window, seed, None)
-        release = Release(b"", "train", step + 1, 0, samples)
-        shown = {Place(m, m): image for m, image in read(samples, seed).items()}
-        split_round(parties, shown, target, release, Wire())
+        release = Release(b"", "train", step + 1, 0, tuple(samples))
+        images_at = {Place(m, m): image for m, image in read(samples, seed).items()}
+        split_round(parties, images_at, target, release, Wire())
     plan = Plan.of(validation, labels, window, config.evaluation.overlap, config.evaluation.batch, job.steps)
     scoring = Scoring(plan, labels, window, None)
     for index, forward in enumerate(plan.forwards):
@@ -97,7 +98,8 @@ def _parties(config: JobConfig, modalities: tuple[str, ...], task: Task) -> Part
         optimiser = make_optimiser(part.parameters(), job.optimiser, job.learning_rate, job.weight_decay)
         return optimiser, make_schedule(optimiser, job.schedule, job.steps)
 
-    sites = {Place(m, m): ClientHalf(network.encoders[m], *stepping(network.encoders[m])) for m in modalities}
+    encoders = {m: cast("Encoder", network.encoders[m]) for m in modalities}
+    sites = {Place(m, m): ClientHalf(encoder, *stepping(encoder)) for m, encoder in encoders.items()}
     half = CoordinatorHalf(network.decoder, *stepping(network.decoder), exclusive=task.exclusive)
     return Parties(half, sites)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from splitpeer.audit.capture_audit import CaptureAudit
@@ -41,12 +42,14 @@ def attack_and_report(federation: Federation, page: Path, progress: Progress) ->
     write_phantom(strangers, STRANGERS, seed=federation.job.seed + 1000)
     salt = federation.folder / "pki" / "federation.salt"
     site = federation.site_of(MODALITY)
-    common = {"salt": salt, "truth": federation.data, "convention": "msd", "seed": federation.job.seed}
-    coordinator = CaptureAudit(
+    audit = partial(
+        CaptureAudit, salt=salt, truth=federation.data, convention="msd", seed=federation.job.seed
+    )
+    coordinator = audit(
         federation.capture("hub"), modality=MODALITY, samples=PATIENTS, shadow_images=400,
-        knows=(f"weights={_last_checkpoint(federation.folder / site / 'state')}", f"shadow={strangers}"), **common,
+        knows=(f"weights={_last_checkpoint(federation.folder / site / 'state')}", f"shadow={strangers}"),
     )  # fmt: skip
-    hospital = CaptureAudit(federation.capture(site), samples=48, step=1, **common)
+    hospital = audit(federation.capture(site), samples=48, step=1)
     folders, figures = [], {}
     for name, asked, attacks in (
         ("images", coordinator, ATTACKS),

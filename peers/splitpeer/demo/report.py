@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
+from splitpeer.data.files import Case
 from splitpeer.data.labels import regions
-from splitpeer.data.layouts import Case
 from splitpeer.data.nifti import read_voxels
 from splitpeer.data.task import GLIOMA_REGIONS
 from splitpeer.errors import JobFailed

@@ -8,10 +8,9 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from splitpeer.models.cut import Backbone, Cut, Level, level_name, level_number
+from splitpeer.models.cut import OUT_CHANNELS, Backbone, Cut, level_name, level_number
 from splitpeer.models.registry import (
     NETWORKS,
-    OUT_CHANNELS,
     build_decoder,
     build_encoder,
     build_split_network,
@@ -19,6 +18,7 @@ from splitpeer.models.registry import (
     make_backbone,
     unet_backbone,
 )
+from splitproto.messages import Level
 
 if TYPE_CHECKING:
     from splitpeer.models.backbone import Decoder, Encoder, SplitNetwork

@@ -112,10 +112,15 @@ class Decoder(nn.Module):
 
         With classes that exclude each other, the first, the background, keeps a bias of 0.
         """
-        nn.init.constant_(self.last.bias, RARE_FOREGROUND_BIAS)
+        bias = self.last.bias
+        if bias is None:
+            raise TypeError(
+                f"{type(self).__name__}.last has no bias: the network would start from half foreground"
+            )
+        nn.init.constant_(bias, RARE_FOREGROUND_BIAS)
         if exclusive:
             with torch.no_grad():
-                self.last.bias[0] = 0
+                bias[0] = 0
 
     def forward(
         self, activations: Activations, absent: Collection[str] = (), have: Mapping[str, Tensor] | None = None
@@ -153,8 +158,10 @@ class Decoder(nn.Module):
         if self.fusion == "mean":
             stacked = torch.stack(list(arrived.values()))
             return _mean_of_those(stacked, present, have) if have else stacked.mean(dim=0)
-        nothing = torch.zeros_like(arrived[present[0]]) if len(present) < len(self.seats) else None
-        return torch.cat([arrived.get(seat, nothing) for seat in self.seats], dim=1)
+        if len(present) < len(self.seats):
+            nothing = torch.zeros_like(arrived[present[0]])
+            return torch.cat([arrived.get(seat, nothing) for seat in self.seats], dim=1)
+        return torch.cat([arrived[seat] for seat in self.seats], dim=1)
 
 
 def _mean_of_those(stacked: Tensor, present: Sequence[str], have: Mapping[str, Tensor]) -> Tensor:
@@ -187,4 +194,7 @@ class SplitNetwork(nn.Module):
 
     def forward(self, images: Mapping[str, Tensor]) -> Tensor:
         """{seat: [B, in_channels, *spatial]} to logits [B, out_channels, *spatial]."""
-        return self.decoder({seat: encoder(images[seat]) for seat, encoder in self.encoders.items()})
+        logits: Tensor = self.decoder(
+            {seat: encoder(images[seat]) for seat, encoder in self.encoders.items()}
+        )
+        return logits

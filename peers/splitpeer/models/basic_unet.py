@@ -65,4 +65,5 @@ class Decoder(halves.Decoder):
         x = self.upcat_3(x, fused.get(2))
         x = self.upcat_2(x, fused.get(1))
         x = self.upcat_1(x, fused.get(0))
-        return self.final_conv(x)
+        logits: Tensor = self.final_conv(x)
+        return logits

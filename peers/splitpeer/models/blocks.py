@@ -11,7 +11,7 @@ from collections import OrderedDict
 import torch
 from torch import Tensor, nn
 
-CONVOLUTION = {2: nn.Conv2d, 3: nn.Conv3d}
+CONVOLUTION: dict[int, type[nn.Conv2d] | type[nn.Conv3d]] = {2: nn.Conv2d, 3: nn.Conv3d}
 _TRANSPOSED = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
 _POOLING = {2: nn.MaxPool2d, 3: nn.MaxPool3d}
 _NORM = {2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d}
@@ -63,7 +63,8 @@ class UpCat(nn.Module):
     def forward(self, x: Tensor, skipped: Tensor | None) -> Tensor:
         """[B, in_channels, *spatial] and, twice as large, [B, skip_channels, *spatial] or None."""
         x = self.upsample(x)
-        return self.convs(x if skipped is None else torch.cat([skipped, x], dim=1))
+        convolved: Tensor = self.convs(x if skipped is None else torch.cat([skipped, x], dim=1))
+        return convolved
 
 
 def _convolved(dimensions: int, in_channels: int, out_channels: int) -> nn.Sequential:

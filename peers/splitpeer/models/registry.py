@@ -12,8 +12,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
 from splitpeer.models import swin_size
-from splitpeer.models.cut import MAX_LEVELS, OUT_CHANNELS, Backbone, Cut, Level, level_name
-from splitproto.messages import Job, Setting
+from splitpeer.models.cut import MAX_LEVELS, OUT_CHANNELS, Backbone, Cut, level_name
+from splitproto.messages import Job, Level, Setting
 
 if TYPE_CHECKING:
     from splitpeer.models.backbone import Decoder, Encoder, Fusion, SplitNetwork
@@ -178,7 +178,8 @@ def build_encoder(backbone: Backbone, in_channels: int = 1, *, seed: int | None)
     """An `Encoder` with parameters from `seed`, or (None: what a real site wants) from private entropy."""
     from splitpeer.models.seeding import seeded
 
-    return seeded(partial(_module(backbone).Encoder, backbone, in_channels), seed)
+    build: Callable[[], Encoder] = partial(_module(backbone).Encoder, backbone, in_channels)
+    return seeded(build, seed)
 
 
 def build_decoder(
@@ -193,7 +194,10 @@ def build_decoder(
     """A `Decoder` with parameters from `seed`, or from private entropy if None."""
     from splitpeer.models.seeding import seeded
 
-    decoder = seeded(partial(_module(backbone).Decoder, backbone, modalities, fusion, out_channels), seed)
+    build: Callable[[], Decoder] = partial(
+        _module(backbone).Decoder, backbone, modalities, fusion, out_channels
+    )
+    decoder = seeded(build, seed)
     decoder.rare_foreground(exclusive=exclusive)
     return decoder
 
@@ -220,5 +224,5 @@ def build_split_network(
     return SplitNetwork(encoders, decoder)
 
 
-def _module(backbone: Backbone):  # type: ignore[no-untyped-def]
+def _module(backbone: Backbone) -> Any:
     return import_module(NETWORKS[backbone.network].module)

@@ -7,6 +7,7 @@ levels and concatenation it is exactly MONAI's network, `deep_supervision` off.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from typing import cast
 
 from monai.networks.blocks.dynunet_block import UnetOutBlock, UnetResBlock, UnetUpBlock
 from torch import Tensor, nn
@@ -65,12 +66,15 @@ class Decoder(halves.Decoder):
     @property
     def last(self) -> nn.Conv2d | nn.Conv3d:
         """The convolution that gives the logits."""
-        return self.output_block.conv.conv
+        convolution: nn.Conv2d | nn.Conv3d = self.output_block.conv.conv
+        return convolution
 
     def decode(self, fused: Mapping[int, Tensor]) -> Tensor:
         """Fused levels to logits [B, out_channels, *window]."""
         bottleneck = self.backbone.cut.bottleneck
         x = fused[bottleneck]
         for level, stage in zip(range(bottleneck - 1, -1, -1), self.upsamples, strict=True):
-            x = stage.conv_block(halves.joined(stage.transp_conv(x), fused.get(level)))
-        return self.output_block(x)
+            block = cast("UnetUpBlock", stage)
+            x = block.conv_block(halves.joined(block.transp_conv(x), fused.get(level)))
+        logits: Tensor = self.output_block(x)
+        return logits

@@ -16,7 +16,7 @@ from typing import TypeVar
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 PRIVATE_ENTROPY_BITS = 128  # PCG64's whole state
 
@@ -67,6 +67,6 @@ def seeded(build: Callable[[], Network], seed: int | None) -> Network:
     return network
 
 
-def _fill(parameter: nn.Parameter, values: np.ndarray) -> None:
+def _fill(parameter: Tensor, values: np.ndarray) -> None:
     with torch.no_grad():
         parameter.copy_(torch.from_numpy(values))

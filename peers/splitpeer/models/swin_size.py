@@ -9,7 +9,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from splitpeer.models.cut import Backbone, Level, level_name
+from splitpeer.models.cut import Backbone, level_name
+from splitproto.messages import Level
 
 STAGES = 4
 MAX_FEATURE_SIZE = 252
@@ -62,7 +63,7 @@ def encoder_parameters(backbone: Backbone, in_channels: int = 1) -> int:
     dimensions, settings = backbone.dimensions, backbone.settings
     (size,), window = settings["feature_size"], attention_window(backbone)
     table = math.prod(2 * width - 1 for width in window)
-    total = size * in_channels * 2**dimensions + size  # the patches
+    total: int = size * in_channels * 2**dimensions + size  # the patches
     for stage, (depth, heads) in enumerate(zip(settings["depths"], settings["num_heads"], strict=True)):
         width = size << stage
         block = (

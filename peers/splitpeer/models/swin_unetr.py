@@ -75,7 +75,8 @@ class Decoder(halves.Decoder):
     @property
     def last(self) -> nn.Conv2d | nn.Conv3d:
         """The convolution that gives the logits."""
-        return self.out.conv.conv
+        convolution: nn.Conv2d | nn.Conv3d = self.out.conv.conv
+        return convolution
 
     def decode(self, fused: Mapping[int, Tensor]) -> Tensor:
         """Fused levels to logits [B, out_channels, *window]."""
@@ -84,13 +85,14 @@ class Decoder(halves.Decoder):
         for level in range(bottleneck - 1, -1, -1):
             stage = getattr(self, f"decoder{level + 1}")
             x = stage.conv_block(halves.joined(stage.transp_conv(x), fused.get(level)))
-        return self.out(x)
+        logits: Tensor = self.out(x)
+        return logits
 
 
 def _share_index(transformer: nn.Module) -> None:
     """All blocks have one window: keep the index of its table once, and out of checkpoints, since it is no weight."""
-    index = None
+    index: Tensor | None = None
     for module in transformer.modules():
         if isinstance(module, WindowAttention):
-            index = module.relative_position_index if index is None else index
+            index = module.get_buffer("relative_position_index") if index is None else index
             module.register_buffer("relative_position_index", index, persistent=False)

@@ -28,6 +28,7 @@ from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from splitpeer.errors import ConfigError, DataError, DiskTrouble
 from splitpeer.logs import event
@@ -303,7 +304,7 @@ def _read(path: Path) -> dict[str, _Account]:
         ) from None
 
 
-def _account(entry: dict) -> _Account:
+def _account(entry: dict[str, Any]) -> _Account:
     paid: Counter[float] = Counter()
     for noise, count in entry["paid"].items():
         if not (float(noise) >= 0 and type(count) is int and count >= 0):

@@ -204,7 +204,6 @@ class Report:
 
 def _catalogue() -> dict[str, Promise]:
     """What the defences say of themselves."""
-
     return {
         name: Promise(title=one.title, promise=one.promise, guarantee=one.guarantee)
         for name, one in KINDS.items()

@@ -99,7 +99,7 @@ def image_tiles(
     tumour: NDArray[Any] | None,
     floor: NDArray[Any] | None,
 ) -> dict[str, list[str]]:
-    """ "truth", "found" and "floor" as data: addresses, where their arrays are given.
+    """Pictures "truth", "found" and "floor" as data: addresses, where their arrays are given.
 
     Args:
         truth, found, floor: [n, 1, *spatial], the same rows.
@@ -135,7 +135,7 @@ def image_tiles(
 def mask_tiles(
     truth: NDArray[Any] | None, found: NDArray[Any], masks: NDArray[Any] | None
 ) -> dict[str, list[str]]:
-    """ "truth" (the image, if there, with the true outline) and "found" (the recovered map).
+    """Pictures "truth" (the image, if there, with the true outline) and "found" (the recovered map).
 
     Args:
         truth: [n, 1, *spatial] images.

@@ -29,7 +29,7 @@ def share(value: float | None) -> str:
 
 
 def plural(count: int, word: str) -> str:
-    """ "1 view", "1 000 views"."""
+    """A number with its noun: "1 view", "1 000 views"."""
     return f"{figure(count, 0)} {word}{'' if count == 1 else 's'}"
 
 

@@ -34,7 +34,7 @@ def answers(found: Sequence[Configuration], points: Sequence[Point] = ()) -> tup
 
 
 def under(name: str) -> str:
-    """ "without a defence", or "under dropout:0.5"."""
+    """How a sentence names a configuration: "without a defence", or "under dropout:0.5"."""
     return "without a defence" if name == UNDEFENDED else f"under {brief(name)}"
 
 

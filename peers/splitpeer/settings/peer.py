@@ -8,11 +8,10 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
 from pydantic import Field, model_validator
 
-from splitpeer.data.normalisation import KINDS
 from splitpeer.data.rules import MAX_VOXELS, Rules
 from splitpeer.errors import ConfigError
 from splitpeer.settings.bounds import Bounds
@@ -147,7 +146,9 @@ class Policy(Bounds):
         "f32",
         "bf16",
     )
-    normalisation: Annotated[tuple[NormalisationKind, ...], Field(min_length=1), Distinct] = KINDS
+    normalisation: Annotated[tuple[NormalisationKind, ...], Field(min_length=1), Distinct] = get_args(
+        NormalisationKind
+    )
     """What may be done to intensities before the encoder sees them: a job's window shows what lies within it in full
     contrast. With ``image_defences`` only zscore-nonzero is taken, whatever stands here."""
     max_message_mib: PositiveInt = 1024
@@ -307,7 +308,7 @@ class PeerConfig(Settings):
         return own
 
     def allow_list(self) -> AllowList:
-        """A client's: the coordinators of [policy]. (A coordinator's comes from its job.)"""
+        """A client's: the coordinators of [policy]. A coordinator's comes from its job."""
         if self.policy is None:
             raise ConfigError(
                 f"{self.source}: a {self.peer.role} has no [policy]: its job.toml lists the sites"

@@ -8,14 +8,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import Literal
 
 import torch
 from torch import nn
 from torch.optim import Optimizer
-
-OptimiserName = Literal["adam", "adamw", "sgd"]
-ScheduleKind = Literal["one-cycle", "cosine", "constant"]
 
 OPTIMISERS = ("adam", "adamw", "sgd")
 SCHEDULES = ("one-cycle", "cosine", "constant")
@@ -28,7 +24,7 @@ MOMENTUM_LOW, MOMENTUM_HIGH = 0.85, 0.95
 
 
 def make_optimiser(
-    params: Iterable[nn.Parameter], name: OptimiserName = "adam", lr: float = 5e-3, weight_decay: float = 0.0
+    params: Iterable[nn.Parameter], name: str = "adam", lr: float = 5e-3, weight_decay: float = 0.0
 ) -> Optimizer:
     """Adam, AdamW, or SGD with Nesterov momentum .9, at torch's defaults otherwise.
 
@@ -49,7 +45,7 @@ def make_optimiser(
     raise ValueError(f"optimiser must be one of {list(OPTIMISERS)}, not {name!r}")
 
 
-def rate(kind: ScheduleKind, step: int, total_steps: int) -> float:
+def rate(kind: str, step: int, total_steps: int) -> float:
     """The learning rate of step `step` (0 is the first), as a factor of the job's rate.
 
     "one-cycle" climbs from 1/25 to 1 over the first 30 % and falls to 1/250,000, both along a cosine;
@@ -69,7 +65,7 @@ def rate(kind: ScheduleKind, step: int, total_steps: int) -> float:
 class Schedule:
     """Sets an optimiser's rate from the number of steps done; it can go to any step, as after a rollback."""
 
-    def __init__(self, optimiser: Optimizer, kind: ScheduleKind, total_steps: int) -> None:
+    def __init__(self, optimiser: Optimizer, kind: str, total_steps: int) -> None:
         if total_steps < 1:
             raise ValueError(f"a schedule needs at least one step, not {total_steps}")
         self._optimiser, self._kind, self._total_steps = optimiser, kind, total_steps
@@ -97,7 +93,7 @@ class Schedule:
                     group["momentum"] = momentum
 
 
-def make_schedule(optimiser: Optimizer, kind: ScheduleKind, total_steps: int) -> Schedule:
+def make_schedule(optimiser: Optimizer, kind: str, total_steps: int) -> Schedule:
     """A `Schedule` at step 0; the optimiser's own rate is the highest it will use.
 
     Raises:

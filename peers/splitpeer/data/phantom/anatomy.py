@@ -164,7 +164,7 @@ class Pose:
 
     def to_person(self, template_mm: NDArray[np.float64]) -> NDArray[np.float64]:
         """A template position (relative to `CENTRE_MM`) in the person's millimetres."""
-        return np.linalg.solve(self.matrix, template_mm)
+        return np.linalg.solve(self.matrix, template_mm).astype(np.float64, copy=False)
 
 
 @lru_cache(maxsize=2)

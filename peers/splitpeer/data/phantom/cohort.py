@@ -88,7 +88,7 @@ def write_phantom(
             for index in range(patients)
             if not all(p.exists() for p in _Files.of(root, patients, index))
         ]
-        jobs = [_Job(root, patients, index, seed, tuple(shape), tuple(spacing_mm)) for index in missing]
+        jobs = [_Job(root, patients, index, seed, shape, spacing_mm) for index in missing]
         _run(jobs, patients, workers or len(os.sched_getaffinity(0)), progress)
         _write(root / "msd" / "dataset.json", _dataset_json(patients))
     except OSError as error:

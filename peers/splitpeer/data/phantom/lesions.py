@@ -94,6 +94,8 @@ class Glioma:
 
 @dataclass(frozen=True)
 class Lookalike:
+    """A healthy or old finding that a careless network takes for tumour."""
+
     kind: str  # a key of LOOKALIKES
     centre_mm: NDArray[np.float64]
     radius_mm: float
@@ -126,12 +128,14 @@ def draw_lookalikes(rng: np.random.Generator, places_mm: NDArray[np.float64], po
 
 def _direction(rng: np.random.Generator) -> NDArray[np.float64]:
     vector = rng.standard_normal(3)
-    return vector / np.sqrt((vector**2).sum())
+    unit: NDArray[np.float64] = vector / np.sqrt((vector**2).sum())
+    return unit
 
 
 def _soft(depth_mm: Volume, width_mm: float) -> Volume:
     """Membership from signed depth (positive inside): a linear ramp of that width across the border."""
-    return np.clip(depth_mm / np.float32(width_mm) + np.float32(0.5), 0, 1)
+    ramp: Volume = np.clip(depth_mm / np.float32(width_mm) + np.float32(0.5), 0, 1)
+    return ramp
 
 
 def _joined(part: NDArray[np.bool_], seed: NDArray[np.bool_]) -> NDArray[np.bool_]:
@@ -140,7 +144,8 @@ def _joined(part: NDArray[np.bool_], seed: NDArray[np.bool_]) -> NDArray[np.bool
     kept = np.zeros(count + 1, bool)
     kept[pieces[seed]] = True
     kept[0] = False
-    return ndimage.binary_dilation(kept[pieces])
+    joined: NDArray[np.bool_] = ndimage.binary_dilation(kept[pieces])
+    return joined
 
 
 class Canvas:
@@ -228,10 +233,10 @@ class Canvas:
             ((axis[part] - middle) / factor).astype(np.float32)
             for axis, part, middle, factor in zip(self._grid.axes, box, centre, stretch, strict=True)
         )
-        distance = np.sqrt(x[:, None, None] ** 2 + y[None, :, None] ** 2 + z[None, None, :] ** 2)
+        distance: Volume = np.sqrt(x[:, None, None] ** 2 + y[None, :, None] ** 2 + z[None, None, :] ** 2)
         if not ragged:
             return np.float32(radius) - distance
-        lobes = 1 + 0.28 * self._textures.coarse[box] + 0.14 * self._textures.fine[box]
+        lobes: Volume = 1 + 0.28 * self._textures.coarse[box] + 0.14 * self._textures.fine[box]
         return np.float32(radius) * lobes - distance
 
     def _paint(

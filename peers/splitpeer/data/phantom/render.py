@@ -45,6 +45,7 @@ class Patient:
 
 @lru_cache(maxsize=1)
 def tissue_maps() -> TissueMaps:
+    """`load_tissue_maps`, once per process. Raises DataError: nilearn is missing."""
     return load_tissue_maps()
 
 

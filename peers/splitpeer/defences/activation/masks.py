@@ -14,7 +14,7 @@ from splitpeer.defences.randomness import Draw
 
 
 def masked(tensor: Tensor, mask: Tensor) -> Tensor:
-    """`tensor` where `mask`, else +0. (A product with zero would keep the sign, and send it.)"""
+    """`tensor` where `mask`, else +0: a product with zero would keep the sign, and send it."""
     return torch.where(mask, tensor, tensor.new_zeros(()))
 
 
