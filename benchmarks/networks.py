@@ -19,12 +19,14 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from splitpeer.data.phantom.cohort import write_phantom
 from splitpeer.demo.federation import SITES, DemoJob, Federation
-from splitpeer.models import make_backbone
+from splitpeer.models import Cut, make_backbone
 
 MODELS: dict[str, dict[str, Any]] = {
     "basic-unet": {"features": [8, 8, 16, 32, 64, 8]},
     "residual-unet": {"features": [8, 8, 16, 32, 64]},
+    "swin-unetr": {"feature_size": [12], "num_heads": [2, 4, 8, 16]},
 }
 
 
@@ -38,20 +40,30 @@ class NetworkJob(DemoJob):
         """`job.toml` as a dict."""
         return {**super().toml(), "model": self.model}
 
+    def policy(self) -> dict[str, Any]:
+        """Every level of the network may leave."""
+        return {**super().policy(), "levels": list(range(len(self.cut().levels)))}
+
+    def cut(self) -> Cut:
+        """All levels of the network."""
+        settings = {
+            name: value for name, value in self.model.items() if name not in ("network", "dimensions")
+        }
+        return make_backbone(self.model["network"], 2, settings).cut
+
 
 def octets(job: NetworkJob) -> int:
     """Of activations up and gradients down in the whole training, all sites together."""
-    toml = job.toml()
-    settings = {name: value for name, value in job.model.items() if name not in ("network", "dimensions")}
-    cut = make_backbone(job.model["network"], 2, settings).cut
-    values = sum(math.prod(shape) for shape in cut.shapes(job.batch, toml["data"]["window"]).values())
+    shapes = job.cut().shapes(job.batch, job.toml()["data"]["window"])
+    values = sum(math.prod(shape) for shape in shapes.values())
     return 2 * 4 * values * len(SITES) * job.steps
 
 
-def trained(job: NetworkJob, folder: Path) -> dict[str, Any]:
-    """Mean Dice, octets and seconds of one run."""
+def trained(job: NetworkJob, folder: Path, patients: Path) -> dict[str, Any]:
+    """Dice, octets and seconds of one run in a new folder, with patients that are there."""
+    folder.mkdir()
     federation = Federation(folder, job)
-    federation.render(lambda done, total: None)
+    federation.data.symlink_to(patients)
     federation.set_up()
     began = time.perf_counter()
     federation.start()
@@ -79,14 +91,16 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
     rows = []
-    for name in given.networks:
-        with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder:
+        patients = Path(folder) / "patients"
+        write_phantom(patients, given.patients, seed=DemoJob.seed)
+        for name in given.networks:
             model = {"network": name, "dimensions": 2, **MODELS[name]}
             job = NetworkJob(
                 patients=given.patients, validation=given.validation, steps=given.steps, batch=given.batch,
                 evaluations=1, model=model,
             )  # fmt: skip
-            rows.append(trained(job, Path(folder)))
+            rows.append(trained(job, Path(folder) / name, patients))
     if given.json:
         json.dump(rows, sys.stdout, indent=1)
         return

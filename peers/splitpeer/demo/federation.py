@@ -81,6 +81,10 @@ class DemoJob:
             "output": {"folder": "results"},
         }
 
+    def policy(self) -> dict[str, Any]:
+        """[policy] of every site, where it is not the default."""
+        return {"coordinators": [HUB]}
+
 
 class Federation:
     """The folder of one demonstration, and its daemons.
@@ -139,7 +143,7 @@ class Federation:
                     "peer": {"role": "client", "site": site, "federation": FEDERATION, "modality": modality},
                     "network": {"coordinator": f"tcp://localhost:{port}", "reconnect_s": 120},
                     "data": {"images": f"../{self.data.name}/{modality}"},
-                    "policy": {"coordinators": [HUB]},
+                    "policy": self.job.policy(),
                     # A fixed seed so that the demonstration repeats; hospitals keep the default, "private".
                     "runtime": runtime | {"initial_weights": self.job.seed},
                 },
