@@ -484,3 +484,70 @@ def test_data_check_reads_a_folder_and_names_what_is_broken(
     whole = (tmp_path / "one.nii.gz").read_bytes()
     (tmp_path / "two.nii.gz").write_bytes(whole[: len(whole) // 2])
     assert "two.nii.gz" in check(4)
+
+
+TASK = """
+[job]
+name = "liver"
+[sites]
+north = "ct"
+[task]
+values = { liver = 1, lesion = 2 }
+[task.normalisation]
+ct = "window:-100,300"
+"""
+
+
+def test_data_check_reads_masks_and_images_as_a_job_does(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import nibabel
+    import numpy as np
+
+    def check(code: int, *arguments: str) -> tuple[str, str]:
+        with pytest.raises(SystemExit) as left:
+            main(("data", "check", *arguments))
+        said = capsys.readouterr()
+        assert left.value.code == code, said
+        return said.out, said.err
+
+    (tmp_path / "job.toml").write_text(TASK)
+    job, masks, images = ("--job", str(tmp_path / "job.toml")), tmp_path / "labels", tmp_path / "ct"
+    mask, flat = np.tile(np.uint8([0, 1, 2, 2]), (8, 8, 2)), np.full((8, 8, 8), 40.0, np.float32)
+    for folder, voxels in ((masks, mask), (images, flat)):
+        folder.mkdir()
+        nibabel.save(nibabel.Nifti1Image(voxels, np.eye(4)), folder / "one.nii.gz")
+    _, error = check(4, str(masks), "--convention", "task")
+    assert (
+        error
+        == 'splitpeer: convention "task" says that the masks hold the values of a job: add --job job.toml\n'
+    )
+    out, _ = check(0, str(masks), "--convention", "task", *job)
+    assert "usable" in out and "liver" in out and "lesion" in out
+    nibabel.save(nibabel.Nifti1Image(mask + np.uint8(1), np.eye(4)), masks / "two.nii.gz")
+    out, _ = check(4, str(masks), "--convention", "task", *job)
+    assert "label value(s) 3 are not in the job's [task]" in out
+    _, error = check(4, str(masks), "--convention", "msd", *job)
+    assert error.count("\n") == 1 and 'write convention = "task"' in error
+    # Hounsfield units need no background of zeros.
+    assert "background included" in check(0, str(images), "--modality", "ct")[0]
+    assert "background included" not in check(0, str(images), "--modality", "ct", *job)[0]
+
+
+def test_data_check_without_a_folder_takes_the_settings_and_the_job(
+    federation: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import nibabel
+    import numpy as np
+
+    monkeypatch.setattr(machine, "_synchronised", lambda: True)
+    given = ("--role", "coordinator", "--convention", "task", "--listen", "tcp://127.0.0.1:0")
+    (federation / "labels").mkdir()
+    mask = np.zeros((8, 8, 8), np.uint8)
+    mask[2:4, 2:4, 2:4] = 2
+    nibabel.save(nibabel.Nifti1Image(mask, np.eye(4)), federation / "labels" / "one.nii.gz")
+    assert in_process(capsys, "init", *given)[0] == 0
+    (federation / "job.toml").write_text(TASK)
+    code, text = in_process(capsys, "data", "check")
+    assert (code, "add --job job.toml" in text) == (4, True)
+    assert in_process(capsys, "data", "check", "--job", "job.toml")[0] == 0

@@ -83,7 +83,13 @@ def phantom(
     "--modality", "modalities", multiple=True, help="Look at this contrast only; may be given several times."
 )
 @click.option(
-    "--convention", type=click.Choice(("msd", "brats", "brats2023", "nnunet")), help="Of the masks."
+    "--convention", type=click.Choice(("msd", "brats", "brats2023", "nnunet", "task")), help="Of the masks."
+)
+@click.option(
+    "--job",
+    "job_file",
+    type=FILE,
+    help="job.toml, whose [task] says what the masks mean and how images are normalised.",
 )
 @config_option
 @set_option
@@ -93,6 +99,7 @@ def check(
     layout: str | None,
     modalities: tuple[str, ...],
     convention: str | None,
+    job_file: Path | None,
     config_file: Path | None,
     settings: tuple[str, ...],
     as_json: bool,
@@ -100,8 +107,12 @@ def check(
     """Read every image in FOLDER as the loader does, and name every problem by file.
 
     Without FOLDER: the folder, layout, contrasts and convention of peer.toml, after the checks of config check.
+    With --job, masks and images are read as this job will read them.
     """
+    from splitpeer.data.check import by_default
     from splitpeer.data.check import check as look
+    from splitpeer.settings.job import JobConfig
+    from splitpeer.settings.task import CONVENTION_OF_TASK
 
     if folder is None:
         config = load_peer(config_file, settings)
@@ -118,14 +129,20 @@ def check(
             raise ConfigError("; ".join(finding.text for finding in found if finding.level == "problem"))
     elif config_file is not None or settings:
         raise ConfigError("--config and --set are for a check without FOLDER: leave one or the other out")
+    task = JobConfig.load(job_file).task if job_file else None
+    if task is None and convention == CONVENTION_OF_TASK:
+        raise ConfigError(
+            'convention "task" says that the masks hold the values of a job: add --job job.toml'
+        )
     with bar("reading") as progress:
-        task = progress.add_task("", total=None)
+        reading = progress.add_task("", total=None)
         report = look(
             folder,
             layout,
             modalities,
-            convention,
-            lambda done, total, _: progress.update(task, completed=done, total=total),
+            task.task(convention) if task and convention else convention,
+            lambda done, total, _: progress.update(reading, completed=done, total=total),
+            rule=task.rule if task else by_default,
         )
     if as_json:
         click.echo(report.as_json())

@@ -32,6 +32,13 @@ SOMETHING = "image"
 
 Progress = Callable[[int, int, Path], None]
 """Called before each file with its number (from 1), the number of files, and its path."""
+RuleOf = Callable[[str], Normalisation]
+"""How images of a modality are normalised."""
+
+
+def by_default(modality: str) -> Normalisation:
+    """The rule where no job says another."""
+    return DEFAULT
 
 
 @dataclass
@@ -91,13 +98,13 @@ def check(
     convention: Task | str | None = None,
     progress: Progress | None = None,
     rules: Rules | None = None,
-    normalisation: Normalisation = DEFAULT,
+    rule: RuleOf = by_default,
 ) -> Report:
     """Read every volume under `root` in full, as training will (by the same code), and report.
 
     `layout` None: detected where only one fits. Without `modalities`: all that names tell of. Where they tell of none,
     all files are of one kind: images, or masks where `convention` is given without `modalities`. `convention`:
-    what the masks mean, by its name, or the task itself.
+    what the masks mean, by its name, or the task itself. `rule`: the job's.
     Raises DataError only where there is nothing to report on (no such folder, no layout fits, an unknown
     name).
     """
@@ -114,7 +121,7 @@ def check(
         for case in found.cases:
             by_patient.setdefault(case.patient, []).append((kind, case))
     files = sum(len(found.cases) for found in kinds.values())
-    inspection = _Inspection(report, files, progress, rules, task, normalisation)
+    inspection = _Inspection(report, files, progress, rules, task, rule)
     for patient in sorted(by_patient):
         inspection.patient(by_patient[patient])
         if missing := [kind for kind in kinds if kind not in dict(by_patient[patient])]:
@@ -179,10 +186,10 @@ class _Inspection:
         progress: Progress | None,
         rules: Rules | None,
         task: Task | None,
-        normalisation: Normalisation,
+        rule: RuleOf,
     ) -> None:
         self._report, self._files, self._progress, self._rules = report, files, progress, rules
-        self._task, self._normalisation = task, normalisation
+        self._task, self._rule = task, rule
         self._done = 0
         self._dark_rims = self._rims = 0
         self._census = MaskCensus(task)
@@ -212,7 +219,7 @@ class _Inspection:
                 mask = trained
             elif trained is not None:
                 self._report.warnings += [
-                    f"{case.path}: {text}" for text in image_warnings(voxels, self._normalisation)
+                    f"{case.path}: {text}" for text in image_warnings(voxels, self._rule(kind))
                 ]
                 contrast = voxels if kind == "t1ce" else contrast
         tumour = self._task is not None and self._task.convention
@@ -233,7 +240,7 @@ class _Inspection:
         if kind == "labels" and task is None:
             return None
         try:
-            return prepare(case, voxels, header, labels=task, normalisation=self._normalisation)
+            return prepare(case, voxels, header, labels=task, normalisation=self._rule(kind))
         except DataError as error:
             self._report.problems.append(str(error))
             return None
