@@ -19,19 +19,19 @@ from .text import is_printable
 _FIGURE = re.compile(r"[A-Za-z0-9_.-]{1,32}")
 
 
-class Kind(Protocol):
+class FieldKind(Protocol):
     """A kind of field."""
 
     def read(self, value: Any, where: str) -> Any: ...
     def write(self, value: Any, where: str) -> Any: ...
 
 
-def wire(kind: Kind, **options: Any) -> Any:
+def wire(kind: FieldKind, **options: Any) -> Any:
     """A dataclass field that travels; with `default=None` it may be absent."""
     return field(metadata={"wire": kind}, **options)
 
 
-def kinds_of(cls: type) -> dict[str, tuple[Kind, bool]]:
+def kinds_of(cls: type) -> dict[str, tuple[FieldKind, bool]]:
     """name -> (kind, required?) of a message or record class."""
     return {f.name: (f.metadata["wire"], f.default is MISSING) for f in fields(cls) if "wire" in f.metadata}
 
@@ -145,7 +145,7 @@ class Octets:
 class ListOf:
     """A list of `low` to `high` items of one kind; a tuple in Python."""
 
-    item: Kind
+    item: FieldKind
     high: int
     low: int = 0
 

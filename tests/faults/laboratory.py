@@ -31,7 +31,7 @@ import torch
 from splitpeer.coordinator import coordinator
 from splitpeer.daemon import board as status
 from splitpeer.daemon import witness
-from splitpeer.daemon.console import View
+from splitpeer.daemon.console import RunView
 from splitpeer.data import volumes
 from splitpeer.errors import DataError
 from splitpeer.settings.job import JobConfig
@@ -513,7 +513,7 @@ def run_id(number: int) -> bytes:
 # --- stand-ins ---------------------------------------------------------------------------------------------
 
 
-class _Blind(View):
+class _Blind(RunView):
     """Sees nothing."""
 
     def _nothing(self, *_: Any) -> None:

@@ -43,7 +43,7 @@ def plain(value: Any) -> Any:
     return value
 
 
-def kind(of: fields.Kind) -> dict[str, Any]:
+def kind(of: fields.FieldKind) -> dict[str, Any]:
     """A field's kind as the registry writes it."""
     match of:
         case fields.Int(low, high):

@@ -17,7 +17,7 @@ from splitpeer.captures.reader import Capture
 from splitpeer.captures.recorder import read_key
 from splitpeer.captures.redefend import defended
 from splitpeer.data.modalities import canonical_modality
-from splitpeer.data.normalisation import DEFAULT, Normalisation
+from splitpeer.data.normalisation import DEFAULT, Normaliser
 from splitpeer.data.pseudonym import load_salt
 from splitpeer.data.task import Task
 from splitpeer.data.volumes import Triple, Volumes
@@ -134,7 +134,7 @@ class CaptureAudit:
         shadow_folder: tuple[Path, ...] | None,
         view: View,
         window: Triple,
-        rule: Callable[[str], Normalisation],
+        rule: Callable[[str], Normaliser],
     ) -> Samples | None:
         if shadow_folder is None:
             return None
@@ -150,7 +150,7 @@ class CaptureAudit:
         return shadow(cohort, window, self.shadow_images, self.seed)
 
 
-def _rule(opened: VerifiedCapture) -> Callable[[str], Normalisation]:
+def _rule(opened: VerifiedCapture) -> Callable[[str], Normaliser]:
     """How the recorded job has images normalised, by modality."""
     job = opened.capture.header.job
     return (lambda modality: normalisation_of(job, modality)) if job else (lambda modality: DEFAULT)

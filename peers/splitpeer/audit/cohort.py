@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from splitpeer.data.layouts import find_images, find_labels
-from splitpeer.data.normalisation import DEFAULT, Normalisation
+from splitpeer.data.normalisation import DEFAULT, Normaliser
 from splitpeer.data.task import Task
 from splitpeer.data.volumes import Triple, Volumes
 from splitpeer.errors import ConfigError, DataError
@@ -33,7 +33,7 @@ class Cohort:
         layout: str = "folder",
         convention: Task | str | None = None,
         spacing: tuple[float, float, float] | None = None,
-        rule: Callable[[str], Normalisation] = lambda modality: DEFAULT,
+        rule: Callable[[str], Normaliser] = lambda modality: DEFAULT,
     ) -> Cohort:
         """`folder` holds a folder per modality (t1/, flair/ ...) and, with `convention`, labels/; any other layout is
         searched for each modality in `folder` itself. A folder that itself holds the images of the one modality

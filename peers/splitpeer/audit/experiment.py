@@ -23,7 +23,7 @@ from splitpeer.audit.rehearsal import COORDINATOR, Rehearsal, Rehearsed
 from splitpeer.audit.run_folder import RunFolder, network_of
 from splitpeer.captures.reader import Capture, Verdict, open_capture
 from splitpeer.errors import AttackImpossible, ConfigError, DataError
-from splitpeer.report.model import Network, Privacy, Source
+from splitpeer.report.model import Privacy, RunNetwork, Source
 from splitpeer.training.scores import Scores
 
 
@@ -83,7 +83,7 @@ class VerifiedCapture:
             samples=len(view.targets),
         )  # fmt: skip
 
-    def network(self, view: View) -> Network:
+    def network(self, view: View) -> RunNetwork:
         """What its job exchanges."""
         header = self.capture.header
         sites = {party.site: party.modality for party in header.peers if party.modality}
@@ -100,7 +100,7 @@ class Experiment:
     knowledge: Knowledge
     judge: Judge
     source: Source
-    network: Network
+    network: RunNetwork
     seed: int = 0
     device: str = "cpu"
 

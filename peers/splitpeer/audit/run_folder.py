@@ -14,7 +14,7 @@ import splitproto
 from splitpeer.attacks.base import View
 from splitpeer.attacks.catalogue import described
 from splitpeer.audit.judge import Judge, Outcome
-from splitpeer.report.model import Entry, Level, Network, Privacy, Run, Source
+from splitpeer.report.model import Entry, Privacy, Run, RunLevel, RunNetwork, Source
 from splitpeer.report.store import ARRAYS, ATTACK, save_run
 from splitpeer.training.scores import Scores
 from splitproto.tensors import DTYPES
@@ -44,7 +44,7 @@ class RunFolder:
 
     folder: Path
     source: Source
-    network: Network
+    network: RunNetwork
     commands: tuple[str, ...] = ()
     digests: dict[str, str] = field(default_factory=dict)
     trained: bool = True
@@ -154,7 +154,7 @@ def applied(view: View) -> tuple[str, ...]:
     return (*view.defences, f"withhold@{','.join(missing)}") if missing else view.defences
 
 
-def network_of(view: View, sites: Mapping[str, str], precision: str) -> Network:
+def network_of(view: View, sites: Mapping[str, str], precision: str) -> RunNetwork:
     """What the job exchanges, per level of one sample."""
     size, cut = DTYPES[precision].itemsize, view.backbone.cut
     levels = []
@@ -162,7 +162,7 @@ def network_of(view: View, sites: Mapping[str, str], precision: str) -> Network:
         shape, sent = cut.shape(level, view.window), level in cut.sent
         octets = size * int(np.prod(shape))
         levels.append(
-            Level(
+            RunLevel(
                 name=one.name,
                 shape=shape,
                 octets=octets,
@@ -174,7 +174,7 @@ def network_of(view: View, sites: Mapping[str, str], precision: str) -> Network:
                 gradient_defences=view.gradient_defences,
             )
         )
-    return Network(
+    return RunNetwork(
         dimensions=view.dimensions, window=view.window,
         network=view.backbone.network, settings=dict(view.backbone.settings), fusion=view.fusion,
         sites=dict(sites), levels=tuple(levels), image_octets=4 * int(np.prod(view.window)),

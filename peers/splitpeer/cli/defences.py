@@ -11,7 +11,7 @@ from rich.table import Table
 
 from splitpeer.cli.options import echo_json, json_option
 from splitpeer.defences.kinds import KINDS
-from splitpeer.defences.specs import Kind, Parameter
+from splitpeer.defences.specs import DefenceKind, Parameter
 
 _WHERE = {
     "activations": "peer.toml [policy] defences",
@@ -46,7 +46,7 @@ def defences(as_json: bool) -> None:
     )  # fmt: skip
 
 
-def _described(kind: Kind) -> dict[str, Any]:
+def _described(kind: DefenceKind) -> dict[str, Any]:
     return {
         "name": kind.name,
         "title": kind.title,

@@ -19,7 +19,7 @@ from splitpeer.coordinator.run_files import RunFiles, RunResult
 from splitpeer.coordinator.team import Team
 from splitpeer.coordinator.trainer import DISK_S, Trainer
 from splitpeer.daemon import happenings as h
-from splitpeer.daemon.console import View
+from splitpeer.daemon.console import RunView
 from splitpeer.daemon.duty import Duty
 from splitpeer.daemon.refusals import Refusals
 from splitpeer.daemon.sinks.console import ConsoleSink
@@ -99,7 +99,7 @@ class Coordinator:
         config: PeerConfig,
         job: JobConfig,
         stop: asyncio.Event,
-        view: View,
+        view: RunView,
         *,
         resume: bool | None = False,
         duty: Duty | None = None,

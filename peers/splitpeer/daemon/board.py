@@ -25,10 +25,10 @@ from splitpeer.daemon.status_schema import (
     VERSION,
     Document,
     Ended,
-    Head,
     Moment,
     SiteFigures,
     SiteStatus,
+    StatusHead,
     Wait,
     Work,
     WorkStatus,
@@ -62,7 +62,7 @@ class Board:
     def __init__(self, config: PeerConfig) -> None:
         peer = config.peer
         self._path = peer.state / NAME
-        self._head: Head = {
+        self._head: StatusHead = {
             "version": VERSION,
             "agent": f"splitpeer/{__version__}",
             "role": peer.role,

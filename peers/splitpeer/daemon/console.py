@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 LINE_EVERY_S = 5.0
 
 
-class View(Protocol):
+class RunView(Protocol):
     """Told by the coordinator; must not raise or wait."""
 
     def waiting(self, missing: str) -> None:
@@ -156,7 +156,7 @@ class LiveView:
         self._progress.stop()
 
 
-def make_view() -> View:
+def make_view() -> RunView:
     """`LiveView` on a terminal, `LogView` elsewhere."""
     console = Console(stderr=True)
     return LiveView(console) if console.is_terminal and sys.stderr.isatty() else LogView()

@@ -113,7 +113,7 @@ class SiteStatus(_OfSite, Rates, total=False):
     absent_since: Moment
 
 
-class Head(TypedDict):
+class StatusHead(TypedDict):
     """Who writes."""
 
     version: int
@@ -129,7 +129,7 @@ class Head(TypedDict):
     started: Moment
 
 
-class Document(Head):
+class Document(StatusHead):
     """The whole file."""
 
     written: Moment

@@ -37,7 +37,7 @@ _TAIL = 1 << 16  # octets: longer than most lines
 
 
 @dataclass(frozen=True)
-class Verdict:
+class TrailVerdict:
     """What `verify` found."""
 
     entries: int
@@ -109,7 +109,7 @@ class Trail:
             os.close(file)
 
 
-def verify(path: Path) -> Verdict:
+def verify(path: Path) -> TrailVerdict:
     """Follow the chain from the first line to the last.
 
     Raises:
@@ -123,14 +123,14 @@ def verify(path: Path) -> Verdict:
             torn += line
             continue
         if said != _chain(chain, text) or entry.get("n") != count + 1:
-            return Verdict(count, chain, f"line {number} is not chained to the line before it")
+            return TrailVerdict(count, chain, f"line {number} is not chained to the line before it")
         if torn and (entry.get("event") != TORN or entry.get("sha256") != _of_torn(torn)["sha256"]):
-            return Verdict(count, chain, f"line {number - 1} is none of the trail's")
+            return TrailVerdict(count, chain, f"line {number - 1} is none of the trail's")
         chain, count, torn = said, count + 1, b""
     # Half a line at the very end is a crash, and the next start will say so.
     if torn.endswith(b"\n"):
-        return Verdict(count, chain, "the last line is none of the trail's")
-    return Verdict(count, chain)
+        return TrailVerdict(count, chain, "the last line is none of the trail's")
+    return TrailVerdict(count, chain)
 
 
 def entries(path: Path) -> list[dict[str, Value]]:

@@ -18,8 +18,8 @@ from splitpeer.data.labels import shown, task_of
 from splitpeer.data.mask_values import MaskCensus
 from splitpeer.data.modalities import ANY, canonical_modality
 from splitpeer.data.msd import label_names
-from splitpeer.data.nifti import Header, Rules, read_voxels
-from splitpeer.data.normalisation import DEFAULT, Normalisation
+from splitpeer.data.nifti import NiftiHeader, Rules, read_voxels
+from splitpeer.data.normalisation import DEFAULT, Normaliser
 from splitpeer.data.quality import image_warnings
 from splitpeer.data.task import Task
 from splitpeer.data.volumes import prepare
@@ -42,7 +42,7 @@ def by_default(modality: str) -> Normalisation:
 
 
 @dataclass
-class Report:
+class DataReport:
     """The findings. `counts`: patients per modality (or "images"), and "labels"; the others: value -> files.
 
     `problems` make data unusable; `warnings` want a second look.
@@ -99,7 +99,7 @@ def check(
     progress: Progress | None = None,
     rules: Rules | None = None,
     rule: RuleOf = by_default,
-) -> Report:
+) -> DataReport:
     """Read every volume under `root` in full, as training will (by the same code), and report.
 
     `layout` None: detected where only one fits. Without `modalities`: all that names tell of. Where they tell of none,
@@ -110,7 +110,7 @@ def check(
     """
     layout = layout or layouts.detect_layout(root)
     task = task_of(convention) if convention is not None else None
-    report = Report(str(root), layout, (task.convention or f"[task] ({task})") if task else None)
+    report = DataReport(str(root), layout, (task.convention or f"[task] ({task})") if task else None)
     kinds = _find(Path(root), report, [canonical_modality(one) for one in modalities])
     by_patient: dict[str, list[tuple[str, Case]]] = {}
     report.warnings += naming_warnings(Path(root), kinds.values())
@@ -134,7 +134,7 @@ def check(
     return report
 
 
-def _find(root: Path, report: Report, wanted: Sequence[str]) -> dict[str, Found]:
+def _find(root: Path, report: DataReport, wanted: Sequence[str]) -> dict[str, Found]:
     """What is there by kind; what cannot be listed becomes a problem, unless nothing at all can."""
     layout, first = report.layout, next(iter(wanted), "")
     listed = layouts.listing(root, layout, first)
@@ -160,7 +160,7 @@ def _find(root: Path, report: Report, wanted: Sequence[str]) -> dict[str, Found]
     return kinds
 
 
-def _look(root: Path, report: Report, modality: str | None, kinds: dict[str, Found]) -> None:
+def _look(root: Path, report: DataReport, modality: str | None, kinds: dict[str, Found]) -> None:
     """Find one kind, None for the masks, with everything that is wrong with it."""
     found: Found | None = None
     try:
@@ -181,7 +181,7 @@ class _Inspection:
 
     def __init__(
         self,
-        report: Report,
+        report: DataReport,
         files: int,
         progress: Progress | None,
         rules: Rules | None,
@@ -226,7 +226,7 @@ class _Inspection:
         if tumour and contrast is not None and mask is not None and contrast.shape == mask.shape[1:]:
             self._compare_rim(contrast, mask)
 
-    def _grid(self, case: Case, header: Header) -> Geometry:
+    def _grid(self, case: Case, header: NiftiHeader) -> Geometry:
         grid, report = header.geometry, self._report
         report.shapes["x".join(map(str, grid.shape))] += 1
         report.spacings["x".join(f"{mm:.3g}" for mm in grid.spacing)] += 1
@@ -234,7 +234,9 @@ class _Inspection:
         report.warnings += [f"{case.path}: {text}" for text in header.warnings]
         return grid
 
-    def _as_trained(self, kind: str, case: Case, voxels: np.ndarray, header: Header) -> np.ndarray | None:
+    def _as_trained(
+        self, kind: str, case: Case, voxels: np.ndarray, header: NiftiHeader
+    ) -> np.ndarray | None:
         """What training gets; where it would get nothing, a problem."""
         task = self._task if kind == "labels" else None
         if kind == "labels" and task is None:

@@ -15,11 +15,11 @@ from typing import IO, cast
 import numpy as np
 
 from splitpeer.data.files import Case
-from splitpeer.data.nifti_header import HEADER_BYTES, Header, kind_of, parse
+from splitpeer.data.nifti_header import HEADER_BYTES, NiftiHeader, kind_of, parse
 from splitpeer.data.rules import Rules
 from splitpeer.errors import DataError
 
-__all__ = ["Header", "Rules", "read_header", "read_voxels"]
+__all__ = ["NiftiHeader", "Rules", "read_header", "read_voxels"]
 
 MOST_TIMES_SMALLER = 1032
 """Deflate cannot do better: a compressed file this much smaller than what it claims to hold is refused unread."""
@@ -30,13 +30,13 @@ _PIECE = 2**22
 _UNREADABLE = (OSError, EOFError, zlib.error)
 
 
-def read_header(case: Case, rules: Rules | None = None) -> Header:
+def read_header(case: Case, rules: Rules | None = None) -> NiftiHeader:
     """The grid of a case, from the header alone. Raises DataError for a file that cannot be used."""
     with _opened(case) as (file, size, packed):
         return _header(case, file, size, packed, rules or Rules())
 
 
-def read_voxels(case: Case, rules: Rules | None = None) -> tuple[np.ndarray, Header]:
+def read_voxels(case: Case, rules: Rules | None = None) -> tuple[np.ndarray, NiftiHeader]:
     """Voxels float32 [x, y, z] in RAS order, scaled as the header asks. Reads the whole file.
 
     Takes no memory for what the file does not hold. Raises DataError for a truncated or corrupt file (a gzip's check
@@ -58,7 +58,7 @@ def read_voxels(case: Case, rules: Rules | None = None) -> tuple[np.ndarray, Hea
     return np.ascontiguousarray(header.turn.voxels(stored)), header
 
 
-def _header(case: Case, file: IO[bytes], size: int, packed: bool, rules: Rules) -> Header:
+def _header(case: Case, file: IO[bytes], size: int, packed: bool, rules: Rules) -> NiftiHeader:
     block = _read(file, HEADER_BYTES, short=True)
     if (kind := kind_of(block)) is not None:
         if kind == "empty":
@@ -82,7 +82,7 @@ def _header(case: Case, file: IO[bytes], size: int, packed: bool, rules: Rules) 
     return replace(header, warnings=(*header.warnings, f"{what}: other programs may refuse it"))
 
 
-def _values(file: IO[bytes], header: Header) -> np.ndarray:
+def _values(file: IO[bytes], header: NiftiHeader) -> np.ndarray:
     """SP-11.12-2: one channel, float32, axes as stored; read and scaled piece by piece."""
     total = math.prod(header.stored_shape)
     flat = np.empty(total, np.float32)

@@ -51,7 +51,7 @@ _NO_LENGTH = "is not a positive length"
 
 
 @dataclass(frozen=True)
-class Header:
+class NiftiHeader:
     """What the header says of a volume. `shape` and `affine` (4x4, mm) hold after reorientation to RAS."""
 
     shape: Triple
@@ -80,7 +80,7 @@ class Header:
         return math.prod(self.stored_shape) * self.dtype.itemsize
 
 
-def parse(block: bytes, channel: int | None, rules: Rules) -> Header:
+def parse(block: bytes, channel: int | None, rules: Rules) -> NiftiHeader:
     """The header at the beginning of a NIfTI file. Raises DataError with the cause and the fix, without a name."""
     raw = _raw(block)
     dim = [int(n) for n in raw["dim"]]
@@ -96,7 +96,7 @@ def parse(block: bytes, channel: int | None, rules: Rules) -> Header:
     turn = Turn.of(affine)
     ras_shape, ras_affine = turn.grid(shape, affine)
     slope, intercept = _scaling(raw)
-    return Header(
+    return NiftiHeader(
         ras_shape, ras_affine, turn.codes, turn, shape, channels, dtype, int(offset) or least, slope, intercept,
         tuple(warnings),
     )  # fmt: skip

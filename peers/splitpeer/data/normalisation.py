@@ -21,7 +21,7 @@ _HELP = 'write "zscore-nonzero", "zscore", "percentile:0.5,99.5", "window:-100,3
 
 
 @dataclass(frozen=True)
-class Normalisation:
+class Normaliser:
     """A rule: `kind`, with two numbers where it takes them.
 
     zscore-nonzero: mean 0 and deviation 1 over the voxels that are not zero, which stay zero.
@@ -36,7 +36,7 @@ class Normalisation:
     high: float = 0.0
 
     @classmethod
-    def parse(cls, text: str) -> Normalisation:
+    def parse(cls, text: str) -> Normaliser:
         """The rule as it is written. Raises ValueError, one line, for any other text."""
         match = _RULE.fullmatch(text) if len(text) <= LONGEST else None
         if match is None or match["kind"] not in KINDS:
@@ -96,5 +96,5 @@ def _standardised(voxels: np.ndarray, chosen: np.ndarray) -> np.ndarray:
     return out
 
 
-DEFAULT = Normalisation()
+DEFAULT = Normaliser()
 """Of a modality that a job says nothing about."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from splitpeer.data.normalisation import DEFAULT, Normalisation
+from splitpeer.data.normalisation import DEFAULT, Normaliser
 
 LEAST_FILLED = 1e-3
 """Share of voxels that are not zero; a head fills more of its volume."""
@@ -19,7 +19,7 @@ _ZERO_IS_BACKGROUND = (
 )
 
 
-def image_warnings(voxels: np.ndarray, normalisation: Normalisation = DEFAULT) -> list[str]:
+def image_warnings(voxels: np.ndarray, normalisation: Normaliser = DEFAULT) -> list[str]:
     """What is odd about an image float32 [x, y, z] of which some voxel is not zero, that will be normalised so."""
     filled = voxels[voxels != 0]
     if not normalisation.zero_is_background:

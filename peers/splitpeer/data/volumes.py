@@ -16,8 +16,8 @@ from splitpeer.data.geometry import SPACING_TOLERANCE, Geometry, Millimetres, Tr
 from splitpeer.data.labels import regions, task_of, whole
 from splitpeer.data.layouts import subject
 from splitpeer.data.mask_values import MaskCensus
-from splitpeer.data.nifti import Header, Rules, read_header, read_voxels
-from splitpeer.data.normalisation import DEFAULT, Normalisation
+from splitpeer.data.nifti import NiftiHeader, Rules, read_header, read_voxels
+from splitpeer.data.normalisation import DEFAULT, Normaliser
 from splitpeer.data.pseudonym import keyed, salt_check
 from splitpeer.data.quality import image_warnings
 from splitpeer.data.resampling import resample, resampled_grid
@@ -35,10 +35,10 @@ Box = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
 def prepare(
     case: Case,
     voxels: np.ndarray,
-    header: Header,
+    header: NiftiHeader,
     *,
     labels: Task | str | None = None,
-    normalisation: Normalisation = DEFAULT,
+    normalisation: Normaliser = DEFAULT,
     spacing: Millimetres | None = None,
     rules: Rules | None = None,
 ) -> np.ndarray:
@@ -61,7 +61,7 @@ def prepare(
 
 
 def grid_of(
-    case: Case, header: Header, spacing: Millimetres | None = None, rules: Rules | None = None
+    case: Case, header: NiftiHeader, spacing: Millimetres | None = None, rules: Rules | None = None
 ) -> Geometry:
     """The grid on which a case is trained: its own, or resampled to `spacing` where that differs.
 
@@ -95,7 +95,7 @@ class Volumes:
         salt: bytes,
         spacing: Millimetres | None = None,
         labels: Task | str | None = None,
-        normalisation: Normalisation = DEFAULT,
+        normalisation: Normaliser = DEFAULT,
         cache_mib: int = 1024,
         rules: Rules | None = None,
         census: MaskCensus | None = None,
@@ -215,7 +215,7 @@ class Volumes:
                     self._cached_bytes -= self._cache.popitem(last=False)[1].nbytes
         return volume
 
-    def _read(self, key: bytes, case: Case) -> tuple[np.ndarray, Header]:
+    def _read(self, key: bytes, case: Case) -> tuple[np.ndarray, NiftiHeader]:
         voxels, header = read_voxels(case, self.rules)
         if self._geometries.get(key, grid := grid_of(case, header, self.spacing, self.rules)) != grid:
             # Windows were agreed on the grid that was listed.
@@ -227,7 +227,7 @@ class Volumes:
             event(log, "labels.rounded", logging.WARNING, file=str(case.path), hint="save masks as integers")
         return voxels, header
 
-    def _prepare(self, case: Case, voxels: np.ndarray, header: Header) -> np.ndarray:
+    def _prepare(self, case: Case, voxels: np.ndarray, header: NiftiHeader) -> np.ndarray:
         return prepare(
             case,
             voxels,

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from splitpeer.defences.randomness import Draw
-from splitpeer.defences.specs import Kind, Spec
+from splitpeer.defences.specs import DefenceKind, Spec
 
 Tensors = dict[str, Tensor]
 """Level name to [batch, channels, *spatial], as in {"x0": ..., "x4": ...}."""
@@ -22,7 +22,7 @@ class Defence(nn.Module):
     same checkpoints. Differentiable in its input, so that the encoder trains through it.
     """
 
-    kind: ClassVar[Kind]
+    kind: ClassVar[DefenceKind]
 
     def __init__(self, spec: Spec) -> None:
         super().__init__()

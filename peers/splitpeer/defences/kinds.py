@@ -1,12 +1,12 @@
 """Every defence as data: how it is written, what it promises, its traits, and the class that implements it.
 
-Importing this module imports neither torch nor any of those classes; `Kind.load` does.
+Importing this module imports neither torch nor any of those classes; `DefenceKind.load` does.
 """
 
 from __future__ import annotations
 
 from splitpeer.defences.specs import (
-    Kind,
+    DefenceKind,
     Noise,
     Parameter,
     Place,
@@ -28,7 +28,7 @@ _AVERAGED = "No guarantee: blurs what one release shows; many releases of one sa
 
 # --- values left out -------------------------------------------------------------------------------------
 
-DROPOUT = Kind(
+DROPOUT = DefenceKind(
     name="dropout",
     made="activation.masks:Dropout",
     title="Dropout, always on",
@@ -41,7 +41,7 @@ DROPOUT = Kind(
         "rescale": Parameter(False, meaning="divide what is left by 1 - rate"),
     },
 )
-TOPK = Kind(
+TOPK = DefenceKind(
     name="topk",
     made="activation.masks:TopK",
     title="Only the largest values",
@@ -50,7 +50,7 @@ TOPK = Kind(
     places=_BOTH,
     options={"share": Parameter(0.05, 1e-6, 1.0, "share of the values that are kept")},
 )
-WITHHOLD = Kind(
+WITHHOLD = DefenceKind(
     name="withhold",
     made="activation.masks:Withhold",
     title="A level withheld",
@@ -62,7 +62,7 @@ WITHHOLD = Kind(
 
 # --- noise -----------------------------------------------------------------------------------------------
 
-GAUSSIAN = Kind(
+GAUSSIAN = DefenceKind(
     name="gaussian",
     made="activation.noise:Gaussian",
     title="Gaussian noise",
@@ -72,7 +72,7 @@ GAUSSIAN = Kind(
     options={"scale": _SCALE, "kept": _KEPT},
     additive_noise=Noise("gaussian", "rms"),
 )
-LAPLACE = Kind(
+LAPLACE = DefenceKind(
     name="laplace",
     made="activation.noise:Laplace",
     title="Laplace noise",
@@ -82,7 +82,7 @@ LAPLACE = Kind(
     options={"scale": _SCALE, "kept": _KEPT},
     additive_noise=Noise("laplace", "rms"),
 )
-PERCENTILE = Kind(
+PERCENTILE = DefenceKind(
     name="percentile",
     made="activation.noise:Percentile",
     title="Noise from a percentile",
@@ -96,7 +96,7 @@ PERCENTILE = Kind(
     },
     additive_noise=Noise("gaussian", "percentile"),
 )
-DP_GAUSSIAN = Kind(
+DP_GAUSSIAN = DefenceKind(
     name="dp-gaussian",
     made="activation.dp:DPGaussian",
     title="Differential privacy (Gaussian)",
@@ -119,7 +119,7 @@ DP_GAUSSIAN = Kind(
 
 # --- form ------------------------------------------------------------------------------------------------
 
-CLIP = Kind(
+CLIP = DefenceKind(
     name="clip",
     made="activation.shape:Clip",
     title="Clipped norm",
@@ -128,7 +128,7 @@ CLIP = Kind(
     places=_BOTH,
     options={"norm": Parameter(100.0, 1e-9, 1e9, "largest L2 norm of a record")},
 )
-QUANTISE = Kind(
+QUANTISE = DefenceKind(
     name="quantise",
     made="activation.shape:Quantise",
     title="Fewer bits",
@@ -137,7 +137,7 @@ QUANTISE = Kind(
     places=_BOTH,
     options={"bits": Parameter(8, 2, 16, "bits per value")},
 )
-PROJECTION = Kind(
+PROJECTION = DefenceKind(
     name="projection",
     made="activation.shape:Projection",
     title="Secret rotation of channels",
@@ -146,7 +146,7 @@ PROJECTION = Kind(
     options={"fraction": Parameter(0.5, 1e-6, 1.0, "share of the channels that are sent")},
     channel_mixing=True,
 )
-BOTTLENECK = Kind(
+BOTTLENECK = DefenceKind(
     name="bottleneck",
     made="activation.shape:Bottleneck",
     title="Narrow cut",
@@ -159,7 +159,7 @@ BOTTLENECK = Kind(
 
 # --- learned ---------------------------------------------------------------------------------------------
 
-NOPEEK = Kind(
+NOPEEK = DefenceKind(
     name="nopeek",
     made="activation.learned:NoPeek",
     title="NoPeek (decorrelation)",
@@ -168,7 +168,7 @@ NOPEEK = Kind(
     offline=False,
     options={"weight": Parameter(0.5, 0.0, 1000.0, "of the correlation, beside the loss")},
 )
-SHREDDER = Kind(
+SHREDDER = DefenceKind(
     name="shredder",
     made="activation.learned:Shredder",
     title="Shredder (learned noise)",
@@ -181,7 +181,7 @@ SHREDDER = Kind(
         "most": Parameter(5.0, 1e-2, 1000.0, "largest width"),
     },
 )
-ADVERSARY = Kind(
+ADVERSARY = DefenceKind(
     name="adversary",
     made="activation.learned:Adversary",
     title="Site-local adversary",
@@ -198,7 +198,7 @@ ADVERSARY = Kind(
 
 # --- images ----------------------------------------------------------------------------------------------
 
-VOXEL_NOISE = Kind(
+VOXEL_NOISE = DefenceKind(
     name="voxel-noise",
     made="image.noise:VoxelNoise",
     title="Kept noise on the image",
@@ -213,7 +213,7 @@ VOXEL_NOISE = Kind(
 
 # --- gradients -------------------------------------------------------------------------------------------
 
-MAX_NORM = Kind(
+MAX_NORM = DefenceKind(
     name="max-norm",
     made="gradient.voxels:MaxNorm",
     title="max-norm noise",
@@ -221,7 +221,7 @@ MAX_NORM = Kind(
     source=_LI,
     places=_GRADIENTS,
 )
-ISO = Kind(
+ISO = DefenceKind(
     name="iso",
     made="gradient.voxels:Iso",
     title="isotropic gradient noise",
@@ -230,7 +230,7 @@ ISO = Kind(
     places=_GRADIENTS,
     options={"s": Parameter(1.0, 0.0, 1e6, "power of the noise by that of the longest vector")},
 )
-MARVELL = Kind(
+MARVELL = DefenceKind(
     name="marvell",
     made="gradient.voxels:Marvell",
     title="Marvell gradient noise",
@@ -246,7 +246,7 @@ MARVELL = Kind(
     },
 )  # fmt: skip
 
-KINDS: dict[str, Kind] = {
+KINDS: dict[str, DefenceKind] = {
     kind.name: kind
     for kind in (
         DROPOUT, TOPK, WITHHOLD, GAUSSIAN, LAPLACE, PERCENTILE, DP_GAUSSIAN, CLIP, QUANTISE, PROJECTION, BOTTLENECK,

@@ -44,7 +44,7 @@ class Noise:
 
 
 @dataclass(frozen=True)
-class Kind:
+class DefenceKind:
     """What can be known of a defence before it is made: how it is written, what it promises, and its traits.
 
     Attacks, reports and settings read traits here and never ask which class a defence is.
@@ -90,7 +90,7 @@ class Kind:
 class Spec:
     """One defence as it was written, checked: its kind with every parameter, and the levels it covers."""
 
-    kind: Kind
+    kind: DefenceKind
     parameters: tuple[tuple[str, Value], ...]
     """Every parameter of the kind, in its order."""
     levels: tuple[int, ...] | None = None
@@ -173,7 +173,7 @@ _GRAMMAR = re.compile(
 )
 
 
-def parse(written: str, place: Place, kinds: Mapping[str, Kind]) -> Spec:
+def parse(written: str, place: Place, kinds: Mapping[str, DefenceKind]) -> Spec:
     """One defence from its text.
 
     Raises:
@@ -197,7 +197,7 @@ def parse(written: str, place: Place, kinds: Mapping[str, Kind]) -> Spec:
     return Spec(kind, parameters, levels, written.strip())
 
 
-def check_place(kind: Kind, place: Place) -> None:
+def check_place(kind: DefenceKind, place: Place) -> None:
     """Raises ConfigError where `kind` does not defend what is at `place`."""
     if place not in kind.places:
         raise ConfigError(f"{kind.name} defends {' and '.join(sorted(kind.places))}, not {place}")
@@ -212,7 +212,7 @@ def check_order(specs: Sequence[Spec]) -> None:
             )
 
 
-def _given(written: str, values: str, kind: Kind) -> dict[str, Value]:
+def _given(written: str, values: str, kind: DefenceKind) -> dict[str, Value]:
     """The parameters that `values` ("0.5,kept=true") names."""
     given: dict[str, Value] = {}
     for number, part in enumerate(part for part in values.split(",") if part):

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from splitpeer.data.normalisation import DEFAULT, Normalisation
+from splitpeer.data.normalisation import DEFAULT, Normaliser
 from splitpeer.data.volumes import Triple
 from splitpeer.federation.seats import only_modality, tensor_name
 from splitpeer.models.cut import level_name
@@ -34,13 +34,13 @@ MAPS = 3
 """Feature maps, their gradients, and what is sent."""
 
 
-def normalisation_of(job: Job, modality: str) -> Normalisation:
+def normalisation_of(job: Job, modality: str) -> Normaliser:
     """SP-11.12-11: how images of a modality are normalised. Raises SchemaMismatch where the terms are in disorder."""
     named = {one.modality: one.rule for one in job.normalisation or ()}
     if len(named) < len(job.normalisation or ()):
         raise SchemaMismatch("the job names the normalisation of a modality twice")
     try:
-        rules = {name: Normalisation.parse(rule) for name, rule in named.items()}
+        rules = {name: Normaliser.parse(rule) for name, rule in named.items()}
     except ValueError as error:
         raise SchemaMismatch(str(error)) from None
     return rules.get(modality, DEFAULT)
@@ -172,7 +172,7 @@ def _check_figures(job: Job) -> None:
         raise SchemaMismatch(f"{', '.join(wrong)} of the job cannot be used here")
 
 
-def _check_noise(rule: Normalisation, policy: Policy) -> None:
+def _check_noise(rule: Normaliser, policy: Policy) -> None:
     """SP-11-2: voxel noise is a multiple of one deviation only of images whose deviation is one; and what was kept
     under one rule could be subtracted under another. Raises PolicyRefused."""
     if policy.image_defences and rule != DEFAULT:

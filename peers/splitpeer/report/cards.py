@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from splitpeer.errors import DataError
 from splitpeer.report import bands, pictures, words
-from splitpeer.report.findings import Finding
+from splitpeer.report.findings import ReportFinding
 from splitpeer.report.model import UNDEFENDED
 from splitpeer.report.text import lower_first, plural, upper_first
 from splitpeer.report.verdict import under
@@ -37,7 +37,7 @@ class Card:
         DataError: its arrays do not fit each other.
     """
 
-    def __init__(self, finding: Finding, number: int, folder: str = "") -> None:
+    def __init__(self, finding: ReportFinding, number: int, folder: str = "") -> None:
         self.finding, self.anchor, self.folder = finding, f"attack-{number}", folder
         entry = finding.strongest
         self.title = f"{upper_first(entry.title)}, {under(entry.configuration)}"
@@ -83,7 +83,7 @@ class _Shown:
         return pictures.SCALE * self.found.shape[2], pictures.SCALE * self.found.shape[3]
 
     @classmethod
-    def of(cls, finding: Finding) -> _Shown | None:
+    def of(cls, finding: ReportFinding) -> _Shown | None:
         """None where no reconstruction was kept."""
         entry, arrays = finding.strongest, finding.arrays
         found = arrays.get(entry.id)
@@ -121,7 +121,7 @@ class _Shown:
         )
 
 
-def _images(finding: Finding, shown: _Shown) -> list[Picture]:
+def _images(finding: ReportFinding, shown: _Shown) -> list[Picture]:
     entry, count = finding.strongest, len(shown.found)
     tiles = pictures.image_tiles(shown.truth, shown.found, shown.masks, shown.tumour, shown.floor)
     what = f"{plural(count, 'sample')} of {entry.modality}"
@@ -144,7 +144,7 @@ def _images(finding: Finding, shown: _Shown) -> list[Picture]:
     )
 
 
-def _maps(finding: Finding, shown: _Shown) -> list[Picture]:
+def _maps(finding: ReportFinding, shown: _Shown) -> list[Picture]:
     entry = finding.strongest
     tiles = pictures.mask_tiles(shown.truth, shown.found[:, 0], shown.masks)
     reached = "" if finding.leakage is None else f"; AUC {finding.leakage:.2f}"

@@ -12,7 +12,7 @@ from splitpeer.report.store import Arrays, Folder
 
 
 @dataclass(frozen=True)
-class Finding:
+class ReportFinding:
     """One card of the page: an attack on one contrast under one configuration, with its naive form beside it."""
 
     entry: Entry
@@ -48,17 +48,17 @@ class Configuration:
     """Everything that was found about one set of defences."""
 
     name: str
-    images: list[Finding] = field(default_factory=list)
-    masks: list[Finding] = field(default_factory=list)
+    images: list[ReportFinding] = field(default_factory=list)
+    masks: list[ReportFinding] = field(default_factory=list)
     dice: float | None = None
     dice_by_region: dict[str, float | None] = field(default_factory=dict)
 
     @property
-    def worst_image(self) -> Finding | None:
+    def worst_image(self) -> ReportFinding | None:
         return worst(self.images)
 
     @property
-    def worst_mask(self) -> Finding | None:
+    def worst_mask(self) -> ReportFinding | None:
         return worst(self.masks)
 
     @property
@@ -73,13 +73,13 @@ def leakage(entry: Entry) -> float | None:
     return None if score is None else score.mean
 
 
-def worst(findings: Iterable[Finding]) -> Finding | None:
+def worst(findings: Iterable[ReportFinding]) -> ReportFinding | None:
     """The one that recovered most, of those that count and were measured."""
     measured = [finding for finding in findings if finding.counts and finding.leakage is not None]
     return max(measured, key=lambda finding: finding.leakage or 0.0, default=None)
 
 
-def pair(folders: Sequence[Folder]) -> list[Finding]:
+def pair(folders: Sequence[Folder]) -> list[ReportFinding]:
     """A finding for every attack that ran; a naive one stands beside its adaptive form where there is one."""
     findings = []
     for number, folder in enumerate(folders):
@@ -96,7 +96,7 @@ def pair(folders: Sequence[Folder]) -> list[Finding]:
                 taken.add(naive.id)
             pairs.append((entry, naive))
         pairs.extend((e, None) for e in entries if not e.adaptive and e.id not in taken)
-        findings.extend(Finding(entry, number, folder.arrays, naive) for entry, naive in pairs)
+        findings.extend(ReportFinding(entry, number, folder.arrays, naive) for entry, naive in pairs)
     return findings
 
 
@@ -111,7 +111,7 @@ def _subject(entry: Entry) -> tuple[object, ...]:
     return (entry.goal, entry.attack, entry.modality, entry.site, key(entry.configuration), entry.trained)
 
 
-def configurations(folders: Sequence[Folder], findings: Sequence[Finding]) -> list[Configuration]:
+def configurations(folders: Sequence[Folder], findings: Sequence[ReportFinding]) -> list[Configuration]:
     """Side by side: undefended first, then by what leaks, most first."""
     found: dict[tuple[str, ...], Configuration] = {}
 

@@ -66,7 +66,7 @@ class Source(Part):
     """Different samples that it holds."""
 
 
-class Level(Part):
+class RunLevel(Part):
     """One tensor that crosses the wire for every sample."""
 
     name: str
@@ -83,7 +83,7 @@ class Level(Part):
     gradient_defences: tuple[str, ...] = ()
 
 
-class Network(Part):
+class RunNetwork(Part):
     """What the job exchanges."""
 
     dimensions: int = 2
@@ -95,7 +95,7 @@ class Network(Part):
     fusion: str = ""
     sites: dict[str, str] = Field(default_factory=dict)
     """Site to modality."""
-    levels: tuple[Level, ...] = ()
+    levels: tuple[RunLevel, ...] = ()
     image_octets: int | None = None
     """Of one sample's image itself as float32, for comparison."""
 
@@ -204,7 +204,7 @@ class Run(Part):
     made_by: str = ""
     """Program and version."""
     capture: Source
-    network: Network = Network()
+    network: RunNetwork = RunNetwork()
     entries: tuple[Entry, ...] = ()
     dice: dict[str, dict[str, float | None]] = Field(default_factory=dict)
     """Configuration (see `configuration`) to {"WT", "TC", "ET", "mean"} of the network trained under it."""

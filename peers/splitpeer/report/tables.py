@@ -11,8 +11,8 @@ from typing import Any
 
 from splitpeer.report import bands
 from splitpeer.report.cards import Card
-from splitpeer.report.findings import Configuration, Finding
-from splitpeer.report.model import UNDEFENDED, Entry, Network, Privacy, Run, configuration
+from splitpeer.report.findings import Configuration, ReportFinding
+from splitpeer.report.model import UNDEFENDED, Entry, Privacy, Run, RunNetwork, configuration
 from splitpeer.report.store import ARRAYS, ATTACK, FRONTIER, Folder
 from splitpeer.report.text import figure, plural, upper_first
 from splitpeer.report.verdict import under
@@ -68,13 +68,13 @@ def configuration_row(one: Configuration, undefended: float | None) -> dict[str,
     }
 
 
-def _by(finding: Finding) -> str:
+def _by(finding: ReportFinding) -> str:
     return f"{upper_first(finding.entry.title)}, {finding.entry.modality}, {plural(finding.strongest.views, 'view')}"
 
 
 def sources(runs: Sequence[tuple[Folder, Run]]) -> list[dict[str, Any]]:
     """What was recorded, and what crosses the wire for each sample; the same table once for all its runs."""
-    found: list[tuple[Network, dict[str, Any]]] = []
+    found: list[tuple[RunNetwork, dict[str, Any]]] = []
     for folder, run in runs:
         entry = next((entry for network, entry in found if network == run.network), None)
         if entry is None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from splitpeer.leakage.scores import Score
 from splitpeer.report.bands import Band, highest_floor, recognised, tumour_shows
-from splitpeer.report.findings import Configuration, Finding, worst
+from splitpeer.report.findings import Configuration, ReportFinding, worst
 from splitpeer.report.model import UNDEFENDED, Point
 from splitpeer.report.names import brief
 from splitpeer.report.text import lower_first, share, upper_first
@@ -166,21 +166,21 @@ def _floor_words(row: Row) -> str:
     return "" if row.floor is None else f" (an average image reaches {row.floor:.2f})"
 
 
-def _by_modality(findings: Sequence[Finding]) -> list[Finding]:
+def _by_modality(findings: Sequence[ReportFinding]) -> list[ReportFinding]:
     """The worst of each contrast, most first."""
     names = sorted({finding.entry.modality for finding in findings})
     most = [worst(f for f in findings if f.entry.modality == name) for name in names]
     return sorted((one for one in most if one), key=lambda one: -(one.leakage or 0.0))
 
 
-def _likeness(finding: Finding) -> str:
+def _likeness(finding: ReportFinding) -> str:
     score = finding.strongest.scores["ssim"]
     floor = highest_floor(score)
     beside = "" if floor is None else f"; an average image reaches {floor:.2f}"
     return f"likeness {score.mean:.2f} of 1{beside}"
 
 
-def _image_sentence(finding: Finding) -> str:
+def _image_sentence(finding: ReportFinding) -> str:
     score = finding.strongest.scores["ssim"]
     several = score.worst is not None and score.patients > 1
     tail = f"; worst tenth of patients {score.worst:.2f}" if several else ""
@@ -204,7 +204,9 @@ def _beyond_likeness(one: Configuration) -> list[str]:
     return said
 
 
-def _best(one: Configuration, name: str, holds: Callable[[Mapping[str, Score]], bool]) -> Finding | None:
+def _best(
+    one: Configuration, name: str, holds: Callable[[Mapping[str, Score]], bool]
+) -> ReportFinding | None:
     found = [finding for finding in one.images if finding.counts and holds(finding.strongest.scores)]
     return max(found, key=lambda finding: finding.strongest.scores[name].mean or 0.0, default=None)
 
@@ -213,7 +215,7 @@ def _tumour_words(one: Configuration) -> str:
     return "; the target can still be found" if _best(one, "tumour_dice", tumour_shows) else ""
 
 
-def _mask_sentence(finding: Finding) -> str:
+def _mask_sentence(finding: ReportFinding) -> str:
     scores = finding.strongest.scores
     best = scores.get("dice_otsu") or scores.get("dice_oracle")
     dice = f", Dice {best.mean:.2f}" if best is not None and best.mean is not None else ""
@@ -225,7 +227,7 @@ def _mask_sentence(finding: Finding) -> str:
     )
 
 
-def _assumed(finding: Finding) -> str:
+def _assumed(finding: ReportFinding) -> str:
     words = finding.strongest.assumptions
     return (
         "The adversary was granted: " + ("; ".join(words) if words else "nothing but what it received") + "."

@@ -78,7 +78,7 @@ class Tls(Section):
     crl: Location | None = None
 
 
-class Network(Section):
+class NetworkSection(Section):
     """Clients dial, coordinators listen."""
 
     coordinator: RemoteAddress | None = None
@@ -183,7 +183,7 @@ class Policy(Bounds):
         return self
 
 
-class Capture(Section):
+class CaptureSection(Section):
     """What ``serve --curious FILE`` writes."""
 
     key: Location | None = None
@@ -235,10 +235,10 @@ class PeerConfig(Settings):
 
     peer: Peer
     tls: Tls
-    network: Network
+    network: NetworkSection
     data: PeerData = PeerData()
     policy: Policy | None = None
-    capture: Capture = Capture()
+    capture: CaptureSection = CaptureSection()
     runtime: Runtime = Runtime()
     log: Log = Log()
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, Field, StrictInt, model_validator
 
 from splitpeer.data.modalities import canonical_modality
-from splitpeer.data.normalisation import DEFAULT, Normalisation
+from splitpeer.data.normalisation import DEFAULT, Normaliser
 from splitpeer.data.task import MAX_VALUE, Region, Task, glioma
 from splitpeer.errors import ConfigError, DataError
 from splitpeer.settings.loading import Section
@@ -17,7 +17,7 @@ CONVENTION_OF_TASK = "task"
 
 
 def _rule(value: str) -> str:
-    return str(Normalisation.parse(value))
+    return str(Normaliser.parse(value))
 
 
 def _by_modality(value: dict[str, str]) -> dict[str, str]:
@@ -76,10 +76,10 @@ class TaskSection(Section):
             )
         return self
 
-    def rule(self, modality: str) -> Normalisation:
+    def rule(self, modality: str) -> Normaliser:
         """How images of `modality` are normalised."""
         written = self.normalisation.get(modality)
-        return DEFAULT if written is None else Normalisation.parse(written)
+        return DEFAULT if written is None else Normaliser.parse(written)
 
     def task(self, convention: str | None) -> Task:
         """What the masks of a folder mean that follow `convention`: one of a glioma's, or "task".

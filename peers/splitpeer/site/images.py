@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from splitpeer.data.layouts import Found, find_all
-from splitpeer.data.normalisation import DEFAULT, Normalisation
+from splitpeer.data.normalisation import DEFAULT, Normaliser
 from splitpeer.data.pseudonym import load_salt
 from splitpeer.data.volumes import Volumes
 from splitpeer.errors import DataError
@@ -24,7 +24,7 @@ def open_volumes(
     config: PeerConfig,
     found: Mapping[str, Found],
     spacing: tuple[float, ...] = (),
-    normalisation: Callable[[str], Normalisation] = lambda _: DEFAULT,
+    normalisation: Callable[[str], Normaliser] = lambda _: DEFAULT,
 ) -> dict[str, Volumes]:
     """The site's images by modality.
 

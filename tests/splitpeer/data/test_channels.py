@@ -10,7 +10,7 @@ import pytest
 from splitpeer.data.channels import Channels
 from splitpeer.data.layouts import find_all
 from splitpeer.data.loader import SiteData
-from splitpeer.data.normalisation import Normalisation
+from splitpeer.data.normalisation import Normaliser
 from splitpeer.data.pseudonym import pseudonym
 from splitpeer.data.sampling import Sample
 from splitpeer.data.volumes import Volumes
@@ -39,7 +39,7 @@ def volumes(folder: Path, files, **rules: str) -> dict[str, Volumes]:
         modality: Volumes(
             found.cases,
             salt=files.SALT,
-            normalisation=Normalisation.parse(rules.get(modality, "zscore-nonzero")),
+            normalisation=Normaliser.parse(rules.get(modality, "zscore-nonzero")),
         )
         for modality, found in find_all(folder, "folder", HELD).items()
     }

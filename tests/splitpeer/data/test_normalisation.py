@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from splitpeer.data.layouts import Case
-from splitpeer.data.normalisation import DEFAULT, KINDS, Normalisation
+from splitpeer.data.normalisation import DEFAULT, KINDS, Normaliser
 from splitpeer.data.quality import image_warnings
 from splitpeer.data.volumes import Volumes
 from splitpeer.errors import DataError, PatientUnusable
@@ -32,22 +32,22 @@ DEVIATION = np.sqrt(5)  # of 1, 3, 5, 7 about 4
 )
 def test_known_numbers(rule: str, expected: list[float]) -> None:
     before = VALUES.copy()
-    out = Normalisation.parse(rule).apply(VALUES)
+    out = Normaliser.parse(rule).apply(VALUES)
     assert out.dtype == np.float32 and out.shape == VALUES.shape
     np.testing.assert_allclose(out.ravel(), expected, atol=1e-6)
     assert np.array_equal(VALUES, before) and out is not VALUES
 
 
 def test_percentile_alone_means_the_half_percent_at_both_ends() -> None:
-    assert Normalisation.parse("percentile") == Normalisation.parse("percentile:0.5,99.5")
+    assert Normaliser.parse("percentile") == Normaliser.parse("percentile:0.5,99.5")
 
 
 @pytest.mark.parametrize("rule", ["zscore-nonzero", "zscore", "percentile", "window:-100,300", "none"])
 def test_a_volume_of_zeros_is_refused_and_a_constant_one_is_finite(rule: str) -> None:
     with pytest.raises(DataError, match="every voxel is zero") as caught:
-        Normalisation.parse(rule).apply(np.zeros((4, 4, 4), np.float32))
+        Normaliser.parse(rule).apply(np.zeros((4, 4, 4), np.float32))
     assert caught.value.cause == "empty"
-    assert np.isfinite(Normalisation.parse(rule).apply(np.full((4, 4, 4), 7, np.float32))).all()
+    assert np.isfinite(Normaliser.parse(rule).apply(np.full((4, 4, 4), 7, np.float32))).all()
 
 
 @pytest.mark.parametrize("strange", [np.nan, np.inf])
@@ -57,7 +57,7 @@ def test_a_volume_with_nan_is_refused_whatever_the_rule(tmp_path: Path, rule: st
     voxels[1, 1, 1] = strange
     nib.save(nib.Nifti1Image(voxels, np.eye(4)), tmp_path / "p.nii.gz")
     volumes = Volumes(
-        [Case("p", tmp_path / "p.nii.gz")], salt=bytes(32), normalisation=Normalisation.parse(rule)
+        [Case("p", tmp_path / "p.nii.gz")], salt=bytes(32), normalisation=Normaliser.parse(rule)
     )
     (key,) = volumes.keys()
     with pytest.raises(PatientUnusable) as caught:
@@ -68,7 +68,7 @@ def test_a_volume_with_nan_is_refused_whatever_the_rule(tmp_path: Path, rule: st
 def test_volumes_are_normalised_as_they_were_asked_to(tmp_path: Path) -> None:
     voxels = np.arange(-32, 32, dtype=np.float32).reshape(4, 4, 4)
     nib.save(nib.Nifti1Image(voxels, np.eye(4)), tmp_path / "p.nii.gz")
-    rule = Normalisation.parse("window:-16,16")
+    rule = Normaliser.parse("window:-16,16")
     volumes = Volumes([Case("p", tmp_path / "p.nii.gz")], salt=bytes(32), normalisation=rule)
     (key,) = volumes.keys()
     out = volumes.window(key, (0, 0, 0), (4, 4, 4))[0]
@@ -95,18 +95,18 @@ def test_volumes_are_normalised_as_they_were_asked_to(tmp_path: Path) -> None:
 )
 def test_what_is_no_rule(written: str, problem: str) -> None:
     with pytest.raises(ValueError, match=problem) as caught:
-        Normalisation.parse(written)
+        Normaliser.parse(written)
     assert "\n" not in str(caught.value)
 
 
 def test_rules_are_written_as_they_are_read() -> None:
     for written in ("zscore-nonzero", "zscore", "percentile:0.5,99.5", "window:-100.0,300.0", "none"):
-        assert str(Normalisation.parse(written)) == written
-        assert Normalisation.parse(str(Normalisation.parse(written))) == Normalisation.parse(written)
+        assert str(Normaliser.parse(written)) == written
+        assert Normaliser.parse(str(Normaliser.parse(written))) == Normaliser.parse(written)
     assert {
-        Normalisation.parse(r).kind for r in ("zscore-nonzero", "zscore", "percentile", "window:0,1", "none")
+        Normaliser.parse(r).kind for r in ("zscore-nonzero", "zscore", "percentile", "window:0,1", "none")
     } == set(KINDS)
-    assert Normalisation.parse("zscore-nonzero") == DEFAULT
+    assert Normaliser.parse("zscore-nonzero") == DEFAULT
 
 
 def test_air_is_no_strange_background_of_a_ct() -> None:
@@ -115,4 +115,4 @@ def test_air_is_no_strange_background_of_a_ct() -> None:
     voxels[5:15, 5:15, 5:15] = np.random.default_rng(1).normal(40, 20, (10, 10, 10))
     assert any("background" in text for text in image_warnings(voxels))
     for rule in ("window:-100,300", "percentile", "none"):
-        assert image_warnings(voxels, Normalisation.parse(rule)) == []
+        assert image_warnings(voxels, Normaliser.parse(rule)) == []

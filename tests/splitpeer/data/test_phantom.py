@@ -18,7 +18,7 @@ from splitpeer.data.layouts import find_images, find_labels
 from splitpeer.data.modalities import MODALITIES
 from splitpeer.data.nifti import read_voxels
 from splitpeer.data.phantom.anatomy import Grid, TissueMaps, load_tissue_maps
-from splitpeer.data.phantom.cohort import Patient, patient_name, render_patient, write_phantom
+from splitpeer.data.phantom.cohort import Phantom, patient_name, render_patient, write_phantom
 from splitpeer.data.phantom.render import DEFAULT_SHAPE, DEFAULT_SPACING_MM, Subject, render_subject
 from splitpeer.errors import ConfigError, DataError
 
@@ -33,7 +33,7 @@ def maps() -> TissueMaps:
 
 
 @pytest.fixture(scope="module")
-def cohort(maps: TissueMaps) -> list[Patient]:
+def cohort(maps: TissueMaps) -> list[Phantom]:
     return [render_patient(3, index, maps=maps) for index in range(12)]
 
 
@@ -62,19 +62,19 @@ def volume_ml(labels: np.ndarray, spacing: tuple[float, ...]) -> np.ndarray:
 
 
 class TestRendering:
-    def test_the_same_arguments_give_the_same_bits(self, maps: TissueMaps, cohort: list[Patient]) -> None:
+    def test_the_same_arguments_give_the_same_bits(self, maps: TissueMaps, cohort: list[Phantom]) -> None:
         again = render_patient(3, 4, maps=maps)
         assert np.array_equal(again.labels, cohort[4].labels)
         for modality in MODALITIES:
             assert np.array_equal(again.images[modality], cohort[4].images[modality])
 
-    def test_another_seed_or_index_is_another_patient(self, maps: TissueMaps, cohort: list[Patient]) -> None:
+    def test_another_seed_or_index_is_another_patient(self, maps: TissueMaps, cohort: list[Phantom]) -> None:
         for other in (render_patient(4, 0, maps=maps), cohort[1]):
             assert not np.array_equal(other.labels, cohort[0].labels)
             assert not np.array_equal(other.images["t1"], cohort[0].images["t1"])
 
     def test_images_are_whole_numbers_that_int16_holds_on_a_black_background(
-        self, cohort: list[Patient]
+        self, cohort: list[Phantom]
     ) -> None:
         for patient in cohort:
             for image in patient.images.values():
@@ -86,7 +86,7 @@ class TestRendering:
                 assert not image[:2].any()
                 assert 0.15 < (image > 0).mean() < 0.45
 
-    def test_labels_follow_the_msd_convention_and_nest(self, cohort: list[Patient]) -> None:
+    def test_labels_follow_the_msd_convention_and_nest(self, cohort: list[Phantom]) -> None:
         for patient in cohort:
             assert patient.labels.dtype == np.uint8
             assert set(np.unique(patient.labels)) == {0, 1, 2, 3}
@@ -100,14 +100,14 @@ class TestRendering:
         assert (drawn.label > 0).sum() > 100
         assert drawn.head.brain[drawn.label > 0].all()
 
-    def test_tumours_are_of_plausible_and_varied_size(self, cohort: list[Patient]) -> None:
+    def test_tumours_are_of_plausible_and_varied_size(self, cohort: list[Phantom]) -> None:
         sizes = np.array([volume_ml(patient.labels, DEFAULT_SPACING_MM) for patient in cohort])
         assert (sizes[:, 0] > 5).all()
         assert (sizes[:, 0] < 300).all()
         assert (sizes[:, 2] > 0.3).all()
         assert sizes[:, 0].max() > 2 * sizes[:, 0].min()
 
-    def test_tissues_are_ordered_as_on_a_scanner(self, cohort: list[Patient], subject: Subject) -> None:
+    def test_tissues_are_ordered_as_on_a_scanner(self, cohort: list[Phantom], subject: Subject) -> None:
         def means(modality: str) -> tuple[float, float, float]:
             image, healthy = cohort[0].images[modality], cohort[0].labels == 0
             csf, grey, white = (
@@ -127,8 +127,8 @@ class TestRendering:
         assert csf < 0.6 * white
         assert white < grey
 
-    def test_each_part_of_the_tumour_shows_on_its_contrast(self, cohort: list[Patient]) -> None:
-        def ratio(patient: Patient, modality: str, one: int, other: int) -> float:
+    def test_each_part_of_the_tumour_shows_on_its_contrast(self, cohort: list[Phantom]) -> None:
+        def ratio(patient: Phantom, modality: str, one: int, other: int) -> float:
             image = patient.images[modality]
             return float(image[patient.labels == one].mean() / image[patient.labels == other].mean())
 

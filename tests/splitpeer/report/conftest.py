@@ -12,7 +12,7 @@ from scipy.ndimage import gaussian_filter
 
 from splitpeer.leakage import Floors, Others, Score, score_images, score_masks
 from splitpeer.leakage.floors import MEAN_IMAGE
-from splitpeer.report.model import Entry, Level, Network, Privacy, Promise, Run, Source
+from splitpeer.report.model import Entry, Privacy, Promise, Run, RunLevel, RunNetwork, Source
 from splitpeer.report.store import save_run
 
 HOSTILE = "<script>alert(1)</script>"
@@ -80,13 +80,15 @@ def make(folder: Path, **changes: Any) -> Path:
         "capture": Source(
             role="coordinator", site=HOSTILE, federation="demo", digest="ab" * 32, created=1.7e9
         ),
-        "network": Network(
+        "network": RunNetwork(
             window=(32, 32),
             sites={"charite": "T1", HOSTILE: "T2"},
             levels=(
-                Level(name="x0", shape=(8, 32, 32), octets=32768, precision="f32", gradient_octets=32768),
-                Level(name="x1", shape=(8, 16, 16), octets=8192, precision="f32", defences=("dropout:0.5",)),
-                Level(name="x2", shape=(16, 8, 8), octets=4096, precision="f32", sent=False),
+                RunLevel(name="x0", shape=(8, 32, 32), octets=32768, precision="f32", gradient_octets=32768),
+                RunLevel(
+                    name="x1", shape=(8, 16, 16), octets=8192, precision="f32", defences=("dropout:0.5",)
+                ),
+                RunLevel(name="x2", shape=(16, 8, 8), octets=4096, precision="f32", sent=False),
             ),
             image_octets=4096,
         ),

@@ -30,7 +30,7 @@ import numpy as np
 import torch
 
 from splitpeer.coordinator.coordinator import Coordinator
-from splitpeer.daemon.console import LogView, View
+from splitpeer.daemon.console import LogView, RunView
 from splitpeer.data.layouts import find_images, find_labels
 from splitpeer.data.loader import SiteData
 from splitpeer.data.pseudonym import load_salt, pseudonym
@@ -443,7 +443,7 @@ class Scene:
         self,
         *,
         resume: bool | None = False,
-        view: View | None = None,
+        view: RunView | None = None,
         only: Sequence[str] | None = None,
         curious: Sequence[str] = (),
     ) -> AsyncIterator[Running]:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from splitpeer.daemon import happenings as h
-from splitpeer.daemon.console import View
+from splitpeer.daemon.console import RunView
 
 
 class ConsoleSink:
     """Tells a view what it can show."""
 
-    def __init__(self, view: View) -> None:
+    def __init__(self, view: RunView) -> None:
         self._view = view
 
     def __call__(self, happening: h.Happening) -> None:

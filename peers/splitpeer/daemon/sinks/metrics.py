@@ -8,7 +8,7 @@ from typing import Any, Protocol
 from splitpeer.daemon import happenings as h
 
 
-class Rows(Protocol):
+class RunRows(Protocol):
     """Where they go: the files of a run."""
 
     opened: bool
@@ -21,7 +21,7 @@ class Rows(Protocol):
 class MetricsSink:
     """Adds a row for what a curve is drawn from, or has to be read with."""
 
-    def __init__(self, rows: Rows) -> None:
+    def __init__(self, rows: RunRows) -> None:
         self._rows = rows
 
     def __call__(self, happening: h.Happening) -> None:

@@ -25,13 +25,13 @@ from splitpeer.data.phantom.anatomy import Shape, Spacing, TissueMaps
 from splitpeer.data.phantom.render import (
     DEFAULT_SHAPE,
     DEFAULT_SPACING_MM,
-    Patient,
+    Phantom,
     render_patient,
     tissue_maps,
 )
 from splitpeer.errors import ConfigError, DataError
 
-__all__ = ["DEFAULT_SHAPE", "DEFAULT_SPACING_MM", "Patient", "render_patient", "write_phantom"]
+__all__ = ["DEFAULT_SHAPE", "DEFAULT_SPACING_MM", "Phantom", "render_patient", "write_phantom"]
 
 MARKER = "phantom.json"
 # Raise whenever the same seed gives other images: a folder of an older rendering is then not taken for complete.
@@ -86,7 +86,7 @@ def write_phantom(
         missing = [
             index
             for index in range(patients)
-            if not all(p.exists() for p in _Files.of(root, patients, index))
+            if not all(p.exists() for p in _PatientFiles.of(root, patients, index))
         ]
         jobs = [_Job(root, patients, index, seed, shape, spacing_mm) for index in missing]
         _run(jobs, patients, workers or len(os.sched_getaffinity(0)), progress)
@@ -105,7 +105,7 @@ def patient_name(index: int, patients: int) -> str:
 
 
 @dataclass(frozen=True)
-class _Files:
+class _PatientFiles:
     """Where one patient's files are."""
 
     images: dict[str, Path]
@@ -114,7 +114,7 @@ class _Files:
     msd_label: Path
 
     @classmethod
-    def of(cls, root: Path, patients: int, index: int) -> _Files:
+    def of(cls, root: Path, patients: int, index: int) -> _PatientFiles:
         site, msd = f"{patient_name(index, patients)}.nii.gz", f"BRATS_{_number(index, patients)}.nii.gz"
         return cls(
             {modality: root / modality / site for modality in MODALITIES},
@@ -209,7 +209,7 @@ def _set_maps(maps: TissueMaps) -> None:
 
 def _write_patient(job: _Job, maps: TissueMaps | None = None) -> None:
     patient = render_patient(job.seed, job.index, job.shape, job.spacing_mm, maps=maps or _maps)
-    files = _Files.of(job.root, job.patients, job.index)
+    files = _PatientFiles.of(job.root, job.patients, job.index)
     images = {name: image.astype(np.int16) for name, image in patient.images.items()}
     for name, path in files.images.items():
         _write(path, _nifti(images[name], patient.affine))

@@ -31,7 +31,7 @@ DEFAULT_SPACING_MM: Spacing = (2.1, 2.1, 6.0)
 
 
 @dataclass(frozen=True)
-class Patient:
+class Phantom:
     """`images`: float32 (X, Y, Z) per modality, whole numbers >= 0, background 0, arbitrary scanner units.
 
     `labels`: uint8 (X, Y, Z), MSD convention (1 oedema, 2 non-enhancing core, 3 enhancing). `affine`: voxel to
@@ -102,7 +102,7 @@ def render_patient(
     spacing_mm: Spacing = DEFAULT_SPACING_MM,
     *,
     maps: TissueMaps | None = None,
-) -> Patient:
+) -> Phantom:
     """Renders patient `index` of the cohort `seed`; the same arguments give the same bits.
 
     Another shape or spacing images the same person and tumour, under other noise. `maps` (default: nilearn's) saves
@@ -118,7 +118,7 @@ def render_patient(
         modality: _scan(signal * bias, subject.head.brain, rng)
         for modality, signal, bias in zip(MODALITIES, subject.signal, subject.bias, strict=True)
     }
-    return Patient(images, subject.label, grid.affine)
+    return Phantom(images, subject.label, grid.affine)
 
 
 def _stream(seed: int, index: int, purpose: str) -> np.random.Generator:
