@@ -32,11 +32,11 @@ SOMETHING = "image"
 
 Progress = Callable[[int, int, Path], None]
 """Called before each file with its number (from 1), the number of files, and its path."""
-RuleOf = Callable[[str], Normalisation]
+RuleOf = Callable[[str], Normaliser]
 """How images of a modality are normalised."""
 
 
-def by_default(modality: str) -> Normalisation:
+def by_default(modality: str) -> Normaliser:
     """The rule where no job says another."""
     return DEFAULT
 
