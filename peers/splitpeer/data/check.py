@@ -19,7 +19,7 @@ from splitpeer.data.mask_values import MaskCensus
 from splitpeer.data.modalities import ANY, canonical_modality
 from splitpeer.data.msd import label_names
 from splitpeer.data.nifti import NiftiHeader, Rules, read_voxels
-from splitpeer.data.normalisation import DEFAULT
+from splitpeer.data.normalisation import DEFAULT, Normaliser
 from splitpeer.data.quality import image_warnings
 from splitpeer.data.task import Task
 from splitpeer.data.volumes import prepare
