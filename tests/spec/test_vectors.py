@@ -589,9 +589,7 @@ def test_window_of_a_file(case: Case) -> None:
     for name, numbers in found.items():
         assert numbers == pytest.approx(expect["grid"][name], rel=0, abs=1e-5)
     if case["kind"] == "image":
-        rule = of_the_peer("data.normalisation").Normalisation.parse(
-            case.get("normalisation", "zscore-nonzero")
-        )
+        rule = of_the_peer("data.normalisation").Normaliser.parse(case.get("normalisation", "zscore-nonzero"))
         held = volumes.Volumes([file], salt=bytes(32), spacing=spacing, normalisation=rule)
         out = held.window(held.keys()[0], tuple(case["origin"]), (*case["window"], 1)[:3])
     else:
