@@ -541,7 +541,10 @@ def test_data_check_without_a_folder_takes_the_settings_and_the_job(
     import numpy as np
 
     monkeypatch.setattr(machine, "_synchronised", lambda: True)
-    given = ("--role", "coordinator", "--convention", "task", "--listen", "tcp://127.0.0.1:0")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        listen = f"tcp://127.0.0.1:{probe.getsockname()[1]}"
+    given = ("--role", "coordinator", "--convention", "task", "--listen", listen)
     (federation / "labels").mkdir()
     mask = np.zeros((8, 8, 8), np.uint8)
     mask[2:4, 2:4, 2:4] = 2
