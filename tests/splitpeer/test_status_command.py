@@ -115,7 +115,9 @@ def at_work(head: PeerHead, document: dict[str, Any]) -> Seen:
         "phase": "training",
         "phase_since": ago(720),
         "work": {"job": "glioma", "run": "3f2a9c1d00ff3f2a", "step": 120, "steps": 1000, "step_per_s": 4.1,
-                 "loss": 0.43210987, "dice": {"WT": 0.81, "mean": 0.7}, "checkpoints": [0, 25, 50, 75, 100],
+                 "loss": 0.43210987, "dice": {"WT": 0.81, "mean": 0.7},
+                 "hd95": {"WT": 4.25, "mean": 4.25}, "volume_ml": {"WT": {"predicted": 40.5, "true": 42.0}},
+                 "checkpoints": [0, 25, 50, 75, 100],
                  "absence": "skip", "address": "tcp://0.0.0.0:7443"},
         "sites": {
             "charite": {"modality": "t1", "state": "present", "state_since": ago(700), "applied": 120,
@@ -155,6 +157,7 @@ def test_the_tables_fit(peer_toml: Path, width: int) -> None:
     words = " ".join(one.split())
     assert "step 120 of 1000 (12 %), 4.1 steps/s, 4 min left" in words
     assert "loss 0.4321, dice WT 0.81 mean 0.7" in words
+    assert "HD95 in mm WT 4.25 mean 4.25, volume in ml WT predicted 40.5 true 42" in words
     assert "checkpoints ... 25 50 75 100, absence skip" in words
     assert "10 s, 20 s left" in words
     assert re.search(r"ukm +never", several)

@@ -24,7 +24,6 @@ from splitpeer.audit.run_folder import RunFolder, network_of
 from splitpeer.captures.reader import Capture, Verdict, open_capture
 from splitpeer.errors import AttackImpossible, ConfigError, DataError
 from splitpeer.report.model import Privacy, RunNetwork, Source
-from splitpeer.training.scores import Scores
 
 
 @dataclass(frozen=True)
@@ -106,7 +105,8 @@ class Experiment:
 
     def open_folder(
         self, folder: Path, *, commands: tuple[str, ...] = (), notes: Sequence[str] = (),
-        digests: Mapping[str, str] | None = None, trained: bool = True, dice: Mapping[str, Scores] | None = None,
+        digests: Mapping[str, str] | None = None, trained: bool = True,
+        reached: Mapping[str, Rehearsed] | None = None,
         privacy: Privacy | None = None,
     ) -> RunFolder:  # fmt: skip
         """The run folder, with the truth and with what Gaussian noise alone bounds; see `RunFolder`."""
@@ -116,7 +116,7 @@ class Experiment:
             bound = gaussian_bound(self.view, self.knowledge, truth.images[modality])
         made = RunFolder(
             folder, self.source, self.network, commands=commands, digests=dict(digests or {}), trained=trained,
-            dice=dict(dice or {}), privacy=privacy, notes=(*notes, *([bound] if bound else [])),
+            reached=dict(reached or {}), privacy=privacy, notes=(*notes, *([bound] if bound else [])),
         )  # fmt: skip
         made.keep_truth(self.judge)
         return made

@@ -91,6 +91,9 @@ class Rehearsed:
 
     folder: Path
     dice: Scores = field(default_factory=dict)
+    hd95: Scores = field(default_factory=dict)
+    """In mm."""
+    volume_ml: dict[str, dict[str, float]] = field(default_factory=dict)
     losses: list[float] = field(default_factory=list)
 
     @property
@@ -299,7 +302,7 @@ class Rehearsal:
                 self._save(0)
                 self._train(recording, captures, played, progress)
                 self._save(self.job.steps)
-                played.dice = self._evaluate(progress)
+                self._evaluate(played, progress)
                 self._views(recording, captures, progress)
             finally:
                 captures.close()
@@ -364,16 +367,18 @@ class Rehearsal:
             answers |= wire.up(site.name, {site.modality: site.half.evaluate(x, release)})
         return answers
 
-    def _evaluate(self, progress: Progress) -> Scores:
+    def _evaluate(self, played: Rehearsed, progress: Progress) -> None:
         settings = self.config.evaluation
         plan = Plan.of(
             self.validation, self.labels, self.window, settings.overlap, settings.batch, self.job.steps
         )
-        scoring = Scoring(plan, self.labels, self.window, None)
+        scoring = Scoring(plan, self.labels, self.window, None, measure=True)
         for index, forward in enumerate(plan.forwards):
             scoring.add(index, self.half.predict(self._asked(forward, self.sites, _silent)))
             progress("evaluating", index + 1, len(plan.forwards))
-        return scoring.dice.result() if len(scoring.dice) else {}
+        if len(scoring.dice) and scoring.surfaces is not None:
+            played.dice = scoring.dice.result()
+            played.hd95, played.volume_ml = scoring.surfaces.distances(), scoring.surfaces.volumes()
 
     def _views(self, recording: Recording, captures: _Captures, progress: Progress) -> None:
         """The coordinator asks for the same samples again and again; the site draws fresh noise each time."""

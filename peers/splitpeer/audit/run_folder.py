@@ -14,9 +14,9 @@ import splitproto
 from splitpeer.attacks.base import View
 from splitpeer.attacks.catalogue import described
 from splitpeer.audit.judge import Judge, Outcome
+from splitpeer.audit.rehearsal import Rehearsed
 from splitpeer.report.model import Entry, Privacy, Run, RunLevel, RunNetwork, Source
 from splitpeer.report.store import ARRAYS, ATTACK, save_run
-from splitpeer.training.scores import Scores
 from splitproto.tensors import DTYPES
 
 FLOOR = "mean image of other patients"
@@ -49,7 +49,8 @@ class RunFolder:
     digests: dict[str, str] = field(default_factory=dict)
     trained: bool = True
     """Whether the traffic was recorded under the defences, not re-defended offline."""
-    dice: dict[str, Scores] = field(default_factory=dict)
+    reached: Mapping[str, Rehearsed] = field(default_factory=dict)
+    """By configuration, what the network trained under it came to."""
     privacy: Privacy | None = None
     notes: tuple[str, ...] = ()
     not_tested: tuple[str, ...] = (*MALICIOUS, *OTHERS)
@@ -137,7 +138,9 @@ class RunFolder:
                 capture=self.source,
                 network=self.network,
                 entries=tuple(self.entries),
-                dice=self.dice,
+                dice={name: played.dice for name, played in self.reached.items()},
+                hd95={name: played.hd95 for name, played in self.reached.items()},
+                volume_ml={name: played.volume_ml for name, played in self.reached.items()},
                 privacy=self.privacy,
                 not_tested=self.not_tested,
                 commands=self.commands,

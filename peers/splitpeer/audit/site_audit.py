@@ -186,9 +186,13 @@ class SiteAudit:
         notes = [ONE_SITE]
         notes += [STAND_IN] if stand_in else []
         notes += [OWN_PATIENTS] if self.shadow is None else []
-        dice = {} if stand_in else {configuration(applied(view), view.gradient_defences): played.dice}
+        reached = {} if stand_in else {configuration(applied(view), view.gradient_defences): played}
         folder = images.open_folder(
-            played.folder, commands=commands, notes=notes, dice=dice, privacy=_privacy(rehearsal, self.config)
+            played.folder,
+            commands=commands,
+            notes=notes,
+            reached=reached,
+            privacy=_privacy(rehearsal, self.config),
         )
         for _ in images.run([parse_order(written) for written in attacks], folder, progress=progress):
             pass

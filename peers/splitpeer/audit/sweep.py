@@ -198,7 +198,7 @@ def play(task: SweepTask) -> dict[str, Any]:
     record = asdict(point) | {
         "complete": complete and folder.complete,
         "digest": task.digest(), "seed": task.seed, "defences": protection.label,
-        "levels": list(job.model.backbone().levels), "regions": played.dice,
+        "levels": list(job.model.backbone().levels), "regions": played.dice, "hd95": played.hd95,
         "figures": [_figure(outcome) for outcome in (*outcomes, *masks)],
     }  # fmt: skip
     durable.replace(task.folder / DONE, (json.dumps(record, indent=2) + "\n").encode(), sync=False)
@@ -210,8 +210,8 @@ def _open_folder(experiment: Experiment, played: Rehearsed, task: SweepTask) -> 
     command = (
         f"splitpeer audit --sweep {task.plan.source.name} --job {task.job.source.name} --out {task.out.name}"
     )
-    dice = {configuration(applied(view), view.gradient_defences): played.dice}
-    return experiment.open_folder(task.folder, commands=(command,), dice=dice)
+    reached = {configuration(applied(view), view.gradient_defences): played}
+    return experiment.open_folder(task.folder, commands=(command,), reached=reached)
 
 
 def _attack_images(

@@ -51,7 +51,15 @@ def demo(
     from splitpeer.cli.attack import attack_progress
     from splitpeer.demo.baselines import train_all
     from splitpeer.demo.leak import MODALITY, attack_and_report, recorded_keys
-    from splitpeer.demo.report import CONTRASTS, dice_table, draw, read_result, write_summary
+    from splitpeer.demo.report import (
+        CONTRASTS,
+        dice_table,
+        distance_table,
+        draw,
+        read_result,
+        volume_line,
+        write_summary,
+    )
     from splitpeer.training.scores import shown
 
     console = Console(stderr=True)
@@ -99,6 +107,7 @@ def demo(
 
     console.rule("3 of 4: results")
     rows = {"split, four hospitals": result["dice"]}
+    distances = {"split, four hospitals": result["hd95"]} if result["hd95"] else {}
     without = {name: result["missing"].get(held) for name, held in CONTRASTS.items()}
     rows |= {f"the same without {name}": dice for name, dice in without.items() if dice}
     alone = {}
@@ -110,9 +119,10 @@ def demo(
             out / "pki" / "federation.salt",
             tuple(sorted(SITES.values())),
             len(os.sched_getaffinity(0)),
-            lambda name, dice: console.print(f"  {name}: mean Dice {shown(dice['mean'])}"),
+            lambda name, found: console.print(f"  {name}: mean Dice {shown(found.dice['mean'])}"),
         )
-        rows |= alone
+        rows |= {name: found.dice for name, found in alone.items()}
+        distances |= {name: found.hd95 for name, found in alone.items()}
     leaked = {}
     if leak:
         console.rule("4 of 4: what the coordinator and one hospital recorded is attacked")
@@ -133,10 +143,18 @@ def demo(
             "validation": result["validation"],
         },
         "missing": result["missing"],
-        "baselines": alone,
+        "hd95": result["hd95"],
+        "volume_ml": result["volume_ml"],
+        "baselines": {name: found.dice for name, found in alone.items()},
+        "baselines_hd95": {name: found.hd95 for name, found in alone.items()},
     }
     write_summary(out / "summary.json", summary)
     console.print(dice_table(rows))
+    if distances:
+        console.print(distance_table(distances))
+        console.print(
+            f"found of true volume, on average: {volume_line(result['volume_ml'])}", highlight=False
+        )
     console.print(
         f"{summary['steps']} steps, {summary['bytes_per_step'] / 1e6:.1f} MB a step on the wire ({summary['tls']}), "
         f"{summary['seconds']} s"

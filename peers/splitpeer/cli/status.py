@@ -35,13 +35,27 @@ _STATES: dict[str, str] = {
     "catching up": "yellow",
 }
 _Figure = Literal[
-    "loss", "dice", "checkpoints", "absence", "modalities", "missing", "withdrawn", "job", "tls"
+    "loss",
+    "dice",
+    "hd95",
+    "volume_ml",
+    "checkpoints",
+    "absence",
+    "modalities",
+    "missing",
+    "withdrawn",
+    "job",
+    "tls",
 ]
 _LINES: tuple[tuple[_Figure, ...], ...] = (
     ("loss", "dice"),
+    ("hd95", "volume_ml"),
     ("checkpoints", "absence"),
     ("modalities", "missing", "withdrawn"),
 )
+
+
+_WORDS: dict[str, str] = {"hd95": "HD95 in mm", "volume_ml": "volume in ml"}
 
 
 @click.command()
@@ -240,7 +254,9 @@ def _named(work: WorkStatus, name: _Figure) -> str:
 
 
 def _said(name: str, value: object) -> str:
-    return "" if value in (None, "", [], {}) else f"{name.replace('_', ' ')} {_shown(value)}"
+    return (
+        "" if value in (None, "", [], {}) else f"{_WORDS.get(name, name.replace('_', ' '))} {_shown(value)}"
+    )
 
 
 def _shown(value: Any) -> str:

@@ -327,6 +327,7 @@ class Trainer:
                 self._result.modalities,
                 self._result.missing,
                 self._result.hd95,
+                self._result.volume_ml,
                 time.monotonic() - began,
             )
         )

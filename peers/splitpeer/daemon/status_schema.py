@@ -56,6 +56,10 @@ class Work(TypedDict, total=False):
     loss: float | None
     dice: Mapping[str, float | None]
     """By region."""
+    hd95: Mapping[str, float | None]
+    """95 % Hausdorff distances by region, mm; of the last evaluation alone."""
+    volume_ml: Mapping[str, Mapping[str, float]]
+    """Volumes by region, `predicted` and `true`; as `hd95`."""
     modalities: list[str]
     """Of the last evaluation."""
     missing: list[str]

@@ -31,7 +31,17 @@ from splitpeer.training.split_round import Parties, Place, Wire, split_round
 from splitpeer.training.split_step import ClientHalf, CoordinatorHalf
 from splitproto.messages import Sample
 
-Done = Callable[[str, Scores], None]
+
+@dataclass(frozen=True)
+class Reached:
+    """What a network came to on the patients held out."""
+
+    dice: Scores
+    hd95: Scores
+    """In mm."""
+
+
+Done = Callable[[str, Reached], None]
 
 
 @dataclass(frozen=True)
@@ -46,8 +56,8 @@ class Baseline:
     convention: str = "msd"
 
 
-def train(baseline: Baseline) -> Scores:
-    """Dice of the network in one process, with the job's schedule, seeds, steps and patients held out."""
+def train(baseline: Baseline) -> Reached:
+    """The network in one process, with the job's schedule, seeds, steps and patients held out."""
     torch.set_num_threads(1)
     config = JobConfig.load(baseline.job)
     job = job_on_wire(config)
@@ -78,12 +88,12 @@ def train(baseline: Baseline) -> Scores:
         images_at = {Place(m, m): image for m, image in read(samples, seed).items()}
         split_round(parties, images_at, target, release, Wire())
     plan = Plan.of(validation, labels, window, config.evaluation.overlap, config.evaluation.batch, job.steps)
-    scoring = Scoring(plan, labels, window, None)
+    scoring = Scoring(plan, labels, window, None, measure=True)
     for index, forward in enumerate(plan.forwards):
         shown = read(forward.samples, None)
         sent = {m: parties.sites[Place(m, m)].evaluate(image) for m, image in shown.items()}
         scoring.add(index, parties.coordinator.predict(sent))
-    return scoring.dice.result()
+    return Reached(scoring.dice.result(), scoring.surfaces.distances() if scoring.surfaces else {})
 
 
 def _parties(config: JobConfig, modalities: tuple[str, ...], task: Task) -> Parties:
@@ -106,11 +116,11 @@ def _parties(config: JobConfig, modalities: tuple[str, ...], task: Task) -> Part
 
 def train_all(
     job: Path, data: Path, salt: Path, modalities: tuple[str, ...], workers: int, done: Done
-) -> dict[str, Scores]:
+) -> dict[str, Reached]:
     """Each contrast alone and all together, in `workers` processes; `done` hears each result as it comes."""
     wanted = [Baseline("centralised, four contrasts", modalities, job, data, salt)]
     wanted += [Baseline(f"{modality} alone", (modality,), job, data, salt) for modality in modalities]
-    results: dict[str, Scores] = {}
+    results: dict[str, Reached] = {}
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
         running = {pool.submit(train, baseline): baseline.name for baseline in wanted}
         for future in as_completed(running):

@@ -38,6 +38,27 @@ def dice_table(rows: Mapping[str, Scores]) -> Table:
     return table
 
 
+def distance_table(rows: Mapping[str, Scores]) -> Table:
+    """95 % Hausdorff distance of each network, least mean in bold."""
+    table = Table(title="95 % Hausdorff distance per volume in mm, patients held out")
+    table.add_column("network")
+    for region in REGIONS:
+        table.add_column(region, justify="right")
+    best = min((mean for values in rows.values() if (mean := values["mean"]) is not None), default=None)
+    for name, values in rows.items():
+        style = "bold" if best is not None and values["mean"] == best else None
+        cells = ("-" if (mm := values[region]) is None else f"{mm:.1f}" for region in REGIONS)
+        table.add_row(name, *cells, style=style)
+    return table
+
+
+def volume_line(volumes: Mapping[str, Mapping[str, float]]) -> str:
+    """Mean volumes in one line."""
+    return ", ".join(
+        f"{region} {of['predicted']:.1f} ml of {of['true']:.1f}" for region, of in volumes.items()
+    )
+
+
 def draw(folder: Path, data: Path, results: Path, rows: Mapping[str, Scores]) -> list[Path]:
     """The pictures; returns their paths."""
     curve, sheet, bars = folder / "training.png", folder / "predictions.png", folder / "dice.png"

@@ -24,11 +24,30 @@ from splitpeer.report.frontier import svg
 from splitpeer.report.model import UNDEFENDED, Point, Promise, Run
 from splitpeer.report.names import brief, kind
 from splitpeer.report.store import Folder, load_run
-from splitpeer.report.tables import attack_rows, budget, configuration_row, digests, provenance, sources
+from splitpeer.report.tables import (
+    attack_rows,
+    budget,
+    configuration_row,
+    digests,
+    provenance,
+    region_rows,
+    sources,
+)
 from splitpeer.report.verdict import answers, under
 from splitpeer.storage import durable
 
 PAGE = Path(__file__).parent / "page"
+SECTIONS = (
+    ("verdict", "The answers"),
+    ("leaves", "What leaves the hospital"),
+    ("images", "What the coordinator can see of the images"),
+    ("labels", "What the other hospitals can see of the labels"),
+    ("defences", "What each defence buys, and at what Dice"),
+    ("budget", "Privacy budget"),
+    ("untested", "What was not tested"),
+    ("glossary", "Words"),
+    ("repeat", "To repeat this"),
+)
 
 
 def write_report(
@@ -109,18 +128,6 @@ class Report:
 
     def page(self, json_name: str) -> str:
         """The whole HTML document."""
-        environment = Environment(
-            loader=FileSystemLoader(PAGE), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-        )
-        environment.filters |= {
-            "figure": text.figure,
-            "signed": text.signed,
-            "share": text.share,
-            "metric": text.metric,
-            "settings": text.settings,
-            "plural": text.plural,
-            "brief": brief,
-        }
         style = (PAGE / "page.css").read_text(encoding="utf-8")
         script = (PAGE / "page.js").read_text(encoding="utf-8")
         cards = [
@@ -130,45 +137,40 @@ class Report:
         images = [card for card in cards if card.finding.entry.goal == "image"]
         masks = [card for card in cards if card.finding.entry.goal == "mask"]
         compared = [one for one in self.configurations if one.images or one.masks or one.dice is not None]
-        return environment.get_template("page.html.jinja").render(
-            title=self.title,
-            subtitle=self._subtitle(),
-            sections=(
-                ("verdict", "The answers"),
-                ("leaves", "What leaves the hospital"),
-                ("images", "What the coordinator can see of the images"),
-                ("labels", "What the other hospitals can see of the labels"),
-                ("defences", "What each defence buys, and at what Dice"),
-                ("budget", "Privacy budget"),
-                ("untested", "What was not tested"),
-                ("glossary", "Words"),
-                ("repeat", "To repeat this"),
-            ),
-            style=Markup(style),  # noqa: S704 - our own file
-            script=Markup(script),  # noqa: S704 - our own file
-            style_hash=_hash(style),
-            script_hash=_hash(script),
-            answers=self.answers,
-            notes=list(dict.fromkeys(note for _, run in self.runs for note in run.notes)),
-            image_bands=bands.IMAGE_BANDS,
-            image_steps=bands.IMAGE_STEPS,
-            mask_bands=bands.MASK_BANDS,
-            sources=sources(self.runs),
-            image_groups=groups(images),
-            image_rows=attack_rows(images),
-            mask_groups=groups(masks),
-            mask_rows=attack_rows(masks),
-            table=[configuration_row(one, self.undefended) for one in compared],
-            promises=self._promises(),
-            frontier={"svg": svg(self.points), "points": self.points} if self.points else None,
-            budgets=[budget(run.privacy) for _, run in self.runs if run.privacy],
-            not_tested=self.not_tested(),
-            glossary=words.glossary({name for one in self.configurations for name in one.dice_by_region}),
-            provenance=[provenance(folder) for folder in self.folders],
-            json_name=json_name,
-            made_by=self.made_by,
-            under=under,
-            digits=lambda name: 1 if name in words.DECIBEL else 2,
+        return (
+            _environment()
+            .get_template("page.html.jinja")
+            .render(
+                title=self.title,
+                subtitle=self._subtitle(),
+                sections=SECTIONS,
+                style=Markup(style),  # noqa: S704 - our own file
+                script=Markup(script),  # noqa: S704 - our own file
+                style_hash=_hash(style),
+                script_hash=_hash(script),
+                answers=self.answers,
+                notes=list(dict.fromkeys(note for _, run in self.runs for note in run.notes)),
+                image_bands=bands.IMAGE_BANDS,
+                image_steps=bands.IMAGE_STEPS,
+                mask_bands=bands.MASK_BANDS,
+                sources=sources(self.runs),
+                image_groups=groups(images),
+                image_rows=attack_rows(images),
+                mask_groups=groups(masks),
+                mask_rows=attack_rows(masks),
+                table=[configuration_row(one, self.undefended) for one in compared],
+                regions=region_rows(compared),
+                promises=self._promises(),
+                frontier={"svg": svg(self.points), "points": self.points} if self.points else None,
+                budgets=[budget(run.privacy) for _, run in self.runs if run.privacy],
+                not_tested=self.not_tested(),
+                glossary=words.glossary({name for one in self.configurations for name in one.dice_by_region}),
+                provenance=[provenance(folder) for folder in self.folders],
+                json_name=json_name,
+                made_by=self.made_by,
+                under=under,
+                digits=lambda name: 1 if name in words.DECIBEL else 2,
+            )
         )
 
     def not_tested(self) -> list[str]:
@@ -200,6 +202,22 @@ class Report:
         if any(name not in known for name in names):
             known = _catalogue() | known
         return [{"name": name, **known[name].model_dump()} for name in names if name in known]
+
+
+def _environment() -> Environment:
+    environment = Environment(
+        loader=FileSystemLoader(PAGE), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    environment.filters |= {
+        "figure": text.figure,
+        "signed": text.signed,
+        "share": text.share,
+        "metric": text.metric,
+        "settings": text.settings,
+        "plural": text.plural,
+        "brief": brief,
+    }
+    return environment
 
 
 def _catalogue() -> dict[str, Promise]:

@@ -52,6 +52,10 @@ class Configuration:
     masks: list[ReportFinding] = field(default_factory=list)
     dice: float | None = None
     dice_by_region: dict[str, float | None] = field(default_factory=dict)
+    hd95: dict[str, float | None] = field(default_factory=dict)
+    """By region, mm."""
+    volume_ml: dict[str, dict[str, float]] = field(default_factory=dict)
+    """By region."""
 
     @property
     def worst_image(self) -> ReportFinding | None:
@@ -121,10 +125,11 @@ def configurations(folders: Sequence[Folder], findings: Sequence[ReportFinding])
     for finding in findings:
         one = of(finding.entry.configuration)
         (one.images if finding.entry.goal == "image" else one.masks).append(finding)
-    for folder in folders:
-        for name, values in (folder.run.dice if folder.run else {}).items():
+    for run in (folder.run for folder in folders if folder.run is not None):
+        for name, values in run.dice.items():
             one = of(name)
             one.dice_by_region, one.dice = dict(values), mean_dice(values)
+            one.hd95, one.volume_ml = run.hd95.get(name, {}), run.volume_ml.get(name, {})
 
     def order(one: Configuration) -> tuple[bool, float, str]:
         most = one.worst_image

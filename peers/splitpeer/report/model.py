@@ -207,7 +207,11 @@ class Run(Part):
     network: RunNetwork = RunNetwork()
     entries: tuple[Entry, ...] = ()
     dice: dict[str, dict[str, float | None]] = Field(default_factory=dict)
-    """Configuration (see `configuration`) to {"WT", "TC", "ET", "mean"} of the network trained under it."""
+    """Configuration (see `configuration`) to Dice of each region and "mean", of the network trained under it."""
+    hd95: dict[str, dict[str, float | None]] = Field(default_factory=dict)
+    """The same of the 95 % Hausdorff distance, mm."""
+    volume_ml: dict[str, dict[str, dict[str, float]]] = Field(default_factory=dict)
+    """Configuration to region to {"predicted", "true"}, ml."""
     promises: dict[str, Promise] = Field(default_factory=dict)
     """Defence's name ("dropout") to what it promises."""
     frontier: Frontier | None = None

@@ -58,6 +58,7 @@ def configuration_row(one: Configuration, undefended: float | None) -> dict[str,
         "name": one.name,
         "dice": one.dice,
         "change": one.dice - undefended if compared else None,
+        "hd95": one.hd95.get("mean"),
         "likeness": image.leakage if image else None,
         "floor": bands.highest_floor(image.strongest.scores["ssim"]) if image else None,
         "by": _by(image) if image else "–",
@@ -66,6 +67,23 @@ def configuration_row(one: Configuration, undefended: float | None) -> dict[str,
         "band": image.band if image else None,
         "naive_only": one.naive_only,
     }
+
+
+def region_rows(found: Sequence[Configuration]) -> list[dict[str, Any]]:
+    """Dice, distance and volumes of each region under each configuration, where they were measured."""
+    return [
+        {
+            "name": one.name,
+            "region": region,
+            "dice": dice,
+            "hd95": one.hd95.get(region),
+            "predicted": one.volume_ml.get(region, {}).get("predicted"),
+            "true": one.volume_ml.get(region, {}).get("true"),
+        }
+        for one in found
+        for region, dice in one.dice_by_region.items()
+        if region != "mean"
+    ]
 
 
 def _by(finding: ReportFinding) -> str:

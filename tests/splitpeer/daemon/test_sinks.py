@@ -27,7 +27,14 @@ from splitproto.messages import Progress
 
 COMMITTED = h.StepCommitted(7, 0.25, ["t1", "t2"], ["t2"], 3.0, 2.0, 1.0, {"ukm": 10})
 EVALUATED = h.Evaluated(
-    8, 2, {"WT": 0.5, "ET": None}, ["flair", "t1"], {"t1": {"WT": 0.25, "ET": None}}, {"WT": 2.5}, 4.0
+    8,
+    2,
+    {"WT": 0.5, "ET": None},
+    ["flair", "t1"],
+    {"t1": {"WT": 0.25, "ET": None}},
+    {"WT": 2.5},
+    {"WT": {"predicted": 12.5, "true": 10.0}},
+    4.0,
 )
 
 
@@ -103,13 +110,16 @@ def test_an_evaluation(board: Board) -> None:
     files, view = Files(), View()
     h.Reporter(BoardSink(board), MetricsSink(files), ConsoleSink(view))(EVALUATED)
     assert board._document()["work"]["modalities"] == ["flair", "t1"]
-    assert files.rows[0]["hd95"] == {"WT": 2.5}
+    assert board._document()["work"]["hd95"] == files.rows[0]["hd95"] == {"WT": 2.5}
+    volumes = {"WT": {"predicted": 12.5, "true": 10.0}}
+    assert board._document()["work"]["volume_ml"] == files.rows[0]["volume_ml"] == volumes
     assert files.rows[0]["missing"] == {"t1": {"WT": 0.25, "ET": None}}
     assert view.told == [("evaluated", 8, {"WT": 0.5, "ET": None})]
     assert said(EVALUATED) == [
         ("job.evaluated",
          {"step": 8, "volumes": 2, "WT": 0.5, "ET": None, "modalities": "flair t1"}, logging.INFO),
         ("job.distances", {"step": 8, "unit": "mm", "WT": 2.5}, logging.INFO),
+        ("job.volumes", {"step": 8, "unit": "ml", "WT": "12.5 of 10"}, logging.INFO),
         ("job.evaluated_without", {"step": 8, "missing": "t1", "WT": 0.25, "ET": None}, logging.INFO),
     ]  # fmt: skip
     assert ProgressMessages().due(EVALUATED) == Progress(8, {"dice_WT": 0.5})

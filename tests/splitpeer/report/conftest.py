@@ -94,6 +94,8 @@ def make(folder: Path, **changes: Any) -> Path:
         ),
         "entries": tuple(entries),
         "dice": {"none": {"WT": 0.8, "TC": 0.7, "ET": 0.75}, "dropout:0.5": {"mean": 0.74}},
+        "hd95": {"none": {"WT": 3.44, "TC": 5.0, "ET": None, "mean": 4.22}},
+        "volume_ml": {"none": {"WT": {"predicted": 41.26, "true": 38.0}}},
         "promises": {
             name: Promise(title=name.title(), promise="No guarantee.") for name in ("dropout", "gaussian")
         },

@@ -173,6 +173,8 @@ class Evaluated(Happening):
     """Scores without the modality named."""
     hd95: Scores
     """Distances of borders, mm; empty: not asked for."""
+    volume_ml: Mapping[str, Mapping[str, float]]
+    """By region, `predicted` and `true`; empty: not asked for."""
     seconds: float
 
 

@@ -56,8 +56,8 @@ class BoardSink:
                 board.set(step=step, steps=steps)
             case h.StepCommitted(step=step, loss=loss):
                 board.set(step=step, loss=loss)
-            case h.Evaluated(dice=dice, modalities=modalities):
-                board.set(dice=dice, modalities=list(modalities))
+            case h.Evaluated(dice=dice, modalities=modalities, hd95=hd95, volume_ml=volume_ml):
+                board.set(dice=dice, modalities=list(modalities), hd95=hd95, volume_ml=volume_ml)
             case h.CheckpointsHeld(steps_held):
                 board.set(checkpoints=list(steps_held))
             case h.RunRolledBack(step=step, checkpoints=checkpoints):

@@ -113,11 +113,14 @@ def _of_a_run(happening: h.Happening) -> Iterator[Line]:
         case h.EvaluationSkipped(step):
             cause = "no site here has the feature evaluate"
             yield Line("job.not_evaluated", {"step": step, "cause": cause}, WARNING)
-        case h.Evaluated(step, volumes, dice, modalities, missing, hd95):
+        case h.Evaluated(step, volumes, dice, modalities, missing, hd95, volume_ml):
             made_from = " ".join(modalities)
             yield Line("job.evaluated", {"step": step, "volumes": volumes, **dice, "modalities": made_from})
             if hd95:
                 yield Line("job.distances", {"step": step, "unit": "mm", **hd95})
+            if volume_ml:
+                shown = {name: f"{of['predicted']:.4g} of {of['true']:.4g}" for name, of in volume_ml.items()}
+                yield Line("job.volumes", {"step": step, "unit": "ml", **shown})
             for modality, scores in missing.items():
                 yield Line("job.evaluated_without", {"step": step, "missing": modality, **scores})
         case h.CheckpointCommitted(step=step, digests=digests):

@@ -43,7 +43,7 @@ def row(happening: h.Happening) -> dict[str, Any]:
                 "waited": waited,
                 "computed": computed,
             }
-        case h.Evaluated(step, volumes, dice, modalities, missing, hd95, seconds):
+        case h.Evaluated(step, volumes, dice, modalities, missing, hd95, volume_ml, seconds):
             return {
                 "step": step,
                 "volumes": volumes,
@@ -51,6 +51,7 @@ def row(happening: h.Happening) -> dict[str, Any]:
                 "modalities": list(modalities),
                 **({"missing": missing} if missing else {}),
                 **({"hd95": hd95} if hd95 else {}),
+                **({"volume_ml": volume_ml} if volume_ml else {}),
                 "seconds": seconds,
             }
         case h.RunRolledBack(step=step, cause=cause):
