@@ -79,9 +79,9 @@ class SiteAudit:
         Raises:
             PeerError: settings or images that cannot be used.
         """
-        modality = self.config.peer.modality
-        if modality is None:
+        if not self.config.peer.modalities:
             raise ConfigError("an audit is a site's: peer.toml must be a client's")
+        modality = self.config.peer.modalities[0]
         job = self._job(modality)
         cohort, stand_in = self._cohort(modality)
         # All are made before the first is played: a misspelt defence must not cost an hour.
