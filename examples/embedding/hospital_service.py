@@ -19,10 +19,9 @@ import signal
 import sys
 import unicodedata
 from collections import deque
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -133,13 +132,11 @@ def from_nifti(folder: Path) -> dict[str, Volume]:
         voxels = np.asarray(ras.dataobj, np.float32)
         brain = voxels[voxels != 0]
         voxels = np.where(voxels != 0, (voxels - brain.mean()) / brain.std(), 0).astype(np.float32)
-        x, y, z = map(float, ras.header.get_zooms()[:3])
-        right, anterior, superior = map(float, ras.affine[:3, 3])
         volumes[path.name.removesuffix(".nii.gz")] = Volume(
             voxels,
-            (x, y, z),
-            tuple(float(c) for c in (ras.affine[:3, :3] / (x, y, z)).T.ravel()),
-            (right, anterior, superior),
+            tuple(float(mm) for mm in ras.header.get_zooms()[:3]),
+            tuple(float(c) for c in (ras.affine[:3, :3] / ras.header.get_zooms()[:3]).T.ravel()),
+            tuple(float(mm) for mm in ras.affine[:3, 3]),
         )
     return volumes
 
@@ -175,7 +172,7 @@ class Encoder:
             out[self.job.cut[n].name] = np.ascontiguousarray(maps * self.gains[n][:, None, None])
         return out
 
-    def backward(self, gradients: Mapping[str, np.ndarray]) -> None:
+    def backward(self, gradients: dict[str, np.ndarray]) -> None:
         """One step of gradient descent."""
         for n, gain in self.gains.items():
             gain -= self.job.learning_rate * (gradients[self.job.cut[n].name] * self._kept[n]).sum((0, 2, 3))
@@ -186,9 +183,11 @@ class Encoder:
         temporary = path.with_suffix(".tmp")
         try:
             with open(temporary, "wb") as file:
-                arrays: dict[str, Any] = {f"f{n}": f for n, f in self.filters.items()}
-                arrays |= {f"g{n}": g for n, g in self.gains.items()}
-                np.savez(file, **arrays)
+                np.savez(
+                    file,
+                    **{f"f{n}": f for n, f in self.filters.items()},
+                    **{f"g{n}": g for n, g in self.gains.items()},
+                )
                 file.flush()
                 os.fsync(file.fileno())
             temporary.replace(path)

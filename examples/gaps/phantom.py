@@ -51,8 +51,7 @@ def patient(seed: int, number: int) -> dict[str, np.ndarray]:
     ]
 
     def inside(centre: np.ndarray | tuple[float, ...], radii: np.ndarray | tuple[float, ...]) -> np.ndarray:
-        distance: np.ndarray = sum(((x - c) / r) ** 2 for x, c, r in zip(place, centre, radii, strict=True))
-        return distance < 1
+        return sum(((x - c) / r) ** 2 for x, c, r in zip(place, centre, radii, strict=True)) < 1
 
     radii = np.array([66, 82, 46]) * rng.uniform(0.93, 1.07, 3)
     brain, white = inside((0, 0, 0), radii), inside((0, 0, 0), radii * 0.8)

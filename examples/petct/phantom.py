@@ -44,8 +44,7 @@ def patient(seed: int, number: int) -> dict[str, np.ndarray]:
         centre: tuple[float, ...] | np.ndarray, radii: tuple[float, ...] | np.ndarray | float
     ) -> np.ndarray:
         radii = np.broadcast_to(radii, 3)
-        distance: np.ndarray = sum(((x - c) / r) ** 2 for x, c, r in zip(place, centre, radii, strict=True))
-        return distance < 1
+        return sum(((x - c) / r) ** 2 for x, c, r in zip(place, centre, radii, strict=True)) < 1
 
     size, long = rng.uniform(0.92, 1.08), 1e6
     lungs = [inside((side * 58 * size, 5, 0), (40 * size, 55 * size, 75)) for side in (-1, 1)]

@@ -34,10 +34,9 @@ def patient(seed: int, number: int) -> dict[str, np.ndarray]:
         for axis, (n, mm) in enumerate(zip(SHAPE, SPACING, strict=True))
     ]
 
-    def inside(centre: np.ndarray, radii: np.ndarray | tuple[float, ...] | float) -> np.ndarray:
+    def inside(centre: np.ndarray, radii: np.ndarray | float) -> np.ndarray:
         radii = np.broadcast_to(radii, 3)
-        distance: np.ndarray = sum(((x - c) / r) ** 2 for x, c, r in zip(place, centre, radii, strict=True))
-        return distance < 1
+        return sum(((x - c) / r) ** 2 for x, c, r in zip(place, centre, radii, strict=True)) < 1
 
     middle, radii = rng.uniform(-2, 2, 3), np.array([22, 18, 20]) * rng.uniform(0.85, 1.15, 3)
     gland = inside(middle, radii)
@@ -71,8 +70,7 @@ def patient(seed: int, number: int) -> dict[str, np.ndarray]:
 
 def _ring(place: list[np.ndarray]) -> np.ndarray:
     """Muscle left and right of the gland, bool [x, y, z]."""
-    distance: np.ndarray = ((abs(place[0]) - 30) / 5) ** 2 + (place[1] / 18) ** 2 + 0 * place[2]
-    return distance < 1
+    return ((abs(place[0]) - 30) / 5) ** 2 + (place[1] / 18) ** 2 + 0 * place[2] < 1
 
 
 def affine(seed: int, number: int) -> np.ndarray:

@@ -108,12 +108,12 @@ def terms() -> Iterator[Case]:
         yield case(f"normalisation-bad-{rule}", "SP-11.12-11: no rule", bad, normalisation=named)
     twice = [{"modality": "t1", "rule": "none"}, {"modality": "t1", "rule": "zscore"}]
     yield case("normalisation-twice", "SP-11.12-11: a modality is named twice", bad, normalisation=twice)
-    for field, name in (
+    for field, value in (
         ("precision", "f16"), ("precision", "f64"), ("precision", "i8"), ("optimiser", "lion"), ("optimiser", "Adam"),
         ("schedule", "linear"), ("schedule", "onecycle"),
     ):  # fmt: skip
         yield case(
-            f"{field}-{name}", "SP-11-2: registered or not, unknown in version 1", bad, **{field: name}
+            f"{field}-{value}", "SP-11-2: registered or not, unknown in version 1", bad, **{field: value}
         )
     for name, notes, changes in (
         ("no-bottleneck", "the bottleneck is among the levels", {"levels": [0, 1, 2, 3]}),

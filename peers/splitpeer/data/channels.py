@@ -34,17 +34,18 @@ class Channels:
         defences: Mapping[str, ImageStack] | None = None,
     ) -> None:
         self.seats = {name: tuple(modalities) for name, modalities in seats.items()}
-        self._volumes = {modality: volumes[modality] for held in self.seats.values() for modality in held}
+        self.volumes = {modality: volumes[modality] for held in self.seats.values() for modality in held}
+        """By modality: those of the seats."""
         self._data = {
             modality: SiteData(held, (defences or {}).get(modality))
-            for modality, held in self._volumes.items()
+            for modality, held in self.volumes.items()
         }
         self._geometries: dict[bytes, Geometry] = {}
 
     @cached_property
     def _fills(self) -> dict[bytes, tuple[int, ...]]:
         """Seats by patient. One channel that is missing leaves the whole seat empty."""
-        held = {modality: set(volumes.keys()) for modality, volumes in self._volumes.items()}
+        held = {modality: set(volumes.keys()) for modality, volumes in self.volumes.items()}
         found: dict[bytes, tuple[int, ...]] = {}
         for number, modalities in enumerate(self.seats.values()):
             for key in set.intersection(*(held[modality] for modality in modalities)):
@@ -54,13 +55,13 @@ class Channels:
     @property
     def salt_check(self) -> bytes:
         """Check value of the salt."""
-        return next(iter(self._volumes.values())).salt_check
+        return next(iter(self.volumes.values())).salt_check
 
     @property
     def warnings(self) -> dict[bytes, list[str]]:
         """See `Volumes.warnings`."""
         found: dict[bytes, list[str]] = {}
-        for volumes in self._volumes.values():
+        for volumes in self.volumes.values():
             for key, lines in volumes.warnings.items():
                 found.setdefault(key, []).extend(lines)
         return found
@@ -72,6 +73,19 @@ class Channels:
     def fills(self, key: bytes) -> tuple[int, ...]:
         """The numbers of the seats that a patient fills; () for a patient that fills none."""
         return self._fills.get(key, ())
+
+    def modalities(self, key: bytes) -> list[str]:
+        """All channels that a patient fills, seat by seat."""
+        seats = list(self.seats.values())
+        return [modality for number in self.fills(key) for modality in seats[number]]
+
+    def rows(self, samples: Sequence[Sample]) -> dict[str, list[int]]:
+        """SP-11.8-5: by seat, the numbers of the samples whose patients fill it; a seat without any is left out."""
+        found: dict[str, list[int]] = {}
+        for number, name in enumerate(self.seats):
+            if rows := [row for row, sample in enumerate(samples) if number in self.fills(sample.key)]:
+                found[name] = rows
+        return found
 
     def case(self, key: bytes) -> Case:
         """The local case behind a key: that of the first channel. Raises DataError for a key this site lacks."""
@@ -114,8 +128,6 @@ class Channels:
 
     def _of(self, key: bytes) -> list[Volumes]:
         """The volumes of all channels that the patient fills. Raises DataError where it fills no seat."""
-        seats = list(self.seats.values())
-        found = [self._volumes[modality] for number in self.fills(key) for modality in seats[number]]
-        if not found:
+        if not self.fills(key):
             raise not_held(key)
-        return found
+        return [self.volumes[modality] for modality in self.modalities(key)]

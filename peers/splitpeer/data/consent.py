@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,7 +23,7 @@ class Consent:
     """What `[data] withdrawn` says of this site's patients.
 
     One id a line, UTF-8; empty lines and those that begin with `#` are passed over. A person's id (`sub-01`) stands
-    for all time points (`sub-01_ses-2`).
+    for all time points (`sub-01_ses-2`). Safe to use from several threads.
 
     Args:
         path: of the list; None: nobody keeps one. It need not exist yet, but its folder must.
@@ -36,6 +37,7 @@ class Consent:
             for name in {case.patient, subject(case.patient)}:
                 self._keys.setdefault(name, set()).add(key)
         self._content, self._seen = b"", False
+        self._lock = threading.Lock()
         self._withdrawn: set[bytes] = set()
         self.unknown = 0
         """Ids of the list that are no patient's here: others hold them, or they are misspelt."""
@@ -48,12 +50,23 @@ class Consent:
         Raises:
             DataError: the list cannot be read. Then nothing may leave: nobody knows who has withdrawn.
         """
-        if self._path is not None and (content := self._read(self._path)) != self._content:
-            ids = self._ids(self._path, content)
-            self.unknown = sum(one not in self._keys for one in ids)
-            self._withdrawn |= {key for one in ids for key in self._keys.get(one, ())}
-            self._content = content
-        return self._withdrawn
+        with self._lock:
+            if self._path is not None and (content := self._read(self._path)) != self._content:
+                ids = self._ids(self._path, content)
+                self.unknown = sum(one not in self._keys for one in ids)
+                self._withdrawn |= {key for one in ids for key in self._keys.get(one, ())}
+                self._content = content
+            return set(self._withdrawn)
+
+    def findings(self) -> list[str]:
+        """What the people here should have a look at, in one line."""
+        if self._path is None:
+            return []
+        if not self._seen:
+            return [f"{self._path}: does not exist yet: nobody has withdrawn consent"]
+        if self.unknown:
+            return [f"{self._path}: {self.unknown} of its ids are of no patient here: compare the spelling"]
+        return []
 
     def refusal(self, key: bytes) -> PatientUnusable:
         """Why a patient who has withdrawn is not sent."""

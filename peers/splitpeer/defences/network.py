@@ -27,7 +27,7 @@ class Defended(nn.Module):
         self.encoder, self.stack = encoder, stack
 
     def forward(self, x: Tensor, release: Release | None = None) -> Tensors:
-        """Image [B, 1, *spatial] to {"x0": [B, C, *spatial], ...} in order of level."""
+        """Image [B, in_channels, *spatial] to {"x0": [B, C, *spatial], ...} in order of level."""
         tensors = self.encoder(x)
         # In full precision, whatever the encoder computes in on a GPU.
         with torch.autocast(x.device.type, enabled=False):
@@ -42,6 +42,7 @@ def build_network(
     key: bytes,
     seed: int | None,
     strict: bool = True,
+    in_channels: int = 1,
 ) -> Encoder | Defended:
     """A site's network: the bare encoder where nothing is written, else `Defended`.
 
@@ -51,11 +52,12 @@ def build_network(
         key: 32 octets, for the defences' randomness.
         seed: of all initial weights; None: private entropy. The encoder's weights do not depend on `written`.
         strict: see `make_stack`.
+        in_channels: of the image.
 
     Raises:
         ConfigError: see `make_stack`.
     """
-    encoder = build_encoder(backbone, seed=seed)
+    encoder = build_encoder(backbone, in_channels, seed=seed)
     channels, dimensions = backbone.cut.channels, backbone.dimensions
     stack = make_stack(written, key=key, channels=channels, dimensions=dimensions, strict=strict)
     if not stack:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from splitpeer.data.normalisation import DEFAULT, Normaliser
 from splitpeer.data.volumes import Triple
-from splitpeer.federation.seats import only_modality, tensor_name
+from splitpeer.federation.seats import tensor_name
 from splitpeer.models.cut import level_name
 from splitpeer.models.registry import backbone_of, kept_values, on_wire
 from splitpeer.models.registry import encoder_parameters as parameters_of
@@ -122,18 +122,19 @@ def encoder_octets(job: Job, batch: int) -> int:
     return backbone_of(job).cut.octets(batch, job.window)
 
 
-def encoder_parameters(job: Job) -> int:
-    """Of the job's network."""
-    return parameters_of(backbone_of(job))
+def encoder_parameters(job: Job, seats: Sequence[Seat]) -> int:
+    """Of the job's network, an encoder for each of `seats`."""
+    backbone = backbone_of(job)
+    return sum(parameters_of(backbone, len(seat.modalities)) for seat in seats)
 
 
-def checkpoint_octets(job: Job) -> int:
-    """Of one checkpoint: weights and two moments."""
-    return 12 * encoder_parameters(job)
+def checkpoint_octets(job: Job, seats: Sequence[Seat]) -> int:
+    """Of one checkpoint: weights and two moments of every encoder."""
+    return 12 * encoder_parameters(job, seats)
 
 
-def check_bounds(job: Job, bounds: Bounds, voxels: int) -> None:
-    """SP-11.15-7: what the terms cost this site, before any of it is taken.
+def check_bounds(job: Job, seats: Sequence[Seat], bounds: Bounds, voxels: int) -> None:
+    """SP-11.15-7: what the terms cost this site, all its seats and channels together, before any of it is taken.
 
     Args:
         voxels: of its largest volume on the job's grid.
@@ -141,9 +142,10 @@ def check_bounds(job: Job, bounds: Bounds, voxels: int) -> None:
     Raises:
         PolicyRefused: more than the policy allows; the setting is named.
     """
-    parameters, state = encoder_parameters(job), 2 * checkpoint_octets(job)
-    memory = VOXEL_OCTETS * voxels + PARAMETER_OCTETS * parameters + MAPS * encoder_octets(job, job.batch)
-    memory += 4 * job.batch * kept_values(backbone_of(job), job.window)
+    parameters, state = encoder_parameters(job, seats), 2 * checkpoint_octets(job, seats)
+    channels = sum(len(seat.modalities) for seat in seats)
+    maps = MAPS * encoder_octets(job, job.batch) + 4 * job.batch * kept_values(backbone_of(job), job.window)
+    memory = VOXEL_OCTETS * voxels * channels + PARAMETER_OCTETS * parameters + len(seats) * maps
     for name, asked, most in (
         ("max_voxels", voxels, bounds.max_voxels),
         ("max_parameters", parameters, bounds.max_parameters),
@@ -154,14 +156,14 @@ def check_bounds(job: Job, bounds: Bounds, voxels: int) -> None:
             raise PolicyRefused(f"the job needs {asked} where this site allows {most} ({name})")
 
 
-def _check_figures(job: Job) -> None:
+def _check_figures(job: Job, seats: Sequence[Seat]) -> None:
     """SP-11-25, SP-11-26: figures that no optimiser, timer or folder name could use. Raises SchemaMismatch."""
     try:
         check_name("job", job.name)
     except IdentityError as error:
         raise SchemaMismatch(error.reason) from None
     fits = {
-        "settings": encoder_parameters(job) <= MAX_ENCODER_PARAMETERS,
+        "settings": encoder_parameters(job, seats) <= MAX_ENCODER_PARAMETERS,
         "learning_rate": 0 < job.learning_rate <= 100,
         "weight_decay": 0 <= job.weight_decay <= 100,
         "seconds_per_step": 1 <= job.seconds_per_step <= 86_400,
@@ -170,6 +172,28 @@ def _check_figures(job: Job) -> None:
     }
     if wrong := [name for name, right in fits.items() if not right]:
         raise SchemaMismatch(f"{', '.join(wrong)} of the job cannot be used here")
+
+
+def _check_seats(seats: Sequence[Seat], config: PeerConfig) -> None:
+    """SP-11.8-5: in order, each modality in one of them, and held here. Raises SchemaMismatch, PolicyRefused."""
+    names = [seat.name.encode() for seat in seats]
+    asked = [modality for seat in seats for modality in seat.modalities]
+    if names != sorted(set(names)) or len(set(asked)) < len(asked):
+        raise SchemaMismatch(
+            "the seats that the job offers are in disorder, or two of them want one modality"
+        )
+    if not set(asked) <= set(config.peer.modalities):
+        raise PolicyRefused(f"the job wants {', '.join(asked)} from us, this site holds {config.peer.held}")
+
+
+def _check_normalisation(offer: JobOffer, policy: Policy) -> None:
+    """Of every channel; see `_check_noise`. Raises PolicyRefused, SchemaMismatch."""
+    for rule in [normalisation_of(offer.job, one) for seat in offer.seats for one in seat.modalities]:
+        if rule.kind not in policy.normalisation:
+            raise PolicyRefused(
+                f"normalisation {rule} is not allowed here (policy normalisation: {', '.join(policy.normalisation)})"
+            )
+        _check_noise(rule, policy)
 
 
 def _check_noise(rule: Normaliser, policy: Policy) -> None:
@@ -207,9 +231,7 @@ def judge(offer: JobOffer, config: PeerConfig) -> None:
     job, policy = offer.job, config.policy
     if policy is None:
         raise PolicyRefused("this site has no policy")
-    modality = only_modality(offer.seats)
-    if modality not in config.peer.modalities:
-        raise PolicyRefused(f"the job wants {modality} from us, this site holds {config.peer.held}")
+    _check_seats(offer.seats, config)
     if beyond := sorted(set(job.levels) - set(policy.levels)):
         names = ", ".join(level_name(level) for level in beyond)
         raise PolicyRefused(f"level {names} may not leave this site (policy levels: {list(policy.levels)})")
@@ -227,19 +249,14 @@ def judge(offer: JobOffer, config: PeerConfig) -> None:
         raise SchemaMismatch(
             f"precision {job.precision}, optimiser {job.optimiser} or schedule {job.schedule} is unknown here"
         )
-    rule = normalisation_of(job, modality)
-    if rule.kind not in policy.normalisation:
-        raise PolicyRefused(
-            f"normalisation {rule} is not allowed here (policy normalisation: {', '.join(policy.normalisation)})"
-        )
-    _check_noise(rule, policy)
+    _check_normalisation(offer, policy)
     try:
         described = seat_descriptors(job, offer.seats)
     except ValueError as error:
         raise SchemaMismatch(str(error)) from None
     _check_strides(job, policy)
-    _check_figures(job)
-    if (size := encoder_octets(job, job.batch)) > policy.max_message_bytes:
+    _check_figures(job, offer.seats)
+    if (size := len(offer.seats) * encoder_octets(job, job.batch)) > policy.max_message_bytes:
         raise PolicyRefused(
             f"a batch makes {size >> 20} MiB of feature maps, allowed are {policy.max_message_mib} (max_message_mib)"
         )

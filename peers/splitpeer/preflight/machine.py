@@ -97,12 +97,9 @@ def check_consent(config: PeerConfig) -> Iterator[Finding]:
         if str(path) in str(error):
             yield Finding("consent", "problem", str(error))
         return
-    if not path.exists():
-        yield Finding("consent", "warning", f"{path}: does not exist yet: nobody has withdrawn consent")
-    elif consent.unknown:
-        text = f"{path}: {consent.unknown} of its ids are of no patient here: compare the spelling with data keys"
+    for text in consent.findings():
         yield Finding("consent", "warning", text)
-    else:
+    if not consent.findings():
         yield Finding(
             "consent", "ok", f"{path}: {len(withdrawn)} of {len(cases)} patients have withdrawn consent"
         )

@@ -25,13 +25,13 @@ from splitpeer.data.findings import lacking_warning, naming_warnings
 from splitpeer.errors import ConnectionRefused, DataError, DeadlinePassed, JobFailed, PeerError, told_of
 from splitpeer.federation.compute import Compute, pick_device
 from splitpeer.federation.files import look, tell
-from splitpeer.federation.seats import only_modality
 from splitpeer.federation.terms import judge
 from splitpeer.models.registry import backbone_of
 from splitpeer.settings.peer import PeerConfig
 from splitpeer.site.budgets import BudgetSpent
-from splitpeer.site.images import find_cases, open_volumes
-from splitpeer.site.job import SiteJob, open_ledger
+from splitpeer.site.images import find_cases, open_consent, open_volumes
+from splitpeer.site.job import SiteJob
+from splitpeer.site.opening import open_job, open_ledger
 from splitpeer.site.run_folders import mark_complete
 from splitproto import Offer, Session, SplitprotoError, dial
 from splitproto.capture import Party
@@ -125,7 +125,8 @@ class Client:
         pick_device(config.runtime.device)
         # Fail now, not when the first batch is due.
         found = find_cases(config)
-        self._volumes = open_volumes(config, found)
+        consent = open_consent(config, found)
+        self._volumes = open_volumes(config, found, without=consent.withdrawn())
         self._unusable: dict[str, dict[bytes, str]] = {modality: {} for modality in found}
         for modality, volumes in self._volumes.items():
             look(volumes, self._unusable[modality], voxels=verify)
@@ -134,6 +135,7 @@ class Client:
         self._findings = naming_warnings(config.data.images, found.values())
         for modality, kind in found.items():
             self._findings += lacking_warning(kind, f"{modality} image")
+        self._findings += consent.findings()
         if (ledger := open_ledger(config)) is not None:
             ledger.close()
         self._witness = Witness(config, curious)
@@ -483,19 +485,14 @@ class Client:
             piece = patients[first : first + INVENTORY_PIECE]
             last = first + INVENTORY_PIECE >= len(patients)
             bad = tuple(unusable) if last and unusable else None
-            await session.send(Inventory(tuple(piece), last, job.volumes.salt_check, bad))
+            await session.send(Inventory(tuple(piece), last, job.channels.salt_check, bad))
         return job
 
     async def _take_up(self, offer: JobOffer) -> None:
-        """A run that this process does not work on yet. Raises PolicyRefused, and what `SiteJob` raises."""
+        """A run that this process does not work on yet. Raises PolicyRefused, and what `open_job` raises."""
         await self._close_job()
         self._job = await self._compute.run(
-            SiteJob,
-            offer,
-            self._config,
-            self._unusable[only_modality(offer.seats)],
-            what="the job's folder and images",
-            timeout=READ_S,
+            open_job, offer, self._config, self._unusable, what="the job's folder and images", timeout=READ_S
         )
 
     async def _work(self, session: Session, job: SiteJob) -> Bye:
@@ -569,11 +566,11 @@ class Client:
 
     def _patients_out(self, job: SiteJob, step: int, patients: Sequence[Unusable], by: str) -> None:
         """SP-11.13-8: what concerns this site's own patients."""
-        known = set(job.volumes.keys())
+        known = set(job.channels.keys())
         for patient in patients:
             key = patient.key
             if key in known:
-                file = job.volumes.case(key).path if key in job.unusable else None
+                file = job.channels.case(key).path if key in job.unusable else None
                 self._report(h.PatientOut(by, job.run.hex(), key, step, OF_A_PATIENT[patient.cause], file))
 
     async def _save(self, job: SiteJob, asked: Checkpoint) -> Saved | Unsaved:

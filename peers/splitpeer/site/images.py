@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 
+from splitpeer.data.consent import Consent
 from splitpeer.data.layouts import Found, find_all
 from splitpeer.data.normalisation import DEFAULT, Normaliser
-from splitpeer.data.pseudonym import load_salt
+from splitpeer.data.pseudonym import keyed, load_salt, pseudonym
 from splitpeer.data.volumes import Volumes
 from splitpeer.errors import DataError
 from splitpeer.settings.peer import PeerConfig
@@ -25,6 +26,7 @@ def open_volumes(
     found: Mapping[str, Found],
     spacing: tuple[float, ...] = (),
     normalisation: Callable[[str], Normaliser] = lambda _: DEFAULT,
+    without: Collection[bytes] = (),
 ) -> dict[str, Volumes]:
     """The site's images by modality.
 
@@ -32,6 +34,7 @@ def open_volumes(
         found: see `find_cases`; those of a job are enough.
         spacing: of the job's grid, mm; (): as stored.
         normalisation: of the images of a modality.
+        without: keys of patients that are passed over, as if they were not there.
 
     Raises:
         ConfigError, DataError: naming the file.
@@ -42,7 +45,7 @@ def open_volumes(
     salt = load_salt(data.salt)
     return {
         modality: Volumes(
-            kind.cases,
+            [case for case in kind.cases if not without or pseudonym(salt, case.patient) not in without],
             salt=salt,
             spacing=tuple(spacing) or None,
             normalisation=normalisation(modality),
@@ -51,3 +54,15 @@ def open_volumes(
         )
         for modality, kind in found.items()
     }
+
+
+def open_consent(config: PeerConfig, found: Mapping[str, Found]) -> Consent:
+    """The list of this site's patients who have withdrawn consent. Raises ConfigError, DataError."""
+    data = config.data
+    if data.salt is None:
+        raise DataError("a client needs [data] salt")
+    salt = load_salt(data.salt)
+    return Consent(
+        data.withdrawn,
+        {key: case for kind in found.values() for key, case in keyed(salt, kind.cases).items()},
+    )

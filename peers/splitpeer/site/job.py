@@ -1,155 +1,119 @@
-"""One job at one site: its volumes, its encoder, its checkpoints. Knows messages, not links."""
+"""One job at one site: its images, its encoders, its checkpoints. Knows messages, not links."""
 
 from __future__ import annotations
 
-import logging
-import math
 import secrets
-from collections import deque
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from splitpeer.data.loader import Prefetcher, SiteData
-from splitpeer.data.sampling import batch_digest
-from splitpeer.defences.activation.dp import mechanism
-from splitpeer.defences.image.stack import make_image_stack
-from splitpeer.defences.network import Defended, build_network
+from splitpeer.data.channels import Channels
+from splitpeer.data.consent import Consent
 from splitpeer.defences.randomness import Release
 from splitpeer.errors import DataError, PatientUnusable
-from splitpeer.federation.compute import defence_key, pick_device
 from splitpeer.federation.files import counted, look, note
 from splitpeer.federation.precision import from_wire, to_wire
-from splitpeer.federation.seats import only_modality
-from splitpeer.federation.terms import (
-    check_bounds,
-    checkpoint_octets,
-    encoder_octets,
-    normalisation_of,
-    run_folder,
-    window_of,
-)
-from splitpeer.models import site_seed
-from splitpeer.models.registry import backbone_of
+from splitpeer.federation.seats import by_seat, joined
+from splitpeer.federation.terms import checkpoint_octets, window_of
 from splitpeer.privacy.ledger import Ledger
 from splitpeer.settings.bounds import Bounds
-from splitpeer.settings.peer import PeerConfig
-from splitpeer.site.budgets import Budgets, BudgetSpent, new_run
-from splitpeer.site.images import find_cases, open_volumes
-from splitpeer.site.run_folders import check_room, make_room
-from splitpeer.site.secret import site_secret
+from splitpeer.site.announced import Announced, Images
+from splitpeer.site.budgets import Budgets, BudgetSpent
+from splitpeer.site.encoders import Encoders
+from splitpeer.site.run_folders import check_room
 from splitpeer.storage import checkpoint
-from splitpeer.training.guard import Guard
-from splitpeer.training.optimiser import make_optimiser, make_schedule
-from splitpeer.training.split_step import ClientHalf
 from splitproto import holder
 from splitproto.causes import OF_A_PATIENT
-from splitproto.errors import Misaligned, PolicyRefused, SchemaMismatch, StepMismatch
-from splitproto.messages import Activations, Forward, Gradients, JobOffer, Patient, Sample, Unusable, Withdraw
-
-log = logging.getLogger(__name__)
+from splitproto.errors import PolicyRefused, SchemaMismatch, StepMismatch
+from splitproto.messages import Activations, Forward, Gradients, JobOffer, Patient, Unusable, Withdraw
 
 MOST_UNUSABLE = 1024
 """SP-11.13-9: a site that cannot use more files than this has failed."""
+CONSENT = "consent"
+"""The cause of a patient who has withdrawn it."""
 
 
-def open_ledger(config: PeerConfig) -> Ledger | None:
-    """The site's privacy budget, if its policy sets one. Raises ConfigError or DataError: see `Ledger`."""
-    policy = config.policy
-    if policy is None or policy.epsilon is None or policy.delta is None:
-        return None
-    return Ledger(config.peer.state, policy.epsilon, policy.delta)
+@dataclass(frozen=True)
+class Means:
+    """What a site brings to one run: `opening.open_job` finds and makes it."""
+
+    state: Path
+    """[peer] state."""
+    folder: Path
+    """Of the run, in it."""
+    bounds: Bounds
+    most_octets: int
+    """Of one batch's feature maps."""
+    channels: Channels
+    consent: Consent
+    encoders: Encoders
+    defences: tuple[str, ...]
+    """What is done to images and activations before they leave, as it is announced."""
+    private: bool
+    """Whether nobody else knows the initial weights, and no noise is drawn twice."""
+    budgets: Budgets
+    ledger: Ledger | None
+    secret: bytes
+    """Of this site's part in the run."""
 
 
 class SiteJob:
     """The state that outlives a link. Its compute methods belong to one thread.
 
     Args:
-        unusable: patients whose files were found bad before there was a job.
+        offer: the job and the seats, which were judged.
+        means: see there.
+        unusable: patients whose files were found bad already, and why.
     """
 
-    def __init__(
-        self, offer: JobOffer, config: PeerConfig, unusable: Mapping[bytes, str] | None = None
-    ) -> None:
-        job = offer.job
-        self.run, self.job = offer.run, job
-        self.seats = offer.seats
-        self.modality = only_modality(offer.seats)
-        self.window = window_of(job)
+    def __init__(self, offer: JobOffer, means: Means, unusable: Mapping[bytes, str]) -> None:
+        self.run, self.job, self.seats = offer.run, offer.job, offer.seats
+        self.window = window_of(offer.job)
         # SP-11-3: it stands for this process's memory, so a rollback keeps it.
         self.incarnation = secrets.token_bytes(16)
-        self.folder: Path = run_folder(config.peer.state, job.name, offer.run)
-        self._most_octets = config.policy.max_message_bytes if config.policy else 0
-        found = find_cases(config)
-        rule = normalisation_of(job, self.modality)
-        self.volumes = open_volumes(config, found, job.spacing, lambda _: rule)[self.modality]
-        bounds: Bounds = config.policy or Bounds()
-        self._state, self._bounds = config.peer.state, bounds
-        grids = look(self.volumes, dict(unusable or {}))
-        check_bounds(job, bounds, max((math.prod(grid.shape) for grid in grids.values()), default=0))
-        if not self.folder.exists():
-            new_run(self._state, bounds)
-        make_room(self._state, self.folder, bounds, 2 * checkpoint_octets(job))
-        self.budgets = Budgets(self.folder, bounds)
-        seed = config.runtime.initial_weights
-        # SP-14-3: weights that others can compute are a white-box attack on the first step, so the default is
-        # private entropy; a seed is a choice for demonstrations and tests.
-        policy = config.policy
-        written = policy.defences if policy else ()
-        on_images = policy.image_defences if policy else ()
-        key = defence_key(config) if written or on_images else b""
-        encoder = build_network(
-            backbone_of(job),
-            written,
-            key=key,
-            seed=None if seed == "private" else site_seed(int(seed), self.modality),
-            strict=False,
-        )
-        self._image_defences = make_image_stack(on_images, key)
-        self.defences: tuple[str, ...] = self._image_defences.specs
-        if isinstance(encoder, Defended):
-            self.defences += encoder.stack.specs
-        optimiser = make_optimiser(encoder.parameters(), job.optimiser, job.learning_rate, job.weight_decay)
-        schedule = make_schedule(optimiser, job.schedule, job.steps)
-        guard = Guard(bounds.max_gradient_norm, refuse=bounds.beyond_norm == "refuse")
-        self.half = ClientHalf(encoder, optimiser, schedule, pick_device(config.runtime.device), guard)
-        self.unusable = dict(unusable or {})
+        self._means = means
+        self.folder, self.channels, self.encoders = means.folder, means.channels, means.encoders
+        self.budgets, self.ledger, self.defences = means.budgets, means.ledger, means.defences
+        self.unusable = dict(unusable)
         """SP-11.13-3: patients whose files this process cannot use, and why: not read again, even if repaired."""
+        self._announced = Announced(self.job, self.channels, means.most_octets, self._read)
         self._withdrew = False  # what is announced does not count until the coordinator says where to go on
         self._pending: Activations | None = None
-        self._announced: deque[Forward] = deque()
-        self._prefetch: Prefetcher[Forward, np.ndarray] | None = None
-        self._private = seed == "private"
         self._computed = 0
         self.advanced = 0
         """Steps that were made without this site, as far as this process was told."""
         self.lost = False
         """Its weights are of no step of this run until it is told to which to go back."""
-        self._mechanism = mechanism(encoder.stack.defences) if isinstance(encoder, Defended) else None
+
+    def begin(self) -> None:
+        """From weights of step 0: those of the run where it holds them, which it writes down where it does not.
+
+        Raises:
+            DataError: they cannot be read or written.
+        """
         held = self.checkpoints()
         if not held:
             self.save(0)
         elif 0 in held:
             # Private weights are drawn by every process for itself; those of this run were drawn once.
             tensors, meta, _ = checkpoint.load(self.folder, 0)
-            self.half.load(tensors, meta)
+            self.encoders.load(tensors, meta)
         else:
             self.lost = True
-        self._secret = site_secret(self.folder)
-        self.ledger = open_ledger(config)
 
     def prove(self, offer: JobOffer, binding: bytes) -> dict[str, bytes]:
         """SP-11.14-2: the fields of `job-accept` that show who holds this site's part in the run."""
         if offer.challenge is None:
             return {}
-        proof = holder.prove(self._secret, self.run, offer.challenge, binding)
-        return {"holder": holder.public(self._secret), "proof": proof}
+        proof = holder.prove(self._means.secret, self.run, offer.challenge, binding)
+        return {"holder": holder.public(self._means.secret), "proof": proof}
 
     @property
     def applied(self) -> int:
         """Steps whose gradients have been applied."""
-        return self.half.steps_done
+        return self.encoders.steps_done
 
     @property
     def waiting_for_gradients(self) -> bool:
@@ -166,13 +130,16 @@ class SiteJob:
         Raises:
             DataError: none can be used, or too many cannot.
         """
-        grids = look(self.volumes, self.unusable)
+        self._heed_consent()
+        grids = look(self.channels, self.unusable)
         if len(self.unusable) > MOST_UNUSABLE:
             # SP-11.13-9.
             told = f"the files of too many patients cannot be used: {counted(self.unusable.values())}"
             raise DataError(f"{told}; see the lines above", "data", told)
         patients = [
-            Patient(key, grid.shape, grid.spacing, grid.directions, grid.origin, grid.stored)
+            Patient(
+                key, grid.shape, grid.spacing, grid.directions, grid.origin, grid.stored, self._filled(key)
+            )
             for key, grid in grids.items()
         ]
         return patients, [Unusable(key, cause) for key, cause in self.unusable.items()]
@@ -187,69 +154,36 @@ class SiteJob:
             PolicyRefused: the batch is larger than this site allows.
             SchemaMismatch: a training batch larger than the job's, or places that cannot be.
         """
-        # SP-11-27, SP-11-28: an accepted job is no licence: what is asked stays within it.
-        if forward.mode not in ("train", "evaluate") or forward.step > self.job.steps:
-            raise PolicyRefused(f"{forward.mode} of step {forward.step} is not part of this job")
-        if forward.seed is not None and not self.job.augment:
-            raise PolicyRefused("the job said that nothing is augmented")
-        for sample in forward.samples:
-            if sample.key not in self.unusable:
-                self._check_window(sample)
-        count = len(forward.samples)
-        if forward.mode == "train" and count > self.job.batch:
-            raise SchemaMismatch(f"a training batch of {count} samples where the job says {self.job.batch}")
-        self._check_places(forward)
-        # Judged for every batch: an evaluation's may be larger than the job's.
-        if encoder_octets(self.job, count) > self._most_octets:
-            raise PolicyRefused(
-                f"a batch of {count} samples is more than this site computes (max_message_mib)"
-            )
-        if batch_digest(forward.step, forward.samples, forward.seed, forward.places) != forward.digest:
-            raise Misaligned(
-                f"batch of step {forward.step}: the samples do not give the digest that came with them"
-            )
-        if self._withdrew:
-            return
-        if self._prefetch is None:
-            self._prefetch = Prefetcher(self._read, depth=4)
-        self._prefetch.submit(forward, timeout=1.0)
-        self._announced.append(forward)
+        self._announced.check(forward, self.unusable)
+        if not self._withdrew:
+            self._announced.add(forward)
 
     def due(self) -> Forward | None:
         """The next announced batch, if this site's weights are those it is meant for."""
-        if not self._announced:
-            return None
-        forward = self._announced[0]
-        # SP-11-6: a batch of a later step waits: gradients, or an `advance`, bring its turn.
-        if forward.step == self.applied + (forward.mode == "train"):
-            return self._announced.popleft()
-        if forward.step <= self.applied:
-            raise StepMismatch(
-                f"asked for step {forward.step} ({forward.mode}) after step {self.applied} was applied"
-            )
-        return None
+        return self._announced.due(self.applied)
 
     def forward(self, forward: Forward) -> Activations | Withdraw:
         """Run the encoder on the batch that `due` returned (compute thread); or withdraw patients in it.
 
         Raises:
             PolicyRefused: the privacy budget does not bear it.
-            DataError: not one patient's file, but all of them are out of reach.
+            DataError: all files are out of reach, or the list of those who have withdrawn consent is.
         """
-        x = self._usable_batch(forward)
+        self._heed_consent()
+        if any(self.unusable.get(sample.key) == CONSENT for sample in forward.samples):
+            # Also what was computed before is not sent a second time.
+            return self._withdraw(forward)
+        images = self._usable_batch(forward)
         again = self._pending
         if forward.mode == "train" and again is not None and again.digest == forward.digest:
             # SP-11-16: ordered again after a lost link: the same octets, and the graph that waits for its gradients.
             return again
-        if x is None:
+        if images is None:
             return self._withdraw(forward)
         self.budgets.computed(forward)
         self._pay(forward)
-        # Where runs must repeat, so must the noise; elsewhere not even a batch that is asked for again gets the same.
-        self._computed += 1
-        nonce = self.incarnation + self._computed.to_bytes(8, "big") if self._private else b""
-        release = Release(self.run, forward.mode, forward.step, forward.batch, forward.samples, nonce=nonce)
-        arrays = self.half.forward(x, release) if forward.mode == "train" else self.half.evaluate(x, release)
+        compute = self.encoders.forward if forward.mode == "train" else self.encoders.evaluate
+        arrays = joined(compute(images, self._releases(forward)), self.seats)
         sent = Activations(
             forward.mode, forward.step, forward.batch, forward.digest, to_wire(arrays, self.job.precision)
         )
@@ -268,18 +202,18 @@ class SiteJob:
             raise StepMismatch(
                 f"gradients of step {gradients.step}, but {self.applied} was the last applied here"
             )
-        sent = {name: (array.shape, array.dtype) for name, array in self._pending.tensors.items()}
-        if {name: (array.shape, array.dtype) for name, array in gradients.tensors.items()} != sent:
-            raise SchemaMismatch(
-                f"the gradients of step {gradients.step} do not have the shapes of the activations"
-            )
+        arrived = by_seat(_as_sent(gradients, self._pending), self.seats)
+        if any(len(levels) < len(self.job.levels) for levels in arrived.values()):
+            # SP-11-10: a seat sits out as a whole.
+            raise SchemaMismatch(f"the gradients of step {gradients.step} leave out a level of a seat")
         # SP-11-11: once, as nothing is pending after it.
+        self._pending = None
+        parts = {seat: from_wire(levels, self.job.precision) for seat, levels in arrived.items()}
         try:
-            self.half.backward(from_wire(gradients.tensors, self.job.precision))
+            self.encoders.backward(parts)
         except PolicyRefused as error:
             # SP-11.15-8: a coordinator must not be able to switch this site off.
             raise BudgetSpent(error.reason) from None
-        self._pending = None
 
     def advance(self, step: int) -> None:
         """Count on to `step`: those since the last that was applied here were made without this site.
@@ -294,16 +228,13 @@ class SiteJob:
             )
         self.forget_batches()
         self.advanced += step - self.applied
-        self.half.advance(step)
+        self.encoders.advance(step)
         self._pending = None
 
     def forget_batches(self) -> None:
         """The link is new: everything announced will be announced again."""
         self._withdrew = False
         self._announced.clear()
-        if self._prefetch is not None:
-            self._prefetch.close()
-            self._prefetch = None
 
     # --- checkpoints -----------------------------------------------------------------------------------
 
@@ -320,9 +251,9 @@ class SiteJob:
         """
         if step != self.applied:
             raise StepMismatch(f"asked to save step {step} after step {self.applied} was applied")
-        tensors, meta = self.half.state()
+        tensors, meta = self.encoders.state()
         kept = checkpoint.KEEP if keep is None else keep
-        check_room(self._state, self._bounds, checkpoint_octets(self.job))
+        check_room(self._means.state, self._means.bounds, checkpoint_octets(self.job, self.seats))
         return bytes.fromhex(checkpoint.save(self.folder, step, tensors, meta, kept))
 
     def rollback(self, step: int) -> None:
@@ -330,7 +261,7 @@ class SiteJob:
         self.budgets.rollback()
         self.forget_batches()
         tensors, meta, _ = checkpoint.load(self.folder, step)
-        self.half.load(tensors, meta)
+        self.encoders.load(tensors, meta)
         checkpoint.discard_after(self.folder, step)
         self._pending, self.lost = None, False
 
@@ -341,42 +272,57 @@ class SiteJob:
         if self.ledger is not None:
             self.ledger.close()
 
-    def _check_window(self, sample: Sample) -> None:
-        """A window lies inside the volume, or contains it: cut at a border, it would single out voxels."""
-        shape = self.volumes.geometry(sample.key).shape
-        for start, width, size in zip(sample.origin, self.window, shape, strict=True):
-            if not (0 <= start <= size - width or size - width <= start <= 0):
-                raise PolicyRefused("a window that is cut by the border of the volume")
-
-    def _check_places(self, forward: Forward) -> None:
-        """SP-11-27: one for each sample, ascending, and below the job's batch."""
-        places = forward.places
-        if places is None:
-            return
-        if len(places) != len(forward.samples) or list(places) != sorted(set(places)):
-            raise SchemaMismatch(
-                f"{len(forward.samples)} samples whose places in the batch are {list(places)}"
-            )
-        if forward.mode == "train" and places[-1] >= self.job.batch:
-            raise SchemaMismatch(f"a sample at place {places[-1]} of a batch of {self.job.batch}")
-
     # --- inside ----------------------------------------------------------------------------------------
+
+    def _filled(self, key: bytes) -> tuple[int, ...] | None:
+        """SP-11-4: the seats of a patient; None: all."""
+        fills = self.channels.fills(key)
+        return fills if len(fills) < len(self.seats) else None
+
+    def _heed_consent(self) -> None:
+        """Who has withdrawn consent is not read again. Raises DataError: nobody knows who has."""
+        for key in sorted(self._means.consent.withdrawn()):
+            if self.channels.fills(key):
+                note(self._means.consent.refusal(key), self.unusable)
+                self.unusable[key] = CONSENT
+
+    def _releases(self, forward: Forward) -> dict[str, Release]:
+        """What is about to leave, by seat."""
+        # Where runs must repeat, so must the noise; elsewhere not even a batch that is asked for again gets the same.
+        self._computed += 1
+        nonce = self.incarnation + self._computed.to_bytes(8, "big") if self._means.private else b""
+        samples = forward.samples
+        return {
+            seat: Release(
+                self.run,
+                forward.mode,
+                forward.step,
+                forward.batch,
+                tuple(samples[row] for row in rows),
+                nonce=nonce,
+            )
+            for seat, rows in self.channels.rows(samples).items()
+        }
 
     def _pay(self, forward: Forward) -> None:
         """For what is about to be computed and sent: before that, so that a crash pays too much and not too little."""
-        if self.ledger is not None and self._mechanism is not None:
-            self.ledger.pay(
-                self.run,
-                [sample.key for sample in forward.samples],
-                self._mechanism.noise,
-                learning=not self._mechanism.frozen,
-                training=forward.mode == "train",
-            )
+        mechanism = self.encoders.mechanism
+        if self.ledger is None or mechanism is None:
+            return
+        # A patient who leaves at two seats leaves twice.
+        rows = self.channels.rows(forward.samples).values()
+        self.ledger.pay(
+            self.run,
+            [forward.samples[row].key for of_seat in rows for row in of_seat],
+            mechanism.noise,
+            learning=not mechanism.frozen,
+            training=forward.mode == "train",
+        )
 
-    def _usable_batch(self, forward: Forward) -> np.ndarray | None:
+    def _usable_batch(self, forward: Forward) -> Images | None:
         """The batch; None if patients in it cannot be used, whom `unusable` then holds."""
         try:
-            return self._next_batch()
+            return self._announced.images()
         except PatientUnusable:
             pass
         try:
@@ -387,7 +333,7 @@ class SiteJob:
         for sample in forward.samples:
             try:
                 if sample.key not in self.unusable:
-                    self.volumes.read(sample.key)
+                    self.channels.read(sample.key)
             except PatientUnusable as error:
                 note(error, self.unusable)
         return None
@@ -400,14 +346,30 @@ class SiteJob:
         patients = tuple(Unusable(key, self.unusable[key]) for key in keys)
         return Withdraw(forward.mode, forward.step, forward.batch, forward.digest, patients)
 
-    def _read(self, forward: Forward) -> np.ndarray:
+    def _read(self, forward: Forward) -> Images:
+        """The images of a batch; called by the thread that reads ahead, too."""
+        withdrawn = self._means.consent.withdrawn()
         for sample in forward.samples:
+            if sample.key in withdrawn:
+                raise self._means.consent.refusal(sample.key)
             if (cause := self.unusable.get(sample.key)) is not None:
                 raise PatientUnusable(sample.key, cause, OF_A_PATIENT[cause])
-        data = SiteData(self.volumes, self._image_defences)
-        return data.batch(forward.samples, self.window, forward.seed, self.modality, places=forward.places)
+        samples, places = forward.samples, forward.places or range(len(forward.samples))
+        return {
+            seat: self.channels.batch(
+                seat, [samples[row] for row in rows], self.window, forward.seed, [places[row] for row in rows]
+            )
+            for seat, rows in self.channels.rows(samples).items()
+        }
 
-    def _next_batch(self) -> np.ndarray:
-        if self._prefetch is None:
-            raise StepMismatch("a batch is due that was never announced")
-        return self._prefetch.get(self.job.seconds_per_step)
+
+def _as_sent(gradients: Gradients, sent: Activations) -> Mapping[str, np.ndarray]:
+    """SP-11-10: the gradients' tensors, which are some of those that were sent. Raises SchemaMismatch."""
+    of = {name: (array.shape, array.dtype) for name, array in sent.tensors.items()}
+    if not gradients.tensors or any(
+        of.get(name) != (array.shape, array.dtype) for name, array in gradients.tensors.items()
+    ):
+        raise SchemaMismatch(
+            f"the gradients of step {gradients.step} do not have the shapes of the activations"
+        )
+    return gradients.tensors

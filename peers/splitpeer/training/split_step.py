@@ -68,6 +68,23 @@ class _Half:
         Raises:
             DataError: the state belongs to another network. Nothing is changed then.
         """
+        model, moments = self._parsed(tensors)
+        self.network.load_state_dict(model)
+        groups = self.optimiser.state_dict()["param_groups"]
+        self.optimiser.load_state_dict({"state": moments, "param_groups": groups})
+        self.optimiser.zero_grad()
+        self.schedule.seek(meta["step"])
+        self._forget()
+        self._compare(str(meta.get("machine", "")), kind(self.device))
+
+    def check(self, tensors: Mapping[str, Tensor]) -> None:
+        """Whether `load` would take these. Raises DataError: see there."""
+        self._parsed(tensors)
+
+    def _parsed(
+        self, tensors: Mapping[str, Tensor]
+    ) -> tuple[dict[str, Tensor], dict[int, dict[str, Tensor]]]:
+        """The network's own tensors by name, and the optimiser's moments by number of the parameter."""
         mine = self.network.state_dict()
         model = {name.removeprefix("model/"): t for name, t in tensors.items() if name.startswith("model/")}
         for name in sorted(model.keys() | mine.keys()):
@@ -83,13 +100,7 @@ class _Half:
                 if name not in order or tensor.shape not in (torch.Size(), mine[name].shape):
                     raise _foreign(name)
                 moments.setdefault(order.index(name), {})[moment] = tensor.clone()
-        self.network.load_state_dict(model)
-        groups = self.optimiser.state_dict()["param_groups"]
-        self.optimiser.load_state_dict({"state": moments, "param_groups": groups})
-        self.optimiser.zero_grad()
-        self.schedule.seek(meta["step"])
-        self._forget()
-        self._compare(str(meta.get("machine", "")), kind(self.device))
+        return model, moments
 
     def _compare(self, computed_on: str, here: str) -> None:
         if computed_on and computed_on != here and not self._strange:
@@ -181,6 +192,11 @@ class ClientHalf(_Half):
                 it makes of the encoder's gradients cannot be used (SP-11.15-1); the encoder is unchanged.
             PolicyRefused: their norm is beyond the policy's limit; the encoder is unchanged.
         """
+        self.accumulate(gradients)
+        self.finish()
+
+    def accumulate(self, gradients: Mapping[str, np.ndarray]) -> None:
+        """The first half of `backward`, which raises all that it raises: what `finish` will apply, or `discard` not."""
         if self._pending is None:
             raise RuntimeError("backward without a pending forward")
         if gradients.keys() != self._pending.keys():
@@ -208,9 +224,17 @@ class ClientHalf(_Half):
         try:
             self._guard.check(self.network.parameters(), self.steps_done + 1)
         except Exception:
-            self.optimiser.zero_grad()
+            self.discard()
             raise
+
+    def finish(self) -> None:
+        """Apply what was accumulated: the step is over."""
         self._apply()
+
+    def discard(self) -> None:
+        """Forget what was accumulated and what is pending; the encoder is unchanged."""
+        self.optimiser.zero_grad()
+        self._forget()
 
     def evaluate(self, x: np.ndarray | Tensor, release: Release | None = None) -> Arrays:
         """As `forward`, without a graph; a pending step stays as it is (SP-11-17)."""

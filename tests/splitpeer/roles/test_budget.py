@@ -49,18 +49,18 @@ def asked(scene, steps: int) -> list[list[str]]:
 @pytest.fixture
 def sent(monkeypatch) -> list[Activations]:
     """Everything that left the site t1, as its own session was given it."""
-    from splitpeer.site import client
+    from splitpeer.site import opening
 
     left: list[Activations] = []
 
-    class Noted(client.SiteJob):
+    class Noted(opening.SiteJob):
         def forward(self, forward):
             made = super().forward(forward)
-            if self.modality == "t1":
+            if self.seats[0].name == "t1":
                 left.append(made)
             return made
 
-    monkeypatch.setattr(client, "SiteJob", Noted)
+    monkeypatch.setattr(opening, "SiteJob", Noted)
     return left
 
 
@@ -183,7 +183,12 @@ async def test_a_batch_ordered_again_is_sent_again_and_paid_once(scene, sent) ->
 
     async def lose_the_third(self, session, job):
         async def send(message, *rest, _send=session.send):
-            if isinstance(message, Activations) and message.step == 3 and job.modality == "t1" and not cut:
+            if (
+                isinstance(message, Activations)
+                and message.step == 3
+                and job.seats[0].name == "t1"
+                and not cut
+            ):
                 cut.append(message)
                 from splitproto.errors import LinkLost
 

@@ -59,11 +59,11 @@ def wire(monkeypatch: pytest.MonkeyPatch) -> Iterator[Wire]:
 
     def listened(self, asked):
         sent = forward(self, asked)
-        seen.sent[self.modality, asked.mode, asked.step, asked.batch].append((asked, sent))
+        seen.sent[self.seats[0].name, asked.mode, asked.step, asked.batch].append((asked, sent))
         return sent
 
     def heard(self, gradients):
-        seen.got[self.modality, gradients.step].append(gradients.tensors)
+        seen.got[self.seats[0].name, gradients.step].append(gradients.tensors)
         apply(self, gradients)
 
     monkeypatch.setattr(site_job.SiteJob, "forward", listened)
@@ -159,7 +159,7 @@ async def test_what_a_site_does_is_announced_and_what_the_coordinator_does_too(
         defences={"gradients": ["max-norm"]},
     )
     assert {offer.defences for offer in offers} == {("max-norm",)}
-    by_site = {job.modality: job.defences for job in jobs}
+    by_site = {job.seats[0].name: job.defences for job in jobs}
     assert by_site == {
         "flair": (),
         "t1": ("image/voxel-noise:scale=0.3,background=false", "dropout:rate=0.5,kept=false,rescale=false"),

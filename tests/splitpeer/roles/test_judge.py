@@ -15,7 +15,7 @@ from splitpeer.defences.kinds import parse_all
 from splitpeer.federation.terms import check_bounds, cut_descriptors, judge
 from splitpeer.models.registry import make_backbone, on_wire
 from splitpeer.settings.bounds import Bounds
-from splitpeer.site.job import SiteJob
+from splitpeer.site.announced import Announced
 from splitproto.errors import PolicyRefused, SchemaMismatch
 from splitproto.messages import Forward, Job, JobOffer, Normalisation, Sample, Seat, Setting
 from splitproto.tensors import schema_digest
@@ -39,6 +39,7 @@ JOB = Job(
     seconds_per_step=30.0,
 )
 MIB = 2**20
+SEATS = (Seat("t1", ("t1",)),)
 
 
 def site(
@@ -70,7 +71,7 @@ def offer(**changes: Any) -> JobOffer:
         schema = schema_digest(cut_descriptors(job))
     except ValueError:
         schema = bytes(32)
-    return JobOffer(bytes(16), (Seat("t1", ("t1",)),), job, schema)
+    return JobOffer(bytes(16), SEATS, job, schema)
 
 
 def test_a_fair_job_is_accepted() -> None:
@@ -140,11 +141,11 @@ def test_a_swin_unetr_is_judged_by_its_size_before_any_of_it_is_made() -> None:
         judge(offer(**swin()), site())
     fair, broad = offer(**swin()).job, offer(**swin(feature_size=(96,))).job
     judge(offer(**swin()), site(levels=six))
-    check_bounds(fair, Bounds(), 10**6)
+    check_bounds(fair, SEATS, Bounds(), 10**6)
     with pytest.raises(PolicyRefused, match="max_parameters"):
-        check_bounds(broad, Bounds(), 10**6)
+        check_bounds(broad, SEATS, Bounds(), 10**6)
     with pytest.raises(PolicyRefused, match="max_memory_mib"):
-        check_bounds(dataclasses.replace(fair, window=(192, 192, 192)), Bounds(), 10**6)
+        check_bounds(dataclasses.replace(fair, window=(192, 192, 192)), SEATS, Bounds(), 10**6)
     beyond = dataclasses.replace(fair, settings=(Setting("window_size", (9,)),))
     with pytest.raises(SchemaMismatch, match="product at most 512"):
         judge(JobOffer(bytes(16), (Seat("t1", ("t1",)),), beyond, bytes(32)), site(levels=six))
@@ -209,13 +210,13 @@ def test_feature_maps_count_whether_they_leave_or_not() -> None:
 
 
 @pytest.fixture
-def job() -> SiteJob:
-    """A site's job without its files: what `announce` looks at."""
-    job = object.__new__(SiteJob)
-    job.job, job.window = JOB, (32, 32, 1)
-    job._most_octets, job.unusable = MIB, {}
-    job.volumes = SimpleNamespace(geometry=lambda key: SimpleNamespace(shape=(40, 20, 24)))  # type: ignore[assignment]
-    return job
+def announced() -> Announced:
+    """What a site was asked for, without its files: one seat, which every patient fills."""
+    channels = SimpleNamespace(
+        geometry=lambda key: SimpleNamespace(shape=(40, 20, 24)),
+        rows=lambda samples: {"t1": list(range(len(samples)))},
+    )
+    return Announced(JOB, channels, MIB, lambda forward: {})  # type: ignore[arg-type]
 
 
 def forward(
@@ -272,8 +273,8 @@ FAIR = (4, -6, 3)
     ],
 )
 def test_batches_that_an_accepted_job_does_not_cover(
-    job: SiteJob, asked: Forward, error: type[Exception]
+    announced: Announced, asked: Forward, error: type[Exception]
 ) -> None:
     """SP-11-27, SP-11-28."""
     with pytest.raises(error):
-        job.announce(asked)
+        announced.check(asked, {})

@@ -248,7 +248,7 @@ def test_the_defaults_take_a_full_size_job(scene) -> None:
     full = dataclasses.replace(
         job, dimensions=3, **unet((32, 32, 64, 128, 256, 32), 3), window=(128, 128, 128), batch=1
     )
-    check_bounds(full, Bounds(), 240 * 240 * 155)
+    check_bounds(full, (Seat("t1", ("t1",)),), Bounds(), 240 * 240 * 155)
 
 
 def run(state, job: str, number: int, *, mib: int = 1, complete: bool = False):

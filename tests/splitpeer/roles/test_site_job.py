@@ -14,6 +14,7 @@ from splitpeer.data.sampling import TrainingSchedule, batch_digest
 from splitpeer.errors import DataError, PatientUnusable
 from splitpeer.federation.terms import cut_descriptors, job_on_wire, window_of
 from splitpeer.site.job import SiteJob
+from splitpeer.site.opening import open_job
 from splitpeer.storage import checkpoint
 from splitproto.errors import Misaligned, StepMismatch
 from splitproto.messages import Activations, Forward, Gradients, JobOffer, Seat, Unusable, Withdraw
@@ -31,7 +32,7 @@ def begin(scene: Scene) -> Callable[[], SiteJob]:
     scene.client("t1", runtime={"initial_weights": "private"})
     job = job_on_wire(scene.settings)
     offer = JobOffer(RUN, (Seat("t1", ("t1",)),), job, schema_digest(cut_descriptors(job)))
-    return lambda: SiteJob(offer, scene.config("site-t1"))
+    return lambda: open_job(offer, scene.config("site-t1"))
 
 
 @pytest.fixture
@@ -65,7 +66,7 @@ def work(site: SiteJob, asked: Forward) -> None:
 
 
 def weights(site: SiteJob) -> dict[str, Any]:
-    return site.half.state()[0]
+    return site.encoders.state()[0]
 
 
 def same(one: dict[str, Any], other: dict[str, Any]) -> bool:
@@ -105,7 +106,8 @@ class Flaky:
 
     def __init__(self, site: SiteJob, monkeypatch: pytest.MonkeyPatch) -> None:
         self.left: dict[bytes, int] = {}
-        really = site.volumes._volume
+        (volumes,) = site.channels.volumes.values()
+        really = volumes._volume
 
         def volume(key: bytes) -> np.ndarray:
             if self.left.get(key, 0) > 0:
@@ -113,7 +115,7 @@ class Flaky:
                 raise PatientUnusable(key, "unreadable", "/data/MUELLER_Erika.nii.gz: cannot be read")
             return really(key)
 
-        monkeypatch.setattr(site.volumes, "_volume", volume)
+        monkeypatch.setattr(volumes, "_volume", volume)
 
 
 def test_after_a_withdrawal_nothing_counts_until_it_is_told_where_to_go_on(begin, batch, monkeypatch) -> None:
@@ -261,7 +263,7 @@ def test_a_share_of_a_batch_is_augmented_as_in_the_whole(begin, batch) -> None:
     site.announce(share)
     sent = site.forward(site.due())
     assert isinstance(sent, Activations) and {len(array) for array in sent.tensors.values()} == {1}
-    np.testing.assert_array_equal(site._read(share), site._read(whole)[1:2])
-    assert not np.array_equal(site._read(replace(share, places=None)), site._read(share))
+    np.testing.assert_array_equal(site._read(share)["t1"], site._read(whole)["t1"][1:2])
+    assert not np.array_equal(site._read(replace(share, places=None))["t1"], site._read(share)["t1"])
     with pytest.raises(Misaligned):
         site.announce(replace(share, places=(0,)))

@@ -283,7 +283,7 @@ async def test_the_others_hear_what_kind_of_trouble_it_is(
     forward = SiteJob.forward
 
     def fails(job: SiteJob, asked: Forward) -> object:
-        if job.modality == "t1" and asked.step == 2:
+        if job.seats[0].name == "t1" and asked.step == 2:
             raise error
         return forward(job, asked)
 

@@ -1,0 +1,123 @@
+"""The batches that a coordinator has announced to a site: checked when they arrive, read ahead, handed out in turn."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Collection
+
+import numpy as np
+
+from splitpeer.data.channels import Channels
+from splitpeer.data.loader import Prefetcher
+from splitpeer.data.sampling import batch_digest
+from splitpeer.federation.terms import encoder_octets, window_of
+from splitproto.errors import Misaligned, PolicyRefused, SchemaMismatch, StepMismatch
+from splitproto.messages import Forward, Job, Sample
+
+Images = dict[str, np.ndarray]
+"""By seat: float32 [B, channels, *spatial]; a seat that no patient of the batch fills is left out."""
+DEPTH = 4
+"""Batches that lie ready at most."""
+
+
+class Announced:
+    """Of one run.
+
+    Args:
+        job: its terms.
+        channels: the site's images.
+        most_octets: of one batch's feature maps, float32.
+        read: makes the images of a batch; called in a thread of its own.
+    """
+
+    def __init__(
+        self, job: Job, channels: Channels, most_octets: int, read: Callable[[Forward], Images]
+    ) -> None:
+        self._job, self._channels, self._most_octets, self._read = job, channels, most_octets, read
+        self._window = window_of(job)
+        self._waiting: deque[Forward] = deque()
+        self._prefetch: Prefetcher[Forward, Images] | None = None
+
+    def check(self, forward: Forward, unusable: Collection[bytes]) -> None:
+        """SP-11-27, SP-11-28: an accepted job is no licence: what is asked stays within it.
+
+        Raises:
+            Misaligned: the commitment does not fit the samples.
+            PolicyRefused: the batch is larger than this site allows, or no part of the job.
+            SchemaMismatch: a training batch larger than the job's, or places that cannot be.
+        """
+        job = self._job
+        if forward.mode not in ("train", "evaluate") or forward.step > job.steps:
+            raise PolicyRefused(f"{forward.mode} of step {forward.step} is not part of this job")
+        if forward.seed is not None and not job.augment:
+            raise PolicyRefused("the job said that nothing is augmented")
+        for sample in forward.samples:
+            if sample.key not in unusable:
+                self._check_window(sample)
+        count = len(forward.samples)
+        if forward.mode == "train" and count > job.batch:
+            raise SchemaMismatch(f"a training batch of {count} samples where the job says {job.batch}")
+        self._check_places(forward)
+        # Judged for every batch: an evaluation's may be larger than the job's.
+        rows = sum(map(len, self._channels.rows(forward.samples).values()))
+        if encoder_octets(job, rows) > self._most_octets:
+            raise PolicyRefused(
+                f"a batch of {count} samples is more than this site computes (max_message_mib)"
+            )
+        if batch_digest(forward.step, forward.samples, forward.seed, forward.places) != forward.digest:
+            raise Misaligned(
+                f"batch of step {forward.step}: the samples do not give the digest that came with them"
+            )
+
+    def add(self, forward: Forward) -> None:
+        """A batch that was checked will be due soon: start reading."""
+        if self._prefetch is None:
+            self._prefetch = Prefetcher(self._read, depth=DEPTH)
+        self._prefetch.submit(forward, timeout=1.0)
+        self._waiting.append(forward)
+
+    def due(self, applied: int) -> Forward | None:
+        """The next batch, if weights after `applied` steps are those it is meant for. Raises StepMismatch."""
+        if not self._waiting:
+            return None
+        forward = self._waiting[0]
+        # SP-11-6: a batch of a later step waits: gradients, or an `advance`, bring its turn.
+        if forward.step == applied + (forward.mode == "train"):
+            return self._waiting.popleft()
+        if forward.step <= applied:
+            raise StepMismatch(
+                f"asked for step {forward.step} ({forward.mode}) after step {applied} was applied"
+            )
+        return None
+
+    def images(self) -> Images:
+        """Of the batch that `due` returned last. Raises what reading it raised."""
+        if self._prefetch is None:
+            raise StepMismatch("a batch is due that was never announced")
+        return self._prefetch.get(self._job.seconds_per_step)
+
+    def clear(self) -> None:
+        """Forget all of them, and stop reading."""
+        self._waiting.clear()
+        if self._prefetch is not None:
+            self._prefetch.close()
+            self._prefetch = None
+
+    def _check_window(self, sample: Sample) -> None:
+        """A window lies inside the volume, or contains it: cut at a border, it would single out voxels."""
+        shape = self._channels.geometry(sample.key).shape
+        for start, width, size in zip(sample.origin, self._window, shape, strict=True):
+            if not (0 <= start <= size - width or size - width <= start <= 0):
+                raise PolicyRefused("a window that is cut by the border of the volume")
+
+    def _check_places(self, forward: Forward) -> None:
+        """SP-11-27: one for each sample, ascending, and below the job's batch."""
+        places = forward.places
+        if places is None:
+            return
+        if len(places) != len(forward.samples) or list(places) != sorted(set(places)):
+            raise SchemaMismatch(
+                f"{len(forward.samples)} samples whose places in the batch are {list(places)}"
+            )
+        if forward.mode == "train" and places[-1] >= self._job.batch:
+            raise SchemaMismatch(f"a sample at place {places[-1]} of a batch of {self._job.batch}")

@@ -1,0 +1,156 @@
+"""A run is taken up at a site: what it costs is checked, then its images, encoders and counts are opened."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+from splitpeer.data.channels import Channels
+from splitpeer.data.consent import Consent
+from splitpeer.data.layouts import Found
+from splitpeer.defences.image.stack import ImageStack, make_image_stack
+from splitpeer.defences.network import build_network
+from splitpeer.federation.compute import defence_key, pick_device
+from splitpeer.federation.files import look
+from splitpeer.federation.terms import check_bounds, checkpoint_octets, normalisation_of, run_folder
+from splitpeer.models import site_seed
+from splitpeer.models.registry import backbone_of
+from splitpeer.privacy.ledger import Ledger
+from splitpeer.settings.bounds import Bounds
+from splitpeer.settings.peer import PeerConfig
+from splitpeer.site.budgets import Budgets, new_run
+from splitpeer.site.encoders import Encoders
+from splitpeer.site.images import find_cases, open_consent, open_volumes
+from splitpeer.site.job import Means, SiteJob
+from splitpeer.site.keys import key_of
+from splitpeer.site.run_folders import make_room
+from splitpeer.site.secret import site_secret
+from splitpeer.training.guard import Guard
+from splitpeer.training.optimiser import make_optimiser, make_schedule
+from splitpeer.training.split_step import ClientHalf
+from splitproto.messages import JobOffer, Seat
+
+
+def open_job(
+    offer: JobOffer, config: PeerConfig, unusable: Mapping[str, Mapping[bytes, str]] | None = None
+) -> SiteJob:
+    """Take up the run of an offer that was judged.
+
+    Args:
+        unusable: by modality, patients whose files were found bad before there was a job, and why.
+
+    Raises:
+        PolicyRefused: it costs more than the policy allows.
+        ConfigError, DataError: settings, images, keys or checkpoints cannot be used.
+    """
+    job, bounds = offer.job, config.policy or Bounds()
+    state, folder = config.peer.state, run_folder(config.peer.state, job.name, offer.run)
+    known = folder.exists()
+    found = find_cases(config)
+    consent = open_consent(config, found)
+    key = _base_key(config)
+    images = _image_defences(config, key)
+    channels = _channels(offer, config, found, consent, images, known=known)
+    bad = _bad(channels, unusable or {})
+    grids = look(channels, dict(bad))
+    check_bounds(job, offer.seats, bounds, max((math.prod(g.shape) for g in grids.values()), default=0))
+    if not known:
+        new_run(state, bounds)
+    make_room(state, folder, bounds, 2 * checkpoint_octets(job, offer.seats))
+    encoders = Encoders({seat.name: _half(offer, seat, config, key) for seat in offer.seats})
+    announced = next(iter(images.values())).specs + encoders.defences
+    means = Means(
+        state=state,
+        folder=folder,
+        bounds=bounds,
+        most_octets=config.policy.max_message_bytes if config.policy else 0,
+        channels=channels,
+        consent=consent,
+        encoders=encoders,
+        defences=announced,
+        private=config.runtime.initial_weights == "private",
+        budgets=Budgets(folder, bounds),
+        secret=site_secret(folder),
+        ledger=open_ledger(config),
+    )
+    site = SiteJob(offer, means, bad)
+    try:
+        site.begin()
+    except BaseException:
+        site.close()
+        raise
+    return site
+
+
+def open_ledger(config: PeerConfig) -> Ledger | None:
+    """The site's privacy budget, if its policy sets one. Raises ConfigError or DataError: see `Ledger`."""
+    policy = config.policy
+    if policy is None or policy.epsilon is None or policy.delta is None:
+        return None
+    return Ledger(config.peer.state, policy.epsilon, policy.delta)
+
+
+def _base_key(config: PeerConfig) -> bytes:
+    """What all defences of this site draw from, if there are any."""
+    policy = config.policy
+    return defence_key(config) if policy and (policy.defences or policy.image_defences) else b""
+
+
+def _image_defences(config: PeerConfig, key: bytes) -> dict[str, ImageStack]:
+    """By modality, each with noise of its own."""
+    written, held = config.policy.image_defences if config.policy else (), config.peer.modalities
+    return {modality: make_image_stack(written, key_of(key, (modality,), held)) for modality in held}
+
+
+def _channels(
+    offer: JobOffer,
+    config: PeerConfig,
+    found: Mapping[str, Found],
+    consent: Consent,
+    defences: Mapping[str, ImageStack],
+    *,
+    known: bool,
+) -> Channels:
+    """The images of the job's seats.
+
+    Who has withdrawn consent is not even listed in a run that this site has not taken up yet; in one that it has, the
+    coordinator knows the patient, and is told.
+    """
+    asked = {modality: found[modality] for seat in offer.seats for modality in seat.modalities}
+    volumes = open_volumes(
+        config,
+        asked,
+        offer.job.spacing,
+        lambda modality: normalisation_of(offer.job, modality),
+        without=() if known else consent.withdrawn(),
+    )
+    return Channels(volumes, {seat.name: seat.modalities for seat in offer.seats}, defences)
+
+
+def _bad(channels: Channels, unusable: Mapping[str, Mapping[bytes, str]]) -> dict[bytes, str]:
+    """Patients of the seats who have a bad file among their channels: the first of them."""
+    found: dict[bytes, str] = {}
+    for key in channels.keys():  # noqa: SIM118 (not a dict)
+        causes = [c for m in channels.modalities(key) if (c := unusable.get(m, {}).get(key)) is not None]
+        if causes:
+            found[key] = causes[0]
+    return found
+
+
+def _half(offer: JobOffer, seat: Seat, config: PeerConfig, key: bytes) -> ClientHalf:
+    """One seat's encoder with its defences and its optimiser."""
+    job, bounds, seed = offer.job, config.policy or Bounds(), config.runtime.initial_weights
+    # SP-14-3: weights that others can compute are a white-box attack on the first step, so the default is private
+    # entropy; a seed is a choice for demonstrations and tests.
+    encoder = build_network(
+        backbone_of(job),
+        config.policy.defences if config.policy else (),
+        key=key_of(key, seat.modalities, config.peer.modalities),
+        seed=None if seed == "private" else site_seed(int(seed), seat.name),
+        strict=False,
+        in_channels=len(seat.modalities),
+    )
+    optimiser = make_optimiser(encoder.parameters(), job.optimiser, job.learning_rate, job.weight_decay)
+    schedule = make_schedule(optimiser, job.schedule, job.steps)
+    guard = Guard(bounds.max_gradient_norm, refuse=bounds.beyond_norm == "refuse")
+    return ClientHalf(encoder, optimiser, schedule, pick_device(config.runtime.device), guard)

@@ -1,0 +1,145 @@
+"""SP-11.13-2: a patient withdraws consent in the middle of a run, and the run goes on without that patient, exactly."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+
+import pytest
+
+from splitpeer.data import consent
+from splitpeer.errors import DataError
+from splitpeer.logs import handle
+
+from .test_withdrawal import STEPS, AtStep, Stage
+
+
+@pytest.fixture
+def stage(scene) -> Stage:
+    scene.cast("flair", "t1", training=STEPS)
+    scene.client("t1", data={"withdrawn": str(scene.folder / "withdrawn.txt"), "cache_mib": 0})
+    return Stage(scene)
+
+
+@pytest.fixture
+def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The files of images that are read, in order."""
+    from splitpeer.data import volumes
+
+    seen: list[str] = []
+    for name in ("read_header", "read_voxels"):
+        real = getattr(volumes, name)
+
+        def noted(case, *rest, _real=real):
+            seen.append(case.path.parent.name + "/" + case.path.name)
+            return _real(case, *rest)
+
+        monkeypatch.setattr(volumes, name, noted)
+    return seen
+
+
+def listed(scene) -> Path:
+    return scene.folder / "withdrawn.txt"
+
+
+async def test_in_the_middle_of_a_run(scene, stage, opened) -> None:
+    """The list appears; the patient is out from the next batch on that has it, and its files are not read again."""
+    patient = stage.training[0]
+    key = scene.key(patient)
+    so_far: list[int] = []
+
+    def withdraw() -> None:
+        listed(scene).write_text(f"# by letter\n{patient}\n")
+        so_far.append(len(opened))
+
+    ran = await scene.together(view=AtStep(3, withdraw))
+    assert ran.result is not None, ran
+    assert all(error is None for error in ran.clients.values()), ran.clients
+    assert [(w["patient"], w["site"], w["cause"]) for w in ran.result.withdrawn] == [
+        (handle(key), "site-t1", "consent")
+    ]
+    assert stage.withdrawn()[key] > 3
+    # One file may have been in the hands of the thread that reads ahead.
+    assert f"t1/{patient}.nii.gz" not in opened[so_far[0] + 1 :]
+    stage.assert_exact()
+
+
+async def test_before_a_run_the_patient_is_not_even_listed(scene, stage, opened) -> None:
+    patient = stage.training[0]
+    listed(scene).write_text(patient)
+    ran = await scene.together()
+    assert ran.result is not None, ran
+    assert (ran.result.patients, ran.result.withdrawn) == (5, [])
+    assert f"t1/{patient}.nii.gz" not in opened
+    trail = (scene.folder / "hub" / "state").glob("audit*.jsonl")
+    assert not any(scene.key(patient).hex() in path.read_text() for path in trail)
+
+
+async def test_a_run_that_goes_on_is_told(scene, stage) -> None:
+    """The coordinator knows the patient: the site that comes back lists it as withdrawn."""
+    patient = stage.training[0]
+    async with scene.running() as on:
+        while not any(line["step"] >= 5 for line in scene.metrics()):
+            assert not on.tasks["hub"].done(), on.tasks["hub"]
+            await asyncio.sleep(0.01)
+        for stop in on.stops.values():
+            stop.set()
+        await asyncio.wait(on.tasks.values())
+    listed(scene).write_text(patient)
+    ran = await scene.together(resume=True)
+    assert ran.result is not None, ran
+    assert set(stage.withdrawn()) == {scene.key(patient)}
+    assert [w["cause"] for w in ran.result.withdrawn] == ["consent"]
+    stage.assert_exact()
+
+
+async def test_a_list_that_cannot_be_read_lets_nothing_out(scene, stage, monkeypatch) -> None:
+    """Nobody knows who has withdrawn: the site says so in one line and stops; the others hear no name of a file."""
+    monkeypatch.setattr(consent, "PAUSE_S", 0.0)
+    ran = await scene.together(view=AtStep(3, lambda: listed(scene).write_bytes(b"\xff")))
+    error = ran.clients["site-t1"]
+    assert isinstance(error, DataError)
+    assert "the list of withdrawn patients is not UTF-8, so nothing is sent" in str(error)
+    assert ran.result is None
+    assert "withdrawn.txt" not in str(ran.error)
+    last = max(line["step"] for line in scene.metrics() if "loss" in line)
+    assert last < scene.settings.training.steps
+
+
+async def test_what_was_computed_is_not_sent_a_second_time(scene, stage, tmp_path) -> None:
+    """SP-11-16 does not hold for a patient who has withdrawn in between."""
+    from splitpeer.data.sampling import batch_digest
+    from splitpeer.federation.terms import job_on_wire, seat_descriptors
+    from splitpeer.site.opening import open_job
+    from splitproto.messages import Activations, Forward, JobOffer, Sample, Seat, Unusable, Withdraw
+    from splitproto.tensors import schema_digest
+
+    job, seats = job_on_wire(scene.settings), (Seat("t1", ("t1",)),)
+    site = open_job(
+        JobOffer(bytes(16), seats, job, schema_digest(seat_descriptors(job, seats))), scene.config("site-t1")
+    )
+    samples = tuple(Sample(scene.key(patient), (0, 0, 3)) for patient in stage.training[:2])
+    asked = Forward("train", 1, 0, samples, batch_digest(1, samples, None))
+    for answer in (Activations, Withdraw):
+        site.forget_batches()
+        site.announce(asked)
+        sent = site.forward(site.due())
+        assert isinstance(sent, answer)
+        listed(scene).write_text(stage.training[1])
+    assert sent.patients == (Unusable(samples[1].key, "consent"),)
+    patients, unusable = site.inventory()
+    assert Unusable(samples[1].key, "consent") in unusable
+    assert samples[1].key not in {patient.key for patient in patients}
+    site.close()
+
+
+def test_the_status_of_a_daemon_names_no_patient(scene, stage) -> None:
+    """Real processes; the list is there from the start with an id that nobody has."""
+    listed(scene).write_text("NOBODY\n")
+    hub, clients = scene.start_all()
+    assert hub.code() == 0, hub.said
+    assert [client.code() for client in clients.values()] == [0, 0]
+    assert "1 of its ids are of no patient here: compare the spelling" in clients["t1"].said
+    status = json.loads((scene.folder / "site-t1" / "state" / "status.json").read_text())
+    assert "NOBODY" not in json.dumps(status)
