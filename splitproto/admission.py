@@ -1,8 +1,9 @@
 """What a listener grants to strangers: how many of them, and how much of its work (SP-5-8, SP-5-12).
 
-A cap that refuses newcomers would let the first stranger lock out everybody else, so whoever has waited longest
-goes instead: an honest handshake takes a fraction of a second. A budget that all share would do the same, so each
-source has its own, and sources from which a peer was admitted do not draw on the one of all strangers.
+A cap that refuses newcomers would let the first stranger lock out everybody else, so the one that has waited
+longest is ended instead: an honest handshake takes a fraction of a second. A budget that all share would do
+the same, so each source has its own, and sources from which a peer was admitted do not draw on the one of all
+strangers.
 """
 
 from __future__ import annotations
@@ -19,9 +20,9 @@ from .constants import MAX_HALF_OPEN, MAX_HALF_OPEN_PER_SOURCE
 HANDSHAKE_RATE = 256 * 1024
 """TLS bytes a second taken from one source before its peers are admitted; four times as many from all strangers."""
 HANDSHAKE_BURST = 1 << 20
-"""So many at once."""
+"""TLS bytes taken at once."""
 OPEN_COST = 4096
-"""What an OPEN costs beside its own bytes: about the work of an honest handshake."""
+"""What an OPEN costs in addition to its own bytes: about the work of an honest handshake."""
 HANDSHAKE_SOURCES = 1024
 """Sources whose budgets are remembered."""
 Waiting = TypeVar("Waiting")
@@ -42,7 +43,7 @@ def network_of(address: str) -> str:
 
 
 def one_too_many(waiting: Iterable[Waiting], source: Callable[[Waiting], str]) -> Waiting | None:
-    """Who has to go: the first (oldest) one of the source that has most, if there are more than the caps allow."""
+    """The one to end: the oldest of the source that has most, if there are more than the caps allow."""
     waiting = list(waiting)
     if not waiting:
         return None
@@ -71,7 +72,7 @@ class Bucket:
         self.tokens = self.burst
 
     def take(self, cost: float, now: float) -> bool:
-        """Whether there were `cost` tokens; then they are gone."""
+        """Take `cost` tokens; False if there are not as many."""
         self.tokens = min(self.burst, self.tokens + (now - self.since) * self.rate)
         self.since = now
         if self.tokens < cost:
@@ -81,7 +82,7 @@ class Bucket:
 
 
 class HandshakeBudget:
-    """TLS octets that are taken from peers before they are admitted; work grows with them.
+    """Limits the TLS octets taken from peers before they are admitted, as work grows with them.
 
     Args:
         now: the owner's clock, in seconds.
@@ -93,7 +94,7 @@ class HandshakeBudget:
         self._known: OrderedDict[str, None] = OrderedDict()
 
     def take(self, source: str, octets: int, now: float, *, opens: bool = False) -> bool:
-        """Whether `octets` from `source` may be worked on.
+        """Whether `octets` from `source` may be processed.
 
         Args:
             opens: they open a link, which costs something however few they are.

@@ -331,7 +331,7 @@ class CaptureReader:
         found, at = [], 0
         with memoryview(self._buffer) as view:
             while (size := self._whole(view[at:])) is not None:
-                # What is handed out owns its octets: the buffer moves on.
+                # Records handed out own their octets, as the buffer is reused.
                 record = self._take(memoryview(bytes(view[at : at + size])))
                 at += size
                 if record is not None:
@@ -396,7 +396,7 @@ class CaptureReader:
         return size if len(view) >= size else None
 
     def _opened(self, octets: memoryview, body: int) -> _Contents | None:
-        """The envelope's contents, checked against the body's length; None where it is passed over."""
+        """The envelope's contents, checked against the body's length; None if the record is skipped."""
         sealed = self.header is not None and self.header.encryption != "none"
         try:
             if sealed and self._seal is None:

@@ -44,7 +44,7 @@ class CaptureTruncated(CaptureError):
 
 
 class CaptureTampered(CaptureError):
-    """Octets that no recorder wrote: damage, an edit, or a hostile file."""
+    """Octets that no recorder wrote: a damaged, edited or hostile file."""
 
     name = "capture-tampered"
 
@@ -110,7 +110,7 @@ class Header:
 
     kind: ClassVar[str] = "header"
     role: str = wire(Text(32))
-    """Of who recorded: client or coordinator."""
+    """The recorder's role: client or coordinator."""
     site: str = wire(SITE)
     federation: str = wire(Text(255))
     agent: str = wire(Text(128))
@@ -119,7 +119,7 @@ class Header:
     """Seconds since 1970, UTC."""
     run: bytes | None = wire(Octets(16), default=None)
     modality: str | None = wire(Text(32), default=None)
-    """Of who recorded, if it has one."""
+    """The recorder's modality, if it has one."""
     job: Job | None = wire(Record(Job), default=None)
     schema: bytes | None = wire(DIGEST, default=None)
     """Digest of the cut layer's descriptors for one batch."""

@@ -28,6 +28,6 @@ OF_A_SIDE = {
     "settings": "its settings do not fit",
     "internal": "a defect of its software",
 }
-"""Of everything that a side holds: no patient is withdrawn for these."""
+"""Causes of everything that a side holds; no patient is withdrawn for these."""
 
 CAUSES = {**OF_A_PATIENT, **OF_A_SIDE}

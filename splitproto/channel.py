@@ -61,7 +61,7 @@ class Channel:
         self._incoming.write(data)
 
     def handshake(self) -> bool:
-        """Go on with the handshake; True when this side is done.
+        """Continue the handshake; True when this side is done.
 
         Raises:
             SecureChannelError: it failed; an alert for the peer waits in `drain`.

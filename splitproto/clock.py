@@ -1,4 +1,4 @@
-"""Deadlines of a process that may be stopped or suspended: what it slept over does not count against a peer."""
+"""Deadlines of a process that may be stopped or suspended: the time it did not run does not count against a peer."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from collections.abc import Iterable
 from typing import Any
 
 OVERSLEPT = 1.0
-"""Seconds: a deadline that is noticed so late was slept over by this process (stopped, suspended), not by the peer."""
+"""Seconds; a deadline noticed later than this was missed because this process did not run (stopped, suspended)."""
 
 
 def overslept(deadline: float) -> bool:
-    """Whether this process did not run when `deadline` (the loop's clock) came: then what was waited for could not
-    be noticed, and the wait is to begin again."""
+    """Whether this process did not run when `deadline` (the loop's clock) passed: nothing could be noticed,
+    so wait again."""
     return asyncio.get_running_loop().time() - deadline > OVERSLEPT
 
 

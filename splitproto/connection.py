@@ -2,7 +2,7 @@
 
 The owner does three things: gives every received ZeroMQ message to `receive`, sends what `next_envelope`
 returns until it returns None, and calls `handle_timer` at `next_timer`. After each it reads `events`. `now` is
-any monotonic clock in seconds. Network trouble never raises here: it ends the link with a `Closed` event.
+any monotonic clock in seconds. Network errors never raise here: they end the link with a `Closed` event.
 Only `send` raises, and only for a message that the state tables or the peer's limits forbid.
 """
 
@@ -45,7 +45,7 @@ from .states import Conversation, Side, State
 from .tensors import DTYPES, Array, Descriptor, body_bytes
 
 SMALL = 16 * 1024
-"""Pieces below one TLS record are joined; larger ones are encrypted where they lie."""
+"""Pieces below one TLS record are joined; larger ones are encrypted in place."""
 WAITING = 64
 """PING and PONG are left out while so many control frames wait to be sent."""
 
@@ -62,7 +62,7 @@ class Timing:
     byte_budget: int = constants.BYTE_BUDGET
     lifetime: float = constants.LINK_LIFETIME
     recheck: float = constants.RECHECK_INTERVAL
-    """How often the shells look at certificates and revocation list again; nothing of it happens here."""
+    """How often the shells check certificates and revocation list again; not used here."""
 
 
 def binding(dialler: bytes, listener: bytes) -> bytes:
@@ -198,7 +198,7 @@ class Connection:
             if arrived.link != self.link and (
                 arrived.kind is not envelope.Kind.RESET or arrived.link != envelope.NO_LINK
             ):
-                return  # of a link that is over
+                return  # for a link that is over
             if arrived.kind is envelope.Kind.RESET:
                 self._reset(arrived.body)
                 return
@@ -208,7 +208,7 @@ class Connection:
             self._channel.feed(arrived.body)
             self._pump(now)
         except (EnvelopeError, CarrierVersionError, SecureChannelError) as error:
-            # SP-4-6: octets that anybody on the way may forge or damage cost an admitted peer a reconnect, no more.
+            # SP-4-6: forged or damaged octets cost an admitted peer a reconnect and nothing more.
             self._fail(error if self.agreement is None else LinkLost(error.reason), now)
         except LocalError as error:
             self._fail(error, now)
@@ -264,13 +264,13 @@ class Connection:
         return octets
 
     def release(self, octets: int) -> None:
-        """The owner has taken a message with a body of `octets`: the peer may send as much again."""
+        """The owner has processed a message with a body of `octets`: the peer may send as much again."""
         if octets and not self.closed:
             self._held -= octets
             self._control.append(framing.encode_number(FrameType.CREDIT, octets))
 
     def events(self) -> Iterator[Event]:
-        """Take what has happened."""
+        """Return the events so far, and forget them."""
         while self._events:
             yield self._events.popleft()
 
@@ -331,13 +331,13 @@ class Connection:
             self._fail(error, now)
 
     def lost(self, error: SplitprotoError) -> None:
-        """The connection below is gone: nothing can be said any more."""
+        """The connection below is gone: nothing can be sent any more."""
         if not self.closed:
-            # SP-9-7: after two byes nothing was left to say, so nothing is lost but the close_notify.
+            # SP-9-7: after two byes nothing is lost but the close_notify.
             self._close(None if self._channel.shut else error)
 
     def _sign_of_life(self, kind: FrameType, number: int) -> None:
-        # A peer that asks and does not read must not fill our memory; what waits already is life enough.
+        # A peer that sends PING and does not read must not fill our memory; what is queued already shows life.
         if len(self._control) < WAITING:
             self._control.append(framing.encode_number(kind, number))
 
@@ -365,7 +365,7 @@ class Connection:
             count = self._channel.read_into(self._inbox.buffer())
             if count == 0:
                 break
-            # SP-9-5: octets that do not decrypt are no life: after a cut record TLS waits for its rest for ever.
+            # SP-9-5: octets that do not decrypt are no sign of life: after a truncated record TLS waits indefinitely.
             self._heard = now
             full = self._inbox.filled(count)
             header = self._inbox.header
@@ -536,7 +536,7 @@ class Connection:
         return stream
 
     def _encrypt_next(self, now: float) -> None:
-        """Give TLS at most `TLS_FEED` octets: what is small first, else one frame of a body."""
+        """Give TLS at most `TLS_FEED` octets: small messages first, else one frame of a body."""
         if not self._channel.secure or self._channel.shut:
             return
         if self._control:
@@ -592,10 +592,10 @@ class Connection:
         ):
             self._rotation("the key's budget is spent", now)
         elif self._next_stream >= constants.STREAM_BUDGET:
-            self._rotation("its stream ids come to an end", now)
+            self._rotation("its stream ids are running out", now)
 
     def _rotation(self, cause: str, now: float) -> None:
-        # SP-6-10: a peer that never lets go of the link does not keep it.
+        # SP-6-10: a peer that never replaces the link does not keep it.
         self._retired_at, self._worn_at = min(self._retired_at, now + constants.ROTATION_GRACE), math.inf
         if not self._rotation_told:
             self._rotation_told = True
@@ -604,7 +604,7 @@ class Connection:
     # --- ending -----------------------------------------------------------------------------------------
 
     def _fail(self, error: LocalError, now: float) -> None:
-        """Tell the peer if it can be told, then close. What waits in `drain` (an alert) still goes out."""
+        """Send the error if the link still can, then close. What is in `drain` (an alert) is still sent."""
         if self._channel.secure and self.conversation.states[self.side] is not State.ERROR:
             self._control.clear()
             self._bodies.clear()

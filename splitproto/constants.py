@@ -23,7 +23,7 @@ BYTE_BUDGET = 256 << 30
 STREAM_BUDGET = 1 << 31
 """A side whose next stream id is this high asks for a new link: half of all ids are left for what is under way."""
 LINK_LIFETIME = 86_400.0
-"""Seconds that one TLS key is used: who took a key, or was revoked unnoticed, has a day and an hour at most."""
+"""Seconds that one TLS key is used: limits a stolen key, or an unnoticed revocation, to 25 hours."""
 ROTATION_GRACE = 3600.0
 """Seconds that a peer may keep a link that is to be replaced: it may be in the middle of a step."""
 RECHECK_INTERVAL = 30.0

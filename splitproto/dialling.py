@@ -1,4 +1,4 @@
-"""Dialling: `dial` resolves a name, tries its addresses, and says what was wrong when nobody answers.
+"""Dialling: `dial` resolves a name, tries its addresses, and says what was wrong if nobody answers.
 
 It ends with an admitted `Session`, over ZeroMQ or over any lane that can be dialled.
 """
@@ -84,7 +84,7 @@ class _Ours:
 
 
 class _NobodyThere(Exception):
-    """Nothing came back from one address; never leaves this module."""
+    """Nothing came back from one address; not raised outside this module."""
 
     def __init__(self, cause: SplitprotoError) -> None:
         self.cause = cause

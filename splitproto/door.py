@@ -1,7 +1,7 @@
-"""The door: who comes in by any of its lanes, and who has to go (SP-5-8, SP-5-9, SP-5-12, SP-5-13).
+"""The door: which peers are admitted on any of its lanes, and which are ended (SP-5-8, SP-5-9, SP-5-12, SP-5-13).
 
-One door has one policy, however many lanes lead to it: strangers on all lanes share the caps and the budget, so a
-second lane lets nobody double them. Links of all lanes are looked at again together (`vigil`), and leave together.
+One door has one policy for all its lanes: strangers share the caps and the budget, so a second lane does not
+double them. Links of all lanes are rechecked together (`vigil`), and end together.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ from .visitors import MAX_FAULTS, Visitors
 log = logging.getLogger(__name__)
 
 _LOOK = 0.05
-"""Seconds between two looks at the connections."""
+"""Seconds between two checks of the connections."""
 
 Refused = Callable[[str, SplitprotoError], None]
-"""Called with (address of the source, error) when a door turns somebody away."""
+"""Called with (address of the source, error) when a door refuses a peer."""
 Key = tuple[Lane, bytes, bytes]
 """Lane, route and link id: a link belongs to the connection that it began on (SP-5-6)."""
 
@@ -72,14 +72,14 @@ class _Link:
 class Door:
     """Turns dialling peers into sessions.
 
-    Use as an async context manager; `accept` hands out sessions that are already mutually admitted. A site may have
-    several: which one counts is for the application to say (SP-9-6).
+    Use as an async context manager; `accept` hands out sessions that are already mutually admitted. A site
+    may have several sessions: the application decides which one counts (SP-9-6).
 
     Args:
         lanes: the ways in, at least one.
         credentials: this side's certificate, key and CA; read again when a file was replaced.
         allow: which roles and sites may come.
-        refused: told about everybody who was turned away, or cut off when the certificate no longer held.
+        refused: called for every peer that was refused, or cut off because its certificate is no longer good.
     """
 
     def __init__(
@@ -116,7 +116,7 @@ class Door:
         """Open all lanes.
 
         Raises:
-            AddressError, BindFailed: one of them cannot listen; then none does.
+            AddressError, BindFailed: one of them cannot listen; then none of them does.
         """
         self._loop = asyncio.get_running_loop()
         self._budget = HandshakeBudget(self._loop.time())
@@ -222,7 +222,7 @@ class Door:
     # --- inside -----------------------------------------------------------------------------------------
 
     def _turned_out(self, visitor: Visitor | None) -> bool:
-        """Whether it was told to go already; then it goes now, and no more work is done for it."""
+        """Whether the connection was marked for ending; then it ends now, and no more work is done for it."""
         if visitor is None or not visitor.refused:
             return False
         self._visitors.end(visitor)
@@ -232,7 +232,7 @@ class Door:
         if self._leaving:
             self._reset(key, ResetReason.BUSY, "shutting down")
             return
-        # SP-5-12: what strangers may make this side do has a budget.
+        # SP-5-12: the work that strangers can cause has a budget.
         if not self._budget.take(network_of(source), len(data), self._loop.time(), opens=True):
             self.tell(source, TooManyLinks("more handshakes than this listener does for one source"))
             self._reset(key, ResetReason.BUSY, "try again in a few seconds")
@@ -261,10 +261,10 @@ class Door:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         link.session.arrived(data)
-        # SP-5-8: nothing is kept for more strangers than this; the newest comes last and is an honest one's chance.
+        # SP-5-8: nothing is kept for more strangers than this; the oldest is dropped, as an honest handshake is quick.
         waiting = [other for other in self._links.values() if not other.admitted]
         if (oldest := one_too_many(waiting, lambda one: one.network)) is not None:
-            self._evict(oldest, "too many links without an admitted peer: the oldest goes")
+            self._evict(oldest, "too many links without an admitted peer: the oldest is closed")
 
     def _evict(self, link: _Link, why: str) -> None:
         """End a link that is not admitted, at once."""
@@ -281,7 +281,7 @@ class Door:
             self.tell(link.source, error)
             return
         if self._links.get(link.key) is not link:
-            return  # it was over, or evicted, before this ran: nobody would count it out again
+            return  # it was over, or evicted, before this ran: nobody would subtract it from the count
         link.admitted = True
         self._budget.admitted(link.network)
         if link.visitor is not None:
@@ -308,7 +308,7 @@ class Door:
         self._fault(source, visitor)
 
     def _fault(self, source: str, visitor: Visitor | None) -> None:
-        """A message came that belongs to no link: few are an accident, and work like an OPEN."""
+        """A message that belongs to no link: a few are an accident; each costs as much as an OPEN."""
         affordable = self._budget.take(network_of(source), 0, self._loop.time(), opens=True)
         if visitor is not None and not visitor.links:
             visitor.faults += 1
@@ -337,7 +337,7 @@ class Door:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        with ExitStack() as leaving:  # one that fails keeps no other open
+        with ExitStack() as leaving:  # a lane that fails to close does not keep the others open
             leaving.callback(self._visitors.clear)
             for lane in self._open_lanes:
                 leaving.callback(lane.leave)

@@ -1,4 +1,4 @@
-"""The envelope: what one ZeroMQ message carries, in the clear, and no version may change (SP-4).
+"""The envelope: what one ZeroMQ message carries, unencrypted, and no version may change (SP-4).
 
      0        4  5  6     8                        24               32
     +--------+--+--+-----+------------------------+----------------+------------------+

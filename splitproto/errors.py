@@ -1,7 +1,7 @@
 """Everything that can go wrong with a link: one `LocalError` is one wire code.
 
     SplitprotoError
-    ├── LocalError              found on this side; `code` and `reason` are what the peer is told
+    ├── LocalError              found on this side; `code` and `reason` are sent to the peer
     │   ├── EnvelopeError, CarrierVersionError, SequenceGap, LinkReset, LinkLost, TooManyLinks      0x01xx carrier
     │   ├── SecureChannelError, ChannelTruncated, IdentityError, CertificateEnded                   0x02xx channel
     │   ├── FrameError, CodecError, TensorError, MessageTooLarge, FlowControlError                  0x03xx encoding

@@ -120,7 +120,7 @@ class Inbox:
 
     def __init__(self) -> None:
         self._head = bytearray(FRAME_HEADER)
-        self._small: bytearray | None = None  # of no use before the peer is authenticated
+        self._small: bytearray | None = None  # not needed before the peer is authenticated
         self._view = memoryview(self._head)
         self.header: FrameHeader | None = None
 
@@ -129,7 +129,7 @@ class Inbox:
         return self._view
 
     def filled(self, count: int) -> bool:
-        """Take note of `count` octets. True when the buffer given out is full."""
+        """Record that `count` octets were written; True when the buffer given out is full."""
         self._view = self._view[count:]
         return not len(self._view)
 

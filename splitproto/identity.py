@@ -271,7 +271,7 @@ class Credentials:
 
 
 def read_identity(path: Path) -> Identity:
-    """Whom a PEM certificate file names (its first certificate). Raises `IdentityError`."""
+    """The identity that a PEM certificate file names (its first certificate). Raises `IdentityError`."""
     leaf = _certificates(path, "certificate")[0]
     try:
         return Identity.from_certificate(leaf.public_bytes(serialization.Encoding.DER))
@@ -432,7 +432,7 @@ _LOCAL = {
 
 
 def refused(error: ssl.SSLError) -> Literal["", "theirs", "ours"]:
-    """Whose certificate a TLS failure refuses; empty: it may be damage, which anybody on the way can do."""
+    """Whose certificate a TLS failure refuses; empty: it may be damage by anybody in between."""
     if isinstance(error, ssl.SSLCertVerificationError):
         return "theirs"
     _, _, alert = str(getattr(error, "reason", None) or "").partition("ALERT_")

@@ -52,13 +52,13 @@ __all__ = [
 ]
 
 CRL_DAYS = 90
-"""How long a revocation list is good for, unless said otherwise: an outdated one refuses everybody."""
+"""Default validity of a revocation list; with an outdated one everybody is refused."""
 MAX_FILE = 1 << 20
-"""Bytes of a certificate, request or revocation list that are read."""
+"""Largest certificate, request or revocation list that is read, in bytes."""
 LEAST_RSA_BITS = 3000
-"""Of a requested key (BSI TR-02102-1)."""
+"""Smallest RSA key in a request (BSI TR-02102-1)."""
 CURVES = (ec.SECP256R1, ec.SECP384R1, ec.SECP521R1)
-"""Of a requested key: those that TLS 1.3 signs with."""
+"""Curves of a key in a request: those that TLS 1.3 signs with."""
 
 _SKEW = timedelta(hours=1)
 """Certificates start this long before `now`: the clocks of two hospitals differ."""
@@ -75,7 +75,7 @@ _IGNORED = frozenset(
 
 
 class PkiError(SplitprotoError):
-    """What was asked of the CA cannot be done. One line, names the file and the fix; never on the wire."""
+    """The CA cannot do what was asked. One line with the file and the fix; never on the wire."""
 
 
 def create_ca(folder: Path, federation: str, *, days: float = 3650, now: datetime) -> Path:
@@ -494,7 +494,7 @@ def _site(site: str) -> str:
 
 
 def _second(moment: datetime) -> datetime:
-    """X.509 knows no fractions of a second."""
+    """`when` in whole seconds: X.509 has no fractions."""
     return moment.replace(microsecond=0)
 
 

@@ -1,8 +1,8 @@
-"""Whether what admitted the peer of an open link still holds (SP-6-12 to SP-6-14): files and dates, no clock.
+"""Whether the certificates behind an open link are still good (SP-6-12 to SP-6-14): files and dates, no clock.
 
-At the handshake OpenSSL judges certificates and CRL; a link may then live for a day. `Recheck` looks at the same
-files again and says which links must end and which should make way for a new one. It never widens anything: a file
-that cannot be used changes nothing for links that are open, and is written to the log once.
+At the handshake OpenSSL judges certificates and CRL; a link may then live for a day. `Recheck` looks at the
+same files again and says which links must end and which should make way for a new one. It never admits more:
+a file that cannot be used changes nothing for open links, and is logged once.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from .identity import Credentials, Identity
 log = logging.getLogger(__name__)
 
 NEAR_SHARE, NEAR_LONGEST = 20, timedelta(hours=1)
-"""A certificate is near its end in the last twentieth of its life, at most in the last hour."""
+"""A certificate ends soon in the last twentieth of its life, or the last hour if that is shorter."""
 _CRL = re.compile(rb"-----BEGIN X509 CRL-----.*?-----END X509 CRL-----", re.DOTALL)
 
 Mark = tuple[int, int, int] | None
@@ -32,7 +32,7 @@ Mark = tuple[int, int, int] | None
 
 @dataclass(frozen=True, slots=True)
 class Made:
-    """What a link was made with."""
+    """The credentials that a link was made with."""
 
     own: Identity
     files: bytes
@@ -44,7 +44,7 @@ class Made:
 
 
 def files_digest(credentials: Credentials) -> bytes:
-    """Digest of the own certificate file and the CA list, as they are now; empty if they cannot be read."""
+    """Digest of our certificate file and the CA list as they are now; empty if they cannot be read."""
     try:
         contents = [path.read_bytes() for path in (credentials.certificate, credentials.ca)]
     except OSError:
@@ -66,7 +66,7 @@ class Presented:
 
     def now(self) -> tuple[Identity, bytes, ssl.SSLContext]:
         """Identity, `files_digest` and TLS context. Raises `IdentityError`: the files cannot be used."""
-        # Before they are read: what is replaced meanwhile is read again for the next peer.
+        # Before they are read: a file replaced meanwhile is read again for the next peer.
         marks = {path: _mark(path) for path in _paths(self._credentials)}
         if self._made is None or marks != self._marks:
             self._made = None
@@ -87,7 +87,7 @@ class Recheck:
         self._marks: dict[Path, Mark] = {}
         self._files = b""
         self._lists: dict[x509.Name, x509.CertificateRevocationList] = {}
-        """By issuer, the newest that was seen."""
+        """The newest list seen, by issuer."""
         self._complained: set[str] = set()
 
     def look(self, now: datetime) -> None:
@@ -98,7 +98,7 @@ class Recheck:
             usable = self._read_own(now)
             if own.crl is not None:
                 usable = self._read_lists(own.crl) and usable
-            # What is not usable yet may be so at the next look: half replaced, not yet valid, a slow disk.
+            # An unusable file may be usable at the next look: half replaced, not yet valid, a slow disk.
             self._marks = marks if usable else {}
         for listed in self._outdated(now):
             self._complain(
@@ -107,7 +107,7 @@ class Recheck:
             )
 
     def must_end(self, link: Made, now: datetime) -> LocalError | None:
-        """Why `link` must end now, if it must; the peer is told."""
+        """The error with which `link` must end now, or None; it is sent to the peer."""
         listed = self._lists.get(link.certificate.issuer)
         serial = link.certificate.serial_number
         if listed is not None and listed.get_revoked_certificate_by_serial_number(serial) is not None:
@@ -131,7 +131,7 @@ class Recheck:
         if self._outdated(now):
             return ""  # a new link would be refused
         if self._files and self._files != link.files:
-            return "the own certificate or CA list was replaced"
+            return "our certificate or CA list was replaced"
         ends = link.peer.not_after
         near = min((ends - link.certificate.not_valid_before_utc) / NEAR_SHARE, NEAR_LONGEST)
         left = ends - link.since
@@ -154,7 +154,7 @@ class Recheck:
     def _read_own(self, now: datetime) -> bool:
         """Take the files for new links, if one can be made with them."""
         try:
-            # The checks of a new handshake that need no peer: the pair belongs together, the CA is one.
+            # The checks of a new handshake that need no peer: key and certificate match, the CA is one.
             own = replace(self._credentials)
             certificate = x509.load_pem_x509_certificates(own.certificate.read_bytes())[0]
             if not certificate.not_valid_before_utc <= now < certificate.not_valid_after_utc:
@@ -166,7 +166,7 @@ class Recheck:
         return True
 
     def _read_lists(self, path: Path) -> bool:
-        """Take the lists that the CA has signed; whether all are such."""
+        """Take the lists that the CA has signed; False if one is not."""
         try:
             found = _CRL.findall(path.read_bytes())
             authorities = x509.load_pem_x509_certificates(self._credentials.ca.read_bytes())
@@ -182,7 +182,7 @@ class Recheck:
             )
         for listed in good:
             held = self._lists.get(listed.issuer)
-            # Whoever can replace the file may have an old one, signed as well, from before a revocation.
+            # An attacker who can replace the file may have an older list, also signed, from before a revocation.
             if held is not None and listed.last_update_utc < held.last_update_utc:
                 self._complain(
                     f"{path}: an older revocation list ({listed.last_update_utc:%Y-%m-%d %H:%M} UTC) than the one "
@@ -193,7 +193,7 @@ class Recheck:
         return bool(good)
 
     def _complain(self, line: str) -> None:
-        """Once: looks are many."""
+        """Log it once, not at every look."""
         if line not in self._complained:
             self._complained.add(line)
             log.warning("%s", line)

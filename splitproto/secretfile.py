@@ -36,7 +36,7 @@ def open_to_others(path: Path) -> bool:
 
 
 def how_to_close(path: Path) -> str:
-    """What makes the file its owner's alone, and works where it lies: one clause."""
+    """How to make the file readable by its owner alone on its file system: one clause."""
     try:
         read_only = bool(os.statvfs(path).f_flag & os.ST_RDONLY)
     except OSError:

@@ -38,7 +38,7 @@ UNREAD = 8 << 20
 """Octets of heads, which need no credit, that may wait while the application takes no message."""
 
 Tap = Callable[[Literal["in", "out"], Message], None]
-"""Told every message of the application; it must be quick and must not change what it is given."""
+"""Called with every message of the application; must be quick and must not change it."""
 
 
 class Carrier(Protocol):
@@ -104,7 +104,7 @@ class Session:
 
     @property
     def peer(self) -> Identity:
-        """Who is there, as its certificate says."""
+        """The peer's identity, from its certificate."""
         return self._established.result().peer
 
     @property
@@ -246,7 +246,7 @@ class Session:
         )
 
     def rotate(self, cause: str) -> None:
-        """A new link should take this one's place: its key is worn, or certificates have changed."""
+        """A new link should replace this one: its key is worn, or certificates have changed."""
         if not self.rotation_due:
             self.rotation_due, self.rotation_cause = True, printable(cause)
 
@@ -259,7 +259,7 @@ class Session:
         self._after()
         # SP-7-9: bodies wait for credit; heads do not, so a peer could fill our memory with them.
         if self._unread > UNREAD and self.alive:
-            self.fail(FlowControlError(f"{self._unread >> 20} MiB of messages arrived and were not taken"))
+            self.fail(FlowControlError(f"{self._unread >> 20} MiB of messages arrived and were not read"))
 
     def carrier_lost(self, error: SplitprotoError) -> None:
         """The connection below is gone."""
@@ -268,7 +268,7 @@ class Session:
         self._after()
 
     def probe(self) -> None:
-        """Something happened below: find out now whether the peer is still there."""
+        """Something happened below: check now whether the peer is still there."""
         self._connection.ping(self._loop.time())
         self._after()
 
@@ -280,7 +280,7 @@ class Session:
         try:
             self.tap(direction, message)
         except Exception as error:
-            # Whoever listens must not disturb the conversation; it is not told again.
+            # A tap that fails must not disturb the conversation; it is not called again.
             self.tap = None
             self._loop.call_exception_handler({"message": "a session's tap failed", "exception": error})
 
@@ -315,7 +315,7 @@ class Session:
             self._timer = self._loop.call_at(when, self._on_timer)
 
     def _note_sleep(self) -> None:
-        """A timer that is this late was not kept from firing by the peer."""
+        """A timer that is this late was not delayed by the peer."""
         if overslept(self._due):
             self._woke, self.slept = self._loop.time(), self._loop.time() - self._due
 

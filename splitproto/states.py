@@ -1,6 +1,6 @@
-"""Who may say what, when: the tables, role-blind, the single source of the diagrams and of the checks (SP-9).
+"""Which side may send which message when: the tables from which diagrams and checks are made (SP-9).
 
-Each link has two machines, one per side. A message moves the machine of the side that says it, whether it
+Each link has two state machines, one per side. A message moves the machine of its sender, whether it
 is being sent or received; some messages also move the other side's machine (TRIGGERS). What a table does
 not list is an `UnexpectedMessage`; so is a message of a service whose feature was not agreed (SERVICES). `error` is
 allowed in every state but ERROR and leads there.
@@ -42,9 +42,9 @@ class State(Enum):
     WORKING = "working"
     """Batches flow."""
     DONE = "done"
-    """Said bye: only waits for the other's."""
+    """Has said bye, and waits for the other's."""
     ERROR = "error"
-    """Said or was told error: nothing follows."""
+    """Has sent or received error: nothing follows."""
 
 
 S = State
@@ -90,8 +90,8 @@ TRANSITIONS: dict[Side, dict[State, dict[str, State]]] = {
     },
 }
 
-# message -> for the side that hears it: {state it may be in: state it goes to}. A side that has said bye stays
-# in DONE whatever it hears: the other may not have read the bye yet.
+# message -> for the receiver: {state it may be in: state it goes to}. A side that has said bye stays
+# in DONE whatever it receives: the other may not have read the bye yet.
 TRIGGERS: dict[str, dict[State, State]] = {
     "hello": {S.START: S.GREETED},
     "welcome": {S.GREETED: S.READY},
@@ -103,7 +103,7 @@ TRIGGERS: dict[str, dict[State, State]] = {
 
 
 # feature -> its messages. One that is listed nowhere needs no feature; one that is listed more than once names its
-# service in the field `mode`, or serves them all.
+# service in the field `mode`, or belongs to them all.
 SERVICES: dict[str, tuple[str, ...]] = {
     "train": (
         "forward",

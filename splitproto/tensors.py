@@ -1,7 +1,7 @@
 """Tensors on the wire: a registry of dtypes, a descriptor per tensor, a digest of what a cut layer sends (SP-8.3).
 
 A tensor travels as one msgpack `bin` after the head of its message: little-endian, C order, no padding.
-Its descriptor `[name, dtype, [dims...]]` stands in the head, so the receiver checks and allocates first.
+Its descriptor `[name, dtype, [dims...]]` is in the head, so the receiver checks and allocates first.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 
 
 class Vigil:
-    """Over the links of one side, until `close`.
+    """Watches the links of one side until `close`.
 
     Args:
         credentials: this side's files.
@@ -55,14 +55,14 @@ class Vigil:
         self._links.clear()
 
     def _look(self) -> None:
-        # First, so that a defect below does not end the vigil; the loop's exception handler hears of it.
+        # First, so that a defect below does not end the vigil; the loop's exception handler reports it.
         self._timer = self._loop.call_later(self._interval, self._look)
         now = datetime.now(UTC)
         try:
             self._recheck.look(now)
         except Exception:
-            # What is known already is judged all the same.
-            log.exception("the files of certificates could not be looked at")
+            # Links are still judged by what is known.
+            log.exception("the certificate files could not be checked")
         ended = []
         for session, (source, made) in list(self._links.items()):
             if (error := self._recheck.must_end(made, now)) is not None:

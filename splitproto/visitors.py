@@ -1,4 +1,4 @@
-"""The connections at a door, below links: which have to go, and when (SP-5-13).
+"""The connections at a door, below links: which are ended, and when (SP-5-13).
 
 A connection costs a descriptor and memory before it says a word. So one without an admitted link is ended when
 there are too many of them at all lanes together, when it has had its time, or when its lane holds more for it than
@@ -37,7 +37,7 @@ class Visitors:
         return list(self._strangers)
 
     def came(self, visitor: Visitor) -> list[tuple[str, LocalError]]:
-        """A connection was accepted. Returns who had to go for it, and why."""
+        """A connection was accepted. Returns those ended to make room for it, and why."""
         self._all[visitor] = self._strangers[visitor] = None
         return self._thin_out()
 
@@ -97,7 +97,7 @@ class Visitors:
             told.append(
                 (
                     victim.source,
-                    TooManyLinks("too many connections without an admitted link: the oldest goes"),
+                    TooManyLinks("too many connections without an admitted link: the oldest is closed"),
                 )
             )
         return told

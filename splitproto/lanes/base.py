@@ -1,7 +1,8 @@
 """What a lane is: one way for envelopes to reach a listener and to get back (SP-5).
 
-A lane moves octets and reports what happens to its connections. Who may stay is the door's business: the lane calls
-its `Reception`, and the door calls back to answer or to hang up. All of it happens on one event loop.
+A lane moves octets and reports what happens to its connections. The door decides who is admitted: the lane
+calls its `Reception`, and the door calls back to answer or to end a connection. All of it happens on one
+event loop.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ class Visitor(ABC):
     faults: int = field(default=0, init=False)
     """Messages that belonged to no link."""
     refused: bool = field(default=False, init=False)
-    """To be ended at the next look: what was sent to it is on its way by then."""
+    """To be ended at the next look, when what was sent to it is on its way."""
     ended: bool = field(default=False, init=False)
     """The door has ended it."""
     network: str = field(init=False)
@@ -45,7 +46,7 @@ class Visitor(ABC):
 
 
 class Reception(Protocol):
-    """What a lane reports to: the door."""
+    """Receives what a lane reports: the door."""
 
     def came(self, visitor: Visitor) -> None:
         """A connection was accepted."""
@@ -74,7 +75,7 @@ class Reception(Protocol):
         ...
 
     def lost(self, lane: Lane, route: bytes) -> None:
-        """Nobody is at the other end of `route` any more."""
+        """The peer at the other end of `route` is gone."""
         ...
 
     def doubtful(self, lane: Lane) -> None:
@@ -82,7 +83,7 @@ class Reception(Protocol):
         ...
 
     def tell(self, source: str, error: SplitprotoError) -> None:
-        """The lane itself turned somebody away."""
+        """The lane itself refused a connection."""
         ...
 
 
@@ -95,7 +96,7 @@ class Lane(Protocol):
         ...
 
     async def listen(self, reception: Reception) -> None:
-        """Begin; from now on `reception` is told.
+        """Begin to listen; from now on `reception` is called.
 
         Raises:
             AddressError: the address is none.
@@ -117,7 +118,7 @@ class Lane(Protocol):
 
 
 class Caller(Protocol):
-    """The dialling peer, as its end of a lane sees it: a session."""
+    """The session of the dialling peer, as its end of a lane sees it."""
 
     def arrived(self, data: bytes | memoryview) -> None:
         """One envelope."""

@@ -1,7 +1,7 @@
 """The in-memory lane: both ends in one process and one event loop, without a socket.
 
 TLS and all above it run as on any lane. Envelopes keep their order, a full queue makes the sender wait, and what was
-sent before an end closed still arrives: as on a ZeroMQ lane, but for delays and what a network does to lines.
+sent before an end closed still arrives: as on a ZeroMQ lane, but for delays and network faults.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class MemoryLane:
             self._reception.arrived(self, end.route, data, self.source, end.visitor)
 
     def _part(self, end: MemoryEnd) -> None:
-        """A connection is over: both sides hear of it."""
+        """A connection is over: report it to both sides."""
         if self._ends.pop(end.route, None) is None:
             return
         if self._reception is not None:

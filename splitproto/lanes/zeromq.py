@@ -40,8 +40,8 @@ def _common_options(socket: zmq.Socket[bytes], handshake_ms: int) -> None:
     socket.linger = 0
     socket.setsockopt(zmq.MAXMSGSIZE, LONGEST_MESSAGE)
     socket.setsockopt(zmq.HANDSHAKE_IVL, handshake_ms)
-    # A vanished machine, by the kernel's timers. Not by ZeroMQ's heartbeats: where a peer floods a full queue and
-    # hangs up, libzmq's next beat aborts the process (zeromq/libzmq#4364).
+    # The kernel's timers detect a vanished machine. ZeroMQ's heartbeats could not: if a peer floods a full
+    # queue and hangs up, libzmq's next beat aborts the process (zeromq/libzmq#4364).
     socket.setsockopt(zmq.TCP_KEEPALIVE, 1)
     socket.setsockopt(zmq.TCP_KEEPALIVE_IDLE, int(2 * constants.HEARTBEAT_INTERVAL))
     socket.setsockopt(zmq.TCP_KEEPALIVE_INTVL, int(constants.HEARTBEAT_INTERVAL))
@@ -108,7 +108,7 @@ class Dealer:
     def _happened(self, event: int, value: int) -> None:
         if self._caller is None:
             return
-        # A line that breaks so early says nothing about what listens there.
+        # A connection that breaks so early says nothing about what listens there.
         if event & _FAILED and value not in (errno.ECONNRESET, errno.EPIPE):
             self._caller.carrier_lost(
                 EnvelopeError(
@@ -157,7 +157,7 @@ class ZmqLane:
         try:
             self._read_port()
         except BaseException:
-            # Such as one more descriptor than the process may have.
+            # For example, the process may open no more descriptors.
             unwatch(self._socket, self._monitor)
             self._socket.close(linger=0)
             raise
@@ -191,7 +191,7 @@ class ZmqLane:
         endpoint: bytes = self._socket.getsockopt(zmq.LAST_ENDPOINT)  # type: ignore[assignment]
         bound = int(endpoint.decode().rstrip("\0").rpartition(":")[2])
         self._port = Port(bound)
-        # A connection is known before what it says is read: libzmq tells of it first.
+        # A connection is known before what it says is read: libzmq reports it first.
         self._reader = Reader(self._socket, self._deliver, first=self._monitor.drain)
         self.address = f"{self.address.rpartition(':')[0]}:{bound}"
 
@@ -223,7 +223,7 @@ class ZmqLane:
                     ),
                 )
         if (visitor is None and reported) or (visitor is not None and visitor.links):
-            # ROUTER_MANDATORY finds out whose link was lost. The monitor speaks before the socket itself has heard
+            # ROUTER_MANDATORY finds out whose link was lost. The monitor may report before the socket itself knows
             # of the loss, so ask once more.
             self._reception.doubtful(self)
             if self._asking is None:

@@ -208,7 +208,7 @@ def test_one_that_hangs_and_one_that_died(peer_toml: Path, start: Start, run: Ru
     process.wait()
     code, out, _ = run("status", peer_toml)
     assert code == 1
-    assert "not running: died without a word, last seen" in out
+    assert "not running: died without reporting why, last seen" in out
 
 
 def test_one_that_was_stopped_at_once_while_it_stopped(peer_toml: Path, start: Start, run: Run) -> None:
@@ -352,7 +352,7 @@ def test_what_a_killed_daemon_left_signals_nobody(peer_toml: Path, start: Start,
         (peer_toml.parent / "state" / "lock").write_text(f"{bystander.pid}\n")
         code, _, err = run("drain", peer_toml)
         assert code == 1
-        assert "ukm: not running: died without a word" in err
+        assert "ukm: not running: died without reporting why" in err
         assert bystander.poll() is None
     finally:
         bystander.kill()

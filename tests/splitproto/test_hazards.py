@@ -511,7 +511,7 @@ def test_stream_ids_that_come_to_an_end_ask_for_rotation_and_the_link_goes_on(
         pair.exchange()
         due = [event for event in pair.heard[side] if isinstance(event, RotationDue)]
         high = pair.of(side)._next_stream >= STREAM_BUDGET
-        assert due == ([RotationDue("its stream ids come to an end")] if high else []), count
+        assert due == ([RotationDue("its stream ids are running out")] if high else []), count
     assert due
     assert not any(isinstance(event, RotationDue) for event in pair.heard[side.other])
     assert len(pair.messages(side.other)) == 7

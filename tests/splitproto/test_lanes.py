@@ -283,7 +283,7 @@ async def test_connections_of_all_lanes_share_a_cap(two: Any, federation: Any) -
         await until(lambda: strangers[0].lost)
         await asyncio.sleep(0.1)
         assert [stranger.lost is None for stranger in strangers] == [False] + [True] * CAP
-        assert "the oldest goes" in str(house.refused[0])
+        assert "the oldest is closed" in str(house.refused[0])
         for stranger in strangers:
             stranger.end.close()
         await until(lambda: not house.door._visitors.strangers)

@@ -179,7 +179,7 @@ async def test_a_look_that_fails_spares_nobody(
 
         monkeypatch.setattr(Recheck, "look", once)
         await over(charite)
-    assert len(looks) == 1 or "could not be looked at" in caplog.text
+    assert len(looks) == 1 or "could not be checked" in caplog.text
 
 
 # --- ended ---------------------------------------------------------------------------------------------------

@@ -40,7 +40,8 @@ def gaussian_bound(view: View, knowledge: Knowledge, images: np.ndarray) -> str 
     found = float(np.median(dfil(model, images, sigma)))
     floor = float(mse_floor(found, releases))
     return (
-        "Bound by the Gaussian noise alone: an attacker without prior knowledge (unbiased) is wrong by a mean square "
+        "Bound by the Gaussian noise alone: an attacker without prior knowledge (unbiased) has a mean squared error "
         f"of at least {floor:.3g} per voxel after {releases} release{'s' if releases > 1 else ''} (dFIL "
-        f"{found:.3g}; the image's own variance is about 1). Who knows what brains look like is not bound by it."
+        f"{found:.3g}; the image's own variance is about 1). An attacker who knows what brains look like is not "
+        "bound by it."
     )

@@ -17,7 +17,7 @@ from splitpeer.models import Decoder, build_decoder
 from splitpeer.storage import checkpoint
 
 KINDS = {
-    "weights": "checkpoint of the site's encoder, as it lies in the site's state folder",
+    "weights": "checkpoint of the site's encoder, from the site's state folder",
     "initial": "checkpoint of step 0, where the coordinator handed the weights out",
     "decoder": "checkpoint of the coordinator",
     "shadow": "folder with similar images of other patients, a folder per modality",
@@ -147,6 +147,6 @@ def parse_knows(texts: Sequence[str]) -> dict[str, tuple[Path, ...]]:
         if kind not in KINDS or not equals or not path:
             raise ConfigError(f"--knows {text}: write one of {', '.join(f'{k}=PATH' for k in KINDS)}")
         if kind in known and kind != "weights":
-            raise ConfigError(f"--knows {kind} is there twice: only weights may be of several steps")
+            raise ConfigError(f"--knows {kind} is given twice: only weights may be given for several steps")
         known[kind] = (*known.get(kind, ()), Path(path))
     return known

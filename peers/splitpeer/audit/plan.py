@@ -110,7 +110,7 @@ class SweepPlan(Settings):
         slugs = [configuration.slug for configuration in self.all()]
         if twice := {slug for slug in slugs if slugs.count(slug) > 1}:
             raise ValueError(
-                f"[configuration] name {sorted(twice)[0]!r} is there twice: folders are named after it"
+                f"[configuration] name {sorted(twice)[0]!r} is used twice: folders are named after it"
             )
         return self
 

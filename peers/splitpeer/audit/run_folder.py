@@ -22,12 +22,12 @@ from splitproto.tensors import DTYPES
 FLOOR = "mean image of other patients"
 
 MALICIOUS = (
-    "A coordinator that leaves the protocol's purpose and sends crafted gradients (FSHA): it cannot be found in "
-    "recorded honest traffic; it is simulated apart.",
+    "A coordinator that breaks the protocol and sends crafted gradients (FSHA): recorded honest traffic cannot "
+    "contain it; it is simulated separately.",
 )
 OTHERS = (
     "Membership inference, attribute inference and attacks by several sites together.",
-    "Attacks with more computation, more similar images or more releases than stated beside each figure.",
+    "Attacks with more computation, more similar images or more releases than stated with each figure.",
 )
 
 

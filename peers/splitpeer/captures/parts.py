@@ -74,7 +74,7 @@ def continued(asked: Path, header: Header) -> tuple[Path, int, bytes | None]:
         former = reader.header
         if former is not None and _origin(former) == _origin(header):
             return first, part + 1, reader.chain
-    raise DataError(f"{asked}: is there already and not of this run: move it away, or record to another file")
+    raise DataError(f"{asked}: exists and belongs to another run: move it away, or record to another file")
 
 
 def _origin(header: Header) -> tuple[bytes | None, str, str, str]:

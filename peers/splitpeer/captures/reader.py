@@ -138,9 +138,7 @@ class Capture:
         chain, ended = b"", False
         for part in self.parts:
             if part is not former and part.header.previous != chain:
-                problem = (
-                    f"{part.path.name} does not go on where {former.path.name} ends: one of them was changed"
-                )
+                problem = f"{part.path.name} does not continue where {former.path.name} ends: one of them was changed"
                 break
             reader, error = part.checked()
             former, chain, ended = part, reader.chain, reader.end is not None
@@ -164,7 +162,7 @@ class Capture:
     def _missing_last(self, reader: CaptureReader) -> str | None:
         if reader.end is None or reader.end.reason != "rotated":
             return None
-        return f"the file after {self.parts[-1].path.name} is missing: put it beside that one"
+        return f"the file after {self.parts[-1].path.name} is missing: put it next to that one"
 
 
 def open_capture(path: Path, key: bytes | None = None) -> Capture:
@@ -190,5 +188,5 @@ def open_capture(path: Path, key: bytes | None = None) -> Capture:
     numbers = [int(match[1]) for other in first.parent.iterdir() if (match := form.fullmatch(other.name))]
     missing = None
     if any(other > number for other in numbers):
-        missing = f"{following.name} is missing, though later parts are there: put it beside them"
+        missing = f"{following.name} is missing, though later parts exist: put it next to them"
     return Capture(parts, missing)

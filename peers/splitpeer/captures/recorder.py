@@ -108,7 +108,7 @@ class Recorder:
         key: bytes | None = None,
     ) -> None:
         if key is not None and len(key) != KEY_BYTES:
-            raise ConfigError(f"a capture's key has {KEY_BYTES} octets, not {len(key)}")
+            raise ConfigError(f"a capture's key has {KEY_BYTES} bytes, not {len(key)}")
         if path.is_dir() or not os.access(path.parent, os.W_OK | os.X_OK):
             raise DataError(f"{path}: cannot record there: name a file in a folder that can be written to")
         self._asked, self._key = path, key

@@ -205,7 +205,7 @@ def write_defended(
     # One that a crash cut off is good up to there.
     if not source.whole and not cut_off(capture):
         raise DataError(
-            f"the capture is not whole: {source.problem}; what is made of it would look as if it were"
+            f"the capture is not whole: {source.problem}; a copy made from it would look as if it were"
         )
     header = replace(
         new.header, part=0, previous=None, encryption="none", salt=None, check=None,

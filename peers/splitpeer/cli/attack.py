@@ -66,7 +66,7 @@ def outcome_table(outcomes: list[Outcome]) -> Table:
 @click.option("--attack", "attacks", multiple=True, required=True, metavar="NAME[:key=value,...]",
               help="May be given several times; a wrong name lists all.")  # fmt: skip
 @click.option(
-    "--modality", help="The contrast under attack (a coordinator's capture); default: the first one."
+    "--modality", help="The modality under attack (a coordinator's capture); default: the first one."
 )
 @click.option("--knows", multiple=True, metavar="KIND=PATH",
               help="Grant the adversary weights=, initial=, decoder= (checkpoints), shadow= (a folder).")  # fmt: skip
@@ -87,7 +87,7 @@ def outcome_table(outcomes: list[Outcome]) -> Table:
 )
 @click.option("--defence", help='Try the clean traffic under defences, offline: "dropout:0.5+gaussian:1.0".')
 @click.option(
-    "--views", type=click.IntRange(1), help="Releases of each sample to use; with --defence: to simulate."
+    "--views", type=click.IntRange(1), help="Releases of each sample to use or, with --defence, to simulate."
 )
 @click.option(
     "--samples", type=click.IntRange(1), default=24, show_default=True, help="Samples to attack, at most."

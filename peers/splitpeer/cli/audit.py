@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     "--sweep", "sweep_file", type=FILE, help="sweep.toml: many defences, on the phantom or a folder."
 )
 @click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help="Processes of a sweep.")
-@click.option("--keep-captures", is_flag=True, help="Of a sweep; they are large.")
+@click.option("--keep-captures", is_flag=True, help="Also keep a sweep's reconstructions; they are large.")
 @click.option("--write", "document", type=FILE, help="Put the sweep's table into this Markdown file.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
 @click.option("--device", default="cpu", show_default=True)

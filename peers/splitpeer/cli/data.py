@@ -80,7 +80,7 @@ def phantom(
 @click.argument("folder", type=FILE, required=False)
 @click.option("--layout", type=LAYOUT, help="Default: guessed from the files.")
 @click.option(
-    "--modality", "modalities", multiple=True, help="Look at this contrast only; may be given several times."
+    "--modality", "modalities", multiple=True, help="Check this modality only; may be given several times."
 )
 @click.option(
     "--convention", type=click.Choice(("msd", "brats", "brats2023", "nnunet", "task")), help="Of the masks."

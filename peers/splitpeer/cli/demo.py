@@ -25,15 +25,15 @@ _DEFAULT = DemoJob()
 @click.option("--seed", type=click.IntRange(0), default=_DEFAULT.seed, show_default=True)
 @click.option("--device", default=_DEFAULT.device, show_default=True, help='"cpu", "cuda" or "auto".')
 @click.option("--leak/--no-leak", default=True, show_default=True, help="Record, attack and report.")
-@click.option("--missing", is_flag=True, help="Also score the network without each contrast.")
+@click.option("--missing", is_flag=True, help="Also score the network without each modality.")
 @click.option(
     "--modality-dropout",
     type=click.FloatRange(0, 1, max_open=True),
     default=_DEFAULT.modality_dropout,
     show_default=True,
-    help="Chance of each contrast to sit a step out.",
+    help="Probability that a modality is left out of a step.",
 )
-@click.option("--baselines", is_flag=True, help="Also train each contrast alone, and all in one process.")
+@click.option("--baselines", is_flag=True, help="Also train each modality alone, and all in one process.")
 def demo(
     out: Path,
     patients: int,

@@ -94,7 +94,7 @@ def _wait(asked: Sequence[tuple[PeerHead, Seen]], patience: float, now: bool) ->
             last = "; ".join(f"{one.site} (pid {one.pid}): {_state(one)}" for _, one in waiting)
             raise DeadlinePassed(
                 f"still running after {patience:g} s: {last}: wait longer, or stop it at once with "
-                "splitpeer drain --now, or, where even that is not heard, with kill -KILL"
+                "splitpeer drain --now, or, if that has no effect, with kill -KILL"
             )
     return failed
 

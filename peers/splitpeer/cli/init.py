@@ -31,7 +31,7 @@ _force = click.option("--force", is_flag=True, help="Overwrite.")
     help="What a client's images show: any name, such as t1, adc or pet; once for each that it holds.",
 )
 @click.option("--site", help="Default: the one certificate of that role in the folder of certificates.")
-@click.option("--federation", help="Default: as in the certificate.")
+@click.option("--federation", help="Default: the one in the certificate.")
 @click.option("--coordinator", help="Address that a client dials, tcp://host:port.")
 @click.option("--listen", help="Address that a coordinator listens on, tcp://host:port.")
 @click.option("--images", type=FILE, help="A client's folder of images.")

@@ -31,9 +31,7 @@ def privacy(
     config = load_peer(config_file, settings)
     policy = config.policy
     if policy is None or policy.epsilon is None or policy.delta is None:
-        raise ConfigError(
-            f"{config.source}: [policy] sets no epsilon and delta: there is no budget to look at"
-        )
+        raise ConfigError(f"{config.source}: [policy] sets no epsilon and delta: there is no budget to show")
     spent = read_spent(config.peer.state, policy.epsilon, policy.delta)
     if as_json:
         echo_json(asdict(spent))
@@ -49,7 +47,7 @@ def privacy(
 @click.option("--delta", type=click.FloatRange(0, 1, min_open=True, max_open=True), default=1e-5,
               show_default=True)  # fmt: skip
 @click.option("--epochs", type=_COUNT, required=True, help="How often training sends each window.")
-@click.option("--windows", type=_COUNT, required=True, help="Windows (slices, patches) of a patient.")
+@click.option("--windows", type=_COUNT, required=True, help="Windows of a patient.")
 @click.option("--evaluations", type=click.IntRange(min=0), default=1, show_default=True,
               help="How often they are sent for evaluation or inference.")  # fmt: skip
 @click.option("--patients", type=_COUNT, required=True, help="Patients of this site in the study.")

@@ -30,9 +30,9 @@ if TYPE_CHECKING:
     help='Such as "dropout:0.5+gaussian:1.0"; see splitpeer defences. To the bit what a live site with the same '
     "defence key and weights would have sent.",
 )
-@click.option("--defence-key", type=FILE, help="defence.key of the site ([peer] state); of one site only.")
+@click.option("--defence-key", type=FILE, help="The site's defence.key (in [peer] state); for one site only.")
 @click.option(
-    "--seed", type=click.IntRange(0), help="Of demonstrations: [runtime] initial_weights of the sites."
+    "--seed", type=click.IntRange(0), help="Seed of a demonstration: [runtime] initial_weights of the sites."
 )
 @click.option("--site", "sites", multiple=True, help="Defend only what this site sent; may be repeated.")
 @click.option(
@@ -246,7 +246,7 @@ def _defend(
     echo(f"{done.path}: {done.messages} messages of activations under {' + '.join(done.defences)}")
     echo("Gradients are those of the recorded run: live, the defence would also change what is learnt.")
     if not done.repeats:
-        echo("Noise of differential privacy is never the same twice: these are not a live site's octets.")
+        echo("Noise of differential privacy is never the same twice: these are not a live site's bytes.")
 
 
 def _drive(capture: Capture, role: str, config: Path, job: Path | None, as_json: bool) -> int:

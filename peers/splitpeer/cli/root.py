@@ -13,23 +13,23 @@ from splitpeer.errors import ConfigError
 COMMANDS = {
     # name: (module:attribute, line in --help)
     "init": ("splitpeer.cli.init:init", "Write a commented peer.toml or job.toml."),
-    "pki": ("splitpeer.cli.pki:pki", "Keep the federation's certificates."),
+    "pki": ("splitpeer.cli.pki:pki", "Manage the federation's certificates."),
     "config": ("splitpeer.cli.config:config", "Check or show settings."),
     "doctor": ("splitpeer.cli.doctor:doctor", "Find what is wrong before a job, and dial the coordinator."),
     "data": ("splitpeer.cli.data:data", "Look at a site's images before training."),
     "serve": ("splitpeer.cli.serve:serve", "Run this peer: a hospital's client, or the coordinator."),
-    "status": ("splitpeer.cli.status:status", "What this peer does, and what it waits for."),
-    "drain": ("splitpeer.cli.drain:drain", "Stop this peer in good order."),
+    "status": ("splitpeer.cli.status:status", "Show what this peer is doing and what it is waiting for."),
+    "drain": ("splitpeer.cli.drain:drain", "Stop this peer cleanly."),
     "trail": ("splitpeer.cli.trail:trail", "Show and check this peer's audit trail."),
     "privacy": (
         "splitpeer.cli.privacy:privacy",
-        "What of the privacy budget is spent, and what a study needs.",
+        "Show how much of the privacy budget is spent, and what a study needs.",
     ),
-    "defences": ("splitpeer.cli.defences:defences", "What can be done to tensors before they leave."),
+    "defences": ("splitpeer.cli.defences:defences", "List what can be done to tensors before they leave."),
     "audit": ("splitpeer.cli.audit:audit", "Measure what would leak before a byte leaves; compare defences."),
-    "replay": ("splitpeer.cli.replay:replay", "Look into a capture, defend it, or play it to a live peer."),
-    "attack": ("splitpeer.cli.attack:attack", "Replay a capture into attacks."),
-    "report": ("splitpeer.cli.report:report", "Write what attacks found as one page for people."),
+    "replay": ("splitpeer.cli.replay:replay", "Inspect a capture, defend it, or play it to a live peer."),
+    "attack": ("splitpeer.cli.attack:attack", "Attack what a peer recorded in a capture."),
+    "report": ("splitpeer.cli.report:report", "Write the results of attacks as one HTML page."),
     "demo": ("splitpeer.cli.demo:demo", "Four hospitals and a coordinator on this machine."),
 }
 

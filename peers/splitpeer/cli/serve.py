@@ -37,14 +37,12 @@ log = logging.getLogger(__name__)
 
 
 @click.command()
-@click.option(
-    "--role", type=click.Choice(("client", "coordinator")), help="As peer.toml says; checked against it."
-)
+@click.option("--role", type=click.Choice(("client", "coordinator")), help="Must be what peer.toml says.")
 @click.option(
     "--modality",
     "modalities",
     multiple=True,
-    help="As peer.toml says, once for each; checked against it (clients).",
+    help="Must be what peer.toml says; once for each (clients).",
 )
 @click.option("--job", "job_file", type=FILE, help="job.toml (coordinators).")
 @click.option(

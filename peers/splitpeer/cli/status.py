@@ -186,7 +186,7 @@ def headline(one: Seen) -> str:
     if one.state == "died" and one.phase == "draining":
         return f"not running: ended while it was draining, before it was done, last seen {sign} ago"
     if one.state == "died":
-        return f"not running: died without a word, last seen {sign} ago ({_doing(one)})"
+        return f"not running: died without reporting why, last seen {sign} ago ({_doing(one)})"
     if one.state == "stopped":
         how, why = ("failed", f": {one.cause}") if one.cause else ("stopped", "")
         return f"not running: {how} {sign} ago ({_doing(one)}){why}"

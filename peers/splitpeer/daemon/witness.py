@@ -50,7 +50,7 @@ class Witness:
 
     def __init__(self, config: PeerConfig, curious: Path | None = None) -> None:
         if curious is not None and config.policy is not None and not config.policy.may_record:
-            raise ConfigError(f"{config.source}: [policy] may_record is false: go without --curious")
+            raise ConfigError(f"{config.source}: [policy] may_record is false: start without --curious")
         self._config, self._path = config, curious
         self._trail, self._trail_failed = Trail(config.peer.state), False
         self._unwritten: deque[tuple[float, str, dict[str, Any]]] = deque()

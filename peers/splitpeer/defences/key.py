@@ -37,7 +37,7 @@ def load_or_make(folder: Path) -> bytes:
         raise ConfigError(f"{path}: the defences' key is open to group or others: {how_to_close(path)}")
     if len(key) != KEY_BYTES:
         raise ConfigError(
-            f"{path}: the defences' key has {len(key)} octets instead of {KEY_BYTES}: restore it from a backup"
+            f"{path}: the defences' key has {len(key)} bytes instead of {KEY_BYTES}: restore it from a backup"
         )
     return key
 

@@ -22,7 +22,7 @@ _GRADIENTS: frozenset[Place] = frozenset({"gradients"})
 _IMAGE: frozenset[Place] = frozenset({"image"})
 _HE = "He, Zhang, Lee, IEEE Internet of Things Journal 2020, doi 10.1109/JIOT.2020.3022358"
 _LI = "Li et al. 2021, arXiv 2102.08504, per voxel"
-_KEPT = Parameter(False, meaning="draw once per sample, and use it every time")
+_KEPT = Parameter(False, meaning="draw once per sample and reuse it every time")
 _SCALE = Parameter(1.0, 0.0, 1000.0, "noise as a multiple of the tensor's root mean square")
 _AVERAGED = "No guarantee: blurs what one release shows; many releases of one sample can be averaged."
 
@@ -37,15 +37,15 @@ DROPOUT = DefenceKind(
     places=_BOTH,
     options={
         "rate": Parameter(0.5, 0.0, 1.0, "share of the values that are dropped"),
-        "kept": Parameter(False, meaning="draw the mask once per sample, and use it every time"),
-        "rescale": Parameter(False, meaning="divide what is left by 1 - rate"),
+        "kept": Parameter(False, meaning="draw the mask once per sample and reuse it every time"),
+        "rescale": Parameter(False, meaning="divide the remaining values by 1 - rate"),
     },
 )
 TOPK = DefenceKind(
     name="topk",
     made="activation.masks:TopK",
     title="Only the largest values",
-    promise="No guarantee: a compression; where the large values lie shows structure.",
+    promise="No guarantee: a compression; the positions of the large values show structure.",
     source="standard sparsification, as in Aji & Heafield 2017, arXiv 1704.05021",
     places=_BOTH,
     options={"share": Parameter(0.05, 1e-6, 1.0, "share of the values that are kept")},
@@ -54,7 +54,7 @@ WITHHOLD = DefenceKind(
     name="withhold",
     made="activation.masks:Withhold",
     title="A level withheld",
-    promise="Guaranteed: the levels named are constant and show nothing. None about the other levels.",
+    promise="Guaranteed: the levels named are constant and show nothing. No guarantee for the other levels.",
     source="constant output",
     guarantee=True,
     needs_levels=True,
@@ -91,7 +91,7 @@ PERCENTILE = DefenceKind(
     places=_BOTH,
     options={
         "scale": Parameter(0.1, 0.0, 1000.0, "noise as a multiple of the percentile"),
-        "percentile": Parameter(95.0, 0.0, 100.0, "of the magnitudes that are not zero"),
+        "percentile": Parameter(95.0, 0.0, 100.0, "which percentile of the non-zero magnitudes"),
         "kept": _KEPT,
     },
     additive_noise=Noise("gaussian", "percentile"),
@@ -101,17 +101,18 @@ DP_GAUSSIAN = DefenceKind(
     made="activation.dp:DPGaussian",
     title="Differential privacy (Gaussian)",
     promise=(
-        "Guaranteed: whoever sees what leaves can tell a patient's images from any others only as well as epsilon "
-        "allows, counted over every record that depends on the patient (a budget in the policy counts and stops)."
+        "Guaranteed: an observer of everything sent can tell a patient's images from any others only as well as "
+        "epsilon allows, counted over every record that depends on the patient (a budget in the policy counts and "
+        "stops)."
     ),
     source="Dwork and Roth 2014, Appendix A; Balle and Wang 2018, arXiv 1805.06530",
     guarantee=True,
     private=True,
     options={
         "clip": Parameter(100.0, 1e-9, 1e9, "largest L2 norm of a record, all levels together"),
-        "noise": Parameter(12.0, 1e-3, 1e6, "standard deviation of the noise by clip"),
+        "noise": Parameter(12.0, 1e-3, 1e6, "standard deviation of the noise as a multiple of clip"),
         "frozen": Parameter(
-            False, meaning="the encoder does not learn: a patient pays for its own windows alone"
+            False, meaning="the encoder is not trained: a patient pays for its own windows only"
         ),
     },
     additive_noise=Noise("gaussian", "clip"),
@@ -123,7 +124,7 @@ CLIP = DefenceKind(
     name="clip",
     made="activation.shape:Clip",
     title="Clipped norm",
-    promise="No guarantee by itself: it bounds what one record can weigh, which differential privacy needs.",
+    promise="No guarantee by itself: it bounds the weight of one record, which differential privacy needs.",
     source="Abadi et al. 2016, arXiv 1607.00133",
     places=_BOTH,
     options={"norm": Parameter(100.0, 1e-9, 1e9, "largest L2 norm of a record")},
@@ -154,7 +155,7 @@ BOTTLENECK = DefenceKind(
     source="1 x 1 bottleneck (Eshratifar et al. 2019, arXiv 1902.01000)",
     offline=False,
     structural=True,
-    options={"channels": Parameter(2, 1, 4096, "channels per level that carry")},
+    options={"channels": Parameter(2, 1, 4096, "channels per level that carry data")},
 )
 
 # --- learned ---------------------------------------------------------------------------------------------
@@ -163,10 +164,10 @@ NOPEEK = DefenceKind(
     name="nopeek",
     made="activation.learned:NoPeek",
     title="NoPeek (decorrelation)",
-    promise="No guarantee: correlation falls, content need not.",
+    promise="No guarantee: correlation decreases, but the content may remain.",
     source="Vepakomma et al. 2020, arXiv 2008.09161; unsquared distances",
     offline=False,
-    options={"weight": Parameter(0.5, 0.0, 1000.0, "of the correlation, beside the loss")},
+    options={"weight": Parameter(0.5, 0.0, 1000.0, "weight of the correlation, added to the loss")},
 )
 SHREDDER = DefenceKind(
     name="shredder",
@@ -176,8 +177,8 @@ SHREDDER = DefenceKind(
     source="Mireshghallah et al. 2020, arXiv 1905.11814",
     offline=False,
     options={
-        "reward": Parameter(0.01, 0.0, 1000.0, "for the mean width, beside the loss"),
-        "start": Parameter(0.2, 1e-3, 100.0, "width at the first step, at most half of most"),
+        "reward": Parameter(0.01, 0.0, 1000.0, "weight of the mean noise width, subtracted from the loss"),
+        "start": Parameter(0.2, 1e-3, 100.0, "noise width at the first step, at most half of `most`"),
         "most": Parameter(5.0, 1e-2, 1000.0, "largest width"),
     },
 )
@@ -189,9 +190,9 @@ ADVERSARY = DefenceKind(
     source="this project; gradient reversal after Ganin & Lempitsky 2015, arXiv 1409.7495",
     offline=False,
     options={
-        "weight": Parameter(1.0, 0.0, 1000.0, "of what the networks recover, beside the loss"),
-        "networks": Parameter(3, 1, 16, "inverse networks at a time"),
-        "restart": Parameter(150, 1, 1_000_000, "steps after which a network starts anew"),
+        "weight": Parameter(1.0, 0.0, 1000.0, "weight of what the networks recover, added to the loss"),
+        "networks": Parameter(3, 1, 16, "inverse networks trained at the same time"),
+        "restart": Parameter(150, 1, 1_000_000, "steps after which a network is reinitialised"),
         "width": Parameter(16, 1, 256, "feature maps of each network"),
     },
 )
@@ -206,8 +207,10 @@ VOXEL_NOISE = DefenceKind(
     source="permanent randomised response: Erlingsson et al. 2014, arXiv 1407.6981",
     places=_IMAGE,
     options={
-        "scale": Parameter(1.0, 0.0, 1000.0, "standard deviations of the normalised image"),
-        "background": Parameter(False, meaning="also where the image is zero, which hides the outline"),
+        "scale": Parameter(1.0, 0.0, 1000.0, "noise in standard deviations of the normalised image"),
+        "background": Parameter(
+            False, meaning="also add noise where the image is zero, which hides the outline"
+        ),
     },
 )
 
@@ -228,7 +231,7 @@ ISO = DefenceKind(
     promise="No guarantee: noise as strong as the batch's strongest gradient, times s.",
     source=_LI,
     places=_GRADIENTS,
-    options={"s": Parameter(1.0, 0.0, 1e6, "power of the noise by that of the longest vector")},
+    options={"s": Parameter(1.0, 0.0, 1e6, "noise power relative to that of the longest vector")},
 )
 MARVELL = DefenceKind(
     name="marvell",
@@ -241,8 +244,8 @@ MARVELL = DefenceKind(
     source=_LI,
     places=_GRADIENTS,
     options={
-        "error": Parameter(0.3, 0.01, 0.49, "detection error that is left, half of false positives and negatives"),
-        "power": Parameter(0.0, 0.0, 1e6, "noise power by |Delta|^2; 0: as much as `error` needs"),
+        "error": Parameter(0.3, 0.01, 0.49, "remaining detection error: mean of the false positive and negative rates"),
+        "power": Parameter(0.0, 0.0, 1e6, "noise power relative to |Delta|^2; 0: as much as `error` needs"),
     },
 )  # fmt: skip
 

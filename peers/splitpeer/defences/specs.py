@@ -182,7 +182,7 @@ def parse(written: str, place: Place, kinds: Mapping[str, DefenceKind]) -> Spec:
     match = _GRAMMAR.fullmatch(written.strip())
     if match is None:
         raise ConfigError(
-            f"{written!r} is no defence: write name:value, such as dropout:0.5 or gaussian:1@0,1"
+            f"{written!r} is not a defence: write name:value, such as dropout:0.5 or gaussian:1@0,1"
         )
     name = match["name"]
     if name not in kinds:

@@ -98,7 +98,7 @@ def _revocation(own: Credentials, leaf: x509.Certificate, now: datetime) -> Iter
             "revocation",
             "problem",
             f"{own.crl}: holds no list of {leaf.issuer.rfc4514_string()}, which issued our certificate: fetch the list "
-            "of that CA; lists of several CAs may stand one after the other",
+            "of that CA; lists of several CAs may follow one another",
         )
     for listed in lists:
         until = listed.next_update_utc

@@ -27,7 +27,7 @@ IMAGE_BANDS = (
     Band(1, "rough shapes", "A blurred idea of this patient's image: more than an average, few details."),
     Band(2, "recognisable", "Clearly this patient's image, with coarse anatomy and often the lesion."),
     Band(3, "detailed", "The image with most of its anatomy; fine texture is lost."),
-    Band(4, "practically the image", "Hardly to be told from the image itself."),
+    Band(4, "practically the image", "Hardly distinguishable from the image itself."),
 )
 IMAGE_STEPS = (0.05, 0.25, 0.6, 0.9)
 """Share of the way from the floor to 1 at which bands 1 to 4 begin."""

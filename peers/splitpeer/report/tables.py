@@ -138,13 +138,13 @@ def _recorded(run: Run) -> str:
 def _total(run: Run) -> str:
     sent = sum(level.octets for level in run.network.levels if level.sent)
     back = sum(level.gradient_octets or 0 for level in run.network.levels)
-    total = f"Together {figure(sent, 0)} octets up"
+    total = f"Together {figure(sent, 0)} bytes up"
     if back:
         total += f" and {figure(back, 0)} back in training"
     if run.network.image_octets:
         times = sent / run.network.image_octets
         total += (
-            f". The image itself has {figure(run.network.image_octets, 0)} octets: "
+            f". The image itself has {figure(run.network.image_octets, 0)} bytes: "
             f"{figure(times, 0 if times >= 2 else 1)} times as much is sent"
         )
     return total + "."

@@ -110,13 +110,11 @@ def defences(found: Sequence[Configuration], points: Sequence[Point]) -> Answer:
     if not defended:
         tried = [one.name for one in found if one.name != UNDEFENDED and one.worst_image]
         if tried:
-            return Answer(
-                question, "The gain is in the table below; what it costs in Dice is not in these runs."
-            )
+            return Answer(question, "The gain is in the table below; its cost in Dice is not in these runs.")
         if any(one.name != UNDEFENDED for one in found):
             return Answer(
                 question,
-                "No defence was judged: it takes the true images, and an adversary who knows the defence.",
+                "No defence was judged: that needs the true images and an adversary who knows the defence.",
             )
         return Answer(question, "No defence was tried in these runs.")
     details = []

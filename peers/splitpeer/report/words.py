@@ -27,7 +27,7 @@ NEVER_TESTED = (
     "more images of other patients.",
     "Parties that work together, such as the coordinator and a hospital that share what they received.",
     "A coordinator that breaks the protocol, unless an attack of that kind is listed above.",
-    "What sizes and times of messages tell an eavesdropper; the schedule itself tells the hospitals which slices "
+    "What sizes and times of messages reveal to an eavesdropper; the schedule itself tells the hospitals which slices "
     "are used.",
     "Break-ins: stolen keys, checkpoints or captures.",
     "What the trained network itself remembers of the patients it was trained on.",
@@ -45,7 +45,7 @@ _GLOSSARY = (
     ("Confidence interval", "Where the mean would lie in 95 of 100 repetitions with other patients (bootstrap over "
      "patients). Wide means few or unlike patients."),
     ("Coordinator", "The party that fuses the hospitals' activations, decodes and often holds the labels."),
-    ("Defence", "Something that changes what is sent, so that it tells less: noise, dropping values, withholding a "
+    ("Defence", "Something that changes what is sent, so that it reveals less: noise, dropping values, withholding a "
      "level."),
     ("Dice", "Overlap of two outlines, from 0 (none) to 1 (the same)."),
     ("Epsilon, delta", "The size of a privacy budget: by seeing what was sent, the odds of any guess about one "

@@ -135,7 +135,7 @@ class Lines:
     def _warn(self, error: OSError) -> None:
         if not self._failing:
             event(log, "lines.waiting", logging.WARNING, file=str(self.path), cause=error.strerror,
-                  fix="make room; what is to be written waits")  # fmt: skip
+                  fix="make room; lines wait to be written")  # fmt: skip
         self._failing = True
 
 

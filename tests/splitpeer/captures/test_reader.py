@@ -98,7 +98,7 @@ def test_a_part_in_between_is_missing(made: Made, gone: int) -> None:
     assert len(capture.parts) == gone
     verdict = capture.verify()
     assert (verdict.whole, verdict.problem) == (
-        False, f"a.{gone}.cap is missing, though later parts are there: put it beside them",
+        False, f"a.{gone}.cap is missing, though later parts exist: put it next to them",
     )  # fmt: skip
 
 
@@ -106,7 +106,7 @@ def test_the_last_part_is_missing(made: Made) -> None:
     made.parts[3].unlink()
     verdict = made.open().verify()
     assert not verdict.whole
-    assert verdict.problem == "the file after a.2.cap is missing: put it beside that one"
+    assert verdict.problem == "the file after a.2.cap is missing: put it next to that one"
     # Without the key nobody can know that another one follows.
     if made.key:
         assert open_capture(made.first).verify().ended is None
@@ -117,7 +117,7 @@ def test_parts_swapped(made: Made) -> None:
     made.parts[1].write_bytes(other)
     made.parts[2].write_bytes(one)
     verdict = made.open().verify()
-    assert "does not go on where a.cap ends" in (verdict.problem or "")
+    assert "does not continue where a.cap ends" in (verdict.problem or "")
 
 
 def test_cut_off_between_records_only_the_end_is_missing(made: Made) -> None:

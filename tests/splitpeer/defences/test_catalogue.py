@@ -277,7 +277,7 @@ def test_gradients_are_those_of_finite_differences(flat, written: str) -> None:
         ("gaussian:1,2", "write '2' as parameter=value"),
         ("gaussian:1,width=2", "has no parameter 'width' \\(known: scale, kept\\)"),
         ("gaussian:1@7", "level 7 is not sent; sent are x0, x1, x2, x3, x4"),
-        ("gaussian:1@16", "is no defence: write name:value"),
+        ("gaussian:1@16", "is not a defence: write name:value"),
         ("withhold", "withhold needs levels: write withhold@0"),
         ("voxel-noise:1", "voxel-noise defends image, not activations"),
         ("marvell:0.3", "marvell defends gradients, not activations"),

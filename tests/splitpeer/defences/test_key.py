@@ -28,7 +28,7 @@ def test_what_is_wrong_with_it_is_said(tmp_path: Path) -> None:
         key.load_or_make(tmp_path)
     path.chmod(0o600)
     path.write_bytes(b"short")
-    with pytest.raises(ConfigError, match="has 5 octets instead of 32: restore it"):
+    with pytest.raises(ConfigError, match="has 5 bytes instead of 32: restore it"):
         key.load_or_make(tmp_path)
     with pytest.raises(ConfigError, match=r"cannot be read or made .*check the folder"):
         key.load_or_make(path)

@@ -42,7 +42,7 @@ def test_what_is_spent_can_be_read_beside_a_running_site(run) -> None:
 
 
 def test_without_a_budget_there_is_nothing_to_show(run) -> None:
-    with pytest.raises(ConfigError, match="no budget to look at"):
+    with pytest.raises(ConfigError, match="no budget to show"):
         run(settings=[])
 
 

@@ -136,7 +136,7 @@ async def test_a_site_that_is_not_to_be_recorded_declines(scene) -> None:
 @pytest.mark.parametrize(
     ("capture", "policy", "error", "words"),
     [
-        ({}, {"may_record": False}, ConfigError, r"\[policy\] may_record is false: go without --curious"),
+        ({}, {"may_record": False}, ConfigError, r"\[policy\] may_record is false: start without --curious"),
         ({"key": "none.key"}, {}, ConfigError, r"none.key: no such key: make one with \(umask 077; openssl rand"),
         ({"key": "open.key"}, {}, ConfigError, r"open to group or others: chmod 600"),
         ({"key": "short.key"}, {}, DataError, r"file of 32 octets"),
@@ -159,7 +159,7 @@ def test_what_cannot_be_recorded_is_said_at_once(scene, capture, policy, error, 
     [
         (("--curious-key", "k"), "--curious-key is for a capture: add --curious FILE"),
         (("--curious", "c.cap", "--curious-key", "k"), "k: no such key: make one with"),
-        (("--curious", "c.cap", "--set", "policy.may_record=false"), "may_record is false: go without --curious"),
+        (("--curious", "c.cap", "--set", "policy.may_record=false"), "may_record is false: start without --curious"),
         (("--curious", "no/such/c.cap"), "no/such/c.cap: cannot record there"),
         (("--curious", "c.cap", "--set", "capture.keys=[\"xyz\"]"), "[capture] keys"),
         (("--curious", "c.cap", "--set", "capture.every=0"), "[capture] every"),

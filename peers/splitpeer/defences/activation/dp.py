@@ -49,8 +49,8 @@ class DPGaussian(Defence):
         super().prepare(channels, dimensions)
         if bare := [name for name, width in channels.items() if width and not self.covers(name)]:
             raise ConfigError(
-                f"{self.spec}: {', '.join(bare)} would leave without noise, and the guarantee with it: "
-                "name no levels, or withhold those before"
+                f"{self.spec}: {', '.join(bare)} would leave without noise, and nothing is guaranteed: "
+                "name no levels, or withhold these first"
             )
 
     @property
