@@ -17,7 +17,7 @@ OF_A_PATIENT = {
     "mask-values": "the mask holds values outside its convention",
     "consent": "consent was withdrawn",
 }
-"""Of one patient: what `withdraw` may name."""
+"""Causes of one patient, which `withdraw` may name."""
 
 OF_A_SIDE = {
     "data": "its data cannot be used",

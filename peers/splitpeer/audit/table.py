@@ -45,7 +45,7 @@ def markdown(points: Sequence[Mapping[str, Any]]) -> str:
     lines.append("")
     lines.append(
         f"Floor of SSIM (average image of other patients): {floor:.2f}. "
-        "Bold: on the Pareto front of Dice and worst SSIM. (+): met by other attacks than the rest, so not compared."
+        "Bold: on the Pareto front of Dice and worst SSIM. (+): attacked differently from the rest, so not compared."
     )
     return "\n".join(lines) + "\n"
 

@@ -81,7 +81,7 @@ def outcome_table(outcomes: list[Outcome]) -> Table:
 @click.option("--salt", type=FILE, help="federation.salt; needed with --truth.")
 @click.option("--layout", type=LAYOUT, default="folder", show_default=True)
 @click.option("--convention", type=click.Choice(("msd", "brats", "brats2023", "nnunet", "task")),
-              help="Of the masks, where the truth (or the shadow folder) has any; task: see --job.")  # fmt: skip
+              help="Convention of the masks, if the truth (or shadow folder) has any; task: see --job.")  # fmt: skip
 @click.option(
     "--job", "job_file", type=FILE, help="The job.toml whose [task] the masks follow; default: a glioma."
 )

@@ -15,7 +15,7 @@ METRICS = {
     "psnr_plain": "PSNR, whole image (dB)",
     "nmi_plain": "Shared information, whole image (NMI)",
     "dfil": "Fisher information of the noise (dFIL)",
-    "auc": "Target told from the rest (AUC)",
+    "auc": "Target distinguished from the rest (AUC)",
     "dice_otsu": "Overlap with the true outline (Dice)",
     "dice_oracle": "Overlap at the best threshold (Dice)",
 }
@@ -35,7 +35,7 @@ NEVER_TESTED = (
 
 _GLIOMA = ("WT, TC, ET", "Whole tumour, tumour core, enhancing tumour: the outlines that the network learns.")
 _GLOSSARY = (
-    ("Activations", "The numbers that a hospital's encoder makes of an image and sends. There are several levels: "
+    ("Activations", "The numbers that a hospital's encoder computes from an image and sends. There are several levels: "
      "x0 has the image's full resolution, x4 is the smallest and most abstract."),
     ("Adversary", "A party that follows the protocol and looks closely at what it legitimately receives "
      "(honest but curious). Adaptive: it knows which defences run and acts accordingly. Naive: it ignores them."),
@@ -60,7 +60,7 @@ _GLOSSARY = (
     ("Pareto front", "The configurations for which no other has both more Dice and less leakage."),
     ("Sample", "One slice (or block) of one patient, as it is sent."),
     ("Target", "What the network is trained to outline: a tumour and its parts, say, or an organ."),
-    ("Worst tenth", "Mean over the tenth of the patients of whom most was seen; averages hide them."),
+    ("Worst tenth", "Mean over the tenth of the patients who leak most; averages hide them."),
 )  # fmt: skip
 
 
