@@ -65,7 +65,9 @@ class Consent:
         if not self._seen:
             return [f"{self._path}: does not exist yet: nobody has withdrawn consent"]
         if self.unknown:
-            return [f"{self._path}: {self.unknown} of its ids are of no patient here: compare the spelling"]
+            return [
+                f"{self._path}: {self.unknown} of its ids belong to no patient here: compare the spelling"
+            ]
         return []
 
     def refusal(self, key: bytes) -> PatientUnusable:

@@ -153,7 +153,7 @@ def test_the_list_of_withdrawn_patients(setup: Setup, capsys: pytest.CaptureFixt
     assert said() == ("ok", "1 of 1 patients have withdrawn consent")
     path.write_text("P1\n")
     assert said() == (
-        "warning", "1 of its ids are of no patient here: compare the spelling",
+        "warning", "1 of its ids belong to no patient here: compare the spelling",
     )  # fmt: skip
     path.write_bytes(b"\xff")
     assert said()[0] == "problem"

@@ -140,6 +140,6 @@ def test_the_status_of_a_daemon_names_no_patient(scene, stage) -> None:
     hub, clients = scene.start_all()
     assert hub.code() == 0, hub.said
     assert [client.code() for client in clients.values()] == [0, 0]
-    assert "1 of its ids are of no patient here: compare the spelling" in clients["t1"].said
+    assert "1 of its ids belong to no patient here: compare the spelling" in clients["t1"].said
     status = json.loads((scene.folder / "site-t1" / "state" / "status.json").read_text())
     assert "NOBODY" not in json.dumps(status)
