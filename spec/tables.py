@@ -193,7 +193,7 @@ def content(what: str, registry: dict[str, Any], vectors: dict[str, str]) -> str
             return moves(registry, name)
         case "triggers":
             rows = ((f"`{t['message']}`", f"`{t['from']}`", f"`{t['to']}`") for t in registry[kind])
-            return table(("message", "its hearer is in", "and goes to"), rows)
+            return table(("message", "its receiver is in", "and goes to"), rows)
         case "conversation":
             return conversation(registry, vectors)
         case "record":

@@ -457,7 +457,7 @@ class Connection:
 
     def _heard_message(self, message: Message, octets: int, head: int) -> None:
         if isinstance(message, Error):
-            # SP-9-4: "its hearer ends the link at once and answers nothing."
+            # SP-9-4: "its receiver ends the link at once and answers nothing."
             self.conversation.say(self.side.other, message.name)
             self._close(RemoteError(message.code, message.reason))
             return
