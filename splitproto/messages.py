@@ -35,6 +35,8 @@ STEP = Int()
 KEY = Octets(16)
 DIGEST = Octets(32)
 MOST_SEATS = 16
+SEAT = Int(0, MOST_SEATS - 1)
+"""Place of a seat in the offer's `seats`."""
 MODES = ("train", "evaluate", "infer")
 DEFENCES = ListOf(Text(200), 32)
 BYE_REASONS = ("complete", "failed", "drain", "rotate")
@@ -64,7 +66,7 @@ class Patient:
     """Position of voxel (0, 0, 0) in scanner coordinates, millimetres."""
     stored: tuple[float, float, float] = wire(ListOf(Real(), 3, 3))
     """Millimetres before resampling; equal to `spacing` where the volume is not resampled."""
-    seats: tuple[int, ...] | None = wire(ListOf(Int(0, MOST_SEATS - 1), MOST_SEATS, 1), default=None)
+    seats: tuple[int, ...] | None = wire(ListOf(SEAT, MOST_SEATS, 1), default=None)
     """Places in the offer's `seats` of those that the site can fill for this patient, ascending; absent: all."""
 
 
@@ -151,6 +153,8 @@ class Job:
     """How long an answer is waited for, and a message with tensors to be taken."""
     normalisation: tuple[Normalisation, ...] | None = wire(ListOf(Record(Normalisation), 64), default=None)
     """Of the modalities whose rule is not zscore-nonzero; absent: there are none."""
+    average_every: int | None = wire(Int(1), default=None)
+    """Encoders of one seat are averaged before steps 1, 1 + this, ... (SP-11.16); absent: never."""
 
 
 class Message:
@@ -351,6 +355,44 @@ class Advanced(Message):
 
 
 @dataclass(frozen=True, slots=True)
+class Share(Message):
+    """Coordinator: tell me an encoder's weights after this committed step; they are to be averaged."""
+
+    name = "share"
+    step: int = wire(STEP)
+    seat: int = wire(SEAT)
+
+
+@dataclass(frozen=True, slots=True)
+class Shared(Message):
+    """Client: the weights, f32, by name."""
+
+    name = "shared"
+    step: int = wire(STEP)
+    seat: int = wire(SEAT)
+    tensors: Mapping[str, Array] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Average(Message):
+    """Coordinator: make the next step from these weights of an encoder."""
+
+    name = "average"
+    step: int = wire(STEP)
+    seat: int = wire(SEAT)
+    tensors: Mapping[str, Array] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Averaged(Message):
+    """Client: done."""
+
+    name = "averaged"
+    step: int = wire(STEP)
+    seat: int = wire(SEAT)
+
+
+@dataclass(frozen=True, slots=True)
 class Checkpoint(Message):
     """Coordinator: save your half at this committed step."""
 
@@ -424,7 +466,7 @@ class Error(Message):
 
 
 MESSAGES: dict[str, type[Message]] = {cls.name: cls for cls in Message.__subclasses__()}
-WITH_TENSORS = frozenset((Activations.name, Gradients.name))
+WITH_TENSORS = frozenset((Activations.name, Gradients.name, Shared.name, Average.name))
 
 
 def encode(message: Message) -> tuple[bytes, list[memoryview]]:

@@ -61,6 +61,8 @@ TRANSITIONS: dict[Side, dict[State, dict[str, State]]] = {
             "withdraw": S.WORKING,
             "applied": S.WORKING,
             "advanced": S.WORKING,
+            "shared": S.WORKING,
+            "averaged": S.WORKING,
             "saved": S.WORKING,
             "unsaved": S.WORKING,
             "rolled-back": S.WORKING,
@@ -80,6 +82,8 @@ TRANSITIONS: dict[Side, dict[State, dict[str, State]]] = {
             "withdrawn": S.WORKING,
             "gradients": S.WORKING,
             "advance": S.WORKING,
+            "share": S.WORKING,
+            "average": S.WORKING,
             "checkpoint": S.WORKING,
             "rollback": S.WORKING,
             "progress": S.WORKING,
@@ -121,6 +125,7 @@ SERVICES: dict[str, tuple[str, ...]] = {
         "rolled-back",
     ),
     "evaluate": ("forward", "activations", "withdraw", "withdrawn"),
+    "average": ("share", "shared", "average", "averaged"),
 }
 
 

@@ -316,6 +316,8 @@ class Service:
             raise PolicyRefused(f"the job wants {', '.join(wanted)} from us, this site holds {self.modality}")
         if beyond := sorted(set(job.levels) - self.levels):
             raise PolicyRefused(f"levels {beyond} may not leave this site")
+        if job.average_every is not None:
+            raise PolicyRefused("the job averages encoders; this site's stays here")  # SP-11.16-8
         if job.dimensions != 2 or job.precision != "f32" or job.augment or job.spacing:
             raise PolicyRefused("this site takes 2-D jobs in f32 without augmentation and resampling")
         try:

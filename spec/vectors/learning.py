@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 from common import Case, as_json, refused
 from derive import schema_digest
 from talk import JOB
@@ -249,8 +250,48 @@ def optimisers() -> Iterator[Case]:
                 yield {**case, "expect": {"weights": shown}}
 
 
+# Averages -------------------------------------------------------------------------------------------------
+
+
+def averages() -> Iterator[Case]:
+    """Weights of a seat's encoders, ordered by site, and numbers of patients -> their average, to the bit."""
+    ninth = [0.1, 1 / 3, -2.5, 0.0, 1e30, 3e-45]
+    other = [0.3, 1 / 7, 2.5, -0.0, -1e30, 1e-45]
+    third = [16777216.0, 1.0, 1.5, 0.0, 3e38, -1e-45]
+    for name, weights, counts, notes in (
+        ("alike", [ninth, ninth], [2, 3], "SP-11.16-4: equal weights stay"),
+        ("two", [ninth, other], [2, 3], "SP-11.16-4"),
+        (
+            "two-the-other-way",
+            [other, ninth],
+            [2, 3],
+            "SP-11.16-4: the order of sites is that of their names",
+        ),
+        ("three", [ninth, other, third], [120, 77, 1], "SP-11.16-4: rounded once, at the end"),
+        ("one-without-patients", [ninth, other], [0, 7], "SP-11.16-4: it takes the average as well"),
+        ("large", [[3e38], [3e38], [3e38]], [1 << 20, 1 << 20, 1 << 20], "SP-11.16-4: sums do not overflow"),
+        ("tie", [[1.0], [1.0000001192092896]], [1, 1], "SP-11.16-4: to nearest, ties to even"),
+    ):
+        held = [np.array(one, "<f4") for one in weights]
+        result = []
+        for values in zip(*(one.tolist() for one in held), strict=True):
+            total = float(counts[0]) * values[0]
+            for count, value in zip(counts[1:], values[1:], strict=True):
+                total += float(count) * value
+            result.append(total / sum(counts))
+        yield {
+            "name": f"average-{name}",
+            "operation": "average",
+            "notes": notes,
+            "weights": [one.tobytes().hex() for one in held],
+            "patients": counts,
+            "expect": {"average": np.array(result).astype("<f4").tobytes().hex()},
+        }
+
+
 def learning() -> Iterator[Case]:
     """All of them."""
     yield from terms()
     yield from schedules()
     yield from optimisers()
+    yield from averages()

@@ -12,7 +12,7 @@ from derive import FIRST, SCHEMA, batch_digest, binding, salt_check, schema_dige
 from splitproto import codec, messages
 from splitproto.messages import Job, Level, Patient, Sample, Seat, Setting, Unusable
 
-FEATURES = ("train", "evaluate", "dtype.f32", "dtype.bf16")
+FEATURES = ("train", "evaluate", "average", "dtype.f32", "dtype.bf16")
 JOB = Job(
     name="brats-t1",
     dimensions=2,
@@ -40,7 +40,7 @@ MESSAGES: dict[str, messages.Message] = {
     ),
     "welcome": messages.Welcome(
         1,
-        ("dtype.bf16", "dtype.f32", "evaluate", "train"),
+        ("average", "dtype.bf16", "dtype.f32", "evaluate", "train"),
         1 << 30,
         "splitpeer/0.1.0",
         binding(DIALLER, LISTENER),
@@ -73,6 +73,10 @@ MESSAGES: dict[str, messages.Message] = {
     "applied": messages.Applied(1),
     "advance": messages.Advance(7),
     "advanced": messages.Advanced(7),
+    "share": messages.Share(100, 0),
+    "shared": messages.Shared(100, 0, {"conv_0.weight": SMALL}),
+    "average": messages.Average(100, 0, {"conv_0.weight": SMALL}),
+    "averaged": messages.Averaged(100, 0),
     "checkpoint": messages.Checkpoint(100),
     "saved": messages.Saved(100, hashlib.sha256(b"a checkpoint").digest()),
     "unsaved": messages.Unsaved(100, "the disk is full"),
@@ -382,6 +386,8 @@ def conversations() -> Iterator[Case]:
         "declined-then-accepted", declined, at("joined", "joined"), "SP-9-1: the link outlives a decline"
     )
     yield case("byes", working + "|S bye|C bye", at("done", "done"), "SP-9-3")
+    mean = "|S share|C shared|S average|C averaged|S forward|C activations"
+    yield case("averaged", working + mean, at("working", "working"), "SP-11.16-2, SP-11.16-5")
     yield case("crossing-bye", working + "|S bye|C activations|C applied|C bye", at("done", "done"), "SP-9-2")
     offered = "C hello|S welcome|C bye|S job-offer|S bye"
     yield case(
@@ -410,6 +416,9 @@ def conversations() -> Iterator[Case]:
     yield case("withdraw-from-coordinator", working + "|S withdraw", bad, "SP-9-1")
     yield case("withdrawn-from-client", working + "|C withdrawn", bad, "SP-9-1")
     yield case("unknown", working + "|S weights", bad, "SP-9-1")
+    yield case("share-before-begin", joined + "|S share", bad, "SP-9-1")
+    yield case("share-from-client", working + "|C share", bad, "SP-9-1")
+    yield case("average-from-client", working + "|C average", bad, "SP-9-1: a site does not ask for one")
     begun = "C hello|S welcome|S job-offer|C job-accept|C inventory|S begin"
     alone = ["train", "dtype.f32"]
     evaluating = ["evaluate", "dtype.f32"]
@@ -438,6 +447,8 @@ def conversations() -> Iterator[Case]:
     yield case("withdraw-in-a-mode-not-agreed", begun + "|C withdraw train", bad, "SP-9-8", evaluating)
     yield case("gradients-without-train", begun + "|S gradients", bad, "SP-9-8", evaluating)
     yield case("checkpoint-without-train", begun + "|S checkpoint", bad, "SP-9-8", evaluating)
+    yield case("share-without-average", begun + "|S share", bad, "SP-9-8", alone)
+    yield case("average-without-average", begun + "|S average", bad, "SP-9-8", alone)
     yield case("withdrawn-without-features", begun + "|S withdrawn", bad, "SP-9-8", ["dtype.f32"])
     yield case("after-bye", working + "|C bye|C applied", bad, "SP-9-3: bye is the last word")
     yield case("bye-twice", working + "|C bye|C bye", bad, "SP-9-3")

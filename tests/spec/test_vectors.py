@@ -515,6 +515,7 @@ def test_terms(case: Case) -> None:
             normalisation=("zscore-nonzero", "zscore", "percentile", "window", "none"),
             defences=(),
             image_defences=(),
+            share_encoder=True,
         )
         offer = messages.JobOffer(
             bytes(16), (messages.Seat("t1", ("t1",)),), job, tensors.schema_digest(described)
@@ -566,6 +567,15 @@ def test_optimiser(case: Case) -> None:
         parameter.grad = parameter.new_tensor(gradient)
         optimiser.step()
         assert parameter.tolist() == pytest.approx(expected, rel=0, abs=2e-6)
+
+
+@pytest.mark.parametrize("case", cases("learning", "average"))
+def test_average(case: Case) -> None:
+    """SP-11.16-4."""
+    averaging = of_the_peer("training.averaging")
+    weights = [{"w": np.frombuffer(bytes.fromhex(one), "<f4")} for one in case["weights"]]
+    found = averaging.average(weights, case["patients"])["w"]
+    assert found.astype("<f4").tobytes().hex() == case["expect"]["average"]
 
 
 # --- images -----------------------------------------------------------------------------------------------

@@ -112,6 +112,16 @@ def test_a_list_of_withdrawn_patients_is_a_clients(tmp_path: Path) -> None:
         peer(tmp_path, text)
 
 
+def test_an_encoder_is_not_shared_with_a_privacy_budget(tmp_path: Path) -> None:
+    """SP-11.16-8."""
+    assert peer(tmp_path).policy.share_encoder is False
+    shared = changed(CLIENT, "share_encoder = false", "share_encoder = true")
+    assert peer(tmp_path, shared).policy.share_encoder is True
+    budget = 'defences = ["dp-gaussian:clip=1,noise=1"]\nepsilon = 8.0\ndelta = 1e-5\nmay_record'
+    with pytest.raises(ConfigError, match=r"epsilon is no promise about an encoder that is shared"):
+        peer(tmp_path, changed(shared, "may_record", budget))
+
+
 def test_a_job(tmp_path: Path) -> None:
     config = job(tmp_path)
     assert config.sites == {"north": ("t1",), "south": ("flair",)}

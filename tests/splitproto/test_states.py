@@ -18,6 +18,8 @@ CLIENT, COORDINATOR = Side.CLIENT, Side.COORDINATOR
 S = State
 
 # Written down apart from the tables: (client, coordinator) before, who says what, (client, coordinator) after.
+CLIENTS = ("activations", "withdraw", "applied", "advanced", "saved", "unsaved", "rolled-back")
+COORDINATORS = ("forward", "withdrawn", "gradients", "advance", "checkpoint", "rollback", "progress")
 STORY = [
     ((S.START, S.START), CLIENT, "hello", (S.GREETED, S.GREETED)),
     ((S.GREETED, S.GREETED), COORDINATOR, "welcome", (S.READY, S.READY)),
@@ -28,11 +30,11 @@ STORY = [
     ((S.JOINED, S.JOINED), COORDINATOR, "begin", (S.WORKING, S.WORKING)),
     *(
         ((S.WORKING, S.WORKING), CLIENT, name, (S.WORKING, S.WORKING))
-        for name in ("activations", "withdraw", "applied", "advanced", "saved", "unsaved", "rolled-back")
+        for name in (*CLIENTS, "shared", "averaged")
     ),
     *(
         ((S.WORKING, S.WORKING), COORDINATOR, name, (S.WORKING, S.WORKING))
-        for name in ("forward", "withdrawn", "gradients", "advance", "checkpoint", "rollback", "progress")
+        for name in (*COORDINATORS, "share", "average")
     ),
     *(
         ((state, state), CLIENT, "bye", (S.DONE, state))
@@ -104,12 +106,15 @@ TRAINING = {
     *("gradients", "applied", "advance", "advanced"),
     *("checkpoint", "saved", "unsaved", "rollback", "rolled-back"),
 }
+AVERAGING = {"share", "shared", "average", "averaged"}
 
 
 def lets_pass(features: Collection[str], message: str, mode: str) -> bool:
     """Whether `message` belongs to no feature, or to one of these."""
     if message in TRAINING:
         return "train" in features and mode in ("", "train")
+    if message in AVERAGING:
+        return "average" in features and mode in ("", "average")
     if message in EITHER:
         return mode in features if mode else bool({"train", "evaluate"} & set(features))
     return True
@@ -117,7 +122,15 @@ def lets_pass(features: Collection[str], message: str, mode: str) -> bool:
 
 @pytest.mark.parametrize(
     "features",
-    [(), ("dtype.f32",), ("train",), ("evaluate",), ("train", "evaluate"), ("example.org/train",)],
+    [
+        (),
+        ("dtype.f32",),
+        ("train",),
+        ("evaluate",),
+        ("train", "evaluate"),
+        ("average",),
+        ("example.org/train",),
+    ],
     ids=lambda features: "+".join(features) or "none",
 )
 def test_a_message_whose_feature_was_not_agreed_is_unexpected_in_every_state(

@@ -232,7 +232,11 @@ class Coordinator:
         self._started = time.monotonic()
         offer = Offer(
             # SP-10-5, SP-10-8: what the job needs is required; a site without `evaluate` trains all the same.
-            requires=("train", f"dtype.{self._job.precision}"),
+            requires=(
+                "train",
+                f"dtype.{self._job.precision}",
+                *(("average",) if self._job.average_every else ()),
+            ),
             max_message=max(DEFAULT_MAX_MESSAGE, self._largest_message()),
             agent=AGENT,
         )

@@ -37,6 +37,8 @@ from splitproto.messages import (
     Advance,
     Advanced,
     Applied,
+    Average,
+    Averaged,
     Begin,
     Checkpoint,
     Forward,
@@ -47,6 +49,8 @@ from splitproto.messages import (
     Rollback,
     RolledBack,
     Saved,
+    Share,
+    Shared,
     Unsaved,
     Withdraw,
     Withdrawn,
@@ -113,6 +117,7 @@ class RemoteSite:
         self._committed, self._patients_in_use = 0, 0
         self._expected: Mapping[bytes, Geometry] | None = None
         self._withdrawn: Sequence[Withdrawn] = ()
+        self._averages: dict[int, Average] = {}  # by place of the seat, as it was sent last
         self._octets_before = (0, 0)  # in and out, over the links before the present one
 
     # --- queries ---------------------------------------------------------------------------------------
@@ -402,6 +407,46 @@ class RemoteSite:
                 f"its advance to step {step}", Advanced, Activations, Withdraw, Applied, Saved, Unsaved
             )
 
+    async def share(self, step: int, seat: str, expected: Sequence[Descriptor]) -> dict[str, Array]:
+        """SP-11.16-2: the weights of the site's encoder at `seat`, after the committed `step`; float32 by name.
+
+        Args:
+            expected: names and shapes of the weights.
+        """
+        question = Question(f"its encoder of {seat} after step {step}")
+        return await self._asking.ask(question, self._share, step, self._place(seat), expected)
+
+    async def _share(
+        self, link: SiteLink, step: int, seat: int, expected: Sequence[Descriptor]
+    ) -> dict[str, Array]:
+        await link.send(Share(step, seat))
+        answer = await link.hear(f"its encoder after step {step}", Shared)
+        if (answer.step, answer.seat) != (step, seat):
+            raise UnexpectedMessage(f"an encoder of step {answer.step} where that of step {step} was due")
+        if not matches(expected, answer.tensors):
+            # SP-11.16-3.
+            raise SchemaMismatch(
+                f"{self.name} has another encoder than the job's network: it cannot be averaged"
+            )
+        return dict(answer.tensors)
+
+    async def average(self, step: int, seat: str, tensors: Mapping[str, Array]) -> None:
+        """SP-11.16-5: have the site make step `step` + 1 from these weights, also if it forgets them meanwhile."""
+        place = self._place(seat)
+        message = Average(step, place, tensors)
+        await self._asking.ask(Question(f"the average of {seat} to be taken"), self._average, message)
+        self._averages[place] = message
+
+    async def _average(self, link: SiteLink, message: Average) -> None:
+        await link.send(message)
+        answer = await link.hear(f"the average after step {message.step} to be taken", Averaged)
+        if (answer.step, answer.seat) != (message.step, message.seat):
+            raise UnexpectedMessage(f"an average of step {answer.step} where step {message.step} was due")
+
+    def _place(self, seat: str) -> int:
+        """In the offer."""
+        return [one.name for one in self._offer.seats].index(seat)
+
     async def save(self, step: int, keep: Sequence[int] = (), *, leaving: bool = False) -> bytes | None:
         """Have the site write its half of `step` to disk; returns its digest, None if it could not.
 
@@ -436,6 +481,7 @@ class RemoteSite:
 
     async def roll_back(self, step: int) -> None:
         """Have the site go back to its checkpoint of `step`."""
+        self._averages.clear()
         await self._asking.ask(Question(f"its return to step {step}"), self._roll_back, step)
 
     async def _roll_back(self, link: SiteLink, step: int) -> None:
@@ -459,6 +505,7 @@ class RemoteSite:
         """
         # SP-11-36.
         self._presence.start_catching_up()
+        self._averages.clear()
         await self.begin(step, patients, even_restarted=True)
         if (back_to := self._memory.return_point(step)) is not None:
             self._memory.write_off()
@@ -509,6 +556,10 @@ class RemoteSite:
         if self._memory.lost and not question.even_restarted:
             step = self._memory.restore_point(question.computed)
             await self._roll_back(link, step)
+            # SP-11.16-7: what it forgot besides its own weights.
+            for message in self._averages.values():
+                if message.step == step:
+                    await self._average(link, message)
             self._report(h.SiteRestored(self.name, step))
 
     def _present_session(self) -> Session | None:

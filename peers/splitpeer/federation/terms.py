@@ -63,6 +63,7 @@ def job_on_wire(config: JobConfig) -> Job:
         weight_decay=training.weight_decay,
         schedule=training.schedule,
         seconds_per_step=config.deadlines.step_s,
+        average_every=training.average_every or None,
         normalisation=tuple(
             messages.Normalisation(modality, rule)
             for modality, rule in sorted(config.task.normalisation.items())
@@ -240,6 +241,11 @@ def judge(offer: JobOffer, config: PeerConfig) -> None:
         says = "records what it hears" if offer.recorded else "does not say whether it records"
         raise PolicyRefused(
             f"the coordinator {says}; this site is not to be recorded (recorded_by_coordinator)"
+        )
+    if job.average_every is not None and not policy.share_encoder:
+        # SP-11.16-8.
+        raise PolicyRefused(
+            "the job averages encoders, so the coordinator would have our weights; this site keeps them (share_encoder)"
         )
     if job.precision not in policy.precision:
         raise PolicyRefused(

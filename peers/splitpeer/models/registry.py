@@ -174,6 +174,12 @@ def kept_values(backbone: Backbone, window: Sequence[int]) -> int:
     return kept(backbone, window) if kept else 0
 
 
+def averaged_tensors(backbone: Backbone, in_channels: int = 1) -> dict[str, tuple[int, ...]]:
+    """SP-11.16-3: names and shapes of an encoder's parameters and buffers that are floating-point numbers."""
+    state = build_encoder(backbone, in_channels, seed=0).state_dict()
+    return {name: tuple(tensor.shape) for name, tensor in state.items() if tensor.is_floating_point()}
+
+
 def build_encoder(backbone: Backbone, in_channels: int = 1, *, seed: int | None) -> Encoder:
     """An `Encoder` with parameters from `seed`, or (None: what a real site wants) from private entropy."""
     from splitpeer.models.seeding import seeded

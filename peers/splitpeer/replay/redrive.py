@@ -157,6 +157,10 @@ class _Recording:
             check_name("job", header.job.name)  # it becomes part of a folder's name
         except IdentityError as error:
             raise DataError(f"the capture's job: {error.reason}") from None
+        if header.job.average_every is not None:
+            raise DataError(
+                "the recorded run averaged encoders, which cannot be repeated: inspect the capture only"
+            )
         if header.sampling.every != 1 or header.sampling.keys:
             raise DataError(
                 "the capture holds a sample of the steps: record all of them to drive a peer with it"

@@ -153,6 +153,8 @@ class Training(Section):
     """The newest so many stay, at all parties."""
     modality_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Chance of each modality to be left out of a step, so that the network learns to do without one."""
+    average_every: Count = 0
+    """Steps after which encoders of one seat are averaged; 0: each site keeps its own. Sites must allow it."""
 
 
 class JobDefences(Section):

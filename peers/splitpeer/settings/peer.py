@@ -161,6 +161,9 @@ class Policy(Bounds):
     """Privacy budget of every patient for all that ever leaves, beside ``delta``; when it is spent, sending stops."""
     delta: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Chance by which the budget may fail: well below one in the number of patients."""
+    share_encoder: bool = False
+    """Whether the coordinator may have our encoders' weights, to average those of one seat: with them it can compute
+    images from all activations that it recorded. Not with ``epsilon``, whose promise does not cover weights."""
     may_record: bool = True
     """Whether this peer may write captures (``serve --curious``)."""
     recorded_by_coordinator: bool = True
@@ -180,6 +183,8 @@ class Policy(Bounds):
                 "epsilon is a promise that only dp-gaussian among the defences can keep: "
                 "add it, or remove epsilon and delta"
             )
+        if self.epsilon is not None and self.share_encoder:
+            raise ValueError("epsilon is no promise about an encoder that is shared: remove one of the two")
         return self
 
 

@@ -93,6 +93,7 @@ max_message_mib = 1024
 # noise a study needs: splitpeer privacy --help
 # epsilon = 8.0
 # delta = 1e-5
+share_encoder = false  # true: take jobs that average encoders; the coordinator then has our weights (docs/privacy.md)
 may_record = true  # false: this peer never writes a capture
 recorded_by_coordinator = true  # false: decline a coordinator that records, or does not say whether it does
 """
@@ -144,6 +145,7 @@ schedule = "one-cycle"  # one-cycle, cosine or constant
 ahead = 4  # batches announced early, so that sites load them in time
 checkpoint_every = 100
 keep_checkpoints = 2
+average_every = 0  # steps after which sites with the same modality average their encoders; 0: never
 modality_dropout = 0.0  # chance of each modality to sit a step out, so that the network can do without one
 
 [defences]

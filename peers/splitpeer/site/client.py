@@ -56,6 +56,7 @@ from splitproto.messages import (
     Advance,
     Advanced,
     Applied,
+    Average,
     Begin,
     Bye,
     Checkpoint,
@@ -70,6 +71,7 @@ from splitproto.messages import (
     Rollback,
     RolledBack,
     Saved,
+    Share,
     Unsaved,
     Unusable,
     Withdraw,
@@ -548,6 +550,12 @@ class Client:
                 await session.send(Advanced(message.step))
             case Withdrawn():
                 self._patients_out(job, message.step, message.patients, "withdrawn")
+            case Share():
+                shared = await self._computed(job, job.share, message)
+                self._report(h.EncoderShared(job.run.hex(), message.step, job.seats[message.seat].name))
+                await session.send(shared)
+            case Average():
+                await session.send(await self._computed(job, job.take_average, message))
             case Checkpoint():
                 await session.send(await self._save(job, message))
             case Rollback():

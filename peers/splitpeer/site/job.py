@@ -20,6 +20,7 @@ from splitpeer.federation.terms import checkpoint_octets, window_of
 from splitpeer.privacy.ledger import Ledger
 from splitpeer.settings.bounds import Bounds
 from splitpeer.site.announced import Announced, Images
+from splitpeer.site.averaging import SiteAveraging
 from splitpeer.site.budgets import Budgets, BudgetSpent
 from splitpeer.site.encoders import Encoders
 from splitpeer.site.run_folders import check_room
@@ -27,7 +28,19 @@ from splitpeer.storage import checkpoint
 from splitproto import holder
 from splitproto.causes import OF_A_PATIENT
 from splitproto.errors import PolicyRefused, SchemaMismatch, StepMismatch
-from splitproto.messages import Activations, Forward, Gradients, JobOffer, Patient, Unusable, Withdraw
+from splitproto.messages import (
+    Activations,
+    Average,
+    Averaged,
+    Forward,
+    Gradients,
+    JobOffer,
+    Patient,
+    Share,
+    Shared,
+    Unusable,
+    Withdraw,
+)
 
 MOST_UNUSABLE = 1024
 """SP-11.13-9: a site that cannot use more files than this has failed."""
@@ -76,6 +89,7 @@ class SiteJob:
         self._means = means
         self.folder, self.channels, self.encoders = means.folder, means.channels, means.encoders
         self.budgets, self.ledger, self.defences = means.budgets, means.ledger, means.defences
+        self._averaging = SiteAveraging(self.job, self.seats, self.encoders.halves)
         self.unusable = dict(unusable)
         """SP-11.13-3: patients whose files this process cannot use, and why: not read again, even if repaired."""
         self._announced = Announced(self.job, self.channels, means.most_octets, self._read)
@@ -235,6 +249,16 @@ class SiteJob:
         """The link is new: everything announced will be announced again."""
         self._withdrew = False
         self._announced.clear()
+
+    # --- averages --------------------------------------------------------------------------------------
+
+    def share(self, asked: Share) -> Shared:
+        """SP-11.16-2: the weights of one encoder (compute thread). Raises what `SiteAveraging.share` raises."""
+        return self._averaging.share(asked, pending=self.waiting_for_gradients)
+
+    def take_average(self, average: Average) -> Averaged:
+        """SP-11.16-5: the next step is made from it (compute thread). Raises what `SiteAveraging.take` raises."""
+        return self._averaging.take(average, pending=self.waiting_for_gradients)
 
     # --- checkpoints -----------------------------------------------------------------------------------
 

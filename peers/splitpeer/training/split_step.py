@@ -161,6 +161,42 @@ class ClientHalf(_Half):
         self._guard = guard or Guard()
         self._image: Tensor | None = None
         self._pending: dict[str, Tensor] | None = None
+        self._own: dict[str, Tensor] = {}
+        """The encoder's weights from before an average that the next step is made from; empty: there is none."""
+
+    def weights(self) -> Arrays:
+        """SP-11.16-2: the encoder's own, float32 by name; not an average that was taken."""
+        held = self._own or {name: _copy(tensor) for name, tensor in self._averaged().items()}
+        return {name: tensor.float().numpy() for name, tensor in held.items()}
+
+    def take(self, average: Mapping[str, np.ndarray]) -> None:
+        """SP-11.16-5: make the next step from these weights, named and shaped as `weights()`.
+
+        Until it is made, `state` and `weights` are still those of before (SP-11.16-6).
+        """
+        mine = self._averaged()
+        self._own = self._own or {name: _copy(tensor) for name, tensor in mine.items()}
+        with torch.no_grad():
+            for name, tensor in mine.items():
+                tensor.copy_(torch.from_numpy(np.array(average[name], np.float32)))
+
+    def state(self) -> State:
+        """As at the other half, with the encoder's own weights."""
+        tensors, meta = super().state()
+        prefix = "encoder." if isinstance(self.network, Defended) else ""
+        tensors |= {f"model/{prefix}{name}": _copy(tensor) for name, tensor in self._own.items()}
+        return tensors, meta
+
+    def load(self, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
+        """As at the other half; an average is forgotten."""
+        super().load(tensors, meta)
+        self._own = {}
+
+    def advance(self, step: int) -> None:
+        """As at the other half; where the step that an average was made for is passed, it stays."""
+        if step > self.steps_done:
+            self._own = {}
+        super().advance(step)
 
     def forward(self, x: np.ndarray | Tensor, release: Release | None = None) -> Arrays:
         """Image [B, channels, *spatial] to {"x0": float32 [B, C, *spatial], ...}; a step is then pending.
@@ -257,6 +293,15 @@ class ClientHalf(_Half):
         if penalty is not None and not torch.isfinite(penalty):
             raise _diverged("a defence's own loss", self.steps_done)
         return penalty
+
+    def _averaged(self) -> dict[str, Tensor]:
+        """SP-11.16-3: what an average is made of: no whole numbers, and nothing of the defences."""
+        encoder = self.network.encoder if isinstance(self.network, Defended) else self.network
+        return {name: t for name, t in encoder.state_dict().items() if t.is_floating_point()}
+
+    def _apply(self) -> None:
+        super()._apply()
+        self._own = {}
 
     def _forget(self) -> None:
         self._image = self._pending = None

@@ -49,6 +49,7 @@ def site(
     levels: tuple[int, ...] = (0, 1, 2, 3, 4),
     defences: tuple[str, ...] = (),
     image_defences: tuple[str, ...] = (),
+    share_encoder: bool = False,
 ) -> Any:
     policy = SimpleNamespace(
         levels=levels,
@@ -59,6 +60,7 @@ def site(
         max_message_bytes=max_message_mib * MIB,
         recorded_by_coordinator=recorded_by_coordinator,
         normalisation=normalisation,
+        share_encoder=share_encoder,
     )
     return SimpleNamespace(
         policy=policy, peer=SimpleNamespace(modalities=("t1",), held="t1", state=Path("state"))
@@ -76,6 +78,15 @@ def offer(**changes: Any) -> JobOffer:
 
 def test_a_fair_job_is_accepted() -> None:
     judge(offer(), site())
+
+
+def test_an_encoder_is_shared_only_where_the_policy_says_so() -> None:
+    """SP-11.16-8."""
+    judge(offer(average_every=2), site(share_encoder=True))
+    judge(offer(), site(share_encoder=False))
+    with pytest.raises(PolicyRefused, match=r"the job averages encoders.*\(share_encoder\)") as refused:
+        judge(offer(average_every=2), site(share_encoder=False))
+    assert "\n" not in refused.value.reason
 
 
 @pytest.mark.parametrize("rule", ["zscore", "percentile:1,99", "window:-100,300", "none"])

@@ -11,13 +11,23 @@ import pytest
 import torch
 
 from splitpeer.data.sampling import TrainingSchedule, batch_digest
-from splitpeer.errors import DataError, PatientUnusable
+from splitpeer.errors import DataError, JobFailed, PatientUnusable
 from splitpeer.federation.terms import cut_descriptors, job_on_wire, window_of
 from splitpeer.site.job import SiteJob
 from splitpeer.site.opening import open_job
 from splitpeer.storage import checkpoint
-from splitproto.errors import Misaligned, StepMismatch
-from splitproto.messages import Activations, Forward, Gradients, JobOffer, Seat, Unusable, Withdraw
+from splitproto.errors import Misaligned, SchemaMismatch, StepMismatch, UnexpectedMessage
+from splitproto.messages import (
+    Activations,
+    Average,
+    Forward,
+    Gradients,
+    JobOffer,
+    Seat,
+    Share,
+    Unusable,
+    Withdraw,
+)
 from splitproto.tensors import schema_digest
 
 from .scene import Scene
@@ -26,9 +36,9 @@ RUN = bytes(range(16))
 
 
 @pytest.fixture
-def begin(scene: Scene) -> Callable[[], SiteJob]:
-    """A process of one site that takes up the run."""
-    scene.cast("t1", training={"steps": 20})
+def begin(scene: Scene, request: pytest.FixtureRequest) -> Callable[[], SiteJob]:
+    """A process of one site that takes up the run; a parameter holds more of [training]."""
+    scene.cast("t1", training={"steps": 20, **getattr(request, "param", {})})
     scene.client("t1", runtime={"initial_weights": "private"})
     job = job_on_wire(scene.settings)
     offer = JobOffer(RUN, (Seat("t1", ("t1",)),), job, schema_digest(cut_descriptors(job)))
@@ -267,3 +277,102 @@ def test_a_share_of_a_batch_is_augmented_as_in_the_whole(begin, batch) -> None:
     assert not np.array_equal(site._read(replace(share, places=None))["t1"], site._read(share)["t1"])
     with pytest.raises(Misaligned):
         site.announce(replace(share, places=(0,)))
+
+
+# --- averages ----------------------------------------------------------------------------------------------
+
+averaging = pytest.mark.parametrize("begin", [{"average_every": 2}], indirect=True)
+
+
+def shared(site: SiteJob, step: int) -> dict[str, np.ndarray]:
+    told = site.share(Share(step, 0))
+    assert (told.step, told.seat) == (step, 0)
+    return dict(told.tensors)
+
+
+def halved(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {name: array / 2 for name, array in tensors.items()}
+
+
+def alike(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> bool:
+    return one.keys() == other.keys() and all(np.array_equal(one[name], other[name]) for name in one)
+
+
+@averaging
+def test_a_step_is_made_from_the_average_and_a_checkpoint_before_it_is_of_ones_own(begin, batch) -> None:
+    """SP-11.16-2, SP-11.16-5, SP-11.16-6."""
+    site = begin()
+    for step in (1, 2):
+        work(site, batch(step))
+    own, before = shared(site, 2), weights(site)
+    mean = halved(own)
+    taken = site.take_average(Average(2, 0, mean))
+    assert (taken.step, taken.seat) == (2, 0)
+    assert alike(shared(site, 2), own)
+    site.save(2)
+    site.advance(2)
+    site.announce(batch(3))
+    sent = site.forward(site.due())
+    again = begin()
+    again.rollback(2)
+    assert same(weights(again), before)
+    again.announce(batch(3))
+    other = again.forward(again.due())
+    assert not alike(dict(sent.tensors), dict(other.tensors)), "activations are those of the average"
+    # SP-11.16-7: who forgot it gets it again.
+    again.rollback(2)
+    again.take_average(Average(2, 0, mean))
+    again.announce(batch(3))
+    assert alike(dict(sent.tensors), dict(again.forward(again.due()).tensors))
+
+
+@averaging
+def test_weights_are_told_only_when_an_average_is_due(begin, batch) -> None:
+    """SP-11.16-2."""
+    site = begin()
+    own = shared(site, 0)
+    work(site, batch(1))
+    for step in (0, 1, 2):
+        with pytest.raises(StepMismatch):
+            site.share(Share(step, 0))
+        with pytest.raises(StepMismatch):
+            site.take_average(Average(step, 0, own))
+    work(site, batch(2))
+    assert not alike(shared(site, 2), own)
+    with pytest.raises(UnexpectedMessage):
+        site.share(Share(2, 1))
+    with pytest.raises(UnexpectedMessage):
+        site.take_average(Average(2, 1, own))
+    site.announce(batch(3))
+    site.forward(site.due())
+    with pytest.raises(StepMismatch):
+        site.share(Share(2, 0))
+    with pytest.raises(StepMismatch):
+        site.take_average(Average(2, 0, own))
+
+
+def test_a_job_that_does_not_average_is_told_no_weights(begin, batch) -> None:
+    """SP-11.16-2."""
+    site = begin()
+    with pytest.raises(UnexpectedMessage):
+        site.share(Share(0, 0))
+
+
+@averaging
+def test_an_average_of_another_encoder_is_not_taken(begin) -> None:
+    """SP-11.16-3."""
+    site = begin()
+    own = shared(site, 0)
+    first = next(iter(own))
+    for wrong in (
+        {name: array for name, array in own.items() if name != first},
+        {**own, "more": own[first]},
+        dict(reversed(own.items())),
+        {**own, first: own[first][:1]},
+        {**own, first: own[first].astype(np.float64)},
+    ):
+        with pytest.raises(SchemaMismatch):
+            site.take_average(Average(0, 0, wrong))
+    with pytest.raises(JobFailed, match="not finite"):
+        site.take_average(Average(0, 0, {**own, first: np.full_like(own[first], np.nan)}))
+    assert alike(shared(site, 0), own)

@@ -179,6 +179,16 @@ class Evaluated(Happening):
 
 
 @dataclass(frozen=True)
+class SeatsAveraged(Happening):
+    """SP-11.16: the sites go on from the mean of their encoders."""
+
+    step: int
+    """The committed one."""
+    sites: Mapping[str, Sequence[str]]
+    """By seat, whose encoders."""
+
+
+@dataclass(frozen=True)
 class CheckpointsHeld(Happening):
     """Steps whose own half is safe on disk."""
 

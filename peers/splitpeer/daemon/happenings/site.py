@@ -139,6 +139,15 @@ class StepCounted(Happening):
 
 
 @dataclass(frozen=True)
+class EncoderShared(Happening):
+    """SP-11.16-2: the weights of an encoder leave for the coordinator."""
+
+    run: str
+    step: int
+    seat: str
+
+
+@dataclass(frozen=True)
 class SiteRolledBack(Happening):
     """As the coordinator asked."""
 

@@ -128,6 +128,9 @@ def _of_a_run(happening: h.Happening) -> Iterator[Line]:
                 "job.checkpoint",
                 {"step": step, "sites": _by_site({name: d[:12] for name, d in digests.items()})},
             )
+        case h.SeatsAveraged(step, averaged):
+            averages = _by_site({seat: " + ".join(sites) for seat, sites in averaged.items()})
+            yield Line("job.averaged", {"after_step": step, "seats": averages})
         case h.CheckpointMissed(step, sites, cause):
             why = {"cause": cause} if cause else {"sites": ", ".join(sites)}
             yield Line("job.checkpoint_failed", {"step": step, **why}, WARNING)
@@ -194,6 +197,8 @@ def _of_a_site(happening: h.Happening) -> Iterator[Line]:
     match happening:
         case h.SiteSaved(step=step):
             yield Line("job.checkpoint", {"step": step})
+        case h.EncoderShared(step=step, seat=seat):
+            yield Line("encoder.shared", {"seat": seat, "after_step": step})
         case h.SiteNotSaved(step=step, cause=cause):
             yield Line("job.checkpoint_failed", {"step": step, "cause": cause}, WARNING)
         case h.SiteRolledBack(step=step, before=before):

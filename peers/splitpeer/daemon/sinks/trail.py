@@ -22,6 +22,7 @@ _AS_THEY_ARE: dict[type[h.Happening], str] = {
     h.PeerLinked: "link.up",
     h.PeerAnnounced: "peer.announced",
     h.SiteRolledBack: "job.rollback",
+    h.EncoderShared: "encoder.shared",
     h.PrivacySpent: "privacy.spent",
 }
 """Names of lines that hold every field of their happening."""

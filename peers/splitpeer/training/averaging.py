@@ -1,0 +1,55 @@
+"""Encoders of one seat become one: the mean of their weights, by how many patients each site fills there."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from splitpeer.training.split_round import Place
+from splitpeer.training.split_step import Arrays, ClientHalf
+
+
+def average(weights: Sequence[Mapping[str, np.ndarray]], patients: Sequence[int]) -> Arrays:
+    """SP-11.16-4: the mean, float32 by name.
+
+    Args:
+        weights: float32 by name, of each site, ordered by the names of the sites.
+        patients: of each site, in the same order.
+
+    Raises:
+        ValueError: the names differ, or nobody has a patient.
+    """
+    total = sum(patients)
+    if not total:
+        raise ValueError("an average over no patients")
+    if any(one.keys() != weights[0].keys() for one in weights):
+        raise ValueError("an average of different networks")
+    result = {}
+    for name in weights[0]:
+        # From the left, in float64; rounded once.
+        summed = weights[0][name].astype(np.float64) * patients[0]
+        for one, count in zip(weights[1:], patients[1:], strict=True):
+            summed += one[name].astype(np.float64) * count
+        result[name] = (summed / total).astype(np.float32)
+    return result
+
+
+def average_round(halves: Mapping[Place, ClientHalf], patients: Mapping[Place, int]) -> list[str]:
+    """What the parties of a run do before a step that averages, in one process; returns the seats.
+
+    Args:
+        halves: the encoder of each site that is here, at each seat.
+        patients: how many training patients it fills there.
+    """
+    seats = []
+    for seat in sorted({place.seat for place in halves}):
+        places = sorted(place for place in halves if place.seat == seat)
+        counts: list[int] = [patients[place] for place in places]
+        total = sum(counts)
+        if len(places) > 1 and total > 0:
+            mean = average([halves[place].weights() for place in places], counts)
+            for place in places:
+                halves[place].take(mean)
+            seats.append(seat)
+    return seats
