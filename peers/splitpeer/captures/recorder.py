@@ -9,7 +9,6 @@ from __future__ import annotations
 import errno
 import logging
 import os
-import secrets
 import threading
 import time
 from collections import deque
@@ -92,7 +91,7 @@ class Recorder:
         path: the first file. Nothing is ever overwritten: see `parts.continued`.
         limits: see `Limits`.
         sampling: which batches to keep.
-        key: 32 octets, to encrypt with; see `new_key`.
+        key: 32 octets, to encrypt with; see `read_key`.
 
     Raises:
         DataError: the folder cannot be written to.
@@ -340,21 +339,6 @@ class _Files:
         self._now = PartWriter(self._first, part, previous, self._header, self._key)
         self.path, self.chain = self._now.path, self._now.chain
         return self._now
-
-
-def new_key(path: Path) -> bytes:
-    """Make a key of 32 random octets in `path`, mode 0600.
-
-    Raises:
-        DataError: the file exists, or cannot be made.
-    """
-    key = secrets.token_bytes(KEY_BYTES)
-    try:
-        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-            file.write(key)
-    except OSError as error:
-        raise DataError(f"{path}: cannot make the key: {error.strerror}") from error
-    return key
 
 
 def read_key(path: Path) -> bytes:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import signal
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich.console import Console
@@ -14,6 +16,12 @@ from splitpeer.cli.data import bar
 from splitpeer.cli.options import FILE, private_files
 from splitpeer.demo.federation import HUB, SITES, DemoJob, Federation
 
+if TYPE_CHECKING:
+    from splitpeer.demo.baselines import Reached
+    from splitpeer.training.scores import Scores
+
+REPORT = "report.html"
+SPLIT = "split, four hospitals"
 _DEFAULT = DemoJob()
 
 
@@ -34,60 +42,61 @@ _DEFAULT = DemoJob()
     help="Probability that a modality is left out of a step.",
 )
 @click.option("--baselines", is_flag=True, help="Also train each modality alone, and all in one process.")
-def demo(
-    out: Path,
-    patients: int,
-    validation: int,
-    steps: int,
-    seed: int,
-    device: str,
-    leak: bool,
-    missing: bool,
-    modality_dropout: float,
-    baselines: bool,
-) -> None:
+def demo(out: Path, leak: bool, baselines: bool, **settings: Any) -> None:
     """Four hospitals and a coordinator on this machine train one network over TLS."""
     private_files()
-    from splitpeer.cli.attack import attack_progress
-    from splitpeer.demo.baselines import train_all
-    from splitpeer.demo.leak import MODALITY, attack_and_report, recorded_keys
-    from splitpeer.demo.report import (
-        CONTRASTS,
-        dice_table,
-        distance_table,
-        draw,
-        read_result,
-        volume_line,
-        write_summary,
-    )
-    from splitpeer.training.scores import shown
+    from splitpeer.demo.report import draw, read_result, write_summary
 
     console = Console(stderr=True)
     started = time.monotonic()
-    job = DemoJob(
-        patients=patients,
-        validation=validation,
-        steps=steps,
-        seed=seed,
-        modality_dropout=modality_dropout,
-        missing=missing,
-        device=device,
-    )
     federation = Federation(
-        out.resolve(), job, lambda line: console.print(line, style="yellow", highlight=False)
+        out.resolve(), DemoJob(**settings), lambda line: console.print(line, style="yellow", highlight=False)
     )
     console.rule("1 of 4: a phantom for five parties")
+    _prepare(federation, leak=leak)
+    console.print(
+        f"{federation.job.patients} patients; certificates of a new CA; one folder per site below {out}"
+    )
+    console.rule("2 of 4: five daemons train over mutual TLS")
+    _train(federation, console, out)
+    console.rule("3 of 4: results")
+    result = read_result(federation.results)
+    alone = _baselines(federation, console) if baselines else {}
+    rows = _dice(result) | {name: found.dice for name, found in alone.items()}
+    leaked = {}
+    if leak:
+        console.rule("4 of 4: what the coordinator and one hospital recorded is attacked")
+        leaked = _attack(federation, console)
+    pictures = draw(out, federation.data, federation.results, rows)
+    summary = _summary(result, alone, leaked, time.monotonic() - started)
+    write_summary(out / "summary.json", summary)
+    _show_tables(console, rows, result, alone)
+    console.print(
+        f"{summary['steps']} steps, {summary['bytes_per_step'] / 1e6:.1f} MB a step on the wire ({summary['tls']}), "
+        f"{summary['seconds']} s"
+    )
+    files = (*pictures, *([out / REPORT] if leak else []), out / "summary.json")
+    console.print("look at: " + ", ".join(map(str, files)))
+
+
+def _prepare(federation: Federation, *, leak: bool) -> None:
+    """Images, certificates and settings of all parties; with `leak`, two of them record."""
+    from splitpeer.demo.leak import MODALITY, recorded_keys
+
     with bar("rendering") as progress:
-        task = progress.add_task("", total=patients)
+        task = progress.add_task("", total=federation.job.patients)
         federation.render(lambda done, total: progress.update(task, completed=done, total=total))
     federation.certify()
     if leak:
         federation.record(HUB, keys=recorded_keys(federation))
         federation.record(federation.site_of(MODALITY), every=100, max_mib=64)
     federation.set_up()
-    console.print(f"{patients} patients; certificates of a new CA; one folder per site below {out}")
 
-    console.rule("2 of 4: five daemons train over mutual TLS")
+
+def _train(federation: Federation, console: Console, out: Path) -> None:
+    """Start the daemons and wait for the job's end. Raises JobFailed."""
+    from splitpeer.demo.leak import MODALITY
+
     # Whoever stops the demo, or closes its terminal, must not leave daemons behind.
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.default_int_handler)
@@ -103,37 +112,65 @@ def demo(
         federation.wait()
     finally:
         federation.stop()
-    result = read_result(federation.results)
 
-    console.rule("3 of 4: results")
-    rows = {"split, four hospitals": result["dice"]}
-    distances = {"split, four hospitals": result["hd95"]} if result["hd95"] else {}
+
+def _dice(result: Mapping[str, Any]) -> dict[str, Scores]:
+    """Dice of the network, and of the same without each modality that was scored so."""
+    from splitpeer.demo.report import CONTRASTS
+
+    rows = {SPLIT: result["dice"]}
     without = {name: result["missing"].get(held) for name, held in CONTRASTS.items()}
-    rows |= {f"the same without {name}": dice for name, dice in without.items() if dice}
-    alone = {}
-    if baselines:
-        console.print("baselines: the same network on each contrast alone and in one process, same steps")
-        alone = train_all(
-            federation.hub / "job.toml",
-            federation.data,
-            out / "pki" / "federation.salt",
-            tuple(sorted(SITES.values())),
-            len(os.sched_getaffinity(0)),
-            lambda name, found: console.print(f"  {name}: mean Dice {shown(found.dice['mean'])}"),
+    return rows | {f"the same without {name}": dice for name, dice in without.items() if dice}
+
+
+def _baselines(federation: Federation, console: Console) -> dict[str, Reached]:
+    from splitpeer.demo.baselines import train_all
+    from splitpeer.training.scores import shown
+
+    console.print("baselines: the same network on each modality alone and in one process, same steps")
+    return train_all(
+        federation.hub / "job.toml",
+        federation.data,
+        federation.salt,
+        tuple(sorted(SITES.values())),
+        len(os.sched_getaffinity(0)),
+        lambda name, found: console.print(f"  {name}: mean Dice {shown(found.dice['mean'])}"),
+    )
+
+
+def _attack(federation: Federation, console: Console) -> dict[str, float]:
+    from splitpeer.cli.attack import attack_progress
+    from splitpeer.demo.leak import attack_and_report
+
+    leaked = attack_and_report(federation, federation.folder / REPORT, attack_progress(console))
+    for name, value in leaked.items():
+        console.print(f"  {name} {value:.3f}", highlight=False)
+    return leaked
+
+
+def _show_tables(
+    console: Console, rows: Mapping[str, Scores], result: Mapping[str, Any], alone: Mapping[str, Reached]
+) -> None:
+    """Dice, and where it was measured the distance and the volumes."""
+    from splitpeer.demo.report import dice_table, distance_table, volume_line
+
+    console.print(dice_table(rows))
+    distances = {SPLIT: result["hd95"]} if result["hd95"] else {}
+    if distances := distances | {name: found.hd95 for name, found in alone.items()}:
+        console.print(distance_table(distances))
+        console.print(
+            f"found of true volume, on average: {volume_line(result['volume_ml'])}", highlight=False
         )
-        rows |= {name: found.dice for name, found in alone.items()}
-        distances |= {name: found.hd95 for name, found in alone.items()}
-    leaked = {}
-    if leak:
-        console.rule("4 of 4: what the coordinator and one hospital recorded is attacked")
-        leaked = attack_and_report(federation, out / "report.html", attack_progress(console))
-        for name, value in leaked.items():
-            console.print(f"  {name} {value:.3f}", highlight=False)
-    pictures = draw(out, federation.data, federation.results, rows)
-    summary = {
+
+
+def _summary(
+    result: Mapping[str, Any], alone: Mapping[str, Reached], leaked: Mapping[str, float], seconds: float
+) -> dict[str, Any]:
+    """`summary.json`."""
+    return {
         "leakage": leaked,
         "dice": result["dice"],
-        "seconds": round(time.monotonic() - started, 1),
+        "seconds": round(seconds, 1),
         "steps": result["step"],
         "sites": len(result["sites"]),
         "tls": result["tls"],
@@ -148,20 +185,3 @@ def demo(
         "baselines": {name: found.dice for name, found in alone.items()},
         "baselines_hd95": {name: found.hd95 for name, found in alone.items()},
     }
-    write_summary(out / "summary.json", summary)
-    console.print(dice_table(rows))
-    if distances:
-        console.print(distance_table(distances))
-        console.print(
-            f"found of true volume, on average: {volume_line(result['volume_ml'])}", highlight=False
-        )
-    console.print(
-        f"{summary['steps']} steps, {summary['bytes_per_step'] / 1e6:.1f} MB a step on the wire ({summary['tls']}), "
-        f"{summary['seconds']} s"
-    )
-    console.print(
-        "look at: "
-        + ", ".join(
-            str(path) for path in (*pictures, *([out / "report.html"] if leak else []), out / "summary.json")
-        )
-    )

@@ -102,11 +102,6 @@ def find_labels(root: Path | str, layout: str) -> list[Case]:
     return list(find(root, layout, None).cases)
 
 
-def found_modalities(root: Path | str, layout: str) -> tuple[str, ...]:
-    """The modalities that names below `root` tell of; () where they do not say what a file shows."""
-    return listing(root, layout).modalities()
-
-
 def detect_layout(root: Path | str) -> str:
     """The layout of `root` where only one fits. Raises DataError where two fit or none."""
     if Path(root).name.lower().endswith(".csv") and Path(root).is_file():

@@ -137,11 +137,6 @@ class Volumes:
         """The person behind each key: BraTS 2023 holds several time points of one person. Local knowledge."""
         return {key: subject(case.patient) for key, case in self._cases.items()}
 
-    @property
-    def cached_bytes(self) -> int:
-        """Bytes of voxels held now; never more than the cache may hold."""
-        return self._cached_bytes
-
     def geometry(self, key: bytes) -> Geometry:
         """The grid of a volume as `window` cuts it, from the file's header alone."""
         if key not in self._geometries:

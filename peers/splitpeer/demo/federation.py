@@ -99,6 +99,7 @@ class Federation:
         self.hub = folder / HUB
         self.results = self.hub / "results"
         self._pki = folder / "pki"
+        self.salt = self._pki / "federation.salt"
         environment = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
         self._supervisor = Supervisor(environment, tell, self._again)
         self._curious: dict[str, dict[str, Any]] = {}
@@ -116,7 +117,7 @@ class Federation:
             pki.create_ca(self._pki, FEDERATION, now=now)
             # The order of the patients is that of their keys: with a salt of its own no demonstration would repeat.
             salt = hashlib.sha256(f"{FEDERATION} {self.job.seed}".encode()).hexdigest()
-            durable.replace(self._pki / "federation.salt", f"{salt}\n".encode())
+            durable.replace(self.salt, f"{salt}\n".encode())
             pki.issue(self._pki, "coordinator", HUB, hosts=["localhost", "127.0.0.1"], now=now)
             for site in SITES:
                 pki.issue(self._pki, "client", site, now=now)

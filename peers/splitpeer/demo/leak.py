@@ -29,7 +29,7 @@ Progress = Callable[[str, int, int], None]
 
 def recorded_keys(federation: Federation) -> list[str]:
     """Pseudonyms, in hexadecimal, of a few patients that the job will hold out."""
-    salt = load_salt(federation.folder / "pki" / "federation.salt")
+    salt = load_salt(federation.salt)
     cases = find_labels(federation.data / "labels", "folder")
     keys = [pseudonym(salt, case.patient) for case in cases]
     _, held_out = split_patients(keys, federation.job.validation, federation.job.seed)
@@ -40,10 +40,9 @@ def attack_and_report(federation: Federation, page: Path, progress: Progress) ->
     """Attack both captures and write `report.html`; returns a few figures for the terminal."""
     strangers = federation.folder / "strangers"
     write_phantom(strangers, STRANGERS, seed=federation.job.seed + 1000)
-    salt = federation.folder / "pki" / "federation.salt"
     site = federation.site_of(MODALITY)
     audit = partial(
-        CaptureAudit, salt=salt, truth=federation.data, convention="msd", seed=federation.job.seed
+        CaptureAudit, salt=federation.salt, truth=federation.data, convention="msd", seed=federation.job.seed
     )
     coordinator = audit(
         federation.capture("hub"), modality=MODALITY, samples=PATIENTS, shadow_images=400,

@@ -157,18 +157,6 @@ def available(folder: Path) -> dict[int, str]:
     return whole
 
 
-def latest(folder: Path) -> int | None:
-    """The newest step with a whole checkpoint, or None. Raises DataError where the folder cannot be read."""
-    for step in reversed(_steps(folder)):
-        try:
-            load(folder, step)
-        except DataError as error:
-            log.warning("checkpoint skipped: %s", error)
-        else:
-            return step
-    return None
-
-
 def discard_after(folder: Path, step: int) -> None:
     """Remove the checkpoints of steps beyond `step`: after a rollback they tell of a run that never was."""
     steps = _steps(folder)

@@ -312,8 +312,8 @@ class CoordinatorHalf(_Half):
 
     In an exclusive task the network has one channel more than there are regions, the background (see `loss`).
 
-    With labels at a site (U-shaped), that site turns `decode`'s logits into a gradient with
-    `loss_and_gradient`, and `apply` takes it from there. `step` is the three in a row.
+    With labels at a site (U-shaped), that site turns `decode`'s logits into a gradient, and `apply` takes it from
+    there. `step` is the three in a row.
     """
 
     def __init__(
@@ -431,22 +431,6 @@ class CoordinatorHalf(_Half):
 
     def _forget(self) -> None:
         self._leaves, self._logits = {}, None
-
-
-def loss_and_gradient(
-    logits: np.ndarray, target: np.ndarray | Tensor, *, exclusive: bool = False
-) -> tuple[float, np.ndarray]:
-    """The loss and its gradient by the logits (float32, their shape): the part of a site that holds labels.
-
-    Raises:
-        JobFailed: the loss is not finite.
-    """
-    leaf = _tensor(logits, torch.device("cpu")).requires_grad_()
-    loss = task_loss(leaf, _tensor(target, torch.device("cpu")), exclusive=exclusive)
-    if not math.isfinite(loss.item()):
-        raise JobFailed("the loss is not a finite number; lower the learning rate")
-    loss.backward()
-    return loss.item(), _array(leaf.grad)
 
 
 def _foreign(name: str) -> DataError:

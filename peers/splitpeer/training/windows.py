@@ -43,14 +43,6 @@ def window_origins(
     return list(itertools.product(x, y, z))
 
 
-def cut_window(volume: np.ndarray, origin: Sequence[int], window: Sequence[int]) -> np.ndarray:
-    """The window [..., h, w, d] at `origin` of a volume [..., H, W, D], zero where it exceeds the volume."""
-    inside, within = _overlap(volume.shape[-3:], origin, window)
-    cut = np.zeros((*volume.shape[:-3], *window), dtype=volume.dtype)
-    cut[..., *within] = volume[..., *inside]
-    return cut
-
-
 class WindowMerger:
     """Weighted mean of overlapping windows' predictions.
 

@@ -13,7 +13,7 @@ from splitpeer.data.layouts import (
     find,
     find_images,
     find_labels,
-    found_modalities,
+    listing,
     subject,
 )
 from splitpeer.data.modalities import canonical_modality
@@ -58,7 +58,7 @@ def test_msd_takes_the_channel_from_its_description_and_skips_junk(msd: Path) ->
     assert [(c.patient, c.channel) for c in cases] == [("BRATS_001", 2), ("BRATS_002", 2)]
     assert [c.path.parent.name for c in find_labels(msd, "msd")] == ["labelsTr"] * 2
     assert [c.patient for c in find_labels(msd, "msd")] == ["BRATS_001", "BRATS_002"]
-    assert found_modalities(msd, "msd") == ("flair", "t1", "t1ce", "t2")
+    assert listing(msd, "msd").modalities() == ("flair", "t1", "t1ce", "t2")
     assert detect_layout(msd) == "msd"
 
 
@@ -121,7 +121,7 @@ def test_brats_2023_hyphens_and_time_points(tmp_path: Path, brats) -> None:
         brats(tmp_path, f"BraTS-GLI-00005-{visit}", ("t1n", "t1c", "t2w", "t2f", "seg"), separator="-")
     found = find_images(tmp_path, "brats", "flair")
     assert [c.patient for c in found] == ["BraTS-GLI-00005-000", "BraTS-GLI-00005-001"]
-    assert found_modalities(tmp_path, "brats") == ("flair", "t1", "t1ce", "t2")
+    assert listing(tmp_path, "brats").modalities() == ("flair", "t1", "t1ce", "t2")
     assert {subject(c.patient) for c in found} == {"BraTS-GLI-00005"}
     assert subject("BRATS_001") == "BRATS_001"
 
@@ -184,7 +184,7 @@ def test_a_folder_per_modality(tmp_path: Path, files) -> None:
     for name in ("ADC/P1", "ADC/P2", "t2/P1", "labels/P1"):
         files.save(tmp_path / f"{name}.nii.gz", files.head() if "labels" not in name else files.mask())
     assert detect_layout(tmp_path) == "folder"
-    assert found_modalities(tmp_path, "folder") == ("adc", "t2")
+    assert listing(tmp_path, "folder").modalities() == ("adc", "t2")
     assert [case.patient for case in find_images(tmp_path, "folder", "adc")] == ["P1", "P2"]
     assert [case.path.parent.name for case in find_labels(tmp_path, "folder")] == ["labels"]
     assert find(tmp_path, "folder", "t2").lacking == ("P2",)
@@ -213,7 +213,7 @@ def test_a_patient_folder_may_hold_any_modality(tmp_path: Path, files) -> None:
     assert [case.path.name for case in find_images(tmp_path, "patient-folders", "b1000")] == [
         "P1_b1000.nii.gz"
     ]
-    assert found_modalities(tmp_path, "patient-folders") == ("adc",)
+    assert listing(tmp_path, "patient-folders").modalities() == ("adc",)
 
 
 # --- BraTS of every year, BIDS with sessions and runs -------------------------------------------------------------
@@ -267,7 +267,7 @@ def test_bids_with_sessions_runs_and_other_folders(tmp_path: Path, files) -> Non
     ):  # fmt: skip
         files.save(tmp_path / f"{name}.nii.gz", files.head())
     assert detect_layout(tmp_path) == "bids"
-    assert found_modalities(tmp_path, "bids") == ("adc", "pdw", "pet", "t1")
+    assert listing(tmp_path, "bids").modalities() == ("adc", "pdw", "pet", "t1")
     assert [case.patient for case in find_images(tmp_path, "bids", "t1")] == ["sub-01_ses-1"]
     assert [case.path.parent.name for case in find_images(tmp_path, "bids", "pet")] == ["pet"]
     with pytest.raises(DataError, match="no seg file"):

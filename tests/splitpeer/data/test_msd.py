@@ -10,7 +10,7 @@ import pytest
 
 from splitpeer.data import msd as layout
 from splitpeer.data.check import check
-from splitpeer.data.layouts import detect_layout, find, find_images, find_labels, found_modalities, look
+from splitpeer.data.layouts import detect_layout, find, find_images, find_labels, listing, look
 from splitpeer.data.nifti import read_voxels
 from splitpeer.data.volumes import Volumes
 from splitpeer.errors import DataError
@@ -50,7 +50,7 @@ def write(root: Path, **entries: object) -> None:
 def test_a_prostate_task_has_two_modalities_in_one_file(task) -> None:
     root = task({"0": "T2", "1": "ADC"})
     assert detect_layout(root) == "msd"
-    assert found_modalities(root, "msd") == ("adc", "t2")
+    assert listing(root, "msd").modalities() == ("adc", "t2")
     cases = find_images(root, "msd", "ADC")
     assert [(case.patient, case.channel) for case in cases] == [("prostate_00", 1), ("prostate_01", 1)]
     assert [float(read_voxels(case)[0].max()) for case in cases] == [1.0, 101.0]
@@ -70,7 +70,7 @@ def test_a_task_of_one_modality_has_files_of_three_axes(task) -> None:
 
 def test_data_check_reads_any_task_and_shows_what_its_labels_mean(task) -> None:
     root = task({"0": "CT", "1": "PET"}, labels={"0": "background", "1": "cancer"})
-    report = check(root, modality="pet")
+    report = check(root, modalities=["pet"])
     assert report.counts == {"pet": 2, "labels": 2} and report.layout == "msd"
     assert "label         1 cancer" in report.lines()
     assert check(root).counts == {"ct": 2, "pet": 2, "labels": 2}
@@ -97,7 +97,7 @@ def test_a_site_without_masks_is_only_warned(task) -> None:
     for path in (root / "labelsTr").iterdir():
         path.unlink()
     assert [case.patient for case in find_images(root, "msd", "t2")] == ["prostate_00", "prostate_01"]
-    report = check(root, modality="adc")
+    report = check(root, modalities=["adc"])
     assert any("labelsTr/prostate_00.nii.gz" in text for text in report.warnings)
     assert not any("labelsTr" in text for text in report.problems)
 
@@ -124,7 +124,7 @@ def test_an_unclear_channel_is_a_problem_and_never_a_guess(task, modality, wante
     with pytest.raises(DataError) as caught:
         find_images(root, "msd", wanted)
     assert what in str(caught.value)
-    assert any(what in text for text in check(root, modality=wanted).problems)
+    assert any(what in text for text in check(root, modalities=[wanted] if wanted else []).problems)
 
 
 def test_a_problem_of_one_channel_leaves_the_others_usable(task) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from splitpeer.data import patient_list
 from splitpeer.data.check import check
-from splitpeer.data.layouts import detect_layout, find, find_images, find_labels, found_modalities, look
+from splitpeer.data.layouts import detect_layout, find, find_images, find_labels, listing, look
 from splitpeer.errors import DataError
 
 
@@ -98,7 +98,7 @@ def test_a_list_may_say_what_each_file_shows(listed) -> None:
         "# exported on Monday\npatient,modality,path\nP1,ADC,1.nii.gz\n\n  # P1 was scanned twice\n"
         'P1,seg,x.nii.gz\n"P,2",t2w,"scans/P002_T1.nii"\n'
     )
-    assert found_modalities(path, "csv") == ("adc", "t2")
+    assert listing(path, "csv").modalities() == ("adc", "t2")
     assert [(case.patient, case.path.name) for case in find_images(path, "csv", "adc")] == [
         ("P1", "1.nii.gz")
     ]

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from splitpeer.data.check import check
-from splitpeer.data.layouts import find, find_images, find_labels, found_modalities
+from splitpeer.data.layouts import find, find_images, find_labels, listing
 from splitpeer.errors import DataError
 
 
@@ -84,7 +84,7 @@ def test_a_pattern_may_name_the_modality(tmp_path: Path) -> None:
         f"P_2-{'x' * 40}.nii.gz",
     )
     pattern = "{patient}-{modality}.nii.gz"
-    assert found_modalities(tmp_path, pattern) == ("adc", "t1ce")
+    assert listing(tmp_path, pattern).modalities() == ("adc", "t1ce")
     assert ids(tmp_path, pattern, "adc") == ["P_1", "P_2"]
     assert find(tmp_path, pattern, "t1gd").lacking == ("P_2",)
     assert [case.path.name for case in find_labels(tmp_path, pattern)] == ["P_1-seg.nii.gz"]
@@ -116,7 +116,7 @@ def test_data_check_reads_a_pattern(tmp_path: Path, files) -> None:
         files.save(tmp_path / patient / "ADC_b1000.nii.gz", files.head())
         files.save(tmp_path / patient / "scout.nii.gz", files.head())
     files.truncate(tmp_path / "P2" / "ADC_b1000.nii.gz")
-    report = check(tmp_path, "{patient}/ADC*.nii.gz", "adc")
+    report = check(tmp_path, "{patient}/ADC*.nii.gz", ["adc"])
     assert report.counts == {"adc": 2} and len(report.problems) == 1
     assert "P2/ADC_b1000.nii.gz: truncated" in report.problems[0]
     assert any(text.startswith("2 not taken: P1/scout.nii.gz, P2/scout.nii.gz") for text in report.warnings)

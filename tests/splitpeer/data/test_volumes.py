@@ -184,11 +184,11 @@ def test_the_cache_is_bounded_and_forgets_the_oldest(tmp_path: Path, files, capl
     a, b, c = (pseudonym(files.SALT, n) for n in "abc")
     for key, held in ((a, 1), (b, 2), (a, 2), (c, 2)):
         volumes.window(key, (0, 0, 0), (1, 1, 1))
-        assert volumes.cached_bytes == held * one
+        assert volumes._cached_bytes == held * one
     assert set(volumes._cache) == {a, c}
     tiny = Volumes(cases, salt=files.SALT, cache_mib=0)
     with caplog.at_level(logging.WARNING):
-        assert tiny.window(a, (9, 9, 9), (4, 4, 4)).any() and tiny.cached_bytes == 0
+        assert tiny.window(a, (9, 9, 9), (4, 4, 4)).any() and tiny._cached_bytes == 0
     assert "does not fit the cache" in caplog.text and str(tmp_path) not in caplog.text
 
 
@@ -208,7 +208,7 @@ def test_several_threads_see_the_same_voxels(tmp_path: Path, files) -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    assert not wrong and volumes.cached_bytes == 6 * 12 * 10 * 8 * 4
+    assert not wrong and volumes._cached_bytes == 6 * 12 * 10 * 8 * 4
 
 
 def test_a_patient_the_site_does_not_hold(tmp_path: Path, files) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import secrets
 import shutil
 import signal
 from collections.abc import Callable, Iterator
@@ -14,7 +15,6 @@ import numpy as np
 import pytest
 
 from splitpeer.captures.reader import Capture, open_capture
-from splitpeer.captures.recorder import new_key
 from splitpeer.cli import main
 from splitpeer.coordinator import record as runs
 from splitproto.messages import Activations, Advance
@@ -154,8 +154,8 @@ async def test_an_encrypted_capture_needs_its_key_and_bf16_is_not_defended_again
     scene: Scene, cli: Run, tmp_path: Path
 ) -> None:
     scene.cast("t1", training={"steps": 1, "batch": 1, "precision": "bf16"})
-    new_key(scene.folder / "hub" / "capture.key")
-    new_key(tmp_path / "other.key")
+    for folder, name in ((scene.folder / "hub", "capture.key"), (tmp_path, "other.key")):
+        (folder / name).write_bytes(secrets.token_bytes(32))
     scene.coordinator(capture={"key": "capture.key"})
     ran = await scene.together(curious=("hub",))
     assert ran.result is not None and ran.result.complete, ran

@@ -9,7 +9,6 @@ import signal
 import stat
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -85,12 +84,11 @@ def test_the_newest_are_kept(tmp_path: Path) -> None:
     for step in range(0, 600, 100):
         checkpoint.save(tmp_path, step, TENSORS, META, keep=2)
     assert list(checkpoint.available(tmp_path)) == [400, 500]
-    assert checkpoint.latest(tmp_path) == 500
     checkpoint.save(tmp_path, 300, TENSORS, META, keep=1)
     assert list(checkpoint.available(tmp_path)) == [300], "what was just written stays, though not the newest"
     checkpoint.save(tmp_path, 400, TENSORS, META)
     checkpoint.discard_after(tmp_path, 300)
-    assert checkpoint.latest(tmp_path) == 300
+    assert list(checkpoint.available(tmp_path)) == [300]
 
 
 def test_named_steps_are_kept(tmp_path: Path) -> None:
@@ -127,7 +125,6 @@ def test_an_old_one_that_stays_is_no_failure(
 
 def test_an_empty_folder(tmp_path: Path) -> None:
     assert checkpoint.available(tmp_path / "none") == {}
-    assert checkpoint.latest(tmp_path / "none") is None
     checkpoint.discard_after(tmp_path / "none", 0)
     with pytest.raises(DataError, match="no such checkpoint"):
         checkpoint.load(tmp_path, 5)
@@ -143,7 +140,6 @@ def assert_recognised(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         assert list(checkpoint.available(folder)) == [100]
     assert "step-00000200" in caplog.text
-    assert checkpoint.latest(folder) == 100
 
 
 @pytest.fixture
@@ -253,24 +249,21 @@ def test_a_disk_that_is_full(small_disk: SmallDisk, room: int) -> None:
     assert list(checkpoint.available(folder)) == [200, 300]
 
 
-@pytest.mark.parametrize("ask", [checkpoint.available, checkpoint.latest])
-def test_a_folder_that_cannot_be_read(
-    tmp_path: Path, ask: Callable[[Path], object], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_folder_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """None there and none seen are two things: the second must not begin a run anew."""
     checkpoint.save(tmp_path, 100, TENSORS, META)
     (tmp_path / "file").write_text("not a folder")
     with pytest.raises(
         DataError, match=r"^[^\n]*file: checkpoints cannot be read \(Not a directory\)[^\n]*$"
     ):
-        ask(tmp_path / "file")
+        checkpoint.available(tmp_path / "file")
 
     def refuse(path: Path) -> list[str]:
         raise PermissionError(errno.EACCES, "Permission denied", str(path))
 
     monkeypatch.setattr(checkpoint.os, "listdir", refuse)
     with pytest.raises(DataError, match=r"checkpoints cannot be read \(Permission denied\)"):
-        ask(tmp_path)
+        checkpoint.available(tmp_path)
 
 
 def test_a_bad_sector(two: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -285,7 +278,6 @@ def test_a_bad_sector(two: Path, caplog: pytest.LogCaptureFixture, monkeypatch: 
     monkeypatch.setattr(reading, "read", read)
     assert list(checkpoint.available(two)) == [100]
     assert "step-00000200.safetensors: cannot be read (Input/output error)" in caplog.text
-    assert checkpoint.latest(two) == 100
 
 
 def test_misuse(tmp_path: Path) -> None:

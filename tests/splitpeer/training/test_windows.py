@@ -8,7 +8,7 @@ import torch
 from monai.data.utils import compute_importance_map, dense_patch_slices
 from monai.inferers import sliding_window_inference
 
-from splitpeer.training.windows import WindowMerger, _importance, cut_window, window_origins
+from splitpeer.training.windows import WindowMerger, _importance, _overlap, window_origins
 
 
 def predict(x: torch.Tensor) -> torch.Tensor:
@@ -16,6 +16,14 @@ def predict(x: torch.Tensor) -> torch.Tensor:
     ramp = torch.linspace(0, 1, x.shape[2]).reshape(1, 1, -1, *[1] * (x.dim() - 3))
     mean = x.mean(dim=tuple(range(1, x.dim())), keepdim=True)
     return torch.cat([x.sigmoid(), x * ramp, x - mean], dim=1)
+
+
+def cut_window(volume: np.ndarray, origin: tuple[int, ...], window: tuple[int, ...]) -> np.ndarray:
+    """The window [..., h, w, d] at `origin` of a volume [..., H, W, D], zero where it exceeds the volume."""
+    inside, within = _overlap(volume.shape[-3:], origin, window)
+    cut = np.zeros((*volume.shape[:-3], *window), dtype=volume.dtype)
+    cut[..., *within] = volume[..., *inside]
+    return cut
 
 
 @pytest.mark.parametrize(
