@@ -12,11 +12,11 @@ vessels) and spots that are bright in FLAIR alone (artefacts of flow), so no hos
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
-import nibabel as nib
 import numpy as np
+
+from splitpeer.data.phantom.drawing import inside, places, save, scanner_grid, script
 
 SHAPE, SPACING = (64, 64, 20), (3.0, 3.0, 5.0)
 """Voxels; millimetres."""
@@ -45,24 +45,17 @@ def holders(number: int) -> tuple[str, ...]:
 def patient(seed: int, number: int) -> dict[str, np.ndarray]:
     """`t1` and `flair`, int16 [x, y, z], 0 outside the brain; `labels`, uint8. As if nothing were missing."""
     rng = np.random.default_rng([seed, number])
-    place = [
-        (np.arange(n) - (n - 1) / 2).reshape([-1 if a == axis else 1 for a in range(3)]) * mm
-        for axis, (n, mm) in enumerate(zip(SHAPE, SPACING, strict=True))
-    ]
-
-    def inside(centre: np.ndarray | tuple[float, ...], radii: np.ndarray | tuple[float, ...]) -> np.ndarray:
-        return sum(((x - c) / r) ** 2 for x, c, r in zip(place, centre, radii, strict=True)) < 1
-
+    place = places(SHAPE, SPACING)
     radii = np.array([66, 82, 46]) * rng.uniform(0.93, 1.07, 3)
-    brain, white = inside((0, 0, 0), radii), inside((0, 0, 0), radii * 0.8)
-    ventricles = inside((-10, 0, 5), (7, 26, 14)) | inside((10, 0, 5), (7, 26, 14))
+    brain, white = inside(place, (0, 0, 0), radii), inside(place, (0, 0, 0), radii * 0.8)
+    ventricles = inside(place, (-10, 0, 5), (7, 26, 14)) | inside(place, (10, 0, 5), (7, 26, 14))
     t1, flair = np.full((2, *SHAPE), 0.0)
     for (one, other), where in ((GREY, brain), (WHITE, white), (FLUID, ventricles)):
         t1[where], flair[where] = one, other
     lesion = np.zeros(SHAPE, bool)
     for kind in ("t1", "flair", "both") * 3:
         centre = rng.uniform(-0.55, 0.55, 3) * radii
-        spot = inside(centre, rng.uniform(8, 14, 3)) & white & ~ventricles
+        spot = inside(place, centre, rng.uniform(8, 14, 3)) & white & ~ventricles
         # A later spot takes the place of an earlier one, in both images and in the mask.
         lesion = lesion | spot if kind == "both" else lesion & ~spot
         t1[spot] = WHITE[0] if kind == "flair" else T1_DARK
@@ -78,25 +71,10 @@ def patient(seed: int, number: int) -> dict[str, np.ndarray]:
 
 
 def affine(seed: int, number: int) -> np.ndarray:
-    """Voxel to millimetres (RAS), 4x4: stored towards left and back, slices tilted to the base of the skull."""
+    """Voxel to millimetres (RAS), 4x4: slices tilted to the base of the skull."""
     rng = np.random.default_rng([seed, number, 1])
-    tilt = np.deg2rad(rng.uniform(*SCANNERS[hospital(number)][2]))
-    about_x = np.array([[1, 0, 0], [0, np.cos(tilt), -np.sin(tilt)], [0, np.sin(tilt), np.cos(tilt)]])
-    out = np.eye(4)
-    out[:3, :3] = about_x @ np.diag([-SPACING[0], -SPACING[1], SPACING[2]])
-    out[:3, 3] = rng.uniform(-8, 8, 3) - out[:3, :3] @ (np.array(SHAPE) - 1) / 2
-    return out
-
-
-def save(path: Path, voxels: np.ndarray, grid: np.ndarray, description: str) -> None:
-    """One NIfTI-1 file in scanner coordinates, millimetres."""
-    image = nib.Nifti1Image(voxels, grid)
-    image.set_sform(grid, code="scanner")
-    image.set_qform(grid, code="scanner")
-    image.header.set_xyzt_units("mm")
-    image.header["descrip"] = description
-    path.parent.mkdir(parents=True, exist_ok=True)
-    nib.save(image, path)
+    tilt = rng.uniform(*SCANNERS[hospital(number)][2])
+    return scanner_grid(SHAPE, SPACING, rng.uniform(-8, 8, 3), tilt=tilt)
 
 
 def write(folder: Path, patients: int = 24, seed: int = 0) -> dict[str, tuple[str, ...]]:
@@ -113,10 +91,4 @@ def write(folder: Path, patients: int = 24, seed: int = 0) -> dict[str, tuple[st
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description="Write heads of nobody: north, east, south, labels.")
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--patients", type=int, default=24)
-    parser.add_argument("--seed", type=int, default=0)
-    given = parser.parse_args()
-    cohort = write(given.folder, given.patients, given.seed)
-    print(f"{len(cohort)} patients in {given.folder}: north, east, south, labels")
+    script("Write heads of nobody", "north, east, south, labels", write)

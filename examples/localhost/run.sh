@@ -2,30 +2,12 @@
 # Two hospitals and a coordinator on this machine: every step of README.md, one after the other.
 #   run.sh [FOLDER]     everything is written below FOLDER (default runs/localhost), which must not exist yet
 #   PATIENTS=8 PORT=7443 can be set in the environment.
-set -euo pipefail
-
 here=$(cd "$(dirname "$0")" && pwd)
+. "$here/../common.sh"
 folder=${1:-runs/localhost}
 patients=${PATIENTS:-8}
 address=tcp://127.0.0.1:${PORT:-7443}
-export OMP_NUM_THREADS=1 # three processes share the cores
-
-command -v splitpeer >/dev/null || { echo "run.sh: splitpeer is not on PATH: activate its environment" >&2; exit 4; }
-[ ! -e "$folder" ] || { echo "run.sh: $folder exists: remove it, or name another folder" >&2; exit 4; }
-mkdir -p "$folder"
-cd "$folder"
-
-started=()
-stop() { # whatever ends this script ends what it started
-    local status=$?
-    trap - EXIT
-    [ ${#started[@]} -eq 0 ] || kill "${started[@]}" 2>/dev/null || true
-    wait
-    exit "$status"
-}
-trap stop EXIT
-trap 'exit 130' INT
-trap 'exit 143' TERM
+begin "$folder"
 
 echo "1. images: $patients phantom patients, each contrast in a folder of its own"
 splitpeer data phantom data --patients "$patients"
@@ -46,19 +28,12 @@ for peer in hub north south; do splitpeer config check $peer/peer.toml; done
 
 echo "4. the hospitals dial and wait, the coordinator starts the job; logs in north/log, south/log, hub/log"
 splitpeer serve --role client --modality flair --config north/peer.toml >north/log 2>&1 &
-north=$!
+started+=($!)
 splitpeer serve --role client --modality t1ce --config south/peer.toml >south/log 2>&1 &
-south=$!
+started+=($!)
 splitpeer serve --role coordinator --config hub/peer.toml --job hub/job.toml >hub/log 2>&1 &
-hub=$!
-started=("$north" "$south" "$hub")
-
-status=0
-for peer in hub north south; do
-    wait "${!peer}" || { status=$?; echo "run.sh: $peer left with exit code $status:" >&2; tail -n 3 "$peer/log" >&2; }
-done
-started=()
-[ "$status" -eq 0 ] || exit "$status"
+started+=($!)
+finish hub/log
 
 tail -n 1 hub/log
 echo "   results: $folder/hub/runs/localhost/result.json, metrics.jsonl, predictions/"

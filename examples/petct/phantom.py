@@ -11,11 +11,11 @@ tumour without the other.
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
-import nibabel as nib
 import numpy as np
+
+from splitpeer.data.phantom.drawing import inside, places, save, scanner_grid, script
 
 SHAPE, SPACING = (64, 64, 24), (5.0, 5.0, 5.0)
 """Voxels; millimetres."""
@@ -35,26 +35,16 @@ RESCALE_INTERCEPT = -1024
 def patient(seed: int, number: int) -> dict[str, np.ndarray]:
     """`ct` in HU, int16 [x, y, z]; `pet` in SUV, float32; `labels`, uint8."""
     rng = np.random.default_rng([seed, number])
-    place = [
-        (np.arange(n) - (n - 1) / 2).reshape([-1 if a == axis else 1 for a in range(3)]) * mm
-        for axis, (n, mm) in enumerate(zip(SHAPE, SPACING, strict=True))
-    ]
-
-    def inside(
-        centre: tuple[float, ...] | np.ndarray, radii: tuple[float, ...] | np.ndarray | float
-    ) -> np.ndarray:
-        radii = np.broadcast_to(radii, 3)
-        return sum(((x - c) / r) ** 2 for x, c, r in zip(place, centre, radii, strict=True)) < 1
-
+    place = places(SHAPE, SPACING)
     size, long = rng.uniform(0.92, 1.08), 1e6
-    lungs = [inside((side * 58 * size, 5, 0), (40 * size, 55 * size, 75)) for side in (-1, 1)]
+    lungs = [inside(place, (side * 58 * size, 5, 0), (40 * size, 55 * size, 75)) for side in (-1, 1)]
     parts = [
-        (FAT, inside((0, 0, 0), (145 * size, 105 * size, long))),
-        (SOFT, inside((0, 0, 0), (122 * size, 84 * size, long))),
-        (FAT, inside((0, 10, 0), (25 * size, 45 * size, long))),  # the mediastinum
+        (FAT, inside(place, (0, 0, 0), (145 * size, 105 * size, long))),
+        (SOFT, inside(place, (0, 0, 0), (122 * size, 84 * size, long))),
+        (FAT, inside(place, (0, 10, 0), (25 * size, 45 * size, long))),  # the mediastinum
         (LUNG, lungs[0] | lungs[1]),
-        (SOFT, inside((10, 18, -25), (32, 28, 30))),  # the heart
-        (BONE, inside((0, -62 * size, 0), (14, 14, long))),  # the spine
+        (SOFT, inside(place, (10, 18, -25), (32, 28, 30))),  # the heart
+        (BONE, inside(place, (0, -62 * size, 0), (14, 14, long))),  # the spine
     ]
     ct, pet = np.full((2, *SHAPE), 0.0)
     ct[:], pet[:] = AIR
@@ -63,7 +53,7 @@ def patient(seed: int, number: int) -> dict[str, np.ndarray]:
     tumour = np.zeros(SHAPE, bool)
     for kind in ("uptake", "density", "both") * 2:
         where, centre = _place(rng, size)
-        spot = inside(centre, rng.uniform(11, 18, 3))
+        spot = inside(place, centre, rng.uniform(11, 18, 3))
         # A later spot takes the place of an earlier one, in both images and in the mask.
         tumour = tumour | spot if kind == "both" else tumour & ~spot
         ct[spot] = INFLAMED[where] if kind == "uptake" else rng.uniform(35, 60)
@@ -101,28 +91,10 @@ def _blurred(voxels: np.ndarray) -> np.ndarray:
 
 
 def affine(seed: int, number: int) -> np.ndarray:
-    """Voxel to millimetres (RAS), 4x4: stored towards left and back; the patient lies a little turned."""
+    """Voxel to millimetres (RAS), 4x4: the patient lies a little turned."""
     rng = np.random.default_rng([seed, number, 1])
-    turn = np.deg2rad(rng.uniform(-3, 3))
-    about_z = np.array([[np.cos(turn), -np.sin(turn), 0], [np.sin(turn), np.cos(turn), 0], [0, 0, 1]])
-    out = np.eye(4)
-    out[:3, :3] = about_z @ np.diag([-SPACING[0], -SPACING[1], SPACING[2]])
-    out[:3, 3] = np.array([0, 0, rng.uniform(-900, -300)]) - out[:3, :3] @ (np.array(SHAPE) - 1) / 2
-    return out
-
-
-def save(path: Path, voxels: np.ndarray, grid: np.ndarray, description: str) -> None:
-    """One NIfTI-1 file in scanner coordinates, millimetres; int16 as CT is stored, with its rescale intercept."""
-    hounsfield = voxels.dtype == np.int16
-    image = nib.Nifti1Image((voxels - RESCALE_INTERCEPT).astype(np.uint16) if hounsfield else voxels, grid)
-    image.set_sform(grid, code="scanner")
-    image.set_qform(grid, code="scanner")
-    image.header.set_xyzt_units("mm")
-    image.header["descrip"] = description
-    if hounsfield:
-        image.header.set_slope_inter(1, RESCALE_INTERCEPT)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    nib.save(image, path)
+    turn = rng.uniform(-3, 3)
+    return scanner_grid(SHAPE, SPACING, (0, 0, rng.uniform(-900, -300)), turn=turn)
 
 
 def write(folder: Path, patients: int = 24, seed: int = 0) -> list[str]:
@@ -132,16 +104,11 @@ def write(folder: Path, patients: int = 24, seed: int = 0) -> list[str]:
     for number, one in enumerate(ids):
         grid = affine(seed, number)
         for kind, voxels in patient(seed, number).items():
-            save(folder / kind / f"{one}.nii.gz", voxels, grid, told[kind])
+            save(
+                folder / kind / f"{one}.nii.gz", voxels, grid, told[kind], RESCALE_INTERCEPT * (kind == "ct")
+            )
     return ids
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description="Write chests of nobody: ct, pet, labels.")
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--patients", type=int, default=24)
-    parser.add_argument("--seed", type=int, default=0)
-    given = parser.parse_args()
-    print(
-        f"{len(write(given.folder, given.patients, given.seed))} patients in {given.folder}: ct, pet, labels"
-    )
+    script("Write chests of nobody", "ct, pet, labels", write)

@@ -10,11 +10,11 @@ spots that restrict diffusion alone (stromal nodules), so neither hospital can t
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
-import nibabel as nib
 import numpy as np
+
+from splitpeer.data.phantom.drawing import Volume, inside, places, save, scanner_grid, script
 
 SHAPE, SPACING = (64, 64, 16), (1.25, 1.25, 3.6)
 """Voxels; millimetres."""
@@ -29,19 +29,11 @@ T2_NOISE, ADC_NOISE = 22, 90
 def patient(seed: int, number: int) -> dict[str, np.ndarray]:
     """`t2` and `adc`, int16 [x, y, z]; `labels`, uint8: `GLAND` without `LESION`, which is inside it."""
     rng = np.random.default_rng([seed, number])
-    place = [
-        (np.arange(n) - (n - 1) / 2).reshape([-1 if a == axis else 1 for a in range(3)]) * mm
-        for axis, (n, mm) in enumerate(zip(SHAPE, SPACING, strict=True))
-    ]
-
-    def inside(centre: np.ndarray, radii: np.ndarray | float) -> np.ndarray:
-        radii = np.broadcast_to(radii, 3)
-        return sum(((x - c) / r) ** 2 for x, c, r in zip(place, centre, radii, strict=True)) < 1
-
+    place = places(SHAPE, SPACING)
     middle, radii = rng.uniform(-2, 2, 3), np.array([22, 18, 20]) * rng.uniform(0.85, 1.15, 3)
-    gland = inside(middle, radii)
-    transition = inside(middle + np.array([0, 4, 0]), radii * 0.6)
-    body = inside(np.zeros(3), (36, 34, 60))
+    gland = inside(place, middle, radii)
+    transition = inside(place, middle + np.array([0, 4, 0]), radii * 0.6)
+    body = inside(place, np.zeros(3), (36, 34, 60))
     t2, adc = np.full((2, *SHAPE), 0.0)
     for name, where in (
         ("fat", body),
@@ -52,7 +44,7 @@ def patient(seed: int, number: int) -> dict[str, np.ndarray]:
         t2[where], adc[where] = TISSUES[name]
     lesion = np.zeros(SHAPE, bool)
     for kind in ("both", "t2", "adc") * 2:
-        spot = inside(middle + rng.uniform(-0.6, 0.6, 3) * radii, rng.uniform(4.5, 8, 3)) & gland
+        spot = inside(place, middle + rng.uniform(-0.6, 0.6, 3) * radii, rng.uniform(4.5, 8, 3)) & gland
         lesion = lesion | spot if kind == "both" else lesion & ~spot
         # A later spot takes the place of an earlier one, in both images and in the mask.
         normal = np.where(transition[..., None], TISSUES["transition"], TISSUES["peripheral"])[spot]
@@ -68,32 +60,17 @@ def patient(seed: int, number: int) -> dict[str, np.ndarray]:
     }
 
 
-def _ring(place: list[np.ndarray]) -> np.ndarray:
+def _ring(place: list[Volume]) -> np.ndarray:
     """Muscle left and right of the gland, bool [x, y, z]."""
-    return ((abs(place[0]) - 30) / 5) ** 2 + (place[1] / 18) ** 2 + 0 * place[2] < 1
+    distance: Volume = ((abs(place[0]) - 30) / 5) ** 2 + (place[1] / 18) ** 2 + 0 * place[2]
+    return distance < 1
 
 
 def affine(seed: int, number: int) -> np.ndarray:
-    """Voxel to millimetres (RAS), 4x4: stored as a scanner does (towards left and back), slices tilted to the gland."""
+    """Voxel to millimetres (RAS), 4x4: slices tilted to the gland."""
     rng = np.random.default_rng([seed, number, 1])
-    tilt, turn = np.deg2rad(rng.uniform(5, 20)), np.deg2rad(rng.uniform(-4, 4))
-    about_x = np.array([[1, 0, 0], [0, np.cos(tilt), -np.sin(tilt)], [0, np.sin(tilt), np.cos(tilt)]])
-    about_z = np.array([[np.cos(turn), -np.sin(turn), 0], [np.sin(turn), np.cos(turn), 0], [0, 0, 1]])
-    out = np.eye(4)
-    out[:3, :3] = about_z @ about_x @ np.diag([-SPACING[0], -SPACING[1], SPACING[2]])
-    out[:3, 3] = rng.uniform(-10, 10, 3) - out[:3, :3] @ (np.array(SHAPE) - 1) / 2
-    return out
-
-
-def save(path: Path, voxels: np.ndarray, grid: np.ndarray, description: str) -> None:
-    """One NIfTI-1 file in scanner coordinates, millimetres."""
-    image = nib.Nifti1Image(voxels, grid)
-    image.set_sform(grid, code="scanner")
-    image.set_qform(grid, code="scanner")
-    image.header.set_xyzt_units("mm")
-    image.header["descrip"] = description
-    path.parent.mkdir(parents=True, exist_ok=True)
-    nib.save(image, path)
+    tilt, turn = rng.uniform(5, 20), rng.uniform(-4, 4)
+    return scanner_grid(SHAPE, SPACING, rng.uniform(-10, 10, 3), tilt=tilt, turn=turn)
 
 
 def write(folder: Path, patients: int = 24, seed: int = 0) -> list[str]:
@@ -108,11 +85,4 @@ def write(folder: Path, patients: int = 24, seed: int = 0) -> list[str]:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description="Write prostates of nobody: t2, adc, labels.")
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--patients", type=int, default=24)
-    parser.add_argument("--seed", type=int, default=0)
-    given = parser.parse_args()
-    print(
-        f"{len(write(given.folder, given.patients, given.seed))} patients in {given.folder}: t2, adc, labels"
-    )
+    script("Write prostates of nobody", "t2, adc, labels", write)
