@@ -1,6 +1,6 @@
-"""Dialling: `dial` resolves a name, tries its addresses, and says what was wrong if nobody answers.
+"""Dialling: `dial` tries the ways to a listener and says what was wrong if nobody answers.
 
-It ends with an admitted `Session`, over ZeroMQ or over any lane that can be dialled.
+It ends with an admitted `Session`, over ZeroMQ or over any lane that has a `Destination`.
 """
 
 from __future__ import annotations
@@ -8,20 +8,16 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-import socket as tcp
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 
 from . import constants
 from .connection import Connection, Timing
-from .errors import DeadlineExceeded, LinkLost, SplitprotoError
+from .errors import LinkLost, SplitprotoError
 from .hosts import without_zone
 from .identity import AllowList, Credentials, Identity
-from .lanes.addresses import dialled_address, format_address
-from .lanes.base import Dialled
-from .lanes.memory import MemoryLane
-from .lanes.zeromq import Context, Dealer
+from .lanes.base import Attempt, Destination
+from .lanes.tcp_dial import TcpDestination
+from .lanes.zeromq import Context
 from .negotiation import Offer
 from .recheck import files_digest
 from .session import Session
@@ -32,7 +28,7 @@ log = logging.getLogger(__name__)
 
 
 async def dial(
-    address: str | MemoryLane,
+    address: str | Destination,
     credentials: Credentials,
     allow: AllowList,
     offer: Offer | None = None,
@@ -43,7 +39,8 @@ async def dial(
     """Connect to a coordinator and wait until both sides have admitted each other.
 
     Args:
-        address: `tcp://host:port`, or a lane of this process; the listener's certificate must name the host.
+        address: `tcp://host:port`, or where a lane of another kind is reached; the listener's certificate must name
+            the host.
         credentials: this side's certificate, key and CA; read again.
         allow: who may answer.
         context: ZeroMQ's, if not the process's own.
@@ -54,23 +51,18 @@ async def dial(
         SplitprotoError: refused, by either side; `retry` says whether trying again can help.
     """
     ours = _Ours(credentials, allow, offer or Offer(), timing or Timing())
-    if isinstance(address, MemoryLane):
+    goal = TcpDestination(address, context) if isinstance(address, str) else address
+    last: _NobodyThere | None = None
+    async for attempt in goal.attempts(ours.timing.handshake):
+        if last is not None:
+            log.info("%s; trying the next address of %s, %s", last, goal.host, attempt.at)
         try:
-            return await _dial(address.end, address.address, address.host, ours)
+            return await _dial(attempt, goal.host, ours)
         except _NobodyThere as error:
-            raise error.cause from None
-    host, port = dialled_address(address)
-    # libzmq tries only the first address of a name; a coordinator often serves just one of IPv6 and IPv4.
-    *others, last = await _resolve(host, port, ours.timing.handshake)
-    for other in others:
-        try:
-            return await _dial(partial(Dealer, other, context), other, host, ours)
-        except _NobodyThere as error:
-            log.info("%s: %s; trying the next address of %s", other, error.cause, host)
-    try:
-        return await _dial(partial(Dealer, last, context), last, host, ours)
-    except _NobodyThere as error:
-        raise await _diagnose(host, port, error.cause) from None
+            last = error
+    if last is None:
+        raise LinkLost(f"{goal.host} has no address: check [network] coordinator and DNS")
+    raise await goal.diagnose(last.cause) from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,34 +78,15 @@ class _Ours:
 class _NobodyThere(Exception):
     """Nothing came back from one address; not raised outside this module."""
 
-    def __init__(self, cause: SplitprotoError) -> None:
+    def __init__(self, at: str, cause: SplitprotoError) -> None:
+        super().__init__(f"{at}: {cause}")
         self.cause = cause
 
 
-async def _resolve(host: str, port: int, timeout: float) -> list[str]:
-    """ZeroMQ endpoints of every address of `host`, in the system's order of preference."""
-    try:
-        async with asyncio.timeout(timeout):
-            found = await asyncio.get_running_loop().getaddrinfo(host, port, type=tcp.SOCK_STREAM)
-    except TimeoutError:
-        raise DeadlineExceeded(f"the name {host} was not resolved within {timeout:g} s") from None
-    except (OSError, UnicodeError) as error:
-        raise LinkLost(
-            f"the name {host} is unknown: check [network] coordinator and DNS", detail=str(error)
-        ) from None
-    hosts = []
-    for _, _, _, _, at in found:
-        scope = f"%{at[3]}" if len(at) == 4 and at[3] else ""
-        hosts.append(f"{at[0]}{scope}")
-    return [format_address(one, port) for one in dict.fromkeys(hosts)]
-
-
-async def _dial(open_end: Callable[[], Dialled], at: str, host: str, ours: _Ours) -> Session:
+async def _dial(attempt: Attempt, host: str, ours: _Ours) -> Session:
     """One attempt.
 
     Args:
-        open_end: makes the dialling end.
-        at: where it leads, for logs.
         host: what the listener's certificate must name.
 
     Raises:
@@ -136,44 +109,20 @@ async def _dial(open_end: Callable[[], Dialled], at: str, host: str, ours: _Ours
         hostname=without_zone(host),
         timing=ours.timing,
     )
-    end = open_end()
+    end = attempt.open_end()
     session = Session(connection, end)
-    session.address = at
+    session.address = attempt.at
     end.start(session)
     try:
         await session.established()
     except SplitprotoError as error:
         if session.bytes_in:
             raise
-        raise _NobodyThere(error) from None
+        raise _NobodyThere(attempt.at, error) from None
     except asyncio.CancelledError:
         session.carrier_lost(LinkLost("gave up"))
         raise
     vigil = Vigil(ours.credentials, ours.timing.recheck, lambda _, error: log.warning("%s", error))
-    vigil.watch(session, own, files, at)
+    vigil.watch(session, own, files, attempt.at)
     session.ended.add_done_callback(lambda _: vigil.close())
     return session
-
-
-async def _diagnose(host: str, port: int, error: SplitprotoError) -> SplitprotoError:
-    """Name the cause of a failed connection by trying plain TCP once."""
-    if not isinstance(error, LinkLost | DeadlineExceeded):
-        return error
-    try:
-        async with asyncio.timeout(3):
-            _, writer = await asyncio.open_connection(host, port)
-        writer.close()
-    except TimeoutError:
-        return LinkLost(f"no answer from {host} port {port}: a firewall, or the wrong address")
-    except ConnectionRefusedError:
-        return LinkLost(f"nothing listens at {host} port {port}: is the coordinator running?")
-    except OSError as cause:
-        return LinkLost(f"cannot reach {host} port {port}: {cause.strerror or cause}")
-    if isinstance(error, DeadlineExceeded):
-        return DeadlineExceeded(
-            f"{host} port {port} accepts connections but does not answer as a coordinator"
-        )
-    return LinkLost(
-        f"{host} port {port} closes the connection at once: what listens there is not a coordinator, "
-        "or something in between ends it"
-    )

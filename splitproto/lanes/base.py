@@ -8,6 +8,7 @@ event loop.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -142,4 +143,38 @@ class Dialled(Protocol):
 
     def close(self) -> None:
         """The link is over."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One way to reach a listener."""
+
+    at: str
+    """Where it leads, for logs."""
+    open_end: Callable[[], Dialled]
+    """Makes the dialling end."""
+
+
+class Destination(Protocol):
+    """What can be dialled: each kind of lane knows how its listeners are reached. Pass one to `dial`."""
+
+    @property
+    def host(self) -> str:
+        """A name or an address that the listener's certificate must bear."""
+        ...
+
+    def attempts(self, timeout: float) -> AsyncIterator[Attempt]:
+        """The ways to get there; each is tried when nothing came back from the one before.
+
+        Args:
+            timeout: seconds that looking them up may take.
+
+        Raises:
+            SplitprotoError: there is none.
+        """
+        ...
+
+    async def diagnose(self, error: SplitprotoError) -> SplitprotoError:
+        """Nothing came back from anywhere: what to tell of it, given what the last attempt ended with."""
         ...

@@ -7,13 +7,13 @@ sent before an end closed still arrives: as on a ZeroMQ lane, but for delays and
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from itertools import count
 
-from splitproto.errors import BindFailed, LinkLost
+from splitproto.errors import BindFailed, LinkLost, SplitprotoError
 
-from .base import Caller, Reception, Visitor
+from .base import Attempt, Caller, Reception, Visitor
 
 QUEUE = 16
 """Envelopes on their way in one direction of a connection."""
@@ -39,9 +39,13 @@ class MemoryLane:
         """For logs."""
         return f"memory:{self.host}"
 
-    def end(self) -> MemoryEnd:
-        """A new connection's dialling end."""
-        return MemoryEnd(self)
+    async def attempts(self, timeout: float) -> AsyncIterator[Attempt]:
+        """One: it is where it is."""
+        yield Attempt(self.address, lambda: MemoryEnd(self))
+
+    async def diagnose(self, error: SplitprotoError) -> SplitprotoError:
+        """There is nothing else to look at."""
+        return error
 
     async def listen(self, reception: Reception) -> None:
         if self._reception is not None:

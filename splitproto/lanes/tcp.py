@@ -74,7 +74,11 @@ class Port:
         self._all: dict[int, TcpVisitor] = {}
         # Two descriptors of our own, so that looking needs no free one when strangers have taken all.
         self._nothing = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
-        self._spare = os.dup(self._nothing)
+        try:
+            self._spare = os.dup(self._nothing)
+        except OSError:
+            os.close(self._nothing)
+            raise
 
     def close(self) -> None:
         self._all.clear()

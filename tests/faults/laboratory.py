@@ -30,7 +30,7 @@ import torch
 
 from splitpeer.coordinator import coordinator
 from splitpeer.daemon import board as status
-from splitpeer.daemon import witness
+from splitpeer.daemon import clerk
 from splitpeer.daemon.console import RunView
 from splitpeer.data import volumes
 from splitpeer.errors import DataError
@@ -452,7 +452,7 @@ class Laboratory:
             put(client, "Compute", _compute_class(client.Compute))
             put(coordinator, "Compute", _compute_class(coordinator.Compute))
             put(site_job, "Prefetcher", InlinePrefetcher)
-            put(witness, "ThreadPoolExecutor", InlineExecutor)
+            put(clerk, "ThreadPoolExecutor", InlineExecutor)
             put(status, "_Pen", InlinePen)
             clock = _Clock(self.loop)
             stand_ins = {"time": clock, "secrets": self._secrets(), "random": self.random}
@@ -632,6 +632,7 @@ def _modules() -> list[Any]:
         or name
         in (
             "splitpeer.daemon.board",
+            "splitpeer.daemon.clerk",
             "splitpeer.daemon.console",
             "splitpeer.daemon.duty",
             "splitpeer.daemon.witness",

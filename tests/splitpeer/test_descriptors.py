@@ -11,9 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from splitpeer.daemon import descriptors
 from splitpeer.errors import DiskTrouble
-from splitpeer.storage import checkpoint, durable
+from splitpeer.storage import checkpoint, descriptors, durable
 
 STATE = {"weight": torch.ones(3)}
 

@@ -10,7 +10,9 @@ from dataclasses import dataclass
 
 HEAVY = frozenset({"torch", "monai"})
 LIBRARY = HEAVY | {"nibabel", "nilearn", "splitpeer"}
-LANES = frozenset({f"splitproto.lanes.{name}" for name in ("memory", "tcp", "zeromq", "zeromq_reader")})
+LANES = frozenset(
+    {f"splitproto.lanes.{name}" for name in ("memory", "tcp", "tcp_dial", "zeromq", "zeromq_reader")}
+)
 ENDS = frozenset({"splitproto.door", "splitproto.listening", "splitproto.dialling"})
 SHELLS = LANES | ENDS | {"splitproto.session", "splitproto.vigil"}
 CORE = LIBRARY | SHELLS | {"zmq", "asyncio", "time", "random", "secrets", "socket", "threading", "select"}
@@ -61,6 +63,9 @@ TABLE: dict[str, Row] = {
         LIBRARY | SHELLS | {"zmq", "socket"}, why="a lane knows neither links nor other lanes"
     ),
     "splitproto.lanes.zeromq": Row(LIBRARY | ENDS | {"splitproto.session", "splitproto.lanes.memory"}),
+    "splitproto.lanes.tcp_dial": Row(
+        LIBRARY | ENDS | {"splitproto.session", "splitproto.lanes.memory", "zmq"}
+    ),
     "splitproto.lanes.zeromq_reader": Row(LIBRARY | SHELLS),
     "splitproto.lanes.tcp": Row(LIBRARY | SHELLS | {"zmq", "asyncio", "time"}),
     "splitproto.door": Row(
@@ -68,7 +73,10 @@ TABLE: dict[str, Row] = {
         why="one admission policy for every kind of lane",
     ),
     "splitproto.listening": Row(LIBRARY | {"splitproto.dialling"}),
-    "splitproto.dialling": Row(LIBRARY | {"zmq", "splitproto.door", "splitproto.listening"}),
+    "splitproto.dialling": Row(
+        LIBRARY | {"zmq", "socket", "splitproto.door", "splitproto.listening", "splitproto.lanes.memory"},
+        why="a lane knows how its listeners are reached",
+    ),
     "splitproto.__init__": Row(LIBRARY, why="only gathers the public names"),
     "splitpeer": Row(frozenset()),
     **dict.fromkeys(

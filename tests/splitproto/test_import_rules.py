@@ -172,6 +172,36 @@ def test_there_is_no_circle() -> None:
     assert graph().circles() == []
 
 
+def rooms(graph: Graph) -> Graph:
+    """The same imports, between packages: each is one node, named as its `__init__` would be."""
+    sources: dict[str, list[str]] = {}
+    for module in graph.imports:
+        room = ".".join(module.split(".")[:2])
+        for other in graph.next(module, lazy=False):
+            beyond = ".".join(other.split(".")[:2])
+            if beyond != room and other not in PUBLIC:
+                sources.setdefault(room, []).append(f"import {beyond}")
+            sources.setdefault(beyond, [])
+    return Graph({room: "\n".join(lines) for room, lines in sources.items()})
+
+
+def test_there_is_no_circle_of_rooms() -> None:
+    """Module by module there may be none, and a room may still not be understood without the one above it."""
+    daemon = {name: path.read_text() for name, path in modules() if name.startswith("splitpeer.")}
+    assert rooms(Graph(daemon)).circles() == []
+
+
+def test_a_circle_of_rooms_is_found() -> None:
+    house = {
+        "splitpeer.storage.durable": "from splitpeer.daemon import descriptors",
+        "splitpeer.daemon.descriptors": "",
+        "splitpeer.daemon.board": "from splitpeer.storage import durable",
+        "splitpeer.data.volumes": "from splitpeer.storage import durable",
+    }
+    assert Graph(house).circles() == []
+    assert rooms(Graph(house)).circles() == [["splitpeer.daemon", "splitpeer.storage"]]
+
+
 def test_the_root_of_the_daemon_holds_errors_and_logs_alone() -> None:
     root = SOURCES["splitpeer"]
     assert {path.name for path in root.glob("*.py")} == {"__init__.py", "errors.py", "logs.py"}

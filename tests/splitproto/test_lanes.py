@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
@@ -24,8 +26,9 @@ from splitproto.errors import (
     SplitprotoError,
     TooManyLinks,
 )
-from splitproto.lanes.base import Dialled, Lane
-from splitproto.lanes.memory import QUEUE, MemoryLane
+from splitproto.lanes import tcp
+from splitproto.lanes.base import Attempt, Dialled, Lane
+from splitproto.lanes.memory import QUEUE, MemoryEnd, MemoryLane
 from splitproto.lanes.zeromq import Dealer, ZmqLane
 from splitproto.messages import Activations
 from splitproto.visitors import MAX_FAULTS
@@ -78,7 +81,7 @@ class Stranger:
     def __init__(self, lane: Lane) -> None:
         self.heard: list[envelope.Envelope] = []
         self.lost: SplitprotoError | None = None
-        self.end: Dialled = lane.end() if isinstance(lane, MemoryLane) else Dealer(lane.address)
+        self.end: Dialled = MemoryEnd(lane) if isinstance(lane, MemoryLane) else Dealer(lane.address)
         self.end.start(self)
 
     def arrived(self, data: bytes | memoryview) -> None:
@@ -382,3 +385,69 @@ async def test_a_lane_that_fails_after_it_has_bound_keeps_no_socket(monkeypatch:
     with pytest.raises(OSError, match="too many"):
         await lane.listen(SimpleNamespace())  # type: ignore[arg-type]
     assert lane._socket.closed and lane._monitor.socket.closed
+
+
+# --- a lane of another kind --------------------------------------------------------------------------------
+
+
+class Courier:
+    """A destination as somebody else may write one: it knows its own ways there, and what to say of them."""
+
+    host = "localhost"
+
+    def __init__(self, *lanes: MemoryLane) -> None:
+        self.lanes, self.tried = lanes, list[str]()
+
+    async def attempts(self, timeout: float) -> AsyncIterator[Attempt]:
+        for number, lane in enumerate(self.lanes):
+            self.tried.append(f"courier:{number}")
+            yield Attempt(self.tried[-1], lambda lane=lane: MemoryEnd(lane))  # type: ignore[misc]
+
+    async def diagnose(self, error: SplitprotoError) -> SplitprotoError:
+        return LinkLost(f"no courier found anybody ({error.name})")
+
+
+async def test_a_destination_of_another_kind_is_dialled_in_its_own_ways(federation: Any) -> None:
+    lane = MemoryLane()
+    courier = Courier(MemoryLane(), lane, MemoryLane())
+    async with house_of(federation, lane) as house:
+        here, there = await asyncio.gather(
+            dial(courier, federation.credentials("charite"), COORDINATORS), house.door.accept(SOON)
+        )
+        assert courier.tried == ["courier:0", "courier:1"]
+        assert here.address == "courier:1" and there.peer.site == "charite"
+        await part(here, there)
+
+
+@pytest.mark.parametrize("ways", [0, 2])
+async def test_a_destination_says_what_is_wrong_with_it(federation: Any, ways: int) -> None:
+    said = "no courier found anybody" if ways else "localhost has no address"
+    with pytest.raises(LinkLost, match=said):
+        await dial(
+            Courier(*[MemoryLane() for _ in range(ways)]), federation.credentials("charite"), COORDINATORS
+        )
+
+
+async def test_who_is_refused_is_not_tried_elsewhere(federation: Any) -> None:
+    """What came back was an answer, if not the wanted one."""
+    lane = MemoryLane()
+    courier = Courier(lane, lane)
+    async with house_of(federation, lane):
+        with pytest.raises(SplitprotoError):
+            await dial(courier, federation.credentials("hub"), COORDINATORS)
+    assert courier.tried == ["courier:0"]
+
+
+def test_a_port_that_finds_one_descriptor_alone_keeps_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[int] = []
+    real = os.open
+    monkeypatch.setattr(tcp.os, "open", lambda *how: opened.append(real(*how)) or opened[-1])
+
+    def none_left(number: int) -> int:
+        raise OSError(errno.EMFILE, "too many open files")
+
+    monkeypatch.setattr(tcp.os, "dup", none_left)
+    with pytest.raises(OSError, match="too many"):
+        tcp.Port(7443)
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(opened[0])

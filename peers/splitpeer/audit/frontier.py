@@ -10,6 +10,8 @@ from pathlib import Path
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from splitpeer.storage import durable
+
 LEAST_DICE = 0.3
 """A network below this segments nothing; it is named at the picture's edge."""
 
@@ -56,7 +58,8 @@ def save(points: Sequence[FrontierPoint], folder: Path) -> None:
     """`frontier.json` and `frontier.png`."""
     front = {point.name for point in pareto(points)}
     rows = [asdict(point) | {"front": point.name in front} for point in points]
-    (folder / "frontier.json").write_text(json.dumps({"points": rows}, indent=2) + "\n")
+    text = json.dumps({"points": rows}, indent=2) + "\n"
+    durable.replace(folder / "frontier.json", text.encode(), mode=0o666, sync=False)
     draw(points, folder / "frontier.png")
 
 

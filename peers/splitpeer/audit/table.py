@@ -9,6 +9,7 @@ from typing import Any
 
 from splitpeer.audit.frontier import FrontierPoint, pareto
 from splitpeer.errors import ConfigError
+from splitpeer.storage import durable
 
 BEGIN, END = "<!-- sweep: begin -->", "<!-- sweep: end -->"
 
@@ -64,9 +65,10 @@ def write_into(document: Path, table: str, picture: Path | None = None) -> None:
     _, end, after = rest.partition(END)
     if not begin or not end:
         raise ConfigError(f"{document}: has no lines {BEGIN} and {END} for the table to stand between")
-    document.write_text(f"{before}{BEGIN}\n\n{table}\n{END}{after}")
+    text = f"{before}{BEGIN}\n\n{table}\n{END}{after}"
+    durable.replace(document, text.encode(), mode=0o666, sync=False)
     if picture is not None:
-        (document.parent / picture.name).write_bytes(picture.read_bytes())
+        durable.replace(document.parent / picture.name, picture.read_bytes(), mode=0o666, sync=False)
 
 
 def _average(points: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from rich.table import Table
 from splitpeer.cli.options import FILE, config_option, load_peer, private_files, set_option
 from splitpeer.defences.specs import by_place
 from splitpeer.errors import ConfigError
+from splitpeer.storage import durable
 
 if TYPE_CHECKING:
     from splitpeer.audit.rehearsal import Protection
@@ -134,7 +135,7 @@ def _sweep(
     points = sweep(
         plan, job, out, workers=workers, keep_captures=keep_captures, device=pick_device(device), told=told
     )
-    (out / "table.md").write_text(markdown(points))
+    durable.replace(out / "table.md", markdown(points).encode(), mode=0o666, sync=False)
     if document is not None:
         write_into(document, markdown(points), out / "frontier.png")
     table = Table(title="Dice against leakage")

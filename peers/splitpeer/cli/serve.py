@@ -24,13 +24,13 @@ from splitpeer.cli.options import (
     set_option,
 )
 from splitpeer.cli.terminal import echo
-from splitpeer.daemon import descriptors
 from splitpeer.daemon.duty import Duty
 from splitpeer.errors import ConfigError
 from splitpeer.logs import event
 from splitpeer.preflight import notices
 from splitpeer.settings.job import JobConfig
 from splitpeer.settings.peer import PeerConfig
+from splitpeer.storage import descriptors
 
 FORCED = 130
 log = logging.getLogger(__name__)

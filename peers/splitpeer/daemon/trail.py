@@ -15,6 +15,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
+import math
 import os
 import re
 import time
@@ -154,9 +155,14 @@ def _line(
 
 def _clean(value: Value) -> Value:
     """Peers choose some of it: nothing that steers a terminal or forges a line."""
-    if isinstance(value, str):
-        return printable(value)
-    return [printable(item) for item in value] if isinstance(value, list | tuple) else value
+    if value is None or isinstance(value, bool | int):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else str(value)
+    if isinstance(value, list | tuple):
+        return [printable(str(item)) for item in value]
+    # Anything else has no business here; a line that cannot be written would tell nothing at all.
+    return printable(str(value))
 
 
 def _chain(before: str, text: bytes) -> str:

@@ -8,20 +8,17 @@ import asyncio
 import hashlib
 import logging
 import time
-from collections import deque
 from collections.abc import AsyncIterator, Iterable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 from splitpeer.captures.recorder import Limits, Recorder, RecorderState, read_key
 from splitpeer.daemon import happenings as h
+from splitpeer.daemon.clerk import Clerk
 from splitpeer.daemon.sinks.log import LogSink
 from splitpeer.daemon.sinks.trail import TrailSink
-from splitpeer.daemon.trail import LOST, Trail
-from splitpeer.errors import ConfigError, DiskTrouble, sayable
-from splitpeer.logs import event
+from splitpeer.errors import ConfigError, sayable
 from splitpeer.settings.peer import PeerConfig
 from splitproto import Session, __version__, codec
 from splitproto.capture import Header, Party, Sampling
@@ -32,8 +29,6 @@ from splitproto.secretfile import how_to_close, open_to_others
 log = logging.getLogger(__name__)
 
 AGENT = f"splitpeer/{__version__}"
-UNWRITTEN = 10_000
-"""Lines of the trail that wait for room at most; the oldest go first, and are counted."""
 
 
 class Witness:
@@ -52,11 +47,7 @@ class Witness:
         if curious is not None and config.policy is not None and not config.policy.may_record:
             raise ConfigError(f"{config.source}: [policy] may_record is false: start without --curious")
         self._config, self._path = config, curious
-        self._trail, self._trail_failed = Trail(config.peer.state), False
-        self._unwritten: deque[tuple[float, str, dict[str, Any]]] = deque()
-        self._lost, self._lost_at = 0, 0.0
-        # A thread of its own: a slow disk must not hold up heartbeats.
-        self._clerk = ThreadPoolExecutor(1, "trail")
+        self._clerk = Clerk(config.peer.state)
         self._report = h.Reporter(TrailSink(self.note), LogSink(log))
         self._run: bytes | None = None
         self._said: dict[str, Any] = {}
@@ -76,7 +67,7 @@ class Witness:
             ConfigError, DiskTrouble: the trail cannot be begun.
         """
         peer = self._config.peer
-        self._trail.note(
+        self._clerk.begin(
             "peer.start", role=peer.role, site=peer.site, federation=peer.federation, agent=AGENT, **fields
         )
         cause = "done"
@@ -90,33 +81,11 @@ class Witness:
                 "closed" if cause == "done" else "failed", "" if cause == "done" else cause
             )
             self.note("peer.stop", cause=cause)
-            await asyncio.to_thread(self._clerk.shutdown)
+            await self._clerk.close()
 
     def note(self, name: str, **fields: Any) -> None:
-        """One line of the trail, soon. On a full disk it waits; that is a warning, once, and stops nothing."""
-        self._clerk.submit(self._append, time.time(), name, fields)
-
-    def _append(self, at: float, name: str, fields: dict[str, Any]) -> None:
-        self._unwritten.append((at, name, fields))
-        try:
-            if self._lost:
-                self._trail.note(LOST, self._lost_at, lines=self._lost)
-                self._lost = 0
-            while self._unwritten:
-                at, name, fields = self._unwritten[0]
-                self._trail.note(name, at, **fields)
-                self._unwritten.popleft()
-        except (ConfigError, DiskTrouble) as error:
-            if not self._trail_failed:
-                event(log, "trail.failed", logging.WARNING, cause=str(error))
-            self._trail_failed = True
-            while len(self._unwritten) > UNWRITTEN:
-                self._lost_at = self._unwritten.popleft()[0]
-                self._lost += 1
-        else:
-            if self._trail_failed:
-                event(log, "trail.written", file=str(self._trail.path))
-            self._trail_failed = False
+        """One line of the trail, soon."""
+        self._clerk.note(name, **fields)
 
     # --- the capture -----------------------------------------------------------------------------------
 

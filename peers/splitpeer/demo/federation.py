@@ -136,7 +136,7 @@ class Federation:
                 "runtime": runtime,
             },
         )
-        (self.hub / "job.toml").write_text(to_toml(self.job.toml()))
+        _write(self.hub / "job.toml", to_toml(self.job.toml()))
         for site, modality in SITES.items():
             self._write(
                 site,
@@ -215,7 +215,7 @@ class Federation:
         settings["data"]["salt"] = "../pki/federation.salt"
         if site in self._curious:
             settings["capture"] = self._curious[site]
-        (folder / "peer.toml").write_text(to_toml(settings))
+        _write(folder / "peer.toml", to_toml(settings))
 
     def _again(self, name: str, code: int) -> bool:
         # A coordinator that waited in vain for a site that was stopped would wait in vain for ever.
@@ -250,3 +250,7 @@ def _free_port() -> int:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
+
+
+def _write(path: Path, text: str) -> None:
+    durable.replace(path, text.encode(), mode=0o666, sync=False)

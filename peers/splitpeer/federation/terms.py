@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from splitproto import messages
 from splitproto.errors import IdentityError, PolicyRefused, SchemaMismatch
 from splitproto.identity import check_name
 from splitproto.messages import Job, JobOffer, Seat
+from splitproto.negotiation import FEATURES
 from splitproto.tensors import Descriptor, schema_digest
 
 PRECISIONS = ("f32", "bf16")
@@ -222,8 +223,11 @@ def _check_strides(job: Job, policy: Policy) -> None:
             )
 
 
-def judge(offer: JobOffer, config: PeerConfig) -> None:
+def judge(offer: JobOffer, config: PeerConfig, agreed: Collection[str] = FEATURES) -> None:
     """SP-11-2: a site's decision, by its own policy alone; nothing that arrives later can change it.
+
+    Args:
+        agreed: features of the link on which the job is offered.
 
     Raises:
         PolicyRefused: the job asks for more than the policy allows.
@@ -255,6 +259,9 @@ def judge(offer: JobOffer, config: PeerConfig) -> None:
         raise SchemaMismatch(
             f"precision {job.precision}, optimiser {job.optimiser} or schedule {job.schedule} is unknown here"
         )
+    # SP-10-6.
+    if f"dtype.{job.precision}" not in agreed:
+        raise SchemaMismatch(f"precision {job.precision} was not agreed on this link")
     _check_normalisation(offer, policy)
     try:
         described = seat_descriptors(job, offer.seats)

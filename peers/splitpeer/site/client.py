@@ -423,7 +423,7 @@ class Client:
             raise UnexpectedMessage("something else where a job was due")
         self._witness.heard(session.peer.site, offer)
         try:
-            judge(offer, self._config)
+            judge(offer, self._config, session.agreement.features)
             known = self._job
             same = known is not None and known.run == offer.run
             if same and (known.job, known.seats) != (offer.job, offer.seats):

@@ -22,9 +22,8 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from splitpeer.daemon import descriptors
 from splitpeer.errors import DataError, DiskTrouble
-from splitpeer.storage import durable, reading
+from splitpeer.storage import descriptors, durable, reading
 
 KEEP = 3
 MAX_BYTES = 16 << 30

@@ -11,8 +11,8 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
-from splitpeer.daemon import descriptors
 from splitpeer.errors import ConfigError, DiskTrouble, PeerError
+from splitpeer.storage import descriptors
 
 TROUBLE = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EIO)) | descriptors.EXHAUSTED
 """Errors of a disk or of the system that may pass; others (rights, a folder that is a file) are somebody's to mend."""

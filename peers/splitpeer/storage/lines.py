@@ -16,9 +16,8 @@ from typing import Any
 
 from splitpeer.logs import event
 from splitpeer.storage import durable, reading
+from splitpeer.storage.pending import MOST, Pending
 
-WAITING = 10_000
-"""Lines that wait at most; the oldest go first."""
 _SAFE = os.O_CLOEXEC | os.O_NOFOLLOW
 log = logging.getLogger(__name__)
 
@@ -31,22 +30,24 @@ class Lines:
         most: lines that wait at most.
     """
 
-    def __init__(self, path: Path, most: int = WAITING) -> None:
+    def __init__(self, path: Path, most: int = MOST) -> None:
         self.path = path
-        self.lost = 0
-        """Lines that were given up since the file could last be written."""
-        self._waiting: deque[bytes] = deque()
-        self._most = most
-        self._failing = False
+        self._pending = Pending(self._write, (OSError,), most)
+        self._warned = False
 
     @property
     def waiting(self) -> int:
         """Lines that are not in the file yet."""
-        return len(self._waiting)
+        return len(self._pending)
+
+    @property
+    def lost(self) -> int:
+        """Lines that were given up since the file could last be written."""
+        return self._pending.lost
 
     def begin(self) -> None:
         """Empty the file. Raises OSError."""
-        self._waiting.clear()
+        self._pending.clear()
         self.path.write_bytes(b"")
 
     def resume(self) -> None:
@@ -60,22 +61,18 @@ class Lines:
 
     def add(self, **values: Any) -> None:
         """One line, now or when there is room. Raises nothing that has to do with the disk."""
-        self._waiting.append(json.dumps(values).encode() + b"\n")
+        self._pending.add(json.dumps(values).encode() + b"\n")
         self.flush()
-        while len(self._waiting) > self._most:
-            self._waiting.popleft()
-            self.lost += 1
 
     def flush(self) -> bool:
         """Write what waits, as far as there is room; whether all of it is out."""
-        try:
-            self._write()
-        except OSError as error:
+        error = self._pending.flush()
+        if isinstance(error, OSError):
             self._warn(error)
             return False
-        if self._failing:
+        if self._warned:
             event(log, "lines.written", file=self.path.name, lost=self.lost)
-            self._failing, self.lost = False, 0
+            self._warned, self._pending.lost = False, 0
         return True
 
     def sync(self) -> None:
@@ -95,15 +92,15 @@ class Lines:
 
     # --- inside ----------------------------------------------------------------------------------------
 
-    def _write(self) -> None:
-        if not self._waiting:
+    def _write(self, waiting: deque[bytes]) -> None:
+        if not waiting:
             return
         file = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT | _SAFE, 0o666)
         try:
             if not _ends(file):
                 self._mend()
             size = os.fstat(file).st_size
-            octets = b"".join(self._waiting)
+            octets = b"".join(waiting)
             done = 0
             try:
                 while done < len(octets):
@@ -114,7 +111,7 @@ class Lines:
                 if whole < done:
                     os.ftruncate(file, size + whole)
                 for _ in range(octets.count(b"\n", 0, whole)):
-                    self._waiting.popleft()
+                    waiting.popleft()
         finally:
             with suppress(OSError):
                 os.close(file)
@@ -133,10 +130,10 @@ class Lines:
                 os.close(file)
 
     def _warn(self, error: OSError) -> None:
-        if not self._failing:
+        if not self._warned:
             event(log, "lines.waiting", logging.WARNING, file=str(self.path), cause=error.strerror,
                   fix="make room; lines wait to be written")  # fmt: skip
-        self._failing = True
+        self._warned = True
 
 
 def _ends(file: int) -> bool:

@@ -13,7 +13,7 @@ import stat
 from pathlib import Path
 from typing import Any
 
-from splitpeer.daemon import descriptors
+from splitpeer.storage import descriptors
 
 MAX_JSON = 64 << 20
 """Bytes of one JSON document: run records, results, status, attack reports."""

@@ -257,7 +257,7 @@ class TestWriting:
 
         with pytest.raises(KeyboardInterrupt):
             write_phantom(folder, 2, seed=6, workers=1, progress=stop, **SMALL)
-        (folder / "t1" / ".phantom-002.nii.gz.part").write_bytes(b"half a file")
+        (folder / "t1" / "phantom-002.nii.part").write_bytes(b"half a file")
         assert write_phantom(folder, 2, seed=6, workers=1, **SMALL)["written"] == 1
         complete = digests(folder)
         assert not [name for name in complete if name.endswith(".part")]

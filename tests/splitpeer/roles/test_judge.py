@@ -50,12 +50,13 @@ def site(
     defences: tuple[str, ...] = (),
     image_defences: tuple[str, ...] = (),
     share_encoder: bool = False,
+    precision: tuple[str, ...] = ("f32",),
 ) -> Any:
     policy = SimpleNamespace(
         levels=levels,
         defences=parse_all(defences, "activations"),
         image_defences=parse_all(image_defences, "image"),
-        precision=("f32",),
+        precision=precision,
         max_message_mib=max_message_mib,
         max_message_bytes=max_message_mib * MIB,
         recorded_by_coordinator=recorded_by_coordinator,
@@ -87,6 +88,17 @@ def test_an_encoder_is_shared_only_where_the_policy_says_so() -> None:
     with pytest.raises(PolicyRefused, match=r"the job averages encoders.*\(share_encoder\)") as refused:
         judge(offer(average_every=2), site(share_encoder=False))
     assert "\n" not in refused.value.reason
+
+
+@pytest.mark.parametrize("precision", ["f32", "bf16"])
+def test_a_precision_that_was_not_agreed_is_not_sent(precision: str) -> None:
+    """SP-10-5, SP-10-6: whatever the policy allows, and whatever a coordinator forgot to require."""
+    features = ("train", "evaluate", "dtype.f32", "dtype.bf16")
+    allowed = site(precision=("f32", "bf16"))
+    judge(offer(precision=precision), allowed, features)
+    fewer = [one for one in features if one != f"dtype.{precision}"]
+    with pytest.raises(SchemaMismatch, match=f"precision {precision} was not agreed on this link"):
+        judge(offer(precision=precision), allowed, fewer)
 
 
 @pytest.mark.parametrize("rule", ["zscore", "percentile:1,99", "window:-100,300", "none"])

@@ -30,6 +30,7 @@ from splitpeer.data.phantom.render import (
     tissue_maps,
 )
 from splitpeer.errors import ConfigError, DataError
+from splitpeer.storage import durable
 
 __all__ = ["DEFAULT_SHAPE", "DEFAULT_SPACING_MM", "Phantom", "render_patient", "write_phantom"]
 
@@ -254,7 +255,5 @@ def _number(index: int, patients: int) -> str:
 
 
 def _write(path: Path, content: bytes) -> None:
-    """All or nothing: a file under its final name is complete. Hidden until then, so that no loader finds it."""
-    partial = path.with_name(f".{path.name}.part")
-    partial.write_bytes(content)
-    partial.replace(path)
+    """All or nothing: a file under its final name is complete."""
+    durable.replace(path, content, mode=0o666, sync=False)
