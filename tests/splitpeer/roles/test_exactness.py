@@ -42,6 +42,22 @@ async def test_a_level_withheld(scene) -> None:
     scene.assert_exact()
 
 
+async def test_a_transformer_at_every_site(scene, tmp_path) -> None:
+    """SP-11.8-4."""
+    scene.cast(
+        "flair", "t1", data={"window": [64, 32]}, training={"steps": 4, "batch": 2, "checkpoint_every": 3}
+    )
+    swin = 'network = "swin-unetr"\nfeature_size = 12\ndepths = [2, 1, 1, 1]\nnum_heads = [1, 2, 4, 4]'
+    job = tmp_path / "hub" / "job.toml"
+    job.write_text(job.read_text().replace("features = [2, 4, 4, 8, 8, 4]", swin))
+    for modality in scene.modalities:
+        scene.client(modality, policy={"levels": list(range(6))})
+    ran = await scene.together()
+    assert ran.result.complete, ran
+    assert scene.settings.model.network == "swin-unetr"
+    scene.assert_exact()
+
+
 async def test_mean_over_sites(scene) -> None:
     scene.cast(
         "flair", "t1", "t2", model={"fusion": "mean"}, training={"schedule": "cosine", "optimiser": "sgd"}
