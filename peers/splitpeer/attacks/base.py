@@ -81,7 +81,7 @@ class View:
 
     @property
     def levels(self) -> tuple[int, ...]:
-        """Those that are sent."""
+        """The levels that are sent."""
         return self.backbone.levels
 
     @property

@@ -1,4 +1,4 @@
-"""What a site holds by modality, and how its patients fill the seats of a job: a seat's modalities are its channels."""
+"""A site's volumes by modality, and how its patients fill the seats of a job: a seat's modalities are its channels."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Channels:
     ) -> None:
         self.seats = {name: tuple(modalities) for name, modalities in seats.items()}
         self.volumes = {modality: volumes[modality] for held in self.seats.values() for modality in held}
-        """By modality: those of the seats."""
+        """The seats' volumes by modality."""
         self._data = {
             modality: SiteData(held, (defences or {}).get(modality))
             for modality, held in self.volumes.items()

@@ -26,7 +26,7 @@ from splitpeer.data.volumes import prepare
 from splitpeer.errors import DataError
 
 TELLING = ("patient-folders", "bids", "brats", "msd")
-"""Layouts whose names always say what a file shows."""
+"""Layouts in which names always say what a file shows."""
 SOMETHING = "image"
 """What is looked for where any image will do."""
 
@@ -45,7 +45,7 @@ def by_default(modality: str) -> Normaliser:
 class DataReport:
     """The findings. `counts`: patients per modality (or "images"), and "labels"; the others: value -> files.
 
-    `problems` make data unusable; `warnings` want a second look.
+    `problems` make data unusable; `warnings` deserve a second look.
     """
 
     root: str
@@ -57,7 +57,7 @@ class DataReport:
     orientations: Counter[str] = field(default_factory=Counter)
     label_values: Counter[str] = field(default_factory=Counter)
     label_names: dict[str, str] = field(default_factory=dict)
-    """Mask value -> what it means, as an MSD task says itself."""
+    """Mask value -> its meaning, from an MSD task's own description."""
     mask_voxels: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
@@ -102,9 +102,9 @@ def check(
 ) -> DataReport:
     """Read every volume under `root` in full, as training will (by the same code), and report.
 
-    `layout` None: detected where only one fits. Without `modalities`: all that names tell of. Where they tell of none,
-    all files are of one kind: images, or masks where `convention` is given without `modalities`. `convention`:
-    what the masks mean, by its name, or the task itself. `rule`: the job's.
+    `layout` None: detected where only one fits. Without `modalities`: all that file names mention. If they
+    mention none, all files are of one kind: images, or masks where `convention` is given without
+    `modalities`. `convention`: what the masks mean, by its name, or the task itself. `rule`: the job's.
     Raises DataError only where there is nothing to report on (no such folder, no layout fits, an unknown
     name).
     """
@@ -135,7 +135,7 @@ def check(
 
 
 def _find(root: Path, report: DataReport, wanted: Sequence[str]) -> dict[str, Found]:
-    """What is there by kind; what cannot be listed becomes a problem, unless nothing at all can."""
+    """The listing by kind; a kind that cannot be listed becomes a problem, unless none can."""
     layout, first = report.layout, next(iter(wanted), "")
     listed = layouts.listing(root, layout, first)
     kinds: dict[str, Found] = {}
@@ -237,7 +237,7 @@ class _Inspection:
     def _as_trained(
         self, kind: str, case: Case, voxels: np.ndarray, header: NiftiHeader
     ) -> np.ndarray | None:
-        """What training gets; where it would get nothing, a problem."""
+        """The voxels that training gets; a problem if it would get none."""
         task = self._task if kind == "labels" else None
         if kind == "labels" and task is None:
             return None
@@ -268,7 +268,7 @@ class _Inspection:
             self._report.warnings.append(f"{case.path}: an empty mask")
 
     def _compare_rim(self, contrast: np.ndarray, mask: np.ndarray) -> None:
-        """Gadolinium lights up enhancing tumour: the one thing pixels can say about a wrong convention."""
+        """Gadolinium brightens enhancing tumour: the only evidence in pixels of a wrong convention."""
         enhancing = mask[2].astype(bool)
         rest = mask[0].astype(bool) & ~enhancing
         if enhancing.any() and rest.any():

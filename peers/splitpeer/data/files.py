@@ -51,9 +51,9 @@ class Found:
     cases: tuple[Case, ...]
     left_out: tuple[LeftOut, ...] = ()
     lacking: tuple[str, ...] = ()
-    """Patients with other files in the same tree, and none of the kind that was looked for."""
+    """Patients with other files in the same tree, but none of the kind looked for."""
     problems: tuple[str, ...] = ()
-    """What has to be put right before the cases can be used, one line each."""
+    """Problems to correct before the cases can be used, one line each."""
 
 
 def stem(path: Path) -> str:
@@ -65,8 +65,8 @@ def stem(path: Path) -> str:
 
 
 def in_folder(folder: Path) -> tuple[list[Path], list[LeftOut]]:
-    """The volumes that lie in `folder` itself, and what else does. Hidden names are passed over: macOS leaves
-    `._name` beside every `name`.
+    """The volumes that lie in `folder` itself, and what else does. Hidden names are skipped: macOS leaves a
+    `._name` next to every `name`.
     """
     volumes, left_out = [], []
     for path in sorted(folder.iterdir()):
@@ -129,7 +129,7 @@ def _shown(path: Path, root: Path) -> str:
 
 
 def _why_not(path: Path) -> str:
-    """Why a file is not taken for a volume; empty: it is one, or lies beside images for a reason of its own."""
+    """Why a file is not taken as a volume; empty if it is one, or is expected next to images."""
     name = path.name.lower()
     if path.is_symlink() and not path.exists():
         return "a link to a file that does not exist"

@@ -1,4 +1,4 @@
-"""What the names of files show their owner, and nobody else: what was not taken, and ids that look wrong."""
+"""Findings in file names, shown to their owner only: files not taken, and ids that look wrong."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def naming_warnings(root: Path, found: Iterable[Found]) -> list[str]:
 
 
 def lacking_warning(found: Found, what: str) -> list[str]:
-    """Patients of the tree that have other files, and none of the kind that was looked for."""
+    """Patients in the tree that have other files, but none of the kind looked for."""
     if not found.lacking:
         return []
     return [f"{len(found.lacking)} patients have other files here, but no {what}: {examples(found.lacking)}"]

@@ -1,4 +1,4 @@
-"""The grid of a volume: where each voxel lies, which way is RAS, and whether two grids are the same (SP-11.12)."""
+"""The grid of a volume: where each voxel is, its RAS orientation, and whether two grids agree (SP-11.12)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ Millimetres = tuple[float, float, float]
 
 GRID_TOLERANCE = 0.25
 """How far apart equal voxels of two grids may lie, as a fraction of the shortest voxel edge, at the corner where they
-are farthest apart. Float32 headers cost up to 0.2 mm there (a quaternion near a half turn); half a voxel would show."""
+are farthest apart. Rounding in float32 headers causes up to 0.2 mm there (a quaternion near a half turn); half a
+voxel would be visible."""
 
 SPACING_TOLERANCE = 1e-3
 """A volume whose spacing differs from the job's by no more than this, in mm, along every axis is not resampled."""
@@ -128,7 +129,7 @@ def apart(shape: Triple, one: np.ndarray, other: np.ndarray) -> float:
 
 
 def angle(one: np.ndarray, other: np.ndarray) -> float:
-    """By how many degrees one grid is turned against the other; exact also where it is small."""
+    """The angle in degrees by which one grid is turned against the other; exact for small ones too."""
     chord = np.linalg.norm(one[:3, :3] / edges(one) - other[:3, :3] / edges(other)) / math.sqrt(8)
     return math.degrees(2 * math.asin(min(float(chord), 1.0)))
 

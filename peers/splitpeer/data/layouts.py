@@ -1,4 +1,4 @@
-"""Where a patient's file of a modality is: the layouts there are, and what each of them takes from a folder."""
+"""The layouts: where a patient's file of a modality is, and what each layout takes from a folder."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 from splitpeer.data import pattern, trees
 from splitpeer.data.files import (
-    Case,  # what others know it by
+    Case,  # its other names
     Found,
     below,
     examples,
@@ -51,7 +51,7 @@ def listing(root: Path | str, layout: str, wanted: str = "") -> Listing:
 
 
 def look(root: Path | str, layout: str, modality: str | None) -> Found:
-    """The cases under `root` that have `modality` (None: the masks), what was left out, and what is wrong.
+    """The cases under `root` that have `modality` (None: the masks), files left out, and problems.
 
     Raises:
         DataError: there is none, or the folder does not follow the layout.

@@ -1,4 +1,4 @@
-"""What a layout says of a folder: which file is whose and shows what, what was not taken, and what is wrong."""
+"""A layout's listing of a folder: the patient and modality of each file, files not taken, and problems."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Listing:
         return tuple(sorted({kind for kind, _ in self.kinds} - {MASK, ANY}))
 
     def pick(self, wanted: str) -> Found:
-        """The cases of one kind. A patient with two files of it is left out: which one is meant, nobody said."""
+        """The cases of one kind. A patient with two files of it is left out, since nothing says which one is meant."""
         fitting = sorted((case, kind) for kind, case in self.kinds if kind in (wanted, ANY))
         counts = Counter(case.patient for case, _ in fitting)
         left_out = list(self.left_out)
@@ -72,7 +72,7 @@ class Listing:
 
 
 def _why_one(paths: Iterable[Path]) -> str:
-    """Two names that look alike need a word: what differs in them is not part of an id."""
+    """Two names that look alike are explained: what differs in them is not part of an id."""
     names = sorted({stem(path) for path in paths})
     if len(names) == 1:
         return ""

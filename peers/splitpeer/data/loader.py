@@ -19,7 +19,7 @@ from splitpeer.errors import DeadlinePassed
 from splitproto.messages import Sample
 
 CLOSE_S = 5.0
-"""How long closing waits for a read; after that it is taken to hang."""
+"""How long closing waits for a read; after that the read is assumed to hang."""
 
 Asked = TypeVar("Asked")
 Made = TypeVar("Made")
@@ -62,11 +62,10 @@ class SiteData:
 
 
 class Prefetcher(Generic[Asked, Made]):
-    """Calls `make` on what was submitted, in order, in one background thread, ahead of who asks.
-
-    At most `depth` results lie ready, and one more waits in the thread.
-    `get` returns the results in the order of `submit`; an exception of `make` is raised by the `get` whose
-    turn it is, and the thread goes on. Use as a context manager, or call `close`.
+    """Calls `make` on each submitted request, in order, in one background thread, ahead of the caller. At
+    most `depth` results are ready, and one more waits in the thread. `get` returns the results in the order
+    of `submit`; an exception of `make` is raised by the corresponding `get`, and the thread continues. Use
+    as a context manager, or call `close`.
     """
 
     _CLOSED = object()
@@ -102,7 +101,7 @@ class Prefetcher(Generic[Asked, Made]):
             ) from None
         if error is not None:
             raise error
-        return cast("Made", made)  # may be None, where `make` says so
+        return cast("Made", made)  # may be None, if `make` returns that
 
     def close(self, timeout: float = CLOSE_S) -> None:
         """Stop after the request in work; what was not fetched is dropped. Idempotent.
@@ -111,14 +110,14 @@ class Prefetcher(Generic[Asked, Made]):
         inside C++ code while the interpreter ends would abort the process.
         """
         self._closing.set()
-        # Make room, so that a thread that waits to deliver goes on, and wake one that waits for work.
+        # Make room, so that a thread waiting to deliver continues, and wake one waiting for work.
         for waiting in (self._ready, self._asked):
             while not waiting.empty():
                 try:
                     waiting.get_nowait()
                 except queue.Empty:
                     break
-        # Where the queue is full again, the thread has something to wake for.
+        # If the queue is full again, the thread wakes anyway.
         with contextlib.suppress(queue.Full):
             self._asked.put_nowait(self._CLOSED)
         self._thread.join(timeout)

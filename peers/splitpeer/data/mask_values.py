@@ -23,7 +23,7 @@ class MaskCensus:
     """Counts voxels over all masks of a folder.
 
     Args:
-        meaning: the task, or the convention of glioma masks, that they are said to follow; None: nobody said.
+        meaning: the task, or the convention of glioma masks, that they follow; None: unknown.
     """
 
     def __init__(self, meaning: Task | str | None) -> None:
@@ -67,7 +67,7 @@ class MaskCensus:
         ]
 
     def warnings(self) -> list[str]:
-        """What does not fit the convention, or a mask at all."""
+        """Findings that contradict the convention, or a mask in general."""
         found = []
         if self._rounded:
             found.append(

@@ -1,4 +1,4 @@
-"""What an image shows: free names, and the spellings of the usual ones that are known."""
+"""Modalities: free names, and known spellings of the usual ones."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ ALIASES = {
 }
 CANONICAL = {alias: name for name, aliases in ALIASES.items() for alias in aliases}
 USUAL = (*CANONICAL, "adc", "ct", "dwi", "pd", "pet", "swi")
-"""Spellings that are understood in names of files and folders where nobody said what to look for."""
+"""Spellings understood in names of files and folders when no modality was asked for."""
 
 MASK = "seg"
 """The kind of a mask."""
 MASK_NAMES = ("seg", "mask", "label", "labels", "segmentation", "dseg")
 ANY = ""
-"""The kind of a patient's only file: whatever is looked for."""
+"""The kind of a patient's only file: it fits whatever is looked for."""
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9+._-]{0,31}")
 

@@ -15,7 +15,7 @@ from splitpeer.storage import reading
 
 DESCRIPTION = "dataset.json"
 MAX_BYTES = 16 << 20
-"""A longer description names more patients than an inventory may hold."""
+"""Bytes of a description; a longer one names more patients than an inventory may hold."""
 
 
 def msd(root: Path, wanted: str) -> Listing:
@@ -52,7 +52,7 @@ def msd(root: Path, wanted: str) -> Listing:
 
 
 def label_names(root: Path) -> dict[int, str]:
-    """What the values of the masks mean, as `dataset.json` says; {} where it does not. Raises DataError: see `msd`."""
+    """The meaning of mask values from `dataset.json`; {} if it does not say. Raises DataError: see `msd`."""
     table = _description(root).get("labels")
     try:
         return {int(value): str(name) for value, name in table.items()} if isinstance(table, dict) else {}
@@ -120,7 +120,7 @@ def _inside(name: str) -> bool:
 
 
 def _leave_unlisted(listing: Listing, taken: set[Path]) -> None:
-    """Files beside those that are listed."""
+    """Files other than those that are listed."""
     for folder in sorted({path.parent for path in taken}):
         volumes, others = in_folder(folder)
         for path in volumes:

@@ -22,9 +22,9 @@ from splitpeer.errors import DataError
 __all__ = ["NiftiHeader", "Rules", "read_header", "read_voxels"]
 
 MOST_TIMES_SMALLER = 1032
-"""Deflate cannot do better: a compressed file this much smaller than what it claims to hold is refused unread."""
+"""Deflate's best ratio: a compressed file that claims to hold more than this many times its size is refused unread."""
 MOST_BEHIND = 2**20
-"""Octets behind the last voxel that are tolerated (padding); a file that goes on for longer is refused."""
+"""Bytes tolerated after the last voxel (padding); a file with more is refused."""
 _PIECE = 2**22
 
 _UNREADABLE = (OSError, EOFError, zlib.error)
@@ -115,7 +115,7 @@ def _skip(file: IO[bytes], count: int) -> None:
 
 
 def _end(case: Case, file: IO[bytes]) -> None:
-    """Read to the end, where a gzip's check sum is compared; but not for ever."""
+    """Read to the end, where a gzip's check sum is compared; but only so far."""
     behind = 0
     while piece := file.read(2**16):
         behind += len(piece)
@@ -153,7 +153,7 @@ def _opened(case: Case) -> Iterator[tuple[IO[bytes], int, bool]]:
 
 
 def _unread(case: Case, error: OSError) -> DataError:
-    """The system did not let us read: because of this file, or because of what we lack ourselves."""
+    """A failed read as an error: caused by this file, or by a lack of resources of our own."""
     cause = {errno.EMFILE: "descriptors", errno.ENFILE: "descriptors", errno.ENOMEM: "memory"}
     return DataError(
         f"{case.path}: cannot be read ({error.strerror}): check the file and the disk",

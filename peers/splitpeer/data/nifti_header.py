@@ -15,11 +15,11 @@ from splitpeer.data.rules import Rules
 from splitpeer.errors import DataError
 
 MAX_CHANNELS = 64
-"""Volumes in one 4-D file."""
+"""Most volumes in one 4-D file."""
 MAX_OFFSET = 2**24
 """Octets before the voxels: the header and its extensions."""
 LEAST_EDGE, GREATEST_EDGE = 0.02, 50.0
-"""Millimetres of a voxel's edge; a brain seen otherwise is one whose header counts in other units."""
+"""Millimetres of a voxel's edge; outside this range a header probably uses other units."""
 LEAST_WIDTH, GREATEST_WIDTH = 40.0, 800.0
 """Millimetres of the longest side of a volume that shows a head; others raise a warning."""
 
@@ -63,11 +63,11 @@ class NiftiHeader:
     channels: int
     dtype: np.dtype
     offset: int
-    """Of the first voxel in the (unpacked) file."""
+    """Offset of the first voxel in the (unpacked) file."""
     slope: float
     intercept: float
     warnings: tuple[str, ...]
-    """What wants a second look, in words that need the file's name in front."""
+    """Warnings, to be preceded by the file's name."""
 
     @property
     def geometry(self) -> Geometry:
@@ -76,7 +76,7 @@ class NiftiHeader:
 
     @property
     def volume_bytes(self) -> int:
-        """Of one channel, as stored."""
+        """Bytes of one channel, as stored."""
         return math.prod(self.stored_shape) * self.dtype.itemsize
 
 
@@ -253,7 +253,7 @@ def _sform(raw: np.void) -> np.ndarray:
 def _qform(raw: np.void) -> np.ndarray:
     b, c, d = (float(raw[f"quatern_{name}"]) for name in "bcd")
     square = 1.0 - (b * b + c * c + d * d)
-    if square < 1e-7:  # a half turn: what is missing to 1 is rounding
+    if square < 1e-7:  # a half turn: the difference from 1 is rounding
         length = math.sqrt(b * b + c * c + d * d)
         a, b, c, d = 0.0, b / length, c / length, d / length
     else:

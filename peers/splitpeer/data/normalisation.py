@@ -1,4 +1,4 @@
-"""What is done to the intensities of an image before a network sees them: one rule per modality (SP-11.12-8)."""
+"""Normalisation: what is done to the intensities of an image, one rule per modality (SP-11.12-8)."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from splitpeer.errors import DataError
 
 KINDS = ("zscore-nonzero", "zscore", "percentile", "window", "none")
 PERCENTILES = (0.5, 99.5)
-"""Of `percentile` where none are named."""
+"""The numbers of `percentile` by default."""
 LONGEST = 64
-"""Characters of a rule on the wire."""
+"""Most characters of a rule on the wire."""
 _NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?"
 _RULE = re.compile(rf"(?P<kind>[a-z-]+)(?::(?P<low>{_NUMBER}),(?P<high>{_NUMBER}))?", re.ASCII)
 _HELP = 'write "zscore-nonzero", "zscore", "percentile:0.5,99.5", "window:-100,300" or "none"'
@@ -97,4 +97,4 @@ def _standardised(voxels: np.ndarray, chosen: np.ndarray) -> np.ndarray:
 
 
 DEFAULT = Normaliser()
-"""Of a modality that a job says nothing about."""
+"""The rule of a modality for which a job names none."""

@@ -1,4 +1,4 @@
-"""What a patient is called: the form of an identifier in which all sites must agree, and ids that look wrong."""
+"""Patient ids: the form in which all sites must agree, and ids that look wrong."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ WHITE_SPACE = "\t\n\v\f\r "
 def patient_id(written: str) -> str:
     """SP-11.5-2: the identifier of a patient, without white space at its ends and in NFC.
 
-    One file system writes "é" as one character, another as two; a space at the end nobody sees. Case and spaces inside
-    count.
+    One file system writes "é" as one character, another as two; a space at the end is invisible. Case and spaces
+    inside count.
 
     Raises:
         DataError: nothing is left, or the name is not valid Unicode.
@@ -56,7 +56,7 @@ def near_duplicates(ids: Iterable[str]) -> list[tuple[str, ...]]:
     for one in ids:
         groups.setdefault(_folded(one), set()).add(one)
     for folded in list(groups):
-        # dcm2niix appends a letter where a name is taken: p1a beside p1.
+        # dcm2niix appends a letter if a name is taken: p1a next to p1.
         if (match := _LETTER.fullmatch(folded)) and match[1] in groups:
             groups[match[1]] |= groups.pop(folded)
     return sorted(tuple(sorted(group)) for group in groups.values() if len(group) > 1)
@@ -72,7 +72,7 @@ def duplicate_warnings(ids: Iterable[str]) -> list[str]:
 
 
 def spelling_hints(ids: Sequence[str]) -> list[str]:
-    """What about these ids other sites may write differently: endings that name a contrast, numbers without zeros."""
+    """How other sites may write these ids differently: endings that name a modality, numbers without leading zeros."""
     hints = []
     contrast = [one for one in ids if _CONTRASTS.search(one)]
     tails = {match[0] if (match := _TAIL.search(one)) else "" for one in ids}
@@ -101,7 +101,7 @@ def _padded(one: str, width: int) -> str:
 
 
 def _folded(one: str) -> str:
-    """What is left of an id when everything is taken away that people and programs vary."""
+    """An id without everything that people and programs vary."""
     text = unicodedata.normalize("NFKC", one).casefold()
     text = "".join(c for c in text if unicodedata.category(c) != "Cf")
     text = _COPY.sub("", text).strip() or text

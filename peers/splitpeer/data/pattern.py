@@ -1,4 +1,4 @@
-"""Layout by a pattern, such as `{patient}/T1*.nii.gz`: where a patient's file is, in the words of its owner."""
+"""Layout by a pattern, such as `{patient}/T1*.nii.gz`: where a patient's file is, as its owner writes it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Patients under keys: the only name of a patient that leaves a site.
+"""Patients' keys: the only name of a patient that leaves a site.
 
 All sites of a federation share one secret salt (never given to the coordinator's logs or to an outsider), so
 the same patient id gives the same key everywhere and nobody without the salt can test a guessed id.
@@ -36,7 +36,7 @@ def pseudonym(salt: bytes, patient: str) -> bytes:
 
 
 def salt_check(salt: bytes) -> bytes:
-    """SP-11.5-4: the check value of a salt, which may be shown to anybody: whether two parties have the same one."""
+    """SP-11.5-4: the check value of a salt, which shows whether two parties have the same one and may be public."""
     return hmac.new(salt, CHECK_CONTEXT, hashlib.sha256).digest()[:CHECK_BYTES]
 
 

@@ -39,7 +39,7 @@ def resample(voxels: np.ndarray, grid: Geometry, wanted: Geometry, *, nearest: b
         low, high = (
             np.take(out, index, axis).astype(np.float64) for index in (below, np.minimum(below + 1, last))
         )
-        # In place: a large volume is here three times at most.
+        # In place: at most three copies of a large volume exist.
         high -= low
         high *= share
         high += low

@@ -1,4 +1,4 @@
-"""What of a file is taken: limits that hold before any of it is read."""
+"""Limits on files, applied before anything is read."""
 
 from __future__ import annotations
 
@@ -14,6 +14,6 @@ class Rules:
     """The settings of `[data]` that concern reading."""
 
     max_voxels: int = MAX_VOXELS
-    """Of one volume, as stored and as resampled."""
+    """Most voxels of one volume, as stored and as resampled."""
     unknown_orientation: Literal["warn", "refuse"] = "warn"
-    """What becomes of a file whose header does not say which side is which."""
+    """How a file is treated whose header does not say which side is which."""

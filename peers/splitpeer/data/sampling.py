@@ -14,7 +14,7 @@ from splitpeer.errors import ConfigError, JobFailed
 from splitproto.messages import Sample
 
 DIGEST_CONTEXT = b"splitproto batch v1"
-_TUMOUR_POINTS = 512  # per patient: enough to reach every part of a tumour, little to keep
+_TUMOUR_POINTS = 512  # per patient: enough to reach every part of a tumour, and small
 
 
 def batch_digest(
@@ -49,7 +49,7 @@ def split_patients(
 
     `validation`: a fraction (float, 0 to 1) or a number of patients (int). `subjects` names the person
     behind a key where one person has several (time points): then persons are counted and never split.
-    Raises ConfigError where nobody would be left to train on.
+    Raises ConfigError if no patient would be left to train on.
     """
     groups: dict[object, list[bytes]] = {}
     for key in sorted(set(keys)):
@@ -123,8 +123,7 @@ class TrainingSchedule:
     def withdraw(self, keys: Iterable[bytes]) -> None:
         """SP-11.13-5: from now on batches are drawn as if these patients had never been there.
 
-        Raises:
-            JobFailed: nobody is left.
+        Raises: JobFailed: no patient is left.
         """
         self.keys = sorted(set(self.keys) - set(keys))
         self._round = (-1, np.empty(0, int))
@@ -180,7 +179,7 @@ class TrainingSchedule:
     def _tumour(self, key: bytes) -> _Tumour:
         if key not in self._tumours:
             shape = self._labels.geometry(key).shape
-            if self.window[2] == 1:  # what the centred slices show is what counts
+            if self.window[2] == 1:  # only what the centred slices show counts
                 x, y, _ = self._centred(shape)
                 seen = self._labels.window(key, (x, y, 0), (*self.window[:2], shape[2]))
             else:

@@ -21,10 +21,10 @@ MAX_REGIONS = 32
 THRESHOLD = 0.5
 """An overlapping region holds the voxels whose probability is above this."""
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,23}", re.ASCII)
-"""Of a region: it heads columns, and names figures on the wire."""
+"""Longest name of a region: it heads columns, and names figures on the wire."""
 VALUE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 _-]{0,23}", re.ASCII)
 RESERVED = frozenset({"background", "level", "mean", "missing", "modalities", "step", "unit", "volumes"})
-"""Names that stand beside the regions' in tables and logs."""
+"""Names that tables and logs use next to those of regions."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Region:
     name: str
     values: tuple[int, ...]
     title: str = ""
-    """For people, where it is more than the name."""
+    """A title for people, if it is more than the name."""
 
     def __str__(self) -> str:
         return self.title or self.name
@@ -70,12 +70,12 @@ class Task:
 
     @property
     def region_names(self) -> tuple[str, ...]:
-        """In the order of the channels."""
+        """Names of the regions, in the order of the channels."""
         return tuple(region.name for region in self.regions)
 
     @property
     def channels(self) -> int:
-        """Of the network's output: the regions; in an exclusive task the background comes first."""
+        """Channels of the network's output: the regions; in an exclusive task the background comes first."""
         return len(self.regions) + self.exclusive
 
     def __str__(self) -> str:
@@ -89,7 +89,7 @@ class Task:
         return out
 
     def decide(self, probabilities: np.ndarray) -> np.ndarray:
-        """What a network says is where: float [channels, *shape] to bool [regions, *shape]."""
+        """A network's output as regions: float [channels, *shape] to bool [regions, *shape]."""
         if not self.exclusive:
             return probabilities > THRESHOLD
         chosen = probabilities.argmax(axis=0)
@@ -105,7 +105,7 @@ class Task:
         held = Counter(value for region in self.regions for value in region.values)
         by_size = sorted(zip(self.regions, masks, strict=True), key=lambda pair: -len(pair[0].values))
         for region, mask in by_size:
-            # The value that is most its own; of several the first named.
+            # The value in the fewest regions; of several the first named.
             out[mask] = min(region.values, key=lambda value: held[value])
         for value in reversed(list(self.names)):
             inside = np.array([value in region.values for region in self.regions])
@@ -116,7 +116,7 @@ class Task:
 
 
 def _problem(task: Task) -> str:
-    """What makes it no task; empty where nothing does."""
+    """Why this is not a valid task; empty if it is."""
     if not task.names or not 1 <= len(task.regions) <= MAX_REGIONS:
         return f"a task has values, and 1 to {MAX_REGIONS} regions made of them"
     for value, name in task.names.items():
@@ -174,8 +174,9 @@ CONVENTIONS = {
     "brats2023": Convention(necrosis=1, edema=2, enhancing=3),  # GLI, 2023 and later
     "nnunet": Convention(edema=1, necrosis=2, enhancing=3),  # nnU-Net's conversion of BraTS: 1->2, 2->1, 4->3
 }
-"""The values alone cannot tell: MSD and BraTS 2023 both use 0 to 3 with 1 and 2 swapped in meaning, and a wrong guess
-silently corrupts the tumour core. Sources: `dataset.json` of MSD Task01 and the BraTS data descriptions."""
+"""The values alone cannot tell them apart: MSD and BraTS 2023 both use 0 to 3 with 1 and 2 swapped in meaning, and a
+wrong guess silently corrupts the tumour core. Sources: `dataset.json` of MSD Task01 and the BraTS data
+descriptions."""
 
 
 def glioma(name: str) -> Task:

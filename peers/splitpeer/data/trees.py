@@ -1,4 +1,4 @@
-"""Folders whose names say what lies in them: one per modality, one per patient, BraTS, BIDS.
+"""Folders whose names say what they contain: one per modality, one per patient, BraTS, BIDS.
 
 Each function lists a folder; `wanted`, the kind that is looked for, is understood in names whatever it is called.
 """
@@ -25,7 +25,7 @@ _BIDS_FOLDERS: dict[str, tuple[str, ...]] = {
     "dwi": ("ADC",),
     "pet": ("pet",),
 }
-"""Folder of a subject -> the endings that are taken there; (): each of them is a modality, or a mask."""
+"""Folder of a subject -> the endings accepted there; (): any ending is a modality, or a mask."""
 
 
 def folder(root: Path, wanted: str) -> Listing:

@@ -42,7 +42,7 @@ def prepare(
     spacing: Millimetres | None = None,
     rules: Rules | None = None,
 ) -> np.ndarray:
-    """What training gets of a case that was read: the one way there is, for training and for checks alike.
+    """What training gets of a case that was read: the one code path for training and for checks.
 
     SP-11-21: on the job's grid, that is, resampled to `spacing` (mm; None keeps the file's own) where it differs.
     SP-11-22: an image is normalised, float32 [1, x, y, z]; a mask, where `labels` is its task (or names the convention
@@ -115,10 +115,10 @@ class Volumes:
         self._capacity = cache_mib * 2**20
         self._geometries: dict[bytes, Geometry] = {}
         self.warnings: dict[bytes, list[str]] = {}
-        """What wants a second look, with the file's name, of the volumes that `geometry` or `read` looked at."""
+        """Warnings, with the file's name, about the volumes that `geometry` or `read` looked at."""
 
     def keys(self) -> list[bytes]:
-        """The patient keys, ascending: an order that says nothing about the patients."""
+        """The patient keys, ascending: an order that reveals nothing about the patients."""
         return sorted(self._cases)
 
     @property
@@ -190,7 +190,7 @@ class Volumes:
             if key in self._cache:
                 self._cache.move_to_end(key)
                 return self._cache[key]
-        # Read without the lock: others go on meanwhile. Two threads may read one file twice, with equal
+        # Read without the lock: others continue meanwhile. Two threads may read one file twice, with equal
         # results.
         case = self.case(key)
         with _blaming(key):
@@ -235,20 +235,20 @@ class Volumes:
 
 
 def not_held(key: bytes) -> DataError:
-    """Somebody asks for a patient that this site does not have."""
+    """The error for a patient that this site does not have."""
     text = "not in this site's data: compare the patient salts and lists of the sites"
     return DataError(f"patient {handle(key)}: {text}")
 
 
 def _span(filled: np.ndarray) -> tuple[int, int]:
-    """From the first to behind the last that is set of bool [n]; all where none is."""
+    """From the first to one past the last that is set of bool [n]; all if none is."""
     hits = np.flatnonzero(filled)
     return (int(hits[0]), int(hits[-1]) + 1) if len(hits) else (0, len(filled))
 
 
 @contextmanager
 def _blaming(key: bytes) -> Iterator[None]:
-    """What is wrong with one patient's file is said of that patient."""
+    """A problem of one patient's file, as an error that names the patient."""
     try:
         yield
     except DataError as error:

@@ -21,7 +21,7 @@ Activations = Mapping[str, Mapping[str, Tensor]]
 
 
 class Encoder(nn.Module):
-    """A site's half: one contrast in, the feature maps that may leave the site out.
+    """A site's half: an image in, the feature maps that may leave the site out.
 
     Args:
         backbone: the network.
@@ -34,7 +34,7 @@ class Encoder(nn.Module):
 
     @property
     def levels(self) -> tuple[int, ...]:
-        """Those that are sent."""
+        """The levels that are sent."""
         return self.backbone.levels
 
     @property
@@ -88,7 +88,7 @@ class Decoder(nn.Module):
 
     @property
     def levels(self) -> tuple[int, ...]:
-        """Those that arrive."""
+        """The levels that arrive."""
         return self.backbone.levels
 
     def fused_channels(self, level: int) -> int:
@@ -128,7 +128,7 @@ class Decoder(nn.Module):
         """{seat: {"x0": [B, C, *spatial], ...}} to logits [B, out_channels, *spatial].
 
         SP-11-38: what is missing counts as zeros when concatenating and not at all in a mean. A seat that is missing
-        without being named is an error: training without one must be somebody's decision.
+        without being named is an error: somebody must have decided to train without it.
 
         Args:
             absent: seats that no sample has.
@@ -165,10 +165,10 @@ class Decoder(nn.Module):
 
 
 def _mean_of_those(stacked: Tensor, present: Sequence[str], have: Mapping[str, Tensor]) -> Tensor:
-    """Of each sample, the mean over the seats that it has; zeros where it has none.
+    """For each sample, the mean over the seats that it has; zeros if it has none.
 
     Args:
-        stacked: [seats, B, C, *spatial], zeros where a sample has not the seat.
+        stacked: [seats, B, C, *spatial], zeros where a sample lacks the seat.
         present: the seats.
         have: bool [B] by seat; missing: all samples have it.
     """

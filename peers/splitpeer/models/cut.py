@@ -1,7 +1,7 @@
 """The cut: which tensors an encoder yields, and which of them leave the site. Data alone; needs no torch.
 
-A network is whatever produces and consumes a cut. What a job says of it on the wire, how large a batch is and which
-windows fit follow from here.
+A network is whatever produces and consumes a cut. A job's description of it on the wire, the size of a batch
+and the windows that fit follow from it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from splitproto.messages import Level
 
 MAX_LEVELS = 16
 OUT_CHANNELS = 3
-"""Of a decoder, where nobody says how many: the regions of a glioma."""
+"""Default of a decoder: the regions of a glioma."""
 
 
 def level_name(level: int) -> str:
@@ -75,17 +75,17 @@ class Cut:
 
     @property
     def stride(self) -> tuple[int, ...]:
-        """Of the bottleneck: what a window's sizes are multiples of."""
+        """The bottleneck's stride, of which a window's sizes are multiples."""
         return self.levels[-1].stride
 
     def step(self, level: int) -> tuple[int, ...]:
-        """How much coarser a level is than the one before it, the first than the image, along each axis."""
+        """How much coarser a level is than the one before it (the first: than the image), along each axis."""
         finer = self.levels[level - 1].stride if level else (1,) * self.dimensions
         return tuple(s // f for s, f in zip(self.levels[level].stride, finer, strict=True))
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Of the levels that are sent."""
+        """Names of the levels that are sent."""
         return tuple(self.levels[level].name for level in self.sent)
 
     @property
@@ -113,7 +113,7 @@ class Cut:
         return {self.levels[level].name: (batch, *self.shape(level, window)) for level in self.sent}
 
     def octets(self, batch: int, window: Sequence[int]) -> int:
-        """SP-11-28: of all levels as float32, whether they are sent or not."""
+        """SP-11-28: bytes of all levels as float32, whether they are sent or not."""
         return 4 * batch * sum(math.prod(self.shape(level, window)) for level in range(len(self.levels)))
 
     def check_window(self, window: Sequence[int]) -> None:
@@ -147,5 +147,5 @@ class Backbone:
 
     @property
     def levels(self) -> tuple[int, ...]:
-        """Those that are sent."""
+        """The levels that are sent."""
         return self.cut.sent

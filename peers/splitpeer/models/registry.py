@@ -1,4 +1,4 @@
-"""Which networks there are, what can be set about them, and the cut that follows. Torch is imported to build, only.
+"""The networks, their settings, and the cuts that follow. Torch is imported only to build one.
 
 A new network is a module with the classes `Encoder` and `Decoder` (see `backbone`) and an entry here.
 """
@@ -33,7 +33,7 @@ class Network:
     defaults: Settings
     """All its settings; each a list of whole numbers."""
     levels: Callable[[int, Settings], tuple[Level, ...]]
-    """Dimensions and settings to the encoder's levels. Raises ValueError: impossible settings."""
+    """From dimensions and settings to the encoder's levels. Raises ValueError: impossible settings."""
     parameters: Callable[[Backbone, int], int] | None = None
     """Backbone and channels of the image to the encoder's weights; None: torch's meta device counts them."""
     kept: Callable[[Backbone, Sequence[int]], int] | None = None

@@ -1,9 +1,7 @@
-"""Where initial weights come from.
-
-A site's encoder is secret: whoever knows its weights inverts its activations on the first step. torch's CPU
-generator is a Mersenne Twister that keeps the low 32 bits of its seed, few enough to try them all. So
-parameters are drawn here from numpy's PCG64, which uses every bit it is given, and torch's global generator
-is neither read nor moved.
+"""Initial weights. A site's encoder is secret: its weights are enough to invert its activations at the first
+step. torch's CPU generator is a Mersenne Twister that keeps the low 32 bits of its seed, few enough to try
+them all. So parameters are drawn here from numpy's PCG64, which uses every bit of its seed; torch's global
+generator is neither read nor changed.
 """
 
 from __future__ import annotations
@@ -24,7 +22,8 @@ Network = TypeVar("Network", bound=nn.Module)
 _PRODUCTS = (nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.Linear)
 _NORMALISATIONS = (nn.modules.instancenorm._InstanceNorm, nn.LayerNorm)
 _BIAS_TABLE = "relative_position_bias_table"
-"""Of attention within windows (Liu et al., arXiv 2103.14030): normal, of this deviation, cut off at +-2."""
+"""Bias tables of attention within windows (Liu et al., arXiv 2103.14030): normal, with this deviation, cut off at
++-2."""
 _BIAS_DEVIATION = 0.02
 
 
@@ -32,14 +31,14 @@ def site_seed(job_seed: int, name: str) -> int:
     """A 63-bit seed for one party of a job: for demonstrations and tests, where runs must repeat.
 
     SHA-256 of the job's seed and the party's name, so that no two parties start from the same weights.
-    Never a secret: whoever knows the job's seed knows the weights.
+    Not a secret: the job's seed determines the weights.
     """
     digest = hashlib.sha256(f"splitpeer site seed\0{job_seed}\0{name}".encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
 
 
 def seeded(build: Callable[[], Network], seed: int | None) -> Network:
-    """Call `build()` and draw the network's parameters anew from `seed`; from the system's entropy if None.
+    """Call `build()` and draw the network's parameters again from `seed`; from the system's entropy if None.
 
     The distribution is torch's own default: weights and biases of convolutions and linear layers uniform in
     +-1/sqrt(fan-in) (He et al., arXiv 1502.01852, with a = sqrt 5), normalisation at one and zero; bias tables of

@@ -1,4 +1,4 @@
-"""What can be set about a Swin UNETR, and how large it then is. Data alone; needs no torch.
+"""Settings of a Swin UNETR, and its size. Data alone; needs no torch.
 
 Its encoder cannot be made on torch's meta device, so its weights are counted by formula: a site must know the size of
 what a coordinator asks for before it makes any of it.
@@ -14,10 +14,10 @@ from splitproto.messages import Level
 
 STAGES = 4
 MAX_FEATURE_SIZE = 252
-"""So that the bottleneck, sixteen times as wide, stays below 4096 channels."""
+"""Keeps the bottleneck, sixteen times as wide, below 4096 channels."""
 MAX_DEPTH = 24
 MAX_TOKENS = 512
-"""Of one attention window, which are all compared with each other."""
+"""Most tokens of one attention window, which are all compared with each other."""
 WIDTHS = (1, 1, 2, 4, 8, 16)
 """Channels of the levels, in multiples of `feature_size`."""
 PLAIN = 4

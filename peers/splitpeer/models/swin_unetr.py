@@ -1,7 +1,7 @@
 """MONAI's SwinUNETR (after Hatamizadeh et al., arXiv 2201.01266), cut where its decoder begins.
 
 A site has the transformer and the convolution blocks that MONAI puts behind its hidden states. With one site, all
-levels and concatenation it is exactly MONAI's network. Nothing is dropped at random: that is what exactness needs.
+levels and concatenation it is exactly MONAI's network. Nothing is dropped at random, as exactness requires.
 """
 
 from __future__ import annotations

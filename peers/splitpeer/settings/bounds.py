@@ -1,4 +1,4 @@
-"""How much a coordinator may make a site take and do: the numbers of [policy], with their defaults."""
+"""How much a coordinator may ask of a site: the numbers of [policy], with their defaults."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Bounds(Section):
     max_memory_mib: PositiveInt = 8192
     """Estimated memory that the job needs: one volume, the encoder with its optimiser, the feature maps of a batch."""
     max_runs: PositiveInt = 16
-    """Run folders in [peer] state, the present one included; the oldest go first."""
+    """Run folders in [peer] state, the present one included; the oldest are removed first."""
     max_state_mib: PositiveInt = 4096
     """All run folders together."""
     max_gradient_norm: Annotated[float, Field(gt=0)] | None = None

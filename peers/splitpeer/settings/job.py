@@ -36,9 +36,9 @@ __all__ = ["JobConfig"]
 MAX_STEPS = 99_999_999
 """Checkpoints are named by step, in eight digits."""
 COORDINATOR = "coordinator"
-"""No seat's name: weights and seeds of the decoder go by it."""
+"""Not allowed as a seat's name: weights and seeds of the decoder use it."""
 MOST_CHANNELS = 8
-"""Of one seat (SP-8.4, Seat)."""
+"""Most channels of one seat (SP-8.4, Seat)."""
 
 
 def _listed(value: Any) -> Any:
@@ -51,7 +51,7 @@ Numbers = Annotated[
 
 
 class JobHead(Section):
-    """Which job this is."""
+    """The job's name and seed."""
 
     name: Name
     seed: Seed = 0
@@ -90,7 +90,7 @@ class Model(Section):
         try:
             whole = {name: tuple(_listed(raw[name])) for name in network.defaults}
             count = len(network.levels(raw.get("dimensions", 2), whole))
-        except (TypeError, ValueError):  # what is wrong is said where the value is checked
+        except (TypeError, ValueError):  # reported where the value is checked
             return raw
         return {"levels": tuple(range(count)), **raw}
 
@@ -123,7 +123,7 @@ class JobData(Section):
     min_patients: PositiveInt = 2
     """Fewer patients common to all sites fail the job."""
     min_seats: PositiveInt | None = None
-    """Patients with at least so many seats are used; without it, those with all."""
+    """Patients with at least this many seats are used; by default those with all."""
     complete_first: Count = 0
     """Steps at the start that draw complete patients only."""
     max_withdrawn: CountOrFraction = 0.1
@@ -150,7 +150,7 @@ class Training(Section):
     """Batches announced before they are needed, so that sites prefetch."""
     checkpoint_every: PositiveInt = 100
     keep_checkpoints: Annotated[int, Field(ge=1, le=64)] = 2
-    """The newest so many stay, at all parties."""
+    """How many of the newest are kept, at all peers."""
     modality_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Chance of each modality to be left out of a step, so that the network learns to do without one."""
     average_every: Count = 0
@@ -158,7 +158,7 @@ class Training(Section):
 
 
 class JobDefences(Section):
-    """What the coordinator, who holds the labels, does to what it sends."""
+    """Defences that the coordinator, which holds the labels, applies to gradients before sending them."""
 
     gradients: GradientDefences = ()
     """In order: ``marvell:0.3``, ``max-norm``; to each site's gradients on their own."""
@@ -178,7 +178,7 @@ class Evaluation(Section):
 
 
 class Deadlines(Section):
-    """How long the coordinator waits, in seconds. What then happens, `Absence` says."""
+    """How long the coordinator waits, in seconds; `Absence` says what happens then."""
 
     join_s: Seconds = 600.0
     step_s: Seconds = 120.0
@@ -186,15 +186,15 @@ class Deadlines(Section):
 
 
 class Absence(Section):
-    """What happens when a site is waited for in vain."""
+    """What happens when a site does not return in time."""
 
     mode: Literal["pause", "skip", "drop"] = "pause"
-    """pause: nothing goes on, then the job fails. skip: the step is made without it, and the next waits again.
-    drop: steps are made without it until it is back."""
+    """pause: the run waits, then the job fails. skip: the step is made without the site, and the next waits
+    again. drop: steps are made without it until it is back."""
     least_sites: PositiveInt = 1
     """With fewer it ends (exit code 3)."""
     per_site_s: dict[Name, Seconds] = Field(default_factory=dict)
-    """How long a certain site may be away; the others: [deadlines] return_s."""
+    """How long a particular site may be away; default: [deadlines] return_s."""
 
 
 class Output(Section):
@@ -226,7 +226,7 @@ class JobConfig(Settings):
 
     @classmethod
     def load(cls, path: Path, overrides: Mapping[str, Any] | None = None) -> Self:
-        """Read ``job.toml``. Raises ConfigError, see `Settings.read`. The environment has no say in a job."""
+        """Read ``job.toml``. Raises ConfigError, see `Settings.read`. Environment variables do not apply to a job."""
         return cls.read(path, overrides)
 
     @classmethod

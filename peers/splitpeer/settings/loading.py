@@ -27,7 +27,7 @@ MAX_TOML = 1 << 20
 
 
 class Section(BaseModel):
-    """One ``[section]``: immutable, and a key that nobody knows is an error."""
+    """One ``[section]``: immutable; an unknown key is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -163,7 +163,7 @@ def parse_toml(text: str) -> dict[str, Any]:
 
 
 def _backslash_hint(text: str, problem: str) -> str:
-    """What to do where a Windows path was written in double quotes; empty where that is not the cause."""
+    """What to do if a Windows path was written in double quotes; empty if that is not the cause."""
     place = re.search(r"\(at line (\d+), column", problem)
     lines = text.splitlines()
     if place is None or int(place[1]) > len(lines) or "\\" not in lines[int(place[1]) - 1]:
@@ -203,7 +203,7 @@ def _put(raw: dict[str, Any], dotted: str, value: Any, *, replace: bool = True) 
 def _resolve(raw: dict[str, Any], dotted: str, base: Path) -> None:
     section, _, key = dotted.partition(".")
     table = raw.get(section)
-    # What is no text, or empty, is left for the model to refuse.
+    # A value that is not text, or empty, is left for the model to refuse.
     if isinstance(table, dict) and isinstance(value := table.get(key), str) and value:
         table[key] = base / Path(value).expanduser()
 
@@ -225,7 +225,7 @@ def _in_words(cls: type[Settings], error: ValidationError, path: Path, origins: 
 def _problem(cls: type[Settings], detail: ErrorDetails, path: Path, origins: Mapping[str, str]) -> str:
     place = [str(part) for part in detail["loc"]]
     wanted = ".".join(place[:2])
-    # An unknown section was brought by whatever set a key in it.
+    # The source of an unknown section is that of a key in it.
     source = next(
         (o for key, o in origins.items() if key == wanted or key.startswith(wanted + ".")), str(path)
     )

@@ -44,7 +44,7 @@ __all__ = ["PeerConfig", "find_peer_toml"]
 
 
 LEVELS = (0, 1, 2, 3, 4)
-"""A policy that lacks one of them limits what may leave."""
+"""A policy without one of these levels limits what may leave."""
 
 
 class Peer(Section):
@@ -86,11 +86,11 @@ class NetworkSection(Section):
     reconnect_s: Seconds = 300.0
     """How long a client that lost the coordinator keeps trying, in seconds."""
     rotate_mib: Annotated[int, Field(ge=1, le=BYTE_BUDGET >> 20)] = BYTE_BUDGET >> 20
-    """A link that has sent so much makes way for a new one with a new key, MiB."""
+    """A link that has sent this many MiB is replaced by a new one with a new key."""
     rotate_s: Seconds = LINK_LIFETIME
-    """The same after so many seconds."""
+    """The same after this many seconds."""
     recheck_s: Seconds = RECHECK_INTERVAL
-    """How often certificates and revocation list are looked at while a link is open, in seconds."""
+    """How often certificates and revocation list are checked while a link is open, in seconds."""
 
     def timing(self) -> Timing:
         """For `dial` and `Listener`."""
@@ -119,7 +119,7 @@ class PeerData(Section):
     """Largest volume taken, as stored and as resampled to the job's spacing; 4 bytes each in memory, 24 while it is
     resampled."""
     unknown_orientation: Literal["warn", "refuse"] = "warn"
-    """Of files whose header does not say which side is which (qform and sform codes 0); taken as LAS."""
+    """For files whose header does not say which side is which (qform and sform codes 0): accept as LAS, or refuse."""
 
     @model_validator(mode="before")
     @classmethod
@@ -149,16 +149,18 @@ class Policy(Bounds):
     normalisation: Annotated[tuple[NormalisationKind, ...], Field(min_length=1), Distinct] = get_args(
         NormalisationKind
     )
-    """What may be done to intensities before the encoder sees them: a job's window shows what lies within it in full
-    contrast. With ``image_defences`` only zscore-nonzero is taken, whatever stands here."""
+    """What may be done to intensities before the encoder sees them: a job's window shows the intensities
+    within it in full contrast. With ``image_defences`` only zscore-nonzero is accepted, whatever is set
+    here."""
     max_message_mib: PositiveInt = 1024
-    """Largest message taken, MiB."""
+    """Largest message accepted, MiB."""
     defences: Defences = ()
     """What is done to activations before they leave, in order: ``dropout:0.5``, ``gaussian:1@0,1``."""
     image_defences: ImageDefences = ()
     """What is done to images before the encoder sees them: ``voxel-noise:0.5``."""
     epsilon: Annotated[float, Field(gt=0, le=1000)] | None = None
-    """Privacy budget of every patient for all that ever leaves, beside ``delta``; when it is spent, sending stops."""
+    """Privacy budget of every patient for everything that ever leaves, with ``delta``; once it is spent, sending
+    stops."""
     delta: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Chance by which the budget may fail: well below one in the number of patients."""
     share_encoder: bool = False
@@ -167,7 +169,7 @@ class Policy(Bounds):
     may_record: bool = True
     """Whether this peer may write captures (``serve --curious``)."""
     recorded_by_coordinator: bool = True
-    """Whether a coordinator that records may have us; false also declines one that does not say."""
+    """Whether a coordinator that records is accepted; false also declines one that does not say."""
 
     @property
     def max_message_bytes(self) -> int:
@@ -192,9 +194,9 @@ class CaptureSection(Section):
     """What ``serve --curious FILE`` writes."""
 
     key: Location | None = None
-    """File of 32 octets, mode 0600: encrypts the capture. Without it, the capture lies in the clear."""
+    """File of 32 bytes, mode 0600, that encrypts the capture; without it the capture is not encrypted."""
     max_mib: PositiveInt = 65536
-    """The capture ends when it has this size, all parts together; the job goes on."""
+    """The capture ends at this size, all parts together; the job continues."""
     rotate_mib: PositiveInt = 4096
     """A new part begins at this size."""
     every: PositiveInt = 1
@@ -209,8 +211,8 @@ class Runtime(Section):
     device: Annotated[str, Field(pattern=r"^(cpu|auto|cuda(:\d+)?)$")] = "cpu"
     threads: PositiveInt = 1
     initial_weights: InitialWeights = "private"
-    """``private``: from this machine's entropy, known to nobody. A seed makes runs repeat, and the weights
-    guessable: for demonstrations and tests."""
+    """``private``: from this machine's entropy, which nobody knows. A seed makes runs repeatable and the
+    weights guessable: for demonstrations and tests."""
 
 
 class Log(Section):
@@ -324,7 +326,7 @@ class PeerConfig(Settings):
 def find_peer_toml(flag: Path | None = None, environ: Mapping[str, str] | None = None) -> Path:
     """The first of: `flag`, $SPLITPEER_CONFIG, ./peer.toml, $XDG_CONFIG_HOME/splitpeer/peer.toml (~/.config).
 
-    The first two need not exist (reading them then says so). Raises ConfigError if none of the others does.
+    The first two need not exist (reading them then fails). Raises ConfigError if none of the others does.
     """
     environ = os.environ if environ is None else environ
     if flag is not None:

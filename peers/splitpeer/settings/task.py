@@ -43,7 +43,7 @@ class TaskSection(Section):
     preset: Literal["glioma"] | None = None
     """``glioma``: WT, TC and ET, with masks of the convention that peer.toml names; without `values`, the default."""
     values: dict[str, MaskValue] = Field(default_factory=dict)
-    """Of the masks, by name; 0 is the background."""
+    """Mask values by name; 0 is the background."""
     regions: dict[str, tuple[str, ...]] = Field(default_factory=dict)
     """Name to the values that make it up; without them, each value is a region."""
     exclusive: bool = False
@@ -82,7 +82,7 @@ class TaskSection(Section):
         return DEFAULT if written is None else Normaliser.parse(written)
 
     def task(self, convention: str | None) -> Task:
-        """What the masks of a folder mean that follow `convention`: one of a glioma's, or "task".
+        """The meaning of masks that follow `convention`: one of a glioma's, or "task".
 
         Raises:
             ConfigError: the two do not go together.

@@ -26,7 +26,7 @@ from splitproto.lanes.addresses import dialled_address, format_address, served_a
 
 MAX_SEED = 2**63 - 1
 MAX_COUNT = 2**31 - 1
-"""Of whole numbers without a bound of their own."""
+"""Largest whole number in settings without a bound of their own."""
 _WINDOWS = re.compile(r"(^|/)[A-Za-z]:[\\/]|(^|/)\\\\[^\\]+\\")
 """``C:\\`` or ``\\\\server\\``, also where it was taken for a relative path."""
 

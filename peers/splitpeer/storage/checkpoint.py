@@ -48,8 +48,8 @@ def save(
         step: steps done, 0 to 99,999,999.
         half_state: tensors by name, on the CPU.
         meta: what JSON can hold.
-        keep: how many stay in all, the new one included (the oldest others go); or which steps stay beside
-            it (all others go).
+        keep: how many stay in all, the new one included (the oldest others go); or which steps stay in
+            addition to it (all others go).
 
     Returns:
         The digest, 64 hexadecimal digits: equal exactly if all tensors, their names and `meta` are equal.
@@ -111,7 +111,7 @@ def load(folder: Path, step: int) -> tuple[dict[str, Tensor], dict[str, Any], st
 
 
 def read(path: Path, step: int | None = None) -> tuple[dict[str, Tensor], dict[str, Any], str]:
-    """(tensors, meta, digest) of one checkpoint file, wherever it lies, verified; its own step unless one is given.
+    """(tensors, meta, digest) of one checkpoint file, wherever it is, verified; `step` defaults to the file's own.
 
     Raises:
         DataError: it is not there, unreadable, torn or altered.
@@ -142,7 +142,7 @@ def read(path: Path, step: int | None = None) -> tuple[dict[str, Tensor], dict[s
 def available(folder: Path) -> dict[int, str]:
     """{step: digest} of every whole checkpoint, oldest first; others are skipped with a logged warning.
 
-    All of every file is read: whoever relies on this names them to others as safe.
+    Every file is read completely, because these steps are reported to others as safe.
 
     Raises:
         DataError: the folder cannot be read.
@@ -157,13 +157,13 @@ def available(folder: Path) -> dict[int, str]:
 
 
 def discard_after(folder: Path, step: int) -> None:
-    """Remove the checkpoints of steps beyond `step`: after a rollback they tell of a run that never was."""
+    """Remove the checkpoints of steps beyond `step`: after a rollback they belong to a run that no longer exists."""
     steps = _steps(folder)
     try:
         for later in steps:
             if later > step:
                 os.unlink(_path(folder, later))
-        # Even if none went now: an earlier attempt may have died before it came here.
+        # Even if none was removed now: an earlier attempt may have died before it came here.
         if steps:
             durable.sync_folder(folder)
     except OSError as error:
@@ -177,7 +177,7 @@ def _path(folder: Path, step: int) -> Path:
 
 
 def _steps(folder: Path) -> list[int]:
-    """Sorted. A folder that cannot be read is an error: none there and none seen are two things."""
+    """Sorted. A folder that cannot be read is an error, as it is not the same as an empty one."""
     try:
         names = descriptors.spared(lambda: os.listdir(folder))
     except FileNotFoundError:

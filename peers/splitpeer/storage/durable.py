@@ -1,6 +1,6 @@
 """Files that a power cut cannot undo: written whole, synced, renamed, and the rename synced as well.
 
-A write returns before anything is on the medium, and so does a rename. Until `fsync` of the file its name may
+A write, like a rename, returns before anything is on the medium. Until `fsync` of the file its name may
 lead to nothing or to zeros; until `fsync` of the folder its name may be missing.
 """
 
@@ -15,9 +15,9 @@ from splitpeer.errors import ConfigError, DiskTrouble, PeerError
 from splitpeer.storage import descriptors
 
 TROUBLE = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EIO)) | descriptors.EXHAUSTED
-"""Errors of a disk or of the system that may pass; others (rights, a folder that is a file) are somebody's to mend."""
+"""Errors of a disk or of the system that may pass; others (rights, a folder that is a file) need a person."""
 PART = ".part"
-"""Suffix of what is being written. What a crash left under it is nobody's, and the next write removes it."""
+"""Suffix of a file being written. The next write removes what a crash left under it."""
 
 
 def replace(path: Path, data: bytes, mode: int = 0o600, *, sync: bool = True) -> None:
@@ -46,7 +46,7 @@ def replace(path: Path, data: bytes, mode: int = 0o600, *, sync: bool = True) ->
             if sync:
                 os.fsync(file)
         finally:
-            # Some file systems tell of a full disk only here.
+            # Some file systems report a full disk only here.
             os.close(file)
         os.replace(part, path)
     except BaseException:
@@ -58,10 +58,10 @@ def replace(path: Path, data: bytes, mode: int = 0o600, *, sync: bool = True) ->
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder (mode 0700) and those above it, durably. One that is there is fine. Raises OSError."""
+    """Make a folder (mode 0700) and those above it, durably. An existing one is fine. Raises OSError."""
     _make(folder)
     device = folder.stat().st_dev
-    # Also where all were there: whoever made one may have died before it was synced. Not all above is ours to open.
+    # Even if all existed: the process that made one may have died before syncing it. Not all above is ours to open.
     for above in folder.absolute().parents:
         if above.stat().st_dev != device:
             break
@@ -81,7 +81,7 @@ def _make(folder: Path) -> None:
 
 
 def refusal(error: OSError, what: str, setting: str) -> PeerError:
-    """What a person is told of a write that failed, in one line that names what and the setting behind it.
+    """A failed write as one line that names the file's purpose and the setting behind it.
 
     Returns:
         DiskTrouble, after which a restart may do, where the disk is full or fails; else ConfigError.
@@ -101,7 +101,7 @@ def sync_folder(folder: Path) -> None:
     try:
         os.fsync(file)
     except OSError as error:
-        # Network shares that cannot sync a folder say so; what they promise is theirs.
+        # Network shares that cannot sync a folder say so; their own guarantees apply.
         if error.errno not in (errno.EINVAL, errno.ENOTSUP):
             raise
     finally:

@@ -1,7 +1,6 @@
-"""A file of JSON lines that never holds half a line and never stops who writes it, however full the disk is.
-
-Lines that find no room wait in memory and go out, in order, when there is some. What a crash tore is cut off
-when the file is opened again.
+"""A file of JSON lines that never holds half a line and never stops its writer, however full the disk is.
+Lines without room wait in memory and are written, in order, once there is some. A line torn by a crash is cut
+off when the file is opened again.
 """
 
 from __future__ import annotations
@@ -51,7 +50,7 @@ class Lines:
         self.path.write_bytes(b"")
 
     def resume(self) -> None:
-        """Cut off what a crash tore at the end, with a warning; a whole line that lacks its end gets it."""
+        """Cut off a line torn by a crash, with a warning; a whole line without a line feed gets one."""
         try:
             self._mend()
         except FileNotFoundError:
@@ -76,7 +75,7 @@ class Lines:
         return True
 
     def sync(self) -> None:
-        """Have what was written survive a loss of power; a disk that cannot is warned of."""
+        """Make what was written survive a loss of power; logs a warning if the disk cannot."""
         try:
             file = os.open(self.path, os.O_RDONLY | _SAFE)
             try:
@@ -106,7 +105,7 @@ class Lines:
                 while done < len(octets):
                     done += os.write(file, memoryview(octets)[done:])
             finally:
-                # Half a line is taken back, at once: nobody is to read it.
+                # Half a line is removed at once, so that nobody reads it.
                 whole = octets.rfind(b"\n", 0, done) + 1
                 if whole < done:
                     os.ftruncate(file, size + whole)
