@@ -42,7 +42,7 @@ class Shot:
     others: Mapping[str, Levels] = field(default_factory=dict)
     """Coordinator only: what the other modalities sent for the same sample of the same batch."""
     gradients: Levels = field(default_factory=dict)
-    """The loss's gradient by `activations`; empty where none was sent (evaluation)."""
+    """Gradient of the loss with respect to `activations`; empty where none was sent (evaluation)."""
 
 
 @dataclass(frozen=True)
@@ -60,9 +60,9 @@ class View:
     role: Literal["coordinator", "client"]
     site: str
     modality: str
-    """The contrast under attack (coordinator), or the adversary's own (client)."""
+    """The modality under attack (coordinator), or the adversary's own (client)."""
     modalities: tuple[str, ...]
-    """Of the whole job, sorted: the order in which the decoder concatenates."""
+    """All modalities of the job, sorted: the order in which the decoder concatenates."""
     backbone: Backbone
     """The network that the job names, and its cut."""
     window: tuple[int, ...]
@@ -97,7 +97,7 @@ class View:
 
 @dataclass(frozen=True)
 class Knowledge:
-    """What the adversary is granted beside its view. Empty is an adversary that has only the capture."""
+    """What the adversary is granted in addition to its view. By default it has only the capture."""
 
     model: nn.Module | None = None
     """The site's encoder with its weights (of `weights_step`) and the trained parts of its defences: an image

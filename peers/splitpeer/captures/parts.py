@@ -32,7 +32,7 @@ def part_path(first: Path, part: int) -> Path:
 
 
 def mapped(path: Path) -> memoryview:
-    """The octets of a file, read when they are looked at.
+    """The bytes of a file, read on access.
 
     Raises:
         DataError: it cannot be opened.
@@ -49,8 +49,8 @@ def mapped(path: Path) -> memoryview:
 def continued(asked: Path, header: Header) -> tuple[Path, int, bytes | None]:
     """Where a recording goes that is to be called `asked`: first file, number of the new part, chain before it.
 
-    A recording of the same run by the same peer goes on in a new part; another one is left alone, and the
-    run's first digits make a new name.
+    A recording of the same run by the same peer continues in a new part; any other is left alone, and the
+    run's first digits are added to the name.
 
     Raises:
         DataError: both names are taken by something else.
@@ -68,7 +68,7 @@ def continued(asked: Path, header: Header) -> tuple[Path, int, bytes | None]:
             for _ in reader.over(mapped(part_path(first, part))):
                 pass
         except CaptureTruncated:
-            pass  # cut off by a crash: the new part goes on after the last whole record
+            pass  # cut off by a crash: the new part continues after the last whole record
         except CaptureError:
             continue
         former = reader.header
@@ -99,7 +99,7 @@ class PartWriter:
         self._encrypted = key is not None
         self._file = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         self.octets = 0
-        """Of the file, whole records only."""
+        """Bytes of the file, whole records only."""
         try:
             self._append(self._writer.start())
         except OSError:
@@ -110,7 +110,7 @@ class PartWriter:
 
     @property
     def chain(self) -> bytes:
-        """Of the newest whole record."""
+        """Chain of the newest whole record."""
         return self._writer.chain
 
     @property

@@ -38,11 +38,11 @@ class Verdict:
     lost: int
     """How many."""
     last_chain: bytes
-    """Of the last good record: what the recorder noted in its audit trail when it closed."""
+    """Chain of the last good record, which the recorder noted in its audit trail when it closed."""
     problem: str | None
     """One line, where the capture is not whole."""
     cut_off: bool = False
-    """Nothing but its end is missing: what is there is good."""
+    """Only the end is missing; everything present is good."""
 
 
 class CapturePart:
@@ -51,7 +51,7 @@ class CapturePart:
     def __init__(self, path: Path, key: bytes | None) -> None:
         self.path, self._key = path, key
         self._view = mapped(path)
-        # Only the header: nothing behind it is looked at.
+        # Only the header is read.
         reader = self._reader(verify=True, blind=True)
         try:
             header = next(reader.over(self._view))
@@ -145,7 +145,8 @@ class Capture:
             records += reader.records - 1 if self._blind else reader.messages
             gaps, lost = gaps + reader.gaps, lost + reader.lost
             if isinstance(error, CaptureTruncated) and part is not self.parts[-1]:
-                # A crash, after which the recording went on: the next part names the chain of what is whole here.
+                # A crash, after which the recording continued: the next part names the chain of the last whole record
+                # here.
                 gaps += 1
             elif error is not None:
                 problem, cut_off = f"{part.path.name}: {error}", isinstance(error, CaptureTruncated)
@@ -166,7 +167,7 @@ class Capture:
 
 
 def open_capture(path: Path, key: bytes | None = None) -> Capture:
-    """Open a capture by its first file, and with it the parts that follow beside it.
+    """Open a capture by its first file, together with the parts in the same folder.
 
     Args:
         path: the first file, or a later one to read from there on.

@@ -1,6 +1,5 @@
-"""Records beside a running peer, which does not notice: `tap` keeps a reference, a thread does the rest.
-
-Training never waits for the disk and never fails because of it: what cannot be kept becomes a gap, and a full
+"""Records a running peer without disturbing it: `tap` keeps a reference, a thread does the rest. Training
+never waits for the disk and never fails because of it: messages that cannot be kept become a gap, and a full
 disk ends the recording with one warning.
 """
 
@@ -27,7 +26,7 @@ from .sampling import Chooser
 log = logging.getLogger(__name__)
 
 _SMALL = 512
-"""What a message takes of the queue beside its tensors."""
+"""What a message takes of the queue in addition to its tensors."""
 _END_ROOM = 4096
 """Kept free under every cap, so that gap and end still fit."""
 _POLL_S = 0.5
@@ -39,20 +38,20 @@ class Limits:
     """What a recorder may take, in octets."""
 
     queue: int = 512 << 20
-    """Of messages that wait for the disk; more are left out."""
+    """Bytes of messages that wait for the disk; more are left out."""
     early: int = 16 << 20
-    """Of messages kept back until the header is known."""
+    """Bytes of messages held back until the header is known."""
     part: int = 4 << 30
-    """Of one file; then the next one begins. A message longer than this has a file of its own."""
+    """Bytes of one file; then the next one begins. A message longer than this has a file of its own."""
     total: int = 64 << 30
-    """Of all files of this recording; then it ends."""
+    """Bytes of all files of this recording; then it ends."""
     spare: int = 256 << 20
     """Left free on the disk: checkpoints need it more."""
 
 
 @dataclass(frozen=True)
 class RecorderState:
-    """How a recording stands, for logs and the audit trail."""
+    """The state of a recording, for logs and the audit trail."""
 
     path: Path
     """The newest file."""
@@ -63,9 +62,9 @@ class RecorderState:
     lost: int
     """Messages that were to be kept and were not."""
     last_chain: bytes | None
-    """Of the newest whole record; None before there is a file."""
+    """Chain of the newest whole record; None before there is a file."""
     ended: str | None
-    """Why the recording ended: closed, size, disk or failed; None while it goes on."""
+    """Why the recording ended: closed, size, disk or failed; None while it continues."""
 
 
 @dataclass(frozen=True)
@@ -171,7 +170,8 @@ class Recorder:
         self._thread.start()
 
     def close(self, reason: str = "closed", text: str = "", timeout: float = 60.0) -> RecorderState:
-        """Write what waits and the end, and wait for that at most `timeout` seconds. Idempotent; never raises.
+        """Write the waiting messages and the end record, and wait at most `timeout` seconds for that. Idempotent;
+        never raises.
 
         Without `open` there is no file.
 
@@ -205,7 +205,7 @@ class Recorder:
             reason, text = _FULL.get(error.errno or 0, "failed"), error.strerror or str(error)
             files.give_up(reason, text)
         except Exception as error:
-            # Training must not notice; whoever reads the log must.
+            # Training must not be disturbed; the log reports it.
             reason, text = "failed", f"{type(error).__name__}: {error}"
             files.give_up(reason, text)
         with self._changed:
@@ -240,7 +240,7 @@ class Recorder:
             elif left := files.message(item):
                 return left
             with self._changed:
-                # Only now: what is being written still takes memory.
+                # Only now: a message being written still takes memory.
                 self._queue.popleft()
                 if isinstance(item, _Tapped):
                     self._waiting -= item.octets + _SMALL
@@ -303,7 +303,7 @@ class _Files:
         return None
 
     def gap(self, gap: _Gap) -> None:
-        """Note what is missing."""
+        """Record a gap."""
         self._file.gap(gap.reason, gap.records, gap.octets)
         self.chain = self._file.chain
         event(
@@ -316,7 +316,7 @@ class _Files:
         self.chain = self._file.chain
 
     def give_up(self, reason: str, text: str) -> None:
-        """After an error: keep what is whole; with an end, where that can still be written."""
+        """After an error: keep the whole records, and an end record if it can still be written."""
         if self._now is None:
             return
         try:

@@ -1,9 +1,10 @@
 """A recording as it would have been, had its sites defended what they sent.
 
-`splitpeer replay --defence` writes it to a file, `splitpeer attack --defence` attacks it as it is: the octets are the
-same. A defence's randomness is a function of key and release, so with the site's key and f32 on the wire the new
-activations are those of the live defence for the same weights. Gradients stay as recorded: live, the defence would
-also have changed what is learnt. The defences themselves are an argument, so that captures need no torch.
+`splitpeer replay --defence` writes it to a file, `splitpeer attack --defence` attacks it in memory: the bytes
+are the same. A defence's randomness is a function of key and release, so with the site's key and f32 on the
+wire the new activations are those of the live defence for the same weights. Gradients stay as recorded: live,
+the defence would also have changed what is learnt. The defences themselves are an argument, so that captures
+need no torch.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from splitproto.messages import Activations, Forward, Message
 SOURCE = "splitproto/redefended-from"
 """Key of `Header.extensions`: last chain of the capture it was made of."""
 _Ordered = tuple[str, str, int, int, bytes]
-"""Peer, mode, step and number of a batch, and its digest: one that was ordered again may hold other samples."""
+"""Peer, mode, step and number of a batch, and its digest: a batch that was ordered again may hold other samples."""
 
 
 class SiteDefences(Protocol):
@@ -62,7 +63,7 @@ class DefendedRecord:
 
     @cached_property
     def message(self) -> Message:
-        """Computed once: what is never the same twice must not differ between two looks."""
+        """Computed once: noise that is never the same twice must not differ between two accesses."""
         return self.make()
 
 
@@ -75,7 +76,7 @@ class DefendedCapture:
 
     capture: Capture
     applied: Mapping[str, SiteDefences]
-    """By site; what other sites sent stays."""
+    """By site; what other sites sent is unchanged."""
     releases: int = 1
     """How often each batch is ordered and answered. The first time under its own number; further ones under
     numbers that the recording does not use, as a coordinator would that asks again."""

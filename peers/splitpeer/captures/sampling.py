@@ -1,4 +1,4 @@
-"""Which messages a recording keeps: every so many training steps, and batches of chosen patients."""
+"""Which messages a recording keeps: every Nth training step, and batches of chosen patients."""
 
 from __future__ import annotations
 

@@ -120,7 +120,7 @@ def summarise(capture: Capture) -> Summary:
 
 
 def cut_off(capture: Capture) -> bool:
-    """Whether the last file ends within a record, as after a crash: what lies before is good."""
+    """Whether the last file ends within a record, as after a crash; the records before are good."""
     return isinstance(capture.parts[-1].checked()[1], CaptureTruncated)
 
 

@@ -42,9 +42,10 @@ from splitproto.errors import printable
 log = logging.getLogger(__name__)
 
 TICK_S, BEAT_S = 0.5, 5.0
-"""It is written on change, at most once a tick; and with every beat, so that who hangs is told from who waits."""
+"""It is written on change, at most once a tick, and with every beat, so that a hanging daemon can be distinguished
+from a waiting one."""
 RATE_S = 30.0
-"""Rates are those of the last so many seconds."""
+"""Rates are averages over this many seconds."""
 LAST_WORD_S = 2.0
 """How long the last status may take to be written: a disk that hangs must not keep the process."""
 _LONGEST = 300  # characters of a text
@@ -88,7 +89,7 @@ class Board:
         self._pen: _Pen | None = None
         self._failed = False
 
-    # --- told by the roles -------------------------------------------------------------------------------
+    # --- reported by the roles -------------------------------------------------------------------------------
 
     def ready(self) -> None:
         """It works: a coordinator listens, a client has read its settings and data and dials."""
@@ -106,7 +107,7 @@ class Board:
         self.changed = True
 
     def pause(self) -> None:
-        """The work stands still; rates start again with it."""
+        """The work has stopped; rates start again with it."""
         self._paces.clear()
         self.changed = True
 
@@ -144,7 +145,7 @@ class Board:
     # --- the file --------------------------------------------------------------------------------------------
 
     def open(self) -> None:
-        """From here on `write` writes. The folder is to be held."""
+        """From now on `write` writes. The folder must be held."""
         self._pen = _Pen(self._path)
         self.write()
 
@@ -180,7 +181,7 @@ class Board:
             return
         try:
             self._pen.write(json.dumps(_clean(self._document()), ensure_ascii=False, indent=1).encode())
-        except Exception as error:  # whatever a caller told us: the work goes on
+        except Exception as error:  # whatever a caller reported: the work continues
             if not self._failed:
                 event(log, "status.failed", logging.WARNING, cause=type(error).__name__)
             self._failed = True
@@ -253,7 +254,7 @@ class _Pen:
             self._condition.notify()
 
     def close(self, timeout: float) -> None:
-        """Write what is left, for at most `timeout` seconds."""
+        """Write the remaining changes, for at most `timeout` seconds."""
         with self._condition:
             self._closing = True
             self._condition.notify()
@@ -267,10 +268,10 @@ class _Pen:
             if text is None:
                 return
             try:
-                # Not synced: after a power loss nobody asks for it.
+                # Not synced: nobody needs it after a power loss.
                 durable.replace(self._path, text, sync=False)
             except OSError as error:
-                # A new time needs no room on a full disk: whoever looks sees a daemon that lives, and old figures.
+                # Changing the time needs no room on a full disk: readers see a live daemon with old figures.
                 with suppress(OSError):
                     os.utime(self._path)
                 if not self._warned:
@@ -279,7 +280,7 @@ class _Pen:
 
 
 def boot() -> str:
-    """Of this start of the machine: monotonic clocks compare within one only. Empty if it cannot be known."""
+    """Id of this boot of the machine, within which monotonic clocks compare. Empty if unknown."""
     try:
         return _BOOT.read_text().strip()
     except OSError:

@@ -1,7 +1,7 @@
 """A daemon on duty: it holds its state folder, shows what it does, tells systemd, and keeps its audit trail.
 
 One context for all of it. `status.json` is replaced on change at most every half second and every five seconds anyway,
-so that a daemon that hangs can be told from one that waits.
+so that a hanging daemon can be distinguished from a waiting one.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Duty:
 
     @contextmanager
     def held(self) -> Iterator[Self]:
-        """Hold the state folder, and show what is told, until the block is left; a block in a block changes nothing.
+        """Hold the state folder and show what is reported until the block is left; nested blocks change nothing.
 
         Raises:
             ConfigError: another splitpeer holds the folder, or it cannot be used.
@@ -95,7 +95,7 @@ class Duty:
         self._lock.release()
 
     def _take(self) -> None:
-        # Somebody who only looks (`holder`) keeps it for a moment.
+        # A process that only looks (`holder`) keeps it for a moment.
         for _ in range(10):
             if self._lock.take():
                 return

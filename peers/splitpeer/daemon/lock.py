@@ -32,7 +32,7 @@ class StateLock:
         self._file: int | None = None
 
     def take(self) -> bool:
-        """Lock the folder. False: somebody else holds it, if only for the moment in which `holder` looks.
+        """Lock the folder. False: another process holds it, if only while its `holder` looks.
 
         Raises:
             ConfigError, DiskTrouble: the folder cannot be used.
@@ -59,7 +59,7 @@ class StateLock:
             os.ftruncate(file, 0)
             os.pwrite(file, f"{os.getpid()}\n".encode(), 0)
         except OSError:
-            # A full disk: the lock holds all the same, only who holds it is not known.
+            # A full disk: the lock still holds, but its holder is unknown.
             pass
         return True
 
@@ -81,7 +81,7 @@ class Holder:
     """When it took the lock: wall clock, seconds."""
 
     def signal(self, number: int) -> bool:
-        """Send a signal to that process, and to no other that has its number by now. False: it is gone.
+        """Send a signal to that process, and not to another that has taken over its number. False: it is gone.
 
         Raises:
             ConfigError: it is not a process of this machine, or not of this user.
@@ -135,7 +135,7 @@ class Holder:
 
 
 def holder(folder: Path) -> Holder | None:
-    """Who holds the lock of a state folder; None: nobody.
+    """The process that holds the lock of a state folder, or None.
 
     Raises:
         ConfigError: it cannot be read.

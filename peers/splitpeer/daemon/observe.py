@@ -25,12 +25,12 @@ from splitproto.errors import printable
 SILENT_S = 3 * BEAT_S
 """A daemon that has written nothing for so long does not answer."""
 STALE_S = 2.0
-"""A file that was touched so much later than its content says could not be replaced by a newer one."""
+"""A file touched this much later than its content says could not be replaced by a newer one."""
 State = Literal["running", "silent", "stopped", "died", "never"]
 
 
 class PeerHead(Settings):
-    """Of `peer.toml` only who and where: the rest may be wrong by now, or need torch to be judged."""
+    """The parts of `peer.toml` that say who and where; the rest may be wrong by now, or need torch to be checked."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
     PATHS: ClassVar[frozenset[str]] = frozenset({"peer.state"})
@@ -55,14 +55,14 @@ class Seen:
     site: str
     role: str
     state: State
-    """`silent`: it holds its folder but says nothing; `died`: it is gone and did not say why."""
+    """`silent`: it holds its folder but does not report; `died`: it is gone and did not say why."""
     holder: Holder | None
     document: Mapping[str, Any]
     """`status.json`; empty if there is none."""
     now: float
     """Wall clock, seconds."""
     monotonic: float | None
-    """Of this start of the machine; None if the document is from another one."""
+    """Monotonic time in this boot of the machine; None if the document is from another boot."""
     touched: float | None = None
     """When the daemon last tried to write, wall clock; None: it never wrote."""
 
@@ -73,7 +73,7 @@ class Seen:
 
     @property
     def pid(self) -> int | None:
-        """Of the process that holds the folder."""
+        """Process id of the holder of the folder."""
         return self.holder.pid if self.holder is not None else None
 
     @property
@@ -103,7 +103,7 @@ class Seen:
 
     @property
     def waits(self) -> Sequence[Wait]:
-        """What is waited for, by whom it is due."""
+        """The waits, each with the peer it depends on."""
         listed: object = self.whole["waits"]
         return [schema.wait(one) for one in listed] if isinstance(listed, list) else []
 
@@ -125,7 +125,7 @@ class Seen:
         then = schema.moment(moment)["monotonic"]
         if self.monotonic is not None and isinstance(then, int | float):
             return self.monotonic - then
-        # Until a reboot's clock is set, or after somebody turned it, this is the best there is.
+        # Until the clock is set after a reboot, or after it was changed, this is the best available.
         at = _wall(moment)
         return None if at is None else self.now - at
 
@@ -145,7 +145,7 @@ class Seen:
         return self.age(self.whole["written"])
 
     def as_json(self) -> dict[str, Any]:
-        """For programs: the document, what was found, and an age in seconds for every moment."""
+        """For programs: the document, the findings, and an age in seconds for every moment."""
         return {
             "config": str(self.config),
             "site": self.site,
@@ -176,7 +176,7 @@ def look(head: PeerHead) -> Seen:
         ConfigError: its state folder may not be read.
     """
     folder = head.peer.state
-    # Who starts or ends while we look is looked at again.
+    # A daemon that starts or ends while we look is checked again.
     for _ in range(3):
         held, document, touched = holder(folder), _read(folder / NAME), _touched(folder / NAME)
         if holder(folder) == held:
@@ -229,7 +229,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _printable(value: Any) -> Any:
-    """Peers, and whoever owns the file, choose some of it: nothing that steers the terminal of who looks."""
+    """Text that cannot control the reader's terminal: peers, and the file's owner, choose some of it."""
     if isinstance(value, str):
         return printable(value)
     if isinstance(value, list):

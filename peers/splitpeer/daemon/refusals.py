@@ -25,10 +25,9 @@ IDENTIFIED = (NotAuthorised, IdentityError, BindingMismatch, RemoteError)
 
 
 class Refusals:
-    """Logs who was turned away (SP-14-5): a line a second for each source and cause, and for all together a budget.
-
-    Peers that hold a certificate of our CA have a budget of their own, so that no flood of strangers hides the line
-    of a hospital. What is left out is counted in the next line. An IPv6 source is its /64.
+    """Logs refused peers (SP-14-5): a line a second for each source and cause, within a budget for all
+    together. Peers with a certificate of our CA have a budget of their own, so that a flood of strangers does
+    not hide a hospital's line. Omitted lines are counted in the next one. An IPv6 source is its /64.
 
     Args:
         report: told of those; its log is this module's.

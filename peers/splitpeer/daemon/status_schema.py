@@ -1,7 +1,7 @@
 """What `status.json` holds: `board` writes it, `observe` and `splitpeer status` read it, and all by these names.
 
-A name that is written or read wrongly is an error of mypy. A key that is missing, and None, mean: not known. Figures
-without a name here may lie in the file of another version: they are shown as they are.
+A name that is written or read wrongly is an error of mypy. A key that is missing, and None, mean: not known.
+The file of another version may contain figures without a name here: they are shown as they are.
 """
 
 from __future__ import annotations

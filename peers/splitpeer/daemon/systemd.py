@@ -35,7 +35,7 @@ class Notifier:
         self._send("READY=1")
 
     def stopping(self) -> None:
-        """It is leaving, on whoever's wish."""
+        """The daemon is stopping, whatever the cause."""
         self._send("STOPPING=1")
 
     def status(self, line: str) -> None:
@@ -43,7 +43,7 @@ class Notifier:
         self._send("STATUS=" + printable(" ".join(line.split())))
 
     def alive(self) -> None:
-        """To be called from the event loop, so that a loop that hangs is noticed."""
+        """Must be called from the event loop, so that a hanging loop is noticed."""
         if self.watchdog_s is not None:
             self._send("WATCHDOG=1")
 

@@ -186,7 +186,7 @@ def _entry(text: bytes) -> dict[str, Value] | None:
 
 
 def _end(file: int) -> tuple[int, str, bytes]:
-    """Number and chain of the last whole line, and what lies behind it."""
+    """Number and chain of the last whole line, and the bytes after it."""
     size, look = os.fstat(file).st_size, _TAIL
     while True:
         torn = b""

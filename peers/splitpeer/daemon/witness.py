@@ -176,7 +176,7 @@ class Witness:
 
 
 def _private(path: Path) -> bytes:
-    """The key that a capture is encrypted with, if nobody else can read it."""
+    """The key that encrypts a capture, if nobody else can read it."""
     if not path.exists():
         raise ConfigError(f"{path}: no such key: make one with (umask 077; openssl rand -out {path} 32)")
     if open_to_others(path):

@@ -28,11 +28,11 @@ class Defence(nn.Module):
         super().__init__()
         self.spec, self.values = spec, spec.values
         self.channels: dict[str, int] = {}
-        """How many of each level's first channels carry; what lies beyond is exactly zero and stays so."""
+        """How many of each level's first channels carry; the rest is exactly zero and stays so."""
 
     def prepare(self, channels: Mapping[str, int], dimensions: int) -> None:
-        """Told once, before use: `channels` that carry of each level ("x0": 8, ...), and 2 or 3 dimensions.
-        Makes trainable parts."""
+        """Called once, before use, with the `channels` that carry data of each level ("x0": 8, ...), and 2 or 3
+        dimensions. Makes trainable parts."""
         self.channels = dict(channels)
 
     def carried(self, channels: Mapping[str, int]) -> dict[str, int]:
@@ -40,8 +40,8 @@ class Defence(nn.Module):
         return dict(channels)
 
     def begin(self, step: int) -> list[nn.Parameter]:
-        """A training step with this number follows, perhaps again. Returns the parameters that were drawn
-        anew: what an optimiser remembers of them is void."""
+        """A training step with this number follows, perhaps again. Returns the parameters that were
+        reinitialised: an optimiser's state for them is void."""
         return []
 
     def forward(self, tensors: Tensors, draw: Draw) -> Tensors:
@@ -49,11 +49,12 @@ class Defence(nn.Module):
         return tensors
 
     def structure(self, tensors: Tensors) -> Tensors:
-        """Where `structural`: `forward`, which then needs no draw."""
+        """If `structural`: `forward`, which then needs no draw."""
         return tensors
 
     def penalty(self, image: Tensor, sent: Tensors) -> Tensor | None:
-        """A local loss by which the site trains its encoder, beside the gradients that arrive: a scalar."""
+        """A local loss on which the site also trains its encoder, in addition to the gradients that arrive: a
+        scalar."""
         return None
 
     def covers(self, name: str) -> bool:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:  # images are defended without torch
 
 @dataclass(frozen=True)
 class Release:
-    """What is about to leave, and of whom: all that randomness may depend on beside the key."""
+    """What is about to leave, and whose it is: all that randomness may depend on in addition to the key."""
 
     run: bytes
     mode: str
@@ -64,9 +64,9 @@ class Draw:
         return generator(self._key, b"kept", purpose.encode(), sample.key, repr(sample.origin).encode())
 
     def once(self, purpose: str, index: int) -> bytes:
-        """32 octets for sample `index`, as `fresh`, and of this very computation: even what is released a second
-        time gets others. Equal noise would already tell that two tensors were equal, which no differential
-        privacy allows."""
+        """32 octets for sample `index`, as `fresh`, and of this computation: a second release of the same
+        content gets other numbers. Equal noise would reveal that two tensors are equal, which differential
+        privacy does not allow."""
         return _keyed(self._key, (b"once", *self._release(purpose, index), self.release.nonce), 32)
 
     def fixed(self, purpose: str) -> np.random.Generator:

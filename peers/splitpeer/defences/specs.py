@@ -1,4 +1,4 @@
-"""How a defence is written, and what is known of each kind: no torch, so that settings can be checked without it.
+"""How a defence is written, and what a kind declares: no torch, so that settings can be checked without it.
 
 A defence is written `name:value,parameter=value@levels`: `dropout:0.5`, `gaussian:1.0,kept=true@0,1`. Several
 are joined by `+` on a command line and by commas of a TOML list; they act in the order written. `kinds` lists
@@ -198,7 +198,7 @@ def parse(written: str, place: Place, kinds: Mapping[str, DefenceKind]) -> Spec:
 
 
 def check_place(kind: DefenceKind, place: Place) -> None:
-    """Raises ConfigError where `kind` does not defend what is at `place`."""
+    """Raises ConfigError if `kind` is not for `place`."""
     if place not in kind.places:
         raise ConfigError(f"{kind.name} defends {' and '.join(sorted(kind.places))}, not {place}")
 

@@ -1,4 +1,4 @@
-"""Several defences in order, made from what is written, applied with the key of the sender."""
+"""Several defences in order, made from their text, applied with the key of the sender."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Stack(nn.Module):
         return tensors
 
     def structure(self, tensors: Tensors) -> Tensors:
-        """`tensors` after the parts of the network alone: what is there before any other defence acts."""
+        """`tensors` after the structural defences (parts of the network) alone, before any other defence acts."""
         for defence in self.defences:
             if defence.kind.structural:
                 tensors = defence.structure(tensors)
@@ -85,7 +85,7 @@ def make_stack(
     after: Sequence[str] = (),
     strict: bool = True,
 ) -> Stack:
-    """A stack from what was written: a list, or one string joined by `+`. Empty text is an empty stack.
+    """A stack from text: a list, or one string joined by `+`. Empty text is an empty stack.
 
     Args:
         written: the defences.

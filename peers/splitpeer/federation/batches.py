@@ -33,7 +33,7 @@ class TrainingStream(Sequence[Forward]):
         self._made = {i: self._made.get(i) or self._make(i) for i in range(first, min(until, len(self)))}
 
     def withdraw(self, keys: Iterable[bytes]) -> None:
-        """No batch that is asked for from now on holds these patients. Raises JobFailed if nobody is left."""
+        """Batches from now on do not hold these patients. Raises JobFailed if no patient is left."""
         self._made.clear()
         self._schedule.withdraw(keys)
 

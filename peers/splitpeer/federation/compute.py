@@ -1,4 +1,4 @@
-"""One thread that computes, so that heartbeats go on during a long step."""
+"""One thread that computes, so that heartbeats continue during a long step."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def defence_key(config: PeerConfig) -> bytes:
 
 
 COMPUTE_S = 600.0
-"""A computation that nobody gave another deadline is given up after this."""
+"""Default deadline of a computation."""
 CLOSE_S = 5.0
 """How long closing waits for what still runs."""
 
@@ -54,7 +54,7 @@ class Compute:
     """Runs functions one after the other in a thread of its own."""
 
     def __init__(self, threads: int) -> None:
-        # Also for the caller's thread: results depend on the thread count, so it is never left to chance.
+        # Also for the caller's thread: results depend on the thread count, so it is fixed everywhere.
         torch.set_num_threads(threads)
         self._threads = threads
         self._asked: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
@@ -76,7 +76,7 @@ class Compute:
             DeadlinePassed: the time is over: a disk or a device hangs.
         """
         if self._hangs:
-            # Whoever closes things after that must not wait as long again.
+            # Whatever closes things after that must not wait as long again.
             raise DeadlinePassed(f"still waiting for {self._hangs}: a disk or a device hangs")
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[Returned] = loop.create_future()
@@ -97,7 +97,7 @@ class Compute:
                 result = function(*args)
             except BaseException as raised:
                 error = raised
-            # The loop may be closed by now: then nobody waits.
+            # The loop may be closed by now; then nothing waits.
             with suppress(RuntimeError):
                 loop.call_soon_threadsafe(settle, result, error)
 

@@ -1,4 +1,4 @@
-"""Every patient's file is looked at before work depends on it: a bad one costs its patient, and nobody else."""
+"""Every patient's file is checked before work depends on it: a bad one costs only its patient."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def tell(volumes: Volumes) -> None:
 
 
 def note(error: PatientUnusable, bad: dict[bytes, str]) -> None:
-    """Only the log of the party whose file it is has its name; everybody else hears the cause."""
+    """Only the log of the file's owner names it; others learn the cause."""
     if error.key not in bad:
         bad[error.key] = error.cause
         event(log, "patient.unusable", logging.WARNING, patient=handle(error.key), cause=str(error))

@@ -1,4 +1,4 @@
-"""The terms of a job: what the coordinator's file asks, as it stands on the wire, and what a site's policy says."""
+"""The terms of a job: from the coordinator's file to the wire, and a site's policy check."""
 
 from __future__ import annotations
 

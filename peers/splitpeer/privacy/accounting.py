@@ -1,4 +1,4 @@
-"""What releases under the Gaussian mechanism cost: epsilon at delta, exactly.
+"""The cost of releases under the Gaussian mechanism: epsilon at delta, exactly.
 
 The mechanism (`defences/dp.py`): all released levels of one record (one window of one patient) are one vector,
 clipped to L2 norm <= C, plus N(0, sigma^2) on every value. `noise` is sigma / C everywhere here.
@@ -22,7 +22,7 @@ import math
 from collections.abc import Mapping
 
 SENSITIVITY = 2.0
-"""Of one clipped record under replacement, in units of the clip."""
+"""Sensitivity of one clipped record under replacement, in units of the clip."""
 
 Counts = Mapping[float, int]
 """Releases by noise (sigma / clip)."""

@@ -67,5 +67,5 @@ def dfil(
 
 
 def mse_floor(dfil: np.ndarray | float, releases: int = 1) -> np.ndarray | float:
-    """Least mean squared error per pixel of an unbiased attacker after so many releases, (image unit)^2."""
+    """Least mean squared error per pixel of an unbiased attacker after `releases` releases, (image unit)^2."""
     return 1 / (dfil * releases)

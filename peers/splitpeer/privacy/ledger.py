@@ -1,4 +1,4 @@
-"""The budget of a site's patients: what has been paid for, on disk before anything leaves.
+"""The privacy budget of a site's patients: payments are on disk before anything leaves.
 
 Every record (window) that leaves is paid for by the patients whose images it depends on:
 
@@ -45,7 +45,7 @@ FORMAT = "splitpeer privacy ledger 1"
 BLOCK = 32
 """Payments written ahead, each of as many records as the one at hand."""
 LOST_SHARE = 50
-"""A crash costs a patient at most this part of the budget, one in so many, beside the payment at hand."""
+"""A crash costs a patient at most this fraction of the budget (one in so many), in addition to the current payment."""
 _SLACK = 1 + 1e-9  # of rounding, where sums of squares meet their limit
 
 
@@ -54,7 +54,7 @@ class Spent:
     """How far the budget is used: without any patient's key."""
 
     epsilon: float
-    """Of the patient that paid most."""
+    """Epsilon of the patient that paid most."""
     budget: float
     delta: float
     patients: int
@@ -119,7 +119,7 @@ class Ledger:
         """Pay for one batch, durably, before it leaves: all of it or nothing.
 
         Args:
-            run: of the job; weights begin anew with each.
+            run: of the job; each starts with new weights.
             patients: the key of every record in the batch.
             noise: sigma / clip of this release.
             learning: whether the encoder's weights ever follow gradients.
@@ -169,7 +169,7 @@ class Ledger:
             self._say()
 
     def spent(self) -> Spent:
-        """The state of the budget, exactly as paid (what is written ahead does not count)."""
+        """The state of the budget, exactly as paid (amounts reserved ahead do not count)."""
         return _spent(self._accounts, self.epsilon, self.delta, self._noise)
 
     def close(self) -> None:
@@ -204,7 +204,7 @@ class Ledger:
     def _unpay(
         self, costs: Counter[str], noise: float, new: AbstractSet[str], fresh: AbstractSet[str], run: str
     ) -> None:
-        """Nothing left, so nothing is owed. What the file says now is not known: the next payment writes it anew."""
+        """Nothing left, so nothing is owed. The file's content is unknown now: the next payment rewrites it."""
         for key, count in costs.items():
             account = self._accounts[key]
             account.paid[noise] -= count

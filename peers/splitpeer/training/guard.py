@@ -1,4 +1,4 @@
-"""Checks the encoder's gradients before each step: they derive from what somebody else sent."""
+"""Checks the encoder's gradients before each step: they derive from data that another peer sent."""
 
 from __future__ import annotations
 

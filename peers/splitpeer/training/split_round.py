@@ -3,8 +3,8 @@
 The coordinator of a run calls `fused_step`, as its sites are elsewhere; `split_round` is the whole step, with a `Wire`
 between the halves. A rehearsal's wire rounds and records; that of the centralised baselines does nothing.
 
-A seat of the network is filled, sample by sample, by whichever site has it. Rows of a seat are put together for the
-decoder and taken apart again for the sites; what nobody has is zeros.
+Each seat of the network is filled, sample by sample, by a site that has the modality. Rows of a seat are put together
+for the decoder and taken apart again for the sites; what nobody has is zeros.
 """
 
 from __future__ import annotations
@@ -63,7 +63,8 @@ class Parties:
 
 
 class Wire:
-    """What lies between a site and the coordinator; this one changes nothing. Arrays are float32, by seat and level."""
+    """The connection between a site and the coordinator; this one changes nothing. Arrays are float32, by seat and
+    level."""
 
     def ordered(self, site: str) -> None:
         """The site was sent the batch."""
@@ -109,7 +110,7 @@ def split_round(
     rows = rows or {}
     arrived: dict[Place, Arrays] = {}
     for site in parties.names():
-        # Of a site that takes part, also the seats that are left out: it computes what it was ordered.
+        # A participating site computes the seats that are left out too, as ordered.
         if any(Place(site, seat) in images and seat not in left_out for seat, _ in parties.at(site)):
             wire.ordered(site)
             sent = {
@@ -166,7 +167,7 @@ def fused_step(
     filled = {place: (rows or {}).get(place, whole) for place in arrived}
     taken = {place: arrays for place, arrays in arrived.items() if filled[place].used}
     if not taken:
-        # Nobody who is here has a sample of this batch: nobody learns from it.
+        # No site that is present has a sample of this batch, so nothing is learned from it.
         half.advance(release.step)
         return math.nan, {}
     seats, have = gathered(taken, filled, len(target))
@@ -185,7 +186,7 @@ def fused_step(
 def gathered(
     arrived: Mapping[Place, Arrays], rows: Mapping[Place, Rows], batch: int
 ) -> tuple[dict[str, Arrays], dict[str, np.ndarray]]:
-    """Rows of a seat put together: {seat: {"x0": float32 [B, C, *spatial], ...}}, zeros where nobody has it.
+    """Rows of a seat put together: {seat: {"x0": float32 [B, C, *spatial], ...}}, zeros where no site has it.
 
     Returns:
         Also, of seats that only some samples have, which do: bool [B]. What one site sent for a whole batch is not

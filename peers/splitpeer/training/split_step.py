@@ -146,7 +146,7 @@ class ClientHalf(_Half):
     """A site's half: forward through its encoder, then backward from the gradients that come back.
 
     A `Defended` encoder sends what its defences leave, in evaluation too, and trains through them.
-    The arrays that leave share memory with the pending graph on a CPU, hence are read-only.
+    The arrays that leave share memory with the pending graph on a CPU, so they are read-only.
     """
 
     def __init__(
@@ -268,7 +268,7 @@ class ClientHalf(_Half):
         self._apply()
 
     def discard(self) -> None:
-        """Forget what was accumulated and what is pending; the encoder is unchanged."""
+        """Forget accumulated gradients and the pending step; the encoder is unchanged."""
         self.optimiser.zero_grad()
         self._forget()
 

@@ -63,7 +63,7 @@ class WindowMerger:
         self._weight = np.zeros(self._shape, dtype=np.float32)
 
     def add(self, origin: Sequence[int], prediction: np.ndarray) -> None:
-        """Add one window's prediction, float [channels, h, w, d]; what exceeds the volume is cut off.
+        """Add one window's prediction, float [channels, h, w, d]; voxels outside the volume are cut off.
 
         Raises:
             ValueError: the prediction has another shape, or the window lies outside the volume.

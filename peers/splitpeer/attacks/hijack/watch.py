@@ -24,12 +24,12 @@ _TINY = 1e-30
 class GradientWatch:
     """A novelty detector over training steps: local outlier factor and a vote over the last steps.
 
-    Fitted on the site's own simulated training (`fit`), then told each step's gradients (`tell`).
+    Fitted on the site's own simulated training (`fit`), then given each step's gradients (`tell`).
 
     Args:
         neighbours: of the local outlier factor (Breunig et al., SIGMOD 2000).
         tolerance: share of the site's own simulated steps that may look odd.
-        margin: how much odder than those a step must look, since the coordinator's task is another.
+        margin: how far beyond those a step must score, since the coordinator's task is another.
         window: steps that vote.
         share: of them that must look odd for an alarm.
     """

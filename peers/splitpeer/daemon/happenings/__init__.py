@@ -1,7 +1,6 @@
-"""What happens to a daemon, as data: told once, by the code that knows it, and put into words by the `sinks`.
-
-A new happening needs a decision in each sink on what people see of it; a sink that does not know it says nothing.
-Runs are named in full, in hexadecimal; times are seconds.
+"""Events of a daemon, as data: reported once, by the code that knows, and put into words by the `sinks`. For
+a new event, decide in each sink how it is shown; a sink that does not know it ignores it. Runs are named in
+full, in hexadecimal; times are seconds.
 """
 
 from splitpeer.daemon.happenings.any_daemon import *  # noqa: F403

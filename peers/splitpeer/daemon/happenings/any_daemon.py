@@ -1,4 +1,4 @@
-"""Of any daemon."""
+"""Events of any daemon."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class PhaseBegan(Happening):
 
 @dataclass(frozen=True)
 class DataWarning(Happening):
-    """The data can be used, and somebody should have a look. May name files."""
+    """The data can be used, but deserve a look. May name files."""
 
     cause: str
 

@@ -12,7 +12,7 @@ Scores = dict[str, float | None]
 
 
 class Happening:
-    """Each is a frozen dataclass; it is complete when it is told."""
+    """Each is a frozen dataclass, complete when reported."""
 
 
 Sink = Callable[[Happening], None]

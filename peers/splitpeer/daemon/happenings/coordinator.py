@@ -1,4 +1,4 @@
-"""Of a coordinator and its run."""
+"""Events of a coordinator and its run."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class RunLeft(Happening):
 
 @dataclass(frozen=True)
 class RunFound(Happening):
-    """The last run goes on."""
+    """The last run is resumed."""
 
     run: str
 
@@ -63,7 +63,7 @@ class SitesAwaited(Happening):
 
 @dataclass(frozen=True)
 class FarewellDue(Happening):
-    """The run is complete, and these sites have not been told yet."""
+    """The run is complete, and these sites do not know yet."""
 
     sites: str
 
@@ -99,7 +99,7 @@ class PatientsMatched(Happening):
 
 @dataclass(frozen=True)
 class RunResumes(Happening):
-    """It goes on from here, or from a step before."""
+    """The run continues from here, or from an earlier step."""
 
     step: int
     steps: int
@@ -131,7 +131,7 @@ class StepCommitted(Happening):
 
     step: int
     loss: float
-    """Not a number: nobody took part."""
+    """Not a number if no site took part."""
     without: Sequence[str]
     """Modalities that sat it out, by chance or absence."""
     absent: Sequence[str]

@@ -1,4 +1,4 @@
-"""Of one site, as its coordinator sees it."""
+"""Events of one site, as its coordinator sees it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from splitpeer.daemon.status_schema import SiteState
 
 @dataclass(frozen=True)
 class SiteStands(Happening):
-    """Where it stands in the run, from now on."""
+    """Its standing in the run from now on."""
 
     site: str
     modality: str
@@ -166,9 +166,9 @@ class SecondLink(Happening):
 
 @dataclass(frozen=True)
 class LinkRefused(Happening):
-    """SP-14-5: somebody was turned away at the port."""
+    """SP-14-5: a peer was refused at the port."""
 
     source: str
     cause: str
     not_shown: int
-    """Others since the one before, of whom nothing is told."""
+    """How many others since the last line were not reported."""

@@ -1,4 +1,4 @@
-"""Of a site, its link and its work."""
+"""Events of a site, its link and its work."""
 
 from __future__ import annotations
 
@@ -198,7 +198,7 @@ class SiteJobEnded(JobEnded):
 
 @dataclass(frozen=True)
 class JobComplete(Happening):
-    """The site was told so; None: it had not joined in this life."""
+    """Whether the site was told; None: it had not joined since the start of this process."""
 
     job: str | None = None
     step: int | None = None
@@ -206,7 +206,7 @@ class JobComplete(Happening):
 
 @dataclass(frozen=True)
 class JobNotClosed(Happening):
-    """What ended the work is told elsewhere; this went wrong after it."""
+    """An error after the work had ended; the cause of the end is reported separately."""
 
     cause: str
 

@@ -1,1 +1,1 @@
-"""Where happenings go: a file for each place, which says what is seen there of which happening."""
+"""The sinks: a module for each place where events are shown, which says how each event appears there."""

@@ -1,7 +1,7 @@
 """What peers and strangers can cause as often as they like must not fill log and trail: these have a budget.
 
-The log has a rate, and what is left out of it is counted in its next line. The trail, which is kept for years, has a
-number for each process, and the last line says that it is the last.
+The log has a rate, and omitted lines are counted in its next line. The trail, which is kept for years, has a
+number of lines for each process, and the last one says that it is the last.
 """
 
 from __future__ import annotations

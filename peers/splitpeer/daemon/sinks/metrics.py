@@ -9,7 +9,7 @@ from splitpeer.daemon import happenings as h
 
 
 class RunRows(Protocol):
-    """Where they go: the files of a run."""
+    """The files of a run, where they are written."""
 
     opened: bool
     """From here on they are of this run."""

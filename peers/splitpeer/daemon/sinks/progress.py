@@ -12,7 +12,7 @@ EVERY_S = 2.0
 
 
 class ProgressMessages:
-    """What the sites are to be told; sending it is the coordinator's, as it may have to wait."""
+    """The message for the sites about an event; the coordinator sends it, as that may have to wait."""
 
     def __init__(self) -> None:
         self._told = 0.0

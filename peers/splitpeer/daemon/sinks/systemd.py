@@ -1,4 +1,5 @@
-"""Happenings for systemd: when the board says that it is ready, or does something else, systemd hears it at once."""
+"""Happenings for systemd: when the board says that it is ready, or does something else, systemd is notified at
+once."""
 
 from __future__ import annotations
 
@@ -8,7 +9,7 @@ from splitpeer.daemon.systemd import Notifier
 
 
 class SystemdSink:
-    """To be told after the board."""
+    """Must come after the board."""
 
     def __init__(self, notifier: Notifier, board: Board) -> None:
         self._notifier, self._board = notifier, board

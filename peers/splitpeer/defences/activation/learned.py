@@ -160,11 +160,11 @@ class InverseNetwork(nn.Module):
 
 
 class Adversary(Defence):
-    """Train inverse networks beside the encoder, and the encoder to make them fail.
+    """Train inverse networks with the encoder, and the encoder to make them fail.
 
     Each of `networks` small networks rebuilds the image from what is sent (loss 1 - SSIM); gradient reversal
     turns their success into the encoder's loss, `weight` times. All train in the encoder's own optimiser. A
-    single one would only be outrun, so there are several, and one after the other is drawn anew: each every
+    single one would only be outrun, so there are several, and they are reinitialised in turn: each every
     `restart` steps. What this buys is to be judged by attackers trained afterwards.
     """
 
@@ -183,7 +183,7 @@ class Adversary(Defence):
     def begin(self, step: int) -> list[nn.Parameter]:
         period, anew = int(self.values["restart"]), []
         for number, network in enumerate(self.networks):
-            # Staggered: there is always one that has trained for long.
+            # Staggered, so that one has always trained for long.
             if step > 1 and (step + number * period // len(self.networks)) % period == 0:
                 seeded(lambda network=network: network, _seed(number, step))
                 anew += list(network.parameters())
@@ -201,6 +201,6 @@ class Adversary(Defence):
 
 
 def _seed(number: int, step: int) -> int:
-    """Of a network's parameters: no secret, but the same after a crash."""
+    """The seed of a network's parameters: not a secret, but the same after a crash."""
     text = f"splitpeer adversary\0{number}\0{step}"
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")

@@ -42,7 +42,7 @@ class Dropout(Defence):
 
 
 class TopK(Defence):
-    """Of each sample's level, keep the `share` of the values with the largest magnitudes."""
+    """In each level of each sample, keep the `share` of the values with the largest magnitudes."""
 
     kind = kinds.TOPK
 

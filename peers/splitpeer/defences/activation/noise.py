@@ -55,8 +55,8 @@ def rms(tensor: Tensor) -> Tensor:
 class Gaussian(_Noise):
     """Add Gaussian noise to each sample's level, as wide as `scale` times the root mean square there.
 
-    Fresh noise can be averaged away by whoever sees a sample often. Kept noise cannot, while the encoder
-    stands still; two releases under different weights differ by no noise at all.
+    Fresh noise can be averaged away by an observer of many releases. Kept noise cannot, as long as the
+    encoder does not change; two releases under different weights differ by no noise at all.
     """
 
     kind = kinds.GAUSSIAN

@@ -28,7 +28,8 @@ from math import inf, isfinite, sqrt
 from splitpeer.errors import JobFailed
 
 LEAST, MOST = 2.0**-500, 2.0**500
-"""Where weights and variances are searched for, in units of the classes' own scale; their squares are float64 too."""
+"""Range in which weights and variances are searched, in units of the classes' own scale; their squares fit float64
+too."""
 
 
 class NoSolution(JobFailed):

@@ -97,7 +97,7 @@ def labels_at(target: np.ndarray | None, shape: tuple[int, ...]) -> Tensor:
     """Where any region is at a level: `target` [batch, regions, *fine] to bool [batch, *coarse] of `shape`.
 
     Raises:
-        ValueError: there is no target: this defence is for who holds the labels.
+        ValueError: there is no target: only the holder of the labels can use this defence.
     """
     if target is None:
         raise ValueError("a defence that needs the labels was given none")

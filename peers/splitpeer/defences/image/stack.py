@@ -36,7 +36,7 @@ class ImageStack:
     def window(self, voxels: np.ndarray, patient: bytes, origin: Triple, shape: Triple) -> np.ndarray:
         """The window `voxels` (float32 [1, x, y, z]) of a patient's volume of `shape`, defended: a new array.
 
-        `origin` is the window's first voxel in the volume; what lies outside the volume stays as it is.
+        `origin` is the window's first voxel in the volume; voxels outside the volume stay as they are.
         """
         defended = voxels.copy()
         starts = [max(0, -first) for first in origin]
@@ -64,7 +64,7 @@ class ImageStack:
 
 
 def make_image_stack(written: Written, key: bytes) -> ImageStack:
-    """Defences of the image from what was written: a list, or one string joined by `+`. May be empty.
+    """Defences of the image from text: a list, or one string joined by `+`. May be empty.
 
     Raises:
         ConfigError: see `parse`.
