@@ -152,7 +152,7 @@ class Training(Section):
     keep_checkpoints: Annotated[int, Field(ge=1, le=64)] = 2
     """How many of the newest are kept, at all peers."""
     modality_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Chance of each modality to be left out of a step, so that the network learns to do without one."""
+    """Probability that a modality is left out of a step, so that the network learns to do without one."""
     average_every: Count = 0
     """Steps after which encoders of one seat are averaged; 0: each site keeps its own. Sites must allow it."""
 

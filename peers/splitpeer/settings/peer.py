@@ -162,7 +162,7 @@ class Policy(Bounds):
     """Privacy budget of every patient for everything that ever leaves, with ``delta``; once it is spent, sending
     stops."""
     delta: Annotated[float, Field(gt=0, lt=1)] | None = None
-    """Chance by which the budget may fail: well below one in the number of patients."""
+    """Probability that the budget does not hold: well below one in the number of patients."""
     share_encoder: bool = False
     """Whether the coordinator may have our encoders' weights, to average those of one seat: with them it can compute
     images from all activations that it recorded. Not with ``epsilon``, whose promise does not cover weights."""
