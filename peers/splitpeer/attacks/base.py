@@ -222,7 +222,7 @@ class Attack:
         return {one.name: getattr(self, one.name) for one in fields(self) if one.name != "device"}
 
     def recover(self, view: View, knowledge: Knowledge, progress: Progress) -> Recovered:
-        """Attack all targets of `view` at once, batched. What `needs` names is there.
+        """Attack all targets of `view` at once, batched. Everything that `needs` names is granted.
 
         Raises:
             AttackImpossible: what is granted does not fit the view; the text says why.

@@ -86,7 +86,7 @@ def make_attack(name: str, **settings: Any) -> Attack:
 
 
 def _read(name: str, key: str, value: Any, hint: Any) -> Any:
-    """A setting as its field wants it; text comes from a command line or a TOML file.
+    """A setting converted to its field's type; text comes from a command line or a TOML file.
 
     Lists are written with `+`: `schedules=joint+shallow`, `levels=0+1`.
     """

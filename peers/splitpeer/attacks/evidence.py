@@ -53,7 +53,7 @@ def weights_of(shot: Shot) -> int:
 
 
 def usable_shots(view: View, knowledge: Knowledge) -> list[list[Shot]]:
-    """Of every target the shots made with the weights that the adversary knows.
+    """For every target, the shots made with the weights that the adversary knows.
 
     Raises:
         AttackImpossible: some target has none, or nothing was sent.

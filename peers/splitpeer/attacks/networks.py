@@ -1,7 +1,7 @@
-"""Small networks of an adversary: from activations back to an image, and judges of what looks real.
+"""Small networks of an adversary: from activations back to an image, and critics of what looks real.
 
-Fully convolutional, 2-D and 3-D, without normalisation over a batch: what is recovered of one patient must not
-depend on who else is in the batch.
+Fully convolutional, 2-D and 3-D, without normalisation over a batch: a recovered image must not depend on the
+other patients in the batch.
 """
 
 from __future__ import annotations

@@ -117,7 +117,7 @@ class SimulatedDefences:
             return tensors
         count = len(next(iter(tensors.values())))
         samples = tuple(Sample(_key(number, index), (0, 0, 0)) for index in range(count))
-        # Another key for every number: what the site draws once for ever is still unknown to the adversary.
+        # Another key for every number: the noise that the site draws once and keeps is unknown to the adversary.
         key = hashlib.sha256(self._key + b"%d" % number).digest()
         return Stack(list(stack), key)(
             tensors, Release(b"rehearsal" + bytes(7), "infer", view, number, samples)

@@ -1,6 +1,6 @@
 """A coordinator's surrogates for the sites: networks of its own, trained on other patients' images.
 
-What PCAT, SDAR and query-free attacks have in common. All contrasts of those patients are at hand, so all
+What PCAT, SDAR and query-free attacks have in common. All modalities of those patients are available, so all
 surrogates are trained together through the coordinator's real, frozen decoder, which expects all of them. The
 surrogate for the site under attack runs the defences that the site is known to run, with a key of the
 adversary's own.

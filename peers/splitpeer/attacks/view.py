@@ -18,7 +18,7 @@ from splitpeer.models.registry import backbone_of
 from splitproto.messages import Activations, Forward, Gradients, Message, Sample
 
 Place = tuple[str, int, int, bytes]
-"""Mode, step and number of a batch, and its digest: after a withdrawal or a rollback other samples may stand there."""
+"""Mode, step and number of a batch, and its digest: after a withdrawal or a rollback it may hold other samples."""
 
 
 class RecordedMessage(Protocol):
@@ -54,7 +54,7 @@ Choose = Callable[[Sequence[Sample]], Sequence[Sample]]
 
 
 def one_per_patient(samples: Sequence[Sample]) -> list[Sample]:
-    """Of every patient the sample in the middle (by z, y, x of its origin): where most of the head is."""
+    """For every patient, the sample in the middle (by z, y, x of its origin), where most of the head is."""
     by_key: dict[bytes, list[Sample]] = {}
     for sample in samples:
         by_key.setdefault(sample.key, []).append(sample)
@@ -122,8 +122,7 @@ def site_view(
     Args:
         steps: only these; default: all that were recorded.
 
-    Raises:
-        AttackImpossible: recorded by somebody else, or without a gradient.
+    Raises: AttackImpossible: recorded by a coordinator, or without a gradient.
     """
     header = capture.header
     if header.role != "client":
@@ -203,7 +202,7 @@ def _targets(
             answer[_place(head)].add(record.peer)
     open_: dict[Place, _Batch] = {}
     newest: dict[int, Place] = {}
-    """By step: what its gradients answer."""
+    """By step: the batch that its gradients answer."""
     # In order of time; a batch is cut into shots when all have answered it, so few are in memory at once.
     for record in capture.records():
         head = record.head

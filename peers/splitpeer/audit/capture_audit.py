@@ -45,7 +45,7 @@ class CaptureAudit:
     salt: Path | None = None
     layout: str = "folder"
     convention: Task | str | None = None
-    """Of the masks, by its name, or their task."""
+    """Convention of the masks, by its name, or their task."""
     defence: str | None = None
     views: int | None = None
     samples: int = 24
@@ -112,7 +112,7 @@ class CaptureAudit:
             mode = "train" if self.step == 1 else None
             view = coordinator_view(capture, modality, mode=mode, step=self.step, choose=choose, limit=self.samples,
                                     every_step=several)  # fmt: skip
-        # With a defence, so many views were made.
+        # With a defence, this many views were made.
         return view if self.views is None or self.defence else first_views(view, self.views)
 
     def _defended(self, capture: Capture) -> MessageSource:
@@ -141,7 +141,7 @@ class CaptureAudit:
         (folder,) = shadow_folder
         as_folder = self.layout == "folder"
         with_labels = self.convention if (folder / "labels").is_dir() or not as_folder else None
-        # Attacks through the coordinator's decoder need all contrasts of the same people.
+        # Attacks through the coordinator's decoder need all modalities of the same people.
         present = [m for m in view.modalities if not as_folder or (folder / m).is_dir()]
         cohort = Cohort.read(
             folder, present or [view.modality], salt=SHADOW_SALT, layout=self.layout, convention=with_labels,

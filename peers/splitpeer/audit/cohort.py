@@ -167,7 +167,8 @@ def shadow(
 
 
 def most_tumour(cohort: Cohort, keys: Sequence[bytes], window: Triple, per_patient: int = 1) -> list[Sample]:
-    """For every patient the slices (2-D) with most tumour, or the centred window (3-D): what is worth attacking."""
+    """For every patient the slices (2-D) with most tumour, or the centred window (3-D): the samples worth
+    attacking."""
     if cohort.labels is None:
         raise ConfigError("the slices with most tumour are asked for, but there are no masks")
     chosen = []

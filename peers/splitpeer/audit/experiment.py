@@ -33,7 +33,7 @@ class Order:
     attack: str
     settings: Mapping[str, Any] = field(default_factory=dict)
     views: int | None = None
-    """Use at most so many releases of each sample; None: all."""
+    """Use at most this many releases of each sample; None: all."""
 
 
 def parse_order(written: str) -> Order:

@@ -1,4 +1,4 @@
-"""Dice against leakage: which configurations nobody would choose, because another is better at both."""
+"""Dice against leakage: the configurations for which no other is better at both."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class FrontierPoint:
 
 
 def pareto(points: Sequence[FrontierPoint]) -> list[FrontierPoint]:
-    """The points that no other beats: more Dice at no more leakage, or less leakage at no less Dice.
+    """The points that no other dominates: more Dice at no more leakage, or less leakage at no less Dice.
 
     Only those that met the same attacks are compared: a weaker adversary finds less leakage in the same traffic.
     """

@@ -1,4 +1,4 @@
-"""From files to `Knowledge`: what an adversary is granted, each part named by whoever asks for the attack."""
+"""From files to `Knowledge`: what an adversary is granted, each part named by the user who asks for the attack."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def _parameters(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _encoder(view: View, parameters: Mapping[str, Tensor], path: Path) -> nn.Module:
     # Without defences, or where they were tried offline, the checkpoint is a bare encoder's; trained parts of
-    # defences (a bottleneck, learnt noise) lie in the same checkpoint.
+    # defences (a bottleneck, learnt noise) are in the same checkpoint.
     plain = by_place(view.defences).activations
     networks = [
         build_network(view.backbone, written, key=bytes(32), seed=0, strict=False)
@@ -111,7 +111,7 @@ def _decoder(view: View, parameters: Mapping[str, Tensor], path: Path) -> Decode
 
 
 def _outputs(decoder: Decoder, parameters: Mapping[str, Tensor]) -> int:
-    """Of the checkpoint's last convolution; the decoder's own where the checkpoint has none."""
+    """Output channels of the checkpoint's last convolution; the decoder's own if the checkpoint has none."""
     last = next(name for name, module in decoder.named_modules() if module is decoder.last)
     bias = parameters.get(f"{last}.bias")
     return len(bias) if bias is not None and bias.ndim == 1 and len(bias) else decoder.out_channels

@@ -21,11 +21,11 @@ class SweepHead(Section):
     """What all configurations share."""
 
     modality: Modality = "t1"
-    """The contrast under attack."""
+    """The modality under attack."""
     attacks: Annotated[tuple[str, ...], Field(min_length=1)] = ("pca", "whitebox", "inverse")
     """On images, by the coordinator."""
     naive: tuple[str, ...] = ("whitebox",)
-    """Of these, those also shown in the form that does not know the defence."""
+    """Those of them also shown in the form that does not know the defence."""
     label_attacks: tuple[str, ...] = ("gradient-norm",)
     """On labels, by a site."""
     views: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (1, 100)

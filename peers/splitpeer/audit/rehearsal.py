@@ -56,7 +56,7 @@ class Protection:
     """What the parties apply."""
 
     defences: tuple[str, ...] = ()
-    """Of activations, at every site."""
+    """Defences of activations, at every site."""
     image: tuple[str, ...] = ()
     gradients: tuple[str, ...] = ()
 

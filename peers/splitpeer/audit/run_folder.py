@@ -1,4 +1,4 @@
-"""The run folder of an experiment: outcomes are entered one by one, and what is entered is on disk."""
+"""The run folder of an experiment: outcomes are entered one by one, each on disk before the next."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class RunFolder:
     trained: bool = True
     """Whether the traffic was recorded under the defences, not re-defended offline."""
     reached: Mapping[str, Rehearsed] = field(default_factory=dict)
-    """By configuration, what the network trained under it came to."""
+    """By configuration, the Dice of the network trained under it."""
     privacy: Privacy | None = None
     notes: tuple[str, ...] = ()
     not_tested: tuple[str, ...] = (*MALICIOUS, *OTHERS)
@@ -121,7 +121,7 @@ class RunFolder:
 
     @property
     def complete(self) -> bool:
-        """Whether every attack ran: one that could not must not pass for one that found nothing."""
+        """Whether every attack ran: one that could not must not be mistaken for one that found nothing."""
         return not self.refused
 
     def discard(self) -> None:
@@ -185,7 +185,7 @@ def network_of(view: View, sites: Mapping[str, str], precision: str) -> RunNetwo
 
 
 def sha256_of(path: Path) -> str:
-    """Of a file, in hexadecimal."""
+    """SHA-256 of a file, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

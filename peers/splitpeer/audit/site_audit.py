@@ -1,4 +1,5 @@
-"""A site's audit before it joins: both parts played on its own data, as its policy stands and undefended beside."""
+"""A site's audit before it joins: both parts played on its own data, under its policy and, for comparison,
+undefended."""
 
 from __future__ import annotations
 
@@ -26,7 +27,7 @@ from splitpeer.settings.job import JobConfig
 from splitpeer.settings.peer import PeerConfig, Policy
 
 DELTA = 1e-5
-"""Where the policy names none."""
+"""Delta, if the policy names none."""
 STAND_IN = (
     "The network was trained on a stand-in task (bands of brightness), because no masks were given: its Dice says "
     "nothing about the job's task, and label leakage was not measured."

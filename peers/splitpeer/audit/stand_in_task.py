@@ -17,7 +17,7 @@ from splitpeer.data.task import Region, Task
 from splitpeer.data.volumes import Triple, Volumes
 
 SHARES = (0.20, 0.08, 0.02)
-"""Of the body's voxels, the brightest: nested, as tumour regions are."""
+"""The brightest of the body's voxels: nested, like tumour regions."""
 BANDS = Task(
     names={1: "bright", 2: "brighter", 3: "brightest"},
     regions=(Region("bright", (1, 2, 3)), Region("brighter", (2, 3)), Region("brightest", (3,))),

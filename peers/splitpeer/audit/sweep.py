@@ -1,8 +1,8 @@
 """Many configurations, each trained, recorded, attacked and judged: Dice against leakage.
 
-A configuration that is done has `point.json` with the digest of all that it came from; a sweep that was stopped
-goes on with those that are not. Configurations run in several processes; under `torchrun` every process takes its
-share of them (RANK, WORLD_SIZE), on as many machines as one likes.
+A configuration that is done has `point.json` with the digest of all that it came from; a sweep that was
+stopped continues with the rest. Configurations run in several processes; under `torchrun` every process takes
+its share of them (RANK, WORLD_SIZE), on as many machines as one likes.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class SweepTask:
         return self.out / f"{self.configuration.slug}-seed{self.seed}"
 
     def digest(self) -> str:
-        """Of all that its result depends on."""
+        """Digest of all that its result depends on."""
         kept = self.job.model_dump(mode="json", exclude={"output", "deadlines"})
         shared = self.plan.model_dump(mode="json", exclude={"configuration"})
         return fingerprint(shared, kept, _written(self.configuration), self.seed)
@@ -76,7 +76,7 @@ class SweepTask:
 
 
 def _written(configuration: SweepConfiguration) -> dict[str, Any]:
-    """What the file says of it; a key that nobody used must not make old results another's."""
+    """Its description from the file; an unused key must not invalidate old results."""
     everything = configuration.model_dump(mode="json")
     return {name: value for name, value in everything.items() if value or name != "also_after"}
 
@@ -85,7 +85,7 @@ def sweep(
     plan_file: Path, job_file: Path, out: Path, *, workers: int = 1, keep_captures: bool = False, device: str = "cpu",
     told: Callable[[str, int, int], None] = lambda what, done, total: None,
 ) -> list[dict[str, Any]]:  # fmt: skip
-    """Run what is not done yet; returns every configuration's `point.json` that there is, in the plan's order.
+    """Run the configurations that are not done yet; returns the `point.json` of each, in the plan's order.
 
     Raises:
         ConfigError, DataError: a file that cannot be used.

@@ -52,7 +52,7 @@ def markdown(points: Sequence[Mapping[str, Any]]) -> str:
 
 
 def write_into(document: Path, table: str, picture: Path | None = None) -> None:
-    """Replace what stands between the marks, and put the picture beside the document.
+    """Replace the text between the marks, and put the picture next to the document.
 
     Raises:
         ConfigError: the file is missing, or has no marks.

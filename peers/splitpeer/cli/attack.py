@@ -128,8 +128,8 @@ def attack(
 ) -> None:
     """Attack what a curious peer recorded in CAPTURE.
 
-    A coordinator's capture is attacked for images, a site's for labels. Every defence is met by an adversary that
-    knows it; the naive form is shown beside.
+    A coordinator's capture is attacked for images, a site's for labels. Every defence is attacked by an
+    adversary that knows it; the naive form is shown next to it.
     """
     private_files()
     if truth is not None and salt is None:

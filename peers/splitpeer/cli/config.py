@@ -60,7 +60,7 @@ def check(file: Path | None, settings: tuple[str, ...], as_json: bool) -> None:
 @set_option
 @json_option
 def show(file: Path | None, settings: tuple[str, ...], as_json: bool) -> None:
-    """Show every setting as it holds, defaults included."""
+    """Show every setting in effect, defaults included."""
     values = _load(file, settings).resolved()
     if as_json:
         echo_json(values)

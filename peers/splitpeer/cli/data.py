@@ -106,7 +106,7 @@ def check(
 ) -> None:
     """Read every image in FOLDER as the loader does, and name every problem by file.
 
-    Without FOLDER: the folder, layout, contrasts and convention of peer.toml, after the checks of config check.
+    Without FOLDER: the folder, layout, modalities and convention of peer.toml, after the checks of config check.
     With --job, masks and images are read as this job will read them.
     """
     from splitpeer.data.check import by_default
@@ -160,7 +160,7 @@ def check(
 def keys(
     patients: tuple[str, ...], config_file: Path | None, settings: tuple[str, ...], as_json: bool
 ) -> None:
-    """Tell which patient a key stands for: ids to keys, and keys or handles from a log back to ids and files.
+    """Look up patients: from ids to keys, and from keys or handles in a log back to ids and files.
 
     Without arguments, all patients of this site (at a coordinator: of its masks). The output names patients: keep it
     at the site, and write it to a file only under umask 077.

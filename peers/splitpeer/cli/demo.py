@@ -97,7 +97,7 @@ def _train(federation: Federation, console: Console, out: Path) -> None:
     """Start the daemons and wait for the job's end. Raises JobFailed."""
     from splitpeer.demo.leak import MODALITY
 
-    # Whoever stops the demo, or closes its terminal, must not leave daemons behind.
+    # Stopping the demo, or closing its terminal, must not leave daemons behind.
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.default_int_handler)
     try:

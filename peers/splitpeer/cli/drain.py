@@ -40,10 +40,10 @@ def drain(
     wait: float,
     now: bool,
 ) -> None:
-    """Have a daemon finish the step under way, write a checkpoint and end; wait until it has.
+    """Make a daemon finish the current step, write a checkpoint and end; wait until it has.
 
-    The same as SIGTERM or `systemctl stop`. Exit code 1: it did not run, or failed while it stopped; 3: it still
-    runs after --wait, and goes on stopping.
+    The same as SIGTERM or `systemctl stop`. Exit code 1: it did not run, or failed while it stopped; 3: it
+    still runs after --wait, and continues to stop.
     """
     heads = load_heads((*config_files, *files), settings)
     seen = [look(head) for head in heads]
@@ -84,7 +84,7 @@ def _wait(asked: Sequence[tuple[PeerHead, Seen]], patience: float, now: bool) ->
                     failed.append(f"{one.site} failed while it stopped: {one.cause}")
                 continue
             still.append((head, one))
-            # Until it has heard, steps go on: not worth a line each.
+            # Until it reacts, steps continue: not worth a line each.
             if one.phase == "draining" and _state(one) != _state(before):
                 echo(f"{one.site}: {_state(one)}")
             if again:

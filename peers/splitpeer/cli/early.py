@@ -1,7 +1,8 @@
 """Signals while a command still imports: one line and the exit code, at once.
 
-Python's own answer to Ctrl-C is an exception. In the middle of imports it ends in somebody else's code: as a page of
-traceback, as another error, or ignored in a callback. There is nothing to put in order yet, so the process just ends.
+Python's own answer to Ctrl-C is an exception. During imports it arrives in third-party code: as a page of
+traceback, as another error, or ignored in a callback. There is nothing to clean up yet, so the process just
+ends.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ def signals() -> Iterator[None]:
         try:
             if signal.getsignal(number) in _DEFAULTS:
                 before[number] = signal.signal(number, _leave)
-        except ValueError:  # not the main thread: signals are somebody else's
+        except ValueError:  # not the main thread, which alone handles signals
             break
     try:
         yield
@@ -42,7 +43,7 @@ def signals() -> Iterator[None]:
 
 
 def over() -> None:
-    """From here on Ctrl-C is an exception again, and SIGTERM ends the process as it does by default."""
+    """From now on Ctrl-C is an exception again, and SIGTERM ends the process as it does by default."""
     for number, default in zip(_ANSWERS, _DEFAULTS, strict=True):
         if signal.getsignal(number) is _leave:
             signal.signal(number, default)

@@ -1,4 +1,4 @@
-"""``splitpeer init``: the first peer.toml or job.toml, filled in from the certificates that lie there."""
+"""``splitpeer init``: the first peer.toml or job.toml, filled in from the certificates found there."""
 
 from __future__ import annotations
 
@@ -148,7 +148,7 @@ def _who(
 
 
 def _identities(folder: Path) -> Iterable[Identity]:
-    """The peers whose certificates lie in `folder`; others (the CA's, a web server's) are not our business."""
+    """The peers whose certificates are in `folder`; others (the CA's, a web server's) are ignored."""
     for path in sorted(folder.glob("*.crt")):
         try:
             yield read_identity(path)

@@ -77,7 +77,7 @@ def exit_code(error: BaseException) -> int:
         return _BUG
     if code == DeadlineExceeded.code:
         return _TIMEOUT
-    # 0x05xx: the two sides talk, but their job cannot go on.
+    # 0x05xx: the two sides talk, but their job cannot continue.
     return 1 if code >> 8 == 0x05 else _CONNECTION
 
 

@@ -23,7 +23,7 @@ _COUNT = click.IntRange(min=1)
 def privacy(
     context: click.Context, config_file: Path | None, settings: tuple[str, ...], as_json: bool
 ) -> None:
-    """Show what of the privacy budget in [policy] is spent; it may run beside `splitpeer serve`."""
+    """Show how much of the privacy budget in [policy] is spent; may be used while `splitpeer serve` runs."""
     if context.invoked_subcommand is not None:
         return
     from splitpeer.privacy.ledger import read_spent
@@ -55,7 +55,7 @@ def privacy(
 def plan(
     epsilon: float, delta: float, epochs: int, windows: int, evaluations: int, patients: int, as_json: bool
 ) -> None:
-    """Say what noise a study needs, with an encoder that is frozen and with one that learns."""
+    """Compute the noise that a study needs, with a frozen encoder and with one that is trained."""
     from splitpeer.privacy.accounting import noise_for, releases
 
     found = {}

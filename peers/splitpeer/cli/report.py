@@ -16,10 +16,10 @@ from splitpeer.cli.terminal import echo
 @click.option("--title", help="Heading of the page.")
 @json_option
 def report(folders: tuple[Path, ...], out: Path, title: str | None, as_json: bool) -> None:
-    """Write what attacks found as one page for people, and the same as JSON beside it.
+    """Write the results of attacks as one HTML page, and as JSON next to it.
 
-    RUN_FOLDER is what `splitpeer attack` or `splitpeer audit` wrote; several become one page. The page needs no
-    network and holds pictures of patients: treat it as you treat the images.
+    RUN_FOLDER is what `splitpeer attack` or `splitpeer audit` wrote; several become one page. The page needs
+    no network and contains pictures of patients: treat it like the images.
     """
     private_files()
     from splitpeer.report.build import write_report

@@ -161,7 +161,7 @@ def _stop_on_signals(before_leaving: Callable[[], None] = lambda: None) -> async
         stop.set()
 
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        # Under nohup a closed terminal is to be ignored.
+        # Under nohup a closed terminal is ignored.
         if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
             loop.add_signal_handler(number, asked)
     return stop
@@ -170,7 +170,7 @@ def _stop_on_signals(before_leaving: Callable[[], None] = lambda: None) -> async
 async def _client(config: PeerConfig, duty: Duty, curious: Path | None, verify: bool) -> None:
     from splitpeer.site.client import Client
 
-    # In a thread: a folder on a network drive that hangs must not make this deaf to signals.
+    # In a thread: a folder on a network drive that hangs must not keep this from handling signals.
     stop = _stop_on_signals()
     client = await asyncio.to_thread(Client, config, stop, duty=duty, curious=curious, verify=verify)
     await client.run()

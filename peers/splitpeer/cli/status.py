@@ -23,7 +23,7 @@ from splitproto.errors import printable
 
 REFRESH_S = 1.0
 NOT_RUNNING, SILENT = 1, 3
-_PLAIN_WIDTH = 10_000  # where nobody looks at columns, no line is broken
+_PLAIN_WIDTH = 10_000  # output that is not for a terminal has no broken lines
 _STYLES = {"running": "green", "silent": "yellow", "stopped": "dim", "died": "red", "never": "dim"}
 _STATES: dict[str, str] = {
     "awaited": "yellow",
@@ -267,7 +267,7 @@ def _shown(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.4g}"
     if isinstance(value, list):
-        # Of long lists, such as checkpoints, the newest count.
+        # Of long lists, such as checkpoints, show the newest.
         cut = value[-4:]
         return ("... " if len(cut) < len(value) else "") + " ".join(map(_shown, cut))
     if isinstance(value, dict):

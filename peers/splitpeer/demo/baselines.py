@@ -1,4 +1,4 @@
-"""What the same network reaches without splitting: each contrast alone, and all four in one process."""
+"""The same network without splitting: each modality alone, and all four in one process."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ Done = Callable[[str, Reached], None]
 
 @dataclass(frozen=True)
 class Baseline:
-    """One network to train: a name for the table and the contrasts it sees."""
+    """One network to train: a name for the table and the modalities it sees."""
 
     name: str
     modalities: tuple[str, ...]
@@ -117,7 +117,7 @@ def _parties(config: JobConfig, modalities: tuple[str, ...], task: Task) -> Part
 def train_all(
     job: Path, data: Path, salt: Path, modalities: tuple[str, ...], workers: int, done: Done
 ) -> dict[str, Reached]:
-    """Each contrast alone and all together, in `workers` processes; `done` hears each result as it comes."""
+    """Each modality alone and all together, in `workers` processes; `done` is called with each result."""
     wanted = [Baseline("centralised, four contrasts", modalities, job, data, salt)]
     wanted += [Baseline(f"{modality} alone", (modality,), job, data, salt) for modality in modalities]
     results: dict[str, Reached] = {}

@@ -31,7 +31,7 @@ HUB = "hub"
 SITES = {f"hospital-{modality}": modality for modality in ("flair", "t1", "t1ce", "t2")}
 TIMED_OUT = 3
 FIRST_S = 2.0
-"""How much later than its sites the coordinator may end, for its word to be the one that counts."""
+"""How much later than its sites the coordinator may end and still have its result count."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ class Federation:
     """The folder of one demonstration, and its daemons.
 
     Args:
-        tell: hears one line when a daemon died and is started again.
+        tell: called with one line when a daemon died and is restarted.
     """
 
     def __init__(self, folder: Path, job: DemoJob, tell: Callable[[str], None] = lambda line: None) -> None:
@@ -153,7 +153,7 @@ class Federation:
     def start(self) -> dict[str, int]:
         """Start all five daemons; returns their pids. The coordinator keeps this terminal."""
         self.start_clients()
-        # The folder may hold a run that was interrupted; a coordinator that is started again goes on with its own.
+        # The folder may hold a run that was interrupted; a restarted coordinator resumes its own.
         self._start(HUB, ("--role", "coordinator", "--job", str(self.hub / "job.toml")), ("--fresh",))
         return self.pids()
 
@@ -163,7 +163,7 @@ class Federation:
             self._start(site, ("--role", "client", "--modality", modality))
 
     def pids(self) -> dict[str, int]:
-        """Of the daemons that run, by site."""
+        """Process ids of the running daemons, by site."""
         return self._supervisor.pids()
 
     def wait(self) -> None:
@@ -185,7 +185,7 @@ class Federation:
             self.stop()
 
     def stop(self) -> None:
-        """End what is still running: first kindly, then by force. Only processes started here."""
+        """End what is still running: first with SIGTERM, then by force. Only processes started here."""
         self._supervisor.stop()
 
     def site_of(self, modality: str) -> str:
@@ -218,13 +218,13 @@ class Federation:
         _write(folder / "peer.toml", to_toml(settings))
 
     def _again(self, name: str, code: int) -> bool:
-        # A coordinator that waited in vain for a site that was stopped would wait in vain for ever.
+        # A coordinator that waits for a stopped site would wait for ever.
         if name == HUB and code == TIMED_OUT and 0 in map(self._supervisor.ended, SITES):
             return False
         return code < 0 or code in AGAIN
 
     def _why(self, site: str) -> str:
-        """The coordinator, if it ended as well, has the cause: sites are only told that it did."""
+        """The coordinator, if it ended as well, knows the cause: sites only learn that it ended."""
         hub, ends = None, time.monotonic() + FIRST_S
         while (hub := self._supervisor.ended(HUB)) is None and time.monotonic() < ends:
             self._supervisor.tend()

@@ -85,7 +85,7 @@ def write_summary(path: Path, summary: Mapping[str, Any]) -> None:
 
 
 def _slices(data: Path, predictions: Path) -> Sequence[Mapping[str, Any]]:
-    """For the first few patients held out, the slice with most tumour: four contrasts, truth, prediction."""
+    """For the first few patients held out, the slice with most tumour: four modalities, truth, prediction."""
     rows = []
     for path in sorted(predictions.glob("*.nii.gz"))[:SHOWN]:
         truth = regions(_load(data / "labels" / path.name), "msd").astype(bool)

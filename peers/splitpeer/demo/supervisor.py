@@ -13,7 +13,7 @@ from pathlib import Path
 PAUSE_S = 1.0
 """Before a start: what died may have left a port or a lock behind."""
 MOST, WITHIN_S = 5, 60.0
-"""So many new starts within so many seconds; then it is given up."""
+"""This many restarts within this many seconds; then the supervisor gives up."""
 STOP_S = 20.0
 """How long daemons may take to leave in good order."""
 AGAIN = (3, 5)
@@ -38,7 +38,7 @@ class Supervisor:
 
     Args:
         environment: of all daemons.
-        tell: hears one line for each that died.
+        tell: called with one line for each that died.
         again: (name, exit code; negative: the signal that ended it) -> whether it is started again.
     """
 
@@ -59,14 +59,14 @@ class Supervisor:
         Args:
             first: its command.
             later: the command with which it is started again.
-            log: takes what it says; begun anew now, and continued by later starts.
-            terminal: what it says on standard error goes to ours instead.
+            log: takes its output; truncated now, and continued by later starts.
+            terminal: its standard error goes to ours instead.
         """
         log.write_bytes(b"")
         self._daemons[name] = _Daemon(later, log, terminal, self._spawn(first, log, terminal))
 
     def pids(self) -> dict[str, int]:
-        """Of those that run."""
+        """Process ids of those that run."""
         return {name: d.process.pid for name, d in self._daemons.items() if d.process.poll() is None}
 
     def ended(self, name: str) -> int | None:

@@ -1,7 +1,6 @@
-"""What an adversary reaches who has seen nothing of a patient: the mean image, or somebody else's image.
-
-A reconstruction tells something about a patient only as far as it beats these. "SSIM 0.4" alone says nothing:
-the mean of other patients may reach it too.
+"""The floors: what an adversary who has seen nothing of a patient can reach with the mean image, or another
+patient's image. A reconstruction reveals something about a patient only as far as it beats these. "SSIM 0.4"
+alone says nothing: the mean of other patients may reach it too.
 """
 
 from __future__ import annotations
@@ -76,7 +75,7 @@ def other_images(
 def compare(truth: Image, images: Image) -> dict[str, NDArray[np.float64]]:
     """`similarities` of [N, 1, *spatial] with [N, 1, *spatial], pair by pair: {metric: float64 [N]}.
 
-    NaN where the true image is empty (a window beside the body).
+    NaN where the true image is empty (a window outside the body).
     """
     if truth.shape != images.shape:
         raise ValueError(f"the truth is {truth.shape}, the reconstructions {images.shape}")
@@ -109,7 +108,7 @@ class Floors:
         z: Sequence[float] | None = None,
         seed: int = 0,
     ) -> Floors:
-        """From images of other patients; without them from the other patients among the truths themselves.
+        """Floors from images of other patients; by default from the other patients among the truths themselves.
 
         Raises:
             ValueError: shapes or counts differ.

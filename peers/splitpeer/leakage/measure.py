@@ -109,7 +109,7 @@ def reidentification(
 
 
 def correlated(truth: Image, reconstructed: Image, patients: Sequence[Any], seed: int = 0) -> Score:
-    """Distance correlation over the set, beside its value for shuffled pairs, which is not 0 for a small set."""
+    """Distance correlation over the set, and its value for shuffled pairs, which is not 0 for a small set."""
     images = np.asarray(reconstructed, dtype=np.float64)
     means = np.nanmean(
         np.where(np.isfinite(images), images, 0.0), axis=tuple(range(1, images.ndim)), keepdims=True
@@ -141,8 +141,8 @@ def score_masks(
 
     Args:
         target: 0/1 [N, 1 + parts, *spatial] (all that is segmented, then its parts) or [N, *spatial].
-        scores: float [N, *spatial]; higher where the target is likely. A map that points the wrong way tells as much:
-            all maps are turned around together if their mean AUC is below one half.
+        scores: float [N, *spatial]; higher where the target is likely. A map that points the wrong way reveals as
+            much: all maps are turned around together if their mean AUC is below one half.
         patients: [N].
         parts: names of the parts, in order.
         inside: bool [N, *spatial]; score only these voxels (the body); None: the whole window.

@@ -17,8 +17,8 @@ Image = NDArray[np.floating]
 Mask = NDArray[np.bool_]
 
 DATA_RANGE = 6.0
-"""Width of normalised intensities, three standard deviations to both sides. Fixed, so that figures of different
-attacks, contrasts and runs can be compared."""
+"""Width of normalised intensities, three standard deviations to both sides. Fixed, so that figures of
+different attacks, modalities and runs can be compared."""
 PSNR_MOST = 100.0
 """dB of a perfect copy, where PSNR itself has no value."""
 SMALLEST = 11

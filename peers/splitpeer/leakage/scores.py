@@ -25,7 +25,7 @@ class Score:
     """95 % bootstrap interval of the mean over patients; None with fewer than two of them."""
     high: float | None = None
     worst: float | None = None
-    """Mean of the tenth of the patients (at least one) of whom most is seen."""
+    """Mean of the tenth of the patients (at least one) who leak most."""
     patients: int = 0
     samples: int = 0
     floors: Mapping[str, float | None] = field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""Can what is segmented, such as a tumour, be found in a reconstruction? Asked of a network trained on other patients.
+"""Can what is segmented, such as a tumour, be found in a reconstruction? A network trained on other patients answers.
 
 A blurred picture with a low SSIM may still show where a tumour is and how large. The small network is fixed before it
 sees any reconstruction, trained on blurred and noisy copies too so that it does not fail for their look alone,
@@ -54,7 +54,7 @@ def train_segmenter(
     """Train on patients that no attack is judged on. About 40 ms a step of one core for 96 x 96.
 
     Args:
-        images: [N, 1, *spatial], one contrast, normalised; every axis a multiple of 16.
+        images: [N, 1, *spatial], one modality, normalised; every axis a multiple of 16.
         masks: 0/1 [N, regions, *spatial].
         steps: of `BATCH` images each.
         seed: of weights and batches; the global generators are left as they were.

@@ -1,6 +1,6 @@
 """What can be wrong before a job begins: one function per check, each naming cause and fix.
 
-`config check` and `serve` ask what is quick and touches no voxel; `doctor` asks everything, and dials.
+`config check` and `serve` run the quick ones that read no voxel; `doctor` runs all, and dials.
 """
 
 from __future__ import annotations

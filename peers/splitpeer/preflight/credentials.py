@@ -21,7 +21,7 @@ from splitproto.identity import Credentials
 WARN = timedelta(days=30)
 """A certificate that ends sooner is worth a warning."""
 WARN_LIST = timedelta(days=14)
-"""So is a revocation list."""
+"""The same for a revocation list."""
 _NO_ISSUER = frozenset((2, 18, 19, 20, 21))
 """X509_V_ERR_*: no chain of issuers up to a trusted root."""
 

@@ -1,4 +1,4 @@
-"""Whether the coordinator can be reached and lets us in: one link, ended at once."""
+"""Whether the coordinator can be reached and admits us: one link, ended at once."""
 
 from __future__ import annotations
 

@@ -14,12 +14,12 @@ class Finding:
     """One line of a report."""
 
     check: str
-    """What was looked at, such as `certificate`."""
+    """What was checked, such as `certificate`."""
     level: Level
     text: str
     """What is the case; with a problem or a warning, the cause and then the fix."""
     connection: bool = False
-    """A problem with the other side, or on the way to it, rather than with what is here."""
+    """A problem with the other side, or on the way to it, and not on this machine."""
 
     def line(self) -> str:
         """For a terminal."""

@@ -26,9 +26,9 @@ from splitproto.lanes.addresses import parse_address
 LEAST_DISK, WARN_DISK = 64 << 20, 1 << 30
 """Bytes free in [peer] state: below the first no checkpoint may fit, below the second a run will fill it."""
 LEAST_FILES, WARN_FILES = 64, 1024
-"""Open files: a coordinator keeps one for every connection, also a stranger's."""
+"""Open files: a coordinator keeps one for every connection, including strangers'."""
 SET_BACK_S = 300.0
-"""A file of the daemon's that is so much newer than the clock shows that the clock was set back."""
+"""A daemon's file this much newer than the clock shows that the clock was set back."""
 _UNSYNCHRONISED = 5  # TIME_ERROR of adjtimex(2)
 _PROXIES = ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")
 
@@ -42,7 +42,7 @@ def check_salt(config: PeerConfig) -> Iterator[Finding]:
     except PeerError as error:
         yield Finding("salt", "problem", str(error))
     else:
-        # To be compared by telephone: whether it is the federation's shows only when patients are matched.
+        # For comparing by telephone: a wrong salt shows only when patients are matched.
         yield Finding("salt", "ok", f"{config.data.salt}, check value {salt_check(salt).hex()}")
 
 

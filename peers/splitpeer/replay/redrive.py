@@ -127,7 +127,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class _Recording:
-    """A capture's messages by what they answer; a batch that was ordered again counts as it was last."""
+    """A capture's messages by what they answer; of a batch that was ordered again, the last order counts."""
 
     header: Header
     job: Job
@@ -144,7 +144,7 @@ class _Recording:
     patients: Mapping[str, tuple[Patient, ...]]
     salt_checks: Mapping[str, bytes]
     figures: Mapping[tuple[int, str], float]
-    """What the coordinator told its sites: (step, loss or dice_...) to value."""
+    """Figures that the coordinator sent its sites: (step, loss or dice_...) to value."""
 
     @staticmethod
     def of(capture: Capture) -> _Recording:
@@ -342,7 +342,7 @@ class _Site:
         while self._ordered and self._ordered[0].step == self._applied + (self._ordered[0].mode == "train"):
             forward = self._ordered.popleft()
             if (said := self._recording.withdrawals.get((self.name, forward.digest))) is not None:
-                # SP-11.13-1: nothing announced before counts until the coordinator says where to go on.
+                # SP-11.13-1: nothing announced before counts until the coordinator says where to continue.
                 self._ordered.clear()
                 self._withdrew = True
                 await session.send(said)
@@ -361,7 +361,7 @@ class _Site:
                     f"the coordinator orders another batch at step {forward.step} ({forward.mode}) than was recorded: "
                     "its labels, salt or job.toml are not those of that run"
                 )
-            # A copy, so that what is read of an encrypted capture is not kept.
+            # A copy, so that decrypted data of a capture is not kept.
             await session.send(replace(recorded).message, WAIT_S)
 
     def _compare(self, live: Gradients) -> None:
@@ -381,7 +381,7 @@ def _compare_figures(
     results: Path,
     dice: Scores,
 ) -> None:
-    """Losses and Dice: with those that were told to the sites, and with the run's own results if they are there."""
+    """Losses and Dice: with those that were sent to the sites, and with the run's own results if they exist."""
     recorded = dict(recording.figures)
     former = JobConfig.load(job).output.folder
     if _run_of(former) == recording.run.hex():
@@ -395,7 +395,7 @@ def _compare_figures(
 
 
 def _run_of(folder: Path) -> str:
-    """The run whose results lie there; empty where there are none, or no more."""
+    """The run whose results are there; empty if there are none."""
     try:
         return str(reading.document(folder / "result.json", follow=True)["run"])
     except (OSError, ValueError, KeyError, TypeError):
@@ -557,7 +557,7 @@ def _copy_state(config: PeerConfig, to: Path, recording: _Recording) -> int | No
 def _live(
     config: Path, folder: Path, recording: _Recording, others: list[str]
 ) -> tuple[PeerConfig, dict[str, tuple[Credentials, AllowList]], str]:
-    """The live peer's settings with throw-away certificates, those of whom it talks to, and where they meet."""
+    """The live peer's settings with throw-away certificates, the peers it talks to, and their address."""
     own = PeerConfig.load(config).peer
     header = recording.header
     if (own.role, own.site, own.federation) != (header.role, header.site, header.federation):

@@ -1,7 +1,7 @@
 """Figures in plain words. No band says "safe": what these attacks did not find, others may.
 
-A likeness is judged by where it lies between the floor (what an adversary reaches who has seen nothing of the
-patient) and 1. The lowest band is only given where even the upper end of the interval lies there: with few
+A likeness is judged by its position between the floor (what an adversary reaches who has seen nothing of the
+patient) and 1. The lowest band is given only if even the upper end of the interval is in it: with few
 patients a figure is uncertain, and uncertainty is no privacy.
 """
 
@@ -66,7 +66,7 @@ def image_band(scores: Mapping[str, Score]) -> Band | None:
 
     rank = step(score.mean)
     uncertain = step(score.high if score.high is not None else score.mean) > 0
-    # Whoever can tell patients apart has seen more than an average image, however little alike the pictures are.
+    # If patients can be told apart, more than an average image was seen, however unlike the pictures are.
     if rank == 0 and (uncertain or recognised(scores)):
         rank = 1
     return IMAGE_BANDS[rank]

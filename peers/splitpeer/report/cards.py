@@ -17,7 +17,7 @@ from splitpeer.report.text import lower_first, plural, upper_first
 from splitpeer.report.verdict import under
 
 SHOWN = 4
-"""Samples in a picture, spread evenly over all, so that nobody chose them."""
+"""Samples in a picture, spread evenly over all, so that they are not hand-picked."""
 
 
 @dataclass(frozen=True)
@@ -171,7 +171,7 @@ def _rows(tiles: dict[str, list[str]], *named: tuple[str, str, str, str]) -> lis
 
 
 def groups(cards: Sequence[Card]) -> list[dict[str, Any]]:
-    """Cards by contrast and configuration; undefended first, and the strongest attack first."""
+    """Cards by modality and configuration; undefended first, and the strongest attack first."""
     found: dict[tuple[str, str], list[Card]] = {}
     for card in cards:
         found.setdefault((card.finding.entry.modality, card.finding.entry.configuration), []).append(card)

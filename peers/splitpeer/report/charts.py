@@ -1,7 +1,7 @@
-"""Pictures for people: how training went, what was predicted, which network did best.
+"""Pictures: how training went, what was predicted, which network did best.
 
-Colours are Okabe and Ito's (jfly.uni-koeln.de/color), told apart by colour-blind readers, and never the
-only sign: lines have markers, bars have numbers, truth and prediction stand in panels of their own.
+Colours are Okabe and Ito's (jfly.uni-koeln.de/color), distinguishable for colour-blind readers, and never the
+only sign: lines have markers, bars have numbers, truth and prediction have panels of their own.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from splitpeer.data.task import GLIOMA_REGIONS, glioma
 
 REGION_NAMES = {region.name: str(region) for region in glioma("msd").regions}
 COLOURS = ("#0072B2", "#E69F00", "#CC79A7", "#009E73", "#D55E00", "#56B4E9", "#F0E442")
-"""Of regions in a task's order, again from the beginning where there are more."""
+"""Colours of regions in a task's order, repeated if there are more."""
 MARKERS = ("o", "s", "^", "v", "P", "X", "*")
 MEAN, LOSS = "#000000", "#666666"
 DPI = 130
@@ -79,7 +79,7 @@ def training_curve(metrics: Sequence[Mapping[str, Any]], path: Path) -> None:
 
 
 def _counted(scored: Sequence[Mapping[str, Any]]) -> str:
-    """How many patients the points stand for, where that is not the same for all."""
+    """How many patients the points represent, if that is not the same for all."""
     counts = [record["volumes"] for record in scored if "volumes" in record]
     return (
         f"{counts[-1]} patients at the end, {counts[0]} before" if counts and counts[0] != counts[-1] else ""
@@ -103,7 +103,7 @@ def draw_curve(folder: Path) -> Path:
 def prediction_sheet(
     rows: Sequence[Mapping[str, Any]], path: Path, regions: Sequence[str] = GLIOMA_REGIONS
 ) -> None:
-    """A few slices: every contrast, the truth and the prediction drawn over the last contrast, as a PNG.
+    """A few slices: every modality, the truth and the prediction drawn over the last modality, as a PNG.
 
     Args:
         rows: "contrasts" {name: [H, W]}, "truth" and "prediction" bool [regions, H, W], "title".

@@ -1,4 +1,4 @@
-"""Entries put in order: adaptive beside naive, the worst of each configuration, configurations side by side."""
+"""Entries in order: adaptive with naive, the worst of each configuration, configurations side by side."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from splitpeer.report.store import Arrays, Folder
 
 @dataclass(frozen=True)
 class ReportFinding:
-    """One card of the page: an attack on one contrast under one configuration, with its naive form beside it."""
+    """One card of the page: an attack on one modality under one configuration, with its naive form."""
 
     entry: Entry
     folder: int
@@ -84,7 +84,7 @@ def worst(findings: Iterable[ReportFinding]) -> ReportFinding | None:
 
 
 def pair(folders: Sequence[Folder]) -> list[ReportFinding]:
-    """A finding for every attack that ran; a naive one stands beside its adaptive form where there is one."""
+    """A finding for every attack that ran; a naive one is shown with its adaptive form if there is one."""
     findings = []
     for number, folder in enumerate(folders):
         entries = [e for e in folder.run.entries if e.status != "impossible"] if folder.run else []

@@ -11,7 +11,7 @@ from splitpeer.report.model import Point
 WIDTH, HEIGHT = 800, 520
 LEFT, RIGHT, TOP, BOTTOM = 80, 30, 25, 75
 AROUND = ((18, -16), (-18, -16), (-18, 18), (18, 18), (0, -22), (0, 24), (28, 0), (-28, 0))
-"""Where a point's number may stand, from the point."""
+"""Positions of a point's number, relative to the point."""
 
 
 def svg(points: Sequence[Point]) -> Markup:

@@ -73,7 +73,7 @@ class RunLevel(Part):
     shape: tuple[int, ...]
     """[channels, *spatial] of one sample."""
     octets: int
-    """Of one sample, as sent."""
+    """Shape of one sample, as sent."""
     precision: str
     sent: bool = True
     """False: withheld by the site's policy."""
@@ -89,15 +89,15 @@ class RunNetwork(Part):
     dimensions: int = 2
     window: tuple[int, ...] = ()
     network: str = ""
-    """By its name in the registry."""
+    """Name of the network in the registry."""
     settings: dict[str, tuple[int, ...]] = Field(default_factory=dict)
-    """Of the network."""
+    """Settings of the network."""
     fusion: str = ""
     sites: dict[str, str] = Field(default_factory=dict)
     """Site to modality."""
     levels: tuple[RunLevel, ...] = ()
     image_octets: int | None = None
-    """Of one sample's image itself as float32, for comparison."""
+    """Bytes of one sample's image as float32, for comparison."""
 
 
 class Promise(Part):
@@ -119,13 +119,13 @@ class Entry(Part):
     """What the adversary does, one sentence without technical words."""
     goal: Literal["image", "mask"]
     modality: str
-    """The contrast attacked; for a mask the contrast of the site that attacks."""
+    """The modality attacked; for a mask, the modality of the site that attacks."""
     site: str = ""
     """The site attacked; for a mask the site that attacks."""
     adaptive: bool = True
     """Whether the adversary takes the defences into account."""
     defences: tuple[str, ...] = ()
-    """Of activations, as written; "image/..." for those of the image."""
+    """Defences of activations, as written; "image/..." for those of the image."""
     gradient_defences: tuple[str, ...] = ()
     trained: bool = True
     """Whether the network was trained under these defences; False: applied to recorded clean traffic."""
@@ -137,7 +137,7 @@ class Entry(Part):
     seconds: float = 0.0
     notes: tuple[str, ...] = ()
     status: Literal["done", "interrupted", "impossible"] = "done"
-    """interrupted: what is there was recovered before the end. impossible: `reason` says what was lacking."""
+    """interrupted: the images were recovered before the end. impossible: `reason` says what was lacking."""
     reason: str = ""
     scores: dict[str, Score] = Field(default_factory=dict)
     """As `splitpeer.leakage` names them (ssim, ..., tumour_dice; auc, dice_otsu, ...); empty without truth."""

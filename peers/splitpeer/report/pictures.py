@@ -15,14 +15,18 @@ from scipy import ndimage
 from splitpeer.leakage.metrics import align, brain_mask
 
 SCALE = 2  # pixels a voxel, so that outlines are thin
-TRUE_OUTLINE = (86, 180, 233)  # sky blue and orange of Okabe and Ito: told apart by colour-blind readers
+TRUE_OUTLINE = (
+    86,
+    180,
+    233,
+)  # sky blue and orange of Okabe and Ito: distinguishable for colour-blind readers
 FOUND_OUTLINE = (230, 159, 0)
 
 Slice = NDArray[np.float64]
 
 
 def level_of(volume: NDArray[Any], mask: NDArray[Any] | None) -> int:
-    """Of a volume [X, Y, Z] the level to show: where the tumour is largest, else the middle."""
+    """The slice of a volume [X, Y, Z] to show: where the tumour is largest, else the middle."""
     if mask is not None and mask.any():
         return int(np.argmax(mask.reshape(-1, mask.shape[-1]).sum(axis=0)))
     return volume.shape[-1] // 2

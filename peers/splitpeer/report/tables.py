@@ -1,4 +1,4 @@
-"""Rows of the page's tables, and the sentences beside them."""
+"""Rows of the page's tables, and the sentences with them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from splitpeer.report.verdict import under
 
 
 def attack_rows(cards: Sequence[Card]) -> list[dict[str, Any]]:
-    """A row of the overview for each form of each attack; a naive one may stand beside several, and is listed once."""
+    """A row of the overview for each form of each attack; a naive one may belong to several, and is listed once."""
     rows = {
         (card.finding.folder, entry.id): (card, entry) for card in reversed(cards) for entry in card.variants
     }
@@ -49,7 +49,7 @@ def _attack_row(card: Card, entry: Entry) -> dict[str, Any]:
 
 
 def configuration_row(one: Configuration, undefended: float | None) -> dict[str, Any]:
-    """Dice beside the worst that was found; `undefended` is the Dice without a defence."""
+    """Dice and the worst leakage found; `undefended` is the Dice without a defence."""
     image, mask = one.worst_image, one.worst_mask
     tumour = [f.strongest.scores["tumour_dice"].mean for f in one.images
               if f.counts and "tumour_dice" in f.strongest.scores]  # fmt: skip

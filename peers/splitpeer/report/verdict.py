@@ -165,7 +165,7 @@ def _floor_words(row: Row) -> str:
 
 
 def _by_modality(findings: Sequence[ReportFinding]) -> list[ReportFinding]:
-    """The worst of each contrast, most first."""
+    """The worst of each modality, most first."""
     names = sorted({finding.entry.modality for finding in findings})
     most = [worst(f for f in findings if f.entry.modality == name) for name in names]
     return sorted((one for one in most if one), key=lambda one: -(one.leakage or 0.0))

@@ -60,11 +60,11 @@ class FSHA:
     steps: int = 150
     """Hijacked training steps."""
     pilot_steps: int = 150
-    """Of the autoencoder, before."""
+    """Steps of the autoencoder, before the hijacking."""
     batch: int = 8
     """Samples of a step."""
     site_rate: float = 1e-3
-    """Of the site's optimiser, which the job sets and hence the coordinator."""
+    """Rate of the site's optimiser, which the coordinator sets in the job."""
     pilot_rate: float = 2e-3
     critic_rate: float = 2e-3
     """Of Adam."""
@@ -180,7 +180,8 @@ class _Honest:
         self._steps = make_optimiser(self.decoder.parameters(), lr=rate)
 
     def gradients(self, sent: Tensors, masks: Tensor) -> Tensors:
-        """By the activations `sent`, of the segmentation's loss; the decoder takes its own step."""
+        """Gradient of the segmentation's loss with respect to the activations `sent`; the decoder takes its own
+        step."""
         leaves = {name: tensor.detach().requires_grad_() for name, tensor in sent.items()}
         self._steps.zero_grad()
         region_loss(self.decoder({"own": leaves}), masks).backward()
@@ -214,7 +215,8 @@ def honest_training(
 
 
 def _mixed(hijack: Tensors, honest: Tensors, share: float) -> Tensors:
-    """By norm, sample by sample: `share` of the honest gradient, the rest of the hijacking one, as long as honest."""
+    """Mix of both gradients, sample by sample: `share` of the honest one, the rest of the hijacking one, with the
+    honest norm."""
     mixed = {}
     for name, wanted in hijack.items():
         long = _norm(honest[name])

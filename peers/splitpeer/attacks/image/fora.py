@@ -51,9 +51,9 @@ class FORA(Attack):
     plain = "The coordinator builds a network whose output looks like the hospital's, and learns to turn that back."
 
     steps: int = 100
-    """Of substitute and critic."""
+    """Learning rate of substitute and critic."""
     inverse_steps: int = 150
-    """Of the decoder, afterwards."""
+    """Learning rate of the decoder, trained afterwards."""
     batch: int = 12
     """Images of a step."""
     rate: float = 1e-3

@@ -21,7 +21,7 @@ from splitpeer.errors import AttackImpossible
 HELD_OUT = 0.1
 """Share of the shadow images by which the adversary judges its own network."""
 RANGE = 6.0
-"""Of normalised intensities, for SSIM: they lie within about three standard deviations."""
+"""Data range of normalised intensities, for SSIM: about three standard deviations on either side."""
 
 
 @dataclass
@@ -44,7 +44,7 @@ class InverseAttack(Attack):
     """Trains a network on pairs (what the site would send of a shadow image, that image), and shows it the view.
 
     The shadow images go through the site's encoder (by queries, or with its weights) and through its defences,
-    with the adversary's own keys drawn anew for every batch; defences of the image act on the input, the
+    with the adversary's own keys, redrawn for every batch; defences of the image act on the input, the
     clean image stays the goal. As many releases as the view holds of a sample are averaged.
 
     Args:

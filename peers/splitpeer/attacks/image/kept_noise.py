@@ -1,7 +1,8 @@
 """Against noise that is drawn once and kept: two releases of one sample under two sets of weights.
 
-Kept noise leaves nothing to average while the encoder stands still. An encoder that learns does not: the noise is the
-same, what it hides is not, so whoever knows both sets of weights has two equations for every unknown number.
+Kept noise leaves nothing to average while the encoder stands still. An encoder that learns does change: the
+noise is the same but not what it hides, so an adversary who knows both sets of weights has two equations for
+every unknown number.
 """
 
 from __future__ import annotations

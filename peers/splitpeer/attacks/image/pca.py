@@ -101,7 +101,7 @@ def _first(values: Tensor, counts: Tensor, spatial: tuple[int, ...]) -> tuple[Te
 
 
 def _fill(values: Tensor, known: Tensor, spatial: tuple[int, ...], width: float = 1.0) -> Tensor:
-    """Gaps from what lies around them in the same channel."""
+    """Fill gaps from their neighbourhood in the same channel."""
     sigma = (0.0, *[width] * len(spatial))
     weight = known.cpu().numpy().reshape(-1, *spatial).astype(np.float32)
     around = gaussian_filter(values.cpu().numpy().reshape(weight.shape) * weight, sigma)

@@ -109,7 +109,7 @@ class SDAR(Attack):
 class PCAT(SDAR):
     """Surrogates trained by the segmentation's loss alone, through the coordinator's decoder as it is.
 
-    The published attack trains beside the job, one step with each of its steps; here through the decoder of
+    The published attack trains during the job, one step with each of its steps; here through the decoder of
     one step of the capture. Rates are those of SDAR's authors' re-run.
     """
 

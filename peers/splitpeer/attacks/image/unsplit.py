@@ -70,7 +70,7 @@ class UnSplit(Attack):
         network = build_encoder(view.backbone, seed=site_seed(self.seed, "guess")).to(self.device)
         count = rows.stop - rows.start
         images = torch.zeros((count, 1, *view.window), device=self.device, requires_grad=True)
-        with torch.no_grad():  # a constant has no gradient through normalisation: start a hair beside it
+        with torch.no_grad():  # a constant has no gradient through normalisation: start slightly away from it
             source = torch.Generator().manual_seed(self.seed)
             images += 1e-3 * torch.randn(images.shape, generator=source).to(images)
         image_steps = Adam([images], self.image_rate, amsgrad=True)

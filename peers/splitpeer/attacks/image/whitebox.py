@@ -21,7 +21,7 @@ from splitpeer.errors import AttackImpossible
 FLOOR = 0.02
 """Least scatter that is assumed, as a share of a level's own spread: float32, rounding, an encoder that moved."""
 ROUNDS = 8
-"""Of fitting images and a secret matrix in turn."""
+"""Rounds of fitting images and a secret matrix in turn."""
 
 
 class Misfit:
@@ -39,7 +39,7 @@ class Misfit:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Levels that say anything, shallowest first."""
+        """Levels that carry information, shallowest first."""
         return tuple(sorted(self.evidence[0].levels))
 
     @torch.no_grad()

@@ -36,7 +36,7 @@ class _FromGradients(Attack):
     levels: tuple[int, ...] | None = None
     """Those to combine; None: all that were sent."""
     steps: int | None = None
-    """At most so many training steps, the first ones; None: all."""
+    """Use only this many training steps, the first ones; None: all."""
 
     def recover(self, view: View, knowledge: Knowledge, progress: Progress) -> Recovered:
         """Scores float32 [N, *spatial], in the orientation of the sample and not of its augmented copies."""
@@ -68,7 +68,7 @@ class _FromGradients(Attack):
         raise NotImplementedError
 
     def _finish(self, scores: Tensor, view: View, knowledge: Knowledge) -> Tensor:
-        """Means over steps [N, *window] to what is reported."""
+        """Means over steps [N, *window] to the reported scores."""
         return scores
 
     def _notes(self) -> tuple[str, ...]:
@@ -111,11 +111,11 @@ class GradientNorm(_FromGradients):
     plain = "Another hospital looks where the training signal it is sent is strong: there is the target."
 
     smooth: float = 1.0
-    """Of the scores, standard deviation in voxels at full resolution."""
+    """Smoothing of the scores: standard deviation in voxels at full resolution."""
     field: float = 2.0
-    """Of the gradient itself, the same; adaptive form only."""
+    """Smoothing of the gradient itself; adaptive form only."""
     components: int = 2
-    """Of 3-wide patches; adaptive form only."""
+    """Principal components of 3-wide patches; adaptive form only."""
 
     def _scores(self, gradient: Tensor, view: View, knowledge: Knowledge) -> Tensor:
         total = None
@@ -137,7 +137,7 @@ class GradientNorm(_FromGradients):
 class GradientCosine(_FromGradients):
     """Tumour is where the gradient points against the majority: minus its cosine with the mean direction.
 
-    The direction attack of Li et al., per voxel. Blind to sizes, so it stands against noise that equalises them
+    The direction attack of Li et al., per voxel. It ignores sizes, so it withstands noise that equalises them
     (max-norm) as long as one direction prevails, which is so in the first steps. Later it is about chance: the
     decoder's LeakyReLU and normalisation turn the gradient's direction from voxel to voxel.
     """

@@ -34,7 +34,7 @@ class WindowOrder(Attack):
     positive_fraction: float = 0.5
     """Share of windows drawn around tumour; the default of a job."""
     slices: int | None = None
-    """Of a volume, which the site knows; None: as many as lie between the first and the last drawn."""
+    """Slices of a volume, which the site knows; None: those from the first to the last drawn."""
 
     def recover(self, view: View, knowledge: Knowledge, progress: Progress) -> Recovered:
         """Needs the training windows of the same patients as well as those under attack; uses no tensor at all."""
