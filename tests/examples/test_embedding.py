@@ -279,7 +279,7 @@ async def test_absence_and_a_full_disk(
 
 
 async def test_a_bad_image_is_withdrawn(federation: Path, service: ModuleType) -> None:
-    """SP-11.13-1: with its cause; then nothing counts until the coordinator says where to go on."""
+    """SP-11.13-1: with its cause; then nothing counts until the coordinator says where to continue."""
     hub, north = (
         Credentials(Path("pki/ca.crt"), Path(f"pki/{site}.crt"), Path(f"pki/{site}.key"))
         for site in ("hub", "north")

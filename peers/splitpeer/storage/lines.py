@@ -41,7 +41,7 @@ class Lines:
 
     @property
     def lost(self) -> int:
-        """Lines that were given up since the file could last be written."""
+        """Lines dropped since the file could last be written."""
         return self._pending.lost
 
     def begin(self) -> None:
@@ -64,7 +64,7 @@ class Lines:
         self.flush()
 
     def flush(self) -> bool:
-        """Write what waits, as far as there is room; whether all of it is out."""
+        """Write the waiting lines, as far as there is room; whether all are written."""
         error = self._pending.flush()
         if isinstance(error, OSError):
             self._warn(error)
