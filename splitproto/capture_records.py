@@ -1,4 +1,4 @@
-"""What stands in a capture: its limits, its errors, and the envelope of each kind of record (spec/capture.md)."""
+"""The contents of a capture: its limits, its errors, and the envelope of each kind of record (spec/capture.md)."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ class Sampling:
     """Which batches were kept."""
 
     every: int = wire(Int(1), default=1)
-    """Of the training steps 1, 1 + every, 1 + 2 every, ..."""
+    """Keep the training steps 1, 1 + every, 1 + 2 every, ..."""
     keys: tuple[str, ...] = wire(ListOf(Text(32), 1024), default=())
     """Hexadecimal beginnings of pseudonyms; a batch is kept if a sample begins with one. Empty: all batches."""
 

@@ -214,7 +214,7 @@ class Door:
         try:
             self._refused(source, error.again())
         except Exception as defect:
-            # The application's, so its loop hears of it; strangers are turned away all the same.
+            # The application's, so its loop reports it; strangers are still refused.
             self._loop.call_exception_handler(
                 {"message": "a listener's callback `refused` failed", "exception": defect}
             )

@@ -114,7 +114,7 @@ class CarrierVersionError(LocalError):
 
 
 class SequenceGap(LocalError):
-    """An envelope was lost, repeated or reordered; TLS cannot go on."""
+    """An envelope was lost, repeated or reordered; TLS cannot continue."""
 
     code, name, retry = 0x0103, "sequence-gap", True
 
@@ -279,7 +279,7 @@ class PolicyRefused(LocalError):
 
 
 class SiteFailed(LocalError):
-    """A site cannot go on: its data or its computation failed."""
+    """A site cannot continue: its data or its computation failed."""
 
     code, name = 0x0506, "site-failed"
 

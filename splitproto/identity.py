@@ -231,7 +231,7 @@ class Credentials:
         context = ssl.SSLContext(side)
         context.minimum_version = context.maximum_version = ssl.TLSVersion.TLSv1_3
         context.verify_mode = ssl.CERT_REQUIRED
-        # Python sets STRICT by itself only from 3.13; all versions shall judge alike (RFC 5280).
+        # Python sets STRICT by itself only from 3.13; all versions must judge alike (RFC 5280).
         context.verify_flags |= ssl.VERIFY_X509_STRICT
         try:
             context.load_cert_chain(self.certificate, self.key)
@@ -472,7 +472,7 @@ def explain(error: ssl.SSLError, *, local_is_server: bool) -> str:
     if isinstance(error, ssl.SSLZeroReturnError):
         return f"{their} closed the session: its log names the reason"
     reason = str(getattr(error, "reason", None) or "")
-    # OpenSSL versions differ only in what stands before ALERT_: TLSV1_, TLSV13_, SSLV3_, SSL/TLS_.
+    # OpenSSL versions differ only in the prefix of ALERT_: TLSV1_, TLSV13_, SSLV3_, SSL/TLS_.
     _, is_alert, alert = reason.partition("ALERT_")
     if is_alert:
         return f"{their} " + _ALERTS.get(

@@ -152,7 +152,7 @@ class Job:
     seconds_per_step: float = wire(Real())
     """How long an answer is waited for, and a message with tensors to be taken."""
     normalisation: tuple[Normalisation, ...] | None = wire(ListOf(Record(Normalisation), 64), default=None)
-    """Of the modalities whose rule is not zscore-nonzero; absent: there are none."""
+    """Rules of modalities other than zscore-nonzero; absent: none."""
     average_every: int | None = wire(Int(1), default=None)
     """Encoders of one seat are averaged before steps 1, 1 + this, ... (SP-11.16); absent: never."""
 
@@ -285,7 +285,7 @@ class Forward(Message):
     seed: int | None = wire(Int(0, U64), default=None)
     """Augmentation; absent: none."""
     places: tuple[int, ...] | None = wire(ListOf(Int(0, 4095), 4096, 1), default=None)
-    """Of the samples in the whole batch, ascending; absent: 0, 1, 2, ..."""
+    """Places of the samples in the whole batch, ascending; absent: 0, 1, 2, ..."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -413,7 +413,7 @@ class Saved(Message):
 
 @dataclass(frozen=True, slots=True)
 class Unsaved(Message):
-    """Client: not saved, and why; what was saved before is as it was, and work goes on."""
+    """Client: not saved, and why; earlier checkpoints are unchanged, and work continues."""
 
     name = "unsaved"
     step: int = wire(STEP)

@@ -68,7 +68,8 @@ def _place(temporary: Path, path: Path) -> None:
 
 
 def _reserve_and_rename(temporary: Path, path: Path) -> None:
-    """The same without links: whoever creates the name may replace it. A crash in between leaves an empty file."""
+    """The same without links: a process that creates the name may be overwritten. A crash in between leaves an empty
+    file."""
     os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
     try:
         os.replace(temporary, path)

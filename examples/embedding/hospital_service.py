@@ -339,7 +339,7 @@ class Service:
             raise SchemaMismatch("a cut that no encoder could yield")
         check_size(job, job.batch)
         if schema_digest(cut(job)) != offer.schema:
-            raise SchemaMismatch("the cut layer that the job describes is not the one this site would send")
+            raise SchemaMismatch("the cut that the job describes is not the one that this site would send")
 
     def window(self, sample: Sample, size: tuple[int, ...]) -> np.ndarray:
         """[h, w] from `origin` on; zero outside the volume."""

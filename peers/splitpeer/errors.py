@@ -23,7 +23,7 @@ class PeerError(Exception):
 
 
 class JobFailed(PeerError):
-    """The job itself cannot go on: a site declined it, the loss is not a number, patients do not match."""
+    """The job itself cannot continue: a site declined it, the loss is not a number, patients do not match."""
 
     exit_code = 1
 
@@ -71,7 +71,7 @@ class PatientUnusable(DataError):
 
 
 class DiskTrouble(DataError):
-    """A disk is full or fails. Where there is room again, a restart goes on; hence a service manager may restart."""
+    """A disk is full or fails. With room again, a restarted daemon resumes, so a service manager may restart it."""
 
     exit_code = 3
 
@@ -109,7 +109,7 @@ class AttackImpossible(PeerError):
 
 
 def sayable(error: BaseException) -> str:
-    """Why a daemon stopped, for its status and its trail: the text of such errors as name no file, hence no patient,
+    """Why a daemon stopped, for its status and its trail: the text of errors that name no file, so no patient,
     and the kind of all others.
     """
     named_nothing = isinstance(error, ConnectionRefused | DeadlinePassed | JobFailed | SplitprotoError)

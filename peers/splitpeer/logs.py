@@ -2,7 +2,7 @@
 
 An event has a dotted name (``link.refused``) and fields. Never in a log: patient names, ids or keys, pixels,
 activations, gradients, key material; but a peer's own log names its own files where somebody has to look at them.
-The formatters cannot know a patient id when they see one: whoever calls `event` keeps to this.
+The formatters cannot recognise a patient id: callers of `event` must keep to this.
 """
 
 from __future__ import annotations

@@ -44,7 +44,7 @@ class TcpVisitor(Visitor):
 
     port: Port
     number: int
-    """Of its descriptor."""
+    """Number of its descriptor."""
     inode: int
     read: int = field(default=0, init=False)
     """Bytes that ZeroMQ has handed over, as they were on the wire."""

@@ -254,7 +254,7 @@ def _source(part: zmq.Frame) -> str:
 
 
 def _descriptor(part: zmq.Frame) -> int:
-    """Of the connection that a part of a message came from; -1 if that is not known."""
+    """Descriptor of the connection that a part of a message came from; -1 if unknown."""
     try:
         return int(part.get(zmq.SRCFD))
     except (zmq.ZMQError, ValueError):

@@ -157,7 +157,7 @@ class SimulatedDefences:
 
 
 def _effect(clean: Tensor, drawn: Tensor) -> Effect:
-    """Of `clean` [B, C, *spatial] and draws of it [D, B, C, *spatial]."""
+    """Statistics of `clean` [B, C, *spatial] and draws of it [D, B, C, *spatial]."""
     left = (drawn != 0).to(clean.dtype)
     tell = left.flatten(1).mean() < 0.98  # as exact zeros do
     weight = left if bool(tell) else torch.ones_like(left)

@@ -60,7 +60,7 @@ class SurrogateBatch:
     arrived: Tensors
     """What is known of the attacked one's afterwards: the mean of as many releases as of the site; no graph."""
     images: Tensor
-    """float32 [B, 1, *window] of the attacked contrast, clean."""
+    """float32 [B, 1, *window] of the attacked modality, clean."""
     masks: Tensor
     """float32 [B, regions, *window]."""
 
@@ -90,7 +90,7 @@ class Surrogates:
         masks = np.ascontiguousarray(shadow_masks)
         if {len(masks)} != {len(images) for images in self.images.values()}:
             raise AttackImpossible(
-                f"{name}: every contrast of the other patients and their masks must be as many"
+                f"{name}: all modalities of the other patients and their masks must be equally many"
             )
         # The decoder of exclusive classes has one channel more: the background.
         self.exclusive = self.decoder.out_channels == masks.shape[1] + 1

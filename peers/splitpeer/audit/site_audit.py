@@ -204,7 +204,7 @@ class SiteAudit:
                 pass
 
     def _named(self, experiment: Experiment) -> Experiment:
-        """The rehearsal stands for this site's federation."""
+        """The rehearsal takes the place of this site's federation."""
         federation = {"federation": self.config.peer.federation}
         return replace(experiment, source=experiment.source.model_copy(update=federation))
 

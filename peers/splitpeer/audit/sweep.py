@@ -149,7 +149,7 @@ class _Scene:
 
 
 _scenes: dict[str, _Scene] = {}
-"""Of this process: one."""
+"""The scene of this process."""
 
 
 def _scene(task: SweepTask) -> _Scene:

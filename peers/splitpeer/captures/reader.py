@@ -100,7 +100,7 @@ class Capture:
 
     @property
     def header(self) -> Header:
-        """Of the first part."""
+        """Header of the first part."""
         return self.parts[0].header
 
     @property

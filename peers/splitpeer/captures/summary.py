@@ -20,7 +20,7 @@ class Flow:
     kind: str
     messages: int = 0
     octets: int = 0
-    """Of tensors."""
+    """Bytes of tensors."""
     first_step: int | None = None
     last_step: int | None = None
 
@@ -38,7 +38,7 @@ class LevelSummary:
     octets_per_sample: int
     samples: int = 0
     octets: int = 0
-    """Of all messages."""
+    """Bytes of all messages."""
 
 
 @dataclass

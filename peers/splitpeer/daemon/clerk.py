@@ -75,6 +75,6 @@ class Clerk:
             except (ConfigError, DiskTrouble):
                 raise
             except Exception:
-                # A mistake of ours: no other line may wait behind it for ever.
+                # A bug of ours: it must not block the lines after it for ever.
                 log.exception("trail.line_failed", extra={"fields": {"line": note.name}})
             waiting.popleft()

@@ -19,7 +19,7 @@ REMEMBERED = 1000
 APART = 1.0
 """Seconds between two lines of one such pair."""
 LINES_A_SECOND, LINES_AT_ONCE = 1.0, 30.0
-"""Of all sources together: 86,400 a day, 15 MB."""
+"""For all sources together: 86,400 lines a day, 15 MB."""
 IDENTIFIED = (NotAuthorised, IdentityError, BindingMismatch, RemoteError)
 """Only a peer with a certificate of our CA can cause these."""
 

@@ -61,7 +61,7 @@ class Work(TypedDict, total=False):
     volume_ml: Mapping[str, Mapping[str, float]]
     """Volumes by region, `predicted` and `true`; as `hd95`."""
     modalities: list[str]
-    """Of the last evaluation."""
+    """Modalities of the last evaluation."""
     missing: list[str]
     """At a site: modalities that the job does without at the moment."""
     withdrawn: int
@@ -110,7 +110,7 @@ class SiteFigures(_OfSite, total=False):
 
 
 class SiteStatus(_OfSite, Rates, total=False):
-    """The same as it stands in the file."""
+    """The same, as stored in the file."""
 
     state_since: Moment
     link_since: Moment
@@ -129,7 +129,7 @@ class StatusHead(TypedDict):
     pid: int
     host: str
     boot: str
-    """Of this start of the machine."""
+    """Id of this boot of the machine."""
     started: Moment
 
 

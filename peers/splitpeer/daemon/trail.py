@@ -2,7 +2,7 @@
 
 Lines are only ever appended. Each ends in `"chain"`: SHA-256, in hexadecimal, of the chain of the line before
 (64 zeros before the first) followed by the line's own text without its chain. A changed, missing or reordered
-line breaks the chain; whoever can rewrite the whole file can make a new one, so copy the last chain elsewhere.
+line breaks the chain; anybody who can rewrite the whole file can make a new one, so copy the last chain elsewhere.
 A crash may leave half a line: it stays, and the next line, `trail.torn`, says so and chains on. A full disk leaves
 nothing: what found no room is written when there is some, with the time at which it happened; a line `trail.lost`
 counts what was given up.

@@ -1,6 +1,6 @@
 """Augmentation that every site computes alike from a seed (SP-11.7-1, SP-11.7-2): SHA-256, flips and quarter turns.
 
-All contrasts of a sample and its mask must move together, though no site sees another's pixels. So nothing is
+All modalities of a sample and its mask must be augmented alike, though no site sees another's pixels. So nothing is
 drawn from a library's random generator; every decision is read from octets:
 
     base  = SHA-256( "splitproto augment v1" | seed, 8 octets | index, 4 octets )

@@ -22,7 +22,7 @@ TRIES, PAUSE_S = 4, 0.25
 class Consent:
     """What `[data] withdrawn` says of this site's patients.
 
-    One id a line, UTF-8; empty lines and those that begin with `#` are passed over. A person's id (`sub-01`) stands
+    One id a line, UTF-8; empty lines and those that begin with `#` are skipped. A person's id (`sub-01`) stands
     for all time points (`sub-01_ses-2`). Safe to use from several threads.
 
     Args:

@@ -14,7 +14,7 @@ from splitpeer.errors import DataError
 from splitpeer.logs import handle
 
 LEAST_DIGITS = 4
-"""Of a key's beginning: with fewer, chance finds somebody."""
+"""Least digits of a key's beginning: fewer could match by chance."""
 
 
 @dataclass(frozen=True)

@@ -148,7 +148,7 @@ def compare_geometry(sites: Mapping[str, Mapping[bytes, Geometry]]) -> None:
             if different := differences(known, here):
                 raise DataError(
                     f"patient {handle(key)}: {known_site} and {site} differ in {'; '.join(different)}: "
-                    f"co-register and resample all contrasts of the patient to one grid"
+                    f"co-register and resample all modalities of the patient to one grid"
                 )
 
 

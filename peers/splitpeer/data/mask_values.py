@@ -139,7 +139,7 @@ def _inside_out(labels: np.ndarray, rule: Convention) -> bool:
 
 
 def _outside(labels: np.ndarray, value: int) -> float:
-    """Of the voxel faces between `value` and anything else, the share that borders on background."""
+    """The share of the voxel faces between `value` and anything else that border on background."""
     faces = open_faces = 0
     for axis in range(labels.ndim):
         moved = np.moveaxis(labels, axis, 0)

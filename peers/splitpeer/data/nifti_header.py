@@ -200,7 +200,7 @@ def _scaling(raw: np.void) -> tuple[float, float]:
     if slope == 0 or not math.isfinite(slope):
         return 1.0, 0.0
     if not math.isfinite(intercept):
-        raise DataError("its header adds a value that is no number (scl_inter): export it again")
+        raise DataError("its header adds NaN or infinity (scl_inter): export it again")
     return slope, intercept
 
 

@@ -78,7 +78,7 @@ def spelling_hints(ids: Sequence[str]) -> list[str]:
     tails = {match[0] if (match := _TAIL.search(one)) else "" for one in ids}
     if contrast:
         hints.append(
-            f"{len(contrast)} of {len(ids)} ids end in the name of a contrast ({examples(contrast)}): other sites "
+            f"{len(contrast)} of {len(ids)} ids end in the name of a modality ({examples(contrast)}): other sites "
             "name the patient without it, or with their own"
         )
     elif len(ids) > 1 and len(tails) == 1 and (tail := tails.pop()) and not _TIME_POINT.fullmatch(tail):

@@ -57,7 +57,7 @@ def parse_salt(content: bytes) -> bytes:
             f"holds {SALT_BYTES} raw bytes, not {wanted}: convert it with `xxd -p -c {SALT_BYTES}`"
         )
     raise ValueError(
-        f"is not {wanted} on one line: copy the federation's again, or make one for everybody with "
+        f"is not {wanted} on one line: copy the federation's again, or make one for all peers with "
         f"`openssl rand -hex {SALT_BYTES}`"
     )
 

@@ -11,7 +11,7 @@ LEAST_FILLED = 1e-3
 MOST_FILLED = 0.95
 """The same; a volume with more has noise, or a constant, where there should be nothing."""
 OUTLIER_FACTOR = 20.0
-"""A voxel so many times farther from the median than 99 % of the voxels are decides the contrast alone."""
+"""A voxel this many times farther from the median than 99 % of the voxels determines the contrast alone."""
 
 _ZERO_IS_BACKGROUND = (
     "normalisation takes every non-zero voxel for the head, background included: "

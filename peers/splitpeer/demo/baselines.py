@@ -118,7 +118,7 @@ def train_all(
     job: Path, data: Path, salt: Path, modalities: tuple[str, ...], workers: int, done: Done
 ) -> dict[str, Reached]:
     """Each modality alone and all together, in `workers` processes; `done` is called with each result."""
-    wanted = [Baseline("centralised, four contrasts", modalities, job, data, salt)]
+    wanted = [Baseline("centralised, four modalities", modalities, job, data, salt)]
     wanted += [Baseline(f"{modality} alone", (modality,), job, data, salt) for modality in modalities]
     results: dict[str, Reached] = {}
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:

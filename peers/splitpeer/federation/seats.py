@@ -33,7 +33,7 @@ class Seats:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Of all seats, in order."""
+        """Names of all seats, in order."""
         return tuple(seat.name for seat in self.seats)
 
     def of(self, site: str) -> tuple[Seat, ...]:
@@ -85,7 +85,7 @@ def joined(parts: Mapping[str, Mapping[str, Tensor]], seats: Sequence[Seat]) -> 
 
 
 def only_modality(seats: Sequence[Seat]) -> str:
-    """Of an offer of one seat with one channel. Raises PolicyRefused: more is asked for."""
+    """The modality of an offer of one seat with one channel. Raises PolicyRefused: more is asked for."""
     if len(seats) != 1 or len(seats[0].modalities) != 1:
         asked = "; ".join(f"{seat.name}: {', '.join(seat.modalities)}" for seat in seats)
         raise PolicyRefused(f"this site fills one seat of one modality, the job wants {asked}")

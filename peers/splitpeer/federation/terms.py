@@ -125,13 +125,13 @@ def encoder_octets(job: Job, batch: int) -> int:
 
 
 def encoder_parameters(job: Job, seats: Sequence[Seat]) -> int:
-    """Of the job's network, an encoder for each of `seats`."""
+    """Parameters of the job's network: an encoder for each of `seats`."""
     backbone = backbone_of(job)
     return sum(parameters_of(backbone, len(seat.modalities)) for seat in seats)
 
 
 def checkpoint_octets(job: Job, seats: Sequence[Seat]) -> int:
-    """Of one checkpoint: weights and two moments of every encoder."""
+    """Bytes of one checkpoint: weights and two moments of every encoder."""
     return 12 * encoder_parameters(job, seats)
 
 
@@ -189,7 +189,7 @@ def _check_seats(seats: Sequence[Seat], config: PeerConfig) -> None:
 
 
 def _check_normalisation(offer: JobOffer, policy: Policy) -> None:
-    """Of every channel; see `_check_noise`. Raises PolicyRefused, SchemaMismatch."""
+    """Check the rule of every channel; see `_check_noise`. Raises PolicyRefused, SchemaMismatch."""
     for rule in [normalisation_of(offer.job, one) for seat in offer.seats for one in seat.modalities]:
         if rule.kind not in policy.normalisation:
             raise PolicyRefused(
@@ -242,7 +242,7 @@ def judge(offer: JobOffer, config: PeerConfig, agreed: Collection[str] = FEATURE
         raise PolicyRefused(f"level {names} may not leave this site (policy levels: {list(policy.levels)})")
     if offer.recorded is not False and not policy.recorded_by_coordinator:
         # SP-11-29: not to say is not to say no.
-        says = "records what it hears" if offer.recorded else "does not say whether it records"
+        says = "records what it receives" if offer.recorded else "does not say whether it records"
         raise PolicyRefused(
             f"the coordinator {says}; this site is not to be recorded (recorded_by_coordinator)"
         )
@@ -271,7 +271,7 @@ def judge(offer: JobOffer, config: PeerConfig, agreed: Collection[str] = FEATURE
     _check_figures(job, offer.seats)
     if (size := len(offer.seats) * encoder_octets(job, job.batch)) > policy.max_message_bytes:
         raise PolicyRefused(
-            f"a batch makes {size >> 20} MiB of feature maps, allowed are {policy.max_message_mib} (max_message_mib)"
+            f"a batch makes {size >> 20} MiB of feature maps, {policy.max_message_mib} are allowed (max_message_mib)"
         )
     if schema_digest(described) != offer.schema:
-        raise SchemaMismatch("the cut layer that the job describes is not the one this site would send")
+        raise SchemaMismatch("the cut that the job describes is not the one that this site would send")

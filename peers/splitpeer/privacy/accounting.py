@@ -13,7 +13,7 @@ clipped to L2 norm <= C, plus N(0, sigma^2) on every value. `noise` is sigma / C
 - **No amplification by subsampling**: it needs the choice of batches to be secret. The coordinator, against whom
   this protects, draws the batches itself and knows who is in each.
 
-`dp_accounting` takes most of a second to import, hence inside functions.
+`dp_accounting` takes most of a second to import, so functions import it.
 """
 
 from __future__ import annotations

@@ -4,8 +4,9 @@ With z_k = f_k(x) + N(0, sigma_k^2) the Fisher information of z about x is sum_k
 by the number of pixels d is dFIL = sum_k |J_k|_F^2 / (d sigma_k^2), and an unbiased attacker's mean squared error
 per pixel is at least 1 / dFIL (Cramer-Rao; Maeng et al. 2023, arXiv 2305.04146).
 
-Independent noise adds up: T releases have T times the dFIL. The bound says nothing of attackers with a prior:
-whoever knows what brains look like is biased, and does better. It bounds noise only: without any, it is infinite.
+Independent noise adds up: T releases have T times the dFIL. The bound says nothing of attackers with a prior: an
+attacker who knows what brains look like is biased, and does better. It bounds noise only: without any, it is
+infinite.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ Every record (window) that leaves is paid for by the patients whose images it de
 - **a frozen encoder**: by its own patient alone;
 - **an encoder that learns**: also by every patient of an earlier training batch of the run. The site's backward
   pass uses their bare images, so the weights carry them, and so does whatever these weights make of anybody
-  else. Each such record moves by at most 2C as well, hence costs the same. (Not counting them is the usual
+  else. Each such record also moves by at most 2C, so it costs the same. (Not counting them is the usual
   mistake: a noisy activation is no private gradient.)
 
 `privacy-ledger.json` in `[peer] state` (mode 0600) holds, by patient key, how many records were paid at which noise

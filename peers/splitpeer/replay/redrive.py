@@ -350,7 +350,7 @@ class _Site:
             place = (self.name, forward.mode, forward.step, forward.batch)
             recorded = self._recording.answers.get((place, forward.digest))
             if recorded is None and place not in self._recording.activations:
-                # The capture ends here, or the run went on without this site: so far goes the comparison.
+                # The capture ends here, or the run continued without this site: the comparison ends.
                 self._comparison.stopped = (
                     f"{forward.mode} step {forward.step}: the capture holds nothing of {self.name} there"
                 )

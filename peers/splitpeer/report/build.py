@@ -53,7 +53,7 @@ SECTIONS = (
 def write_report(
     folders: Sequence[Path], out: Path, *, title: str | None = None, now: datetime | None = None
 ) -> Path:
-    """`out` and, beside it, the same with .json; returns the path of the JSON.
+    """`out` and, next to it, the same with .json; returns the path of the JSON.
 
     Args:
         folders: run folders (`store.save_run`), or folders with a sweep's frontier.json.

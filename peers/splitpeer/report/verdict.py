@@ -51,7 +51,7 @@ def images(found: Sequence[Configuration]) -> Answer:
             "Not measured: see the pictures."
             if any(finding.counts for one in tested for finding in one.images)
             else "Not judged: only adversaries who ignore the defence were tried.",
-            details=("Without the true images beside, or without an adversary who knows the defence, no figure says "
+            details=("Without the true images, or without an adversary who knows the defence, no figure says "
                      "how much was recovered.",),
         )  # fmt: skip
     first = judged[0]

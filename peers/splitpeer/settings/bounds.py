@@ -31,7 +31,7 @@ class Bounds(Section):
     max_window_evaluations: PositiveInt = 1000
     """How often one window may be asked for in evaluations of a run."""
     max_rollbacks: PositiveInt = 1000
-    """Of one run."""
+    """Most rollbacks in one run."""
     max_messages_per_s: PositiveInt = 1000
     """From the coordinator, on average; ten seconds' worth may come at once."""
     max_runs_per_day: PositiveInt = 100

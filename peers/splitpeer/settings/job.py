@@ -141,7 +141,7 @@ class Training(Section):
     steps: Annotated[int, Field(gt=0, le=MAX_STEPS)] = 1000
     batch: Annotated[int, Field(ge=1, le=4096)] = 4
     precision: Precision = "f32"
-    """Of activations and gradients on the wire."""
+    """Precision of activations and gradients on the wire."""
     optimiser: Literal["adam", "adamw", "sgd"] = "adam"
     learning_rate: Annotated[float, Field(gt=0)] = 5e-3
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
@@ -170,7 +170,7 @@ class Evaluation(Section):
     every: Count = 0
     """Steps; 0: only at the end."""
     sample: Count = 0
-    """Of the patients held out, how many the evaluations before the last score; 0: all."""
+    """How many of the held-out patients the evaluations before the last score; 0: all."""
     overlap: Annotated[float, Field(ge=0, lt=1)] = 0.5
     batch: Annotated[int, Field(ge=1, le=4096)] = 4
     missing: bool = False

@@ -289,7 +289,7 @@ class PeerConfig(Settings):
             )
         if self.policy and self.policy.epsilon is not None and self.runtime.initial_weights != "private":
             problems.append(
-                "[policy] epsilon with a seed for [runtime] initial_weights: whoever knows the seed computes the "
+                "[policy] epsilon with a seed for [runtime] initial_weights: anybody who knows the seed computes the "
                 'noise; write initial_weights = "private"'
             )
         if self.data.salt is None:

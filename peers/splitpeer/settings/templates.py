@@ -41,7 +41,7 @@ unknown_orientation = "warn"  # a file that does not say which side is which: "w
 [capture]
 # For splitpeer serve --curious FILE, which keeps what this peer sends and receives, to audit it. Others are told.
 # key = "capture.key"  # encrypts it; make one with: (umask 077; openssl rand -out capture.key 32)
-max_mib = 65536  # then the capture ends; the job goes on
+max_mib = 65536  # then the capture ends; the job continues
 rotate_mib = 4096  # then FILE.1 begins, and so on
 every = 1  # keep the tensors of every Nth step
 keys = []  # keep only batches with these patients: beginnings of their keys, hexadecimal; none: all
@@ -163,7 +163,7 @@ join_s = 600  # until all sites must be here
 step_s = 120  # for one answer
 return_s = 60  # for a lost site to come back
 
-[absence]  # when a site was waited for in vain
+[absence]  # when a site does not return in time
 mode = "pause"  # pause: the job fails and names it; skip: this step goes without it; drop: until it is back
 least_sites = 1  # with fewer the job fails
 # per_site_s = {{ north = 30 }}  # instead of return_s

@@ -106,7 +106,7 @@ class _Half:
         if computed_on and computed_on != here and not self._strange:
             self._strange = True
             event(log, "run.other_machine", logging.WARNING, computed_on=computed_on, here=here,
-                  hint="the run goes on, but repeats bit for bit on one kind of machine only")  # fmt: skip
+                  hint="the run continues, but repeats bit for bit on one kind of machine only")  # fmt: skip
 
     def advance(self, step: int) -> None:
         """Count on to `step`: those in between were made without this half. What was pending is forgotten.
@@ -327,7 +327,7 @@ class CoordinatorHalf(_Half):
     ) -> None:
         super().__init__(decoder, optimiser, schedule, device)
         self.seats: tuple[str, ...] = decoder.seats
-        """Of the network, in order."""
+        """Seats of the network, in order."""
         self._exclusive = exclusive
         self._leaves: dict[str, dict[str, Tensor]] = {}
         self._logits: Tensor | None = None

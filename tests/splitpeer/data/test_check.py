@@ -145,7 +145,7 @@ def test_the_report_lists_what_was_not_taken_and_ids_that_look_wrong(tmp_path: P
         "1 not taken: b.nrrd: not NIfTI",
         "1 not taken: c.mgz: FreeSurfer's format",
         "'P001_T1' and 'p001_T1' are taken for 2 patients, and look like one",
-        "3 of 3 ids end in the name of a contrast",
+        "3 of 3 ids end in the name of a modality",
     ):
         assert any(text.startswith(said) for text in report.warnings), (said, report.warnings)
     assert any(line.startswith("warning       2 not taken: a.hdr, a.img") for line in report.lines())

@@ -71,8 +71,8 @@ def test_a_space_at_the_end_is_no_other_patient(tmp_path) -> None:
     [
         (["1", "2", "10"], "without zeros in front (1, 2): other sites may write 001"),
         (["P1", "P100"], "without zeros in front (P1): other sites may write P001"),
-        (["P001_T1", "P002_T1", "P003"], "2 of 3 ids end in the name of a contrast (P001_T1, P002_T1)"),
-        (["a-flair"], "1 of 1 ids end in the name of a contrast"),
+        (["P001_T1", "P002_T1", "P003"], "2 of 3 ids end in the name of a modality (P001_T1, P002_T1)"),
+        (["a-flair"], "1 of 1 ids end in the name of a modality"),
         (["P1_0000", "P2_0000"], "all ids end in '_0000'"),
         (["P1_brain", "P2_brain"], "all ids end in '_brain'"),
         (["sub-01", "sub-02"], "all ids begin with 'sub-'"),

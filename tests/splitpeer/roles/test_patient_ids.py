@@ -48,7 +48,7 @@ WAYS = {
     "suffixed": (
         lambda n, p: f"P{n:03d}",
         lambda n, p: f"P{n:03d}_T1",
-        "6 of 6 ids end in the name of a contrast",
+        "6 of 6 ids end in the name of a modality",
     ),
     "nnU-Net": (lambda n, p: f"P{n:03d}", lambda n, p: f"P{n:03d}_0000", "all ids end in '_0000'"),
 }

@@ -125,9 +125,9 @@ async def test_a_site_that_is_not_to_be_recorded_declines(scene) -> None:
     scene.client("t1", policy={"recorded_by_coordinator": False})
     ran = await scene.together(curious=("hub",))
     assert isinstance(ran.error, JobFailed)
-    assert "site-t1 declined the job: the coordinator records what it hears" in str(ran.error)
+    assert "site-t1 declined the job: the coordinator records what it receives" in str(ran.error)
     assert not scene.capture("hub").exists(), "nothing began, nothing is recorded"
-    assert "records what it hears" in first(noted(scene, "site-t1"), "job.declined")["cause"]
+    assert "records what it receives" in first(noted(scene, "site-t1"), "job.declined")["cause"]
     assert first(noted(scene, "hub"), "job.declined")["site"] == "site-t1"
     ran = await scene.together(curious=("site-flair",))
     assert ran.result.complete, ran

@@ -67,7 +67,7 @@ class FSHA:
     """Rate of the site's optimiser, which the coordinator sets in the job."""
     pilot_rate: float = 2e-3
     critic_rate: float = 2e-3
-    """Of Adam."""
+    """Learning rate of Adam."""
     penalty: float = 500.0
     """Weight of the critic's gradient penalty."""
     disguise: float = 0.0

@@ -59,7 +59,7 @@ class FORA(Attack):
     rate: float = 1e-3
     critic_rate: float = 3e-3
     inverse_rate: float = 1e-3
-    """Of Adam."""
+    """Learning rate of Adam."""
     mmd: float = 0.8
     """Share of MK-MMD in the substitute's loss; the rest is the critic's."""
     penalty: float = 1000.0

@@ -1,6 +1,6 @@
 """Against noise that is drawn once and kept: two releases of one sample under two sets of weights.
 
-Kept noise leaves nothing to average while the encoder stands still. An encoder that learns does change: the
+Kept noise leaves nothing to average while the encoder does not change. An encoder that learns does change: the
 noise is the same but not what it hides, so an adversary who knows both sets of weights has two equations for
 every unknown number.
 """
@@ -94,9 +94,7 @@ def _scales(view: View) -> dict[str, float]:
                 if defence.covers(name):
                     scales[name] = float(np.hypot(scales[name], float(defence.values["scale"])))
         elif not defence.kind.structural and defence.kind.offline:
-            raise AttackImpossible(
-                f"{defence.kind.name} stands between the noise and the weights: use whitebox"
-            )
+            raise AttackImpossible(f"{defence.kind.name} is between the noise and the weights: use whitebox")
     if not any(scales.values()):
         raise AttackImpossible("no kept noise is among this site's defences: use whitebox")
     return scales

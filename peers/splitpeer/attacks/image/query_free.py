@@ -37,7 +37,7 @@ class QueryFree(Attack):
     batch: int = 8
     """Samples of each."""
     rate: float = 1e-3
-    """Of Adam."""
+    """Learning rate of Adam."""
     iterations: int = 25
     """See `WhiteBox`."""
     tv: float = 3.0

@@ -31,7 +31,7 @@ class SDAR(Attack):
     Published for CIFAR: 20,000 steps of 128 images at Adam 1e-3 (surrogate) and 5e-4 (decoder), each
     discriminator at its generator's rate times its weight, weights 0.02 and 1e-5. Here the surrogates are those
     of all contrasts, a step is one batch of a job, and the steps are as many as fit a minute or so of a core on the
-    demo's size: `steps` sets more. The coordinator's decoder stands still, where the published attack follows
+    demo's size: `steps` sets more. The coordinator's decoder is fixed, where the published attack follows
     it through training. Conditioning on labels (an input of both discriminators in the paper's vanilla setting)
     is left out, as in its U-shaped setting.
     """

@@ -38,13 +38,13 @@ class UnSplit(Attack):
     plain = "The coordinator, knowing only the network's plan, guesses weights and images that fit what it was sent."
 
     rounds: int = 10
-    """Of both."""
+    """Rounds of both."""
     image_steps: int = 10
     network_steps: int = 10
     """Within a round."""
     image_rate: float = 1e-2
     network_rate: float = 1e-3
-    """Of AMSGrad."""
+    """Learning rate of AMSGrad."""
     tv: float = 0.1
     l2: float = 1.0
     """Weights of the priors."""

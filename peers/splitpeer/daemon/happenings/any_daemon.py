@@ -14,7 +14,7 @@ class Ready(Happening):
     """It works: its settings and data are read."""
 
     address: str
-    """Of the coordinator."""
+    """Address of the coordinator."""
 
 
 @dataclass(frozen=True)

@@ -138,9 +138,9 @@ class StepCommitted(Happening):
     """Those of them whose site is absent."""
     seconds: float
     waited: float
-    """Of them, for activations."""
+    """Seconds of them waiting for activations."""
     computed: float
-    """Of them, by the decoder."""
+    """Seconds of them computing in the decoder."""
     octets: dict[str, int]
     """On the wire by site, since the start."""
 
@@ -180,7 +180,7 @@ class Evaluated(Happening):
 
 @dataclass(frozen=True)
 class SeatsAveraged(Happening):
-    """SP-11.16: the sites go on from the mean of their encoders."""
+    """SP-11.16: the sites continue from the mean of their encoders."""
 
     step: int
     """The committed one."""

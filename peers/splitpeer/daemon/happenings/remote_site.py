@@ -37,7 +37,7 @@ class SiteJoined(Happening):
     tls: str
     address: str
     serial: str
-    """Of its certificate."""
+    """Serial number of its certificate."""
 
 
 @dataclass(frozen=True)
@@ -157,10 +157,10 @@ class SecondLink(Happening):
     """The new one was refused, or the older one ended."""
     cause: str
     address: str
-    """Of the new one."""
+    """Address of the new link."""
     serial: str
     other_address: str | None
-    """Of the older one; None: there is none."""
+    """Address of the older link; None: there is none."""
     other_serial: str | None
 
 

@@ -22,9 +22,9 @@ class Limit:
     noted: int
     """Lines of the trail, at most."""
     a_second: float | None = None
-    """Lines of the log; None: whoever reports it keeps to a rate."""
+    """Lines of the log per second; None: the reporter limits the rate itself."""
     at_once: float = 1.0
-    """Of them in a row, after a quiet time."""
+    """Lines in a row after a quiet time."""
 
 
 LIMITS: Mapping[type[h.Happening], Limit] = {

@@ -94,7 +94,7 @@ class SmoothFields:
     """Draws smooth Gaussian random fields of mean 0 and variance 1, each with its own correlation length.
 
     White noise on a cubic lattice of the wanted spacing, interpolated by cubic B-splines whose weights are scaled to
-    unit energy at every point, hence unit variance everywhere.
+    unit energy at every point, so unit variance everywhere.
     """
 
     def __init__(self, rng: np.random.Generator, grid: Grid) -> None:

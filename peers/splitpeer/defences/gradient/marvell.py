@@ -42,7 +42,7 @@ class Classes:
 
     dimensions: int
     share: float
-    """Of positives, in (0, 1)."""
+    """Share of positives, in (0, 1)."""
     variance0: float
     variance1: float
     """Per coordinate."""

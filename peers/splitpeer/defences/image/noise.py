@@ -4,7 +4,7 @@ It is a function of key, patient and axial slice. So every epoch, every augmenta
 and every job on the same voxel grid shows the same noise, and there is nothing to average: whatever is
 computed from the noisy image, and however often, says no more than the noisy image does.
 
-Limits, plainly. A job that resamples to another voxel size is another grid, hence another noise: allow few.
+Limits, plainly. A job that resamples to another voxel size has another grid and so another noise: allow few.
 Zero voxels are the background, and by default stay zero: the outline of the head is sent as before, not less
 and not more. With `background=true` noise covers them too, within the volume.
 """
