@@ -178,13 +178,15 @@ async def test_one_daemon_in_words_and_json(peer_toml: Path, run: Run) -> None:
     duty = Duty(PeerConfig.load(peer_toml, environ={}))
     board = duty.board
     async with duty.on_duty():
-        board.phase("working", job="glioma", step=3, steps=12, tls="TLSv1.3", octets_in=0)
+        board.phase("working", job="glioma", step=3, steps=12, tls="TLSv1.3", octets_in=0,
+                    seats={"flair": 20, "mri (t2, adc)": 17})  # fmt: skip
         board.waits("gradients of step 4", deadline_s=3600)
         await asyncio.sleep(0.7)
         code, out, err = await asyncio.to_thread(run, "status", "--config", peer_toml)
         assert (code, err) == (0, "")
         assert re.search(rf"^ukm \(client\): working for \d s \(pid {os.getpid()}, up \d s\)$", out, re.M)
         assert "\n  step 3 of 12 (25 %)\n" in out
+        assert "\n  patients by seat: flair 20 mri (t2, adc) 17\n" in out
         assert re.search(r"^  waits for gradients of step 4 \(\d s, 60 min left\)$", out, re.M)
         code, out, _ = await asyncio.to_thread(run, "status", "--json", peer_toml)
         (found,) = json.loads(out)

@@ -35,6 +35,7 @@ _STATES: dict[str, str] = {
     "catching up": "yellow",
 }
 _Figure = Literal[
+    "seats",
     "loss",
     "dice",
     "hd95",
@@ -48,6 +49,7 @@ _Figure = Literal[
     "tls",
 ]
 _LINES: tuple[tuple[_Figure, ...], ...] = (
+    ("seats",),
     ("loss", "dice"),
     ("hd95", "volume_ml"),
     ("checkpoints", "absence"),
@@ -55,7 +57,7 @@ _LINES: tuple[tuple[_Figure, ...], ...] = (
 )
 
 
-_WORDS: dict[str, str] = {"hd95": "HD95 in mm", "volume_ml": "volume in ml"}
+_WORDS: dict[str, str] = {"seats": "patients by seat:", "hd95": "HD95 in mm", "volume_ml": "volume in ml"}
 
 
 @click.command()

@@ -61,9 +61,11 @@ class Work(TypedDict, total=False):
     volume_ml: Mapping[str, Mapping[str, float]]
     """Volumes by region, `predicted` and `true`; as `hd95`."""
     modalities: list[str]
-    """Modalities of the last evaluation."""
+    """Of the last evaluation."""
+    seats: Mapping[str, int]
+    """At a site: the seats of the job that it fills, and for how many patients."""
     missing: list[str]
-    """At a site: modalities that the job does without at the moment."""
+    """At a site: seats that the job does without at the moment."""
     withdrawn: int
     """Patients."""
     checkpoints: list[int]

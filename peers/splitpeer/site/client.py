@@ -447,7 +447,9 @@ class Client:
             job.inventory, what="the volumes' headers to be read", timeout=READ_S
         )
         saved = await self._held(job)
-        self._report(h.JobJoined(job.job.name, job.run.hex(), job.applied, job.job.steps, saved))
+        self._report(
+            h.JobJoined(job.job.name, job.run.hex(), job.applied, job.job.steps, saved, job.filled(patients))
+        )
         await self._witness.expect(offer.run)
         self._witness.start(
             offer.run,
@@ -464,6 +466,7 @@ class Client:
                 session.peer.site,
                 terms_digest(offer.job),
                 offer.schema.hex(),
+                list(filled),
                 list(backbone_of(offer.job).cut.names),
                 offer.job.precision,
                 job.defences,

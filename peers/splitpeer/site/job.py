@@ -158,6 +158,15 @@ class SiteJob:
         ]
         return patients, [Unusable(key, cause) for key, cause in self.unusable.items()]
 
+    def filled(self, patients: Collection[Patient]) -> dict[str, int]:
+        """How many of `patients` fill each seat, by its name and, where that says less, its channels."""
+        found = {}
+        for number, seat in enumerate(self.seats):
+            alone = seat.modalities == (seat.name,)
+            shown = seat.name if alone else f"{seat.name} ({', '.join(seat.modalities)})"
+            found[shown] = sum(patient.seats is None or number in patient.seats for patient in patients)
+        return found
+
     # --- batches ---------------------------------------------------------------------------------------
 
     def announce(self, forward: Forward) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from splitpeer.data import consent
-from splitpeer.errors import DataError
+from splitpeer.errors import DataError, PatientUnusable
 from splitpeer.logs import handle
 
 from .test_withdrawal import STEPS, AtStep, Stage
@@ -107,7 +107,7 @@ async def test_a_list_that_cannot_be_read_lets_nothing_out(scene, stage, monkeyp
     assert last < scene.settings.training.steps
 
 
-async def test_what_was_computed_is_not_sent_a_second_time(scene, stage, tmp_path) -> None:
+def test_what_was_computed_is_not_sent_a_second_time(scene, stage, opened) -> None:
     """SP-11-16 does not hold for a patient who has withdrawn in between."""
     from splitpeer.data.sampling import batch_digest
     from splitpeer.federation.terms import job_on_wire, seat_descriptors
@@ -128,6 +128,13 @@ async def test_what_was_computed_is_not_sent_a_second_time(scene, stage, tmp_pat
         assert isinstance(sent, answer)
         listed(scene).write_text(stage.training[1])
     assert sent.patients == (Unusable(samples[1].key, "consent"),)
+    # Nor is the file read ahead, once the next one has withdrawn as well.
+    with listed(scene).open("a") as file:
+        file.write(f"\n{stage.training[0]}\n")
+    opened.clear()
+    with pytest.raises(PatientUnusable, match="withdrawn consent") as caught:
+        site._read(asked)
+    assert (caught.value.key, opened) == (samples[0].key, [])
     patients, unusable = site.inventory()
     assert Unusable(samples[1].key, "consent") in unusable
     assert samples[1].key not in {patient.key for patient in patients}

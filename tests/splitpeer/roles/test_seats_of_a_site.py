@@ -194,6 +194,7 @@ def test_a_patient_who_lacks_a_channel_has_no_row_at_that_seat(stage: Scene, bat
     assert {patient.key: patient.seats for patient in patients}[gone] == (0,)
     assert {patient.seats for patient in patients if patient.key != gone} == {None}
     assert unusable == []
+    assert site.filled(patients) == {"flair": len(PATIENTS), "mri (t2, t1)": len(PATIENTS) - 1}
     rows = [number for number, sample in enumerate(asked.samples) if sample.key != gone]
     sent = sent_by(site, asked)
     described = seat_descriptors(whole.job, SEATS, {"flair": len(asked.samples), "mri": len(rows)})
@@ -201,6 +202,8 @@ def test_a_patient_who_lacks_a_channel_has_no_row_at_that_seat(stage: Scene, bat
     images = site._read(asked)
     np.testing.assert_array_equal(images["flair"], whole.images(asked)["flair"])
     # Rows keep their place in the batch, by which they are augmented.
+    of_t1 = Whole(stage, (Seat("t1", ("t1",)),)).images(asked)["t1"]
+    np.testing.assert_array_equal(images["mri"][:, 1:], of_t1[rows])
     samples = tuple(asked.samples[row] for row in rows)
     share = dataclasses.replace(
         asked, samples=samples, places=tuple(rows), digest=batch_digest(1, samples, asked.seed, rows)

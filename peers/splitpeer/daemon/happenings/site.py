@@ -91,6 +91,8 @@ class JobJoined(Happening):
     step: int
     steps: int
     checkpoints: Sequence[int]
+    seats: Mapping[str, int]
+    """Those that it fills, such as "mri (t2, t1)", and for how many patients."""
 
 
 @dataclass(frozen=True)
@@ -103,6 +105,8 @@ class JobAccepted(Happening):
     terms: str
     """SHA-256 of the job on the wire, hexadecimal."""
     schema: str
+    seats: Sequence[str]
+    """Those that it fills, such as "mri (t2, t1)"."""
     levels: Sequence[str]
     """What it sends, by name."""
     precision: str

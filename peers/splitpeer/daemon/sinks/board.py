@@ -94,8 +94,10 @@ class BoardSink:
             case h.LinkUp(coordinator, tls):
                 board.waits(None)
                 board.set(coordinator=coordinator, tls=tls)
-            case h.JobJoined(job, run, step, steps, checkpoints):
-                board.set(job=job, run=run, step=step, steps=steps, checkpoints=list(checkpoints))
+            case h.JobJoined(job, run, step, steps, checkpoints, seats):
+                board.set(
+                    job=job, run=run, step=step, steps=steps, checkpoints=list(checkpoints), seats=seats
+                )
             case h.StepApplied(step, octets_in, octets_out):
                 board.set(step=step, octets_in=octets_in, octets_out=octets_out)
             case h.StepCounted(step) | h.SiteRolledBack(step=step):

@@ -184,9 +184,14 @@ def _of_a_link(happening: h.Happening) -> Iterator[Line]:
     match happening:
         case h.JobDeclined(job=job, cause=cause):
             yield Line("job.declined", {"job": job, "cause": cause}, WARNING)
-        case h.JobAccepted(job=job, levels=levels, precision=precision, applied=applied, patients=patients):
-            terms = {"job": job, "levels": ",".join(levels), "precision": precision}
-            yield Line("job.accepted", {**terms, "applied": applied, "patients": patients})
+        case h.JobAccepted(job=job, seats=seats, levels=levels, precision=precision, patients=patients):
+            terms = {
+                "job": job,
+                "seats": ", ".join(seats),
+                "levels": ",".join(levels),
+                "precision": precision,
+            }
+            yield Line("job.accepted", {**terms, "applied": happening.applied, "patients": patients})
         case h.JobComplete(job, step):
             yield Line("job.complete", {} if job is None else {"job": job, "step": step})
         case h.SiteStopped():

@@ -60,8 +60,8 @@ def entry(happening: h.Happening) -> tuple[str, dict[str, Any]] | None:
             return "job.checkpoint", {"run": run, "step": step, "digests": shown}
         case h.AskedTooMuch(cause=cause):
             return "policy.refused", {"cause": cause}
-        case h.JobAccepted(levels=levels):
-            fields = {**vars(happening), "levels": list(levels)}
+        case h.JobAccepted(levels=levels, seats=seats):
+            fields = {**vars(happening), "levels": list(levels), "seats": list(seats)}
             # The inventory is not part of the terms.
             del fields["patients"]
             return "job.accepted", fields
