@@ -447,9 +447,8 @@ class Client:
             job.inventory, what="the volumes' headers to be read", timeout=READ_S
         )
         saved = await self._held(job)
-        self._report(
-            h.JobJoined(job.job.name, job.run.hex(), job.applied, job.job.steps, saved, job.filled(patients))
-        )
+        filled = job.filled(patients)
+        self._report(h.JobJoined(job.job.name, job.run.hex(), job.applied, job.job.steps, saved, filled))
         await self._witness.expect(offer.run)
         self._witness.start(
             offer.run,

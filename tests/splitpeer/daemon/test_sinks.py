@@ -187,16 +187,28 @@ def test_a_line_is_of_the_module_that_tells(caplog: pytest.LogCaptureFixture) ->
 
 def test_the_terms_of_a_job_are_in_the_trail_and_its_inventory_is_not() -> None:
     accepted = h.JobAccepted(
-        "glioma", "00ff", "hub", "aa", "bb", ("x0", "x2"), "float32", ("noise:1",), True, 3, 12
+        "glioma",
+        "00ff",
+        "hub",
+        "aa",
+        "bb",
+        ("mri (t2, t1)",),
+        ("x0", "x2"),
+        "float32",
+        ("noise:1",),
+        True,
+        3,
+        12,
     )
     assert entry(accepted) == (
         "job.accepted",
         {"job": "glioma", "run": "00ff", "coordinator": "hub", "terms": "aa", "schema": "bb",
-         "levels": ["x0", "x2"], "precision": "float32", "defences": ("noise:1",), "recorded": True, "applied": 3},
+         "seats": ["mri (t2, t1)"], "levels": ["x0", "x2"], "precision": "float32", "defences": ("noise:1",), "recorded": True, "applied": 3},
     )  # fmt: skip
     assert said(accepted) == [
         ("job.accepted",
-         {"job": "glioma", "levels": "x0,x2", "precision": "float32", "applied": 3, "patients": 12}, logging.INFO)
+         {"job": "glioma", "seats": "mri (t2, t1)", "levels": "x0,x2", "precision": "float32", "applied": 3,
+          "patients": 12}, logging.INFO)
     ]  # fmt: skip
 
 
