@@ -61,7 +61,7 @@ class Work(TypedDict, total=False):
     volume_ml: Mapping[str, Mapping[str, float]]
     """Volumes by region, `predicted` and `true`; as `hd95`."""
     modalities: list[str]
-    """Of the last evaluation."""
+    """Modalities of the last evaluation."""
     seats: Mapping[str, int]
     """At a site: the seats of the job that it fills, and for how many patients."""
     missing: list[str]

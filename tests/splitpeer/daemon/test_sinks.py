@@ -203,7 +203,8 @@ def test_the_terms_of_a_job_are_in_the_trail_and_its_inventory_is_not() -> None:
     assert entry(accepted) == (
         "job.accepted",
         {"job": "glioma", "run": "00ff", "coordinator": "hub", "terms": "aa", "schema": "bb",
-         "seats": ["mri (t2, t1)"], "levels": ["x0", "x2"], "precision": "float32", "defences": ("noise:1",), "recorded": True, "applied": 3},
+         "seats": ["mri (t2, t1)"], "levels": ["x0", "x2"], "precision": "float32", "defences": ("noise:1",),
+         "recorded": True, "applied": 3},
     )  # fmt: skip
     assert said(accepted) == [
         ("job.accepted",
