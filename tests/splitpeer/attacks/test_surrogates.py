@@ -191,7 +191,7 @@ def test_what_it_lacks_is_said_in_one_line(kind) -> None:
         return
     refused(view, replace(knowledge, shadow={"t1": knowledge.shadow["t1"]}), "t2 images")
     refused(view, replace(knowledge, shadow_masks=None), "masks")
-    refused(view, replace(knowledge, shadow_masks=knowledge.shadow_masks[:3]), "as many")
+    refused(view, replace(knowledge, shadow_masks=knowledge.shadow_masks[:3]), "equally many")
     refused(view, replace(knowledge, shadow_masks=knowledge.shadow_masks[:, :1]), "regions")
     refused(view, replace(knowledge, decoder=None), "coordinator's half")
     foreign = build_decoder(unet_backbone(2, FEATURES), ("t1",), seed=0)
