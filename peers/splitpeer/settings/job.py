@@ -286,12 +286,12 @@ class JobConfig(Settings):
             f"[seats] {name} is in two seats: name it in one" for name, times in named.items() if times > 1
         ]
         problems += [
-            f"[seats] {seat} is also a modality at one of [sites], and so a seat of its own: call it otherwise"
+            f"[seats] {seat} is also a modality at one of [sites], and so a seat of its own: choose another name"
             for seat, modalities in self.seats.items()
             if seat in held.difference(*self.seats.values()) and seat not in modalities
         ]
         if COORDINATOR in seats:
-            problems.append(f"[seats] no seat may be called {COORDINATOR}: call it otherwise")
+            problems.append(f"[seats] no seat may be called {COORDINATOR}: choose another name")
         problems += [
             f"[seats] {seat}: no site holds all of {', '.join(modalities)}"
             for seat, modalities in seats.items()

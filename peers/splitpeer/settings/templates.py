@@ -18,33 +18,34 @@ role = {role}
 {modality}state = "state"  # weights and checkpoints; back this folder up
 
 [tls]
-# The certificate says who we are, and only peers of this CA are talked to (TLS 1.3, both sides).
+# The certificate says who we are; only peers with a certificate of this CA are accepted (TLS 1.3, both sides).
 ca = {ca}
 certificate = {certificate}
 key = {key}  # mode 0600
-{crl}  # revoked certificates; with an outdated list everybody is refused: fetch a new one from the CA in time
+{crl}  # revoked certificates; with an outdated list every peer is refused: fetch a new one from the CA in time
 
 [network]
 {network}
-rotate_mib = 262144  # a link that has sent so much makes way for a new one with a new key
-rotate_s = 86400  # so does one that is so old
-recheck_s = 30  # how often certificates and revocation list are looked at while a link is open
+rotate_mib = 262144  # MiB sent after which a link is replaced by a new one with a new key
+rotate_s = 86400  # the same after so many seconds
+recheck_s = 30  # seconds between two checks of certificates and revocation list while a link is open
 
 [data]
 {data}layout = "folder"  # "folder": <patient>.nii.gz; others ("bids", "brats", "msd", "csv" ...): docs/data.md
-# files = "{{patient}}/T1*.nii.gz"  # instead of a layout, where files have other names
+# files = "{{patient}}/T1*.nii.gz"  # instead of a layout, if files have other names
 salt = {salt}  # turns patient ids into keys; the same file at every site, mode 0600
 cache_mib = 1024  # memory for loaded volumes
 max_voxels = 134217728  # of one volume (512 x 512 x 512), as stored and as resampled for a job; larger ones are refused
 unknown_orientation = "warn"  # a file that does not say which side is which: "warn" takes it as LAS, or "refuse"
 {policy}
 [capture]
-# For splitpeer serve --curious FILE, which keeps what this peer sends and receives, to audit it. Others are told.
+# For splitpeer serve --curious FILE, which records what this peer sends and receives, for an audit, and announces
+# that to the other peers.
 # key = "capture.key"  # encrypts it; make one with: (umask 077; openssl rand -out capture.key 32)
 max_mib = 65536  # then the capture ends; the job continues
 rotate_mib = 4096  # then FILE.1 begins, and so on
 every = 1  # keep the tensors of every Nth step
-keys = []  # keep only batches with these patients: beginnings of their keys, hexadecimal; none: all
+keys = []  # keep only batches with these patients: first digits of their keys, hexadecimal; none: all
 
 [runtime]
 device = "cpu"  # "cpu", "cuda", "cuda:1" or "auto"
@@ -60,7 +61,7 @@ level = "info"  # debug, info, warning, error
 
 _CLIENT_NETWORK = """\
 coordinator = {coordinator}  # dialled from here; this peer opens no port
-reconnect_s = 300  # how long to keep trying when the coordinator is gone"""
+reconnect_s = 300  # how long to keep trying if the coordinator is gone"""
 
 _COORDINATOR_NETWORK = """\
 listen = {listen}  # "tcp://*:7443" for all interfaces; the certificate must name the host that clients dial"""
@@ -89,11 +90,11 @@ max_message_mib = 1024
 # defences = ["dropout:0.5", "gaussian:1.0@0,1"]  # name:value,parameter=value@levels
 # On the images themselves, the same noise every time; then a job may ask for zscore-nonzero only:
 # image_defences = ["voxel-noise:0.5"]
-# A privacy budget for every patient: sending stops when it is spent. Needs dp-gaussian among the defences; what
-# noise a study needs: splitpeer privacy --help
+# A privacy budget for every patient: sending stops when it is spent. Needs dp-gaussian among the defences; the
+# noise that a study needs: splitpeer privacy --help
 # epsilon = 8.0
 # delta = 1e-5
-share_encoder = false  # true: take jobs that average encoders; the coordinator then has our weights (docs/privacy.md)
+share_encoder = false  # true: accept jobs that average encoders; the coordinator then has our weights (docs/privacy.md)
 may_record = true  # false: this peer never writes a capture
 recorded_by_coordinator = true  # false: decline a coordinator that records, or does not say whether it does
 """
@@ -103,14 +104,14 @@ _JOB = """\
 
 [job]
 {name}
-seed = 0  # order of batches and augmentation; everybody may know it
+seed = 0  # order of batches and augmentation; not secret
 
 [sites]
-# Site = modality: any name, such as t1, adc or pet. Only these sites are let in.
+# Site = modality: any name, such as t1, adc or pet. Only these sites are admitted.
 {sites}
 
 [task]
-preset = "glioma"  # WT, TC and ET; or instead of it a task of your own:
+preset = "glioma"  # WT, TC and ET; or instead a task of your own:
 # values = {{ liver = 1, lesion = 2 }}  # of the masks; 0 is background. peer.toml then says convention = "task"
 # regions = {{ organ = ["liver", "lesion"], lesion = ["lesion"] }}  # without them each value is one
 # exclusive = false  # true: a voxel is of one region at most, and the regions may not share values
@@ -119,7 +120,7 @@ preset = "glioma"  # WT, TC and ET; or instead of it a task of your own:
 # normalisation = {{ ct = "window:-100,300" }}
 
 [model]
-network = "basic-unet"  # or "residual-unet", "swin-unetr"; what each can be told: docs/networks.md
+network = "basic-unet"  # or "residual-unet", "swin-unetr"; settings of each: docs/networks.md
 dimensions = 2  # 2: slices, 3: volumes
 features = [32, 32, 64, 128, 256, 32]  # channels of U-Net levels 0 to 4, and of the last decoder block
 levels = [0, 1, 2, 3, 4]  # levels that the sites send; a site's policy may allow fewer
@@ -146,7 +147,7 @@ ahead = 4  # batches announced early, so that sites load them in time
 checkpoint_every = 100
 keep_checkpoints = 2
 average_every = 0  # steps after which sites with the same modality average their encoders; 0: never
-modality_dropout = 0.0  # chance of each modality to sit a step out, so that the network can do without one
+modality_dropout = 0.0  # probability that a modality is left out of a step, so that the network can do without it
 
 [defences]
 # gradients = ["marvell:0.3"]  # gradients show each site where the tumour is; see: splitpeer defences
@@ -159,12 +160,12 @@ batch = 4
 missing = false  # true: score once more without each modality
 
 [deadlines]  # seconds
-join_s = 600  # until all sites must be here
+join_s = 600  # until all sites must have joined
 step_s = 120  # for one answer
 return_s = 60  # for a lost site to come back
 
 [absence]  # when a site does not return in time
-mode = "pause"  # pause: the job fails and names it; skip: this step goes without it; drop: until it is back
+mode = "pause"  # pause: the job fails and names it; skip: this step is made without it; drop: until it is back
 least_sites = 1  # with fewer the job fails
 # per_site_s = {{ north = 30 }}  # instead of return_s
 
