@@ -8,7 +8,20 @@ from typing import Any, ClassVar
 from . import codec
 from .constants import MAX_FRAME_PAYLOAD
 from .errors import CodecError, SplitprotoError
-from .fields import Bool, Extensions, Int, ListOf, Octets, Real, Record, Text, read_map, wire, write_map
+from .fields import (
+    Bool,
+    Extensions,
+    FieldKind,
+    Int,
+    ListOf,
+    Octets,
+    Real,
+    Record,
+    Text,
+    read_map,
+    wire,
+    write_map,
+)
 from .messages import DIGEST, Job
 
 # --- limits (SP-C): checked before memory is taken ---------------------------------------------------------
@@ -65,7 +78,7 @@ class CaptureKeyNeeded(CaptureError):
 
 
 @dataclass(frozen=True)
-class OctetsUpTo:
+class OctetsUpTo(FieldKind):
     """At most `limit` octets."""
 
     limit: int

@@ -27,7 +27,7 @@ from .errors import (
     TooManyLinks,
 )
 from .identity import AllowList, Credentials, Identity
-from .lanes.base import Lane, Visitor
+from .lanes.base import Lane, Reception, Visitor
 from .negotiation import Offer
 from .recheck import Presented
 from .session import Session
@@ -69,7 +69,7 @@ class _Link:
         self.door._forget(self)
 
 
-class Door:
+class Door(Reception):
     """Turns dialling peers into sessions.
 
     Use as an async context manager; `accept` hands out sessions that are already mutually admitted. A site

@@ -20,10 +20,15 @@ _FIGURE = re.compile(r"[A-Za-z0-9_.-]{1,32}")
 
 
 class FieldKind(Protocol):
-    """A kind of field."""
+    """A kind of field: how its values look in Python and as MessagePack."""
 
-    def read(self, value: Any, where: str) -> Any: ...
-    def write(self, value: Any, where: str) -> Any: ...
+    def read(self, value: Any, where: str) -> Any:
+        """The value of a decoded one. Raises CodecError, which names the field by `where`: it breaks a rule."""
+        ...
+
+    def write(self, value: Any, where: str) -> Any:
+        """What is encoded for a value. Raises CodecError as `read` does."""
+        ...
 
 
 def wire(kind: FieldKind, **options: Any) -> Any:
@@ -65,7 +70,7 @@ def write_map(message: Any, where: str) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class Int:
+class Int(FieldKind):
     """An integer from `low` to `high`, both included."""
 
     low: int = 0
@@ -81,7 +86,7 @@ class Int:
 
 
 @dataclass(frozen=True)
-class Real:
+class Real(FieldKind):
     """A finite float64; written as float even when it is whole."""
 
     def read(self, value: Any, where: str) -> float:
@@ -96,7 +101,7 @@ class Real:
 
 
 @dataclass(frozen=True)
-class Bool:
+class Bool(FieldKind):
     """true or false."""
 
     def read(self, value: Any, where: str) -> bool:
@@ -108,7 +113,7 @@ class Bool:
 
 
 @dataclass(frozen=True)
-class Text:
+class Text(FieldKind):
     """UTF-8 text of at most `limit` characters; `one_of` makes it an enumeration."""
 
     limit: int = 256
@@ -128,7 +133,7 @@ class Text:
 
 
 @dataclass(frozen=True)
-class Octets:
+class Octets(FieldKind):
     """Exactly `length` octets."""
 
     length: int
@@ -142,7 +147,7 @@ class Octets:
 
 
 @dataclass(frozen=True)
-class ListOf:
+class ListOf(FieldKind):
     """A list of `low` to `high` items of one kind; a tuple in Python."""
 
     item: FieldKind
@@ -167,7 +172,7 @@ class ListOf:
 
 
 @dataclass(frozen=True)
-class Record:
+class Record(FieldKind):
     """A nested map with the fields of `cls`."""
 
     cls: type
@@ -182,7 +187,7 @@ class Record:
 
 
 @dataclass(frozen=True)
-class Numbers:
+class Numbers(FieldKind):
     """A map of at most `limit` names to finite float64: figures for people."""
 
     limit: int = 64
@@ -201,7 +206,7 @@ class Numbers:
 
 
 @dataclass(frozen=True)
-class Extensions:
+class Extensions(FieldKind):
     """A map of which unknown keys are ignored: the one place where a later minor revision may add."""
 
     limit: int = 16

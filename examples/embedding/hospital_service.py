@@ -442,14 +442,7 @@ class Service:
                     await asyncio.to_thread(run.apply, message)
                     await session.send(Applied(message.step))
                 case Checkpoint():
-                    try:
-                        digest = await asyncio.to_thread(run.save, message.step, message.keep)
-                    except OSError as error:
-                        # Such as a full disk: earlier checkpoints are as they were, and training goes on.
-                        log.warning("checkpoint of step %d not written: %s", message.step, error)
-                        await session.send(Unsaved(message.step, error.strerror or "not written"))
-                    else:
-                        await session.send(Saved(message.step, digest))
+                    await session.send(await self.save(run, message))
                 case Advance():
                     announced.clear()
                     withdrew = False
@@ -470,6 +463,14 @@ class Service:
                     return message
                 case _:
                     raise UnexpectedMessage(f"a {message.name} where work was due")
+
+    async def save(self, run: Run, asked: Checkpoint) -> Saved | Unsaved:
+        """Write a checkpoint. After a failure, such as a full disk, the earlier ones stand and training continues."""
+        try:
+            return Saved(asked.step, await asyncio.to_thread(run.save, asked.step, asked.keep))
+        except OSError as error:
+            log.warning("checkpoint of step %d not written: %s", asked.step, error)
+            return Unsaved(asked.step, error.strerror or "not written")
 
     async def link(self, address: str, credentials: Credentials, coordinator: str) -> Bye:
         """One link, from dialling to bye."""

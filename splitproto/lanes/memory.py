@@ -13,13 +13,13 @@ from itertools import count
 
 from splitproto.errors import BindFailed, LinkLost, SplitprotoError
 
-from .base import Attempt, Caller, Reception, Visitor
+from .base import Attempt, Caller, Dialled, Lane, Reception, Visitor
 
 QUEUE = 16
 """Envelopes on their way in one direction of a connection."""
 
 
-class MemoryLane:
+class MemoryLane(Lane):
     """One way in; pass it to `dial` instead of an address.
 
     Args:
@@ -89,7 +89,7 @@ class MemoryLane:
         asyncio.get_running_loop().call_soon(end._lost)
 
 
-class MemoryEnd:
+class MemoryEnd(Dialled):
     """The dialling end of one connection."""
 
     def __init__(self, lane: MemoryLane) -> None:

@@ -81,6 +81,7 @@ class Port:
             raise
 
     def close(self) -> None:
+        """Forget all connections; they are not ended."""
         self._all.clear()
         os.close(self._spare)
         os.close(self._nothing)

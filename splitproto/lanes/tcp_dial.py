@@ -33,6 +33,7 @@ class TcpDestination:
         self._context = context
 
     async def attempts(self, timeout: float) -> AsyncIterator[Attempt]:
+        """One per address of the host. Raises SplitprotoError: it has none, or none is known within `timeout` s."""
         # libzmq tries only the first address of a name; a coordinator often serves just one of IPv6 and IPv4.
         for address in await self._resolve(timeout):
             yield Attempt(address, partial(Dealer, address, self._context))

@@ -18,7 +18,7 @@ from splitproto import constants
 from splitproto.errors import BindFailed, EnvelopeError, LinkLost
 
 from .addresses import format_address, parse_address
-from .base import Caller, Reception
+from .base import Caller, Dialled, Lane, Reception
 from .tcp import LONGEST_MESSAGE, QUEUE, Port
 from .zeromq_reader import Reader, unwatch, watch
 
@@ -49,7 +49,7 @@ def _common_options(socket: zmq.Socket[bytes], handshake_ms: int) -> None:
     socket.setsockopt(zmq.TCP_MAXRT, int(constants.PEER_TIMEOUT * 1000))
 
 
-class Dealer:
+class Dealer(Dialled):
     """The dialling end of one link.
 
     Args:
@@ -123,7 +123,7 @@ class Dealer:
             )
 
 
-class ZmqLane:
+class ZmqLane(Lane):
     """A ROUTER at one port.
 
     Args:
@@ -131,10 +131,14 @@ class ZmqLane:
     """
 
     def __init__(self, address: str, context: Context | None = None) -> None:
-        self.address = address
-        """Where it listens; with the port that the system chose if `address` said 0."""
+        self._address = address
         self._context = context or zmq.Context.instance()
         self._asking: asyncio.TimerHandle | None = None
+
+    @property
+    def address(self) -> str:
+        """Where it listens; after `listen` with the port that the system chose if `address` said 0."""
+        return self._address
 
     async def listen(self, reception: Reception) -> None:
         host, port = parse_address(self.address)
@@ -193,7 +197,7 @@ class ZmqLane:
         self._port = Port(bound)
         # A connection is known before what it says is read: libzmq reports it first.
         self._reader = Reader(self._socket, self._deliver, first=self._monitor.drain)
-        self.address = f"{self.address.rpartition(':')[0]}:{bound}"
+        self._address = f"{self._address.rpartition(':')[0]}:{bound}"
 
     def _deliver(self, parts: list[zmq.Frame]) -> None:
         visitor = self._port.spoke(_descriptor(parts[-1]), len(parts[-1]))

@@ -55,6 +55,7 @@ class Reader:
             self._loop.call_soon(self._read)
 
     def close(self, linger_ms: int = 0) -> None:
+        """Read no more and close the socket; what was sent has `linger_ms` milliseconds to go out. Idempotent."""
         if not self.socket.closed:
             self._loop.remove_reader(self._fd)
             self.socket.close(linger=linger_ms)

@@ -35,11 +35,19 @@ class Described(Protocol):
     """What a report shows of an attack, whether it can run or not."""
 
     @property
-    def title(self) -> str: ...
+    def title(self) -> str:
+        """Its name for people."""
+        ...
+
     @property
-    def plain(self) -> str: ...
+    def plain(self) -> str:
+        """One sentence that a patient understands."""
+        ...
+
     @property
-    def goal(self) -> Goal: ...
+    def goal(self) -> Goal:
+        """What it recovers."""
+        ...
 
 
 def described(name: str) -> Described:

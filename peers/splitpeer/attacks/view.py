@@ -30,7 +30,9 @@ class RecordedMessage(Protocol):
     """Without its tensors, which `message` reads from the disk."""
 
     @property
-    def message(self) -> Message: ...
+    def message(self) -> Message:
+        """The whole message. Raises DataError where the file cannot be read."""
+        ...
 
 
 class MessageSource(Protocol):
@@ -38,7 +40,9 @@ class MessageSource(Protocol):
 
     header: Any
 
-    def records(self) -> Iterable[RecordedMessage]: ...
+    def records(self) -> Iterable[RecordedMessage]:
+        """All messages, in the order of the capture."""
+        ...
 
 
 @dataclass

@@ -54,6 +54,7 @@ class Pace:
         self._marks: list[tuple[float, int, dict[str, int]]] = []
 
     def add(self, step: int, octets: dict[str, int]) -> tuple[float, dict[str, float]]:
+        """Note a step and the octets by site so far; returns steps per second and MB/s by site."""
         now = time.monotonic()
         self._marks = [mark for mark in self._marks if now - mark[0] < 10] + [(now, step, octets)]
         then, before, counted = self._marks[0]
@@ -70,7 +71,7 @@ def dice_line(dice: Scores) -> str:
     return " ".join(f"{region} {shown(value)}" for region, value in dice.items())
 
 
-class LogView:
+class LogView(RunView):
     """A log line every few seconds."""
 
     def __init__(self) -> None:
@@ -112,7 +113,7 @@ class LogView:
         return
 
 
-class LiveView:
+class LiveView(RunView):
     """One line that moves, and one for each evaluation."""
 
     def __init__(self, console: Console) -> None:

@@ -34,6 +34,7 @@ class ReportFinding:
 
     @property
     def band(self) -> Band | None:
+        """How much the strongest form recovered, in words; None where it was not measured."""
         scores = self.strongest.scores
         return image_band(scores) if self.entry.goal == "image" else mask_band(scores)
 
@@ -59,10 +60,12 @@ class Configuration:
 
     @property
     def worst_image(self) -> ReportFinding | None:
+        """Of the attacks on images, the one that recovered most."""
         return worst(self.images)
 
     @property
     def worst_mask(self) -> ReportFinding | None:
+        """Of the attacks on labels, the one that recovered most."""
         return worst(self.masks)
 
     @property

@@ -67,6 +67,7 @@ class Grid:
 
     @property
     def axes(self) -> tuple[Volume, Volume, Volume]:
+        """Millimetres of the voxels along x, y and z, 0 in the middle: float32 [n] each."""
         x, y, z = (
             ((np.arange(n) - (n - 1) / 2) * step).astype(np.float32)
             for n, step in zip(self.shape, self.spacing_mm, strict=True)
@@ -153,6 +154,7 @@ class Pose:
 
     @classmethod
     def draw(cls, rng: np.random.Generator) -> Pose:
+        """Turned by a few degrees, and stretched by a few percent along each axis."""
         pitch, roll, yaw = np.deg2rad(rng.normal(0, (4.0, 2.5, 3.0)))
         matrix = np.diag(rng.normal(1.0, 0.035, 3))
         for angle, (i, j) in ((pitch, (1, 2)), (roll, (0, 2)), (yaw, (0, 1))):

@@ -52,6 +52,7 @@ class Textures:
 
     @classmethod
     def draw(cls, fields: SmoothFields) -> Textures:
+        """Three fields over the grid of `fields`."""
         return cls(fields.draw(15.0), fields.draw(7.0), fields.draw(10.0))
 
 
@@ -72,6 +73,7 @@ class Glioma:
 
     @classmethod
     def draw(cls, rng: np.random.Generator, centre_mm: NDArray[np.float64]) -> Glioma:
+        """Of random size and shape, in the middle `centre_mm`, float64 [3]."""
         radius = float(rng.uniform(10.0, 19.0))
         faint = rng.random()
         return cls(
@@ -89,6 +91,7 @@ class Glioma:
 
     @property
     def extent_mm(self) -> float:
+        """Beyond this distance from the centre it changes nothing."""
         return 2.2 * self.radius_mm + 1.3 * self.reach_mm + 12.0
 
 
