@@ -22,7 +22,7 @@ import nibabel as nib
 import numpy as np
 import torch
 
-from splitpeer.coordinator import trainer
+from splitpeer.coordinator import savepoints, trainer
 from splitpeer.data.layouts import find_images, find_labels
 from splitpeer.data.loader import SiteData
 from splitpeer.data.pseudonym import load_salt
@@ -92,7 +92,7 @@ def noted(history: list[Deed]) -> Iterator[None]:
             wrap(
                 hub,
                 "_train",
-                lambda self, arrived, target, forward: Deed(
+                lambda self, arrived, target, forward, out: Deed(
                     HUB, "train", forward.step, tuple(sorted(site.modality for site in arrived))
                 ),
             ),
@@ -102,7 +102,7 @@ def noted(history: list[Deed]) -> Iterator[None]:
                 lambda self, keys: Deed(HUB, "without", 0, keys=tuple(sorted(keys))),
                 first=True,
             ),
-            wrap(hub, "_load", lambda self, step: Deed(HUB, "back", step)),
+            wrap(savepoints.Savepoints, "_load", lambda self, step: Deed(HUB, "back", step)),
         ):
             stack.enter_context(patch)
         yield
@@ -227,7 +227,9 @@ class Retrace:
             job.evaluation.batch,
             steps,
         )
-        scoring = Scoring(plan, self._masks, self._window, masks, made_from=modalities)
+        scoring = Scoring(
+            plan, self._masks, self._window, masks, made_from=dict.fromkeys(plan.keys, modalities)
+        )
         absent = [m for m in self._setting.modalities if m not in modalities]
         for index, forward in enumerate(plan.forwards):
             activations = {}

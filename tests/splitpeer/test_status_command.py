@@ -170,7 +170,7 @@ def test_plain_text_has_no_broken_lines(peer_toml: Path, run: Run) -> None:
     console = Console(width=10_000)
     with console.capture() as capture:
         console.print(command.render([at_work(PeerHead.load(peer_toml), {})], terminal=False))
-    assert "uniklinik-dresden  t1ce      present 1 h 57 min   119 " in capture.get()
+    assert "uniklinik-dresden  t1ce   present 1 h 57 min   119 " in capture.get()
     assert "\x1b" not in capture.get()
 
 

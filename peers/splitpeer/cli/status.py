@@ -157,6 +157,8 @@ def render(seen: Sequence[Seen], *, terminal: bool) -> RenderableType:
             if len(seen) > 1:
                 parts.append(Text(f"sites of {one.site}:"))
             parts.append(_sites(one, terminal))
+            if _has_table(one.work["patients"]):
+                parts += [Text(), _patients(one, terminal)]
     return Group(*parts)
 
 
@@ -323,7 +325,7 @@ def _wait_in_words(one: Seen, wait: Wait) -> str:
 
 
 def _sites(one: Seen, terminal: bool) -> Table:
-    table = _table(terminal, "site", "modality", "state", "step", "MB/s in", "out", "waits for")
+    table = _table(terminal, "site", "seats", "state", "step", "MB/s in", "out", "waits for")
     waits = {wait["who"]: wait for wait in one.waits}
     for name, known in one.sites.items():
         state = str(known["state"] or "")
@@ -340,6 +342,30 @@ def _sites(one: Seen, terminal: bool) -> Table:
             Text(_wait_in_words(one, wait) if wait else reason),
         )
     return table
+
+
+def _patients(one: Seen, terminal: bool) -> RenderableType:
+    """Who has whom: a row for each site, a column for each seat, and how complete the patients are."""
+    table_of = one.work["patients"]
+    seats = [str(seat) for seat in table_of["seats"]]
+    table = _table(terminal, "patients filled by", *seats)
+    for site, filled in table_of["fills"].items():
+        table.add_row(str(site), *(_shown(filled[seat]) if seat in filled else "" for seat in seats))
+    counts = ", ".join(f"{n} of {len(seats)} seats: {count}" for n, count in table_of["with_seats"].items())
+    total = f"{table_of['used']} patients ({counts}), held out {table_of['held_out']}"
+    return Group(Text(f"{total} ({table_of['held_out_complete']} of them complete)"), table)
+
+
+def _has_table(found: object) -> bool:
+    """A file that anybody may have written holds one that can be shown."""
+    return (
+        isinstance(found, dict)
+        and all(isinstance(found.get(key), int) for key in ("used", "held_out", "held_out_complete"))
+        and isinstance(found.get("seats"), list)
+        and isinstance(found.get("with_seats"), dict)
+        and isinstance(fills := found.get("fills"), dict)
+        and all(isinstance(filled, dict) for filled in fills.values())
+    )
 
 
 def _applied(known: SiteStatus) -> str:

@@ -14,10 +14,21 @@ from collections.abc import Collection, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 
+from splitpeer.coordinator.assembly import (
+    admit_again,
+    largest_message,
+    make_gradient_stacks,
+    make_half,
+    make_sites,
+    open_masks,
+)
+from splitpeer.coordinator.matching import Matching
 from splitpeer.coordinator.remote_site import RemoteSite
+from splitpeer.coordinator.run import DISK_S, Run
 from splitpeer.coordinator.run_files import RunFiles, RunResult
+from splitpeer.coordinator.seating import Seating
 from splitpeer.coordinator.team import Team
-from splitpeer.coordinator.trainer import DISK_S, Trainer
+from splitpeer.coordinator.trainer import Trainer
 from splitpeer.daemon import happenings as h
 from splitpeer.daemon.console import RunView
 from splitpeer.daemon.duty import Duty
@@ -28,42 +39,28 @@ from splitpeer.daemon.sinks.metrics import MetricsSink
 from splitpeer.daemon.sinks.trail import TrailSink
 from splitpeer.daemon.witness import AGENT, Witness, terms_digest
 from splitpeer.data.directory import named_in
-from splitpeer.data.findings import naming_warnings
-from splitpeer.data.geometry import compare_geometry
-from splitpeer.data.layouts import find
-from splitpeer.data.mask_values import MaskCensus
-from splitpeer.data.pseudonym import load_salt
-from splitpeer.data.sampling import TrainingSchedule, split_patients
-from splitpeer.data.volumes import Volumes
-from splitpeer.defences.key import for_peer
-from splitpeer.defences.stack import Stack, make_stack
+from splitpeer.data.sampling import TrainingSchedule
 from splitpeer.errors import (
     ConfigError,
     DataError,
     DeadlinePassed,
     DiskTrouble,
-    JobFailed,
     PeerError,
     told_of,
 )
 from splitpeer.federation.batches import TrainingStream
-from splitpeer.federation.compute import Compute, defence_key, pick_device
-from splitpeer.federation.files import counted, look, tell
-from splitpeer.federation.overlap import ADVICE, pairwise, shared_with
-from splitpeer.federation.seats import modality_by_site, seats_of
-from splitpeer.federation.terms import cut_descriptors, job_on_wire, seat_descriptors, window_of
-from splitpeer.models import build_decoder, site_seed
-from splitpeer.models.registry import backbone_of
+from splitpeer.federation.compute import Compute
+from splitpeer.federation.files import tell
+from splitpeer.federation.overlap import ADVICE, shared_with
+from splitpeer.federation.seats import seats_of
+from splitpeer.federation.terms import cut_descriptors, job_on_wire, window_of
 from splitpeer.settings.job import JobConfig
 from splitpeer.settings.peer import PeerConfig
 from splitpeer.storage import checkpoint
-from splitpeer.training.optimiser import make_optimiser, make_schedule
-from splitpeer.training.split_step import CoordinatorHalf
 from splitproto import Listener, Offer, Session
 from splitproto.constants import DEFAULT_MAX_MESSAGE
 from splitproto.errors import DeadlineExceeded, SetupError
-from splitproto.messages import JobOffer
-from splitproto.tensors import body_bytes, schema_digest
+from splitproto.tensors import schema_digest
 
 log = logging.getLogger(__name__)
 
@@ -109,84 +106,42 @@ class Coordinator:
     ) -> None:
         self._config, self._settings, self._stop, self._view = config, job, stop, view
         self._credentials = config.credentials()
-        if config.network.listen is None or config.data.labels is None or config.data.salt is None:
-            raise ConfigError("a coordinator needs [network] listen and [data] labels and salt")
+        if config.network.listen is None:
+            raise ConfigError("a coordinator needs [network] listen")
         self._listen = config.network.listen
-        self._job = job_on_wire(job)
-        self._window = window_of(self._job)
-        found = find(config.data.labels, config.data.layout, None)
-        self._findings = naming_warnings(config.data.labels, [found])
-        task = job.task.task(config.data.convention)
-        census = MaskCensus(task) if verify else None
-        self._labels = Volumes(
-            found.cases,
-            salt=load_salt(config.data.salt),
-            spacing=job.data.spacing,
-            labels=task,
-            cache_mib=config.data.cache_mib,
-            census=census,
-            rules=config.data.rules(),
-        )
-        self._unusable: dict[bytes, str] = {}
-        look(self._labels, self._unusable, voxels=verify)
-        if census is not None:
-            self._findings += census.warnings()
+        self._job, self._seats = job_on_wire(job), seats_of(job)
+        self._masks = open_masks(config, job, verify=verify)
+        self._labels = self._masks.volumes
         self._duty = duty or Duty(config)
         self._files = RunFiles(config, job, resume=resume, report=self._duty.report)
         self._files.prepare()
-        for name in readmit:
-            if name not in job.sites:
-                raise ConfigError(f"--readmit {name}: {job.source} [sites] names no such site")
-            self._files.record.readmit(name)
-        held = modality_by_site(job)
-        seats = seats_of(job)
-        decoder = build_decoder(
-            backbone_of(self._job),
-            seats.names,
-            job.model.fusion,
-            task.channels,
-            exclusive=task.exclusive,
-            seed=site_seed(job.job.seed, "coordinator"),
-        )
-        optimiser = make_optimiser(
-            decoder.parameters(), self._job.optimiser, self._job.learning_rate, self._job.weight_decay
-        )
-        schedule = make_schedule(optimiser, self._job.schedule, self._job.steps)
-        device = pick_device(config.runtime.device)
-        self._half = CoordinatorHalf(decoder, optimiser, schedule, device, exclusive=task.exclusive)
+        admit_again(self._files, job, readmit)
+        half = make_half(config, job, self._job, self._seats)
         self._witness = Witness(config, curious)
         everywhere = self._duty.report.to(
             MetricsSink(self._files), ConsoleSink(view), TrailSink(self._witness.note)
         )
         self._everywhere, self._report = everywhere, everywhere.to(LogSink(log))
-        self._gradient_stacks = self._make_gradient_stacks()
+        self._gradient_stacks = make_gradient_stacks(config, job, self._job, self._seats)
         self._compute = Compute(config.runtime.threads)
-        self._schema = schema_digest(cut_descriptors(self._job))
-        self.sites = [
-            RemoteSite(
-                name,
-                JobOffer(
-                    self._files.run,
-                    seats.of(name),
-                    self._job,
-                    schema_digest(seat_descriptors(self._job, seats.of(name))),
-                    defences=self.defences,
-                ),
-                job.absence.per_site_s.get(name, job.deadlines.return_s),
-                self._witness,
-                everywhere,
-                self._labels.salt_check,
-            )
-            for name, _ in sorted(held.items(), key=lambda item: item[1])
-        ]
-        for site in self.sites:
-            site.holding.restore(self._files.record.holders.get(site.name), self._bind)
-        self._team = Team(self.sites, job.absence, everywhere)
-        self.result = RunResult(self._job.name, self._files.run.hex(), steps=self._job.steps, sites=held)
-        self._trainer = Trainer(
-            self._job, job, self._half, self._team, self._labels, self._compute, self._files, self.result,
-            self._gradient_stacks, report=everywhere,
+        self.sites = make_sites(
+            job, self._job, self._seats, self._files, self._witness, everywhere, self._bind,
+            salt_check=self._labels.salt_check, defences=self.defences,
         )  # fmt: skip
+        self._team = Team(self.sites, job.absence, everywhere)
+        self._matching = Matching(
+            self._job, job, self._seats, self._labels, self._masks.unusable, self._files.record
+        )
+        self.result = RunResult(
+            self._job.name, self._files.run.hex(), steps=self._job.steps,
+            sites={site: ", ".join(filled) for site, filled in self._seats.filled.items()},
+            seats=list(self._seats.names),
+        )  # fmt: skip
+        self._run = Run(
+            self._job, job, half, self._team, self._labels, self._compute, self._files, self.result,
+            Seating(self._job, self._seats, {}), self._report,
+        )  # fmt: skip
+        self._trainer = Trainer(self._run, self._gradient_stacks)
 
     @property
     def defences(self) -> tuple[str, ...]:
@@ -237,7 +192,7 @@ class Coordinator:
                 f"dtype.{self._job.precision}",
                 *(("average",) if self._job.average_every else ()),
             ),
-            max_message=max(DEFAULT_MAX_MESSAGE, self._largest_message()),
+            max_message=max(DEFAULT_MAX_MESSAGE, largest_message(self._settings, self._job, self._seats)),
             agent=AGENT,
         )
         try:
@@ -258,7 +213,7 @@ class Coordinator:
                         self._labels.salt_check.hex(),
                     )
                 )
-                for cause in self._findings:
+                for cause in self._masks.findings:
                     self._report(h.DataWarning(cause))
                 tell(self._labels)
                 accepting = asyncio.create_task(self._accept(listener))
@@ -292,7 +247,7 @@ class Coordinator:
                     if reason != "complete":
                         await self._bye(reason, text)
                     self._report(
-                        h.JobEnded(self._job.name, self._files.run.hex(), reason, self._trainer.committed)
+                        h.JobEnded(self._job.name, self._files.run.hex(), reason, self._run.committed)
                     )
         except SetupError as error:
             raise ConfigError(str(error)) from error
@@ -326,18 +281,10 @@ class Coordinator:
 
     async def _join(self, site: RemoteSite, session: Session) -> None:
         if await site.offer_job(session):
-            having = self._having([other for other in self.sites if other.patients or other is site])
-            few = (
-                len(set(having["labels"]).intersection(having[site.name])) < self._settings.data.min_patients
-            )
+            having = self._matching.having([other for other in self.sites if other.patients or other is site])
+            few = self._matching.few(having, site.name)
             shared = shared_with(site.name, having)
             self._report(h.SiteOverlaps(site.name, len(having[site.name]), shared, few, ADVICE))
-
-    def _having(self, sites: Sequence[RemoteSite]) -> dict[str, set[bytes]]:
-        """Whom each party has, usable or not."""
-        return {"labels": set(self._labels.keys())} | {
-            site.name: {*site.patients, *site.unusable} for site in sites
-        }
 
     def _bind(self, site: str, holder: bytes) -> None:
         try:
@@ -347,45 +294,10 @@ class Coordinator:
             self._report(h.SiteNotBound(site, str(error)))
 
     def _match(self) -> tuple[list[bytes], list[bytes]]:
-        """Training and validation patients: those that all sites and the labels share, or of the run gone on with."""
-        # SP-11.13-11.
-        known = look(self._labels, unusable := self._unusable)
-        here = self._team.present
-        common = set(known).intersection(*(site.patients for site in here))
-        counted_at = {site.name: len(site.patients) for site in here}
-        self._report(h.PatientsMatched(len(common), len(known), counted_at))
-        if of_run := set(self._files.record.patients):
-            # Also where a site is absent: the run keeps its patients, but for those that are withdrawn, or will be.
-            out = {w.key for w in self._files.record.withdrawn}
-            if lost := len(of_run - common - out.union(unusable, *(site.unusable for site in here))):
-                raise JobFailed(
-                    f"{lost} of the run's {len(of_run)} patients are not at all sites any more: bring them back, "
-                    "or start with --fresh"
-                )
-            common = of_run
-        least = self._settings.data.min_patients
-        if len(common) < least:
-            have = [(site.name, site.patients, site.unusable) for site in here]
-            counts = ", ".join(
-                f"{name} {len(usable)}" + (f" and not usable {counted(bad.values())}" if bad else "")
-                for name, usable, bad in [("labels", known, unusable), *have]
-            )
-            raise JobFailed(
-                f"{len(common)} patients are at all sites, {least} are needed ({counts}; in common: "
-                f"{pairwise(self._having(here))}): {ADVICE}"
-            )
-        grids = {name: {key: grid for key, grid in has.items() if key in common}
-                 for name, has in [("labels", known), *((site.name, site.patients) for site in here)]}  # fmt: skip
-        try:
-            compare_geometry(grids)
-        except DataError as error:
-            raise JobFailed(str(error)) from error
-        for site in self.sites:
-            site.expect(grids["labels"])
-        self.result.patients = len(common)
-        return split_patients(
-            sorted(common), self._settings.data.validation, self._settings.job.seed, self._labels.subjects()
-        )
+        """Training and validation patients; who fills whom is known from now on."""
+        seating, training, held_out = self._matching.match(self._team.present, self.sites, self._report)
+        self._run.seating, self.result.patients = seating, len(seating.filled)
+        return training, held_out
 
     # --- from the first site to the last step -------------------------------------------------------------
 
@@ -401,7 +313,7 @@ class Coordinator:
         try:
             await asyncio.wait((work, stopping), return_when=asyncio.FIRST_COMPLETED)
             if not work.done():
-                self._trainer.draining = True
+                self._run.draining = True
                 self._report(h.DrainBegan(self.result.step))
                 if self._files.opened:
                     leaving = [asyncio.create_task(site.wait_gone()) for site in self._team.present]
@@ -411,7 +323,7 @@ class Coordinator:
                     # What they said before they went is heard yet.
                     await asyncio.wait((work,), timeout=HEARD_S)
             # A coordinator that was asked to stop does not complain that others left as well.
-            if work.done() and not (self._trainer.draining and isinstance(work.exception(), DeadlinePassed)):
+            if work.done() and not (self._run.draining and isinstance(work.exception(), DeadlinePassed)):
                 work.result()
                 if self.result.complete:
                     return "complete", COMPLETE
@@ -419,19 +331,19 @@ class Coordinator:
             for task in (stopping, work, *leaving):
                 task.cancel()
             await asyncio.gather(work, *leaving, return_exceptions=True)
-        if not self._files.opened or not self._trainer.ready:
+        if not self._files.opened or not self._trainer.savepoints.ready:
             return "drain", "stopped before the run began, or went on"
         # The sites may have saved by themselves. If this step is theirs as well, a restart goes on from it; it may
         # be one that not all have applied, so an older one stays.
         try:
             async with asyncio.timeout(SAVE_S):
-                saved = await self._trainer.save_own(spare=1)
+                saved = await self._trainer.savepoints.save_own(spare=1)
         except TimeoutError:
             raise DeadlinePassed(
                 f"the checkpoint was not written within {SAVE_S:g} s: the disk hangs"
             ) from None
-        self._report(h.Drained(self._trainer.committed, saved))
-        return "drain", f"stopped at step {self._trainer.committed}; the coordinator will go on with it"
+        self._report(h.Drained(self._run.committed, saved))
+        return "drain", f"stopped at step {self._run.committed}; the coordinator will go on with it"
 
     async def _work(self) -> None:
         record = self._files.record
@@ -456,7 +368,7 @@ class Coordinator:
         self._witness.start(
             self._files.run,
             self._job,
-            self._schema,
+            schema_digest(cut_descriptors(self._job)),
             [site.party for site in self.sites],
             defences=self.defences,
             features=frozenset.intersection(*(site.features for site in here)),
@@ -465,18 +377,7 @@ class Coordinator:
             self._match, what="the masks' headers to be read", timeout=DISK_S
         )
         self.result.validation, self.result.tls = len(validation), here[0].tls
-        stream = TrainingStream(
-            TrainingSchedule(
-                training,
-                self._labels,
-                window=self._window,
-                batch=self._job.batch,
-                steps=self._job.steps,
-                seed=self._settings.job.seed,
-                positive_fraction=self._settings.data.positive_fraction,
-            ),
-            self._settings.data.augment,
-        )
+        stream = self._stream(training)
         absent = [site.name for site in self._team.absent]
         self._report(h.RunBegan(self._job.steps, [site.name for site in here], absent))
         if resumed and not held:
@@ -486,14 +387,30 @@ class Coordinator:
             )
         if not resumed:
             await self._trainer.start()
-        self._files.open(resumed=resumed, patients=[*training, *validation])
-        await self._trainer.run(stream, validation, held if resumed else ())
+        self._files.open(resumed=resumed, patients=self._run.seating.filled)
+        await self._trainer.train(stream, validation, held if resumed else ())
         if self.result.complete:
             self.result.bytes_per_step = self._trainer.bytes_per_step
             self.result.seconds = time.monotonic() - self._started
             # On disk before anybody is told: a site that was told has gone, and cannot be asked again.
             self._files.write(self.result)
             record.farewell()
+
+    def _stream(self, training: Sequence[bytes]) -> TrainingStream:
+        """All batches of the run."""
+        settings = self._settings
+        schedule = TrainingSchedule(
+            training,
+            self._labels,
+            window=window_of(self._job),
+            batch=self._job.batch,
+            steps=self._job.steps,
+            seed=settings.job.seed,
+            positive_fraction=settings.data.positive_fraction,
+            complete=self._run.seating.complete,
+            complete_first=settings.data.complete_first,
+        )
+        return TrainingStream(schedule, settings.data.augment)
 
     async def _only_goodbyes(self) -> None:
         """The run is complete, and this coordinator died before all sites knew."""
@@ -508,36 +425,6 @@ class Coordinator:
         for task in waiting:
             task.cancel()
         await asyncio.gather(*waiting, return_exceptions=True)
-
-    def _make_gradient_stacks(self) -> dict[str, Stack]:
-        """By modality, each with a key of its own; none where the job names no defences.
-
-        Raises:
-            ConfigError: a defence of a level that the job does not send; or see `defence_key`.
-        """
-        written = self._settings.defences.gradients
-        if not written:
-            return {}
-        key = defence_key(self._config)
-        channels = {described.name: described.shape[1] for described in cut_descriptors(self._job)}
-        try:
-            return {
-                modality: make_stack(
-                    written,
-                    key=for_peer(key, site),
-                    channels=channels,
-                    dimensions=self._job.dimensions,
-                    place="gradients",
-                )
-                for site, modality in modality_by_site(self._settings).items()
-            }
-        except ConfigError as error:
-            raise ConfigError(f"{self._settings.source}: [defences] gradients: {error}") from None
-
-    def _largest_message(self) -> int:
-        """Octets of the largest body the job itself makes sites send."""
-        batches = (self._job.batch, self._settings.evaluation.batch)
-        return max(body_bytes(cut_descriptors(self._job, batch)) for batch in batches)
 
     async def _bye(self, reason: str, text: str) -> None:
         self.result.bytes_per_step = self.result.bytes_per_step or self._trainer.bytes_per_step

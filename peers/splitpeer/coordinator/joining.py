@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from splitpeer.coordinator.site_link import SiteLink
 from splitpeer.data.geometry import Geometry, compare_geometry
 from splitpeer.errors import DataError
 from splitproto.errors import Misaligned, SchemaMismatch
-from splitproto.messages import Inventory, JobAccept
+from splitproto.messages import Inventory, JobAccept, Patient, Seat
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,12 +20,17 @@ class Patients:
     """With the grid of their images."""
     unusable: Mapping[bytes, str]
     """Whose files the site cannot use, with a cause of SP-11.13."""
+    seats: Mapping[bytes, tuple[str, ...]]
+    """Of the usable ones, the seats that the site can fill."""
 
 
-async def hear_patients(link: SiteLink, accept: JobAccept, salt_check: bytes) -> Patients:
+async def hear_patients(
+    link: SiteLink, accept: JobAccept, salt_check: bytes, seats: Sequence[Seat]
+) -> Patients:
     """The site's inventory, in as many pieces as it takes.
 
     Args:
+        seats: those that it was offered.
         salt_check: of the coordinator's salt, from which the keys of its masks are made.
 
     Raises:
@@ -35,6 +40,7 @@ async def hear_patients(link: SiteLink, accept: JobAccept, salt_check: bytes) ->
     """
     usable: dict[bytes, Geometry] = {}
     unusable: dict[bytes, str] = {}
+    fills: dict[bytes, tuple[str, ...]] = {}
     last = False
     while not last:
         piece = await link.hear("its list of patients", Inventory)
@@ -45,18 +51,25 @@ async def hear_patients(link: SiteLink, accept: JobAccept, salt_check: bytes) ->
             raise SchemaMismatch(f"{accept.patients} patients announced, but more, or none, are listed")
         for p in piece.patients:
             usable[p.key] = Geometry(p.shape, p.spacing, p.directions, p.origin, p.stored)
+            fills[p.key] = _seats(p, seats)
         if piece.unusable is not None:
             unusable = _unusable(piece, usable)
     if len(usable) != accept.patients:
         raise SchemaMismatch(f"{accept.patients} patients announced, {len(usable)} listed")
-    return Patients(usable, unusable)
+    return Patients(usable, unusable, fills)
 
 
-def check_fit(site: str, patients: Patients, expected: Mapping[bytes, Geometry]) -> None:
+def check_fit(
+    site: str,
+    patients: Patients,
+    expected: Mapping[bytes, Geometry],
+    seats: Mapping[bytes, Collection[str]],
+) -> None:
     """SP-11-4: a site that joins a run under way has its patients, on their grids, but for those it cannot use.
 
     Args:
-        expected: the run's patients in use, with the grid of the labels.
+        expected: the run's patients of whom the site fills a seat, in use, with the grid of the labels.
+        seats: which seats it fills.
 
     Raises:
         Misaligned: they are not.
@@ -64,6 +77,8 @@ def check_fit(site: str, patients: Patients, expected: Mapping[bytes, Geometry])
     needed = {key: grid for key, grid in expected.items() if key not in patients.unusable}
     if lost := len(needed.keys() - patients.usable.keys()):
         raise Misaligned(f"it lacks {lost} of the run's {len(needed)} patients")
+    if lost := sum(not set(seats.get(key, ())) <= set(patients.seats[key]) for key in needed):
+        raise Misaligned(f"of {lost} of the run's {len(needed)} patients it lacks a modality that it had")
     try:
         compare_geometry({"labels": needed, site: {key: patients.usable[key] for key in needed}})
     except DataError as error:
@@ -77,6 +92,16 @@ def _check_salt(site: str, shown: bytes, own: bytes) -> None:
             f"the patient salt of {site} (check value {shown.hex()}) is not the coordinator's: install the "
             "same federation.salt at both (each start's log shows its own check value)"
         )
+
+
+def _seats(patient: Patient, offered: Sequence[Seat]) -> tuple[str, ...]:
+    """The seats that the site can fill for a patient. Raises SchemaMismatch."""
+    if patient.seats is None:
+        return tuple(seat.name for seat in offered)
+    places = patient.seats
+    if list(places) != sorted(set(places)) or (places and places[-1] >= len(offered)):
+        raise SchemaMismatch(f"a patient has seats {list(places)} of the {len(offered)} offered")
+    return tuple(offered[place].name for place in places)
 
 
 def _unusable(piece: Inventory, usable: Collection[bytes]) -> dict[bytes, str]:

@@ -10,7 +10,7 @@ import hashlib
 import json
 import logging
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -69,8 +69,8 @@ class RunRecord:
         self.run = secrets.token_bytes(16)
         self.state: State = "new"
         """new: not begun. running. farewell: trained and scored; sites are being told. over: nothing is left to do."""
-        self.patients: tuple[bytes, ...] = ()
-        """Keys that all sites of this run hold."""
+        self.patients: Mapping[bytes, Mapping[str, str]] = {}
+        """Of the run: which site fills which seat of each."""
         self.withdrawn: tuple[Withdrawal, ...] = ()
         """What the run is made without."""
         self.holders: dict[str, bytes] = {}
@@ -82,9 +82,9 @@ class RunRecord:
         elif resume:
             self._take(self._read())
 
-    def begin(self, patients: Sequence[bytes]) -> None:
+    def begin(self, patients: Mapping[bytes, Mapping[str, str]]) -> None:
         """SP-11-39: from here on there is something to go on with."""
-        self.patients = tuple(patients)
+        self.patients = {key: dict(filled) for key, filled in patients.items()}
         self._write("running")
 
     def withdraw(self, withdrawn: Sequence[Withdrawal]) -> None:
@@ -143,6 +143,10 @@ class RunRecord:
             ) from None
         except (OSError, ValueError, KeyError, TypeError):
             raise ConfigError(f"{self._path} cannot be read; start with --fresh") from None
+        if last.get("state") != "over" and isinstance(last.get("patients"), list):
+            raise ConfigError(
+                f"{self._path} is of an older splitpeer: finish the run with that one, or start with --fresh"
+            )
         return last
 
     def _take(self, last: dict[str, Any]) -> None:
@@ -155,7 +159,7 @@ class RunRecord:
             self.run = bytes.fromhex(last["run"])
             # A run that is over can still be asked for: it ends at once, with the same results.
             self.state = "running" if last.get("state") in (None, "running", "over") else "farewell"
-            self.patients = tuple(bytes.fromhex(key) for key in last.get("patients", ()))
+            self.patients = _patients(last.get("patients", {}))
             self.withdrawn = tuple(Withdrawal.read(item) for item in last.get("withdrawn", ()))
             self.told = tuple(last.get("told", ()))
             self.holders = {site: bytes.fromhex(key) for site, key in last.get("holders", {}).items()}
@@ -170,7 +174,7 @@ class RunRecord:
             "state": state,
             "told": self.told,
             "holders": {site: key.hex() for site, key in self.holders.items()},
-            "patients": [key.hex() for key in self.patients],
+            "patients": {key.hex(): filled for key, filled in self.patients.items()},
             "withdrawn": [withdrawal.written() for withdrawal in self.withdrawn],
         }
         try:
@@ -180,9 +184,16 @@ class RunRecord:
             raise durable.refusal(error, f"{self._path}:", "[peer] state") from None
 
 
+def _patients(written: Mapping[str, Mapping[str, str]]) -> dict[bytes, dict[str, str]]:
+    """Raises ValueError, TypeError or AttributeError."""
+    return {
+        bytes.fromhex(key): {str(k): str(v) for k, v in filled.items()} for key, filled in written.items()
+    }
+
+
 def _terms(job: JobConfig) -> str:
     """Digest of all that a run must keep from start to end: two halves of two jobs make no whole."""
-    kept = job.model_dump(mode="json", include={"job", "sites", "task", "model", "data", "training"})
+    kept = job.model_dump(mode="json", include={"job", "sites", "seats", "task", "model", "data", "training"})
     for free in ("ahead", "checkpoint_every", "keep_checkpoints"):
         del kept["training"][free]
     del kept["data"]["max_withdrawn"]

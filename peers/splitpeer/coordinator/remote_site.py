@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from splitpeer.coordinator import holder
 from splitpeer.coordinator.asking import Asking, Question
@@ -14,6 +14,7 @@ from splitpeer.coordinator.holder import Holding
 from splitpeer.coordinator.joining import Patients, check_fit, hear_patients
 from splitpeer.coordinator.memory import Memory
 from splitpeer.coordinator.presence import Presence
+from splitpeer.coordinator.seating import Part
 from splitpeer.coordinator.site_link import SiteLink
 from splitpeer.daemon import happenings as h
 from splitpeer.daemon.sinks.log import LogSink
@@ -21,7 +22,6 @@ from splitpeer.daemon.witness import Witness
 from splitpeer.data.geometry import Geometry
 from splitpeer.errors import JobFailed
 from splitpeer.federation.files import counted
-from splitpeer.federation.seats import only_modality
 from splitproto import Session, SplitprotoError
 from splitproto.capture import Party
 from splitproto.errors import (
@@ -63,6 +63,21 @@ FAREWELL_S = 5.0
 """How long a site whose link broke at the very end may take to come back and hear that the job is complete."""
 
 
+@dataclass(frozen=True)
+class Sent:
+    """A site's activations for a batch."""
+
+    part: Part
+    """What they are."""
+    tensors: Mapping[str, Array]
+    """By name, as they travelled."""
+
+
+@dataclass(frozen=True)
+class Unable:
+    """The site's newest link does not let it answer: SP-10-8, it does not evaluate (any more)."""
+
+
 class RemoteSite:
     """One site of the job, over all its links.
 
@@ -77,7 +92,7 @@ class RemoteSite:
 
     Args:
         name: as in its certificate.
-        offer: the job, with its modality.
+        offer: the job, with its seats.
         patience_s: how long it may be away.
         witness: told of its links and of what it announces.
         report: told what it does and what it is waited for.
@@ -93,7 +108,9 @@ class RemoteSite:
         report: h.Reporter,
         salt_check: bytes,
     ) -> None:
-        self.name, self.modality = name, only_modality(offer.seats)
+        self.name, self.seats = name, offer.seats
+        self.modality = ", ".join(seat.name for seat in offer.seats)
+        """Its seats, in words."""
         self.party = Party(name, self.modality)
         """What it announced last."""
         self.features: frozenset[str] = frozenset()
@@ -101,6 +118,8 @@ class RemoteSite:
         self.patients: Mapping[bytes, Geometry] = {}
         self.unusable: Mapping[bytes, str] = {}
         """Patients whose files it said, on joining, that it cannot use, and why."""
+        self.lists: Mapping[bytes, tuple[str, ...]] = {}
+        """The seats that it can fill, by usable patient."""
         self.losses = 0
         """How often it was left out since the last checkpoint that it wrote with the others."""
         self.unsaved = 0
@@ -116,6 +135,7 @@ class RemoteSite:
         self._joining: list[SiteLink] = []
         self._committed, self._patients_in_use = 0, 0
         self._expected: Mapping[bytes, Geometry] | None = None
+        self._fills: Mapping[bytes, Collection[str]] = {}
         self._withdrawn: Sequence[Withdrawn] = ()
         self._averages: dict[int, Average] = {}  # by place of the seat, as it was sent last
         self._octets_before = (0, 0)  # in and out, over the links before the present one
@@ -189,9 +209,15 @@ class RemoteSite:
 
     # --- what the site is to know ------------------------------------------------------------------------
 
-    def expect(self, patients: Mapping[bytes, Geometry]) -> None:
-        """A site that joins from now on must hold these, on these grids."""
-        self._expected, self._patients_in_use = patients, len(patients)
+    def expect(
+        self, patients: Mapping[bytes, Geometry], seats: Mapping[bytes, Collection[str]], in_use: int
+    ) -> None:
+        """A site that joins from now on must hold its patients, on these grids, and be able to fill their seats.
+
+        Args:
+            in_use: patients of the whole run.
+        """
+        self._expected, self._fills, self._patients_in_use = patients, seats, in_use
 
     def set_withdrawn(self, withdrawn: Sequence[Withdrawn], step: int, patients: int) -> None:
         """SP-11.13-8: it is told of these on every new link after `begin`, and need not hold them any more."""
@@ -263,8 +289,8 @@ class RemoteSite:
         accept = await link.hear("its answer to the job", JobAccept)
         self.holding.examine(offer, accept, link.session)
         link.holder_known = True
-        patients = await hear_patients(link, accept, self._salt_check)
-        check_fit(self.name, patients, self._needed())
+        patients = await hear_patients(link, accept, self._salt_check, self.seats)
+        check_fit(self.name, patients, self._needed(), self._fills)
         # Last: who does not fit must not have the site's part.
         await self.holding.take(link.session, accept.holder or b"", self._present_session)
         self._take(link, accept, patients)
@@ -301,7 +327,7 @@ class RemoteSite:
         self._witness.heard(self.name, accept)
         self.party = Party(self.name, self.modality, accept.defences or (), accept.recorded)
         self.features = frozenset(session.agreement.features)
-        self.patients, self.unusable = patients.usable, patients.unusable
+        self.patients, self.unusable, self.lists = patients.usable, patients.unusable, patients.seats
         self._octets_before = self.traffic
         self._memory.hear(accept, absent=self.absent)
         unusable = counted(self.unusable.values()) if self.unusable else ""
@@ -338,29 +364,25 @@ class RemoteSite:
     async def _reach(self, link: SiteLink) -> None:
         """All that is asked is a link on which work has begun."""
 
-    async def compute(
-        self, stream: Sequence[Forward], index: int, until: int, expected: Sequence[Descriptor]
-    ) -> dict[str, Array] | Withdraw:
-        """The site's activations for `stream[index]`, or which of its patients cannot be used.
+    async def compute(self, stream: Sequence[Part], index: int, until: int) -> Sent | Withdraw | Unable:
+        """The site's activations for its part `stream[index]`, or which of its patients cannot be used.
 
         Args:
-            stream: batches in their order.
+            stream: parts of batches in their order.
             until: those before this index are announced.
-            expected: names, shapes and dtypes of the activations.
         """
-        question = Question(f"activations of step {stream[index].step}")
-        return await self._asking.ask(question, self._compute, stream, index, until, expected)
+        question = Question(f"activations of step {stream[index].forward.step}")
+        return await self._asking.ask(question, self._compute, stream, index, until)
 
     async def _compute(
-        self,
-        link: SiteLink,
-        stream: Sequence[Forward],
-        index: int,
-        until: int,
-        expected: Sequence[Descriptor],
-    ) -> dict[str, Array] | Withdraw:
+        self, link: SiteLink, stream: Sequence[Part], index: int, until: int
+    ) -> Sent | Withdraw | Unable:
+        part = stream[index]
+        forward = part.forward
+        if forward.mode == "evaluate" and "evaluate" not in link.session.agreement.features:
+            # A link before it had the feature: what was asked on that one cannot be asked again.
+            return Unable()
         await link.announce(stream, index, until)
-        forward = stream[index]
         answer = await link.hear(f"activations of step {forward.step}", Activations, Withdraw)
         # SP-11-9: they repeat what they answer, and are those that are waited for.
         if (answer.mode, answer.step, answer.batch) != (forward.mode, forward.step, forward.batch):
@@ -370,9 +392,9 @@ class RemoteSite:
             raise Misaligned(f"{self.name} used other samples than those of step {forward.step}")
         if isinstance(answer, Withdraw):
             return _withdrawal(forward, answer)
-        if not matches(expected, answer.tensors):
+        if not matches(part.expected, answer.tensors):
             raise SchemaMismatch(f"{self.name} sent other tensors than the job describes")
-        return dict(answer.tensors)
+        return Sent(part, answer.tensors)
 
     async def apply(self, step: int, tensors: dict[str, Array]) -> None:
         """Send the gradients of `step` and wait until the site has applied them, once."""

@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -38,19 +38,26 @@ class RunResult:
     dice: Scores = field(default_factory=dict)
     """Of the last evaluation, with `modalities`."""
     modalities: list[str] = field(default_factory=list)
-    """Those that the last evaluation, and the masks in `predictions/`, were made from."""
+    """Seats that the last evaluation, and the masks in `predictions/`, were made from; of each patient, what it has."""
+    scored: int = 0
+    """Patients of the last evaluation."""
+    scored_complete: int = 0
+    """Those of them of whom it had every seat of the job."""
     hd95: Scores = field(default_factory=dict)
     """95 % Hausdorff distance in mm, of the evaluation after the last step."""
     volume_ml: dict[str, dict[str, float]] = field(default_factory=dict)
     """Mean volume of each region over the same patients, ml: "predicted" and "true"."""
     missing: dict[str, Scores] = field(default_factory=dict)
-    """Dice without the modality named, where the job asks for it."""
+    """Dice without the seat named, where the job asks for it."""
     absences: dict[str, int] = field(default_factory=dict)
     """By site, steps that this process of the coordinator made while it was absent."""
     withdrawn: list[dict[str, Any]] = field(default_factory=list)
     """Patients that the run was made without: a handle, the first step without it, the site, the cause. No site: it was
     the coordinator's own mask."""
     sites: dict[str, str] = field(default_factory=dict)
+    """By site, the seats that it fills, in words."""
+    seats: list[str] = field(default_factory=list)
+    """Of the network, in order."""
     tls: str = ""
     bytes_per_step: int = 0
     """Octets on the wire in both directions, all sites, envelopes and TLS included; evaluation apart."""
@@ -98,7 +105,7 @@ class RunFiles:
         with _writing(self.output, "[output] folder"):
             self.output.mkdir(parents=True, exist_ok=True)
 
-    def open(self, *, resumed: bool, patients: Sequence[bytes]) -> None:
+    def open(self, *, resumed: bool, patients: Mapping[bytes, Mapping[str, str]]) -> None:
         """Note the run as the one to resume, with its patients; a new one removes the results of the one before."""
         self.record.begin(patients)
         if resumed:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TypeVar, overload
 
+from splitpeer.coordinator.seating import Part
 from splitpeer.errors import JobFailed
 from splitproto import Session
 from splitproto.errors import LinkLost, UnexpectedMessage, printable
-from splitproto.messages import Bye, Forward, JobDecline, Message
+from splitproto.messages import Bye, JobDecline, Message
 
 Heard = TypeVar("Heard", bound=Message)
 Other = TypeVar("Other", bound=Message)
@@ -45,13 +46,13 @@ class SiteLink:
         """Queue a message; raises SplitprotoError if the site does not take it in time, or the link is over."""
         await self.session.send(message, self._answer_s)
 
-    async def announce(self, stream: Sequence[Forward], index: int, until: int) -> None:
+    async def announce(self, stream: Sequence[Part], index: int, until: int) -> None:
         """Send the batches from `stream[index]` up to, not including, `until` that were not sent on this link yet."""
         if self._stream is not stream:
             self._stream, self._announced = stream, index
         self._announced = max(self._announced, index)
         while self._announced < min(until, len(stream)):
-            await self.send(stream[self._announced])
+            await self.send(stream[self._announced].forward)
             self._announced += 1
 
     def void_announced(self) -> None:

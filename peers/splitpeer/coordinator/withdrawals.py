@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 
 from splitpeer.coordinator.record import RunRecord, Withdrawal
@@ -73,9 +73,10 @@ class Withdrawals:
             {"patient": handle(w.key), "step": w.step, "site": w.site, "cause": w.cause} for w in self.all
         ]
 
-    def messages(self) -> list[Withdrawn]:
-        """SP-11.13-8: what a site is told, a message for each step."""
+    def messages(self, of: Collection[bytes]) -> list[Withdrawn]:
+        """SP-11.13-8: what a site is told, a message for each step; of these patients, its own."""
         by_step: dict[int, dict[bytes, Unusable]] = {}
         for w in self.all:
-            by_step.setdefault(w.step, {}).setdefault(w.key, Unusable(w.key, w.cause))
+            if w.key in of:
+                by_step.setdefault(w.step, {}).setdefault(w.key, Unusable(w.key, w.cause))
         return [Withdrawn(step, tuple(who.values())) for step, who in sorted(by_step.items())]

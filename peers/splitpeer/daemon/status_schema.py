@@ -45,6 +45,23 @@ class Ended(TypedDict):
     """Empty: in good order."""
 
 
+class PatientTable(TypedDict):
+    """Who has whom, in numbers of patients."""
+
+    used: int
+    """In the run."""
+    complete: int
+    """Of them: whom no seat lacks."""
+    held_out: int
+    held_out_complete: int
+    seats: list[str]
+    """Of the network, in order."""
+    with_seats: Mapping[str, int]
+    """Number of seats, as text, to patients who have so many."""
+    fills: Mapping[str, Mapping[str, int]]
+    """By site and seat, patients whom the site fills there."""
+
+
 class Work(TypedDict, total=False):
     """Figures of the work, as a role tells them."""
 
@@ -61,13 +78,15 @@ class Work(TypedDict, total=False):
     volume_ml: Mapping[str, Mapping[str, float]]
     """Volumes by region, `predicted` and `true`; as `hd95`."""
     modalities: list[str]
-    """Modalities of the last evaluation."""
+    """Seats of the last evaluation."""
     seats: Mapping[str, int]
     """At a site: the seats of the job that it fills, and for how many patients."""
     missing: list[str]
     """At a site: seats that the job does without at the moment."""
     withdrawn: int
     """Patients."""
+    patients: PatientTable
+    """A coordinator's."""
     checkpoints: list[int]
     absence: str
     """The job's [absence] mode."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -77,6 +77,7 @@ class _Tumour:
 class TrainingSchedule:
     """Deterministic batches with random access: a batch depends on its number alone.
 
+    The first `complete_first` steps draw from `complete` only, the patients whom no input of the network lacks.
     `window` (h, w, 1) draws axial slices centred in x and y; any other draws 3-D patches. Patients come in
     shuffled rounds, each once per round. A sample is drawn around tumour with probability `positive_fraction`
     (and then holds at least one tumour voxel, where the patient has any in reach), else anywhere in the
@@ -97,6 +98,8 @@ class TrainingSchedule:
         seed: int,
         positive_fraction: float = 0.5,
         extents: Mapping[bytes, Box] | None = None,
+        complete: Collection[bytes] | None = None,
+        complete_first: int = 0,
     ) -> None:
         if not keys:
             raise ConfigError("no patient to train on: give at least one that all sites hold")
@@ -107,6 +110,12 @@ class TrainingSchedule:
                 f"the fraction 0 to 1"
             )
         self.keys = sorted(set(keys))
+        self._complete = self.keys if complete is None else sorted(set(complete).intersection(keys))
+        self._complete_first = complete_first
+        if complete_first and not self._complete:
+            raise ConfigError(
+                f"complete_first = {complete_first}, but no patient to train on is complete: set it to 0"
+            )
         self.window = window
         self.batch_size = batch
         self.steps = steps
@@ -115,7 +124,7 @@ class TrainingSchedule:
         self._positive = positive_fraction
         self._extents = extents or {}
         self._tumours: dict[bytes, _Tumour] = {}
-        self._round: tuple[int, np.ndarray] = (-1, np.empty(0, int))
+        self._round: tuple[tuple[int, int], np.ndarray] = ((0, 0), np.empty(0, int))
 
     def __len__(self) -> int:
         return self.steps
@@ -126,7 +135,8 @@ class TrainingSchedule:
         Raises: JobFailed: no patient is left.
         """
         self.keys = sorted(set(self.keys) - set(keys))
-        self._round = (-1, np.empty(0, int))
+        self._complete = sorted(set(self._complete) - set(keys))
+        self._round = ((0, 0), np.empty(0, int))
         if not self.keys:
             raise JobFailed("no patient is left to train with: the files of all of them cannot be used")
 
@@ -141,10 +151,17 @@ class TrainingSchedule:
 
     def _patient(self, number: int) -> bytes:
         """The patient of the number-th sample of the whole training."""
-        turn, place = divmod(number, len(self.keys))
-        if self._round[0] != turn:
-            self._round = (turn, _generator(self._seed, 1, turn).permutation(len(self.keys)))
-        return self.keys[int(self._round[1][place])]
+        early = self._complete_first * self.batch_size
+        purpose, pool = (2, self._complete) if number < early else (1, self.keys)
+        if not pool:
+            raise JobFailed(
+                f"no complete patient is left to train with before step {self._complete_first + 1}: start a new run "
+                "with a smaller [data] complete_first"
+            )
+        turn, place = divmod(number if number < early else number - early, len(pool))
+        if self._round[0] != (purpose, turn):
+            self._round = ((purpose, turn), _generator(self._seed, purpose, turn).permutation(len(pool)))
+        return pool[int(self._round[1][place])]
 
     def _draw(self, key: bytes, rng: np.random.Generator) -> Sample:
         shape = self._labels.geometry(key).shape

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gzip
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,7 +49,7 @@ class Scoring:
 
     Args:
         save_to: folder for masks; None: they are only scored.
-        made_from: modalities that the predictions are made from, noted in each mask.
+        made_from: by patient, the seats that its prediction is made from, noted in its mask.
         measure: take distances and volumes too, which is slow.
 
     Raises:
@@ -63,13 +63,13 @@ class Scoring:
         window: Triple,
         save_to: Path | None,
         *,
-        made_from: Sequence[str] = (),
+        made_from: Mapping[bytes, Sequence[str]] | None = None,
         measure: bool = False,
     ) -> None:
         if labels.labels is None:
             raise ValueError("predictions are scored with masks")
         self._task = labels.labels
-        self._made_from = made_from
+        self._made_from = made_from or {}
         self._plan, self._labels, self._window, self._save_to = plan, labels, window, save_to
         self.dice = VolumeDice(self._task.region_names)
         self.surfaces = Surfaces(self._task.region_names) if measure else None
@@ -93,7 +93,7 @@ class Scoring:
                 self.surfaces.add(mask, truth, grid.spacing)
             if self._save_to is not None:
                 path = self._save_to / f"{self._labels.case(key).patient}.nii.gz"
-                save_mask(path, mask, grid, self._task, made_from=self._made_from)
+                save_mask(path, mask, grid, self._task, made_from=self._made_from.get(key, ()))
 
 
 def save_mask(
@@ -108,7 +108,7 @@ def save_mask(
 
     It has the grid that it was made on: the reference file's own, in RAS order, with its own affine, oblique or not;
     where the job names a spacing, the resampled grid. Either way it lies on the image in any viewer.
-    The header's description names the modalities that it was `made_from`.
+    The header's description names the seats that it was `made_from`.
 
     Raises:
         ConfigError, DiskTrouble: it cannot be written; there is no half mask.

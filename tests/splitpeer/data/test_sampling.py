@@ -171,3 +171,30 @@ def test_the_digest_commits_to_order_places_step_and_seed() -> None:
         )
         == 7
     )
+
+
+def test_the_first_steps_draw_complete_patients_only(tmp_path: Path, files) -> None:
+    volumes = masks(tmp_path, files, SHAPES)
+    complete = volumes.keys()[:2]
+    plan = schedule(volumes, complete=complete, complete_first=10)
+    drawn = [[sample.key for sample in plan.batch(step)[0]] for step in range(40)]
+    first = [key for batch in drawn[:10] for key in batch]
+    assert Counter(first) == dict.fromkeys(complete, 15), "each once per round"
+    later = [key for batch in drawn[10:] for key in batch]
+    assert all(sorted(later[n : n + 4]) == sorted(volumes.keys()) for n in range(0, 88, 4)), "rounds over all"
+    resumed = schedule(volumes, complete=complete, complete_first=10)
+    assert [resumed.batch(n) for n in (30, 9, 10, 0)] == [plan.batch(n) for n in (30, 9, 10, 0)]
+    assert [schedule(volumes).batch(n) for n in range(40)] == [
+        schedule(volumes, complete=complete, complete_first=0).batch(n) for n in range(40)
+    ]
+
+
+def test_complete_first_needs_complete_patients(tmp_path: Path, files) -> None:
+    volumes = masks(tmp_path, files, SHAPES)
+    with pytest.raises(ConfigError, match="no patient to train on is complete"):
+        schedule(volumes, complete=[], complete_first=1)
+    plan = schedule(volumes, complete=volumes.keys()[:1], complete_first=2)
+    plan.withdraw(volumes.keys()[:1])
+    with pytest.raises(JobFailed, match="smaller \\[data\\] complete_first"):
+        plan.batch(0)
+    assert {sample.key for sample in plan.batch(2)[0]} <= set(volumes.keys()[1:])

@@ -90,11 +90,23 @@ class SiteNotBound(Happening):
 
 @dataclass(frozen=True)
 class PatientsMatched(Happening):
-    """Who is at all sites."""
+    """Who has whom, in numbers of patients."""
 
     shared: int
+    """In the run."""
     labels: int
     sites: Mapping[str, int]
+    """Usable at each."""
+    complete: int
+    """Of those in the run: whom no seat lacks."""
+    held_out: int
+    held_out_complete: int
+    seats: Sequence[str]
+    """Of the network, in order."""
+    with_seats: Mapping[int, int]
+    """Number of seats to patients who have so many, most seats first."""
+    fills: Mapping[str, Mapping[str, int]]
+    """By site and seat, patients whom the site fills there."""
 
 
 @dataclass(frozen=True)
@@ -133,9 +145,9 @@ class StepCommitted(Happening):
     loss: float
     """Not a number if no site took part."""
     without: Sequence[str]
-    """Modalities that sat it out, by chance or absence."""
+    """Seats that it was made without, by chance, for absence, or as no patient of the batch has them."""
     absent: Sequence[str]
-    """Those of them whose site is absent."""
+    """Seats of its patients that absent sites fill."""
     seconds: float
     waited: float
     """Seconds of them waiting for activations."""
@@ -168,9 +180,9 @@ class Evaluated(Happening):
     volumes: int
     dice: Scores
     modalities: Sequence[str]
-    """What the scores are made from."""
+    """Seats that the scores are made from."""
     missing: Mapping[str, Scores]
-    """Scores without the modality named."""
+    """Scores without the seat named."""
     hd95: Scores
     """Distances of borders, mm; empty: not asked for."""
     volume_ml: Mapping[str, Mapping[str, float]]

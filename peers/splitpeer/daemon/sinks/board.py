@@ -6,6 +6,7 @@ import time
 
 from splitpeer.daemon import happenings as h
 from splitpeer.daemon.board import Board
+from splitpeer.daemon.status_schema import PatientTable
 
 
 class BoardSink:
@@ -52,6 +53,8 @@ class BoardSink:
         match happening:
             case h.RunChosen(job, run, steps, absence):
                 board.set(job=job, run=run, steps=steps, absence=absence)
+            case h.PatientsMatched():
+                board.set(patients=_table(happening))
             case h.RunResumes(step, steps):
                 board.set(step=step, steps=steps)
             case h.StepCommitted(step=step, loss=loss):
@@ -106,3 +109,15 @@ class BoardSink:
                 board.set(checkpoints=list(checkpoints))
             case h.MissingChanged(missing=missing):
                 board.set(missing=list(missing))
+
+
+def _table(matched: h.PatientsMatched) -> PatientTable:
+    return {
+        "used": matched.shared,
+        "complete": matched.complete,
+        "held_out": matched.held_out,
+        "held_out_complete": matched.held_out_complete,
+        "seats": list(matched.seats),
+        "with_seats": {str(seats): count for seats, count in matched.with_seats.items()},
+        "fills": {site: dict(seats) for site, seats in matched.fills.items()},
+    }

@@ -82,6 +82,22 @@ def _by_site(values: Mapping[str, Any]) -> str:
     return ", ".join(f"{site} {value}" for site, value in values.items())
 
 
+def _who_has_whom(matched: h.PatientsMatched) -> dict[str, Any]:
+    """The table in a line, counts only."""
+    every = len(matched.seats)
+    return {
+        "shared": matched.shared,
+        "labels": matched.labels,
+        "sites": _by_site(matched.sites),
+        "complete": matched.complete,
+        "held_out": matched.held_out,
+        "with_seats": ", ".join(f"{n} of {every}: {count}" for n, count in matched.with_seats.items()),
+        "fills": ", ".join(
+            f"{site} {seat} {count}" for site, seats in matched.fills.items() for seat, count in seats.items()
+        ),
+    }
+
+
 def _of_a_start(happening: h.Happening) -> Iterator[Line]:
     match happening:
         case h.SiteStarted():
@@ -104,8 +120,8 @@ def _of_a_start(happening: h.Happening) -> Iterator[Line]:
                 yield Line("site.overlap", {**about, "hint": hint}, WARNING)
             else:
                 yield Line("site.overlap", about)
-        case h.PatientsMatched(shared_count, labels, sites):
-            yield Line("job.patients", {"shared": shared_count, "labels": labels, "sites": _by_site(sites)})
+        case h.PatientsMatched():
+            yield Line("job.patients", _who_has_whom(happening))
 
 
 def _of_a_run(happening: h.Happening) -> Iterator[Line]:

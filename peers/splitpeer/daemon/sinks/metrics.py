@@ -37,7 +37,7 @@ def row(happening: h.Happening) -> dict[str, Any]:
                 "step": step,
                 "loss": loss if math.isfinite(loss) else None,
                 **({"without": list(without)} if without else {}),
-                # The others of `without` were left out by modality dropout.
+                # The others of `without` were left out by modality dropout, or no patient of the batch has them.
                 **({"absent": list(absent)} if absent else {}),
                 "seconds": seconds,
                 "waited": waited,

@@ -1,0 +1,166 @@
+"""What a coordinator is made of, from its `peer.toml` and its `job.toml`: masks, half, defences, sites."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+
+from splitpeer.coordinator.remote_site import RemoteSite
+from splitpeer.coordinator.run_files import RunFiles
+from splitpeer.daemon import happenings as h
+from splitpeer.daemon.witness import Witness
+from splitpeer.data.findings import naming_warnings
+from splitpeer.data.layouts import find
+from splitpeer.data.mask_values import MaskCensus
+from splitpeer.data.pseudonym import load_salt
+from splitpeer.data.volumes import Volumes
+from splitpeer.defences.key import for_peer
+from splitpeer.defences.stack import Stack, make_stack
+from splitpeer.errors import ConfigError
+from splitpeer.federation.compute import defence_key, pick_device
+from splitpeer.federation.files import look
+from splitpeer.federation.seats import Seats
+from splitpeer.federation.terms import cut_descriptors, seat_descriptors
+from splitpeer.models import build_decoder, site_seed
+from splitpeer.models.registry import backbone_of
+from splitpeer.settings.job import JobConfig
+from splitpeer.settings.peer import PeerConfig
+from splitpeer.training.optimiser import make_optimiser, make_schedule
+from splitpeer.training.split_round import Place
+from splitpeer.training.split_step import CoordinatorHalf
+from splitproto.messages import Job, JobOffer
+from splitproto.tensors import body_bytes, schema_digest
+
+
+@dataclass(frozen=True)
+class Masks:
+    """The coordinator's own data."""
+
+    volumes: Volumes
+    unusable: dict[bytes, str]
+    """Patients whose masks cannot be used, and why."""
+    findings: list[str]
+    """What wants a second look. May name files."""
+
+
+def open_masks(config: PeerConfig, job: JobConfig, *, verify: bool) -> Masks:
+    """Find the masks and look at each.
+
+    Args:
+        verify: read every one to its end, not only its header.
+
+    Raises:
+        ConfigError, DataError: they cannot be used.
+    """
+    if config.data.labels is None or config.data.salt is None:
+        raise ConfigError("a coordinator needs [data] labels and salt")
+    found = find(config.data.labels, config.data.layout, None)
+    findings = naming_warnings(config.data.labels, [found])
+    task = job.task.task(config.data.convention)
+    census = MaskCensus(task) if verify else None
+    volumes = Volumes(
+        found.cases,
+        salt=load_salt(config.data.salt),
+        spacing=job.data.spacing,
+        labels=task,
+        cache_mib=config.data.cache_mib,
+        census=census,
+        rules=config.data.rules(),
+    )
+    unusable: dict[bytes, str] = {}
+    look(volumes, unusable, voxels=verify)
+    return Masks(volumes, unusable, [*findings, *(census.warnings() if census is not None else [])])
+
+
+def make_half(config: PeerConfig, settings: JobConfig, job: Job, seats: Seats) -> CoordinatorHalf:
+    """Fusion and decoder, and what trains them."""
+    task = settings.task.task(config.data.convention)
+    decoder = build_decoder(
+        backbone_of(job),
+        seats.names,
+        settings.model.fusion,
+        task.channels,
+        exclusive=task.exclusive,
+        seed=site_seed(settings.job.seed, "coordinator"),
+    )
+    optimiser = make_optimiser(decoder.parameters(), job.optimiser, job.learning_rate, job.weight_decay)
+    schedule = make_schedule(optimiser, job.schedule, job.steps)
+    device = pick_device(config.runtime.device)
+    return CoordinatorHalf(decoder, optimiser, schedule, device, exclusive=task.exclusive)
+
+
+def make_gradient_stacks(
+    config: PeerConfig, settings: JobConfig, job: Job, seats: Seats
+) -> dict[Place, Stack]:
+    """For each site at each seat, with a key of its own; none where the job names no defences.
+
+    Raises:
+        ConfigError: a defence of a level that the job does not send; or see `defence_key`.
+    """
+    written = settings.defences.gradients
+    if not written:
+        return {}
+    key = defence_key(config)
+    channels = {described.name: described.shape[1] for described in cut_descriptors(job)}
+    try:
+        return {
+            Place(site, seat): make_stack(
+                written,
+                key=for_peer(key, site if len(filled) == 1 else f"{site}/{seat}"),
+                channels=channels,
+                dimensions=job.dimensions,
+                place="gradients",
+            )
+            for site, filled in seats.filled.items()
+            for seat in filled
+        }
+    except ConfigError as error:
+        raise ConfigError(f"{settings.source}: [defences] gradients: {error}") from None
+
+
+def make_sites(
+    settings: JobConfig,
+    job: Job,
+    seats: Seats,
+    files: RunFiles,
+    witness: Witness,
+    report: h.Reporter,
+    bind: Callable[[str, bytes], None],
+    *,
+    salt_check: bytes,
+    defences: tuple[str, ...],
+) -> list[RemoteSite]:
+    """All sites, in the order of their seats, then of their names (SP-11-35).
+
+    Args:
+        bind: told who holds a site's part in the run.
+        salt_check: of the coordinator's salt.
+        defences: of gradients, as sites are told.
+    """
+    sites = []
+    for name, _ in sorted(seats.filled.items(), key=lambda one: (one[1], one[0])):
+        offered = seats.of(name)
+        schema = schema_digest(seat_descriptors(job, offered))
+        offer = JobOffer(files.run, offered, job, schema, defences=defences)
+        patience_s = settings.absence.per_site_s.get(name, settings.deadlines.return_s)
+        site = RemoteSite(name, offer, patience_s, witness, report, salt_check)
+        site.holding.restore(files.record.holders.get(name), bind)
+        sites.append(site)
+    return sites
+
+
+def admit_again(files: RunFiles, settings: JobConfig, names: Collection[str]) -> None:
+    """SP-11.14-5. Raises ConfigError."""
+    for name in names:
+        if name not in settings.sites:
+            raise ConfigError(f"--readmit {name}: {settings.source} [sites] names no such site")
+        files.record.readmit(name)
+
+
+def largest_message(settings: JobConfig, job: Job, seats: Seats) -> int:
+    """Octets of the largest body the job itself makes sites send."""
+    batch = max(job.batch, settings.evaluation.batch)
+    return max(
+        body_bytes(seat_descriptors(job, seats.of(site), dict.fromkeys(filled, batch)))
+        for site, filled in seats.filled.items()
+    )

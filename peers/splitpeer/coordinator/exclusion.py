@@ -1,0 +1,123 @@
+"""Patients whose files cannot be used: the run goes on without them, and all who have them are told (SP-11.13)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from splitpeer.coordinator.remote_site import RemoteSite, Sent, Unable
+from splitpeer.coordinator.run import Run
+from splitpeer.coordinator.withdrawals import Withdrawals
+from splitpeer.daemon import happenings as h
+from splitpeer.errors import DataError, PatientUnusable
+from splitpeer.federation.batches import TrainingStream
+from splitpeer.federation.files import note
+from splitpeer.logs import handle
+from splitproto.causes import OF_A_PATIENT
+from splitproto.messages import Unusable, Withdraw
+
+UnusableBySite = Mapping[RemoteSite | None, Sequence[Unusable]]
+"""Patients that cannot be used, by whose files they are: a site's, or (None) the coordinator's own masks."""
+
+
+class Exclusion:
+    """Leaves patients out of a run.
+
+    Args:
+        run: the run.
+    """
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        self._withdrawals = Withdrawals(run.files.record, run.settings.data)
+        self._bad_masks: dict[bytes, str] = {}
+        self._last_unusable = ""
+
+    @property
+    def keys(self) -> frozenset[bytes]:
+        """Of the patients that are out."""
+        return self._withdrawals.keys
+
+    @property
+    def patients(self) -> int:
+        """How many patients are in use."""
+        return self._run.result.patients - len(self.keys)
+
+    def own(self, error: PatientUnusable) -> UnusableBySite:
+        """SP-11.13-11: a mask of the coordinator's own; only its own log names the file."""
+        self._last_unusable = str(error)
+        note(error, self._bad_masks)
+        return {None: (Unusable(error.key, error.cause),)}
+
+    async def withdraw(self, unusable: UnusableBySite, stream: TrainingStream) -> None:
+        """SP-11.13-4: go on without these from the next step on; what was announced is void.
+
+        Raises:
+            JobFailed: too many from one site, or too few are left.
+            DataError: too many masks of the coordinator's own.
+        """
+        run, step = self._run, self._run.committed + 1
+        for site, patients in unusable.items():
+            name = "" if site is None else site.name
+            if beyond := self._withdrawals.beyond(name, patients):
+                if site is None:
+                    raise DataError(
+                        f"{beyond}; the last was {self._last_unusable}", patients[0].cause, beyond
+                    )
+                run.team.leave_out(site, beyond)
+                continue
+            await self._noted(self._withdrawals.add, step, name, patients)
+            for patient in patients:
+                cause = OF_A_PATIENT[patient.cause]
+                run.report(h.PatientWithdrawn(run.files.run.hex(), name, handle(patient.key), step, cause))
+        self.note(stream, more=True)
+        await run.on_disk(self._remove_predictions, what="masks to be removed")
+        await run.team.ask_all(lambda site: site.advance(run.committed))
+        await self._tell()
+
+    def note(self, stream: TrainingStream, *, more: bool = False) -> None:
+        """Whatever follows is made without those that are out. Raises JobFailed where too few are left."""
+        run = self._run
+        if not self.keys:
+            return
+        self._withdrawals.check()
+        stream.withdraw(self.keys)
+        run.result.withdrawn = self._withdrawals.shown()
+        run.report(h.WithdrawnInAll(run.committed, len(self.keys), more))
+        for site in run.team.sites:
+            own = self._withdrawals.messages(run.seating.of(site.name))
+            site.set_withdrawn(own, run.committed, self.patients)
+
+    async def undo(self, step: int, stream: TrainingStream) -> None:
+        """SP-11.13-6: all went back to `step`; what is made again is made without those that are out."""
+        await self._noted(self._withdrawals.undone, step)
+        self.note(stream)
+        await self._tell()
+
+    async def _tell(self) -> None:
+        """SP-11.13-8: each site of its own patients only."""
+        run = self._run
+        own = {s: self._withdrawals.messages(run.seating.of(s.name)) for s in run.team.present}
+        for site, messages in own.items():
+            for message in messages:
+                await site.tell(message)
+
+    def _remove_predictions(self) -> None:
+        """Of an evaluation before: there is no score to them any more."""
+        for key in self.keys:
+            patient = self._run.labels.case(key).patient
+            (self._run.files.predictions / f"{patient}.nii.gz").unlink(missing_ok=True)
+
+    async def _noted(self, function: Any, *args: Any) -> None:
+        await self._run.on_disk(function, *args, what="a withdrawal to be noted")
+
+
+def told_apart(
+    answers: Mapping[RemoteSite, Sent | Withdraw | Unable],
+) -> tuple[dict[RemoteSite, Sent], UnusableBySite]:
+    """What sites sent, and what they cannot send."""
+    unusable: dict[RemoteSite | None, Sequence[Unusable]] = {
+        site: answer.patients for site, answer in answers.items() if isinstance(answer, Withdraw)
+    }
+    sent = {site: answer for site, answer in answers.items() if isinstance(answer, Sent)}
+    return sent, unusable

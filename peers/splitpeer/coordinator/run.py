@@ -1,0 +1,124 @@
+"""A run under way: what trainer, evaluator, savepoints and exclusions have in common."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from splitpeer.coordinator.remote_site import RemoteSite, Sent
+from splitpeer.coordinator.run_files import RunFiles, RunResult
+from splitpeer.coordinator.seating import Part, Seating
+from splitpeer.coordinator.team import Team
+from splitpeer.daemon import happenings as h
+from splitpeer.daemon.sinks.progress import ProgressMessages
+from splitpeer.data.volumes import Volumes
+from splitpeer.errors import JobFailed
+from splitpeer.federation.compute import Compute
+from splitpeer.federation.precision import from_wire
+from splitpeer.federation.seats import by_seat
+from splitpeer.settings.job import JobConfig
+from splitpeer.training.split_round import Place, Rows
+from splitpeer.training.split_step import Arrays, CoordinatorHalf
+from splitproto.messages import Forward, Job
+
+DISK_S = 600.0
+"""Reading or writing on disk, at most."""
+
+Arrived = dict[RemoteSite, Sent]
+
+
+@dataclass
+class Run:
+    """Its parties and its progress."""
+
+    job: Job
+    """As the sites know it."""
+    settings: JobConfig
+    half: CoordinatorHalf
+    """Fusion and decoder."""
+    team: Team
+    labels: Volumes
+    """The masks."""
+    compute: Compute
+    files: RunFiles
+    result: RunResult
+    seating: Seating
+    """Of nobody, before the patients are matched."""
+    report: h.Reporter
+    committed: int = 0
+    """The newest committed step."""
+    draining: bool = False
+    """Set to end after the step under way."""
+    octets_from: int | None = None
+    """Octets on the wire up to the last commit, if training went on since."""
+    _progress: ProgressMessages = field(default_factory=ProgressMessages)
+
+    async def computed(self, function: Callable[..., Any], *args: Any, what: str) -> Any:
+        """`function(*args)` within the deadline that the job has for a step."""
+        return await self.compute.run(function, *args, what=what, timeout=self.job.seconds_per_step)
+
+    async def on_disk(self, function: Callable[..., Any], *args: Any, what: str) -> Any:
+        """`function(*args)`, which reads or writes files."""
+        return await self.compute.run(function, *args, what=what, timeout=DISK_S)
+
+    def due(self, every: int) -> bool:
+        """Whether what is done every so many steps, and after the last, is due."""
+        return self.committed == self.job.steps or (every > 0 and self.committed % every == 0)
+
+    def octets(self) -> int:
+        """On the wire, all sites, so far."""
+        return sum(sum(site.traffic) for site in self.team.sites)
+
+    def part(self, site: RemoteSite, forward: Forward) -> Part | None:
+        """A site's part of a batch; None: it fills nothing of it."""
+        return self.seating.part(site.name, site.lists, forward)
+
+    async def tell(self, happening: h.Happening) -> None:
+        """Report it, and let the sites know where it is for them too."""
+        self.report(happening)
+        if (message := self._progress.due(happening)) is not None:
+            await asyncio.gather(*(site.tell(message) for site in self.team.present))
+
+    # --- what arrived ----------------------------------------------------------------------------------
+
+    def at_places(self, arrived: Arrived) -> tuple[dict[Place, Arrays], Mapping[Place, Rows]]:
+        """Activations, float32, of each site at each seat; and which samples of the batch they are."""
+        arrays: dict[Place, Arrays] = {}
+        rows: dict[Place, Rows] = {}
+        for site, sent in arrived.items():
+            for seat, tensors in by_seat(sent.tensors, site.seats).items():
+                arrays[Place(site.name, seat)] = from_wire(tensors, self.job.precision)
+                rows[Place(site.name, seat)] = sent.part.rows[seat]
+        return arrays, rows
+
+    async def blamed(self, arrived: Arrived) -> bool:
+        """Whether a site sent what are no numbers; it is out of `arrived` then. Raises JobFailed if all are needed."""
+        found = await self.computed(self._culprit, arrived, what="the activations to be looked at")
+        if found is None:
+            return False
+        site, name = found
+        self.team.leave_out(
+            site,
+            f"site {site.name} sent activations ({name}) that are not finite numbers; look at its images, or "
+            "lower the learning rate",
+        )
+        del arrived[site]
+        return True
+
+    def _culprit(self, arrived: Arrived) -> tuple[RemoteSite, str] | None:
+        for site, sent in arrived.items():
+            for name, array in from_wire(sent.tensors, self.job.precision).items():
+                if not np.isfinite(array).all():
+                    return site, name
+        return None
+
+
+def finite(predicted: np.ndarray) -> np.ndarray:
+    """The prediction itself. Raises JobFailed."""
+    if not np.isfinite(predicted).all():
+        raise JobFailed("the prediction is not a finite number; lower the learning rate")
+    return predicted
