@@ -521,7 +521,8 @@ def test_terms(case: Case) -> None:
             bytes(16), (messages.Seat("t1", ("t1",)),), job, tensors.schema_digest(described)
         )
         terms.judge(
-            offer, SimpleNamespace(policy=policy, peer=SimpleNamespace(modalities=("t1",), held="t1"))
+            offer,
+            SimpleNamespace(policy=policy, model=None, peer=SimpleNamespace(modalities=("t1",), held="t1")),
         )
         return list(described)
 

@@ -104,6 +104,26 @@ def test_a_client_that_holds_several_modalities(tmp_path: Path) -> None:
         peer(tmp_path, changed(CLIENT, 'modality = "t1"', 'modality = ["t1", "T1w"]'))
 
 
+def test_an_encoder_of_ones_own(tmp_path: Path) -> None:
+    own = '\n[model]\nnetwork = "residual-unet"\nfeatures = [4, 8]\n'
+    config = peer(tmp_path, CLIENT + own)
+    assert config.model is not None
+    assert (config.model.network, config.model.given) == ("residual-unet", {"features": (4, 8)})
+    assert peer(tmp_path).model is None
+    for spoilt, words in (
+        (
+            own.replace("residual-unet", "u-net"),
+            "network 'u-net' is unknown; known are basic-unet, residual-unet",
+        ),
+        (own + "depths = [2, 2, 2, 2]\n", "residual-unet has no setting 'depths'; it has features, strides"),
+        (own + "levels = [0]\n", "levels is unknown"),
+    ):
+        with pytest.raises(ConfigError, match=f"\\[model\\].*{words}"):
+            peer(tmp_path, CLIENT + spoilt)
+    with pytest.raises(ConfigError, match=r"\[model\] is not for a coordinator's peer\.toml"):
+        peer(tmp_path, COORDINATOR + own)
+
+
 def test_a_list_of_withdrawn_patients_is_a_clients(tmp_path: Path) -> None:
     text = changed(CLIENT, '# withdrawn = "withdrawn.txt"', 'withdrawn = "withdrawn.txt"')
     assert peer(tmp_path, text).data.withdrawn == tmp_path / "withdrawn.txt"

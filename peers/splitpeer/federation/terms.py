@@ -9,8 +9,8 @@ from pathlib import Path
 from splitpeer.data.normalisation import DEFAULT, Normaliser
 from splitpeer.data.volumes import Triple
 from splitpeer.federation.seats import tensor_name
-from splitpeer.models.cut import level_name
-from splitpeer.models.registry import backbone_of, kept_values, on_wire
+from splitpeer.models.cut import Backbone, level_name
+from splitpeer.models.registry import backbone_of, cut_of, kept_values, on_wire, own_backbone
 from splitpeer.models.registry import encoder_parameters as parameters_of
 from splitpeer.settings.bounds import Bounds
 from splitpeer.settings.job import MAX_STEPS, JobConfig
@@ -94,7 +94,7 @@ def cut_descriptors(job: Job, batch: int | None = None) -> tuple[Descriptor, ...
     Raises:
         ValueError: the job's network is impossible.
     """
-    shapes = backbone_of(job).cut.shapes(batch or job.batch, job.window)
+    shapes = cut_of(job).shapes(batch or job.batch, job.window)
     return tuple(Descriptor(name, job.precision, shape) for name, shape in shapes.items())
 
 
@@ -121,32 +121,42 @@ def seat_descriptors(
 
 def encoder_octets(job: Job, batch: int) -> int:
     """SP-11-28: octets of the feature maps (all levels, float32) that an encoder makes of a batch."""
-    return backbone_of(job).cut.octets(batch, job.window)
+    return cut_of(job).octets(batch, job.window)
 
 
-def encoder_parameters(job: Job, seats: Sequence[Seat]) -> int:
-    """Parameters of the job's network: an encoder for each of `seats`."""
-    backbone = backbone_of(job)
+def backbone_for(job: Job, config: PeerConfig) -> Backbone:
+    """SP-11.8-4: the network whose encoder this site runs: its own, or the one that the job names.
+
+    Raises:
+        ValueError: it is unknown or impossible, or does not yield the job's cut.
+    """
+    own = config.model
+    return backbone_of(job) if own is None else own_backbone(own.network, own.given, job)
+
+
+def encoder_parameters(backbone: Backbone, seats: Sequence[Seat]) -> int:
+    """Parameters of an encoder for each of `seats`."""
     return sum(parameters_of(backbone, len(seat.modalities)) for seat in seats)
 
 
-def checkpoint_octets(job: Job, seats: Sequence[Seat]) -> int:
+def checkpoint_octets(backbone: Backbone, seats: Sequence[Seat]) -> int:
     """Bytes of one checkpoint: weights and two moments of every encoder."""
-    return 12 * encoder_parameters(job, seats)
+    return 12 * encoder_parameters(backbone, seats)
 
 
-def check_bounds(job: Job, seats: Sequence[Seat], bounds: Bounds, voxels: int) -> None:
+def check_bounds(job: Job, backbone: Backbone, seats: Sequence[Seat], bounds: Bounds, voxels: int) -> None:
     """SP-11.15-7: what the terms cost this site, all its seats and channels together, before any of it is taken.
 
     Args:
+        backbone: what this site runs.
         voxels: of its largest volume on the job's grid.
 
     Raises:
         PolicyRefused: more than the policy allows; the setting is named.
     """
-    parameters, state = encoder_parameters(job, seats), 2 * checkpoint_octets(job, seats)
+    parameters, state = encoder_parameters(backbone, seats), 2 * checkpoint_octets(backbone, seats)
     channels = sum(len(seat.modalities) for seat in seats)
-    maps = MAPS * encoder_octets(job, job.batch) + 4 * job.batch * kept_values(backbone_of(job), job.window)
+    maps = MAPS * encoder_octets(job, job.batch) + 4 * job.batch * kept_values(backbone, job.window)
     memory = VOXEL_OCTETS * voxels * channels + PARAMETER_OCTETS * parameters + len(seats) * maps
     for name, asked, most in (
         ("max_voxels", voxels, bounds.max_voxels),
@@ -158,14 +168,14 @@ def check_bounds(job: Job, seats: Sequence[Seat], bounds: Bounds, voxels: int) -
             raise PolicyRefused(f"the job needs {asked} where this site allows {most} ({name})")
 
 
-def _check_figures(job: Job, seats: Sequence[Seat]) -> None:
+def _check_figures(job: Job, backbone: Backbone, seats: Sequence[Seat]) -> None:
     """SP-11-25, SP-11-26: figures that no optimiser, timer or folder name could use. Raises SchemaMismatch."""
     try:
         check_name("job", job.name)
     except IdentityError as error:
         raise SchemaMismatch(error.reason) from None
     fits = {
-        "settings": encoder_parameters(job, seats) <= MAX_ENCODER_PARAMETERS,
+        "settings": encoder_parameters(backbone, seats) <= MAX_ENCODER_PARAMETERS,
         "learning_rate": 0 < job.learning_rate <= 100,
         "weight_decay": 0 <= job.weight_decay <= 100,
         "seconds_per_step": 1 <= job.seconds_per_step <= 86_400,
@@ -186,6 +196,18 @@ def _check_seats(seats: Sequence[Seat], config: PeerConfig) -> None:
         )
     if not set(asked) <= set(config.peer.modalities):
         raise PolicyRefused(f"the job wants {', '.join(asked)} from us, this site holds {config.peer.held}")
+
+
+def _check_averaging(job: Job, config: PeerConfig, policy: Policy) -> None:
+    """SP-11.16-8. Raises PolicyRefused."""
+    if job.average_every is None:
+        return
+    if not policy.share_encoder:
+        raise PolicyRefused(
+            "the job averages encoders, so the coordinator would have our weights; this site keeps them (share_encoder)"
+        )
+    if config.model is not None:
+        raise PolicyRefused("the job averages encoders, but this site runs its own ([model])")
 
 
 def _check_normalisation(offer: JobOffer, policy: Policy) -> None:
@@ -246,11 +268,7 @@ def judge(offer: JobOffer, config: PeerConfig, agreed: Collection[str] = FEATURE
         raise PolicyRefused(
             f"the coordinator {says}; this site is not to be recorded (recorded_by_coordinator)"
         )
-    if job.average_every is not None and not policy.share_encoder:
-        # SP-11.16-8.
-        raise PolicyRefused(
-            "the job averages encoders, so the coordinator would have our weights; this site keeps them (share_encoder)"
-        )
+    _check_averaging(job, config, policy)
     if job.precision not in policy.precision:
         raise PolicyRefused(
             f"precision {job.precision} is not allowed here (policy: {', '.join(policy.precision)})"
@@ -264,11 +282,11 @@ def judge(offer: JobOffer, config: PeerConfig, agreed: Collection[str] = FEATURE
         raise SchemaMismatch(f"precision {job.precision} was not agreed on this link")
     _check_normalisation(offer, policy)
     try:
-        described = seat_descriptors(job, offer.seats)
+        described, backbone = seat_descriptors(job, offer.seats), backbone_for(job, config)
     except ValueError as error:
         raise SchemaMismatch(str(error)) from None
     _check_strides(job, policy)
-    _check_figures(job, offer.seats)
+    _check_figures(job, backbone, offer.seats)
     if (size := len(offer.seats) * encoder_octets(job, job.batch)) > policy.max_message_bytes:
         raise PolicyRefused(
             f"a batch makes {size >> 20} MiB of feature maps, {policy.max_message_mib} are allowed (max_message_mib)"

@@ -144,6 +144,28 @@ def backbone_of(job: Job) -> Backbone:
     return Backbone(meant.network, meant.settings, cut)
 
 
+def cut_of(job: Job) -> Cut:
+    """The cut that a job lists, whatever yields it. Raises ValueError: no network could."""
+    return Cut(job.cut, job.levels)
+
+
+def own_backbone(network: str, settings: Mapping[str, Sequence[int]], job: Job) -> Backbone:
+    """SP-11.8-4: another network than the job names, with the job's cut.
+
+    Raises:
+        ValueError: it is impossible, or its cut is another.
+    """
+    cut = cut_of(job)
+    own = make_backbone(network, job.dimensions, settings)
+    if own.cut.levels != cut.levels:
+        raise ValueError(f"{network} yields {_in_words(own.cut)}, the job wants {_in_words(cut)}")
+    return Backbone(own.network, own.settings, cut)
+
+
+def _in_words(cut: Cut) -> str:
+    return " ".join(f"{one.channels}@{'x'.join(map(str, one.stride))}" for one in cut.levels)
+
+
 def on_wire(backbone: Backbone) -> dict[str, Any]:
     """The fields by which a job names it."""
     return {

@@ -7,11 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import Field, model_validator
 
-from splitpeer.models.cut import MAX_LEVELS, Backbone
+from splitpeer.models.cut import Backbone
 from splitpeer.models.registry import DEFAULT, NETWORKS, make_backbone
 from splitpeer.settings.loading import Section, Settings
+from splitpeer.settings.network import NetworkChoice, listed
 from splitpeer.settings.task import TaskSection
 from splitpeer.settings.values import (
     Count,
@@ -26,7 +27,6 @@ from splitpeer.settings.values import (
     Precision,
     Seconds,
     Seed,
-    Width,
 )
 from splitproto.identity import AllowList
 from splitproto.messages import MOST_SEATS
@@ -41,15 +41,6 @@ MOST_CHANNELS = 8
 """Most channels of one seat (SP-8.4, Seat)."""
 
 
-def _listed(value: Any) -> Any:
-    return (value,) if isinstance(value, int) else value
-
-
-Numbers = Annotated[
-    tuple[Width, ...], BeforeValidator(_listed), Field(min_length=1, max_length=MAX_LEVELS)
-]  # a single number may stand without brackets
-
-
 class JobHead(Section):
     """The job's name and seed."""
 
@@ -58,24 +49,10 @@ class JobHead(Section):
     """Seeds the order of batches, the augmentation and the decoder; known to all."""
 
 
-class Model(Section):
+class Model(NetworkChoice):
     """The network, and what of it leaves the sites. Settings that are not written are the network's defaults."""
 
-    network: str = DEFAULT
-    """A name of `models.registry.NETWORKS`."""
     dimensions: Literal[2, 3] = 2
-    features: Annotated[tuple[Width, ...], Field(min_length=1, max_length=MAX_LEVELS)] | None = None
-    """Channels. basic-unet: of levels 0 to 4 and of the decoder's last block; residual-unet: one a level."""
-    strides: Annotated[tuple[Annotated[int, Field(ge=1, le=4)], ...], Field(max_length=48)] | None = None
-    """residual-unet: of each level, or of each axis of each level; without it 1, then 2."""
-    feature_size: Numbers | None = None
-    """swin-unetr, with MONAI's names and defaults, as all that follow: channels of the finest level."""
-    depths: Numbers | None = None
-    """Blocks of each of the four stages."""
-    num_heads: Numbers | None = None
-    """Attention heads of each stage."""
-    window_size: Numbers | None = None
-    """Side of the windows in which attention works, in tokens of two voxels; one number, or one per axis."""
     levels: Levels | None = None
     """Levels whose activations the sites send; without it, all of the network's."""
     fusion: Literal["concat", "mean"] = "concat"
@@ -88,7 +65,7 @@ class Model(Section):
             return raw
         raw = {**network.defaults, **raw}
         try:
-            whole = {name: tuple(_listed(raw[name])) for name in network.defaults}
+            whole = {name: tuple(listed(raw[name])) for name in network.defaults}
             count = len(network.levels(raw.get("dimensions", 2), whole))
         except (TypeError, ValueError):  # reported where the value is checked
             return raw
@@ -101,9 +78,7 @@ class Model(Section):
 
     def backbone(self) -> Backbone:
         """The network and its cut."""
-        names = {name for network in NETWORKS.values() for name in network.defaults}
-        given = {name: value for name in sorted(names) if (value := getattr(self, name)) is not None}
-        return make_backbone(self.network, self.dimensions, given, self.levels)
+        return make_backbone(self.network, self.dimensions, self.given, self.levels)
 
 
 class JobData(Section):

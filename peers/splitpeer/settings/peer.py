@@ -14,8 +14,10 @@ from pydantic import Field, model_validator
 
 from splitpeer.data.rules import MAX_VOXELS, Rules
 from splitpeer.errors import ConfigError
+from splitpeer.models.registry import NETWORKS
 from splitpeer.settings.bounds import Bounds
 from splitpeer.settings.loading import Section, Settings
+from splitpeer.settings.network import NetworkChoice
 from splitpeer.settings.values import (
     Address,
     Count,
@@ -190,6 +192,20 @@ class Policy(Bounds):
         return self
 
 
+class OwnEncoder(NetworkChoice):
+    """What this site runs instead of the encoder that a job names; it must yield the job's cut."""
+
+    @model_validator(mode="after")
+    def _has_its_settings(self) -> Self:
+        if self.network not in NETWORKS:
+            raise ValueError(f"network {self.network!r} is unknown; known are {', '.join(NETWORKS)}")
+        if strange := sorted(self.given.keys() - NETWORKS[self.network].defaults.keys()):
+            raise ValueError(
+                f"{self.network} has no setting {strange[0]!r}; it has {', '.join(NETWORKS[self.network].defaults)}"
+            )
+        return self
+
+
 class CaptureSection(Section):
     """What ``serve --curious FILE`` writes."""
 
@@ -245,6 +261,7 @@ class PeerConfig(Settings):
     network: NetworkSection
     data: PeerData = PeerData()
     policy: Policy | None = None
+    model: OwnEncoder | None = None
     capture: CaptureSection = CaptureSection()
     runtime: Runtime = Runtime()
     log: Log = Log()
@@ -283,6 +300,8 @@ class PeerConfig(Settings):
                 problems.append(f"{key} is not for a {self.peer.role}: remove it")
         if not client and self.data.withdrawn is not None:
             problems.append("[data] withdrawn is not for a coordinator: remove it")
+        if not client and self.model is not None:
+            problems.append("[model] is not for a coordinator's peer.toml: its job.toml has one")
         if self.data.labels is not None and self.data.convention is None:
             problems.append(
                 '[data] convention is missing: say what the masks follow, "msd" or "brats" or ..., or "task"'

@@ -97,6 +97,10 @@ max_message_mib = 1024
 share_encoder = false  # true: accept jobs that average encoders; the coordinator then has our weights (docs/privacy.md)
 may_record = true  # false: this peer never writes a capture
 recorded_by_coordinator = true  # false: decline a coordinator that records, or does not say whether it does
+
+# [model]  # an encoder of this site's own, instead of the one that a job names: it must yield the job's cut
+# network = "residual-unet"  # settings as in job.toml
+# features = [32, 32, 64, 128, 256]
 """
 
 _JOB = """\

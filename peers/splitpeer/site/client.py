@@ -26,7 +26,7 @@ from splitpeer.errors import ConnectionRefused, DataError, DeadlinePassed, JobFa
 from splitpeer.federation.compute import Compute, pick_device
 from splitpeer.federation.files import look, tell
 from splitpeer.federation.terms import judge
-from splitpeer.models.registry import backbone_of
+from splitpeer.models.registry import cut_of
 from splitpeer.settings.peer import PeerConfig
 from splitpeer.site.budgets import BudgetSpent
 from splitpeer.site.images import find_cases, open_consent, open_volumes
@@ -466,7 +466,7 @@ class Client:
                 terms_digest(offer.job),
                 offer.schema.hex(),
                 list(filled),
-                list(backbone_of(offer.job).cut.names),
+                list(cut_of(offer.job).names),
                 offer.job.precision,
                 job.defences,
                 self._witness.recorded,

@@ -16,7 +16,7 @@ from splitpeer.errors import DataError, PatientUnusable
 from splitpeer.federation.files import counted, look, note
 from splitpeer.federation.precision import from_wire, to_wire
 from splitpeer.federation.seats import by_seat, joined
-from splitpeer.federation.terms import checkpoint_octets, window_of
+from splitpeer.federation.terms import window_of
 from splitpeer.privacy.ledger import Ledger
 from splitpeer.settings.bounds import Bounds
 from splitpeer.site.announced import Announced, Images
@@ -57,6 +57,8 @@ class Means:
     folder: Path
     """Of the run, in it."""
     bounds: Bounds
+    checkpoint_octets: int
+    """Bytes of one checkpoint."""
     most_octets: int
     """Of one batch's feature maps."""
     channels: Channels
@@ -286,7 +288,7 @@ class SiteJob:
             raise StepMismatch(f"asked to save step {step} after step {self.applied} was applied")
         tensors, meta = self.encoders.state()
         kept = checkpoint.KEEP if keep is None else keep
-        check_room(self._means.state, self._means.bounds, checkpoint_octets(self.job, self.seats))
+        check_room(self._means.state, self._means.bounds, self._means.checkpoint_octets)
         return bytes.fromhex(checkpoint.save(self.folder, step, tensors, meta, kept))
 
     def rollback(self, step: int) -> None:

@@ -12,9 +12,15 @@ from splitpeer.defences.image.stack import ImageStack, make_image_stack
 from splitpeer.defences.network import build_network
 from splitpeer.federation.compute import defence_key, pick_device
 from splitpeer.federation.files import look
-from splitpeer.federation.terms import check_bounds, checkpoint_octets, normalisation_of, run_folder
+from splitpeer.federation.terms import (
+    backbone_for,
+    check_bounds,
+    checkpoint_octets,
+    normalisation_of,
+    run_folder,
+)
 from splitpeer.models import site_seed
-from splitpeer.models.registry import backbone_of
+from splitpeer.models.cut import Backbone
 from splitpeer.privacy.ledger import Ledger
 from splitpeer.settings.bounds import Bounds
 from splitpeer.settings.peer import PeerConfig
@@ -28,7 +34,7 @@ from splitpeer.site.secret import site_secret
 from splitpeer.training.guard import Guard
 from splitpeer.training.optimiser import make_optimiser, make_schedule
 from splitpeer.training.split_step import ClientHalf
-from splitproto.messages import JobOffer, Seat
+from splitproto.messages import Job, JobOffer, Seat
 
 
 def open_job(
@@ -53,16 +59,21 @@ def open_job(
     channels = _channels(offer, config, found, consent, images, known=known)
     bad = _bad(channels, unusable or {})
     grids = look(channels, dict(bad))
-    check_bounds(job, offer.seats, bounds, max((math.prod(g.shape) for g in grids.values()), default=0))
+    backbone = backbone_for(job, config)
+    check_bounds(
+        job, backbone, offer.seats, bounds, max((math.prod(g.shape) for g in grids.values()), default=0)
+    )
     if not known:
         new_run(state, bounds)
-    make_room(state, folder, bounds, 2 * checkpoint_octets(job, offer.seats))
-    encoders = Encoders({seat.name: _half(offer, seat, config, key) for seat in offer.seats})
+    octets = checkpoint_octets(backbone, offer.seats)
+    make_room(state, folder, bounds, 2 * octets)
+    encoders = Encoders({seat.name: _half(job, backbone, seat, config, key) for seat in offer.seats})
     announced = next(iter(images.values())).specs + encoders.defences
     means = Means(
         state=state,
         folder=folder,
         bounds=bounds,
+        checkpoint_octets=octets,
         most_octets=config.policy.max_message_bytes if config.policy else 0,
         channels=channels,
         consent=consent,
@@ -137,13 +148,13 @@ def _bad(channels: Channels, unusable: Mapping[str, Mapping[bytes, str]]) -> dic
     return found
 
 
-def _half(offer: JobOffer, seat: Seat, config: PeerConfig, key: bytes) -> ClientHalf:
+def _half(job: Job, backbone: Backbone, seat: Seat, config: PeerConfig, key: bytes) -> ClientHalf:
     """One seat's encoder with its defences and its optimiser."""
-    job, bounds, seed = offer.job, config.policy or Bounds(), config.runtime.initial_weights
+    bounds, seed = config.policy or Bounds(), config.runtime.initial_weights
     # SP-14-3: weights that others can compute are a white-box attack on the first step, so the default is private
     # entropy; a seed is a choice for demonstrations and tests.
     encoder = build_network(
-        backbone_of(job),
+        backbone,
         config.policy.defences if config.policy else (),
         key=key_of(key, seat.modalities, config.peer.modalities),
         seed=None if seed == "private" else site_seed(int(seed), seat.name),

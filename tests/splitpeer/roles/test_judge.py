@@ -13,7 +13,7 @@ from splitpeer.data.normalisation import KINDS
 from splitpeer.data.sampling import batch_digest
 from splitpeer.defences.kinds import parse_all
 from splitpeer.federation.terms import check_bounds, cut_descriptors, judge
-from splitpeer.models.registry import make_backbone, on_wire
+from splitpeer.models.registry import backbone_of, make_backbone, on_wire
 from splitpeer.settings.bounds import Bounds
 from splitpeer.site.announced import Announced
 from splitproto.errors import PolicyRefused, SchemaMismatch
@@ -64,7 +64,9 @@ def site(
         share_encoder=share_encoder,
     )
     return SimpleNamespace(
-        policy=policy, peer=SimpleNamespace(modalities=("t1",), held="t1", state=Path("state"))
+        policy=policy,
+        model=None,
+        peer=SimpleNamespace(modalities=("t1",), held="t1", state=Path("state")),
     )
 
 
@@ -164,11 +166,12 @@ def test_a_swin_unetr_is_judged_by_its_size_before_any_of_it_is_made() -> None:
         judge(offer(**swin()), site())
     fair, broad = offer(**swin()).job, offer(**swin(feature_size=(96,))).job
     judge(offer(**swin()), site(levels=six))
-    check_bounds(fair, SEATS, Bounds(), 10**6)
+    check_bounds(fair, backbone_of(fair), SEATS, Bounds(), 10**6)
     with pytest.raises(PolicyRefused, match="max_parameters"):
-        check_bounds(broad, SEATS, Bounds(), 10**6)
+        check_bounds(broad, backbone_of(broad), SEATS, Bounds(), 10**6)
+    wide = dataclasses.replace(fair, window=(192, 192, 192))
     with pytest.raises(PolicyRefused, match="max_memory_mib"):
-        check_bounds(dataclasses.replace(fair, window=(192, 192, 192)), SEATS, Bounds(), 10**6)
+        check_bounds(wide, backbone_of(wide), SEATS, Bounds(), 10**6)
     beyond = dataclasses.replace(fair, settings=(Setting("window_size", (9,)),))
     with pytest.raises(SchemaMismatch, match="product at most 512"):
         judge(JobOffer(bytes(16), (Seat("t1", ("t1",)),), beyond, bytes(32)), site(levels=six))

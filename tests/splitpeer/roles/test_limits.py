@@ -14,6 +14,7 @@ from splitpeer.daemon.trail import entries
 from splitpeer.data.sampling import batch_digest
 from splitpeer.errors import DiskTrouble, JobFailed
 from splitpeer.federation.terms import check_bounds, cut_descriptors, job_on_wire
+from splitpeer.models.registry import backbone_of
 from splitpeer.settings.bounds import Bounds
 from splitpeer.site import budgets, client, run_folders
 from splitpeer.site.client import Client
@@ -248,7 +249,7 @@ def test_the_defaults_take_a_full_size_job(scene) -> None:
     full = dataclasses.replace(
         job, dimensions=3, **unet((32, 32, 64, 128, 256, 32), 3), window=(128, 128, 128), batch=1
     )
-    check_bounds(full, (Seat("t1", ("t1",)),), Bounds(), 240 * 240 * 155)
+    check_bounds(full, backbone_of(full), (Seat("t1", ("t1",)),), Bounds(), 240 * 240 * 155)
 
 
 def run(state, job: str, number: int, *, mib: int = 1, complete: bool = False):

@@ -376,19 +376,19 @@ def test_a_patient_who_leaves_at_two_seats_pays_twice(stage: Scene, batch) -> No
 def test_what_all_seats_cost_together_is_bounded(stage: Scene) -> None:
     """SP-11.15-7."""
     job, one = job_on_wire(stage.settings), (Seat("t1", ("t1",)),)
-    two = (*one, Seat("t2", ("t2",)))
+    two, network = (*one, Seat("t2", ("t2",))), backbone_of(job)
     wide = (Seat("mri", ("t1", "t2")),)
-    assert encoder_parameters(job, two) == 2 * encoder_parameters(job, one)
+    assert encoder_parameters(network, two) == 2 * encoder_parameters(network, one)
     # Two 3 x 3 filters: one more input channel for each of the first level's features.
-    assert encoder_parameters(job, wide) - encoder_parameters(job, one) == 2 * 9
-    assert checkpoint_octets(job, two) == 2 * checkpoint_octets(job, one)
+    assert encoder_parameters(network, wide) - encoder_parameters(network, one) == 2 * 9
+    assert checkpoint_octets(network, two) == 2 * checkpoint_octets(network, one)
     voxels = 500_000
     for seats in (two, wide):
         with pytest.raises(PolicyRefused, match="max_memory_mib"):
-            check_bounds(job, seats, Bounds(max_memory_mib=40), voxels)
-    check_bounds(job, one, Bounds(max_memory_mib=40), voxels)
+            check_bounds(job, network, seats, Bounds(max_memory_mib=40), voxels)
+    check_bounds(job, network, one, Bounds(max_memory_mib=40), voxels)
     with pytest.raises(PolicyRefused, match="max_parameters"):
-        check_bounds(job, two, Bounds(max_parameters=encoder_parameters(job, one)), voxels)
+        check_bounds(job, network, two, Bounds(max_parameters=encoder_parameters(network, one)), voxels)
 
 
 @pytest.mark.parametrize(
@@ -407,6 +407,52 @@ def test_seats_that_a_site_does_not_take(
     """SP-11.8-5."""
     with pytest.raises(error, match=words):
         judge(offer_of(job_on_wire(stage.settings), seats), stage.config("site-t1"))
+
+
+# --- an encoder of the site's own --------------------------------------------------------------------------
+
+
+OWN = {"network": "residual-unet", "features": [2, 4, 4, 8, 8], "strides": [1, 2, 2, 2, 2]}
+
+
+def test_a_site_may_run_an_encoder_of_its_own(stage: Scene, batch) -> None:
+    """SP-11.8-4: of another network that yields the job's cut; nobody else sees a difference."""
+    sent = {}
+    for own_model in ({}, {"model": OWN}):
+        own(stage, **own_model)
+        site = opened(stage)
+        asked = batch(1)
+        sent[bool(own_model)] = sent_by(site, asked)
+        site.apply(Gradients(1, small(sent[bool(own_model)], "flair", "mri")))
+        site.save(1)
+        site.rollback(1)
+        site.close()
+        shutil.rmtree(site.folder)
+    assert {n: t.shape for n, t in sent[True].items()} == {n: t.shape for n, t in sent[False].items()}
+    assert type(site.encoders.halves["mri"].network).__module__.endswith("residual_unet")
+    assert not np.isclose(sent[True]["mri/x4"], sent[False]["mri/x4"]).all()
+
+
+def test_an_encoder_that_yields_another_cut_is_declined_in_one_line(stage: Scene) -> None:
+    job = job_on_wire(stage.settings)
+    own(stage, model={**OWN, "features": [2, 4, 4, 8, 16]})
+    words = (
+        "residual-unet yields 2@1x1 4@2x2 4@4x4 8@8x8 16@16x16, the job wants 2@1x1 4@2x2 4@4x4 8@8x8 8@16x16"
+    )
+    with pytest.raises(SchemaMismatch, match=words):
+        judge(offer_of(job), stage.config("site-t1"))
+    # A job may name a network that nobody here knows.
+    strange = dataclasses.replace(job, network="vendor-net", settings=())
+    own(stage, model=OWN)
+    judge(offer_of(strange), stage.config("site-t1"))
+    own(stage)
+    with pytest.raises(SchemaMismatch, match="network 'vendor-net' is unknown"):
+        judge(offer_of(strange), stage.config("site-t1"))
+    own(stage, model=OWN, policy={"coordinators": ["hub"], "share_encoder": True})
+    with pytest.raises(
+        PolicyRefused, match=r"the job averages encoders, but this site runs its own \(\[model\]\)"
+    ):
+        judge(offer_of(dataclasses.replace(job, average_every=1)), stage.config("site-t1"))
 
 
 def test_all_seats_together_fit_one_message(stage: Scene) -> None:
