@@ -104,6 +104,10 @@ class Seating:
             for site, seats in sorted(self.seats.filled.items())
         }
 
+    def count(self, site: str, seat: str, patients: Collection[bytes]) -> int:
+        """How many of these a site fills at a seat."""
+        return sum(self.filled[key].get(seat) == site for key in patients)
+
     def with_seats(self) -> dict[int, int]:
         """How many patients have so many seats, most first."""
         return dict(sorted(Counter(map(len, self.filled.values())).items(), reverse=True))

@@ -12,6 +12,7 @@ from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 
+from splitpeer.coordinator.averaging import Averaging
 from splitpeer.coordinator.evaluator import Evaluator
 from splitpeer.coordinator.exclusion import Exclusion, UnusableBySite, told_apart
 from splitpeer.coordinator.memory import SiteRestarted
@@ -49,6 +50,7 @@ class Trainer:
         self._exclusion = Exclusion(run)
         self.savepoints = Savepoints(run, self._exclusion)
         self._evaluator = Evaluator(run, self._exclusion)
+        self._averaging = Averaging(run.job, run.seating.seats, run.team, run.computed, run.report)
         self._missing: frozenset[str] = frozenset()  # seats, as the sites were told last
         self._parts: dict[RemoteSite, Parts] = {}
         self._steps_here = 0
@@ -98,6 +100,7 @@ class Trainer:
             except SiteRestarted as restarted:
                 run.report(h.SiteForgot(str(restarted)))
                 await saved.roll_back(stream, f"{restarted} came back without its memory")
+                self._averaging.forget()
                 run.octets_from = None
         run.result.complete = scored == run.job.steps
 
@@ -138,10 +141,11 @@ class Trainer:
         return part is not None and bool(part.seats(out))
 
     def _boundary(self, step: int) -> int:
-        """Batches are announced up to here: sites have nothing else in hand when they save or evaluate."""
+        """Batches are announced up to here: sites have nothing else in hand when they save, evaluate or average."""
         settings = self._run.settings
         ends = [self._run.job.steps, step + settings.training.ahead]
-        pauses = (settings.training.checkpoint_every, settings.evaluation.every)
+        training = settings.training
+        pauses = (training.checkpoint_every, settings.evaluation.every, training.average_every)
         return min(*ends, *(-(-step // every) * every for every in pauses if every))
 
     def _announced_until(
@@ -167,6 +171,7 @@ class Trainer:
             await run.computed(stream.prepare, step - 1, until, what="the masks of the next batches")
         except PatientUnusable as error:
             return self._exclusion.own(error)
+        await self._averaging.before(step, lambda site, seat: run.seating.count(site, seat, stream.patients))
         forward = stream[step - 1]
         target = asyncio.create_task(run.computed(self._target, forward, what="the masks of a batch"))
         unusable: UnusableBySite = {}

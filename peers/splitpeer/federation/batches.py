@@ -28,6 +28,11 @@ class TrainingStream(Sequence[Forward]):
             return [self[i] for i in range(*index.indices(len(self)))]
         return self._made.get(index) or self._make(index)
 
+    @property
+    def patients(self) -> Sequence[bytes]:
+        """Those in use."""
+        return self._schedule.keys
+
     def prepare(self, first: int, until: int) -> None:
         """Have the batches from `first` up to `until` ready. Slow where a mask is read for the first time."""
         self._made = {i: self._made.get(i) or self._make(i) for i in range(first, min(until, len(self)))}

@@ -51,9 +51,13 @@ def link(scene: Scene, site: str, modality: str, number: int) -> None:
 
 
 def cast(
-    scene: Scene, where: Mapping[str, tuple[str, Sequence[int]]] = WHERE, **job: Mapping[str, Any]
+    scene: Scene,
+    where: Mapping[str, tuple[str, Sequence[int]]] = WHERE,
+    *,
+    policy: Mapping[str, Any] | None = None,
+    **job: Mapping[str, Any],
 ) -> Scene:
-    """All files; patients with one seat are used unless `job` says otherwise."""
+    """All files; patients with one seat are used unless `job` says otherwise. `policy`: more of it, at all sites."""
     scene.coordinator()
     sections = {**job, "data": {"min_seats": 1, "augment": True, **job.get("data", {})}}
     scene.job(sites={site: modality for site, (modality, _) in where.items()}, **sections)
@@ -62,7 +66,7 @@ def cast(
         folder.mkdir(parents=True, exist_ok=True)
         for number in patients:
             link(scene, site, modality, number)
-        scene.client(modality, site, data={"images": str(folder)})
+        scene.client(modality, site, data={"images": str(folder)}, policy=policy or {})
     return scene
 
 
@@ -120,6 +124,8 @@ class Whole:
         self.training, self.held_out = split_patients(self.keys, self.job.data.validation, self.job.job.seed)
         self.losses: list[float | None] = []
         self.without: list[list[str]] = []
+        self.averaged: list[int] = []
+        """Steps after which encoders were averaged."""
 
     def filler(self, key: bytes, seat: str) -> str | None:
         """The first site by name that has the patient."""
@@ -148,6 +154,7 @@ class Whole:
         return step < self.gone.get(site, step + 1)
 
     def _step(self, step: int, samples: Sequence[Sample], seed: int | None) -> None:
+        self._average(step)
         rows = {
             site: [place for place, sample in enumerate(samples) if self.filler(sample.key, m) == site]
             for site, m in self.modality.items()
@@ -168,6 +175,24 @@ class Whole:
             optimiser.zero_grad()
         self.losses.append(loss.item() if rows else None)
         self.without.append([seat for seat in self.seats if seat not in {self.modality[s] for s in rows}])
+
+    def _average(self, step: int) -> None:
+        """SP-11.16-1, SP-11.16-4: value by value."""
+        every = self.job.training.average_every
+        for seat in self.seats if every and (step - 1) % every == 0 else ():
+            sites = [s for s, m in self.modality.items() if m == seat and self._here(s, step)]
+            counts = [sum(self.filler(key, seat) == site for key in self.training) for site in sites]
+            if len(sites) < 2:
+                continue
+            states = [self.encoders[site].state_dict() for site in sites]
+            for name in states[0]:
+                total = states[0][name].double() * counts[0]
+                for state, count in zip(states[1:], counts[1:], strict=True):
+                    total = total + state[name].double() * count
+                mean = (total / sum(counts)).float()
+                for state in states:
+                    state[name].copy_(mean)
+            self.averaged.append(step - 1)
 
     def _fused(
         self, samples: Sequence[Sample], seed: int | None, rows: Mapping[str, Sequence[int]]

@@ -1,21 +1,30 @@
-"""Averages of a seat's encoders among the parties of a run."""
+"""Averages of a seat's encoders among the parties of a run: who is asked and told; and whole runs, bit for bit."""
 
 from __future__ import annotations
 
 import asyncio
+import logging
+import signal
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from splitpeer.coordinator.averaging import Averaging
 from splitpeer.daemon import happenings as h
 from splitpeer.errors import ConfigError, JobFailed
 from splitpeer.federation.seats import Seats
 from splitpeer.models.registry import averaged_tensors, make_backbone, on_wire, unet_backbone
+from splitpeer.site.client import Client
+from splitpeer.site.job import SiteJob
 from splitpeer.training.averaging import average
-from splitproto.messages import Job, Seat
+from splitproto.errors import LinkLost
+from splitproto.messages import Averaged, Job, Message, Seat
+from splitproto.session import Session
+
+from .gaps import Whole, cast, who
 
 CUT = unet_backbone(2, (2, 4, 4, 8, 8, 4))
 SEATS = Seats(
@@ -249,3 +258,88 @@ def test_an_encoder_of_too_many_tensors_is_refused_at_the_start() -> None:
         ConfigError, match=r"average_every: an encoder of this network has \d+ tensors, and at most 256"
     ):
         Averaging(terms(2, deep), SEATS, Team(), None, h.Reporter())  # type: ignore[arg-type]
+
+
+# --- whole runs --------------------------------------------------------------------------------------------
+
+SHARING = {"coordinators": ["hub"], "share_encoder": True}
+
+
+async def test_two_hospitals_of_one_seat_go_on_from_their_average_every_2_steps(scene, caplog) -> None:
+    """SP-11.16: losses and weights are those of the same in one process."""
+    cast(scene, training={"steps": 9, "average_every": 2}, policy=SHARING)
+    with caplog.at_level(logging.INFO):
+        ran = await scene.together(only=who())
+    assert ran.result is not None and ran.result.complete, ran
+    whole = Whole(scene).train()
+    whole.assert_exact()
+    assert whole.averaged == [0, 2, 4, 6, 8]
+    told = [r.fields for r in caplog.records if r.getMessage() == "job.averaged"]
+    assert told == [{"after_step": step, "seats": "t1 site-t1 + stranger"} for step in whole.averaged]
+    shared = [r.fields for r in caplog.records if r.getMessage() == "encoder.shared"]
+    assert len(shared) == 10 and all(line["seat"] == "t1" for line in shared)
+    trail = (scene.folder / "stranger" / "state" / "audit.jsonl").read_text()
+    assert trail.count('"encoder.shared"') == 5
+
+
+async def test_without_averages_each_hospital_keeps_its_own(scene) -> None:
+    cast(scene, training={"steps": 9})
+    ran = await scene.together(only=who())
+    assert ran.result.complete, ran
+    whole = Whole(scene).train()
+    whole.assert_exact()
+    one, other = (whole.encoders[site].state_dict() for site in ("site-t1", "stranger"))
+    assert not all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize(("checkpoint_every", "alone"), [(2, True), (5, False)])
+async def test_who_forgets_the_average_before_its_step_gets_it_again(
+    scene, monkeypatch, checkpoint_every: int, alone: bool
+) -> None:
+    """SP-11.16-6, SP-11.16-7: from a checkpoint of the step before alone, or all go back and make it again."""
+    training = {"steps": 9, "average_every": 2, "checkpoint_every": checkpoint_every}
+    cast(scene, training=training, policy=SHARING)
+    work, taken, forgot = Client._work, list[Averaged](), list[Message]()
+
+    async def forgetful(self: Client, session: Session, job: SiteJob) -> Any:
+        async def send(message: Message, *rest: Any, _send: Any = session.send) -> None:
+            if taken and not forgot and self._config.peer.site == "stranger":
+                forgot.append(message)
+                await asyncio.to_thread(job.close)
+                self._job = None
+                raise LinkLost("cut by the test")
+            await _send(message, *rest)
+            if isinstance(message, Averaged) and message.step == 8 and job is self._job:
+                taken.extend([message] if self._config.peer.site == "stranger" else [])
+
+        monkeypatch.setattr(session, "send", send)
+        return await work(self, session, job)
+
+    monkeypatch.setattr(Client, "_work", forgetful)
+    ran = await scene.together(only=who())
+    assert ran.result is not None and ran.result.complete, ran
+    assert forgot and forgot[0].name in ("activations", "advanced")
+    assert any(line.get("rollback") for line in scene.metrics()) is not alone
+    Whole(scene).train().assert_exact()
+
+
+def test_a_coordinator_that_is_killed_makes_the_averages_again(scene) -> None:
+    """SP-11.16-7."""
+    cast(scene, training={"steps": 40, "average_every": 3, "checkpoint_every": 10}, policy=SHARING)
+    hub, *clients = [scene.start(name) for name in who()]
+    scene.until_step(13)
+    hub.signal(signal.SIGKILL)
+    hub.code()
+    hub = scene.start("hub")
+    assert [daemon.code() for daemon in (hub, *clients)] == [0, 0, 0, 0], hub.said
+    assert "job.rollback step=10" in hub.said
+    Whole(scene).train().assert_exact()
+
+
+async def test_a_site_that_does_not_share_declines(scene) -> None:
+    """SP-11.16-8."""
+    cast(scene, training={"steps": 9, "average_every": 2}, policy={"coordinators": ["hub"]})
+    ran = await scene.together(only=who())
+    assert isinstance(ran.error, JobFailed)
+    assert "the job averages encoders" in str(ran.error) and "(share_encoder)" in str(ran.error)
+    assert "\n" not in str(ran.error)
