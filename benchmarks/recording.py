@@ -50,10 +50,12 @@ class Switch(LogView):
             return
         witness = self.coordinator._witness
         recorder = witness._recorder
+        assert recorder is not None
         while recorder._queue:
             time.sleep(0.001)
         self.octets = recorder.state.octets
         for site in self.coordinator.sites:
+            assert site.session is not None
             if self.recorded(step + 1):
                 witness.listen(site.session)
             else:

@@ -118,7 +118,7 @@ class Soak:
                     "runtime": {"initial_weights": SEED},
                 },
             )
-        job = {
+        job: dict[str, dict[str, Any]] = {
             "job": {"name": FEDERATION, "seed": SEED},
             "sites": self.sites,
             "model": {"dimensions": 2, "features": [2, 4, 4, 8, 8, 4]},

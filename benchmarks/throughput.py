@@ -35,7 +35,6 @@ from splitproto import AllowList, Credentials, Listener, Session, Timing, dial, 
 from splitproto.messages import (
     Activations,
     Begin,
-    Bye,
     Forward,
     Inventory,
     Job,
@@ -78,7 +77,7 @@ def payload(shapes: Shapes) -> dict[str, np.ndarray]:
 
 def empty(shapes: Shapes) -> list[memoryview]:
     """New arrays for one message, as octets: a training step keeps what it receives."""
-    return [memoryview(np.empty(shape, np.float32).reshape(-1).view(np.uint8)) for shape in shapes]
+    return [np.empty(shape, np.float32).reshape(-1).view(np.uint8).data for shape in shapes]
 
 
 def credentials(folder: Path, site: str) -> Credentials:
@@ -159,7 +158,7 @@ def ours_sender(folder: Path, address: str) -> None:
         await session.send(JobAccept(bytes(16), 0, (), 0))
         await session.send(Inventory((), True, bytes(8)))
         await session.receive(WAIT_S)
-        while not isinstance(asked := await session.receive(3600), Bye):
+        while isinstance(asked := await session.receive(3600), Forward):
             await session.send(Activations("evaluate", 0, asked.batch, DIGEST, messages[asked.batch]))
         await session.close("complete")
 
@@ -196,7 +195,7 @@ def tls_sender(folder: Path, port: int) -> None:
     with context.wrap_socket(plain, server_hostname="127.0.0.1") as stream:
         while asked := stream.recv(1):
             for array in messages[asked[0]].values():
-                stream.sendall(array.reshape(-1).view(np.uint8))
+                stream.sendall(array.reshape(-1).view(np.uint8).data)
 
 
 # --- plain ZeroMQ -----------------------------------------------------------------------------------------------
@@ -225,7 +224,7 @@ def zeromq_sender(folder: Path, port: int) -> None:
     with zmq.Context() as context, context.socket(zmq.PAIR) as stream:
         stream.connect(f"tcp://127.0.0.1:{port}")
         while asked := stream.recv():
-            stream.send_multipart(list(messages[asked[0]].values()), copy=False)
+            stream.send_multipart([array.data for array in messages[asked[0]].values()], copy=False)
 
 
 # --- the run ----------------------------------------------------------------------------------------------------

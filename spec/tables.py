@@ -39,7 +39,7 @@ def kind_of(field: dict[str, Any]) -> str:
             low, high = field["low"], field["high"]
             return f"list {low if low == high else f'{low}..{high}'} of {kind_of(field['item'])}"
         case "record":
-            return field["of"]
+            return str(field["of"])
         case "numbers" | "extensions":
             return f"{field['kind']} ≤ {field['limit']}"
         case plain:
@@ -141,6 +141,7 @@ def conversation(registry: dict[str, Any], vectors: dict[str, str]) -> str:
 def content(what: str, registry: dict[str, Any], vectors: dict[str, str]) -> str:
     """The table called `what`."""
     kind, _, name = what.partition(" ")
+    rows: Iterable[tuple[str, ...]]
     match kind:
         case "constants" | "capture_constants":
             chosen = [c for c in registry[kind] if name in ("", c["section"].split(".")[0])]
@@ -153,9 +154,9 @@ def content(what: str, registry: dict[str, Any], vectors: dict[str, str]) -> str
         case "unprintable":
             # The noncharacters at the end of each plane share the last row.
             planes = [r for r in registry[kind] if r["last"] & 0xFFFF == 0xFFFF]
-            rows = [(_points(r), r["meaning"]) for r in registry[kind] if r not in planes]
+            listed = [(_points(r), r["meaning"]) for r in registry[kind] if r not in planes]
             last = f"{_points(planes[0])}, {_points(planes[1])}, and so on to {_points(planes[-1])}"
-            return table(("code points", "meaning"), [*rows, (last, planes[0]["meaning"])])
+            return table(("code points", "meaning"), [*listed, (last, planes[0]["meaning"])])
         case "causes":
             return simple(registry[kind], "name", "of")
         case "states" | "capture_errors":

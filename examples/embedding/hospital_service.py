@@ -19,9 +19,10 @@ import signal
 import sys
 import unicodedata
 from collections import deque
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -132,11 +133,13 @@ def from_nifti(folder: Path) -> dict[str, Volume]:
         voxels = np.asarray(ras.dataobj, np.float32)
         brain = voxels[voxels != 0]
         voxels = np.where(voxels != 0, (voxels - brain.mean()) / brain.std(), 0).astype(np.float32)
+        x, y, z = map(float, ras.header.get_zooms()[:3])
+        right, anterior, superior = map(float, ras.affine[:3, 3])
         volumes[path.name.removesuffix(".nii.gz")] = Volume(
             voxels,
-            tuple(float(mm) for mm in ras.header.get_zooms()[:3]),
-            tuple(float(c) for c in (ras.affine[:3, :3] / ras.header.get_zooms()[:3]).T.ravel()),
-            tuple(float(mm) for mm in ras.affine[:3, 3]),
+            (x, y, z),
+            tuple(float(c) for c in (ras.affine[:3, :3] / (x, y, z)).T.ravel()),
+            (right, anterior, superior),
         )
     return volumes
 
@@ -172,7 +175,7 @@ class Encoder:
             out[self.job.cut[n].name] = np.ascontiguousarray(maps * self.gains[n][:, None, None])
         return out
 
-    def backward(self, gradients: dict[str, np.ndarray]) -> None:
+    def backward(self, gradients: Mapping[str, np.ndarray]) -> None:
         """One step of gradient descent."""
         for n, gain in self.gains.items():
             gain -= self.job.learning_rate * (gradients[self.job.cut[n].name] * self._kept[n]).sum((0, 2, 3))
@@ -183,11 +186,9 @@ class Encoder:
         temporary = path.with_suffix(".tmp")
         try:
             with open(temporary, "wb") as file:
-                np.savez(
-                    file,
-                    **{f"f{n}": f for n, f in self.filters.items()},
-                    **{f"g{n}": g for n, g in self.gains.items()},
-                )
+                arrays: dict[str, Any] = {f"f{n}": f for n, f in self.filters.items()}
+                arrays |= {f"g{n}": g for n, g in self.gains.items()}
+                np.savez(file, **arrays)
                 file.flush()
                 os.fsync(file.fileno())
             temporary.replace(path)

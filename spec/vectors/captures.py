@@ -99,11 +99,15 @@ def end(n: int, count: int, lost: int) -> dict[str, Any]:
 def shown(envelope: dict[str, Any]) -> dict[str, Any]:
     """A record as `expect` lists it: its map; of a message its type and tensors' octets instead of the head."""
     if envelope["kind"] != "message":
-        return as_json(envelope)
+        plain: dict[str, Any] = as_json(envelope)
+        return plain
     head = codec.decode(envelope["head"])
-    values = {"x4": MESSAGES["activations"].tensors["x4"].tobytes()} if "tensors" in head else {}
+    sent = MESSAGES["activations"]
+    assert isinstance(sent, messages.Activations)
+    values = {"x4": sent.tensors["x4"].tobytes()} if "tensors" in head else {}
     fields = {key: value for key, value in envelope.items() if key != "head"}
-    return as_json({**fields, "type": head["type"], "tensors": values})
+    message: dict[str, Any] = as_json({**fields, "type": head["type"], "tensors": values})
+    return message
 
 
 class File:
@@ -225,13 +229,13 @@ def captures() -> Iterator[Case]:
 
     # --- lengths ---
     start = File()
-    for name, envelope, body in (
+    for name, head, tail in (
         ("envelope", (1 << 20) + 1, 0),
         ("envelope-most", (1 << 32) - 1, 0),
         ("body", 40, (1 << 40) + 1),
         ("body-most", 40, (1 << 64) - 1),
     ):
-        yield bad(f"long-{name}", start.octets + lengths(envelope, body), 1, "SP-C-3: before memory is taken")
+        yield bad(f"long-{name}", start.octets + lengths(head, tail), 1, "SP-C-3: before memory is taken")
     yield bad("long-header", MAGIC + lengths((1 << 20) + 1, 0), 0, "SP-C-3")
 
     # --- chained in good order, but not what a recorder writes ---

@@ -117,7 +117,7 @@ def stored_as(codes: str, array: np.ndarray, affine: np.ndarray) -> tuple[np.nda
         if sign < 0:
             move[to, 3] = array.shape[to] - 1
             flips.append(axis)
-    return np.flip(array.transpose(order), flips), affine @ move
+    return np.flip(array.transpose(order), tuple(flips)), affine @ move
 
 
 def turned(x: float, z: float) -> np.ndarray:
@@ -221,7 +221,8 @@ def normalised(values: np.ndarray, rule: str = "zscore-nonzero") -> np.ndarray:
         if kind == "percentile":
             low, high = (percentile(sorted(values.ravel().tolist()), p) for p in (low, high))
         clipped = np.minimum(np.maximum(values.astype("f8"), low), high)
-        return ((clipped - low) / ((high - low) or 1.0)).astype("f4")
+        scaled: np.ndarray = ((clipped - low) / ((high - low) or 1.0)).astype("f4")
+        return scaled
     filled = values != 0 if kind == "zscore-nonzero" else np.full(values.shape, True)
     chosen = values[filled].astype("f8")
     mean = chosen.mean()
@@ -365,9 +366,8 @@ def images() -> Iterator[Case]:
         mask = file.startswith("mask")
         values, grid = volume(files()[file].octets(), spacing, mask, rule or "zscore-nonzero")
         result = window(values, origin, size)
-        asked = {"seed": None, "index": None, "modality": None}
+        asked = dict(zip(("seed", "index", "modality"), pose or (None, None, None), strict=True))
         if pose is not None:
-            asked = dict(zip(asked, pose, strict=True))
             result = augmented(result, augmentation(pose[0], pose[1], None if mask else pose[2]))
         return {
             "name": name, "operation": "window", "notes": notes, "file": file, "kind": "mask" if mask else "image",
@@ -379,8 +379,8 @@ def images() -> Iterator[Case]:
 
     for file in files():
         yield case(file, file, "SP-11.12-1 to SP-11.12-8, SP-11-23")
-    whole = {"origin": (-1, -2, -3), "size": (12, 12, 12)}
-    yield case("window-around", "ras.nii", "SP-11-23: zero outside the volume", **whole)
+    around = "SP-11-23: zero outside the volume"
+    yield case("window-around", "ras.nii", around, origin=(-1, -2, -3), size=(12, 12, 12))
     yield case("window-beside", "ras.nii", "SP-11-23: nothing but zeros", origin=(9, 0, 0))
     yield case("window-negative", "las.nii", "SP-11-23", origin=(-4, 6, 4))
     for z in (0, 5, 6):
@@ -443,7 +443,8 @@ def grids() -> Iterator[Case]:
         _, grid = volume(replace(Nifti(), affine=turned(0, degrees)).octets(), None, False)
         return {"directions": shown(grid)["directions"]}
 
-    bad, x, y, z = "misaligned", *base["origin"]
+    bad = "misaligned"
+    x, y, z = base["origin"]
     yield case("equal", "SP-11.12-9")
     yield case("moved-little", "SP-11.12-9: 0.24 mm, a voxel is 1 mm", origin=[x + 0.24, y, z])
     yield case("moved", "SP-11.12-9: 0.26 mm, a voxel is 1 mm", bad, origin=[x + 0.26, y, z])
@@ -460,7 +461,7 @@ def grids() -> Iterator[Case]:
     )
     yield case("spacing-little", "SP-11.12-9: 0.16 mm", spacing=[1.02, 1.25, 2.0], stored=[1.02, 1.25, 2.0])
     yield case("shape", "SP-11.12-9: one slice more", bad, shape=[9, 8, 7])
-    coarse = {"stored": [1.0, 1.25, 4.0]}
+    coarse: dict[str, Any] = {"stored": [1.0, 1.25, 4.0]}
     yield case("shape-resampled", "SP-11.12-9: a slice less, of a stack of 4 mm", shape=[9, 8, 5], **coarse)
     yield case("shape-resampled-two", "SP-11.12-9: two slices less", shape=[9, 8, 4], **coarse)
     yield case("shape-resampled-three", "SP-11.12-9: three slices less", bad, shape=[9, 8, 3], **coarse)

@@ -109,12 +109,12 @@ def terms() -> Iterator[Case]:
         yield case(f"normalisation-bad-{rule}", "SP-11.12-11: no rule", bad, normalisation=named)
     twice = [{"modality": "t1", "rule": "none"}, {"modality": "t1", "rule": "zscore"}]
     yield case("normalisation-twice", "SP-11.12-11: a modality is named twice", bad, normalisation=twice)
-    for field, value in (
+    for field, name in (
         ("precision", "f16"), ("precision", "f64"), ("precision", "i8"), ("optimiser", "lion"), ("optimiser", "Adam"),
         ("schedule", "linear"), ("schedule", "onecycle"),
     ):  # fmt: skip
         yield case(
-            f"{field}-{value}", "SP-11-2: registered or not, unknown in version 1", bad, **{field: value}
+            f"{field}-{name}", "SP-11-2: registered or not, unknown in version 1", bad, **{field: name}
         )
     for name, notes, changes in (
         ("no-bottleneck", "the bottleneck is among the levels", {"levels": [0, 1, 2, 3]}),

@@ -406,7 +406,7 @@ def values() -> Iterator[Case]:
         yield {"name": name, "notes": notes, **short, "expect": expect or {"accepted": True}}
     most = constants.MAX_ITEMS
     for count in (most, most + 1):
-        expect = bad if count > most else {"accepted": True}
+        verdict: dict[str, Any] = bad if count > most else {"accepted": True}
         array, map_ = ((first + count.to_bytes(4, "big")).hex() for first in (b"\xdd", b"\xdf"))
         notes = f"SP-8.1-6: {count} entries, at most {most} are allowed"
         yield {
@@ -414,9 +414,9 @@ def values() -> Iterator[Case]:
             "notes": notes,
             "input": array,
             "repeat": ["00", count],
-            "expect": expect,
+            "expect": verdict,
         }
-        yield {"name": f"map-{count}", "notes": notes, "input": map_, "entries": count, "expect": expect}
+        yield {"name": f"map-{count}", "notes": notes, "input": map_, "entries": count, "expect": verdict}
 
 
 def wide_integers() -> Iterator[tuple[str, str, str]]:
@@ -482,9 +482,12 @@ def tensors() -> Iterator[Case]:
         "every-dtype", [list(item[:3]) for item in every], good(*every), "SP-8.3-3: the whole registry"
     )
     yield describe("none", [], good(), "SP-8.3-1: no tensors is allowed here; the schema decides")
-    limit = ["n-_.0", "u8", [constants.MAX_TENSOR_BYTES]]
+    limit = ("n-_.0", "u8", [constants.MAX_TENSOR_BYTES])
     yield describe(
-        "largest", [limit], good((*limit, constants.MAX_TENSOR_BYTES)), "SP-8.3-5: as long as a bin can be"
+        "largest",
+        [list(limit)],
+        good((*limit, constants.MAX_TENSOR_BYTES)),
+        "SP-8.3-5: as long as a bin can be",
     )
     six = ["x", "u8", [1, 1, 1, 1, 1, 2]]
     yield describe("six-dimensions", [six], good(("x", "u8", [1, 1, 1, 1, 1, 2], 2)), "SP-8.3-5")
@@ -609,17 +612,17 @@ def tensors() -> Iterator[Case]:
             "expect": expect,
         }
 
-    agreed = [["x0", "f32", [2, 4, 32, 32]], ["x4", "f32", [2, 8, 2, 2]]]
+    agreed: list[list[Any]] = [["x0", "f32", [2, 4, 32, 32]], ["x4", "f32", [2, 8, 2, 2]]]
     mismatch = "schema-mismatch"
     yield fits("agreed", agreed, agreed, "SP-11-9")
     yield fits("agreed-order", agreed, agreed[::-1], "SP-11-9: the order of the job's levels", mismatch)
     yield fits("agreed-lacking", agreed, agreed[1:], "SP-11-9: a level is missing", mismatch)
     yield fits("agreed-more", agreed[1:], agreed, "SP-11-9: a level too many", mismatch)
     yield fits("agreed-none", agreed, [], "SP-11-9: no tensors", mismatch)
-    for name, place, value in (
+    for name, place, wrong in (
         ("name", 0, "x3"), ("dtype", 1, "bf16"), ("integers", 1, "i32"), ("samples", 2, [1, 8, 2, 2]),
         ("transposed", 2, [8, 2, 2, 2]), ("flat", 2, [64]),
     ):  # fmt: skip
         other = [*agreed[1]]
-        other[place] = value
+        other[place] = wrong
         yield fits(f"agreed-other-{name}", agreed, [agreed[0], other], "SP-11-9, SP-11-10", mismatch)

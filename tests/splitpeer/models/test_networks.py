@@ -23,7 +23,7 @@ from splitpeer.models import (
 from splitpeer.models.registry import NETWORKS, backbone_of, on_wire
 from splitpeer.training.loss import region_loss
 from splitpeer.training.optimiser import Schedule, make_optimiser
-from splitpeer.training.split_round import Parties, Wire, split_round
+from splitpeer.training.split_round import Parties, Place, Wire, split_round
 from splitpeer.training.split_step import ClientHalf, CoordinatorHalf
 from splitproto.messages import Job, Sample
 
@@ -97,7 +97,10 @@ def test_training_over_the_halves_is_the_whole_networks_bit_for_bit(name: str) -
     of = backbone(name, 2)
     whole, apart = (build_split_network(of, SITES, job_seed=1) for _ in range(2))
     optimiser, _ = trainable(whole)
-    sites = {site: ClientHalf(apart.encoders[site], *trainable(apart.encoders[site])) for site in SITES}
+    sites = {
+        Place(site, site): ClientHalf(apart.encoders[site], *trainable(apart.encoders[site]))
+        for site in SITES
+    }
     parties = Parties(CoordinatorHalf(apart.decoder, *trainable(apart.decoder)), sites, {})
     x = images(of)
     target = (x["t1"] > 1).float().repeat(1, 3, 1, 1)
@@ -107,7 +110,7 @@ def test_training_over_the_halves_is_the_whole_networks_bit_for_bit(name: str) -
         loss.backward()
         optimiser.step()
         release = Release(bytes(16), "train", step, 0, (Sample(bytes(16), (0, 0, 0)),) * 2)
-        given = {site: image.numpy() for site, image in x.items()}
+        given = {Place(site, site): image.numpy() for site, image in x.items()}
         assert split_round(parties, given, target.numpy(), release, Wire()) == loss.item()
     trained = apart.state_dict()
     assert all(torch.equal(tensor, trained[key]) for key, tensor in whole.state_dict().items())
