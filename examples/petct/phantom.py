@@ -52,11 +52,11 @@ def patient(seed: int, number: int) -> dict[str, np.ndarray]:
         ct[where], pet[where] = density, uptake
     tumour = np.zeros(SHAPE, bool)
     for kind in ("uptake", "density", "both") * 2:
-        where, centre = _place(rng, size)
+        region, centre = _place(rng, size)
         spot = inside(place, centre, rng.uniform(11, 18, 3))
         # A later spot takes the place of an earlier one, in both images and in the mask.
         tumour = tumour | spot if kind == "both" else tumour & ~spot
-        ct[spot] = INFLAMED[where] if kind == "uptake" else rng.uniform(35, 60)
+        ct[spot] = INFLAMED[region] if kind == "uptake" else rng.uniform(35, 60)
         pet[spot] = SOFT[1] if kind == "density" else rng.uniform(5, 10)
     ct = ct + rng.normal(0, HU_NOISE, SHAPE)
     pet = _blurred(pet) * (1 + rng.normal(0, SUV_NOISE, SHAPE))
