@@ -210,6 +210,15 @@ def _check_averaging(job: Job, config: PeerConfig, policy: Policy) -> None:
         raise PolicyRefused("the job averages encoders, but this site runs its own ([model])")
 
 
+def _check_shared_size(job: Job, backbone: Backbone, seats: Sequence[Seat], policy: Policy) -> None:
+    """The average of an encoder arrives in one message. Raises PolicyRefused."""
+    octets = max(4 * encoder_parameters(backbone, (seat,)) for seat in seats)
+    if job.average_every is not None and octets > policy.max_message_bytes:
+        raise PolicyRefused(
+            f"an averaged encoder has {-(-octets >> 20)} MiB, allowed are {policy.max_message_mib} (max_message_mib)"
+        )
+
+
 def _check_normalisation(offer: JobOffer, policy: Policy) -> None:
     """Check the rule of every channel; see `_check_noise`. Raises PolicyRefused, SchemaMismatch."""
     for rule in [normalisation_of(offer.job, one) for seat in offer.seats for one in seat.modalities]:
@@ -285,6 +294,7 @@ def judge(offer: JobOffer, config: PeerConfig, agreed: Collection[str] = FEATURE
         described, backbone = seat_descriptors(job, offer.seats), backbone_for(job, config)
     except ValueError as error:
         raise SchemaMismatch(str(error)) from None
+    _check_shared_size(job, backbone, offer.seats, policy)
     _check_strides(job, policy)
     _check_figures(job, backbone, offer.seats)
     if (size := len(offer.seats) * encoder_octets(job, job.batch)) > policy.max_message_bytes:

@@ -90,6 +90,14 @@ def test_an_encoder_is_shared_only_where_the_policy_says_so() -> None:
     with pytest.raises(PolicyRefused, match=r"the job averages encoders.*\(share_encoder\)") as refused:
         judge(offer(average_every=2), site(share_encoder=False))
     assert "\n" not in refused.value.reason
+    # The average must fit in one message that this site takes.
+    wide = on_wire(make_backbone("basic-unet", 2, {"features": (32, 32, 64, 128, 256, 32)}))
+    judge(offer(average_every=2, **wide), site(5, share_encoder=True))
+    judge(offer(**wide), site(4))
+    with pytest.raises(
+        PolicyRefused, match=r"an averaged encoder has 5 MiB, allowed are 4 \(max_message_mib\)"
+    ):
+        judge(offer(average_every=2, **wide), site(4, share_encoder=True))
 
 
 @pytest.mark.parametrize("precision", ["f32", "bf16"])

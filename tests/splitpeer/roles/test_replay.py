@@ -8,7 +8,9 @@ import secrets
 import shutil
 import signal
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,6 +19,8 @@ import pytest
 from splitpeer.captures.reader import Capture, open_capture
 from splitpeer.cli import main
 from splitpeer.coordinator import record as runs
+from splitpeer.errors import DataError
+from splitpeer.replay.redrive import _Recording
 from splitproto.messages import Activations, Advance
 
 from .scene import SEED, Scene
@@ -360,6 +364,16 @@ async def test_a_site_that_was_lost_ends_the_comparison_and_it_says_so(scene: Sc
     assert code == 0, error + text
     assert f"{lost - 1} of 60 steps driven" in text and "largest difference 0 " in text, text
     assert f"stopped at train step {lost}: the capture holds nothing of site-t1 there" in text, text
+
+
+def test_a_run_that_averaged_encoders_drives_nobody(recorded: Scene) -> None:
+    """SP-11.16: what an average was made of, one party's capture does not hold."""
+    capture = open_capture(recorded.capture("hub"))
+    header = replace(capture.header, job=replace(capture.header.job, average_every=2))
+    with pytest.raises(
+        DataError, match=r"averaged encoders, which cannot be repeated: inspect the capture only"
+    ):
+        _Recording.of(SimpleNamespace(header=header))  # type: ignore[arg-type]
 
 
 def test_another_coordinator_is_told_apart(recorded: Scene, cli: Run, tmp_path: Path) -> None:
