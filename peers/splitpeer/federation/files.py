@@ -6,10 +6,12 @@ import logging
 from collections import Counter
 from collections.abc import Iterable
 
+from splitpeer.daemon import happenings as h
+from splitpeer.daemon.sinks.log import LogSink
 from splitpeer.data.geometry import Geometry
 from splitpeer.data.volumes import Volumes
 from splitpeer.errors import DataError, PatientUnusable
-from splitpeer.logs import event, handle
+from splitpeer.logs import handle
 from splitproto.causes import OF_A_PATIENT
 
 MOST_LINES = 20
@@ -18,11 +20,14 @@ MOST_LINES = 20
 log = logging.getLogger(__name__)
 
 
-def look(volumes: Volumes, bad: dict[bytes, str], *, voxels: bool = False) -> dict[bytes, Geometry]:
+def look(
+    volumes: Volumes, bad: dict[bytes, str], report: h.Reporter, *, voxels: bool = False
+) -> dict[bytes, Geometry]:
     """The grids of all patients that can be used, by their files' headers.
 
     Args:
         bad: patients that cannot be used, and why; those that are found go there.
+        report: told of each.
         voxels: read every file to its end.
 
     Raises:
@@ -39,7 +44,7 @@ def look(volumes: Volumes, bad: dict[bytes, str], *, voxels: bool = False) -> di
         except PatientUnusable as error:
             usable.pop(key, None)
             last = str(error)
-            note(error, bad)
+            note(error, bad, report)
     if bad and not usable:
         cause = next(reversed(bad.values()))
         told = f"none of its patients' files can be used: {counted(bad.values())}"
@@ -48,20 +53,21 @@ def look(volumes: Volumes, bad: dict[bytes, str], *, voxels: bool = False) -> di
     return usable
 
 
-def tell(volumes: Volumes) -> None:
+def tell(volumes: Volumes, report: h.Reporter) -> None:
     """What `look` found that wants a second look, in the log of the party whose files they are."""
+    told = report.to(LogSink(log))
     lines = [line for key in sorted(volumes.warnings) for line in volumes.warnings[key]]
     for line in lines[:MOST_LINES]:
-        event(log, "data.warning", logging.WARNING, cause=line)
+        told(h.DataWarning(line))
     if (more := len(lines) - MOST_LINES) > 0:
-        event(log, "data.warning", logging.WARNING, cause=f"{more} more: splitpeer data check shows all")
+        told(h.DataWarning(f"{more} more: splitpeer data check shows all"))
 
 
-def note(error: PatientUnusable, bad: dict[bytes, str]) -> None:
+def note(error: PatientUnusable, bad: dict[bytes, str], report: h.Reporter) -> None:
     """Only the log of the file's owner names it; others learn the cause."""
     if error.key not in bad:
         bad[error.key] = error.cause
-        event(log, "patient.unusable", logging.WARNING, patient=handle(error.key), cause=str(error))
+        report.to(LogSink(log))(h.PatientFileBad(handle(error.key), str(error)))
 
 
 def counted(causes: Iterable[str]) -> str:

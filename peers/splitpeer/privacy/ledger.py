@@ -24,7 +24,7 @@ import math
 import os
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -91,13 +91,16 @@ class Ledger:
         folder: `[peer] state`; made (0700) if it is missing.
         epsilon: the budget of every patient, for all that ever leaves.
         delta: its delta.
+        told: what is spent, at every tenth of the budget and at the end.
 
     Raises:
         ConfigError: another process holds the ledger; the folder cannot be written.
         DataError: the file is damaged.
     """
 
-    def __init__(self, folder: Path, epsilon: float, delta: float) -> None:
+    def __init__(
+        self, folder: Path, epsilon: float, delta: float, told: Callable[[Spent], None] = lambda spent: None
+    ) -> None:
         self.path = folder / NAME
         self.epsilon, self.delta = epsilon, delta
         self._most = mu_within(epsilon, delta) ** 2 * _SLACK
@@ -111,7 +114,7 @@ class Ledger:
         except BaseException:
             os.close(self._lock)
             raise
-        self._told = bisect_right(self._tenths, self._worst())
+        self._tell, self._reached = told, bisect_right(self._tenths, self._worst())
 
     def pay(
         self, run: bytes, patients: Sequence[bytes], noise: float, *, learning: bool, training: bool
@@ -162,11 +165,10 @@ class Ledger:
             except DataError:
                 self._unpay(costs, noise, new, fresh, name)
                 raise
-        # A line in the log at every tenth of the budget.
         reached = bisect_right(self._tenths, max(self._accounts[key].squared for key in costs))
-        if reached > self._told:
-            self._told = reached
-            self._say()
+        if reached > self._reached:
+            self._reached = reached
+            self._tell(self.spent())
 
     def spent(self) -> Spent:
         """The state of the budget, exactly as paid (amounts reserved ahead do not count)."""
@@ -188,7 +190,7 @@ class Ledger:
         finally:
             os.close(self._lock)
         if self._accounts:
-            self._say()
+            self._tell(self.spent())
 
     # --- inside ----------------------------------------------------------------------------------------
 
@@ -232,11 +234,6 @@ class Ledger:
 
     def _worst(self) -> float:
         return max((account.squared for account in self._accounts.values()), default=0.0)
-
-    def _say(self) -> None:
-        now = self.spent()
-        event(log, "privacy.spent", epsilon=now.epsilon, budget=now.budget, delta=now.delta,
-              patients=now.patients, half_spent=now.half, all_spent=now.full)  # fmt: skip
 
 
 def read_spent(folder: Path, epsilon: float, delta: float) -> Spent:

@@ -125,23 +125,26 @@ class Client:
         self._address = config.network.coordinator
         self._offer = Offer(max_message=policy.max_message_bytes, agent=AGENT)
         pick_device(config.runtime.device)
+        self._witness = Witness(config, curious)
+        self._duty = duty or Duty(config)
+        # Also told by the compute thread: log and trail alone may be.
+        self._records = h.Reporter(TrailSink(self._witness.note))
         # Fail now, not when the first batch is due.
         found = find_cases(config)
         consent = open_consent(config, found)
         self._volumes = open_volumes(config, found, without=consent.withdrawn())
         self._unusable: dict[str, dict[bytes, str]] = {modality: {} for modality in found}
         for modality, volumes in self._volumes.items():
-            look(volumes, self._unusable[modality], voxels=verify)
+            look(volumes, self._unusable[modality], self._records, voxels=verify)
         self._cases = {key: case for volumes in self._volumes.values() for key, case in volumes.cases.items()}
         self._salt_check = volumes.salt_check.hex()
         self._findings = naming_warnings(config.data.images, found.values())
         for modality, kind in found.items():
             self._findings += lacking_warning(kind, f"{modality} image")
         self._findings += consent.findings()
-        if (ledger := open_ledger(config)) is not None:
+        # The trail begins with the daemon's start.
+        if (ledger := open_ledger(config, h.Reporter())) is not None:
             ledger.close()
-        self._witness = Witness(config, curious)
-        self._duty = duty or Duty(config)
         everywhere = self._duty.report.to(TrailSink(self._witness.note), LogSink(log))
         self._report = Sparing(everywhere, len(self._cases))
         self._compute = Compute(config.runtime.threads)
@@ -166,7 +169,7 @@ class Client:
         for cause in self._findings:
             self._report(h.DataWarning(cause))
         for volumes in self._volumes.values():
-            tell(volumes)
+            tell(volumes, self._records)
         async with self._duty.on_duty(self._witness, modality=peer.held, coordinator=self._address):
             self._report(h.Ready(self._address))
             try:
@@ -222,14 +225,6 @@ class Client:
         except DeadlinePassed as error:
             # What ended the work is told; this is not.
             self._report(h.JobNotClosed(str(error)))
-            return
-        if job.ledger is not None:
-            spent = job.ledger.spent()
-            self._report(
-                h.PrivacySpent(
-                    round(spent.epsilon, 4), spent.budget, spent.delta, spent.patients, spent.half, spent.full
-                )
-            )
 
     # --- the link --------------------------------------------------------------------------------------
 
@@ -382,7 +377,7 @@ class Client:
             job = self._job
             # Only weights that were trained to the end are worth keeping before others.
             if job is not None and job.applied == job.job.steps:
-                mark_complete(job.folder)
+                mark_complete(job.folder, self._records)
             self._report(h.JobComplete() if job is None else h.JobComplete(job.job.name, job.applied))
             return True
         if bye.reason == "failed":
@@ -496,7 +491,13 @@ class Client:
         """A run that this process does not work on yet. Raises PolicyRefused, and what `open_job` raises."""
         await self._close_job()
         self._job = await self._compute.run(
-            open_job, offer, self._config, self._unusable, what="the job's folder and images", timeout=READ_S
+            open_job,
+            offer,
+            self._config,
+            self._records,
+            self._unusable,
+            what="the job's folder and images",
+            timeout=READ_S,
         )
 
     async def _work(self, session: Session, job: SiteJob) -> Bye:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from splitpeer.daemon import happenings as h
 from splitpeer.data.channels import Channels
 from splitpeer.data.consent import Consent
 from splitpeer.defences.randomness import Release
@@ -72,6 +73,8 @@ class Means:
     ledger: Ledger | None
     secret: bytes
     """Of this site's part in the run."""
+    report: h.Reporter
+    """Told by the thread that computes."""
 
 
 class SiteJob:
@@ -147,7 +150,7 @@ class SiteJob:
             DataError: none can be used, or too many cannot.
         """
         self._heed_consent()
-        grids = look(self.channels, self.unusable)
+        grids = look(self.channels, self.unusable, self._means.report)
         if len(self.unusable) > MOST_UNUSABLE:
             # SP-11.13-9.
             told = f"the files of too many patients cannot be used: {counted(self.unusable.values())}"
@@ -318,7 +321,7 @@ class SiteJob:
         """Who has withdrawn consent is not read again. Raises DataError: nobody knows who has."""
         for key in sorted(self._means.consent.withdrawn()):
             if self.channels.fills(key):
-                note(self._means.consent.refusal(key), self.unusable)
+                note(self._means.consent.refusal(key), self.unusable, self._means.report)
                 self.unusable[key] = CONSENT
 
     def _releases(self, forward: Forward) -> dict[str, Release]:
@@ -364,13 +367,13 @@ class SiteJob:
             # SP-11.13-1: once more, since a network drive may have faltered.
             return self._read(forward)
         except PatientUnusable as error:
-            note(error, self.unusable)
+            note(error, self.unusable, self._means.report)
         for sample in forward.samples:
             try:
                 if sample.key not in self.unusable:
                     self.channels.read(sample.key)
             except PatientUnusable as error:
-                note(error, self.unusable)
+                note(error, self.unusable, self._means.report)
         return None
 
     def _withdraw(self, forward: Forward) -> Withdraw:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping
 
+from splitpeer.daemon import happenings as h
+from splitpeer.daemon.sinks.log import LogSink
 from splitpeer.data.channels import Channels
 from splitpeer.data.consent import Consent
 from splitpeer.data.layouts import Found
@@ -21,7 +24,7 @@ from splitpeer.federation.terms import (
 )
 from splitpeer.models import site_seed
 from splitpeer.models.cut import Backbone
-from splitpeer.privacy.ledger import Ledger
+from splitpeer.privacy.ledger import Ledger, Spent
 from splitpeer.settings.bounds import Bounds
 from splitpeer.settings.peer import PeerConfig
 from splitpeer.site.budgets import Budgets, new_run
@@ -36,13 +39,19 @@ from splitpeer.training.optimiser import make_optimiser, make_schedule
 from splitpeer.training.split_step import ClientHalf
 from splitproto.messages import Job, JobOffer, Seat
 
+log = logging.getLogger(__name__)
+
 
 def open_job(
-    offer: JobOffer, config: PeerConfig, unusable: Mapping[str, Mapping[bytes, str]] | None = None
+    offer: JobOffer,
+    config: PeerConfig,
+    report: h.Reporter,
+    unusable: Mapping[str, Mapping[bytes, str]] | None = None,
 ) -> SiteJob:
     """Take up the run of an offer that was judged.
 
     Args:
+        report: told by the thread that computes.
         unusable: by modality, patients whose files were found bad before there was a job, and why.
 
     Raises:
@@ -58,7 +67,7 @@ def open_job(
     images = _image_defences(config, key)
     channels = _channels(offer, config, found, consent, images, known=known)
     bad = _bad(channels, unusable or {})
-    grids = look(channels, dict(bad))
+    grids = look(channels, dict(bad), report)
     backbone = backbone_for(job, config)
     check_bounds(
         job, backbone, offer.seats, bounds, max((math.prod(g.shape) for g in grids.values()), default=0)
@@ -66,7 +75,7 @@ def open_job(
     if not known:
         new_run(state, bounds)
     octets = checkpoint_octets(backbone, offer.seats)
-    make_room(state, folder, bounds, 2 * octets)
+    make_room(state, folder, bounds, 2 * octets, report)
     encoders = Encoders({seat.name: _half(job, backbone, seat, config, key) for seat in offer.seats})
     announced = next(iter(images.values())).specs + encoders.defences
     means = Means(
@@ -82,7 +91,8 @@ def open_job(
         private=config.runtime.initial_weights == "private",
         budgets=Budgets(folder, bounds),
         secret=site_secret(folder),
-        ledger=open_ledger(config),
+        ledger=open_ledger(config, report),
+        report=report,
     )
     site = SiteJob(offer, means, bad)
     try:
@@ -93,12 +103,17 @@ def open_job(
     return site
 
 
-def open_ledger(config: PeerConfig) -> Ledger | None:
+def open_ledger(config: PeerConfig, report: h.Reporter) -> Ledger | None:
     """The site's privacy budget, if its policy sets one. Raises ConfigError or DataError: see `Ledger`."""
     policy = config.policy
     if policy is None or policy.epsilon is None or policy.delta is None:
         return None
-    return Ledger(config.peer.state, policy.epsilon, policy.delta)
+    told = report.to(LogSink(log))
+
+    def spent(now: Spent) -> None:
+        told(h.PrivacySpent(now.epsilon, now.budget, now.delta, now.patients, now.half, now.full))
+
+    return Ledger(config.peer.state, policy.epsilon, policy.delta, spent)
 
 
 def _base_key(config: PeerConfig) -> bytes:

@@ -8,8 +8,9 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+from splitpeer.daemon import happenings as h
+from splitpeer.daemon.sinks.log import LogSink
 from splitpeer.errors import DiskTrouble
-from splitpeer.logs import event
 from splitpeer.settings.bounds import Bounds
 from splitpeer.storage import durable
 from splitproto.errors import PolicyRefused
@@ -30,15 +31,15 @@ class _Run:
     complete: bool
 
 
-def mark_complete(folder: Path) -> None:
+def mark_complete(folder: Path, report: h.Reporter) -> None:
     """The run of `folder` is complete: its weights are worth keeping."""
     try:
         durable.replace(folder / COMPLETE, b"")
     except OSError as error:
-        event(log, "run.not_marked", logging.WARNING, folder=folder.name, cause=str(error.strerror))
+        report.to(LogSink(log))(h.RunNotMarked(folder.name, str(error.strerror)))
 
 
-def make_room(state: Path, current: Path, bounds: Bounds, needed: int) -> None:
+def make_room(state: Path, current: Path, bounds: Bounds, needed: int, report: h.Reporter) -> None:
     """Remove the oldest runs until `current` fits beside the others; never the newest complete one of a job.
 
     Args:
@@ -63,7 +64,7 @@ def make_room(state: Path, current: Path, bounds: Bounds, needed: int) -> None:
         oldest = spare.pop(0)
         others.remove(oldest)
         shutil.rmtree(oldest.folder, ignore_errors=True)
-        event(log, "run.pruned", logging.WARNING, folder=oldest.folder.name, mib=oldest.size >> 20)
+        report.to(LogSink(log))(h.RunPruned(oldest.folder.name, oldest.size >> 20))
 
 
 def check_room(state: Path, bounds: Bounds, needed: int) -> None:

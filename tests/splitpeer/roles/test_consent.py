@@ -109,6 +109,7 @@ async def test_a_list_that_cannot_be_read_lets_nothing_out(scene, stage, monkeyp
 
 def test_what_was_computed_is_not_sent_a_second_time(scene, stage, opened) -> None:
     """SP-11-16 does not hold for a patient who has withdrawn in between."""
+    from splitpeer.daemon import happenings as h
     from splitpeer.data.sampling import batch_digest
     from splitpeer.federation.terms import job_on_wire, seat_descriptors
     from splitpeer.site.opening import open_job
@@ -117,7 +118,9 @@ def test_what_was_computed_is_not_sent_a_second_time(scene, stage, opened) -> No
 
     job, seats = job_on_wire(scene.settings), (Seat("t1", ("t1",)),)
     site = open_job(
-        JobOffer(bytes(16), seats, job, schema_digest(seat_descriptors(job, seats))), scene.config("site-t1")
+        JobOffer(bytes(16), seats, job, schema_digest(seat_descriptors(job, seats))),
+        scene.config("site-t1"),
+        h.Reporter(),
     )
     samples = tuple(Sample(scene.key(patient), (0, 0, 3)) for patient in stage.training[:2])
     asked = Forward("train", 1, 0, samples, batch_digest(1, samples, None))

@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
+from splitpeer.daemon import happenings as h
 from splitpeer.daemon.trail import NAME as TRAIL
 from splitpeer.daemon.trail import entries
 from splitpeer.data.sampling import batch_digest
@@ -257,7 +258,7 @@ def run(state, job: str, number: int, *, mib: int = 1, complete: bool = False):
     folder.mkdir(parents=True)
     (folder / "step-00000000.safetensors").write_bytes(bytes(mib << 20))
     if complete:
-        run_folders.mark_complete(folder)
+        run_folders.mark_complete(folder, h.Reporter())
     for path in folder.iterdir():
         os.utime(path, (number, number))
     return folder
@@ -269,7 +270,7 @@ def test_old_runs_go_and_the_newest_complete_one_of_a_job_stays(tmp_path) -> Non
     other, stranger = run(tmp_path, "glioma", 4, complete=True), tmp_path / "brats-notes"
     stranger.mkdir()
     current = tmp_path / f"brats-{9:032x}"
-    run_folders.make_room(tmp_path, current, Bounds(max_runs=4), 1 << 20)
+    run_folders.make_room(tmp_path, current, Bounds(max_runs=4), 1 << 20, h.Reporter())
     assert [folder.exists() for folder in (old, best, newest, other, stranger)] == [
         False,
         True,
@@ -277,13 +278,13 @@ def test_old_runs_go_and_the_newest_complete_one_of_a_job_stays(tmp_path) -> Non
         True,
         True,
     ]
-    run_folders.make_room(tmp_path, current, Bounds(max_state_mib=4), 2 << 20)
+    run_folders.make_room(tmp_path, current, Bounds(max_state_mib=4), 2 << 20, h.Reporter())
     assert [folder.exists() for folder in (best, newest, other)] == [True, False, True]
     with pytest.raises(PolicyRefused, match="max_state_mib"):
-        run_folders.make_room(tmp_path, current, Bounds(max_state_mib=3), 2 << 20)
+        run_folders.make_room(tmp_path, current, Bounds(max_state_mib=3), 2 << 20, h.Reporter())
     assert best.exists() and other.exists()
     # The present run is never in its own way.
-    run_folders.make_room(tmp_path, best, Bounds(max_runs=2), 1 << 20)
+    run_folders.make_room(tmp_path, best, Bounds(max_runs=2), 1 << 20, h.Reporter())
     assert best.exists()
     with pytest.raises(DiskTrouble, match="max_state_mib"):
         run_folders.check_room(tmp_path, Bounds(max_state_mib=2), 1 << 20)
@@ -297,7 +298,7 @@ def test_a_link_in_the_state_folder_is_not_followed(tmp_path) -> None:
     state.mkdir()
     (state / f"brats-{1:032x}").symlink_to(precious)
     run(state, "brats", 2)
-    run_folders.make_room(state, state / "now", Bounds(max_runs=1), 0)
+    run_folders.make_room(state, state / "now", Bounds(max_runs=1), 0, h.Reporter())
     assert (precious / "scan").exists()
 
 

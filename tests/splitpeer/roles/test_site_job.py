@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from splitpeer.daemon import happenings as h
 from splitpeer.data.sampling import TrainingSchedule, batch_digest
 from splitpeer.errors import DataError, JobFailed, PatientUnusable
 from splitpeer.federation.terms import cut_descriptors, job_on_wire, window_of
@@ -42,7 +43,7 @@ def begin(scene: Scene, request: pytest.FixtureRequest) -> Callable[[], SiteJob]
     scene.client("t1", runtime={"initial_weights": "private"})
     job = job_on_wire(scene.settings)
     offer = JobOffer(RUN, (Seat("t1", ("t1",)),), job, schema_digest(cut_descriptors(job)))
-    return lambda: open_job(offer, scene.config("site-t1"))
+    return lambda: open_job(offer, scene.config("site-t1"), h.Reporter())
 
 
 @pytest.fixture

@@ -32,6 +32,15 @@ class DataWarning(Happening):
 
 
 @dataclass(frozen=True)
+class PatientFileBad(Happening):
+    """A patient is left out: the file cannot be used. May name it."""
+
+    patient: str
+    """Its handle."""
+    cause: str
+
+
+@dataclass(frozen=True)
 class PatientNamed(Happening):
     """An error named a patient by key or handle; the people here know it by its file."""
 

@@ -216,15 +216,33 @@ class JobNotClosed(Happening):
 
 
 @dataclass(frozen=True)
+class RunPruned(Happening):
+    """SP-11.15-6: an old run made room for another."""
+
+    folder: str
+    mib: int
+
+
+@dataclass(frozen=True)
+class RunNotMarked(Happening):
+    """That the run is complete could not be noted in its folder."""
+
+    folder: str
+    cause: str
+
+
+@dataclass(frozen=True)
 class PrivacySpent(Happening):
-    """What the site's releases have cost, of its whole life."""
+    """What the site's releases have cost, of its whole life: at every tenth of the budget, and at the end of a job."""
 
     epsilon: float
     budget: float
     delta: float
     patients: int
     half_spent: int
+    """Patients who have used half of it or more."""
     all_spent: int
+    """Those who cannot pay for one more record."""
 
 
 # --- what a coordinator can cause at a site as often as it likes: see `sinks.sparing` ----------------------

@@ -41,6 +41,10 @@ class LogSink:
 
 _AS_THEY_ARE: dict[type[h.Happening], tuple[str, int]] = {
     h.DataWarning: ("data.warning", WARNING),
+    h.PatientFileBad: ("patient.unusable", WARNING),
+    h.RunPruned: ("run.pruned", WARNING),
+    h.RunNotMarked: ("run.not_marked", WARNING),
+    h.PrivacySpent: ("privacy.spent", INFO),
     h.FarewellDue: ("job.farewell", INFO),
     h.SiteNotBound: ("site.not_bound", WARNING),
     h.SiteForgot: ("job.restarted_site", WARNING),

@@ -23,7 +23,6 @@ _AS_THEY_ARE: dict[type[h.Happening], str] = {
     h.PeerAnnounced: "peer.announced",
     h.SiteRolledBack: "job.rollback",
     h.EncoderShared: "encoder.shared",
-    h.PrivacySpent: "privacy.spent",
 }
 """Names of lines that hold every field of their happening."""
 
@@ -58,6 +57,8 @@ def entry(happening: h.Happening) -> tuple[str, dict[str, Any]] | None:
         case h.CheckpointCommitted(run, step, digests):
             shown = [f"{site} {digest}" for site, digest in digests.items()]
             return "job.checkpoint", {"run": run, "step": step, "digests": shown}
+        case h.PrivacySpent(epsilon=epsilon):
+            return "privacy.spent", {**vars(happening), "epsilon": round(epsilon, 4)}
         case h.AskedTooMuch(cause=cause):
             return "policy.refused", {"cause": cause}
         case h.JobAccepted(levels=levels, seats=seats):
