@@ -15,7 +15,7 @@ from splitpeer.attacks.base import View
 from splitpeer.attacks.catalogue import described
 from splitpeer.audit.judge import Judge, Outcome
 from splitpeer.audit.rehearsal import Rehearsed
-from splitpeer.report.model import Entry, Privacy, Run, RunLevel, RunNetwork, Source
+from splitpeer.report.model import AuditRun, Entry, Privacy, RunLevel, RunNetwork, Source
 from splitpeer.report.store import ARRAYS, ATTACK, save_run
 from splitproto.tensors import DTYPES
 
@@ -133,7 +133,7 @@ class RunFolder:
         """Write both files, whole."""
         save_run(
             self.folder,
-            Run(
+            AuditRun(
                 made_by=f"splitpeer {splitproto.__version__}",
                 capture=self.source,
                 network=self.network,

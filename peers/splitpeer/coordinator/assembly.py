@@ -43,10 +43,11 @@ class Masks:
     """What wants a second look. May name files."""
 
 
-def open_masks(config: PeerConfig, job: JobConfig, *, verify: bool) -> Masks:
+def open_masks(config: PeerConfig, job: JobConfig, report: h.Reporter, *, verify: bool) -> Masks:
     """Find the masks and look at each.
 
     Args:
+        report: told of those that cannot be used.
         verify: read every one to its end, not only its header.
 
     Raises:
@@ -68,7 +69,7 @@ def open_masks(config: PeerConfig, job: JobConfig, *, verify: bool) -> Masks:
         rules=config.data.rules(),
     )
     unusable: dict[bytes, str] = {}
-    look(volumes, unusable, voxels=verify)
+    look(volumes, unusable, report, voxels=verify)
     return Masks(volumes, unusable, [*findings, *(census.warnings() if census is not None else [])])
 
 

@@ -110,9 +110,9 @@ class Coordinator:
             raise ConfigError("a coordinator needs [network] listen")
         self._listen = config.network.listen
         self._job, self._seats = job_on_wire(job), seats_of(job)
-        self._masks = open_masks(config, job, verify=verify)
-        self._labels = self._masks.volumes
         self._duty = duty or Duty(config)
+        self._masks = open_masks(config, job, self._duty.report.to(LogSink(log)), verify=verify)
+        self._labels = self._masks.volumes
         self._files = RunFiles(config, job, resume=resume, report=self._duty.report)
         self._files.prepare()
         admit_again(self._files, job, readmit)
@@ -215,7 +215,7 @@ class Coordinator:
                 )
                 for cause in self._masks.findings:
                     self._report(h.DataWarning(cause))
-                tell(self._labels)
+                tell(self._labels, self._report)
                 accepting = asyncio.create_task(self._accept(listener))
                 began_at = self._files.record.state
                 reason, text = "failed", "the coordinator stopped because of an error of its own"

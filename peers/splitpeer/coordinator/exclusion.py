@@ -46,7 +46,7 @@ class Exclusion:
     def own(self, error: PatientUnusable) -> UnusableBySite:
         """SP-11.13-11: a mask of the coordinator's own; only its own log names the file."""
         self._last_unusable = str(error)
-        note(error, self._bad_masks)
+        note(error, self._bad_masks, self._run.report)
         return {None: (Unusable(error.key, error.cause),)}
 
     async def withdraw(self, unusable: UnusableBySite, stream: TrainingStream) -> None:

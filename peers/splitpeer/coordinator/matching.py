@@ -73,7 +73,7 @@ class Matching:
             JobFailed: too few patients, or not on the same grids; or one of the run's is not there any more.
         """
         # SP-11.13-11.
-        known = look(self._labels, self._unusable)
+        known = look(self._labels, self._unusable, report)
         if self._record.patients:
             seating = Seating(self._job, self._seats, self._record.patients)
             self._check_kept(seating, known, here)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import logging
 from collections import Counter
 from collections.abc import Iterable
 
 from splitpeer.daemon import happenings as h
-from splitpeer.daemon.sinks.log import LogSink
 from splitpeer.data.geometry import Geometry
 from splitpeer.data.volumes import Volumes
 from splitpeer.errors import DataError, PatientUnusable
@@ -16,8 +14,6 @@ from splitproto.causes import OF_A_PATIENT
 
 MOST_LINES = 20
 """Warnings about files in the log of one start."""
-
-log = logging.getLogger(__name__)
 
 
 def look(
@@ -55,19 +51,18 @@ def look(
 
 def tell(volumes: Volumes, report: h.Reporter) -> None:
     """What `look` found that wants a second look, in the log of the party whose files they are."""
-    told = report.to(LogSink(log))
     lines = [line for key in sorted(volumes.warnings) for line in volumes.warnings[key]]
     for line in lines[:MOST_LINES]:
-        told(h.DataWarning(line))
+        report(h.DataWarning(line))
     if (more := len(lines) - MOST_LINES) > 0:
-        told(h.DataWarning(f"{more} more: splitpeer data check shows all"))
+        report(h.DataWarning(f"{more} more: splitpeer data check shows all"))
 
 
 def note(error: PatientUnusable, bad: dict[bytes, str], report: h.Reporter) -> None:
     """Only the log of the file's owner names it; others learn the cause."""
     if error.key not in bad:
         bad[error.key] = error.cause
-        report.to(LogSink(log))(h.PatientFileBad(handle(error.key), str(error)))
+        report(h.PatientFileBad(handle(error.key), str(error)))
 
 
 def counted(causes: Iterable[str]) -> str:

@@ -21,7 +21,7 @@ from splitpeer.report import bands, text, words
 from splitpeer.report.cards import Card, groups
 from splitpeer.report.findings import configurations, pair
 from splitpeer.report.frontier import svg
-from splitpeer.report.model import UNDEFENDED, Point, Promise, Run
+from splitpeer.report.model import UNDEFENDED, AuditRun, Point, Promise
 from splitpeer.report.names import brief, kind
 from splitpeer.report.store import Folder, load_run
 from splitpeer.report.tables import (
@@ -85,7 +85,7 @@ class Report:
 
     def __init__(self, folders: Sequence[Folder], title: str | None, now: datetime) -> None:
         self.folders, self.now = folders, now
-        self.runs: list[tuple[Folder, Run]] = [(f, f.run) for f in folders if f.run is not None]
+        self.runs: list[tuple[Folder, AuditRun]] = [(f, f.run) for f in folders if f.run is not None]
         self.findings = pair(folders)
         self.configurations = configurations(folders, self.findings)
         self.undefended = next((one.dice for one in self.configurations if one.name == UNDEFENDED), None)

@@ -15,7 +15,7 @@ FORMAT = 1
 UNDEFENDED = "none"
 
 
-class Part(BaseModel):
+class ReportPart(BaseModel):
     """Immutable; unknown keys are refused, since a misspelt one would silently be missing from the page."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -39,7 +39,7 @@ def _plain(value: Any) -> Any:
     return value if value is None or isinstance(value, bool | int | float | str) else str(value)
 
 
-class Source(Part):
+class Source(ReportPart):
     """The capture that was attacked."""
 
     file: str = ""
@@ -66,7 +66,7 @@ class Source(Part):
     """Different samples that it holds."""
 
 
-class RunLevel(Part):
+class RunLevel(ReportPart):
     """One tensor that crosses the wire for every sample."""
 
     name: str
@@ -83,7 +83,7 @@ class RunLevel(Part):
     gradient_defences: tuple[str, ...] = ()
 
 
-class RunNetwork(Part):
+class RunNetwork(ReportPart):
     """What the job exchanges."""
 
     dimensions: int = 2
@@ -100,7 +100,7 @@ class RunNetwork(Part):
     """Bytes of one sample's image as float32, for comparison."""
 
 
-class Promise(Part):
+class Promise(ReportPart):
     """What one defence is, in words of its own class."""
 
     title: str
@@ -108,7 +108,7 @@ class Promise(Part):
     guarantee: bool = False
 
 
-class Entry(Part):
+class Entry(ReportPart):
     """One attack in one variant against one configuration of defences."""
 
     id: str
@@ -156,7 +156,7 @@ class Entry(Part):
         return configuration(self.defences, self.gradient_defences)
 
 
-class Point(Part):
+class Point(ReportPart):
     """One configuration of a sweep, as `frontier.json` has it."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -173,7 +173,7 @@ class Point(Part):
     front: bool = False
 
 
-class Frontier(Part):
+class Frontier(ReportPart):
     """A sweep of configurations."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -181,7 +181,7 @@ class Frontier(Part):
     points: tuple[Point, ...] = ()
 
 
-class Privacy(Part):
+class Privacy(ReportPart):
     """A differential privacy budget, or the statement that there is none."""
 
     guarantee: bool = False
@@ -197,7 +197,7 @@ class Privacy(Part):
     statement: str = ""
 
 
-class Run(Part):
+class AuditRun(ReportPart):
     """A whole `attack.json`."""
 
     format: Literal[1] = FORMAT

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from splitpeer.errors import DataError
-from splitpeer.report.model import Frontier, Run
+from splitpeer.report.model import AuditRun, Frontier
 from splitpeer.storage import durable, reading
 
 ATTACK, ARRAYS, FRONTIER = "attack.json", "reconstructions.npz", "frontier.json"
@@ -37,18 +37,18 @@ class Folder:
     """One run folder, read."""
 
     path: Path
-    run: Run | None
+    run: AuditRun | None
     """None: a sweep's folder with nothing but a frontier."""
     arrays: Arrays = field(default_factory=dict)
     frontier: Frontier | None = None
 
 
-def save_run(folder: Path, run: Run, arrays: Arrays) -> None:
+def save_run(folder: Path, run: AuditRun, arrays: Arrays) -> None:
     """Write a run folder; an older one of that name is replaced file by file, each whole or not at all.
 
     Args:
         folder: made if it is not there.
-        run: see `Run`.
+        run: see `AuditRun`.
         arrays: numbers or truth values by name:
             truth_<modality> [N, 1, *spatial] normalised intensities; masks [N, regions, *spatial] 0/1;
             floor_<modality> [N, 1, *spatial] what one would show without seeing anything;
@@ -89,7 +89,7 @@ def load_run(folder: Path) -> Folder:
         raise DataError(f"{folder}: no such folder; name a folder that splitpeer attack or audit wrote")
     run = frontier = None
     if (folder / ATTACK).exists():
-        run = _parse(folder / ATTACK, Run)
+        run = _parse(folder / ATTACK, AuditRun)
     if (folder / FRONTIER).exists():
         frontier = _parse(folder / FRONTIER, Frontier)
     if run is None and frontier is None:

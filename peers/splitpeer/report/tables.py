@@ -12,7 +12,7 @@ from typing import Any
 from splitpeer.report import bands
 from splitpeer.report.cards import Card
 from splitpeer.report.findings import Configuration, ReportFinding
-from splitpeer.report.model import UNDEFENDED, Entry, Privacy, Run, RunNetwork, configuration
+from splitpeer.report.model import UNDEFENDED, AuditRun, Entry, Privacy, RunNetwork, configuration
 from splitpeer.report.store import ARRAYS, ATTACK, FRONTIER, Folder
 from splitpeer.report.text import figure, plural, upper_first
 from splitpeer.report.verdict import under
@@ -90,7 +90,7 @@ def _by(finding: ReportFinding) -> str:
     return f"{upper_first(finding.entry.title)}, {finding.entry.modality}, {plural(finding.strongest.views, 'view')}"
 
 
-def sources(runs: Sequence[tuple[Folder, Run]]) -> list[dict[str, Any]]:
+def sources(runs: Sequence[tuple[Folder, AuditRun]]) -> list[dict[str, Any]]:
     """What was recorded, and what crosses the wire for each sample; the same table once for all its runs."""
     found: list[tuple[RunNetwork, dict[str, Any]]] = []
     for folder, run in runs:
@@ -114,7 +114,7 @@ def sources(runs: Sequence[tuple[Folder, Run]]) -> list[dict[str, Any]]:
     return [entry for _, entry in found]
 
 
-def _recorded(run: Run) -> str:
+def _recorded(run: AuditRun) -> str:
     capture = run.capture
     named = f" ({capture.site})" if capture.site else ""
     who = "the coordinator" if capture.role == "coordinator" else "a hospital"
@@ -135,7 +135,7 @@ def _recorded(run: Run) -> str:
     return " ".join(sentences)
 
 
-def _total(run: Run) -> str:
+def _total(run: AuditRun) -> str:
     sent = sum(level.octets for level in run.network.levels if level.sent)
     back = sum(level.gradient_octets or 0 for level in run.network.levels)
     total = f"Together {figure(sent, 0)} bytes up"

@@ -128,7 +128,7 @@ class Client:
         self._witness = Witness(config, curious)
         self._duty = duty or Duty(config)
         # Also told by the compute thread: log and trail alone may be.
-        self._records = h.Reporter(TrailSink(self._witness.note))
+        self._records = h.Reporter(TrailSink(self._witness.note), LogSink(log))
         # Fail now, not when the first batch is due.
         found = find_cases(config)
         consent = open_consent(config, found)
@@ -143,7 +143,7 @@ class Client:
             self._findings += lacking_warning(kind, f"{modality} image")
         self._findings += consent.findings()
         # The trail begins with the daemon's start.
-        if (ledger := open_ledger(config, h.Reporter())) is not None:
+        if (ledger := open_ledger(config, h.Reporter(LogSink(log)))) is not None:
             ledger.close()
         everywhere = self._duty.report.to(TrailSink(self._witness.note), LogSink(log))
         self._report = Sparing(everywhere, len(self._cases))

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Mapping
 
 from splitpeer.daemon import happenings as h
-from splitpeer.daemon.sinks.log import LogSink
 from splitpeer.data.channels import Channels
 from splitpeer.data.consent import Consent
 from splitpeer.data.layouts import Found
@@ -38,8 +36,6 @@ from splitpeer.training.guard import Guard
 from splitpeer.training.optimiser import make_optimiser, make_schedule
 from splitpeer.training.split_step import ClientHalf
 from splitproto.messages import Job, JobOffer, Seat
-
-log = logging.getLogger(__name__)
 
 
 def open_job(
@@ -108,10 +104,9 @@ def open_ledger(config: PeerConfig, report: h.Reporter) -> Ledger | None:
     policy = config.policy
     if policy is None or policy.epsilon is None or policy.delta is None:
         return None
-    told = report.to(LogSink(log))
 
     def spent(now: Spent) -> None:
-        told(h.PrivacySpent(now.epsilon, now.budget, now.delta, now.patients, now.half, now.full))
+        report(h.PrivacySpent(now.epsilon, now.budget, now.delta, now.patients, now.half, now.full))
 
     return Ledger(config.peer.state, policy.epsilon, policy.delta, spent)
 

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import logging
 import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 from splitpeer.daemon import happenings as h
-from splitpeer.daemon.sinks.log import LogSink
 from splitpeer.errors import DiskTrouble
 from splitpeer.settings.bounds import Bounds
 from splitpeer.storage import durable
 from splitproto.errors import PolicyRefused
-
-log = logging.getLogger(__name__)
 
 COMPLETE = "complete"
 """File that marks a run whose coordinator said that it is complete."""
@@ -36,7 +32,7 @@ def mark_complete(folder: Path, report: h.Reporter) -> None:
     try:
         durable.replace(folder / COMPLETE, b"")
     except OSError as error:
-        report.to(LogSink(log))(h.RunNotMarked(folder.name, str(error.strerror)))
+        report(h.RunNotMarked(folder.name, str(error.strerror)))
 
 
 def make_room(state: Path, current: Path, bounds: Bounds, needed: int, report: h.Reporter) -> None:
@@ -64,7 +60,7 @@ def make_room(state: Path, current: Path, bounds: Bounds, needed: int, report: h
         oldest = spare.pop(0)
         others.remove(oldest)
         shutil.rmtree(oldest.folder, ignore_errors=True)
-        report.to(LogSink(log))(h.RunPruned(oldest.folder.name, oldest.size >> 20))
+        report(h.RunPruned(oldest.folder.name, oldest.size >> 20))
 
 
 def check_room(state: Path, bounds: Bounds, needed: int) -> None:

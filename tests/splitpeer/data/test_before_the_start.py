@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from splitpeer.daemon import happenings as h
+from splitpeer.daemon.sinks.log import LogSink
 from splitpeer.data.check import check
 from splitpeer.data.layouts import Case
 from splitpeer.data.quality import image_warnings
@@ -17,6 +18,8 @@ from splitpeer.data.rules import Rules
 from splitpeer.data.volumes import Volumes
 from splitpeer.errors import DataError
 from splitpeer.federation.files import MOST_LINES, look, tell
+
+LOG = h.Reporter(LogSink(logging.getLogger("splitpeer.test")))
 
 SHAPE = (60, 50, 20)
 SPACING = np.diag([3.0, 3.0, 6.0, 1.0])
@@ -94,7 +97,7 @@ def test_check_start_and_loader_agree(tmp_path: Path, files, name: str) -> None:
     seen = {}
     for verify in (False, True):
         volumes = Volumes(cases, salt=files.SALT)
-        look(volumes, bad := {}, h.Reporter(), voxels=verify)
+        look(volumes, bad := {}, LOG, voxels=verify)
         seen[verify] = set(bad) == {key}, volumes.warnings
     if name in GOOD:
         assert volumes.window(key, (0, 0, 0), SHAPE).shape == (1, *SHAPE)
@@ -205,9 +208,9 @@ def test_findings_go_to_the_log_once_and_not_without_end(tmp_path: Path, files, 
     cases = [Case(path.name, path) for path in sorted(tmp_path.iterdir())]
     volumes = Volumes(cases, salt=files.SALT)
     with caplog.at_level(logging.WARNING):
-        look(volumes, {}, h.Reporter())
-        look(volumes, {}, h.Reporter())
-        tell(volumes, h.Reporter())
+        look(volumes, {}, LOG)
+        look(volumes, {}, LOG)
+        tell(volumes, LOG)
     told = [(r.getMessage(), r.fields["cause"]) for r in caplog.records if r.getMessage() == "data.warning"]
     assert len(told) == MOST_LINES + 1
     assert all(".nii.gz: orientation unknown" in line for _, line in told[:-1])
@@ -222,4 +225,4 @@ def test_an_unknown_orientation_may_be_refused(tmp_path: Path, files) -> None:
     with pytest.raises(
         DataError, match=r"none of 1 patients' files can be used; the last: .*orientation unknown"
     ):
-        look(volumes, {}, h.Reporter())
+        look(volumes, {}, LOG)

@@ -12,7 +12,7 @@ from scipy.ndimage import gaussian_filter
 
 from splitpeer.leakage import Floors, Others, Score, score_images, score_masks
 from splitpeer.leakage.floors import MEAN_IMAGE
-from splitpeer.report.model import Entry, Privacy, Promise, Run, RunLevel, RunNetwork, Source
+from splitpeer.report.model import AuditRun, Entry, Privacy, Promise, RunLevel, RunNetwork, Source
 from splitpeer.report.store import save_run
 
 HOSTILE = "<script>alert(1)</script>"
@@ -103,7 +103,7 @@ def make(folder: Path, **changes: Any) -> Path:
         "commands": ("splitpeer attack coord.cap --attack whitebox",),
         "privacy": Privacy(guarantee=True, epsilon=2.0, delta=1e-5, releases=50, mechanism="Gaussian"),
     }
-    save_run(folder, Run(**fields | changes), arrays)
+    save_run(folder, AuditRun(**fields | changes), arrays)
     return folder
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from splitpeer.errors import DataError
-from splitpeer.report.model import Entry, Run, Source, configuration
+from splitpeer.report.model import AuditRun, Entry, Source, configuration
 from splitpeer.report.names import brief, key, kind
 from splitpeer.report.store import ARRAYS, ATTACK, FRONTIER, load_run, save_run
 
@@ -45,7 +45,7 @@ def test_what_json_has_no_word_for_does_not_lose_an_attack(tmp_path: Path) -> No
         "e": np.arange(2),
     }
     entry = Entry(id="a", attack="a", title="a", goal="image", modality="T1", settings=settings)
-    run = Run(capture=Source(role="client"), entries=(entry,), dice={"none": {"WT": float("nan")}})
+    run = AuditRun(capture=Source(role="client"), entries=(entry,), dice={"none": {"WT": float("nan")}})
     save_run(tmp_path, run, {})
     again = load_run(tmp_path).run
     assert again.entries[0].settings == {"a": 0.5, "b": [1, 2], "c": None, "d": "x", "e": [0, 1]}
@@ -111,10 +111,10 @@ def test_damaged_and_foreign_arrays_are_named_and_no_pickle_is_read(run_folder: 
 
 def test_only_numbers_are_written(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="only numbers"):
-        save_run(tmp_path, Run(capture=Source(role="client")), {"names": np.array(["a"])})
+        save_run(tmp_path, AuditRun(capture=Source(role="client")), {"names": np.array(["a"])})
     (tmp_path / "file").write_text("")
     with pytest.raises(DataError, match="cannot be written"):
-        save_run(tmp_path / "file", Run(capture=Source(role="client")), {})
+        save_run(tmp_path / "file", AuditRun(capture=Source(role="client")), {})
 
 
 def test_names_of_configurations() -> None:

@@ -10,7 +10,7 @@ from splitpeer.leakage import Score
 from splitpeer.report.bands import epsilon_words, image_band, mask_band, recognised, tumour_shows
 from splitpeer.report.cards import Card
 from splitpeer.report.findings import configurations, pair
-from splitpeer.report.model import Entry, Point, Run, Source
+from splitpeer.report.model import AuditRun, Entry, Point, Source
 from splitpeer.report.store import Folder
 from splitpeer.report.tables import attack_rows
 from splitpeer.report.verdict import answers
@@ -79,7 +79,7 @@ def outline(name: str, auc: float, **fields: Any) -> Entry:
 
 
 def answer(*entries: Entry, dice: dict[str, float] | None = None, points: tuple[Point, ...] = ()) -> tuple:
-    run = Run(
+    run = AuditRun(
         capture=Source(role="coordinator"),
         entries=entries,
         dice={name: {"mean": value} for name, value in (dice or {}).items()},
@@ -145,7 +145,7 @@ def test_a_sweep_answers_where_it_knows_more() -> None:
 
 
 def test_order_of_defences_does_not_split_a_configuration() -> None:
-    run = Run(
+    run = AuditRun(
         capture=Source(role="coordinator"),
         entries=(entry("a", 0.5, defences=("x", "y")), entry("b", 0.6, defences=("y", "x"))),
         dice={"y + x": {"WT": 0.5, "TC": 0.7, "ET": None}},
@@ -161,7 +161,7 @@ def test_one_naive_attack_beside_two_adaptive_ones_is_listed_once() -> None:
         entry("many", 0.9, attack="a", defences=("dropout:0.5",), views=100),
         entry("naive", 0.3, attack="a", defences=("dropout:0.5",), adaptive=False),
     )
-    findings = pair([Folder(path=None, run=Run(capture=Source(role="coordinator"), entries=entries))])
+    findings = pair([Folder(path=None, run=AuditRun(capture=Source(role="coordinator"), entries=entries))])
     assert [(f.entry.id, f.naive.id) for f in findings] == [("one", "naive"), ("many", "naive")]
     rows = attack_rows([Card(finding, number) for number, finding in enumerate(findings)])
     assert [row["entry"].id for row in rows] == ["one", "naive", "many"]
