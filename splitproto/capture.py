@@ -1,6 +1,6 @@
 """A capture: what one peer sent and received, as octets of a file (spec/capture.md). No files, no clock here.
 
-    SPLTCAP1 | header record | record | record | ...
+    SPLTCAP2 | header record | record | record | ...
     record = u32 envelope length | u64 body length | envelope | body | chain (32 octets)
 
 An envelope is one strict msgpack map whose `kind` says what it is; a message's body is the body of the wire.
@@ -478,4 +478,4 @@ def _check_magic(found: bytes) -> None:
             raise CaptureVersion(
                 "a capture of another format version: read it with the splitproto that wrote it"
             )
-        raise CaptureVersion("not a capture: it does not begin with SPLTCAP1")
+        raise CaptureVersion("not a capture: it does not begin with SPLTCAP2")

@@ -22,10 +22,10 @@ from .fields import (
     wire,
     write_map,
 )
-from .messages import DIGEST, Job
+from .messages import DIGEST, MOST_SEATS, Job, Seat
 
 # --- limits (SP-C): checked before memory is taken ---------------------------------------------------------
-MAGIC = b"SPLTCAP1"
+MAGIC = b"SPLTCAP2"
 """The eighth octet is the version of the format."""
 PREFIX = 12
 """Octets of the two lengths."""
@@ -93,6 +93,7 @@ class OctetsUpTo(FieldKind):
 
 SITE = Text(63)
 DEFENCES = ListOf(Text(500), 64)
+SEATS = ListOf(Record(Seat), MOST_SEATS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +101,8 @@ class Party:
     """A peer of the recorder, and what it said of itself."""
 
     site: str = wire(SITE)
-    modality: str | None = wire(Text(32), default=None)
+    seats: tuple[Seat, ...] = wire(SEATS, default=())
+    """Those that it fills, as it was offered them; none of a coordinator."""
     defences: tuple[str, ...] = wire(DEFENCES, default=())
     """What it says it applies to what it sends."""
     recorded: bool | None = wire(Bool(), default=None)
@@ -131,8 +133,8 @@ class Header:
     created: float = wire(Real())
     """Seconds since 1970, UTC."""
     run: bytes | None = wire(Octets(16), default=None)
-    modality: str | None = wire(Text(32), default=None)
-    """The recorder's modality, if it has one."""
+    seats: tuple[Seat, ...] = wire(SEATS, default=())
+    """The recorder's, as they were offered; none of a coordinator."""
     job: Job | None = wire(Record(Job), default=None)
     schema: bytes | None = wire(DIGEST, default=None)
     """Digest of the cut layer's descriptors for one batch."""
@@ -220,7 +222,7 @@ def unpack(octets: memoryview) -> Envelope:
     """Check and read one envelope.
 
     Raises:
-        CodecError: not one envelope of version 1.
+        CodecError: not one envelope of version 2.
     """
     value = codec.decode(octets)
     if type(value) is not dict or type(value.get("kind")) is not str:

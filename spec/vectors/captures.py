@@ -16,7 +16,7 @@ from talk import JOB, MESSAGES
 from splitproto import codec, messages
 from splitproto.fields import write_map
 
-MAGIC = b"SPLTCAP1"
+MAGIC = b"SPLTCAP2"
 FILE_KEY = bytes(range(0x60, 0x80))
 FILE_SALT = bytes(range(0x80, 0xA0))
 TIME = 1763683200.5
@@ -28,7 +28,14 @@ HEADER: dict[str, Any] = {
     "agent": "splitpeer/0.1.0",
     "created": TIME,
     "run": RUN,
-    "peers": [{"site": "charite", "modality": "t1", "defences": ["dropout:0.5"], "recorded": False}],
+    "peers": [
+        {
+            "site": "charite",
+            "seats": [{"name": "t1", "modalities": ["t1"]}],
+            "defences": ["dropout:0.5"],
+            "recorded": False,
+        }
+    ],
     "defences": [],
     "features": ["dtype.f32", "train"],
     "sampling": {"every": 1, "keys": []},
@@ -37,7 +44,7 @@ HEADER: dict[str, Any] = {
 }
 
 ORDER = (
-    "kind", "role", "site", "federation", "agent", "created", "run", "modality", "job", "schema", "peers",
+    "kind", "role", "site", "federation", "agent", "created", "run", "seats", "job", "schema", "peers",
     "defences", "features", "sampling", "part", "previous", "encryption", "salt", "check", "extensions",
 )  # fmt: skip
 """Any order would do (SP-8.1-5); in this one a writer makes the same octets."""
@@ -172,8 +179,9 @@ def captures() -> Iterator[Case]:
     yield good("header-only", File(), "SP-C-5: nothing was said yet")
     yield good("no-end", File().add(*said(1, "forward", "out")), "SP-C-10: the recorder was killed")
     full = {
-        **HEADER, "role": "client", "site": "charite", "modality": "t1", "job": write_map(JOB, "job"),
+        **HEADER, "role": "client", "site": "charite", "job": write_map(JOB, "job"),
         "schema": schema_digest(SCHEMA), "peers": [{"site": "hub", "defences": []}],
+        "seats": [{"name": "flair", "modalities": ["flair"]}, {"name": "mri", "modalities": ["t1", "t2"]}],
         "sampling": {"every": 10, "keys": ["90c7", "8a"]}, "extensions": {"example.org/colour": ["blue", None]},
     }  # fmt: skip
     yield good("header-full", File(full).add(*said(1, "gradients", "in")), "SP-C-5: every field; a client's")
@@ -223,7 +231,7 @@ def captures() -> Iterator[Case]:
     yield bad("other-header", rewritten + octets[places[1] :], 1, "SP-C-4: a header from elsewhere")
 
     # --- not of this format ---
-    yield bad("version", b"SPLTCAP2" + octets[8:], 0, "SP-C-2", "version")
+    yield bad("version", b"SPLTCAP1" + octets[8:], 0, "SP-C-2: of the version before", "version")
     yield bad("picture", b"\x89PNG\r\n\x1a\n" + bytes(40), 0, "SP-C-2", "version")
     yield bad("text", b"h", 0, "SP-C-2: one octet that no capture begins with", "version")
 

@@ -13,7 +13,17 @@ from splitpeer.captures.parts import PartWriter
 from splitpeer.captures.reader import Capture, open_capture
 from splitpeer.data.sampling import batch_digest
 from splitproto.capture import Header, Party, Sampling
-from splitproto.messages import Activations, Forward, Gradients, Job, Message, Sample
+from splitproto.messages import (
+    Activations,
+    Forward,
+    Gradients,
+    Inventory,
+    Job,
+    Message,
+    Patient,
+    Sample,
+    Seat,
+)
 from tests.cuts import unet
 
 WIDTHS = (2, 2, 4, 4, 4, 2)
@@ -25,6 +35,7 @@ JOB = Job(
 COMMON: dict[str, Any] = {
     "federation": "test", "agent": "tape", "created": 0.0, "run": bytes(16), "job": JOB, "sampling": Sampling(),
 }  # fmt: skip
+SEATS = (Seat("t1", ("t1",)),)
 Said = tuple[str, str, Message]
 """Peer, direction, message."""
 
@@ -36,7 +47,8 @@ def coordinators(*parties: Party, **more: Any) -> Header:
 
 def sites(**more: Any) -> Header:
     """The header of a site."""
-    return replace(Header(role="client", site="north", **COMMON), peers=(Party("hub"),), **more)
+    fields: dict[str, Any] = {"peers": (Party("hub"),), "seats": SEATS, **more}
+    return replace(Header(role="client", site="north", **COMMON), **fields)
 
 
 def tape(path: Path, header: Header, said: Iterable[Said]) -> Capture:
@@ -70,8 +82,27 @@ def levels(count: int, value: float) -> dict[str, np.ndarray]:
 
 
 def answer(to: Forward, value: float) -> Activations:
-    """What a site sends to an order."""
+    """What a site with one seat sends to an order."""
     return Activations(to.mode, to.step, to.batch, to.digest, levels(len(to.samples), value))
+
+
+def answers(to: Forward, seats: dict[str, tuple[int, float]]) -> Activations:
+    """What a site with several seats sends: of each, so many rows from a value on."""
+    tensors = {
+        f"{s}/{name}": array for s, (n, value) in seats.items() for name, array in levels(n, value).items()
+    }
+    return Activations(to.mode, to.step, to.batch, to.digest, tensors)
+
+
+def lists(*patients: tuple[int, tuple[int, ...] | None]) -> Inventory:
+    """Patients by number, each with the seats that the site fills (None: all)."""
+    grid: dict[str, Any] = {
+        "shape": (16, 16, 9), "spacing": (1.0,) * 3, "directions": (1.0, 0, 0, 0, 1.0, 0, 0, 0, 1.0),
+        "origin": (0.0,) * 3, "stored": (1.0,) * 3,
+    }  # fmt: skip
+    return Inventory(
+        tuple(Patient(bytes([n]) * 16, **grid, seats=seats) for n, seats in patients), True, bytes(8)
+    )
 
 
 def graded(to: Forward, value: float) -> Gradients:

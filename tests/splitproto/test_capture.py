@@ -31,7 +31,13 @@ from splitproto.states import Side
 
 KEY, SALT = bytes(range(32)), bytes(range(32, 64))
 HEADER = Header(
-    "coordinator", "hub", "fed", "test", 1.5, run=bytes(16), peers=(Party("charite", "t1", ("dropout:0.5",)),)
+    "coordinator",
+    "hub",
+    "fed",
+    "test",
+    1.5,
+    run=bytes(16),
+    peers=(Party("charite", (messages.Seat("t1", ("t1",)),), ("dropout:0.5",)),),
 )
 ARRAYS = {"x0": np.arange(24, dtype="<f4").reshape(2, 3, 4), "x4": np.full((1, 2), 7, "<u2")}
 SAMPLE = messages.Sample(bytes(range(16)), (0, -3, 7))

@@ -15,7 +15,7 @@ from torch import nn
 
 from splitpeer.models import Decoder
 from splitpeer.models.cut import Backbone
-from splitproto.messages import Sample
+from splitproto.messages import Sample, Seat
 
 Levels = Mapping[str, np.ndarray]
 """Level name to float32 [channels, *spatial] of one sample."""
@@ -34,13 +34,11 @@ class Shot:
     """train, evaluate or infer."""
     step: int
     index: int
-    """Place of the sample in its batch: together with `seed` it tells how the sample was augmented."""
+    """Place of the sample in the whole batch: together with `seed` it tells how the sample was augmented."""
     seed: int | None
     """Augmentation of the batch; None: none."""
     activations: Levels = field(default_factory=dict)
     """What this site sent (a coordinator's view: received; a site's own view: what it sent itself)."""
-    others: Mapping[str, Levels] = field(default_factory=dict)
-    """Coordinator only: what the other modalities sent for the same sample of the same batch."""
     gradients: Levels = field(default_factory=dict)
     """Gradient of the loss with respect to `activations`; empty where none was sent (evaluation)."""
 
@@ -55,14 +53,14 @@ class Target:
 
 @dataclass(frozen=True)
 class View:
-    """What one adversary saw of one site."""
+    """What one adversary saw of one site at one seat."""
 
     role: Literal["coordinator", "client"]
     site: str
-    modality: str
-    """The modality under attack (coordinator), or the adversary's own (client)."""
-    modalities: tuple[str, ...]
-    """All modalities of the job, sorted: the order in which the decoder concatenates."""
+    seat: Seat
+    """The one under attack (coordinator), or the adversary's own (client): its modalities are an image's channels."""
+    seats: tuple[Seat, ...]
+    """Of the whole job, by name: the order in which the decoder concatenates."""
     backbone: Backbone
     """The network that the job names, and its cut."""
     window: tuple[int, ...]
@@ -101,14 +99,14 @@ class Knowledge:
 
     model: nn.Module | None = None
     """The site's encoder with its weights (of `weights_step`) and the trained parts of its defences: an image
-    [B, 1, *spatial] to {"x0": ...} before any random defence."""
+    [B, channels, *spatial] to {"x0": ...} before any random defence."""
     weights_step: int | None = None
     models: Mapping[int, nn.Module] = field(default_factory=dict)
     """The same of several steps, for attacks that compare releases under different weights."""
     architecture: bool = True
     """Knows which network it is (it is named in the job); attacks that need it say so."""
     shadow: Mapping[str, np.ndarray] = field(default_factory=dict)
-    """Other patients' samples by modality: float32 [N, 1, *spatial], all modalities the same N in order."""
+    """Other patients' samples by seat: float32 [N, channels, *spatial], all seats the same N in order."""
     shadow_masks: np.ndarray | None = None
     """Their masks: uint8 [N, regions, *spatial]."""
     decoder: Decoder | None = None
@@ -168,7 +166,7 @@ class Result:
     attack: str
     goal: Goal
     images: np.ndarray
-    """goal image: float32 [N, 1, *spatial] in the site's own intensities where the attack can know them, else
+    """goal image: float32 [N, channels, *spatial] in the site's own intensities where the attack can know them, else
     up to gain and offset. goal mask: float32 [N, *spatial], a score that is higher where the target is likely."""
     adaptive: bool
     assumptions: tuple[str, ...]

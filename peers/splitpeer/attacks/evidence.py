@@ -17,8 +17,7 @@ import torch
 from torch import Tensor
 
 from splitpeer.attacks.base import Knowledge, Shot, View
-from splitpeer.attacks.pose import pose_of
-from splitpeer.data.augment import Augmentation
+from splitpeer.attacks.pose import Pose, pose_of
 from splitpeer.errors import AttackImpossible
 
 ZEROS_TELL = 0.02
@@ -41,7 +40,7 @@ class AveragedLevel:
 class Evidence:
     """One pose of every target."""
 
-    poses: tuple[Augmentation | None, ...]
+    poses: tuple[Pose | None, ...]
     levels: dict[str, AveragedLevel]
     views: Tensor
     """float32 [B]: shots of each target; 0 where a target has fewer poses than others."""
@@ -80,7 +79,7 @@ def require_shots(chosen: Sequence[Sequence[Shot]], which: str = "") -> None:
 
 def gather(
     chosen: Sequence[Sequence[Shot]],
-    modality: str | None,
+    modalities: Sequence[str] | None,
     *,
     masked: bool,
     device: str = "cpu",
@@ -90,6 +89,7 @@ def gather(
 
     Args:
         chosen: shots of every target.
+        modalities: of an image's channels.
         masked: leave out exact zeros where a level holds many, as an adversary does who knows of dropout.
 
     Levels that hold nothing but zeros were withheld and are left out.
@@ -120,7 +120,7 @@ def gather(
     tell = {name: masked and _zeros(chosen, name) >= ZEROS_TELL for name in told}
     return [
         Evidence(
-            poses=tuple(pose_of(shots[0], modality) if shots else None for shots in group),
+            poses=tuple(pose_of(shots[0], modalities) if shots else None for shots in group),
             levels={name: _add(group, name, shapes[name], tell[name], device) for name in told},
             views=torch.tensor([float(len(shots)) for shots in group], device=device),
         )

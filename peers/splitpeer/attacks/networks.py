@@ -20,15 +20,16 @@ _MODE = {2: "bilinear", 3: "trilinear"}
 
 
 class ImageDecoder(nn.Module):
-    """{"x0": [B, C, *spatial], ...} to an image [B, 1, *window]: from the deepest level up, each joining in turn.
+    """{"x0": [B, C, *spatial], ...} to images [B, images, *window]: from the deepest level up, each joining in turn.
 
     Args:
         cut: of the network that is inverted.
         channels: level name to channels, of the levels that were sent.
         width: channels at the finest level; twice that below.
+        images: channels of an image.
     """
 
-    def __init__(self, cut: Cut, channels: Mapping[str, int], width: int = 16) -> None:
+    def __init__(self, cut: Cut, channels: Mapping[str, int], width: int = 16, images: int = 1) -> None:
         super().__init__()
         self.dimensions, self.channels = cut.dimensions, dict(channels)
         convolution = _CONVOLUTION[cut.dimensions]
@@ -44,7 +45,7 @@ class ImageDecoder(nn.Module):
                 convolution(wide, wide, 3, padding=1), nn.LeakyReLU(0.1),
             )  # fmt: skip
             arriving = wide
-        self.last = convolution(arriving, 1, 1)
+        self.last = convolution(arriving, images, 1)
 
     def forward(self, levels: Mapping[str, Tensor]) -> Tensor:
         """Levels that the network was not made for are ignored."""
@@ -95,9 +96,11 @@ class Critic(nn.Module):
         return self.last(x).flatten(1).mean(dim=1)
 
 
-def image_decoder(cut: Cut, channels: Mapping[str, int], seed: int, width: int = 16) -> ImageDecoder:
+def image_decoder(
+    cut: Cut, channels: Mapping[str, int], seed: int, width: int = 16, images: int = 1
+) -> ImageDecoder:
     """An `ImageDecoder` with parameters from `seed`."""
-    return seeded(lambda: ImageDecoder(cut, channels, width), seed)
+    return seeded(lambda: ImageDecoder(cut, channels, width, images), seed)
 
 
 def critic(cut: Cut, channels: Mapping[str, int], seed: int, width: int = 16) -> Critic:
@@ -105,6 +108,6 @@ def critic(cut: Cut, channels: Mapping[str, int], seed: int, width: int = 16) ->
     return seeded(lambda: Critic(cut, channels, width), seed)
 
 
-def image_cut(dimensions: int) -> Cut:
+def image_cut(dimensions: int, channels: int = 1) -> Cut:
     """An image itself as the only level, for a `critic` of images."""
-    return Cut((Level(level_name(0), 1, (1,) * dimensions),), (0,))
+    return Cut((Level(level_name(0), channels, (1,) * dimensions),), (0,))

@@ -42,9 +42,9 @@ NEEDS: dict[str, Need] = {
     "architecture": Need(
         "to know which network it is", "the job names it", lambda v, k: k.architecture
     ),
-    "shadow": Need("{modality} images of other patients", _SHADOW, lambda v, k: v.modality in k.shadow),
+    "shadow": Need("{modality} images of other patients", _SHADOW, lambda v, k: v.seat.name in k.shadow),
     "shadow of all": Need(
-        "{modality} images of other patients", _SHADOW, lambda v, k: set(v.modalities) <= set(k.shadow)
+        "{modality} images of other patients", _SHADOW, lambda v, k: {seat.name for seat in v.seats} <= set(k.shadow)
     ),
     "shadow masks": Need(
         "the masks of the other patients", f"put labels/ into the folder of {_SHADOW}, and name --convention",
@@ -91,7 +91,6 @@ def check(attack: Attack, view: View, knowledge: Knowledge) -> None:
         raise AttackImpossible(f"{attack.name}: the view holds no sample; record more, or choose others")
     for need in (NEEDS[name] for name in attack.needs):
         if not need.granted(view, knowledge):
-            modality = next(
-                (m for m in (view.modality, *view.modalities) if m not in knowledge.shadow), view.modality
-            )
-            raise AttackImpossible(f"{attack.name} needs {need.what.format(modality=modality)}: {need.how}")
+            seat = next((s for s in (view.seat, *view.seats) if s.name not in knowledge.shadow), view.seat)
+            what = need.what.format(modality=" and ".join(seat.modalities))
+            raise AttackImpossible(f"{attack.name} needs {what}: {need.how}")

@@ -88,16 +88,17 @@ class SimulatedDefences:
         return bool(self._image)
 
     def images(self, clean: np.ndarray, number: int) -> np.ndarray:
-        """Images [B, 1, *spatial] as the site would defend them; another `number`, another draw."""
+        """Images [B, channels, *spatial] as the site would defend them; another `number`, another draw."""
         if not self._image:
             return clean
         defended = np.empty_like(clean)
         for index, image in enumerate(clean):
-            voxels = image.reshape(*image.shape, *[1] * (4 - image.ndim))
-            key = _key(number, index)
-            defended[index] = self._image.window(voxels, key, (0, 0, 0), voxels.shape[1:]).reshape(
-                image.shape
-            )
+            for channel, plane in enumerate(image):
+                voxels = plane.reshape(1, *plane.shape, *[1] * (3 - plane.ndim))
+                # Each modality is defended on its own, with noise of its own.
+                key = _key(number, index, channel)
+                shown = self._image.window(voxels, key, (0, 0, 0), voxels.shape[1:])
+                defended[index, channel] = shown.reshape(plane.shape)
         return defended
 
     @property
@@ -168,8 +169,9 @@ def _effect(clean: Tensor, drawn: Tensor) -> Effect:
     return Effect(gain, (rest.transpose(0, 1).flatten(1).sum(1) / total).sqrt())
 
 
-def _key(number: int, index: int) -> bytes:
-    return hashlib.sha256(b"shadow %d %d" % (number, index)).digest()[:16]
+def _key(number: int, index: int, channel: int = 0) -> bytes:
+    of_channel = b" %d" % channel if channel else b""
+    return hashlib.sha256(b"shadow %d %d" % (number, index) + of_channel).digest()[:16]
 
 
 def _wide(per_sample: Tensor, like: Tensor) -> Tensor:

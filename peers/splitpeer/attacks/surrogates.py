@@ -30,24 +30,22 @@ from splitproto.messages import Sample
 
 
 def shadow_images(view: View, knowledge: Knowledge, name: str, device: str) -> dict[str, Tensor]:
-    """The other patients' images by modality, float32 [N, 1, *window], those of the view's modality at least.
+    """The other patients' images by seat, float32 [N, channels, *window], those of the view's seat at least.
 
     Raises:
         AttackImpossible: they are of another size.
     """
-    for modality, images in knowledge.shadow.items():
-        if (
-            images.ndim != view.dimensions + 2
-            or tuple(images.shape[2:]) != tuple(view.window)
-            or not len(images)
-        ):
+    widths = {seat.name: len(seat.modalities) for seat in view.seats}
+    for seat, images in knowledge.shadow.items():
+        wanted = (widths.get(seat, 1), *view.window)
+        if tuple(images.shape[1:]) != wanted or not len(images):
             raise AttackImpossible(
-                f"{name}: the other patients' {modality} images are {list(images.shape)}, "
-                f"expected [N, 1, {', '.join(map(str, view.window))}]"
+                f"{name}: the other patients' {seat} images are {list(images.shape)}, "
+                f"expected [N, {', '.join(map(str, wanted))}]"
             )
     return {
-        modality: torch.from_numpy(np.ascontiguousarray(images, np.float32)).to(device)
-        for modality, images in knowledge.shadow.items()
+        seat: torch.from_numpy(np.ascontiguousarray(images, np.float32)).to(device)
+        for seat, images in knowledge.shadow.items()
     }
 
 
@@ -103,7 +101,7 @@ class Surrogates:
         # First: it says in one line which defence cannot be simulated.
         self._site = SimulatedDefences(view, None, seed, adaptive=knowledge.adaptive)
         self._masked = knowledge.adaptive
-        mine = self.images[view.modality]
+        mine = self.images[view.seat.name]
         self._defended = mine
         if self._site.on_images:
             self._defended = torch.from_numpy(self._site.images(mine.cpu().numpy(), 0)).to(device)
@@ -111,11 +109,11 @@ class Surrogates:
         key = hashlib.sha256(b"stand-in %d" % seed).digest()
         self.encoders = nn.ModuleDict(
             {
-                m: build_network(
-                    view.backbone, written if m == view.modality else (),
-                    key=key, seed=site_seed(seed, m), strict=False,
+                seat.name: build_network(
+                    view.backbone, written if seat == view.seat else (), key=key,
+                    seed=site_seed(seed, seat.name), strict=False, in_channels=len(seat.modalities),
                 )
-                for m in view.modalities
+                for seat in view.seats
             }
         ).to(device)  # fmt: skip
         self._turning = any(shot.seed is not None for target in view.targets for shot in target.shots)
@@ -142,22 +140,22 @@ class Surrogates:
     def draw(self, indices: np.ndarray, step: int, views: int = 1) -> SurrogateBatch:
         """One training batch; `views`: releases of each sample that the adversary has and averages."""
         view = self.view
-        inputs = {m: images[indices] for m, images in self.images.items() if m in view.modalities}
-        clean, masks = inputs[view.modality], self.masks[indices].float()
-        inputs[view.modality] = self._defended[indices]
+        inputs = {seat.name: self.images[seat.name][indices] for seat in view.seats}
+        clean, masks = inputs[view.seat.name], self.masks[indices].float()
+        inputs[view.seat.name] = self._defended[indices]
         clean, masks, *posed = self._pose(clean, masks, *inputs.values())
         sent = {}
-        for modality, images in zip(inputs, posed, strict=True):
-            if modality != view.modality:
-                sent[modality] = self.encoders[modality](images)
+        for seat, images in zip(inputs, posed, strict=True):
+            if seat != view.seat.name:
+                sent[seat] = self.encoders[seat](images)
                 continue
-            encoder = self.encoders[modality]
+            encoder = self.encoders[seat]
             if not isinstance(encoder, Defended):
-                sent[modality] = arrived = encoder(images)
+                sent[seat] = arrived = encoder(images)
                 continue
             plain = encoder.encoder(images)
-            sent[modality] = encoder.stack(plain, release_of(indices, step))
-            arrived = sent[modality]
+            sent[seat] = encoder.stack(plain, release_of(indices, step))
+            arrived = sent[seat]
             if views > 1:
                 masked = dict.fromkeys(plain, self._masked)
                 averaged = self._site.averaged(encoder.stack.structure(plain), step, views, masked)
@@ -180,10 +178,11 @@ def _frozen(decoder: Decoder, view: View, name: str) -> Decoder:
     Raises:
         AttackImpossible: it is of another job.
     """
-    if set(decoder.seats) != set(view.modalities) or tuple(decoder.levels) != tuple(sorted(view.levels)):
+    names = [seat.name for seat in view.seats]
+    if set(decoder.seats) != set(names) or tuple(decoder.levels) != tuple(sorted(view.levels)):
         raise AttackImpossible(
             f"{name}: the decoder takes levels {list(decoder.levels)} of {', '.join(decoder.seats)}, the view "
-            f"has levels {list(view.levels)} of {', '.join(view.modalities)}"
+            f"has levels {list(view.levels)} of {', '.join(names)}"
         )
     return copy.deepcopy(decoder).requires_grad_(False)
 

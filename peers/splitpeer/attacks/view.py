@@ -1,4 +1,4 @@
-"""From a capture to a `View`: what one adversary saw of one site, sample by sample.
+"""From a capture to a `View`: what one adversary saw of one site at one seat, sample by sample.
 
 Two passes: the first reads heads only and finds which batches hold which samples; the second reads the tensors
 of the batches that are wanted, so that a capture larger than memory can be attacked.
@@ -7,18 +7,18 @@ of the batches that are wanted, so that a capture larger than memory can be atta
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
 from splitpeer.attacks.base import Shot, Target, View
 from splitpeer.errors import AttackImpossible
 from splitpeer.models.registry import backbone_of
-from splitproto.messages import Activations, Forward, Gradients, Message, Sample
+from splitproto.messages import Activations, Forward, Gradients, Inventory, Message, Sample, Seat
+from splitproto.seats import Listed, by_seat
 
-Place = tuple[str, int, int, bytes]
-"""Mode, step and number of a batch, and its digest: after a withdrawal or a rollback it may hold other samples."""
+Ordered = tuple[str, int, int, bytes]
+"""Mode, step and number of a batch, and its digest: after a withdrawal or a rollback other samples may stand there."""
 
 
 class RecordedMessage(Protocol):
@@ -45,15 +45,6 @@ class MessageSource(Protocol):
         ...
 
 
-@dataclass
-class _Batch:
-    """What a capture holds of one batch."""
-
-    forward: Forward | None = None
-    activations: dict[str, Activations] = field(default_factory=dict)
-    gradients: dict[str, Gradients] = field(default_factory=dict)
-
-
 Choose = Callable[[Sequence[Sample]], Sequence[Sample]]
 
 
@@ -67,17 +58,19 @@ def one_per_patient(samples: Sequence[Sample]) -> list[Sample]:
 
 def coordinator_view(
     capture: MessageSource,
-    modality: str,
+    seat: str,
     *,
+    site: str | None = None,
     mode: str | None = None,
     step: int | None = None,
     every_step: bool = False,
     choose: Choose = one_per_patient,
     limit: int | None = None,
 ) -> View:
-    """What the coordinator saw of the site that holds `modality`.
+    """What the coordinator saw of a site at `seat`.
 
     Args:
+        site: which of those that fill the seat; default: the first by name.
         mode: only batches of this mode; default: evaluation where there is any, else training.
         step: only batches of this step; default: the last one recorded in that mode (weights are known of one
             step at a time).
@@ -93,52 +86,63 @@ def coordinator_view(
         raise AttackImpossible(
             f"this capture was recorded by a {header.role}: it holds no other site's activations"
         )
-    parties = {party.site: party for party in header.peers}
-    modalities = {site: party.modality for site, party in parties.items()}
-    site = next((site for site, held in modalities.items() if held == modality), None)
-    if site is None:
+    seats = {one.name: one for party in header.peers for one in party.seats}
+    fill = {party.site: party for party in header.peers if seat in {one.name for one in party.seats}}
+    if not fill:
         raise AttackImpossible(
-            f"no site of this capture holds {modality}; it has {', '.join(modalities.values())}"
+            f"no site of this capture fills {seat}; its seats are {', '.join(sorted(seats))}"
         )
-    places = _forwards(capture, site)
+    if site is not None and site not in fill:
+        raise AttackImpossible(f"{site} does not fill {seat} in this capture; {', '.join(sorted(fill))} does")
+    party = fill[site or min(fill)]
+    taken = _Taken(capture, party.site, Listed(party.seats), seat)
+    places = taken.forwards()
     answered = {
-        _place(m)
+        _ordered(m)
         for r in capture.records()
-        if r.peer == site and r.direction == "in" and isinstance(m := r.head, Activations)
+        if r.peer == party.site and r.direction == "in" and isinstance(m := r.head, Activations)
     }
     places = {place: forward for place, forward in places.items() if place in answered}
-    places = _of(places, mode, step, every=every_step)
-    targets = _targets(capture, places, site, choose, limit, modalities)
-    return _view(capture, "coordinator", site, modality, sorted(modalities.values()), targets,
-                 defences=tuple(parties[site].defences),
-                 gradient_defences=tuple(header.defences))  # fmt: skip
+    targets = taken.targets(_of(places, mode, step, every=every_step), choose, limit)
+    job_seats = tuple(seats[name] for name in sorted(seats))
+    return _view(
+        capture, "coordinator", party.site, seats[seat], job_seats, targets,
+        defences=tuple(party.defences), gradient_defences=tuple(header.defences),
+    )  # fmt: skip
 
 
 def site_view(
     capture: MessageSource,
+    seat: str | None = None,
     *,
     steps: Sequence[int] | None = None,
     choose: Choose = lambda samples: samples,
     limit: int | None = None,
 ) -> View:
-    """What a site saw: its own activations and the gradients that came back, in training.
+    """What a site saw at a seat: its own activations and the gradients that came back, in training.
 
     Args:
+        seat: default: the site's first.
         steps: only these; default: all that were recorded.
 
-    Raises: AttackImpossible: recorded by a coordinator, or without a gradient.
+    Raises:
+        AttackImpossible: recorded by a coordinator, without a gradient, or no such seat.
     """
     header = capture.header
     if header.role != "client":
         raise AttackImpossible(
             "this capture was recorded by a coordinator: a site's attack needs a site's capture"
         )
+    seats = {one.name: one for one in header.seats}
+    if not seats or seat not in (None, *seats):
+        raise AttackImpossible(f"this site does not fill {seat}; its seats are {', '.join(seats)}")
+    own = seats[seat] if seat is not None else next(iter(seats.values()))
     coordinator = next((party.site for party in header.peers), "")
-    places = _forwards(capture, coordinator)
+    taken = _Taken(capture, coordinator, Listed(header.seats), own.name, graded=True)
     graded = {r.head.step for r in capture.records() if r.direction == "in" and isinstance(r.head, Gradients)}
     places = {
         p: f
-        for p, f in places.items()
+        for p, f in taken.forwards().items()
         if p[0] == "train" and p[1] in graded and (steps is None or p[1] in steps)
     }
     if not places:
@@ -149,27 +153,105 @@ def site_view(
             else "record a site that trains"
         )
         raise AttackImpossible(f"this capture holds no gradient of the steps asked for: {there}")
-    modality = header.modality
-    targets = _targets(capture, places, coordinator, choose, limit, {}, own=True)
-    return _view(capture, "client", header.site, modality, [modality], targets,
-                 defences=tuple(header.defences),
-                 gradient_defences=tuple(header.peers[0].defences))  # fmt: skip
+    targets = taken.targets(places, choose, limit)
+    return _view(
+        capture, "client", header.site, own, (own,), targets,
+        defences=tuple(header.defences), gradient_defences=tuple(header.peers[0].defences),
+    )  # fmt: skip
 
 
 # --- inside --------------------------------------------------------------------------------------------------
 
 
-def _forwards(capture: MessageSource, peer: str) -> dict[Place, Forward]:
-    return {_place(m): m for r in capture.records() if r.peer == peer and isinstance(m := r.head, Forward)}
-
-
-def _place(head: Forward | Activations) -> Place:
+def _ordered(head: Forward | Activations) -> Ordered:
     return head.mode, head.step, head.batch, head.digest
 
 
+class _Taken:
+    """What passed between the coordinator and one site, at one of its seats.
+
+    Args:
+        peer: the other end, as records name it.
+        listed: the seats of the site; what it lists is heard as records pass.
+        graded: whether gradients are wanted too.
+    """
+
+    def __init__(
+        self, capture: MessageSource, peer: str, listed: Listed, seat: str, *, graded: bool = False
+    ) -> None:
+        self._capture, self._peer, self._listed, self._seat = capture, peer, listed, seat
+        self._graded = graded
+
+    def forwards(self) -> dict[Ordered, Forward]:
+        """What was ordered of it."""
+        found = {}
+        for record in self._capture.records():
+            if record.peer == self._peer and isinstance(record.head, Forward):
+                found[_ordered(record.head)] = record.head
+            elif record.peer == self._peer and isinstance(record.head, Inventory):
+                self._listed.hear(record.head)
+        return found
+
+    def targets(
+        self, places: Mapping[Ordered, Forward], choose: Choose, limit: int | None
+    ) -> tuple[Target, ...]:
+        """The samples under attack that were released at least once, and their releases in order of time."""
+        every = list(dict.fromkeys(sample for forward in places.values() for sample in forward.samples))
+        chosen = list(choose(every))[:limit]
+        shots: dict[Sample, list[Shot]] = {sample: [] for sample in chosen}
+        waiting: dict[int, tuple[Forward, Message]] = {}
+        for record in self._capture.records():
+            head = record.head
+            if record.peer != self._peer:
+                continue
+            if isinstance(head, Activations):
+                forward = places.get(_ordered(head))
+                if self._graded and (former := waiting.pop(head.step, None)) is not None:
+                    # Answered, and void: no gradient came back.
+                    self._cut(*former, None, shots)
+                if forward is None or not any(sample in shots for sample in forward.samples):
+                    continue
+                if self._graded:
+                    waiting[head.step] = forward, record.message
+                else:
+                    self._cut(forward, record.message, None, shots)
+            elif isinstance(head, Gradients) and head.step in waiting:
+                self._cut(*waiting.pop(head.step), record.message, shots)
+        for forward, message in waiting.values():
+            self._cut(forward, message, None, shots)
+        return tuple(Target(sample, tuple(shots[sample])) for sample in chosen if shots[sample])
+
+    def _cut(
+        self, forward: Forward, sent: Message, returned: Message | None, shots: dict[Sample, list[Shot]]
+    ) -> None:
+        rows = self._listed.rows(forward.samples).get(self._seat, ())
+        activations, gradients = self._at(sent), self._at(returned)
+        places = forward.places or range(len(forward.samples))
+        for row, number in enumerate(rows):
+            sample = forward.samples[number]
+            if sample in shots and activations:
+                shots[sample].append(
+                    Shot(
+                        forward.mode, forward.step, places[number], forward.seed,
+                        {name: np.array(tensor[row]) for name, tensor in activations.items()},
+                        {name: np.array(tensor[row]) for name, tensor in gradients.items()},
+                    )
+                )  # fmt: skip
+
+    def _at(self, message: Message | None) -> dict[str, np.ndarray]:
+        """Tensors of this seat, float32; bfloat16 travels as its 16 bits, which are the upper half of a float32."""
+        if not isinstance(message, Activations | Gradients):
+            return {}
+        own = by_seat(message.tensors, self._listed.seats).get(self._seat, {})
+        return {
+            name: (array.astype(np.uint32) << 16).view(np.float32) if array.dtype == np.uint16 else array
+            for name, array in own.items()
+        }
+
+
 def _of(
-    places: dict[Place, Forward], mode: str | None, step: int | None, *, every: bool
-) -> dict[Place, Forward]:
+    places: dict[Ordered, Forward], mode: str | None, step: int | None, *, every: bool
+) -> dict[Ordered, Forward]:
     found = {place[0] for place in places}
     if mode is None:
         mode = next((m for m in ("evaluate", "infer", "train") if m in found), "train")
@@ -184,98 +266,14 @@ def _of(
     return {place: f for place, f in places.items() if place[0] == mode and place[1] in wanted}
 
 
-def _targets(
-    capture: MessageSource,
-    places: Mapping[Place, Forward],
-    peer: str,
-    choose: Choose,
-    limit: int | None,
-    modalities: Mapping[str, str],
-    *,
-    own: bool = False,
-) -> tuple[Target, ...]:
-    every = list(dict.fromkeys(sample for forward in places.values() for sample in forward.samples))
-    chosen = list(choose(every))[:limit]
-    wanted = set(chosen)
-    needed = {place for place, forward in places.items() if wanted.intersection(forward.samples)}
-    shots: dict[Sample, list[Shot]] = {sample: [] for sample in chosen}
-    # Sites that were absent, or sat the step out, never answer.
-    answer: dict[Place, set[str]] = {place: set() for place in needed}
-    for record in capture.records():
-        if isinstance(head := record.head, Activations) and _place(head) in answer:
-            answer[_place(head)].add(record.peer)
-    open_: dict[Place, _Batch] = {}
-    newest: dict[int, Place] = {}
-    """By step: the batch that its gradients answer."""
-    # In order of time; a batch is cut into shots when all have answered it, so few are in memory at once.
-    for record in capture.records():
-        head = record.head
-        if isinstance(head, Activations):
-            place = _place(head)
-            if head.mode == "train":
-                newest[head.step] = place
-            if place in needed:
-                if place in open_ and record.peer in open_[place].activations:
-                    # Ordered again after a rollback, before all had answered: both times it was seen.
-                    _cut(open_.pop(place), peer, wanted, shots, modalities, own=own)
-                batch = open_.setdefault(place, _Batch(places[place]))
-                batch.activations[record.peer] = record.message
-                if batch.activations.keys() == answer[place] and (head.mode != "train" or not own):
-                    _cut(open_.pop(place), peer, wanted, shots, modalities, own=own)
-        elif isinstance(head, Gradients) and own:
-            graded = newest.get(head.step)
-            if graded is not None and graded in open_:
-                place = graded
-                open_[place].gradients[record.peer] = record.message
-                _cut(open_.pop(place), peer, wanted, shots, modalities, own=own)
-    for batch in open_.values():
-        _cut(batch, peer, wanted, shots, modalities, own=own)
-    return tuple(Target(sample, tuple(shots[sample])) for sample in chosen if shots[sample])
-
-
-def _cut(
-    batch: _Batch,
-    peer: str,
-    wanted: set[Sample],
-    shots: dict[Sample, list[Shot]],
-    modalities: Mapping[str, str],
-    *,
-    own: bool,
-) -> None:
-    forward = batch.forward
-    if forward is None or peer not in batch.activations:
-        return
-    sent = {site: _floats(message.tensors) for site, message in batch.activations.items()}
-    gradients = _floats(batch.gradients[peer].tensors) if peer in batch.gradients else {}
-    for index, sample in enumerate(forward.samples):
-        if sample not in wanted:
-            continue
-
-        def at(tensors: Mapping[str, np.ndarray], index: int = index) -> dict[str, np.ndarray]:
-            return {name: np.array(tensor[index]) for name, tensor in tensors.items()}
-
-        others = {} if own else {modalities[s]: at(t) for s, t in sent.items() if s != peer}
-        shots[sample].append(
-            Shot(forward.mode, forward.step, index, forward.seed, at(sent[peer]), others, at(gradients))
-        )
-
-
-def _floats(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """float32; bfloat16 travels as its 16 bits, which are the upper half of a float32."""
-    return {
-        name: (array.astype(np.uint32) << 16).view(np.float32) if array.dtype == np.uint16 else array
-        for name, array in tensors.items()
-    }
-
-
 def _view(
-    capture: MessageSource, role: Any, site: str, modality: str, modalities: Sequence[str], targets: tuple[Target, ...],
-    *, defences: tuple[str, ...], gradient_defences: tuple[str, ...],
+    capture: MessageSource, role: Literal["coordinator", "client"], site: str, seat: Seat, seats: tuple[Seat, ...],
+    targets: tuple[Target, ...], *, defences: tuple[str, ...], gradient_defences: tuple[str, ...],
 ) -> View:  # fmt: skip
     job = capture.header.job
     if job is None:
         raise AttackImpossible("this capture ended before a job began: there is nothing to attack")
     return View(
-        role=role, site=site, modality=modality, modalities=tuple(modalities), backbone=backbone_of(job),
-        window=tuple(job.window), targets=targets, defences=defences, gradient_defences=gradient_defences,
+        role=role, site=site, seat=seat, seats=seats, backbone=backbone_of(job), window=tuple(job.window),
+        targets=targets, defences=defences, gradient_defences=gradient_defences,
     )  # fmt: skip

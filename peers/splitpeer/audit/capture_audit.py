@@ -25,7 +25,7 @@ from splitpeer.defences.key import from_seed
 from splitpeer.defences.offline import offline_defences
 from splitpeer.errors import ConfigError, DataError
 from splitpeer.federation.terms import normalisation_of
-from splitproto.messages import Inventory, Sample
+from splitproto.messages import Inventory, Sample, Seat
 
 SHADOW_SALT = bytes(32)
 """The adversary's own patients need names of no federation."""
@@ -37,7 +37,8 @@ class CaptureAudit:
 
     path: Path
     key_file: Path | None = None
-    modality: str | None = None
+    seat: str | None = None
+    site: str | None = None
     knows: tuple[str, ...] = ()
     queries: bool = False
     shadow_images: int = 600
@@ -62,16 +63,16 @@ class CaptureAudit:
         """
         opened = VerifiedCapture.open(self.path, read_key(self.key_file) if self.key_file else None)
         files = parse_knows(self.knows)
-        modality, window = self._modality(opened), _window(opened)
-        cohort = self._cohort(opened, modality)
-        view = self._view(opened, modality, cohort, window, several=len(files.get("weights", ())) > 1)
+        seat, window = self._seat(opened), _window(opened)
+        cohort = self._cohort(opened, seat)
+        view = self._view(opened, seat.name, cohort, window, several=len(files.get("weights", ())) > 1)
         truth = None
         if cohort is not None:
-            _check_grid(opened, view, cohort.images[modality])
+            _check_grid(opened, view, next(iter(cohort.images.values())))
             truth = cut(cohort, [target.sample for target in view.targets], window)
         others = self._others(files.get("shadow"), view, window, _rule(opened))
         return Experiment(
-            view, grant(view, files, others, queries=self.queries), make_judge(modality, truth, others),
+            view, grant(view, files, others, queries=self.queries), make_judge(seat.modalities, truth, others),
             opened.source(view), opened.network(view), self.seed, self.device,
         )  # fmt: skip
 
@@ -83,35 +84,41 @@ class CaptureAudit:
 
     # --- inside ----------------------------------------------------------------------------------------------
 
-    def _modality(self, opened: VerifiedCapture) -> str:
+    def _seat(self, opened: VerifiedCapture) -> Seat:
+        """The one that is asked for, by its name or by that of its only modality."""
         header = opened.capture.header
-        first = header.modality or next(party.modality for party in header.peers if party.modality)
-        return canonical_modality(self.modality or first)
+        seats = {
+            seat.name: seat for seat in (*header.seats, *(s for party in header.peers for s in party.seats))
+        }
+        if self.seat is None:
+            return next(iter(seats.values()))
+        name = self.seat if self.seat in seats else canonical_modality(self.seat)
+        return seats.get(name, Seat(name, (name,)))
 
-    def _cohort(self, opened: VerifiedCapture, modality: str) -> Cohort | None:
+    def _cohort(self, opened: VerifiedCapture, seat: Seat) -> Cohort | None:
         if self.truth is None or self.salt is None:
             return None
         job = opened.capture.header.job
         return Cohort.read(
-            self.truth, [modality], salt=load_salt(self.salt), layout=self.layout, convention=self.convention,
+            self.truth, seat.modalities, salt=load_salt(self.salt), layout=self.layout, convention=self.convention,
             spacing=job.spacing or None if job else None, rule=_rule(opened),
         )  # fmt: skip
 
     def _view(
-        self, opened: VerifiedCapture, modality: str, cohort: Cohort | None, window: Triple, *, several: bool
+        self, opened: VerifiedCapture, seat: str, cohort: Cohort | None, window: Triple, *, several: bool
     ) -> View:
         capture = self._defended(opened.capture)
         if capture.header.role == "client":
             steps = None if self.step is None else (self.step,)
-            view = site_view(capture, steps=steps, limit=self.samples)
+            view = site_view(capture, seat, steps=steps, limit=self.samples)
         else:
 
             def choose(recorded: Sequence[Sample]) -> list[Sample]:
                 return _most_telling(recorded, cohort, window)
 
             mode = "train" if self.step == 1 else None
-            view = coordinator_view(capture, modality, mode=mode, step=self.step, choose=choose, limit=self.samples,
-                                    every_step=several)  # fmt: skip
+            view = coordinator_view(capture, seat, site=self.site, mode=mode, step=self.step, choose=choose,
+                                    limit=self.samples, every_step=several)  # fmt: skip
         # With a defence, this many views were made.
         return view if self.views is None or self.defence else first_views(view, self.views)
 
@@ -142,9 +149,10 @@ class CaptureAudit:
         as_folder = self.layout == "folder"
         with_labels = self.convention if (folder / "labels").is_dir() or not as_folder else None
         # Attacks through the coordinator's decoder need all modalities of the same people.
-        present = [m for m in view.modalities if not as_folder or (folder / m).is_dir()]
+        wanted = list(dict.fromkeys(m for seat in (view.seat, *view.seats) for m in seat.modalities))
+        present = [m for m in wanted if not as_folder or (folder / m).is_dir()]
         cohort = Cohort.read(
-            folder, present or [view.modality], salt=SHADOW_SALT, layout=self.layout, convention=with_labels,
+            folder, present or list(view.seat.modalities), salt=SHADOW_SALT, layout=self.layout, convention=with_labels,
             rule=rule,
         )  # fmt: skip
         return shadow(cohort, window, self.shadow_images, self.seed)

@@ -13,7 +13,7 @@ from splitpeer.data.normalisation import DEFAULT, Normaliser
 from splitpeer.data.task import Task
 from splitpeer.data.volumes import Triple, Volumes
 from splitpeer.errors import ConfigError, DataError
-from splitproto.messages import Sample
+from splitproto.messages import Sample, Seat
 
 
 @dataclass(frozen=True)
@@ -101,6 +101,11 @@ class Samples:
             return ()
         everything = {value for region in self.task.regions for value in region.values}
         return tuple(n for n, region in enumerate(self.task.regions) if set(region.values) != everything)
+
+    def at(self, seat: Seat) -> np.ndarray | None:
+        """Its images, float32 [N, channels, *spatial]; None where a channel is missing."""
+        found = [self.images[modality] for modality in seat.modalities if modality in self.images]
+        return np.concatenate(found, axis=1) if len(found) == len(seat.modalities) else None
 
     @property
     def patients(self) -> list[str]:

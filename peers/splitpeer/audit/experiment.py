@@ -85,9 +85,12 @@ class VerifiedCapture:
     def network(self, view: View) -> RunNetwork:
         """What its job exchanges."""
         header = self.capture.header
-        sites = {party.site: party.modality for party in header.peers if party.modality}
-        if header.modality:
-            sites[header.site] = header.modality
+        filled = {party.site: party.seats for party in header.peers} | {header.site: header.seats}
+        sites = {
+            site: ", ".join(modality for seat in seats for modality in seat.modalities)
+            for site, seats in filled.items()
+            if seats
+        }
         return network_of(view, sites, header.job.precision if header.job else "f32")
 
 
@@ -110,10 +113,9 @@ class Experiment:
         privacy: Privacy | None = None,
     ) -> RunFolder:  # fmt: skip
         """The run folder, with the truth and with what Gaussian noise alone bounds; see `RunFolder`."""
-        truth, modality = self.judge.truth, self.view.modality
-        bound = None
-        if truth is not None and modality in truth.images:
-            bound = gaussian_bound(self.view, self.knowledge, truth.images[modality])
+        truth, bound = self.judge.truth, None
+        if truth is not None and (images := truth.at(self.view.seat)) is not None:
+            bound = gaussian_bound(self.view, self.knowledge, images)
         made = RunFolder(
             folder, self.source, self.network, commands=commands, digests=dict(digests or {}), trained=trained,
             reached=dict(reached or {}), privacy=privacy, notes=(*notes, *([bound] if bound else [])),
@@ -159,7 +161,7 @@ class Experiment:
         both = naive and seen.defended and attack.has_naive_form
         for adaptive in (True, False) if both else (True,):
             result = runner.run(attack, seen, replace(self.knowledge, adaptive=adaptive), progress)
-            yield self.judge.outcome(seen, result)
+            yield from self.judge.outcomes(seen, result)
 
 
 def first_views(view: View, count: int) -> View:
@@ -169,7 +171,7 @@ def first_views(view: View, count: int) -> View:
 
 
 def image_experiment(
-    rehearsal: Rehearsal, played: Rehearsed, modality: str, judge: Judge, others: Samples, device: str = "cpu"
+    rehearsal: Rehearsal, played: Rehearsed, seat: str, judge: Judge, others: Samples, device: str = "cpu"
 ) -> Experiment:
     """A coordinator that holds the weights and similar images, and attacks the samples that `judge` knows.
 
@@ -179,9 +181,9 @@ def image_experiment(
     opened = VerifiedCapture.open(played.capture)
     truth = judge.truth
     view = coordinator_view(
-        opened.capture, modality, mode="evaluate", choose=lambda found: truth.samples if truth else found
+        opened.capture, seat, mode="evaluate", choose=lambda found: truth.samples if truth else found
     )
-    files = {"weights": (played.weights(modality),), "decoder": (played.weights(COORDINATOR),)}
+    files = {"weights": (played.weights(seat),), "decoder": (played.weights(COORDINATOR),)}
     return Experiment(
         view, grant(view, files, others), judge, _rehearsed(opened.source(view), rehearsal.job.steps),
         opened.network(view), rehearsal.seed, device,
@@ -189,18 +191,18 @@ def image_experiment(
 
 
 def label_experiment(
-    rehearsal: Rehearsal, played: Rehearsed, modality: str, step: int, device: str = "cpu"
+    rehearsal: Rehearsal, played: Rehearsed, seat: str, step: int, device: str = "cpu"
 ) -> Experiment:
     """A site that has nothing but the gradients it was sent at `step`.
 
     Raises:
         AttackImpossible: the site was sent none then.
     """
-    opened = VerifiedCapture.open(played.site_capture(modality))
-    view = site_view(opened.capture, steps=(step,))
+    opened = VerifiedCapture.open(played.site_capture(seat))
+    view = site_view(opened.capture, seat, steps=(step,))
     truth = cut(rehearsal.cohort, [target.sample for target in view.targets], rehearsal.window)
     return Experiment(
-        view, Knowledge(), Judge(truth, modality), _rehearsed(opened.source(view), step), opened.network(view),
+        view, Knowledge(), Judge(truth), _rehearsed(opened.source(view), step), opened.network(view),
         rehearsal.seed, device,
     )  # fmt: skip
 

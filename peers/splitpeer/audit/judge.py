@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -18,9 +19,19 @@ class Outcome:
 
     view: View
     result: Result
+    modality: str
+    """Of the images in the result; of a mask, what the site that attacks holds."""
     scores: dict[str, Score] = field(default_factory=dict)
     tumour: np.ndarray | None = None
     """bool [N, *spatial]: all that is segmented, as a fixed network finds it in the reconstructions."""
+
+
+@dataclass(frozen=True)
+class Channel:
+    """What images of one modality are held against."""
+
+    floors: Floors
+    segmenter: Segmenter | None = None
 
 
 @dataclass
@@ -28,43 +39,64 @@ class Judge:
     """Scores what attacks recover; without the truth it scores nothing."""
 
     truth: Samples | None = None
-    modality: str = ""
-    floors: Floors | None = None
-    segmenter: Segmenter | None = None
+    channels: dict[str, Channel] = field(default_factory=dict)
+    """By modality."""
 
-    def outcome(self, view: View, result: Result) -> Outcome:
-        """Figures by name (see `splitpeer.leakage`), and the tumour that shows in each reconstruction."""
-        truth = self.truth
-        if truth is None or (result.goal == "mask" and truth.outlines is None):
-            return Outcome(view, result)
+    def outcomes(self, view: View, result: Result) -> list[Outcome]:
+        """Figures by name (see `splitpeer.leakage`): of a map, or of each channel of the images on its own."""
         if result.goal == "mask":
-            found = score_masks(truth.outlines, result.images, truth.patients, parts=truth.parts)
-            return Outcome(view, result, found)
-        images = truth.images[self.modality]
-        scores = score_images(images, result.images, truth.patients, floors=self.floors, z=truth.heights)
+            return [self._map(view, result)]
+        channels = enumerate(view.seat.modalities)
+        return [self._image(view, _channel(result, n), modality) for n, modality in channels]
+
+    def _map(self, view: View, result: Result) -> Outcome:
+        truth, modality = self.truth, " + ".join(view.seat.modalities)
+        if truth is None or truth.outlines is None:
+            return Outcome(view, result, modality)
+        found = score_masks(truth.outlines, result.images, truth.patients, parts=truth.parts)
+        return Outcome(view, result, modality, found)
+
+    def _image(self, view: View, result: Result, modality: str) -> Outcome:
+        truth, channel = self.truth, self.channels.get(modality)
+        if truth is None or channel is None:
+            return Outcome(view, result, modality)
+        images, floors = truth.images[modality], channel.floors
+        scores = score_images(images, result.images, truth.patients, floors=floors, z=truth.heights)
         shown = None
-        if self.segmenter is not None and truth.outlines is not None:
+        if channel.segmenter is not None and truth.outlines is not None:
             scores["tumour_dice"], shown = score_tumour(
-                self.segmenter, images, result.images, truth.outlines, truth.patients, floors=self.floors
+                channel.segmenter, images, result.images, truth.outlines, truth.patients, floors=floors
             )
-        return Outcome(view, result, scores, shown)
+        return Outcome(view, result, modality, scores, shown)
 
 
-def make_judge(modality: str, truth: Samples | None, others: Samples | None, *, tumour: bool = True) -> Judge:
-    """A judge with floors, and a tumour finder, from patients that are not under attack.
+def _channel(result: Result, number: int) -> Result:
+    return replace(result, images=result.images[:, number : number + 1])
+
+
+def make_judge(
+    modalities: Sequence[str], truth: Samples | None, others: Samples | None, *, tumour: bool = True
+) -> Judge:
+    """A judge with floors, and a finder of what is segmented, from patients that are not under attack.
 
     Args:
-        others: similar images, with masks for the tumour finder; None: floors from the truth's other patients.
-        tumour: train the tumour finder (half a minute).
+        modalities: those that are attacked.
+        others: similar images, with masks for the finder; None: floors from the truth's other patients.
+        tumour: train the finders (half a minute each).
     """
-    if truth is None or modality not in truth.images:
-        return Judge(truth, modality)
-    images = truth.images[modality]
-    known = None
-    if others is not None and modality in others.images:
-        known = Others(others.images[modality], others.patients, others.heights)
-    floors = Floors.make(images, truth.patients, known, truth.heights)
-    segmenter = None
-    if tumour and others is not None and others.outlines is not None and truth.masks is not None:
-        segmenter = train_segmenter(others.images[modality], others.outlines)
-    return Judge(truth, modality, floors, segmenter)
+    if truth is None:
+        return Judge()
+    judge = Judge(truth)
+    for modality in modalities:
+        if modality not in truth.images:
+            continue
+        known = None
+        if others is not None and modality in others.images:
+            known = Others(others.images[modality], others.patients, others.heights)
+        floors = Floors.make(truth.images[modality], truth.patients, known, truth.heights)
+        segmenter = None
+        outlines = others.outlines if others is not None and truth.masks is not None else None
+        if tumour and known is not None and outlines is not None:
+            segmenter = train_segmenter(known.images, outlines)
+        judge.channels[modality] = Channel(floors, segmenter)
+    return judge

@@ -45,7 +45,7 @@ def grant(
             knowledge = with_model(knowledge, view, paths[-1], initial=True)
         elif kind == "decoder":
             knowledge = with_decoder(knowledge, view, paths[-1])
-    return knowledge if others is None else with_shadow(knowledge, others)
+    return knowledge if others is None else with_shadow(knowledge, view, others)
 
 
 def with_model(knowledge: Knowledge, view: View, path: Path, *, initial: bool = False) -> Knowledge:
@@ -56,7 +56,7 @@ def with_model(knowledge: Knowledge, view: View, path: Path, *, initial: bool = 
         DataError: it cannot be read.
     """
     tensors, meta, _ = checkpoint.read(path)
-    model = _encoder(view, _parameters(tensors), path)
+    model = _encoder(view, _parameters(tensors, view), path)
     if initial:
         return replace(knowledge, initial_model=model)
     return replace(knowledge, model=model, weights_step=int(meta.get("step", 0)))
@@ -67,7 +67,7 @@ def with_models(knowledge: Knowledge, view: View, paths: Sequence[Path]) -> Know
     models = {}
     for path in paths:
         tensors, meta, _ = checkpoint.read(path)
-        models[int(meta.get("step", 0))] = _encoder(view, _parameters(tensors), path)
+        models[int(meta.get("step", 0))] = _encoder(view, _parameters(tensors, view), path)
     return replace(knowledge, models=models)
 
 
@@ -77,21 +77,27 @@ def with_decoder(knowledge: Knowledge, view: View, path: Path) -> Knowledge:
     return replace(knowledge, decoder=_decoder(view, _parameters(tensors), path))
 
 
-def with_shadow(knowledge: Knowledge, samples: Samples) -> Knowledge:
-    """Grant similar images of other patients, and their masks where there are any."""
-    return replace(knowledge, shadow=samples.images, shadow_masks=samples.masks)
+def with_shadow(knowledge: Knowledge, view: View, samples: Samples) -> Knowledge:
+    """Grant similar images of other patients, for each seat of which all channels are there; and their masks."""
+    stacked = {seat.name: samples.at(seat) for seat in (view.seat, *view.seats)}
+    images = {name: found for name, found in stacked.items() if found is not None}
+    return replace(knowledge, shadow=images, shadow_masks=samples.masks)
 
 
-def _parameters(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name.removeprefix("model/"): t for name, t in tensors.items() if name.startswith("model/")}
+def _parameters(tensors: Mapping[str, Tensor], view: View | None = None) -> dict[str, Tensor]:
+    """Weights by name; where a site's checkpoint holds several seats, of the seat under attack."""
+    start = "model/"
+    if view is not None and any(name.startswith(f"{view.seat.name}/") for name in tensors):
+        start = f"{view.seat.name}/model/"
+    return {name.removeprefix(start): t for name, t in tensors.items() if name.startswith(start)}
 
 
 def _encoder(view: View, parameters: Mapping[str, Tensor], path: Path) -> nn.Module:
     # Without defences, or where they were tried offline, the checkpoint is a bare encoder's; trained parts of
     # defences (a bottleneck, learnt noise) are in the same checkpoint.
-    plain = by_place(view.defences).activations
+    plain, width = by_place(view.defences).activations, len(view.seat.modalities)
     networks = [
-        build_network(view.backbone, written, key=bytes(32), seed=0, strict=False)
+        build_network(view.backbone, written, key=bytes(32), seed=0, strict=False, in_channels=width)
         for written in dict.fromkeys([plain, ()])
     ]
     fitting = [network for network in networks if _fits(network, parameters)]
@@ -100,11 +106,12 @@ def _encoder(view: View, parameters: Mapping[str, Tensor], path: Path) -> nn.Mod
 
 def _decoder(view: View, parameters: Mapping[str, Tensor], path: Path) -> Decoder:
     # How the levels are fused and how many regions there are is not in the job on the wire, but in the shapes.
+    seats = [seat.name for seat in view.seats]
     for fusion in ("concat", "mean"):
-        decoder = build_decoder(view.backbone, view.modalities, fusion, seed=0)
+        decoder = build_decoder(view.backbone, seats, fusion, seed=0)
         regions = _outputs(decoder, parameters)
         if regions != decoder.out_channels:
-            decoder = build_decoder(view.backbone, view.modalities, fusion, regions, seed=0)
+            decoder = build_decoder(view.backbone, seats, fusion, regions, seed=0)
         if _fits(decoder, parameters):
             return _loaded(decoder, parameters, path, "decoder")
     return _loaded(decoder, parameters, path, "decoder")

@@ -21,7 +21,7 @@ class SweepHead(Section):
     """What all configurations share."""
 
     modality: Modality = "t1"
-    """The modality under attack."""
+    """The seat under attack; where a job names none, each modality is one."""
     attacks: Annotated[tuple[str, ...], Field(min_length=1)] = ("pca", "whitebox", "inverse")
     """On images, by the coordinator."""
     naive: tuple[str, ...] = ("whitebox",)

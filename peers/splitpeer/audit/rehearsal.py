@@ -16,20 +16,22 @@ import numpy as np
 
 from splitpeer.audit.cohort import Cohort
 from splitpeer.captures.parts import PartWriter
+from splitpeer.data.channels import Channels
+from splitpeer.data.geometry import Triple
 from splitpeer.data.loader import SiteData
 from splitpeer.data.sampling import TrainingSchedule, batch_digest, split_patients
 from splitpeer.defences.image.stack import make_image_stack
-from splitpeer.defences.key import for_peer, from_seed
+from splitpeer.defences.key import for_peer, from_seed, key_of
 from splitpeer.defences.network import Defended, build_network
 from splitpeer.defences.randomness import Release
 from splitpeer.defences.specs import placed
-from splitpeer.defences.stack import make_stack
+from splitpeer.defences.stack import Stack, make_stack
 from splitpeer.errors import DataError
 from splitpeer.federation.batches import TrainingStream
 from splitpeer.federation.evaluation import Plan, Scoring
 from splitpeer.federation.precision import from_wire, to_wire
-from splitpeer.federation.seats import modality_by_site
-from splitpeer.federation.terms import cut_descriptors, job_on_wire, window_of
+from splitpeer.federation.seats import seats_of
+from splitpeer.federation.terms import cut_descriptors, job_on_wire, seat_descriptors, window_of
 from splitpeer.models import build_decoder, site_seed
 from splitpeer.models.registry import backbone_of
 from splitpeer.settings.job import JobConfig
@@ -41,7 +43,18 @@ from splitpeer.training.split_round import Parties, Place, Wire, split_round
 from splitpeer.training.split_step import Arrays, ClientHalf, CoordinatorHalf
 from splitproto import __version__
 from splitproto.capture import Header, Party, Sampling
-from splitproto.messages import Activations, Advance, Advanced, Applied, Forward, Gradients, Message, Sample
+from splitproto.messages import (
+    Activations,
+    Advance,
+    Advanced,
+    Applied,
+    Forward,
+    Gradients,
+    Message,
+    Sample,
+    Seat,
+)
+from splitproto.seats import by_seat, joined
 from splitproto.tensors import schema_digest
 
 Progress = Callable[[str, int, int], None]
@@ -72,15 +85,15 @@ class Recording:
     """What of a rehearsal is recorded."""
 
     first: int = 1
-    """Training steps at the beginning; where `modalities` sit steps out, of those that they take part in."""
+    """Training steps at the beginning; where `seats` sit steps out, of those that they take part in."""
     last: int = 1
     """The same at the end."""
     targets: tuple[Sample, ...] = ()
     """Samples whose evaluation is recorded at the end."""
     views: int = 1
     """How often the coordinator asks for them; fresh noise differs each time."""
-    modalities: tuple[str, ...] = ()
-    """Whose sites are under attack, and asked again; empty: all."""
+    seats: tuple[str, ...] = ()
+    """Those under attack, whose sites are asked again; empty: all."""
     also_after: tuple[int, ...] = ()
     """Steps after which the targets are asked for as well, once, and weights are saved."""
 
@@ -101,12 +114,13 @@ class Rehearsed:
         """The coordinator's."""
         return self.folder / f"{COORDINATOR}.cap"
 
-    def site_capture(self, modality: str) -> Path:
-        """The capture of the site with this modality."""
-        return self.folder / f"{modality}.cap"
+    def site_capture(self, seat: str) -> Path:
+        """The capture of the site that fills this seat; the file is named after all its seats."""
+        found = [path for path in sorted(self.folder.glob("*.cap")) if seat in path.stem.split("+")]
+        return found[0] if found else self.folder / f"{seat}.cap"
 
     def weights(self, party: str, step: int | None = None) -> Path:
-        """Checkpoint of a step, by default the last: of a modality's site, or of the coordinator."""
+        """Checkpoint of a step, by default the last: of the encoder at a seat, or of the coordinator."""
         folder = self.folder / f"weights-{party}"
         if step is not None:
             return folder / f"step-{step:08d}.safetensors"
@@ -114,34 +128,44 @@ class Rehearsed:
 
 
 class _RehearsedSite:
-    """One site's half with its defences."""
+    """One site's halves with their defences, one for each seat that it fills."""
 
-    def __init__(self, name: str, modality: str, rehearsal: Rehearsal) -> None:
+    def __init__(self, name: str, seats: tuple[Seat, ...], rehearsal: Rehearsal) -> None:
         job, protection, seed = rehearsal.job, rehearsal.protection, rehearsal.seed
-        self.name, self.modality = name, modality
-        self.place = Place(name, modality)
-        backbone = backbone_of(job)
-        channels = backbone.cut.channels
-        key = from_seed(seed, self.name)
-        network = build_network(
-            backbone,
-            protection.defences,
-            key=key,
-            seed=site_seed(seed, modality),
-        )
-        optimiser = make_optimiser(network.parameters(), job.optimiser, job.learning_rate, job.weight_decay)
-        schedule = make_schedule(optimiser, job.schedule, job.steps)
-        written = network.stack.specs if isinstance(network, Defended) else ()
-        self.half = ClientHalf(network, optimiser, schedule, rehearsal.device)
-        image = make_image_stack(protection.image, key) if protection.image else None
-        # As a site announces it when it accepts a job.
-        self.announced = (*(image.specs if image else ()), *written)
-        self.data = SiteData(rehearsal.cohort.images[modality], image)
+        self.name, self.seats = name, seats
+        backbone, key = backbone_of(job), from_seed(seed, name)
+        held = [modality for seat in seats for modality in seat.modalities]
+        self.halves: dict[str, ClientHalf] = {}
         # What the label holder does to the gradients that this site is sent.
-        self.gradient_stack = make_stack(
-            protection.gradients, key=for_peer(from_seed(seed, HUB), self.name), channels=channels,
-            dimensions=job.dimensions, place="gradients",
+        self.gradient_stacks: dict[str, Stack] = {}
+        written: tuple[str, ...] = ()
+        for number, seat in enumerate(seats):
+            network = build_network(
+                backbone, protection.defences, key=key_of(key, seat.modalities, held), seed=site_seed(seed, seat.name),
+                in_channels=len(seat.modalities),
+            )  # fmt: skip
+            optimiser = make_optimiser(
+                network.parameters(), job.optimiser, job.learning_rate, job.weight_decay
+            )
+            schedule = make_schedule(optimiser, job.schedule, job.steps)
+            self.halves[seat.name] = ClientHalf(network, optimiser, schedule, rehearsal.device)
+            written = network.stack.specs if isinstance(network, Defended) else ()
+            receiver = f"{name}/{seat.name}" if number else name
+            self.gradient_stacks[seat.name] = make_stack(
+                protection.gradients, key=for_peer(from_seed(seed, HUB), receiver), channels=backbone.cut.channels,
+                dimensions=job.dimensions, place="gradients",
+            )  # fmt: skip
+        images = {m: make_image_stack(protection.image, key_of(key, (m,), held)) for m in held}
+        # As a site announces it when it accepts a job.
+        self.announced = (*images[held[0]].specs, *written)
+        self.data = Channels(
+            rehearsal.cohort.images, {seat.name: seat.modalities for seat in seats},
+            images if protection.image else None,
         )  # fmt: skip
+
+    def images(self, forward: Forward, window: Triple) -> dict[str, np.ndarray]:
+        """By seat: float32 [B, channels, *spatial]."""
+        return {seat: self.data.batch(seat, forward.samples, window, forward.seed) for seat in self.halves}
 
 
 class _Captures:
@@ -160,18 +184,19 @@ class _Captures:
             created=time.time(), run=r.run, job=r.job, schema=schema_digest(cut_descriptors(r.job)),
             sampling=Sampling(),
         )  # fmt: skip
-        parties = tuple(Party(site.name, site.modality, site.announced, True) for site in r.sites)
-        own = r.sites[0].gradient_stack.specs
+        parties = tuple(Party(site.name, site.seats, site.announced, True) for site in r.sites)
+        own = next(iter(r.sites[0].gradient_stacks.values())).specs
         self._hub = opened(r.folder / f"{COORDINATOR}.cap", replace(common, peers=parties, defences=own))
         self._sites = {
             site.name: opened(
-                r.folder / f"{site.modality}.cap",
+                r.folder / f"{'+'.join(site.halves)}.cap",
                 replace(
                     common,
                     role="client",
                     site=site.name,
-                    modality=site.modality,
-                    peers=(Party(HUB, None, own, True),),
+                    seats=site.seats,
+                    schema=schema_digest(seat_descriptors(r.job, site.seats)),
+                    peers=(Party(HUB, (), own, True),),
                     defences=site.announced,
                 ),
             )
@@ -211,17 +236,17 @@ class _RecordedWire(Wire):
         self.tap(self.sites[site], self.forward, True)
 
     def up(self, site: str, activations: dict[str, Arrays]) -> dict[str, Arrays]:
-        ((seat, arrays),) = activations.items()
-        tensors, forward = to_wire(arrays, self.precision), self.forward
+        seats, forward = self.sites[site].seats, self.forward
+        tensors = to_wire(joined(activations, seats), self.precision)
         message = Activations(forward.mode, forward.step, forward.batch, forward.digest, tensors)
         self.tap(self.sites[site], message, False)
-        return {seat: from_wire(tensors, self.precision)}
+        return by_seat(from_wire(tensors, self.precision), seats)
 
     def down(self, site: str, gradients: dict[str, Arrays]) -> dict[str, Arrays]:
-        ((seat, arrays),) = gradients.items()
-        message = Gradients(self.forward.step, to_wire(arrays, self.precision))
+        seats = self.sites[site].seats
+        message = Gradients(self.forward.step, to_wire(joined(gradients, seats), self.precision))
         self.tap(self.sites[site], message, True)
-        return {seat: from_wire(message.tensors, self.precision)}
+        return by_seat(from_wire(message.tensors, self.precision), seats)
 
     def applied(self, site: str) -> None:
         self.tap(self.sites[site], Applied(self.forward.step), False)
@@ -263,8 +288,9 @@ class Rehearsal:
         self.job = job_on_wire(config)
         self.window = window_of(self.job)
         self.run = hashlib.sha256(f"rehearsal\0{seed}\0{protection.label}".encode()).digest()[:16]
-        held = modality_by_site(config)
-        self.modalities = sorted(held.values())
+        # Sites that share a seat are rehearsed as one: the first by name.
+        seats = seats_of(config)
+        self.seats = seats.names
         labels = cohort.labels
         if labels is None or labels.labels is None:
             raise ValueError("a rehearsal needs masks")
@@ -272,10 +298,13 @@ class Rehearsal:
         self.training, self.validation = split_patients(
             cohort.keys(), config.data.validation, config.job.seed, labels.subjects()
         )
-        by_modality = sorted(held.items(), key=lambda item: item[1])
-        self.sites = [_RehearsedSite(name, modality, self) for name, modality in by_modality]
+        first = {seat.name: seats.sites(seat.name)[0] for seat in seats.seats}
+        self.sites = [
+            _RehearsedSite(name, tuple(seat for seat in seats.seats if first[seat.name] == name), self)
+            for name in dict.fromkeys(first.values())
+        ]
         decoder = build_decoder(
-            backbone_of(self.job), self.modalities, config.model.fusion,
+            backbone_of(self.job), self.seats, config.model.fusion,
             task.channels, exclusive=task.exclusive, seed=site_seed(config.job.seed, COORDINATOR),
         )  # fmt: skip
         optimiser = make_optimiser(
@@ -320,7 +349,7 @@ class Rehearsal:
             seed=self.config.job.seed, positive_fraction=self.config.data.positive_fraction,
         )  # fmt: skip
         stream = TrainingStream(schedule, self.config.data.augment)
-        attacked = set(recording.modalities)
+        attacked = set(recording.seats)
         steps = [index for index in range(self.job.steps) if not attacked & self._left_out(index + 1)]
         kept = {*steps[: recording.first], *steps[max(0, len(steps) - recording.last) :]}
         for index in range(self.job.steps):
@@ -338,33 +367,36 @@ class Rehearsal:
         target = SiteData(self.labels).batch(forward.samples, self.window, forward.seed, None)
         out = self._left_out(forward.step)
         images = {
-            site.place: site.data.batch(forward.samples, self.window, forward.seed, site.modality)
+            Place(site.name, seat): array
             for site in self.sites
-            if site.modality not in out
+            if not out.issuperset(site.halves)
+            for seat, array in site.images(forward, self.window).items()
         }
         parties = Parties(
             self.half,
-            {site.place: site.half for site in self.sites},
-            {site.place: site.gradient_stack for site in self.sites},
+            {Place(site.name, seat): half for site in self.sites for seat, half in site.halves.items()},
+            {Place(site.name, seat): s for site in self.sites for seat, s in site.gradient_stacks.items()},
         )
         wire = _RecordedWire({site.name: site for site in self.sites}, forward, self.job.precision, tap)
-        return split_round(parties, images, target, self._release(forward), wire)
+        return split_round(parties, images, target, self._release(forward), wire, left_out=out)
 
     def _left_out(self, step: int) -> frozenset[str]:
         settings = self.config
-        return left_out(settings.job.seed, step, self.modalities, settings.training.modality_dropout)
+        return left_out(settings.job.seed, step, self.seats, settings.training.modality_dropout)
 
     def _release(self, forward: Forward) -> Release:
         return Release(self.run, forward.mode, forward.step, forward.batch, forward.samples)
 
     def _asked(self, forward: Forward, sites: Sequence[_RehearsedSite], tap: Tap) -> dict[str, Arrays]:
+        """Answers by seat."""
         release = self._release(forward)
         wire = _RecordedWire({site.name: site for site in sites}, forward, self.job.precision, tap)
         answers: dict[str, Arrays] = {}
         for site in sites:
             wire.ordered(site.name)
-            x = site.data.batch(forward.samples, self.window, None, site.modality)
-            answers |= wire.up(site.name, {site.modality: site.half.evaluate(x, release)})
+            shown = site.images(forward, self.window)
+            sent = {seat: half.evaluate(shown[seat], release) for seat, half in site.halves.items()}
+            answers |= wire.up(site.name, sent)
         return answers
 
     def _evaluate(self, played: Rehearsed, progress: Progress) -> None:
@@ -394,7 +426,7 @@ class Rehearsal:
         samples, batch = recording.targets, self.config.evaluation.batch
         pieces = [tuple(samples[i : i + batch]) for i in range(0, len(samples), batch)]
         # All sites the first time; after that only those under attack, to keep the capture small.
-        attacked = [site for site in self.sites if site.modality in recording.modalities] or self.sites
+        attacked = [site for site in self.sites if set(recording.seats) & set(site.halves)] or self.sites
         first: dict[str, Arrays] = {}
         for number, piece in enumerate(pieces, view * len(pieces)):
             digest = batch_digest(step, piece, None)
@@ -404,7 +436,9 @@ class Rehearsal:
         return first
 
     def _save(self, step: int) -> None:
-        halves = {site.modality: site.half for site in self.sites} | {COORDINATOR: self.half}
+        halves: dict[str, ClientHalf | CoordinatorHalf] = {COORDINATOR: self.half}
+        for site in self.sites:
+            halves |= site.halves
         for party, half in halves.items():
             tensors, meta = half.state()
             checkpoint.save(self.folder / f"weights-{party}", step, tensors, meta)
@@ -413,7 +447,7 @@ class Rehearsal:
 def _same(answers: Mapping[str, Arrays], first: Mapping[str, Arrays]) -> bool:
     """Nothing fresh was drawn: a hundred views would be a hundred copies."""
     return all(
-        np.array_equal(array, first[modality][name])
-        for modality, arrays in answers.items()
+        np.array_equal(array, first[seat][name])
+        for seat, arrays in answers.items()
         for name, array in arrays.items()
     )

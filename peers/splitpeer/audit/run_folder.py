@@ -62,12 +62,13 @@ class RunFolder:
         truth = judge.truth
         if truth is None:
             return
-        if judge.modality in truth.images:
-            self.arrays[f"truth_{judge.modality}"] = _small(truth.images[judge.modality])
+        for modality, images in truth.images.items():
+            self.arrays[f"truth_{modality}"] = _small(images)
         if truth.outlines is not None:
             self.arrays["masks"] = truth.outlines.astype(np.uint8)
-        if judge.floors is not None and FLOOR in judge.floors.images:
-            self.arrays[f"floor_{judge.modality}"] = _small(judge.floors.images[FLOOR])
+        for modality, channel in judge.channels.items():
+            if FLOOR in channel.floors.images:
+                self.arrays[f"floor_{modality}"] = _small(channel.floors.images[FLOOR])
 
     def enter(self, outcome: Outcome) -> Entry:
         """Add one outcome and write the folder."""
@@ -81,7 +82,7 @@ class RunFolder:
             title=kind.title,
             plain=kind.plain,
             goal=result.goal,
-            modality=view.modality,
+            modality=outcome.modality,
             site=view.site,
             adaptive=result.adaptive or not view.defended,
             defences=applied(view),
@@ -108,7 +109,7 @@ class RunFolder:
         self.entries.append(
             Entry(
                 id=f"{len(self.entries) + 1:02d}-{attack}-{status}", attack=attack, title=kind.title, plain=kind.plain,
-                goal=kind.goal, modality=view.modality, site=view.site, defences=view.defences,
+                goal=kind.goal, modality=" + ".join(view.seat.modalities), site=view.site, defences=view.defences,
                 gradient_defences=view.gradient_defences, status=status, reason=reason,
             )  # type: ignore[arg-type]
         )  # fmt: skip

@@ -14,17 +14,22 @@ from splitpeer.audit.judge import make_judge
 from splitpeer.audit.rehearsal import Protection, Recording, Rehearsal, Rehearsed
 from splitpeer.audit.run_folder import applied
 from splitpeer.audit.stand_in_task import StandInTask
-from splitpeer.data.layouts import find_images, find_labels
-from splitpeer.data.pseudonym import load_salt
+from splitpeer.data.consent import Consent
+from splitpeer.data.layouts import find_all, find_labels
+from splitpeer.data.pseudonym import keyed, load_salt, pseudonym
 from splitpeer.data.volumes import Volumes
 from splitpeer.defences.activation.dp import mechanism
 from splitpeer.defences.network import Defended
 from splitpeer.errors import ConfigError
-from splitpeer.federation.seats import modality_by_site
+from splitpeer.federation.seats import seats_of
+from splitpeer.federation.terms import job_on_wire, judge, seat_descriptors
 from splitpeer.privacy.accounting import epsilon
 from splitpeer.report.model import Privacy, configuration
 from splitpeer.settings.job import JobConfig
 from splitpeer.settings.peer import PeerConfig, Policy
+from splitproto.errors import PolicyRefused, SchemaMismatch
+from splitproto.messages import JobOffer, Seat
+from splitproto.tensors import schema_digest
 
 DELTA = 1e-5
 """Delta, if the policy names none."""
@@ -82,9 +87,9 @@ class SiteAudit:
         """
         if not self.config.peer.modalities:
             raise ConfigError("an audit is a site's: peer.toml must be a client's")
-        modality = self.config.peer.modalities[0]
-        job = self._job(modality)
-        cohort, stand_in = self._cohort(modality)
+        job, site = self._job()
+        seats = seats_of(job).of(site)
+        cohort, stand_in = self._cohort([modality for seat in seats for modality in seat.modalities])
         # All are made before the first is played: a misspelt defence must not cost an hour.
         rehearsals = [
             Rehearsal(
@@ -103,51 +108,79 @@ class SiteAudit:
             played = rehearsal.play(
                 Recording(first=2, last=2, targets=targets.samples, views=self.views), progress
             )
-            self._attack(rehearsal, played, targets, attacks, modality, stand_in, commands, progress)
+            for seat in seats:
+                folder = rehearsal.folder if seat == seats[0] else rehearsal.folder / seat.name
+                self._attack(rehearsal, played, targets, attacks, seat, folder, stand_in, commands, progress)
             folders += [path.parent for path in sorted(rehearsal.folder.glob("**/attack.json"))]
         return folders
 
     # --- inside ----------------------------------------------------------------------------------------------
 
-    def _job(self, modality: str) -> JobConfig:
-        policy, job = self.config.policy, self.job
-        sites = modality_by_site(job)
-        if modality not in sites.values():
-            raise ConfigError(f"{job.source}: no site of this job holds {modality}")
-        levels = job.model.backbone().levels
-        if policy is not None and set(levels) - set(policy.levels):
-            raise ConfigError(
-                f"{job.source} asks for levels {list(levels)}, the policy allows {list(policy.levels)}: "
-                "the job would be declined; ask the coordinator for another, or audit what you would allow"
-            )
-        alone = {site: (held,) for site, held in sites.items() if held == modality}
-        training = job.training.model_copy(update={"steps": self.steps or job.training.steps})
-        return job.model_copy(update={"sites": alone, "training": training})
+    def _job(self) -> tuple[JobConfig, str]:
+        """The job with this site alone, and the site's name in it.
 
-    def _cohort(self, modality: str) -> tuple[Cohort, bool]:
+        Raises:
+            ConfigError: nothing in it is for this site, or its policy would decline it.
+        """
+        config, job = self.config, self.job
+        own = set(config.peer.modalities)
+        fitting = [site for site, held in job.sites.items() if set(held) <= own]
+        if not fitting:
+            raise ConfigError(f"{job.source}: no site of this job holds {config.peer.held}")
+        site = config.peer.site if config.peer.site in fitting else fitting[0]
+        if config.policy is not None:
+            self._judged(job, site)
+        held = set(job.sites[site])
+        seats = {name: of for name, of in job.seats.items() if set(of) <= held}
+        training = job.training.model_copy(update={"steps": self.steps or job.training.steps})
+        return job.model_copy(
+            update={"sites": {site: job.sites[site]}, "seats": seats, "training": training}
+        ), site
+
+    def _judged(self, job: JobConfig, site: str) -> None:
+        """As the site itself would, were it offered the job by a coordinator that does not record."""
+        on_wire, seats = job_on_wire(job), seats_of(job).of(site)
+        schema = schema_digest(seat_descriptors(on_wire, seats))
+        try:
+            judge(JobOffer(bytes(16), seats, on_wire, schema, recorded=False), self.config)
+        except (PolicyRefused, SchemaMismatch) as error:
+            raise ConfigError(
+                f"{job.source}: the job would be declined ({error.reason}): ask the coordinator for another, or audit "
+                "what you would allow"
+            ) from None
+
+    def _cohort(self, modalities: Sequence[str]) -> tuple[Cohort, bool]:
         data = self.config.data
         if data.images is None or data.salt is None:
             raise ConfigError("an audit needs [data] images and salt")
         salt = load_salt(data.salt)
-        spacing = self.job.data.spacing
-        images = Volumes(
-            find_images(data.images, data.layout, modality),
-            salt=salt,
-            spacing=spacing,
-            normalisation=self.job.task.rule(modality),
-            cache_mib=data.cache_mib,
-            rules=data.rules(),
-        )
+        found = find_all(data.images, data.layout, modalities)
+        # Who has withdrawn consent is not read here either.
+        without = Consent(
+            data.withdrawn,
+            {key: case for held in found.values() for key, case in keyed(salt, held.cases).items()},
+        ).withdrawn()
+        images = {
+            modality: Volumes(
+                [case for case in held.cases if pseudonym(salt, case.patient) not in without],
+                salt=salt,
+                spacing=self.job.data.spacing,
+                normalisation=self.job.task.rule(modality),
+                cache_mib=data.cache_mib,
+                rules=data.rules(),
+            )
+            for modality, held in found.items()
+        }
         if self.labels is None:
-            return Cohort({modality: images}, StandInTask(images)), True
+            return Cohort(images, StandInTask(next(iter(images.values())))), True
         masks = Volumes(
             find_labels(self.labels, data.layout),
             salt=salt,
-            spacing=spacing,
+            spacing=self.job.data.spacing,
             labels=self.job.task.task(self.convention),
             rules=data.rules(),
         )
-        return Cohort({modality: images}, masks), False
+        return Cohort(images, masks), False
 
     def _targets(self, rehearsal: Rehearsal, stand_in: bool) -> Samples:
         keys = rehearsal.validation[: self.samples]
@@ -158,7 +191,7 @@ class SiteAudit:
         known = Cohort(cohort.images, None) if stand_in else cohort
         return cut(known, chosen, rehearsal.window)
 
-    def _others(self, rehearsal: Rehearsal, modality: str, stand_in: bool) -> Samples:
+    def _others(self, rehearsal: Rehearsal, seat: Seat, stand_in: bool) -> Samples:
         if self.shadow is None:
             cohort = rehearsal.cohort
             known = Cohort(cohort.images, None) if stand_in else cohort
@@ -168,7 +201,7 @@ class SiteAudit:
         masks = task.task(self.convention) if self.convention and (folder / "labels").is_dir() else None
         cohort = Cohort.read(
             folder,
-            [modality],
+            seat.modalities,
             salt=bytes(32),
             layout=self.config.data.layout,
             convention=masks,
@@ -177,19 +210,19 @@ class SiteAudit:
         return shadow(cohort, rehearsal.window, self.shadow_images, self.seed)
 
     def _attack(
-        self, rehearsal: Rehearsal, played: Rehearsed, targets: Samples, attacks: Sequence[str], modality: str,
-        stand_in: bool, commands: tuple[str, ...], progress: Progress,
+        self, rehearsal: Rehearsal, played: Rehearsed, targets: Samples, attacks: Sequence[str], seat: Seat,
+        out: Path, stand_in: bool, commands: tuple[str, ...], progress: Progress,
     ) -> None:  # fmt: skip
-        others = self._others(rehearsal, modality, stand_in)
-        judge = make_judge(modality, targets, others)
-        images = self._named(image_experiment(rehearsal, played, modality, judge, others, self.device))
+        others = self._others(rehearsal, seat, stand_in)
+        made = make_judge(seat.modalities, targets, others)
+        images = self._named(image_experiment(rehearsal, played, seat.name, made, others, self.device))
         view = images.view
         notes = [ONE_SITE]
         notes += [STAND_IN] if stand_in else []
         notes += [OWN_PATIENTS] if self.shadow is None else []
         reached = {} if stand_in else {configuration(applied(view), view.gradient_defences): played}
         folder = images.open_folder(
-            played.folder,
+            out,
             commands=commands,
             notes=notes,
             reached=reached,
@@ -199,7 +232,7 @@ class SiteAudit:
             pass
         if not stand_in:
             # What the site itself could read off the first gradients it is sent.
-            labels = self._named(label_experiment(rehearsal, played, modality, 1, self.device))
+            labels = self._named(label_experiment(rehearsal, played, seat.name, 1, self.device))
             for _ in labels.run([Order("gradient-norm")], labels.open_below(folder, "labels")):
                 pass
 
@@ -217,7 +250,7 @@ def _of_policy(policy: Policy) -> Protection:
 
 def _privacy(rehearsal: Rehearsal, config: PeerConfig) -> Privacy | None:
     """What the configuration's differential privacy comes to over the whole job; None where it claims none."""
-    network = rehearsal.sites[0].half.network
+    network = next(iter(rehearsal.sites[0].halves.values())).network
     mechanism_ = mechanism(network.stack.defences) if isinstance(network, Defended) else None
     if mechanism_ is None:
         return None

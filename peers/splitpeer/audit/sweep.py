@@ -31,7 +31,7 @@ from splitpeer.audit.run_folder import RunFolder, applied
 from splitpeer.captures.reader import open_capture
 from splitpeer.data.sampling import split_patients
 from splitpeer.errors import ConfigError, JobFailed
-from splitpeer.federation.seats import modality_by_site
+from splitpeer.federation.seats import seats_of
 from splitpeer.federation.terms import job_on_wire, window_of
 from splitpeer.report.model import configuration
 from splitpeer.settings.job import JobConfig
@@ -163,7 +163,10 @@ def _scene(task: SweepTask) -> _Scene:
 def _make_scene(task: SweepTask) -> _Scene:
     plan, job, out = task.plan, task.job, task.out
     window = window_of(job_on_wire(job))
-    modalities = sorted(modality_by_site(job).values())
+    seats = {seat.name: seat for seat in seats_of(job).seats}
+    if plan.sweep.modality not in seats:
+        raise ConfigError(f"{job.source}: no site of this job fills {plan.sweep.modality}")
+    modalities = [modality for seat in seats.values() for modality in seat.modalities]
     held = {"convention": job.task.task(plan.data.convention), "rule": job.task.rule}
     cohort = Cohort.read(plan.data.folder or out / "data", modalities, salt=SALT, **held)
     strangers = Cohort.read(plan.data.shadow or out / "shadow", modalities, salt=SALT[::-1] + b"s", **held)
@@ -172,7 +175,7 @@ def _make_scene(task: SweepTask) -> _Scene:
     _, held_out = split_patients(cohort.keys(), job.data.validation, job.job.seed, cohort.labels.subjects())
     targets = cut(cohort, most_tumour(cohort, held_out[: plan.sweep.targets], window), window)
     others = shadow(strangers, window, plan.sweep.shadow)
-    return _Scene(cohort, targets, others, make_judge(plan.sweep.modality, targets, others))
+    return _Scene(cohort, targets, others, make_judge(seats[plan.sweep.modality].modalities, targets, others))
 
 
 def play(task: SweepTask) -> dict[str, Any]:
@@ -184,7 +187,7 @@ def play(task: SweepTask) -> dict[str, Any]:
     rehearsal = Rehearsal(job, scene.cohort, protection, task.folder, seed=task.seed, device=task.device)
     recording = Recording(
         first=_RECORDED_STEPS, last=_RECORDED_STEPS, targets=scene.targets.samples, views=max(head.views),
-        modalities=(head.modality,), also_after=one.also_after,
+        seats=(head.modality,), also_after=one.also_after,
     )  # fmt: skip
     played = rehearsal.play(recording)
     experiment = image_experiment(rehearsal, played, head.modality, scene.judge, scene.others, task.device)

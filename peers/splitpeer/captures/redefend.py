@@ -23,7 +23,8 @@ from splitpeer.captures.summary import cut_off
 from splitpeer.errors import DataError
 from splitproto.capture import Header, Party, Recorded
 from splitproto.errors import CodecError
-from splitproto.messages import Activations, Forward, Message
+from splitproto.messages import Activations, Forward, Inventory, Message
+from splitproto.seats import Listed, by_seat, joined
 
 SOURCE = "splitproto/redefended-from"
 """Key of `Header.extensions`: last chain of the capture it was made of."""
@@ -45,9 +46,12 @@ class SiteDefences(Protocol):
         ...
 
     def __call__(
-        self, tensors: Mapping[str, np.ndarray], run: bytes, forward: Forward
+        self, tensors: Mapping[str, np.ndarray], run: bytes, forward: Forward, seat: str
     ) -> dict[str, np.ndarray]:
-        """`tensors` (float32 [B, C, *spatial] by level), the answer to `forward`, as they would have left."""
+        """`tensors` of one seat (float32 [B, C, *spatial] by level), the answer to `forward`, as they would have left.
+
+        `forward` holds the samples that the rows are of.
+        """
         ...
 
 
@@ -104,8 +108,12 @@ class DefendedCapture:
         header = self.capture.header
         counts = self._batches() if self.releases > 1 else {}
         forwards: dict[_Ordered, Forward] = {}
+        listed = {party.site: Listed(party.seats) for party in header.peers if party.seats}
+        listed[header.site] = Listed(header.seats)
         for record in self.capture.records():
             head = record.head
+            if isinstance(head, Inventory):
+                listed[self._site(record)].hear(head)
             if isinstance(head, Forward):
                 forwards[record.peer, head.mode, head.step, head.batch, head.digest] = head
             if not isinstance(head, Forward | Activations):
@@ -116,8 +124,13 @@ class DefendedCapture:
                 if isinstance(head, Forward):
                     yield _ordered(record, replace(head, batch=number))
                 else:
-                    site = header.site if header.role == "client" else record.peer
-                    yield self._answered(record, head, site, number, forwards)
+                    site = self._site(record)
+                    yield self._answered(record, head, site, number, forwards, listed[site])
+
+    def _site(self, record: Recorded) -> str:
+        """Whose patients and activations a message is about."""
+        header = self.capture.header
+        return header.site if header.role == "client" else record.peer
 
     def _answered(
         self,
@@ -126,6 +139,7 @@ class DefendedCapture:
         site: str,
         number: int,
         forwards: Mapping[_Ordered, Forward],
+        listed: Listed,
     ) -> DefendedRecord:
         place = (record.peer, head.mode, head.step, head.batch, head.digest)
         if site in self.applied and place not in forwards:
@@ -137,10 +151,14 @@ class DefendedCapture:
             if not isinstance(message, Activations) or site not in self.applied:
                 return message if number == head.batch else replace(message, batch=number)
             forward = replace(forwards[place], batch=number)
-            if any(len(tensor) != len(forward.samples) for tensor in message.tensors.values()):
-                raise _never_ordered(head)
-            tensors = self.applied[site](message.tensors, self.capture.header.run or b"", forward)
-            return replace(message, batch=number, tensors=tensors)
+            rows, parts = listed.rows(forward.samples), by_seat(message.tensors, listed.seats)
+            for seat, tensors in parts.items():
+                samples = tuple(forward.samples[row] for row in rows.get(seat, ()))
+                if any(len(tensor) != len(samples) for tensor in tensors.values()):
+                    raise _never_ordered(head)
+                of = replace(forward, samples=samples, places=None)
+                parts[seat] = self.applied[site](tensors, self.capture.header.run or b"", of, seat)
+            return replace(message, batch=number, tensors=joined(parts, listed.seats))
 
         return DefendedRecord(record.time, record.peer, record.direction, new, make)
 

@@ -64,7 +64,7 @@ class Summary:
         header = capture.header
         return {
             "files": [str(part.path) for part in capture.parts],
-            "recorded_by": {"role": header.role, "site": header.site, "modality": header.modality,
+            "recorded_by": {"role": header.role, "site": header.site, "seats": [asdict(seat) for seat in header.seats],
                             "federation": header.federation, "agent": header.agent},
             "created": header.created,
             "run": header.run.hex() if header.run else None,

@@ -65,9 +65,8 @@ def outcome_table(outcomes: list[Outcome]) -> Table:
 @click.argument("capture", type=FILE)
 @click.option("--attack", "attacks", multiple=True, required=True, metavar="NAME[:key=value,...]",
               help="May be given several times; a wrong name lists all.")  # fmt: skip
-@click.option(
-    "--modality", help="The modality under attack (a coordinator's capture); default: the first one."
-)
+@click.option("--seat", "--modality", help="The input under attack, by its name; default: the first one.")
+@click.option("--site", help="Of several that fill the seat; default: the first by name.")
 @click.option("--knows", multiple=True, metavar="KIND=PATH",
               help="Grant the adversary weights=, initial=, decoder= (checkpoints), shadow= (a folder).")  # fmt: skip
 @click.option(
@@ -105,7 +104,8 @@ def outcome_table(outcomes: list[Outcome]) -> Table:
 def attack(
     capture: Path,
     attacks: tuple[str, ...],
-    modality: str | None,
+    seat: str | None,
+    site: str | None,
     knows: tuple[str, ...],
     queries: bool,
     shadow_images: int,
@@ -142,7 +142,7 @@ def attack(
 
     torch.set_num_threads(threads)
     asked = CaptureAudit(
-        capture, key_file=key_file, modality=modality, knows=knows, queries=queries, shadow_images=shadow_images,
+        capture, key_file=key_file, seat=seat, site=site, knows=knows, queries=queries, shadow_images=shadow_images,
         truth=truth, salt=salt, layout=layout, convention=task, defence=defence, views=views, samples=samples,
         step=1 if first_step else step, seed=seed, device=pick_device(device),
     )  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from splitpeer.cli.options import FILE, echo_json, json_option, private_files
 from splitpeer.cli.terminal import echo
 from splitpeer.errors import ConfigError, DataError
 from splitpeer.models.registry import backbone_of
+from splitproto.messages import Seat
 
 if TYPE_CHECKING:
     from splitpeer.captures.reader import Capture, Verdict
@@ -111,7 +113,7 @@ def _show(capture: Capture, summary: Summary, verdict: Verdict) -> None:
     header, console = capture.header, Console(soft_wrap=True)
     about = Table(show_header=False, box=None, pad_edge=False)
     for name, value in (
-        ("recorded by", f"{header.role} {header.site}" + (f" ({header.modality})" if header.modality else "")),
+        ("recorded by", f"{header.role} {header.site}" + (f" ({_filled(header.seats)})" if header.seats else "")),
         ("federation", header.federation),
         ("begun", time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(header.created))),
         ("lasted", _lasted(summary)),
@@ -119,7 +121,10 @@ def _show(capture: Capture, summary: Summary, verdict: Verdict) -> None:
         ("run", header.run.hex() if header.run else "none"),
         ("defends what it sends by", _said(header.defences)),
         *(
-            (f"peer {p.site}", f"{p.modality or 'coordinator'}; records: {_yes(p.recorded)}; does {_said(p.defences)}")
+            (
+                f"peer {p.site}",
+                f"{_filled(p.seats) or 'coordinator'}; records: {_yes(p.recorded)}; does {_said(p.defences)}",
+            )
             for p in header.peers
         ),
         ("kept", _kept(capture)),
@@ -165,6 +170,14 @@ def _job(capture: Capture) -> str:
     levels = ",".join(backbone_of(job).cut.names)
     return (
         f"{job.name}: {job.dimensions}-D, levels {levels}, {job.precision}, {job.steps} steps of {job.batch}"
+    )
+
+
+def _filled(seats: Sequence[Seat]) -> str:
+    """Such as "t1", or "mri (t2, flair)" of a seat with several channels."""
+    return "; ".join(
+        seat.name if seat.modalities == (seat.name,) else f"{seat.name} ({', '.join(seat.modalities)})"
+        for seat in seats
     )
 
 

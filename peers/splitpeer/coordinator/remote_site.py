@@ -111,7 +111,7 @@ class RemoteSite:
         self.name, self.seats = name, offer.seats
         self.modality = ", ".join(seat.name for seat in offer.seats)
         """Its seats, in words."""
-        self.party = Party(name, self.modality)
+        self.party = Party(name, offer.seats)
         """What it announced last."""
         self.features: frozenset[str] = frozenset()
         """Agreed on its newest link."""
@@ -325,7 +325,7 @@ class RemoteSite:
         """The site has joined over `link`."""
         session = link.session
         self._witness.heard(self.name, accept)
-        self.party = Party(self.name, self.modality, accept.defences or (), accept.recorded)
+        self.party = Party(self.name, self._offer.seats, accept.defences or (), accept.recorded)
         self.features = frozenset(session.agreement.features)
         self.patients, self.unusable, self.lists = patients.usable, patients.unusable, patients.seats
         self._octets_before = self.traffic

@@ -23,7 +23,7 @@ from splitpeer.settings.peer import PeerConfig
 from splitproto import Session, __version__, codec
 from splitproto.capture import Header, Party, Sampling
 from splitproto.fields import write_map
-from splitproto.messages import Job, JobAccept, JobOffer
+from splitproto.messages import Job, JobAccept, JobOffer, Seat
 from splitproto.secretfile import how_to_close, open_to_others
 
 log = logging.getLogger(__name__)
@@ -121,6 +121,7 @@ class Witness:
         schema: bytes,
         peers: Iterable[Party],
         *,
+        seats: Iterable[Seat] = (),
         defences: tuple[str, ...] = (),
         features: Iterable[str] = (),
     ) -> None:
@@ -136,7 +137,7 @@ class Witness:
             agent=AGENT,
             created=time.time(),
             run=run,
-            modality=peer.held,
+            seats=tuple(seats),
             job=job,
             schema=schema,
             peers=tuple(peers),

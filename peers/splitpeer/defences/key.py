@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import hmac
 import secrets
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -13,6 +15,7 @@ from splitproto.secretfile import how_to_close, open_to_others
 
 KEY_BYTES = 32
 NAME = "defence.key"
+CONTEXT = b"splitpeer key of what is shown v1\0"
 
 
 def load_or_make(folder: Path) -> bytes:
@@ -50,6 +53,23 @@ def from_seed(seed: int, site: str) -> bytes:
 def for_peer(key: bytes, peer: str) -> bytes:
     """What is sent to each of several peers is drawn from a key of its own."""
     return hashlib.sha256(b"splitpeer defence for\0" + key + peer.encode()).digest()
+
+
+def key_of(base: bytes, shown: Sequence[str], held: Sequence[str]) -> bytes:
+    """The 32 octets for the modalities that are `shown`: no two seats, and no two modalities, share their noise.
+
+    By what is shown and not by the seat's name or order, which the coordinator chooses: a seat that is renamed would
+    have the same image sent under other noise, to be averaged. The first modality of `peer.toml` has the peer's own
+    key, as at a site that holds nothing else; so it keeps it when others are added behind.
+
+    Args:
+        base: 32 octets, see `compute.defence_key`.
+        shown: of a seat, or of one image.
+        held: the site's modalities, in the order of `peer.toml`.
+    """
+    if tuple(shown) == tuple(held[:1]):
+        return base
+    return hmac.new(base, CONTEXT + "\0".join(sorted(shown)).encode(), hashlib.sha256).digest()
 
 
 def _make(path: Path) -> None:

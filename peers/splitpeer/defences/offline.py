@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from splitpeer.defences.key import key_of
 from splitpeer.defences.randomness import Release
 from splitpeer.defences.stack import Stack, defend, make_stack
 from splitpeer.errors import ConfigError, DataError
@@ -20,45 +21,49 @@ from splitproto.messages import Forward
 class OfflineDefences:
     """The defences of one site; see `splitpeer.captures.redefend.SiteDefences`."""
 
-    stack: Stack
+    stacks: Mapping[str, Stack]
+    """By seat: no two share their noise."""
 
     @property
     def specs(self) -> tuple[str, ...]:
         """As they are written, every parameter named."""
-        return self.stack.specs
+        return next(iter(self.stacks.values())).specs
 
     @property
     def repeats(self) -> bool:
         """False for differential privacy, whose noise is never the same twice."""
-        return not any(defence.kind.private for defence in self.stack.defences)
+        return not any(defence.kind.private for stack in self.stacks.values() for defence in stack.defences)
 
     def __call__(
-        self, tensors: Mapping[str, np.ndarray], run: bytes, forward: Forward
+        self, tensors: Mapping[str, np.ndarray], run: bytes, forward: Forward, seat: str
     ) -> dict[str, np.ndarray]:
-        """`tensors` (float32 [B, C, *spatial] by level), sent as the answer to `forward`, defended."""
+        """`tensors` (float32 [B, C, *spatial] by level), sent for `seat` as the answer to `forward`, defended."""
         release = Release(
             run, forward.mode, forward.step, forward.batch, forward.samples, nonce=secrets.token_bytes(16)
         )
-        return defend(self.stack, tensors, release)
+        return defend(self.stacks[seat], tensors, release)
 
 
 def offline_defences(
-    header: Header, written: str, key_of: Callable[[str], bytes], sites: Sequence[str] = ()
+    header: Header, written: str, key_of_site: Callable[[str], bytes], sites: Sequence[str] = ()
 ) -> dict[str, OfflineDefences]:
     """By name of each site whose activations a capture holds.
+
+    Where a site fills several seats, the first modality of the first one is taken for the first of its peer.toml,
+    as for its key (see `key_of`): a capture does not tell.
 
     Args:
         header: of the capture.
         written: defences joined by `+`, as in `dropout:0.5+gaussian:1`.
-        key_of: a site's 32 octets of defence key, by its name.
+        key_of_site: a site's 32 octets of defence key, by its name.
         sites: only these; empty: all.
 
     Raises:
         ConfigError: no such defence, or one that only training can apply; no such site.
         DataError: the capture names no job, or no site.
     """
-    holds = {header.site: header.defences} if header.role == "client" else {
-        party.site: party.defences for party in header.peers}  # fmt: skip
+    parties = [header] if header.role == "client" else header.peers
+    holds = {party.site: party for party in parties}
     if not holds:
         raise DataError("the capture names no site whose activations it holds")
     if unknown := sorted(set(sites) - set(holds)):
@@ -69,15 +74,24 @@ def offline_defences(
     channels = backbone_of(job).cut.channels
     applied = {}
     for site in [site for site in holds if not sites or site in sites]:
-        stack = make_stack(
-            written, key=key_of(site), channels=channels, dimensions=job.dimensions, after=holds[site]
-        )
-        if not stack:
-            raise ConfigError("no defence is named: write one, such as dropout:0.5+gaussian:1")
-        if live := [d.kind.name for d in stack.defences if not d.kind.offline]:
-            raise ConfigError(
-                f"{', '.join(live)} changes the training, so it cannot be tried on recorded traffic: "
-                "record a run with it, or rehearse it with splitpeer audit"
+        party, stacks = holds[site], {}
+        held = [modality for seat in party.seats for modality in seat.modalities]
+        for seat in party.seats:
+            key = key_of(key_of_site(site), seat.modalities, held)
+            stacks[seat.name] = make_stack(
+                written, key=key, channels=channels, dimensions=job.dimensions, after=party.defences
             )
-        applied[site] = OfflineDefences(stack)
+            _check(stacks[seat.name])
+        applied[site] = OfflineDefences(stacks)
     return applied
+
+
+def _check(stack: Stack) -> None:
+    """Raises ConfigError where nothing is written, or something that only training can apply."""
+    if not stack:
+        raise ConfigError("no defence is named: write one, such as dropout:0.5+gaussian:1")
+    if live := [d.kind.name for d in stack.defences if not d.kind.offline]:
+        raise ConfigError(
+            f"{', '.join(live)} changes the training, so it cannot be tried on recorded traffic: "
+            "record a run with it, or rehearse it with splitpeer audit"
+        )

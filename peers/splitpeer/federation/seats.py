@@ -7,16 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 from splitpeer.errors import ConfigError
 from splitproto.errors import PolicyRefused
 from splitproto.messages import Seat
+from splitproto.seats import by_seat as by_seat
+from splitproto.seats import joined as joined
+from splitproto.seats import tensor_name as tensor_name
 
 if TYPE_CHECKING:
     from splitpeer.settings.job import JobConfig
-
-Tensor = TypeVar("Tensor")
 
 
 @dataclass(frozen=True)
@@ -51,37 +52,6 @@ def seats_of(job: JobConfig) -> Seats:
         tuple(Seat(name, modalities) for name, modalities in job.channels().items()),
         {site: job.filled_by(site) for site in sorted(job.sites)},
     )
-
-
-def tensor_name(seat: str, level: str, seats: Sequence[Seat]) -> str:
-    """SP-11.8-5: of a level, at a site that fills `seats`."""
-    return level if len(seats) == 1 else f"{seat}/{level}"
-
-
-def by_seat(tensors: Mapping[str, Tensor], seats: Sequence[Seat]) -> dict[str, dict[str, Tensor]]:
-    """Tensors of one message, by seat and level; a seat that sends nothing is left out (SP-11.8-5).
-
-    Raises:
-        KeyError: a name of none of `seats`.
-    """
-    if len(seats) == 1:
-        return {seats[0].name: dict(tensors)} if tensors else {}
-    found: dict[str, dict[str, Tensor]] = {}
-    for name, tensor in tensors.items():
-        seat, _, level = name.rpartition("/")
-        if seat not in {one.name for one in seats}:
-            raise KeyError(name)
-        found.setdefault(seat, {})[level] = tensor
-    return found
-
-
-def joined(parts: Mapping[str, Mapping[str, Tensor]], seats: Sequence[Seat]) -> dict[str, Tensor]:
-    """The opposite of `by_seat`: in the order of `seats`."""
-    return {
-        tensor_name(seat.name, level, seats): tensor
-        for seat in seats
-        for level, tensor in parts.get(seat.name, {}).items()
-    }
 
 
 def only_modality(seats: Sequence[Seat]) -> str:

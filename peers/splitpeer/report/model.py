@@ -94,7 +94,7 @@ class RunNetwork(ReportPart):
     """Settings of the network."""
     fusion: str = ""
     sites: dict[str, str] = Field(default_factory=dict)
-    """Site to modality."""
+    """Site to what it holds."""
     levels: tuple[RunLevel, ...] = ()
     image_octets: int | None = None
     """Bytes of one sample's image as float32, for comparison."""

@@ -449,7 +449,8 @@ class Client:
             offer.run,
             offer.job,
             offer.schema,
-            [Party(session.peer.site, None, offer.defences or (), offer.recorded)],
+            [Party(session.peer.site, (), offer.defences or (), offer.recorded)],
+            seats=offer.seats,
             defences=job.defences,
             features=session.agreement.features,
         )

@@ -10,6 +10,7 @@ from splitpeer.data.channels import Channels
 from splitpeer.data.consent import Consent
 from splitpeer.data.layouts import Found
 from splitpeer.defences.image.stack import ImageStack, make_image_stack
+from splitpeer.defences.key import key_of
 from splitpeer.defences.network import build_network
 from splitpeer.federation.compute import defence_key, pick_device
 from splitpeer.federation.files import look
@@ -29,7 +30,6 @@ from splitpeer.site.budgets import Budgets, new_run
 from splitpeer.site.encoders import Encoders
 from splitpeer.site.images import find_cases, open_consent, open_volumes
 from splitpeer.site.job import Means, SiteJob
-from splitpeer.site.keys import key_of
 from splitpeer.site.run_folders import make_room
 from splitpeer.site.secret import site_secret
 from splitpeer.training.guard import Guard

@@ -14,7 +14,7 @@ from splitpeer.defences.image.stack import make_image_stack
 from splitpeer.defences.randomness import Release
 from splitpeer.defences.stack import make_stack
 from splitpeer.models import Encoder, build_encoder, unet_backbone
-from splitproto.messages import Sample
+from splitproto.messages import Sample, Seat
 
 FEATURES = (8, 4, 8, 8, 8, 4)
 MODALITIES = ("flair", "t1")
@@ -74,7 +74,7 @@ def look(
                 levels = {name: tensor[index].numpy().copy() for name, tensor in left.items()}
                 shots[index].append(Shot(mode, step, index, seed, levels))
     return View(
-        role="coordinator", site="north", modality="t1", modalities=MODALITIES,
+        role="coordinator", site="north", seat=Seat("t1", ("t1",)), seats=tuple(Seat(m, (m,)) for m in MODALITIES),
         backbone=network.backbone,
         window=tuple(images.shape[2:]), defences=tuple(defences),
         targets=tuple(Target(sample, tuple(of)) for sample, of in zip(samples, shots, strict=True)),

@@ -19,7 +19,7 @@ from splitpeer.errors import AttackImpossible
 from splitpeer.models import build_decoder, build_encoder, site_seed, unet_backbone
 from splitpeer.training.optimiser import make_optimiser, make_schedule
 from splitpeer.training.split_step import ClientHalf, CoordinatorHalf
-from splitproto.messages import Sample
+from splitproto.messages import Sample, Seat
 
 FEATURES = (4, 4, 8, 8, 16, 4)
 SITES = ("t1", "t2")
@@ -88,7 +88,7 @@ def site_view(
             )
     targets = tuple(Target(sample, tuple(own)) for sample, own in zip(samples, shots, strict=True))
     view = View(
-        role="client", site="a", modality="t1", modalities=("t1",),
+        role="client", site="a", seat=Seat("t1", ("t1",)), seats=(Seat("t1", ("t1",)),),
         backbone=unet_backbone(dimensions, FEATURES), window=WINDOWS[dimensions], targets=targets,
         gradient_defences=stack.specs,
     )  # fmt: skip
@@ -167,7 +167,7 @@ def test_the_order_of_windows_tells_which_slices_hold_tumour() -> None:
         Target(Sample(b"p" * 16, (0, 0, z)), tuple(Shot("train", n, 0, None) for n in range(drawn.count(z))))
         for z in range(slices)
     )
-    view = View(role="client", site="a", modality="t1", modalities=("t1",),
+    view = View(role="client", site="a", seat=Seat("t1", ("t1",)), seats=(Seat("t1", ("t1",)),),
                 backbone=unet_backbone(2, FEATURES, (0, 4)), window=(16, 16), targets=targets)  # fmt: skip
     result = run(WindowOrder(slices=slices), view, Knowledge())
     chance = result.images[:, 0, 0]

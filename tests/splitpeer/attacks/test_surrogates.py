@@ -22,7 +22,7 @@ from splitpeer.defences.network import build_network
 from splitpeer.defences.randomness import Release
 from splitpeer.errors import AttackImpossible
 from splitpeer.models import build_decoder, site_seed, unet_backbone
-from splitproto.messages import Sample
+from splitproto.messages import Sample, Seat
 
 FEATURES = (4, 4, 8, 8, 16, 4)
 SITES = ("t1", "t2")
@@ -74,7 +74,8 @@ def world(dimensions: int = 2, defences: tuple[str, ...] = ()) -> tuple[View, Kn
         for n, sample in enumerate(samples)
     )  # fmt: skip
     view = View(
-        role="coordinator", site="a", modality="t1", modalities=SITES, backbone=unet_backbone(dimensions, FEATURES),
+        role="coordinator", site="a", seat=Seat("t1", ("t1",)),
+        seats=tuple(Seat(m, (m,)) for m in SITES), backbone=unet_backbone(dimensions, FEATURES),
         window=WINDOWS[dimensions], targets=targets, defences=defences,
     )  # fmt: skip
     shadow, masks = heads(12 if dimensions == 2 else 2, dimensions, seed=2)

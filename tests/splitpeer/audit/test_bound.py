@@ -27,7 +27,7 @@ from splitpeer.audit.rehearsal import Rehearsed
 def test_where_noise_covers_every_level(
     place: Any, clean: Rehearsed, written: list[str], said: str | None
 ) -> None:
-    asked = CaptureAudit(clean.capture, modality="t1", samples=2, defence="+".join(written), seed=1, views=2)
+    asked = CaptureAudit(clean.capture, seat="t1", samples=2, defence="+".join(written), seed=1, views=2)
     view = asked.experiment().view
     assert len(view.targets[0].shots) == 4
     knowledge = with_model(Knowledge(), view, clean.weights("t1"))

@@ -22,7 +22,7 @@ def test_describing_an_audit_does_no_work(tmp_path: Path) -> None:
 
 
 def test_an_attack_that_cannot_run_is_entered_with_its_reason(clean: Rehearsed, tmp_path: Path) -> None:
-    experiment = CaptureAudit(clean.capture, modality="t1", samples=2).experiment()
+    experiment = CaptureAudit(clean.capture, seat="t1", samples=2).experiment()
     folder = experiment.open_folder(tmp_path)
     done = list(experiment.run([Order("whitebox"), Order("gradient-norm"), Order("pca")], folder))
     assert [outcome.result.attack for outcome in done] == ["pca"]
@@ -34,7 +34,7 @@ def test_an_attack_that_cannot_run_is_entered_with_its_reason(clean: Rehearsed, 
 
 
 def test_an_interruption_keeps_what_was_done_and_says_so(clean: Rehearsed, tmp_path: Path) -> None:
-    experiment = CaptureAudit(clean.capture, modality="t1", samples=2).experiment()
+    experiment = CaptureAudit(clean.capture, seat="t1", samples=2).experiment()
     folder = experiment.open_folder(tmp_path)
 
     def stop(what: str, done: int, total: int) -> None:
@@ -49,7 +49,7 @@ def test_an_interruption_keeps_what_was_done_and_says_so(clean: Rehearsed, tmp_p
 def test_naive_forms_stand_next_to_adaptive_ones_only_on_defended_views(
     place: Any, clean: Rehearsed, tmp_path: Path
 ) -> None:
-    experiment = CaptureAudit(clean.capture, modality="t1", samples=2, defence="gaussian:0.5").experiment()
+    experiment = CaptureAudit(clean.capture, seat="t1", samples=2, defence="gaussian:0.5").experiment()
     assert experiment.view.defended
 
     def forms(**how: Any) -> list[bool]:
@@ -63,5 +63,5 @@ def test_naive_forms_stand_next_to_adaptive_ones_only_on_defended_views(
 
 
 def test_a_capture_without_the_contrast_is_no_experiment(clean: Rehearsed, tmp_path: Path) -> None:
-    with pytest.raises(AttackImpossible, match="no site of this capture holds t2"):
-        CaptureAudit(clean.capture, modality="t2").experiment()
+    with pytest.raises(AttackImpossible, match="no site of this capture fills t2"):
+        CaptureAudit(clean.capture, seat="t2").experiment()

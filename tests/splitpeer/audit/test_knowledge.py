@@ -16,6 +16,7 @@ from splitpeer.models import build_decoder
 from splitpeer.models.backbone import Fusion
 from splitpeer.models.registry import make_backbone
 from splitpeer.storage import checkpoint
+from splitproto.messages import Seat
 
 SETTINGS: dict[str, dict[str, tuple[int, ...]]] = {
     "basic-unet": {"features": (4, 4, 8, 8, 8, 4)},
@@ -23,6 +24,7 @@ SETTINGS: dict[str, dict[str, tuple[int, ...]]] = {
     "swin-unetr": {"feature_size": (12,), "depths": (1, 1, 1, 1), "num_heads": (1, 1, 1, 1)},
 }
 SITES = ("t1", "t2")
+SEATS = tuple(Seat(name, (name,)) for name in SITES)
 
 
 def saved(folder: Path, decoder: torch.nn.Module) -> Path:
@@ -39,7 +41,7 @@ def test_a_decoder_has_the_regions_of_its_checkpoint(
 ) -> None:
     backbone = make_backbone(network, 2, SETTINGS[network])
     decoder = build_decoder(backbone, SITES, fusion, regions, seed=3)
-    view: Any = SimpleNamespace(backbone=backbone, modalities=SITES)
+    view: Any = SimpleNamespace(backbone=backbone, seat=SEATS[0], seats=SEATS)
     known = with_decoder(Knowledge(), view, saved(tmp_path, decoder)).decoder
     assert known is not None and (known.out_channels, known.fusion) == (regions, fusion)
     assert all(torch.equal(t, known.state_dict()[n]) for n, t in decoder.state_dict().items())
@@ -48,7 +50,7 @@ def test_a_decoder_has_the_regions_of_its_checkpoint(
 def test_another_networks_decoder_is_refused_in_one_line(tmp_path: Path) -> None:
     ours, theirs = (make_backbone(network, 2, settings) for network, settings in sorted(SETTINGS.items())[:2])
     path = saved(tmp_path, build_decoder(theirs, SITES, out_channels=1, seed=3))
-    view: Any = SimpleNamespace(backbone=ours, modalities=SITES)
+    view: Any = SimpleNamespace(backbone=ours, seat=SEATS[0], seats=SEATS)
     with pytest.raises(ConfigError, match="not the decoder of this capture's job") as refused:
         with_decoder(Knowledge(), view, path)
     assert "\n" not in str(refused.value)

@@ -37,7 +37,7 @@ def test_an_attack_sees_what_replay_writes(clean: Rehearsed, tmp_path: Path, who
     capture = clean.capture if who == "coordinator" else clean.site_capture("t1")
     out = tmp_path / "defended.cap"
     replayed(capture, out, 5)
-    asked: dict[str, Any] = {"modality": "t1", "samples": 2}
+    asked: dict[str, Any] = {"seat": "t1", "samples": 2}
     on_disk = CaptureAudit(out, **asked).experiment().view
     offline = CaptureAudit(capture, defence=WRITTEN, seed=5, **asked).experiment().view
     plain = CaptureAudit(capture, **asked).experiment().view
@@ -48,7 +48,7 @@ def test_an_attack_sees_what_replay_writes(clean: Rehearsed, tmp_path: Path, who
 
 
 def test_further_views_are_fresh_and_the_first_is_that_of_replay(clean: Rehearsed) -> None:
-    asked: dict[str, Any] = {"modality": "t1", "samples": 2, "defence": "gaussian:0.5", "seed": 5}
+    asked: dict[str, Any] = {"seat": "t1", "samples": 2, "defence": "gaussian:0.5", "seed": 5}
     one = CaptureAudit(clean.capture, **asked).experiment().view
     three = CaptureAudit(clean.capture, views=3, **asked).experiment().view
     for few, many in zip(one.targets, three.targets, strict=True):

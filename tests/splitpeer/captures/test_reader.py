@@ -165,8 +165,8 @@ def test_without_the_key(made: Made) -> None:
         (lambda path: path.write_bytes(b"SPLT"), "nothing can be read"),
         (lambda path: path.write_bytes(b"\x89PNG" + bytes(100)), "not a capture"),
         (lambda path: path.write_bytes(b"SPLTCAP9" + bytes(100)), "another format version"),
-        (lambda path: path.write_bytes(b"SPLTCAP1" + b"\xff" * 100), "more than allowed"),
-        (lambda path: path.write_bytes(b"SPLTCAP1" + bytes(100)), "record 0"),
+        (lambda path: path.write_bytes(b"SPLTCAP2" + b"\xff" * 100), "more than allowed"),
+        (lambda path: path.write_bytes(b"SPLTCAP2" + bytes(100)), "record 0"),
     ],
 )
 def test_not_a_capture(tmp_path: Path, make: Callable[[Path], object], cause: str) -> None:

@@ -22,7 +22,7 @@ from splitpeer.data.pseudonym import load_salt, pseudonym
 from splitpeer.errors import ConfigError, DataError, JobFailed
 from splitpeer.site.client import Client
 from splitproto.capture import Recorded
-from splitproto.messages import Activations, Gradients
+from splitproto.messages import Activations, Gradients, Seat
 
 SHORT = {"steps": 4, "batch": 2, "checkpoint_every": 2}
 
@@ -80,9 +80,10 @@ async def test_a_recorded_run_is_the_unrecorded_run_bit_for_bit_and_the_captures
         assert said(at_hub, name, "site-flair") and said(at_site, name), name
 
     # What each said of itself is in the other's header, log and trail.
-    assert [(p.site, p.modality, p.recorded, p.defences) for p in hub.header.peers] == [
-        ("site-flair", "flair", False, ()), ("site-t1", "t1", True, ())
+    assert [(p.site, p.seats, p.recorded, p.defences) for p in hub.header.peers] == [
+        ("site-flair", (Seat("flair", ("flair",)),), False, ()), ("site-t1", (Seat("t1", ("t1",)),), True, ())
     ]  # fmt: skip
+    assert site.header.seats == (Seat("t1", ("t1",)),) and not hub.header.seats
     assert [(p.site, p.recorded) for p in site.header.peers] == [("hub", True)]
     announced = {
         (r.fields["peer"], r.fields["recorded"]) for r in caplog.records if r.message == "peer.announced"

@@ -18,6 +18,7 @@ from splitpeer.captures.reader import open_capture
 from splitpeer.errors import AttackImpossible, DataError
 from splitpeer.training.dropout import left_out
 from splitproto.capture import Recorded
+from splitproto.messages import Forward
 
 DEFENCES = ("bottleneck:1@0", "dropout:0.3", "gaussian:0.5@0,1")
 GRADIENTS = ("gaussian:2", "max-norm")
@@ -66,7 +67,12 @@ async def test_a_rehearsal_sends_what_the_peers_send(scene, tmp_path) -> None:
     for one, other in zip(views[0].targets, views[1].targets, strict=True):
         assert one.sample == other.sample and one.shots[0].seed == other.shots[0].seed
         assert np.array_equal(one.shots[0].activations["x0"], other.shots[0].activations["x0"])
-        assert np.array_equal(one.shots[0].others["flair"]["x1"], other.shots[0].others["flair"]["x1"])
+    flair = [
+        coordinator_view(c, "flair", mode="train", step=2, choose=lambda samples: samples).targets
+        for c in (wire, own)
+    ]
+    for one, other in zip(*flair, strict=True):
+        assert np.array_equal(one.shots[0].activations["x1"], other.shots[0].activations["x1"])
     twice = coordinator_view(own, "t1", choose=lambda samples: targets)
     assert [len(target.shots) for target in twice.targets] == [2, 2]
     first, second = twice.targets[0].shots
@@ -113,17 +119,24 @@ async def test_a_rehearsal_leaves_out_what_the_peers_leave_out(scene, tmp_path) 
     out = [line["step"] for line in scene.metrics() if "t1" in line.get("without", ())]
     assert [step for name, step in own if name == "advance"] == out
     assert 0 < len(out) < 8
-    # What was never sent cannot be attacked; who else was there is part of the view.
-    views = [
-        coordinator_view(
-            open_capture(path), "t1", mode="train", every_step=True, choose=lambda samples: samples
-        )
+    # What was never sent cannot be attacked.
+    shots = [
+        {
+            seat: [
+                s.step
+                for t in coordinator_view(
+                    open_capture(path), seat, mode="train", every_step=True, choose=lambda samples: samples
+                ).targets
+                for s in t.shots
+            ]
+            for seat in scene.modalities
+        }
         for path in (scene.capture("hub"), played.capture)
     ]
-    shots = [[(s.step, sorted(s.others)) for t in seen.targets for s in t.shots] for seen in views]
     assert shots[0] == shots[1]
-    assert {step for step, _ in shots[0]} == {*range(1, 9)} - {*out}
-    assert {len(others) for _, others in shots[0]} > {2}
+    assert {*shots[0]["t1"]} == {*range(1, 9)} - {*out}
+    there = [sum(step in steps for steps in shots[0].values()) for step in {*shots[0]["t1"]}]
+    assert {*there} > {3}
     for path in (scene.capture("site-t1"), played.site_capture("t1")):
         assert {s.step for t in site_view(open_capture(path)).targets for s in t.shots}.isdisjoint(out)
 
@@ -133,7 +146,7 @@ def test_a_rehearsal_records_steps_in_which_the_attacked_site_takes_part(scene, 
     cohort = Cohort({m: scene.images(m) for m in scene.modalities}, scene.masks())
     rehearsal = Rehearsal(scene.settings, cohort, Protection(), tmp_path / "rehearsal", seed=7)
     targets = most_tumour(cohort, rehearsal.validation, rehearsal.window)
-    played = rehearsal.play(Recording(first=2, last=2, targets=tuple(targets), modalities=("t2",)))
+    played = rehearsal.play(Recording(first=2, last=2, targets=tuple(targets), seats=("t2",)))
     graded = [r.head.step for r in open_capture(played.site_capture("t2")).records() if r.name == "gradients"]
     there = [
         step
@@ -166,10 +179,10 @@ def test_batches_that_a_site_sat_out_do_not_pile_up(scene, tmp_path, monkeypatch
                     read.append(record.head.step)
                 yield record
 
-    def cut(batch: Any, *args: Any, **kwargs: Any) -> None:
-        late.append(read[-1] - batch.forward.step)
+    def cut(self: Any, forward: Forward, *args: Any) -> None:
+        late.append(read[-1] - forward.step)
 
-    monkeypatch.setattr(view, "_cut", cut)
+    monkeypatch.setattr(view._Taken, "_cut", cut)
     coordinator_view(Watched(), "t1", mode="train", every_step=True, choose=lambda samples: samples)
     assert len(late) > 3
     assert set(late) == {0}

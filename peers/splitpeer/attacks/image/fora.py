@@ -68,7 +68,7 @@ class FORA(Attack):
     def recover(self, view: View, knowledge: Knowledge, progress: Progress) -> Recovered:
         """Images in the site's intensities, as far as the public ones are alike."""
         groups = all_evidence(view, knowledge, self.device)
-        public = shadow_images(view, knowledge, self.name, self.device)[view.modality]
+        public = shadow_images(view, knowledge, self.name, self.device)[view.seat.name]
         real = {
             name: torch.cat([g.levels[name].mean[g.views > 0] for g in groups]) for name in groups[0].levels
         }
@@ -77,7 +77,9 @@ class FORA(Attack):
         source = torch.Generator().manual_seed(self.seed)
         distances = self._imitate(view, imitation, inputs, real, source, progress)
         channels = {name: values.shape[1] for name, values in real.items()}
-        decoder = image_decoder(view.backbone.cut, channels, site_seed(self.seed, "decoder")).to(self.device)
+        decoder = image_decoder(
+            view.backbone.cut, channels, site_seed(self.seed, "decoder"), images=len(view.seat.modalities)
+        ).to(self.device)
         errors = self._invert(decoder, imitation, inputs, public, source, progress)
         history = {"mmd": distances, "image": errors}
         return Recovered(revealed(decoder, groups), int(sum(g.views for g in groups).max()), history=history)
@@ -134,10 +136,10 @@ class FORA(Attack):
 class Substitute(nn.Module):
     """An encoder that shares only the shapes with the site's: one strided, wider convolution a level, no pooling."""
 
-    def __init__(self, cut: Cut, deepest: int) -> None:
+    def __init__(self, cut: Cut, deepest: int, in_channels: int = 1) -> None:
         super().__init__()
         self.blocks = nn.ModuleDict()
-        arriving, dimensions = 1, cut.dimensions
+        arriving, dimensions = in_channels, cut.dimensions
         for level, one in enumerate(cut.levels[: deepest + 1]):
             self.blocks[one.name] = nn.Sequential(
                 _CONVOLUTION[dimensions](arriving, one.channels, 5, stride=cut.step(level), padding=2),
@@ -147,7 +149,7 @@ class Substitute(nn.Module):
             arriving = one.channels
 
     def forward(self, x: Tensor) -> Tensors:
-        """Image [B, 1, *spatial] to {"x0": ...}, every level."""
+        """Image [B, in_channels, *spatial] to {"x0": ...}, every level."""
         sent = {}
         for name, block in self.blocks.items():
             x = block(x)
@@ -164,7 +166,8 @@ class _Imitation:
         self._site = SimulatedDefences(view, None, seed, adaptive=knowledge.adaptive)
         deepest = max(map(level_number, real))
         self.substitute = seeded(
-            lambda: Substitute(view.backbone.cut, deepest), site_seed(seed, "substitute")
+            lambda: Substitute(view.backbone.cut, deepest, len(view.seat.modalities)),
+            site_seed(seed, "substitute"),
         ).to(device)
         self._stack = _stack(view, knowledge, seed).to(device)
         # Channels that a bottleneck closed are zero in all that was sent.

@@ -76,13 +76,13 @@ class InverseAttack(Attack):
 
     def _prepare(self, view: View, knowledge: Knowledge) -> tuple[nn.Module, list[Evidence], int]:
         chosen = usable_shots(view, knowledge)
-        evidence = gather(chosen, view.modality, masked=knowledge.adaptive, device=self.device)
+        evidence = gather(chosen, view.seat.modalities, masked=knowledge.adaptive, device=self.device)
         return frozen(knowledge.model, self.device), evidence, max(map(len, chosen))
 
     def _train(
         self, view: View, knowledge: Knowledge, model: nn.Module, evidence: list[Evidence], progress: Progress
     ) -> Inverter:
-        shadow = np.asarray(knowledge.shadow[view.modality], np.float32)
+        shadow = np.asarray(knowledge.shadow[view.seat.name], np.float32)
         shadow = shadow[: max(2, round(self.share * len(shadow)))]
         if len(shadow) < 2 or tuple(shadow.shape[2:]) != tuple(view.window):
             raise AttackImpossible(
@@ -97,7 +97,9 @@ class InverseAttack(Attack):
         count = round(float(views[views > 0].mean())) if knowledge.adaptive else 1
         scales = {name: 1 / seen.mean.std().clamp_min(1e-6) for name, seen in evidence[0].levels.items()}
         channels = {name: s.mean.shape[1] * (2 if s.masked else 1) for name, s in evidence[0].levels.items()}
-        network = image_decoder(view.backbone.cut, channels, self.seed, self.width).to(self.device)
+        network = image_decoder(view.backbone.cut, channels, self.seed, self.width, shadow.shape[1]).to(
+            self.device
+        )
         similarity = SSIMLoss(view.dimensions, data_range=RANGE, win_size=7)
         optimiser = torch.optim.Adam(network.parameters(), lr=self.rate)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, self.rate, total_steps=self.steps + 1)

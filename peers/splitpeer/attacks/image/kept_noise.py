@@ -58,13 +58,13 @@ class KeptNoise(Attack):
         models = {step: frozen(model, self.device) for step, model in knowledge.models.items()}
         chosen = [[s for s in t.shots if s.activations and weights_of(s) in models] for t in view.targets]
         require_shots(chosen, " from two sets of weights that are known")
-        groups = gather(chosen, view.modality, masked=False, device=self.device, same=weights_of)
+        groups = gather(chosen, view.seat.modalities, masked=False, device=self.device, same=weights_of)
         steps = [weights_of(next(iter(shots))) for shots in _firsts(chosen, len(groups))]
         if len(set(steps)) < 2:
             raise AttackImpossible(
                 "every release was made with the same weights: record evaluations of two steps"
             )
-        mean = np.asarray(knowledge.shadow[view.modality], np.float32).mean(0)
+        mean = np.asarray(knowledge.shadow[view.seat.name], np.float32).mean(0)
         start = torch.from_numpy(np.repeat(mean[None], len(chosen), 0)).to(self.device)
         nets = [models[step] for step in steps]
 

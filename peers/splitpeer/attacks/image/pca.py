@@ -43,8 +43,12 @@ class PrincipalComponent(Attack):
         """See `Attack.recover`. Raises AttackImpossible where the level asked for was not sent."""
         chosen: list[list[Shot]] = [[s for s in t.shots if s.activations] for t in view.targets]
         require_shots(chosen)
-        groups = gather(chosen, view.modality, masked=knowledge.adaptive, device=self.device, same=weights_of)
+        groups = gather(
+            chosen, view.seat.modalities, masked=knowledge.adaptive, device=self.device, same=weights_of
+        )
+        # One picture is all that it finds: it stands for every channel.
         images = component(groups, view.window, self.level, progress)
+        images = images.expand(-1, len(view.seat.modalities), *images.shape[2:])
         notes = ("sign, gain and offset are unknown to it",)
         return Recovered(images.cpu().numpy(), max(map(len, chosen)), notes)
 

@@ -57,7 +57,7 @@ class QueryFree(Attack):
             history.append(loss.item())
             progress(f"{self.title}: surrogates", step + 1, self.steps)
         search = WhiteBox(iterations=self.iterations, tv=self.tv, seed=self.seed, device=self.device)
-        imitation = world.encoders[view.modality].eval()
+        imitation = world.encoders[view.seat.name].eval()
         with torch.enable_grad():
             found = search.recover(
                 view, replace(knowledge, model=imitation, queries=False, weights_step=None), progress

@@ -62,9 +62,12 @@ class SDAR(Attack):
         }
         views = int(sum(group.views for group in groups).max()) // len(groups)
         channels = {name: values.shape[1] for name, values in real.items()}
-        decoder = image_decoder(view.backbone.cut, channels, site_seed(self.seed, "decoder")).to(self.device)
+        width = len(view.seat.modalities)
+        decoder = image_decoder(
+            view.backbone.cut, channels, site_seed(self.seed, "decoder"), images=width
+        ).to(self.device)
         judge_activations = critic(view.backbone.cut, channels, site_seed(self.seed, "D1")).to(self.device)
-        picture = image_cut(view.dimensions)
+        picture = image_cut(view.dimensions, width)
         judge_images = critic(picture, picture.channels, site_seed(self.seed, "D2")).to(self.device)
         encoder_steps = Adam(world.encoders.parameters(), self.encoder_rate)
         decoder_steps = Adam(decoder.parameters(), self.decoder_rate)
@@ -74,7 +77,7 @@ class SDAR(Attack):
         errors: list[float] = []
         for step, indices in world.batches(self.steps):
             drawn = world.draw(indices, step, views)
-            imitated, images = drawn.sent[view.modality], drawn.images
+            imitated, images = drawn.sent[view.seat.name], drawn.images
             task = loss = world.task_loss(drawn.sent, drawn.masks)
             if self.activation_weight:
                 loss = task + self.activation_weight * _judged(judge_activations(imitated), real=True)
@@ -125,7 +128,7 @@ def all_evidence(view: View, knowledge: Knowledge, device: str) -> list[Evidence
     """All shots of all targets, those of one pose averaged."""
     chosen = [[shot for shot in target.shots if shot.activations] for target in view.targets]
     require_shots(chosen)
-    return gather(chosen, view.modality, masked=knowledge.adaptive, device=device)
+    return gather(chosen, view.seat.modalities, masked=knowledge.adaptive, device=device)
 
 
 def revealed(decoder: nn.Module, groups: Iterable[Evidence]) -> Any:

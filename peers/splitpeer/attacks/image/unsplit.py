@@ -67,9 +67,10 @@ class UnSplit(Attack):
     def _solve(
         self, view: View, group: Evidence, rows: slice, history: list[float], progress: Progress
     ) -> Tensor:
-        network = build_encoder(view.backbone, seed=site_seed(self.seed, "guess")).to(self.device)
+        width, seed = len(view.seat.modalities), site_seed(self.seed, "guess")
+        network = build_encoder(view.backbone, width, seed=seed).to(self.device)
         count = rows.stop - rows.start
-        images = torch.zeros((count, 1, *view.window), device=self.device, requires_grad=True)
+        images = torch.zeros((count, width, *view.window), device=self.device, requires_grad=True)
         with torch.no_grad():  # a constant has no gradient through normalisation: start slightly away from it
             source = torch.Generator().manual_seed(self.seed)
             images += 1e-3 * torch.randn(images.shape, generator=source).to(images)

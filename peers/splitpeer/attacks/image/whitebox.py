@@ -167,7 +167,7 @@ class WhiteBox(Attack):
         for first in range(0, len(chosen), self.batch):
             evidence = gather(
                 chosen[first : first + self.batch],
-                view.modality,
+                view.seat.modalities,
                 masked=knowledge.adaptive,
                 device=self.device,
             )
@@ -221,18 +221,22 @@ def frozen(model: nn.Module, device: str) -> nn.Module:
 
 
 def denoised(images: Tensor, tv: float) -> Tensor:
-    """Images [B, 1, *spatial] without the noise that a defence put on them before the encoder saw them: what fits
-    the view is the noisy image. Total variation as in the search (Chambolle, J. Math. Imaging Vis. 20, 2004); the
+    """Images [B, channels, *spatial] without the noise that a defence put on them, which fits the view too.
+
+    Total variation as in the search (Chambolle, J. Math. Imaging Vis. 20, 2004); the
     noise's width from the finest diagonal differences inside the head (Donoho & Johnstone, Biometrika 81, 1994)."""
     cleaned = []
     for image in images:
         spatial = tuple(image.shape[1:])
         head = head_of(image.flatten(1), spatial).view(spatial).cpu().numpy()
-        voxels = image[0].cpu().numpy()
-        fine = np.diff(np.diff(voxels, axis=0), axis=1) / 2
-        sigma = float(np.median(np.abs(fine[head[:-1, :-1]]))) / 0.6745
-        cleaned.append(denoise_tv_chambolle(voxels, tv * sigma**2) if tv * sigma > 0 else voxels)
-    return torch.from_numpy(np.stack(cleaned)[:, None].astype(np.float32)).to(images)
+        cleaned.append(np.stack([_denoised(channel, head, tv) for channel in image.cpu().numpy()]))
+    return torch.from_numpy(np.stack(cleaned).astype(np.float32)).to(images)
+
+
+def _denoised(voxels: np.ndarray, head: np.ndarray, tv: float) -> np.ndarray:
+    fine = np.diff(np.diff(voxels, axis=0), axis=1) / 2
+    sigma = float(np.median(np.abs(fine[head[:-1, :-1]]))) / 0.6745
+    return denoise_tv_chambolle(voxels, tv * sigma**2) if tv * sigma > 0 else voxels
 
 
 def starting_images(
@@ -240,11 +244,12 @@ def starting_images(
 ) -> Tensor:
     """[B, 1, *window]: the mean of the shadow images, else the principal component with the sign that fits."""
     reference = evidence[0].levels[misfit.names[0]].mean
-    shadow = knowledge.shadow.get(view.modality)
+    shadow = knowledge.shadow.get(view.seat.name)
     if shadow is not None and not simulation.mixed:
         mean = torch.from_numpy(np.asarray(shadow, np.float32).mean(0)).to(reference)
         return mean.expand(len(reference), *mean.shape).clone()
     guess = component(evidence, view.window).to(reference)
+    guess = guess.expand(-1, len(view.seat.modalities), *guess.shape[2:]).clone()
     values = []
     for sign in (1, -1):
         misfit.calibrate(simulation, sign * guess)

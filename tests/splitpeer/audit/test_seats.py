@@ -1,0 +1,168 @@
+"""Audits and attacks of sites that fill several seats, and of a seat with two channels."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from splitpeer.attacks.view import coordinator_view, site_view
+from splitpeer.audit.capture_audit import CaptureAudit
+from splitpeer.audit.cohort import most_tumour
+from splitpeer.audit.rehearsal import Protection, Recording, Rehearsal, Rehearsed
+from splitpeer.captures.reader import open_capture
+from splitpeer.cli import main
+from splitpeer.report.store import load_run
+from splitpeer.settings.job import JobConfig
+from splitproto.messages import Seat
+
+BOTH = 'clinic = ["flair", "t1"]'
+SITES = 'site-flair = "flair"\nsite-t1 = "t1"'
+STACKED = f'{BOTH}\n[seats]\nmri = ["flair", "t1"]'
+
+
+def run(*arguments: object) -> int:
+    with pytest.raises(SystemExit) as left:
+        main([str(argument) for argument in arguments])
+    return int(left.value.code or 0)
+
+
+def rehearsed(place: Any, folder: Path, sites: str) -> tuple[Path, Rehearsed]:
+    folder.mkdir()
+    job = folder / "job.toml"
+    job.write_text(place.job.read_text().replace(SITES, sites))
+    cohort = place.cohort()
+    rehearsal = Rehearsal(JobConfig.load(job), cohort, Protection(), folder / "played", seed=3)
+    targets = most_tumour(cohort, rehearsal.validation, rehearsal.window)
+    return job, rehearsal.play(Recording(targets=tuple(targets), views=1))
+
+
+@pytest.fixture(scope="module")
+def stacked(place: Any, tmp_path_factory: pytest.TempPathFactory) -> Rehearsed:
+    """One seat of two channels."""
+    return rehearsed(place, tmp_path_factory.mktemp("seats") / "stacked", STACKED)[1]
+
+
+@pytest.fixture(scope="module")
+def several(place: Any, tmp_path_factory: pytest.TempPathFactory) -> Rehearsed:
+    """Two seats at one site."""
+    return rehearsed(place, tmp_path_factory.mktemp("seats") / "several", BOTH)[1]
+
+
+def attack(place: Any, capture: Path, out: Path, *more: object) -> Any:
+    code = run("attack", capture, "--samples", 2, "--out", out, "--truth", place.data, "--salt", place.salt,
+               "--convention", "msd", *more)  # fmt: skip
+    assert code == 0
+    return load_run(out)
+
+
+def test_every_channel_of_a_seat_is_recovered_and_scored(
+    place: Any, stacked: Rehearsed, tmp_path: Path
+) -> None:
+    asked = ("pca", "whitebox:iterations=40", "inverse:steps=4", "unsplit:rounds=1", "fora:steps=2,inverse_steps=2",
+             "pcat:steps=2", "sdar:steps=2", "query-free:steps=2,iterations=2")  # fmt: skip
+    orders = [part for name in asked for part in ("--attack", name)]
+    folder = attack(place, stacked.capture, tmp_path / "run", "--seat", "mri", *orders,
+                    "--knows", f"weights={stacked.weights('mri')}", "--knows", f"shadow={place.shadow}",
+                    "--knows", f"decoder={stacked.weights('coordinator')}", "--shadow-images", 12)  # fmt: skip
+    entries = folder.run.entries
+    assert {e.status for e in entries} == {"done"}, [e.reason for e in entries]
+    names = [name.partition(":")[0] for name in asked]
+    assert [(e.attack, e.modality) for e in entries] == [(n, m) for n in names for m in ("flair", "t1")]
+    for entry in entries:
+        assert folder.arrays[entry.id].shape == (2, 1, 32, 32)
+        assert entry.scores["ssim"].mean is not None and "tumour_dice" in entry.scores
+    assert {"truth_flair", "truth_t1", "floor_flair", "floor_t1"} <= set(folder.arrays)
+    assert folder.run.network.sites == {"clinic": "flair, t1"}
+    known = [e.scores["ssim"].mean for e in entries if e.attack == "whitebox"]
+    blind = [e.scores["ssim"].mean for e in entries if e.attack == "pca"]
+    assert max(known) > max(blind)
+
+
+def test_a_defence_tried_on_two_channels(place: Any, stacked: Rehearsed, tmp_path: Path) -> None:
+    folder = attack(place, stacked.capture, tmp_path / "run", "--seat", "mri", "--defence", "dropout:0.5",
+                    "--attack", "whitebox:iterations=5", "--knows", f"weights={stacked.weights('mri')}")  # fmt: skip
+    assert [(e.modality, e.adaptive) for e in folder.run.entries] == [
+        (modality, adaptive) for adaptive in (True, False) for modality in ("flair", "t1")
+    ]
+
+
+def test_several_seats_of_a_site_are_attacked_one_by_one(
+    place: Any, several: Rehearsed, tmp_path: Path
+) -> None:
+    capture = open_capture(several.capture)
+    assert [party.seats for party in capture.header.peers] == [
+        (Seat("flair", ("flair",)), Seat("t1", ("t1",)))
+    ]
+    for seat in ("flair", "t1"):
+        view = coordinator_view(capture, seat)
+        assert set(view.targets[0].shots[0].activations) == {f"x{n}" for n in range(5)}
+        folder = attack(place, several.capture, tmp_path / seat, "--seat", seat, "--attack", "whitebox:iterations=60",
+                        "--knows", f"weights={several.weights(seat)}")  # fmt: skip
+        (entry,) = folder.run.entries
+        assert (entry.modality, entry.site) == (seat, "clinic")
+        score = entry.scores["ssim"]
+        assert score.mean > max(f for f in score.floors.values() if f is not None)
+        own = site_view(open_capture(several.site_capture(seat)), seat, steps=(1,))
+        assert own.seat.name == seat and all(shot.gradients for t in own.targets for shot in t.shots)
+
+
+def test_each_seat_has_noise_of_its_own_in_replay_as_in_attacks(several: Rehearsed, tmp_path: Path) -> None:
+    written, out = "gaussian:0.5", tmp_path / "defended.cap"
+    assert run("replay", several.capture, "--defence", written, "--seed", 5, "--out", out) == 0
+    asked: dict[str, Any] = {"samples": 1}
+    noise = {}
+    for seat in ("flair", "t1"):
+        plain, offline, on_disk = (
+            CaptureAudit(path, seat=seat, defence=defence, seed=5, **asked).experiment().view
+            for path, defence in ((several.capture, None), (several.capture, written), (out, None))
+        )
+        clean, tried, stored = (
+            view.targets[0].shots[0].activations["x0"] for view in (plain, offline, on_disk)
+        )
+        assert (tried == stored).all() and on_disk.defences
+        drawn = stored - clean
+        noise[seat] = drawn / drawn.std()
+    assert abs((noise["flair"] * noise["t1"]).mean()) < 0.2
+
+
+def test_a_site_audits_all_its_seats(place: Any, tmp_path: Path) -> None:
+    peer = tmp_path / "peer.toml"
+    peer.write_text(PEER.format(data=place.data, salt=place.salt))
+    job = tmp_path / "job.toml"
+    job.write_text(place.job.read_text().replace(SITES, BOTH))
+    out = tmp_path / "audit"
+    code = run("audit", "--config", peer, "--job", job, "--attack", "pca", "--labels", place.data / "labels",
+               "--convention", "msd", "--steps", 2, "--views", 1, "--samples", 2, "--out", out)  # fmt: skip
+    assert code == 0
+    found = {
+        path.parent.relative_to(out).as_posix(): json.loads(path.read_text())["entries"][0]
+        for path in out.glob("**/attack.json")
+    }
+    assert {name: (entry["modality"], entry["goal"]) for name, entry in found.items()} == {
+        "0-undefended": ("flair", "image"), "0-undefended/labels": ("flair", "mask"),
+        "0-undefended/t1": ("t1", "image"), "0-undefended/t1/labels": ("t1", "mask"),
+    }  # fmt: skip
+    assert "flair, t1" in (out / "report.html").read_text()
+
+
+PEER = """\
+[peer]
+role = "client"
+site = "clinic"
+federation = "test"
+modality = ["flair", "t1"]
+[tls]
+ca = "ca.crt"
+certificate = "a.crt"
+key = "a.key"
+[network]
+coordinator = "tcp://localhost:7443"
+[data]
+images = "{data}"
+salt = "{salt}"
+[policy]
+coordinators = ["hub"]
+"""
