@@ -353,5 +353,5 @@ def read_key(path: Path) -> bytes:
     except OSError as error:
         raise DataError(f"{path}: cannot read the key: {error.strerror}") from error
     if len(key) != KEY_BYTES:
-        raise DataError(f"{path}: a capture's key is a file of {KEY_BYTES} octets")
+        raise DataError(f"{path}: a capture's key is a file of {KEY_BYTES} bytes")
     return key

@@ -45,7 +45,7 @@ def attack_and_report(federation: Federation, page: Path, progress: Progress) ->
         CaptureAudit, salt=federation.salt, truth=federation.data, convention="msd", seed=federation.job.seed
     )
     coordinator = audit(
-        federation.capture("hub"), modality=MODALITY, samples=PATIENTS, shadow_images=400,
+        federation.capture("hub"), seat=MODALITY, samples=PATIENTS, shadow_images=400,
         knows=(f"weights={_last_checkpoint(federation.folder / site / 'state')}", f"shadow={strangers}"),
     )  # fmt: skip
     hospital = audit(federation.capture(site), samples=48, step=1)

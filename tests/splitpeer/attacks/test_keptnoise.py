@@ -17,7 +17,7 @@ from splitpeer.defences.randomness import Release
 from splitpeer.defences.stack import defend, make_stack
 from splitpeer.errors import AttackImpossible
 from splitpeer.models import unet_backbone
-from splitproto.messages import Sample
+from splitproto.messages import Sample, Seat
 
 FEATURES, LEVELS = (6, 6, 6, 6, 6, 6), (0, 1, 2, 3, 4)
 
@@ -50,8 +50,8 @@ def scene(written: str) -> tuple[View, dict[int, torch.nn.Module], np.ndarray]:
     view = View(
         "coordinator",
         "site",
-        "t1",
-        ("t1",),
+        Seat("t1", ("t1",)),
+        (Seat("t1", ("t1",)),),
         unet_backbone(2, FEATURES, LEVELS),
         (32, 32),
         targets,

@@ -121,7 +121,7 @@ def test_what_cannot_be_used_gets_one_line_and_code_4(
     refused("iterations must be a whole number, not 'many'", "--attack", "whitebox:iterations=many")
     refused("iterations must be 1 or more", "--attack", "whitebox:iterations=0")
     refused("tv must be 0 or more", "--attack", "whitebox:tv=-1")
-    refused("decoder is there twice", "--attack", "pca", "--knows", "decoder=a", "--knows", "decoder=b")
+    refused("decoder is given twice", "--attack", "pca", "--knows", "decoder=a", "--knows", "decoder=b")
     refused("needs the weights", "--attack", "whitebox")
     refused("not the encoder of this capture's job", "--attack", "whitebox", "--knows",
             f"weights={clean.weights('coordinator')}")  # fmt: skip

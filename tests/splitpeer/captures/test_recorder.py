@@ -360,7 +360,7 @@ def test_what_is_refused_at_once(tmp_path: Path) -> None:
         Recorder(tmp_path / "missing" / "a.cap")
     with pytest.raises(DataError, match="folder that can be written to"):
         Recorder(tmp_path)
-    with pytest.raises(ConfigError, match="32 octets"):
+    with pytest.raises(ConfigError, match="32 bytes"):
         Recorder(tmp_path / "a.cap", key=b"short")
     with pytest.raises(ConfigError, match="hexadecimal"):
         Recorder(tmp_path / "a.cap", sampling=Sampling(keys=("BraTS_001",)))
@@ -370,7 +370,7 @@ def test_keys(tmp_path: Path) -> None:
     key = new_key(tmp_path / "key")
     assert read_key(tmp_path / "key") == key
     (tmp_path / "text").write_text("secret\n")
-    with pytest.raises(DataError, match="32 octets"):
+    with pytest.raises(DataError, match="32 bytes"):
         read_key(tmp_path / "text")
     with pytest.raises(DataError, match="No such file"):
         read_key(tmp_path / "none")
