@@ -28,6 +28,7 @@ HEADER: dict[str, Any] = {
     "agent": "splitpeer/0.1.0",
     "created": TIME,
     "run": RUN,
+    "seats": [],
     "peers": [
         {
             "site": "charite",
@@ -180,7 +181,7 @@ def captures() -> Iterator[Case]:
     yield good("no-end", File().add(*said(1, "forward", "out")), "SP-C-10: the recorder was killed")
     full = {
         **HEADER, "role": "client", "site": "charite", "job": write_map(JOB, "job"),
-        "schema": schema_digest(SCHEMA), "peers": [{"site": "hub", "defences": []}],
+        "schema": schema_digest(SCHEMA), "peers": [{"site": "hub", "seats": [], "defences": []}],
         "seats": [{"name": "flair", "modalities": ["flair"]}, {"name": "mri", "modalities": ["t1", "t2"]}],
         "sampling": {"every": 10, "keys": ["90c7", "8a"]}, "extensions": {"example.org/colour": ["blue", None]},
     }  # fmt: skip
