@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from . import codec
+from . import codec, messages
 from .constants import MAX_FRAME_PAYLOAD
 from .errors import CodecError, SplitprotoError
 from .fields import (
@@ -22,7 +22,7 @@ from .fields import (
     wire,
     write_map,
 )
-from .messages import DIGEST, MOST_SEATS, Job, Seat
+from .messages import DIGEST, Job, Seat
 
 # --- limits (SP-C): checked before memory is taken ---------------------------------------------------------
 MAGIC = b"SPLTCAP2"
@@ -93,7 +93,7 @@ class OctetsUpTo(FieldKind):
 
 SITE = Text(63)
 DEFENCES = ListOf(Text(500), 64)
-SEATS = ListOf(Record(Seat), MOST_SEATS)
+SEATS = ListOf(Record(Seat), messages.MOST_SEATS)
 
 
 @dataclass(frozen=True, slots=True)
