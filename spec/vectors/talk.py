@@ -125,6 +125,10 @@ def heads() -> Iterator[Case]:
     yield fine("forward-places", placed, "SP-11-27: this site has one sample of the batch, the fourth")
     two_seats = [{"name": "mri", "modalities": ["t2", "flair"]}, {"name": "t1", "modalities": ["t1"]}]
     yield fine("job-offer-two-seats", {**job, "seats": two_seats}, "SP-11.8-5: one of two channels")
+    every = {**job, "job": {**job["job"], "average_every": 50}}
+    yield fine("job-offer-average", every, "SP-11.16-1: before steps 1, 51, 101 and so on")
+    never = {**job, "job": {**job["job"], "average_every": 0}}
+    yield case("average-every-0", never, "SP-8.2-4: never is said by leaving it out")
     patient = maps["inventory"]["patients"][0]
     partly = {**maps["inventory"], "patients": [{**patient, "seats": [1]}]}
     yield fine("inventory-seats", partly, "SP-11-4: the site can fill the second of its seats")
