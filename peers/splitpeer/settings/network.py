@@ -2,44 +2,46 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, create_model
 
 from splitpeer.models.cut import MAX_LEVELS
 from splitpeer.models.registry import DEFAULT, NETWORKS
 from splitpeer.settings.loading import Section
 from splitpeer.settings.values import Width
 
+SETTINGS = tuple(dict.fromkeys(name for network in NETWORKS.values() for name in network.defaults))
+"""The names of the settings of all networks. What each means: docs/networks.md."""
+
 
 def listed(value: Any) -> Any:
-    """A single number may stand without brackets."""
+    """A single number may be written without brackets."""
     return (value,) if isinstance(value, int) else value
 
 
-Numbers = Annotated[tuple[Width, ...], BeforeValidator(listed), Field(min_length=1, max_length=MAX_LEVELS)]
+# The network itself checks how many there may be, and their ranges.
+Numbers = Annotated[tuple[Width, ...], BeforeValidator(listed), Field(max_length=3 * MAX_LEVELS)]
 
 
-class NetworkChoice(Section):
-    """Settings that are not written are the network's defaults."""
+class _NetworkChoice(Section):
+    """The name of a network."""
 
     network: str = DEFAULT
     """A name of `models.registry.NETWORKS`."""
-    features: Annotated[tuple[Width, ...], Field(min_length=1, max_length=MAX_LEVELS)] | None = None
-    """Channels. basic-unet: of levels 0 to 4 and of the decoder's last block; residual-unet: one a level."""
-    strides: Annotated[tuple[Annotated[int, Field(ge=1, le=4)], ...], Field(max_length=48)] | None = None
-    """residual-unet: of each level, or of each axis of each level; without it 1, then 2."""
-    feature_size: Numbers | None = None
-    """swin-unetr, with MONAI's names and defaults, as all that follow: channels of the finest level."""
-    depths: Numbers | None = None
-    """Blocks of each of the four stages."""
-    num_heads: Numbers | None = None
-    """Attention heads of each stage."""
-    window_size: Numbers | None = None
-    """Side of the windows in which attention works, in tokens of two voxels; one number, or one per axis."""
 
     @property
     def given(self) -> dict[str, tuple[int, ...]]:
         """The settings that are written, by name."""
-        names = {name for network in NETWORKS.values() for name in network.defaults}
-        return {name: value for name in sorted(names) if (value := getattr(self, name)) is not None}
+        return {name: value for name in SETTINGS if (value := getattr(self, name)) is not None}
+
+
+if TYPE_CHECKING:
+    NetworkChoice = _NetworkChoice
+else:
+    NetworkChoice = create_model(
+        "NetworkChoice",
+        __base__=_NetworkChoice,
+        __doc__="A network and its settings, a key for each of `SETTINGS`; by default those of `registry.NETWORKS`.",
+        **dict.fromkeys(SETTINGS, (Numbers | None, None)),
+    )

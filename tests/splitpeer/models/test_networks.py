@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from monai.networks.nets import DynUNet, SwinUNETR
+from pydantic import ValidationError
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -21,6 +22,7 @@ from splitpeer.models import (
     make_backbone,
 )
 from splitpeer.models.registry import NETWORKS, backbone_of, on_wire
+from splitpeer.settings.job import Model
 from splitpeer.training.loss import region_loss
 from splitpeer.training.optimiser import Schedule, make_optimiser
 from splitpeer.training.split_round import Parties, Place, Wire, split_round
@@ -85,6 +87,15 @@ def test_split_equals_whole_bit_for_bit(name: str, dimensions: int, fusion: str)
     assert torch.equal(logits, expected)
     for key, gradient in parameters(whole).items():
         assert torch.equal(gradient, parameters(apart)[key]), key
+
+
+@ALL
+def test_every_setting_of_a_network_is_a_key_of_job_toml(name: str) -> None:
+    written = {key: list(values) for key, values in SMALL[name].items()}
+    assert Model(network=name, **written).backbone() == backbone(name, 2)
+    assert Model(network=name, **NETWORKS[name].defaults).backbone() == Model(network=name).backbone()
+    with pytest.raises(ValidationError, match="extra_forbidden"):
+        Model(network=name, fetures=[8])
 
 
 def trainable(part: nn.Module) -> tuple[Optimizer, Schedule]:
