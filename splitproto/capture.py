@@ -144,7 +144,7 @@ class _Seal:
 
     def __init__(self, key: bytes, salt: bytes) -> None:
         if len(key) != KEY_BYTES:
-            raise CaptureKeyNeeded(f"a capture's key is {KEY_BYTES} octets, not {len(key)}")
+            raise CaptureKeyNeeded(f"a capture's key is {KEY_BYTES} bytes, not {len(key)}")
         material = HKDF(SHA256(), KEY_BYTES + 16, salt, _INFO).derive(key)
         self._cipher = algorithms.AES(material[:KEY_BYTES])
         self.check = material[KEY_BYTES:]

@@ -56,7 +56,7 @@ class TcpVisitor(Visitor):
         may = PEER_HOLDS if self.links else STRANGER_HOLDS
         if (held := self.port.held(self)) > may:
             return MessageTooLarge(
-                f"an unfinished ZeroMQ message: {held >> 10} KiB arrived and are no envelope, at most "
+                f"an unfinished ZeroMQ message: {held >> 10} KiB arrived and are not an envelope, at most "
                 f"{may >> 10} KiB are allowed"
             )
         return None

@@ -263,7 +263,7 @@ def test_what_is_set_holds_where_its_flag_is_not_given(federation: Path) -> None
         (("pki", "revoke", "--site", "nobody"), 4, "no such certificate"),
         (("init",), 4, "Missing option '--role'"),
         (("init", "--role", "client"), 4, "--modality is for clients"),
-        (("init", "--role", "client", "--modality", "c t"), 4, "'c t' is no name of a modality"),
+        (("init", "--role", "client", "--modality", "c t"), 4, "'c t' is not a valid name of a modality"),
         (("init", "job", "--site", "north"), 4, "SITE=MODALITY"),
         (("init", "job", "--site", "A=t1"), 4, "is not a name"),
         (("config", "check"), 4, "no peer.toml"),

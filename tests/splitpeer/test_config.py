@@ -138,7 +138,7 @@ def test_an_encoder_is_not_shared_with_a_privacy_budget(tmp_path: Path) -> None:
     shared = changed(CLIENT, "share_encoder = false", "share_encoder = true")
     assert peer(tmp_path, shared).policy.share_encoder is True
     budget = 'defences = ["dp-gaussian:clip=1,noise=1"]\nepsilon = 8.0\ndelta = 1e-5\nmay_record'
-    with pytest.raises(ConfigError, match=r"epsilon is no promise about an encoder that is shared"):
+    with pytest.raises(ConfigError, match=r"epsilon promises nothing about a shared encoder"):
         peer(tmp_path, changed(shared, "may_record", budget))
 
 
@@ -354,7 +354,7 @@ def test_mistakes_of_a_coordinator(tmp_path: Path) -> None:
     ("old", "new", "expected"),
     [
         ('south = "flair"', 'South = "flair"', "[sites] South: name 'South' is not a name"),
-        ('south = "flair"', 'south = "p t"', "[sites] south: 'p t' is no name of a modality"),
+        ('south = "flair"', 'south = "p t"', "[sites] south: 'p t' is not a valid name of a modality"),
         (
             "window = [96, 96]",
             "window = [96, 90]",

@@ -72,7 +72,7 @@ def test_what_is_written_out_is_read_again(tmp_path: Path, written: str) -> None
         ("values = { a = 1.5 }", "[task] values, a must be a valid integer, not 1.5"),
         ("values = { a = true }", "[task] values, a must be a valid integer, not True"),
         ("values = { a = 1, b = 1 }", "[task]: two names have the same value"),
-        ('values = { "a/b" = 1 }', "[task]: 'a/b' is no name"),
+        ('values = { "a/b" = 1 }', "[task]: 'a/b' is not a valid name"),
         (
             'values = { a = 1 }\nregions = { r = ["b"] }',
             "[task]: region r holds 'b', which is not one of values",
@@ -87,7 +87,10 @@ def test_what_is_written_out_is_read_again(tmp_path: Path, written: str) -> None
             'normalisation = { ct = "window" }',
             "[task] normalisation, ct: 'window': window needs two intensities",
         ),
-        ('normalisation = { "c t" = "none" }', "[task] normalisation: 'c t' is no name of a modality"),
+        (
+            'normalisation = { "c t" = "none" }',
+            "[task] normalisation: 'c t' is not a valid name of a modality",
+        ),
         ('normalisation = { t1c = "none", t1ce = "none" }', "[task] normalisation: t1ce is named twice"),
         ('normalisation = { pet = "none" }', "[task] normalisation: pet is at none of [sites]"),
         ("regoins = {}", "[task] regoins is unknown: did you mean regions?"),

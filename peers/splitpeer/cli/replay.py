@@ -153,7 +153,7 @@ def _show(capture: Capture, summary: Summary, verdict: Verdict) -> None:
         if rows:
             console.print(table, highlight=False)
     ended = {
-        True: "closed in good order",
+        True: "closed cleanly",
         False: "without an end: a crash, or its end was cut off",
         None: "sealed",
     }

@@ -110,7 +110,7 @@ def serve(
     if config.peer.role == "client":
         if job_file is not None or resume is not None or readmit:
             raise ConfigError(
-                "--job, --resume, --fresh and --readmit are for the coordinator: a client is told its job"
+                "--job, --resume, --fresh and --readmit are for the coordinator, from which a client gets its job"
             )
     elif job_file is None:
         raise ConfigError("a coordinator needs its job: add --job job.toml")

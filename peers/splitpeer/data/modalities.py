@@ -36,7 +36,8 @@ def canonical_modality(name: str) -> str:
     plain = name.strip().lower()
     if not _NAME.fullmatch(plain):
         raise DataError(
-            f"{name!r} is no name of a modality: write 1 to 32 letters, digits, '+', '.', '_' or '-', such as adc"
+            f"{name!r} is not a valid name of a modality: "
+            "write 1 to 32 letters, digits, '+', '.', '_' or '-', such as adc"
         )
     if plain in MASK_NAMES:
         raise DataError(f"{name!r} is what masks are called: give the modality another name")

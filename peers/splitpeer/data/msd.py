@@ -86,7 +86,7 @@ def _channels(
     counts = Counter(kinds.values())
     for channel, kind in kinds.items():
         if kind in (None, MASK):
-            text = f"{path}: channel {channel} is {names[channel]!r}, which is no name of a modality"
+            text = f"{path}: channel {channel} is {names[channel]!r}, which is not a valid name of a modality"
             listing.problems.append((ANY, f"{text}: write it without spaces there"))
     for kind in dict.fromkeys((*kinds.values(), wanted or None)):
         if kind not in (None, MASK) and counts[kind] != 1:

@@ -40,7 +40,7 @@ class Normaliser:
         """The rule as it is written. Raises ValueError, one line, for any other text."""
         match = _RULE.fullmatch(text) if len(text) <= LONGEST else None
         if match is None or match["kind"] not in KINDS:
-            raise ValueError(f"{text[:LONGEST]!r} is no normalisation: {_HELP}")
+            raise ValueError(f"{text[:LONGEST]!r} is not a normalisation rule: {_HELP}")
         kind = match["kind"]
         if kind not in ("percentile", "window"):
             if match["low"] is not None:

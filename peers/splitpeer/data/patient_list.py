@@ -132,7 +132,7 @@ def _channel(written: str) -> int | None:
         return None
     if not (written.isascii() and written.isdigit() and int(written) <= _MAX_CHANNEL):
         raise DataError(
-            f"channel {written!r} is no whole number: count from 0, or leave it empty for 3-D files"
+            f"channel {written!r} is not a whole number: count from 0, or leave it empty for 3-D files"
         )
     return int(written)
 

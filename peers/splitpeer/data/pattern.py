@@ -59,7 +59,7 @@ def listed(root: Path, written: str) -> Listing:
         elif kind := kind_of(long["modality"]):
             listing.add(kind, long["patient"], path)
         else:
-            listing.leave(path, f"{long['modality']!r} is no name of a modality")
+            listing.leave(path, f"{long['modality']!r} is not a valid name of a modality")
     return listing
 
 

@@ -127,7 +127,7 @@ def _problem(task: Task) -> str:
         *((name, NAME) for name in task.region_names),
     ):
         if not grammar.fullmatch(name):
-            return f"{name[:40]!r} is no name: write letters, digits, - and _, at most 24"
+            return f"{name[:40]!r} is not a valid name: write letters, digits, - and _, at most 24"
     if twice := [name for name, count in Counter(task.names.values()).items() if count > 1]:
         return f"{twice[0]} names two values: a name has one value"
     if twice := [name for name, count in Counter(task.region_names).items() if count > 1]:

@@ -62,7 +62,7 @@ def seeded(build: Callable[[], Network], seed: int | None) -> Network:
             table = own.pop(_BIAS_TABLE)
             _fill(table, source.normal(0, _BIAS_DEVIATION, size=tuple(table.shape)).clip(-2, 2))
         if own and not isinstance(module, _NORMALISATIONS):
-            raise TypeError(f"{type(module).__name__} has parameters that nobody here knows how to draw")
+            raise TypeError(f"{type(module).__name__} has parameters whose initial distribution is unknown")
     return network
 
 

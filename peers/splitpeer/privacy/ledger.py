@@ -297,7 +297,7 @@ def _read(path: Path) -> dict[str, _Account]:
         return {bytes.fromhex(key).hex(): _account(entry) for key, entry in found["patients"].items()}
     except (ValueError, KeyError, TypeError, AttributeError):
         raise DataError(
-            f"{path}: not a whole privacy ledger: restore it from a backup; without it nobody knows what has left"
+            f"{path}: not a whole privacy ledger: restore it from a backup; without it, what has left is unknown"
         ) from None
 
 

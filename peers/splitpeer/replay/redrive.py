@@ -152,7 +152,7 @@ class _Recording:
         if header.job is None or header.run is None:
             raise DataError("the capture names no job: nothing was trained while it was recorded")
         if not header.peers:
-            raise DataError("the capture names no peer of its recorder: it cannot drive anybody")
+            raise DataError("the capture names no peer of its recorder: it cannot drive a peer")
         try:
             check_name("job", header.job.name)  # it becomes part of a folder's name
         except IdentityError as error:

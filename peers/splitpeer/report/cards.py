@@ -93,7 +93,7 @@ class _Shown:
             found = found[:, None]
         spatial = found.shape[2:]
         if len(spatial) not in (2, 3) or found.shape[1] != 1 or not all(spatial):
-            raise DataError(f"{entry.id}: an array {arrays[entry.id].shape} is no set of images")
+            raise DataError(f"{entry.id}: an array {arrays[entry.id].shape} is not a set of images")
         rows = np.asarray(entry.rows if entry.rows is not None else range(len(found)))
         if len(rows) != len(found):
             raise DataError(

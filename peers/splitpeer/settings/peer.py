@@ -188,7 +188,7 @@ class Policy(Bounds):
                 "add it, or remove epsilon and delta"
             )
         if self.epsilon is not None and self.share_encoder:
-            raise ValueError("epsilon is no promise about an encoder that is shared: remove one of the two")
+            raise ValueError("epsilon promises nothing about a shared encoder: remove one of the two")
         return self
 
 

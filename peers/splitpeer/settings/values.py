@@ -96,7 +96,9 @@ def _count_or_fraction(value: Any) -> Any:
     if isinstance(value, bool) or not isinstance(value, int | float) or value < 0:
         raise ValueError(f"{value!r} is neither a number of patients nor a fraction of them")
     if isinstance(value, float) and not value < 1:
-        raise ValueError(f"the fraction {value} leaves nobody to train on: write a whole number of patients")
+        raise ValueError(
+            f"the fraction {value} leaves no patient to train on: write a whole number of patients"
+        )
     return value
 
 

@@ -43,7 +43,7 @@ def test_any_name_is_a_modality(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["", "a b", "t1/t2", "\u00e4", "-t1", "x" * 33, "t1\n2"])
 def test_what_cannot_be_a_name_is_refused(name: str) -> None:
-    with pytest.raises(DataError, match="is no name of a modality: write 1 to 32 letters"):
+    with pytest.raises(DataError, match="is not a valid name of a modality: write 1 to 32 letters"):
         canonical_modality(name)
 
 

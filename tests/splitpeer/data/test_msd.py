@@ -113,9 +113,9 @@ def test_a_site_without_masks_is_only_warned(task) -> None:
         (
             {"0": "T2", "1": "b 800"},
             "t2",
-            "channel 1 is 'b 800', which is no name of a modality: write it without",
+            "channel 1 is 'b 800', which is not a valid name of a modality: write it without",
         ),
-        ({"0": "T2", "1": "label"}, "t2", "channel 1 is 'label', which is no name of a modality"),
+        ({"0": "T2", "1": "label"}, "t2", "channel 1 is 'label', which is not a valid name of a modality"),
         ({"0": "T2", "1": "ADC"}, "dwi", "0 channels are 'dwi' (it lists T2, ADC): name a modality"),
     ],
 )

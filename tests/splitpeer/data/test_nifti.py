@@ -190,7 +190,7 @@ def test_values_that_are_no_numbers_are_refused(tmp_path: Path) -> None:
         assert refusal(case).startswith("holds values that are not finite numbers")
     case = write(tmp_path / "slope.nii", nib.Nifti1Image(head(dtype="i2"), SPACING))
     assert "not finite" in refusal(patched(case, scl_slope=3e38, scl_inter=0))
-    assert "adds a value that is no number" in refusal(patched(case, scl_slope=1, scl_inter=np.inf))
+    assert "adds NaN or infinity" in refusal(patched(case, scl_slope=1, scl_inter=np.inf))
 
 
 # --- where it lies -----------------------------------------------------------------------------------------

@@ -78,19 +78,19 @@ def test_volumes_are_normalised_as_they_were_asked_to(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("written", "problem"),
     [
-        ("", "is no normalisation"),
-        ("ZSCORE", "is no normalisation"),
+        ("", "is not a normalisation rule"),
+        ("ZSCORE", "is not a normalisation rule"),
         ("zscore:1,2", "takes no numbers"),
         ("window", "needs two intensities"),
-        ("window:1", "is no normalisation"),
+        ("window:1", "is not a normalisation rule"),
         ("window:1,1", "must be below"),
         ("window:5,-5", "must be below"),
-        ("window:nan,1", "is no normalisation"),
+        ("window:nan,1", "is not a normalisation rule"),
         ("window:-1e400,1", "must be below"),
         ("percentile:-1,50", "between 0 and 100"),
         ("percentile:1,101", "between 0 and 100"),
-        ("window:1,2,3", "is no normalisation"),
-        ("window:" + "0" * 60 + ",1", "is no normalisation"),
+        ("window:1,2,3", "is not a normalisation rule"),
+        ("window:" + "0" * 60 + ",1", "is not a normalisation rule"),
     ],
 )
 def test_what_is_no_rule(written: str, problem: str) -> None:

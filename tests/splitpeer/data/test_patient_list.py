@@ -116,7 +116,7 @@ def test_a_list_picks_a_channel_of_a_file(listed) -> None:
 @pytest.mark.parametrize(
     ("lines", "what"),
     [
-        ("patient,modality,path\nP1,a b,1.nii.gz", "line 2: 'a b' is no name of a modality"),
+        ("patient,modality,path\nP1,a b,1.nii.gz", "line 2: 'a b' is not a valid name of a modality"),
         ("patient,modality,path\nP1,,1.nii.gz", "line 2: the modality is empty: fill it in"),
         (
             "patient,modality,path\nP1,t1,1.nii.gz\nP1,T1w,x.nii.gz",
@@ -124,9 +124,12 @@ def test_a_list_picks_a_channel_of_a_file(listed) -> None:
         ),
         ("patient,modality,path\nP1,t1,1.nii.gz\nP1,t2,1.nii.gz", "line 3: 1.nii.gz is the file of line 2"),
         ("patient,path,modality,modality\n", "line 1: the column modality is there twice"),
-        ("patient,path,channel\nP1,1.nii.gz,two", "line 2: channel 'two' is no whole number: count from 0"),
-        ("patient,path,channel\nP1,1.nii.gz,-1", "line 2: channel '-1' is no whole number"),
-        ("patient,path,channel\nP1,1.nii.gz,99999", "line 2: channel '99999' is no whole number"),
+        (
+            "patient,path,channel\nP1,1.nii.gz,two",
+            "line 2: channel 'two' is not a whole number: count from 0",
+        ),
+        ("patient,path,channel\nP1,1.nii.gz,-1", "line 2: channel '-1' is not a whole number"),
+        ("patient,path,channel\nP1,1.nii.gz,99999", "line 2: channel '99999' is not a whole number"),
         ("patient,path,channel\nP1,1.nii.gz,1\nP2,./1.nii.gz,1", "line 3: 1.nii.gz is the file of line 2"),
     ],
 )

@@ -89,7 +89,7 @@ def test_a_pattern_may_name_the_modality(tmp_path: Path) -> None:
     assert find(tmp_path, pattern, "t1gd").lacking == ("P_2",)
     assert [case.path.name for case in find_labels(tmp_path, pattern)] == ["P_1-seg.nii.gz"]
     (long,) = find(tmp_path, pattern, "adc").left_out
-    assert long.reason.endswith("is no name of a modality")
+    assert long.reason.endswith("is not a valid name of a modality")
 
 
 @pytest.mark.parametrize(

@@ -82,7 +82,7 @@ def test_the_places_of_a_list_of_several() -> None:
     assert found.activations == ("dropout:0.5", "clip:2", "else/where")
     assert found.image == ("voxel-noise:1",) and found.gradients == ("iso",)
     assert placed("image", found.image) == texts[1:2] and placed("gradients", found.gradients) == texts[2:3]
-    with pytest.raises(ConfigError, match="'else/where' is no defence"):
+    with pytest.raises(ConfigError, match="'else/where' is not a defence"):
         parse_all(found.activations, "activations")
 
 
