@@ -168,7 +168,7 @@ def test_a_sweep(run_folder: Path, tmp_path: Path) -> None:
     [
         ("whitebox", np.zeros((10, 1, 16, 16)), "masks is"),
         ("whitebox", np.zeros((11, 1, 32, 32)), "names row 10"),
-        ("whitebox", np.zeros((10, 32, 32)), "no set of images"),
+        ("whitebox", np.zeros((10, 32, 32)), "not a set of images"),
         ("masks", np.zeros((10, 1, 8, 8)), "masks is"),
         ("tumour_whitebox", np.zeros((2, 32, 32)), "names row 9 of tumour_whitebox"),
     ],
