@@ -31,7 +31,7 @@ class Question:
     computed: int = 0
     """It needs that the site remembers the activations of this step; 0: it needs no such thing."""
     even_restarted: bool = False
-    """Also of a site that has lost its memory."""
+    """Whether a site that has lost its memory may be asked."""
 
 
 class Asking:
@@ -123,5 +123,5 @@ class Asking:
         if out_of_patience:
             raise DeadlinePassed(
                 f"site {presence.name} ({presence.modality}): its links keep breaking ({error}); "
-                f"it was waited for: {question.what}"
+                f"waiting for: {question.what}"
             ) from error

@@ -25,7 +25,7 @@ from splitproto.messages import Job
 from splitproto.tensors import Descriptor
 
 Counted = tuple[tuple[str, int], ...]
-"""Of whom an average is made, and how many patients each fills."""
+"""The sites of which an average is made, and how many patients each fills."""
 
 
 class Averaging:
@@ -36,7 +36,7 @@ class Averaging:
         seats: all of the job.
         team: the sites.
         computed: `await computed(function, *args, what=...)` runs it in the compute thread.
-        report: told of every average.
+        report: called with every average.
 
     Raises:
         ConfigError: an encoder has more tensors than fit in one message.
@@ -58,14 +58,14 @@ class Averaging:
         self._sent: dict[Place, Counted] = {}
 
     async def before(self, step: int, patients: Callable[[str, str], int]) -> None:
-        """Have the sites that are here go on from the averages that belong to `step`, if any do.
+        """Make the connected sites continue from the averages that belong to `step`, if there are any.
 
         Args:
             step: the next to be made.
             patients: how many training patients in use a site (first) fills at a seat (second).
 
         Raises:
-            JobFailed: a site that is needed shares what is no average of.
+            JobFailed: a site that is needed shares weights that cannot be averaged.
         """
         # SP-11.16-1: before steps 1, N + 1, 2 N + 1, ...
         if not self._every or (step - 1) % self._every:
@@ -87,7 +87,7 @@ class Averaging:
         self._sent.clear()
 
     async def _average(self, seat: str, patients: Callable[[str, str], int]) -> Counted:
-        """Of whom a new average was made; nobody: none was needed."""
+        """The sites of which a new average was made; none: not needed."""
         latest: Counted = ()
         while True:
             here = self._here(seat)
@@ -129,7 +129,7 @@ class Averaging:
         for site in behind:
             self._sent[Place(site.name, seat)] = counted
         if total or not first:
-            # Without patients there is no average: each goes on from what it had.
+            # Without patients there is no average: each continues from its own weights.
             await self._team.ask_all(
                 lambda site: site.average(
                     step, seat, mean if total else self._shared[Place(site.name, seat)]

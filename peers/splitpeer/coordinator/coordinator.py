@@ -1,8 +1,8 @@
 """The coordinator: gathers the sites a job names, has the loop train with them, says bye.
 
-It owns fusion, bottleneck, decoder, labels, loss and the schedule. Results go to `[output] folder`: `metrics.jsonl`
-(one line a step), `result.json`, `predictions/` (masks of the patients held out). Started again, it goes on with a
-run that is not complete.
+It owns fusion, bottleneck, decoder, labels, loss and the schedule. Results go to `[output] folder`:
+`metrics.jsonl` (one line a step), `result.json`, `predictions/` (masks of the patients held out). Restarted,
+it resumes a run that is not complete.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ class Coordinator:
         view: shown to people while it runs.
         resume: True: go on with the job's last run. False: a new one. None: go on with the last, if there is one of
             the same terms; if that is over, `run` gives its result again.
-        duty: what `serve` holds already; None: one of its own.
+        duty: the one that `serve` already holds; None: one of its own.
         curious: a file to record into what is sent and received.
         verify: read every mask to its end before sites are waited for, not only its header.
         readmit: sites whose part in the run goes to the next that joins with their certificate (SP-11.14-5).
@@ -151,8 +151,7 @@ class Coordinator:
     async def run(self) -> RunResult:
         """Run the job to its end, or until `stop` is set.
 
-        Raises:
-            PeerError: what the user is told, with its exit code.
+        Raises: PeerError: the message for the user, with its exit code.
         """
         run = self._files.run.hex()
         on_duty = self._duty.on_duty(
@@ -166,7 +165,7 @@ class Coordinator:
             try:
                 await stack.enter_async_context(on_duty)
             except BaseException:
-                # Such as a trail that cannot be begun: nobody else would end these.
+                # For example, a trail that cannot be begun: nothing else would end these.
                 self._view.close()
                 self._compute.close()
                 raise
@@ -176,7 +175,7 @@ class Coordinator:
             return await self._serve()
 
     def _was_complete(self) -> RunResult:
-        """The run ended, and all sites know: whoever starts this coordinator again gets its results again."""
+        """The run ended, and all sites know: starting this coordinator again returns its results again."""
         self.result = self._files.result() or self.result
         self._view.close()
         self._compute.close()
@@ -186,7 +185,7 @@ class Coordinator:
     async def _serve(self) -> RunResult:
         self._started = time.monotonic()
         offer = Offer(
-            # SP-10-5, SP-10-8: what the job needs is required; a site without `evaluate` trains all the same.
+            # SP-10-5, SP-10-8: what the job needs is required; a site without `evaluate` still trains.
             requires=(
                 "train",
                 f"dtype.{self._job.precision}",
@@ -218,24 +217,24 @@ class Coordinator:
                 tell(self._labels, self._report)
                 accepting = asyncio.create_task(self._accept(listener))
                 began_at = self._files.record.state
-                reason, text = "failed", "the coordinator stopped because of an error of its own"
+                reason, text = "failed", "the coordinator failed with an internal error"
                 try:
                     reason, text = await self._until_stopped()
                 except PeerError as error:
                     for patient, path in named_in(str(error), self._labels.cases).items():
                         self._report(h.PatientNamed(patient, path))
-                    # Local paths and files stay here; sites hear the kind of trouble.
+                    # Local paths and files stay here; sites learn the kind of trouble.
                     local = isinstance(error, DataError | ConfigError)
-                    why = f"the coordinator cannot go on: {told_of(error)}; its log has the details"
+                    why = f"the coordinator cannot continue: {told_of(error)}; see its log"
                     if isinstance(error, DiskTrouble):
-                        # Started again, it goes on: sites keep dialling.
+                        # It resumes when started again: sites keep dialling.
                         reason = "drain"
                     text = why if local else str(error)
                     raise
                 finally:
                     if reason == "complete":
                         await self._bye(reason, text)
-                        # Whoever was away in that moment hears it from the next start.
+                        # A site that is away at that moment learns it at the next start.
                         if began_at == "farewell" or set(self._files.record.told) >= {
                             s.name for s in self.sites
                         }:
@@ -256,7 +255,7 @@ class Coordinator:
             self._compute.close()
             if not self.result.complete:
                 self.result.seconds = time.monotonic() - self._started
-                # Also of a run that failed: what lies there must not be taken for another run's.
+                # Also of a run that failed: its results must not be mistaken for another run's.
                 if self._files.opened:
                     self._files.write(self.result)
         return self.result
@@ -290,7 +289,7 @@ class Coordinator:
         try:
             self._files.record.bind(site, holder)
         except PeerError as error:
-            # A full disk costs this much: after a restart, the first to join as this site has its part.
+            # The cost of a full disk: after a restart, the first to join as this site takes its place.
             self._report(h.SiteNotBound(site, str(error)))
 
     def _match(self) -> tuple[list[bytes], list[bytes]]:
@@ -332,7 +331,7 @@ class Coordinator:
                 task.cancel()
             await asyncio.gather(work, *leaving, return_exceptions=True)
         if not self._files.opened or not self._trainer.savepoints.ready:
-            return "drain", "stopped before the run began, or went on"
+            return "drain", "stopped before the run began or resumed"
         # The sites may have saved by themselves. If this step is theirs as well, a restart goes on from it; it may
         # be one that not all have applied, so an older one stays.
         try:
@@ -343,7 +342,7 @@ class Coordinator:
                 f"the checkpoint was not written within {SAVE_S:g} s: the disk hangs"
             ) from None
         self._report(h.Drained(self._run.committed, saved))
-        return "drain", f"stopped at step {self._run.committed}; the coordinator will go on with it"
+        return "drain", f"stopped at step {self._run.committed}; the coordinator will resume there"
 
     async def _work(self) -> None:
         record = self._files.record
@@ -356,7 +355,7 @@ class Coordinator:
         )
         resumed = bool(record.patients)
         if resumed and held:
-            # Where it stands, for anyone who looks, or stops it again, before all are here.
+            # Its progress, for anyone who looks, or stops it again, before all sites are here.
             self.result.step = max(held)
             self._report(h.RunResumes(self.result.step, self._job.steps))
         await self._team.gather(
@@ -392,7 +391,7 @@ class Coordinator:
         if self.result.complete:
             self.result.bytes_per_step = self._trainer.bytes_per_step
             self.result.seconds = time.monotonic() - self._started
-            # On disk before anybody is told: a site that was told has gone, and cannot be asked again.
+            # On disk before any site is told: a site that was told has gone, and cannot be asked again.
             self._files.write(self.result)
             record.farewell()
 
@@ -418,7 +417,7 @@ class Coordinator:
         self.result.complete = True
         untold = [site for site in self.sites if site.name not in self._files.record.told]
         self._report(h.FarewellDue(", ".join(site.name for site in untold)))
-        # Each hears it as it comes: others may have been told, and be gone, without our having noted it.
+        # Each is told when it comes: others may have been told, and be gone, without our having recorded it.
         waiting = [asyncio.create_task(self._farewell(site)) for site in untold]
         if waiting:
             await asyncio.wait(waiting, timeout=self._settings.deadlines.return_s)

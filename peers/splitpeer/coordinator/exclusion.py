@@ -35,7 +35,7 @@ class Exclusion:
 
     @property
     def keys(self) -> frozenset[bytes]:
-        """Of the patients that are out."""
+        """Keys of the withdrawn patients."""
         return self._withdrawals.keys
 
     @property
@@ -50,7 +50,7 @@ class Exclusion:
         return {None: (Unusable(error.key, error.cause),)}
 
     async def withdraw(self, unusable: UnusableBySite, stream: TrainingStream) -> None:
-        """SP-11.13-4: go on without these from the next step on; what was announced is void.
+        """SP-11.13-4: continue without these from the next step on; announced batches are void.
 
         Raises:
             JobFailed: too many from one site, or too few are left.
@@ -89,7 +89,7 @@ class Exclusion:
             site.set_withdrawn(own, run.committed, self.patients)
 
     async def undo(self, step: int, stream: TrainingStream) -> None:
-        """SP-11.13-6: all went back to `step`; what is made again is made without those that are out."""
+        """SP-11.13-6: all rolled back to `step`; repeated steps are made without the withdrawn patients."""
         await self._noted(self._withdrawals.undone, step)
         self.note(stream)
         await self._tell()
@@ -103,13 +103,13 @@ class Exclusion:
                 await site.tell(message)
 
     def _remove_predictions(self) -> None:
-        """Of an evaluation before: there is no score to them any more."""
+        """Predictions of an earlier evaluation, which no longer have a score."""
         for key in self.keys:
             patient = self._run.labels.case(key).patient
             (self._run.files.predictions / f"{patient}.nii.gz").unlink(missing_ok=True)
 
     async def _noted(self, function: Any, *args: Any) -> None:
-        await self._run.on_disk(function, *args, what="a withdrawal to be noted")
+        await self._run.on_disk(function, *args, what="a withdrawal to be recorded")
 
 
 def told_apart(

@@ -1,7 +1,7 @@
 """One holder of a site (SP-11.14): the key that a site keeps with a run, and what happens to a second link.
 
 A certificate proves that a link speaks for a site. Two processes may hold it: the daemon started twice, or a thief with
-a copy. The first to join a run binds the site's part in it to a key of its own; nobody else takes over.
+a copy. The first to join a run binds the site's place in it to a key of its own; nobody else takes over.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from splitproto.messages import JobAccept, JobOffer
 
 CHALLENGE_BYTES = 32
 ANSWER_S = HEARTBEAT_INTERVAL
-"""A link that is to be replaced may answer a PING for so long."""
+"""How long a link that is to be replaced may take to answer a PING."""
 JOINING = 4
 """Links of one site that may be joining at once: beyond that the oldest is ended."""
 
@@ -31,21 +31,21 @@ class Holding:
 
     Args:
         site: its name.
-        report: told of second links.
+        report: called with second links.
     """
 
     def __init__(self, site: str, report: h.Reporter) -> None:
         self.site, self._report = site, report.to(LogSink(log))
         self.holder: bytes | None = None
-        """Public key of who has it; None: nobody yet. Empty: somebody who showed no key."""
+        """Public key of the holder; None: no holder yet. Empty: a holder that showed no key."""
         self._bind: Callable[[str, bytes], None] = lambda site, key: None
 
     def restore(self, holder_key: bytes | None, bind: Callable[[str, bytes], None]) -> None:
-        """Who had it before this process began; `bind` is told who has it from now on."""
+        """The holder before this process started; `bind` is called with later ones."""
         self.holder, self._bind = holder_key, bind
 
     def examine(self, offer: JobOffer, accept: JobAccept, link: Session) -> None:
-        """SP-11.14-3: whether `link` may take the part.
+        """SP-11.14-3: whether `link` may take the place.
 
         Raises:
             SecondHolder: another holder has it.
@@ -81,7 +81,7 @@ class Holding:
         self._bind(self.site, holder_key)
 
     def note_second(self, link: Session, other: Session | None, cause: str) -> None:
-        """`link` shows the certificate of this site and may not take its part; `other` has it, if anybody."""
+        """`link` shows the certificate of this site and may not take its place; `other` has it, if any."""
         self._tell("second_holder", link, other, cause)
 
     def _tell(

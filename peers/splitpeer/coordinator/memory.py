@@ -31,7 +31,7 @@ class Memory:
         self.restarts = 0
         """Since the last checkpoint that it wrote with the others."""
         self.lost = False
-        """It restarted, and has not gone back to a checkpoint since."""
+        """It restarted, and has not rolled back to a checkpoint since."""
         self._incarnation = b""
         self._lost_at = 0  # `applied` when it restarted
         self._undone: int | None = None  # the others went back to here while it was absent
@@ -43,11 +43,11 @@ class Memory:
             absent: the run continues without it.
         """
         if self._incarnation and accept.incarnation != self._incarnation:
-            # A new process: what was not on disk is gone.
+            # A new process: anything not on disk is gone.
             self.restarts += 1
             self._lost_at = self._lost_at if self.lost else self.applied
             self.lost = True
-        # Absent since before this coordinator began: what its memory holds, nobody knows.
+        # Absent since before this coordinator started: the content of its memory is unknown.
         self.lost |= absent and not self._incarnation
         self._incarnation = accept.incarnation
         self.applied, self.checkpoints = accept.applied, accept.checkpoints
@@ -96,7 +96,7 @@ class Memory:
         return self._lost_at
 
     def return_point(self, committed: int) -> int | None:
-        """SP-11-36: the checkpoint from which a site that was absent goes on; None: from where it is.
+        """SP-11-36: the checkpoint from which a site that was absent continues; None: from where it is.
 
         Args:
             committed: the step that the others are at.
@@ -104,11 +104,11 @@ class Memory:
         Raises:
             JobFailed: it has none that still counts.
         """
-        # Steps beyond a rollback of the others, or beyond what is committed, never were.
+        # Steps beyond a rollback of the others, or beyond the committed step, no longer exist.
         most = committed if self._undone is None else min(committed, self._undone)
         if not self.lost and self.applied <= most:
             return None
         usable = [saved for saved in self.checkpoints if saved <= most]
         if not usable:
-            raise JobFailed(f"site {self.site} has no checkpoint of step {most} or before to go on from")
+            raise JobFailed(f"site {self.site} has no checkpoint of step {most} or before to continue from")
         return max(usable)

@@ -1,6 +1,5 @@
-"""Whether a site is here: its standing, the link over which it has joined, and the wait for the next one.
-
-The table is in `standing.py`; here is what moves a site in it, and what is reported of that.
+"""Whether a site is connected: its standing, the link over which it has joined, and the wait for the next
+one. The table is in `standing.py`; this module moves a site in it, and reports that.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ class Presence:
         name: as in its certificate.
         modality: of its images.
         patience_s: how long it may be away, in seconds.
-        report: told where it stands, and what it is waited for.
+        report: called with its standing, and what it is waited for.
     """
 
     def __init__(self, name: str, modality: str, patience_s: float, report: h.Reporter) -> None:
@@ -41,7 +40,7 @@ class Presence:
         """Why it did not join when it dialled last; empty: it did, or has not dialled."""
         self._patience_s, self._report = patience_s, report.to(LogSink(log))
         self._failure: JobFailed | None = None
-        self._decided = asyncio.Event()  # it has joined, or is lost: nobody needs to wait for it any more
+        self._decided = asyncio.Event()  # it has joined, or is lost: there is no need to wait for it
         self._watching: asyncio.Task[None] | None = None
         self._tell_standing()
 
@@ -94,7 +93,7 @@ class Presence:
             self._move(Change.LINK_ENDED)
 
     def fail(self, error: SplitprotoError) -> JobFailed:
-        """The site failed in a way that a new link does not mend; returns what is to be raised."""
+        """The site failed in a way that a new link does not repair; returns the error to raise."""
         self._failure = JobFailed(f"site {self.name}: {error}")
         self._move(Change.FAILED)
         return self._failure
@@ -108,7 +107,7 @@ class Presence:
         # It may be in the middle of anything: on a new link, both know where they are.
         if self.link is not None and self.link.alive:
             self.link.session.fail(
-                DeadlineExceeded("the run goes on without this site; dial again to join it")
+                DeadlineExceeded("the run continues without this site; dial again to join")
             )
 
     def start_catching_up(self) -> None:
@@ -183,14 +182,14 @@ class Presence:
                 if not await patiently((joined,), self._patience_s):
                     raise DeadlinePassed(
                         f"site {self.name} ({self.modality}) did not come back within {self._patience_s:g} s; "
-                        f"it was waited for: {what}{f'; when it dialled: {self.refusal}' if self.refusal else ''}"
+                        f"waiting for: {what}{f'; when it dialled: {self.refusal}' if self.refusal else ''}"
                     )
             finally:
                 joined.cancel()
             self._check_failed()
         if self.link is None:
-            # The run ends meanwhile: `let_go` came before the one that waits ran again.
-            raise DeadlinePassed(f"site {self.name} ({self.modality}) was let go; it was waited for: {what}")
+            # The run ends meanwhile: `let_go` came before the waiting task ran again.
+            raise DeadlinePassed(f"site {self.name} ({self.modality}) was let go; waiting for: {what}")
         return self.link
 
     async def wait_link_unless_absent(self, what: str) -> SiteLink:

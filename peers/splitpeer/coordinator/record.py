@@ -1,7 +1,7 @@
 """Which run of a job this is: `<job>.run.json` in the coordinator's `[peer] state`.
 
-A coordinator that is started again finds here what it was doing: the run to go on with, the patients of that run,
-and whether only the goodbyes are left.
+A restarted coordinator finds here what it was doing: the run to resume, its patients, and whether only the
+byes are left.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ State = Literal["new", "running", "farewell", "over"]
 
 @dataclass(frozen=True)
 class Withdrawal:
-    """A patient that a run goes on without."""
+    """A patient without which a run continues."""
 
     key: bytes
     step: int
@@ -83,7 +83,7 @@ class RunRecord:
             self._take(self._read())
 
     def begin(self, patients: Mapping[bytes, Mapping[str, str]]) -> None:
-        """SP-11-39: from here on there is something to go on with."""
+        """SP-11-39: from now on there is something to resume."""
         self.patients = {key: dict(filled) for key, filled in patients.items()}
         self._write("running")
 
@@ -105,7 +105,7 @@ class RunRecord:
             self._write(self.state)
 
     def farewell(self, told: Sequence[str] = ()) -> None:
-        """All is done but for telling the sites; `told` know."""
+        """The run is complete except for saying so to the sites; those in `told` know."""
         self.told = tuple(sorted({*self.told, *told}))
         self._write("farewell")
 

@@ -60,7 +60,7 @@ from splitproto.tensors import Array, Descriptor, matches
 log = logging.getLogger(__name__)
 
 FAREWELL_S = 5.0
-"""How long a site whose link broke at the very end may take to come back and hear that the job is complete."""
+"""How long a site whose link broke at the very end may take to come back and learn that the job is complete."""
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,7 @@ class RemoteSite:
         self._expected: Mapping[bytes, Geometry] | None = None
         self._fills: Mapping[bytes, Collection[str]] = {}
         self._withdrawn: Sequence[Withdrawn] = ()
-        self._averages: dict[int, Average] = {}  # by place of the seat, as it was sent last
+        self._averages: dict[int, Average] = {}  # by place of the seat, as sent last
         self._octets_before = (0, 0)  # in and out, over the links before the present one
 
     # --- queries ---------------------------------------------------------------------------------------
@@ -220,7 +220,7 @@ class RemoteSite:
         self._expected, self._fills, self._patients_in_use = patients, seats, in_use
 
     def set_withdrawn(self, withdrawn: Sequence[Withdrawn], step: int, patients: int) -> None:
-        """SP-11.13-8: it is told of these on every new link after `begin`, and need not hold them any more."""
+        """SP-11.13-8: these are sent on every new link after `begin`; the site need no longer hold them."""
         self._withdrawn = withdrawn
         self._committed, self._patients_in_use = step, patients
 
@@ -248,7 +248,7 @@ class RemoteSite:
     # --- joining ---------------------------------------------------------------------------------------
 
     async def offer_job(self, session: Session) -> bool:
-        """Offer the job on a new link and hear what the site has; returns whether it has joined."""
+        """Offer the job on a new link and learn what the site has; returns whether it has joined."""
         self._witness.listen(session)
         link = SiteLink(self.name, session, self._answer_s, self._presence.show_waiting)
         self._joining.append(link)
@@ -305,7 +305,7 @@ class RemoteSite:
         if isinstance(error, LocalError):
             session.fail(error)
         if session.farewell is not None:
-            # It only looked (splitpeer doctor), or was asked to stop: nobody was refused.
+            # It only looked (splitpeer doctor), or was asked to stop: not a refusal.
             self._report(h.SiteLeft(self.name, session.farewell.text))
         elif isinstance(error, SecondHolder | Superseded):
             # Another process, honest or not: it changes nothing for the site itself.
@@ -314,7 +314,7 @@ class RemoteSite:
             self._presence.note_refused(str(error))
 
     def _hear_decline(self, error: JobFailed) -> None:
-        # A decline proves no key: where somebody has the site's part, it is a stranger's word.
+        # A decline proves no key: if the site's place is taken, it may be a stranger's.
         if self._expected is None and self.holding.holder is None and not self.here:
             self._report(h.SiteDeclined(self.name, self._offer.run.hex(), str(error)))
             self._presence.note_declined(error)
@@ -349,7 +349,7 @@ class RemoteSite:
     # --- what the site is asked --------------------------------------------------------------------------
 
     async def begin(self, step: int, patients: int, *, even_restarted: bool = False) -> None:
-        """SP-11-41: let the site know that everybody is here, and after which committed step work goes on.
+        """SP-11-41: tell the site that all are here, and after which committed step work continues.
 
         `even_restarted`: also if it has lost its memory.
         """
@@ -475,7 +475,7 @@ class RemoteSite:
         Args:
             step: the committed one.
             keep: steps that all hold, and that must stay (SP-11-33).
-            leaving: work ends here, at a step that nobody foresaw, so activations of batches that were announced
+            leaving: work ends here, at an unplanned step, so activations of batches that were announced
                 beyond it may come first, and are void.
         """
         question = Question(f"its checkpoint of step {step}")
@@ -520,10 +520,8 @@ class RemoteSite:
         self._show_progress()
 
     async def catch_up(self, step: int, patients: int) -> None:
-        """Bring a site that was absent to the committed `step`, where it goes on with the weights that it has.
-
-        Raises:
-            JobFailed: it has no checkpoint left to go on from.
+        """Bring a site that was absent to the committed `step`, where it continues with the weights that it
+        has. Raises: JobFailed: it has no checkpoint left to continue from.
         """
         # SP-11-36.
         self._presence.start_catching_up()
@@ -546,13 +544,13 @@ class RemoteSite:
                 self._report(h.SiteLost(self.name, str(error)))
 
     async def say_bye(self, reason: str, text: str) -> bool:
-        """End the present link in good order, also one that has not finished joining.
+        """End the present link cleanly, even one that has not finished joining.
 
         Returns:
             Whether the site has answered.
         """
         if reason == "complete" and not (self.here or self.absent):
-            # A site between two links shall not dial in vain: the job is done, and it must hear so.
+            # A site between two links must not dial for nothing: it must learn that the job is done.
             await self._presence.wait_here(FAREWELL_S)
         joining, self._octets_before = [*self._joining], self.traffic
         present = self._presence.let_go()
@@ -565,7 +563,7 @@ class RemoteSite:
     # --- inside ----------------------------------------------------------------------------------------
 
     async def _prepare(self, link: SiteLink, question: Question) -> None:
-        """Bring a link to where a question can be asked on it: begun, and the site's memory as it was.
+        """Prepare a link for a request: begun, and with the site's memory unchanged.
 
         Raises:
             SiteRestarted: it lost what the question needs.

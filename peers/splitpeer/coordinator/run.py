@@ -97,13 +97,13 @@ class Run:
 
     async def blamed(self, arrived: Arrived) -> bool:
         """Whether a site sent what are no numbers; it is out of `arrived` then. Raises JobFailed if all are needed."""
-        found = await self.computed(self._culprit, arrived, what="the activations to be looked at")
+        found = await self.computed(self._culprit, arrived, what="the activations to be checked")
         if found is None:
             return False
         site, name = found
         self.team.leave_out(
             site,
-            f"site {site.name} sent activations ({name}) that are not finite numbers; look at its images, or "
+            f"site {site.name} sent activations ({name}) that are not finite numbers; check its images, or "
             "lower the learning rate",
         )
         del arrived[site]

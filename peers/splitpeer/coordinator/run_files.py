@@ -36,7 +36,7 @@ class RunResult:
     patients: int = 0
     validation: int = 0
     dice: Scores = field(default_factory=dict)
-    """Of the last evaluation, with `modalities`."""
+    """Dice of the last evaluation, with `modalities`."""
     modalities: list[str] = field(default_factory=list)
     """Seats that the last evaluation, and the masks in `predictions/`, were made from; of each patient, what it has."""
     scored: int = 0
@@ -50,7 +50,7 @@ class RunResult:
     missing: dict[str, Scores] = field(default_factory=dict)
     """Dice without the seat named, where the job asks for it."""
     absences: dict[str, int] = field(default_factory=dict)
-    """By site, steps that this process of the coordinator made while it was absent."""
+    """By site, the steps that this process of the coordinator made without it."""
     withdrawn: list[dict[str, Any]] = field(default_factory=list)
     """Patients that the run was made without: a handle, the first step without it, the site, the cause. No site: it was
     the coordinator's own mask."""
@@ -81,19 +81,19 @@ class RunFiles:
         self.record = RunRecord(config, job, resume, report)
         self.output: Path = job.output.folder
         if self.record.state == "over" and self.result() is None:
-            # Its results were taken away: somebody makes room for others.
+            # Its results were removed: somebody makes room for others.
             self.record = RunRecord(config, job, False, report)
         if resume is None and self.record.state == "new" and (lying := self._read()) and lying.complete:
-            # Weeks of training are not removed because somebody changed a line of job.toml.
+            # Weeks of training are not removed because a line of job.toml changed.
             raise ConfigError(
-                f"{self.output / 'result.json'}: results of a complete run lie there, and job.toml is not that run's: "
+                f"{self.output / 'result.json'}: the results of a complete run of another job.toml: "
                 "name another [output] folder, or let --fresh remove them"
             )
         self.run = self.record.run
         self.checkpoints = run_folder(config.peer.state, job.job.name, self.run)
         self._metrics = Lines(self.output / "metrics.jsonl")
         self.opened = False
-        """From here on there is something to resume."""
+        """From now on there is something to resume."""
 
     @property
     def predictions(self) -> Path:
@@ -122,7 +122,7 @@ class RunFiles:
         self.opened = True
 
     def metric(self, **values: Any) -> None:
-        """One line of `metrics.jsonl`; on a full disk it waits, and the run goes on."""
+        """One line of `metrics.jsonl`; on a full disk it waits, and the run continues."""
         self._metrics.add(**values)
 
     def sync(self) -> None:

@@ -50,7 +50,7 @@ class Savepoints:
         step = int(meta["step"])
         most = run.settings.training.keep_checkpoints + spare
         keep = [held for held in self.held if held != step][-(most - 1) :] if most > 1 else []
-        # What the metrics tell of steps before this one must not be lost when the run goes on from here.
+        # The metrics of earlier steps must not be lost when the run continues from here.
         await run.on_disk(run.files.sync, what="the metrics to be written")
         await run.on_disk(
             checkpoint.save, run.files.checkpoints, step, tensors, meta, keep,
@@ -106,7 +106,7 @@ class Savepoints:
             if loop.time() > ends:
                 raise DiskTrouble(
                     f"the checkpoint of the last step was not written by all within {patience:g} s"
-                    f"{self._who_could_not()}: make room there and start again, the run goes on"
+                    f"{self._who_could_not()}: make room there and start again; the run resumes"
                 )
         return False
 
@@ -158,13 +158,13 @@ class Savepoints:
         newest = {site: max({*own}.intersection(site.checkpoints), default=-1) for site in team.present}
         behind = min(newest, key=lambda site: newest[site])
         if not own:
-            raise JobFailed("no checkpoint of the coordinator's own is left: start a new run, with --fresh")
+            raise JobFailed("no checkpoint of the coordinator is left: start a new run, with --fresh")
         if team.all_needed:
             # One that was absent for a while, under another [absence] mode, may hold none that the others hold.
             held = "; ".join(f"{site.name} {_steps(site.checkpoints)}" for site in newest)
             raise JobFailed(
                 f"the parties have no checkpoint in common (steps: coordinator {_steps(own)}; {held}): with [absence] "
-                f'mode = "drop" it goes on, and takes {behind.name} back in; --fresh starts a new run'
+                f'mode = "drop" the run continues and readmits {behind.name}; --fresh starts a new run'
             )
         team.leave_out(behind, "it has no checkpoint in common with the others")
 

@@ -1,4 +1,4 @@
-"""One link of a site, from the offer of the job to its end: what is said and heard on it, one message at a time."""
+"""One link of a site, from the job offer to its end: messages sent and received, one at a time."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class SiteLink:
         site: its name.
         session: admitted.
         answer_s: how long an answer may take, in seconds.
-        show_waiting: told what is waited for, and for how many seconds at most.
+        show_waiting: called with what is waited for, and for how many seconds at most.
     """
 
     def __init__(

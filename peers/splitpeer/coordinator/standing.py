@@ -1,7 +1,6 @@
-"""Where a site stands in the run: a table, the single source of the diagram in docs/architecture.md.
-
-A site has one standing at a time; what happens to it moves it from one to the next. What the table does not list
-cannot happen: it is a mistake of this program, and an error.
+"""The standing of a site in the run: a table, from which the diagram in docs/architecture.md is generated. A
+site has one standing at a time, and events move it from one to the next. A change that the table does not
+list is a bug of this program, and an error.
 """
 
 from __future__ import annotations
@@ -143,7 +142,7 @@ class ImpossibleChange(RuntimeError):
 
 
 def after(standing: Standing, change: Change) -> Standing:
-    """Where a site stands after `change`.
+    """The standing of a site after `change`.
 
     Raises:
         ImpossibleChange: the table does not list it for `standing`.

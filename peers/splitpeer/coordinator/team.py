@@ -20,7 +20,8 @@ log = logging.getLogger(__name__)
 Answer = TypeVar("Answer")
 
 FREE_RETURNS = 3
-"""So often since its last checkpoint a site may get lost and be welcomed back at once; then after growing pauses."""
+"""How often a site may be lost since its last checkpoint and still be readmitted at once; then after growing
+pauses."""
 LONGEST_PAUSE = 3600.0
 
 
@@ -29,8 +30,9 @@ class Team:
 
     Args:
         sites: all that the job names.
-        absence: what to do without one. `pause`: its failure is the job's. `skip`: the work at hand goes on without
-            it, and before the next step it is waited for again. `drop`: work goes on without it until it is back.
+        absence: what to do without one. `pause`: its failure is the job's. `skip`: the current work continues
+            without it, and before the next step it is waited for again. `drop`: work continues without it
+            until it is back.
         report: told who is back.
     """
 
@@ -46,7 +48,7 @@ class Team:
 
     @property
     def absent(self) -> list[RemoteSite]:
-        """Those it goes on without."""
+        """The sites that the run continues without."""
         return [site for site in self.sites if site.absent]
 
     @property
@@ -115,8 +117,7 @@ class Team:
         """Wait until all have joined.
 
         Args:
-            seconds: at most so long.
-            waiting_for: told who is missing.
+            seconds: at most this long. waiting_for: called with the missing sites.
             all_needed: else, and unless the mode is `pause`, work may begin without some.
 
         Raises:
@@ -129,7 +130,7 @@ class Team:
             waiting_for(names)
             for site in missing:
                 site.show_waiting(deadline - time.monotonic())
-            # Also one that has joined may leave again while others are waited for.
+            # A site that has joined may leave again while others are waited for.
             if await self._wait_change(missing, deadline - time.monotonic()):
                 continue
             if all_needed or self.all_needed:
@@ -173,7 +174,7 @@ class Team:
             self._check_enough()
 
     def note_undone(self, step: int) -> None:
-        """Everybody present has gone back to `step`."""
+        """All present sites have rolled back to `step`."""
         for site in self.absent:
             site.note_undone(step)
 

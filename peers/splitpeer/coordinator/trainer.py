@@ -37,7 +37,7 @@ from splitproto.messages import Forward, Missing, Progress, Withdraw
 
 
 class Trainer:
-    """The steps of one run, from wherever the parties are to the last one.
+    """The steps of one run, from where the peers are to the last one.
 
     Args:
         run: the run; its sites have joined.
@@ -62,7 +62,7 @@ class Trainer:
         return self._octets_here // max(1, self._steps_here)
 
     async def start(self) -> None:
-        """A new run: its beginning is what can be gone back to. Raises DataError."""
+        """A new run: its beginning is a step to roll back to. Raises DataError."""
         self.savepoints.ready = True
         await self.savepoints.save_own()
 
@@ -72,10 +72,10 @@ class Trainer:
         """Go on until the last step is committed and scored, or the run is draining.
 
         Args:
-            held: steps of its own checkpoints, where a run is gone on with.
+            held: steps of its own checkpoints, if a run is resumed.
 
         Raises:
-            JobFailed, DeadlinePassed, DataError, ConfigError: the run cannot go on.
+            JobFailed, DeadlinePassed, DataError, ConfigError: the run cannot continue.
         """
         run, saved = self._run, self.savepoints
         self._parts = {site: self._parts_of(site, stream) for site in run.team.sites}
@@ -84,7 +84,7 @@ class Trainer:
         if not saved.ready or any(site.applied != 0 for site in run.team.present):
             for site in run.team.sites:
                 site.set_committed(max(saved.held, default=0))
-            await saved.roll_back(stream, "" if saved.ready else "the coordinator was started again")
+            await saved.roll_back(stream, "" if saved.ready else "the coordinator was restarted")
         scored = -1
         while scored < run.job.steps and not run.draining:
             try:

@@ -1,4 +1,4 @@
-"""Patients that a run goes on without because a file of theirs cannot be used (SP-11.13): who, since when, how many."""
+"""Patients withdrawn from a run because a file of theirs cannot be used (SP-11.13): which, since when, how many."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ class Withdrawals:
 
     @property
     def keys(self) -> frozenset[bytes]:
-        """Of the patients that are out."""
+        """Keys of the withdrawn patients."""
         return frozenset(withdrawal.key for withdrawal in self.all)
 
     def beyond(self, site: str, patients: Sequence[Unusable]) -> str:
-        """SP-11.13-10: what is wrong if `site` ("": the coordinator) withdraws these as well; empty if nothing is."""
+        """SP-11.13-10: the problem if `site` ("": the coordinator) withdraws these as well; empty if there is none."""
         causes = {w.key: w.cause for w in self.all if w.site == site} | {p.key: p.cause for p in patients}
         most = self._settings.most_withdrawn(len(self._record.patients))
         if len(causes) <= most:
@@ -53,7 +53,7 @@ class Withdrawals:
         self._record.withdraw([*self.all, *new])
 
     def undone(self, step: int) -> None:
-        """SP-11.13-6: all went back to `step`; what is made again is made without those that are out."""
+        """SP-11.13-6: all rolled back to `step`; repeated steps are made without the withdrawn patients."""
         earlier = tuple(replace(w, step=min(w.step, step + 1)) for w in self.all)
         if earlier != self.all:
             self._record.withdraw(earlier)

@@ -15,9 +15,9 @@ from splitproto.errors import Misaligned, PolicyRefused, SchemaMismatch, StepMis
 from splitproto.messages import Forward, Job, Sample
 
 Images = dict[str, np.ndarray]
-"""By seat: float32 [B, channels, *spatial]; a seat that no patient of the batch fills is left out."""
+"""Images by seat: float32 [B, channels, *spatial]; a seat that no patient of the batch fills is left out."""
 DEPTH = 4
-"""Batches that lie ready at most."""
+"""Most batches read ahead."""
 
 
 class Announced:
@@ -39,7 +39,7 @@ class Announced:
         self._prefetch: Prefetcher[Forward, Images] | None = None
 
     def check(self, forward: Forward, unusable: Collection[bytes]) -> None:
-        """SP-11-27, SP-11-28: an accepted job is no licence: what is asked stays within it.
+        """SP-11-27, SP-11-28: what is asked must stay within the accepted job.
 
         Raises:
             Misaligned: the commitment does not fit the samples.
@@ -58,7 +58,7 @@ class Announced:
         if forward.mode == "train" and count > job.batch:
             raise SchemaMismatch(f"a training batch of {count} samples where the job says {job.batch}")
         self._check_places(forward)
-        # Judged for every batch: an evaluation's may be larger than the job's.
+        # Checked for every batch: an evaluation's may be larger than the job's.
         rows = sum(map(len, self._channels.rows(forward.samples).values()))
         if encoder_octets(job, rows) > self._most_octets:
             raise PolicyRefused(
@@ -91,7 +91,7 @@ class Announced:
         return None
 
     def images(self) -> Images:
-        """Of the batch that `due` returned last. Raises what reading it raised."""
+        """Images of the batch that `due` returned last. Raises what reading it raised."""
         if self._prefetch is None:
             raise StepMismatch("a batch is due that was never announced")
         return self._prefetch.get(self._job.seconds_per_step)
@@ -104,7 +104,7 @@ class Announced:
             self._prefetch = None
 
     def _check_window(self, sample: Sample) -> None:
-        """A window lies inside the volume, or contains it: cut at a border, it would single out voxels."""
+        """A window must be inside the volume, or contain it: cut at a border, it would single out voxels."""
         shape = self._channels.geometry(sample.key).shape
         for start, width, size in zip(sample.origin, self._window, shape, strict=True):
             if not (0 <= start <= size - width or size - width <= start <= 0):

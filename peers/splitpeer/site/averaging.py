@@ -13,7 +13,7 @@ from splitproto.messages import Average, Averaged, Job, Seat, Share, Shared
 
 
 class SiteAveraging:
-    """Tells the weights of this site's encoders, and takes those that they are to go on from.
+    """Shares the weights of this site's encoders, and takes those to continue from.
 
     Args:
         job: whose policy was judged: a site that does not share is in no job that averages.
@@ -43,7 +43,7 @@ class SiteAveraging:
         Raises:
             StepMismatch, UnexpectedMessage: as `share`.
             SchemaMismatch: it is not of this encoder.
-            JobFailed: it holds what is no number.
+            JobFailed: it contains NaN or infinity.
         """
         half = self._asked_of(average, pending=pending)
         # SP-11.16-3.

@@ -1,7 +1,6 @@
-"""What a coordinator has asked of a site, counted (SP-11.15): a valid certificate is no licence to ask for ever.
-
-Counts of a run lie in its folder and those of the day in the state folder, so that neither a restart nor a new run id
-makes them zero.
+"""Counts of what a coordinator has asked of a site (SP-11.15): a valid certificate does not allow asking
+without limit. Counts of a run are in its folder and those of the day in the state folder, so that neither a
+restart nor a new run id resets them.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from splitproto.messages import Forward
 FILE, TALLY, DAY = "budget.json", "budget.tally", "budget-day.json"
 BURST_S = 10.0
 FLUSH = 4096
-"""Evaluated windows between two writes of their counts: so many a crash forgets."""
+"""Evaluated windows between two writes of their counts: a crash forgets at most this many."""
 DAY_S = 86_400.0
 _ROWS, _COLUMNS = 2, 1 << 18
 

@@ -89,7 +89,7 @@ INVENTORY_PIECE = 500
 LEAVE_S = 20.0
 """How long a site that was asked to stop gives the step under way: to be sent, and for its gradients to come."""
 DAMAGED_AT_FIRST = 3
-"""So often a first link may fail because of what may be damage done on the way; then it is a refusal."""
+"""How often a first link may fail in a way that may be damage in transit; after that it is a refusal."""
 REST_S, LONGEST_REST_S = 5.0, 600.0
 """Pauses after a coordinator asked for more than the budgets allow."""
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 15.0
@@ -100,8 +100,8 @@ class Client:
 
     Args:
         config: a client's `peer.toml`.
-        stop: set to leave in good order: the pending step is finished and a checkpoint written.
-        duty: what `serve` holds already; None: one of its own.
+        stop: set to stop cleanly: the pending step is finished and a checkpoint written.
+        duty: the one that `serve` already holds; None: one of its own.
         curious: a file to record into what is sent and received.
         verify: read every image to its end before dialling, not only its header.
     """
@@ -155,13 +155,12 @@ class Client:
         self._damaged = 0
         """First links that failed so."""
         self._octets = (0, 0)
-        """In and out, of links that are over."""
+        """Bytes in and out of links that are over."""
 
     async def run(self) -> None:
         """Serve until the job is complete or `stop` is set.
 
-        Raises:
-            PeerError: what the user is told, with its exit code.
+        Raises: PeerError: the message for the user, with its exit code.
         """
         peer = self._config.peer
         self._report(h.SiteStarted(peer.site, peer.held, len(self._cases), self._salt_check, self._address))
@@ -204,7 +203,7 @@ class Client:
                 finally:
                     self._octets = self._traffic(session)
                     if self._deadline is not None:
-                        # Patience is for a coordinator that is away, not for one that waits for others.
+                        # Patience is for a coordinator that is away, not for one that waits for other sites.
                         self._deadline += loop.time() - began
             await self._leave()
         finally:
@@ -223,7 +222,7 @@ class Client:
         try:
             await self._compute.run(job.close, what="reading ahead to end", timeout=READ_S)
         except DeadlinePassed as error:
-            # What ended the work is told; this is not.
+            # The cause of the end is reported; this error is not.
             self._report(h.JobNotClosed(str(error)))
 
     # --- the link --------------------------------------------------------------------------------------
@@ -236,7 +235,7 @@ class Client:
         if self._deadline is None:
             self._deadline = loop.time() + patience
         else:
-            # A link that came up and died before any work was no success: the pauses go on growing.
+            # A link that came up and died before any work was no success: the pauses keep growing.
             await self._wait()
         self._report(h.Dialling(max(0.0, self._deadline - loop.time())))
         while not self._stop.is_set():
@@ -274,7 +273,7 @@ class Client:
         if error.retry:
             return True
         if isinstance(error, IdentityError) and error.reason == OWN_UNUSABLE:
-            # Certificate and key are two files: whoever renews them is between the two for a moment.
+            # Certificate and key are two files: during a renewal they briefly do not match.
             return self._job is not None
         if isinstance(error, SecureChannelError):
             # SP-4-6: only a refusal that came encrypted is the coordinator's own word.
@@ -283,7 +282,7 @@ class Client:
         elif not isinstance(error, EnvelopeError | CarrierVersionError):
             return False
         if self._job is None:
-            # Never admitted: it may as well be the wrong port, and whoever set it up wants to know soon.
+            # Never admitted: it may be the wrong port, which the operator wants to know soon.
             self._damaged += 1
         return self._damaged <= DAMAGED_AT_FIRST
 
@@ -319,7 +318,7 @@ class Client:
             job = self._job
             self._report(h.PhaseBegan("draining"))
             held = await self._held(job)
-            # One that came back without its memory has nothing to save before it was told where to go on.
+            # A site that came back without its memory has nothing to save before it knows where to continue.
             if job.applied not in held and not job.lost:
                 await self._compute.run(job.save, job.applied, held, what="the checkpoint", timeout=READ_S)
             self._report(h.LeftAt(job.applied))
@@ -347,7 +346,7 @@ class Client:
                 raise UnexpectedMessage(f"a {begun.name} where begin was due")
         except _Stopped:
             await session.close("drain", "the site was asked to stop")
-            # SP-11-20: nobody says again what crossed our own bye.
+            # SP-11-20: a message that crossed our own bye is not sent again.
             crossed = session.farewell
             return crossed is not None and self._over(crossed)
         except LocalError as error:
@@ -365,11 +364,11 @@ class Client:
         return self._over(bye)
 
     def _failure(self, error: BaseException) -> str:
-        """What the coordinator hears: neither the path nor the patient that this site's own log names."""
-        # Of these, no text names a file (SP-12-1); of others, the cause is told in general words (SP-11.13-2).
+        """The text for the coordinator, without the path or the patient that this site's own log names."""
+        # The texts of these name no file (SP-12-1); for others, the cause is given in general words (SP-11.13-2).
         said = isinstance(error, JobFailed | DeadlinePassed)
         why = str(error) if said else told_of(error)
-        return f"site {self._config.peer.site} cannot go on: {why}"[:400] + "; its log has the details"
+        return f"site {self._config.peer.site} cannot continue: {why}"[:400] + "; see its log"
 
     def _over(self, bye: Bye) -> bool:
         """Whether the job is complete; raises JobFailed if it is not and never will be."""
@@ -515,7 +514,7 @@ class Client:
                         raise _Stopped
                     if isinstance(sent, Withdraw):
                         self._patients_out(job, sent.step, sent.patients, "withdraw")
-                    # SP-11-12: once begun it arrives, whoever stops waiting for it: the step is under way.
+                    # SP-11-12: once begun it completes, even if nobody waits for it: the step is under way.
                     await self._or_stop(session.send(sent, job.job.seconds_per_step), LEAVE_S)
                     self._progress()
             elif not job.waiting_for_gradients or loop.time() > stopping_until:

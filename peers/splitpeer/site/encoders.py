@@ -52,7 +52,7 @@ class Encoders:
     def evaluate(
         self, images: Mapping[str, np.ndarray], releases: Mapping[str, Release]
     ) -> dict[str, Arrays]:
-        """As `forward`, without a graph; what is pending stays so (SP-11-17)."""
+        """As `forward`, without a graph; a pending step stays pending (SP-11-17)."""
         return {seat: self.halves[seat].evaluate(x, releases[seat]) for seat, x in images.items()}
 
     def backward(self, gradients: Mapping[str, Mapping[str, np.ndarray]]) -> None:
@@ -76,7 +76,7 @@ class Encoders:
                 half.advance(step)
 
     def advance(self, step: int) -> None:
-        """Count on to `step` at all seats; what is pending is forgotten."""
+        """Count on to `step` at all seats; a pending step is forgotten."""
         for half in self.halves.values():
             half.advance(step)
 

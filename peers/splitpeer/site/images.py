@@ -1,4 +1,4 @@
-"""The images of one site, as its `peer.toml` says where they are."""
+"""The images of one site, where its `peer.toml` says they are."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from splitpeer.settings.peer import PeerConfig
 
 
 def find_cases(config: PeerConfig) -> dict[str, Found]:
-    """The site's images and what lies beside them, by modality. Raises DataError naming the file or folder."""
+    """The site's images and the other files there, by modality. Raises DataError naming the file or folder."""
     data = config.data
     if data.images is None or not config.peer.modalities:
         raise DataError("a client needs [data] images and [peer] modality")

@@ -56,17 +56,17 @@ class Means:
     state: Path
     """[peer] state."""
     folder: Path
-    """Of the run, in it."""
+    """The site's folder of the run."""
     bounds: Bounds
     checkpoint_octets: int
     """Bytes of one checkpoint."""
     most_octets: int
-    """Of one batch's feature maps."""
+    """Most bytes of one batch's feature maps."""
     channels: Channels
     consent: Consent
     encoders: Encoders
     defences: tuple[str, ...]
-    """What is done to images and activations before they leave, as it is announced."""
+    """Defences of images and activations, as they are announced."""
     private: bool
     """Whether nobody else knows the initial weights, and no noise is drawn twice."""
     budgets: Budgets
@@ -89,7 +89,7 @@ class SiteJob:
     def __init__(self, offer: JobOffer, means: Means, unusable: Mapping[bytes, str]) -> None:
         self.run, self.job, self.seats = offer.run, offer.job, offer.seats
         self.window = window_of(offer.job)
-        # SP-11-3: it stands for this process's memory, so a rollback keeps it.
+        # SP-11-3: it identifies this process's memory, so a rollback keeps it.
         self.incarnation = secrets.token_bytes(16)
         self._means = means
         self.folder, self.channels, self.encoders = means.folder, means.channels, means.encoders
@@ -98,16 +98,16 @@ class SiteJob:
         self.unusable = dict(unusable)
         """SP-11.13-3: patients whose files this process cannot use, and why: not read again, even if repaired."""
         self._announced = Announced(self.job, self.channels, means.most_octets, self._read)
-        self._withdrew = False  # what is announced does not count until the coordinator says where to go on
+        self._withdrew = False  # announced batches do not count until the coordinator says where to continue
         self._pending: Activations | None = None
         self._computed = 0
         self.advanced = 0
-        """Steps that were made without this site, as far as this process was told."""
+        """Steps that were made without this site, as far as this process knows."""
         self.lost = False
-        """Its weights are of no step of this run until it is told to which to go back."""
+        """Its weights belong to no step of this run until the coordinator says to which to roll back."""
 
     def begin(self) -> None:
-        """From weights of step 0: those of the run where it holds them, which it writes down where it does not.
+        """From weights of step 0: those of the run if it holds them; otherwise it writes fresh ones down.
 
         Raises:
             DataError: they cannot be read or written.
@@ -199,7 +199,7 @@ class SiteJob:
         """
         self._heed_consent()
         if any(self.unusable.get(sample.key) == CONSENT for sample in forward.samples):
-            # Also what was computed before is not sent a second time.
+            # Activations computed before are not sent a second time either.
             return self._withdraw(forward)
         images = self._usable_batch(forward)
         again = self._pending
@@ -281,11 +281,11 @@ class SiteJob:
 
         Args:
             step: the last applied.
-            keep: steps whose checkpoints stay beside it; None: the newest few.
+            keep: steps whose checkpoints also stay; None: the newest few.
 
         Raises:
             StepMismatch: not the last step applied.
-            DataError: it cannot be written; the checkpoints from before are as they were.
+            DataError: it cannot be written; earlier checkpoints are unchanged.
         """
         if step != self.applied:
             raise StepMismatch(f"asked to save step {step} after step {self.applied} was applied")
@@ -318,7 +318,7 @@ class SiteJob:
         return fills if len(fills) < len(self.seats) else None
 
     def _heed_consent(self) -> None:
-        """Who has withdrawn consent is not read again. Raises DataError: nobody knows who has."""
+        """Patients who have withdrawn consent are not read again. Raises DataError: the list cannot be read."""
         for key in sorted(self._means.consent.withdrawn()):
             if self.channels.fills(key):
                 note(self._means.consent.refusal(key), self.unusable, self._means.report)
@@ -326,7 +326,7 @@ class SiteJob:
 
     def _releases(self, forward: Forward) -> dict[str, Release]:
         """What is about to leave, by seat."""
-        # Where runs must repeat, so must the noise; elsewhere not even a batch that is asked for again gets the same.
+        # If runs must repeat, so must the noise; otherwise even a batch that is asked for again gets other noise.
         self._computed += 1
         nonce = self.incarnation + self._computed.to_bytes(8, "big") if self._means.private else b""
         samples = forward.samples
@@ -343,7 +343,8 @@ class SiteJob:
         }
 
     def _pay(self, forward: Forward) -> None:
-        """For what is about to be computed and sent: before that, so that a crash pays too much and not too little."""
+        """Pay for what is about to be sent, before it is computed, so that a crash pays too much and not too
+        little."""
         mechanism = self.encoders.mechanism
         if self.ledger is None or mechanism is None:
             return
@@ -377,7 +378,8 @@ class SiteJob:
         return None
 
     def _withdraw(self, forward: Forward) -> Withdraw:
-        """SP-11.13-1: instead of activations. Nothing that is announced counts until all are told where to go on."""
+        """SP-11.13-1: sent instead of activations. Announced batches do not count until the coordinator says where to
+        continue."""
         self.forget_batches()
         self._withdrew = True
         keys = dict.fromkeys(sample.key for sample in forward.samples if sample.key in self.unusable)

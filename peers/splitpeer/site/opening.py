@@ -118,7 +118,7 @@ def _base_key(config: PeerConfig) -> bytes:
 
 
 def _image_defences(config: PeerConfig, key: bytes) -> dict[str, ImageStack]:
-    """By modality, each with noise of its own."""
+    """Image defences by modality, each with noise of its own."""
     written, held = config.policy.image_defences if config.policy else (), config.peer.modalities
     return {modality: make_image_stack(written, key_of(key, (modality,), held)) for modality in held}
 
@@ -134,8 +134,8 @@ def _channels(
 ) -> Channels:
     """The images of the job's seats.
 
-    Who has withdrawn consent is not even listed in a run that this site has not taken up yet; in one that it has, the
-    coordinator knows the patient, and is told.
+    A patient who has withdrawn consent is not listed in a run that is new to this site; in a run under way,
+    the coordinator knows the patient, and is informed.
     """
     asked = {modality: found[modality] for seat in offer.seats for modality in seat.modalities}
     volumes = open_volumes(

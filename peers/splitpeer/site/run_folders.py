@@ -41,8 +41,7 @@ def make_room(state: Path, current: Path, bounds: Bounds, needed: int, report: h
     Args:
         needed: bytes that the run of `current` takes at least.
 
-    Raises:
-        PolicyRefused: it does not fit, whatever may go.
+    Raises: PolicyRefused: it does not fit, whatever is removed.
     """
     others = [run for run in _runs(state) if run.folder != current]
     newest: dict[str, _Run] = {}

@@ -1,4 +1,4 @@
-"""The key that a site keeps with a run, so that nobody else can take its part (SP-11.14)."""
+"""The key that a site keeps with a run, so that nobody else can take its place (SP-11.14)."""
 
 from __future__ import annotations
 

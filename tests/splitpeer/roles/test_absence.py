@@ -168,7 +168,7 @@ def test_with_pause_the_job_fails_and_names_the_site(scene) -> None:
     scene.until_step(5)
     clients["t1"].signal(signal.SIGKILL)
     assert hub.code() == 3, hub.said
-    assert "site site-t1 (t1) did not come back within 1 s; it was waited for: " in hub.last
+    assert "site site-t1 (t1) did not come back within 1 s; waiting for: " in hub.last
 
 
 def test_too_few_sites_end_the_job(scene) -> None:

@@ -199,7 +199,7 @@ def test_a_run_that_begins_without_a_site_says_so(scene) -> None:
     hub.until(r"job\.begins_without sites=site-flair missing=site-t1 ")
     flair.until(WITHOUT + '"it did not join within 8 s"')
     assert "job.all_here" not in hub.said
-    hub.until(r'job\.rollback step=\d+ before=0 cause="the coordinator was started again"')
+    hub.until(r'job\.rollback step=\d+ before=0 cause="the coordinator was restarted"')
     scene.stop(hub, flair)
 
 

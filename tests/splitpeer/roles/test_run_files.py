@@ -98,7 +98,7 @@ def test_whole_results_are_not_in_the_way_of_a_changed_job(
     scene.cast("t1", output={"folder": str(files.output)}, training={"steps": 77})
     if complete:
         with pytest.raises(
-            ConfigError, match=r"results of a complete run lie there.*or let --fresh remove them"
+            ConfigError, match=r"results of a complete run of another job.toml.*or let --fresh remove them"
         ):
             RunFiles(scene.config("hub"), scene.settings, resume=None, report=h.Reporter())
         assert files.result() is not None, "nothing is lost"

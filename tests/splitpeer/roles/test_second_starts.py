@@ -73,7 +73,7 @@ async def test_a_run_of_which_no_checkpoint_is_left_is_not_begun_again_in_silenc
     assert "--fresh" in str(ran.error)
     assert scene.metrics() == lines
     told = str(ran.clients["site-t1"])
-    assert "the coordinator cannot go on: its data cannot be used" in told
+    assert "the coordinator cannot continue: its data cannot be used" in told
     assert str(scene.folder) not in told
 
 

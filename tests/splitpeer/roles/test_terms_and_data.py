@@ -216,7 +216,7 @@ async def test_a_corrupt_mask_stays_the_coordinators_own_affair(scene) -> None:
     (error,) = ran.clients.values()
     assert isinstance(error, JobFailed)
     assert str(error) == (
-        "the coordinator ended the job: the coordinator cannot go on: the coordinator cannot use the files of "
+        "the coordinator ended the job: the coordinator cannot continue: the coordinator cannot use the files of "
         "2 (the file is truncated or damaged: 2) of the run's 6 patients, and may withdraw 1 ([data] max_withdrawn); "
         "its log has the details"
     )
@@ -289,7 +289,7 @@ async def test_the_others_hear_what_kind_of_trouble_it_is(
 
     monkeypatch.setattr(SiteJob, "forward", fails)
     ran = await scene.together()
-    said = f"site site-t1 cannot go on: {words}; its log has the details"
+    said = f"site site-t1 cannot continue: {words}; see its log"
     for heard in (ran.error, ran.clients["site-flair"]):
         assert isinstance(heard, JobFailed)
         assert said in str(heard)

@@ -117,7 +117,7 @@ async def test_one_without_any_checkpoint_is_gone_on_without_if_it_may_be(scene,
     if mode == "pause":
         told = str(hub.exception())
         assert re.search(r"no checkpoint in common \(steps: coordinator 0.*; .*site-t1 none\)", told), told
-        assert 'mode = "drop" it goes on, and takes site-t1 back in; --fresh' in told
+        assert 'mode = "drop" the run continues and readmits site-t1; --fresh' in told
         return
     assert hub.result().complete
 

@@ -183,7 +183,7 @@ async def test_what_the_site_lacks_is_not_blamed_on_a_patient(scene, stage, monk
     monkeypatch.setattr(Path, "open", open_)
     ran = await scene.together(view=AtStep(3, now))
     assert str(ran.error) == (
-        "site site-t1: the peer says: site site-t1 cannot go on: it has too many open files; its log has the details"
+        "site site-t1: the peer says: site site-t1 cannot continue: it has too many open files; see its log"
     )
     assert "Too many open files" in str(ran.clients["site-t1"])
     assert stage.withdrawn() == {}

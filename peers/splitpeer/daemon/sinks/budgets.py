@@ -75,7 +75,7 @@ class TrailBudget:
         noted = self._noted[whose] = min(self._noted.get(whose, 0), limit.noted) + 1
         if noted > limit.noted:
             return None
-        return {"and_more": "further ones are not noted"} if noted == limit.noted else {}
+        return {"and_more": "further ones are not recorded"} if noted == limit.noted else {}
 
 
 def _whose(happening: h.Happening) -> object:
