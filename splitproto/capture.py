@@ -311,7 +311,7 @@ class CaptureReader:
         )
         self.header: Header | None = None
         self.chain = bytes(CHAIN)
-        """Of the newest record."""
+        """Chain of the newest record."""
         self.records = 0
         """Whole records so far, the header included."""
         self.messages = 0

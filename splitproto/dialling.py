@@ -47,7 +47,7 @@ async def dial(
 
     Raises:
         AddressError: `address` cannot be dialled.
-        LinkLost: nobody there, name unknown (`retry` is True).
+        LinkLost: no answer, or the name is unknown (`retry` is True).
         SplitprotoError: refused, by either side; `retry` says whether trying again can help.
     """
     ours = _Ours(credentials, allow, offer or Offer(), timing or Timing())

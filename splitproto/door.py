@@ -140,7 +140,7 @@ class Door(Reception):
         """The next admitted peer.
 
         Raises:
-            DeadlineExceeded: nobody came in time.
+            DeadlineExceeded: no peer came in time.
         """
         deadline = self._loop.time() + timeout
         while True:

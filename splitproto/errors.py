@@ -73,7 +73,7 @@ class RemoteError(SplitprotoError):
 
 
 class SetupError(SplitprotoError):
-    """Dialling or listening cannot begin until somebody changes something on this side.
+    """Dialling or listening cannot begin until something on this side is changed.
 
     Args:
         reason: one line for people, with the fix.

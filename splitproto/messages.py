@@ -131,7 +131,7 @@ class Job:
     network: str = wire(Text(32))
     """Which encoder the coordinator has in mind; a site may run its own that yields the same cut."""
     settings: tuple[Setting, ...] = wire(ListOf(Record(Setting), 16))
-    """Of that network."""
+    """Settings of that network."""
     cut: tuple[Level, ...] = wire(ListOf(Record(Level), 16, 1))
     """All levels of an encoder, the finest first."""
     levels: tuple[int, ...] = wire(ListOf(Int(0, 15), 16, 1))

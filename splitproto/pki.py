@@ -1,6 +1,6 @@
 """A private certificate authority for one federation: create it, issue and revoke certificates of peers.
 
-Everything lies in one folder, by default ``pki/``, which stays with whoever runs the federation::
+Everything lies in one folder, by default ``pki/``, which stays with the operator of the federation::
 
     ca.crt            everybody's trust anchor          give to every site
     ca.key            signs certificates and the CRL    never leaves this folder
@@ -267,7 +267,7 @@ def read_request(path: Path) -> Request:
         asked = x509.load_pem_x509_csr(data)
         good, key = asked.is_signature_valid, asked.public_key()
         extensions = list(asked.extensions)
-    except Exception as error:  # many kinds, not all documented; the file is somebody else's
+    except Exception as error:  # many kinds, not all documented; the file comes from outside
         raise PkiError(
             f"{path}: not a PEM certificate request, or damaged: ask the site for it again"
         ) from error

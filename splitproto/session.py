@@ -45,7 +45,7 @@ class Carrier(Protocol):
     """What a session needs from below."""
 
     def try_send(self, data: bytes) -> bool:
-        """Hand over one envelope; False when the queue is full now. Raises `LinkLost` when nobody is there."""
+        """Hand over one envelope; False when the queue is full now. Raises `LinkLost` if the peer is gone."""
         ...
 
     def close(self) -> None:
@@ -92,7 +92,7 @@ class Session:
         """Done when the peer has said bye, or the link is over."""
         self.tap: Tap | None = None
         """Told ("out", message) when a message is queued and ("in", message) when it is handed over: all that the
-        application says and hears, bye included; not hello, welcome, error, heartbeats."""
+        application sends and receives, bye included; not hello, welcome, error, heartbeats."""
         self.bytes_in = 0
         self.bytes_out = 0
         self._questions = 0
@@ -375,7 +375,7 @@ class Session:
         pause, ends = _FIRST_PAUSE, math.inf
         while not self._carrier.try_send(data):
             if self.ended.done():
-                # What explains the end may still get through, unless nobody is there.
+                # The message that explains the end may still get through, unless the peer is gone.
                 ends = min(ends, self._loop.time() + _LINGER)
                 if self._gone or self._loop.time() >= ends:
                     return False

@@ -109,7 +109,7 @@ class Lane(Protocol):
         """Send one envelope back; False when the queue is full now.
 
         Raises:
-            LinkLost: nobody is there.
+            LinkLost: the peer is gone.
         """
         ...
 
@@ -138,7 +138,7 @@ class Dialled(Protocol):
         ...
 
     def try_send(self, data: bytes) -> bool:
-        """Hand over one envelope; False when the queue is full now. Raises `LinkLost` when nobody is there."""
+        """Hand over one envelope; False when the queue is full now. Raises `LinkLost` if the peer is gone."""
         ...
 
     def close(self) -> None:

@@ -65,7 +65,7 @@ class MemoryLane(Lane):
     # --- for its ends ------------------------------------------------------------------------------------
 
     def _join(self, end: MemoryEnd) -> bool:
-        """Whether somebody listens; then `end` is connected."""
+        """Whether there is a listener; then `end` is connected."""
         if self._reception is None:
             return False
         end.route = next(self._routes).to_bytes(8, "big")

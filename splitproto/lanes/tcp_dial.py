@@ -1,4 +1,4 @@
-"""Where a ZeroMQ dialler goes: the addresses of a name, in turn, and what was wrong when nobody answers there."""
+"""The addresses of a name that a ZeroMQ dialler tries in turn, and the cause if none answers."""
 
 from __future__ import annotations
 

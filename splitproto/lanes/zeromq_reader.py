@@ -26,7 +26,7 @@ class Reader:
     """Calls back for every message of a ZeroMQ socket, on the event loop.
 
     Args:
-        socket: read by nobody else.
+        socket: not read by anything else.
         deliver: told the parts of each message, at most `KEPT`. Whatever it raises is logged, once for each kind,
             and never reaches the loop.
         first: called before each turn.

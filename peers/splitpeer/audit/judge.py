@@ -20,7 +20,7 @@ class Outcome:
     view: View
     result: Result
     modality: str
-    """Of the images in the result; of a mask, what the site that attacks holds."""
+    """Modality of the images in the result; for a mask, what the attacking site holds."""
     scores: dict[str, Score] = field(default_factory=dict)
     tumour: np.ndarray | None = None
     """bool [N, *spatial]: all that is segmented, as a fixed network finds it in the reconstructions."""

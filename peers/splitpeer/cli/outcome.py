@@ -90,7 +90,7 @@ def _first_known(error: BaseException) -> BaseException:
 
 
 def _where(error: BaseException) -> str:
-    """Type and innermost place in our code. Not the message: nobody knows what it holds, and it may be logged."""
+    """Type and innermost place in our code. Not the message: it may contain anything, and may be logged."""
     frames = [f for f in traceback.extract_tb(error.__traceback__) if "/splitp" in f.filename]
     place = f" at {Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
     return type(error).__name__ + place

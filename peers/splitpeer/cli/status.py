@@ -345,7 +345,7 @@ def _sites(one: Seen, terminal: bool) -> Table:
 
 
 def _patients(one: Seen, terminal: bool) -> RenderableType:
-    """Who has whom: a row for each site, a column for each seat, and how complete the patients are."""
+    """Patients by site and seat: a row for each site, a column for each seat, and how complete the patients are."""
     table_of = one.work["patients"]
     seats = [str(seat) for seat in table_of["seats"]]
     table = _table(terminal, "patients filled by", *seats)

@@ -83,7 +83,7 @@ class Coordinator:
         job: `job.toml`.
         stop: set to leave in good order, with a checkpoint.
         view: shown to people while it runs.
-        resume: True: go on with the job's last run. False: a new one. None: go on with the last, if there is one of
+        resume: True: resume the job's last run. False: a new one. None: resume the last, if there is one of
             the same terms; if that is over, `run` gives its result again.
         duty: the one that `serve` already holds; None: one of its own.
         curious: a file to record into what is sent and received.
@@ -145,7 +145,7 @@ class Coordinator:
 
     @property
     def defences(self) -> tuple[str, ...]:
-        """What is done to gradients before they leave, each as it is written: the same for every site."""
+        """Defences of gradients before they leave, each as it is written: the same for every site."""
         return next((stack.specs for stack in self._gradient_stacks.values()), ())
 
     async def run(self) -> RunResult:
@@ -293,7 +293,7 @@ class Coordinator:
             self._report(h.SiteNotBound(site, str(error)))
 
     def _match(self) -> tuple[list[bytes], list[bytes]]:
-        """Training and validation patients; who fills whom is known from now on."""
+        """Training and validation patients; the seating is known from now on."""
         seating, training, held_out = self._matching.match(self._team.present, self.sites, self._report)
         self._run.seating, self.result.patients = seating, len(seating.filled)
         return training, held_out
@@ -332,7 +332,7 @@ class Coordinator:
             await asyncio.gather(work, *leaving, return_exceptions=True)
         if not self._files.opened or not self._trainer.savepoints.ready:
             return "drain", "stopped before the run began or resumed"
-        # The sites may have saved by themselves. If this step is theirs as well, a restart goes on from it; it may
+        # The sites may have saved by themselves. If this step is theirs as well, a restart resumes from it; it may
         # be one that not all have applied, so an older one stays.
         try:
             async with asyncio.timeout(SAVE_S):

@@ -68,7 +68,7 @@ class Evaluator:
     async def _evaluate_with(
         self, sites: Sequence[RemoteSite], keys: Sequence[bytes]
     ) -> int | UnusableBySite:
-        """Score with these sites: how many volumes; or the patients that cannot be used, nobody if one of the sites
+        """Score with these sites: how many volumes; or the patients that cannot be used, none if one of the sites
         was left out meanwhile, or cannot evaluate any more."""
         run = self._run
         try:

@@ -1,4 +1,5 @@
-"""Patients whose files cannot be used: the run goes on without them, and all who have them are told (SP-11.13)."""
+"""Patients whose files cannot be used: the run continues without them, and every site that has them learns it
+(SP-11.13)."""
 
 from __future__ import annotations
 

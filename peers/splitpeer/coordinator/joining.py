@@ -21,7 +21,7 @@ class Patients:
     unusable: Mapping[bytes, str]
     """Whose files the site cannot use, with a cause of SP-11.13."""
     seats: Mapping[bytes, tuple[str, ...]]
-    """Of the usable ones, the seats that the site can fill."""
+    """By usable patient, the seats that the site can fill."""
 
 
 async def hear_patients(
@@ -68,7 +68,7 @@ def check_fit(
     """SP-11-4: a site that joins a run under way has its patients, on their grids, but for those it cannot use.
 
     Args:
-        expected: the run's patients of whom the site fills a seat, in use, with the grid of the labels.
+        expected: the run's patients in use for which the site fills a seat, with the grid of the labels.
         seats: which seats it fills.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Who has whom: which patients a run has, which site fills which of their seats, and why there may be too few."""
+"""Matching: the patients of a run, which site fills which of their seats, and why there may be too few."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class Matching:
     def match(
         self, here: Sequence[RemoteSite], sites: Sequence[RemoteSite], report: h.Reporter
     ) -> tuple[Seating, list[bytes], list[bytes]]:
-        """Who fills whom, training patients, validation patients: of the run gone on with, or decided now.
+        """Seating, training patients, validation patients: of the resumed run, or decided now.
 
         Args:
             here: the sites that the work at hand counts on.

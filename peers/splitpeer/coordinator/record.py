@@ -70,7 +70,7 @@ class RunRecord:
         self.state: State = "new"
         """new: not begun. running. farewell: trained and scored; sites are being told. over: nothing is left to do."""
         self.patients: Mapping[bytes, Mapping[str, str]] = {}
-        """Of the run: which site fills which seat of each."""
+        """Patients of the run: which site fills which seat of each."""
         self.withdrawn: tuple[Withdrawal, ...] = ()
         """What the run is made without."""
         self.holders: dict[str, bytes] = {}

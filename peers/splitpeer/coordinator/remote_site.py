@@ -85,7 +85,7 @@ class RemoteSite:
     back, at most `patience_s` seconds, and is asked again.
 
     Properties are queries, `wait_...` waits, every other verb is a command; those that are coroutines ask the site,
-    and raise, beside what they name:
+    and raise, in addition to what they name:
         SiteRestarted: it came back without its memory.
         DeadlinePassed: it did not answer, or not come back, in time.
         JobFailed: it broke the protocol, or failed for good.
@@ -535,7 +535,7 @@ class RemoteSite:
         self._presence.end_catching_up()
 
     async def tell(self, message: Message) -> None:
-        """Send a message nobody answers, if the site is here."""
+        """Send a message that has no answer, if the site is connected."""
         link = self._presence.link
         if self.here and link is not None and link.begun:
             try:

@@ -47,14 +47,14 @@ class Run:
     files: RunFiles
     result: RunResult
     seating: Seating
-    """Of nobody, before the patients are matched."""
+    """Empty, before the patients are matched."""
     report: h.Reporter
     committed: int = 0
     """The newest committed step."""
     draining: bool = False
     """Set to end after the step under way."""
     octets_from: int | None = None
-    """Octets on the wire up to the last commit, if training went on since."""
+    """Bytes on the wire up to the last commit, if training continued since."""
     _progress: ProgressMessages = field(default_factory=ProgressMessages)
 
     async def computed(self, function: Callable[..., Any], *args: Any, what: str) -> Any:
@@ -96,7 +96,8 @@ class Run:
         return arrays, rows
 
     async def blamed(self, arrived: Arrived) -> bool:
-        """Whether a site sent what are no numbers; it is out of `arrived` then. Raises JobFailed if all are needed."""
+        """Whether a site sent NaN or infinity; it is removed from `arrived` then. Raises JobFailed if all are
+        needed."""
         found = await self.computed(self._culprit, arrived, what="the activations to be checked")
         if found is None:
             return False

@@ -42,7 +42,7 @@ class RunResult:
     scored: int = 0
     """Patients of the last evaluation."""
     scored_complete: int = 0
-    """Those of them of whom it had every seat of the job."""
+    """Those of them with every seat of the job."""
     hd95: Scores = field(default_factory=dict)
     """95 % Hausdorff distance in mm, of the evaluation after the last step."""
     volume_ml: dict[str, dict[str, float]] = field(default_factory=dict)
@@ -57,7 +57,7 @@ class RunResult:
     sites: dict[str, str] = field(default_factory=dict)
     """By site, the seats that it fills, in words."""
     seats: list[str] = field(default_factory=list)
-    """Of the network, in order."""
+    """Seats of the network, in order."""
     tls: str = ""
     bytes_per_step: int = 0
     """Octets on the wire in both directions, all sites, envelopes and TLS included; evaluation apart."""

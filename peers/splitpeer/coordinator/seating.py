@@ -1,4 +1,4 @@
-"""Who fills whom: for every patient of a run which site fills which seat, and what follows for each batch.
+"""Seating: for every patient of a run which site fills which seat, and what follows for each batch.
 
 It is decided once, when the run begins, and kept in its record: the first site by name that has a patient's seat.
 """
@@ -40,7 +40,7 @@ class Part:
 
 
 class Seating:
-    """Who fills whom in one run.
+    """Which site fills which seat of which patient in one run.
 
     Args:
         job: as the sites know it.
@@ -75,11 +75,11 @@ class Seating:
 
     @property
     def complete(self) -> frozenset[bytes]:
-        """Patients whom no seat lacks."""
+        """Patients with every seat."""
         return frozenset(key for key, filled in self.filled.items() if len(filled) == len(self.seats.names))
 
     def of(self, site: str) -> dict[bytes, frozenset[str]]:
-        """The patients of whom a site fills a seat, and which."""
+        """The patients for which a site fills a seat, and which seats."""
         own = {
             key: frozenset(seat for seat, who in filled.items() if who == site)
             for key, filled in self.filled.items()

@@ -105,14 +105,14 @@ class Trainer:
         run.result.complete = scored == run.job.steps
 
     async def _assemble(self) -> None:
-        """Those that are back catch up; all know where work goes on, and without whom."""
+        """Returned sites catch up; all learn where work continues, and without which sites."""
         run, patients = self._run, self._exclusion.patients
         await run.team.muster(run.committed, patients)
         await run.team.ask_all(lambda site: site.begin(run.committed, patients))
         await self._tell_missing()
 
     async def _save(self) -> bool:
-        """Whether work goes on, with a checkpoint if one is due."""
+        """Whether work continues, with a checkpoint if one is due."""
         run = self._run
         if run.due(run.settings.training.checkpoint_every):
             saved = await self.savepoints.save()
@@ -285,7 +285,7 @@ class Trainer:
     # --- inside ----------------------------------------------------------------------------------------
 
     async def _tell_missing(self) -> None:
-        """SP-11-42: the others learn which seats the run goes on without, and why, and when they are back."""
+        """SP-11-42: tell the others which seats the run continues without, why, and when they are back."""
         run = self._run
         why = {site.name: site.absence for site in run.team.absent}
         causes = {}

@@ -46,20 +46,20 @@ class Ended(TypedDict):
 
 
 class PatientTable(TypedDict):
-    """Who has whom, in numbers of patients."""
+    """How many patients each site fills at each seat."""
 
     used: int
     """In the run."""
     complete: int
-    """Of them: whom no seat lacks."""
+    """Those of them with every seat."""
     held_out: int
     held_out_complete: int
     seats: list[str]
-    """Of the network, in order."""
+    """Seats of the network, in order."""
     with_seats: Mapping[str, int]
     """Number of seats, as text, to patients who have so many."""
     fills: Mapping[str, Mapping[str, int]]
-    """By site and seat, patients whom the site fills there."""
+    """By site and seat, how many patients the site fills there."""
 
 
 class Work(TypedDict, total=False):

@@ -26,7 +26,7 @@ class Consent:
     for all time points (`sub-01_ses-2`). Safe to use from several threads.
 
     Args:
-        path: of the list; None: nobody keeps one. It need not exist yet, but its folder must.
+        path: of the list; None: there is no list. It need not exist yet, but its folder must.
         cases: the patients, by key.
     """
 
@@ -48,7 +48,7 @@ class Consent:
         The list is read each time: it is short, and a change must count from the next batch on.
 
         Raises:
-            DataError: the list cannot be read. Then nothing may leave: nobody knows who has withdrawn.
+            DataError: the list cannot be read. Then nothing may leave: it is unknown who has withdrawn.
         """
         with self._lock:
             if self._path is not None and (content := self._read(self._path)) != self._content:

@@ -39,7 +39,8 @@ def directory(salt: bytes, *kinds: Iterable[Case]) -> list[Listed]:
 
 
 def look_up(entries: Sequence[Listed], asked: str) -> list[Listed]:
-    """Whom `asked` names: an id, a file name, a handle, a key or its beginning. Raises DataError if nobody."""
+    """The patient that `asked` names: an id, a file name, a handle, a key or its beginning. Raises DataError if
+    none."""
     name = patient_id(asked)
     found = [entry for entry in entries if name in (entry.patient, Path(entry.file).name)]
     digits = name.lower()

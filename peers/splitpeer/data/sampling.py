@@ -77,7 +77,7 @@ class _Tumour:
 class TrainingSchedule:
     """Deterministic batches with random access: a batch depends on its number alone.
 
-    The first `complete_first` steps draw from `complete` only, the patients whom no input of the network lacks.
+    The first `complete_first` steps draw from `complete` only, the patients with every seat.
     `window` (h, w, 1) draws axial slices centred in x and y; any other draws 3-D patches. Patients come in
     shuffled rounds, each once per round. A sample is drawn around tumour with probability `positive_fraction`
     (and then holds at least one tumour voxel, where the patient has any in reach), else anywhere in the

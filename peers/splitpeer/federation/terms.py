@@ -78,7 +78,7 @@ def run_folder(state: Path, job: str, run: bytes) -> Path:
     """Where a party keeps its half of one run; `job` has been checked to be a name.
 
     By the whole run id: the coordinator chooses it, and a run that borrowed another's folder would start from
-    weights that the privacy ledger believes to know nobody.
+    weights that the privacy ledger believes to depend on nobody.
     """
     return state / f"{job}-{run.hex()}"
 

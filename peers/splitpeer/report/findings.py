@@ -60,12 +60,12 @@ class Configuration:
 
     @property
     def worst_image(self) -> ReportFinding | None:
-        """Of the attacks on images, the one that recovered most."""
+        """The attack on images that recovered most."""
         return worst(self.images)
 
     @property
     def worst_mask(self) -> ReportFinding | None:
-        """Of the attacks on labels, the one that recovered most."""
+        """The attack on labels that recovered most."""
         return worst(self.masks)
 
     @property

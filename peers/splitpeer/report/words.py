@@ -50,8 +50,8 @@ _GLOSSARY = (
     ("Dice", "Overlap of two outlines, from 0 (none) to 1 (the same)."),
     ("Epsilon, delta", "The size of a privacy budget: by seeing what was sent, the odds of any guess about one "
      "protected unit change by a factor of at most e to the epsilon, but for a probability of delta."),
-    ("Floor", "What an adversary reaches who has seen nothing of the patient: by showing an average image, "
-     "or another patient. Only what lies above it was learnt from the traffic."),
+    ("Floor", "What an adversary that has seen nothing of the patient reaches by showing an average image, "
+     "or another patient. Only the excess over it was learnt from the traffic."),
     ("Gradients", "The numbers that come back to a hospital in training: how its activations should change."),
     ("Likeness (SSIM)", "How alike two images are in brightness, contrast and structure, 1 being identical. Taken "
      "inside the body after the best fit of brightness and contrast."),

@@ -72,7 +72,7 @@ class Means:
     budgets: Budgets
     ledger: Ledger | None
     secret: bytes
-    """Of this site's part in the run."""
+    """Secret key of this site's place in the run."""
     report: h.Reporter
     """Told by the thread that computes."""
 
@@ -359,7 +359,7 @@ class SiteJob:
         )
 
     def _usable_batch(self, forward: Forward) -> Images | None:
-        """The batch; None if patients in it cannot be used, whom `unusable` then holds."""
+        """The batch; None if patients in it cannot be used, which `unusable` then holds."""
         try:
             return self._announced.images()
         except PatientUnusable:

@@ -36,7 +36,7 @@ def mark_complete(folder: Path, report: h.Reporter) -> None:
 
 
 def make_room(state: Path, current: Path, bounds: Bounds, needed: int, report: h.Reporter) -> None:
-    """Remove the oldest runs until `current` fits beside the others; never the newest complete one of a job.
+    """Remove the oldest runs until `current` fits with the others; never the newest complete one of a job.
 
     Args:
         needed: bytes that the run of `current` takes at least.

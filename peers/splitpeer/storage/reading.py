@@ -1,4 +1,4 @@
-"""Files that somebody else may have written: no link is followed, sizes are checked before memory is taken.
+"""Files that others may have written: no link is followed, sizes are checked before memory is taken.
 
 A state folder, a run folder or a checkpoint may have been copied in from anywhere. What is wrong with a file is an
 OSError or a ValueError here; callers turn it into one line that names the file.

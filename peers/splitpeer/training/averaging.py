@@ -18,7 +18,7 @@ def average(weights: Sequence[Mapping[str, np.ndarray]], patients: Sequence[int]
         patients: of each site, in the same order.
 
     Raises:
-        ValueError: the names differ, or nobody has a patient.
+        ValueError: the names differ, or no site has a patient.
     """
     total = sum(patients)
     if not total:

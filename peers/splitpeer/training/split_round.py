@@ -4,7 +4,7 @@ The coordinator of a run calls `fused_step`, as its sites are elsewhere; `split_
 between the halves. A rehearsal's wire rounds and records; that of the centralised baselines does nothing.
 
 Each seat of the network is filled, sample by sample, by a site that has the modality. Rows of a seat are put together
-for the decoder and taken apart again for the sites; what nobody has is zeros.
+for the decoder and taken apart again for the sites; zeros where no site has a row.
 """
 
 from __future__ import annotations

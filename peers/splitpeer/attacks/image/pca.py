@@ -46,7 +46,7 @@ class PrincipalComponent(Attack):
         groups = gather(
             chosen, view.seat.modalities, masked=knowledge.adaptive, device=self.device, same=weights_of
         )
-        # One picture is all that it finds: it stands for every channel.
+        # It finds only one picture, which represents every channel.
         images = component(groups, view.window, self.level, progress)
         images = images.expand(-1, len(view.seat.modalities), *images.shape[2:])
         notes = ("sign, gain and offset are unknown to it",)

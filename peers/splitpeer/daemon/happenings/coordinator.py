@@ -90,7 +90,7 @@ class SiteNotBound(Happening):
 
 @dataclass(frozen=True)
 class PatientsMatched(Happening):
-    """Who has whom, in numbers of patients."""
+    """How many patients each site fills at each seat."""
 
     shared: int
     """In the run."""
@@ -98,15 +98,15 @@ class PatientsMatched(Happening):
     sites: Mapping[str, int]
     """Usable at each."""
     complete: int
-    """Of those in the run: whom no seat lacks."""
+    """Those in the run with every seat."""
     held_out: int
     held_out_complete: int
     seats: Sequence[str]
-    """Of the network, in order."""
+    """Seats of the network, in order."""
     with_seats: Mapping[int, int]
     """Number of seats to patients who have so many, most seats first."""
     fills: Mapping[str, Mapping[str, int]]
-    """By site and seat, patients whom the site fills there."""
+    """By site and seat, how many patients the site fills there."""
 
 
 @dataclass(frozen=True)
