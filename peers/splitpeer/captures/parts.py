@@ -12,7 +12,6 @@ from pathlib import Path
 
 from splitpeer.errors import DataError
 from splitproto.capture import (
-    SALT_BYTES,
     Buffer,
     CaptureError,
     CaptureReader,
@@ -20,6 +19,7 @@ from splitproto.capture import (
     CaptureWriter,
     Header,
 )
+from splitproto.capture_records import SALT_BYTES
 from splitproto.messages import Message
 
 _IOV = 512

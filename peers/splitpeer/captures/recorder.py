@@ -16,7 +16,8 @@ from pathlib import Path
 
 from splitpeer.errors import ConfigError, DataError
 from splitpeer.logs import event
-from splitproto.capture import KEY_BYTES, Header, Sampling
+from splitproto.capture import Header, Sampling
+from splitproto.capture_records import KEY_BYTES
 from splitproto.errors import printable
 from splitproto.messages import Message
 

@@ -148,8 +148,10 @@ class DefendedCapture:
 
         def make() -> Message:
             message = record.message
-            if not isinstance(message, Activations) or site not in self.applied:
-                return message if number == head.batch else replace(message, batch=number)
+            if not isinstance(message, Activations):
+                return message
+            if site not in self.applied:
+                return replace(message, batch=number)
             forward = replace(forwards[place], batch=number)
             rows, parts = listed.rows(forward.samples), by_seat(message.tensors, listed.seats)
             for seat, tensors in parts.items():

@@ -90,7 +90,8 @@ def summarise(capture: Capture) -> Summary:
     summary = Summary()
     flows: dict[tuple[str, str, str], Flow] = {}
     levels: dict[tuple[str, str, str, str, tuple[int, ...]], LevelSummary] = {}
-    steps, batches, patients, withdrawn = set(), set(), set(), set()
+    steps, batches = set[tuple[int, int]](), set[tuple[int, int]]()
+    patients, withdrawn = set[bytes](), set[bytes]()
     for record in capture.records():
         head = record.head
         flow = flows.setdefault(

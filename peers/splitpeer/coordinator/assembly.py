@@ -10,6 +10,7 @@ from splitpeer.coordinator.run_files import RunFiles
 from splitpeer.daemon import happenings as h
 from splitpeer.daemon.witness import Witness
 from splitpeer.data.findings import naming_warnings
+from splitpeer.data.geometry import spacing_of
 from splitpeer.data.layouts import find
 from splitpeer.data.mask_values import MaskCensus
 from splitpeer.data.pseudonym import load_salt
@@ -62,7 +63,7 @@ def open_masks(config: PeerConfig, job: JobConfig, report: h.Reporter, *, verify
     volumes = Volumes(
         found.cases,
         salt=load_salt(config.data.salt),
-        spacing=job.data.spacing,
+        spacing=spacing_of(job.data.spacing),
         labels=task,
         cache_mib=config.data.cache_mib,
         census=census,

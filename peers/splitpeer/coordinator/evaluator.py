@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import time
 from bisect import bisect_left
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 
 import numpy as np
 
 from splitpeer.coordinator.exclusion import Exclusion, UnusableBySite, told_apart
-from splitpeer.coordinator.remote_site import RemoteSite
+from splitpeer.coordinator.remote_site import RemoteSite, Sent, Unable
 from splitpeer.coordinator.run import Arrived, Run, finite
 from splitpeer.coordinator.seating import Parts
 from splitpeer.daemon import happenings as h
@@ -18,6 +18,7 @@ from splitpeer.federation.batches import TrainingStream
 from splitpeer.federation.evaluation import Plan, Scoring
 from splitpeer.federation.terms import window_of
 from splitpeer.training.split_round import gathered
+from splitproto.messages import Withdraw
 
 
 class Evaluator:
@@ -92,12 +93,14 @@ class Evaluator:
         for index, forward in enumerate(plan.forwards):
             until = index + run.settings.training.ahead
             asked = [site for site, turn in turns.items() if turn.has(index)]
-            answers = await run.team.ask_all(
-                lambda site, index=index, until=until: site.compute(
-                    turns[site].parts, turns[site].before(index), turns[site].before(until)
-                ),
-                asked,
-            )
+
+            def compute(
+                site: RemoteSite, index: int = index, until: int = until
+            ) -> Awaitable[Sent | Withdraw | Unable]:
+                turn = turns[site]
+                return site.compute(turn.parts, turn.before(index), turn.before(until))
+
+            answers = await run.team.ask_all(compute, asked)
             arrived, unusable = told_apart(answers)
             if unusable or len(arrived) < len(asked):
                 return unusable

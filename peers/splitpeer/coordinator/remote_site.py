@@ -577,9 +577,9 @@ class RemoteSite:
             step = self._memory.restore_point(question.computed)
             await self._roll_back(link, step)
             # SP-11.16-7: what it forgot besides its own weights.
-            for message in self._averages.values():
-                if message.step == step:
-                    await self._average(link, message)
+            for average in self._averages.values():
+                if average.step == step:
+                    await self._average(link, average)
             self._report(h.SiteRestored(self.name, step))
 
     def _present_session(self) -> Session | None:

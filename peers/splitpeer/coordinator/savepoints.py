@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Collection
+from functools import partial
 
 from splitpeer.coordinator.exclusion import Exclusion
 from splitpeer.coordinator.memory import SiteRestarted
@@ -136,10 +137,9 @@ class Savepoints:
                     continue
                 step = max(common)
                 patients = self._exclusion.patients
-                await run.team.ask_all(
-                    lambda site, step=step, n=patients: site.begin(step, n, even_restarted=True)
-                )
-                await run.team.ask_all(lambda site, step=step: site.roll_back(step))
+                begin = partial(RemoteSite.begin, step=step, patients=patients, even_restarted=True)
+                await run.team.ask_all(begin)
+                await run.team.ask_all(partial(RemoteSite.roll_back, step=step))
                 break
             except SiteRestarted as restarted:
                 run.report(h.SiteForgot(str(restarted)))

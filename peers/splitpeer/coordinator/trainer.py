@@ -262,12 +262,14 @@ class Trainer:
         """The decoder's step; unless all are needed, without the sites whose values are not numbers."""
         while True:
             try:
-                return await self._run.computed(
+                trained: tuple[float, dict[Place, Arrays]] = await self._run.computed(
                     self._train, arrived, target, forward, out, what=f"step {forward.step} of the decoder"
                 )
             except JobFailed:
                 if not await self._run.blamed(arrived):
                     raise
+            else:
+                return trained
 
     def _train(
         self, arrived: Arrived, target: np.ndarray, forward: Forward, out: Collection[str]

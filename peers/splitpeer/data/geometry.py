@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import permutations
 
@@ -102,6 +102,14 @@ class Turn:
             ras[:3, axis] = step
         x, y, z = (shape[source] for source in self.order)
         return (x, y, z), ras + 0.0  # no negative zeros
+
+
+def spacing_of(sizes: Sequence[float] | None) -> Millimetres | None:
+    """A job's voxel sizes, in mm, as three numbers; None where it names none: as stored."""
+    if not sizes:
+        return None
+    x, y, z = sizes
+    return x, y, z
 
 
 def edges(affine: np.ndarray) -> np.ndarray:

@@ -10,14 +10,14 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
-from splitpeer.data.geometry import Geometry
-from splitpeer.data.sampling import Sample, batch_digest
+from splitpeer.data.geometry import Geometry, Triple
+from splitpeer.data.sampling import batch_digest
 from splitpeer.data.task import Task
-from splitpeer.data.volumes import Triple, Volumes
+from splitpeer.data.volumes import Volumes
 from splitpeer.storage import durable
 from splitpeer.training.metrics import Surfaces, VolumeDice
 from splitpeer.training.windows import WindowMerger, window_origins
-from splitproto.messages import Forward
+from splitproto.messages import Forward, Sample
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable
 
 from splitpeer.daemon import happenings as h
+from splitpeer.data.channels import Channels
 from splitpeer.data.geometry import Geometry
 from splitpeer.data.volumes import Volumes
 from splitpeer.errors import DataError, PatientUnusable
@@ -17,7 +18,7 @@ MOST_LINES = 20
 
 
 def look(
-    volumes: Volumes, bad: dict[bytes, str], report: h.Reporter, *, voxels: bool = False
+    volumes: Volumes | Channels, bad: dict[bytes, str], report: h.Reporter, *, voxels: bool = False
 ) -> dict[bytes, Geometry]:
     """The grids of all patients that can be used, by their files' headers.
 

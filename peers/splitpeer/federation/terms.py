@@ -6,8 +6,8 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from splitpeer.data.geometry import Triple
 from splitpeer.data.normalisation import DEFAULT, Normaliser
-from splitpeer.data.volumes import Triple
 from splitpeer.federation.seats import tensor_name
 from splitpeer.models.cut import Backbone, level_name
 from splitpeer.models.registry import backbone_of, cut_of, kept_values, on_wire, own_backbone
@@ -85,7 +85,8 @@ def run_folder(state: Path, job: str, run: bytes) -> Path:
 
 def window_of(job: Job) -> Triple:
     """A sample's size in voxels (x, y, z); slices have depth 1."""
-    return tuple((*job.window, 1)[:3])
+    x, y, z = (*job.window, 1)[:3]
+    return x, y, z
 
 
 def cut_descriptors(job: Job, batch: int | None = None) -> tuple[Descriptor, ...]:

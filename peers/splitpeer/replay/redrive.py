@@ -58,7 +58,6 @@ from splitproto.messages import (
     Rollback,
     RolledBack,
     Saved,
-    Seat,
     Withdraw,
     Withdrawn,
 )
@@ -237,7 +236,7 @@ async def drive_coordinator(
     # Of the same name as the recorded run.
     record = RunRecord(live, order, resume=False, report=h.Reporter())
     record.run = recording.run
-    record.begin(())
+    record.begin({})
     stop = asyncio.Event()
     coordinator = Coordinator(live, order, stop, LogView(), resume=True)
     played = [_Site(name, recording, comparison, stop, told) for name in sites]
@@ -253,7 +252,8 @@ async def drive_coordinator(
     except SplitprotoError as error:
         raise JobFailed(f"the conversation broke: {error}") from error
     finally:
-        for task in (working, *playing):
+        working.cancel()
+        for task in playing:
             task.cancel()
         await asyncio.gather(working, *playing, return_exceptions=True)
     comparison.steps = result.step
@@ -458,12 +458,6 @@ async def drive_client(
     return comparison
 
 
-def _seats(header: Header) -> tuple[Seat, ...]:
-    """What the recording site was offered: a capture names one modality."""
-    modality = header.modality or ""
-    return (Seat(modality, (modality,)),)
-
-
 async def _play_coordinator(
     listener: Listener,
     recording: _Recording,
@@ -477,7 +471,7 @@ async def _play_coordinator(
     if header.schema is None:
         raise DataError("the capture names no cut layer")
     defences = header.peers[0].defences
-    await session.send(JobOffer(recording.run, _seats(header), recording.job, header.schema, False, defences))
+    await session.send(JobOffer(recording.run, header.seats, recording.job, header.schema, False, defences))
     answer = await session.receive(WAIT_S, "the client's answer")
     if isinstance(answer, JobDecline):
         raise JobFailed(f"the client declines the recorded job: {answer.reason}")

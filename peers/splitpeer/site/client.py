@@ -122,6 +122,8 @@ class Client:
         policy = config.policy
         if policy is None or config.network.coordinator is None:
             raise JobFailed("a client needs [policy] and [network] coordinator")
+        if config.data.images is None:
+            raise JobFailed("a client needs [data] images")
         self._address = config.network.coordinator
         self._offer = Offer(max_message=policy.max_message_bytes, agent=AGENT)
         pick_device(config.runtime.device)
@@ -419,11 +421,10 @@ class Client:
         try:
             judge(offer, self._config, session.agreement.features)
             known = self._job
-            same = known is not None and known.run == offer.run
-            if same and (known.job, known.seats) != (offer.job, offer.seats):
-                raise SchemaMismatch("the terms of a run cannot change while it runs")
-            if not same:
+            if known is None or known.run != offer.run:
                 await self._take_up(offer)
+            elif (known.job, known.seats) != (offer.job, offer.seats):
+                raise SchemaMismatch("the terms of a run cannot change while it runs")
         except BudgetSpent as error:
             await session.send(JobDecline(error.code, error.reason))
             raise

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping
 
 from splitpeer.data.consent import Consent
-from splitpeer.data.layouts import Found, find_all
+from splitpeer.data.files import Found
+from splitpeer.data.geometry import spacing_of
+from splitpeer.data.layouts import find_all
 from splitpeer.data.normalisation import DEFAULT, Normaliser
 from splitpeer.data.pseudonym import keyed, load_salt, pseudonym
 from splitpeer.data.volumes import Volumes
@@ -47,7 +49,7 @@ def open_volumes(
         modality: Volumes(
             [case for case in kind.cases if not without or pseudonym(salt, case.patient) not in without],
             salt=salt,
-            spacing=tuple(spacing) or None,
+            spacing=spacing_of(spacing),
             normalisation=normalisation(modality),
             cache_mib=data.cache_mib // len(found),
             rules=data.rules(),

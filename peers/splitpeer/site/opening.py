@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from splitpeer.daemon import happenings as h
 from splitpeer.data.channels import Channels
 from splitpeer.data.consent import Consent
-from splitpeer.data.layouts import Found
+from splitpeer.data.files import Found
 from splitpeer.defences.image.stack import ImageStack, make_image_stack
 from splitpeer.defences.key import key_of
 from splitpeer.defences.network import build_network

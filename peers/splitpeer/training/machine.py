@@ -7,10 +7,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch.utils import deterministic
+import torch.utils.deterministic
 
+_FILLING: Any = torch.utils.deterministic  # its setting is not in the stubs
 _CPUINFO = Path("/proc/cpuinfo")
 _MOST = 80  # characters of a model's name
 
@@ -39,15 +41,15 @@ def in_order() -> Iterator[None]:
 
     On several threads torch adds them up in whatever order the threads arrive, so that no two runs agree.
     """
-    before, filling = torch.are_deterministic_algorithms_enabled(), deterministic.fill_uninitialized_memory
+    before, filling = torch.are_deterministic_algorithms_enabled(), _FILLING.fill_uninitialized_memory
     warning = torch.is_deterministic_algorithms_warn_only_enabled()
     torch.use_deterministic_algorithms(True, warn_only=True)
-    deterministic.fill_uninitialized_memory = False
+    _FILLING.fill_uninitialized_memory = False
     try:
         yield
     finally:
         torch.use_deterministic_algorithms(before, warn_only=warning)
-        deterministic.fill_uninitialized_memory = filling
+        _FILLING.fill_uninitialized_memory = filling
 
 
 @cache

@@ -19,6 +19,7 @@ import numpy as np
 from splitpeer.defences.randomness import Release
 from splitpeer.defences.stack import Stack, defend
 from splitpeer.training.split_step import Arrays, ClientHalf, CoordinatorHalf
+from splitproto.messages import Sample
 
 
 class Place(NamedTuple):
@@ -226,5 +227,5 @@ def _of_rows(release: Release, rows: Rows | None) -> Release:
     return replace(release, samples=_chosen(release.samples, rows.samples))
 
 
-def _chosen(samples: Sequence, places: Sequence[int]) -> tuple:
+def _chosen(samples: Sequence[Sample], places: Sequence[int]) -> tuple[Sample, ...]:
     return tuple(samples[place] for place in places)

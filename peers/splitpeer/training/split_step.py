@@ -279,11 +279,14 @@ class ClientHalf(_Half):
         return {name: _array(tensor) for name, tensor in sent.items()}
 
     def _run(self, image: Tensor, release: Release | None) -> dict[str, Tensor]:
+        sent: dict[str, Tensor]
         if not isinstance(self.network, Defended):
-            return self.network(image)
-        if release is None:
+            sent = self.network(image)
+        elif release is None:
             raise ValueError("a network with defences sends nothing without a release")
-        return self.network(image, release)
+        else:
+            sent = self.network(image, release)
+        return sent
 
     def _penalty(self) -> Tensor | None:
         """What the defences add to the loss that this site trains by."""
@@ -414,12 +417,12 @@ class CoordinatorHalf(_Half):
         self._forget()
         for seat, levels in leaves.items():
             for name, leaf in levels.items():
-                if not torch.isfinite(leaf.grad).all():
+                if not torch.isfinite(_gradient(leaf)).all():
                     self.optimiser.zero_grad()
                     raise _diverged(f"the gradient of {seat}'s {name}", self.steps_done)
         self._apply()
         return {
-            seat: {name: _array(leaf.grad) for name, leaf in levels.items()}
+            seat: {name: _array(_gradient(leaf)) for name, leaf in levels.items()}
             for seat, levels in leaves.items()
         }
 
@@ -431,6 +434,13 @@ class CoordinatorHalf(_Half):
 
     def _forget(self) -> None:
         self._leaves, self._logits = {}, None
+
+
+def _gradient(leaf: Tensor) -> Tensor:
+    """What came back to an input of the decoder."""
+    if leaf.grad is None:
+        raise RuntimeError("a level takes no part in the loss")
+    return leaf.grad
 
 
 def _foreign(name: str) -> DataError:
