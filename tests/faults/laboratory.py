@@ -36,8 +36,7 @@ from splitpeer.data import volumes
 from splitpeer.errors import DataError
 from splitpeer.settings.job import JobConfig
 from splitpeer.settings.peer import PeerConfig
-from splitpeer.site import client
-from splitpeer.site import job as site_job
+from splitpeer.site import announced, client
 from splitpeer.storage import checkpoint
 from splitproto import pki
 from splitproto.lanes import zeromq
@@ -451,7 +450,7 @@ class Laboratory:
             put(zeromq, "zmq", zmq_of(self.network))
             put(client, "Compute", _compute_class(client.Compute))
             put(coordinator, "Compute", _compute_class(coordinator.Compute))
-            put(site_job, "Prefetcher", InlinePrefetcher)
+            put(announced, "Prefetcher", InlinePrefetcher)
             put(clerk, "ThreadPoolExecutor", InlineExecutor)
             put(status, "_Pen", InlinePen)
             clock = _Clock(self.loop)

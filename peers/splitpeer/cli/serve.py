@@ -214,7 +214,7 @@ async def _coordinator(
     result = await coordinator.run()
     if result.complete:
         draw_curve(job.output.folder)
-        few = len(result.modalities) < len(result.sites)
+        few = len(result.modalities) < len(result.seats)
         made_from = f" from {' '.join(result.modalities)} only" if few else ""
         echo(
             f"{result.job}: {result.step} steps, Dice {dice_line(result.dice)}{made_from}; {job.output.folder}",

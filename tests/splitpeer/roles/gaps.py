@@ -24,17 +24,23 @@ from splitpeer.storage import checkpoint
 from splitpeer.training.dropout import left_out
 from splitpeer.training.loss import probabilities, task_loss
 from splitpeer.training.optimiser import make_optimiser, make_schedule
+from splitpeer.training.split_round import Place
 from splitproto.messages import Sample
 
 from .scene import PATIENTS, SEED, Scene
 
-WHERE: dict[str, tuple[str, tuple[int, ...]]] = {
-    "site-flair": ("flair", (0, 1, 3, 4)),
-    "site-t1": ("t1", (0, 1, 4)),
-    "stranger": ("t1", (1, 2, 5)),
+HUB = "hub"
+
+Where = Mapping[str, Mapping[str, Sequence[int]]]
+"""Site to its modalities to the patients, by number, of whom it has them."""
+
+WHERE: Where = {
+    "site-flair": {"flair": (0, 1, 3, 4)},
+    "site-t1": {"t1": (0, 1, 4)},
+    "stranger": {"t1": (1, 2, 5)},
 }
-"""Site to its modality and its patients, as `names` has them: 1 is at both T1 hospitals; 2 and 5 lack FLAIR, 3 T1.
-Patients 4 and 5 are held out, where two are."""
+"""Patients as `names` has them: 1 is at both T1 hospitals; 2 and 5 lack FLAIR, 3 T1. 4 and 5 are held out, where two
+are."""
 
 
 def names(scene: Scene) -> list[str]:
@@ -47,59 +53,56 @@ def names(scene: Scene) -> list[str]:
 def link(scene: Scene, site: str, modality: str, number: int) -> None:
     """One more patient of a site."""
     name = f"{names(scene)[number]}.nii.gz"
-    (scene.folder / "images" / site / name).symlink_to(scene.federation.data / modality / name)
+    folder = scene.folder / "images" / site / modality
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / name).symlink_to(scene.federation.data / modality / name)
 
 
 def cast(
-    scene: Scene,
-    where: Mapping[str, tuple[str, Sequence[int]]] = WHERE,
-    *,
-    policy: Mapping[str, Any] | None = None,
-    **job: Mapping[str, Any],
+    scene: Scene, where: Where = WHERE, *, policy: Mapping[str, Any] | None = None, **job: Mapping[str, Any]
 ) -> Scene:
     """All files; patients with one seat are used unless `job` says otherwise. `policy`: more of it, at all sites."""
     scene.coordinator()
     sections = {**job, "data": {"min_seats": 1, "augment": True, **job.get("data", {})}}
-    scene.job(sites={site: modality for site, (modality, _) in where.items()}, **sections)
-    for site, (modality, patients) in where.items():
-        folder = scene.folder / "images" / site
-        folder.mkdir(parents=True, exist_ok=True)
-        for number in patients:
-            link(scene, site, modality, number)
-        scene.client(modality, site, data={"images": str(folder)}, policy=policy or {})
+    scene.job(sites={site: list(held) for site, held in where.items()}, **sections)
+    for site, held in where.items():
+        for modality, patients in held.items():
+            for number in patients:
+                link(scene, site, modality, number)
+        images = scene.folder / "images" / site
+        scene.client(
+            next(iter(held)),
+            site,
+            peer={"modality": list(held)},
+            data={"images": str(images if len(held) > 1 else images / next(iter(held)))},
+            policy=policy or {},
+        )
     return scene
 
 
-def who(where: Mapping[str, Any] = WHERE) -> list[str]:
+def who(where: Where = WHERE) -> list[str]:
     """All parties."""
     return ["hub", *where]
 
 
 class Whole:
-    """All parties' networks in one process, trained together.
+    """All parties' networks in one process, trained together; every modality is a seat.
 
     Args:
         scene: its files.
-        where: site to modality and patients.
-        gone: sites that take no part from a step on.
+        where: as they were cast.
     """
 
-    def __init__(
-        self,
-        scene: Scene,
-        where: Mapping[str, tuple[str, Sequence[int]]] = WHERE,
-        gone: Mapping[str, int] | None = None,
-    ) -> None:
+    def __init__(self, scene: Scene, where: Where = WHERE) -> None:
         torch.set_num_threads(1)
-        self.scene, self.job, self.gone = scene, scene.settings, gone or {}
-        self.modality = {site: modality for site, (modality, _) in sorted(where.items())}
-        self.seats = sorted(set(self.modality.values()))
+        self.scene, self.job = scene, scene.settings
+        self.places = [Place(site, seat) for site in sorted(where) for seat in sorted(where[site])]
+        self.seats = sorted({place.seat for place in self.places})
         every = [scene.key(name) for name in names(scene)]
-        self.has = {site: {every[n] for n in patients} for site, (_, patients) in where.items()}
+        self.has = {place: {every[n] for n in where[place.site][place.seat]} for place in self.places}
         backbone = self.job.model.backbone()
         self.encoders = {
-            site: build_encoder(backbone, seed=site_seed(SEED, modality))
-            for site, modality in self.modality.items()
+            place: build_encoder(backbone, seed=site_seed(SEED, place.seat)) for place in self.places
         }
         self.decoder = build_decoder(
             backbone, self.seats, self.job.model.fusion, scene.task().channels,
@@ -107,15 +110,16 @@ class Whole:
         )  # fmt: skip
         training = self.job.training
         self.trained = {}
-        for name, part in {**self.encoders, "hub": self.decoder}.items():
+        for name, part in {**self.encoders, HUB: self.decoder}.items():
             optimiser = make_optimiser(
                 part.parameters(), training.optimiser, training.learning_rate, training.weight_decay
             )
             self.trained[name] = optimiser, make_schedule(optimiser, training.schedule, training.steps)
         salt = load_salt(scene.config("hub").data.salt)
+        folder = scene.folder / "images"
         self.images = {
-            site: SiteData(Volumes(find_images(scene.folder / "images" / site, "folder", m), salt=salt))
-            for site, m in self.modality.items()
+            p: SiteData(Volumes(find_images(folder / p.site / p.seat, "folder", p.seat), salt=salt))
+            for p in self.places
         }
         self.masks = scene.masks()
         self.window = (*self.job.data.window, 1)[:3]
@@ -128,8 +132,8 @@ class Whole:
         """Steps after which encoders were averaged."""
 
     def filler(self, key: bytes, seat: str) -> str | None:
-        """The first site by name that has the patient."""
-        return next((s for s, m in self.modality.items() if m == seat and key in self.has[s]), None)
+        """The first site by name that has the patient's."""
+        return next((p.site for p in self.places if p.seat == seat and key in self.has[p]), None)
 
     def seats_of(self, key: bytes) -> list[str]:
         return [seat for seat in self.seats if self.filler(key, seat) is not None]
@@ -147,44 +151,54 @@ class Whole:
         )  # fmt: skip
         for step in range(job.training.steps):
             samples, drawn = schedule.batch(step)
-            self._step(step + 1, samples, drawn if job.data.augment else None)
+            self.step(step + 1, samples, drawn if job.data.augment else None)
         return self
 
-    def _here(self, site: str, step: int) -> bool:
-        return step < self.gone.get(site, step + 1)
-
-    def _step(self, step: int, samples: Sequence[Sample], seed: int | None) -> None:
-        self._average(step)
-        rows = {
-            site: [place for place, sample in enumerate(samples) if self.filler(sample.key, m) == site]
-            for site, m in self.modality.items()
-            if self._here(site, step)
+    def _filled(self, samples: Sequence[Sample]) -> dict[Place, list[int]]:
+        """Which samples each site fills at each seat; where it fills none, it is not there."""
+        found = {
+            place: [n for n, s in enumerate(samples) if self.filler(s.key, place.seat) == place.site]
+            for place in self.places
         }
-        had = {self.modality[site] for site, places in rows.items() if places}
-        out = left_out(SEED, step, had, self.job.training.modality_dropout)
-        rows = {site: places for site, places in rows.items() if places and self.modality[site] not in out}
-        if rows:
+        return {place: numbers for place, numbers in found.items() if numbers}
+
+    def step(self, step: int, samples: Sequence[Sample], seed: int | None) -> None:
+        self._average(step)
+        filled = self._filled(samples)
+        seats = {place.seat for place in filled}
+        out = left_out(SEED, step, seats, self.job.training.modality_dropout)
+        filled = {place: numbers for place, numbers in filled.items() if place.seat not in out}
+        if filled:
             target = torch.from_numpy(SiteData(self.masks).batch(samples, self.window, seed, None))
-            logits = self.decoder.decode(self._fused(samples, seed, rows))
+            logits = self.decoder.decode(self._fused(samples, seed, filled))
             loss = task_loss(logits, target, exclusive=self.scene.task().exclusive)
             loss.backward()
         for name, (optimiser, schedule) in self.trained.items():
-            if rows and (name == "hub" or name in rows):
+            if filled and (name == HUB or name in filled):
                 optimiser.step()
             schedule.step()
             optimiser.zero_grad()
-        self.losses.append(loss.item() if rows else None)
-        self.without.append([seat for seat in self.seats if seat not in {self.modality[s] for s in rows}])
+        self.losses.append(loss.item() if filled else None)
+        self.without.append([seat for seat in self.seats if seat not in {place.seat for place in filled}])
+
+    def _sent(
+        self, place: Place, samples: Sequence[Sample], seed: int | None
+    ) -> tuple[list[int], dict[str, torch.Tensor]]:
+        """What the site computes for the seat: of all its samples of the batch, also those that another site fills."""
+        own = [n for n, s in enumerate(samples) if place.site in {self.filler(s.key, q) for q in self.seats}]
+        rows = [n for n in own if samples[n].key in self.has[place]]
+        x = self.images[place].batch([samples[n] for n in rows], self.window, seed, place.seat, places=rows)
+        return rows, self.encoders[place](torch.from_numpy(x))
 
     def _average(self, step: int) -> None:
         """SP-11.16-1, SP-11.16-4: value by value."""
         every = self.job.training.average_every
         for seat in self.seats if every and (step - 1) % every == 0 else ():
-            sites = [s for s, m in self.modality.items() if m == seat and self._here(s, step)]
-            counts = [sum(self.filler(key, seat) == site for key in self.training) for site in sites]
-            if len(sites) < 2:
+            places = [place for place in self.places if place.seat == seat]
+            counts = [sum(self.filler(key, seat) == place.site for key in self.training) for place in places]
+            if len(places) < 2:
                 continue
-            states = [self.encoders[site].state_dict() for site in sites]
+            states = [self.encoders[place].state_dict() for place in places]
             for name in states[0]:
                 total = states[0][name].double() * counts[0]
                 for state, count in zip(states[1:], counts[1:], strict=True):
@@ -195,34 +209,27 @@ class Whole:
             self.averaged.append(step - 1)
 
     def _fused(
-        self, samples: Sequence[Sample], seed: int | None, rows: Mapping[str, Sequence[int]]
+        self, samples: Sequence[Sample], seed: int | None, filled: Mapping[Place, Sequence[int]]
     ) -> dict[int, torch.Tensor]:
         """Levels by number; what nobody has is zeros, and not counted in a mean."""
-        batch = len(samples)
-        names = self.job.model.backbone().cut.names
-        sent = {}
-        for site, places in rows.items():
-            own = [samples[place] for place in places]
-            x = self.images[site].batch(own, self.window, seed, self.modality[site], places=places)
-            sent[site] = self.encoders[site](torch.from_numpy(x))
+        backbone, batch = self.job.model.backbone(), len(samples)
+        sent = {place: self._sent(place, samples, seed) for place in filled}
+        having = torch.zeros(batch)
+        for numbers in filled.values():
+            having[list(numbers)] += 1
         fused = {}
-        for level, name in zip(self.job.model.backbone().levels, names, strict=True):
-            some = next(iter(sent.values()))[name]
-            by_seat = {}
-            for seat in self.seats:
-                by_seat[seat] = torch.zeros(batch, *some.shape[1:])
-                for site, places in rows.items():
-                    if self.modality[site] == seat:
-                        by_seat[seat] = by_seat[seat].index_add(0, torch.tensor(places), sent[site][name])
+        for level, name in zip(backbone.levels, backbone.cut.names, strict=True):
+            some = next(iter(sent.values()))[1][name]
+            by_seat = {seat: torch.zeros(batch, *some.shape[1:]) for seat in self.seats}
+            for place, numbers in filled.items():
+                rows, tensors = sent[place]
+                used = tensors[name][[rows.index(n) for n in numbers]]
+                by_seat[place.seat] = by_seat[place.seat].index_add(0, torch.tensor(numbers), used)
             if self.job.model.fusion == "concat":
                 fused[level] = torch.cat(list(by_seat.values()), 1)
                 continue
-            having = torch.zeros(batch)
-            for places in rows.values():
-                having[list(places)] += 1
-            shape = (-1, *[1] * (some.ndim - 1))
-            used = [by_seat[seat] for seat in self.seats if any(self.modality[s] == seat for s in rows)]
-            fused[level] = torch.stack(used).sum(0) / having.clamp(min=1).view(shape)
+            used = [by_seat[seat] for seat in self.seats if any(place.seat == seat for place in filled)]
+            fused[level] = torch.stack(used).sum(0) / having.clamp(min=1).view(-1, *[1] * (some.ndim - 1))
         return fused
 
     def dice(self, masks: Path | None = None) -> dict[str, float | None]:
@@ -239,10 +246,8 @@ class Whole:
         scoring = Scoring(plan, self.masks, self.window, masks)
         with torch.no_grad():
             for index, forward in enumerate(plan.forwards):
-                key = plan.keys[index]
-                sites = [s for seat in self.seats_of(key) if (s := self.filler(key, seat)) is not None]
-                rows = {site: list(range(len(forward.samples))) for site in sites}
-                logits = self.decoder.decode(self._fused(forward.samples, None, rows)).float()
+                filled = self._filled(forward.samples)
+                logits = self.decoder.decode(self._fused(forward.samples, None, filled)).float()
                 found = probabilities(logits, exclusive=self.scene.task().exclusive)
                 scoring.add(index, found.numpy().astype(np.float32))
         return scoring.dice.result()
@@ -251,11 +256,16 @@ class Whole:
         """Losses, all weights and the Dice are those of the run in the scene, bit for bit."""
         assert losses(self.scene) == self.losses
         steps = self.job.training.steps
-        for name, part in {**self.encoders, "hub": self.decoder}.items():
-            found = weights(self.scene, name, steps)
+        found = {name: weights(self.scene, name, steps) for name in {HUB, *(p.site for p in self.places)}}
+        alone = {site: sum(p.site == site for p in self.places) == 1 for site in found}
+        for name, part in {**self.encoders, HUB: self.decoder}.items():
+            site, start = (
+                (name, "") if name == HUB else (name.site, "" if alone[name.site] else f"{name.seat}/")
+            )
+            own = {k.removeprefix(start): t for k, t in found[site].items() if k.startswith(start)}
             state = part.state_dict()
-            assert found.keys() == state.keys()
-            assert [key for key in state if not torch.equal(state[key], found[key])] == [], name
+            assert own.keys() == state.keys(), name
+            assert [key for key in state if not torch.equal(state[key], own[key])] == [], name
 
 
 def losses(scene: Scene) -> list[float | None]:
@@ -271,9 +281,12 @@ def losses(scene: Scene) -> list[float | None]:
 
 
 def weights(scene: Scene, name: str, step: int) -> dict[str, torch.Tensor]:
-    """A party's, from its checkpoint."""
+    """A party's, from its checkpoint; of several seats, each name begins with its seat."""
     (run,) = [path for path in (scene.folder / name / "state").iterdir() if [*path.glob("step-*")]]
     tensors, meta, _ = checkpoint.load(run, step)
     assert meta["step"] == step
-    start = "model/"
-    return {key.removeprefix(start): tensor for key, tensor in tensors.items() if key.startswith(start)}
+    return {
+        key.replace("model/", "", 1): tensor
+        for key, tensor in tensors.items()
+        if "model" in key.split("/")[:2]
+    }

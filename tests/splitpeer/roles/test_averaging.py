@@ -21,6 +21,7 @@ from splitpeer.models.registry import averaged_tensors, make_backbone, on_wire, 
 from splitpeer.site.client import Client
 from splitpeer.site.job import SiteJob
 from splitpeer.training.averaging import average
+from splitpeer.training.split_round import Place
 from splitproto.errors import LinkLost
 from splitproto.messages import Averaged, Job, Message, Seat
 from splitproto.session import Session
@@ -289,7 +290,7 @@ async def test_without_averages_each_hospital_keeps_its_own(scene) -> None:
     assert ran.result.complete, ran
     whole = Whole(scene).train()
     whole.assert_exact()
-    one, other = (whole.encoders[site].state_dict() for site in ("site-t1", "stranger"))
+    one, other = (whole.encoders[Place(site, "t1")].state_dict() for site in ("site-t1", "stranger"))
     assert not all(torch.equal(one[name], other[name]) for name in one)
 
 

@@ -10,7 +10,11 @@ import re
 import nibabel as nib
 import pytest
 
+from splitpeer.coordinator.remote_site import RemoteSite, Unable
 from splitpeer.errors import ConfigError, JobFailed
+from splitpeer.site import client
+from splitproto import Offer
+from splitproto.errors import LinkLost
 from splitproto.messages import Forward, Progress
 from splitproto.session import Session
 
@@ -81,7 +85,7 @@ async def test_without_min_seats_only_complete_patients_are_used(scene) -> None:
 
 
 async def test_too_few_patients_and_what_to_do(scene) -> None:
-    where = {"site-flair": ("flair", (0, 1)), "site-t1": ("t1", (2,)), "stranger": ("t1", (3,))}
+    where = {"site-flair": {"flair": (0, 1)}, "site-t1": {"t1": (2,)}, "stranger": {"t1": (3,)}}
     cast(scene, where, data={"min_seats": 2})
     ran = await scene.together(only=who())
     assert isinstance(ran.error, JobFailed)
@@ -93,7 +97,7 @@ async def test_too_few_patients_and_what_to_do(scene) -> None:
 
 
 async def test_no_complete_patient_to_begin_with(scene) -> None:
-    where = {"site-flair": ("flair", (0, 1)), "site-t1": ("t1", (2,)), "stranger": ("t1", (3,))}
+    where = {"site-flair": {"flair": (0, 1)}, "site-t1": {"t1": (2,)}, "stranger": {"t1": (3,)}}
     cast(scene, where, data={"complete_first": 2, "validation": 1})
     ran = await scene.together(only=who())
     assert isinstance(ran.error, ConfigError) and "complete_first = 2" in str(ran.error)
@@ -141,7 +145,7 @@ def test_a_site_that_lost_a_patient_of_its_own_is_told(scene) -> None:
     hub, *clients = [scene.start(name) for name in who()]
     scene.until_step(6)
     scene.stop(hub, *clients)
-    (scene.folder / "images" / "stranger" / f"{names(scene)[5]}.nii.gz").unlink()
+    (scene.folder / "images" / "stranger" / "t1" / f"{names(scene)[5]}.nii.gz").unlink()
     hub, *clients = [scene.start(name) for name in who()]
     assert hub.code() != 0
     assert "1 of the run's 6 patients are not at all sites any more" in hub.said
@@ -173,3 +177,67 @@ async def test_a_run_without_one_of_two_sites_of_a_seat(scene, monkeypatch) -> N
     assert result.complete and result.absences.keys() == {"stranger"}
     assert told == [], "t1 is still there, of other patients"
     assert len(losses(scene)) == 60
+
+
+SEVERAL = {
+    "site-flair": {"flair": (0, 1, 3), "t2": (0, 2, 3, 4)},
+    "site-t1": {"t1": (0, 1, 2, 4)},
+    "stranger": {"t1": (1, 3, 5), "t2": (0, 1, 5)},
+}
+"""Two sites hold two modalities, and the second one's T1 of 1 and T2 of 0 are the first one's to fill."""
+
+
+@pytest.mark.parametrize("fusion", ["concat", "mean"])
+async def test_sites_of_several_seats_and_several_sites_of_a_seat(scene, fusion) -> None:
+    """SP-11.8-5, SP-11-10."""
+    cast(scene, SEVERAL, model={"fusion": fusion}, training={"steps": 16, "modality_dropout": 0.3})
+    ran = await scene.together(only=who(SEVERAL))
+    assert ran.result is not None and ran.result.complete, ran
+    whole = Whole(scene, SEVERAL).train()
+    whole.assert_exact()
+    assert ran.result.dice == whole.dice()
+    assert ran.result.sites == {"site-flair": "flair, t2", "site-t1": "t1", "stranger": "t1, t2"}
+
+
+async def test_a_seat_of_two_channels(scene) -> None:
+    where = {"site-flair": {"flair": (0, 1, 3, 4, 5), "t2": (0, 1, 2, 3, 4)}, "site-t1": {"t1": (0, 1, 2, 4)}}
+    cast(scene, where, seats={"mri": ["t2", "flair"]})
+    ran = await scene.together(only=who(where))
+    assert ran.result is not None and ran.result.complete, ran
+    assert ran.result.seats == ["mri", "t1"] and ran.result.patients == 5
+    assert ran.result.sites == {"site-flair": "mri", "site-t1": "t1"}
+
+
+async def test_an_evaluation_goes_on_without_a_site_whose_new_link_cannot(scene, monkeypatch) -> None:
+    """SP-10-8: the feature may be gone on the next link, in the middle of an evaluation."""
+    cast(scene, training={"steps": 2})
+    made: list[Offer] = []
+    real, unable = RemoteSite._compute, []
+
+    def offer(**given):  # type: ignore[no-untyped-def]
+        made.append(Offer(**given))
+        return made[-1]
+
+    async def losing(self, link, parts, index, until):  # type: ignore[no-untyped-def]
+        evaluates = self.name == "site-t1" and parts[index].forward.mode == "evaluate"
+        if evaluates and "evaluate" in made[1].features:
+            object.__setattr__(made[1], "features", ("train", "dtype.f32"))
+            link.session.fail(LinkLost("cut by the test"))
+        answer = await real(self, link, parts, index, until)
+        if isinstance(answer, Unable):
+            unable.append(self.name)
+        return answer
+
+    monkeypatch.setattr(client, "Offer", offer)
+    monkeypatch.setattr(RemoteSite, "_compute", losing)
+    ran = await scene.together(only=who())
+    assert ran.error is None and ran.result.complete, ran
+    assert unable == ["site-t1"]
+    assert ran.result.modalities == ["flair", "t1"] and ran.result.scored == 2
+    made_from = {
+        path.name: bytes(nib.load(path).header["descrip"]).rstrip(b"\0").decode()
+        for path in (scene.output / "predictions").iterdir()
+    }
+    complete, other = (f"{name}.nii.gz" for name in names(scene)[4:])
+    assert made_from == {complete: "splitproto flair", other: "splitproto t1"}
+    assert ran.result.scored_complete == 0
