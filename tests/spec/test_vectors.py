@@ -523,6 +523,8 @@ def test_terms(case: Case) -> None:
         terms.judge(
             offer,
             SimpleNamespace(policy=policy, model=None, peer=SimpleNamespace(modalities=("t1",), held="t1")),
+            # Every dtype: what is unknown to version 1 is refused even where it was agreed.
+            [f"dtype.{name}" for name in tensors.DTYPES],
         )
         return list(described)
 
