@@ -61,6 +61,7 @@ from splitproto.messages import (
     Withdraw,
     Withdrawn,
 )
+from splitproto.negotiation import FEATURES
 from splitproto.tensors import Array
 
 TOLERANCE = 1e-6
@@ -276,7 +277,7 @@ class _Site:
     async def play(self, address: str, credentials: tuple[Credentials, AllowList]) -> None:
         for _ in range(200):
             try:
-                session = await dial(address, *credentials, Offer(max_message=1 << 32))
+                session = await dial(address, *credentials, _offer(self._recording, self.name))
                 break
             except SplitprotoError as error:
                 if not error.retry:
@@ -439,7 +440,7 @@ async def drive_client(
     comparison.of = recording.job.steps
     stop = asyncio.Event()
     credentials, allowed = settings[hub]
-    offer = Offer(max_message=1 << 32)
+    offer = _offer(recording, hub)
     client = Client(live, stop)
     async with Listener(address, credentials, allowed, offer) as listener:
         working = asyncio.create_task(client.run())
@@ -588,6 +589,18 @@ def _copy_key(state: Path, to: Path) -> None:
     to.mkdir(mode=0o700, parents=True)
     if (state / DEFENCE_KEY).is_file():
         shutil.copy2(state / DEFENCE_KEY, to / DEFENCE_KEY)
+
+
+def _offer(recording: _Recording, site: str) -> Offer:
+    """What was agreed on the recorded links, so that the live peer does no more and no less.
+
+    A coordinator's capture names what all its links had in common; a site that was asked to evaluate could.
+    """
+    agreed = set(recording.header.features)
+    if any(who == site and mode == "evaluate" for who, mode, _, _ in recording.forwards):
+        agreed.add("evaluate")
+    features = tuple(name for name in FEATURES if name in agreed)
+    return Offer(features=features if recording.header.features else FEATURES, max_message=1 << 32)
 
 
 def _free_port() -> int:

@@ -140,7 +140,7 @@ async def test_a_site_that_is_not_to_be_recorded_declines(scene) -> None:
         ({}, {"may_record": False}, ConfigError, r"\[policy\] may_record is false: start without --curious"),
         ({"key": "none.key"}, {}, ConfigError, r"none.key: no such key: make one with \(umask 077; openssl rand"),
         ({"key": "open.key"}, {}, ConfigError, r"open to group or others: chmod 600"),
-        ({"key": "short.key"}, {}, DataError, r"file of 32 octets"),
+        ({"key": "short.key"}, {}, DataError, r"file of 32 bytes"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_recorded_is_said_at_once(scene, capture, policy, error, words) -> None:

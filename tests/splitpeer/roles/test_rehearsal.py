@@ -88,10 +88,10 @@ async def test_a_rehearsal_sends_what_the_peers_send(scene, tmp_path) -> None:
         nib.save(nib.Nifti1Image(np.asarray(image.dataobj)[:, :, :-3], image.affine), smaller / case.name)
     with pytest.raises(DataError, match="where the site listed 45x38x34"):
         CaptureAudit(
-            scene.capture("hub"), modality="t1", truth=smaller, salt=scene.federation.pki / "federation.salt"
+            scene.capture("hub"), seat="t1", truth=smaller, salt=scene.federation.pki / "federation.salt"
         ).experiment()
     asked = CaptureAudit(
-        scene.capture("hub"), modality="t1", truth=scene.federation.data, samples=2,
+        scene.capture("hub"), seat="t1", truth=scene.federation.data, samples=2,
         salt=scene.federation.pki / "federation.salt",
     )  # fmt: skip
     experiment = asked.experiment()
