@@ -31,7 +31,7 @@ finish() { # finish LOG: wait for all that was started; where one failed, show t
     [ "$status" -eq 0 ] || { tail -n 3 "$1" >&2; exit "$status"; }
 }
 
-train() { # train NAME SITE...: the job hub/NAME.toml with these sites; logs in hub/NAME.log, SITE/NAME.log
+launch() { # launch NAME SITE...: start the job hub/NAME.toml with these sites; logs in hub/NAME.log, SITE/NAME.log
     local name=$1 site
     shift
     for site in "$@"; do
@@ -40,7 +40,11 @@ train() { # train NAME SITE...: the job hub/NAME.toml with these sites; logs in 
     done
     splitpeer serve --role coordinator --config hub/peer.toml --job "hub/$name.toml" >"hub/$name.log" 2>&1 &
     started+=($!)
-    finish "hub/$name.log"
+}
+
+train() { # train NAME SITE...: the same, to the end
+    launch "$@"
+    finish "hub/$1.log"
 }
 
 scores() { # scores NAME...: Dice of the patients held out in each of these jobs

@@ -37,6 +37,10 @@ CASES = {
     "petct": Example(
         "tumour", {"together": ("ct", "pet"), "ct": ("ct",), "pet": ("pet",)}, 0.75, 0.15, {"tumour": (1,)}
     ),
+    "gaps": Example(
+        "lesion", {"together": ("flair", "t1"), "north": ("t1",), "east": ("t1",), "south": ("flair",)},
+        0.6, 0.0, {"lesion": (1,)}, 9,
+    ),
 }  # fmt: skip
 ALL = pytest.mark.parametrize("name", list(CASES))
 
@@ -58,6 +62,10 @@ def test_hospitals_find_together_what_none_finds_alone(name: str, tmp_path: Path
     assert dice["together"] > case.least and dice["together"] > alone + case.ahead, dice
     table = done.stdout.splitlines()[-len(case.runs) :]
     assert [line.split()[0] for line in table] == list(case.runs)
+    if name == "gaps":
+        # Nobody is left out: the table of `splitpeer status` and the scores count patients with one seat too.
+        assert "2 of 2 seats: 22, 1 of 2 seats: 10" in done.stdout
+        assert results["together"]["scored"] == 8 > results["together"]["scored_complete"]
     for site in job.sites:
         assert "job.complete" in (tmp_path / "run" / site / "together.log").read_text()
 
