@@ -26,7 +26,7 @@ GREY, WHITE, FLUID = (300, 330), (480, 260), (110, 70)
 """Signal in T1 and FLAIR, arbitrary units."""
 T1_DARK, FLAIR_BRIGHT = 240, 520
 T1_NOISE, FLAIR_NOISE = 24, 24
-WITHOUT_FLAIR, WITHOUT_T1 = 5, 7
+WITHOUT_FLAIR, WITHOUT_T1 = 6, 11
 SCANNERS = {"north": (1.0, 0.05, (8, 14)), "east": (2.6, 0.25, (-6, 0))}
 """Of T1: gain, how much brighter the front is than the back, tilt of the slices in degrees (from, to)."""
 
