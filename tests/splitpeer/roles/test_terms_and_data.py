@@ -218,7 +218,7 @@ async def test_a_corrupt_mask_stays_the_coordinators_own_affair(scene) -> None:
     assert str(error) == (
         "the coordinator ended the job: the coordinator cannot continue: the coordinator cannot use the files of "
         "2 (the file is truncated or damaged: 2) of the run's 6 patients, and may withdraw 1 ([data] max_withdrawn); "
-        "its log has the details"
+        "see its log"
     )
 
 
