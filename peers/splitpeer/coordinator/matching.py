@@ -118,7 +118,7 @@ class Matching:
             lost |= {key for key, s in seating.of(site.name).items() if not s <= set(site.lists.get(key, ()))}
         if count := len(lost - out):
             raise JobFailed(
-                f"{count} of the run's {len(seating.filled)} patients are not at all sites any more: bring them back, "
+                f"{count} of the run's {len(seating.filled)} patients are no longer at all sites: bring them back, "
                 "or start with --fresh"
             )
 
