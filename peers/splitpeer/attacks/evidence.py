@@ -143,7 +143,7 @@ def _add(
         for shot in shots:
             values = shot.activations[name]
             # The same again is no second witness: nothing random happened, or it was drawn once and kept.
-            digest = hashlib.blake2b(np.ascontiguousarray(values)).digest()
+            digest = hashlib.blake2b(np.ascontiguousarray(values).data).digest()
             if digest in told:
                 continue
             told.add(digest)

@@ -55,7 +55,8 @@ class ImageDecoder(nn.Module):
             if name in self.channels:
                 parts.append(levels[name])
             x = self._grown(block(torch.cat(parts, dim=1)), self._growth[name])
-        return self.last(x)
+        image: Tensor = self.last(x)
+        return image
 
     def _grown(self, x: Tensor, step: tuple[int, ...]) -> Tensor:
         if set(step) == {1}:
@@ -93,7 +94,8 @@ class Critic(nn.Module):
             if name in self.channels:
                 parts.append(levels[name])
             x = block(torch.cat(parts, dim=1))
-        return self.last(x).flatten(1).mean(dim=1)
+        scores: Tensor = self.last(x).flatten(1).mean(dim=1)
+        return scores
 
 
 def image_decoder(

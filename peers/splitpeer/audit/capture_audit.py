@@ -16,11 +16,12 @@ from splitpeer.audit.run_folder import RunFolder, sha256_of
 from splitpeer.captures.reader import Capture
 from splitpeer.captures.recorder import read_key
 from splitpeer.captures.redefend import defended
+from splitpeer.data.geometry import Triple, spacing_of
 from splitpeer.data.modalities import canonical_modality
 from splitpeer.data.normalisation import DEFAULT, Normaliser
 from splitpeer.data.pseudonym import load_salt
 from splitpeer.data.task import Task
-from splitpeer.data.volumes import Triple, Volumes
+from splitpeer.data.volumes import Volumes
 from splitpeer.defences.key import from_seed
 from splitpeer.defences.offline import offline_defences
 from splitpeer.errors import ConfigError, DataError
@@ -101,7 +102,7 @@ class CaptureAudit:
         job = opened.capture.header.job
         return Cohort.read(
             self.truth, seat.modalities, salt=load_salt(self.salt), layout=self.layout, convention=self.convention,
-            spacing=job.spacing or None if job else None, rule=_rule(opened),
+            spacing=spacing_of(job.spacing if job else None), rule=_rule(opened),
         )  # fmt: skip
 
     def _view(

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
+from splitpeer.data.geometry import Triple
 from splitpeer.data.layouts import find_images, find_labels
 from splitpeer.data.normalisation import DEFAULT, Normaliser
 from splitpeer.data.task import Task
-from splitpeer.data.volumes import Triple, Volumes
+from splitpeer.data.volumes import Volumes
 from splitpeer.errors import ConfigError, DataError
 from splitproto.messages import Sample, Seat
 

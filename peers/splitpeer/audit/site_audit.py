@@ -15,6 +15,7 @@ from splitpeer.audit.rehearsal import Protection, Recording, Rehearsal, Rehearse
 from splitpeer.audit.run_folder import applied
 from splitpeer.audit.stand_in_task import StandInTask
 from splitpeer.data.consent import Consent
+from splitpeer.data.geometry import spacing_of
 from splitpeer.data.layouts import find_all, find_labels
 from splitpeer.data.pseudonym import keyed, load_salt, pseudonym
 from splitpeer.data.volumes import Volumes
@@ -164,7 +165,7 @@ class SiteAudit:
             modality: Volumes(
                 [case for case in held.cases if pseudonym(salt, case.patient) not in without],
                 salt=salt,
-                spacing=self.job.data.spacing,
+                spacing=spacing_of(self.job.data.spacing),
                 normalisation=self.job.task.rule(modality),
                 cache_mib=data.cache_mib,
                 rules=data.rules(),
@@ -176,7 +177,7 @@ class SiteAudit:
         masks = Volumes(
             find_labels(self.labels, data.layout),
             salt=salt,
-            spacing=self.job.data.spacing,
+            spacing=spacing_of(self.job.data.spacing),
             labels=self.job.task.task(self.convention),
             rules=data.rules(),
         )

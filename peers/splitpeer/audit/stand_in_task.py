@@ -11,10 +11,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from splitpeer.data.geometry import Geometry
-from splitpeer.data.layouts import Case
+from splitpeer.data.files import Case
+from splitpeer.data.geometry import Geometry, Triple
 from splitpeer.data.task import Region, Task
-from splitpeer.data.volumes import Triple, Volumes
+from splitpeer.data.volumes import Volumes
 
 SHARES = (0.20, 0.08, 0.02)
 """The brightest of the body's voxels: nested, like tumour regions."""

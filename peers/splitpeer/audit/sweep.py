@@ -13,6 +13,7 @@ import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -167,9 +168,9 @@ def _make_scene(task: SweepTask) -> _Scene:
     if plan.sweep.modality not in seats:
         raise ConfigError(f"{job.source}: no site of this job fills {plan.sweep.modality}")
     modalities = [modality for seat in seats.values() for modality in seat.modalities]
-    held = {"convention": job.task.task(plan.data.convention), "rule": job.task.rule}
-    cohort = Cohort.read(plan.data.folder or out / "data", modalities, salt=SALT, **held)
-    strangers = Cohort.read(plan.data.shadow or out / "shadow", modalities, salt=SALT[::-1] + b"s", **held)
+    read = partial(Cohort.read, convention=job.task.task(plan.data.convention), rule=job.task.rule)
+    cohort = read(plan.data.folder or out / "data", modalities, salt=SALT)
+    strangers = read(plan.data.shadow or out / "shadow", modalities, salt=SALT[::-1] + b"s")
     if cohort.labels is None:
         raise ConfigError("a sweep needs masks")
     _, held_out = split_patients(cohort.keys(), job.data.validation, job.job.seed, cohort.labels.subjects())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 
@@ -65,5 +67,9 @@ def build_network(
     if seed is not None:
         for number, defence in enumerate(stack.defences):
             if defence.kind.structural:
-                seeded(lambda defence=defence: defence, site_seed(seed, f"defence {number}"))
+                seeded(partial(_itself, defence), site_seed(seed, f"defence {number}"))
     return Defended(encoder, stack)
+
+
+def _itself(defence: nn.Module) -> nn.Module:
+    return defence

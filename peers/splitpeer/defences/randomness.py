@@ -90,7 +90,7 @@ class Draw:
             digest = hashlib.blake2b(digest_size=16)
             for name in sorted(self._tensors):
                 digest.update(name.encode())
-                digest.update(self._tensors[name][index].detach().float().cpu().contiguous().numpy())
+                digest.update(self._tensors[name][index].detach().float().cpu().contiguous().numpy().data)
             self._digests[index] = digest.digest()
         return self._digests[index]
 

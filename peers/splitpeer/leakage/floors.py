@@ -39,7 +39,7 @@ class Others:
         if z is None or self.z is None:
             return rows
         nearest: dict[Any, int] = {}
-        for row in rows:
+        for row in map(int, rows):
             best = nearest.get(self.patients[row])
             if best is None or abs(self.z[row] - z) < abs(self.z[best] - z):
                 nearest[self.patients[row]] = int(row)

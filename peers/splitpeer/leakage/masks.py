@@ -15,7 +15,9 @@ def finite(scores: Scores) -> NDArray[np.float64]:
     """`scores` as float64; what is not a number becomes the lowest number, as it points at nothing."""
     scores = np.asarray(scores, dtype=np.float64)
     good = np.isfinite(scores)
-    return scores if good.all() else np.where(good, scores, scores[good].min() if good.any() else 0.0)
+    if good.all():
+        return scores
+    return np.where(good, scores, scores[good].min() if good.any() else 0.0).astype(scores.dtype, copy=False)
 
 
 def auc(target: Target, scores: Scores) -> float:
@@ -44,7 +46,8 @@ def otsu(scores: Scores) -> Target:
     scores = np.asarray(scores, dtype=np.float64)
     if np.ptp(scores) == 0:
         return np.zeros(scores.shape, dtype=bool)
-    return scores > threshold_otsu(scores)
+    chosen: NDArray[np.bool_] = scores > threshold_otsu(scores)
+    return chosen
 
 
 def oracle_dice(target: Target, scores: Scores) -> float:

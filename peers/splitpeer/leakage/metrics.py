@@ -27,7 +27,8 @@ SMALLEST = 11
 
 def brain_mask(image: Image) -> Mask:
     """Where `image` is not exactly 0, holes filled. Same shape."""
-    return ndimage.binary_fill_holes(np.asarray(image) != 0)
+    filled: NDArray[np.bool_] = ndimage.binary_fill_holes(np.asarray(image) != 0)
+    return filled
 
 
 def align(image: Image, truth: Image, mask: Mask) -> Image:
@@ -46,7 +47,8 @@ def align(image: Image, truth: Image, mask: Mask) -> Image:
     # Below rounding there is no structure, only noise of the arithmetic.
     tiny = len(inside) * (1e-7 * max(abs(inside.mean()), 1e-30)) ** 2
     gain = float(centred @ (wanted - wanted.mean())) / power if power > tiny else 0.0
-    return gain * (image - inside.mean()) + wanted.mean()
+    aligned: Image = gain * (image - inside.mean()) + wanted.mean()
+    return aligned
 
 
 def ssim(truth: Image, aligned: Image, mask: Mask) -> tuple[float, float]:
@@ -143,4 +145,7 @@ def distance_correlation(a: NDArray[np.floating], b: NDArray[np.floating]) -> fl
 
 def _double_centred(rows: NDArray[np.floating]) -> NDArray[np.float64]:
     distances = squareform(pdist(np.reshape(rows, (len(rows), -1)).astype(np.float64)))
-    return distances - distances.mean(0) - distances.mean(1)[:, None] + distances.mean()
+    centred: NDArray[np.float64] = (
+        distances - distances.mean(0) - distances.mean(1)[:, None] + distances.mean()
+    )
+    return centred

@@ -91,7 +91,7 @@ def _worn(image: Tensor, blurs: Sequence[nn.Module], random: np.random.Generator
     """Half of the time as it is; else blurred and noisy, with the background kept at 0."""
     if random.random() < 0.5:
         return image
-    blurred: Tensor = blurs[random.integers(len(blurs))](image)
+    blurred: Tensor = blurs[int(random.integers(len(blurs)))](image)
     noise = torch.as_tensor(random.standard_normal(image.shape, dtype=np.float32)).to(image)
     return (blurred + random.uniform(0, NOISE) * noise) * (image != 0)
 

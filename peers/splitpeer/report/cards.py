@@ -109,7 +109,8 @@ class _Shown:
                 raise DataError(f"{entry.id}: names row {rows.max()} of {name}, which has {len(array)}")
             if array.shape[-len(spatial) :] != spatial or array.ndim - len(spatial) not in (1, 2):
                 raise DataError(f"{entry.id}: its images are {spatial}, {name} is {array.shape}")
-            return array[rows]
+            chosen: np.ndarray = array[rows]
+            return chosen
 
         masks = take("masks", rows[chosen])
         return cls(

@@ -68,7 +68,7 @@ def svg(points: Sequence[Point]) -> Markup:
 
 def _nearest(place: tuple[float, float], taken: Sequence[tuple[float, float]]) -> float:
     """Distance to the nearest other sign, up to where more room is no better."""
-    return min(min((abs(place[0] - a) ** 2 + abs(place[1] - b) ** 2) ** 0.5 for a, b in taken), 22.0)
+    return min(*(float((abs(place[0] - a) ** 2 + abs(place[1] - b) ** 2) ** 0.5) for a, b in taken), 22.0)
 
 
 def _range(values: Sequence[float]) -> tuple[float, float]:

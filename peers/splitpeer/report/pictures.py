@@ -29,7 +29,7 @@ def level_of(volume: NDArray[Any], mask: NDArray[Any] | None) -> int:
     """The slice of a volume [X, Y, Z] to show: where the tumour is largest, else the middle."""
     if mask is not None and mask.any():
         return int(np.argmax(mask.reshape(-1, mask.shape[-1]).sum(axis=0)))
-    return volume.shape[-1] // 2
+    return int(volume.shape[-1]) // 2
 
 
 def flat(sample: NDArray[Any], level: int) -> NDArray[Any]:

@@ -225,7 +225,8 @@ def _mixed(hijack: Tensors, honest: Tensors, share: float) -> Tensors:
 
 
 def _norm(tensor: Tensor) -> Tensor:
-    return tensor.flatten(1).norm(dim=1).reshape(-1, *[1] * (tensor.ndim - 1))
+    norms: Tensor = tensor.flatten(1).norm(dim=1).reshape(-1, *[1] * (tensor.ndim - 1))
+    return norms
 
 
 def _images(site: nn.Module, inverse: nn.Module, private: Tensor) -> np.ndarray:

@@ -149,7 +149,9 @@ class _OutlierFactor:
         """[N, features] to [N]: about 1 inside, larger outside."""
         distances, places = self._tree.query(rows, k=self._count)
         distances, places = distances.reshape(len(rows), -1), places.reshape(len(rows), -1)
-        return self._density[places].mean(axis=1) / self._density_of(distances, places)
+        ratio: np.ndarray = self._density[places].mean(axis=1) / self._density_of(distances, places)
+        return ratio
 
     def _density_of(self, distances: np.ndarray, places: np.ndarray) -> np.ndarray:
-        return 1 / (np.maximum(distances, self._reach[places]).mean(axis=1) + 1e-12)
+        density: np.ndarray = 1 / (np.maximum(distances, self._reach[places]).mean(axis=1) + 1e-12)
+        return density

@@ -231,4 +231,5 @@ def gradient_penalty(judge: nn.Module, real: Tensors, fake: Tensors, source: tor
         between[name] = (wide * values[:count] + (1 - wide) * fake[name][:count]).requires_grad_()
     gradients = torch.autograd.grad(judge(between).sum(), list(between.values()), create_graph=True)
     norm = torch.cat([g.flatten(1) for g in gradients], dim=1).norm(dim=1)
-    return (norm - 1).square().mean()
+    penalty: Tensor = (norm - 1).square().mean()
+    return penalty

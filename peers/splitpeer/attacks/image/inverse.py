@@ -36,7 +36,8 @@ class Inverter:
     @torch.no_grad()
     def __call__(self, levels: dict[str, AveragedLevel]) -> Tensor:
         """[B, 1, *window]."""
-        return self.network(inputs(levels, self.scales))
+        image: Tensor = self.network(inputs(levels, self.scales))
+        return image
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -218,8 +219,8 @@ def _turn(images: np.ndarray, source: np.random.Generator) -> np.ndarray:
     turned = []
     for image in images:
         flips = [axis for axis in range(1, image.ndim) if source.random() < 0.5]
-        image = np.flip(image, flips)
+        image = np.flip(image, tuple(flips))
         if image.shape[1] == image.shape[2]:
-            image = np.rot90(image, source.integers(4), (1, 2))
+            image = np.rot90(image, int(source.integers(4)), (1, 2))
         turned.append(image)
     return np.ascontiguousarray(np.stack(turned))

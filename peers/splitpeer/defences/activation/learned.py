@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -30,7 +31,8 @@ def distance_correlation(x: Tensor, z: Tensor) -> Tensor:
     """
     a, b = _centred_distances(x), _centred_distances(z)
     square = (a * b).sum() / (a.norm() * b.norm()).clamp_min(_TINY)
-    return square.clamp_min(_TINY).sqrt()
+    correlation: Tensor = square.clamp_min(_TINY).sqrt()
+    return correlation
 
 
 def _centred_distances(x: Tensor) -> Tensor:
@@ -93,7 +95,8 @@ class Shredder(Defence):
 
     def width(self, name: str) -> Tensor:
         """The learned widths of a level's carrying channels: [channels]."""
-        return float(self.values["most"]) * self.logits[name].sigmoid()
+        widths: Tensor = float(self.values["most"]) * self.logits[name].sigmoid()
+        return widths
 
     def forward(self, tensors: Tensors, draw: Draw) -> Tensors:
         def noisy(name: str, tensor: Tensor) -> Tensor:
@@ -121,7 +124,7 @@ class _Reverse(torch.autograd.Function):
         return tensor.view_as(tensor)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         return -ctx.weight * gradient, None
 
 
@@ -156,7 +159,8 @@ class InverseNetwork(nn.Module):
             x = functional.leaky_relu(self.stages[name](level), 0.1)
         if x is None:
             raise ValueError("an inverse network needs a level")
-        return self.last(functional.interpolate(x, size, mode="nearest"))
+        image: Tensor = self.last(functional.interpolate(x, size, mode="nearest"))
+        return image
 
 
 class Adversary(Defence):
@@ -185,7 +189,7 @@ class Adversary(Defence):
         for number, network in enumerate(self.networks):
             # Staggered, so that one has always trained for long.
             if step > 1 and (step + number * period // len(self.networks)) % period == 0:
-                seeded(lambda network=network: network, _seed(number, step))
+                seeded(partial(_itself, network), _seed(number, step))
                 anew += list(network.parameters())
         return anew
 
@@ -194,7 +198,10 @@ class Adversary(Defence):
         if not seen or len(seen) < len(self._seen):
             return None
         weight = float(self.values["weight"]) / len(self.networks)
-        turned = {name: _Reverse.apply(tensor, weight) for name, tensor in seen.items()}
+        turned = {
+            name: _Reverse.apply(tensor, weight)  # type: ignore[no-untyped-call]
+            for name, tensor in seen.items()
+        }
         size = tuple(image.shape[2:])
         losses = [1 - structural_similarity(network(turned, size), image) for network in self.networks]
         return torch.stack(losses).sum()
@@ -204,3 +211,7 @@ def _seed(number: int, step: int) -> int:
     """The seed of a network's parameters: not a secret, but the same after a crash."""
     text = f"splitpeer adversary\0{number}\0{step}"
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
+
+
+def _itself(network: nn.Module) -> nn.Module:
+    return network

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -46,7 +47,7 @@ class _StraightThrough(torch.autograd.Function):
         return value.clone()
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         return gradient, None
 
 
@@ -63,7 +64,10 @@ class Quantise(Defence):
             most = values.flatten(2).abs().amax(2).reshape(*values.shape[:2], *[1] * (values.ndim - 2))
             unit = (most / steps).clamp_min(torch.finfo(torch.float32).tiny)
             # + 0: a value that is rounded to zero must not keep its sign.
-            return _StraightThrough.apply(tensor, (values / unit).round() * unit + 0.0)
+            rounded: Tensor = _StraightThrough.apply(  # type: ignore[no-untyped-call]
+                tensor, (values / unit).round() * unit + 0.0
+            )
+            return rounded
 
         return self.each(tensors, rounded)
 
@@ -111,7 +115,7 @@ class Bottleneck(Defence):
         super().prepare(channels, dimensions)
         self.squeeze = nn.ModuleDict(
             {
-                name: seeded(lambda n=n: _CONVOLUTION[dimensions](n, self._width(n), kernel_size=1), None)
+                name: seeded(partial(_CONVOLUTION[dimensions], n, self._width(n), kernel_size=1), None)
                 for name, n in channels.items()
                 if self.covers(name) and n
             }
