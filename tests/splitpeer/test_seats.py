@@ -8,10 +8,9 @@ from typing import Any
 import pytest
 
 from splitpeer.errors import ConfigError
-from splitpeer.federation.seats import by_seat, joined, modality_by_site, only_modality, seats_of
+from splitpeer.federation.seats import by_seat, joined, seats_of
 from splitpeer.settings.job import JobConfig
 from splitpeer.settings.loading import to_toml
-from splitproto.errors import PolicyRefused
 from splitproto.messages import Seat
 
 T1, MRI = Seat("t1", ("t1",)), Seat("mri", ("t2", "flair"))
@@ -96,24 +95,3 @@ def test_tensors_of_several_seats_are_named_by_seat() -> None:
     for strange in ("x0", "ct/x0"):
         with pytest.raises(KeyError):
             by_seat({strange: 1}, (MRI, T1))
-
-
-def test_only_one_seat_of_one_modality() -> None:
-    assert only_modality((T1,)) == "t1"
-    for more in ((MRI,), (MRI, T1)):
-        with pytest.raises(
-            PolicyRefused, match="fills one seat of one modality, the job wants mri: t2, flair"
-        ):
-            only_modality(more)
-
-
-def test_a_job_of_single_seats(tmp_path: Path) -> None:
-    assert modality_by_site(job(tmp_path, '[sites]\na = "t2"\nb = "t1"')) == {"a": "t2", "b": "t1"}
-    for text, said in (
-        ('[sites]\na = "t1"\nb = "T1w"', "[sites] t1 is at 'a' and 'b': one site per modality"),
-        ('[sites]\na = ["t1", "t2"]', "[sites] a holds t1, t2: one modality per site"),
-        ('[sites]\na = ["t1", "t2"]\n[seats]\nx = ["t1", "t2"]', "[seats] x: a seat of several modalities"),
-    ):
-        with pytest.raises(ConfigError) as error:
-            modality_by_site(job(tmp_path, text))
-        assert said in str(error.value)

@@ -5,12 +5,10 @@ A seat is one modality, or several stacked as channels. Where a job says nothing
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from splitpeer.errors import ConfigError
-from splitproto.errors import PolicyRefused
 from splitproto.messages import Seat
 from splitproto.seats import by_seat as by_seat
 from splitproto.seats import joined as joined
@@ -52,32 +50,3 @@ def seats_of(job: JobConfig) -> Seats:
         tuple(Seat(name, modalities) for name, modalities in job.channels().items()),
         {site: job.filled_by(site) for site in sorted(job.sites)},
     )
-
-
-def only_modality(seats: Sequence[Seat]) -> str:
-    """The modality of an offer of one seat with one channel. Raises PolicyRefused: more is asked for."""
-    if len(seats) != 1 or len(seats[0].modalities) != 1:
-        asked = "; ".join(f"{seat.name}: {', '.join(seat.modalities)}" for seat in seats)
-        raise PolicyRefused(f"this site fills one seat of one modality, the job wants {asked}")
-    return seats[0].modalities[0]
-
-
-def modality_by_site(job: JobConfig) -> dict[str, str]:
-    """Site to its modality, of a job in which every seat is one modality at one site.
-
-    Raises:
-        ConfigError: the job says more.
-    """
-    seats = seats_of(job)
-    for seat in seats.seats:
-        if seat.modalities != (seat.name,):
-            raise ConfigError(
-                f"{job.source}: [seats] {seat.name}: a seat of several modalities cannot be run yet"
-            )
-        if len(seats.sites(seat.name)) > 1:
-            sites = " and ".join(map(repr, seats.sites(seat.name)))
-            raise ConfigError(f"{job.source}: [sites] {seat.name} is at {sites}: one site per modality")
-    for site, held in job.sites.items():
-        if len(held) > 1:
-            raise ConfigError(f"{job.source}: [sites] {site} holds {', '.join(held)}: one modality per site")
-    return {site: held[0] for site, held in job.sites.items()}

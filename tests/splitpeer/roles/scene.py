@@ -37,7 +37,7 @@ from splitpeer.data.pseudonym import load_salt, pseudonym
 from splitpeer.data.sampling import Sample, TrainingSchedule, split_patients
 from splitpeer.data.task import Task
 from splitpeer.data.volumes import Volumes
-from splitpeer.federation.seats import modality_by_site
+from splitpeer.federation.seats import seats_of
 from splitpeer.models import SplitNetwork, build_split_network
 from splitpeer.settings.job import JobConfig
 from splitpeer.settings.loading import to_toml
@@ -550,7 +550,7 @@ class Scene:
         job = self.settings
         return build_split_network(
             job.model.backbone(),
-            sorted(modality_by_site(job).values()),
+            seats_of(job).names,
             job.model.fusion,
             self.task().channels,
             exclusive=self.task().exclusive,
@@ -590,7 +590,7 @@ class Scene:
             )
             return schedule.batch(step)
 
-        images = {m: SiteData(self.images(m)) for m in sorted(modality_by_site(job).values())}
+        images = {m: SiteData(self.images(m)) for m in seats_of(job).names}
         losses = []
         for step in range(training.steps):
             samples, drawn = batches(step)

@@ -12,7 +12,7 @@ import torch
 
 from splitpeer.data.loader import SiteData
 from splitpeer.data.sampling import TrainingSchedule
-from splitpeer.federation.seats import modality_by_site
+from splitpeer.federation.seats import seats_of
 from splitpeer.storage import checkpoint
 from splitpeer.training.dropout import left_out
 from splitpeer.training.loss import region_loss
@@ -34,7 +34,7 @@ def the_whole_without(scene) -> tuple[list[float], torch.nn.Module]:
     """The whole network in this process, each step without the modalities that the run's metrics name."""
     torch.set_num_threads(1)
     job, network, masks = scene.settings, scene.network(), scene.masks()
-    modalities = sorted(modality_by_site(job).values())
+    modalities = seats_of(job).names
     parts = {**{m: network.encoders[m] for m in modalities}, "decoder": network.decoder}
     training, window = job.training, (*job.data.window, 1)[:3]
     optimisers = {
