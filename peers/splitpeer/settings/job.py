@@ -96,7 +96,7 @@ class JobData(Section):
     validation: CountOrFraction = 0.2
     """Patients held out: a whole number, or a fraction."""
     min_patients: PositiveInt = 2
-    """Fewer patients common to all sites fail the job."""
+    """With fewer patients of `min_seats` seats the job fails."""
     min_seats: PositiveInt | None = None
     """Patients with at least this many seats are used; by default those with all."""
     complete_first: Count = 0

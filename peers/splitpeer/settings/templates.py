@@ -136,7 +136,7 @@ window = [96, 96]  # voxels, each divisible by 16; three numbers for volumes
 positive_fraction = 0.75  # of the windows are centred on tumour
 augment = true
 validation = 0.2  # patients held out: a fraction, or a whole number
-min_patients = 2  # that all sites must share
+min_patients = 2  # with masks and at least min_seats seats (default: all)
 max_withdrawn = 0.1  # fraction or number of patients whose files at one site may become unusable during a run
 
 [training]
