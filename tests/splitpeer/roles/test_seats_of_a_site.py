@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from splitpeer.daemon import happenings as h
 from splitpeer.data.augment import augment
 from splitpeer.data.loader import SiteData
 from splitpeer.data.sampling import TrainingSchedule, batch_digest
@@ -71,7 +72,7 @@ def offer_of(job: Job, seats: tuple[Seat, ...] = SEATS) -> JobOffer:
 def opened(scene: Scene, seats: tuple[Seat, ...] = SEATS) -> SiteJob:
     config, offer = scene.config("site-t1"), offer_of(job_on_wire(scene.settings), seats)
     judge(offer, config)
-    return open_job(offer, config)
+    return open_job(offer, config, h.Reporter())
 
 
 @pytest.fixture
