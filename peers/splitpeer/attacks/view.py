@@ -24,10 +24,20 @@ Ordered = tuple[str, int, int, bytes]
 class RecordedMessage(Protocol):
     """One message of a capture."""
 
-    peer: str
-    direction: str
-    head: Message
-    """Without its tensors, which `message` reads from the disk."""
+    @property
+    def peer(self) -> str:
+        """Site of the other end."""
+        ...
+
+    @property
+    def direction(self) -> str:
+        """Seen from the recorder: "in" or "out"."""
+        ...
+
+    @property
+    def head(self) -> Message:
+        """Without its tensors, which `message` reads from the disk."""
+        ...
 
     @property
     def message(self) -> Message:
@@ -38,7 +48,10 @@ class RecordedMessage(Protocol):
 class MessageSource(Protocol):
     """What a view needs of an open capture."""
 
-    header: Any
+    @property
+    def header(self) -> Any:
+        """The capture's `Header`."""
+        ...
 
     def records(self) -> Iterable[RecordedMessage]:
         """All messages, in the order of the capture."""

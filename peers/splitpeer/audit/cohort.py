@@ -168,7 +168,7 @@ def shadow(
             zs = np.unique(np.clip(np.rint(heights).astype(int), low, max(high - 1, low)))
             chosen += [Sample(key, (origin[0], origin[1], int(z))) for z in zs]
         else:
-            chosen.append(Sample(key, tuple(origin)))
+            chosen.append(Sample(key, (origin[0], origin[1], origin[2])))
     return cut(cohort, chosen[:count] if len(chosen) <= count else _thinned(chosen, count), window)
 
 
@@ -186,7 +186,7 @@ def most_tumour(cohort: Cohort, keys: Sequence[bytes], window: Triple, per_patie
             best = np.argsort(-area, kind="stable")[:per_patient]
             chosen += [Sample(key, (origin[0], origin[1], int(z))) for z in best]
         else:
-            chosen.append(Sample(key, tuple(origin)))
+            chosen.append(Sample(key, (origin[0], origin[1], origin[2])))
     return chosen
 
 

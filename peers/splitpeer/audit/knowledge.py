@@ -113,8 +113,9 @@ def _decoder(view: View, parameters: Mapping[str, Tensor], path: Path) -> Decode
         if regions != decoder.out_channels:
             decoder = build_decoder(view.backbone, seats, fusion, regions, seed=0)
         if _fits(decoder, parameters):
-            return _loaded(decoder, parameters, path, "decoder")
-    return _loaded(decoder, parameters, path, "decoder")
+            break
+    _loaded(decoder, parameters, path, "decoder")
+    return decoder
 
 
 def _outputs(decoder: Decoder, parameters: Mapping[str, Tensor]) -> int:

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -103,7 +103,14 @@ class RunFolder:
         self.save()
         return entry
 
-    def could_not(self, attack: str, view: View, reason: str, *, status: str = "impossible") -> None:
+    def could_not(
+        self,
+        attack: str,
+        view: View,
+        reason: str,
+        *,
+        status: Literal["interrupted", "impossible"] = "impossible",
+    ) -> None:
         """Add an attack that did not run: the report says so."""
         kind = described(attack)
         self.entries.append(
@@ -111,7 +118,7 @@ class RunFolder:
                 id=f"{len(self.entries) + 1:02d}-{attack}-{status}", attack=attack, title=kind.title, plain=kind.plain,
                 goal=kind.goal, modality=" + ".join(view.seat.modalities), site=view.site, defences=view.defences,
                 gradient_defences=view.gradient_defences, status=status, reason=reason,
-            )  # type: ignore[arg-type]
+            )
         )  # fmt: skip
         self.save()
 

@@ -222,7 +222,7 @@ def _attack_images(
     experiment: Experiment, played: Rehearsed, folder: RunFolder, task: SweepTask
 ) -> list[Outcome]:
     head, one = task.plan.sweep, task.configuration
-    outcomes = []
+    outcomes: list[Outcome] = []
     if one.also_after:
         # Who holds weights of several steps compares what was sent under each.
         compared = _every_step(experiment, played, head.modality, (*one.also_after, task.job.training.steps))

@@ -11,9 +11,9 @@ Scores = NDArray[np.floating]
 Target = NDArray[np.bool_]
 
 
-def finite(scores: Scores) -> NDArray[np.float64]:
-    """`scores` as float64; what is not a number becomes the lowest number, as it points at nothing."""
-    scores = np.asarray(scores, dtype=np.float64)
+def finite(given: Scores) -> NDArray[np.float64]:
+    """`given` as float64; what is not a number becomes the lowest number, as it points at nothing."""
+    scores = np.asarray(given, dtype=np.float64)
     good = np.isfinite(scores)
     if good.all():
         return scores

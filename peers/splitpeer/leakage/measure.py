@@ -88,10 +88,13 @@ def reidentification(
     """
     known = set(patients)
     new = [row for row, patient in enumerate(others.patients) if patient not in known]
+    levels: Sequence[float] | None = z
+    if z is not None and new:
+        levels = None if others.z is None else [*z, *(others.z[row] for row in new)]
     pool = Others(
         np.concatenate([truth, np.asarray(others.images[new], dtype=truth.dtype)]),
         [*patients, *(others.patients[row] for row in new)],
-        None if z is None or (new and others.z is None) else [*z, *(others.z[row] for row in new)],
+        levels,
     )
     gallery = Gallery(pool.images)
     hits, chances = [], []

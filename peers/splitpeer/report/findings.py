@@ -39,6 +39,16 @@ class ReportFinding:
         return image_band(scores) if self.entry.goal == "image" else mask_band(scores)
 
     @property
+    def word(self) -> str:
+        """The word of its band."""
+        return self.band.word if self.band else "not measured"
+
+    @property
+    def leaked(self) -> float:
+        """`leakage`, 0 where it was not measured."""
+        return self.leakage or 0.0
+
+    @property
     def leakage(self) -> float | None:
         """The figure by which attacks are ranked."""
         return leakage(self.strongest)
@@ -88,7 +98,7 @@ def worst(findings: Iterable[ReportFinding]) -> ReportFinding | None:
 
 def pair(folders: Sequence[Folder]) -> list[ReportFinding]:
     """A finding for every attack that ran; a naive one is shown with its adaptive form if there is one."""
-    findings = []
+    findings: list[ReportFinding] = []
     for number, folder in enumerate(folders):
         entries = [e for e in folder.run.entries if e.status != "impossible"] if folder.run else []
         taken: set[str] = set()

@@ -200,7 +200,7 @@ class Privacy(ReportPart):
 class AuditRun(ReportPart):
     """A whole `attack.json`."""
 
-    format: Literal[1] = FORMAT
+    format: Literal[1] = 1
     made_by: str = ""
     """Program and version."""
     capture: Source

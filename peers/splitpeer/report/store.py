@@ -61,7 +61,8 @@ def save_run(folder: Path, run: AuditRun, arrays: Arrays) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         packed = io.BytesIO()
-        np.savez_compressed(packed, **_plain(arrays))
+        plain: dict[str, Any] = dict(_plain(arrays))
+        np.savez_compressed(packed, **plain)
         durable.replace(folder / ARRAYS, packed.getvalue(), sync=False)
         # pydantic writes NaN and infinity as null.
         durable.replace(folder / ATTACK, run.model_dump_json(indent=2).encode() + b"\n", sync=False)
@@ -160,7 +161,7 @@ class _Lazy(Mapping[str, NDArray[Any]]):
                 if not isinstance(archive, np.lib.npyio.NpzFile):
                     raise ValueError("no archive of arrays")
                 # Before memory is taken: an archive of zeros unpacks to a thousand times its size.
-                if sum(member.file_size for member in archive.zip.infolist()) > MAX_ARRAYS:
+                if sum(member.file_size for member in _zip(archive).infolist()) > MAX_ARRAYS:
                     raise ValueError(f"its arrays take more than {reading.size(MAX_ARRAYS)} unpacked")
                 return take(archive)
         except (
@@ -169,10 +170,16 @@ class _Lazy(Mapping[str, NDArray[Any]]):
             raise DataError(f"{self._path}: {what}cannot be read: {_line(error)}") from None
 
 
+def _zip(archive: np.lib.npyio.NpzFile) -> zipfile.ZipFile:
+    if archive.zip is None:
+        raise ValueError("the archive is closed")
+    return archive.zip
+
+
 def _array(archive: np.lib.npyio.NpzFile, name: str) -> NDArray[Any]:
     """One array; numpy would allocate what the array's header claims, so the claim is checked against its bytes."""
     member = f"{name}.npy"
-    with archive.zip.open(member) as file:
+    with _zip(archive).open(member) as file:
         read = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}.get(
             npy.read_magic(file)
         )
@@ -181,7 +188,7 @@ def _array(archive: np.lib.npyio.NpzFile, name: str) -> NDArray[Any]:
         shape, _, dtype = read(file, max_header_size=MAX_NPY_HEADER)
         if dtype.kind not in "fiub":
             raise ValueError(f"holds {dtype}, not numbers")
-        if math.prod(shape) * dtype.itemsize != archive.zip.getinfo(member).file_size - file.tell():
+        if math.prod(shape) * dtype.itemsize != _zip(archive).getinfo(member).file_size - file.tell():
             raise ValueError(
                 f"its header claims {'x'.join(map(str, shape))} values of {dtype}, its size does not"
             )

@@ -53,11 +53,13 @@ def configuration_row(one: Configuration, undefended: float | None) -> dict[str,
     image, mask = one.worst_image, one.worst_mask
     tumour = [f.strongest.scores["tumour_dice"].mean for f in one.images
               if f.counts and "tumour_dice" in f.strongest.scores]  # fmt: skip
-    compared = one.dice is not None and undefended is not None and one.name != UNDEFENDED
+    change = None
+    if one.dice is not None and undefended is not None and one.name != UNDEFENDED:
+        change = one.dice - undefended
     return {
         "name": one.name,
         "dice": one.dice,
-        "change": one.dice - undefended if compared else None,
+        "change": change,
         "hd95": one.hd95.get("mean"),
         "likeness": image.leakage if image else None,
         "floor": bands.highest_floor(image.strongest.scores["ssim"]) if image else None,

@@ -44,7 +44,7 @@ def images(found: Sequence[Configuration]) -> Answer:
     tested = [one for one in found if one.images]
     if not tested:
         return Answer(question, "Not tested in these runs.")
-    judged = [one for one in tested if one.worst_image]
+    judged = [(one, worst) for one in tested if (worst := one.worst_image)]
     if not judged:
         return Answer(
             question,
@@ -54,39 +54,34 @@ def images(found: Sequence[Configuration]) -> Answer:
             details=("Without the true images, or without an adversary who knows the defence, no figure says "
                      "how much was recovered.",),
         )  # fmt: skip
-    first = judged[0]
-    most = first.worst_image
+    first, most = judged[0]
     details = [_image_sentence(finding) for finding in _by_modality(first.images)]
     details += _beyond_likeness(first)
     details.append(_assumed(most))
-    best = judged[-1]
-    if best is not first and best.worst_image.leakage < most.leakage:
+    best, least = judged[-1]
+    if best is not first and least.leaked < most.leaked:
         details.append(
-            f"Least was seen under {best.name}: {best.worst_image.band.word} "
-            f"({_likeness(best.worst_image)}){_tumour_words(best)}."
+            f"Least was seen under {best.name}: {least.word} ({_likeness(least)}){_tumour_words(best)}."
         )
-    short = f"{upper_first(most.band.word)}, {under(first.name)}."
+    short = f"{upper_first(most.word)}, {under(first.name)}."
     return Answer(question, short, most.band, tuple(details))
 
 
 def labels(found: Sequence[Configuration]) -> Answer:
     """Question 2."""
     question = "What can the other hospitals see of the labels?"
-    judged = [one for one in found if one.worst_mask]
+    judged = [(one, worst) for one in found if (worst := one.worst_mask)]
     if not judged:
         tested = any(one.masks for one in found)
         short = "Not measured: see the maps." if tested else "Not tested in these runs."
         return Answer(question, short)
-    first = judged[0]
-    most = first.worst_mask
+    first, most = judged[0]
     details = [_mask_sentence(finding) for finding in _by_modality(first.masks)]
     details.append(_assumed(most))
-    least = min(judged, key=lambda one: one.worst_mask.leakage)
-    if least is not first and least.worst_mask.leakage < most.leakage:
-        details.append(
-            f"Least was seen {under(least.name)}: {least.worst_mask.band.word} (AUC {least.worst_mask.leakage:.2f})."
-        )
-    short = f"{upper_first(most.band.word)}, {under(first.name)}."
+    best, least = min(judged, key=lambda pair: pair[1].leaked)
+    if best is not first and least.leaked < most.leaked:
+        details.append(f"Least was seen {under(best.name)}: {least.word} (AUC {least.leaked:.2f}).")
+    short = f"{upper_first(most.word)}, {under(first.name)}."
     return Answer(question, short, most.band, tuple(details))
 
 
@@ -97,7 +92,7 @@ def defences(found: Sequence[Configuration], points: Sequence[Point]) -> Answer:
         Row(
             one.name,
             one.dice,
-            one.worst_image.leakage,
+            one.worst_image.leaked,
             highest_floor(one.worst_image.strongest.scores["ssim"]),
         )
         for one in found
@@ -182,7 +177,7 @@ def _image_sentence(finding: ReportFinding) -> str:
     score = finding.strongest.scores["ssim"]
     several = score.worst is not None and score.patients > 1
     tail = f"; worst tenth of patients {score.worst:.2f}" if several else ""
-    what = f"{finding.entry.modality}: {finding.band.word}"
+    what = f"{finding.entry.modality}: {finding.word}"
     return f"{what} by {lower_first(finding.entry.title)} ({_likeness(finding)}{tail})."
 
 
@@ -220,7 +215,7 @@ def _mask_sentence(finding: ReportFinding) -> str:
     floor = highest_floor(scores["auc"])
     beside = "" if floor is None else f"; knowing nothing of this patient: {floor:.2f}"
     return (
-        f"The hospital with {finding.entry.modality}: {finding.band.word} by {lower_first(finding.entry.title)} "
+        f"The hospital with {finding.entry.modality}: {finding.word} by {lower_first(finding.entry.title)} "
         f"(AUC {scores['auc'].mean:.2f}{dice}{beside})."
     )
 
