@@ -160,6 +160,7 @@ async def test_an_encrypted_capture_needs_its_key_and_bf16_is_not_defended_again
     scene.cast("t1", training={"steps": 1, "batch": 1, "precision": "bf16"})
     for folder, name in ((scene.folder / "hub", "capture.key"), (tmp_path, "other.key")):
         (folder / name).write_bytes(secrets.token_bytes(32))
+        (folder / name).chmod(0o600)
     scene.coordinator(capture={"key": "capture.key"})
     ran = await scene.together(curious=("hub",))
     assert ran.result is not None and ran.result.complete, ran
