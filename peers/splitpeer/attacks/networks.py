@@ -7,13 +7,15 @@ other patients in the batch.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from splitpeer.models.cut import Cut, Level, level_name, level_number
+from splitpeer.models.cut import Cut, level_name, level_number
 from splitpeer.models.seeding import seeded
+from splitproto.messages import Level
 
 _CONVOLUTION = {2: nn.Conv2d, 3: nn.Conv3d}
 _MODE = {2: "bilinear", 3: "trilinear"}
@@ -74,7 +76,7 @@ class Critic(nn.Module):
     def __init__(self, cut: Cut, channels: Mapping[str, int], width: int = 16) -> None:
         super().__init__()
         self.channels = dict(channels)
-        convolution = _CONVOLUTION[cut.dimensions]
+        convolution: Any = _CONVOLUTION[cut.dimensions]
         self.blocks = nn.ModuleDict()
         first, arriving = min(map(level_number, channels)), 0
         for level in range(first, max(3, *map(level_number, channels)) + 1):

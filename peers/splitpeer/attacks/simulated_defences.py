@@ -120,9 +120,10 @@ class SimulatedDefences:
         samples = tuple(Sample(_key(number, index), (0, 0, 0)) for index in range(count))
         # Another key for every number: the noise that the site draws once and keeps is unknown to the adversary.
         key = hashlib.sha256(self._key + b"%d" % number).digest()
-        return Stack(list(stack), key)(
+        sent: Tensors = Stack(list(stack), key)(
             tensors, Release(b"rehearsal" + bytes(7), "infer", view, number, samples)
         )
+        return sent
 
     @torch.no_grad()
     def averaged(

@@ -154,7 +154,7 @@ class Surrogates:
                 sent[seat] = arrived = encoder(images)
                 continue
             plain = encoder.encoder(images)
-            sent[seat] = encoder.stack(plain, release_of(indices, step))
+            sent[seat] = encoder.stack(plain, release_of(indices.tolist(), step))
             arrived = sent[seat]
             if views > 1:
                 masked = dict.fromkeys(plain, self._masked)

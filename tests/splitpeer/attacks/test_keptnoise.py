@@ -92,7 +92,7 @@ def test_what_it_cannot_use_is_said_in_one_line() -> None:
     refused("no kept noise", view=replace(view, defences=()), models=models, shadow=shadow)
     fresh = replace(view, defences=("gaussian:scale=1,kept=false",))
     refused("gaussian is between", view=fresh, models=models, shadow=shadow)
-    refused("dropout stands between", view=replace(view, defences=("dropout:0.5", *view.defences)), models=models,
+    refused("dropout is between", view=replace(view, defences=("dropout:0.5", *view.defences)), models=models,
             shadow=shadow)  # fmt: skip
     single = tuple(Target(t.sample, t.shots[:1]) for t in view.targets)
     refused("same weights", view=replace(view, targets=single), models=models, shadow=shadow)

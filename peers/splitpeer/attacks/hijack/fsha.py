@@ -133,7 +133,7 @@ class FSHA:
             judge_steps.step()
             wanted = torch.autograd.grad(-judge(leaves).mean(), list(leaves.values()))
             returned = dict(zip(leaves, wanted, strict=True))
-            if honest is not None:
+            if honest is not None and masks is not None:
                 target = _tensor(masks[picked.numpy()], self.device)
                 returned = _mixed(returned, honest.gradients(_plain(leaves), target), self.disguise)
             site_steps.zero_grad()
@@ -186,7 +186,7 @@ class _Honest:
         self._steps.zero_grad()
         region_loss(self.decoder({"own": leaves}), masks).backward()
         self._steps.step()
-        return {name: leaf.grad for name, leaf in leaves.items()}
+        return {name: leaf.grad for name, leaf in leaves.items() if leaf.grad is not None}
 
 
 def honest_training(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -82,7 +83,11 @@ class FORA(Attack):
         ).to(self.device)
         errors = self._invert(decoder, imitation, inputs, public, source, progress)
         history = {"mmd": distances, "image": errors}
-        return Recovered(revealed(decoder, groups), int(sum(g.views for g in groups).max()), history=history)
+        return Recovered(
+            revealed(decoder, groups),
+            int(torch.stack([g.views for g in groups]).sum(0).max()),
+            history=history,
+        )
 
     def _imitate(
         self, view: View, imitation: _Imitation, inputs: Tensor, real: dict[str, Tensor], source: torch.Generator,
@@ -140,9 +145,10 @@ class Substitute(nn.Module):
         super().__init__()
         self.blocks = nn.ModuleDict()
         arriving, dimensions = in_channels, cut.dimensions
+        convolution: Any = _CONVOLUTION[dimensions]
         for level, one in enumerate(cut.levels[: deepest + 1]):
             self.blocks[one.name] = nn.Sequential(
-                _CONVOLUTION[dimensions](arriving, one.channels, 5, stride=cut.step(level), padding=2),
+                convolution(arriving, one.channels, 5, stride=cut.step(level), padding=2),
                 _NORM[dimensions](one.channels, affine=True),
                 nn.LeakyReLU(0.1),
             )

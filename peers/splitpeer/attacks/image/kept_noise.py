@@ -8,12 +8,13 @@ every unknown number.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from splitpeer.attacks.base import Attack, Knowledge, Progress, Recovered, View
+from splitpeer.attacks.base import Attack, Knowledge, Progress, Recovered, Shot, View
 from splitpeer.attacks.evidence import Evidence, gather, require_shots, weights_of
 from splitpeer.attacks.image.whitebox import frozen
 from splitpeer.attacks.optimise import lbfgs, total_variation
@@ -75,9 +76,9 @@ class KeptNoise(Attack):
         return Recovered(found.cpu().numpy(), len(groups), settings={"weights": sorted(models)})
 
 
-def _firsts(chosen: list, count: int) -> list[list]:
+def _firsts(chosen: list[list[Shot]], count: int) -> list[list[Shot]]:
     """For each group of `gather`, in its order, the shots of the first target that belong to it."""
-    order: dict[int, list] = {}
+    order: dict[int, list[Shot]] = {}
     for shot in chosen[0]:
         order.setdefault(weights_of(shot), []).append(shot)
     if len(order) != count:
@@ -113,7 +114,7 @@ def _unexplained(
         widths = [scale * rms(f[name]).view(-1, *[1] * (f[name].ndim - 1)) for f in found]
         noise = 0.0
         if scale:
-            power = sum(width.square() for width in widths)
+            power: Any = sum(width.square() for width in widths)
             noise = sum(width * rest for width, rest in zip(widths, rests, strict=True)) / power.clamp_min(
                 1e-12
             )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import reduce
 from typing import Any
 
 import torch
@@ -60,7 +61,7 @@ class SDAR(Attack):
         real = {
             name: torch.cat([g.levels[name].mean[g.views > 0] for g in groups]) for name in groups[0].levels
         }
-        views = int(sum(group.views for group in groups).max()) // len(groups)
+        views = int(_added(group.views for group in groups).max()) // len(groups)
         channels = {name: values.shape[1] for name, values in real.items()}
         width = len(view.seat.modalities)
         decoder = image_decoder(
@@ -105,7 +106,9 @@ class SDAR(Attack):
             errors.append(error.item())
             progress(self.title, step + 1, self.steps)
         history = {"task": tuple(tasks), "image": tuple(errors)}
-        return Recovered(revealed(decoder, groups), int(sum(g.views for g in groups).max()), history=history)
+        return Recovered(
+            revealed(decoder, groups), int(_added(g.views for g in groups).max()), history=history
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,15 +136,19 @@ def all_evidence(view: View, knowledge: Knowledge, device: str) -> list[Evidence
 
 def revealed(decoder: nn.Module, groups: Iterable[Evidence]) -> Any:
     """What `decoder` makes of what was seen, float32 [N, 1, *window], turned back and averaged over poses."""
-    total: Tensor | None = None
-    views = 0.0
+    totals, views = [], []
     with torch.no_grad():
         for group in groups:
             images = decoder({name: level.mean for name, level in group.levels.items()})
             weight = group.views.reshape(-1, *[1] * (images.ndim - 1))
-            images = unpose_images(images, group.poses) * weight
-            total, views = images if total is None else total + images, views + weight
-    return (total / views).float().cpu().numpy()
+            totals.append(unpose_images(images, group.poses) * weight)
+            views.append(weight)
+    return (_added(totals) / _added(views)).float().cpu().numpy()
+
+
+def _added(tensors: Iterable[Tensor]) -> Tensor:
+    """Their sum, one after the other."""
+    return reduce(torch.add, tensors)
 
 
 def _judged(verdicts: Tensor, *, real: bool) -> Tensor:

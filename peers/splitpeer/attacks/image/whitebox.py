@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -49,7 +50,10 @@ class Misfit:
         A secret matrix over channels is the one that best explains the view if `images` were the truth: one for
         all samples, by least squares.
         """
-        self.effects, pairs = [], {name: ([], []) for name in simulation.mixed if name in self.names}
+        self.effects = []
+        pairs: dict[str, tuple[list[Tensor], list[Tensor]]] = {
+            name: ([], []) for name in simulation.mixed if name in self.names
+        }
         for group in self.evidence:
             clean = self.model(pose_images(images, group.poses))
             self._check(clean, group)
@@ -198,11 +202,11 @@ class WhiteBox(Attack):
             for number, names in enumerate(plan.stages):
                 what = f"{plan.name} ({number + 1}/{len(plan.stages)})"
                 if plan.method == "adam":
-                    x = adam(lambda x, n=names: objective(x, n), x, max(1, self.iterations // len(plan.stages)),
+                    x = adam(partial(objective, names=names), x, max(1, self.iterations // len(plan.stages)),
                              progress=progress, what=what)  # fmt: skip
                 else:
                     x = lbfgs(
-                        lambda x, n=names: objective(x, n), x, self.iterations, progress=progress, what=what
+                        partial(objective, names=names), x, self.iterations, progress=progress, what=what
                     )
             candidates.append(x)
             titles.append(plan.name)
@@ -215,8 +219,10 @@ class WhiteBox(Attack):
         return picked, [titles[int(k)] for k in best]
 
 
-def frozen(model: nn.Module, device: str) -> nn.Module:
+def frozen(model: nn.Module | None, device: str) -> nn.Module:
     """A copy of `model` for evaluation on `device`, its weights without gradients: only images are optimised."""
+    if model is None:
+        raise AttackImpossible("it needs the site's weights")
     return copy.deepcopy(model).to(device).eval().requires_grad_(False)
 
 

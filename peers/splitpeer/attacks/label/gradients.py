@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -46,7 +47,7 @@ class _FromGradients(Attack):
         count = torch.zeros(len(view.targets), device=self.device)
         base = 2.0 if _adaptive(view, knowledge) else 4.0
         for done, shots in enumerate(steps, 1):
-            maps = sum(
+            maps: Any = sum(
                 base**-level * self._scores(self._stack(shots, level), view, knowledge) for level in levels
             )
             for row, (target, shot) in zip(maps, shots, strict=True):
