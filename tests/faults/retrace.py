@@ -39,7 +39,8 @@ from splitpeer.storage import checkpoint
 from splitpeer.training.optimiser import make_optimiser, make_schedule
 from splitpeer.training.split_step import ClientHalf, CoordinatorHalf
 
-from .laboratory import HUB, SEED, Laboratory, site_of
+from .federation import HUB, SEED, site_of
+from .laboratory import Laboratory
 from .virtual import LIFE
 
 

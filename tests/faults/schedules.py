@@ -11,8 +11,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .disk import Crash
-from .laboratory import HUB, PATIENTS, Laboratory, Moment, Setting
+from .federation import HUB, PATIENTS, Setting
+from .laboratory import Laboratory
 from .memory import Tamper
+from .stand_ins import Moment
 
 THREE = ("flair", "t1", "t2")
 NOISE = ["gaussian:0.5"]

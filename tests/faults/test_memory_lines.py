@@ -17,7 +17,7 @@ from splitproto.identity import AllowList, Credentials
 from splitproto.lanes import zeromq
 from splitproto.messages import Bye, Progress, Seat
 
-from .laboratory import HUB, PORT, make_federation
+from .federation import HUB, PORT, make_federation
 from .memory import Network, Tamper, zmq_of
 from .virtual import Life, VirtualLoop, bury
 

@@ -9,7 +9,8 @@ import pytest
 
 from splitpeer.storage import checkpoint
 
-from .laboratory import HUB, Laboratory, Setting
+from .federation import HUB, Setting
+from .laboratory import Laboratory
 from .retrace import Deed, differences, noted
 from .schedules import GOING_ON, Fault, When, arm
 from .verdict import Bench

@@ -22,9 +22,11 @@ import torch
 from splitpeer.errors import DataError, DeadlinePassed, DiskTrouble, JobFailed
 
 from .disk import wipe
-from .laboratory import HUB, Laboratory, Moment, Setting, make_federation, run_id
+from .federation import HUB, Setting, make_federation
+from .laboratory import Laboratory, run_id
 from .retrace import Deed, differences, noted
 from .schedules import Fault, arm, draw_faults, draw_setting, draw_spoilt, spoil
+from .stand_ins import Moment
 from .virtual import Hang
 
 

@@ -57,9 +57,11 @@ from splitpeer.federation.terms import cut_descriptors, job_on_wire, window_of
 from splitpeer.settings.job import JobConfig
 from splitpeer.settings.peer import PeerConfig
 from splitpeer.storage import checkpoint
-from splitproto import Listener, Offer, Session
+from splitproto import Door, Offer, Session
 from splitproto.constants import DEFAULT_MAX_MESSAGE
 from splitproto.errors import DeadlineExceeded, SetupError
+from splitproto.lanes.base import Lane
+from splitproto.lanes.zeromq import ZmqLane
 from splitproto.tensors import schema_digest
 
 log = logging.getLogger(__name__)
@@ -89,6 +91,7 @@ class Coordinator:
         curious: a file to record into what is sent and received.
         verify: read every mask to its end before sites are waited for, not only its header.
         readmit: sites whose part in the run goes to the next that joins with their certificate (SP-11.14-5).
+        lane: the way in, if not the port of `listen`.
     """
 
     def __init__(
@@ -103,7 +106,9 @@ class Coordinator:
         curious: Path | None = None,
         verify: bool = False,
         readmit: Collection[str] = (),
+        lane: Lane | None = None,
     ) -> None:
+        self._lane = lane
         self._config, self._settings, self._stop, self._view = config, job, stop, view
         self._credentials = config.credentials()
         if config.network.listen is None:
@@ -195,8 +200,8 @@ class Coordinator:
             agent=AGENT,
         )
         try:
-            async with Listener(
-                self._listen,
+            async with Door(
+                [self._lane or ZmqLane(self._listen)],
                 self._credentials,
                 self._settings.allow_list(),
                 offer,
@@ -262,7 +267,7 @@ class Coordinator:
 
     # --- joining ---------------------------------------------------------------------------------------
 
-    async def _accept(self, listener: Listener) -> None:
+    async def _accept(self, listener: Door) -> None:
         by_name = {site.name: site for site in self.sites}
         joining: set[asyncio.Task[None]] = set()
         try:

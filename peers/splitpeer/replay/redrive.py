@@ -1,4 +1,4 @@
-"""A recording fed to a live peer again, over real sockets and TLS on this machine: does it still answer the same?
+"""A recording fed to a live peer again, over TLS within this process: does it still answer the same?
 
 The other side of the recorded conversation is played from the capture, under certificates of a CA that lives for
 this one run in a temporary folder. The live peer has its own configuration and data, but writes there too.
@@ -10,7 +10,6 @@ import asyncio
 import json
 import secrets
 import shutil
-import socket
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -33,10 +32,11 @@ from splitpeer.settings.peer import PeerConfig
 from splitpeer.site.client import Client
 from splitpeer.storage import checkpoint, reading
 from splitpeer.training.scores import Scores
-from splitproto import AllowList, Credentials, Listener, Offer, Session, SplitprotoError, dial, pki
+from splitproto import AllowList, Credentials, Door, Offer, Session, SplitprotoError, dial, pki
 from splitproto.capture import Header, Recorded
 from splitproto.errors import IdentityError, UnexpectedMessage
 from splitproto.identity import check_name
+from splitproto.lanes.memory import MemoryLane
 from splitproto.messages import (
     Activations,
     Advance,
@@ -65,6 +65,8 @@ from splitproto.negotiation import FEATURES
 from splitproto.tensors import Array
 
 TOLERANCE = 1e-6
+HOST = "localhost"
+"""In the certificate of whoever plays or is the coordinator."""
 WAIT_S = 120.0
 Place = tuple[str, str, int, int]
 """Site, mode, step, batch."""
@@ -227,7 +229,8 @@ async def drive_coordinator(
             "this capture was recorded by a client: use --drive client with that site's peer.toml"
         )
     sites = [party.site for party in recording.header.peers]
-    live, settings, address = _live(config, folder, recording, sites)
+    live, settings = _live(config, folder, recording, sites)
+    lane = MemoryLane(HOST)
     order = JobConfig.load(job, {"output.folder": str(folder / "results")})
     if set(order.sites) != set(sites) or job_on_wire(order) != recording.job:
         raise ConfigError(f"{job}: is not the job that was recorded: take the job.toml of that run")
@@ -239,10 +242,10 @@ async def drive_coordinator(
     record.run = recording.run
     record.begin({})
     stop = asyncio.Event()
-    coordinator = Coordinator(live, order, stop, LogView(), resume=True)
+    coordinator = Coordinator(live, order, stop, LogView(), resume=True, lane=lane)
     played = [_Site(name, recording, comparison, stop, told) for name in sites]
     working = asyncio.create_task(coordinator.run())
-    playing = [asyncio.create_task(site.play(address, settings[site.name])) for site in played]
+    playing = [asyncio.create_task(site.play(lane, settings[site.name])) for site in played]
     try:
         await asyncio.wait([working, *playing], return_when=asyncio.FIRST_EXCEPTION)
         for task in playing:
@@ -274,10 +277,10 @@ class _Site:
         self._ordered: deque[Forward] = deque()
         self._withdrew = False
 
-    async def play(self, address: str, credentials: tuple[Credentials, AllowList]) -> None:
+    async def play(self, lane: MemoryLane, credentials: tuple[Credentials, AllowList]) -> None:
         for _ in range(200):
             try:
-                session = await dial(address, *credentials, _offer(self._recording, self.name))
+                session = await dial(lane, *credentials, _offer(self._recording, self.name))
                 break
             except SplitprotoError as error:
                 if not error.retry:
@@ -434,15 +437,16 @@ async def drive_client(
             "this capture was recorded by a coordinator: use --drive coordinator and its job.toml"
         )
     hub = recording.header.peers[0].site
-    live, settings, address = _live(config, folder, recording, [hub])
+    live, settings = _live(config, folder, recording, [hub])
+    lane = MemoryLane(HOST)
     step = _copy_state(PeerConfig.load(config), live.peer.state, recording)
     comparison = Comparison("activations")
     comparison.of = recording.job.steps
     stop = asyncio.Event()
     credentials, allowed = settings[hub]
     offer = _offer(recording, hub)
-    client = Client(live, stop)
-    async with Listener(address, credentials, allowed, offer) as listener:
+    client = Client(live, stop, goal=lane)
+    async with Door([lane], credentials, allowed, offer) as listener:
         working = asyncio.create_task(client.run())
         playing = asyncio.create_task(_play_coordinator(listener, recording, hub, step, comparison, told))
         try:
@@ -460,7 +464,7 @@ async def drive_client(
 
 
 async def _play_coordinator(
-    listener: Listener,
+    listener: Door,
     recording: _Recording,
     hub: str,
     begin: int | None,
@@ -551,8 +555,8 @@ def _copy_state(config: PeerConfig, to: Path, recording: _Recording) -> int | No
 
 def _live(
     config: Path, folder: Path, recording: _Recording, others: list[str]
-) -> tuple[PeerConfig, dict[str, tuple[Credentials, AllowList]], str]:
-    """The live peer's settings with throw-away certificates, the peers it talks to, and their address."""
+) -> tuple[PeerConfig, dict[str, tuple[Credentials, AllowList]]]:
+    """The live peer's settings with throw-away certificates, and the peers it talks to."""
     own = PeerConfig.load(config).peer
     header = recording.header
     if (own.role, own.site, own.federation) != (header.role, header.site, header.federation):
@@ -564,8 +568,7 @@ def _live(
     hub = own.role == "coordinator"
     other = "client" if hub else "coordinator"
     for role, site in ((own.role, own.site), *((other, name) for name in others)):
-        pki.issue(keys, role, site, hosts=["127.0.0.1"] if role == "coordinator" else [], now=now)
-    address = f"tcp://127.0.0.1:{_free_port()}"
+        pki.issue(keys, role, site, hosts=[HOST] if role == "coordinator" else [], now=now)
     live = PeerConfig.load(
         config,
         {
@@ -573,7 +576,6 @@ def _live(
             "tls.ca": str(keys / "ca.crt"),
             "tls.certificate": str(keys / f"{own.site}.crt"),
             "tls.key": str(keys / f"{own.site}.key"),
-            "network.listen" if hub else "network.coordinator": address,
         },
     )
     live = live.model_copy(update={"tls": live.tls.model_copy(update={"crl": None})})
@@ -582,7 +584,7 @@ def _live(
         name: (Credentials(keys / "ca.crt", keys / f"{name}.crt", keys / f"{name}.key"), allowed)
         for name in others
     }
-    return live, met, address
+    return live, met
 
 
 def _copy_key(state: Path, to: Path) -> None:
@@ -601,12 +603,6 @@ def _offer(recording: _Recording, site: str) -> Offer:
         agreed.add("evaluate")
     features = tuple(name for name in FEATURES if name in agreed)
     return Offer(features=features if recording.header.features else FEATURES, max_message=1 << 32)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _numbers(array: Array) -> np.ndarray:

@@ -52,6 +52,7 @@ from splitproto.errors import (
     printable,
 )
 from splitproto.identity import OWN_UNUSABLE
+from splitproto.lanes.base import Destination
 from splitproto.messages import (
     Advance,
     Advanced,
@@ -104,6 +105,7 @@ class Client:
         duty: the one that `serve` already holds; None: one of its own.
         curious: a file to record into what is sent and received.
         verify: read every image to its end before dialling, not only its header.
+        goal: where its coordinator is reached, if not at its address.
     """
 
     def __init__(
@@ -114,6 +116,7 @@ class Client:
         duty: Duty | None = None,
         curious: Path | None = None,
         verify: bool = False,
+        goal: Destination | None = None,
     ) -> None:
         self._config = config
         self._stop = stop
@@ -125,6 +128,7 @@ class Client:
         if config.data.images is None:
             raise JobFailed("a client needs [data] images")
         self._address = config.network.coordinator
+        self._goal = goal or self._address
         self._offer = Offer(max_message=policy.max_message_bytes, agent=AGENT)
         pick_device(config.runtime.device)
         self._witness = Witness(config, curious)
@@ -244,7 +248,7 @@ class Client:
             try:
                 session = await self._or_stop(
                     dial(
-                        self._address,
+                        self._goal,
                         self._credentials,
                         self._allow,
                         self._offer,
