@@ -20,8 +20,6 @@ LONGEST = 60
 """Lines of a function, from `def` to its end."""
 LONGER = dict.fromkeys(
     (
-        "peers/splitpeer/attacks/hijack/fsha.py: simulate",
-        "peers/splitpeer/attacks/image/inverse.py: _train",
         "peers/splitpeer/coordinator/coordinator.py: __init__",
         "peers/splitpeer/coordinator/coordinator.py: _serve",
         "peers/splitpeer/coordinator/coordinator.py: _work",

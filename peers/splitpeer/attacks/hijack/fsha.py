@@ -46,6 +46,24 @@ class Hijacked:
     seconds: float
 
 
+@dataclass
+class _Cast:
+    """The networks of a hijacking, and their optimisers."""
+
+    site: nn.Module
+    """A copy of the site's encoder."""
+    pilot: nn.Module
+    """The coordinator's own encoder, whose code the site is to imitate."""
+    inverse: nn.Module
+    """Turns that code into images."""
+    judge: nn.Module
+    """Tells the code from what the site sends."""
+    honest: _Honest | None
+    """Only for a disguise."""
+    site_steps: Adam
+    judge_steps: Adam
+
+
 @dataclass(frozen=True, kw_only=True)
 class FSHA:
     """Feature-space hijacking by a malicious coordinator.
@@ -99,57 +117,67 @@ class FSHA:
                 "fsha: a disguise is made of honest gradients, which need the label holder's masks"
             )
         started = time.monotonic()
-        cut = encoder.backbone.cut
-        site = copy.deepcopy(encoder).to(self.device)
-        pilot = build_encoder(encoder.backbone, seed=site_seed(self.seed, "pilot")).to(self.device)
-        inverse = image_decoder(cut, cut.channels, site_seed(self.seed, "inverse")).to(self.device)
-        judge = critic(cut, cut.channels, site_seed(self.seed, "critic")).to(self.device)
-        shown, mine = _tensor(public, self.device), _tensor(private, self.device)
         source = torch.Generator().manual_seed(self.seed)
-        self._pilot(pilot, inverse, shown, source, progress)
-        honest = (
-            _Honest(encoder, masks.shape[1], self.seed, self.device)
-            if self.disguise and masks is not None
-            else None
-        )
-        before = _images(site, inverse, mine)
-
-        site_steps, judge_steps = (
-            Adam(site.parameters(), self.site_rate),
-            Adam(judge.parameters(), self.critic_rate),
-        )
+        shown, mine = _tensor(public, self.device), _tensor(private, self.device)
+        cast = self._cast(encoder, masks)
+        self._pilot(cast.pilot, cast.inverse, shown, source, progress)
+        before = _images(cast.site, cast.inverse, mine)
         gradients, inputs = [], []
         for step in range(self.steps):
             picked = torch.randint(len(mine), (self.batch,), generator=source)
             others = torch.randint(len(shown), (self.batch,), generator=source)
-            sent = site(mine[picked])
-            leaves = {name: tensor.detach().requires_grad_() for name, tensor in sent.items()}
-            with torch.no_grad():
-                code = pilot(shown[others])
-            loss = judge(leaves).mean() - judge(code).mean()
-            loss = loss + self.penalty * gradient_penalty(judge, code, _plain(leaves), source)
-            judge_steps.zero_grad()
-            loss.backward()
-            judge_steps.step()
-            wanted = torch.autograd.grad(-judge(leaves).mean(), list(leaves.values()))
-            returned = dict(zip(leaves, wanted, strict=True))
-            if honest is not None and masks is not None:
-                target = _tensor(masks[picked.numpy()], self.device)
-                returned = _mixed(returned, honest.gradients(_plain(leaves), target), self.disguise)
-            site_steps.zero_grad()
-            torch.autograd.backward(list(sent.values()), list(returned.values()))
-            site_steps.step()
+            target = None if masks is None else _tensor(masks[picked.numpy()], self.device)
+            returned = self._step(cast, mine[picked], shown[others], target, source)
             gradients.append({name: tensor.cpu().numpy() for name, tensor in returned.items()})
             inputs.append(private[picked.numpy()])
             progress(_TITLE, step + 1, self.steps)
         return Hijacked(
-            images=_images(site, inverse, mine),
+            images=_images(cast.site, cast.inverse, mine),
             before=before,
             gradients=gradients,
             inputs=inputs,
             settings=self._settings(),
             seconds=time.monotonic() - started,
         )  # fmt: skip
+
+    def _cast(self, encoder: Encoder, masks: np.ndarray | None) -> _Cast:
+        cut = encoder.backbone.cut
+        site = copy.deepcopy(encoder).to(self.device)
+        judge = critic(cut, cut.channels, site_seed(self.seed, "critic")).to(self.device)
+        honest = None
+        if self.disguise and masks is not None:
+            honest = _Honest(encoder, masks.shape[1], self.seed, self.device)
+        return _Cast(
+            site=site,
+            pilot=build_encoder(encoder.backbone, seed=site_seed(self.seed, "pilot")).to(self.device),
+            inverse=image_decoder(cut, cut.channels, site_seed(self.seed, "inverse")).to(self.device),
+            judge=judge,
+            honest=honest,
+            site_steps=Adam(site.parameters(), self.site_rate),
+            judge_steps=Adam(judge.parameters(), self.critic_rate),
+        )
+
+    def _step(
+        self, cast: _Cast, images: Tensor, public: Tensor, masks: Tensor | None, source: torch.Generator
+    ) -> Tensors:
+        """One hijacked training step: the site sends, the critic learns, the site gets what is returned here."""
+        sent = cast.site(images)
+        leaves = {name: tensor.detach().requires_grad_() for name, tensor in sent.items()}
+        with torch.no_grad():
+            code = cast.pilot(public)
+        loss = cast.judge(leaves).mean() - cast.judge(code).mean()
+        loss = loss + self.penalty * gradient_penalty(cast.judge, code, _plain(leaves), source)
+        cast.judge_steps.zero_grad()
+        loss.backward()
+        cast.judge_steps.step()
+        wanted = torch.autograd.grad(-cast.judge(leaves).mean(), list(leaves.values()))
+        returned = dict(zip(leaves, wanted, strict=True))
+        if cast.honest is not None and masks is not None:
+            returned = _mixed(returned, cast.honest.gradients(_plain(leaves), masks), self.disguise)
+        cast.site_steps.zero_grad()
+        torch.autograd.backward(list(sent.values()), list(returned.values()))
+        cast.site_steps.step()
+        return returned
 
     def _settings(self) -> dict[str, Any]:
         kept = {one.name: getattr(self, one.name) for one in fields(self) if one.name != "device"}

@@ -40,6 +40,35 @@ class Inverter:
         return image
 
 
+class _Sending:
+    """What the site would send of images, averaged over as many releases as the view holds of a sample."""
+
+    def __init__(
+        self, simulation: SimulatedDefences, model: nn.Module, seen: Evidence, adaptive: bool, device: str
+    ) -> None:
+        self._simulation, self._model, self._device = simulation, model, device
+        self._masked = {name: level.masked for name, level in seen.levels.items()}
+        self._shapes = {name: level.mean.shape[1:] for name, level in seen.levels.items()}
+        self._count = round(float(seen.views[seen.views > 0].mean())) if adaptive else 1
+
+    def __call__(self, clean: np.ndarray, number: int) -> dict[str, AveragedLevel]:
+        """Of images float32 [B, C, *window]; the defences are drawn by `number`.
+
+        Raises:
+            AttackImpossible: the model does not send what the view holds.
+        """
+        image = torch.from_numpy(self._simulation.images(clean, number)).to(self._device)
+        with torch.no_grad():
+            sent = self._model(image)
+        wrong = [n for n, shape in self._shapes.items() if n not in sent or sent[n].shape[1:] != shape]
+        if wrong:
+            raise AttackImpossible(
+                f"the model does not fit the capture at {wrong[0]}: give the one of this site's encoder"
+            )
+        levels = {name: sent[name] for name in self._masked}
+        return self._simulation.averaged(levels, number, self._count, self._masked)
+
+
 @dataclass(frozen=True, kw_only=True)
 class InverseAttack(Attack):
     """Trains a network on pairs (what the site would send of a shadow image, that image), and shows it the view.
@@ -91,36 +120,32 @@ class InverseAttack(Attack):
             )
         held = max(1, round(HELD_OUT * len(shadow)))
         shadow, judged = shadow[:-held], shadow[-held:][:: max(1, held // 16)]
-        simulation = SimulatedDefences(view, model, self.seed, adaptive=knowledge.adaptive)
+        sending = _Sending(
+            SimulatedDefences(view, model, self.seed, adaptive=knowledge.adaptive),
+            model, evidence[0], knowledge.adaptive, self.device,
+        )  # fmt: skip
+        seen = evidence[0].levels
+        channels = {name: s.mean.shape[1] * (2 if s.masked else 1) for name, s in seen.items()}
+        network = image_decoder(view.backbone.cut, channels, self.seed, self.width, shadow.shape[1])
+        scales = {name: 1 / s.mean.std().clamp_min(1e-6) for name, s in seen.items()}
+        inverter = Inverter(network.to(self.device), scales, 0.0)
         turned = any(pose is not None for group in evidence for pose in group.poses)
-        masked = {name: seen.masked for name, seen in evidence[0].levels.items()}
-        views = evidence[0].views
-        count = round(float(views[views > 0].mean())) if knowledge.adaptive else 1
-        scales = {name: 1 / seen.mean.std().clamp_min(1e-6) for name, seen in evidence[0].levels.items()}
-        channels = {name: s.mean.shape[1] * (2 if s.masked else 1) for name, s in evidence[0].levels.items()}
-        network = image_decoder(view.backbone.cut, channels, self.seed, self.width, shadow.shape[1]).to(
-            self.device
-        )
-        similarity = SSIMLoss(view.dimensions, data_range=RANGE, win_size=7)
+        self._learn(inverter, sending, shadow, turned, progress)
+        truth = torch.from_numpy(np.ascontiguousarray(judged)).to(self.device)
+        head = truth != 0
+        guess = inverter(sending(judged, self.steps))
+        inverter.error = float((guess - truth)[head].square().mean()) if bool(head.any()) else 1.0
+        return inverter
+
+    def _learn(
+        self, inverter: Inverter, sending: _Sending, shadow: np.ndarray, turned: bool, progress: Progress
+    ) -> None:
+        """Train the network of `inverter`, and freeze it; `turned`: on images that are flipped and turned, too."""
+        network = inverter.network
+        similarity = SSIMLoss(shadow.ndim - 2, data_range=RANGE, win_size=7)
         optimiser = torch.optim.Adam(network.parameters(), lr=self.rate)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, self.rate, total_steps=self.steps + 1)
         source = np.random.default_rng([self.seed, 1])
-
-        def levels(clean: np.ndarray, number: int) -> dict[str, AveragedLevel]:
-            image = torch.from_numpy(simulation.images(clean, number)).to(self.device)
-            with torch.no_grad():
-                sent = model(image)
-            wrong = [
-                n
-                for n, s in evidence[0].levels.items()
-                if n not in sent or sent[n].shape[1:] != s.mean.shape[1:]
-            ]
-            if wrong:
-                raise AttackImpossible(
-                    f"the model does not fit the capture at {wrong[0]}: give the one of this site's encoder"
-                )
-            return simulation.averaged({name: sent[name] for name in masked}, number, count, masked)
-
         order: list[int] = []
         for step in range(self.steps):
             if len(order) < self.batch:
@@ -130,7 +155,7 @@ class InverseAttack(Attack):
             if turned:
                 clean = _turn(clean, source)
             goal = torch.from_numpy(clean).to(self.device)
-            guess = network(inputs(levels(clean, step), scales))
+            guess = network(inputs(sending(clean, step), inverter.scales))
             head = (goal != 0).to(goal.dtype)
             weight = head / head.mean().clamp_min(1e-3) + 0.1
             loss = (weight * (guess - goal).abs()).mean() + similarity(guess, goal)
@@ -140,12 +165,6 @@ class InverseAttack(Attack):
             schedule.step()
             progress("training the inverse network", step + 1, self.steps)
         network.requires_grad_(False)
-        inverter = Inverter(network, scales, 0.0)
-        truth = torch.from_numpy(np.ascontiguousarray(judged)).to(self.device)
-        head = truth != 0
-        guess = inverter(levels(judged, self.steps))
-        inverter.error = float((guess - truth)[head].square().mean()) if bool(head.any()) else 1.0
-        return inverter
 
 
 @dataclass(frozen=True, kw_only=True)
