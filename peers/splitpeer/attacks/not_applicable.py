@@ -1,9 +1,9 @@
 """Attacks that no capture can feed, and why.
 
-What crosses the wire with tensors is `activations` and `gradients`, and a gradient has exactly the shape of the
-activations it answers: the derivative of the loss with respect to what was sent, never to a weight. A site's
-weights, their gradients and their updates stay at the site; a site that shares any of these by other means is
-exposed to the attacks that need them.
+A gradient on the wire has exactly the shape of the activations it answers: the derivative of the loss with respect
+to what was sent, never to a weight. The gradients of a site's weights stay at the site, and so do the weights, unless
+the job averages encoders (`average_every`): then the coordinator receives them every so many steps, and `whitebox`
+needs nothing else. A site that shares gradients of weights by other means is exposed to the attacks that need them.
 """
 
 from __future__ import annotations
@@ -24,8 +24,10 @@ class NotApplicable:
     goal: Goal = "image"
 
 
-_WIRE = "; the wire carries activations and their gradients only, so no capture can feed it"
-_STAYS = "Not possible here: it needs the changes of the hospital's network, which never leave the hospital."
+_WIRE = "; no message carries gradients of weights, so no capture can feed it"
+_STAYS = (
+    "Not possible here: it needs the gradients of the hospital's weights, which never leave the hospital."
+)
 
 NOT_APPLICABLE: dict[str, NotApplicable] = {
     "fsha": NotApplicable(

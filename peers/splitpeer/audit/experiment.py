@@ -79,7 +79,7 @@ class VerifiedCapture:
             file=self.path.name, digest=self.verdict.last_chain.hex(), role=view.role, site=header.site,
             federation=header.federation, run=(header.run or b"").hex(), job=header.job.name if header.job else "",
             created=header.created, records=self.verdict.records, complete=bool(self.verdict.ended),
-            samples=len(view.targets),
+            averages=bool(header.job and header.job.average_every), samples=len(view.targets),
         )  # fmt: skip
 
     def network(self, view: View) -> RunNetwork:

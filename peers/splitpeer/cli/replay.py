@@ -11,7 +11,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from splitpeer.cli.options import FILE, echo_json, json_option, private_files
+from splitpeer.cli.options import FILE, echo_json, json_option, load_peer, private_files
 from splitpeer.cli.terminal import echo
 from splitpeer.errors import ConfigError, DataError
 from splitpeer.models.registry import backbone_of
@@ -42,7 +42,12 @@ if TYPE_CHECKING:
     type=click.Choice(("coordinator", "client")),
     help="Play the capture to this live peer, over TLS on this machine, and compare; exit code 1: it differs.",
 )
-@click.option("--config", "config_file", type=FILE, help="The live peer's peer.toml.")
+@click.option(
+    "--config",
+    "config_file",
+    type=FILE,
+    help="The peer's peer.toml, to drive it; with --defence for a site of several seats.",
+)
 @click.option("--job", "job_file", type=FILE, help="The live coordinator's job.toml.")
 @json_option
 @click.pass_context
@@ -70,7 +75,7 @@ def replay(
     if drive is not None and config_file is not None:
         ctx.exit(_drive(capture, drive, config_file, job_file, as_json))
     elif out is not None and defence is not None:
-        _defend(capture, defence, out, defence_key, seed, sites, key_file, as_json)
+        _defend(capture, defence, out, defence_key, seed, sites, key_file, config_file, as_json)
     else:
         ctx.exit(_inspect(capture, as_json))
 
@@ -231,6 +236,7 @@ def _defend(
     seed: int | None,
     sites: tuple[str, ...],
     key_file: Path | None,
+    config_file: Path | None,
     as_json: bool,
 ) -> None:
     import secrets
@@ -244,12 +250,17 @@ def _defend(
         raise ConfigError(
             "a defence draws from a key: give --defence-key FILE, or --seed N for demonstrations"
         )
+    first = {}
+    if config_file is not None:
+        peer = load_peer(config_file).peer
+        first = dict.fromkeys([peer.site], peer.modalities[0]) if peer.modalities else {}
     secret = read_key(defence_key) if defence_key is not None else secrets.token_bytes(32)
     applied = offline_defences(
         capture.header,
         defence,
         (lambda site: secret) if seed is None else (lambda site: from_seed(seed, site)),
         sites,
+        first,
     )
     done = write_defended(capture, applied, out, key=read_key(key_file) if key_file is not None else None)
     if as_json:
@@ -258,7 +269,11 @@ def _defend(
         return
     echo(f"{done.path}: {done.messages} messages of activations under {' + '.join(done.defences)}")
     echo("Gradients are those of the recorded run: live, the defence would also change what is learnt.")
-    if not done.repeats:
+    unsure = [site for site, one in applied.items() if not one.certain]
+    if unsure:
+        echo(f"{', '.join(unsure)}: fills several seats, and a capture does not tell which modality is the first of "
+             "its peer.toml: without --config these are not a live site's bytes.")  # fmt: skip
+    elif not done.repeats:
         echo("Noise of differential privacy is never the same twice: these are not a live site's bytes.")
 
 

@@ -23,6 +23,8 @@ class OfflineDefences:
 
     stacks: Mapping[str, Stack]
     """By seat: no two share their noise."""
+    certain: bool = True
+    """False: it is not known which seat has the peer's own key, so that no seat has it here."""
 
     @property
     def specs(self) -> tuple[str, ...]:
@@ -31,8 +33,10 @@ class OfflineDefences:
 
     @property
     def repeats(self) -> bool:
-        """False for differential privacy, whose noise is never the same twice."""
-        return not any(defence.kind.private for stack in self.stacks.values() for defence in stack.defences)
+        """Whether a live site with the same key sends the same: not with differential privacy, nor with other keys."""
+        return self.certain and not any(
+            defence.kind.private for stack in self.stacks.values() for defence in stack.defences
+        )
 
     def __call__(
         self, tensors: Mapping[str, np.ndarray], run: bytes, forward: Forward, seat: str
@@ -45,18 +49,23 @@ class OfflineDefences:
 
 
 def offline_defences(
-    header: Header, written: str, key_of_site: Callable[[str], bytes], sites: Sequence[str] = ()
+    header: Header,
+    written: str,
+    key_of_site: Callable[[str], bytes],
+    sites: Sequence[str] = (),
+    first: Mapping[str, str] | None = None,
 ) -> dict[str, OfflineDefences]:
     """By name of each site whose activations a capture holds.
 
-    Where a site fills several seats, the first modality of the first one is taken for the first of its peer.toml,
-    as for its key (see `key_of`): a capture does not tell.
+    The first modality of a site's peer.toml has the site's own key (see `key_of`). A capture does not tell which one
+    that is where a site fills several seats: unless `first` says so, each of them gets a key of its own.
 
     Args:
         header: of the capture.
         written: defences joined by `+`, as in `dropout:0.5+gaussian:1`.
         key_of_site: a site's 32 octets of defence key, by its name.
         sites: only these; empty: all.
+        first: by site, the first modality of its peer.toml.
 
     Raises:
         ConfigError: no such defence, or one that only training can apply; no such site.
@@ -74,15 +83,16 @@ def offline_defences(
     channels = backbone_of(job).cut.channels
     applied = {}
     for site in [site for site in holds if not sites or site in sites]:
-        party, stacks = holds[site], {}
-        held = [modality for seat in party.seats for modality in seat.modalities]
+        party, stacks, told = holds[site], {}, (first or {}).get(site)
+        certain = told is not None or len(party.seats) == 1
+        held = (told,) if told is not None else party.seats[0].modalities if certain else ()
         for seat in party.seats:
             key = key_of(key_of_site(site), seat.modalities, held)
             stacks[seat.name] = make_stack(
                 written, key=key, channels=channels, dimensions=job.dimensions, after=party.defences
             )
             _check(stacks[seat.name])
-        applied[site] = OfflineDefences(stacks)
+        applied[site] = OfflineDefences(stacks, certain)
     return applied
 
 

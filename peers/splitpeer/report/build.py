@@ -19,7 +19,7 @@ from splitpeer.defences.kinds import KINDS
 from splitpeer.errors import DataError
 from splitpeer.report import bands, text, words
 from splitpeer.report.cards import Card, groups
-from splitpeer.report.findings import configurations, pair
+from splitpeer.report.findings import Places, configurations, pair
 from splitpeer.report.frontier import svg
 from splitpeer.report.model import UNDEFENDED, AuditRun, Point, Promise
 from splitpeer.report.names import brief, kind
@@ -154,6 +154,7 @@ class Report:
                 image_steps=bands.IMAGE_STEPS,
                 mask_bands=bands.MASK_BANDS,
                 sources=sources(self.runs),
+                averages=any(run.capture.averages for _, run in self.runs),
                 image_groups=groups(images),
                 image_rows=attack_rows(images),
                 mask_groups=groups(masks),
@@ -176,11 +177,12 @@ class Report:
     def not_tested(self) -> list[str]:
         """What the runs say, what could not run, and what no run can test."""
         lines = [line for _, run in self.runs for line in run.not_tested]
+        where = Places(self.folders)
         for _, run in self.runs:
             for entry in run.entries:
                 if entry.status == "impossible":
                     why = (entry.reason or "not possible").rstrip(".")
-                    lines.append(f"{entry.title} on {entry.modality}, {under(entry.configuration)}: {why}.")
+                    lines.append(f"{entry.title} on {where(entry)}, {under(entry.configuration)}: {why}.")
         if not any(finding.entry.goal == "image" for finding in self.findings):
             lines.append("Attacks on images: none is in these folders.")
         if not any(finding.entry.goal == "mask" for finding in self.findings):

@@ -125,7 +125,7 @@ class _Shown:
 def _images(finding: ReportFinding, shown: _Shown) -> list[Picture]:
     entry, count = finding.strongest, len(shown.found)
     tiles = pictures.image_tiles(shown.truth, shown.found, shown.masks, shown.tumour, shown.floor)
-    what = f"{plural(count, 'sample')} of {entry.modality}"
+    what = f"{plural(count, 'sample')} of {finding.where}"
     true = f" ({what})." + (" The true target is outlined in blue." if shown.masks is not None else "")
     found = ", in the same grey window." if shown.truth is not None else "."
     if shown.tumour is not None:
@@ -134,7 +134,7 @@ def _images(finding: ReportFinding, shown: _Shown) -> list[Picture]:
     by = f"recovered by {lower_first(entry.title)}, {under(entry.configuration)}{reached}"
     return _rows(
         tiles,
-        ("truth", "True image", true, f"true image of {entry.modality}"),
+        ("truth", "True image", true, f"true image of {finding.where}"),
         ("found", "Recovered", f" by the coordinator{found}", f"{by}"),
         (
             "floor",
@@ -172,10 +172,10 @@ def _rows(tiles: dict[str, list[str]], *named: tuple[str, str, str, str]) -> lis
 
 
 def groups(cards: Sequence[Card]) -> list[dict[str, Any]]:
-    """Cards by modality and configuration; undefended first, and the strongest attack first."""
+    """Cards by what was attacked and configuration; undefended first, and the strongest attack first."""
     found: dict[tuple[str, str], list[Card]] = {}
     for card in cards:
-        found.setdefault((card.finding.entry.modality, card.finding.entry.configuration), []).append(card)
+        found.setdefault((card.finding.where, card.finding.entry.configuration), []).append(card)
 
     def most(card: Card) -> float:
         return -(card.finding.leakage or 0.0)
@@ -184,6 +184,6 @@ def groups(cards: Sequence[Card]) -> list[dict[str, Any]]:
         found, key=lambda name: (name[0], name[1] != UNDEFENDED, min(map(most, found[name])), name[1])
     )
     return [
-        {"heading": f"{modality}, {under(name)}", "cards": sorted(found[modality, name], key=most)}
-        for modality, name in order
+        {"heading": f"{where}, {under(name)}", "cards": sorted(found[where, name], key=most)}
+        for where, name in order
     ]

@@ -19,6 +19,8 @@ class ReportFinding:
     folder: int
     arrays: Arrays
     naive: Entry | None = None
+    where: str = ""
+    """Modality, with the site where several sites have it (see `Places`)."""
 
     @property
     def counts(self) -> bool:
@@ -52,6 +54,21 @@ class ReportFinding:
     def leakage(self) -> float | None:
         """The figure by which attacks are ranked."""
         return leakage(self.strongest)
+
+
+class Places:
+    """How the page names what was attacked: by modality, with the site where several sites have that modality."""
+
+    def __init__(self, folders: Sequence[Folder]) -> None:
+        sites: dict[str, set[str]] = {}
+        for entry in (entry for folder in folders if folder.run for entry in folder.run.entries):
+            sites.setdefault(entry.modality, set()).add(entry.site)
+        self._several = {modality for modality, found in sites.items() if len(found - {""}) > 1}
+
+    def __call__(self, entry: Entry) -> str:
+        """Such as "T1", or "T1 at north"."""
+        told = entry.modality in self._several and entry.site
+        return f"{entry.modality} at {entry.site}" if told else entry.modality
 
 
 @dataclass
@@ -99,6 +116,7 @@ def worst(findings: Iterable[ReportFinding]) -> ReportFinding | None:
 def pair(folders: Sequence[Folder]) -> list[ReportFinding]:
     """A finding for every attack that ran; a naive one is shown with its adaptive form if there is one."""
     findings: list[ReportFinding] = []
+    where = Places(folders)
     for number, folder in enumerate(folders):
         entries = [e for e in folder.run.entries if e.status != "impossible"] if folder.run else []
         taken: set[str] = set()
@@ -113,7 +131,9 @@ def pair(folders: Sequence[Folder]) -> list[ReportFinding]:
                 taken.add(naive.id)
             pairs.append((entry, naive))
         pairs.extend((e, None) for e in entries if not e.adaptive and e.id not in taken)
-        findings.extend(ReportFinding(entry, number, folder.arrays, naive) for entry, naive in pairs)
+        findings.extend(
+            ReportFinding(entry, number, folder.arrays, naive, where(entry)) for entry, naive in pairs
+        )
     return findings
 
 

@@ -60,6 +60,8 @@ class Source(ReportPart):
     """False: cut off; attacked up to the last whole record."""
     rehearsal: bool = False
     """True: made by an audit on the site's own data; nothing left the hospital."""
+    averages: bool = False
+    """Whether the job averages encoders: then the coordinator holds their weights, and so does its recording."""
     steps: int | None = None
     """Training steps that it covers."""
     samples: int | None = None

@@ -33,6 +33,7 @@ def _attack_row(card: Card, entry: Entry) -> dict[str, Any]:
     knows = "knows the defence" if entry.adaptive else "ignores it"
     return {
         "entry": entry,
+        "where": card.finding.where,
         "title": upper_first(entry.title),
         "folder": card.folder,
         "anchor": card.anchor,
@@ -89,7 +90,7 @@ def region_rows(found: Sequence[Configuration]) -> list[dict[str, Any]]:
 
 
 def _by(finding: ReportFinding) -> str:
-    return f"{upper_first(finding.entry.title)}, {finding.entry.modality}, {plural(finding.strongest.views, 'view')}"
+    return f"{upper_first(finding.entry.title)}, {finding.where}, {plural(finding.strongest.views, 'view')}"
 
 
 def sources(runs: Sequence[tuple[Folder, AuditRun]]) -> list[dict[str, Any]]:

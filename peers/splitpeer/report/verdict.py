@@ -55,7 +55,7 @@ def images(found: Sequence[Configuration]) -> Answer:
                      "how much was recovered.",),
         )  # fmt: skip
     first, most = judged[0]
-    details = [_image_sentence(finding) for finding in _by_modality(first.images)]
+    details = [_image_sentence(finding) for finding in _by_place(first.images)]
     details += _beyond_likeness(first)
     details.append(_assumed(most))
     best, least = judged[-1]
@@ -76,7 +76,7 @@ def labels(found: Sequence[Configuration]) -> Answer:
         short = "Not measured: see the maps." if tested else "Not tested in these runs."
         return Answer(question, short)
     first, most = judged[0]
-    details = [_mask_sentence(finding) for finding in _by_modality(first.masks)]
+    details = [_mask_sentence(finding) for finding in _by_place(first.masks)]
     details.append(_assumed(most))
     best, least = min(judged, key=lambda pair: pair[1].leaked)
     if best is not first and least.leaked < most.leaked:
@@ -159,10 +159,10 @@ def _floor_words(row: Row) -> str:
     return "" if row.floor is None else f" (an average image reaches {row.floor:.2f})"
 
 
-def _by_modality(findings: Sequence[ReportFinding]) -> list[ReportFinding]:
-    """The worst of each modality, most first."""
-    names = sorted({finding.entry.modality for finding in findings})
-    most = [worst(f for f in findings if f.entry.modality == name) for name in names]
+def _by_place(findings: Sequence[ReportFinding]) -> list[ReportFinding]:
+    """The worst of each modality, and of each of several sites that have it, most first."""
+    names = sorted({finding.where for finding in findings})
+    most = [worst(f for f in findings if f.where == name) for name in names]
     return sorted((one for one in most if one), key=lambda one: -(one.leakage or 0.0))
 
 
@@ -177,7 +177,7 @@ def _image_sentence(finding: ReportFinding) -> str:
     score = finding.strongest.scores["ssim"]
     several = score.worst is not None and score.patients > 1
     tail = f"; worst tenth of patients {score.worst:.2f}" if several else ""
-    what = f"{finding.entry.modality}: {finding.word}"
+    what = f"{finding.where}: {finding.word}"
     return f"{what} by {lower_first(finding.entry.title)} ({_likeness(finding)}{tail})."
 
 
@@ -215,7 +215,7 @@ def _mask_sentence(finding: ReportFinding) -> str:
     floor = highest_floor(scores["auc"])
     beside = "" if floor is None else f"; knowing nothing of this patient: {floor:.2f}"
     return (
-        f"The hospital with {finding.entry.modality}: {finding.word} by {lower_first(finding.entry.title)} "
+        f"The hospital with {finding.where}: {finding.word} by {lower_first(finding.entry.title)} "
         f"(AUC {scores['auc'].mean:.2f}{dice}{beside})."
     )
 

@@ -9,8 +9,7 @@ import pytest
 import torch
 
 from splitpeer.attacks.catalogue import CATALOGUE, described, make_attack
-from splitpeer.attacks.hijack.fsha import FSHA, honest_training
-from splitpeer.attacks.hijack.watch import GradientWatch, describe, painted
+from splitpeer.attacks.hijack.fsha import FSHA
 from splitpeer.attacks.not_applicable import NOT_APPLICABLE
 from splitpeer.errors import AttackImpossible
 from splitpeer.models import build_decoder, build_encoder, site_seed, unet_backbone
@@ -18,6 +17,9 @@ from splitpeer.training.optimiser import make_optimiser, make_schedule
 from splitpeer.training.split_step import ClientHalf, CoordinatorHalf
 from splitproto.errors import CodecError
 from splitproto.messages import MESSAGES, WITH_TENSORS, Activations, Applied, Gradients, decode_head, encode
+from splitproto.states import SERVICES
+
+from .watch import GradientWatch, describe, honest_training, painted
 
 FEATURES = (4, 4, 8, 8, 16, 4)
 
@@ -105,8 +107,10 @@ def test_what_is_not_applicable_is_complete() -> None:
     assert not set(NOT_APPLICABLE) & set(CATALOGUE)
 
 
-def test_tensors_cross_the_wire_as_activations_and_their_gradients_only() -> None:
-    assert {"activations", "gradients"} == WITH_TENSORS
+def test_tensors_cross_the_wire_as_activations_and_their_gradients_and_weights_only_to_be_averaged() -> None:
+    weights = {"shared", "average"}
+    assert {"activations", "gradients"} | weights == WITH_TENSORS
+    assert {service for service, names in SERVICES.items() if weights & set(names)} == {"average"}
     carrying = {name for name, cls in MESSAGES.items() if "tensors" in {f.name for f in fields(cls)}}
     assert carrying == WITH_TENSORS
     # No other field of any message can hold an array, either: nothing is longer than a digest but words and lists.

@@ -11,7 +11,6 @@ import pytest
 import torch
 
 from splitpeer.attacks.base import Attack, Knowledge, Shot, Target, View
-from splitpeer.attacks.hijack.watch import painted
 from splitpeer.attacks.image.fora import FORA, mk_mmd
 from splitpeer.attacks.image.query_free import QueryFree
 from splitpeer.attacks.image.sdar import PCAT, SDAR
@@ -23,6 +22,8 @@ from splitpeer.defences.randomness import Release
 from splitpeer.errors import AttackImpossible
 from splitpeer.models import build_decoder, site_seed, unet_backbone
 from splitproto.messages import Sample, Seat
+
+from .watch import painted
 
 FEATURES = (4, 4, 8, 8, 16, 4)
 SITES = ("t1", "t2")

@@ -17,7 +17,7 @@ import pytest
 
 from splitpeer.errors import DataError
 from splitpeer.report.build import write_report
-from splitpeer.report.model import Privacy
+from splitpeer.report.model import AuditRun, Privacy
 from splitpeer.report.store import ARRAYS, FRONTIER, load_run, save_run
 
 NOW = datetime(2026, 1, 2, tzinfo=UTC)
@@ -86,6 +86,47 @@ def test_the_page_says_what_it_must(page: str) -> None:
         "mean image of other patients", "2 January".replace("2 ", "02 "),
     ):  # fmt: skip
         assert words in text, words
+
+
+def changed(run_folder: Path, out: Path, change: Callable[[AuditRun], AuditRun]) -> str:
+    """The words of the page about a changed copy of `run_folder`."""
+    read = load_run(run_folder)
+    assert read.run is not None
+    save_run(out / "run", change(read.run), dict(read.arrays))
+    write_report([out / "run"], out / "report.html", now=NOW)
+    return Outline((out / "report.html").read_text()).text
+
+
+def test_headings_tell_two_sites_of_one_modality_apart(run_folder: Path, tmp_path: Path) -> None:
+    def two(run: AuditRun) -> AuditRun:
+        first, *others = run.entries
+        moved = (
+            first.model_copy(update={"site": "south"}),
+            *(e.model_copy(update={"site": "north"}) for e in others),
+        )
+        return run.model_copy(update={"entries": moved})
+
+    text = changed(run_folder, tmp_path, two)
+    for words in (
+        "T1 at south, without a defence",
+        "T1 at north, under dropout:0.5",
+        "SDAR on T1 at north, without",
+    ):
+        assert words in text, words
+
+
+def test_a_coordinator_that_averages_holds_the_encoders(run_folder: Path, tmp_path: Path, page: str) -> None:
+    def averaging(run: AuditRun) -> AuditRun:
+        return run.model_copy(update={"capture": run.capture.model_copy(update={"averages": True})})
+
+    text = changed(run_folder, tmp_path, averaging)
+    said = (
+        "the coordinator receives the weights of every encoder that is averaged, and its recording holds them"
+    )
+    assert said in text and "Images and names never leave" in text and "never sends them" not in text
+    plain = Outline(page).text
+    assert said not in plain and "Images, encoder weights and names never leave" in plain
+    assert "never sends them or their gradients." in plain
 
 
 def test_text_of_others_is_text(page: str) -> None:

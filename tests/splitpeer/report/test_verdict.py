@@ -99,6 +99,18 @@ def test_the_worst_attack_answers() -> None:
     assert labels.band.rank == 3 and "norms" in said(labels)
 
 
+def test_two_sites_of_one_modality_are_told_apart() -> None:
+    images, labels, _ = answer(
+        entry("strong", 0.97, site="north"),
+        entry("weak", 0.3, site="south"),
+        outline("norms", 0.99, site="west"),
+    )
+    assert "T1 at north: " in said(images) and "T1 at south: " in said(images)
+    assert "The hospital with T2: " in said(labels)  # the only one
+    images, _, _ = answer(entry("strong", 0.97, site="north"), entry("weak", 0.3, site="north"))
+    assert "T1: " in said(images) and "north" not in said(images)
+
+
 def test_nothing_tested_and_nothing_measured_are_said() -> None:
     assert "Not tested" in answer()[0].short and "Not tested" in answer()[1].short
     assert "Not measured" in answer(entry("blind", None))[0].short

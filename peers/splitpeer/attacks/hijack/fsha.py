@@ -1,14 +1,14 @@
 """A coordinator that cheats: feature-space hijacking, simulated, because honest traffic cannot show it.
 
 Instead of the segmentation's gradients the coordinator returns those that make the site's activations look like
-the output of a network it can invert. What the site can do about it is in `watch.py`.
+the output of a network it can invert. What a site could notice of it is tried in
+tests/splitpeer/attacks/watch.py.
 """
 
 from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -215,31 +215,6 @@ class _Honest:
         region_loss(self.decoder({"own": leaves}), masks).backward()
         self._steps.step()
         return {name: leaf.grad for name, leaf in leaves.items() if leaf.grad is not None}
-
-
-def honest_training(
-    encoder: Encoder,
-    images: np.ndarray,
-    masks: np.ndarray,
-    *,
-    steps: int,
-    batch: int = 8,
-    rate: float = 5e-3,
-    seed: int = 0,
-    device: str = "cpu",
-) -> Iterator[tuple[dict[str, np.ndarray], np.ndarray]]:
-    """What a site is sent in honest training of a copy of `encoder`, alone: (gradients, own images) of each step."""
-    site, rest = copy.deepcopy(encoder).to(device), _Honest(encoder, masks.shape[1], seed, device, rate)
-    optimiser = make_optimiser(site.parameters(), lr=rate)
-    source = np.random.default_rng(seed)
-    for _ in range(steps):
-        picked = source.integers(len(images), size=batch)
-        sent = site(_tensor(images[picked], device))
-        returned = rest.gradients(sent, _tensor(masks[picked], device))
-        optimiser.zero_grad()
-        torch.autograd.backward(list(sent.values()), list(returned.values()))
-        optimiser.step()
-        yield {name: tensor.cpu().numpy() for name, tensor in returned.items()}, images[picked]
 
 
 def _mixed(hijack: Tensors, honest: Tensors, share: float) -> Tensors:

@@ -9,14 +9,19 @@ a coordinator that mixes honest gradients into its own is noticed later, or not 
 
 from __future__ import annotations
 
+import copy
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
+import torch
 from scipy.ndimage import gaussian_filter
 from scipy.spatial import cKDTree
 
 from splitpeer.errors import AttackImpossible
+from splitpeer.models import Encoder, build_decoder, site_seed
+from splitpeer.training.loss import region_loss
+from splitpeer.training.optimiser import make_optimiser
 
 _TINY = 1e-30
 
@@ -74,6 +79,31 @@ class GradientWatch:
 
     def _score(self, rows: np.ndarray) -> np.ndarray:
         return self._factor((rows - self._middle) / self._scale)
+
+
+def honest_training(
+    encoder: Encoder, images: np.ndarray, masks: np.ndarray, *, steps: int, batch: int = 8, rate: float = 5e-3,
+    seed: int = 0,
+) -> Iterator[tuple[dict[str, np.ndarray], np.ndarray]]:  # fmt: skip
+    """What a site is sent in honest training of a copy of `encoder`, alone: (gradients, own images) of each step."""
+    site = copy.deepcopy(encoder)
+    decoder = build_decoder(
+        encoder.backbone, ("own",), out_channels=masks.shape[1], seed=site_seed(seed, "honest")
+    )
+    optimisers = [make_optimiser(network.parameters(), lr=rate) for network in (site, decoder)]
+    source = np.random.default_rng(seed)
+    for _ in range(steps):
+        picked = source.integers(len(images), size=batch)
+        sent = site(torch.from_numpy(images[picked]))
+        leaves = {name: tensor.detach().requires_grad_() for name, tensor in sent.items()}
+        for optimiser in optimisers:
+            optimiser.zero_grad()
+        region_loss(decoder({"own": leaves}), torch.from_numpy(masks[picked].astype(np.float32))).backward()
+        returned = {name: leaf.grad for name, leaf in leaves.items()}
+        torch.autograd.backward(list(sent.values()), list(returned.values()))
+        for optimiser in optimisers:
+            optimiser.step()
+        yield {name: gradient.numpy() for name, gradient in returned.items()}, images[picked]
 
 
 def describe(gradients: Mapping[str, np.ndarray], images: np.ndarray) -> np.ndarray:
