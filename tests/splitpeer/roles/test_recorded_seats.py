@@ -34,7 +34,7 @@ async def test_each_site_is_seen_with_its_own_patients_and_rows(scene) -> None:
     capture = open_capture(scene.capture("hub"))
     assert capture.verify().whole
     assert {party.site: party.seats for party in capture.header.peers} == {
-        site: (Seat(modality, (modality,)),) for site, (modality, _) in WHERE.items()
+        site: tuple(Seat(modality, (modality,)) for modality in held) for site, held in WHERE.items()
     }
     every = [scene.key(name) for name in names(scene)]
     own = {"site-t1": {every[0], every[1]}, "stranger": {every[2]}}
