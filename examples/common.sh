@@ -22,6 +22,17 @@ begin() { # begin FOLDER: work in a new folder
     cd "$1"
 }
 
+repeatable() { # repeatable SITE...: each run of an example holds out the same patients and gives the same figures
+    local site
+    # Only because these patients are invented: a real federation keeps the random salt that pki init made (with it,
+    # patient keys can be turned back into ids), and each site keeps its initial weights private.
+    printf '%s\n' 0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef >pki/federation.salt
+    for site in "$@"; do
+        sed 's/^initial_weights = "private"/initial_weights = 7/' "$site/peer.toml" >"$site/seeded.toml"
+        mv "$site/seeded.toml" "$site/peer.toml"
+    done
+}
+
 finish() { # finish LOG: wait for all that was started; where one failed, show the end of LOG
     local process status=0
     for process in "${started[@]}"; do

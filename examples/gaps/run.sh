@@ -30,6 +30,7 @@ for site in north east south; do
     others=$(printf '%s\n' north east south | grep -vx "$site" | paste -sd'|')
     sed -E -e "s/\"together\"/\"$site\"/" -e "/^($others) =/d" hub/together.toml >"hub/$site.toml"
 done
+repeatable north east south # salt and initial weights
 for peer in hub north east south; do splitpeer config check $peer/peer.toml; done
 
 echo "4. all hospitals train one network; splitpeer status shows who fills which seat"

@@ -26,6 +26,7 @@ splitpeer init --role client --site south --modality pet --images data/pet --coo
 cp "$here/job.toml" hub/together.toml
 sed -e 's/"together"/"ct"/' -e '/^south =/d' -e '/^pet =/d' hub/together.toml >hub/ct.toml
 sed -e 's/"together"/"pet"/' -e '/^north =/d' -e '/^ct =/d' hub/together.toml >hub/pet.toml
+repeatable north south # salt and initial weights
 for peer in hub north south; do splitpeer config check $peer/peer.toml; done
 
 echo "4. both hospitals train one network"

@@ -26,6 +26,7 @@ splitpeer init --role client --site south --modality adc --images data/adc --coo
 cp "$here/job.toml" hub/together.toml
 sed -e 's/"together"/"t2"/' -e '/^south =/d' -e '/^adc =/d' hub/together.toml >hub/t2.toml
 sed -e 's/"together"/"adc"/' -e '/^north =/d' -e '/^t2 =/d' hub/together.toml >hub/adc.toml
+repeatable north south # salt and initial weights
 for peer in hub north south; do splitpeer config check $peer/peer.toml; done
 
 echo "4. both hospitals train one network"

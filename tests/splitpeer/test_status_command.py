@@ -163,6 +163,48 @@ def test_the_tables_fit(peer_toml: Path, width: int) -> None:
     assert re.search(r"ukm +never", several)
 
 
+WHO_HAS_WHOM = {
+    "used": 32, "held_out": 8, "held_out_complete": 6, "seats": ["flair", "t1"],
+    "with_seats": {"2": 25, "1": 7},
+    "fills": {"east": {"t1": 15}, "north": {"t1": 14, "flair": 3}, "south": {"flair": 0}},
+}  # fmt: skip
+
+
+def with_patients(head: PeerHead, patients: object) -> Seen:
+    seen = at_work(head, {})
+    seen.document["work"]["patients"] = patients
+    return seen
+
+
+def test_the_table_of_who_has_whom(peer_toml: Path) -> None:
+    """A row for each site, a column for each seat: empty where a site does not fill it, 0 where it has nobody."""
+    seen = with_patients(PeerHead.load(coordinator(peer_toml.parent)), WHO_HAS_WHOM)
+    console = Console(width=200)
+    with console.capture() as capture:
+        console.print(command.render([seen], terminal=False))
+    lines = [line.rstrip() for line in capture.get().rstrip().splitlines()]
+    assert lines[-6:] == [
+        "",
+        "32 patients (2 of 2 seats: 25, 1 of 2 seats: 7), held out 8 (6 of them complete)",
+        "patients filled by  flair  t1",
+        "east                       15",
+        "north               3      14",
+        "south               0",
+    ]
+    on_a_terminal = " ".join(re.sub(r"[─\n]", " ", shown([seen], 80)).split())
+    assert "patients filled by flair t1 east 15 north 3 14 south 0" in on_a_terminal
+
+
+@pytest.mark.parametrize(
+    "patients",
+    [None, 3, {**WHO_HAS_WHOM, "used": "all"}, {**WHO_HAS_WHOM, "fills": {"east": 15}}, {"used": 32}],
+)
+def test_a_table_that_is_not_there_or_not_whole_is_left_out(peer_toml: Path, patients: object) -> None:
+    seen = with_patients(PeerHead.load(coordinator(peer_toml.parent)), patients)
+    text = shown([seen], 120)
+    assert "filled by" not in text and "charite" in text
+
+
 def test_plain_text_has_no_broken_lines(peer_toml: Path, run: Run) -> None:
     code, out, err = run("status", "--config", peer_toml)
     assert (code, err) == (1, "")

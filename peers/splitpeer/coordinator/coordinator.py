@@ -189,70 +189,17 @@ class Coordinator:
 
     async def _serve(self) -> RunResult:
         self._started = time.monotonic()
-        offer = Offer(
-            # SP-10-5, SP-10-8: what the job needs is required; a site without `evaluate` still trains.
-            requires=(
-                "train",
-                f"dtype.{self._job.precision}",
-                *(("average",) if self._job.average_every else ()),
-            ),
-            max_message=max(DEFAULT_MAX_MESSAGE, largest_message(self._settings, self._job, self._seats)),
-            agent=AGENT,
-        )
         try:
             async with Door(
                 [self._lane or ZmqLane(self._listen)],
                 self._credentials,
                 self._settings.allow_list(),
-                offer,
+                self._offer(),
                 timing=self._config.network.timing(),
                 refused=Refusals(self._everywhere),
             ) as listener:
-                self._report(
-                    h.CoordinatorStarted(
-                        self._config.peer.site,
-                        self._job.name,
-                        listener.address,
-                        self._files.run.hex(),
-                        self._labels.salt_check.hex(),
-                    )
-                )
-                for cause in self._masks.findings:
-                    self._report(h.DataWarning(cause))
-                tell(self._labels, self._report)
-                accepting = asyncio.create_task(self._accept(listener))
-                began_at = self._files.record.state
-                reason, text = "failed", "the coordinator failed with an internal error"
-                try:
-                    reason, text = await self._until_stopped()
-                except PeerError as error:
-                    for patient, path in named_in(str(error), self._labels.cases).items():
-                        self._report(h.PatientNamed(patient, path))
-                    # Local paths and files stay here; sites learn the kind of trouble.
-                    local = isinstance(error, DataError | ConfigError)
-                    why = f"the coordinator cannot continue: {told_of(error)}; see its log"
-                    if isinstance(error, DiskTrouble):
-                        # It resumes when started again: sites keep dialling.
-                        reason = "drain"
-                    text = why if local else str(error)
-                    raise
-                finally:
-                    if reason == "complete":
-                        await self._bye(reason, text)
-                        # A site that is away at that moment learns it at the next start.
-                        if began_at == "farewell" or set(self._files.record.told) >= {
-                            s.name for s in self.sites
-                        }:
-                            self._files.record.over()
-                        self._report(h.PhaseBegan("done"))
-                    # A site that comes back now would be offered a job that is over.
-                    accepting.cancel()
-                    await asyncio.gather(accepting, return_exceptions=True)
-                    if reason != "complete":
-                        await self._bye(reason, text)
-                    self._report(
-                        h.JobEnded(self._job.name, self._files.run.hex(), reason, self._run.committed)
-                    )
+                self._begun(listener.address)
+                await self._until_bye(listener)
         except SetupError as error:
             raise ConfigError(str(error)) from error
         finally:
@@ -264,6 +211,59 @@ class Coordinator:
                 if self._files.opened:
                     self._files.write(self.result)
         return self.result
+
+    def _offer(self) -> Offer:
+        # SP-10-5, SP-10-8: what the job needs is required; a site without `evaluate` still trains.
+        average = ("average",) if self._job.average_every else ()
+        return Offer(
+            requires=("train", f"dtype.{self._job.precision}", *average),
+            max_message=max(DEFAULT_MAX_MESSAGE, largest_message(self._settings, self._job, self._seats)),
+            agent=AGENT,
+        )
+
+    def _begun(self, address: str) -> None:
+        """Reports where it listens, and what there is to say about its own files."""
+        site, job, run = self._config.peer.site, self._job.name, self._files.run.hex()
+        self._report(h.CoordinatorStarted(site, job, address, run, self._labels.salt_check.hex()))
+        for cause in self._masks.findings:
+            self._report(h.DataWarning(cause))
+        tell(self._labels, self._report)
+
+    async def _until_bye(self, listener: Door) -> None:
+        """Takes sites in and runs the job; at the end, or at an error, every site is told why."""
+        accepting = asyncio.create_task(self._accept(listener))
+        began_at = self._files.record.state
+        reason, text = "failed", "the coordinator failed with an internal error"
+        try:
+            reason, text = await self._until_stopped()
+        except PeerError as error:
+            reason, text = self._farewell_after(error)
+            raise
+        finally:
+            if reason == "complete":
+                await self._bye(reason, text)
+                # A site that is away at that moment learns it at the next start.
+                if began_at == "farewell" or set(self._files.record.told) >= {s.name for s in self.sites}:
+                    self._files.record.over()
+                self._report(h.PhaseBegan("done"))
+            # A site that comes back now would be offered a job that is over.
+            accepting.cancel()
+            await asyncio.gather(accepting, return_exceptions=True)
+            if reason != "complete":
+                await self._bye(reason, text)
+            self._report(h.JobEnded(self._job.name, self._files.run.hex(), reason, self._run.committed))
+
+    def _farewell_after(self, error: PeerError) -> tuple[str, str]:
+        """Reason and text of the bye that an error leads to; patients it names are reported here only."""
+        for patient, path in named_in(str(error), self._labels.cases).items():
+            self._report(h.PatientNamed(patient, path))
+        # A full disk is mended and the coordinator started again, where it resumes: sites keep dialling.
+        reason = "drain" if isinstance(error, DiskTrouble) else "failed"
+        # Local paths and files stay here; sites learn the kind of trouble.
+        local = isinstance(error, DataError | ConfigError)
+        return reason, (
+            f"the coordinator cannot continue: {told_of(error)}; see its log" if local else str(error)
+        )
 
     # --- joining ---------------------------------------------------------------------------------------
 

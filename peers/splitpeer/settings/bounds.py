@@ -1,4 +1,8 @@
-"""How much a coordinator may ask of a site: the numbers of [policy], with their defaults."""
+"""How much a coordinator may ask of a site: the numbers of [policy], with their defaults.
+
+A file of its own because those who heed the numbers (`federation/terms.py`, `site/`) take them alone: a site with no
+[policy] has the defaults, and a test of a bound needs no `peer.toml`.
+"""
 
 from __future__ import annotations
 

@@ -68,6 +68,7 @@ from splitproto.messages import (
     JobDecline,
     JobOffer,
     Message,
+    Patient,
     Progress,
     Rollback,
     RolledBack,
@@ -422,13 +423,30 @@ class Client:
         if not isinstance(offer, JobOffer):
             raise UnexpectedMessage("something else where a job was due")
         self._witness.heard(session.peer.site, offer)
+        job = await self._judged(session, offer)
+        self._report(h.PhaseBegan("joining"))
+        await self._compute.run(job.forget_batches, what="reading ahead to end")
+        patients, unusable = await self._compute.run(
+            job.inventory, what="the volumes' headers to be read", timeout=READ_S
+        )
+        await self._accept(session, offer, job, patients)
+        for first in range(0, max(len(patients), 1), INVENTORY_PIECE):
+            piece = patients[first : first + INVENTORY_PIECE]
+            last = first + INVENTORY_PIECE >= len(patients)
+            bad = tuple(unusable) if last and unusable else None
+            await session.send(Inventory(tuple(piece), last, job.channels.salt_check, bad))
+        return job
+
+    async def _judged(self, session: Session, offer: JobOffer) -> SiteJob:
+        """The job of an offer that this site's policy allows. Raises JobFailed or BudgetSpent once it is declined."""
         try:
             judge(offer, self._config, session.agreement.features)
             known = self._job
             if known is None or known.run != offer.run:
-                await self._take_up(offer)
-            elif (known.job, known.seats) != (offer.job, offer.seats):
+                return await self._take_up(offer)
+            if (known.job, known.seats) != (offer.job, offer.seats):
                 raise SchemaMismatch("the terms of a run cannot change while it runs")
+            return known
         except BudgetSpent as error:
             await session.send(JobDecline(error.code, error.reason))
             raise
@@ -437,65 +455,50 @@ class Client:
             await session.send(JobDecline(error.code, error.reason))
             await session.close("failed", error.reason)
             raise JobFailed(f"job {offer.job.name} declined: {error.reason}") from None
-        self._report(h.PhaseBegan("joining"))
-        job = self._job
-        if job is None:  # pragma: no cover - it was just taken up
-            raise UnexpectedMessage("no job")
-        await self._compute.run(job.forget_batches, what="reading ahead to end")
-        patients, unusable = await self._compute.run(
-            job.inventory, what="the volumes' headers to be read", timeout=READ_S
-        )
+
+    async def _accept(
+        self, session: Session, offer: JobOffer, job: SiteJob, patients: Sequence[Patient]
+    ) -> None:
+        """Reports and records what is agreed on, then sends the acceptance."""
         saved = await self._held(job)
-        filled = job.filled(patients)
+        filled, hub = job.filled(patients), session.peer.site
         self._report(h.JobJoined(job.job.name, job.run.hex(), job.applied, job.job.steps, saved, filled))
         await self._witness.expect(offer.run)
         self._witness.start(
             offer.run,
             offer.job,
             offer.schema,
-            [Party(session.peer.site, (), offer.defences or (), offer.recorded)],
+            [Party(hub, (), offer.defences or (), offer.recorded)],
             seats=offer.seats,
             defences=job.defences,
             features=session.agreement.features,
         )
+        recorded = self._witness.recorded
         self._report(
             h.JobAccepted(
                 offer.job.name,
                 offer.run.hex(),
-                session.peer.site,
+                hub,
                 terms_digest(offer.job),
                 offer.schema.hex(),
                 list(filled),
                 list(cut_of(offer.job).names),
                 offer.job.precision,
                 job.defences,
-                self._witness.recorded,
+                recorded,
                 job.applied,
                 len(patients),
             )
         )
+        proof = job.prove(offer, session.binding)
         await session.send(
-            JobAccept(
-                job.incarnation,
-                job.applied,
-                saved,
-                len(patients),
-                self._witness.recorded,
-                job.defences,
-                **job.prove(offer, session.binding),
-            )
+            JobAccept(job.incarnation, job.applied, saved, len(patients), recorded, job.defences, **proof)
         )
-        for first in range(0, max(len(patients), 1), INVENTORY_PIECE):
-            piece = patients[first : first + INVENTORY_PIECE]
-            last = first + INVENTORY_PIECE >= len(patients)
-            bad = tuple(unusable) if last and unusable else None
-            await session.send(Inventory(tuple(piece), last, job.channels.salt_check, bad))
-        return job
 
-    async def _take_up(self, offer: JobOffer) -> None:
+    async def _take_up(self, offer: JobOffer) -> SiteJob:
         """A run that this process does not work on yet. Raises PolicyRefused, and what `open_job` raises."""
         await self._close_job()
-        self._job = await self._compute.run(
+        self._job = job = await self._compute.run(
             open_job,
             offer,
             self._config,
@@ -504,6 +507,7 @@ class Client:
             what="the job's folder and images",
             timeout=READ_S,
         )
+        return job
 
     async def _work(self, session: Session, job: SiteJob) -> Bye:
         stopping_until = float("inf")
