@@ -67,6 +67,8 @@ def test_hospitals_find_together_what_none_finds_alone(name: str, tmp_path: Path
         assert "2 of 2 seats: 25, 1 of 2 seats: 7" in done.stdout
         assert results["together"]["scored"] == 8 > results["together"]["scored_complete"]
     for site in job.sites:
+        # Who is held out must not be drawn by chance, and neither must the weights.
+        assert "\ninitial_weights = 7\n" in (tmp_path / "run" / site / "peer.toml").read_text()
         assert "job.complete" in (tmp_path / "run" / site / "together.log").read_text()
 
 
