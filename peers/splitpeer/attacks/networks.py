@@ -1,11 +1,12 @@
-"""Small networks of an adversary: from activations back to an image, and critics of what looks real.
+"""Networks of an adversary: from activations back to an image, critics of what looks real, a copy of the site's own.
 
-Fully convolutional, 2-D and 3-D, without normalisation over a batch: a recovered image must not depend on the
-other patients in the batch.
+Its own are fully convolutional, 2-D and 3-D, without normalisation over a batch: a recovered image must not
+depend on the other patients in the batch.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from splitpeer.errors import AttackImpossible
 from splitpeer.models.cut import Cut, level_name, level_number
 from splitpeer.models.seeding import seeded
 from splitproto.messages import Level
@@ -115,3 +117,14 @@ def critic(cut: Cut, channels: Mapping[str, int], seed: int, width: int = 16) ->
 def image_cut(dimensions: int, channels: int = 1) -> Cut:
     """An image itself as the only level, for a `critic` of images."""
     return Cut((Level(level_name(0), channels, (1,) * dimensions),), (0,))
+
+
+def frozen(model: nn.Module | None, device: str) -> nn.Module:
+    """A copy of `model` for evaluation on `device`, its weights without gradients: only images are optimised.
+
+    Raises:
+        AttackImpossible: there is no model.
+    """
+    if model is None:
+        raise AttackImpossible("it needs the site's weights")
+    return copy.deepcopy(model).to(device).eval().requires_grad_(False)

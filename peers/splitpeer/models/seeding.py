@@ -20,7 +20,8 @@ PRIVATE_ENTROPY_BITS = 128  # PCG64's whole state
 
 Network = TypeVar("Network", bound=nn.Module)
 _PRODUCTS = (nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.Linear)
-_NORMALISATIONS = (nn.modules.instancenorm._InstanceNorm, nn.LayerNorm)
+_NORMALISATIONS = (nn.modules.instancenorm._InstanceNorm, nn.LayerNorm, nn.GroupNorm)
+_OVER_THE_BATCH = nn.modules.batchnorm._BatchNorm
 _BIAS_TABLE = "relative_position_bias_table"
 """Bias tables of attention within windows (Liu et al., arXiv 2103.14030): normal, with this deviation, cut off at
 +-2."""
@@ -43,6 +44,9 @@ def seeded(build: Callable[[], Network], seed: int | None) -> Network:
     The distribution is torch's own default: weights and biases of convolutions and linear layers uniform in
     +-1/sqrt(fan-in) (He et al., arXiv 1502.01852, with a = sqrt 5), normalisation at one and zero; bias tables of
     attention as MONAI draws them. Equal seeds give equal bits in every process, whatever else was drawn before.
+
+    Raises:
+        TypeError: a module whose distribution is unknown, or that normalises over the batch.
     """
     with torch.random.fork_rng(devices=[]):
         network = build()
@@ -50,6 +54,10 @@ def seeded(build: Callable[[], Network], seed: int | None) -> Network:
         np.random.PCG64(secrets.randbits(PRIVATE_ENTROPY_BITS) if seed is None else seed)
     )
     for module in network.modules():
+        if isinstance(module, _OVER_THE_BATCH):
+            # Its statistics mix patients: they would leave with a sample of another, and be averaged with weights.
+            kind = type(module).__name__
+            raise TypeError(f"{kind} makes a sample depend on the other patients of its batch; use GroupNorm")
         if isinstance(module, _PRODUCTS):
             fan_in = module.weight[0].numel()  # as torch counts it, for transposed convolutions too
             bound = 1 / math.sqrt(fan_in)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from splitpeer.models.registry import DEFAULT, NETWORKS
 from splitpeer.settings.loading import to_toml
 
 _PEER = """\
@@ -124,7 +125,7 @@ preset = "glioma"  # WT, TC and ET; or instead a task of your own:
 # normalisation = {{ ct = "window:-100,300" }}
 
 [model]
-network = "basic-unet"  # or "residual-unet", "swin-unetr"; settings of each: docs/networks.md
+network = "{network}"  # or {others}; settings of each: docs/networks.md
 dimensions = 2  # 2: slices, 3: volumes
 features = [32, 32, 64, 128, 256, 32]  # channels of U-Net levels 0 to 4, and of the last decoder block
 levels = [0, 1, 2, 3, 4]  # levels that the sites send; a site's policy may allow fewer
@@ -241,4 +242,9 @@ def peer_toml(
 def job_toml(name: str, sites: Mapping[str, str]) -> str:
     """Text of a `job.toml`. Without `sites` its [sites] is empty and must be filled in before it loads."""
     listed = [_pair(site, modality) for site, modality in sites.items()]
-    return _JOB.format(name=_pair("name", name), sites="\n".join(listed) or '# north = "t1"')
+    return _JOB.format(
+        name=_pair("name", name),
+        sites="\n".join(listed) or '# north = "t1"',
+        network=DEFAULT,
+        others=", ".join(_quoted(network) for network in NETWORKS if network != DEFAULT),
+    )

@@ -22,6 +22,7 @@ from splitpeer.models import (
     make_backbone,
 )
 from splitpeer.models.registry import NETWORKS, backbone_of, on_wire
+from splitpeer.models.seeding import seeded
 from splitpeer.settings.job import Model
 from splitpeer.training.loss import region_loss
 from splitpeer.training.optimiser import Schedule, make_optimiser
@@ -201,6 +202,19 @@ def test_weights_come_from_the_seed_and_are_counted(name: str) -> None:
     assert any(not torch.equal(value, first[key]) for key, value in other.items())
 
 
+def test_group_normalisation_starts_at_one_and_zero() -> None:
+    first = seeded(lambda: nn.Sequential(nn.Conv2d(1, 4, 3), nn.GroupNorm(2, 4)), 4)
+    assert first[1].weight.eq(1).all() and first[1].bias.eq(0).all()
+
+
+@pytest.mark.parametrize("kind", [nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm])
+@pytest.mark.parametrize("affine", [True, False])
+def test_normalisation_over_the_batch_is_refused(kind: type[nn.Module], affine: bool) -> None:
+    """Else what is sent of one patient depends on the others of the batch."""
+    with pytest.raises(TypeError, match="the other patients of its batch; use GroupNorm"):
+        seeded(lambda: nn.Sequential(kind(4, affine=affine)), 4)
+
+
 @BOTH
 @ALL
 @pytest.mark.parametrize("channels", [1, 3])
@@ -239,7 +253,7 @@ def test_a_job_carries_every_network(name: str) -> None:
         ("swin-unetr", {"window_size": (23,)}, "product at most 512"),
         ("swin-unetr", {"window_size": (1,)}, "each at least 2"),
         ("swin-unetr", {"window_size": (4, 4, 4)}, "one number, or 2"),
-        ("no-such-net", {}, "known are basic-unet, residual-unet, swin-unetr"),
+        ("no-such-net", {}, f"known are {', '.join(NETWORKS)}"),
     ],
 )
 def test_impossible_settings_say_why(name: str, settings, text: str) -> None:

@@ -10,7 +10,7 @@ from splitpeer.defences.kinds import parse_all
 from splitpeer.defences.network import build_network
 from splitpeer.defences.randomness import Release
 from splitpeer.models import build_encoder
-from splitpeer.models.registry import averaged_tensors, make_backbone, unet_backbone
+from splitpeer.models.registry import NETWORKS, averaged_tensors, make_backbone, unet_backbone
 from splitpeer.training.averaging import average, average_round
 from splitpeer.training.optimiser import make_optimiser, make_schedule
 from splitpeer.training.split_round import Place
@@ -178,7 +178,7 @@ def test_nothing_of_the_defences_is_shared() -> None:
                  if n.startswith("model/encoder.")}, half(1).weights())  # fmt: skip
 
 
-@pytest.mark.parametrize("network", ["basic-unet", "residual-unet", "swin-unetr"])
+@pytest.mark.parametrize("network", list(NETWORKS))
 def test_names_and_shapes_are_known_without_a_site(network: str) -> None:
     """SP-11.16-3: floating-point numbers only, which today are all that an encoder has."""
     backbone = make_backbone(network, 2)

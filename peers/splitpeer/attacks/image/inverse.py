@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from splitpeer.attacks.base import Attack, Knowledge, Progress, Recovered, View
 from splitpeer.attacks.evidence import AveragedLevel, Evidence, gather, usable_shots
-from splitpeer.attacks.image.whitebox import Misfit, frozen
-from splitpeer.attacks.networks import ImageDecoder, image_decoder
+from splitpeer.attacks.image.whitebox import Misfit
+from splitpeer.attacks.networks import ImageDecoder, frozen, image_decoder
 from splitpeer.attacks.optimise import lbfgs
 from splitpeer.attacks.pose import unpose_images
 from splitpeer.attacks.simulated_defences import SimulatedDefences

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from splitpeer.attacks.base import Attack, Knowledge, Progress, Recovered, Shot, View
 from splitpeer.attacks.evidence import Evidence, gather, require_shots, weights_of
-from splitpeer.attacks.image.whitebox import frozen
+from splitpeer.attacks.networks import frozen
 from splitpeer.attacks.optimise import lbfgs, total_variation
 from splitpeer.attacks.pose import pose_images
 from splitpeer.defences.activation.noise import rms

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 from functools import partial
 
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from splitpeer.attacks.base import Attack, Knowledge, Progress, Recovered, View
 from splitpeer.attacks.evidence import Evidence, gather, usable_shots
 from splitpeer.attacks.image.pca import component, head_of
+from splitpeer.attacks.networks import frozen
 from splitpeer.attacks.optimise import adam, lbfgs, total_variation
 from splitpeer.attacks.pose import pose_images
 from splitpeer.attacks.simulated_defences import Effect, SimulatedDefences
@@ -217,13 +217,6 @@ class WhiteBox(Attack):
         if simulation.on_images:
             picked = denoised(picked, self.tv)
         return picked, [titles[int(k)] for k in best]
-
-
-def frozen(model: nn.Module | None, device: str) -> nn.Module:
-    """A copy of `model` for evaluation on `device`, its weights without gradients: only images are optimised."""
-    if model is None:
-        raise AttackImpossible("it needs the site's weights")
-    return copy.deepcopy(model).to(device).eval().requires_grad_(False)
 
 
 def denoised(images: Tensor, tv: float) -> Tensor:
