@@ -103,6 +103,10 @@ def talk(pair: Any, example: Example, exchange: Callable[[], None]) -> dict[Side
         (COORDINATOR, "progress"),
         (COORDINATOR, "advance"),
         (CLIENT, "advanced"),
+        (COORDINATOR, "share"),
+        (CLIENT, "shared"),
+        (COORDINATOR, "average"),
+        (CLIENT, "averaged"),
         (COORDINATOR, "checkpoint"),
         (CLIENT, "unsaved"),
         (COORDINATOR, "checkpoint"),
@@ -346,7 +350,9 @@ def test_a_message_beyond_the_peers_limit_is_refused_here_and_the_link_lives(mak
     assert len(pair.messages(COORDINATOR)) == 1
 
 
-@pytest.mark.parametrize("broken", [{"X": np.zeros(1)}, {"x": np.zeros(0)}, {"x": np.zeros(1, np.complex64)}])
+@pytest.mark.parametrize(
+    "broken", [{"x y": np.zeros(1)}, {"x": np.zeros(0)}, {"x": np.zeros(1, np.complex64)}]
+)
 def test_a_message_the_wire_does_not_carry_is_refused_here_and_the_link_lives(
     broken: dict[str, Any], make_pair: MakePair
 ) -> None:

@@ -77,7 +77,7 @@ async def test_tls_done_is_not_admission(who: str, hub: Hub, federation: Any, ou
 async def wide(federation: Any) -> AsyncIterator[Hub]:
     """Listens on every address of this machine."""
     async with hub_of(federation, "tcp://0.0.0.0:0", timing=Timing(handshake=1.0)) as hub:
-        hub.listener.lanes[0].address = hub.address.replace("0.0.0.0", "127.0.0.1")
+        hub.listener.lanes[0]._address = hub.address.replace("0.0.0.0", "127.0.0.1")
         yield hub
     await quiet()
 

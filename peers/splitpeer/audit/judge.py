@@ -27,7 +27,7 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class Channel:
+class Reference:
     """What images of one modality are held against."""
 
     floors: Floors
@@ -39,7 +39,7 @@ class Judge:
     """Scores what attacks recover; without the truth it scores nothing."""
 
     truth: Samples | None = None
-    channels: dict[str, Channel] = field(default_factory=dict)
+    channels: dict[str, Reference] = field(default_factory=dict)
     """By modality."""
 
     def outcomes(self, view: View, result: Result) -> list[Outcome]:
@@ -98,5 +98,5 @@ def make_judge(
         outlines = others.outlines if others is not None and truth.masks is not None else None
         if tumour and known is not None and outlines is not None:
             segmenter = train_segmenter(known.images, outlines)
-        judge.channels[modality] = Channel(floors, segmenter)
+        judge.channels[modality] = Reference(floors, segmenter)
     return judge

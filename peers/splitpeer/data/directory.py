@@ -18,7 +18,7 @@ LEAST_DIGITS = 4
 
 
 @dataclass(frozen=True)
-class Listed:
+class DirectoryEntry:
     """One patient under all its names: `key` in captures, `handle` in logs, `patient` and `file` at the site."""
 
     key: str
@@ -27,18 +27,18 @@ class Listed:
     file: str
 
 
-def directory(salt: bytes, *kinds: Iterable[Case]) -> list[Listed]:
+def directory(salt: bytes, *kinds: Iterable[Case]) -> list[DirectoryEntry]:
     """All patients, sorted by id, once for each of several kinds. Raises DataError where two files of a kind are one
     patient."""
     entries = [
-        Listed(key.hex(), handle(key), case.patient, str(Path(case.path)))
+        DirectoryEntry(key.hex(), handle(key), case.patient, str(Path(case.path)))
         for cases in kinds
         for key, case in keyed(salt, cases).items()
     ]
     return sorted(entries, key=lambda entry: entry.patient)
 
 
-def look_up(entries: Sequence[Listed], asked: str) -> list[Listed]:
+def look_up(entries: Sequence[DirectoryEntry], asked: str) -> list[DirectoryEntry]:
     """The patient that `asked` names: an id, a file name, a handle, a key or its beginning. Raises DataError if
     none."""
     name = patient_id(asked)

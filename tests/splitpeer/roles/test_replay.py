@@ -65,7 +65,7 @@ def test_the_table_says_what_when_how_much_and_by_whom(recorded: Scene, cli: Run
     for words in (
         "recorded by coordinator hub", "job try: 2-D, levels x0,x1,x2,x3,x4, f32, 5 steps of 2",
         "peer site-t1 t1; records: yes; does nothing", "peer site-flair flair; records: no; does nothing",
-        "training steps 5", "whole: every record fits the chain; closed in good order", "last chain",
+        "training steps 5", "whole: every record fits the chain; closed cleanly", "last chain",
     ):  # fmt: skip
         assert words in flat, words
 

@@ -147,13 +147,13 @@ class Push:
 
 
 @dataclass(frozen=True)
-class Pose:
+class HeadPose:
     """How a person's head differs from the template in size and tilt: template = matrix @ person, millimetres."""
 
     matrix: NDArray[np.float64]
 
     @classmethod
-    def draw(cls, rng: np.random.Generator) -> Pose:
+    def draw(cls, rng: np.random.Generator) -> HeadPose:
         """Turned by a few degrees, and stretched by a few percent along each axis."""
         pitch, roll, yaw = np.deg2rad(rng.normal(0, (4.0, 2.5, 3.0)))
         matrix = np.diag(rng.normal(1.0, 0.035, 3))
@@ -180,7 +180,7 @@ def _blurred(maps: TissueMaps, spacing_mm: Spacing) -> tuple[Volume, Volume, Vol
     return grey, white, brain
 
 
-def render_head(maps: TissueMaps, grid: Grid, fields: SmoothFields, pose: Pose, push: Push) -> Head:
+def render_head(maps: TissueMaps, grid: Grid, fields: SmoothFields, pose: HeadPose, push: Push) -> Head:
     """The template's tissues, deformed into one person.
 
     Two bands of smooth displacement make the person; a finer field of CSF gives sulci that the template, an average of

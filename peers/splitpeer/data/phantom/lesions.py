@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from splitpeer.data.phantom.anatomy import Head, Pose, SmoothFields, Volume
+from splitpeer.data.phantom.anatomy import Head, HeadPose, SmoothFields, Volume
 
 EDEMA, CORE, ENHANCING = 1, 2, 3
 
@@ -118,7 +118,9 @@ LOOKALIKES: dict[str, tuple[int, int, float, float]] = {
 WALL_MM = 4.5
 
 
-def draw_lookalikes(rng: np.random.Generator, places_mm: NDArray[np.float64], pose: Pose) -> list[Lookalike]:
+def draw_lookalikes(
+    rng: np.random.Generator, places_mm: NDArray[np.float64], pose: HeadPose
+) -> list[Lookalike]:
     """Look-alikes of every kind at random rows of `places_mm` (n, 3; of the template)."""
     found = []
     for kind, (fewest, most, smallest, largest) in LOOKALIKES.items():

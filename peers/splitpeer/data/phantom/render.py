@@ -14,7 +14,7 @@ from splitpeer.data.phantom.anatomy import (
     CENTRE_MM,
     Grid,
     Head,
-    Pose,
+    HeadPose,
     Push,
     Shape,
     SmoothFields,
@@ -79,7 +79,7 @@ def render_subject(maps: TissueMaps, grid: Grid, seed: int, index: int) -> Subje
     rng = _stream(seed, index, "plan")
     fields = SmoothFields(_stream(seed, index, "fields"), grid)
 
-    pose = Pose.draw(rng)
+    pose = HeadPose.draw(rng)
     tumour_places, places = _places(maps)
     centre = pose.to_person(tumour_places[rng.integers(len(tumour_places))])
     glioma = Glioma.draw(rng, centre)
