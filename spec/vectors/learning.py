@@ -37,6 +37,19 @@ def unet(features: list[int], dimensions: int = 2) -> dict[str, Any]:
     return {"settings": [{"name": "features", "values": features}], "cut": levels}
 
 
+def stepped(step: int) -> dict[str, Any]:
+    """SP-11.8-4: what a job says of a residual-unet of two levels with this step between them."""
+    return {
+        "network": "residual-unet",
+        "settings": [{"name": "features", "values": [8, 8]}, {"name": "strides", "values": [1, step]}],
+        "cut": [
+            {"name": "x0", "channels": 8, "stride": [1, 1]},
+            {"name": "x1", "channels": 8, "stride": [step, step]},
+        ],
+        "levels": [0, 1],
+    }
+
+
 def odd_cuts(base: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:
     """SP-11.8-4: names of cases, notes and changes of terms whose cut is not that of the network."""
     five, flat = base["cut"], [{**base["cut"][0], "stride": [1, 2]}]
@@ -49,6 +62,8 @@ def odd_cuts(base: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:
     yield "cut-of-others", "one channel more", {"cut": [{**five[0], "channels": 33}, *five[1:]]}
     yield "cut-of-other-strides", "another stride", {"cut": flat + five[1:]}
     yield "cut-of-other-names", "another name", {"cut": [{**five[0], "name": "image"}, *five[1:]]}
+    yield "steps-of-3", "a step that is neither 1 nor 2", stepped(3)
+    yield "steps-of-4", "a step that is neither 1 nor 2", stepped(4)
     yield "cut-too-short", "a level less", {"cut": five[:4], "levels": [0, 3]}
 
 

@@ -293,6 +293,7 @@ def judge(offer: JobOffer, config: PeerConfig, agreed: Collection[str] = FEATURE
     _check_normalisation(offer, policy)
     try:
         described, backbone = seat_descriptors(job, offer.seats), backbone_for(job, config)
+        encoder_parameters(backbone, offer.seats)
     except ValueError as error:
         raise SchemaMismatch(str(error)) from None
     _check_shared_size(job, backbone, offer.seats, policy)

@@ -61,9 +61,9 @@ def _residual_unet(dimensions: int, settings: Settings) -> tuple[Level, ...]:
     strides = strides or (1, *[2] * (count - 1))
     if len(strides) == count:
         strides = tuple(step for step in strides for _ in range(dimensions))
-    if len(strides) != count * dimensions or not all(1 <= step <= 4 for step in strides):
+    if len(strides) != count * dimensions or not set(strides) <= {1, 2}:
         raise ValueError(
-            f"strides must be 1 to 4, one a level or {dimensions} a level, not {list(settings['strides'])}"
+            f"strides must be 1 or 2, one a level or {dimensions} a level, not {list(settings['strides'])}"
         )
     levels, whole = [], (1,) * dimensions
     for level, width in enumerate(features):
@@ -180,13 +180,17 @@ def on_wire(backbone: Backbone) -> dict[str, Any]:
 
 
 def encoder_parameters(backbone: Backbone, in_channels: int = 1) -> int:
-    """How many weights an encoder has, without making one."""
+    """How many weights an encoder has, without making one. Raises ValueError: it cannot be made."""
     import torch
 
     if counted := NETWORKS[backbone.network].parameters:
         return counted(backbone, in_channels)
-    with torch.device("meta"):
-        encoder = _module(backbone).Encoder(backbone, in_channels)
+    try:
+        with torch.device("meta"):
+            encoder = _module(backbone).Encoder(backbone, in_channels)
+    except (AssertionError, RuntimeError) as error:
+        # The libraries check their arguments by these; settings come from others.
+        raise ValueError(f"{backbone.network} cannot be made with these settings: {error}") from error
     return sum(parameter.numel() for parameter in encoder.parameters())
 
 

@@ -51,6 +51,9 @@ class Announced:
             raise PolicyRefused(f"{forward.mode} of step {forward.step} is not part of this job")
         if forward.seed is not None and not job.augment:
             raise PolicyRefused("the job said that nothing is augmented")
+        # SP-11-17: answers that differ with the seed would average out a defence's kept noise.
+        if forward.seed is not None and forward.mode == "evaluate":
+            raise PolicyRefused("an evaluation has no seed")
         for sample in forward.samples:
             if sample.key not in unusable:
                 self._check_window(sample)

@@ -243,6 +243,8 @@ def test_a_job_carries_every_network(name: str) -> None:
         ("residual-unet", {"features": (4,)}, "features must be 2 to 16"),
         ("residual-unet", {"features": (4, 6), "strides": (1, 2, 2)}, "strides must be"),
         ("residual-unet", {"features": (4, 6), "strides": (1, 0)}, "strides must be"),
+        ("residual-unet", {"features": (4, 6), "strides": (1, 3)}, "strides must be 1 or 2"),
+        ("residual-unet", {"features": (4, 6), "strides": (4, 4)}, "strides must be 1 or 2"),
         ("residual-unet", {"depths": (1, 2)}, "no setting 'depths'"),
         ("swin-unetr", {"feature_size": (25,)}, "one multiple of 12 up to 252"),
         ("swin-unetr", {"feature_size": (264,)}, "one multiple of 12 up to 252"),

@@ -162,6 +162,37 @@ def test_a_site_that_limits_no_level_takes_any_stride() -> None:
         judge(offer(**residual(FULL, (0, 4))), site(**taken))
 
 
+@pytest.mark.parametrize("step", [3, 4])
+def test_a_step_that_the_library_cannot_make_is_a_mismatch(step: int) -> None:
+    """SP-11.8-4."""
+    asked = offer(**residual(FULL, (1, 4)))
+    strides = Setting("strides", (1, step, 1, 1, 1))
+    settings = tuple(strides if one.name == "strides" else one for one in asked.job.settings)
+    levels = asked.job.cut
+    cut = (levels[0], *(dataclasses.replace(one, stride=(step, step)) for one in levels[1:]))
+    job = dataclasses.replace(asked.job, settings=settings, cut=cut, window=(48, 48))
+    schema = schema_digest(cut_descriptors(job))
+    with pytest.raises(SchemaMismatch, match="strides must be 1 or 2"):
+        judge(dataclasses.replace(asked, job=job, schema=schema), site())
+
+
+@pytest.mark.parametrize("error", [AssertionError, RuntimeError])
+def test_an_encoder_that_the_library_refuses_is_a_mismatch(
+    monkeypatch: pytest.MonkeyPatch, error: type[Exception]
+) -> None:
+    """SP-11.8-4: settings come from others, so whatever the library says of them is an answer."""
+    from splitpeer.models import residual_unet
+
+    def refused(*_: object) -> None:
+        raise error("not like this")
+
+    monkeypatch.setattr(residual_unet, "Encoder", refused)
+    with pytest.raises(
+        SchemaMismatch, match="residual-unet cannot be made with these settings: not like this"
+    ):
+        judge(offer(**residual(FULL, (0, 4))), site())
+
+
 def swin(**settings: tuple[int, ...]) -> dict[str, Any]:
     of = make_backbone("swin-unetr", 3, settings)
     return {**on_wire(of), "window": (64, 64, 64), "batch": 1}
@@ -241,6 +272,15 @@ def test_feature_maps_count_whether_they_leave_or_not() -> None:
     large = offer(levels=(4,), window=(1024, 1024), batch=64)
     with pytest.raises(PolicyRefused, match="MiB of feature maps"):
         judge(large, site())
+
+
+def test_an_evaluation_has_no_seed(announced: Announced) -> None:
+    """SP-11-17, even where the job augments its training batches."""
+    announced._job = dataclasses.replace(JOB, augment=True)
+    announced.check(forward(FAIR, seed=7), {})
+    announced.check(forward(FAIR, mode="evaluate"), {})
+    with pytest.raises(PolicyRefused, match="an evaluation has no seed"):
+        announced.check(forward(FAIR, seed=7, mode="evaluate"), {})
 
 
 @pytest.fixture
