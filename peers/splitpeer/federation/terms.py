@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from splitpeer.data.geometry import Triple
 from splitpeer.data.normalisation import DEFAULT, Normaliser
 from splitpeer.federation.seats import tensor_name
 from splitpeer.models.cut import Backbone, level_name
-from splitpeer.models.registry import backbone_of, cut_of, kept_values, on_wire, own_backbone
+from splitpeer.models.registry import backbone_of, cut_of, kept_values, on_wire, own_backbone, passing_values
 from splitpeer.models.registry import encoder_parameters as parameters_of
 from splitpeer.settings.bounds import Bounds
 from splitpeer.settings.job import MAX_STEPS, JobConfig
@@ -33,6 +34,8 @@ PARAMETER_OCTETS = 16
 """Weight, gradient and two moments."""
 MAPS = 3
 """Feature maps, their gradients, and what is sent."""
+READ_AHEAD = 4
+"""Most batches read ahead; one more is being read, and one is computed."""
 
 
 def normalisation_of(job: Job, modality: str) -> Normaliser:
@@ -145,6 +148,56 @@ def checkpoint_octets(backbone: Backbone, seats: Sequence[Seat]) -> int:
     return 12 * encoder_parameters(backbone, seats)
 
 
+def _fixed_octets(backbone: Backbone, seats: Sequence[Seat], voxels: int) -> int:
+    """Memory that a job needs whatever its batches are: a volume of every channel, encoders and optimisers."""
+    channels = sum(len(seat.modalities) for seat in seats)
+    return VOXEL_OCTETS * voxels * channels + PARAMETER_OCTETS * encoder_parameters(backbone, seats)
+
+
+def _batch_octets(
+    job: Job, backbone: Backbone, seats: Sequence[Seat], rows: Mapping[str, int], *, train: bool
+) -> int:
+    """Memory of one batch while it is computed, and of the images of those that are read ahead.
+
+    Args:
+        rows: by seat, samples whose patients fill it.
+        train: whether values are kept for `backward`.
+    """
+    inside = (kept_values if train else passing_values)(backbone, job.window)
+    count = sum(rows.values())
+    images = 4 * math.prod(job.window) * sum(len(one.modalities) * rows.get(one.name, 0) for one in seats)
+    return MAPS * encoder_octets(job, 1) * count + 4 * inside * count + (READ_AHEAD + 2) * images
+
+
+@dataclass(frozen=True)
+class Room:
+    """SP-11-28: what one batch of an accepted job may take at this site; an evaluation may ask for larger ones."""
+
+    job: Job
+    backbone: Backbone
+    seats: tuple[Seat, ...]
+    bounds: Bounds
+    most_octets: int
+    """Of one batch's feature maps, float32."""
+    voxels: int
+    """Of the site's largest volume on the job's grid."""
+
+    def check(self, rows: Mapping[str, int], *, train: bool) -> None:
+        """Raises PolicyRefused: a batch with so many rows at each seat is too large; the setting is named."""
+        count = sum(rows.values())
+        if encoder_octets(self.job, count) > self.most_octets:
+            raise PolicyRefused(
+                f"a batch of {count} samples is more than this site computes (max_message_mib)"
+            )
+        memory = _fixed_octets(self.backbone, self.seats, self.voxels)
+        memory += _batch_octets(self.job, self.backbone, self.seats, rows, train=train)
+        if memory >> 20 > self.bounds.max_memory_mib:
+            raise PolicyRefused(
+                f"a batch of {count} samples needs {memory >> 20} MiB where this site allows "
+                f"{self.bounds.max_memory_mib} (max_memory_mib)"
+            )
+
+
 def check_bounds(job: Job, backbone: Backbone, seats: Sequence[Seat], bounds: Bounds, voxels: int) -> None:
     """SP-11.15-7: what the terms cost this site, all its seats and channels together, before any of it is taken.
 
@@ -156,9 +209,8 @@ def check_bounds(job: Job, backbone: Backbone, seats: Sequence[Seat], bounds: Bo
         PolicyRefused: more than the policy allows; the setting is named.
     """
     parameters, state = encoder_parameters(backbone, seats), 2 * checkpoint_octets(backbone, seats)
-    channels = sum(len(seat.modalities) for seat in seats)
-    maps = MAPS * encoder_octets(job, job.batch) + 4 * job.batch * kept_values(backbone, job.window)
-    memory = VOXEL_OCTETS * voxels * channels + PARAMETER_OCTETS * parameters + len(seats) * maps
+    rows = {seat.name: job.batch for seat in seats}
+    memory = _fixed_octets(backbone, seats, voxels) + _batch_octets(job, backbone, seats, rows, train=True)
     for name, asked, most in (
         ("max_voxels", voxels, bounds.max_voxels),
         ("max_parameters", parameters, bounds.max_parameters),

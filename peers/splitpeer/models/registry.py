@@ -38,6 +38,8 @@ class Network:
     """Backbone and channels of the image to the encoder's weights; None: torch's meta device counts them."""
     kept: Callable[[Backbone, Sequence[int]], int] | None = None
     """Backbone and window to the values of one sample that an encoder keeps for `backward`, besides its levels."""
+    passing: Callable[[Backbone, Sequence[int]], int] | None = None
+    """As `kept`: those that are held at once where nothing is kept."""
 
 
 def _basic_unet(dimensions: int, settings: Settings) -> tuple[Level, ...]:
@@ -90,6 +92,7 @@ NETWORKS: dict[str, Network] = {
         swin_size.levels,
         swin_size.encoder_parameters,
         swin_size.kept_values,
+        swin_size.passing_values,
     ),
 }
 
@@ -198,6 +201,12 @@ def kept_values(backbone: Backbone, window: Sequence[int]) -> int:
     """Values of one sample that an encoder keeps for `backward`, besides its levels; 0 where they are few."""
     kept = NETWORKS[backbone.network].kept
     return kept(backbone, window) if kept else 0
+
+
+def passing_values(backbone: Backbone, window: Sequence[int]) -> int:
+    """Values of one sample that an encoder holds at once in an evaluation, besides its levels; 0 where they are few."""
+    passing = NETWORKS[backbone.network].passing
+    return passing(backbone, window) if passing else 0
 
 
 def averaged_tensors(backbone: Backbone, in_channels: int = 1) -> dict[str, tuple[int, ...]]:

@@ -7,7 +7,7 @@ what a coordinator asks for before it makes any of it.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from splitpeer.models.cut import Backbone, level_name
 from splitproto.messages import Level
@@ -84,17 +84,35 @@ def kept_values(backbone: Backbone, window: Sequence[int]) -> int:
 
     For each token of each block 14 times its width (measured) and, from each head, its comparison with its window.
     """
-    settings, total = backbone.settings, 0
-    for stage, (depth, heads) in enumerate(zip(settings["depths"], settings["num_heads"], strict=True)):
-        width = settings["feature_size"][0] << stage
+    return sum(
+        depth * tokens * (14 * width + comparisons)
+        for depth, (tokens, width, comparisons) in zip(
+            backbone.settings["depths"], _blocks(backbone, window), strict=True
+        )
+    )
+
+
+def passing_values(backbone: Backbone, window: Sequence[int]) -> int:
+    """About how many values of one sample the largest block holds at once where nothing is kept for backward.
+
+    Comparisons count twice: their weights are made from them.
+    """
+    return max(
+        tokens * (14 * width + 2 * comparisons) for tokens, width, comparisons in _blocks(backbone, window)
+    )
+
+
+def _blocks(backbone: Backbone, window: Sequence[int]) -> Iterator[tuple[int, int, int]]:
+    """Of a block of each stage: tokens of one sample, their width, and comparisons of one token, all heads together."""
+    settings = backbone.settings
+    for stage, heads in enumerate(settings["num_heads"]):
         tokens = compared = 1
         for size, most in zip(window, attention_window(backbone), strict=True):
             side = size >> (stage + 1)
             most = min(most, side)
             tokens *= -(-side // most) * most
             compared *= most
-        total += depth * tokens * (14 * width + heads * compared)
-    return total
+        yield tokens, settings["feature_size"][0] << stage, heads * compared
 
 
 def attention_window(backbone: Backbone) -> tuple[int, ...]:

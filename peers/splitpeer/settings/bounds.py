@@ -21,7 +21,8 @@ class Bounds(Section):
     max_parameters: PositiveInt = 20_000_000
     """Parameters of the encoder; 12 bytes each in a checkpoint. A full-size 3-D encoder has 4 million."""
     max_memory_mib: PositiveInt = 8192
-    """Estimated memory that the job needs: one volume, the encoder with its optimiser, the feature maps of a batch."""
+    """Estimated memory that the job needs: one volume, the encoder with its optimiser, the feature maps of a batch,
+    and the images of that batch and those read ahead."""
     max_runs: PositiveInt = 16
     """Run folders in [peer] state, the present one included; the oldest are removed first."""
     max_state_mib: PositiveInt = 4096

@@ -10,14 +10,12 @@ import numpy as np
 from splitpeer.data.channels import Channels
 from splitpeer.data.loader import Prefetcher
 from splitpeer.data.sampling import batch_digest
-from splitpeer.federation.terms import encoder_octets, window_of
+from splitpeer.federation.terms import READ_AHEAD, Room, window_of
 from splitproto.errors import Misaligned, PolicyRefused, SchemaMismatch, StepMismatch
 from splitproto.messages import Forward, Job, Sample
 
 Images = dict[str, np.ndarray]
 """Images by seat: float32 [B, channels, *spatial]; a seat that no patient of the batch fills is left out."""
-DEPTH = 4
-"""Most batches read ahead."""
 
 
 class Announced:
@@ -26,14 +24,12 @@ class Announced:
     Args:
         job: its terms.
         channels: the site's images.
-        most_octets: of one batch's feature maps, float32.
+        room: what one batch may take.
         read: makes the images of a batch; called in a thread of its own.
     """
 
-    def __init__(
-        self, job: Job, channels: Channels, most_octets: int, read: Callable[[Forward], Images]
-    ) -> None:
-        self._job, self._channels, self._most_octets, self._read = job, channels, most_octets, read
+    def __init__(self, job: Job, channels: Channels, room: Room, read: Callable[[Forward], Images]) -> None:
+        self._job, self._channels, self._room, self._read = job, channels, room, read
         self._window = window_of(job)
         self._waiting: deque[Forward] = deque()
         self._prefetch: Prefetcher[Forward, Images] | None = None
@@ -62,11 +58,8 @@ class Announced:
             raise SchemaMismatch(f"a training batch of {count} samples where the job says {job.batch}")
         self._check_places(forward)
         # Checked for every batch: an evaluation's may be larger than the job's.
-        rows = sum(map(len, self._channels.rows(forward.samples).values()))
-        if encoder_octets(job, rows) > self._most_octets:
-            raise PolicyRefused(
-                f"a batch of {count} samples is more than this site computes (max_message_mib)"
-            )
+        rows = {seat: len(held) for seat, held in self._channels.rows(forward.samples).items()}
+        self._room.check(rows, train=forward.mode == "train")
         if batch_digest(forward.step, forward.samples, forward.seed, forward.places) != forward.digest:
             raise Misaligned(
                 f"batch of step {forward.step}: the samples do not give the digest that came with them"
@@ -75,7 +68,7 @@ class Announced:
     def add(self, forward: Forward) -> None:
         """A batch that was checked will be due soon: start reading."""
         if self._prefetch is None:
-            self._prefetch = Prefetcher(self._read, depth=DEPTH)
+            self._prefetch = Prefetcher(self._read, depth=READ_AHEAD)
         self._prefetch.submit(forward, timeout=1.0)
         self._waiting.append(forward)
 

@@ -17,7 +17,7 @@ from splitpeer.errors import DataError, PatientUnusable
 from splitpeer.federation.files import counted, look, note
 from splitpeer.federation.precision import from_wire, to_wire
 from splitpeer.federation.seats import by_seat, joined
-from splitpeer.federation.terms import window_of
+from splitpeer.federation.terms import Room, window_of
 from splitpeer.privacy.ledger import Ledger
 from splitpeer.settings.bounds import Bounds
 from splitpeer.site.announced import Announced, Images
@@ -60,8 +60,8 @@ class Means:
     bounds: Bounds
     checkpoint_octets: int
     """Bytes of one checkpoint."""
-    most_octets: int
-    """Most bytes of one batch's feature maps."""
+    room: Room
+    """What one batch may take."""
     channels: Channels
     consent: Consent
     encoders: Encoders
@@ -97,7 +97,7 @@ class SiteJob:
         self._averaging = SiteAveraging(self.job, self.seats, self.encoders.halves)
         self.unusable = dict(unusable)
         """SP-11.13-3: patients whose files this process cannot use, and why: not read again, even if repaired."""
-        self._announced = Announced(self.job, self.channels, means.most_octets, self._read)
+        self._announced = Announced(self.job, self.channels, means.room, self._read)
         self._withdrew = False  # announced batches do not count until the coordinator says where to continue
         self._pending: Activations | None = None
         self._computed = 0

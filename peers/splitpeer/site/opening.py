@@ -15,6 +15,7 @@ from splitpeer.defences.network import build_network
 from splitpeer.federation.compute import defence_key, pick_device
 from splitpeer.federation.files import look
 from splitpeer.federation.terms import (
+    Room,
     backbone_for,
     check_bounds,
     checkpoint_octets,
@@ -65,9 +66,8 @@ def open_job(
     bad = _bad(channels, unusable or {})
     grids = look(channels, dict(bad), report)
     backbone = backbone_for(job, config)
-    check_bounds(
-        job, backbone, offer.seats, bounds, max((math.prod(g.shape) for g in grids.values()), default=0)
-    )
+    voxels = max((math.prod(g.shape) for g in grids.values()), default=0)
+    check_bounds(job, backbone, offer.seats, bounds, voxels)
     if not known:
         new_run(state, bounds)
     octets = checkpoint_octets(backbone, offer.seats)
@@ -79,7 +79,14 @@ def open_job(
         folder=folder,
         bounds=bounds,
         checkpoint_octets=octets,
-        most_octets=config.policy.max_message_bytes if config.policy else 0,
+        room=Room(
+            job,
+            backbone,
+            offer.seats,
+            bounds,
+            config.policy.max_message_bytes if config.policy else 0,
+            voxels,
+        ),
         channels=channels,
         consent=consent,
         encoders=encoders,

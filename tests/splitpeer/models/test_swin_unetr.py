@@ -11,7 +11,7 @@ import torch
 
 from splitpeer.errors import ConfigError
 from splitpeer.models import build_encoder, make_backbone
-from splitpeer.models.registry import kept_values
+from splitpeer.models.registry import kept_values, passing_values
 from splitpeer.settings.job import JobConfig
 from splitpeer.training.machine import in_order
 from splitpeer.training.optimiser import Schedule, make_optimiser
@@ -111,6 +111,13 @@ def test_what_a_transformer_keeps_for_backward_is_estimated(
     assert kept
     estimate = kept_values(of, window)
     assert 0.8 * sum(saved.values()) < estimate < 1.3 * sum(saved.values()), (estimate, sum(saved.values()))
+
+
+def test_an_evaluation_holds_one_block_at_a_time() -> None:
+    """Less than what is kept for backward, and never less than a block's comparisons."""
+    of = make_backbone("swin-unetr", 3, {"window_size": (7,)})
+    window = (96, 96, 96)
+    assert 49**3 * 3 * 7**3 < passing_values(of, window) < kept_values(of, window)
 
 
 SETTINGS = """

@@ -12,7 +12,7 @@ import pytest
 from splitpeer.data.normalisation import KINDS
 from splitpeer.data.sampling import batch_digest
 from splitpeer.defences.kinds import parse_all
-from splitpeer.federation.terms import check_bounds, cut_descriptors, judge
+from splitpeer.federation.terms import Room, check_bounds, cut_descriptors, judge
 from splitpeer.models.registry import backbone_of, make_backbone, on_wire
 from splitpeer.settings.bounds import Bounds
 from splitpeer.site.announced import Announced
@@ -193,6 +193,49 @@ def test_an_encoder_that_the_library_refuses_is_a_mismatch(
         judge(offer(**residual(FULL, (0, 4))), site())
 
 
+def test_images_read_ahead_count() -> None:
+    """SP-11.15-7: few features, many voxels: what is read ahead is the larger part."""
+    of = make_backbone("residual-unet", 3, {"features": (1, 1), "strides": (2, 2)})
+    job = dataclasses.replace(JOB, **on_wire(of), window=(128, 128, 128), batch=900)
+    eight = (Seat("m", tuple(f"m{n}" for n in range(8))),)
+    with pytest.raises(PolicyRefused, match="max_memory_mib"):
+        check_bounds(job, of, eight, Bounds(), 10**6)
+    check_bounds(dataclasses.replace(job, batch=4), of, eight, Bounds(), 10**6)
+
+
+def test_a_batch_of_an_evaluation_stays_within_the_memory_of_the_policy() -> None:
+    """SP-11-28: however little of it is sent."""
+    heavy = {"feature_size": (12,), "num_heads": (12, 24, 48, 96), "window_size": (8,)}
+    job = dataclasses.replace(offer(**swin(**heavy)).job, window=(96, 96, 96))
+    check_bounds(job, backbone_of(job), SEATS, Bounds(), 10**6)
+    room = Room(job, backbone_of(job), SEATS, Bounds(), 1024 * MIB, 10**6)
+    room.check({"t1": 1}, train=False)
+    room.check({"t1": 1}, train=True)
+    with pytest.raises(PolicyRefused, match=r"21 samples needs .* allows 8192 \(max_memory_mib\)"):
+        room.check({"t1": 21}, train=False)
+    usual = dataclasses.replace(offer(**swin()).job, window=(96, 96, 96))
+    Room(usual, backbone_of(usual), SEATS, Bounds(), 1024 * MIB, 240 * 240 * 155).check(
+        {"t1": 4}, train=False
+    )
+
+
+def test_an_evaluation_of_few_features_is_bounded_by_its_images(announced: Announced) -> None:
+    """SP-11-28: of every forward, and where each seat has rows of its own."""
+    of = make_backbone("residual-unet", 3, {"features": (1, 1), "strides": (2, 2)})
+    job = dataclasses.replace(JOB, **on_wire(of), window=(128, 128, 128), batch=1)
+    seats = (Seat("a", ("t1", "t2")), Seat("b", ("flair",)))
+    announced._job, announced._window = job, (128, 128, 128)
+    announced._room = Room(job, of, seats, Bounds(max_memory_mib=512), 1024 * MIB, 10**6)
+    shape = SimpleNamespace(shape=(128, 128, 128))
+    announced._channels = SimpleNamespace(  # type: ignore[assignment]
+        geometry=lambda key: shape, rows=lambda samples: {"b": list(range(len(samples)))}
+    )
+    whole = (0, 0, 0)
+    announced.check(forward(whole, whole, mode="evaluate"), {})
+    with pytest.raises(PolicyRefused, match="max_memory_mib"):
+        announced.check(forward(*[whole] * 16, mode="evaluate"), {})
+
+
 def swin(**settings: tuple[int, ...]) -> dict[str, Any]:
     of = make_backbone("swin-unetr", 3, settings)
     return {**on_wire(of), "window": (64, 64, 64), "batch": 1}
@@ -290,7 +333,8 @@ def announced() -> Announced:
         geometry=lambda key: SimpleNamespace(shape=(40, 20, 24)),
         rows=lambda samples: {"t1": list(range(len(samples)))},
     )
-    return Announced(JOB, channels, MIB, lambda forward: {})  # type: ignore[arg-type]
+    room = Room(JOB, backbone_of(JOB), SEATS, Bounds(), MIB, 40 * 20 * 24)
+    return Announced(JOB, channels, room, lambda forward: {})  # type: ignore[arg-type]
 
 
 def forward(
