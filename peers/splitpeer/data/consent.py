@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Mapping
@@ -11,7 +12,7 @@ from splitpeer.data.files import Case
 from splitpeer.data.layouts import subject
 from splitpeer.data.patients import patient_id
 from splitpeer.errors import DataError, PatientUnusable
-from splitpeer.storage import reading
+from splitpeer.storage import durable, reading
 
 MAX_BYTES = 16 << 20
 """A longer list is refused: it would name more patients than an inventory may hold."""
@@ -28,10 +29,12 @@ class Consent:
     Args:
         path: of the list; None: there is no list. It need not exist yet, but its folder must.
         cases: the patients, by key.
+        mark: a file that is written once the list was there: from then on its absence is an error, after a restart and
+            in the next run too. None: only this object remembers.
     """
 
-    def __init__(self, path: Path | None, cases: Mapping[bytes, Case]) -> None:
-        self._path = path
+    def __init__(self, path: Path | None, cases: Mapping[bytes, Case], mark: Path | None = None) -> None:
+        self._path, self._mark = path, mark
         self._keys: dict[str, set[bytes]] = {}
         for key, case in cases.items():
             for name in {case.patient, subject(case.patient)}:
@@ -78,7 +81,7 @@ class Consent:
         try:
             content = _patiently(path)
         except FileNotFoundError:
-            if not self._seen and path.parent.is_dir():
+            if not self._was_there() and path.parent.is_dir():
                 return b""
             raise DataError(
                 f"{path}: the list of withdrawn patients is gone, so nothing is sent: put it back"
@@ -88,8 +91,25 @@ class Consent:
                 f"{path}: the list of withdrawn patients cannot be read ({error.strerror}), so nothing is sent: "
                 "correct the file, or [data] withdrawn"
             ) from None
+        if not self._seen:
+            self._note()
         self._seen = True
         return content
+
+    def _was_there(self) -> bool:
+        """Whether this process, or one before it, has read the list."""
+        return self._seen or (self._mark is not None and os.path.lexists(self._mark))
+
+    def _note(self) -> None:
+        """Raises DataError: nothing would show after a restart that there was a list."""
+        mark = self._mark
+        if mark is None or os.path.lexists(mark):
+            return
+        try:
+            durable.make_folder(mark.parent)
+            durable.replace(mark, b"")
+        except OSError as error:
+            raise durable.refusal(error, f"{mark}:", "[peer] state") from None
 
     def _ids(self, path: Path, content: bytes) -> set[str]:
         try:

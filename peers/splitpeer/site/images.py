@@ -14,6 +14,9 @@ from splitpeer.data.volumes import Volumes
 from splitpeer.errors import DataError
 from splitpeer.settings.peer import PeerConfig
 
+LIST_SEEN = "withdrawn-list-seen"
+"""File in [peer] state: there was a list of withdrawn patients."""
+
 
 def find_cases(config: PeerConfig) -> dict[str, Found]:
     """The site's images and the other files there, by modality. Raises DataError naming the file or folder."""
@@ -67,4 +70,5 @@ def open_consent(config: PeerConfig, found: Mapping[str, Found]) -> Consent:
     return Consent(
         data.withdrawn,
         {key: case for kind in found.values() for key, case in keyed(salt, kind.cases).items()},
+        config.peer.state / LIST_SEEN,
     )

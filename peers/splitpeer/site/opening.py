@@ -31,7 +31,7 @@ from splitpeer.site.budgets import Budgets, new_run
 from splitpeer.site.encoders import Encoders
 from splitpeer.site.images import find_cases, open_consent, open_volumes
 from splitpeer.site.job import Means, SiteJob
-from splitpeer.site.run_folders import make_room
+from splitpeer.site.run_folders import check_terms, make_room, note_terms
 from splitpeer.site.secret import site_secret
 from splitpeer.training.guard import Guard
 from splitpeer.training.optimiser import make_optimiser, make_schedule
@@ -53,11 +53,13 @@ def open_job(
 
     Raises:
         PolicyRefused: it costs more than the policy allows.
+        SchemaMismatch: this site accepted other terms or seats for the run.
         ConfigError, DataError: settings, images, keys or checkpoints cannot be used.
     """
     job, bounds = offer.job, config.policy or Bounds()
     state, folder = config.peer.state, run_folder(config.peer.state, job.name, offer.run)
     known = folder.exists()
+    check_terms(folder, offer)
     found = find_cases(config)
     consent = open_consent(config, found)
     key = _base_key(config)
@@ -72,6 +74,7 @@ def open_job(
         new_run(state, bounds)
     octets = checkpoint_octets(backbone, offer.seats)
     make_room(state, folder, bounds, 2 * octets, report)
+    note_terms(folder, offer)
     encoders = Encoders({seat.name: _half(job, backbone, seat, config, key) for seat in offer.seats})
     announced = next(iter(images.values())).specs + encoders.defences
     means = Means(

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from splitpeer.daemon import happenings as h
+from splitpeer.daemon.witness import terms_digest
 from splitpeer.errors import DiskTrouble
 from splitpeer.settings.bounds import Bounds
 from splitpeer.storage import durable
-from splitproto.errors import PolicyRefused
+from splitproto.errors import PolicyRefused, SchemaMismatch
+from splitproto.messages import JobOffer
 
 COMPLETE = "complete"
 """File that marks a run whose coordinator said that it is complete."""
+TERMS = "terms"
+"""File with the digest of the terms and seats that this site accepted for the run."""
 _NAME = re.compile(r"(.+)-[0-9a-f]{32}")
 
 
@@ -33,6 +39,42 @@ def mark_complete(folder: Path, report: h.Reporter) -> None:
         durable.replace(folder / COMPLETE, b"")
     except OSError as error:
         report(h.RunNotMarked(folder.name, str(error.strerror)))
+
+
+def check_terms(folder: Path, offer: JobOffer) -> None:
+    """SP-11-2: a run keeps the terms and seats that this site accepted, whatever process did.
+
+    Raises:
+        SchemaMismatch: the offer has others.
+        DataError: the file cannot be read.
+    """
+    path = folder / TERMS
+    try:
+        accepted = path.read_bytes()
+    except FileNotFoundError:
+        return  # new, or taken up before this file was kept
+    except OSError as error:
+        raise durable.refusal(error, f"{path}:", "[peer] state") from None
+    if accepted != _digest(offer):
+        raise SchemaMismatch("the terms or the seats are not those that this site accepted for the run")
+
+
+def note_terms(folder: Path, offer: JobOffer) -> None:
+    """See `check_terms`. Raises DataError: the file cannot be written."""
+    path = folder / TERMS
+    try:
+        if not path.exists():
+            durable.make_folder(folder)
+            durable.replace(path, _digest(offer))
+    except OSError as error:
+        raise durable.refusal(error, f"{path}:", "[peer] state") from None
+
+
+def _digest(offer: JobOffer) -> bytes:
+    # A deadline is no part of the weights: a coordinator may change it when it restarts.
+    terms = terms_digest(replace(offer.job, seconds_per_step=1.0))
+    seats = [[seat.name, list(seat.modalities)] for seat in offer.seats]
+    return hashlib.sha256(json.dumps([terms, seats]).encode()).hexdigest().encode()
 
 
 def make_room(state: Path, current: Path, bounds: Bounds, needed: int, report: h.Reporter) -> None:

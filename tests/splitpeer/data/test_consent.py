@@ -9,7 +9,7 @@ import pytest
 from splitpeer.data import consent
 from splitpeer.data.consent import Consent
 from splitpeer.data.files import Case
-from splitpeer.errors import DataError
+from splitpeer.errors import DataError, PeerError
 
 CASES = {
     name.encode(): Case(name, Path(f"{name}.nii.gz"))
@@ -71,3 +71,24 @@ def test_a_list_that_was_there_does_not_vanish(path: Path) -> None:
     path.unlink()
     with pytest.raises(DataError, match="is gone, so nothing is sent: put it back"):
         listed.withdrawn()
+
+
+def test_a_list_that_was_there_is_missed_by_the_next_process(path: Path, tmp_path: Path) -> None:
+    mark = tmp_path / "state" / "seen"
+    assert Consent(path, CASES, mark).withdrawn() == set()
+    assert not mark.exists(), "there was no list yet"
+    path.write_text("P-1\n")
+    assert Consent(path, CASES, mark).withdrawn() == {b"P-1"}
+    path.unlink()
+    with pytest.raises(DataError, match="is gone, so nothing is sent: put it back"):
+        Consent(path, CASES, mark).withdrawn()
+    path.write_text("")
+    assert Consent(path, CASES, mark).withdrawn() == set()
+
+
+def test_without_a_mark_no_list_is_read(path: Path, tmp_path: Path) -> None:
+    """It would be forgotten with the process."""
+    path.write_text("P-1\n")
+    (tmp_path / "state").write_text("a file where the folder should be")
+    with pytest.raises(PeerError, match="state"):
+        Consent(path, CASES, tmp_path / "state" / "seen").withdrawn()

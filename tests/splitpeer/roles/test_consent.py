@@ -144,6 +144,26 @@ def test_what_was_computed_is_not_sent_a_second_time(scene, stage, opened) -> No
     site.close()
 
 
+def test_a_new_run_misses_a_list_that_was_there(scene, stage) -> None:
+    """Neither another run nor another process takes its absence for: nobody has withdrawn."""
+    from splitpeer.daemon import happenings as h
+    from splitpeer.federation.terms import job_on_wire, seat_descriptors
+    from splitpeer.site.opening import open_job
+    from splitproto.messages import JobOffer, Seat
+    from splitproto.tensors import schema_digest
+
+    job, seats = job_on_wire(scene.settings), (Seat("t1", ("t1",)),)
+    schema, config = schema_digest(seat_descriptors(job, seats)), scene.config("site-t1")
+    patient = stage.training[0]
+    listed(scene).write_text(patient)
+    site = open_job(JobOffer(bytes(16), seats, job, schema), config, h.Reporter())
+    assert scene.key(patient) not in {one.key for one in site.inventory()[0]}
+    site.close()
+    listed(scene).unlink()
+    with pytest.raises(DataError, match="is gone, so nothing is sent"):
+        open_job(JobOffer(bytes([1] * 16), seats, job, schema), config, h.Reporter())
+
+
 def test_the_status_of_a_daemon_names_no_patient(scene, stage) -> None:
     """Real processes; the list is there from the start with an id that nobody has."""
     listed(scene).write_text("NOBODY\n")

@@ -377,3 +377,25 @@ def test_an_average_of_another_encoder_is_not_taken(begin) -> None:
     with pytest.raises(JobFailed, match="not finite"):
         site.take_average(Average(0, 0, {**own, first: np.full_like(own[first], np.nan)}))
     assert alike(shared(site, 0), own)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        lambda offer: replace(offer, seats=(Seat("mri", ("t1",)),)),
+        lambda offer: replace(offer, job=replace(offer.job, learning_rate=offer.job.learning_rate / 2)),
+        lambda offer: replace(offer, job=replace(offer.job, steps=offer.job.steps + 1)),
+    ],
+    ids=["seat", "learning rate", "steps"],
+)
+def test_a_restarted_site_keeps_to_the_terms_of_a_run(
+    scene: Scene, begin: Callable[[], SiteJob], other: Callable[[JobOffer], JobOffer]
+) -> None:
+    """SP-11-2: a checkpoint of one seat would be taken for another's."""
+    begin().close()
+    job = job_on_wire(scene.settings)
+    offer = JobOffer(RUN, (Seat("t1", ("t1",)),), job, schema_digest(cut_descriptors(job)))
+    with pytest.raises(SchemaMismatch, match="not those that this site accepted for the run"):
+        open_job(other(offer), scene.config("site-t1"), h.Reporter())
+    later = replace(offer, job=replace(job, seconds_per_step=job.seconds_per_step + 1))
+    open_job(later, scene.config("site-t1"), h.Reporter()).close()
