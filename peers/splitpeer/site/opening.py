@@ -68,8 +68,8 @@ def open_job(
     bad = _bad(channels, unusable or {})
     grids = look(channels, dict(bad), report)
     backbone = backbone_for(job, config)
-    voxels = max((math.prod(g.shape) for g in grids.values()), default=0)
-    check_bounds(job, backbone, offer.seats, bounds, voxels)
+    room = _room(offer, config, backbone, max((math.prod(g.shape) for g in grids.values()), default=0))
+    check_bounds(job, backbone, offer.seats, bounds, room.voxels)
     if not known:
         new_run(state, bounds)
     octets = checkpoint_octets(backbone, offer.seats)
@@ -82,14 +82,7 @@ def open_job(
         folder=folder,
         bounds=bounds,
         checkpoint_octets=octets,
-        room=Room(
-            job,
-            backbone,
-            offer.seats,
-            bounds,
-            config.policy.max_message_bytes if config.policy else 0,
-            voxels,
-        ),
+        room=room,
         channels=channels,
         consent=consent,
         encoders=encoders,
@@ -100,13 +93,30 @@ def open_job(
         ledger=open_ledger(config, report),
         report=report,
     )
-    site = SiteJob(offer, means, bad)
+    return _begun(SiteJob(offer, means, bad))
+
+
+def _begun(site: SiteJob) -> SiteJob:
+    """Raises what `SiteJob.begin` raises, with the site closed."""
     try:
         site.begin()
     except BaseException:
         site.close()
         raise
     return site
+
+
+def _room(offer: JobOffer, config: PeerConfig, backbone: Backbone, voxels: int) -> Room:
+    """What one batch may take under this site's policy."""
+    policy = config.policy
+    return Room(
+        offer.job,
+        backbone,
+        offer.seats,
+        policy or Bounds(),
+        policy.max_message_bytes if policy else 0,
+        voxels,
+    )
 
 
 def open_ledger(config: PeerConfig, report: h.Reporter) -> Ledger | None:
