@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import logging
 import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -130,7 +131,9 @@ def test_nothing_happens_that_nobody_is_told() -> None:
     places = "".join(path.read_text() for path in folder.glob("*.py"))
     shown = set(re.findall(r"\bh\.(\w+)", places))
     happenings = {
-        name for name, kind in vars(h).items() if inspect.isclass(kind) and issubclass(kind, h.Happening)
+        name
+        for name, kind in vars(h).items()
+        if inspect.isclass(kind) and issubclass(kind, h.Happening) and kind.line is None
     }
     assert happenings - shown == set()
 
@@ -240,8 +243,22 @@ def test_figures_have_a_budget(heard: list[h.Happening]) -> None:
     for step in range(1000):
         spare(h.FiguresTold(step, 1000, {"loss": 1.0}))
         spare(h.StepCounted(step))
-    assert sum(isinstance(one, h.FiguresTold) for one in heard) == sparing.FIGURES_AT_ONCE
+    assert sum(isinstance(one, h.FiguresTold) for one in heard) == sparing.LINES_AT_ONCE
     assert sum(isinstance(one, h.StepCounted) for one in heard) == 1000
+
+
+def test_a_happening_may_bring_its_line_and_ask_for_a_budget(heard: list[h.Happening]) -> None:
+    @dataclass(frozen=True)
+    class Greeted(h.Happening):
+        line, level, sparing = "peer.greeted", logging.WARNING, True
+
+        text: str
+
+    assert said(Greeted("good day")) == [("peer.greeted", {"text": "good day"}, logging.WARNING)]
+    spare = Sparing(h.Reporter(heard.append), patients=2)
+    for _ in range(1000):
+        spare(Greeted("good day"))
+    assert len(heard) == sparing.LINES_AT_ONCE
 
 
 def test_what_is_missing_is_told_when_it_changes(heard: list[h.Happening]) -> None:
@@ -259,7 +276,7 @@ def test_what_is_missing_is_told_when_it_changes(heard: list[h.Happening]) -> No
     for step in range(1000):
         spare(h.MissingTold(step, {"t1": "away"} if step % 2 else {}))
     changes = [one for one in heard if isinstance(one, h.MissingChanged) and (one.gone or one.back)]
-    assert len(changes) == sparing.FIGURES_AT_ONCE
+    assert len(changes) == sparing.LINES_AT_ONCE
 
 
 def test_a_patient_is_noted_once_and_all_of_them_not_for_ever(heard: list[h.Happening]) -> None:

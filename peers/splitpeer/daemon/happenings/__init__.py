@@ -1,5 +1,6 @@
-"""Events of a daemon, as data: reported once, by the code that knows, and put into words by the `sinks`. For
-a new event, decide in each sink how it is shown; a sink that does not know it ignores it. Runs are named in
+"""Events of a daemon, as data: reported once, by the code that knows, and put into words by the `sinks`. A
+new one that is only a line of the log says so on its class; for more, decide in each sink how it is shown: a sink
+that does not know it ignores it. Runs are named in
 full, in hexadecimal; times are seconds.
 """
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from logging import WARNING
 from pathlib import Path
 
 from splitpeer.daemon.happenings.base import Happening
@@ -28,12 +29,18 @@ class PhaseBegan(Happening):
 class DataWarning(Happening):
     """The data can be used, but deserve a look. May name files."""
 
+    line = "data.warning"
+    level = WARNING
+
     cause: str
 
 
 @dataclass(frozen=True)
 class PatientFileBad(Happening):
     """A patient is left out: the file cannot be used. May name it."""
+
+    line = "patient.unusable"
+    level = WARNING
 
     patient: str
     """Its handle."""

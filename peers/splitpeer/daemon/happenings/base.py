@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from typing import ClassVar
 
 log = logging.getLogger(__name__)
 
@@ -13,6 +14,13 @@ Scores = dict[str, float | None]
 
 class Happening:
     """Each is a frozen dataclass, complete when reported."""
+
+    line: ClassVar[str | None] = None
+    """Name of its line in the log, which holds every field; None: none, or one that `sinks.log` puts into words."""
+    level: ClassVar[int] = logging.INFO
+    """Of `line`."""
+    sparing: ClassVar[bool] = False
+    """Whether a coordinator can cause it at a site as often as it likes, and `sinks.sparing` limits its rate."""
 
 
 Sink = Callable[[Happening], None]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from logging import WARNING
 
 from splitpeer.daemon.happenings.base import Happening, Scores
 
@@ -65,6 +66,8 @@ class SitesAwaited(Happening):
 class FarewellDue(Happening):
     """The run is complete, and these sites do not know yet."""
 
+    line = "job.farewell"
+
     sites: str
 
 
@@ -83,6 +86,9 @@ class SiteOverlaps(Happening):
 @dataclass(frozen=True)
 class SiteNotBound(Happening):
     """Who holds a site's part could not be noted."""
+
+    line = "site.not_bound"
+    level = WARNING
 
     site: str
     cause: str
@@ -231,6 +237,9 @@ class CheckpointMissed(Happening):
 class SiteForgot(Happening):
     """A site came back without its memory."""
 
+    line = "job.restarted_site"
+    level = WARNING
+
     site: str
 
 
@@ -271,12 +280,16 @@ class WithdrawnInAll(Happening):
 class DrainBegan(Happening):
     """It was asked to stop."""
 
+    line = "job.draining"
+
     step: int
 
 
 @dataclass(frozen=True)
 class Drained(Happening):
     """It has stopped; its own half is saved."""
+
+    line = "job.drained"
 
     committed: int
     saved: int

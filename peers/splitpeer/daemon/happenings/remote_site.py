@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from logging import WARNING
 from typing import Literal
 
 from splitpeer.daemon.happenings.base import Happening
@@ -56,6 +57,8 @@ class SiteLost(Happening):
 class SiteLeft(Happening):
     """It said bye, whether it had joined or only looked (splitpeer doctor)."""
 
+    line = "site.left"
+
     site: str
     cause: str
 
@@ -73,6 +76,9 @@ class SiteDeclined(Happening):
 class SiteAbsent(Happening):
     """The run continues without it."""
 
+    line = "site.absent"
+    level = WARNING
+
     site: str
     modality: str
     cause: str
@@ -81,6 +87,8 @@ class SiteAbsent(Happening):
 @dataclass(frozen=True)
 class SitePresent(Happening):
     """It was absent and has caught up: the run counts on it again."""
+
+    line = "site.present"
 
     site: str
     modality: str
@@ -123,6 +131,9 @@ class SiteProgressed(Happening):
 class SiteUnsaved(Happening):
     """SP-11-32: it could not write a checkpoint."""
 
+    line = "site.unsaved"
+    level = WARNING
+
     site: str
     step: int
     cause: str
@@ -131,6 +142,8 @@ class SiteUnsaved(Happening):
 @dataclass(frozen=True)
 class SiteRestored(Happening):
     """SP-11-34: it had lost its memory, and went back to this step alone."""
+
+    line = "site.restored"
 
     site: str
     step: int
@@ -142,6 +155,9 @@ class SiteRestored(Happening):
 @dataclass(frozen=True)
 class SiteRefused(Happening):
     """It dialled and did not join: it stays away."""
+
+    line = "site.refused"
+    level = WARNING
 
     site: str
     modality: str

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from logging import WARNING
 from pathlib import Path
 
 from splitpeer.daemon.happenings.any_daemon import JobEnded
@@ -35,6 +36,9 @@ class Dialling(Happening):
 class DialFailed(Happening):
     """It is tried again."""
 
+    line = "link.waiting"
+    level = WARNING
+
     cause: str
     patience_s: float
 
@@ -42,6 +46,8 @@ class DialFailed(Happening):
 @dataclass(frozen=True)
 class LinkUp(Happening):
     """The coordinator answers."""
+
+    line = "link.up"
 
     coordinator: str
     tls: str
@@ -51,12 +57,17 @@ class LinkUp(Happening):
 class LinkBroke(Happening):
     """The job is not: it is dialled again."""
 
+    line = "link.lost"
+    level = WARNING
+
     cause: str
 
 
 @dataclass(frozen=True)
 class LeftByCoordinator(Happening):
     """A bye that does not end the job."""
+
+    line = "link.bye"
 
     reason: str
     text: str
@@ -65,6 +76,9 @@ class LeftByCoordinator(Happening):
 @dataclass(frozen=True)
 class AskedTooMuch(Happening):
     """SP-11.15-8: more than the site's budgets allow."""
+
+    line = "policy.refused"
+    level = WARNING
 
     cause: str
     pause_s: float
@@ -119,6 +133,8 @@ class JobAccepted(Happening):
 @dataclass(frozen=True)
 class JobBegan(Happening):
     """The other sites are there as well."""
+
+    line = "job.begin"
 
     job: str
     step: int
@@ -184,6 +200,8 @@ class SiteNotSaved(Happening):
 class LeftAt(Happening):
     """The site was asked to stop, and its half of this step is safe."""
 
+    line = "job.checkpoint"
+
     step: int
 
 
@@ -212,12 +230,18 @@ class JobComplete(Happening):
 class JobNotClosed(Happening):
     """An error after the work had ended; the cause of the end is reported separately."""
 
+    line = "job.not_closed"
+    level = WARNING
+
     cause: str
 
 
 @dataclass(frozen=True)
 class RunPruned(Happening):
     """SP-11.15-6: an old run made room for another."""
+
+    line = "run.pruned"
+    level = WARNING
 
     folder: str
     mib: int
@@ -227,6 +251,9 @@ class RunPruned(Happening):
 class RunNotMarked(Happening):
     """That the run is complete could not be noted in its folder."""
 
+    line = "run.not_marked"
+    level = WARNING
+
     folder: str
     cause: str
 
@@ -234,6 +261,8 @@ class RunNotMarked(Happening):
 @dataclass(frozen=True)
 class PrivacySpent(Happening):
     """What the site's releases have cost, of its whole life: at every tenth of the budget, and at the end of a job."""
+
+    line = "privacy.spent"
 
     epsilon: float
     budget: float
@@ -251,6 +280,8 @@ class PrivacySpent(Happening):
 @dataclass(frozen=True)
 class FiguresTold(Happening):
     """How the training goes."""
+
+    sparing = True
 
     step: int
     steps: int

@@ -1,4 +1,7 @@
-"""Happenings as lines of the log. A line has a dotted name that collectors and people know: it is kept."""
+"""Happenings as lines of the log. A line has a dotted name that collectors and people know: it is kept.
+
+A happening whose line holds every field says so itself (`Happening.line`); the others are put into words here.
+"""
 
 from __future__ import annotations
 
@@ -39,40 +42,10 @@ class LogSink:
                 event(self._log, line.name, line.level, **line.fields, **more)
 
 
-_AS_THEY_ARE: dict[type[h.Happening], tuple[str, int]] = {
-    h.DataWarning: ("data.warning", WARNING),
-    h.PatientFileBad: ("patient.unusable", WARNING),
-    h.RunPruned: ("run.pruned", WARNING),
-    h.RunNotMarked: ("run.not_marked", WARNING),
-    h.PrivacySpent: ("privacy.spent", INFO),
-    h.FarewellDue: ("job.farewell", INFO),
-    h.SiteNotBound: ("site.not_bound", WARNING),
-    h.SiteForgot: ("job.restarted_site", WARNING),
-    h.SiteLeft: ("site.left", INFO),
-    h.SiteAbsent: ("site.absent", WARNING),
-    h.SitePresent: ("site.present", INFO),
-    h.SiteUnsaved: ("site.unsaved", WARNING),
-    h.SiteRestored: ("site.restored", INFO),
-    h.SiteRefused: ("site.refused", WARNING),
-    h.DrainBegan: ("job.draining", INFO),
-    h.Drained: ("job.drained", INFO),
-    h.DialFailed: ("link.waiting", WARNING),
-    h.LinkUp: ("link.up", INFO),
-    h.LinkBroke: ("link.lost", WARNING),
-    h.LeftByCoordinator: ("link.bye", INFO),
-    h.AskedTooMuch: ("policy.refused", WARNING),
-    h.JobBegan: ("job.begin", INFO),
-    h.JobNotClosed: ("job.not_closed", WARNING),
-    h.LeftAt: ("job.checkpoint", INFO),
-}
-"""Name and level of lines that hold every field of their happening."""
-
-
 def lines(happening: h.Happening) -> Iterator[Line]:
     """What the log says of it; often nothing."""
-    if (plain := _AS_THEY_ARE.get(type(happening))) is not None:
-        name, level = plain
-        yield Line(name, vars(happening), level)
+    if happening.line is not None:
+        yield Line(happening.line, vars(happening), happening.level)
     yield from _of_a_start(happening)
     yield from _of_a_run(happening)
     yield from _of_a_remote_site(happening)

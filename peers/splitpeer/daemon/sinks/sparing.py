@@ -7,8 +7,8 @@ import time
 from splitpeer.daemon import happenings as h
 from splitproto.admission import Bucket
 
-FIGURES_A_SECOND, FIGURES_AT_ONCE = 1.0, 30.0
-"""Lines of figures, and of modalities that come and go."""
+LINES_A_SECOND, LINES_AT_ONCE = 1.0, 30.0
+"""Lines of happenings that are `sparing`, such as figures, and of modalities that come and go; one budget for all."""
 NOTED_EACH = 8
 """Lines about withdrawn patients, for each patient of the site."""
 
@@ -23,15 +23,15 @@ class Sparing:
 
     def __init__(self, report: h.Reporter, patients: int) -> None:
         self._report = report
-        self._figures = Bucket(FIGURES_A_SECOND, FIGURES_AT_ONCE, time.monotonic())
+        self._bucket = Bucket(LINES_A_SECOND, LINES_AT_ONCE, time.monotonic())
         self._missing: frozenset[str] = frozenset()
         self._most = NOTED_EACH * patients
         self._out: set[tuple[str, bytes, int]] = set()
 
     def __call__(self, happening: h.Happening) -> None:
         match happening:
-            case h.FiguresTold():
-                if self._figures.take(1.0, time.monotonic()):
+            case h.Happening(sparing=True):
+                if self._bucket.take(1.0, time.monotonic()):
                     self._report(happening)
             case h.MissingTold(step, missing):
                 self._missing_told(step, dict(missing))
@@ -45,7 +45,7 @@ class Sparing:
 
     def _missing_told(self, step: int, missing: dict[str, str]) -> None:
         """SP-11-42: a line for each modality that is missing from now on, and for each that is back."""
-        if missing.keys() != self._missing and not self._figures.take(1.0, time.monotonic()):
+        if missing.keys() != self._missing and not self._bucket.take(1.0, time.monotonic()):
             return
         gone = {name: missing[name] for name in sorted(missing.keys() - self._missing)}
         back = sorted(self._missing - missing.keys())
