@@ -304,9 +304,30 @@ def averages() -> Iterator[Case]:
         }
 
 
+def weights() -> Iterator[Case]:
+    """Weights of an encoder -> whether they may be in an average."""
+    for name, values, averaged in (
+        ("usual", [0.1, -2.5, 0.0, 3e-45], True),
+        ("largest", [1024.0, -1024.0], True),
+        ("too-large", [0.5, 1024.0001220703125], False),
+        ("too-large-below-zero", [0.5, -1024.0001220703125], False),
+        ("overflowing", [3e38], False),
+        ("infinite", [float("inf")], False),
+        ("nan", [float("nan")], False),
+    ):
+        yield {
+            "name": f"weights-{name}",
+            "operation": "weights",
+            "notes": "SP-11.16-3",
+            "weights": np.array(values, "<f4").tobytes().hex(),
+            "expect": {"averaged": averaged},
+        }
+
+
 def learning() -> Iterator[Case]:
     """All of them."""
     yield from terms()
     yield from schedules()
     yield from optimisers()
     yield from averages()
+    yield from weights()

@@ -581,6 +581,14 @@ def test_average(case: Case) -> None:
     assert found.astype("<f4").tobytes().hex() == case["expect"]["average"]
 
 
+@pytest.mark.parametrize("case", cases("learning", "weights"))
+def test_weights_that_may_be_averaged(case: Case) -> None:
+    """SP-11.16-3."""
+    averaging = of_the_peer("training.averaging")
+    found = averaging.flaw({"w": np.frombuffer(bytes.fromhex(case["weights"]), "<f4")})
+    assert (found is None) is case["expect"]["averaged"]
+
+
 # --- images -----------------------------------------------------------------------------------------------
 
 

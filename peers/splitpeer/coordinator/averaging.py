@@ -9,15 +9,13 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
-import numpy as np
-
 from splitpeer.coordinator.remote_site import RemoteSite
 from splitpeer.coordinator.team import Team
 from splitpeer.daemon import happenings as h
 from splitpeer.errors import ConfigError
 from splitpeer.federation.seats import Seats
 from splitpeer.models.registry import averaged_tensors, backbone_of
-from splitpeer.training.averaging import average
+from splitpeer.training.averaging import average, flaw
 from splitpeer.training.split_round import Place
 from splitpeer.training.split_step import Arrays
 from splitproto.constants import MAX_TENSORS
@@ -111,11 +109,9 @@ class Averaging:
         step, expected = self._committed or 0, self._expected[seat]
         answers = await self._team.ask_all(lambda site: site.share(step, seat, expected), asked)
         for site, tensors in answers.items():
-            if not all(np.isfinite(array).all() for array in tensors.values()):
-                # SP-11.16-3.
-                self._team.leave_out(
-                    site, f"the encoder of site {site.name} holds values that are not finite"
-                )
+            if found := flaw(tensors):
+                # SP-11.16-3: one site's weights must not break the others' encoders.
+                self._team.leave_out(site, f"the encoder of site {site.name} holds {found}")
                 continue
             self._shared[Place(site.name, seat)] = tensors
 

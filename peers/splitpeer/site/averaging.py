@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-import numpy as np
-
 from splitpeer.errors import JobFailed
+from splitpeer.site.budgets import Budgets
+from splitpeer.training.averaging import flaw
 from splitpeer.training.split_step import ClientHalf
 from splitproto.errors import SchemaMismatch, StepMismatch, UnexpectedMessage
 from splitproto.messages import Average, Averaged, Job, Seat, Share, Shared
@@ -19,10 +19,14 @@ class SiteAveraging:
         job: whose policy was judged: a site that does not share is in no job that averages.
         seats: those of the offer.
         halves: the encoder of each, by seat.
+        budgets: count the averages that are taken.
     """
 
-    def __init__(self, job: Job, seats: Sequence[Seat], halves: Mapping[str, ClientHalf]) -> None:
+    def __init__(
+        self, job: Job, seats: Sequence[Seat], halves: Mapping[str, ClientHalf], budgets: Budgets
+    ) -> None:
         self._every, self._seats, self._halves = job.average_every, seats, halves
+        self._budgets = budgets
 
     def share(self, asked: Share, *, pending: bool) -> Shared:
         """The weights after the last step that was applied: not those of an average that was taken for the next.
@@ -43,15 +47,17 @@ class SiteAveraging:
         Raises:
             StepMismatch, UnexpectedMessage: as `share`.
             SchemaMismatch: it is not of this encoder.
-            JobFailed: it contains NaN or infinity.
+            JobFailed: it contains NaN, infinity or a value beyond `MOST_WEIGHT`.
+            BudgetSpent: too many averages for one step of a seat.
         """
         half = self._asked_of(average, pending=pending)
         # SP-11.16-3.
         own = [(name, array.shape, array.dtype) for name, array in half.weights().items()]
         if [(name, array.shape, array.dtype) for name, array in average.tensors.items()] != own:
             raise SchemaMismatch(f"the average after step {average.step} is not of this site's encoder")
-        if not all(np.isfinite(array).all() for array in average.tensors.values()):
-            raise JobFailed(f"the average after step {average.step} holds values that are not finite")
+        if found := flaw(average.tensors):
+            raise JobFailed(f"the average after step {average.step} holds {found}")
+        self._budgets.average(average.step, average.seat)
         half.take(average.tensors)
         return Averaged(average.step, average.seat)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +73,31 @@ class Rate:
         return True
 
 
+class Times:
+    """How often each step was asked for. Only the highest, and those asked for again, are kept.
+
+    Args:
+        said: what `kept` gave.
+        before: below the first step.
+    """
+
+    def __init__(self, said: Mapping[str, Any], before: int) -> None:
+        self.highest = int(said.get("highest", before))
+        self._repeats = {int(step): int(times) for step, times in said.get("repeats", {}).items()}
+
+    def add(self, step: int) -> int:
+        """Once more; how often now."""
+        if step > self.highest:
+            self.highest = step
+            return 1
+        times = self._repeats[step] = self._repeats.get(step, 1) + 1
+        return times
+
+    def kept(self) -> dict[str, Any]:
+        """For the file."""
+        return {"highest": self.highest, "repeats": self._repeats}
+
+
 class Budgets:
     """Of one run.
 
@@ -87,8 +112,11 @@ class Budgets:
     def __init__(self, folder: Path, bounds: Bounds) -> None:
         self._folder, self._bounds = folder, bounds
         said = _read(folder / FILE)
-        self._highest, self._rollbacks = int(said.get("highest", 0)), int(said.get("rollbacks", 0))
-        self._repeats = {int(step): int(times) for step, times in said.get("repeats", {}).items()}
+        self._rollbacks = int(said.get("rollbacks", 0))
+        self._steps = Times(said, before=0)
+        self._averages = {
+            int(seat): Times(times, before=-1) for seat, times in said.get("averages", {}).items()
+        }
         path = folder / TALLY
         octets = path.read_bytes() if path.exists() and not path.is_symlink() else None
         self._tally = Tally(octets if octets is not None and len(octets) == 2 * _ROWS * _COLUMNS else None)
@@ -105,7 +133,7 @@ class Budgets:
     def computed(self, forward: Forward) -> None:
         """SP-11.15-2: a batch that is about to be computed and sent. Raises BudgetSpent."""
         if forward.mode == "train":
-            self._step(forward.step)
+            self._within(self._steps.add(forward.step), f"step {forward.step} was asked for")
             return
         most = self._bounds.max_window_evaluations
         for sample in forward.samples:
@@ -118,6 +146,11 @@ class Budgets:
         self._unwritten += len(forward.samples)
         if self._unwritten >= FLUSH:
             self.flush()
+
+    def average(self, step: int, seat: int) -> None:
+        """SP-11.16-9: one more average after `step`, for a place in `seats`. Raises BudgetSpent."""
+        times = self._averages.setdefault(seat, Times({}, before=-1)).add(step)
+        self._within(times, f"an average after step {step} came")
 
     def rollback(self) -> None:
         """SP-11.15-3: one more. Raises BudgetSpent."""
@@ -133,21 +166,16 @@ class Budgets:
             self._unwritten = 0
             _replace(self._folder / TALLY, self._tally.octets())
 
-    def _step(self, step: int) -> None:
-        if step > self._highest:
-            self._highest = step
-            return
-        times = self._repeats[step] = self._repeats.get(step, 1) + 1
+    def _within(self, times: int, what: str) -> None:
         if times > self._bounds.max_step_repeats:
             self._write()
-            raise BudgetSpent(
-                f"step {step} was asked for more than {self._bounds.max_step_repeats} times (max_step_repeats)"
-            )
+            raise BudgetSpent(f"{what} more than {self._bounds.max_step_repeats} times (max_step_repeats)")
         if times % 10 == 0:
             self._write()
 
     def _write(self) -> None:
-        value = {"highest": self._highest, "rollbacks": self._rollbacks, "repeats": self._repeats}
+        averages = {seat: times.kept() for seat, times in self._averages.items()}
+        value = {**self._steps.kept(), "rollbacks": self._rollbacks, "averages": averages}
         _replace(self._folder / FILE, json.dumps(value).encode())
 
 

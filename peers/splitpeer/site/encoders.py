@@ -31,6 +31,11 @@ class Encoders:
         return self._first.steps_done
 
     @property
+    def averaged(self) -> bool:
+        """Whether a seat's next step is to be made from an average."""
+        return any(half.averaged for half in self.halves.values())
+
+    @property
     def defences(self) -> tuple[str, ...]:
         """What is done to activations before they leave, the same at all seats."""
         network = self._first.network
@@ -73,6 +78,7 @@ class Encoders:
             if seat in gradients:
                 half.finish()
             else:
+                half.discard()
                 half.advance(step)
 
     def advance(self, step: int) -> None:

@@ -94,7 +94,7 @@ class SiteJob:
         self._means = means
         self.folder, self.channels, self.encoders = means.folder, means.channels, means.encoders
         self.budgets, self.ledger, self.defences = means.budgets, means.ledger, means.defences
-        self._averaging = SiteAveraging(self.job, self.seats, self.encoders.halves)
+        self._averaging = SiteAveraging(self.job, self.seats, self.encoders.halves, self.budgets)
         self.unusable = dict(unusable)
         """SP-11.13-3: patients whose files this process cannot use, and why: not read again, even if repaired."""
         self._announced = Announced(self.job, self.channels, means.room, self._read)
@@ -194,9 +194,13 @@ class SiteJob:
         """Run the encoder on the batch that `due` returned (compute thread); or withdraw patients in it.
 
         Raises:
+            StepMismatch: an evaluation between an average and its step.
             PolicyRefused: the privacy budget does not bear it.
             DataError: all files are out of reach, or the list of those who have withdrawn consent is.
         """
+        if forward.mode == "evaluate" and self.encoders.averaged:
+            # SP-11.16-1: weights that the coordinator wrote would answer, as often as it likes.
+            raise StepMismatch(f"an evaluation between the average after step {self.applied} and its step")
         self._heed_consent()
         if any(self.unusable.get(sample.key) == CONSENT for sample in forward.samples):
             # Activations computed before are not sent a second time either.

@@ -9,6 +9,19 @@ import numpy as np
 from splitpeer.training.split_round import Place
 from splitpeer.training.split_step import Arrays, ClientHalf
 
+MOST_WEIGHT = 1024.0
+"""SP-11.16-3: largest absolute value of a weight in an average: far above any of a trained encoder, far below what
+overflows in the next layers."""
+
+
+def flaw(weights: Mapping[str, np.ndarray]) -> str | None:
+    """SP-11.16-3: what in these weights, float32 by name, must not be in an average; None: nothing."""
+    if not all(np.isfinite(array).all() for array in weights.values()):
+        return "values that are not finite"
+    if any((np.abs(array) > MOST_WEIGHT).any() for array in weights.values()):
+        return f"values beyond {MOST_WEIGHT:g}"
+    return None
+
 
 def average(weights: Sequence[Mapping[str, np.ndarray]], patients: Sequence[int]) -> Arrays:
     """SP-11.16-4: the mean, float32 by name.

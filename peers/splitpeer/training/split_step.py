@@ -164,6 +164,11 @@ class ClientHalf(_Half):
         self._own: dict[str, Tensor] = {}
         """The encoder's weights from before an average that the next step is made from; empty: there is none."""
 
+    @property
+    def averaged(self) -> bool:
+        """Whether the next step is to be made from an average."""
+        return bool(self._own)
+
     def weights(self) -> Arrays:
         """SP-11.16-2: the encoder's own, float32 by name; not an average that was taken."""
         held = self._own or {name: _copy(tensor) for name, tensor in self._averaged().items()}
@@ -193,8 +198,14 @@ class ClientHalf(_Half):
         self._own = {}
 
     def advance(self, step: int) -> None:
-        """As at the other half; where the step that an average was made for is passed, it stays."""
+        """As at the other half. An average whose step this half sat out stays; if activations of that step were made,
+        and it was committed without them, the encoder's own weights are back (SP-11.16-6)."""
         if step > self.steps_done:
+            if self._pending is not None:
+                mine = self._averaged()
+                with torch.no_grad():
+                    for name, tensor in self._own.items():
+                        mine[name].copy_(tensor)
             self._own = {}
         super().advance(step)
 

@@ -238,6 +238,18 @@ def test_after_a_rollback_the_average_is_made_again() -> None:
     assert same(team.sites["north"].has["t1"], first)
 
 
+@pytest.mark.parametrize("weight", [3e38, -3e38, 1025.0])
+def test_a_site_cannot_break_the_encoders_of_others(weight: float) -> None:
+    """SP-11.16-3: finite, but the next layers would overflow."""
+    team = Team()
+    play = Play(team)
+    next(iter(team.sites["east"].weights["t1"].values())).flat[0] = weight
+    play.before(1)
+    assert team.sites["east"] not in team.present
+    rest = mean(team, ("north", "south"), (5, 2))
+    assert all(same(site.has["t1"], rest) for site in team.present)
+
+
 @pytest.mark.parametrize("needed", [True, False])
 def test_weights_that_are_no_numbers_are_the_sites_failure(needed: bool) -> None:
     """SP-11.16-3."""

@@ -14,6 +14,7 @@ from splitpeer.daemon import happenings as h
 from splitpeer.data.sampling import TrainingSchedule, batch_digest
 from splitpeer.errors import DataError, JobFailed, PatientUnusable
 from splitpeer.federation.terms import cut_descriptors, job_on_wire, window_of
+from splitpeer.site.budgets import BudgetSpent
 from splitpeer.site.job import SiteJob
 from splitpeer.site.opening import open_job
 from splitpeer.storage import checkpoint
@@ -352,6 +353,46 @@ def test_weights_are_told_only_when_an_average_is_due(begin, batch) -> None:
         site.take_average(Average(2, 0, own))
 
 
+@averaging
+@pytest.mark.parametrize("announced_before", [True, False])
+def test_no_evaluation_is_answered_between_an_average_and_its_step(
+    begin, batch, announced_before: bool
+) -> None:
+    """SP-11.16-1: nor one that was announced before the average came."""
+    site = begin()
+    asked = batch(1, "evaluate")
+    asked = replace(asked, step=0, digest=batch_digest(0, asked.samples, asked.seed))
+    site.announce(asked)
+    site.forward(site.due())
+    if announced_before:
+        site.announce(asked)
+    site.take_average(Average(0, 0, halved(shared(site, 0))))
+    if not announced_before:
+        site.announce(asked)
+    with pytest.raises(StepMismatch, match="between the average after step 0 and its step"):
+        site.forward(site.due())
+    work(site, batch(1))
+    later = replace(asked, step=1, digest=batch_digest(1, asked.samples, asked.seed))
+    site.announce(later)
+    site.forward(site.due())
+
+
+@averaging
+def test_averages_of_one_step_are_counted_beyond_the_process(begin, scene) -> None:
+    """SP-11.16-9."""
+    scene.client("t1", runtime={"initial_weights": "private"}, policy={"max_step_repeats": 3})
+    site = begin()
+    own = shared(site, 0)
+    for _ in range(2):
+        site.take_average(Average(0, 0, own))
+    site.close()
+    site = begin()
+    site.take_average(Average(0, 0, own))
+    with pytest.raises(BudgetSpent, match=r"more than 3 times \(max_step_repeats\)"):
+        site.take_average(Average(0, 0, own))
+    site.close()
+
+
 def test_a_job_that_does_not_average_is_told_no_weights(begin, batch) -> None:
     """SP-11.16-2."""
     site = begin()
@@ -376,6 +417,8 @@ def test_an_average_of_another_encoder_is_not_taken(begin) -> None:
             site.take_average(Average(0, 0, wrong))
     with pytest.raises(JobFailed, match="not finite"):
         site.take_average(Average(0, 0, {**own, first: np.full_like(own[first], np.nan)}))
+    with pytest.raises(JobFailed, match="beyond 1024"):
+        site.take_average(Average(0, 0, {**own, first: np.full_like(own[first], 3e38)}))
     assert alike(shared(site, 0), own)
 
 

@@ -114,6 +114,18 @@ def test_who_sits_the_step_out_counts_on_with_the_average() -> None:
     assert same(one.weights(), mean)
 
 
+def test_who_computed_the_step_in_vain_has_its_own_weights_back() -> None:
+    """SP-11.16-6: it was committed without this half, which an average that overflows must not break for good."""
+    one = half(1)
+    before = one.weights()
+    one.take({name: np.full_like(array, 1000) for name, array in before.items()})
+    one.forward(np.ones((2, 1, 32, 32), np.float32))
+    one.advance(1)
+    assert same(one.weights(), before) and not one.averaged
+    step(one, 10)
+    assert one.steps_done == 2 and not same(one.weights(), before)
+
+
 def test_after_a_rollback_the_average_is_the_same_again() -> None:
     """SP-11.16-6, SP-11.16-7."""
     one, other = half(1), half(2)
