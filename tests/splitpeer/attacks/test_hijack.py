@@ -108,6 +108,11 @@ def test_what_is_not_applicable_is_complete() -> None:
 
 
 def test_tensors_cross_the_wire_as_activations_and_their_gradients_and_weights_only_to_be_averaged() -> None:
+    """A coordinator that cheats needs no gradients where encoders are averaged.
+
+    It plants weights of its choice as an `average`: the site checks their names, shapes and that they are finite
+    (SP-11.16-3), not where they come from. So a site declines such jobs unless its `[policy] share_encoder` is true.
+    """
     weights = {"shared", "average"}
     assert {"activations", "gradients"} | weights == WITH_TENSORS
     assert {service for service, names in SERVICES.items() if weights & set(names)} == {"average"}
