@@ -71,7 +71,7 @@ class CaptureAudit:
         if cohort is not None:
             _check_grid(opened, view, next(iter(cohort.images.values())))
             truth = cut(cohort, [target.sample for target in view.targets], window)
-        others = self._others(files.get("shadow"), view, window, _rule(opened))
+        others = self._others(files.get("shadow"), view, window, _spacing(opened), _rule(opened))
         return Experiment(
             view, grant(view, files, others, queries=self.queries), make_judge(seat.modalities, truth, others),
             opened.source(view), opened.network(view), self.seed, self.device,
@@ -99,10 +99,9 @@ class CaptureAudit:
     def _cohort(self, opened: VerifiedCapture, seat: Seat) -> Cohort | None:
         if self.truth is None or self.salt is None:
             return None
-        job = opened.capture.header.job
         return Cohort.read(
             self.truth, seat.modalities, salt=load_salt(self.salt), layout=self.layout, convention=self.convention,
-            spacing=spacing_of(job.spacing if job else None), rule=_rule(opened),
+            spacing=_spacing(opened), rule=_rule(opened),
         )  # fmt: skip
 
     def _view(
@@ -142,6 +141,7 @@ class CaptureAudit:
         shadow_folder: tuple[Path, ...] | None,
         view: View,
         window: Triple,
+        spacing: tuple[float, float, float] | None,
         rule: Callable[[str], Normaliser],
     ) -> Samples | None:
         if shadow_folder is None:
@@ -154,7 +154,7 @@ class CaptureAudit:
         present = [m for m in wanted if not as_folder or (folder / m).is_dir()]
         cohort = Cohort.read(
             folder, present or list(view.seat.modalities), salt=SHADOW_SALT, layout=self.layout, convention=with_labels,
-            rule=rule,
+            spacing=spacing, rule=rule,
         )  # fmt: skip
         return shadow(cohort, window, self.shadow_images, self.seed)
 
@@ -163,6 +163,12 @@ def _rule(opened: VerifiedCapture) -> Callable[[str], Normaliser]:
     """How the recorded job has images normalised, by modality."""
     job = opened.capture.header.job
     return (lambda modality: normalisation_of(job, modality)) if job else (lambda modality: DEFAULT)
+
+
+def _spacing(opened: VerifiedCapture) -> tuple[float, float, float] | None:
+    """The grid of the recorded job, mm; None: the files' own."""
+    job = opened.capture.header.job
+    return spacing_of(job.spacing if job else None)
 
 
 def _window(opened: VerifiedCapture) -> Triple:

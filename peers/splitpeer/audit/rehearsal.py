@@ -134,12 +134,13 @@ class _RehearsedSite:
         job, protection, seed = rehearsal.job, rehearsal.protection, rehearsal.seed
         self.name, self.seats = name, seats
         backbone, key = backbone_of(job), from_seed(seed, name)
-        held = [modality for seat in seats for modality in seat.modalities]
+        # In the order of peer.toml, as far as job.toml tells it: the first has the site's own key.
+        held = rehearsal.config.sites[name]
         self.halves: dict[str, ClientHalf] = {}
         # What the label holder does to the gradients that this site is sent.
         self.gradient_stacks: dict[str, Stack] = {}
         written: tuple[str, ...] = ()
-        for number, seat in enumerate(seats):
+        for seat in seats:
             network = build_network(
                 backbone, protection.defences, key=key_of(key, seat.modalities, held), seed=site_seed(seed, seat.name),
                 in_channels=len(seat.modalities),
@@ -150,14 +151,16 @@ class _RehearsedSite:
             schedule = make_schedule(optimiser, job.schedule, job.steps)
             self.halves[seat.name] = ClientHalf(network, optimiser, schedule, rehearsal.device)
             written = network.stack.specs if isinstance(network, Defended) else ()
-            receiver = f"{name}/{seat.name}" if number else name
+            receiver = seats_of(rehearsal.config).receiver(name, seat.name)
             self.gradient_stacks[seat.name] = make_stack(
                 protection.gradients, key=for_peer(from_seed(seed, HUB), receiver), channels=backbone.cut.channels,
                 dimensions=job.dimensions, place="gradients",
             )  # fmt: skip
-        images = {m: make_image_stack(protection.image, key_of(key, (m,), held)) for m in held}
+        images = {
+            m: make_image_stack(protection.image, key_of(key, (m,), held)) for seat in seats for m in seat.modalities
+        }  # fmt: skip
         # As a site announces it when it accepts a job.
-        self.announced = (*images[held[0]].specs, *written)
+        self.announced = (*next(iter(images.values())).specs, *written)
         self.data = Channels(
             rehearsal.cohort.images, {seat.name: seat.modalities for seat in seats},
             images if protection.image else None,

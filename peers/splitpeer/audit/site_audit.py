@@ -21,7 +21,7 @@ from splitpeer.data.pseudonym import keyed, load_salt, pseudonym
 from splitpeer.data.volumes import Volumes
 from splitpeer.defences.activation.dp import mechanism
 from splitpeer.defences.network import Defended
-from splitpeer.errors import ConfigError
+from splitpeer.errors import ConfigError, DataError
 from splitpeer.federation.seats import seats_of
 from splitpeer.federation.terms import job_on_wire, judge, seat_descriptors
 from splitpeer.privacy.accounting import epsilon
@@ -124,19 +124,22 @@ class SiteAudit:
             ConfigError: nothing in it is for this site, or its policy would decline it.
         """
         config, job = self.config, self.job
-        own = set(config.peer.modalities)
-        fitting = [site for site, held in job.sites.items() if set(held) <= own]
+        seats, own = seats_of(job), config.peer.modalities
+        # A modality that fills no seat by itself is not asked for, and so becomes no seat here either.
+        offered = {
+            site: {modality for seat in seats.of(site) for modality in seat.modalities} for site in job.sites
+        }
+        fitting = [site for site, asked in offered.items() if asked <= set(own)]
         if not fitting:
             raise ConfigError(f"{job.source}: no site of this job holds {config.peer.held}")
         site = config.peer.site if config.peer.site in fitting else fitting[0]
         if config.policy is not None:
             self._judged(job, site)
-        held = set(job.sites[site])
-        seats = {name: of for name, of in job.seats.items() if set(of) <= held}
+        stacked = {name: of for name, of in job.seats.items() if name in seats.filled[site]}
+        # In the order of peer.toml, which the keys of its defences follow.
+        held = tuple(modality for modality in own if modality in offered[site])
         training = job.training.model_copy(update={"steps": self.steps or job.training.steps})
-        return job.model_copy(
-            update={"sites": {site: job.sites[site]}, "seats": seats, "training": training}
-        ), site
+        return job.model_copy(update={"sites": {site: held}, "seats": stacked, "training": training}), site
 
     def _judged(self, job: JobConfig, site: str) -> None:
         """As the site itself would, were it offered the job by a coordinator that does not record."""
@@ -172,6 +175,10 @@ class SiteAudit:
             )
             for modality, held in found.items()
         }
+        if not Cohort(images).keys():
+            raise DataError(
+                f"no patient has all of {', '.join(images)}, which a rehearsal needs: complete some, or write ids alike"
+            )
         if self.labels is None:
             return Cohort(images, StandInTask(next(iter(images.values())))), True
         masks = Volumes(
@@ -206,6 +213,7 @@ class SiteAudit:
             salt=bytes(32),
             layout=self.config.data.layout,
             convention=masks,
+            spacing=spacing_of(self.job.data.spacing),
             rule=task.rule,
         )
         return shadow(cohort, rehearsal.window, self.shadow_images, self.seed)
@@ -221,6 +229,7 @@ class SiteAudit:
         notes = [ONE_SITE]
         notes += [STAND_IN] if stand_in else []
         notes += [OWN_PATIENTS] if self.shadow is None else []
+        notes += _gaps(rehearsal.cohort)
         reached = {} if stand_in else {configuration(applied(view), view.gradient_defences): played}
         folder = images.open_folder(
             out,
@@ -247,6 +256,17 @@ def _of_policy(policy: Policy) -> Protection:
     return Protection(
         tuple(spec.written for spec in policy.defences), tuple(spec.written for spec in policy.image_defences)
     )
+
+
+def _gaps(cohort: Cohort) -> list[str]:
+    """The note on patients that the job would take at some seats and a rehearsal does not, if there are any."""
+    everybody = {key for volumes in cohort.images.values() for key in volumes.keys()}  # noqa: SIM118 (not a dict)
+    without = len(everybody) - len(Cohort(cohort.images).keys())
+    if not without:
+        return []
+    return [
+        f"{without} of {len(everybody)} patients lack one of {', '.join(cohort.images)} and were not rehearsed."
+    ]
 
 
 def _privacy(rehearsal: Rehearsal, config: PeerConfig) -> Privacy | None:

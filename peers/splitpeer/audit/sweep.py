@@ -30,6 +30,7 @@ from splitpeer.audit.plan import SweepConfiguration, SweepPlan, fingerprint
 from splitpeer.audit.rehearsal import Protection, Recording, Rehearsal, Rehearsed
 from splitpeer.audit.run_folder import RunFolder, applied
 from splitpeer.captures.reader import open_capture
+from splitpeer.data.geometry import spacing_of
 from splitpeer.data.sampling import split_patients
 from splitpeer.errors import ConfigError, JobFailed
 from splitpeer.federation.seats import seats_of
@@ -168,7 +169,8 @@ def _make_scene(task: SweepTask) -> _Scene:
     if plan.sweep.modality not in seats:
         raise ConfigError(f"{job.source}: no site of this job fills {plan.sweep.modality}")
     modalities = [modality for seat in seats.values() for modality in seat.modalities]
-    read = partial(Cohort.read, convention=job.task.task(plan.data.convention), rule=job.task.rule)
+    read = partial(Cohort.read, convention=job.task.task(plan.data.convention),
+                   spacing=spacing_of(job.data.spacing), rule=job.task.rule)  # fmt: skip
     cohort = read(plan.data.folder or out / "data", modalities, salt=SALT)
     strangers = read(plan.data.shadow or out / "shadow", modalities, salt=SALT[::-1] + b"s")
     if cohort.labels is None:

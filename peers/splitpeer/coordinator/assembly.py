@@ -108,7 +108,7 @@ def make_gradient_stacks(
         return {
             Place(site, seat): make_stack(
                 written,
-                key=for_peer(key, site if len(filled) == 1 else f"{site}/{seat}"),
+                key=for_peer(key, seats.receiver(site, seat)),
                 channels=channels,
                 dimensions=job.dimensions,
                 place="gradients",

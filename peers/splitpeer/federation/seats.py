@@ -43,6 +43,10 @@ class Seats:
         """Who fills a seat, by name."""
         return tuple(site for site, fills in self.filled.items() if seat in fills)
 
+    def receiver(self, site: str, seat: str) -> str:
+        """Who gets the gradients of a seat, as the key of their defences names it: no two seats share their noise."""
+        return site if len(self.filled[site]) == 1 else f"{site}/{seat}"
+
 
 def seats_of(job: JobConfig) -> Seats:
     """What `[sites]` and `[seats]` of a job say, which `JobConfig` has checked."""

@@ -144,7 +144,7 @@ class Client:
         for modality, volumes in self._volumes.items():
             look(volumes, self._unusable[modality], self._records, voxels=verify)
         self._cases = {key: case for volumes in self._volumes.values() for key, case in volumes.cases.items()}
-        self._salt_check = volumes.salt_check.hex()
+        self._salt_check = next(iter(self._volumes.values())).salt_check.hex()
         self._findings = naming_warnings(config.data.images, found.values())
         for modality, kind in found.items():
             self._findings += lacking_warning(kind, f"{modality} image")

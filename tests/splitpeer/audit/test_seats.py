@@ -148,6 +148,50 @@ def test_a_site_audits_all_its_seats(place: Any, tmp_path: Path) -> None:
     assert "flair, t1" in (out / "report.html").read_text()
 
 
+def audited(place: Any, folder: Path, sites: str, data: Path) -> tuple[int, dict[str, Any]]:
+    """`splitpeer audit` of the clinic without masks; its exit code and run folders by their path."""
+    peer, job, out = folder / "peer.toml", folder / "job.toml", folder / "audit"
+    peer.write_text(PEER.format(data=data, salt=place.salt))
+    job.write_text(place.job.read_text().replace(SITES, sites))
+    code = run("audit", "--config", peer, "--job", job, "--attack", "pca", "--steps", 1, "--views", 1,
+               "--samples", 1, "--out", out)  # fmt: skip
+    found = {
+        path.parent.relative_to(out).as_posix(): json.loads(path.read_text())
+        for path in out.glob("**/attack.json")
+    }
+    return code, found
+
+
+def test_an_audit_rehearses_the_seats_that_the_site_is_offered(place: Any, tmp_path: Path) -> None:
+    """Its t1 counts only together with t2, which another site holds."""
+    sites = f'{BOTH}\nother = ["t1", "t2"]\n[seats]\nmr = ["t1", "t2"]'
+    code, found = audited(place, tmp_path, sites, place.data)
+    assert code == 0
+    assert {name: one["entries"][0]["modality"] for name, one in found.items()} == {"0-undefended": "flair"}
+
+
+def with_gaps(place: Any, folder: Path, flair: range, t1: range) -> Path:
+    for modality, numbers in (("flair", flair), ("t1", t1)):
+        (folder / modality).mkdir(parents=True)
+        for number in numbers:
+            name = f"patient-{number}.nii.gz"
+            (folder / modality / name).symlink_to(place.data / modality / name)
+    return folder
+
+
+def test_an_audit_counts_the_patients_with_gaps(place: Any, tmp_path: Path) -> None:
+    code, found = audited(place, tmp_path, BOTH, with_gaps(place, tmp_path / "data", range(7), range(2, 8)))
+    assert code == 0
+    note = "3 of 8 patients lack one of flair, t1 and were not rehearsed."
+    assert found and all(note in one["notes"] for one in found.values())
+
+
+def test_an_audit_without_one_whole_patient_says_why(place: Any, tmp_path: Path, capsys: Any) -> None:
+    code, found = audited(place, tmp_path, BOTH, with_gaps(place, tmp_path / "data", range(4), range(4, 8)))
+    assert code != 0 and not found
+    assert "no patient has all of flair, t1" in capsys.readouterr().err
+
+
 PEER = """\
 [peer]
 role = "client"

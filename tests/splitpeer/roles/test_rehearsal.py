@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,6 +16,7 @@ from splitpeer.audit.capture_audit import CaptureAudit
 from splitpeer.audit.cohort import Cohort, most_tumour
 from splitpeer.audit.rehearsal import Protection, Recording, Rehearsal
 from splitpeer.captures.reader import open_capture
+from splitpeer.data.pseudonym import load_salt
 from splitpeer.errors import AttackImpossible, DataError
 from splitpeer.training.dropout import left_out
 from splitproto.capture import Recorded
@@ -97,6 +99,44 @@ async def test_a_rehearsal_sends_what_the_peers_send(scene, tmp_path) -> None:
     experiment = asked.experiment()
     truth = experiment.judge.truth
     assert truth is not None and len(truth.samples) == 2 and experiment.source.complete
+
+
+async def test_a_site_of_several_seats_is_rehearsed_under_the_keys_that_it_has_live(scene, tmp_path) -> None:
+    """The order of peer.toml is not that of the seats, and every seat's gradients have noise of their own."""
+    held, images = ("t1", "flair"), scene.folder / "images"
+    for modality in held:
+        shutil.copytree(scene.federation.data / modality, images / modality)
+    scene.cast("t1", training={"steps": 2, "batch": 2}, defences={"gradients": list(GRADIENTS)})
+    scene.job(
+        training={"steps": 2, "batch": 2},
+        defences={"gradients": list(GRADIENTS)},
+        sites={"site-t1": list(held)},
+    )
+    scene.coordinator(runtime={"initial_weights": 7})
+    scene.client(
+        "t1", peer={"modality": list(held)}, data={"images": str(images)},
+        policy={"coordinators": ["hub"], "defences": list(DEFENCES)},
+    )  # fmt: skip
+    ran = await scene.together(curious=("hub",))
+    assert ran.result is not None and ran.result.complete, ran
+
+    salt, rule = load_salt(scene.federation.pki / "federation.salt"), scene.settings.task.rule
+    cohort = Cohort(Cohort.read(images, held, salt=salt, rule=rule).images, scene.masks())
+    protection = Protection(DEFENCES, (), GRADIENTS)
+    played = Rehearsal(scene.settings, cohort, protection, tmp_path / "rehearsal", seed=7).play(
+        Recording(first=2)
+    )
+    live, own = (
+        training(open_capture(path).records(), "site-t1") for path in (scene.capture("hub"), played.capture)
+    )
+    assert len(live) == len(own) == 4
+    for one, other in zip(live, own, strict=True):
+        assert (one.name, one.message.tensors.keys()) == (other.name, other.message.tensors.keys())
+        for name, tensor in one.message.tensors.items():
+            assert np.array_equal(tensor.view(np.uint8), other.message.tensors[name].view(np.uint8)), (
+                one.name,
+                name,
+            )
 
 
 async def test_a_rehearsal_leaves_out_what_the_peers_leave_out(scene, tmp_path) -> None:
