@@ -156,6 +156,35 @@ def test_init_job(federation: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert in_process(capsys, "config", "check", "job.toml", "--set", "job.seed=1")[0] == 4
 
 
+def test_init_job_of_a_site_with_several_modalities(
+    federation: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sites = ("--site", "north=T1", "--site", "south=ct", "--site", "north=mr")
+    assert in_process(capsys, "init", "job", *sites)[0] == 0
+    written = tomllib.loads((federation / "job.toml").read_text())
+    assert written["sites"] == {"north": ["t1", "mr"], "south": "ct"}
+    assert in_process(capsys, "config", "check", "job.toml") == (0, "")
+    code, text = in_process(capsys, "init", "job", *sites, "--site", "north=T1", "--force")
+    assert (code, "name each modality of a site once" in text) == (4, True)
+
+
+def test_config_check_shows_seats_and_what_no_step_will_use(
+    federation: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (federation / "job.toml").write_text(
+        '[job]\nname = "j"\n[sites]\na = ["t1", "t2"]\nb = ["flair", "t1"]\n[seats]\nmr = ["t1", "t2"]\n'
+    )
+    with pytest.raises(SystemExit) as left:
+        main(["config", "check", "job.toml"])
+    shown = capsys.readouterr()
+    assert left.value.code == 0
+    assert "; seats flair, mr (t1, t2)" in shown.out
+    assert "b holds t1, which only counts together with t2 (seat mr): remove it, or add t2" in shown.err
+    with pytest.raises(SystemExit):
+        main(["config", "check", "--json", "job.toml"])
+    assert [one["level"] for one in json.loads(capsys.readouterr().out)] == ["ok", "warning"]
+
+
 def test_pki_shows_and_revokes(federation: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["pki", "show", "--json", "pki/hub.crt"])

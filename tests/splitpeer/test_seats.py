@@ -50,6 +50,15 @@ def test_who_lacks_a_modality_of_a_seat_does_not_fill_it(tmp_path: Path) -> None
     assert seats.sites("mri") == ("east",)
 
 
+def test_what_no_step_will_use_is_told(tmp_path: Path) -> None:
+    seats = '[seats]\nmri = ["t2", "flair"]\n'
+    assert job(tmp_path, HOSPITALS + seats).unused() == []
+    assert job(tmp_path, HOSPITALS + 'west = ["t1", "t2"]\n').unused() == [], "each is a seat of its own"
+    assert job(tmp_path, HOSPITALS + 'west = ["t1", "t2"]\n' + seats).unused() == [
+        "[sites] west holds t2, which only counts together with flair (seat mri): remove it, or add flair"
+    ]
+
+
 @pytest.mark.parametrize(
     ("more", "said"),
     [

@@ -37,10 +37,17 @@ def check(file: Path | None, settings: tuple[str, ...], as_json: bool) -> None:
     loaded = _load(file, settings)
     if isinstance(loaded, JobConfig):
         sites = ", ".join(f"{site} ({', '.join(held)})" for site, held in loaded.sites.items())
+        seats = ", ".join(
+            seat if modalities == (seat,) else f"{seat} ({', '.join(modalities)})"
+            for seat, modalities in loaded.channels().items()
+        )
+        unused = [Finding("seats", "warning", f"{loaded.source}: {text}") for text in loaded.unused()]
         if as_json:
-            echo_json([asdict(Finding("settings", "ok", str(loaded.source)))])
+            echo_json([asdict(one) for one in (Finding("settings", "ok", str(loaded.source)), *unused)])
         else:
-            echo(f"{loaded.source}: ok: job {loaded.job.name}, sites {sites}")
+            echo(f"{loaded.source}: ok: job {loaded.job.name}, sites {sites}; seats {seats}")
+            for finding in unused:
+                echo(f"splitpeer: {printable(finding.text)}", err=True)
         return
     findings = preflight(loaded)
     if as_json:

@@ -113,19 +113,28 @@ def init(
 
 @init.command()
 @click.option("--name", default="glioma", show_default=True, help="Name of the job.")
-@click.option("--site", "sites", multiple=True, metavar="SITE=MODALITY", help="Who takes part.")
+@click.option(
+    "--site",
+    "sites",
+    multiple=True,
+    metavar="SITE=MODALITY",
+    help="Who takes part; once for each modality of a site.",
+)
 @click.option("--output", type=FILE, default=Path("job.toml"), show_default=True)
 @_force
 def job(name: str, sites: tuple[str, ...], output: Path, force: bool) -> None:
     """Write a commented job.toml, which belongs to the coordinator."""
-    pairs: dict[str, str] = {}
+    held: dict[str, list[str]] = {}
     for pair in sites:
         site, separator, modality = pair.partition("=")
-        if not separator or site in pairs:
-            raise click.UsageError(f"--site {pair}: write each site once, as SITE=MODALITY.")
-        pairs[_name(site)] = _modality(modality)
-    write_new(output, templates.job_toml(_name(name), pairs), force=force)
-    todo = "edit it" if pairs else "fill in [sites]"
+        if not separator:
+            raise click.UsageError(f"--site {pair}: write it as SITE=MODALITY.")
+        of_site, kind = held.setdefault(_name(site), []), _modality(modality)
+        if kind in of_site:
+            raise click.UsageError(f"--site {pair}: name each modality of a site once.")
+        of_site.append(kind)
+    write_new(output, templates.job_toml(_name(name), held), force=force)
+    todo = "edit it" if held else "fill in [sites]"
     echo(f"{output}: job {name}; {todo}, then: splitpeer config check {output}")
 
 

@@ -78,7 +78,7 @@ def check_fit(
     if lost := len(needed.keys() - patients.usable.keys()):
         raise Misaligned(f"it lacks {lost} of the run's {len(needed)} patients")
     if lost := sum(not set(seats.get(key, ())) <= set(patients.seats[key]) for key in needed):
-        raise Misaligned(f"of {lost} of the run's {len(needed)} patients it lacks a modality that it had")
+        raise Misaligned(f"for {lost} of the run's {len(needed)} patients it lacks a seat that it filled")
     try:
         compare_geometry({"labels": needed, site: {key: patients.usable[key] for key in needed}})
     except DataError as error:

@@ -118,8 +118,8 @@ class Matching:
             lost |= {key for key, s in seating.of(site.name).items() if not s <= set(site.lists.get(key, ()))}
         if count := len(lost - out):
             raise JobFailed(
-                f"{count} of the run's {len(seating.filled)} patients are no longer at all sites: bring them back, "
-                "or start with --fresh"
+                f"{count} of the run's {len(seating.filled)} patients lack an image or a mask that they had: "
+                "bring them back, or start with --fresh"
             )
 
     def _table(

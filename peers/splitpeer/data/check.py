@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -11,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from splitpeer.data import layouts
-from splitpeer.data.files import Case, Found
+from splitpeer.data.files import Case, Found, below
 from splitpeer.data.findings import naming_warnings
 from splitpeer.data.geometry import Geometry, differences
 from splitpeer.data.labels import shown, task_of
@@ -29,6 +30,9 @@ TELLING = ("patient-folders", "bids", "brats", "msd")
 """Layouts in which names always say what a file shows."""
 SOMETHING = "image"
 """What is looked for where any image will do."""
+
+MOST_NAMES = 4
+"""Folders that a suggestion names as modalities."""
 
 Progress = Callable[[int, int, Path], None]
 """Called before each file with its number (from 1), the number of files, and its path."""
@@ -108,7 +112,7 @@ def check(
     Raises DataError only where there is nothing to report on (no such folder, no layout fits, an unknown
     name).
     """
-    layout = layout or layouts.detect_layout(root)
+    guessed, layout = layout is None, layout or layouts.detect_layout(root)
     task = task_of(convention) if convention is not None else None
     report = DataReport(str(root), layout, (task.convention or f"[task] ({task})") if task else None)
     kinds = _find(Path(root), report, [canonical_modality(one) for one in modalities])
@@ -128,9 +132,7 @@ def check(
             report.warnings.append(f"{patient}: no {', '.join(missing)}")
     inspection.finish()
     if not any(report.counts.values()) and report.ok:
-        report.problems.append(
-            f"{root}: holds no image or mask that could be read: name the folder that does"
-        )
+        report.problems.append(_none(Path(root), layout, guessed))
     return report
 
 
@@ -157,14 +159,27 @@ def _find(root: Path, report: DataReport, wanted: Sequence[str]) -> dict[str, Fo
         for name in wanted or listed.modalities():
             _look(root, report, name, kinds)
         _look(root, report, None, kinds)
-    return kinds
+    return layouts.without_taken(kinds)
+
+
+def _none(root: Path, layout: str, guessed: bool) -> str:
+    """Nothing was found, and what to try."""
+    nothing = f"{root}: holds no image or mask that could be read"
+    if not guessed:
+        return f"{nothing}: name the folder that does"
+    names = sorted({path.parent.name for path in below(root)[0] if path.parent.parent == root})
+    options = " ".join(
+        ("--layout folder", *(f"--modality {shlex.quote(name)}" for name in names[:MOST_NAMES]))
+    )
+    hint = f": if its folders are modalities, try {options}" if names else ": name the layout with --layout"
+    return f"{nothing} as layout {layout!r}, which was guessed{hint}"
 
 
 def _look(root: Path, report: DataReport, modality: str | None, kinds: dict[str, Found]) -> None:
     """Find one kind, None for the masks, with everything that is wrong with it."""
     found: Found | None = None
     try:
-        found = layouts.look(root, report.layout, modality)
+        found = layouts.look(root, report.layout, modality, layouts.taken(kinds))
         problems = found.problems
     except DataError as error:
         problems = (str(error),)

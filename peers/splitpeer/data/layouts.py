@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from splitpeer.data import pattern, trees
@@ -14,7 +15,7 @@ from splitpeer.data.files import (
     examples,
     summary,
 )
-from splitpeer.data.listing import Listing
+from splitpeer.data.listing import CHOOSE, Listing
 from splitpeer.data.modalities import MASK, USUAL, canonical_modality, kind_of
 from splitpeer.data.msd import DESCRIPTION, msd
 from splitpeer.data.patient_list import read_list
@@ -50,15 +51,15 @@ def listing(root: Path | str, layout: str, wanted: str = "") -> Listing:
     return LAYOUTS[layout](root, wanted)
 
 
-def look(root: Path | str, layout: str, modality: str | None) -> Found:
-    """The cases under `root` that have `modality` (None: the masks), files left out, and problems.
+def look(root: Path | str, layout: str, modality: str | None, used: Collection[Path] = ()) -> Found:
+    """The cases under `root` that have `modality` (None: the masks), files left out that are not `used`, and problems.
 
     Raises:
         DataError: there is none, or the folder does not follow the layout.
     """
     wanted = MASK if modality is None else canonical_modality(modality)
     listed = listing(root, layout, wanted)
-    found = listed.pick(wanted)
+    found = _but(listed.pick(wanted), used)
     if not found.cases and not found.problems:
         what = wanted if listed.modalities() or layout in ("brats", "bids", "patient-folders") else "NIfTI"
         others = f" ({'; '.join(summary(found.left_out, listed.root)[:2])})" if found.left_out else ""
@@ -89,7 +90,26 @@ def find_all(root: Path | str, layout: str, modalities: Sequence[str]) -> dict[s
                     f"{case.path}: its name does not say whether it is {first} or {modality}: choose a layout that "
                     "does, or write a list (layout 'csv') with the column modality"
                 )
-    return found
+    return without_taken(found)
+
+
+def without_taken(found: Mapping[str, Found]) -> dict[str, Found]:
+    """The same without files and folders that one kind left out and another took: nobody has to look at them."""
+    used = taken(found)
+    return {kind: _but(one, used) for kind, one in found.items()}
+
+
+def taken(found: Mapping[str, Found]) -> set[Path]:
+    """The files of all cases, and the folders that they are in."""
+    return {path for one in found.values() for case in one.cases for path in (case.path, *case.path.parents)}
+
+
+def _but(found: Found, used: Collection[Path]) -> Found:
+    """Without what was left out and used elsewhere; one of several files of a patient stays, since it is a choice."""
+    return replace(
+        found,
+        left_out=tuple(one for one in found.left_out if one.path not in used or one.reason.endswith(CHOOSE)),
+    )
 
 
 def find_images(root: Path | str, layout: str, modality: str) -> list[Case]:

@@ -102,7 +102,9 @@ class TrainingSchedule:
         complete_first: int = 0,
     ) -> None:
         if not keys:
-            raise ConfigError("no patient to train on: give at least one that all sites hold")
+            raise ConfigError(
+                "no patient to train on: give at least one that has enough of the job's seats ([data] min_seats)"
+            )
         if min(window) < 1 or batch < 1 or steps < 0 or not 0 <= positive_fraction <= 1 or seed < 0:
             raise ConfigError(
                 f"window {window}, batch {batch}, steps {steps}, seed {seed}, positive_fraction "

@@ -50,6 +50,27 @@ def look(
     return usable
 
 
+def check_seats(channels: Channels, report: h.Reporter) -> None:
+    """A patient fills a seat of several channels only with all of them: others are told of in the site's log.
+
+    Raises:
+        DataError: no patient fills such a seat, though each of its channels has patients.
+    """
+    for number, (seat, modalities) in enumerate(channels.seats.items()):
+        held = {modality: set(channels.volumes[modality].keys()) for modality in modalities}
+        if not all(held.values()):
+            continue
+        anyone = set.union(*held.values())
+        if not any(number in channels.fills(key) for key in anyone):
+            text = f"no patient has all of {', '.join(modalities)} (seat {seat})"
+            raise DataError(f"{text}: write the ids of one patient alike in all of them", told=text)
+        for modality, keys in held.items():
+            if lacking := len(anyone - keys):
+                who = "1 patient lacks" if lacking == 1 else f"{lacking} patients lack"
+                verb = "does" if lacking == 1 else "do"
+                report(h.DataWarning(f"{who} {modality} and {verb} not fill {seat}"))
+
+
 def tell(volumes: Volumes, report: h.Reporter) -> None:
     """What `look` found that wants a second look, in the log of the party whose files they are."""
     lines = [line for key in sorted(volumes.warnings) for line in volumes.warnings[key]]

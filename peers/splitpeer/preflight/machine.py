@@ -75,11 +75,8 @@ def check_images(config: PeerConfig) -> Iterator[Finding]:
         patients = f"{folder}: {len(kind.cases)} patients{of}; splitpeer data check reads every voxel"
         yield Finding("data", "ok", patients)
     if left_out := {one for kind in found.values() for one in kind.left_out}:
-        yield Finding(
-            "data",
-            "warning",
-            f"{folder}: {len(left_out)} files were skipped: splitpeer data check lists them",
-        )
+        skipped = "1 file was" if len(left_out) == 1 else f"{len(left_out)} files were"
+        yield Finding("data", "warning", f"{folder}: {skipped} skipped: splitpeer data check shows why")
 
 
 def check_consent(config: PeerConfig) -> Iterator[Finding]:

@@ -253,6 +253,22 @@ class JobConfig(Settings):
         held = set(self.sites[site])
         return tuple(seat for seat, modalities in self.channels().items() if held.issuperset(modalities))
 
+    def unused(self) -> list[str]:
+        """What sites hold and no step will use, one line each: a part of a seat counts only with the rest of it."""
+        lines = []
+        for site, held in self.sites.items():
+            used = {modality for seat in self.filled_by(site) for modality in self.channels()[seat]}
+            for modality in held:
+                if modality in used:
+                    continue
+                seat, whole = next((s, m) for s, m in self.seats.items() if modality in m)
+                rest = ", ".join(one for one in whole if one not in held)
+                lines.append(
+                    f"[sites] {site} holds {modality}, which only counts together with {rest} (seat {seat}): "
+                    f"remove it, or add {rest}"
+                )
+        return lines
+
     def _problems_of_seats(self) -> list[str]:
         seats, held = self.channels(), {modality for one in self.sites.values() for modality in one}
         filled = {site: self.filled_by(site) for site in self.sites}

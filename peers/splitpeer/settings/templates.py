@@ -239,9 +239,12 @@ def peer_toml(
     )
 
 
-def job_toml(name: str, sites: Mapping[str, str]) -> str:
-    """Text of a `job.toml`. Without `sites` its [sites] is empty and must be filled in before it loads."""
-    listed = [_pair(site, modality) for site, modality in sites.items()]
+def job_toml(name: str, sites: Mapping[str, Sequence[str]]) -> str:
+    """Text of a `job.toml` for `sites` and the modalities of each.
+
+    Without `sites` its [sites] is empty and must be filled in before it loads.
+    """
+    listed = [_pair(site, held[0] if len(held) == 1 else list(held)) for site, held in sites.items()]
     return _JOB.format(
         name=_pair("name", name),
         sites="\n".join(listed) or '# north = "t1"',

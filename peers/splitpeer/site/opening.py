@@ -13,7 +13,7 @@ from splitpeer.defences.image.stack import ImageStack, make_image_stack
 from splitpeer.defences.key import key_of
 from splitpeer.defences.network import build_network
 from splitpeer.federation.compute import defence_key, pick_device
-from splitpeer.federation.files import look
+from splitpeer.federation.files import check_seats, look
 from splitpeer.federation.terms import (
     Room,
     backbone_for,
@@ -65,6 +65,7 @@ def open_job(
     key = _base_key(config)
     images = _image_defences(config, key)
     channels = _channels(offer, config, found, consent, images, known=known)
+    check_seats(channels, report)
     bad = _bad(channels, unusable or {})
     grids = look(channels, dict(bad), report)
     backbone = backbone_for(job, config)

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from splitpeer.daemon import happenings as h
 from splitpeer.data.channels import Channels
 from splitpeer.data.layouts import find_all
 from splitpeer.data.loader import SiteData
@@ -16,6 +17,7 @@ from splitpeer.data.sampling import Sample
 from splitpeer.data.volumes import Volumes
 from splitpeer.defences.image.stack import make_image_stack
 from splitpeer.errors import DataError, PatientUnusable
+from splitpeer.federation.files import check_seats
 
 HELD = ("adc", "flair", "t2")
 SEATS = {"flair": ("flair",), "mri": ("t2", "adc")}
@@ -32,6 +34,17 @@ def folder(tmp_path: Path, files) -> Path:
                     tmp_path / modality / f"{patient}.nii.gz", files.head(seed=10 * number + ord(patient))
                 )
     return tmp_path
+
+
+class Told:
+    """Keeps the warnings."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def __call__(self, happening: h.Happening) -> None:
+        assert isinstance(happening, h.DataWarning)
+        self.lines.append(happening.cause)
 
 
 def volumes(folder: Path, files, **rules: str) -> dict[str, Volumes]:
@@ -58,6 +71,22 @@ def test_a_patient_fills_a_seat_if_all_its_channels_are_there(folder: Path, file
     assert only.keys() == sorted(key(files, patient) for patient in "pr")
     with pytest.raises(DataError, match="not in this site's data"):
         only.geometry(key(files, "q"))
+
+
+def test_patients_who_lack_a_channel_are_told(folder: Path, files) -> None:
+    told = Told()
+    check_seats(Channels(volumes(folder, files), SEATS), h.Reporter(told))
+    assert told.lines == ["1 patient lacks adc and does not fill mri"]
+
+
+def test_a_seat_whose_channels_share_no_patient_is_an_error(folder: Path, files) -> None:
+    for path in (folder / "adc").iterdir():
+        path.rename(path.with_name(f"x{path.name}"))
+    channels = Channels(volumes(folder, files), SEATS)
+    said = r"no patient has all of t2, adc \(seat mri\): write the ids of one patient alike"
+    with pytest.raises(DataError, match=said) as caught:
+        check_seats(channels, h.Reporter())
+    assert caught.value.told == "no patient has all of t2, adc (seat mri)"
 
 
 def test_channels_stand_in_the_seats_order_each_as_if_it_were_alone(folder: Path, files) -> None:

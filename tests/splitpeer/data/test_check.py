@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from splitpeer.data.check import check
+from splitpeer.data.layouts import find_all
 from splitpeer.errors import DataError
 
 
@@ -185,3 +186,26 @@ def test_a_folder_without_a_single_image_is_not_usable(tmp_path: Path, files, ki
         files.save(tmp_path / "sub-1" / "dwi" / "sub-1_dwi.nii.gz", files.head())
     report = check(tmp_path, layout="patient-folders" if kind == "nothing of use" else "bids")
     assert not report.ok and sum(report.counts.values()) == 0
+
+
+def test_a_folder_that_another_modality_used_was_taken(tmp_path: Path, files) -> None:
+    for kind in ("mr", "ct", "odd"):
+        for patient in ("p1", "p2"):
+            files.save(tmp_path / kind / f"{patient}.nii.gz", files.head())
+    report = check(tmp_path, "folder", ["mr", "ct"])
+    assert report.ok and report.counts == {"mr": 2, "ct": 2}
+    told = [text for text in report.warnings if "not taken" in text]
+    assert told and all("1 not taken: odd: a folder: only files of one" in text for text in told)
+    assert {
+        one.path.name for kind in find_all(tmp_path, "folder", ["mr", "ct"]).values() for one in kind.left_out
+    } == {"odd"}
+
+
+def test_a_guess_that_found_nothing_names_itself_and_what_to_try(tmp_path: Path, files) -> None:
+    for kind in ("mr", "ct"):
+        for patient in ("p1", "p2"):
+            files.save(tmp_path / kind / f"{patient}.nii.gz", files.head())
+    (said,) = check(tmp_path).problems
+    assert "as layout 'patient-folders', which was guessed" in said
+    assert said.endswith("if its folders are modalities, try --layout folder --modality ct --modality mr")
+    assert check(tmp_path, "folder", ["ct", "mr"]).ok, "what it advises works"

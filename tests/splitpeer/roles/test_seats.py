@@ -148,7 +148,7 @@ def test_a_site_that_lost_a_patient_of_its_own_is_told(scene) -> None:
     (scene.folder / "images" / "stranger" / "t1" / f"{names(scene)[5]}.nii.gz").unlink()
     hub, *clients = [scene.start(name) for name in who()]
     assert hub.code() != 0
-    assert "1 of the run's 6 patients are no longer at all sites" in hub.said
+    assert "1 of the run's 6 patients lack an image or a mask that they had: bring them back" in hub.said
 
 
 async def test_a_run_without_one_of_two_sites_of_a_seat(scene, monkeypatch) -> None:

@@ -75,6 +75,14 @@ def opened(scene: Scene, seats: tuple[Seat, ...] = SEATS) -> SiteJob:
     return open_job(offer, config, h.Reporter())
 
 
+def test_a_job_whose_stacked_seat_nobody_fills_is_not_taken_up(stage: Scene) -> None:
+    seat = next(seat for seat in SEATS if len(seat.modalities) > 1)
+    for path in sorted((stage.folder / "images" / seat.modalities[0]).iterdir()):
+        path.rename(path.with_name(f"x{path.name}"))
+    with pytest.raises(DataError, match="no patient has all of"):
+        opened(stage)
+
+
 @pytest.fixture
 def batch(stage: Scene) -> Callable[[int], Forward]:
     job = job_on_wire(stage.settings)
