@@ -105,9 +105,9 @@ class Exclusion:
 
     def _remove_predictions(self) -> None:
         """Predictions of an earlier evaluation, which no longer have a score."""
-        for key in self.keys:
-            patient = self._run.labels.case(key).patient
-            (self._run.files.predictions / f"{patient}.nii.gz").unlink(missing_ok=True)
+        cases = self._run.labels.cases
+        for key in self.keys & cases.keys():  # a mask may be deleted once its patient has withdrawn
+            (self._run.files.predictions / f"{cases[key].patient}.nii.gz").unlink(missing_ok=True)
 
     async def _noted(self, function: Any, *args: Any) -> None:
         await self._run.on_disk(function, *args, what="a withdrawal to be recorded")

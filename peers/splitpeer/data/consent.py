@@ -11,6 +11,7 @@ from pathlib import Path
 from splitpeer.data.files import Case
 from splitpeer.data.layouts import subject
 from splitpeer.data.patients import patient_id
+from splitpeer.data.pseudonym import pseudonym
 from splitpeer.errors import DataError, PatientUnusable
 from splitpeer.storage import durable, reading
 
@@ -31,10 +32,20 @@ class Consent:
         cases: the patients, by key.
         mark: a file that is written once the list was there: from then on its absence is an error, after a restart and
             in the next run too. None: only this object remembers.
+        earlier: patients whose files may be gone by now: the key of the person by that of the patient.
+        salt: of these keys.
     """
 
-    def __init__(self, path: Path | None, cases: Mapping[bytes, Case], mark: Path | None = None) -> None:
+    def __init__(
+        self,
+        path: Path | None,
+        cases: Mapping[bytes, Case],
+        mark: Path | None = None,
+        earlier: Mapping[bytes, bytes] | None = None,
+        salt: bytes = b"",
+    ) -> None:
         self._path, self._mark = path, mark
+        self._earlier, self._salt = earlier or {}, salt
         self._keys: dict[str, set[bytes]] = {}
         for key, case in cases.items():
             for name in {case.patient, subject(case.patient)}:
@@ -58,6 +69,8 @@ class Consent:
                 ids = self._ids(self._path, content)
                 self.unknown = sum(one not in self._keys for one in ids)
                 self._withdrawn |= {key for one in ids for key in self._keys.get(one, ())}
+                listed = {pseudonym(self._salt, one) for one in ids} if self._earlier else set()
+                self._withdrawn |= {key for key, who in self._earlier.items() if listed & {key, who}}
                 self._content = content
             return set(self._withdrawn)
 

@@ -61,8 +61,17 @@ def open_volumes(
     }
 
 
-def open_consent(config: PeerConfig, found: Mapping[str, Found]) -> Consent:
-    """The list of this site's patients who have withdrawn consent. Raises ConfigError, DataError."""
+def open_consent(
+    config: PeerConfig, found: Mapping[str, Found], earlier: Mapping[bytes, bytes] | None = None
+) -> Consent:
+    """The list of this site's patients who have withdrawn consent.
+
+    Args:
+        earlier: patients that a run had, see `Consent`.
+
+    Raises:
+        ConfigError, DataError: the salt or the files cannot be used.
+    """
     data = config.data
     if data.salt is None:
         raise DataError("a client needs [data] salt")
@@ -71,4 +80,6 @@ def open_consent(config: PeerConfig, found: Mapping[str, Found]) -> Consent:
         data.withdrawn,
         {key: case for kind in found.values() for key, case in keyed(salt, kind.cases).items()},
         config.peer.state / LIST_SEEN,
+        earlier,
+        salt,
     )

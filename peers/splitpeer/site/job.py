@@ -12,6 +12,8 @@ import numpy as np
 from splitpeer.daemon import happenings as h
 from splitpeer.data.channels import Channels
 from splitpeer.data.consent import Consent
+from splitpeer.data.layouts import subject
+from splitpeer.data.pseudonym import pseudonym
 from splitpeer.defences.randomness import Release
 from splitpeer.errors import DataError, PatientUnusable
 from splitpeer.federation.files import counted, look, note
@@ -24,6 +26,7 @@ from splitpeer.site.announced import Announced, Images
 from splitpeer.site.averaging import SiteAveraging
 from splitpeer.site.budgets import Budgets, BudgetSpent
 from splitpeer.site.encoders import Encoders
+from splitpeer.site.named import Named
 from splitpeer.site.run_folders import check_room
 from splitpeer.storage import checkpoint
 from splitproto import holder
@@ -64,6 +67,9 @@ class Means:
     """What one batch may take."""
     channels: Channels
     consent: Consent
+    named: Named
+    salt: bytes
+    """The patients' salt."""
     encoders: Encoders
     defences: tuple[str, ...]
     """Defences of images and activations, as they are announced."""
@@ -155,13 +161,18 @@ class SiteJob:
             # SP-11.13-9.
             told = f"the files of too many patients cannot be used: {counted(self.unusable.values())}"
             raise DataError(f"{told}; see the lines above", "data", told)
+        # SP-11.13-2: whom the coordinator was never told of, it is not told of now.
+        unusable = {k: c for k, c in self.unusable.items() if c != CONSENT or k in self._means.named}
+        self._means.named.add(
+            (key, self._person(key)) for key in {*grids, *unusable} - {*self._means.named.people}
+        )
         patients = [
             Patient(
                 key, grid.shape, grid.spacing, grid.directions, grid.origin, grid.stored, self._filled(key)
             )
             for key, grid in grids.items()
         ]
-        return patients, [Unusable(key, cause) for key, cause in self.unusable.items()]
+        return patients, [Unusable(key, cause) for key, cause in unusable.items()]
 
     def filled(self, patients: Collection[Patient]) -> dict[str, int]:
         """How many of `patients` fill each seat, by its name and, where that says less, its channels."""
@@ -321,10 +332,14 @@ class SiteJob:
         fills = self.channels.fills(key)
         return fills if len(fills) < len(self.seats) else None
 
+    def _person(self, key: bytes) -> bytes:
+        """The key of the person behind a patient's."""
+        return pseudonym(self._means.salt, subject(self.channels.case(key).patient))
+
     def _heed_consent(self) -> None:
         """Patients who have withdrawn consent are not read again. Raises DataError: the list cannot be read."""
         for key in sorted(self._means.consent.withdrawn()):
-            if self.channels.fills(key):
+            if self.channels.fills(key) or key in self._means.named:
                 note(self._means.consent.refusal(key), self.unusable, self._means.report)
                 self.unusable[key] = CONSENT
 

@@ -9,6 +9,7 @@ from splitpeer.daemon import happenings as h
 from splitpeer.data.channels import Channels
 from splitpeer.data.consent import Consent
 from splitpeer.data.files import Found
+from splitpeer.data.pseudonym import load_salt
 from splitpeer.defences.image.stack import ImageStack, make_image_stack
 from splitpeer.defences.key import key_of
 from splitpeer.defences.network import build_network
@@ -31,6 +32,7 @@ from splitpeer.site.budgets import Budgets, new_run
 from splitpeer.site.encoders import Encoders
 from splitpeer.site.images import find_cases, open_consent, open_volumes
 from splitpeer.site.job import Means, SiteJob
+from splitpeer.site.named import Named
 from splitpeer.site.run_folders import check_terms, make_room, note_terms
 from splitpeer.site.secret import site_secret
 from splitpeer.training.guard import Guard
@@ -61,10 +63,11 @@ def open_job(
     known = folder.exists()
     check_terms(folder, offer)
     found = find_cases(config)
-    consent = open_consent(config, found)
+    named = Named(folder)
+    consent = open_consent(config, found, named.people)
     key = _base_key(config)
     images = _image_defences(config, key)
-    channels = _channels(offer, config, found, consent, images, known=known)
+    channels = _channels(offer, config, found, consent, images, named)
     check_seats(channels, report)
     bad = _bad(channels, unusable or {})
     grids = look(channels, dict(bad), report)
@@ -86,6 +89,8 @@ def open_job(
         room=room,
         channels=channels,
         consent=consent,
+        named=named,
+        salt=load_salt(config.data.salt) if config.data.salt else b"",
         encoders=encoders,
         defences=announced,
         private=config.runtime.initial_weights == "private",
@@ -150,13 +155,11 @@ def _channels(
     found: Mapping[str, Found],
     consent: Consent,
     defences: Mapping[str, ImageStack],
-    *,
-    known: bool,
+    named: Named,
 ) -> Channels:
     """The images of the job's seats.
 
-    A patient who has withdrawn consent is not listed in a run that is new to this site; in a run under way,
-    the coordinator knows the patient, and is informed.
+    A patient who has withdrawn consent is not listed, unless the coordinator of this run knows the patient already.
     """
     asked = {modality: found[modality] for seat in offer.seats for modality in seat.modalities}
     volumes = open_volumes(
@@ -164,7 +167,7 @@ def _channels(
         asked,
         offer.job.spacing,
         lambda modality: normalisation_of(offer.job, modality),
-        without=() if known else consent.withdrawn(),
+        without=consent.withdrawn().difference(named.people),
     )
     return Channels(volumes, {seat.name: seat.modalities for seat in offer.seats}, defences)
 

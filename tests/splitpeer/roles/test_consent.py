@@ -8,9 +8,16 @@ from pathlib import Path
 
 import pytest
 
+from splitpeer.daemon import happenings as h
 from splitpeer.data import consent
+from splitpeer.data.sampling import batch_digest
 from splitpeer.errors import DataError, PatientUnusable
+from splitpeer.federation.terms import job_on_wire, seat_descriptors
 from splitpeer.logs import handle
+from splitpeer.site.job import SiteJob
+from splitpeer.site.opening import open_job
+from splitproto.messages import Activations, Forward, JobOffer, Sample, Seat, Unusable, Withdraw
+from splitproto.tensors import schema_digest
 
 from .test_withdrawal import STEPS, AtStep, Stage
 
@@ -107,21 +114,17 @@ async def test_a_list_that_cannot_be_read_lets_nothing_out(scene, stage, monkeyp
     assert last < scene.settings.training.steps
 
 
+def take_up(scene, run: bytes = bytes(16)) -> SiteJob:
+    """What site t1 does with an offer of its job."""
+    job, seats = job_on_wire(scene.settings), (Seat("t1", ("t1",)),)
+    offer = JobOffer(run, seats, job, schema_digest(seat_descriptors(job, seats)))
+    return open_job(offer, scene.config("site-t1"), h.Reporter())
+
+
 def test_what_was_computed_is_not_sent_a_second_time(scene, stage, opened) -> None:
     """SP-11-16 does not hold for a patient who has withdrawn in between."""
-    from splitpeer.daemon import happenings as h
-    from splitpeer.data.sampling import batch_digest
-    from splitpeer.federation.terms import job_on_wire, seat_descriptors
-    from splitpeer.site.opening import open_job
-    from splitproto.messages import Activations, Forward, JobOffer, Sample, Seat, Unusable, Withdraw
-    from splitproto.tensors import schema_digest
-
-    job, seats = job_on_wire(scene.settings), (Seat("t1", ("t1",)),)
-    site = open_job(
-        JobOffer(bytes(16), seats, job, schema_digest(seat_descriptors(job, seats))),
-        scene.config("site-t1"),
-        h.Reporter(),
-    )
+    site = take_up(scene)
+    site.inventory()
     samples = tuple(Sample(scene.key(patient), (0, 0, 3)) for patient in stage.training[:2])
     asked = Forward("train", 1, 0, samples, batch_digest(1, samples, None))
     for answer in (Activations, Withdraw):
@@ -146,22 +149,40 @@ def test_what_was_computed_is_not_sent_a_second_time(scene, stage, opened) -> No
 
 def test_a_new_run_misses_a_list_that_was_there(scene, stage) -> None:
     """Neither another run nor another process takes its absence for: nobody has withdrawn."""
-    from splitpeer.daemon import happenings as h
-    from splitpeer.federation.terms import job_on_wire, seat_descriptors
-    from splitpeer.site.opening import open_job
-    from splitproto.messages import JobOffer, Seat
-    from splitproto.tensors import schema_digest
-
-    job, seats = job_on_wire(scene.settings), (Seat("t1", ("t1",)),)
-    schema, config = schema_digest(seat_descriptors(job, seats)), scene.config("site-t1")
     patient = stage.training[0]
     listed(scene).write_text(patient)
-    site = open_job(JobOffer(bytes(16), seats, job, schema), config, h.Reporter())
+    site = take_up(scene)
     assert scene.key(patient) not in {one.key for one in site.inventory()[0]}
     site.close()
     listed(scene).unlink()
     with pytest.raises(DataError, match="is gone, so nothing is sent"):
-        open_job(JobOffer(bytes([1] * 16), seats, job, schema), config, h.Reporter())
+        take_up(scene, bytes([1] * 16))
+
+
+def test_a_restart_does_not_tell_of_a_patient_who_was_never_named(scene, stage) -> None:
+    listed(scene).write_text(stage.training[0])
+    for _ in range(2):
+        site = take_up(scene)
+        patients, unusable = site.inventory()
+        assert (scene.key(stage.training[0]) in {patient.key for patient in patients}, unusable) == (
+            False,
+            [],
+        )
+        site.close()
+
+
+def test_a_patient_of_the_run_whose_files_were_deleted_is_withdrawn(scene, stage) -> None:
+    folder = stage.own("t1")
+    scene.client("t1", data={"withdrawn": str(listed(scene)), "images": str(folder), "cache_mib": 0})
+    site = take_up(scene)
+    site.inventory()
+    site.close()
+    listed(scene).write_text(stage.training[0])
+    (folder / f"{stage.training[0]}.nii.gz").unlink()
+    site = take_up(scene)
+    _, unusable = site.inventory()
+    assert unusable == [Unusable(scene.key(stage.training[0]), "consent")]
+    site.close()
 
 
 def test_the_status_of_a_daemon_names_no_patient(scene, stage) -> None:
