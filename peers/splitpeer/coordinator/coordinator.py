@@ -391,7 +391,7 @@ class Coordinator:
             )
         if not resumed:
             await self._trainer.start()
-        self._files.open(resumed=resumed, patients=self._run.seating.filled)
+        self._files.open(resumed=resumed, patients=self._run.seating.filled, held_out=validation)
         await self._trainer.train(stream, validation, held if resumed else ())
         if self.result.complete:
             self.result.bytes_per_step = self._trainer.bytes_per_step

@@ -95,14 +95,17 @@ class Matching:
             fills = seating.of(site.name)
             own = {key: grid for key, grid in grids["labels"].items() if key in fills}
             site.expect(own, fills, len(seating.filled))
-        training, held_out = split_patients(
-            sorted(seating.filled),
-            self._settings.data.validation,
-            self._settings.job.seed,
-            self._labels.subjects(),
-        )
+        training, held_out = self._split(seating)
         report(self._table(seating, known, here, held_out))
         return seating, training, held_out
+
+    def _split(self, seating: Seating) -> tuple[list[bytes], list[bytes]]:
+        """Training and held-out patients. A resumed run keeps its own, whatever masks were deleted since."""
+        if self._record.patients:
+            held_out = self._record.held_out
+            return sorted(seating.filled.keys() - held_out), sorted(held_out)
+        data, seed = self._settings.data, self._settings.job.seed
+        return split_patients(sorted(seating.filled), data.validation, seed, self._labels.subjects())
 
     def _check_kept(
         self, seating: Seating, known: Mapping[bytes, Geometry], here: Sequence[RemoteSite]

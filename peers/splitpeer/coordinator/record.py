@@ -10,7 +10,7 @@ import hashlib
 import json
 import logging
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -71,6 +71,8 @@ class RunRecord:
         """new: not begun. running. farewell: trained and scored; sites are being told. over: nothing is left to do."""
         self.patients: Mapping[bytes, Mapping[str, str]] = {}
         """Patients of the run: which site fills which seat of each."""
+        self.held_out: frozenset[bytes] = frozenset()
+        """Those of them who are evaluated and never trained on."""
         self.withdrawn: tuple[Withdrawal, ...] = ()
         """What the run is made without."""
         self.holders: dict[str, bytes] = {}
@@ -82,9 +84,10 @@ class RunRecord:
         elif resume:
             self._take(self._read())
 
-    def begin(self, patients: Mapping[bytes, Mapping[str, str]]) -> None:
+    def begin(self, patients: Mapping[bytes, Mapping[str, str]], held_out: Collection[bytes] = ()) -> None:
         """SP-11-39: from now on there is something to resume."""
         self.patients = {key: dict(filled) for key, filled in patients.items()}
+        self.held_out = frozenset(held_out)
         self._write("running")
 
     def withdraw(self, withdrawn: Sequence[Withdrawal]) -> None:
@@ -143,7 +146,9 @@ class RunRecord:
             ) from None
         except (OSError, ValueError, KeyError, TypeError):
             raise ConfigError(f"{self._path} cannot be read; start with --fresh") from None
-        if last.get("state") != "over" and isinstance(last.get("patients"), list):
+        if last.get("state") != "over" and (
+            isinstance(last.get("patients"), list) or (last.get("patients") and "held_out" not in last)
+        ):
             raise ConfigError(
                 f"{self._path} is of an older splitpeer: finish the run with that one, or start with --fresh"
             )
@@ -160,6 +165,7 @@ class RunRecord:
             # A run that is over can still be asked for: it ends at once, with the same results.
             self.state = "running" if last.get("state") in (None, "running", "over") else "farewell"
             self.patients = _patients(last.get("patients", {}))
+            self.held_out = frozenset(map(bytes.fromhex, last.get("held_out", ())))
             self.withdrawn = tuple(Withdrawal.read(item) for item in last.get("withdrawn", ()))
             self.told = tuple(last.get("told", ()))
             self.holders = {site: bytes.fromhex(key) for site, key in last.get("holders", {}).items()}
@@ -175,6 +181,7 @@ class RunRecord:
             "told": self.told,
             "holders": {site: key.hex() for site, key in self.holders.items()},
             "patients": {key.hex(): filled for key, filled in self.patients.items()},
+            "held_out": sorted(key.hex() for key in self.held_out),
             "withdrawn": [withdrawal.written() for withdrawal in self.withdrawn],
         }
         try:

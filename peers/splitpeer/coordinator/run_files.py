@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -105,9 +105,11 @@ class RunFiles:
         with _writing(self.output, "[output] folder"):
             self.output.mkdir(parents=True, exist_ok=True)
 
-    def open(self, *, resumed: bool, patients: Mapping[bytes, Mapping[str, str]]) -> None:
+    def open(
+        self, *, resumed: bool, patients: Mapping[bytes, Mapping[str, str]], held_out: Collection[bytes]
+    ) -> None:
         """Note the run as the one to resume, with its patients; a new one removes the results of the one before."""
-        self.record.begin(patients)
+        self.record.begin(patients, held_out)
         if resumed:
             self._metrics.resume()
         else:

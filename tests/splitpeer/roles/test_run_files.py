@@ -27,7 +27,7 @@ def opened(scene: Scene, output: Path) -> RunFiles:
     scene.cast("t1", output={"folder": str(output)})
     files = RunFiles(scene.config("hub"), scene.settings, resume=False, report=h.Reporter())
     files.prepare()
-    files.open(resumed=False, patients={})
+    files.open(resumed=False, patients={}, held_out=())
     return files
 
 
@@ -108,7 +108,7 @@ def test_whole_results_are_not_in_the_way_of_a_changed_job(
             == "new"
         )
     fresh = RunFiles(scene.config("hub"), scene.settings, resume=False, report=h.Reporter())
-    fresh.open(resumed=False, patients={})
+    fresh.open(resumed=False, patients={}, held_out=())
     assert not (files.output / "result.json").exists()
 
 
@@ -119,7 +119,7 @@ def test_a_resumed_run_begins_with_whole_lines(scene: Scene, tmp_path: Path) -> 
         file.write('{"step": 2, "lo')
     again = RunFiles(scene.config("hub"), scene.settings, resume=True, report=h.Reporter())
     assert again.run == files.run
-    again.open(resumed=True, patients={})
+    again.open(resumed=True, patients={}, held_out=())
     again.metric(step=2)
     assert lines(again) == [1, 2]
 
