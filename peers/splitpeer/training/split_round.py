@@ -135,6 +135,9 @@ def split_round(
             if seat in heard:
                 half.backward(heard[seat])
             else:
+                if back:
+                    # As at a site (SP-11-10): a seat that is left out keeps the average it took.
+                    half.discard()
                 half.advance(release.step)
         if back:
             wire.applied(site)

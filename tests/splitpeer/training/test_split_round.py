@@ -273,11 +273,19 @@ def test_a_site_of_two_seats_learns_at_the_seat_that_takes_part() -> None:
             return gradients
 
     shown = {Place("west", place.seat): image for place, image in images.items()}
+    left = west[Place("west", "t1")]
+    mean = {name: array / 2 for name, array in left.weights().items()}
+    saved = left.state()
+    left.take(mean)
     split_round(split, shown, target, release, Kept(), left_out={"t1"})
     assert down == [{"flair"}]
+    steps = {half.steps_done for half in west.values()}
+    # SP-11.16-6: the seat that is left out continues from its average, as over a network.
+    assert all(np.array_equal(array, mean[name]) for name, array in left.weights().items())
+    left.load(*saved)
     changed = {p.seat: not same(before[p], dict(h.network.state_dict())) for p, h in west.items()}
     assert changed == {"t1": False, "flair": True}
-    assert {half.steps_done for half in west.values()} == {1}
+    assert steps == {1}
 
 
 def test_a_site_whose_samples_another_fills_counts_on() -> None:
