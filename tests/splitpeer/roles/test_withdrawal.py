@@ -324,6 +324,30 @@ async def test_a_header_that_cannot_be_read_when_the_run_is_under_way(scene, sta
     stage.assert_exact("t1")
 
 
+async def test_a_mask_deleted_after_its_patient_withdrew(scene, stage) -> None:
+    """The run is resumed with the same patients held out, and the next withdrawal finds no mask to look for."""
+    gone, later = stage.training[:2]
+    folder = stage.own("labels")
+    images = stage.own("t1")
+    scene.job(training={**STEPS, "checkpoint_every": 4}, data={"max_withdrawn": 2})
+    view = AtStep(2, lambda: truncated(images / f"{gone}.nii.gz"))
+    async with scene.running(view=view) as on:
+        while not any(line["step"] >= 6 for line in scene.metrics()):
+            assert not on.tasks["hub"].done(), on.tasks["hub"]
+            await asyncio.sleep(0.01)
+        for stop in on.stops.values():
+            stop.set()
+        await asyncio.wait(on.tasks.values())
+    held_out = stage.record("held_out")
+    assert held_out == sorted(scene.key(patient).hex() for patient in stage.held_out)
+    (folder / f"{gone}.nii.gz").unlink()
+    truncated(images / f"{later}.nii.gz")
+    ran = await scene.together(resume=True)
+    assert ran.result is not None, ran
+    assert set(stage.withdrawn()) == {scene.key(gone), scene.key(later)}
+    assert stage.record("held_out") == held_out
+
+
 # --- limits ------------------------------------------------------------------------------------------------
 
 
