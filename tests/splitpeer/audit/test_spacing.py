@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,15 @@ def test_a_sites_audit(place: Any, site: Path, job: Path, grids: Any, tmp_path: 
     assert grids == {GRID}
 
 
-def test_a_sweep(place: Any, job: Path, grids: Any, tmp_path: Path) -> None:
+class Here(ThreadPoolExecutor):
+    """Runs a sweep's tasks in this process, whose functions are watched."""
+
+    def __init__(self, workers: int, **_: Any) -> None:
+        super().__init__(1)
+
+
+def test_a_sweep(place: Any, job: Path, grids: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sweep, "ProcessPoolExecutor", Here)
     plan = tmp_path / "sweep.toml"
     first = SWEEP.partition('[[configuration]]\nname = "gaussian')[0].replace(
         ', "whitebox:iterations=15"', ""
