@@ -20,7 +20,7 @@ from splitproto.lanes.addresses import served_address
 NOW = datetime.now(UTC)
 CLIENT = templates.peer_toml(role="client", site="north", federation="demo", modality="t1")
 COORDINATOR = templates.peer_toml(role="coordinator", site="hub", federation="demo", convention="brats")
-JOB = templates.job_toml("glioma", {"north": "t1", "south": "flair"})
+JOB = templates.job_toml("glioma", {"north": ["t1"], "south": ["flair"]})
 
 
 def write(folder: Path, text: str, name: str = "peer.toml") -> Path:
