@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 
 import numpy as np
@@ -118,9 +119,12 @@ def hausdorff(prediction: np.ndarray, truth: np.ndarray, spacing: Sequence[float
     from monai.metrics import compute_hausdorff_distance
 
     one, other = (mask[None, None].astype(np.float32) for mask in (prediction, truth))
-    distance = compute_hausdorff_distance(
-        one, other, include_background=True, percentile=PERCENTILE, spacing=[float(mm) for mm in spacing]
-    )
+    with warnings.catch_warnings():
+        # MONAI 1.5 calls its own functions in a way that it has deprecated.
+        warnings.simplefilter("ignore", FutureWarning)
+        distance = compute_hausdorff_distance(
+            one, other, include_background=True, percentile=PERCENTILE, spacing=[float(mm) for mm in spacing]
+        )
     return float(distance)
 
 
