@@ -53,7 +53,7 @@ async def dial(
     ours = _Ours(credentials, allow, offer or Offer(), timing or Timing())
     goal = TcpDestination(address, context) if isinstance(address, str) else address
     last: _NobodyThere | None = None
-    async for attempt in goal.attempts(ours.timing.handshake):
+    for attempt in await goal.attempts(ours.timing.handshake):
         if last is not None:
             log.info("%s; trying the next address of %s, %s", last, goal.host, attempt.at)
         try:

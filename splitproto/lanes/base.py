@@ -8,7 +8,7 @@ event loop.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -164,7 +164,7 @@ class Destination(Protocol):
         """A name or an address that the listener's certificate must bear."""
         ...
 
-    def attempts(self, timeout: float) -> AsyncIterator[Attempt]:
+    async def attempts(self, timeout: float) -> Sequence[Attempt]:
         """The ways to get there; each is tried when nothing came back from the one before.
 
         Args:

@@ -7,7 +7,7 @@ sent before an end closed still arrives: as on a ZeroMQ lane, but for delays and
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import count
 
@@ -39,9 +39,9 @@ class MemoryLane(Lane):
         """For logs."""
         return f"memory:{self.host}"
 
-    async def attempts(self, timeout: float) -> AsyncIterator[Attempt]:
+    async def attempts(self, timeout: float) -> list[Attempt]:
         """One: it is where it is."""
-        yield Attempt(self.address, lambda: MemoryEnd(self))
+        return [Attempt(self.address, lambda: MemoryEnd(self))]
 
     async def diagnose(self, error: SplitprotoError) -> SplitprotoError:
         """There is nothing else to look at."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator
 from functools import partial
 
 from splitproto.errors import DeadlineExceeded, LinkLost, SplitprotoError
@@ -32,11 +31,11 @@ class TcpDestination:
         self.host, self._port = dialled_address(address)
         self._context = context
 
-    async def attempts(self, timeout: float) -> AsyncIterator[Attempt]:
+    async def attempts(self, timeout: float) -> list[Attempt]:
         """One per address of the host. Raises SplitprotoError: it has none, or none is known within `timeout` s."""
         # libzmq tries only the first address of a name; a coordinator often serves just one of IPv6 and IPv4.
-        for address in await self._resolve(timeout):
-            yield Attempt(address, partial(Dealer, address, self._context))
+        found = await self._resolve(timeout)
+        return [Attempt(address, partial(Dealer, address, self._context)) for address in found]
 
     async def _resolve(self, timeout: float) -> list[str]:
         """ZeroMQ endpoints of every address of the host, in the system's order of preference."""

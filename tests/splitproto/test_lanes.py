@@ -8,6 +8,7 @@ import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -398,10 +399,12 @@ class Courier:
     def __init__(self, *lanes: MemoryLane) -> None:
         self.lanes, self.tried = lanes, list[str]()
 
-    async def attempts(self, timeout: float) -> AsyncIterator[Attempt]:
-        for number, lane in enumerate(self.lanes):
-            self.tried.append(f"courier:{number}")
-            yield Attempt(self.tried[-1], lambda lane=lane: MemoryEnd(lane))  # type: ignore[misc]
+    async def attempts(self, timeout: float) -> list[Attempt]:
+        return [Attempt(f"courier:{number}", partial(self.open, number)) for number in range(len(self.lanes))]
+
+    def open(self, number: int) -> MemoryEnd:
+        self.tried.append(f"courier:{number}")
+        return MemoryEnd(self.lanes[number])
 
     async def diagnose(self, error: SplitprotoError) -> SplitprotoError:
         return LinkLost(f"no courier found anybody ({error.name})")

@@ -43,10 +43,10 @@ class Matching:
         self._job, self._settings, self._seats = job, settings, seats
         self._labels, self._unusable, self._record = labels, unusable, record
 
-    @property
-    def least(self) -> int:
-        """Seats that a patient needs."""
-        return self._settings.data.min_seats or len(self._seats.names)
+    def least(self, here: Sequence[RemoteSite]) -> int:
+        """Seats that a patient needs: all that the sites that take part fill, unless the job says fewer."""
+        filled = {seat for site in here for seat in self._seats.filled[site.name]}
+        return self._settings.data.min_seats or len(filled)
 
     def having(self, sites: Sequence[RemoteSite]) -> dict[str, set[bytes]]:
         """Whom each party has, usable or not."""
@@ -79,7 +79,7 @@ class Matching:
             self._check_kept(seating, known, here)
         else:
             lists = {site.name: site.lists for site in here}
-            seating = Seating.decide(self._job, self._seats, lists, known, self.least)
+            seating = Seating.decide(self._job, self._seats, lists, known, self.least(here))
         if len(seating.filled) < self._settings.data.min_patients:
             report(self._table(seating, known, here, []))
             raise JobFailed(self._too_few(seating, known, here))
@@ -151,7 +151,7 @@ class Matching:
             f"{name} {len(usable)}" + (f" and not usable {counted(bad.values())}" if bad else "")
             for name, usable, bad in [("labels", known, self._unusable), *have]
         )
-        found, least = len(seating.filled), self._settings.data.min_patients
+        found, least, seats = len(seating.filled), self._settings.data.min_patients, self.least(here)
         common = f"in common: {pairwise(self.having(here))}"
         if self._all_of_one():
             return f"{found} patients are at all sites, {least} are needed ({counts}; {common}): {ADVICE}"
@@ -159,15 +159,16 @@ class Matching:
         anyhow = Seating.decide(self._job, self._seats, lists, known, 1).with_seats()
         with_seats = ", ".join(f"{n} of {len(self._seats.names)} seats: {p}" for n, p in anyhow.items())
         who = f"{found} patients have" if found else "no patient has"
-        fewer = "; or lower [data] min_seats" if self.least > 1 else ""
+        fewer = "; or lower [data] min_seats" if seats > 1 else ""
         return (
-            f"{who} {self.least} of {len(self._seats.names)} seats, {least} are needed (patients with "
+            f"{who} {seats} of {len(self._seats.names)} seats, {least} are needed (patients with "
             f"{with_seats or 'any seat: 0'}; {counts}; {common}): {ADVICE}{fewer}"
         )
 
     def _all_of_one(self) -> bool:
         """Each seat has one site, each site one seat, and all are needed."""
         seats = self._seats
-        return self.least == len(seats.names) == len(seats.filled) and all(
+        least = self._settings.data.min_seats or len(seats.names)
+        return least == len(seats.names) == len(seats.filled) and all(
             len(seats.sites(seat)) == 1 for seat in seats.names
         )

@@ -254,7 +254,7 @@ async def test_who_does_not_fit_does_not_get_the_place(scene) -> None:
     scene.cast("flair", "t1", training={"steps": 2})
     async with scene.running(only=["hub"]) as on:
         holding = site_of(on, "t1").holding
-        site_of(on, "t1").expect({b"x" * 16: None})  # as while a run is under way
+        site_of(on, "t1").expect({b"x" * 16: None}, {b"x" * 16: {"t1"}}, 1)  # as while a run is under way
         ended = await peer(scene, lambda message: [message])
         assert "lacks 1 of the run's 1 patients" in ended
         assert holding.holder is None, "what does not fit was bound all the same"
