@@ -66,7 +66,7 @@ from splitproto.tensors import Array
 
 TOLERANCE = 1e-6
 HOST = "localhost"
-"""In the certificate of whoever plays or is the coordinator."""
+"""Name in the coordinator's certificate, whether the coordinator is live or played back."""
 WAIT_S = 120.0
 Place = tuple[str, str, int, int]
 """Site, mode, step, batch."""

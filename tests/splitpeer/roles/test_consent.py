@@ -1,4 +1,4 @@
-"""SP-11.13-2: a patient withdraws consent in the middle of a run, and the run goes on without that patient, exactly."""
+"""SP-11.13-2: a patient withdraws consent in the middle of a run, which continues, exactly, without the patient."""
 
 from __future__ import annotations
 
