@@ -185,6 +185,7 @@ class ZmqLane(Lane):
     def leave(self) -> None:
         if self._asking is not None:
             self._asking.cancel()
+        self._socket.unbind(self._endpoint)  # nobody new is reported while we leave
         unwatch(self._socket, self._monitor)
         self._port.close()
         self._reader.close(linger_ms=500)
@@ -193,7 +194,8 @@ class ZmqLane(Lane):
 
     def _read_port(self) -> None:
         endpoint: bytes = self._socket.getsockopt(zmq.LAST_ENDPOINT)  # type: ignore[assignment]
-        bound = int(endpoint.decode().rstrip("\0").rpartition(":")[2])
+        self._endpoint = endpoint.decode().rstrip("\0")
+        bound = int(self._endpoint.rpartition(":")[2])
         self._port = Port(bound)
         # A connection is known before what it says is read: libzmq reports it first.
         self._reader = Reader(self._socket, self._deliver, first=self._monitor.drain)

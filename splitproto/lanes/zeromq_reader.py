@@ -20,6 +20,8 @@ KEPT = 3
 """Parts of one message that are kept: one more than any valid message has, so that its reader sees the excess."""
 MESSAGES_A_TURN, PARTS_A_TURN = 32, 256
 """Read before everybody else on the loop gets a turn."""
+MONITOR_QUEUE = 100_000
+"""Parts of reports that may wait, two to a report, 64 bytes each; libzmq adds 1,000 of its own."""
 
 
 class Reader:
@@ -67,6 +69,14 @@ class Reader:
         while not self.socket.closed and self._take(PARTS_A_TURN, PARTS_A_TURN):
             pass
 
+    def discard(self) -> None:
+        """Throw away all that waits now."""
+        while not self.socket.closed:
+            try:
+                self.socket.recv(zmq.NOBLOCK)
+            except zmq.Again:
+                return
+
     def _read(self) -> None:
         self._scheduled = False
         if self.socket.closed:
@@ -112,10 +122,21 @@ def watch(socket: zmq.Socket[bytes], events: int, report: Callable[[int, int], N
         happened = parse_monitor_message([part.bytes for part in parts])
         report(int(happened["event"]), int(happened["value"]))
 
-    return Reader(socket.get_monitor_socket(events), deliver)
+    address = f"inproc://splitproto.monitor.{socket.getsockopt(zmq.FD)!s}"
+    socket.monitor(address, events)
+    monitor: zmq.Socket[bytes] = socket.context.socket(zmq.PAIR)
+    monitor.set(zmq.RCVHWM, MONITOR_QUEUE)
+    monitor.connect(address)
+    return Reader(monitor, deliver)
 
 
 def unwatch(socket: zmq.Socket[bytes], monitor: Reader) -> None:
-    """End the reports, in this order: libzmq's only I/O thread waits for ever to report to a closed monitor."""
+    """End the reports.
+
+    libzmq's only I/O thread holds a lock while it waits for room in a full queue of reports, or for ever if nobody
+    holds its other end. `disable_monitor` waits for that lock, and pyzmq keeps Python's own meanwhile, so that no
+    other thread could make room. So: nobody new, an empty queue with room for a flood, and only then the end.
+    """
+    monitor.discard()
     socket.disable_monitor()
     monitor.close()

@@ -171,7 +171,7 @@ class Socket:
         self.closed = False
         self.linger = 0
         self.ends: dict[bytes, End] = {}
-        self.monitor: Monitor | None = None
+        self._monitor: Monitor | None = None
         self._queue: deque[tuple[list[Frame], Pipe | None]] = deque()
         self._parts: deque[Frame] = deque()  # of the message that is being read
         self._call: Callable[[], asyncio.Handle] | None = None
@@ -192,12 +192,24 @@ class Socket:
     def getsockopt(self, option: int) -> int | bytes:
         return self._fd if option == zmq.FD else f"tcp://127.0.0.1:{self._port}\0".encode()
 
-    def get_monitor_socket(self, events: int) -> Monitor:
-        self.monitor = Monitor(self.network, events)
-        return self.monitor
+    def set(self, option: int, value: object) -> None:
+        return
+
+    @property
+    def context(self) -> Socket:
+        """What makes a socket for this one's reports."""
+        return self
+
+    def socket(self, kind: int) -> Monitor:
+        assert kind == zmq.PAIR
+        self._monitor = Monitor(self.network, self._reported)
+        return self._monitor
+
+    def monitor(self, address: str, events: int) -> None:
+        self._reported = events
 
     def disable_monitor(self) -> None:
-        self.monitor = None
+        self._monitor = None
 
     # --- readiness: edge-triggered, and a send may swallow it -----------------------------------------------
 
@@ -246,6 +258,9 @@ class Socket:
         self._port = port
         self.network.listening[port] = self
 
+    def unbind(self, address: bytes) -> None:
+        self.network.listening.pop(self._port, None)
+
     def accepted(self, end: End) -> None:
         """A new line; as a ROUTER it gets a route."""
         if self.kind == zmq.ROUTER:
@@ -257,8 +272,8 @@ class Socket:
         self.happened(zmq.EVENT_DISCONNECTED)
 
     def happened(self, event: int) -> None:
-        if self.monitor is not None and self.monitor.events & event:
-            self.monitor.take([Frame(struct.pack("=hi", event, 0)), Frame(b"")], None)
+        if self._monitor is not None and self._monitor.events & event:
+            self._monitor.take([Frame(struct.pack("=hi", event, 0)), Frame(b"")], None)
 
     def send(self, data: bytes, flags: int, copy: bool = True) -> None:
         self._swallow()
@@ -292,6 +307,9 @@ class Monitor(Socket):
     def __init__(self, network: Network, events: int) -> None:
         super().__init__(network, zmq.PAIR)
         self.events = events
+
+    def connect(self, address: str) -> None:
+        """To the socket that made it."""
 
 
 @dataclass
