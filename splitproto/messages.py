@@ -37,7 +37,8 @@ DIGEST = Octets(32)
 MOST_SEATS = 16
 SEAT = Int(0, MOST_SEATS - 1)
 """Place of a seat in the offer's `seats`."""
-MODES = ("train", "evaluate", "infer")
+MODES = ("train", "evaluate", "infer", "release")
+ENCODERS = ("joint", "frozen")
 DEFENCES = ListOf(Text(200), 32)
 BYE_REASONS = ("complete", "failed", "drain", "rotate")
 
@@ -155,6 +156,13 @@ class Job:
     """Rules of modalities other than zscore-nonzero; absent: none."""
     average_every: int | None = wire(Int(1), default=None)
     """Encoders of one seat are averaged before steps 1, 1 + this, ... (SP-11.16); absent: never."""
+    encoders: str | None = wire(Text(8, ENCODERS), default=None)
+    """frozen: the sites' encoders never change, and each window is released once (SP-11.17); absent: joint."""
+
+    @property
+    def frozen(self) -> bool:
+        """Whether nothing but releases is asked of a site."""
+        return self.encoders == "frozen"
 
 
 class Message:
@@ -234,6 +242,8 @@ class JobAccept(Message):
     """Ed25519 public key that the site made for this run; with `proof`."""
     proof: bytes | None = wire(Octets(64), default=None)
     """Signature with that key over run, challenge and binding."""
+    weights: bytes | None = wire(Octets(32), default=None)
+    """In a frozen job: a label that changes with the encoders' weights, and tells nothing of them (SP-11.17-6)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -276,9 +286,9 @@ class Forward(Message):
     name = "forward"
     mode: str = wire(Text(16, MODES))
     step: int = wire(STEP)
-    """train: the step this batch is; otherwise: the committed step whose weights are to be used."""
+    """train: the step this batch is; otherwise: the committed step whose weights are to be used, in a release 0."""
     batch: int = wire(Int())
-    """train: 0; otherwise: number of the batch in this evaluation."""
+    """train: 0; evaluate: number of the batch in this evaluation; release: of the question to this site in this run."""
     samples: tuple[Sample, ...] = wire(ListOf(Record(Sample), 4096, 1))
     digest: bytes = wire(DIGEST)
     """Commitment to the ordered samples."""

@@ -126,6 +126,8 @@ SERVICES: dict[str, tuple[str, ...]] = {
     ),
     "evaluate": ("forward", "activations", "withdraw", "withdrawn"),
     "average": ("share", "shared", "average", "averaged"),
+    # SP-11.17-1: all of a job with frozen encoders, so no gradients, weights or checkpoints are spoken of in one.
+    "release": ("forward", "activations", "withdraw", "withdrawn"),
 }
 
 

@@ -12,7 +12,7 @@ from derive import FIRST, SCHEMA, batch_digest, binding, salt_check, schema_dige
 from splitproto import codec, messages
 from splitproto.messages import Job, Level, Patient, Sample, Seat, Setting, Unusable
 
-FEATURES = ("train", "evaluate", "average", "dtype.f32", "dtype.bf16")
+FEATURES = ("train", "evaluate", "average", "release", "dtype.f32", "dtype.bf16")
 JOB = Job(
     name="brats-t1",
     dimensions=2,
@@ -40,7 +40,7 @@ MESSAGES: dict[str, messages.Message] = {
     ),
     "welcome": messages.Welcome(
         1,
-        ("average", "dtype.bf16", "dtype.f32", "evaluate", "train"),
+        ("average", "dtype.bf16", "dtype.f32", "evaluate", "release", "train"),
         1 << 30,
         "splitpeer/0.1.0",
         binding(DIALLER, LISTENER),
@@ -119,6 +119,8 @@ def heads() -> Iterator[Case]:
     yield fine("forward-unseeded", unseeded, "SP-8.2-3: an optional field is absent")
     evaluate = {**unseeded, "mode": "evaluate", "step": 100, "batch": 7}
     yield fine("forward-evaluate", evaluate, "SP-11-17")
+    release = {**unseeded, "mode": "release", "step": 0, "batch": 3}
+    yield fine("forward-release", release, "SP-11.17-3")
     lowest = {**unseeded, "samples": [{"key": KEY, "origin": [-(1 << 31), 0, (1 << 31) - 1]}]}
     yield fine("origin-extremes", lowest, "SP-8.4-2: 32 bits, as the batch digest needs")
     placed = {**forward, "places": [3]}
@@ -127,6 +129,17 @@ def heads() -> Iterator[Case]:
     yield fine("job-offer-two-seats", {**job, "seats": two_seats}, "SP-11.8-5: one of two channels")
     every = {**job, "job": {**job["job"], "average_every": 50}}
     yield fine("job-offer-average", every, "SP-11.16-1: before steps 1, 51, 101 and so on")
+    frozen = {**job, "job": {**job["job"], "encoders": "frozen"}}
+    yield fine("job-offer-frozen", frozen, "SP-11.17-1: sites keep their encoders as they are")
+    yield fine(
+        "job-offer-joint", {**job, "job": {**job["job"], "encoders": "joint"}}, "SP-11.17-1: as if absent"
+    )
+    thawed = {**job, "job": {**job["job"], "encoders": "thawed"}}
+    yield case("encoders-unknown", thawed, "SP-8.2-4: joint or frozen")
+    labelled = {**maps["job-accept"], "weights": bytes(range(32))}
+    yield fine("job-accept-frozen", labelled, "SP-11.17-6: the label of its encoders' weights")
+    short = {**maps["job-accept"], "weights": bytes(range(20))}
+    yield case("weights-short", short, "SP-8.2-4: 32 octets")
     never = {**job, "job": {**job["job"], "average_every": 0}}
     yield case("average-every-0", never, "SP-8.2-4: never is said by leaving it out")
     patient = maps["inventory"]["patients"][0]
@@ -141,6 +154,8 @@ def heads() -> Iterator[Case]:
     lost = {"key": KEY, "cause": "not-finite"}
     two = [lost, {"key": RUN, "cause": "missing"}]
     yield fine("withdraw-two", {**maps["withdraw"], "patients": two}, "SP-11.13-1: all of the batch at once")
+    of_release = {**maps["withdraw"], "mode": "release", "step": 0, "batch": 3}
+    yield fine("withdraw-release", of_release, "SP-11.17-7")
     of_evaluation = {**maps["withdraw"], "mode": "evaluate", "step": 100, "batch": 7}
     yield fine("withdraw-evaluate", of_evaluation, "SP-11.13-7")
     listed = {**maps["inventory"], "unusable": [lost]}
@@ -434,6 +449,23 @@ def conversations() -> Iterator[Case]:
         "evaluate-alone", begun + "|S forward evaluate|C activations evaluate", at("working", "working"),
         "SP-9-8: a message of two features needs one of them", evaluating,
     )  # fmt: skip
+    releasing = ["release", "dtype.f32"]
+    yield case(
+        "release-alone",
+        begun + "|S forward release|S forward release|C activations release|C withdraw release|S withdrawn|S bye",
+        at("working", "done"), "SP-11.17-1: all that a frozen job needs", releasing,
+    )  # fmt: skip
+    for side, refused_word in (
+        ("S", "gradients"), ("C", "applied"), ("S", "advance"), ("C", "advanced"), ("S", "checkpoint"),
+        ("C", "saved"), ("S", "rollback"), ("C", "rolled-back"), ("S", "share"), ("C", "shared"),
+        ("S", "average"), ("C", "averaged"), ("S", "forward train"), ("S", "forward evaluate"),
+        ("C", "activations train"), ("C", "withdraw evaluate"),
+    ):  # fmt: skip
+        yield case(
+            f"release-{refused_word.replace(' ', '-')}", f"{begun}|{side} {refused_word}", bad,
+            "SP-9-8, SP-11.17-1: no such word in a frozen job", releasing,
+        )  # fmt: skip
+    yield case("release-not-agreed", begun + "|S forward release", bad, "SP-9-8", ["train", "evaluate"])
     yield case("core-alone", begun + "|S progress|S bye", at("working", "done"), "SP-9-8: no feature", [])
     yield case("mode-not-agreed", begun + "|S forward evaluate", bad, "SP-9-8, SP-10-6", alone)
     yield case(

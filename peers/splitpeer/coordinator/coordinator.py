@@ -62,6 +62,7 @@ from splitproto.constants import DEFAULT_MAX_MESSAGE
 from splitproto.errors import DeadlineExceeded, SetupError
 from splitproto.lanes.base import Lane
 from splitproto.lanes.zeromq import ZmqLane
+from splitproto.negotiation import FEATURES
 from splitproto.tensors import schema_digest
 
 log = logging.getLogger(__name__)
@@ -216,6 +217,7 @@ class Coordinator:
         # SP-10-5, SP-10-8: what the job needs is required; a site without `evaluate` still trains.
         average = ("average",) if self._job.average_every else ()
         return Offer(
+            features=tuple(name for name in FEATURES if name != "release"),
             requires=("train", f"dtype.{self._job.precision}", *average),
             max_message=max(DEFAULT_MAX_MESSAGE, largest_message(self._settings, self._job, self._seats)),
             agent=AGENT,
