@@ -56,7 +56,7 @@ def test_hospitals_find_together_what_none_finds_alone(name: str, tmp_path: Path
     }
     job = JobConfig.load(EXAMPLES / name / "job.toml")
     assert all(result["complete"] and result["step"] == job.training.steps for result in results.values())
-    assert {run: tuple(result["modalities"]) for run, result in results.items()} == case.runs
+    assert {run: tuple(result["made_from"]) for run, result in results.items()} == case.runs
     dice = {run: result["dice"][case.region] for run, result in results.items()}
     alone = max(score for run, score in dice.items() if run != "together")
     assert dice["together"] > case.least and dice["together"] > alone + case.ahead, dice

@@ -62,7 +62,7 @@ VARIANTS = {
         {"defences": ["clip:60", "gaussian:0.3", "dropout:0.3"], "image_defences": ["voxel-noise:0.2"]},
         {"defences": {"gradients": ["max-norm"]}},
     ),
-    "dropout": Variant(("flair", "t1", "t2"), {}, {"training": {"modality_dropout": 0.3}}),
+    "dropout": Variant(("flair", "t1", "t2"), {}, {"training": {"seat_dropout": 0.3}}),
     "kept noise": Variant(("flair", "t1"), {"defences": ["laplace:0.2,kept=true"]}),
 }
 

@@ -94,7 +94,7 @@ def noted(history: list[Deed]) -> Iterator[None]:
                 hub,
                 "_train",
                 lambda self, arrived, target, forward, out: Deed(
-                    HUB, "train", forward.step, tuple(sorted(site.modality for site in arrived))
+                    HUB, "train", forward.step, tuple(sorted(site.seat_names for site in arrived))
                 ),
             ),
             wrap(
@@ -280,7 +280,7 @@ def differences(lab: Laboratory, history: list[Deed]) -> str:
     except (AssertionError, KeyError, ValueError, RuntimeError) as error:
         return f"the history cannot be followed: {type(error).__name__}: {error}"
     steps, run = lab.setting.steps, lab.result["run"]
-    scored, holders = lab.result["modalities"], {HUB, *_holders(lab, steps)}
+    scored, holders = lab.result["made_from"], {HUB, *_holders(lab, steps)}
     if problem := _unlike_metrics(lab, again, steps):
         return problem
     for who in lab.nodes:

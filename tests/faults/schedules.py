@@ -34,7 +34,7 @@ SETTINGS = (
         job={"training": {"steps": 8, "checkpoint_every": 3}, "defences": {"gradients": NOISE}},
         peer={"policy": {"defences": ["gaussian:0.5,kept=true"], "image_defences": ["voxel-noise:0.5"]}},
     ),
-    Setting("dropout", THREE, {"training": {"steps": 10, "checkpoint_every": 4, "modality_dropout": 0.35}}),
+    Setting("dropout", THREE, {"training": {"steps": 10, "checkpoint_every": 4, "seat_dropout": 0.35}}),
     Setting(
         "one ahead", job={"training": {"steps": 14, "ahead": 1, "optimiser": "sgd", "schedule": "cosine"}}
     ),
@@ -66,7 +66,7 @@ GOING_ON = (
     Setting(
         "drop and dropout",
         THREE,
-        _away("drop", training={"checkpoint_every": 4, "modality_dropout": 0.35, "precision": "bf16"}),
+        _away("drop", training={"checkpoint_every": 4, "seat_dropout": 0.35, "precision": "bf16"}),
         pace=30.0,
     ),
 )

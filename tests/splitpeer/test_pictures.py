@@ -42,7 +42,7 @@ def test_the_legend_says_how_many_patients_the_points_stand_for() -> None:
 def test_steps_that_a_rollback_made_void_are_not_drawn(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    dice = {"step": 2, "volumes": 1, "dice": {"mean": 0.5}, "modalities": ["flair", "t2"]}
+    dice = {"step": 2, "volumes": 1, "dice": {"mean": 0.5}, "made_from": ["flair", "t2"]}
     lines: list[dict[str, object]] = [
         *({"step": step, "loss": 1.0} for step in (1, 2, 3)),
         {"step": 1, "rollback": True},

@@ -79,7 +79,7 @@ async def test_what_is_told_is_shown(duty: Duty, board: Board, state: Path) -> N
         board.ready()
         board.phase("training", job="glioma", step=3, steps=12)
         board.set(loss=0.25, checkpoints=[0, 2])
-        board.site("charite", modality="t1", state="present", link_since=time.monotonic() - 60, octets_in=5)
+        board.site("charite", seats="t1", state="present", link_since=time.monotonic() - 60, octets_in=5)
         board.waits("activations of step 4", who="charite", deadline_s=30)
         shown = await written(state, lambda d: d["waits"])
         assert stat.S_IMODE((state / "status.json").stat().st_mode) == 0o600
@@ -543,15 +543,32 @@ async def test_ages_survive_a_reboot(
     assert look(PeerHead.load(peer_toml)).last_sign == pytest.approx(0, abs=3)
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"version": 2, "pid": 1}', '{"version": 1}'])
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"version": 3, "pid": 1}', '{"version": 2}'])
 async def test_a_file_that_is_none_of_ours(duty: Duty, peer_toml: Path, state: Path, text: str) -> None:
     async with duty.on_duty():
         pass
     (state / "status.json").write_text(text)
     found = look(PeerHead.load(peer_toml))
-    assert found.state == ("died" if text.endswith("1}") and "2" not in text else "never")
+    assert found.state == ("died" if text == '{"version": 2}' else "never")
     assert isinstance(found, Seen)
     assert found.as_json()["last_sign_s"] is None
+
+
+async def test_the_file_of_another_version_is_named(
+    duty: Duty, board: Board, peer_toml: Path, state: Path
+) -> None:
+    head = PeerHead.load(peer_toml)
+    board._head["version"] = 1
+    async with duty.on_duty():
+        await written(state, lambda d: d["version"] == 1)
+        found = look(head)
+        assert (found.state, found.other_version, found.step) == ("running", 1, "")
+        assert headline(found) == (
+            f"running (pid {os.getpid()}); its status.json is of version 1, and this splitpeer reads 2"
+        )
+    found = look(head)
+    assert headline(found) == "not running; its status.json is of version 1, and this splitpeer reads 2"
+    assert found.as_json()["other_version"] == 1
 
 
 def test_settings_that_became_wrong_are_no_hindrance(peer_toml: Path) -> None:

@@ -120,10 +120,10 @@ def at_work(head: PeerHead, document: dict[str, Any]) -> Seen:
                  "checkpoints": [0, 25, 50, 75, 100],
                  "absence": "skip", "address": "tcp://0.0.0.0:7443"},
         "sites": {
-            "charite": {"modality": "t1", "state": "present", "state_since": ago(700), "applied": 120,
+            "charite": {"seats": "t1", "state": "present", "state_since": ago(700), "applied": 120,
                         "octets_in_per_s": 3.1e6, "octets_out_per_s": 2.9e6},
-            "uniklinik-dresden": {"modality": "t1ce", "state": "present", "state_since": ago(7000), "applied": 119},
-            "ukm": {"modality": "flair", "state": "absent", "state_since": ago(40), "applied": 117},
+            "uniklinik-dresden": {"seats": "t1ce", "state": "present", "state_since": ago(7000), "applied": 119},
+            "ukm": {"seats": "flair", "state": "absent", "state_since": ago(40), "applied": 117},
         },
         "waits": [
             {"who": "ukm", "what": "to come back", "since": ago(10), "until": ago(-20)},

@@ -60,7 +60,7 @@ class View:
     seat: Seat
     """The one under attack (coordinator), or the adversary's own (client): its modalities are an image's channels."""
     seats: tuple[Seat, ...]
-    """All modalities of the job, by name: the order in which the decoder concatenates."""
+    """All seats of the job, by name: the order in which the decoder concatenates."""
     backbone: Backbone
     """The network that the job names, and its cut."""
     window: tuple[int, ...]

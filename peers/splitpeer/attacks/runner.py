@@ -15,7 +15,7 @@ class Need:
     """One thing that an adversary must be granted."""
 
     what: str
-    """In words; `{modality}` is the first one that is missing."""
+    """In words; `{images}`: the modalities of the first seat whose images are missing."""
     how: str
     """What to type."""
     granted: Callable[[View, Knowledge], bool]
@@ -42,9 +42,9 @@ NEEDS: dict[str, Need] = {
     "architecture": Need(
         "to know which network it is", "the job names it", lambda v, k: k.architecture
     ),
-    "shadow": Need("{modality} images of other patients", _SHADOW, lambda v, k: v.seat.name in k.shadow),
+    "shadow": Need("{images} images of other patients", _SHADOW, lambda v, k: v.seat.name in k.shadow),
     "shadow of all": Need(
-        "{modality} images of other patients", _SHADOW, lambda v, k: {seat.name for seat in v.seats} <= set(k.shadow)
+        "{images} images of other patients", _SHADOW, lambda v, k: {seat.name for seat in v.seats} <= set(k.shadow)
     ),
     "shadow masks": Need(
         "the masks of the other patients", f"put labels/ into the folder of {_SHADOW}, and name --convention",
@@ -92,5 +92,5 @@ def check(attack: Attack, view: View, knowledge: Knowledge) -> None:
     for need in (NEEDS[name] for name in attack.needs):
         if not need.granted(view, knowledge):
             seat = next((s for s in (view.seat, *view.seats) if s.name not in knowledge.shadow), view.seat)
-            what = need.what.format(modality=" and ".join(seat.modalities))
+            what = need.what.format(images=" and ".join(seat.modalities))
             raise AttackImpossible(f"{attack.name} needs {what}: {need.how}")

@@ -1,6 +1,6 @@
 """A coordinator's surrogates for the sites: networks of its own, trained on other patients' images.
 
-What PCAT, SDAR and query-free attacks have in common. All modalities of those patients are available, so all
+What PCAT, SDAR and query-free attacks have in common. All seats of those patients are available, so all
 surrogates are trained together through the coordinator's real, frozen decoder, which expects all of them. The
 surrogate for the site under attack runs the defences that the site is known to run, with a key of the
 adversary's own.
@@ -58,7 +58,7 @@ class SurrogateBatch:
     arrived: Tensors
     """What is known of the attacked one's afterwards: the mean of as many releases as of the site; no graph."""
     images: Tensor
-    """float32 [B, 1, *window] of the attacked modality, clean."""
+    """float32 [B, 1, *window] of the attacked seat, clean."""
     masks: Tensor
     """float32 [B, regions, *window]."""
 
@@ -67,8 +67,8 @@ class Surrogates:
     """Surrogates for all sites, in front of the coordinator's own decoder.
 
     Args:
-        view: what is attacked: architecture, modalities, defences.
-        knowledge: shadow images of all modalities with masks, the decoder; `adaptive`: defences are simulated.
+        view: what is attacked: architecture, seats, defences.
+        knowledge: shadow images of all seats with masks, the decoder; `adaptive`: defences are simulated.
         name: of the attack, for errors.
         batch: samples of a training batch.
 
@@ -88,7 +88,7 @@ class Surrogates:
         masks = np.ascontiguousarray(shadow_masks)
         if {len(masks)} != {len(images) for images in self.images.values()}:
             raise AttackImpossible(
-                f"{name}: all modalities of the other patients and their masks must be equally many"
+                f"{name}: all seats of the other patients and their masks must be equally many"
             )
         # The decoder of exclusive classes has one channel more: the background.
         self.exclusive = self.decoder.out_channels == masks.shape[1] + 1

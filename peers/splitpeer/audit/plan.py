@@ -20,7 +20,7 @@ _SLUG = re.compile(r"[^a-z0-9.]+")
 class SweepHead(Section):
     """What all configurations share."""
 
-    modality: Modality = "t1"
+    seat: Modality = "t1"
     """The seat under attack; where a job names none, each modality is one."""
     attacks: Annotated[tuple[str, ...], Field(min_length=1)] = ("pca", "whitebox", "inverse")
     """On images, by the coordinator."""

@@ -385,7 +385,7 @@ class Rehearsal:
 
     def _left_out(self, step: int) -> frozenset[str]:
         settings = self.config
-        return left_out(settings.job.seed, step, self.seats, settings.training.modality_dropout)
+        return left_out(settings.job.seed, step, self.seats, settings.training.seat_dropout)
 
     def _release(self, forward: Forward) -> Release:
         return Release(self.run, forward.mode, forward.step, forward.batch, forward.samples)

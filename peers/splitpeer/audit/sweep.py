@@ -166,8 +166,8 @@ def _make_scene(task: SweepTask) -> _Scene:
     plan, job, out = task.plan, task.job, task.out
     window = window_of(job_on_wire(job))
     seats = {seat.name: seat for seat in seats_of(job).seats}
-    if plan.sweep.modality not in seats:
-        raise ConfigError(f"{job.source}: no site of this job fills {plan.sweep.modality}")
+    if plan.sweep.seat not in seats:
+        raise ConfigError(f"{job.source}: no site of this job fills {plan.sweep.seat}")
     modalities = [modality for seat in seats.values() for modality in seat.modalities]
     read = partial(Cohort.read, convention=job.task.task(plan.data.convention),
                    spacing=spacing_of(job.data.spacing), rule=job.task.rule)  # fmt: skip
@@ -178,7 +178,7 @@ def _make_scene(task: SweepTask) -> _Scene:
     _, held_out = split_patients(cohort.keys(), job.data.validation, job.job.seed, cohort.labels.subjects())
     targets = cut(cohort, most_tumour(cohort, held_out[: plan.sweep.targets], window), window)
     others = shadow(strangers, window, plan.sweep.shadow)
-    return _Scene(cohort, targets, others, make_judge(seats[plan.sweep.modality].modalities, targets, others))
+    return _Scene(cohort, targets, others, make_judge(seats[plan.sweep.seat].modalities, targets, others))
 
 
 def play(task: SweepTask) -> dict[str, Any]:
@@ -190,10 +190,10 @@ def play(task: SweepTask) -> dict[str, Any]:
     rehearsal = Rehearsal(job, scene.cohort, protection, task.folder, seed=task.seed, device=task.device)
     recording = Recording(
         first=_RECORDED_STEPS, last=_RECORDED_STEPS, targets=scene.targets.samples, views=max(head.views),
-        seats=(head.modality,), also_after=one.also_after,
+        seats=(head.seat,), also_after=one.also_after,
     )  # fmt: skip
     played = rehearsal.play(recording)
-    experiment = image_experiment(rehearsal, played, head.modality, scene.judge, scene.others, task.device)
+    experiment = image_experiment(rehearsal, played, head.seat, scene.judge, scene.others, task.device)
     folder = _open_folder(experiment, played, task)
     outcomes = _attack_images(experiment, played, folder, task)
     masks, complete = _attack_labels(rehearsal, played, folder, task)
@@ -227,7 +227,7 @@ def _attack_images(
     outcomes: list[Outcome] = []
     if one.also_after:
         # Who holds weights of several steps compares what was sent under each.
-        compared = _every_step(experiment, played, head.modality, (*one.also_after, task.job.training.steps))
+        compared = _every_step(experiment, played, head.seat, (*one.also_after, task.job.training.steps))
         outcomes += compared.run([Order("kept-noise")], folder, naive=False)
     seen = max(len(target.shots) for target in experiment.view.targets)
     for number, views in enumerate(sorted(v for v in head.views if v <= seen) or [seen]):
@@ -242,13 +242,13 @@ def _attack_images(
     return outcomes
 
 
-def _every_step(experiment: Experiment, played: Rehearsed, modality: str, steps: Sequence[int]) -> Experiment:
+def _every_step(experiment: Experiment, played: Rehearsed, seat: str, steps: Sequence[int]) -> Experiment:
     """`experiment` on all releases of its samples, by an adversary that holds the weights of all `steps`."""
     samples = [target.sample for target in experiment.view.targets]
     view = coordinator_view(
-        open_capture(played.capture), modality, mode="evaluate", every_step=True, choose=lambda _: samples
+        open_capture(played.capture), seat, mode="evaluate", every_step=True, choose=lambda _: samples
     )
-    weights = [played.weights(modality, step) for step in steps]
+    weights = [played.weights(seat, step) for step in steps]
     return replace(experiment, view=view, knowledge=with_models(experiment.knowledge, view, weights))
 
 
@@ -257,11 +257,11 @@ def _attack_labels(
 ) -> tuple[list[Outcome], bool]:
     """What a site reads off the first and the last gradient it was sent, and whether every attack ran."""
     head = task.plan.sweep
-    every = site_view(open_capture(played.site_capture(head.modality)))
+    every = site_view(open_capture(played.site_capture(head.seat)))
     steps = sorted({shot.step for target in every.targets for shot in target.shots})
     outcomes, complete = [], True
     for name, step in (("first", steps[0]), ("last", steps[-1])):
-        experiment = label_experiment(rehearsal, played, head.modality, step, task.device)
+        experiment = label_experiment(rehearsal, played, head.seat, step, task.device)
         folder = experiment.open_below(images, f"labels-{name}-step")
         for outcome in experiment.run([Order(attack) for attack in head.label_attacks], folder):
             outcome.result.settings["step"] = step

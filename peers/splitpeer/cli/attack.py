@@ -65,7 +65,7 @@ def outcome_table(outcomes: list[Outcome]) -> Table:
 @click.argument("capture", type=FILE)
 @click.option("--attack", "attacks", multiple=True, required=True, metavar="NAME[:key=value,...]",
               help="May be given several times; a wrong name lists all.")  # fmt: skip
-@click.option("--seat", "--modality", help="The input under attack, by its name; default: the first one.")
+@click.option("--seat", help="The input under attack, by its name; default: the first one.")
 @click.option("--site", help="Of several that fill the seat; default: the first by name.")
 @click.option("--knows", multiple=True, metavar="KIND=PATH",
               help="Grant the adversary weights=, initial=, decoder= (checkpoints), shadow= (a folder).")  # fmt: skip

@@ -33,13 +33,13 @@ _DEFAULT = DemoJob()
 @click.option("--seed", type=click.IntRange(0), default=_DEFAULT.seed, show_default=True)
 @click.option("--device", default=_DEFAULT.device, show_default=True, help='"cpu", "cuda" or "auto".')
 @click.option("--leak/--no-leak", default=True, show_default=True, help="Record, attack and report.")
-@click.option("--missing", is_flag=True, help="Also score the network without each modality.")
+@click.option("--missing", is_flag=True, help="Also score the network without each seat.")
 @click.option(
-    "--modality-dropout",
+    "--seat-dropout",
     type=click.FloatRange(0, 1, max_open=True),
-    default=_DEFAULT.modality_dropout,
+    default=_DEFAULT.seat_dropout,
     show_default=True,
-    help="Probability that a modality is left out of a step.",
+    help="Probability that a seat is left out of a step.",
 )
 @click.option("--baselines", is_flag=True, help="Also train each modality alone, and all in one process.")
 def demo(out: Path, leak: bool, baselines: bool, **settings: Any) -> None:
@@ -81,7 +81,7 @@ def demo(out: Path, leak: bool, baselines: bool, **settings: Any) -> None:
 
 def _prepare(federation: Federation, *, leak: bool) -> None:
     """Images, certificates and settings of all parties; with `leak`, two of them record."""
-    from splitpeer.demo.leak import MODALITY, recorded_keys
+    from splitpeer.demo.leak import SEAT, recorded_keys
 
     with bar("rendering") as progress:
         task = progress.add_task("", total=federation.job.patients)
@@ -89,13 +89,13 @@ def _prepare(federation: Federation, *, leak: bool) -> None:
     federation.certify()
     if leak:
         federation.record(HUB, keys=recorded_keys(federation))
-        federation.record(federation.site_of(MODALITY), every=100, max_mib=64)
+        federation.record(federation.site_of(SEAT), every=100, max_mib=64)
     federation.set_up()
 
 
 def _train(federation: Federation, console: Console, out: Path) -> None:
     """Start the daemons and wait for the job's end. Raises JobFailed."""
-    from splitpeer.demo.leak import MODALITY
+    from splitpeer.demo.leak import SEAT
 
     # Stopping the demo, or closing its terminal, must not leave daemons behind.
     for number in (signal.SIGTERM, signal.SIGHUP):
@@ -104,7 +104,7 @@ def _train(federation: Federation, console: Console, out: Path) -> None:
         pids = federation.start()
         console.print(
             ", ".join(f"{name} pid {pid}" for name, pid in pids.items())
-            + f"\nTry `kill -9 {pids[federation.site_of(MODALITY)]}`, or any other: it is started again and the result "
+            + f"\nTry `kill -9 {pids[federation.site_of(SEAT)]}`, or any other: it is started again and the result "
             f"is the same.\nIn another terminal: `splitpeer status --watch {out}/*/peer.toml`",
             highlight=False,
             soft_wrap=True,
@@ -115,7 +115,7 @@ def _train(federation: Federation, console: Console, out: Path) -> None:
 
 
 def _dice(result: Mapping[str, Any]) -> dict[str, Scores]:
-    """Dice of the network, and of the same without each modality that was scored so."""
+    """Dice of the network, and of the same without each seat that was scored so."""
     from splitpeer.demo.report import CONTRASTS
 
     rows = {SPLIT: result["dice"]}

@@ -214,8 +214,8 @@ async def _coordinator(
     result = await coordinator.run()
     if result.complete:
         draw_curve(job.output.folder)
-        few = len(result.modalities) < len(result.seats)
-        made_from = f" from {' '.join(result.modalities)} only" if few else ""
+        few = 0 < len(result.made_from) < len(result.seats)
+        made_from = f" from {' '.join(result.made_from)} only" if few else ""
         echo(
             f"{result.job}: {result.step} steps, Dice {dice_line(result.dice)}{made_from}; {job.output.folder}",
             err=True,

@@ -18,7 +18,7 @@ from rich.text import Text
 from splitpeer.cli.options import FILE, echo_json, heads_option, json_option, load_heads, set_option
 from splitpeer.cli.terminal import echo
 from splitpeer.daemon.observe import PeerHead, Seen, look
-from splitpeer.daemon.status_schema import SiteStatus, Wait, WorkStatus
+from splitpeer.daemon.status_schema import NAME, VERSION, SiteStatus, Wait, WorkStatus
 from splitproto.errors import printable
 
 REFRESH_S = 1.0
@@ -42,7 +42,7 @@ _Figure = Literal[
     "volume_ml",
     "checkpoints",
     "absence",
-    "modalities",
+    "made_from",
     "missing",
     "withdrawn",
     "job",
@@ -53,7 +53,7 @@ _LINES: tuple[tuple[_Figure, ...], ...] = (
     ("loss", "dice"),
     ("hd95", "volume_ml"),
     ("checkpoints", "absence"),
-    ("modalities", "missing", "withdrawn"),
+    ("made_from", "missing", "withdrawn"),
 )
 
 
@@ -185,6 +185,9 @@ def _in_lines(one: Seen) -> Text:
 def headline(one: Seen) -> str:
     """What it does, or since when it does nothing, in one line."""
     sign = duration(one.last_sign)
+    if one.other_version is not None:
+        does = f"{one.state} (pid {one.pid or 'unknown'})" if one.runs else "not running"
+        return f"{does}; its {NAME} is of version {one.other_version}, and this splitpeer reads {VERSION}"
     if one.state == "never":
         return f"not running, and no daemon has used {one.config} yet"
     if one.state == "died" and one.phase == "draining":
@@ -296,6 +299,8 @@ def _overview(seen: Sequence[Seen], terminal: bool) -> Table:
         does = _phase(one) if one.runs else "failed" if one.cause else one.state
         step = one.step.removeprefix("step ").replace(" of ", "/")
         waits = _waits_for(one) if one.runs else _gone(one)
+        if one.other_version is not None:
+            waits = f"{NAME} is of version {one.other_version}"
         table.add_row(one.site, Text(does, _STYLES[one.state]), step, _rate(one), _left(one), Text(waits))
     return table
 
@@ -334,7 +339,7 @@ def _sites(one: Seen, terminal: bool) -> Table:
         reason = _shown(known["cause"] or "") if state in ("absent", "returned") and wait is None else ""
         table.add_row(
             name,
-            _shown(known["modality"] or ""),
+            _shown(known["seats"] or ""),
             Text(f"{state} {since}".rstrip(), _STATES.get(state, "")),
             _applied(known),
             _megabytes(known["octets_in_per_s"]),

@@ -122,6 +122,6 @@ class Asking:
         presence.lose(link, session.cause_of(error), waiting_for=question.what, patience_s=self._patience_s)
         if out_of_patience:
             raise DeadlinePassed(
-                f"site {presence.name} ({presence.modality}): its links keep breaking ({error}); "
+                f"site {presence.name} ({presence.seat_names}): its links keep breaking ({error}); "
                 f"waiting for: {question.what}"
             ) from error

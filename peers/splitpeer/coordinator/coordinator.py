@@ -165,7 +165,7 @@ class Coordinator:
             job=self._job.name,
             run=run,
             terms=terms_digest(self._job),
-            sites=[f"{site.name} ({site.modality})" for site in self.sites],
+            sites=[f"{site.name} ({site.seat_names})" for site in self.sites],
         )
         async with AsyncExitStack() as stack:
             try:

@@ -54,7 +54,7 @@ class Evaluator:
                 run.committed,
                 volumes,
                 result.dice,
-                result.modalities,
+                result.made_from,
                 result.missing,
                 result.hd95,
                 result.volume_ml,
@@ -143,7 +143,7 @@ class Evaluator:
     ) -> None:
         result = self._run.result
         scores = {name: s.dice.result() if len(s.dice) else {} for name, s in scorings.items()}
-        result.dice, result.modalities = scores.pop(""), list(seats)
+        result.dice, result.made_from = scores.pop(""), list(seats)
         result.missing = scores
         every = len(self._run.seating.seats.names)
         result.scored = len(made_from)

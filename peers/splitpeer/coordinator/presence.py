@@ -24,13 +24,13 @@ class Presence:
 
     Args:
         name: as in its certificate.
-        modality: of its images.
+        seat_names: of those that it fills, in words.
         patience_s: how long it may be away, in seconds.
         report: called with its standing, and what it is waited for.
     """
 
-    def __init__(self, name: str, modality: str, patience_s: float, report: h.Reporter) -> None:
-        self.name, self.modality = name, modality
+    def __init__(self, name: str, seat_names: str, patience_s: float, report: h.Reporter) -> None:
+        self.name, self.seat_names = name, seat_names
         self.standing = Standing.AWAITED
         self.link: SiteLink | None = None
         """Over which it joined last."""
@@ -69,7 +69,7 @@ class Presence:
     def note_refused(self, cause: str) -> None:
         """It dialled and did not join: it stays away, and is waited for as before."""
         if cause != self.refusal:
-            self._report(h.SiteRefused(self.name, self.modality, cause))
+            self._report(h.SiteRefused(self.name, self.seat_names, cause))
         self.refusal = cause
 
     def note_declined(self, error: JobFailed) -> None:
@@ -103,7 +103,7 @@ class Presence:
         self.absence = cause
         self._move(Change.LEFT_OUT)
         self.stop_waiting()
-        self._report(h.SiteAbsent(self.name, self.modality, cause))
+        self._report(h.SiteAbsent(self.name, self.seat_names, cause))
         # It may be in the middle of anything: on a new link, both know where they are.
         if self.link is not None and self.link.alive:
             self.link.session.fail(
@@ -181,7 +181,7 @@ class Presence:
             try:
                 if not await patiently((joined,), self._patience_s):
                     raise DeadlinePassed(
-                        f"site {self.name} ({self.modality}) did not come back within {self._patience_s:g} s; "
+                        f"site {self.name} ({self.seat_names}) did not come back within {self._patience_s:g} s; "
                         f"waiting for: {what}{f'; when it dialled: {self.refusal}' if self.refusal else ''}"
                     )
             finally:
@@ -189,7 +189,7 @@ class Presence:
             self._check_failed()
         if self.link is None:
             # The run ends meanwhile: `let_go` came before the waiting task ran again.
-            raise DeadlinePassed(f"site {self.name} ({self.modality}) was let go; waiting for: {what}")
+            raise DeadlinePassed(f"site {self.name} ({self.seat_names}) was let go; waiting for: {what}")
         return self.link
 
     async def wait_link_unless_absent(self, what: str) -> SiteLink:
@@ -202,7 +202,7 @@ class Presence:
     # --- inside ----------------------------------------------------------------------------------------
 
     def _tell_standing(self) -> None:
-        self._report(h.SiteStands(self.name, self.modality, self.standing.value))
+        self._report(h.SiteStands(self.name, self.seat_names, self.standing.value))
 
     def _move(self, change: Change) -> None:
         self.standing = after(self.standing, change)
@@ -245,4 +245,4 @@ class Presence:
             raise self.fail(error) from error
 
     def _lost_again(self) -> DeadlinePassed:
-        return DeadlinePassed(f"site {self.name} ({self.modality}) was lost again before it had caught up")
+        return DeadlinePassed(f"site {self.name} ({self.seat_names}) was lost again before it had caught up")

@@ -109,8 +109,8 @@ class RemoteSite:
         salt_check: bytes,
     ) -> None:
         self.name, self.seats = name, offer.seats
-        self.modality = ", ".join(seat.name for seat in offer.seats)
-        """Its seats, in words."""
+        self.seat_names = ", ".join(seat.name for seat in offer.seats)
+        """Of those that it fills, in words."""
         self.party = Party(name, offer.seats)
         """What it announced last."""
         self.features: frozenset[str] = frozenset()
@@ -129,7 +129,7 @@ class RemoteSite:
         self._offer, self._witness, self._salt_check = offer, witness, salt_check
         self._report = report.to(LogSink(log))
         self._answer_s = offer.job.seconds_per_step
-        self._presence = Presence(name, self.modality, patience_s, report)
+        self._presence = Presence(name, self.seat_names, patience_s, report)
         self._memory = Memory(name)
         self._asking = Asking(self._presence, self._prepare, patience_s, self._answer_s)
         self._joining: list[SiteLink] = []
@@ -334,7 +334,7 @@ class RemoteSite:
         self._report(
             h.SiteJoined(
                 self.name,
-                self.modality,
+                self.seat_names,
                 len(self.patients),
                 unusable,
                 accept.applied,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +36,8 @@ class RunResult:
     patients: int = 0
     validation: int = 0
     dice: Scores = field(default_factory=dict)
-    """Dice of the last evaluation, with `modalities`."""
-    modalities: list[str] = field(default_factory=list)
+    """Dice of the last evaluation, with `made_from`."""
+    made_from: list[str] = field(default_factory=list)
     """Seats that the last evaluation, and the masks in `predictions/`, were made from; of each patient, what it has."""
     scored: int = 0
     """Patients of the last evaluation."""
@@ -146,7 +146,11 @@ class RunFiles:
 
     def _read(self) -> RunResult | None:
         try:
-            return RunResult(**reading.document(self.output / "result.json"))
+            found = reading.document(self.output / "result.json")
+            # Another version may have written figures without a name here; its results count all the same.
+            return RunResult(
+                **{field.name: found[field.name] for field in fields(RunResult) if field.name in found}
+            )
         except (OSError, ValueError, TypeError):
             return None
 

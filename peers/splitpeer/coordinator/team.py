@@ -26,7 +26,7 @@ LONGEST_PAUSE = 3600.0
 
 
 class Team:
-    """The sites, in the order of their modalities (SP-11-35).
+    """The sites, in the order of their seats (SP-11-35).
 
     Args:
         sites: all that the job names.
@@ -126,7 +126,7 @@ class Team:
         """
         deadline = time.monotonic() + seconds
         while missing := [site for site in self.sites if not site.here and not site.absent]:
-            names = ", ".join(f"{site.name} ({site.modality})" for site in missing)
+            names = ", ".join(f"{site.name} ({site.seat_names})" for site in missing)
             waiting_for(names)
             for site in missing:
                 site.show_waiting(deadline - time.monotonic())
@@ -181,7 +181,7 @@ class Team:
     def _check_enough(self) -> None:
         present = self.present
         if len(present) < self._least:
-            missing = "; ".join(f"{site.name} ({site.modality}): {site.absence}" for site in self.absent)
+            missing = "; ".join(f"{site.name} ({site.seat_names}): {site.absence}" for site in self.absent)
             raise DeadlinePassed(f"{len(present)} sites are left, least_sites is {self._least}: {missing}")
 
     def _leave_out(self, site: RemoteSite, cause: str) -> None:
@@ -206,7 +206,7 @@ class Team:
             first = cause.partition("; on its return: ")[0]
             self._leave_out(site, f"{first}; on its return: {error}" if str(error) not in first else first)
         else:
-            self._report(h.SitePresent(site.name, site.modality, step))
+            self._report(h.SitePresent(site.name, site.seat_names, step))
 
 
 async def _coroutine(awaitable: Awaitable[Answer]) -> Answer:

@@ -129,7 +129,7 @@ class Trainer:
 
     def _left_out(self, forward: Forward) -> frozenset[str]:
         """Seats that the sites here fill in this batch, and that sit the step out (SP-11-37)."""
-        run, chance = self._run, self._run.settings.training.modality_dropout
+        run, chance = self._run, self._run.settings.training.seat_dropout
         if not chance:
             return frozenset()
         parts = [run.part(site, forward) for site in run.team.present]

@@ -65,6 +65,8 @@ class Seen:
     """Monotonic time in this boot of the machine; None if the document is from another boot."""
     touched: float | None = None
     """When the daemon last tried to write, wall clock; None: it never wrote."""
+    other_version: int | None = None
+    """That of a `status.json` which is not read, since another version of splitpeer wrote it; None: there is none."""
 
     @property
     def runs(self) -> bool:
@@ -154,6 +156,7 @@ class Seen:
             "pid": self.pid,
             "last_sign_s": _rounded(self.last_sign),
             "stale_s": _rounded(self.stale),
+            **({} if self.other_version is None else {"other_version": self.other_version}),
             **{
                 key: self._aged(value)
                 for key, value in self.document.items()
@@ -183,6 +186,9 @@ def look(head: PeerHead) -> Seen:
             break
     if held is not None and held.pid not in (None, document.get("pid")):
         document = {}  # of the one before
+    version = document.get("version", VERSION)
+    if version != VERSION:
+        document = {}
     now, same = time.time(), document.get("boot") == boot()
     seen = Seen(
         head.source,
@@ -194,6 +200,7 @@ def look(head: PeerHead) -> Seen:
         now,
         time.monotonic() if same else None,
         touched,
+        version if type(version) is int and version != VERSION else None,
     )
     return replace(seen, state=_state(seen))
 
@@ -204,6 +211,8 @@ def _state(seen: Seen) -> State:
             return "never"
         return "stopped" if seen.document.get("ended") else "died"
     quiet = seen.last_sign
+    if quiet is None and seen.other_version is not None and seen.touched is not None:
+        quiet = seen.now - seen.touched
     if quiet is None:
         quiet = seen.now - seen.holder.since
     return "running" if quiet <= SILENT_S else "silent"
@@ -225,7 +234,7 @@ def _read(path: Path) -> dict[str, Any]:
         raise ConfigError(
             f"{path}: cannot be read ({error.strerror}): run this as the daemon's user, or as root"
         ) from None
-    return found if isinstance(found, dict) and found.get("version") == VERSION else {}
+    return found if isinstance(found, dict) and "version" in found else {}
 
 
 def _printable(value: Any) -> Any:

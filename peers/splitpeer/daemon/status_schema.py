@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any, Literal, TypedDict, cast
 
 NAME = "status.json"
-VERSION = 1
+VERSION = 2
 
 SiteState = Literal["awaited", "joining", "present", "lost", "absent", "returned", "catching up"]
 """As in the table of `coordinator/standing.py`, which a status is read without."""
@@ -77,7 +77,7 @@ class Work(TypedDict, total=False):
     """95 % Hausdorff distances by region, mm; of the last evaluation alone."""
     volume_ml: Mapping[str, Mapping[str, float]]
     """Volumes by region, `predicted` and `true`; as `hd95`."""
-    modalities: list[str]
+    made_from: list[str]
     """Seats of the last evaluation."""
     seats: Mapping[str, int]
     """At a site: the seats of the job that it fills, and for how many patients."""
@@ -111,7 +111,8 @@ class WorkStatus(Work, Rates, total=False):
 
 
 class _OfSite(TypedDict, total=False):
-    modality: str
+    seats: str
+    """Those that it fills, in words."""
     state: SiteState | None
     cause: str
     """Why it is absent."""

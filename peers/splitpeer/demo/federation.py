@@ -48,9 +48,9 @@ class DemoJob:
     evaluations: int = 6
     """Along the run, the last one of all patients held out, the others of `sample`."""
     sample: int = 6
-    modality_dropout: float = 0.0
+    seat_dropout: float = 0.0
     missing: bool = False
-    """Score once more without each modality."""
+    """Score once more without each seat."""
     device: str = "cpu"
 
     def toml(self) -> dict[str, Any]:
@@ -69,7 +69,7 @@ class DemoJob:
                 "batch": self.batch,
                 "learning_rate": self.learning_rate,
                 "checkpoint_every": 25,
-                "modality_dropout": self.modality_dropout,
+                "seat_dropout": self.seat_dropout,
             },
             "evaluation": {
                 "every": max(1, self.steps // self.evaluations),
@@ -188,9 +188,9 @@ class Federation:
         """End what is still running: first with SIGTERM, then by force. Only processes started here."""
         self._supervisor.stop()
 
-    def site_of(self, modality: str) -> str:
-        """The site that holds a modality."""
-        return next(site for site, held in SITES.items() if held == modality)
+    def site_of(self, seat: str) -> str:
+        """The site that fills a seat."""
+        return next(site for site, held in SITES.items() if held == seat)
 
     def capture(self, site: str) -> Path:
         """What a curious party records."""

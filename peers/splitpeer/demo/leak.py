@@ -16,7 +16,7 @@ from splitpeer.demo.federation import Federation
 from splitpeer.errors import JobFailed
 from splitpeer.report.build import write_report
 
-MODALITY = "t1"
+SEAT = "t1"
 PATIENTS = 4
 """Patients held out whose evaluation the coordinator records and that are attacked."""
 STRANGERS = 24
@@ -40,12 +40,12 @@ def attack_and_report(federation: Federation, page: Path, progress: Progress) ->
     """Attack both captures and write `report.html`; returns a few figures for the terminal."""
     strangers = federation.folder / "strangers"
     write_phantom(strangers, STRANGERS, seed=federation.job.seed + 1000)
-    site = federation.site_of(MODALITY)
+    site = federation.site_of(SEAT)
     audit = partial(
         CaptureAudit, salt=federation.salt, truth=federation.data, convention="msd", seed=federation.job.seed
     )
     coordinator = audit(
-        federation.capture("hub"), seat=MODALITY, samples=PATIENTS, shadow_images=400,
+        federation.capture("hub"), seat=SEAT, samples=PATIENTS, shadow_images=400,
         knows=(f"weights={_last_checkpoint(federation.folder / site / 'state')}", f"shadow={strangers}"),
     )  # fmt: skip
     hospital = audit(federation.capture(site), samples=48, step=1)

@@ -40,11 +40,11 @@ class Decoder(halves.Decoder):
     def __init__(
         self,
         backbone: Backbone,
-        modalities: Sequence[str],
+        seats: Sequence[str],
         fusion: halves.Fusion = "concat",
         out_channels: int = OUT_CHANNELS,
     ) -> None:
-        super().__init__(backbone, modalities, fusion, out_channels)
+        super().__init__(backbone, seats, fusion, out_channels)
         dimensions = backbone.dimensions
         widths, skip = backbone.settings["features"], self.fused_channels
         self.upcat_4 = UpCat(dimensions, skip(4), skip(3), widths[3])

@@ -225,7 +225,7 @@ def build_encoder(backbone: Backbone, in_channels: int = 1, *, seed: int | None)
 
 def build_decoder(
     backbone: Backbone,
-    modalities: Sequence[str],
+    seats: Sequence[str],
     fusion: Fusion = "concat",
     out_channels: int = OUT_CHANNELS,
     *,
@@ -235,9 +235,7 @@ def build_decoder(
     """A `Decoder` with parameters from `seed`, or from private entropy if None."""
     from splitpeer.models.seeding import seeded
 
-    build: Callable[[], Decoder] = partial(
-        _module(backbone).Decoder, backbone, modalities, fusion, out_channels
-    )
+    build: Callable[[], Decoder] = partial(_module(backbone).Decoder, backbone, seats, fusion, out_channels)
     decoder = seeded(build, seed)
     decoder.rare_foreground(exclusive=exclusive)
     return decoder
@@ -245,7 +243,7 @@ def build_decoder(
 
 def build_split_network(
     backbone: Backbone,
-    modalities: Sequence[str],
+    seats: Sequence[str],
     fusion: Fusion = "concat",
     out_channels: int = OUT_CHANNELS,
     *,
@@ -254,14 +252,14 @@ def build_split_network(
 ) -> SplitNetwork:
     """The whole network with the weights that the parties of a seeded job start from, each on its own.
 
-    Encoders take `site_seed(job_seed, modality)`, the decoder `site_seed(job_seed, "coordinator")`.
+    Encoders take `site_seed(job_seed, seat)`, the decoder `site_seed(job_seed, "coordinator")`.
     """
     from splitpeer.models.backbone import SplitNetwork
     from splitpeer.models.seeding import site_seed
 
-    encoders = {m: build_encoder(backbone, seed=site_seed(job_seed, m)) for m in modalities}
+    encoders = {seat: build_encoder(backbone, seed=site_seed(job_seed, seat)) for seat in seats}
     seed = site_seed(job_seed, "coordinator")
-    decoder = build_decoder(backbone, modalities, fusion, out_channels, exclusive=exclusive, seed=seed)
+    decoder = build_decoder(backbone, seats, fusion, out_channels, exclusive=exclusive, seed=seed)
     return SplitNetwork(encoders, decoder)
 
 

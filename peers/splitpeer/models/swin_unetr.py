@@ -55,11 +55,11 @@ class Decoder(halves.Decoder):
     def __init__(
         self,
         backbone: Backbone,
-        modalities: Sequence[str],
+        seats: Sequence[str],
         fusion: halves.Fusion = "concat",
         out_channels: int = OUT_CHANNELS,
     ) -> None:
-        super().__init__(backbone, modalities, fusion, out_channels)
+        super().__init__(backbone, seats, fusion, out_channels)
         cut, arriving = backbone.cut, self.fused_channels(backbone.cut.bottleneck)
         for level in range(cut.bottleneck - 1, -1, -1):
             wide = cut.levels[level].channels

@@ -32,7 +32,7 @@ def training_curve(metrics: Sequence[Mapping[str, Any]], path: Path) -> None:
 
     Args:
         metrics: one mapping a record: "step", and any of "loss" and "dice" (of each region, and "mean"; None: not
-            scored), the latter with "modalities", those it was made from.
+            scored), the latter with "made_from", the seats.
         path: the file to write.
     """
     figure = _figure(8.5, 6.5)
@@ -66,7 +66,7 @@ def training_curve(metrics: Sequence[Mapping[str, Any]], path: Path) -> None:
     bottom.set(ylim=(0, 1), xlabel="step", ylabel="validation Dice")
     if scored:
         # Below the axes: with one evaluation the points lie at the right edge, where a legend would hide them.
-        made_from = ", ".join(scored[-1].get("modalities", ()))
+        made_from = ", ".join(scored[-1].get("made_from", ()))
         figure.legend(
             *bottom.get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False,
             title="; ".join(filter(None, (f"made from {made_from}" if made_from else "", _counted(scored)))) or None,

@@ -126,8 +126,8 @@ class Training(Section):
     checkpoint_every: PositiveInt = 100
     keep_checkpoints: Annotated[int, Field(ge=1, le=64)] = 2
     """How many of the newest are kept, at all peers."""
-    modality_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Probability that a modality is left out of a step, so that the network learns to do without one."""
+    seat_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Probability that a seat is left out of a step, so that the network learns to do without one."""
     average_every: Count = 0
     """Steps after which encoders of one seat are averaged; 0: each site keeps its own. Sites must allow it."""
 
@@ -149,7 +149,7 @@ class Evaluation(Section):
     overlap: Annotated[float, Field(ge=0, lt=1)] = 0.5
     batch: Annotated[int, Field(ge=1, le=4096)] = 4
     missing: bool = False
-    """Score the patients held out once more without each modality."""
+    """Score the patients held out once more without each seat."""
 
 
 class Deadlines(Section):

@@ -152,7 +152,7 @@ ahead = 4  # batches announced early, so that sites load them in time
 checkpoint_every = 100
 keep_checkpoints = 2
 average_every = 0  # steps after which sites with the same modality average their encoders; 0: never
-modality_dropout = 0.0  # probability that a modality is left out of a step, so that the network can do without it
+seat_dropout = 0.0  # probability that a seat is left out of a step, so that the network can do without it
 
 [defences]
 # gradients = ["marvell:0.3"]  # gradients show each site where the tumour is; see: splitpeer defences
@@ -162,7 +162,7 @@ every = 0  # steps; 0: only at the end
 sample = 0  # how many of the held-out patients all evaluations but the last score; 0: all
 overlap = 0.5  # of neighbouring windows
 batch = 4
-missing = false  # true: score once more without each modality
+missing = false  # true: score once more without each seat
 
 [deadlines]  # seconds
 join_s = 600  # until all sites must have joined

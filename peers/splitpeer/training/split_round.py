@@ -3,7 +3,7 @@
 The coordinator of a run calls `fused_step`, as its sites are elsewhere; `split_round` is the whole step, with a `Wire`
 between the halves. A rehearsal's wire rounds and records; that of the centralised baselines does nothing.
 
-Each seat of the network is filled, sample by sample, by a site that has the modality. Rows of a seat are put together
+Each seat of the network is filled, sample by sample, by a site that has its images. Rows of a seat are put together
 for the decoder and taken apart again for the sites; zeros where no site has a row.
 """
 

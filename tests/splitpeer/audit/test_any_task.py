@@ -90,7 +90,7 @@ def test_attacks_through_the_coordinators_decoder_learn_its_task(
     place: Any, played: Played, tmp_path: Path
 ) -> None:
     out = tmp_path / "run"
-    code = run("attack", played.rehearsed.capture, "--modality", "t1", "--samples", 2, "--out", out,
+    code = run("attack", played.rehearsed.capture, "--seat", "t1", "--samples", 2, "--out", out,
                "--attack", "pcat:steps=2", "--attack", "query-free:steps=2,iterations=2",
                "--knows", f"decoder={played.rehearsed.weights('coordinator')}", "--knows", f"shadow={place.shadow}",
                "--shadow-images", 12, *truth(place, played))  # fmt: skip
@@ -160,7 +160,7 @@ coordinators = ["hub"]
 """
 SWEEP = """\
 [sweep]
-modality = "t1"
+seat = "t1"
 attacks = ["pca"]
 views = [1]
 targets = 2

@@ -22,7 +22,7 @@ def run(*arguments: object) -> int:
 
 
 def attack(place: Any, capture: Path, out: Path, *more: object) -> int:
-    return run("attack", capture, "--modality", "t1", "--samples", 3, "--out", out, *more)
+    return run("attack", capture, "--seat", "t1", "--samples", 3, "--out", out, *more)
 
 
 def truth(place: Any) -> tuple[object, ...]:
@@ -140,7 +140,7 @@ def test_what_cannot_be_used_gets_one_line_and_code_4(
     refused("defence 'drop' is unknown", "--attack", "pca", "--defence", "drop:1")
     refused("rate must be", "--attack", "pca", "--defence", "dropout:1.5")
     refused("cannot be tried on recorded traffic", "--attack", "pca", "--defence", "nopeek:1")
-    refused("no site of this capture fills t2", "--attack", "pca", "--modality", "t2")
+    refused("no site of this capture fills t2", "--attack", "pca", "--seat", "t2")
     refused("step 99 was not recorded", "--attack", "pca", "--step", 99)
     refused("torn.cap", "--attack", "pca", capture=torn)
     refused("bent.cap", "--attack", "pca", "--knows", weights, capture=bent)

@@ -12,7 +12,7 @@ from splitpeer.cli import main
 
 SWEEP = """\
 [sweep]
-modality = "t1"
+seat = "t1"
 attacks = ["pca", "whitebox:iterations=15"]
 views = [1, 3]
 targets = 2

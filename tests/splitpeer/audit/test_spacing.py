@@ -80,6 +80,6 @@ def test_an_attack_on_a_capture(place: Any, job: Path, grids: Any, tmp_path: Pat
     rehearsal = Rehearsal(config, cohort, Protection(), tmp_path / "played", seed=3)
     targets = most_tumour(cohort, rehearsal.validation, rehearsal.window)
     played = rehearsal.play(Recording(targets=tuple(targets), views=1))
-    assert run("attack", played.capture, "--modality", "t1", "--attack", "pca", "--samples", 1,
+    assert run("attack", played.capture, "--seat", "t1", "--attack", "pca", "--samples", 1,
                "--out", tmp_path / "run", "--knows", f"shadow={place.shadow}", "--shadow-images", 6) == 0  # fmt: skip
     assert grids == {GRID}

@@ -110,7 +110,7 @@ def test_a_step_is_told_once_and_seen_everywhere(board: Board) -> None:
 def test_an_evaluation(board: Board) -> None:
     files, view = Files(), View()
     h.Reporter(BoardSink(board), MetricsSink(files), ConsoleSink(view))(EVALUATED)
-    assert board._document()["work"]["modalities"] == ["flair", "t1"]
+    assert board._document()["work"]["made_from"] == ["flair", "t1"]
     assert board._document()["work"]["hd95"] == files.rows[0]["hd95"] == {"WT": 2.5}
     volumes = {"WT": {"predicted": 12.5, "true": 10.0}}
     assert board._document()["work"]["volume_ml"] == files.rows[0]["volume_ml"] == volumes
@@ -118,7 +118,7 @@ def test_an_evaluation(board: Board) -> None:
     assert view.told == [("evaluated", 8, {"WT": 0.5, "ET": None})]
     assert said(EVALUATED) == [
         ("job.evaluated",
-         {"step": 8, "volumes": 2, "WT": 0.5, "ET": None, "modalities": "flair t1"}, logging.INFO),
+         {"step": 8, "volumes": 2, "WT": 0.5, "ET": None, "made_from": "flair t1"}, logging.INFO),
         ("job.distances", {"step": 8, "unit": "mm", "WT": 2.5}, logging.INFO),
         ("job.volumes", {"step": 8, "unit": "ml", "WT": "12.5 of 10"}, logging.INFO),
         ("job.evaluated_without", {"step": 8, "missing": "t1", "WT": 0.25, "ET": None}, logging.INFO),
@@ -270,8 +270,8 @@ def test_what_is_missing_is_told_when_it_changes(heard: list[h.Happening]) -> No
         h.MissingChanged(2, {"flair": "lost"}, ["t1"], ["flair", "t2"]),
     ]
     assert [(name, fields) for name, fields, _ in said(heard[1])] == [
-        ("job.without", {"modality": "flair", "after_step": 2, "cause": "lost"}),
-        ("job.with_again", {"modality": "t1", "after_step": 2}),
+        ("job.without", {"seat": "flair", "after_step": 2, "cause": "lost"}),
+        ("job.with_again", {"seat": "t1", "after_step": 2}),
     ]
     for step in range(1000):
         spare(h.MissingTold(step, {"t1": "away"} if step % 2 else {}))
@@ -329,7 +329,7 @@ def test_a_site_joins_and_is_lost_in_every_place(board: Board) -> None:
     assert [(one["who"], one["what"]) for one in document["waits"]] == [("ukm", "to come back")]
     told(h.SiteNotAwaited("ukm"))
     assert board._document()["waits"] == []
-    about = {"site": "ukm", "modality": "t1", "patients": 12, "applied": 3, "tls": "TLSv1.3",
+    about = {"site": "ukm", "seats": "t1", "patients": 12, "applied": 3, "tls": "TLSv1.3",
              "address": "10.0.0.1", "serial": "ab"}  # fmt: skip
     assert said(joined) == [("site.joined", about, logging.INFO)]
     assert entry(h.SiteAbsent("ukm", "t1", "gone")) == ("site.absent", {"site": "ukm", "cause": "gone"})

@@ -166,7 +166,7 @@ class Whole:
         self._average(step)
         filled = self._filled(samples)
         seats = {place.seat for place in filled}
-        out = left_out(SEED, step, seats, self.job.training.modality_dropout)
+        out = left_out(SEED, step, seats, self.job.training.seat_dropout)
         filled = {place: numbers for place, numbers in filled.items() if place.seat not in out}
         if filled:
             target = torch.from_numpy(SiteData(self.masks).batch(samples, self.window, seed, None))

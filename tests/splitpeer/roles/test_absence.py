@@ -1,4 +1,4 @@
-"""A missing modality is a state: pause, skip, drop; joining again; dropout, so that the network can do without."""
+"""A missing seat is a state: pause, skip, drop; joining again; dropout, so that the network can do without."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ async def until(true, on) -> None:
 
 
 def the_whole_without(scene) -> tuple[list[float], torch.nn.Module]:
-    """The whole network in this process, each step without the modalities that the run's metrics name."""
+    """The whole network in this process, each step without the seats that the run's metrics name."""
     torch.set_num_threads(1)
     job, network, masks = scene.settings, scene.network(), scene.masks()
-    modalities = seats_of(job).names
-    parts = {**{m: network.encoders[m] for m in modalities}, "decoder": network.decoder}
+    seats = seats_of(job).names
+    parts = {**{m: network.encoders[m] for m in seats}, "decoder": network.decoder}
     training, window = job.training, (*job.data.window, 1)[:3]
     optimisers = {
         name: make_optimiser(part.parameters(), training.optimiser, training.learning_rate)
@@ -46,12 +46,12 @@ def the_whole_without(scene) -> tuple[list[float], torch.nn.Module]:
         scene.patients()[0], masks, window=window, batch=training.batch, steps=training.steps,
         seed=job.job.seed, positive_fraction=job.data.positive_fraction,
     )  # fmt: skip
-    images = {m: SiteData(scene.images(m)) for m in modalities}
+    images = {m: SiteData(scene.images(m)) for m in seats}
     without = {line["step"]: line.get("without", []) for line in scene.metrics() if "loss" in line}
     losses = []
     for step in range(1, training.steps + 1):
         samples, seed = batches.batch(step - 1)
-        here = [m for m in modalities if m not in without[step]]
+        here = [m for m in seats if m not in without[step]]
         x = {m: torch.from_numpy(images[m].batch(samples, window, seed, m)) for m in here}
         target = torch.from_numpy(SiteData(masks).batch(samples, window, seed, None))
         for optimiser in optimisers.values():
@@ -74,9 +74,9 @@ def assert_exact_without(scene) -> None:
     assert [name for name in whole if not torch.equal(whole[name], split[name])] == []
 
 
-async def test_modality_dropout_is_the_whole_networks_dropout(scene) -> None:
+async def test_seat_dropout_is_the_whole_networks_dropout(scene) -> None:
     """SP-11-37: who is left out of a step advances over it, and learns nothing from it."""
-    scene.cast(*THREE, training={"steps": 14, "modality_dropout": 0.4, "checkpoint_every": 4})
+    scene.cast(*THREE, training={"steps": 14, "seat_dropout": 0.4, "checkpoint_every": 4})
     ran = await scene.together()
     assert ran.result.complete, ran
     assert set(ran.clients.values()) == {None}
@@ -127,7 +127,7 @@ def test_a_run_goes_on_without_a_site_and_takes_it_back(scene, mode: str) -> Non
     assert {tuple(line["without"]) for line in steps if line.get("without")} == {("t1",)}
     result = json.loads((scene.output / "result.json").read_text())
     assert result["absences"] == {"site-t1": len(without)}
-    assert result["modalities"] == ["flair", "t1", "t2"]
+    assert result["made_from"] == ["flair", "t1", "t2"]
     # It went back to its own newest checkpoint; nobody else went back.
     assert not any(line.get("rollback") for line in scene.metrics())
     (run,) = [path for path in (scene.folder / "site-t1" / "state").iterdir() if [*path.glob("step-*")]]
@@ -144,7 +144,7 @@ async def test_a_site_that_only_lost_its_link_keeps_what_it_has_learned(scene) -
     )
     async with scene.running() as on:
         await until(lambda: len(scene.losses()) >= 8, on)
-        site = next(site for site in on.coordinator.sites if site.modality == "t1")
+        site = next(site for site in on.coordinator.sites if site.seat_names == "t1")
         site.leave_out("the test wants to go on without it")
         await asyncio.wait(on.tasks.values(), timeout=90)
         assert [task.exception() for task in on.tasks.values()] == [None] * 4
@@ -195,7 +195,7 @@ async def test_scores_say_what_they_were_made_from(scene) -> None:
     scene.cast(*THREE, training={"steps": 3}, evaluation={"missing": True})
     ran = await scene.together()
     assert ran.result.complete, ran
-    assert ran.result.modalities == ["flair", "t1", "t2"]
+    assert ran.result.made_from == ["flair", "t1", "t2"]
     assert set(ran.result.missing) == set(THREE)
     assert all(set(dice) == set(ran.result.dice) for dice in ran.result.missing.values())
     masks = list((scene.output / "predictions").glob("*.nii.gz"))

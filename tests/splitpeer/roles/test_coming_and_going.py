@@ -14,7 +14,7 @@ from splitpeer.errors import DeadlinePassed
 from .test_misbehaviour import peer
 from .test_troublesome_sites import dies_after
 
-WITHOUT = r"job\.without modality=t1 after_step=\d+ cause="
+WITHOUT = r"job\.without seat=t1 after_step=\d+ cause="
 
 
 async def until(true, *tasks: asyncio.Task, seconds: float = 30) -> None:
@@ -25,8 +25,8 @@ async def until(true, *tasks: asyncio.Task, seconds: float = 30) -> None:
             await asyncio.sleep(0.002)
 
 
-def site(on, modality: str):
-    return next(site for site in on.coordinator.sites if site.modality == modality)
+def site(on, seat: str):
+    return next(site for site in on.coordinator.sites if site.seat_names == seat)
 
 
 def said(caplog, event: str) -> list[dict]:
@@ -173,7 +173,7 @@ def test_the_others_hear_whom_the_run_goes_on_without_and_when_it_is_back(scene)
         clients[other].until(WITHOUT + r'"site site-t1 \(t1\) did not come back within 0.3 s')
     again = scene.start("site-t1")
     for other in ("flair", "t2"):
-        clients[other].until(r"job\.with_again modality=t1 ")
+        clients[other].until(r"job\.with_again seat=t1 ")
     absent = [line for line in scene.metrics() if line.get("without")]
     assert absent and all(line["without"] == line["absent"] == ["t1"] for line in absent)
     scene.stop(hub, again, clients["flair"], clients["t2"])
@@ -181,7 +181,7 @@ def test_the_others_hear_whom_the_run_goes_on_without_and_when_it_is_back(scene)
 
 
 async def test_dropout_is_no_absence(scene) -> None:
-    scene.cast("flair", "t1", training={"steps": 12, "modality_dropout": 0.4})
+    scene.cast("flair", "t1", training={"steps": 12, "seat_dropout": 0.4})
     assert (await scene.together()).result.complete
     left_out = [line for line in scene.metrics() if line.get("without")]
     assert left_out and not any("absent" in line for line in left_out)

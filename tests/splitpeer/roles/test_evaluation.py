@@ -171,7 +171,7 @@ async def test_a_site_without_the_feature_trains_and_is_left_out_of_evaluations(
     ran = await scene.together()
     assert ran.result is not None, ran.error
     assert ran.result.step == 4
-    assert len(ran.result.modalities) == 2 - lacking
+    assert len(ran.result.made_from) == 2 - lacking
     assert bool(ran.result.dice) == (lacking == 1)
     assert ("job.not_evaluated" in caplog.text) == (lacking == 2)
 

@@ -33,8 +33,8 @@ from .test_misbehaviour import replace as replaced
 LONG = {"steps": 60, "checkpoint_every": 5}
 
 
-def site_of(on, modality: str):
-    return next(site for site in on.coordinator.sites if site.modality == modality)
+def site_of(on, seat: str):
+    return next(site for site in on.coordinator.sites if site.seat_names == seat)
 
 
 async def until(done, on) -> None:

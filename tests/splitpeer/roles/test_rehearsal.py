@@ -140,7 +140,7 @@ async def test_a_site_of_several_seats_is_rehearsed_under_the_keys_that_it_has_l
 
 
 async def test_a_rehearsal_leaves_out_what_the_peers_leave_out(scene, tmp_path) -> None:
-    scene.cast("flair", "t1", "t2", training={"steps": 8, "batch": 2, "modality_dropout": 0.4})
+    scene.cast("flair", "t1", "t2", training={"steps": 8, "batch": 2, "seat_dropout": 0.4})
     ran = await scene.together(curious=("hub", "site-t1"))
     assert ran.result is not None and ran.result.complete, ran
     cohort = Cohort({m: scene.images(m) for m in scene.modalities}, scene.masks())
@@ -182,7 +182,7 @@ async def test_a_rehearsal_leaves_out_what_the_peers_leave_out(scene, tmp_path) 
 
 
 def test_a_rehearsal_records_steps_in_which_the_attacked_site_takes_part(scene, tmp_path) -> None:
-    scene.cast("flair", "t1", "t2", training={"steps": 8, "batch": 2, "modality_dropout": 0.4})
+    scene.cast("flair", "t1", "t2", training={"steps": 8, "batch": 2, "seat_dropout": 0.4})
     cohort = Cohort({m: scene.images(m) for m in scene.modalities}, scene.masks())
     rehearsal = Rehearsal(scene.settings, cohort, Protection(), tmp_path / "rehearsal", seed=7)
     targets = most_tumour(cohort, rehearsal.validation, rehearsal.window)
@@ -202,7 +202,7 @@ def test_a_rehearsal_records_steps_in_which_the_attacked_site_takes_part(scene, 
 
 def test_batches_that_a_site_sat_out_do_not_pile_up(scene, tmp_path, monkeypatch) -> None:
     """A capture is larger than memory: what all have answered who ever will is cut at once."""
-    scene.cast("flair", "t1", "t2", training={"steps": 8, "batch": 2, "modality_dropout": 0.4})
+    scene.cast("flair", "t1", "t2", training={"steps": 8, "batch": 2, "seat_dropout": 0.4})
     cohort = Cohort({m: scene.images(m) for m in scene.modalities}, scene.masks())
     played = Rehearsal(scene.settings, cohort, Protection(), tmp_path / "rehearsal", seed=7).play(
         Recording(first=8)

@@ -293,8 +293,8 @@ def test_a_client_that_is_driven_again_sends_the_same_activations(recorded: Scen
 
 
 async def test_steps_that_were_made_without_a_site_are_driven_too(scene: Scene, cli: Run) -> None:
-    """Modality dropout: what was recorded holds `advance` in the place of gradients."""
-    dropping = {"steps": 8, "batch": 1, "modality_dropout": 0.4}
+    """Seat dropout: what was recorded holds `advance` in the place of gradients."""
+    dropping = {"steps": 8, "batch": 1, "seat_dropout": 0.4}
     scene.cast("flair", "t1", training=dropping, evaluation={"every": 4})
     ran = await scene.together(curious=("hub", "site-t1"))
     assert ran.result is not None and ran.result.complete, ran

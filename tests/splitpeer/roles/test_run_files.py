@@ -112,6 +112,17 @@ def test_whole_results_are_not_in_the_way_of_a_changed_job(
     assert not (files.output / "result.json").exists()
 
 
+def test_results_of_another_version_are_results(scene: Scene, tmp_path: Path) -> None:
+    """Weeks of training are not removed because a figure of `result.json` was renamed."""
+    files = opened(scene, tmp_path / "out")
+    files.write(RunResult("try", files.run.hex(), step=2, complete=True))
+    path = files.output / "result.json"
+    older = json.loads(path.read_text())
+    path.write_text(json.dumps({**older, "modalities": older.pop("made_from")}))
+    kept = files.result()
+    assert kept is not None and (kept.step, kept.complete) == (2, True)
+
+
 def test_a_resumed_run_begins_with_whole_lines(scene: Scene, tmp_path: Path) -> None:
     files = opened(scene, tmp_path / "runs")
     files.metric(step=1)

@@ -69,7 +69,7 @@ async def test_complete_patients_first(scene) -> None:
 
 
 async def test_dropout_leaves_out_a_seat_at_all_its_sites(scene) -> None:
-    cast(scene, training={"modality_dropout": 0.5, "steps": 16})
+    cast(scene, training={"seat_dropout": 0.5, "steps": 16})
     ran = await scene.together(only=who())
     assert ran.result.complete, ran
     whole = Whole(scene).train()
@@ -190,7 +190,7 @@ SEVERAL = {
 @pytest.mark.parametrize("fusion", ["concat", "mean"])
 async def test_sites_of_several_seats_and_several_sites_of_a_seat(scene, fusion) -> None:
     """SP-11.8-5, SP-11-10."""
-    cast(scene, SEVERAL, model={"fusion": fusion}, training={"steps": 16, "modality_dropout": 0.3})
+    cast(scene, SEVERAL, model={"fusion": fusion}, training={"steps": 16, "seat_dropout": 0.3})
     ran = await scene.together(only=who(SEVERAL))
     assert ran.result is not None and ran.result.complete, ran
     whole = Whole(scene, SEVERAL).train()
@@ -233,7 +233,7 @@ async def test_an_evaluation_goes_on_without_a_site_whose_new_link_cannot(scene,
     ran = await scene.together(only=who())
     assert ran.error is None and ran.result.complete, ran
     assert unable == ["site-t1"]
-    assert ran.result.modalities == ["flair", "t1"] and ran.result.scored == 2
+    assert ran.result.made_from == ["flair", "t1"] and ran.result.scored == 2
     made_from = {
         path.name: bytes(nib.load(path).header["descrip"]).rstrip(b"\0").decode()
         for path in (scene.output / "predictions").iterdir()

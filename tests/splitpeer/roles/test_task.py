@@ -91,7 +91,7 @@ async def test_overlapping_regions_of_ones_own_and_modalities_of_any_name(scene)
     ran = await scene.together()
     assert ran.result is not None and ran.result.complete, (ran.error, ran.clients)
     assert list(ran.result.dice) == ["all", "inner", "mean"]
-    assert ran.result.modalities == ["adc", "pet-fdg"]
+    assert ran.result.made_from == ["adc", "pet-fdg"]
     values = {
         int(value)
         for path in (scene.output / "predictions").glob("*.nii.gz")

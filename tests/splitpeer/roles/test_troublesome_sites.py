@@ -85,7 +85,7 @@ async def test_what_are_no_numbers_cost_its_own_part_only(scene, mode: str) -> N
     hub, _ = await beside(scene, replace(Activations, spoil))
     result = hub.result()
     assert (result.complete, result.step) == (True, STEPS)
-    assert result.modalities == ["flair"]
+    assert result.made_from == ["flair"]
 
 
 async def test_a_memory_that_it_loses_each_time_does_not_hold_up_the_others_for_ever(scene) -> None:

@@ -380,7 +380,7 @@ async def test_where_a_site_may_be_absent_the_others_go_on_with_all_patients(sce
         result = on.tasks["hub"].result()
     assert result.complete
     assert result.withdrawn == []
-    assert result.modalities == ["flair"]
+    assert result.made_from == ["flair"]
     assert result.absences == {"site-t1": 10}
     assert [line["without"] for line in scene.metrics() if "loss" in line] == [["t1"]] * 10
 

@@ -185,7 +185,7 @@ class Evaluated(Happening):
     step: int
     volumes: int
     dice: Scores
-    modalities: Sequence[str]
+    made_from: Sequence[str]
     """Seats that the scores are made from."""
     missing: Mapping[str, Scores]
     """Scores without the seat named."""

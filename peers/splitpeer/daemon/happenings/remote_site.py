@@ -18,7 +18,7 @@ class SiteStands(Happening):
     """Its standing in the run from now on."""
 
     site: str
-    modality: str
+    seats: str
     state: SiteState
 
 
@@ -27,7 +27,7 @@ class SiteJoined(Happening):
     """Over a new link."""
 
     site: str
-    modality: str
+    seats: str
     patients: int
     """Usable ones."""
     unusable: str
@@ -80,7 +80,7 @@ class SiteAbsent(Happening):
     level = WARNING
 
     site: str
-    modality: str
+    seats: str
     cause: str
 
 
@@ -91,7 +91,7 @@ class SitePresent(Happening):
     line = "site.present"
 
     site: str
-    modality: str
+    seats: str
     step: int
 
 
@@ -160,7 +160,7 @@ class SiteRefused(Happening):
     level = WARNING
 
     site: str
-    modality: str
+    seats: str
     cause: str
 
 

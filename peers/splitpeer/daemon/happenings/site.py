@@ -290,7 +290,7 @@ class FiguresTold(Happening):
 
 @dataclass(frozen=True)
 class MissingTold(Happening):
-    """SP-11-42: modalities that the job does without at the moment, and why."""
+    """SP-11-42: seats that the job does without at the moment, and why."""
 
     step: int
     missing: Mapping[str, str]

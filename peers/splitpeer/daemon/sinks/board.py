@@ -59,8 +59,8 @@ class BoardSink:
                 board.set(step=step, steps=steps)
             case h.StepCommitted(step=step, loss=loss):
                 board.set(step=step, loss=loss)
-            case h.Evaluated(dice=dice, modalities=modalities, hd95=hd95, volume_ml=volume_ml):
-                board.set(dice=dice, modalities=list(modalities), hd95=hd95, volume_ml=volume_ml)
+            case h.Evaluated(dice=dice, made_from=made_from, hd95=hd95, volume_ml=volume_ml):
+                board.set(dice=dice, made_from=list(made_from), hd95=hd95, volume_ml=volume_ml)
             case h.CheckpointsHeld(steps_held):
                 board.set(checkpoints=list(steps_held))
             case h.RunRolledBack(step=step, checkpoints=checkpoints):
@@ -71,8 +71,8 @@ class BoardSink:
     def _remote_site(self, happening: h.Happening) -> None:
         board = self._board
         match happening:
-            case h.SiteStands(site, modality, state):
-                board.site(site, modality=modality, state=state)
+            case h.SiteStands(site, seats, state):
+                board.site(site, seats=seats, state=state)
             case h.SiteJoined(site=site, tls=tls, applied=applied, checkpoints=checkpoints):
                 now = time.monotonic()
                 board.site(site, link_since=now, tls=tls, applied=applied, checkpoints=list(checkpoints))

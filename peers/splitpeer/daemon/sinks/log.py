@@ -106,16 +106,16 @@ def _of_a_run(happening: h.Happening) -> Iterator[Line]:
         case h.EvaluationSkipped(step):
             cause = "no site here has the feature evaluate"
             yield Line("job.not_evaluated", {"step": step, "cause": cause}, WARNING)
-        case h.Evaluated(step, volumes, dice, modalities, missing, hd95, volume_ml):
-            made_from = " ".join(modalities)
-            yield Line("job.evaluated", {"step": step, "volumes": volumes, **dice, "modalities": made_from})
+        case h.Evaluated(step, volumes, dice, made_from, missing, hd95, volume_ml):
+            about = {"step": step, "volumes": volumes, **dice, "made_from": " ".join(made_from)}
+            yield Line("job.evaluated", about)
             if hd95:
                 yield Line("job.distances", {"step": step, "unit": "mm", **hd95})
             if volume_ml:
                 shown = {name: f"{of['predicted']:.4g} of {of['true']:.4g}" for name, of in volume_ml.items()}
                 yield Line("job.volumes", {"step": step, "unit": "ml", **shown})
-            for modality, scores in missing.items():
-                yield Line("job.evaluated_without", {"step": step, "missing": modality, **scores})
+            for seat, scores in missing.items():
+                yield Line("job.evaluated_without", {"step": step, "missing": seat, **scores})
         case h.CheckpointCommitted(step=step, digests=digests):
             yield Line(
                 "job.checkpoint",
@@ -136,10 +136,8 @@ def _of_a_run(happening: h.Happening) -> Iterator[Line]:
 
 def _of_a_remote_site(happening: h.Happening) -> Iterator[Line]:
     match happening:
-        case h.SiteJoined(
-            site, modality, patients, unusable, applied, tls=tls, address=address, serial=serial
-        ):
-            who = {"site": site, "modality": modality, "patients": patients}
+        case h.SiteJoined(site, seats, patients, unusable, applied, tls=tls, address=address, serial=serial):
+            who = {"site": site, "seats": seats, "patients": patients}
             if unusable:
                 who["unusable"] = unusable
             link = {"tls": tls, "address": address, "serial": serial}
@@ -205,11 +203,11 @@ def _of_a_site(happening: h.Happening) -> Iterator[Line]:
             figures = " ".join(f"{name} {value:.4g}" for name, value in values.items())
             yield Line("job.progress", {"step": f"{step}/{steps}", "figures": figures})
         case h.MissingChanged(step=step, gone=gone, back=back):
-            for modality, cause in gone.items():
-                about = {"modality": modality, "after_step": step, "cause": cause}
+            for seat, cause in gone.items():
+                about = {"seat": seat, "after_step": step, "cause": cause}
                 yield Line("job.without", about, WARNING)
-            for modality in back:
-                yield Line("job.with_again", {"modality": modality, "after_step": step})
+            for seat in back:
+                yield Line("job.with_again", {"seat": seat, "after_step": step})
         case h.PatientOut(by=by, key=key, step=step, cause=cause, file=file):
             about = {"patient": handle(key), "step": step, "cause": cause}
             # SP-11.13-8: by its file only where it is this site's that is bad.

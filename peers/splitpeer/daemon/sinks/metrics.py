@@ -37,18 +37,18 @@ def row(happening: h.Happening) -> dict[str, Any]:
                 "step": step,
                 "loss": loss if math.isfinite(loss) else None,
                 **({"without": list(without)} if without else {}),
-                # The others of `without` were left out by modality dropout, or no patient of the batch has them.
+                # The others of `without` were left out by seat dropout, or no patient of the batch has them.
                 **({"absent": list(absent)} if absent else {}),
                 "seconds": seconds,
                 "waited": waited,
                 "computed": computed,
             }
-        case h.Evaluated(step, volumes, dice, modalities, missing, hd95, volume_ml, seconds):
+        case h.Evaluated(step, volumes, dice, made_from, missing, hd95, volume_ml, seconds):
             return {
                 "step": step,
                 "volumes": volumes,
                 "dice": dice,
-                "modalities": list(modalities),
+                "made_from": list(made_from),
                 **({"missing": missing} if missing else {}),
                 **({"hd95": hd95} if hd95 else {}),
                 **({"volume_ml": volume_ml} if volume_ml else {}),

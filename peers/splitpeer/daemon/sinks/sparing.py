@@ -8,7 +8,7 @@ from splitpeer.daemon import happenings as h
 from splitproto.admission import Bucket
 
 LINES_A_SECOND, LINES_AT_ONCE = 1.0, 30.0
-"""Lines of happenings that are `sparing`, such as figures, and of modalities that come and go; one budget for all."""
+"""Lines of happenings that are `sparing`, such as figures, and of seats that come and go; one budget for all."""
 NOTED_EACH = 8
 """Lines about withdrawn patients, for each patient of the site."""
 
@@ -44,7 +44,7 @@ class Sparing:
                 self._report(happening)
 
     def _missing_told(self, step: int, missing: dict[str, str]) -> None:
-        """SP-11-42: a line for each modality that is missing from now on, and for each that is back."""
+        """SP-11-42: a line for each seat that is missing from now on, and for each that is back."""
         if missing.keys() != self._missing and not self._bucket.take(1.0, time.monotonic()):
             return
         gone = {name: missing[name] for name in sorted(missing.keys() - self._missing)}
