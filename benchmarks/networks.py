@@ -22,12 +22,14 @@ from rich.table import Table
 from splitpeer.data.phantom.cohort import write_phantom
 from splitpeer.demo.federation import SITES, DemoJob, Federation
 from splitpeer.models import Cut, make_backbone
+from splitpeer.models.registry import NETWORKS
 
-MODELS: dict[str, dict[str, Any]] = {
+SETTINGS: dict[str, dict[str, Any]] = {
     "basic-unet": {"features": [8, 8, 16, 32, 64, 8]},
     "residual-unet": {"features": [8, 8, 16, 32, 64]},
     "swin-unetr": {"feature_size": [12], "num_heads": [2, 4, 8, 16]},
 }
+"""At the demo's size; a network that is not here is made with its defaults."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,7 @@ def trained(job: NetworkJob, folder: Path, patients: Path) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--networks", nargs="+", choices=MODELS, default=list(MODELS))
+    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--patients", type=int, default=124)
     parser.add_argument("--validation", type=int, default=24)
@@ -95,7 +97,7 @@ def main() -> None:
         patients = Path(folder) / "patients"
         write_phantom(patients, given.patients, seed=DemoJob.seed)
         for name in given.networks:
-            model = {"network": name, "dimensions": 2, **MODELS[name]}
+            model = {"network": name, "dimensions": 2, **SETTINGS.get(name, {})}
             job = NetworkJob(
                 patients=given.patients, validation=given.validation, steps=given.steps, batch=given.batch,
                 evaluations=1, model=model,

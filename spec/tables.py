@@ -76,6 +76,10 @@ def senders(registry: dict[str, Any], name: str) -> str:
 def message(registry: dict[str, Any], vectors: dict[str, str], entry: dict[str, Any]) -> str:
     """One message: meaning, sender, fields, example."""
     name = entry["name"]
+    if name not in vectors:
+        sys.exit(
+            f"{name} has no example: add one to MESSAGES in vectors/talk.py, then run vectors/generate.py"
+        )
     body = " Tensors follow in BODY frames." if entry["tensors"] else ""
     example = "\n".join(textwrap.wrap(vectors[name], 64))
     return (

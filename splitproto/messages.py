@@ -476,7 +476,7 @@ class Error(Message):
 
 
 MESSAGES: dict[str, type[Message]] = {cls.name: cls for cls in Message.__subclasses__()}
-WITH_TENSORS = frozenset((Activations.name, Gradients.name, Shared.name, Average.name))
+WITH_TENSORS = frozenset(name for name, cls in MESSAGES.items() if "tensors" in cls.__annotations__)
 
 
 def encode(message: Message) -> tuple[bytes, list[memoryview]]:

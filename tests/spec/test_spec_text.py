@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from splitpeer.models.registry import NETWORKS
 from splitproto import codec, constants, envelope, errors, framing, messages, states
 from splitproto.tensors import Descriptor, body_bytes
 
@@ -149,11 +150,12 @@ def test_every_rule_of_octets_has_a_vector_that_breaks_it() -> None:
 @pytest.mark.parametrize("name", list(messages.MESSAGES))
 def test_messages_appear(name: str) -> None:
     (entry,) = (entry for entry in REGISTRY["message"] if entry["name"] == name)
+    assert f"\n#### {name}\n" in TEXT, f"splitproto-1.md has no heading '#### {name}'"
     section = TEXT.split(f"\n#### {name}\n")[1].split("\n#### ")[0].split("\n## ")[0]
     for field in entry["fields"]:
         assert f"| `{field['name']}` |" in section
     assert f"```hex message {name}\n" in section
-    assert TEXT.count(f"`{name}`") > 1
+    assert TEXT.count(f"`{name}`") > 1, f"no requirement of splitproto-1.md says when `{name}` is used"
 
 
 def test_errors_appear() -> None:
@@ -174,7 +176,7 @@ def test_names_in_code_type_are_known() -> None:
               for text in field.get("one_of", ())}  # fmt: skip
     prose = re.sub(r"^```.*?^```$", "", TEXT, flags=re.MULTILINE | re.DOTALL)
     hyphenated = set(re.findall(r"`([a-z]+(?:-[a-z]+)+)`", prose))
-    known |= {"one-cycle", "a-z", "tls-unique", "basic-unet", "residual-unet", "swin-unetr", "zscore-nonzero"}
+    known |= {"one-cycle", "a-z", "tls-unique", "zscore-nonzero", *NETWORKS}
     assert hyphenated <= known, sorted(hyphenated - known)
 
 

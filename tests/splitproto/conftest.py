@@ -217,7 +217,8 @@ def example(name: str) -> Message:
         "bye": messages.Bye("complete", ""),
         "error": messages.Error(0x0506, "out of memory"),
     }
-    assert every.keys() == messages.MESSAGES.keys()
+    differ = sorted(every.keys() ^ messages.MESSAGES.keys())
+    assert not differ, f"messages without an example in {__file__}, or the reverse: {differ}"
     return every[name]
 
 

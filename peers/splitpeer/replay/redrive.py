@@ -42,6 +42,7 @@ from splitproto.messages import (
     Advance,
     Advanced,
     Applied,
+    Average,
     Begin,
     Bye,
     Checkpoint,
@@ -58,8 +59,8 @@ from splitproto.messages import (
     Rollback,
     RolledBack,
     Saved,
+    Share,
     Withdraw,
-    Withdrawn,
 )
 from splitproto.negotiation import FEATURES
 from splitproto.tensors import Array
@@ -324,10 +325,10 @@ class _Site:
                 case Bye():
                     await session.close(message.reason)
                     return
-                case Begin() | Progress() | Withdrawn():
-                    pass
-                case _:
+                case Share() | Average():
                     raise UnexpectedMessage(f"a {message.name} from the coordinator")
+                case _:
+                    pass  # the session admits only what SP-9 allows; what is left has no answer
             await self._answer(session)
 
     async def _join(self, session: Session) -> None:

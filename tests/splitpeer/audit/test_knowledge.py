@@ -14,15 +14,11 @@ from splitpeer.audit.knowledge import with_decoder
 from splitpeer.errors import ConfigError
 from splitpeer.models import build_decoder
 from splitpeer.models.backbone import Fusion
-from splitpeer.models.registry import make_backbone
+from splitpeer.models.registry import NETWORKS, make_backbone
 from splitpeer.storage import checkpoint
 from splitproto.messages import Seat
+from tests.networks import SMALL
 
-SETTINGS: dict[str, dict[str, tuple[int, ...]]] = {
-    "basic-unet": {"features": (4, 4, 8, 8, 8, 4)},
-    "residual-unet": {"features": (4, 4, 8)},
-    "swin-unetr": {"feature_size": (12,), "depths": (1, 1, 1, 1), "num_heads": (1, 1, 1, 1)},
-}
 SITES = ("t1", "t2")
 SEATS = tuple(Seat(name, (name,)) for name in SITES)
 
@@ -33,13 +29,13 @@ def saved(folder: Path, decoder: torch.nn.Module) -> Path:
     return path
 
 
-@pytest.mark.parametrize("network", sorted(SETTINGS))
+@pytest.mark.parametrize("network", sorted(NETWORKS))
 @pytest.mark.parametrize("fusion", ["concat", "mean"])
 @pytest.mark.parametrize("regions", [1, 3, 5])
 def test_a_decoder_has_the_regions_of_its_checkpoint(
     tmp_path: Path, network: str, fusion: Fusion, regions: int
 ) -> None:
-    backbone = make_backbone(network, 2, SETTINGS[network])
+    backbone = make_backbone(network, 2, SMALL[network])
     decoder = build_decoder(backbone, SITES, fusion, regions, seed=3)
     view: Any = SimpleNamespace(backbone=backbone, seat=SEATS[0], seats=SEATS)
     known = with_decoder(Knowledge(), view, saved(tmp_path, decoder)).decoder
@@ -48,7 +44,7 @@ def test_a_decoder_has_the_regions_of_its_checkpoint(
 
 
 def test_another_networks_decoder_is_refused_in_one_line(tmp_path: Path) -> None:
-    ours, theirs = (make_backbone(network, 2, settings) for network, settings in sorted(SETTINGS.items())[:2])
+    ours, theirs = (make_backbone(network, 2, settings) for network, settings in sorted(SMALL.items())[:2])
     path = saved(tmp_path, build_decoder(theirs, SITES, out_channels=1, seed=3))
     view: Any = SimpleNamespace(backbone=ours, seat=SEATS[0], seats=SEATS)
     with pytest.raises(ConfigError, match="not the decoder of this capture's job") as refused:

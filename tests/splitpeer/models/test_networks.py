@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -29,14 +30,9 @@ from splitpeer.training.optimiser import Schedule, make_optimiser
 from splitpeer.training.split_round import Parties, Place, Wire, split_round
 from splitpeer.training.split_step import ClientHalf, CoordinatorHalf
 from splitproto.messages import Job, Sample
+from tests.networks import SMALL
 
-SMALL: dict[str, dict[str, tuple[int, ...]]] = {
-    "basic-unet": {"features": (4, 4, 6, 8, 8, 4)},
-    "residual-unet": {"features": (4, 6, 8)},
-    "swin-unetr": {
-        "feature_size": (12,), "depths": (2, 1, 1, 1), "num_heads": (3, 2, 4, 2), "window_size": (4,)
-    },
-}  # fmt: skip
+DOCS = Path(__file__).parents[3] / "docs" / "networks.md"
 SITES = ("flair", "t1")
 Make = Callable[[int], nn.Module]
 BOTH = pytest.mark.parametrize("dimensions", [2, 3])
@@ -261,3 +257,10 @@ def test_a_job_carries_every_network(name: str) -> None:
 def test_impossible_settings_say_why(name: str, settings, text: str) -> None:
     with pytest.raises(ValueError, match=text):
         make_backbone(name, 2, settings)
+
+
+@ALL
+def test_the_docs_have_a_row_for_it_with_every_setting(name: str) -> None:
+    rows = [line for line in DOCS.read_text().splitlines() if line.startswith(f"| `{name}`")]
+    assert rows, f"{name} has no row in the first table of docs/networks.md"
+    assert all(f"`{setting}`" in rows[0] for setting in NETWORKS[name].defaults), rows[0]
