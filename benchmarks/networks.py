@@ -1,7 +1,7 @@
 """Each network at the demo's size: Dice of the patients held out, octets on the wire, seconds.
 
 Four sites and a coordinator as daemons with TLS 1.3 on this machine, the phantom's patients, the demo's job with
-another `[model]`. Octets are those of activations and gradients of training, as the cut and the job say them.
+another `[model]`. Octets are those of activations and gradients of training, as computed from the cut and the job.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """What recording costs a training step: the same run with and without `--curious`, in turns.
 
 The federation is the demo's: four sites, each a process of its own, and a coordinator in this one. Every few steps
-the coordinator's capture is switched on or off, so that both kinds of steps meet the same machine; between two
-blocks what waits for the disk is written, so that neither pays for the other. The first steps of a block do not count.
+the coordinator's capture is switched on or off, so that both kinds of steps run under the same conditions; between two
+blocks pending data is written to disk, so that neither pays for the other. The first steps of a block do not count.
 """
 
 from __future__ import annotations

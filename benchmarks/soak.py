@@ -2,7 +2,7 @@
 
 Every party is a `splitpeer serve` process with certificates of its own and a phantom's images. The network is small,
 so that steps are many, and links, checkpoints and event loops have most of the work. From /proc, every ten seconds:
-resident memory, open files, threads. What leaks shows as a slope, what had to get warm as a lower first quarter.
+resident memory, open files, threads. A leak shows as a slope, a warm-up as a lower first quarter.
 """
 
 from __future__ import annotations

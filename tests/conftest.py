@@ -1,4 +1,4 @@
-"""For all tests: logging as each found it, and a disk of a few hundred KiB which a test can fill."""
+"""For all tests: logging is restored after each, and a disk of a few hundred KiB that a test can fill."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is asked of the code itself: short functions, and a docstring for all that others may call."""
+"""Rules for the code itself: short functions, and a docstring for all that others may call."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a test run tells at its end."""
+"""What a test run reports at its end."""
 
 from __future__ import annotations
 

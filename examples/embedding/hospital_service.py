@@ -513,7 +513,7 @@ class Service:
                 if not error.retry or (clock() + pause > deadline and not self.joined):
                     raise
                 log.warning("%s; trying again", error)
-            if self.joined:  # that link was a good one: patience begins anew
+            if self.joined:  # that link was a good one: the patience starts again
                 pause, deadline = FIRST_PAUSE_S, clock() + patience
             # Random in part: not all sites at the same moment.
             await asyncio.sleep(pause * random.uniform(0.5, 1.0))

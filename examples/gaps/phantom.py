@@ -1,4 +1,4 @@
-"""Heads of nobody: T1 at two hospitals, FLAIR at a third, masks of lesions at the coordinator; some images are missing.
+"""Synthetic heads: T1 at two hospitals, FLAIR at a third, masks of lesions at the coordinator; some images are missing.
 
     python examples/gaps/phantom.py FOLDER --patients 24 --seed 0
 

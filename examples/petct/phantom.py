@@ -1,4 +1,4 @@
-"""Chests of nobody: CT at one hospital, PET at another, masks of tumour at the coordinator.
+"""Synthetic chests: CT at one hospital, PET at another, masks of tumour at the coordinator.
 
     python examples/petct/phantom.py FOLDER --patients 24 --seed 0
 

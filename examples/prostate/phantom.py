@@ -1,4 +1,4 @@
-"""Prostates of nobody: T2 at one hospital, ADC at another, masks of gland and lesion at the coordinator.
+"""Synthetic prostates: T2 at one hospital, ADC at another, masks of gland and lesion at the coordinator.
 
     python examples/prostate/phantom.py FOLDER --patients 24 --seed 0
 

@@ -1,4 +1,4 @@
-"""The phantoms of the examples: headers as scanners write them, values in their units, and no task for one hospital."""
+"""The phantoms of the examples: real headers, values in their units, and a task that no hospital can do alone."""
 
 from __future__ import annotations
 

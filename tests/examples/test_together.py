@@ -1,4 +1,4 @@
-"""Examples with a task of their own, as their READMEs say: hospitals together find what none of them finds alone."""
+"""Examples with a task of their own, as their READMEs say: hospitals together find what none finds alone."""
 
 from __future__ import annotations
 

@@ -1,9 +1,8 @@
-"""The disks of the machines: full, or without power, or with a process that dies in the middle of a write.
+"""The disks of the machines: full, without power, or with a process that dies in the middle of a write.
 
 While a laboratory runs, the few calls by which Python writes files go through here. Each machine has its folder.
-What a dead process would still write is refused. Power that goes takes along what was not synced: of a file that
-was not `fsync`ed any part may be there, of a folder that was not, each new, replaced or removed name may be
-the new one or the old.
+Writes of a dead process are refused. A power failure loses what was not synced: any part of a file that was not
+`fsync`ed may be there; in a folder that was not, each new, replaced or removed name may be the new one or the old.
 """
 
 from __future__ import annotations
@@ -154,7 +153,7 @@ class Disks:
         return self._machines[host]
 
     def _mine(self, path: Any) -> _Machine | None:
-        """The machine of whoever runs, if `path` lies on its disk."""
+        """The machine of the running process, if `path` is on its disk."""
         life = LIFE.get()
         if life is None or isinstance(path, int):
             return None
@@ -168,7 +167,7 @@ class Disks:
         return life
 
     def _crash(self, operation: Operation, path: Any) -> bool:
-        """Whether whoever runs dies now."""
+        """Whether the running process dies now."""
         life = LIFE.get()
         if life is None:
             return False

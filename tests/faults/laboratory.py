@@ -1,8 +1,8 @@
 """A federation in one process and no real time: real clients and a real coordinator on machines that fail.
 
 Real: roles, sessions, TLS, certificates, networks, NIfTI files, checkpoints on disk. Replaced: time (`virtual`), what
-lies below ZeroMQ (`memory`), what writes to disks (`disk`), threads (what they do happens at once, a drawn moment
-later), entropy (drawn from the seed).
+lies below ZeroMQ (`memory`), what writes to disks (`disk`), threads (their work happens at once, after a drawn
+delay), entropy (drawn from the seed).
 """
 
 from __future__ import annotations

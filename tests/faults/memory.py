@@ -1,8 +1,8 @@
-"""ZeroMQ without ZeroMQ: ROUTER, DEALER and their monitors over lines in memory, which faults act on.
+"""ZeroMQ without ZeroMQ: ROUTER, DEALER and their monitors over lines in memory, on which faults act.
 
-What `splitproto.lanes.zeromq` does with its sockets is real, and so is all above: door, links, TLS, sessions. This
-file is what lies below: TCP connections that take their time, keep their order, fill up, break on both sides or on
-one, fall silent, or pass through somebody who loses, repeats, cuts, alters, reorders or forges envelopes.
+What `splitproto.lanes.zeromq` does with its sockets is real, and so is everything above: door, links, TLS, sessions.
+This file is what lies below: TCP connections that are slow, keep their order, fill up, break on both sides or on one,
+fall silent, or pass through an attacker who loses, repeats, cuts, alters, reorders or forges envelopes.
 
 A machine is named by its host: "hub" or a site. Lines belong to a `Life`; when it ends, so do they.
 """
@@ -28,7 +28,7 @@ from splitproto.lanes.tcp import QUEUE
 from .virtual import LIFE, Life, VirtualLoop
 
 IN_FLIGHT = 4
-"""Messages that TCP itself holds, beside both queues."""
+"""Messages that TCP itself holds, apart from both queues."""
 HEARTBEAT = (20.0, 25.0)
 """libzmq gives up a line that was silent for this long (HEARTBEAT_IVL, HEARTBEAT_TIMEOUT)."""
 LINGER = 0.5
@@ -414,7 +414,7 @@ class Network:
         return self._reachable(host, self._hub) and self._reachable(self._hub, host)
 
     async def reach(self, host: str, port: int) -> None:
-        """Plain TCP, of whoever asks."""
+        """Plain TCP, of the machine that asks."""
         life = LIFE.get()
         assert life is not None
         await asyncio.sleep(0.003)
@@ -541,7 +541,7 @@ class Network:
         self._pump()
 
     def _watch(self) -> None:
-        """Whoever hears nothing from now on gives up its line after a while."""
+        """A side that hears nothing from now on gives up its line after a while."""
         for line in self.lines:
             for end in line:
                 silent = self._silent(end.back)

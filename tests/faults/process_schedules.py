@@ -1,10 +1,10 @@
 """Schedules of accidents for real processes: what happens when is a function of a number.
 
-`draw(seed)` says which federation, what lies between its parties, and which accidents befall it at which
-step; `play` lets them happen to real daemons with real certificates, images and sockets, and judges the end:
-the weights of all parties are those of the run that nothing befell, bit for bit, or a refusal that
-`REFUSALS` lists and this schedule justifies. Processes do not repeat to the microsecond, so a seed that failed
-is played a few times to fail again; what it asks for is always the same.
+`draw(seed)` says which federation, what lies between its parties, and which accidents happen at which step; `play`
+makes them happen to real daemons with real certificates, images and sockets, and judges the end: either the weights of
+all parties are those of an undisturbed run, bit for bit, or there is a refusal that `REFUSALS` lists and this schedule
+justifies. Processes do not repeat to the microsecond, so a seed that failed may have to be played a few times to fail
+again; the schedule is always the same.
 """
 
 from __future__ import annotations
@@ -393,7 +393,7 @@ class Player:
 
     def _over(self) -> bool:
         if self._due and not all(who in self._lost for who in self._now):
-            # Whoever is about to be started again, or to go on, is waited for.
+            # A process that is about to be started again, or to continue, is waited for.
             return False
         return not self._running()
 
@@ -507,7 +507,7 @@ class Player:
             daemon.signal(signal.SIGCONT)
 
     def _when_left(self, accident: Accident, daemon: Daemon) -> None:
-        """Whoever was asked to stop takes its time."""
+        """A process that was asked to stop takes its time."""
         if self._runs(daemon):
             self._later(0.05, lambda: self._when_left(accident, daemon))
         else:

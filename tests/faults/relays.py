@@ -161,7 +161,7 @@ class TcpRelay:
             delivering.cancel()
             await asyncio.gather(delivering, return_exceptions=True)
             if not pair.half:
-                # Whoever ends a connection ends it for the other side too.
+                # A side that ends a connection ends it for the other side too.
                 sink.close()
                 with suppress(ValueError):
                     self._pairs.remove(pair)
@@ -199,7 +199,7 @@ class EnvelopeRelay:
     """ZeroMQ messages of one site, from a ROUTER here to a DEALER per connection there.
 
     A connection that ends on one side ends on the other: neither ROUTER says which it was, so the client's
-    side is ended by closing the socket and binding it anew. That is why there is one relay for each site.
+    side is ended by closing the socket and binding it again. That is why there is one relay for each site.
 
     Args:
         target: the coordinator's port.

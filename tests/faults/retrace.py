@@ -1,10 +1,10 @@
 """What a run with absences should have come to: its own history, computed again in one process.
 
-The laboratory notes what happened to each half, in order: made anew, a step of the decoder with these modalities,
-gradients applied at a site, a site that counted on, a half saved, a half gone back. From that alone, and without
+The laboratory notes what happened to each half, in order: newly made, a step of the decoder with these seats,
+gradients applied at a site, a step skipped by a site, a half saved, a half rolled back. From that alone, and without
 wire, links or checkpoints on disk, the halves, losses, scores and masks are computed again. They must be those on
-disk, bit for bit: then each site has applied the gradients of a step it took part in, once, on the weights that it
-should have had.
+disk, bit for bit: then each site has applied the gradients of each step that it took part in once, to the weights that
+it should have had.
 """
 
 from __future__ import annotations
@@ -184,7 +184,7 @@ class Retrace:
             if deed.deed in ("new", "back"):
                 self._left[deed.who, half.steps_done] = half.state()
             if deed.deed == "without":
-                # SP-11.13-6: nobody comes back, whoever is started again.
+                # SP-11.13-6: no patient comes back, whatever is started again.
                 assert self._out <= set(deed.keys), "a patient was taken back"
                 self._out = frozenset(deed.keys)
             elif deed.deed == "new":

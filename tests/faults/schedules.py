@@ -1,4 +1,4 @@
-"""Schedules of faults, each a function of its seed: a setting, and what befalls whom at which moment.
+"""Schedules of faults, each a function of its seed: a setting, and which fault hits which machine at which moment.
 
 One to six faults, at drawn times or at drawn moments of the protocol. `verdict` says what may come of it.
 """

@@ -1,4 +1,4 @@
-"""What stands in for clocks, threads, files and logs while a laboratory plays; and what its peers say, as moments."""
+"""Stand-ins for clocks, threads, files and logs while a laboratory runs; and what its peers say, as moments."""
 
 from __future__ import annotations
 
@@ -213,7 +213,7 @@ def moments_of(lab: Laboratory) -> Iterator[None]:
 
 @contextmanager
 def bad_files_of(lab: Laboratory) -> Iterator[None]:
-    """Files of `lab.bad_files` are truncated: whoever holds one reads it to its end, and in vain."""
+    """Files of `lab.bad_files` are truncated: a peer that has one reads to its end, in vain."""
     volume = volumes.Volumes._volume
 
     def check(case: Any) -> None:

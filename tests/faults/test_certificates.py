@@ -1,4 +1,4 @@
-"""Certificates that end, are renewed or revoked while real processes train (SP-6-12 to SP-6-14)."""
+"""Certificates that expire, are renewed or are revoked while real processes train (SP-6-12 to SP-6-14)."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_a_revoked_coordinator_is_left_by_its_sites(training: Scene) -> None:
     hub, clients = training.start_all()
     training.until_step(3)
     pki.revoke(training.federation.pki, "hub", now=datetime.now(UTC))
-    # Whoever looks first says so to the coordinator, which may tell the other one before that looks (exit code 1).
+    # The site that looks first tells the coordinator, which may tell the other one before that looks (exit code 1).
     codes = [client.code() for client in clients.values()]
     assert 2 in codes and set(codes) <= {1, 2}, codes
     for client, code in zip(clients.values(), codes, strict=True):

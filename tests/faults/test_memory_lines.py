@@ -1,4 +1,4 @@
-"""ZeroMQ in memory behaves as `lanes.zeromq` knows the real one: what it does on these lines, it does on TCP."""
+"""ZeroMQ in memory behaves as the real one does for `lanes.zeromq`: what holds on these lines holds on TCP."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class World:
-    """A listener, whoever dials, and the network between them."""
+    """A listener, those who dial, and the network between them."""
 
     def __init__(self, keys: Path) -> None:
         self.keys = keys

@@ -1,4 +1,4 @@
-"""The relays do what the schedules say they do: what is promised about faults rests on it."""
+"""The relays do what the schedules say: every statement about faults relies on it."""
 
 from __future__ import annotations
 

@@ -1,5 +1,6 @@
-"""SP-11.13 in the laboratory: files go bad at drawn moments, alone and beside other accidents; the run that is left is
-that of its own history, drawn with and without these patients, bit for bit."""
+"""SP-11.13 in the laboratory: files go bad at drawn moments, alone and together with other accidents.
+
+The run must be that of its own history, drawn with and without these patients, bit for bit."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Machines that sleep, processes that nobody lets run, clocks that are set: time passes, and nothing is lost."""
+"""Machines that sleep, processes that get no CPU, clocks that are changed: time passes, and nothing is lost."""
 
 from __future__ import annotations
 

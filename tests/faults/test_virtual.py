@@ -86,7 +86,7 @@ def test_nothing_of_a_life_that_ended_ever_runs(loop) -> None:
     loop.run_until_complete(asyncio.sleep(10))
     assert said == ["begins"]
     assert not task.done()
-    # Only when the loop is taken down; whoever writes must refuse then (`disk`).
+    # Only when the loop is taken down; writes must be refused then (`disk`).
     bury(loop)
     assert said == ["begins", "ends"]
 

@@ -1,8 +1,8 @@
-"""What may come of a schedule, and whether it did.
+"""Which outcomes of a schedule are allowed, and whether one of them came about.
 
 The weights, losses, scores and masks of the undisturbed run, bit for bit; where steps are made without a site that is
 away, those that the run's own history gives (`retrace`); or a refusal from `REFUSALS`, by a fault that justifies it.
-Anything else is a defect, above all somebody who waits for ever.
+Anything else is a defect, above all a party that waits for ever.
 """
 
 from __future__ import annotations
@@ -233,7 +233,7 @@ class Bench:
         return self.play(seed, setting, faults)
 
     def run_spoilt(self, seed: int, *, others: bool) -> Outcome:
-        """One in which files go bad; `others`: beside other accidents."""
+        """One in which files go bad; `others`: together with other accidents."""
         setting = draw_spoilt(seed)
         usual = self.reference(setting)
         faults = spoil(seed, setting, usual.moments, usual.length)

@@ -1,4 +1,4 @@
-"""An event loop whose time is virtual: when nobody has anything to do, it is later at once.
+"""An event loop whose time is virtual: when nobody has anything to do, it jumps ahead.
 
 Hours of heartbeats, deadlines and back-off cost milliseconds, and the same inputs give the same order of
 everything. Several processes share the loop as if each had its own: every callback belongs to the `Life` in whose
@@ -103,7 +103,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
     # --- time ------------------------------------------------------------------------------------------
 
     def time(self) -> float:
-        """The clock of whoever asks."""
+        """The clock of the life that asks."""
         life = LIFE.get()
         return self._now if life is None else self._now + life.ahead
 
@@ -322,7 +322,7 @@ def bury(loop: VirtualLoop) -> None:
     """Take a loop down with all who still wait on it, without letting them say another word.
 
     Closing a coroutine runs its `finally` blocks: whatever they try must fail, so every life must have ended and
-    whoever stands between them and the disk must refuse the dead.
+    what stands between them and the disk must refuse the dead.
     """
     # A `finally` may gather coroutines: without a loop they would never be awaited, which is a warning of its own.
     asyncio.set_event_loop(loop)

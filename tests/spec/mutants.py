@@ -1,4 +1,4 @@
-"""Deliberate bugs: a function of the library with a piece of its text replaced, as an implementer might err."""
+"""Deliberate bugs: a function of the library with a piece of its text replaced, as an implementer might get it wrong."""
 
 # ruff: noqa: E501 (one bug, one line)
 

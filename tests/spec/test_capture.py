@@ -1,4 +1,4 @@
-"""capture.md and its vectors against the library: what a stranger's reader must do, ours does."""
+"""capture.md and its vectors against the library: what any reader must do, ours does."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An implementation can be wrong in none of these ways without a vector that fails.
+"""An implementation that is wrong in one of these ways fails at least one vector.
 
 Each mutant is our own implementation with one deliberate bug (`mutants.py`); the tests of `test_vectors.py` run until
 one of them notices. A mutant that survives names a vector that is missing.

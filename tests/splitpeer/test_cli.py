@@ -1,4 +1,4 @@
-"""The command line as users meet it: real processes, exit codes, one line per mistake, no torch where none is due."""
+"""The command line as users see it: real processes, exit codes, one line per mistake, no torch without need."""
 
 from __future__ import annotations
 

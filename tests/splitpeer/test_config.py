@@ -1,4 +1,4 @@
-"""peer.toml and job.toml: what holds, who wins, and that every mistake is one line with file, key and fix."""
+"""peer.toml and job.toml: what is valid, which source wins; every mistake is one line with file, key and fix."""
 
 from __future__ import annotations
 

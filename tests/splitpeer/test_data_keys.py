@@ -1,4 +1,4 @@
-"""`splitpeer data keys`: a key of a log or a capture is a patient again, at the site that has the salt."""
+"""`splitpeer data keys`: the site that has the salt finds the patient of a key in a log or a capture."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Lines on a full disk, and after a crash: whole ones in order, and nobody is stopped."""
+"""Lines on a full disk, and after a crash: complete ones in order, and no writer is stopped."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pictures are written, of the right size and not blank, also at the edges of what a run may hold."""
+"""Pictures are written, of the right size and not blank, also for the extreme cases of a run."""
 
 from __future__ import annotations
 

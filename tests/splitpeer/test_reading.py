@@ -1,4 +1,4 @@
-"""Hostile files: bombs, claims, links and pipes end in one line, before their size is taken in memory."""
+"""Hostile files: bombs, false sizes, links and pipes end in one line, before memory is allocated for them."""
 
 from __future__ import annotations
 

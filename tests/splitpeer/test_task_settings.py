@@ -1,4 +1,4 @@
-"""``[task]`` of job.toml: what it may say, and what is said of what it may not."""
+"""``[task]`` of job.toml: what it may contain, and the error for what it may not."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The audit trail: chained, appended only, whole after a crash; any edit is found."""
+"""The audit trail: chained, append-only, complete after a crash; any edit is found."""
 
 from __future__ import annotations
 

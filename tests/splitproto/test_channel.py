@@ -1,4 +1,4 @@
-"""TLS 1.3 through memory: refusals, alerts, damage and ends, by real handshakes."""
+"""TLS 1.3 through memory: refusals, alerts, damage and shutdowns, with real handshakes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The sans-IO connection: a conversation in any cutting, frames, limits, credit and order."""
+"""The sans-IO connection: a conversation cut anywhere, frames, limits, credit and order."""
 
 from __future__ import annotations
 

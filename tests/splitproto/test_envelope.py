@@ -1,4 +1,4 @@
-"""The envelope: the octets that no version may change."""
+"""The envelope, whose octets no version may change."""
 
 from __future__ import annotations
 

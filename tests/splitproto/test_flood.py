@@ -1,4 +1,4 @@
-"""A stranger that floods a listener and hangs up, while the listener is busy: the process must live on."""
+"""A stranger that floods a listener and hangs up, while the listener is busy: the process must survive."""
 
 from __future__ import annotations
 

@@ -228,7 +228,7 @@ def test_carrier_version_mismatch_is_readable_in_both_directions(make_pair: Make
 def test_damage_in_the_handshake_is_not_taken_for_a_refused_certificate(
     sender: Side, at: int, make_pair: MakePair
 ) -> None:
-    """SP-4-6: whoever was admitted before dials again."""
+    """SP-4-6: a peer that was admitted before dials again."""
     pair = make_pair(timing=Timing(handshake=10))
 
     def tamper(side: Side, data: bytes) -> list[bytes]:

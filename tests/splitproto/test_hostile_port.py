@@ -1,4 +1,4 @@
-"""Strangers who mean harm, at a listener's port: what they take is bounded, and honest peers are served meanwhile.
+"""Hostile strangers at a listener's port: what they use is bounded, and honest peers are served meanwhile.
 
 Bounds are counted in work (turns of the loop, handshakes done, bytes held), never in seconds.
 """

@@ -1,4 +1,4 @@
-"""One spelling for each host, and addresses that are none."""
+"""One spelling for each host, and texts that are not addresses."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Lanes: the one in memory, and several that lead to one door, which has one policy for all of them."""
+"""Lanes: the one in memory, and several at one door, which has one policy for all of them."""
 
 from __future__ import annotations
 

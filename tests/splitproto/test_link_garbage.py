@@ -1,4 +1,4 @@
-"""A link that has ended is gone, TLS state and all, without waiting for a collection of garbage."""
+"""A link that has ended is freed, with its TLS state, without waiting for the garbage collector."""
 
 from __future__ import annotations
 

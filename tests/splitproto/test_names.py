@@ -1,4 +1,4 @@
-"""A class name stands for one thing, whoever reads it in a log, a traceback or an import."""
+"""A class name means one thing, in a log, a traceback or an import."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The federation's own CA: what it writes, what it refuses, and that strict verifiers agree with it."""
+"""The federation's own CA: what it writes, what it refuses, and that strict verifiers accept it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which open links end, and which make way, by what lies on disk and what day it is: no socket, no clock."""
+"""Which open links end, and which are replaced, given the files on disk and the date: no socket, no clock."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The state tables: every pair of states and every message; and no legal word is ever unexpected on arrival."""
+"""The state tables: every pair of states and every message; and no legal message is unexpected on arrival."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A session's tap: told what the application says and hears, in order, and nothing depends on it."""
+"""A session's tap: it is told what the application sends and receives, in order, and nothing depends on it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Descriptors, dtypes and digests of tensors: sizes are checked before memory is taken."""
+"""Descriptors, dtypes and digests of tensors: sizes are checked before memory is allocated."""
 
 from __future__ import annotations
 

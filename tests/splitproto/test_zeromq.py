@@ -1,4 +1,4 @@
-"""Links over real ZeroMQ sockets on 127.0.0.1: everyday use, and the end of a listener."""
+"""Links over real ZeroMQ sockets on 127.0.0.1: normal use, and the end of a listener."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ async def test_an_error_reaches_the_peer_with_its_cause(hub: Hub) -> None:
 
 
 async def test_both_directions_at_once_do_not_stop_each_other(hub: Hub, example: Example) -> None:
-    """Both queues full, both sides writing: whoever writes must go on reading."""
+    """Both queues full, both sides writing: a side that writes must keep reading."""
     client, coordinator = await hub.link()
     await work(client, coordinator, example)
     tensors = {"x": np.zeros(6 << 20, np.uint8)}

@@ -1,4 +1,4 @@
-"""Dialling: names, addresses, ports, and what else may answer there."""
+"""Dialling: names, addresses, ports, and others that may answer there."""
 
 from __future__ import annotations
 

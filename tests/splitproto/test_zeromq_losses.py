@@ -108,7 +108,7 @@ def bind(socket: Any, address: str) -> None:
 async def test_a_listener_that_restarts_ends_the_session_and_receives_nothing_of_it(
     federation: Any, example: Example
 ) -> None:
-    """Silent reconnect: a DEALER would send what is queued, under a new id, to whoever binds the port next."""
+    """Silent reconnect: a DEALER would send what is queued, under a new id, to the next process that binds the port."""
     listener = Listener("tcp://127.0.0.1:0", federation.credentials("hub"), CLIENTS)
     await listener.__aenter__()
     hub = Hub(federation, listener, [])

@@ -175,7 +175,7 @@ async def test_raw_tcp_garbage_does_not_stop_the_listener(octets: bytes, hub: Hu
 
 
 async def test_a_stranger_cannot_fill_the_listener_from_one_source(hub: Hub) -> None:
-    """The oldest goes, so that whoever comes next, perhaps an honest peer behind the same address, has its turn."""
+    """The oldest is dropped, so that the next one, perhaps an honest peer behind the same address, has its turn."""
     async with raw(hub) as stranger:
         for n in range(constants.MAX_HALF_OPEN_PER_SOURCE + 3):
             await stranger.send(envelope.encode(Kind.OPEN, bytes([n + 1]) * 16, 0))

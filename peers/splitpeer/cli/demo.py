@@ -14,7 +14,7 @@ from rich.console import Console
 
 from splitpeer.cli.data import bar
 from splitpeer.cli.options import FILE, private_files
-from splitpeer.demo.federation import HUB, SITES, DemoJob, Federation
+from splitpeer.demo.federation import HUB, DemoJob, Federation
 
 if TYPE_CHECKING:
     from splitpeer.demo.baselines import Reached
@@ -125,6 +125,7 @@ def _dice(result: Mapping[str, Any]) -> dict[str, Scores]:
 
 def _baselines(federation: Federation, console: Console) -> dict[str, Reached]:
     from splitpeer.demo.baselines import train_all
+    from splitpeer.demo.report import CONTRASTS
     from splitpeer.training.scores import shown
 
     console.print("baselines: the same network on each modality alone and in one process, same steps")
@@ -132,7 +133,7 @@ def _baselines(federation: Federation, console: Console) -> dict[str, Reached]:
         federation.hub / "job.toml",
         federation.data,
         federation.salt,
-        tuple(sorted(SITES.values())),
+        CONTRASTS,
         len(os.sched_getaffinity(0)),
         lambda name, found: console.print(f"  {name}: mean Dice {shown(found.dice['mean'])}"),
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from multiprocessing import get_context
@@ -115,11 +115,16 @@ def _parties(config: JobConfig, modalities: tuple[str, ...], task: Task) -> Part
 
 
 def train_all(
-    job: Path, data: Path, salt: Path, modalities: tuple[str, ...], workers: int, done: Done
+    job: Path, data: Path, salt: Path, contrasts: Mapping[str, str], workers: int, done: Done
 ) -> dict[str, Reached]:
-    """Each modality alone and all together, in `workers` processes; `done` is called with each result."""
-    wanted = [Baseline("centralised, four modalities", modalities, job, data, salt)]
-    wanted += [Baseline(f"{modality} alone", (modality,), job, data, salt) for modality in modalities]
+    """Each modality alone and all together, in `workers` processes.
+
+    Args:
+        contrasts: what people call a modality, and its name.
+        done: called with each result.
+    """
+    wanted = [Baseline("centralised, four modalities", tuple(contrasts.values()), job, data, salt)]
+    wanted += [Baseline(f"{name} alone", (held,), job, data, salt) for name, held in contrasts.items()]
     results: dict[str, Reached] = {}
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
         running = {pool.submit(train, baseline): baseline.name for baseline in wanted}

@@ -1,4 +1,4 @@
-"""A coordinator that cheats, simulated; the site that watches its gradients; attacks the wire does not feed."""
+"""A coordinator that cheats, simulated; the site that watches its gradients; attacks that the wire does not allow."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Noise that is kept hides nothing from who knows the weights of two steps; from who knows one, it does."""
+"""Kept noise hides images from an attacker who knows the weights of one step, not from one who knows two."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""White-box reconstruction: undefended it is the image; each defence meets who knows of it and who does not."""
+"""White-box reconstruction: exact if undefended; each defence faces an attacker who knows it and one who does not."""
 
 from __future__ import annotations
 

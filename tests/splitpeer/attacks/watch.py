@@ -1,9 +1,9 @@
 """What a site without labels can notice of a coordinator that cheats: gradients unlike those of a segmentation.
 
 Tests that send random labels on purpose (SplitGuard) or simulate the whole job (SplitOut) need labels, which an
-image site does not hold. But it can train on a task of its own making: blobs that it paints into its own
+image site does not hold. But it can train on a task of its own: blobs that it paints into its own
 images. The gradients of that training are what gradients of a segmentation look like, the coordinator's
-included; a local outlier factor learned on them tells what does not look so. It is a smoke detector and no proof:
+included; a local outlier factor learned on them flags what looks different. It is a smoke detector, not a proof:
 a coordinator that mixes honest gradients into its own is noticed later, or not at all.
 """
 

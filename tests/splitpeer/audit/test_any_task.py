@@ -1,4 +1,4 @@
-"""Audits and attacks of tasks that are no glioma: one region, and two classes that exclude each other."""
+"""Audits and attacks of tasks other than glioma: one region, and two classes that exclude each other."""
 
 from __future__ import annotations
 

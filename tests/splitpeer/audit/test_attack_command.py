@@ -1,4 +1,4 @@
-"""`splitpeer attack` on a real capture: what it recovers, and what it answers to input that cannot be used."""
+"""`splitpeer attack` on a real capture: what it recovers, and how it answers input that cannot be used."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`splitpeer audit`: a site on its own, and a sweep that goes on where it was stopped."""
+"""`splitpeer audit`: a site on its own, and a sweep that continues where it was stopped."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The reader: parts that belong together or do not, damage told apart, one line for whatever is wrong."""
+"""The reader: parts that belong together or do not, damage told apart, one line for each defect."""
 
 from __future__ import annotations
 

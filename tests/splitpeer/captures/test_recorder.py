@@ -1,4 +1,4 @@
-"""The recorder: what it keeps, what it leaves out, and that nothing it meets disturbs who is recorded."""
+"""The recorder: what it keeps, what it leaves out, and that none of its troubles disturbs the recorded peer."""
 
 from __future__ import annotations
 

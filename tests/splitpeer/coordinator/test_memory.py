@@ -1,4 +1,4 @@
-"""What the coordinator knows of a site's progress, and where a site goes back to that lost or missed steps."""
+"""What the coordinator knows of a site's progress, and to which step a site that lost or missed some goes back."""
 
 from __future__ import annotations
 

@@ -104,7 +104,7 @@ async def test_one_that_is_refused_is_awaited_again(presence: Presence, board: B
 
 
 async def test_the_loss_of_a_link_is_logged_once(presence: Presence, caplog) -> None:
-    """Whoever sees it first, the watch over the link or a question on it."""
+    """Whichever sees it first, the watch over the link or a request on it."""
     link = joined(presence)
     link.session.fail(LinkLost("cut"))
     presence.lose(link, "cut", waiting_for="activations of step 3")

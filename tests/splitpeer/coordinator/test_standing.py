@@ -78,7 +78,7 @@ def test_a_link_is_there_from_joining_to_its_end() -> None:
 
 
 def test_what_is_joining_does_not_show_where_work_counts_on_a_link() -> None:
-    """SP-11.14-4: whoever dials with the site's certificate moves it only while it is awaited."""
+    """SP-11.14-4: a link with the site's certificate moves it only while it is awaited."""
     for standing, row in TRANSITIONS.items():
         awaited = standing in (Standing.AWAITED, Standing.JOINING)
         assert (row[C.DIALLED] is Standing.JOINING) is awaited

@@ -1,4 +1,4 @@
-"""One happening, told once, is what every place shows of it."""
+"""A happening is reported once, and every place shows its part of it."""
 
 from __future__ import annotations
 

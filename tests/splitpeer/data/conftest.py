@@ -63,7 +63,7 @@ def mask(shape: tuple[int, int, int] = (12, 10, 8), values: tuple[int, ...] = (1
 
 @pytest.fixture
 def msd(tmp_path: Path) -> Path:
-    """Two MSD cases listed out of order, with the archive's AppleDouble junk beside them."""
+    """Two MSD cases listed out of order, with the archive's AppleDouble junk next to them."""
     root = tmp_path / "Task01_BrainTumour"
     training = []
     for number in (2, 1):

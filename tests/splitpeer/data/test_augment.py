@@ -1,4 +1,4 @@
-"""The digests come from `printf ... | sha256sum`, the arrays were turned by hand: not from our own code."""
+"""Augmentation: the digests come from `printf ... | sha256sum`, the arrays were turned by hand, not by our code."""
 
 from __future__ import annotations
 

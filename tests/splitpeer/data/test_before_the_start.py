@@ -1,4 +1,4 @@
-"""Check, start-up and loader are one code path: the same file, the same verdict; and what only wants a second look."""
+"""Check, start-up and loader are one code path: the same file, the same verdict; and what only deserves a warning."""
 
 from __future__ import annotations
 

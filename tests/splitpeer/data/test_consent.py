@@ -1,4 +1,4 @@
-"""The list of patients who have withdrawn consent: it may appear or grow, and what cannot be read lets nothing out."""
+"""The list of patients who have withdrawn consent: it may appear or grow; if it cannot be read, nothing is sent."""
 
 from __future__ import annotations
 

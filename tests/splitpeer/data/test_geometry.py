@@ -1,4 +1,4 @@
-"""Grids: which differences count, by how much, and in which words (SP-11.12-4 to SP-11.12-9)."""
+"""Grids: which differences count, from what size, and in which words (SP-11.12-4 to SP-11.12-9)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files beside good ones: none vanishes without a word, and none ends the reading of the others."""
+"""Unusable files among good ones: none is skipped silently, and none stops the others from being read."""
 
 from __future__ import annotations
 

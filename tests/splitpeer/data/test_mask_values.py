@@ -1,4 +1,4 @@
-"""Masks that follow no convention, or another one than was said: counted, and warned about."""
+"""Masks that follow no convention, or not the one named: counted, and warned about."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from splitpeer.errors import DataError
 
 @pytest.fixture
 def listed(tmp_path: Path):
-    """Writes a list beside three files: listed(content) -> its path."""
+    """Writes a list next to three files: listed(content) -> its path."""
     for name in ("1.nii.gz", "scans/P002_T1.nii", "x.nii.gz"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b"")

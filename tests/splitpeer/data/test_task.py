@@ -1,4 +1,4 @@
-"""A task as a value: from the numbers of a mask to regions, to what a network says, and back."""
+"""A task as a value: from the numbers of a mask to regions, to a network's output, and back."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""What holds for every defence: it reads back as written, repeats under its key and under no other, keeps what
-carries nothing at zero, and lets gradients through as they are."""
+"""What holds for every defence: it is read as it was written, repeats under its key and no other, keeps zeros
+where there is nothing to send, and leaves gradients as they are."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_every_kind_has_its_class_and_every_class_its_kind() -> None:
     assert all(made.kind is KINDS[name] for name, made in classes.items())
     images = {name for name, kind in KINDS.items() if "image" in kind.places}
     assert {name for name, made in classes.items() if not issubclass(made, Defence)} == images
-    # Whatever the modules define beside these (a base class) is not complete: it names no kind.
+    # Whatever else the modules define (a base class) is not complete: it names no kind.
     waiting, defined = [Defence], set()
     while waiting:
         waiting += (below := waiting.pop().__subclasses__())

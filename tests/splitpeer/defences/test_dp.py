@@ -1,4 +1,4 @@
-"""The one defence with a theorem: its clip, its noise, and that nothing passes beside them."""
+"""The one defence with a theorem: its clip, its noise, and that nothing bypasses them."""
 
 from __future__ import annotations
 

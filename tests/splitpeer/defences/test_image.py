@@ -1,4 +1,4 @@
-"""Noise on the image: the same wherever and whenever a voxel is shown."""
+"""Noise on the image: the same wherever and whenever a voxel is sent."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The defences' key is made once, for its owner alone, and never guessed around."""
+"""The defences' key is made once, only its owner may read it, and a damaged one is never replaced by a guess."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Noise, masks and forms do what they say, on an encoder's own outputs in two and three dimensions."""
+"""Noise, masks and shapes do what they promise, on an encoder's own outputs in two and three dimensions."""
 
 from __future__ import annotations
 

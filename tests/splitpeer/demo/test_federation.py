@@ -1,6 +1,6 @@
 """The demonstration's five real daemons, two of which are killed: it ends as if nothing had happened.
 
-That the weights are the same, bit for bit, tests/faults says.
+That the weights are then the same, bit for bit, is tested in tests/faults.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What the figures are held against."""
+"""References that the figures are compared with."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Each figure against the library it stands on, or against a value worked out by hand."""
+"""Each figure against the library it is based on, or against a value computed by hand."""
 
 from __future__ import annotations
 

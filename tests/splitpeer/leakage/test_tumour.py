@@ -1,4 +1,4 @@
-"""A tumour is found in what is left of an image, and dFIL is what algebra says."""
+"""A tumour is found in what is left of an image, and dFIL agrees with the algebra."""
 
 from __future__ import annotations
 

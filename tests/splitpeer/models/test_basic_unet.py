@@ -1,4 +1,4 @@
-"""The split network is MONAI's BasicUNet, its weights repeat, its shapes are known ahead."""
+"""The split network is MONAI's BasicUNet, its weights are reproducible, its shapes are known beforehand."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What only the Swin UNETR has: blocks that withheld levels leave out, looked-up biases, its size before it is made."""
+"""What only the Swin UNETR has: blocks that withheld levels leave out, looked-up biases, size by formula."""
 
 from __future__ import annotations
 

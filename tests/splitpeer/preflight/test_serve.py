@@ -1,4 +1,4 @@
-"""What `serve` says and sets before it imports what is heavy."""
+"""What `serve` says and sets before the heavy imports."""
 
 from __future__ import annotations
 

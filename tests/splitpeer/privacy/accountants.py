@@ -1,4 +1,4 @@
-"""What the exact figures are held against: two accountants of a library, and the budget solved for releases."""
+"""References for the exact figures: two accountants of a library, and the budget solved for releases."""
 
 from __future__ import annotations
 

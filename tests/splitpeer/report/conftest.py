@@ -1,4 +1,4 @@
-"""Run folders as `splitpeer attack` writes them: small, with every kind of entry, and with a site of ill will."""
+"""Run folders as `splitpeer attack` writes them: small, with every kind of entry, and with a malicious site."""
 
 from __future__ import annotations
 

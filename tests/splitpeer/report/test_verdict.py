@@ -1,4 +1,4 @@
-"""Bands and answers: what they say follows from the figures, and never reassures without ground."""
+"""Bands and answers: what they say follows from the figures, and they never reassure without grounds."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Fixtures of a federation on this machine; what they make is in `scene.py`."""
+"""Fixtures of a federation on this machine; `scene.py` has what they return."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Two hospitals with T1, one with FLAIR, patients of whom a seat is missing: the files, and the same in one process.
+"""Two hospitals with T1, one with FLAIR, patients who lack a seat: the files, and the same training in one process.
 
-What is computed here shares the networks, the schedule of batches and the windows with the product, and nothing of how
-a step is put together from what sites send.
+The computation here shares networks, batch schedule and windows with the product, but nothing of how a step is put
+together from what sites send.
 """
 
 from __future__ import annotations

@@ -3,9 +3,9 @@
 Run as a script, by `scene.py`. It imports what the roles need, once, and then forks a process per
 line of its standard input, `{"argv": [...], "cwd": "...", "log": "..."}`, which runs the command line as the
 console script would: own pid, own process group, own signals, own exit code. It answers `{"pid": n}`, and
-later `{"pid": n, "code": n}`. When its standard input ends, it kills what still runs.
+later `{"pid": n, "code": n}`. When its standard input ends, it kills what is still running.
 
-A line may also hold what only tests want otherwise: `pace` multiplies heartbeats and the silence that ends a
+A line may also hold settings for tests only: `pace` multiplies heartbeats and the silence that ends a
 link, `run` is the run's id (noise is drawn from it), `clock` a file in `cwd` with seconds to add to
 the wall clock of everything but OpenSSL.
 """

@@ -102,7 +102,7 @@ class Federation:
         return self.folder / "data"
 
     def copy(self, folder: Path) -> Federation:
-        """The same images, and a CA of one's own that may be spoilt, with a revocation list."""
+        """The same images, and a separate CA that may be spoilt, with a revocation list."""
         shutil.copytree(self.pki, folder / "pki")
         (folder / "data").symlink_to(self.data)
         pki.write_crl(folder / "pki", now=datetime.now(UTC))
@@ -447,7 +447,7 @@ class Scene:
         only: Sequence[str] | None = None,
         curious: Sequence[str] = (),
     ) -> AsyncIterator[Running]:
-        """Coordinator and clients as tasks; whoever still runs at the end is cancelled. Those of `curious` record."""
+        """Coordinator and clients as tasks; those still running at the end are cancelled. Those of `curious` record."""
         on = Running()
         names = ["hub", *(f"site-{m}" for m in self.modalities)] if only is None else list(only)
         for name in names:

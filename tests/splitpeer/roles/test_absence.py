@@ -1,4 +1,4 @@
-"""A missing seat is a state: pause, skip, drop; joining again; dropout, so that the network can do without."""
+"""A missing seat is a state: pause, skip, drop; joining again; dropout, so that the network can do without one."""
 
 from __future__ import annotations
 

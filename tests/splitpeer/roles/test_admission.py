@@ -1,4 +1,4 @@
-"""Who is refused, why, how soon, and that nobody else notices."""
+"""Who is refused, why, how soon, and that no other site notices."""
 
 from __future__ import annotations
 

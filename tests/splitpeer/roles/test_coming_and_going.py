@@ -112,7 +112,7 @@ def lose_patient(scene) -> None:
 async def test_a_site_that_comes_back_unfit_stays_away_and_ends_no_run(
     scene, caplog, spoil, cause: str
 ) -> None:
-    """SP-11-35: with *drop* the run goes on without it, and takes it back when it fits again."""
+    """SP-11-35: with *drop* the run continues without it, and takes it back once it fits again."""
     caplog.set_level("INFO", "splitpeer")
     scene.cast(
         "flair", "t1", training={"steps": 4000, "checkpoint_every": 50},

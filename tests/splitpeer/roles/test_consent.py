@@ -148,7 +148,7 @@ def test_what_was_computed_is_not_sent_a_second_time(scene, stage, opened) -> No
 
 
 def test_a_new_run_misses_a_list_that_was_there(scene, stage) -> None:
-    """Neither another run nor another process takes its absence for: nobody has withdrawn."""
+    """Neither another run nor another process takes its absence to mean that nobody has withdrawn."""
     patient = stage.training[0]
     listed(scene).write_text(patient)
     site = take_up(scene)

@@ -1,4 +1,4 @@
-"""Defences in real jobs: live as offline, in training and evaluation, and the same octets whatever breaks."""
+"""Defences in real jobs: the same live and offline, in training and evaluation, and the same octets whatever breaks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a site refuses of a job and of its batches, whoever asks: figures, names, sizes, windows."""
+"""What a site refuses in a job and its batches, no matter who asks: figures, names, sizes, windows."""
 
 from __future__ import annotations
 

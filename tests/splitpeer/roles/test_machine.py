@@ -1,4 +1,4 @@
-"""A run that goes on on another kind of machine says so once, with both kinds; on the same it says nothing."""
+"""A run that continues on another kind of machine says so once, naming both; on the same kind it says nothing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A mask that leaves the program lies on its image, however the image was stored."""
+"""A mask that is written matches its image, however the image was stored."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Peers that speak the protocol and do not keep to it: the job ends with one line that names the site."""
+"""Peers that speak the protocol but break its rules: the job ends with one line that names the site."""
 
 from __future__ import annotations
 

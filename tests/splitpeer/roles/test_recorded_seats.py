@@ -1,4 +1,4 @@
-"""What is recorded where two hospitals fill one seat and patients have gaps: whose is what, and defended afterwards."""
+"""What is recorded where two hospitals fill one seat and patients have gaps: whose data, and defences afterwards."""
 
 from __future__ import annotations
 

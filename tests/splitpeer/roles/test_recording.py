@@ -1,4 +1,4 @@
-"""Recording a live run: training does not notice, others are told, a policy can forbid it, the trail has it all."""
+"""Recording a live run: training does not notice, others are told, a policy can forbid it, the trail has everything."""
 
 from __future__ import annotations
 

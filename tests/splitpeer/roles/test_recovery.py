@@ -235,7 +235,7 @@ async def test_a_line_cut_at_the_worst_moment(
 
 @pytest.mark.parametrize("before", [True, False], ids=["admitted before", "never admitted"])
 async def test_what_anybody_on_the_way_can_forge_ends_no_site(scene, monkeypatch, before: bool) -> None:
-    """SP-4-6: damage while a site dials anew is waited out, at a first dial a few times; not so certificates."""
+    """SP-4-6: damage while a site dials again is waited out, at a first dial a few times; bad certificates are not."""
     from splitpeer.errors import ConnectionRefused
     from splitpeer.site import client
     from splitproto import dial

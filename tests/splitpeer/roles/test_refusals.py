@@ -1,4 +1,4 @@
-"""The log of refusals: bounded whatever strangers do, and a hospital's line is never hidden by them."""
+"""The log of refusals: bounded whatever strangers do, and they never hide a hospital's line."""
 
 from __future__ import annotations
 

@@ -312,7 +312,7 @@ async def test_steps_that_were_made_without_a_site_are_driven_too(scene: Scene, 
 
 
 async def test_a_run_that_withdrew_a_patient_is_driven_too(scene: Scene, cli: Run) -> None:
-    """SP-11.13-1: the recorded site withdraws it again, and batches drawn anew are told from those before."""
+    """SP-11.13-1: the recorded site withdraws it again, and batches drawn again are not confused with earlier ones."""
     scene.cast("flair", "t1", training={"steps": 6, "batch": 2}, evaluation={"every": 3})
     images = scene.folder / "images"
     shutil.copytree(scene.federation.data / "t1", images)

@@ -1,4 +1,4 @@
-"""What the coordinator leaves on disk: whole after every crash, and a full disk stops figures, never the run."""
+"""What the coordinator leaves on disk: whole after every crash, and a full disk costs figures, never the run."""
 
 from __future__ import annotations
 

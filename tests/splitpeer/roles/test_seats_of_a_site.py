@@ -272,7 +272,7 @@ def test_a_step_is_made_at_all_seats_or_at_none(stage: Scene, batch) -> None:
 
 
 def test_a_step_that_was_refused_may_be_asked_for_again(stage: Scene, batch) -> None:
-    """SP-11.15-8: the site stays up; the batch is computed again, and the gradients of that one are judged anew."""
+    """SP-11.15-8: the site stays up; the batch is computed again, and its gradients are checked again."""
     policy = {"coordinators": ["hub"], "max_gradient_norm": 1e-9, "beyond_norm": "refuse"}
     own(stage, policy=policy)
     site = opened(stage)

@@ -1,4 +1,4 @@
-"""What a second start finds, and must not lose: checkpoints, patience, the word that the job is over."""
+"""What a second start finds, and must not lose: checkpoints, patience, the news that the job is over."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ async def test_a_site_that_waited_for_others_has_all_its_patience(scene, alone) 
         await asyncio.sleep(2 * WAITING_S)
     await asyncio.sleep(WAITING_S / 2)
     assert not client.done()
-    # Whoever comes back within its patience has it.
+    # A site that comes back within its patience has it.
     async with alone() as listener:
         await listener.accept(20)
     client.cancel()

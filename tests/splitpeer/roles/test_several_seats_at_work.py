@@ -1,4 +1,4 @@
-"""A site that fills two seats, one of them with two channels, beside another: a whole run is that of one process."""
+"""A site that fills two seats, one with two channels, and another site: a whole run equals that of one process."""
 
 from __future__ import annotations
 

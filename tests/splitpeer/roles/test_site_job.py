@@ -86,7 +86,7 @@ def same(one: dict[str, Any], other: dict[str, Any]) -> bool:
 
 
 def test_a_new_incarnation_says_0_whatever_lies_on_its_disk(begin, batch) -> None:
-    """SP-11-3: and its weights of step 0 are those of the run, not others that were drawn anew."""
+    """SP-11-3: and its weights of step 0 are those of the run, not others that were drawn later."""
     first = begin()
     assert (first.applied, first.checkpoints()) == (0, (0,)), "saved before it accepts"
     at_0, known = weights(first), first.incarnation

@@ -1,4 +1,4 @@
-"""Any task over the wire: classes, regions of one's own, normalisation by modality, modalities of any name."""
+"""Any task over the wire: classes, custom regions, normalisation by modality, modalities of any name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One site that makes trouble, in a run that can do without it: the others get on, and nothing of theirs is lost."""
+"""One site that makes trouble, in a run that can do without it: the others continue and lose nothing."""
 
 from __future__ import annotations
 

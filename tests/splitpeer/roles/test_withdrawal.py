@@ -1,4 +1,4 @@
-"""SP-11.13: one patient's file goes bad in the middle of a run, and the run goes on without that patient, exactly."""
+"""SP-11.13: one patient's file goes bad in the middle of a run, and the run continues exactly without that patient."""
 
 from __future__ import annotations
 
@@ -190,7 +190,7 @@ async def test_what_the_site_lacks_is_not_blamed_on_a_patient(scene, stage, monk
 
 
 async def test_no_name_no_path_and_no_key_leaves(scene, stage, said) -> None:
-    """SP-15-1, SP-11.13-2: in what others keep there is neither the patient nor the file."""
+    """SP-15-1, SP-11.13-2: what others keep names neither the patient nor the file."""
     patient = stage.training[0]
     path = stage.own("t1") / f"{patient}.nii.gz"
     truncated(path)
@@ -215,7 +215,7 @@ async def test_a_mask_that_goes_bad(scene, stage, said) -> None:
     assert str(path) in said("patient.unusable")[0]["cause"]
 
 
-# --- whoever goes bad, whenever ----------------------------------------------------------------------------
+# --- any peer's file, at any time ------------------------------------------------------------------------
 
 
 async def test_two_sites_two_patients_one_batch(scene, said) -> None:

@@ -1,4 +1,4 @@
-"""The trail of a role whose disk is full: it waits, in order, and what is given up is counted."""
+"""The trail of a role whose disk is full: it waits, in order, and what is dropped is counted."""
 
 from __future__ import annotations
 

@@ -1,11 +1,11 @@
-"""A disk that loses its power: what a program did to a folder, and everything that may lie there afterwards.
+"""A disk that loses power: what a program did to a folder, and everything that may be there afterwards.
 
-The program runs on a real folder; `Disk` stands in for its `os` and notes each call. The rules are the ones
-that POSIX leaves a program with, harder than any file system we know:
+The program runs on a real folder; `Disk` stands in for its `os` and notes each call. The rules are what
+POSIX guarantees, harsher than any file system we know:
 
 - data that was not synced is there, or missing, or zeros, or cut off;
-- every name that was made, moved or removed since its folder was synced is as before or as after, each on its
-  own, so even the two halves of a rename;
+- every name that was made, moved or removed since its folder was synced is as before or as after, each
+  independently, even the two halves of a rename;
 - a folder whose name is lost takes all that is in it along.
 """
 

@@ -250,7 +250,7 @@ def test_a_disk_that_is_full(small_disk: SmallDisk, room: int) -> None:
 
 
 def test_a_folder_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """None there and none seen are two things: the second must not begin a run anew."""
+    """No checkpoint, and none that can be read, are different: the second must not start the run over."""
     checkpoint.save(tmp_path, 100, TENSORS, META)
     (tmp_path / "file").write_text("not a folder")
     with pytest.raises(

@@ -1,4 +1,4 @@
-"""SP-11.15-1: gradients come from somebody else; the weights outlive all of them."""
+"""SP-11.15-1: gradients come from another peer; the weights stay finite whatever arrives."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Dice, distances and volumes of whole patients, and what is said of regions that are not there."""
+"""Dice, distances and volumes of whole patients, and how missing regions are reported."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rates follow from the step number alone, as torch's own schedulers give them; one Adam equals several."""
+"""Rates depend on the step number alone, and equal those of torch's schedulers; one Adam equals several."""
 
 from __future__ import annotations
 

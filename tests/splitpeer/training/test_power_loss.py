@@ -1,4 +1,4 @@
-"""The power goes at every moment of a save, and a disk is full at every moment: what was safe stays safe."""
+"""Power fails, or the disk fills up, at every moment of a save: what was saved stays safe."""
 
 from __future__ import annotations
 

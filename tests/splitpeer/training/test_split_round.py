@@ -1,4 +1,4 @@
-"""One step among all parties: what the whole network computes, less what the wire and the defences take."""
+"""One step among all parties: what the whole network computes, apart from the effect of wire and defences."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The split step is the whole network's step, bit for bit; a half can be saved and taken up again."""
+"""The split step is the whole network's step, bit for bit; a half can be saved and resumed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Cut, predicted elsewhere and merged, a volume is what MONAI's sliding window makes of it."""
+"""A volume that is cut, predicted elsewhere and merged equals the result of MONAI's sliding window."""
 
 from __future__ import annotations
 
