@@ -139,6 +139,8 @@ class Backbone:
     """A name of `registry.NETWORKS`."""
     settings: Mapping[str, tuple[int, ...]]
     cut: Cut
+    widths: tuple[int, ...] = ()
+    """Channels that the encoder's levels are narrowed to, for each that is sent; empty: as the network yields them."""
 
     @property
     def dimensions(self) -> int:

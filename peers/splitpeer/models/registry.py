@@ -6,8 +6,7 @@ A new network is a module with the classes `Encoder` and `Decoder` (see `backbon
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
@@ -21,6 +20,8 @@ if TYPE_CHECKING:
 Settings = Mapping[str, tuple[int, ...]]
 DEFAULT: Final = "basic-unet"
 MAX_WIDTH = 4096
+WIDTHS: Final = "widths"
+"""On the wire, a setting of every network (SP-11.8-6)."""
 
 
 @dataclass(frozen=True)
@@ -102,6 +103,7 @@ def make_backbone(
     dimensions: int,
     settings: Mapping[str, Sequence[int]] | None = None,
     levels: Sequence[int] | None = None,
+    widths: Sequence[int] = (),
 ) -> Backbone:
     """A network by name.
 
@@ -110,6 +112,7 @@ def make_backbone(
         dimensions: 2 (slices) or 3 (volumes).
         settings: those that are not the default.
         levels: those that are sent; None: all.
+        widths: channels to which the levels that are sent are narrowed, finest first; empty: none is.
 
     Raises:
         ValueError: no such network, no such setting, or impossible settings.
@@ -125,7 +128,26 @@ def make_backbone(
     whole = {**kind.defaults, **given}
     every = kind.levels(dimensions, whole)
     sent = tuple(range(len(every))) if levels is None else tuple(sorted(levels))
-    return Backbone(network, whole, Cut(every, sent))
+    cut = Cut(every, sent)
+    return Backbone(network, whole, _narrowed(cut, widths), tuple(widths))
+
+
+def _narrowed(cut: Cut, widths: Sequence[int]) -> Cut:
+    if not widths:
+        return cut
+    if len(widths) != len(cut.sent) or not all(1 <= width <= MAX_WIDTH for width in widths):
+        raise ValueError(f"widths must be positive, one for each of the {len(cut.sent)} levels that are sent")
+    # SP-11.8-6: "one value for each of the job's `levels`, ascending"
+    narrow = dict(zip(cut.sent, widths, strict=True))
+    return Cut(
+        tuple(replace(one, channels=narrow.get(n, one.channels)) for n, one in enumerate(cut.levels)),
+        cut.sent,
+    )
+
+
+def native(backbone: Backbone) -> Backbone:
+    """The same network with its levels as wide as it yields them."""
+    return make_backbone(backbone.network, backbone.dimensions, backbone.settings, backbone.levels)
 
 
 def unet_backbone(dimensions: int, features: Sequence[int], levels: Sequence[int] | None = None) -> Backbone:
@@ -141,10 +163,11 @@ def backbone_of(job: Job) -> Backbone:
     """
     cut = Cut(job.cut, job.levels)
     settings = {setting.name: setting.values for setting in job.settings}
-    meant = make_backbone(job.network, job.dimensions, settings, job.levels)
+    widths = settings.pop(WIDTHS, ())
+    meant = make_backbone(job.network, job.dimensions, settings, job.levels, widths)
     if meant.cut.levels != cut.levels:
         raise ValueError(f"the cut that the job lists is not that of a {job.network} with these settings")
-    return Backbone(meant.network, meant.settings, cut)
+    return replace(meant, cut=cut)
 
 
 def cut_of(job: Job) -> Cut:
@@ -159,10 +182,13 @@ def own_backbone(network: str, settings: Mapping[str, Sequence[int]], job: Job) 
         ValueError: it is impossible, or its cut is another.
     """
     cut = cut_of(job)
+    widths = next((setting.values for setting in job.settings if setting.name == WIDTHS), ())
     own = make_backbone(network, job.dimensions, settings)
+    if widths and [one.stride for one in own.cut.levels] == [one.stride for one in cut.levels]:
+        own = make_backbone(network, job.dimensions, settings, job.levels, widths)
     if own.cut.levels != cut.levels:
         raise ValueError(f"{network} yields {_in_words(own.cut)}, the job wants {_in_words(cut)}")
-    return Backbone(own.network, own.settings, cut)
+    return replace(own, cut=cut)
 
 
 def _in_words(cut: Cut) -> str:
@@ -171,12 +197,11 @@ def _in_words(cut: Cut) -> str:
 
 def on_wire(backbone: Backbone) -> dict[str, Any]:
     """The fields by which a job names it."""
+    settings = {**backbone.settings, WIDTHS: backbone.widths}
     return {
         "dimensions": backbone.dimensions,
         "network": backbone.network,
-        "settings": tuple(
-            Setting(name, values) for name, values in sorted(backbone.settings.items()) if values
-        ),
+        "settings": tuple(Setting(name, values) for name, values in sorted(settings.items()) if values),
         "cut": backbone.cut.levels,
         "levels": backbone.cut.sent,
     }
@@ -186,27 +211,30 @@ def encoder_parameters(backbone: Backbone, in_channels: int = 1) -> int:
     """How many weights an encoder has, without making one. Raises ValueError: it cannot be made."""
     import torch
 
+    wide = native(backbone)
+    added = sum((wide.cut.channels[name] + 1) * width for name, width in backbone.cut.channels.items())
+    added = added if backbone.widths else 0
     if counted := NETWORKS[backbone.network].parameters:
-        return counted(backbone, in_channels)
+        return added + counted(wide, in_channels)
     try:
         with torch.device("meta"):
-            encoder = _module(backbone).Encoder(backbone, in_channels)
+            encoder = _module(backbone).Encoder(wide, in_channels)
     except (AssertionError, RuntimeError) as error:
         # The libraries check their arguments by these; settings come from others.
         raise ValueError(f"{backbone.network} cannot be made with these settings: {error}") from error
-    return sum(parameter.numel() for parameter in encoder.parameters())
+    return added + sum(int(parameter.numel()) for parameter in encoder.parameters())
 
 
 def kept_values(backbone: Backbone, window: Sequence[int]) -> int:
     """Values of one sample that an encoder keeps for `backward`, besides its levels; 0 where they are few."""
     kept = NETWORKS[backbone.network].kept
-    return kept(backbone, window) if kept else 0
+    return kept(native(backbone), window) if kept else 0
 
 
 def passing_values(backbone: Backbone, window: Sequence[int]) -> int:
     """Values of one sample that an encoder holds at once in an evaluation, besides its levels; 0 where they are few."""
     passing = NETWORKS[backbone.network].passing
-    return passing(backbone, window) if passing else 0
+    return passing(native(backbone), window) if passing else 0
 
 
 def averaged_tensors(backbone: Backbone, in_channels: int = 1) -> dict[str, tuple[int, ...]]:
@@ -217,9 +245,13 @@ def averaged_tensors(backbone: Backbone, in_channels: int = 1) -> dict[str, tupl
 
 def build_encoder(backbone: Backbone, in_channels: int = 1, *, seed: int | None) -> Encoder:
     """An `Encoder` with parameters from `seed`, or (None: what a real site wants) from private entropy."""
+    from splitpeer.models.narrow import Narrow
     from splitpeer.models.seeding import seeded
 
-    build: Callable[[], Encoder] = partial(_module(backbone).Encoder, backbone, in_channels)
+    def build() -> Encoder:
+        encoder: Encoder = _module(backbone).Encoder(native(backbone), in_channels)
+        return Narrow(encoder, backbone) if backbone.widths else encoder
+
     return seeded(build, seed)
 
 
@@ -233,9 +265,15 @@ def build_decoder(
     seed: int | None,
 ) -> Decoder:
     """A `Decoder` with parameters from `seed`, or from private entropy if None."""
+    from splitpeer.models.narrow import Widen
     from splitpeer.models.seeding import seeded
 
-    build: Callable[[], Decoder] = partial(_module(backbone).Decoder, backbone, seats, fusion, out_channels)
+    def build() -> Decoder:
+        make: type[Decoder] = _module(backbone).Decoder
+        if not backbone.widths:
+            return make(backbone, seats, fusion, out_channels)
+        return Widen(make(native(backbone), seats[:1], "concat", out_channels), backbone, seats, fusion)
+
     decoder = seeded(build, seed)
     decoder.rare_foreground(exclusive=exclusive)
     return decoder

@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from splitpeer.models.cut import Backbone
+from splitpeer.models.cut import MAX_LEVELS, Backbone
 from splitpeer.models.registry import DEFAULT, NETWORKS, make_backbone
 from splitpeer.settings.loading import Section, Settings
 from splitpeer.settings.network import NetworkChoice, listed
@@ -27,6 +27,7 @@ from splitpeer.settings.values import (
     Precision,
     Seconds,
     Seed,
+    Width,
 )
 from splitproto.identity import AllowList
 from splitproto.messages import MOST_SEATS
@@ -56,6 +57,8 @@ class Model(NetworkChoice):
     levels: Levels | None = None
     """Levels whose activations the sites send; without it, all of the network's."""
     fusion: Literal["concat", "mean"] = "concat"
+    widths: Annotated[tuple[Width, ...], Field(max_length=MAX_LEVELS)] = ()
+    """Channels to which sites narrow the levels that they send, the finest first; without it, none is narrowed."""
 
     @model_validator(mode="before")
     @classmethod
@@ -78,7 +81,7 @@ class Model(NetworkChoice):
 
     def backbone(self) -> Backbone:
         """The network and its cut."""
-        return make_backbone(self.network, self.dimensions, self.given, self.levels)
+        return make_backbone(self.network, self.dimensions, self.given, self.levels, self.widths)
 
 
 class JobData(Section):
