@@ -11,10 +11,10 @@ from .errors import CodecError, SplitprotoError
 from .fields import (
     Bool,
     Extensions,
-    FieldKind,
     Int,
     ListOf,
     Octets,
+    OctetsUpTo,
     Real,
     Record,
     Text,
@@ -75,20 +75,6 @@ class CaptureKeyNeeded(CaptureError):
 
 
 # --- envelopes -----------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class OctetsUpTo(FieldKind):
-    """At most `limit` octets."""
-
-    limit: int
-
-    def read(self, value: Any, where: str) -> bytes:
-        if type(value) is not bytes or len(value) > self.limit:
-            raise CodecError(f"{where} is not at most {self.limit} octets")
-        return value
-
-    write = read
 
 
 SITE = Text(63)

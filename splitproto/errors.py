@@ -284,6 +284,12 @@ class SiteFailed(LocalError):
     code, name = 0x0506, "site-failed"
 
 
+class FusionMismatch(LocalError):
+    """A partner's key for secure fusion is not proven, or has changed; or masks do not cancel."""
+
+    code, name = 0x0507, "fusion-mismatch"
+
+
 # --- 0x06xx service -------------------------------------------------------------------------------
 
 

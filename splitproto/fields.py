@@ -147,6 +147,20 @@ class Octets(FieldKind):
 
 
 @dataclass(frozen=True)
+class OctetsUpTo(FieldKind):
+    """At most `limit` octets."""
+
+    limit: int
+
+    def read(self, value: Any, where: str) -> bytes:
+        if type(value) is not bytes or len(value) > self.limit:
+            raise CodecError(f"{where} is not at most {self.limit} octets")
+        return value
+
+    write = read
+
+
+@dataclass(frozen=True)
 class ListOf(FieldKind):
     """A list of `low` to `high` items of one kind; a tuple in Python."""
 

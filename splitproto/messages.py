@@ -21,6 +21,7 @@ from .fields import (
     ListOf,
     Numbers,
     Octets,
+    OctetsUpTo,
     Real,
     Record,
     Text,
@@ -124,6 +125,32 @@ class Setting:
 
 
 @dataclass(frozen=True, slots=True)
+class Fusion:
+    """How the sites' values become one sum that nobody can take apart (SP-11.18)."""
+
+    widths: tuple[int, ...] = wire(ListOf(Int(1, 4096), 16, 1))
+    """Channels of the sum at each of the job's levels."""
+    bits: int = wire(Int(16, 32))
+    """Of one word: 16 or 32."""
+    range: float = wire(Real())
+    """Values are clipped to between minus and plus this."""
+    parties: int = wire(Int(2, 64))
+    """Sites in the sum."""
+
+
+@dataclass(frozen=True, slots=True)
+class KeyOffer:
+    """The key that a site uses in one run, as its partners must be able to check it."""
+
+    public: bytes = wire(Octets(32))
+    """X25519 public key."""
+    signature: bytes = wire(OctetsUpTo(1024))
+    """With the key of the site's certificate (SP-11.18-6)."""
+    chain: tuple[bytes, ...] = wire(ListOf(OctetsUpTo(8192), 4, 1))
+    """DER: the site's certificate, then intermediates."""
+
+
+@dataclass(frozen=True, slots=True)
 class Job:
     """The part of a job that a site must know to take part."""
 
@@ -163,6 +190,9 @@ class Job:
     def frozen(self) -> bool:
         """Whether nothing but releases is asked of a site."""
         return self.encoders == "frozen"
+
+    fusion: Fusion | None = wire(Record(Fusion), default=None)
+    """Only a sum over all sites can be read (SP-11.18); absent: each site's values can."""
 
 
 class Message:
@@ -267,6 +297,22 @@ class Inventory(Message):
     """Check value of the salt that the keys were made with: two sites with different salts share no patient."""
     unusable: tuple[Unusable, ...] | None = wire(ListOf(Record(Unusable), 1024), default=None)
     """Patients whose files it holds and cannot use; in the last piece only."""
+
+
+@dataclass(frozen=True, slots=True)
+class FusionKey(Message):
+    """Client: the key with which it masks what it sends in this run."""
+
+    name = "fusion-key"
+    offer: KeyOffer = wire(Record(KeyOffer))
+
+
+@dataclass(frozen=True, slots=True)
+class FusionKeys(Message):
+    """Coordinator: those of all other sites of the sum, ordered by name."""
+
+    name = "fusion-keys"
+    partners: tuple[KeyOffer, ...] = wire(ListOf(Record(KeyOffer), 63, 1))
 
 
 @dataclass(frozen=True, slots=True)

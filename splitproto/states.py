@@ -55,7 +55,7 @@ TRANSITIONS: dict[Side, dict[State, dict[str, State]]] = {
         S.GREETED: {},
         S.READY: {"bye": S.DONE},
         S.OFFERED: {"job-accept": S.JOINED, "job-decline": S.READY, "bye": S.DONE},
-        S.JOINED: {"inventory": S.JOINED, "bye": S.DONE},
+        S.JOINED: {"inventory": S.JOINED, "fusion-key": S.JOINED, "bye": S.DONE},
         S.WORKING: {
             "activations": S.WORKING,
             "withdraw": S.WORKING,
@@ -76,7 +76,8 @@ TRANSITIONS: dict[Side, dict[State, dict[str, State]]] = {
         S.GREETED: {"welcome": S.READY},
         S.READY: {"job-offer": S.OFFERED, "bye": S.DONE},
         S.OFFERED: {"bye": S.DONE},
-        S.JOINED: {"begin": S.WORKING, "bye": S.DONE},
+        # SP-11.18-7: "and only then `begin`", after which the keys never change
+        S.JOINED: {"fusion-keys": S.JOINED, "begin": S.WORKING, "bye": S.DONE},
         S.WORKING: {
             "forward": S.WORKING,
             "withdrawn": S.WORKING,
@@ -128,6 +129,7 @@ SERVICES: dict[str, tuple[str, ...]] = {
     "average": ("share", "shared", "average", "averaged"),
     # SP-11.17-1: all of a job with frozen encoders, so no gradients, weights or checkpoints are spoken of in one.
     "release": ("forward", "activations", "withdraw", "withdrawn"),
+    "fuse": ("fusion-key", "fusion-keys"),
 }
 
 

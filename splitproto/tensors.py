@@ -30,6 +30,7 @@ DTYPES: dict[str, np.dtype[Any]] = {
     "bf16": np.dtype("<u2"),
     "u8": np.dtype("u1"),
     "i8": np.dtype("i1"),
+    "i16": np.dtype("<i2"),
     "i32": np.dtype("<i4"),
     "i64": np.dtype("<i8"),
 }

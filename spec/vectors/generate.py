@@ -14,6 +14,7 @@ from pathlib import Path
 import captures
 import certificates
 import derive
+import fusing
 import holding
 import images
 import learning as learn
@@ -55,6 +56,10 @@ FAMILIES: dict[str, tuple[str, Callable[[], Iterator[Case]]]] = {
         learn.learning,
     ),
     "holder": ("Who holds a site's part in a run (SP-11.14).", holding.proofs),
+    "fusion": (
+        "Secure fusion (SP-11.18): integers, keys, masks, the sum of three sites, and the proof of their keys.",
+        fusing.fusion,
+    ),
     "data": (
         "Files of data/ -> grids, to 1e-5, and windows: of images to 1e-4, of masks exactly (SP-11.12, SP-11-23); "
         "and which grids agree.",

@@ -12,7 +12,7 @@ from derive import FIRST, SCHEMA, batch_digest, binding, salt_check, schema_dige
 from splitproto import codec, messages
 from splitproto.messages import Job, Level, Patient, Sample, Seat, Setting, Unusable
 
-FEATURES = ("train", "evaluate", "average", "release", "dtype.f32", "dtype.bf16")
+FEATURES = ("train", "evaluate", "average", "release", "fuse", "dtype.f32", "dtype.bf16")
 JOB = Job(
     name="brats-t1",
     dimensions=2,
@@ -33,6 +33,9 @@ JOB = Job(
     seconds_per_step=120.0,
 )
 
+# Shorter than a real one, so that it can be shown: neither octets nor certificate mean anything.
+OFFER = messages.KeyOffer(bytes(range(0x50, 0x70)), bytes.fromhex("3003020101"), (bytes.fromhex("3000"),))
+
 
 MESSAGES: dict[str, messages.Message] = {
     "hello": messages.Hello(
@@ -40,7 +43,7 @@ MESSAGES: dict[str, messages.Message] = {
     ),
     "welcome": messages.Welcome(
         1,
-        ("average", "dtype.bf16", "dtype.f32", "evaluate", "release", "train"),
+        ("average", "dtype.bf16", "dtype.f32", "evaluate", "fuse", "release", "train"),
         1 << 30,
         "splitpeer/0.1.0",
         binding(DIALLER, LISTENER),
@@ -62,6 +65,8 @@ MESSAGES: dict[str, messages.Message] = {
         True,
         salt_check(SALT),
     ),
+    "fusion-key": messages.FusionKey(OFFER),
+    "fusion-keys": messages.FusionKeys((OFFER,)),
     "begin": messages.Begin(0, 1),
     "forward": messages.Forward(
         "train", 1, 0, (Sample(KEY, (72, 72, 80)),), batch_digest(1, SEED, FIRST), SEED
@@ -142,6 +147,14 @@ def heads() -> Iterator[Case]:
     yield case("weights-short", short, "SP-8.2-4: 32 octets")
     never = {**job, "job": {**job["job"], "average_every": 0}}
     yield case("average-every-0", never, "SP-8.2-4: never is said by leaving it out")
+    terms = {"widths": [1, 1, 2, 4, 8], "bits": 16, "range": 4.0, "parties": 3}
+    fused = {**job, "job": {**job["job"], "fusion": terms}}
+    yield fine("job-offer-fusion", fused, "SP-11.18-1: one sum of three sites")
+    alone = {**job, "job": {**job["job"], "fusion": {**terms, "parties": 1}}}
+    yield case("fusion-of-one", alone, "SP-11.18-1: a sum of one site is its values")
+    unproven = {**maps["fusion-key"], "offer": {**maps["fusion-key"]["offer"], "chain": []}}
+    yield case("fusion-key-without-certificate", unproven, "SP-11.18-6")
+    yield case("fusion-keys-of-nobody", {**maps["fusion-keys"], "partners": []}, "SP-11.18-7")
     patient = maps["inventory"]["patients"][0]
     partly = {**maps["inventory"], "patients": [{**patient, "seats": [1]}]}
     yield fine("inventory-seats", partly, "SP-11-4: the site can fill the second of its seats")
@@ -407,6 +420,8 @@ def conversations() -> Iterator[Case]:
     yield case("byes", working + "|S bye|C bye", at("done", "done"), "SP-9-3")
     mean = "|S share|C shared|S average|C averaged|S forward|C activations"
     yield case("averaged", working + mean, at("working", "working"), "SP-11.16-2, SP-11.16-5")
+    keys = f"{joined}|C fusion-key|C inventory|S fusion-keys|S begin|S forward|C activations"
+    yield case("keys-exchanged", keys, at("working", "working"), "SP-11.18-7")
     yield case("crossing-bye", working + "|S bye|C activations|C applied|C bye", at("done", "done"), "SP-9-2")
     offered = "C hello|S welcome|C bye|S job-offer|S bye"
     yield case(
@@ -483,6 +498,12 @@ def conversations() -> Iterator[Case]:
     yield case("withdraw-in-a-mode-not-agreed", begun + "|C withdraw train", bad, "SP-9-8", evaluating)
     yield case("gradients-without-train", begun + "|S gradients", bad, "SP-9-8", evaluating)
     yield case("checkpoint-without-train", begun + "|S checkpoint", bad, "SP-9-8", evaluating)
+    yield case("fusion-key-without-fuse", f"{joined}|C fusion-key", bad, "SP-9-8", alone)
+    yield case("fusion-keys-without-fuse", f"{joined}|S fusion-keys", bad, "SP-9-8", alone)
+    yield case("fusion-key-from-coordinator", f"{joined}|S fusion-key", bad, "SP-9-1")
+    yield case(
+        "fusion-keys-after-begin", f"{begun}|S fusion-keys", bad, "SP-11.18-7: never changed while it works"
+    )
     yield case("share-without-average", begun + "|S share", bad, "SP-9-8", alone)
     yield case("average-without-average", begun + "|S average", bad, "SP-9-8", alone)
     yield case("withdrawn-without-features", begun + "|S withdrawn", bad, "SP-9-8", ["dtype.f32"])

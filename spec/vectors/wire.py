@@ -476,7 +476,7 @@ def tensors() -> Iterator[Case]:
     bad = refused("tensor", "tensors")
     one = ["x0", "f32", [4, 32, 96, 96]]
     yield describe("one", [one], good(("x0", "f32", [4, 32, 96, 96], 4718592)), "SP-8.3-1")
-    sizes = {"f32": 4, "f64": 8, "f16": 2, "bf16": 2, "u8": 1, "i8": 1, "i32": 4, "i64": 8}
+    sizes = {"f32": 4, "f64": 8, "f16": 2, "bf16": 2, "u8": 1, "i8": 1, "i16": 2, "i32": 4, "i64": 8}
     every = [(f"t.{dtype}", dtype, [3, 5], 15 * size) for dtype, size in sizes.items()]
     yield describe(
         "every-dtype", [list(item[:3]) for item in every], good(*every), "SP-8.3-3: the whole registry"
@@ -590,6 +590,7 @@ def tensors() -> Iterator[Case]:
         ("f16", bytes.fromhex("003c00c00038"), "binary16"),
         ("bf16", bytes.fromhex("803f00c0003f"), "the upper half of a binary32"),
         ("i8", b"\xfe\x01\x00", "two's complement"),
+        ("i16", struct.pack("<3h", -2, 1, 0), "two's complement"),
         ("i32", struct.pack("<3i", -2, 1, 0), "two's complement"),
     ):
         head = bytes((0xC4, len(values))).hex()

@@ -56,7 +56,7 @@ def kind(of: fields.FieldKind) -> dict[str, Any]:
             return {"kind": "text", "limit": limit, **({"one_of": list(one_of)} if one_of else {})}
         case fields.Octets(length):
             return {"kind": "octets", "length": length}
-        case capture_records.OctetsUpTo(limit):
+        case fields.OctetsUpTo(limit):
             return {"kind": "octets-to", "limit": limit}
         case fields.ListOf(item, high, low):
             return {"kind": "list", "low": low, "high": high, "item": kind(item)}

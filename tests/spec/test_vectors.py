@@ -8,6 +8,7 @@ import ssl
 import subprocess
 import sys
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from splitproto import capture, codec, envelope, errors, framing, holder, messages, tensors
+from splitproto import capture, codec, envelope, errors, framing, fusion, holder, messages, partners, tensors
 from splitproto.channel import Channel
 from splitproto.connection import Connection, binding
 from splitproto.events import Closed, Received
@@ -445,6 +446,129 @@ def test_holder(case: Case) -> None:
             "proof": holder.prove(secret, run, challenge, link).hex(),
         }
         assert made == case["expect"]
+
+
+def a_job(name: str, cut: tuple[messages.Level, ...], **changed: Any) -> messages.Job:
+    places = tuple(range(len(cut)))
+    settings = (
+        name,
+        2,
+        "basic-unet",
+        (),
+        cut,
+        places,
+        "f32",
+        (32, 32),
+        (),
+        False,
+        1,
+        1,
+        "sgd",
+        0.1,
+        0.0,
+        "constant",
+    )
+    return messages.Job(*settings, seconds_per_step=60.0, **changed)
+
+
+def terms_of(case: Case) -> messages.Fusion:
+    terms = case["terms"]
+    return messages.Fusion(tuple(terms["widths"]), terms["bits"], terms["range"], terms["parties"])
+
+
+def question_of(case: Case) -> fusion.Asked:
+    asked = case["question"]
+    digest, history = bytes.fromhex(asked["digest"]), bytes.fromhex(asked["history"])
+    return fusion.Asked(asked["mode"], asked["step"], asked["batch"], digest, history)
+
+
+def words_of(octets: str, bits: int) -> tensors.Array:
+    return np.frombuffer(bytes.fromhex(octets), f"<i{bits // 8}")
+
+
+@pytest.mark.parametrize("case", cases("fusion", "terms"))
+def test_fusion_terms(case: Case) -> None:
+    """SP-11.18-1, SP-11.18-6."""
+    terms = terms_of(case)
+    check(case, lambda: fusion.check_terms(terms, len(case["levels"])))
+    if "job" in case:
+        cut = tuple(messages.Level(name, 1, (1, 1)) for name in case["levels"])
+        job = a_job(case["job"], cut, fusion=terms)
+        assert partners.terms_digest(job).hex() == case["expect"]["sha256"]
+
+
+@pytest.mark.parametrize("case", cases("fusion", "quantise"))
+def test_fusion_quantise(case: Case) -> None:
+    """SP-11.18-3."""
+    values = np.frombuffer(bytes.fromhex(case["values"]), "<f4")
+    result = check(case, lambda: fusion.quantise(values, terms_of(case)))
+    if result is not None:
+        words, clipped = result
+        assert {"words": words.tobytes().hex(), "clipped": clipped} == case["expect"]
+
+
+@pytest.mark.parametrize("case", cases("fusion", "restore"))
+def test_fusion_restore(case: Case) -> None:
+    """SP-11.18-4."""
+    words = words_of(case["words"], case["terms"]["bits"])
+    assert fusion.restore(words, terms_of(case)).tobytes().hex() == case["expect"]["values"]
+
+
+@pytest.mark.parametrize("case", cases("fusion", "history"))
+def test_fusion_history(case: Case) -> None:
+    """SP-11.18-12."""
+    arrays = {str(n): np.frombuffer(bytes.fromhex(one), "<f4") for n, one in enumerate(case["gradients"])}
+    after = fusion.follow(bytes.fromhex(case["history"]), case["step"], arrays)
+    assert after.hex() == case["expect"]["history"]
+
+
+@pytest.mark.parametrize("case", cases("fusion", "key"))
+def test_fusion_key(case: Case) -> None:
+    """SP-11.18-10."""
+    run, secret, public = (bytes.fromhex(case[name]) for name in ("run", "secret", "public"))
+
+    def work() -> dict[str, str]:
+        masks = fusion.Masking(run, case["site"], secret, {case["partner"]: public})
+        key = masks.key(case["partner"], question_of(case), case["level"])
+        return {"key": key.hex(), "public": fusion.public_of(secret).hex()}
+
+    if (made := check(case, work)) is not None:
+        assert made == case["expect"]
+
+
+@pytest.mark.parametrize("case", cases("fusion", "mask"))
+def test_fusion_mask(case: Case) -> None:
+    """SP-11.18-11."""
+    others = {site: bytes.fromhex(public) for site, public in case["partners"].items()}
+    masks = fusion.Masking(bytes.fromhex(case["run"]), case["site"], bytes.fromhex(case["secret"]), others)
+    words, checks = masks.conceal(question_of(case), case["level"], words_of(case["words"], case["bits"]))
+    assert {"words": words.tobytes().hex(), "check": checks.tobytes().hex()} == case["expect"]
+
+
+@pytest.mark.parametrize("case", cases("fusion", "sum"))
+def test_fusion_sum(case: Case) -> None:
+    """SP-11.18-4, SP-11.18-14."""
+    bits = case["terms"]["bits"]
+    answers = {
+        site: {name: words_of(octets, bits) for name, octets in sent.items()}
+        for site, sent in case["answers"].items()
+    }
+    if (read := check(case, lambda: fusion.totals(answers, terms_of(case)))) is not None:
+        assert {name: array.tobytes().hex() for name, array in read.items()} == case["expect"]["values"]
+
+
+@pytest.mark.parametrize("case", cases("fusion", "offer"))
+def test_fusion_offer(case: Case) -> None:
+    """SP-11.18-6, SP-11.18-8."""
+    shown, run, terms = case["offer"], bytes.fromhex(case["run"]), bytes.fromhex(case["terms"])
+    octets = (bytes.fromhex(shown[name]) for name in ("public", "signature"))
+    offer = messages.KeyOffer(*octets, tuple(map(bytes.fromhex, shown["chain"])))
+    crl = case["crl"].encode() if "crl" in case else None
+    trust = partners.Trust.read(case["federation"], case["ca"].encode(), crl, case["partners"])
+    now = datetime.fromisoformat(case["now"])
+    identity = check(case, lambda: partners.verify(offer, run, terms, trust, now))
+    if identity is not None:
+        assert {"site": identity.site, "public": offer.public.hex()} == case["expect"]
 
 
 @pytest.mark.parametrize("case", cases("digests", "batch"))

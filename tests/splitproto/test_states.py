@@ -27,6 +27,8 @@ STORY = [
     ((S.OFFERED, S.OFFERED), CLIENT, "job-decline", (S.READY, S.READY)),
     ((S.OFFERED, S.OFFERED), CLIENT, "job-accept", (S.JOINED, S.JOINED)),
     ((S.JOINED, S.JOINED), CLIENT, "inventory", (S.JOINED, S.JOINED)),
+    ((S.JOINED, S.JOINED), CLIENT, "fusion-key", (S.JOINED, S.JOINED)),
+    ((S.JOINED, S.JOINED), COORDINATOR, "fusion-keys", (S.JOINED, S.JOINED)),
     ((S.JOINED, S.JOINED), COORDINATOR, "begin", (S.WORKING, S.WORKING)),
     *(
         ((S.WORKING, S.WORKING), CLIENT, name, (S.WORKING, S.WORKING))
@@ -107,6 +109,7 @@ TRAINING = {
     *("checkpoint", "saved", "unsaved", "rollback", "rolled-back"),
 }
 AVERAGING = {"share", "shared", "average", "averaged"}
+FUSING = {"fusion-key", "fusion-keys"}
 
 
 def lets_pass(features: Collection[str], message: str, mode: str) -> bool:
@@ -115,6 +118,8 @@ def lets_pass(features: Collection[str], message: str, mode: str) -> bool:
         return "train" in features and mode in ("", "train")
     if message in AVERAGING:
         return "average" in features and mode in ("", "average")
+    if message in FUSING:
+        return "fuse" in features and mode in ("", "fuse")
     if message in EITHER:
         return mode in features if mode else bool({"train", "evaluate", "release"} & set(features))
     return True
@@ -129,6 +134,7 @@ def lets_pass(features: Collection[str], message: str, mode: str) -> bool:
         ("evaluate",),
         ("train", "evaluate"),
         ("average",),
+        ("fuse",),
         ("release",),
         ("release", "evaluate"),
         ("example.org/train",),

@@ -1,0 +1,332 @@
+"""Cases of SP-11.18: secure fusion. Computed from the words of the specification; the library only packs octets."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from functools import cache
+from typing import Any
+
+import numpy as np
+from certificates import CA, FEDERATION, NOW, OTHER, Plan, crl
+from common import RUN, Case, refused
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms
+
+from splitproto import codec
+
+SITES = ("a", "b", "c")
+SECRETS = {
+    site: bytes(range(start, start + 32)) for site, start in zip(SITES, (0x01, 0x41, 0x81), strict=True)
+}
+ASKED: dict[str, Any] = {
+    "mode": "train",
+    "step": 7,
+    "batch": 0,
+    "digest": hashlib.sha256(b"a batch").hexdigest(),
+    "history": hashlib.sha256(b"a history").hexdigest(),
+}
+TERMS: dict[str, Any] = {"widths": [2, 1], "bits": 16, "range": 4.0, "parties": 3}
+LEVELS = ["x0", "x4"]
+AGREED = {"job": "brats", "levels": LEVELS, **TERMS}
+MISMATCH = refused("fusion-mismatch", "semantics")
+REVOKED = 0x3003
+
+
+# --- as the specification says it -------------------------------------------------------------------------
+
+
+def hkdf(secret: bytes, salt: bytes, info: bytes) -> bytes:
+    """RFC 5869 with SHA-256, 32 octets."""
+    extracted = hmac.digest(salt, secret, "sha256")
+    return hmac.digest(extracted, info + b"\x01", "sha256")
+
+
+def public(secret: bytes) -> bytes:
+    """X25519."""
+    return X25519PrivateKey.from_private_bytes(secret).public_key().public_bytes_raw()
+
+
+@cache
+def shared(secret: bytes, peer: bytes) -> bytes:
+    """X25519."""
+    return X25519PrivateKey.from_private_bytes(secret).exchange(X25519PublicKey.from_public_bytes(peer))
+
+
+def key(site: str, partner: str, level: str, asked: dict[str, Any], run: bytes = RUN) -> bytes:
+    """SP-11.18-10."""
+    first, second = sorted((site, partner))
+    question: list[Any] = [asked["mode"], asked["step"], asked["batch"]]
+    question += [bytes.fromhex(asked["digest"]), bytes.fromhex(asked["history"]), level]
+    names = [first, second, public(SECRETS[first]), public(SECRETS[second])]
+    info = b"splitproto-1 fusion mask" + codec.encode(names + question)
+    return hkdf(shared(SECRETS[site], public(SECRETS[partner])), run, info)
+
+
+def mask(site: str, level: str, words: Sequence[int], bits: int, asked: dict[str, Any]) -> list[int]:
+    """SP-11.18-11: words and check words, masked, from 0 to 2^bits - 1."""
+    plain = [*words, *([0] * 8)]
+    size = bits // 8
+    for partner in SITES:
+        if partner != site:
+            cipher = Cipher(
+                algorithms.ChaCha20(key(site, partner, level, asked), bytes(16)), None
+            ).encryptor()
+            stream = cipher.update(bytes(len(plain) * size))
+            sign = 1 if site < partner else -1
+            plain = [
+                (word + sign * int.from_bytes(stream[n * size :][:size], "little")) % (1 << bits)
+                for n, word in enumerate(plain)
+            ]
+    return plain
+
+
+def packed(words: Sequence[int], bits: int) -> str:
+    """Little-endian octets of words, signed or not."""
+    return b"".join((word % (1 << bits)).to_bytes(bits // 8, "little") for word in words).hex()
+
+
+def terms_digest(agreed: dict[str, Any]) -> bytes:
+    """SP-11.18-6."""
+    fields = ("job", "levels", "widths", "bits", "range", "parties")
+    return hashlib.sha256(codec.encode([agreed[field] for field in fields])).digest()
+
+
+def follow(history: bytes, step: int, tensors: Sequence[bytes]) -> bytes:
+    """SP-11.18-12."""
+    return hashlib.sha256(history + step.to_bytes(8, "big") + b"".join(tensors)).digest()
+
+
+def scale(terms: dict[str, Any]) -> float:
+    """SP-11.18-3."""
+    return float(((1 << terms["bits"] - 1) - 1) // terms["parties"] / terms["range"])
+
+
+# --- cases --------------------------------------------------------------------------------------------------
+
+
+def fusion() -> Iterator[Case]:
+    """Integers, keys, masks, sums and the proof of keys."""
+    yield from integers()
+    yield from schedule()
+    yield from sums()
+    yield from offers()
+
+
+def integers() -> Iterator[Case]:
+    """Terms; floats to integers and back."""
+    for name, changed, notes in (
+        ("bits-24", {"bits": 24}, "16 or 32"),
+        ("widths-one-of-two", {"widths": [2]}, "one width for each level"),
+        ("range-zero", {"range": 0.0}, "2^-20 at least"),
+        ("range-large", {"range": 2.0**21}, "2^20 at most"),
+    ):
+        terms = {**TERMS, **changed}
+        yield {
+            "name": name, "operation": "terms", "notes": f"SP-11.18-1: {notes}", "terms": terms, "levels": LEVELS,
+            "expect": refused("schema-mismatch", "semantics"),
+        }  # fmt: skip
+    yield {
+        "name": "terms", "operation": "terms", "notes": "SP-11.18-1, SP-11.18-6", "terms": TERMS, "levels": LEVELS,
+        "job": "brats", "expect": {"sha256": terms_digest(AGREED).hex()},
+    }  # fmt: skip
+
+    values = [0.0, -0.0, 1.0, -1.0, 0.5, 3.999, 4.0, -4.0, 4.5, -1e30, 1e-9, 0.1]
+    for terms in (TERMS, {**TERMS, "bits": 32}, {**TERMS, "parties": 4, "range": 0.3}):
+        floats = np.array(values, "<f4")
+        clipped = [min(max(float(value), -terms["range"]), terms["range"]) for value in floats]
+        words = [round(value * scale(terms)) for value in clipped]  # Python rounds ties to even
+        outside = sum(abs(float(value)) > terms["range"] for value in floats)
+        name = f"quantise-{terms['bits']}-{terms['parties']}"
+        yield {
+            "name": name, "operation": "quantise", "notes": "SP-11.18-3", "terms": terms,
+            "values": floats.tobytes().hex(), "expect": {"words": packed(words, terms["bits"]), "clipped": outside},
+        }  # fmt: skip
+    tie = {**TERMS, "range": 10922 / 2}  # a scale of 2
+    halves = np.array([0.25, 0.75, -0.25, -0.75, 1.25], "<f4")
+    yield {
+        "name": "quantise-ties", "operation": "quantise", "notes": "SP-11.18-3: ties to even", "terms": tie,
+        "values": halves.tobytes().hex(), "expect": {"words": packed([0, 2, 0, -2, 2], 16), "clipped": 0},
+    }  # fmt: skip
+    for name, wrong in (("nan", math.nan), ("infinite", math.inf)):
+        yield {
+            "name": f"quantise-{name}", "operation": "quantise", "notes": "SP-11.18-3", "terms": TERMS,
+            "values": np.array([wrong], "<f4").tobytes().hex(), "expect": refused("tensor", "tensors"),
+        }  # fmt: skip
+    totals = [0, 1, -1, 10922, -32766, 32766]
+    floats = np.array([total / scale(TERMS) for total in totals]).astype("<f4")
+    yield {
+        "name": "restore", "operation": "restore", "notes": "SP-11.18-4", "terms": TERMS,
+        "words": packed(totals, 16), "expect": {"values": floats.tobytes().hex()},
+    }  # fmt: skip
+
+
+def schedule() -> Iterator[Case]:
+    """History, keys and masks."""
+    tensors = [np.array([[1.0, -2.0], [0.5, 0.0]], "<f4").tobytes(), np.array([3.0], "<f4").tobytes()]
+    yield {
+        "name": "history-first", "operation": "history", "notes": "SP-11.18-12", "history": bytes(32).hex(), "step": 1,
+        "gradients": [tensor.hex() for tensor in tensors],
+        "expect": {"history": follow(bytes(32), 1, tensors).hex()},
+    }  # fmt: skip
+    yield {
+        "name": "history-next", "operation": "history", "notes": "SP-11.18-12", "step": 8,
+        "history": ASKED["history"], "gradients": [tensors[1].hex()],
+        "expect": {"history": follow(bytes.fromhex(ASKED["history"]), 8, tensors[1:]).hex()},
+    }  # fmt: skip
+    for site, partner, level, changed, notes in (
+        ("a", "b", "x0", {}, "of the site that adds"),
+        ("b", "a", "x0", {}, "of the one that subtracts: the same"),
+        ("a", "c", "x0", {}, "another partner"),
+        ("a", "b", "x4", {}, "another level"),
+        ("a", "b", "x0", {"mode": "evaluate"}, "another mode"),
+        ("a", "b", "x0", {"step": 8}, "another step"),
+        ("a", "b", "x0", {"batch": 1}, "another batch"),
+        ("a", "b", "x0", {"digest": bytes(32).hex()}, "other samples"),
+        ("a", "b", "x0", {"history": bytes(32).hex()}, "other gradients before it"),
+    ):
+        asked = {**ASKED, **changed}
+        yield {
+            "name": "-".join(["key", site, partner, level, *changed]), "operation": "key",
+            "notes": f"SP-11.18-10: {notes}", "run": RUN.hex(), "site": site, "secret": SECRETS[site].hex(),
+            "partner": partner, "public": public(SECRETS[partner]).hex(), "question": asked, "level": level,
+            "expect": {"key": key(site, partner, level, asked).hex(), "public": public(SECRETS[site]).hex()},
+        }  # fmt: skip
+    yield {
+        "name": "key-of-nobody", "operation": "key", "notes": "SP-11.18-8: a point of small order", "run": RUN.hex(),
+        "site": "a", "secret": SECRETS["a"].hex(), "partner": "b", "public": bytes(32).hex(), "question": ASKED,
+        "level": "x0", "expect": MISMATCH,
+    }  # fmt: skip
+    for bits in (16, 32):
+        for site in SITES:
+            words = [0, 1, -1, (1 << bits - 1) - 1, -(1 << bits - 1)]
+            masked = mask(site, "x0", words, bits, ASKED)
+            others = {partner: public(SECRETS[partner]).hex() for partner in SITES if partner != site}
+            yield {
+                "name": f"mask-{bits}-{site}", "operation": "mask", "notes": "SP-11.18-11", "run": RUN.hex(),
+                "site": site, "secret": SECRETS[site].hex(), "partners": others, "question": ASKED, "level": "x0",
+                "bits": bits, "words": packed(words, bits),
+                "expect": {"words": packed(masked[:-8], bits), "check": packed(masked[-8:], bits)},
+            }  # fmt: skip
+
+
+def sums() -> Iterator[Case]:
+    """What three sites send for one batch -> what can be read."""
+    plain = {
+        "a": ([100, -5, 0, 7], [1, 2]),
+        "b": ([-300, 5, 0, 1], [10, -20]),
+        "c": ([1, 10922, -10922, 0], [0, 5]),
+    }
+
+    def answers(**asked: dict[str, Any]) -> dict[str, dict[str, str]]:
+        found = {}
+        for site, levels in plain.items():
+            masked = [
+                mask(site, level, words, 16, asked.get(site, ASKED))
+                for level, words in zip(LEVELS, levels, strict=True)
+            ]
+            named = {level: packed(words[:-8], 16) for level, words in zip(LEVELS, masked, strict=True)}
+            found[site] = {**named, "check": "".join(packed(words[-8:], 16) for words in masked)}
+        return found
+
+    totals = [[sum(of[n][place] for of in plain.values()) for place in range((4, 2)[n])] for n in range(2)]
+    read = [
+        np.array([word / scale(TERMS) for word in words]).astype("<f4").tobytes().hex() for words in totals
+    ]
+    good = answers()
+    about = {"operation": "sum", "terms": TERMS}
+    shown = dict(zip(LEVELS, read, strict=True))
+    yield {"name": "sum", "notes": "SP-11.18-4", **about, "answers": good, "expect": {"values": shown}}
+    two = {site: good[site] for site in ("a", "b")}
+    yield {
+        "name": "sum-of-two",
+        "notes": "SP-11.18-14: a site is missing",
+        **about,
+        "answers": two,
+        "expect": MISMATCH,
+    }
+    for name, changed, notes in (
+        ("other-batch", {"digest": bytes(32).hex()}, "one site was asked about other samples"),
+        ("other-history", {"history": bytes(32).hex()}, "one site had other gradients"),
+        ("other-step", {"step": 8}, "one site answered another step"),
+    ):
+        wrong = answers(b={**ASKED, **changed})
+        yield {"name": name, "notes": f"SP-11.18-14: {notes}", **about, "answers": wrong, "expect": MISMATCH}
+
+
+def leaf_key(site: str) -> ec.EllipticCurvePrivateKey:
+    """Of a site's certificate: known to everybody, for tests only."""
+    scalar = int.from_bytes(hashlib.sha256(f"splitproto test site {site}".encode()).digest(), "big")
+    return ec.derive_private_key(scalar, ec.SECP256R1())
+
+
+def certificate(site: str, **changed: Any) -> bytes:
+    """DER."""
+    plan = Plan(key=leaf_key(site), uris=(f"spiffe://glioma/splitproto/client/{site}",), **changed)  # type: ignore[arg-type]
+    return x509.load_pem_x509_certificate(plan.pem().encode()).public_bytes(serialization.Encoding.DER)
+
+
+def signature(site: str, run: bytes, terms: bytes, shown: bytes, uri: str = "") -> bytes:
+    """SP-11.18-6, with the nonce of RFC 6979, so that it is the same every time."""
+    named = uri or f"spiffe://{FEDERATION}/splitproto/client/{site}"
+    signed = b"splitproto-1 fusion key" + codec.encode([named, run, terms, shown])
+    return leaf_key(site).sign(signed, ec.ECDSA(hashes.SHA256(), deterministic_signing=True))
+
+
+def offers() -> Iterator[Case]:
+    """A key offer -> whose it is, or why it is refused."""
+    terms, shown = terms_digest(AGREED), public(SECRETS["b"])
+    good = {"public": shown, "signature": signature("b", RUN, terms, shown), "chain": [certificate("b")]}
+
+    def case(name: str, notes: str, expect: Any, revoked: str = "", **changed: Any) -> Case:
+        offer = {**good, **changed}
+        listed = {field: offer[field].hex() for field in ("public", "signature")}
+        chain = [der.hex() for der in offer["chain"]]
+        more = {"crl": revoked} if revoked else {}
+        return {
+            "name": name, "operation": "offer", "notes": notes, "run": RUN.hex(), "terms": terms.hex(),
+            "now": NOW.isoformat(), "federation": FEDERATION, "ca": CA.pem(), **more, "partners": ["b", "c"],
+            "offer": {**listed, "chain": chain}, "expect": expect,
+        }  # fmt: skip
+
+    yield case("offer", "SP-11.18-6", {"site": "b", "public": shown.hex()})
+    yield case("offer-not-revoked", "SP-11.18-8", {"site": "b", "public": shown.hex()}, crl(REVOKED))
+    other = public(SECRETS["c"])
+    yield case("offer-other-key", "SP-11.18-8: the coordinator put another key in", MISMATCH, public=other)
+    replayed = signature("b", RUN[::-1], terms, shown)
+    yield case("offer-other-run", "SP-11.18-6: of another run", MISMATCH, signature=replayed)
+    lesser = signature("b", RUN, terms_digest({**AGREED, "parties": 2}), shown)
+    yield case("offer-other-terms", "SP-11.18-6: for a sum of two sites", MISMATCH, signature=lesser)
+    named = signature("b", RUN, terms, shown, f"spiffe://{FEDERATION}/splitproto/client/c")
+    yield case("offer-other-name", "SP-11.18-6: signed under another name", MISMATCH, signature=named)
+    forged = signature("c", RUN, terms, shown, f"spiffe://{FEDERATION}/splitproto/client/b")
+    yield case(
+        "offer-forged", "SP-11.18-8: not signed with the certificate's key", MISMATCH, signature=forged
+    )
+    yield case("offer-unsigned", "SP-11.18-8", MISMATCH, signature=b"")
+    yield case("offer-other-ca", "SP-11.18-8", MISMATCH, chain=[certificate("b", by=OTHER)])
+    revoked = certificate("b", serial=REVOKED)
+    yield case("offer-revoked", "SP-11.18-8", MISMATCH, crl(REVOKED), chain=[revoked])
+    yield case("offer-expired", "SP-11.18-8", MISMATCH, chain=[certificate("b", end=replace_year(NOW))])
+    yield case("offer-no-certificate", "SP-11.18-8", MISMATCH, chain=[b"\x30\x03\x02\x01\x01"])
+    stranger: Case = {"signature": signature("d", RUN, terms, shown), "chain": [certificate("d")]}
+    yield case("offer-stranger", "SP-11.18-8: no partner", refused("policy-refused", "semantics"), **stranger)
+    for name, uri in (
+        ("role", "glioma/splitproto/coordinator/b"),
+        ("federation", "lung/splitproto/client/b"),
+    ):
+        plan = replace(Plan(key=leaf_key("b")), uris=(f"spiffe://{uri}",))  # type: ignore[arg-type]
+        der = x509.load_pem_x509_certificate(plan.pem().encode()).public_bytes(serialization.Encoding.DER)
+        signed = signature("b", RUN, terms, shown, f"spiffe://{uri}")
+        yield case(f"offer-other-{name}", "SP-11.18-8", MISMATCH, chain=[der], signature=signed)
+
+
+def replace_year(moment: Any) -> Any:
+    """A year before."""
+    return moment.replace(year=moment.year - 1)

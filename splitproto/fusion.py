@@ -1,0 +1,270 @@
+"""Secure fusion (SP-11.18): integers whose masks cancel in the sum over all sites, so that only the sum can be read.
+
+A site rounds its values to integers and adds, for each partner, words of a keystream that only the two of them know;
+the partner subtracts the same words. How partners prove their keys is in `partners.py`. Keys are arguments: there is no
+chance, clock or file here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import astuple, dataclass, field
+
+import numpy as np
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+
+from . import codec
+from .errors import FusionMismatch, SchemaMismatch, SiteFailed, TensorError
+from .messages import Fusion
+from .tensors import DTYPES, Array, wire_view
+
+SECRET_BYTES = 32
+"""Of a site's X25519 key, made for one run and kept with it (SP-11.18-5)."""
+CHECK = "check"
+"""Name of the tensor of check words."""
+CHECK_WORDS = 8
+"""Of each level: with 16 bits, masks that do not cancel pass once in 2^128."""
+BEGINNING = bytes(32)
+"""History before step 1."""
+LOWEST_RANGE, HIGHEST_RANGE = 2.0**-20, 2.0**20
+_LABEL = b"splitproto-1 fusion mask"
+
+
+# --- integers -------------------------------------------------------------------------------------------
+
+
+def check_terms(terms: Fusion, levels: int) -> None:
+    """SP-11.18-1.
+
+    Args:
+        levels: how many leave the site.
+
+    Raises:
+        SchemaMismatch: terms that nobody can keep to.
+    """
+    if terms.bits not in (16, 32):
+        raise SchemaMismatch(f"fusion: words of {terms.bits} bits: 16 and 32 are possible")
+    if len(terms.widths) != levels:
+        raise SchemaMismatch(f"fusion: {len(terms.widths)} widths for {levels} levels")
+    if not LOWEST_RANGE <= terms.range <= HIGHEST_RANGE:
+        raise SchemaMismatch(f"fusion: range {terms.range:g} is not from 2^-20 to 2^20")
+
+
+def dtype_of(terms: Fusion) -> str:
+    """Dtype of the words on the wire: i16 or i32."""
+    return f"i{terms.bits}"
+
+
+def greatest(terms: Fusion) -> int:
+    """SP-11.18-3: largest integer of one site; the sum of all parties cannot wrap."""
+    return ((1 << terms.bits - 1) - 1) // terms.parties
+
+
+def quantise(values: Array, terms: Fusion) -> tuple[Array, int]:
+    """Floats as integers (SP-11.18-3), and how many were out of range and clipped.
+
+    Args:
+        values: f32 or f64, any shape.
+
+    Returns:
+        i16 or i32, of the same shape.
+
+    Raises:
+        TensorError: a value is not finite.
+    """
+    exact = np.asarray(values, np.float64)
+    if not np.isfinite(exact).all():
+        raise TensorError("a value to be summed is not finite")
+    clipped = int(np.count_nonzero(np.abs(exact) > terms.range))
+    scale = greatest(terms) / terms.range
+    words = np.rint(np.clip(exact, -terms.range, terms.range) * scale)
+    return words.astype(DTYPES[dtype_of(terms)]), clipped
+
+
+def restore(total: Array, terms: Fusion) -> Array:
+    """The sum as floats (SP-11.18-4): i16 or i32 -> f32, of the same shape."""
+    return (total.astype(np.float64) / (greatest(terms) / terms.range)).astype(np.float32)
+
+
+def add_up(parts: Sequence[Array]) -> Array:
+    """The sum of all sites' words, modulo 2^16 or 2^32.
+
+    Args:
+        parts: i16 or i32, of one shape and dtype.
+    """
+    total = np.zeros(parts[0].shape, _unsigned(parts[0].dtype))
+    for part in parts:
+        total += part.view(_unsigned(part.dtype))
+    return total.view(parts[0].dtype)
+
+
+def _unsigned(dtype: np.dtype[np.generic]) -> np.dtype[np.generic]:
+    return np.dtype(f"<u{dtype.itemsize}")
+
+
+# --- masks ----------------------------------------------------------------------------------------------
+
+
+def public_of(secret: bytes) -> bytes:
+    """The X25519 public key of 32 secret octets."""
+    return X25519PrivateKey.from_private_bytes(secret).public_key().public_bytes_raw()
+
+
+def follow(history: bytes, step: int, gradients: Mapping[str, Array]) -> bytes:
+    """SP-11.18-12: the history after `step` was applied with these gradients, in the order of the message."""
+    digest = hashlib.sha256(history + step.to_bytes(8, "big"))
+    for tensor in gradients.values():
+        digest.update(wire_view(tensor))
+    return digest.digest()
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What is asked of all sites at once: one batch, under the weights that a history has led to."""
+
+    mode: str
+    step: int
+    batch: int
+    digest: bytes
+    history: bytes = BEGINNING
+
+
+@dataclass(frozen=True)
+class Masking:
+    """The masks of one site in one run.
+
+    Raises `FusionMismatch`: a partner's key is no key, or the site's own.
+    """
+
+    run: bytes
+    site: str
+    secret: bytes = field(repr=False)
+    partners: Mapping[str, bytes]
+    """Name of each other site -> its public key."""
+    _shared: dict[str, bytes] = field(init=False, repr=False, default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._shared.update({name: self._agree(name) for name in self.partners})
+
+    def _agree(self, partner: str) -> bytes:
+        try:
+            peer = X25519PublicKey.from_public_bytes(self.partners[partner])
+            return X25519PrivateKey.from_private_bytes(self.secret).exchange(peer)
+        except ValueError:
+            # RFC 7748, section 6.1: a point of small order gives zero, which everybody knows.
+            raise FusionMismatch(f"the key of partner {partner} is not usable") from None
+
+    def key(self, partner: str, question: Asked, level: str) -> bytes:
+        """SP-11.18-10: the key that this site and `partner` use for one level of one answer."""
+        own, other = (self.site, public_of(self.secret)), (partner, self.partners[partner])
+        (first, first_key), (second, second_key) = sorted((own, other))
+        asked = [question.mode, question.step, question.batch, question.digest, question.history, level]
+        info = _LABEL + codec.encode([first, second, first_key, second_key, *asked])
+        return HKDF(SHA256(), 32, self.run, info).derive(self._shared[partner])
+
+    def conceal(self, question: Asked, level: str, words: Array) -> tuple[Array, Array]:
+        """SP-11.18-11: words of a level plus masks, and its check words: zeros plus masks.
+
+        Args:
+            words: i16 or i32, any shape.
+
+        Returns:
+            The same dtype and shape; the same dtype, [CHECK_WORDS].
+        """
+        unsigned = _unsigned(words.dtype)
+        plain = np.concatenate([words.reshape(-1), np.zeros(CHECK_WORDS, words.dtype)]).view(unsigned)
+        for partner in sorted(self.partners):
+            stream = keystream(self.key(partner, question, level), plain.nbytes).view(unsigned)
+            # "the site whose name sorts first adds, the other subtracts"
+            if self.site < partner:
+                plain += stream
+            else:
+                plain -= stream
+        concealed = plain.view(words.dtype)
+        return concealed[:-CHECK_WORDS].reshape(words.shape), concealed[-CHECK_WORDS:]
+
+
+def keystream(key: bytes, octets: int) -> Array:
+    """ChaCha20 with counter and nonce zero: u8 [octets]."""
+    cipher = Cipher(algorithms.ChaCha20(key, bytes(16)), mode=None).encryptor()
+    return np.frombuffer(cipher.update(bytes(octets)), np.uint8)
+
+
+class Given:
+    """SP-11.18-13: the answers that a site has given in a run, so that no question gets a second one.
+
+    Args:
+        kept: lines of an earlier process, from `record`.
+    """
+
+    def __init__(self, kept: Mapping[str, str] | None = None) -> None:
+        self._kept = dict(kept or {})
+
+    def record(self, question: Asked, tensors: Mapping[str, Array]) -> tuple[str, str] | None:
+        """What must be kept before these tensors are sent, question and answer; None: they were sent before.
+
+        Raises:
+            SiteFailed: something else was sent then.
+        """
+        asked = hashlib.sha256(codec.encode(list(astuple(question)))).hexdigest()
+        digest = hashlib.sha256()
+        for tensor in tensors.values():
+            digest.update(wire_view(tensor))
+        answer, given = digest.hexdigest(), self._kept.get(asked)
+        if given is None:
+            self._kept[asked] = answer
+            return asked, answer
+        if given != answer:
+            raise SiteFailed(
+                f"the answer to {question.mode} {question.step}, batch {question.batch}, is not the one that was given "
+                "before, and a second one would show what the masks hide: was the site's network or machine changed?"
+            )
+        return None
+
+
+# --- messages -------------------------------------------------------------------------------------------
+
+
+def answer(
+    masks: Masking, question: Asked, levels: Mapping[str, Array], terms: Fusion
+) -> tuple[dict[str, Array], int]:
+    """The tensors of `activations` (SP-11.18-2), and how many values were clipped.
+
+    Args:
+        levels: f32 [samples, width, *space] by name, in the job's order.
+    """
+    tensors, checks, clipped = dict[str, Array](), list[Array](), 0
+    for level, values in levels.items():
+        words, outside = quantise(values, terms)
+        tensors[level], check = masks.conceal(question, level, words)
+        checks.append(check)
+        clipped += outside
+    return {**tensors, CHECK: np.stack(checks)}, clipped
+
+
+def totals(answers: Mapping[str, Mapping[str, Array]], terms: Fusion) -> dict[str, Array]:
+    """What the coordinator reads: the sum of each level over all sites, f32 [samples, width, *space].
+
+    Args:
+        answers: by site, the tensors that it sent for one question; shapes and dtypes are checked.
+
+    Raises:
+        FusionMismatch: a site is missing, or the masks do not cancel.
+    """
+    if len(answers) != terms.parties:
+        raise FusionMismatch(f"the sum of {len(answers)} sites was asked for, it needs {terms.parties}")
+    # SP-11.18-14: "MUST NOT be used"
+    if add_up([one[CHECK] for one in answers.values()]).any():
+        raise FusionMismatch(f"the masks of {', '.join(sorted(answers))} do not cancel")
+    return dict(_sums(answers, terms))
+
+
+def _sums(answers: Mapping[str, Mapping[str, Array]], terms: Fusion) -> Iterator[tuple[str, Array]]:
+    first = next(iter(answers.values()))
+    for level in first:
+        if level != CHECK:
+            yield level, restore(add_up([one[level] for one in answers.values()]), terms)

@@ -1,0 +1,234 @@
+"""Keys that sites show each other for secure fusion (SP-11.18-6 to SP-11.18-9): signed, relayed, and believed by nobody
+but on proof.
+
+The coordinator passes them on and could put its own in their place. So each is signed with the certificate's key of its
+site, and a site checks what it gets against its own CA, revocation list and list of partners.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
+from cryptography.x509.verification import PolicyBuilder, Store, VerificationError
+
+from . import codec
+from .errors import FusionMismatch, IdentityError, PolicyRefused
+from .identity import Identity
+from .messages import Fusion, Job, KeyOffer
+
+_LABEL = b"splitproto-1 fusion key"
+_HASHES = {"secp256r1": hashes.SHA256(), "secp384r1": hashes.SHA384(), "secp521r1": hashes.SHA512()}
+_PSS = padding.PSS(padding.MGF1(hashes.SHA256()), hashes.SHA256.digest_size)
+
+
+def terms_digest(job: Job) -> bytes:
+    """SP-11.18-6: digest of what all sites of a run must agree on; a ValueError where the job has no fusion."""
+    if job.fusion is None:
+        raise ValueError("the job has no secure fusion")
+    terms: Fusion = job.fusion
+    levels = [job.cut[place].name for place in job.levels]
+    agreed = [job.name, levels, list(terms.widths), terms.bits, float(terms.range), terms.parties]
+    return hashlib.sha256(codec.encode(agreed)).digest()
+
+
+def statement(uri: str, run: bytes, terms: bytes, public: bytes) -> bytes:
+    """SP-11.18-6: what a site signs.
+
+    Args:
+        uri: the site's identity.
+        terms: `terms_digest`.
+        public: its X25519 key for this run.
+    """
+    return _LABEL + codec.encode([uri, run, terms, public])
+
+
+def sign(key_pem: bytes, chain_pem: bytes, run: bytes, terms: bytes, public: bytes) -> KeyOffer:
+    """This site's offer.
+
+    Args:
+        key_pem, chain_pem: contents of its key file and its certificate file, its own certificate first.
+
+    Raises:
+        IdentityError: the key is of a kind that does not sign here.
+    """
+    chain = [
+        one.public_bytes(serialization.Encoding.DER) for one in x509.load_pem_x509_certificates(chain_pem)
+    ]
+    signed = statement(Identity.from_certificate(chain[0]).uri, run, terms, public)
+    key = serialization.load_pem_private_key(key_pem, password=None)
+    if isinstance(key, ec.EllipticCurvePrivateKey) and key.curve.name in _HASHES:
+        signature = key.sign(signed, ec.ECDSA(_HASHES[key.curve.name]))
+    elif isinstance(key, rsa.RSAPrivateKey):
+        signature = key.sign(signed, _PSS, hashes.SHA256())
+    else:
+        raise IdentityError(
+            "secure fusion needs a certificate with a key on P-256, P-384 or P-521, or an RSA key"
+        )
+    return KeyOffer(public, signature, tuple(chain))
+
+
+@dataclass(frozen=True)
+class Trust:
+    """What a site checks partners against."""
+
+    federation: str
+    authorities: Sequence[x509.Certificate]
+    revocations: Sequence[x509.CertificateRevocationList] | None
+    """None: no list is configured."""
+    partners: Collection[str]
+    """Sites that may be in a sum with this one."""
+    least: int = 2
+    """Fewer partners are refused."""
+
+    @classmethod
+    def read(
+        cls, federation: str, ca_pem: bytes, crl_pem: bytes | None, partners: Collection[str], least: int = 2
+    ) -> Trust:
+        """From the contents of files. Raises `IdentityError` for what is not PEM."""
+        try:
+            authorities = x509.load_pem_x509_certificates(ca_pem)
+            revocations = None if crl_pem is None else [x509.load_pem_x509_crl(crl_pem)]
+        except ValueError as error:
+            raise IdentityError("our own CA certificate or revocation list is not PEM") from error
+        return cls(federation, authorities, revocations, frozenset(partners), least)
+
+
+def verify(offer: KeyOffer, run: bytes, terms: bytes, trust: Trust, now: datetime) -> Identity:
+    """Who made `offer`, proven, for this run and these terms.
+
+    Args:
+        now: with its time zone.
+
+    Raises:
+        FusionMismatch: forged, of another run or other terms, or of a certificate that our CA did not issue, that has
+            ended, or that was revoked.
+        PolicyRefused: a site that is not among the partners.
+    """
+    identity = _proven(offer, trust, now)
+    # SP-11.18-8: the name is the certificate's; nothing that the coordinator says changes it.
+    if identity.federation != trust.federation or identity.role != "client":
+        raise FusionMismatch(f"a fusion key of {identity.uri}, which is no site of {trust.federation}")
+    check_signature(offer, identity, run, terms)
+    if identity.site not in trust.partners:
+        raise PolicyRefused(f"site {identity.site} is not among our partners")
+    return identity
+
+
+def check_signature(offer: KeyOffer, identity: Identity, run: bytes, terms: bytes) -> None:
+    """Raises `FusionMismatch` unless `offer` was signed with its certificate's key for this run and these terms."""
+    signed = statement(identity.uri, run, terms, offer.public)
+    try:
+        key = x509.load_der_x509_certificate(offer.chain[0]).public_key()
+        if isinstance(key, ec.EllipticCurvePublicKey):
+            key.verify(offer.signature, signed, ec.ECDSA(_HASHES[key.curve.name]))
+            return
+        if isinstance(key, rsa.RSAPublicKey):
+            key.verify(offer.signature, signed, _PSS, hashes.SHA256())
+            return
+    except (InvalidSignature, UnsupportedAlgorithm, KeyError, ValueError):
+        pass
+    raise FusionMismatch(
+        f"the fusion key of site {identity.site} is not signed by it for this run and its terms"
+    )
+
+
+def accept(
+    offers: Sequence[KeyOffer],
+    own: KeyOffer,
+    run: bytes,
+    terms: bytes,
+    parties: int,
+    trust: Trust,
+    now: datetime,
+) -> dict[str, bytes]:
+    """SP-11.18-8: name -> public key of all partners of a run, proven.
+
+    Args:
+        offers: those of `fusion-keys`.
+        parties: sites in the sum, this one included.
+
+    Raises:
+        FusionMismatch, PolicyRefused: as `verify`, or their number or keys do not fit.
+    """
+    if len(offers) + 1 != parties:
+        raise FusionMismatch(
+            f"{len(offers)} fusion keys came for a sum of {parties} sites: {parties - 1} are needed"
+        )
+    if len(offers) < trust.least:
+        raise PolicyRefused(f"{len(offers)} partners in the sum, our policy wants {trust.least} or more")
+    found = dict[str, bytes]()
+    seen = {Identity.from_certificate(own.chain[0]).site: own.public}
+    for offer in offers:
+        name = verify(offer, run, terms, trust, now).site
+        if name in seen or offer.public in seen.values():
+            raise FusionMismatch(f"the fusion key of site {name} came twice, or is that of another site")
+        seen[name] = found[name] = offer.public
+    return found
+
+
+def check_unchanged(kept: Mapping[str, bytes], found: Mapping[str, bytes]) -> None:
+    """SP-11.18-9: the partners of a run stay who they were.
+
+    Raises:
+        FusionMismatch: names the first that is new, gone, or has another key.
+    """
+    for name in sorted({*kept, *found}):
+        if kept.get(name) != found.get(name):
+            what = "is new" if name not in kept else "is gone" if name not in found else "has another key"
+            raise FusionMismatch(
+                f"partner {name} {what}: the partners of a run never change, begin a new run"
+            )
+
+
+# --- certificates ---------------------------------------------------------------------------------------
+
+
+def _proven(offer: KeyOffer, trust: Trust, now: datetime) -> Identity:
+    """SP-11.18-8: as in a handshake, SP-6-2 to SP-6-4, for the purpose of a client."""
+    try:
+        leaf, *between = (x509.load_der_x509_certificate(der) for der in offer.chain)
+        policy = PolicyBuilder().store(Store(list(trust.authorities))).time(now)
+        policy.build_client_verifier().verify(leaf, between)
+        identity = Identity.from_certificate(offer.chain[0])
+    except (VerificationError, IdentityError, UnsupportedAlgorithm, ValueError, TypeError) as error:
+        raise FusionMismatch(f"a fusion key whose certificate does not hold: {_line(error)}") from None
+    _not_revoked(leaf, [*between, *trust.authorities], trust, now, identity)
+    return identity
+
+
+def _not_revoked(
+    leaf: x509.Certificate, above: Sequence[x509.Certificate], trust: Trust, now: datetime, identity: Identity
+) -> None:
+    """A configured list that does not speak for the certificate now refuses it, as in TLS."""
+    if trust.revocations is None:
+        return
+    keys = [one.public_key() for one in above if one.subject == leaf.issuer]
+    for listed in trust.revocations:
+        signed = any(listed.is_signature_valid(key) for key in keys)  # type: ignore[arg-type]
+        ends = listed.next_update_utc
+        if (
+            listed.issuer != leaf.issuer
+            or not signed
+            or (ends is not None and ends < now)
+            or listed.last_update_utc > now
+        ):
+            continue
+        if listed.get_revoked_certificate_by_serial_number(leaf.serial_number) is None:
+            return
+        raise FusionMismatch(
+            f"the certificate of site {identity.site} (serial {identity.serial}) has been revoked"
+        )
+    raise FusionMismatch(
+        f"site {identity.site} cannot be checked for revocation: fetch a fresh list of its CA"
+    )
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).partition(" (encountered")[0].split())[:200]
