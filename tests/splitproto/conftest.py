@@ -186,6 +186,7 @@ def example(name: str) -> Message:
         (0.0, -239.0, 0.0),
         (1.0, 1.0, 1.0),
     )
+    offer = messages.KeyOffer(digest, b"signature", (b"certificate", b"issuer"))
     every: dict[str, Message] = {
         "hello": messages.Hello((1,), ("dtype.f32",), (), 1 << 20, "test", digest, {"x": 1}),
         "welcome": messages.Welcome(1, ("dtype.f32",), 1 << 20, "test", digest),
@@ -195,6 +196,8 @@ def example(name: str) -> Message:
         "job-accept": messages.JobAccept(key, 0, (0, 10), 5, True, ()),
         "job-decline": messages.JobDecline(0x0505, "levels 0 and 1 may not leave this site"),
         "inventory": messages.Inventory((patient,), True, key[:8]),
+        "fusion-key": messages.FusionKey(offer),
+        "fusion-keys": messages.FusionKeys((offer, offer)),
         "begin": messages.Begin(0, 5),
         "forward": messages.Forward("train", 1, 0, (messages.Sample(key, (0, -3, 7)),), digest, 7),
         "activations": messages.Activations("train", 1, 0, digest, tensors),

@@ -217,7 +217,7 @@ class Coordinator:
         # SP-10-5, SP-10-8: what the job needs is required; a site without `evaluate` still trains.
         average = ("average",) if self._job.average_every else ()
         return Offer(
-            features=tuple(name for name in FEATURES if name != "release"),
+            features=tuple(name for name in FEATURES if name not in ("release", "fuse")),
             requires=("train", f"dtype.{self._job.precision}", *average),
             max_message=max(DEFAULT_MAX_MESSAGE, largest_message(self._settings, self._job, self._seats)),
             agent=AGENT,

@@ -331,6 +331,8 @@ def judge(offer: JobOffer, config: PeerConfig, agreed: Collection[str] = FEATURE
             f"the coordinator {says}; this site is not to be recorded (recorded_by_coordinator)"
         )
     _check_averaging(job, config, policy)
+    if job.fusion is not None:
+        raise SchemaMismatch("secure fusion is unknown here")
     if job.precision not in policy.precision:
         raise PolicyRefused(
             f"precision {job.precision} is not allowed here (policy: {', '.join(policy.precision)})"
