@@ -99,8 +99,8 @@ TABLE: dict[str, Row] = {
     "splitpeer.leakage": Row(SOCKETS | UPPER | JUDGES),
     "splitpeer.report": Row(SOCKETS | UPPER | HEAVY | {"splitpeer.audit", "splitpeer.attacks.base"}),
     "splitpeer.audit": Row(
-        SOCKETS | ROLES | {"splitpeer.cli"},
-        why="takes from the federation what needs no socket: batches, evaluation, terms",
+        SOCKETS | {"splitpeer.cli", "splitpeer.coordinator", "splitpeer.replay", "splitpeer.site.client"},
+        why="a rehearsal plays sites as they are, without links",
     ),
     "splitpeer.privacy": Row(SOCKETS | UPPER | HEAVY, why="`splitpeer status` shows the ledger"),
     "splitpeer.privacy.dfil": _LOW,

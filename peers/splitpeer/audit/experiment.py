@@ -19,11 +19,12 @@ from splitpeer.audit.bound import gaussian_bound
 from splitpeer.audit.cohort import Samples, cut
 from splitpeer.audit.judge import Judge, Outcome
 from splitpeer.audit.knowledge import grant
-from splitpeer.audit.rehearsal import COORDINATOR, Rehearsal, Rehearsed
+from splitpeer.audit.rehearsal import Rehearsal, Rehearsed
 from splitpeer.audit.run_folder import RunFolder, network_of
 from splitpeer.captures.reader import Capture, Verdict, open_capture
 from splitpeer.errors import AttackImpossible, ConfigError, DataError
 from splitpeer.report.model import Privacy, RunNetwork, Source
+from splitpeer.settings.job import COORDINATOR
 
 
 @dataclass(frozen=True)

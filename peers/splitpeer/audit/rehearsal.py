@@ -1,4 +1,4 @@
-"""A job played in one process: the real halves, defences, messages and captures; no network.
+"""A job played in one process: real sites (`SiteJob`), the real coordinator's half and batches; no link in between.
 
 What the coordinator and each site would have seen is written into the same capture files that `--curious` writes,
 so that every attack on a rehearsal is the attack on the wire.
@@ -15,50 +15,31 @@ from pathlib import Path
 import numpy as np
 
 from splitpeer.audit.cohort import Cohort
+from splitpeer.audit.rehearsed_site import RehearsedSite
 from splitpeer.captures.parts import PartWriter
-from splitpeer.data.channels import Channels
-from splitpeer.data.geometry import Triple
 from splitpeer.data.loader import SiteData
-from splitpeer.data.sampling import TrainingSchedule, batch_digest, split_patients
-from splitpeer.defences.image.stack import make_image_stack
-from splitpeer.defences.key import for_peer, from_seed, key_of
-from splitpeer.defences.network import Defended, build_network
+from splitpeer.data.sampling import batch_digest, split_patients
+from splitpeer.defences.key import from_seed
 from splitpeer.defences.randomness import Release
 from splitpeer.defences.specs import placed
-from splitpeer.defences.stack import Stack, make_stack
 from splitpeer.errors import DataError
 from splitpeer.federation.batches import TrainingStream
 from splitpeer.federation.evaluation import Plan, Scoring
-from splitpeer.federation.precision import from_wire, to_wire
+from splitpeer.federation.halves import at_places, coordinator_half, for_site, gradient_stacks
 from splitpeer.federation.seats import seats_of
 from splitpeer.federation.terms import cut_descriptors, job_on_wire, seat_descriptors, window_of
-from splitpeer.models import build_decoder, site_seed
-from splitpeer.models.registry import backbone_of
-from splitpeer.settings.job import JobConfig
+from splitpeer.settings.job import COORDINATOR, JobConfig
 from splitpeer.storage import checkpoint
 from splitpeer.training.dropout import left_out
-from splitpeer.training.optimiser import make_optimiser, make_schedule
 from splitpeer.training.scores import Scores
-from splitpeer.training.split_round import Parties, Place, Wire, split_round
-from splitpeer.training.split_step import Arrays, ClientHalf, CoordinatorHalf
+from splitpeer.training.split_round import Place, fused_step
+from splitpeer.training.split_step import Arrays
 from splitproto import __version__
 from splitproto.capture import Header, Party, Sampling
-from splitproto.messages import (
-    Activations,
-    Advance,
-    Advanced,
-    Applied,
-    Forward,
-    Gradients,
-    Message,
-    Sample,
-    Seat,
-)
-from splitproto.seats import by_seat, joined
+from splitproto.messages import Advance, Advanced, Applied, Forward, Gradients, JobOffer, Message, Sample
 from splitproto.tensors import schema_digest
 
 Progress = Callable[[str, int, int], None]
-COORDINATOR = "coordinator"
 HUB = "hub"
 """The coordinator's name as a site."""
 FEDERATION = "rehearsal"
@@ -120,55 +101,10 @@ class Rehearsed:
         return found[0] if found else self.folder / f"{seat}.cap"
 
     def weights(self, party: str, step: int | None = None) -> Path:
-        """Checkpoint of a step, by default the last: of the encoder at a seat, or of the coordinator."""
-        folder = self.folder / f"weights-{party}"
-        if step is not None:
-            return folder / f"step-{step:08d}.safetensors"
-        return sorted(folder.glob("step-*.safetensors"))[-1]
-
-
-class _RehearsedSite:
-    """One site's halves with their defences, one for each seat that it fills."""
-
-    def __init__(self, name: str, seats: tuple[Seat, ...], rehearsal: Rehearsal) -> None:
-        job, protection, seed = rehearsal.job, rehearsal.protection, rehearsal.seed
-        self.name, self.seats = name, seats
-        backbone, key = backbone_of(job), from_seed(seed, name)
-        # In the order of peer.toml, as far as job.toml tells it: the first has the site's own key.
-        held = rehearsal.config.sites[name]
-        self.halves: dict[str, ClientHalf] = {}
-        # What the label holder does to the gradients that this site is sent.
-        self.gradient_stacks: dict[str, Stack] = {}
-        written: tuple[str, ...] = ()
-        for seat in seats:
-            network = build_network(
-                backbone, protection.defences, key=key_of(key, seat.modalities, held), seed=site_seed(seed, seat.name),
-                in_channels=len(seat.modalities),
-            )  # fmt: skip
-            optimiser = make_optimiser(
-                network.parameters(), job.optimiser, job.learning_rate, job.weight_decay
-            )
-            schedule = make_schedule(optimiser, job.schedule, job.steps)
-            self.halves[seat.name] = ClientHalf(network, optimiser, schedule, rehearsal.device)
-            written = network.stack.specs if isinstance(network, Defended) else ()
-            receiver = seats_of(rehearsal.config).receiver(name, seat.name)
-            self.gradient_stacks[seat.name] = make_stack(
-                protection.gradients, key=for_peer(from_seed(seed, HUB), receiver), channels=backbone.cut.channels,
-                dimensions=job.dimensions, place="gradients",
-            )  # fmt: skip
-        images = {
-            m: make_image_stack(protection.image, key_of(key, (m,), held)) for seat in seats for m in seat.modalities
-        }  # fmt: skip
-        # As a site announces it when it accepts a job.
-        self.announced = (*next(iter(images.values())).specs, *written)
-        self.data = Channels(
-            rehearsal.cohort.images, {seat.name: seat.modalities for seat in seats},
-            images if protection.image else None,
-        )  # fmt: skip
-
-    def images(self, forward: Forward, window: Triple) -> dict[str, np.ndarray]:
-        """By seat: float32 [B, channels, *spatial]."""
-        return {seat: self.data.batch(seat, forward.samples, window, forward.seed) for seat in self.halves}
+        """Checkpoint of a step, by default the last: of the site that fills a seat, or of the coordinator."""
+        name = f"step-{step:08d}" if step is not None else "step-*"
+        found = sorted(self.folder.glob(f"weights-*/{name}.safetensors"), key=lambda path: path.name)
+        return [path for path in found if party in path.parent.name.removeprefix("weights-").split("+")][-1]
 
 
 class _Captures:
@@ -187,12 +123,12 @@ class _Captures:
             created=time.time(), run=r.run, job=r.job, schema=schema_digest(cut_descriptors(r.job)),
             sampling=Sampling(),
         )  # fmt: skip
-        parties = tuple(Party(site.name, site.seats, site.announced, True) for site in r.sites)
-        own = next(iter(r.sites[0].gradient_stacks.values())).specs
+        parties = tuple(Party(site.name, site.seats, site.job.defences, True) for site in r.sites)
+        own = next((stack.specs for stack in r.gradient_stacks.values()), ())
         self._hub = opened(r.folder / f"{COORDINATOR}.cap", replace(common, peers=parties, defences=own))
         self._sites = {
             site.name: opened(
-                r.folder / f"{'+'.join(site.halves)}.cap",
+                r.folder / f"{site.label}.cap",
                 replace(
                     common,
                     role="client",
@@ -200,13 +136,13 @@ class _Captures:
                     seats=site.seats,
                     schema=schema_digest(seat_descriptors(r.job, site.seats)),
                     peers=(Party(HUB, (), own, True),),
-                    defences=site.announced,
+                    defences=site.job.defences,
                 ),
             )
             for site in r.sites
         }
 
-    def note(self, site: _RehearsedSite, message: Message, to_site: bool) -> None:
+    def note(self, site: RehearsedSite, message: Message, to_site: bool) -> None:
         """One message that passed between the coordinator and `site`."""
         now = time.time()
         hub, own = self._hub, self._sites[site.name]
@@ -219,44 +155,11 @@ class _Captures:
             writer.end("closed", "")
 
 
-Tap = Callable[[_RehearsedSite, Message, bool], None]
+Tap = Callable[[RehearsedSite, Message, bool], None]
 
 
-def _silent(site: _RehearsedSite, message: Message, to_site: bool) -> None:
+def _silent(site: RehearsedSite, message: Message, to_site: bool) -> None:
     return
-
-
-@dataclass(frozen=True)
-class _RecordedWire(Wire):
-    """The wire of one batch: rounds as the job says, and tells the captures."""
-
-    sites: Mapping[str, _RehearsedSite]
-    forward: Forward
-    precision: str
-    tap: Tap
-
-    def ordered(self, site: str) -> None:
-        self.tap(self.sites[site], self.forward, True)
-
-    def up(self, site: str, activations: dict[str, Arrays]) -> dict[str, Arrays]:
-        seats, forward = self.sites[site].seats, self.forward
-        tensors = to_wire(joined(activations, seats), self.precision)
-        message = Activations(forward.mode, forward.step, forward.batch, forward.digest, tensors)
-        self.tap(self.sites[site], message, False)
-        return by_seat(from_wire(tensors, self.precision), seats)
-
-    def down(self, site: str, gradients: dict[str, Arrays]) -> dict[str, Arrays]:
-        seats = self.sites[site].seats
-        message = Gradients(self.forward.step, to_wire(joined(gradients, seats), self.precision))
-        self.tap(self.sites[site], message, True)
-        return by_seat(from_wire(message.tensors, self.precision), seats)
-
-    def applied(self, site: str) -> None:
-        self.tap(self.sites[site], Applied(self.forward.step), False)
-
-    def passed_over(self, site: str) -> None:
-        self.tap(self.sites[site], Advance(self.forward.step), True)
-        self.tap(self.sites[site], Advanced(self.forward.step), False)
 
 
 class Rehearsal:
@@ -301,25 +204,10 @@ class Rehearsal:
         self.training, self.validation = split_patients(
             cohort.keys(), config.data.validation, config.job.seed, labels.subjects()
         )
-        first = {seat.name: seats.sites(seat.name)[0] for seat in seats.seats}
-        self.sites = [
-            _RehearsedSite(name, tuple(seat for seat in seats.seats if first[seat.name] == name), self)
-            for name in dict.fromkeys(first.values())
-        ]
-        decoder = build_decoder(
-            backbone_of(self.job), self.seats, config.model.fusion,
-            task.channels, exclusive=task.exclusive, seed=site_seed(config.job.seed, COORDINATOR),
-        )  # fmt: skip
-        optimiser = make_optimiser(
-            decoder.parameters(), self.job.optimiser, self.job.learning_rate, self.job.weight_decay
-        )
-        self.half = CoordinatorHalf(
-            decoder,
-            optimiser,
-            make_schedule(optimiser, self.job.schedule, self.job.steps),
-            device,
-            exclusive=task.exclusive,
-        )
+        self.sites = self._make_sites()
+        key = from_seed(seed, HUB)
+        self.gradient_stacks = gradient_stacks(protection.gradients, self.job, seats, key)
+        self.half = coordinator_half(config, self.job, self.seats, task, device)
 
     def play(self, recording: Recording, progress: Progress = lambda what, done, total: None) -> Rehearsed:
         """Train, evaluate, record.
@@ -329,8 +217,12 @@ class Rehearsal:
         """
         played = Rehearsed(self.folder)
         try:
+            for old in self.folder.glob("weights-*/step-*.safetensors"):
+                old.unlink()
             captures = _Captures(self)
             try:
+                for site in self.sites:
+                    site.job.begin()
                 self._save(0)
                 self._train(recording, captures, played, progress)
                 self._save(self.job.steps)
@@ -338,6 +230,8 @@ class Rehearsal:
                 self._views(recording, captures, progress)
             finally:
                 captures.close()
+                for site in self.sites:
+                    site.job.close()
         except OSError as error:
             raise DataError(
                 f"{error.filename or self.folder}: cannot be written ({error.strerror})"
@@ -347,11 +241,9 @@ class Rehearsal:
     def _train(
         self, recording: Recording, captures: _Captures, played: Rehearsed, progress: Progress
     ) -> None:
-        schedule = TrainingSchedule(
-            self.training, self.labels, window=self.window, batch=self.job.batch, steps=self.job.steps,
-            seed=self.config.job.seed, positive_fraction=self.config.data.positive_fraction,
-        )  # fmt: skip
-        stream = TrainingStream(schedule, self.config.data.augment)
+        stream = TrainingStream.of(
+            self.config, self.job, self.training, self.labels, frozenset(self.training)
+        )
         attacked = set(recording.seats)
         steps = [index for index in range(self.job.steps) if not attacked & self._left_out(index + 1)]
         kept = {*steps[: recording.first], *steps[max(0, len(steps) - recording.last) :]}
@@ -365,42 +257,56 @@ class Rehearsal:
 
     # --- inside ----------------------------------------------------------------------------------------------
 
+    def _make_sites(self) -> list[RehearsedSite]:
+        """Sites that share a seat are rehearsed as one: the first by name."""
+        seats = seats_of(self.config)
+        first = {seat.name: seats.sites(seat.name)[0] for seat in seats.seats}
+        made = []
+        for name in dict.fromkeys(first.values()):
+            filled = tuple(seat for seat in seats.seats if first[seat.name] == name)
+            offer = JobOffer(self.run, filled, self.job, schema_digest(seat_descriptors(self.job, filled)))
+            made.append(
+                RehearsedSite(
+                    name, offer, self.config.sites[name], self.cohort, self.folder, seed=self.seed, device=self.device,
+                    defences=self.protection.defences, image=self.protection.image,
+                )
+            )  # fmt: skip
+        return made
+
     def _step(self, forward: Forward, tap: Tap) -> float:
         """One training step of all parties, as the messages of SP-11.3."""
         target = SiteData(self.labels).batch(forward.samples, self.window, forward.seed, None)
-        out = self._left_out(forward.step)
-        images = {
-            Place(site.name, seat): array
-            for site in self.sites
-            if not out.issuperset(site.halves)
-            for seat, array in site.images(forward, self.window).items()
-        }
-        parties = Parties(
-            self.half,
-            {Place(site.name, seat): half for site in self.sites for seat, half in site.halves.items()},
-            {Place(site.name, seat): s for site in self.sites for seat, s in site.gradient_stacks.items()},
-        )
-        wire = _RecordedWire({site.name: site for site in self.sites}, forward, self.job.precision, tap)
-        return split_round(parties, images, target, self._release(forward), wire, left_out=out)
+        out, precision = self._left_out(forward.step), self.job.precision
+        here = [site for site in self.sites if not out.issuperset(seat.name for seat in site.seats)]
+        arrived = self._asked(forward, here, tap)
+        release = Release(self.run, forward.mode, forward.step, forward.batch, forward.samples)
+        used = {place: arrays for place, arrays in arrived.items() if place.seat not in out}
+        loss, gradients = fused_step(self.half, used, target, release, self.gradient_stacks)
+        for site in self.sites:
+            if back := for_site(site.name, site.seats, gradients, precision):
+                message = Gradients(forward.step, back)
+                tap(site, message, True)
+                site.job.apply(message)
+                tap(site, Applied(forward.step), False)
+            else:
+                tap(site, Advance(forward.step), True)
+                site.job.advance(forward.step)
+                tap(site, Advanced(forward.step), False)
+        return loss
 
     def _left_out(self, step: int) -> frozenset[str]:
         settings = self.config
         return left_out(settings.job.seed, step, self.seats, settings.training.seat_dropout)
 
-    def _release(self, forward: Forward) -> Release:
-        return Release(self.run, forward.mode, forward.step, forward.batch, forward.samples)
-
-    def _asked(self, forward: Forward, sites: Sequence[_RehearsedSite], tap: Tap) -> dict[str, Arrays]:
-        """Answers by seat."""
-        release = self._release(forward)
-        wire = _RecordedWire({site.name: site for site in sites}, forward, self.job.precision, tap)
-        answers: dict[str, Arrays] = {}
+    def _asked(self, forward: Forward, sites: Sequence[RehearsedSite], tap: Tap) -> dict[Place, Arrays]:
+        """What these sites answer, as it arrives."""
+        arrived: dict[Place, Arrays] = {}
         for site in sites:
-            wire.ordered(site.name)
-            shown = site.images(forward, self.window)
-            sent = {seat: half.evaluate(shown[seat], release) for seat, half in site.halves.items()}
-            answers |= wire.up(site.name, sent)
-        return answers
+            tap(site, forward, True)
+            answer = site.answer(forward)
+            tap(site, answer, False)
+            arrived |= at_places(site.name, site.seats, answer.tensors, self.job.precision)
+        return arrived
 
     def _evaluate(self, played: Rehearsed, progress: Progress) -> None:
         settings = self.config.evaluation
@@ -409,7 +315,8 @@ class Rehearsal:
         )
         scoring = Scoring(plan, self.labels, self.window, None, measure=True)
         for index, forward in enumerate(plan.forwards):
-            scoring.add(index, self.half.predict(self._asked(forward, self.sites, _silent)))
+            arrived = self._asked(forward, self.sites, _silent)
+            scoring.add(index, self.half.predict({place.seat: levels for place, levels in arrived.items()}))
             progress("evaluating", index + 1, len(plan.forwards))
         if len(scoring.dice) and scoring.surfaces is not None:
             played.dice = scoring.dice.result()
@@ -424,13 +331,13 @@ class Rehearsal:
                 return
             progress("asking again", view + 1, recording.views)
 
-    def _ask(self, recording: Recording, captures: _Captures, step: int, view: int) -> dict[str, Arrays]:
+    def _ask(self, recording: Recording, captures: _Captures, step: int, view: int) -> dict[Place, Arrays]:
         """Ask for all targets, for the `view`-th time, of the weights after `step`; the first batch's answers."""
         samples, batch = recording.targets, self.config.evaluation.batch
         pieces = [tuple(samples[i : i + batch]) for i in range(0, len(samples), batch)]
         # All sites the first time; after that only those under attack, to keep the capture small.
-        attacked = [site for site in self.sites if set(recording.seats) & set(site.halves)] or self.sites
-        first: dict[str, Arrays] = {}
+        attacked = [site for site in self.sites if site.fills(recording.seats)] or self.sites
+        first: dict[Place, Arrays] = {}
         for number, piece in enumerate(pieces, view * len(pieces)):
             digest = batch_digest(step, piece, None)
             forward = Forward("evaluate", step, number, piece, digest)
@@ -439,18 +346,17 @@ class Rehearsal:
         return first
 
     def _save(self, step: int) -> None:
-        halves: dict[str, ClientHalf | CoordinatorHalf] = {COORDINATOR: self.half}
+        tensors, meta = self.half.state()
+        folder = self.folder / f"weights-{COORDINATOR}"
+        checkpoint.save(folder, step, tensors, meta, checkpoint.available(folder))
         for site in self.sites:
-            halves |= site.halves
-        for party, half in halves.items():
-            tensors, meta = half.state()
-            checkpoint.save(self.folder / f"weights-{party}", step, tensors, meta)
+            site.job.save(step, site.job.checkpoints())
 
 
-def _same(answers: Mapping[str, Arrays], first: Mapping[str, Arrays]) -> bool:
+def _same(answers: Mapping[Place, Arrays], first: Mapping[Place, Arrays]) -> bool:
     """Nothing fresh was drawn: a hundred views would be a hundred copies."""
     return all(
-        np.array_equal(array, first[seat][name])
-        for seat, arrays in answers.items()
+        np.array_equal(array, first[place][name])
+        for place, arrays in answers.items()
         for name, array in arrays.items()
     )

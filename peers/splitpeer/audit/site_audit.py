@@ -19,8 +19,6 @@ from splitpeer.data.geometry import spacing_of
 from splitpeer.data.layouts import find_all, find_labels
 from splitpeer.data.pseudonym import keyed, load_salt, pseudonym
 from splitpeer.data.volumes import Volumes
-from splitpeer.defences.activation.dp import mechanism
-from splitpeer.defences.network import Defended
 from splitpeer.errors import ConfigError, DataError
 from splitpeer.federation.seats import seats_of
 from splitpeer.federation.terms import job_on_wire, judge, seat_descriptors
@@ -271,23 +269,22 @@ def _gaps(cohort: Cohort) -> list[str]:
 
 def _privacy(rehearsal: Rehearsal, config: PeerConfig) -> Privacy | None:
     """What the configuration's differential privacy comes to over the whole job; None where it claims none."""
-    network = next(iter(rehearsal.sites[0].halves.values())).network
-    mechanism_ = mechanism(network.stack.defences) if isinstance(network, Defended) else None
-    if mechanism_ is None:
+    mechanism = rehearsal.sites[0].job.encoders.mechanism
+    if mechanism is None:
         return None
     policy = config.policy
     delta = policy.delta if policy is not None and policy.delta is not None else DELTA
     job = rehearsal.job
     drawn = job.steps * job.batch
     # While the encoder learns, every record carries what the weights have seen of each patient.
-    records = -(-drawn // len(rehearsal.training)) if mechanism_.frozen else drawn
+    records = -(-drawn // len(rehearsal.training)) if mechanism.frozen else drawn
     return Privacy(
         guarantee=True,
-        epsilon=epsilon({mechanism_.noise: records}, delta),
+        epsilon=epsilon({mechanism.noise: records}, delta),
         delta=delta,
         limit=policy.epsilon if policy is not None else None,
         releases=records,
-        mechanism=str(mechanism_.spec),
+        mechanism=str(mechanism.spec),
         accountant="Gaussian differential privacy, exact; replacement of one patient's images",
         statement="Training records of this job alone; evaluations and further jobs add to it.",
     )

@@ -15,18 +15,15 @@ from splitpeer.data.layouts import find
 from splitpeer.data.mask_values import MaskCensus
 from splitpeer.data.pseudonym import load_salt
 from splitpeer.data.volumes import Volumes
-from splitpeer.defences.key import for_peer
-from splitpeer.defences.stack import Stack, make_stack
+from splitpeer.defences.stack import Stack
 from splitpeer.errors import ConfigError
 from splitpeer.federation.compute import defence_key, pick_device
 from splitpeer.federation.files import look
+from splitpeer.federation.halves import coordinator_half, gradient_stacks
 from splitpeer.federation.seats import Seats
-from splitpeer.federation.terms import cut_descriptors, seat_descriptors
-from splitpeer.models import build_decoder, site_seed
-from splitpeer.models.registry import backbone_of
+from splitpeer.federation.terms import seat_descriptors
 from splitpeer.settings.job import JobConfig
 from splitpeer.settings.peer import PeerConfig
-from splitpeer.training.optimiser import make_optimiser, make_schedule
 from splitpeer.training.split_round import Place
 from splitpeer.training.split_step import CoordinatorHalf
 from splitproto.messages import Job, JobOffer
@@ -77,18 +74,7 @@ def open_masks(config: PeerConfig, job: JobConfig, report: h.Reporter, *, verify
 def make_half(config: PeerConfig, settings: JobConfig, job: Job, seats: Seats) -> CoordinatorHalf:
     """Fusion and decoder, and what trains them."""
     task = settings.task.task(config.data.convention)
-    decoder = build_decoder(
-        backbone_of(job),
-        seats.names,
-        settings.model.fusion,
-        task.channels,
-        exclusive=task.exclusive,
-        seed=site_seed(settings.job.seed, "coordinator"),
-    )
-    optimiser = make_optimiser(decoder.parameters(), job.optimiser, job.learning_rate, job.weight_decay)
-    schedule = make_schedule(optimiser, job.schedule, job.steps)
-    device = pick_device(config.runtime.device)
-    return CoordinatorHalf(decoder, optimiser, schedule, device, exclusive=task.exclusive)
+    return coordinator_half(settings, job, seats.names, task, pick_device(config.runtime.device))
 
 
 def make_gradient_stacks(
@@ -103,19 +89,8 @@ def make_gradient_stacks(
     if not written:
         return {}
     key = defence_key(config)
-    channels = {described.name: described.shape[1] for described in cut_descriptors(job)}
     try:
-        return {
-            Place(site, seat): make_stack(
-                written,
-                key=for_peer(key, seats.receiver(site, seat)),
-                channels=channels,
-                dimensions=job.dimensions,
-                place="gradients",
-            )
-            for site, filled in seats.filled.items()
-            for seat in filled
-        }
+        return gradient_stacks(written, job, seats, key)
     except ConfigError as error:
         raise ConfigError(f"{settings.source}: [defences] gradients: {error}") from None
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from contextlib import AsyncExitStack
 from pathlib import Path
 
@@ -37,9 +37,8 @@ from splitpeer.daemon.sinks.console import ConsoleSink
 from splitpeer.daemon.sinks.log import LogSink
 from splitpeer.daemon.sinks.metrics import MetricsSink
 from splitpeer.daemon.sinks.trail import TrailSink
-from splitpeer.daemon.witness import AGENT, Witness, terms_digest
+from splitpeer.daemon.witness import AGENT, Witness
 from splitpeer.data.directory import named_in
-from splitpeer.data.sampling import TrainingSchedule
 from splitpeer.errors import (
     ConfigError,
     DataError,
@@ -53,7 +52,7 @@ from splitpeer.federation.compute import Compute
 from splitpeer.federation.files import tell
 from splitpeer.federation.overlap import ADVICE, shared_with
 from splitpeer.federation.seats import seats_of
-from splitpeer.federation.terms import cut_descriptors, job_on_wire, window_of
+from splitpeer.federation.terms import cut_descriptors, job_on_wire, terms_digest
 from splitpeer.settings.job import JobConfig
 from splitpeer.settings.peer import PeerConfig
 from splitpeer.storage import checkpoint
@@ -383,7 +382,9 @@ class Coordinator:
             self._match, what="the masks' headers to be read", timeout=DISK_S
         )
         self.result.validation, self.result.tls = len(validation), here[0].tls
-        stream = self._stream(training)
+        stream = TrainingStream.of(
+            self._settings, self._job, training, self._labels, self._run.seating.complete
+        )
         absent = [site.name for site in self._team.absent]
         self._report(h.RunBegan(self._job.steps, [site.name for site in here], absent))
         if resumed and not held:
@@ -401,22 +402,6 @@ class Coordinator:
             # On disk before any site is told: a site that was told has gone, and cannot be asked again.
             self._files.write(self.result)
             record.farewell()
-
-    def _stream(self, training: Sequence[bytes]) -> TrainingStream:
-        """All batches of the run."""
-        settings = self._settings
-        schedule = TrainingSchedule(
-            training,
-            self._labels,
-            window=window_of(self._job),
-            batch=self._job.batch,
-            steps=self._job.steps,
-            seed=settings.job.seed,
-            positive_fraction=settings.data.positive_fraction,
-            complete=self._run.seating.complete,
-            complete_first=settings.data.complete_first,
-        )
-        return TrainingStream(schedule, settings.data.augment)
 
     async def _only_goodbyes(self) -> None:
         """The run is complete, and this coordinator died before all sites knew."""

@@ -18,8 +18,8 @@ from splitpeer.daemon.sinks.progress import ProgressMessages
 from splitpeer.data.volumes import Volumes
 from splitpeer.errors import JobFailed
 from splitpeer.federation.compute import Compute
+from splitpeer.federation.halves import at_places
 from splitpeer.federation.precision import from_wire
-from splitpeer.federation.seats import by_seat
 from splitpeer.settings.job import JobConfig
 from splitpeer.training.split_round import Place, Rows
 from splitpeer.training.split_step import Arrays, CoordinatorHalf
@@ -90,9 +90,9 @@ class Run:
         arrays: dict[Place, Arrays] = {}
         rows: dict[Place, Rows] = {}
         for site, sent in arrived.items():
-            for seat, tensors in by_seat(sent.tensors, site.seats).items():
-                arrays[Place(site.name, seat)] = from_wire(tensors, self.job.precision)
-                rows[Place(site.name, seat)] = sent.part.rows[seat]
+            here = at_places(site.name, site.seats, sent.tensors, self.job.precision)
+            arrays |= here
+            rows |= {place: sent.part.rows[place.seat] for place in here}
         return arrays, rows
 
     async def blamed(self, arrived: Arrived) -> bool:

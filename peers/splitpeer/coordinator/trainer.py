@@ -26,8 +26,7 @@ from splitpeer.defences.randomness import Release
 from splitpeer.defences.stack import Stack
 from splitpeer.errors import JobFailed, PatientUnusable
 from splitpeer.federation.batches import TrainingStream
-from splitpeer.federation.precision import to_wire
-from splitpeer.federation.seats import joined
+from splitpeer.federation.halves import for_site
 from splitpeer.federation.terms import window_of
 from splitpeer.training.dropout import left_out
 from splitpeer.training.split_round import Place, fused_step
@@ -213,14 +212,10 @@ class Trainer:
         """Each site applies what is its own; SP-11-31: who did not take part is told to count on."""
         run = self._run
         back = {
-            site: {seat: to_wire(arrays, run.job.precision)
-                   for (name, seat), arrays in gradients.items() if name == site.name}
-            for site in run.team.sites
-        }  # fmt: skip
+            site: for_site(site.name, site.seats, gradients, run.job.precision) for site in run.team.sites
+        }
         await run.team.ask_all(
-            lambda site: (
-                site.apply(step, joined(back[site], site.seats)) if back[site] else site.advance(step)
-            )
+            lambda site: site.apply(step, back[site]) if back[site] else site.advance(step)
         )
 
     def _commit(self, step: int) -> None:

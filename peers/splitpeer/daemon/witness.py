@@ -5,7 +5,6 @@ changes what the role does, and what goes wrong here is a warning.
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import logging
 import time
 from collections.abc import AsyncIterator, Iterable
@@ -20,9 +19,8 @@ from splitpeer.daemon.sinks.log import LogSink
 from splitpeer.daemon.sinks.trail import TrailSink
 from splitpeer.errors import ConfigError, sayable
 from splitpeer.settings.peer import PeerConfig
-from splitproto import Session, __version__, codec
+from splitproto import Session, __version__
 from splitproto.capture import Header, Party, Sampling
-from splitproto.fields import write_map
 from splitproto.messages import Job, JobAccept, JobOffer, Seat
 from splitproto.secretfile import how_to_close, open_to_others
 
@@ -183,8 +181,3 @@ def _private(path: Path) -> bytes:
     if open_to_others(path):
         raise ConfigError(f"{path}: the capture's key is open to group or others: {how_to_close(path)}")
     return read_key(path)
-
-
-def terms_digest(job: Job) -> str:
-    """SHA-256 of a job's map on the wire, in hexadecimal."""
-    return hashlib.sha256(codec.encode(write_map(job, "job"))).hexdigest()

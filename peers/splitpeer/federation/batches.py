@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import overload
 
 from splitpeer.data.sampling import TrainingSchedule, batch_digest
-from splitproto.messages import Forward
+from splitpeer.data.volumes import Volumes
+from splitpeer.federation.terms import window_of
+from splitpeer.settings.job import JobConfig
+from splitproto.messages import Forward, Job
 
 
 class TrainingStream(Sequence[Forward]):
@@ -15,6 +18,35 @@ class TrainingStream(Sequence[Forward]):
     def __init__(self, schedule: TrainingSchedule, augment: bool) -> None:
         self._schedule, self._augment = schedule, augment
         self._made: dict[int, Forward] = {}
+
+    @classmethod
+    def of(
+        cls,
+        settings: JobConfig,
+        job: Job,
+        training: Sequence[bytes],
+        labels: Volumes,
+        complete: Collection[bytes],
+    ) -> TrainingStream:
+        """All batches of a run.
+
+        Args:
+            training: the patients to train on.
+            labels: the masks.
+            complete: patients with every seat.
+        """
+        schedule = TrainingSchedule(
+            training,
+            labels,
+            window=window_of(job),
+            batch=job.batch,
+            steps=job.steps,
+            seed=settings.job.seed,
+            positive_fraction=settings.data.positive_fraction,
+            complete=complete,
+            complete_first=settings.data.complete_first,
+        )
+        return cls(schedule, settings.data.augment)
 
     def __len__(self) -> int:
         return len(self._schedule)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,8 +18,9 @@ from splitpeer.settings.bounds import Bounds
 from splitpeer.settings.job import MAX_STEPS, JobConfig
 from splitpeer.settings.peer import LEVELS, PeerConfig, Policy
 from splitpeer.training.optimiser import OPTIMISERS, SCHEDULES
-from splitproto import messages
+from splitproto import codec, messages
 from splitproto.errors import IdentityError, PolicyRefused, SchemaMismatch
+from splitproto.fields import write_map
 from splitproto.identity import check_name
 from splitproto.messages import Job, JobOffer, Seat
 from splitproto.negotiation import FEATURES
@@ -84,6 +86,11 @@ def run_folder(state: Path, job: str, run: bytes) -> Path:
     weights that the privacy ledger believes to depend on nobody.
     """
     return state / f"{job}-{run.hex()}"
+
+
+def terms_digest(job: Job) -> str:
+    """SHA-256 of a job's map on the wire, in hexadecimal."""
+    return hashlib.sha256(codec.encode(write_map(job, "job"))).hexdigest()
 
 
 def window_of(job: Job) -> Triple:

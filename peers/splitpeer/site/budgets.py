@@ -102,23 +102,23 @@ class Budgets:
     """Of one run.
 
     Args:
-        folder: the run's.
+        folder: the run's; None: nothing is written.
         bounds: [policy].
 
     Raises:
         DataError: the counts cannot be read.
     """
 
-    def __init__(self, folder: Path, bounds: Bounds) -> None:
+    def __init__(self, folder: Path | None, bounds: Bounds) -> None:
         self._folder, self._bounds = folder, bounds
-        said = _read(folder / FILE)
+        said = _read(folder / FILE) if folder is not None else {}
         self._rollbacks = int(said.get("rollbacks", 0))
         self._steps = Times(said, before=0)
         self._averages = {
             int(seat): Times(times, before=-1) for seat, times in said.get("averages", {}).items()
         }
-        path = folder / TALLY
-        octets = path.read_bytes() if path.exists() and not path.is_symlink() else None
+        path = folder / TALLY if folder is not None else None
+        octets = path.read_bytes() if path is not None and path.exists() and not path.is_symlink() else None
         self._tally = Tally(octets if octets is not None and len(octets) == 2 * _ROWS * _COLUMNS else None)
         self._unwritten = 0
         self._rate = Rate(bounds.max_messages_per_s)
@@ -162,7 +162,7 @@ class Budgets:
     def flush(self) -> None:
         """Have the counts on disk."""
         self._write()
-        if self._unwritten:
+        if self._unwritten and self._folder is not None:
             self._unwritten = 0
             _replace(self._folder / TALLY, self._tally.octets())
 
@@ -174,6 +174,8 @@ class Budgets:
             self._write()
 
     def _write(self) -> None:
+        if self._folder is None:
+            return
         averages = {seat: times.kept() for seat, times in self._averages.items()}
         value = {**self._steps.kept(), "rollbacks": self._rollbacks, "averages": averages}
         _replace(self._folder / FILE, json.dumps(value).encode())

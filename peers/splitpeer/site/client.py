@@ -19,13 +19,13 @@ from splitpeer.daemon.duty import Duty
 from splitpeer.daemon.sinks.log import LogSink
 from splitpeer.daemon.sinks.sparing import Sparing
 from splitpeer.daemon.sinks.trail import TrailSink
-from splitpeer.daemon.witness import AGENT, Witness, terms_digest
+from splitpeer.daemon.witness import AGENT, Witness
 from splitpeer.data.directory import named_in
 from splitpeer.data.findings import lacking_warning, naming_warnings
 from splitpeer.errors import ConnectionRefused, DataError, DeadlinePassed, JobFailed, PeerError, told_of
 from splitpeer.federation.compute import Compute, pick_device
 from splitpeer.federation.files import look, tell
-from splitpeer.federation.terms import judge
+from splitpeer.federation.terms import judge, terms_digest
 from splitpeer.models.registry import cut_of
 from splitpeer.settings.peer import PeerConfig
 from splitpeer.site.budgets import BudgetSpent

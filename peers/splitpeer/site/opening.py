@@ -10,11 +10,11 @@ from splitpeer.data.channels import Channels
 from splitpeer.data.consent import Consent
 from splitpeer.data.files import Found
 from splitpeer.data.pseudonym import load_salt
-from splitpeer.defences.image.stack import ImageStack, make_image_stack
+from splitpeer.defences.image.stack import ImageStack
 from splitpeer.defences.key import key_of
-from splitpeer.defences.network import build_network
 from splitpeer.federation.compute import defence_key, pick_device
 from splitpeer.federation.files import check_seats, look
+from splitpeer.federation.halves import announced, client_half, image_stacks
 from splitpeer.federation.terms import (
     Room,
     backbone_for,
@@ -23,7 +23,6 @@ from splitpeer.federation.terms import (
     normalisation_of,
     run_folder,
 )
-from splitpeer.models import site_seed
 from splitpeer.models.cut import Backbone
 from splitpeer.privacy.ledger import Ledger, Spent
 from splitpeer.settings.bounds import Bounds
@@ -36,7 +35,6 @@ from splitpeer.site.named import Named
 from splitpeer.site.run_folders import check_terms, make_room, note_terms
 from splitpeer.site.secret import site_secret
 from splitpeer.training.guard import Guard
-from splitpeer.training.optimiser import make_optimiser, make_schedule
 from splitpeer.training.split_step import ClientHalf
 from splitproto.messages import Job, JobOffer, Seat
 
@@ -66,7 +64,7 @@ def open_job(
     named = Named(folder)
     consent = open_consent(config, found, named.people)
     key = _base_key(config)
-    images = _image_defences(config, key)
+    images = image_stacks(config.policy.image_defences if config.policy else (), key, config.peer.modalities)
     channels = _channels(offer, config, found, consent, images, named)
     check_seats(channels, report)
     bad = _bad(channels, unusable or {})
@@ -80,7 +78,6 @@ def open_job(
     make_room(state, folder, bounds, 2 * octets, report)
     note_terms(folder, offer)
     encoders = Encoders({seat.name: _half(job, backbone, seat, config, key) for seat in offer.seats})
-    announced = next(iter(images.values())).specs + encoders.defences
     means = Means(
         state=state,
         folder=folder,
@@ -92,7 +89,7 @@ def open_job(
         named=named,
         salt=load_salt(config.data.salt) if config.data.salt else b"",
         encoders=encoders,
-        defences=announced,
+        defences=announced(images, encoders.defences),
         private=config.runtime.initial_weights == "private",
         budgets=Budgets(folder, bounds),
         secret=site_secret(folder),
@@ -143,12 +140,6 @@ def _base_key(config: PeerConfig) -> bytes:
     return defence_key(config) if policy and (policy.defences or policy.image_defences) else b""
 
 
-def _image_defences(config: PeerConfig, key: bytes) -> dict[str, ImageStack]:
-    """Image defences by modality, each with noise of its own."""
-    written, held = config.policy.image_defences if config.policy else (), config.peer.modalities
-    return {modality: make_image_stack(written, key_of(key, (modality,), held)) for modality in held}
-
-
 def _channels(
     offer: JobOffer,
     config: PeerConfig,
@@ -185,17 +176,15 @@ def _bad(channels: Channels, unusable: Mapping[str, Mapping[bytes, str]]) -> dic
 def _half(job: Job, backbone: Backbone, seat: Seat, config: PeerConfig, key: bytes) -> ClientHalf:
     """One seat's encoder with its defences and its optimiser."""
     bounds, seed = config.policy or Bounds(), config.runtime.initial_weights
-    # SP-14-3: weights that others can compute are a white-box attack on the first step, so the default is private
-    # entropy; a seed is a choice for demonstrations and tests.
-    encoder = build_network(
+    return client_half(
+        job,
         backbone,
+        seat,
         config.policy.defences if config.policy else (),
         key=key_of(key, seat.modalities, config.peer.modalities),
-        seed=None if seed == "private" else site_seed(int(seed), seat.name),
-        strict=False,
-        in_channels=len(seat.modalities),
+        # SP-14-3: weights that others can compute are a white-box attack on the first step, so the default is private
+        # entropy; a seed is a choice for demonstrations and tests.
+        seed=None if seed == "private" else int(seed),
+        device=pick_device(config.runtime.device),
+        guard=Guard(bounds.max_gradient_norm, refuse=bounds.beyond_norm == "refuse"),
     )
-    optimiser = make_optimiser(encoder.parameters(), job.optimiser, job.learning_rate, job.weight_decay)
-    schedule = make_schedule(optimiser, job.schedule, job.steps)
-    guard = Guard(bounds.max_gradient_norm, refuse=bounds.beyond_norm == "refuse")
-    return ClientHalf(encoder, optimiser, schedule, pick_device(config.runtime.device), guard)

@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from splitpeer.daemon import happenings as h
-from splitpeer.daemon.witness import terms_digest
 from splitpeer.errors import DiskTrouble
+from splitpeer.federation.terms import terms_digest
 from splitpeer.settings.bounds import Bounds
 from splitpeer.storage import durable
 from splitproto.errors import PolicyRefused, SchemaMismatch

@@ -1,7 +1,7 @@
 """One training step among all parties: in one process, or with a network in between.
 
-The coordinator of a run calls `fused_step`, as its sites are elsewhere; `split_round` is the whole step, with a `Wire`
-between the halves. A rehearsal's wire rounds and records; that of the centralised baselines does nothing.
+The coordinator of a run, and of a rehearsal, calls `fused_step`, as its sites make their part themselves; `split_round`
+is the whole step with all halves at hand, as the centralised baselines make it.
 
 Each seat of the network is filled, sample by sample, by a site that has its images. Rows of a seat are put together
 for the decoder and taken apart again for the sites; zeros where no site has a row.
@@ -67,9 +67,6 @@ class Wire:
     """The connection between a site and the coordinator; this one changes nothing. Arrays are float32, by seat and
     level."""
 
-    def ordered(self, site: str) -> None:
-        """The site was sent the batch."""
-
     def up(self, site: str, activations: dict[str, Arrays]) -> dict[str, Arrays]:
         """Activations as they arrive."""
         return activations
@@ -77,12 +74,6 @@ class Wire:
     def down(self, site: str, gradients: dict[str, Arrays]) -> dict[str, Arrays]:
         """Gradients as they arrive."""
         return gradients
-
-    def applied(self, site: str) -> None:
-        """The site has applied the gradients."""
-
-    def passed_over(self, site: str) -> None:
-        """The site, which does not take part, has counted on (SP-11-31)."""
 
 
 def split_round(
@@ -113,7 +104,6 @@ def split_round(
     for site in parties.names():
         # A participating site computes the seats that are left out too, as ordered.
         if any(Place(site, seat) in images and seat not in left_out for seat, _ in parties.at(site)):
-            wire.ordered(site)
             sent = {
                 seat: half.forward(images[place], _of_rows(release, rows.get(place)))
                 for seat, half in parties.at(site)
@@ -139,10 +129,6 @@ def split_round(
                     # As at a site (SP-11-10): a seat that is left out keeps the average it took.
                     half.discard()
                 half.advance(release.step)
-        if back:
-            wire.applied(site)
-        else:
-            wire.passed_over(site)
     return loss
 
 

@@ -92,20 +92,19 @@ def test_a_site_that_does_not_take_part_counts_on_and_learns_nothing() -> None:
     told: list[tuple[str, str]] = []
 
     class Told(Wire):
-        def ordered(self, site: str) -> None:
-            told.append(("ordered", site))
+        def up(self, site: str, activations: dict[str, Arrays]) -> dict[str, Arrays]:
+            told.append(("up", site))
+            return activations
 
-        def applied(self, site: str) -> None:
-            told.append(("applied", site))
-
-        def passed_over(self, site: str) -> None:
-            told.append(("passed over", site))
+        def down(self, site: str, gradients: dict[str, Arrays]) -> dict[str, Arrays]:
+            told.append(("down", site))
+            return gradients
 
     split_round(split, {PLACES["t1"]: images[PLACES["t1"]]}, target, release, Told())
     after = weights(split)
     assert same(before, after, "flair/") and not same(before, after, "t1/")
     assert [half.steps_done for half in (*split.sites.values(), split.coordinator)] == [1, 1, 1]
-    assert told == [("ordered", "site-t1"), ("passed over", "site-flair"), ("applied", "site-t1")]
+    assert told == [("up", "site-t1"), ("down", "site-t1")]
 
 
 def test_where_nobody_takes_part_all_count_on_and_there_is_no_loss() -> None:
