@@ -369,7 +369,7 @@ def test_mistakes_of_a_coordinator(tmp_path: Path) -> None:
         ("levels = [0, 1, 2, 3, 4]", "levels = [4, 4]", "[model] levels: must be distinct"),
         ("levels = [0, 1, 2, 3, 4]", "levels = [0, 1]", "level 4, the bottleneck, must leave the site"),
         ("levels = [0, 1, 2, 3, 4]", "levels = [4, 7]", "levels must be distinct and of 0 to 4, not [4, 7]"),
-        ('"concat"', '"max"', "[model] fusion must be 'concat' or 'mean', not 'max'"),
+        ('"concat"', '"max"', "[model] fusion must be 'concat', 'mean' or 'secure-sum', not 'max'"),
         ("validation = 0.2", "validation = 1.0", "leaves no patient to train on"),
         ("validation = 0.2", 'validation = "x"', "neither a number of patients"),
         ("steps = 1000", "steps = 0", "[training] steps must be greater than 0"),

@@ -9,9 +9,10 @@ import pytest
 
 from splitpeer.errors import ConfigError
 from splitpeer.federation.seats import by_seat, joined, seats_of
+from splitpeer.federation.terms import job_on_wire
 from splitpeer.settings.job import JobConfig
 from splitpeer.settings.loading import to_toml
-from splitproto.messages import Seat
+from splitproto.messages import Fusion, Seat
 
 T1, MRI = Seat("t1", ("t1",)), Seat("mri", ("t2", "flair"))
 
@@ -88,6 +89,51 @@ def test_what_cannot_be(tmp_path: Path, more: str, said: str) -> None:
     with pytest.raises(ConfigError) as error:
         job(tmp_path, HOSPITALS + more)
     assert said in str(error.value) and "\n" not in str(error.value)
+
+
+ONE_EACH = '[sites]\nsouth = "t1"\neast = ["t2", "flair"]\n[model]\nfusion = "secure-sum"\n'
+
+
+def test_a_secure_sum_tells_its_terms(tmp_path: Path) -> None:
+    """SP-11.18-1: the widths are the cut's."""
+    on_wire = job_on_wire(
+        job(tmp_path, ONE_EACH + "widths = [1, 1, 2, 4, 8]\nsum_bits = 32\nsum_range = 2.0\n")
+    )
+    assert on_wire.fusion == Fusion((1, 1, 2, 4, 8), 32, 2.0, 2)
+    assert job_on_wire(job(tmp_path, HOSPITALS)).fusion is None
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ('[absence]\nmode = "skip"', '[absence] mode = "skip": a sum without a site shows what it holds'),
+        (
+            "[training]\nseat_dropout = 0.1",
+            "[training] seat_dropout: a sum without a seat shows what it holds",
+        ),
+        ("[evaluation]\nmissing = true", "[evaluation] missing: a sum without a seat shows what it holds"),
+        ("[data]\nmin_seats = 2", "[data] min_seats: patients of a sum have all seats"),
+        (
+            "[training]\naverage_every = 5",
+            "[training] average_every: the sites of a sum fill different seats",
+        ),
+        ('[training]\nprecision = "bf16"', '[training] precision = "bf16": gradients of a sum are f32'),
+        ("sum_bits = 8", "sum_bits"),
+        ("sum_range = 0.0", "sum_range"),
+    ],
+)
+def test_what_a_secure_sum_cannot_be(tmp_path: Path, more: str, said: str) -> None:
+    """SP-11.18-14: one set of sites, and all of them."""
+    with pytest.raises(ConfigError) as error:
+        job(tmp_path, ONE_EACH + more)
+    assert said in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_secure_sum_has_one_site_for_each_seat(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"\[sites\] .* fill seat t1: in a sum each seat is one site's"):
+        job(tmp_path, HOSPITALS + '[model]\nfusion = "secure-sum"\n')
+    with pytest.raises(ConfigError, match=r"\[sites\] names 1 site: there is no sum of one"):
+        job(tmp_path, '[sites]\nsouth = "t1"\n[model]\nfusion = "secure-sum"\n')
 
 
 def test_tensors_of_several_seats_are_named_by_seat() -> None:

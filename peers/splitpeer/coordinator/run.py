@@ -21,8 +21,9 @@ from splitpeer.federation.compute import Compute
 from splitpeer.federation.halves import at_places
 from splitpeer.federation.precision import from_wire
 from splitpeer.settings.job import JobConfig
-from splitpeer.training.split_round import Place, Rows
+from splitpeer.training.split_round import THE_SUM, Place, Rows
 from splitpeer.training.split_step import Arrays, CoordinatorHalf
+from splitproto.fusion import totals
 from splitproto.messages import Forward, Job
 
 DISK_S = 600.0
@@ -86,7 +87,15 @@ class Run:
     # --- what arrived ----------------------------------------------------------------------------------
 
     def at_places(self, arrived: Arrived) -> tuple[dict[Place, Arrays], Mapping[Place, Rows]]:
-        """Activations, float32, of each site at each seat; and which samples of the batch they are."""
+        """Activations, float32, of each site at each seat, or their sum; and which samples of the batch they are.
+
+        Raises:
+            FusionMismatch: the sites' masks do not cancel.
+        """
+        if (terms := self.job.fusion) is not None:
+            batch = len(next(iter(arrived.values())).part.forward.samples)
+            answers = {site.name: one.tensors for site, one in arrived.items()}
+            return {THE_SUM: totals(answers, terms)}, {THE_SUM: Rows(tuple(range(batch)))}
         arrays: dict[Place, Arrays] = {}
         rows: dict[Place, Rows] = {}
         for site, sent in arrived.items():

@@ -239,7 +239,7 @@ class Trainer:
         for site in away:
             run.result.absences[site.name] = run.result.absences.get(site.name, 0) + 1
         parts = [run.part(site, forward) for site in away]
-        made_with = {place.seat for place in gradients}
+        made_with = {place.seat for place in gradients} if run.job.fusion is None else run.seating.seats.names
         return h.StepCommitted(
             run.committed,
             loss,

@@ -100,7 +100,7 @@ def _parties(config: JobConfig, modalities: tuple[str, ...], task: Task) -> Part
     """All halves with nothing between them, which is the whole network, bit for bit."""
     job = job_on_wire(config)
     network = build_split_network(
-        config.model.backbone(), modalities, config.model.fusion, task.channels, exclusive=task.exclusive,
+        config.model.backbone(), modalities, config.model.decoder_fusion, task.channels, exclusive=task.exclusive,
         job_seed=config.job.seed,
     )  # fmt: skip
 

@@ -19,8 +19,9 @@ from splitpeer.models.registry import backbone_of
 from splitpeer.settings.job import COORDINATOR, JobConfig
 from splitpeer.training.guard import Guard
 from splitpeer.training.optimiser import make_optimiser, make_schedule
-from splitpeer.training.split_round import Place
+from splitpeer.training.split_round import THE_SUM, Place
 from splitpeer.training.split_step import Arrays, ClientHalf, CoordinatorHalf
+from splitpeer.training.sums import SUM
 from splitproto.messages import Job, Seat
 from splitproto.tensors import Array
 
@@ -33,8 +34,8 @@ def coordinator_half(
     """Fusion and decoder, and what trains them."""
     decoder = build_decoder(
         backbone_of(job),
-        seats,
-        settings.model.fusion,
+        seats if job.fusion is None else (SUM,),
+        settings.model.decoder_fusion,
         task.channels,
         exclusive=task.exclusive,
         seed=site_seed(settings.job.seed, COORDINATOR),
@@ -57,16 +58,22 @@ def gradient_stacks(written: Written, job: Job, seats: Seats, key: bytes) -> dic
     if not written:
         return {}
     channels = {described.name: described.shape[1] for described in cut_descriptors(job)}
+    receivers = {
+        Place(site, seat): seats.receiver(site, seat)
+        for site, filled in seats.filled.items()
+        for seat in filled
+    }
+    if job.fusion is not None:
+        receivers = {THE_SUM: SUM}  # SP-11.18-2: "the same octets for all sites"
     return {
-        Place(site, seat): make_stack(
+        place: make_stack(
             written,
-            key=for_peer(key, seats.receiver(site, seat)),
+            key=for_peer(key, receiver),
             channels=channels,
             dimensions=job.dimensions,
             place="gradients",
         )
-        for site, filled in seats.filled.items()
-        for seat in filled
+        for place, receiver in receivers.items()
     }
 
 
@@ -133,7 +140,9 @@ def at_places(
 def for_site(
     site: str, seats: Sequence[Seat], gradients: Mapping[Place, Arrays], precision: str
 ) -> dict[str, Array]:
-    """A site's own of all gradients, as they travel; empty: it does not take part."""
+    """A site's own of all gradients, as they travel, or those of the sum; empty: it does not take part."""
+    if THE_SUM in gradients:
+        return to_wire(gradients[THE_SUM], precision)
     own = {
         place.seat: to_wire(arrays, precision) for place, arrays in gradients.items() if place.site == site
     }

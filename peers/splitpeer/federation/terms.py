@@ -11,7 +11,7 @@ from pathlib import Path
 from splitpeer.data.geometry import Triple
 from splitpeer.data.normalisation import DEFAULT, Normaliser
 from splitpeer.federation.seats import tensor_name
-from splitpeer.models.cut import Backbone, level_name
+from splitpeer.models.cut import Backbone, Cut, level_name
 from splitpeer.models.registry import backbone_of, cut_of, kept_values, on_wire, own_backbone, passing_values
 from splitpeer.models.registry import encoder_parameters as parameters_of
 from splitpeer.settings.bounds import Bounds
@@ -70,6 +70,7 @@ def job_on_wire(config: JobConfig) -> Job:
         schedule=training.schedule,
         seconds_per_step=config.deadlines.step_s,
         average_every=training.average_every or None,
+        fusion=fusion_terms(config, backbone.cut),
         normalisation=tuple(
             messages.Normalisation(modality, rule)
             for modality, rule in sorted(config.task.normalisation.items())
@@ -77,6 +78,14 @@ def job_on_wire(config: JobConfig) -> Job:
         )
         or None,
     )
+
+
+def fusion_terms(config: JobConfig, cut: Cut) -> messages.Fusion | None:
+    """SP-11.18-1: what `[model] fusion = "secure-sum"` asks of the sites; None: the sites' values are not summed."""
+    model = config.model
+    if model.fusion != "secure-sum":
+        return None
+    return messages.Fusion(tuple(cut.channels.values()), model.sum_bits, model.sum_range, len(config.sites))
 
 
 def run_folder(state: Path, job: str, run: bytes) -> Path:

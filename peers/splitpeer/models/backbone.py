@@ -7,7 +7,7 @@ level, and decodes (Split-U-Net, arXiv 2208.10553). A network of `registry.NETWO
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from splitpeer.models.cut import OUT_CHANNELS, Backbone
 
 RARE_FOREGROUND_BIAS = -2.0  # sigmoid(-2) = .12: the first steps need not unlearn a half-full foreground
 
-Fusion = Literal["concat", "mean"]
+Fusion = Literal["concat", "mean", "sum"]
 Activations = Mapping[str, Mapping[str, Tensor]]
 
 
@@ -67,7 +67,7 @@ class Decoder(nn.Module):
     Args:
         backbone: the network. Only the blocks' inputs widen with the number of seats.
         seats: the network's inputs; their order is the order of concatenation.
-        fusion: "concat" over channels, or the "mean" over seats.
+        fusion: "concat" over channels, or the "mean" or "sum" over seats.
         out_channels: regions, each an independent sigmoid; or classes, of which the first is the background.
     """
 
@@ -81,8 +81,8 @@ class Decoder(nn.Module):
         super().__init__()
         if not seats or len(set(seats)) != len(seats):
             raise ValueError(f"seats must be distinct and at least one, not {list(seats)}")
-        if fusion not in ("concat", "mean"):
-            raise ValueError(f'fusion must be "concat" or "mean", not {fusion!r}')
+        if fusion not in get_args(Fusion):
+            raise ValueError(f"fusion must be one of {', '.join(get_args(Fusion))}, not {fusion!r}")
         self.backbone, self.seats = backbone, tuple(seats)
         self.fusion, self.out_channels = fusion, out_channels
 
@@ -127,8 +127,8 @@ class Decoder(nn.Module):
     ) -> Tensor:
         """{seat: {"x0": [B, C, *spatial], ...}} to logits [B, out_channels, *spatial].
 
-        SP-11-38: what is missing counts as zeros when concatenating and not at all in a mean. A seat that is missing
-        without being named is an error: somebody must have decided to train without it.
+        SP-11-38: what is missing counts as zeros when concatenating and adding, and not at all in a mean. A seat that
+        is missing without being named is an error: somebody must have decided to train without it.
 
         Args:
             absent: seats that no sample has.
@@ -155,6 +155,8 @@ class Decoder(nn.Module):
         self, activations: Activations, name: str, present: Sequence[str], have: Mapping[str, Tensor]
     ) -> Tensor:
         arrived = {seat: activations[seat][name] for seat in present}
+        if self.fusion == "sum":
+            return torch.stack(list(arrived.values())).sum(dim=0)
         if self.fusion == "mean":
             stacked = torch.stack(list(arrived.values()))
             return _mean_of_those(stacked, present, have) if have else stacked.mean(dim=0)

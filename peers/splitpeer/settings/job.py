@@ -56,7 +56,12 @@ class Model(NetworkChoice):
     dimensions: Literal[2, 3] = 2
     levels: Levels | None = None
     """Levels whose activations the sites send; without it, all of the network's."""
-    fusion: Literal["concat", "mean"] = "concat"
+    fusion: Literal["concat", "mean", "secure-sum"] = "concat"
+    """secure-sum: sites mask what they send, and the coordinator can read only the sum over all of them."""
+    sum_bits: Literal[16, 32] = 16
+    """Of one word of a secure sum."""
+    sum_range: Annotated[float, Field(ge=2**-20, le=2**20)] = 4.0
+    """What a site adds to a secure sum is clipped to between minus and plus this."""
     widths: Annotated[tuple[Width, ...], Field(max_length=MAX_LEVELS)] = ()
     """Channels to which sites narrow the levels that they send, the finest first; without it, none is narrowed."""
 
@@ -78,6 +83,11 @@ class Model(NetworkChoice):
     def _possible(self) -> Self:
         self.backbone()
         return self
+
+    @property
+    def decoder_fusion(self) -> Literal["concat", "mean", "sum"]:
+        """What the decoder does with the seats that it has."""
+        return "sum" if self.fusion == "secure-sum" else self.fusion
 
     def backbone(self) -> Backbone:
         """The network and its cut."""
@@ -233,6 +243,7 @@ class JobConfig(Settings):
             problems.append(
                 f"[absence] least_sites = {self.absence.least_sites}, but [sites] names {len(self.sites)}"
             )
+        problems += self._problems_of_a_secure_sum()
         window, dimensions = self.data.window, self.model.dimensions
         if len(window) != dimensions:
             problems.append(f"[data] window has {len(window)} sizes but [model] dimensions is {dimensions}")
@@ -309,6 +320,37 @@ class JobConfig(Settings):
         if self.data.min_seats is not None and self.data.min_seats > len(seats):
             problems.append(f"[data] min_seats = {self.data.min_seats}, but the job has {len(seats)} seats")
         return problems
+
+    def _problems_of_a_secure_sum(self) -> list[str]:
+        """SP-11.18-1, SP-11.18-14: one set of sites, all of them, from the first step to the last."""
+        if self.model.fusion != "secure-sum":
+            return []
+        seats, training = self.channels(), self.training
+        fillers = {seat: [site for site in self.sites if seat in self.filled_by(site)] for seat in seats}
+        wrong = {
+            f"[sites] names {len(self.sites)} site: there is no sum of one": len(self.sites) < 2,
+            f'[absence] mode = "{self.absence.mode}": a sum without a site shows what it holds; use "pause"': (
+                self.absence.mode != "pause"
+            ),
+            "[training] seat_dropout: a sum without a seat shows what it holds; remove it": training.seat_dropout
+            > 0,
+            "[evaluation] missing: a sum without a seat shows what it holds; remove it": self.evaluation.missing,
+            "[data] min_seats: patients of a sum have all seats; remove it": (
+                self.data.min_seats not in (None, len(seats))
+            ),
+            "[training] average_every: the sites of a sum fill different seats; remove it": training.average_every
+            > 0,
+            f'[training] precision = "{training.precision}": gradients of a sum are f32': training.precision
+            != "f32",
+        }
+        several = [
+            f"[sites] {' and '.join(sites)} fill seat {seat}: in a sum each seat is one site's"
+            for seat, sites in fillers.items()
+            if len(sites) > 1
+        ]
+        return [
+            f'{problem} ([model] fusion = "secure-sum")' for problem, holds in wrong.items() if holds
+        ] + several
 
     def allow_list(self) -> AllowList:
         """The coordinator's: the clients of [sites]."""

@@ -19,7 +19,8 @@ import numpy as np
 from splitpeer.defences.randomness import Release
 from splitpeer.defences.stack import Stack, defend
 from splitpeer.training.split_step import Arrays, ClientHalf, CoordinatorHalf
-from splitproto.messages import Sample
+from splitpeer.training.sums import SUM, fused
+from splitproto.messages import Fusion, Sample
 
 
 class Place(NamedTuple):
@@ -27,6 +28,10 @@ class Place(NamedTuple):
 
     site: str
     seat: str
+
+
+THE_SUM = Place("", SUM)
+"""All sites at the only seat of a secure sum."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +90,7 @@ def split_round(
     *,
     rows: Mapping[Place, Rows] | None = None,
     left_out: Collection[str] = (),
+    terms: Fusion | None = None,
 ) -> float:
     """Make one step; returns the loss.
 
@@ -94,6 +100,7 @@ def split_round(
         release: what is released; defences draw from it.
         rows: which samples `images` are; missing: the whole batch, in order.
         left_out: seats that the step is made without (SP-11-37).
+        terms: of the secure sum in which the sites' values are fused (SP-11.18), all of whose sites take part.
 
     Raises:
         JobFailed: a loss or gradient is not finite (SP-11-10).
@@ -101,6 +108,7 @@ def split_round(
     """
     rows = rows or {}
     arrived: dict[Place, Arrays] = {}
+    whole: dict[str, dict[str, Arrays]] = {}
     for site in parties.names():
         # A participating site computes the seats that are left out too, as ordered.
         if any(Place(site, seat) in images and seat not in left_out for seat, _ in parties.at(site)):
@@ -109,15 +117,17 @@ def split_round(
                 for seat, half in parties.at(site)
                 if (place := Place(site, seat)) in images
             }
-            arrived |= {Place(site, seat): arrays for seat, arrays in wire.up(site, sent).items()}
+            whole[site] = wire.up(site, sent)
+            arrived |= {Place(site, seat): arrays for seat, arrays in whole[site].items()}
+    if terms is not None:
+        arrived = {THE_SUM: fused(whole, terms)}
+    used = {place: arrays for place, arrays in arrived.items() if place.seat not in left_out}
     loss, gradients = fused_step(
-        parties.coordinator,
-        {place: arrays for place, arrays in arrived.items() if place.seat not in left_out},
-        target,
-        release,
-        parties.gradient_defences,
-        rows=rows,
+        parties.coordinator, used, target, release, parties.gradient_defences, rows=rows
     )
+    if terms is not None:
+        # SP-11.18-2: "the same octets for all sites"; a seat's part of the sum has the sum's own gradient.
+        gradients = dict.fromkeys(parties.sites, gradients[THE_SUM])
     for site in parties.names():
         back = {place.seat: arrays for place, arrays in gradients.items() if place.site == site}
         heard = wire.down(site, back) if back else {}
