@@ -83,7 +83,11 @@ TABLE: dict[str, Row] = {
         ("splitpeer.__init__", "splitpeer.errors", "splitpeer.logs", "splitpeer.settings"), _LIGHT
     ),
     **dict.fromkeys(
-        (f"splitpeer.{name}" for name in ("storage", "models", "data", "training", "defences")), _LOW
+        (
+            f"splitpeer.{name}"
+            for name in ("storage", "models", "data", "training", "pretraining", "defences")
+        ),
+        _LOW,
     ),
     **dict.fromkeys(
         (

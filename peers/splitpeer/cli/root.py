@@ -17,6 +17,7 @@ COMMANDS = {
     "config": ("splitpeer.cli.config:config", "Check or show settings."),
     "doctor": ("splitpeer.cli.doctor:doctor", "Find what is wrong before a job, and dial the coordinator."),
     "data": ("splitpeer.cli.data:data", "Look at a site's images before training."),
+    "pretrain": ("splitpeer.cli.pretrain:pretrain", "Train first weights for this site's encoder, here."),
     "serve": ("splitpeer.cli.serve:serve", "Run this peer: a hospital's client, or the coordinator."),
     "status": ("splitpeer.cli.status:status", "Show what this peer is doing and what it is waiting for."),
     "drain": ("splitpeer.cli.drain:drain", "Stop this peer cleanly."),

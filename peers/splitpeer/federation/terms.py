@@ -151,7 +151,9 @@ def backbone_for(job: Job, config: PeerConfig) -> Backbone:
         ValueError: it is unknown or impossible, or does not yield the job's cut.
     """
     own = config.model
-    return backbone_of(job) if own is None else own_backbone(own.network, own.given, job)
+    if own is None or own.network is None:
+        return backbone_of(job)
+    return own_backbone(own.network, own.given, job)
 
 
 def encoder_parameters(backbone: Backbone, seats: Sequence[Seat]) -> int:
@@ -275,7 +277,7 @@ def _check_averaging(job: Job, config: PeerConfig, policy: Policy) -> None:
         raise PolicyRefused(
             "the job averages encoders, so the coordinator would have our weights; this site keeps them (share_encoder)"
         )
-    if config.model is not None:
+    if config.model is not None and config.model.network is not None:
         raise PolicyRefused("the job averages encoders, but this site runs its own ([model])")
 
 

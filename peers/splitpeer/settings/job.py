@@ -12,9 +12,10 @@ from pydantic import Field, model_validator
 from splitpeer.models.cut import MAX_LEVELS, Backbone
 from splitpeer.models.registry import DEFAULT, NETWORKS, make_backbone
 from splitpeer.settings.loading import Section, Settings
-from splitpeer.settings.network import NetworkChoice, listed
+from splitpeer.settings.network import NetworkSettings, listed
 from splitpeer.settings.task import TaskSection
 from splitpeer.settings.values import (
+    MAX_COUNT,
     Count,
     CountOrFraction,
     GradientDefences,
@@ -50,9 +51,11 @@ class JobHead(Section):
     """Seeds the order of batches, the augmentation and the decoder; known to all."""
 
 
-class Model(NetworkChoice):
+class Model(NetworkSettings):
     """The network, and what of it leaves the sites. Settings that are not written are the network's defaults."""
 
+    network: str = DEFAULT
+    """A name of `models.registry.NETWORKS`."""
     dimensions: Literal[2, 3] = 2
     levels: Levels | None = None
     """Levels whose activations the sites send; without it, all of the network's."""
@@ -145,6 +148,25 @@ class Training(Section):
     """Steps after which encoders of one seat are averaged; 0: each site keeps its own. Sites must allow it."""
 
 
+class Pretraining(Section):
+    """A recipe for the sites' first weights, which each follows by itself: ``splitpeer pretrain --recipe``."""
+
+    data: Name
+    """Whose images: ``phantom``, which the command renders, or the name of a public data set that each site has."""
+    patients: Annotated[int, Field(ge=1, le=10_000)] = 240
+    """Of the phantom."""
+    cohort: Annotated[int, Field(ge=0, le=MAX_COUNT)] = 1000
+    """Which phantom patients: its seed."""
+    labels: Literal["regions", "none"] = "regions"
+    """With the masks of the job's task, or of images alone."""
+    steps: Annotated[int, Field(gt=0, le=MAX_STEPS)] = 1000
+    seed: Seed | None = None
+    """All sites of one modality start alike, from weights that anybody can compute; without it, from entropy of their
+    own."""
+    own_steps: Annotated[int, Field(ge=0, le=MAX_STEPS)] = 0
+    """After that so many steps on the site's own images, without masks."""
+
+
 class JobDefences(Section):
     """Defences that the coordinator, which holds the labels, applies to gradients before sending them."""
 
@@ -206,6 +228,7 @@ class JobConfig(Settings):
     model: Model = Model()
     data: JobData
     training: Training = Training()
+    pretraining: Pretraining | None = None
     defences: JobDefences = JobDefences()
     evaluation: Evaluation = Evaluation()
     deadlines: Deadlines = Deadlines()

@@ -203,9 +203,17 @@ def _put(raw: dict[str, Any], dotted: str, value: Any, *, replace: bool = True) 
 def _resolve(raw: dict[str, Any], dotted: str, base: Path) -> None:
     section, _, key = dotted.partition(".")
     table = raw.get(section)
+    if not isinstance(table, dict) or key not in table:
+        return
+    value = table[key]
+    table[key] = (
+        {name: _at(one, base) for name, one in value.items()} if isinstance(value, dict) else _at(value, base)
+    )
+
+
+def _at(value: Any, base: Path) -> Any:
     # A value that is not text, or empty, is left for the model to refuse.
-    if isinstance(table, dict) and isinstance(value := table.get(key), str) and value:
-        table[key] = base / Path(value).expanduser()
+    return base / Path(value).expanduser() if isinstance(value, str) and value else value
 
 
 # --------------------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import BeforeValidator, Field, create_model
 
 from splitpeer.models.cut import MAX_LEVELS
-from splitpeer.models.registry import DEFAULT, NETWORKS
+from splitpeer.models.registry import NETWORKS
 from splitpeer.settings.loading import Section
 from splitpeer.settings.values import Width
 
@@ -24,11 +24,8 @@ def listed(value: Any) -> Any:
 Numbers = Annotated[tuple[Width, ...], BeforeValidator(listed), Field(max_length=3 * MAX_LEVELS)]
 
 
-class _NetworkChoice(Section):
-    """The name of a network."""
-
-    network: str = DEFAULT
-    """A name of `models.registry.NETWORKS`."""
+class _NetworkSettings(Section):
+    """What all networks share."""
 
     @property
     def given(self) -> dict[str, tuple[int, ...]]:
@@ -37,11 +34,11 @@ class _NetworkChoice(Section):
 
 
 if TYPE_CHECKING:
-    NetworkChoice = _NetworkChoice
+    NetworkSettings = _NetworkSettings
 else:
-    NetworkChoice = create_model(
-        "NetworkChoice",
-        __base__=_NetworkChoice,
-        __doc__="A network and its settings, a key for each of `SETTINGS`; by default those of `registry.NETWORKS`.",
+    NetworkSettings = create_model(
+        "NetworkSettings",
+        __base__=_NetworkSettings,
+        __doc__="A key for each of `SETTINGS`; by default those of `registry.NETWORKS`.",
         **dict.fromkeys(SETTINGS, (Numbers | None, None)),
     )

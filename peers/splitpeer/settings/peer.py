@@ -14,10 +14,10 @@ from pydantic import Field, model_validator
 
 from splitpeer.data.rules import MAX_VOXELS, Rules
 from splitpeer.errors import ConfigError
-from splitpeer.models.registry import NETWORKS
+from splitpeer.models.registry import DEFAULT, NETWORKS
 from splitpeer.settings.bounds import Bounds
 from splitpeer.settings.loading import Section, Settings
-from splitpeer.settings.network import NetworkChoice
+from splitpeer.settings.network import SETTINGS, NetworkSettings
 from splitpeer.settings.values import (
     Address,
     Count,
@@ -36,6 +36,7 @@ from splitpeer.settings.values import (
     Precision,
     RemoteAddress,
     Seconds,
+    WeightFiles,
 )
 from splitproto.connection import Timing
 from splitproto.constants import BYTE_BUDGET, LINK_LIFETIME, RECHECK_INTERVAL
@@ -192,11 +193,25 @@ class Policy(Bounds):
         return self
 
 
-class OwnEncoder(NetworkChoice):
-    """What this site runs instead of the encoder that a job names; it must yield the job's cut."""
+class OwnEncoder(NetworkSettings):
+    """What this site's encoder is, and what it starts from, if not what a job says."""
+
+    network: str | None = None
+    """Instead of the network that a job names: one that yields the job's cut."""
+    weights: WeightFiles | None = None
+    """File of ``splitpeer pretrain`` that a run's encoder starts from; several seats: ``{ t2 = "t2.safetensors" }``."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _settings_are_of_a_network(cls, raw: Any) -> Any:
+        if isinstance(raw, dict) and any(name in raw for name in SETTINGS):
+            return {"network": DEFAULT, **raw}
+        return raw
 
     @model_validator(mode="after")
     def _has_its_settings(self) -> Self:
+        if self.network is None:
+            return self
         if self.network not in NETWORKS:
             raise ValueError(f"network {self.network!r} is unknown; known are {', '.join(NETWORKS)}")
         if strange := sorted(self.given.keys() - NETWORKS[self.network].defaults.keys()):
@@ -204,6 +219,10 @@ class OwnEncoder(NetworkChoice):
                 f"{self.network} has no setting {strange[0]!r}; it has {', '.join(NETWORKS[self.network].defaults)}"
             )
         return self
+
+    def weights_of(self, seat: str) -> Path | None:
+        """The file that the encoder of a seat starts from."""
+        return self.weights.get(seat) if isinstance(self.weights, dict) else self.weights
 
 
 class CaptureSection(Section):
@@ -253,6 +272,7 @@ class PeerConfig(Settings):
             "data.salt",
             "data.withdrawn",
             "capture.key",
+            "model.weights",
         }
     )
 

@@ -133,6 +133,15 @@ def _location(value: Any) -> Any:
     return value
 
 
+def _weight_files(value: Any) -> Any:
+    """One file, or a table of them by seat."""
+    if isinstance(value, dict) and value:
+        return {_modality(str(seat)): Path(_location(file)) for seat, file in value.items()}
+    if isinstance(value, str | Path):
+        return Path(_location(value))
+    raise ValueError(f"{value!r} is neither a file nor a table {{ seat = file }}")
+
+
 @dataclass(frozen=True)
 class _Defences:
     """A list of texts in the file, checked and read once; written again as it was."""
@@ -162,6 +171,7 @@ Modalities = Annotated[tuple[str, ...], BeforeValidator(_held), PlainSerializer(
 Layout = Annotated[str, AfterValidator(_layout)]
 FilePattern = Annotated[str, AfterValidator(_pattern)]
 Location = Annotated[Path, BeforeValidator(_location)]
+WeightFiles = Annotated[Path | dict[str, Path], BeforeValidator(_weight_files)]
 Address = Annotated[str, AfterValidator(_address)]
 RemoteAddress = Annotated[str, AfterValidator(_remote_address)]
 Distinct = AfterValidator(_distinct)

@@ -488,6 +488,7 @@ class Client:
                 recorded,
                 job.applied,
                 len(patients),
+                [f"{seat} {digest}" for seat, digest in job.weights.items()],
             )
         )
         proof = job.prove(offer, session.binding)

@@ -71,6 +71,8 @@ class Means:
     salt: bytes
     """The patients' salt."""
     encoders: Encoders
+    weights: Mapping[str, str]
+    """By seat, the digest of the file that its encoder started from."""
     defences: tuple[str, ...]
     """Defences of images and activations, as they are announced."""
     private: bool
@@ -111,6 +113,11 @@ class SiteJob:
         """Steps that were made without this site, as far as this process knows."""
         self.lost = False
         """Its weights belong to no step of this run until the coordinator says to which to roll back."""
+
+    @property
+    def weights(self) -> dict[str, str]:
+        """By seat, the digest of the file of pretrained weights that the run started from; {}: of none."""
+        return dict(self._means.weights)
 
     def begin(self) -> None:
         """From weights of step 0: those of the run if it holds them; otherwise it writes fresh ones down.

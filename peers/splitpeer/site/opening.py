@@ -27,6 +27,7 @@ from splitpeer.models.cut import Backbone
 from splitpeer.privacy.ledger import Ledger, Spent
 from splitpeer.settings.bounds import Bounds
 from splitpeer.settings.peer import PeerConfig
+from splitpeer.site import first_weights
 from splitpeer.site.budgets import Budgets, new_run
 from splitpeer.site.encoders import Encoders
 from splitpeer.site.images import find_cases, open_consent, open_volumes
@@ -89,6 +90,7 @@ def open_job(
         named=named,
         salt=load_salt(config.data.salt) if config.data.salt else b"",
         encoders=encoders,
+        weights=first_weights.start(encoders, config, job, backbone, offer.seats, folder),
         defences=announced(images, encoders.defences),
         private=config.runtime.initial_weights == "private",
         budgets=Budgets(folder, bounds),

@@ -62,10 +62,7 @@ def save(
         raise ValueError(f"step must be 0 to 99,999,999, not {step}")
     if isinstance(keep, int) and keep < 1:
         raise ValueError(f"at least one checkpoint must be kept, not {keep}")
-    tensors = {name: tensor.contiguous() for name, tensor in half_state.items()}
-    described = json.dumps(dict(meta), sort_keys=True, allow_nan=False)
-    digest = _digest(step, tensors, described)
-    data = safetensors.torch.save(tensors, {_DIGEST: digest, _META: described})
+    data, digest = encode(step, half_state, meta)
     path = _path(folder, step)
     try:
         # First, as it makes room.
@@ -82,6 +79,14 @@ def save(
         keep = others[max(len(others) - (keep - 1), 0) :]
     prune(folder, {step, *keep})
     return digest
+
+
+def encode(step: int, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> tuple[bytes, str]:
+    """The bytes of a file that `read` takes, and its digest; arguments as for `save`."""
+    held = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    described = json.dumps(dict(meta), sort_keys=True, allow_nan=False)
+    digest = _digest(step, held, described)
+    return safetensors.torch.save(held, {_DIGEST: digest, _META: described}), digest
 
 
 def prune(folder: Path, keep: Collection[int]) -> None:

@@ -128,6 +128,8 @@ class JobAccepted(Happening):
     recorded: bool
     applied: int
     patients: int
+    weights: Sequence[str] = ()
+    """Seat and SHA-256 of the file that its encoder started from, where that was one of ``splitpeer pretrain``."""
 
 
 @dataclass(frozen=True)

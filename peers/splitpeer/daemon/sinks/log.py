@@ -182,6 +182,8 @@ def _of_a_link(happening: h.Happening) -> Iterator[Line]:
                 "levels": ",".join(levels),
                 "precision": precision,
             }
+            if happening.weights:
+                terms["weights"] = ", ".join(happening.weights)
             yield Line("job.accepted", {**terms, "applied": happening.applied, "patients": patients})
         case h.JobComplete(job, step):
             yield Line("job.complete", {} if job is None else {"job": job, "step": step})

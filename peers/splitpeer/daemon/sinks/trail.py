@@ -63,6 +63,8 @@ def entry(happening: h.Happening) -> tuple[str, dict[str, Any]] | None:
             return "policy.refused", {"cause": cause}
         case h.JobAccepted(levels=levels, seats=seats):
             fields = {**vars(happening), "levels": list(levels), "seats": list(seats)}
+            if not happening.weights:
+                del fields["weights"]
             # The inventory is not part of the terms.
             del fields["patients"]
             return "job.accepted", fields

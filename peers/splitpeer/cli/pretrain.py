@@ -1,0 +1,321 @@
+"""`splitpeer pretrain`: first weights for a site's encoder, trained here, without a coordinator."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from rich.console import Console
+from rich.progress import Progress, TaskID
+
+from splitpeer import logs
+from splitpeer.cli.data import bar
+from splitpeer.cli.options import (
+    FILE,
+    LAYOUT,
+    config_option,
+    echo_json,
+    json_option,
+    load_peer,
+    private_files,
+    set_option,
+)
+from splitpeer.cli.terminal import echo
+from splitpeer.errors import ConfigError
+from splitpeer.settings.job import JobConfig
+from splitpeer.settings.peer import PeerConfig
+
+if TYPE_CHECKING:
+    from splitpeer.data.task import Task
+    from splitpeer.models.cut import Backbone
+    from splitpeer.pretraining.course import Planned, Told
+    from splitpeer.pretraining.encoder_file import EncoderFile
+    from splitpeer.pretraining.examples import Source
+    from splitpeer.pretraining.sources import Grid
+    from splitpeer.pretraining.stage import Stage
+
+UNLABELLED = "none"
+OTHER = "other"
+"""What the file says of images given by --images."""
+
+
+@click.command()
+@config_option
+@set_option
+@click.option("--job", "job_file", type=FILE, required=True, help="The job.toml that the encoder is for.")
+@click.option("--seat", help="Which of the job's seats; needed where this site fills several.")
+@click.option("--labels", help='"none": learn from images alone; or the folder of their masks.')
+@click.option("--images", type=FILE, help="Other people's images; default: this site's own, of peer.toml.")
+@click.option("--layout", type=LAYOUT, help="Of --images; default: that of peer.toml.")
+@click.option(
+    "--convention", type=click.Choice(("msd", "brats", "brats2023", "nnunet", "task")), help="Of the masks."
+)
+@click.option(
+    "--recipe", is_flag=True, help="Follow [pretraining] of the job; --images says where its data are."
+)
+@click.option("--steps", type=click.IntRange(1), help="Default: the job's; with --recipe, the recipe's.")
+@click.option("--leave-out", type=FILE, help="List of own patients not to learn from, an id a line.")
+@click.option("--out", type=FILE, default=Path("encoder.safetensors"), show_default=True)
+@click.option("--force", is_flag=True, help="Replace --out, and begin again where one was interrupted.")
+@json_option
+def pretrain(as_json: bool, **given: Any) -> None:
+    """Train first weights for this site's encoder: for [model] weights of peer.toml.
+
+    Nothing leaves this machine. Interrupted, the same command continues. Patients whom the job will hold out are to be
+    named by --leave-out, or its scores are too good.
+    """
+    private_files()
+    asked = _Asked(**given)
+    if not (asked.recipe or asked.labels):
+        raise ConfigError("say what to learn from: --labels none, --labels FOLDER, or --recipe")
+    if asked.recipe and (asked.labels or asked.steps):
+        raise ConfigError("--recipe says steps and labels itself: leave out --labels and --steps")
+    work = _Work(asked)
+    from splitpeer.pretraining.course import pretrain as run
+
+    with ExitStack() as stack:
+        show = _Shown(stack.enter_context)
+        planned = work.planned(show)
+        made = run(planned, work.backbone, work.described, asked.out, force=asked.force, told=show.told())
+    if as_json:
+        echo_json({"file": str(made.path), "digest": made.digest, **asdict(made.described)})
+        return
+    for line in _summary(made):
+        echo(line)
+    echo(f'In peer.toml: [model] weights = "{made.path.name}"')
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """The command line."""
+
+    config_file: Path | None
+    settings: tuple[str, ...]
+    job_file: Path
+    seat: str | None
+    labels: str | None
+    images: Path | None
+    layout: str | None
+    convention: str | None
+    recipe: bool
+    steps: int | None
+    leave_out: Path | None
+    out: Path
+    force: bool
+
+
+class _Work:
+    """What the files and the command line come to. Raises ConfigError, PolicyRefused."""
+
+    def __init__(self, asked: _Asked) -> None:
+        import torch
+
+        from splitpeer.federation.compute import pick_device
+        from splitpeer.pretraining.encoder_file import Described
+        from splitpeer.pretraining.sources import Grid
+
+        self.asked, self.job = asked, JobConfig.load(asked.job_file)
+        self.config = load_peer(asked.config_file, asked.settings)
+        logs.setup(self.config.log.format, self.config.log.level)
+        self.seat, self.modalities = _seat(self.job, self.config, asked.seat)
+        self.backbone = _backbone(self.job, self.config, self.seat, self.modalities)
+        rule, spacing = self.job.task.rule, self.job.data.spacing or ()
+        rules = [str(rule(modality)) for modality in self.modalities]
+        self.described = Described.of(self.backbone, self.modalities, rules, spacing, self.job.data.window)
+        self.grid: Grid = Grid(spacing, rule, self.config.data.rules(), self.config.data.cache_mib)
+        self.device = pick_device(self.config.runtime.device)
+        torch.set_num_threads(self.config.runtime.threads)
+
+    def planned(self, show: _Shown) -> list[Planned]:
+        """The stages."""
+        from splitpeer.pretraining.course import Planned
+        from splitpeer.pretraining.encoder_file import OWN
+
+        asked = self.asked
+        if asked.recipe:
+            return self._recipe(show)
+        steps = asked.steps or self.job.training.steps
+        labels = Path(asked.labels) if asked.labels and asked.labels != UNLABELLED else None
+        task = self._task(asked.convention) if labels is not None else None
+        data = OWN if asked.images is None else OTHER
+        stage = self._stage(data, task, steps, self._own_seed())
+        return [Planned(stage, lambda: self._source(labels, task))]
+
+    def _recipe(self, show: _Shown) -> list[Planned]:
+        """`[pretraining]` of the job: public data first, then own images."""
+        from splitpeer.models.seeding import site_seed
+        from splitpeer.pretraining.course import Planned
+        from splitpeer.pretraining.encoder_file import OWN
+        from splitpeer.pretraining.sources import PHANTOM, phantom, public
+
+        recipe, asked = self.job.pretraining, self.asked
+        if recipe is None:
+            raise ConfigError(f"{self.job.source}: has no [pretraining] to follow: use --labels instead")
+        drawn = recipe.data == PHANTOM
+        if not drawn and asked.images is None:
+            raise ConfigError(
+                f"[pretraining] data is {recipe.data}: add --images and its folder, and --layout"
+            )
+        convention = "msd" if drawn else asked.convention
+        task = self._task(convention) if recipe.labels == "regions" else None
+        seed = None if recipe.seed is None else site_seed(recipe.seed, "+".join(self.modalities))
+
+        def source() -> Source:
+            if drawn:
+                folder = asked.out.with_name(f"{PHANTOM}-{recipe.patients}-{recipe.cohort}")
+                return phantom(
+                    folder, recipe.patients, recipe.cohort, self.modalities, self.grid, task, show.rendered
+                )
+            images = asked.images or Path()
+            layout = asked.layout or self.config.data.layout
+            return public(images, layout, self.modalities, self.grid, images if task else None, task)
+
+        planned = [Planned(self._stage(recipe.data, task, recipe.steps, seed), source)]
+        if recipe.own_steps:
+            own = self._stage(OWN, None, recipe.own_steps, self._own_seed())
+            planned.append(Planned(own, lambda: self._own(None, None)))
+        return planned
+
+    def _stage(self, data: str, task: Task | None, steps: int, seed: int | None) -> Stage:
+        from splitpeer.pretraining.course import stage_of
+
+        channels = len(self.modalities) if task is None else task.channels
+        return stage_of(
+            self.job, data, labels=task is not None, steps=steps, seed=seed, channels=channels,
+            exclusive=task is not None and task.exclusive, device=self.device,
+        )  # fmt: skip
+
+    def _own_seed(self) -> int | None:
+        """None: private entropy."""
+        from splitpeer.models.seeding import site_seed
+
+        seed = self.config.runtime.initial_weights
+        return None if seed == "private" else site_seed(int(seed), self.seat)
+
+    def _task(self, convention: str | None) -> Task:
+        if convention is None and self.job.task.preset is None:
+            convention = "task"
+        return self.job.task.task(convention)
+
+    def _source(self, labels: Path | None, task: Task | None) -> Source:
+        from splitpeer.pretraining.sources import public
+
+        if self.asked.images is None:
+            return self._own(labels, task)
+        layout = self.asked.layout or self.config.data.layout
+        return public(self.asked.images, layout, self.modalities, self.grid, labels, task)
+
+    def _own(self, labels: Path | None, task: Task | None) -> Source:
+        """This site's images, without patients who have withdrawn consent."""
+        from splitpeer.data.channels import Channels
+        from splitpeer.data.pseudonym import load_salt
+        from splitpeer.pretraining.examples import Source
+        from splitpeer.pretraining.sources import left_out, open_masks
+        from splitpeer.site.images import find_cases, open_consent, open_volumes
+
+        config = self.config
+        found = find_cases(config)
+        consent = open_consent(config, found)
+        asked = {modality: found[modality] for modality in self.modalities}
+        volumes = open_volumes(config, asked, self.grid.spacing, self.grid.rule)
+        salt = load_salt(config.data.salt) if config.data.salt else b""
+        without = left_out(self.asked.leave_out, salt, list(volumes.values()))
+        masks = None
+        if labels is not None:
+            masks = open_masks(labels, self.asked.layout or config.data.layout, salt, self.grid, task)
+        return Source(
+            Channels(volumes, {self.seat: self.modalities}), masks, lambda: consent.withdrawn() | without
+        )
+
+
+class _Shown:
+    """Bars on a terminal; the log has a line for each checkpoint."""
+
+    def __init__(self, enter: Callable[[AbstractContextManager[Progress]], Progress]) -> None:
+        self._enter = enter
+        self._bars: dict[str, tuple[Progress, TaskID]] = {}
+        self._number = 0
+
+    def told(self) -> Told:
+        """For `course.pretrain`."""
+        from splitpeer.pretraining.course import Told
+
+        def begins(number: int, stage: Stage) -> None:
+            self._number = number + 1
+            what = "with masks" if stage.labels else "images alone"
+            Console(stderr=True).print(f"stage {self._number}: {stage.data}, {what}, {stage.steps} steps")
+
+        return Told(begins, self.reads, self.steps)
+
+    def rendered(self, done: int, total: int) -> None:
+        """A phantom's patients."""
+        self._show("phantom", done, total)
+
+    def reads(self, done: int, total: int) -> None:
+        """Patients read."""
+        self._show("reading", done, total)
+
+    def steps(self, done: int, total: int, loss: float) -> None:
+        """Steps made."""
+        self._show(f"stage {self._number}", done, total, f"loss {loss:.4g}")
+
+    def _show(self, what: str, done: int, total: int, more: str = "") -> None:
+        if what not in self._bars:
+            for shown, _ in self._bars.values():
+                shown.stop()
+            progress = self._enter(bar(f"{what} {{task.description}}"))
+            self._bars[what] = progress, progress.add_task("", total=total)
+        progress, task = self._bars[what]
+        progress.update(task, completed=done, total=total, description=more)
+
+
+def _seat(job: JobConfig, config: PeerConfig, asked: str | None) -> tuple[str, tuple[str, ...]]:
+    """The seat, and its modalities. Raises ConfigError."""
+    site = config.peer.site
+    if site not in job.sites:
+        raise ConfigError(
+            f"{job.source}: [sites] does not name {site}: ask the coordinator for the right job.toml"
+        )
+    fills = job.filled_by(site)
+    if asked is None and len(fills) == 1:
+        asked = fills[0]
+    if asked not in fills:
+        raise ConfigError(f"{site} fills {', '.join(fills)} of this job: add --seat with one of them")
+    held = job.channels()[asked]
+    if lacking := [modality for modality in held if modality not in config.peer.modalities]:
+        raise ConfigError(
+            f"{config.source}: [peer] modality lacks {', '.join(lacking)}, which seat {asked} shows"
+        )
+    return asked, held
+
+
+def _backbone(job: JobConfig, config: PeerConfig, seat: str, modalities: tuple[str, ...]) -> Backbone:
+    """The network, within the policy. Raises ConfigError, PolicyRefused."""
+    from splitpeer.federation.terms import backbone_for, check_bounds, job_on_wire
+    from splitpeer.settings.bounds import Bounds
+    from splitproto.messages import Seat
+
+    wire = job_on_wire(job)
+    try:
+        backbone = backbone_for(wire, config)
+    except ValueError as error:
+        raise ConfigError(f"{config.source}: [model]: {error}") from None
+    check_bounds(wire, backbone, (Seat(seat, modalities),), config.policy or Bounds(), 0)
+    return backbone
+
+
+def _summary(made: EncoderFile) -> list[str]:
+    """What was made, for a person."""
+    described = made.described
+    lines = [f"{made.path}: {described.network} for {', '.join(described.modalities)}, sha256 {made.digest}"]
+    for number, past in enumerate(described.stages):
+        seed = "private entropy" if past.seed is None else f"seed {past.seed}"
+        lines.append(
+            f"stage {number + 1}: {past.data}, labels {past.labels}, {past.patients} patients, {past.steps} steps of "
+            f"{past.batch}, loss {past.loss[0]:.4g} to {past.loss[1]:.4g}, {seed}"
+        )
+    return lines

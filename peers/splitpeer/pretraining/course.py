@@ -1,0 +1,127 @@
+"""Stages one after the other, and the encoder's file at the end."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from torch import Tensor
+
+from splitpeer.errors import ConfigError
+from splitpeer.models.cut import Backbone
+from splitpeer.pretraining import encoder_file
+from splitpeer.pretraining.encoder_file import Described, EncoderFile
+from splitpeer.pretraining.examples import Source, examples
+from splitpeer.pretraining.stage import Progress, Stage, train
+from splitpeer.settings.job import JobConfig
+
+STEPS = ".steps"
+"""Ending of the folder with the checkpoints of a pretraining that is not over."""
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A stage, and where its images come from."""
+
+    stage: Stage
+    source: Callable[[], Source]
+    """Called when the stage begins."""
+
+
+@dataclass(frozen=True)
+class Told:
+    """How far the work is: for a person."""
+
+    begins: Callable[[int, Stage], None] = lambda number, stage: None
+    reads: Callable[[int, int], None] = lambda done, total: None
+    steps: Progress = lambda done, total, loss: None
+
+
+def stage_of(
+    job: JobConfig,
+    data: str,
+    *,
+    labels: bool,
+    steps: int,
+    seed: int | None,
+    channels: int,
+    exclusive: bool,
+    device: str,
+) -> Stage:
+    """A stage with the optimiser, the batch and the windows of a job.
+
+    Args:
+        channels: of the decoder.
+    """
+    training = job.training
+    return Stage(
+        data=data,
+        channels=channels,
+        labels=labels,
+        exclusive=exclusive,
+        steps=steps,
+        batch=training.batch,
+        optimiser=training.optimiser,
+        learning_rate=training.learning_rate,
+        weight_decay=training.weight_decay,
+        schedule=training.schedule,
+        augment=job.data.augment,
+        positive_fraction=job.data.positive_fraction,
+        seed=seed,
+        every=training.checkpoint_every,
+        device=device,
+    )
+
+
+def work_folder(out: Path) -> Path:
+    """Where checkpoints are until `out` is written."""
+    return out.with_name(out.name + STEPS)
+
+
+def pretrain(
+    planned: Sequence[Planned],
+    backbone: Backbone,
+    described: Described,
+    out: Path,
+    *,
+    force: bool,
+    told: Told,
+) -> EncoderFile:
+    """Make all stages, each from the weights of the one before, and write the file; continues one that was interrupted.
+
+    Args:
+        planned: at least one.
+        described: the encoder.
+        out: the file.
+        force: begin again, and replace the file, where one is there.
+
+    Raises:
+        ConfigError: `out` is there, its folder is not, or an interrupted one had other settings.
+        DataError, JobFailed: see `stage.train`.
+    """
+    folder = work_folder(out)
+    if not out.parent.is_dir():
+        raise ConfigError(f"{out.parent}: no such folder: make it, or name another --out")
+    if out.exists() and not force:
+        raise ConfigError(f"{out}: exists and is not overwritten: move it away, or add --force")
+    if force and folder.exists():
+        shutil.rmtree(folder)
+    tensors: dict[str, Tensor] | None = None
+    for number, one in enumerate(planned):
+        told.begins(number, one.stage)
+        trained = train(
+            one.stage,
+            backbone,
+            described,
+            lambda draw, source=one.source: examples(source(), draw, told.reads),  # type: ignore[misc]
+            folder / str(number + 1),
+            start=tensors,
+            progress=told.steps,
+        )
+        tensors = trained.tensors
+        described = replace(described, stages=(*described.stages, trained.past))
+    encoder_file.write(out, tensors or {}, described)
+    shutil.rmtree(folder, ignore_errors=True)
+    return encoder_file.read(out)

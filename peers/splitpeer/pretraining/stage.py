@@ -1,0 +1,259 @@
+"""One stage: so many steps of an encoder with a decoder of its own, which is thrown away. Checkpoints, to go on from.
+
+Both halves are those of a run, with nothing between them. Without labels, what the decoder gives is an image, and the
+true one stands where labels at a site would.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import math
+import secrets
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from splitpeer.daemon.lock import StateLock
+from splitpeer.errors import ConfigError, JobFailed
+from splitpeer.logs import event
+from splitpeer.models.cut import Backbone
+from splitpeer.models.registry import build_decoder, build_encoder
+from splitpeer.models.seeding import PRIVATE_ENTROPY_BITS
+from splitpeer.pretraining.encoder_file import Described, Past, load
+from splitpeer.pretraining.examples import Draw, Examples
+from splitpeer.storage import checkpoint
+from splitpeer.training.optimiser import make_optimiser, make_schedule
+from splitpeer.training.split_step import ClientHalf, CoordinatorHalf
+
+log = logging.getLogger(__name__)
+
+KEEP = 2
+"""Checkpoints of a stage."""
+MEMORY = 0.98
+"""Of the average of the loss: about the last fifty steps count."""
+_SEAT = "seat"
+_NUMBERS = "encoder", "decoder", "windows"
+"""What is drawn, each from entropy of its own."""
+
+Progress = Callable[[int, int, float], None]
+"""Told the steps done, of how many, and the average loss."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What is done, on whose images."""
+
+    data: str
+    """Name of the data: `encoder_file.OWN`, or another."""
+    channels: int
+    """Of the decoder: regions, or classes; without labels, those of the image."""
+    labels: bool
+    exclusive: bool
+    """Whether the regions exclude each other."""
+    steps: int
+    batch: int
+    optimiser: str
+    learning_rate: float
+    weight_decay: float
+    schedule: str
+    augment: bool
+    positive_fraction: float
+    seed: int | None
+    """None: private entropy."""
+    every: int = 100
+    """Steps from checkpoint to checkpoint."""
+    device: str = "cpu"
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a stage came to."""
+
+    tensors: dict[str, Tensor]
+    """Of the encoder, on the CPU."""
+    past: Past
+
+
+def train(
+    stage: Stage,
+    backbone: Backbone,
+    described: Described,
+    make: Callable[[Draw], Examples],
+    folder: Path,
+    *,
+    start: Mapping[str, Tensor] | None = None,
+    progress: Progress = lambda done, steps, loss: None,
+) -> Trained:
+    """Make all steps of a stage, from its last checkpoint if there is one.
+
+    Args:
+        described: the encoder, and the stages before this one.
+        make: the examples, given how to draw them; not called where all steps are made.
+        folder: this stage's own; checkpoints of another are refused.
+        start: the encoder's first weights; None: drawn from the stage's seed.
+
+    Raises:
+        ConfigError: the folder holds another pretraining, or one that is under way.
+        DataError: a file, or a checkpoint, cannot be read or written.
+        JobFailed: the loss is no finite number, or no patient is left.
+    """
+    lock = StateLock(folder)
+    if not lock.take():
+        raise ConfigError(
+            f"{folder}: another pretraining is at work here: wait for it, or name another --out"
+        )
+    try:
+        run = _Run(stage, backbone, described, folder, start)
+        x, y, z = (*described.window, 1)[:3]
+        draw = Draw(
+            (x, y, z),
+            stage.batch,
+            stage.steps,
+            run.entropy("windows"),
+            stage.augment,
+            stage.positive_fraction,
+        )
+        examples = make(draw) if run.done < stage.steps else None
+        while examples is not None and run.done < stage.steps:
+            run.step(*examples.batch(run.done), examples.patients)
+            progress(run.done, stage.steps, run.loss)
+            if run.done % stage.every == 0 or run.done == stage.steps:
+                run.save()
+        return Trained(run.encoder(), run.past())
+    finally:
+        lock.release()
+
+
+class _Run:
+    """Both halves of a stage, and where it is."""
+
+    def __init__(
+        self,
+        stage: Stage,
+        backbone: Backbone,
+        described: Described,
+        folder: Path,
+        start: Mapping[str, Tensor] | None,
+    ) -> None:
+        self._stage, self._folder = stage, folder
+        self._plan = _plan(stage, described, start)
+        last, meta = self._last()
+        drawn = secrets.randbits(PRIVATE_ENTROPY_BITS) if stage.seed is None else stage.seed
+        self._entropy = int(meta["entropy"], 16) if meta else drawn
+        self.loss, self._first = (float(meta["loss"]), float(meta["first"])) if meta else (math.nan, math.nan)
+        self._patients = int(meta["patients"]) if meta else 0
+        channels = len(described.modalities)
+        encoder = build_encoder(backbone, channels, seed=self.entropy("encoder"))
+        decoder = build_decoder(
+            backbone,
+            (_SEAT,),
+            "concat",
+            stage.channels,
+            exclusive=stage.exclusive,
+            seed=self.entropy("decoder"),
+        )
+        if not stage.labels and decoder.last.bias is not None:
+            nn.init.zeros_(decoder.last.bias)  # an image is no rare foreground
+        if start is not None:
+            load(encoder, start)
+        self._site = ClientHalf(encoder, *self._stepping(encoder), stage.device)
+        self._other = CoordinatorHalf(
+            decoder, *self._stepping(decoder), stage.device, exclusive=stage.exclusive
+        )
+        if last:
+            for half, name in ((self._site, "encoder/"), (self._other, "decoder/")):
+                mine = {key.removeprefix(name): t for key, t in last.items() if key.startswith(name)}
+                half.load(mine, meta)
+
+    @property
+    def done(self) -> int:
+        """Steps made."""
+        return self._site.steps_done
+
+    def entropy(self, what: str) -> int:
+        """128 bits for one of `_NUMBERS`: SHA-256 of the stage's seed or entropy."""
+        text = f"splitpeer pretraining\0{_NUMBERS.index(what)}\0{self._entropy}"
+        return int.from_bytes(hashlib.sha256(text.encode()).digest()[:16], "big")
+
+    def step(self, images: np.ndarray, target: np.ndarray, patients: int) -> None:
+        """Raises JobFailed: a number is not finite."""
+        sent = {_SEAT: self._site.forward(images)}
+        if self._stage.labels:
+            loss, back = self._other.step(sent, target)
+        else:
+            loss, gradient = squared_error(self._other.decode(sent), target)
+            if not math.isfinite(loss):
+                raise JobFailed(
+                    f"the loss at step {self.done} is not a finite number; lower the learning rate"
+                )
+            back = self._other.apply(gradient)
+        self._site.backward(back[_SEAT])
+        self._patients = max(self._patients, patients)
+        self._first = loss if math.isnan(self._first) else self._first
+        self.loss = loss if math.isnan(self.loss) else MEMORY * self.loss + (1 - MEMORY) * loss
+
+    def save(self) -> None:
+        """Raises DataError: it cannot be written."""
+        tensors, meta = self._site.state()
+        other, _ = self._other.state()
+        tensors = _named("encoder/", tensors) | _named("decoder/", other)
+        meta |= {"plan": self._plan, "entropy": f"{self._entropy:x}", "loss": self.loss, "first": self._first}
+        meta["patients"] = self._patients
+        checkpoint.save(self._folder, self.done, tensors, meta, KEEP)
+        event(log, "pretraining.checkpoint", step=self.done, steps=self._stage.steps, loss=self.loss)
+
+    def encoder(self) -> dict[str, Tensor]:
+        """A copy of its weights."""
+        return {name: t.detach().to("cpu", copy=True) for name, t in self._site.network.state_dict().items()}
+
+    def past(self) -> Past:
+        """For the encoder's file."""
+        s = self._stage
+        return Past(
+            s.data, "regions" if s.labels else "none", self._patients, s.steps, s.batch, s.optimiser, s.learning_rate,
+            s.seed, (self._first, self.loss),
+        )  # fmt: skip
+
+    def _last(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """The last whole checkpoint; ({}, {}) where there is none. Raises ConfigError: it is of something else."""
+        if not (whole := checkpoint.available(self._folder)):
+            return {}, {}
+        tensors, meta, _ = checkpoint.load(self._folder, max(whole))
+        if meta.get("plan") != self._plan:
+            raise ConfigError(
+                f"{self._folder}: holds another pretraining (other settings, weights or edition): add --force to begin "
+                "again, or name another --out"
+            )
+        event(log, "pretraining.resumed", step=meta["step"], steps=self._stage.steps)
+        return tensors, meta
+
+    def _stepping(self, part: nn.Module) -> tuple[torch.optim.Optimizer, Any]:
+        s = self._stage
+        optimiser = make_optimiser(part.parameters(), s.optimiser, s.learning_rate, s.weight_decay)
+        return optimiser, make_schedule(optimiser, s.schedule, s.steps)
+
+
+def squared_error(prediction: np.ndarray, true: np.ndarray) -> tuple[float, np.ndarray]:
+    """The mean over all voxels, and its gradient by the prediction; both float32 [B, channels, *spatial]."""
+    off = prediction - true
+    return float(np.square(off, dtype=np.float64).mean()), (2 / off.size) * off
+
+
+def _named(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {prefix + name: tensor for name, tensor in tensors.items()}
+
+
+def _plan(stage: Stage, described: Described, start: Mapping[str, Tensor] | None) -> str:
+    """What a checkpoint must belong to: SHA-256 over all that decides the steps, but for the images."""
+    # Neither changes a weight.
+    settings = asdict(replace(stage, every=1, device="cpu"))
+    first = checkpoint.encode(0, start, {})[1] if start is not None else ""
+    text = json.dumps([settings, asdict(described), first], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()

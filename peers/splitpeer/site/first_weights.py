@@ -1,0 +1,99 @@
+"""What a run's encoders start from, where `[model] weights` of `peer.toml` names files of `splitpeer pretrain`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from splitpeer.defences.network import Defended
+from splitpeer.errors import ConfigError, DataError
+from splitpeer.federation.terms import normalisation_of
+from splitpeer.models.cut import Backbone
+from splitpeer.pretraining import encoder_file
+from splitpeer.pretraining.encoder_file import Described, EncoderFile
+from splitpeer.settings.peer import PeerConfig
+from splitpeer.site.encoders import Encoders
+from splitpeer.storage import checkpoint, durable, reading
+from splitproto.messages import Job, Seat
+
+RECORD = "weights.json"
+"""File in the run's folder: by seat, the digest of what its encoder started from."""
+MAX_RECORD = 1 << 16
+"""Bytes of it."""
+
+
+def start(
+    encoders: Encoders, config: PeerConfig, job: Job, backbone: Backbone, seats: Sequence[Seat], folder: Path
+) -> dict[str, str]:
+    """Give the encoders of a new run their first weights, and note it.
+
+    A run that has checkpoints keeps to them, whatever the files hold by now.
+
+    Returns:
+        By seat, the digest of the file that the run started from; {}: of none.
+
+    Raises:
+        ConfigError: a seat is unknown, or weights of own images go with a privacy budget.
+        DataError: a file cannot be used, or does not fit the job.
+    """
+    if checkpoint.available(folder):
+        return _noted(folder)
+    _refuse_unknown(config, seats)
+    digests = {}
+    for seat in seats:
+        path = config.model.weights_of(seat.name) if config.model is not None else None
+        if path is None:
+            continue
+        rules = [str(normalisation_of(job, modality)) for modality in seat.modalities]
+        wanted = Described.of(backbone, seat.modalities, rules, job.spacing, job.window)
+        file = _fitting(path, wanted, config)
+        network = encoders.halves[seat.name].network
+        file.load_into(network.encoder if isinstance(network, Defended) else network)
+        digests[seat.name] = file.digest
+    _note(folder, digests)
+    return digests
+
+
+def _refuse_unknown(config: PeerConfig, seats: Sequence[Seat]) -> None:
+    """Raises ConfigError: a misspelt seat would start from random weights in silence."""
+    weights = config.model.weights if config.model is not None else None
+    names = [seat.name for seat in seats]
+    if isinstance(weights, Mapping) and (strange := sorted(weights.keys() - set(names))):
+        raise ConfigError(
+            f"{config.source}: [model] weights names seat {strange[0]}, this site fills {', '.join(names)}"
+        )
+
+
+def _fitting(path: Path, wanted: Described, config: PeerConfig) -> EncoderFile:
+    """The file. Raises ConfigError, DataError: see `start`."""
+    file = encoder_file.read(path)
+    file.refuse_misfit(wanted)
+    if file.described.saw_own_images and config.policy is not None and config.policy.epsilon is not None:
+        raise ConfigError(
+            f"{config.source}: [policy] epsilon promises nothing about weights made from own images ({path}): make "
+            "them from public data, or remove one of the two"
+        )
+    return file
+
+
+def _note(folder: Path, digests: Mapping[str, str]) -> None:
+    path = folder / RECORD
+    try:
+        if digests:
+            durable.make_folder(folder)
+            durable.replace(path, json.dumps(digests, sort_keys=True).encode())
+        else:
+            path.unlink(missing_ok=True)
+    except OSError as error:
+        raise durable.refusal(error, f"{path}:", "[peer] state") from None
+
+
+def _noted(folder: Path) -> dict[str, str]:
+    path = folder / RECORD
+    try:
+        return {str(seat): str(digest) for seat, digest in reading.document(path, MAX_RECORD).items()}
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError):
+        raise DataError(f"{path}: cannot be read: put it back, or start a new run") from None
