@@ -34,9 +34,14 @@ class Planned:
 class Told:
     """How far the work is: for a person."""
 
-    begins: Callable[[int, Stage], None] = lambda number, stage: None
-    reads: Callable[[int, int], None] = lambda done, total: None
-    steps: Progress = lambda done, total, loss: None
+    begins: Callable[[int, Stage], None]
+    """A stage, by its number from 0."""
+    reads: Callable[[int, int], None]
+    """Patients read, of how many."""
+    steps: Progress
+
+
+SILENT = Told(lambda number, stage: None, lambda done, total: None, lambda done, total, loss: None)
 
 
 def stage_of(
@@ -87,7 +92,7 @@ def pretrain(
     out: Path,
     *,
     force: bool,
-    told: Told,
+    told: Told = SILENT,
 ) -> EncoderFile:
     """Make all stages, each from the weights of the one before, and write the file; continues one that was interrupted.
 

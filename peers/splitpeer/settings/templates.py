@@ -102,6 +102,7 @@ recorded_by_coordinator = true  # false: decline a coordinator that records, or 
 # [model]  # an encoder of this site's own, instead of the one that a job names: it must yield the job's cut
 # network = "residual-unet"  # settings as in job.toml
 # features = [32, 32, 64, 128, 256]
+# weights = "encoder.safetensors"  # of splitpeer pretrain: what it starts from; by seat: {{ t2 = "t2.safetensors" }}
 """
 
 _JOB = """\
@@ -153,6 +154,13 @@ checkpoint_every = 100
 keep_checkpoints = 2
 average_every = 0  # steps after which sites with the same modality average their encoders; 0: never
 seat_dropout = 0.0  # probability that a seat is left out of a step, so that the network can do without it
+
+# [pretraining]  # a recipe for first weights, which each site follows by itself: splitpeer pretrain --recipe
+# data = "phantom"  # rendered by the command; or the name of a public data set that every site has
+# labels = "regions"  # with its masks; or "none"
+# steps = 2000
+# seed = 1  # all sites of one modality start alike, and anybody can compute it; without it, from private entropy
+# own_steps = 0  # then so many steps on the site's own images, without masks
 
 [defences]
 # gradients = ["marvell:0.3"]  # gradients show each site where the tumour is; see: splitpeer defences

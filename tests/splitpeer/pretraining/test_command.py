@@ -1,0 +1,316 @@
+"""`splitpeer pretrain` from end to end, on the phantom."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from splitpeer.data.pseudonym import load_salt, pseudonym
+from splitpeer.models import build_encoder, site_seed
+from splitpeer.models.registry import encoder_parameters
+from splitpeer.pretraining import encoder_file
+from splitpeer.storage import checkpoint
+
+from .conftest import PATIENTS, STEPS, Desk
+
+
+def names_nobody(desk: Desk, text: str) -> bool:
+    """Neither an id, nor a key, nor a handle."""
+    salt = load_salt(desk.folder / "federation.salt")
+    ids = [f"phantom-{number + 1:03}" for number in range(PATIENTS)]
+    return not any(word in text for one in ids for word in (one, pseudonym(salt, one).hex()[:8]))
+
+
+def test_images_alone(desk: Desk) -> None:
+    said = desk.run("--labels", "none")
+    made = desk.made
+    assert f"sha256 {made.digest}" in said
+    assert 'weights = "encoder.safetensors"' in said
+    assert stat.S_IMODE(desk.out.stat().st_mode) == 0o600
+    assert not desk.out.with_name("encoder.safetensors.steps").exists()
+    backbone = desk.settings.model.backbone()
+    assert made.tensors.keys() == build_encoder(backbone, seed=0).state_dict().keys()
+    assert sum(tensor.numel() for tensor in made.tensors.values()) == encoder_parameters(backbone)
+    (past,) = made.described.stages
+    assert (past.data, past.labels, past.patients, past.steps, past.batch) == (
+        "own",
+        "none",
+        PATIENTS,
+        STEPS,
+        2,
+    )
+    assert made.described.modalities == ("t1",)
+    assert names_nobody(desk, desk.log + said + desk.out.read_bytes().decode("latin-1"))
+
+
+def test_it_has_learned(desk: Desk) -> None:
+    desk.job(training={"steps": 80, "learning_rate": 0.02}, model={"features": [8, 8, 8, 8, 8, 8]})
+    (past,) = desk.told("--labels", "none")["stages"]
+    first, last = past["loss"]
+    assert last < 0.8 * first
+    (past,) = desk.told("--labels", str(desk.data / "labels"), "--convention", "msd", "--force")["stages"]
+    first, last = past["loss"]
+    assert last < 0.97 * first
+    assert (past["labels"], past["data"]) == ("regions", "own")
+
+
+def test_a_seed_repeats_and_private_entropy_does_not(desk: Desk) -> None:
+    first = desk.told("--labels", "none")
+    assert first["stages"][0]["seed"] == site_seed(7, "t1")
+    again = desk.told("--labels", "none", "--force")
+    assert first == again
+    private = [
+        desk.told("--labels", "none", "--force", "--set", "runtime.initial_weights=private") for _ in range(2)
+    ]
+    assert [one["stages"][0]["seed"] for one in private] == [None, None]
+    assert len({one["digest"] for one in (first, *private)}) == 3
+
+
+@pytest.mark.parametrize("labels", ["none", "masks"])
+@pytest.mark.parametrize("at", [1, 2, 5])
+def test_interrupted_it_continues_bit_for_bit(
+    desk: Desk, ends_at: Callable[[int], None], labels: str, at: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("secrets.randbits", lambda bits: 2**bits - 11)
+    desk.peer(runtime={"initial_weights": "private"})
+    masks = (str(desk.data / "labels"), "--convention", "msd")
+    arguments = ("--labels", *(masks if labels == "masks" else (labels,)))
+    whole = desk.told(*arguments)
+    ends_at(at)
+    assert desk.run(*arguments, "--force", code=130) == "splitpeer: interrupted"
+    assert not desk.out.exists() or at  # the earlier file stays until there is another
+    ends_at(-1)
+    # Drawn by the first start; a second draw would be seen.
+    if at >= 2:
+        monkeypatch.setattr("secrets.randbits", lambda bits: 5)
+    desk.out.unlink()
+    assert desk.told(*arguments) == whole
+    assert ("pretraining.resumed" in desk.log) == (at >= 2)
+
+
+def test_an_interrupted_one_with_other_settings_is_refused(
+    desk: Desk, ends_at: Callable[[int], None]
+) -> None:
+    ends_at(4)
+    desk.run("--labels", "none", code=130)
+    ends_at(-1)
+    desk.job(training={"learning_rate": 0.001})
+    assert "holds another pretraining" in desk.run("--labels", "none", code=4)
+    desk.run("--labels", "none", "--force")
+
+
+def test_two_at_once_are_refused(desk: Desk) -> None:
+    from splitpeer.daemon.lock import StateLock
+
+    lock = StateLock(desk.folder / "encoder.safetensors.steps" / "1")
+    assert lock.take()
+    assert "at work here" in desk.run("--labels", "none", code=4)
+    lock.release()
+    desk.run("--labels", "none")
+
+
+def test_a_seat_of_two_channels(desk: Desk) -> None:
+    desk.peer(["flair", "t2"])
+    desk.job(seats={"mri": ["t2", "flair"]})
+    desk.run("--labels", "none")
+    assert desk.made.described.modalities == ("t2", "flair")
+    desk.made.load_into(build_encoder(desk.settings.model.backbone(), 2, seed=0))
+
+
+def test_a_site_of_several_seats_names_one(desk: Desk) -> None:
+    desk.peer(["flair", "t2"])
+    assert "south fills flair, t2 of this job: add --seat" in desk.run("--labels", "none", code=4)
+    desk.run("--labels", "none", "--seat", "t2")
+    assert desk.made.described.modalities == ("t2",)
+
+
+def test_public_data_in_another_layout(desk: Desk, ends_at: Callable[[int], None]) -> None:
+    """MSD: one 4-D file a patient; every site that follows the seed makes the same weights, whatever its salt."""
+    where = ("--images", str(desk.data / "msd"), "--layout", "msd")
+    desk.run("--labels", str(desk.data / "msd"), *where, "--convention", "msd")
+    one = desk.made
+    assert one.described.stages[0].data == "other"
+    assert not one.described.saw_own_images
+    (desk.folder / "federation.salt").write_text("cd" * 32)
+    desk.run("--labels", str(desk.data / "msd"), *where, "--convention", "msd", "--force")
+    assert desk.made.digest == one.digest
+
+
+def test_a_recipe(desk: Desk) -> None:
+    """A public data set by its name, then own images with the site's own entropy."""
+    desk.job(pretraining={"data": "msd-task01", "steps": 4, "seed": 1, "own_steps": 2})
+    where = ("--images", str(desk.data / "msd"), "--layout", "msd", "--convention", "msd")
+    desk.run("--recipe", *where, "--set", "runtime.initial_weights=private")
+    public, own = desk.made.described.stages
+    assert (public.data, public.labels, public.steps) == ("msd-task01", "regions", 4)
+    assert public.seed == site_seed(1, "t1")
+    assert (own.data, own.labels, own.steps, own.seed) == ("own", "none", 2, None)
+    assert desk.made.described.saw_own_images
+
+
+def test_a_recipe_of_public_data_alone_is_the_same_at_every_site(desk: Desk) -> None:
+    desk.job(pretraining={"data": "msd-task01", "steps": 3, "seed": 1, "labels": "none"})
+    where = ("--images", str(desk.data / "msd"), "--layout", "msd")
+    desk.run("--recipe", *where, "--set", "runtime.initial_weights=private")
+    first = desk.made.digest
+    desk.run("--recipe", *where, "--set", "runtime.initial_weights=3", "--force")
+    assert desk.made.digest == first
+
+
+def test_a_recipe_that_stops_between_its_stages(desk: Desk, ends_at: Callable[[int], None]) -> None:
+    desk.job(pretraining={"data": "msd-task01", "steps": 2, "seed": 1, "own_steps": 6})
+    where = ("--images", str(desk.data / "msd"), "--layout", "msd", "--convention", "msd")
+    desk.run("--recipe", *where)
+    whole = desk.made.digest
+    ends_at(3)  # the first stage has two steps
+    desk.run("--recipe", *where, "--force", code=130)
+    ends_at(-1)
+    desk.run("--recipe", *where, code=4)  # the file of before is there
+    desk.out.unlink()
+    desk.run("--recipe", *where)
+    assert desk.made.digest == whole
+
+
+def test_the_phantom_of_a_recipe_is_rendered(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    def copy(folder: Path, patients: int, *, seed: int, progress: object) -> None:
+        assert (patients, seed) == (PATIENTS, 42)
+        shutil.copytree(desk.data, folder)
+
+    monkeypatch.setattr("splitpeer.data.phantom.cohort.write_phantom", copy)
+    desk.job(pretraining={"data": "phantom", "patients": PATIENTS, "cohort": 42, "steps": 2})
+    desk.run("--recipe")
+    (past,) = desk.made.described.stages
+    assert (past.data, past.labels, past.patients) == ("phantom", "regions", PATIENTS)
+    assert (desk.folder / f"phantom-{PATIENTS}-42" / "labels").is_dir()
+
+
+def test_who_is_left_out_is_not_looked_at(desk: Desk) -> None:
+    """Patients whom the job holds out, and those who have withdrawn consent."""
+    held_out, gone = desk.folder / "held-out", desk.folder / "withdrawn"
+    held_out.write_text("# the job's\nphantom-001\nphantom-002\n")
+    gone.write_text("phantom-003\n")
+    desk.peer(data={"withdrawn": str(gone)})
+    images = desk.folder / "images" / "t1"
+    shutil.copytree(desk.data / "t1", images)
+    for number in (1, 2, 3):
+        (images / f"phantom-00{number}.nii.gz").write_bytes(b"spoilt")
+    desk.peer(data={"withdrawn": str(gone), "images": str(images)})
+    assert desk.told("--labels", "none", "--leave-out", str(held_out))["stages"][0]["patients"] == 2
+    assert "unusable" not in desk.log
+
+
+def test_consent_that_is_withdrawn_meanwhile_counts_from_the_next_batch_on(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from splitpeer.pretraining.examples import Examples
+
+    gone, usual, seen = desk.folder / "withdrawn", Examples.batch, []
+    desk.peer(data={"withdrawn": str(gone)})
+
+    def batch(self: Examples, step: int) -> object:
+        if step == 3:
+            gone.write_text("phantom-001\n")
+        made = usual(self, step)
+        seen.append(self.patients)
+        return made
+
+    monkeypatch.setattr(Examples, "batch", batch)
+    desk.run("--labels", "none")
+    assert seen == [PATIENTS] * 3 + [PATIENTS - 1] * 3
+    # Whom the weights were made from is not made fewer by that.
+    assert desk.made.described.stages[0].patients == PATIENTS
+
+
+def test_a_bad_file_costs_its_patient(desk: Desk) -> None:
+    images = desk.folder / "images" / "t1"
+    shutil.copytree(desk.data / "t1", images)
+    (images / "phantom-002.nii.gz").write_bytes(b"spoilt")
+    desk.peer(data={"images": str(images)})
+    desk.run("--labels", "none")
+    assert desk.made.described.stages[0].patients == PATIENTS - 1
+    assert "pretraining.patients" in desk.log
+    assert "unusable=1" in desk.log
+    assert names_nobody(desk, desk.log)
+    for path in images.iterdir():
+        path.write_bytes(b"spoilt")
+    said = desk.run("--labels", "none", "--force", code=4)
+    assert "no patient is left to pretrain with" in said
+    assert names_nobody(desk, said)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ((), "say what to learn from"),
+        (("--recipe",), "has no [pretraining] to follow"),
+        (("--recipe", "--labels", "none"), "leave out --labels and --steps"),
+        (("--labels", "MASKS"), "a convention"),
+        (("--labels", "none", "--seat", "t2"), "add --seat with one of them"),
+        (("--labels", "none", "--out", "gone/e.safetensors"), "no such folder"),
+        (("--labels", "none", "--images", "gone"), "no such folder"),
+        (("--labels", "none", "--leave-out", "gone"), "the list of patients cannot be read"),
+        (("--labels", "none", "--set", "policy.max_parameters=10"), "max_parameters"),
+        (("--labels", "none", "--set", "peer.modality=t2"), "[peer] modality lacks t1"),
+        (("--labels", "none", "--set", "model.network=residual-unet"), "the job wants"),
+        (("--labels", "none", "--set", "runtime.device=cuda"), "no CUDA device"),
+    ],
+)
+def test_what_cannot_be_is_refused_in_one_line(desk: Desk, arguments: tuple[str, ...], said: str) -> None:
+    given = [str(desk.data / "labels") if one == "MASKS" else one for one in arguments]
+    if torch.cuda.is_available() and "cuda" in given[-1]:
+        pytest.skip("this machine has one")
+    policy = "max_parameters" in said
+    line = desk.run(*given, code=1 if policy else 4)
+    assert said in line
+    assert line.startswith("splitpeer: ")
+    assert not desk.out.exists()
+
+
+def test_a_stranger_of_the_job(desk: Desk) -> None:
+    desk.job(sites={"north": "t2"})
+    assert "lacks t2" in desk.run("--labels", "none", code=4)
+    desk.peer(peer={"site": "west"})
+    assert "[sites] does not name west" in desk.run("--labels", "none", code=4)
+
+
+def test_a_recipe_without_its_data(desk: Desk) -> None:
+    desk.job(pretraining={"data": "msd-task01"})
+    assert "[pretraining] data is msd-task01: add --images" in desk.run("--recipe", code=4)
+    desk.job(pretraining={"data": "phantom"}, sites={"north": "adc", "south": ["t2", "flair"]})
+    desk.peer(peer={"modality": "adc"})
+    assert "the phantom shows" in desk.run("--recipe", code=4)
+
+
+def test_numbers_that_are_not_finite_end_it(desk: Desk) -> None:
+    desk.job(training={"learning_rate": 1e30, "optimiser": "sgd", "schedule": "constant"})
+    assert "lower the learning rate" in desk.run("--labels", "none", code=1)
+    assert not desk.out.exists()
+
+
+def test_a_full_disk_costs_nothing_that_is_there(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    desk.run("--labels", "none")
+    before = desk.out.read_bytes()
+
+    def full(file: int, data: object) -> int:
+        raise OSError(28, os.strerror(28))
+
+    monkeypatch.setattr("splitpeer.storage.durable.os.write", full)
+    assert "No space left" in desk.run("--labels", "none", "--force", code=3)
+    assert desk.out.read_bytes() == before
+
+
+def test_the_file_is_no_checkpoint_and_the_other_way_round(
+    desk: Desk, ends_at: Callable[[int], None]
+) -> None:
+    ends_at(5)
+    desk.run("--labels", "none", code=130)
+    path = desk.folder / "encoder.safetensors.steps" / "1" / "step-00000004.safetensors"
+    checkpoint.read(path)
+    with pytest.raises(encoder_file.DataError, match="no encoder of splitpeer pretrain"):
+        encoder_file.read(path)
