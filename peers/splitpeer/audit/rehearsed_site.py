@@ -87,6 +87,7 @@ class RehearsedSite:
             named=Named(kept),
             salt=b"",
             encoders=encoders,
+            weights={},
             defences=announced(images, encoders.defences),
             private=False,
             budgets=Budgets(None, UNBOUNDED),
