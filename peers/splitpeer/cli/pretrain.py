@@ -34,8 +34,8 @@ if TYPE_CHECKING:
     from splitpeer.models.cut import Backbone
     from splitpeer.pretraining.course import Planned, Told
     from splitpeer.pretraining.encoder_file import EncoderFile
-    from splitpeer.pretraining.examples import Source
-    from splitpeer.pretraining.sources import Grid
+    from splitpeer.pretraining.examples import ImageSource
+    from splitpeer.pretraining.sources import Preparation
     from splitpeer.pretraining.stage import Stage
 
 UNLABELLED = "none"
@@ -69,16 +69,16 @@ def pretrain(as_json: bool, **given: Any) -> None:
     named by --leave-out, or its scores are too good.
     """
     private_files()
-    asked = _Asked(**given)
+    asked = _CommandLine(**given)
     if not (asked.recipe or asked.labels):
         raise ConfigError("say what to learn from: --labels none, --labels FOLDER, or --recipe")
     if asked.recipe and (asked.labels or asked.steps):
         raise ConfigError("--recipe says steps and labels itself: leave out --labels and --steps")
-    work = _Work(asked)
+    work = _Errand(asked)
     from splitpeer.pretraining.course import pretrain as run
 
     with ExitStack() as stack:
-        show = _Shown(stack.enter_context)
+        show = _Bars(stack.enter_context)
         planned = work.planned(show)
         made = run(planned, work.backbone, work.described, asked.out, force=asked.force, told=show.told())
     if as_json:
@@ -90,8 +90,8 @@ def pretrain(as_json: bool, **given: Any) -> None:
 
 
 @dataclass(frozen=True)
-class _Asked:
-    """The command line."""
+class _CommandLine:
+    """What was asked."""
 
     config_file: Path | None
     settings: tuple[str, ...]
@@ -108,15 +108,15 @@ class _Asked:
     force: bool
 
 
-class _Work:
+class _Errand:
     """What the files and the command line come to. Raises ConfigError, PolicyRefused."""
 
-    def __init__(self, asked: _Asked) -> None:
+    def __init__(self, asked: _CommandLine) -> None:
         import torch
 
         from splitpeer.federation.compute import pick_device
-        from splitpeer.pretraining.encoder_file import Described
-        from splitpeer.pretraining.sources import Grid
+        from splitpeer.pretraining.encoder_file import EncoderFacts
+        from splitpeer.pretraining.sources import Preparation
 
         self.asked, self.job = asked, JobConfig.load(asked.job_file)
         self.config = load_peer(asked.config_file, asked.settings)
@@ -125,12 +125,14 @@ class _Work:
         self.backbone = _backbone(self.job, self.config, self.seat, self.modalities)
         rule, spacing = self.job.task.rule, self.job.data.spacing or ()
         rules = [str(rule(modality)) for modality in self.modalities]
-        self.described = Described.of(self.backbone, self.modalities, rules, spacing, self.job.data.window)
-        self.grid: Grid = Grid(spacing, rule, self.config.data.rules(), self.config.data.cache_mib)
+        self.described = EncoderFacts.of(self.backbone, self.modalities, rules, spacing, self.job.data.window)
+        self.grid: Preparation = Preparation(
+            spacing, rule, self.config.data.rules(), self.config.data.cache_mib
+        )
         self.device = pick_device(self.config.runtime.device)
         torch.set_num_threads(self.config.runtime.threads)
 
-    def planned(self, show: _Shown) -> list[Planned]:
+    def planned(self, show: _Bars) -> list[Planned]:
         """The stages."""
         from splitpeer.pretraining.course import Planned
         from splitpeer.pretraining.encoder_file import OWN
@@ -145,7 +147,7 @@ class _Work:
         stage = self._stage(data, task, steps, self._own_seed())
         return [Planned(stage, lambda: self._source(labels, task))]
 
-    def _recipe(self, show: _Shown) -> list[Planned]:
+    def _recipe(self, show: _Bars) -> list[Planned]:
         """`[pretraining]` of the job: public data first, then own images."""
         from splitpeer.models.seeding import site_seed
         from splitpeer.pretraining.course import Planned
@@ -164,7 +166,7 @@ class _Work:
         task = self._task(convention) if recipe.labels == "regions" else None
         seed = None if recipe.seed is None else site_seed(recipe.seed, "+".join(self.modalities))
 
-        def source() -> Source:
+        def source() -> ImageSource:
             if drawn:
                 folder = asked.out.with_name(f"{PHANTOM}-{recipe.patients}-{recipe.cohort}")
                 return phantom(
@@ -201,7 +203,7 @@ class _Work:
             convention = "task"
         return self.job.task.task(convention)
 
-    def _source(self, labels: Path | None, task: Task | None) -> Source:
+    def _source(self, labels: Path | None, task: Task | None) -> ImageSource:
         from splitpeer.pretraining.sources import public
 
         if self.asked.images is None:
@@ -209,11 +211,11 @@ class _Work:
         layout = self.asked.layout or self.config.data.layout
         return public(self.asked.images, layout, self.modalities, self.grid, labels, task)
 
-    def _own(self, labels: Path | None, task: Task | None) -> Source:
+    def _own(self, labels: Path | None, task: Task | None) -> ImageSource:
         """This site's images, without patients who have withdrawn consent."""
         from splitpeer.data.channels import Channels
         from splitpeer.data.pseudonym import load_salt
-        from splitpeer.pretraining.examples import Source
+        from splitpeer.pretraining.examples import ImageSource
         from splitpeer.pretraining.sources import left_out, open_masks
         from splitpeer.site.images import find_cases, open_consent, open_volumes
 
@@ -227,12 +229,12 @@ class _Work:
         masks = None
         if labels is not None:
             masks = open_masks(labels, self.asked.layout or config.data.layout, salt, self.grid, task)
-        return Source(
+        return ImageSource(
             Channels(volumes, {self.seat: self.modalities}), masks, lambda: consent.withdrawn() | without
         )
 
 
-class _Shown:
+class _Bars:
     """Bars on a terminal; the log has a line for each checkpoint."""
 
     def __init__(self, enter: Callable[[AbstractContextManager[Progress]], Progress]) -> None:

@@ -12,8 +12,8 @@ from torch import Tensor
 from splitpeer.errors import ConfigError
 from splitpeer.models.cut import Backbone
 from splitpeer.pretraining import encoder_file
-from splitpeer.pretraining.encoder_file import Described, EncoderFile
-from splitpeer.pretraining.examples import Source, examples
+from splitpeer.pretraining.encoder_file import EncoderFacts, EncoderFile
+from splitpeer.pretraining.examples import ImageSource, examples
 from splitpeer.pretraining.stage import Progress, Stage, train
 from splitpeer.settings.job import JobConfig
 
@@ -26,7 +26,7 @@ class Planned:
     """A stage, and where its images come from."""
 
     stage: Stage
-    source: Callable[[], Source]
+    source: Callable[[], ImageSource]
     """Called when the stage begins."""
 
 
@@ -88,7 +88,7 @@ def work_folder(out: Path) -> Path:
 def pretrain(
     planned: Sequence[Planned],
     backbone: Backbone,
-    described: Described,
+    described: EncoderFacts,
     out: Path,
     *,
     force: bool,

@@ -45,7 +45,7 @@ class Past:
 
 
 @dataclass(frozen=True)
-class Described:
+class EncoderFacts:
     """All that a file says besides the weights."""
 
     network: str
@@ -70,7 +70,7 @@ class Described:
         spacing: Sequence[float],
         window: Sequence[int],
         stages: Sequence[Past] = (),
-    ) -> Described:
+    ) -> EncoderFacts:
         """What an encoder of this network for these images is."""
         levels = tuple((one.name, one.channels, tuple(one.stride)) for one in backbone.cut.levels)
         settings = {name: list(values) for name, values in sorted(backbone.settings.items())}
@@ -90,12 +90,12 @@ class EncoderFile:
     """A file that was read."""
 
     path: Path
-    described: Described
+    described: EncoderFacts
     tensors: Mapping[str, Tensor]
     digest: str
     """SHA-256 of all of it, hexadecimal."""
 
-    def refuse_misfit(self, wanted: Described) -> None:
+    def refuse_misfit(self, wanted: EncoderFacts) -> None:
         """Raises DataError, one line, where the encoder is another than is `wanted`, or expects other images."""
         mine = self.described
         for what, has, wants in (
@@ -129,7 +129,7 @@ def load(encoder: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     encoder.load_state_dict(dict(tensors))
 
 
-def write(path: Path, tensors: Mapping[str, Tensor], described: Described) -> str:
+def write(path: Path, tensors: Mapping[str, Tensor], described: EncoderFacts) -> str:
     """Write the file whole or not at all, mode 0600; returns its digest.
 
     Args:
@@ -169,9 +169,9 @@ def read(path: Path) -> EncoderFile:
     return EncoderFile(path, described, tensors, digest)
 
 
-def _parsed(meta: Mapping[str, Any]) -> Described:
+def _parsed(meta: Mapping[str, Any]) -> EncoderFacts:
     """Raises LookupError, TypeError, ValueError."""
-    return Described(
+    return EncoderFacts(
         network=str(meta["network"]),
         settings={str(name): [int(value) for value in values] for name, values in meta["settings"].items()},
         levels=tuple(
@@ -190,5 +190,5 @@ def _past(stage: Mapping[str, Any]) -> Past:
     return Past(**{**stage, "loss": (float(first), float(last))})
 
 
-def _in_words(described: Described) -> str:
+def _in_words(described: EncoderFacts) -> str:
     return " ".join(f"{channels}@{'x'.join(map(str, stride))}" for _, channels, stride in described.levels)

@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Source:
+class ImageSource:
     """Images of one seat, and the masks if there are any."""
 
     channels: Channels
@@ -38,7 +38,7 @@ class Source:
 
 
 @dataclass(frozen=True)
-class Draw:
+class Drawing:
     """How windows are drawn."""
 
     window: Triple
@@ -65,7 +65,7 @@ class Examples:
         self,
         schedule: TrainingSchedule,
         channels: Channels,
-        draw: Draw,
+        draw: Drawing,
         withdrawn: Callable[[], Collection[bytes]],
     ) -> None:
         self._schedule, self._channels, self._draw, self._withdrawn = schedule, channels, draw, withdrawn
@@ -99,7 +99,7 @@ class Examples:
 class Unlabelled(Examples):
     """Windows from anywhere within the head, distorted, and as they are: both float32 [B, channels, *spatial]."""
 
-    def __init__(self, source: Source, keys: Collection[bytes], draw: Draw) -> None:
+    def __init__(self, source: ImageSource, keys: Collection[bytes], draw: Drawing) -> None:
         from splitpeer.pretraining.distortion import Distortion  # MONAI takes seconds to import
 
         first = next(iter(source.channels.volumes.values()))
@@ -120,7 +120,7 @@ class Unlabelled(Examples):
 class Labelled(Examples):
     """Windows, and their masks uint8 [B, regions, *spatial], drawn as in a run."""
 
-    def __init__(self, source: Source, labels: Volumes, keys: Collection[bytes], draw: Draw) -> None:
+    def __init__(self, source: ImageSource, labels: Volumes, keys: Collection[bytes], draw: Drawing) -> None:
         schedule = _schedule(keys, labels, draw, draw.positive_fraction, None)
         super().__init__(schedule, source.channels, draw, source.withdrawn)
         self._labels = SiteData(labels)
@@ -151,7 +151,11 @@ class _Extents(Mapping[bytes, Box]):
 
 
 def _schedule(
-    keys: Collection[bytes], grids: Volumes, draw: Draw, positive: float, extents: Mapping[bytes, Box] | None
+    keys: Collection[bytes],
+    grids: Volumes,
+    draw: Drawing,
+    positive: float,
+    extents: Mapping[bytes, Box] | None,
 ) -> TrainingSchedule:
     return TrainingSchedule(
         sorted(keys), grids, window=draw.window, batch=draw.batch, steps=draw.steps, seed=draw.entropy,
@@ -159,7 +163,7 @@ def _schedule(
     )  # fmt: skip
 
 
-def examples(source: Source, draw: Draw, progress: Callable[[int, int], None]) -> Examples:
+def examples(source: ImageSource, draw: Drawing, progress: Callable[[int, int], None]) -> Examples:
     """Of all patients who fill the seat and whose files can be read to their ends; with masks, of those who have one.
 
     Every file is read now, so that who takes part does not depend on when a bad file would have been drawn.

@@ -18,7 +18,7 @@ from splitpeer.data.rules import Rules
 from splitpeer.data.task import Task
 from splitpeer.data.volumes import Volumes
 from splitpeer.errors import ConfigError, DataError
-from splitpeer.pretraining.examples import Source
+from splitpeer.pretraining.examples import ImageSource
 from splitpeer.storage import reading
 
 PUBLIC_SALT = hashlib.sha256(b"splitpeer pretraining: public data").digest()
@@ -29,7 +29,7 @@ MAX_LIST = 16 << 20
 
 
 @dataclass(frozen=True)
-class Grid:
+class Preparation:
     """What is done to every volume before a window is cut from it."""
 
     spacing: tuple[float, ...]
@@ -41,8 +41,13 @@ class Grid:
 
 
 def public(
-    images: Path, layout: str, modalities: Sequence[str], grid: Grid, labels: Path | None, task: Task | None
-) -> Source:
+    images: Path,
+    layout: str,
+    modalities: Sequence[str],
+    grid: Preparation,
+    labels: Path | None,
+    task: Task | None,
+) -> ImageSource:
     """Other people's images.
 
     Args:
@@ -68,10 +73,10 @@ def public(
         for modality, one in found.items()
     }
     masks = open_masks(labels, layout, PUBLIC_SALT, grid, task) if labels is not None else None
-    return Source(Channels(volumes, {"+".join(modalities): modalities}), masks)
+    return ImageSource(Channels(volumes, {"+".join(modalities): modalities}), masks)
 
 
-def open_masks(folder: Path, layout: str, salt: bytes, grid: Grid, task: Task | None) -> Volumes:
+def open_masks(folder: Path, layout: str, salt: bytes, grid: Preparation, task: Task | None) -> Volumes:
     """Masks of a task, on the images' grid. Raises ConfigError: the task is missing; DataError: naming the folder."""
     if task is None:
         raise ConfigError("masks are given, but not what their values mean: add --convention")
@@ -90,10 +95,10 @@ def phantom(
     patients: int,
     seed: int,
     modalities: Sequence[str],
-    grid: Grid,
+    grid: Preparation,
     task: Task | None,
     progress: Callable[[int, int], None],
-) -> Source:
+) -> ImageSource:
     """The phantom of a recipe; rendered into `folder`, unless it is there.
 
     Raises:

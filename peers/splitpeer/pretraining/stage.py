@@ -26,8 +26,8 @@ from splitpeer.logs import event
 from splitpeer.models.cut import Backbone
 from splitpeer.models.registry import build_decoder, build_encoder
 from splitpeer.models.seeding import PRIVATE_ENTROPY_BITS
-from splitpeer.pretraining.encoder_file import Described, Past, load
-from splitpeer.pretraining.examples import Draw, Examples
+from splitpeer.pretraining.encoder_file import EncoderFacts, Past, load
+from splitpeer.pretraining.examples import Drawing, Examples
 from splitpeer.storage import checkpoint
 from splitpeer.training.optimiser import make_optimiser, make_schedule
 from splitpeer.training.split_step import ClientHalf, CoordinatorHalf
@@ -84,8 +84,8 @@ class Trained:
 def train(
     stage: Stage,
     backbone: Backbone,
-    described: Described,
-    make: Callable[[Draw], Examples],
+    described: EncoderFacts,
+    make: Callable[[Drawing], Examples],
     folder: Path,
     *,
     start: Mapping[str, Tensor] | None = None,
@@ -110,9 +110,9 @@ def train(
             f"{folder}: another pretraining is at work here: wait for it, or name another --out"
         )
     try:
-        run = _Run(stage, backbone, described, folder, start)
+        run = _Halves(stage, backbone, described, folder, start)
         x, y, z = (*described.window, 1)[:3]
-        draw = Draw(
+        draw = Drawing(
             (x, y, z),
             stage.batch,
             stage.steps,
@@ -131,14 +131,14 @@ def train(
         lock.release()
 
 
-class _Run:
-    """Both halves of a stage, and where it is."""
+class _Halves:
+    """Both halves of a stage, and how far they are."""
 
     def __init__(
         self,
         stage: Stage,
         backbone: Backbone,
-        described: Described,
+        described: EncoderFacts,
         folder: Path,
         start: Mapping[str, Tensor] | None,
     ) -> None:
@@ -250,7 +250,7 @@ def _named(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {prefix + name: tensor for name, tensor in tensors.items()}
 
 
-def _plan(stage: Stage, described: Described, start: Mapping[str, Tensor] | None) -> str:
+def _plan(stage: Stage, described: EncoderFacts, start: Mapping[str, Tensor] | None) -> str:
     """What a checkpoint must belong to: SHA-256 over all that decides the steps, but for the images."""
     # Neither changes a weight.
     settings = asdict(replace(stage, every=1, device="cpu"))

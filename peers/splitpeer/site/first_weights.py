@@ -11,7 +11,7 @@ from splitpeer.errors import ConfigError, DataError
 from splitpeer.federation.terms import normalisation_of
 from splitpeer.models.cut import Backbone
 from splitpeer.pretraining import encoder_file
-from splitpeer.pretraining.encoder_file import Described, EncoderFile
+from splitpeer.pretraining.encoder_file import EncoderFacts, EncoderFile
 from splitpeer.settings.peer import PeerConfig
 from splitpeer.site.encoders import Encoders
 from splitpeer.storage import checkpoint, durable, reading
@@ -46,7 +46,7 @@ def start(
         if path is None:
             continue
         rules = [str(normalisation_of(job, modality)) for modality in seat.modalities]
-        wanted = Described.of(backbone, seat.modalities, rules, job.spacing, job.window)
+        wanted = EncoderFacts.of(backbone, seat.modalities, rules, job.spacing, job.window)
         file = _fitting(path, wanted, config)
         network = encoders.halves[seat.name].network
         file.load_into(network.encoder if isinstance(network, Defended) else network)
@@ -65,7 +65,7 @@ def _refuse_unknown(config: PeerConfig, seats: Sequence[Seat]) -> None:
         )
 
 
-def _fitting(path: Path, wanted: Described, config: PeerConfig) -> EncoderFile:
+def _fitting(path: Path, wanted: EncoderFacts, config: PeerConfig) -> EncoderFile:
     """The file. Raises ConfigError, DataError: see `start`."""
     file = encoder_file.read(path)
     file.refuse_misfit(wanted)

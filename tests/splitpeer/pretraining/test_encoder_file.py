@@ -14,12 +14,12 @@ import torch
 from splitpeer.errors import DataError
 from splitpeer.models import build_encoder, make_backbone
 from splitpeer.pretraining import encoder_file
-from splitpeer.pretraining.encoder_file import Described, Past
+from splitpeer.pretraining.encoder_file import EncoderFacts, Past
 from splitpeer.storage import checkpoint
 
 BACKBONE = make_backbone("basic-unet", 2, {"features": (2, 4, 4, 8, 8, 4)})
 PAST = Past("phantom", "regions", 240, 500, 8, "adam", 5e-3, None, (3.25, 1.0 / 3))
-DESCRIBED = Described.of(BACKBONE, ("t1",), ("zscore-nonzero",), (2.0, 2.0, 6.0), (96, 96), [PAST])
+DESCRIBED = EncoderFacts.of(BACKBONE, ("t1",), ("zscore-nonzero",), (2.0, 2.0, 6.0), (96, 96), [PAST])
 
 
 @pytest.fixture
@@ -67,7 +67,7 @@ def test_its_metadata_are_json_that_any_reader_of_safetensors_shows(path: Path) 
 def test_what_does_not_fit_is_refused_in_one_line(path: Path, change: dict, said: str) -> None:
     if "backbone" in change:
         other = make_backbone("basic-unet", 2, change["backbone"])
-        wanted = Described.of(other, ("t1",), ("zscore-nonzero",), (), (96, 96))
+        wanted = EncoderFacts.of(other, ("t1",), ("zscore-nonzero",), (), (96, 96))
     else:
         wanted = replace(DESCRIBED, **change)
     with pytest.raises(DataError) as refused:
@@ -78,7 +78,7 @@ def test_what_does_not_fit_is_refused_in_one_line(path: Path, change: dict, said
 
 def test_levels_that_are_not_sent_windows_and_spacing_are_the_jobs_affair(path: Path) -> None:
     fewer = make_backbone("basic-unet", 2, {"features": (2, 4, 4, 8, 8, 4)}, (1, 4))
-    encoder_file.read(path).refuse_misfit(Described.of(fewer, ("t1",), ("zscore-nonzero",), (), (64, 64)))
+    encoder_file.read(path).refuse_misfit(EncoderFacts.of(fewer, ("t1",), ("zscore-nonzero",), (), (64, 64)))
 
 
 def test_a_file_that_was_touched_is_refused(path: Path) -> None:

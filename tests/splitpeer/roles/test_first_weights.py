@@ -11,7 +11,7 @@ import pytest
 from splitpeer.errors import ConfigError, DataError
 from splitpeer.models import build_encoder
 from splitpeer.pretraining import encoder_file
-from splitpeer.pretraining.encoder_file import Described, Past
+from splitpeer.pretraining.encoder_file import EncoderFacts, Past
 
 from .scene import Scene
 
@@ -26,7 +26,7 @@ def write(
     backbone = over.pop("backbone", None) or scene.settings.model.backbone()
     rules = [over.pop("rule", "zscore-nonzero")]
     path = scene.folder / "site-flair" / name
-    described = Described.of(backbone, (modality,), rules, (), scene.settings.data.window, [past])
+    described = EncoderFacts.of(backbone, (modality,), rules, (), scene.settings.data.window, [past])
     encoder_file.write(path, build_encoder(backbone, seed=seed).state_dict(), described)
     return path
 
