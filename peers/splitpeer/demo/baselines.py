@@ -17,10 +17,11 @@ from torch.optim import Optimizer
 from splitpeer.data.layouts import find_images, find_labels
 from splitpeer.data.loader import SiteData
 from splitpeer.data.pseudonym import load_salt
-from splitpeer.data.sampling import TrainingSchedule, split_patients
+from splitpeer.data.sampling import split_patients
 from splitpeer.data.task import Task
 from splitpeer.data.volumes import Volumes
 from splitpeer.defences.randomness import Release
+from splitpeer.federation.batches import TrainingStream
 from splitpeer.federation.evaluation import Plan, Scoring
 from splitpeer.federation.terms import job_on_wire, window_of
 from splitpeer.models import Encoder, build_split_network
@@ -71,21 +72,17 @@ def train(baseline: Baseline) -> Reached:
     training, validation = split_patients(
         labels.keys(), config.data.validation, config.job.seed, labels.subjects()
     )
-    schedule = TrainingSchedule(
-        training, labels, window=window, batch=job.batch, steps=job.steps, seed=config.job.seed,
-        positive_fraction=config.data.positive_fraction,
-    )  # fmt: skip
+    stream = TrainingStream.of(config, job, training, labels, frozenset(training))
     parties = _parties(config, baseline.modalities, task)
 
     def read(samples: Sequence[Sample], seed: int | None) -> dict[str, np.ndarray]:
         return {m: data.batch(samples, window, seed, m) for m, data in images.items()}
 
-    for step in range(job.steps):
-        samples, drawn = schedule.batch(step)
-        seed = drawn if config.data.augment else None
-        target = SiteData(labels).batch(samples, window, seed, None)
-        release = Release(b"", "train", step + 1, 0, tuple(samples))
-        images_at = {Place(m, m): image for m, image in read(samples, seed).items()}
+    for index in range(job.steps):
+        forward = stream[index]
+        target = SiteData(labels).batch(forward.samples, window, forward.seed, None)
+        release = Release(b"", forward.mode, forward.step, forward.batch, forward.samples)
+        images_at = {Place(m, m): image for m, image in read(forward.samples, forward.seed).items()}
         split_round(parties, images_at, target, release, Wire())
     plan = Plan.of(validation, labels, window, config.evaluation.overlap, config.evaluation.batch, job.steps)
     scoring = Scoring(plan, labels, window, None, measure=True)

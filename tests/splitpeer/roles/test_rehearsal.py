@@ -32,7 +32,10 @@ def training(records: Any, peer: str) -> list[Recorded]:
 
 
 async def test_a_rehearsal_sends_what_the_peers_send(scene, tmp_path) -> None:
-    scene.cast("flair", "t1", training={"steps": 3, "batch": 2}, defences={"gradients": list(GRADIENTS)})
+    scene.cast(
+        "flair", "t1", training={"steps": 3, "batch": 2}, defences={"gradients": list(GRADIENTS)},
+        data={"complete_first": 2},
+    )  # fmt: skip
     scene.coordinator(runtime={"initial_weights": 7})
     for modality in ("flair", "t1"):
         scene.client(modality, policy={"coordinators": ["hub"], "defences": list(DEFENCES)})
