@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
+from splitpeer.coordinator.relay import Relay
 from splitpeer.coordinator.remote_site import RemoteSite
 from splitpeer.coordinator.run_files import RunFiles
 from splitpeer.daemon import happenings as h
@@ -115,12 +116,13 @@ def make_sites(
         defences: of gradients, as sites are told.
     """
     sites = []
+    relay = None if job.fusion is None else Relay(files.run, job)
     for name, _ in sorted(seats.filled.items(), key=lambda one: (one[1], one[0])):
         offered = seats.of(name)
         schema = schema_digest(seat_descriptors(job, offered))
         offer = JobOffer(files.run, offered, job, schema, defences=defences)
         patience_s = settings.absence.per_site_s.get(name, settings.deadlines.return_s)
-        site = RemoteSite(name, offer, patience_s, witness, report, salt_check)
+        site = RemoteSite(name, offer, patience_s, witness, report, salt_check, relay)
         site.holding.restore(files.record.holders.get(name), bind)
         sites.append(site)
     return sites

@@ -215,9 +215,10 @@ class Coordinator:
     def _offer(self) -> Offer:
         # SP-10-5, SP-10-8: what the job needs is required; a site without `evaluate` still trains.
         average = ("average",) if self._job.average_every else ()
+        fuse = ("fuse",) if self._job.fusion is not None else ()
         return Offer(
-            features=tuple(name for name in FEATURES if name not in ("release", "fuse")),
-            requires=("train", f"dtype.{self._job.precision}", *average),
+            features=tuple(name for name in FEATURES if name not in ("release", "fuse") or name in fuse),
+            requires=("train", f"dtype.{self._job.precision}", *average, *fuse),
             max_message=max(DEFAULT_MAX_MESSAGE, largest_message(self._settings, self._job, self._seats)),
             agent=AGENT,
         )

@@ -14,6 +14,7 @@ from splitpeer.coordinator.holder import Holding
 from splitpeer.coordinator.joining import Patients, check_fit, hear_patients
 from splitpeer.coordinator.memory import Memory
 from splitpeer.coordinator.presence import Presence
+from splitpeer.coordinator.relay import Relay
 from splitpeer.coordinator.seating import Part
 from splitpeer.coordinator.site_link import SiteLink
 from splitpeer.daemon import happenings as h
@@ -42,6 +43,7 @@ from splitproto.messages import (
     Begin,
     Checkpoint,
     Forward,
+    FusionKey,
     Gradients,
     JobAccept,
     JobOffer,
@@ -97,6 +99,7 @@ class RemoteSite:
         witness: told of its links and of what it announces.
         report: told what it does and what it is waited for.
         salt_check: of the coordinator's salt, from which the keys of its masks are made.
+        relay: of the keys of a secure sum; None: the job has none.
     """
 
     def __init__(
@@ -107,6 +110,7 @@ class RemoteSite:
         witness: Witness,
         report: h.Reporter,
         salt_check: bytes,
+        relay: Relay | None = None,
     ) -> None:
         self.name, self.seats = name, offer.seats
         self.seat_names = ", ".join(seat.name for seat in offer.seats)
@@ -127,6 +131,7 @@ class RemoteSite:
         self.holding = Holding(name, report)
         """Who holds its part in the run."""
         self._offer, self._witness, self._salt_check = offer, witness, salt_check
+        self._relay = relay
         self._report = report.to(LogSink(log))
         self._answer_s = offer.job.seconds_per_step
         self._presence = Presence(name, self.seat_names, patience_s, report)
@@ -289,10 +294,16 @@ class RemoteSite:
         accept = await link.hear("its answer to the job", JobAccept)
         self.holding.examine(offer, accept, link.session)
         link.holder_known = True
+        key = None
+        if self._relay is not None:
+            key = (await link.hear("its key for the sum", FusionKey)).offer
+            self._relay.check(self.name, key)
         patients = await hear_patients(link, accept, self._salt_check, self.seats)
         check_fit(self.name, patients, self._needed(), self._fills)
         # Last: who does not fit must not have the site's part.
         await self.holding.take(link.session, accept.holder or b"", self._present_session)
+        if self._relay is not None and key is not None:
+            self._relay.take(self.name, key)
         self._take(link, accept, patients)
 
     def _needed(self) -> dict[bytes, Geometry]:
@@ -569,6 +580,8 @@ class RemoteSite:
             SiteRestarted: it lost what the question needs.
         """
         if not link.begun:
+            if self._relay is not None:
+                await link.send(self._relay.others(self.name))
             await link.send(Begin(self._committed, self._patients_in_use))
             link.begun = True
             for message in self._withdrawn:

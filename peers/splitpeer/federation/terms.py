@@ -21,6 +21,8 @@ from splitpeer.training.optimiser import OPTIMISERS, SCHEDULES
 from splitproto import codec, messages
 from splitproto.errors import IdentityError, PolicyRefused, SchemaMismatch
 from splitproto.fields import write_map
+from splitproto.fusion import CHECK, CHECK_WORDS, dtype_of
+from splitproto.fusion import check_terms as check_sum
 from splitproto.identity import check_name
 from splitproto.messages import Job, JobOffer, Seat
 from splitproto.negotiation import FEATURES
@@ -131,12 +133,24 @@ def seat_descriptors(
         ValueError: the job's network is impossible.
     """
     counts = {seat.name: job.batch if rows is None else rows.get(seat.name, 0) for seat in seats}
+    if job.fusion is not None:
+        return _sum_descriptors(job, job.fusion, max(counts.values()))
     return tuple(
         replace(described, name=tensor_name(seat, described.name, seats))
         for seat, count in counts.items()
         if count
         for described in cut_descriptors(job, count)
     )
+
+
+def _sum_descriptors(job: Job, terms: messages.Fusion, samples: int) -> tuple[Descriptor, ...]:
+    """SP-11.18-2: what a site sends where only a sum can be read, whatever its seats are."""
+    dtype, shapes = dtype_of(terms), cut_of(job).shapes(samples, job.window)
+    levels = [
+        Descriptor(name, dtype, (samples, width, *shape[2:]))
+        for (name, shape), width in zip(shapes.items(), terms.widths, strict=True)
+    ]
+    return (*levels, Descriptor(CHECK, dtype, (len(levels), CHECK_WORDS)))
 
 
 def encoder_octets(job: Job, batch: int) -> int:
@@ -281,6 +295,27 @@ def _check_averaging(job: Job, config: PeerConfig, policy: Policy) -> None:
         raise PolicyRefused("the job averages encoders, but this site runs its own ([model])")
 
 
+def _check_fusion(job: Job, policy: Policy, agreed: Collection[str]) -> None:
+    """SP-11.18-1. Raises PolicyRefused, SchemaMismatch."""
+    terms = job.fusion
+    if terms is None:
+        return
+    if "fuse" not in agreed:
+        raise SchemaMismatch("the job wants a secure sum, but fuse was not agreed on this link")
+    check_sum(terms, len(job.levels))
+    if job.precision != "f32" or job.average_every is not None:
+        raise SchemaMismatch("a secure sum has gradients of f32, and encoders that are not averaged")
+    others = terms.parties - 1
+    if others < policy.min_partners:
+        raise PolicyRefused(
+            f"a secure sum with {others} other sites, where this site wants {policy.min_partners} (policy min_partners)"
+        )
+    if others > len(policy.partners):
+        raise PolicyRefused(
+            f"a secure sum with {others} other sites, of which this site knows {len(policy.partners)} (policy partners)"
+        )
+
+
 def _check_shared_size(job: Job, backbone: Backbone, seats: Sequence[Seat], policy: Policy) -> None:
     """The average of an encoder arrives in one message. Raises PolicyRefused."""
     octets = max(4 * encoder_parameters(backbone, (seat,)) for seat in seats)
@@ -349,8 +384,7 @@ def judge(offer: JobOffer, config: PeerConfig, agreed: Collection[str] = FEATURE
             f"the coordinator {says}; this site is not to be recorded (recorded_by_coordinator)"
         )
     _check_averaging(job, config, policy)
-    if job.fusion is not None:
-        raise SchemaMismatch("secure fusion is unknown here")
+    _check_fusion(job, policy, agreed)
     if job.precision not in policy.precision:
         raise PolicyRefused(
             f"precision {job.precision} is not allowed here (policy: {', '.join(policy.precision)})"

@@ -169,6 +169,10 @@ class Policy(Bounds):
     share_encoder: bool = False
     """Whether the coordinator may have our encoders' weights, to average those of one seat: with them it can compute
     images from all activations that it recorded. Not with ``epsilon``, whose promise does not cover weights."""
+    partners: Annotated[tuple[Name, ...], Distinct] = ()
+    """Sites that may be in a secure sum with this one; without any, no job with secure fusion is accepted."""
+    min_partners: Annotated[int, Field(ge=1, le=63)] = 2
+    """A secure sum of fewer others is refused. With one, that one can subtract its own values from the sum."""
     may_record: bool = True
     """Whether this peer may write captures (``serve --curious``)."""
     recorded_by_coordinator: bool = True

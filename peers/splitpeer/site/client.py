@@ -11,6 +11,7 @@ import logging
 import random
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -62,6 +63,8 @@ from splitproto.messages import (
     Bye,
     Checkpoint,
     Forward,
+    FusionKey,
+    FusionKeys,
     Gradients,
     Inventory,
     JobAccept,
@@ -344,13 +347,20 @@ class Client:
                 await session.close(job.reason)
                 return self._over(job)
             begun = await self._next(session, "the other sites")
-            if isinstance(begun, Begin):
+            if isinstance(begun, FusionKeys) and job.summing is not None:
+                now = datetime.now(UTC)
+                await self._compute.run(
+                    job.summing.accept, begun, now, what="the partners to be checked", timeout=READ_S
+                )
+                begun = await self._next(session, "the other sites")
+            if isinstance(begun, Begin) and (job.summing is None or job.summing.ready):
                 self._report(h.JobBegan(job.job.name, begun.step, begun.patients))
                 bye = await self._work(session, job)
             elif isinstance(begun, Bye):
                 bye = begun
             else:
-                raise UnexpectedMessage(f"a {begun.name} where begin was due")
+                due = "fusion-keys were" if job.summing is not None and not job.summing.ready else "begin was"
+                raise UnexpectedMessage(f"a {begun.name} where {due} due")
         except _Stopped:
             await session.close("drain", "the site was asked to stop")
             # SP-11-20: a message that crossed our own bye is not sent again.
@@ -430,6 +440,9 @@ class Client:
             job.inventory, what="the volumes' headers to be read", timeout=READ_S
         )
         await self._accept(session, offer, job, patients)
+        if job.summing is not None:
+            # SP-11.18-7: "before its `inventory` is complete"
+            await session.send(FusionKey(job.summing.offer()))
         for first in range(0, max(len(patients), 1), INVENTORY_PIECE):
             piece = patients[first : first + INVENTORY_PIECE]
             last = first + INVENTORY_PIECE >= len(patients)

@@ -28,10 +28,12 @@ from splitpeer.site.budgets import Budgets, BudgetSpent
 from splitpeer.site.encoders import Encoders
 from splitpeer.site.named import Named
 from splitpeer.site.run_folders import check_room
+from splitpeer.site.summing import Summing
 from splitpeer.storage import checkpoint
 from splitproto import holder
 from splitproto.causes import OF_A_PATIENT
 from splitproto.errors import PolicyRefused, SchemaMismatch, StepMismatch
+from splitproto.fusion import CHECK
 from splitproto.messages import (
     Activations,
     Average,
@@ -81,6 +83,8 @@ class Means:
     ledger: Ledger | None
     secret: bytes
     """Secret key of this site's place in the run."""
+    summing: Summing | None
+    """Where only a sum over sites leaves."""
     report: h.Reporter
     """Told by the thread that computes."""
 
@@ -102,6 +106,7 @@ class SiteJob:
         self._means = means
         self.folder, self.channels, self.encoders = means.folder, means.channels, means.encoders
         self.budgets, self.ledger, self.defences = means.budgets, means.ledger, means.defences
+        self.summing = means.summing
         self._averaging = SiteAveraging(self.job, self.seats, self.encoders.halves, self.budgets)
         self.unusable = dict(unusable)
         """SP-11.13-3: patients whose files this process cannot use, and why: not read again, even if repaired."""
@@ -130,8 +135,7 @@ class SiteJob:
             self.save(0)
         elif 0 in held:
             # Private weights are drawn by every process for itself; those of this run were drawn once.
-            tensors, meta, _ = checkpoint.load(self.folder, 0)
-            self.encoders.load(tensors, meta)
+            self._load(0)
         else:
             self.lost = True
 
@@ -201,6 +205,9 @@ class SiteJob:
             SchemaMismatch: a training batch larger than the job's, or places that cannot be.
         """
         self._announced.check(forward, self.unusable)
+        if self.summing is not None and forward.places is not None:
+            # SP-11.18-13: "all sites have all samples"
+            raise PolicyRefused("a part of a batch was asked for, where only a sum of all sites may be read")
         if not self._withdrew:
             self._announced.add(forward)
 
@@ -233,10 +240,8 @@ class SiteJob:
         self.budgets.computed(forward)
         self._pay(forward)
         compute = self.encoders.forward if forward.mode == "train" else self.encoders.evaluate
-        arrays = joined(compute(images, self._releases(forward)), self.seats)
-        sent = Activations(
-            forward.mode, forward.step, forward.batch, forward.digest, to_wire(arrays, self.job.precision)
-        )
+        arrays = self._leaving(forward, compute(images, self._releases(forward)))
+        sent = Activations(forward.mode, forward.step, forward.batch, forward.digest, arrays)
         if forward.mode == "train":
             self._pending = sent
         return sent
@@ -252,7 +257,7 @@ class SiteJob:
             raise StepMismatch(
                 f"gradients of step {gradients.step}, but {self.applied} was the last applied here"
             )
-        arrived = by_seat(_as_sent(gradients, self._pending), self.seats)
+        arrived = self._arrived(gradients, self._pending)
         if any(len(levels) < len(self.job.levels) for levels in arrived.values()):
             # SP-11-10: a seat sits out as a whole.
             raise SchemaMismatch(f"the gradients of step {gradients.step} leave out a level of a seat")
@@ -264,6 +269,8 @@ class SiteJob:
         except PolicyRefused as error:
             # SP-11.15-8: a coordinator must not be able to switch this site off.
             raise BudgetSpent(error.reason) from None
+        if self.summing is not None:
+            self.summing.follow(gradients.step, gradients.tensors)
 
     def advance(self, step: int) -> None:
         """Count on to `step`: those since the last that was applied here were made without this site.
@@ -275,6 +282,11 @@ class SiteJob:
         if not self.applied <= step <= self.job.steps:
             raise StepMismatch(
                 f"asked to advance to step {step} of {self.job.steps} after step {self.applied}"
+            )
+        if self.summing is not None and step > self.applied:
+            # SP-11.18-13: a step made without this site would have been a sum without it.
+            raise PolicyRefused(
+                "a step was made without this site, where only a sum of all sites may be read"
             )
         self.forget_batches()
         self.advanced += step - self.applied
@@ -312,6 +324,8 @@ class SiteJob:
         if step != self.applied:
             raise StepMismatch(f"asked to save step {step} after step {self.applied} was applied")
         tensors, meta = self.encoders.state()
+        if self.summing is not None:
+            meta = self.summing.saved(meta)
         kept = checkpoint.KEEP if keep is None else keep
         check_room(self._means.state, self._means.bounds, self._means.checkpoint_octets)
         return bytes.fromhex(checkpoint.save(self.folder, step, tensors, meta, kept))
@@ -320,8 +334,7 @@ class SiteJob:
         """SP-11-14: go back to the checkpoint of `step`. Raises DataError if it is not there or not whole."""
         self.budgets.rollback()
         self.forget_batches()
-        tensors, meta, _ = checkpoint.load(self.folder, step)
-        self.encoders.load(tensors, meta)
+        self._load(step)
         checkpoint.discard_after(self.folder, step)
         self._pending, self.lost = None, False
 
@@ -333,6 +346,30 @@ class SiteJob:
             self.ledger.close()
 
     # --- inside ----------------------------------------------------------------------------------------
+
+    def _load(self, step: int) -> None:
+        tensors, meta, _ = checkpoint.load(self.folder, step)
+        self.encoders.load(tensors, meta)
+        if self.summing is not None:
+            self.summing.restore(meta)
+
+    def _leaving(self, forward: Forward, computed: dict[str, dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+        """What an encoder's levels, by seat, become on the wire."""
+        if self.summing is not None:
+            return self.summing.answer(forward, computed)
+        return to_wire(joined(computed, self.seats), self.job.precision)
+
+    def _arrived(self, gradients: Gradients, sent: Activations) -> dict[str, dict[str, np.ndarray]]:
+        """Gradients by seat, as they travelled. Raises SchemaMismatch."""
+        if self.summing is None:
+            return by_seat(_as_sent(gradients, sent), self.seats)
+        # SP-11.18-2: the gradient by the sum is that by each of its parts.
+        shapes = {name: array.shape for name, array in sent.tensors.items() if name != CHECK}
+        if {name: array.shape for name, array in gradients.tensors.items()} != shapes or any(
+            array.dtype != np.float32 for array in gradients.tensors.values()
+        ):
+            raise SchemaMismatch(f"the gradients of step {gradients.step} do not have the shapes of the sum")
+        return {seat.name: dict(gradients.tensors) for seat in self.seats}
 
     def _filled(self, key: bytes) -> tuple[int, ...] | None:
         """SP-11-4: the seats of a patient; None: all."""
@@ -354,7 +391,9 @@ class SiteJob:
         """What is about to leave, by seat."""
         # If runs must repeat, so must the noise; otherwise even a batch that is asked for again gets other noise.
         self._computed += 1
-        nonce = self.incarnation + self._computed.to_bytes(8, "big") if self._means.private else b""
+        # SP-11.18-13: an answer in a sum is given twice or not at all, noise included.
+        again = self._means.private and self.summing is None
+        nonce = self.incarnation + self._computed.to_bytes(8, "big") if again else b""
         samples = forward.samples
         return {
             seat: Release(

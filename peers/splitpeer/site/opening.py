@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from pathlib import Path
 
 from splitpeer.daemon import happenings as h
 from splitpeer.data.channels import Channels
@@ -35,6 +36,7 @@ from splitpeer.site.job import Means, SiteJob
 from splitpeer.site.named import Named
 from splitpeer.site.run_folders import check_terms, make_room, note_terms
 from splitpeer.site.secret import site_secret
+from splitpeer.site.summing import Allowed, Summing
 from splitpeer.training.guard import Guard
 from splitpeer.training.split_step import ClientHalf
 from splitproto.messages import Job, JobOffer, Seat
@@ -95,10 +97,20 @@ def open_job(
         private=config.runtime.initial_weights == "private",
         budgets=Budgets(folder, bounds),
         secret=site_secret(folder),
+        summing=_summing(offer, config, folder, report),
         ledger=open_ledger(config, report),
         report=report,
     )
     return _begun(SiteJob(offer, means, bad))
+
+
+def _summing(offer: JobOffer, config: PeerConfig, folder: Path, report: h.Reporter) -> Summing | None:
+    """Where the job has secure fusion."""
+    if offer.job.fusion is None or config.policy is None:
+        return None
+    peer, policy = config.peer, config.policy
+    allowed = Allowed(config.credentials(), peer.federation, policy.partners, policy.min_partners)
+    return Summing(offer, folder, allowed, peer.site, report)
 
 
 def _begun(site: SiteJob) -> SiteJob:

@@ -170,6 +170,30 @@ class EncoderShared(Happening):
 
 
 @dataclass(frozen=True)
+class PartnersProven(Happening):
+    """SP-11.18-8: these sites are in the sum with this one; each has proven its key."""
+
+    run: str
+    partners: list[str]
+    least: int
+    """How many the policy wants."""
+
+
+@dataclass(frozen=True)
+class ValuesClipped(Happening):
+    """SP-11.18-3: values were too large for the sum."""
+
+    step: int
+    clipped: int
+    """Of this batch."""
+    values: int
+    """Of this batch in all."""
+    so_far: int
+    """Since the process started."""
+    range: float
+
+
+@dataclass(frozen=True)
 class SiteRolledBack(Happening):
     """As the coordinator asked."""
 

@@ -197,6 +197,14 @@ def _of_a_site(happening: h.Happening) -> Iterator[Line]:
             yield Line("job.checkpoint", {"step": step})
         case h.EncoderShared(step=step, seat=seat):
             yield Line("encoder.shared", {"seat": seat, "after_step": step})
+        case h.PartnersProven(partners=partners):
+            yield Line("fusion.partners", {"partners": partners})
+        case h.ValuesClipped(step, clipped, values, so_far, most):
+            yield Line(
+                "fusion.clipped",
+                {"step": step, "clipped": clipped, "values": values, "so_far": so_far, "range": most},
+                WARNING,
+            )
         case h.SiteNotSaved(step=step, cause=cause):
             yield Line("job.checkpoint_failed", {"step": step, "cause": cause}, WARNING)
         case h.SiteRolledBack(step=step, before=before):

@@ -23,6 +23,7 @@ _AS_THEY_ARE: dict[type[h.Happening], str] = {
     h.PeerAnnounced: "peer.announced",
     h.SiteRolledBack: "job.rollback",
     h.EncoderShared: "encoder.shared",
+    h.PartnersProven: "fusion.partners",
 }
 """Names of lines that hold every field of their happening."""
 

@@ -1,0 +1,242 @@
+"""A site's part in secure fusion (SP-11.18): its key for the run, its partners, and what leaves in place of values."""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from splitpeer.daemon import happenings as h
+from splitpeer.errors import DataError
+from splitpeer.storage import durable, reading
+from splitproto import Credentials, fusion, partners
+from splitproto.errors import IdentityError
+from splitproto.messages import Forward, Fusion, FusionKeys, JobOffer, KeyOffer
+from splitproto.partners import Trust
+
+Arrays = dict[str, np.ndarray]
+SECRET, PARTNERS, ANSWERS = "fusion.key", "partners.json", "answers"
+"""Files in the folder of a run."""
+HISTORY = "history"
+"""In the metadata of a checkpoint."""
+
+
+@dataclass(frozen=True)
+class Allowed:
+    """Who may be in a sum with this site, and what proves them."""
+
+    credentials: Credentials
+    federation: str
+    partners: Collection[str]
+    least: int
+
+    def trust(self) -> Trust:
+        """With CA and revocation list as they are now. Raises IdentityError."""
+        crl = self.credentials.crl
+        try:
+            ca_pem, crl_pem = self.credentials.ca.read_bytes(), crl.read_bytes() if crl else None
+        except OSError as error:
+            raise IdentityError("our own CA certificate or revocation list cannot be read") from error
+        return Trust.read(self.federation, ca_pem, crl_pem, self.partners, self.least)
+
+
+class Summing:
+    """Of one run. What must survive this process lies in the run's folder.
+
+    Args:
+        offer: of a job with secure fusion, which was judged.
+        folder: of the run.
+        allowed: what this site's policy says.
+        site: this site's name.
+        report: told of partners, and of values out of range.
+
+    Raises:
+        DataError: a file in the folder cannot be read or written.
+    """
+
+    def __init__(
+        self, offer: JobOffer, folder: Path, allowed: Allowed, site: str, report: h.Reporter
+    ) -> None:
+        if offer.job.fusion is None:
+            raise ValueError("the job has no secure fusion")
+        self.terms: Fusion = offer.job.fusion
+        self._run, self._digest, self._site = offer.run, partners.terms_digest(offer.job), site
+        self._allowed, self._report = allowed, report
+        self._folder = folder
+        self._secret = _secret(folder / SECRET)
+        self._kept = _partners(folder / PARTNERS)
+        self._answers = folder / ANSWERS
+        self._given = fusion.Given(_answers(self._answers))
+        self._masking: fusion.Masking | None = None
+        self.history = fusion.BEGINNING
+        """SP-11.18-12: of the step that was applied last."""
+        self._clipped = self._told = 0
+
+    # --- keys ------------------------------------------------------------------------------------------
+
+    def offer(self) -> KeyOffer:
+        """SP-11.18-6: signed with the certificate that is in place now. Raises IdentityError."""
+        own = self._allowed.credentials
+        try:
+            key, chain = own.key.read_bytes(), own.certificate.read_bytes()
+        except OSError as error:
+            raise IdentityError("our own certificate or key cannot be read") from error
+        return partners.sign(key, chain, self._run, self._digest, fusion.public_of(self._secret))
+
+    def accept(self, keys: FusionKeys, now: datetime) -> None:
+        """SP-11.18-8, SP-11.18-9: nothing leaves before the partners have proven themselves.
+
+        Args:
+            now: with its time zone.
+
+        Raises:
+            FusionMismatch, PolicyRefused: they have not.
+            DataError: they cannot be kept.
+        """
+        trust = self._allowed.trust()
+        found = partners.accept(
+            keys.partners, self.offer(), self._run, self._digest, self.terms.parties, trust, now
+        )
+        if self._kept:
+            partners.check_unchanged(self._kept, found)
+        masking = fusion.Masking(self._run, self._site, self._secret, found)
+        if not self._kept:
+            written = json.dumps({name: key.hex() for name, key in found.items()}, indent=1) + "\n"
+            _write(self._folder / PARTNERS, written.encode())
+            self._kept = found
+        self._masking = masking
+        self._report(h.PartnersProven(self._run.hex(), sorted(found), self._allowed.least))
+
+    @property
+    def ready(self) -> bool:
+        """Whether the partners have proven themselves."""
+        return self._masking is not None
+
+    # --- answers ---------------------------------------------------------------------------------------
+
+    def answer(self, forward: Forward, sent: Mapping[str, Arrays]) -> Arrays:
+        """What leaves for a batch (SP-11.18-2).
+
+        Args:
+            sent: float32 [B, width, *spatial], by seat and level; the weights are those of `history`.
+
+        Raises:
+            SiteFailed: the same question got another answer before (SP-11.18-13).
+            DataError: that it is given cannot be written down.
+            TensorError: a value is not finite.
+        """
+        if self._masking is None:
+            raise ValueError("values would leave before the partners have proven themselves")
+        own = over_seats(sent)
+        asked = fusion.Asked(
+            forward.mode, forward.step, forward.batch, forward.digest, self._history(forward)
+        )
+        tensors, clipped = fusion.answer(self._masking, asked, own, self.terms)
+        if (line := self._given.record(asked, tensors)) is not None:
+            _append(self._answers, f"{' '.join(line)}\n".encode())
+        self._tell(forward, clipped, sum(array.size for array in own.values()))
+        return tensors
+
+    def follow(self, step: int, gradients: Mapping[str, np.ndarray]) -> None:
+        """SP-11.18-12: `step` was applied with these gradients, as they arrived."""
+        self.history = fusion.follow(self.history, step, gradients)
+
+    def saved(self, meta: Mapping[str, Any]) -> dict[str, Any]:
+        """Metadata of a checkpoint, and the history."""
+        return {**meta, HISTORY: self.history.hex()}
+
+    def restore(self, meta: Mapping[str, Any]) -> None:
+        """The history of a checkpoint. Raises DataError."""
+        try:
+            history = bytes.fromhex(meta[HISTORY])
+        except (KeyError, ValueError, TypeError):
+            history = b""
+        if len(history) != len(fusion.BEGINNING):
+            raise DataError("the checkpoint holds no history of its run: take one that secure fusion wrote")
+        self.history = history
+
+    # --- inside ----------------------------------------------------------------------------------------
+
+    def _history(self, forward: Forward) -> bytes:
+        return self.history if forward.mode in ("train", "evaluate") else fusion.BEGINNING
+
+    def _tell(self, forward: Forward, clipped: int, values: int) -> None:
+        """SP-11.18-3: "reports them to its operator": the first, and then whenever there are twice as many."""
+        self._clipped += clipped
+        if clipped and self._clipped >= 2 * self._told:
+            self._told = self._clipped
+            self._report(h.ValuesClipped(forward.step, clipped, values, self._clipped, self.terms.range))
+
+
+def over_seats(sent: Mapping[str, Arrays]) -> Arrays:
+    """SP-11.18-2: a site of several seats adds them, in binary32, in their order."""
+    first, *others = sent.values()
+    total = {name: np.array(array, np.float32) for name, array in first.items()}
+    for arrays in others:
+        for name, array in arrays.items():
+            total[name] += array
+    return total
+
+
+# --- files ----------------------------------------------------------------------------------------------
+
+
+def _secret(path: Path) -> bytes:
+    """SP-11.18-5: made on first use, and the same for every process that takes up the run."""
+    try:
+        if not path.exists():
+            durable.make_folder(path.parent)
+            durable.replace(path, secrets.token_bytes(fusion.SECRET_BYTES))
+        found = path.read_bytes()
+    except OSError as error:
+        raise durable.refusal(error, f"{path}:", "[peer] state") from None
+    if len(found) != fusion.SECRET_BYTES:
+        raise DataError(
+            f"{path}: is not a key of {fusion.SECRET_BYTES} bytes; its run cannot continue, begin a new one"
+        )
+    return found
+
+
+def _partners(path: Path) -> dict[str, bytes]:
+    """SP-11.18-9: those that were accepted; none at first."""
+    try:
+        return {str(name): bytes.fromhex(key) for name, key in reading.document(path).items()}
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, TypeError):
+        raise DataError(f"{path}: cannot be read: restore it, or begin a new run") from None
+
+
+def _answers(path: Path) -> dict[str, str]:
+    """SP-11.18-13: question and answer of an earlier process; a line torn by a crash was not sent, and is cut off."""
+    try:
+        octets = path.read_bytes()
+        whole = octets[: octets.rfind(b"\n") + 1]
+        if len(whole) < len(octets):
+            durable.replace(path, whole)
+        return dict(line.split(" ") for line in whole.decode("ascii").splitlines())
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError):
+        raise DataError(f"{path}: cannot be read: restore it, or begin a new run") from None
+
+
+def _append(path: Path, line: bytes) -> None:
+    try:
+        with path.open("ab") as file:
+            file.write(line)
+    except OSError as error:
+        raise durable.refusal(error, f"{path}:", "[peer] state") from None
+
+
+def _write(path: Path, octets: bytes) -> None:
+    try:
+        durable.replace(path, octets)
+    except OSError as error:
+        raise durable.refusal(error, f"{path}:", "[peer] state") from None
