@@ -23,6 +23,7 @@ from splitpeer.federation.precision import from_wire
 from splitpeer.settings.job import JobConfig
 from splitpeer.training.split_round import THE_SUM, Place, Rows
 from splitpeer.training.split_step import Arrays, CoordinatorHalf
+from splitproto.errors import FusionMismatch
 from splitproto.fusion import totals
 from splitproto.messages import Forward, Job
 
@@ -90,12 +91,18 @@ class Run:
         """Activations, float32, of each site at each seat, or their sum; and which samples of the batch they are.
 
         Raises:
-            FusionMismatch: the sites' masks do not cancel.
+            JobFailed: the sites' masks do not cancel.
         """
         if (terms := self.job.fusion) is not None:
             batch = len(next(iter(arrived.values())).part.forward.samples)
             answers = {site.name: one.tensors for site, one in arrived.items()}
-            return {THE_SUM: totals(answers, terms)}, {THE_SUM: Rows(tuple(range(batch)))}
+            try:
+                return {THE_SUM: totals(answers, terms)}, {THE_SUM: Rows(tuple(range(batch)))}
+            except FusionMismatch as error:
+                # SP-11.18-14: nobody can tell whose they are, so the step is not made.
+                raise JobFailed(
+                    f"{error}: a site was asked something else, or holds another history"
+                ) from None
         arrays: dict[Place, Arrays] = {}
         rows: dict[Place, Rows] = {}
         for site, sent in arrived.items():

@@ -204,10 +204,10 @@ class SiteJob:
             PolicyRefused: the batch is larger than this site allows.
             SchemaMismatch: a training batch larger than the job's, or places that cannot be.
         """
-        self._announced.check(forward, self.unusable)
         if self.summing is not None and forward.places is not None:
             # SP-11.18-13: "all sites have all samples"
             raise PolicyRefused("a part of a batch was asked for, where only a sum of all sites may be read")
+        self._announced.check(forward, self.unusable)
         if not self._withdrew:
             self._announced.add(forward)
 

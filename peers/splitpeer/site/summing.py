@@ -15,12 +15,13 @@ import numpy as np
 from splitpeer.daemon import happenings as h
 from splitpeer.errors import DataError
 from splitpeer.storage import durable, reading
+from splitpeer.training.split_step import Arrays
+from splitpeer.training.sums import over_seats
 from splitproto import Credentials, fusion, partners
 from splitproto.errors import IdentityError
 from splitproto.messages import Forward, Fusion, FusionKeys, JobOffer, KeyOffer
 from splitproto.partners import Trust
 
-Arrays = dict[str, np.ndarray]
 SECRET, PARTNERS, ANSWERS = "fusion.key", "partners.json", "answers"
 """Files in the folder of a run."""
 HISTORY = "history"
@@ -172,16 +173,6 @@ class Summing:
         if clipped and self._clipped >= 2 * self._told:
             self._told = self._clipped
             self._report(h.ValuesClipped(forward.step, clipped, values, self._clipped, self.terms.range))
-
-
-def over_seats(sent: Mapping[str, Arrays]) -> Arrays:
-    """SP-11.18-2: a site of several seats adds them, in binary32, in their order."""
-    first, *others = sent.values()
-    total = {name: np.array(array, np.float32) for name, array in first.items()}
-    for arrays in others:
-        for name, array in arrays.items():
-            total[name] += array
-    return total
 
 
 # --- files ----------------------------------------------------------------------------------------------

@@ -12,12 +12,12 @@ import pytest
 from splitpeer.data.normalisation import KINDS
 from splitpeer.data.sampling import batch_digest
 from splitpeer.defences.kinds import parse_all
-from splitpeer.federation.terms import Room, check_bounds, cut_descriptors, judge
+from splitpeer.federation.terms import Room, check_bounds, cut_descriptors, judge, seat_descriptors
 from splitpeer.models.registry import backbone_of, make_backbone, on_wire
 from splitpeer.settings.bounds import Bounds
 from splitpeer.site.announced import Announced
 from splitproto.errors import PolicyRefused, SchemaMismatch
-from splitproto.messages import Forward, Job, JobOffer, Normalisation, Sample, Seat, Setting
+from splitproto.messages import Forward, Fusion, Job, JobOffer, Normalisation, Sample, Seat, Setting
 from splitproto.tensors import schema_digest
 from tests.cuts import unet
 
@@ -396,3 +396,56 @@ def test_batches_that_an_accepted_job_does_not_cover(
     """SP-11-27, SP-11-28."""
     with pytest.raises(error):
         announced.check(asked, {})
+
+
+SUM = Fusion((4, 4, 8, 8, 8), 16, 4.0, 3)
+
+
+def in_a_sum(partners: tuple[str, ...] = ("a", "b"), least: int = 2) -> Any:
+    here = site()
+    here.policy.partners, here.policy.min_partners = partners, least
+    return here
+
+
+def summed(**changes: Any) -> JobOffer:
+    job = dataclasses.replace(JOB, **{"fusion": SUM, **changes})
+    return JobOffer(bytes(16), SEATS, job, schema_digest(seat_descriptors(job, SEATS)))
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"fusion": dataclasses.replace(SUM, bits=24)}, "words of 24 bits"),
+        ({"fusion": dataclasses.replace(SUM, range=0.0)}, "range 0"),
+        ({"precision": "bf16"}, "gradients of f32"),
+        ({"average_every": 2}, "not averaged"),
+    ],
+)
+def test_a_secure_sum_that_cannot_be_is_not_accepted(changes: dict[str, Any], words: str) -> None:
+    """SP-11.18-1."""
+    judge(summed(), in_a_sum())
+    here = in_a_sum()
+    here.policy.precision, here.policy.share_encoder = ("f32", "bf16"), True
+    with pytest.raises(SchemaMismatch, match=words):
+        judge(summed(**changes), here)
+
+
+def test_a_secure_sum_needs_its_feature_and_as_many_partners_as_the_policy_wants() -> None:
+    """SP-11.18-1."""
+    with pytest.raises(SchemaMismatch, match="fuse was not agreed"):
+        judge(summed(), in_a_sum(), ("train", "evaluate", "dtype.f32"))
+    with pytest.raises(
+        PolicyRefused, match=r"2 other sites, where this site wants 3 \(policy min_partners\)"
+    ):
+        judge(summed(), in_a_sum(least=3))
+    with pytest.raises(PolicyRefused, match=r"2 other sites, of which this site knows 1 \(policy partners\)"):
+        judge(summed(), in_a_sum(("a",)))
+
+
+def test_a_site_of_two_seats_sends_one_sum() -> None:
+    """SP-11.18-2."""
+    two = (Seat("t1", ("t1",)), Seat("t2", ("t2",)))
+    job = dataclasses.replace(JOB, fusion=SUM)
+    one = [(d.name, d.dtype, d.shape) for d in seat_descriptors(job, two)]
+    assert one == [(d.name, d.dtype, d.shape) for d in seat_descriptors(job, SEATS)]
+    assert one[0] == ("x0", "i16", (2, 4, 32, 32)) and one[-1] == ("check", "i16", (5, 8))

@@ -1,0 +1,293 @@
+"""Secure fusion among real roles: the sum is exact, keys are proven, and nothing leaves before that."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from splitpeer.coordinator.assembly import make_half
+from splitpeer.coordinator.relay import Relay
+from splitpeer.data.loader import SiteData
+from splitpeer.data.sampling import TrainingSchedule
+from splitpeer.defences.randomness import Release
+from splitpeer.errors import JobFailed
+from splitpeer.federation.seats import seats_of
+from splitpeer.federation.terms import job_on_wire
+from splitpeer.models import build_encoder, site_seed
+from splitpeer.models.registry import backbone_of
+from splitpeer.site.job import SiteJob
+from splitpeer.site.summing import ANSWERS, PARTNERS, SECRET, Summing
+from splitpeer.training.optimiser import make_optimiser, make_schedule
+from splitpeer.training.split_round import Parties, Place, Wire, split_round
+from splitpeer.training.split_step import ClientHalf
+from splitproto import fusion, partners
+from splitproto.errors import FusionMismatch, PolicyRefused, SiteFailed
+from splitproto.messages import Forward, FusionKeys, KeyOffer
+
+from .scene import SEED, Ran, Scene
+
+THREE = ("flair", "t1", "t2")
+SITES = tuple(f"site-{modality}" for modality in THREE)
+MODEL = {"features": [2, 4, 4, 8, 8, 4], "fusion": "secure-sum", "widths": [1, 1, 2, 2, 4]}
+BRISK = {"join_s": 40, "step_s": 20, "return_s": 40}
+
+
+def cast(scene: Scene, *, steps: int = 6, every: int = 3, **job: Any) -> Scene:
+    training = {"steps": steps, "batch": 3, "checkpoint_every": every}
+    scene.cast(*THREE, **{"model": MODEL, "training": training, "deadlines": BRISK, **job})
+    for modality in THREE:
+        site(scene, modality)
+    return scene
+
+
+def site(scene: Scene, modality: str, **policy: Any) -> None:
+    others = [name for name in SITES if name != f"site-{modality}"]
+    scene.client(modality, policy={"coordinators": ["hub"], "partners": others, **policy})
+
+
+def folder(scene: Scene, name: str) -> Path:
+    (found,) = [path for path in (scene.folder / name / "state").iterdir() if path.is_dir()]
+    return found
+
+
+def in_one_process(scene: Scene) -> list[float]:
+    """The losses of the same steps, with the same integers and without masks."""
+    torch.set_num_threads(1)
+    settings, job = scene.settings, job_on_wire(scene.settings)
+    seats, backbone = seats_of(settings), backbone_of(job)
+    sites = {}
+    for name, (seat,) in seats.filled.items():
+        encoder = build_encoder(backbone, seed=site_seed(SEED, seat))
+        optimiser = make_optimiser(encoder.parameters(), job.optimiser, job.learning_rate, job.weight_decay)
+        sites[Place(name, seat)] = ClientHalf(
+            encoder, optimiser, make_schedule(optimiser, job.schedule, job.steps)
+        )
+    parties = Parties(make_half(scene.config("hub"), settings, job, seats), sites)
+    masks, window = scene.masks(), (*job.window, 1)[:3]
+    drawn = TrainingSchedule(
+        scene.patients()[0], masks, window=window, batch=job.batch, steps=job.steps, seed=settings.job.seed,
+        positive_fraction=settings.data.positive_fraction,
+    )  # fmt: skip
+    losses = []
+    for step in range(1, job.steps + 1):
+        samples, seed = drawn.batch(step - 1)
+        images = {
+            place: SiteData(scene.images(place.seat)).batch(samples, window, seed, place.seat)
+            for place in sites
+        }
+        target = SiteData(masks).batch(samples, window, seed, None)
+        release = Release(bytes(16), "train", step, 0, tuple(samples))
+        losses.append(split_round(parties, images, target, release, Wire(), terms=job.fusion))
+    return losses
+
+
+# --- exactly the sum --------------------------------------------------------------------------------------
+
+
+async def test_a_run_is_the_same_as_in_one_process_and_what_sites_keep_of_it(scene: Scene) -> None:
+    """SP-11.18-2, SP-11.18-5, SP-11.18-7, SP-11.18-9."""
+    ran = await cast(scene).together()
+    assert ran.error is None and set(ran.clients.values()) == {None}
+    assert ran.result.complete and ran.result.dice
+    assert scene.losses() == in_one_process(scene)
+    kept = [folder(scene, name) for name in SITES]
+    assert all((one / SECRET).stat().st_mode & 0o777 == 0o600 for one in kept)
+    assert len({(one / SECRET).read_bytes() for one in kept}) == len(SITES)
+    public = {name: fusion.public_of((folder(scene, name) / SECRET).read_bytes()).hex() for name in SITES}
+    for name in SITES:
+        others = {other: key for other, key in public.items() if other != name}
+        assert json.loads((folder(scene, name) / PARTNERS).read_text()) == others
+        # Every batch that was answered, an evaluation's too.
+        assert (folder(scene, name) / ANSWERS).read_text().count("\n") > scene.settings.training.steps
+
+
+def test_a_run_survives_the_kill_of_each_party(scene: Scene) -> None:
+    """SP-11.18-5, SP-11.18-12, SP-11.18-13: rolled back, the same questions get the same octets."""
+    cast(scene, steps=24, every=4)
+    hub, clients = scene.start_all()
+    scene.until_step(6)
+    clients["t1"].signal(signal.SIGKILL)
+    hub.until(r"site\.(left|lost) .*site-t1")
+    again = scene.start("site-t1")
+    scene.until_step(14)
+    hub.signal(signal.SIGKILL)
+    hub.code()
+    hub = scene.start("hub", "--resume")
+    assert hub.code() == 0, hub.said
+    assert [one.code() for one in (clients["flair"], again, clients["t2"])] == [0, 0, 0]
+    assert scene.losses() == in_one_process(scene)
+
+
+# --- keys that prove nothing --------------------------------------------------------------------------------
+
+
+async def refused(scene: Scene, error: type[Exception], words: str) -> Ran:
+    """The run fails; at least one site says why, in one line, and nothing has left it."""
+    ran = await scene.together()
+    assert isinstance(ran.error, JobFailed), ran.error
+    assert any(isinstance(one, error) and words in str(one) for one in ran.clients.values()), ran.clients
+    assert all("\n" not in str(one) for one in (ran.error, *ran.clients.values()))
+    assert not [*scene.folder.glob(f"site-*/state/*/{ANSWERS}")]
+    return ran
+
+
+def relayed(monkeypatch: pytest.MonkeyPatch, change: Callable[[str, list[KeyOffer]], list[KeyOffer]]) -> None:
+    """A coordinator that passes on something else."""
+    honest = Relay.others
+    monkeypatch.setattr(
+        Relay, "others", lambda self, site: FusionKeys(tuple(change(site, list(honest(self, site).partners))))
+    )
+
+
+async def test_a_coordinator_that_puts_its_own_key_in_place_of_a_partners(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SP-11.18-8."""
+    mine = fusion.public_of(bytes(range(32)))
+    relayed(monkeypatch, lambda site, offers: [replace(offers[0], public=mine), *offers[1:]])
+    ran = await refused(cast(scene), FusionMismatch, "is not signed by it for this run and its terms")
+    assert "not signed by it" in str(ran.error)
+
+
+async def test_a_coordinator_that_passes_a_key_on_twice(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SP-11.18-8."""
+    relayed(monkeypatch, lambda site, offers: [offers[0], offers[0]])
+    await refused(cast(scene), FusionMismatch, "came twice")
+
+
+async def test_a_coordinator_that_keeps_a_key_back(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SP-11.18-8."""
+    relayed(monkeypatch, lambda site, offers: offers[:1])
+    await refused(cast(scene), FusionMismatch, "1 fusion keys came for a sum of 3 sites: 2 are needed")
+
+
+async def test_a_key_of_another_run_is_refused(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SP-11.18-6: by the coordinator, and by the partners if it passes it on."""
+    honest = partners.sign
+    monkeypatch.setattr(
+        partners, "sign", lambda key, chain, run, terms, public: honest(key, chain, run[::-1], terms, public)
+    )
+    ran = await cast(scene, deadlines={**BRISK, "join_s": 3}).together()
+    assert ran.error is not None and "is not signed by it for this run" in str(ran.error)
+    monkeypatch.setattr(Relay, "check", lambda self, site, offer: None)
+    await refused(scene, FusionMismatch, "is not signed by it for this run")
+
+
+@pytest.mark.parametrize(
+    ("policy", "words"),
+    [
+        ({"partners": ["site-t1", "somebody"]}, "site site-t2 is not among our partners"),
+        ({"partners": ["site-t1"]}, "of which this site knows 1 (policy partners)"),
+        ({"partners": []}, "of which this site knows 0 (policy partners)"),
+        ({"min_partners": 3}, "where this site wants 3 (policy min_partners)"),
+    ],
+    ids=["stranger", "few", "none", "least"],
+)
+async def test_a_policy_decides_who_may_be_in_a_sum(
+    scene: Scene, policy: Mapping[str, Any], words: str
+) -> None:
+    """SP-11.18-1, SP-11.18-8."""
+    cast(scene)
+    site(scene, "flair", **policy)
+    ran = await scene.together()
+    assert words in str(ran.clients["site-flair"])
+    assert words.split(" (")[0] in str(ran.error)
+
+
+async def test_partners_that_changed_within_a_run_are_refused(scene: Scene) -> None:
+    """SP-11.18-9."""
+    cast(scene)
+    async with scene.running() as on:
+        ended = await _until(on, "site-flair", lambda: scene.metrics())
+        assert not ended
+    kept = folder(scene, "site-flair") / PARTNERS
+    kept.write_text(json.dumps({**json.loads(kept.read_text()), "site-t2": bytes(32).hex()}))
+    ran = await scene.together(resume=True)
+    assert "partner site-t2 has another key" in str(ran.clients["site-flair"])
+    assert isinstance(ran.clients["site-flair"], FusionMismatch)
+
+
+async def _until(on: Any, name: str, happened: Callable[[], Any]) -> bool:
+    """Until something happened; whether the peer ended before."""
+    async with asyncio.timeout(60):
+        while not happened():
+            if on.tasks[name].done():
+                return True
+            await asyncio.sleep(0.01)
+    return False
+
+
+# --- answers ------------------------------------------------------------------------------------------------
+
+
+async def test_masks_that_do_not_cancel_are_not_trained_on(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SP-11.18-12, SP-11.18-14: one site was given other gradients, so its masks are others."""
+    honest = Summing.follow
+
+    def follow(self: Summing, step: int, gradients: Mapping[str, Any]) -> None:
+        honest(self, step + (self._site == "site-t1"), gradients)
+
+    monkeypatch.setattr(Summing, "follow", follow)
+    ran = await cast(scene).together()
+    assert isinstance(ran.error, JobFailed)
+    assert "the masks of site-flair, site-t1, site-t2 do not cancel" in str(ran.error)
+    assert len(scene.losses()) == 1
+
+
+async def test_values_out_of_range_are_counted_and_told(
+    scene: Scene, caplog: pytest.LogCaptureFixture
+) -> None:
+    """SP-11.18-3."""
+    ran = await cast(scene, steps=24, every=24, model={**MODEL, "sum_range": 0.001}).together()
+    assert ran.error is None
+    told = [record for record in caplog.records if "fusion.clipped" in record.getMessage()]
+    # The first, and whenever there are twice as many: not every batch.
+    assert len(SITES) <= len(told) < len(SITES) * scene.settings.training.steps / 2
+
+
+async def test_a_second_answer_to_a_question_is_not_given(scene: Scene) -> None:
+    """SP-11.18-13: another answer was given before, and the disk remembers."""
+    cast(scene)
+    async with scene.running() as on:
+        await _until(on, "site-flair", lambda: len(scene.losses()) >= 4)
+    path = folder(scene, "site-flair") / ANSWERS
+    lines = [line.split(" ")[0] + " " + "00" * 32 for line in path.read_text().splitlines()]
+    path.write_text("\n".join(lines) + "\nhalf a li")
+    ran = await scene.together(resume=True)
+    assert isinstance(ran.clients["site-flair"], SiteFailed)
+    assert "is not the one that was given before" in str(ran.clients["site-flair"])
+    assert isinstance(ran.error, JobFailed)
+
+
+async def test_what_would_be_a_sum_without_this_site_is_refused(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SP-11.18-13: a part of a batch, and a step that others made."""
+    seen: list[SiteJob] = []
+    honest = SiteJob.announce
+
+    def announce(self: SiteJob, forward: Forward) -> None:
+        seen.append(self)
+        part = replace(forward, places=tuple(range(len(forward.samples))))
+        with pytest.raises(PolicyRefused, match="only a sum of all sites"):
+            honest(self, part)
+        if self.applied < forward.step:
+            with pytest.raises(PolicyRefused, match="a step was made without this site"):
+                self.advance(forward.step)
+        honest(self, forward)
+
+    monkeypatch.setattr(SiteJob, "announce", announce)
+    ran = await cast(scene).together()
+    assert ran.error is None and len(set(map(id, seen))) == len(SITES)
