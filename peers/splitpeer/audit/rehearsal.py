@@ -22,7 +22,7 @@ from splitpeer.data.sampling import batch_digest, split_patients
 from splitpeer.defences.key import from_seed
 from splitpeer.defences.randomness import Release
 from splitpeer.defences.specs import placed
-from splitpeer.errors import DataError
+from splitpeer.errors import ConfigError, DataError
 from splitpeer.federation.batches import TrainingStream
 from splitpeer.federation.evaluation import Plan, Scoring
 from splitpeer.federation.halves import at_places, coordinator_half, for_site, gradient_stacks
@@ -171,6 +171,9 @@ class Rehearsal:
         protection: the defences of all sites and of the label holder.
         seed: of all weights and defences: a rehearsal repeats.
         folder: captures and weights go here.
+
+    Raises:
+        ConfigError: a job with secure fusion.
     """
 
     def __init__(
@@ -192,6 +195,11 @@ class Rehearsal:
         )
         self.folder = folder
         self.job = job_on_wire(config)
+        if self.job.fusion is not None:
+            raise ConfigError(
+                f'{config.source}: [model] fusion = "secure-sum": a rehearsal shows what single sites send, which nobody '
+                'reads in such a job: write "concat" or "mean" for it'
+            )
         self.window = window_of(self.job)
         self.run = hashlib.sha256(f"rehearsal\0{seed}\0{protection.label}".encode()).digest()[:16]
         # Sites that share a seat are rehearsed as one: the first by name.

@@ -93,6 +93,7 @@ class RehearsedSite:
             budgets=Budgets(None, UNBOUNDED),
             ledger=None,
             secret=b"",
+            summing=None,
             report=h.Reporter(self._hear),
         )
         # Nobody waits for it, so a slow disk is no failure.

@@ -99,6 +99,9 @@ class SiteJob:
     """
 
     def __init__(self, offer: JobOffer, means: Means, unusable: Mapping[bytes, str]) -> None:
+        if (offer.job.fusion is None) != (means.summing is None):
+            # SP-11.18-2: values may not leave as they are because something was not made.
+            raise ValueError("a job with secure fusion at a site without, or the reverse")
         self.run, self.job, self.seats = offer.run, offer.job, offer.seats
         self.window = window_of(offer.job)
         # SP-11-3: it identifies this process's memory, so a rollback keeps it.
