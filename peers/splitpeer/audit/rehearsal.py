@@ -197,8 +197,8 @@ class Rehearsal:
         self.job = job_on_wire(config)
         if self.job.fusion is not None:
             raise ConfigError(
-                f'{config.source}: [model] fusion = "secure-sum": a rehearsal shows what single sites send, which nobody '
-                'reads in such a job: write "concat" or "mean" for it'
+                f'{config.source}: [model] fusion = "secure-sum": a rehearsal shows what single sites send, and nobody '
+                'reads that in such a job: write "concat" or "mean" for it'
             )
         self.window = window_of(self.job)
         self.run = hashlib.sha256(f"rehearsal\0{seed}\0{protection.label}".encode()).digest()[:16]

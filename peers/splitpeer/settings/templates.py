@@ -95,6 +95,8 @@ max_message_mib = 1024
 # noise that a study needs: splitpeer privacy --help
 # epsilon = 8.0
 # delta = 1e-5
+partners = []  # sites that may be in a secure sum with this one; none: no such job is accepted
+min_partners = 2  # a secure sum with fewer others is refused
 share_encoder = false  # true: accept jobs that average encoders; the coordinator then has our weights (docs/privacy.md)
 may_record = true  # false: this peer never writes a capture
 recorded_by_coordinator = true  # false: decline a coordinator that records, or does not say whether it does
