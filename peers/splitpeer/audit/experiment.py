@@ -63,7 +63,7 @@ class VerifiedCapture:
 
         Raises:
             DataError: it cannot be read, or was changed. One that a crash cut off is accepted.
-            AttackImpossible: it ended before a job began.
+            AttackImpossible: it ended before a job began, or holds masked values.
         """
         capture = open_capture(path, key)
         verdict = capture.verify()
@@ -71,6 +71,10 @@ class VerifiedCapture:
             raise DataError(f"{path}: {verdict.problem}")
         if capture.header.job is None:
             raise AttackImpossible(f"{path}: ended before a job began, there is nothing to attack")
+        if capture.header.job.fusion is not None:
+            raise AttackImpossible(
+                f"{path}: of a run with secure fusion: what sites sent is masked, and no attack here reads the sum"
+            )
         return cls(path, capture, verdict)
 
     def source(self, view: View) -> Source:

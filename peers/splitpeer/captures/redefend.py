@@ -183,6 +183,10 @@ def defended(capture: Capture, applied: Mapping[str, SiteDefences], releases: in
     header = capture.header
     if header.job is None or header.run is None:
         raise DataError("the capture names no job: nothing was trained while it was recorded")
+    if header.job.fusion is not None:
+        raise DataError(
+            "the capture is of a run with secure fusion: it holds masked integers, and no defence acts on them"
+        )
     if header.job.precision != "f32":
         raise DataError(
             f"the capture was sent as {header.job.precision}: a defence acts before rounding; record a run in f32"

@@ -164,6 +164,11 @@ class _Recording:
             raise DataError(
                 "the recorded run averaged encoders, which cannot be repeated: inspect the capture only"
             )
+        if header.job.fusion is not None:
+            raise DataError(
+                "the recorded run had secure fusion: one party's capture does not hold the others' part of a sum: "
+                "inspect the capture only"
+            )
         if header.sampling.every != 1 or header.sampling.keys:
             raise DataError(
                 "the capture holds a sample of the steps: record all of them to drive a peer with it"

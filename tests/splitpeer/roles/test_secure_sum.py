@@ -13,16 +13,20 @@ from typing import Any
 import pytest
 import torch
 
+from splitpeer.audit.experiment import VerifiedCapture
+from splitpeer.captures.reader import open_capture
+from splitpeer.captures.redefend import defended
 from splitpeer.coordinator.assembly import make_half
 from splitpeer.coordinator.relay import Relay
 from splitpeer.data.loader import SiteData
 from splitpeer.data.sampling import TrainingSchedule
 from splitpeer.defences.randomness import Release
-from splitpeer.errors import JobFailed
+from splitpeer.errors import AttackImpossible, DataError, JobFailed
 from splitpeer.federation.seats import seats_of
 from splitpeer.federation.terms import job_on_wire
 from splitpeer.models import build_encoder, site_seed
 from splitpeer.models.registry import backbone_of
+from splitpeer.replay.redrive import _Recording
 from splitpeer.site.job import SiteJob
 from splitpeer.site.summing import ANSWERS, PARTNERS, SECRET, Summing
 from splitpeer.training.optimiser import make_optimiser, make_schedule
@@ -291,3 +295,21 @@ async def test_what_would_be_a_sum_without_this_site_is_refused(
     monkeypatch.setattr(SiteJob, "announce", announce)
     ran = await cast(scene).together()
     assert ran.error is None and len(set(map(id, seen))) == len(SITES)
+
+
+# --- what was recorded --------------------------------------------------------------------------------------
+
+
+async def test_a_capture_of_masked_values_is_read_as_such_by_nobody(scene: Scene) -> None:
+    """A coordinator's and a site's: not attacked, not defended afterwards, not played; in one line each."""
+    ran = await cast(scene).together(curious=("hub", "site-t1"))
+    assert ran.error is None
+    for who in ("hub", "site-t1"):
+        path = scene.capture(who)
+        with pytest.raises(AttackImpossible, match="secure fusion"):
+            VerifiedCapture.open(path)
+        capture = open_capture(path)
+        with pytest.raises(DataError, match="secure fusion"):
+            defended(capture, {})
+        with pytest.raises(DataError, match="secure fusion"):
+            _Recording.of(capture)
