@@ -36,6 +36,7 @@ from splitproto.hosts import host_name, without_zone
 from splitproto.identity import Credentials, Identity, check_name, split_uri, uri_of
 from splitproto.newfile import write_new, write_temporary
 from splitproto.recognise import convert
+from splitproto.secretfile import how_to_close, open_to_others
 
 __all__ = [
     "CRL_DAYS",
@@ -570,11 +571,14 @@ def _load_ca(folder: Path) -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey
         raise PkiError(f"{folder}: no CA here: create one with splitpeer pki init")
     certificate = _load_certificate(folder / "ca.crt")
     try:
+        shared = open_to_others(path)
         key = serialization.load_pem_private_key(path.read_bytes(), password=None)
     except OSError as error:
         raise PkiError(f"{path}: cannot be read: {error.strerror}") from error
     except (ValueError, TypeError) as error:
         raise PkiError(f"{path}: not an unencrypted PEM private key") from error
+    if shared:
+        raise PkiError(f"{path}: others on this machine may read the CA's key: {how_to_close(path)}")
     if not isinstance(key, ec.EllipticCurvePrivateKey) or key.public_key() != certificate.public_key():
         raise PkiError(f"{path}: the key does not belong to ca.crt: restore the pair from a backup")
     return certificate, key

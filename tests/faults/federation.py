@@ -43,6 +43,15 @@ def make_federation(folder: Path) -> None:
         for index, modality in enumerate(MODALITIES):
             values = 100 + 20 * np.roll([0, 1, 2, 3], index)[mask] + source.normal(0, 8, SHAPE)
             _write(folder / "data" / modality / f"{patient}.nii.gz", values.astype(np.float32))
+    for name, (modality, numbers) in FOLDERS.items():
+        (folder / "data" / name).mkdir()
+        for number in numbers:
+            file = f"{PATIENTS[number]}.nii.gz"
+            (folder / "data" / name / file).symlink_to(folder / "data" / modality / file)
+
+
+FOLDERS = {"t1-west": ("t1", (0, 1)), "t1-east": ("t1", (1, 2, 3)), "flair-gaps": ("flair", (0, 2, 3))}
+"""Folders with some patients of a modality, by number."""
 
 
 def _write(path: Path, voxels: np.ndarray) -> None:
@@ -67,10 +76,18 @@ class Setting:
     """Sections of the clients' peer.toml that differ."""
     pace: float = 1.0
     """How many times longer everything takes that is computed, read or written."""
+    some: Mapping[str, str] = field(default_factory=dict)
+    """By site, the one of `FOLDERS` that it has instead of all patients of its modality."""
 
     @property
     def sites(self) -> tuple[str, ...]:
         return tuple(site_of(modality) for modality in self.modalities)
+
+    def held_by(self, site: str) -> tuple[str, str]:
+        """A site's modality, and its folder of images."""
+        own = site.removeprefix("site-")
+        folder = self.some.get(site, own)
+        return FOLDERS[folder][0] if folder in FOLDERS else own, folder
 
     def sections(self, federation: Path, who: str) -> Sections:
         """A peer's `peer.toml`."""
@@ -86,10 +103,10 @@ class Setting:
             made["data"] |= {"labels": f"{federation}/data/labels", "convention": "msd"}
             made["runtime"] = {"initial_weights": SEED}
             return made
-        modality = who.removeprefix("site-")
+        modality, folder = self.held_by(who)
         made["peer"] |= {"role": "client", "modality": modality}
         made["network"] = {"coordinator": f"tcp://127.0.0.1:{PORT}", "reconnect_s": 600}
-        made["data"] |= {"images": f"{federation}/data/{modality}"}
+        made["data"] |= {"images": f"{federation}/data/{folder}"}
         made["policy"] = {"coordinators": [HUB]}
         made["runtime"] = {"initial_weights": SEED}
         return _merged(made, self.peer)
@@ -99,7 +116,7 @@ class Setting:
         """`job.toml`."""
         made: Sections = {
             "job": {"name": "try", "seed": SEED},
-            "sites": {site_of(modality): modality for modality in self.modalities},
+            "sites": {site: self.held_by(site)[0] for site in self.sites},
             "model": {"features": [2, 2, 2, 2, 2, 2], "levels": [0, 4]},
             "data": {"window": [16, 32], "validation": 1},
             "training": {"steps": 10, "batch": 2, "checkpoint_every": 3, "ahead": 3},

@@ -73,6 +73,21 @@ GOING_ON = (
 """Settings in which steps are made without a site that is away: slow, so that it comes back while there is work."""
 ONE_IN = 4
 """So many schedules have one of them."""
+GAPS = {"site-t1": "t1-west", "site-t2": "t1-east", "site-flair": "flair-gaps"}
+"""Two sites fill the seat t1, and of some patients a seat is missing."""
+SEATS = (
+    Setting(
+        "gaps", THREE,
+        {"data": {"min_seats": 1}, "training": {"steps": 10, "checkpoint_every": 3, "modality_dropout": 0.3}},
+        some=GAPS,
+    ),
+    Setting(
+        "averages", THREE,
+        {"data": {"min_seats": 1}, "training": {"steps": 11, "checkpoint_every": 3, "average_every": 2}},
+        {"policy": {"share_encoder": True}}, some=GAPS,
+    ),
+)  # fmt: skip
+ONE_IN_SEATS = 6
 
 
 # --- faults ------------------------------------------------------------------------------------------------
@@ -219,6 +234,9 @@ RECOVERING = (
 
 def draw_setting(seed: int) -> Setting:
     """What is trained in a schedule."""
+    source = random.Random(f"several at a seat {seed}")
+    if source.randrange(ONE_IN_SEATS) == 0:
+        return source.choice(SEATS)
     source = random.Random(f"going on {seed}")
     if source.randrange(ONE_IN) == 0:
         return source.choice(GOING_ON)

@@ -175,6 +175,19 @@ def test_no_ca(tmp_path: Path, folder: Path) -> None:
         pki.describe(tmp_path / "x.crt")
 
 
+@pytest.mark.parametrize("rights", [0o640, 0o604])
+def test_a_ca_key_that_others_may_read_signs_nothing(folder: Path, rights: int) -> None:
+    (folder / "ca.key").chmod(rights)
+    for use in (lambda: pki.issue(folder, "client", "a", now=NOW), lambda: pki.write_crl(folder, now=NOW)):
+        with pytest.raises(
+            PkiError, match=r"ca\.key: others on this machine may read the CA's key: chmod 600"
+        ):
+            use()
+    assert not (folder / "a.crt").exists()
+    (folder / "ca.key").chmod(0o400)
+    pki.issue(folder, "client", "a", now=NOW)
+
+
 def test_revocation_adds_up_and_makes_room(folder: Path) -> None:
     serials = []
     for day in range(2):

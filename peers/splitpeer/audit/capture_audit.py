@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from splitpeer.attacks.base import View
@@ -49,6 +49,8 @@ class CaptureAudit:
     convention: Task | str | None = None
     """Convention of the masks, by its name, or their task."""
     defence: str | None = None
+    first: Mapping[str, str] = field(default_factory=dict)
+    """By site, the first modality of its peer.toml, which has the site's own key."""
     views: int | None = None
     samples: int = 24
     step: int | None = None
@@ -123,7 +125,7 @@ class CaptureAudit:
         return view if self.views is None or self.defence else first_views(view, self.views)
 
     def _defended(self, capture: Capture) -> MessageSource:
-        """The capture under the defences that are tried; the keys are those of `splitpeer replay --seed`."""
+        """The capture under the defences that are tried; the keys are those of `splitpeer replay --seed --config`."""
         if not self.defence:
             return capture
         header = capture.header
@@ -133,7 +135,9 @@ class CaptureAudit:
                 f"this capture was recorded under {' + '.join(dict.fromkeys(sent))}: "
                 "a defence can be tried offline on clean traffic only"
             )
-        applied = offline_defences(header, self.defence, lambda site: from_seed(self.seed, site))
+        applied = offline_defences(
+            header, self.defence, lambda site: from_seed(self.seed, site), first=self.first
+        )
         return defended(capture, applied, self.views or 1)
 
     def _others(

@@ -19,7 +19,7 @@ from splitproto.messages import Sample, Seat
 
 @dataclass(frozen=True)
 class Cohort:
-    """Volumes of the same patients, by modality, and their masks where there are any."""
+    """Volumes of patients, by modality, and their masks where there are any; a patient may lack some."""
 
     images: Mapping[str, Volumes]
     labels: Volumes | None = None
@@ -59,6 +59,10 @@ class Cohort:
                 find_labels(where("labels"), layout), salt=salt, spacing=spacing, labels=convention
             )
         return cls(images, labels)
+
+    def at(self, modalities: Sequence[str]) -> Cohort:
+        """The same with these images only."""
+        return Cohort({modality: self.images[modality] for modality in modalities}, self.labels)
 
     def keys(self) -> list[bytes]:
         """Patients that all modalities, and the masks, hold; ascending."""

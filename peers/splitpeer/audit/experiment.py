@@ -196,20 +196,34 @@ def image_experiment(
 
 
 def label_experiment(
-    rehearsal: Rehearsal, played: Rehearsed, seat: str, step: int, device: str = "cpu"
+    rehearsal: Rehearsal, played: Rehearsed, seat: str, step: int | None = None, device: str = "cpu"
 ) -> Experiment:
-    """A site that has nothing but the gradients it was sent at `step`.
+    """A site that has nothing but the gradients it was sent at `step`; None: the first time.
 
     Raises:
         AttackImpossible: the site was sent none then.
     """
     opened = VerifiedCapture.open(played.site_capture(seat))
+    step = graded_steps(opened.capture, seat)[0] if step is None else step
     view = site_view(opened.capture, seat, steps=(step,))
-    truth = cut(rehearsal.cohort, [target.sample for target in view.targets], rehearsal.window)
+    truth = cut(
+        rehearsal.cohort.at(view.seat.modalities),
+        [target.sample for target in view.targets],
+        rehearsal.window,
+    )
     return Experiment(
         view, Knowledge(), Judge(truth), _rehearsed(opened.source(view), step), opened.network(view),
         rehearsal.seed, device,
     )  # fmt: skip
+
+
+def graded_steps(capture: Capture, seat: str) -> list[int]:
+    """Recorded steps in which a site was sent gradients for a seat, ascending. Raises AttackImpossible: none."""
+    targets = site_view(capture, seat).targets
+    steps = sorted({shot.step for target in targets for shot in target.shots if shot.gradients})
+    if not steps:
+        raise AttackImpossible(f"the site was sent no gradient for {seat}: rehearse more steps")
+    return steps
 
 
 def _rehearsed(source: Source, steps: int) -> Source:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,7 @@ from splitpeer.errors import ConfigError, DataError
 from splitpeer.federation.batches import TrainingStream
 from splitpeer.federation.evaluation import Plan, Scoring
 from splitpeer.federation.halves import at_places, coordinator_half, for_site, gradient_stacks
+from splitpeer.federation.seating import Part, Seating
 from splitpeer.federation.seats import seats_of
 from splitpeer.federation.terms import cut_descriptors, job_on_wire, seat_descriptors, window_of
 from splitpeer.settings.job import COORDINATOR, JobConfig
@@ -36,13 +38,26 @@ from splitpeer.training.split_round import Place, fused_step
 from splitpeer.training.split_step import Arrays
 from splitproto import __version__
 from splitproto.capture import Header, Party, Sampling
-from splitproto.messages import Advance, Advanced, Applied, Forward, Gradients, JobOffer, Message, Sample
+from splitproto.messages import (
+    Advance,
+    Advanced,
+    Applied,
+    Forward,
+    Gradients,
+    Inventory,
+    JobOffer,
+    Message,
+    Sample,
+    Seat,
+)
 from splitproto.tensors import schema_digest
 
 Progress = Callable[[str, int, int], None]
 HUB = "hub"
 """The coordinator's name as a site."""
 FEDERATION = "rehearsal"
+PIECE = 500
+"""Patients in one message."""
 
 
 @dataclass(frozen=True)
@@ -167,7 +182,8 @@ class Rehearsal:
 
     Args:
         config: the job; its sites' modalities must be in the cohort.
-        cohort: patients with masks (or the stand-in task: `audit/stand_in_task.py`).
+        cohort: patients with masks (or the stand-in task: `audit/stand_in_task.py`); who has too few seats for
+            the job takes no part.
         protection: the defences of all sites and of the label holder.
         seed: of all weights and defences: a rehearsal repeats.
         folder: captures and weights go here.
@@ -209,13 +225,21 @@ class Rehearsal:
         if labels is None or labels.labels is None:
             raise ValueError("a rehearsal needs masks")
         self.labels, task = labels, labels.labels
-        self.training, self.validation = split_patients(
-            cohort.keys(), config.data.validation, config.job.seed, labels.subjects()
-        )
         self.sites = self._make_sites()
+        least = config.data.min_seats or len(self.seats)
+        lists = {site.name: site.lists for site in self.sites}
+        self.seating = Seating.decide(self.job, seats, lists, labels.keys(), least)
+        self.training, self.validation = split_patients(
+            sorted(self.seating.filled), config.data.validation, config.job.seed, labels.subjects()
+        )
         key = from_seed(seed, HUB)
         self.gradient_stacks = gradient_stacks(protection.gradients, self.job, seats, key)
         self.half = coordinator_half(config, self.job, self.seats, task, device)
+
+    def filling(self, keys: Iterable[bytes], seat: Seat) -> list[bytes]:
+        """Those of `keys` who fill a seat, in their order."""
+        filled = self.seating.filled
+        return [key for key in keys if seat.name in filled[key]]
 
     def play(self, recording: Recording, progress: Progress = lambda what, done, total: None) -> Rehearsed:
         """Train, evaluate, record.
@@ -231,6 +255,7 @@ class Rehearsal:
             try:
                 for site in self.sites:
                     site.job.begin()
+                self._list(captures)
                 self._save(0)
                 self._train(recording, captures, played, progress)
                 self._save(self.job.steps)
@@ -249,12 +274,8 @@ class Rehearsal:
     def _train(
         self, recording: Recording, captures: _Captures, played: Rehearsed, progress: Progress
     ) -> None:
-        stream = TrainingStream.of(
-            self.config, self.job, self.training, self.labels, frozenset(self.training)
-        )
-        attacked = set(recording.seats)
-        steps = [index for index in range(self.job.steps) if not attacked & self._left_out(index + 1)]
-        kept = {*steps[: recording.first], *steps[max(0, len(steps) - recording.last) :]}
+        stream = TrainingStream.of(self.config, self.job, self.training, self.labels, self.seating.complete)
+        kept = self._kept(recording, stream)
         for index in range(self.job.steps):
             recorded = index in kept
             played.losses.append(self._step(stream[index], captures.note if recorded else _silent))
@@ -281,15 +302,49 @@ class Rehearsal:
             )  # fmt: skip
         return made
 
+    def _list(self, captures: _Captures) -> None:
+        """SP-11-4: every site tells which of the patients it fills, and which seats of each."""
+        for site in self.sites:
+            patients = [site.job.channels.listed(key) for key in sorted(self.seating.of(site.name))]
+            pieces = [patients[first : first + PIECE] for first in range(0, len(patients), PIECE)] or [[]]
+            for piece in pieces:
+                last = piece is pieces[-1]
+                captures.note(site, Inventory(tuple(piece), last, site.job.channels.salt_check), False)
+
+    def _kept(self, recording: Recording, stream: TrainingStream) -> set[int]:
+        """Which training batches are recorded: the first and the last of each seat under attack."""
+        kept: set[int] = set()
+        for seat in recording.seats or self.seats:
+
+            def of_seat(order: Iterable[int], seat: str = seat) -> Iterator[int]:
+                return (index for index in order if seat in self._taking_part(stream[index]))
+
+            steps = range(self.job.steps)
+            kept.update(islice(of_seat(steps), recording.first))
+            kept.update(islice(of_seat(reversed(steps)), recording.last))
+        return kept
+
+    def _parts(self, forward: Forward) -> dict[str, Part]:
+        """A batch by site, of those that have samples of it."""
+        parts = {site.name: self.seating.part(site.name, site.lists, forward) for site in self.sites}
+        return {name: part for name, part in parts.items() if part is not None}
+
+    def _taking_part(self, forward: Forward) -> frozenset[str]:
+        """The seats that are filled in a batch, without those that are left out of the step (SP-11-37)."""
+        filled = frozenset().union(*(part.seats() for part in self._parts(forward).values()))
+        settings = self.config
+        return filled - left_out(settings.job.seed, forward.step, filled, settings.training.seat_dropout)
+
     def _step(self, forward: Forward, tap: Tap) -> float:
         """One training step of all parties, as the messages of SP-11.3."""
         target = SiteData(self.labels).batch(forward.samples, self.window, forward.seed, None)
-        out, precision = self._left_out(forward.step), self.job.precision
-        here = [site for site in self.sites if not out.issuperset(seat.name for seat in site.seats)]
-        arrived = self._asked(forward, here, tap)
+        parts, there, precision = self._parts(forward), self._taking_part(forward), self.job.precision
+        here = {name: part for name, part in parts.items() if part.seats() & there}
+        arrived = self._asked(here, self.sites, tap)
         release = Release(self.run, forward.mode, forward.step, forward.batch, forward.samples)
-        used = {place: arrays for place, arrays in arrived.items() if place.seat not in out}
-        loss, gradients = fused_step(self.half, used, target, release, self.gradient_stacks)
+        used = {place: arrays for place, arrays in arrived.items() if place.seat in there}
+        rows = {Place(name, seat): of for name, part in here.items() for seat, of in part.rows.items()}
+        loss, gradients = fused_step(self.half, used, target, release, self.gradient_stacks, rows=rows)
         for site in self.sites:
             if back := for_site(site.name, site.seats, gradients, precision):
                 message = Gradients(forward.step, back)
@@ -302,16 +357,16 @@ class Rehearsal:
                 tap(site, Advanced(forward.step), False)
         return loss
 
-    def _left_out(self, step: int) -> frozenset[str]:
-        settings = self.config
-        return left_out(settings.job.seed, step, self.seats, settings.training.seat_dropout)
-
-    def _asked(self, forward: Forward, sites: Sequence[RehearsedSite], tap: Tap) -> dict[Place, Arrays]:
-        """What these sites answer, as it arrives."""
+    def _asked(
+        self, parts: Mapping[str, Part], sites: Sequence[RehearsedSite], tap: Tap
+    ) -> dict[Place, Arrays]:
+        """What these sites answer, as it arrives; one without a part is not asked."""
         arrived: dict[Place, Arrays] = {}
         for site in sites:
-            tap(site, forward, True)
-            answer = site.answer(forward)
+            if (part := parts.get(site.name)) is None:
+                continue
+            tap(site, part.forward, True)
+            answer = site.answer(part.forward)
             tap(site, answer, False)
             arrived |= at_places(site.name, site.seats, answer.tensors, self.job.precision)
         return arrived
@@ -323,8 +378,10 @@ class Rehearsal:
         )
         scoring = Scoring(plan, self.labels, self.window, None, measure=True)
         for index, forward in enumerate(plan.forwards):
-            arrived = self._asked(forward, self.sites, _silent)
-            scoring.add(index, self.half.predict({place.seat: levels for place, levels in arrived.items()}))
+            arrived = self._asked(self._parts(forward), self.sites, _silent)
+            found = {place.seat: levels for place, levels in arrived.items()}
+            absent = [seat for seat in self.seats if seat not in found]
+            scoring.add(index, self.half.predict(found, absent))
             progress("evaluating", index + 1, len(plan.forwards))
         if len(scoring.dice) and scoring.surfaces is not None:
             played.dice = scoring.dice.result()
@@ -349,7 +406,7 @@ class Rehearsal:
         for number, piece in enumerate(pieces, view * len(pieces)):
             digest = batch_digest(step, piece, None)
             forward = Forward("evaluate", step, number, piece, digest)
-            answers = self._asked(forward, attacked if view else self.sites, captures.note)
+            answers = self._asked(self._parts(forward), attacked if view else self.sites, captures.note)
             first = first or answers
         return first
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 
 from splitpeer.audit.cohort import Cohort
@@ -99,6 +100,12 @@ class RehearsedSite:
         # Nobody waits for it, so a slow disk is no failure.
         self.job = SiteJob(replace(offer, job=replace(job, seconds_per_step=86_400.0)), means, {})
 
+    @cached_property
+    def lists(self) -> dict[bytes, list[str]]:
+        """Its patients, and which of its seats each fills."""
+        channels = self.job.channels
+        return {key: [self.seats[number].name for number in channels.fills(key)] for key in channels.keys()}  # noqa: SIM118
+
     def fills(self, seats: Collection[str]) -> bool:
         """Whether it fills any of these."""
         return any(seat.name in seats for seat in self.seats)
@@ -107,7 +114,7 @@ class RehearsedSite:
         """What it sends for a batch that is due now.
 
         Raises:
-            DataError: a patient's file cannot be used: a rehearsal has no use for a cohort with gaps.
+            DataError: a patient's file cannot be used: a rehearsal withdraws nobody.
         """
         self.job.announce(forward)
         due = self.job.due()

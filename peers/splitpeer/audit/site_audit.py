@@ -10,16 +10,19 @@ from pathlib import Path
 from splitpeer.attacks.base import Progress, silent
 from splitpeer.audit.cohort import Cohort, Samples, cut, most_tumour, shadow
 from splitpeer.audit.experiment import Experiment, Order, image_experiment, label_experiment, parse_order
-from splitpeer.audit.judge import make_judge
+from splitpeer.audit.judge import Judge, make_judge
 from splitpeer.audit.rehearsal import Protection, Recording, Rehearsal, Rehearsed
 from splitpeer.audit.run_folder import applied
 from splitpeer.audit.stand_in_task import StandInTask
-from splitpeer.data.consent import Consent
+from splitpeer.daemon import happenings as h
+from splitpeer.data.channels import Channels
 from splitpeer.data.geometry import spacing_of
-from splitpeer.data.layouts import find_all, find_labels
-from splitpeer.data.pseudonym import keyed, load_salt, pseudonym
+from splitpeer.data.layouts import find_labels
+from splitpeer.data.pseudonym import load_salt
 from splitpeer.data.volumes import Volumes
-from splitpeer.errors import ConfigError, DataError
+from splitpeer.errors import AttackImpossible, ConfigError, DataError
+from splitpeer.federation.files import check_seats
+from splitpeer.federation.images import find_cases, open_consent, open_volumes
 from splitpeer.federation.seats import seats_of
 from splitpeer.federation.terms import job_on_wire, judge, seat_descriptors
 from splitpeer.privacy.accounting import epsilon
@@ -30,6 +33,7 @@ from splitproto.errors import PolicyRefused, SchemaMismatch
 from splitproto.messages import JobOffer, Seat
 from splitproto.tensors import schema_digest
 
+GRADIENT_NORM = "gradient-norm"
 DELTA = 1e-5
 """Delta, if the policy names none."""
 STAND_IN = (
@@ -88,7 +92,7 @@ class SiteAudit:
             raise ConfigError("an audit is a site's: peer.toml must be a client's")
         job, site = self._job()
         seats = seats_of(job).of(site)
-        cohort, stand_in = self._cohort([modality for seat in seats for modality in seat.modalities])
+        cohort, gaps = self._cohort(seats)
         # All are made before the first is played: a misspelt defence must not cost an hour.
         rehearsals = [
             Rehearsal(
@@ -103,13 +107,15 @@ class SiteAudit:
         ]
         folders = []
         for rehearsal in rehearsals:
-            targets = self._targets(rehearsal, stand_in)
-            played = rehearsal.play(
-                Recording(first=2, last=2, targets=targets.samples, views=self.views), progress
-            )
+            targets = {seat: self._targets(rehearsal, seat) for seat in seats}
+            asked = tuple(dict.fromkeys(sample for of in targets.values() for sample in of.samples))
+            played = rehearsal.play(Recording(first=2, last=2, targets=asked, views=self.views), progress)
             for seat in seats:
-                folder = rehearsal.folder if seat == seats[0] else rehearsal.folder / seat.name
-                self._attack(rehearsal, played, targets, attacks, seat, folder, stand_in, commands, progress)
+                folder = rehearsal.folder / seat.name if len(seats) > 1 else rehearsal.folder
+                others = self._others(rehearsal, seat)
+                made = make_judge(seat.modalities, targets[seat], others)
+                self._attack(rehearsal, played, seat, made, others, folder, attacks, self._notes(gaps), commands,
+                             progress)  # fmt: skip
             folders += [path.parent for path in sorted(rehearsal.folder.glob("**/attack.json"))]
         return folders
 
@@ -137,7 +143,10 @@ class SiteAudit:
         # In the order of peer.toml, which the keys of its defences follow.
         held = tuple(modality for modality in own if modality in offered[site])
         training = job.training.model_copy(update={"steps": self.steps or job.training.steps})
-        return job.model_copy(update={"sites": {site: held}, "seats": stacked, "training": training}), site
+        # What a patient lacks here, another site may fill: whoever fills a seat may be asked for.
+        data = job.data.model_copy(update={"min_seats": 1, "complete_first": 0})
+        alone = {"sites": {site: held}, "seats": stacked, "training": training, "data": data}
+        return job.model_copy(update=alone), site
 
     def _judged(self, job: JobConfig, site: str) -> None:
         """As the site itself would, were it offered the job by a coordinator that does not record."""
@@ -151,57 +160,72 @@ class SiteAudit:
                 "what you would allow"
             ) from None
 
-    def _cohort(self, modalities: Sequence[str]) -> tuple[Cohort, bool]:
-        data = self.config.data
+    def _cohort(self, seats: Sequence[Seat]) -> tuple[Cohort, list[str]]:
+        """The patients who fill a seat, and notes on those who do not fill all.
+
+        Raises:
+            ConfigError, DataError: images, masks or the list of withdrawn patients cannot be used, or there is nobody.
+        """
+        data, spacing, task = self.config.data, self.job.data.spacing, self.job.task
         if data.images is None or data.salt is None:
             raise ConfigError("an audit needs [data] images and salt")
-        salt = load_salt(data.salt)
-        found = find_all(data.images, data.layout, modalities)
+        found = find_cases(self.config)
+        wanted = {modality: found[modality] for seat in seats for modality in seat.modalities}
         # Who has withdrawn consent is not read here either.
-        without = Consent(
-            data.withdrawn,
-            {key: case for held in found.values() for key, case in keyed(salt, held.cases).items()},
-        ).withdrawn()
-        images = {
-            modality: Volumes(
-                [case for case in held.cases if pseudonym(salt, case.patient) not in without],
-                salt=salt,
-                spacing=spacing_of(self.job.data.spacing),
-                normalisation=self.job.task.rule(modality),
-                cache_mib=data.cache_mib,
-                rules=data.rules(),
-            )
-            for modality, held in found.items()
-        }
-        if not Cohort(images).keys():
-            raise DataError(
-                f"no patient has all of {', '.join(images)}, which a rehearsal needs: complete some, or write ids alike"
-            )
+        without = open_consent(self.config, found, note=False).withdrawn()
+        images = open_volumes(self.config, wanted, spacing or (), task.rule, without)
+        channels = Channels(images, {seat.name: seat.modalities for seat in seats})
+        told: list[h.Happening] = []
+        check_seats(channels, h.Reporter(told.append))
+        notes = [f"{one.cause}." for one in told if isinstance(one, h.DataWarning)]
+        names, keys = ", ".join(channels.seats), channels.keys()
+        if not keys:
+            raise DataError(f"no patient is left who fills {names}: all have withdrawn consent")
+        if some := sum(len(channels.fills(key)) < len(seats) for key in keys):
+            notes.append(f"{some} of {len(keys)} patients fill only some of {names}.")
         if self.labels is None:
-            return Cohort(images, StandInTask(next(iter(images.values())))), True
+            return Cohort(images, StandInTask(images.values())), notes
         masks = Volumes(
             find_labels(self.labels, data.layout),
-            salt=salt,
-            spacing=spacing_of(self.job.data.spacing),
-            labels=self.job.task.task(self.convention),
+            salt=load_salt(data.salt),
+            spacing=spacing_of(spacing),
+            labels=task.task(self.convention),
             rules=data.rules(),
         )
-        return Cohort(images, masks), False
+        if not set(keys).intersection(masks.keys()):
+            raise DataError(f"{self.labels}: no mask of a patient who fills {names}: write ids alike")
+        return Cohort(images, masks), notes
 
-    def _targets(self, rehearsal: Rehearsal, stand_in: bool) -> Samples:
-        keys = rehearsal.validation[: self.samples]
-        if not keys:
-            raise ConfigError("no patient is held out: set [data] validation in job.toml to one or more")
-        cohort = rehearsal.cohort
-        chosen = most_tumour(cohort, keys, rehearsal.window)
-        known = Cohort(cohort.images, None) if stand_in else cohort
-        return cut(known, chosen, rehearsal.window)
+    def _targets(self, rehearsal: Rehearsal, seat: Seat) -> Samples:
+        """What is attacked at a seat: held-out patients who fill it.
 
-    def _others(self, rehearsal: Rehearsal, seat: Seat, stand_in: bool) -> Samples:
+        Raises:
+            ConfigError: there is none, or nobody else to learn from.
+        """
+        held_out = rehearsal.filling(rehearsal.validation, seat)
+        if not held_out:
+            raise ConfigError(
+                f"no patient is held out who fills {seat.name}: set [data] validation in job.toml to more"
+            )
+        if self.shadow is None and not rehearsal.filling(rehearsal.training, seat):
+            raise ConfigError(
+                f"no patient is left to train on who fills {seat.name}: set [data] validation in job.toml to fewer"
+            )
+        chosen = most_tumour(rehearsal.cohort, held_out[: self.samples], rehearsal.window)
+        return cut(self._known(rehearsal).at(seat.modalities), chosen, rehearsal.window)
+
+    def _known(self, rehearsal: Rehearsal) -> Cohort:
+        """The cohort with real masks only."""
+        return rehearsal.cohort if self.labels is not None else Cohort(rehearsal.cohort.images)
+
+    def _others(self, rehearsal: Rehearsal, seat: Seat) -> Samples:
         if self.shadow is None:
-            cohort = rehearsal.cohort
-            known = Cohort(cohort.images, None) if stand_in else cohort
-            return shadow(known, rehearsal.window, self.shadow_images, self.seed, rehearsal.training)
+            known = self._known(rehearsal)
+            # Attacks through the coordinator's decoder need all images of the same people.
+            whole = [key for key in rehearsal.training if key in rehearsal.seating.complete]
+            own = known if whole else known.at(seat.modalities)
+            keys = whole or rehearsal.filling(rehearsal.training, seat)
+            return shadow(own, rehearsal.window, self.shadow_images, self.seed, keys)
         folder = self.shadow
         task = self.job.task
         masks = task.task(self.convention) if self.convention and (folder / "labels").is_dir() else None
@@ -216,19 +240,19 @@ class SiteAudit:
         )
         return shadow(cohort, rehearsal.window, self.shadow_images, self.seed)
 
+    def _notes(self, notes: Sequence[str]) -> list[str]:
+        """What the report says of every attack."""
+        stand_in = [STAND_IN] if self.labels is None else []
+        return [ONE_SITE, *stand_in, *([OWN_PATIENTS] if self.shadow is None else []), *notes]
+
     def _attack(
-        self, rehearsal: Rehearsal, played: Rehearsed, targets: Samples, attacks: Sequence[str], seat: Seat,
-        out: Path, stand_in: bool, commands: tuple[str, ...], progress: Progress,
+        self, rehearsal: Rehearsal, played: Rehearsed, seat: Seat, judge: Judge, others: Samples, out: Path,
+        attacks: Sequence[str], notes: Sequence[str], commands: tuple[str, ...], progress: Progress,
     ) -> None:  # fmt: skip
-        others = self._others(rehearsal, seat, stand_in)
-        made = make_judge(seat.modalities, targets, others)
-        images = self._named(image_experiment(rehearsal, played, seat.name, made, others, self.device))
+        images = self._named(image_experiment(rehearsal, played, seat.name, judge, others, self.device))
         view = images.view
-        notes = [ONE_SITE]
-        notes += [STAND_IN] if stand_in else []
-        notes += [OWN_PATIENTS] if self.shadow is None else []
-        notes += _gaps(rehearsal.cohort)
-        reached = {} if stand_in else {configuration(applied(view), view.gradient_defences): played}
+        learned = self.labels is not None
+        reached = {configuration(applied(view), view.gradient_defences): played} if learned else {}
         folder = images.open_folder(
             out,
             commands=commands,
@@ -238,11 +262,16 @@ class SiteAudit:
         )
         for _ in images.run([parse_order(written) for written in attacks], folder, progress=progress):
             pass
-        if not stand_in:
+        if not learned:
+            return
+        try:
             # What the site itself could read off the first gradients it is sent.
-            labels = self._named(label_experiment(rehearsal, played, seat.name, 1, self.device))
-            for _ in labels.run([Order("gradient-norm")], labels.open_below(folder, "labels")):
-                pass
+            labels = self._named(label_experiment(rehearsal, played, seat.name, device=self.device))
+        except AttackImpossible as error:
+            folder.could_not(GRADIENT_NORM, view, str(error))
+            return
+        for _ in labels.run([Order(GRADIENT_NORM)], labels.open_below(folder, "labels")):
+            pass
 
     def _named(self, experiment: Experiment) -> Experiment:
         """The rehearsal takes the place of this site's federation."""
@@ -254,17 +283,6 @@ def _of_policy(policy: Policy) -> Protection:
     return Protection(
         tuple(spec.written for spec in policy.defences), tuple(spec.written for spec in policy.image_defences)
     )
-
-
-def _gaps(cohort: Cohort) -> list[str]:
-    """The note on patients that the job would take at some seats and a rehearsal does not, if there are any."""
-    everybody = {key for volumes in cohort.images.values() for key in volumes.keys()}  # noqa: SIM118 (not a dict)
-    without = len(everybody) - len(Cohort(cohort.images).keys())
-    if not without:
-        return []
-    return [
-        f"{without} of {len(everybody)} patients lack one of {', '.join(cohort.images)} and were not rehearsed."
-    ]
 
 
 def _privacy(rehearsal: Rehearsal, config: PeerConfig) -> Privacy | None:

@@ -20,9 +20,16 @@ from typing import Any
 
 import torch
 
-from splitpeer.attacks.view import coordinator_view, site_view
+from splitpeer.attacks.view import coordinator_view
 from splitpeer.audit.cohort import Cohort, Samples, cut, most_tumour, shadow
-from splitpeer.audit.experiment import Experiment, Order, image_experiment, label_experiment, parse_order
+from splitpeer.audit.experiment import (
+    Experiment,
+    Order,
+    graded_steps,
+    image_experiment,
+    label_experiment,
+    parse_order,
+)
 from splitpeer.audit.frontier import FrontierPoint, save
 from splitpeer.audit.judge import Judge, Outcome, make_judge
 from splitpeer.audit.knowledge import with_models
@@ -257,8 +264,7 @@ def _attack_labels(
 ) -> tuple[list[Outcome], bool]:
     """What a site reads off the first and the last gradient it was sent, and whether every attack ran."""
     head = task.plan.sweep
-    every = site_view(open_capture(played.site_capture(head.seat)))
-    steps = sorted({shot.step for target in every.targets for shot in target.shots})
+    steps = graded_steps(open_capture(played.site_capture(head.seat)), head.seat)
     outcomes, complete = [], True
     for name, step in (("first", steps[0]), ("last", steps[-1])):
         experiment = label_experiment(rehearsal, played, head.seat, step, task.device)

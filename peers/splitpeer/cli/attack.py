@@ -12,7 +12,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from splitpeer.cli.options import FILE, LAYOUT, private_files
+from splitpeer.cli.options import FILE, LAYOUT, first_modality, private_files
 from splitpeer.errors import AttackImpossible, ConfigError
 
 if TYPE_CHECKING:
@@ -85,6 +85,8 @@ def outcome_table(outcomes: list[Outcome]) -> Table:
     "--job", "job_file", type=FILE, help="The job.toml whose [task] the masks follow; default: a glioma."
 )
 @click.option("--defence", help='Try the clean traffic under defences, offline: "dropout:0.5+gaussian:1.0".')
+@click.option("--config", "config_file", type=FILE,
+              help="With --defence, for a site of several seats: its peer.toml, whose order decides keys.")  # fmt: skip
 @click.option(
     "--views", type=click.IntRange(1), help="Releases of each sample to use or, with --defence, to simulate."
 )
@@ -115,6 +117,7 @@ def attack(
     convention: str | None,
     job_file: Path | None,
     defence: str | None,
+    config_file: Path | None,
     views: int | None,
     samples: int,
     step: int | None,
@@ -134,7 +137,9 @@ def attack(
     private_files()
     if truth is not None and salt is None:
         raise ConfigError("--truth needs --salt: patients are found by their pseudonyms")
-    task = _task(convention, job_file)
+    if config_file is not None and defence is None:
+        raise ConfigError("--config says whose keys a --defence has: add --defence, or leave it out")
+    task, first = _task(convention, job_file), first_modality(config_file)
     import torch
 
     from splitpeer.audit.capture_audit import CaptureAudit
@@ -143,8 +148,8 @@ def attack(
     torch.set_num_threads(threads)
     asked = CaptureAudit(
         capture, key_file=key_file, seat=seat, site=site, knows=knows, queries=queries, shadow_images=shadow_images,
-        truth=truth, salt=salt, layout=layout, convention=task, defence=defence, views=views, samples=samples,
-        step=1 if first_step else step, seed=seed, device=pick_device(device),
+        truth=truth, salt=salt, layout=layout, convention=task, defence=defence, first=first, views=views,
+        samples=samples, step=1 if first_step else step, seed=seed, device=pick_device(device),
     )  # fmt: skip
     experiment = asked.experiment()
     folder = asked.open_folder(experiment, out, commands=(shlex.join(["splitpeer", *sys.argv[1:]]),))

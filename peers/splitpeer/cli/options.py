@@ -69,6 +69,14 @@ def load_peer(
     return PeerConfig.load(find_peer_toml(config_file), given | flags)
 
 
+def first_modality(config_file: Path | None) -> dict[str, str]:
+    """By the site's name, the modality of its `peer.toml` that has its own defence key; {}: no file is named."""
+    if config_file is None:
+        return {}
+    peer = load_peer(config_file).peer
+    return {peer.site: peer.modalities[0]} if peer.modalities else {}
+
+
 def load_heads(files: Sequence[Path], settings: tuple[str, ...] = ()) -> list[PeerHead]:
     """Who and where of each `peer.toml`; of the usual one where none is named. Raises ConfigError."""
     given = dict(parse_override(setting) for setting in settings)

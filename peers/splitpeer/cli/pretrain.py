@@ -215,9 +215,9 @@ class _Errand:
         """This site's images, without patients who have withdrawn consent."""
         from splitpeer.data.channels import Channels
         from splitpeer.data.pseudonym import load_salt
+        from splitpeer.federation.images import find_cases, open_consent, open_volumes
         from splitpeer.pretraining.examples import ImageSource
         from splitpeer.pretraining.sources import left_out, open_masks
-        from splitpeer.site.images import find_cases, open_consent, open_volumes
 
         config = self.config
         found = find_cases(config)

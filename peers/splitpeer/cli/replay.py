@@ -11,7 +11,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from splitpeer.cli.options import FILE, echo_json, json_option, load_peer, private_files
+from splitpeer.cli.options import FILE, echo_json, first_modality, json_option, private_files
 from splitpeer.cli.terminal import echo
 from splitpeer.errors import ConfigError, DataError
 from splitpeer.models.registry import backbone_of
@@ -250,17 +250,13 @@ def _defend(
         raise ConfigError(
             "a defence draws from a key: give --defence-key FILE, or --seed N for demonstrations"
         )
-    first = {}
-    if config_file is not None:
-        peer = load_peer(config_file).peer
-        first = dict.fromkeys([peer.site], peer.modalities[0]) if peer.modalities else {}
     secret = read_key(defence_key) if defence_key is not None else secrets.token_bytes(32)
     applied = offline_defences(
         capture.header,
         defence,
         (lambda site: secret) if seed is None else (lambda site: from_seed(seed, site)),
         sites,
-        first,
+        first_modality(config_file),
     )
     done = write_defended(capture, applied, out, key=read_key(key_file) if key_file is not None else None)
     if as_json:

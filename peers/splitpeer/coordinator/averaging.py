@@ -35,9 +35,6 @@ class Averaging:
         team: the sites.
         computed: `await computed(function, *args, what=...)` runs it in the compute thread.
         report: called with every average.
-
-    Raises:
-        ConfigError: an encoder has more tensors than fit in one message.
     """
 
     def __init__(
@@ -50,7 +47,7 @@ class Averaging:
     ) -> None:
         self._every, self._seats, self._team = job.average_every, seats, team
         self._computed, self._report = computed, report
-        self._expected = _expected(job, seats) if self._every else {}
+        self._expected = shared_tensors(job, seats)
         self._committed: int | None = None
         self._shared: dict[Place, Arrays] = {}
         self._sent: dict[Place, Counted] = {}
@@ -139,15 +136,19 @@ class Averaging:
         return sorted((site for site in self._team.present if site.name in fills), key=lambda site: site.name)
 
 
-def _expected(job: Job, seats: Seats) -> dict[str, tuple[Descriptor, ...]]:
-    """By seat, the tensors of an encoder."""
+def shared_tensors(job: Job, seats: Seats) -> dict[str, tuple[Descriptor, ...]]:
+    """By seat, the tensors of an encoder that is averaged; none where the job asks for no averages.
+
+    Raises:
+        ConfigError: an encoder has more tensors than fit in one message.
+    """
     found = {}
-    for seat in seats.seats:
+    for seat in seats.seats if job.average_every else ():
         shapes = averaged_tensors(backbone_of(job), len(seat.modalities))
         if len(shapes) > MAX_TENSORS:
             raise ConfigError(
                 f"[training] average_every: an encoder of this network has {len(shapes)} tensors, and at most "
-                f"{MAX_TENSORS} can be sent at once"
+                f"{MAX_TENSORS} can be sent at once: take a network with fewer blocks, or average nothing"
             )
         found[seat.name] = tuple(Descriptor(name, "f32", shape) for name, shape in shapes.items())
     return found

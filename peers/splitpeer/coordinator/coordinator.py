@@ -22,11 +22,11 @@ from splitpeer.coordinator.assembly import (
     make_sites,
     open_masks,
 )
+from splitpeer.coordinator.averaging import shared_tensors
 from splitpeer.coordinator.matching import Matching
 from splitpeer.coordinator.remote_site import RemoteSite
 from splitpeer.coordinator.run import DISK_S, Run
 from splitpeer.coordinator.run_files import RunFiles, RunResult
-from splitpeer.coordinator.seating import Seating
 from splitpeer.coordinator.team import Team
 from splitpeer.coordinator.trainer import Trainer
 from splitpeer.daemon import happenings as h
@@ -51,6 +51,7 @@ from splitpeer.federation.batches import TrainingStream
 from splitpeer.federation.compute import Compute
 from splitpeer.federation.files import tell
 from splitpeer.federation.overlap import ADVICE, shared_with
+from splitpeer.federation.seating import Seating
 from splitpeer.federation.seats import seats_of
 from splitpeer.federation.terms import cut_descriptors, job_on_wire, terms_digest
 from splitpeer.settings.job import JobConfig
@@ -121,6 +122,8 @@ class Coordinator:
         self._files = RunFiles(config, job, resume=resume, report=self._duty.report)
         self._files.prepare()
         admit_again(self._files, job, readmit)
+        # Before anybody is waited for.
+        shared_tensors(self._job, self._seats)
         half = make_half(config, job, self._job, self._seats)
         self._witness = Witness(config, curious)
         everywhere = self._duty.report.to(

@@ -11,11 +11,11 @@ import numpy as np
 from splitpeer.coordinator.exclusion import Exclusion, UnusableBySite, told_apart
 from splitpeer.coordinator.remote_site import RemoteSite, Sent, Unable
 from splitpeer.coordinator.run import Arrived, Run, finite
-from splitpeer.coordinator.seating import Parts
 from splitpeer.daemon import happenings as h
 from splitpeer.errors import JobFailed, PatientUnusable
 from splitpeer.federation.batches import TrainingStream
 from splitpeer.federation.evaluation import Plan, Scoring
+from splitpeer.federation.seating import Parts
 from splitpeer.federation.terms import window_of
 from splitpeer.training.split_round import gathered
 from splitproto.messages import Withdraw

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 
 from splitpeer.coordinator.record import RunRecord
 from splitpeer.coordinator.remote_site import RemoteSite
-from splitpeer.coordinator.seating import Seating
 from splitpeer.daemon import happenings as h
 from splitpeer.data.geometry import Geometry, compare_geometry
 from splitpeer.data.sampling import split_patients
@@ -14,6 +13,7 @@ from splitpeer.data.volumes import Volumes
 from splitpeer.errors import DataError, JobFailed
 from splitpeer.federation.files import counted, look
 from splitpeer.federation.overlap import ADVICE, pairwise
+from splitpeer.federation.seating import Seating
 from splitpeer.federation.seats import Seats
 from splitpeer.settings.job import JobConfig
 from splitproto.messages import Job

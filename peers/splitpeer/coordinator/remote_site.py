@@ -15,7 +15,6 @@ from splitpeer.coordinator.joining import Patients, check_fit, hear_patients
 from splitpeer.coordinator.memory import Memory
 from splitpeer.coordinator.presence import Presence
 from splitpeer.coordinator.relay import Relay
-from splitpeer.coordinator.seating import Part
 from splitpeer.coordinator.site_link import SiteLink
 from splitpeer.daemon import happenings as h
 from splitpeer.daemon.sinks.log import LogSink
@@ -23,6 +22,7 @@ from splitpeer.daemon.witness import Witness
 from splitpeer.data.geometry import Geometry
 from splitpeer.errors import JobFailed
 from splitpeer.federation.files import counted
+from splitpeer.federation.seating import Part
 from splitproto import Session, SplitprotoError
 from splitproto.capture import Party
 from splitproto.errors import (

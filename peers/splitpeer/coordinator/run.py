@@ -11,7 +11,6 @@ import numpy as np
 
 from splitpeer.coordinator.remote_site import RemoteSite, Sent
 from splitpeer.coordinator.run_files import RunFiles, RunResult
-from splitpeer.coordinator.seating import Part, Seating
 from splitpeer.coordinator.team import Team
 from splitpeer.daemon import happenings as h
 from splitpeer.daemon.sinks.progress import ProgressMessages
@@ -20,6 +19,7 @@ from splitpeer.errors import JobFailed
 from splitpeer.federation.compute import Compute
 from splitpeer.federation.halves import at_places
 from splitpeer.federation.precision import from_wire
+from splitpeer.federation.seating import Part, Seating
 from splitpeer.settings.job import JobConfig
 from splitpeer.training.split_round import THE_SUM, Place, Rows
 from splitpeer.training.split_step import Arrays, CoordinatorHalf

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TypeVar, overload
 
-from splitpeer.coordinator.seating import Part
 from splitpeer.errors import JobFailed
+from splitpeer.federation.seating import Part
 from splitproto import Session
 from splitproto.errors import LinkLost, UnexpectedMessage, printable
 from splitproto.messages import Bye, JobDecline, Message

@@ -19,7 +19,6 @@ from splitpeer.coordinator.memory import SiteRestarted
 from splitpeer.coordinator.remote_site import RemoteSite, Sent, Unable
 from splitpeer.coordinator.run import Arrived, Run
 from splitpeer.coordinator.savepoints import Savepoints
-from splitpeer.coordinator.seating import Parts
 from splitpeer.daemon import happenings as h
 from splitpeer.data.loader import SiteData
 from splitpeer.defences.randomness import Release
@@ -27,6 +26,7 @@ from splitpeer.defences.stack import Stack
 from splitpeer.errors import JobFailed, PatientUnusable
 from splitpeer.federation.batches import TrainingStream
 from splitpeer.federation.halves import for_site
+from splitpeer.federation.seating import Parts
 from splitpeer.federation.terms import window_of
 from splitpeer.training.dropout import left_out
 from splitpeer.training.split_round import Place, fused_step

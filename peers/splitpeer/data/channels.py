@@ -13,7 +13,7 @@ from splitpeer.data.loader import SiteData
 from splitpeer.data.volumes import Volumes, not_held
 from splitpeer.defences.image.stack import ImageStack
 from splitpeer.errors import PatientUnusable
-from splitproto.messages import Sample
+from splitproto.messages import Forward, Patient, Sample
 
 
 class Channels:
@@ -106,6 +106,12 @@ class Channels:
             self._geometries[key] = grid
         return self._geometries[key]
 
+    def listed(self, key: bytes) -> Patient:
+        """SP-11-4: a patient as the coordinator is told of it. Raises PatientUnusable, see `geometry`."""
+        grid, fills = self.geometry(key), self.fills(key)
+        seats = fills if len(fills) < len(self.seats) else None
+        return Patient(key, grid.shape, grid.spacing, grid.directions, grid.origin, grid.stored, seats)
+
     def read(self, key: bytes) -> None:
         """Read all the patient's volumes to their ends, for what is wrong with them."""
         for volumes in self._of(key):
@@ -125,6 +131,16 @@ class Channels:
             for modality in self.seats[seat]
         ]
         return channels[0] if len(channels) == 1 else np.concatenate(channels, axis=1)
+
+    def windows(self, forward: Forward, window: Triple) -> dict[str, np.ndarray]:
+        """What a batch asks of this site, by seat: float32 [rows, channels, *spatial]; see `rows`."""
+        samples, places = forward.samples, forward.places or range(len(forward.samples))
+        return {
+            seat: self.batch(
+                seat, [samples[row] for row in rows], window, forward.seed, [places[row] for row in rows]
+            )
+            for seat, rows in self.rows(samples).items()
+        }
 
     def _of(self, key: bytes) -> list[Volumes]:
         """The volumes of all channels that the patient fills. Raises DataError where it fills no seat."""

@@ -34,6 +34,7 @@ class Consent:
             in the next run too. None: only this object remembers.
         earlier: patients whose files may be gone by now: the key of the person by that of the patient.
         salt: of these keys.
+        note: whether `mark` is written; else it is only looked at.
     """
 
     def __init__(
@@ -43,8 +44,10 @@ class Consent:
         mark: Path | None = None,
         earlier: Mapping[bytes, bytes] | None = None,
         salt: bytes = b"",
+        *,
+        note: bool = True,
     ) -> None:
-        self._path, self._mark = path, mark
+        self._path, self._mark, self._noting = path, mark, note
         self._earlier, self._salt = earlier or {}, salt
         self._keys: dict[str, set[bytes]] = {}
         for key, case in cases.items():
@@ -104,7 +107,7 @@ class Consent:
                 f"{path}: the list of withdrawn patients cannot be read ({error.strerror}), so nothing is sent: "
                 "correct the file, or [data] withdrawn"
             ) from None
-        if not self._seen:
+        if self._noting and not self._seen:
             self._note()
         self._seen = True
         return content

@@ -13,10 +13,9 @@ from splitpeer.preflight.finding import Finding, exit_code
 from splitpeer.preflight.machine import (
     check_address,
     check_clock,
-    check_consent,
+    check_data,
     check_descriptors,
     check_environment,
-    check_images,
     check_salt,
     check_state,
 )
@@ -30,8 +29,7 @@ def preflight(config: PeerConfig, *, online: bool = False) -> list[Finding]:
     found = check_credentials(config, datetime.now(UTC))
     for check in (
         check_salt,
-        check_images,
-        check_consent,
+        check_data,
         check_state,
         check_clock,
         check_descriptors,

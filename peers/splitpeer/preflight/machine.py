@@ -16,6 +16,7 @@ from pathlib import Path
 from splitpeer.daemon.lock import holder
 from splitpeer.data import layouts
 from splitpeer.data.consent import Consent
+from splitpeer.data.files import Found
 from splitpeer.data.pseudonym import load_salt, salt_check
 from splitpeer.errors import PeerError
 from splitpeer.preflight.finding import Finding
@@ -46,8 +47,8 @@ def check_salt(config: PeerConfig) -> Iterator[Finding]:
         yield Finding("salt", "ok", f"{config.data.salt}, check value {salt_check(salt).hex()}")
 
 
-def check_images(config: PeerConfig) -> Iterator[Finding]:
-    """The folder of images or masks, and that the layout finds patients in it."""
+def check_data(config: PeerConfig) -> Iterator[Finding]:
+    """The folder of images or masks, that the layout finds patients in it, and who of them has withdrawn consent."""
     data, images = config.data, config.data.images is not None
     key = "images" if images else "labels"
     folder = data.images or data.labels
@@ -77,22 +78,18 @@ def check_images(config: PeerConfig) -> Iterator[Finding]:
     if left_out := {one for kind in found.values() for one in kind.left_out}:
         skipped = "1 file was" if len(left_out) == 1 else f"{len(left_out)} files were"
         yield Finding("data", "warning", f"{folder}: {skipped} skipped: splitpeer data check shows why")
+    if images and data.withdrawn is not None:
+        yield from _consent(data.withdrawn, found)
 
 
-def check_consent(config: PeerConfig) -> Iterator[Finding]:
+def _consent(path: Path, found: Mapping[str, Found]) -> Iterator[Finding]:
     """The list of patients who have withdrawn consent, and that it is about patients of this site."""
-    data, path = config.data, config.data.withdrawn
-    if path is None or data.images is None:
-        return
+    cases = {case.patient.encode(): case for kind in found.values() for case in kind.cases}
+    consent = Consent(path, cases)
     try:
-        found = layouts.find_all(data.images, data.layout, config.peer.modalities)
-        cases = {case.patient.encode(): case for kind in found.values() for case in kind.cases}
-        consent = Consent(path, cases)
         withdrawn = consent.withdrawn()
-    except (PeerError, OSError) as error:
-        # What is wrong with the images is said by their own check.
-        if str(path) in str(error):
-            yield Finding("consent", "problem", str(error))
+    except PeerError as error:
+        yield Finding("consent", "problem", str(error))
         return
     for text in consent.findings():
         yield Finding("consent", "warning", text)

@@ -8,7 +8,8 @@ from splitpeer.errors import JobFailed
 from splitpeer.site.budgets import Budgets
 from splitpeer.training.averaging import flaw
 from splitpeer.training.split_step import ClientHalf
-from splitproto.errors import SchemaMismatch, StepMismatch, UnexpectedMessage
+from splitproto.constants import MAX_TENSORS
+from splitproto.errors import PolicyRefused, SchemaMismatch, StepMismatch, UnexpectedMessage
 from splitproto.messages import Average, Averaged, Job, Seat, Share, Shared
 
 
@@ -20,6 +21,9 @@ class SiteAveraging:
         seats: those of the offer.
         halves: the encoder of each, by seat.
         budgets: count the averages that are taken.
+
+    Raises:
+        PolicyRefused: the job averages encoders that do not fit in one message.
     """
 
     def __init__(
@@ -27,6 +31,11 @@ class SiteAveraging:
     ) -> None:
         self._every, self._seats, self._halves = job.average_every, seats, halves
         self._budgets = budgets
+        most = max(len(half.weights()) for half in halves.values()) if self._every else 0
+        if most > MAX_TENSORS:
+            raise PolicyRefused(
+                f"the job averages encoders of {most} tensors, and at most {MAX_TENSORS} can be sent at once"
+            )
 
     def share(self, asked: Share, *, pending: bool) -> Shared:
         """The weights after the last step that was applied: not those of an average that was taken for the next.

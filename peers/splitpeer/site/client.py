@@ -26,11 +26,11 @@ from splitpeer.data.findings import lacking_warning, naming_warnings
 from splitpeer.errors import ConnectionRefused, DataError, DeadlinePassed, JobFailed, PeerError, told_of
 from splitpeer.federation.compute import Compute, pick_device
 from splitpeer.federation.files import look, tell
+from splitpeer.federation.images import find_cases, open_consent, open_volumes
 from splitpeer.federation.terms import judge, terms_digest
 from splitpeer.models.registry import cut_of
 from splitpeer.settings.peer import PeerConfig
 from splitpeer.site.budgets import BudgetSpent
-from splitpeer.site.images import find_cases, open_consent, open_volumes
 from splitpeer.site.job import SiteJob
 from splitpeer.site.opening import open_job, open_ledger
 from splitpeer.site.run_folders import mark_complete

@@ -180,12 +180,7 @@ class SiteJob:
         self._means.named.add(
             (key, self._person(key)) for key in {*grids, *unusable} - {*self._means.named.people}
         )
-        patients = [
-            Patient(
-                key, grid.shape, grid.spacing, grid.directions, grid.origin, grid.stored, self._filled(key)
-            )
-            for key, grid in grids.items()
-        ]
+        patients = [self.channels.listed(key) for key in grids]
         return patients, [Unusable(key, cause) for key, cause in unusable.items()]
 
     def filled(self, patients: Collection[Patient]) -> dict[str, int]:
@@ -374,11 +369,6 @@ class SiteJob:
             raise SchemaMismatch(f"the gradients of step {gradients.step} do not have the shapes of the sum")
         return {seat.name: dict(gradients.tensors) for seat in self.seats}
 
-    def _filled(self, key: bytes) -> tuple[int, ...] | None:
-        """SP-11-4: the seats of a patient; None: all."""
-        fills = self.channels.fills(key)
-        return fills if len(fills) < len(self.seats) else None
-
     def _person(self, key: bytes) -> bytes:
         """The key of the person behind a patient's."""
         return pseudonym(self._means.salt, subject(self.channels.case(key).patient))
@@ -462,13 +452,7 @@ class SiteJob:
                 raise self._means.consent.refusal(sample.key)
             if (cause := self.unusable.get(sample.key)) is not None:
                 raise PatientUnusable(sample.key, cause, OF_A_PATIENT[cause])
-        samples, places = forward.samples, forward.places or range(len(forward.samples))
-        return {
-            seat: self.channels.batch(
-                seat, [samples[row] for row in rows], self.window, forward.seed, [places[row] for row in rows]
-            )
-            for seat, rows in self.channels.rows(samples).items()
-        }
+        return self.channels.windows(forward, self.window)
 
 
 def _as_sent(gradients: Gradients, sent: Activations) -> Mapping[str, np.ndarray]:

@@ -16,6 +16,7 @@ from splitpeer.defences.key import key_of
 from splitpeer.federation.compute import defence_key, pick_device
 from splitpeer.federation.files import check_seats, look
 from splitpeer.federation.halves import announced, client_half, image_stacks
+from splitpeer.federation.images import find_cases, open_consent, open_volumes
 from splitpeer.federation.terms import (
     Room,
     backbone_for,
@@ -31,7 +32,6 @@ from splitpeer.settings.peer import PeerConfig
 from splitpeer.site import first_weights
 from splitpeer.site.budgets import Budgets, new_run
 from splitpeer.site.encoders import Encoders
-from splitpeer.site.images import find_cases, open_consent, open_volumes
 from splitpeer.site.job import Means, SiteJob
 from splitpeer.site.named import Named
 from splitpeer.site.run_folders import check_terms, make_room, note_terms

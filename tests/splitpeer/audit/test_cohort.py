@@ -9,6 +9,7 @@ import pytest
 
 from splitpeer.audit.cohort import Cohort, cut, most_tumour, shadow
 from splitpeer.audit.stand_in_task import StandInTask
+from splitpeer.data.volumes import Volumes
 from splitpeer.errors import ConfigError, DataError
 from splitproto.messages import Sample
 
@@ -57,9 +58,29 @@ def test_most_tumour_needs_masks(place: Any) -> None:
 
 def test_a_stand_in_task_is_nested_bands_of_brightness_inside_the_head(place: Any) -> None:
     images = place.cohort().images["t1"]
-    masks = StandInTask(images)
+    masks = StandInTask([images])
     key = images.keys()[0]
     bands, voxels = masks.window(key, (0, 0, 0), (32, 32, 10)), images.window(key, (0, 0, 0), (32, 32, 10))[0]
     assert (bands[0] >= bands[1]).all() and (bands[1] >= bands[2]).all() and not bands[0][voxels == 0].any()
     shares = bands.sum(axis=(1, 2, 3)) / (voxels != 0).sum()
     assert np.allclose(shares, (0.20, 0.08, 0.02), atol=0.01)
+
+
+def test_a_stand_in_task_is_made_from_whatever_a_patient_has(place: Any) -> None:
+    images = place.cohort().images
+    every = images["t1"].keys()
+    flair, t1 = (Some(images["flair"], every[:5]), Some(images["t1"], every[3:]))
+    masks = StandInTask([flair, t1])
+    assert masks.keys() == every and masks.subjects().keys() == set(every)
+    for key, first in ((every[3], flair), (every[6], t1)):
+        bands = masks.window(key, (0, 0, 0), (32, 32, 10))
+        assert (bands == StandInTask([first]).window(key, (0, 0, 0), (32, 32, 10))).all() and bands.any()
+    with pytest.raises(DataError, match="not in this site's data"):
+        masks.geometry(bytes(16))
+
+
+class Some(Volumes):
+    """Some of a modality's patients."""
+
+    def __init__(self, volumes: Volumes, keys: list[bytes]) -> None:
+        super().__init__([volumes.case(key) for key in keys], salt=bytes(32))

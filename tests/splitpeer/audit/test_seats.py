@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from splitpeer.attacks.view import coordinator_view, site_view
@@ -14,6 +15,10 @@ from splitpeer.audit.cohort import most_tumour
 from splitpeer.audit.rehearsal import Protection, Recording, Rehearsal, Rehearsed
 from splitpeer.captures.reader import open_capture
 from splitpeer.cli import main
+from splitpeer.data.pseudonym import load_salt, pseudonym
+from splitpeer.data.volumes import Volumes
+from splitpeer.federation import images
+from splitpeer.federation.images import LIST_SEEN
 from splitpeer.report.store import load_run
 from splitpeer.settings.job import JobConfig
 from splitproto.messages import Seat
@@ -128,6 +133,39 @@ def test_each_seat_has_noise_of_its_own_in_replay_as_in_attacks(several: Rehears
     assert abs((noise["flair"] * noise["t1"]).mean()) < 0.2
 
 
+def test_an_attack_takes_the_order_of_the_modalities_from_peer_toml(
+    place: Any, several: Rehearsed, tmp_path: Path, capsys: Any
+) -> None:
+    """The first has the site's own key, as `splitpeer replay` has it."""
+    peer, written = tmp_path / "peer.toml", "gaussian:0.5"
+    found = {}
+    for order in ('["flair", "t1"]', '["t1", "flair"]'):
+        told = PEER.replace('["flair", "t1"]', order).format(data=place.data, salt=place.salt)
+        peer.write_text(told)
+        out = tmp_path / f"{order}.cap"
+        assert (
+            run("replay", several.capture, "--defence", written, "--seed", 5, "--config", peer, "--out", out)
+            == 0
+        )
+        attacked = {
+            name: attack(place, capture, tmp_path / f"{order}-{name}", "--seat", "flair", "--attack", "pca",
+                         "--seed", 5, *more).arrays["pca"]
+            for name, capture, more in (
+                ("told", several.capture, ("--defence", written, "--config", peer)),
+                ("replayed", out, ()),
+                ("untold", several.capture, ("--defence", written)),
+            )
+        }  # fmt: skip
+        assert np.array_equal(attacked["told"], attacked["replayed"])
+        assert not np.array_equal(attacked["told"], attacked["untold"]) or order.startswith('["t1"')
+        found[order] = attacked["told"]
+    one, other = found.values()
+    assert not np.array_equal(one, other)
+    capsys.readouterr()
+    assert run("attack", several.capture, "--attack", "pca", "--config", peer, "--out", tmp_path / "x") == 4
+    assert "add --defence, or leave it out" in capsys.readouterr().err
+
+
 def test_a_site_audits_all_its_seats(place: Any, tmp_path: Path) -> None:
     peer = tmp_path / "peer.toml"
     peer.write_text(PEER.format(data=place.data, salt=place.salt))
@@ -142,19 +180,22 @@ def test_a_site_audits_all_its_seats(place: Any, tmp_path: Path) -> None:
         for path in out.glob("**/attack.json")
     }
     assert {name: (entry["modality"], entry["goal"]) for name, entry in found.items()} == {
-        "0-undefended": ("flair", "image"), "0-undefended/labels": ("flair", "mask"),
+        "0-undefended/flair": ("flair", "image"), "0-undefended/flair/labels": ("flair", "mask"),
         "0-undefended/t1": ("t1", "image"), "0-undefended/t1/labels": ("t1", "mask"),
     }  # fmt: skip
     assert "flair, t1" in (out / "report.html").read_text()
 
 
-def audited(place: Any, folder: Path, sites: str, data: Path) -> tuple[int, dict[str, Any]]:
+def audited(
+    place: Any, folder: Path, sites: str, data: Path, *, peer: str | None = None, steps: int = 1, validation: int = 3
+) -> tuple[int, dict[str, Any]]:  # fmt: skip
     """`splitpeer audit` of the clinic without masks; its exit code and run folders by their path."""
-    peer, job, out = folder / "peer.toml", folder / "job.toml", folder / "audit"
-    peer.write_text(PEER.format(data=data, salt=place.salt))
-    job.write_text(place.job.read_text().replace(SITES, sites))
-    code = run("audit", "--config", peer, "--job", job, "--attack", "pca", "--steps", 1, "--views", 1,
-               "--samples", 1, "--out", out)  # fmt: skip
+    path, job, out = folder / "peer.toml", folder / "job.toml", folder / "audit"
+    path.write_text((peer or PEER).format(data=data, salt=place.salt))
+    text = place.job.read_text().replace("validation = 3", f"validation = {validation}")
+    job.write_text(text.replace(SITES, sites))
+    code = run("audit", "--config", path, "--job", job, "--attack", "pca", "--steps", steps, "--views", 1,
+               "--samples", validation, "--out", out)  # fmt: skip
     found = {
         path.parent.relative_to(out).as_posix(): json.loads(path.read_text())
         for path in out.glob("**/attack.json")
@@ -179,17 +220,83 @@ def with_gaps(place: Any, folder: Path, flair: range, t1: range) -> Path:
     return folder
 
 
-def test_an_audit_counts_the_patients_with_gaps(place: Any, tmp_path: Path) -> None:
-    code, found = audited(place, tmp_path, BOTH, with_gaps(place, tmp_path / "data", range(7), range(2, 8)))
-    assert code == 0
-    note = "3 of 8 patients lack one of flair, t1 and were not rehearsed."
-    assert found and all(note in one["notes"] for one in found.values())
+def keys(place: Any, numbers: range) -> set[bytes]:
+    """Of the patients with these numbers."""
+    salt = load_salt(place.salt)
+    return {pseudonym(salt, f"patient-{number}") for number in numbers}
 
 
-def test_an_audit_without_one_whole_patient_says_why(place: Any, tmp_path: Path, capsys: Any) -> None:
-    code, found = audited(place, tmp_path, BOTH, with_gaps(place, tmp_path / "data", range(4), range(4, 8)))
+@pytest.mark.parametrize(("flair", "t1"), [(range(7), range(2, 8)), (range(4), range(4, 8))])
+def test_an_audit_covers_whoever_fills_a_seat(place: Any, tmp_path: Path, flair: range, t1: range) -> None:
+    """As live: also a patient who lacks the other seat, even where nobody has both."""
+    code, found = audited(
+        place, tmp_path, BOTH, with_gaps(place, tmp_path / "data", flair, t1), steps=12, validation=4
+    )
+    assert code == 0 and found.keys() == {"0-undefended/flair", "0-undefended/t1"}
+    some = len({*flair} ^ {*t1})
+    note = f"{some} of 8 patients fill only some of flair, t1."
+    capture = open_capture(tmp_path / "audit" / "0-undefended" / "coordinator.cap")
+    for seat, numbers in (("flair", flair), ("t1", t1)):
+        assert note in found[f"0-undefended/{seat}"]["notes"]
+        trained = coordinator_view(capture, seat, mode="train", every_step=True, choose=lambda every: every)
+        attacked = coordinator_view(capture, seat, mode="evaluate", choose=lambda every: every)
+        for view in (trained, attacked):
+            assert {target.sample.key for target in view.targets} <= keys(place, numbers)
+        alone = keys(place, numbers) - keys(place, t1 if seat == "flair" else flair)
+        assert alone & {target.sample.key for view in (trained, attacked) for target in view.targets}
+
+
+def test_an_audit_of_a_seat_that_nobody_fills_says_why(place: Any, tmp_path: Path, capsys: Any) -> None:
+    code, found = audited(
+        place, tmp_path, STACKED, with_gaps(place, tmp_path / "data", range(4), range(4, 8))
+    )
     assert code != 0 and not found
-    assert "no patient has all of flair, t1" in capsys.readouterr().err
+    assert "no patient has all of flair, t1 (seat mri)" in capsys.readouterr().err
+
+
+def test_an_audit_without_a_patient_to_attack_says_why(place: Any, tmp_path: Path, capsys: Any) -> None:
+    code, found = audited(
+        place, tmp_path, BOTH, with_gaps(place, tmp_path / "data", range(8), range(1)), validation=1
+    )
+    assert code != 0 and not found
+    line = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "who fills t1: set [data] validation" in line
+
+
+def test_who_has_withdrawn_consent_is_not_audited(place: Any, tmp_path: Path, capsys: Any) -> None:
+    """The list is the site's own, and the audit leaves no trace of its own in [peer] state."""
+    (tmp_path / "withdrawn.txt").write_text("patient-0\n")
+    listed = f'[data]\nwithdrawn = "{tmp_path / "withdrawn.txt"}"'
+    state = tmp_path / "state"
+    told = PEER.replace("[data]", listed).replace("[tls]", f'state = "{state}"\n[tls]')
+    code, found = audited(place, tmp_path, BOTH, place.data, peer=told, steps=3, validation=3)
+    assert code == 0 and found and not state.exists()
+    records = open_capture(tmp_path / "audit" / "0-undefended" / "coordinator.cap").records()
+    (inventory,) = (record.message for record in records if record.name == "inventory")
+    assert {patient.key for patient in inventory.patients} == keys(place, range(1, 8))
+
+    # The daemon has seen a list that is gone now: nobody knows who is on it.
+    state.mkdir()
+    (state / LIST_SEEN).touch()
+    (tmp_path / "withdrawn.txt").unlink()
+    code, _ = audited(place, tmp_path, BOTH, place.data, peer=told)
+    assert code != 0 and "the list of withdrawn patients is gone" in capsys.readouterr().err
+
+
+def test_the_cache_of_an_audit_is_shared_by_its_modalities(
+    place: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[int] = []
+
+    class Watched(Volumes):
+        def __init__(self, *args: Any, cache_mib: int, **named: Any) -> None:
+            made.append(cache_mib)
+            super().__init__(*args, cache_mib=cache_mib, **named)
+
+    monkeypatch.setattr(images, "Volumes", Watched)
+    told = PEER.replace("[data]", "[data]\ncache_mib = 64")
+    assert audited(place, tmp_path, BOTH, place.data, peer=told)[0] == 0
+    assert made == [32, 32]
 
 
 PEER = """\

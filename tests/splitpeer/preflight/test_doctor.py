@@ -482,6 +482,24 @@ def test_lines_for_people(setup: Setup, capsys: pytest.CaptureFixture[str]) -> N
     assert lines[3].startswith("problem  data ")
 
 
+def test_folders_are_listed_once(setup: Setup, capsys: pytest.CaptureFixture[str]) -> None:
+    """A share with ten thousand files is slow to list."""
+    setup.sections["data"]["withdrawn"] = "withdrawn.txt"
+    (setup.folder / "withdrawn.txt").write_text("p1\n")
+    setup.write()
+    listed, find_all = [], machine.layouts.find_all
+
+    def counted(*asked: Any) -> Any:
+        listed.append(asked)
+        return find_all(*asked)
+
+    setup.patch.setattr(machine.layouts, "find_all", counted)
+    code, findings = doctor(capsys, "--offline")
+    assert code == 0 and len(listed) == 1
+    (said,) = (f["text"] for f in findings if f["check"] == "consent")
+    assert said.endswith("1 of 1 patients have withdrawn consent")
+
+
 # ---- data check as a preflight
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from splitpeer.coordinator.averaging import Averaging
+from splitpeer.coordinator.averaging import Averaging, shared_tensors
 from splitpeer.daemon import happenings as h
 from splitpeer.errors import ConfigError, JobFailed
 from splitpeer.federation.seats import Seats
@@ -23,7 +23,7 @@ from splitpeer.site.job import SiteJob
 from splitpeer.training.averaging import average
 from splitpeer.training.split_round import Place
 from splitproto.errors import LinkLost
-from splitproto.messages import Averaged, Job, Message, Seat
+from splitproto.messages import Activations, Averaged, Job, Message, Seat
 from splitproto.session import Session
 
 from .gaps import Whole, cast, who
@@ -271,7 +271,23 @@ def test_an_encoder_of_too_many_tensors_is_refused_at_the_start() -> None:
     with pytest.raises(
         ConfigError, match=r"average_every: an encoder of this network has \d+ tensors, and at most 256"
     ):
-        Averaging(terms(2, deep), SEATS, Team(), None, h.Reporter())  # type: ignore[arg-type]
+        shared_tensors(terms(2, deep), SEATS)
+    assert shared_tensors(terms(None, deep), SEATS) == {}
+
+
+async def test_a_coordinator_says_so_before_it_waits_for_anybody(scene, monkeypatch) -> None:
+    monkeypatch.setattr("splitpeer.coordinator.averaging.MAX_TENSORS", 3)
+    cast(scene, training={"steps": 2, "average_every": 2}, policy=SHARING)
+    with pytest.raises(ConfigError, match="at most 3 can be sent at once: take a network with fewer blocks"):
+        await scene.together(only=who())
+
+
+async def test_a_site_declines_when_it_is_offered_such_a_job(scene, monkeypatch) -> None:
+    monkeypatch.setattr("splitpeer.site.averaging.MAX_TENSORS", 3)
+    cast(scene, training={"steps": 2, "average_every": 2}, policy=SHARING)
+    ran = await scene.together(only=who())
+    assert isinstance(ran.error, JobFailed)
+    assert re.search(r"averages encoders of \d+ tensors, and at most 3 can be sent at once", str(ran.error))
 
 
 # --- whole runs --------------------------------------------------------------------------------------------
@@ -335,6 +351,39 @@ async def test_who_forgets_the_average_before_its_step_gets_it_again(
     assert forgot and forgot[0].name in ("activations", "advanced")
     assert any(line.get("rollback") for line in scene.metrics()) is not alone
     Whole(scene).train().assert_exact()
+
+
+@pytest.mark.parametrize("site", ["site-t1", "stranger"])
+@pytest.mark.parametrize("arrived", [True, False])
+async def test_a_link_is_lost_after_the_activations_of_an_averaged_step(
+    scene, monkeypatch, site: str, arrived: bool
+) -> None:
+    """SP-11.16-6: the step is pending and made from the average; the same activations are sent again, nothing is
+    rolled back, and the next average is of weights that have seen the step once."""
+    cast(scene, training={"steps": 12, "average_every": 2, "checkpoint_every": 4}, policy=SHARING)
+    work, lost = Client._work, list[int]()
+
+    async def losing(self: Client, session: Session, job: SiteJob) -> Any:
+        async def send(message: Message, *rest: Any, _send: Any = session.send) -> None:
+            due = isinstance(message, Activations) and message.mode == "train" and message.step in (5, 7, 9)
+            if due and not lost and self._config.peer.site == site:
+                lost.append(message.step)
+                if arrived:
+                    await _send(message, *rest)
+                session.fail(LinkLost("cut by the test"))
+                raise LinkLost("cut by the test")
+            await _send(message, *rest)
+
+        monkeypatch.setattr(session, "send", send)
+        return await work(self, session, job)
+
+    monkeypatch.setattr(Client, "_work", losing)
+    ran = await scene.together(only=who())
+    assert ran.result is not None and ran.result.complete, ran
+    assert lost and not any(line.get("rollback") for line in scene.metrics())
+    whole = Whole(scene).train()
+    whole.assert_exact()
+    assert lost[0] - 1 in whole.averaged
 
 
 @pytest.mark.parametrize("killed", who())

@@ -229,6 +229,15 @@ def test_a_secret_that_is_damaged_is_named(tmp_path) -> None:
         site_secret(tmp_path / "run")
 
 
+def test_a_secret_that_others_may_read_is_not_used(tmp_path) -> None:
+    secret = site_secret(tmp_path / "run")
+    (tmp_path / "run" / NAME).chmod(0o640)
+    with pytest.raises(DataError, match=r"others on this machine may read .* place in the run: chmod 600"):
+        site_secret(tmp_path / "run")
+    (tmp_path / "run" / NAME).chmod(0o600)
+    assert site_secret(tmp_path / "run") == secret
+
+
 # --- what a link says that has shown no key ----------------------------------------------------------------
 
 

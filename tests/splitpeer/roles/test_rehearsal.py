@@ -22,6 +22,8 @@ from splitpeer.training.dropout import left_out
 from splitproto.capture import Recorded
 from splitproto.messages import Forward
 
+from . import gaps
+
 DEFENCES = ("bottleneck:1@0", "dropout:0.3", "gaussian:0.5@0,1")
 GRADIENTS = ("gaussian:2", "max-norm")
 
@@ -140,6 +142,66 @@ async def test_a_site_of_several_seats_is_rehearsed_under_the_keys_that_it_has_l
                 one.name,
                 name,
             )
+
+
+GAPS = {
+    "site-flair": {"flair": (0, 1, 3, 4)},
+    "site-t1": {"t1": (0, 1, 4), "t2": (0, 2, 4, 5)},
+}
+
+
+@pytest.mark.parametrize("fusion", ["concat", "mean"])
+async def test_patients_with_gaps_are_rehearsed_as_they_are_trained(scene, tmp_path, fusion) -> None:
+    """Batches, activations, gradients and Dice, with dropout and a defence that draws by sample."""
+    gaps.cast(
+        scene, GAPS, policy={"coordinators": ["hub"], "defences": ["gaussian:0.5"]},
+        model={"fusion": fusion}, training={"steps": 8, "batch": 2, "modality_dropout": 0.3},
+    )  # fmt: skip
+    ran = await scene.together(only=gaps.who(GAPS), curious=("hub", "site-t1"))
+    assert ran.result is not None and ran.result.complete, ran
+
+    salt, rule = load_salt(scene.config("hub").data.salt), scene.settings.task.rule
+    images = {
+        modality: Cohort.read(scene.folder / "images" / site, (modality,), salt=salt, rule=rule).images[
+            modality
+        ]
+        for site, held in GAPS.items()
+        for modality in held
+    }
+    rehearsal = Rehearsal(
+        scene.settings, Cohort(images, scene.masks()), Protection(("gaussian:0.5",)), tmp_path / "rehearsal", seed=7
+    )  # fmt: skip
+    played = rehearsal.play(Recording(first=8))
+    assert played.losses == scene.losses()
+    assert played.dice == ran.result.dice
+    for live, own, peer in (
+        (scene.capture("hub"), played.capture, "site-flair"),
+        (scene.capture("hub"), played.capture, "site-t1"),
+        (scene.capture("site-t1"), played.site_capture("t1"), "hub"),
+    ):
+        on_wire, rehearsed = (training(open_capture(path).records(), peer) for path in (live, own))
+        assert len(on_wire) == len(rehearsed) > 4
+        for one, other in zip(on_wire, rehearsed, strict=True):
+            assert (one.name, one.head) == (other.name, other.head)
+            assert one.message.tensors.keys() == other.message.tensors.keys()
+            for name, tensor in one.message.tensors.items():
+                assert np.array_equal(tensor.view(np.uint8), other.message.tensors[name].view(np.uint8)), name
+        ordered, again = (
+            [r.head for r in open_capture(path).records() if r.name == "forward" and r.peer == peer
+             and r.head.mode == "train"]
+            for path in (live, own)
+        )  # fmt: skip
+        assert {f.step: f for f in ordered if f.step in {g.step for g in again}} == {f.step: f for f in again}
+    for seat in rehearsal.seats:
+        views = [
+            coordinator_view(
+                open_capture(path), seat, mode="train", every_step=True, choose=lambda every: every
+            )
+            for path in (scene.capture("hub"), played.capture)
+        ]
+        assert [(t.sample, len(t.shots)) for t in views[0].targets] == [
+            (t.sample, len(t.shots)) for t in views[1].targets
+        ]
 
 
 async def test_a_rehearsal_leaves_out_what_the_peers_leave_out(scene, tmp_path) -> None:

@@ -142,7 +142,7 @@ class Whole:
 
     def volumes(self, modality: str) -> Any:
         config = self.scene.config("site-t1")
-        from splitpeer.site.images import find_cases, open_volumes
+        from splitpeer.federation.images import find_cases, open_volumes
 
         return open_volumes(config, {modality: find_cases(config)[modality]})[modality]
 

@@ -62,12 +62,17 @@ def open_volumes(
 
 
 def open_consent(
-    config: PeerConfig, found: Mapping[str, Found], earlier: Mapping[bytes, bytes] | None = None
+    config: PeerConfig,
+    found: Mapping[str, Found],
+    earlier: Mapping[bytes, bytes] | None = None,
+    *,
+    note: bool = True,
 ) -> Consent:
     """The list of this site's patients who have withdrawn consent.
 
     Args:
         earlier: patients that a run had, see `Consent`.
+        note: whether [peer] state keeps that there was a list; only a daemon writes there.
 
     Raises:
         ConfigError, DataError: the salt or the files cannot be used.
@@ -82,4 +87,5 @@ def open_consent(
         config.peer.state / LIST_SEEN,
         earlier,
         salt,
+        note=note,
     )
