@@ -78,7 +78,7 @@ GAPS = {"site-t1": "t1-west", "site-t2": "t1-east", "site-flair": "flair-gaps"}
 SEATS = (
     Setting(
         "gaps", THREE,
-        {"data": {"min_seats": 1}, "training": {"steps": 10, "checkpoint_every": 3, "modality_dropout": 0.3}},
+        {"data": {"min_seats": 1}, "training": {"steps": 10, "checkpoint_every": 3, "seat_dropout": 0.3}},
         some=GAPS,
     ),
     Setting(

@@ -155,7 +155,7 @@ async def test_patients_with_gaps_are_rehearsed_as_they_are_trained(scene, tmp_p
     """Batches, activations, gradients and Dice, with dropout and a defence that draws by sample."""
     gaps.cast(
         scene, GAPS, policy={"coordinators": ["hub"], "defences": ["gaussian:0.5"]},
-        model={"fusion": fusion}, training={"steps": 8, "batch": 2, "modality_dropout": 0.3},
+        model={"fusion": fusion}, training={"steps": 8, "batch": 2, "seat_dropout": 0.3},
     )  # fmt: skip
     ran = await scene.together(only=gaps.who(GAPS), curious=("hub", "site-t1"))
     assert ran.result is not None and ran.result.complete, ran
