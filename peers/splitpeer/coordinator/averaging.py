@@ -35,6 +35,9 @@ class Averaging:
         team: the sites.
         computed: `await computed(function, *args, what=...)` runs it in the compute thread.
         report: called with every average.
+
+    Raises:
+        ConfigError: an encoder has more tensors than fit in one message.
     """
 
     def __init__(
@@ -47,7 +50,7 @@ class Averaging:
     ) -> None:
         self._every, self._seats, self._team = job.average_every, seats, team
         self._computed, self._report = computed, report
-        self._expected = shared_tensors(job, seats)
+        self._expected = _expected(job, seats) if self._every else {}
         self._committed: int | None = None
         self._shared: dict[Place, Arrays] = {}
         self._sent: dict[Place, Counted] = {}
@@ -136,14 +139,10 @@ class Averaging:
         return sorted((site for site in self._team.present if site.name in fills), key=lambda site: site.name)
 
 
-def shared_tensors(job: Job, seats: Seats) -> dict[str, tuple[Descriptor, ...]]:
-    """By seat, the tensors of an encoder that is averaged; none where the job asks for no averages.
-
-    Raises:
-        ConfigError: an encoder has more tensors than fit in one message.
-    """
+def _expected(job: Job, seats: Seats) -> dict[str, tuple[Descriptor, ...]]:
+    """By seat, the tensors of an encoder."""
     found = {}
-    for seat in seats.seats if job.average_every else ():
+    for seat in seats.seats:
         shapes = averaged_tensors(backbone_of(job), len(seat.modalities))
         if len(shapes) > MAX_TENSORS:
             raise ConfigError(

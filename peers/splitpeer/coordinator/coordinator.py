@@ -22,7 +22,6 @@ from splitpeer.coordinator.assembly import (
     make_sites,
     open_masks,
 )
-from splitpeer.coordinator.averaging import shared_tensors
 from splitpeer.coordinator.matching import Matching
 from splitpeer.coordinator.remote_site import RemoteSite
 from splitpeer.coordinator.run import DISK_S, Run
@@ -122,8 +121,6 @@ class Coordinator:
         self._files = RunFiles(config, job, resume=resume, report=self._duty.report)
         self._files.prepare()
         admit_again(self._files, job, readmit)
-        # Before anybody is waited for.
-        shared_tensors(self._job, self._seats)
         half = make_half(config, job, self._job, self._seats)
         self._witness = Witness(config, curious)
         everywhere = self._duty.report.to(

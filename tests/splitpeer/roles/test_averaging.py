@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from splitpeer.coordinator.averaging import Averaging, shared_tensors
+from splitpeer.coordinator.averaging import Averaging
 from splitpeer.daemon import happenings as h
 from splitpeer.errors import ConfigError, JobFailed
 from splitpeer.federation.seats import Seats
@@ -271,8 +271,7 @@ def test_an_encoder_of_too_many_tensors_is_refused_at_the_start() -> None:
     with pytest.raises(
         ConfigError, match=r"average_every: an encoder of this network has \d+ tensors, and at most 256"
     ):
-        shared_tensors(terms(2, deep), SEATS)
-    assert shared_tensors(terms(None, deep), SEATS) == {}
+        Averaging(terms(2, deep), SEATS, Team(), None, h.Reporter())  # type: ignore[arg-type]
 
 
 async def test_a_coordinator_says_so_before_it_waits_for_anybody(scene, monkeypatch) -> None:
