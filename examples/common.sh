@@ -33,6 +33,13 @@ repeatable() { # repeatable SITE...: each run of an example holds out the same p
     done
 }
 
+alone() { # alone NAME KEY...: the job hub/NAME.toml is hub/together.toml without the lines of these sites and modalities
+    local name=$1 keys
+    shift
+    keys=$(printf '%s\n' "$@" | paste -sd'|')
+    sed -E -e "s/\"together\"/\"$name\"/" -e "/^($keys) =/d" hub/together.toml >"hub/$name.toml"
+}
+
 finish() { # finish LOG: wait for all that was started; where one failed, show the end of LOG
     local process status=0
     for process in "${started[@]}"; do

@@ -26,10 +26,9 @@ splitpeer init --role client --site north --modality t1 --images data/north --co
 splitpeer init --role client --site east --modality t1 --images data/east --coordinator "$address" --output east/peer.toml
 splitpeer init --role client --site south --modality flair --images data/south --coordinator "$address" --output south/peer.toml
 cp "$here/job.toml" hub/together.toml
-for site in north east south; do
-    others=$(printf '%s\n' north east south | grep -vx "$site" | paste -sd'|')
-    sed -E -e "s/\"together\"/\"$site\"/" -e "/^($others) =/d" hub/together.toml >"hub/$site.toml"
-done
+alone north east south
+alone east north south
+alone south north east
 repeatable north east south # salt and initial weights
 for peer in hub north east south; do splitpeer config check $peer/peer.toml; done
 

@@ -24,8 +24,8 @@ splitpeer init --role coordinator --site hub --listen "$address" --labels data/l
 splitpeer init --role client --site north --modality ct --images data/ct --coordinator "$address" --output north/peer.toml
 splitpeer init --role client --site south --modality pet --images data/pet --coordinator "$address" --output south/peer.toml
 cp "$here/job.toml" hub/together.toml
-sed -e 's/"together"/"ct"/' -e '/^south =/d' -e '/^pet =/d' hub/together.toml >hub/ct.toml
-sed -e 's/"together"/"pet"/' -e '/^north =/d' -e '/^ct =/d' hub/together.toml >hub/pet.toml
+alone ct south pet
+alone pet north ct
 repeatable north south # salt and initial weights
 for peer in hub north south; do splitpeer config check $peer/peer.toml; done
 

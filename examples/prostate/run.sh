@@ -24,8 +24,8 @@ splitpeer init --role coordinator --site hub --listen "$address" --labels data/l
 splitpeer init --role client --site north --modality t2 --images data/t2 --coordinator "$address" --output north/peer.toml
 splitpeer init --role client --site south --modality adc --images data/adc --coordinator "$address" --output south/peer.toml
 cp "$here/job.toml" hub/together.toml
-sed -e 's/"together"/"t2"/' -e '/^south =/d' -e '/^adc =/d' hub/together.toml >hub/t2.toml
-sed -e 's/"together"/"adc"/' -e '/^north =/d' -e '/^t2 =/d' hub/together.toml >hub/adc.toml
+alone t2 south adc
+alone adc north t2
 repeatable north south # salt and initial weights
 for peer in hub north south; do splitpeer config check $peer/peer.toml; done
 

@@ -55,10 +55,9 @@ class ImageDecoder(nn.Module):
         """Levels that the network was not made for are ignored."""
         x: Tensor | None = None
         for name, block in self.blocks.items():
-            parts = [] if x is None else [x]
-            if name in self.channels:
-                parts.append(levels[name])
-            x = self._grown(block(torch.cat(parts, dim=1)), self._growth[name])
+            x = self._grown(
+                block(_met(x, levels[name] if name in self.channels else None)), self._growth[name]
+            )
         image: Tensor = self.last(x)
         return image
 
@@ -67,6 +66,11 @@ class ImageDecoder(nn.Module):
             return x
         grown = tuple(float(factor) for factor in step)
         return functional.interpolate(x, scale_factor=grown, mode=_MODE[self.dimensions], align_corners=False)
+
+
+def _met(x: Tensor | None, level: Tensor | None) -> Tensor:
+    """What came so far, and the level that joins here."""
+    return torch.cat([part for part in (x, level) if part is not None], dim=1)
 
 
 class Critic(nn.Module):
@@ -94,10 +98,7 @@ class Critic(nn.Module):
         """Levels that the network was not made for are ignored."""
         x: Tensor | None = None
         for name, block in self.blocks.items():
-            parts = [] if x is None else [x]
-            if name in self.channels:
-                parts.append(levels[name])
-            x = block(torch.cat(parts, dim=1))
+            x = block(_met(x, levels[name] if name in self.channels else None))
         scores: Tensor = self.last(x).flatten(1).mean(dim=1)
         return scores
 

@@ -6,14 +6,14 @@ levels and concatenation it is exactly MONAI's network, `deep_supervision` off.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import cast
+from collections.abc import Iterator, Sequence
 
 from monai.networks.blocks.dynunet_block import UnetOutBlock, UnetResBlock, UnetUpBlock
 from torch import Tensor, nn
 
 from splitpeer.models import backbone as halves
 from splitpeer.models.cut import OUT_CHANNELS, Backbone
+from splitpeer.models.up_blocks import UpDecoder
 
 _NORM = ("INSTANCE", {"affine": True})
 
@@ -39,7 +39,7 @@ class Encoder(halves.Encoder):
             yield x
 
 
-class Decoder(halves.Decoder):
+class Decoder(UpDecoder):
     """One stage per level above the bottleneck: a transposed convolution, the level, two convolutions."""
 
     def __init__(
@@ -55,26 +55,18 @@ class Decoder(halves.Decoder):
         for level in range(cut.bottleneck - 1, -1, -1):
             wide, step = cut.levels[level].channels, cut.step(level + 1)
             stage = UnetUpBlock(cut.dimensions, arriving, wide, 3, 1, step, _NORM, trans_bias=False)
-            stage.conv_block = type(stage.conv_block)(
-                cut.dimensions, wide + self.fused_channels(level), wide, 3, 1, _NORM
-            )
+            self.fit(stage, level, _NORM)
             self.upsamples.append(stage)
             arriving = wide
         self.output_block = UnetOutBlock(cut.dimensions, arriving, out_channels)
         self.rare_foreground()
 
     @property
-    def last(self) -> nn.Conv2d | nn.Conv3d:
-        """The convolution that gives the logits."""
-        convolution: nn.Conv2d | nn.Conv3d = self.output_block.conv.conv
-        return convolution
+    def stages(self) -> list[nn.Module]:
+        """The deepest first."""
+        return list(self.upsamples)
 
-    def decode(self, fused: Mapping[int, Tensor]) -> Tensor:
-        """Fused levels to logits [B, out_channels, *window]."""
-        bottleneck = self.backbone.cut.bottleneck
-        x = fused[bottleneck]
-        for level, stage in zip(range(bottleneck - 1, -1, -1), self.upsamples, strict=True):
-            block = cast("UnetUpBlock", stage)
-            x = block.conv_block(halves.joined(block.transp_conv(x), fused.get(level)))
-        logits: Tensor = self.output_block(x)
-        return logits
+    @property
+    def out_block(self) -> UnetOutBlock:
+        """The one that gives the logits."""
+        return self.output_block

@@ -6,7 +6,7 @@ levels and concatenation it is exactly MONAI's network. Nothing is dropped at ra
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 
 from monai.networks.blocks.dynunet_block import UnetOutBlock
 from monai.networks.blocks.unetr_block import UnetrBasicBlock, UnetrUpBlock
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from splitpeer.models import backbone as halves
 from splitpeer.models.cut import OUT_CHANNELS, Backbone
 from splitpeer.models.swin_size import PLAIN, attention_window
+from splitpeer.models.up_blocks import UpDecoder
 
 _BLOCKS = {0: "encoder1", 1: "encoder2", 2: "encoder3", 3: "encoder4", 5: "encoder10"}
 _NORM = "instance"
@@ -49,7 +50,7 @@ class Encoder(halves.Encoder):
             yield tensor if level == PLAIN else getattr(self, _BLOCKS[level])(tensor)
 
 
-class Decoder(halves.Decoder):
+class Decoder(UpDecoder):
     """Five stages: a transposed convolution, the level, a residual block."""
 
     def __init__(
@@ -64,29 +65,23 @@ class Decoder(halves.Decoder):
         for level in range(cut.bottleneck - 1, -1, -1):
             wide = cut.levels[level].channels
             stage = UnetrUpBlock(cut.dimensions, arriving, wide, 3, 2, _NORM, res_block=True)
-            stage.conv_block = type(stage.conv_block)(
-                cut.dimensions, wide + self.fused_channels(level), wide, 3, 1, _NORM
-            )
+            self.fit(stage, level, _NORM)
             self.add_module(f"decoder{level + 1}", stage)
             arriving = wide
         self.out = UnetOutBlock(cut.dimensions, arriving, out_channels)
         self.rare_foreground()
 
     @property
-    def last(self) -> nn.Conv2d | nn.Conv3d:
-        """The convolution that gives the logits."""
-        convolution: nn.Conv2d | nn.Conv3d = self.out.conv.conv
-        return convolution
+    def stages(self) -> list[nn.Module]:
+        """The deepest first."""
+        return [
+            getattr(self, f"decoder{level + 1}") for level in range(self.backbone.cut.bottleneck - 1, -1, -1)
+        ]
 
-    def decode(self, fused: Mapping[int, Tensor]) -> Tensor:
-        """Fused levels to logits [B, out_channels, *window]."""
-        bottleneck = self.backbone.cut.bottleneck
-        x = fused[bottleneck]
-        for level in range(bottleneck - 1, -1, -1):
-            stage = getattr(self, f"decoder{level + 1}")
-            x = stage.conv_block(halves.joined(stage.transp_conv(x), fused.get(level)))
-        logits: Tensor = self.out(x)
-        return logits
+    @property
+    def out_block(self) -> UnetOutBlock:
+        """The one that gives the logits."""
+        return self.out
 
 
 def _share_index(transformer: nn.Module) -> None:

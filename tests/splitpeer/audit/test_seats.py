@@ -147,15 +147,15 @@ def test_an_attack_takes_the_order_of_the_modalities_from_peer_toml(
             run("replay", several.capture, "--defence", written, "--seed", 5, "--config", peer, "--out", out)
             == 0
         )
-        attacked = {
-            name: attack(place, capture, tmp_path / f"{order}-{name}", "--seat", "flair", "--attack", "pca",
-                         "--seed", 5, *more).arrays["pca"]
-            for name, capture, more in (
-                ("told", several.capture, ("--defence", written, "--config", peer)),
-                ("replayed", out, ()),
-                ("untold", several.capture, ("--defence", written)),
-            )
-        }  # fmt: skip
+        attacked = {}
+        for name, capture, more in (
+            ("told", several.capture, ("--defence", written, "--config", peer)),
+            ("replayed", out, ()),
+            ("untold", several.capture, ("--defence", written)),
+        ):
+            folder = attack(place, capture, tmp_path / f"{order}-{name}", "--seat", "flair", "--attack", "pca",
+                            "--seed", 5, *more)  # fmt: skip
+            attacked[name] = np.asarray(folder.arrays[folder.run.entries[0].id])
         assert np.array_equal(attacked["told"], attacked["replayed"])
         assert not np.array_equal(attacked["told"], attacked["untold"]) or order.startswith('["t1"')
         found[order] = attacked["told"]
