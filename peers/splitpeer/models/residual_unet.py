@@ -39,7 +39,7 @@ class Encoder(halves.Encoder):
             yield x
 
 
-class Decoder(UpDecoder):
+class Decoder(UpDecoder, halves.Decoder):
     """One stage per level above the bottleneck: a transposed convolution, the level, two convolutions."""
 
     def __init__(

@@ -50,7 +50,7 @@ class Encoder(halves.Encoder):
             yield tensor if level == PLAIN else getattr(self, _BLOCKS[level])(tensor)
 
 
-class Decoder(UpDecoder):
+class Decoder(UpDecoder, halves.Decoder):
     """Five stages: a transposed convolution, the level, a residual block."""
 
     def __init__(

@@ -69,7 +69,7 @@ def test_a_stand_in_task_is_nested_bands_of_brightness_inside_the_head(place: An
 def test_a_stand_in_task_is_made_from_whatever_a_patient_has(place: Any) -> None:
     images = place.cohort().images
     every = images["t1"].keys()
-    flair, t1 = (Some(images["flair"], every[:5]), Some(images["t1"], every[3:]))
+    flair, t1 = (SomePatients(images["flair"], every[:5]), SomePatients(images["t1"], every[3:]))
     masks = StandInTask([flair, t1])
     assert masks.keys() == every and masks.subjects().keys() == set(every)
     for key, first in ((every[3], flair), (every[6], t1)):
@@ -79,7 +79,7 @@ def test_a_stand_in_task_is_made_from_whatever_a_patient_has(place: Any) -> None
         masks.geometry(bytes(16))
 
 
-class Some(Volumes):
+class SomePatients(Volumes):
     """Some of a modality's patients."""
 
     def __init__(self, volumes: Volumes, keys: list[bytes]) -> None:
