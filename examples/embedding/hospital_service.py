@@ -319,6 +319,8 @@ class Service:
             raise PolicyRefused(f"levels {beyond} may not leave this site")
         if job.average_every is not None:
             raise PolicyRefused("the job averages encoders; this site's stays here")  # SP-11.16-8
+        if job.frozen:
+            raise SchemaMismatch("this site has no answer to a release")  # SP-11.17-2
         if job.dimensions != 2 or job.precision != "f32" or job.augment or job.spacing:
             raise PolicyRefused("this site takes 2-D jobs in f32 without augmentation and resampling")
         try:

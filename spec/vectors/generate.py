@@ -18,6 +18,7 @@ import fusing
 import holding
 import images
 import learning as learn
+import releasing
 import talk
 import wire
 from common import Case
@@ -59,6 +60,11 @@ FAMILIES: dict[str, tuple[str, Callable[[], Iterator[Case]]]] = {
     "fusion": (
         "Secure fusion (SP-11.18): integers, keys, masks, the sum of three sites, and the proof of their keys.",
         fusing.fusion,
+    ),
+    "releases": (
+        "What a coordinator asks of a site with frozen encoders, one question after the other, each answered "
+        "before the next (SP-11.17-3, SP-11.17-4). `answered`: windows that have left; an error is of the last one.",
+        releasing.questions,
     ),
     "data": (
         "Files of data/ -> grids, to 1e-5, and windows: of images to 1e-4, of masks exactly (SP-11.12, SP-11-23); "

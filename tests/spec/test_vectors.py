@@ -571,6 +571,31 @@ def test_fusion_offer(case: Case) -> None:
         assert {"site": identity.site, "public": offer.public.hex()} == case["expect"]
 
 
+@pytest.mark.parametrize("case", cases("releases"))
+def test_releases(case: Case) -> None:
+    """SP-11.17-3, SP-11.17-4, SP-11.17-5."""
+    released = of_the_peer("site.released").Released(None)
+
+    def forward(asked: dict[str, Any]) -> messages.Forward:
+        samples = tuple(
+            messages.Sample(bytes.fromhex(s["key"]), tuple(s["origin"])) for s in asked["samples"]
+        )
+        places = tuple(asked["places"]) if asked["places"] is not None else None
+        return messages.Forward(
+            "release", asked["step"], asked["batch"], samples, bytes(32), value_of(asked["seed"]), places
+        )
+
+    def answer(asked: list[dict[str, Any]]) -> dict[str, int]:
+        for question in map(forward, asked):
+            released.check(question)
+            released.note(question)
+        return {"answered": released.windows}
+
+    if "error" in case["expect"]:
+        answer(case["asked"][:-1])
+    assert check(case, lambda: answer(case["asked"])) in (None, case["expect"])
+
+
 @pytest.mark.parametrize("case", cases("digests", "batch"))
 def test_batch_digest(case: Case) -> None:
     pytest.importorskip("monai")
@@ -640,6 +665,7 @@ def test_terms(case: Case) -> None:
             defences=(),
             image_defences=(),
             share_encoder=True,
+            encoders="any",
         )
         offer = messages.JobOffer(
             bytes(16), (messages.Seat("t1", ("t1",)),), job, tensors.schema_digest(described)

@@ -45,11 +45,14 @@ _Figure = Literal[
     "made_from",
     "missing",
     "withdrawn",
+    "bank",
+    "released",
     "job",
     "tls",
 ]
 _LINES: tuple[tuple[_Figure, ...], ...] = (
     ("seats",),
+    ("bank", "released"),
     ("loss", "dice"),
     ("hd95", "volume_ml"),
     ("checkpoints", "absence"),
@@ -57,7 +60,12 @@ _LINES: tuple[tuple[_Figure, ...], ...] = (
 )
 
 
-_WORDS: dict[str, str] = {"seats": "patients by seat:", "hd95": "HD95 in mm", "volume_ml": "volume in ml"}
+_WORDS: dict[str, str] = {
+    "seats": "patients by seat:",
+    "hd95": "HD95 in mm",
+    "volume_ml": "volume in ml",
+    "released": "windows released:",
+}
 
 
 @click.command()

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from splitpeer.coordinator.assembly import (
     make_sites,
     open_masks,
 )
+from splitpeer.coordinator.frozen.run import COLLECTED, FrozenRun
 from splitpeer.coordinator.matching import Matching
 from splitpeer.coordinator.remote_site import RemoteSite
 from splitpeer.coordinator.run import DISK_S, Run
@@ -52,7 +53,7 @@ from splitpeer.federation.files import tell
 from splitpeer.federation.overlap import ADVICE, shared_with
 from splitpeer.federation.seating import Seating
 from splitpeer.federation.seats import seats_of
-from splitpeer.federation.terms import cut_descriptors, job_on_wire, terms_digest
+from splitpeer.federation.terms import cut_descriptors, job_on_wire, services, terms_digest
 from splitpeer.settings.job import JobConfig
 from splitpeer.settings.peer import PeerConfig
 from splitpeer.storage import checkpoint
@@ -61,7 +62,6 @@ from splitproto.constants import DEFAULT_MAX_MESSAGE
 from splitproto.errors import DeadlineExceeded, SetupError
 from splitproto.lanes.base import Lane
 from splitproto.lanes.zeromq import ZmqLane
-from splitproto.negotiation import FEATURES
 from splitproto.tensors import schema_digest
 
 log = logging.getLogger(__name__)
@@ -147,6 +147,7 @@ class Coordinator:
             Seating(self._job, self._seats, {}), self._report,
         )  # fmt: skip
         self._trainer = Trainer(self._run, self._gradient_stacks)
+        self._frozen = FrozenRun(self._run, config) if self._job.frozen else None
 
     @property
     def defences(self) -> tuple[str, ...]:
@@ -190,6 +191,8 @@ class Coordinator:
     async def _serve(self) -> RunResult:
         self._started = time.monotonic()
         try:
+            if self._frozen is not None:
+                await self._frozen.open(resumed=bool(self._files.record.patients))
             async with Door(
                 [self._lane or ZmqLane(self._listen)],
                 self._credentials,
@@ -217,8 +220,13 @@ class Coordinator:
         average = ("average",) if self._job.average_every else ()
         fuse = ("fuse",) if self._job.fusion is not None else ()
         return Offer(
-            features=tuple(name for name in FEATURES if name not in ("release", "fuse") or name in fuse),
-            requires=("train", f"dtype.{self._job.precision}", *average, *fuse),
+            features=tuple(n for n in services(frozen=self._job.frozen) if n != "fuse" or n in fuse),
+            requires=(
+                "release" if self._job.frozen else "train",
+                f"dtype.{self._job.precision}",
+                *average,
+                *fuse,
+            ),
             max_message=max(DEFAULT_MAX_MESSAGE, largest_message(self._settings, self._job, self._seats)),
             agent=AGENT,
         )
@@ -278,7 +286,10 @@ class Coordinator:
                     session = await listener.accept(3600)
                 except DeadlineExceeded:
                     continue
-                task = asyncio.create_task(self._join(by_name[session.peer.site], session))
+                # SP-11.17-8: in place of an offer.
+                over = self._frozen is not None and self._frozen.collected
+                join = self._dismiss(session) if over else self._join(by_name[session.peer.site], session)
+                task = asyncio.create_task(join)
                 joining.add(task)
                 task.add_done_callback(joining.discard)
         finally:
@@ -291,6 +302,12 @@ class Coordinator:
             few = self._matching.few(having, site.name)
             shared = shared_with(site.name, having)
             self._report(h.SiteOverlaps(site.name, len(having[site.name]), shared, few, ADVICE))
+
+    async def _dismiss(self, session: Session) -> None:
+        """A site that dials when all that it had to give is here."""
+        await session.close("complete", COLLECTED)
+        if session.ended.result() is None:
+            self._files.record.note_told([session.peer.site])
 
     def _bind(self, site: str, holder: bytes) -> None:
         try:
@@ -321,13 +338,15 @@ class Coordinator:
             if not work.done():
                 self._run.draining = True
                 self._report(h.DrainBegan(self.result.step))
-                if self._files.opened:
+                if self._files.opened and not (self._frozen is not None and self._frozen.collected):
                     leaving = [asyncio.create_task(site.wait_gone()) for site in self._team.present]
                     await asyncio.wait((work, *leaving), timeout=DRAIN_S, return_when=asyncio.FIRST_COMPLETED)
                     gone = asyncio.gather(*leaving, return_exceptions=True)
                     await asyncio.wait((work, gone), timeout=STRAGGLER_S, return_when=asyncio.FIRST_COMPLETED)
                     # What they said before they went is heard yet.
                     await asyncio.wait((work,), timeout=HEARD_S)
+                elif self._files.opened:
+                    await asyncio.wait((work,), timeout=DRAIN_S)
             # A coordinator that was asked to stop does not complain that others left as well.
             if work.done() and not (self._run.draining and isinstance(work.exception(), DeadlinePassed)):
                 work.result()
@@ -337,13 +356,14 @@ class Coordinator:
             for task in (stopping, work, *leaving):
                 task.cancel()
             await asyncio.gather(work, *leaving, return_exceptions=True)
-        if not self._files.opened or not self._trainer.savepoints.ready:
+        savepoints = self._trainer.savepoints if self._frozen is None else self._frozen.savepoints
+        if not self._files.opened or not savepoints.ready:
             return "drain", "stopped before the run began or resumed"
         # The sites may have saved by themselves. If this step is theirs as well, a restart resumes from it; it may
         # be one that not all have applied, so an older one stays.
         try:
             async with asyncio.timeout(SAVE_S):
-                saved = await self._trainer.savepoints.save_own(spare=1)
+                saved = await savepoints.save_own(spare=1)
         except TimeoutError:
             raise DeadlinePassed(
                 f"the checkpoint was not written within {SAVE_S:g} s: the disk hangs"
@@ -361,10 +381,34 @@ class Coordinator:
             checkpoint.available, self._files.checkpoints, what="its own checkpoints", timeout=DISK_S
         )
         resumed = bool(record.patients)
-        if resumed and held:
+        if resumed and not held:
+            raise DataError(
+                f"no whole checkpoint of the run is left in {self._files.checkpoints}: bring one back, or start "
+                "with --fresh"
+            )
+        if resumed:
             # Its progress, for anyone who looks, or stops it again, before all sites are here.
             self.result.step = max(held)
             self._report(h.RunResumes(self.result.step, self._job.steps))
+        if self._frozen is not None:
+            await self._work_from_bank(self._frozen, resumed=resumed)
+        else:
+            training, validation = await self._gathered()
+            stream = self._stream(training)
+            if not resumed:
+                await self._trainer.start()
+            self._files.open(resumed=resumed, patients=self._run.seating.filled, held_out=validation)
+            await self._trainer.train(stream, validation, held if resumed else ())
+        if self.result.complete:
+            self.result.bytes_per_step = self._trainer.bytes_per_step
+            self.result.seconds = time.monotonic() - self._started
+            # On disk before any site is told: a site that was told has gone, and cannot be asked again.
+            self._files.write(self.result)
+            record.farewell()
+
+    async def _gathered(self) -> tuple[list[bytes], list[bytes]]:
+        """All sites are here: training and validation patients."""
+        record = self._files.record
         await self._team.gather(
             self._settings.deadlines.join_s,
             lambda names: self._report(h.SitesAwaited(names)),
@@ -383,26 +427,46 @@ class Coordinator:
             self._match, what="the masks' headers to be read", timeout=DISK_S
         )
         self.result.validation, self.result.tls = len(validation), here[0].tls
-        stream = TrainingStream.of(
-            self._settings, self._job, training, self._labels, self._run.seating.complete
-        )
         absent = [site.name for site in self._team.absent]
         self._report(h.RunBegan(self._job.steps, [site.name for site in here], absent))
-        if resumed and not held:
-            raise DataError(
-                f"no whole checkpoint of the run is left in {self._files.checkpoints}: bring one back, or start "
-                "with --fresh"
+        return training, validation
+
+    async def _work_from_bank(self, frozen: FrozenRun, *, resumed: bool) -> None:
+        """SP-11.17: with the sites until the bank is complete, then without them."""
+        await frozen.verify()
+        needed = not frozen.collected
+        if needed:
+            training, validation = await self._gathered()
+        else:
+            training, validation = await self._compute.run(
+                self._match_kept, what="the masks' headers to be read", timeout=DISK_S
             )
+            self.result.validation = len(validation)
+            self._report(h.RunBegan(self._job.steps, [], []))
         if not resumed:
-            await self._trainer.start()
+            await frozen.begin()
         self._files.open(resumed=resumed, patients=self._run.seating.filled, held_out=validation)
-        await self._trainer.train(stream, validation, held if resumed else ())
-        if self.result.complete:
-            self.result.bytes_per_step = self._trainer.bytes_per_step
-            self.result.seconds = time.monotonic() - self._started
-            # On disk before any site is told: a site that was told has gone, and cannot be asked again.
-            self._files.write(self.result)
-            record.farewell()
+        if needed:
+            await frozen.collect()
+            if not frozen.collected:
+                return
+            self.result.released_bytes = sum(sum(site.traffic) for site in self.sites)
+            here = [site for site in self.sites if site.here]
+            told = await asyncio.gather(*(site.say_bye("complete", COLLECTED) for site in here))
+            self._files.record.note_told([site.name for site, heard in zip(here, told, strict=True) if heard])
+        await frozen.train(self._stream(training), validation)
+
+    def _match_kept(self) -> tuple[list[bytes], list[bytes]]:
+        """As `_match`, of a run whose sites are not needed any more."""
+        seating, training, held_out = self._matching.match([], self.sites, self._report)
+        self._run.seating, self.result.patients = seating, len(seating.filled)
+        return training, held_out
+
+    def _stream(self, training: Sequence[bytes]) -> TrainingStream:
+        """All batches of the run."""
+        return TrainingStream.of(
+            self._settings, self._job, training, self._labels, self._run.seating.complete
+        )
 
     async def _only_goodbyes(self) -> None:
         """The run is complete, and this coordinator died before all sites knew."""

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import time
 from bisect import bisect_left
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Awaitable, Sequence
 
 import numpy as np
 
 from splitpeer.coordinator.exclusion import Exclusion, UnusableBySite, told_apart
 from splitpeer.coordinator.remote_site import RemoteSite, Sent, Unable
 from splitpeer.coordinator.run import Arrived, Run, finite
+from splitpeer.coordinator.scored import note_scores, scorings_of
 from splitpeer.daemon import happenings as h
 from splitpeer.errors import JobFailed, PatientUnusable
 from splitpeer.federation.batches import TrainingStream
-from splitpeer.federation.evaluation import Plan, Scoring
+from splitpeer.federation.evaluation import Plan
 from splitpeer.federation.seating import Parts
 from splitpeer.federation.terms import window_of
 from splitpeer.training.split_round import gathered
@@ -88,7 +89,7 @@ class Evaluator:
             list(made_from), run.labels, self._window, settings.overlap, settings.batch, run.committed
         )
         seats = [seat for seat in run.seating.seats.names if run.seating.fillers(seat) & names]
-        scorings = self._scorings(plan, made_from, seats)
+        scorings = scorings_of(run, plan, made_from, seats)
         turns = {site: _Turns(run, site, plan) for site in sites}
         for index, forward in enumerate(plan.forwards):
             until = index + run.settings.training.ahead
@@ -119,37 +120,8 @@ class Evaluator:
                     return {}
                 await run.computed(scoring.add, index, predicted, what=f"the score of batch {index}")
             run.report(h.BatchScored(index + 1, len(plan.forwards)))
-        self._note(scorings, made_from, seats)
+        note_scores(run, scorings, made_from, seats)
         return len(scorings[""].dice)
-
-    def _scorings(
-        self, plan: Plan, made_from: Mapping[bytes, Sequence[str]], seats: Sequence[str]
-    ) -> dict[str, Scoring]:
-        """By the seat that is left out of it; "": with all that there is. All of the same activations."""
-        run = self._run
-        final = run.committed == run.job.steps
-        masks = run.files.predictions if final else None
-        without = seats if run.settings.evaluation.missing and len(seats) > 1 else []
-        return {
-            "": Scoring(plan, run.labels, self._window, masks, made_from=made_from, measure=final),
-            **{seat: Scoring(plan, run.labels, self._window, None) for seat in without},
-        }
-
-    def _note(
-        self,
-        scorings: Mapping[str, Scoring],
-        made_from: Mapping[bytes, Sequence[str]],
-        seats: Sequence[str],
-    ) -> None:
-        result = self._run.result
-        scores = {name: s.dice.result() if len(s.dice) else {} for name, s in scorings.items()}
-        result.dice, result.made_from = scores.pop(""), list(seats)
-        result.missing = scores
-        every = len(self._run.seating.seats.names)
-        result.scored = len(made_from)
-        result.scored_complete = sum(len(had) == every for had in made_from.values())
-        if (surfaces := scorings[""].surfaces) is not None and len(surfaces):
-            result.hd95, result.volume_ml = surfaces.distances(), surfaces.volumes()
 
     def _predict(self, arrived: Arrived, missing: str, samples: int) -> np.ndarray:
         """Probabilities of what arrived, without the seat `missing` if one is named."""

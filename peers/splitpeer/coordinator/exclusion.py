@@ -57,6 +57,25 @@ class Exclusion:
             JobFailed: too many from one site, or too few are left.
             DataError: too many masks of the coordinator's own.
         """
+        run = self._run
+        await self._withdrawn(unusable)
+        self.note(stream, more=True)
+        await run.on_disk(self._remove_predictions, what="masks to be removed")
+        await run.team.ask_all(lambda site: site.advance(run.committed))
+        await self._tell()
+
+    async def drop(self, unusable: UnusableBySite, stream: TrainingStream | None = None) -> None:
+        """SP-11.17-7: the same in a run with frozen encoders, where nothing that was asked is void.
+
+        Raises: as `withdraw`.
+        """
+        await self._withdrawn(unusable)
+        self.note(stream, more=True)
+        await self._run.on_disk(self._remove_predictions, what="masks to be removed")
+        await self._tell()
+
+    async def _withdrawn(self, unusable: UnusableBySite) -> None:
+        """Durable in the record, and reported. Raises as `withdraw`."""
         run, step = self._run, self._run.committed + 1
         for site, patients in unusable.items():
             name = "" if site is None else site.name
@@ -71,18 +90,15 @@ class Exclusion:
             for patient in patients:
                 cause = OF_A_PATIENT[patient.cause]
                 run.report(h.PatientWithdrawn(run.files.run.hex(), name, handle(patient.key), step, cause))
-        self.note(stream, more=True)
-        await run.on_disk(self._remove_predictions, what="masks to be removed")
-        await run.team.ask_all(lambda site: site.advance(run.committed))
-        await self._tell()
 
-    def note(self, stream: TrainingStream, *, more: bool = False) -> None:
+    def note(self, stream: TrainingStream | None, *, more: bool = False) -> None:
         """Whatever follows is made without those that are out. Raises JobFailed where too few are left."""
         run = self._run
         if not self.keys:
             return
         self._withdrawals.check()
-        stream.withdraw(self.keys)
+        if stream is not None:
+            stream.withdraw(self.keys)
         run.result.withdrawn = self._withdrawals.shown()
         run.report(h.WithdrawnInAll(run.committed, len(self.keys), more))
         for site in run.team.sites:

@@ -112,6 +112,11 @@ class RunRecord:
         self.told = tuple(sorted({*self.told, *told}))
         self._write("farewell")
 
+    def note_told(self, told: Sequence[str]) -> None:
+        """SP-11.17-8: these sites know that their part is over, while the run goes on."""
+        self.told = tuple(sorted({*self.told, *told}))
+        self._write(self.state)
+
     def over(self) -> None:
         """Nothing is left to do."""
         self._write("over")
@@ -204,4 +209,6 @@ def _terms(job: JobConfig) -> str:
     for free in ("ahead", "checkpoint_every", "keep_checkpoints"):
         del kept["training"][free]
     del kept["data"]["max_withdrawn"]
+    if not job.training.frozen:
+        del kept["training"]["encoders"]  # as runs have it that began before there was another kind
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()

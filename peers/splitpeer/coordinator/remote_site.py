@@ -124,6 +124,8 @@ class RemoteSite:
         """Patients whose files it said, on joining, that it cannot use, and why."""
         self.lists: Mapping[bytes, tuple[str, ...]] = {}
         """The seats that it can fill, by usable patient."""
+        self.weights = b""
+        """In a frozen job, the label of its encoders' weights; empty: not known yet."""
         self.losses = 0
         """How often it was left out since the last checkpoint that it wrote with the others."""
         self.unsaved = 0
@@ -293,6 +295,7 @@ class RemoteSite:
         await link.send(offer)
         accept = await link.hear("its answer to the job", JobAccept)
         self.holding.examine(offer, accept, link.session)
+        self._check_weights(accept)
         link.holder_known = True
         key = None
         if self._relay is not None:
@@ -305,6 +308,18 @@ class RemoteSite:
         if self._relay is not None and key is not None:
             self._relay.take(self.name, key)
         self._take(link, accept, patients)
+
+    def _check_weights(self, accept: JobAccept) -> None:
+        """SP-11.17-6. Raises SchemaMismatch."""
+        if not self._offer.job.frozen:
+            return
+        if accept.weights is None:
+            raise SchemaMismatch(f"{self.name} does not label the weights of its frozen encoders")
+        if self.weights and accept.weights != self.weights:
+            raise SchemaMismatch(
+                f"{self.name} has other encoder weights than when it released what the feature bank holds: bring its "
+                "run folder back, or start a new run with --fresh"
+            )
 
     def _needed(self) -> dict[bytes, Geometry]:
         """The run's patients but for those that are withdrawn; none before the run begins."""
@@ -340,6 +355,7 @@ class RemoteSite:
         self.features = frozenset(session.agreement.features)
         self.patients, self.unusable, self.lists = patients.usable, patients.unusable, patients.seats
         self._octets_before = self.traffic
+        self.weights = accept.weights or b""
         self._memory.hear(accept, absent=self.absent)
         unusable = counted(self.unusable.values()) if self.unusable else ""
         self._report(
@@ -406,6 +422,11 @@ class RemoteSite:
         if not matches(part.expected, answer.tensors):
             raise SchemaMismatch(f"{self.name} sent other tensors than the job describes")
         return Sent(part, answer.tensors)
+
+    async def release(self, stream: Sequence[Part], index: int, until: int) -> Sent | Withdraw | Unable:
+        """As `compute`, of mode `release`; a site that restarted answers as it did before (SP-11.17-5)."""
+        question = Question(f"release {stream[index].forward.batch}", even_restarted=True)
+        return await self._asking.ask(question, self._compute, stream, index, until)
 
     async def apply(self, step: int, tensors: dict[str, Array]) -> None:
         """Send the gradients of `step` and wait until the site has applied them, once."""

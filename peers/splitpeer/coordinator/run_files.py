@@ -61,6 +61,9 @@ class RunResult:
     tls: str = ""
     bytes_per_step: int = 0
     """Octets on the wire in both directions, all sites, envelopes and TLS included; evaluation apart."""
+    released_bytes: int = 0
+    """With frozen encoders: octets on the wire in both directions, all sites, while this process collected releases;
+    nothing is sent after that."""
     seconds: float = 0.0
 
 

@@ -152,6 +152,24 @@ class Savepoints:
         run.report(h.RunRolledBack(step, before, cause, self.held))
         await self._exclusion.undo(step, stream)
 
+    async def restore(self, cause: str) -> None:
+        """In a run with frozen encoders, where sites hold no step: back to the newest of its own checkpoints.
+
+        Raises:
+            DataError: none is left, or it cannot be read.
+        """
+        run = self._run
+        own = await run.on_disk(checkpoint.available, run.files.checkpoints, what="its own checkpoints")
+        if not own:
+            raise DataError(
+                f"no checkpoint is left in {run.files.checkpoints}: bring one back, or start with --fresh"
+            )
+        step = max(own)
+        await run.on_disk(self._load, step, what=f"its own checkpoint of step {step}")
+        self.held, self.ready = tuple(sorted(own)), True
+        run.committed = run.result.step = step
+        run.report(h.RunRolledBack(step, step, cause, self.held))
+
     def _leave_out_oldest(self, own: Collection[int]) -> None:
         """Go back without the site whose steps in common are the oldest. Raises JobFailed if all are needed."""
         team = self._run.team

@@ -37,6 +37,9 @@ class RunView(Protocol):
     def step(self, step: int, loss: float, octets: dict[str, int]) -> None:
         """A step is committed; `octets` on the wire by site, since the start."""
 
+    def collecting(self, done: int, total: int) -> None:
+        """Windows in the feature bank."""
+
     def evaluating(self, done: int, total: int) -> None:
         """Batches of an evaluation."""
 
@@ -88,7 +91,7 @@ class LogView(RunView):
         if missing:
             event(log, "job.begins_without", logging.WARNING, sites=", ".join(sites), missing=", ".join(missing),
                   steps=steps)  # fmt: skip
-        else:
+        elif sites:
             event(log, "job.all_here", sites=", ".join(sites), steps=steps)
 
     def step(self, step: int, loss: float, octets: dict[str, int]) -> None:
@@ -100,6 +103,11 @@ class LogView(RunView):
         event(log, "job.step", step=f"{step}/{self._steps}", loss=round(loss, 4), steps_per_s=round(rate, 2),
               mb_per_s=" ".join(f"{site} {value:.1f}" for site, value in traffic.items()),
               left_s=round(left))  # fmt: skip
+
+    def collecting(self, done: int, total: int) -> None:
+        if done == total or time.monotonic() - self._said >= LINE_EVERY_S:
+            self._said = time.monotonic()
+            event(log, "job.collecting", windows=f"{done}/{total}")
 
     def evaluating(self, done: int, total: int) -> None:
         if done == total or time.monotonic() - self._said >= LINE_EVERY_S:
@@ -145,6 +153,9 @@ class LiveView(RunView):
         wire = " ".join(f"{site} {value:.1f}" for site, value in traffic.items())
         figures = f"loss {loss:.3f}  {rate:.1f} steps/s  MB/s {wire}  {self._dice}"
         self._progress.update(self._task, completed=step, description="training", figures=figures)
+
+    def collecting(self, done: int, total: int) -> None:
+        self._progress.update(self._task, description="collecting", figures=f"window {done}/{total}")
 
     def evaluating(self, done: int, total: int) -> None:
         self._progress.update(self._task, description="evaluating", figures=f"batch {done}/{total}")

@@ -81,6 +81,10 @@ class Work(TypedDict, total=False):
     """Seats of the last evaluation."""
     seats: Mapping[str, int]
     """At a site: the seats of the job that it fills, and for how many patients."""
+    bank: str
+    """A coordinator's, in a job with frozen encoders: how much of it is there, in words."""
+    released: int
+    """At a site: windows that have left in a job with frozen encoders."""
     missing: list[str]
     """At a site: seats that the job does without at the moment."""
     withdrawn: int

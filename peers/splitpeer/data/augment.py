@@ -57,17 +57,22 @@ def derive(seed: int, index: int, modality: str | None) -> Augmentation:
     )
 
 
+def posed(array: np.ndarray, plan: Augmentation) -> np.ndarray:
+    """`array` [C, x, y] or [C, x, y, z], flipped and turned: a contiguous copy of the same shape and dtype."""
+    axes = tuple(axis for axis in range(1, array.ndim) if plan.flips[axis - 1])
+    out = np.flip(array, axes)
+    if array.shape[1] == array.shape[2]:
+        out = np.rot90(out, plan.turns, axes=(1, 2))
+    return np.array(out, order="C")
+
+
 def augment(array: np.ndarray, seed: int, index: int, modality: str | None) -> np.ndarray:
     """`array` [C, x, y] or [C, x, y, z], turned and, for an image (`modality` given), rescaled.
 
     Returns a contiguous copy of the same shape and dtype. Masks are given with `modality` None.
     """
     plan = derive(seed, index, modality)
-    axes = tuple(axis for axis in range(1, array.ndim) if plan.flips[axis - 1])
-    out = np.flip(array, axes)
-    if array.shape[1] == array.shape[2]:
-        out = np.rot90(out, plan.turns, axes=(1, 2))
-    out = np.array(out, order="C")
+    out = posed(array, plan)
     if modality is not None:
         changed = out * np.float32(plan.scale) + np.float32(plan.shift)
         out = np.where(out != 0, changed, out).astype(array.dtype, copy=False)

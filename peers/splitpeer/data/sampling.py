@@ -166,6 +166,7 @@ class TrainingSchedule:
         return pool[int(self._round[1][place])]
 
     def _draw(self, key: bytes, rng: np.random.Generator) -> Sample:
+        """A window of a patient; see the class."""
         shape = self._labels.geometry(key).shape
         positive = rng.random() < self._positive
         tumour = self._tumour(key) if positive else None

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
-from typing import overload
+from typing import Any, overload
 
 from splitpeer.data.sampling import TrainingSchedule, batch_digest
 from splitpeer.data.volumes import Volumes
 from splitpeer.federation.terms import window_of
 from splitpeer.settings.job import JobConfig
+from splitpeer.training.tiles import TiledSchedule
 from splitproto.messages import Forward, Job
 
 
@@ -35,17 +36,20 @@ class TrainingStream(Sequence[Forward]):
             labels: the masks.
             complete: patients with every seat.
         """
-        schedule = TrainingSchedule(
-            training,
-            labels,
-            window=window_of(job),
-            batch=job.batch,
-            steps=job.steps,
-            seed=settings.job.seed,
-            positive_fraction=settings.data.positive_fraction,
-            complete=complete,
-            complete_first=settings.data.complete_first,
-        )
+        drawn: dict[str, Any] = {
+            "window": window_of(job),
+            "batch": job.batch,
+            "steps": job.steps,
+            "seed": settings.job.seed,
+            "positive_fraction": settings.data.positive_fraction,
+            "complete": complete,
+            "complete_first": settings.data.complete_first,
+        }
+        if job.frozen:
+            overlap = settings.evaluation.overlap
+            schedule: TrainingSchedule = TiledSchedule(training, labels, overlap=overlap, **drawn)
+        else:
+            schedule = TrainingSchedule(training, labels, **drawn)
         return cls(schedule, settings.data.augment)
 
     def __len__(self) -> int:

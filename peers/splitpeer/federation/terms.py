@@ -63,7 +63,7 @@ def job_on_wire(config: JobConfig) -> Job:
         precision=training.precision,
         window=config.data.window,
         spacing=config.data.spacing or (),
-        augment=config.data.augment,
+        augment=config.data.augment and not training.frozen,
         batch=training.batch,
         steps=training.steps,
         optimiser=training.optimiser,
@@ -73,6 +73,7 @@ def job_on_wire(config: JobConfig) -> Job:
         seconds_per_step=config.deadlines.step_s,
         average_every=training.average_every or None,
         fusion=fusion_terms(config, backbone.cut),
+        encoders="frozen" if training.frozen else None,
         normalisation=tuple(
             messages.Normalisation(modality, rule)
             for modality, rule in sorted(config.task.normalisation.items())
@@ -88,6 +89,12 @@ def fusion_terms(config: JobConfig, cut: Cut) -> messages.Fusion | None:
     if model.fusion != "secure-sum":
         return None
     return messages.Fusion(tuple(cut.channels.values()), model.sum_bits, model.sum_range, len(config.sites))
+
+
+def services(*, frozen: bool) -> tuple[str, ...]:
+    """SP-11.17-2: the features of a job with frozen encoders, or of any other."""
+    others = ("train", "evaluate", "average") if frozen else ("release",)
+    return tuple(name for name in FEATURES if name not in others)
 
 
 def run_folder(state: Path, job: str, run: bytes) -> Path:
@@ -242,7 +249,9 @@ def check_bounds(job: Job, backbone: Backbone, seats: Sequence[Seat], bounds: Bo
     """
     parameters, state = encoder_parameters(backbone, seats), 2 * checkpoint_octets(backbone, seats)
     rows = {seat.name: job.batch for seat in seats}
-    memory = _fixed_octets(backbone, seats, voxels) + _batch_octets(job, backbone, seats, rows, train=True)
+    memory = _fixed_octets(backbone, seats, voxels) + _batch_octets(
+        job, backbone, seats, rows, train=not job.frozen
+    )
     for name, asked, most in (
         ("max_voxels", voxels, bounds.max_voxels),
         ("max_parameters", parameters, bounds.max_parameters),
@@ -316,6 +325,21 @@ def _check_fusion(job: Job, policy: Policy, agreed: Collection[str]) -> None:
         )
 
 
+def _check_encoders(job: Job, policy: Policy, agreed: Collection[str]) -> None:
+    """SP-11.17-2. Raises PolicyRefused, SchemaMismatch."""
+    if policy.encoders == "frozen" and not job.frozen:
+        raise PolicyRefused(
+            "the job trains the sites' encoders; this site keeps its own as it is (policy encoders = frozen)"
+        )
+    kind = "frozen" if job.frozen else "joint"
+    if strange := sorted(set(agreed).intersection(FEATURES).difference(services(frozen=job.frozen))):
+        raise SchemaMismatch(f"{', '.join(strange)} was agreed on this link, and is not for {kind} encoders")
+    if job.frozen and "release" not in agreed:
+        raise SchemaMismatch("the job keeps encoders frozen, but release was not agreed on this link")
+    if job.frozen and job.average_every is not None:
+        raise SchemaMismatch("the job keeps encoders frozen and averages them: it cannot do both")
+
+
 def _check_shared_size(job: Job, backbone: Backbone, seats: Sequence[Seat], policy: Policy) -> None:
     """The average of an encoder arrives in one message. Raises PolicyRefused."""
     octets = max(4 * encoder_parameters(backbone, (seat,)) for seat in seats)
@@ -360,11 +384,11 @@ def _check_strides(job: Job, policy: Policy) -> None:
             )
 
 
-def judge(offer: JobOffer, config: PeerConfig, agreed: Collection[str] = FEATURES) -> None:
+def judge(offer: JobOffer, config: PeerConfig, agreed: Collection[str] | None = None) -> None:
     """SP-11-2: a site's decision, by its own policy alone; nothing that arrives later can change it.
 
     Args:
-        agreed: features of the link on which the job is offered.
+        agreed: features of the link on which the job is offered; None: all that the job can use.
 
     Raises:
         PolicyRefused: the job asks for more than the policy allows.
@@ -383,6 +407,8 @@ def judge(offer: JobOffer, config: PeerConfig, agreed: Collection[str] = FEATURE
         raise PolicyRefused(
             f"the coordinator {says}; this site is not to be recorded (recorded_by_coordinator)"
         )
+    agreed = services(frozen=job.frozen) if agreed is None else agreed
+    _check_encoders(job, policy, agreed)
     _check_averaging(job, config, policy)
     _check_fusion(job, policy, agreed)
     if job.precision not in policy.precision:

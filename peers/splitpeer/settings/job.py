@@ -144,8 +144,16 @@ class Training(Section):
     """How many of the newest are kept, at all peers."""
     seat_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Probability that a seat is left out of a step, so that the network learns to do without one."""
+    encoders: Literal["joint", "frozen"] = "joint"
+    """joint: encoders and decoder are trained together. frozen: each site's encoder stays as it is and releases every
+    window once; the decoder is trained from what the coordinator keeps, with no site online."""
     average_every: Count = 0
     """Steps after which encoders of one seat are averaged; 0: each site keeps its own. Sites must allow it."""
+
+    @property
+    def frozen(self) -> bool:
+        """Whether the sites' encoders stay as they are."""
+        return self.encoders == "frozen"
 
 
 class Pretraining(Section):
@@ -262,6 +270,7 @@ class JobConfig(Settings):
         problems += [f"[task] normalisation: {modality} is at none of [sites]" for modality in unheld]
         strangers = [site for site in self.absence.per_site_s if site not in self.sites]
         problems += [f"[absence] per_site_s: {site!r} is not one of [sites]" for site in strangers]
+        problems += self._problems_of_frozen()
         if self.absence.least_sites > len(self.sites):
             problems.append(
                 f"[absence] least_sites = {self.absence.least_sites}, but [sites] names {len(self.sites)}"
@@ -374,6 +383,22 @@ class JobConfig(Settings):
         return [
             f'{problem} ([model] fusion = "secure-sum")' for problem, holds in wrong.items() if holds
         ] + several
+
+    def _problems_of_frozen(self) -> list[str]:
+        """What cannot be where no step is made with a site."""
+        if not self.training.frozen:
+            return []
+        wrong = {
+            "[training] average_every": self.training.average_every != 0,
+            "[defences] gradients": bool(self.defences.gradients),
+            '[model] fusion = "secure-sum"': self.model.fusion == "secure-sum",
+            f'[absence] mode = "{self.absence.mode}"': self.absence.mode != "pause",
+        }
+        return [
+            f'{name} is not for a job with [training] encoders = "frozen": remove it'
+            for name, written in wrong.items()
+            if written
+        ]
 
     def allow_list(self) -> AllowList:
         """The coordinator's: the clients of [sites]."""

@@ -166,6 +166,8 @@ class Policy(Bounds):
     stops."""
     delta: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Probability that the budget does not hold: well below one in the number of patients."""
+    encoders: Literal["any", "frozen"] = "any"
+    """frozen: only jobs that keep this site's encoder as it is: no gradient is ever taken, each window leaves once."""
     share_encoder: bool = False
     """Whether the coordinator may have our encoders' weights, to average those of one seat: with them it can compute
     images from all activations that it recorded. Not with ``epsilon``, whose promise does not cover weights."""
@@ -244,6 +246,13 @@ class CaptureSection(Section):
     """Keep only batches with these patients: keys, or their beginnings, in hexadecimal; none: all."""
 
 
+class BankSection(Section):
+    """A coordinator's feature bank, where its job keeps encoders frozen."""
+
+    key: Location | None = None
+    """File of 32 bytes, mode 0600, that encrypts what the sites released; without it, it is not encrypted."""
+
+
 class Runtime(Section):
     """The machine."""
 
@@ -277,6 +286,7 @@ class PeerConfig(Settings):
             "data.withdrawn",
             "capture.key",
             "model.weights",
+            "bank.key",
         }
     )
 
@@ -287,6 +297,7 @@ class PeerConfig(Settings):
     policy: Policy | None = None
     model: OwnEncoder | None = None
     capture: CaptureSection = CaptureSection()
+    bank: BankSection = BankSection()
     runtime: Runtime = Runtime()
     log: Log = Log()
 
@@ -324,6 +335,8 @@ class PeerConfig(Settings):
                 problems.append(f"{key} is not for a {self.peer.role}: remove it")
         if not client and self.data.withdrawn is not None:
             problems.append("[data] withdrawn is not for a coordinator: remove it")
+        if client and self.bank.key is not None:
+            problems.append("[bank] is not for a client: remove it")
         if not client and self.model is not None:
             problems.append("[model] is not for a coordinator's peer.toml: its job.toml has one")
         if self.data.labels is not None and self.data.convention is None:

@@ -38,7 +38,7 @@ salt = {salt}  # turns patient ids into keys; the same file at every site, mode 
 cache_mib = 1024  # memory for loaded volumes
 max_voxels = 134217728  # of one volume (512 x 512 x 512), as stored and as resampled for a job; larger ones are refused
 unknown_orientation = "warn"  # a file that does not say which side is which: "warn" takes it as LAS, or "refuse"
-{policy}
+{policy}{bank}
 [capture]
 # For splitpeer serve --curious FILE, which records what this peer sends and receives, for an audit, and announces
 # that to the other peers.
@@ -97,6 +97,7 @@ max_message_mib = 1024
 # delta = 1e-5
 partners = []  # sites that may be in a secure sum with this one; none: no such job is accepted
 min_partners = 2  # a secure sum with fewer others is refused
+encoders = "any"  # "frozen": only jobs that leave our encoder as it is and send no gradient (docs/feature-bank.md)
 share_encoder = false  # true: accept jobs that average encoders; the coordinator then has our weights (docs/privacy.md)
 may_record = true  # false: this peer never writes a capture
 recorded_by_coordinator = true  # false: decline a coordinator that records, or does not say whether it does
@@ -105,6 +106,12 @@ recorded_by_coordinator = true  # false: decline a coordinator that records, or 
 # network = "residual-unet"  # settings as in job.toml
 # features = [32, 32, 64, 128, 256]
 # weights = "encoder.safetensors"  # of splitpeer pretrain: what it starts from; by seat: {{ t2 = "t2.safetensors" }}
+"""
+
+_COORDINATOR_BANK = """
+[bank]
+# What sites with frozen encoders released, in the state folder (docs/feature-bank.md).
+# key = "bank.key"  # encrypts it; make one with: (umask 077; openssl rand -out bank.key 32)
 """
 
 _JOB = """\
@@ -154,6 +161,7 @@ schedule = "one-cycle"  # one-cycle, cosine or constant
 ahead = 4  # batches announced early, so that sites load them in time
 checkpoint_every = 100
 keep_checkpoints = 2
+encoders = "joint"  # "frozen": sites keep theirs and release each window once (docs/feature-bank.md)
 average_every = 0  # steps after which sites with the same modality average their encoders; 0: never
 seat_dropout = 0.0  # probability that a seat is left out of a step, so that the network can do without it
 
@@ -246,6 +254,7 @@ def peer_toml(
             )
         ),
         policy=_CLIENT_POLICY.format(coordinators=_quoted(list(coordinators))) if client else "",
+        bank="" if client else _COORDINATOR_BANK,
     )
 
 

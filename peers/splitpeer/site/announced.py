@@ -11,6 +11,7 @@ from splitpeer.data.channels import Channels
 from splitpeer.data.loader import Prefetcher
 from splitpeer.data.sampling import batch_digest
 from splitpeer.federation.terms import READ_AHEAD, Room, window_of
+from splitpeer.site.released import Released
 from splitproto.errors import Misaligned, PolicyRefused, SchemaMismatch, StepMismatch
 from splitproto.messages import Forward, Job, Sample
 
@@ -25,11 +26,20 @@ class Announced:
         job: its terms.
         channels: the site's images.
         room: what one batch may take.
+        released: in a frozen job, what has left.
         read: makes the images of a batch; called in a thread of its own.
     """
 
-    def __init__(self, job: Job, channels: Channels, room: Room, read: Callable[[Forward], Images]) -> None:
+    def __init__(
+        self,
+        job: Job,
+        channels: Channels,
+        room: Room,
+        read: Callable[[Forward], Images],
+        released: Released | None = None,
+    ) -> None:
         self._job, self._channels, self._room, self._read = job, channels, room, read
+        self._released = released or Released(None)
         self._window = window_of(job)
         self._waiting: deque[Forward] = deque()
         self._prefetch: Prefetcher[Forward, Images] | None = None
@@ -43,13 +53,16 @@ class Announced:
             SchemaMismatch: a training batch larger than the job's, or places that cannot be.
         """
         job = self._job
-        if forward.mode not in ("train", "evaluate") or forward.step > job.steps:
+        modes = ("release",) if job.frozen else ("train", "evaluate")
+        if forward.mode not in modes or forward.step > job.steps:
             raise PolicyRefused(f"{forward.mode} of step {forward.step} is not part of this job")
         if forward.seed is not None and not job.augment:
             raise PolicyRefused("the job said that nothing is augmented")
         # SP-11-17: answers that differ with the seed would average out a defence's kept noise.
         if forward.seed is not None and forward.mode == "evaluate":
             raise PolicyRefused("an evaluation has no seed")
+        if forward.mode == "release":
+            self._released.check(forward)
         for sample in forward.samples:
             if sample.key not in unusable:
                 self._check_window(sample)

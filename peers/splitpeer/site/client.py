@@ -27,7 +27,7 @@ from splitpeer.errors import ConnectionRefused, DataError, DeadlinePassed, JobFa
 from splitpeer.federation.compute import Compute, pick_device
 from splitpeer.federation.files import look, tell
 from splitpeer.federation.images import find_cases, open_consent, open_volumes
-from splitpeer.federation.terms import judge, terms_digest
+from splitpeer.federation.terms import judge, services, terms_digest
 from splitpeer.models.registry import cut_of
 from splitpeer.settings.peer import PeerConfig
 from splitpeer.site.budgets import BudgetSpent
@@ -82,6 +82,7 @@ from splitproto.messages import (
     Withdraw,
     Withdrawn,
 )
+from splitproto.negotiation import FEATURES
 
 log = logging.getLogger(__name__)
 Returned = TypeVar("Returned")
@@ -133,7 +134,9 @@ class Client:
             raise JobFailed("a client needs [data] images")
         self._address = config.network.coordinator
         self._goal = goal or self._address
-        self._offer = Offer(max_message=policy.max_message_bytes, agent=AGENT)
+        # SP-11.17-2.
+        features = services(frozen=True) if policy.encoders == "frozen" else FEATURES
+        self._offer = Offer(features=features, max_message=policy.max_message_bytes, agent=AGENT)
         pick_device(config.runtime.device)
         self._witness = Witness(config, curious)
         self._duty = duty or Duty(config)
@@ -392,8 +395,12 @@ class Client:
         if bye.reason == "complete":
             job = self._job
             # Only weights that were trained to the end are worth keeping before others.
-            if job is not None and job.applied == job.job.steps:
+            if job is not None and (job.job.frozen or job.applied == job.job.steps):
                 mark_complete(job.folder, self._records)
+            if job is not None and job.job.frozen:
+                # SP-11.17-8: the training goes on without this site.
+                released = job.released
+                self._report(h.ReleasesEnded(job.run.hex(), released.windows, released.patients))
             self._report(h.JobComplete() if job is None else h.JobComplete(job.job.name, job.applied))
             return True
         if bye.reason == "failed":
@@ -505,8 +512,18 @@ class Client:
             )
         )
         proof = job.prove(offer, session.binding)
+        label = await self._compute.run(job.label, what="its encoders' weights", timeout=READ_S)
         await session.send(
-            JobAccept(job.incarnation, job.applied, saved, len(patients), recorded, job.defences, **proof)
+            JobAccept(
+                job.incarnation,
+                job.applied,
+                saved,
+                len(patients),
+                recorded,
+                job.defences,
+                **proof,
+                weights=label,
+            )
         )
 
     async def _take_up(self, offer: JobOffer) -> SiteJob:
@@ -539,6 +556,8 @@ class Client:
                         self._patients_out(job, sent.step, sent.patients, "withdraw")
                     # SP-11-12: once begun it completes, even if nobody waits for it: the step is under way.
                     await self._or_stop(session.send(sent, job.job.seconds_per_step), LEAVE_S)
+                    if forward.mode == "release":
+                        self._report(h.WindowsReleased(job.released.windows, *self._traffic(session)))
                     self._progress()
             elif not job.waiting_for_gradients or loop.time() > stopping_until:
                 raise _Stopped

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -94,6 +95,15 @@ class Encoders:
             mine, meta = half.state()
             tensors |= {self._prefix(seat) + name: tensor for name, tensor in mine.items()}
         return tensors, meta
+
+    def digest(self) -> bytes:
+        """SHA-256 of all weights: seat, name, dtype, shape and octets of each, in order of seats and names."""
+        found = hashlib.sha256()
+        for seat, half in self.halves.items():
+            for name, tensor in sorted(half.network.state_dict().items()):
+                array = tensor.detach().cpu().numpy()
+                found.update(f"{seat} {name} {array.dtype} {array.shape}\n".encode() + array.tobytes())
+        return found.digest()
 
     def load(self, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
         """Go back to a `state()`. Raises DataError: it is of other encoders; nothing is changed then."""

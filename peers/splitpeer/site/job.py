@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import hmac
 import secrets
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -27,6 +29,7 @@ from splitpeer.site.averaging import SiteAveraging
 from splitpeer.site.budgets import Budgets, BudgetSpent
 from splitpeer.site.encoders import Encoders
 from splitpeer.site.named import Named
+from splitpeer.site.released import Released
 from splitpeer.site.run_folders import check_room
 from splitpeer.site.summing import Summing
 from splitpeer.storage import checkpoint
@@ -50,6 +53,7 @@ from splitproto.messages import (
 
 MOST_UNUSABLE = 1024
 """SP-11.13-9: a site that cannot use more files than this has failed."""
+LABEL = b"splitproto weights v1"
 CONSENT = "consent"
 """The cause of a patient who has withdrawn it."""
 
@@ -113,7 +117,9 @@ class SiteJob:
         self._averaging = SiteAveraging(self.job, self.seats, self.encoders.halves, self.budgets)
         self.unusable = dict(unusable)
         """SP-11.13-3: patients whose files this process cannot use, and why: not read again, even if repaired."""
-        self._announced = Announced(self.job, self.channels, means.room, self._read)
+        self.released = Released(means.folder if offer.job.frozen else None)
+        """What has left in a frozen job."""
+        self._announced = Announced(self.job, self.channels, means.room, self._read, self.released)
         self._withdrew = False  # announced batches do not count until the coordinator says where to continue
         self._pending: Activations | None = None
         self._computed = 0
@@ -148,6 +154,13 @@ class SiteJob:
             return {}
         proof = holder.prove(self._means.secret, self.run, offer.challenge, binding)
         return {"holder": holder.public(self._means.secret), "proof": proof}
+
+    def label(self) -> bytes | None:
+        """SP-11.17-6: in a frozen job, what shows that the weights are those of before; keyed, as a digest could be
+        compared with those of weights that somebody guesses."""
+        if not self.job.frozen:
+            return None
+        return hmac.digest(self._means.secret, LABEL + self.encoders.digest(), hashlib.sha256)
 
     @property
     def applied(self) -> int:
@@ -225,23 +238,32 @@ class SiteJob:
             # SP-11.16-1: weights that the coordinator wrote would answer, as often as it likes.
             raise StepMismatch(f"an evaluation between the average after step {self.applied} and its step")
         self._heed_consent()
-        if any(self.unusable.get(sample.key) == CONSENT for sample in forward.samples):
+        gone = any(self.unusable.get(sample.key) == CONSENT for sample in forward.samples)
+        if gone and forward.mode != "release":
             # Activations computed before are not sent a second time either.
             return self._withdraw(forward)
+        # SP-11.17-7: batches that were announced still count, so what was read ahead is taken in turn.
         images = self._usable_batch(forward)
         again = self._pending
         if forward.mode == "train" and again is not None and again.digest == forward.digest:
             # SP-11-16: ordered again after a lost link: the same octets, and the graph that waits for its gradients.
             return again
-        if images is None:
+        if images is None or gone:
             return self._withdraw(forward)
+        if forward.mode == "release":
+            # Once more: those that were announced together do not know of each other.
+            self.released.check(forward)
         self.budgets.computed(forward)
-        self._pay(forward)
+        # SP-11.17-5: the same octets again cost nothing.
+        if not self.released.knows(forward):
+            self._pay(forward)
         compute = self.encoders.forward if forward.mode == "train" else self.encoders.evaluate
         arrays = self._leaving(forward, compute(images, self._releases(forward)))
         sent = Activations(forward.mode, forward.step, forward.batch, forward.digest, arrays)
         if forward.mode == "train":
             self._pending = sent
+        elif forward.mode == "release":
+            self.released.note(forward)
         return sent
 
     def apply(self, gradients: Gradients) -> None:
@@ -384,8 +406,8 @@ class SiteJob:
         """What is about to leave, by seat."""
         # If runs must repeat, so must the noise; otherwise even a batch that is asked for again gets other noise.
         self._computed += 1
-        # SP-11.18-13: an answer in a sum is given twice or not at all, noise included.
-        again = self._means.private and self.summing is None
+        # SP-11.18-13, SP-11.17-5: an answer in a sum is given twice or not at all, noise included; so is a release.
+        again = self._means.private and self.summing is None and forward.mode != "release"
         nonce = self.incarnation + self._computed.to_bytes(8, "big") if again else b""
         samples = forward.samples
         return {
@@ -436,10 +458,11 @@ class SiteJob:
         return None
 
     def _withdraw(self, forward: Forward) -> Withdraw:
-        """SP-11.13-1: sent instead of activations. Announced batches do not count until the coordinator says where to
-        continue."""
-        self.forget_batches()
-        self._withdrew = True
+        """SP-11.13-1: sent instead of activations. Announced batches, but for releases, do not count until the
+        coordinator says where to continue."""
+        if forward.mode != "release":
+            self.forget_batches()
+            self._withdrew = True
         keys = dict.fromkeys(sample.key for sample in forward.samples if sample.key in self.unusable)
         patients = tuple(Unusable(key, self.unusable[key]) for key in keys)
         return Withdraw(forward.mode, forward.step, forward.batch, forward.digest, patients)

@@ -365,7 +365,32 @@ class CoordinatorHalf(_Half):
             ValueError: seats, levels or the target's shape do not match.
             JobFailed: the loss or its gradient is not finite (SP-11-10); the decoder is unchanged.
         """
-        logits = self._decode(activations, absent, have)
+        value = self._lose(activations, target, absent, have, inputs=True)
+        return value, self._finish()
+
+    def learn(
+        self,
+        activations: Activations,
+        target: np.ndarray | Tensor,
+        absent: Collection[str] = (),
+        have: Mapping[str, np.ndarray] | None = None,
+    ) -> float:
+        """As `step` where nobody is sent a gradient: the decoder learns the same, and the loss is returned."""
+        value = self._lose(activations, target, absent, have, inputs=False)
+        self._finish()
+        return value
+
+    def _lose(
+        self,
+        activations: Activations,
+        target: np.ndarray | Tensor,
+        absent: Collection[str],
+        have: Mapping[str, np.ndarray] | None,
+        *,
+        inputs: bool,
+    ) -> float:
+        """The loss of a batch, and backward through the decoder; through its inputs as well, if asked for."""
+        logits = self._decode(activations, absent, have, inputs=inputs)
         target = _tensor(target, self.device)
         expected = (logits.shape[0], logits.shape[1] - self._exclusive, *logits.shape[2:])
         if target.shape != expected:
@@ -377,7 +402,7 @@ class CoordinatorHalf(_Half):
             self._forget()
             raise _diverged("the loss", self.steps_done)
         loss.backward()
-        return value, self._finish()
+        return value
 
     def decode(self, activations: Activations, absent: Collection[str] = ()) -> np.ndarray:
         """Logits float32 [B, channels, *spatial] for the holder of the labels; a step is then pending."""
@@ -410,17 +435,23 @@ class CoordinatorHalf(_Half):
         return _array(probabilities(logits, exclusive=self._exclusive))
 
     def _decode(
-        self, activations: Activations, absent: Collection[str], have: Mapping[str, np.ndarray] | None
+        self,
+        activations: Activations,
+        absent: Collection[str],
+        have: Mapping[str, np.ndarray] | None,
+        *,
+        inputs: bool = True,
     ) -> Tensor:
+        """`inputs`: whether gradients by the activations are wanted."""
         self._forget()
         leaves = self._tensors(activations)
-        for levels in leaves.values():
+        for levels in leaves.values() if inputs else ():
             for leaf in levels.values():
                 leaf.requires_grad_()
         held = {seat: torch.from_numpy(rows).to(self.device) for seat, rows in (have or {}).items()}
         with self._autocast():
             logits = self.network(leaves, absent, held)
-        self._leaves, self._logits = leaves, logits.float()
+        self._leaves, self._logits = leaves if inputs else {}, logits.float()
         return self._logits
 
     def _finish(self) -> dict[str, Arrays]:

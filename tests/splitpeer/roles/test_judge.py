@@ -62,6 +62,7 @@ def site(
         recorded_by_coordinator=recorded_by_coordinator,
         normalisation=normalisation,
         share_encoder=share_encoder,
+        encoders="any",
     )
     return SimpleNamespace(
         policy=policy,

@@ -132,6 +132,40 @@ class RunBegan(Happening):
     missing: Sequence[str]
 
 
+# --- releases into the feature bank ----------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class BankPlanned(Happening):
+    """SP-11.17: how much will be kept, told before the first release."""
+
+    folder: str
+    windows: int
+    """Over all sites."""
+    octets: int
+    kept: int
+    """Windows that are there already."""
+    encrypted: bool
+
+
+@dataclass(frozen=True)
+class BankGrew(Happening):
+    """One more release is safe on disk; or how many are, at the beginning."""
+
+    kept: int
+    windows: int
+    octets: int
+    of_octets: int
+
+
+@dataclass(frozen=True)
+class BankComplete(Happening):
+    """All is there: no site is needed any more."""
+
+    windows: int
+    octets: int
+
+
 # --- at work -----------------------------------------------------------------------------------------------
 
 

@@ -161,6 +161,28 @@ class StepCounted(Happening):
 
 
 @dataclass(frozen=True)
+class WindowsReleased(Happening):
+    """SP-11.17: activations of a batch have left for good."""
+
+    windows: int
+    """All that have left in this run."""
+    octets_in: int
+    """Over all links."""
+    octets_out: int
+
+
+@dataclass(frozen=True)
+class ReleasesEnded(Happening):
+    """SP-11.17-8: the coordinator has all that it needs of this site."""
+
+    line = "job.released"
+
+    run: str
+    windows: int
+    patients: int
+
+
+@dataclass(frozen=True)
 class EncoderShared(Happening):
     """SP-11.16-2: the weights of an encoder leave for the coordinator."""
 

@@ -7,6 +7,7 @@ import time
 from splitpeer.daemon import happenings as h
 from splitpeer.daemon.board import Board
 from splitpeer.daemon.status_schema import PatientTable
+from splitpeer.storage.reading import size
 
 
 class BoardSink:
@@ -55,6 +56,8 @@ class BoardSink:
                 board.set(job=job, run=run, steps=steps, absence=absence)
             case h.PatientsMatched():
                 board.set(patients=_table(happening))
+            case h.BankGrew(kept, windows, octets, of_octets):
+                board.set(bank=f"{kept} of {windows} windows, {size(octets)} of {size(of_octets)}")
             case h.RunResumes(step, steps):
                 board.set(step=step, steps=steps)
             case h.StepCommitted(step=step, loss=loss):
@@ -103,6 +106,8 @@ class BoardSink:
                 )
             case h.StepApplied(step, octets_in, octets_out):
                 board.set(step=step, octets_in=octets_in, octets_out=octets_out)
+            case h.WindowsReleased(windows, octets_in, octets_out):
+                board.set(released=windows, octets_in=octets_in, octets_out=octets_out)
             case h.StepCounted(step) | h.SiteRolledBack(step=step):
                 board.set(step=step)
             case h.SiteSaved(checkpoints=checkpoints):

@@ -20,6 +20,8 @@ class ConsoleSink:
                 self._view.begin(steps, here, missing)
             case h.StepCommitted(step=step, loss=loss, octets=octets):
                 self._view.step(step, loss, octets)
+            case h.BankGrew(kept, windows):
+                self._view.collecting(kept, windows)
             case h.BatchScored(done, total):
                 self._view.evaluating(done, total)
             case h.Evaluated(step=step, dice=dice):

@@ -14,6 +14,7 @@ from typing import Any
 from splitpeer.daemon import happenings as h
 from splitpeer.daemon.sinks.budgets import LogBudget
 from splitpeer.logs import event, handle
+from splitpeer.storage.reading import size
 
 
 @dataclass(frozen=True)
@@ -103,6 +104,12 @@ def _of_a_start(happening: h.Happening) -> Iterator[Line]:
 
 def _of_a_run(happening: h.Happening) -> Iterator[Line]:
     match happening:
+        case h.BankPlanned(folder, windows, octets, kept, encrypted):
+            about = {"folder": folder, "windows": windows, "kept": kept, "size": size(octets)}
+            yield Line("bank.planned", {**about, "encrypted": "yes" if encrypted else "no"})
+        case h.BankComplete(windows, octets):
+            hint = "the sites may stop: the decoder is trained from the bank"
+            yield Line("bank.complete", {"windows": windows, "size": size(octets), "hint": hint})
         case h.EvaluationSkipped(step):
             cause = "no site here has the feature evaluate"
             yield Line("job.not_evaluated", {"step": step, "cause": cause}, WARNING)

@@ -24,6 +24,7 @@ _AS_THEY_ARE: dict[type[h.Happening], str] = {
     h.SiteRolledBack: "job.rollback",
     h.EncoderShared: "encoder.shared",
     h.PartnersProven: "fusion.partners",
+    h.ReleasesEnded: "job.released",
 }
 """Names of lines that hold every field of their happening."""
 

@@ -1,0 +1,121 @@
+"""Releases from the sites into the bank: each site at its own pace, only what is missing, each answer safe at once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from splitpeer.coordinator.exclusion import Exclusion
+from splitpeer.coordinator.frozen.questions import part_of
+from splitpeer.coordinator.remote_site import RemoteSite, Sent
+from splitpeer.coordinator.run import Run
+from splitpeer.daemon import happenings as h
+from splitpeer.errors import JobFailed
+from splitpeer.federation.precision import from_wire
+from splitpeer.federation.seating import Part
+from splitpeer.storage.bank import Bank, Release
+from splitproto.messages import Withdraw
+from splitproto.tensors import Array
+
+
+class Collector:
+    """Of one run.
+
+    Args:
+        run: the run; its patients are matched.
+        bank: of the run.
+        exclusion: of patients whose files turn out to be bad.
+    """
+
+    def __init__(self, run: Run, bank: Bank, exclusion: Exclusion) -> None:
+        self._run, self._bank, self._exclusion = run, bank, exclusion
+        self._kept = self._octets = 0
+
+    async def collect(self) -> None:
+        """Ask every site for what is missing.
+
+        Raises:
+            JobFailed, DeadlinePassed: a site failed, or did not come back.
+            DiskTrouble, ConfigError: the bank cannot be written.
+        """
+        run, bank = self._run, self._bank
+        run.report(h.PhaseBegan("collecting"))
+        missing = await run.on_disk(bank.missing, self._exclusion.keys, what="the feature bank")
+        await run.on_disk(bank.check_room, self._exclusion.keys, what="the feature bank")
+        ours = {one.site for one in missing}
+        self._kept = bank.contents.windows - sum(len(one.origins) for one in missing)
+        self._octets = bank.contents.octets - sum(one.octets(run.job.precision) for one in missing)
+        run.report(
+            h.BankPlanned(
+                str(bank.folder), bank.contents.windows, bank.contents.octets, self._kept, bank.encrypted
+            )
+        )
+        self._tell()
+        sites = [site for site in run.team.present if site.name in ours]
+        queues = {
+            site: _Queue(run, site, [one for one in missing if one.site == site.name]) for site in sites
+        }
+        await run.team.ask_all(lambda site: self._of_site(site, queues[site]), sites)
+        run.report(h.BankComplete(bank.contents.windows, bank.contents.octets))
+
+    async def _of_site(self, site: RemoteSite, queue: _Queue) -> None:
+        run, place = self._run, 0
+        await site.begin(0, self._exclusion.patients, even_restarted=True)
+        while queue.trim(place, self._exclusion.keys) and not run.draining:
+            until = min(place + run.settings.training.ahead, len(queue.parts))
+            queue.announced = max(queue.announced, until)
+            release, answer = queue.releases[place], await site.release(queue.parts, place, until)
+            place += 1
+            if isinstance(answer, Sent):
+                await self._keep(site, release, answer.tensors)
+            elif isinstance(answer, Withdraw):
+                # SP-11.17-7.
+                await self._exclusion.drop({site: answer.patients})
+                await run.on_disk(self._bank.drop, self._exclusion.keys, what="releases to be removed")
+
+    async def _keep(self, site: RemoteSite, release: Release, tensors: Mapping[str, Array]) -> None:
+        run = self._run
+        if release.key in self._exclusion.keys:
+            return
+        kept = {name: tensors[name] for name in release.shapes}
+        await run.on_disk(
+            self._put, site.name, release, kept, what=f"release {release.number} of {site.name}"
+        )
+        self._kept += len(release.origins)
+        self._octets += release.octets(run.job.precision)
+        self._tell()
+
+    def _put(self, site: str, release: Release, tensors: Mapping[str, Array]) -> None:
+        """Raises JobFailed: they are not numbers."""
+        for name, array in from_wire(tensors, self._run.job.precision).items():
+            if not np.isfinite(array).all():
+                raise JobFailed(
+                    f"site {site} released activations ({name}) that are not finite: check its images"
+                )
+        self._bank.put(release, tensors)
+
+    def _tell(self) -> None:
+        contents = self._bank.contents
+        self._run.report(h.BankGrew(self._kept, contents.windows, self._octets, contents.octets))
+
+
+class _Queue:
+    """What one site is still to be asked.
+
+    Args:
+        releases: in the order in which they are asked.
+    """
+
+    def __init__(self, run: Run, site: RemoteSite, releases: list[Release]) -> None:
+        self.releases = releases
+        self.parts: list[Part] = [part_of(run, site.name, site.lists, one) for one in releases]
+        self.announced = 0
+        """How many of them the site may know of."""
+
+    def trim(self, place: int, out: frozenset[bytes]) -> bool:
+        """Do not ask for patients who are out, where the site was not asked yet; whether there is more from `place`."""
+        ahead = [n for n in range(self.announced, len(self.parts)) if self.releases[n].key in out]
+        for n in reversed(ahead):
+            del self.releases[n], self.parts[n]
+        return place < len(self.parts)

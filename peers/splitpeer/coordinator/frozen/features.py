@@ -1,0 +1,120 @@
+"""Batches from the bank: released windows looked up, posed if the job augments, put together for the decoder."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Collection, Mapping
+
+import numpy as np
+
+from splitpeer.data.augment import Augmentation, derive, posed
+from splitpeer.errors import JobFailed
+from splitpeer.federation.precision import from_wire
+from splitpeer.federation.seating import Seating
+from splitpeer.federation.seats import by_seat
+from splitpeer.storage.bank import Bank, Release, Window
+from splitpeer.training.split_step import Arrays
+from splitproto.messages import Forward, Job, Sample
+
+
+class Features:
+    """Of one run.
+
+    Args:
+        job: its terms.
+        bank: complete.
+        seating: which site fills which seat of whom.
+        cache_mib: memory for releases that were read, MiB.
+    """
+
+    def __init__(self, job: Job, bank: Bank, seating: Seating, cache_mib: int) -> None:
+        self._job, self._bank, self._seating = job, bank, seating
+        self._where: dict[tuple[str, Window], tuple[Release, int]] = {
+            (one.site, (one.key, origin)): (one, row)
+            for one in bank.contents.releases
+            for row, origin in enumerate(one.origins)
+        }
+        self._cache: OrderedDict[tuple[str, int], dict[str, dict[str, np.ndarray]]] = OrderedDict()
+        self._held, self._most = 0, cache_mib << 20
+        self._square = all(level.stride[0] == level.stride[1] for level in job.cut)
+
+    def pose(self, seed: int | None, place: int) -> Augmentation:
+        """SP-11.7-1: flips and quarter turns of sample `place` of a batch; none without a seed.
+
+        No turns where a level is coarser along one axis than along the other: turned, it would have another shape.
+        """
+        if seed is None:
+            return Augmentation((False, False, False), 0)
+        drawn = derive(seed, place, None)
+        return drawn if self._square else Augmentation(drawn.flips, 0)
+
+    def batch(
+        self, forward: Forward, without: Collection[str] = ()
+    ) -> tuple[dict[str, Arrays], dict[str, np.ndarray]]:
+        """{seat: {"x0": float32 [B, C, *spatial], ...}}, zeros where a patient lacks the seat.
+
+        Args:
+            without: seats that are left out.
+
+        Returns:
+            Also, of seats that only some samples have, which do: bool [B].
+
+        Raises:
+            DataError: a release is torn or altered.
+            JobFailed: a window is not in the bank.
+        """
+        seats: dict[str, Arrays] = {}
+        have: dict[str, np.ndarray] = {}
+        for seat in self._seating.seats.names:
+            if seat in without:
+                continue
+            rows = [self._row(seat, sample, forward.seed, at) for at, sample in enumerate(forward.samples)]
+            shown = next((row for row in rows if row is not None), None)
+            if shown is None:
+                continue
+            seats[seat] = {
+                name: np.stack([np.zeros_like(like) if row is None else row[name] for row in rows])
+                for name, like in shown.items()
+            }
+            held = np.array([row is not None for row in rows])
+            if not held.all():
+                have[seat] = held
+        return seats, have
+
+    def seats(self, forward: Forward) -> frozenset[str]:
+        """Seats that some sample of a batch has."""
+        filled = self._seating.filled
+        return frozenset(seat for sample in forward.samples for seat in filled[sample.key])
+
+    def _row(
+        self, seat: str, sample: Sample, seed: int | None, place: int
+    ) -> Mapping[str, np.ndarray] | None:
+        site = self._seating.filled[sample.key].get(seat)
+        if site is None:
+            return None
+        found = self._where.get((site, (sample.key, sample.origin)))
+        if found is None:
+            raise JobFailed(
+                "a window is not in the feature bank: the masks have another grid than when it was made"
+            )
+        release, row = found
+        plan = self.pose(seed, place)
+        return {name: posed(array[row], plan) for name, array in self._read(release)[seat].items()}
+
+    def _read(self, release: Release) -> dict[str, dict[str, np.ndarray]]:
+        """By seat and level, float32; those used last are kept in memory."""
+        name = (release.site, release.number)
+        if (held := self._cache.pop(name, None)) is None:
+            tensors = from_wire(self._bank.get(release), self._job.precision)
+            offered = self._seating.seats.of(release.site)
+            held = {seat: dict(levels) for seat, levels in by_seat(tensors, offered).items()}
+            self._held += _octets(held)
+            while self._cache and self._held > self._most:
+                _, oldest = self._cache.popitem(last=False)
+                self._held -= _octets(oldest)
+        self._cache[name] = held
+        return held
+
+
+def _octets(held: Mapping[str, Mapping[str, np.ndarray]]) -> int:
+    return sum(array.nbytes for levels in held.values() for array in levels.values())

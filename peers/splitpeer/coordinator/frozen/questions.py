@@ -1,0 +1,80 @@
+"""What each site of a run with frozen encoders is asked: every window of its patients, once (SP-11.17)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+
+from splitpeer.coordinator.run import Run
+from splitpeer.data.sampling import batch_digest
+from splitpeer.federation.seating import Part
+from splitpeer.federation.terms import cut_descriptors, terms_digest, window_of
+from splitpeer.storage.bank import Contents, Release
+from splitpeer.training.windows import window_origins
+from splitproto.messages import Forward, Job, Sample
+from splitproto.seats import tensor_name
+
+
+def contents(run: Run, weights: Mapping[str, bytes]) -> Contents:
+    """All that will be in the bank of a run whose patients are matched.
+
+    Args:
+        weights: by site, the label of its encoders' weights.
+    """
+    releases = [one for site in sorted(weights) for one in _of_site(run, site)]
+    return Contents(
+        run.files.run,
+        terms(run.job, run.settings.evaluation.overlap),
+        run.job.precision,
+        weights,
+        tuple(releases),
+    )
+
+
+def terms(job: Job, overlap: float) -> str:
+    """Digest of what releases depend on; how the decoder is trained is none of it."""
+    same = replace(
+        job, name="", batch=1, steps=1, optimiser="", learning_rate=1.0, weight_decay=0.0, schedule="",
+        seconds_per_step=1.0,
+    )  # fmt: skip
+    return hashlib.sha256(json.dumps([terms_digest(same), overlap]).encode()).hexdigest()
+
+
+def forward_of(release: Release) -> Forward:
+    """SP-11.17-3: the question."""
+    samples = tuple(Sample(release.key, origin) for origin in release.origins)
+    return Forward("release", 0, release.number, samples, release.digest)
+
+
+def part_of(run: Run, site: str, lists: Mapping[bytes, tuple[str, ...]], release: Release) -> Part:
+    """The question as its site is asked; a batch is of one patient, so it is asked as a whole.
+
+    Args:
+        lists: of the site, as it said last.
+    """
+    part = run.seating.part(site, lists, forward_of(release))
+    if part is None:
+        raise LookupError(f"release {release.number} holds no patient of {site}")
+    return part
+
+
+def _of_site(run: Run, site: str) -> list[Release]:
+    """Patient after patient, in the order of their keys; a batch never holds two."""
+    window, settings = window_of(run.job), run.settings.evaluation
+    offered, found = run.seating.seats.of(site), list[Release]()
+    for key, filled in sorted(run.seating.of(site).items()):
+        origins = window_origins(run.labels.geometry(key).shape, window, settings.overlap)
+        for first in range(0, len(origins), settings.batch):
+            some = tuple(origins[first : first + settings.batch])
+            # What another site fills is sent as well (SP-11.8-5), and not kept.
+            shapes = {
+                tensor_name(seat.name, described.name, offered): described.shape
+                for seat in offered
+                if seat.name in filled
+                for described in cut_descriptors(run.job, len(some))
+            }
+            digest = batch_digest(0, [Sample(key, origin) for origin in some], None)
+            found.append(Release(site, len(found), key, some, digest, shapes))
+    return found

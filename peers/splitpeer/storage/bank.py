@@ -1,0 +1,377 @@
+"""The feature bank: what sites with frozen encoders released, kept by the coordinator; its format is in
+docs/feature-bank.md.
+
+One folder: `bank.json`, the index, is written whole before the first release and never changes; each release is a file,
+`SITE/NUMBER.safetensors` (or `.sealed`, encrypted), written whole. What has no file is missing, so a process that died
+leaves nothing to repair.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Collection, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+import safetensors.numpy
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+
+from splitpeer.errors import ConfigError, DataError, DiskTrouble
+from splitpeer.storage import durable, reading
+from splitproto.secretfile import how_to_close, open_to_others
+
+FORMAT = "splitproto feature bank 1"
+INDEX = "bank.json"
+KEY_BYTES = 32
+MAX_RELEASE = 8 << 30
+"""Bytes of one release that is read."""
+FILE_OCTETS = 4096
+"""Taken for each file in addition to its tensors: its header, and what its last block on disk leaves free."""
+AGAIN = "remove it and start again: the site is asked for it once more"
+_WHAT, _DIGEST = "splitpeer.release", "sha256"
+_MAGIC, _NONCE = b"SPBANK1\n", 12
+_DTYPES = {"f32": "float32", "bf16": "uint16"}
+
+Arrays = Mapping[str, np.ndarray]
+Window = tuple[bytes, tuple[int, int, int]]
+"""A patient's key, and the origin."""
+
+
+@dataclass(frozen=True)
+class Release:
+    """One question to one site, and what its answer must be."""
+
+    site: str
+    number: int
+    key: bytes
+    """The patient."""
+    origins: tuple[tuple[int, int, int], ...]
+    digest: bytes
+    """Of the question (SP-11.6)."""
+    shapes: Mapping[str, tuple[int, ...]]
+    """By name of the tensor, as on the wire."""
+
+    def octets(self, precision: str) -> int:
+        """Bytes of its tensors."""
+        width = np.dtype(_DTYPES[precision]).itemsize
+        return sum(width * int(np.prod(shape, dtype=np.int64)) for shape in self.shapes.values())
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What a bank is of; all of it is in the index."""
+
+    run: bytes
+    terms: str
+    """Digest of what the releases depend on: cut, window, spacing and so on."""
+    precision: str
+    """f32; or bf16, kept as its 16 bits."""
+    weights: Mapping[str, bytes]
+    """By site, the label of its encoders' weights (SP-11.17-6)."""
+    releases: tuple[Release, ...]
+
+    @property
+    def octets(self) -> int:
+        """Bytes of the whole bank, a little too many."""
+        return sum(one.octets(self.precision) + FILE_OCTETS for one in self.releases)
+
+    @property
+    def windows(self) -> int:
+        """Over all sites."""
+        return sum(len(one.origins) for one in self.releases)
+
+
+class Bank:
+    """One run's releases on disk.
+
+    Args:
+        folder: of the bank.
+        contents: what it holds when it is complete.
+        key: 32 bytes that encrypt it; empty: it is not encrypted.
+    """
+
+    def __init__(self, folder: Path, contents: Contents, key: bytes = b"") -> None:
+        self.folder, self.contents = folder, contents
+        self._seal = _Seal(key, contents.run) if key else None
+        self._releases = {(one.site, one.number): one for one in contents.releases}
+
+    @classmethod
+    def create(cls, folder: Path, contents: Contents, key: bytes = b"") -> Bank:
+        """An empty one; what lies in the folder is removed.
+
+        Raises:
+            DiskTrouble, ConfigError: it cannot be written, or the disk cannot hold what will come.
+        """
+        bank = cls(folder, contents, key)
+        try:
+            shutil.rmtree(folder, ignore_errors=True)
+            durable.make_folder(folder)
+            bank.check_room()
+            durable.replace(folder / INDEX, json.dumps(bank._written(), separators=(",", ":")).encode())
+        except OSError as error:
+            raise durable.refusal(error, f"{folder}: the feature bank", "[peer] state") from None
+        return bank
+
+    @classmethod
+    def open(cls, folder: Path, key: bytes = b"") -> Bank | None:
+        """The one that lies there; None: there is none.
+
+        Raises:
+            DataError: its index is damaged, or the key is not the one it was made with.
+        """
+        path = folder / INDEX
+        try:
+            said = reading.document(path, 1 << 30)
+            if said["format"] != FORMAT:
+                raise DataError(
+                    f"{path}: of another version ({str(said['format'])[:60]}); this one reads {FORMAT}"
+                )
+            contents, check = _contents(said), str(said["check"])
+            if said["digest"] != _index_digest(said):
+                raise ValueError
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, TypeError, LookupError, AttributeError):
+            raise DataError(
+                f"{path}: damaged, the digest does not match; bring it back, or start a new run with --fresh"
+            ) from None
+        if bool(check) != bool(key):
+            how = "is encrypted: name its key" if check else "is not encrypted: remove the key"
+            raise DataError(f"{folder}: the feature bank {how} ([bank] key)")
+        bank = cls(folder, contents, key)
+        if bank._seal is not None and bank._seal.check != check:
+            raise DataError(f"{folder}: the feature bank was encrypted with another key ([bank] key)")
+        return bank
+
+    @property
+    def encrypted(self) -> bool:
+        """Whether its releases are."""
+        return self._seal is not None
+
+    # --- what is there -----------------------------------------------------------------------------------
+
+    def missing(self, without: Collection[bytes] = ()) -> list[Release]:
+        """Releases that have no file, but for patients `without` whom the run is made."""
+        return [
+            one for one in self.contents.releases if one.key not in without and not self._path(one).is_file()
+        ]
+
+    def check_room(self, without: Collection[bytes] = ()) -> None:
+        """Raises DiskTrouble: the disk cannot hold what is missing."""
+        needed = sum(one.octets(self.contents.precision) + FILE_OCTETS for one in self.missing(without))
+        free = shutil.disk_usage(self.folder).free
+        if needed > free:
+            raise DiskTrouble(
+                f"{self.folder}: the feature bank needs {reading.size(needed)} and {reading.size(free)} are free: "
+                "make room, or have less released ([evaluation] overlap, [model] levels, [training] precision)",
+                "disk-full",
+            )
+
+    # --- releases ----------------------------------------------------------------------------------------
+
+    def put(self, release: Release, tensors: Arrays) -> None:
+        """Keep an answer durably. Raises DiskTrouble, ConfigError, ValueError: not the tensors that are due."""
+        self._compare(release, tensors)
+        what = self._about(release)
+        held = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
+        # One entry: several would be written in any order, and the same answer would be another file.
+        shown = json.dumps({**json.loads(what), _DIGEST: _digest(what, held)}, sort_keys=True)
+        octets = safetensors.numpy.save(held, {_WHAT: shown})
+        path = self._path(release)
+        try:
+            durable.make_folder(path.parent)
+            durable.replace(path, octets if self._seal is None else self._seal.close(octets, what.encode()))
+        except OSError as error:
+            raise durable.refusal(error, f"{path}: a release", "[peer] state") from None
+
+    def get(self, release: Release) -> dict[str, np.ndarray]:
+        """An answer, verified: float32, or bfloat16's bits, by name.
+
+        Raises:
+            DataError: it is not there, torn, altered, or of another question, run or weights.
+        """
+        path, what = self._path(release), self._about(release)
+        try:
+            octets = reading.read(path, MAX_RELEASE)
+        except FileNotFoundError:
+            raise DataError(f"{path}: is gone; start again: the site is asked for it once more") from None
+        except OSError as error:
+            raise DataError(f"{path}: cannot be read ({error.strerror})") from None
+        if self._seal is not None:
+            octets = self._seal.open(octets, what.encode(), path)
+        try:
+            tensors = dict(safetensors.numpy.load(octets))
+            header = reading.parse(octets[8 : 8 + int.from_bytes(octets[:8], "little")])["__metadata__"]
+            said = dict(reading.parse(header[_WHAT]))
+            digest, told = said.pop(_DIGEST), json.dumps(said, sort_keys=True)
+        except (ValueError, TypeError, LookupError, safetensors.SafetensorError):
+            raise DataError(f"{path}: torn or altered, not a whole release; {AGAIN}") from None
+        if _digest(told, tensors) != digest:
+            raise DataError(f"{path}: torn or altered, the digest does not match; {AGAIN}")
+        if told != what:
+            raise DataError(f"{path}: {_difference(told, what)}; {AGAIN}")
+        try:
+            self._compare(release, tensors)
+        except ValueError as error:
+            raise DataError(f"{path}: {error}; {AGAIN}") from None
+        return tensors
+
+    def drop(self, keys: Collection[bytes]) -> None:
+        """SP-11.17-7: remove what was released of these patients."""
+        for one in self.contents.releases:
+            if one.key in keys:
+                with suppress(OSError):
+                    self._path(one).unlink()
+
+    # --- inside ------------------------------------------------------------------------------------------
+
+    def _path(self, release: Release) -> Path:
+        suffix = "safetensors" if self._seal is None else "sealed"
+        return self.folder / release.site / f"{release.number:08d}.{suffix}"
+
+    def _about(self, release: Release) -> str:
+        """What the file says of itself: nobody can put one in the place of another."""
+        return json.dumps(
+            {
+                "format": FORMAT,
+                "run": self.contents.run.hex(),
+                "site": release.site,
+                "number": release.number,
+                "question": release.digest.hex(),
+                "weights": self.contents.weights[release.site].hex(),
+            },
+            sort_keys=True,
+        )
+
+    def _compare(self, release: Release, tensors: Arrays) -> None:
+        dtype = _DTYPES[self.contents.precision]
+        found = {name: (array.dtype.name, array.shape) for name, array in tensors.items()}
+        if found != {name: (dtype, tuple(shape)) for name, shape in release.shapes.items()}:
+            raise ValueError(f"other tensors than release {release.number} of {release.site} has")
+
+    def _written(self) -> dict[str, Any]:
+        contents = self.contents
+        said = {
+            "format": FORMAT,
+            "run": contents.run.hex(),
+            "terms": contents.terms,
+            "precision": contents.precision,
+            "check": self._seal.check if self._seal is not None else "",
+            "weights": {site: label.hex() for site, label in contents.weights.items()},
+            "releases": [
+                {
+                    "site": one.site,
+                    "number": one.number,
+                    "patient": one.key.hex(),
+                    "origins": [list(origin) for origin in one.origins],
+                    "question": one.digest.hex(),
+                    "tensors": {name: list(shape) for name, shape in one.shapes.items()},
+                }
+                for one in contents.releases
+            ],
+        }
+        return {**said, "digest": _index_digest(said)}
+
+
+class _Seal:
+    """AES-256-GCM under a key of this bank alone, derived from the operator's and the run's id; a nonce is drawn for
+    each file, and what the file is of is authenticated with it."""
+
+    def __init__(self, key: bytes, run: bytes) -> None:
+        material = HKDF(SHA256(), KEY_BYTES + 16, run, b"splitproto bank v1").derive(key)
+        self._cipher = AESGCM(material[:KEY_BYTES])
+        self.check = material[KEY_BYTES:].hex()
+        """Shows whether a key is the right one, and tells nothing of it."""
+
+    def close(self, octets: bytes, about: bytes) -> bytes:
+        nonce = secrets.token_bytes(_NONCE)
+        return _MAGIC + nonce + self._cipher.encrypt(nonce, octets, about)
+
+    def open(self, sealed: bytes, about: bytes, path: Path) -> bytes:
+        """Raises DataError."""
+        start = len(_MAGIC) + _NONCE
+        try:
+            if sealed[: len(_MAGIC)] != _MAGIC or len(sealed) < start + 16:
+                raise InvalidTag
+            return self._cipher.decrypt(sealed[len(_MAGIC) : start], sealed[start:], about)
+        except InvalidTag:
+            raise DataError(f"{path}: torn or altered, or of another release; {AGAIN}") from None
+
+
+def load_key(path: Path) -> bytes:
+    """The 32 bytes of a key file that nobody else can read. Raises ConfigError."""
+    try:
+        found = reading.read(path, 1 << 16, follow=True)
+        closed = not open_to_others(path)
+    except OSError as error:
+        make = f"make one with (umask 077; openssl rand -out {path} 32)"
+        raise ConfigError(f"{path}: the bank's key cannot be read ({error.strerror}): {make}") from None
+    if not closed:
+        raise ConfigError(f"{path}: the bank's key is open to group or others: {how_to_close(path)}")
+    if len(found) != KEY_BYTES:
+        raise ConfigError(f"{path}: the bank's key has {KEY_BYTES} bytes, this file {len(found)}")
+    return found
+
+
+def _contents(said: Mapping[str, Any]) -> Contents:
+    """Raises ValueError, TypeError, LookupError or AttributeError."""
+    if said["precision"] not in _DTYPES:
+        raise ValueError
+    releases = tuple(
+        Release(
+            _name(one["site"]),
+            int(one["number"]),
+            bytes.fromhex(one["patient"]),
+            tuple((int(x), int(y), int(z)) for x, y, z in one["origins"]),
+            bytes.fromhex(one["question"]),
+            {str(name): tuple(map(int, shape)) for name, shape in one["tensors"].items()},
+        )
+        for one in said["releases"]
+    )
+    labels = {_name(site): bytes.fromhex(label) for site, label in said["weights"].items()}
+    if {one.site for one in releases} - labels.keys():
+        raise ValueError
+    return Contents(bytes.fromhex(said["run"]), str(said["terms"]), said["precision"], labels, releases)
+
+
+def _name(site: object) -> str:
+    """A site's name becomes a folder's. Raises ValueError."""
+    if not isinstance(site, str) or os.sep in site or site.startswith("."):
+        raise ValueError
+    return site
+
+
+def _index_digest(said: Mapping[str, Any]) -> str:
+    kept = {name: value for name, value in said.items() if name != "digest"}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def _digest(what: str, tensors: Arrays) -> str:
+    """SHA-256 over what the file is of, then names, dtypes, shapes and octets in order of names."""
+    shapes = {name: [array.dtype.name, list(array.shape)] for name, array in tensors.items()}
+    digest = hashlib.sha256(json.dumps([what, shapes], sort_keys=True).encode())
+    for name in sorted(tensors):
+        digest.update(np.ascontiguousarray(tensors[name]).view(np.uint8).data)
+    return digest.hexdigest()
+
+
+def _difference(told: str, what: str) -> str:
+    """In what a file is not the one that its name says."""
+    try:
+        found, wanted = dict(reading.parse(told)), reading.parse(what)
+    except (ValueError, TypeError):
+        return "altered"
+    words = {"run": "of another run", "weights": "of an encoder with other weights"}
+    different = [words.get(name, "of another release") for name in wanted if found.get(name) != wanted[name]]
+    return different[0] if different else "altered"
