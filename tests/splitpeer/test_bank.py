@@ -14,17 +14,17 @@ import safetensors.numpy
 
 from splitpeer.errors import ConfigError, DataError, DiskTrouble
 from splitpeer.storage import bank as module
-from splitpeer.storage.bank import Bank, Contents, Release, load_key
+from splitpeer.storage.bank import Bank, BankEntry, Contents, load_key
 
 KEY = bytes(range(32))
 SITES = ("north", "south")
 ALICE, BOB = bytes([1] * 16), bytes([2] * 16)
 
 
-def release(site: str, number: int, key: bytes) -> Release:
+def release(site: str, number: int, key: bytes) -> BankEntry:
     origins = ((0, 0, 2 * number), (0, 0, 2 * number + 1))
     shapes = {"x0": (2, 3, 8, 8), "x1": (2, 4, 4, 4)}
-    return Release(site, number, key, origins, bytes([number] * 32), shapes)
+    return BankEntry(site, number, key, origins, bytes([number] * 32), shapes)
 
 
 def contents(precision: str = "f32", run: int = 7, weights: int = 9) -> Contents:
@@ -33,7 +33,7 @@ def contents(precision: str = "f32", run: int = 7, weights: int = 9) -> Contents
     return Contents(bytes([run] * 16), "terms", precision, labels, tuple(listed))
 
 
-def tensors(of: Release, precision: str = "f32") -> dict[str, np.ndarray]:
+def tensors(of: BankEntry, precision: str = "f32") -> dict[str, np.ndarray]:
     source = np.random.default_rng([of.number, len(of.site)])
     dtype = {"f32": np.float32, "bf16": np.uint16}[precision]
     return {name: (100 * source.random(shape)).astype(dtype) for name, shape in of.shapes.items()}
@@ -53,7 +53,7 @@ def reopened(bank: Bank) -> Bank:
     return found
 
 
-def file_of(bank: Bank, of: Release) -> Path:
+def file_of(bank: Bank, of: BankEntry) -> Path:
     suffix = "sealed" if bank.encrypted else "safetensors"
     return bank.folder / of.site / f"{of.number:08d}.{suffix}"
 

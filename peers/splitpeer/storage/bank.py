@@ -49,7 +49,7 @@ Window = tuple[bytes, tuple[int, int, int]]
 
 
 @dataclass(frozen=True)
-class Release:
+class BankEntry:
     """One question to one site, and what its answer must be."""
 
     site: str
@@ -79,7 +79,7 @@ class Contents:
     """f32; or bf16, kept as its 16 bits."""
     weights: Mapping[str, bytes]
     """By site, the label of its encoders' weights (SP-11.17-6)."""
-    releases: tuple[Release, ...]
+    releases: tuple[BankEntry, ...]
 
     @property
     def octets(self) -> int:
@@ -103,7 +103,7 @@ class Bank:
 
     def __init__(self, folder: Path, contents: Contents, key: bytes = b"") -> None:
         self.folder, self.contents = folder, contents
-        self._seal = _Seal(key, contents.run) if key else None
+        self._seal = _BankSeal(key, contents.run) if key else None
         self._releases = {(one.site, one.number): one for one in contents.releases}
 
     @classmethod
@@ -161,7 +161,7 @@ class Bank:
 
     # --- what is there -----------------------------------------------------------------------------------
 
-    def missing(self, without: Collection[bytes] = ()) -> list[Release]:
+    def missing(self, without: Collection[bytes] = ()) -> list[BankEntry]:
         """Releases that have no file, but for patients `without` whom the run is made."""
         return [
             one for one in self.contents.releases if one.key not in without and not self._path(one).is_file()
@@ -180,7 +180,7 @@ class Bank:
 
     # --- releases ----------------------------------------------------------------------------------------
 
-    def put(self, release: Release, tensors: Arrays) -> None:
+    def put(self, release: BankEntry, tensors: Arrays) -> None:
         """Keep an answer durably. Raises DiskTrouble, ConfigError, ValueError: not the tensors that are due."""
         self._compare(release, tensors)
         what = self._about(release)
@@ -195,7 +195,7 @@ class Bank:
         except OSError as error:
             raise durable.refusal(error, f"{path}: a release", "[peer] state") from None
 
-    def get(self, release: Release) -> dict[str, np.ndarray]:
+    def get(self, release: BankEntry) -> dict[str, np.ndarray]:
         """An answer, verified: float32, or bfloat16's bits, by name.
 
         Raises:
@@ -236,11 +236,11 @@ class Bank:
 
     # --- inside ------------------------------------------------------------------------------------------
 
-    def _path(self, release: Release) -> Path:
+    def _path(self, release: BankEntry) -> Path:
         suffix = "safetensors" if self._seal is None else "sealed"
         return self.folder / release.site / f"{release.number:08d}.{suffix}"
 
-    def _about(self, release: Release) -> str:
+    def _about(self, release: BankEntry) -> str:
         """What the file says of itself: nobody can put one in the place of another."""
         return json.dumps(
             {
@@ -254,7 +254,7 @@ class Bank:
             sort_keys=True,
         )
 
-    def _compare(self, release: Release, tensors: Arrays) -> None:
+    def _compare(self, release: BankEntry, tensors: Arrays) -> None:
         dtype = _DTYPES[self.contents.precision]
         found = {name: (array.dtype.name, array.shape) for name, array in tensors.items()}
         if found != {name: (dtype, tuple(shape)) for name, shape in release.shapes.items()}:
@@ -284,7 +284,7 @@ class Bank:
         return {**said, "digest": _index_digest(said)}
 
 
-class _Seal:
+class _BankSeal:
     """AES-256-GCM under a key of this bank alone, derived from the operator's and the run's id; a nonce is drawn for
     each file, and what the file is of is authenticated with it."""
 
@@ -329,7 +329,7 @@ def _contents(said: Mapping[str, Any]) -> Contents:
     if said["precision"] not in _DTYPES:
         raise ValueError
     releases = tuple(
-        Release(
+        BankEntry(
             _name(one["site"]),
             int(one["number"]),
             bytes.fromhex(one["patient"]),

@@ -14,7 +14,7 @@ from splitpeer.daemon import happenings as h
 from splitpeer.errors import JobFailed
 from splitpeer.federation.precision import from_wire
 from splitpeer.federation.seating import Part
-from splitpeer.storage.bank import Bank, Release
+from splitpeer.storage.bank import Bank, BankEntry
 from splitproto.messages import Withdraw
 from splitproto.tensors import Array
 
@@ -74,7 +74,7 @@ class Collector:
                 await self._exclusion.drop({site: answer.patients})
                 await run.on_disk(self._bank.drop, self._exclusion.keys, what="releases to be removed")
 
-    async def _keep(self, site: RemoteSite, release: Release, tensors: Mapping[str, Array]) -> None:
+    async def _keep(self, site: RemoteSite, release: BankEntry, tensors: Mapping[str, Array]) -> None:
         run = self._run
         if release.key in self._exclusion.keys:
             return
@@ -86,7 +86,7 @@ class Collector:
         self._octets += release.octets(run.job.precision)
         self._tell()
 
-    def _put(self, site: str, release: Release, tensors: Mapping[str, Array]) -> None:
+    def _put(self, site: str, release: BankEntry, tensors: Mapping[str, Array]) -> None:
         """Raises JobFailed: they are not numbers."""
         for name, array in from_wire(tensors, self._run.job.precision).items():
             if not np.isfinite(array).all():
@@ -107,7 +107,7 @@ class _Queue:
         releases: in the order in which they are asked.
     """
 
-    def __init__(self, run: Run, site: RemoteSite, releases: list[Release]) -> None:
+    def __init__(self, run: Run, site: RemoteSite, releases: list[BankEntry]) -> None:
         self.releases = releases
         self.parts: list[Part] = [part_of(run, site.name, site.lists, one) for one in releases]
         self.announced = 0

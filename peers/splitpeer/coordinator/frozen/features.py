@@ -12,7 +12,7 @@ from splitpeer.errors import JobFailed
 from splitpeer.federation.precision import from_wire
 from splitpeer.federation.seating import Seating
 from splitpeer.federation.seats import by_seat
-from splitpeer.storage.bank import Bank, Release, Window
+from splitpeer.storage.bank import Bank, BankEntry, Window
 from splitpeer.training.split_step import Arrays
 from splitproto.messages import Forward, Job, Sample
 
@@ -29,7 +29,7 @@ class Features:
 
     def __init__(self, job: Job, bank: Bank, seating: Seating, cache_mib: int) -> None:
         self._job, self._bank, self._seating = job, bank, seating
-        self._where: dict[tuple[str, Window], tuple[Release, int]] = {
+        self._where: dict[tuple[str, Window], tuple[BankEntry, int]] = {
             (one.site, (one.key, origin)): (one, row)
             for one in bank.contents.releases
             for row, origin in enumerate(one.origins)
@@ -101,7 +101,7 @@ class Features:
         plan = self.pose(seed, place)
         return {name: posed(array[row], plan) for name, array in self._read(release)[seat].items()}
 
-    def _read(self, release: Release) -> dict[str, dict[str, np.ndarray]]:
+    def _read(self, release: BankEntry) -> dict[str, dict[str, np.ndarray]]:
         """By seat and level, float32; those used last are kept in memory."""
         name = (release.site, release.number)
         if (held := self._cache.pop(name, None)) is None:

@@ -11,7 +11,7 @@ from splitpeer.coordinator.run import Run
 from splitpeer.data.sampling import batch_digest
 from splitpeer.federation.seating import Part
 from splitpeer.federation.terms import cut_descriptors, terms_digest, window_of
-from splitpeer.storage.bank import Contents, Release
+from splitpeer.storage.bank import BankEntry, Contents
 from splitpeer.training.windows import window_origins
 from splitproto.messages import Forward, Job, Sample
 from splitproto.seats import tensor_name
@@ -42,13 +42,13 @@ def terms(job: Job, overlap: float) -> str:
     return hashlib.sha256(json.dumps([terms_digest(same), overlap]).encode()).hexdigest()
 
 
-def forward_of(release: Release) -> Forward:
+def forward_of(release: BankEntry) -> Forward:
     """SP-11.17-3: the question."""
     samples = tuple(Sample(release.key, origin) for origin in release.origins)
     return Forward("release", 0, release.number, samples, release.digest)
 
 
-def part_of(run: Run, site: str, lists: Mapping[bytes, tuple[str, ...]], release: Release) -> Part:
+def part_of(run: Run, site: str, lists: Mapping[bytes, tuple[str, ...]], release: BankEntry) -> Part:
     """The question as its site is asked; a batch is of one patient, so it is asked as a whole.
 
     Args:
@@ -60,10 +60,10 @@ def part_of(run: Run, site: str, lists: Mapping[bytes, tuple[str, ...]], release
     return part
 
 
-def _of_site(run: Run, site: str) -> list[Release]:
+def _of_site(run: Run, site: str) -> list[BankEntry]:
     """Patient after patient, in the order of their keys; a batch never holds two."""
     window, settings = window_of(run.job), run.settings.evaluation
-    offered, found = run.seating.seats.of(site), list[Release]()
+    offered, found = run.seating.seats.of(site), list[BankEntry]()
     for key, filled in sorted(run.seating.of(site).items()):
         origins = window_origins(run.labels.geometry(key).shape, window, settings.overlap)
         for first in range(0, len(origins), settings.batch):
@@ -76,5 +76,5 @@ def _of_site(run: Run, site: str) -> list[Release]:
                 for described in cut_descriptors(run.job, len(some))
             }
             digest = batch_digest(0, [Sample(key, origin) for origin in some], None)
-            found.append(Release(site, len(found), key, some, digest, shapes))
+            found.append(BankEntry(site, len(found), key, some, digest, shapes))
     return found
