@@ -104,6 +104,45 @@ def test_a_client_that_holds_several_modalities(tmp_path: Path) -> None:
         peer(tmp_path, changed(CLIENT, 'modality = "t1"', 'modality = ["t1", "T1w"]'))
 
 
+def test_first_weights_of_an_encoder(tmp_path: Path) -> None:
+    config = peer(tmp_path, CLIENT + '\n[model]\nweights = "t1.safetensors"\n')
+    assert config.model is not None
+    assert config.model.network is None  # the job's
+    assert config.model.weights_of("t1") == tmp_path / "t1.safetensors"
+    assert config.resolved()["model"] == {"weights": str(tmp_path / "t1.safetensors")}
+    config = peer(
+        tmp_path, CLIENT + '\n[model]\nweights = { T1w = "a.safetensors", mri = "b.safetensors" }\n'
+    )
+    assert config.model is not None
+    assert config.model.weights == {"t1": tmp_path / "a.safetensors", "mri": tmp_path / "b.safetensors"}
+    assert config.model.weights_of("t2") is None
+    own = peer(tmp_path, CLIENT + "\n[model]\nfeatures = [4, 4, 4, 8, 8, 4]\n").model
+    assert own is not None
+    assert own.network == "basic-unet"
+    for wrong, said in (
+        ("3", "3 is neither a file nor a table"),
+        ('""', "is empty"),
+        ("{ t1 = 3 }", "neither a file nor a table"),
+    ):
+        with pytest.raises(ConfigError, match=rf"\[model\] weights.*{said}"):
+            peer(tmp_path, CLIENT + f"\n[model]\nweights = {wrong}\n")
+
+
+def test_a_recipe_for_first_weights(tmp_path: Path) -> None:
+    assert job(tmp_path).pretraining is None
+    recipe = job(tmp_path, JOB + '\n[pretraining]\ndata = "phantom"\n').pretraining
+    assert recipe is not None
+    assert (recipe.labels, recipe.steps, recipe.seed, recipe.own_steps) == ("regions", 1000, None, 0)
+    for wrong, said in (
+        ("steps = 10", r"\[pretraining\] data is missing"),
+        ('data = "phantom"\nlabels = "some"', r"\[pretraining\] labels must be 'regions' or 'none'"),
+        ('data = "phantom"\nsteps = 0', r"\[pretraining\] steps must be greater than 0"),
+        ('data = "../x"', r"\[pretraining\] data"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            job(tmp_path, JOB + f"\n[pretraining]\n{wrong}\n")
+
+
 def test_an_encoder_of_ones_own(tmp_path: Path) -> None:
     own = '\n[model]\nnetwork = "residual-unet"\nfeatures = [4, 8]\n'
     config = peer(tmp_path, CLIENT + own)

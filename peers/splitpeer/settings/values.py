@@ -135,7 +135,7 @@ def _location(value: Any) -> Any:
 
 def _weight_files(value: Any) -> Any:
     """One file, or a table of them by seat."""
-    if isinstance(value, dict) and value:
+    if isinstance(value, dict) and value and all(isinstance(file, str | Path) for file in value.values()):
         return {_modality(str(seat)): Path(_location(file)) for seat, file in value.items()}
     if isinstance(value, str | Path):
         return Path(_location(value))
