@@ -18,6 +18,7 @@ from splitpeer.preflight.machine import (
     check_environment,
     check_salt,
     check_state,
+    check_weights,
 )
 from splitpeer.settings.peer import PeerConfig
 
@@ -30,6 +31,7 @@ def preflight(config: PeerConfig, *, online: bool = False) -> list[Finding]:
     for check in (
         check_salt,
         check_data,
+        check_weights,
         check_state,
         check_clock,
         check_descriptors,

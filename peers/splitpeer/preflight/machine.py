@@ -99,6 +99,22 @@ def _consent(path: Path, found: Mapping[str, Found]) -> Iterator[Finding]:
         )
 
 
+def check_weights(config: PeerConfig) -> Iterator[Finding]:
+    """The files of pretrained weights; whether they fit is seen with a job."""
+    weights = config.model.weights if config.model is not None else None
+    if weights is None:
+        return
+    for path in weights.values() if isinstance(weights, Mapping) else (weights,):
+        if path.is_file():
+            yield Finding("weights", "ok", str(path))
+        else:
+            yield Finding(
+                "weights",
+                "problem",
+                f"{path}: no such file: make it with splitpeer pretrain, or correct [model] weights",
+            )
+
+
 def check_state(config: PeerConfig) -> Iterator[Finding]:
     """The state folder: that it can be written and has room."""
     folder = next(path for path in (config.peer.state, *config.peer.state.parents) if path.exists())

@@ -139,6 +139,25 @@ def test_a_site_that_holds_several_modalities(setup: Setup, capsys: pytest.Captu
     ]
 
 
+def test_the_file_of_first_weights(setup: Setup, capsys: pytest.CaptureFixture[str]) -> None:
+    setup.sections["model"] = {"weights": {"t1": "t1.safetensors"}}
+    setup.write()
+
+    def said() -> tuple[int, str, str]:
+        code, found = doctor(capsys, "--offline")
+        (finding,) = [one for one in found if one["check"] == "weights"]
+        return code, finding["level"], finding["text"].rpartition("safetensors: ")[2]
+
+    assert said() == (
+        4,
+        "problem",
+        "no such file: make it with splitpeer pretrain, or correct [model] weights",
+    )
+    path = setup.folder / "t1.safetensors"
+    path.write_bytes(b"")
+    assert said() == (0, "ok", str(path))
+
+
 def test_the_list_of_withdrawn_patients(setup: Setup, capsys: pytest.CaptureFixture[str]) -> None:
     setup.sections["data"]["withdrawn"] = "withdrawn.txt"
     setup.write()
