@@ -391,7 +391,6 @@ class JobConfig(Settings):
         wrong = {
             "[training] average_every": self.training.average_every != 0,
             "[defences] gradients": bool(self.defences.gradients),
-            '[model] fusion = "secure-sum"': self.model.fusion == "secure-sum",
             f'[absence] mode = "{self.absence.mode}"': self.absence.mode != "pause",
         }
         return [

@@ -33,6 +33,8 @@ from splitproto.secretfile import how_to_close, open_to_others
 
 FORMAT = "splitproto feature bank 1"
 INDEX = "bank.json"
+ALL_SITES = "(sum)"
+"""In place of a site where only the sum over all of them can be read (SP-11.18); no site can have this name."""
 KEY_BYTES = 32
 MAX_RELEASE = 8 << 30
 """Bytes of one release that is read."""
@@ -78,7 +80,7 @@ class Contents:
     precision: str
     """f32; or bf16, kept as its 16 bits."""
     weights: Mapping[str, bytes]
-    """By site, the label of its encoders' weights (SP-11.17-6)."""
+    """By site, the label of its encoders' weights (SP-11.17-6); of a sum, the digest of them all."""
     releases: tuple[BankEntry, ...]
 
     @property

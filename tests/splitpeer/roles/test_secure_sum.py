@@ -10,8 +10,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from safetensors.numpy import load_file
 
 from splitpeer.audit.experiment import VerifiedCapture
 from splitpeer.captures.reader import open_capture
@@ -34,7 +36,7 @@ from splitpeer.training.split_round import Parties, Place, Wire, split_round
 from splitpeer.training.split_step import ClientHalf
 from splitproto import fusion, partners
 from splitproto.errors import FusionMismatch, PolicyRefused, SiteFailed
-from splitproto.messages import Forward, FusionKeys, KeyOffer
+from splitproto.messages import Forward, FusionKeys, KeyOffer, Sample
 
 from .scene import SEED, Ran, Scene
 
@@ -313,3 +315,43 @@ async def test_a_capture_of_masked_values_is_read_as_such_by_nobody(scene: Scene
             defended(capture, {})
         with pytest.raises(DataError, match="secure fusion"):
             _Recording.of(capture)
+
+
+# --- with frozen encoders: the private mode ---------------------------------------------------------------------
+
+
+async def test_only_sums_are_kept_and_the_decoder_learns_from_them(scene) -> None:
+    """SP-11.17, SP-11.18: bit for bit the integers of one process; no site's values are anywhere at the coordinator."""
+    cast(scene)
+    training = {"steps": 6, "batch": 3, "checkpoint_every": 3, "encoders": "frozen"}
+    scene.job(
+        model=MODEL, training=training, deadlines=BRISK, evaluation={"batch": 16, "overlap": 0.0},
+    )  # fmt: skip
+    ran = await scene.together()
+    assert ran.error is None and ran.result.complete, ran
+    assert set(ran.clients.values()) == {None}
+    (bank,) = (scene.folder / "hub" / "state").glob("*/bank")
+    assert sorted(path.name for path in bank.iterdir()) == ["(sum)", "bank.json"]
+    torch.set_num_threads(1)
+    encoders = {
+        modality: build_encoder(
+            backbone_of(job_on_wire(scene.settings)), seed=site_seed(SEED, modality)
+        ).eval()
+        for modality in THREE
+    }
+    terms = job_on_wire(scene.settings).fusion
+    assert terms is not None
+    for entry in json.loads((bank / "bank.json").read_text())["releases"][::7]:
+        samples = [Sample(bytes.fromhex(entry["patient"]), tuple(at)) for at in entry["origins"]]
+        kept = load_file(bank / "(sum)" / f"{entry['number']:08d}.safetensors")
+        sums: dict[str, Any] = {}
+        for modality, encoder in encoders.items():
+            x = SiteData(scene.images(modality)).batch(samples, (32, 32, 1), None, modality)
+            with torch.no_grad():
+                made = encoder(torch.from_numpy(x))
+            for name, level in made.items():
+                sums.setdefault(name, []).append(fusion.quantise(level.numpy(), terms)[0])
+        assert kept.keys() == sums.keys()
+        for name, words in sums.items():
+            expected = fusion.restore(fusion.add_up(words), terms)
+            assert np.array_equal(kept[name], expected), name

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 
-from splitpeer.coordinator.exclusion import Exclusion
+from splitpeer.coordinator.exclusion import Exclusion, told_apart
 from splitpeer.coordinator.frozen.questions import part_of
-from splitpeer.coordinator.remote_site import RemoteSite, Sent
+from splitpeer.coordinator.remote_site import RemoteSite, Sent, Unable
 from splitpeer.coordinator.run import Run
 from splitpeer.daemon import happenings as h
 from splitpeer.errors import JobFailed
 from splitpeer.federation.precision import from_wire
 from splitpeer.federation.seating import Part
 from splitpeer.storage.bank import Bank, BankEntry
+from splitpeer.training.split_round import THE_SUM
 from splitproto.messages import Withdraw
 from splitproto.tensors import Array
 
@@ -43,7 +44,6 @@ class Collector:
         run.report(h.PhaseBegan("collecting"))
         missing = await run.on_disk(bank.missing, self._exclusion.keys, what="the feature bank")
         await run.on_disk(bank.check_room, self._exclusion.keys, what="the feature bank")
-        ours = {one.site for one in missing}
         self._kept = bank.contents.windows - sum(len(one.origins) for one in missing)
         self._octets = bank.contents.octets - sum(one.octets(run.job.precision) for one in missing)
         run.report(
@@ -52,11 +52,14 @@ class Collector:
             )
         )
         self._tell()
-        sites = [site for site in run.team.present if site.name in ours]
-        queues = {
-            site: _Queue(run, site, [one for one in missing if one.site == site.name]) for site in sites
-        }
-        await run.team.ask_all(lambda site: self._of_site(site, queues[site]), sites)
+        if run.job.fusion is None:
+            queues = {
+                s: _Queue(run, s, [one for one in missing if one.site == s.name]) for s in run.team.present
+            }
+            asked = [site for site, queue in queues.items() if queue.parts]
+            await run.team.ask_all(lambda site: self._of_site(site, queues[site]), asked)
+        else:
+            await self._of_all({site: _Queue(run, site, missing) for site in run.team.present})
         run.report(h.BankComplete(bank.contents.windows, bank.contents.octets))
 
     async def _of_site(self, site: RemoteSite, queue: _Queue) -> None:
@@ -68,20 +71,49 @@ class Collector:
             release, answer = queue.releases[place], await site.release(queue.parts, place, until)
             place += 1
             if isinstance(answer, Sent):
-                await self._keep(site, release, answer.tensors)
+                await self._keep(site.name, release, answer.tensors)
             elif isinstance(answer, Withdraw):
                 # SP-11.17-7.
                 await self._exclusion.drop({site: answer.patients})
                 await run.on_disk(self._bank.drop, self._exclusion.keys, what="releases to be removed")
 
-    async def _keep(self, site: RemoteSite, release: BankEntry, tensors: Mapping[str, Array]) -> None:
+    async def _of_all(self, queues: Mapping[RemoteSite, _Queue]) -> None:
+        """SP-11.18: one question after the other to all sites, since only their sum can be read."""
+        run, place, first = self._run, 0, next(iter(queues.values()))
+        patients = self._exclusion.patients
+        await run.team.ask_all(lambda site: site.begin(0, patients, even_restarted=True))
+        while self._more(queues.values(), place) and not run.draining:
+            until = min(place + run.settings.training.ahead, len(first.parts))
+            for queue in queues.values():
+                queue.announced = max(queue.announced, until)
+            entry = first.releases[place]
+            arrived, unusable = told_apart(await self._ask_all(queues, place, until))
+            place += 1
+            if unusable:
+                await self._exclusion.drop(unusable)
+                await run.on_disk(self._bank.drop, self._exclusion.keys, what="releases to be removed")
+            else:
+                arrays, _ = await run.computed(
+                    run.at_places, arrived, what=f"the sum of release {entry.number}"
+                )
+                await self._keep("all sites", entry, arrays[THE_SUM])
+
+    def _more(self, queues: Iterable[_Queue], place: int) -> bool:
+        """Whether there is a question `place`; none of them asks for patients who are out."""
+        left = [queue.trim(place, self._exclusion.keys) for queue in queues]
+        return all(left)
+
+    async def _ask_all(
+        self, queues: Mapping[RemoteSite, _Queue], place: int, until: int
+    ) -> dict[RemoteSite, Sent | Withdraw | Unable]:
+        return await self._run.team.ask_all(lambda site: site.release(queues[site].parts, place, until))
+
+    async def _keep(self, site: str, release: BankEntry, tensors: Mapping[str, Array]) -> None:
         run = self._run
         if release.key in self._exclusion.keys:
             return
         kept = {name: tensors[name] for name in release.shapes}
-        await run.on_disk(
-            self._put, site.name, release, kept, what=f"release {release.number} of {site.name}"
-        )
+        await run.on_disk(self._put, site, release, kept, what=f"release {release.number} of {site}")
         self._kept += len(release.origins)
         self._octets += release.octets(run.job.precision)
         self._tell()
@@ -108,7 +140,7 @@ class _Queue:
     """
 
     def __init__(self, run: Run, site: RemoteSite, releases: list[BankEntry]) -> None:
-        self.releases = releases
+        self.releases = list(releases)
         self.parts: list[Part] = [part_of(run, site.name, site.lists, one) for one in releases]
         self.announced = 0
         """How many of them the site may know of."""

@@ -12,8 +12,9 @@ from splitpeer.errors import JobFailed
 from splitpeer.federation.precision import from_wire
 from splitpeer.federation.seating import Seating
 from splitpeer.federation.seats import by_seat
-from splitpeer.storage.bank import Bank, BankEntry, Window
+from splitpeer.storage.bank import ALL_SITES, Bank, BankEntry, Window
 from splitpeer.training.split_step import Arrays
+from splitpeer.training.sums import SUM
 from splitproto.messages import Forward, Job, Sample
 
 
@@ -36,6 +37,7 @@ class Features:
         }
         self._cache: OrderedDict[tuple[str, int], dict[str, dict[str, np.ndarray]]] = OrderedDict()
         self._held, self._most = 0, cache_mib << 20
+        self._summed = job.fusion is not None
         self._square = all(level.stride[0] == level.stride[1] for level in job.cut)
 
     def pose(self, seed: int | None, place: int) -> Augmentation:
@@ -65,7 +67,7 @@ class Features:
         """
         seats: dict[str, Arrays] = {}
         have: dict[str, np.ndarray] = {}
-        for seat in self._seating.seats.names:
+        for seat in (SUM,) if self._summed else self._seating.seats.names:
             if seat in without:
                 continue
             rows = [self._row(seat, sample, forward.seed, at) for at, sample in enumerate(forward.samples)]
@@ -89,7 +91,7 @@ class Features:
     def _row(
         self, seat: str, sample: Sample, seed: int | None, place: int
     ) -> Mapping[str, np.ndarray] | None:
-        site = self._seating.filled[sample.key].get(seat)
+        site = ALL_SITES if self._summed else self._seating.filled[sample.key].get(seat)
         if site is None:
             return None
         found = self._where.get((site, (sample.key, sample.origin)))
@@ -106,8 +108,8 @@ class Features:
         name = (release.site, release.number)
         if (held := self._cache.pop(name, None)) is None:
             tensors = from_wire(self._bank.get(release), self._job.precision)
-            offered = self._seating.seats.of(release.site)
-            held = {seat: dict(levels) for seat, levels in by_seat(tensors, offered).items()}
+            offered = self._seating.seats.of
+            held = {SUM: tensors} if self._summed else by_seat(tensors, offered(release.site))
             self._held += _octets(held)
             while self._cache and self._held > self._most:
                 _, oldest = self._cache.popitem(last=False)

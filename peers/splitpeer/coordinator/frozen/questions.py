@@ -10,9 +10,10 @@ from dataclasses import replace
 from splitpeer.coordinator.run import Run
 from splitpeer.data.sampling import batch_digest
 from splitpeer.federation.seating import Part
-from splitpeer.federation.terms import cut_descriptors, terms_digest, window_of
-from splitpeer.storage.bank import BankEntry, Contents
+from splitpeer.federation.terms import cut_descriptors, seat_descriptors, terms_digest, window_of
+from splitpeer.storage.bank import ALL_SITES, BankEntry, Contents
 from splitpeer.training.windows import window_origins
+from splitproto.fusion import CHECK
 from splitproto.messages import Forward, Job, Sample
 from splitproto.seats import tensor_name
 
@@ -23,7 +24,15 @@ def contents(run: Run, weights: Mapping[str, bytes]) -> Contents:
     Args:
         weights: by site, the label of its encoders' weights.
     """
-    releases = [one for site in sorted(weights) for one in _of_site(run, site)]
+    if run.job.fusion is not None:
+        # SP-11.18: every site is asked the same, and only the sum is kept.
+        releases, together = (
+            _of_the_sum(run),
+            hashlib.sha256(b"".join(weights[site] for site in sorted(weights))),
+        )
+        weights = {**weights, ALL_SITES: together.digest()}
+    else:
+        releases = [one for site in sorted(weights) for one in _of_site(run, site)]
     return Contents(
         run.files.run,
         terms(run.job, run.settings.evaluation.overlap),
@@ -58,6 +67,28 @@ def part_of(run: Run, site: str, lists: Mapping[bytes, tuple[str, ...]], release
     if part is None:
         raise LookupError(f"release {release.number} holds no patient of {site}")
     return part
+
+
+def _of_the_sum(run: Run) -> list[BankEntry]:
+    """As `_of_site`, of what is read of all sites together."""
+    return [
+        replace(
+            one,
+            site=ALL_SITES,
+            shapes={
+                described.name: described.shape
+                for described in seat_descriptors(
+                    run.job, run.seating.seats.seats, _rows(run, len(one.origins))
+                )
+                if described.name != CHECK
+            },
+        )
+        for one in _of_site(run, min(run.seating.seats.filled))
+    ]
+
+
+def _rows(run: Run, count: int) -> dict[str, int]:
+    return dict.fromkeys(run.seating.seats.names, count)
 
 
 def _of_site(run: Run, site: str) -> list[BankEntry]:

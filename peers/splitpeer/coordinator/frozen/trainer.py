@@ -92,7 +92,8 @@ class BankTrainer:
             return self._exclusion.own(error)
         run.committed = run.result.step = step
         seconds = time.monotonic() - began
-        without = [seat for seat in run.seating.seats.names if seat not in used]
+        names = () if run.job.fusion is not None else run.seating.seats.names
+        without = [seat for seat in names if seat not in used]
         run.report(h.StepCommitted(step, loss, without, [], seconds, waited, seconds - waited, {}))
         return {}
 
