@@ -20,7 +20,17 @@ from splitproto.messages import Sample, Seat
 Levels = Mapping[str, np.ndarray]
 """Level name to float32 [channels, *spatial] of one sample."""
 EVERYTHING = frozenset(
-    ("model", "models", "initial_model", "shadow", "shadow_masks", "decoder", "architecture", "adaptive")
+    (
+        "model",
+        "models",
+        "initial_model",
+        "shadow",
+        "shadow_masks",
+        "own_images",
+        "decoder",
+        "architecture",
+        "adaptive",
+    )
 )
 """The fields of `Knowledge` that `Attack.uses` may name."""
 Goal = Literal["image", "mask"]
@@ -109,6 +119,8 @@ class Knowledge:
     """Other patients' samples by seat: float32 [N, channels, *spatial], all seats the same N in order."""
     shadow_masks: np.ndarray | None = None
     """Their masks: uint8 [N, regions, *spatial]."""
+    own_images: np.ndarray | None = None
+    """A site's own images of the targets: float32 [N, channels, *spatial], unaugmented."""
     decoder: Decoder | None = None
     """The coordinator's own half at `weights_step`."""
     queries: bool = False
@@ -131,6 +143,8 @@ class Knowledge:
             words.append(f"{count} similar images of other patients")
         if "shadow_masks" in uses and self.shadow_masks is not None:
             words.append("their masks")
+        if "own_images" in uses and self.own_images is not None:
+            words.append("its own images of the patients")
         if "decoder" in uses and self.decoder is not None:
             words.append("the coordinator's own half of the network")
         if "architecture" in uses and self.architecture:

@@ -6,6 +6,7 @@ of the batches that are wanted, so that a capture larger than memory can be atta
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, Protocol
 
@@ -67,6 +68,23 @@ def one_per_patient(samples: Sequence[Sample]) -> list[Sample]:
     for sample in samples:
         by_key.setdefault(sample.key, []).append(sample)
     return [sorted(of, key=lambda s: s.origin[::-1])[len(of) // 2] for _, of in sorted(by_key.items())]
+
+
+def gradient_steps(capture: MessageSource) -> list[int]:
+    """The steps of which a site's capture holds gradients, ascending."""
+    heads = ((record.direction, record.head) for record in capture.records())
+    return sorted(
+        {head.step for direction, head in heads if direction == "in" and isinstance(head, Gradients)}
+    )
+
+
+def most_released(capture: MessageSource) -> list[Sample]:
+    """The training windows that were ordered, most often first; equal ones in the order of the capture."""
+    counts = Counter(
+        sample for record in capture.records() if isinstance(head := record.head, Forward) and head.mode == "train"
+        for sample in head.samples
+    )  # fmt: skip
+    return [sample for sample, _ in counts.most_common()]
 
 
 def coordinator_view(
@@ -152,7 +170,7 @@ def site_view(
     own = seats[seat] if seat is not None else next(iter(seats.values()))
     coordinator = next((party.site for party in header.peers), "")
     taken = _Taken(capture, coordinator, Listed(header.seats), own.name, graded=True)
-    graded = {r.head.step for r in capture.records() if r.direction == "in" and isinstance(r.head, Gradients)}
+    graded = set(gradient_steps(capture))
     places = {
         p: f
         for p, f in taken.forwards().items()

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from splitpeer.attacks.base import View
 from splitpeer.attacks.view import MessageSource, coordinator_view, one_per_patient, site_view
 from splitpeer.audit.cohort import Cohort, Samples, cut, most_tumour, shadow
 from splitpeer.audit.experiment import Experiment, VerifiedCapture, first_views
-from splitpeer.audit.judge import make_judge
+from splitpeer.audit.judge import Judge, make_judge, own_image
 from splitpeer.audit.knowledge import grant, parse_knows
 from splitpeer.audit.run_folder import RunFolder, sha256_of
 from splitpeer.captures.reader import Capture
@@ -74,10 +74,15 @@ class CaptureAudit:
             _check_grid(opened, view, next(iter(cohort.images.values())))
             truth = cut(cohort, [target.sample for target in view.targets], window)
         others = self._others(files.get("shadow"), view, window, _spacing(opened), _rule(opened))
+        knowledge = grant(view, files, others, queries=self.queries)
+        if view.role == "client":
+            knowledge = replace(knowledge, own_images=truth.at(view.seat) if truth is not None else None)
+            judge = Judge(truth, own=own_image(view.seat, others, self.device) if truth is not None else None)
+        else:
+            judge = make_judge(seat.modalities, truth, others)
         return Experiment(
-            view, grant(view, files, others, queries=self.queries), make_judge(seat.modalities, truth, others),
-            opened.source(view), opened.network(view), self.seed, self.device,
-        )  # fmt: skip
+            view, knowledge, judge, opened.source(view), opened.network(view), self.seed, self.device
+        )
 
     def open_folder(self, experiment: Experiment, out: Path, commands: tuple[str, ...] = ()) -> RunFolder:
         """The run folder of `experiment`, with the digests of the granted files."""

@@ -8,23 +8,30 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from splitpeer.attacks import runner
 from splitpeer.attacks.base import Knowledge, Progress, Target, View, silent
 from splitpeer.attacks.catalogue import make_attack
-from splitpeer.attacks.view import coordinator_view, site_view
+from splitpeer.attacks.view import coordinator_view, gradient_steps, most_released, site_view
 from splitpeer.audit.bound import gaussian_bound
 from splitpeer.audit.cohort import Samples, cut
-from splitpeer.audit.judge import Judge, Outcome
-from splitpeer.audit.knowledge import grant
+from splitpeer.audit.judge import Judge, Outcome, own_image
+from splitpeer.audit.knowledge import grant, with_shadow
 from splitpeer.audit.rehearsal import Rehearsal, Rehearsed
 from splitpeer.audit.run_folder import RunFolder, network_of
 from splitpeer.captures.reader import Capture, Verdict, open_capture
 from splitpeer.errors import AttackImpossible, ConfigError, DataError
+from splitpeer.leakage.own_image import OwnImage
 from splitpeer.report.model import Privacy, RunNetwork, Source
 from splitpeer.settings.job import COORDINATOR
+from splitproto.messages import Sample, Seat
+
+ALL_STEPS = "all-steps"
+MOST_RELEASED = 48
+"""Samples that are attacked with all their releases."""
 
 
 @dataclass(frozen=True)
@@ -196,34 +203,80 @@ def image_experiment(
 
 
 def label_experiment(
-    rehearsal: Rehearsal, played: Rehearsed, seat: str, step: int | None = None, device: str = "cpu"
-) -> Experiment:
-    """A site that has nothing but the gradients it was sent at `step`; None: the first time.
+    rehearsal: Rehearsal, played: Rehearsed, seat: str, step: int | None = None,
+    strangers: Strangers | None = None, device: str = "cpu", *, every: bool = False,
+) -> Experiment:  # fmt: skip
+    """A site that has the gradients it was sent at one step, its own images, and perhaps labelled strangers.
+
+    Args:
+        step: None: the first time that it was sent any.
+        every: instead of one step all releases of the `MOST_RELEASED` samples with target that were sent most often.
 
     Raises:
         AttackImpossible: the site was sent none then.
     """
     opened = VerifiedCapture.open(played.site_capture(seat))
-    step = graded_steps(opened.capture, seat)[0] if step is None else step
-    view = site_view(opened.capture, seat, steps=(step,))
+    if every:
+        released = most_released(opened.capture)
+        chosen = _with_target(rehearsal, released) or released[:MOST_RELEASED]
+        view, reached = site_view(opened.capture, seat, choose=lambda _: chosen), rehearsal.job.steps
+    else:
+        reached = graded_steps(opened.capture, seat)[0] if step is None else step
+        view = site_view(opened.capture, seat, steps=(reached,))
     truth = cut(
         rehearsal.cohort.at(view.seat.modalities),
         [target.sample for target in view.targets],
         rehearsal.window,
     )
+    source = _rehearsed(opened.source(view), reached)
     return Experiment(
-        view, Knowledge(), Judge(truth), _rehearsed(opened.source(view), step), opened.network(view),
-        rehearsal.seed, device,
+        view, site_knowledge(view, truth, strangers.samples if strangers else None),
+        Judge(truth, own=strangers.own if strangers else None), source, opened.network(view), rehearsal.seed, device,
     )  # fmt: skip
 
 
-def graded_steps(capture: Capture, seat: str) -> list[int]:
-    """Recorded steps in which a site was sent gradients for a seat, ascending. Raises AttackImpossible: none."""
-    targets = site_view(capture, seat).targets
-    steps = sorted({shot.step for target in targets for shot in target.shots if shot.gradients})
-    if not steps:
+def graded_steps(capture: Capture, seat: str) -> tuple[int, int]:
+    """The first and the last recorded step in which a site was sent gradients for a seat.
+
+    Raises:
+        AttackImpossible: there is none.
+    """
+
+    def sent(step: int) -> bool:
+        targets = site_view(capture, seat, steps=(step,)).targets
+        return any(shot.gradients for target in targets for shot in target.shots)
+
+    # One step at a time: a capture of all steps does not fit the memory.
+    steps = gradient_steps(capture)
+    first, last = next(filter(sent, steps), None), next(filter(sent, reversed(steps)), None)
+    if first is None or last is None:
         raise AttackImpossible(f"the site was sent no gradient for {seat}: rehearse more steps")
-    return steps
+    return first, last
+
+
+@dataclass(frozen=True)
+class Strangers:
+    """Patients whose labels are public, and what a site has learned from them of its own modality."""
+
+    samples: Samples
+    own: OwnImage | None
+
+    @classmethod
+    def met(cls, seat: Seat, samples: Samples, device: str = "cpu") -> Strangers:
+        """Learn from them."""
+        return cls(samples, own_image(seat, samples, device))
+
+
+def site_knowledge(view: View, truth: Samples | None, others: Samples | None) -> Knowledge:
+    """What a site knows besides its gradients: its own images, and the strangers that it is granted."""
+    knowledge = Knowledge(own_images=truth.at(view.seat) if truth is not None else None)
+    return knowledge if others is None else with_shadow(knowledge, view, others)
+
+
+def _with_target(rehearsal: Rehearsal, samples: Sequence[Sample]) -> list[Sample]:
+    """The first `MOST_RELEASED` that hold any of what is segmented."""
+    held = (s for s in samples if rehearsal.labels.window(s.key, s.origin, rehearsal.window).any())
+    return list(islice(held, MOST_RELEASED))
 
 
 def _rehearsed(source: Source, steps: int) -> Source:

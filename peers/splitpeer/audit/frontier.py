@@ -33,7 +33,19 @@ class FrontierPoint:
     tumour: float | None = None
     """Dice of the tumour found in the worst reconstruction."""
     mask_auc: float | None = None
-    """Worst leak-AUC of the mask from gradients."""
+    """Worst leak-AUC of the mask from gradients, inside the body."""
+    low: float | None = None
+    """95 % interval of `leakage`."""
+    high: float | None = None
+    patients: int = 0
+    """Under attack."""
+    each_worst: float | None = None
+    """Mean over patients of the highest SSIM that any attack reached for each."""
+    worst_tenth: float | None = None
+    """The same, over the tenth of the patients who leak most."""
+    advantage_auc: float | None = None
+    """Largest gain of a label attack over what the own image shows, inside the body."""
+    advantage_dice: float | None = None
     ranked: bool = True
     """False: it met other attacks than the rest, so that its leakage is no match for theirs."""
 

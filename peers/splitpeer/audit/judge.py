@@ -10,7 +10,9 @@ import numpy as np
 from splitpeer.attacks.base import Result, View
 from splitpeer.audit.cohort import Samples
 from splitpeer.leakage import Floors, Others, Score, score_images, score_masks
+from splitpeer.leakage.own_image import OwnImage, foreground
 from splitpeer.leakage.tumour import Segmenter, score_tumour, train_segmenter
+from splitproto.messages import Seat
 
 
 @dataclass
@@ -41,6 +43,8 @@ class Judge:
     truth: Samples | None = None
     channels: dict[str, Reference] = field(default_factory=dict)
     """By modality."""
+    own: OwnImage | None = None
+    """What the attacking site finds in its own images without a gradient; None: it has no labelled strangers."""
 
     def outcomes(self, view: View, result: Result) -> list[Outcome]:
         """Figures by name (see `splitpeer.leakage`): of a map, or of each channel of the images on its own."""
@@ -53,7 +57,13 @@ class Judge:
         truth, modality = self.truth, " + ".join(view.seat.modalities)
         if truth is None or truth.outlines is None:
             return Outcome(view, result, modality)
-        found = score_masks(truth.outlines, result.images, truth.patients, parts=truth.parts)
+        held = truth.at(view.seat)
+        found = score_masks(
+            truth.outlines, result.images, truth.patients, parts=truth.parts,
+            inside=None if held is None else foreground(held),
+            own=None if held is None or self.own is None else self.own.maps(held),
+            others=self.own.masks if self.own else None, z=truth.heights,
+        )  # fmt: skip
         return Outcome(view, result, modality, found)
 
     def _image(self, view: View, result: Result, modality: str) -> Outcome:
@@ -64,9 +74,10 @@ class Judge:
         scores = score_images(images, result.images, truth.patients, floors=floors, z=truth.heights)
         shown = None
         if channel.segmenter is not None and truth.outlines is not None:
-            scores["tumour_dice"], shown = score_tumour(
+            tumour, shown = score_tumour(
                 channel.segmenter, images, result.images, truth.outlines, truth.patients, floors=floors
             )
+            scores |= tumour
         return Outcome(view, result, modality, scores, shown)
 
 
@@ -100,3 +111,11 @@ def make_judge(
             segmenter = train_segmenter(known.images, outlines)
         judge.channels[modality] = Reference(floors, segmenter)
     return judge
+
+
+def own_image(seat: Seat, others: Samples | None, device: str = "cpu") -> OwnImage | None:
+    """What a site at `seat` learns from labelled strangers (ten seconds); None where there are none."""
+    images = None if others is None else others.at(seat)
+    if others is None or images is None or others.outlines is None:
+        return None
+    return OwnImage.train(images, others.outlines, others.patients, others.heights, device=device)

@@ -14,6 +14,14 @@ from pydantic import Field, PositiveInt, model_validator
 from splitpeer.settings.loading import Section, Settings
 from splitpeer.settings.values import Levels, Location, Modality, Seed
 
+LABEL_ATTACKS = (
+    "gradient-norm",
+    "gradient-field",
+    "gradient-field:together=8",
+    "gradient-projector",
+    "gradient-network",
+)
+"""Every form of the gradient's size and axis, and a network that has learned from them; the largest figure counts."""
 _SLUG = re.compile(r"[^a-z0-9.]+")
 
 
@@ -26,8 +34,10 @@ class SweepHead(Section):
     """On images, by the coordinator."""
     naive: tuple[str, ...] = ("whitebox",)
     """Those of them also shown in the form that does not know the defence."""
-    label_attacks: tuple[str, ...] = ("gradient-norm",)
-    """On labels, by a site."""
+    label_attacks: tuple[str, ...] = LABEL_ATTACKS
+    """On labels, by a site: of one step, and of all steps that it recorded."""
+    site_capture_mib: Annotated[int, Field(ge=0)] = 2048
+    """Of the training steps that the attacking site records, the last ones; 0: the first and last two alone."""
     views: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (1, 100)
     """How often the coordinator sees each sample; attacks are run for each number, where fresh noise differs."""
     many: tuple[str, ...] = ()

@@ -7,9 +7,11 @@ so that every attack on a rehearsal is the attack on the wire.
 from __future__ import annotations
 
 import hashlib
+import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -30,6 +32,7 @@ from splitpeer.federation.halves import at_places, coordinator_half, for_site, g
 from splitpeer.federation.seating import Part, Seating
 from splitpeer.federation.seats import seats_of
 from splitpeer.federation.terms import cut_descriptors, job_on_wire, seat_descriptors, window_of
+from splitpeer.models.registry import backbone_of
 from splitpeer.settings.job import COORDINATOR, JobConfig
 from splitpeer.storage import checkpoint
 from splitpeer.training.dropout import left_out
@@ -84,6 +87,9 @@ class Recording:
     """Training steps at the beginning; where `seats` sit steps out, of those that they take part in."""
     last: int = 1
     """The same at the end."""
+    site_mib: int = 0
+    """Further steps, the last ones, that the captures of the sites under attack hold alone, in MiB of one site. A
+    defence of fresh noise is judged from all releases of a window, not from one."""
     targets: tuple[Sample, ...] = ()
     """Samples whose evaluation is recorded at the end."""
     views: int = 1
@@ -163,6 +169,12 @@ class _Captures:
         hub, own = self._hub, self._sites[site.name]
         hub.append(hub.packed(message, now, site.name, "out" if to_site else "in"))
         own.append(own.packed(message, now, HUB, "in" if to_site else "out"))
+
+    def note_at(self, seats: Collection[str], site: RehearsedSite, message: Message, to_site: bool) -> None:
+        """The same in the site's capture only, where it fills one of `seats`."""
+        if not {seat.name for seat in site.seats}.isdisjoint(seats):
+            own = self._sites[site.name]
+            own.append(own.packed(message, time.time(), HUB, "in" if to_site else "out"))
 
     def close(self) -> None:
         """End all files."""
@@ -276,9 +288,11 @@ class Rehearsal:
     ) -> None:
         stream = TrainingStream.of(self.config, self.job, self.training, self.labels, self.seating.complete)
         kept = self._kept(recording, stream)
+        further = self._further(recording)
+        at_sites = partial(captures.note_at, recording.seats or self.seats)
         for index in range(self.job.steps):
-            recorded = index in kept
-            played.losses.append(self._step(stream[index], captures.note if recorded else _silent))
+            tap = captures.note if index in kept else at_sites if index >= further else _silent
+            played.losses.append(self._step(stream[index], tap))
             progress("training", index + 1, self.job.steps)
             if index + 1 in recording.also_after and index + 1 < self.job.steps:
                 self._save(index + 1)
@@ -334,6 +348,13 @@ class Rehearsal:
         filled = frozenset().union(*(part.seats() for part in self._parts(forward).values()))
         settings = self.config
         return filled - left_out(settings.job.seed, forward.step, filled, settings.training.seat_dropout)
+
+    def _further(self, recording: Recording) -> int:
+        """The first of the steps, counted from 0, that sites record alone."""
+        cut = backbone_of(self.job).cut
+        numbers: int = sum(math.prod(cut.shape(level, self.job.window)) for level in cut.sent)
+        octets = 2 * 4 * self.job.batch * numbers  # activations and gradients, float32
+        return self.job.steps - recording.site_mib * 2**20 // octets
 
     def _step(self, forward: Forward, tap: Tap) -> float:
         """One training step of all parties, as the messages of SP-11.3."""

@@ -9,7 +9,14 @@ from pathlib import Path
 
 from splitpeer.attacks.base import Progress, silent
 from splitpeer.audit.cohort import Cohort, Samples, cut, most_tumour, shadow
-from splitpeer.audit.experiment import Experiment, Order, image_experiment, label_experiment, parse_order
+from splitpeer.audit.experiment import (
+    Experiment,
+    Order,
+    Strangers,
+    image_experiment,
+    label_experiment,
+    parse_order,
+)
 from splitpeer.audit.judge import Judge, make_judge
 from splitpeer.audit.rehearsal import Protection, Recording, Rehearsal, Rehearsed
 from splitpeer.audit.run_folder import applied
@@ -33,7 +40,11 @@ from splitproto.errors import PolicyRefused, SchemaMismatch
 from splitproto.messages import JobOffer, Seat
 from splitproto.tensors import schema_digest
 
-GRADIENT_NORM = "gradient-norm"
+SITE_MIB = 1024
+"""Of the steps that the site records of its own rehearsal."""
+ONE_RELEASE = ("gradient-norm",)
+ALL_RELEASES = ("gradient-norm", "gradient-field", "gradient-projector")
+"""What a site reads off one release of each sample, and off all of them."""
 DELTA = 1e-5
 """Delta, if the policy names none."""
 STAND_IN = (
@@ -109,7 +120,8 @@ class SiteAudit:
         for rehearsal in rehearsals:
             targets = {seat: self._targets(rehearsal, seat) for seat in seats}
             asked = tuple(dict.fromkeys(sample for of in targets.values() for sample in of.samples))
-            played = rehearsal.play(Recording(first=2, last=2, targets=asked, views=self.views), progress)
+            recording = Recording(first=2, last=2, site_mib=SITE_MIB, targets=asked, views=self.views)
+            played = rehearsal.play(recording, progress)
             for seat in seats:
                 folder = rehearsal.folder / seat.name if len(seats) > 1 else rehearsal.folder
                 others = self._others(rehearsal, seat)
@@ -264,14 +276,20 @@ class SiteAudit:
             pass
         if not learned:
             return
-        try:
-            # What the site itself could read off the first gradients it is sent.
-            labels = self._named(label_experiment(rehearsal, played, seat.name, device=self.device))
-        except AttackImpossible as error:
-            folder.could_not(GRADIENT_NORM, view, str(error))
-            return
-        for _ in labels.run([Order(GRADIENT_NORM)], labels.open_below(folder, "labels")):
-            pass
+        # What the site itself could read off the gradients it is sent: the first, and all together.
+        strangers = Strangers.met(seat, others, self.device)
+        for name, every, wanted in (("labels", False, ONE_RELEASE), ("labels-all-steps", True, ALL_RELEASES)):
+            try:
+                labels = self._named(
+                    label_experiment(
+                        rehearsal, played, seat.name, strangers=strangers, device=self.device, every=every
+                    )
+                )
+            except AttackImpossible as error:
+                folder.could_not(wanted[0], view, str(error))
+                return
+            for _ in labels.run([Order(attack) for attack in wanted], labels.open_below(folder, name)):
+                pass
 
     def _named(self, experiment: Experiment) -> Experiment:
         """The rehearsal takes the place of this site's federation."""

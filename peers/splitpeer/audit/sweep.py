@@ -23,8 +23,10 @@ import torch
 from splitpeer.attacks.view import coordinator_view
 from splitpeer.audit.cohort import Cohort, Samples, cut, most_tumour, shadow
 from splitpeer.audit.experiment import (
+    ALL_STEPS,
     Experiment,
     Order,
+    Strangers,
     graded_steps,
     image_experiment,
     label_experiment,
@@ -42,6 +44,7 @@ from splitpeer.data.sampling import split_patients
 from splitpeer.errors import ConfigError, JobFailed
 from splitpeer.federation.seats import seats_of
 from splitpeer.federation.terms import job_on_wire, window_of
+from splitpeer.leakage.scores import highest_floor, of_each_worst
 from splitpeer.report.model import configuration
 from splitpeer.settings.job import JobConfig
 from splitpeer.storage import durable, reading
@@ -50,6 +53,7 @@ log = logging.getLogger(__name__)
 SALT = bytes(32)
 DONE = "point.json"
 _RECORDED_STEPS = 2
+"""At both ends, by all parties; the site under attack records more (`site_capture_mib`)."""
 
 
 @dataclass(frozen=True)
@@ -153,7 +157,7 @@ class _Scene:
 
     cohort: Cohort
     targets: Samples
-    others: Samples
+    strangers: Strangers
     judge: Judge
 
 
@@ -185,7 +189,9 @@ def _make_scene(task: SweepTask) -> _Scene:
     _, held_out = split_patients(cohort.keys(), job.data.validation, job.job.seed, cohort.labels.subjects())
     targets = cut(cohort, most_tumour(cohort, held_out[: plan.sweep.targets], window), window)
     others = shadow(strangers, window, plan.sweep.shadow)
-    return _Scene(cohort, targets, others, make_judge(seats[plan.sweep.seat].modalities, targets, others))
+    seat = seats[plan.sweep.seat]
+    known = Strangers.met(seat, others, task.device)
+    return _Scene(cohort, targets, known, make_judge(seat.modalities, targets, others))
 
 
 def play(task: SweepTask) -> dict[str, Any]:
@@ -196,14 +202,16 @@ def play(task: SweepTask) -> dict[str, Any]:
     protection = Protection(one.defences, one.image, one.gradients)
     rehearsal = Rehearsal(job, scene.cohort, protection, task.folder, seed=task.seed, device=task.device)
     recording = Recording(
-        first=_RECORDED_STEPS, last=_RECORDED_STEPS, targets=scene.targets.samples, views=max(head.views),
-        seats=(head.seat,), also_after=one.also_after,
+        first=_RECORDED_STEPS, last=_RECORDED_STEPS, site_mib=head.site_capture_mib,
+        targets=scene.targets.samples, views=max(head.views), seats=(head.seat,), also_after=one.also_after,
     )  # fmt: skip
     played = rehearsal.play(recording)
-    experiment = image_experiment(rehearsal, played, head.seat, scene.judge, scene.others, task.device)
+    experiment = image_experiment(
+        rehearsal, played, head.seat, scene.judge, scene.strangers.samples, task.device
+    )
     folder = _open_folder(experiment, played, task)
     outcomes = _attack_images(experiment, played, folder, task)
-    masks, complete = _attack_labels(rehearsal, played, folder, task)
+    masks, complete = _attack_labels(rehearsal, played, folder, task, scene.strangers)
     if not task.keep_captures:
         for capture in task.folder.glob("*.cap"):
             capture.unlink()
@@ -260,17 +268,19 @@ def _every_step(experiment: Experiment, played: Rehearsed, seat: str, steps: Seq
 
 
 def _attack_labels(
-    rehearsal: Rehearsal, played: Rehearsed, images: RunFolder, task: SweepTask
+    rehearsal: Rehearsal, played: Rehearsed, images: RunFolder, task: SweepTask, strangers: Strangers
 ) -> tuple[list[Outcome], bool]:
-    """What a site reads off the first and the last gradient it was sent, and whether every attack ran."""
+    """What a site reads off its first gradient, its last and all together, and whether every attack ran."""
     head = task.plan.sweep
-    steps = graded_steps(open_capture(played.site_capture(head.seat)), head.seat)
+    first, last = graded_steps(open_capture(played.site_capture(head.seat)), head.seat)
     outcomes, complete = [], True
-    for name, step in (("first", steps[0]), ("last", steps[-1])):
-        experiment = label_experiment(rehearsal, played, head.seat, step, task.device)
-        folder = experiment.open_below(images, f"labels-{name}-step")
-        for outcome in experiment.run([Order(attack) for attack in head.label_attacks], folder):
-            outcome.result.settings["step"] = step
+    for name, step in (("first-step", first), ("last-step", last), (ALL_STEPS, None)):
+        experiment = label_experiment(
+            rehearsal, played, head.seat, step, strangers, task.device, every=step is None
+        )
+        folder = experiment.open_below(images, f"labels-{name}")
+        for outcome in experiment.run([parse_order(written) for written in head.label_attacks], folder):
+            outcome.result.settings["step"] = step if step is not None else ALL_STEPS
             outcomes.append(outcome)
         complete = complete and folder.complete
     return outcomes, complete
@@ -287,14 +297,21 @@ def _point(
             "no mask of the patients held out holds any region: there is no Dice to compare; hold out others"
         )
     worst = max(images, key=ssim)
-    floors = [f for f in worst.scores["ssim"].floors.values() if f is not None]
+    score = worst.scores["ssim"]
     tumour = [o.scores["tumour_dice"].mean for o in images if "tumour_dice" in o.scores]
-    aucs = [o.scores["auc"].mean for o in masks if o.scores.get("auc") and o.scores["auc"].mean is not None]
+    every = of_each_worst([o.scores["ssim"] for o in images if o.scores["ssim"].each])
     return FrontierPoint(
         name=name, dice=dice, leakage=ssim(worst), by=worst.result.attack, views=worst.result.views,
-        floor=max(floors, default=0.0), tumour=max((t for t in tumour if t is not None), default=None),
-        mask_auc=max(aucs, default=None),
+        floor=highest_floor(score) or 0.0, tumour=max((t for t in tumour if t is not None), default=None),
+        mask_auc=_most(masks, "auc"), low=score.low, high=score.high, patients=score.patients,
+        each_worst=every.mean, worst_tenth=every.worst, advantage_auc=_most(masks, "advantage_auc"),
+        advantage_dice=_most(masks, "advantage_dice"),
     )  # fmt: skip
+
+
+def _most(outcomes: Sequence[Outcome], figure: str) -> float | None:
+    means = [outcome.scores[figure].mean for outcome in outcomes if figure in outcome.scores]
+    return max((mean for mean in means if mean is not None), default=None)
 
 
 def _figure(outcome: Outcome) -> dict[str, Any]:

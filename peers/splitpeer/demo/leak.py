@@ -48,7 +48,10 @@ def attack_and_report(federation: Federation, page: Path, progress: Progress) ->
         federation.capture("hub"), seat=SEAT, samples=PATIENTS, shadow_images=400,
         knows=(f"weights={_last_checkpoint(federation.folder / site / 'state')}", f"shadow={strangers}"),
     )  # fmt: skip
-    hospital = audit(federation.capture(site), samples=48, step=1)
+    # What the hospital's own image shows, with the same strangers' labels, is the floor of what the gradients show.
+    hospital = audit(
+        federation.capture(site), samples=48, step=1, shadow_images=400, knows=(f"shadow={strangers}",)
+    )
     folders, figures = [], {}
     for name, asked, attacks in (
         ("images", coordinator, ATTACKS),

@@ -20,9 +20,9 @@ OTHER_PATIENT = "image of another patient"
 
 @dataclass(frozen=True)
 class Others:
-    """Images of patients other than those under attack, in the same normalised intensities."""
+    """Images of patients other than those under attack, in the same normalised intensities; or their masks."""
 
-    images: Image
+    images: NDArray[Any]
     """[M, 1, *spatial]."""
     patients: Sequence[Any]
     """[M]; who each image is of."""

@@ -37,29 +37,48 @@ def align(image: Image, truth: Image, mask: Mask) -> Image:
     Values that are not numbers become the mean of the others. An image that is constant inside the mask has no
     gain: it becomes the truth's mean, which is what one knows without seeing anything.
     """
+    return _fitted(image, truth, mask, matched=False)
+
+
+def match(image: Image, truth: Image, mask: Mask) -> Image:
+    """As `align`, with the gain that gives `image` the deviation of `truth` inside `mask`.
+
+    Least squares shrink a noisy image towards the mean, and SSIM counts the contrast lost as unlikeness; an adversary
+    looks at full contrast. The sign is that of `align`.
+    """
+    return _fitted(image, truth, mask, matched=True)
+
+
+def _fitted(image: Image, truth: Image, mask: Mask, *, matched: bool) -> Image:
     image = np.asarray(image, dtype=np.float64)
     finite = np.isfinite(image)
     if not finite.all():
         image = np.where(finite, image, image[finite].mean() if finite.any() else 0.0)
     inside, wanted = image[mask], np.asarray(truth, dtype=np.float64)[mask]
-    centred = inside - inside.mean()
-    power = float(centred @ centred)
+    centred, aimed = inside - inside.mean(), wanted - wanted.mean()
+    power, shared = float(centred @ centred), float(centred @ aimed)
     # Below rounding there is no structure, only noise of the arithmetic.
     tiny = len(inside) * (1e-7 * max(abs(inside.mean()), 1e-30)) ** 2
-    gain = float(centred @ (wanted - wanted.mean())) / power if power > tiny else 0.0
+    gain = 0.0
+    if power > tiny:
+        gain = float(np.copysign(np.sqrt(aimed @ aimed / power), shared)) if matched else shared / power
     aligned: Image = gain * (image - inside.mean()) + wanted.mean()
     return aligned
 
 
-def ssim(truth: Image, aligned: Image, mask: Mask) -> tuple[float, float]:
-    """(inside the mask, whole image): structural similarity (Wang et al., IEEE TIP 13, 600-612, 2004), at most 1.
+def ssim(truth: Image, aligned: Image, mask: Mask) -> tuple[float, float, float]:
+    """(inside, deep inside, whole image): structural similarity (Wang et al., IEEE TIP 13, 600-612, 2004), at most 1.
 
     Gaussian 11 x 11 window with sigma 1.5, k 0.01 and 0.03, `DATA_RANGE`. Inside: the map averaged over `mask`,
-    with the truth's own background around both, so that an attack is neither punished nor praised for it there.
+    with the truth's own background around both, so that an attack is neither punished nor praised for it there. Deep
+    inside: over the voxels of `mask` whose window holds no background at all, which would be right for free; NaN where
+    there is none.
     """
     _, inside = _ssim(truth, np.where(mask, aligned, truth))
     whole, _ = _ssim(truth, aligned)
-    return float(inside[mask].mean()), whole
+    # The window ends at the image's edge, which is no background.
+    deep = ndimage.binary_erosion(mask, np.ones((SMALLEST,) * mask.ndim, dtype=bool), border_value=1)
+    return float(inside[mask].mean()), float(inside[deep].mean()) if deep.any() else float("nan"), whole
 
 
 def _ssim(truth: Image, image: Image) -> tuple[float, Image]:
@@ -101,7 +120,9 @@ def nmi(truth: Image, aligned: Image) -> float:
 def similarities(truth: Image, image: Image) -> dict[str, float]:
     """Every figure of one pair of images [*spatial] after alignment inside the truth's body.
 
-    Keys: ssim, psnr, nmi inside the body; ssim_plain, psnr_plain, nmi_plain over the whole image.
+    Keys: ssim, psnr, nmi inside the body; ssim_deep inside it and away from its border, NaN in a small one;
+    ssim_plain, psnr_plain, nmi_plain over the whole image. SSIM is the larger one of two alignments, `align` and
+    `match`.
 
     Raises:
         ValueError: shapes differ, or an axis is shorter than `SMALLEST`.
@@ -112,9 +133,11 @@ def similarities(truth: Image, image: Image) -> dict[str, float]:
     if not mask.any():
         raise ValueError("the true image is empty: there is no body to compare inside of")
     aligned = align(image, truth, mask)
-    inside, whole = ssim(truth, aligned, mask)
+    both = (ssim(truth, shown, mask) for shown in (aligned, match(image, truth, mask)))
+    inside, deep, whole = (max(pair) for pair in zip(*both, strict=True))
     return {
         "ssim": inside,
+        "ssim_deep": deep,
         "psnr": psnr(truth[mask], aligned[mask]),
         "nmi": nmi(truth[mask], aligned[mask]),
         "ssim_plain": whole,

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from splitpeer.leakage.scores import Score
+from splitpeer.leakage.scores import Score, highest_floor
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,9 @@ IMAGE_STEPS = (0.05, 0.25, 0.6, 0.9)
 
 MASK_BANDS = (
     Band(
-        0, "no more than where targets usually are", "The map tells no more than other patients' outlines do."
+        0,
+        "no more than is known without it",
+        "The map tells no more than other patients' outlines and the hospital's own image do.",
     ),
     Band(1, "a hint of the place", "Target voxels stand out a little; side and part may be guessed."),
     Band(2, "the place", "Place and rough extent of the target can be read."),
@@ -47,11 +49,6 @@ MASK_MARGIN = 0.02
 OUTLINE_DICE = 0.7
 TUMOUR_SHOWS = 0.5
 """Share of the way from its floor to its ceiling at which the tumour counts as visible in a reconstruction."""
-
-
-def highest_floor(score: Score) -> float | None:
-    """The best that an adversary reaches who has seen nothing; None if no floor is known."""
-    return max((value for value in score.floors.values() if value is not None), default=None)
 
 
 def image_band(scores: Mapping[str, Score]) -> Band | None:

@@ -172,6 +172,8 @@ class Point(ReportPart):
     floor: float | None = None
     tumour: float | None = None
     mask_auc: float | None = None
+    advantage_auc: float | None = None
+    """Of the best label attack over the site's own image."""
     front: bool = False
 
 

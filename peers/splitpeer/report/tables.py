@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from splitpeer.leakage.scores import highest_floor
 from splitpeer.report import bands
 from splitpeer.report.cards import Card
 from splitpeer.report.findings import Configuration, ReportFinding
@@ -40,10 +41,11 @@ def _attack_row(card: Card, entry: Entry) -> dict[str, Any]:
         "knows": "no defence" if entry.configuration == UNDEFENDED else knows,
         "likeness": means.get("ssim"),
         "auc": means.get("auc"),
+        "advantage": means.get("advantage_auc"),
         "tumour": means.get("tumour_dice"),
         "picked": means.get("reidentification"),
         "dice": means.get("dice_otsu"),
-        "floor": bands.highest_floor(main) if main else None,
+        "floor": highest_floor(main) if main else None,
         "counts": card.finding.counts,
         "band": (bands.image_band if entry.goal == "image" else bands.mask_band)(entry.scores),
     }
@@ -63,7 +65,7 @@ def configuration_row(one: Configuration, undefended: float | None) -> dict[str,
         "change": change,
         "hd95": one.hd95.get("mean"),
         "likeness": image.leakage if image else None,
-        "floor": bands.highest_floor(image.strongest.scores["ssim"]) if image else None,
+        "floor": highest_floor(image.strongest.scores["ssim"]) if image else None,
         "by": _by(image) if image else "–",
         "tumour": max((value for value in tumour if value is not None), default=None),
         "auc": mask.leakage if mask else None,

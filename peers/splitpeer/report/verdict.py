@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from splitpeer.leakage.scores import Score
-from splitpeer.report.bands import Band, highest_floor, recognised, tumour_shows
+from splitpeer.leakage.measure import OWN_IMAGE
+from splitpeer.leakage.scores import Score, highest_floor, of_each_worst
+from splitpeer.report.bands import Band, recognised, tumour_shows
 from splitpeer.report.findings import Configuration, ReportFinding, worst
 from splitpeer.report.model import UNDEFENDED, Point
 from splitpeer.report.names import brief
@@ -56,6 +57,7 @@ def images(found: Sequence[Configuration]) -> Answer:
         )  # fmt: skip
     first, most = judged[0]
     details = [_image_sentence(finding) for finding in _by_place(first.images)]
+    details += _patient_by_patient(first)
     details += _beyond_likeness(first)
     details.append(_assumed(most))
     best, least = judged[-1]
@@ -170,7 +172,28 @@ def _likeness(finding: ReportFinding) -> str:
     score = finding.strongest.scores["ssim"]
     floor = highest_floor(score)
     beside = "" if floor is None else f"; an average image reaches {floor:.2f}"
-    return f"likeness {score.mean:.2f} of 1{beside}"
+    return f"likeness {score.mean:.2f} of 1{_between(score)}{beside}"
+
+
+def _between(score: Score) -> str:
+    """The interval of a figure, in brackets that follow it."""
+    return "" if score.low is None or score.high is None else f" [{score.low:.2f} to {score.high:.2f}]"
+
+
+def _patient_by_patient(one: Configuration) -> list[str]:
+    """What counts for a patient is the attack that works best on this patient."""
+    sentences = []
+    for where in sorted({finding.where for finding in one.images if finding.counts}):
+        scores = [f.strongest.scores["ssim"] for f in one.images
+                  if f.counts and f.where == where and "ssim" in f.strongest.scores]  # fmt: skip
+        alike = [score for score in scores if score.each and len(score.each) == len(scores[0].each)]
+        every = of_each_worst(alike)
+        if len(alike) > 1 and every.mean is not None and every.worst is not None:
+            sentences.append(
+                f"{where}, each patient by the attack that works best: likeness {every.mean:.2f} on average, "
+                f"{every.worst:.2f} in the worst tenth of {every.patients}."
+            )
+    return sentences
 
 
 def _image_sentence(finding: ReportFinding) -> str:
@@ -191,8 +214,8 @@ def _beyond_likeness(one: Configuration) -> list[str]:
     if finding := _best(one, "reidentification", recognised):
         score = finding.strongest.scores["reidentification"]
         said.append(
-            f"The patient can be picked out: {share(score.mean)} of the reconstructions fit their own image best "
-            f"({share(highest_floor(score) or 0)} by chance)."
+            f"The patient can be picked out: {share(score.mean)} of {score.patients} patients fit their own image best"
+            f"{_between(score)} ({share(highest_floor(score) or 0)} by chance)."
         )
     return said
 
@@ -213,10 +236,15 @@ def _mask_sentence(finding: ReportFinding) -> str:
     best = scores.get("dice_otsu") or scores.get("dice_oracle")
     dice = f", Dice {best.mean:.2f}" if best is not None and best.mean is not None else ""
     floor = highest_floor(scores["auc"])
-    beside = "" if floor is None else f"; knowing nothing of this patient: {floor:.2f}"
+    beside = "" if floor is None else f"; without gradients: {floor:.2f}"
+    gained = scores.get("advantage_auc")
+    more = ""
+    if gained is not None and gained.mean is not None:
+        more = f" Its own image with other patients' labels shows {scores['auc'].floors[OWN_IMAGE]:.2f}: the gradient "
+        more += f"adds {max(gained.mean, 0.0):.2f}{_between(gained)}."
     return (
         f"The hospital with {finding.where}: {finding.word} by {lower_first(finding.entry.title)} "
-        f"(AUC {scores['auc'].mean:.2f}{dice}{beside})."
+        f"(AUC {scores['auc'].mean:.2f}{_between(scores['auc'])}{dice}{beside}).{more}"
     )
 
 

@@ -7,19 +7,29 @@ from collections.abc import Collection
 METRICS = {
     "ssim": "Likeness inside the body (SSIM)",
     "tumour_dice": "Target found in it (Dice)",
+    "tumour_presence": "Target told to be there or not (share)",
+    "tumour_volume": "Size of the target (smaller over larger)",
+    "tumour_side": "Side of the target (share)",
     "reidentification": "Patient picked out (share)",
     "psnr": "PSNR inside the body (dB)",
     "nmi": "Shared information inside the body (NMI, 1 to 2)",
     "distance_correlation": "Distance correlation of the set",
+    "ssim_deep": "Likeness away from the body's border (SSIM)",
     "ssim_plain": "Likeness, whole image (SSIM)",
     "psnr_plain": "PSNR, whole image (dB)",
     "nmi_plain": "Shared information, whole image (NMI)",
     "dfil": "Fisher information of the noise (dFIL)",
-    "auc": "Target distinguished from the rest (AUC)",
+    "auc": "Target distinguished from the rest of the body (AUC)",
+    "advantage_auc": "More than the own image shows (AUC)",
+    "advantage_dice": "More than the own image shows (Dice)",
+    "auc_window": "Target distinguished, air included (AUC)",
     "dice_otsu": "Overlap with the true outline (Dice)",
     "dice_oracle": "Overlap at the best threshold (Dice)",
 }
-MAIN = ("ssim", "tumour_dice", "reidentification", "auc", "dice_otsu", "dice_oracle")
+MAIN = (
+    "ssim", "tumour_dice", "tumour_presence", "tumour_volume", "tumour_side", "reidentification", "auc",
+    "advantage_auc", "advantage_dice", "dice_otsu", "dice_oracle",
+)  # fmt: skip
 DECIBEL = ("psnr", "psnr_plain")
 
 NEVER_TESTED = (
@@ -42,16 +52,18 @@ _GLOSSARY = (
     ("AUC", "How well a map tells the target from the rest: the chance that a target point scores higher than another "
      "point. 0.5 is guessing, 1 is perfect."),
     ("Capture", "A recording of what one party received and sent, made by that party; attacks here ran on it."),
-    ("Confidence interval", "Where the mean would lie in 95 of 100 repetitions with other patients (bootstrap over "
-     "patients). Wide means few or unlike patients."),
+    ("Confidence interval", "Where the mean would lie in 95 of 100 repetitions with other patients (of a share the "
+     "exact one; of a mean by Student's t for few patients, by bootstrap for many). Wide means few or "
+     "unlike patients."),
     ("Coordinator", "The party that fuses the hospitals' activations, decodes and often holds the labels."),
     ("Defence", "Something that changes what is sent, so that it reveals less: noise, dropping values, withholding a "
      "level."),
     ("Dice", "Overlap of two outlines, from 0 (none) to 1 (the same)."),
     ("Epsilon, delta", "The size of a privacy budget: by seeing what was sent, the odds of any guess about one "
      "protected unit change by a factor of at most e to the epsilon, but for a probability of delta."),
-    ("Floor", "What an adversary that has seen nothing of the patient reaches by showing an average image, "
-     "or another patient. Only the excess over it was learnt from the traffic."),
+    ("Floor", "What an adversary reaches without the traffic: for images by showing an average image or another "
+     "patient, for outlines by the usual place or by what the hospital's own image shows to a network that "
+     "learned from other patients' labels. Only the excess over it was learnt from the traffic."),
     ("Gradients", "The numbers that come back to a hospital in training: how its activations should change."),
     ("Likeness (SSIM)", "How alike two images are in brightness, contrast and structure, 1 being identical. Taken "
      "inside the body after the best fit of brightness and contrast."),

@@ -14,6 +14,7 @@ from splitpeer.attacks.catalogue import CATALOGUE, attack_class
 from splitpeer.audit.cohort import Cohort, most_tumour
 from splitpeer.audit.rehearsal import Protection, Recording, Rehearsal, Rehearsed
 from splitpeer.cli import main
+from splitpeer.leakage.measure import INSIDE, OWN_IMAGE
 from splitpeer.report.store import load_run
 from splitpeer.settings.job import JobConfig
 from tests.splitpeer.audit.conftest import MODALITIES, SALT
@@ -64,22 +65,24 @@ def truth(place: Any, played: Played) -> tuple[object, ...]:
 
 
 def figures(played: Played) -> set[str]:
-    names = ("auc", "dice_otsu", "dice_oracle")
-    return {*names, *(f"{name}_{part}" for name in names for part in played.parts)}
+    names, beyond = ("auc", "dice_otsu", "dice_oracle"), ("auc_window", "advantage_auc", "advantage_dice")
+    return {*names, *beyond, *(f"{name}_{part}" for name in names for part in played.parts)}
 
 
 def test_every_label_attack_is_scored_by_the_regions_of_the_task(
     place: Any, played: Played, tmp_path: Path
 ) -> None:
-    asked = [part for name in LABEL_ATTACKS for part in ("--attack", name)]
+    small = {"gradient-network": ":batches=2,steps=2"}
+    asked = [part for name in LABEL_ATTACKS for part in ("--attack", name + small.get(name, ""))]
     out = tmp_path / "run"
     assert run("attack", played.rehearsed.site_capture("t1"), "--first-step", "--out", out, *asked,
-               *truth(place, played)) == 0  # fmt: skip
+               "--knows", f"shadow={place.shadow}", "--shadow-images", 12, *truth(place, played)) == 0  # fmt: skip
     folder = load_run(out)
     found = {entry.attack: entry for entry in folder.run.entries}
     assert set(found) == set(LABEL_ATTACKS)
     for entry in found.values():
         assert entry.status == "done" and set(entry.scores) == figures(played), entry.attack
+        assert OWN_IMAGE in entry.scores["auc"].floors and INSIDE in entry.scores["auc_window"].floors
     assert found["gradient-norm"].scores["auc"].mean > 0.9
     masks = np.asarray(folder.arrays["masks"])
     assert masks.shape[1] == 1 + len(played.parts)
@@ -162,6 +165,7 @@ SWEEP = """\
 [sweep]
 seat = "t1"
 attacks = ["pca"]
+label_attacks = ["gradient-norm", "gradient-network:batches=2,steps=2"]
 views = [1]
 targets = 2
 shadow = 12

@@ -12,6 +12,7 @@ from splitpeer.cli import main
 
 SWEEP = """\
 [sweep]
+label_attacks = ["gradient-norm", "gradient-field"]
 seat = "t1"
 attacks = ["pca", "whitebox:iterations=15"]
 views = [1, 3]
@@ -80,6 +81,13 @@ def test_a_site_rehearses_its_policy_and_reads_a_report(
     assert found["capture"]["rehearsal"] and {e["attack"] for e in found["entries"]} == {"pca", "whitebox"}
     labels = json.loads((out / "1-defended" / "labels" / "attack.json").read_text())
     assert [(e["attack"], e["goal"]) for e in labels["entries"]] == [("gradient-norm", "mask")]
+    every = json.loads((out / "1-defended" / "labels-all-steps" / "attack.json").read_text())
+    assert [e["attack"] for e in every["entries"]] == [
+        "gradient-norm",
+        "gradient-field",
+        "gradient-projector",
+    ]
+    assert "More than the own image" in page
     assert list(found["dice"]) == ["dropout:rate=0.3,kept=false,rescale=false"]
 
 
@@ -145,6 +153,11 @@ def test_a_sweep_is_resumed_and_only_what_changed_is_run_again(place: Any, tmp_p
     kinds = {(f["attack"], f["adaptive"], f["views"]) for f in figures if f["goal"] == "image"}
     assert {("whitebox", True, 1), ("whitebox", False, 1), ("whitebox", True, 3)} <= kinds
     assert ("whitebox", False, 3) not in kinds
+    labels = [f for f in figures if f["goal"] == "mask"]
+    assert {f["step"] for f in labels} == {1, 3, "all-steps"}
+    assert {f["attack"] for f in labels} == {"gradient-norm", "gradient-field"}
+    assert all("own image and other patients' labels" in f["scores"]["auc"]["floors"] for f in labels)
+    assert points["none"]["each_worst"] >= points["none"]["leakage"] >= points["none"]["low"]
     assert "| gaussian 1 |" in document.read_text() or "**gaussian 1**" in document.read_text()
 
     assert sweep(1) == first, "nothing is done twice"

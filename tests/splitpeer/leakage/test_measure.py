@@ -8,8 +8,17 @@ from scipy.ndimage import gaussian_filter
 
 from splitpeer.leakage import Floors, Others, score_images, score_masks
 from splitpeer.leakage.floors import MEAN_IMAGE, OTHER_PATIENT, Gallery, mean_images, other_images
-from splitpeer.leakage.measure import CHANCE, OTHER_MASKS, RANDOM, SHUFFLED, reidentification
+from splitpeer.leakage.measure import (
+    CHANCE,
+    INSIDE,
+    OTHER_MASKS,
+    OWN_IMAGE,
+    RANDOM,
+    SHUFFLED,
+    reidentification,
+)
 from splitpeer.leakage.metrics import brain_mask
+from splitpeer.leakage.own_image import OwnImage, foreground
 from tests.splitpeer.leakage.oracles import explained
 
 SIZE = 32
@@ -126,6 +135,53 @@ def test_only_voxels_inside_count_where_asked() -> None:
     inside = np.stack([X**2 + Y**2 < 100] * 2)
     assert score_masks(masks, scores, [0, 1])["auc"].mean > 0.8
     assert score_masks(masks, scores, [0, 1], inside=inside)["auc"].mean == 0.5
+
+
+def lesions(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Heads with a bright spot: images [count, 1, 32, 32], masks bool [count, 1, 32, 32]."""
+    random, images = np.random.default_rng(seed), cohort(count, seed)
+    x, y = (random.uniform(-6, 6, (count, 1, 1)) for _ in range(2))
+    spot = ((X - x) ** 2 + (Y - y) ** 2 < 16)[:, None]
+    return images + 4 * spot.astype(np.float32), spot
+
+
+def test_a_map_is_worth_what_the_own_image_does_not_show() -> None:
+    """Findings C and D: air is no target for anybody, and the site's own image with labelled strangers shows most."""
+    images, spots = lesions(10, 5)
+    patients = list(range(10))
+    inside = foreground(images)
+    # A map of a head alone, as a defended gradient may leave it: whole windows flatter it.
+    head = inside + 0.01 * np.random.default_rng(0).random(inside.shape)
+    flattered = score_masks(spots, head, patients)["auc"].mean
+    judged = score_masks(spots, head, patients, inside=inside)
+    assert flattered > 0.7 and judged["auc"].mean < 0.6
+    assert judged["auc_window"].mean == pytest.approx(flattered)
+    assert judged["auc_window"].floors[INSIDE] == pytest.approx(flattered, abs=0.01)
+    assert judged["auc"].floors[INSIDE] == 0.5
+    strangers, known = lesions(40, 6)
+    own = OwnImage.train(strangers, known, range(100, 140), steps=60)
+    scores = score_masks(spots, spots[:, 0] + 0.1 * np.random.default_rng(1).random(inside.shape), patients,
+                         inside=inside, own=own.maps(images), others=own.masks)  # fmt: skip
+    floor = scores["auc"].floors[OWN_IMAGE]
+    assert 0.9 < floor < 1 == scores["auc"].mean
+    assert scores["advantage_auc"].mean == pytest.approx(1 - floor)
+    assert scores["advantage_dice"].mean == pytest.approx(1 - scores["dice_oracle"].floors[OWN_IMAGE])
+    assert set(scores["auc"].floors) == {RANDOM, INSIDE, OTHER_MASKS, OWN_IMAGE}
+    copied = score_masks(spots, own.maps(images), patients, inside=inside, own=own.maps(images))
+    assert copied["advantage_auc"].mean == copied["advantage_dice"].mean == 0
+    assert not {"advantage_auc", "auc_window"} & set(score_masks(spots, head, patients))
+
+
+def test_the_mean_mask_is_of_strangers_at_the_same_level() -> None:
+    masks = np.zeros((4, 1, 16, 16), bool)
+    masks[:2, :, :4], masks[2:, :, 12:] = True, True
+    strangers = Others(np.stack([masks[0, 0], masks[2, 0]] * 2), ["a", "a", "b", "b"], [0.0, 9.0, 0.0, 9.0])
+    noise = np.random.default_rng(0).random((4, 16, 16))
+    usual = score_masks(masks, noise, [1, 2, 3, 4], others=strangers, z=[0, 0, 9, 9])["auc"].floors
+    assert usual[OTHER_MASKS] == 1
+    assert score_masks(masks, noise, [1, 2, 3, 4], others=strangers)["auc"].floors[
+        OTHER_MASKS
+    ] == pytest.approx(5 / 6)
 
 
 def test_misfits_are_named() -> None:

@@ -12,7 +12,9 @@ from splitpeer.leakage.metrics import (
     align,
     brain_mask,
     distance_correlation,
+    match,
     similarities,
+    ssim,
 )
 from tests.splitpeer.leakage.oracles import explained
 
@@ -35,7 +37,10 @@ def test_plain_figures_are_those_of_scikit_image() -> None:
     found = similarities(truth, image)
     window = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False, "K1": 0.01, "K2": 0.03}
     truth = truth.astype(np.float64)
-    assert found["ssim_plain"] == structural_similarity(truth, aligned, data_range=DATA_RANGE, **window)
+    matched = match(image, truth, brain_mask(truth))
+    assert found["ssim_plain"] == max(
+        structural_similarity(truth, shown, data_range=DATA_RANGE, **window) for shown in (aligned, matched)
+    )
     assert found["psnr_plain"] == pytest.approx(
         peak_signal_noise_ratio(truth, aligned, data_range=DATA_RANGE)
     )
@@ -109,6 +114,35 @@ def test_align_is_least_squares() -> None:
     np.testing.assert_allclose(align(image, truth, mask), gain * image.astype(float) + offset, atol=1e-6)
     r = np.corrcoef(truth[mask], image[mask])[0, 1]
     assert explained(truth, image, mask) == pytest.approx(r**2, abs=1e-6)
+
+
+def test_a_noisy_image_is_judged_at_full_contrast() -> None:
+    """Least squares shrink it, and SSIM counts the contrast that is lost: the larger figure is the attacker's."""
+    truth = brain()
+    mask = brain_mask(truth)
+    noisy = truth + np.random.default_rng(0).standard_normal(truth.shape)
+    shrunk, matched = align(noisy, truth, mask), match(noisy, truth, mask)
+    assert shrunk[mask].std() < 0.8 and matched[mask].std() == pytest.approx(1)
+    least = ssim(truth.astype(float), shrunk, mask)[0]
+    assert similarities(truth, noisy)["ssim"] == ssim(truth.astype(float), matched, mask)[0] > least + 0.005
+    np.testing.assert_allclose(match(-3 * truth + 1, truth, mask), truth, atol=1e-5)  # the sign is told
+    blurred = match(np.full_like(truth, 7.0), truth, mask)
+    np.testing.assert_allclose(blurred, truth[mask].mean(), atol=1e-6)
+
+
+def test_deep_inside_no_background_is_right_for_free() -> None:
+    truth = brain()
+    # Right at the border of the body, and wrong within.
+    rim = np.hypot(*(np.mgrid[:48, :48] - 23.5)) > 15
+    found = similarities(truth, np.where(rim, truth, brain(1)))
+    assert found["ssim_deep"] < found["ssim"] - 0.1
+    assert similarities(truth, truth)["ssim_deep"] == pytest.approx(1)
+    inner = truth[14:34, 14:34]  # no background at all: nothing is taken away
+    assert brain_mask(inner).all()
+    shown = similarities(inner, brain(1)[14:34, 14:34])
+    assert shown["ssim_deep"] == pytest.approx(shown["ssim"])
+    small = np.where(np.hypot(*(np.mgrid[:48, :48] - 23.5)) < 4, truth, 0)
+    assert np.isnan(similarities(small, small)["ssim_deep"])
 
 
 def test_volumes_work_as_slices_do() -> None:

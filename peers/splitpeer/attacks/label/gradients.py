@@ -27,7 +27,7 @@ _MODES = {2: "bilinear", 3: "trilinear"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class _FromGradients(Attack):
+class FromGradients(Attack):
     """Walks over the steps of a view: all its samples of one step at once, one level at a time."""
 
     goal = "mask"
@@ -42,7 +42,7 @@ class _FromGradients(Attack):
     def recover(self, view: View, knowledge: Knowledge, progress: Progress) -> Recovered:
         """Scores float32 [N, *spatial], in the orientation of the sample and not of its augmented copies."""
         levels = self._check(view)
-        steps = _by_step(view, self.steps)
+        steps = by_step(view, self.steps)
         total = torch.zeros((len(view.targets), *view.window), device=self.device)
         count = torch.zeros(len(view.targets), device=self.device)
         base = 2.0 if _adaptive(view, knowledge) else 4.0
@@ -76,12 +76,7 @@ class _FromGradients(Attack):
         return ()
 
     def _check(self, view: View) -> tuple[int, ...]:
-        shots = [shot for target in view.targets for shot in target.shots if shot.gradients]
-        if not shots:
-            raise AttackImpossible(
-                f"{self.name}: no gradient in this view; evaluation has none, take training steps"
-            )
-        sent = tuple(sorted(level_number(name) for name in shots[0].gradients))
+        sent = levels_sent(view, self.name)
         missing = sorted(set(self.levels or ()) - set(sent))
         if missing:
             raise AttackImpossible(f"{self.name}: level {missing[0]} is not in this view, only {list(sent)}")
@@ -93,7 +88,7 @@ class _FromGradients(Attack):
 
 
 @dataclass(frozen=True, kw_only=True)
-class GradientNorm(_FromGradients):
+class GradientNorm(FromGradients):
     """Tumour is where the gradient is large.
 
     Plain: the norm over channels, upsampled, smoothed, divided by its mean over the step's samples (losses
@@ -135,7 +130,7 @@ class GradientNorm(_FromGradients):
 
 
 @dataclass(frozen=True, kw_only=True)
-class GradientCosine(_FromGradients):
+class GradientCosine(FromGradients):
     """Tumour is where the gradient points against the majority: minus its cosine with the mean direction.
 
     The direction attack of Li et al., per voxel. It ignores sizes, so it withstands noise that equalises them
@@ -161,7 +156,7 @@ class GradientCosine(_FromGradients):
 
 
 @dataclass(frozen=True, kw_only=True)
-class GradientSlice(_FromGradients):
+class GradientSlice(FromGradients):
     """Whether a sample holds tumour at all: the norm of its whole gradient, the classical attack.
 
     Every voxel of a sample gets the same score.
@@ -227,7 +222,16 @@ def patch_energy(gradient: Tensor, components: int) -> tuple[Tensor, Tensor]:
     return (energy - noise.to(energy)).unsqueeze(1), energy.mean()
 
 
-def _by_step(view: View, limit: int | None) -> list[list[tuple[int, Shot]]]:
+def levels_sent(view: View, name: str) -> tuple[int, ...]:
+    """The levels of which a view holds gradients. Raises AttackImpossible: it holds none."""
+    shots = [shot for target in view.targets for shot in target.shots if shot.gradients]
+    if not shots:
+        raise AttackImpossible(f"{name}: no gradient in this view; evaluation has none, take training steps")
+    return tuple(sorted(level_number(name) for name in shots[0].gradients))
+
+
+def by_step(view: View, limit: int | None) -> list[list[tuple[int, Shot]]]:
+    """The first `limit` steps of a view: (number of the target, its release) of every sample with a gradient."""
     steps: dict[int, list[tuple[int, Shot]]] = {}
     for number, target in enumerate(view.targets):
         for shot in target.shots:
