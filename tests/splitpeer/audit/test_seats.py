@@ -181,7 +181,9 @@ def test_a_site_audits_all_its_seats(place: Any, tmp_path: Path) -> None:
     }
     assert {name: (entry["modality"], entry["goal"]) for name, entry in found.items()} == {
         "0-undefended/flair": ("flair", "image"), "0-undefended/flair/labels": ("flair", "mask"),
+        "0-undefended/flair/labels-all-steps": ("flair", "mask"),
         "0-undefended/t1": ("t1", "image"), "0-undefended/t1/labels": ("t1", "mask"),
+        "0-undefended/t1/labels-all-steps": ("t1", "mask"),
     }  # fmt: skip
     assert "flair, t1" in (out / "report.html").read_text()
 
