@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import signal
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,9 +32,11 @@ from splitpeer.models.registry import backbone_of
 from splitpeer.replay.redrive import _Recording
 from splitpeer.site.job import SiteJob
 from splitpeer.site.summing import ANSWERS, PARTNERS, SECRET, Summing
+from splitpeer.storage.bank import ALL_SITES, Bank, BankEntry
 from splitpeer.training.optimiser import make_optimiser, make_schedule
 from splitpeer.training.split_round import Parties, Place, Wire, split_round
 from splitpeer.training.split_step import ClientHalf
+from splitpeer.training.sums import fused
 from splitproto import fusion, partners
 from splitproto.errors import FusionMismatch, PolicyRefused, SiteFailed
 from splitproto.messages import Forward, FusionKeys, KeyOffer, Sample
@@ -355,3 +358,70 @@ async def test_only_sums_are_kept_and_the_decoder_learns_from_them(scene) -> Non
         for name, words in sums.items():
             expected = fusion.restore(fusion.add_up(words), terms)
             assert np.array_equal(kept[name], expected), name
+
+
+TO_KEEP = {"encoders": "frozen", "steps": 8, "batch": 3, "checkpoint_every": 4}
+
+
+def sums_in_one_process(scene: Scene, bank: Bank) -> Iterator[tuple[BankEntry, Mapping[str, np.ndarray]]]:
+    """What the bank must hold: the integers of all encoders, added up without masks."""
+    torch.set_num_threads(1)
+    settings, job = scene.settings, job_on_wire(scene.settings)
+    assert job.fusion is not None
+    window, backbone = (*job.window, 1)[:3], backbone_of(job)
+    data = {seat: SiteData(scene.images(seat)) for seat in seats_of(settings).names}
+    halves = {}
+    for seat in data:
+        encoder = build_encoder(backbone, seed=site_seed(SEED, seat))
+        optimiser = make_optimiser(encoder.parameters(), "sgd", 0.1, 0.0)
+        halves[seat] = ClientHalf(encoder, optimiser, make_schedule(optimiser, "constant", 1))
+    for one in bank.contents.releases:
+        samples = [Sample(one.key, origin) for origin in one.origins]
+        sent = {
+            seat: {seat: half.evaluate(data[seat].batch(samples, window, None, seat))}
+            for seat, half in halves.items()
+        }
+        yield one, fused(sent, job.fusion)
+
+
+def the_bank(scene: Scene) -> Bank:
+    (found,) = (scene.folder / "hub" / "state").glob("*/bank")
+    opened = Bank.open(found)
+    assert opened is not None
+    return opened
+
+
+def assert_only_sums(scene: Scene) -> None:
+    bank = the_bank(scene)
+    assert [path.name for path in bank.folder.iterdir() if path.is_dir()] == [ALL_SITES]
+    assert bank.missing() == []
+    for release, expected in sums_in_one_process(scene, bank):
+        found = bank.get(release)
+        assert found.keys() == expected.keys()
+        assert all(np.array_equal(found[name], expected[name]) for name in expected)
+
+
+def test_a_bank_of_sums_survives_the_kill_of_each_party(scene: Scene) -> None:
+    """SP-11.17-5, SP-11.18-13: what was not kept is asked again, and answered with the same octets."""
+    cast(scene, training=TO_KEEP, evaluation={"overlap": 0.25, "batch": 4})
+    hub, clients = scene.start_all()
+    kept = scene.folder / "hub" / "state"
+    _wait(lambda: len([*kept.glob(f"*/bank/{ALL_SITES}/*")]) > 10)
+    clients["t1"].signal(signal.SIGKILL)
+    hub.until(r"site\.(left|lost) .*site-t1")
+    again = scene.start("site-t1")
+    now = len([*kept.glob(f"*/bank/{ALL_SITES}/*")])
+    _wait(lambda: len([*kept.glob(f"*/bank/{ALL_SITES}/*")]) > now + 10)
+    hub.signal(signal.SIGKILL)
+    hub.code()
+    hub = scene.start("hub", "--resume")
+    assert hub.code() == 0, hub.said
+    assert [one.code() for one in (clients["flair"], again, clients["t2"])] == [0, 0, 0]
+    assert_only_sums(scene)
+
+
+def _wait(happened: Callable[[], bool]) -> None:
+    ends = time.monotonic() + 60
+    while not happened():
+        assert time.monotonic() < ends
+        time.sleep(0.01)
