@@ -165,7 +165,7 @@ async def test_a_site_without_the_feature_trains_and_is_left_out_of_evaluations(
     def offer(**given):
         made.append(given)
         few = ("train", "dtype.f32")
-        return Offer(**given, features=few) if len(made) <= lacking else Offer(**given)
+        return Offer(**{**given, "features": few}) if len(made) <= lacking else Offer(**given)
 
     monkeypatch.setattr(client, "Offer", offer)
     ran = await scene.together()
