@@ -44,6 +44,8 @@ class Evidence:
     levels: dict[str, AveragedLevel]
     views: Tensor
     """float32 [B]: shots of each target; 0 where a target has fewer poses than others."""
+    of: object = None
+    """What `same` (see `gather`) said of its shots."""
 
 
 def weights_of(shot: Shot) -> int:
@@ -87,6 +89,8 @@ def gather(
 ) -> list[Evidence]:
     """Add up shots of the same pose (and of the same `same`); the groups in order of their first shots.
 
+    All shots of a group have one `same`, whatever their target; the poses of a group differ from target to target.
+
     Args:
         chosen: shots of every target.
         modalities: of an image's channels.
@@ -97,16 +101,15 @@ def gather(
     Raises:
         AttackImpossible: the shots differ in their levels or shapes, or every level was withheld.
     """
-    groups: list[list[list[Shot]]] = []  # group, target, shots
+    groups: dict[tuple[object, int], list[list[Shot]]] = {}  # (same, pose's number) to shots by target
     for number, shots in enumerate(chosen):
-        places: dict[object, int] = {}
+        places: dict[object, dict[object, int]] = {}
         for shot in shots:
             pose = None if shot.seed is None else (shot.seed, shot.index)
-            place = places.setdefault((pose, same(shot)), len(places))
-            if place == len(groups):
-                groups.append([[] for _ in chosen])
-            groups[place][number].append(shot)
-    first = next(iter(groups[0][0])).activations
+            known = places.setdefault(same(shot), {})
+            place = known.setdefault(pose, len(known))
+            groups.setdefault((same(shot), place), [[] for _ in chosen])[number].append(shot)
+    first = chosen[0][0].activations
     shapes = {name: tuple(values.shape) for name, values in first.items()}
     for shots in chosen:
         for shot in shots:
@@ -123,8 +126,9 @@ def gather(
             poses=tuple(pose_of(shots[0], modalities) if shots else None for shots in group),
             levels={name: _add(group, name, shapes[name], tell[name], device) for name in told},
             views=torch.tensor([float(len(shots)) for shots in group], device=device),
+            of=of,
         )
-        for group in groups
+        for (of, _), group in groups.items()
     ]
 
 

@@ -31,9 +31,9 @@ NEEDS: dict[str, Need] = {
         "the weights of the site's encoder, not only queries", "--knows weights=FILE",
         lambda v, k: k.model is not None and not k.queries,
     ),
-    "several weights": Need(
-        "two sets of weights of the site's encoder", "--knows weights=FILE for each of two steps",
-        lambda v, k: len(k.models) > 1,
+    "weights of any step": Need(
+        "the weights of the site's encoder at one step or more", "--knows weights=FILE for each step",
+        lambda v, k: bool(k.models) or (k.model is not None and not k.queries),
     ),
     "initial weights": Need(
         "the initial weights, handed out by the coordinator", "--knows initial=FILE",

@@ -95,6 +95,7 @@ def coordinator_view(
     mode: str | None = None,
     step: int | None = None,
     every_step: bool = False,
+    weights: int | None = None,
     choose: Choose = one_per_patient,
     limit: int | None = None,
 ) -> View:
@@ -106,6 +107,8 @@ def coordinator_view(
         step: only batches of this step; default: the last one recorded in that mode (weights are known of one
             step at a time).
         every_step: all that were recorded in that mode instead (for attacks that know several sets of weights).
+        weights: all that was sent with the weights of this step instead, in every mode: an evaluation, and the
+            training steps for which they stood still.
         choose: which of the samples to attack.
         limit: at most so many.
 
@@ -134,7 +137,7 @@ def coordinator_view(
         if r.peer == party.site and r.direction == "in" and isinstance(m := r.head, Activations)
     }
     places = {place: forward for place, forward in places.items() if place in answered}
-    targets = taken.targets(_of(places, mode, step, every=every_step), choose, limit)
+    targets = taken.targets(_of(places, mode, step, every=every_step, weights=weights), choose, limit)
     job_seats = tuple(seats[name] for name in sorted(seats))
     return _view(
         capture, "coordinator", party.site, seats[seat], job_seats, targets,
@@ -281,15 +284,19 @@ class _Taken:
 
 
 def _of(
-    places: dict[Ordered, Forward], mode: str | None, step: int | None, *, every: bool
+    places: dict[Ordered, Forward], mode: str | None, step: int | None, *, every: bool, weights: int | None
 ) -> dict[Ordered, Forward]:
-    found = {place[0] for place in places}
+    if weights is not None:
+        if found := {p: f for p, f in places.items() if p[1] - (p[0] == "train") == weights}:
+            return found
+        raise AttackImpossible(f"nothing was recorded with the weights of step {weights}")
+    modes = {place[0] for place in places}
     if mode is None:
-        mode = next((m for m in ("evaluate", "infer", "train") if m in found), "train")
+        mode = next((m for m in ("evaluate", "infer", "train") if m in modes), "train")
     steps = sorted({place[1] for place in places if place[0] == mode})
     if not steps:
         raise AttackImpossible(
-            f"nothing of mode {mode} was recorded; there is {', '.join(sorted(found)) or 'nothing'}"
+            f"nothing of mode {mode} was recorded; there is {', '.join(sorted(modes)) or 'nothing'}"
         )
     if step is not None and step not in steps:
         raise AttackImpossible(f"step {step} was not recorded; there are {steps[0]} to {steps[-1]}")

@@ -19,7 +19,7 @@ from splitpeer.attacks.view import coordinator_view, gradient_steps, most_releas
 from splitpeer.audit.bound import gaussian_bound
 from splitpeer.audit.cohort import Samples, cut
 from splitpeer.audit.judge import Judge, Outcome, own_image
-from splitpeer.audit.knowledge import grant, with_shadow
+from splitpeer.audit.knowledge import grant, with_model, with_shadow
 from splitpeer.audit.rehearsal import Rehearsal, Rehearsed
 from splitpeer.audit.run_folder import RunFolder, network_of
 from splitpeer.captures.reader import Capture, Verdict, open_capture
@@ -193,13 +193,29 @@ def image_experiment(
     opened = VerifiedCapture.open(played.capture)
     truth = judge.truth
     view = coordinator_view(
-        opened.capture, seat, mode="evaluate", choose=lambda found: truth.samples if truth else found
+        opened.capture,
+        seat,
+        mode="evaluate",
+        choose=lambda found: truth.samples if truth else found,
     )
     files = {"weights": (played.weights(seat),), "decoder": (played.weights(COORDINATOR),)}
     return Experiment(
         view, grant(view, files, others), judge, _rehearsed(opened.source(view), rehearsal.job.steps),
         opened.network(view), rehearsal.seed, device,
     )  # fmt: skip
+
+
+def posed_experiment(
+    experiment: Experiment, rehearsal: Rehearsal, played: Rehearsed, seat: str
+) -> Experiment | None:
+    """`experiment` on the poses that a site was asked for before its last step; None where it was not."""
+    if not played.posed:
+        return None
+    samples = [target.sample for target in experiment.view.targets]
+    step = rehearsal.job.steps - 1
+    view = coordinator_view(open_capture(played.capture), seat, weights=step, choose=lambda _: samples)
+    knowledge = with_model(experiment.knowledge, view, played.weights(seat, step))
+    return replace(experiment, view=view, knowledge=knowledge)
 
 
 def label_experiment(

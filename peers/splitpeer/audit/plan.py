@@ -40,6 +40,8 @@ class SweepHead(Section):
     """Of the training steps that the attacking site records, the last ones; 0: the first and last two alone."""
     views: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (1, 100)
     """How often the coordinator sees each sample; attacks are run for each number, where fresh noise differs."""
+    poses: Annotated[int, Field(ge=0)] = 8
+    """In how many poses it sees each sample instead, where a site answers the same question the same every time."""
     many: tuple[str, ...] = ()
     """Attacks for all but the smallest number of views; default: the same as for one."""
     targets: PositiveInt = 12

@@ -94,6 +94,8 @@ class Recording:
     """Samples whose evaluation is recorded at the end."""
     views: int = 1
     """How often the coordinator asks for them; fresh noise differs each time."""
+    poses: int = 0
+    """In how many poses it asks for them instead, where a site answers the same question the same every time."""
     seats: tuple[str, ...] = ()
     """Those under attack, whose sites are asked again; empty: all."""
     also_after: tuple[int, ...] = ()
@@ -110,6 +112,8 @@ class Rehearsed:
     """In mm."""
     volume_ml: dict[str, dict[str, float]] = field(default_factory=dict)
     losses: list[float] = field(default_factory=list)
+    posed: bool = False
+    """Whether the samples were also asked for in other poses, with the weights before the last step."""
 
     @property
     def capture(self) -> Path:
@@ -291,12 +295,14 @@ class Rehearsal:
         further = self._further(recording)
         at_sites = partial(captures.note_at, recording.seats or self.seats)
         for index in range(self.job.steps):
+            if recording.poses and index + 1 == self.job.steps and self.job.augment:
+                played.posed = self._poses(recording, captures, progress)
             tap = captures.note if index in kept else at_sites if index >= further else _silent
             played.losses.append(self._step(stream[index], tap))
             progress("training", index + 1, self.job.steps)
             if index + 1 in recording.also_after and index + 1 < self.job.steps:
                 self._save(index + 1)
-                self._ask(recording, captures, index + 1, 0)
+                self._ask(recording, captures.note, index + 1, 0)
 
     # --- inside ----------------------------------------------------------------------------------------------
 
@@ -410,24 +416,53 @@ class Rehearsal:
 
     def _views(self, recording: Recording, captures: _Captures, progress: Progress) -> None:
         """The coordinator asks for the same samples again and again; the site draws fresh noise each time."""
-        first = self._ask(recording, captures, self.job.steps, 0)
+        first = self._ask(recording, captures.note, self.job.steps, 0)
         for view in range(1, recording.views):
-            again = self._ask(recording, captures, self.job.steps, view)
+            again = self._ask(recording, captures.note, self.job.steps, view)
             if view == 1 and _same(again, first):
                 return
             progress("asking again", view + 1, recording.views)
 
-    def _ask(self, recording: Recording, captures: _Captures, step: int, view: int) -> dict[Place, Arrays]:
-        """Ask for all targets, for the `view`-th time, of the weights after `step`; the first batch's answers."""
-        samples, batch = recording.targets, self.config.evaluation.batch
+    def _poses(self, recording: Recording, captures: _Captures, progress: Progress) -> bool:
+        """Ask for the samples in other poses, if the site answers the same question the same every time.
+
+        The last step is ordered again and again with other seeds, as a run that goes on from a checkpoint (SP-11-14)
+        may, and gets no gradients. Then every site goes back to before.
+        """
+        step = self.job.steps - 1
+        self._save(step)
+        first, again = (self._ask(recording, _silent, step, view) for view in (0, 1))
+        same = _same(again, first)
+        if same:
+            self._ask(recording, captures.note, step, 2)
+            for seed in range(1, recording.poses + 1):
+                self._ask(recording, captures.note, step, 2 + seed, seed)
+                progress("asking in other poses", seed, recording.poses)
+        for site in self.sites:
+            site.job.rollback(step)
+        return same
+
+    def _ask(
+        self, recording: Recording, tap: Tap, step: int, view: int, seed: int | None = None
+    ) -> dict[Place, Arrays]:
+        """Ask for all targets, for the `view`-th time, of the weights after `step`; the first batch's answers.
+
+        Args:
+            seed: of the pose, which a training step has; None: an evaluation.
+        """
+        samples = recording.targets
+        batch = self.config.evaluation.batch if seed is None else self.job.batch
         pieces = [tuple(samples[i : i + batch]) for i in range(0, len(samples), batch)]
         # All sites the first time; after that only those under attack, to keep the capture small.
         attacked = [site for site in self.sites if site.fills(recording.seats)] or self.sites
         first: dict[Place, Arrays] = {}
-        for number, piece in enumerate(pieces, view * len(pieces)):
-            digest = batch_digest(step, piece, None)
-            forward = Forward("evaluate", step, number, piece, digest)
-            answers = self._asked(self._parts(forward), attacked if view else self.sites, captures.note)
+        for number, piece in enumerate(pieces):
+            if seed is None:
+                digest = batch_digest(step, piece, None)
+                forward = Forward("evaluate", step, view * len(pieces) + number, piece, digest)
+            else:
+                forward = Forward("train", step + 1, 0, piece, batch_digest(step + 1, piece, seed), seed)
+            answers = self._asked(self._parts(forward), attacked if view else self.sites, tap)
             first = first or answers
         return first
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from splitpeer.attacks.base import Progress, silent
+from splitpeer.attacks.image.kept_noise import applies
 from splitpeer.audit.cohort import Cohort, Samples, cut, most_tumour, shadow
 from splitpeer.audit.experiment import (
     Experiment,
@@ -16,6 +17,7 @@ from splitpeer.audit.experiment import (
     image_experiment,
     label_experiment,
     parse_order,
+    posed_experiment,
 )
 from splitpeer.audit.judge import Judge, make_judge
 from splitpeer.audit.rehearsal import Protection, Recording, Rehearsal, Rehearsed
@@ -81,6 +83,8 @@ class SiteAudit:
     samples: int = 12
     shadow_images: int = 600
     views: int = 20
+    poses: int = 4
+    """In how many the samples are asked for, where a site answers the same every time."""
     seed: int = 0
     device: str = "cpu"
 
@@ -120,7 +124,14 @@ class SiteAudit:
         for rehearsal in rehearsals:
             targets = {seat: self._targets(rehearsal, seat) for seat in seats}
             asked = tuple(dict.fromkeys(sample for of in targets.values() for sample in of.samples))
-            recording = Recording(first=2, last=2, site_mib=SITE_MIB, targets=asked, views=self.views)
+            recording = Recording(
+                first=2,
+                last=2,
+                site_mib=SITE_MIB,
+                targets=asked,
+                views=self.views,
+                poses=self.poses if rehearsal.protection != Protection() else 0,
+            )
             played = rehearsal.play(recording, progress)
             for seat in seats:
                 folder = rehearsal.folder / seat.name if len(seats) > 1 else rehearsal.folder
@@ -272,8 +283,13 @@ class SiteAudit:
             reached=reached,
             privacy=_privacy(rehearsal, self.config),
         )
-        for _ in images.run([parse_order(written) for written in attacks], folder, progress=progress):
+        orders = [parse_order(written) for written in attacks]
+        for _ in images.run(orders, folder, progress=progress):
             pass
+        if posed := posed_experiment(images, rehearsal, played, seat.name):
+            extra = [Order("kept-noise")] if applies(posed.view) else []
+            for _ in posed.run([*extra, *orders], folder, naive=False, progress=progress):
+                pass
         if not learned:
             return
         # What the site itself could read off the gradients it is sent: the first, and all together.

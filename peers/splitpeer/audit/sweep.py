@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 
+from splitpeer.attacks.image.kept_noise import applies
 from splitpeer.attacks.view import coordinator_view
 from splitpeer.audit.cohort import Cohort, Samples, cut, most_tumour, shadow
 from splitpeer.audit.experiment import (
@@ -31,11 +32,12 @@ from splitpeer.audit.experiment import (
     image_experiment,
     label_experiment,
     parse_order,
+    posed_experiment,
 )
 from splitpeer.audit.frontier import FrontierPoint, save
 from splitpeer.audit.judge import Judge, Outcome, make_judge
 from splitpeer.audit.knowledge import with_models
-from splitpeer.audit.plan import SweepConfiguration, SweepPlan, fingerprint
+from splitpeer.audit.plan import SweepConfiguration, SweepHead, SweepPlan, fingerprint
 from splitpeer.audit.rehearsal import Protection, Recording, Rehearsal, Rehearsed
 from splitpeer.audit.run_folder import RunFolder, applied
 from splitpeer.captures.reader import open_capture
@@ -201,16 +203,18 @@ def play(task: SweepTask) -> dict[str, Any]:
         job = job.model_copy(update={"model": job.model.model_copy(update={"levels": one.levels})})
     protection = Protection(one.defences, one.image, one.gradients)
     rehearsal = Rehearsal(job, scene.cohort, protection, task.folder, seed=task.seed, device=task.device)
+    defended = bool(protection.defences or protection.image)
     recording = Recording(
         first=_RECORDED_STEPS, last=_RECORDED_STEPS, site_mib=head.site_capture_mib,
         targets=scene.targets.samples, views=max(head.views), seats=(head.seat,), also_after=one.also_after,
+        poses=head.poses if defended and not one.attacks else 0,
     )  # fmt: skip
     played = rehearsal.play(recording)
     experiment = image_experiment(
         rehearsal, played, head.seat, scene.judge, scene.strangers.samples, task.device
     )
     folder = _open_folder(experiment, played, task)
-    outcomes = _attack_images(experiment, played, folder, task)
+    outcomes = _attack_images(experiment, rehearsal, played, folder, task)
     masks, complete = _attack_labels(rehearsal, played, folder, task, scene.strangers)
     if not task.keep_captures:
         for capture in task.folder.glob("*.cap"):
@@ -236,7 +240,7 @@ def _open_folder(experiment: Experiment, played: Rehearsed, task: SweepTask) -> 
 
 
 def _attack_images(
-    experiment: Experiment, played: Rehearsed, folder: RunFolder, task: SweepTask
+    experiment: Experiment, rehearsal: Rehearsal, played: Rehearsed, folder: RunFolder, task: SweepTask
 ) -> list[Outcome]:
     head, one = task.plan.sweep, task.configuration
     outcomes: list[Outcome] = []
@@ -246,15 +250,22 @@ def _attack_images(
         outcomes += compared.run([Order("kept-noise")], folder, naive=False)
     seen = max(len(target.shots) for target in experiment.view.targets)
     for number, views in enumerate(sorted(v for v in head.views if v <= seen) or [seen]):
-        usual = head.many if number and head.many else head.attacks
-        for written in one.attacks or usual:
-            order = replace(parse_order(written), views=views)
+        orders = [replace(parse_order(a), views=views) for a in one.attacks or _usual(head, many=number > 0)]
+        for order in orders:
             # The naive form is shown once, next to the adaptive one.
             naive = number == 0 and order.attack in head.naive
             outcomes += experiment.run([order], folder, naive=naive)
+    if posed := posed_experiment(experiment, rehearsal, played, head.seat):
+        orders = [Order("kept-noise")] if applies(posed.view) else []
+        outcomes += posed.run([*orders, *map(parse_order, _usual(head, many=True))], folder, naive=False)
     if not outcomes:
         raise ConfigError(f"none of the attacks {', '.join(head.attacks)} could be run on {one.name}")
     return outcomes
+
+
+def _usual(head: SweepHead, *, many: bool) -> tuple[str, ...]:
+    """The attacks for one view, or for many."""
+    return head.many if many and head.many else head.attacks
 
 
 def _every_step(experiment: Experiment, played: Rehearsed, seat: str, steps: Sequence[int]) -> Experiment:

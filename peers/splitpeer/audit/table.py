@@ -19,7 +19,9 @@ def markdown(points: Sequence[Mapping[str, Any]]) -> str:
     names = list(dict.fromkeys(point["name"] for point in points))
     ranked = [p for p in points if p.get("ranked", True)]
     views = sorted({f["views"] for p in ranked for f in p["figures"] if f["goal"] == "image"})
-    heads = ["configuration", "Dice", "naive", *(f"{v} view{'s' if v > 1 else ''}" for v in views), "worst", "by",
+    one, many = views[:1], views[1:]
+    heads = ["configuration", "Dice", "naive", *(f"{v} view{'s' if v > 1 else ''}" for v in one),
+             *(["many views"] if many else []), "worst", "by",
              "patient by patient", "worst tenth", "re-identified", "tumour Dice",
              "mask AUC first / last / all steps", "more than the own image: AUC / Dice"]  # fmt: skip
     averaged = [_average([p for p in points if p["name"] == name]) for name in names]
@@ -29,7 +31,9 @@ def markdown(points: Sequence[Mapping[str, Any]]) -> str:
         point = row["point"]
         name = point.name if point.ranked else f"{point.name} (+)"
         cells = [f"**{name}**" if point.name in front else name, _two(point.dice, 3), _two(row["naive"])]
-        cells += [_two(row["views"].get(v)) for v in views]
+        cells += [_two(row["views"].get(v)) for v in one]
+        if many:
+            cells.append(_two(max((x for v in many if (x := row["views"].get(v)) is not None), default=None)))
         cells += [
             _within(point.leakage, point.low, point.high),
             point.by,
@@ -56,6 +60,7 @@ def _legend(points: Sequence[Mapping[str, Any]], averaged: Sequence[Mapping[str,
         "Patient by patient: each by the attack that works best on this patient, and of those the worst tenth.",
         "Re-identified: patients told apart by the best attack, with the exact 95 % interval.",
         f"Patients under attack: {', '.join(map(str, patients))}." if patients else "",
+        _MANY if any(len(row["views"]) > 1 for row in averaged) else "",
         "Bold: on the Pareto front of Dice and worst SSIM. (+): attacked differently from the rest, so not compared.",
     ]  # fmt: skip
     return " ".join(filter(None, said))
@@ -158,6 +163,9 @@ def _within(value: float, low: float | None, high: float | None) -> str:
 
 def _signed(value: float | None) -> str:
     return "-" if value is None else f"{value:+.3f}"
+
+
+_MANY = "Many views: many releases of a sample; of a site that answers the same every time, releases in other poses."
 
 
 def _two(value: float | None, digits: int = 2) -> str:

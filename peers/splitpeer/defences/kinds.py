@@ -24,7 +24,10 @@ _HE = "He, Zhang, Lee, IEEE Internet of Things Journal 2020, doi 10.1109/JIOT.20
 _LI = "Li et al. 2021, arXiv 2102.08504, per voxel"
 _KEPT = Parameter(False, meaning="draw once per sample and reuse it every time")
 _SCALE = Parameter(1.0, 0.0, 1000.0, "noise as a multiple of the tensor's root mean square")
-_AVERAGED = "No guarantee: blurs what one release shows; many releases of one sample can be averaged."
+_AVERAGED = (
+    "No guarantee: blurs what one release shows. Fresh noise is averaged over releases of one sample; kept noise is "
+    "eliminated by who knows the weights and has the sample in two poses or from two sets of weights."
+)
 
 # --- values left out -------------------------------------------------------------------------------------
 
@@ -32,7 +35,10 @@ DROPOUT = DefenceKind(
     name="dropout",
     made="activation.masks:Dropout",
     title="Dropout, always on",
-    promise="No guarantee: exact zeros give the mask away, and an attacker fits the values that are left.",
+    promise=(
+        "No guarantee: exact zeros give the mask away, and an attacker fits the values that are left; other poses of a "
+        "sample lose other values, even with a mask that is kept."
+    ),
     source=_HE,
     places=_BOTH,
     options={
@@ -45,7 +51,10 @@ TOPK = DefenceKind(
     name="topk",
     made="activation.masks:TopK",
     title="Only the largest values",
-    promise="No guarantee: a compression; the positions of the large values show structure.",
+    promise=(
+        "No guarantee: a compression; the positions of the large values show structure, and other poses of a sample "
+        "show other values."
+    ),
     source="standard sparsification, as in Aji & Heafield 2017, arXiv 1704.05021",
     places=_BOTH,
     options={"share": Parameter(0.05, 1e-6, 1.0, "share of the values that are kept")},
@@ -133,7 +142,7 @@ QUANTISE = DefenceKind(
     name="quantise",
     made="activation.shape:Quantise",
     title="Fewer bits",
-    promise="No guarantee: a compression.",
+    promise="No guarantee: a compression; other poses and gains of a sample are rounded otherwise, and average out.",
     source="symmetric absmax quantisation; straight-through gradients after arXiv 1308.3432",
     places=_BOTH,
     options={"bits": Parameter(8, 2, 16, "bits per value")},

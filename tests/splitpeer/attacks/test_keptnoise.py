@@ -1,4 +1,4 @@
-"""Kept noise hides images from an attacker who knows the weights of one step, not from one who knows two."""
+"""Kept noise hides an image from who has one release of it, not from who has two poses, or two sets of weights."""
 
 from __future__ import annotations
 
@@ -18,6 +18,9 @@ from splitpeer.defences.stack import defend, make_stack
 from splitpeer.errors import AttackImpossible
 from splitpeer.models import unet_backbone
 from splitproto.messages import Sample, Seat
+
+from .image_attacks import encoder, heads, look
+from .image_attacks import likeness as similar
 
 FEATURES, LEVELS = (6, 6, 6, 6, 6, 6), (0, 1, 2, 3, 4)
 
@@ -78,6 +81,29 @@ def test_two_sets_of_weights_see_through_noise_that_one_does_not() -> None:
     assert np.array_equal(both.images, again.images)
 
 
+@pytest.mark.parametrize("seeds", [(1, 2, 3, 4), (None, 7, 8, 9)])
+def test_several_poses_see_through_noise_that_one_does_not(seeds: tuple[int | None, ...]) -> None:
+    """One set of weights is enough: what augmentation does to a window is known, the noise under it stays."""
+    truth, network = heads(2, 1), encoder()
+    view = look(truth, network, defences=["gaussian:6,kept=true"], mode="train", step=6, seeds=seeds)
+    granted = Knowledge(model=network, weights_step=5, shadow={"t1": heads(12, 2)})
+    found = run(KeptNoise(iterations=100), view, granted)
+    one = replace(view, targets=tuple(Target(t.sample, t.shots[:1]) for t in view.targets))
+    single = run(WhiteBox(iterations=60, schedules="joint"), one, granted)
+    assert similar(found.images, truth) > 0.95 > 0.6 > similar(single.images, truth)
+    assert found.views == len(seeds) and "the weights of the site's encoder" in found.assumptions
+
+
+def test_weights_are_those_of_each_sample_whatever_the_order() -> None:
+    """A sample that was sent under the later weights first is read with the later weights."""
+    view, models, truth = scene("gaussian:3.0,kept=true")
+    first, second = view.targets
+    turned = replace(view, targets=(first, Target(second.sample, second.shots[::-1])))
+    shadow = {"t1": np.stack([image(n) for n in range(5, 11)])}
+    found = run(KeptNoise(iterations=150), turned, Knowledge(models=models, shadow=shadow))
+    assert likeness(found.images, truth) > 0.99
+
+
 def test_what_it_cannot_use_is_said_in_one_line() -> None:
     view, models, _ = scene("gaussian:1.0,kept=true")
     shadow = {"t1": np.stack([image(5)])}
@@ -87,7 +113,9 @@ def test_what_it_cannot_use_is_said_in_one_line() -> None:
             run(KeptNoise(iterations=1), view, Knowledge(**granted))  # type: ignore[arg-type]
         assert said in str(caught.value) and "\n" not in str(caught.value)
 
-    refused("two sets of weights", models={20: models[20]}, shadow=shadow)
+    refused("same weights, in the same pose", models={20: models[20]}, shadow=shadow)
+    refused("the weights of the site's encoder", shadow=shadow)
+    refused("the weights of the site's encoder", model=models[20], queries=True, shadow=shadow)
     refused("--knows shadow=", models=models)
     refused("no kept noise", view=replace(view, defences=()), models=models, shadow=shadow)
     fresh = replace(view, defences=("gaussian:scale=1,kept=false",))

@@ -123,6 +123,8 @@ def test_it_runs_repeats_and_improves_its_own_objective(kind) -> None:
     elif kind in (PCAT, SDAR):
         assert falls(result.history["task"])
         assert falls(result.history["image"])
+        # A discriminator that cannot move adds nothing, and a result with it would say nothing.
+        assert kind is PCAT or falls(result.history["discriminator"])
     else:
         assert falls(result.history["loss"])
     assert np.array_equal(run(small(kind), view, knowledge).images, result.images)

@@ -87,6 +87,28 @@ def test_augmented_releases_of_one_set_of_weights_are_explained_together() -> No
     assert together > likeness(solve(single, weights_step=5), IMAGES)
 
 
+@pytest.mark.parametrize("defence", ["quantise:2", "dropout:0.9,kept=true"])
+def test_what_repeats_to_the_bit_falls_to_other_poses(defence: str) -> None:
+    """Poses and gains are as good as fresh draws: what is rounded off or left out differs in each."""
+    view = look(IMAGES, encoder(), defences=[defence], mode="train", step=6, seeds=(None, 1, 2, 3, 4, 5))
+    single = replace(view, targets=tuple(replace(t, shots=t.shots[:1]) for t in view.targets))
+    together = likeness(solve(view, weights_step=5), IMAGES)
+    assert together > 0.95
+    assert 1 - together < (1 - likeness(solve(single, weights_step=5), IMAGES)) / 2
+
+
+@pytest.mark.parametrize("defence", ["quantise:2", "dropout:0.9"])
+def test_other_patients_do_not_make_it_weaker(defence: str) -> None:
+    """Their mean is a poor start where values are missing; the principal component is tried, too."""
+    view = look(IMAGES, encoder(), defences=[defence])
+    granted = Knowledge(model=encoder(), shadow={"t1": heads(12, 2)})
+    mean, both = (
+        likeness(run(WhiteBox(iterations=60, schedules=names), view, granted).images, IMAGES)
+        for names in ("joint", "joint,component")
+    )
+    assert both > mean + 0.3
+
+
 def test_noise_on_the_image_is_taken_off_what_fits() -> None:
     view = look(IMAGES, encoder(), defences=["image/voxel-noise:1"])
     aware, unaware = (replace(view, defences=defences) for defences in (view.defences, ()))

@@ -6,11 +6,14 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from splitpeer.attacks.view import coordinator_view
 from splitpeer.audit.cohort import Cohort, most_tumour
 from splitpeer.audit.rehearsal import Protection, Recording, Rehearsal
-from splitpeer.errors import DataError
+from splitpeer.captures.reader import open_capture
+from splitpeer.errors import AttackImpossible, DataError
 from splitpeer.settings.job import JobConfig
 from splitpeer.storage import checkpoint
 from tests.splitpeer.audit.conftest import MODALITIES, SALT
@@ -32,6 +35,36 @@ def test_weights_of_all_steps_that_are_asked_for_stay_and_old_ones_go(place: Any
             assert sorted(paths[0].parent.glob("*.safetensors")) == paths
             assert [checkpoint.read(path)[1]["step"] for path in paths] == list(steps)
             assert played.weights(party) == paths[-1]
+
+
+@pytest.mark.parametrize(
+    ("defence", "posed"), [("quantise:2", True), ("gaussian:1,kept=true", True), ("gaussian:1", False)]
+)
+def test_a_site_that_repeats_itself_is_asked_in_other_poses(
+    place: Any, tmp_path: Path, defence: str, posed: bool
+) -> None:
+    """By the real site, in a training step that is ordered again and again; the training is what it was without."""
+    cohort, job = place.cohort(), JobConfig.load(place.job)
+    plays = {}
+    for poses in (0, 3):
+        playing = Rehearsal(job, cohort, Protection((defence,)), tmp_path / str(poses), seed=3)
+        targets = most_tumour(cohort, playing.validation, playing.window)
+        plays[poses] = playing.play(Recording(targets=tuple(targets), poses=poses))
+    assert plays[3].posed is posed and not plays[0].posed
+    assert plays[3].losses == plays[0].losses
+    if not posed:
+        return
+    view = coordinator_view(open_capture(plays[3].capture), "t1", weights=2, choose=lambda _: targets)
+    assert [target.sample for target in view.targets] == targets
+    for target in view.targets:
+        assert [shot.seed for shot in target.shots] == [None, 1, 2, 3]
+        x0 = [shot.activations["x0"] for shot in target.shots]
+        assert not any(np.array_equal(x0[0], other) for other in x0[1:])
+    # An evaluation is the view of before: the last step's weights, one pose.
+    usual = coordinator_view(open_capture(plays[3].capture), "t1", choose=lambda _: targets)
+    assert {shot.step for target in usual.targets for shot in target.shots} == {3}
+    with pytest.raises(AttackImpossible, match="weights of step 7"):
+        coordinator_view(open_capture(plays[3].capture), "t1", weights=7)
 
 
 def test_a_file_that_cannot_be_read_ends_it_and_is_named(place: Any, tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ class SDAR(Attack):
     images from real ones.
 
     Published for CIFAR: 20,000 steps of 128 images at Adam 1e-3 (surrogate) and 5e-4 (decoder), each
-    discriminator at its generator's rate times its weight, weights 0.02 and 1e-5. Here the surrogates are those
+    discriminator with an optimiser of its own, weights 0.02 and 1e-5. Here the surrogates are those
     of all contrasts, a step is one batch of a job, and the steps are as many as fit a minute or so of a core on the
     demo's size: `steps` sets more. The coordinator's decoder is fixed, where the published attack follows
     it through training. Conditioning on labels (an input of both discriminators in the paper's vanilla setting)
@@ -53,6 +53,8 @@ class SDAR(Attack):
     decoder_rate: float = 5e-4
     activation_weight: float = 0.02
     image_weight: float = 1e-5
+    judge_rate: float = 5e-4
+    """Learning rate of both discriminators. A weight scales the loss of who is judged: Adam would not see it here."""
 
     def recover(self, view: View, knowledge: Knowledge, progress: Progress) -> Recovered:
         """Images in the site's intensities, as far as the other patients' are alike."""
@@ -72,10 +74,11 @@ class SDAR(Attack):
         judge_images = critic(picture, picture.channels, site_seed(self.seed, "D2")).to(self.device)
         encoder_steps = Adam(world.encoders.parameters(), self.encoder_rate)
         decoder_steps = Adam(decoder.parameters(), self.decoder_rate)
-        judge_steps = Adam(judge_activations.parameters(), self.encoder_rate * self.activation_weight)
-        image_judge_steps = Adam(judge_images.parameters(), self.decoder_rate * self.image_weight)
+        judge_steps = Adam(judge_activations.parameters(), self.judge_rate)
+        image_judge_steps = Adam(judge_images.parameters(), self.judge_rate)
         tasks: list[float] = []
         errors: list[float] = []
+        told_apart: list[float] = []
         for step, indices in world.batches(self.steps):
             drawn = world.draw(indices, step, views)
             imitated, images = drawn.sent[view.seat.name], drawn.images
@@ -86,11 +89,10 @@ class SDAR(Attack):
             imitated = drawn.arrived
             if self.activation_weight:
                 told = some(real, len(indices), step)
-                _step(
-                    judge_steps,
-                    _judged(judge_activations(told), real=True)
-                    + _judged(judge_activations(imitated), real=False),
-                )
+                verdict = _judged(judge_activations(told), real=True)
+                verdict = verdict + _judged(judge_activations(imitated), real=False)
+                _step(judge_steps, verdict)
+                told_apart.append(verdict.item())
             error = loss = functional.mse_loss(decoder(imitated), images)
             if self.image_weight:
                 recovered = decoder(some(real, len(indices), step))
@@ -106,6 +108,8 @@ class SDAR(Attack):
             errors.append(error.item())
             progress(self.title, step + 1, self.steps)
         history = {"task": tuple(tasks), "image": tuple(errors)}
+        if told_apart:
+            history["discriminator"] = tuple(told_apart)
         return Recovered(
             revealed(decoder, groups), int(_added(g.views for g in groups).max()), history=history
         )

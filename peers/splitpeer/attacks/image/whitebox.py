@@ -106,9 +106,11 @@ class Descent:
     name: str
     stages: tuple[tuple[str, ...], ...]
     method: str = "lbfgs"
+    component: bool = False
+    """From the principal component, even where the usual start is the mean of other patients."""
 
 
-SCHEDULES = ("joint", "shallow", "adam")
+SCHEDULES = ("joint", "shallow", "component", "adam")
 
 
 def schedule(name: str, names: tuple[str, ...]) -> Descent:
@@ -118,6 +120,8 @@ def schedule(name: str, names: tuple[str, ...]) -> Descent:
             return Descent("all levels at once", (names,))
         case "shallow":
             return Descent("the shallowest level first", (names[:1], names) if len(names) > 1 else (names,))
+        case "component":
+            return Descent("all levels at once, from the principal component", (names,), component=True)
         case "adam":
             return Descent("Adam, level by level", tuple(names[: n + 1] for n in range(len(names))), "adam")
     raise ValueError(f"schedule must be one of {', '.join(SCHEDULES)}, not {name!r}")
@@ -134,7 +138,8 @@ class WhiteBox(Attack):
         iterations: of L-BFGS in a schedule's last stage; earlier stages and Adam get as many together.
         tv: weight of the total variation, in units of the log-likelihood: 1 / the mean step between voxels.
         schedules: comma-separated: "joint" (L-BFGS, all levels at once), "shallow" (the shallowest level alone
-            first), "adam" (level by level; slower, and hardly ever the best).
+            first), "component" (as "joint", but from the principal component: where values are missing or rounded, the
+            mean of other patients is a poor start), "adam" (level by level; slower, and hardly ever the best).
         batch: samples optimised together.
 
     Raises:
@@ -156,7 +161,7 @@ class WhiteBox(Attack):
 
     iterations: int = 400
     tv: float = 1.0
-    schedules: str = "joint,shallow"
+    schedules: str = "joint,shallow,component"
     batch: int = 16
 
     def __post_init__(self) -> None:
@@ -186,7 +191,7 @@ class WhiteBox(Attack):
     ) -> tuple[Tensor, list[str]]:
         simulation = SimulatedDefences(view, model, self.seed, adaptive=knowledge.adaptive)
         misfit = Misfit(model, evidence, knowledge.adaptive)
-        start = starting_images(view, knowledge, evidence, misfit, simulation)
+        start, alike = starting_images(view, knowledge, evidence, misfit, simulation)
         misfit.calibrate(simulation, start)
 
         def objective(x: Tensor, names: tuple[str, ...] | None = None) -> Tensor:
@@ -197,8 +202,11 @@ class WhiteBox(Attack):
                           what=f"the secret matrix ({turn + 1}/{ROUNDS})")  # fmt: skip
             misfit.calibrate(simulation, start)
         candidates, titles = [], []
-        for plan in (schedule(name, misfit.names) for name in self.schedules.split(",")):
-            x = start
+        plans = [schedule(name, misfit.names) for name in self.schedules.split(",")]
+        if alike is None:  # the usual start is the principal component
+            plans = [plan for plan in plans if not plan.component] or [schedule("joint", misfit.names)]
+        for plan in plans:
+            x = start if alike is None or not plan.component else alike
             for number, names in enumerate(plan.stages):
                 what = f"{plan.name} ({number + 1}/{len(plan.stages)})"
                 if plan.method == "adam":
@@ -240,13 +248,21 @@ def _denoised(voxels: np.ndarray, head: np.ndarray, tv: float) -> np.ndarray:
 
 def starting_images(
     view: View, knowledge: Knowledge, evidence: list[Evidence], misfit: Misfit, simulation: SimulatedDefences
-) -> Tensor:
-    """[B, 1, *window]: the mean of the shadow images, else the principal component with the sign that fits."""
+) -> tuple[Tensor, Tensor | None]:
+    """The mean of the shadow images, else the principal component with the sign that fits; and that too, where the
+    first is the mean. Both [B, channels, *window]. `misfit` is left calibrated to neither."""
     reference = evidence[0].levels[misfit.names[0]].mean
     shadow = knowledge.shadow.get(view.seat.name)
     if shadow is not None and not simulation.mixed:
         mean = torch.from_numpy(np.asarray(shadow, np.float32).mean(0)).to(reference)
-        return mean.expand(len(reference), *mean.shape).clone()
+        alike = _component(view, evidence, misfit, simulation, reference)
+        return mean.expand(len(reference), *mean.shape).clone(), alike
+    return _component(view, evidence, misfit, simulation, reference), None
+
+
+def _component(
+    view: View, evidence: list[Evidence], misfit: Misfit, simulation: SimulatedDefences, reference: Tensor
+) -> Tensor:
     guess = component(evidence, view.window).to(reference)
     guess = guess.expand(-1, len(view.seat.modalities), *guess.shape[2:]).clone()
     values = []
