@@ -111,7 +111,7 @@ def test_shapes_of_the_default_network() -> None:
         (lambda: unet_backbone(2, (8, 8)), "six"),
         (lambda: unet_backbone(2, (8, 8, 9, 8, 8, 8)), "even"),
         (lambda: build_decoder(unet_backbone(2, FEATURES), ["T1", "T1"], seed=1), "distinct"),
-        (lambda: build_decoder(unet_backbone(2, FEATURES), ["T1"], fusion="sum", seed=1), "fusion"),
+        (lambda: build_decoder(unet_backbone(2, FEATURES), ["T1"], fusion="product", seed=1), "fusion"),
         (lambda: unet_backbone(2, FEATURES).cut.shapes(1, (96, 100)), "divisible by 16"),
         (lambda: unet_backbone(3, FEATURES).cut.shapes(1, (96, 96)), "3 sizes"),
         (lambda: unet_backbone(2, FEATURES).cut.shapes(1, (16, 16)), "32"),
