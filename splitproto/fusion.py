@@ -194,6 +194,14 @@ def keystream(key: bytes, octets: int) -> Array:
     return np.frombuffer(cipher.update(bytes(octets)), np.uint8)
 
 
+def answer_digest(tensors: Mapping[str, Array]) -> str:
+    """SHA-256 of the octets of an answer's tensors, in their order, in hexadecimal."""
+    digest = hashlib.sha256()
+    for tensor in tensors.values():
+        digest.update(wire_view(tensor))
+    return digest.hexdigest()
+
+
 class Given:
     """SP-11.18-13: the answers that a site has given in a run, so that no question gets a second one.
 
@@ -211,10 +219,7 @@ class Given:
             SiteFailed: something else was sent then.
         """
         asked = hashlib.sha256(codec.encode(list(astuple(question)))).hexdigest()
-        digest = hashlib.sha256()
-        for tensor in tensors.values():
-            digest.update(wire_view(tensor))
-        answer, given = digest.hexdigest(), self._kept.get(asked)
+        answer, given = answer_digest(tensors), self._kept.get(asked)
         if given is None:
             self._kept[asked] = answer
             return asked, answer

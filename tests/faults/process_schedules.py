@@ -63,7 +63,7 @@ VARIANTS = {
         {"defences": {"gradients": ["max-norm"]}},
     ),
     "dropout": Variant(("flair", "t1", "t2"), {}, {"training": {"seat_dropout": 0.3}}),
-    "kept noise": Variant(("flair", "t1"), {"defences": ["laplace:0.2,kept=true"]}),
+    "kept noise": Variant(("flair", "t1"), {"image_defences": ["voxel-noise:0.2"]}),
 }
 
 PROCESS = ("kill", "stop", "freeze")

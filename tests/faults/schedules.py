@@ -32,7 +32,7 @@ SETTINGS = (
     Setting(
         "kept noise",
         job={"training": {"steps": 8, "checkpoint_every": 3}, "defences": {"gradients": NOISE}},
-        peer={"policy": {"defences": ["gaussian:0.5,kept=true"], "image_defences": ["voxel-noise:0.5"]}},
+        peer={"policy": {"defences": ["gaussian:0.5"], "image_defences": ["voxel-noise:0.5"]}},
     ),
     Setting("dropout", THREE, {"training": {"steps": 10, "checkpoint_every": 4, "seat_dropout": 0.35}}),
     Setting(

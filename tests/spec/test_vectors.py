@@ -588,7 +588,7 @@ def test_releases(case: Case) -> None:
     def answer(asked: list[dict[str, Any]]) -> dict[str, int]:
         for question in map(forward, asked):
             released.check(question)
-            released.note(question)
+            released.note(question, {})
         return {"answered": released.windows}
 
     if "error" in case["expect"]:

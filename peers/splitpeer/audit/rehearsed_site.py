@@ -22,6 +22,7 @@ from splitpeer.site.budgets import Budgets
 from splitpeer.site.encoders import Encoders
 from splitpeer.site.job import Means, SiteJob
 from splitpeer.site.named import Named
+from splitpeer.site.people import People
 from splitproto.messages import Activations, Forward, JobOffer
 
 MOST = 1 << 40
@@ -87,6 +88,8 @@ class RehearsedSite:
             consent=Consent(None, {}),
             named=Named(kept),
             salt=b"",
+            people=People(folder),
+            once=False,
             encoders=encoders,
             weights={},
             defences=announced(images, encoders.defences),

@@ -57,6 +57,12 @@ def check(file: Path | None, settings: tuple[str, ...], as_json: bool) -> None:
         raise ConfigError("; ".join(problems))
     (own,) = (f.text for f in findings if (f.check, f.level) == ("certificate", "ok"))
     echo(f"{loaded.source}: ok: {own}")
+    if loaded.policy is not None and loaded.policy.preset == "private":
+        echo(
+            "preset private: only jobs that keep our encoder frozen, sum over us and at least "
+            f"{loaded.policy.min_partners} of {', '.join(loaded.policy.partners) or 'no partners yet'}, and ask for each "
+            "window once; every other job is declined"
+        )
     for finding in findings:
         if finding.level == "warning":
             echo(f"splitpeer: {printable(finding.text)}", err=True)

@@ -47,6 +47,9 @@ _force = click.option("--force", is_flag=True, help="Overwrite.")
     show_default=True,
     help="Refuse certificates revoked by ca.crl in that folder.",
 )
+@click.option(
+    "--private", is_flag=True, help="A client that accepts private jobs only: frozen, summed, once."
+)
 @click.option("--output", type=FILE, default=Path("peer.toml"), show_default=True)
 @_pki
 @_force
@@ -64,6 +67,7 @@ def init(
     images: Path | None,
     labels: Path | None,
     crl: bool,
+    private: bool,
     **given: str | None,
 ) -> None:
     """Write a commented peer.toml; `splitpeer init job` writes job.toml."""
@@ -75,6 +79,8 @@ def init(
         raise click.UsageError(
             "--modality is for clients, and they need it: any name, such as t1, adc or pet."
         )
+    if private and role != "client":
+        raise click.UsageError("--private is for clients; a coordinator's is: splitpeer init job --private.")
     held = tuple(map(_modality, modalities))
     if len(set(held)) < len(held):
         raise click.UsageError(f"--modality {' '.join(held)}: name each once.")
@@ -103,6 +109,7 @@ def init(
         pki=from_there(pki_folder),
         coordinators=hubs if len(hubs) == 1 else ["hub"],
         crl=crl,
+        private=private,
         **{key: value for key, value in given.items() if value is not None},
     )
     write_new(output, text, force=force)
@@ -120,9 +127,10 @@ def init(
     metavar="SITE=MODALITY",
     help="Who takes part; once for each modality of a site.",
 )
+@click.option("--private", is_flag=True, help="A job that private sites accept: frozen, summed, once.")
 @click.option("--output", type=FILE, default=Path("job.toml"), show_default=True)
 @_force
-def job(name: str, sites: tuple[str, ...], output: Path, force: bool) -> None:
+def job(name: str, sites: tuple[str, ...], private: bool, output: Path, force: bool) -> None:
     """Write a commented job.toml, which belongs to the coordinator."""
     held: dict[str, list[str]] = {}
     for pair in sites:
@@ -133,7 +141,7 @@ def job(name: str, sites: tuple[str, ...], output: Path, force: bool) -> None:
         if kind in of_site:
             raise click.UsageError(f"--site {pair}: name each modality of a site once.")
         of_site.append(kind)
-    write_new(output, templates.job_toml(_name(name), held), force=force)
+    write_new(output, templates.job_toml(_name(name), held, private=private), force=force)
     todo = "edit it" if held else "fill in [sites]"
     echo(f"{output}: job {name}; {todo}, then: splitpeer config check {output}")
 

@@ -36,9 +36,12 @@ def privacy(
     if as_json:
         echo_json(asdict(spent))
         return
+    from splitpeer.privacy.accounting import FPR
+
     echo(
         f"epsilon {spent.epsilon:.3g} of {spent.budget:g} is spent (delta {spent.delta:g}), by the patient that paid "
-        f"most; {spent.patients} have paid, {spent.half} half of it or more, {spent.full} all of it"
+        f"most; {spent.patients} have paid, {spent.half} half of it or more, {spent.full} all of it\n"
+        f"a test for that person's images with {FPR:.0%} false alarms finds {spent.detected:.1%} of them at most"
     )
 
 
@@ -56,20 +59,24 @@ def plan(
     epsilon: float, delta: float, epochs: int, windows: int, evaluations: int, patients: int, as_json: bool
 ) -> None:
     """Compute the noise that a study needs, with a frozen encoder and with one that is trained."""
-    from splitpeer.privacy.accounting import noise_for, releases
+    from splitpeer.privacy.accounting import FPR, detected, mu_within, noise_for, releases
 
     found = {}
     for name, many in (("frozen", 1), ("learning", patients)):
         count = releases(epochs=epochs, windows=windows, evaluations=evaluations, patients=many)
         found[name] = {"records": count, "noise": noise_for(epsilon, delta, count)}
+    finds = detected(mu_within(epsilon, delta))
     if as_json:
-        echo_json({"epsilon": epsilon, "delta": delta, **found})
+        echo_json({"epsilon": epsilon, "delta": delta, "detected": finds, **found})
         return
     for name, each in found.items():
         text = (
             f"dp-gaussian:clip=100,noise={_upwards(each['noise']):.4g},frozen={str(name == 'frozen').lower()}"
         )
         echo(f"{name + ' encoder':17} {each['records']:>9} records a patient  {text}")
+    echo(
+        f"with all of it spent, a test with {FPR:.0%} false alarms finds {finds:.1%} of a person's images at most"
+    )
 
 
 def _upwards(noise: float) -> float:

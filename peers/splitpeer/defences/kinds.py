@@ -22,7 +22,10 @@ _GRADIENTS: frozenset[Place] = frozenset({"gradients"})
 _IMAGE: frozenset[Place] = frozenset({"image"})
 _HE = "He, Zhang, Lee, IEEE Internet of Things Journal 2020, doi 10.1109/JIOT.2020.3022358"
 _LI = "Li et al. 2021, arXiv 2102.08504, per voxel"
-_KEPT = Parameter(False, meaning="draw once per sample and reuse it every time")
+_UNDONE = "another pose, other weights or another window undo it"
+_KEPT = Parameter(
+    False, meaning=f'draw once per sample and reuse it every time; for releases = "once" only: {_UNDONE}'
+)
 _SCALE = Parameter(1.0, 0.0, 1000.0, "noise as a multiple of the tensor's root mean square")
 _AVERAGED = (
     "No guarantee: blurs what one release shows. Fresh noise is averaged over releases of one sample; kept noise is "
@@ -43,7 +46,9 @@ DROPOUT = DefenceKind(
     places=_BOTH,
     options={
         "rate": Parameter(0.5, 0.0, 1.0, "share of the values that are dropped"),
-        "kept": Parameter(False, meaning="draw the mask once per sample and reuse it every time"),
+        "kept": Parameter(
+            False, meaning=f'draw the mask once per sample; for releases = "once" only: {_UNDONE}'
+        ),
         "rescale": Parameter(False, meaning="divide the remaining values by 1 - rate"),
     },
 )
@@ -212,7 +217,7 @@ VOXEL_NOISE = DefenceKind(
     name="voxel-noise",
     made="image.noise:VoxelNoise",
     title="Kept noise on the image",
-    promise="No guarantee, but nothing to average on one voxel grid: many views show one noisy image.",
+    promise="No guarantee, but nothing to average on one voxel grid: many views show one noisy image. Another grid undoes it.",
     source="permanent randomised response: Erlingsson et al. 2014, arXiv 1407.6981",
     places=_IMAGE,
     options={

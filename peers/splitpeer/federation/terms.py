@@ -308,6 +308,11 @@ def _check_fusion(job: Job, policy: Policy, agreed: Collection[str]) -> None:
     """SP-11.18-1. Raises PolicyRefused, SchemaMismatch."""
     terms = job.fusion
     if terms is None:
+        if policy.fusion == "secure-sum":
+            raise PolicyRefused(
+                "the coordinator would read this site's own values; only a sum over sites may be read "
+                "(policy fusion = secure-sum)"
+            )
         return
     if "fuse" not in agreed:
         raise SchemaMismatch("the job wants a secure sum, but fuse was not agreed on this link")
@@ -330,6 +335,11 @@ def _check_encoders(job: Job, policy: Policy, agreed: Collection[str]) -> None:
     if policy.encoders == "frozen" and not job.frozen:
         raise PolicyRefused(
             "the job trains the sites' encoders; this site keeps its own as it is (policy encoders = frozen)"
+        )
+    if policy.releases == "once" and not job.frozen:
+        # SP-11.17-9: each step would be a view of the same windows under other weights.
+        raise PolicyRefused(
+            "the job asks for windows again in every epoch; this site releases each once (policy releases = once)"
         )
     kind = "frozen" if job.frozen else "joint"
     if strange := sorted(set(agreed).intersection(FEATURES).difference(services(frozen=job.frozen))):

@@ -5,11 +5,14 @@ clipped to L2 norm <= C, plus N(0, sigma^2) on every value. `noise` is sigma / C
 
 - **Adjacency is replacement**: the patient's images are exchanged for any others, so a record moves by at most
   2C and not by C. Who takes part is known anyway.
-- **Composition**: a release that is mu-GDP with mu = 2C / sigma; T of them, also chosen adaptively and with
-  unlike noise, are sqrt(sum mu_t^2)-GDP, exactly (Dong, Roth, Su, J. R. Stat. Soc. B 84, 2022, section 3). So the
-  squares add, and all that ever left of a patient is one number.
-- **The unit is the patient**: T counts every record that depends on this patient's images, over epochs, windows,
-  evaluation and inference. Which records these are depends on whether the encoder learns: see `ledger.py`.
+- **Composition**: a release that is mu-GDP with mu = 2C / sigma; T of them with unlike noise are
+  sqrt(sum mu_t^2)-GDP, exactly (Dong, Roth, Su, J. R. Stat. Soc. B 84, 2022, section 3). So the squares add, and all
+  that ever left of a person is one number. That the noise and the number of releases may themselves be chosen while
+  releases go on, and sending stops when a fixed sum is reached, is a privacy filter: Smith and Thakurta 2022, arXiv
+  2210.17520, show that for Gaussian noise the filter costs nothing on top of the sum.
+- **The unit is the person**: T counts every record that depends on this person's images, over scans, epochs, windows,
+  evaluation and inference, in all jobs and federations. Which records these are depends on whether the encoder
+  learns: see `ledger.py`.
 - **No amplification by subsampling**: it needs the choice of batches to be secret. The coordinator, against whom
   this protects, draws the batches itself and knows who is in each.
 
@@ -20,9 +23,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from statistics import NormalDist
 
 SENSITIVITY = 2.0
 """Sensitivity of one clipped record under replacement, in units of the clip."""
+
+FPR = 0.01
+"""False positive rate at which `detected` is told."""
 
 Counts = Mapping[float, int]
 """Releases by noise (sigma / clip)."""
@@ -61,6 +68,15 @@ def epsilon_of_mu(total: float, delta: float) -> float:
     from dp_accounting import get_epsilon_gaussian
 
     return float(get_epsilon_gaussian(1 / total, delta))
+
+
+def detected(total: float, alarms: float = FPR) -> float:
+    """What epsilon means in practice: the largest true positive rate of any test at that false positive rate, from
+    the Gaussian-DP parameter: Phi(Phi^-1(alarms) + mu) (Dong, Roth, Su 2022, section 2)."""
+    if math.isinf(total):
+        return 1.0
+    normal = NormalDist()
+    return normal.cdf(normal.inv_cdf(alarms) + total)
 
 
 def mu_within(epsilon: float, delta: float) -> float:

@@ -1,4 +1,4 @@
-"""The privacy budget of a site's patients: payments are on disk before anything leaves.
+"""The privacy budget of the people whose images a site has: payments are on disk before anything leaves.
 
 Every record (window) that leaves is paid for by the patients whose images it depends on:
 
@@ -8,7 +8,9 @@ Every record (window) that leaves is paid for by the patients whose images it de
   else. Each such record also moves by at most 2C, so it costs the same. (Not counting them is the usual
   mistake: a noisy activation is no private gradient.)
 
-`privacy-ledger.json` in `[peer] state` (mode 0600) holds, by patient key, how many records were paid at which noise
+An account is a person's: all scans of a person, in all federations, are paid from it (`site/people.py`).
+
+`privacy-ledger.json` in `[peer] state` (mode 0600) holds, by account, how many records were paid at which noise
 (sigma / clip). Payments are written ahead in blocks: a crash loses the unused rest of a block, so it counts too much
 and never too little, and most steps write nothing. One process at a time may hold it.
 
@@ -32,7 +34,7 @@ from typing import Any
 
 from splitpeer.errors import ConfigError, DataError, DiskTrouble
 from splitpeer.logs import event
-from splitpeer.privacy.accounting import SENSITIVITY, epsilon_of_mu, mu_within
+from splitpeer.privacy.accounting import SENSITIVITY, detected, epsilon_of_mu, mu_within
 from splitpeer.storage import durable, reading
 from splitproto.errors import PolicyRefused
 
@@ -41,7 +43,9 @@ log = logging.getLogger(__name__)
 NAME = "privacy-ledger.json"
 MAX_BYTES = 256 << 20
 """Largest ledger that is read, in bytes: some 250 a patient."""
-FORMAT = "splitpeer privacy ledger 1"
+FORMAT = "splitpeer privacy ledger 2"
+OF_PATIENTS = "splitpeer privacy ledger 1"
+"""Of an earlier edition: by patient, as one federation knew the patient."""
 BLOCK = 32
 """Payments written ahead, each of as many records as the one at hand."""
 LOST_SHARE = 50
@@ -63,6 +67,8 @@ class Spent:
     """How many have used half of epsilon or more."""
     full: int
     """How many cannot pay for one more record at the noise last used."""
+    detected: float
+    """At FPR, the largest TPR of any test whether the images are those of the patient that paid most."""
 
 
 @dataclass
@@ -123,7 +129,7 @@ class Ledger:
 
         Args:
             run: of the job; each starts with new weights.
-            patients: the key of every record in the batch.
+            patients: the account of every record in the batch.
             noise: sigma / clip of this release.
             learning: whether the encoder's weights ever follow gradients.
             training: whether gradients for this batch may follow.
@@ -251,14 +257,16 @@ def read_spent(folder: Path, epsilon: float, delta: float) -> Spent:
 
 def _spent(accounts: dict[str, _Account], epsilon: float, delta: float, noise: float) -> Spent:
     squares = [account.squared for account in accounts.values()]
+    worst = math.sqrt(max(squares, default=0.0))
     most, half = mu_within(epsilon, delta) ** 2 * _SLACK, mu_within(epsilon / 2, delta) ** 2 / _SLACK
     return Spent(
-        epsilon_of_mu(math.sqrt(max(squares, default=0.0)), delta),
+        epsilon_of_mu(worst, delta),
         epsilon,
         delta,
         patients=len(squares),
         half=sum(square >= half for square in squares),
         full=sum(not square + _cost(noise) <= most for square in squares),
+        detected=detected(worst),
     )
 
 
@@ -292,6 +300,11 @@ def _read(path: Path) -> dict[str, _Account]:
         raise DataError(f"{path}: the privacy ledger cannot be read ({error.strerror})") from None
     try:
         found = reading.parse(text)
+        if found["format"] == OF_PATIENTS:
+            raise DataError(
+                f"{path}: counts patients of one federation, not people: set it aside to begin again, with an epsilon "
+                "that is less by what splitpeer privacy of the earlier edition says is spent"
+            )
         if found["format"] != FORMAT:
             raise ValueError("another format")
         return {bytes.fromhex(key).hex(): _account(entry) for key, entry in found["patients"].items()}

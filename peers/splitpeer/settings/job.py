@@ -271,6 +271,11 @@ class JobConfig(Settings):
         strangers = [site for site in self.absence.per_site_s if site not in self.sites]
         problems += [f"[absence] per_site_s: {site!r} is not one of [sites]" for site in strangers]
         problems += self._problems_of_frozen()
+        problems += [
+            f"[defences] gradients: {spec.brief} is undone by the next step, which has other weights: remove kept=true"
+            for spec in self.defences.gradients
+            if spec.kept
+        ]
         if self.absence.least_sites > len(self.sites):
             problems.append(
                 f"[absence] least_sites = {self.absence.least_sites}, but [sites] names {len(self.sites)}"

@@ -5,6 +5,7 @@ Secrets are named by file, never written here.
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -137,8 +138,22 @@ class PeerData(Section):
         return Rules(self.max_voxels, self.unknown_orientation)
 
 
+PRIVATE: Mapping[str, Any] = {
+    "encoders": "frozen",
+    "fusion": "secure-sum",
+    "releases": "once",
+    "share_encoder": False,
+    "min_partners": 2,
+}
+"""``preset = "private"``; what is written in addition may only be stricter."""
+
+
 class Policy(Bounds):
     """What this hospital allows, whatever a job asks."""
+
+    preset: Literal["private"] | None = None
+    """private: only jobs that leave the encoder as it is, read nothing but a sum over sites, and ask for each window
+    once (`PRIVATE`)."""
 
     coordinators: Annotated[tuple[Name, ...], Field(min_length=1), Distinct]
     """Sites that may be this client's coordinator."""
@@ -168,6 +183,11 @@ class Policy(Bounds):
     """Probability that the budget does not hold: well below one in the number of patients."""
     encoders: Literal["any", "frozen"] = "any"
     """frozen: only jobs that keep this site's encoder as it is: no gradient is ever taken, each window leaves once."""
+    fusion: Literal["any", "secure-sum"] = "any"
+    """secure-sum: only jobs in which the coordinator reads a sum over sites and no site's own values."""
+    releases: Literal["any", "once"] = "any"
+    """once: an encoder shows a patient in one run only, each window in one answer. Jobs that train encoders are
+    declined: every step would be another view of the same window."""
     share_encoder: bool = False
     """Whether the coordinator may have our encoders' weights, to average those of one seat: with them it can compute
     images from all activations that it recorded. Not with ``epsilon``, whose promise does not cover weights."""
@@ -184,6 +204,29 @@ class Policy(Bounds):
     def max_message_bytes(self) -> int:
         """`max_message_mib` in octets."""
         return self.max_message_mib * 2**20
+
+    @model_validator(mode="before")
+    @classmethod
+    def _preset_is_a_floor(cls, raw: Any) -> Any:
+        if not isinstance(raw, dict) or raw.get("preset") != "private":
+            return raw
+        for key, wanted in PRIVATE.items():
+            given = raw.get(key, wanted)
+            stricter = key == "min_partners" and isinstance(given, int) and given >= wanted
+            if given != wanted and not stricter:
+                least = " or more" if key == "min_partners" else ""
+                shown = json.dumps(wanted) + least
+                raise ValueError(f'{key} = {json.dumps(given)} weakens preset = "private", which has {shown}')
+        return {**PRIVATE, **raw}
+
+    @model_validator(mode="after")
+    def _kept_noise_meets_one_question(self) -> Self:
+        if self.releases != "once" and (kept := [spec.brief for spec in self.defences if spec.kept]):
+            raise ValueError(
+                f'{kept[0]} is undone by a second view of a window (a pose, other weights): write releases = "once", '
+                "or use image_defences"
+            )
+        return self
 
     @model_validator(mode="after")
     def _budget_can_be_kept(self) -> Self:

@@ -95,17 +95,30 @@ max_message_mib = 1024
 # noise that a study needs: splitpeer privacy --help
 # epsilon = 8.0
 # delta = 1e-5
-partners = []  # sites that may be in a secure sum with this one; none: no such job is accepted
-min_partners = 2  # a secure sum with fewer others is refused
-encoders = "any"  # "frozen": only jobs that leave our encoder as it is and send no gradient (docs/feature-bank.md)
-share_encoder = false  # true: accept jobs that average encoders; the coordinator then has our weights (docs/privacy.md)
-may_record = true  # false: this peer never writes a capture
+{joining}may_record = true  # false: this peer never writes a capture
 recorded_by_coordinator = true  # false: decline a coordinator that records, or does not say whether it does
 
 # [model]  # an encoder of this site's own, instead of the one that a job names: it must yield the job's cut
 # network = "residual-unet"  # settings as in job.toml
 # features = [32, 32, 64, 128, 256]
 # weights = "encoder.safetensors"  # of splitpeer pretrain: what it starts from; by seat: {{ t2 = "t2.safetensors" }}
+"""
+
+_ANY_JOB = """\
+partners = []  # sites that may be in a secure sum with this one; none: no such job is accepted
+min_partners = 2  # a secure sum with fewer others is refused
+encoders = "any"  # "frozen": only jobs that leave our encoder as it is and send no gradient (docs/feature-bank.md)
+fusion = "any"  # "secure-sum": only jobs whose coordinator reads a sum over sites, never our own values
+releases = "any"  # "once": only frozen jobs; an encoder shows a patient in one run only, each window in one answer
+share_encoder = false  # true: accept jobs that average encoders; the coordinator then has our weights (docs/privacy.md)
+"""
+
+_PRIVATE_JOBS = """\
+# Only jobs that leave our encoder as it is (no gradient comes down), whose coordinator reads a sum over sites and never
+# our own values, and that ask for each window once: encoders = "frozen", fusion = "secure-sum", releases = "once",
+# share_encoder = false, min_partners = 2. Such keys may be added here to be stricter, never to be weaker.
+preset = "private"
+partners = []  # fill in: the sites that may be in the sum with us; those in league with the coordinator undo it
 """
 
 _COORDINATOR_BANK = """
@@ -139,7 +152,7 @@ network = "{network}"  # or {others}; settings of each: docs/networks.md
 dimensions = 2  # 2: slices, 3: volumes
 features = [32, 32, 64, 128, 256, 32]  # channels of U-Net levels 0 to 4, and of the last decoder block
 levels = [0, 1, 2, 3, 4]  # levels that the sites send; a site's policy may allow fewer
-fusion = "concat"  # or "mean"
+{fusion}
 
 [data]
 window = [96, 96]  # voxels, each divisible by 16; three numbers for volumes
@@ -161,7 +174,7 @@ schedule = "one-cycle"  # one-cycle, cosine or constant
 ahead = 4  # batches announced early, so that sites load them in time
 checkpoint_every = 100
 keep_checkpoints = 2
-encoders = "joint"  # "frozen": sites keep theirs and release each window once (docs/feature-bank.md)
+{encoders}
 average_every = 0  # steps after which sites with the same modality average their encoders; 0: never
 seat_dropout = 0.0  # probability that a seat is left out of a step, so that the network can do without it
 
@@ -178,7 +191,7 @@ seat_dropout = 0.0  # probability that a seat is left out of a step, so that the
 [evaluation]
 every = 0  # steps; 0: only at the end
 sample = 0  # how many of the held-out patients all evaluations but the last score; 0: all
-overlap = 0.5  # of neighbouring windows
+{overlap}
 batch = 4
 missing = false  # true: score once more without each seat
 
@@ -195,6 +208,19 @@ least_sites = 1  # with fewer the job fails
 [output]
 # folder = "runs/..."  # default: runs/ and the job's name
 """
+
+
+_OPEN = {
+    "fusion": 'fusion = "concat"  # or "mean"; "secure-sum": only the sum over sites can be read',
+    "encoders": 'encoders = "joint"  # "frozen": sites keep theirs and release each window once (docs/feature-bank.md)',
+    "overlap": "overlap = 0.5  # of neighbouring windows",
+}
+_PRIVATE = {
+    "fusion": 'fusion = "secure-sum"  # sites mask what they send; only the sum over all of them can be read\n'
+    "widths = [1, 1, 2, 4, 8]  # channels of each level of the sum: the fewer, the less it shows",
+    "encoders": 'encoders = "frozen"  # sites keep theirs and release each window once (docs/feature-bank.md)',
+    "overlap": "overlap = 0.0  # of neighbouring windows: where they overlap, a voxel is shown several times",
+}
 
 
 def _pair(key: str, value: object) -> str:
@@ -219,12 +245,13 @@ def peer_toml(
     convention: str | None = None,
     coordinators: Sequence[str] = ("hub",),
     crl: bool = False,
+    private: bool = False,
 ) -> str:
     """Text of a `peer.toml` for a client (then with `modality`, one or several) or a coordinator.
 
     `pki` holds the certificates.
 
-    Without `crl`, because the federation's CA keeps no list, revocation is not checked.
+    With `private`, a client accepts private jobs only. Without `crl`, because the federation's CA keeps no list, revocation is not checked.
     """
     client = role == "client"
     return _PEER.format(
@@ -253,13 +280,17 @@ def peer_toml(
                 else '# convention = "..."  # fill in',
             )
         ),
-        policy=_CLIENT_POLICY.format(coordinators=_quoted(list(coordinators))) if client else "",
+        policy=_CLIENT_POLICY.format(
+            coordinators=_quoted(list(coordinators)), joining=_PRIVATE_JOBS if private else _ANY_JOB
+        )
+        if client
+        else "",
         bank="" if client else _COORDINATOR_BANK,
     )
 
 
-def job_toml(name: str, sites: Mapping[str, Sequence[str]]) -> str:
-    """Text of a `job.toml` for `sites` and the modalities of each.
+def job_toml(name: str, sites: Mapping[str, Sequence[str]], *, private: bool = False) -> str:
+    """Text of a `job.toml` for `sites` and the modalities of each; with `private`, one that private sites accept.
 
     Without `sites` its [sites] is empty and must be filled in before it loads.
     """
@@ -268,5 +299,6 @@ def job_toml(name: str, sites: Mapping[str, Sequence[str]]) -> str:
         name=_pair("name", name),
         sites="\n".join(listed) or '# north = "t1"',
         network=DEFAULT,
+        **(_PRIVATE if private else _OPEN),
         others=", ".join(_quoted(network) for network in NETWORKS if network != DEFAULT),
     )

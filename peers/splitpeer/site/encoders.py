@@ -7,12 +7,13 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from torch import Tensor
+from torch import Tensor, nn
 
 from splitpeer.defences.activation.dp import DPGaussian, mechanism
 from splitpeer.defences.network import Defended
 from splitpeer.defences.randomness import Release
 from splitpeer.errors import DataError
+from splitpeer.models.narrow import Narrow
 from splitpeer.training.split_step import Arrays, ClientHalf, State
 
 
@@ -105,6 +106,11 @@ class Encoders:
                 found.update(f"{seat} {name} {array.dtype} {array.shape}\n".encode() + array.tobytes())
         return found.digest()
 
+    def identities(self) -> frozenset[str]:
+        """SHA-256 of each encoder's own weights, in hexadecimal, whatever a job adds to it (narrow levels, defences)
+        and calls it."""
+        return frozenset(_identity(half.network) for half in self.halves.values())
+
     def load(self, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
         """Go back to a `state()`. Raises DataError: it is of other encoders; nothing is changed then."""
         parts = {seat: self._part(seat, tensors) for seat in self.halves}
@@ -125,3 +131,13 @@ class Encoders:
     def _part(self, seat: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         prefix = self._prefix(seat)
         return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
+
+
+def _identity(network: nn.Module) -> str:
+    encoder = network.encoder if isinstance(network, Defended) else network
+    own = encoder.encoder if isinstance(encoder, Narrow) else encoder
+    found = hashlib.sha256()
+    for _, tensor in sorted(own.state_dict().items()):
+        array = tensor.detach().cpu().numpy()
+        found.update(f"{array.dtype} {array.shape}\n".encode() + array.tobytes())
+    return found.hexdigest()

@@ -29,7 +29,8 @@ from splitpeer.site.averaging import SiteAveraging
 from splitpeer.site.budgets import Budgets, BudgetSpent
 from splitpeer.site.encoders import Encoders
 from splitpeer.site.named import Named
-from splitpeer.site.released import Released
+from splitpeer.site.people import People
+from splitpeer.site.released import Released, Whose
 from splitpeer.site.run_folders import check_room
 from splitpeer.site.summing import Summing
 from splitpeer.storage import checkpoint
@@ -76,6 +77,9 @@ class Means:
     named: Named
     salt: bytes
     """The patients' salt."""
+    people: People
+    once: bool
+    """[policy] releases = "once"."""
     encoders: Encoders
     weights: Mapping[str, str]
     """By seat, the digest of the file that its encoder started from."""
@@ -117,9 +121,7 @@ class SiteJob:
         self._averaging = SiteAveraging(self.job, self.seats, self.encoders.halves, self.budgets)
         self.unusable = dict(unusable)
         """SP-11.13-3: patients whose files this process cannot use, and why: not read again, even if repaired."""
-        self.released = Released(means.folder if offer.job.frozen else None)
-        """What has left in a frozen job."""
-        self._announced = Announced(self.job, self.channels, means.room, self._read, self.released)
+        self._release_to(Released(None))
         self._withdrew = False  # announced batches do not count until the coordinator says where to continue
         self._pending: Activations | None = None
         self._computed = 0
@@ -147,6 +149,9 @@ class SiteJob:
             self._load(0)
         else:
             self.lost = True
+        if self.job.frozen:
+            whose = Whose(self.run, self.encoders.identities(), self._shown, self._means.once)
+            self._release_to(Released(self._means.state, whose))
 
     def prove(self, offer: JobOffer, binding: bytes) -> dict[str, bytes]:
         """SP-11.14-2: the fields of `job-accept` that show who holds this site's part in the run."""
@@ -263,7 +268,7 @@ class SiteJob:
         if forward.mode == "train":
             self._pending = sent
         elif forward.mode == "release":
-            self.released.note(forward)
+            self.released.note(forward, arrays)
         return sent
 
     def apply(self, gradients: Gradients) -> None:
@@ -391,6 +396,19 @@ class SiteJob:
             raise SchemaMismatch(f"the gradients of step {gradients.step} do not have the shapes of the sum")
         return {seat.name: dict(gradients.tensors) for seat in self.seats}
 
+    def _release_to(self, released: Released) -> None:
+        self.released = released
+        """What has left in a frozen job."""
+        self._announced = Announced(self.job, self.channels, self._means.room, self._read, released)
+
+    def _account(self, key: bytes) -> bytes:
+        """Of the person behind a patient's key, at this site. Raises DataError: see `People`."""
+        return self._means.people.account(self.channels.case(key).patient)
+
+    def _shown(self, key: bytes) -> str:
+        """The same for a record; of a key that this site lacks, and refuses, the key."""
+        return (self._account(key) if self.channels.fills(key) else key).hex()
+
     def _person(self, key: bytes) -> bytes:
         """The key of the person behind a patient's."""
         return pseudonym(self._means.salt, subject(self.channels.case(key).patient))
@@ -432,7 +450,7 @@ class SiteJob:
         rows = self.channels.rows(forward.samples).values()
         self.ledger.pay(
             self.run,
-            [forward.samples[row].key for of_seat in rows for row in of_seat],
+            [self._account(forward.samples[row].key) for of_seat in rows for row in of_seat],
             mechanism.noise,
             learning=not mechanism.frozen,
             training=forward.mode == "train",

@@ -34,6 +34,7 @@ from splitpeer.site.budgets import Budgets, new_run
 from splitpeer.site.encoders import Encoders
 from splitpeer.site.job import Means, SiteJob
 from splitpeer.site.named import Named
+from splitpeer.site.people import People
 from splitpeer.site.run_folders import check_terms, make_room, note_terms
 from splitpeer.site.secret import site_secret
 from splitpeer.site.summing import Allowed, Summing
@@ -91,6 +92,8 @@ def open_job(
         consent=consent,
         named=named,
         salt=load_salt(config.data.salt) if config.data.salt else b"",
+        people=People(state),
+        once=config.policy is not None and config.policy.releases == "once",
         encoders=encoders,
         weights=first_weights.start(encoders, config, job, backbone, offer.seats, folder),
         defences=announced(images, encoders.defences),

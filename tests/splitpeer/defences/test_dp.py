@@ -158,3 +158,18 @@ def test_normals_are_normal_and_a_function_of_their_key() -> None:
     )
     radius = math.sqrt(-2 * math.log((int(words[0]) + 1) / 2**53))
     assert normals(KEY, (1,))[0] == pytest.approx(radius * math.cos(2 * math.pi * int(words[1]) / 2**53))
+
+
+def test_what_leaves_lies_on_a_grid_that_is_the_same_for_every_record() -> None:
+    """Mironov 2012: the gaps between values must not depend on what is under the noise."""
+    from splitpeer.defences.activation.dp import snapped
+
+    sigma = 3.7
+    grid = 2.0**-19  # 2^floor(log2 3.7) is 2
+    for scale in (1e-9, 1.0, 1e3):
+        values = torch.randn(1000, dtype=torch.float64) * scale
+        moved = snapped(values.requires_grad_(), sigma)
+        assert torch.equal(moved / grid, torch.round(moved / grid)), scale
+        assert (moved - values).abs().max() <= grid / 2
+        moved.sum().backward()
+        assert torch.equal(values.grad, torch.ones_like(values))

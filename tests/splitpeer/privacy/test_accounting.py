@@ -127,3 +127,13 @@ def test_the_library_is_not_imported_before_it_is_needed() -> None:
     code = "import sys, splitpeer.privacy.accounting; print('dp_accounting' in sys.modules, 'scipy' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False", "False"]
+
+
+def test_what_a_test_finds_at_most() -> None:
+    """At one per cent of false alarms: nothing left, some, and something bare."""
+    from splitpeer.privacy.accounting import detected
+
+    assert detected(0.0) == pytest.approx(0.01)
+    assert detected(1.0) == pytest.approx(0.0923, abs=1e-4)
+    assert detected(math.inf) == 1.0
+    assert detected(1.0, alarms=0.5) == pytest.approx(0.8413, abs=1e-4)

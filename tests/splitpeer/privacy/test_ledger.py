@@ -263,3 +263,9 @@ def test_a_ledger_remembers_exactly(open_here) -> None:
     assert again.spent() == ledger.spent()
     pay(again, A, noise=0.1 + 0.2 + 100)
     assert len(json.loads(again.path.read_text())["patients"][A.hex()]["paid"]) == 1
+
+
+def test_a_ledger_of_patients_is_not_taken_for_one_of_people(tmp_path) -> None:
+    (tmp_path / NAME).write_text('{"format": "splitpeer privacy ledger 1", "patients": {}}')
+    with pytest.raises(DataError, match="counts patients of one federation, not people: set it aside"):
+        Ledger(tmp_path, EPSILON, DELTA)

@@ -23,7 +23,7 @@ from splitpeer.site import job as site_job
 from splitpeer.storage import checkpoint
 
 EVERYTHING = ["bottleneck:2@0,1", "adversary:0.5,networks=2,restart=6,width=4", "clip:60", "gaussian:0.3",
-              "laplace:0.1,kept=true", "dropout:0.3"]  # fmt: skip
+              "laplace:0.1", "dropout:0.3"]  # fmt: skip
 POLICY = {"coordinators", "defences", "image_defences"}
 CHANNELS = {"x0": 2, "x1": 4, "x2": 4, "x3": 8, "x4": 8}
 

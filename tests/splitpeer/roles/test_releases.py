@@ -188,13 +188,13 @@ def test_what_has_left_survives_a_torn_line_and_nothing_worse(tmp_path) -> None:
     released = Released(tmp_path)
     for one in asked[:2]:
         released.check(one)
-        released.note(one)
+        released.note(one, {})
     path = tmp_path / NAME
     whole = path.read_bytes()
-    path.write_bytes(whole + b'{"batch": 2, "win')
+    path.write_bytes(whole + b'{"run":"","batch":2,"win')
     again = Released(tmp_path)
     assert (again.windows, again.knows(asked[1]), again.knows(asked[2])) == (2, True, False)
-    again.note(asked[2])
+    again.note(asked[2], {})
     assert Released(tmp_path).windows == 3
     path.write_bytes(whole.replace(b'"batch":0', b'"batch":x'))
     with pytest.raises(DataError, match=r"released\.jsonl: damaged, so nobody knows what has left"):

@@ -195,9 +195,7 @@ def sent(capture: Capture, who: str) -> dict[tuple[str, int, int], dict[str, byt
     return found
 
 
-@pytest.mark.parametrize(
-    "defence", [["dropout:0.5", "gaussian:1.0"], ["laplace:0.5,kept=true@0,1", "quantise:4"]]
-)
+@pytest.mark.parametrize("defence", [["dropout:0.5", "gaussian:1.0"], ["laplace:0.5@0,1", "quantise:4"]])
 async def test_a_defence_added_afterwards_gives_what_the_live_defence_sent(
     scene: Scene, cli: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, defence: list[str]
 ) -> None:

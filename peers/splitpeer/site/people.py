@@ -1,0 +1,55 @@
+"""Who a patient is to this site, whatever federation, salt or job asks: what budgets and records are counted by."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import secrets
+from functools import cached_property
+from pathlib import Path
+
+from splitpeer.data.layouts import subject
+from splitpeer.data.patients import patient_id
+from splitpeer.errors import DataError
+from splitpeer.storage import durable
+
+NAME = "people.key"
+SECRET_BYTES = 32
+ACCOUNT_BYTES = 16
+CONTEXT = b"splitpeer person v1\0"
+
+
+class People:
+    """The accounts of one site, under a secret of its own: files of accounts name nobody.
+
+    Args:
+        state: [peer] state, which holds the secret (mode 0600); it is made on first use.
+    """
+
+    def __init__(self, state: Path) -> None:
+        self._path = state / NAME
+
+    def account(self, patient: str) -> bytes:
+        """16 octets of the person behind a patient's id: all time points of a person have one account.
+
+        Raises:
+            DataError: the secret cannot be read or written.
+        """
+        name = patient_id(subject(patient)).encode()
+        return hmac.digest(self._secret, CONTEXT + name, hashlib.sha256)[:ACCOUNT_BYTES]
+
+    @cached_property
+    def _secret(self) -> bytes:
+        path = self._path
+        try:
+            if not path.exists():
+                durable.make_folder(path.parent)
+                durable.replace(path, secrets.token_bytes(SECRET_BYTES))
+            found = path.read_bytes()
+        except OSError as error:
+            raise durable.refusal(error, f"{path}:", "[peer] state") from None
+        if len(found) != SECRET_BYTES:
+            raise DataError(
+                f"{path}: is not a key of {SECRET_BYTES} bytes, so no account can be found: restore it from a backup"
+            )
+        return found
