@@ -666,6 +666,8 @@ def test_terms(case: Case) -> None:
             image_defences=(),
             share_encoder=True,
             encoders="any",
+            fusion="any",
+            releases="any",
         )
         offer = messages.JobOffer(
             bytes(16), (messages.Seat("t1", ("t1",)),), job, tensors.schema_digest(described)

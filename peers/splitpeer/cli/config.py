@@ -60,8 +60,8 @@ def check(file: Path | None, settings: tuple[str, ...], as_json: bool) -> None:
     if loaded.policy is not None and loaded.policy.preset == "private":
         echo(
             "preset private: only jobs that keep our encoder frozen, sum over us and at least "
-            f"{loaded.policy.min_partners} of {', '.join(loaded.policy.partners) or 'no partners yet'}, and ask for each "
-            "window once; every other job is declined"
+            f"{loaded.policy.min_partners} of {', '.join(loaded.policy.partners) or 'no partners yet'}, and ask for "
+            "each window once; every other job is declined"
         )
     for finding in findings:
         if finding.level == "warning":

@@ -251,7 +251,9 @@ def peer_toml(
 
     `pki` holds the certificates.
 
-    With `private`, a client accepts private jobs only. Without `crl`, because the federation's CA keeps no list, revocation is not checked.
+    With `private`, a client accepts private jobs only.
+
+    Without `crl`, because the federation's CA keeps no list, revocation is not checked.
     """
     client = role == "client"
     return _PEER.format(

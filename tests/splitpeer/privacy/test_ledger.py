@@ -239,12 +239,12 @@ def test_one_process_at_a_time(open_here) -> None:
 
 
 @pytest.mark.parametrize("text", [
-    "", "[]", "{}", '{"format": "splitpeer privacy ledger 2", "patients": {}}',
-    '{"format": "splitpeer privacy ledger 1", "patients": {"zz": {"paid": {}, "runs": []}}}',
-    '{"format": "splitpeer privacy ledger 1", "patients": {"aa": {"paid": {"1.0": -1}, "runs": []}}}',
-    '{"format": "splitpeer privacy ledger 1", "patients": {"aa": {"paid": {"nan": 1}, "runs": []}}}',
-    '{"format": "splitpeer privacy ledger 1", "patients": {"aa": {"paid": {"1.0": true}, "runs": []}}}',
-    '{"format": "splitpeer privacy ledger 1", "patients": {"aa": {}}}', "\ud800",
+    "", "[]", "{}", '{"format": "splitpeer privacy ledger 3", "patients": {}}',
+    '{"format": "splitpeer privacy ledger 2", "patients": {"zz": {"paid": {}, "runs": []}}}',
+    '{"format": "splitpeer privacy ledger 2", "patients": {"aa": {"paid": {"1.0": -1}, "runs": []}}}',
+    '{"format": "splitpeer privacy ledger 2", "patients": {"aa": {"paid": {"nan": 1}, "runs": []}}}',
+    '{"format": "splitpeer privacy ledger 2", "patients": {"aa": {"paid": {"1.0": true}, "runs": []}}}',
+    '{"format": "splitpeer privacy ledger 2", "patients": {"aa": {}}}', "\ud800",
 ])  # fmt: skip
 def test_a_damaged_file_is_an_error_and_not_a_new_start(tmp_path, text: str) -> None:
     (tmp_path / NAME).write_bytes(text.encode("utf-8", "surrogatepass"))

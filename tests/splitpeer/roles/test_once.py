@@ -71,7 +71,7 @@ def test_an_encoder_shows_a_patient_in_one_run_only(frozen: Scene) -> None:
             with pytest.raises(
                 PolicyRefused, match="of a patient whom this encoder has shown in another run"
             ) as one:
-                other.announce(question(frozen, 0, PATIENTS[0], windows))
+                other.announce(question(frozen, 5, PATIENTS[0], windows))
             assert "\n" not in str(one.value)
         answer(other, question(frozen, 0, PATIENTS[1], [0]))
         other.close()
@@ -126,7 +126,7 @@ def test_kept_noise_needs_once_or_the_image(scene: Scene) -> None:
     scene.client("t1", policy={"coordinators": ["hub"], "image_defences": ["voxel-noise:0.5"]})
     assert scene.config("site-t1").policy.image_defences
     with pytest.raises(ConfigError, match="is undone by the next step, which has other weights"):
-        scene.cast("t1", defences={"gradients": kept})
+        assert scene.cast("t1", defences={"gradients": kept}).settings
 
 
 # --- the preset ------------------------------------------------------------------------------------------------
