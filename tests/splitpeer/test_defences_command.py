@@ -41,7 +41,8 @@ def test_every_defence_is_listed_with_its_range_and_promise(
         "default": False,
         "low": None,
         "high": None,
-        "meaning": "draw the mask once per sample and reuse it every time",
+        "meaning": 'draw the mask once per sample; for releases = "once" only: '
+        "another pose, other weights or another window undo it",
     }
 
 

@@ -89,7 +89,6 @@ class RehearsedSite:
             named=Named(kept),
             salt=b"",
             people=People(folder),
-            once=False,
             encoders=encoders,
             weights={},
             defences=announced(images, encoders.defences),

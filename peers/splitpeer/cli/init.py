@@ -79,11 +79,7 @@ def init(
         raise click.UsageError(
             "--modality is for clients, and they need it: any name, such as t1, adc or pet."
         )
-    if private and role != "client":
-        raise click.UsageError("--private is for clients; a coordinator's is: splitpeer init job --private.")
-    held = tuple(map(_modality, modalities))
-    if len(set(held)) < len(held):
-        raise click.UsageError(f"--modality {' '.join(held)}: name each once.")
+    held = _held(role, modalities, private=private)
     found = list(_identities(pki_folder))
     site, federation = _who(role, site, federation, found, pki_folder)
     hubs = sorted({one.site for one in found if one.role == "coordinator"})
@@ -144,6 +140,16 @@ def job(name: str, sites: tuple[str, ...], private: bool, output: Path, force: b
     write_new(output, templates.job_toml(_name(name), held, private=private), force=force)
     todo = "edit it" if held else "fill in [sites]"
     echo(f"{output}: job {name}; {todo}, then: splitpeer config check {output}")
+
+
+def _held(role: str, modalities: Iterable[str], *, private: bool) -> tuple[str, ...]:
+    """What a client holds; () at a coordinator. Raises UsageError: what was asked for is of the other role."""
+    if private and role != "client":
+        raise click.UsageError("--private is for clients; a coordinator's is: splitpeer init job --private.")
+    held = tuple(map(_modality, modalities))
+    if len(set(held)) < len(held):
+        raise click.UsageError(f"--modality {' '.join(held)}: name each once.")
+    return held
 
 
 def _who(

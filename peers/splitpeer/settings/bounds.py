@@ -41,3 +41,6 @@ class Bounds(Section):
     """From the coordinator, on average; ten seconds' worth may come at once."""
     max_runs_per_day: PositiveInt = 100
     """New runs that are taken up within 24 hours."""
+    releases: Literal["any", "once"] = "any"
+    """once: an encoder shows a patient in one run only, each window in one answer. Jobs that train encoders are
+    declined: every step would be another view of the same window."""

@@ -185,9 +185,6 @@ class Policy(Bounds):
     """frozen: only jobs that keep this site's encoder as it is: no gradient is ever taken, each window leaves once."""
     fusion: Literal["any", "secure-sum"] = "any"
     """secure-sum: only jobs in which the coordinator reads a sum over sites and no site's own values."""
-    releases: Literal["any", "once"] = "any"
-    """once: an encoder shows a patient in one run only, each window in one answer. Jobs that train encoders are
-    declined: every step would be another view of the same window."""
     share_encoder: bool = False
     """Whether the coordinator may have our encoders' weights, to average those of one seat: with them it can compute
     images from all activations that it recorded. Not with ``epsilon``, whose promise does not cover weights."""

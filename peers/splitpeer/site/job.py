@@ -78,8 +78,6 @@ class Means:
     salt: bytes
     """The patients' salt."""
     people: People
-    once: bool
-    """[policy] releases = "once"."""
     encoders: Encoders
     weights: Mapping[str, str]
     """By seat, the digest of the file that its encoder started from."""
@@ -150,7 +148,9 @@ class SiteJob:
         else:
             self.lost = True
         if self.job.frozen:
-            whose = Whose(self.run, self.encoders.identities(), self._shown, self._means.once)
+            whose = Whose(
+                self.run, self.encoders.identities(), self._shown, self._means.bounds.releases == "once"
+            )
             self._release_to(Released(self._means.state, whose))
 
     def prove(self, offer: JobOffer, binding: bytes) -> dict[str, bytes]:

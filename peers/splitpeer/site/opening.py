@@ -72,9 +72,9 @@ def open_job(
     channels = _channels(offer, config, found, consent, images, named)
     check_seats(channels, report)
     bad = _bad(channels, unusable or {})
-    grids = look(channels, dict(bad), report)
+    voxels = max((math.prod(grid.shape) for grid in look(channels, dict(bad), report).values()), default=0)
     backbone = backbone_for(job, config)
-    room = _room(offer, config, backbone, max((math.prod(g.shape) for g in grids.values()), default=0))
+    room = _room(offer, config, backbone, voxels)
     check_bounds(job, backbone, offer.seats, bounds, room.voxels)
     if not known:
         new_run(state, bounds)
@@ -93,7 +93,6 @@ def open_job(
         named=named,
         salt=load_salt(config.data.salt) if config.data.salt else b"",
         people=People(state),
-        once=config.policy is not None and config.policy.releases == "once",
         encoders=encoders,
         weights=first_weights.start(encoders, config, job, backbone, offer.seats, folder),
         defences=announced(images, encoders.defences),

@@ -64,7 +64,10 @@ def test_what_a_study_needs(run) -> None:
     assert lines[0].split()[:4] == ["frozen", "encoder", "7750", "records"]
     assert "noise=105.7,frozen=true" in lines[0]
     assert "2325000 records" in lines[1]
-    for line, count in zip(lines, (7750, 2_325_000), strict=True):
+    for line, count in zip(lines[:2], (7750, 2_325_000), strict=True):
         assert 7.9 < epsilon({float(line.split("noise=")[1].split(",")[0]): count}, 1e-5) <= 8
+    assert lines[2:] == [
+        "with all of it spent, a test with 1% false alarms finds 25.5% of a person's images at most"
+    ]
     found = json.loads(run(*study, "--json"))
     assert found["learning"]["noise"] == pytest.approx(noise_for(8, 1e-5, 2_325_000))

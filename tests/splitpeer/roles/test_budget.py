@@ -15,8 +15,11 @@ from splitpeer.errors import ConfigError, JobFailed
 from splitpeer.privacy.accounting import epsilon, noise_for
 from splitpeer.privacy.ledger import NAME
 from splitpeer.settings.peer import PeerConfig
+from splitpeer.site.people import People
 from splitproto.errors import PolicyRefused
 from splitproto.messages import Activations
+
+from .scene import PATIENTS
 
 EPSILON, DELTA = 8.0, 1e-5
 
@@ -32,8 +35,11 @@ def budget(records: int, frozen: bool = True) -> dict:
 
 
 def ledger(scene, site: str = "site-t1") -> Counter[str]:
+    """Records paid, by patient's key: each patient here is a person."""
     found = json.loads((scene.folder / site / "state" / NAME).read_text())["patients"]
-    return Counter({key: sum(entry["paid"].values()) for key, entry in found.items()})
+    people = People(scene.folder / site / "state")
+    keys = {people.account(patient).hex(): scene.key(patient).hex() for patient in PATIENTS}
+    return Counter({keys[account]: sum(entry["paid"].values()) for account, entry in found.items()})
 
 
 def asked(scene, steps: int) -> list[list[str]]:
