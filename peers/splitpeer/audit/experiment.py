@@ -15,6 +15,7 @@ from typing import Any
 from splitpeer.attacks import runner
 from splitpeer.attacks.base import Knowledge, Progress, Target, View, silent
 from splitpeer.attacks.catalogue import make_attack
+from splitpeer.attacks.joint import joint_knowledge, joint_view
 from splitpeer.attacks.view import coordinator_view, gradient_steps, most_released, site_view
 from splitpeer.audit.bound import gaussian_bound
 from splitpeer.audit.cohort import Samples, cut
@@ -203,6 +204,26 @@ def image_experiment(
         view, grant(view, files, others), judge, _rehearsed(opened.source(view), rehearsal.job.steps),
         opened.network(view), rehearsal.seed, device,
     )  # fmt: skip
+
+
+def joint_experiment(experiment: Experiment, played: Rehearsed, *, summed: bool = False) -> Experiment:
+    """`experiment` on what all seats sent together, or on the sum of it.
+
+    Raises:
+        AttackImpossible: see `joint_view` and `joint_knowledge`.
+    """
+    samples = [target.sample for target in experiment.view.targets]
+    capture = open_capture(played.capture)
+    views = [
+        coordinator_view(capture, seat.name, mode="evaluate", choose=lambda _: samples)
+        for seat in experiment.view.seats
+    ]
+    known = [with_model(experiment.knowledge, v, played.weights(v.seat.name)) for v in views]
+    return replace(
+        experiment,
+        view=joint_view(views, summed=summed),
+        knowledge=joint_knowledge(views, known, summed=summed),
+    )
 
 
 def posed_experiment(

@@ -42,6 +42,8 @@ class SweepHead(Section):
     """How often the coordinator sees each sample; attacks are run for each number, where fresh noise differs."""
     poses: Annotated[int, Field(ge=0)] = 8
     """In how many poses it sees each sample instead, where a site answers the same question the same every time."""
+    joint: tuple[str, ...] = ()
+    """Attacks on what all sites sent together, all contrasts at once; judged for those that the judge knows."""
     many: tuple[str, ...] = ()
     """Attacks for all but the smallest number of views; default: the same as for one."""
     targets: PositiveInt = 12

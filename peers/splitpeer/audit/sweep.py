@@ -30,6 +30,7 @@ from splitpeer.audit.experiment import (
     Strangers,
     graded_steps,
     image_experiment,
+    joint_experiment,
     label_experiment,
     parse_order,
     posed_experiment,
@@ -258,6 +259,11 @@ def _attack_images(
     if posed := posed_experiment(experiment, rehearsal, played, head.seat):
         orders = [Order("kept-noise")] if applies(posed.view) else []
         outcomes += posed.run([*orders, *map(parse_order, _usual(head, many=True))], folder, naive=False)
+    if head.joint and not one.attacks:
+        together = joint_experiment(experiment, played)
+        found = together.run([replace(parse_order(a), views=1) for a in head.joint], folder, naive=False)
+        # Other contrasts than the judge's have no figures.
+        outcomes += [outcome for outcome in found if outcome.scores]
     if not outcomes:
         raise ConfigError(f"none of the attacks {', '.join(head.attacks)} could be run on {one.name}")
     return outcomes

@@ -18,6 +18,7 @@ attacks = ["pca", "whitebox:iterations=15"]
 views = [1, 3]
 targets = 2
 shadow = 12
+joint = ["whitebox:iterations=5"]
 [data]
 folder = "{data}"
 shadow = "{shadow}"

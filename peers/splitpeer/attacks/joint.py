@@ -1,0 +1,115 @@
+"""What all sites sent, attacked together: as one seat whose channels are all contrasts, and one encoder over them.
+
+Contrasts of one head share its anatomy, so each site's tensors say something of every image. Attacks that know the
+encoders (`whitebox`, `inverse`, `refined`) run on such a view as on any other. A coordinator that sees only the sum
+over sites has less to go on: `summed` says what that leaves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import reduce
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from splitpeer.attacks.base import Knowledge, Levels, Shot, Target, View
+from splitpeer.errors import AttackImpossible
+from splitproto.messages import Seat
+
+NAME = "all"
+"""The seat of a joint view."""
+
+
+class JointEncoder(nn.Module):
+    """Images [B, all channels, *spatial] to the levels of all seats: one after the other, or their sum.
+
+    Args:
+        encoders: of every seat, in the order of the channels.
+        widths: channels of an image of each.
+        summed: whether levels are added up.
+    """
+
+    def __init__(self, encoders: Sequence[nn.Module], widths: Sequence[int], *, summed: bool) -> None:
+        super().__init__()
+        self.encoders = nn.ModuleList(encoders)
+        self.widths, self.summed = list(widths), summed
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        """Level name to [B, channels, *spatial]."""
+        parts = torch.split(x, self.widths, 1)
+        sent = [encoder(part) for encoder, part in zip(self.encoders, parts, strict=True)]
+        if self.summed:
+            return {name: reduce(torch.add, [levels[name] for levels in sent]) for name in sent[0]}
+        return {name: torch.cat([levels[name] for levels in sent], 1) for name in sent[0]}
+
+
+def joint_view(views: Sequence[View], *, summed: bool = False) -> View:
+    """One view of a coordinator's views of several seats, over the releases that all of them have.
+
+    Defences are simulated on the joint levels: right for those whose strength is alike at all sites.
+
+    Args:
+        summed: the adversary sees the sum of what the sites sent, as with secure fusion.
+
+    Raises:
+        AttackImpossible: the sites defend themselves differently, or no release of a sample is of all.
+    """
+    first = views[0]
+    if len({view.defences for view in views}) > 1:
+        raise AttackImpossible("the sites have different defences: attack each by itself")
+    targets = []
+    for target in first.targets:
+        others = [{t.sample: t for t in view.targets}.get(target.sample) for view in views]
+        shots = _together([t.shots if t is not None else () for t in others], summed=summed)
+        if not shots:
+            raise AttackImpossible("a sample was not sent by all sites at once: choose others, or one site")
+        targets.append(Target(target.sample, shots))
+    modalities = tuple(modality for view in views for modality in view.seat.modalities)
+    site = "+".join(dict.fromkeys(view.site for view in views))
+    return replace(first, site=site, seat=Seat(NAME, modalities), targets=tuple(targets))
+
+
+def joint_knowledge(
+    views: Sequence[View], knowledges: Sequence[Knowledge], *, summed: bool = False
+) -> Knowledge:
+    """What the adversary of `joint_view` knows who knows `knowledges` of each view: all encoders, all other patients.
+
+    Raises:
+        AttackImpossible: an encoder is not known, or they are of different steps.
+    """
+    models = [knowledge.model for knowledge in knowledges if knowledge.model is not None]
+    if len(models) < len(views) or len({knowledge.weights_step for knowledge in knowledges}) > 1:
+        raise AttackImpossible("a joint attack needs the encoders of all sites, of one step")
+    widths = [len(view.seat.modalities) for view in views]
+    held = [k.shadow.get(view.seat.name) for view, k in zip(views, knowledges, strict=True)]
+    found = [images for images in held if images is not None]
+    shadow: Mapping[str, np.ndarray] = {}
+    if len(found) == len(views) and len({len(images) for images in found}) == 1:
+        shadow = {NAME: np.concatenate(found, 1)}
+    return replace(knowledges[0], model=JointEncoder(models, widths, summed=summed), models={}, shadow=shadow)
+
+
+def _together(of_seats: Sequence[Sequence[Shot]], *, summed: bool) -> tuple[Shot, ...]:
+    """The n-th releases of the same order, of all seats."""
+    numbered: list[dict[tuple[object, ...], Shot]] = []
+    for shots in of_seats:
+        found: dict[tuple[object, ...], Shot] = {}
+        for shot in shots:
+            order = (shot.mode, shot.step, shot.index, shot.seed)
+            found[(*order, sum(key[:-1] == order for key in found))] = shot
+        numbered.append(found)
+    common = [key for key in numbered[0] if all(key in found for found in numbered)]
+    return tuple(
+        replace(numbered[0][key], activations=_joined([f[key].activations for f in numbered], summed=summed),
+                gradients={})
+        for key in common
+    )  # fmt: skip
+
+
+def _joined(sent: Sequence[Levels], *, summed: bool) -> Levels:
+    if summed:
+        return {name: reduce(np.add, [levels[name] for levels in sent]) for name in sent[0]}
+    return {name: np.concatenate([levels[name] for levels in sent]) for name in sent[0]}
