@@ -25,23 +25,29 @@ def gaussian_bound(view: View, knowledge: Knowledge, images: np.ndarray) -> str 
         return None
     with torch.no_grad():
         levels = model(torch.from_numpy(np.asarray(images, np.float32)))
-    widths = {name: float(rms(tensor).mean()) for name, tensor in levels.items()}
-    sigma = {
-        name: width
-        * float(np.hypot.reduce([float(d.values["scale"]) for d in noises if d.covers(name)] or [0.0]))
-        for name, width in widths.items()
+    scales = {
+        name: float(np.hypot.reduce([float(d.values["scale"]) for d in noises if d.covers(name)] or [0.0]))
+        for name in levels
     }
+    widths = {name: rms(tensor).flatten().tolist() for name, tensor in levels.items()}
     # A level that was withheld says nothing, whatever noise it has.
-    sigma = {name: value if widths[name] > 0 else float("inf") for name, value in sigma.items()}
-    if any(value == 0 for value in sigma.values()):
+    told = [name for name, of in widths.items() if max(of) > 0]
+    if not told or any(scales[name] == 0 for name in told):
         return None
     kept = all(d.kept for d in noises)
     releases = 1 if kept else max(len(target.shots) for target in view.targets)
-    found = float(np.median(dfil(model, images, sigma)))
+    # Each patient under its own noise; the largest of them holds for all.
+    found = max(
+        float(dfil(model, images[n : n + 1], {
+            name: scales[name] * of[n] if of[n] > 0 else float("inf") for name, of in widths.items()
+        })[0])
+        for n in range(len(images))
+    )  # fmt: skip
     floor = float(mse_floor(found, releases))
     return (
-        "Bound by the Gaussian noise alone: an attacker without prior knowledge (unbiased) has a mean squared error "
+        "Bound by the Gaussian noise alone, for the patient with the weakest protection: an attacker without prior "
+        "knowledge (unbiased) has a mean squared error "
         f"of at least {floor:.3g} per voxel after {releases} release{'s' if releases > 1 else ''} (dFIL "
         f"{found:.3g}; the image's own variance is about 1). An attacker who knows what brains look like is not "
-        "bound by it."
+        "bound by it, nor one who has kept noise in several poses or from several weights."
     )

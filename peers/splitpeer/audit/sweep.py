@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -331,10 +331,15 @@ def _most(outcomes: Sequence[Outcome], figure: str) -> float | None:
     return max((mean for mean in means if mean is not None), default=None)
 
 
+def _plain(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The budget, ours and where it is scaled the published one, as JSON holds it."""
+    return {name: value for name, value in settings.items() if isinstance(value, int | float | str)}
+
+
 def _figure(outcome: Outcome) -> dict[str, Any]:
     result = outcome.result
     return {
         "attack": result.attack, "goal": result.goal, "adaptive": result.adaptive, "views": result.views,
-        "seconds": result.seconds, "step": result.settings.get("step"),
+        "seconds": result.seconds, "settings": _plain(result.settings), "step": result.settings.get("step"),
         "scores": {name: score.to_json() for name, score in outcome.scores.items()},
     }  # fmt: skip

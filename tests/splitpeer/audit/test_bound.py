@@ -35,3 +35,16 @@ def test_where_noise_covers_every_level(
     bound = gaussian_bound(view, knowledge, images)
     assert bound is None if said is None else bound is not None and said in bound
     assert gaussian_bound(view, Knowledge(), images) is None
+
+
+def test_it_holds_for_the_patient_with_the_weakest_protection(
+    place: Any, clean: Rehearsed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = CaptureAudit(clean.capture, seat="t1", samples=2, defence="gaussian:2", seed=1, views=2)
+    view = asked.experiment().view
+    knowledge = with_model(Knowledge(), view, clean.weights("t1"))
+    found = iter((3.0, 0.5, 1.0))
+    monkeypatch.setattr("splitpeer.audit.bound.dfil", lambda model, images, sigma: np.array([next(found)]))
+    images = np.random.default_rng(0).standard_normal((3, 1, 32, 32)).astype(np.float32)
+    bound = gaussian_bound(view, knowledge, images)
+    assert bound is not None and "(dFIL 3;" in bound
