@@ -15,6 +15,8 @@ from rich.console import Console
 from splitpeer.cli.data import bar
 from splitpeer.cli.options import FILE, private_files
 from splitpeer.demo.federation import HUB, DemoJob, Federation
+from splitpeer.demo.private import PrivateJob
+from splitpeer.errors import ConfigError
 
 if TYPE_CHECKING:
     from splitpeer.demo.baselines import Reached
@@ -22,7 +24,9 @@ if TYPE_CHECKING:
 
 REPORT = "report.html"
 SPLIT = "split, four hospitals"
+PRIVATE = "private, four hospitals"
 _DEFAULT = DemoJob()
+_PRIVATE = PrivateJob()
 
 
 @click.command()
@@ -42,9 +46,40 @@ _DEFAULT = DemoJob()
     help="Probability that a seat is left out of a step.",
 )
 @click.option("--baselines", is_flag=True, help="Also train each modality alone, and all in one process.")
-def demo(out: Path, leak: bool, baselines: bool, **settings: Any) -> None:
+@click.option(
+    "--private",
+    is_flag=True,
+    help="Frozen encoders; only a sum over all hospitals leaves, once (docs/private.md).",
+)
+@click.option(
+    "--strangers",
+    type=click.IntRange(4),
+    default=_PRIVATE.strangers,
+    show_default=True,
+    help="With --private: other patients, from whom the encoders learn beforehand.",
+)
+@click.option(
+    "--pretraining-steps", type=click.IntRange(1), default=_PRIVATE.pretraining_steps, show_default=True
+)
+def demo(
+    out: Path,
+    leak: bool,
+    baselines: bool,
+    private: bool,
+    strangers: int,
+    pretraining_steps: int,
+    **settings: Any,
+) -> None:
     """Four hospitals and a coordinator on this machine train one network over TLS."""
     private_files()
+    if private:
+        if baselines or settings["missing"] or settings["seat_dropout"]:
+            raise ConfigError(
+                "--private has no --baselines, --missing or --seat-dropout: all hospitals are in the sum"
+            )
+        job = PrivateJob(**settings, strangers=strangers, pretraining_steps=pretraining_steps)
+        _private(out, job, leak=leak)
+        return
     from splitpeer.demo.report import draw, read_result, write_summary
 
     console = Console(stderr=True)
@@ -74,6 +109,51 @@ def demo(out: Path, leak: bool, baselines: bool, **settings: Any) -> None:
     console.print(
         f"{summary['steps']} steps, {summary['bytes_per_step'] / 1e6:.1f} MB a step on the wire ({summary['tls']}), "
         f"{summary['seconds']} s"
+    )
+    files = (*pictures, *([out / REPORT] if leak else []), out / "summary.json")
+    console.print("look at: " + ", ".join(map(str, files)))
+
+
+def _private(out: Path, job: PrivateJob, *, leak: bool) -> None:
+    """The same with frozen encoders, of which only the sum is seen."""
+    from splitpeer.demo.private import pretrain_all
+    from splitpeer.demo.report import dice_table, draw, read_result, write_summary
+
+    console = Console(stderr=True)
+    started = time.monotonic()
+    federation = Federation(
+        out.resolve(), job, lambda line: console.print(line, style="yellow", highlight=False)
+    )
+    console.rule("1 of 4: a phantom for five parties, and encoders made of other patients")
+    _prepare(federation, leak=False)
+    pretrain_all(
+        federation, job, len(os.sched_getaffinity(0)),
+        lambda modality: console.print(f"  encoder of {modality}: trained on {job.strangers} other patients"),
+    )  # fmt: skip
+    console.rule("2 of 4: each window leaves once, masked; the hospitals stop; the coordinator trains")
+    _train(federation, console, out)
+    console.rule("3 of 4: results")
+    result = read_result(federation.results)
+    rows = {PRIVATE: result["dice"]}
+    leaked: dict[str, float] = {}
+    if leak:
+        console.rule("4 of 4: what the coordinator kept is attacked")
+        from splitpeer.demo.sum_leak import SumAudit, write_page
+
+        found = SumAudit(federation, job).run()
+        write_page(out / REPORT, found)
+        leaked = found.figures
+        for name, value in leaked.items():
+            console.print(f"  {name} {value:.3f}", highlight=False)
+    pictures = draw(out, federation.data, federation.results, rows)
+    summary = _summary(result, {}, leaked, time.monotonic() - started) | {
+        "released_bytes": result["released_bytes"],
+    }
+    write_summary(out / "summary.json", summary)
+    console.print(dice_table(rows))
+    console.print(
+        f"{summary['steps']} steps with no hospital online; {summary['released_bytes'] / 1e6:.1f} MB left the hospitals "
+        f"({summary['tls']}), {summary['seconds']} s. The plain demo is the same command without --private."
     )
     files = (*pictures, *([out / REPORT] if leak else []), out / "summary.json")
     console.print("look at: " + ", ".join(map(str, files)))

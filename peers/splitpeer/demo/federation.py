@@ -81,9 +81,13 @@ class DemoJob:
             "output": {"folder": "results"},
         }
 
-    def policy(self) -> dict[str, Any]:
-        """[policy] of every site, where it is not the default."""
+    def policy(self, site: str) -> dict[str, Any]:
+        """[policy] of a site, where it is not the default."""
         return {"coordinators": [HUB]}
+
+    def weights(self, site: str) -> str | None:
+        """File of a site's first weights, as its peer.toml names it; None: they are drawn."""
+        return None
 
 
 class Federation:
@@ -138,13 +142,15 @@ class Federation:
         )
         _write(self.hub / "job.toml", to_toml(self.job.toml()))
         for site, modality in SITES.items():
+            weights = self.job.weights(site)
             self._write(
                 site,
-                {
+                ({"model": {"weights": weights}} if weights else {})
+                | {
                     "peer": {"role": "client", "site": site, "federation": FEDERATION, "modality": modality},
                     "network": {"coordinator": f"tcp://localhost:{port}", "reconnect_s": 120},
                     "data": {"images": f"../{self.data.name}/{modality}"},
-                    "policy": self.job.policy(),
+                    "policy": self.job.policy(site),
                     # A fixed seed so that the demonstration repeats; hospitals keep the default, "private".
                     "runtime": runtime | {"initial_weights": self.job.seed},
                 },
