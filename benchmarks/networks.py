@@ -42,9 +42,9 @@ class NetworkJob(DemoJob):
         """`job.toml` as a dict."""
         return {**super().toml(), "model": self.model}
 
-    def policy(self) -> dict[str, Any]:
+    def policy(self, site: str) -> dict[str, Any]:
         """Every level of the network may leave."""
-        return {**super().policy(), "levels": list(range(len(self.cut().levels)))}
+        return {**super().policy(site), "levels": list(range(len(self.cut().levels)))}
 
     def cut(self) -> Cut:
         """All levels of the network."""

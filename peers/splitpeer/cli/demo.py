@@ -75,7 +75,7 @@ def demo(
     if private:
         if baselines or settings["missing"] or settings["seat_dropout"]:
             raise ConfigError(
-                "--private has no --baselines, --missing or --seat-dropout: all hospitals are in the sum"
+                "--private excludes --baselines, --missing and --seat-dropout: all hospitals are in the sum"
             )
         job = PrivateJob(**settings, strangers=strangers, pretraining_steps=pretraining_steps)
         _private(out, job, leak=leak)
@@ -116,7 +116,7 @@ def demo(
 
 def _private(out: Path, job: PrivateJob, *, leak: bool) -> None:
     """The same with frozen encoders, of which only the sum is seen."""
-    from splitpeer.demo.private import pretrain_all
+    from splitpeer.demo.private import pretrain_all, refuse_second_run
     from splitpeer.demo.report import dice_table, draw, read_result, write_summary
 
     console = Console(stderr=True)
@@ -124,6 +124,7 @@ def _private(out: Path, job: PrivateJob, *, leak: bool) -> None:
     federation = Federation(
         out.resolve(), job, lambda line: console.print(line, style="yellow", highlight=False)
     )
+    refuse_second_run(federation)
     console.rule("1 of 4: a phantom for five parties, and encoders made of other patients")
     _prepare(federation, leak=False)
     pretrain_all(
@@ -152,7 +153,7 @@ def _private(out: Path, job: PrivateJob, *, leak: bool) -> None:
     write_summary(out / "summary.json", summary)
     console.print(dice_table(rows))
     console.print(
-        f"{summary['steps']} steps with no hospital online; {summary['released_bytes'] / 1e6:.1f} MB left the hospitals "
+        f"{summary['steps']} steps with no hospital online; {summary['released_bytes'] / 1e6:.1f} MB travelled "
         f"({summary['tls']}), {summary['seconds']} s. The plain demo is the same command without --private."
     )
     files = (*pictures, *([out / REPORT] if leak else []), out / "summary.json")

@@ -1,4 +1,4 @@
-"""The private mode for a demonstration: encoders made of strangers' images, kept as they are; only their sum is seen."""
+"""The demo in private mode: encoders learn from strangers and stay as they are; only their sum is seen."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from splitpeer.demo.federation import HUB, SITES, DemoJob, Federation
+from splitpeer.errors import ConfigError
+from splitpeer.site.released import NAME as RELEASED
 
 OTHERS = 2000
 """Added to the seed: patients from whom the encoders learn; neither the run's nor the adversary's."""
@@ -34,9 +36,9 @@ class PrivateJob(DemoJob):
         return settings
 
     def policy(self, site: str) -> dict[str, Any]:
-        """Frozen jobs only, and sums with the other three only."""
+        """Private jobs only, and sums with the other three only."""
         others = [other for other in SITES if other != site]
-        return super().policy(site) | {"encoders": "frozen", "partners": others, "min_partners": len(others)}
+        return super().policy(site) | {"preset": "private", "partners": others, "min_partners": len(others)}
 
     def weights(self, site: str) -> str:
         """Relative to the site's folder."""
@@ -92,7 +94,7 @@ def _pretrain(job_file: Path, strangers: Path, modality: str, folder: Path, job:
 
     def source() -> ImageSource:
         opened = public(strangers, "folder", (modality,), grid, strangers / "labels", task)
-        return ImageSource(opened.channels, opened.labels, frozenset)
+        return ImageSource(opened.channels, opened.labels, lambda: set())
 
     stage = stage_of(
         config, "phantom", labels=True, steps=job.pretraining_steps,
@@ -100,6 +102,15 @@ def _pretrain(job_file: Path, strangers: Path, modality: str, folder: Path, job:
     )  # fmt: skip
     facts = EncoderFacts.of(backbone, (modality,), ("zscore-nonzero",), (), config.data.window)
     pretrain([Planned(stage, source)], backbone, facts, folder / f"{modality}.safetensors", force=False)
+
+
+def refuse_second_run(federation: Federation) -> None:
+    """Hospitals show a patient once (policy releases): a folder is good for one run. Raises ConfigError."""
+    if any((federation.folder / site / "state" / RELEASED).exists() for site in SITES):
+        raise ConfigError(
+            f"{federation.folder}: its hospitals have shown their patients already, and do so once: "
+            "remove the folder, or name another with --out"
+        )
 
 
 def coordinator_bank(federation: Federation) -> Path:

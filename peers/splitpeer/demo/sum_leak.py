@@ -1,7 +1,8 @@
 """What the coordinator of the private demo could see: images rebuilt from the sums that it kept.
 
-The adversary is stronger than a real one: it holds the encoder of every hospital. An inverse network learns from other
-patients to turn what is seen into images. The same is done to the values of one hospital, which the coordinator never had.
+The adversary is stronger than a real one: it holds the encoder of every hospital. An inverse network learns from
+other patients to turn what is seen into images. The same is done to the values of one hospital, which the coordinator
+never had.
 """
 
 from __future__ import annotations
@@ -62,7 +63,7 @@ class Rebuilt:
     def ssim(self, guess: np.ndarray) -> float:
         """Mean inside the head, aligned in intensity."""
         pairs = zip(self.truth, guess, strict=True)
-        return statistics.fmean(similarities(true[None], one[None])["ssim"] for true, one in pairs)
+        return statistics.fmean(similarities(true, one)["ssim"] for true, one in pairs)
 
     @property
     def figures(self) -> dict[str, float]:
@@ -112,7 +113,8 @@ class SumAudit:
         samples = self._slices()
         images = self._images(self._strangers, samples)
         sent = self._sent(images)
-        assert self._job.fusion is not None
+        if self._job.fusion is None:
+            raise JobFailed("the job has no secure fusion")
         sums = fused({m: {m: levels} for m, levels in sent.items()}, self._job.fusion)
         truth = self._images(self._patients, victims)
         place = list(SITES.values()).index(SEAT)
@@ -188,7 +190,7 @@ class SumAudit:
 
 def _tensors(levels: Levels, scales: Mapping[str, float]) -> dict[str, Tensor]:
     return {
-        name: torch.from_numpy(np.asarray(array, np.float32)) * scales[name] for name, array in levels.items()
+        name: torch.from_numpy(np.array(array, np.float32)) * scales[name] for name, array in levels.items()
     }
 
 
@@ -218,21 +220,25 @@ def write_page(path: Path, found: Rebuilt) -> None:
     figure = {name: f"{value:.2f}" for name, value in found.figures.items()}
     picture = base64.b64encode(_picture(found)).decode()
     words = f"""<!doctype html><html lang="en"><meta charset="utf-8"><title>What the coordinator could see</title>
-<style>body {{ font: 16px/1.5 sans-serif; max-width: 60em; margin: 2em auto; padding: 0 1em }} img {{ max-width: 100% }}</style>
+<style>
+body {{ font: 16px/1.5 sans-serif; max-width: 60em; margin: 2em auto; padding: 0 1em }}
+img {{ max-width: 100% }}
+</style>
 <h1>What the coordinator could see</h1>
-<p><b>It received</b>, once for each window, integers from each hospital that look random by themselves, because masks that only
-the hospitals know are added. It could read their sum over all four hospitals, and kept that. It also holds the masks of
-the tumours, and knows which windows belong to which pseudonym.</p>
-<p><b>It did not receive</b> images, any single hospital's values, or encoders. No gradient was sent to any hospital, so none
-could read the tumour from one. The hospitals had stopped before the decoder was trained.</p>
-<p><b>The sum itself is not protected.</b> Below is what a network rebuilds from it that holds the encoders of all hospitals, which
-a real coordinator does not, and that learned from {STRANGERS} other patients. Beside it: the same attack on one hospital's
-values, which only all other hospitals together with the coordinator could compute. Structural similarity to the
-true image (1: the same): sum {figure["inverse on the sum, ssim"]}, one hospital's values
-{figure["inverse on one hospital's values, ssim"]}, average of other patients {figure["average of strangers, ssim"]}.</p>
-<img alt="True image, rebuilt from one hospital, rebuilt from the sum, average of other patients" src="data:image/png;base64,{picture}">
-<p>These are synthetic patients and a short attack: the figures show the mechanism, and are no bound on what a better attack finds
-in the sum. Tumour-like structure can remain visible in it.</p></html>
+<p><b>It received</b>, once for each window, integers from each hospital that look random by themselves, because masks
+that only the hospitals know are added. It could read their sum over all four hospitals, and kept that. It also holds
+the labels, and knows which windows belong to which pseudonym.</p>
+<p><b>It did not receive</b> images, any single hospital's values, or encoders. No gradient was sent to any hospital, so
+none could read the tumour from one. The decoder was trained after the hospitals' part was over.</p>
+<p><b>The sum itself is not protected.</b> Below is what a network rebuilds from it that was trained on {STRANGERS}
+other patients with the encoders of all hospitals, which a real coordinator does not have. Beside it: the same attack on
+one hospital's values, which only all other hospitals together with the coordinator could compute. Structural
+similarity to the true image (1: the same): sum {figure["inverse on the sum, ssim"]},
+one hospital's values {figure["inverse on one hospital's values, ssim"]},
+average of other patients {figure["average of strangers, ssim"]}.</p>
+<img alt="True image, and images rebuilt" src="data:image/png;base64,{picture}">
+<p>These are synthetic patients and a short attack: the figures show the mechanism, and are no bound on what a better
+attack finds in the sum. Tumour-like structure can remain visible in it.</p></html>
 """
     durable.replace(path, words.encode(), mode=0o666, sync=False)
 
