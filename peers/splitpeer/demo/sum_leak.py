@@ -41,7 +41,7 @@ from splitpeer.storage.bank import Bank
 from splitpeer.training.sums import fused
 from splitproto.messages import Sample, Seat
 
-STEPS = 240
+STEPS = 120
 """Of each inverse network."""
 RANGE = 6.0
 """Data range of normalised intensities, for SSIM."""
