@@ -49,7 +49,7 @@ _PRIVATE = PrivateJob()
 @click.option(
     "--private",
     is_flag=True,
-    help="Frozen encoders; only a sum over all hospitals leaves, once (docs/private.md).",
+    help="Frozen encoders, and only the sum over all hospitals is readable (docs/private.md).",
 )
 @click.option(
     "--strangers",

@@ -47,9 +47,7 @@ _force = click.option("--force", is_flag=True, help="Overwrite.")
     show_default=True,
     help="Refuse certificates revoked by ca.crl in that folder.",
 )
-@click.option(
-    "--private", is_flag=True, help="A client that accepts private jobs only: frozen, summed, once."
-)
+@click.option("--private", is_flag=True, help="Accept private jobs only (docs/private.md).")
 @click.option("--output", type=FILE, default=Path("peer.toml"), show_default=True)
 @_pki
 @_force
@@ -123,7 +121,7 @@ def init(
     metavar="SITE=MODALITY",
     help="Who takes part; once for each modality of a site.",
 )
-@click.option("--private", is_flag=True, help="A job that private sites accept: frozen, summed, once.")
+@click.option("--private", is_flag=True, help="A job that private sites accept (docs/private.md).")
 @click.option("--output", type=FILE, default=Path("job.toml"), show_default=True)
 @_force
 def job(name: str, sites: tuple[str, ...], private: bool, output: Path, force: bool) -> None:

@@ -58,15 +58,15 @@ OTHER = "other"
     "--recipe", is_flag=True, help="Follow [pretraining] of the job; --images says where its data are."
 )
 @click.option("--steps", type=click.IntRange(1), help="Default: the job's; with --recipe, the recipe's.")
-@click.option("--leave-out", type=FILE, help="List of own patients not to learn from, an id a line.")
+@click.option("--leave-out", type=FILE, help="File of own patients not to learn from, one id per line.")
 @click.option("--out", type=FILE, default=Path("encoder.safetensors"), show_default=True)
-@click.option("--force", is_flag=True, help="Replace --out, and begin again where one was interrupted.")
+@click.option("--force", is_flag=True, help="Replace --out; start over if interrupted before.")
 @json_option
 def pretrain(as_json: bool, **given: Any) -> None:
     """Train first weights for this site's encoder: for [model] weights of peer.toml.
 
-    Nothing leaves this machine. Interrupted, the same command continues. Patients whom the job will hold out are to be
-    named by --leave-out, or its scores are too good.
+    Nothing leaves this machine. Interrupted, the same command continues. List the patients
+    whom the job will hold out in --leave-out; otherwise its scores are too high.
     """
     private_files()
     asked = _CommandLine(**given)
