@@ -118,7 +118,7 @@ _PRIVATE_JOBS = """\
 # our own values, and that ask for each window once: encoders = "frozen", fusion = "secure-sum", releases = "once",
 # share_encoder = false, min_partners = 2. Such keys may be added here to be stricter, never to be weaker.
 preset = "private"
-partners = []  # fill in: the sites that may be in the sum with us; those in league with the coordinator undo it
+partners = []  # fill in: sites that may be in the sum with us; all of them together with the coordinator undo it
 """
 
 _COORDINATOR_BANK = """
