@@ -20,8 +20,9 @@ from cryptography.x509.verification import PolicyBuilder, Store, VerificationErr
 
 from . import codec
 from .errors import FusionMismatch, IdentityError, PolicyRefused
+from .fields import write_map
 from .identity import Identity
-from .messages import Fusion, Job, KeyOffer
+from .messages import Job, KeyOffer
 
 _LABEL = b"splitproto-1 fusion key"
 _HASHES = {"secp256r1": hashes.SHA256(), "secp384r1": hashes.SHA384(), "secp521r1": hashes.SHA512()}
@@ -29,13 +30,12 @@ _PSS = padding.PSS(padding.MGF1(hashes.SHA256()), hashes.SHA256.digest_size)
 
 
 def terms_digest(job: Job) -> bytes:
-    """SP-11.18-6: digest of what all sites of a run must agree on; a ValueError where the job has no fusion."""
-    if job.fusion is None:
-        raise ValueError("the job has no secure fusion")
-    terms: Fusion = job.fusion
-    levels = [job.cut[place].name for place in job.levels]
-    agreed = [job.name, levels, list(terms.widths), terms.bits, float(terms.range), terms.parties]
-    return hashlib.sha256(codec.encode(agreed)).digest()
+    """SP-11.18-6: digest of what all sites of a run must agree on, which is the whole job.
+
+    A partner that computed under other terms (another normalisation, another spacing) might add next to nothing to the
+    sum, which then would be another site's values.
+    """
+    return hashlib.sha256(codec.encode(write_map(job, "job"))).digest()
 
 
 def statement(uri: str, run: bytes, terms: bytes, public: bytes) -> bytes:

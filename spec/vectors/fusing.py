@@ -34,7 +34,14 @@ ASKED: dict[str, Any] = {
 }
 TERMS: dict[str, Any] = {"widths": [2, 1], "bits": 16, "range": 4.0, "parties": 3}
 LEVELS = ["x0", "x4"]
-AGREED = {"job": "brats", "levels": LEVELS, **TERMS}
+AGREED: dict[str, Any] = {
+    "name": "brats", "dimensions": 2, "network": "basic-unet", "settings": [{"name": "features", "values": [2, 1]}],
+    "cut": [{"name": "x0", "channels": 2, "stride": [1, 1]}, {"name": "x4", "channels": 1, "stride": [16, 16]}],
+    "levels": [0, 1], "precision": "f32", "window": [96, 96], "spacing": [], "augment": False, "batch": 1, "steps": 10,
+    "optimiser": "adam", "learning_rate": 0.005, "weight_decay": 0.0, "schedule": "one-cycle",
+    "seconds_per_step": 120.0, "fusion": TERMS,
+}  # fmt: skip
+"""A job as `job-offer` has it, its fields in the order of their table."""
 MISMATCH = refused("fusion-mismatch", "semantics")
 REVOKED = 0x3003
 
@@ -94,8 +101,7 @@ def packed(words: Sequence[int], bits: int) -> str:
 
 def terms_digest(agreed: dict[str, Any]) -> bytes:
     """SP-11.18-6."""
-    fields = ("job", "levels", "widths", "bits", "range", "parties")
-    return hashlib.sha256(codec.encode([agreed[field] for field in fields])).digest()
+    return hashlib.sha256(codec.encode(agreed)).digest()
 
 
 def follow(history: bytes, step: int, tensors: Sequence[bytes]) -> bytes:
@@ -134,7 +140,7 @@ def integers() -> Iterator[Case]:
         }  # fmt: skip
     yield {
         "name": "terms", "operation": "terms", "notes": "SP-11.18-1, SP-11.18-6", "terms": TERMS, "levels": LEVELS,
-        "job": "brats", "expect": {"sha256": terms_digest(AGREED).hex()},
+        "job": codec.encode(AGREED).hex(), "expect": {"sha256": terms_digest(AGREED).hex()},
     }  # fmt: skip
 
     values = [0.0, -0.0, 1.0, -1.0, 0.5, 3.999, 4.0, -4.0, 4.5, -1e30, 1e-9, 0.1]
@@ -301,8 +307,10 @@ def offers() -> Iterator[Case]:
     yield case("offer-other-key", "SP-11.18-8: the coordinator put another key in", MISMATCH, public=other)
     replayed = signature("b", RUN[::-1], terms, shown)
     yield case("offer-other-run", "SP-11.18-6: of another run", MISMATCH, signature=replayed)
-    lesser = signature("b", RUN, terms_digest({**AGREED, "parties": 2}), shown)
+    lesser = signature("b", RUN, terms_digest({**AGREED, "fusion": {**TERMS, "parties": 2}}), shown)
     yield case("offer-other-terms", "SP-11.18-6: for a sum of two sites", MISMATCH, signature=lesser)
+    coarser = signature("b", RUN, terms_digest({**AGREED, "spacing": [8.0, 8.0, 8.0]}), shown)
+    yield case("offer-other-job", "SP-11.18-6: for images on a coarser grid", MISMATCH, signature=coarser)
     named = signature("b", RUN, terms, shown, f"spiffe://{FEDERATION}/splitproto/client/c")
     yield case("offer-other-name", "SP-11.18-6: signed under another name", MISMATCH, signature=named)
     forged = signature("c", RUN, terms, shown, f"spiffe://{FEDERATION}/splitproto/client/b")

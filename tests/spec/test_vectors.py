@@ -448,29 +448,6 @@ def test_holder(case: Case) -> None:
         assert made == case["expect"]
 
 
-def a_job(name: str, cut: tuple[messages.Level, ...], **changed: Any) -> messages.Job:
-    places = tuple(range(len(cut)))
-    settings = (
-        name,
-        2,
-        "basic-unet",
-        (),
-        cut,
-        places,
-        "f32",
-        (32, 32),
-        (),
-        False,
-        1,
-        1,
-        "sgd",
-        0.1,
-        0.0,
-        "constant",
-    )
-    return messages.Job(*settings, seconds_per_step=60.0, **changed)
-
-
 def terms_of(case: Case) -> messages.Fusion:
     terms = case["terms"]
     return messages.Fusion(tuple(terms["widths"]), terms["bits"], terms["range"], terms["parties"])
@@ -492,8 +469,9 @@ def test_fusion_terms(case: Case) -> None:
     terms = terms_of(case)
     check(case, lambda: fusion.check_terms(terms, len(case["levels"])))
     if "job" in case:
-        cut = tuple(messages.Level(name, 1, (1, 1)) for name in case["levels"])
-        job = a_job(case["job"], cut, fusion=terms)
+        agreed = read_map(messages.Job, codec.decode(bytes.fromhex(case["job"])), "job")
+        job = messages.Job(**agreed)
+        assert job.fusion == terms
         assert partners.terms_digest(job).hex() == case["expect"]["sha256"]
 
 

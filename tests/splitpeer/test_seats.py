@@ -118,6 +118,10 @@ def test_a_secure_sum_tells_its_terms(tmp_path: Path) -> None:
             "[training] average_every: the sites of a sum fill different seats",
         ),
         ('[training]\nprecision = "bf16"', '[training] precision = "bf16": gradients of a sum are f32'),
+        (
+            '[task.normalisation]\nt1 = "window:0,1"',
+            "in a secure sum only zscore and zscore-nonzero lose no image",
+        ),
         ("sum_bits = 8", "sum_bits"),
         ("sum_range = 0.0", "sum_range"),
     ],

@@ -381,19 +381,16 @@ class Coordinator:
             checkpoint.available, self._files.checkpoints, what="its own checkpoints", timeout=DISK_S
         )
         resumed = bool(record.patients)
-        if resumed and not held:
-            raise DataError(
-                f"no whole checkpoint of the run is left in {self._files.checkpoints}: bring one back, or start "
-                "with --fresh"
-            )
-        if resumed:
+        if resumed and held:
             # Its progress, for anyone who looks, or stops it again, before all sites are here.
             self.result.step = max(held)
             self._report(h.RunResumes(self.result.step, self._job.steps))
         if self._frozen is not None:
+            self._insist_on(held)
             await self._work_from_bank(self._frozen, resumed=resumed)
         else:
             training, validation = await self._gathered()
+            self._insist_on(held)  # now that sites are here, they are told
             stream = self._stream(training)
             if not resumed:
                 await self._trainer.start()
@@ -405,6 +402,14 @@ class Coordinator:
             # On disk before any site is told: a site that was told has gone, and cannot be asked again.
             self._files.write(self.result)
             record.farewell()
+
+    def _insist_on(self, held: Collection[int]) -> None:
+        """SP-11-39: a run is not begun again under its name. Raises DataError."""
+        if self._files.record.patients and not held:
+            raise DataError(
+                f"no whole checkpoint of the run is left in {self._files.checkpoints}: bring one back, or start "
+                "with --fresh"
+            )
 
     async def _gathered(self) -> tuple[list[bytes], list[bytes]]:
         """All sites are here: training and validation patients."""

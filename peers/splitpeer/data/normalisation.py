@@ -98,3 +98,5 @@ def _standardised(voxels: np.ndarray, chosen: np.ndarray) -> np.ndarray:
 
 DEFAULT = Normaliser()
 """The rule of a modality for which a job names none."""
+OF_A_SUM = ("zscore", "zscore-nonzero")
+"""Kinds under which no image becomes a constant (SP-11.18-1)."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from splitpeer.data.geometry import Triple
-from splitpeer.data.normalisation import DEFAULT, Normaliser
+from splitpeer.data.normalisation import DEFAULT, OF_A_SUM, Normaliser
 from splitpeer.federation.seats import tensor_name
 from splitpeer.models.cut import Backbone, Cut, level_name
 from splitpeer.models.registry import backbone_of, cut_of, kept_values, on_wire, own_backbone, passing_values
@@ -361,6 +361,14 @@ def _check_shared_size(job: Job, backbone: Backbone, seats: Sequence[Seat], poli
 
 def _check_normalisation(offer: JobOffer, policy: Policy) -> None:
     """Check the rule of every channel; see `_check_noise`. Raises PolicyRefused, SchemaMismatch."""
+    if offer.job.fusion is not None:
+        # SP-11.18-1: with another rule a partner's image may be a constant, and the sum this site's own values.
+        for one in offer.job.normalisation or ():
+            if (rule := normalisation_of(offer.job, one.modality)).kind not in OF_A_SUM:
+                accepted = " and ".join(OF_A_SUM)
+                raise PolicyRefused(
+                    f"normalisation {rule} of {one.modality}: in a secure sum only {accepted} are accepted"
+                )
     for rule in [normalisation_of(offer.job, one) for seat in offer.seats for one in seat.modalities]:
         if rule.kind not in policy.normalisation:
             raise PolicyRefused(

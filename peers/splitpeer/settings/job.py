@@ -9,6 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
+from splitpeer.data.normalisation import OF_A_SUM
 from splitpeer.models.cut import MAX_LEVELS, Backbone
 from splitpeer.models.registry import DEFAULT, NETWORKS, make_backbone
 from splitpeer.settings.loading import Section, Settings
@@ -379,6 +380,9 @@ class JobConfig(Settings):
             > 0,
             f'[training] precision = "{training.precision}": gradients of a sum are f32': training.precision
             != "f32",
+            f"[task] normalisation: in a secure sum only {' and '.join(OF_A_SUM)} lose no image": any(
+                rule.partition(":")[0] not in OF_A_SUM for rule in self.task.normalisation.values()
+            ),
         }
         several = [
             f"[sites] {' and '.join(sites)} fill seat {seat}: in a sum each seat is one site's"

@@ -38,6 +38,7 @@ from splitpeer.data.sampling import Sample, TrainingSchedule, split_patients
 from splitpeer.data.task import Task
 from splitpeer.data.volumes import Volumes
 from splitpeer.federation.seats import seats_of
+from splitpeer.federation.terms import services
 from splitpeer.models import SplitNetwork, build_split_network
 from splitpeer.settings.job import JobConfig
 from splitpeer.settings.loading import to_toml
@@ -47,12 +48,15 @@ from splitpeer.storage import checkpoint
 from splitpeer.training.loss import task_loss
 from splitpeer.training.optimiser import make_optimiser, make_schedule
 from splitproto import pki
+from splitproto.negotiation import Offer
 
 MODALITIES = ("flair", "t1", "t1ce", "t2")
 PATIENTS = ("MUELLER_Erika", "SCHMIDT_Hans", "YILMAZ_Ayse", "NGUYEN_Linh", "ROSSI_Carla", "KOWALSKI_Jan")
 SHAPE = (45, 38, 34)  # not divisible by 16
 SEED = 7
 WAIT_S = 90.0
+JOINT = Offer(features=services(frozen=False))
+"""Of a coordinator that a test plays."""
 
 
 # --- data ------------------------------------------------------------------------------------------------

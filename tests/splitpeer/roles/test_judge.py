@@ -12,7 +12,14 @@ import pytest
 from splitpeer.data.normalisation import KINDS
 from splitpeer.data.sampling import batch_digest
 from splitpeer.defences.kinds import parse_all
-from splitpeer.federation.terms import Room, check_bounds, cut_descriptors, judge, seat_descriptors
+from splitpeer.federation.terms import (
+    Room,
+    _check_normalisation,
+    check_bounds,
+    cut_descriptors,
+    judge,
+    seat_descriptors,
+)
 from splitpeer.models.registry import backbone_of, make_backbone, on_wire
 from splitpeer.settings.bounds import Bounds
 from splitpeer.site.announced import Announced
@@ -63,6 +70,8 @@ def site(
         normalisation=normalisation,
         share_encoder=share_encoder,
         encoders="any",
+        fusion="any",
+        releases="any",
     )
     return SimpleNamespace(
         policy=policy,
@@ -429,6 +438,23 @@ def test_a_secure_sum_that_cannot_be_is_not_accepted(changes: dict[str, Any], wo
     here.policy.precision, here.policy.share_encoder = ("f32", "bf16"), True
     with pytest.raises(SchemaMismatch, match=words):
         judge(summed(**changes), here)
+
+
+def test_a_partners_image_is_not_made_a_constant() -> None:
+    """SP-11.18-1: of any modality, not only of this site's own."""
+    terms = dataclasses.replace(JOB, fusion=Fusion((4, 4, 8, 8, 8), 16, 4.0, 3), precision="f32")
+    for rule, refused in (("zscore", False), ("window:1e6,2e6", True), ("percentile", True)):
+        asked = (Normalisation("flair", rule),)
+        summed = offer(
+            **{f.name: getattr(terms, f.name) for f in dataclasses.fields(terms)} | {"normalisation": asked}
+        )
+        if refused:
+            with pytest.raises(
+                PolicyRefused, match="in a secure sum only zscore and zscore-nonzero are accepted"
+            ):
+                _check_normalisation(summed, site().policy)
+        else:
+            _check_normalisation(summed, site().policy)
 
 
 def test_a_secure_sum_needs_its_feature_and_as_many_partners_as_the_policy_wants() -> None:

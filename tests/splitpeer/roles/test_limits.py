@@ -19,7 +19,7 @@ from splitpeer.models.registry import backbone_of
 from splitpeer.settings.bounds import Bounds
 from splitpeer.site import budgets, client, run_folders
 from splitpeer.site.client import Client
-from splitproto import Listener, Offer, RemoteError, Session, SplitprotoError
+from splitproto import Listener, RemoteError, Session, SplitprotoError
 from splitproto.errors import PolicyRefused
 from splitproto.messages import (
     Activations,
@@ -35,6 +35,7 @@ from splitproto.messages import (
 )
 from splitproto.tensors import schema_digest
 from tests.cuts import unet
+from tests.splitpeer.roles.scene import JOINT
 
 Ask = Callable[[Session, Callable[..., Forward]], Awaitable[None]]
 
@@ -78,7 +79,10 @@ async def malicious(
     try:
         async with asyncio.timeout(90):
             async with Listener(
-                hub.network.listen, hub.credentials(), scene.settings.allow_list(), Offer()
+                hub.network.listen,
+                hub.credentials(),
+                scene.settings.allow_list(),
+                JOINT,
             ) as listener:
                 for _ in range(times):
                     await once(listener)

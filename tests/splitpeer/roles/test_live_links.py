@@ -17,7 +17,7 @@ from splitproto import AllowList, Listener, Session, pki
 from splitproto.messages import Begin, Bye, JobAccept, JobOffer, Progress, Seat
 from splitproto.tensors import schema_digest
 
-from .scene import Federation, Scene
+from .scene import JOINT, Federation, Scene
 
 LONG = {"steps": 80, "checkpoint_every": 20}
 OFTEN = {"recheck_s": 0.1}
@@ -119,7 +119,7 @@ async def test_a_job_that_is_complete_while_the_site_changes_its_link(scene: Sce
     scene.client("t1", network={"coordinator": f"tcp://127.0.0.1:{scene.port}", "rotate_s": 0.2})
     hub = scene.config("hub")
     allowed = AllowList({"client": ("site-t1",)}, "the test")
-    async with Listener(f"tcp://127.0.0.1:{scene.port}", hub.credentials(), allowed) as listener:
+    async with Listener(f"tcp://127.0.0.1:{scene.port}", hub.credentials(), allowed, JOINT) as listener:
         client = asyncio.create_task(Client(scene.config("site-t1"), asyncio.Event()).run())
         session = await hub_of_one(scene, listener)
         await asyncio.sleep(0.5)
@@ -135,7 +135,7 @@ async def test_a_coordinator_that_leaves_before_it_offers_anything_is_dialled_ag
     scene.cast("t1")
     hub = scene.config("hub")
     allowed = AllowList({"client": ("site-t1",)}, "the test")
-    async with Listener(f"tcp://127.0.0.1:{scene.port}", hub.credentials(), allowed) as listener:
+    async with Listener(f"tcp://127.0.0.1:{scene.port}", hub.credentials(), allowed, JOINT) as listener:
         client = asyncio.create_task(Client(scene.config("site-t1"), asyncio.Event()).run())
         await (await listener.accept(20)).close("drain")
         session = await hub_of_one(scene, listener)

@@ -15,7 +15,7 @@ from splitpeer.cli.outcome import exit_code
 from splitpeer.errors import DeadlinePassed, JobFailed
 from splitpeer.federation.terms import cut_descriptors, job_on_wire
 from splitpeer.site.client import Client
-from splitproto import Listener, Offer, SplitprotoError, dial
+from splitproto import Listener, SplitprotoError, dial
 from splitproto.errors import Misaligned, SchemaMismatch
 from splitproto.messages import (
     Activations,
@@ -42,6 +42,7 @@ from splitproto.messages import (
     Withdraw,
 )
 from splitproto.tensors import schema_digest
+from tests.splitpeer.roles.scene import JOINT
 
 Twist = Callable[[Message], Iterable[Message]]
 
@@ -311,7 +312,10 @@ async def test_a_run_keeps_the_terms_that_it_was_accepted_with(scene, change: di
     answers: list[Message] = []
     client = asyncio.create_task(Client(scene.config("site-t1"), asyncio.Event()).run())
     async with Listener(
-        hub.network.listen, hub.credentials(), scene.settings.allow_list(), Offer()
+        hub.network.listen,
+        hub.credentials(),
+        scene.settings.allow_list(),
+        JOINT,
     ) as listener:
         for offer in offers:
             session = await listener.accept(30)

@@ -17,6 +17,7 @@ from splitpeer.storage import checkpoint
 from splitproto import Listener, Session
 from splitproto.identity import AllowList
 from splitproto.messages import Activations, Applied, Forward, Gradients, Message, Sample
+from tests.splitpeer.roles.scene import JOINT
 
 from .test_live_links import hub_of_one
 
@@ -84,7 +85,7 @@ def alone(scene):
     here = f"tcp://127.0.0.1:{scene.port}"
     scene.client("t1", network={"coordinator": here, "reconnect_s": 2 * WAITING_S})
     allowed = AllowList({"client": ("site-t1",)}, "the test")
-    return lambda: Listener(here, scene.config("hub").credentials(), allowed)
+    return lambda: Listener(here, scene.config("hub").credentials(), allowed, JOINT)
 
 
 async def test_a_site_that_waited_for_others_has_all_its_patience(scene, alone) -> None:
@@ -165,7 +166,10 @@ async def test_a_certificate_without_its_key_is_looked_at_again(scene, tmp_path)
     keys = scene.federation.pki
     key, other = keys / "site-t1.key", (keys / "site-flair.key").read_bytes()
     async with Listener(
-        here, scene.config("hub").credentials(), AllowList({"client": ("site-t1",)}, "it")
+        here,
+        scene.config("hub").credentials(),
+        AllowList({"client": ("site-t1",)}, "it"),
+        JOINT,
     ) as hub:
         client = asyncio.create_task(Client(scene.config("site-t1"), asyncio.Event()).run())
         session = await hub_of_one(scene, hub)
