@@ -290,7 +290,9 @@ async def test_a_run_that_was_not_trained_to_its_end_is_not_kept_before_others(s
     assert (folder / COMPLETE).exists()
     client = Client(scene.config("site-t1"), asyncio.Event())
     (folder / COMPLETE).unlink()
-    client._job = SimpleNamespace(folder=folder, applied=1, job=SimpleNamespace(name="try", steps=2))
+    client._job = SimpleNamespace(
+        folder=folder, applied=1, job=SimpleNamespace(name="try", steps=2, frozen=False)
+    )
     assert client._over(Bye("complete", "at once"))
     assert not (folder / COMPLETE).exists()
     client._compute.close()
