@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -35,21 +36,47 @@ def kind(device: torch.device) -> str:
     return ", ".join(parts)
 
 
+class _Order:
+    """Torch's switch for sums in a fixed order: one for the process, on while any thread wants it."""
+
+    def __init__(self) -> None:
+        self._lock, self._inside = threading.Lock(), 0
+        self._before = (False, False, True)
+
+    def enter(self) -> None:
+        with self._lock:
+            self._inside += 1
+            if self._inside == 1:
+                enabled = torch.are_deterministic_algorithms_enabled()
+                warns = torch.is_deterministic_algorithms_warn_only_enabled()
+                self._before = (enabled, warns, _FILLING.fill_uninitialized_memory)
+                torch.use_deterministic_algorithms(True, warn_only=True)
+                _FILLING.fill_uninitialized_memory = False
+
+    def leave(self) -> None:
+        with self._lock:
+            self._inside -= 1
+            if self._inside == 0:
+                enabled, warns, filling = self._before
+                torch.use_deterministic_algorithms(enabled, warn_only=warns)
+                _FILLING.fill_uninitialized_memory = filling
+
+
+_ORDER = _Order()
+
+
 @contextmanager
 def in_order() -> Iterator[None]:
     """Gradients of values that are looked up (Swin's bias tables) are summed in a fixed order.
 
-    On several threads torch adds them up in whatever order the threads arrive, so that no two runs agree.
+    On several threads torch adds them up in whatever order the threads arrive, so that no two runs agree. Several
+    threads of a process may be inside at once.
     """
-    before, filling = torch.are_deterministic_algorithms_enabled(), _FILLING.fill_uninitialized_memory
-    warning = torch.is_deterministic_algorithms_warn_only_enabled()
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    _FILLING.fill_uninitialized_memory = False
+    _ORDER.enter()
     try:
         yield
     finally:
-        torch.use_deterministic_algorithms(before, warn_only=warning)
-        _FILLING.fill_uninitialized_memory = filling
+        _ORDER.leave()
 
 
 @cache

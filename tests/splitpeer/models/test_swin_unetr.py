@@ -56,6 +56,17 @@ def test_transformers_are_drawn_as_torch_and_monai_draw_them() -> None:
     assert drawn == 89
 
 
+def test_sums_stay_in_order_until_the_last_thread_is_done() -> None:
+    """The switch is the process's: two sites in one process overlap."""
+    first, second = in_order(), in_order()
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert torch.are_deterministic_algorithms_enabled()
+    second.__exit__(None, None, None)
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
 def test_looked_up_biases_are_summed_in_order_on_several_threads() -> None:
     """On a CPU, torch's threads add to one entry of a table in the order in which they arrive."""
     threads = torch.get_num_threads()
@@ -66,13 +77,12 @@ def test_looked_up_biases_are_summed_in_order_on_several_threads() -> None:
         looked_up = torch.randint(0, 169, (49 * 49,), generator=source)
         gradient = torch.randn(49 * 49, 48, generator=source)
         seen = set()
-        before = torch.are_deterministic_algorithms_enabled()
         for _ in range(100):
             with in_order():
                 (summed,) = torch.autograd.grad(table[looked_up], table, gradient)
             seen.add(summed.numpy().tobytes())
         assert len(seen) == 1
-        assert torch.are_deterministic_algorithms_enabled() is before
+        assert not torch.are_deterministic_algorithms_enabled()
     finally:
         torch.set_num_threads(threads)
 
