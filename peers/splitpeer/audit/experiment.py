@@ -28,7 +28,7 @@ from splitpeer.errors import AttackImpossible, ConfigError, DataError
 from splitpeer.leakage.own_image import OwnImage
 from splitpeer.report.model import Privacy, RunNetwork, Source
 from splitpeer.settings.job import COORDINATOR
-from splitproto.messages import Sample, Seat
+from splitproto.messages import Fusion, Sample, Seat
 
 ALL_STEPS = "all-steps"
 MOST_RELEASED = 48
@@ -206,8 +206,8 @@ def image_experiment(
     )  # fmt: skip
 
 
-def joint_experiment(experiment: Experiment, played: Rehearsed, *, summed: bool = False) -> Experiment:
-    """`experiment` on what all seats sent together, or on the sum of it.
+def joint_experiment(experiment: Experiment, played: Rehearsed, terms: Fusion | None = None) -> Experiment:
+    """`experiment` on what all seats sent together, or on the sum of it under a job's terms.
 
     Raises:
         AttackImpossible: see `joint_view` and `joint_knowledge`.
@@ -221,8 +221,8 @@ def joint_experiment(experiment: Experiment, played: Rehearsed, *, summed: bool 
     known = [with_model(experiment.knowledge, v, played.weights(v.seat.name)) for v in views]
     return replace(
         experiment,
-        view=joint_view(views, summed=summed),
-        knowledge=joint_knowledge(views, known, summed=summed),
+        view=joint_view(views, terms),
+        knowledge=joint_knowledge(views, known, terms),
     )
 
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 from splitpeer.attacks.base import Knowledge
 from splitpeer.attacks.image.inverse import InverseAttack
@@ -13,7 +14,8 @@ from splitpeer.attacks.image.whitebox import WhiteBox
 from splitpeer.attacks.joint import NAME, joint_knowledge, joint_view
 from splitpeer.attacks.runner import run
 from splitpeer.errors import AttackImpossible
-from splitproto.messages import Seat
+from splitproto.fusion import greatest
+from splitproto.messages import Fusion, Seat
 
 from .image_attacks import encoder, heads, likeness, look
 
@@ -31,7 +33,11 @@ TRUTH, SHADOW = contrasts(2, 1), contrasts(60, 2)
 
 def scene(defence: str):
     views = [
-        replace(look(images, network, defences=[defence] if defence else []), seat=Seat(name, (name,)))
+        replace(
+            look(images, network, defences=[defence] if defence else []),
+            site=f"site-{name}",
+            seat=Seat(name, (name,)),
+        )
         for name, images, network in zip(("t1", "t2"), TRUTH, ENCODERS, strict=True)
     ]
     known = [
@@ -51,13 +57,35 @@ def test_one_network_reads_what_all_sites_sent() -> None:
 
 def test_a_sum_of_many_channels_hides_neither_image() -> None:
     views, known = scene("")
-    view, granted = joint_view(views, summed=True), joint_knowledge(views, known, summed=True)
+    terms = Fusion(tuple(views[0].channels.values()), 16, 64.0, 2)
+    view, granted = joint_view(views, terms), joint_knowledge(views, known, terms)
     levels = view.targets[0].shots[0].activations
     parts = [v.targets[0].shots[0].activations["x0"] for v in views]
-    assert np.array_equal(levels["x0"], parts[0] + parts[1])
+    # Integers, never floats: what the coordinator reads lies on the grid of the terms.
+    words = levels["x0"].astype(np.float64) * (greatest(terms) / terms.range)
+    assert np.allclose(words, np.rint(words), atol=1e-3)
+    assert np.allclose(levels["x0"], parts[0] + parts[1], atol=64 / greatest(terms))
+    assert not np.array_equal(levels["x0"], parts[0] + parts[1])
     found = run(WhiteBox(iterations=120, schedules="joint"), view, granted).images
     assert min(likeness(found[:, n : n + 1], TRUTH[n]) for n in range(2)) > 0.8
     assert view.seat == Seat(NAME, ("t1", "t2"))
+
+
+@pytest.mark.parametrize("limit", [64.0, 0.25])
+def test_the_adversary_sums_as_the_coordinator_reads(limit: float) -> None:
+    """Clipped and rounded for each site, of which one may fill two seats."""
+    views, known = scene("")
+    views.append(replace(views[1], seat=Seat("again", ("t2",))))
+    terms = Fusion(tuple(views[0].channels.values()), 16, limit, 2)
+    view, granted = joint_view(views, terms), joint_knowledge(views, [*known, known[1]], terms)
+    images = torch.from_numpy(np.concatenate([TRUTH[0], TRUTH[1], TRUTH[1]], 1))
+    assert granted.model is not None
+    with torch.no_grad():
+        expected = granted.model(images)
+    for n, target in enumerate(view.targets):
+        for name, array in target.shots[0].activations.items():
+            assert np.allclose(array, expected[name][n].numpy(), atol=1.5 * limit / greatest(terms)), name
+            assert np.abs(array).max() <= 2 * limit + 1e-6
 
 
 def test_what_it_cannot_join_it_says() -> None:
