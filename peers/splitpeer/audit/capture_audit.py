@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from splitpeer.attacks.base import View
+from splitpeer.attacks.evidence import weights_of
 from splitpeer.attacks.view import MessageSource, coordinator_view, one_per_patient, site_view
 from splitpeer.audit.cohort import Cohort, Samples, cut, most_tumour, shadow
 from splitpeer.audit.experiment import Experiment, VerifiedCapture, first_views
@@ -24,8 +25,9 @@ from splitpeer.data.task import Task
 from splitpeer.data.volumes import Volumes
 from splitpeer.defences.key import from_seed
 from splitpeer.defences.offline import offline_defences
-from splitpeer.errors import ConfigError, DataError
+from splitpeer.errors import AttackImpossible, ConfigError, DataError
 from splitpeer.federation.terms import normalisation_of
+from splitpeer.storage import checkpoint
 from splitproto.messages import Inventory, Sample, Seat
 
 SHADOW_SALT = bytes(32)
@@ -68,7 +70,7 @@ class CaptureAudit:
         files = parse_knows(self.knows)
         seat, window = self._seat(opened), _window(opened)
         cohort = self._cohort(opened, seat)
-        view = self._view(opened, seat.name, cohort, window, several=len(files.get("weights", ())) > 1)
+        view = self._view(opened, seat.name, cohort, window, files.get("weights", ()))
         truth = None
         if cohort is not None:
             _check_grid(opened, view, next(iter(cohort.images.values())))
@@ -112,7 +114,12 @@ class CaptureAudit:
         )  # fmt: skip
 
     def _view(
-        self, opened: VerifiedCapture, seat: str, cohort: Cohort | None, window: Triple, *, several: bool
+        self,
+        opened: VerifiedCapture,
+        seat: str,
+        cohort: Cohort | None,
+        window: Triple,
+        weights: Sequence[Path],
     ) -> View:
         capture = self._defended(opened.capture)
         if capture.header.role == "client":
@@ -125,7 +132,9 @@ class CaptureAudit:
 
             mode = "train" if self.step == 1 else None
             view = coordinator_view(capture, seat, site=self.site, mode=mode, step=self.step, choose=choose,
-                                    limit=self.samples, every_step=several)  # fmt: skip
+                                    limit=self.samples, every_step=len(weights) > 1)  # fmt: skip
+            if view.defended and len(weights) < 2 and self.step is None:
+                view = _all_poses(capture, view, weights)
         # With a defence, this many views were made.
         return view if self.views is None or self.defence else first_views(view, self.views)
 
@@ -166,6 +175,28 @@ class CaptureAudit:
             spacing=spacing, rule=rule,
         )  # fmt: skip
         return shadow(cohort, window, self.shadow_images, self.seed)
+
+
+def _all_poses(capture: MessageSource, view: View, weights: Sequence[Path]) -> View:
+    """`view` with all that was sent of its samples with one set of weights: poses undo kept noise and rounding.
+
+    Training sends a window in another pose each time; weights stand still while a step is repeated after a fault, and
+    between the last step and an evaluation.
+
+    Args:
+        weights: what is granted of the site's; none: those of the view's first release.
+    """
+    step = weights_of(view.targets[0].shots[0]) if view.targets else 0
+    if weights:
+        step = int(checkpoint.read(weights[0])[1].get("step", 0))
+    samples = [target.sample for target in view.targets]
+    try:
+        found = coordinator_view(
+            capture, view.seat.name, site=view.site, weights=step, choose=lambda _: samples
+        )
+    except AttackImpossible:
+        return view
+    return found if len(found.targets) == len(samples) else view
 
 
 def _rule(opened: VerifiedCapture) -> Callable[[str], Normaliser]:

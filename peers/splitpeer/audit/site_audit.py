@@ -34,7 +34,7 @@ from splitpeer.federation.files import check_seats
 from splitpeer.federation.images import find_cases, open_consent, open_volumes
 from splitpeer.federation.seats import seats_of
 from splitpeer.federation.terms import job_on_wire, judge, seat_descriptors
-from splitpeer.privacy.accounting import epsilon
+from splitpeer.privacy.accounting import FPR, detected, epsilon, mu
 from splitpeer.report.model import Privacy, configuration
 from splitpeer.settings.job import JobConfig
 from splitpeer.settings.peer import PeerConfig, Policy
@@ -330,9 +330,12 @@ def _privacy(rehearsal: Rehearsal, config: PeerConfig) -> Privacy | None:
     drawn = job.steps * job.batch
     # While the encoder learns, every record carries what the weights have seen of each patient.
     records = -(-drawn // len(rehearsal.training)) if mechanism.frozen else drawn
+    counts = {mechanism.noise: records}
     return Privacy(
         guarantee=True,
-        epsilon=epsilon({mechanism.noise: records}, delta),
+        epsilon=epsilon(counts, delta),
+        finds=detected(mu(counts)),
+        alarms=FPR,
         delta=delta,
         limit=policy.epsilon if policy is not None else None,
         releases=records,

@@ -193,6 +193,9 @@ class Privacy(ReportPart):
     delta: float | None = None
     limit: float | None = None
     """Epsilon at which the site stops sending."""
+    finds: float | None = Field(None, ge=0, le=1)
+    """Largest true positive rate of any test for one person's images that has `alarms` false ones."""
+    alarms: float | None = Field(None, ge=0, le=1)
     unit: str = "patient"
     """Whose presence or values are protected."""
     releases: int | None = None

@@ -166,6 +166,10 @@ def budget(privacy: Privacy) -> dict[str, Any]:
     pairs = [("Epsilon", f"{privacy.epsilon:.3g}")]
     if privacy.delta is not None:
         pairs.append(("Delta", f"{privacy.delta:.1g}"))
+    if privacy.finds is not None and privacy.alarms is not None:
+        pairs.append(
+            (f"A test with {privacy.alarms:.0%} false alarms finds", f"{privacy.finds:.1%} of them at most")
+        )
     if privacy.limit is not None:
         pairs.append(("Stops sending at", f"epsilon {privacy.limit:.3g}"))
     pairs.append(("Protects", f"each {privacy.unit}"))
@@ -179,9 +183,19 @@ def budget(privacy: Privacy) -> dict[str, Any]:
     sentence = (
         f"Differential privacy holds with epsilon {privacy.epsilon:.3g}: seeing everything that was sent can change "
         f"the odds of any guess about one {privacy.unit} by a factor of {_factor(privacy.epsilon)} at most. "
-        f"That is {bands.epsilon_words(privacy.epsilon)}. {privacy.statement}"
+        f"That is {bands.epsilon_words(privacy.epsilon)}. {_found(privacy)}{privacy.statement}"
     )
     return {"sentence": sentence.strip(), "pairs": pairs}
+
+
+def _found(privacy: Privacy) -> str:
+    """What epsilon means in practice, followed by a blank."""
+    if privacy.finds is None or privacy.alarms is None:
+        return ""
+    return (
+        f"In practice: a test for images of one {privacy.unit} wrong in {privacy.alarms:.0%} of the others finds "
+        f"{privacy.finds:.1%} at most. "
+    )
 
 
 def _factor(epsilon: float) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -132,6 +133,11 @@ def test_a_guarantee_is_stated_in_figures(place: Any, site: Path, tmp_path: Path
     found = json.loads((out / "1-defended" / "attack.json").read_text())["privacy"]
     # Two steps of three windows while the encoder learns: six records count; mu = 2 sqrt(6) / 1.
     assert found["guarantee"] and found["releases"] == 6 and found["epsilon"] > 20
+    # Phi(Phi^-1(.01) + 2 sqrt(6)) of a person's images are found with 1 % false alarms.
+    assert found["alarms"] == 0.01 and found["finds"] == pytest.approx(0.995, abs=0.001)
+    assert "with 1% false alarms finds 99.5% of them at most" in " ".join(
+        re.sub(r"<[^>]+>", " ", (out / "report.html").read_text()).split()
+    )
 
 
 def test_a_sweep_is_resumed_and_only_what_changed_is_run_again(place: Any, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 from splitpeer.attacks.view import coordinator_view
+from splitpeer.audit.capture_audit import CaptureAudit
 from splitpeer.audit.cohort import Cohort, most_tumour
 from splitpeer.audit.rehearsal import Protection, Recording, Rehearsal
 from splitpeer.captures.reader import open_capture
@@ -63,6 +65,14 @@ def test_a_site_that_repeats_itself_is_asked_in_other_poses(
     # An evaluation is the view of before: the last step's weights, one pose.
     usual = coordinator_view(open_capture(plays[3].capture), "t1", choose=lambda _: targets)
     assert {shot.step for target in usual.targets for shot in target.shots} == {3}
+    # `splitpeer attack` finds the poses by the weights that it is granted, and without them takes the last ones.
+    asked = partial(
+        CaptureAudit, plays[3].capture, seat="t1", truth=place.data, salt=place.salt, convention="msd"
+    )
+    posed_view = asked(knows=(f"weights={plays[3].weights('t1', 2)}",)).experiment().view
+    held = {target.sample: [shot.seed for shot in target.shots] for target in posed_view.targets}
+    assert held == {target: [None, 1, 2, 3] for target in targets}
+    assert {len(target.shots) for target in asked().experiment().view.targets} == {1}
     with pytest.raises(AttackImpossible, match="weights of step 7"):
         coordinator_view(open_capture(plays[3].capture), "t1", weights=7)
 
