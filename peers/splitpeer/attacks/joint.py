@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from splitpeer.attacks.base import Knowledge, Levels, Shot, Target, View
 from splitpeer.errors import AttackImpossible
+from splitpeer.training.split_step import Arrays
 from splitpeer.training.sums import fused
 from splitproto.fusion import greatest
 from splitproto.messages import Fusion, Seat
@@ -136,7 +137,7 @@ def _together(
 def _joined(sent: Sequence[Levels], views: Sequence[View], terms: Fusion | None) -> Levels:
     if terms is None:
         return {name: np.concatenate([levels[name] for levels in sent]) for name in sent[0]}
-    by_site: dict[str, dict[str, Levels]] = {}
+    by_site: dict[str, dict[str, Arrays]] = {}
     for view, levels in zip(views, sent, strict=True):
-        by_site.setdefault(view.site, {})[view.seat.name] = levels
+        by_site.setdefault(view.site, {})[view.seat.name] = dict(levels)
     return fused(by_site, terms)
