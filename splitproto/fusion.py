@@ -37,19 +37,10 @@ _LABEL = b"splitproto-1 fusion mask"
 # --- integers -------------------------------------------------------------------------------------------
 
 
-def check_terms(terms: Fusion, levels: int) -> None:
-    """SP-11.18-1.
-
-    Args:
-        levels: how many leave the site.
-
-    Raises:
-        SchemaMismatch: terms that nobody can keep to.
-    """
+def check_terms(terms: Fusion) -> None:
+    """SP-11.18-1. Raises SchemaMismatch: terms that nobody can keep to."""
     if terms.bits not in (16, 32):
         raise SchemaMismatch(f"fusion: words of {terms.bits} bits: 16 and 32 are possible")
-    if len(terms.widths) != levels:
-        raise SchemaMismatch(f"fusion: {len(terms.widths)} widths for {levels} levels")
     if not LOWEST_RANGE <= terms.range <= HIGHEST_RANGE:
         raise SchemaMismatch(f"fusion: range {terms.range:g} is not from 2^-20 to 2^20")
 
@@ -240,7 +231,7 @@ def answer(
     """The tensors of `activations` (SP-11.18-2), and how many values were clipped.
 
     Args:
-        levels: f32 [samples, width, *space] by name, in the job's order.
+        levels: f32 [samples, channels, *space] by name, in the job's order.
     """
     tensors, checks, clipped = dict[str, Array](), list[Array](), 0
     for level, values in levels.items():
@@ -252,7 +243,7 @@ def answer(
 
 
 def totals(answers: Mapping[str, Mapping[str, Array]], terms: Fusion) -> dict[str, Array]:
-    """What the coordinator reads: the sum of each level over all sites, f32 [samples, width, *space].
+    """What the coordinator reads: the sum of each level over all sites, f32 [samples, channels, *space].
 
     Args:
         answers: by site, the tensors that it sent for one question; shapes and dtypes are checked.

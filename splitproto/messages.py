@@ -128,7 +128,6 @@ class Setting:
 class Fusion:
     """How the sites' values become one sum that nobody can take apart (SP-11.18)."""
 
-    widths: tuple[int, ...] = wire(ListOf(Int(1, 4096), 16, 1))
     """Channels of the sum at each of the job's levels."""
     bits: int = wire(Int(16, 32))
     """Of one word: 16 or 32."""

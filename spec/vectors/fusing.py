@@ -11,7 +11,7 @@ from functools import cache
 from typing import Any
 
 import numpy as np
-from certificates import CA, FEDERATION, NOW, OTHER, Plan, crl
+from certificates import CA, FEDERATION, NOW, OTHER, ROOT, ROOT_KEY, Plan, crl
 from common import RUN, Case, refused
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -32,7 +32,7 @@ ASKED: dict[str, Any] = {
     "digest": hashlib.sha256(b"a batch").hexdigest(),
     "history": hashlib.sha256(b"a history").hexdigest(),
 }
-TERMS: dict[str, Any] = {"widths": [2, 1], "bits": 16, "range": 4.0, "parties": 3}
+TERMS: dict[str, Any] = {"bits": 16, "range": 4.0, "parties": 3}
 LEVELS = ["x0", "x4"]
 AGREED: dict[str, Any] = {
     "name": "brats", "dimensions": 2, "network": "basic-unet", "settings": [{"name": "features", "values": [2, 1]}],
@@ -44,6 +44,17 @@ AGREED: dict[str, Any] = {
 """A job as `job-offer` has it, its fields in the order of their table."""
 MISMATCH = refused("fusion-mismatch", "semantics")
 REVOKED = 0x3003
+FIELD = 2**255 - 19
+SMALL = {
+    "zero": 0,
+    "one": 1,
+    "minus-one": FIELD - 1,
+    "eighth": 0x00B8495F16056286FDB1329CEB8D09DA6AC49FF1FAE35616AEB8413B7C7AEBE0,
+    "other-eighth": 0x57119FD0DD4E22D8868E1C58C45C44045BEF839C55B1D0B1248C50A3BC959C5F,
+    "field": FIELD,
+    "high-bit": 1 << 255,
+}
+"""Points of small order: they yield zeros with every secret (RFC 7748, section 6.1)."""
 
 
 # --- as the specification says it -------------------------------------------------------------------------
@@ -129,17 +140,16 @@ def integers() -> Iterator[Case]:
     """Terms; floats to integers and back."""
     for name, changed, notes in (
         ("bits-24", {"bits": 24}, "16 or 32"),
-        ("widths-one-of-two", {"widths": [2]}, "one width for each level"),
         ("range-zero", {"range": 0.0}, "2^-20 at least"),
         ("range-large", {"range": 2.0**21}, "2^20 at most"),
     ):
         terms = {**TERMS, **changed}
         yield {
-            "name": name, "operation": "terms", "notes": f"SP-11.18-1: {notes}", "terms": terms, "levels": LEVELS,
+            "name": name, "operation": "terms", "notes": f"SP-11.18-1: {notes}", "terms": terms,
             "expect": refused("schema-mismatch", "semantics"),
         }  # fmt: skip
     yield {
-        "name": "terms", "operation": "terms", "notes": "SP-11.18-1, SP-11.18-6", "terms": TERMS, "levels": LEVELS,
+        "name": "terms", "operation": "terms", "notes": "SP-11.18-1, SP-11.18-6", "terms": TERMS,
         "job": codec.encode(AGREED).hex(), "expect": {"sha256": terms_digest(AGREED).hex()},
     }  # fmt: skip
 
@@ -322,7 +332,28 @@ def offers() -> Iterator[Case]:
     revoked = certificate("b", serial=REVOKED)
     yield case("offer-revoked", "SP-11.18-8", MISMATCH, crl(REVOKED), chain=[revoked])
     yield case("offer-expired", "SP-11.18-8", MISMATCH, chain=[certificate("b", end=replace_year(NOW))])
-    yield case("offer-no-certificate", "SP-11.18-8", MISMATCH, chain=[b"\x30\x03\x02\x01\x01"])
+    yield case(
+        "offer-not-yet-valid", "SP-11.18-8", MISMATCH, chain=[certificate("b", start=replace_year(NOW, 1))]
+    )
+    nothing, own = b"\x30\x03\x02\x01\x01", good["chain"]
+    yield case("offer-no-certificate", "SP-11.18-8", MISMATCH, chain=[nothing])
+    yield case("offer-surplus-garbage", "SP-11.18-8: cannot be read", MISMATCH, chain=[*own, nothing])
+    other_site = certificate("c")
+    mine = {"site": "b", "public": shown.hex()}
+    yield case("offer-surplus", "SP-11.18-8: ignored", mine, crl(REVOKED), chain=[*own, other_site, *own])
+    lookalike = cannot_sign()
+    yield case(
+        "offer-surplus-of-another-kind", "SP-11.18-8: the name of the CA over a key that signs nothing: ignored", mine,
+        crl(REVOKED), chain=[*own, lookalike],
+    )  # fmt: skip
+    newer = own[0].replace(b"\xa0\x03\x02\x01\x02", b"\xa0\x03\x02\x01\x03", 1)
+    yield case("offer-version-4", "SP-11.18-8: a version that X.509 lacks", MISMATCH, chain=[newer])
+    for which, number in SMALL.items():
+        point = number.to_bytes(32, "little")
+        signed = signature("b", RUN, terms, point)
+        yield case(
+            f"offer-small-order-{which}", "SP-11.18-8: X25519 yields zeros", MISMATCH, public=point, signature=signed
+        )  # fmt: skip
     stranger: Case = {"signature": signature("d", RUN, terms, shown), "chain": [certificate("d")]}
     yield case("offer-stranger", "SP-11.18-8: no partner", refused("policy-refused", "semantics"), **stranger)
     for name, uri in (
@@ -335,6 +366,13 @@ def offers() -> Iterator[Case]:
         yield case(f"offer-other-{name}", "SP-11.18-8", MISMATCH, chain=[der], signature=signed)
 
 
-def replace_year(moment: Any) -> Any:
-    """A year before."""
-    return moment.replace(year=moment.year - 1)
+def replace_year(moment: Any, years: int = -1) -> Any:
+    """A year before, or as many later."""
+    return moment.replace(year=moment.year + years)
+
+
+def cannot_sign() -> bytes:
+    """A certificate with the subject of the CA and an X25519 key, in DER."""
+    key = X25519PrivateKey.from_private_bytes(SECRETS["c"]).public_key()
+    builder = x509.CertificateBuilder(ROOT.subject, ROOT.subject, key, 7, NOW, replace_year(NOW, 1))
+    return builder.sign(ROOT_KEY, hashes.SHA256()).public_bytes(serialization.Encoding.DER)

@@ -147,7 +147,7 @@ def heads() -> Iterator[Case]:
     yield case("weights-short", short, "SP-8.2-4: 32 octets")
     never = {**job, "job": {**job["job"], "average_every": 0}}
     yield case("average-every-0", never, "SP-8.2-4: never is said by leaving it out")
-    terms = {"widths": [1, 1, 2, 4, 8], "bits": 16, "range": 4.0, "parties": 3}
+    terms = {"bits": 16, "range": 4.0, "parties": 3}
     fused = {**job, "job": {**job["job"], "fusion": terms}}
     yield fine("job-offer-fusion", fused, "SP-11.18-1: one sum of three sites")
     alone = {**job, "job": {**job["job"], "fusion": {**terms, "parties": 1}}}

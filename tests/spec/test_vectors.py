@@ -450,7 +450,7 @@ def test_holder(case: Case) -> None:
 
 def terms_of(case: Case) -> messages.Fusion:
     terms = case["terms"]
-    return messages.Fusion(tuple(terms["widths"]), terms["bits"], terms["range"], terms["parties"])
+    return messages.Fusion(terms["bits"], terms["range"], terms["parties"])
 
 
 def question_of(case: Case) -> fusion.Asked:
@@ -467,7 +467,7 @@ def words_of(octets: str, bits: int) -> tensors.Array:
 def test_fusion_terms(case: Case) -> None:
     """SP-11.18-1, SP-11.18-6."""
     terms = terms_of(case)
-    check(case, lambda: fusion.check_terms(terms, len(case["levels"])))
+    check(case, lambda: fusion.check_terms(terms))
     if "job" in case:
         agreed = read_map(messages.Job, codec.decode(bytes.fromhex(case["job"])), "job")
         job = messages.Job(**agreed)

@@ -9,7 +9,7 @@ import pytest
 
 from splitpeer.errors import ConfigError
 from splitpeer.federation.seats import by_seat, joined, seats_of
-from splitpeer.federation.terms import job_on_wire
+from splitpeer.federation.terms import job_on_wire, seat_descriptors
 from splitpeer.settings.job import JobConfig
 from splitpeer.settings.loading import to_toml
 from splitproto.messages import Fusion, Seat
@@ -95,11 +95,16 @@ ONE_EACH = '[sites]\nsouth = "t1"\neast = ["t2", "flair"]\n[model]\nfusion = "se
 
 
 def test_a_secure_sum_tells_its_terms(tmp_path: Path) -> None:
-    """SP-11.18-1: the widths are the cut's."""
+    """SP-11.18-1, SP-11.18-2: the channels of the sum are the cut's."""
     on_wire = job_on_wire(
         job(tmp_path, ONE_EACH + "widths = [1, 1, 2, 4, 8]\nsum_bits = 32\nsum_range = 2.0\n")
     )
-    assert on_wire.fusion == Fusion((1, 1, 2, 4, 8), 32, 2.0, 2)
+    assert on_wire.fusion == Fusion(32, 2.0, 2)
+    assert [level.channels for level in on_wire.cut] == [1, 1, 2, 4, 8]
+    sent = seat_descriptors(on_wire, (Seat("flair", ("flair",)), Seat("t2", ("t2",))))
+    assert [(one.name, one.dtype, one.shape[1]) for one in sent] == [
+        ("x0", "i32", 1), ("x1", "i32", 1), ("x2", "i32", 2), ("x3", "i32", 4), ("x4", "i32", 8), ("check", "i32", 8),
+    ]  # fmt: skip
     assert job_on_wire(job(tmp_path, HOSPITALS)).fusion is None
 
 

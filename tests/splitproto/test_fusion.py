@@ -17,7 +17,7 @@ from splitproto.tensors import Array
 RUN = bytes(range(16))
 SITES = ("a", "b", "c", "d")
 SECRETS = {site: bytes([n + 1]) * 32 for n, site in enumerate(SITES)}
-TERMS = Fusion((2, 3), 16, 4.0, 4)
+TERMS = Fusion(16, 4.0, 4)
 ASKED = Asked("train", 3, 0, b"d" * 32, b"h" * 32)
 LEVELS = {"x0": (2, 2, 8, 8), "x4": (2, 3, 2, 2)}
 
@@ -56,7 +56,7 @@ def test_the_sum_is_that_of_the_integers_exactly(bits: int) -> None:
 def test_the_largest_values_of_all_sites_do_not_wrap() -> None:
     """SP-11.18-3: "The sum of all parties cannot leave the type"."""
     for bits, parties in ((16, 2), (16, 64), (32, 3), (32, 64)):
-        terms = Fusion((1,), bits, 4.0, parties)
+        terms = Fusion(bits, 4.0, parties)
         top, clipped = fusion.quantise(np.array([1e6, -1e6, 4.0], "f4"), terms)
         assert clipped == 2
         total = fusion.add_up([top] * parties)
@@ -71,8 +71,7 @@ def test_the_largest_values_of_all_sites_do_not_wrap() -> None:
 def test_one_answer_and_every_smaller_set_shows_nothing() -> None:
     """Uniform words: neither a site's own, nor a sum of fewer than all, nor its check words have structure."""
     levels = {"x0": np.zeros((1, 1, 256, 256), "f4")}
-    terms = replace(TERMS, widths=(1,))
-    sent = {site: fusion.answer(masks(site), ASKED, levels, terms)[0]["x0"] for site in SITES}
+    sent = {site: fusion.answer(masks(site), ASKED, levels, TERMS)[0]["x0"] for site in SITES}
     for size in (1, 2, 3):
         for some in combinations(SITES, size):
             total = fusion.add_up([sent[site] for site in some]).view("<u2").ravel()
@@ -179,7 +178,6 @@ def test_values_that_are_not_finite_are_refused() -> None:
     ("terms", "words"),
     [
         (replace(TERMS, bits=17), "17 bits"),
-        (replace(TERMS, widths=(1,)), "1 widths for 2"),
         (replace(TERMS, range=0.0), "range 0"),
         (replace(TERMS, range=-4.0), "range -4"),
         (replace(TERMS, range=float("nan")), "range nan"),
@@ -188,7 +186,7 @@ def test_values_that_are_not_finite_are_refused() -> None:
 def test_terms_that_nobody_can_keep_to(terms: Fusion, words: str) -> None:
     """SP-11.18-1."""
     with pytest.raises(SchemaMismatch, match=words):
-        fusion.check_terms(terms, 2)
+        fusion.check_terms(terms)
 
 
 def test_a_key_of_small_order_is_refused() -> None:

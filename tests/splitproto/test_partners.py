@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from cryptography.hazmat.primitives.asymmetric import dsa, ec, ed448, ed25519, rsa, x25519
 
 from splitproto import partners, pki
 from splitproto.errors import FusionMismatch, IdentityError, PolicyRefused
@@ -143,6 +144,107 @@ def test_certificates_are_judged_as_in_a_handshake() -> None:
             assert partners.verify(shown, RUN, TERMS, ours, now).site == case["expect"]["site"]
         judged += 1
     assert judged > 40
+
+
+# --- octets of a stranger ---------------------------------------------------------------------------------
+
+
+def lookalike(folder: Path, key: Any) -> bytes:
+    """A certificate with the subject of the CA, for another key, in DER."""
+    subject = x509.load_pem_x509_certificate((folder / "ca.crt").read_bytes()).subject
+    signer = ec.generate_private_key(ec.SECP256R1())
+    builder = x509.CertificateBuilder(subject, subject, key, 78, NOW, NOW + timedelta(days=9))
+    return builder.sign(signer, hashes.SHA256()).public_bytes(serialization.Encoding.DER)
+
+
+def strange_chains(folder: Path) -> dict[str, tuple[bytes, ...]]:
+    """What may come in `chain`: 1 to 4 octet strings of up to 8192 octets, which is all that the codec says."""
+    (leaf,), chance = offer(folder, "b").chain, random.Random(7)
+    (other,) = offer(folder, "c").chain
+    kinds = {
+        "x25519": x25519.X25519PrivateKey.generate(),
+        "ed25519": ed25519.Ed25519PrivateKey.generate(),
+        "ed448": ed448.Ed448PrivateKey.generate(),
+        "dsa": dsa.generate_private_key(1024),
+        "secp256k1": ec.generate_private_key(ec.SECP256K1()),
+        "rsa": rsa.generate_private_key(65537, 1024),
+    }
+    found = {name: (leaf, lookalike(folder, key.public_key())) for name, key in kinds.items()}
+    alien = lookalike(folder, kinds["x25519"].public_key())
+    # An object identifier that nobody knows, in place of that of the key.
+    found["unknown key"] = (leaf, alien.replace(b"\x06\x03\x2b\x65\x6e", b"\x06\x03\x2b\x65\x7f"))
+    newer = leaf.replace(b"\xa0\x03\x02\x01\x02", b"\xa0\x03\x02\x01\x03", 1)
+    assert newer != leaf
+    garbage = {
+        "none": b"", "null": b"\x05\x00", "a number": b"\x30\x03\x02\x01\x01", "longest": bytes(8192),
+        "endless": b"\x30\x84\xff\xff\xff\xff" + bytes(8186), "deep": b"\x30\x80" * 4096, "version 4": newer,
+        "noise": chance.randbytes(8192), "behind": leaf + b"\x00",
+        "an open length": b"\x30\x80" + leaf[4:] + b"\x00\x00",
+    }  # fmt: skip
+    found |= {f"leaf: {name}": (octets,) for name, octets in garbage.items()}
+    found |= {f"extra: {name}": (leaf, octets) for name, octets in garbage.items()}
+    found |= {
+        "loop": (leaf, leaf, leaf, leaf),
+        "crossed": (leaf, alien, other, alien),
+        "swapped": (alien, leaf),
+    }
+    for at in range(0, len(leaf), 3):
+        found[f"cut at {at}"] = (leaf[:at],)
+        flipped = bytearray(leaf)
+        flipped[at] ^= 1 << chance.randrange(8)
+        found[f"octet {at} of the leaf"] = (bytes(flipped),)
+        found[f"octet {at} of an extra"] = (leaf, bytes(flipped))
+    return found
+
+
+@pytest.mark.parametrize("listed", [False, True], ids=["without a list", "with a revocation list"])
+def test_whatever_comes_as_a_chain_is_good_or_refused_in_one_line(folder: Path, listed: bool) -> None:
+    """SP-11.18-8: one bad offer must not end the process that reads it."""
+    good = offer(folder, "b")
+    ours = trust(folder, pki.write_crl(folder, now=NOW) if listed else None)
+    taken, said = [], []
+    for name, chain in strange_chains(folder).items():
+        try:
+            partners.verify(replace(good, chain=chain), RUN, TERMS, ours, NOW)
+            taken.append(name)
+        except FusionMismatch as refused:
+            said.append(str(refused))
+    assert len(said) > 300
+    assert all("\n" not in line and len(line) < 300 for line in said)
+    # What is not needed for the chain is ignored where it can be read.
+    kinds = {"x25519", "ed25519", "ed448", "dsa", "secp256k1", "rsa", "unknown key", "loop", "crossed"}
+    assert kinds <= set(taken)
+    assert all(
+        name in kinds or (name.startswith("octet ") and name.endswith("of an extra")) for name in taken
+    )
+
+
+def test_whatever_comes_as_a_signature_is_refused(folder: Path) -> None:
+    good, ours = offer(folder, "b"), trust(folder)
+    chance = random.Random(8)
+    strange = [b"", b"\x30\x00", b"\x30\x06\x02\x01\x00\x02\x01\x00", bytes(1024), good.signature + b"\x00"]
+    strange += [chance.randbytes(size) for size in (1, 64, 72, 1024)]
+    for at in range(len(good.signature)):
+        flipped = bytearray(good.signature)
+        flipped[at] ^= 1 << chance.randrange(8)
+        strange.append(bytes(flipped))
+    for signature in strange:
+        with pytest.raises(FusionMismatch, match="not signed by it"):
+            partners.verify(replace(good, signature=signature), RUN, TERMS, ours, NOW)
+
+
+def test_moments_at_which_a_certificate_does_not_hold(folder: Path) -> None:
+    good, ours = offer(folder, "b"), trust(folder)
+    for now in (NOW - timedelta(days=2), NOW + timedelta(days=4000)):
+        with pytest.raises(FusionMismatch, match="does not hold"):
+            partners.verify(good, RUN, TERMS, ours, now)
+
+
+def test_a_key_that_everybody_can_use_is_refused(folder: Path) -> None:
+    """SP-11.18-8: the coordinator, which has no key of its own, sees it too."""
+    for point in (bytes(32), b"\x01" + bytes(31)):
+        with pytest.raises(FusionMismatch, match="site b is a point of small order"):
+            partners.verify(offer(folder, "b", public=point), RUN, TERMS, trust(folder), NOW)
 
 
 @pytest.mark.parametrize(

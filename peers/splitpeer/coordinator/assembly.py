@@ -28,6 +28,7 @@ from splitpeer.settings.peer import PeerConfig
 from splitpeer.training.split_round import Place
 from splitpeer.training.split_step import CoordinatorHalf
 from splitproto.messages import Job, JobOffer
+from splitproto.partners import Trust
 from splitproto.tensors import body_bytes, schema_digest
 
 
@@ -97,6 +98,7 @@ def make_gradient_stacks(
 
 
 def make_sites(
+    config: PeerConfig,
     settings: JobConfig,
     job: Job,
     seats: Seats,
@@ -116,7 +118,7 @@ def make_sites(
         defences: of gradients, as sites are told.
     """
     sites = []
-    relay = None if job.fusion is None else Relay(files.run, job)
+    relay = None if job.fusion is None else _relay(config, settings, job, files)
     for name, _ in sorted(seats.filled.items(), key=lambda one: (one[1], one[0])):
         offered = seats.of(name)
         schema = schema_digest(seat_descriptors(job, offered))
@@ -126,6 +128,14 @@ def make_sites(
         site.holding.restore(files.record.holders.get(name), bind)
         sites.append(site)
     return sites
+
+
+def _relay(config: PeerConfig, settings: JobConfig, job: Job, files: RunFiles) -> Relay:
+    """Of the keys of a secure sum."""
+    credentials, federation = config.credentials(), config.peer.federation
+    return Relay(
+        files.run, job, lambda: Trust.of(credentials, federation, settings.sites), files.record.fusion_keys
+    )
 
 
 def admit_again(files: RunFiles, settings: JobConfig, names: Collection[str]) -> None:

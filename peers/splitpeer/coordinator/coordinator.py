@@ -130,7 +130,7 @@ class Coordinator:
         self._gradient_stacks = make_gradient_stacks(config, job, self._job, self._seats)
         self._compute = Compute(config.runtime.threads)
         self.sites = make_sites(
-            job, self._job, self._seats, self._files, self._witness, everywhere, self._bind,
+            config, job, self._job, self._seats, self._files, self._witness, everywhere, self._bind,
             salt_check=self._labels.salt_check, defences=self.defences,
         )  # fmt: skip
         self._team = Team(self.sites, job.absence, everywhere)

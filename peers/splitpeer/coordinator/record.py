@@ -77,6 +77,8 @@ class RunRecord:
         """What the run is made without."""
         self.holders: dict[str, bytes] = {}
         """By site, the key that its part in the run is bound to (SP-11.14)."""
+        self.fusion_keys: dict[str, bytes] = {}
+        """By site, its public key for a secure sum: all are here when the run begins, and none changes (SP-11.18-9)."""
         self.told: tuple[str, ...] = ()
         """Sites that know that the run is complete."""
         if resume is None:
@@ -174,6 +176,7 @@ class RunRecord:
             self.withdrawn = tuple(Withdrawal.read(item) for item in last.get("withdrawn", ()))
             self.told = tuple(last.get("told", ()))
             self.holders = {site: bytes.fromhex(key) for site, key in last.get("holders", {}).items()}
+            self.fusion_keys = {site: bytes.fromhex(key) for site, key in last.get("fusion_keys", {}).items()}
         except (ValueError, TypeError, KeyError, AttributeError):
             raise ConfigError(f"{self._path} cannot be read; start with --fresh") from None
 
@@ -185,6 +188,7 @@ class RunRecord:
             "state": state,
             "told": self.told,
             "holders": {site: key.hex() for site, key in self.holders.items()},
+            "fusion_keys": {site: key.hex() for site, key in self.fusion_keys.items()},
             "patients": {key.hex(): filled for key, filled in self.patients.items()},
             "held_out": sorted(key.hex() for key in self.held_out),
             "withdrawn": [withdrawal.written() for withdrawal in self.withdrawn],

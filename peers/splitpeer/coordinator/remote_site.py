@@ -7,6 +7,7 @@ import logging
 import secrets
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 
 from splitpeer.coordinator import holder
 from splitpeer.coordinator.asking import Asking, Question
@@ -300,7 +301,7 @@ class RemoteSite:
         key = None
         if self._relay is not None:
             key = (await link.hear("its key for the sum", FusionKey)).offer
-            self._relay.check(self.name, key)
+            self._relay.check(self.name, key, datetime.now(UTC))
         patients = await hear_patients(link, accept, self._salt_check, self.seats)
         check_fit(self.name, patients, self._needed(), self._fills)
         # Last: who does not fit must not have the site's part.

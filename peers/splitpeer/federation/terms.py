@@ -11,7 +11,7 @@ from pathlib import Path
 from splitpeer.data.geometry import Triple
 from splitpeer.data.normalisation import DEFAULT, OF_A_SUM, Normaliser
 from splitpeer.federation.seats import tensor_name
-from splitpeer.models.cut import Backbone, Cut, level_name
+from splitpeer.models.cut import Backbone, level_name
 from splitpeer.models.registry import backbone_of, cut_of, kept_values, on_wire, own_backbone, passing_values
 from splitpeer.models.registry import encoder_parameters as parameters_of
 from splitpeer.settings.bounds import Bounds
@@ -72,7 +72,7 @@ def job_on_wire(config: JobConfig) -> Job:
         schedule=training.schedule,
         seconds_per_step=config.deadlines.step_s,
         average_every=training.average_every or None,
-        fusion=fusion_terms(config, backbone.cut),
+        fusion=fusion_terms(config),
         encoders="frozen" if training.frozen else None,
         normalisation=tuple(
             messages.Normalisation(modality, rule)
@@ -83,12 +83,12 @@ def job_on_wire(config: JobConfig) -> Job:
     )
 
 
-def fusion_terms(config: JobConfig, cut: Cut) -> messages.Fusion | None:
+def fusion_terms(config: JobConfig) -> messages.Fusion | None:
     """SP-11.18-1: what `[model] fusion = "secure-sum"` asks of the sites; None: the sites' values are not summed."""
     model = config.model
     if model.fusion != "secure-sum":
         return None
-    return messages.Fusion(tuple(cut.channels.values()), model.sum_bits, model.sum_range, len(config.sites))
+    return messages.Fusion(model.sum_bits, model.sum_range, len(config.sites))
 
 
 def services(*, frozen: bool) -> tuple[str, ...]:
@@ -153,10 +153,7 @@ def seat_descriptors(
 def _sum_descriptors(job: Job, terms: messages.Fusion, samples: int) -> tuple[Descriptor, ...]:
     """SP-11.18-2: what a site sends where only a sum can be read, whatever its seats are."""
     dtype, shapes = dtype_of(terms), cut_of(job).shapes(samples, job.window)
-    levels = [
-        Descriptor(name, dtype, (samples, width, *shape[2:]))
-        for (name, shape), width in zip(shapes.items(), terms.widths, strict=True)
-    ]
+    levels = [Descriptor(name, dtype, shape) for name, shape in shapes.items()]
     return (*levels, Descriptor(CHECK, dtype, (len(levels), CHECK_WORDS)))
 
 
@@ -316,7 +313,7 @@ def _check_fusion(job: Job, policy: Policy, agreed: Collection[str]) -> None:
         return
     if "fuse" not in agreed:
         raise SchemaMismatch("the job wants a secure sum, but fuse was not agreed on this link")
-    check_sum(terms, len(job.levels))
+    check_sum(terms)
     if job.precision != "f32" or job.average_every is not None:
         raise SchemaMismatch("a secure sum has gradients of f32, and encoders that are not averaged")
     others = terms.parties - 1

@@ -39,12 +39,7 @@ class Allowed:
 
     def trust(self) -> Trust:
         """With CA and revocation list as they are now. Raises IdentityError."""
-        crl = self.credentials.crl
-        try:
-            ca_pem, crl_pem = self.credentials.ca.read_bytes(), crl.read_bytes() if crl else None
-        except OSError as error:
-            raise IdentityError("our own CA certificate or revocation list cannot be read") from error
-        return Trust.read(self.federation, ca_pem, crl_pem, self.partners, self.least)
+        return Trust.of(self.credentials, self.federation, self.partners, self.least)
 
 
 class Summing:

@@ -408,7 +408,7 @@ def test_batches_that_an_accepted_job_does_not_cover(
         announced.check(asked, {})
 
 
-SUM = Fusion((4, 4, 8, 8, 8), 16, 4.0, 3)
+SUM = Fusion(16, 4.0, 3)
 
 
 def in_a_sum(partners: tuple[str, ...] = ("a", "b"), least: int = 2) -> Any:
@@ -442,7 +442,7 @@ def test_a_secure_sum_that_cannot_be_is_not_accepted(changes: dict[str, Any], wo
 
 def test_a_partners_image_is_not_made_a_constant() -> None:
     """SP-11.18-1: of any modality, not only of this site's own."""
-    terms = dataclasses.replace(JOB, fusion=Fusion((4, 4, 8, 8, 8), 16, 4.0, 3), precision="f32")
+    terms = dataclasses.replace(JOB, fusion=Fusion(16, 4.0, 3), precision="f32")
     for rule, refused in (("zscore", False), ("window:1e6,2e6", True), ("percentile", True)):
         asked = (Normalisation("flair", rule),)
         summed = offer(

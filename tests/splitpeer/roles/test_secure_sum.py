@@ -24,7 +24,7 @@ from splitpeer.coordinator.relay import Relay
 from splitpeer.data.loader import SiteData
 from splitpeer.data.sampling import TrainingSchedule
 from splitpeer.defences.randomness import Release
-from splitpeer.errors import AttackImpossible, DataError, JobFailed
+from splitpeer.errors import AttackImpossible, DataError, JobFailed, PeerError
 from splitpeer.federation.seats import seats_of
 from splitpeer.federation.terms import job_on_wire
 from splitpeer.models import build_encoder, site_seed
@@ -111,6 +111,8 @@ async def test_a_run_is_the_same_as_in_one_process_and_what_sites_keep_of_it(sce
     assert all((one / SECRET).stat().st_mode & 0o777 == 0o600 for one in kept)
     assert len({(one / SECRET).read_bytes() for one in kept}) == len(SITES)
     public = {name: fusion.public_of((folder(scene, name) / SECRET).read_bytes()).hex() for name in SITES}
+    record = json.loads((scene.folder / "hub" / "state" / "try.run.json").read_text())
+    assert record["fusion_keys"] == public
     for name in SITES:
         others = {other: key for other, key in public.items() if other != name}
         assert json.loads((folder(scene, name) / PARTNERS).read_text()) == others
@@ -166,6 +168,29 @@ async def test_a_coordinator_that_puts_its_own_key_in_place_of_a_partners(
     assert "not signed by it" in str(ran.error)
 
 
+async def test_an_offer_that_partners_would_refuse_ends_its_maker_and_nobody_else(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SP-11.18-7: the others never see it; they wait."""
+    honest, words = Summing.offer, "certificate does not hold"
+
+    def offer(self: Summing) -> KeyOffer:
+        made = honest(self)
+        return replace(made, chain=(*made.chain, b"nothing")) if self._site == "site-t1" else made
+
+    monkeypatch.setattr(Summing, "offer", offer)
+    async with cast(scene, deadlines={**BRISK, "join_s": 4}).running() as on:
+        await asyncio.wait([on.tasks["site-t1"]], timeout=30)
+        assert words in str(on.tasks["site-t1"].exception())
+        assert not on.tasks["site-flair"].done() and not on.tasks["site-t2"].done()
+        with pytest.raises(PeerError, match="site-t1") as failed:
+            await on.tasks["hub"]
+        assert words in str(failed.value) and "\n" not in str(failed.value)
+        await asyncio.wait([on.tasks["site-flair"], on.tasks["site-t2"]], timeout=30)
+        for name in ("site-flair", "site-t2"):
+            assert not isinstance(on.tasks[name].exception(), FusionMismatch)
+
+
 async def test_a_coordinator_that_passes_a_key_on_twice(
     scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -188,7 +213,7 @@ async def test_a_key_of_another_run_is_refused(scene: Scene, monkeypatch: pytest
     )
     ran = await cast(scene, deadlines={**BRISK, "join_s": 3}).together()
     assert ran.error is not None and "is not signed by it for this run" in str(ran.error)
-    monkeypatch.setattr(Relay, "check", lambda self, site, offer: None)
+    monkeypatch.setattr(Relay, "check", lambda self, site, offer, now: None)
     await refused(scene, FusionMismatch, "is not signed by it for this run")
 
 

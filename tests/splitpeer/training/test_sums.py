@@ -16,9 +16,10 @@ from splitpeer.training.sums import SUM, fused, over_seats
 from splitproto import fusion
 from splitproto.messages import Fusion, Sample
 
-TERMS = Fusion((1, 1, 2, 4, 8), 16, 4.0, 3)
+TERMS = Fusion(16, 4.0, 3)
+WIDTHS = (1, 1, 2, 4, 8)
 PLACES = (Place("a", "flair"), Place("b", "t1"), Place("b", "t1ce"), Place("c", "t2"))
-OF = make_backbone("basic-unet", 2, {"features": (4, 4, 6, 8, 8, 4)}, widths=TERMS.widths)
+OF = make_backbone("basic-unet", 2, {"features": (4, 4, 6, 8, 8, 4)}, widths=WIDTHS)
 RELEASE = Release(bytes(16), "train", 1, 0, (Sample(bytes(16), (0, 0, 0)),) * 2)
 
 
@@ -35,7 +36,7 @@ def sent(seed: int = 0) -> dict[str, dict[str, dict[str, np.ndarray]]]:
 
 @pytest.mark.parametrize("bits", [16, 32])
 def test_masked_answers_add_up_to_what_one_process_computes(bits: int) -> None:
-    terms = Fusion(TERMS.widths, bits, TERMS.range, 3)
+    terms = Fusion(bits, TERMS.range, 3)
     secrets = {site: bytes([n + 1]) * 32 for n, site in enumerate("abc")}
     public = {site: fusion.public_of(secret) for site, secret in secrets.items()}
     question = fusion.Asked("train", 1, 0, bytes(32), fusion.BEGINNING)
@@ -74,7 +75,7 @@ def test_a_step_from_the_sum_is_nearly_that_of_the_network_that_adds_floats() ->
     target = (source.random((2, 3, 32, 32)) < 0.2).astype(np.float32)
     parties = halves()
     before = {place: half.weights() for place, half in parties.sites.items()}
-    loss = split_round(parties, images, target, RELEASE, Wire(), terms=Fusion(TERMS.widths, 32, 4.0, 3))
+    loss = split_round(parties, images, target, RELEASE, Wire(), terms=Fusion(32, 4.0, 3))
     whole = halves()
     encoders = {place: half.network for place, half in whole.sites.items()}
     outputs = {place: encoders[place](torch.from_numpy(images[place])) for place in PLACES}

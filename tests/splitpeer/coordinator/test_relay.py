@@ -1,0 +1,93 @@
+"""Which keys of a secure sum a coordinator passes on (SP-11.18-7)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from splitpeer.coordinator.relay import Relay
+from splitproto import partners, pki
+from splitproto.errors import FusionMismatch
+from splitproto.messages import Fusion, Job, KeyOffer, Level
+from splitproto.partners import Trust
+
+RUN = bytes(range(16))
+NOW = datetime(2026, 11, 28, 12, tzinfo=UTC)
+SITES = ("a", "b", "c")
+KEYS = {site: bytes([n + 9]) * 32 for n, site in enumerate(SITES)}
+JOB = Job(
+    name="try", dimensions=2, network="basic-unet", settings=(), cut=(Level("x0", 4, (1, 1)),), levels=(0,),
+    precision="f32", window=(32, 32), spacing=(), augment=False, batch=1, steps=1, optimiser="adam", learning_rate=0.1,
+    weight_decay=0.0, schedule="constant", seconds_per_step=10.0, fusion=Fusion(16, 4.0, 3),
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = tmp_path_factory.mktemp("relay")
+    pki.create_ca(made, "glioma", now=NOW)
+    for site in (*SITES, "gone"):
+        pki.issue(made, "client", site, now=NOW)
+    return made
+
+
+def offer(folder: Path, site: str, **changed: Any) -> KeyOffer:
+    signed = {"run": RUN, "terms": partners.terms_digest(JOB), "public": KEYS.get(site, bytes([1]) * 32)}
+    key, chain = ((folder / f"{site}.{ending}").read_bytes() for ending in ("key", "crt"))
+    return partners.sign(key, chain, **{**signed, **changed})
+
+
+def relay(folder: Path, known: dict[str, bytes] | None = None, crl: Path | None = None) -> Relay:
+    listed = None if crl is None else crl.read_bytes()
+    ours = Trust.read("glioma", (folder / "ca.crt").read_bytes(), listed, {*SITES, "gone"})
+    return Relay(RUN, JOB, lambda: ours, {} if known is None else known)
+
+
+def test_it_passes_on_what_it_took_and_to_each_site_the_others(folder: Path) -> None:
+    one, made = relay(folder), {site: offer(folder, site) for site in SITES}
+    for site in reversed(SITES):
+        one.check(site, made[site], NOW)
+        one.take(site, made[site])
+    assert one.others("b").partners == (made["a"], made["c"])
+
+
+def test_it_refuses_what_partners_would(folder: Path) -> None:
+    """SP-11.18-7, SP-11.18-8."""
+    good, b = offer(folder, "a"), offer(folder, "b")
+    revoked = offer(folder, "gone")
+    pki.revoke(folder, "gone", now=NOW)
+    for site, wrong, words in (
+        ("a", replace(good, public=bytes([7]) * 32), "is not signed by it"),
+        ("a", offer(folder, "a", run=bytes(16)), "is not signed by it"),
+        ("a", offer(folder, "a", terms=bytes(32)), "is not signed by it"),
+        ("a", replace(good, chain=(*good.chain, b"nothing")), "does not hold"),
+        ("a", replace(good, chain=(b"nothing",)), "does not hold"),
+        ("a", offer(folder, "a", public=bytes(32)), "small order"),
+        ("a", b, "a sent the fusion key of site b"),
+        ("gone", revoked, "has been revoked"),
+    ):
+        with pytest.raises(FusionMismatch, match=words):
+            relay(folder, crl=folder / "ca.crl").check(site, wrong, NOW)
+    with pytest.raises(FusionMismatch, match="does not hold"):
+        relay(folder).check("a", good, NOW.replace(year=2099))
+
+
+def test_a_key_stays_a_sites_and_no_other_sites(folder: Path) -> None:
+    """SP-11.18-7, SP-11.18-9: after a restart of the coordinator, too."""
+    known: dict[str, bytes] = {}
+    first = relay(folder, known)
+    first.take("a", offer(folder, "a"))
+    for one in (first, relay(folder, dict(known))):
+        one.check("a", offer(folder, "a"), NOW)
+        with pytest.raises(FusionMismatch, match="a has another fusion key than before"):
+            one.check("a", offer(folder, "a", public=bytes([7]) * 32), NOW)
+        stolen = offer(folder, "b", public=KEYS["a"])
+        # Of two that join at the same moment, both are checked before one is taken.
+        with pytest.raises(FusionMismatch, match="b sent the fusion key of a as its own"):
+            one.check("b", stolen, NOW)
+        with pytest.raises(FusionMismatch, match="b sent the fusion key of a as its own"):
+            one.take("b", stolen)
