@@ -298,7 +298,8 @@ def signature(site: str, run: bytes, terms: bytes, shown: bytes, uri: str = "") 
 def offers() -> Iterator[Case]:
     """A key offer -> whose it is, or why it is refused."""
     terms, shown = terms_digest(AGREED), public(SECRETS["b"])
-    good = {"public": shown, "signature": signature("b", RUN, terms, shown), "chain": [certificate("b")]}
+    own = [certificate("b")]
+    good: dict[str, Any] = {"public": shown, "signature": signature("b", RUN, terms, shown), "chain": own}
 
     def case(name: str, notes: str, expect: Any, revoked: str = "", **changed: Any) -> Case:
         offer = {**good, **changed}
@@ -335,7 +336,7 @@ def offers() -> Iterator[Case]:
     yield case(
         "offer-not-yet-valid", "SP-11.18-8", MISMATCH, chain=[certificate("b", start=replace_year(NOW, 1))]
     )
-    nothing, own = b"\x30\x03\x02\x01\x01", good["chain"]
+    nothing = b"\x30\x03\x02\x01\x01"
     yield case("offer-no-certificate", "SP-11.18-8", MISMATCH, chain=[nothing])
     yield case("offer-surplus-garbage", "SP-11.18-8: cannot be read", MISMATCH, chain=[*own, nothing])
     other_site = certificate("c")
