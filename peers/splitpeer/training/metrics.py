@@ -48,6 +48,10 @@ class VolumeDice:
         """Volumes scored so far."""
         return len(self._scores)
 
+    def means(self) -> list[float]:
+        """Of each volume, in the order of `add`, over the regions that some mask holds: for paired comparisons."""
+        return [float(scores[self._held].mean()) for scores in self._scores] if self._held.any() else []
+
     def result(self) -> Scores:
         """Means over volumes, then over the regions that some mask holds."""
         return _means(self._regions, self._scores, self._held)

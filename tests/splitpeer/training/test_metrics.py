@@ -38,6 +38,16 @@ def test_a_region_that_one_volume_lacks_is_scored_as_brats_does() -> None:
     assert dice.result()["ET"] == pytest.approx(2 / 3)
 
 
+def test_volumes_of_their_own_are_over_the_regions_that_some_mask_holds() -> None:
+    dice = VolumeDice(("a", "b", "never"))
+    assert dice.means() == []
+    one = np.array([[1, 0], [1, 1], [0, 0]], bool)
+    dice.add(one, one)
+    dice.add(one, np.array([[1, 1], [1, 1], [0, 0]], bool))
+    assert dice.means() == [1.0, pytest.approx((2 / 3 + 1) / 2)]
+    assert dice.result()["mean"] == pytest.approx(np.mean(dice.means()))
+
+
 @pytest.mark.parametrize("predicted", [(0, 0), (0, 1), (1, 1)])
 def test_a_region_that_no_mask_holds_has_no_score(predicted: tuple[int, int]) -> None:
     """Not 1, .5 or 0, whatever was predicted; and the mean is that of the others."""
