@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 from collections.abc import Callable
@@ -84,6 +85,9 @@ def test_an_encrypted_bank_shows_nothing_of_what_it_holds(full) -> None:
     again.put(one, tensors(one))
     assert (file_of(full, one).read_bytes() == shown) != full.encrypted, "no nonce is used twice"
     assert (file_of(full, one).stat().st_mode & 0o777) == 0o600
+    index = (full.folder / module.INDEX).read_text()
+    assert (one.key.hex() in index) != full.encrypted
+    assert ('"origins"' in index) != full.encrypted
 
 
 @pytest.mark.parametrize(
@@ -212,7 +216,12 @@ def test_a_file_that_is_gone_is_missing(full) -> None:
 )
 def test_a_damaged_index_is_refused(full, spoil: Callable[[str], str]) -> None:
     path = full.folder / "bank.json"
-    path.write_text(spoil(path.read_text()))
+    text = path.read_text()
+    if spoil(text) == text:  # what it would change is encrypted
+        said = json.loads(text)
+        said["sealed"] = said["sealed"][:-1] + ("0" if said["sealed"][-1] != "0" else "1")
+        text = json.dumps({**said, "digest": module._index_digest(said)})
+    path.write_text(spoil(text))
     with pytest.raises(DataError, match=r"bank\.json: damaged, the digest does not match"):
         reopened(full)
 
@@ -224,12 +233,41 @@ def test_a_bank_of_another_version(full) -> None:
         reopened(full)
 
 
+def left(bank: Bank) -> int:
+    return len([path for path in bank.folder.rglob("0*") if path.is_file()])
+
+
 def test_whoever_is_withdrawn_leaves_nothing(full) -> None:
-    """SP-11.17-7."""
+    """SP-11.17-7: for good, whoever opens the bank next."""
     full.drop({ALICE})
-    assert {one.key for one in full.missing()} == {ALICE}
-    assert full.missing({ALICE}) == []
-    assert len([path for path in full.folder.rglob("0*") if path.is_file()]) == 4
+    for bank in (full, reopened(full)):
+        assert (bank.missing(), bank.dropped, left(bank)) == ([], {ALICE}, 4)
+    full.drop({ALICE, BOB})
+    assert (reopened(full).dropped, left(full)) == ({ALICE, BOB}, 0)
+
+
+def test_what_could_not_be_removed_is_told_and_removed_when_the_bank_is_opened(full, monkeypatch) -> None:
+    """SP-11.17-7: a crash in the middle is the same."""
+    real = Path.unlink
+
+    def refused(path: Path, missing_ok: bool = False) -> None:
+        if path.name.startswith("00000001"):
+            raise PermissionError(errno.EACCES, "Permission denied")
+        real(path, missing_ok=missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", refused)
+    with pytest.raises(
+        ConfigError, match=r"00000001\.\w+: a release to be removed .*Permission denied"
+    ) as one:
+        full.drop({ALICE})
+    assert "\n" not in str(one.value)
+    assert left(full) > 4
+    monkeypatch.setattr(Path, "unlink", real)
+    assert reopened(full).dropped == {ALICE}
+    assert left(full) == 4
+    (full.folder / module.DROPPED).write_text("{}")
+    with pytest.raises(DataError, match=r"dropped\.json: damaged, so nobody knows who was removed"):
+        reopened(full)
 
 
 def test_the_size_is_known_before_and_a_disk_that_is_too_small_is_refused(tmp_path, monkeypatch) -> None:

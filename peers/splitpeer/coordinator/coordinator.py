@@ -451,6 +451,8 @@ class Coordinator:
         if not resumed:
             await frozen.begin()
         self._files.open(resumed=resumed, patients=self._run.seating.filled, held_out=validation)
+        if resumed:
+            await frozen.restore()
         if needed:
             await frozen.collect()
             if not frozen.collected:

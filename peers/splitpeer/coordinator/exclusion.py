@@ -40,6 +40,11 @@ class Exclusion:
         return self._withdrawals.keys
 
     @property
+    def withdrawn_by_sites(self) -> frozenset[bytes]:
+        """Those of them whom a site has withdrawn."""
+        return frozenset(one.key for one in self._withdrawals.all if one.site)
+
+    @property
     def patients(self) -> int:
         """How many patients are in use."""
         return self._run.result.patients - len(self.keys)
@@ -64,19 +69,9 @@ class Exclusion:
         await run.team.ask_all(lambda site: site.advance(run.committed))
         await self._tell()
 
-    async def drop(self, unusable: UnusableBySite, stream: TrainingStream | None = None) -> None:
-        """SP-11.17-7: the same in a run with frozen encoders, where nothing that was asked is void.
-
-        Raises: as `withdraw`.
-        """
-        await self._withdrawn(unusable)
-        self.note(stream, more=True)
-        await self._run.on_disk(self._remove_predictions, what="masks to be removed")
-        await self._tell()
-
     async def _withdrawn(self, unusable: UnusableBySite) -> None:
         """Durable in the record, and reported. Raises as `withdraw`."""
-        run, step = self._run, self._run.committed + 1
+        run = self._run
         for site, patients in unusable.items():
             name = "" if site is None else site.name
             if beyond := self._withdrawals.beyond(name, patients):
@@ -86,10 +81,21 @@ class Exclusion:
                     )
                 run.team.leave_out(site, beyond)
                 continue
-            await self._noted(self._withdrawals.add, step, name, patients)
-            for patient in patients:
-                cause = OF_A_PATIENT[patient.cause]
-                run.report(h.PatientWithdrawn(run.files.run.hex(), name, handle(patient.key), step, cause))
+            await self._accepted(name, patients)
+
+    async def _accepted(self, name: str, patients: Sequence[Unusable]) -> None:
+        """Durable in the record, and reported; whatever the limit of the site `name` is."""
+        run, step = self._run, self._run.committed + 1
+        await self._noted(self._withdrawals.add, step, name, patients)
+        for patient in patients:
+            cause = OF_A_PATIENT[patient.cause]
+            run.report(h.PatientWithdrawn(run.files.run.hex(), name, handle(patient.key), step, cause))
+
+    async def _done_without(self, stream: TrainingStream | None) -> None:
+        """What follows a withdrawal wherever activations come from. Raises JobFailed: too few are left."""
+        self.note(stream, more=True)
+        await self._run.on_disk(self._remove_predictions, what="masks to be removed")
+        await self._tell()
 
     def note(self, stream: TrainingStream | None, *, more: bool = False) -> None:
         """Whatever follows is made without those that are out. Raises JobFailed where too few are left."""

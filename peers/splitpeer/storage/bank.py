@@ -3,7 +3,7 @@ docs/feature-bank.md.
 
 One folder: `bank.json`, the index, is written whole before the first release and never changes; each release is a file,
 `SITE/NUMBER.safetensors` (or `.sealed`, encrypted), written whole. What has no file is missing, so a process that died
-leaves nothing to repair.
+leaves nothing to repair. What is removed for good is named in `dropped.json` first: whoever opens the bank finishes it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import os
 import secrets
 import shutil
 from collections.abc import Collection, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,8 +30,9 @@ from splitpeer.errors import ConfigError, DataError, DiskTrouble
 from splitpeer.storage import durable, reading
 from splitproto.secretfile import how_to_close, open_to_others
 
-FORMAT = "splitproto feature bank 1"
+FORMAT = "splitproto feature bank 2"
 INDEX = "bank.json"
+DROPPED = "dropped.json"
 ALL_SITES = "(sum)"
 """In place of a site where only the sum over all of them can be read (SP-11.18); no site can have this name."""
 KEY_BYTES = 32
@@ -42,10 +42,12 @@ FILE_OCTETS = 4096
 """Taken for each file in addition to its tensors: its header, and what its last block on disk leaves free."""
 AGAIN = "remove it and start again: the site is asked for it once more"
 _WHAT, _DIGEST = "splitpeer.release", "sha256"
-_MAGIC, _NONCE = b"SPBANK1\n", 12
+_MAGIC, _NONCE, _INDEX = b"SPBANK1\n", 12, b"index"
 _DTYPES = {"f32": "float32", "bf16": "uint16"}
 
 Arrays = Mapping[str, np.ndarray]
+_Place = tuple[str, int]
+"""Of a release: site and number."""
 Window = tuple[bytes, tuple[int, int, int]]
 """A patient's key, and the origin."""
 
@@ -107,6 +109,7 @@ class Bank:
         self.folder, self.contents = folder, contents
         self._seal = _BankSeal(key, contents.run) if key else None
         self._releases = {(one.site, one.number): one for one in contents.releases}
+        self._dropped: frozenset[_Place] = frozenset()
 
     @classmethod
     def create(cls, folder: Path, contents: Contents, key: bytes = b"") -> Bank:
@@ -139,21 +142,22 @@ class Bank:
                 raise DataError(
                     f"{path}: of another version ({str(said['format'])[:60]}); this one reads {FORMAT}"
                 )
-            contents, check = _contents(said), str(said["check"])
             if said["digest"] != _index_digest(said):
                 raise ValueError
+            if bool(said["check"]) != bool(key):
+                how = "is encrypted: name its key" if said["check"] else "is not encrypted: remove the key"
+                raise DataError(f"{folder}: the feature bank {how} ([bank] key)")
+            if key:
+                said |= _BankSeal(key, bytes.fromhex(said["run"])).index(said, folder)
+            bank = cls(folder, _contents(said), key)
         except FileNotFoundError:
             return None
         except (OSError, ValueError, TypeError, LookupError, AttributeError):
             raise DataError(
                 f"{path}: damaged, the digest does not match; bring it back, or start a new run with --fresh"
             ) from None
-        if bool(check) != bool(key):
-            how = "is encrypted: name its key" if check else "is not encrypted: remove the key"
-            raise DataError(f"{folder}: the feature bank {how} ([bank] key)")
-        bank = cls(folder, contents, key)
-        if bank._seal is not None and bank._seal.check != check:
-            raise DataError(f"{folder}: the feature bank was encrypted with another key ([bank] key)")
+        bank._dropped = bank._read_dropped()
+        bank._remove()
         return bank
 
     @property
@@ -163,11 +167,15 @@ class Bank:
 
     # --- what is there -----------------------------------------------------------------------------------
 
+    @property
+    def dropped(self) -> frozenset[bytes]:
+        """Patients of whom something was removed for good: who uses the bank does without them."""
+        return frozenset(self._releases[place].key for place in self._dropped)
+
     def missing(self, without: Collection[bytes] = ()) -> list[BankEntry]:
-        """Releases that have no file, but for patients `without` whom the run is made."""
-        return [
-            one for one in self.contents.releases if one.key not in without and not self._path(one).is_file()
-        ]
+        """Releases that have no file, but for those dropped, and for patients `without` whom the run is made."""
+        out = self.dropped.union(without)
+        return [one for one in self.contents.releases if one.key not in out and not self._path(one).is_file()]
 
     def check_room(self, without: Collection[bytes] = ()) -> None:
         """Raises DiskTrouble: the disk cannot hold what is missing."""
@@ -210,8 +218,11 @@ class Bank:
             raise DataError(f"{path}: is gone; start again: the site is asked for it once more") from None
         except OSError as error:
             raise DataError(f"{path}: cannot be read ({error.strerror})") from None
-        if self._seal is not None:
-            octets = self._seal.open(octets, what.encode(), path)
+        try:
+            if self._seal is not None:
+                octets = self._seal.open(octets, what.encode())
+        except ValueError:
+            raise DataError(f"{path}: torn or altered, or of another release; {AGAIN}") from None
         try:
             tensors = dict(safetensors.numpy.load(octets))
             header = reading.parse(octets[8 : 8 + int.from_bytes(octets[:8], "little")])["__metadata__"]
@@ -230,13 +241,49 @@ class Bank:
         return tensors
 
     def drop(self, keys: Collection[bytes]) -> None:
-        """SP-11.17-7: remove what was released of these patients."""
-        for one in self.contents.releases:
-            if one.key in keys:
-                with suppress(OSError):
-                    self._path(one).unlink()
+        """SP-11.17-7: remove what was released of these patients, for good.
+
+        Raises:
+            DiskTrouble, ConfigError: something is left; the next to open the bank removes it.
+        """
+        gone = frozenset(place for place, one in self._releases.items() if one.key in keys)
+        if gone - self._dropped:
+            self._dropped |= gone
+            said = json.dumps({"format": FORMAT, "releases": sorted(self._dropped)}).encode()
+            path = self.folder / DROPPED
+            try:
+                durable.replace(path, said)
+            except OSError as error:
+                raise durable.refusal(error, f"{path}: what is to be removed", "[peer] state") from None
+        self._remove()
 
     # --- inside ------------------------------------------------------------------------------------------
+
+    def _read_dropped(self) -> frozenset[_Place]:
+        """Raises DataError."""
+        path = self.folder / DROPPED
+        try:
+            said = reading.document(path)["releases"]
+            found = frozenset((str(site), int(number)) for site, number in said)
+            if found - self._releases.keys():
+                raise ValueError
+        except FileNotFoundError:
+            return frozenset()
+        except (OSError, ValueError, TypeError, LookupError):
+            raise DataError(
+                f"{path}: damaged, so nobody knows who was removed: bring it back, or remove the whole bank "
+                "(splitpeer bank drop --all)"
+            ) from None
+        return found
+
+    def _remove(self) -> None:
+        """What was dropped and still lies there. Raises DiskTrouble, ConfigError."""
+        for place in self._dropped:
+            path = self._path(self._releases[place])
+            try:
+                path.unlink(missing_ok=True)
+            except OSError as error:
+                raise durable.refusal(error, f"{path}: a release to be removed", "[peer] state") from None
 
     def _path(self, release: BankEntry) -> Path:
         suffix = "safetensors" if self._seal is None else "sealed"
@@ -263,13 +310,10 @@ class Bank:
             raise ValueError(f"other tensors than release {release.number} of {release.site} has")
 
     def _written(self) -> dict[str, Any]:
-        contents = self.contents
-        said = {
-            "format": FORMAT,
-            "run": contents.run.hex(),
+        contents, seal = self.contents, self._seal
+        listed = {
             "terms": contents.terms,
             "precision": contents.precision,
-            "check": self._seal.check if self._seal is not None else "",
             "weights": {site: label.hex() for site, label in contents.weights.items()},
             "releases": [
                 {
@@ -283,6 +327,12 @@ class Bank:
                 for one in contents.releases
             ],
         }
+        said: dict[str, Any] = {
+            "format": FORMAT,
+            "run": contents.run.hex(),
+            "check": "" if seal is None else seal.check,
+        }
+        said |= listed if seal is None else {"sealed": seal.close(json.dumps(listed).encode(), _INDEX).hex()}
         return {**said, "digest": _index_digest(said)}
 
 
@@ -300,15 +350,21 @@ class _BankSeal:
         nonce = secrets.token_bytes(_NONCE)
         return _MAGIC + nonce + self._cipher.encrypt(nonce, octets, about)
 
-    def open(self, sealed: bytes, about: bytes, path: Path) -> bytes:
-        """Raises DataError."""
+    def open(self, sealed: bytes, about: bytes) -> bytes:
+        """Raises ValueError: torn or altered, or about something else."""
         start = len(_MAGIC) + _NONCE
+        if sealed[: len(_MAGIC)] != _MAGIC or len(sealed) < start + 16:
+            raise ValueError
         try:
-            if sealed[: len(_MAGIC)] != _MAGIC or len(sealed) < start + 16:
-                raise InvalidTag
             return self._cipher.decrypt(sealed[len(_MAGIC) : start], sealed[start:], about)
         except InvalidTag:
-            raise DataError(f"{path}: torn or altered, or of another release; {AGAIN}") from None
+            raise ValueError from None
+
+    def index(self, said: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+        """What an index hides. Raises DataError: it was made with another key; ValueError, TypeError, LookupError."""
+        if said["check"] != self.check:
+            raise DataError(f"{folder}: the feature bank was encrypted with another key ([bank] key)")
+        return dict(reading.parse(self.open(bytes.fromhex(said["sealed"]), _INDEX)))
 
 
 def load_key(path: Path) -> bytes:

@@ -70,7 +70,8 @@ class Whole:
                 seat: {name: t[row : row + 1] for name, t in levels.items()} for seat, levels in made.items()
             }
 
-    def train(self) -> list[float]:
+    def train(self, without: Mapping[bytes, int] | None = None) -> list[float]:
+        """Losses of all steps; patients `without` are not drawn from a step on."""
         job, training = self.job, self.job.training
         decoder = self.network.decoder
         optimiser = make_optimiser(
@@ -84,6 +85,8 @@ class Whole:
         )  # fmt: skip
         losses = []
         for step in range(training.steps):
+            if gone := [key for key, first in (without or {}).items() if first == step + 1]:
+                drawn.withdraw(gone)
             samples, seed = drawn.batch(step)
             rows = [self.features(sample) for sample in samples]
             target = torch.from_numpy(SiteData(self.masks).batch(samples, self.window, None, None))

@@ -6,7 +6,8 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 
-from splitpeer.coordinator.exclusion import Exclusion, told_apart
+from splitpeer.coordinator.exclusion import told_apart
+from splitpeer.coordinator.frozen.exclusion import BankExclusion
 from splitpeer.coordinator.frozen.questions import part_of
 from splitpeer.coordinator.remote_site import RemoteSite, Sent, Unable
 from splitpeer.coordinator.run import Run
@@ -29,12 +30,12 @@ class Collector:
         exclusion: of patients whose files turn out to be bad.
     """
 
-    def __init__(self, run: Run, bank: Bank, exclusion: Exclusion) -> None:
+    def __init__(self, run: Run, bank: Bank, exclusion: BankExclusion) -> None:
         self._run, self._bank, self._exclusion = run, bank, exclusion
         self._kept = self._octets = 0
 
     async def collect(self) -> None:
-        """Ask every site for what is missing.
+        """Ask every site for what is missing, but of nobody who has withdrawn consent.
 
         Raises:
             JobFailed, DeadlinePassed: a site failed, or did not come back.
@@ -42,6 +43,7 @@ class Collector:
         """
         run, bank = self._run, self._bank
         run.report(h.PhaseBegan("collecting"))
+        await self._exclusion.listed()
         missing = await run.on_disk(bank.missing, self._exclusion.keys, what="the feature bank")
         await run.on_disk(bank.check_room, self._exclusion.keys, what="the feature bank")
         self._kept = bank.contents.windows - sum(len(one.origins) for one in missing)
@@ -60,6 +62,8 @@ class Collector:
             await run.team.ask_all(lambda site: self._of_site(site, queues[site]), asked)
         else:
             await self._of_all({site: _Queue(run, site, missing) for site in run.team.present})
+        # Those as well whom a site has listed that came back meanwhile.
+        await self._exclusion.listed()
         run.report(h.BankComplete(bank.contents.windows, bank.contents.octets))
 
     async def _of_site(self, site: RemoteSite, queue: _Queue) -> None:
@@ -75,7 +79,6 @@ class Collector:
             elif isinstance(answer, Withdraw):
                 # SP-11.17-7.
                 await self._exclusion.drop({site: answer.patients})
-                await run.on_disk(self._bank.drop, self._exclusion.keys, what="releases to be removed")
 
     async def _of_all(self, queues: Mapping[RemoteSite, _Queue]) -> None:
         """SP-11.18: one question after the other to all sites, since only their sum can be read."""
@@ -91,7 +94,6 @@ class Collector:
             place += 1
             if unusable:
                 await self._exclusion.drop(unusable)
-                await run.on_disk(self._bank.drop, self._exclusion.keys, what="releases to be removed")
             else:
                 arrays, _ = await run.computed(
                     run.at_places, arrived, what=f"the sum of release {entry.number}"

@@ -7,7 +7,7 @@ from collections.abc import Collection, Sequence
 
 import numpy as np
 
-from splitpeer.coordinator.exclusion import Exclusion
+from splitpeer.coordinator.frozen.exclusion import BankExclusion
 from splitpeer.coordinator.frozen.features import Features
 from splitpeer.coordinator.run import Run, finite
 from splitpeer.coordinator.scored import note_scores, scorings_of
@@ -28,7 +28,7 @@ class BankEvaluator:
         exclusion: of patients whose masks turn out to be bad.
     """
 
-    def __init__(self, run: Run, features: Features, exclusion: Exclusion) -> None:
+    def __init__(self, run: Run, features: Features, exclusion: BankExclusion) -> None:
         self._run, self._features, self._exclusion = run, features, exclusion
 
     async def evaluate(self, keys: Sequence[bytes], stream: TrainingStream) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from splitpeer.coordinator.exclusion import Exclusion
 from splitpeer.coordinator.frozen.collector import Collector
+from splitpeer.coordinator.frozen.exclusion import BankExclusion
 from splitpeer.coordinator.frozen.features import Features
 from splitpeer.coordinator.frozen.questions import contents, terms
 from splitpeer.coordinator.frozen.trainer import BankTrainer
@@ -37,7 +37,7 @@ class FrozenRun:
     def __init__(self, run: Run, config: PeerConfig) -> None:
         self._run, self._cache_mib = run, config.data.cache_mib
         self._key = load_key(config.bank.key) if config.bank.key is not None else b""
-        self._exclusion = Exclusion(run)
+        self._exclusion = BankExclusion(run)
         self.savepoints = Savepoints(run, self._exclusion)
         self.collected = False
         """No site is needed any more."""
@@ -93,12 +93,22 @@ class FrozenRun:
         self.savepoints.ready = True
         await self.savepoints.save_own()
 
+    async def restore(self) -> None:
+        """A resumed one: from its newest step on, and without whom it is to do without.
+
+        Raises:
+            DataError: no checkpoint is left, or it cannot be read.
+        """
+        await self.savepoints.restore("the coordinator was restarted")
+        self._exclusion.bank = self._bank
+        await self._exclusion.heed()
+
     async def collect(self) -> None:
         """Have the bank complete, unless the run drains. Raises as `Collector.collect`."""
         run = self._run
         if self._bank is None:
             self._bank = await run.on_disk(self._created, what="the feature bank")
-        self._exclusion.note(None)
+        self._exclusion.bank = self._bank
         await Collector(run, self._bank, self._exclusion).collect()
         self.collected = not run.draining
 

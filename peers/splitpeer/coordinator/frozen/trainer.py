@@ -11,8 +11,9 @@ from collections.abc import Collection, Sequence
 
 import numpy as np
 
-from splitpeer.coordinator.exclusion import Exclusion, UnusableBySite
+from splitpeer.coordinator.exclusion import UnusableBySite
 from splitpeer.coordinator.frozen.evaluator import BankEvaluator
+from splitpeer.coordinator.frozen.exclusion import BankExclusion
 from splitpeer.coordinator.frozen.features import Features
 from splitpeer.coordinator.run import Run
 from splitpeer.coordinator.savepoints import Savepoints
@@ -35,7 +36,7 @@ class BankTrainer:
         savepoints: of the run; the coordinator's own half alone is saved.
     """
 
-    def __init__(self, run: Run, exclusion: Exclusion, savepoints: Savepoints) -> None:
+    def __init__(self, run: Run, exclusion: BankExclusion, savepoints: Savepoints) -> None:
         self._run, self._exclusion, self.savepoints = run, exclusion, savepoints
 
     async def train(self, features: Features, stream: TrainingStream, validation: Sequence[bytes]) -> None:
@@ -49,8 +50,6 @@ class BankTrainer:
         """
         run = self._run
         self._exclusion.note(stream)
-        if not self.savepoints.ready:
-            await self.savepoints.restore("the coordinator was restarted")
         evaluator = BankEvaluator(run, features, self._exclusion)
         scored = -1
         while scored < run.job.steps and not run.draining:

@@ -1,0 +1,71 @@
+"""Patients who leave a run with frozen encoders: nothing of them stays in the feature bank (SP-11.17-7)."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+from splitpeer.coordinator.exclusion import Exclusion, UnusableBySite
+from splitpeer.coordinator.remote_site import RemoteSite
+from splitpeer.federation.batches import TrainingStream
+from splitpeer.storage.bank import Bank
+from splitproto.messages import Unusable
+
+CONSENT = "consent"
+"""The cause of a patient who has withdrawn it."""
+
+
+class BankExclusion(Exclusion):
+    """Leaves patients out of a run, and out of its bank."""
+
+    bank: Bank | None = None
+    """None: there is none yet."""
+
+    async def drop(self, unusable: UnusableBySite, stream: TrainingStream | None = None) -> None:
+        """Continue without these; nothing that was asked is void. What was released of whom a site withdrew is removed,
+        for good; where it was consent, also if the run fails for it.
+
+        Raises:
+            JobFailed: too many from one site, or too few are left.
+            DataError: too many masks of the coordinator's own.
+            DiskTrouble, ConfigError: something cannot be removed or recorded.
+        """
+        agreed_no_more = {one.key for of in unusable.values() for one in of if one.cause == CONSENT}
+        try:
+            await self._withdrawn(unusable)
+            await self._done_without(stream)
+        finally:
+            await self._remove(agreed_no_more)
+
+    async def heed(self) -> None:
+        """What a process left undone that ended in between, and whom somebody has dropped from the bank since.
+
+        Raises:
+            JobFailed: too few patients are left.
+            DiskTrouble, ConfigError: something cannot be removed or recorded.
+        """
+        dropped = self.bank.dropped - self.keys if self.bank is not None else ()
+        if dropped:
+            await self._accepted("", tuple(Unusable(key, CONSENT) for key in sorted(dropped)))
+            await self._done_without(None)
+        await self._remove(())
+        self.note(None)
+
+    async def listed(self) -> None:
+        """Whom sites listed as withdrawn when they joined: nobody is asked about those any more.
+
+        Raises:
+            As `drop`.
+        """
+        run, found = self._run, dict[RemoteSite | None, Sequence[Unusable]]()
+        for site in run.team.present:
+            gone = [k for k, cause in site.unusable.items() if cause == CONSENT and k not in self.keys]
+            if own := [key for key in gone if key in run.seating.of(site.name)]:
+                found[site] = tuple(Unusable(key, CONSENT) for key in own)
+        if found:
+            await self.drop(found)
+
+    async def _remove(self, more: Collection[bytes]) -> None:
+        """The releases of `more`, and of whom sites have withdrawn. Masks of our own that turn out to be bad are no
+        reason to ask sites for everything again."""
+        if self.bank is not None and (gone := self.withdrawn_by_sites.union(more)):
+            await self._run.on_disk(self.bank.drop, gone, what="releases to be removed")
