@@ -171,6 +171,37 @@ class Recovered:
     """What only the run decided, such as the levels that were there."""
     history: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     """Losses of its own, step by step."""
+    merit: float | None = None
+    """How well it did in the adversary's own eyes, without the truth; higher is better, one deviation of an image is
+    about 1. None: it cannot tell."""
+
+
+Stopped = Literal["converged", "limit", "fixed"]
+_WHY: dict[Stopped, str] = {
+    "converged": "more gains less than .01",
+    "limit": "at the limit: more may gain",
+    "fixed": "fixed: more may gain",
+}
+
+
+@dataclass(frozen=True)
+class Spent:
+    """The effort that an attack was given in the end; see `budget.py`."""
+
+    effort: str
+    """In words: "steps 600, iterations 400"."""
+    times: int
+    """How many times what its settings said; of the result that was kept."""
+    curve: tuple[tuple[int, float], ...]
+    """(times, figure of merit) of every budget that was tried; empty where nobody could judge."""
+    stopped: Stopped
+    """converged: the last doubling gained too little. limit: it might have gained more. fixed: not doubled."""
+    published: str = ""
+    """The effort of the source, where there is one."""
+
+    def told(self) -> str:
+        """For a table: what was spent, and why no more."""
+        return f"{self.effort} ({_WHY[self.stopped]})"
 
 
 @dataclass
@@ -191,6 +222,10 @@ class Result:
     seconds: float = 0.0
     notes: tuple[str, ...] = ()
     history: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    merit: float | None = None
+    """See `Recovered.merit`."""
+    spent: Spent | None = None
+    """None: more effort would change nothing, the attack has no budget."""
 
 
 Progress = Callable[[str, int, int], None]
@@ -221,8 +256,10 @@ class Attack:
     """Fields of `Knowledge` that it relies on where they are there: the assumptions of its result."""
     evidence: ClassVar[str] = ""
     """What it reads, where that is not the activations."""
+    budget: ClassVar[tuple[str, ...]] = ()
+    """Its settings that are effort and are doubled together; empty: more effort would change nothing."""
     published: ClassVar[str] = ""
-    """The settings of the paper, where ours are scaled."""
+    """The effort of the paper or its code."""
     has_naive_form: ClassVar[bool] = True
     """Whether it can also ignore the defences."""
 

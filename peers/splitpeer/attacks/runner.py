@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from splitpeer.attacks.base import Attack, Knowledge, Progress, Result, View, silent
+from splitpeer.attacks.budget import Budget, doubled, scaled, spent
 from splitpeer.errors import AttackImpossible
 
 
@@ -77,7 +78,35 @@ def run(attack: Attack, view: View, knowledge: Knowledge, progress: Progress = s
         seconds=time.perf_counter() - began,
         notes=found.notes,
         history=found.history,
+        merit=found.merit,
+        spent=spent(attack, 1),
     )
+
+
+def run_doubled(
+    attack: Attack, view: View, knowledge: Knowledge, budget: Budget, judge: Callable[[Result], float | None],
+    progress: Progress = silent,
+) -> Result:  # fmt: skip
+    """`run` with the attack's budget doubled as long as that gains; the best result, and what all of them took.
+
+    Args:
+        judge: the figure of merit of a result, higher is better; None: the adversary's own counts.
+
+    Raises as `run`.
+    """
+    if not attack.budget:
+        return run(attack, view, knowledge, progress)
+    seconds = 0.0
+
+    def attempt(times: int) -> tuple[Result, float | None]:
+        nonlocal seconds
+        result = run(scaled(attack, times), view, knowledge, progress)
+        seconds += result.seconds
+        figure = judge(result)
+        return result, result.merit if figure is None else figure
+
+    best, times, curve, stopped = doubled(attempt, budget)
+    return replace(best, seconds=seconds, spent=spent(attack, times, curve, stopped))
 
 
 def check(attack: Attack, view: View, knowledge: Knowledge) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from splitpeer.attacks.base import View
+from splitpeer.attacks.budget import FIXED, Budget
 from splitpeer.attacks.evidence import weights_of
 from splitpeer.attacks.view import MessageSource, coordinator_view, one_per_patient, site_view
 from splitpeer.audit.cohort import Cohort, Samples, cut, most_tumour, shadow
@@ -58,6 +59,7 @@ class CaptureAudit:
     step: int | None = None
     seed: int = 0
     device: str = "cpu"
+    budget: Budget = FIXED
 
     def experiment(self) -> Experiment:
         """Open and verify the capture, read the granted files and the truth, and train the judge's tumour finder.
@@ -83,7 +85,14 @@ class CaptureAudit:
         else:
             judge = make_judge(seat.modalities, truth, others)
         return Experiment(
-            view, knowledge, judge, opened.source(view), opened.network(view), self.seed, self.device
+            view,
+            knowledge,
+            judge,
+            opened.source(view),
+            opened.network(view),
+            self.seed,
+            self.device,
+            self.budget,
         )
 
     def open_folder(self, experiment: Experiment, out: Path, commands: tuple[str, ...] = ()) -> RunFolder:

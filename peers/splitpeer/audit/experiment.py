@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from splitpeer.attacks import runner
 from splitpeer.attacks.base import Knowledge, Progress, Target, View, silent
+from splitpeer.attacks.budget import FIXED, Budget, scaled
 from splitpeer.attacks.catalogue import make_attack
 from splitpeer.attacks.joint import joint_knowledge, joint_view
 from splitpeer.attacks.view import coordinator_view, gradient_steps, most_released, site_view
@@ -118,6 +120,8 @@ class Experiment:
     network: RunNetwork
     seed: int = 0
     device: str = "cpu"
+    budget: Budget = FIXED
+    """How much more effort than their settings say attacks are given where that gains."""
 
     def open_folder(
         self, folder: Path, *, commands: tuple[str, ...] = (), notes: Sequence[str] = (),
@@ -171,9 +175,15 @@ class Experiment:
     def _outcomes(self, order: Order, naive: bool, progress: Progress) -> Iterator[Outcome]:
         seen = first_views(self.view, order.views) if order.views is not None else self.view
         attack = make_attack(order.attack, seed=self.seed, device=self.device, **order.settings)
-        both = naive and seen.defended and attack.has_naive_form
-        for adaptive in (True, False) if both else (True,):
-            result = runner.run(attack, seen, replace(self.knowledge, adaptive=adaptive), progress)
+        result = runner.run_doubled(
+            attack, seen, replace(self.knowledge, adaptive=True), self.budget, partial(self.judge.merit, seen),
+            progress,
+        )  # fmt: skip
+        yield from self.judge.outcomes(seen, result)
+        if naive and seen.defended and attack.has_naive_form:
+            # With the effort that the adaptive one was given.
+            attack = scaled(attack, result.spent.times if result.spent else 1)
+            result = runner.run(attack, seen, replace(self.knowledge, adaptive=False), progress)
             yield from self.judge.outcomes(seen, result)
 
 

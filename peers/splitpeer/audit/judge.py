@@ -10,7 +10,9 @@ import numpy as np
 from splitpeer.attacks.base import Result, View
 from splitpeer.audit.cohort import Samples
 from splitpeer.leakage import Floors, Others, Score, score_images, score_masks
+from splitpeer.leakage.floors import compare
 from splitpeer.leakage.own_image import OwnImage, foreground
+from splitpeer.leakage.scores import number
 from splitpeer.leakage.tumour import Segmenter, score_tumour, train_segmenter
 from splitproto.messages import Seat
 
@@ -52,6 +54,21 @@ class Judge:
             return [self._map(view, result)]
         channels = enumerate(view.seat.modalities)
         return [self._image(view, _channel(result, n), modality) for n, modality in channels]
+
+    def merit(self, view: View, result: Result) -> float | None:
+        """The figure by which an attack's budget is chosen (`attacks.budget`): mean SSIM inside the body, over samples
+        and the channels that are known, or the mask's AUC; None without the truth."""
+        if self.truth is None:
+            return None
+        if result.goal == "mask":
+            scores = self._map(view, result).scores
+            return scores["auc"].mean if "auc" in scores else None
+        known = [
+            compare(self.truth.images[modality], result.images[:, n : n + 1])["ssim"]
+            for n, modality in enumerate(view.seat.modalities)
+            if modality in self.channels
+        ]
+        return number(float(np.nanmean(known))) if known else None
 
     def _map(self, view: View, result: Result) -> Outcome:
         truth, modality = self.truth, " + ".join(view.seat.modalities)

@@ -19,9 +19,10 @@ LABEL_ATTACKS = (
     "gradient-field",
     "gradient-field:together=8",
     "gradient-projector",
-    "gradient-network",
 )
-"""Every form of the gradient's size and axis, and a network that has learned from them; the largest figure counts."""
+"""Every form of the gradient's size and axis; the largest figure counts."""
+LEARNED_LABEL_ATTACKS = ("gradient-network",)
+"""A network that has learned from gradients. It costs as much as all others together, so it runs once."""
 _SLUG = re.compile(r"[^a-z0-9.]+")
 
 
@@ -36,6 +37,10 @@ class SweepHead(Section):
     """Those of them also shown in the form that does not know the defence."""
     label_attacks: tuple[str, ...] = LABEL_ATTACKS
     """On labels, by a site: of one step, and of all steps that it recorded."""
+    learned_label_attacks: tuple[str, ...] = LEARNED_LABEL_ATTACKS
+    """The same, of all steps together only."""
+    budget: Literal["auto"] | PositiveInt = "auto"
+    """How the effort of attacks grows: doubled while that gains .01, or at most so many times what is written."""
     site_capture_mib: Annotated[int, Field(ge=0)] = 2048
     """Of the training steps that the attacking site records, the last ones; 0: the first and last two alone."""
     views: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (1, 100)

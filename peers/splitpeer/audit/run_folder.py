@@ -11,11 +11,11 @@ from typing import Any, Literal
 import numpy as np
 
 import splitproto
-from splitpeer.attacks.base import View
+from splitpeer.attacks.base import Spent, View
 from splitpeer.attacks.catalogue import described
 from splitpeer.audit.judge import Judge, Outcome
 from splitpeer.audit.rehearsal import Rehearsed
-from splitpeer.report.model import AuditRun, Entry, Privacy, RunLevel, RunNetwork, Source
+from splitpeer.report.model import AuditRun, Effort, Entry, Privacy, RunLevel, RunNetwork, Source
 from splitpeer.report.store import ARRAYS, ATTACK, save_run
 from splitproto.tensors import DTYPES
 
@@ -92,6 +92,7 @@ class RunFolder:
             views=result.views,
             assumptions=result.assumptions,
             settings=_plain(result.settings),
+            effort=_effort(result.spent),
             seconds=round(result.seconds, 2),
             notes=result.notes,
             scores=outcome.scores,
@@ -196,6 +197,13 @@ def sha256_of(path: Path) -> str:
     """SHA-256 of a file, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _effort(spent: Spent | None) -> Effort | None:
+    if spent is None:
+        return None
+    return Effort(told=spent.told(), times=spent.times, curve=spent.curve, stopped=spent.stopped,
+                  published=spent.published)  # fmt: skip
 
 
 def _small(array: np.ndarray) -> np.ndarray:

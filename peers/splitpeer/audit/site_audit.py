@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from splitpeer.attacks.base import Progress, silent
+from splitpeer.attacks.budget import FIXED, Budget
 from splitpeer.attacks.image.kept_noise import applies
 from splitpeer.audit.cohort import Cohort, Samples, cut, most_tumour, shadow
 from splitpeer.audit.experiment import (
@@ -87,6 +88,7 @@ class SiteAudit:
     """In how many the samples are asked for, where a site answers the same every time."""
     seed: int = 0
     device: str = "cpu"
+    budget: Budget = FIXED
 
     def protections(self, extra: Sequence[Protection] = ()) -> list[Protection]:
         """What is compared: nothing, the policy, and what was asked for."""
@@ -308,9 +310,10 @@ class SiteAudit:
                 pass
 
     def _named(self, experiment: Experiment) -> Experiment:
-        """The rehearsal takes the place of this site's federation."""
+        """The rehearsal takes the place of this site's federation; attacks have the audit's budget."""
         federation = {"federation": self.config.peer.federation}
-        return replace(experiment, source=experiment.source.model_copy(update=federation))
+        source = experiment.source.model_copy(update=federation)
+        return replace(experiment, source=source, budget=self.budget)
 
 
 def _of_policy(policy: Policy) -> Protection:

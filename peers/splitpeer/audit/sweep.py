@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 
+from splitpeer.attacks.budget import Budget
 from splitpeer.attacks.image.kept_noise import applies
 from splitpeer.attacks.view import coordinator_view
 from splitpeer.audit.cohort import Cohort, Samples, cut, most_tumour, shadow
@@ -99,14 +100,17 @@ def _written(configuration: SweepConfiguration) -> dict[str, Any]:
 
 def sweep(
     plan_file: Path, job_file: Path, out: Path, *, workers: int = 1, keep_captures: bool = False, device: str = "cpu",
-    told: Callable[[str, int, int], None] = lambda what, done, total: None,
+    told: Callable[[str, int, int], None] = lambda what, done, total: None, budget: str | None = None,
 ) -> list[dict[str, Any]]:  # fmt: skip
     """Run the configurations that are not done yet; returns the `point.json` of each, in the plan's order.
 
     Raises:
         ConfigError, DataError: a file that cannot be used.
     """
-    plan, job = SweepPlan.load(plan_file), JobConfig.load(job_file)
+    plan, job = (
+        SweepPlan.load(plan_file, {"sweep.budget": budget} if budget else None),
+        JobConfig.load(job_file),
+    )
     prepare(plan, out)
     tasks = [
         SweepTask(plan, job, out, configuration, seed, keep_captures, device)
@@ -211,8 +215,9 @@ def play(task: SweepTask) -> dict[str, Any]:
         poses=head.poses if defended and not one.attacks else 0,
     )  # fmt: skip
     played = rehearsal.play(recording)
-    experiment = image_experiment(
-        rehearsal, played, head.seat, scene.judge, scene.strangers.samples, task.device
+    experiment = replace(
+        image_experiment(rehearsal, played, head.seat, scene.judge, scene.strangers.samples, task.device),
+        budget=Budget.read(head.budget),
     )
     folder = _open_folder(experiment, played, task)
     outcomes = _attack_images(experiment, rehearsal, played, folder, task)
@@ -292,11 +297,13 @@ def _attack_labels(
     first, last = graded_steps(open_capture(played.site_capture(head.seat)), head.seat)
     outcomes, complete = [], True
     for name, step in (("first-step", first), ("last-step", last), (ALL_STEPS, None)):
-        experiment = label_experiment(
-            rehearsal, played, head.seat, step, strangers, task.device, every=step is None
+        experiment = replace(
+            label_experiment(rehearsal, played, head.seat, step, strangers, task.device, every=step is None),
+            budget=Budget.read(head.budget),
         )
         folder = experiment.open_below(images, f"labels-{name}")
-        for outcome in experiment.run([parse_order(written) for written in head.label_attacks], folder):
+        attacks = (*head.label_attacks, *(head.learned_label_attacks if step is None else ()))
+        for outcome in experiment.run([parse_order(written) for written in attacks], folder):
             outcome.result.settings["step"] = step if step is not None else ALL_STEPS
             outcomes.append(outcome)
         complete = complete and folder.complete
@@ -341,5 +348,6 @@ def _figure(outcome: Outcome) -> dict[str, Any]:
     return {
         "attack": result.attack, "goal": result.goal, "adaptive": result.adaptive, "views": result.views,
         "seconds": result.seconds, "settings": _plain(result.settings), "step": result.settings.get("step"),
+        "spent": asdict(result.spent) if result.spent else None,
         "scores": {name: score.to_json() for name, score in outcome.scores.items()},
     }  # fmt: skip

@@ -45,7 +45,31 @@ def markdown(points: Sequence[Mapping[str, Any]]) -> str:
             " / ".join(_signed(a) for a in (point.advantage_auc, point.advantage_dice)),
         ]
         lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join([*lines, "", _legend(points, averaged)]) + "\n"
+    return "\n".join([*lines, "", _legend(points, averaged), *efforts(points)]) + "\n"
+
+
+def efforts(points: Sequence[Mapping[str, Any]]) -> list[str]:
+    """How hard each attack was tried over all configurations, beside the published effort: a second table."""
+    spent: dict[str, list[Mapping[str, Any]]] = {}
+    for figure in (f for p in points for f in p["figures"] if f.get("spent") and f["adaptive"]):
+        spent.setdefault(figure["attack"], []).append(figure["spent"])
+    if not spent:
+        return []
+    rows = []
+    for attack, given in spent.items():
+        least, most = (find(given, key=lambda one: one["times"])["effort"] for find in (min, max))
+        counts = {why: sum(one["stopped"] == why for one in given) for why in ("converged", "limit", "fixed")}
+        told = ", ".join(f"{count} {_STOPPED[why]}" for why, count in counts.items() if count)
+        ours = least if least == most else f"{least} to {most}"
+        rows.append(f"| {attack} | {ours} | {told} | {given[0]['published'] or '-'} |")
+    return ["", "| attack | effort, ours | of all its runs | published |", "|---|---|---|---|", *rows]
+
+
+_STOPPED = {
+    "converged": "where more gained less than .01",
+    "limit": "at the limit, where more may gain",
+    "fixed": "at a fixed effort",
+}
 
 
 def _legend(points: Sequence[Mapping[str, Any]], averaged: Sequence[Mapping[str, Any]]) -> str:

@@ -12,7 +12,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from splitpeer.cli.options import FILE, LAYOUT, first_modality, private_files
+from splitpeer.cli.options import FILE, LAYOUT, budget_option, first_modality, private_files
 from splitpeer.errors import AttackImpossible, ConfigError
 
 if TYPE_CHECKING:
@@ -61,6 +61,15 @@ def outcome_table(outcomes: list[Outcome]) -> Table:
     return table
 
 
+def effort_lines(outcomes: list[Outcome]) -> list[str]:
+    """How hard each attack was tried, beside the published effort: one line for each."""
+    tried = {o.result.attack: o.result.spent for o in outcomes if o.result.spent and o.result.adaptive}
+    return [
+        f"{name}: {spent.told()}" + (f"; published: {spent.published}" if spent.published else "")
+        for name, spent in tried.items()
+    ]
+
+
 @click.command()
 @click.argument("capture", type=FILE)
 @click.option("--attack", "attacks", multiple=True, required=True, metavar="NAME[:key=value,...]",
@@ -97,6 +106,7 @@ def outcome_table(outcomes: list[Outcome]) -> Table:
     "--step", type=click.IntRange(0), help="Only what was sent at this step; default: the last one."
 )
 @click.option("--first-step", is_flag=True, help="Only what was sent at step 1, before anything was learnt.")
+@budget_option
 @click.option("--no-naive", is_flag=True, help="Only the attack that knows the defence.")
 @click.option("--key", "key_file", type=FILE, help="Key of an encrypted capture.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
@@ -122,6 +132,7 @@ def attack(
     samples: int,
     step: int | None,
     first_step: bool,
+    budget: str | None,
     no_naive: bool,
     key_file: Path | None,
     seed: int,
@@ -142,6 +153,7 @@ def attack(
     task, first = _task(convention, job_file), first_modality(config_file)
     import torch
 
+    from splitpeer.attacks.budget import AUTO, Budget
     from splitpeer.audit.capture_audit import CaptureAudit
     from splitpeer.federation.compute import pick_device
 
@@ -150,6 +162,7 @@ def attack(
         capture, key_file=key_file, seat=seat, site=site, knows=knows, queries=queries, shadow_images=shadow_images,
         truth=truth, salt=salt, layout=layout, convention=task, defence=defence, first=first, views=views,
         samples=samples, step=1 if first_step else step, seed=seed, device=pick_device(device),
+        budget=Budget.read(budget or AUTO),
     )  # fmt: skip
     experiment = asked.experiment()
     folder = asked.open_folder(experiment, out, commands=(shlex.join(["splitpeer", *sys.argv[1:]]),))
@@ -188,6 +201,8 @@ def _run(
     finally:
         if outcomes:
             console.print(outcome_table(outcomes))
+            for line in effort_lines(outcomes):
+                console.print(line, highlight=False)
             console.print(f"{out}: splitpeer report {out} --out report.html makes the page")
     if not outcomes:
         folder.discard()

@@ -11,7 +11,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from splitpeer.cli.options import FILE, config_option, load_peer, private_files, set_option
+from splitpeer.cli.options import FILE, budget_option, config_option, load_peer, private_files, set_option
 from splitpeer.defences.specs import by_place
 from splitpeer.errors import ConfigError
 from splitpeer.storage import durable
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 @click.option("--defence", "defences", multiple=True,
               help='Rehearse this too: "dropout:0.5+gaussian:1", "image/voxel-noise:0.2".')  # fmt: skip
 @click.option("--attack", "attacks", multiple=True, default=("pca", "whitebox", "inverse"), show_default=True)
+@budget_option
 @click.option("--labels", type=FILE, help="Folder of masks; without it a stand-in task is trained.")
 @click.option(
     "--convention", type=click.Choice(("msd", "brats", "brats2023", "nnunet", "task")), help="Of the masks."
@@ -58,6 +59,7 @@ def audit(
     job_file: Path,
     defences: tuple[str, ...],
     attacks: tuple[str, ...],
+    budget: str | None,
     labels: Path | None,
     convention: str | None,
     shadow: Path | None,
@@ -78,7 +80,7 @@ def audit(
     """
     private_files()
     if sweep_file is not None:
-        _sweep(sweep_file, job_file, out, workers, keep_captures, document, device)
+        _sweep(sweep_file, job_file, out, workers, keep_captures, document, device, budget)
         return
     if (labels is None) != (convention is None):
         raise ConfigError(
@@ -86,6 +88,7 @@ def audit(
         )
     import torch
 
+    from splitpeer.attacks.budget import AUTO, Budget
     from splitpeer.audit.site_audit import SiteAudit
     from splitpeer.cli.attack import attack_progress
     from splitpeer.federation.compute import pick_device
@@ -96,7 +99,7 @@ def audit(
     torch.set_num_threads(config.runtime.threads)
     one = SiteAudit(
         config, JobConfig.load(job_file), out, labels=labels, convention=convention, shadow=shadow, steps=steps,
-        samples=samples, views=views, seed=seed, device=pick_device(device),
+        samples=samples, views=views, seed=seed, device=pick_device(device), budget=Budget.read(budget or AUTO),
     )  # fmt: skip
     console = Console(stderr=True)
     command = shlex.join(["splitpeer", *sys.argv[1:]])
@@ -121,8 +124,9 @@ def _protection(text: str) -> Protection:
 
 
 def _sweep(
-    plan: Path, job: Path, out: Path, workers: int, keep_captures: bool, document: Path | None, device: str
-) -> None:
+    plan: Path, job: Path, out: Path, workers: int, keep_captures: bool, document: Path | None, device: str,
+    budget: str | None,
+) -> None:  # fmt: skip
     from splitpeer.audit.sweep import sweep
     from splitpeer.audit.table import markdown, write_into
     from splitpeer.federation.compute import pick_device
@@ -133,8 +137,9 @@ def _sweep(
         console.print(f"[{done}/{total}] {what}", highlight=False)
 
     points = sweep(
-        plan, job, out, workers=workers, keep_captures=keep_captures, device=pick_device(device), told=told
-    )
+        plan, job, out, workers=workers, keep_captures=keep_captures, device=pick_device(device), told=told,
+        budget=budget,
+    )  # fmt: skip
     durable.replace(out / "table.md", markdown(points).encode(), mode=0o666, sync=False)
     if document is not None:
         write_into(document, markdown(points), out / "frontier.png")

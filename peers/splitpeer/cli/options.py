@@ -55,6 +55,13 @@ set_option = click.option(
     metavar="SECTION.KEY=VALUE",
     help="Override one key of peer.toml; may be given several times.",
 )
+budget_option = click.option(
+    "--budget",
+    default=None,
+    metavar="auto|N",
+    help="Effort of attacks: auto doubles what their settings say while that gains .01; N: at most N times it (1: just "
+    "that, and the report says so). Default: auto, or what sweep.toml says.",
+)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 

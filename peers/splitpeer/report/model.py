@@ -110,6 +110,20 @@ class Promise(ReportPart):
     guarantee: bool = False
 
 
+class Effort(ReportPart):
+    """What an attack was given."""
+
+    told: str
+    """In words, and why no more."""
+    times: int = 1
+    """How many times what its settings said."""
+    curve: tuple[tuple[int, float], ...] = ()
+    """(times, figure) of every effort that was tried: SSIM, or the mask's AUC."""
+    stopped: Literal["converged", "limit", "fixed"] = "fixed"
+    published: str = ""
+    """The effort of the source."""
+
+
 class Entry(ReportPart):
     """One attack in one variant against one configuration of defences."""
 
@@ -136,6 +150,8 @@ class Entry(ReportPart):
     views: int = 1
     assumptions: tuple[str, ...] = ()
     settings: dict[str, Any] = Field(default_factory=dict)
+    effort: Effort | None = None
+    """None: more would change nothing."""
     seconds: float = 0.0
     notes: tuple[str, ...] = ()
     status: Literal["done", "interrupted", "impossible"] = "done"

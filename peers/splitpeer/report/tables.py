@@ -46,6 +46,9 @@ def _attack_row(card: Card, entry: Entry) -> dict[str, Any]:
         "picked": means.get("reidentification"),
         "dice": means.get("dice_otsu"),
         "floor": highest_floor(main) if main else None,
+        "effort": "–"
+        if entry.effort is None
+        else f"{entry.effort.told} / {entry.effort.published or 'ours alone'}",
         "counts": card.finding.counts,
         "band": (bands.image_band if entry.goal == "image" else bands.mask_band)(entry.scores),
     }

@@ -93,7 +93,7 @@ def test_attacks_through_the_coordinators_decoder_learn_its_task(
     place: Any, played: Played, tmp_path: Path
 ) -> None:
     out = tmp_path / "run"
-    code = run("attack", played.rehearsed.capture, "--seat", "t1", "--samples", 2, "--out", out,
+    code = run("attack", played.rehearsed.capture, "--seat", "t1", "--samples", 2, "--budget", 1, "--out", out,
                "--attack", "pcat:steps=2", "--attack", "query-free:steps=2,iterations=2",
                "--knows", f"decoder={played.rehearsed.weights('coordinator')}", "--knows", f"shadow={place.shadow}",
                "--shadow-images", 12, *truth(place, played))  # fmt: skip
@@ -165,7 +165,9 @@ SWEEP = """\
 [sweep]
 seat = "t1"
 attacks = ["pca"]
-label_attacks = ["gradient-norm", "gradient-network:batches=2,steps=2"]
+label_attacks = ["gradient-norm"]
+learned_label_attacks = ["gradient-network:batches=2,steps=2"]
+budget = 1
 views = [1]
 targets = 2
 shadow = 12

@@ -22,7 +22,7 @@ def run(*arguments: object) -> int:
 
 
 def attack(place: Any, capture: Path, out: Path, *more: object) -> int:
-    return run("attack", capture, "--seat", "t1", "--samples", 3, "--out", out, *more)
+    return run("attack", capture, "--seat", "t1", "--samples", 3, "--budget", 1, "--out", out, *more)
 
 
 def truth(place: Any) -> tuple[object, ...]:
@@ -34,12 +34,13 @@ def entries(out: Path) -> dict[str, Any]:
 
 
 def test_a_clean_capture_with_the_weights_gives_the_images(
-    place: Any, clean: Rehearsed, tmp_path: Path
+    place: Any, clean: Rehearsed, tmp_path: Path, capsys: Any
 ) -> None:
     out = tmp_path / "run"
     code = attack(place, clean.capture, out, "--attack", "pca", "--attack", "whitebox:iterations=60", *truth(place),
                   "--knows", f"weights={clean.weights('t1')}")  # fmt: skip
     assert code == 0
+    assert "fixed: more may gain" in " ".join(capsys.readouterr().err.split())
     found = entries(out)
     (whitebox,) = (e for e in found.values() if e.attack == "whitebox")
     score = whitebox.scores["ssim"]
@@ -51,6 +52,30 @@ def test_a_clean_capture_with_the_weights_gives_the_images(
     assert arrays["truth_t1"].shape == arrays[whitebox.id].shape == (3, 1, 32, 32)
     # Of every patient the slice with most tumour is attacked, since the masks were given.
     assert (np.asarray(arrays["masks"])[:, 0].sum(axis=(1, 2)) > 20).all()
+
+
+def test_too_little_effort_is_doubled_and_the_report_says_what_it_took(
+    place: Any, clean: Rehearsed, tmp_path: Path, capsys: Any
+) -> None:
+    out, page = tmp_path / "run", tmp_path / "report.html"
+    asked = ("--attack", "pca", "--attack", "whitebox:iterations=1,schedules=joint", "--knows",
+             f"weights={clean.weights('t1')}")  # fmt: skip
+    assert attack(place, clean.capture, out, *truth(place), *asked, "--budget", 4) == 0
+    pca, whitebox = entries(out).values()
+    assert pca.effort is None and whitebox.effort.times == 4 and whitebox.settings["iterations"] == 4
+    assert whitebox.effort.stopped == "limit" and "Adam" in whitebox.effort.published
+    (_, first), _, (_, last) = whitebox.effort.curve
+    assert whitebox.scores["ssim"].mean == pytest.approx(last) and last > first + 0.01
+    assert run("report", out, "--out", page) == 0
+    shown = page.read_text()
+    assert "iterations 4 (at the limit: more may gain)" in shown and "published with 5000 iterations" in shown
+    assert f"1 times: {first:.3f}, 2 times:" in shown
+    # Without the truth nobody can tell whether more would help.
+    assert attack(place, clean.capture, out, *asked, "--budget", "auto") == 0
+    assert [e.effort.stopped for e in entries(out).values() if e.effort] == ["fixed"]
+    capsys.readouterr()
+    assert attack(place, clean.capture, out, *asked, "--budget", "0") == 4
+    assert "write auto" in capsys.readouterr().err
 
 
 def test_a_defence_tried_offline_is_met_by_who_knows_it_and_the_naive_form_stands_beside(

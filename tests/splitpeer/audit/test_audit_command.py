@@ -14,6 +14,8 @@ from splitpeer.cli import main
 SWEEP = """\
 [sweep]
 label_attacks = ["gradient-norm", "gradient-field"]
+learned_label_attacks = []
+budget = 1
 seat = "t1"
 attacks = ["pca", "whitebox:iterations=15"]
 views = [1, 3]
@@ -72,7 +74,7 @@ def test_a_site_rehearses_its_policy_and_reads_a_report(
 ) -> None:
     out = tmp_path / "audit"
     code = run("audit", "--config", site, "--job", place.job, "--attack", "pca", "--attack", "whitebox:iterations=15",
-               "--labels", place.data / "labels", "--convention", "msd", "--steps", 2, "--views", 2,
+               "--budget", 1, "--labels", place.data / "labels", "--convention", "msd", "--steps", 2, "--views", 2,
                "--samples", 2, "--out", out)  # fmt: skip
     assert code == 0, capsys.readouterr().err
     page, said = (out / "report.html").read_text(), json.loads((out / "report.json").read_text())

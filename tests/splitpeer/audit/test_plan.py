@@ -8,7 +8,7 @@ import pytest
 
 from splitpeer.audit.frontier import FrontierPoint, pareto, save
 from splitpeer.audit.plan import SweepPlan
-from splitpeer.audit.table import BEGIN, END, markdown, write_into
+from splitpeer.audit.table import BEGIN, END, efforts, markdown, write_into
 from splitpeer.defences.kinds import KINDS
 from splitpeer.errors import ConfigError
 
@@ -131,3 +131,37 @@ def test_the_table_averages_seeds_and_takes_the_stronger_form(tmp_path: Path) ->
     document.write_text("no marks")
     with pytest.raises(ConfigError, match="no lines"):
         write_into(document, text)
+
+
+def test_the_table_says_how_hard_each_attack_was_tried() -> None:
+    def spent(times: int, stopped: str) -> dict:
+        return {
+            "effort": f"iterations {200 * times}", "times": times, "stopped": stopped, "published": "5000 iterations",
+            "curve": [],
+        }  # fmt: skip
+
+    found = [figure(1, 0.5) | {"spent": spent(2, "converged")}, figure(9, 0.6) | {"spent": spent(16, "limit")},
+             figure(1, 0.4, adaptive=False) | {"spent": spent(1, "fixed")},
+             figure(1, 0.2) | {"spent": None}]  # fmt: skip
+    row = (
+        "| x | iterations 400 to iterations 3200 | 1 where more gained less than .01, 1 at the limit, where more may "
+        "gain | 5000 iterations |"
+    )
+    assert efforts([{"figures": found}])[-1] == row
+    assert efforts([{"figures": [figure(1, 0.2)]}]) == []
+
+
+def test_the_effort_of_attacks_is_doubled_unless_the_plan_fixes_it(tmp_path: Path) -> None:
+    one = '[[configuration]]\nname = "a"\n'
+    assert plan(tmp_path, one).sweep.budget == "auto"
+    assert plan(tmp_path, f"[sweep]\nbudget = 4\n{one}").sweep.budget == 4
+    with pytest.raises(ConfigError, match="budget"):
+        plan(tmp_path, f"[sweep]\nbudget = 0\n{one}")
+
+
+def test_the_network_on_gradients_runs_once_and_the_shipped_plan_has_the_strongest_attacks() -> None:
+    head = SweepPlan.load(ROOT / "examples/privacy/sweep.toml", {"sweep.budget": "2"}).sweep
+    assert (
+        head.learned_label_attacks == ("gradient-network",) and "gradient-network" not in head.label_attacks
+    )
+    assert "refined" in head.attacks and "refined" in head.many and head.budget == 2

@@ -57,8 +57,8 @@ def several(place: Any, tmp_path_factory: pytest.TempPathFactory) -> Rehearsed:
 
 
 def attack(place: Any, capture: Path, out: Path, *more: object) -> Any:
-    code = run("attack", capture, "--samples", 2, "--out", out, "--truth", place.data, "--salt", place.salt,
-               "--convention", "msd", *more)  # fmt: skip
+    code = run("attack", capture, "--samples", 2, "--budget", 1, "--out", out, "--truth", place.data,
+               "--salt", place.salt, "--convention", "msd", *more)  # fmt: skip
     assert code == 0
     return load_run(out)
 

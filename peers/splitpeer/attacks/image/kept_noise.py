@@ -47,6 +47,7 @@ class KeptNoise(Attack):
     role = "coordinator"
     needs = ("weights of any step", "shadow")
     uses = frozenset({"model", "models", "shadow", "architecture", "adaptive"})
+    budget = ("iterations",)
     has_naive_form = False
     plain = "Knows the site's half, and finds the image for which the noise was the same in every pose."
 

@@ -34,7 +34,7 @@ class UnSplit(Attack):
     role = "coordinator"
     needs = ("architecture",)
     uses = frozenset({"architecture", "adaptive"})
-    published = "1000 rounds of 100 + 100 steps at 1e-3"
+    budget, published = ("rounds",), "1000 rounds of 100 + 100 steps at 1e-3"
     plain = "The coordinator, knowing only the network's plan, guesses weights and images that fit what it was sent."
 
     rounds: int = 10
