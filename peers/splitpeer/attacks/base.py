@@ -185,7 +185,7 @@ _WHY: dict[Stopped, str] = {
 
 
 @dataclass(frozen=True)
-class Spent:
+class Spending:
     """The effort that an attack was given in the end; see `budget.py`."""
 
     effort: str
@@ -224,7 +224,7 @@ class Result:
     history: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     merit: float | None = None
     """See `Recovered.merit`."""
-    spent: Spent | None = None
+    spent: Spending | None = None
     """None: more effort would change nothing, the attack has no budget."""
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
-from splitpeer.attacks.base import Attack, Spent, Stopped
+from splitpeer.attacks.base import Attack, Spending, Stopped
 from splitpeer.errors import ConfigError
 
 GAIN = 0.01
@@ -95,13 +95,13 @@ def scaled(attack: Attack, times: int) -> Attack:
 
 def spent(
     attack: Attack, times: int, curve: tuple[tuple[int, float], ...] = (), stopped: Stopped = "fixed"
-) -> Spent | None:
+) -> Spending | None:
     """The account of `attack` at `times` its budget; None for one that has no budget."""
     efforts = _efforts(attack)
     if not efforts:
         return None
     words = ", ".join(f"{name.replace('_', ' ')} {value * times}" for name, value in efforts.items())
-    return Spent(words, times, curve, stopped, attack.published)
+    return Spending(words, times, curve, stopped, attack.published)
 
 
 def _efforts(attack: Attack) -> dict[str, int]:

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 
 import splitproto
-from splitpeer.attacks.base import Spent, View
+from splitpeer.attacks.base import Spending, View
 from splitpeer.attacks.catalogue import described
 from splitpeer.audit.judge import Judge, Outcome
 from splitpeer.audit.rehearsal import Rehearsed
@@ -199,7 +199,7 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _effort(spent: Spent | None) -> Effort | None:
+def _effort(spent: Spending | None) -> Effort | None:
     if spent is None:
         return None
     return Effort(told=spent.told(), times=spent.times, curve=spent.curve, stopped=spent.stopped,

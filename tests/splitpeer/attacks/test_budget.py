@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from splitpeer.attacks.base import Attack, Knowledge, Progress, Recovered, Result, View
-from splitpeer.attacks.budget import FIXED, Budget, Spent, doubled
+from splitpeer.attacks.budget import FIXED, Budget, Spending, doubled
 from splitpeer.attacks.catalogue import CATALOGUE, make_attack
 from splitpeer.attacks.runner import run, run_doubled
 from splitpeer.errors import ConfigError
@@ -65,7 +65,7 @@ def test_a_budget_is_doubled_while_that_gains(curve, most, tried, kept, why) -> 
     judge, asked = along(curve)
     result = run_doubled(Climbing(), VIEW, Knowledge(), Budget(most), judge)
     assert asked == tried and result.images.max() == 10 * kept and result.settings["steps"] == 10 * kept
-    assert result.spent == Spent(
+    assert result.spent == Spending(
         f"steps {10 * kept}", kept, tuple((n, curve[n]) for n in tried), why, "5000 steps"
     )
 
@@ -89,14 +89,14 @@ def test_without_the_truth_the_adversarys_own_figure_decides_and_without_that_no
     own = run_doubled(Climbing(), VIEW, Knowledge(shadow=shadow), Budget(4), lambda _: None)
     assert own.spent is not None and own.spent.curve == ((1, 0.01), (2, 0.02), (4, 0.04))
     blind = run_doubled(Climbing(), VIEW, Knowledge(), Budget(4), lambda _: None)
-    assert blind.spent == Spent("steps 10", 1, (), "fixed", "5000 steps")
+    assert blind.spent == Spending("steps 10", 1, (), "fixed", "5000 steps")
 
 
 def test_an_attack_without_a_budget_runs_once() -> None:
     judge, asked = along({1: 0.1})
     bare = type("Bare", (Climbing,), {"budget": ()})
     assert run_doubled(bare(), VIEW, Knowledge(), Budget(), judge).spent is None and len(asked) <= 1
-    assert run(Climbing(), VIEW, Knowledge()).spent == Spent("steps 10", 1, (), "fixed", "5000 steps")
+    assert run(Climbing(), VIEW, Knowledge()).spent == Spending("steps 10", 1, (), "fixed", "5000 steps")
 
 
 def test_the_time_of_all_attempts_counts() -> None:
@@ -122,6 +122,6 @@ def test_budgets_are_written_auto_or_a_multiple() -> None:
 
 
 def test_a_report_says_why_no_more_was_spent() -> None:
-    spent = Spent("steps 20", 2, (), "limit", "")
+    spent = Spending("steps 20", 2, (), "limit", "")
     assert spent.told() == "steps 20 (at the limit: more may gain)"
     assert replace(spent, stopped="converged").told() == "steps 20 (more gains less than .01)"
