@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 
@@ -30,39 +31,68 @@ def config() -> None:
 
 @config.command()
 @_file
+@click.option(
+    "--job", "job_file", type=FILE, help="Also check whether this site would accept the job of this job.toml."
+)
 @set_option
 @json_option
-def check(file: Path | None, settings: tuple[str, ...], as_json: bool) -> None:
-    """Check FILE; for a peer.toml also certificates, salt, folders, disk and clock. Only doctor also dials."""
+def check(file: Path | None, job_file: Path | None, settings: tuple[str, ...], as_json: bool) -> None:
+    """Check FILE; for a peer.toml also certificates, salt, folders, disk and clock. Only doctor also dials.
+
+    With --job, every reason is named for which this site would decline that job. Nothing is sent.
+    """
     loaded = _load(file, settings)
     if isinstance(loaded, JobConfig):
-        sites = ", ".join(f"{site} ({', '.join(held)})" for site, held in loaded.sites.items())
-        seats = ", ".join(
-            seat if modalities == (seat,) else f"{seat} ({', '.join(modalities)})"
-            for seat, modalities in loaded.channels().items()
-        )
-        unused = [Finding("seats", "warning", f"{loaded.source}: {text}") for text in loaded.unused()]
-        if as_json:
-            echo_json([asdict(one) for one in (Finding("settings", "ok", str(loaded.source)), *unused)])
-        else:
-            echo(f"{loaded.source}: ok: job {loaded.job.name}, sites {sites}; seats {seats}")
-            for finding in unused:
-                echo(f"splitpeer: {printable(finding.text)}", err=True)
+        if job_file is not None:
+            raise click.UsageError("--job is for a site's peer.toml: FILE is a job.toml itself.")
+        _check_job(loaded, as_json=as_json)
         return
     findings = preflight(loaded)
+    if job_file is not None:
+        findings += _invited(JobConfig.load(job_file), loaded)
     if as_json:
         echo_json([asdict(finding) for finding in findings])
         raise click.exceptions.Exit(exit_code(findings))
-    if problems := [finding.text for finding in findings if finding.level == "problem"]:
-        raise ConfigError("; ".join(problems))
-    (own,) = (f.text for f in findings if (f.check, f.level) == ("certificate", "ok"))
-    echo(f"{loaded.source}: ok: {own}")
-    if loaded.policy is not None and loaded.policy.preset == "private":
-        echo(
-            "preset private: only jobs that keep our encoder frozen, sum over us and at least "
-            f"{loaded.policy.min_partners} of {', '.join(loaded.policy.partners) or 'no partners yet'}, and ask for "
-            "each window once; every other job is declined"
-        )
+    problems = [found for found in findings if found.level == "problem"]
+    reasons = [found.text for found in problems if found.check == "job"]
+    told = [found.text for found in problems if found.check != "job"]
+    if reasons:
+        told.append(f"{job_file}: would be declined: {'; '.join(reasons)}")
+    if told:
+        raise ConfigError("; ".join(told))
+    for name in ("certificate", "policy", "job"):
+        for finding in findings:
+            if (finding.check, finding.level) == (name, "ok"):
+                echo(finding.text if name != "certificate" else f"{loaded.source}: ok: {finding.text}")
+    _warn(findings)
+
+
+def _check_job(job: JobConfig, *, as_json: bool) -> None:
+    sites = ", ".join(f"{site} ({', '.join(held)})" for site, held in job.sites.items())
+    seats = ", ".join(
+        seat if modalities == (seat,) else f"{seat} ({', '.join(modalities)})"
+        for seat, modalities in job.channels().items()
+    )
+    unused = [Finding("seats", "warning", f"{job.source}: {text}") for text in job.unused()]
+    if as_json:
+        echo_json([asdict(one) for one in (Finding("settings", "ok", str(job.source)), *unused)])
+        return
+    echo(f"{job.source}: ok: job {job.job.name}, sites {sites}; seats {seats}")
+    _warn(unused)
+
+
+def _invited(job: JobConfig, config: PeerConfig) -> list[Finding]:
+    """Whether this site would accept the job. Raises ConfigError: it is not one of its sites, or no site."""
+    from splitpeer.site.invitation import objections
+
+    if config.policy is None:
+        raise click.UsageError("--job is for a site's peer.toml: a coordinator has no policy.")
+    if found := objections(job, config):
+        return [Finding("job", "problem", reason) for reason in found]
+    return [Finding("job", "ok", f"{job.source}: ok: job {job.job.name} would be accepted")]
+
+
+def _warn(findings: Iterable[Finding]) -> None:
     for finding in findings:
         if finding.level == "warning":
             echo(f"splitpeer: {printable(finding.text)}", err=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import click
@@ -13,6 +13,7 @@ from splitpeer.cli.terminal import echo
 from splitpeer.data.modalities import canonical_modality
 from splitpeer.errors import ConfigError, DataError
 from splitpeer.settings import templates
+from splitpeer.settings.peer import PRIVATE
 from splitproto.errors import IdentityError
 from splitproto.identity import Identity, check_name, read_identity
 
@@ -48,6 +49,9 @@ _force = click.option("--force", is_flag=True, help="Overwrite.")
     help="Refuse certificates revoked by ca.crl in that folder.",
 )
 @click.option("--private", is_flag=True, help="Accept private jobs only (docs/private.md).")
+@click.option(
+    "--partners", metavar="SITE,SITE,...", help="Sites that may be in a secure sum with this client."
+)
 @click.option("--output", type=FILE, default=Path("peer.toml"), show_default=True)
 @_pki
 @_force
@@ -66,6 +70,7 @@ def init(
     labels: Path | None,
     crl: bool,
     private: bool,
+    partners: str | None,
     **given: str | None,
 ) -> None:
     """Write a commented peer.toml; `splitpeer init job` writes job.toml."""
@@ -80,6 +85,7 @@ def init(
     held = _held(role, modalities, private=private)
     found = list(_identities(pki_folder))
     site, federation = _who(role, site, federation, found, pki_folder)
+    others = _partners(partners, site, role, private=private)
     hubs = sorted({one.site for one in found if one.role == "coordinator"})
 
     def from_there(path: Path) -> str:
@@ -104,6 +110,7 @@ def init(
         coordinators=hubs if len(hubs) == 1 else ["hub"],
         crl=crl,
         private=private,
+        partners=others,
         **{key: value for key, value in given.items() if value is not None},
     )
     write_new(output, text, force=force)
@@ -135,6 +142,8 @@ def job(name: str, sites: tuple[str, ...], private: bool, output: Path, force: b
         if kind in of_site:
             raise click.UsageError(f"--site {pair}: name each modality of a site once.")
         of_site.append(kind)
+    if private and held:
+        _refuse_few(held)
     write_new(output, templates.job_toml(_name(name), held, private=private), force=force)
     todo = "edit it" if held else "fill in [sites]"
     echo(f"{output}: job {name}; {todo}, then: splitpeer config check {output}")
@@ -148,6 +157,39 @@ def _held(role: str, modalities: Iterable[str], *, private: bool) -> tuple[str, 
     if len(set(held)) < len(held):
         raise click.UsageError(f"--modality {' '.join(held)}: name each once.")
     return held
+
+
+def _partners(text: str | None, site: str, role: str, *, private: bool) -> tuple[str, ...]:
+    """The sites of ``--partners``. Raises UsageError: they are not other sites, or too few for a private one."""
+    if text is None:
+        return ()
+    if role != "client":
+        raise click.UsageError("--partners is for clients; a coordinator's job names its sites.")
+    partners = tuple(_name(one.strip()) for one in text.split(","))
+    if len(set(partners)) < len(partners):
+        raise click.UsageError(f"--partners {text}: name each once.")
+    if site in partners:
+        raise click.UsageError(f"--partners names {site}, which is this site: list the others only.")
+    if private and len(partners) < PRIVATE["min_partners"]:
+        raise click.UsageError(
+            f"--partners {text}: a private site wants two or more: a single one can subtract its own part."
+        )
+    return partners
+
+
+def _refuse_few(held: Mapping[str, Sequence[str]]) -> None:
+    """Raises UsageError: sites with the preset would decline the job, or no job can be so."""
+    if len(held) <= PRIVATE["min_partners"]:
+        raise click.UsageError(
+            "a private job needs three sites or more: with two, each can subtract its own part and read the other's."
+        )
+    first: dict[str, str] = {}
+    for site, modalities in held.items():
+        for modality in modalities:
+            if (other := first.setdefault(modality, site)) != site:
+                raise click.UsageError(
+                    f"{other} and {site} both hold {modality}: in a private job each modality is one site's."
+                )
 
 
 def _who(

@@ -151,8 +151,8 @@ class Federation:
                     "network": {"coordinator": f"tcp://localhost:{port}", "reconnect_s": 120},
                     "data": {"images": f"../{self.data.name}/{modality}"},
                     "policy": self.job.policy(site),
-                    # A fixed seed so that the demonstration repeats; hospitals keep the default, "private".
-                    "runtime": runtime | {"initial_weights": self.job.seed},
+                    # A fixed seed so that the demonstration repeats; a hospital with weights of its own needs none.
+                    "runtime": runtime | ({} if weights else {"initial_weights": self.job.seed}),
                 },
             )
 

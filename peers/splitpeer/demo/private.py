@@ -80,7 +80,6 @@ def _pretrain(job_file: Path, strangers: Path, modality: str, folder: Path, job:
 
     from splitpeer.data.normalisation import Normaliser
     from splitpeer.data.rules import Rules
-    from splitpeer.models import site_seed
     from splitpeer.pretraining.course import Planned, pretrain, stage_of
     from splitpeer.pretraining.encoder_file import EncoderFacts
     from splitpeer.pretraining.examples import ImageSource
@@ -98,7 +97,7 @@ def _pretrain(job_file: Path, strangers: Path, modality: str, folder: Path, job:
 
     stage = stage_of(
         config, "phantom", labels=True, steps=job.pretraining_steps,
-        seed=site_seed(job.seed, f"encoder {modality}"), channels=task.channels, exclusive=False, device="cpu",
+        seed=None, channels=task.channels, exclusive=False, device="cpu",
     )  # fmt: skip
     facts = EncoderFacts.of(backbone, (modality,), ("zscore-nonzero",), (), config.data.window)
     pretrain([Planned(stage, source)], backbone, facts, folder / f"{modality}.safetensors", force=False)

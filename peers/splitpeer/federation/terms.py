@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -399,33 +399,24 @@ def _check_strides(job: Job, policy: Policy) -> None:
             )
 
 
-def judge(offer: JobOffer, config: PeerConfig, agreed: Collection[str] | None = None) -> None:
-    """SP-11-2: a site's decision, by its own policy alone; nothing that arrives later can change it.
-
-    Args:
-        agreed: features of the link on which the job is offered; None: all that the job can use.
-
-    Raises:
-        PolicyRefused: the job asks for more than the policy allows.
-        SchemaMismatch: the two sides would not understand each other's tensors.
-    """
-    job, policy = offer.job, config.policy
-    if policy is None:
-        raise PolicyRefused("this site has no policy")
-    _check_seats(offer.seats, config)
+def _check_levels(job: Job, policy: Policy) -> None:
+    """Raises PolicyRefused."""
     if beyond := sorted(set(job.levels) - set(policy.levels)):
         names = ", ".join(level_name(level) for level in beyond)
         raise PolicyRefused(f"level {names} may not leave this site (policy levels: {list(policy.levels)})")
+
+
+def _check_recorded(offer: JobOffer, policy: Policy) -> None:
+    """SP-11-29: not to say is not to say no. Raises PolicyRefused."""
     if offer.recorded is not False and not policy.recorded_by_coordinator:
-        # SP-11-29: not to say is not to say no.
         says = "records what it receives" if offer.recorded else "does not say whether it records"
         raise PolicyRefused(
             f"the coordinator {says}; this site is not to be recorded (recorded_by_coordinator)"
         )
-    agreed = services(frozen=job.frozen) if agreed is None else agreed
-    _check_encoders(job, policy, agreed)
-    _check_averaging(job, config, policy)
-    _check_fusion(job, policy, agreed)
+
+
+def _check_precision(job: Job, policy: Policy, agreed: Collection[str]) -> None:
+    """Raises PolicyRefused, SchemaMismatch."""
     if job.precision not in policy.precision:
         raise PolicyRefused(
             f"precision {job.precision} is not allowed here (policy: {', '.join(policy.precision)})"
@@ -437,7 +428,11 @@ def judge(offer: JobOffer, config: PeerConfig, agreed: Collection[str] | None = 
     # SP-10-6.
     if f"dtype.{job.precision}" not in agreed:
         raise SchemaMismatch(f"precision {job.precision} was not agreed on this link")
-    _check_normalisation(offer, policy)
+
+
+def _check_cut(offer: JobOffer, config: PeerConfig, policy: Policy) -> None:
+    """The network, and what it sends. Raises PolicyRefused, SchemaMismatch."""
+    job = offer.job
     try:
         described, backbone = seat_descriptors(job, offer.seats), backbone_for(job, config)
         encoder_parameters(backbone, offer.seats)
@@ -452,3 +447,36 @@ def judge(offer: JobOffer, config: PeerConfig, agreed: Collection[str] | None = 
         )
     if schema_digest(described) != offer.schema:
         raise SchemaMismatch("the cut that the job describes is not the one that this site would send")
+
+
+def checks(
+    offer: JobOffer, config: PeerConfig, agreed: Collection[str] | None = None
+) -> Iterator[Callable[[], None]]:
+    """What `judge` calls, one after the other; each raises PolicyRefused or SchemaMismatch."""
+    job, policy = offer.job, config.policy
+    if policy is None:
+        raise PolicyRefused("this site has no policy")
+    agreed = services(frozen=job.frozen) if agreed is None else agreed
+    yield lambda: _check_seats(offer.seats, config)
+    yield lambda: _check_levels(job, policy)
+    yield lambda: _check_recorded(offer, policy)
+    yield lambda: _check_encoders(job, policy, agreed)
+    yield lambda: _check_averaging(job, config, policy)
+    yield lambda: _check_fusion(job, policy, agreed)
+    yield lambda: _check_precision(job, policy, agreed)
+    yield lambda: _check_normalisation(offer, policy)
+    yield lambda: _check_cut(offer, config, policy)
+
+
+def judge(offer: JobOffer, config: PeerConfig, agreed: Collection[str] | None = None) -> None:
+    """SP-11-2: a site's decision, by its own policy alone; nothing that arrives later can change it.
+
+    Args:
+        agreed: features of the link on which the job is offered; None: all that the job can use.
+
+    Raises:
+        PolicyRefused: the job asks for more than the policy allows.
+        SchemaMismatch: the two sides would not understand each other's tensors.
+    """
+    for check in checks(offer, config, agreed):
+        check()

@@ -20,6 +20,7 @@ from splitpeer.preflight.machine import (
     check_state,
     check_weights,
 )
+from splitpeer.preflight.policy import check_policy
 from splitpeer.settings.peer import PeerConfig
 
 __all__ = ["Finding", "exit_code", "notices", "preflight"]
@@ -32,6 +33,7 @@ def preflight(config: PeerConfig, *, online: bool = False) -> list[Finding]:
         check_salt,
         check_data,
         check_weights,
+        check_policy,
         check_state,
         check_clock,
         check_descriptors,
@@ -53,5 +55,5 @@ def notices(config: PeerConfig) -> list[Finding]:
         config.credentials()
     except ConfigError:
         return []
-    found = [*check_credentials(config, datetime.now(UTC)), *check_environment(config)]
+    found = [*check_credentials(config, datetime.now(UTC)), *check_policy(config), *check_environment(config)]
     return [finding for finding in found if finding.level != "ok"]

@@ -84,6 +84,11 @@ class EncoderFacts:
         """Whether weights depend on the images of a site's patients."""
         return any(stage.data == OWN for stage in self.stages)
 
+    @property
+    def began_from_a_seed(self) -> bool:
+        """Whether anyone can compute where the training started, and so, from public data, where it ended."""
+        return bool(self.stages) and self.stages[0].seed is not None
+
 
 @dataclass(frozen=True)
 class EncoderFile:

@@ -143,9 +143,12 @@ PRIVATE: Mapping[str, Any] = {
     "fusion": "secure-sum",
     "releases": "once",
     "share_encoder": False,
+    "recorded_by_coordinator": False,
     "min_partners": 2,
 }
 """``preset = "private"``; what is written in addition may only be stricter."""
+AT_LEAST = frozenset({"min_partners"})
+"""Of these, a larger number is stricter; of the others, nothing else is."""
 
 
 class Policy(Bounds):
@@ -153,7 +156,7 @@ class Policy(Bounds):
 
     preset: Literal["private"] | None = None
     """private: only jobs that leave the encoder as it is, read nothing but a sum over sites, and ask for each window
-    once (`PRIVATE`)."""
+    once, of a coordinator that does not record (`PRIVATE`). Goes with weights that nobody else can compute only."""
 
     coordinators: Annotated[tuple[Name, ...], Field(min_length=1), Distinct]
     """Sites that may be this client's coordinator."""
@@ -204,17 +207,21 @@ class Policy(Bounds):
 
     @model_validator(mode="before")
     @classmethod
-    def _preset_is_a_floor(cls, raw: Any) -> Any:
-        if not isinstance(raw, dict) or raw.get("preset") != "private":
-            return raw
-        for key, wanted in PRIVATE.items():
-            given = raw.get(key, wanted)
-            stricter = key == "min_partners" and isinstance(given, int) and given >= wanted
-            if given != wanted and not stricter:
-                least = " or more" if key == "min_partners" else ""
-                shown = json.dumps(wanted) + least
-                raise ValueError(f'{key} = {json.dumps(given)} weakens preset = "private", which has {shown}')
-        return {**PRIVATE, **raw}
+    def _preset_stands_for(cls, raw: Any) -> Any:
+        private = isinstance(raw, dict) and raw.get("preset") == "private"
+        return {**PRIVATE, **raw} if private else raw
+
+    @model_validator(mode="after")
+    def _preset_is_a_floor(self) -> Self:
+        # Afterwards: "3" from the environment is the number by now.
+        for key, wanted in PRIVATE.items() if self.preset == "private" else ():
+            given, more = getattr(self, key), key in AT_LEAST
+            if given < wanted if more else given != wanted:
+                least = " or more" if more else ""
+                raise ValueError(
+                    f'{key} = {json.dumps(given)} weakens preset = "private", which has {json.dumps(wanted)}{least}'
+                )
+        return self
 
     @model_validator(mode="after")
     def _kept_noise_meets_one_question(self) -> Self:
@@ -383,16 +390,31 @@ class PeerConfig(Settings):
             problems.append(
                 '[data] convention is missing: say what the masks follow, "msd" or "brats" or ..., or "task"'
             )
-        if self.policy and self.policy.epsilon is not None and self.runtime.initial_weights != "private":
+        problems += self._problems_of_a_seed()
+        if self.policy and self.peer.site in self.policy.partners:
             problems.append(
-                "[policy] epsilon with a seed for [runtime] initial_weights: anybody who knows the seed computes the "
-                'noise; write initial_weights = "private"'
+                f"[policy] partners names {self.peer.site}, which is this site: list the others only"
             )
         if self.data.salt is None:
             problems.append('[data] salt is missing: add salt = "pki/federation.salt"')
         if problems:
             raise ValueError("; ".join(problems))
         return self
+
+    def _problems_of_a_seed(self) -> list[str]:
+        """SP-14-3: what [policy] promises needs weights, or noise, that nobody else can compute."""
+        if self.policy is None or self.runtime.initial_weights == "private":
+            return []
+        computed = {
+            "epsilon": ("the noise", self.policy.epsilon is not None),
+            'preset = "private"': ("the encoder", self.policy.preset == "private"),
+        }
+        return [
+            f"[policy] {key} with a seed for [runtime] initial_weights: anyone who knows the seed computes {what}: "
+            'write initial_weights = "private"'
+            for key, (what, holds) in computed.items()
+            if holds
+        ]
 
     def credentials(self) -> Credentials:
         """The files of [tls], checked, and that they speak for [peer]. Raises ConfigError."""

@@ -51,8 +51,7 @@ keys = []  # keep only batches with these patients: first digits of their keys, 
 [runtime]
 device = "cpu"  # "cpu", "cuda", "cuda:1" or "auto"
 threads = 1
-# "private": start from this machine's own entropy, which nobody else knows. A whole number makes runs
-# repeatable and the weights guessable: for demonstrations only.
+# "private": start from this machine's own entropy, which nobody else knows. {seed}
 initial_weights = "private"
 
 [log]
@@ -84,8 +83,7 @@ _CLIENT_POLICY = """
 # What may leave, whatever a job asks; a job that asks for more is declined.
 coordinators = {coordinators}  # who may coordinate us
 levels = [0, 1, 2, 3, 4]  # 0 is full resolution and shows most of the image; a network's coarsest is required
-precision = ["f32", "bf16"]
-normalisation = ["zscore-nonzero", "zscore", "percentile", "window", "none"]  # that a job may ask for
+{images}
 max_message_mib = 1024
 # What is done to activations before they leave, in training and evaluation, in this order; see: splitpeer defences
 # defences = ["dropout:0.5", "gaussian:1.0@0,1"]  # name:value,parameter=value@levels
@@ -96,29 +94,39 @@ max_message_mib = 1024
 # epsilon = 8.0
 # delta = 1e-5
 {joining}may_record = true  # false: this peer never writes a capture
-recorded_by_coordinator = true  # false: decline a coordinator that records, or does not say whether it does
 
 # [model]  # an encoder of this site's own, instead of the one that a job names: it must yield the job's cut
 # network = "residual-unet"  # settings as in job.toml
 # features = [32, 32, 64, 128, 256]
-# weights = "encoder.safetensors"  # of splitpeer pretrain: what it starts from; by seat: {{ t2 = "t2.safetensors" }}
+# weights = "encoder.safetensors"  # of splitpeer pretrain: {weights}; by seat: {{ t2 = "t2.safetensors" }}
 """
 
+_ANY_IMAGES = """\
+precision = ["f32", "bf16"]
+normalisation = ["zscore-nonzero", "zscore", "percentile", "window", "none"]  # that a job may ask for"""
+
+_PRIVATE_IMAGES = """\
+precision = ["f32"]
+normalisation = ["zscore-nonzero", "zscore"]  # that a job may ask for; a sum takes no others"""
+
 _ANY_JOB = """\
-partners = []  # sites that may be in a secure sum with this one; none: no such job is accepted
+partners = {partners}  # sites that may be in a secure sum with this one; none: no such job is accepted
 min_partners = 2  # a secure sum with fewer others is refused
 encoders = "any"  # "frozen": only jobs that leave our encoder as it is and send no gradient (docs/feature-bank.md)
 fusion = "any"  # "secure-sum": only jobs whose coordinator reads a sum over sites, never our own values
 releases = "any"  # "once": only frozen jobs; an encoder shows a patient in one run only, each window in one answer
 share_encoder = false  # true: accept jobs that average encoders; the coordinator then has our weights (docs/privacy.md)
+recorded_by_coordinator = true  # false: decline a coordinator that records, or does not say whether it does
 """
 
 _PRIVATE_JOBS = """\
-# Only jobs that leave our encoder as it is (no gradient comes down), whose coordinator reads a sum over sites and never
-# our own values, and that ask for each window once: encoders = "frozen", fusion = "secure-sum", releases = "once",
-# share_encoder = false, min_partners = 2. Such keys may be added here to be stricter, never to be weaker.
+# Only jobs that leave our encoder as it is (no gradient comes down), whose coordinator reads a sum over sites, never
+# our own values, records nothing, and asks for each window once. The preset stands for encoders = "frozen",
+# fusion = "secure-sum", releases = "once", share_encoder = false, recorded_by_coordinator = false and
+# min_partners = 2. Such keys may be added here to be stricter, never to be weaker.
 preset = "private"
-partners = []  # fill in: sites that may be in the sum with us; all of them together with the coordinator undo it
+partners = {partners}  # {fill}sites that may be in the sum with us; all of them together with the coordinator undo it
+# min_partners = 3  # a sum with fewer others is declined; 2 or more
 """
 
 _COORDINATOR_BANK = """
@@ -135,7 +143,7 @@ _JOB = """\
 seed = 0  # order of batches and augmentation; not secret
 
 [sites]
-# Site = modality: any name, such as t1, adc or pet. Only these sites are admitted.
+# Site = modality: any name, such as t1, adc or pet. Only these sites are admitted.{enough}
 {sites}
 
 [task]
@@ -143,9 +151,7 @@ preset = "glioma"  # WT, TC and ET; or instead a task of your own:
 # values = {{ liver = 1, lesion = 2 }}  # of the masks; 0 is background. peer.toml then says convention = "task"
 # regions = {{ organ = ["liver", "lesion"], lesion = ["lesion"] }}  # without them each value is one
 # exclusive = false  # true: a voxel is of one region at most, and the regions may not share values
-# How images are normalised, by modality: "zscore-nonzero" (of those not named), "zscore", "percentile:0.5,99.5",
-# "window:-100,300" (CT, in Hounsfield units) or "none".
-# normalisation = {{ ct = "window:-100,300" }}
+{normalisation}
 
 [model]
 network = "{network}"  # or {others}; settings of each: docs/networks.md
@@ -158,16 +164,15 @@ levels = [0, 1, 2, 3, 4]  # levels that the sites send; a site's policy may allo
 window = [96, 96]  # voxels, each divisible by 16; three numbers for volumes
 # spacing = [1.0, 1.0, 1.0]  # millimetres to resample to; without it, as stored
 positive_fraction = 0.75  # of the windows are centred on tumour
-augment = true
+{augment}
 validation = 0.2  # patients held out: a fraction, or a whole number
-min_patients = 2  # with masks and at least min_seats seats (default: all)
+{patients}
 max_withdrawn = 0.1  # fraction or number of patients whose files at one site may become unusable during a run
 
 [training]
 steps = 1000
 batch = 4
-precision = "f32"  # of activations and gradients on the wire: f32 or bf16
-optimiser = "adam"  # adam, adamw or sgd
+{precision}optimiser = "adam"  # adam, adamw or sgd
 learning_rate = 0.005
 weight_decay = 0.0
 schedule = "one-cycle"  # one-cycle, cosine or constant
@@ -175,51 +180,86 @@ ahead = 4  # batches announced early, so that sites load them in time
 checkpoint_every = 100
 keep_checkpoints = 2
 {encoders}
-average_every = 0  # steps after which sites with the same modality average their encoders; 0: never
-seat_dropout = 0.0  # probability that a seat is left out of a step, so that the network can do without it
 
 # [pretraining]  # a recipe for first weights, which each site follows by itself: splitpeer pretrain --recipe
 # data = "phantom"  # rendered by the command; or the name of a public data set that every site has
 # labels = "regions"  # with its masks; or "none"
 # steps = 2000
-# seed = 1  # all sites of one modality start alike, and anybody can compute it; without it, from private entropy
-# own_steps = 0  # then so many steps on the site's own images, without masks
-
-[defences]
-# gradients = ["marvell:0.3"]  # gradients show each site where the tumour is; see: splitpeer defences
-
+{seed}# own_steps = 0  # then so many steps on the site's own images, without masks
+{defences}
 [evaluation]
 every = 0  # steps; 0: only at the end
 sample = 0  # how many of the held-out patients all evaluations but the last score; 0: all
 {overlap}
 batch = 4
-missing = false  # true: score once more without each seat
-
+{missing}
 [deadlines]  # seconds
 join_s = 600  # until all sites must have joined
 step_s = 120  # for one answer
 return_s = 60  # for a lost site to come back
 
-[absence]  # when a site does not return in time
-mode = "pause"  # pause: the job fails and names it; skip: this step is made without it; drop: until it is back
-least_sites = 1  # with fewer the job fails
-# per_site_s = {{ north = 30 }}  # instead of return_s
-
+{absence}
 [output]
 # folder = "runs/..."  # default: runs/ and the job's name
 """
 
 
+_ANY_SEED = """\
+A whole number makes runs
+# repeatable and the weights guessable: for demonstrations only."""
+_PRIVATE_SEED = "The preset takes no seed."
+
 _OPEN = {
+    "enough": "",
+    "normalisation": """\
+# How images are normalised, by modality: "zscore-nonzero" (of those not named), "zscore", "percentile:0.5,99.5",
+# "window:-100,300" (CT, in Hounsfield units) or "none".
+# normalisation = { ct = "window:-100,300" }""",
     "fusion": 'fusion = "concat"  # or "mean"; "secure-sum": only the sum over sites can be read',
-    "encoders": 'encoders = "joint"  # "frozen": sites keep theirs and release each window once (docs/feature-bank.md)',
+    "augment": "augment = true",
+    "patients": "min_patients = 2  # with masks and at least min_seats seats (default: all)",
+    "precision": 'precision = "f32"  # of activations and gradients on the wire: f32 or bf16\n',
+    "encoders": """\
+encoders = "joint"  # "frozen": sites keep theirs and release each window once (docs/feature-bank.md)
+average_every = 0  # steps after which sites with the same modality average their encoders; 0: never
+seat_dropout = 0.0  # probability that a seat is left out of a step, so that the network can do without it""",
+    "seed": """\
+# seed = 1  # all sites of one modality start alike, and anybody can compute it; without it, from private entropy
+""",
+    "defences": """
+[defences]
+# gradients = ["marvell:0.3"]  # gradients show each site where the tumour is; see: splitpeer defences
+""",
     "overlap": "overlap = 0.5  # of neighbouring windows",
+    "missing": "missing = false  # true: score once more without each seat\n",
+    "absence": """\
+[absence]  # when a site does not return in time
+mode = "pause"  # pause: the job fails and names it; skip: this step is made without it; drop: until it is back
+least_sites = 1  # with fewer the job fails
+# per_site_s = { north = 30 }  # instead of return_s
+""",
 }
 _PRIVATE = {
-    "fusion": 'fusion = "secure-sum"  # sites mask what they send; only the sum over all of them can be read\n'
-    "widths = [1, 1, 2, 4, 8]  # channels of each level of the sum: the fewer, the less it shows",
+    "enough": """
+# Three sites or more, each modality at one of them: of two, each could subtract its own part from the sum.""",
+    "normalisation": """\
+# How images are normalised, by modality: "zscore-nonzero" (of those not named) or "zscore".
+# normalisation = { t1 = "zscore" }""",
+    "fusion": """\
+fusion = "secure-sum"  # sites mask what they send; only the sum over all of them can be read
+widths = [1, 1, 2, 4, 8]  # channels of each level of the sum: the fewer, the less it shows""",
+    "augment": "augment = true  # of splitpeer pretrain; what the sites release is not augmented",
+    "patients": "min_patients = 2  # with masks, and images at all sites",
+    "precision": "",
     "encoders": 'encoders = "frozen"  # sites keep theirs and release each window once (docs/feature-bank.md)',
+    "seed": "",
+    "defences": "",
     "overlap": "overlap = 0.0  # of neighbouring windows: where they overlap, a voxel is shown several times",
+    "missing": "",
+    "absence": """\
+[absence]  # when a site does not return in time, the job fails and names it
+# per_site_s = { north = 30 }  # instead of return_s
+""",
 }
 
 
@@ -246,12 +286,13 @@ def peer_toml(
     coordinators: Sequence[str] = ("hub",),
     crl: bool = False,
     private: bool = False,
+    partners: Sequence[str] = (),
 ) -> str:
     """Text of a `peer.toml` for a client (then with `modality`, one or several) or a coordinator.
 
     `pki` holds the certificates.
 
-    With `private`, a client accepts private jobs only.
+    With `private`, a client accepts private jobs only; `partners` may be in a secure sum with it.
 
     Without `crl`, because the federation's CA keeps no list, revocation is not checked.
     """
@@ -282,12 +323,21 @@ def peer_toml(
                 else '# convention = "..."  # fill in',
             )
         ),
-        policy=_CLIENT_POLICY.format(
-            coordinators=_quoted(list(coordinators)), joining=_PRIVATE_JOBS if private else _ANY_JOB
-        )
-        if client
-        else "",
+        policy=_policy(coordinators, partners, private=private) if client else "",
+        seed=_PRIVATE_SEED if client and private else _ANY_SEED,
         bank="" if client else _COORDINATOR_BANK,
+    )
+
+
+def _policy(coordinators: Sequence[str], partners: Sequence[str], *, private: bool) -> str:
+    jobs = (_PRIVATE_JOBS if private else _ANY_JOB).format(
+        partners=_quoted(list(partners)), fill="" if partners else "fill in: "
+    )
+    return _CLIENT_POLICY.format(
+        coordinators=_quoted(list(coordinators)),
+        images=_PRIVATE_IMAGES if private else _ANY_IMAGES,
+        joining=jobs,
+        weights="else each run has a new encoder" if private else "what it starts from",
     )
 
 

@@ -34,20 +34,17 @@ def start(
         By seat, the digest of the file that the run started from; {}: of none.
 
     Raises:
-        ConfigError: a seat is unknown, or weights of own images go with a privacy budget.
+        ConfigError: a seat is unknown, weights of own images go with a privacy budget, or weights that others can
+            compute with the preset private.
         DataError: a file cannot be used, or does not fit the job.
     """
     if checkpoint.available(folder):
         return _noted(folder)
-    _refuse_unknown(config, seats)
+    refuse_unknown(config, seats)
     digests = {}
     for seat in seats:
-        path = config.model.weights_of(seat.name) if config.model is not None else None
-        if path is None:
+        if (file := fitting(config, job, backbone, seat)) is None:
             continue
-        rules = [str(normalisation_of(job, modality)) for modality in seat.modalities]
-        wanted = EncoderFacts.of(backbone, seat.modalities, rules, job.spacing, job.window)
-        file = _fitting(path, wanted, config)
         network = encoders.halves[seat.name].network
         file.load_into(network.encoder if isinstance(network, Defended) else network)
         digests[seat.name] = file.digest
@@ -55,7 +52,7 @@ def start(
     return digests
 
 
-def _refuse_unknown(config: PeerConfig, seats: Sequence[Seat]) -> None:
+def refuse_unknown(config: PeerConfig, seats: Sequence[Seat]) -> None:
     """Raises ConfigError: a misspelt seat would start from random weights in silence."""
     weights = config.model.weights if config.model is not None else None
     names = [seat.name for seat in seats]
@@ -65,14 +62,24 @@ def _refuse_unknown(config: PeerConfig, seats: Sequence[Seat]) -> None:
         )
 
 
-def _fitting(path: Path, wanted: EncoderFacts, config: PeerConfig) -> EncoderFile:
-    """The file. Raises ConfigError, DataError: see `start`."""
-    file = encoder_file.read(path)
-    file.refuse_misfit(wanted)
-    if file.described.saw_own_images and config.policy is not None and config.policy.epsilon is not None:
+def fitting(config: PeerConfig, job: Job, backbone: Backbone, seat: Seat) -> EncoderFile | None:
+    """What a seat's encoder starts from; None: no file is named. Raises ConfigError, DataError: see `start`."""
+    path = config.model.weights_of(seat.name) if config.model is not None else None
+    if path is None:
+        return None
+    rules = [str(normalisation_of(job, modality)) for modality in seat.modalities]
+    file, policy = encoder_file.read(path), config.policy
+    file.refuse_misfit(EncoderFacts.of(backbone, seat.modalities, rules, job.spacing, job.window))
+    if policy is not None and policy.epsilon is not None and file.described.saw_own_images:
         raise ConfigError(
             f"{config.source}: [policy] epsilon promises nothing about weights made from own images ({path}): make "
             "them from public data, or remove one of the two"
+        )
+    if policy is not None and policy.preset == "private" and file.described.began_from_a_seed:
+        # SP-14-3: later steps on own images do not take them far from what anyone can compute.
+        raise ConfigError(
+            f'{config.source}: [policy] preset = "private" takes no weights that began from a seed ({path}): anyone '
+            "who knows it can make them again: leave the seed out of the recipe, and initial_weights private"
         )
     return file
 

@@ -152,24 +152,29 @@ def test_a_preset_is_not_weakened(scene: Scene, weaker: dict[str, Any]) -> None:
 
 def test_a_preset_is_these_keys_and_may_be_stricter(scene: Scene) -> None:
     scene.cast("t1")
-    scene.client(
-        "t1", policy={"coordinators": ["hub"], "preset": "private", "min_partners": 4, "levels": [3, 4]}
-    )
+    policy = {"coordinators": ["hub"], "preset": "private", "min_partners": 4, "levels": [3, 4]}
+    scene.client("t1", policy=policy, runtime={"initial_weights": "private"})
     policy = scene.config("site-t1").policy
     assert {key: getattr(policy, key) for key in PRIVATE} == {**PRIVATE, "min_partners": 4}
 
 
 def test_a_private_site_declines_what_is_not_private(scene: Scene) -> None:
     scene.cast("t1")
-    scene.client("t1", policy={"coordinators": ["hub"], "preset": "private"})
+    scene.client(
+        "t1", policy={"coordinators": ["hub"], "preset": "private"}, runtime={"initial_weights": "private"}
+    )
     config = scene.config("site-t1")
     with pytest.raises(PolicyRefused, match="the job trains the sites' encoders"):
+        judge(replace(offer_of(scene), recorded=False), config)
+    with pytest.raises(
+        PolicyRefused, match=r"does not say whether it records; this site is not to be recorded"
+    ):
         judge(offer_of(scene), config)
     scene.cast("t1", training=FROZEN)
     with pytest.raises(
         PolicyRefused, match=r"would read this site's own values.*\(policy fusion = secure-sum\)"
     ):
-        judge(offer_of(scene), config)
+        judge(replace(offer_of(scene), recorded=False), config)
 
 
 def test_the_private_templates_fit_each_other(tmp_path: Path) -> None:

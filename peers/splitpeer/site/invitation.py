@@ -1,0 +1,89 @@
+"""A job.toml that a site is invited to, against its own policy, before anyone joins."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from splitpeer.errors import ConfigError, DataError
+from splitpeer.federation.seats import seats_of
+from splitpeer.federation.terms import backbone_for, check_bounds, checks, job_on_wire, seat_descriptors
+from splitpeer.models.cut import Backbone
+from splitpeer.settings.bounds import Bounds
+from splitpeer.settings.job import JobConfig
+from splitpeer.settings.peer import PeerConfig
+from splitpeer.site import first_weights
+from splitproto.errors import PolicyRefused, SchemaMismatch
+from splitproto.messages import JobOffer
+from splitproto.tensors import schema_digest
+
+
+def offer_to(job: JobConfig, site: str) -> JobOffer:
+    """What a coordinator that does not record would offer to one of [sites]."""
+    on_wire, seats = job_on_wire(job), seats_of(job).of(site)
+    return JobOffer(
+        bytes(16), seats, on_wire, schema_digest(seat_descriptors(on_wire, seats)), recorded=False
+    )
+
+
+def objections(job: JobConfig, config: PeerConfig) -> list[str]:
+    """Everything for which this site would decline the job, one line each; [] where it would accept it.
+
+    What only a link or an image can show is not among it: who the coordinator is, whether it records, the sizes of
+    images.
+
+    Raises:
+        ConfigError: the job has nothing for this site.
+    """
+    site = config.peer.site
+    if site not in job.sites:
+        raise ConfigError(
+            f"{job.source}: [sites] does not name {site}: ask the coordinator for the right job.toml"
+        )
+    offer = offer_to(job, site)
+    more: tuple[Callable[[], None], ...] = (
+        lambda: _cost(offer, config),
+        lambda: _strangers(job, config),
+        lambda: _weights(offer, config),
+    )
+    found = []
+    for check in (*checks(offer, config), *more):
+        try:
+            check()
+        except (PolicyRefused, SchemaMismatch) as error:
+            found.append(error.reason)
+        except (ConfigError, DataError) as error:
+            found.append(str(error))
+    return list(dict.fromkeys(found))
+
+
+def _cost(offer: JobOffer, config: PeerConfig) -> None:
+    """As far as it is known without images. Raises PolicyRefused."""
+    if (backbone := _backbone(offer, config)) is not None:
+        check_bounds(offer.job, backbone, offer.seats, config.policy or Bounds(), 0)
+
+
+def _weights(offer: JobOffer, config: PeerConfig) -> None:
+    """Whether [model] weights fit. Raises ConfigError, DataError."""
+    first_weights.refuse_unknown(config, offer.seats)
+    if (backbone := _backbone(offer, config)) is not None:
+        for seat in offer.seats:
+            first_weights.fitting(config, offer.job, backbone, seat)
+
+
+def _backbone(offer: JobOffer, config: PeerConfig) -> Backbone | None:
+    """None: it is impossible, as `checks` has said."""
+    try:
+        return backbone_for(offer.job, config)
+    except ValueError:
+        return None
+
+
+def _strangers(job: JobConfig, config: PeerConfig) -> None:
+    """SP-11.18-8: sites of the sum whose keys would be refused. Raises PolicyRefused."""
+    partners = config.policy.partners if config.policy is not None else ()
+    strange = sorted(job.sites.keys() - {config.peer.site, *partners})
+    if job.model.fusion == "secure-sum" and strange:
+        raise PolicyRefused(
+            f"{', '.join(strange)} {'is' if len(strange) == 1 else 'are'} in the sum and not among those whom this "
+            f"site accepts (policy partners: {', '.join(partners) or 'none'})"
+        )
