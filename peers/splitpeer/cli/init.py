@@ -78,10 +78,6 @@ def init(
         return
     if role is None:
         raise click.UsageError("Missing option '--role': client or coordinator.")
-    if (role == "client") != bool(modalities):
-        raise click.UsageError(
-            "--modality is for clients, and they need it: any name, such as t1, adc or pet."
-        )
     held = _held(role, modalities, private=private)
     found = list(_identities(pki_folder))
     site, federation = _who(role, site, federation, found, pki_folder)
@@ -149,8 +145,12 @@ def job(name: str, sites: tuple[str, ...], private: bool, output: Path, force: b
     echo(f"{output}: job {name}; {todo}, then: splitpeer config check {output}")
 
 
-def _held(role: str, modalities: Iterable[str], *, private: bool) -> tuple[str, ...]:
+def _held(role: str, modalities: Sequence[str], *, private: bool) -> tuple[str, ...]:
     """What a client holds; () at a coordinator. Raises UsageError: what was asked for is of the other role."""
+    if (role == "client") != bool(modalities):
+        raise click.UsageError(
+            "--modality is for clients, and they need it: any name, such as t1, adc or pet."
+        )
     if private and role != "client":
         raise click.UsageError("--private is for clients; a coordinator's is: splitpeer init job --private.")
     held = tuple(map(_modality, modalities))
