@@ -48,7 +48,7 @@ from splitpeer.pretraining.sources import PUBLIC_SALT, Preparation, public
 from splitpeer.settings.job import JobConfig
 from splitpeer.settings.loading import to_toml
 from splitpeer.storage import durable
-from splitpeer.training.split_round import Parties, Place, Wire, fused_step, split_round
+from splitpeer.training.split_round import Parties, Place, fused_step, split_round
 from splitproto.messages import Sample, Seat
 
 CONTRASTS = tuple(sorted(SITES.values()))
@@ -177,7 +177,7 @@ def reached(bench: Bench, row: str, told: Callable[[str], None]) -> dict[str, fl
         target = SiteData(masks).batch(samples, window, None, None)
         release = Release(b"", "train", step + 1, 0, tuple(samples))
         if row == "joint":
-            split_round(parties, read(samples), target, release, Wire())
+            split_round(parties, read(samples), target, release)
         else:
             sent = {place: parties.sites[place].evaluate(image) for place, image in read(samples).items()}
             fused_step(parties.coordinator, sent, target, release, {})

@@ -48,7 +48,7 @@ from splitpeer.pretraining.sources import PUBLIC_SALT
 from splitpeer.settings.job import JobConfig
 from splitpeer.settings.loading import to_toml
 from splitpeer.storage import durable
-from splitpeer.training.split_round import THE_SUM, Parties, Place, Wire, fused_step, split_round
+from splitpeer.training.split_round import THE_SUM, Parties, Place, fused_step, split_round
 from splitpeer.training.split_step import Arrays
 from splitpeer.training.sums import fused
 from splitproto.messages import Job, Sample, Seat
@@ -213,7 +213,7 @@ class Federation:
                 fused_step(self.parties.coordinator, self.seen(self.once(samples)), target, release, {})
             else:
                 images = self.read(self.patients, samples)
-                split_round(self.parties, images, target, release, Wire(), terms=self.job.fusion)
+                split_round(self.parties, images, target, release, terms=self.job.fusion)
             if (step + 1) % 100 == 0:
                 self.told(f"step {step + 1} of {settings.training.steps}")
 

@@ -8,7 +8,7 @@ chance, clock or file here.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass, field
 
 import numpy as np
@@ -91,6 +91,17 @@ def add_up(parts: Sequence[Array]) -> Array:
     for part in parts:
         total += part.view(_unsigned(part.dtype))
     return total.view(parts[0].dtype)
+
+
+def summed(parts: Sequence[Mapping[str, Array]], terms: Fusion) -> dict[str, Array]:
+    """The sum of each level over all sites as the coordinator reads it, f32 of the same shape.
+
+    Args:
+        parts: of each site, its words by level, of equal shapes and dtypes, masked or not; check words do not matter.
+    """
+    return {
+        level: restore(add_up([one[level] for one in parts]), terms) for level in parts[0] if level != CHECK
+    }
 
 
 def _unsigned(dtype: np.dtype[np.generic]) -> np.dtype[np.generic]:
@@ -256,11 +267,4 @@ def totals(answers: Mapping[str, Mapping[str, Array]], terms: Fusion) -> dict[st
     # SP-11.18-14: "MUST NOT be used"
     if add_up([one[CHECK] for one in answers.values()]).any():
         raise FusionMismatch(f"the masks of {', '.join(sorted(answers))} do not cancel")
-    return dict(_sums(answers, terms))
-
-
-def _sums(answers: Mapping[str, Mapping[str, Array]], terms: Fusion) -> Iterator[tuple[str, Array]]:
-    first = next(iter(answers.values()))
-    for level in first:
-        if level != CHECK:
-            yield level, restore(add_up([one[level] for one in answers.values()]), terms)
+    return summed([*answers.values()], terms)

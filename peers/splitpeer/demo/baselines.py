@@ -28,7 +28,7 @@ from splitpeer.models import Encoder, build_split_network
 from splitpeer.settings.job import JobConfig
 from splitpeer.training.optimiser import Schedule, make_optimiser, make_schedule
 from splitpeer.training.scores import Scores
-from splitpeer.training.split_round import Parties, Place, Wire, split_round
+from splitpeer.training.split_round import Parties, Place, split_round
 from splitpeer.training.split_step import ClientHalf, CoordinatorHalf
 from splitproto.messages import Sample
 
@@ -83,7 +83,7 @@ def train(baseline: Baseline) -> Reached:
         target = SiteData(labels).batch(forward.samples, window, forward.seed, None)
         release = Release(b"", forward.mode, forward.step, forward.batch, forward.samples)
         images_at = {Place(m, m): image for m, image in read(forward.samples, forward.seed).items()}
-        split_round(parties, images_at, target, release, Wire())
+        split_round(parties, images_at, target, release)
     plan = Plan.of(validation, labels, window, config.evaluation.overlap, config.evaluation.batch, job.steps)
     scoring = Scoring(plan, labels, window, None, measure=True)
     for index, forward in enumerate(plan.forwards):

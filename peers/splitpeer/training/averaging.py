@@ -6,8 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from splitpeer.training.split_round import Place
-from splitpeer.training.split_step import Arrays, ClientHalf
+from splitpeer.training.split_step import Arrays
 
 MOST_WEIGHT = 1024.0
 """SP-11.16-3: largest absolute value of a weight in an average: far above any of a trained encoder, far below what
@@ -46,23 +45,3 @@ def average(weights: Sequence[Mapping[str, np.ndarray]], patients: Sequence[int]
             summed += one[name].astype(np.float64) * count
         result[name] = (summed / total).astype(np.float32)
     return result
-
-
-def average_round(halves: Mapping[Place, ClientHalf], patients: Mapping[Place, int]) -> list[str]:
-    """What the parties of a run do before a step that averages, in one process; returns the seats.
-
-    Args:
-        halves: the encoder of each site that is here, at each seat.
-        patients: how many training patients it fills there.
-    """
-    seats = []
-    for seat in sorted({place.seat for place in halves}):
-        places = sorted(place for place in halves if place.seat == seat)
-        counts: list[int] = [patients[place] for place in places]
-        total = sum(counts)
-        if len(places) > 1 and total > 0:
-            mean = average([halves[place].weights() for place in places], counts)
-            for place in places:
-                halves[place].take(mean)
-            seats.append(seat)
-    return seats

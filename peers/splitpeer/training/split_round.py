@@ -68,25 +68,11 @@ class Parties:
         return ((place.seat, half) for place, half in self.sites.items() if place.site == site)
 
 
-class Wire:
-    """The connection between a site and the coordinator; this one changes nothing. Arrays are float32, by seat and
-    level."""
-
-    def up(self, site: str, activations: dict[str, Arrays]) -> dict[str, Arrays]:
-        """Activations as they arrive."""
-        return activations
-
-    def down(self, site: str, gradients: dict[str, Arrays]) -> dict[str, Arrays]:
-        """Gradients as they arrive."""
-        return gradients
-
-
 def split_round(
     parties: Parties,
     images: Mapping[Place, np.ndarray],
     target: np.ndarray,
     release: Release,
-    wire: Wire,
     *,
     rows: Mapping[Place, Rows] | None = None,
     left_out: Collection[str] = (),
@@ -107,20 +93,18 @@ def split_round(
         PolicyRefused: see `ClientHalf.backward`.
     """
     rows = rows or {}
-    arrived: dict[Place, Arrays] = {}
-    whole: dict[str, dict[str, Arrays]] = {}
+    sent: dict[str, dict[str, Arrays]] = {}
     for site in parties.names():
         # A participating site computes the seats that are left out too, as ordered.
         if any(Place(site, seat) in images and seat not in left_out for seat, _ in parties.at(site)):
-            sent = {
+            sent[site] = {
                 seat: half.forward(images[place], _of_rows(release, rows.get(place)))
                 for seat, half in parties.at(site)
                 if (place := Place(site, seat)) in images
             }
-            whole[site] = wire.up(site, sent)
-            arrived |= {Place(site, seat): arrays for seat, arrays in whole[site].items()}
+    arrived = {Place(site, seat): arrays for site, own in sent.items() for seat, arrays in own.items()}
     if terms is not None:
-        arrived = {THE_SUM: fused(whole, terms)}
+        arrived = {THE_SUM: fused(sent, terms)}
     used = {place: arrays for place, arrays in arrived.items() if place.seat not in left_out}
     loss, gradients = fused_step(
         parties.coordinator, used, target, release, parties.gradient_defences, rows=rows
@@ -130,10 +114,9 @@ def split_round(
         gradients = dict.fromkeys(parties.sites, gradients[THE_SUM])
     for site in parties.names():
         back = {place.seat: arrays for place, arrays in gradients.items() if place.site == site}
-        heard = wire.down(site, back) if back else {}
         for seat, half in parties.at(site):
-            if seat in heard:
-                half.backward(heard[seat])
+            if seat in back:
+                half.backward(back[seat])
             else:
                 if back:
                     # As at a site (SP-11-10): a seat that is left out keeps the average it took.

@@ -10,7 +10,8 @@ from collections.abc import Mapping
 import numpy as np
 
 from splitpeer.training.split_step import Arrays
-from splitproto.fusion import add_up, quantise, restore
+from splitproto.errors import SiteFailed
+from splitproto.fusion import quantise, summed
 from splitproto.messages import Fusion
 
 SUM = "sum"
@@ -21,12 +22,17 @@ def over_seats(sent: Mapping[str, Arrays]) -> Arrays:
     """SP-11.18-2: a site's part of the sum: float32, its seats added in their order.
 
     Args:
-        sent: by seat, what leaves its encoder: {"x0": float32 [B, C, *spatial], ...}.
+        sent: by seat, what leaves its encoder for the whole batch: {"x0": float32 [B, C, *spatial], ...}.
+
+    Raises:
+        SiteFailed: a seat has other samples than the first: one patient's values would be added to another's.
     """
     first, *others = sent.values()
     total = {name: np.array(array, np.float32) for name, array in first.items()}
     for arrays in others:
         for name, array in arrays.items():
+            if array.shape != total[name].shape:
+                raise SiteFailed("the seats of a secure sum have not all samples of a batch")
             total[name] += array
     return total
 
@@ -44,4 +50,4 @@ def fused(sent: Mapping[str, Mapping[str, Arrays]], terms: Fusion) -> Arrays:
         {name: quantise(array, terms)[0] for name, array in over_seats(by_seat).items()}
         for by_seat in sent.values()
     ]
-    return {name: restore(add_up([one[name] for one in words]), terms) for name in words[0]}
+    return summed(words, terms)

@@ -27,7 +27,7 @@ from splitpeer.models.seeding import seeded
 from splitpeer.settings.job import Model
 from splitpeer.training.loss import region_loss
 from splitpeer.training.optimiser import Schedule, make_optimiser
-from splitpeer.training.split_round import Parties, Place, Wire, split_round
+from splitpeer.training.split_round import Parties, Place, split_round
 from splitpeer.training.split_step import ClientHalf, CoordinatorHalf
 from splitproto.messages import Job, Sample
 from tests.networks import SMALL
@@ -119,7 +119,7 @@ def test_training_over_the_halves_is_the_whole_networks_bit_for_bit(name: str) -
         optimiser.step()
         release = Release(bytes(16), "train", step, 0, (Sample(bytes(16), (0, 0, 0)),) * 2)
         given = {Place(site, site): image.numpy() for site, image in x.items()}
-        assert split_round(parties, given, target.numpy(), release, Wire()) == loss.item()
+        assert split_round(parties, given, target.numpy(), release) == loss.item()
     trained = apart.state_dict()
     assert all(torch.equal(tensor, trained[key]) for key, tensor in whole.state_dict().items())
 

@@ -193,6 +193,19 @@ def test_without_a_patient_the_average_is_another_of_the_same_weights() -> None:
     assert all(same(site.has["t1"], site.weights["t1"]) for site in team.present), "each has its own again"
 
 
+def test_only_seats_of_several_sites_with_patients_are_averaged() -> None:
+    """SP-11.16-1, SP-11.16-4: without a patient there is nothing to weigh by."""
+    team = Team()
+    play = Play(team)
+    play.counts = dict.fromkeys(play.counts, 0)
+    play.before(1)
+    assert not any(site.has for site in team.sites.values()) and play.told == []
+    play.counts["south", "t1"] = 1
+    play.before(1)
+    alone = team.sites["south"].weights["t1"]
+    assert all(same(site.has["t1"], alone) and site.has.keys() == {"t1"} for site in team.present)
+
+
 def test_who_gets_lost_before_the_step_is_not_in_the_average() -> None:
     """SP-11.16-7."""
     team = Team()

@@ -34,7 +34,7 @@ from splitpeer.site.job import SiteJob
 from splitpeer.site.summing import ANSWERS, PARTNERS, SECRET, Summing
 from splitpeer.storage.bank import ALL_SITES, Bank, BankEntry
 from splitpeer.training.optimiser import make_optimiser, make_schedule
-from splitpeer.training.split_round import Parties, Place, Wire, split_round
+from splitpeer.training.split_round import Parties, Place, split_round
 from splitpeer.training.split_step import ClientHalf
 from splitpeer.training.sums import fused
 from splitproto import fusion, partners
@@ -94,7 +94,7 @@ def in_one_process(scene: Scene) -> list[float]:
         }
         target = SiteData(masks).batch(samples, window, seed, None)
         release = Release(bytes(16), "train", step, 0, tuple(samples))
-        losses.append(split_round(parties, images, target, release, Wire(), terms=job.fusion))
+        losses.append(split_round(parties, images, target, release, terms=job.fusion))
     return losses
 
 

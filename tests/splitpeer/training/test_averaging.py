@@ -11,9 +11,8 @@ from splitpeer.defences.network import build_network
 from splitpeer.defences.randomness import Release
 from splitpeer.models import build_encoder
 from splitpeer.models.registry import NETWORKS, averaged_tensors, make_backbone, unet_backbone
-from splitpeer.training.averaging import average, average_round
+from splitpeer.training.averaging import average
 from splitpeer.training.optimiser import make_optimiser, make_schedule
-from splitpeer.training.split_round import Place
 from splitpeer.training.split_step import ClientHalf
 from splitproto.messages import Sample
 
@@ -134,7 +133,9 @@ def test_after_a_rollback_the_average_is_the_same_again() -> None:
     saved, own = [part.state() for part in (one, other)], one.weights()
     made = []
     for _ in range(2):
-        average_round({Place("a", "t1"): one, Place("b", "t1"): other}, {("a", "t1"): 5, ("b", "t1"): 2})
+        mean = average([one.weights(), other.weights()], [5, 2])
+        one.take(mean)
+        other.take(mean)
         step(one, 20)
         step(other, 21)
         made.append((one.weights(), other.weights()))
@@ -152,28 +153,6 @@ def test_a_rollback_before_the_step_forgets_the_average() -> None:
     one.take(half(2).weights())
     one.load(*saved)
     assert same({name: t.numpy() for name, t in one.network.state_dict().items()}, before)
-
-
-def test_only_seats_of_several_sites_are_averaged() -> None:
-    """SP-11.16-1."""
-    places = {
-        Place("b", "t1"): half(1),
-        Place("a", "t1"): half(2),
-        Place("a", "t2"): half(3),
-        Place("c", "ct"): half(4),
-    }
-    places[Place("d", "ct")] = half(5)
-    before = {place: one.weights() for place, one in places.items()}
-    counts = {**dict.fromkeys(places, 3), Place("c", "ct"): 0, Place("d", "ct"): 0}
-    assert average_round(places, counts) == ["t1"]
-    live = {
-        place: {n: t.numpy() for n, t in one.network.state_dict().items()} for place, one in places.items()
-    }
-    assert same(live["a", "t1"], live["b", "t1"])
-    # In the order of the names, whatever the order in which they are given.
-    assert same(live["a", "t1"], average([before["a", "t1"], before["b", "t1"]], [3, 3]))
-    for alone in (("a", "t2"), ("c", "ct"), ("d", "ct")):
-        assert same(live[alone], before[alone])
 
 
 def test_nothing_of_the_defences_is_shared() -> None:

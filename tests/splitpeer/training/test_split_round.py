@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +20,6 @@ from splitpeer.training.split_round import (
     Parties,
     Place,
     Rows,
-    Wire,
     fused_step,
     gathered,
     handed_back,
@@ -68,6 +70,17 @@ def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor], start: st
     return all(torch.equal(one[name], other[name]) for name in one if name.startswith(start))
 
 
+def hear(split: Parties, verb: str, told: Callable[[Place, Any], object]) -> None:
+    """From now on, `told` is given what each encoder is asked by `verb` to work on, before it does."""
+
+    def heard(place: Place, honest: Any, given: Any, *more: Any) -> Any:
+        told(place, given)
+        return honest(given, *more)
+
+    for place, half in split.sites.items():
+        setattr(half, verb, partial(heard, place, getattr(half, verb)))
+
+
 def test_it_is_the_step_of_the_whole_network_bit_for_bit() -> None:
     split, whole = parties(), build_split_network(unet_backbone(2, FEATURES), MODALITIES, job_seed=3)
     optimiser = make_optimiser(whole.parameters())
@@ -79,7 +92,7 @@ def test_it_is_the_step_of_the_whole_network_bit_for_bit() -> None:
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
-        assert split_round(split, images, target, release, Wire()) == loss.item()
+        assert split_round(split, images, target, release) == loss.item()
     state = {f"{m}/{k}": t for m in MODALITIES for k, t in whole.encoders[m].state_dict().items()}
     state |= {f"hub/{k}": t for k, t in whole.decoder.state_dict().items()}
     assert same(state, weights(split))
@@ -90,28 +103,21 @@ def test_a_site_that_does_not_take_part_counts_on_and_learns_nothing() -> None:
     before = weights(split)
     images, target, release = batch(1)
     told: list[tuple[str, str]] = []
-
-    class Told(Wire):
-        def up(self, site: str, activations: dict[str, Arrays]) -> dict[str, Arrays]:
-            told.append(("up", site))
-            return activations
-
-        def down(self, site: str, gradients: dict[str, Arrays]) -> dict[str, Arrays]:
-            told.append(("down", site))
-            return gradients
-
-    split_round(split, {PLACES["t1"]: images[PLACES["t1"]]}, target, release, Told())
+    hear(split, "forward", lambda place, _: told.append(("ordered", place.site)))
+    hear(split, "advance", lambda place, _: told.append(("passed over", place.site)))
+    hear(split, "backward", lambda place, _: told.append(("applied", place.site)))
+    split_round(split, {PLACES["t1"]: images[PLACES["t1"]]}, target, release)
     after = weights(split)
     assert same(before, after, "flair/") and not same(before, after, "t1/")
     assert [half.steps_done for half in (*split.sites.values(), split.coordinator)] == [1, 1, 1]
-    assert told == [("up", "site-t1"), ("down", "site-t1")]
+    assert told == [("ordered", "site-t1"), ("passed over", "site-flair"), ("applied", "site-t1")]
 
 
 def test_where_nobody_takes_part_all_count_on_and_there_is_no_loss() -> None:
     split = parties()
     before = weights(split)
     _, target, release = batch(1)
-    assert math.isnan(split_round(split, {}, target, release, Wire()))
+    assert math.isnan(split_round(split, {}, target, release))
     assert same(before, weights(split)) and split.coordinator.steps_done == 1
 
 
@@ -119,17 +125,9 @@ def test_gradients_are_defended_after_the_decoder_has_learned_and_each_site_apar
     images, target, release = batch(1)
     plain, defended = parties(), parties(t1="gaussian:2")
     down: dict[str, dict[str, Arrays]] = {"plain": {}, "defended": {}}
-
-    class Kept(Wire):
-        def __init__(self, name: str) -> None:
-            self.name = name
-
-        def down(self, site: str, gradients: dict[str, Arrays]) -> dict[str, Arrays]:
-            down[self.name] |= gradients
-            return gradients
-
     for name, of in (("plain", plain), ("defended", defended)):
-        split_round(of, images, target, release, Kept(name))
+        hear(of, "backward", lambda place, heard, into=down[name]: into.update({place.seat: heard}))
+        split_round(of, images, target, release)
     one, other = weights(plain), weights(defended)
     assert same(one, other, "hub/") and same(one, other, "flair/") and not same(one, other, "t1/")
     assert np.array_equal(down["plain"]["flair"]["x0"], down["defended"]["flair"]["x0"])
@@ -214,7 +212,7 @@ def test_with_gaps_it_is_the_same_grouping_in_one_process_bit_for_bit(fusion: st
     split, whole = with_gaps(fusion), Grouped(fusion)
     for step in (1, 2, 3):
         images, target, release = five(step)
-        loss = split_round(split, images, target, release, Wire(), rows=GAPS)
+        loss = split_round(split, images, target, release, rows=GAPS)
         assert loss == whole.step(images, target), step
     for place, half in split.sites.items():
         state = half.network.state_dict()
@@ -264,20 +262,15 @@ def test_a_site_of_two_seats_learns_at_the_seat_that_takes_part() -> None:
     split = Parties(plain.coordinator, west)
     before = {place: {k: t.clone() for k, t in h.network.state_dict().items()} for place, h in west.items()}
     images, target, release = batch(1)
-    down: list[set[str]] = []
-
-    class Kept(Wire):
-        def down(self, site: str, gradients: dict[str, Arrays]) -> dict[str, Arrays]:
-            down.append(set(gradients))
-            return gradients
-
+    down: list[str] = []
+    hear(split, "backward", lambda place, _: down.append(place.seat))
     shown = {Place("west", place.seat): image for place, image in images.items()}
     left = west[Place("west", "t1")]
     mean = {name: array / 2 for name, array in left.weights().items()}
     saved = left.state()
     left.take(mean)
-    split_round(split, shown, target, release, Kept(), left_out={"t1"})
-    assert down == [{"flair"}]
+    split_round(split, shown, target, release, left_out={"t1"})
+    assert down == ["flair"]
     steps = {half.steps_done for half in west.values()}
     # SP-11.16-6: the seat that is left out continues from its average, as over a network.
     assert all(np.array_equal(array, mean[name]) for name, array in left.weights().items())
@@ -313,6 +306,6 @@ def test_gradients_of_a_part_are_defended_with_its_own_samples_and_masks() -> No
     )
     stack.__class__ = Seen
     images, target, release = five(1)
-    split_round(with_gaps("concat", east=stack), images, target, release, Wire(), rows=GAPS)
+    split_round(with_gaps("concat", east=stack), images, target, release, rows=GAPS)
     (told,) = seen
     assert told.samples == FIVE[1:4] and np.array_equal(told.target, target[1:4])

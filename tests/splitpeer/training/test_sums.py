@@ -10,7 +10,7 @@ from splitpeer.defences.randomness import Release
 from splitpeer.models import build_decoder, build_encoder, make_backbone
 from splitpeer.training.loss import region_loss
 from splitpeer.training.optimiser import Schedule, make_optimiser
-from splitpeer.training.split_round import Parties, Place, Wire, split_round
+from splitpeer.training.split_round import Parties, Place, split_round
 from splitpeer.training.split_step import ClientHalf, CoordinatorHalf
 from splitpeer.training.sums import SUM, fused, over_seats
 from splitproto import fusion
@@ -75,7 +75,7 @@ def test_a_step_from_the_sum_is_nearly_that_of_the_network_that_adds_floats() ->
     target = (source.random((2, 3, 32, 32)) < 0.2).astype(np.float32)
     parties = halves()
     before = {place: half.weights() for place, half in parties.sites.items()}
-    loss = split_round(parties, images, target, RELEASE, Wire(), terms=Fusion(32, 4.0, 3))
+    loss = split_round(parties, images, target, RELEASE, terms=Fusion(32, 4.0, 3))
     whole = halves()
     encoders = {place: half.network for place, half in whole.sites.items()}
     outputs = {place: encoders[place](torch.from_numpy(images[place])) for place in PLACES}
@@ -103,9 +103,7 @@ def test_a_run_from_sums_repeats_bit_for_bit() -> None:
     images = {place: source.normal(size=(2, 1, 32, 32)).astype(np.float32) for place in PLACES}
     target = (source.random((2, 3, 32, 32)) < 0.2).astype(np.float32)
     runs = [halves(), halves()]
-    losses = [
-        [split_round(run, images, target, RELEASE, Wire(), terms=TERMS) for _ in range(3)] for run in runs
-    ]
+    losses = [[split_round(run, images, target, RELEASE, terms=TERMS) for _ in range(3)] for run in runs]
     assert losses[0] == losses[1] and len(set(losses[0])) == 3
     for place in PLACES:
         first, second = (run.sites[place].weights() for run in runs)
