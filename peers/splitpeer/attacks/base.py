@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
+from math import prod
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -15,7 +16,7 @@ from torch import nn
 
 from splitpeer.models import Decoder
 from splitpeer.models.cut import Backbone
-from splitproto.messages import Sample, Seat
+from splitproto.messages import Level, Sample, Seat
 
 Levels = Mapping[str, np.ndarray]
 """Level name to float32 [channels, *spatial] of one sample."""
@@ -26,6 +27,7 @@ EVERYTHING = frozenset(
         "initial_model",
         "shadow",
         "shadow_masks",
+        "labels",
         "own_images",
         "decoder",
         "architecture",
@@ -33,7 +35,7 @@ EVERYTHING = frozenset(
     )
 )
 """The fields of `Knowledge` that `Attack.uses` may name."""
-Goal = Literal["image", "mask"]
+Goal = Literal["image", "mask", "member"]
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,12 @@ class View:
     gradient_defences: tuple[str, ...] = ()
     fusion: str = ""
     """How the decoder joins the sites, where it is known."""
+    reads: str = ""
+    """What is read together, where that is not one seat's tensors alone: behind an attack's name in tables."""
+    parts: int = 1
+    """Equal parts of each level's channels that were defended one by one (joint views, neighbouring slices)."""
+    clear: tuple[str, ...] = ()
+    """Modalities that the adversary holds in clear: the last channels of its images (`collusion.py`)."""
 
     @property
     def dimensions(self) -> int:
@@ -96,6 +104,16 @@ class View:
     def channels(self) -> dict[str, int]:
         """Level name to channels."""
         return self.backbone.cut.channels
+
+    @property
+    def shallowest(self) -> Level:
+        """Of the levels that are sent."""
+        return self.backbone.cut.levels[min(self.backbone.cut.sent)]
+
+    @property
+    def clear_channels(self) -> dict[str, int]:
+        """How many of a level's channels, the last ones, hold what is known in clear: images on the level's grid."""
+        return {self.shallowest.name: len(self.clear) * prod(self.shallowest.stride)} if self.clear else {}
 
     @property
     def defended(self) -> bool:
@@ -119,6 +137,8 @@ class Knowledge:
     """Other patients' samples by seat: float32 [N, channels, *spatial], all seats the same N in order."""
     shadow_masks: np.ndarray | None = None
     """Their masks: uint8 [N, regions, *spatial]."""
+    labels: np.ndarray | None = None
+    """Masks of the targets, which a coordinator may hold: uint8 [N, regions, *spatial]."""
     own_images: np.ndarray | None = None
     """A site's own images of the targets: float32 [N, channels, *spatial], unaugmented."""
     decoder: Decoder | None = None
@@ -143,6 +163,8 @@ class Knowledge:
             words.append(f"{count} similar images of other patients")
         if "shadow_masks" in uses and self.shadow_masks is not None:
             words.append("their masks")
+        if "labels" in uses and self.labels is not None:
+            words.append("the patients' labels")
         if "own_images" in uses and self.own_images is not None:
             words.append("its own images of the patients")
         if "decoder" in uses and self.decoder is not None:
@@ -212,7 +234,8 @@ class Result:
     goal: Goal
     images: np.ndarray
     """goal image: float32 [N, channels, *spatial] in the site's own intensities where the attack can know them, else
-    up to gain and offset. goal mask: float32 [N, *spatial], a score that is higher where the target is likely."""
+    up to gain and offset. goal mask: float32 [N, *spatial], a score that is higher where the target is likely. goal
+    member: float32 [N], higher for patients that the network was trained on."""
     adaptive: bool
     assumptions: tuple[str, ...]
     settings: dict[str, Any]

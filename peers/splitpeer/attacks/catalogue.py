@@ -16,6 +16,7 @@ CATALOGUE: dict[str, str] = {
     "whitebox": "image.whitebox:WhiteBox",
     "inverse": "image.inverse:InverseAttack",
     "refined": "image.inverse:Refined",
+    "sum-search": "image.sum_search:SumSearch",
     "first-step": "image.first_step:FirstStep",
     "kept-noise": "image.kept_noise:KeptNoise",
     "query-free": "image.query_free:QueryFree",
@@ -29,6 +30,7 @@ CATALOGUE: dict[str, str] = {
     "gradient-network": "label.network:GradientNetwork",
     "gradient-cosine": "label.gradients:GradientCosine",
     "gradient-slice": "label.gradients:GradientSlice",
+    "membership": "membership:Membership",
     "schedule": "label.schedule:WindowOrder",
 }
 """Name to module (below `splitpeer.attacks`) and class."""

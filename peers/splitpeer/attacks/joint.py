@@ -91,7 +91,9 @@ def joint_view(views: Sequence[View], terms: Fusion | None = None) -> View:
         targets.append(Target(target.sample, shots))
     modalities = tuple(modality for view in views for modality in view.seat.modalities)
     site = "+".join(dict.fromkeys(view.site for view in views))
-    return replace(first, site=site, seat=Seat(NAME, modalities), targets=tuple(targets))
+    reads, parts = ("the sum over sites", 1) if terms else ("all sites", len(views))
+    seat = Seat(NAME, modalities)
+    return replace(first, site=site, seat=seat, targets=tuple(targets), reads=reads, parts=parts)
 
 
 def joint_knowledge(

@@ -78,6 +78,7 @@ class SimulatedDefences:
             for d in stack.defences
         ]
         self.kept = any(defence.spec.kept for defence in self._stack)
+        self._parts, self._clear = view.parts, view.clear_channels
 
     def __bool__(self) -> bool:
         return bool(self._stack)
@@ -118,12 +119,16 @@ class SimulatedDefences:
             return tensors
         count = len(next(iter(tensors.values())))
         samples = tuple(Sample(_key(number, index), (0, 0, 0)) for index in range(count))
-        # Another key for every number: the noise that the site draws once and keeps is unknown to the adversary.
-        key = hashlib.sha256(self._key + b"%d" % number).digest()
-        sent: Tensors = Stack(list(stack), key)(
-            tensors, Release(b"rehearsal" + bytes(7), "infer", view, number, samples)
-        )
-        return sent
+        release = Release(b"rehearsal" + bytes(7), "infer", view, number, samples)
+        own = {n: t[:, : t.shape[1] - self._clear.get(n, 0)] for n, t in tensors.items()}
+        sent: list[Tensors] = []
+        for place, part in enumerate(_apart(own, self._parts)):
+            # Another key for every number: the noise that the site draws once and keeps is unknown to the adversary.
+            key = hashlib.sha256(self._key + b"%d" % number + (b" %d" % place if place else b"")).digest()
+            sent.append(Stack(list(stack), key)(part, release))
+        # What a site that works with the adversary shows in clear is not defended.
+        clear = {name: tensor[:, own[name].shape[1] :] for name, tensor in tensors.items()}
+        return {name: torch.cat([*(part[name] for part in sent), clear[name]], 1) for name in tensors}
 
     @torch.no_grad()
     def averaged(
@@ -156,6 +161,12 @@ class SimulatedDefences:
             return {name: Effect(ones.to(t), torch.zeros_like(ones).to(t)) for name, t in tensors.items()}
         drawn = [self._release(stack, tensors, number) for number in range(DRAWS)]
         return {name: _effect(t, torch.stack([d[name] for d in drawn])) for name, t in tensors.items()}
+
+
+def _apart(tensors: Tensors, parts: int) -> list[Tensors]:
+    """Equal parts of the channels of each level [B, C, *spatial]."""
+    split = {name: torch.chunk(tensor, parts, 1) for name, tensor in tensors.items()}
+    return [{name: pieces[place] for name, pieces in split.items()} for place in range(parts)]
 
 
 def _effect(clean: Tensor, drawn: Tensor) -> Effect:

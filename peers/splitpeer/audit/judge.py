@@ -11,8 +11,10 @@ from splitpeer.attacks.base import Result, View
 from splitpeer.audit.cohort import Samples
 from splitpeer.leakage import Floors, Others, Score, score_images, score_masks
 from splitpeer.leakage.floors import compare
+from splitpeer.leakage.membership import score_members
 from splitpeer.leakage.own_image import OwnImage, foreground
 from splitpeer.leakage.scores import number
+from splitpeer.leakage.synthesis import Synthesiser
 from splitpeer.leakage.tumour import Segmenter, score_tumour, train_segmenter
 from splitproto.messages import Seat
 
@@ -47,18 +49,25 @@ class Judge:
     """By modality."""
     own: OwnImage | None = None
     """What the attacking site finds in its own images without a gradient; None: it has no labelled strangers."""
+    members: frozenset[bytes] | None = None
+    """Who the network was trained on; None: nobody knows."""
+    others: Samples | None = None
+    """Patients not under attack, from whom a contrast is learned that follows from others (collusion)."""
+    _drawn: dict[tuple[tuple[str, ...], str], np.ndarray] = field(default_factory=dict, repr=False)
 
     def outcomes(self, view: View, result: Result) -> list[Outcome]:
         """Figures by name (see `splitpeer.leakage`): of a map, or of each channel of the images on its own."""
         if result.goal == "mask":
             return [self._map(view, result)]
+        if result.goal == "member":
+            return [self._members(view, result)]
         channels = enumerate(view.seat.modalities)
         return [self._image(view, _channel(result, n), modality) for n, modality in channels]
 
     def merit(self, view: View, result: Result) -> float | None:
         """The figure by which an attack's budget is chosen (`attacks.budget`): mean SSIM inside the body, over samples
         and the channels that are known, or the mask's AUC; None without the truth."""
-        if self.truth is None:
+        if self.truth is None or result.goal == "member":
             return None
         if result.goal == "mask":
             scores = self._map(view, result).scores
@@ -83,11 +92,18 @@ class Judge:
         )  # fmt: skip
         return Outcome(view, result, modality, found)
 
+    def _members(self, view: View, result: Result) -> Outcome:
+        modality, keys = " + ".join(view.seat.modalities), [target.sample.key for target in view.targets]
+        if self.members is None:
+            return Outcome(view, result, modality)
+        inside = np.asarray([key in self.members for key in keys])
+        return Outcome(view, result, modality, score_members(result.images, inside, keys))
+
     def _image(self, view: View, result: Result, modality: str) -> Outcome:
         truth, channel = self.truth, self.channels.get(modality)
         if truth is None or channel is None:
             return Outcome(view, result, modality)
-        images, floors = truth.images[modality], channel.floors
+        images, floors = truth.images[modality], self._beside(channel.floors, view, modality)
         scores = score_images(images, result.images, truth.patients, floors=floors, z=truth.heights)
         shown = None
         if channel.segmenter is not None and truth.outlines is not None:
@@ -96,6 +112,44 @@ class Judge:
             )
             scores |= tumour
         return Outcome(view, result, modality, scores, shown)
+
+    def _beside(self, floors: Floors, view: View, modality: str) -> Floors:
+        """`floors`, and what the contrasts that the adversary holds in clear show of this one by themselves."""
+        if not view.clear or self.truth is None or modality in view.clear:
+            return floors
+        images = self.synthesised(view.clear, modality)
+        if images is None:
+            return floors
+        name, values = drawn_from(view.clear), compare(self.truth.images[modality], images)
+        return replace(floors, images=floors.images | {name: images}, values=floors.values | {name: values})
+
+    def drawn_likeness(self, known: tuple[str, ...], modality: str) -> float | None:
+        """Mean SSIM of `synthesised`."""
+        images = self.synthesised(known, modality)
+        if images is None or self.truth is None:
+            return None
+        return float(np.nanmean(compare(self.truth.images[modality], images)["ssim"]))
+
+    def synthesised(self, known: tuple[str, ...], modality: str) -> np.ndarray | None:
+        """One contrast of the targets as drawn from others of them, float32 [N, 1, *spatial].
+
+        Learned once (ten seconds); None where other patients, or the targets, lack a contrast.
+        """
+        if self.truth is None or self.others is None:
+            return None
+        seat = Seat("known", known)
+        shown, learned = self.truth.at(seat), self.others.at(seat)
+        wanted = self.others.images.get(modality)
+        if shown is None or learned is None or wanted is None:
+            return None
+        if (known, modality) not in self._drawn:
+            self._drawn[known, modality] = Synthesiser.train(learned, wanted)(shown)
+        return self._drawn[known, modality]
+
+
+def drawn_from(modalities: Sequence[str]) -> str:
+    """Name of the floor of a collusion with the sites that hold `modalities`."""
+    return f"drawn from {' and '.join(modalities)} of the same patient"
 
 
 def _channel(result: Result, number: int) -> Result:
@@ -114,7 +168,7 @@ def make_judge(
     """
     if truth is None:
         return Judge()
-    judge = Judge(truth)
+    judge = Judge(truth, others=others)
     for modality in modalities:
         if modality not in truth.images:
             continue

@@ -94,6 +94,8 @@ class Recording:
     """Samples whose evaluation is recorded at the end."""
     views: int = 1
     """How often the coordinator asks for them; fresh noise differs each time."""
+    further: tuple[Sample, ...] = ()
+    """Samples whose evaluation is recorded once besides: slices next to the targets, other patients."""
     poses: int = 0
     """In how many poses it asks for them instead, where a site answers the same question the same every time."""
     seats: tuple[str, ...] = ()
@@ -417,6 +419,10 @@ class Rehearsal:
     def _views(self, recording: Recording, captures: _Captures, progress: Progress) -> None:
         """The coordinator asks for the same samples again and again; the site draws fresh noise each time."""
         first = self._ask(recording, captures.note, self.job.steps, 0)
+        if recording.further:
+            self._ask(
+                replace(recording, targets=recording.further), captures.note, self.job.steps, recording.views
+            )
         for view in range(1, recording.views):
             again = self._ask(recording, captures.note, self.job.steps, view)
             if view == 1 and _same(again, first):

@@ -13,6 +13,7 @@ import numpy as np
 import splitproto
 from splitpeer.attacks.base import Spending, View
 from splitpeer.attacks.catalogue import described
+from splitpeer.attacks.collusion import IN_CLEAR
 from splitpeer.audit.judge import Judge, Outcome
 from splitpeer.audit.rehearsal import Rehearsed
 from splitpeer.report.model import AuditRun, Effort, Entry, Privacy, RunLevel, RunNetwork, Source
@@ -26,8 +27,12 @@ MALICIOUS = (
     "contain it; it is simulated separately.",
 )
 OTHERS = (
-    "Membership inference, attribute inference and attacks by several sites together.",
+    "Attribute inference, such as sex, age or scanner.",
     "Attacks with more computation, more similar images or more releases than stated with each figure.",
+)
+MEMBERSHIP = "Membership inference: whether a patient was among those that the network learned from."
+COLLUSION = (
+    "Parties that work together, such as the coordinator and a hospital that share what they received."
 )
 
 
@@ -79,7 +84,7 @@ class RunFolder:
         entry = Entry(
             id=f"{number}-{result.attack}-{form}",
             attack=result.attack,
-            title=kind.title,
+            title=", ".join(filter(None, (kind.title, view.reads))),
             plain=kind.plain,
             goal=result.goal,
             modality=outcome.modality,
@@ -98,7 +103,8 @@ class RunFolder:
             scores=outcome.scores,
         )
         self.entries.append(entry)
-        self.arrays[entry.id] = _small(result.images)
+        if result.goal != "member":
+            self.arrays[entry.id] = _small(result.images)
         if outcome.tumour is not None:
             self.arrays[f"tumour_{entry.id}"] = outcome.tumour.astype(np.uint8)
         self.save()
@@ -122,6 +128,13 @@ class RunFolder:
             )
         )  # fmt: skip
         self.save()
+
+    def _left_open(self) -> list[str]:
+        """What only some runs test."""
+        done = [entry for entry in self.entries if entry.status == "done"]
+        told = {MEMBERSHIP: any(entry.goal == "member" for entry in done),
+                COLLUSION: any(IN_CLEAR in entry.title for entry in done)}  # fmt: skip
+        return [sentence for sentence, tested in told.items() if not tested]
 
     @property
     def refused(self) -> list[str]:
@@ -151,7 +164,7 @@ class RunFolder:
                 hd95={name: played.hd95 for name, played in self.reached.items()},
                 volume_ml={name: played.volume_ml for name, played in self.reached.items()},
                 privacy=self.privacy,
-                not_tested=self.not_tested,
+                not_tested=(*self.not_tested, *self._left_open()),
                 commands=self.commands,
                 digests=self.digests,
                 notes=self.notes,

@@ -19,7 +19,7 @@ from splitpeer.defences.kinds import KINDS
 from splitpeer.errors import DataError
 from splitpeer.report import bands, text, words
 from splitpeer.report.cards import Card, groups
-from splitpeer.report.findings import Places, configurations, pair
+from splitpeer.report.findings import Places, configurations, member_sentences, pair
 from splitpeer.report.frontier import svg
 from splitpeer.report.model import UNDEFENDED, AuditRun, Point, Promise
 from splitpeer.report.names import brief, kind
@@ -149,7 +149,10 @@ class Report:
                 style_hash=_hash(style),
                 script_hash=_hash(script),
                 answers=self.answers,
-                notes=list(dict.fromkeys(note for _, run in self.runs for note in run.notes)),
+                notes=[
+                    *dict.fromkeys(note for _, run in self.runs for note in run.notes),
+                    *member_sentences(self.folders),
+                ],
                 image_bands=bands.IMAGE_BANDS,
                 image_steps=bands.IMAGE_STEPS,
                 mask_bands=bands.MASK_BANDS,

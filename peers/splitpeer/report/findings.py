@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from splitpeer.leakage.scores import Score
 from splitpeer.report.bands import Band, image_band, mask_band
 from splitpeer.report.model import UNDEFENDED, Entry
 from splitpeer.report.names import brief, key
 from splitpeer.report.store import Arrays, Folder
+from splitpeer.report.text import share
 
 
 @dataclass(frozen=True)
@@ -137,6 +139,28 @@ def pair(folders: Sequence[Folder]) -> list[ReportFinding]:
     return findings
 
 
+def member_sentences(folders: Sequence[Folder]) -> list[str]:
+    """For each attack on membership: how well it tells the patients that the network was trained on."""
+    where, said = Places(folders), []
+    for entry in (entry for folder in folders if folder.run for entry in folder.run.entries):
+        area, found = entry.scores.get("member_auc"), entry.scores.get("member_tpr")
+        if entry.goal != "member" or area is None or found is None or area.mean is None or found.mean is None:
+            continue
+        said.append(
+            f"{entry.title} on {where(entry)}, {entry.configuration}: of a patient who was trained on and one who was "
+            f"not, the right one is named in {_share(area)} of cases (guessing: 50 %), over {area.patients} patients; "
+            f"with at most 1 % false alarms {_share(found)} of the former are found."
+        )
+    return said
+
+
+def _share(score: Score) -> str:
+    between = (
+        "" if score.low is None or score.high is None else f" [{share(score.low)} to {share(score.high)}]"
+    )
+    return f"{share(score.mean)}{between}"
+
+
 def mean_dice(values: Mapping[str, float | None]) -> float | None:
     """The mean as given, else over the regions given."""
     regions = [value for name, value in values.items() if name != "mean" and value is not None]
@@ -156,6 +180,8 @@ def configurations(folders: Sequence[Folder], findings: Sequence[ReportFinding])
         return found.setdefault(key(name), Configuration(brief(name)))
 
     for finding in findings:
+        if finding.entry.goal == "member":  # a sentence of its own (`member_sentence`)
+            continue
         one = of(finding.entry.configuration)
         (one.images if finding.entry.goal == "image" else one.masks).append(finding)
     for run in (folder.run for folder in folders if folder.run is not None):

@@ -133,7 +133,7 @@ class Entry(ReportPart):
     title: str
     plain: str = ""
     """What the adversary does, one sentence without technical words."""
-    goal: Literal["image", "mask"]
+    goal: Literal["image", "mask", "member"]
     modality: str
     """The modality attacked; for a mask, the modality of the site that attacks."""
     site: str = ""

@@ -25,6 +25,8 @@ METRICS = {
     "auc_window": "Target distinguished, air included (AUC)",
     "dice_otsu": "Overlap with the true outline (Dice)",
     "dice_oracle": "Overlap at the best threshold (Dice)",
+    "member_auc": "Training patients told from others (AUC)",
+    "member_tpr": "Training patients found at 1 % false alarms (share)",
 }
 MAIN = (
     "ssim", "tumour_dice", "tumour_presence", "tumour_volume", "tumour_side", "reidentification", "auc",
@@ -35,7 +37,6 @@ DECIBEL = ("psnr", "psnr_plain")
 NEVER_TESTED = (
     "Attacks that nobody has published yet, and more effort than was spent here: more computation, more views, "
     "more images of other patients.",
-    "Parties that work together, such as the coordinator and a hospital that share what they received.",
     "A coordinator that breaks the protocol, unless an attack of that kind is listed above.",
     "What sizes and times of messages reveal to an eavesdropper; the schedule itself tells the hospitals which slices "
     "are used.",
