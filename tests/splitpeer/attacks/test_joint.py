@@ -57,7 +57,7 @@ def test_one_network_reads_what_all_sites_sent() -> None:
 
 def test_a_sum_of_many_channels_hides_neither_image() -> None:
     views, known = scene("")
-    terms = Fusion(tuple(views[0].channels.values()), 16, 64.0, 2)
+    terms = Fusion(16, 64.0, 2)
     view, granted = joint_view(views, terms), joint_knowledge(views, known, terms)
     levels = view.targets[0].shots[0].activations
     parts = [v.targets[0].shots[0].activations["x0"] for v in views]
@@ -76,7 +76,7 @@ def test_the_adversary_sums_as_the_coordinator_reads(limit: float) -> None:
     """Clipped and rounded for each site, of which one may fill two seats."""
     views, known = scene("")
     views.append(replace(views[1], seat=Seat("again", ("t2",))))
-    terms = Fusion(tuple(views[0].channels.values()), 16, limit, 2)
+    terms = Fusion(16, limit, 2)
     view, granted = joint_view(views, terms), joint_knowledge(views, [*known, known[1]], terms)
     images = torch.from_numpy(np.concatenate([TRUTH[0], TRUTH[1], TRUTH[1]], 1))
     assert granted.model is not None
