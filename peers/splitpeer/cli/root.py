@@ -22,6 +22,10 @@ COMMANDS = {
     "status": ("splitpeer.cli.status:status", "Show what this peer is doing and what it is waiting for."),
     "drain": ("splitpeer.cli.drain:drain", "Stop this peer cleanly."),
     "trail": ("splitpeer.cli.trail:trail", "Show and check this peer's audit trail."),
+    "bank": (
+        "splitpeer.cli.bank:bank",
+        "List what frozen runs keep of patients at a coordinator, or delete it.",
+    ),
     "privacy": (
         "splitpeer.cli.privacy:privacy",
         "Show how much of the privacy budget is spent, and what a study needs.",

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from contextlib import AsyncExitStack
 from pathlib import Path
 
@@ -22,13 +22,14 @@ from splitpeer.coordinator.assembly import (
     make_sites,
     open_masks,
 )
-from splitpeer.coordinator.frozen.run import COLLECTED, FrozenRun
+from splitpeer.coordinator.frozen.work import FrozenWork
+from splitpeer.coordinator.gathering import Gathering
 from splitpeer.coordinator.matching import Matching
 from splitpeer.coordinator.remote_site import RemoteSite
 from splitpeer.coordinator.run import DISK_S, Run
 from splitpeer.coordinator.run_files import RunFiles, RunResult
 from splitpeer.coordinator.team import Team
-from splitpeer.coordinator.trainer import Trainer
+from splitpeer.coordinator.work import COLLECTED, JointWork, Work
 from splitpeer.daemon import happenings as h
 from splitpeer.daemon.console import RunView
 from splitpeer.daemon.duty import Duty
@@ -47,13 +48,12 @@ from splitpeer.errors import (
     PeerError,
     told_of,
 )
-from splitpeer.federation.batches import TrainingStream
 from splitpeer.federation.compute import Compute
 from splitpeer.federation.files import tell
 from splitpeer.federation.overlap import ADVICE, shared_with
 from splitpeer.federation.seating import Seating
 from splitpeer.federation.seats import seats_of
-from splitpeer.federation.terms import cut_descriptors, job_on_wire, services, terms_digest
+from splitpeer.federation.terms import job_on_wire, services, terms_digest
 from splitpeer.settings.job import JobConfig
 from splitpeer.settings.peer import PeerConfig
 from splitpeer.storage import checkpoint
@@ -62,7 +62,6 @@ from splitproto.constants import DEFAULT_MAX_MESSAGE
 from splitproto.errors import DeadlineExceeded, SetupError
 from splitproto.lanes.base import Lane
 from splitproto.lanes.zeromq import ZmqLane
-from splitproto.tensors import schema_digest
 
 log = logging.getLogger(__name__)
 
@@ -146,8 +145,12 @@ class Coordinator:
             self._job, job, half, self._team, self._labels, self._compute, self._files, self.result,
             Seating(self._job, self._seats, {}), self._report,
         )  # fmt: skip
-        self._trainer = Trainer(self._run, self._gradient_stacks)
-        self._frozen = FrozenRun(self._run, config) if self._job.frozen else None
+        gathering = Gathering(self._run, self._matching, self._witness, self.defences)
+        self._work: Work = (
+            FrozenWork(self._run, gathering, config)
+            if self._job.frozen
+            else JointWork(self._run, gathering, self._gradient_stacks)
+        )
 
     @property
     def defences(self) -> tuple[str, ...]:
@@ -191,8 +194,7 @@ class Coordinator:
     async def _serve(self) -> RunResult:
         self._started = time.monotonic()
         try:
-            if self._frozen is not None:
-                await self._frozen.open(resumed=bool(self._files.record.patients))
+            await self._work.open(resumed=bool(self._files.record.patients))
             async with Door(
                 [self._lane or ZmqLane(self._listen)],
                 self._credentials,
@@ -287,8 +289,8 @@ class Coordinator:
                 except DeadlineExceeded:
                     continue
                 # SP-11.17-8: in place of an offer.
-                over = self._frozen is not None and self._frozen.collected
-                join = self._dismiss(session) if over else self._join(by_name[session.peer.site], session)
+                site = by_name[session.peer.site]
+                join = self._join(site, session) if self._work.needs_sites else self._dismiss(session)
                 task = asyncio.create_task(join)
                 joining.add(task)
                 task.add_done_callback(joining.discard)
@@ -316,12 +318,6 @@ class Coordinator:
             # The cost of a full disk: after a restart, the first to join as this site takes its place.
             self._report(h.SiteNotBound(site, str(error)))
 
-    def _match(self) -> tuple[list[bytes], list[bytes]]:
-        """Training and validation patients; the seating is known from now on."""
-        seating, training, held_out = self._matching.match(self._team.present, self.sites, self._report)
-        self._run.seating, self.result.patients = seating, len(seating.filled)
-        return training, held_out
-
     # --- from the first site to the last step -------------------------------------------------------------
 
     async def _until_stopped(self) -> tuple[str, str]:
@@ -330,7 +326,7 @@ class Coordinator:
         Returns:
             Reason and text of the bye that is due.
         """
-        work = asyncio.create_task(self._work())
+        work = asyncio.create_task(self._to_the_end())
         stopping = asyncio.create_task(self._stop.wait())
         leaving: list[asyncio.Task[None]] = []
         try:
@@ -338,7 +334,7 @@ class Coordinator:
             if not work.done():
                 self._run.draining = True
                 self._report(h.DrainBegan(self.result.step))
-                if self._files.opened and not (self._frozen is not None and self._frozen.collected):
+                if self._files.opened and self._work.needs_sites:
                     leaving = [asyncio.create_task(site.wait_gone()) for site in self._team.present]
                     await asyncio.wait((work, *leaving), timeout=DRAIN_S, return_when=asyncio.FIRST_COMPLETED)
                     gone = asyncio.gather(*leaving, return_exceptions=True)
@@ -356,7 +352,7 @@ class Coordinator:
             for task in (stopping, work, *leaving):
                 task.cancel()
             await asyncio.gather(work, *leaving, return_exceptions=True)
-        savepoints = self._trainer.savepoints if self._frozen is None else self._frozen.savepoints
+        savepoints = self._work.savepoints
         if not self._files.opened or not savepoints.ready:
             return "drain", "stopped before the run began or resumed"
         # The sites may have saved by themselves. If this step is theirs as well, a restart resumes from it; it may
@@ -371,7 +367,7 @@ class Coordinator:
         self._report(h.Drained(self._run.committed, saved))
         return "drain", f"stopped at step {self._run.committed}; the coordinator will resume there"
 
-    async def _work(self) -> None:
+    async def _to_the_end(self) -> None:
         record = self._files.record
         self._report(h.PhaseBegan("gathering"))
         if record.state == "farewell":
@@ -385,95 +381,13 @@ class Coordinator:
             # Its progress, for anyone who looks, or stops it again, before all sites are here.
             self.result.step = max(held)
             self._report(h.RunResumes(self.result.step, self._job.steps))
-        if self._frozen is not None:
-            self._insist_on(held)
-            await self._work_from_bank(self._frozen, resumed=resumed)
-        else:
-            training, validation = await self._gathered()
-            self._insist_on(held)  # now that sites are here, they are told
-            stream = self._stream(training)
-            if not resumed:
-                await self._trainer.start()
-            self._files.open(resumed=resumed, patients=self._run.seating.filled, held_out=validation)
-            await self._trainer.train(stream, validation, held if resumed else ())
+        await self._work.do(held, resumed=resumed)
         if self.result.complete:
-            self.result.bytes_per_step = self._trainer.bytes_per_step
+            self.result.bytes_per_step = self._work.bytes_per_step
             self.result.seconds = time.monotonic() - self._started
             # On disk before any site is told: a site that was told has gone, and cannot be asked again.
             self._files.write(self.result)
             record.farewell()
-
-    def _insist_on(self, held: Collection[int]) -> None:
-        """SP-11-39: a run is not begun again under its name. Raises DataError."""
-        if self._files.record.patients and not held:
-            raise DataError(
-                f"no whole checkpoint of the run is left in {self._files.checkpoints}: bring one back, or start "
-                "with --fresh"
-            )
-
-    async def _gathered(self) -> tuple[list[bytes], list[bytes]]:
-        """All sites are here: training and validation patients."""
-        record = self._files.record
-        await self._team.gather(
-            self._settings.deadlines.join_s,
-            lambda names: self._report(h.SitesAwaited(names)),
-            all_needed=not record.patients,
-        )
-        here = self._team.present
-        self._witness.start(
-            self._files.run,
-            self._job,
-            schema_digest(cut_descriptors(self._job)),
-            [site.party for site in self.sites],
-            defences=self.defences,
-            features=frozenset.intersection(*(site.features for site in here)),
-        )
-        training, validation = await self._compute.run(
-            self._match, what="the masks' headers to be read", timeout=DISK_S
-        )
-        self.result.validation, self.result.tls = len(validation), here[0].tls
-        absent = [site.name for site in self._team.absent]
-        self._report(h.RunBegan(self._job.steps, [site.name for site in here], absent))
-        return training, validation
-
-    async def _work_from_bank(self, frozen: FrozenRun, *, resumed: bool) -> None:
-        """SP-11.17: with the sites until the bank is complete, then without them."""
-        await frozen.verify()
-        needed = not frozen.collected
-        if needed:
-            training, validation = await self._gathered()
-        else:
-            training, validation = await self._compute.run(
-                self._match_kept, what="the masks' headers to be read", timeout=DISK_S
-            )
-            self.result.validation = len(validation)
-            self._report(h.RunBegan(self._job.steps, [], []))
-        if not resumed:
-            await frozen.begin()
-        self._files.open(resumed=resumed, patients=self._run.seating.filled, held_out=validation)
-        if resumed:
-            await frozen.restore()
-        if needed:
-            await frozen.collect()
-            if not frozen.collected:
-                return
-            self.result.released_bytes = sum(sum(site.traffic) for site in self.sites)
-            here = [site for site in self.sites if site.here]
-            told = await asyncio.gather(*(site.say_bye("complete", COLLECTED) for site in here))
-            self._files.record.note_told([site.name for site, heard in zip(here, told, strict=True) if heard])
-        await frozen.train(self._stream(training), validation)
-
-    def _match_kept(self) -> tuple[list[bytes], list[bytes]]:
-        """As `_match`, of a run whose sites are not needed any more."""
-        seating, training, held_out = self._matching.match([], self.sites, self._report)
-        self._run.seating, self.result.patients = seating, len(seating.filled)
-        return training, held_out
-
-    def _stream(self, training: Sequence[bytes]) -> TrainingStream:
-        """All batches of the run."""
-        return TrainingStream.of(
-            self._settings, self._job, training, self._labels, self._run.seating.complete
-        )
 
     async def _only_goodbyes(self) -> None:
         """The run is complete, and this coordinator died before all sites knew."""
@@ -490,7 +404,7 @@ class Coordinator:
         await asyncio.gather(*waiting, return_exceptions=True)
 
     async def _bye(self, reason: str, text: str) -> None:
-        self.result.bytes_per_step = self.result.bytes_per_step or self._trainer.bytes_per_step
+        self.result.bytes_per_step = self.result.bytes_per_step or self._work.bytes_per_step
         told = self._files.record.told
         left = [site for site in self.sites if site.here or site.name not in told]
         await asyncio.gather(*(self._say(site, reason, text) for site in left))

@@ -5,19 +5,19 @@ from __future__ import annotations
 import time
 from bisect import bisect_left
 from collections.abc import Awaitable, Sequence
+from functools import partial
 
 import numpy as np
 
 from splitpeer.coordinator.exclusion import Exclusion, UnusableBySite, told_apart
 from splitpeer.coordinator.remote_site import RemoteSite, Sent, Unable
 from splitpeer.coordinator.run import Arrived, Run, finite
-from splitpeer.coordinator.scored import note_scores, scorings_of
+from splitpeer.coordinator.scored import Scored, evaluated, to_score
 from splitpeer.daemon import happenings as h
 from splitpeer.errors import JobFailed, PatientUnusable
 from splitpeer.federation.batches import TrainingStream
 from splitpeer.federation.evaluation import Plan
 from splitpeer.federation.seating import Parts
-from splitpeer.federation.terms import window_of
 from splitpeer.training.split_round import gathered
 from splitproto.messages import Withdraw
 
@@ -32,7 +32,6 @@ class Evaluator:
 
     def __init__(self, run: Run, exclusion: Exclusion) -> None:
         self._run, self._exclusion = run, exclusion
-        self._window = window_of(run.job)
 
     async def evaluate(self, keys: Sequence[bytes], stream: TrainingStream) -> None:
         """Score the halves of the committed step over the patients `keys`."""
@@ -49,19 +48,7 @@ class Evaluator:
                 await self._exclusion.withdraw(volumes, stream)
             else:
                 await run.team.ask_all(lambda site: site.advance(run.committed))
-        result = run.result
-        await run.tell(
-            h.Evaluated(
-                run.committed,
-                volumes,
-                result.dice,
-                result.made_from,
-                result.missing,
-                result.hd95,
-                result.volume_ml,
-                time.monotonic() - began,
-            )
-        )
+        await run.tell(evaluated(run, volumes, time.monotonic() - began))
 
     def _sites(self) -> list[RemoteSite]:
         """SP-10-8: a site without the feature trains, and evaluations are made without it."""
@@ -72,27 +59,18 @@ class Evaluator:
     ) -> int | UnusableBySite:
         """Score with these sites: how many volumes; or the patients that cannot be used, none if one of the sites
         was left out meanwhile, or cannot evaluate any more."""
-        run = self._run
         try:
-            left = [key for key in keys if key not in self._exclusion.keys]
-            # The last ones (none: all), as the demonstration records and attacks the first.
-            some = run.settings.evaluation.sample if run.committed < run.job.steps else 0
-            return await self._score(sites, left[-some:])
+            return await self._score(sites, to_score(self._run, keys, self._exclusion.keys))
         except PatientUnusable as error:
             return self._exclusion.own(error)
 
     async def _score(self, sites: Sequence[RemoteSite], keys: Sequence[bytes]) -> int | UnusableBySite:
-        run, settings = self._run, self._run.settings.evaluation
-        names = {site.name for site in sites}
-        made_from = {key: seats for key in keys if (seats := run.seating.seats_of(key, names))}
-        plan = Plan.of(
-            list(made_from), run.labels, self._window, settings.overlap, settings.batch, run.committed
-        )
-        seats = [seat for seat in run.seating.seats.names if run.seating.fillers(seat) & names]
-        scorings = scorings_of(run, plan, made_from, seats)
+        run, ahead = self._run, self._run.settings.training.ahead
+        scored = Scored(run, keys, {site.name for site in sites})
+        plan = scored.plan
         turns = {site: _Turns(run, site, plan) for site in sites}
         for index, forward in enumerate(plan.forwards):
-            until = index + run.settings.training.ahead
+            until = index + ahead
             asked = [site for site, turn in turns.items() if turn.has(index)]
 
             def compute(
@@ -105,25 +83,15 @@ class Evaluator:
             arrived, unusable = told_apart(answers)
             if unusable or len(arrived) < len(asked):
                 return unusable
-            key = plan.keys[index]
-            for missing, scoring in scorings.items():
-                if made_from[key] == [missing]:
-                    continue  # without it there is nothing of this patient
-                try:
-                    predicted = await run.computed(
-                        self._predict, arrived, missing, len(forward.samples),
-                        what=f"the prediction of batch {index}",
-                    )  # fmt: skip
-                except JobFailed:
-                    if not await run.blamed(arrived):
-                        raise
-                    return {}
-                await run.computed(scoring.add, index, predicted, what=f"the score of batch {index}")
-            run.report(h.BatchScored(index + 1, len(plan.forwards)))
-        note_scores(run, scorings, made_from, seats)
-        return len(scorings[""].dice)
+            try:
+                await scored.add(index, partial(self._predict, arrived, len(forward.samples)))
+            except JobFailed:
+                if not await run.blamed(arrived):
+                    raise
+                return {}
+        return scored.close()
 
-    def _predict(self, arrived: Arrived, missing: str, samples: int) -> np.ndarray:
+    def _predict(self, arrived: Arrived, samples: int, missing: str) -> np.ndarray:
         """Probabilities of what arrived, without the seat `missing` if one is named."""
         half = self._run.half
         arrays, rows = self._run.at_places(arrived)

@@ -13,7 +13,7 @@ from splitpeer.data.volumes import Volumes
 from splitpeer.errors import DataError, JobFailed
 from splitpeer.federation.files import counted, look
 from splitpeer.federation.overlap import ADVICE, pairwise
-from splitpeer.federation.seating import Seating
+from splitpeer.federation.seating import Lists, Seating
 from splitpeer.federation.seats import Seats
 from splitpeer.settings.job import JobConfig
 from splitproto.messages import Job
@@ -60,7 +60,11 @@ class Matching:
         return len(having["labels"] & having[site]) < least
 
     def match(
-        self, here: Sequence[RemoteSite], sites: Sequence[RemoteSite], report: h.Reporter
+        self,
+        here: Sequence[RemoteSite],
+        sites: Sequence[RemoteSite],
+        report: h.Reporter,
+        lists: Mapping[str, Lists] | None = None,
     ) -> tuple[Seating, list[bytes], list[bytes]]:
         """Seating, training patients, validation patients: of the resumed run, or decided now.
 
@@ -68,18 +72,22 @@ class Matching:
             here: the sites that the work at hand counts on.
             sites: all; they must hold their patients from now on.
             report: told the table.
+            lists: by site, the seats that it could fill, where none is here to say so; then `here` does not count.
 
         Raises:
             JobFailed: too few patients, or not on the same grids; or one of the run's is not there any more.
         """
         # SP-11.13-11.
         known = look(self._labels, self._unusable, report)
+        if lists is not None:
+            here = ()
         if self._record.patients:
             seating = Seating(self._job, self._seats, self._record.patients)
             self._check_kept(seating, known, here)
         else:
-            lists = {site.name: site.lists for site in here}
-            seating = Seating.decide(self._job, self._seats, lists, known, self.least(here))
+            offered = lists or {site.name: site.lists for site in here}
+            least = self.least(here if lists is None else sites)
+            seating = Seating.decide(self._job, self._seats, offered, known, least)
         if len(seating.filled) < self._settings.data.min_patients:
             report(self._table(seating, known, here, []))
             raise JobFailed(self._too_few(seating, known, here))

@@ -15,7 +15,7 @@ from typing import Any
 
 from splitpeer.coordinator.record import RunRecord
 from splitpeer.daemon import happenings as h
-from splitpeer.errors import ConfigError
+from splitpeer.errors import ConfigError, DataError
 from splitpeer.federation.terms import run_folder
 from splitpeer.settings.job import JobConfig
 from splitpeer.settings.peer import PeerConfig
@@ -53,7 +53,7 @@ class RunResult:
     """By site, the steps that this process of the coordinator made without it."""
     withdrawn: list[dict[str, Any]] = field(default_factory=list)
     """Patients that the run was made without: a handle, the first step without it, the site, the cause. No site: it was
-    the coordinator's own mask."""
+    the coordinator's own mask, or (cause consent) somebody dropped the patient from the feature bank."""
     sites: dict[str, str] = field(default_factory=dict)
     """By site, the seats that it fills, in words."""
     seats: list[str] = field(default_factory=list)
@@ -107,6 +107,21 @@ class RunFiles:
         """Find out before sites wait whether results can be written."""
         with _writing(self.output, "[output] folder"):
             self.output.mkdir(parents=True, exist_ok=True)
+
+    def insist_on(self, held: Collection[int]) -> None:
+        """SP-11-39: a run is not begun again under its name.
+
+        Args:
+            held: steps of the coordinator's own checkpoints.
+
+        Raises:
+            DataError: the run had begun, and none is left.
+        """
+        if self.record.patients and not held:
+            raise DataError(
+                f"no whole checkpoint of the run is left in {self.checkpoints}: bring one back, or start "
+                "with --fresh"
+            )
 
     def open(
         self, *, resumed: bool, patients: Mapping[bytes, Mapping[str, str]], held_out: Collection[bytes]

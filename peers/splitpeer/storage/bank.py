@@ -31,6 +31,8 @@ from splitpeer.storage import durable, reading
 from splitproto.secretfile import how_to_close, open_to_others
 
 FORMAT = "splitproto feature bank 2"
+FOLDER = "bank"
+"""In the coordinator's folder of a run."""
 INDEX = "bank.json"
 DROPPED = "dropped.json"
 ALL_SITES = "(sum)"
@@ -365,6 +367,24 @@ class _BankSeal:
         if said["check"] != self.check:
             raise DataError(f"{folder}: the feature bank was encrypted with another key ([bank] key)")
         return dict(reading.parse(self.open(bytes.fromhex(said["sealed"]), _INDEX)))
+
+
+def remove(folder: Path) -> None:
+    """Delete a whole bank, readable or not; the index last, so that what a crash leaves is found again.
+
+    Raises:
+        DiskTrouble, ConfigError: something is left.
+    """
+    try:
+        for inside in folder.iterdir():
+            if inside.is_dir() and not inside.is_symlink():
+                shutil.rmtree(inside)
+            elif inside.name != INDEX:
+                inside.unlink()
+        shutil.rmtree(folder)
+        durable.sync_folder(folder.parent)
+    except OSError as error:
+        raise durable.refusal(error, f"{folder}: the feature bank", "[peer] state") from None
 
 
 def load_key(path: Path) -> bytes:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from splitpeer.cli import main
 from splitpeer.errors import JobFailed
 from splitpeer.storage.bank import INDEX
 
@@ -59,10 +60,15 @@ def files_of(scene: Scene, *patients: str) -> list[Path]:
 
 
 def at_step_five(scene: Scene) -> None:
-    """As if the coordinator had died before the last step, and one release of another patient were torn."""
+    """As if the coordinator had died before the last step."""
     for checkpoint in bank_of(scene).parent.glob("step-*"):
         if checkpoint.name != "step-00000005.safetensors":
             checkpoint.unlink()
+
+
+def torn(scene: Scene) -> None:
+    """One release of another patient is not there, so the sites are needed once more."""
+    at_step_five(scene)
     files_of(scene, trained_on(scene, 1))[0].unlink()
 
 
@@ -71,7 +77,7 @@ async def test_between_two_starts_of_a_run(mode: str, request: pytest.FixtureReq
     """The whole patient goes, from what other sites released and from sums too, and the rest of the run is without."""
     scene: Scene = request.getfixturevalue(mode)
     await collected(scene)
-    at_step_five(scene)
+    torn(scene)
     gone = trained_on(scene)
     assert files_of(scene, gone)
     withdrawn_list(scene).write_text(gone)
@@ -95,7 +101,7 @@ def last_loss_without(scene: Scene, patient: str) -> float:
 
 async def test_beyond_the_limit_the_run_fails_and_the_releases_are_gone_all_the_same(plain: Scene) -> None:
     await collected(plain)
-    at_step_five(plain)
+    torn(plain)
     gone = [trained_on(plain, number) for number in (0, 2)]
     withdrawn_list(plain).write_text("\n".join(gone))
     ran = await plain.together(resume=True)
@@ -118,3 +124,21 @@ async def test_a_coordinator_that_died_before_it_removed_them(plain: Scene) -> N
     assert ran.error is None and ran.result.complete, ran
     assert files_of(plain, gone) == []
     assert files_of(plain, masked)
+
+
+async def test_a_patient_who_is_dropped_by_hand_when_the_sites_have_stopped(
+    plain: Scene, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No site is asked: the rest of the run is made without the patient."""
+    await collected(plain)
+    at_step_five(plain)
+    gone = trained_on(plain)
+    with pytest.raises(SystemExit) as left:
+        main(["bank", "drop", "try", "--patient", gone, "--config", str(plain.folder / "hub" / "peer.toml")])
+    assert not left.value.code
+    assert "What the decoder has learned by step 5 stays in it" in capsys.readouterr().out
+    assert files_of(plain, gone) == []
+    ran = await plain.together(resume=True, only=["hub"])
+    assert ran.error is None and ran.result.complete, ran
+    assert [(one["site"], one["step"], one["cause"]) for one in ran.result.withdrawn] == [("", 6, "consent")]
+    assert plain.losses()[5] == last_loss_without(plain, gone)

@@ -14,7 +14,7 @@ from splitpeer.federation.terms import cut_descriptors, seat_descriptors, terms_
 from splitpeer.storage.bank import ALL_SITES, BankEntry, Contents
 from splitpeer.training.windows import window_origins
 from splitproto.fusion import CHECK
-from splitproto.messages import Forward, Job, Sample
+from splitproto.messages import Forward, Sample
 from splitproto.seats import tensor_name
 
 
@@ -35,20 +35,23 @@ def contents(run: Run, weights: Mapping[str, bytes]) -> Contents:
         releases = [one for site in sorted(weights) for one in _of_site(run, site)]
     return Contents(
         run.files.run,
-        terms(run.job, run.settings.evaluation.overlap),
+        terms(run),
         run.job.precision,
         weights,
         tuple(releases),
     )
 
 
-def terms(job: Job, overlap: float) -> str:
-    """Digest of what releases depend on; how the decoder is trained is none of it."""
+def terms(run: Run) -> str:
+    """Digest of what releases depend on: seats, cut, window and so on, and nothing of how the decoder is trained."""
     same = replace(
-        job, name="", batch=1, steps=1, optimiser="", learning_rate=1.0, weight_decay=0.0, schedule="",
+        run.job, name="", batch=1, steps=1, optimiser="", learning_rate=1.0, weight_decay=0.0, schedule="",
         seconds_per_step=1.0,
     )  # fmt: skip
-    return hashlib.sha256(json.dumps([terms_digest(same), overlap]).encode()).hexdigest()
+    seats = run.seating.seats
+    filled = {site: [[seat.name, seat.modalities] for seat in seats.of(site)] for site in seats.filled}
+    said = [terms_digest(same), run.settings.evaluation.overlap, filled]
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
 
 def forward_of(release: BankEntry) -> Forward:

@@ -1,0 +1,126 @@
+"""A run with frozen encoders from its first site to its last step: collect, let the sites go, train (SP-11.17)."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Collection
+from pathlib import Path
+
+from splitpeer.coordinator.frozen.collector import Collector
+from splitpeer.coordinator.frozen.exclusion import BankExclusion
+from splitpeer.coordinator.frozen.features import Features
+from splitpeer.coordinator.frozen.questions import contents, terms
+from splitpeer.coordinator.frozen.trainer import BankTrainer
+from splitpeer.coordinator.gathering import Gathering
+from splitpeer.coordinator.run import Run
+from splitpeer.coordinator.savepoints import Savepoints
+from splitpeer.coordinator.work import COLLECTED
+from splitpeer.daemon import happenings as h
+from splitpeer.errors import DataError
+from splitpeer.settings.peer import PeerConfig
+from splitpeer.storage.bank import FOLDER, Bank, load_key
+
+
+class FrozenWork:
+    """Of one run; see `Work`.
+
+    Args:
+        run: the run.
+        gathering: of its sites.
+        config: the coordinator's `peer.toml`.
+
+    Raises:
+        ConfigError: the bank's key cannot be used.
+    """
+
+    bytes_per_step = 0
+
+    def __init__(self, run: Run, gathering: Gathering, config: PeerConfig) -> None:
+        self._run, self._gathering, self._cache_mib = run, gathering, config.data.cache_mib
+        self._key = load_key(config.bank.key) if config.bank.key is not None else b""
+        self._exclusion = BankExclusion(run)
+        self.savepoints = Savepoints(run, self._exclusion)
+        self.needs_sites = True
+        """Until all releases are here."""
+        self._bank: Bank | None = None
+
+    @property
+    def folder(self) -> Path:
+        """Of the bank."""
+        return self._run.files.checkpoints / FOLDER
+
+    async def open(self, *, resumed: bool) -> None:
+        """See `Work`."""
+        run = self._run
+        if not resumed:
+            return
+        bank = await run.on_disk(Bank.open, self.folder, self._key, what="the feature bank")
+        if bank is None:
+            return
+        if (bank.contents.run, bank.contents.terms) != (run.files.run, terms(run)):
+            raise DataError(
+                f"{self.folder}: the feature bank was made on other terms ([evaluation] overlap?): change job.toml "
+                "back, or start a new run with --fresh"
+            )
+        self._bank = bank
+        for site in run.team.sites:
+            site.weights = bank.contents.weights.get(site.name, b"")
+        out = self._exclusion.keys
+        self.needs_sites = bool(await run.on_disk(bank.missing, out, what="the feature bank"))
+
+    async def do(self, held: Collection[int], *, resumed: bool) -> None:
+        """See `Work`."""
+        self._run.files.insist_on(held)
+        await self._verify()
+        gathering, needed = self._gathering, self.needs_sites
+        training, validation = await (gathering.with_sites() if needed else gathering.without_sites())
+        if not resumed:
+            # Its beginning is a step to go back to.
+            self.savepoints.ready = True
+            await self.savepoints.save_own()
+        gathering.open(validation, resumed=resumed)
+        if resumed:
+            await self._restore()
+        if needed:
+            await self._collect()
+        if not self.needs_sites and self._bank is not None:
+            features = Features(self._run.job, self._bank, self._run.seating, self._cache_mib)
+            trainer = BankTrainer(self._run, self._exclusion, self.savepoints)
+            await trainer.train(features, gathering.batches(training), validation)
+
+    async def _verify(self) -> None:
+        """Read all that an earlier process left, so that what is spoilt is known before work depends on it."""
+        run, bank = self._run, self._bank
+        if bank is None:
+            return
+        run.report(h.PhaseBegan("verifying"))
+        out = {*self._exclusion.keys, *bank.dropped}
+        missing = {(one.site, one.number) for one in await run.on_disk(bank.missing, what="the feature bank")}
+        for one in bank.contents.releases:
+            if (one.site, one.number) not in missing and one.key not in out:
+                await run.on_disk(bank.get, one, what=f"release {one.number} of {one.site}")
+
+    async def _restore(self) -> None:
+        """Continue from the newest step, and without whom it is to do without."""
+        await self.savepoints.restore("the coordinator was restarted")
+        self._exclusion.bank = self._bank
+        await self._exclusion.heed()
+
+    async def _collect(self) -> None:
+        """Have the bank complete, unless the run drains, and let the sites go."""
+        run = self._run
+        if self._bank is None:
+            self._bank = await run.on_disk(self._created, what="the feature bank")
+        self._exclusion.bank = self._bank
+        await Collector(run, self._bank, self._exclusion).collect()
+        if run.draining:
+            return
+        self.needs_sites = False
+        run.result.released_bytes = run.octets()
+        here = [site for site in run.team.sites if site.here]
+        told = await asyncio.gather(*(site.say_bye("complete", COLLECTED) for site in here))
+        run.files.record.note_told([site.name for site, heard in zip(here, told, strict=True) if heard])
+
+    def _created(self) -> Bank:
+        weights = {site.name: site.weights for site in self._run.team.sites}
+        return Bank.create(self.folder, contents(self._run, weights), self._key)
