@@ -29,7 +29,7 @@ from splitpeer.coordinator.remote_site import RemoteSite
 from splitpeer.coordinator.run import DISK_S, Run
 from splitpeer.coordinator.run_files import RunFiles, RunResult
 from splitpeer.coordinator.team import Team
-from splitpeer.coordinator.work import COLLECTED, JointWork, Work
+from splitpeer.coordinator.work import COLLECTED, JointWork, RunWork
 from splitpeer.daemon import happenings as h
 from splitpeer.daemon.console import RunView
 from splitpeer.daemon.duty import Duty
@@ -146,7 +146,7 @@ class Coordinator:
             Seating(self._job, self._seats, {}), self._report,
         )  # fmt: skip
         gathering = Gathering(self._run, self._matching, self._witness, self.defences)
-        self._work: Work = (
+        self._work: RunWork = (
             FrozenWork(self._run, gathering, config)
             if self._job.frozen
             else JointWork(self._run, gathering, self._gradient_stacks)

@@ -15,7 +15,7 @@ from splitpeer.training.split_round import Place
 COLLECTED = "all releases are here; the training goes on without the sites"
 
 
-class Work(Protocol):
+class RunWork(Protocol):
     """A run from its first site to its last step."""
 
     savepoints: Savepoints
@@ -68,14 +68,14 @@ class JointWork:
 
     @property
     def bytes_per_step(self) -> int:
-        """See `Work`."""
+        """See `RunWork`."""
         return self._trainer.bytes_per_step
 
     async def open(self, *, resumed: bool) -> None:
-        """See `Work`: there is nothing."""
+        """See `RunWork`: there is nothing."""
 
     async def do(self, held: Collection[int], *, resumed: bool) -> None:
-        """See `Work`."""
+        """See `RunWork`."""
         training, validation = await self._gathering.with_sites()
         self._run.files.insist_on(held)  # now that sites are here, they are told
         stream = self._gathering.batches(training)

@@ -22,7 +22,7 @@ from splitpeer.storage.bank import FOLDER, Bank, load_key
 
 
 class FrozenWork:
-    """Of one run; see `Work`.
+    """Of one run; see `RunWork`.
 
     Args:
         run: the run.
@@ -50,7 +50,7 @@ class FrozenWork:
         return self._run.files.checkpoints / FOLDER
 
     async def open(self, *, resumed: bool) -> None:
-        """See `Work`."""
+        """See `RunWork`."""
         run = self._run
         if not resumed:
             return
@@ -69,7 +69,7 @@ class FrozenWork:
         self.needs_sites = bool(await run.on_disk(bank.missing, out, what="the feature bank"))
 
     async def do(self, held: Collection[int], *, resumed: bool) -> None:
-        """See `Work`."""
+        """See `RunWork`."""
         self._run.files.insist_on(held)
         await self._verify()
         gathering, needed = self._gathering, self.needs_sites
