@@ -542,4 +542,36 @@ IMAGES = [
         ("shapes that were resampled may be any", "<= slack + SPACING_TOLERANCE", "< np.inf")),
 ]  # fmt: skip
 
-MUTANTS = [*IMAGES, *CODEC, *TEXTS, *WIRE, *TENSORS, *AGREEMENT, *DERIVED, *LEARNING, *CERTIFICATES]
+FUSION = [
+    *of("fusion", "splitproto.fusion:check_terms", ("words of 24 bits", "not in (16, 32)", "not in (16, 24, 32)"),
+        ("any range", "if not LOWEST_RANGE <= terms.range <= HIGHEST_RANGE:", "if False:")),
+    *of("fusion", "splitproto.fusion:greatest", ("the sum may wrap", "// terms.parties", "")),
+    *of("fusion", "splitproto.fusion:quantise",
+        ("ties away from zero", "np.rint(np.clip(exact, -terms.range, terms.range) * scale)",
+         "np.trunc(np.clip(exact, -terms.range, terms.range) * scale + np.copysign(0.5, exact))"),
+        ("cut in place of rounded", "np.rint(", "np.trunc("), ("only NaN is an error", "not np.isfinite(exact).all()", "np.isnan(exact).any()"),
+        ("binary32", "np.asarray(values, np.float64)", "np.asarray(values, np.float32) * np.float32(1.0000001)"),
+        ("a whole scale", "scale = greatest(terms) / terms.range", "scale = round(greatest(terms) / terms.range)"),
+        ("what is at the limit is clipped", "np.abs(exact) > terms.range", "np.abs(exact) >= terms.range")),
+    *of("fusion", "splitproto.fusion:restore", ("without a sign", "total.astype(np.float64)", "total.view(_unsigned(total.dtype)).astype(np.float64)")),
+    *of("fusion", "splitproto.fusion:Masking.key",
+        ("names in any order", "sorted((own, other))", "(own, other)"), ("one key for all levels", "question.history, level]", "question.history]"),
+        ("one key for all gradients", "question.digest, question.history, level]", "question.digest, level]"),
+        ("one key for all modes", "[question.mode, ", "["), ("one key for all runs", "self.run, info", "None, info"),
+        ("no label", "_LABEL + ", ""), ("public keys are left out", "[first, second, first_key, second_key, *asked]", "[first, second, *asked]")),
+    *of("fusion", "splitproto.fusion:Masking.conceal", ("the first subtracts", "if self.site < partner:", "if self.site > partner:"),
+        ("check words come first", "np.concatenate([words.reshape(-1), np.zeros(CHECK_WORDS, words.dtype)])",
+         "np.roll(np.concatenate([words.reshape(-1), np.zeros(CHECK_WORDS, words.dtype)]), 1)")),
+    *of("fusion", "splitproto.fusion:keystream", ("the counter begins at 1", "bytes(16)", "b'\\1' + bytes(15)")),
+    *of("fusion", "splitproto.fusion:totals", ("check words are not looked at", "if add_up([one[CHECK] for one in answers.values()]).any():", "if False:")),
+    *of("fusion", "splitproto.partners:statement", ("no label", "_LABEL + ", "")),
+    *of("fusion", "splitproto.partners:verify", ("any role", "or identity.role != 'client'".replace("'", '"'), ""),
+        ("any federation", "identity.federation != trust.federation or", ""), ("unsigned", "check_signature(offer, identity, run, terms)", "pass"),
+        ("points of small order", "if not _agrees(offer.public):", "if False:"), ("any site", "if identity.site not in trust.partners:", "if False:")),
+    *of("fusion", "splitproto.partners:_proven", ("any time", ".time(now)", ".time(leaf.not_valid_before_utc)"),
+        ("revoked certificates", "_not_revoked(leaf, [*above, *trust.authorities], trust, now, identity)", "pass"),
+        ("whatever lies in the chain", "for der in offer.chain)", "for der in offer.chain[:1])"),
+        ("keys that nobody vouches for", "[*above, ", "[*between, ")),
+]  # fmt: skip
+
+MUTANTS = [*IMAGES, *CODEC, *TEXTS, *WIRE, *TENSORS, *AGREEMENT, *DERIVED, *LEARNING, *CERTIFICATES, *FUSION]

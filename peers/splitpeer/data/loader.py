@@ -70,7 +70,7 @@ class Prefetcher(Generic[Asked, Made]):
 
     _CLOSED = object()
 
-    def __init__(self, make: Callable[[Asked], Made], *, depth: int = 2, pending: int = 1024) -> None:
+    def __init__(self, make: Callable[[Asked], Made], *, depth: int = 2, pending: int = 64) -> None:
         self._make = make
         self._asked: queue.Queue[object] = queue.Queue(pending)
         self._ready: queue.Queue[tuple[Made | None, BaseException | None]] = queue.Queue(depth)

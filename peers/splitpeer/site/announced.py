@@ -11,10 +11,13 @@ from splitpeer.data.channels import Channels
 from splitpeer.data.loader import Prefetcher
 from splitpeer.data.sampling import batch_digest
 from splitpeer.federation.terms import READ_AHEAD, Room, window_of
+from splitpeer.site.budgets import BudgetSpent
 from splitpeer.site.released import Released
 from splitproto.errors import Misaligned, PolicyRefused, SchemaMismatch, StepMismatch
 from splitproto.messages import Forward, Job, Sample
 
+MOST_WAITING = 64
+"""SP-11-6: "can hold at least 64 that are not yet due"; no coordinator announces more ([training] ahead)."""
 Images = dict[str, np.ndarray]
 """Images by seat: float32 [B, channels, *spatial]; a seat that no patient of the batch fills is left out."""
 
@@ -72,6 +75,11 @@ class Announced:
         self._check_places(forward)
         # Checked for every batch: an evaluation's may be larger than the job's.
         rows = {seat: len(held) for seat, held in self._channels.rows(forward.samples).items()}
+        if job.fusion is not None and any(rows.get(seat) != count for seat in self._channels.seats):
+            # SP-11.18-2: another patient's values would be added in place of those that are missing.
+            raise PolicyRefused(
+                "a patient of the batch does not fill all seats of this site, and the job sums them"
+            )
         self._room.check(rows, train=forward.mode == "train")
         if batch_digest(forward.step, forward.samples, forward.seed, forward.places) != forward.digest:
             raise Misaligned(
@@ -79,10 +87,13 @@ class Announced:
             )
 
     def add(self, forward: Forward) -> None:
-        """A batch that was checked will be due soon: start reading."""
+        """A batch that was checked will be due soon: start reading, at once. Raises BudgetSpent: too many wait."""
+        if len(self._waiting) >= MOST_WAITING:
+            raise BudgetSpent(f"more than {MOST_WAITING} batches are announced that are not due yet")
         if self._prefetch is None:
-            self._prefetch = Prefetcher(self._read, depth=READ_AHEAD)
-        self._prefetch.submit(forward, timeout=1.0)
+            # One is due, and its images are not fetched yet.
+            self._prefetch = Prefetcher(self._read, depth=READ_AHEAD, pending=MOST_WAITING + 1)
+        self._prefetch.submit(forward, timeout=0.0)
         self._waiting.append(forward)
 
     def due(self, applied: int) -> Forward | None:

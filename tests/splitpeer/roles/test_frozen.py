@@ -36,9 +36,9 @@ FROZEN = {"encoders": "frozen", "steps": 12, "batch": 3, "checkpoint_every": 5}
 class Whole:
     """The whole network in this process, its encoders frozen: what a run must come to, bit for bit."""
 
-    def __init__(self, scene: Scene) -> None:
+    def __init__(self, scene: Scene, network: Any = None) -> None:
         torch.set_num_threads(1)
-        self.scene, self.job, self.network = scene, scene.settings, scene.network()
+        self.scene, self.job, self.network = scene, scene.settings, network or scene.network()
         self.masks = scene.masks()
         self.window = (*self.job.data.window, 1)[:3]
         self.images = {seat: SiteData(scene.images(seat)) for seat in seats_of(self.job).names}
@@ -131,9 +131,9 @@ def turned(tensor: torch.Tensor, pose: Any) -> torch.Tensor:
     return torch.rot90(torch.flip(tensor, axes), pose.turns, (1, 2)).contiguous()
 
 
-def assert_same(scene: Scene) -> Whole:
-    """Losses, decoder and Dice are those of one process."""
-    whole = Whole(scene)
+def assert_same(scene: Scene, whole: Whole | None = None) -> Whole:
+    """Losses and decoder are those of one process."""
+    whole = whole or Whole(scene)
     losses = whole.train()
     assert scene.losses() == losses
     (run,) = [path for path in (scene.folder / "hub" / "state").iterdir() if [*path.glob("step-*")]]

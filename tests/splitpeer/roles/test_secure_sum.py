@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from safetensors.numpy import load_file
+from torch import nn
 
 from splitpeer.audit.experiment import VerifiedCapture
 from splitpeer.captures.reader import open_capture
@@ -27,7 +29,7 @@ from splitpeer.defences.randomness import Release
 from splitpeer.errors import AttackImpossible, DataError, JobFailed, PeerError
 from splitpeer.federation.seats import seats_of
 from splitpeer.federation.terms import job_on_wire
-from splitpeer.models import build_encoder, site_seed
+from splitpeer.models import build_decoder, build_encoder, site_seed
 from splitpeer.models.registry import backbone_of
 from splitpeer.replay.redrive import _Recording
 from splitpeer.site.job import SiteJob
@@ -36,12 +38,13 @@ from splitpeer.storage.bank import ALL_SITES, Bank, BankEntry
 from splitpeer.training.optimiser import make_optimiser, make_schedule
 from splitpeer.training.split_round import Parties, Place, split_round
 from splitpeer.training.split_step import ClientHalf
-from splitpeer.training.sums import fused
+from splitpeer.training.sums import SUM, fused
 from splitproto import fusion, partners
 from splitproto.errors import FusionMismatch, PolicyRefused, SiteFailed
 from splitproto.messages import Forward, FusionKeys, KeyOffer, Sample
 
-from .scene import SEED, Ran, Scene
+from .scene import PATIENTS, SEED, Ran, Scene
+from .test_frozen import Whole, assert_same
 
 THREE = ("flair", "t1", "t2")
 SITES = tuple(f"site-{modality}" for modality in THREE)
@@ -73,12 +76,14 @@ def in_one_process(scene: Scene) -> list[float]:
     settings, job = scene.settings, job_on_wire(scene.settings)
     seats, backbone = seats_of(settings), backbone_of(job)
     sites = {}
-    for name, (seat,) in seats.filled.items():
-        encoder = build_encoder(backbone, seed=site_seed(SEED, seat))
-        optimiser = make_optimiser(encoder.parameters(), job.optimiser, job.learning_rate, job.weight_decay)
-        sites[Place(name, seat)] = ClientHalf(
-            encoder, optimiser, make_schedule(optimiser, job.schedule, job.steps)
-        )
+    for name, filled in seats.filled.items():
+        for seat in filled:
+            encoder = build_encoder(backbone, seed=site_seed(SEED, seat))
+            optimiser = make_optimiser(
+                encoder.parameters(), job.optimiser, job.learning_rate, job.weight_decay
+            )
+            schedule = make_schedule(optimiser, job.schedule, job.steps)
+            sites[Place(name, seat)] = ClientHalf(encoder, optimiser, schedule)
     parties = Parties(make_half(scene.config("hub"), settings, job, seats), sites)
     masks, window = scene.masks(), (*job.window, 1)[:3]
     drawn = TrainingSchedule(
@@ -358,31 +363,8 @@ async def test_only_sums_are_kept_and_the_decoder_learns_from_them(scene) -> Non
     ran = await scene.together()
     assert ran.error is None and ran.result.complete, ran
     assert set(ran.clients.values()) == {None}
-    (bank,) = (scene.folder / "hub" / "state").glob("*/bank")
-    assert sorted(path.name for path in bank.iterdir()) == ["(sum)", "bank.json"]
-    torch.set_num_threads(1)
-    encoders = {
-        modality: build_encoder(
-            backbone_of(job_on_wire(scene.settings)), seed=site_seed(SEED, modality)
-        ).eval()
-        for modality in THREE
-    }
-    terms = job_on_wire(scene.settings).fusion
-    assert terms is not None
-    for entry in json.loads((bank / "bank.json").read_text())["releases"][::7]:
-        samples = [Sample(bytes.fromhex(entry["patient"]), tuple(at)) for at in entry["origins"]]
-        kept = load_file(bank / "(sum)" / f"{entry['number']:08d}.safetensors")
-        sums: dict[str, Any] = {}
-        for modality, encoder in encoders.items():
-            x = SiteData(scene.images(modality)).batch(samples, (32, 32, 1), None, modality)
-            with torch.no_grad():
-                made = encoder(torch.from_numpy(x))
-            for name, level in made.items():
-                sums.setdefault(name, []).append(fusion.quantise(level.numpy(), terms)[0])
-        assert kept.keys() == sums.keys()
-        for name, words in sums.items():
-            expected = fusion.restore(fusion.add_up(words), terms)
-            assert np.array_equal(kept[name], expected), name
+    assert_only_sums(scene)
+    assert_same(scene, Summed(scene))
 
 
 TO_KEEP = {"encoders": "frozen", "steps": 8, "batch": 3, "checkpoint_every": 4}
@@ -391,10 +373,10 @@ TO_KEEP = {"encoders": "frozen", "steps": 8, "batch": 3, "checkpoint_every": 4}
 def sums_in_one_process(scene: Scene, bank: Bank) -> Iterator[tuple[BankEntry, Mapping[str, np.ndarray]]]:
     """What the bank must hold: the integers of all encoders, added up without masks."""
     torch.set_num_threads(1)
-    settings, job = scene.settings, job_on_wire(scene.settings)
+    job, sites = job_on_wire(scene.settings), seats_of(scene.settings).filled
     assert job.fusion is not None
     window, backbone = (*job.window, 1)[:3], backbone_of(job)
-    data = {seat: SiteData(scene.images(seat)) for seat in seats_of(settings).names}
+    data = {seat: SiteData(scene.images(seat)) for filled in sites.values() for seat in filled}
     halves = {}
     for seat in data:
         encoder = build_encoder(backbone, seed=site_seed(SEED, seat))
@@ -403,10 +385,43 @@ def sums_in_one_process(scene: Scene, bank: Bank) -> Iterator[tuple[BankEntry, M
     for one in bank.contents.releases:
         samples = [Sample(one.key, origin) for origin in one.origins]
         sent = {
-            seat: {seat: half.evaluate(data[seat].batch(samples, window, None, seat))}
-            for seat, half in halves.items()
+            site: {
+                seat: halves[seat].evaluate(data[seat].batch(samples, window, None, seat)) for seat in filled
+            }
+            for site, filled in sites.items()
         }
         yield one, fused(sent, job.fusion)
+
+
+class Summed(Whole):
+    """The decoder in this process, which learns from the integers of all encoders, added up without masks."""
+
+    def __init__(self, scene: Scene) -> None:
+        job = scene.settings
+        backbone, self.sites = job.model.backbone(), seats_of(job).filled
+        encoders = {
+            seat: build_encoder(backbone, seed=site_seed(SEED, seat))
+            for filled in self.sites.values()
+            for seat in filled
+        }
+        decoder = build_decoder(
+            backbone, (SUM,), "sum", scene.task().channels, seed=site_seed(SEED, "coordinator")
+        )
+        super().__init__(scene, SimpleNamespace(encoders=nn.ModuleDict(encoders), decoder=decoder))
+        terms = job_on_wire(job).fusion
+        assert terms is not None
+        self.terms = terms
+
+    def _encode(self, samples: list[Sample]) -> None:
+        super()._encode(samples)
+        for sample in samples:
+            rows = self._encoded[sample]
+            sent = {
+                site: {seat: {name: level.numpy() for name, level in rows[seat].items()} for seat in filled}
+                for site, filled in self.sites.items()
+            }
+            total = fused(sent, self.terms)
+            self._encoded[sample] = {SUM: {name: torch.from_numpy(array) for name, array in total.items()}}
 
 
 def the_bank(scene: Scene) -> Bank:
@@ -424,6 +439,59 @@ def assert_only_sums(scene: Scene) -> None:
         found = bank.get(release)
         assert found.keys() == expected.keys()
         assert all(np.array_equal(found[name], expected[name]) for name in expected)
+
+
+LACKING = PATIENTS[2]
+
+
+def two_seats(scene: Scene, **job: Any) -> None:
+    """Site t1 fills two seats, and has only one of the two images of a patient."""
+    cast(scene, sites={"site-flair": "flair", "site-t1": ["t1", "t1ce"], "site-t2": "t2"}, **job)
+    images = scene.folder / "images"
+    for modality in ("t1", "t1ce"):
+        shutil.copytree(scene.federation.data / modality, images / modality)
+    next((images / "t1ce").glob(f"{LACKING}*")).unlink()
+    policy = {"coordinators": ["hub"], "partners": ["site-flair", "site-t2"]}
+    scene.client("t1", peer={"modality": ["t1", "t1ce"]}, data={"images": str(images)}, policy=policy)
+    scene.client("t1ce")  # nobody starts it; the reference reads its images
+
+
+def of_the_run(scene: Scene) -> tuple[list[bytes], list[bytes]]:
+    """Its training and held-out patients."""
+    record = json.loads((scene.folder / "hub" / "state" / "try.run.json").read_text())
+    held_out = sorted(map(bytes.fromhex, record["held_out"]))
+    return sorted({bytes.fromhex(key) for key in record["patients"]}.difference(held_out)), held_out
+
+
+@pytest.mark.parametrize("encoders", ["joint", "frozen"])
+async def test_a_site_of_two_seats_adds_them_first(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch, encoders: str
+) -> None:
+    """SP-11.18-2: a patient who does not fill both is in no batch, and the site answers none with such a patient."""
+    training = {"steps": 6, "batch": 3, "checkpoint_every": 3, "encoders": encoders}
+    two_seats(scene, training=training, evaluation={"batch": 16, "overlap": 0.0})
+    gone, asked, honest = scene.key(LACKING), list[SiteJob](), SiteJob.announce
+
+    def announce(self: SiteJob, forward: Forward) -> None:
+        if len(self.seats) > 1:
+            asked.append(self)
+            first, *others = forward.samples
+            with pytest.raises(PolicyRefused, match="does not fill all seats of this site"):
+                honest(self, replace(forward, samples=(replace(first, key=gone), *others)))
+        honest(self, forward)
+
+    monkeypatch.setattr(SiteJob, "announce", announce)
+    ran = await scene.together()
+    assert ran.error is None and ran.result.complete and set(ran.clients.values()) == {None}, ran
+    assert asked
+    training_patients, held_out = patients = of_the_run(scene)
+    assert {*training_patients, *held_out} == {scene.key(one) for one in PATIENTS if one != LACKING}
+    monkeypatch.setattr(scene, "patients", lambda: patients)
+    if encoders == "joint":
+        assert scene.losses() == in_one_process(scene)
+    else:
+        assert_only_sums(scene)
+        assert_same(scene, Summed(scene))
 
 
 def test_a_bank_of_sums_survives_the_kill_of_each_party(scene: Scene) -> None:

@@ -14,6 +14,7 @@ from splitpeer.daemon import happenings as h
 from splitpeer.data.sampling import TrainingSchedule, batch_digest
 from splitpeer.errors import DataError, JobFailed, PatientUnusable
 from splitpeer.federation.terms import cut_descriptors, job_on_wire, window_of
+from splitpeer.site.announced import MOST_WAITING
 from splitpeer.site.budgets import BudgetSpent
 from splitpeer.site.job import SiteJob
 from splitpeer.site.opening import open_job
@@ -442,3 +443,18 @@ def test_a_restarted_site_keeps_to_the_terms_of_a_run(
         open_job(other(offer), scene.config("site-t1"), h.Reporter())
     later = replace(offer, job=replace(job, seconds_per_step=job.seconds_per_step + 1))
     open_job(later, scene.config("site-t1"), h.Reporter()).close()
+
+
+def test_so_many_batches_wait_and_no_more(begin, batch) -> None:
+    """SP-11-6, SP-11.15-8: a refusal, not a wait in which the site hears nothing."""
+    site = begin()
+    later = [replace(batch(0, "evaluate"), batch=number) for number in range(MOST_WAITING + 1)]
+    for forward in later[:-1]:
+        site.announce(forward)
+    with pytest.raises(BudgetSpent, match="more than 64 batches"):
+        site.announce(later[-1])
+    assert site.due() == later[0]
+    site.announce(later[-1])
+    with pytest.raises(BudgetSpent):
+        site.announce(later[-1])
+    site.close()
