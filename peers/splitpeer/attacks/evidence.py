@@ -9,7 +9,7 @@ nothing, and elsewhere it loses nothing.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -84,6 +84,7 @@ def gather(
     modalities: Sequence[str] | None,
     *,
     masked: bool,
+    whole: Collection[str] = (),
     device: str = "cpu",
     same: Callable[[Shot], object] = lambda shot: None,
 ) -> list[Evidence]:
@@ -95,6 +96,7 @@ def gather(
         chosen: shots of every target.
         modalities: of an image's channels.
         masked: leave out exact zeros where a level holds many, as an adversary does who knows of dropout.
+        whole: levels in which zeros are values like others, however many.
 
     Levels that hold nothing but zeros were withheld and are left out.
 
@@ -120,7 +122,7 @@ def gather(
     told = [name for name in shapes if any(s.activations[name].any() for shots in chosen for s in shots)]
     if not told:
         raise AttackImpossible("every level was withheld: all that was sent is zero")
-    tell = {name: masked and _zeros(chosen, name) >= ZEROS_TELL for name in told}
+    tell = {name: masked and name not in whole and _zeros(chosen, name) >= ZEROS_TELL for name in told}
     return [
         Evidence(
             poses=tuple(pose_of(shots[0], modalities) if shots else None for shots in group),

@@ -7,15 +7,16 @@ how far they scatter, and which of its own shadow images would have looked like 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Collection, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from splitpeer.attacks.base import View
-from splitpeer.attacks.evidence import AveragedLevel
+from splitpeer.attacks.evidence import AveragedLevel, Evidence
+from splitpeer.attacks.likelihood import Effect, tells, wide
 from splitpeer.defences.base import Defence, Tensors
 from splitpeer.defences.image.stack import make_image_stack
 from splitpeer.defences.kinds import parse_all
@@ -27,16 +28,6 @@ from splitproto.messages import Sample
 
 DRAWS = 4
 """Releases that are really drawn; the mean of more is that mean, its scatter shrunk by the root of the ratio."""
-
-
-@dataclass(frozen=True)
-class Effect:
-    """What the defences do to one level of each sample, on average, where they leave a value at all."""
-
-    gain: Tensor
-    """[B]: defended = gain * clean + scatter."""
-    scatter: Tensor
-    """[B]: its standard deviation."""
 
 
 class SimulatedDefences:
@@ -147,20 +138,96 @@ class SimulatedDefences:
             count = counts.sum(0)
             mean = values.sum(0) / count.clamp_min(1)
             if views > len(drawn) > 1 and not self.kept:
-                centre = _wide(_effect(tensors[name], values).gain, mean) * tensors[name]
+                centre = wide(_effect(tensors[name], values).gain, mean) * tensors[name]
                 mean = torch.where(count > 0, centre + (mean - centre) * (len(drawn) / views) ** 0.5, mean)
             result[name] = AveragedLevel(mean, count, mask)
         return result
 
     @torch.no_grad()
-    def effects(self, tensors: Tensors) -> dict[str, Effect]:
-        """What the defences do to each level, learned from draws around `tensors`; secret matrices apart."""
+    def effects(self, tensors: Tensors, exact: Collection[str] = ()) -> dict[str, Effect]:
+        """What the defences do to each level, learned from draws around `tensors`; secret matrices apart.
+
+        Args:
+            exact: levels of which `Effect.left` and `Effect.steps` are told, apart from the scatter.
+        """
         stack = [d for d in self._stack if not d.kind.channel_mixing]
         if not stack:
             ones = torch.ones(len(next(iter(tensors.values()))))
             return {name: Effect(ones.to(t), torch.zeros_like(ones).to(t)) for name, t in tensors.items()}
         drawn = [self._release(stack, tensors, number) for number in range(DRAWS)]
-        return {name: _effect(t, torch.stack([d[name] for d in drawn])) for name, t in tensors.items()}
+        return {
+            name: self._exact(stack, tensors, name)
+            if name in exact
+            else _effect(t, torch.stack([d[name] for d in drawn]))
+            for name, t in tensors.items()
+        }
+
+    def _exact(self, stack: Sequence[Defence], tensors: Tensors, name: str) -> Effect:
+        """Up to the last defence that leaves values out in hiding, then from there; but for the rounding."""
+        rounding, hidden = self._rounding(name), self._hidden(name)
+        body = [d for d in stack if d is not rounding]
+        cut = max((number + 1 for number, d in enumerate(body) if d in hidden), default=0)
+        drawn = [self._release(body[:cut], tensors, number) for number in range(DRAWS)]
+        before = _effect(tensors[name], torch.stack([d[name] for d in drawn]))
+        after = [
+            _effect(d[name], self._release(body[cut:], d, number)[name].unsqueeze(0))
+            for number, d in enumerate(drawn)
+        ]
+        gain = torch.stack([one.gain for one in after]).mean(0)
+        scatter = torch.stack([one.scatter for one in after]).square().mean(0).sqrt()
+        return Effect(
+            before.gain * gain, torch.hypot(gain * before.scatter, scatter), self.left(name), self.steps(name)
+        )
+
+    # --- what the traits of the defences say of a level --------------------------------------------------
+
+    def left(self, name: str) -> float:
+        """Share of the values that are left, where noise or rounding hides which are; 1: all are, or it shows."""
+        return math.prod(1 - float(d.values[d.kind.drops]) for d in self._hidden(name))
+
+    def steps(self, name: str) -> int:
+        """Steps of the grid to which values are rounded in the end, between zero and the largest; 0: they are not."""
+        last = self._rounding(name)
+        return 2 ** (int(last.values[last.kind.rounds]) - 1) - 1 if last is not None else 0
+
+    def says_more(self, evidence: Sequence[Evidence]) -> bool:
+        """Whether of some level more can be said than its scatter."""
+        return any(
+            tells(seen, self.left(name), self.steps(name))
+            for e in evidence
+            for name, seen in e.levels.items()
+        )
+
+    def zeros_show(self, name: str, evidence: Sequence[Evidence]) -> bool:
+        """Whether an exact zero tells that a value was left out: not if it may as well have been rounded."""
+        if not self.steps(name):
+            return True
+        once = all(bool(e.levels[name].count.max() <= 1) for e in evidence)
+        hidden = self._hidden(name)
+        return any(
+            not (once and d in hidden) and not self._noise_after(d, name)
+            for d in self._acting(name)
+            if d.kind.sparse
+        )
+
+    def _acting(self, name: str) -> list[Defence]:
+        return [d for d in self._stack if d.covers(name)]
+
+    def _rounding(self, name: str) -> Defence | None:
+        return next((d for d in reversed(self._acting(name)) if d.kind.rounds), None)
+
+    def _hidden(self, name: str) -> list[Defence]:
+        """Those that leave values out at random, of which noise or rounding hides which."""
+        acting = self._acting(name)
+        return [
+            d for number, d in enumerate(acting)
+            if d.kind.drops and any(e.kind.additive_noise or e.kind.rounds for e in acting[number:])
+            and not any(e.kind.channel_mixing for e in acting[number:])
+        ]  # fmt: skip
+
+    def _noise_after(self, defence: Defence, name: str) -> bool:
+        acting = self._acting(name)
+        return any(d.kind.additive_noise for d in acting[acting.index(defence) :])
 
 
 def _apart(tensors: Tensors, parts: int) -> list[Tensors]:
@@ -176,7 +243,7 @@ def _effect(clean: Tensor, drawn: Tensor) -> Effect:
     weight = left if bool(tell) else torch.ones_like(left)
     power = (weight * clean.square()).transpose(0, 1).flatten(1).sum(1).clamp_min(1e-12)
     gain = (weight * drawn * clean).transpose(0, 1).flatten(1).sum(1) / power
-    rest = weight * (drawn - _wide(gain, clean) * clean).square()
+    rest = weight * (drawn - wide(gain, clean) * clean).square()
     total = weight.transpose(0, 1).flatten(1).sum(1).clamp_min(1)
     return Effect(gain, (rest.transpose(0, 1).flatten(1).sum(1) / total).sqrt())
 
@@ -184,7 +251,3 @@ def _effect(clean: Tensor, drawn: Tensor) -> Effect:
 def _key(number: int, index: int, channel: int = 0) -> bytes:
     of_channel = b" %d" % channel if channel else b""
     return hashlib.sha256(b"shadow %d %d" % (number, index) + of_channel).digest()[:16]
-
-
-def _wide(per_sample: Tensor, like: Tensor) -> Tensor:
-    return per_sample.view(-1, *[1] * (like.ndim - 1))

@@ -51,6 +51,8 @@ DROPOUT = DefenceKind(
         ),
         "rescale": Parameter(False, meaning="divide the remaining values by 1 - rate"),
     },
+    sparse=True,
+    drops="rate",
 )
 TOPK = DefenceKind(
     name="topk",
@@ -63,6 +65,7 @@ TOPK = DefenceKind(
     source="standard sparsification, as in Aji & Heafield 2017, arXiv 1704.05021",
     places=_BOTH,
     options={"share": Parameter(0.05, 1e-6, 1.0, "share of the values that are kept")},
+    sparse=True,
 )
 WITHHOLD = DefenceKind(
     name="withhold",
@@ -151,6 +154,7 @@ QUANTISE = DefenceKind(
     source="symmetric absmax quantisation; straight-through gradients after arXiv 1308.3432",
     places=_BOTH,
     options={"bits": Parameter(8, 2, 16, "bits per value")},
+    rounds="bits",
 )
 PROJECTION = DefenceKind(
     name="projection",

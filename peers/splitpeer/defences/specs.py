@@ -75,6 +75,12 @@ class DefenceKind:
     additive_noise: Noise | None = None
     channel_mixing: bool = False
     """Whether channels go through a secret matrix, the same for all samples."""
+    sparse: bool = False
+    """Whether values are left out: exact zeros, which show unless noise follows."""
+    drops: str = ""
+    """The option with the share of values that are left out at random, each by itself; empty: none is."""
+    rounds: str = ""
+    """The option with the bits to which values are rounded, between minus and plus the largest of their channel."""
 
     def load(self) -> type[Any]:
         """The class that implements it: a `base.Defence`, or an image defence (see `image.stack`).

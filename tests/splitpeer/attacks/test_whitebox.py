@@ -99,11 +99,13 @@ def test_what_repeats_to_the_bit_falls_to_other_poses(defence: str) -> None:
 
 @pytest.mark.parametrize("defence", ["quantise:2", "dropout:0.9"])
 def test_other_patients_do_not_make_it_weaker(defence: str) -> None:
-    """Their mean is a poor start where values are missing; the principal component is tried, too."""
+    """Their mean is a poor start where values are missing; the principal component is tried, too.
+
+    By the scatter alone: the exact law of rounding finds back from the mean as well (`test_likelihood`)."""
     view = look(IMAGES, encoder(), defences=[defence])
     granted = Knowledge(model=encoder(), shadow={"t1": heads(12, 2)})
     mean, both = (
-        likeness(run(WhiteBox(iterations=60, schedules=names), view, granted).images, IMAGES)
+        likeness(run(WhiteBox(iterations=60, schedules=names, exact=False), view, granted).images, IMAGES)
         for names in ("joint", "joint,component")
     )
     assert both > mean + 0.3

@@ -71,6 +71,15 @@ def test_traits_are_what_the_classes_do(flat) -> None:
         with torch.no_grad():
             spread = stack(one, flat.release())["x1"][:, 1:].any()
         assert bool(spread) == (kind.channel_mixing or kind.additive_noise is not None), name
+        size = flat.tensors["x1"].abs()
+        large = (size > size.median()) & sent.flatten(2).any(2).view(*sent.shape[:2], *[1] * (sent.ndim - 2))
+        assert bool((large & (sent == 0)).any()) == kind.sparse, name
+        whole = stack({n: torch.ones_like(t) for n, t in flat.tensors.items()}, flat.release())["x1"]
+        # Of equal values, top-k keeps a twentieth.
+        assert (kind.sparse and bool((whole == 0).float().mean() < 0.9)) == bool(kind.drops), name
+        values = max(len(channel.unique()) for channel in sent[0])
+        assert (values < 2**8) == bool(kind.rounds) or kind.sparse, name
+        assert {kind.drops, kind.rounds} - {""} <= kind.options.keys(), name
     kept = parse_all("gaussian:1,kept=true+gaussian:1+topk", "activations")
     assert [spec.kept for spec in kept] == [True, False, False]
 

@@ -196,7 +196,12 @@ class Refined(InverseAttack):
         simulation = SimulatedDefences(view, model, self.seed, adaptive=knowledge.adaptive)
         if simulation.on_images:  # the view explains the noisy image best; the network knows the clean one
             return _found(start, views, inverter)
-        misfit = Misfit(model, evidence, knowledge.adaptive)
+        chosen = usable_shots(view, knowledge)
+        whole = [name for name in evidence[0].levels if not simulation.zeros_show(name, evidence)]
+        evidence = gather(
+            chosen, view.seat.modalities, masked=knowledge.adaptive, whole=whole, device=self.device
+        )
+        misfit = Misfit(model, evidence, knowledge.adaptive, exact=True)
         misfit.calibrate(simulation, start)
         narrow = 2 * self.prior * max(inverter.error, 1e-4)
         images = lbfgs(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 
@@ -13,10 +14,12 @@ from torch import Tensor, nn
 from splitpeer.attacks.base import Attack, Knowledge, Progress, Recovered, View
 from splitpeer.attacks.evidence import Evidence, gather, usable_shots
 from splitpeer.attacks.image.pca import component, head_of
+from splitpeer.attacks.likelihood import Effect, minus_log, tells
+from splitpeer.attacks.likelihood import wide as _wide
 from splitpeer.attacks.networks import frozen
-from splitpeer.attacks.optimise import adam, lbfgs, total_variation
+from splitpeer.attacks.optimise import Objective, adam, lbfgs, total_variation
 from splitpeer.attacks.pose import pose_images
-from splitpeer.attacks.simulated_defences import Effect, SimulatedDefences
+from splitpeer.attacks.simulated_defences import SimulatedDefences
 from splitpeer.errors import AttackImpossible
 
 FLOOR = 0.02
@@ -29,12 +32,14 @@ class Misfit:
     """How badly images explain the evidence: minus its log-likelihood, up to a constant.
 
     Per level sum(count * (gain * f(x) - seen)^2) / (2 scatter^2), where gain and scatter are what the
-    defences do on average. Not adaptive: the published sum over levels of mean((f(x) - seen)^2) / Var(seen), times
-    the voxels of the image.
+    defences do on average; if `exact`, where they round or leave values out in hiding, by that law (`likelihood`).
+    Not adaptive: the published sum over levels of mean((f(x) - seen)^2) / Var(seen), times the voxels of the image.
     """
 
-    def __init__(self, model: nn.Module, evidence: list[Evidence], adaptive: bool) -> None:
-        self.model, self.evidence, self.adaptive = model, evidence, adaptive
+    def __init__(
+        self, model: nn.Module, evidence: list[Evidence], adaptive: bool, exact: bool = False
+    ) -> None:
+        self.model, self.evidence, self.adaptive, self.exact = model, evidence, adaptive, exact
         self.effects: list[dict[str, Effect]] = []
         self.matrices: dict[str, Tensor] = {}
 
@@ -57,7 +62,11 @@ class Misfit:
         for group in self.evidence:
             clean = self.model(pose_images(images, group.poses))
             self._check(clean, group)
-            self.effects.append(simulation.effects({name: clean[name] for name in group.levels}))
+            exact = [
+                name for name, seen in group.levels.items()
+                if self.exact and tells(seen, simulation.left(name), simulation.steps(name))
+            ]  # fmt: skip
+            self.effects.append(simulation.effects({name: clean[name] for name in group.levels}, exact))
             for name, (sources, results) in pairs.items():
                 use = group.views > 0
                 gain = _wide(self.effects[-1][name].gain, clean[name])
@@ -80,13 +89,11 @@ class Misfit:
                     expected = _wide(effect.gain, found[name]) * found[name]
                     if name in self.matrices:
                         expected = torch.einsum("kc,bc...->bk...", self.matrices[name], expected)
-                    variance = effect.scatter.square() + (FLOOR * spread).square()
-                    weight = 1 / (2 * variance)
+                    misfit = minus_log(expected, seen, effect, FLOOR * spread)
                 else:
-                    expected = found[name]
                     weight = images[0].numel() / (seen.mean[0].numel() * spread.square())
-                squares = (seen.count if self.adaptive else 1.0) * (expected - seen.mean).square()
-                total = total + weight * squares.flatten(1).sum(1) * (group.views > 0)
+                    misfit = weight * (found[name] - seen.mean).square().flatten(1).sum(1)
+                total = total + misfit * (group.views > 0)
         return total
 
     def _check(self, found: dict[str, Tensor], group: Evidence) -> None:
@@ -141,6 +148,7 @@ class WhiteBox(Attack):
             first), "component" (as "joint", but from the principal component: where values are missing or rounded, the
             mean of other patients is a poor start), "adam" (level by level; slower, and hardly ever the best).
         batch: samples optimised together.
+        exact: where values are rounded, or left out in hiding, by that law; else by their scatter alone.
 
     Raises:
         ValueError: a schedule is unknown.
@@ -164,6 +172,7 @@ class WhiteBox(Attack):
     tv: float = 1.0
     schedules: str = "joint,shallow,component"
     batch: int = 16
+    exact: bool = True
 
     def __post_init__(self) -> None:
         for name in self.schedules.split(","):
@@ -173,36 +182,66 @@ class WhiteBox(Attack):
         """See `Attack.recover`. Raises AttackImpossible where the weights do not fit."""
         model = frozen(knowledge.model, self.device)
         chosen = usable_shots(view, knowledge)
+        simulation = SimulatedDefences(view, model, self.seed, adaptive=knowledge.adaptive)
         images, won = [], []
         for first in range(0, len(chosen), self.batch):
-            evidence = gather(
+            seen = partial(
+                gather,
                 chosen[first : first + self.batch],
                 view.seat.modalities,
                 masked=knowledge.adaptive,
                 device=self.device,
             )
-            found, names = self._solve(view, knowledge, model, evidence, progress)
-            images.append(found.cpu().numpy())
+            evidence = seen()
+            misfit = Misfit(model, evidence, knowledge.adaptive)
+            ends = self._search(view, knowledge, simulation, misfit, progress)
+            found, names = _best(ends, partial(self._objective, misfit))
+            if self.exact and simulation.says_more(evidence):
+                whole = [name for name in misfit.names if not simulation.zeros_show(name, evidence)]
+                misfit = Misfit(model, seen(whole=whole), knowledge.adaptive, exact=True)
+                found, names = self._by_law(misfit, simulation, found, ends, progress)
+            images.append((denoised(found, self.tv) if simulation.on_images else found).cpu().numpy())
             won += names
         notes = tuple(f"{name}: {won.count(name)} of {len(won)} samples" for name in dict.fromkeys(won))
         return Recovered(np.concatenate(images), max(map(len, chosen)), notes)
 
-    def _solve(
-        self, view: View, knowledge: Knowledge, model: nn.Module, evidence: list[Evidence], progress: Progress
+    def _objective(self, misfit: Misfit, x: Tensor, names: tuple[str, ...] | None = None) -> Tensor:
+        return misfit(x, names) + self.tv * total_variation(x)
+
+    def _by_law(
+        self,
+        misfit: Misfit,
+        simulation: SimulatedDefences,
+        found: Tensor,
+        starts: Mapping[str, Tensor],
+        progress: Progress,
     ) -> tuple[Tensor, list[str]]:
-        simulation = SimulatedDefences(view, model, self.seed, adaptive=knowledge.adaptive)
-        misfit = Misfit(model, evidence, knowledge.adaptive)
-        start, alike = starting_images(view, knowledge, evidence, misfit, simulation)
+        """The exact law has more valleys than the scatter: searched from where that led."""
+        misfit.calibrate(simulation, found)
+        objective = partial(self._objective, misfit)
+        ends = {
+            name: lbfgs(objective, x, self.iterations, progress=progress, what=f"by the exact law: {name}")
+            for name, x in starts.items()
+        }
+        return _best(ends, objective)
+
+    def _search(
+        self,
+        view: View,
+        knowledge: Knowledge,
+        simulation: SimulatedDefences,
+        misfit: Misfit,
+        progress: Progress,
+    ) -> dict[str, Tensor]:
+        """What each schedule ends at, by its name."""
+        start, alike = starting_images(view, knowledge, misfit.evidence, misfit, simulation)
         misfit.calibrate(simulation, start)
-
-        def objective(x: Tensor, names: tuple[str, ...] | None = None) -> Tensor:
-            return misfit(x, names) + self.tv * total_variation(x)
-
+        objective = partial(self._objective, misfit)
         for turn in range(ROUNDS if misfit.matrices else 0):
             start = lbfgs(objective, start, self.iterations // ROUNDS, progress=progress,
                           what=f"the secret matrix ({turn + 1}/{ROUNDS})")  # fmt: skip
             misfit.calibrate(simulation, start)
-        candidates, titles = [], []
+        candidates = {}
         plans = [schedule(name, misfit.names) for name in self.schedules.split(",")]
         if alike is None:  # the usual start is the principal component
             plans = [plan for plan in plans if not plan.component] or [schedule("joint", misfit.names)]
@@ -217,15 +256,17 @@ class WhiteBox(Attack):
                     x = lbfgs(
                         partial(objective, names=names), x, self.iterations, progress=progress, what=what
                     )
-            candidates.append(x)
-            titles.append(plan.name)
-        with torch.no_grad():
-            values = torch.stack([objective(x) for x in candidates])
-        best = torch.where(values.isfinite(), values, torch.inf).argmin(0)
-        picked = torch.stack([candidates[int(k)][i] for i, k in enumerate(best)])
-        if simulation.on_images:
-            picked = denoised(picked, self.tv)
-        return picked, [titles[int(k)] for k in best]
+            candidates[plan.name] = x
+        return candidates
+
+
+def _best(candidates: Mapping[str, Tensor], objective: Objective) -> tuple[Tensor, list[str]]:
+    """Sample by sample the candidate with the lowest objective, and its name."""
+    names, images = list(candidates), list(candidates.values())
+    with torch.no_grad():
+        values = torch.stack([objective(x) for x in images])
+    best = torch.where(values.isfinite(), values, torch.inf).argmin(0)
+    return torch.stack([images[int(k)][i] for i, k in enumerate(best)]), [names[int(k)] for k in best]
 
 
 def denoised(images: Tensor, tv: float) -> Tensor:
@@ -275,7 +316,3 @@ def _component(
     if simulation.mixed:  # one matrix for all: one sign for all
         better = (values[0].sum() <= values[1].sum()).expand_as(better)
     return torch.where(_wide(better, guess), guess, -guess)
-
-
-def _wide(per_sample: Tensor, like: Tensor) -> Tensor:
-    return per_sample.view(-1, *[1] * (like.ndim - 1))
