@@ -105,7 +105,7 @@ def test_other_patients_do_not_make_it_weaker(defence: str) -> None:
     view = look(IMAGES, encoder(), defences=[defence])
     granted = Knowledge(model=encoder(), shadow={"t1": heads(12, 2)})
     mean, both = (
-        likeness(run(WhiteBox(iterations=60, schedules=names, exact=False), view, granted).images, IMAGES)
+        likeness(run(WhiteBox(iterations=60, schedules=names, law="scatter"), view, granted).images, IMAGES)
         for names in ("joint", "joint,component")
     )
     assert both > mean + 0.3
@@ -174,6 +174,8 @@ def test_what_it_cannot_do_it_says_in_one_line() -> None:
         run(FirstStep(), view, Knowledge(initial_model=encoder()))
     with pytest.raises(ValueError, match="schedule must be"):
         WhiteBox(schedules="joint,backwards")
+    with pytest.raises(ValueError, match="law must be"):
+        WhiteBox(law="unwritten")
 
 
 class TestMinimising:

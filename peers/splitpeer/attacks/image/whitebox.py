@@ -117,6 +117,7 @@ class Descent:
     """From the principal component, even where the usual start is the mean of other patients."""
 
 
+LAWS = ("exact", "scatter")
 SCHEDULES = ("joint", "shallow", "component", "adam")
 
 
@@ -148,10 +149,10 @@ class WhiteBox(Attack):
             first), "component" (as "joint", but from the principal component: where values are missing or rounded, the
             mean of other patients is a poor start), "adam" (level by level; slower, and hardly ever the best).
         batch: samples optimised together.
-        exact: where values are rounded, or left out in hiding, by that law; else by their scatter alone.
+        law: "exact": where values are rounded, or left out in hiding, by that law; "scatter": by their spread alone.
 
     Raises:
-        ValueError: a schedule is unknown.
+        ValueError: a schedule or law is unknown.
     """
 
     name = "whitebox"
@@ -172,11 +173,13 @@ class WhiteBox(Attack):
     tv: float = 1.0
     schedules: str = "joint,shallow,component"
     batch: int = 16
-    exact: bool = True
+    law: str = LAWS[0]
 
     def __post_init__(self) -> None:
         for name in self.schedules.split(","):
             schedule(name, ())
+        if self.law not in LAWS:
+            raise ValueError(f"law must be one of {', '.join(LAWS)}, not {self.law!r}")
 
     def recover(self, view: View, knowledge: Knowledge, progress: Progress) -> Recovered:
         """See `Attack.recover`. Raises AttackImpossible where the weights do not fit."""
@@ -196,7 +199,7 @@ class WhiteBox(Attack):
             misfit = Misfit(model, evidence, knowledge.adaptive)
             ends = self._search(view, knowledge, simulation, misfit, progress)
             found, names = _best(ends, partial(self._objective, misfit))
-            if self.exact and simulation.says_more(evidence):
+            if self.law == "exact" and simulation.says_more(evidence):
                 whole = [name for name in misfit.names if not simulation.zeros_show(name, evidence)]
                 misfit = Misfit(model, seen(whole=whole), knowledge.adaptive, exact=True)
                 found, names = self._by_law(misfit, simulation, found, ends, progress)
