@@ -8,7 +8,7 @@ chance, clock or file here.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import astuple, dataclass, field
 
 import numpy as np
@@ -116,12 +116,18 @@ def public_of(secret: bytes) -> bytes:
     return X25519PrivateKey.from_private_bytes(secret).public_key().public_bytes_raw()
 
 
-def follow(history: bytes, step: int, gradients: Mapping[str, Array]) -> bytes:
-    """SP-11.18-12: the history after `step` was applied with these gradients, in the order of the message."""
-    digest = hashlib.sha256(history + step.to_bytes(8, "big"))
-    for tensor in gradients.values():
-        digest.update(wire_view(tensor))
-    return digest.digest()
+def follow(history: bytes, step: int, batch: bytes, gradients: Mapping[str, Array]) -> bytes:
+    """SP-11.18-12: the history after `step` was applied.
+
+    Args:
+        batch: the digest of the step's `forward`.
+        gradients: by name, in the order of the message.
+    """
+    found = hashlib.sha256(history + step.to_bytes(8, "big") + batch)
+    for name, tensor in gradients.items():
+        found.update(len(name.encode()).to_bytes(1, "big") + name.encode())
+        found.update(wire_view(tensor))
+    return found.digest()
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,14 +214,18 @@ class Given:
     """SP-11.18-13: the answers that a site has given in a run, so that no question gets a second one.
 
     Args:
-        kept: lines of an earlier process, from `record`.
+        kept: question -> answer of an earlier process, as `record` had them kept.
     """
 
     def __init__(self, kept: Mapping[str, str] | None = None) -> None:
         self._kept = dict(kept or {})
 
-    def record(self, question: Asked, tensors: Mapping[str, Array]) -> tuple[str, str] | None:
-        """What must be kept before these tensors are sent, question and answer; None: they were sent before.
+    def record(self, question: Asked, tensors: Mapping[str, Array], keep: Callable[[str, str], None]) -> None:
+        """These tensors are about to be sent.
+
+        Args:
+            keep: called with question and answer, both hexadecimal, if they were not sent before. Once it returns, no
+                loss of power undoes them; what it raises is raised here, and the question counts as not answered.
 
         Raises:
             SiteFailed: something else was sent then.
@@ -223,14 +233,13 @@ class Given:
         asked = hashlib.sha256(codec.encode(list(astuple(question)))).hexdigest()
         answer, given = answer_digest(tensors), self._kept.get(asked)
         if given is None:
+            keep(asked, answer)
             self._kept[asked] = answer
-            return asked, answer
-        if given != answer:
+        elif given != answer:
             raise SiteFailed(
                 f"the answer to {question.mode} {question.step}, batch {question.batch}, is not the one that was given "
                 "before, and a second one would show what the masks hide: was the site's network or machine changed?"
             )
-        return None
 
 
 # --- messages -------------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from typing import Any
@@ -115,9 +115,10 @@ def terms_digest(agreed: dict[str, Any]) -> bytes:
     return hashlib.sha256(codec.encode(agreed)).digest()
 
 
-def follow(history: bytes, step: int, tensors: Sequence[bytes]) -> bytes:
+def follow(history: bytes, step: int, batch: bytes, tensors: Mapping[str, bytes]) -> bytes:
     """SP-11.18-12."""
-    return hashlib.sha256(history + step.to_bytes(8, "big") + b"".join(tensors)).digest()
+    named = b"".join(bytes([len(name)]) + name.encode() + octets for name, octets in tensors.items())
+    return hashlib.sha256(history + step.to_bytes(8, "big") + batch + named).digest()
 
 
 def scale(terms: dict[str, Any]) -> float:
@@ -186,16 +187,21 @@ def integers() -> Iterator[Case]:
 def schedule() -> Iterator[Case]:
     """History, keys and masks."""
     tensors = [np.array([[1.0, -2.0], [0.5, 0.0]], "<f4").tobytes(), np.array([3.0], "<f4").tobytes()]
-    yield {
-        "name": "history-first", "operation": "history", "notes": "SP-11.18-12", "history": bytes(32).hex(), "step": 1,
-        "gradients": [tensor.hex() for tensor in tensors],
-        "expect": {"history": follow(bytes(32), 1, tensors).hex()},
-    }  # fmt: skip
-    yield {
-        "name": "history-next", "operation": "history", "notes": "SP-11.18-12", "step": 8,
-        "history": ASKED["history"], "gradients": [tensors[1].hex()],
-        "expect": {"history": follow(bytes.fromhex(ASKED["history"]), 8, tensors[1:]).hex()},
-    }  # fmt: skip
+    begun, batch, other = bytes(32), bytes.fromhex(ASKED["digest"]), hashlib.sha256(b"another batch").digest()
+    both = dict(zip(LEVELS, tensors, strict=True))
+    cut = {"x0": tensors[0][:4], "x4": tensors[0][4:] + tensors[1]}
+    for name, notes, before, step, of, gradients in (
+        ("first", "", begun, 1, batch, both),
+        ("next", "", bytes.fromhex(ASKED["history"]), 8, batch, {"x4": tensors[1]}),
+        ("other-batch", ": other samples give other weights", begun, 1, other, both),
+        ("other-tensors", ": the same octets, cut elsewhere", begun, 1, batch, cut),
+    ):
+        yield {
+            "name": f"history-{name}", "operation": "history", "notes": f"SP-11.18-12{notes}", "history": before.hex(),
+            "step": step, "digest": of.hex(),
+            "gradients": [{"name": key, "octets": octets.hex()} for key, octets in gradients.items()],
+            "expect": {"history": follow(before, step, of, gradients).hex()},
+        }  # fmt: skip
     for site, partner, level, changed, notes in (
         ("a", "b", "x0", {}, "of the site that adds"),
         ("b", "a", "x0", {}, "of the one that subtracts: the same"),

@@ -495,8 +495,9 @@ def test_fusion_restore(case: Case) -> None:
 @pytest.mark.parametrize("case", cases("fusion", "history"))
 def test_fusion_history(case: Case) -> None:
     """SP-11.18-12."""
-    arrays = {str(n): np.frombuffer(bytes.fromhex(one), "<f4") for n, one in enumerate(case["gradients"])}
-    after = fusion.follow(bytes.fromhex(case["history"]), case["step"], arrays)
+    arrays = {one["name"]: np.frombuffer(bytes.fromhex(one["octets"]), "<f4") for one in case["gradients"]}
+    history, batch = bytes.fromhex(case["history"]), bytes.fromhex(case["digest"])
+    after = fusion.follow(history, case["step"], batch, arrays)
     assert after.hex() == case["expect"]["history"]
 
 
@@ -551,8 +552,25 @@ def test_fusion_offer(case: Case) -> None:
 
 @pytest.mark.parametrize("case", cases("releases"))
 def test_releases(case: Case) -> None:
-    """SP-11.17-3, SP-11.17-4, SP-11.17-5."""
-    released = of_the_peer("site.released").Released(None)
+    """SP-11.17-3, SP-11.17-4, SP-11.17-5, SP-11.17-9, SP-11.17-10, SP-11.17-11."""
+    once = case.get("once")
+    shown, tiling = of_the_peer("site.shown"), of_the_peer("site.tiling")
+    rule = tiling.Rule(tuple(once["window"]), lambda key: tuple(once["volume"]), 0.5) if once else None
+    offers = {
+        "run": {"run": bytes(16), "terms": "ours"},
+        "other-run": {"run": bytes(range(16)), "terms": "ours"},
+        "other-terms": {"run": bytes(16), "terms": "others"},
+    }
+
+    def showing(offer: str, weights: str) -> Any:
+        most = case.get("most_runs")
+        return shown.Showing(**offers[offer], encoders=frozenset({weights}), once=bool(once), most_runs=most)
+
+    people = shown.Shown(None, showing("run", "ours"))
+    for before in case.get("before", ()):
+        earlier = showing(before["offer"], before["weights"])
+        people.learn(earlier.run.hex(), earlier.terms, earlier.encoders, [before["key"]])
+    released = of_the_peer("site.released").Released(None, people, rule=rule)
 
     def forward(asked: dict[str, Any]) -> messages.Forward:
         samples = tuple(

@@ -135,25 +135,62 @@ def test_the_same_question_gives_the_same_octets_and_another_gives_others() -> N
 def test_a_second_answer_to_one_question_is_not_given() -> None:
     """SP-11.18-13, in this process or an earlier one."""
     given, sent = Given(), answers()["a"]
-    kept = given.record(ASKED, sent)
-    assert kept is not None
-    assert given.record(ASKED, sent) is None
+    kept: dict[str, str] = {}
+    given.record(ASKED, sent, kept.__setitem__)
+    assert len(kept) == 1
     changed = {**sent, "x0": sent["x0"] + np.int16(1)}
-    for later in (given, Given(dict([kept]))):
-        assert later.record(ASKED, sent) is None
+    for later in (given, Given(kept)):
+        later.record(ASKED, sent, no_more)
         with pytest.raises(SiteFailed, match="train 3, batch 0"):
-            later.record(ASKED, changed)
-    assert given.record(replace(ASKED, history=bytes(32)), changed) is not None
+            later.record(ASKED, changed, no_more)
+    given.record(replace(ASKED, history=bytes(32)), changed, kept.__setitem__)
+    assert len(kept) == 2
+
+
+def no_more(asked: str, answer: str) -> None:
+    raise AssertionError("it was kept before")
+
+
+def test_an_answer_that_could_not_be_kept_was_not_given() -> None:
+    """SP-11.18-13: "durably before": the next attempt keeps it, or fails again."""
+    given, sent = Given(), answers()["a"]
+
+    def full(asked: str, answer: str) -> None:
+        raise OSError("full")
+
+    for _ in range(2):
+        with pytest.raises(OSError, match="full"):
+            given.record(ASKED, sent, full)
+    kept: dict[str, str] = {}
+    given.record(ASKED, sent, kept.__setitem__)
+    assert kept
 
 
 def test_the_history_depends_on_every_gradient_before() -> None:
     """SP-11.18-12."""
     one, other = {"x0": np.zeros(3, "f4")}, {"x0": np.ones(3, "f4")}
     start = fusion.BEGINNING
-    same = fusion.follow(fusion.follow(start, 1, one), 2, one)
-    assert same == fusion.follow(fusion.follow(start, 1, one), 2, one)
-    assert same != fusion.follow(fusion.follow(start, 1, other), 2, one)
-    assert same != fusion.follow(fusion.follow(start, 1, one), 3, one)
+    batch = b"b" * 32
+    same = fusion.follow(fusion.follow(start, 1, batch, one), 2, batch, one)
+    assert same == fusion.follow(fusion.follow(start, 1, batch, one), 2, batch, one)
+    assert same != fusion.follow(fusion.follow(start, 1, batch, other), 2, batch, one)
+    assert same != fusion.follow(fusion.follow(start, 1, batch, one), 3, batch, one)
+
+
+def test_the_history_depends_on_what_the_gradients_are_of() -> None:
+    """SP-11.18-12: weights differ where a step has another batch, or the same octets are of other tensors."""
+    start, octets = fusion.BEGINNING, np.arange(4, dtype="f4")
+    histories = {
+        fusion.follow(start, 1, batch, tensors)
+        for batch in (b"a" * 32, b"b" * 32)
+        for tensors in (
+            {"x0": octets[:1], "x1": octets[1:]},
+            {"x0": octets[:2], "x1": octets[2:]},
+            {"x1": octets[:2], "x0": octets[2:]},
+            {"x0": octets},
+        )
+    }
+    assert len(histories) == 8
 
 
 def test_what_a_site_sends_is_named_and_shaped_as_agreed() -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from splitpeer.demo.federation import HUB, SITES, DemoJob, Federation
 from splitpeer.errors import ConfigError
-from splitpeer.site.released import NAME as RELEASED
+from splitpeer.site.shown import NAME as RELEASED
 
 OTHERS = 2000
 """Added to the seed: patients from whom the encoders learn; neither the run's nor the adversary's."""

@@ -26,7 +26,7 @@ class Bounds(Section):
     max_runs: PositiveInt = 16
     """Run folders in [peer] state, the present one included; the oldest are removed first."""
     max_state_mib: PositiveInt = 4096
-    """All run folders together."""
+    """All run folders together, and `released.jsonl`."""
     max_gradient_norm: Annotated[float, Field(gt=0)] | None = None
     """Largest norm of the encoder's gradient in one step; none: any that is finite."""
     beyond_norm: Literal["clip", "refuse"] = "clip"
@@ -44,3 +44,12 @@ class Bounds(Section):
     releases: Literal["any", "once"] = "any"
     """once: an encoder shows a patient in one run only, each window in one answer. Jobs that train encoders are
     declined: every step would be another view of the same window."""
+    max_overlap: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    """With ``releases = "once"``: how much of a window its neighbours may repeat, on each axis. Windows of a patient
+    that lie closer are refused: each would be another view of the same place."""
+    max_runs_per_patient: PositiveInt | None = None
+    """In how many runs a patient may be shown, whatever the encoder; none: in any number. Jobs that train encoders are
+    counted while it is set."""
+    max_record_mib: PositiveInt = 64
+    """Size of `released.jsonl` in [peer] state, and of a run's `answers.jsonl`: nothing leaves that they do not hold.
+    Reading one takes up to twenty times as much memory."""

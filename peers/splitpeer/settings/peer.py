@@ -149,6 +149,8 @@ PRIVATE: Mapping[str, Any] = {
 """``preset = "private"``; what is written in addition may only be stricter."""
 AT_LEAST = frozenset({"min_partners"})
 """Of these, a larger number is stricter; of the others, nothing else is."""
+PRIVATE_RUNS = 1
+"""``max_runs_per_patient`` of the preset, which may be raised: a run that failed after it began costs a view."""
 
 
 class Policy(Bounds):
@@ -209,7 +211,7 @@ class Policy(Bounds):
     @classmethod
     def _preset_stands_for(cls, raw: Any) -> Any:
         private = isinstance(raw, dict) and raw.get("preset") == "private"
-        return {**PRIVATE, **raw} if private else raw
+        return {"max_runs_per_patient": PRIVATE_RUNS, **PRIVATE, **raw} if private else raw
 
     @model_validator(mode="after")
     def _preset_is_a_floor(self) -> Self:

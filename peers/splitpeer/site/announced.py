@@ -42,7 +42,7 @@ class Announced:
         released: Released | None = None,
     ) -> None:
         self._job, self._channels, self._room, self._read = job, channels, room, read
-        self._released = released or Released(None)
+        self._released = released or Released()
         self._window = window_of(job)
         self._waiting: deque[Forward] = deque()
         self._prefetch: Prefetcher[Forward, Images] | None = None

@@ -25,14 +25,17 @@ from splitpeer.federation.terms import Room, window_of
 from splitpeer.privacy.ledger import Ledger
 from splitpeer.settings.bounds import Bounds
 from splitpeer.site.announced import Announced, Images
+from splitpeer.site.answers import answers_of
 from splitpeer.site.averaging import SiteAveraging
 from splitpeer.site.budgets import Budgets, BudgetSpent
 from splitpeer.site.encoders import Encoders
 from splitpeer.site.named import Named
 from splitpeer.site.people import People
-from splitpeer.site.released import Released, Whose
-from splitpeer.site.run_folders import check_room
+from splitpeer.site.released import Released
+from splitpeer.site.run_folders import accepted_terms, check_room
+from splitpeer.site.shown import Showing, Shown, shown_in
 from splitpeer.site.summing import Summing
+from splitpeer.site.tiling import Rule, Triple
 from splitpeer.storage import checkpoint
 from splitproto import holder
 from splitproto.causes import OF_A_PATIENT
@@ -109,6 +112,7 @@ class SiteJob:
             # SP-11.18-2: values may not leave as they are because something was not made.
             raise ValueError("a job with secure fusion at a site without, or the reverse")
         self.run, self.job, self.seats = offer.run, offer.job, offer.seats
+        self._terms = accepted_terms(offer).decode()
         self.window = window_of(offer.job)
         # SP-11-3: it identifies this process's memory, so a rollback keeps it.
         self.incarnation = secrets.token_bytes(16)
@@ -119,7 +123,9 @@ class SiteJob:
         self._averaging = SiteAveraging(self.job, self.seats, self.encoders.halves, self.budgets)
         self.unusable = dict(unusable)
         """SP-11.13-3: patients whose files this process cannot use, and why: not read again, even if repaired."""
-        self._release_to(Released(None))
+        self._release_to(Released())
+        self._shown: Shown | None = None
+        """Whom other runs have shown, where that matters."""
         self._withdrew = False  # announced batches do not count until the coordinator says where to continue
         self._pending: Activations | None = None
         self._computed = 0
@@ -147,11 +153,7 @@ class SiteJob:
             self._load(0)
         else:
             self.lost = True
-        if self.job.frozen:
-            whose = Whose(
-                self.run, self.encoders.identities(), self._shown, self._means.bounds.releases == "once"
-            )
-            self._release_to(Released(self._means.state, whose))
+        self._remember()
 
     def prove(self, offer: JobOffer, binding: bytes) -> dict[str, bytes]:
         """SP-11.14-2: the fields of `job-accept` that show who holds this site's part in the run."""
@@ -224,6 +226,8 @@ class SiteJob:
             # SP-11.18-13: "all sites have all samples"
             raise PolicyRefused("a part of a batch was asked for, where only a sum of all sites may be read")
         self._announced.check(forward, self.unusable)
+        if self._shown is not None and not self.job.frozen:
+            self._shown.check(self._people(forward))
         if not self._withdrew:
             self._announced.add(forward)
 
@@ -267,8 +271,10 @@ class SiteJob:
         sent = Activations(forward.mode, forward.step, forward.batch, forward.digest, arrays)
         if forward.mode == "train":
             self._pending = sent
-        elif forward.mode == "release":
+        if forward.mode == "release":
             self.released.note(forward, arrays)
+        elif self._shown is not None:
+            self._shown.note(self._people(forward))
         return sent
 
     def apply(self, gradients: Gradients) -> None:
@@ -287,7 +293,7 @@ class SiteJob:
             # SP-11-10: a seat sits out as a whole.
             raise SchemaMismatch(f"the gradients of step {gradients.step} leave out a level of a seat")
         # SP-11-11: once, as nothing is pending after it.
-        self._pending = None
+        batch, self._pending = self._pending.digest, None
         parts = {seat: from_wire(levels, self.job.precision) for seat, levels in arrived.items()}
         try:
             self.encoders.backward(parts)
@@ -295,7 +301,7 @@ class SiteJob:
             # SP-11.15-8: a coordinator must not be able to switch this site off.
             raise BudgetSpent(error.reason) from None
         if self.summing is not None:
-            self.summing.follow(gradients.step, gradients.tensors)
+            self.summing.follow(gradients.step, batch, gradients.tensors)
 
     def advance(self, step: int) -> None:
         """Count on to `step`: those since the last that was applied here were made without this site.
@@ -396,6 +402,20 @@ class SiteJob:
             raise SchemaMismatch(f"the gradients of step {gradients.step} do not have the shapes of the sum")
         return {seat.name: dict(gradients.tensors) for seat in self.seats}
 
+    def _remember(self) -> None:
+        """What has left in this run, and whom others have shown. Raises DataError: it cannot be read."""
+        means, bounds, once = self._means, self._means.bounds, self._means.bounds.releases == "once"
+        if not self.job.frozen and bounds.max_runs_per_patient is None:
+            return
+        showing = Showing(
+            self.run, self._terms, self.encoders.identities(), once, bounds.max_runs_per_patient
+        )
+        self._shown = shown_in(means.state, showing, bounds.max_record_mib)
+        if self.job.frozen:
+            answers = answers_of(self.folder, bounds.max_record_mib)
+            rule = Rule(self.window, self._size, bounds.max_overlap) if once else None
+            self._release_to(Released(answers, self._shown, self._person_shown, rule))
+
     def _release_to(self, released: Released) -> None:
         self.released = released
         """What has left in a frozen job."""
@@ -405,9 +425,16 @@ class SiteJob:
         """Of the person behind a patient's key, at this site. Raises DataError: see `People`."""
         return self._means.people.account(self.channels.case(key).patient)
 
-    def _shown(self, key: bytes) -> str:
+    def _person_shown(self, key: bytes) -> str:
         """The same for a record; of a key that this site lacks, and refuses, the key."""
         return (self._account(key) if self.channels.fills(key) else key).hex()
+
+    def _people(self, forward: Forward) -> set[str]:
+        return {self._person_shown(sample.key) for sample in forward.samples}
+
+    def _size(self, key: bytes) -> Triple | None:
+        """Of a patient's volume, in voxels."""
+        return self.channels.geometry(key).shape if self.channels.fills(key) else None
 
     def _person(self, key: bytes) -> bytes:
         """The key of the person behind a patient's."""

@@ -111,7 +111,7 @@ def _summing(offer: JobOffer, config: PeerConfig, folder: Path, report: h.Report
         return None
     peer, policy = config.peer, config.policy
     allowed = Allowed(config.credentials(), peer.federation, policy.partners, policy.min_partners)
-    return Summing(offer, folder, allowed, peer.site, report)
+    return Summing(offer, folder, allowed, peer.site, report, policy.max_record_mib)
 
 
 def _begun(site: SiteJob) -> SiteJob:

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import secrets
 from functools import cached_property
 from pathlib import Path
 
 from splitpeer.data.layouts import subject
 from splitpeer.data.patients import patient_id
-from splitpeer.errors import DataError
-from splitpeer.storage import durable
+from splitpeer.site.secret import own_secret
 
 NAME = "people.key"
 SECRET_BYTES = 32
@@ -33,23 +31,16 @@ class People:
         """16 octets of the person behind a patient's id: all time points of a person have one account.
 
         Raises:
-            DataError: the secret cannot be read or written.
+            DataError: the secret cannot be read or written, or others may read it.
         """
         name = patient_id(subject(patient)).encode()
         return hmac.digest(self._secret, CONTEXT + name, hashlib.sha256)[:ACCOUNT_BYTES]
 
     @cached_property
     def _secret(self) -> bytes:
-        path = self._path
-        try:
-            if not path.exists():
-                durable.make_folder(path.parent)
-                durable.replace(path, secrets.token_bytes(SECRET_BYTES))
-            found = path.read_bytes()
-        except OSError as error:
-            raise durable.refusal(error, f"{path}:", "[peer] state") from None
-        if len(found) != SECRET_BYTES:
-            raise DataError(
-                f"{path}: is not a key of {SECRET_BYTES} bytes, so no account can be found: restore it from a backup"
-            )
-        return found
+        return own_secret(
+            self._path,
+            SECRET_BYTES,
+            "the key to whose accounts are whose",
+            "so no account can be found: restore it from a backup",
+        )

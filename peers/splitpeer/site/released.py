@@ -1,73 +1,59 @@
-"""What a site has released to runs with frozen encoders (SP-11.17): each window once, the same answer every time.
+"""What a site has released in a run with frozen encoders (SP-11.17): each window once, the same answer every time.
 
-In `[peer] state`, `released.jsonl` holds a line for each question that was answered, durable before the answer leaves:
-
-    {"run": "<hex>", "encoders": ["<hex>"], "batch": 3, "windows": [["<patient's key>", x, y, z], ...],
-     "people": ["<hex>"], "answer": "<SHA-256>"}
-
-It outlives the folders of runs. A line torn by a crash is of an answer that never left.
+The answers are kept in the run's folder (`answers.py`), the people in [peer] state (`shown.py`): first the answer,
+then the people, and only then does it leave. So people without answers are of a folder that was removed.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
-import os
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from splitpeer.errors import DataError
-from splitpeer.storage import durable, reading
+from splitpeer.site.shown import Shown, texts
+from splitpeer.site.tiling import Rule, Tiling, Triple
+from splitpeer.storage.journal import Journal
 from splitproto.errors import PolicyRefused, SiteFailed
 from splitproto.fusion import answer_digest
 from splitproto.messages import Forward
-
-NAME = "released.jsonl"
-MOST_OCTETS = 1 << 30
-"""Of the file: some ten million windows."""
-_APPEND = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
 
 Window = tuple[bytes, int, int, int]
 """Key and origin."""
 
 
-@dataclass(frozen=True)
-class Whose:
-    """What a run's releases are of."""
-
-    run: bytes = b""
-    encoders: frozenset[str] = frozenset()
-    """Digests of the encoders' weights, see `Encoders.identities`."""
-    person: Callable[[bytes], str] = bytes.hex
-    """Key of a patient -> the person at this site, whatever the federation."""
-    once: bool = False
-    """[policy] releases: whether another run may not ask for whom these encoders have shown."""
-
-
 class Released:
-    """The questions that a run has answered, and those that its encoders have answered in others.
+    """The questions that a run has answered.
 
     Args:
-        folder: [peer] state; None: they are not kept.
-        whose: the run.
+        answers: None: they are not kept.
+        shown: None: whom other runs have shown does not matter.
+        person: key of a patient -> the person at this site, whatever the federation.
+        rule: how closely windows may lie.
 
     Raises:
         DataError: what was kept cannot be read.
     """
 
-    def __init__(self, folder: Path | None, whose: Whose | None = None) -> None:
-        self._path = folder / NAME if folder is not None else None
-        self._whose = whose or Whose()
-        self._questions: dict[int, tuple[Window, ...]] = {}
+    def __init__(
+        self,
+        answers: Journal | None = None,
+        shown: Shown | None = None,
+        person: Callable[[bytes], str] = bytes.hex,
+        rule: Rule | None = None,
+    ) -> None:
+        self._journal, self._shown, self._person = answers, shown or Shown(None), person
+        self._rule, self._tiling = rule, Tiling(rule)
+        self._questions: dict[int, str] = {}
         self._answers: dict[int, str] = {}
         self._numbers: dict[Window, int] = {}
-        self._elsewhere: set[str] = set()
-        """People whom one of the encoders has shown in another run."""
-        if self._path is not None:
-            self._read(self._path)
+        answered = set[str]()
+        if answers is not None:
+            answers.read(lambda said: self._read(said, answered))
+        self._forgotten = self._shown.here - answered
+        """People whom this run has shown, by answers that are not known any more."""
 
     @property
     def windows(self) -> int:
@@ -81,7 +67,7 @@ class Released:
 
     def knows(self, forward: Forward) -> bool:
         """Whether this very question was answered before."""
-        return self._questions.get(forward.batch) == _windows(forward)
+        return self._questions.get(forward.batch) == _question(forward)
 
     def check(self, forward: Forward) -> None:
         """Whether a batch of mode `release` may be answered.
@@ -93,23 +79,19 @@ class Released:
         if forward.step != 0 or forward.seed is not None or forward.places is not None:
             raise PolicyRefused("a release is of step 0, without a seed and without places")
         # SP-11.17-4: a window in two batches, or twice in one, would be met in several contexts.
-        windows = _windows(forward)
+        windows = [(sample.key, *sample.origin) for sample in forward.samples]
         if len(set(windows)) < len(windows):
             raise PolicyRefused(f"release {forward.batch} asks for one window twice")
-        known = self._questions.get(forward.batch)
-        if known is not None and known != windows:
+        if self.knows(forward):
+            return
+        if forward.batch in self._questions:
             raise PolicyRefused(f"release {forward.batch} was answered for other windows before")
-        if known is None and (again := [w for w in windows if w in self._numbers]):
+        if again := [w for w in windows if w in self._numbers]:
             first = self._numbers[again[0]]
             raise PolicyRefused(
                 f"release {forward.batch} asks for {len(again)} windows that were released before, as of {first}"
             )
-        # SP-11.17-9: of a patient and not of a window, which another run may cut otherwise.
-        if self._whose.once and known is None and self._elsewhere.intersection(self._people(forward)):
-            raise PolicyRefused(
-                f"release {forward.batch} is of a patient whom this encoder has shown in another run "
-                "(policy releases = once)"
-            )
+        self._check_views(forward)
 
     def note(self, forward: Forward, tensors: Mapping[str, np.ndarray]) -> None:
         """The batch was checked, and its answer is about to leave; durable when this returns.
@@ -118,105 +100,78 @@ class Released:
             SiteFailed: another answer left before (SP-11.17-5).
             DataError: it cannot be written down.
         """
-        answer = answer_digest(tensors)
-        if self.knows(forward):
-            if answer != self._answers[forward.batch]:
-                raise SiteFailed(
-                    f"the answer to release {forward.batch} is not the one that was given before, and a second one "
-                    "would show more: was this site's network, machine or data changed?"
+        answer, people = answer_digest(tensors), self._people(forward)
+        if not self.knows(forward):
+            asked, windows = _question(forward), _by_patient(forward)
+            if self._journal is not None:
+                shown = {key.hex(): [list(origin) for origin in some] for key, some in windows.items()}
+                self._journal.add(
+                    batch=forward.batch, windows=shown, people=people, asked=asked, answer=answer
                 )
-            return
-        windows = _windows(forward)
-        if self._path is not None:
-            line = {
-                "run": self._whose.run.hex(),
-                "encoders": sorted(self._whose.encoders),
-                "batch": forward.batch,
-                "windows": [[key.hex(), *origin] for key, *origin in windows],
-                "people": self._people(forward),
-                "answer": answer,
-            }
-            try:
-                _append(self._path, json.dumps(line, separators=(",", ":")).encode() + b"\n")
-            except OSError as error:
-                raise durable.refusal(error, f"{self._path}:", "[peer] state") from None
-        self._take(forward.batch, windows, answer)
+            self._take(forward.batch, windows, asked, answer)
+        elif answer != self._answers[forward.batch]:
+            raise SiteFailed(
+                f"the answer to release {forward.batch} is not the one that was given before, and a second one "
+                "would show more: was this site's network, machine or data changed?"
+            )
+        # Also of a question that is known: a crash may have come between the two.
+        self._shown.note(people)
 
     # --- inside ----------------------------------------------------------------------------------------
 
+    def _check_views(self, forward: Forward) -> None:
+        """How often a patient, and a place in a patient, may be seen. Raises PolicyRefused."""
+        people = self._people(forward)
+        if self._forgotten.intersection(people):
+            # SP-11.17-4: "releases nothing more of them"
+            raise PolicyRefused(
+                f"release {forward.batch} is of a patient whom this run has shown, and which windows those were is "
+                "unknown since the run's folder was removed: begin a new run"
+            )
+        self._shown.check(people)
+        # SP-11.17-10
+        for key, origins in _by_patient(forward).items():
+            if not self._tiling.fits(key, origins):
+                most = self._rule.overlap if self._rule is not None else 0
+                raise PolicyRefused(
+                    f"release {forward.batch} asks for windows of a patient that are closer to each other than an "
+                    f"overlap of {most:g} allows (policy max_overlap): each would be another view of the same place"
+                )
+
     def _people(self, forward: Forward) -> list[str]:
-        return sorted({self._whose.person(sample.key) for sample in forward.samples})
+        return sorted({self._person(sample.key) for sample in forward.samples})
 
-    def _take(self, number: int, windows: tuple[Window, ...], answer: str) -> None:
-        self._questions[number], self._answers[number] = windows, answer
-        self._numbers.update(dict.fromkeys(windows, number))
+    def _take(self, number: int, windows: Mapping[bytes, list[Triple]], asked: str, answer: str) -> None:
+        self._questions[number], self._answers[number] = asked, answer
+        for key, origins in windows.items():
+            self._numbers.update(((key, *origin), number) for origin in origins)
+            self._tiling.add(key, origins)
 
-    def _read(self, path: Path) -> None:
-        try:
-            octets = reading.read(path, MOST_OCTETS)
-        except FileNotFoundError:
-            return
-        except OSError as error:
-            raise DataError(
-                f"{path}: cannot be read ({error.strerror}); check the file and whose it is"
-            ) from None
-        whole, _, torn = octets.rpartition(b"\n")
-        try:
-            for line in whole.splitlines():
-                self._read_line(reading.parse(line))
-            if torn:
-                os.truncate(path, len(octets) - len(torn))
-        except (ValueError, TypeError, LookupError, AttributeError):
-            raise DataError(
-                f"{path}: damaged, so nobody knows what has left: this site cannot go on with the run; "
-                "restore the file from a backup"
-            ) from None
-        except OSError as error:
-            raise durable.refusal(error, f"{path}:", "[peer] state") from None
-
-    def _read_line(self, said: Mapping[str, Any]) -> None:
-        """Raises ValueError, TypeError, LookupError or AttributeError."""
-        run, windows = bytes.fromhex(said["run"]), tuple(map(_window, said["windows"]))
-        answer, people = str(said["answer"]), _texts(said["people"])
-        if run == self._whose.run:
-            self._take(int(said["batch"]), windows, answer)
-        elif self._whose.encoders.intersection(_texts(said["encoders"])):
-            self._elsewhere.update(people)
+    def _read(self, said: Mapping[str, Any], answered: set[str]) -> None:
+        """Raises ValueError, TypeError or LookupError."""
+        windows = {
+            bytes.fromhex(key): [_origin(one) for one in some] for key, some in dict(said["windows"]).items()
+        }
+        answered.update(texts(said["people"]))
+        self._take(int(said["batch"]), windows, str(said["asked"]), str(said["answer"]))
 
 
-def _texts(shown: Collection[object]) -> list[str]:
-    if not isinstance(shown, list):
-        raise TypeError
-    return [str(one) for one in shown]
+def _question(forward: Forward) -> str:
+    """Digest of the windows, in their order."""
+    windows = [[sample.key.hex(), *sample.origin] for sample in forward.samples]
+    return hashlib.sha256(json.dumps(windows).encode()).hexdigest()
 
 
-def _windows(forward: Forward) -> tuple[Window, ...]:
-    return tuple((sample.key, *sample.origin) for sample in forward.samples)
+def _by_patient(forward: Forward) -> dict[bytes, list[Triple]]:
+    found: dict[bytes, list[Triple]] = {}
+    for sample in forward.samples:
+        found.setdefault(sample.key, []).append(sample.origin)
+    return found
 
 
-def _window(shown: list[object]) -> Window:
+def _origin(shown: Sequence[object]) -> Triple:
     """Raises ValueError or TypeError."""
-    key, x, y, z = shown
-    if not (isinstance(key, str) and isinstance(x, int) and isinstance(y, int) and isinstance(z, int)):
+    x, y, z = shown
+    if not (isinstance(x, int) and isinstance(y, int) and isinstance(z, int)):
         raise TypeError
-    return bytes.fromhex(key), x, y, z
-
-
-def _append(path: Path, line: bytes) -> None:
-    """A line at the end, synced. Raises OSError; then nothing of it stays."""
-    fresh = not path.exists()
-    file = os.open(path, _APPEND, 0o600)
-    try:
-        size = os.fstat(file).st_size
-        try:
-            left = memoryview(line)
-            while left:
-                left = left[os.write(file, left) :]
-            os.fsync(file)
-        except OSError:
-            os.ftruncate(file, size)
-            raise
-    finally:
-        os.close(file)
-    if fresh:
-        durable.sync_folder(path.parent)
+    return x, y, z

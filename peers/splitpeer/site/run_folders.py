@@ -13,6 +13,8 @@ from splitpeer.daemon import happenings as h
 from splitpeer.errors import DiskTrouble
 from splitpeer.federation.terms import terms_digest
 from splitpeer.settings.bounds import Bounds
+from splitpeer.site.secret import FUSION_KEY
+from splitpeer.site.shown import NAME as SHOWN
 from splitpeer.storage import durable
 from splitproto.errors import PolicyRefused, SchemaMismatch
 from splitproto.messages import JobOffer
@@ -34,11 +36,18 @@ class _Run:
 
 
 def mark_complete(folder: Path, report: h.Reporter) -> None:
-    """The run of `folder` is complete: its weights are worth keeping."""
+    """The run of `folder` is complete: its weights are worth keeping, the key of its masks is not (SP-11.18-5)."""
     try:
         durable.replace(folder / COMPLETE, b"")
+        (folder / FUSION_KEY).unlink(missing_ok=True)
+        durable.sync_folder(folder)
     except OSError as error:
         report(h.RunNotMarked(folder.name, str(error.strerror)))
+
+
+def is_complete(folder: Path) -> bool:
+    """Whether it was marked."""
+    return (folder / COMPLETE).exists()
 
 
 def check_terms(folder: Path, offer: JobOffer) -> None:
@@ -55,7 +64,7 @@ def check_terms(folder: Path, offer: JobOffer) -> None:
         return  # new, or taken up before this file was kept
     except OSError as error:
         raise durable.refusal(error, f"{path}:", "[peer] state") from None
-    if accepted != _digest(offer):
+    if accepted != accepted_terms(offer):
         raise SchemaMismatch("the terms or the seats are not those that this site accepted for the run")
 
 
@@ -65,12 +74,13 @@ def note_terms(folder: Path, offer: JobOffer) -> None:
     try:
         if not path.exists():
             durable.make_folder(folder)
-            durable.replace(path, _digest(offer))
+            durable.replace(path, accepted_terms(offer))
     except OSError as error:
         raise durable.refusal(error, f"{path}:", "[peer] state") from None
 
 
-def _digest(offer: JobOffer) -> bytes:
+def accepted_terms(offer: JobOffer) -> bytes:
+    """Digest of terms and seats, in hexadecimal."""
     # A deadline is no part of the weights: a coordinator may change it when it restarts.
     terms = terms_digest(replace(offer.job, seconds_per_step=1.0))
     seats = [[seat.name, list(seat.modalities)] for seat in offer.seats]
@@ -85,14 +95,14 @@ def make_room(state: Path, current: Path, bounds: Bounds, needed: int, report: h
 
     Raises: PolicyRefused: it does not fit, whatever is removed.
     """
-    others = [run for run in _runs(state) if run.folder != current]
+    others, record = [run for run in _runs(state) if run.folder != current], _record(state)
     newest: dict[str, _Run] = {}
     for run in others:
         if run.complete:
             newest[run.job] = run
     spare = [run for run in others if newest.get(run.job) is not run]
     most = bounds.max_state_mib << 20
-    while len(others) >= bounds.max_runs or sum(run.size for run in others) + needed > most:
+    while len(others) >= bounds.max_runs or record + sum(run.size for run in others) + needed > most:
         if not spare:
             raise PolicyRefused(
                 f"the run needs {needed >> 20} MiB in addition to the {len(others)} complete runs that this site keeps "
@@ -106,12 +116,18 @@ def make_room(state: Path, current: Path, bounds: Bounds, needed: int, report: h
 
 def check_room(state: Path, bounds: Bounds, needed: int) -> None:
     """Before a checkpoint of `needed` bytes. Raises DiskTrouble: it would be too much, like a disk that is full."""
-    held = sum(run.size for run in _runs(state))
+    held = _record(state) + sum(run.size for run in _runs(state))
     if held + needed > bounds.max_state_mib << 20:
         raise DiskTrouble(
             f"a checkpoint of {needed >> 20} MiB, with {held >> 20} MiB kept, exceeds {bounds.max_state_mib} MiB "
             "(max_state_mib)"
         )
+
+
+def _record(state: Path) -> int:
+    """Bytes of the record that outlives run folders."""
+    path = state / SHOWN
+    return path.lstat().st_size if path.exists() else 0
 
 
 def _runs(state: Path) -> list[_Run]:
@@ -123,7 +139,5 @@ def _runs(state: Path) -> list[_Run]:
             continue
         marks = [path.lstat() for path in folder.iterdir()]
         used = max((mark.st_mtime for mark in marks), default=folder.lstat().st_mtime)
-        found.append(
-            _Run(folder, named[1], sum(mark.st_size for mark in marks), used, (folder / COMPLETE).exists())
-        )
+        found.append(_Run(folder, named[1], sum(mark.st_size for mark in marks), used, is_complete(folder)))
     return sorted(found, key=lambda run: run.used)

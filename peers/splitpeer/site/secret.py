@@ -1,4 +1,4 @@
-"""The key that a site keeps with a run, so that nobody else can take its place (SP-11.14)."""
+"""The secrets that a site makes for itself: files of random octets that only their owner may read."""
 
 from __future__ import annotations
 
@@ -11,28 +11,44 @@ from splitproto import holder
 from splitproto.secretfile import how_to_close, open_to_others
 
 NAME = "holder.key"
+FUSION_KEY = "fusion.key"
+"""In the folder of a run: of its masks (SP-11.18-5)."""
 
 
 def site_secret(folder: Path) -> bytes:
-    """SP-11.14-1: the secret of this site's part in the run of `folder`; made on first use.
+    """SP-11.14-1: the secret of this site's part in the run of `folder`, so that nobody else can take its place.
+
+    Raises:
+        DataError: see `own_secret`.
+    """
+    return own_secret(
+        folder / NAME,
+        holder.SECRET_BYTES,
+        "the key to this site's place in the run",
+        "remove it and have the coordinator readmit this site",
+    )
+
+
+def own_secret(path: Path, octets: int, purpose: str, lost: str) -> bytes:
+    """The secret in a file, mode 0600; made on first use.
+
+    Args:
+        octets: how many.
+        purpose: what it is, for a refusal.
+        lost: what to do where the file holds something else.
 
     Raises:
         DataError: it cannot be read or written, or others may read it.
     """
-    path = folder / NAME
     try:
         if not path.exists():
-            durable.make_folder(folder)
-            durable.replace(path, secrets.token_bytes(holder.SECRET_BYTES))
+            durable.make_folder(path.parent)
+            durable.replace(path, secrets.token_bytes(octets))
         shared, found = open_to_others(path), path.read_bytes()
     except OSError as error:
         raise durable.refusal(error, f"{path}:", "[peer] state") from None
     if shared:
-        raise DataError(
-            f"{path}: others on this machine may read the key to this site's place in the run: {how_to_close(path)}"
-        )
-    if len(found) != holder.SECRET_BYTES:
-        raise DataError(
-            f"{path}: is not a key of {holder.SECRET_BYTES} bytes; remove it and have the coordinator readmit this site"
-        )
+        raise DataError(f"{path}: others on this machine may read {purpose}: {how_to_close(path)}")
+    if len(found) != octets:
+        raise DataError(f"{path}: is not a key of {octets} bytes; {lost}")
     return found

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import secrets
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -14,16 +13,19 @@ import numpy as np
 
 from splitpeer.daemon import happenings as h
 from splitpeer.errors import DataError
+from splitpeer.site.answers import ANSWERS, answers_of
+from splitpeer.site.run_folders import is_complete
+from splitpeer.site.secret import FUSION_KEY, own_secret
 from splitpeer.storage import durable, reading
 from splitpeer.training.split_step import Arrays
 from splitpeer.training.sums import over_seats
 from splitproto import Credentials, fusion, partners
-from splitproto.errors import IdentityError
+from splitproto.errors import IdentityError, PolicyRefused
 from splitproto.messages import Forward, Fusion, FusionKeys, JobOffer, KeyOffer
 from splitproto.partners import Trust
 
-SECRET, PARTNERS, ANSWERS = "fusion.key", "partners.json", "answers"
-"""Files in the folder of a run."""
+PARTNERS = "partners.json"
+"""In the folder of a run."""
 HISTORY = "history"
 """In the metadata of a checkpoint."""
 
@@ -51,13 +53,21 @@ class Summing:
         allowed: what this site's policy says.
         site: this site's name.
         report: told of partners, and of values out of range.
+        most_mib: of its answers, see `Bounds.max_record_mib`.
 
     Raises:
-        DataError: a file in the folder cannot be read or written.
+        PolicyRefused: the run is complete.
+        DataError: a file in the folder is missing, or cannot be read or written.
     """
 
     def __init__(
-        self, offer: JobOffer, folder: Path, allowed: Allowed, site: str, report: h.Reporter
+        self,
+        offer: JobOffer,
+        folder: Path,
+        allowed: Allowed,
+        site: str,
+        report: h.Reporter,
+        most_mib: int,
     ) -> None:
         if offer.job.fusion is None:
             raise ValueError("the job has no secure fusion")
@@ -65,10 +75,14 @@ class Summing:
         self._run, self._digest, self._site = offer.run, partners.terms_digest(offer.job), site
         self._allowed, self._report = allowed, report
         self._folder = folder
-        self._secret = _secret(folder / SECRET)
+        self._secret = _secret(folder)
         self._kept = _partners(folder / PARTNERS)
-        self._answers = folder / ANSWERS
-        self._given = fusion.Given(_answers(self._answers))
+        self._answers = answers_of(folder, most_mib)
+        # Of releases, `Released` keeps them (SP-11.17-5).
+        given: dict[str, str] = {}
+        if not offer.job.frozen:
+            self._answers.read(lambda said: given.update({str(said["asked"]): str(said["answer"])}))
+        self._given = fusion.Given(given)
         self._masking: fusion.Masking | None = None
         self.history = fusion.BEGINNING
         """SP-11.18-12: of the step that was applied last."""
@@ -134,14 +148,14 @@ class Summing:
             forward.mode, forward.step, forward.batch, forward.digest, self._history(forward)
         )
         tensors, clipped = fusion.answer(self._masking, asked, own, self.terms)
-        if (line := self._given.record(asked, tensors)) is not None:
-            _append(self._answers, f"{' '.join(line)}\n".encode())
+        if forward.mode != "release":
+            self._given.record(asked, tensors, self._keep)
         self._tell(forward, clipped, sum(array.size for array in own.values()))
         return tensors
 
-    def follow(self, step: int, gradients: Mapping[str, np.ndarray]) -> None:
-        """SP-11.18-12: `step` was applied with these gradients, as they arrived."""
-        self.history = fusion.follow(self.history, step, gradients)
+    def follow(self, step: int, batch: bytes, gradients: Mapping[str, np.ndarray]) -> None:
+        """SP-11.18-12: `step`, of the batch with this digest, was applied with these gradients, as they arrived."""
+        self.history = fusion.follow(self.history, step, batch, gradients)
 
     def saved(self, meta: Mapping[str, Any]) -> dict[str, Any]:
         """Metadata of a checkpoint, and the history."""
@@ -162,6 +176,9 @@ class Summing:
     def _history(self, forward: Forward) -> bytes:
         return self.history if forward.mode in ("train", "evaluate") else fusion.BEGINNING
 
+    def _keep(self, asked: str, answer: str) -> None:
+        self._answers.add(asked=asked, answer=answer)
+
     def _tell(self, forward: Forward, clipped: int, values: int) -> None:
         """SP-11.18-3: "reports them to its operator": the first, and then whenever there are twice as many."""
         self._clipped += clipped
@@ -173,20 +190,24 @@ class Summing:
 # --- files ----------------------------------------------------------------------------------------------
 
 
-def _secret(path: Path) -> bytes:
+def _secret(folder: Path) -> bytes:
     """SP-11.18-5: made on first use, and the same for every process that takes up the run."""
-    try:
-        if not path.exists():
-            durable.make_folder(path.parent)
-            durable.replace(path, secrets.token_bytes(fusion.SECRET_BYTES))
-        found = path.read_bytes()
-    except OSError as error:
-        raise durable.refusal(error, f"{path}:", "[peer] state") from None
-    if len(found) != fusion.SECRET_BYTES:
+    key, answers = folder / FUSION_KEY, folder / ANSWERS
+    if not key.exists():
+        if is_complete(folder):
+            raise PolicyRefused("the run is complete at this site, and the key of its masks was deleted")
+        if not answers.exists():
+            # Before the key, so that a key without it means that answers were lost.
+            _write(answers, b"")
+    elif not answers.exists():
+        # SP-11.18-13: nobody knows what was answered under these masks.
         raise DataError(
-            f"{path}: is not a key of {fusion.SECRET_BYTES} bytes; its run cannot continue, begin a new one"
+            f"{answers}: is missing, and only it tells what {FUSION_KEY} has masked: restore it from a backup, or "
+            "begin a new run"
         )
-    return found
+    return own_secret(
+        key, fusion.SECRET_BYTES, "the key of this site's masks", "its run cannot continue, begin a new one"
+    )
 
 
 def _partners(path: Path) -> dict[str, bytes]:
@@ -199,30 +220,9 @@ def _partners(path: Path) -> dict[str, bytes]:
         raise DataError(f"{path}: cannot be read: restore it, or begin a new run") from None
 
 
-def _answers(path: Path) -> dict[str, str]:
-    """SP-11.18-13: question and answer of an earlier process; a line torn by a crash was not sent, and is cut off."""
-    try:
-        octets = path.read_bytes()
-        whole = octets[: octets.rfind(b"\n") + 1]
-        if len(whole) < len(octets):
-            durable.replace(path, whole)
-        return dict(line.split(" ") for line in whole.decode("ascii").splitlines())
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError):
-        raise DataError(f"{path}: cannot be read: restore it, or begin a new run") from None
-
-
-def _append(path: Path, line: bytes) -> None:
-    try:
-        with path.open("ab") as file:
-            file.write(line)
-    except OSError as error:
-        raise durable.refusal(error, f"{path}:", "[peer] state") from None
-
-
 def _write(path: Path, octets: bytes) -> None:
     try:
+        durable.make_folder(path.parent)
         durable.replace(path, octets)
     except OSError as error:
         raise durable.refusal(error, f"{path}:", "[peer] state") from None

@@ -31,16 +31,18 @@ def window_origins(
     if not 0 <= overlap < 1:
         raise ValueError(f"overlap must be at least 0 and below 1, not {overlap}")
     padded = [max(size, width) for size, width in zip(shape, window, strict=True)]
-    stride = [
-        width if size == width else max(1, int(width * (1 - overlap)))
-        for size, width in zip(padded, window, strict=True)
-    ]
+    stride = [stride_of(size, width, overlap) for size, width in zip(padded, window, strict=True)]
     before = [max(width - size, 0) // 2 for size, width in zip(shape, window, strict=True)]
     x, y, z = (
         [min(step, size - width) - margin for step in range(0, size - width + pace, pace)]
         for size, width, pace, margin in zip(padded, window, stride, before, strict=True)
     )
     return list(itertools.product(x, y, z))
+
+
+def stride_of(size: int, width: int, overlap: float) -> int:
+    """How far apart neighbouring windows begin on one axis, in voxels; no two fit on an axis no longer than one."""
+    return width if size <= width else max(1, int(width * (1 - overlap)))
 
 
 class WindowMerger:

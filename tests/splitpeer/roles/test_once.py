@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import random
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,16 +12,20 @@ from typing import Any
 import pytest
 
 from splitpeer.daemon import happenings as h
+from splitpeer.data.sampling import batch_digest
 from splitpeer.errors import ConfigError, DataError
 from splitpeer.federation.terms import job_on_wire, judge
 from splitpeer.settings import templates
 from splitpeer.settings.job import JobConfig
-from splitpeer.settings.peer import PRIVATE, PeerConfig
+from splitpeer.settings.peer import PRIVATE, PRIVATE_RUNS, PeerConfig
 from splitpeer.site.job import SiteJob
 from splitpeer.site.opening import open_job
 from splitpeer.site.people import People
-from splitpeer.site.released import NAME
+from splitpeer.site.shown import NAME, Shown
+from splitpeer.site.tiling import Rule, Tiling
+from splitpeer.training.windows import window_origins
 from splitproto.errors import PolicyRefused, SiteFailed
+from splitproto.messages import Forward, Sample
 
 from .scene import PATIENTS, Scene
 from .test_releases import FROZEN, answer, octets, offer_of, question
@@ -89,6 +95,220 @@ def test_other_weights_are_another_encoder(frozen: Scene) -> None:
     assert [line["run"] for line in lines] == [bytes(range(16)).hex(), OTHER_RUN.hex()]
     assert lines[0]["encoders"] != lines[1]["encoders"]
     assert lines[0]["people"] == lines[1]["people"]
+
+
+def test_the_same_run_id_with_other_terms_is_another_run(frozen: Scene) -> None:
+    """SP-11.17-9: the coordinator chooses ids; a job of another name has a folder of its own."""
+    first = begin(frozen)
+    answer(first, question(frozen, 0, PATIENTS[0], [0, 1]))
+    first.close()
+    offer = offer_of(frozen)
+    for new, changes in enumerate(({"name": "other"}, {"name": "others", "weight_decay": 0.5}), 1):
+        other = open_job(
+            replace(offer, job=replace(offer.job, **changes)), frozen.config("site-t1"), h.Reporter()
+        )
+        with pytest.raises(PolicyRefused, match="of a patient whom this encoder has shown in another run"):
+            other.announce(question(frozen, 0, PATIENTS[0], [0, 1]))
+        answer(other, question(frozen, 0, PATIENTS[new], [0]))
+        other.close()
+    # A deadline is no part of a run's terms: the coordinator may have changed it when it restarted.
+    later = replace(offer, job=replace(offer.job, seconds_per_step=7.0))
+    again = open_job(later, frozen.config("site-t1"), h.Reporter())
+    answer(again, question(frozen, 0, PATIENTS[0], [0, 1]))
+    again.close()
+
+
+@pytest.mark.parametrize("once", [True, False])
+def test_a_run_whose_folder_was_removed_shows_nobody_again(frozen: Scene, once: bool) -> None:
+    """SP-11.17-4: which windows have left is unknown then; the coordinator could ask for others in their place."""
+    if not once:
+        frozen.client("t1")
+    first = begin(frozen)
+    answer(first, question(frozen, 0, PATIENTS[0], [0, 1]))
+    first.close()
+    shutil.rmtree(first.folder)
+    for _ in range(2):
+        again = begin(frozen)
+        with pytest.raises(
+            PolicyRefused, match="unknown since the run's folder was removed: begin a new"
+        ) as one:
+            again.announce(question(frozen, 0, PATIENTS[0], [0, 1]))
+        assert "\n" not in str(one.value)
+        answer(again, question(frozen, 1, PATIENTS[1], [0]))
+        again.close()
+
+
+def test_a_crash_between_answer_and_people_costs_nothing(
+    frozen: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The answer is kept first, so that a person without one is of a folder that is gone; then both are made good."""
+    first, asked = begin(frozen), question(frozen, 0, PATIENTS[0], [0, 1])
+    with monkeypatch.context() as patched:
+        patched.setattr(Shown, "note", lambda self, people: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            answer(first, asked)
+    first.close()
+    assert not (frozen.folder / "site-t1" / "state" / NAME).exists()
+    again = begin(frozen)
+    answer(again, asked)
+    again.close()
+    assert (frozen.folder / "site-t1" / "state" / NAME).read_text().count("\n") == 1
+    other = begin(frozen, OTHER_RUN)
+    with pytest.raises(PolicyRefused, match="shown in another run"):
+        other.announce(asked)
+    other.close()
+
+
+# --- views of one place ----------------------------------------------------------------------------------------
+
+
+def test_windows_shifted_by_a_voxel_are_refused(frozen: Scene) -> None:
+    """SP-11.17-10: they would be 64 views of one place, each of them "once"; after a restart too."""
+    site, asked = begin(frozen), question(frozen, 0, PATIENTS[0], [0])
+    key, (x, y, z) = asked.samples[0].key, asked.samples[0].origin
+    answer(site, asked)
+
+    def shifted(number: int, *origins: tuple[int, int, int]) -> Forward:
+        samples = tuple(Sample(key, origin) for origin in origins)
+        return Forward("release", 0, number, samples, batch_digest(0, samples, None))
+
+    border = [
+        size - width for size, width in zip(frozen.masks().geometry(key).shape, (32, 32, 1), strict=True)
+    ]
+    for process in range(2):
+        for shift in range(1, min(border[:2])):
+            for origin in ((x + shift, y, z), (x, y + shift, z), (x + shift, y + shift, z + 1)):
+                with pytest.raises(
+                    PolicyRefused, match=r"overlap of 0.5 allows \(policy max_overlap\)"
+                ) as one:
+                    site.announce(shifted(1 + shift, origin))
+        assert "\n" not in str(one.value)
+        with pytest.raises(PolicyRefused, match="max_overlap"):
+            site.announce(shifted(1, (border[0], y, z), (border[0] - 1, y, z)))
+        site.close()
+        if not process:
+            site = begin(frozen)
+
+
+@pytest.mark.parametrize("overlap", [0.0, 0.25, 0.5])
+def test_the_windows_of_a_job_are_one_grid(overlap: float) -> None:
+    """SP-11.17-10: every tiling of this product, in any order, at any border; a closer one than allowed is not."""
+    chance = random.Random(7)
+    shapes = [tuple(chance.randint(1, 24) for _ in range(3)) for _ in range(20)]
+    for shape in [*shapes, (32, 32, 3), (33, 24, 16)]:
+        for window in ((16, 16, 1), (8, 8, 8), (7, 5, 3)):
+            origins = window_origins(shape, window, overlap)
+            chance.shuffle(origins)
+            tiling = Tiling(Rule(window, lambda key, size=shape: size, 0.5))
+            for first in range(0, len(origins), 16):
+                some = origins[first : first + 16]
+                assert tiling.fits(b"", some), (shape, window, some)
+                tiling.add(b"", some)
+    closer = Tiling(Rule((8, 8, 8), lambda key: (40, 40, 40), 0.5))
+    assert not closer.fits(b"", window_origins((40, 40, 40), (8, 8, 8), 0.75))
+
+
+def test_a_place_is_in_few_windows_whatever_is_asked() -> None:
+    """SP-11.17-10: on each axis two, and a third at the far border. In a volume smaller than a window, one."""
+    size, width = 33, 8
+    tiling = Tiling(Rule((width, 1, 1), lambda key: (size, 1, 1), 0.5))
+    chance, left = random.Random(3), list[int]()
+    for _ in range(2000):
+        at = chance.randint(0, size - width)
+        if tiling.fits(b"", [(at, 0, 0)]):
+            tiling.add(b"", [(at, 0, 0)])
+            left.append(at)
+    views = [sum(at <= place < at + width for at in set(left)) for place in range(size)]
+    assert max(views) <= 3 and len(set(left)) <= len(window_origins((size, 1, 1), (width, 1, 1), 0.5))
+    small = Tiling(Rule((8, 1, 1), lambda key: (3, 1, 1), 0.5))
+    small.add(b"", [(-2, 0, 0)])
+    assert small.fits(b"", [(-2, 0, 1)]) and not any(
+        small.fits(b"", [(at, 0, 0)]) for at in (-5, -4, -3, -1, 0)
+    )
+
+
+def test_an_operator_may_allow_closer_windows(frozen: Scene) -> None:
+    frozen.client("t1", policy={**ONCE, "max_overlap": 0.9})
+    site = begin(frozen)
+    key = frozen.key(PATIENTS[0])
+    for number, x in enumerate((0, 4, 8)):
+        samples = (Sample(key, (x, 0, 0)),)
+        answer(site, Forward("release", 0, number, samples, batch_digest(0, samples, None)))
+    site.close()
+
+
+# --- runs of one patient ---------------------------------------------------------------------------------------
+
+
+def test_a_patient_is_shown_in_so_many_runs_whatever_the_encoder(frozen: Scene) -> None:
+    """SP-11.17-11: weights are drawn for each run, so `once` alone would limit nothing."""
+
+    def run(number: int) -> SiteJob:
+        return open_job(
+            replace(offer_of(frozen), run=bytes([number]) * 16), frozen.config("site-t1"), h.Reporter()
+        )
+
+    runtime = {"initial_weights": "private"}
+    frozen.client("t1", policy={**ONCE, "max_runs_per_patient": 2}, runtime=runtime)
+    for number in (1, 2, 1):
+        site = run(number)
+        answer(site, question(frozen, 0, PATIENTS[0], [0]))
+        site.close()
+    third = run(3)
+    with pytest.raises(
+        PolicyRefused, match=r"as many other runs .* \(policy max_runs_per_patient = 2\)"
+    ) as one:
+        third.announce(question(frozen, 0, PATIENTS[0], [5]))
+    assert "\n" not in str(one.value)
+    answer(third, question(frozen, 0, PATIENTS[1], [0]))
+    third.close()
+    frozen.client("t1", policy={**ONCE, "max_runs_per_patient": 3}, runtime=runtime)
+    third = run(3)
+    answer(third, question(frozen, 1, PATIENTS[0], [5]))
+    third.close()
+
+
+def test_runs_that_train_encoders_count_too(scene: Scene) -> None:
+    """SP-11.17-11: each of their steps is a view."""
+    scene.cast("t1", training={"steps": 20})
+    scene.client("t1", policy={"coordinators": ["hub"], "max_runs_per_patient": 1})
+    offer, asked = offer_of(scene), replace(question(scene, 0, PATIENTS[0], [0]), mode="evaluate")
+    for run in (offer.run, offer.run):
+        site = open_job(replace(offer, run=run), scene.config("site-t1"), h.Reporter())
+        answer(site, asked)
+        site.close()
+    other = open_job(replace(offer, run=OTHER_RUN), scene.config("site-t1"), h.Reporter())
+    with pytest.raises(PolicyRefused, match="max_runs_per_patient = 1"):
+        other.announce(asked)
+    other.close()
+
+
+def test_the_preset_shows_a_patient_in_one_run_unless_more_are_allowed(scene: Scene) -> None:
+    scene.cast("t1")
+    for written, meant in (({}, PRIVATE_RUNS), ({"max_runs_per_patient": 3}, 3)):
+        scene.client("t1", policy={"coordinators": ["hub"], "preset": "private", **written})
+        assert scene.config("site-t1").policy.max_runs_per_patient == meant
+
+
+# --- the record ------------------------------------------------------------------------------------------------
+
+
+def test_nothing_leaves_that_the_record_has_no_room_for(frozen: Scene) -> None:
+    frozen.client("t1", policy={**ONCE, "max_record_mib": 1})
+    state = frozen.folder / "site-t1" / "state"
+    state.mkdir(exist_ok=True)
+    line = {"run": "aa" * 16, "terms": "", "encoders": [], "people": ["00" * 16] * 29_000}
+    (state / NAME).write_text(json.dumps(line) + "\n")
+    assert (1 << 20) - 10_000 < (state / NAME).stat().st_size < 1 << 20
+    site, told = begin(frozen), r"released\.jsonl: reaches 1 MiB.* raise \[policy\] max_record_mib"
+    (state / NAME).write_bytes((state / NAME).read_bytes())
+    answer(site, question(frozen, 0, PATIENTS[0], [0]))
+    site.close()
+    with (state / NAME).open("a") as file:
+        file.write(json.dumps({**line, "people": ["00" * 16] * 3000}) + "\n")
+    with pytest.raises(DataError, match=told) as one:
+        begin(frozen)
+    assert "\n" not in str(one.value)
 
 
 def test_without_the_policy_another_run_is_answered(frozen: Scene) -> None:
@@ -203,6 +423,13 @@ def test_an_account_is_a_persons_and_a_sites(tmp_path: Path) -> None:
     assert here.account(scan) not in (there.account(scan), here.account("BraTS-GLI-00006-000"))
     key = tmp_path / "a" / "people.key"
     assert key.stat().st_mode & 0o077 == 0
+    key.chmod(0o644)
+    with pytest.raises(
+        DataError, match=r"people\.key: others on this machine may read .*: chmod 600 "
+    ) as one:
+        People(tmp_path / "a").account(scan)
+    assert "\n" not in str(one.value)
+    key.chmod(0o600)
     key.write_bytes(b"short")
     with pytest.raises(DataError, match=r"people\.key: is not a key of 32 bytes"):
         People(tmp_path / "a").account(scan)

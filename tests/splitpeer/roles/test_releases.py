@@ -14,9 +14,10 @@ from splitpeer.data.sampling import batch_digest
 from splitpeer.errors import ConfigError, DataError
 from splitpeer.federation.terms import cut_descriptors, job_on_wire, judge, services
 from splitpeer.settings.job import JobConfig
+from splitpeer.site.answers import ANSWERS, answers_of
 from splitpeer.site.job import SiteJob
 from splitpeer.site.opening import open_job
-from splitpeer.site.released import NAME, Released
+from splitpeer.site.released import Released
 from splitpeer.training.windows import window_origins
 from splitproto.errors import PolicyRefused, SchemaMismatch
 from splitproto.messages import Activations, Forward, JobOffer, Sample, Seat, Withdraw
@@ -185,20 +186,20 @@ def test_what_has_left_survives_a_torn_line_and_nothing_worse(tmp_path) -> None:
     """SP-11.17-4: a line torn by a crash is of an answer that never left; any other damage is not guessed at."""
     samples = (Sample(bytes(16), (0, -3, 5)),)
     asked = [Forward("release", 0, n, (replace(samples[0], origin=(n, 0, 0)),), bytes(32)) for n in range(3)]
-    released = Released(tmp_path)
+    released = Released(answers_of(tmp_path, 1))
     for one in asked[:2]:
         released.check(one)
         released.note(one, {})
-    path = tmp_path / NAME
+    path = tmp_path / ANSWERS
     whole = path.read_bytes()
-    path.write_bytes(whole + b'{"run":"","batch":2,"win')
-    again = Released(tmp_path)
+    path.write_bytes(whole + b'{"batch":2,"win')
+    again = Released(answers_of(tmp_path, 1))
     assert (again.windows, again.knows(asked[1]), again.knows(asked[2])) == (2, True, False)
     again.note(asked[2], {})
-    assert Released(tmp_path).windows == 3
+    assert Released(answers_of(tmp_path, 1)).windows == 3
     path.write_bytes(whole.replace(b'"batch":0', b'"batch":x'))
-    with pytest.raises(DataError, match=r"released\.jsonl: damaged, so nobody knows what has left"):
-        Released(tmp_path)
+    with pytest.raises(DataError, match=r"answers\.jsonl: damaged, so nobody knows what has left"):
+        Released(answers_of(tmp_path, 1))
 
 
 # --- whether the job is taken at all -------------------------------------------------------------------------

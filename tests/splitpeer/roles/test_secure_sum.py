@@ -23,17 +23,22 @@ from splitpeer.captures.reader import open_capture
 from splitpeer.captures.redefend import defended
 from splitpeer.coordinator.assembly import make_half
 from splitpeer.coordinator.relay import Relay
+from splitpeer.daemon import happenings as h
 from splitpeer.data.loader import SiteData
 from splitpeer.data.sampling import TrainingSchedule
 from splitpeer.defences.randomness import Release
 from splitpeer.errors import AttackImpossible, DataError, JobFailed, PeerError
 from splitpeer.federation.seats import seats_of
-from splitpeer.federation.terms import job_on_wire
+from splitpeer.federation.terms import job_on_wire, seat_descriptors
 from splitpeer.models import build_decoder, build_encoder, site_seed
 from splitpeer.models.registry import backbone_of
 from splitpeer.replay.redrive import _Recording
+from splitpeer.site.answers import ANSWERS
 from splitpeer.site.job import SiteJob
-from splitpeer.site.summing import ANSWERS, PARTNERS, SECRET, Summing
+from splitpeer.site.opening import open_job
+from splitpeer.site.run_folders import mark_complete
+from splitpeer.site.secret import FUSION_KEY
+from splitpeer.site.summing import PARTNERS, Summing
 from splitpeer.storage.bank import ALL_SITES, Bank, BankEntry
 from splitpeer.training.optimiser import make_optimiser, make_schedule
 from splitpeer.training.split_round import Parties, Place, split_round
@@ -41,7 +46,8 @@ from splitpeer.training.split_step import ClientHalf
 from splitpeer.training.sums import SUM, fused
 from splitproto import fusion, partners
 from splitproto.errors import FusionMismatch, PolicyRefused, SiteFailed
-from splitproto.messages import Forward, FusionKeys, KeyOffer, Sample
+from splitproto.messages import Forward, FusionKeys, JobOffer, KeyOffer, Sample, Seat
+from splitproto.tensors import schema_digest
 
 from .scene import PATIENTS, SEED, Ran, Scene
 from .test_frozen import Whole, assert_same
@@ -112,15 +118,17 @@ async def test_a_run_is_the_same_as_in_one_process_and_what_sites_keep_of_it(sce
     assert ran.error is None and set(ran.clients.values()) == {None}
     assert ran.result.complete and ran.result.dice
     assert scene.losses() == in_one_process(scene)
-    kept = [folder(scene, name) for name in SITES]
-    assert all((one / SECRET).stat().st_mode & 0o777 == 0o600 for one in kept)
-    assert len({(one / SECRET).read_bytes() for one in kept}) == len(SITES)
-    public = {name: fusion.public_of((folder(scene, name) / SECRET).read_bytes()).hex() for name in SITES}
+    public: dict[str, str] = {}
+    for name in SITES:
+        public |= json.loads((folder(scene, name) / PARTNERS).read_text())
+    assert public.keys() == set(SITES) and len(set(public.values())) == len(SITES)
     record = json.loads((scene.folder / "hub" / "state" / "try.run.json").read_text())
     assert record["fusion_keys"] == public
     for name in SITES:
         others = {other: key for other, key in public.items() if other != name}
         assert json.loads((folder(scene, name) / PARTNERS).read_text()) == others
+        # "the site deletes them": a thief of the disk cannot take the masks off what somebody recorded.
+        assert not (folder(scene, name) / FUSION_KEY).exists()
         # Every batch that was answered, an evaluation's too.
         assert (folder(scene, name) / ANSWERS).read_text().count("\n") > scene.settings.training.steps
 
@@ -130,6 +138,13 @@ def test_a_run_survives_the_kill_of_each_party(scene: Scene) -> None:
     cast(scene, steps=24, every=4)
     hub, clients = scene.start_all()
     scene.until_step(6)
+    kept = [folder(scene, name) / FUSION_KEY for name in SITES]
+    assert all(one.stat().st_mode & 0o777 == 0o600 for one in kept)
+    assert len({one.read_bytes() for one in kept}) == len(SITES)
+    public = {name: fusion.public_of(one.read_bytes()).hex() for name, one in zip(SITES, kept, strict=True)}
+    for name in SITES:
+        others = {other: key for other, key in public.items() if other != name}
+        assert json.loads((folder(scene, name) / PARTNERS).read_text()) == others
     clients["t1"].signal(signal.SIGKILL)
     hub.until(r"site\.(left|lost) .*site-t1")
     again = scene.start("site-t1")
@@ -151,7 +166,7 @@ async def refused(scene: Scene, error: type[Exception], words: str) -> Ran:
     assert isinstance(ran.error, JobFailed), ran.error
     assert any(isinstance(one, error) and words in str(one) for one in ran.clients.values()), ran.clients
     assert all("\n" not in str(one) for one in (ran.error, *ran.clients.values()))
-    assert not [*scene.folder.glob(f"site-*/state/*/{ANSWERS}")]
+    assert not [one for one in scene.folder.glob(f"site-*/state/*/{ANSWERS}") if one.read_bytes()]
     return ran
 
 
@@ -275,8 +290,8 @@ async def test_masks_that_do_not_cancel_are_not_trained_on(
     """SP-11.18-12, SP-11.18-14: one site was given other gradients, so its masks are others."""
     honest = Summing.follow
 
-    def follow(self: Summing, step: int, gradients: Mapping[str, Any]) -> None:
-        honest(self, step + (self._site == "site-t1"), gradients)
+    def follow(self: Summing, step: int, batch: bytes, gradients: Mapping[str, Any]) -> None:
+        honest(self, step + (self._site == "site-t1"), batch, gradients)
 
     monkeypatch.setattr(Summing, "follow", follow)
     ran = await cast(scene).together()
@@ -302,12 +317,46 @@ async def test_a_second_answer_to_a_question_is_not_given(scene: Scene) -> None:
     async with scene.running() as on:
         await _until(on, "site-flair", lambda: len(scene.losses()) >= 4)
     path = folder(scene, "site-flair") / ANSWERS
-    lines = [line.split(" ")[0] + " " + "00" * 32 for line in path.read_text().splitlines()]
+    lines = [json.dumps({**json.loads(line), "answer": "00" * 32}) for line in path.read_text().splitlines()]
     path.write_text("\n".join(lines) + "\nhalf a li")
     ran = await scene.together(resume=True)
     assert isinstance(ran.clients["site-flair"], SiteFailed)
     assert "is not the one that was given before" in str(ran.clients["site-flair"])
     assert isinstance(ran.error, JobFailed)
+
+
+def test_what_stands_under_masks_is_known_or_nothing_is_sent(scene: Scene) -> None:
+    """SP-11.18-5, SP-11.18-13: a key without its answers, a key that others may read, a run that is complete."""
+    cast(scene)
+    seat = Seat("flair", ("flair",))
+    job = job_on_wire(scene.settings)
+    offer = JobOffer(bytes(range(16)), (seat,), job, schema_digest(seat_descriptors(job, (seat,))))
+
+    def opened() -> SiteJob:
+        return open_job(offer, scene.config("site-flair"), h.Reporter())
+
+    first = opened()
+    key, kept = first.folder / FUSION_KEY, first.folder / ANSWERS
+    assert (key.stat().st_mode & 0o777, kept.read_bytes()) == (0o600, b"")
+    first.close()
+    opened().close()
+    key.chmod(0o640)
+    with pytest.raises(DataError, match=r"fusion\.key: others on this machine may read .*: chmod 600") as one:
+        opened()
+    assert "\n" not in str(one.value)
+    key.chmod(0o600)
+    kept.unlink()
+    with pytest.raises(
+        DataError, match=r"answers\.jsonl: is missing, and only it tells what .*begin a new run"
+    ) as one:
+        opened()
+    assert "\n" not in str(one.value)
+    kept.write_bytes(b"")
+    mark_complete(first.folder, h.Reporter())
+    assert not key.exists()
+    with pytest.raises(PolicyRefused, match="complete at this site, and the key of its masks was deleted"):
+        opened()
+    assert not key.exists()
 
 
 async def test_what_would_be_a_sum_without_this_site_is_refused(

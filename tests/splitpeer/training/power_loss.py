@@ -3,7 +3,7 @@
 The program runs on a real folder; `Disk` stands in for its `os` and notes each call. The rules are what
 POSIX guarantees, harsher than any file system we know:
 
-- data that was not synced is there, or missing, or zeros, or cut off;
+- data that was not synced is there, or missing, or zeros, or cut off; what was synced before it in the same file stays;
 - every name that was made, moved or removed since its folder was synced is as before or as after, each
   independently, even the two halves of a rename;
 - a folder whose name is lost takes all that is in it along.
@@ -39,7 +39,9 @@ class _Inode:
     def outcomes(self) -> set[bytes]:
         if self.now == self.safe:
             return {self.now}
-        return {self.now, self.safe, bytes(len(self.now)), self.now[: len(self.now) // 2]}
+        kept = self.safe if self.now.startswith(self.safe) else b""
+        more = len(self.now) - len(kept)
+        return {self.now, self.safe, kept + bytes(more), self.now[: len(kept) + more // 2]}
 
 
 @dataclass
@@ -74,13 +76,27 @@ class Disk:
             self._open[file] = path
             return file
         assert flags & os.O_CREAT
-        assert flags & os.O_EXCL
+        assert flags & (os.O_EXCL | os.O_APPEND)
         self._check()
+        there = path.exists()
         file = os.open(path, flags, mode)
+        if there:
+            self._open[file] = next(
+                more[0] for kind, what, *more in reversed(self.calls) if (kind, what) == ("create", path)
+            )
+            return file
         self._inodes += 1
         self._open[file] = self._inodes
         self._note("create", path, self._inodes)
         return file
+
+    def fstat(self, file: int) -> os.stat_result:
+        return os.fstat(file)
+
+    def ftruncate(self, file: int, size: int) -> None:
+        self._check(full=False)
+        os.ftruncate(file, size)
+        self._note("truncate", self._open[file], size)
 
     def write(self, file: int, data: memoryview) -> int:
         self._check()
@@ -176,6 +192,8 @@ class Disk:
                 bind(what, more[0])
             elif kind == "write":
                 inodes[what].now += more[0]
+            elif kind == "truncate":
+                inodes[what].now = inodes[what].now[: more[0]]
             elif kind == "sync":
                 inodes[what].safe = inodes[what].now
             elif kind == "rename":
