@@ -127,6 +127,7 @@ _PRIVATE_JOBS = """\
 preset = "private"
 partners = {partners}  # {fill}sites that may be in the sum with us; all of them together with the coordinator undo it
 # min_partners = 3  # a sum with fewer others is declined; 2 or more
+# max_runs_per_patient = 1  # may be raised: each run more is another view of a patient (docs/private.md)
 """
 
 _COORDINATOR_BANK = """
