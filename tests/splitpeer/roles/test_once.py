@@ -286,7 +286,8 @@ def test_runs_that_train_encoders_count_too(scene: Scene) -> None:
 def test_the_preset_shows_a_patient_in_one_run_unless_more_are_allowed(scene: Scene) -> None:
     scene.cast("t1")
     for written, meant in (({}, PRIVATE_RUNS), ({"max_runs_per_patient": 3}, 3)):
-        scene.client("t1", policy={"coordinators": ["hub"], "preset": "private", **written})
+        policy = {"coordinators": ["hub"], "preset": "private", **written}
+        scene.client("t1", policy=policy, runtime={"initial_weights": "private"})
         assert scene.config("site-t1").policy.max_runs_per_patient == meant
 
 
