@@ -19,13 +19,14 @@ Weights = list[float]
 
 
 def cut(job: dict[str, Any]) -> list[list[Any]]:
-    """SP-11.8-1."""
-    tensors = []
+    """SP-11.8-1, SP-11.18-2."""
+    tensors, total = [], job.get("fusion")
     for level in job["levels"]:
         one = job["cut"][level]
         sizes = [size // step for size, step in zip(job["window"], one["stride"], strict=True)]
-        tensors.append([one["name"], job["precision"], [job["batch"], one["channels"], *sizes]])
-    return tensors
+        dtype = f"i{total['bits']}" if total else job["precision"]
+        tensors.append([one["name"], dtype, [job["batch"], one["channels"], *sizes]])
+    return [*tensors, ["check", f"i{total['bits']}", [len(tensors), 8]]] if total else tensors
 
 
 def unet(features: list[int], dimensions: int = 2) -> dict[str, Any]:
@@ -67,19 +68,76 @@ def odd_cuts(base: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:
     yield "cut-too-short", "a level less", {"cut": five[:4], "levels": [0, 3]}
 
 
+FROZEN, SUM = "release", "fuse"
+"""Features of a link."""
+
+
+def kinds() -> Iterator[tuple[str, str, str, dict[str, Any], dict[str, Any]]]:
+    """SP-11.17, SP-11.18: names of cases, notes, errors, changes of terms, and what else matters: features of the link,
+    and what the site's policy wants."""
+    frozen, total = {"encoders": "frozen"}, {"fusion": {"bits": 16, "range": 4.0, "parties": 3}}
+    private = {**frozen, **total}
+    bad, refused = "schema-mismatch", "policy-refused"
+
+    def with_rule(rule: str) -> dict[str, Any]:
+        return {**total, "normalisation": [{"modality": "another", "rule": rule}]}
+
+    yield "frozen", "SP-11.17-1", "", frozen, {"agreed": [FROZEN]}
+    yield "frozen-without-release", "SP-11.17-2", bad, frozen, {"agreed": []}
+    for feature in ("train", "evaluate", "average"):
+        yield f"frozen-with-{feature}", "SP-11.17-2", bad, frozen, {"agreed": [FROZEN, feature]}
+    yield "joint-with-release", "SP-11.17-2", bad, {}, {"agreed": ["train", FROZEN]}
+    yield "frozen-averaged", "SP-11.17-2", bad, {**frozen, "average_every": 2}, {"agreed": [FROZEN]}
+    yield "joint-refused", "SP-11.17-2", refused, {}, {"policy": ["frozen"]}
+    yield "joint-not-once", "SP-11.17-9: a view in each epoch", refused, {}, {"policy": ["once"]}
+    yield "frozen-once", "SP-11.17-9", "", frozen, {"agreed": [FROZEN], "policy": ["frozen", "once"]}
+
+    yield "sum", "SP-11.18-1, SP-11.18-2", "", total, {"agreed": ["train", SUM]}
+    wide = {"fusion": {**total["fusion"], "bits": 32}}
+    yield "sum-of-32-bits", "SP-11.18-2", "", wide, {"agreed": ["train", SUM]}
+    yield "sum-of-two-levels", "SP-11.18-2", "", {**total, "levels": [1, 4]}, {"agreed": ["train", SUM]}
+    both = ["frozen", "once", "sum"]
+    yield "sum-frozen", "SP-11.17-1, SP-11.18-1", "", private, {"agreed": [FROZEN, SUM], "policy": both}
+    yield "sum-without-fuse", "SP-11.18-1", bad, total, {"agreed": ["train"]}
+    yield "sum-of-bf16", "SP-11.18-1", bad, {**total, "precision": "bf16"}, {"agreed": ["train", SUM]}
+    yield (
+        "sum-averaged",
+        "SP-11.18-1",
+        bad,
+        {**total, "average_every": 2},
+        {"agreed": ["train", "average", SUM]},
+    )
+    for bits, span in ((24, 4.0), (16, 0.0), (16, 2.0**20 + 1)):
+        odd = {"fusion": {"bits": bits, "range": span, "parties": 3}}
+        yield f"sum-of-{bits}-to-{span:g}", "SP-11.18-1", bad, odd, {"agreed": ["train", SUM]}
+    yield "no-sum", "SP-11.18-1: values without a sum", refused, {}, {"policy": ["sum"]}
+    few = {"fusion": {**total["fusion"], "parties": 2}}
+    yield "sum-of-two-sites", "SP-11.18-8: two partners at least", refused, few, {"agreed": ["train", SUM]}
+    more = {"fusion": {**total["fusion"], "parties": 4}}
+    yield "sum-with-a-stranger", "SP-11.18-8: more than are known", refused, more, {"agreed": ["train", SUM]}
+    for rule in ("zscore", "zscore-nonzero"):
+        yield f"sum-{rule}", "SP-11.18-1", "", with_rule(rule), {"agreed": ["train", SUM]}
+    for rule in ("none", "window:0,1", "percentile:0,100"):
+        yield f"sum-{rule}", "SP-11.18-1: of any site", refused, with_rule(rule), {"agreed": ["train", SUM]}
+
+
 def terms() -> Iterator[Case]:
     """A job's terms -> the tensors of a training batch and their digest, or the refusal."""
     base: dict[str, Any] = write_map(JOB, "job")
+    partners = ["b", "c"]
 
-    def case(title: str, notes: str, error: str = "", /, **changes: Any) -> Case:
+    def case(
+        title: str, notes: str, error: str = "", site: dict[str, Any] | None = None, /, **changes: Any
+    ) -> Case:
         job = {**base, **changes}
         tensors = cut(job) if not error else []
         good = {"descriptors": tensors, "sha256": schema_digest(tensors).hex()}
         return {
             "name": f"terms-{title}",
-            "operation": "terms",
+            "operation": "terms" if site is None else "kinds",
             "notes": notes,
             "job": as_json(job),
+            **(site or {}),
             "expect": refused(error, "semantics") if error else good,
         }
 
@@ -151,6 +209,10 @@ def terms() -> Iterator[Case]:
     yield case("features-first-odd", "SP-11.8-4: only these three must be even", **unet([3, 5, 4, 6, 8, 7]))
     yield case("window-16-by-32", "SP-11.8-1: the product of all (size / stride) is 2", window=[16, 32])
     yield case("window-flat", "SP-11.8-1", dimensions=3, window=[16, 16, 32], **unet(usual, 3))
+    # Refusals first: they take no time.
+    for name, notes, error, changes, site in sorted(kinds(), key=lambda kind: not kind[2]):
+        known = {"partners": partners} if "fusion" in changes else {}
+        yield case(name, notes, error, {**site, **known}, **changes)
 
 
 # Learning -------------------------------------------------------------------------------------------------

@@ -643,13 +643,25 @@ def test_augmentation(case: Case) -> None:
 
 @pytest.mark.parametrize("case", cases("learning", "terms"))
 def test_terms(case: Case) -> None:
-    """SP-11-2: what a site without a policy against it makes of an offer whose schema it would compute itself."""
+    """SP-11-2."""
+    judged(case)
+
+
+@pytest.mark.parametrize("case", cases("learning", "kinds"))
+def test_kinds_of_jobs(case: Case) -> None:
+    """SP-11.17-1, SP-11.17-2, SP-11.17-9, SP-11.18-1, SP-11.18-2."""
+    judged(case)
+
+
+def judged(case: Case) -> None:
+    """What a site without another policy against it makes of an offer whose schema it would compute itself."""
     terms = of_the_peer("federation.terms")
     job = messages.Job(**read_map(messages.Job, value_of(case["job"]), "job"))
+    seats, wanted = (messages.Seat("t1", ("t1",)),), case.get("policy", ())
 
     def work() -> list[Descriptor]:
         try:
-            described = terms.cut_descriptors(job)
+            described = terms.seat_descriptors(job, seats)
         except ValueError:
             described = ()
         policy = SimpleNamespace(
@@ -661,18 +673,18 @@ def test_terms(case: Case) -> None:
             defences=(),
             image_defences=(),
             share_encoder=True,
-            encoders="any",
-            fusion="any",
-            releases="any",
+            encoders="frozen" if "frozen" in wanted else "any",
+            fusion="secure-sum" if "sum" in wanted else "any",
+            releases="once" if "once" in wanted else "any",
+            partners=tuple(case.get("partners", ())),
+            min_partners=2,
         )
-        offer = messages.JobOffer(
-            bytes(16), (messages.Seat("t1", ("t1",)),), job, tensors.schema_digest(described)
-        )
+        offer = messages.JobOffer(bytes(16), seats, job, tensors.schema_digest(described))
         terms.judge(
             offer,
             SimpleNamespace(policy=policy, model=None, peer=SimpleNamespace(modalities=("t1",), held="t1")),
             # Every dtype: what is unknown to version 1 is refused even where it was agreed.
-            [f"dtype.{name}" for name in tensors.DTYPES],
+            [*case.get("agreed", ()), *(f"dtype.{name}" for name in tensors.DTYPES)],
         )
         return list(described)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,9 +17,8 @@ from splitpeer.settings.bounds import Bounds
 from splitpeer.settings.job import MAX_STEPS, JobConfig
 from splitpeer.settings.peer import LEVELS, PeerConfig, Policy
 from splitpeer.training.optimiser import OPTIMISERS, SCHEDULES
-from splitproto import codec, messages
+from splitproto import messages, partners
 from splitproto.errors import IdentityError, PolicyRefused, SchemaMismatch
-from splitproto.fields import write_map
 from splitproto.fusion import CHECK, CHECK_WORDS, dtype_of
 from splitproto.fusion import check_terms as check_sum
 from splitproto.identity import check_name
@@ -107,8 +105,8 @@ def run_folder(state: Path, job: str, run: bytes) -> Path:
 
 
 def terms_digest(job: Job) -> str:
-    """SHA-256 of a job's map on the wire, in hexadecimal."""
-    return hashlib.sha256(codec.encode(write_map(job, "job"))).hexdigest()
+    """SHA-256 of a job's map on the wire, as sites of a secure sum sign it (SP-11.18-6), in hexadecimal."""
+    return partners.terms_digest(job).hex()
 
 
 def window_of(job: Job) -> Triple:
