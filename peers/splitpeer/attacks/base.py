@@ -89,6 +89,8 @@ class View:
     """Equal parts of each level's channels that were defended one by one (joint views, neighbouring slices)."""
     clear: tuple[str, ...] = ()
     """Modalities that the adversary holds in clear: the last channels of its images (`collusion.py`)."""
+    summed: str = ""
+    """How tables name the sum that a coordinator reads in place of a site's own values; empty: it reads those."""
 
     @property
     def dimensions(self) -> int:
@@ -131,6 +133,8 @@ class Knowledge:
     weights_step: int | None = None
     models: Mapping[int, nn.Module] = field(default_factory=dict)
     """The same of several steps, for attacks that compare releases under different weights."""
+    encoders: int = 1
+    """How many sites' encoders `model` is made of."""
     architecture: bool = True
     """Knows which network it is (it is named in the job); attacks that need it say so."""
     shadow: Mapping[str, np.ndarray] = field(default_factory=dict)
@@ -154,8 +158,9 @@ class Knowledge:
         """What of it an attack that uses these fields relied on, in words for the report."""
         words = []
         if "model" in uses and self.model is not None:
+            of = "the site's encoder" if self.encoders == 1 else f"all {self.encoders} encoders"
             words.append("the encoder's outputs for images of its choice" if self.queries
-                         else "the weights of the site's encoder")  # fmt: skip
+                         else f"the weights of {of}")  # fmt: skip
         if "initial_model" in uses and self.initial_model is not None:
             words.append("the initial weights, handed out by the coordinator")
         if "shadow" in uses and self.shadow:

@@ -114,7 +114,7 @@ def joint_knowledge(
     if len(found) == len(views) and len({len(images) for images in found}) == 1:
         shadow = {NAME: np.concatenate(found, 1)}
     model = JointEncoder(models, widths, [view.site for view in views], terms)
-    return replace(knowledges[0], model=model, models={}, shadow=shadow)
+    return replace(knowledges[0], model=model, models={}, encoders=len(models), shadow=shadow)
 
 
 def _together(

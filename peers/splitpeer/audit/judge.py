@@ -56,13 +56,17 @@ class Judge:
     _drawn: dict[tuple[tuple[str, ...], str], np.ndarray] = field(default_factory=dict, repr=False)
 
     def outcomes(self, view: View, result: Result) -> list[Outcome]:
-        """Figures by name (see `splitpeer.leakage`): of a map, or of each channel of the images on its own."""
+        """Figures by name (see `splitpeer.leakage`): of a map, or of each channel of the images on its own.
+
+        Where a view has channels of several sites, those that there is no truth of are left out.
+        """
         if result.goal == "mask":
             return [self._map(view, result)]
         if result.goal == "member":
             return [self._members(view, result)]
-        channels = enumerate(view.seat.modalities)
-        return [self._image(view, _channel(result, n), modality) for n, modality in channels]
+        channels = list(enumerate(view.seat.modalities))
+        judged = [(n, modality) for n, modality in channels if modality in self.channels]
+        return [self._image(view, _channel(result, n), modality) for n, modality in judged or channels]
 
     def merit(self, view: View, result: Result) -> float | None:
         """The figure by which an attack's budget is chosen (`attacks.budget`): mean SSIM inside the body, over samples

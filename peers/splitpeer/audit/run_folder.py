@@ -16,7 +16,7 @@ from splitpeer.attacks.catalogue import described
 from splitpeer.attacks.collusion import IN_CLEAR
 from splitpeer.audit.judge import Judge, Outcome
 from splitpeer.audit.rehearsal import Rehearsed
-from splitpeer.report.model import AuditRun, Effort, Entry, Privacy, RunLevel, RunNetwork, Source
+from splitpeer.report.model import AuditRun, Effort, Entry, Privacy, Promise, RunLevel, RunNetwork, Source
 from splitpeer.report.store import ARRAYS, ATTACK, save_run
 from splitproto.tensors import DTYPES
 
@@ -57,6 +57,8 @@ class RunFolder:
     reached: Mapping[str, Rehearsed] = field(default_factory=dict)
     """By configuration, the Dice of the network trained under it."""
     privacy: Privacy | None = None
+    promises: Mapping[str, Promise] = field(default_factory=dict)
+    """Of what is named like a defence, and is none of the catalogue."""
     notes: tuple[str, ...] = ()
     not_tested: tuple[str, ...] = (*MALICIOUS, *OTHERS)
     entries: list[Entry] = field(default_factory=list)
@@ -123,7 +125,7 @@ class RunFolder:
         self.entries.append(
             Entry(
                 id=f"{len(self.entries) + 1:02d}-{attack}-{status}", attack=attack, title=kind.title, plain=kind.plain,
-                goal=kind.goal, modality=" + ".join(view.seat.modalities), site=view.site, defences=view.defences,
+                goal=kind.goal, modality=" + ".join(view.seat.modalities), site=view.site, defences=applied(view),
                 gradient_defences=view.gradient_defences, status=status, reason=reason,
             )
         )  # fmt: skip
@@ -164,6 +166,7 @@ class RunFolder:
                 hd95={name: played.hd95 for name, played in self.reached.items()},
                 volume_ml={name: played.volume_ml for name, played in self.reached.items()},
                 privacy=self.privacy,
+                promises=dict(self.promises),
                 not_tested=(*self.not_tested, *self._left_open()),
                 commands=self.commands,
                 digests=self.digests,
@@ -174,13 +177,14 @@ class RunFolder:
 
 
 def applied(view: View) -> tuple[str, ...]:
-    """The defences of a view by name; a level that the job does not ask for counts as withheld."""
+    """The defences of a view by name; a level that the job does not ask for counts as withheld, a sum as a defence."""
     missing = [str(level) for level in view.backbone.cut.withheld]
-    return (*view.defences, f"withhold@{','.join(missing)}") if missing else view.defences
+    named = (*([view.summed] if view.summed else []), *view.defences)
+    return (*named, f"withhold@{','.join(missing)}") if missing else named
 
 
-def network_of(view: View, sites: Mapping[str, str], precision: str) -> RunNetwork:
-    """What the job exchanges, per level of one sample."""
+def network_of(view: View, sites: Mapping[str, str], precision: str, *, gradients: bool = True) -> RunNetwork:
+    """What the job exchanges, per level of one sample; `gradients`: whether any come back."""
     size, cut = DTYPES[precision].itemsize, view.backbone.cut
     levels = []
     for level, one in enumerate(cut.levels):
@@ -194,8 +198,8 @@ def network_of(view: View, sites: Mapping[str, str], precision: str) -> RunNetwo
                 precision=precision,
                 sent=sent,
                 defences=view.defences,
-                gradient_precision=precision,
-                gradient_octets=octets,
+                gradient_precision=precision if gradients else "",
+                gradient_octets=octets if gradients else None,
                 gradient_defences=view.gradient_defences,
             )
         )

@@ -266,9 +266,7 @@ def _attack_images(
         outcomes += posed.run([*orders, *map(parse_order, _usual(head, many=True))], folder, naive=False)
     if head.joint and not one.attacks:
         together = joint_experiment(experiment, played)
-        found = together.run([replace(parse_order(a), views=1) for a in head.joint], folder, naive=False)
-        # Other contrasts than the judge's have no figures.
-        outcomes += [outcome for outcome in found if outcome.scores]
+        outcomes += together.run([replace(parse_order(a), views=1) for a in head.joint], folder, naive=False)
     if not outcomes:
         raise ConfigError(f"none of the attacks {', '.join(head.attacks)} could be run on {one.name}")
     return outcomes

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich.console import Console
@@ -18,6 +18,9 @@ from splitpeer.storage import durable
 
 if TYPE_CHECKING:
     from splitpeer.audit.rehearsal import Protection
+    from splitpeer.audit.release_audit import ReleaseAudit
+    from splitpeer.audit.site_audit import SiteAudit
+    from splitpeer.settings.job import JobConfig
 
 
 @click.command()
@@ -36,6 +39,12 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--shadow", type=FILE, help="Similar images that an adversary may hold; default: own other patients."
+)
+@click.option(
+    "--partners",
+    type=FILE,
+    help="In a secure sum, what stands in for the partners: a folder of images per modality, with SEAT.safetensors "
+    "where an encoder is known; default: phantom patients, random encoders.",
 )
 @click.option("--steps", type=click.IntRange(1), help="Training steps to rehearse; default: the job's.")
 @click.option(
@@ -63,6 +72,7 @@ def audit(
     labels: Path | None,
     convention: str | None,
     shadow: Path | None,
+    partners: Path | None,
     steps: int | None,
     samples: int,
     views: int,
@@ -89,18 +99,18 @@ def audit(
     import torch
 
     from splitpeer.attacks.budget import AUTO, Budget
-    from splitpeer.audit.site_audit import SiteAudit
     from splitpeer.cli.attack import attack_progress
     from splitpeer.federation.compute import pick_device
     from splitpeer.report.build import write_report
     from splitpeer.settings.job import JobConfig
 
-    config = load_peer(config_file, settings)
+    config, job = load_peer(config_file, settings), JobConfig.load(job_file)
     torch.set_num_threads(config.runtime.threads)
-    one = SiteAudit(
-        config, JobConfig.load(job_file), out, labels=labels, convention=convention, shadow=shadow, steps=steps,
-        samples=samples, views=views, seed=seed, device=pick_device(device), budget=Budget.read(budget or AUTO),
-    )  # fmt: skip
+    asked: dict[str, Any] = {
+        "config": config, "job": job, "out": out, "labels": labels, "convention": convention, "shadow": shadow,
+        "samples": samples, "seed": seed, "device": pick_device(device), "budget": Budget.read(budget or AUTO),
+    }  # fmt: skip
+    one = _audit_of(job, partners, {"steps": steps, "views": views}, asked)
     console = Console(stderr=True)
     command = shlex.join(["splitpeer", *sys.argv[1:]])
     folders = one.run(
@@ -112,6 +122,23 @@ def audit(
     page = out / "report.html"
     write_report(folders, page)
     console.print(f"no byte left this machine; read {page}")
+
+
+def _audit_of(
+    job: JobConfig, partners: Path | None, played: dict[str, Any], asked: dict[str, Any]
+) -> SiteAudit | ReleaseAudit:
+    """Encoders that are trained are rehearsed; of frozen ones, what they release is computed."""
+    if partners is not None and job.model.fusion != "secure-sum":
+        raise ConfigError(
+            "--partners is of a secure sum, and in this job each site is read by itself: leave it out"
+        )
+    if job.training.frozen:
+        from splitpeer.audit.release_audit import ReleaseAudit
+
+        return ReleaseAudit(**asked, partners=partners)
+    from splitpeer.audit.site_audit import SiteAudit
+
+    return SiteAudit(**asked, **played)
 
 
 def _protection(text: str) -> Protection:

@@ -139,13 +139,7 @@ def _private(out: Path, job: PrivateJob, *, leak: bool) -> None:
     leaked: dict[str, float] = {}
     if leak:
         console.rule("4 of 4: what the coordinator kept is attacked")
-        from splitpeer.demo.sum_leak import SumAudit, write_page
-
-        found = SumAudit(federation, job).run()
-        write_page(out / REPORT, found)
-        leaked = found.figures
-        for name, value in leaked.items():
-            console.print(f"  {name} {value:.3f}", highlight=False)
+        leaked = _attack(federation, console, job)
     pictures = draw(out, federation.data, federation.results, rows)
     summary = _summary(result, {}, leaked, time.monotonic() - started) | {
         "released_bytes": result["released_bytes"],
@@ -220,11 +214,15 @@ def _baselines(federation: Federation, console: Console) -> dict[str, Reached]:
     )
 
 
-def _attack(federation: Federation, console: Console) -> dict[str, float]:
+def _attack(federation: Federation, console: Console, private: PrivateJob | None = None) -> dict[str, float]:
     from splitpeer.cli.attack import attack_progress
-    from splitpeer.demo.leak import attack_and_report
+    from splitpeer.demo.leak import attack_and_report, attack_sums
 
-    leaked = attack_and_report(federation, federation.folder / REPORT, attack_progress(console))
+    page, progress = federation.folder / REPORT, attack_progress(console)
+    if private is None:
+        leaked = attack_and_report(federation, page, progress)
+    else:
+        leaked = attack_sums(federation, private, page, progress)
     for name, value in leaked.items():
         console.print(f"  {name} {value:.3f}", highlight=False)
     return leaked

@@ -1,20 +1,43 @@
-"""The demo's last part: what its coordinator and one hospital recorded is attacked, and a report written."""
+"""The demo's last part: what its coordinator kept, and one hospital recorded, is attacked, and a report written."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
 from splitpeer.audit.capture_audit import CaptureAudit
-from splitpeer.audit.experiment import parse_order
+from splitpeer.audit.cohort import Cohort, cut, shadow
+from splitpeer.audit.experiment import Experiment, parse_order
+from splitpeer.audit.judge import make_judge
+from splitpeer.audit.released import (
+    FrozenSeat,
+    Onlooker,
+    known_partners,
+    most_in_bank,
+    promises,
+    quiet,
+    read,
+    sent,
+    sum_of,
+    sums_of,
+)
+from splitpeer.audit.run_folder import OTHERS
 from splitpeer.data.layouts import find_labels
 from splitpeer.data.phantom.cohort import write_phantom
 from splitpeer.data.pseudonym import load_salt, pseudonym
 from splitpeer.data.sampling import split_patients
-from splitpeer.demo.federation import Federation
+from splitpeer.demo.federation import HUB, SITES, Federation
+from splitpeer.demo.private import PrivateJob, coordinator_bank
 from splitpeer.errors import JobFailed
+from splitpeer.federation.halves import client_half
+from splitpeer.federation.terms import job_on_wire, window_of
 from splitpeer.report.build import write_report
+from splitpeer.report.model import Source
+from splitpeer.settings.job import JobConfig
+from splitpeer.site import first_weights
+from splitpeer.storage.bank import Bank
+from splitproto.messages import Job, Seat
 
 SEAT = "t1"
 PATIENTS = 4
@@ -23,6 +46,15 @@ STRANGERS = 24
 """Phantom patients of another seed: the adversary's own similar images."""
 ATTACKS = ("pca", "whitebox:iterations=150", "inverse:steps=120")
 SITE_ATTACKS = ("gradient-norm",)
+SHADOW = 400
+"""Images that the adversary draws from its strangers."""
+SUM = "sum"
+READ = {SUM: "the sum", "others-known": "one hospital's values"}
+"""Folder of an attack on the private demo, and what it reads."""
+SYNTHETIC = (
+    "These are synthetic patients and short attacks: the figures show the mechanism, and are no bound on what better "
+    "ones find in the sum. The adversary holds the encoders of all hospitals, which a real coordinator does not."
+)
 
 Progress = Callable[[str, int, int], None]
 
@@ -45,12 +77,12 @@ def attack_and_report(federation: Federation, page: Path, progress: Progress) ->
         CaptureAudit, salt=federation.salt, truth=federation.data, convention="msd", seed=federation.job.seed
     )
     coordinator = audit(
-        federation.capture("hub"), seat=SEAT, samples=PATIENTS, shadow_images=400,
+        federation.capture("hub"), seat=SEAT, samples=PATIENTS, shadow_images=SHADOW,
         knows=(f"weights={_last_checkpoint(federation.folder / site / 'state')}", f"shadow={strangers}"),
     )  # fmt: skip
     # What the hospital's own image shows, with the same strangers' labels, is the floor of what the gradients show.
     hospital = audit(
-        federation.capture(site), samples=48, step=1, shadow_images=400, knows=(f"shadow={strangers}",)
+        federation.capture(site), samples=48, step=1, shadow_images=SHADOW, knows=(f"shadow={strangers}",)
     )
     folders, figures = [], {}
     for name, asked, attacks in (
@@ -74,3 +106,76 @@ def _last_checkpoint(state: Path) -> Path:
     if not found:
         raise JobFailed(f"{state}: no checkpoint to take the site's weights from")
     return found[-1]
+
+
+# --- the private demo ------------------------------------------------------------------------
+
+
+def attack_sums(federation: Federation, job: PrivateJob, page: Path, progress: Progress) -> dict[str, float]:
+    """Of a private demo: attack the sums that were kept, and what all other hospitals together could subtract.
+
+    The adversary is stronger than a real one: it holds the encoders of all hospitals.
+
+    Returns:
+        A few figures for the terminal.
+
+    Raises:
+        JobFailed: there is no feature bank.
+    """
+    folders, figures = [], {}
+    for name, experiment, parties in _experiments(federation, job):
+        opened = experiment.open_folder(
+            federation.folder / "attack" / name, commands=("splitpeer demo --private",), notes=(SYNTHETIC,)
+        )
+        opened.not_tested, opened.promises = OTHERS, promises(parties)
+        for outcome in experiment.run([parse_order(one) for one in ATTACKS], opened, progress=progress):
+            figures[f"{outcome.result.attack} on {READ[name]}, ssim"] = outcome.scores["ssim"].mean or 0.0
+        folders.append(opened.folder)
+    write_report(folders, page)
+    return figures
+
+
+def _experiments(federation: Federation, job: PrivateJob) -> Iterator[tuple[str, Experiment, int]]:
+    """Name, adversary, and number of hospitals."""
+    config = JobConfig.load(federation.hub / "job.toml")
+    on_wire, window, salt = job_on_wire(config), window_of(job_on_wire(config)), load_salt(federation.salt)
+    if on_wire.fusion is None:
+        raise JobFailed("the job has no secure fusion")
+    cohort = Cohort.read(federation.data, tuple(SITES.values()), salt=salt, convention="msd")
+    if cohort.labels is None or (bank := Bank.open(coordinator_bank(federation))) is None:
+        raise JobFailed(f"{federation.hub}: no feature bank; the log of the coordinator says why")
+    keys = [bytes.fromhex(key) for key in recorded_keys(federation)]
+    samples = most_in_bank(bank, on_wire, keys, cohort.labels)
+    folder = federation.folder / "strangers"
+    write_phantom(folder, min(STRANGERS, job.strangers), seed=job.seed + 1000)
+    strangers = Cohort.read(folder, tuple(SITES.values()), salt=salt[::-1], convention="msd")
+    others, truth = shadow(strangers, window, SHADOW), cut(cohort, samples, window)
+    parts = _parts(federation, job, config, on_wire)
+    own = [part for part in parts if part.seat.name == SEAT]
+    values = sent(own, samples, {SEAT: truth.images[SEAT]})
+    judge = make_judge((SEAT,), truth, others)
+    source = Source(role="coordinator", site=HUB, federation=config.job.name, run=bank.contents.run.hex())
+    sites = on_wire.fusion.parties
+    for name, of, reads, levels in (
+        ("others-known", own, known_partners(sites), read(values, on_wire.fusion)),
+        (SUM, parts, sum_of(sites), sums_of(bank, samples)),
+    ):
+        one = Onlooker(on_wire, tuple(of), own[0].site, (), reads, SITES, seed=job.seed)
+        yield name, one.experiment(samples, levels, judge, others, source), sites
+
+
+def _parts(federation: Federation, job: PrivateJob, config: JobConfig, on_wire: Job) -> list[FrozenSeat]:
+    """All hospitals' encoders, as their files have them."""
+    found = []
+    for site, modality in SITES.items():
+        seat, backbone = Seat(modality, (modality,)), config.model.backbone()
+        half = client_half(on_wire, backbone, seat, (), key=bytes(32), seed=job.seed, device="cpu")
+        first_weights.give(
+            half.network,
+            federation.folder / job.encoders / f"{modality}.safetensors",
+            on_wire,
+            backbone,
+            seat,
+        )
+        found.append(FrozenSeat(site, seat, quiet(half)))
+    return found

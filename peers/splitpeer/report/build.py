@@ -30,6 +30,7 @@ from splitpeer.report.tables import (
     configuration_row,
     digests,
     provenance,
+    read_and_not_read,
     region_rows,
     sources,
 )
@@ -90,7 +91,8 @@ class Report:
         self.configurations = configurations(folders, self.findings)
         self.undefended = next((one.dice for one in self.configurations if one.name == UNDEFENDED), None)
         self.points: list[Point] = [p for f in folders if f.frontier for p in f.frontier.points]
-        self.answers = answers(self.configurations, self.points)
+        self.frozen = bool(self.runs) and all(run.capture.frozen for _, run in self.runs)
+        self.answers = answers(self.configurations, self.points, frozen=self.frozen)
         names = sorted({run.capture.federation for _, run in self.runs if run.capture.federation})
         self.title = title or "What leaks" + (f": {', '.join(names)}" if names else "")
         self.made_by = f"splitpeer {splitproto.__version__}"
@@ -157,6 +159,8 @@ class Report:
                 image_steps=bands.IMAGE_STEPS,
                 mask_bands=bands.MASK_BANDS,
                 sources=sources(self.runs),
+                frozen=self.frozen,
+                sums=read_and_not_read(self.runs),
                 averages=any(run.capture.averages for _, run in self.runs),
                 image_groups=groups(images),
                 image_rows=attack_rows(images),
@@ -188,7 +192,7 @@ class Report:
                     lines.append(f"{entry.title} on {where(entry)}, {under(entry.configuration)}: {why}.")
         if not any(finding.entry.goal == "image" for finding in self.findings):
             lines.append("Attacks on images: none is in these folders.")
-        if not any(finding.entry.goal == "mask" for finding in self.findings):
+        if not self.frozen and not any(finding.entry.goal == "mask" for finding in self.findings):
             lines.append("Attacks on labels: none is in these folders.")
         return [*dict.fromkeys(lines), *words.NEVER_TESTED]
 

@@ -62,6 +62,10 @@ class Source(ReportPart):
     """True: made by an audit on the site's own data; nothing left the hospital."""
     averages: bool = False
     """Whether the job averages encoders: then the coordinator holds their weights, and so does its recording."""
+    frozen: bool = False
+    """Whether encoders stay as they are: no gradient is ever sent to a site."""
+    summed: int | None = None
+    """Over how many sites the coordinator reads sums (secure fusion); None: it reads each site's values."""
     steps: int | None = None
     """Training steps that it covers."""
     samples: int | None = None

@@ -8,6 +8,9 @@ from splitpeer.defences.kinds import KINDS
 from splitpeer.defences.specs import parse, place_of, placed
 from splitpeer.errors import ConfigError
 
+SUM = "secure sum"
+"""How a configuration is named in which the coordinator reads sums (SP-11.18): this, and over whom."""
+
 
 @lru_cache(maxsize=1024)
 def brief(configuration: str) -> str:

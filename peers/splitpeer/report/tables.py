@@ -122,6 +122,40 @@ def sources(runs: Sequence[tuple[Folder, AuditRun]]) -> list[dict[str, Any]]:
     return [entry for _, entry in found]
 
 
+def read_and_not_read(runs: Sequence[tuple[Folder, AuditRun]]) -> dict[str, tuple[str, ...]]:
+    """What the coordinator of a secure sum can see, and what it cannot; {}: it reads each hospital's own values."""
+    summed = {run.capture.summed for _, run in runs}
+    if not runs or None in summed or not all(run.capture.frozen for _, run in runs):
+        return {}
+    count = max(sites for sites in summed if sites is not None)
+    return {
+        "What the coordinator can see": (
+            f"For each window, once: the sum of {count} hospitals' rounded values. It keeps that, and trains from it.",
+            "Which windows there are, of which pseudonym, and how large the volumes are. The labels, if it holds them.",
+            "Which hospitals take part.",
+        ),
+        "What the coordinator cannot see": (
+            "Images, encoders and names: they never leave a hospital.",
+            "A single hospital's values. What it receives of each are integers that look random, because masks are "
+            f"added that only the hospitals know and that cancel in the sum. {_holds(count)}",
+            "What the encoder would say of a patient in another pose or after more training: nothing is asked twice.",
+        ),
+        "What is not protected": (
+            "The sum itself. It is computed from the images, and this page shows what an attack makes of it. “Others "
+            "known” is what is left of one hospital if its partners' values are flat, or known to the coordinator.",
+        ),
+    }
+
+
+def _holds(sites: int) -> str:
+    """Under what assumption a hospital's values are hidden."""
+    if sites > 2:
+        return "This holds if at least two partners do not work with the coordinator."
+    return (
+        "This does not hold if the partner works with the coordinator: with three hospitals or more, one may."
+    )
+
+
 def _recorded(run: AuditRun) -> str:
     capture = run.capture
     named = f" ({capture.site})" if capture.site else ""
@@ -129,7 +163,7 @@ def _recorded(run: AuditRun) -> str:
     sentences = [
         f"Rehearsed by a hospital on its own data: what {who} would see. Nothing has left the hospital."
         if capture.rehearsal
-        else f"Recorded by {who}{named}: what it legitimately received and sent."
+        else f"{'Kept' if capture.frozen else 'Recorded'} by {who}{named}: what it legitimately received and sent."
     ]
     counts = [
         plural(count, word)

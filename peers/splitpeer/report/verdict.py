@@ -10,7 +10,7 @@ from splitpeer.leakage.scores import Score, highest_floor, of_each_worst
 from splitpeer.report.bands import Band, recognised, tumour_shows
 from splitpeer.report.findings import Configuration, ReportFinding, worst
 from splitpeer.report.model import UNDEFENDED, Point
-from splitpeer.report.names import brief
+from splitpeer.report.names import SUM, brief
 from splitpeer.report.text import lower_first, share, upper_first
 
 SMALL_COST = 0.03
@@ -29,13 +29,21 @@ class Answer:
     details: tuple[str, ...] = ()
 
 
-def answers(found: Sequence[Configuration], points: Sequence[Point] = ()) -> tuple[Answer, Answer, Answer]:
-    """What the coordinator sees, what the other hospitals see, what defences buy."""
-    return images(found), labels(found), defences(found, points)
+def answers(
+    found: Sequence[Configuration], points: Sequence[Point] = (), *, frozen: bool = False
+) -> tuple[Answer, Answer, Answer]:
+    """What the coordinator sees, what the other hospitals see, what defences buy.
+
+    Args:
+        frozen: no run sends a gradient.
+    """
+    return images(found), labels(found, frozen=frozen), defences(found, points)
 
 
 def under(name: str) -> str:
-    """How a sentence names a configuration: "without a defence", or "under dropout:0.5"."""
+    """How a sentence names a configuration: "without a defence", "under dropout:0.5", "in a secure sum of ..."."""
+    if name.startswith(SUM):
+        return f"in a {brief(name)}"
     return "without a defence" if name == UNDEFENDED else f"under {brief(name)}"
 
 
@@ -63,15 +71,22 @@ def images(found: Sequence[Configuration]) -> Answer:
     best, least = judged[-1]
     if best is not first and least.leaked < most.leaked:
         details.append(
-            f"Least was seen under {best.name}: {least.word} ({_likeness(least)}){_tumour_words(best)}."
+            f"Least was seen {under(best.name)}: {least.word} ({_likeness(least)}){_tumour_words(best)}."
         )
     short = f"{upper_first(most.word)}, {under(first.name)}."
     return Answer(question, short, most.band, tuple(details))
 
 
-def labels(found: Sequence[Configuration]) -> Answer:
+def labels(found: Sequence[Configuration], *, frozen: bool = False) -> Answer:
     """Question 2."""
     question = "What can the other hospitals see of the labels?"
+    if frozen:
+        return Answer(
+            question,
+            "Nothing: no gradient is sent.",
+            details=("Encoders are frozen: a hospital is asked for its windows once, and gets nothing back. It knows "
+                     "which windows of its own patients were asked for.",),
+        )  # fmt: skip
     judged = [(one, worst) for one in found if (worst := one.worst_mask)]
     if not judged:
         tested = any(one.masks for one in found)

@@ -6,6 +6,8 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from torch import nn
+
 from splitpeer.defences.network import Defended
 from splitpeer.errors import ConfigError, DataError
 from splitpeer.federation.terms import normalisation_of
@@ -40,16 +42,39 @@ def start(
     """
     if checkpoint.available(folder):
         return _noted(folder)
+    digests = load(encoders, config, job, backbone, seats)
+    _note(folder, digests)
+    return digests
+
+
+def load(
+    encoders: Encoders, config: PeerConfig, job: Job, backbone: Backbone, seats: Sequence[Seat]
+) -> dict[str, str]:
+    """The same without a run: nothing is noted. Raises as `start`."""
     refuse_unknown(config, seats)
     digests = {}
     for seat in seats:
         if (file := fitting(config, job, backbone, seat)) is None:
             continue
-        network = encoders.halves[seat.name].network
-        file.load_into(network.encoder if isinstance(network, Defended) else network)
+        _into(encoders.halves[seat.name].network, file)
         digests[seat.name] = file.digest
-    _note(folder, digests)
     return digests
+
+
+def give(network: nn.Module, path: Path, job: Job, backbone: Backbone, seat: Seat) -> None:
+    """Give another site's encoder the weights of a file. Raises DataError: it cannot be used, or does not fit."""
+    _into(network, _fits(path, job, backbone, seat))
+
+
+def _into(network: nn.Module, file: EncoderFile) -> None:
+    file.load_into(network.encoder if isinstance(network, Defended) else network)
+
+
+def _fits(path: Path, job: Job, backbone: Backbone, seat: Seat) -> EncoderFile:
+    rules = [str(normalisation_of(job, modality)) for modality in seat.modalities]
+    file = encoder_file.read(path)
+    file.refuse_misfit(EncoderFacts.of(backbone, seat.modalities, rules, job.spacing, job.window))
+    return file
 
 
 def refuse_unknown(config: PeerConfig, seats: Sequence[Seat]) -> None:
@@ -67,9 +92,7 @@ def fitting(config: PeerConfig, job: Job, backbone: Backbone, seat: Seat) -> Enc
     path = config.model.weights_of(seat.name) if config.model is not None else None
     if path is None:
         return None
-    rules = [str(normalisation_of(job, modality)) for modality in seat.modalities]
-    file, policy = encoder_file.read(path), config.policy
-    file.refuse_misfit(EncoderFacts.of(backbone, seat.modalities, rules, job.spacing, job.window))
+    file, policy = _fits(path, job, backbone, seat), config.policy
     if policy is not None and policy.epsilon is not None and file.described.saw_own_images:
         raise ConfigError(
             f"{config.source}: [policy] epsilon promises nothing about weights made from own images ({path}): make "

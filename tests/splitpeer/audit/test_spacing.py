@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from splitpeer.audit import capture_audit, site_audit, sweep
+from splitpeer.audit import capture_audit, invited, site_audit, sweep
 from splitpeer.audit.cohort import Cohort, Samples, most_tumour, shadow
 from splitpeer.audit.rehearsal import Protection, Recording, Rehearsal
 from splitpeer.cli import main
@@ -45,7 +45,7 @@ def grids(monkeypatch: pytest.MonkeyPatch) -> set[tuple[int, ...]]:
         found.update(volumes.geometry(key).shape for volumes in cohort.images.values() for key in keys)
         return shadow(cohort, *rest, **named)
 
-    for module in (capture_audit, site_audit, sweep):
+    for module in (capture_audit, invited, site_audit, sweep):
         monkeypatch.setattr(module, "shadow", noted)
     return found
 

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import base64
+import json
+import re
+import signal
 import tomllib
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
-import numpy as np
 import pytest
 
+from splitpeer.cli import main
+from splitpeer.demo import leak
 from splitpeer.demo.federation import SITES, Federation
 from splitpeer.demo.private import PrivateJob, refuse_second_run
-from splitpeer.demo.sum_leak import Rebuilt, write_page
 from splitpeer.errors import ConfigError
 from splitpeer.settings.job import JobConfig
 from splitpeer.settings.peer import PeerConfig
@@ -51,13 +57,56 @@ def test_hospitals_show_their_patients_once(federation: Federation) -> None:
         refuse_second_run(federation)
 
 
-def test_the_page_has_the_figures_and_a_picture(tmp_path: Path) -> None:
-    truth = np.random.default_rng(0).normal(size=(2, 96, 96)).astype(np.float32)
-    found = Rebuilt(truth, truth, truth[::-1].copy(), np.zeros_like(truth))
-    assert found.figures["inverse on one hospital's values, ssim"] == pytest.approx(1, abs=1e-3)
-    assert found.figures["inverse on the sum, ssim"] < 0.5
-    write_page(tmp_path / "report.html", found)
-    page = (tmp_path / "report.html").read_text()
-    assert "The sum itself is not protected" in page
-    assert "one hospital's values 1.00" in page
-    assert "data:image/png;base64," in page
+@pytest.fixture
+def ran(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The command at toy size, with five real daemons; only the attacks are cut short."""
+    monkeypatch.setattr(leak, "ATTACKS", ("pca", "whitebox:iterations=3", "inverse:steps=4"))
+    monkeypatch.setattr(leak, "make_judge", partial(leak.make_judge, tumour=False))
+    former = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    out = tmp_path / "demo"
+    with pytest.raises(SystemExit) as left:
+        main(["demo", "--private", "--out", str(out), "--patients", "4", "--validation", "1", "--steps", "2",
+              "--strangers", "4", "--pretraining-steps", "2"])  # fmt: skip
+    assert not left.value.code
+    yield out
+    for number, handler in former.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.timeout(400)
+def test_the_command_says_what_the_coordinator_could_see(ran: Path) -> None:
+    summary = json.loads((ran / "summary.json").read_text())
+    assert set(summary["leakage"]) == {
+        f"{attack} on {what}, ssim"
+        for attack in ("pca", "whitebox", "inverse")
+        for what in ("the sum", "one hospital's values")
+    }
+    said = json.loads((ran / "report.json").read_text())
+    assert {row["name"] for row in said["configurations"]} == {
+        "secure sum of 4 hospitals",
+        "secure sum of 4 hospitals, others known",
+    }
+    runs = {Path(one["path"]).name: one["run"] for one in said["folders"]}
+    assert [len(run["entries"]) for run in runs.values()] == [3, 3]
+    for run in runs.values():
+        capture = run["capture"]
+        assert (capture["frozen"], capture["summed"], capture["rehearsal"], capture["samples"]) == (
+            True,
+            4,
+            False,
+            1,
+        )
+    page = (ran / "report.html").read_text()
+    for words in (
+        "What the coordinator can see", "What the coordinator cannot see", "Nothing: no gradient is sent.",
+        "at least two partners do", "The sum itself is not protected.", "synthetic patients", "all 4 encoders",
+    ):  # fmt: skip
+        assert words in page, words
+    pictures = [base64.b64decode(one) for one in re.findall(r"data:image/png;base64,([^\"]+)", page)]
+    assert len(pictures) >= 6 and all(one.startswith(b"\x89PNG") for one in pictures)
+    assert len(set(pictures)) > 6, "the true image, an average one, and what was rebuilt"
+    for name in ("dice.png", "segmentation.png"):
+        assert (ran / name).exists() == (name in {path.name for path in ran.glob("*.png")})
+    # The bank has the sums, and no site's own values are on the coordinator's disk.
+    (bank,) = (ran / "hub" / "state").glob("*/bank")
+    assert [path.name for path in bank.iterdir() if path.is_dir()] == ["(sum)"]
