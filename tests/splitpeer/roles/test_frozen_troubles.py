@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from splitpeer.errors import ConfigError, DataError, DiskTrouble, JobFailed
-from splitpeer.site.released import NAME
+from splitpeer.site.answers import ANSWERS
+from splitpeer.site.shown import NAME as SHOWN
 from splitpeer.storage.bank import INDEX
 
 from .scene import PATIENTS, Scene
@@ -112,7 +113,7 @@ async def test_a_disk_that_cannot_hold_the_bank_is_refused_before_the_first_rele
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=1 << 20))
     ran = await scene.together()
     assert isinstance(ran.error, DiskTrouble) and "1 MiB are free: make room" in str(ran.error), ran
-    assert not [*scene.folder.rglob(NAME)], "nothing has left"
+    assert not [*scene.folder.rglob(SHOWN), *scene.folder.rglob(ANSWERS)], "nothing has left"
 
 
 async def test_the_size_is_told_before_the_first_release_and_status_shows_how_much_is_there(
