@@ -103,7 +103,8 @@ def coordinator_view(
 
     Args:
         site: which of those that fill the seat; default: the first by name.
-        mode: only batches of this mode; default: evaluation where there is any, else training.
+        mode: only batches of this mode; default: evaluation where there is any, else releases of frozen encoders, else
+            training.
         step: only batches of this step; default: the last one recorded in that mode (weights are known of one
             step at a time).
         every_step: all that were recorded in that mode instead (for attacks that know several sets of weights).
@@ -179,6 +180,10 @@ def site_view(
         for p, f in taken.forwards().items()
         if p[0] == "train" and p[1] in graded and (steps is None or p[1] in steps)
     }
+    if not places and header.job is not None and header.job.frozen:
+        raise AttackImpossible(
+            "this capture is of a run with frozen encoders: no gradient came back that could show a label"
+        )
     if not places:
         # A site may have been away, or have sat steps out.
         there = (
@@ -292,7 +297,7 @@ def _of(
         raise AttackImpossible(f"nothing was recorded with the weights of step {weights}")
     modes = {place[0] for place in places}
     if mode is None:
-        mode = next((m for m in ("evaluate", "infer", "train") if m in modes), "train")
+        mode = next((m for m in ("evaluate", "infer", "release", "train") if m in modes), "train")
     steps = sorted({place[1] for place in places if place[0] == mode})
     if not steps:
         raise AttackImpossible(

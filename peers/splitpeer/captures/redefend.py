@@ -178,7 +178,7 @@ def defended(capture: Capture, applied: Mapping[str, SiteDefences], releases: in
     """`capture` as if its sites had used `applied`.
 
     Raises:
-        DataError: no job was recorded, or it was not sent as f32.
+        DataError: no job was recorded, it was not sent as f32, or a window would leave more often than it may.
     """
     header = capture.header
     if header.job is None or header.run is None:
@@ -186,6 +186,11 @@ def defended(capture: Capture, applied: Mapping[str, SiteDefences], releases: in
     if header.job.fusion is not None:
         raise DataError(
             "the capture is of a run with secure fusion: it holds masked integers, and no defence acts on them"
+        )
+    if header.job.frozen and releases > 1:
+        raise DataError(
+            "the capture is of a run with frozen encoders, where each window leaves once: several views of it do not "
+            "exist"
         )
     if header.job.precision != "f32":
         raise DataError(

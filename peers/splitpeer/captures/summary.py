@@ -54,6 +54,8 @@ class Summary:
     """Training steps of which a batch was recorded."""
     evaluations: int = 0
     """Evaluation batches."""
+    releases: int = 0
+    """Batches that sites with frozen encoders released."""
     patients: int = 0
     """Different keys in the recorded batches."""
     withdrawn: int = 0
@@ -90,7 +92,7 @@ def summarise(capture: Capture) -> Summary:
     summary = Summary()
     flows: dict[tuple[str, str, str], Flow] = {}
     levels: dict[tuple[str, str, str, str, tuple[int, ...]], LevelSummary] = {}
-    steps, batches = set[tuple[int, int]](), set[tuple[int, int]]()
+    batches: dict[str, set[tuple[int, int]]] = {}
     patients, withdrawn = set[bytes](), set[bytes]()
     for record in capture.records():
         head = record.head
@@ -111,12 +113,13 @@ def summarise(capture: Capture) -> Summary:
         if isinstance(head, Activations | Gradients):
             _count_levels(levels, record)
         if isinstance(head, Activations):
-            (steps if head.mode == "train" else batches).add((head.step, head.batch))
+            batches.setdefault(head.mode, set()).add((head.step, head.batch))
     order = {name: number for number, name in enumerate(dict.fromkeys(flow[2] for flow in flows))}
     summary.flows = sorted(flows.values(), key=lambda flow: (flow.peer, order[flow.kind]))
     summary.levels = list(levels.values())
-    summary.steps, summary.evaluations, summary.patients = len(steps), len(batches), len(patients)
-    summary.withdrawn = len(withdrawn)
+    summary.steps, summary.releases = len(batches.get("train", ())), len(batches.get("release", ()))
+    summary.evaluations = sum(map(len, batches.values())) - summary.steps - summary.releases
+    summary.patients, summary.withdrawn = len(patients), len(withdrawn)
     return summary
 
 

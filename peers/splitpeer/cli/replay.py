@@ -137,6 +137,7 @@ def _show(capture: Capture, summary: Summary, verdict: Verdict) -> None:
         ("files", ", ".join(part.path.name for part in capture.parts)),
         ("training steps", str(summary.steps)),
         ("evaluation batches", str(summary.evaluations)),
+        *([("releases of frozen encoders", str(summary.releases))] if summary.releases else []),
         ("patients", f"{summary.patients}" + (f" ({summary.withdrawn} withdrawn)" if summary.withdrawn else "")),
     ):  # fmt: skip
         about.add_row(name, value)
@@ -303,7 +304,7 @@ def _drive(capture: Capture, role: str, config: Path, job: Path | None, as_json:
                + (f" ({found.where}; {found.absolute:.3g})" if found.where else ""))  # fmt: skip
     if found.figures:
         echo(f"{found.figures} losses and Dice compared, largest difference {found.largest_figure:.3g}")
-    if found.tensors == 0:
+    if not (found.tensors or found.figures):
         echo("nothing could be compared")
     echo("the live peer answers as recorded" if found.agrees else f"IT DIFFERS by more than {TOLERANCE:g}")
     return 0 if found.agrees else 1

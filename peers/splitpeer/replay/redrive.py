@@ -78,8 +78,10 @@ Heard = TypeVar("Heard", bound=Message)
 class Comparison:
     """How far answers are from the recorded ones."""
 
-    def __init__(self, what: str) -> None:
+    def __init__(self, what: str, job: Job) -> None:
         self.what = what
+        self.gradients = not job.frozen
+        """Whether a coordinator sends any; where not, its losses and Dice say whether it is the same."""
         self.tensors = 0
         self.largest = 0.0
         """Largest difference, by the largest magnitude of the recorded tensor."""
@@ -90,7 +92,7 @@ class Comparison:
         self.largest_figure = 0.0
         self.steps = 0
         """Training steps that were driven."""
-        self.of = 0
+        self.of = job.steps
         """Steps of the job."""
         self.stopped = ""
         """Why the comparison ends before the job does; empty if it does not."""
@@ -98,7 +100,8 @@ class Comparison:
     @property
     def agrees(self) -> bool:
         """Whether something was compared, and nothing differs by more than `TOLERANCE`."""
-        return self.tensors > 0 and max(self.largest, self.largest_figure) <= TOLERANCE
+        compared = self.tensors if self.gradients or self.what == "activations" else self.figures
+        return compared > 0 and max(self.largest, self.largest_figure) <= TOLERANCE
 
     def tensor(self, where: str, live: Array, recorded: Array) -> None:
         """Compare one tensor."""
@@ -146,6 +149,8 @@ class _Recording:
     """Steps that were made without a site, the last of each row."""
     patients: Mapping[str, tuple[Patient, ...]]
     salt_checks: Mapping[str, bytes]
+    labels: Mapping[str, bytes | None]
+    """By site, of the weights of its frozen encoders (SP-11.17-6)."""
     figures: Mapping[tuple[int, str], float]
     """Figures that the coordinator sent its sites: (step, loss or dice_...) to value."""
 
@@ -184,6 +189,7 @@ class _Recording:
         lists: dict[str, tuple[Patient, ...]] = {}
         whole: dict[str, bool] = {}
         salt_checks: dict[str, bytes] = {}
+        labels: dict[str, bytes | None] = {}
         figures: dict[tuple[int, str], float] = {}
         for record in capture.records():
             match record.head:
@@ -198,6 +204,8 @@ class _Recording:
                     gradients[record.peer, head.step] = record
                 case Advance() as head:
                     advances[record.peer, head.step] = head
+                case JobAccept() as head:
+                    labels[record.peer] = head.weights
                 case Inventory() as head:
                     former = () if whole.get(record.peer, True) else lists[record.peer]
                     lists[record.peer], whole[record.peer] = (*former, *head.patients), head.last
@@ -206,8 +214,7 @@ class _Recording:
                     figures |= {(head.step, name): value for name, value in head.values.items()}
         return _Recording(
             header, header.job, header.run, forwards, withdrawals, activations, answers, gradients, advances,
-            lists, salt_checks,
-            figures,
+            lists, salt_checks, labels, figures,
         )  # fmt: skip
 
 
@@ -240,8 +247,7 @@ async def drive_coordinator(
     order = JobConfig.load(job, {"output.folder": str(folder / "results")})
     if set(order.sites) != set(sites) or job_on_wire(order) != recording.job:
         raise ConfigError(f"{job}: is not the job that was recorded: take the job.toml of that run")
-    comparison = Comparison("gradients")
-    comparison.of = recording.job.steps
+    comparison = Comparison("gradients", recording.job)
     _copy_key(PeerConfig.load(config).peer.state, live.peer.state)
     # Of the same name as the recorded run.
     record = RunRecord(live, order, resume=False, report=h.Reporter())
@@ -342,7 +348,10 @@ class _Site:
             raise JobFailed(f"the capture lacks the patients of {self.name}: this site cannot be played")
         patients, salt_check = recording.patients[self.name], recording.salt_checks[self.name]
         party = next(p for p in recording.header.peers if p.site == self.name)
-        accept = JobAccept(secrets.token_bytes(16), 0, (0,), len(patients), False, party.defences)
+        accept = JobAccept(
+            secrets.token_bytes(16), 0, (0,), len(patients), False, party.defences,
+            weights=recording.labels.get(self.name),
+        )  # fmt: skip
         await session.send(accept)
         for first in range(0, max(len(patients), 1), 500):
             piece, last = patients[first : first + 500], first + 500 >= len(patients)
@@ -352,10 +361,12 @@ class _Site:
         while self._ordered and self._ordered[0].step == self._applied + (self._ordered[0].mode == "train"):
             forward = self._ordered.popleft()
             if (said := self._recording.withdrawals.get((self.name, forward.digest))) is not None:
+                await session.send(said)
+                if forward.mode == "release":
+                    continue
                 # SP-11.13-1: nothing announced before counts until the coordinator says where to continue.
                 self._ordered.clear()
                 self._withdrew = True
-                await session.send(said)
                 return
             place = (self.name, forward.mode, forward.step, forward.batch)
             recorded = self._recording.answers.get((place, forward.digest))
@@ -446,8 +457,7 @@ async def drive_client(
     live, settings = _live(config, folder, recording, [hub])
     lane = MemoryLane(HOST)
     step = _copy_state(PeerConfig.load(config), live.peer.state, recording)
-    comparison = Comparison("activations")
-    comparison.of = recording.job.steps
+    comparison = Comparison("activations", recording.job)
     stop = asyncio.Event()
     credentials, allowed = settings[hub]
     offer = _offer(recording, hub)
@@ -491,7 +501,7 @@ async def _play_coordinator(
         pass
     step = begin or 0
     await session.send(Begin(step, accept.patients))
-    if begin is not None:
+    if begin is not None and not recording.job.frozen:
         await session.send(Rollback(step))
         _expect(await session.receive(WAIT_S, "its return"), RolledBack)
     for place in sorted((p for p in recording.activations if p in recording.forwards), key=_order):
@@ -547,7 +557,7 @@ def _copy_state(config: PeerConfig, to: Path, recording: _Recording) -> int | No
     kept = run_folder(state, recording.job.name, recording.run)
     ordered = {(mode, step) for _, mode, step, _ in recording.activations}
     for step in sorted(checkpoint.available(kept)) if kept.is_dir() else ():
-        if ("train", step + 1) in ordered or ("evaluate", step) in ordered:
+        if not ordered.isdisjoint({("train", step + 1), ("evaluate", step), ("release", step)}):
             shutil.copytree(kept, run_folder(to, recording.job.name, recording.run))
             return step
     raise ConfigError(

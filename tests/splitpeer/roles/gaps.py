@@ -25,6 +25,8 @@ from splitpeer.training.dropout import left_out
 from splitpeer.training.loss import probabilities, task_loss
 from splitpeer.training.optimiser import make_optimiser, make_schedule
 from splitpeer.training.split_round import Place
+from splitpeer.training.tiles import TiledSchedule
+from splitpeer.training.windows import window_origins
 from splitproto.messages import Sample
 
 from .scene import PATIENTS, SEED, Scene
@@ -290,3 +292,60 @@ def weights(scene: Scene, name: str, step: int) -> dict[str, torch.Tensor]:
         for key, tensor in tensors.items()
         if "model" in key.split("/")[:2]
     }
+
+
+class FrozenWhole(Whole):
+    """The same with encoders that stay as they are: every window is encoded once, in the batches that are released."""
+
+    def __init__(self, scene: Scene, where: Where = WHERE) -> None:
+        super().__init__(scene, where)
+        for encoder in self.encoders.values():
+            encoder.eval()
+        self._made: dict[tuple[Place, Sample], dict[str, torch.Tensor]] = {}
+
+    def train(self) -> Whole:
+        """All steps."""
+        job = self.job
+        drawn = TiledSchedule(
+            self.training, self.masks, overlap=job.evaluation.overlap, window=self.window,
+            batch=job.training.batch, steps=job.training.steps, seed=job.job.seed,
+            positive_fraction=job.data.positive_fraction, complete=self.complete(),
+            complete_first=job.data.complete_first,
+        )  # fmt: skip
+        for step in range(job.training.steps):
+            self.step(step + 1, drawn.batch(step)[0], None)
+        return self
+
+    def missing(self, seat: str) -> dict[str, float | None]:
+        """The Dice without a seat; whoever has no other is left out."""
+        whole = self._filled
+        self._filled = lambda samples: {p: rows for p, rows in whole(samples).items() if p.seat != seat}  # type: ignore[method-assign]
+        plan = Plan.of(
+            [key for key in self.held_out if self.seats_of(key) != [seat]], self.masks, self.window,
+            self.job.evaluation.overlap, self.job.evaluation.batch, self.job.training.steps,
+        )  # fmt: skip
+        kept, self.held_out = self.held_out, list(dict.fromkeys(plan.keys))
+        found = self.dice()
+        self.held_out, self._filled = kept, whole  # type: ignore[method-assign]
+        return found
+
+    def _sent(
+        self, place: Place, samples: Sequence[Sample], seed: int | None
+    ) -> tuple[list[int], dict[str, torch.Tensor]]:
+        rows = [n for n, s in enumerate(samples) if self.filler(s.key, place.seat) == place.site]
+        levels = [self._released(place, samples[n]) for n in rows]
+        return rows, {name: torch.cat([level[name] for level in levels]) for name in levels[0]}
+
+    def _released(self, place: Place, sample: Sample) -> dict[str, torch.Tensor]:
+        """Of one window, [1, C, *spatial] by level."""
+        if (place, sample) not in self._made:
+            settings = self.job.evaluation
+            origins = window_origins(self.masks.geometry(sample.key).shape, self.window, settings.overlap)
+            for first in range(0, len(origins), settings.batch):
+                batch = [Sample(sample.key, at) for at in origins[first : first + settings.batch]]
+                x = self.images[place].batch(batch, self.window, None, place.seat)
+                with torch.no_grad():
+                    made = self.encoders[place](torch.from_numpy(x))
+                for row, one in enumerate(batch):
+                    self._made[place, one] = {name: t[row : row + 1] for name, t in made.items()}
+        return self._made[place, sample]

@@ -21,6 +21,7 @@ from torch import nn
 from splitpeer.audit.experiment import VerifiedCapture
 from splitpeer.captures.reader import open_capture
 from splitpeer.captures.redefend import defended
+from splitpeer.captures.summary import summarise
 from splitpeer.coordinator.assembly import make_half
 from splitpeer.coordinator.relay import Relay
 from splitpeer.daemon import happenings as h
@@ -384,19 +385,24 @@ async def test_what_would_be_a_sum_without_this_site_is_refused(
 # --- what was recorded --------------------------------------------------------------------------------------
 
 
+def assert_closed(capture_file: Path) -> None:
+    """Not attacked, not defended afterwards, not played; in one line each. It may be looked at."""
+    with pytest.raises(AttackImpossible, match="secure fusion"):
+        VerifiedCapture.open(capture_file)
+    capture = open_capture(capture_file)
+    with pytest.raises(DataError, match="secure fusion"):
+        defended(capture, {})
+    with pytest.raises(DataError, match="secure fusion"):
+        _Recording.of(capture)
+    assert {level.dtype for level in summarise(capture).levels if level.kind == "activations"} == {"i16"}
+
+
 async def test_a_capture_of_masked_values_is_read_as_such_by_nobody(scene: Scene) -> None:
-    """A coordinator's and a site's: not attacked, not defended afterwards, not played; in one line each."""
+    """A coordinator's and a site's."""
     ran = await cast(scene).together(curious=("hub", "site-t1"))
     assert ran.error is None
     for who in ("hub", "site-t1"):
-        path = scene.capture(who)
-        with pytest.raises(AttackImpossible, match="secure fusion"):
-            VerifiedCapture.open(path)
-        capture = open_capture(path)
-        with pytest.raises(DataError, match="secure fusion"):
-            defended(capture, {})
-        with pytest.raises(DataError, match="secure fusion"):
-            _Recording.of(capture)
+        assert_closed(scene.capture(who))
 
 
 # --- with frozen encoders: the private mode ---------------------------------------------------------------------
@@ -409,9 +415,11 @@ async def test_only_sums_are_kept_and_the_decoder_learns_from_them(scene) -> Non
     scene.job(
         model=MODEL, training=training, deadlines=BRISK, evaluation={"batch": 16, "overlap": 0.0},
     )  # fmt: skip
-    ran = await scene.together()
+    ran = await scene.together(curious=("hub", "site-t1"))
     assert ran.error is None and ran.result.complete, ran
     assert set(ran.clients.values()) == {None}
+    for who in ("hub", "site-t1"):
+        assert_closed(scene.capture(who))
     assert_only_sums(scene)
     assert_same(scene, Summed(scene))
 
