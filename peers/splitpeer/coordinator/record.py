@@ -117,7 +117,8 @@ class RunRecord:
     def note_told(self, told: Sequence[str]) -> None:
         """SP-11.17-8: these sites know that their part is over, while the run goes on."""
         self.told = tuple(sorted({*self.told, *told}))
-        self._write(self.state)
+        if self.state != "new":
+            self._write(self.state)
 
     def over(self) -> None:
         """Nothing is left to do."""
@@ -213,6 +214,9 @@ def _terms(job: JobConfig) -> str:
     for free in ("ahead", "checkpoint_every", "keep_checkpoints"):
         del kept["training"][free]
     del kept["data"]["max_withdrawn"]
+    # As runs have it that began before there was anything else.
+    if job.training.bank is None:
+        del kept["training"]["bank"]
     if not job.training.frozen:
-        del kept["training"]["encoders"]  # as runs have it that began before there was another kind
+        del kept["training"]["encoders"]
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()

@@ -148,6 +148,9 @@ class Training(Section):
     encoders: Literal["joint", "frozen"] = "joint"
     """joint: encoders and decoder are trained together. frozen: each site's encoder stays as it is and releases every
     window once; the decoder is trained from what the coordinator keeps, with no site online."""
+    bank: Location | None = None
+    """Folder of the feature bank of an earlier run with frozen encoders: the decoder is trained from it, and no site is
+    asked."""
     average_every: Count = 0
     """Steps after which encoders of one seat are averaged; 0: each site keeps its own. Sites must allow it."""
 
@@ -396,7 +399,8 @@ class JobConfig(Settings):
     def _problems_of_frozen(self) -> list[str]:
         """What cannot be where no step is made with a site."""
         if not self.training.frozen:
-            return []
+            lost = self.training.bank is not None
+            return ['[training] bank is for a job with encoders = "frozen": remove it'] if lost else []
         wrong = {
             "[training] average_every": self.training.average_every != 0,
             "[defences] gradients": bool(self.defences.gradients),

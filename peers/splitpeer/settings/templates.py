@@ -222,6 +222,7 @@ _OPEN = {
     "precision": 'precision = "f32"  # of activations and gradients on the wire: f32 or bf16\n',
     "encoders": """\
 encoders = "joint"  # "frozen": sites keep theirs and release each window once (docs/feature-bank.md)
+# bank = "state/NAME-RUN/bank"  # with frozen: from what an earlier run collected, and no site is asked
 average_every = 0  # steps after which sites with the same modality average their encoders; 0: never
 seat_dropout = 0.0  # probability that a seat is left out of a step, so that the network can do without it""",
     "seed": """\

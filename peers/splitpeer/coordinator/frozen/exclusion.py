@@ -43,7 +43,8 @@ class BankExclusion(Exclusion):
             JobFailed: too few patients are left.
             DiskTrouble, ConfigError: something cannot be removed or recorded.
         """
-        dropped = self.bank.dropped - self.keys if self.bank is not None else ()
+        dropped = self.bank.dropped - self.keys if self.bank is not None else frozenset[bytes]()
+        dropped &= self._run.seating.filled.keys()
         if dropped:
             await self._accepted("", tuple(Unusable(key, CONSENT) for key in sorted(dropped)))
             await self._done_without(None)

@@ -9,9 +9,11 @@ from dataclasses import replace
 
 from splitpeer.coordinator.run import Run
 from splitpeer.data.sampling import batch_digest
-from splitpeer.federation.seating import Part
+from splitpeer.errors import DataError
+from splitpeer.federation.seating import Lists, Part
+from splitpeer.federation.seats import by_seat
 from splitpeer.federation.terms import cut_descriptors, seat_descriptors, terms_digest, window_of
-from splitpeer.storage.bank import ALL_SITES, BankEntry, Contents
+from splitpeer.storage.bank import ALL_SITES, Bank, BankEntry, Contents
 from splitpeer.training.windows import window_origins
 from splitproto.fusion import CHECK
 from splitproto.messages import Forward, Sample
@@ -70,6 +72,37 @@ def part_of(run: Run, site: str, lists: Mapping[bytes, tuple[str, ...]], release
     if part is None:
         raise LookupError(f"release {release.number} holds no patient of {site}")
     return part
+
+
+def lists_of(run: Run, bank: Bank) -> Mapping[str, Lists]:
+    """By site, the seats that it could fill when the bank was made, of the patients who are in it."""
+    seats = run.seating.seats
+    found: dict[str, dict[bytes, frozenset[str]]] = {site: {} for site in seats.filled}
+    for one in bank.contents.releases:
+        if one.key in bank.dropped:
+            continue
+        if one.site == ALL_SITES:
+            for site, filled in seats.filled.items():
+                found[site][one.key] = frozenset(filled)
+        else:
+            found[one.site][one.key] = frozenset(by_seat(one.shapes, seats.of(one.site)))
+    return found
+
+
+def check_windows(run: Run, bank: Bank) -> None:
+    """Raises DataError: the windows of a patient are not those of the masks."""
+    held: dict[tuple[str, bytes], set[tuple[int, int, int]]] = {}
+    for one in bank.contents.releases:
+        held.setdefault((one.site, one.key), set()).update(one.origins)
+    window, overlap = window_of(run.job), run.settings.evaluation.overlap
+    for (_, key), origins in held.items():
+        if key in run.seating.filled and origins != set(
+            window_origins(run.labels.geometry(key).shape, window, overlap)
+        ):
+            raise DataError(
+                f"{bank.folder}: the feature bank has other windows than the masks: they have another grid than when "
+                "it was made"
+            )
 
 
 def _of_the_sum(run: Run) -> list[BankEntry]:

@@ -9,14 +9,14 @@ from pathlib import Path
 from splitpeer.coordinator.frozen.collector import Collector
 from splitpeer.coordinator.frozen.exclusion import BankExclusion
 from splitpeer.coordinator.frozen.features import Features
-from splitpeer.coordinator.frozen.questions import contents, terms
+from splitpeer.coordinator.frozen.questions import check_windows, contents, lists_of, terms
 from splitpeer.coordinator.frozen.trainer import BankTrainer
 from splitpeer.coordinator.gathering import Gathering
 from splitpeer.coordinator.run import Run
 from splitpeer.coordinator.savepoints import Savepoints
 from splitpeer.coordinator.work import COLLECTED
 from splitpeer.daemon import happenings as h
-from splitpeer.errors import DataError
+from splitpeer.errors import ConfigError, DataError
 from splitpeer.settings.peer import PeerConfig
 from splitpeer.storage.bank import FOLDER, Bank, load_key
 
@@ -43,42 +43,65 @@ class FrozenWork:
         self.needs_sites = True
         """Until all releases are here."""
         self._bank: Bank | None = None
+        self._earlier = run.settings.training.bank
+        """Of an earlier run, which is trained from where it lies."""
 
     @property
     def folder(self) -> Path:
         """Of the bank."""
-        return self._run.files.checkpoints / FOLDER
+        return self._earlier or self._run.files.checkpoints / FOLDER
 
     async def open(self, *, resumed: bool) -> None:
         """See `RunWork`."""
-        run = self._run
-        if not resumed:
+        run, earlier = self._run, self._earlier is not None
+        if not (resumed or earlier):
             return
         bank = await run.on_disk(Bank.open, self.folder, self._key, what="the feature bank")
         if bank is None:
+            if earlier:
+                raise ConfigError(f"{self.folder}: no feature bank is there ([training] bank)")
             return
-        if (bank.contents.run, bank.contents.terms) != (run.files.run, terms(run)):
-            raise DataError(
-                f"{self.folder}: the feature bank was made on other terms ([evaluation] overlap?): change job.toml "
-                "back, or start a new run with --fresh"
-            )
+        if bank.contents.terms != terms(run) or not (earlier or bank.contents.run == run.files.run):
+            raise DataError(f"{self.folder}: the feature bank was made on other terms {self._other_terms}")
         self._bank = bank
         for site in run.team.sites:
             site.weights = bank.contents.weights.get(site.name, b"")
         out = self._exclusion.keys
-        self.needs_sites = bool(await run.on_disk(bank.missing, out, what="the feature bank"))
+        missing = await run.on_disk(bank.missing, out, what="the feature bank")
+        if missing and earlier:
+            raise DataError(
+                f"{self.folder}: the feature bank is not complete, {len(missing)} releases are missing: let its "
+                "own run finish collecting"
+            )
+        self.needs_sites = bool(missing)
+
+    @property
+    def _other_terms(self) -> str:
+        """Which these may be, and what to do."""
+        if self._earlier is None:
+            return "([evaluation] overlap?): change job.toml back, or start a new run with --fresh"
+        return (
+            "([sites], [seats], [model], [data] window or spacing, [training] precision, [task] normalisation or "
+            "[evaluation] overlap): write all of these as in the job.toml of its run"
+        )
 
     async def do(self, held: Collection[int], *, resumed: bool) -> None:
         """See `RunWork`."""
         self._run.files.insist_on(held)
         await self._verify()
         gathering, needed = self._gathering, self.needs_sites
-        training, validation = await (gathering.with_sites() if needed else gathering.without_sites())
+        lists = lists_of(self._run, self._bank) if self._earlier and self._bank is not None else None
+        training, validation = await (gathering.with_sites() if needed else gathering.without_sites(lists))
+        if self._bank is not None:
+            await self._run.on_disk(check_windows, self._run, self._bank, what="the masks' headers")
         if not resumed:
             # Its beginning is a step to go back to.
             self.savepoints.ready = True
             await self.savepoints.save_own()
         gathering.open(validation, resumed=resumed)
+        if self._earlier:
+            # No site has heard of this run, and none needs to.
+            self._run.files.record.note_told([site.name for site in self._run.team.sites])
         if resumed:
             await self._restore()
         if needed:
