@@ -156,30 +156,7 @@ class _Recording:
 
     @staticmethod
     def of(capture: Capture) -> _Recording:
-        header = capture.header
-        if header.job is None or header.run is None:
-            raise DataError("the capture names no job: nothing was trained while it was recorded")
-        if not header.peers:
-            raise DataError("the capture names no peer of its recorder: it cannot drive a peer")
-        try:
-            check_name("job", header.job.name)  # it becomes part of a folder's name
-        except IdentityError as error:
-            raise DataError(f"the capture's job: {error.reason}") from None
-        if header.job.average_every is not None:
-            raise DataError(
-                "the recorded run averaged encoders, which cannot be repeated: inspect the capture only"
-            )
-        if header.job.fusion is not None:
-            raise DataError(
-                "the recorded run had secure fusion: one party's capture does not hold the others' part of a sum: "
-                "inspect the capture only"
-            )
-        if header.sampling.every != 1 or header.sampling.keys:
-            raise DataError(
-                "the capture holds a sample of the steps: record all of them to drive a peer with it"
-            )
-        if capture.gaps():
-            raise DataError("messages are missing from the capture (gaps): it cannot drive a peer")
+        header, (job, run) = capture.header, _drivable(capture)
         forwards: dict[Place, Forward] = {}
         withdrawals: dict[tuple[str, bytes], Withdraw] = {}
         activations: dict[Place, Recorded] = {}
@@ -213,9 +190,36 @@ class _Recording:
                 case Progress() as head:
                     figures |= {(head.step, name): value for name, value in head.values.items()}
         return _Recording(
-            header, header.job, header.run, forwards, withdrawals, activations, answers, gradients, advances,
+            header, job, run, forwards, withdrawals, activations, answers, gradients, advances,
             lists, salt_checks, labels, figures,
         )  # fmt: skip
+
+
+def _drivable(capture: Capture) -> tuple[Job, bytes]:
+    """Job and run of a capture that can drive a peer. Raises DataError: why it cannot."""
+    header = capture.header
+    if header.job is None or header.run is None:
+        raise DataError("the capture names no job: nothing was trained while it was recorded")
+    if not header.peers:
+        raise DataError("the capture names no peer of its recorder: it cannot drive a peer")
+    try:
+        check_name("job", header.job.name)  # it becomes part of a folder's name
+    except IdentityError as error:
+        raise DataError(f"the capture's job: {error.reason}") from None
+    if header.job.average_every is not None:
+        raise DataError(
+            "the recorded run averaged encoders, which cannot be repeated: inspect the capture only"
+        )
+    if header.job.fusion is not None:
+        raise DataError(
+            "the recorded run had secure fusion: one party's capture does not hold the others' part of a sum: "
+            "inspect the capture only"
+        )
+    if header.sampling.every != 1 or header.sampling.keys:
+        raise DataError("the capture holds a sample of the steps: record all of them to drive a peer with it")
+    if capture.gaps():
+        raise DataError("messages are missing from the capture (gaps): it cannot drive a peer")
+    return header.job, header.run
 
 
 # --- a coordinator -----------------------------------------------------------------------------------------
