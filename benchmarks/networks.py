@@ -55,7 +55,7 @@ class NetworkJob(DemoJob):
 
 
 def octets(job: NetworkJob) -> int:
-    """Of activations up and gradients down in the whole training, all sites together."""
+    """Activations up and gradients down in the whole training, all sites together."""
     shapes = job.cut().shapes(job.batch, job.toml()["data"]["window"])
     values = sum(math.prod(shape) for shape in shapes.values())
     return 2 * 4 * values * len(SITES) * job.steps

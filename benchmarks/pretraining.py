@@ -91,7 +91,7 @@ class Bench:
         return self.job.task.task("msd")
 
     def masks(self, folder: Path) -> Volumes:
-        """Of a cohort."""
+        """The masks of a cohort."""
         return Volumes(find_labels(folder / "labels", "folder"), salt=PUBLIC_SALT, labels=self.task)
 
     def split(self) -> tuple[list[bytes], list[bytes]]:

@@ -58,7 +58,7 @@ class Sample:
     """Made so far by all sites."""
     rss_mib: float
     anon_mib: float
-    """Of that, what no file on disk backs."""
+    """The part that no file on disk backs."""
     fds: int
     threads: int
     cpu_s: float

@@ -23,11 +23,11 @@ from .messages import Fusion
 from .tensors import DTYPES, Array, wire_view
 
 SECRET_BYTES = 32
-"""Of a site's X25519 key, made for one run and kept with it (SP-11.18-5)."""
+"""Size of a site's X25519 key, made for one run and kept with it (SP-11.18-5)."""
 CHECK = "check"
 """Name of the tensor of check words."""
 CHECK_WORDS = 8
-"""Of each level: with 16 bits, masks that do not cancel pass once in 2^128."""
+"""For each level: with 16 bits, masks that do not cancel pass once in 2^128."""
 BEGINNING = bytes(32)
 """History before step 1."""
 LOWEST_RANGE, HIGHEST_RANGE = 2.0**-20, 2.0**20

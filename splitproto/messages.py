@@ -130,7 +130,7 @@ class Fusion:
 
     """Channels of the sum at each of the job's levels."""
     bits: int = wire(Int(16, 32))
-    """Of one word: 16 or 32."""
+    """Size of one word: 16 or 32."""
     range: float = wire(Real())
     """Values are clipped to between minus and plus this."""
     parties: int = wire(Int(2, 64))

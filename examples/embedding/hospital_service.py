@@ -282,7 +282,7 @@ def cut(job: Job) -> list[Descriptor]:
 
 
 def shape(job: Job, level: Level) -> tuple[int, ...]:
-    """Of one sample."""
+    """The shape of one sample."""
     sizes = (size // step for size, step in zip(job.window, level.stride, strict=True))
     return (level.channels, *sizes)
 

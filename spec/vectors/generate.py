@@ -1,4 +1,4 @@
-"""Writes the test vectors beside it: `python spec/vectors/generate.py` (`--check` only compares).
+"""Writes the test vectors next to it: `python spec/vectors/generate.py` (`--check` only compares).
 
 Deterministic: no clock, no randomness. Expectations are written by hand; the library only packs octets. What
 both sides derive is computed from the words of the specification, not by the library that is tested with it.

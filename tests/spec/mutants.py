@@ -21,7 +21,7 @@ class Mutant:
 
     Args:
         name: what the implementer got wrong.
-        vectors: family, or family and operation: the tests of `test_vectors.py` that run.
+        vectors: family, or family and operation: the tests of them run.
         where: `module:function`, `module:Class.method` or `module:CONSTANT`.
         old, new: what is replaced in the text of the function; several pieces as tuples. For a constant, `new` is an
             expression of its value.

@@ -1,7 +1,7 @@
 """An implementation that is wrong in one of these ways fails at least one vector.
 
-Each mutant is our own implementation with one deliberate bug (`mutants.py`); the tests of `test_vectors.py` run until
-one of them notices. A mutant that survives names a vector that is missing.
+Each mutant is our own implementation with one deliberate bug (`mutants.py`); the tests of the vectors run until one of
+them notices. A mutant that survives names a vector that is missing.
 """
 
 from __future__ import annotations
@@ -16,11 +16,19 @@ import pytest
 
 from splitproto.identity import Credentials
 from splitproto.states import Side
-from tests.spec import test_vectors
+from tests.spec import test_fusion_vectors, test_peer_vectors, test_vectors
 from tests.spec.mutants import MUTANTS, Mutant
+from tests.spec.reading import cases as listed_cases
+from tests.spec.reading import of_the_peer
 
 USED = ("federation.compute", "federation.terms", "training.optimiser", "data.augment", "data.pseudonym",
         "data.sampling", "data.volumes", "data.layouts", "data.geometry")  # fmt: skip
+TESTS = [
+    test
+    for module in (test_vectors, test_fusion_vectors, test_peer_vectors)
+    for name, test in vars(module).items()
+    if name.startswith("test_")
+]
 NOTICED = (Exception, pytest.fail.Exception)
 
 
@@ -28,15 +36,15 @@ NOTICED = (Exception, pytest.fail.Exception)
 def _imported() -> None:
     """Before the first bug: a module that is imported while one is in place would keep it."""
     for name in USED:
-        test_vectors.of_the_peer(name)
+        of_the_peer(name)
 
 
 def checks(family: str) -> Iterator[tuple[Callable[..., None], list[dict[str, Any]]]]:
     """The tests of a family, or of one of its operations, each with the cases that it takes."""
-    for test in vars(test_vectors).values():
+    for test in TESTS:
         marks = [mark for mark in getattr(test, "pytestmark", ()) if mark.name == "parametrize"]
         given = {mark.args[0]: mark.args[1] for mark in marks}
-        listed = [case.values[0] for case in test_vectors.cases(*family.split())]
+        listed = [case.values[0] for case in listed_cases(*family.split())]
         cases = [getattr(case, "values", (None,))[0] for case in given.get("case", ())]
         if listed[0] in cases:
             others = {name: values for name, values in given.items() if name != "case"}

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 
 from splitpeer.cli import main
+from splitpeer.cli.root import root
 from splitpeer.errors import ConfigError
 from splitpeer.federation.terms import judge
 from splitpeer.models import build_encoder
@@ -25,6 +28,8 @@ from splitpeer.settings.peer import PRIVATE, PeerConfig
 from splitpeer.site.invitation import offer_to
 from splitproto import pki
 
+DOCS = Path(__file__).parents[2] / "docs"
+ANNEX = DOCS / "private-annex.md"
 NOW = datetime.now(UTC)
 SITES = {"north": "t1", "south": "t2", "west": "flair"}
 NAMED = [f"--site={site}={modality}" for site, modality in SITES.items()]
@@ -70,6 +75,25 @@ def test_the_environment_does_not_weaken_the_preset(tmp_path: Path, key: str, va
     environ = {f"SPLITPEER_POLICY__{key.upper()}": value}
     with pytest.raises(ConfigError, match=rf'\[policy\]: {key} = .* weakens preset = "private", which has'):
         private(tmp_path, **environ)
+
+
+@pytest.mark.parametrize("page", ["private.md", "private-annex.md"])
+def test_the_docs_say_what_the_preset_stands_for(page: str) -> None:
+    text = " ".join((DOCS / page).read_text().split())
+    assert all(f"`{key} = {json.dumps(value)}`" in text for key, value in PRIVATE.items())
+
+
+def test_the_commands_of_the_annex_exist(capsys: pytest.CaptureFixture[str]) -> None:
+    """An auditor types them as they are written."""
+    found = {
+        tuple(line.split()) for line in re.findall(r"`splitpeer ([a-z]+(?: [a-z]+)?)\b", ANNEX.read_text())
+    }
+    assert ("bank", "drop") in found and ("config", "check") in found
+    for words in found:
+        known = root.get_command(click.Context(root), words[0])
+        assert known is not None, words
+        if isinstance(known, click.Group):
+            assert known.get_command(click.Context(known), words[1]) is not None, words
 
 
 def test_the_preset_takes_no_seed(tmp_path: Path) -> None:

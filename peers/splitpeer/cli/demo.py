@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 from rich.console import Console
 
 from splitpeer.cli.data import bar
 from splitpeer.cli.options import FILE, private_files
 from splitpeer.demo.federation import HUB, DemoJob, Federation
 from splitpeer.demo.private import PrivateJob
-from splitpeer.errors import ConfigError
 
 if TYPE_CHECKING:
     from splitpeer.demo.baselines import Reached
@@ -59,9 +59,16 @@ _PRIVATE = PrivateJob()
     help="With --private: other patients, from whom the encoders learn beforehand.",
 )
 @click.option(
-    "--pretraining-steps", type=click.IntRange(1), default=_PRIVATE.pretraining_steps, show_default=True
+    "--pretraining-steps",
+    type=click.IntRange(1),
+    default=_PRIVATE.pretraining_steps,
+    show_default=True,
+    help="With --private: steps of each hospital's encoder before the run.",
 )
+@click.pass_context
 def demo(
+    context: click.Context,
+    /,
     out: Path,
     leak: bool,
     baselines: bool,
@@ -72,11 +79,8 @@ def demo(
 ) -> None:
     """Four hospitals and a coordinator on this machine train one network over TLS."""
     private_files()
+    _refuse_contradictions(context, private=private)
     if private:
-        if baselines or settings["missing"] or settings["seat_dropout"]:
-            raise ConfigError(
-                "--private excludes --baselines, --missing and --seat-dropout: all hospitals are in the sum"
-            )
         job = PrivateJob(**settings, strangers=strangers, pretraining_steps=pretraining_steps)
         _private(out, job, leak=leak)
         return
@@ -112,6 +116,20 @@ def demo(
     )
     files = (*pictures, *([out / REPORT] if leak else []), out / "summary.json")
     console.print("look at: " + ", ".join(map(str, files)))
+
+
+def _refuse_contradictions(context: click.Context, *, private: bool) -> None:
+    """Raises UsageError: a flag was given that the other mode of the demo has no use for."""
+    written = {
+        name for name in context.params if context.get_parameter_source(name) is ParameterSource.COMMANDLINE
+    }
+    if private and written & {"baselines", "missing", "seat_dropout"}:
+        raise click.UsageError(
+            "--private excludes --baselines, --missing and --seat-dropout: all hospitals are in the sum."
+        )
+    if not private and (idle := sorted(written & {"strangers", "pretraining_steps"})):
+        flags = " and ".join(f"--{name.replace('_', '-')}" for name in idle)
+        raise click.UsageError(f"{flags} needs --private: otherwise encoders are trained in the run itself.")
 
 
 def _private(out: Path, job: PrivateJob, *, leak: bool) -> None:

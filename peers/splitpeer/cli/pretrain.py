@@ -39,8 +39,6 @@ if TYPE_CHECKING:
     from splitpeer.pretraining.stage import Stage
 
 UNLABELLED = "none"
-OTHER = "other"
-"""What the file says of images given by --images."""
 
 
 @click.command()
@@ -134,82 +132,28 @@ class _Errand:
 
     def planned(self, show: _Bars) -> list[Planned]:
         """The stages."""
-        from splitpeer.pretraining.course import Planned
-        from splitpeer.pretraining.encoder_file import OWN
+        from splitpeer.pretraining.plan import EncoderPlan, GivenImages
 
-        asked = self.asked
+        asked, policy, seed = self.asked, self.config.policy, self.config.runtime.initial_weights
+        plan = EncoderPlan(
+            self.job,
+            self.seat,
+            self.modalities,
+            self.grid,
+            self._own,
+            None if seed == "private" else int(seed),
+            self.device,
+        )
+        others = GivenImages(asked.images, self._layout, asked.convention)
         if asked.recipe:
-            return self._recipe(show)
-        steps = asked.steps or self.job.training.steps
+            private = policy is not None and policy.preset == "private"
+            return plan.by_recipe(others, asked.out, show.rendered, private=private)
         labels = Path(asked.labels) if asked.labels and asked.labels != UNLABELLED else None
-        task = self._task(asked.convention) if labels is not None else None
-        data = OWN if asked.images is None else OTHER
-        stage = self._stage(data, task, steps, self._own_seed())
-        return [Planned(stage, lambda: self._source(labels, task))]
+        return plan.by_labels(others, labels, asked.steps or self.job.training.steps)
 
-    def _recipe(self, show: _Bars) -> list[Planned]:
-        """`[pretraining]` of the job: public data first, then own images."""
-        from splitpeer.models.seeding import site_seed
-        from splitpeer.pretraining.course import Planned
-        from splitpeer.pretraining.encoder_file import OWN
-        from splitpeer.pretraining.sources import PHANTOM, phantom, public
-
-        recipe, asked = self.job.pretraining, self.asked
-        if recipe is None:
-            raise ConfigError(f"{self.job.source}: has no [pretraining] to follow: use --labels instead")
-        drawn = recipe.data == PHANTOM
-        if not drawn and asked.images is None:
-            raise ConfigError(
-                f"[pretraining] data is {recipe.data}: add --images and its folder, and --layout"
-            )
-        convention = "msd" if drawn else asked.convention
-        task = self._task(convention) if recipe.labels == "regions" else None
-        seed = None if recipe.seed is None else site_seed(recipe.seed, "+".join(self.modalities))
-
-        def source() -> ImageSource:
-            if drawn:
-                folder = asked.out.with_name(f"{PHANTOM}-{recipe.patients}-{recipe.cohort}")
-                return phantom(
-                    folder, recipe.patients, recipe.cohort, self.modalities, self.grid, task, show.rendered
-                )
-            images = asked.images or Path()
-            layout = asked.layout or self.config.data.layout
-            return public(images, layout, self.modalities, self.grid, images if task else None, task)
-
-        planned = [Planned(self._stage(recipe.data, task, recipe.steps, seed), source)]
-        if recipe.own_steps:
-            own = self._stage(OWN, None, recipe.own_steps, self._own_seed())
-            planned.append(Planned(own, lambda: self._own(None, None)))
-        return planned
-
-    def _stage(self, data: str, task: Task | None, steps: int, seed: int | None) -> Stage:
-        from splitpeer.pretraining.course import stage_of
-
-        channels = len(self.modalities) if task is None else task.channels
-        return stage_of(
-            self.job, data, labels=task is not None, steps=steps, seed=seed, channels=channels,
-            exclusive=task is not None and task.exclusive, device=self.device,
-        )  # fmt: skip
-
-    def _own_seed(self) -> int | None:
-        """None: private entropy."""
-        from splitpeer.models.seeding import site_seed
-
-        seed = self.config.runtime.initial_weights
-        return None if seed == "private" else site_seed(int(seed), self.seat)
-
-    def _task(self, convention: str | None) -> Task:
-        if convention is None and self.job.task.preset is None:
-            convention = "task"
-        return self.job.task.task(convention)
-
-    def _source(self, labels: Path | None, task: Task | None) -> ImageSource:
-        from splitpeer.pretraining.sources import public
-
-        if self.asked.images is None:
-            return self._own(labels, task)
-        layout = self.asked.layout or self.config.data.layout
-        return public(self.asked.images, layout, self.modalities, self.grid, labels, task)
+    @property
+    def _layout(self) -> str:
+        return self.asked.layout or self.config.data.layout
 
     def _own(self, labels: Path | None, task: Task | None) -> ImageSource:
         """This site's images, without patients who have withdrawn consent."""
@@ -226,9 +170,7 @@ class _Errand:
         volumes = open_volumes(config, asked, self.grid.spacing, self.grid.rule)
         salt = load_salt(config.data.salt) if config.data.salt else b""
         without = left_out(self.asked.leave_out, salt, list(volumes.values()))
-        masks = None
-        if labels is not None:
-            masks = open_masks(labels, self.asked.layout or config.data.layout, salt, self.grid, task)
+        masks = None if labels is None else open_masks(labels, self._layout, salt, self.grid, task)
         return ImageSource(
             Channels(volumes, {self.seat: self.modalities}), masks, lambda: consent.withdrawn() | without
         )

@@ -131,7 +131,7 @@ def make_sites(
 
 
 def _relay(config: PeerConfig, settings: JobConfig, job: Job, files: RunFiles) -> Relay:
-    """Of the keys of a secure sum."""
+    """Passes on the keys of a secure sum."""
     credentials, federation = config.credentials(), config.peer.federation
     return Relay(
         files.run, job, lambda: Trust.of(credentials, federation, settings.sites), files.record.fusion_keys

@@ -27,7 +27,7 @@ Counted = tuple[tuple[str, int], ...]
 
 
 class Averaging:
-    """Of one run.
+    """The averages of one run.
 
     Args:
         job: the terms; where they ask for no averages, nothing is done.

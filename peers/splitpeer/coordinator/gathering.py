@@ -18,7 +18,7 @@ Patients = tuple[list[bytes], list[bytes]]
 
 
 class Gathering:
-    """Of one run.
+    """Gathers the sites of one run.
 
     Args:
         run: the run; its seating is decided here.

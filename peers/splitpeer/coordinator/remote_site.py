@@ -115,7 +115,7 @@ class RemoteSite:
     ) -> None:
         self.name, self.seats = name, offer.seats
         self.seat_names = ", ".join(seat.name for seat in offer.seats)
-        """Of those that it fills, in words."""
+        """The seats that it fills, in words."""
         self.party = Party(name, offer.seats)
         """What it announced last."""
         self.features: frozenset[str] = frozenset()

@@ -57,7 +57,7 @@ class Team:
         return self._mode == "pause"
 
     def leave_out(self, site: RemoteSite, cause: str) -> None:
-        """Go on without `site`.
+        """Continue without `site`.
 
         Raises:
             JobFailed: all are needed.

@@ -12,7 +12,7 @@ from splitpeer.coordinator.trainer import Trainer
 from splitpeer.defences.stack import Stack
 from splitpeer.training.split_round import Place
 
-COLLECTED = "all releases are here; the training goes on without the sites"
+COLLECTED = "all releases are here; the sites are no longer needed"
 
 
 class RunWork(Protocol):

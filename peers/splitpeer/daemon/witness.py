@@ -30,7 +30,7 @@ AGENT = f"splitpeer/{__version__}"
 
 
 class Witness:
-    """Of one process of one peer.
+    """What one process of one peer has seen.
 
     Args:
         config: `peer.toml`; its [capture] says how to record, [peer] state where the trail lies.

@@ -212,9 +212,9 @@ class Room:
     seats: tuple[Seat, ...]
     bounds: Bounds
     most_octets: int
-    """Of one batch's feature maps, float32."""
+    """Size of one batch's feature maps, float32."""
     voxels: int
-    """Of the site's largest volume on the job's grid."""
+    """Size of the site's largest volume on the job's grid."""
 
     def check(self, rows: Mapping[str, int], *, train: bool) -> None:
         """Raises PolicyRefused: a batch with so many rows at each seat is too large; the setting is named."""

@@ -53,7 +53,7 @@ class OwnImage:
 def foreground(images: Image) -> NDArray[np.bool_]:
     """Where any channel of [N, channels, *spatial] shows the body, bool [N, *spatial].
 
-    A task whose images have no background of zeros has it everywhere; so does a window beside the body.
+    A task whose images have no background of zeros has it everywhere; so does a window outside the body.
     """
     inside = np.stack([np.any([brain_mask(channel) for channel in image], axis=0) for image in images])
     inside[~inside.reshape(len(inside), -1).any(axis=1)] = True

@@ -104,7 +104,7 @@ def summarise(
 
 
 def of_each_worst(scores: Sequence[Score]) -> Score:
-    """Of each patient the largest of `scores`, which are one metric of several attacks on the same patients.
+    """For each patient the largest of `scores`, which are one metric of several attacks on the same patients.
 
     An adversary runs every attack: what counts for a patient is the one that works on this patient.
 

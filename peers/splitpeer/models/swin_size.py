@@ -103,7 +103,7 @@ def passing_values(backbone: Backbone, window: Sequence[int]) -> int:
 
 
 def _blocks(backbone: Backbone, window: Sequence[int]) -> Iterator[tuple[int, int, int]]:
-    """Of a block of each stage: tokens of one sample, their width, and comparisons of one token, all heads together."""
+    """For a block of each stage: tokens of one sample, their width, comparisons of one token (all heads together)."""
     settings = backbone.settings
     for stage, heads in enumerate(settings["num_heads"]):
         tokens = compared = 1

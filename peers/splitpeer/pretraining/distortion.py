@@ -15,7 +15,7 @@ from monai.transforms import RandCoarseDropout, RandCoarseShuffle, RandHistogram
 CURVE, SHUFFLE, PAINT, INSIDE = 0.9, 0.5, 0.9, 0.2
 """How often each is done; and how often painting is inside the boxes and not around them: the paper's figures."""
 POINTS = (5, 10)
-"""Of a curve."""
+"""A curve has so many, from and to."""
 _SHUFFLED = (4, 24)
 """Boxes, each an eighth of the window at most."""
 _BOXES = (1, 5)
@@ -23,7 +23,7 @@ _BOXES = (1, 5)
 
 
 class Distortion:
-    """Of windows of one size.
+    """Distorts windows of one size.
 
     Args:
         spatial: voxels along each axis, two or three.

@@ -41,7 +41,7 @@ class Past:
     seed: int | None
     """None: private entropy."""
     loss: tuple[float, float]
-    """Of the first step, and averaged over the last ones."""
+    """At the first step, and averaged over the last ones."""
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ class EncoderFile:
                 )
 
     def load_into(self, encoder: nn.Module) -> None:
-        """Give an encoder these weights. Raises DataError: they are not all of its own, or no numbers."""
+        """Give an encoder these weights. Raises DataError: they are not those of this encoder, or not all finite."""
         try:
             load(encoder, self.tensors)
         except DataError as error:

@@ -45,14 +45,14 @@ class Drawing:
     batch: int
     steps: int
     entropy: int
-    """Of all that is drawn: 128 bits, or a seed."""
+    """Everything is drawn from it: 128 bits, or a seed."""
     augment: bool
     positive_fraction: float = 0.0
     """Share of windows around a region; with masks only."""
 
 
 class Examples:
-    """Of one stage.
+    """The batches of one stage.
 
     Args:
         schedule: which windows.
@@ -164,7 +164,7 @@ def _schedule(
 
 
 def examples(source: ImageSource, draw: Drawing, progress: Callable[[int, int], None]) -> Examples:
-    """Of all patients who fill the seat and whose files can be read to their ends; with masks, of those who have one.
+    """From all patients who fill the seat and whose files can be read to their ends; with masks, who have one.
 
     Every file is read now, so that who takes part does not depend on when a bad file would have been drawn.
 

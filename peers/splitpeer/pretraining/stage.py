@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 KEEP = 2
 """Checkpoints of a stage."""
 MEMORY = 0.98
-"""Of the average of the loss: about the last fifty steps count."""
+"""Weight of the past in the average loss: about the last fifty steps count."""
 _SEAT = "seat"
 _NUMBERS = "encoder", "decoder", "windows"
 """What is drawn, each from entropy of its own."""
@@ -53,7 +53,7 @@ class Stage:
     data: str
     """Name of the data: `encoder_file.OWN`, or another."""
     channels: int
-    """Of the decoder: regions, or classes; without labels, those of the image."""
+    """What the decoder yields: regions, or classes; without labels, the image's channels."""
     labels: bool
     exclusive: bool
     """Whether the regions exclude each other."""
@@ -77,7 +77,7 @@ class Trained:
     """What a stage came to."""
 
     tensors: dict[str, Tensor]
-    """Of the encoder, on the CPU."""
+    """The encoder's, on the CPU."""
     past: Past
 
 

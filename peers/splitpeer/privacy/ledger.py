@@ -45,7 +45,7 @@ MAX_BYTES = 256 << 20
 """Largest ledger that is read, in bytes: some 250 a patient."""
 FORMAT = "splitpeer privacy ledger 2"
 OF_PATIENTS = "splitpeer privacy ledger 1"
-"""Of an earlier edition: by patient, as one federation knew the patient."""
+"""An earlier edition: by patient, as one federation knew the patient."""
 BLOCK = 32
 """Payments written ahead, each of as many records as the one at hand."""
 LOST_SHARE = 50

@@ -193,7 +193,7 @@ class Point(ReportPart):
     tumour: float | None = None
     mask_auc: float | None = None
     advantage_auc: float | None = None
-    """Of the best label attack over the site's own image."""
+    """How far the best label attack exceeds the site's own image."""
     front: bool = False
 
 

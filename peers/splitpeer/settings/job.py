@@ -63,7 +63,7 @@ class Model(NetworkSettings):
     fusion: Literal["concat", "mean", "secure-sum"] = "concat"
     """secure-sum: sites mask what they send, and the coordinator can read only the sum over all of them."""
     sum_bits: Literal[16, 32] = 16
-    """Of one word of a secure sum."""
+    """Size of one word of a secure sum."""
     sum_range: Annotated[float, Field(ge=2**-20, le=2**20)] = 4.0
     """What a site adds to a secure sum is clipped to between minus and plus this."""
     widths: Annotated[tuple[Width, ...], Field(max_length=MAX_LEVELS)] = ()
@@ -166,7 +166,7 @@ class Pretraining(Section):
     data: Name
     """Whose images: ``phantom``, which the command renders, or the name of a public data set that each site has."""
     patients: Annotated[int, Field(ge=1, le=10_000)] = 240
-    """Of the phantom."""
+    """How many patients the phantom has."""
     cohort: Annotated[int, Field(ge=0, le=MAX_COUNT)] = 1000
     """Which phantom patients: its seed."""
     labels: Literal["regions", "none"] = "regions"

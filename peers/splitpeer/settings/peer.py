@@ -148,7 +148,7 @@ PRIVATE: Mapping[str, Any] = {
 }
 """``preset = "private"``; what is written in addition may only be stricter."""
 AT_LEAST = frozenset({"min_partners"})
-"""Of these, a larger number is stricter; of the others, nothing else is."""
+"""A larger number of these is stricter; any other value of the rest is weaker."""
 PRIVATE_RUNS = 1
 """``max_runs_per_patient`` of the preset, which may be raised: a run that failed after it began costs a view."""
 

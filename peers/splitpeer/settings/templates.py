@@ -250,7 +250,7 @@ _PRIVATE = {
     "fusion": """\
 fusion = "secure-sum"  # sites mask what they send; only the sum over all of them can be read
 widths = [1, 1, 2, 4, 8]  # channels of each level of the sum: the fewer, the less it shows""",
-    "augment": "augment = true  # of splitpeer pretrain; what the sites release is not augmented",
+    "augment": "augment = true  # the coordinator flips and turns sums; what the sites release is never augmented",
     "patients": "min_patients = 2  # with masks, and images at all sites",
     "precision": "",
     "encoders": 'encoders = "frozen"  # sites keep theirs and release each window once (docs/feature-bank.md)',

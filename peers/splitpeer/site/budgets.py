@@ -99,7 +99,7 @@ class Times:
 
 
 class Budgets:
-    """Of one run.
+    """What was asked for in one run.
 
     Args:
         folder: the run's; None: nothing is written.

@@ -398,7 +398,7 @@ class Client:
             if job is not None and (job.job.frozen or job.applied == job.job.steps):
                 mark_complete(job.folder, self._records)
             if job is not None and job.job.frozen:
-                # SP-11.17-8: the training goes on without this site.
+                # SP-11.17-8: the training needs this site no more.
                 released = job.released
                 self._report(h.ReleasesEnded(job.run.hex(), released.windows, released.patients))
             self._report(h.JobComplete() if job is None else h.JobComplete(job.job.name, job.applied))

@@ -18,7 +18,7 @@ from splitpeer.training.split_step import Arrays, ClientHalf, State
 
 
 class Encoders:
-    """Of one run.
+    """The encoders of one run.
 
     Args:
         halves: by seat, in the order of the offer; at least one.

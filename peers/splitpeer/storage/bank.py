@@ -3,7 +3,7 @@ docs/feature-bank.md.
 
 One folder: `bank.json`, the index, is written whole before the first release and never changes; each release is a file,
 `SITE/NUMBER.safetensors` (or `.sealed`, encrypted), written whole. What has no file is missing, so a process that died
-leaves nothing to repair. What is removed for good is named in `dropped.json` first: whoever opens the bank finishes it.
+leaves nothing to repair. What is removed for good is named in `dropped.json` first; the next to open it finishes.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ _DTYPES = {"f32": "float32", "bf16": "uint16"}
 
 Arrays = Mapping[str, np.ndarray]
 _Place = tuple[str, int]
-"""Of a release: site and number."""
+"""A release's site and number."""
 Window = tuple[bytes, tuple[int, int, int]]
 """A patient's key, and the origin."""
 
@@ -64,7 +64,7 @@ class BankEntry:
     """The patient."""
     origins: tuple[tuple[int, int, int], ...]
     digest: bytes
-    """Of the question (SP-11.6)."""
+    """The question's (SP-11.6)."""
     shapes: Mapping[str, tuple[int, ...]]
     """By name of the tensor, as on the wire."""
 
@@ -132,7 +132,7 @@ class Bank:
 
     @classmethod
     def open(cls, folder: Path, key: bytes = b"") -> Bank | None:
-        """The one that lies there; None: there is none.
+        """The bank in this folder; None: there is none.
 
         Raises:
             DataError: its index is damaged, or the key is not the one it was made with.
@@ -279,7 +279,7 @@ class Bank:
         return found
 
     def _remove(self) -> None:
-        """What was dropped and still lies there. Raises DiskTrouble, ConfigError."""
+        """Removes what was dropped and is still there. Raises DiskTrouble, ConfigError."""
         for place in self._dropped:
             path = self._path(self._releases[place])
             try:

@@ -19,7 +19,7 @@ LARGEST = math.sqrt(torch.finfo(torch.float32).max)
 
 
 class Guard:
-    """Of one encoder.
+    """Guards one encoder.
 
     Args:
         most: largest norm of the gradient by all parameters; None: any that can be used.

@@ -49,7 +49,7 @@ class VolumeDice:
         return len(self._scores)
 
     def means(self) -> list[float]:
-        """Of each volume, in the order of `add`, over the regions that some mask holds: for paired comparisons."""
+        """Each volume's mean, in the order of `add`, over the regions that some mask holds: for paired comparisons."""
         return [float(scores[self._held].mean()) for scores in self._scores] if self._held.any() else []
 
     def result(self) -> Scores:

@@ -375,7 +375,7 @@ class CoordinatorHalf(_Half):
         absent: Collection[str] = (),
         have: Mapping[str, np.ndarray] | None = None,
     ) -> float:
-        """As `step` where nobody is sent a gradient: the decoder learns the same, and the loss is returned."""
+        """As `step`, with no gradient for the sites: the decoder learns the same, and the loss is returned."""
         value = self._lose(activations, target, absent, have, inputs=False)
         self._finish()
         return value

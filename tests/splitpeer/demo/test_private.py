@@ -110,3 +110,24 @@ def test_the_command_says_what_the_coordinator_could_see(ran: Path) -> None:
     # The bank has the sums, and no site's own values are on the coordinator's disk.
     (bank,) = (ran / "hub" / "state").glob("*/bank")
     assert [path.name for path in bank.iterdir() if path.is_dir()] == ["(sum)"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--strangers", "8"), "--strangers needs --private"),
+        (("--pretraining-steps", "8"), "--pretraining-steps needs --private"),
+        (("--private", "--missing"), "--private excludes --baselines, --missing and --seat-dropout"),
+        (
+            ("--private", "--seat-dropout", "0.5"),
+            "--private excludes --baselines, --missing and --seat-dropout",
+        ),
+    ],
+)
+def test_flags_of_the_other_mode_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], said: str
+) -> None:
+    with pytest.raises(SystemExit) as left:
+        main(["demo", "--out", str(tmp_path / "out"), *arguments])
+    assert (left.value.code, said in capsys.readouterr().err) == (4, True)
+    assert not (tmp_path / "out").exists()

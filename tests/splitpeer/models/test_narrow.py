@@ -7,13 +7,13 @@ from typing import Any
 import pytest
 import torch
 from pydantic import ValidationError
-from torch import Tensor
 
-from splitpeer.models import Backbone, build_encoder, build_split_network, encoder_parameters, make_backbone
+from splitpeer.models import Backbone, build_encoder, encoder_parameters, make_backbone
 from splitpeer.models.registry import NETWORKS, backbone_of, on_wire, own_backbone
 from splitpeer.settings.job import Model
 from splitproto.messages import Job
-from tests.splitpeer.models.test_networks import SITES, SMALL, images, window
+from tests.networks import SMALL
+from tests.splitpeer.models.halves import both_ways, window
 
 ALL = pytest.mark.parametrize("name", list(NETWORKS))
 BOTH = pytest.mark.parametrize("dimensions", [2, 3])
@@ -38,30 +38,9 @@ def job_of(backbone: Backbone, **changes: Any) -> Job:
 @ALL
 @pytest.mark.parametrize("fusion", ["concat", "mean"])
 def test_split_equals_whole_bit_for_bit(name: str, dimensions: int, fusion: str) -> None:
-    of = narrow(name, dimensions)
-    x = images(of)
-    whole = build_split_network(of, SITES, fusion, job_seed=1)
-    expected = whole(x)
-    expected.square().mean().backward()
-    apart = build_split_network(of, SITES, fusion, job_seed=1)
-    sent = {site: apart.encoders[site](x[site]) for site in SITES}
-    arrived: dict[str, dict[str, Tensor]] = {
-        site: {level: tensor.detach().clone().requires_grad_() for level, tensor in tensors.items()}
-        for site, tensors in sent.items()
-    }
-    logits = apart.decoder(arrived)
-    logits.square().mean().backward()
-    for site, tensors in sent.items():
-        assert {level: tuple(t.shape) for level, t in tensors.items()} == of.cut.shapes(2, window(of))
-        assert all(t.abs().max() <= 1 for t in tensors.values())
-        torch.autograd.backward(list(tensors.values()), [arrived[site][level].grad for level in tensors])
-    assert torch.equal(logits, expected)
-    gradients = dict(apart.named_parameters())
-    for key, parameter in whole.named_parameters():
-        assert parameter.grad is not None and torch.equal(parameter.grad, gradients[key].grad), key
-    assert all(
-        parameter.grad.abs().max() > 0 for key, parameter in whole.named_parameters() if "widen" in key
-    )
+    sent, gradients = both_ways(narrow(name, dimensions), fusion)
+    assert all(tensor.abs().max() <= 1 for tensor in sent)
+    assert all(gradient.abs().max() > 0 for key, gradient in gradients.items() if "widen" in key)
 
 
 @BOTH

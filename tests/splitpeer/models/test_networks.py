@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from monai.networks.nets import DynUNet, SwinUNETR
 from pydantic import ValidationError
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 
 from splitpeer.defences.randomness import Release
 from splitpeer.models import (
     Backbone,
-    SplitNetwork,
     build_encoder,
     build_split_network,
     encoder_parameters,
@@ -31,9 +29,9 @@ from splitpeer.training.split_round import Parties, Place, split_round
 from splitpeer.training.split_step import ClientHalf, CoordinatorHalf
 from splitproto.messages import Job, Sample
 from tests.networks import SMALL
+from tests.splitpeer.models.halves import SITES, both_ways, images, window
 
 DOCS = Path(__file__).parents[3] / "docs" / "networks.md"
-SITES = ("flair", "t1")
 Make = Callable[[int], nn.Module]
 BOTH = pytest.mark.parametrize("dimensions", [2, 3])
 ALL = pytest.mark.parametrize("name", list(NETWORKS))
@@ -43,47 +41,11 @@ def backbone(name: str, dimensions: int, levels: tuple[int, ...] | None = None) 
     return make_backbone(name, dimensions, SMALL[name], levels)
 
 
-def window(of: Backbone) -> tuple[int, ...]:
-    return (2 * of.cut.stride[0], *of.cut.stride[1:])
-
-
-def images(of: Backbone, sites: tuple[str, ...] = SITES) -> dict[str, Tensor]:
-    source = torch.Generator().manual_seed(0)
-    return {site: torch.randn(2, 1, *window(of), generator=source) for site in sites}
-
-
-def parameters(network: SplitNetwork) -> Mapping[str, Tensor]:
-    return {name: p.grad for name, p in network.named_parameters()}
-
-
 @BOTH
 @ALL
 @pytest.mark.parametrize("fusion", ["concat", "mean"])
 def test_split_equals_whole_bit_for_bit(name: str, dimensions: int, fusion: str) -> None:
-    """Activations and gradients go over as arrays, each site on its own graph."""
-    of = backbone(name, dimensions)
-    x = images(of)
-    whole = build_split_network(of, SITES, fusion, job_seed=1)
-    expected = whole(x)
-    expected.square().mean().backward()
-
-    apart = build_split_network(of, SITES, fusion, job_seed=1)
-    sent = {site: apart.encoders[site](x[site]) for site in SITES}
-    arrived = {
-        site: {n: torch.from_numpy(np.array(t.detach().numpy())).requires_grad_() for n, t in tensors.items()}
-        for site, tensors in sent.items()
-    }
-    for tensors in sent.values():
-        assert {n: tuple(t.shape) for n, t in tensors.items()} == of.cut.shapes(2, window(of))
-    logits = apart.decoder(arrived)
-    logits.square().mean().backward()
-    for site, tensors in sent.items():
-        back = [torch.from_numpy(np.array(arrived[site][n].grad.numpy())) for n in tensors]
-        torch.autograd.backward(list(tensors.values()), back)
-
-    assert torch.equal(logits, expected)
-    for key, gradient in parameters(whole).items():
-        assert torch.equal(gradient, parameters(apart)[key]), key
+    both_ways(backbone(name, dimensions), fusion)
 
 
 @ALL

@@ -163,6 +163,19 @@ def test_a_recipe_of_public_data_alone_is_the_same_at_every_site(desk: Desk) -> 
     assert desk.made.digest == first
 
 
+def test_a_private_site_follows_no_recipe_with_a_seed(desk: Desk) -> None:
+    """Before any step: its policy would refuse the weights."""
+    desk.peer(policy={"preset": "private"}, runtime={"initial_weights": "private"})
+    desk.job(pretraining={"data": "msd-task01", "steps": 3, "seed": 1, "labels": "none"})
+    where = ("--recipe", "--images", str(desk.data / "msd"), "--layout", "msd")
+    assert 'preset = "private" refuses them: ask the coordinator for a recipe without' in desk.run(
+        *where, code=4
+    )
+    desk.job(pretraining={"data": "msd-task01", "steps": 3, "labels": "none"})
+    desk.run(*where)
+    assert not desk.made.described.began_from_a_seed
+
+
 def test_a_recipe_that_stops_between_its_stages(desk: Desk, ends_at: Callable[[int], None]) -> None:
     desk.job(pretraining={"data": "msd-task01", "steps": 2, "seed": 1, "own_steps": 6})
     where = ("--images", str(desk.data / "msd"), "--layout", "msd", "--convention", "msd")

@@ -52,7 +52,7 @@ class _Sending:
         self._count = round(float(seen.views[seen.views > 0].mean())) if adaptive else 1
 
     def __call__(self, clean: np.ndarray, number: int) -> dict[str, AveragedLevel]:
-        """Of images float32 [B, C, *window]; the defences are drawn by `number`.
+        """What is sent of images float32 [B, C, *window]; the defences are drawn by `number`.
 
         Raises:
             AttackImpossible: the model does not send what the view holds.

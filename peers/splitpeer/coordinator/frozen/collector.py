@@ -22,7 +22,7 @@ from splitproto.tensors import Array
 
 
 class Collector:
-    """Of one run.
+    """Collects the releases of one run.
 
     Args:
         run: the run; its patients are matched.

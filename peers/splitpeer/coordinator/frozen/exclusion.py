@@ -52,7 +52,7 @@ class BankExclusion(Exclusion):
         self.note(None)
 
     async def listed(self) -> None:
-        """Whom sites listed as withdrawn when they joined: nobody is asked about those any more.
+        """Whom sites listed as withdrawn when they joined: no site is asked about them any more.
 
         Raises:
             As `drop`.

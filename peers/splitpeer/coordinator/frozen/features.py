@@ -19,7 +19,7 @@ from splitproto.messages import Forward, Job, Sample
 
 
 class Features:
-    """Of one run.
+    """The features of one run.
 
     Args:
         job: its terms.

@@ -22,7 +22,7 @@ from splitpeer.storage.bank import FOLDER, Bank, load_key
 
 
 class FrozenWork:
-    """Of one run; see `RunWork`.
+    """The work of one run; see `RunWork`.
 
     Args:
         run: the run.
@@ -48,7 +48,7 @@ class FrozenWork:
 
     @property
     def folder(self) -> Path:
-        """Of the bank."""
+        """Where the bank is."""
         return self._earlier or self._run.files.checkpoints / FOLDER
 
     async def open(self, *, resumed: bool) -> None:

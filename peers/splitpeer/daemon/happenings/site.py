@@ -207,9 +207,9 @@ class ValuesClipped(Happening):
 
     step: int
     clipped: int
-    """Of this batch."""
+    """Values of this batch that were."""
     values: int
-    """Of this batch in all."""
+    """All values of this batch."""
     so_far: int
     """Since the process started."""
     range: float

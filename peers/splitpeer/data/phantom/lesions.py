@@ -73,7 +73,7 @@ class Glioma:
 
     @classmethod
     def draw(cls, rng: np.random.Generator, centre_mm: NDArray[np.float64]) -> Glioma:
-        """Of random size and shape, in the middle `centre_mm`, float64 [3]."""
+        """A glioma of random size and shape, around `centre_mm`, float64 [3]."""
         radius = float(rng.uniform(10.0, 19.0))
         faint = rng.random()
         return cls(

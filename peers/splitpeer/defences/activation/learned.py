@@ -185,13 +185,13 @@ class Adversary(Defence):
         )
 
     def begin(self, step: int) -> list[nn.Parameter]:
-        period, anew = int(self.values["restart"]), []
+        period, drawn = int(self.values["restart"]), []
         for number, network in enumerate(self.networks):
             # Staggered, so that one has always trained for long.
             if step > 1 and (step + number * period // len(self.networks)) % period == 0:
                 seeded(partial(_itself, network), _seed(number, step))
-                anew += list(network.parameters())
-        return anew
+                drawn += list(network.parameters())
+        return drawn
 
     def penalty(self, image: Tensor, sent: Tensors) -> Tensor | None:
         seen = {name: sent[name][:, :n] for name, n in self._seen.items() if name in sent}

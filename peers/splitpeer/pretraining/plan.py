@@ -1,0 +1,122 @@
+"""The stages of a site's encoder, as its command line or the recipe of a job asks for them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from splitpeer.data.task import Task
+from splitpeer.errors import ConfigError
+from splitpeer.models.seeding import site_seed
+from splitpeer.pretraining.course import Planned, stage_of
+from splitpeer.pretraining.encoder_file import OWN
+from splitpeer.pretraining.examples import ImageSource
+from splitpeer.pretraining.sources import PHANTOM, Preparation, phantom, public
+from splitpeer.pretraining.stage import Stage
+from splitpeer.settings.job import JobConfig, Pretraining
+
+OTHER = "other"
+"""What the file says of images that are neither the site's own nor a recipe's."""
+Own = Callable[[Path | None, Task | None], ImageSource]
+"""This site's images, with the masks of a folder and what they mean, or without masks."""
+
+
+@dataclass(frozen=True)
+class GivenImages:
+    """Images of other people, and what masks mean."""
+
+    images: Path | None
+    """None: the site's own are meant."""
+    layout: str
+    convention: str | None
+
+
+@dataclass(frozen=True)
+class EncoderPlan:
+    """Plans the training of one seat's encoder."""
+
+    job: JobConfig
+    seat: str
+    modalities: tuple[str, ...]
+    grid: Preparation
+    own: Own
+    seed: int | None
+    """`[runtime] initial_weights`; None: private entropy."""
+    device: str
+
+    def by_labels(self, others: GivenImages, labels: Path | None, steps: int) -> list[Planned]:
+        """One stage: the site's own images or others', with the masks of a folder or alone. Raises ConfigError."""
+        task = self._task(others.convention) if labels is not None else None
+
+        def source() -> ImageSource:
+            if others.images is None:
+                return self.own(labels, task)
+            return public(others.images, others.layout, self.modalities, self.grid, labels, task)
+
+        data = OWN if others.images is None else OTHER
+        return [Planned(self._stage(data, task, steps, self._own_seed()), source)]
+
+    def by_recipe(
+        self, others: GivenImages, out: Path, rendered: Callable[[int, int], None], *, private: bool
+    ) -> list[Planned]:
+        """`[pretraining]` of the job: public data first, then own images.
+
+        Args:
+            out: the file to be made; the phantom is rendered into a folder next to it.
+            rendered: told of the phantom's patients.
+            private: weights that began from a seed would be refused by this site's policy.
+
+        Raises:
+            ConfigError: there is no recipe, its images are not named, or its seed would be refused.
+        """
+        recipe = self._recipe(others, private=private)
+        drawn = recipe.data == PHANTOM
+        task = self._task("msd" if drawn else others.convention) if recipe.labels == "regions" else None
+        seed = None if recipe.seed is None else site_seed(recipe.seed, "+".join(self.modalities))
+
+        def source() -> ImageSource:
+            if drawn:
+                folder = out.with_name(f"{PHANTOM}-{recipe.patients}-{recipe.cohort}")
+                return phantom(
+                    folder, recipe.patients, recipe.cohort, self.modalities, self.grid, task, rendered
+                )
+            images = others.images or Path()
+            return public(images, others.layout, self.modalities, self.grid, images if task else None, task)
+
+        planned = [Planned(self._stage(recipe.data, task, recipe.steps, seed), source)]
+        if recipe.own_steps:
+            own = self._stage(OWN, None, recipe.own_steps, self._own_seed())
+            planned.append(Planned(own, lambda: self.own(None, None)))
+        return planned
+
+    def _recipe(self, others: GivenImages, *, private: bool) -> Pretraining:
+        recipe = self.job.pretraining
+        if recipe is None:
+            raise ConfigError(f"{self.job.source}: has no [pretraining] to follow: use --labels instead")
+        if recipe.data != PHANTOM and others.images is None:
+            raise ConfigError(
+                f"[pretraining] data is {recipe.data}: add --images and its folder, and --layout"
+            )
+        if private and recipe.seed is not None:
+            # SP-14-3.
+            raise ConfigError(
+                f"{self.job.source}: [pretraining] seed = {recipe.seed}: anyone can make these weights, and [policy] "
+                'preset = "private" refuses them: ask the coordinator for a recipe without a seed'
+            )
+        return recipe
+
+    def _stage(self, data: str, task: Task | None, steps: int, seed: int | None) -> Stage:
+        channels = len(self.modalities) if task is None else task.channels
+        return stage_of(
+            self.job, data, labels=task is not None, steps=steps, seed=seed, channels=channels,
+            exclusive=task is not None and task.exclusive, device=self.device,
+        )  # fmt: skip
+
+    def _own_seed(self) -> int | None:
+        return None if self.seed is None else site_seed(self.seed, self.seat)
+
+    def _task(self, convention: str | None) -> Task:
+        if convention is None and self.job.task.preset is None:
+            convention = "task"
+        return self.job.task.task(convention)
