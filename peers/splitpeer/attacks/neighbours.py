@@ -67,8 +67,10 @@ def neighbour_view(view: View, released: Sequence[Target], reach: int = 1) -> Vi
     )  # fmt: skip
 
 
-def neighbour_knowledge(view: View, knowledge: Knowledge, beside: Mapping[int, np.ndarray]) -> Knowledge:
-    """What the adversary of `neighbour_view(view, ...)` knows who knows `knowledge` of `view`.
+def neighbour_knowledge(
+    view: View, knowledge: Knowledge, beside: Mapping[int, np.ndarray], reach: int = 1
+) -> Knowledge:
+    """What the adversary of `neighbour_view(view, ..., reach)` knows who knows `knowledge` of `view`.
 
     Args:
         beside: by distance (see `offsets`), the shadow images there: float32 [N, channels, *spatial] each.
@@ -78,8 +80,7 @@ def neighbour_knowledge(view: View, knowledge: Knowledge, beside: Mapping[int, n
     """
     if knowledge.model is None:
         raise AttackImpossible("neighbouring slices are read with the site's encoder: --knows weights=FILE")
-    reach, width = max(map(abs, beside), default=0), len(view.seat.modalities)
-    every = offsets(reach)
+    every, width = offsets(reach), len(view.seat.modalities)
     model = JointEncoder([knowledge.model] * len(every), [width] * len(every))
     images = [beside[by] for by in every if by in beside]
     shadow = {_named(view.seat, reach).name: np.concatenate(images, 1)} if len(images) == len(every) else {}

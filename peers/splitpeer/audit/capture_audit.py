@@ -10,11 +10,12 @@ from splitpeer.attacks.base import View
 from splitpeer.attacks.budget import FIXED, Budget
 from splitpeer.attacks.evidence import weights_of
 from splitpeer.attacks.view import MessageSource, coordinator_view, one_per_patient, site_view
-from splitpeer.audit.cohort import Cohort, Samples, cut, most_tumour, shadow
+from splitpeer.audit.cohort import Cohort, cut, most_tumour, shadow
 from splitpeer.audit.experiment import Experiment, VerifiedCapture, first_views
 from splitpeer.audit.judge import Judge, make_judge, own_image
 from splitpeer.audit.knowledge import grant, parse_knows
 from splitpeer.audit.run_folder import RunFolder, sha256_of
+from splitpeer.audit.wider import colluding_experiment, neighbour_experiment, shadow_beside
 from splitpeer.captures.reader import Capture
 from splitpeer.captures.recorder import read_key
 from splitpeer.captures.redefend import defended
@@ -60,6 +61,12 @@ class CaptureAudit:
     seed: int = 0
     device: str = "cpu"
     budget: Budget = FIXED
+    neighbours: int = 0
+    """Slices above and below each sample that are read with it."""
+    helpers: tuple[str, ...] = ()
+    """Modalities of sites that work with the coordinator; their images of the patients are read from `truth`."""
+    finder_steps: int = 300
+    """Of the network that looks for what is segmented in reconstructions."""
 
     def experiment(self) -> Experiment:
         """Open and verify the capture, read the granted files and the truth, and train the judge's tumour finder.
@@ -77,23 +84,24 @@ class CaptureAudit:
         if cohort is not None:
             _check_grid(opened, view, next(iter(cohort.images.values())))
             truth = cut(cohort, [target.sample for target in view.targets], window)
-        others = self._others(files.get("shadow"), view, window, _spacing(opened), _rule(opened))
+        strangers = self._strangers(files.get("shadow"), view, _spacing(opened), _rule(opened))
+        others = shadow(strangers, window, self.shadow_images, self.seed) if strangers is not None else None
         knowledge = grant(view, files, others, queries=self.queries)
         if view.role == "client":
             knowledge = replace(knowledge, own_images=truth.at(view.seat) if truth is not None else None)
             judge = Judge(truth, own=own_image(view.seat, others, self.device) if truth is not None else None)
         else:
-            judge = make_judge(seat.modalities, truth, others)
-        return Experiment(
-            view,
-            knowledge,
-            judge,
-            opened.source(view),
-            opened.network(view),
-            self.seed,
-            self.device,
-            self.budget,
-        )
+            judge = make_judge(seat.modalities, truth, others, finder_steps=self.finder_steps)
+        made = Experiment(view, knowledge, judge, opened.source(view), opened.network(view), self.seed, self.device,
+                          self.budget)  # fmt: skip
+        if self.neighbours:
+            beside = {}
+            if strangers is not None and others is not None:
+                beside = shadow_beside(strangers, others.samples, window, view.seat, self.neighbours)
+            made = neighbour_experiment(made, self._defended(opened.capture), beside, self.neighbours)
+        if self.helpers:
+            made = colluding_experiment(made, Seat("+".join(self.helpers), self.helpers))
+        return made
 
     def open_folder(self, experiment: Experiment, out: Path, commands: tuple[str, ...] = ()) -> RunFolder:
         """The run folder of `experiment`, with the digests of the granted files."""
@@ -118,8 +126,8 @@ class CaptureAudit:
         if self.truth is None or self.salt is None:
             return None
         return Cohort.read(
-            self.truth, seat.modalities, salt=load_salt(self.salt), layout=self.layout, convention=self.convention,
-            spacing=_spacing(opened), rule=_rule(opened),
+            self.truth, (*seat.modalities, *self.helpers), salt=load_salt(self.salt), layout=self.layout,
+            convention=self.convention, spacing=_spacing(opened), rule=_rule(opened),
         )  # fmt: skip
 
     def _view(
@@ -163,14 +171,13 @@ class CaptureAudit:
         )
         return defended(capture, applied, self.views or 1)
 
-    def _others(
+    def _strangers(
         self,
         shadow_folder: tuple[Path, ...] | None,
         view: View,
-        window: Triple,
         spacing: tuple[float, float, float] | None,
         rule: Callable[[str], Normaliser],
-    ) -> Samples | None:
+    ) -> Cohort | None:
         if shadow_folder is None:
             return None
         (folder,) = shadow_folder
@@ -179,11 +186,10 @@ class CaptureAudit:
         # Attacks through the coordinator's decoder need all modalities of the same people.
         wanted = list(dict.fromkeys(m for seat in (view.seat, *view.seats) for m in seat.modalities))
         present = [m for m in wanted if not as_folder or (folder / m).is_dir()]
-        cohort = Cohort.read(
+        return Cohort.read(
             folder, present or list(view.seat.modalities), salt=SHADOW_SALT, layout=self.layout, convention=with_labels,
             spacing=spacing, rule=rule,
         )  # fmt: skip
-        return shadow(cohort, window, self.shadow_images, self.seed)
 
 
 def _all_poses(capture: MessageSource, view: View, weights: Sequence[Path]) -> View:

@@ -64,9 +64,10 @@ class Judge:
             return [self._map(view, result)]
         if result.goal == "member":
             return [self._members(view, result)]
-        channels = list(enumerate(view.seat.modalities))
-        judged = [(n, modality) for n, modality in channels if modality in self.channels]
-        return [self._image(view, _channel(result, n), modality) for n, modality in judged or channels]
+        # What is known in clear is no leak; a neighbouring slice has no truth here.
+        every = [(n, m) for n, m in enumerate(view.seat.modalities) if m not in view.clear]
+        judged = [(n, m) for n, m in every if m in self.channels] or every
+        return [self._image(view, _channel(result, n), modality) for n, modality in judged]
 
     def merit(self, view: View, result: Result) -> float | None:
         """The figure by which an attack's budget is chosen (`attacks.budget`): mean SSIM inside the body, over samples
@@ -79,7 +80,7 @@ class Judge:
         known = [
             compare(self.truth.images[modality], result.images[:, n : n + 1])["ssim"]
             for n, modality in enumerate(view.seat.modalities)
-            if modality in self.channels
+            if modality in self.channels and modality not in view.clear
         ]
         return number(float(np.nanmean(known))) if known else None
 
@@ -161,14 +162,16 @@ def _channel(result: Result, number: int) -> Result:
 
 
 def make_judge(
-    modalities: Sequence[str], truth: Samples | None, others: Samples | None, *, tumour: bool = True
-) -> Judge:
+    modalities: Sequence[str], truth: Samples | None, others: Samples | None, *, tumour: bool = True,
+    finder_steps: int = 300,
+) -> Judge:  # fmt: skip
     """A judge with floors, and a finder of what is segmented, from patients that are not under attack.
 
     Args:
         modalities: those that are attacked.
         others: similar images, with masks for the finder; None: floors from the truth's other patients.
         tumour: train the finders (half a minute each).
+        finder_steps: of their training.
     """
     if truth is None:
         return Judge()
@@ -183,7 +186,7 @@ def make_judge(
         segmenter = None
         outlines = others.outlines if others is not None and truth.masks is not None else None
         if tumour and known is not None and outlines is not None:
-            segmenter = train_segmenter(known.images, outlines)
+            segmenter = train_segmenter(known.images, outlines, steps=finder_steps)
         judge.channels[modality] = Reference(floors, segmenter)
     return judge
 

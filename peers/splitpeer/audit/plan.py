@@ -49,6 +49,14 @@ class SweepHead(Section):
     """In how many poses it sees each sample instead, where a site answers the same question the same every time."""
     joint: tuple[str, ...] = ()
     """Attacks on what all sites sent together, all contrasts at once; judged for those that the judge knows."""
+    every: tuple[str, ...] = ("inverse",)
+    """Quick attacks on one release of each seat; the seat that shows most is then attacked by `attacks` as well."""
+    neighbours: tuple[str, ...] = ()
+    """Attacks on the slices above and below too (jobs of slices)."""
+    collusion: tuple[str, ...] = ()
+    """Attacks by the coordinator with one other site, and with all others; these figures do not enter "worst"."""
+    members: Annotated[int, Field(ge=0)] = 0
+    """Training patients, and as many others, of whom it is asked who was trained on; 0: not asked."""
     many: tuple[str, ...] = ()
     """Attacks for all but the smallest number of views; default: the same as for one."""
     targets: PositiveInt = 12

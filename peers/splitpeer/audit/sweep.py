@@ -18,11 +18,14 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from splitpeer.attacks.budget import Budget
 from splitpeer.attacks.image.kept_noise import applies
 from splitpeer.attacks.view import coordinator_view
+from splitpeer.audit.breadth import attack_every_seat, attack_together, once, people, tell_members
+from splitpeer.audit.breadth import record as record_wider
 from splitpeer.audit.cohort import Cohort, Samples, cut, most_tumour, shadow
 from splitpeer.audit.experiment import (
     ALL_STEPS,
@@ -42,6 +45,7 @@ from splitpeer.audit.knowledge import with_models
 from splitpeer.audit.plan import SweepConfiguration, SweepHead, SweepPlan, fingerprint
 from splitpeer.audit.rehearsal import Protection, Recording, Rehearsal, Rehearsed
 from splitpeer.audit.run_folder import RunFolder, applied
+from splitpeer.audit.wider import neighbour_experiment, shadow_beside, slices_around
 from splitpeer.captures.reader import open_capture
 from splitpeer.data.geometry import spacing_of
 from splitpeer.data.sampling import split_patients
@@ -166,6 +170,8 @@ class _Scene:
     targets: Samples
     strangers: Strangers
     judge: Judge
+    beside: Mapping[int, np.ndarray]
+    """The strangers' images around theirs, by distance in slices; empty: not asked for."""
 
 
 _scenes: dict[str, _Scene] = {}
@@ -198,7 +204,9 @@ def _make_scene(task: SweepTask) -> _Scene:
     others = shadow(strangers, window, plan.sweep.shadow)
     seat = seats[plan.sweep.seat]
     known = Strangers.met(seat, others, task.device)
-    return _Scene(cohort, targets, known, make_judge(seat.modalities, targets, others))
+    beside = shadow_beside(strangers, others.samples, window, seat) if plan.sweep.neighbours else {}
+    judged = modalities if plan.sweep.every else seat.modalities
+    return _Scene(cohort, targets, known, make_judge(judged, targets, others), beside)
 
 
 def play(task: SweepTask) -> dict[str, Any]:
@@ -209,10 +217,12 @@ def play(task: SweepTask) -> dict[str, Any]:
     protection = Protection(one.defences, one.image, one.gradients)
     rehearsal = Rehearsal(job, scene.cohort, protection, task.folder, seed=task.seed, device=task.device)
     defended = bool(protection.defences or protection.image)
+    further = slices_around(scene.cohort, scene.targets.samples) if head.neighbours else ()
     recording = Recording(
         first=_RECORDED_STEPS, last=_RECORDED_STEPS, site_mib=head.site_capture_mib,
         targets=scene.targets.samples, views=max(head.views), seats=(head.seat,), also_after=one.also_after,
         poses=head.poses if defended and not one.attacks else 0,
+        further=tuple(dict.fromkeys((*further, *(people(rehearsal, head) if head.members else ())))),
     )  # fmt: skip
     played = rehearsal.play(recording)
     experiment = replace(
@@ -221,6 +231,11 @@ def play(task: SweepTask) -> dict[str, Any]:
     )
     folder = _open_folder(experiment, played, task)
     outcomes = _attack_images(experiment, rehearsal, played, folder, task)
+    together, members = list[Outcome](), list[Outcome]()
+    if not one.attacks:
+        outcomes += attack_every_seat(experiment, rehearsal, played, scene.strangers.samples, head, folder)
+        together = attack_together(experiment, head, folder)
+        members = tell_members(experiment, rehearsal, played, head, folder)
     masks, complete = _attack_labels(rehearsal, played, folder, task, scene.strangers)
     if not task.keep_captures:
         for capture in task.folder.glob("*.cap"):
@@ -231,6 +246,7 @@ def play(task: SweepTask) -> dict[str, Any]:
         "digest": task.digest(), "seed": task.seed, "defences": protection.label,
         "levels": list(job.model.backbone().levels), "regions": played.dice, "hd95": played.hd95,
         "figures": [_figure(outcome) for outcome in (*outcomes, *masks)],
+        "wider": record_wider(outcomes, together, members),
     }  # fmt: skip
     durable.replace(task.folder / DONE, (json.dumps(record, indent=2) + "\n").encode(), sync=False)
     return record
@@ -267,6 +283,9 @@ def _attack_images(
     if head.joint and not one.attacks:
         together = joint_experiment(experiment, played)
         outcomes += together.run([replace(parse_order(a), views=1) for a in head.joint], folder, naive=False)
+    if head.neighbours and not one.attacks:
+        near = neighbour_experiment(experiment, open_capture(played.capture), _scene(task).beside)
+        outcomes += near.run(once(head.neighbours), folder, naive=False)
     if not outcomes:
         raise ConfigError(f"none of the attacks {', '.join(head.attacks)} could be run on {one.name}")
     return outcomes
@@ -323,12 +342,18 @@ def _point(
     tumour = [o.scores["tumour_dice"].mean for o in images if "tumour_dice" in o.scores]
     every = of_each_worst([o.scores["ssim"] for o in images if o.scores["ssim"].each])
     return FrontierPoint(
-        name=name, dice=dice, leakage=ssim(worst), by=worst.result.attack, views=worst.result.views,
+        name=name, dice=dice, leakage=ssim(worst), by=_by(worst), views=worst.result.views,
         floor=highest_floor(score) or 0.0, tumour=max((t for t in tumour if t is not None), default=None),
         mask_auc=_most(masks, "auc"), low=score.low, high=score.high, patients=score.patients,
         each_worst=every.mean, worst_tenth=every.worst, advantage_auc=_most(masks, "advantage_auc"),
         advantage_dice=_most(masks, "advantage_dice"),
     )  # fmt: skip
+
+
+def _by(outcome: Outcome) -> str:
+    """The attack, on which contrast, and what it read beyond that contrast's tensors."""
+    reads = f" ({outcome.view.reads})" if outcome.view.reads else ""
+    return f"{outcome.result.attack} on {outcome.modality}{reads}"
 
 
 def _most(outcomes: Sequence[Outcome], figure: str) -> float | None:
@@ -345,6 +370,7 @@ def _figure(outcome: Outcome) -> dict[str, Any]:
     result = outcome.result
     return {
         "attack": result.attack, "goal": result.goal, "adaptive": result.adaptive, "views": result.views,
+        "modality": outcome.modality, "reads": outcome.view.reads,
         "seconds": result.seconds, "settings": _plain(result.settings), "step": result.settings.get("step"),
         "spent": asdict(result.spent) if result.spent else None,
         "scores": {name: score.to_json() for name, score in outcome.scores.items()},

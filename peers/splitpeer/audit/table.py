@@ -7,6 +7,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from splitpeer.audit.breadth import breadth_table
 from splitpeer.audit.frontier import FrontierPoint, pareto
 from splitpeer.errors import ConfigError
 from splitpeer.storage import durable
@@ -45,7 +46,7 @@ def markdown(points: Sequence[Mapping[str, Any]]) -> str:
             " / ".join(_signed(a) for a in (point.advantage_auc, point.advantage_dice)),
         ]
         lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join([*lines, "", _legend(points, averaged), *efforts(points)]) + "\n"
+    return "\n".join([*lines, "", _legend(points, averaged), *breadth_table(points), *efforts(points)]) + "\n"
 
 
 def efforts(points: Sequence[Mapping[str, Any]]) -> list[str]:

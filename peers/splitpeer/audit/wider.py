@@ -54,14 +54,14 @@ def shadow_beside(
 
 
 def neighbour_experiment(
-    experiment: Experiment, capture: MessageSource, beside: Mapping[int, np.ndarray]
+    experiment: Experiment, capture: MessageSource, beside: Mapping[int, np.ndarray], reach: int = REACH
 ) -> Experiment:
     """`experiment` on one seat, with the slices around each target that the capture holds.
 
     Raises:
         AttackImpossible: see `neighbour_view` and `neighbour_knowledge`.
     """
-    view, reach = experiment.view, max(map(abs, beside), default=REACH)
+    view = experiment.view
     wanted = {target.sample for target in view.targets}
     near = {s for w in wanted for s in around([w], reach, {w.key: 1 << 30})}
     released = coordinator_view(
@@ -71,7 +71,7 @@ def neighbour_experiment(
     return replace(
         experiment,
         view=neighbour_view(view, released.targets, reach),
-        knowledge=neighbour_knowledge(view, experiment.knowledge, beside),
+        knowledge=neighbour_knowledge(view, experiment.knowledge, beside, reach),
     )
 
 

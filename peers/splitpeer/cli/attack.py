@@ -105,6 +105,10 @@ def effort_lines(outcomes: list[Outcome]) -> list[str]:
 @click.option(
     "--step", type=click.IntRange(0), help="Only what was sent at this step; default: the last one."
 )
+@click.option("--neighbours", type=click.IntRange(0), default=0, show_default=True,
+              help="Slices above and below each sample that are read with it.")  # fmt: skip
+@click.option("--with", "helpers", multiple=True, metavar="MODALITY",
+              help="A site that works with the coordinator, and shows it its images (from --truth).")  # fmt: skip
 @click.option("--first-step", is_flag=True, help="Only what was sent at step 1, before anything was learnt.")
 @budget_option
 @click.option("--no-naive", is_flag=True, help="Only the attack that knows the defence.")
@@ -131,6 +135,8 @@ def attack(
     views: int | None,
     samples: int,
     step: int | None,
+    neighbours: int,
+    helpers: tuple[str, ...],
     first_step: bool,
     budget: str | None,
     no_naive: bool,
@@ -146,22 +152,21 @@ def attack(
     adversary that knows it; the naive form is shown next to it.
     """
     private_files()
-    if truth is not None and salt is None:
-        raise ConfigError("--truth needs --salt: patients are found by their pseudonyms")
-    if config_file is not None and defence is None:
-        raise ConfigError("--config says whose keys a --defence has: add --defence, or leave it out")
+    _together(helpers, truth, salt, config_file, defence)
     task, first = _task(convention, job_file), first_modality(config_file)
     import torch
 
     from splitpeer.attacks.budget import AUTO, Budget
     from splitpeer.audit.capture_audit import CaptureAudit
+    from splitpeer.data.modalities import canonical_modality
     from splitpeer.federation.compute import pick_device
 
     torch.set_num_threads(threads)
     asked = CaptureAudit(
         capture, key_file=key_file, seat=seat, site=site, knows=knows, queries=queries, shadow_images=shadow_images,
         truth=truth, salt=salt, layout=layout, convention=task, defence=defence, first=first, views=views,
-        samples=samples, step=1 if first_step else step, seed=seed, device=pick_device(device),
+        samples=samples, neighbours=neighbours, helpers=tuple(map(canonical_modality, helpers)),
+        step=1 if first_step else step, seed=seed, device=pick_device(device),
         budget=Budget.read(budget or AUTO),
     )  # fmt: skip
     experiment = asked.experiment()
@@ -170,6 +175,22 @@ def attack(
     if not experiment.source.complete:
         console.print(f"{capture}: cut off; attacked up to its last whole record", highlight=False)
     _run(experiment, folder, attacks, console, naive=not no_naive)
+
+
+def _together(
+    helpers: tuple[str, ...],
+    truth: Path | None,
+    salt: Path | None,
+    config_file: Path | None,
+    defence: str | None,
+) -> None:
+    """Refuse options that need another one. Raises ConfigError."""
+    if helpers and truth is None:
+        raise ConfigError("--with needs --truth: the images that the site shows are taken from there")
+    if truth is not None and salt is None:
+        raise ConfigError("--truth needs --salt: patients are found by their pseudonyms")
+    if config_file is not None and defence is None:
+        raise ConfigError("--config says whose keys a --defence has: add --defence, or leave it out")
 
 
 def _task(convention: str | None, job_file: Path | None) -> Task | str | None:

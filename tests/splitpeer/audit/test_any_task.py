@@ -166,6 +166,7 @@ SWEEP = """\
 seat = "t1"
 attacks = ["pca"]
 label_attacks = ["gradient-norm"]
+every = []
 learned_label_attacks = ["gradient-network:batches=2,steps=2"]
 budget = 1
 views = [1]

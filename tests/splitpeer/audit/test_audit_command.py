@@ -22,6 +22,7 @@ views = [1, 3]
 targets = 2
 shadow = 12
 joint = ["whitebox:iterations=5"]
+every = []
 [data]
 folder = "{data}"
 shadow = "{shadow}"
@@ -172,3 +173,20 @@ def test_a_sweep_is_resumed_and_only_what_changed_is_run_again(place: Any, tmp_p
     assert sweep(1) == first, "nothing is done twice"
     again = sweep(2)
     assert again["none-seed7"] == first["none-seed7"] and "gaussian-2-seed7" in again
+
+
+def test_a_sweep_names_every_contrast_collusions_and_members(place: Any, tmp_path: Path) -> None:
+    plan, out = tmp_path / "sweep.toml", tmp_path / "sweep"
+    asked = 'every = ["pca"]\nneighbours = ["pca"]\ncollusion = ["inverse:steps=2,width=4"]\nmembers = 3'
+    text = SWEEP.replace("every = []", asked).replace("views = [1, 3]", "views = [1]")
+    text = text.replace(', "gradient-field"]', "]").partition('[[configuration]]\nname = "gau')[0]
+    plan.write_text(text.format(data=place.data, shadow=place.shadow))
+    assert run("audit", "--sweep", plan, "--job", place.job, "--out", out) == 0
+    found = json.loads((out / "none-seed7" / "point.json").read_text())
+    wider = found["wider"]
+    assert set(wider["contrasts"]) == {"flair", "t1"} and wider["read_off"]["tumour_presence"] is not None
+    assert [pair["with"] for pair in wider["together"]] == [["flair"]] and wider["together"][0]["floor"] > 0
+    assert wider["members"]["member_auc"]["patients"] == 6
+    assert {f["reads"] for f in found["figures"]} == {"", "all sites", "neighbouring slices"}
+    assert found["by"].startswith("whitebox on ")
+    assert "mean over contrasts" in (out / "table.md").read_text()

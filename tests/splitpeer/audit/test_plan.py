@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from splitpeer.audit.breadth import breadth_table
 from splitpeer.audit.frontier import FrontierPoint, pareto, save
 from splitpeer.audit.plan import SweepPlan
 from splitpeer.audit.table import BEGIN, END, efforts, markdown, write_into
@@ -149,6 +150,23 @@ def test_the_table_says_how_hard_each_attack_was_tried() -> None:
     )
     assert efforts([{"figures": found}])[-1] == row
     assert efforts([{"figures": [figure(1, 0.2)]}]) == []
+
+
+def test_a_table_of_its_own_names_every_contrast_collusions_and_members() -> None:
+    share = {"mean": 0.6, "low": 0.4, "high": 0.8}
+    pair = {"attack": "inverse", "ssim": 0.7, "floor": 0.5}
+    wider = {
+        "contrasts": {"t1": 0.5, "flair": 0.8},
+        "read_off": {"tumour_presence": 0.9, "tumour_volume": 0.6, "tumour_side": 1.0},
+        "together": [pair | {"with": ["t2"]}, pair | {"with": ["flair", "t2"], "ssim": 0.9}],
+        "members": {"member_auc": share, "member_tpr": share},
+    }
+    row = (
+        "| none | flair 0.80 | 0.65 | 0.90 / 0.60 / 1.00 | t2: 0.70 (0.50) | flair, t2: 0.90 (0.50) | "
+        "0.60 (0.40-0.80) | 0.60 (0.40-0.80) |"
+    )
+    assert breadth_table([{"name": "none", "wider": wider}])[3] == row
+    assert breadth_table([{"name": "none"}]) == []
 
 
 def test_the_effort_of_attacks_is_doubled_unless_the_plan_fixes_it(tmp_path: Path) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from splitpeer.audit.capture_audit import CaptureAudit
 from splitpeer.audit.cohort import Cohort, cut, most_tumour, shadow
 from splitpeer.audit.experiment import Experiment, Order, image_experiment
 from splitpeer.audit.judge import drawn_from, make_judge
@@ -72,6 +74,20 @@ def test_a_collusion_has_the_floor_of_what_the_helper_holds(scene: Scene, tmp_pa
     alone, _ = run(experiment, "pca", tmp_path / "alone")
     assert drawn_from(("flair",)) not in alone.scores["ssim"].floors
     assert any("work together" in line for line in load_run(tmp_path / "alone").run.not_tested)
+
+
+def test_a_capture_is_attacked_with_neighbours_and_with_a_site_that_helps(scene: Scene, place: Place) -> None:
+    played = scene[1]
+    asked = CaptureAudit(
+        played.capture, seat="t1", samples=3, truth=place.data, salt=place.salt, convention="msd", shadow_images=12,
+        knows=(f"weights={played.weights('t1')}", f"shadow={place.shadow}"), finder_steps=1,
+    )  # fmt: skip
+    near = replace(asked, neighbours=1).experiment()
+    assert (
+        near.view.reads == "neighbouring slices" and near.knowledge.shadow[near.view.seat.name].shape[1] == 3
+    )
+    both = replace(asked, helpers=("flair",)).experiment()
+    assert both.view.clear == ("flair",) and both.knowledge.shadow[both.view.seat.name].shape[1] == 2
 
 
 def test_who_was_trained_on_is_judged_and_reported(scene: Scene, tmp_path: Path) -> None:
