@@ -1,12 +1,14 @@
-"""dFIL: how well any *unbiased* attacker could estimate an image from its noisy activations.
+"""dFIL: how well any attacker could estimate an image from its noisy activations.
 
 With z_k = f_k(x) + N(0, sigma_k^2) the Fisher information of z about x is sum_k J_k^T J_k / sigma_k^2; its trace
-by the number of pixels d is dFIL = sum_k |J_k|_F^2 / (d sigma_k^2), and an unbiased attacker's mean squared error
-per pixel is at least 1 / dFIL (Cramer-Rao; Maeng et al. 2023, arXiv 2305.04146).
+by the number of pixels d is dFIL = sum_k |J_k|_F^2 / (d sigma_k^2) (Maeng et al. 2023, arXiv 2305.04146). Noise whose
+width follows the data tells of it too: 2 n_k |d log sigma_k / dx|^2 is added for n_k values of one width.
 
-Independent noise adds up: T releases have T times the dFIL. The bound says nothing of attackers with a prior: an
-attacker who knows what brains look like is biased, and does better. It bounds noise only: without any, it is
-infinite.
+- An *unbiased* attacker's mean squared error per pixel is at least 1 / dFIL, for every image (Cramer-Rao).
+- *Any* attacker's, biased ones with a prior included, is at least 1 / (E dFIL + J) on average over images from a prior
+  with information J (van Trees 1968; `prior.py`).
+
+Independent noise adds up: T releases have T times the dFIL. Both bound noise only: without any, dFIL is infinite.
 """
 
 from __future__ import annotations
@@ -22,7 +24,14 @@ Model = Callable[[Tensor], Mapping[str, Tensor]]
 
 
 def dfil(
-    model: Model, images: np.ndarray | Tensor, sigma: Mapping[str, float], *, probes: int = 32, seed: int = 0
+    model: Model,
+    images: np.ndarray | Tensor,
+    sigma: Mapping[str, float],
+    *,
+    follows: bool = False,
+    inside: np.ndarray | None = None,
+    probes: int = 32,
+    seed: int = 0,
 ) -> np.ndarray:
     """dFIL of one release of each image, estimated: |J|_F^2 = E |J^T v|^2, v of random signs (Hutchinson).
 
@@ -30,6 +39,8 @@ def dfil(
         model: what is released, before the noise; deterministic and differentiable.
         images: float32 [N, 1, *spatial].
         sigma: standard deviation of the noise of every level; infinite for one that does not leave.
+        follows: `sigma` is a multiple of the root mean square of the level's channels that are not all zero.
+        inside: bool, as `images`: the pixels that are counted, where the others are known; None: all.
         probes: backward passes; its relative standard error is at most sqrt(2 / probes) and usually far below.
         seed: of the signs.
 
@@ -54,19 +65,57 @@ def dfil(
     if any(value == 0 for value in sigma.values()):
         return np.full(len(x), np.inf)
     released = [levels[name] for name in sorted(sigma)]
+    counted = torch.ones_like(x) if inside is None else torch.as_tensor(inside).to(x)
+    pixels = counted.flatten(1).sum(1)
+
+    def squares(gradient: Tensor) -> np.ndarray:
+        found: np.ndarray = (counted * gradient.double().square()).flatten(1).sum(1).cpu().numpy()
+        return found
+
+    widths, total = {}, np.zeros(len(x))
+    for name in sorted(sigma):
+        widths[name] = torch.full((len(x),), float(sigma[name])).to(x)
+        if follows and np.isfinite(sigma[name]):
+            power, values = _power(levels[name])
+            # Withheld: nothing leaves.
+            widths[name] = torch.where(values > 0, sigma[name] * power.detach().sqrt(), torch.inf)
+            with torch.enable_grad():
+                logarithm = torch.where(values > 0, power.clamp_min(1e-30).log() / 2, 0.0).sum()
+            (slope,) = torch.autograd.grad(logarithm, x, retain_graph=True)
+            total += 2 * values.double().cpu().numpy() * squares(slope)
     source = np.random.Generator(np.random.PCG64(seed))
-    total = np.zeros(len(x))
     for _ in range(probes):
         signs = [
             torch.from_numpy(source.integers(0, 2, tuple(level.shape), dtype=np.int8)).to(level) * 2 - 1
             for level in released
         ]
-        weighted = [sign / sigma[name] for name, sign in zip(sorted(sigma), signs, strict=True)]
+        weighted = [
+            sign / widths[name].view(-1, *[1] * (sign.ndim - 1))
+            for name, sign in zip(sorted(sigma), signs, strict=True)
+        ]
         (gradient,) = torch.autograd.grad(released, x, weighted, retain_graph=True)
-        total += gradient.double().flatten(1).pow(2).sum(1).cpu().numpy()
-    return total / probes / x[0].numel()
+        total += squares(gradient) / probes
+    found: np.ndarray = total / pixels.double().cpu().numpy()
+    return found
+
+
+def _power(level: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean square [B] over the channels that are not all zero, and how many values those have [B]."""
+    carrying = level.detach().flatten(2).any(2).sum(1) * level[0, 0].numel()
+    with torch.enable_grad():
+        return level.flatten(1).square().sum(1) / carrying.clamp_min(1), carrying
 
 
 def mse_floor(dfil: np.ndarray | float, releases: int = 1) -> np.ndarray | float:
     """Least mean squared error per pixel of an unbiased attacker after `releases` releases, (image unit)^2."""
     return 1 / (dfil * releases)
+
+
+def mean_floor(dfil: np.ndarray, prior: float, releases: int = 1) -> float:
+    """Least mean squared error per pixel of *any* attacker, on average over images: 1 / (releases E dFIL + J).
+
+    Args:
+        dfil: of images from the prior.
+        prior: its information J per pixel, 1 / (image unit)^2 (`prior.prior_information`).
+    """
+    return float(1 / (releases * np.mean(dfil) + prior))
