@@ -50,10 +50,7 @@ def dfil(
     Raises:
         ValueError: `sigma` does not name the levels that the model gives, or is negative; probes < 1.
     """
-    if probes < 1:
-        raise ValueError(f"at least one probe, not {probes}")
-    if any(not value >= 0 for value in sigma.values()):
-        raise ValueError(f"sigma must not be negative: {dict(sigma)}")
+    _check(sigma, probes)
     x = torch.as_tensor(images, dtype=torch.float32).detach().clone().requires_grad_()
     # Callers may be inside no_grad.
     with torch.enable_grad():
@@ -64,11 +61,10 @@ def dfil(
         )
     if any(value == 0 for value in sigma.values()):
         return np.full(len(x), np.inf)
-    released = [levels[name] for name in sorted(sigma)]
     counted = torch.ones_like(x) if inside is None else torch.as_tensor(inside).to(x)
-    pixels = counted.flatten(1).sum(1)
 
-    def squares(gradient: Tensor) -> np.ndarray:
+    def squares(values: list[Tensor], weights: list[Tensor]) -> np.ndarray:
+        (gradient,) = torch.autograd.grad(values, x, weights, retain_graph=True)
         found: np.ndarray = (counted * gradient.double().square()).flatten(1).sum(1).cpu().numpy()
         return found
 
@@ -76,34 +72,42 @@ def dfil(
     for name in sorted(sigma):
         widths[name] = torch.full((len(x),), float(sigma[name])).to(x)
         if follows and np.isfinite(sigma[name]):
-            power, values = _power(levels[name])
-            # Withheld: nothing leaves.
-            widths[name] = torch.where(values > 0, sigma[name] * power.detach().sqrt(), torch.inf)
-            with torch.enable_grad():
-                logarithm = torch.where(values > 0, power.clamp_min(1e-30).log() / 2, 0.0).sum()
-            (slope,) = torch.autograd.grad(logarithm, x, retain_graph=True)
-            total += 2 * values.double().cpu().numpy() * squares(slope)
+            width, logarithm, values = _following(levels[name])
+            widths[name] = sigma[name] * width
+            total += 2 * values * squares([logarithm], [torch.ones_like(logarithm)])
     source = np.random.Generator(np.random.PCG64(seed))
     for _ in range(probes):
-        signs = [
-            torch.from_numpy(source.integers(0, 2, tuple(level.shape), dtype=np.int8)).to(level) * 2 - 1
-            for level in released
-        ]
-        weighted = [
-            sign / widths[name].view(-1, *[1] * (sign.ndim - 1))
-            for name, sign in zip(sorted(sigma), signs, strict=True)
-        ]
-        (gradient,) = torch.autograd.grad(released, x, weighted, retain_graph=True)
-        total += squares(gradient) / probes
-    found: np.ndarray = total / pixels.double().cpu().numpy()
+        signs = _signs(levels, source)
+        weights = [sign / widths[name].view(-1, *[1] * (sign.ndim - 1)) for name, sign in signs.items()]
+        total += squares([levels[name] for name in signs], weights) / probes
+    found: np.ndarray = total / counted.flatten(1).sum(1).double().cpu().numpy()
     return found
 
 
-def _power(level: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean square [B] over the channels that are not all zero, and how many values those have [B]."""
-    carrying = level.detach().flatten(2).any(2).sum(1) * level[0, 0].numel()
+def _check(sigma: Mapping[str, float], probes: int) -> None:
+    if probes < 1:
+        raise ValueError(f"at least one probe, not {probes}")
+    if any(not value >= 0 for value in sigma.values()):
+        raise ValueError(f"sigma must not be negative: {dict(sigma)}")
+
+
+def _signs(levels: Mapping[str, Tensor], source: np.random.Generator) -> dict[str, Tensor]:
+    """Of every value of every level, by name, in the order of names."""
+    return {
+        name: torch.from_numpy(source.integers(0, 2, tuple(level.shape), dtype=np.int8)).to(level) * 2 - 1
+        for name, level in sorted(levels.items())
+    }
+
+
+def _following(level: Tensor) -> tuple[Tensor, Tensor, np.ndarray]:
+    """Root mean square over the channels that are not all zero, its logarithm with a graph, and how many values those
+    have, each [B]; infinite, 0 and 0 where nothing leaves."""
+    values = level.detach().flatten(2).any(2).sum(1) * level[0, 0].numel()
     with torch.enable_grad():
-        return level.flatten(1).square().sum(1) / carrying.clamp_min(1), carrying
+        power = level.flatten(1).square().sum(1) / values.clamp_min(1)
+        logarithm = torch.where(values > 0, power.clamp_min(1e-30).log() / 2, 0.0)
+    width = torch.where(values > 0, power.detach().sqrt(), torch.inf)
+    return width, logarithm, values.double().cpu().numpy()
 
 
 def mse_floor(dfil: np.ndarray | float, releases: int = 1) -> np.ndarray | float:
