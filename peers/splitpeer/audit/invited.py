@@ -185,7 +185,8 @@ class Invited:
             releases=records,
             mechanism=str(mechanism.spec),
             accountant="Gaussian differential privacy, exact; replacement of one patient's images",
-            statement="Training records of this job alone; evaluations and further jobs add to it.",
+            statement="Training records of this job alone; evaluations and further jobs add to it."
+            + _collusion(mechanism, records, delta),
         )
 
     # --- inside ----------------------------------------------------------------------------------------------
@@ -206,4 +207,17 @@ class Invited:
 def _of_policy(policy: Policy) -> Protection:
     return Protection(
         tuple(spec.written for spec in policy.defences), tuple(spec.written for spec in policy.image_defences)
+    )
+
+
+def _collusion(mechanism: DPGaussian, records: int, delta: float) -> str:
+    """What noise that sites share assumes, and what is left of it; empty where it is not shared."""
+    sites, honest = int(mechanism.values["shared"]), int(mechanism.values["honest"])
+    if sites == 1:
+        return ""
+    whole = float(mechanism.values["noise"])
+    alone, all_of_them = (epsilon({noise: records}, delta) for noise in (mechanism.own_noise, whole))
+    return (
+        f" {sites} sites of a sum share the noise, of which {honest} are counted on not to tell theirs. If none tells, "
+        f"epsilon is {all_of_them:.3g}; if all others work with the coordinator, {alone:.3g}."
     )

@@ -54,29 +54,46 @@ def privacy(
 @click.option("--evaluations", type=click.IntRange(min=0), default=1, show_default=True,
               help="How often they are sent for evaluation or inference.")  # fmt: skip
 @click.option("--patients", type=_COUNT, required=True, help="Patients of this site in the study.")
+@click.option("--sites", type=_COUNT, default=1, show_default=True,
+              help="Sites of a secure sum that share the noise, all of them honest.")  # fmt: skip
 @json_option
 def plan(
-    epsilon: float, delta: float, epochs: int, windows: int, evaluations: int, patients: int, as_json: bool
+    epsilon: float,
+    delta: float,
+    epochs: int,
+    windows: int,
+    evaluations: int,
+    patients: int,
+    sites: int,
+    as_json: bool,
 ) -> None:
     """Compute the noise that a study needs, with a frozen encoder and with one that is trained."""
-    from splitpeer.privacy.accounting import FPR, detected, mu_within, noise_for, releases
+    from splitpeer.privacy.accounting import FPR, detected, epsilon_of_mu, mu_within, noise_for, releases
 
     found = {}
     for name, many in (("frozen", 1), ("learning", patients)):
         count = releases(epochs=epochs, windows=windows, evaluations=evaluations, patients=many)
         found[name] = {"records": count, "noise": noise_for(epsilon, delta, count)}
     finds = detected(mu_within(epsilon, delta))
+    # This site's own noise is a sqrt(sites)-th of it.
+    alone = epsilon_of_mu(mu_within(epsilon, delta) * math.sqrt(sites), delta)
     if as_json:
-        echo_json({"epsilon": epsilon, "delta": delta, "detected": finds, **found})
+        echo_json(
+            {"epsilon": epsilon, "delta": delta, "detected": finds, "sites": sites, "alone": alone, **found}
+        )
         return
     for name, each in found.items():
         text = (
             f"dp-gaussian:clip=100,noise={_upwards(each['noise']):.4g},frozen={str(name == 'frozen').lower()}"
+            + (f",shared={sites},honest={sites}" if sites > 1 else "")
         )
         echo(f"{name + ' encoder':17} {each['records']:>9} records a patient  {text}")
     echo(
         f"with all of it spent, a test with {FPR:.0%} false alarms finds {finds:.1%} of a person's images at most"
     )
+
+    if sites > 1:
+        echo(f"if all other sites work with the coordinator, epsilon is {alone:.3g}")
 
 
 def _upwards(noise: float) -> float:

@@ -131,6 +131,12 @@ DP_GAUSSIAN = DefenceKind(
         "frozen": Parameter(
             False, meaning="the encoder is not trained: a patient pays for its own windows only"
         ),
+        "shared": Parameter(
+            1, 1, 4096, "sites of a secure sum that share the noise: each adds noise / sqrt(shared)"
+        ),
+        "honest": Parameter(
+            1, 1, 4096, "how many of them, this one included, are counted on to tell nobody their noise"
+        ),
     },
     additive_noise=Noise("gaussian", "clip"),
 )

@@ -13,13 +13,14 @@ from splitpeer.federation.seats import tensor_name
 from splitpeer.models.cut import Backbone, level_name
 from splitpeer.models.registry import backbone_of, cut_of, kept_values, on_wire, own_backbone, passing_values
 from splitpeer.models.registry import encoder_parameters as parameters_of
+from splitpeer.privacy.accounting import FARTHEST
 from splitpeer.settings.bounds import Bounds
 from splitpeer.settings.job import MAX_STEPS, JobConfig
 from splitpeer.settings.peer import LEVELS, PeerConfig, Policy
 from splitpeer.training.optimiser import OPTIMISERS, SCHEDULES
 from splitproto import messages, partners
 from splitproto.errors import IdentityError, PolicyRefused, SchemaMismatch
-from splitproto.fusion import CHECK, CHECK_WORDS, dtype_of
+from splitproto.fusion import CHECK, CHECK_WORDS, dtype_of, greatest
 from splitproto.fusion import check_terms as check_sum
 from splitproto.identity import check_name
 from splitproto.messages import Job, JobOffer, Seat
@@ -36,6 +37,8 @@ PARAMETER_OCTETS = 16
 """Weight, gradient and two moments."""
 MAPS = 3
 """Feature maps, their gradients, and what is sent."""
+STEPS = 16
+"""Least steps of a sum's integers in a site's own part of shared noise."""
 READ_AHEAD = 4
 """Most batches read ahead; one more is being read, and one is computed."""
 
@@ -325,6 +328,39 @@ def _check_fusion(job: Job, policy: Policy, agreed: Collection[str]) -> None:
         )
 
 
+def _check_shared_noise(job: Job, seats: int, policy: Policy) -> None:
+    """Noise that others complete is worth what they add. Raises PolicyRefused."""
+    for spec in policy.defences:
+        sites = int(spec.values.get("shared", 1))
+        if sites == 1:
+            continue
+        terms = job.fusion
+        if terms is None or terms.parties < sites:
+            found = f"of {terms.parties}" if terms else "no secure sum"
+            raise PolicyRefused(
+                f"{spec.brief} needs a secure sum of {sites} sites or more; the job has {found}"
+            )
+        if seats > 1:
+            # Its seats add up: the record moves the sum twice as far, and the others' noise does not grow.
+            raise PolicyRefused(f"{spec.brief} shares its noise, so this site can fill one seat, not {seats}")
+        if spec is not policy.defences[-1]:
+            raise PolicyRefused(
+                f"{spec.brief} shares its noise: nothing may act on it afterwards, write it last"
+            )
+        clip = float(spec.values["clip"])
+        sigma = clip * float(spec.values["noise"]) / math.sqrt(sites)
+        least = clip + FARTHEST * sigma
+        if terms.range < least:
+            raise PolicyRefused(
+                f"{spec.brief}: the sum's range of {terms.range:g} would clip noise, needed is {least:g} or more"
+            )
+        if terms.range / greatest(terms) > sigma / STEPS:
+            raise PolicyRefused(
+                f"{spec.brief}: the sum rounds to steps of {terms.range / greatest(terms):.3g}, of which this site's "
+                f"noise of {sigma:.3g} needs {STEPS}: more bits, or a smaller range"
+            )
+
+
 def _check_encoders(job: Job, policy: Policy, agreed: Collection[str]) -> None:
     """SP-11.17-2. Raises PolicyRefused, SchemaMismatch."""
     if policy.encoders == "frozen" and not job.frozen:
@@ -461,6 +497,7 @@ def checks(
     yield lambda: _check_encoders(job, policy, agreed)
     yield lambda: _check_averaging(job, config, policy)
     yield lambda: _check_fusion(job, policy, agreed)
+    yield lambda: _check_shared_noise(job, len(offer.seats), policy)
     yield lambda: _check_precision(job, policy, agreed)
     yield lambda: _check_normalisation(offer, policy)
     yield lambda: _check_cut(offer, config, policy)

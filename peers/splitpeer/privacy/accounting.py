@@ -13,6 +13,10 @@ clipped to L2 norm <= C, plus N(0, sigma^2) on every value. `noise` is sigma / C
 - **The unit is the person**: T counts every record that depends on this person's images, over scans, epochs, windows,
   evaluation and inference, in all jobs and federations. Which records these are depends on whether the encoder
   learns: see `ledger.py`.
+- **Noise that sites share**: in a secure sum each of n sites may add sigma / sqrt(n) to its part, and of the sum an
+  observer sees sigma in all. What counts is the noise that the observer does not know: sigma sqrt(k / n) where k sites
+  tell nobody theirs (`unknown_noise`); with k = 1 that is this site's own. A site's record moves the sum by 2C as
+  before, but a person whose images at all n sites are exchanged moves it by up to 2Cn: mu is then n times as large.
 - **No amplification by subsampling**: it needs the choice of batches to be secret. The coordinator, against whom
   this protects, draws the batches itself and knows who is in each.
 
@@ -30,6 +34,9 @@ SENSITIVITY = 2.0
 
 FPR = 0.01
 """False positive rate at which `detected` is told."""
+
+FARTHEST = 8.58
+"""No noise of ours is more standard deviations wide: sqrt(-2 ln 2^-53) (`defences.activation.dp.normals`)."""
 
 Counts = Mapping[float, int]
 """Releases by noise (sigma / clip)."""
@@ -91,6 +98,18 @@ def mu_within(epsilon: float, delta: float) -> float:
     from dp_accounting import get_sigma_gaussian
 
     return 1 / float(get_sigma_gaussian(epsilon, delta))
+
+
+def unknown_noise(noise: float, sites: int, honest: int) -> float:
+    """Noise of a sum that an observer does not know who learns that of all but `honest` of `sites`: each adds
+    noise / sqrt(sites), and independent ones add up by their squares.
+
+    Raises:
+        ValueError: not 1 <= honest <= sites.
+    """
+    if not 1 <= honest <= sites:
+        raise ValueError(f"from 1 to {sites} of {sites} sites can be honest, not {honest}")
+    return noise * math.sqrt(honest / sites)
 
 
 def noise_for(epsilon: float, delta: float, releases: int) -> float:

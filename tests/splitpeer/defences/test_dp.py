@@ -74,6 +74,31 @@ def test_an_optimal_test_of_two_records_attains_the_accounted_tradeoff_and_no_mo
         assert stats.norm.ppf(true) - stats.norm.ppf(false) == pytest.approx(mu, abs=0.15)
 
 
+def test_sites_of_a_sum_share_the_noise_and_each_counts_what_is_not_told() -> None:
+    sites = [
+        make_stack(
+            ["dp-gaussian:clip=2,noise=3,shared=4,honest=3"],
+            key=bytes([n]) * 32,
+            channels=CHANNELS,
+            dimensions=2,
+        )
+        for n in range(4)
+    ]
+    parts = [flat(one(tensors(0.0), release())) for one in sites]
+    # 5,120 values: their deviation is off by (2 * 5,120)^-.5 = 1 %.
+    assert float(sum(parts).std()) == pytest.approx(6, rel=0.04)
+    assert all(float(part.std()) == pytest.approx(3, rel=0.04) for part in parts)
+    # One tells: what is left of the noise in the sum.
+    assert float(sum(parts[1:]).std()) == pytest.approx(6 * 0.75**0.5, rel=0.04)
+    found = mechanism(sites[0].defences)
+    assert found is not None
+    assert found.noise == pytest.approx(3 * 0.75**0.5) and found.own_noise == pytest.approx(1.5)
+    nobody = mechanism(stack("dp-gaussian:clip=2,noise=3,shared=4").defences)
+    assert nobody is not None and nobody.noise == nobody.own_noise == 1.5
+    with pytest.raises(ConfigError, match="of 2 sites no 3 can be honest"):
+        stack("dp-gaussian:shared=2,honest=3")
+
+
 def test_no_two_computations_share_noise() -> None:
     one, clear = stack("dp-gaussian:clip=1,noise=1"), tensors()
     first = flat(one(clear, release(b"1")))

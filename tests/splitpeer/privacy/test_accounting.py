@@ -18,6 +18,7 @@ from splitpeer.privacy.accounting import (
     mu_within,
     noise_for,
     releases,
+    unknown_noise,
 )
 from tests.splitpeer.privacy.accountants import epsilon_pld, epsilon_rdp, releases_within
 
@@ -137,3 +138,18 @@ def test_what_a_test_finds_at_most() -> None:
     assert detected(1.0) == pytest.approx(0.0923, abs=1e-4)
     assert detected(math.inf) == 1.0
     assert detected(1.0, alarms=0.5) == pytest.approx(0.8413, abs=1e-4)
+
+
+@pytest.mark.parametrize(("sites", "honest"), [(1, 1), (4, 4), (4, 3), (4, 1)])
+def test_shared_noise_counts_as_far_as_it_is_not_told(sites: int, honest: int) -> None:
+    """Of a sum sigma / sqrt(n) each, k unknown: (2C / sigma) sqrt(n / k), by hand."""
+    whole, times = 12.0, 100
+    counted = unknown_noise(whole, sites, honest)
+    m = 2 * math.sqrt(times) / whole * math.sqrt(sites / honest)
+    assert mu({counted: times}) == pytest.approx(m, rel=1e-12)
+    exact = brentq(lambda eps: delta_gdp(eps, m) - DELTA, 0, 200)
+    assert epsilon({counted: times}, DELTA) == pytest.approx(exact, rel=1e-6)
+    with pytest.raises(ValueError, match="honest"):
+        unknown_noise(whole, sites, sites + 1)
+    with pytest.raises(ValueError, match="honest"):
+        unknown_noise(whole, sites, 0)

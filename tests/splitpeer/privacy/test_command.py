@@ -71,3 +71,8 @@ def test_what_a_study_needs(run) -> None:
     ]
     found = json.loads(run(*study, "--json"))
     assert found["learning"]["noise"] == pytest.approx(noise_for(8, 1e-5, 2_325_000))
+    sites = run(*study, "--sites", "4").splitlines()
+    assert sites[0] == lines[0] + ",shared=4,honest=4"
+    assert sites[-1].startswith("if all other sites work with the coordinator, epsilon is ")
+    said = float(sites[-1].rpartition(" ")[2])
+    assert said == pytest.approx(epsilon({noise_for(8, 1e-5, 1) / 2: 1}, 1e-5), rel=0.01)

@@ -15,6 +15,7 @@ from splitpeer.defences.kinds import parse_all
 from splitpeer.federation.terms import (
     Room,
     _check_normalisation,
+    _check_shared_noise,
     check_bounds,
     cut_descriptors,
     judge,
@@ -467,6 +468,48 @@ def test_a_secure_sum_needs_its_feature_and_as_many_partners_as_the_policy_wants
         judge(summed(), in_a_sum(least=3))
     with pytest.raises(PolicyRefused, match=r"2 other sites, of which this site knows 1 \(policy partners\)"):
         judge(summed(), in_a_sum(("a",)))
+
+
+@pytest.mark.parametrize(
+    ("written", "terms", "words"),
+    [
+        ("dp-gaussian:clip=1,noise=4,shared=3", Fusion(16, 32.0, 3), None),
+        (
+            "dp-gaussian:clip=1,noise=4,shared=3",
+            None,
+            "a secure sum of 3 sites or more; the job has no secure sum",
+        ),
+        ("dp-gaussian:clip=1,noise=4,shared=4", Fusion(16, 32.0, 3), "the job has of 3"),
+        (
+            "dp-gaussian:clip=1,noise=4,shared=3",
+            Fusion(16, 20.0, 3),
+            "the sum's range of 20 would clip noise",
+        ),
+        ("dp-gaussian:clip=1,noise=4,shared=3", Fusion(16, 2000.0, 3), "rounds to steps"),
+        ("dp-gaussian:clip=1,noise=4,shared=3+clip:9", Fusion(16, 32.0, 3), "write it last"),
+    ],
+)
+def test_shared_noise_is_for_a_sum_that_completes_it(
+    written: str, terms: Fusion | None, words: str | None
+) -> None:
+    job = dataclasses.replace(JOB, fusion=terms)
+    policy = SimpleNamespace(defences=parse_all(written, "activations"))
+    if words is None:
+        _check_shared_noise(job, 1, policy)
+        return
+    with pytest.raises(PolicyRefused, match=words):
+        _check_shared_noise(job, 1, policy)
+
+
+def test_shared_noise_is_for_one_seat() -> None:
+    policy = SimpleNamespace(defences=parse_all("dp-gaussian:clip=1,noise=4,shared=3", "activations"))
+    with pytest.raises(PolicyRefused, match="one seat, not 2"):
+        _check_shared_noise(dataclasses.replace(JOB, fusion=Fusion(16, 32.0, 3)), 2, policy)
+
+
+def test_whoever_judges_a_job_looks_at_shared_noise() -> None:
+    with pytest.raises(PolicyRefused, match="no secure sum"):
+        judge(offer(), site(defences=("dp-gaussian:shared=3",)))
 
 
 def test_a_site_of_two_seats_sends_one_sum() -> None:

@@ -20,6 +20,11 @@ What the theorem is about, and what it is not:
   some 2^-50 of themselves, by which the probability of a point of the grid is off by some 2^-28 of itself; and none is
   beyond 8.57 sigma, which happens to a pair of values with probability 2^-53 and so adds 2^-53 (1 + e^epsilon) to
   delta for each pair that leaves (2e-7 for a million values at epsilon 8).
+- With `shared=n` this site adds sigma / sqrt(n) only, and n sites of a secure sum complete it (SP-11.18): a site takes
+  no other job. What counts is the noise of the `honest` ones among them, who add theirs at the same settings and tell
+  nobody; the default, 1, counts on nobody else. Each part is rounded to integers before the sum. For this site's own
+  noise that is post-processing; that the sum of rounded noises is as good as the rounded sum is exact only as steps
+  vanish, so they are at most a sixteenth of a site's own sigma.
 - Values that are not finite count as 0: they must not betray a record either.
 - Outside it: how many patients there are, their keys and grids, the time a step takes, and the labels.
 """
@@ -39,6 +44,7 @@ from splitpeer.defences.activation.shape import clip_records
 from splitpeer.defences.base import Defence, Tensors
 from splitpeer.defences.randomness import Draw
 from splitpeer.errors import ConfigError
+from splitpeer.privacy.accounting import unknown_noise
 
 GRID_BITS = 20
 """The grid is at most 2^-GRID_BITS sigma wide."""
@@ -58,10 +64,21 @@ class DPGaussian(Defence):
                 "name no levels, or withhold these first"
             )
 
+        if self.values["honest"] > self.values["shared"]:
+            raise ConfigError(
+                f"{self.spec}: of {self.values['shared']} sites no {self.values['honest']} can be honest"
+            )
+
     @property
     def noise(self) -> float:
-        """sigma / clip."""
-        return float(self.values["noise"])
+        """sigma / clip that counts: of all sites that share it and are honest."""
+        values = self.values
+        return unknown_noise(float(values["noise"]), int(values["shared"]), int(values["honest"]))
+
+    @property
+    def own_noise(self) -> float:
+        """sigma / clip that this site adds, and that counts if all others work with the coordinator."""
+        return unknown_noise(float(self.values["noise"]), int(self.values["shared"]), 1)
 
     @property
     def frozen(self) -> bool:
@@ -77,7 +94,7 @@ class DPGaussian(Defence):
 
         def noisy(name: str, tensor: Tensor) -> Tensor:
             drawn = [normals(draw.once(name, index), tuple(tensor.shape[1:])) for index in range(len(tensor))]
-            sigma = self.noise * clip
+            sigma = self.own_noise * clip
             noised = tensor.double() + sigma * torch.from_numpy(np.stack(drawn)).to(tensor.device)
             return snapped(noised, sigma).to(tensor.dtype)
 
