@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,10 @@ import pytest
 
 from splitpeer.cli import main
 from splitpeer.errors import JobFailed
-from splitpeer.storage.bank import INDEX
+from splitpeer.storage.bank import INDEX, Bank, BankEntry
 
 from . import test_secure_sum as summed
-from .scene import PATIENTS, Scene
+from .scene import PATIENTS, WAIT_S, Scene
 from .test_frozen import FROZEN, Whole, bank_of
 from .test_frozen_troubles import collected
 
@@ -72,24 +73,47 @@ def torn(scene: Scene) -> None:
     files_of(scene, trained_on(scene, 1))[0].unlink()
 
 
-@pytest.mark.parametrize("mode", ["plain", "sums"])
-async def test_between_two_starts_of_a_run(mode: str, request: pytest.FixtureRequest) -> None:
-    """The whole patient goes, from what other sites released and from sums too, and the rest of the run is without."""
-    scene: Scene = request.getfixturevalue(mode)
-    await collected(scene)
-    torn(scene)
-    gone = trained_on(scene)
-    assert files_of(scene, gone)
-    withdrawn_list(scene).write_text(gone)
-    ran = await scene.together(resume=True)
+async def test_between_two_starts_of_a_run(plain: Scene) -> None:
+    """The whole patient goes, from what other sites released too, and the rest of the run is without."""
+    await collected(plain)
+    torn(plain)
+    gone = trained_on(plain)
+    assert files_of(plain, gone)
+    withdrawn_list(plain).write_text(gone)
+    ran = await plain.together(resume=True)
     assert ran.error is None and ran.result.complete, ran
-    assert files_of(scene, gone) == []
-    assert files_of(scene, trained_on(scene, 1)), "the others are as they were"
+    assert files_of(plain, gone) == []
+    assert files_of(plain, trained_on(plain, 1)), "the others are as they were"
     assert [(one["site"], one["step"], one["cause"]) for one in ran.result.withdrawn] == [
         ("site-t2", 6, "consent")
     ]
-    if mode == "plain":
-        assert scene.losses()[5] == last_loss_without(scene, gone)
+    assert plain.losses()[5] == last_loss_without(plain, gone)
+
+
+async def test_while_sums_are_collected(sums: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The coordinator stops when all of the patient's sums are kept; on its return none is left or asked for."""
+    key = min(sums.patients()[0])
+    gone = next(name for name in PATIENTS if sums.key(name) == key)
+    honest, loop = Bank.put, asyncio.get_running_loop()
+    async with sums.running() as on:
+
+        def put(self: Bank, release: BankEntry, tensors: Any) -> None:
+            honest(self, release, tensors)
+            if key not in {one.key for one in self.missing()}:
+                loop.call_soon_threadsafe(on.stops["hub"].set)
+
+        monkeypatch.setattr(Bank, "put", put)
+        await asyncio.wait([on.tasks["hub"]], timeout=WAIT_S)
+    monkeypatch.setattr(Bank, "put", honest)
+    assert files_of(sums, gone)
+    withdrawn_list(sums).write_text(gone)
+    ran = await sums.together(resume=True)
+    assert ran.error is None and ran.result.complete, ran
+    assert files_of(sums, gone) == []
+    assert files_of(sums, *(name for name in PATIENTS if name != gone))
+    assert [(one["site"], one["step"], one["cause"]) for one in ran.result.withdrawn] == [
+        ("site-t2", 1, "consent")
+    ]
 
 
 def last_loss_without(scene: Scene, patient: str) -> float:
