@@ -243,6 +243,7 @@ def test_what_the_preset_leaves_open_is_told(hospitals: Path, capsys: pytest.Cap
     told = [one for one in json.loads(said) if one["check"] == "policy"]
     assert [one["level"] for one in told] == ["ok", "warning", "warning"]
     assert told[0]["text"].startswith("preset private: only jobs that keep our encoder frozen")
+    assert "a patient is shown in 1 run at most" in told[0]["text"]
     (hospitals / "t1.safetensors").write_bytes(b"")
     settings = PeerConfig.load(Path("north.toml"), {"policy.partners": ["south"]}, {}).resolved()
     Path("north.toml").write_text(to_toml(settings | {"model": {"weights": "t1.safetensors"}}))

@@ -19,7 +19,8 @@ def check_policy(config: PeerConfig) -> Iterator[Finding]:
             "ok",
             "preset private: only jobs that keep our encoder frozen, sum over us and at least "
             f"{policy.min_partners} of {', '.join(policy.partners) or 'no partners yet'}, and ask for each window "
-            "once, of a coordinator that does not record; every other job is declined",
+            f"once, of a coordinator that does not record; a patient is shown in {_runs(policy.max_runs_per_patient)}; "
+            "every other job is declined",
         )
     if policy.releases == "once" and (config.model is None or config.model.weights is None):
         yield Finding(
@@ -36,3 +37,7 @@ def check_policy(config: PeerConfig) -> Iterator[Finding]:
             "warning",
             f"{config.source}: [policy] partners {few}: every job is declined: name the other sites of the sum",
         )
+
+
+def _runs(most: int | None) -> str:
+    return "any number of runs" if most is None else f"{most} run{'s' * (most > 1)} at most"
