@@ -1,4 +1,4 @@
-"""The coordinator together with sites: what they know in clear beside what it received.
+"""The coordinator together with sites: what they know in clear in addition to what it received.
 
 A site that works with the coordinator tells it its own images, and in a secure sum its own part. Its image says much
 of another contrast of the same head without anything that was sent (`leakage/synthesis.py` is that floor). Here both
