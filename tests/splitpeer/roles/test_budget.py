@@ -236,7 +236,7 @@ def test_a_budget_that_cannot_be_kept_is_no_budget(scene, over, words: str) -> N
 
 def test_a_budget_with_noise_that_anybody_can_compute_is_none(scene) -> None:
     here = scene.client("t1", **{**budget(10), "runtime": {"initial_weights": 7}})
-    with pytest.raises(ConfigError, match="anybody who knows the seed computes the noise"):
+    with pytest.raises(ConfigError, match="anyone who knows the seed computes the noise"):
         PeerConfig.load(here / "peer.toml", environ={})
 
 
