@@ -18,7 +18,17 @@ from splitpeer.audit.experiment import parse_order
 from splitpeer.audit.invited import Invited
 from splitpeer.audit.judge import Judge, make_judge
 from splitpeer.audit.rehearsal import Protection
-from splitpeer.audit.released import FrozenSeat, Onlooker, known_partners, promises, quiet, read, sent, sum_of
+from splitpeer.audit.released import (
+    FrozenSeat,
+    Onlooker,
+    known_partners,
+    of_a_sum,
+    promises,
+    quiet,
+    read,
+    sent,
+    sum_of,
+)
 from splitpeer.audit.run_folder import OTHERS
 from splitpeer.audit.stand_in_partners import StandIns
 from splitpeer.data.channels import Channels
@@ -40,6 +50,8 @@ RANDOM = (
     "No [model] weights are set: the encoder here is random, as one that the site draws for a run. Weights from "
     "splitpeer pretrain show more or less than these."
 )
+SUM = "sum"
+"""Folder of the adversary who reads it."""
 ONCE = "Each window leaves once, with one encoder. Another run with another encoder would show the patients again."
 ADDED = (
     "Partners who hold images of the same patients add what those show of them; that is not in these figures."
@@ -80,7 +92,8 @@ class ReleaseAudit(Invited):
                 adversary = Onlooker(
                     job, tuple(together), site, defences, summed, self._hospitals(), self.device, self.seed
                 )
-                self._attack(adversary, scene, shown, folder, attacks, commands, progress)
+                wanted = of_a_sum(attacks) if below == SUM else attacks
+                self._attack(adversary, scene, shown, folder, wanted, commands, progress)
                 folders.append(folder)
         return folders
 
@@ -145,7 +158,7 @@ class ReleaseAudit(Invited):
         sites = scene.job.fusion.parties
         others = scene.partners.parts(protection.defences, self.seed, self.device)
         together = [*parts, *(replace(part, half=quiet(part.half)) for part in others)]
-        return [("others-known", known_partners(sites), parts), ("sum", sum_of(sites), together)]
+        return [("others-known", known_partners(sites), parts), (SUM, sum_of(sites), together)]
 
     def _attack(
         self, adversary: Onlooker, scene: _Audited, shown: dict[str, np.ndarray], folder: Path,

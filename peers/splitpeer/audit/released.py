@@ -190,6 +190,15 @@ def promises(sites: int) -> dict[str, Promise]:
     }
 
 
+SEARCH = "sum-search"
+"""The attack that is made for sums; it runs on them whatever else is asked for."""
+
+
+def of_a_sum(attacks: Sequence[str]) -> list[str]:
+    """Attacks on a sum, of those that are asked for on one site's values."""
+    return [*attacks, *([] if any(one.partition(":")[0] == SEARCH for one in attacks) else [SEARCH])]
+
+
 # --- from a feature bank ----------------------------------------------------------------------------------
 
 

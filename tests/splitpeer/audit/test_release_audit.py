@@ -12,9 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from splitpeer.audit import release_audit
 from splitpeer.audit.invited import OWN_PATIENTS
 from splitpeer.audit.rehearsal import Protection
 from splitpeer.audit.release_audit import ReleaseAudit
+from splitpeer.audit.released import of_a_sum
 from splitpeer.audit.stand_in_partners import StandIns
 from splitpeer.cli import main
 from splitpeer.report.store import load_run
@@ -67,7 +69,9 @@ def test_a_site_reads_what_the_sum_would_show_before_it_joins(
     out = tmp_path / "audit"
     code = run("audit", "--config", private, "--job", job, "--partners", place.shadow,
  "--attack", "pca", "--attack", "whitebox:iterations=10",
-               "--attack", "inverse:steps=20,width=8", "--samples", 2, "--budget", 1, "--out", out)  # fmt: skip
+               "--attack", "inverse:steps=20,width=8",
+               "--attack", "sum-search:steps=5,width=8,iterations=2", "--samples", 2, "--budget", 1,
+               "--out", out)  # fmt: skip
     assert code == 0, capsys.readouterr().err
     assert "no byte left this machine" in capsys.readouterr().err
     runs = {path.parent.name: json.loads(path.read_text()) for path in out.glob("*/*/attack.json")}
@@ -84,7 +88,8 @@ def test_a_site_reads_what_the_sum_would_show_before_it_joins(
         assert {level["gradient_octets"] for level in found["network"]["levels"]} == {None}
         # This site's images alone are judged; the partner's are not its to see.
         entries = [(e["attack"], e["modality"], e["site"], e["defences"]) for e in found["entries"]]
-        assert entries == [(a, "t1", "site-t1", [reads]) for a in ("pca", "whitebox", "inverse")]
+        wanted = ("pca", "whitebox", "inverse", "sum-search")
+        assert entries == [(a, "t1", "site-t1", [reads]) for a in wanted]
         assert all(e["scores"]["ssim"]["mean"] is not None for e in found["entries"])
         assert f"the weights of {'all 2 encoders' if name == 'sum' else 'the site'}" in str(
             found["entries"][1]
@@ -132,6 +137,7 @@ def test_what_is_attacked_are_the_sites_integers(
     """Partners of whom the same patients are known: the sum less the own part is the partner's, on the same grid."""
     shutil.copytree(place.data, tmp_path / "partners")
     audit = audit_of(private, job, tmp_path / "out", partners=tmp_path / "partners")
+    monkeypatch.setattr(release_audit, "of_a_sum", list)
     found = levels_of(audit, monkeypatch)
     terms = audit_terms(job)
     scale = greatest(terms) / terms.range
@@ -141,6 +147,11 @@ def test_what_is_attacked_are_the_sites_integers(
         assert np.abs(total - found["alone"][name]).max() > 0.01, "the partner says something"
     notes = load_run(tmp_path / "out" / "0-undefended" / "sum").run.notes
     assert any("the same patients" in note for note in notes)
+
+
+def test_the_search_that_is_made_for_sums_runs_on_them_in_any_case() -> None:
+    assert of_a_sum(["pca", "inverse:steps=2"]) == ["pca", "inverse:steps=2", "sum-search"]
+    assert of_a_sum(["sum-search:steps=2"]) == ["sum-search:steps=2"]
 
 
 def audit_terms(job: Path) -> Any:
