@@ -32,6 +32,9 @@ from rich.table import Table
 from safetensors.torch import load, save
 from torch import Tensor
 
+from splitpeer.attacks.base import silent
+from splitpeer.attacks.budget import Budget, doubled
+from splitpeer.attacks.learning import held_out, rounds, spread, train
 from splitpeer.attacks.networks import ImageDecoder, image_decoder
 from splitpeer.data.layouts import find_images
 from splitpeer.data.loader import SiteData
@@ -55,7 +58,8 @@ from splitproto.messages import Job, Sample, Seat
 
 SHADOW = 24
 """Strangers on whom the attack learns; the encoders of frozen rows have seen others too."""
-GAIN = 0.01
+FEWEST = 240
+"""Steps of an attack's first attempt."""
 RANGE = 6.0
 """Data range of normalised intensities, for SSIM."""
 Levels = dict[str, np.ndarray]
@@ -278,30 +282,69 @@ def tensors(levels: Levels, scales: dict[str, float]) -> dict[str, Tensor]:
     return {name: torch.from_numpy(array) * scales[name] for name, array in levels.items()}
 
 
-def learn(
-    federation: Federation, shadow: dict[str, SiteData], slices: Sequence[Sample], steps: int, scales: dict[str, float],
-    network: ImageDecoder,
-) -> None:  # fmt: skip
-    """Train the inverse network: in bfloat16, which takes 2 to 3 times less time where the processor has it."""
+@dataclass(frozen=True)
+class Strangers:
+    """On whom the attack learns, and by whom it judges its networks itself."""
+
+    federation: Federation
+    images: dict[str, SiteData]
+    learned: Sequence[Sample]
+    """Every slice of most of them."""
+    judged: Sequence[Sample]
+    """A few slices of the rest."""
+    scales: dict[str, float]
+    channels: dict[str, int]
+
+    @classmethod
+    def met(cls, federation: Federation) -> Strangers:
+        """Others than those of the encoders."""
+        bench = federation.bench
+        folder = replace(bench, seed=bench.seed + 1000).cohort(SHADOW)
+        images, masks = federation.images(folder), bench.masks(folder)
+        everybody = masks.keys()
+        slices = [Sample(key, (0, 0, z)) for key in everybody for z in range(depth(masks, key))]
+        held = held_out([sample.key.hex() for sample in slices], len(slices))
+        learned = [sample for sample, kept in zip(slices, held, strict=True) if not kept]
+        first = federation.seen(
+            federation.sent(federation.read(images, learned[:16]), learned[:16], b"scales")
+        )
+        levels = levels_of(first)
+        return cls(
+            federation, images, learned, [slices[n] for n in spread(held)],
+            {name: float(1 / max(array.std(), 1e-6)) for name, array in levels.items()},
+            {name: array.shape[1] for name, array in levels.items()},
+        )  # fmt: skip
+
+    def pairs(self, samples: Sequence[Sample], nonce: bytes) -> tuple[dict[str, Tensor], Tensor]:
+        """What the coordinator would see of them, and their images."""
+        images = self.federation.read(self.images, samples)
+        seen = self.federation.seen(self.federation.sent(images, samples, nonce))
+        return tensors(levels_of(seen), self.scales), torch.from_numpy(
+            np.concatenate(list(images.values()), axis=1)
+        )
+
+
+def learn(strangers: Strangers, steps: int, network: ImageDecoder) -> None:
+    """Train the inverse network, its best weights kept: in bfloat16, which takes 2 to 3 times less time where the
+    processor has it."""
     similarity = SSIMLoss(2, data_range=RANGE, win_size=7)
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    optimiser = torch.optim.Adam(network.parameters(), lr=3e-3)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 3e-3, total_steps=steps + 1)
-    source = np.random.default_rng(steps)
-    for step in range(steps):
-        chosen = [slices[i] for i in source.choice(len(slices), 8, replace=False)]
-        images = federation.read(shadow, chosen)
-        seen = federation.seen(federation.sent(images, chosen, b"attack %d" % step))
-        goal = torch.from_numpy(np.concatenate(list(images.values()), axis=1))
+    following = rounds(len(strangers.learned), 8, np.random.default_rng(steps))
+    judged = strangers.pairs(strangers.judged, b"judged")
+
+    def objective(shown: dict[str, Tensor], goal: Tensor) -> Tensor:
         with torch.autocast("cpu", torch.bfloat16):
-            guess = network(tensors(levels_of(seen), scales)).float()
+            guess = network(shown).float()
         head = (goal != 0).float()
         weight = head / head.mean().clamp_min(1e-3) + 0.1
-        loss = (weight * (guess - goal).abs()).mean() + similarity(guess, goal)
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
-        schedule.step()
+        both: Tensor = (weight * (guess - goal).abs()).mean() + similarity(guess, goal)
+        return both
+
+    def loss(step: int) -> Tensor:
+        chosen = [strangers.learned[i] for i in following()]
+        return objective(*strangers.pairs(chosen, b"attack %d" % step))
+
+    train(network, loss, lambda: objective(*judged).item(), steps, rate=3e-3, progress=silent, what="")
 
 
 def rebuilt(
@@ -320,31 +363,26 @@ def rebuilt(
 
 def attack(federation: Federation, told: Callable[[str], None], most: int) -> dict[str, Any]:
     """The worst that an inverse network does, and how long it was trained."""
-    bench = federation.bench
-    folder = replace(bench, seed=bench.seed + 1000).cohort(SHADOW)
-    shadow, masks = federation.images(folder), bench.masks(folder)
-    everybody = masks.keys()
-    slices = [Sample(key, (0, 0, z)) for key in everybody for z in range(depth(masks, key))]
+    bench, strangers = federation.bench, Strangers.met(federation)
     victims = middle(bench.masks(bench.cohort()), bench.split()[1])
-    first = federation.seen(federation.sent(federation.read(shadow, slices[:16]), slices[:16], b"scales"))
-    scales = {name: float(1 / max(array.std(), 1e-6)) for name, array in levels_of(first).items()}
-    channels = {name: array.shape[1] for name, array in levels_of(first).items()}
-    steps = min(240, most)
-    best: dict[str, list[float]] = {}
-    history: list[dict[str, float]] = []
-    while steps <= most:
-        network = image_decoder(bench.job.model.backbone().cut, channels, bench.seed, 32, len(CONTRASTS))
-        learn(federation, shadow, slices, steps, scales, network)
-        found = rebuilt(federation, network, scales, victims)
+    steps = min(FEWEST, most)
+
+    def attempt(times: int) -> tuple[dict[str, list[float]], float]:
+        cut = bench.job.model.backbone().cut
+        network = image_decoder(cut, strangers.channels, bench.seed, 32, len(CONTRASTS))
+        learn(strangers, steps * times, network)
+        found = rebuilt(federation, network, strangers.scales, victims)
         mean = statistics.fmean(statistics.fmean(values) for values in found.values())
-        told(f"attack of {steps} steps: SSIM {mean:.3f}")
-        gain = mean - max((one["ssim"] for one in history), default=0.0)
-        history.append({"steps": steps, "ssim": mean})
-        best = found if gain > 0 else best
-        if len(history) > 1 and gain < GAIN:
-            break
-        steps *= 2
-    return {"ssim": {c: statistics.fmean(v) for c, v in best.items()}, "patients": best, "budgets": history}
+        told(f"attack of {steps * times} steps: SSIM {mean:.3f}")
+        return found, mean
+
+    best, _, curve, stopped = doubled(attempt, Budget(most // steps))
+    return {
+        "ssim": {c: statistics.fmean(v) for c, v in best.items()},
+        "patients": best,
+        "budgets": [{"steps": steps * times, "ssim": mean} for times, mean in curve],
+        "stopped": stopped,
+    }
 
 
 def floor(federation: Federation) -> dict[str, float]:

@@ -6,7 +6,7 @@ and every part of it is an argument, so that each figure can say under which ass
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from math import prod
 from typing import Any, ClassVar, Literal
@@ -28,6 +28,7 @@ EVERYTHING = frozenset(
         "shadow",
         "shadow_masks",
         "labels",
+        "shadow_patients",
         "own_images",
         "decoder",
         "architecture",
@@ -81,6 +82,8 @@ class View:
     defences: tuple[str, ...] = ()
     """What the site said it applies to its activations (with "image/" before defences of the image)."""
     gradient_defences: tuple[str, ...] = ()
+    traffic: Callable[[], Sequence[Shot]] = tuple
+    """Reads what the site sent of other samples under nearly the same weights, release by release: to learn from."""
     fusion: str = ""
     """How the decoder joins the sites, where it is known."""
     reads: str = ""
@@ -143,6 +146,8 @@ class Knowledge:
     """Their masks: uint8 [N, regions, *spatial]."""
     labels: np.ndarray | None = None
     """Masks of the targets, which a coordinator may hold: uint8 [N, regions, *spatial]."""
+    shadow_patients: tuple[str, ...] = ()
+    """Who each of their samples is of; empty: not known."""
     own_images: np.ndarray | None = None
     """A site's own images of the targets: float32 [N, channels, *spatial], unaugmented."""
     decoder: Decoder | None = None
@@ -288,6 +293,8 @@ class Attack:
     """Its settings that are effort and are doubled together; empty: more effort would change nothing."""
     published: ClassVar[str] = ""
     """The effort of the paper or its code."""
+    reads_traffic: ClassVar[bool] = False
+    """Whether it learns from what was sent of other samples: the more is recorded, the better."""
     has_naive_form: ClassVar[bool] = True
     """Whether it can also ignore the defences."""
 

@@ -105,9 +105,10 @@ def spent(
 
 
 def _efforts(attack: Attack) -> dict[str, int]:
-    """Its budget's settings; who is given steps does not count epochs."""
+    """Its budget's settings; where all its steps are given, its epochs say nothing."""
     found = {name: getattr(attack, name) for name in attack.budget}
     held = {name: value for name, value in found.items() if value is not None}
-    if "steps" in held:
+    steps = [value for name, value in found.items() if name.endswith("steps")]
+    if steps and None not in steps:
         held.pop("epochs", None)
     return held

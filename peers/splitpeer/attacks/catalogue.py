@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import importlib
 import math
+from collections.abc import Iterable
 from dataclasses import fields
-from typing import Any, Protocol, get_args, get_type_hints
+from types import NoneType, UnionType
+from typing import Any, Protocol, get_args, get_origin, get_type_hints
 
 from splitpeer.attacks.base import Attack, Goal
 from splitpeer.attacks.not_applicable import NOT_APPLICABLE
@@ -79,6 +81,12 @@ def attack_class(name: str) -> type[Attack]:
     return found
 
 
+def reads_traffic(names: Iterable[str]) -> bool:
+    """Whether any of these attacks, as written ("sdar:epochs=40"), learns from all traffic that was recorded."""
+    found = (name.partition(":")[0] for name in names)
+    return any(attack_class(name).reads_traffic for name in found if name in CATALOGUE)
+
+
 def make_attack(name: str, **settings: Any) -> Attack:
     """An attack with settings: the fields of its class.
 
@@ -106,11 +114,12 @@ def _read(name: str, key: str, value: Any, hint: Any) -> Any:
     if hint is str:
         return value.replace("+", ",")
     # `int | None` is read as an int: leave a setting out to have its default.
-    wanted = next((part for part in get_args(hint) if part is not type(None)), hint)
+    parts = get_args(hint) if get_origin(hint) is UnionType else (hint,)
+    wanted = next(part for part in parts if part is not NoneType)
     several = wanted not in (int, float)
     try:
         if not isinstance(value, str):
-            made = value
+            made = (value,) if several and isinstance(value, int) else value
         elif several:
             made = tuple(int(part) for part in value.split("+"))
         else:

@@ -99,7 +99,7 @@ def colluding_view(view: View, known: Seat, images: np.ndarray) -> View:
     seat = Seat(f"{view.seat.name} with {known.name}", (*view.seat.modalities, *known.modalities))
     with_site = f"with {' and '.join(known.modalities)} {IN_CLEAR}"
     return replace(
-        view, seat=seat, targets=tuple(targets), reads=", ".join(filter(None, (view.reads, with_site))),
+        view, seat=seat, targets=tuple(targets), traffic=tuple, reads=", ".join(filter(None, (view.reads, with_site))),
         clear=(*view.clear, *known.modalities),
     )  # fmt: skip
 

@@ -93,7 +93,9 @@ def joint_view(views: Sequence[View], terms: Fusion | None = None) -> View:
     site = "+".join(dict.fromkeys(view.site for view in views))
     reads, parts = ("the sum over sites", 1) if terms else ("all sites", len(views))
     seat = Seat(NAME, modalities)
-    return replace(first, site=site, seat=seat, targets=tuple(targets), reads=reads, parts=parts)
+    return replace(
+        first, site=site, seat=seat, targets=tuple(targets), traffic=tuple, reads=reads, parts=parts
+    )
 
 
 def joint_knowledge(

@@ -62,7 +62,7 @@ def neighbour_view(view: View, released: Sequence[Target], reach: int = 1) -> Vi
     count = len(offsets(reach))
     reads = " and ".join(filter(None, (view.reads, "neighbouring slices")))
     return replace(
-        view, seat=_named(view.seat, reach), targets=tuple(target for target, _ in found), reads=reads,
+        view, seat=_named(view.seat, reach), targets=tuple(target for target, _ in found), traffic=tuple, reads=reads,
         parts=view.parts * count,
     )  # fmt: skip
 

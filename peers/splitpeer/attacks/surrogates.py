@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from splitpeer.attacks.base import Knowledge, View
+from splitpeer.attacks.learning import held_out, rounds, spread, steps_of
 from splitpeer.attacks.simulated_defences import SimulatedDefences
 from splitpeer.defences.base import Tensors
 from splitpeer.defences.network import Defended, build_network
@@ -71,13 +72,22 @@ class Surrogates:
         knowledge: shadow images of all seats with masks, the decoder; `adaptive`: defences are simulated.
         name: of the attack, for errors.
         batch: samples of a training batch.
+        turned: whether what else was sent is turned and flipped, as the view's samples may be.
 
     Raises:
         AttackImpossible: what is granted does not fit the view.
     """
 
     def __init__(
-        self, view: View, knowledge: Knowledge, name: str, *, batch: int, seed: int, device: str
+        self,
+        view: View,
+        knowledge: Knowledge,
+        name: str,
+        *,
+        batch: int,
+        seed: int,
+        device: str,
+        turned: bool = False,
     ) -> None:
         self.view, self.batch, self.device = view, batch, device
         self.images = shadow_images(view, knowledge, name, device)
@@ -116,18 +126,29 @@ class Surrogates:
                 for seat in view.seats
             }
         ).to(device)  # fmt: skip
-        self._turning = any(shot.seed is not None for target in view.targets for shot in target.shots)
+        held = held_out(knowledge.shadow_patients, len(masks))
+        self._learned, self._judged = np.flatnonzero(~held), spread(held)
+        self._turning = turned or any(
+            shot.seed is not None for target in view.targets for shot in target.shots
+        )
         self._random = np.random.default_rng(seed)
 
     def batches(self, count: int) -> Iterator[tuple[int, np.ndarray]]:
         """(step from 0, indices of the shadow patients' samples), in shuffled rounds."""
-        order: list[int] = []
-        total = len(self.masks)
+        following = rounds(len(self._learned), self.batch, self._random)
         for step in range(count):
-            while len(order) < self.batch:
-                order += self._random.permutation(total).tolist()
-            yield step, np.array(order[: self.batch])
-            del order[: self.batch]
+            yield step, self._learned[following()]
+
+    def steps(self, epochs: int, steps: int | None) -> int:
+        """How many batches so many epochs are, if `steps` are not given."""
+        return steps_of(epochs, len(self._learned), self.batch, steps)
+
+    def judged(self, views: int = 1) -> SurrogateBatch:
+        """The batch of patients held out, upright."""
+        turning, self._turning = self._turning, False
+        batch = self.draw(self._judged, 0, views)
+        self._turning = turning
+        return batch
 
     def _pose(self, *arrays: Tensor) -> tuple[Tensor, ...]:
         """The same flips and quarter turns for all, where the view's samples were augmented."""

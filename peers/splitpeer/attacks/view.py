@@ -8,11 +8,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Any, Literal, Protocol
 
 import numpy as np
 
 from splitpeer.attacks.base import Shot, Target, View
+from splitpeer.attacks.evidence import weights_of
 from splitpeer.errors import AttackImpossible
 from splitpeer.models.registry import backbone_of
 from splitproto.messages import Activations, Forward, Gradients, Inventory, Message, Sample, Seat
@@ -59,6 +62,8 @@ class MessageSource(Protocol):
         ...
 
 
+MOST_TRAFFIC = 2**30
+"""Octets of other samples' tensors that are read to learn from, at most."""
 Choose = Callable[[Sequence[Sample]], Sequence[Sample]]
 
 
@@ -140,10 +145,11 @@ def coordinator_view(
     places = {place: forward for place, forward in places.items() if place in answered}
     targets = taken.targets(_of(places, mode, step, every=every_step, weights=weights), choose, limit)
     job_seats = tuple(seats[name] for name in sorted(seats))
-    return _view(
+    view = _view(
         capture, "coordinator", party.site, seats[seat], job_seats, targets,
         defences=tuple(party.defences), gradient_defences=tuple(header.defences),
     )  # fmt: skip
+    return replace(view, traffic=partial(_traffic, taken, places, view))
 
 
 def site_view(
@@ -200,6 +206,32 @@ def site_view(
 
 
 # --- inside --------------------------------------------------------------------------------------------------
+
+
+def _traffic(taken: _Taken, places: Mapping[Ordered, Forward], view: View) -> tuple[Shot, ...]:
+    """What was sent of all other samples by an encoder that had learned half to twice as long, the nearest first.
+
+    What an encoder sent in its first steps is of another kind.
+    """
+    attacked = {target.sample for target in view.targets}
+    shots = [shot for target in view.targets for shot in target.shots]
+    if not shots:
+        return ()
+    now = max(map(weights_of, shots))
+    steps = {place: place[1] - (place[0] == "train") for place in places}
+    near = sorted(
+        (place for place, step in steps.items() if now // 2 <= step <= 2 * now),
+        key=lambda place: (abs(steps[place] - now), place[0], place[2]),
+    )
+    room = MOST_TRAFFIC // max(sum(array.nbytes for array in shots[0].activations.values()), 1)
+    chosen = {}
+    for place in near:
+        room -= sum(sample not in attacked for sample in places[place].samples)
+        if room < 0:
+            break
+        chosen[place] = places[place]
+    others = taken.targets(chosen, lambda found: [one for one in found if one not in attacked], None)
+    return tuple(shot for target in others for shot in target.shots)
 
 
 def _ordered(head: Forward | Activations) -> Ordered:

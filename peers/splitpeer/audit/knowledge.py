@@ -81,7 +81,9 @@ def with_shadow(knowledge: Knowledge, view: View, samples: Samples) -> Knowledge
     """Grant similar images of other patients, for each seat of which all channels are there; and their masks."""
     stacked = {seat.name: samples.at(seat) for seat in (view.seat, *view.seats)}
     images = {name: found for name, found in stacked.items() if found is not None}
-    return replace(knowledge, shadow=images, shadow_masks=samples.masks)
+    return replace(
+        knowledge, shadow=images, shadow_masks=samples.masks, shadow_patients=tuple(samples.patients)
+    )
 
 
 def _parameters(tensors: Mapping[str, Tensor], view: View | None = None) -> dict[str, Tensor]:

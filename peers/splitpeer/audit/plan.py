@@ -43,6 +43,8 @@ class SweepHead(Section):
     """How the effort of attacks grows: doubled while that gains .01, or at most so many times what is written."""
     site_capture_mib: Annotated[int, Field(ge=0)] = 2048
     """Of the training steps that the attacking site records, the last ones; 0: the first and last two alone."""
+    traffic_steps: Annotated[int, Field(ge=2)] = 100
+    """Training steps, the last ones, that are recorded where an attack learns from all traffic (sdar, fora)."""
     views: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (1, 100)
     """How often the coordinator sees each sample; attacks are run for each number, where fresh noise differs."""
     poses: Annotated[int, Field(ge=0)] = 8

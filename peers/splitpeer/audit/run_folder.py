@@ -24,7 +24,8 @@ FLOOR = "mean image of other patients"
 
 MALICIOUS = (
     "A coordinator that breaks the protocol and sends crafted gradients (FSHA): recorded honest traffic cannot "
-    "contain it; it is simulated separately.",
+    "contain it; it is simulated separately, in 150 steps where the paper takes 10,000 to 100,000, and so is what a "
+    "site could notice of it.",
 )
 OTHERS = (
     "Attribute inference, such as sex, age or scanner.",

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from splitpeer.attacks.base import Progress, silent
+from splitpeer.attacks.catalogue import reads_traffic
 from splitpeer.attacks.image.kept_noise import applies
 from splitpeer.audit.cohort import Samples, cut, most_tumour, shadow
 from splitpeer.audit.experiment import (
@@ -30,6 +31,8 @@ from splitproto.messages import Seat
 
 SITE_MIB = 1024
 """Of the steps that the site records of its own rehearsal."""
+TRAFFIC_STEPS = 100
+"""Of the end of a rehearsal, recorded where an attack learns from all that was sent."""
 ONE_RELEASE = ("gradient-norm",)
 ALL_RELEASES = ("gradient-norm", "gradient-field", "gradient-projector")
 """What a site reads off one release of each sample, and off all of them."""
@@ -80,7 +83,7 @@ class SiteAudit(Invited):
             asked = tuple(dict.fromkeys(sample for of in targets.values() for sample in of.samples))
             recording = Recording(
                 first=2,
-                last=2,
+                last=TRAFFIC_STEPS if reads_traffic(attacks) else 2,
                 site_mib=SITE_MIB,
                 targets=asked,
                 views=self.views,

@@ -22,6 +22,7 @@ import numpy as np
 import torch
 
 from splitpeer.attacks.budget import Budget
+from splitpeer.attacks.catalogue import reads_traffic
 from splitpeer.attacks.image.kept_noise import applies
 from splitpeer.attacks.view import coordinator_view
 from splitpeer.audit.breadth import attack_every_seat, attack_together, once, people, tell_members
@@ -218,8 +219,9 @@ def play(task: SweepTask) -> dict[str, Any]:
     rehearsal = Rehearsal(job, scene.cohort, protection, task.folder, seed=task.seed, device=task.device)
     defended = bool(protection.defences or protection.image)
     further = slices_around(scene.cohort, scene.targets.samples) if head.neighbours else ()
+    learning = reads_traffic((*(one.attacks or (*head.attacks, *head.many)), *head.joint))
     recording = Recording(
-        first=_RECORDED_STEPS, last=_RECORDED_STEPS, site_mib=head.site_capture_mib,
+        first=_RECORDED_STEPS, last=head.traffic_steps if learning else _RECORDED_STEPS, site_mib=head.site_capture_mib,
         targets=scene.targets.samples, views=max(head.views), seats=(head.seat,), also_after=one.also_after,
         poses=head.poses if defended and not one.attacks else 0,
         further=tuple(dict.fromkeys((*further, *(people(rehearsal, head) if head.members else ())))),

@@ -46,9 +46,9 @@ PATIENTS = 4
 """Patients held out whose evaluation the coordinator records and that are attacked."""
 STRANGERS = 24
 """Phantom patients of another seed: the adversary's own similar images."""
-QUICK = ("inverse:steps=40",)
+QUICK = ("inverse:steps=40,width=16",)
 """On every contrast; the one that shows most is then attacked by `ATTACKS`."""
-ATTACKS = ("pca", "whitebox:iterations=150", "inverse:steps=120")
+ATTACKS = ("pca", "whitebox:iterations=150", "inverse:steps=120,width=16")
 SITE_ATTACKS = ("gradient-norm",)
 SHADOW = 400
 """Images that the adversary draws from its strangers."""

@@ -70,7 +70,7 @@ def scene(defence: str, network=None):
 
 def test_an_image_in_clear_adds_to_what_noise_leaves() -> None:
     view, knowledge, truth, alike = scene("gaussian:8")
-    small = InverseAttack(steps=30, width=8)
+    small = InverseAttack(steps=30, width=(8,))
     alone = likeness(run(small, view, knowledge).images, truth)
     both = colluding_view(view, T2, alike["truth"])
     granted = colluding_knowledge(view, knowledge, T2, alike["shadow"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,14 +17,14 @@ from splitpeer.errors import AttackImpossible
 from .image_attacks import encoder, heads, likeness, look
 
 IMAGES, SHADOW = heads(2, 1), {"t1": heads(60, 2)}
-SMALL = {"steps": 40, "batch": 8, "width": 8}
+SMALL: Any = {"steps": 40, "batch": 8, "width": (8,)}
 
 
 def test_it_recovers_the_image_from_queries_alone() -> None:
     granted = Knowledge(model=encoder(), queries=True, shadow=SHADOW)
     result = run(InverseAttack(**SMALL), look(IMAGES, encoder()), granted)
     assert result.images.shape == IMAGES.shape and likeness(result.images, IMAGES) > 0.8
-    assert "held-out" in result.notes[0] and result.settings["steps"] == 40
+    assert "held out" in result.notes[0] and result.settings["steps"] == 40
 
 
 def test_trained_on_defended_tensors_it_beats_one_that_was_not() -> None:
@@ -34,6 +35,20 @@ def test_trained_on_defended_tensors_it_beats_one_that_was_not() -> None:
         for a in (True, False)
     )  # fmt: skip
     assert aware > naive
+
+
+def test_patients_are_held_out_and_the_better_of_two_sizes_is_kept() -> None:
+    view, patients = look(IMAGES, encoder()), tuple(f"p{n // 6}" for n in range(60))
+    granted = Knowledge(model=encoder(), shadow=SHADOW, shadow_patients=patients)
+    result = run(InverseAttack(epochs=2, width=(4, 16)), view, granted)
+    assert "network of width 16 after" in result.notes[0] and result.merit is not None and result.merit > 0
+    assert result.spent is not None and result.spent.effort == "epochs 2"
+    # What the patients who are held out look like teaches it nothing.
+    spoiled = {"t1": SHADOW["t1"].copy()}
+    spoiled["t1"][54:] = 0
+    small = InverseAttack(epochs=1, width=(4,))
+    first, again = (run(small, view, replace(granted, shadow=held)).images for held in (SHADOW, spoiled))
+    assert np.array_equal(first, again)
 
 
 def test_refining_improves_it_and_needs_weights() -> None:
@@ -55,16 +70,21 @@ def test_augmented_releases_come_back_upright() -> None:
 def test_noise_on_the_image_and_volumes() -> None:
     view = look(IMAGES, encoder(), defences=["image/voxel-noise:0.5"])
     granted = Knowledge(model=encoder(), shadow=SHADOW)
-    assert run(Refined(steps=2), view, granted).images.shape == IMAGES.shape
+    assert run(Refined(steps=2, width=(8,)), view, granted).images.shape == IMAGES.shape
     network, volumes = encoder(dimensions=3), heads(1, 3, (32, 32, 16))
     granted = Knowledge(model=network, shadow={"t1": heads(4, 4, (32, 32, 16))})
-    assert run(InverseAttack(steps=2, batch=2), look(volumes, network), granted).images.shape == volumes.shape
+    assert (
+        run(InverseAttack(steps=2, batch=2, width=(4,)), look(volumes, network), granted).images.shape
+        == volumes.shape
+    )
 
 
 def test_the_same_seed_gives_the_same_bits() -> None:
     view = look(IMAGES, encoder(), defences=["gaussian:1"])
     granted = Knowledge(model=encoder(), shadow=SHADOW)
-    first, again, other = (run(InverseAttack(steps=3, seed=s), view, granted).images for s in (0, 0, 1))
+    first, again, other = (
+        run(InverseAttack(steps=3, seed=s, width=(4,)), view, granted).images for s in (0, 0, 1)
+    )
     assert np.array_equal(first, again) and not np.array_equal(first, other)
 
 

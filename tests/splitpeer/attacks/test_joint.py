@@ -49,7 +49,7 @@ def scene(defence: str):
 
 def test_one_network_reads_what_all_sites_sent() -> None:
     views, known = scene("gaussian:4")
-    small = InverseAttack(steps=60, width=8)
+    small = InverseAttack(steps=60, width=(8,))
     together = run(small, joint_view(views), joint_knowledge(views, known))
     assert together.images.shape == (2, 2, 32, 32)
     assert min(likeness(together.images[:, n : n + 1], TRUTH[n]) for n in range(2)) > 0.65

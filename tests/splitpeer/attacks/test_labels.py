@@ -213,7 +213,7 @@ def test_a_network_trained_on_played_jobs_reads_what_max_norm_leaves() -> None:
         shadow={"t1": np.concatenate([images["t1"] for images, _ in others])},
         shadow_masks=np.concatenate([masks for _, masks in others]),
     )
-    attack = GradientNetwork(batches=14, steps=60)
+    attack = GradientNetwork(batches=14, steps=60, width=(8,))
     found = run(attack, view, knowledge)
     norm = auc(run(GradientNorm(), view, Knowledge()).images, truth)
     assert auc(found.images, truth) > max(0.8, norm + 0.05)

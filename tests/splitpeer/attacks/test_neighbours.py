@@ -44,7 +44,7 @@ def scene(defence: str):
 
 def test_neighbours_show_more_than_one_slice() -> None:
     view, released, knowledge = scene("gaussian:6")
-    small = InverseAttack(steps=30, width=8)
+    small = InverseAttack(steps=30, width=(8,))
     alone = likeness(run(small, view, knowledge).images, TRUTH[0])
     together = run(small, neighbour_view(view, released), neighbour_knowledge(view, knowledge, SHADOW))
     assert together.images.shape == (COUNT, 3, 32, 32)

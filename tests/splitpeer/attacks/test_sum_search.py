@@ -44,9 +44,9 @@ def scene():
 
 def test_the_search_finds_all_images_that_a_network_only_guesses() -> None:
     view, knowledge = scene()
-    network = InverseAttack(steps=10, width=4)
+    network = InverseAttack(steps=10, width=(4,))
     guess = run(network, view, knowledge).images
-    result = run(SumSearch(steps=10, width=4, iterations=40), view, knowledge)
+    result = run(SumSearch(steps=10, width=(4,), iterations=40), view, knowledge)
     for n in range(2):
         found = likeness(result.images[:, n : n + 1], TRUTH[n])
         assert found > 0.8 and found > likeness(guess[:, n : n + 1], TRUTH[n]) + 0.1

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from splitpeer.attacks.base import Attack, Knowledge, Shot, Target, View
+from splitpeer.attacks.catalogue import make_attack, reads_traffic
 from splitpeer.attacks.image.fora import FORA, mk_mmd
 from splitpeer.attacks.image.query_free import QueryFree
 from splitpeer.attacks.image.sdar import PCAT, SDAR
@@ -158,6 +159,40 @@ def test_known_defences_are_simulated(kind, defences) -> None:
         result = run(quick, view, replace(knowledge, adaptive=adaptive))
         assert result.images.shape == truth.shape and np.isfinite(result.images).all()
         assert result.adaptive == adaptive
+
+
+@pytest.mark.parametrize("kind", [SDAR, FORA])
+def test_critics_see_all_that_was_sent_and_the_rest_only_what_is_attacked(kind) -> None:
+    view, knowledge, truth = world()
+    attack = shortened(small(kind), ("steps", "inverse_steps"), 2)
+    others, _, _ = world(defences=("gaussian:0.1",))
+    more = [shot for target in others.targets for shot in target.shots]
+    alone = run(attack, view, knowledge)
+    # What is the same to the bit is one release.
+    twice = replace(view, targets=tuple(replace(t, shots=2 * t.shots) for t in view.targets))
+    assert alone.settings["releases"] == run(attack, twice, knowledge).settings["releases"] == len(truth)
+    busy = run(attack, replace(view, traffic=lambda: more), knowledge)
+    assert busy.settings["releases"] == 2 * len(truth) and busy.images.shape == truth.shape
+    turned = [replace(shot, seed=7) for shot in more]
+    assert run(attack, replace(view, traffic=lambda: turned), knowledge).settings["releases"] == 2 * len(
+        truth
+    )
+
+
+def test_every_learned_attack_has_twenty_epochs_unless_steps_are_given() -> None:
+    for name in (
+        "inverse",
+        "refined",
+        "sum-search",
+        "query-free",
+        "pcat",
+        "sdar",
+        "fora",
+        "gradient-network",
+    ):
+        settings = make_attack(name).settings()
+        assert settings["epochs"] >= 20 and settings["steps"] is None, name
+    assert reads_traffic(["pca", "sdar:steps=2"]) and not reads_traffic(["pca", "whitebox", "cafe"])
 
 
 @pytest.mark.parametrize("kind", ALL)

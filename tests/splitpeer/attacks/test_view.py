@@ -86,6 +86,27 @@ def test_gradients_belong_to_the_batch_that_was_answered_last(tmp_path: Path) ->
     assert graded_of == {1: [None], 2: [None, 0.5], 3: [0.6]}
 
 
+def test_the_traffic_of_other_samples_is_at_hand_where_the_encoder_was_nearly_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Step n trains the weights after n - 1: those of the evaluation had learned 8 steps."""
+    asked = order(8, samples(1, 2), mode="evaluate")
+    batches = {n: order(n, samples(1, n)) for n in (3, 5, 9, 18)}
+    said: list[Said] = []
+    for number, batch in (*batches.items(), (8, asked)):
+        said += [("north", "out", batch), ("north", "in", answer(batch, float(number)))]
+    capture = tape(tmp_path / "hub.cap", coordinators(NORTH), said)
+    view = coordinator_view(capture, "t1", choose=lambda of: of[:1])
+    assert [target.sample.key[0] for target in view.targets] == [1]
+    sent = sorted(round(float(shot.activations["x0"].flat[0]), 3) for shot in view.traffic())
+    # Of all samples but the one under attack, from 4 to 16 learned steps: not of the third step nor the eighteenth.
+    assert sent == [5.1, 8.1, 9.1]
+    octets = sum(array.nbytes for array in view.targets[0].shots[0].activations.values())
+    monkeypatch.setattr("splitpeer.attacks.view.MOST_TRAFFIC", 2 * octets)
+    few = coordinator_view(capture, "t1", choose=lambda of: of[:1]).traffic()
+    assert sorted(round(float(shot.activations["x0"].flat[0]), 3) for shot in few) == [8.1, 9.1]
+
+
 # --- seats -------------------------------------------------------------------------------------------------------
 
 T1 = Seat("t1", ("t1",))

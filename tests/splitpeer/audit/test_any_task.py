@@ -167,7 +167,7 @@ seat = "t1"
 attacks = ["pca"]
 label_attacks = ["gradient-norm"]
 every = []
-learned_label_attacks = ["gradient-network:batches=2,steps=2"]
+learned_label_attacks = ["gradient-network:batches=2,steps=2,width=4"]
 budget = 1
 views = [1]
 targets = 2

@@ -5,15 +5,17 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim import Adam
 
 from splitpeer.attacks.base import Attack, Knowledge, Progress, Recovered, View
-from splitpeer.attacks.image.sdar import all_evidence, revealed, some
+from splitpeer.attacks.image.sdar import all_evidence, releases, revealed, some
+from splitpeer.attacks.learning import held_out, spread, steps_of, train, turned
 from splitpeer.attacks.networks import critic, image_decoder
 from splitpeer.attacks.simulated_defences import SimulatedDefences
 from splitpeer.attacks.surrogates import known_defences, release_of, shadow_images
@@ -37,8 +39,8 @@ class FORA(Attack):
     of the real network, only that the public images are alike.
 
     Published: 40,000 iterations of 64 images, Adam 1e-4 (critic 3e-4), penalty 1000, weight of MK-MMD 0.8, 5,000
-    images. Here: as many steps as fit a minute or so of a core at rates ten times larger; the distances are
-    taken level by level and averaged; the site's samples are those under attack.
+    images. Here: rates ten times larger; the distances are taken level by level and averaged; the site's samples are
+    all that the capture holds. Public patients are held out: the decoder that did best on them is kept.
     """
 
     name = "fora"
@@ -48,13 +50,17 @@ class FORA(Attack):
     role = "coordinator"
     needs = ("shadow",)
     uses = frozenset({"shadow", "adaptive"})
+    reads_traffic = True
+    budget: ClassVar[tuple[str, ...]] = ("epochs", "steps", "inverse_steps")
     published = "40000 iterations of 64 at 1e-4"
     plain = "The coordinator builds a network whose output looks like the hospital's, and learns to turn that back."
 
-    steps: int = 100
-    """Learning rate of substitute and critic."""
-    inverse_steps: int = 150
-    """Learning rate of the decoder, trained afterwards."""
+    epochs: int = 20
+    """How often each public image is shown, to the substitute and to the decoder."""
+    steps: int | None = None
+    """Batches for substitute and critic, instead."""
+    inverse_steps: int | None = None
+    """Batches for the decoder, which is trained afterwards, instead."""
     batch: int = 12
     """Images of a step."""
     rate: float = 1e-3
@@ -68,29 +74,32 @@ class FORA(Attack):
 
     def recover(self, view: View, knowledge: Knowledge, progress: Progress) -> Recovered:
         """Images in the site's intensities, as far as the public ones are alike."""
-        groups = all_evidence(view, knowledge, self.device)
-        public = shadow_images(view, knowledge, self.name, self.device)[view.seat.name]
-        real = {
-            name: torch.cat([g.levels[name].mean[g.views > 0] for g in groups]) for name in groups[0].levels
-        }
+        groups, traffic = all_evidence(view, knowledge, self.device), view.traffic()
+        images = shadow_images(view, knowledge, self.name, self.device)[view.seat.name]
+        real = releases(view, traffic, list(groups[0].levels), self.device)
         imitation = _Imitation(view, knowledge, real, self.seed, self.device)
-        inputs = imitation.defended(public)
+        shots = (*traffic, *(shot for target in view.targets for shot in target.shots))
+        public = _Public(
+            images, imitation.defended(images), held_out(knowledge.shadow_patients, len(images)),
+            any(shot.seed is not None for shot in shots), self.seed,
+        )  # fmt: skip
         source = torch.Generator().manual_seed(self.seed)
-        distances = self._imitate(view, imitation, inputs, real, source, progress)
+        distances = self._imitate(view, imitation, public, real, source, progress)
         channels = {name: values.shape[1] for name, values in real.items()}
         decoder = image_decoder(
             view.backbone.cut, channels, site_seed(self.seed, "decoder"), images=len(view.seat.modalities)
         ).to(self.device)
-        errors = self._invert(decoder, imitation, inputs, public, source, progress)
+        errors = self._invert(decoder, imitation, public, source, progress)
         history = {"mmd": distances, "image": errors}
         return Recovered(
             revealed(decoder, groups),
             int(torch.stack([g.views for g in groups]).sum(0).max()),
+            settings={"releases": len(next(iter(real.values())))},
             history=history,
         )
 
     def _imitate(
-        self, view: View, imitation: _Imitation, inputs: Tensor, real: dict[str, Tensor], source: torch.Generator,
+        self, view: View, imitation: _Imitation, public: _Public, real: dict[str, Tensor], source: torch.Generator,
         progress: Progress,
     ) -> tuple[float, ...]:  # fmt: skip
         """Train the substitute and the critic in turns; returns the distance of each step."""
@@ -99,9 +108,10 @@ class FORA(Attack):
         own_steps = Adam(imitation.substitute.parameters(), self.rate)
         judge_steps = Adam(judge.parameters(), self.critic_rate)
         distances = []
-        for step in range(self.steps):
-            picked = torch.randint(len(inputs), (self.batch,), generator=source)
-            sent = imitation(inputs[picked], picked.tolist(), step)
+        steps = steps_of(self.epochs, public.count, self.batch, self.steps)
+        for step in range(steps):
+            rows, _, inputs = public.some(self.batch, source)
+            sent = imitation(inputs, rows, step)
             truth = some(real, self.batch, step)
             distance = torch.stack([mk_mmd(truth[name], sent[name]) for name in real]).mean()
             loss = self.mmd * distance + (1 - self.mmd) * judge(sent).mean()
@@ -115,27 +125,69 @@ class FORA(Attack):
             loss.backward()
             judge_steps.step()
             distances.append(distance.item())
-            progress(f"{self.title}: substitute", step + 1, self.steps)
+            progress(f"{self.title}: substitute", step + 1, steps)
         return tuple(distances)
 
     def _invert(
-        self, decoder: nn.Module, imitation: _Imitation, inputs: Tensor, public: Tensor, source: torch.Generator,
+        self,
+        decoder: nn.Module,
+        imitation: _Imitation,
+        public: _Public,
+        source: torch.Generator,
         progress: Progress,
-    ) -> tuple[float, ...]:  # fmt: skip
-        """Train the decoder on what the substitute sends of `public`; returns the error of each step."""
-        inverse_steps = Adam(decoder.parameters(), self.inverse_rate)
-        errors = []
-        for step in range(self.inverse_steps):
-            picked = torch.randint(len(public), (self.batch,), generator=source)
+    ) -> tuple[float, ...]:
+        """Train the decoder on what the substitute sends of the public images; returns the error of each step."""
+        errors: list[float] = []
+
+        def error(rows: list[int], images: Tensor, inputs: Tensor, number: int) -> Tensor:
             with torch.no_grad():
-                sent = imitation(inputs[picked], picked.tolist(), self.steps + step)
-            loss = functional.mse_loss(decoder(sent), public[picked])
-            inverse_steps.zero_grad()
-            loss.backward()
-            inverse_steps.step()
-            errors.append(loss.item())
-            progress(f"{self.title}: inverse", step + 1, self.inverse_steps)
+                sent = imitation(inputs, rows, number)
+            return functional.mse_loss(decoder(sent), images)
+
+        def loss(step: int) -> Tensor:
+            now = error(*public.some(self.batch, source), 2**20 + step)
+            errors.append(now.item())
+            return now
+
+        train(
+            decoder, loss, lambda: error(*public.judged(), 0).item(),
+            steps_of(self.epochs, public.count, self.batch, self.inverse_steps), rate=self.inverse_rate,
+            progress=progress, what=f"{self.title}: inverse",
+        )  # fmt: skip
         return tuple(errors)
+
+
+class _Public:
+    """Public images, and what they are under the site's defences of images.
+
+    Args:
+        images: float32 [N, C, *window]. inputs: the same, defended.
+        held: bool [N], kept for judging.
+        turned: flip and turn what is drawn, as augmentation does.
+    """
+
+    def __init__(self, images: Tensor, inputs: Tensor, held: np.ndarray, turned: bool, seed: int) -> None:
+        self._images, self._inputs, self._turned = images, inputs, turned
+        self._learned, self._judged = np.flatnonzero(~held), spread(held)
+        self._random = np.random.default_rng(seed)
+
+    @property
+    def count(self) -> int:
+        """To learn from."""
+        return len(self._learned)
+
+    def some(self, count: int, source: torch.Generator) -> tuple[list[int], Tensor, Tensor]:
+        """Rows, images and inputs drawn at random."""
+        picked = self._learned[torch.randint(self.count, (count,), generator=source).numpy()]
+        images, inputs = self._images[picked], self._inputs[picked]
+        if self._turned:
+            both = turned(torch.cat([images, inputs], 1).cpu().numpy(), self._random, mirrored=False)
+            images, inputs = torch.from_numpy(both).to(images).split(images.shape[1], 1)
+        return picked.tolist(), images, inputs
+
+    def judged(self) -> tuple[list[int], Tensor, Tensor]:
+        """Those that are held out."""
+        return self._judged.tolist(), self._images[self._judged], self._inputs[self._judged]
 
 
 class Substitute(nn.Module):

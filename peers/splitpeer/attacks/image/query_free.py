@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import ClassVar
 
 import torch
 from torch.optim import Adam
 
 from splitpeer.attacks.base import Attack, Knowledge, Progress, Recovered, View
 from splitpeer.attacks.image.whitebox import WhiteBox
+from splitpeer.attacks.learning import Best
 from splitpeer.attacks.surrogates import Surrogates
 
 
@@ -18,8 +21,8 @@ class QueryFree(Attack):
     whose surrogate activations are those that were seen.
 
     Published: cross-entropy until the surrogate fits, then 500 iterations of Adam at 0.1 with total variation 2.
-    Here: `steps` batches of the segmentation's loss, then `WhiteBox` as it is (its schedules and its weight of
-    total variation, in units of the likelihood).
+    Here: `epochs` of the segmentation's loss, the best surrogates kept by patients held out, then `WhiteBox` as it
+    is (its schedules and its weight of total variation, in units of the likelihood).
     """
 
     name = "query-free"
@@ -29,16 +32,19 @@ class QueryFree(Attack):
     role = "coordinator"
     needs = ("shadow of all", "shadow masks", "decoder")
     uses = frozenset({"shadow", "shadow_masks", "decoder", "architecture", "adaptive"})
+    budget: ClassVar[tuple[str, ...]] = ("epochs", "steps", "iterations")
     published = "500 iterations of Adam at 0.1, total variation 2"
     plain = "The coordinator imitates the hospital's network, and searches for images that the imitation would send so."
 
-    steps: int = 100
-    """Batches that train the surrogates."""
+    epochs: int = 20
+    """How often surrogates are shown each of the other patients' samples."""
+    steps: int | None = None
+    """Batches that train them, instead."""
     batch: int = 8
     """Samples of each."""
     rate: float = 1e-3
     """Learning rate of Adam."""
-    iterations: int = 25
+    iterations: int = 50
     """See `WhiteBox`."""
     tv: float = 3.0
     """See `WhiteBox`."""
@@ -48,18 +54,29 @@ class QueryFree(Attack):
         world = Surrogates(view, knowledge, self.name, batch=self.batch, seed=self.seed, device=self.device)
         optimiser = Adam(world.encoders.parameters(), self.rate)
         history: list[float] = []
-        for step, indices in world.batches(self.steps):
+        steps = world.steps(self.epochs, self.steps)
+        best = Best(world.encoders, partial(_unfit, world), steps)
+        for step, indices in world.batches(steps):
             drawn = world.draw(indices, step)
             loss = world.task_loss(drawn.sent, drawn.masks)
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
             history.append(loss.item())
-            progress(f"{self.title}: surrogates", step + 1, self.steps)
+            progress(f"{self.title}: surrogates", step + 1, steps)
+            if best.stop(step):
+                break
+        best.restore()
         search = WhiteBox(iterations=self.iterations, tv=self.tv, seed=self.seed, device=self.device)
         imitation = world.encoders[view.seat.name].eval()
         with torch.enable_grad():
             found = search.recover(
                 view, replace(knowledge, model=imitation, queries=False, weights_step=None), progress
             )
-        return replace(found, history={"loss": tuple(history)})
+        return replace(found, history={"loss": tuple(history)}, merit=None)
+
+
+def _unfit(world: Surrogates) -> float:
+    """The segmentation's loss with the surrogates, of patients held out."""
+    drawn = world.judged()
+    return world.task_loss(drawn.sent, drawn.masks).item()

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -21,6 +22,7 @@ from torch.nn import functional
 from splitpeer.attacks.base import Attack, Knowledge, Progress, Recovered, Shot, Target, View
 from splitpeer.attacks.label.field import agreement, pooled
 from splitpeer.attacks.label.gradients import blurred, by_step, levels_sent, upsampled
+from splitpeer.attacks.learning import held_out, rounds, spread, steps_of, train
 from splitpeer.attacks.surrogates import release_of, shadow_images
 from splitpeer.defences.stack import Stack, defend, make_stack
 from splitpeer.errors import AttackImpossible, ConfigError
@@ -31,7 +33,8 @@ from splitpeer.training.loss import region_loss
 from splitpeer.training.optimiser import make_optimiser, make_schedule
 from splitpeer.training.split_step import ClientHalf, CoordinatorHalf
 
-WIDTHS = (8, 8, 16, 32, 64, 8)
+GROWTH = (1, 1, 2, 4, 8, 1)
+"""Channels of the network's levels, and of its last, in units of the first."""
 FINEST = 3
 """Levels that are looked at, from the finest that was sent."""
 HARVESTED = 8
@@ -46,7 +49,8 @@ class GradientNetwork(Attack):
 
     Training pairs come from played jobs: as many steps as the view reaches into training, at most `job_steps`, the
     defence applied with keys of the adversary's own, as many releases as the view has of a sample. Nothing is assumed
-    of a defence but that it can be run, so that this is the adaptive adversary for all of them.
+    of a defence but that it can be run, so that this is the adaptive adversary for all of them. Pairs of patients held
+    out say when the network was best, and which of two sizes is better.
     """
 
     name = "gradient-network"
@@ -62,13 +66,23 @@ class GradientNetwork(Attack):
     uses = frozenset({"shadow", "shadow_masks", "own_images", "architecture", "adaptive"})
     evidence = "the gradients this site was sent"
 
+    budget: ClassVar[tuple[str, ...]] = ("batches", "steps")
+
     batches: int = 40
     """Batches of played jobs to learn from."""
     batch: int = 8
     job_steps: int = 30
     """Training steps of a played job, at most."""
-    steps: int = 200
-    """Training steps of the network."""
+    epochs: int = 20
+    """How often the network is shown each pair."""
+    steps: int | None = None
+    """Training steps of the network instead."""
+    width: tuple[int, ...] = (8, 16)
+    """Channels at full resolution, of each network that is tried."""
+
+    def __post_init__(self) -> None:
+        if not self.width or min(self.width) < 1:
+            raise ValueError(f"width must be 1 or more, not {'+'.join(map(str, self.width))}")
 
     def recover(self, view: View, knowledge: Knowledge, progress: Progress) -> Recovered:
         """Scores float32 [N, *spatial]: logits."""
@@ -78,19 +92,25 @@ class GradientNetwork(Attack):
         if len(masks) != len(images):
             raise AttackImpossible(f"{self.name}: {len(images)} images of other patients, {len(masks)} masks")
         releases = max(1, round(float(np.median([len(t.shots) for t in view.targets if t.shots]))))
-        played, truths = [], []
+        played, truths, of = [], [], []
         for done, (rows, shadow) in enumerate(self._jobs(view, knowledge, images, masks, releases), 1):
             own = images[rows] if knowledge.own_images is not None else None
             played.append(features(shadow, levels, own))
             truths.append(torch.from_numpy(masks[rows].max(axis=1, keepdims=True)))
+            of.append(rows)
             progress(f"{self.title}: jobs", done, self.batches)
-        network = self._train(torch.cat(played), torch.cat(truths), progress)
+        held = held_out(knowledge.shadow_patients, len(images))[np.concatenate(of)]
+        if held.all() or not held.any():  # few jobs were played
+            held = held_out((), len(held))
+        pairs = _Pairs(torch.cat(played), torch.cat(truths), held)
+        found_by = [self._train(pairs, width, progress) for width in self.width]
+        left, width, network = min(found_by, key=lambda one: one[0])
         with torch.inference_mode():
             shown = features(view, levels, knowledge.own_images).to(self.device)
             found = torch.cat([network(part) for part in shown.split(4 * self.batch)])[:, 0]
         return Recovered(
             found.float().cpu().numpy(), max(len(t.shots) for t in view.targets), (),
-            {"levels": list(levels), "releases": releases},
+            {"levels": list(levels), "releases": releases, "best_width": width}, merit=1 - left,
         )  # fmt: skip
 
     def _jobs(
@@ -112,27 +132,52 @@ class GradientNetwork(Attack):
                     yield rows, sent
             number += 1
 
-    def _train(self, inputs: Tensor, masks: Tensor, progress: Progress) -> nn.Module:
-        dimensions = inputs.ndim - 2
+    def _train(self, pairs: _Pairs, width: int, progress: Progress) -> tuple[float, int, nn.Module]:
+        """How confused it is by patients held out, the width, and the network with its best weights."""
+        dimensions = pairs.inputs.ndim - 2
+        widths = tuple(width * times for times in GROWTH)
         network: nn.Module = seeded(
             lambda: BasicUNet(
-                dimensions, inputs.shape[1], 1, WIDTHS, act=("LeakyReLU", {"negative_slope": 0.1})
+                dimensions, pairs.inputs.shape[1], 1, widths, act=("LeakyReLU", {"negative_slope": 0.1})
             ),
             self.seed,
         ).to(self.device)
-        optimiser = torch.optim.Adam(network.parameters(), RATE)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, RATE, total_steps=max(self.steps, 2))
+        learned = np.flatnonzero(~pairs.held)
+        steps = steps_of(self.epochs, len(learned), self.batch, self.steps)
         random = np.random.default_rng(self.seed)
-        for step in range(self.steps):
-            rows = torch.as_tensor(random.integers(len(inputs), size=self.batch))
+        following = rounds(len(learned), self.batch, random)
+        judged = [t[spread(pairs.held)].to(self.device) for t in (pairs.inputs, pairs.masks)]
+
+        def loss(step: int) -> Tensor:
+            rows = torch.as_tensor(learned[following()])
             flips = [2 + axis for axis in range(dimensions) if random.random() < 0.5]
-            x, y = (t[rows].flip(flips).to(self.device) for t in (inputs, masks))
-            optimiser.zero_grad(set_to_none=True)
-            region_loss(network(x), y).backward()
-            optimiser.step()
-            schedule.step()
-            progress(self.title, step + 1, self.steps)
-        return network.eval()
+            x, y = (t[rows].flip(flips).to(self.device) for t in (pairs.inputs, pairs.masks))
+            return region_loss(network(x), y)
+
+        best = train(
+            network, loss, lambda: _confused(network(judged[0]), judged[1]), steps, rate=RATE,
+            progress=progress, what=f"{self.title}, width {width}",
+        )  # fmt: skip
+        return best.error, width, network
+
+
+def _confused(logits: Tensor, masks: Tensor) -> float:
+    """Cross-entropy, the target counting as much as all that is not: a guess has .69. Overlaps of the few samples that
+    are held out jump too much to choose by."""
+    apart = [functional.softplus(sign * logits[masks == held]) for sign, held in ((-1, 1), (1, 0))]
+    return float(torch.stack([values.mean() for values in apart if len(values)]).mean())
+
+
+@dataclass(frozen=True)
+class _Pairs:
+    """What a network learns from."""
+
+    inputs: Tensor
+    """float32 [N, features, *window]."""
+    masks: Tensor
+    """float32 [N, 1, *window]."""
+    held: np.ndarray
+    """bool [N]: of patients held out."""
 
 
 class PlayedJob:
