@@ -77,14 +77,7 @@ class SDAR(Attack):
         averaged = {name: torch.cat([g.levels[name].mean[g.views > 0] for g in groups]) for name in real}
         # What the decoder is shown in the end: single releases say the same only where nothing is averaged.
         shown = real if views == 1 else averaged
-        channels = {name: values.shape[1] for name, values in real.items()}
-        width = len(view.seat.modalities)
-        decoder = image_decoder(
-            view.backbone.cut, channels, site_seed(self.seed, "decoder"), images=width
-        ).to(self.device)
-        judge_activations = critic(view.backbone.cut, channels, site_seed(self.seed, "D1")).to(self.device)
-        picture = image_cut(view.dimensions, width)
-        judge_images = critic(picture, picture.channels, site_seed(self.seed, "D2")).to(self.device)
+        decoder, judge_activations, judge_images = self._networks(view, real)
         encoder_steps = Adam(world.encoders.parameters(), self.encoder_rate)
         decoder_steps = Adam(decoder.parameters(), self.decoder_rate)
         judge_steps = Adam(judge_activations.parameters(), self.judge_rate)
@@ -102,9 +95,8 @@ class SDAR(Attack):
                 loss = task + self.activation_weight * _judged(judge_activations(imitated), real=True)
             _step(encoder_steps, loss)
             if self.activation_weight:
-                told = some(real, len(indices), step)
                 sent = {name: tensor.detach() for name, tensor in imitated.items()}
-                verdict = _judged(judge_activations(told), real=True)
+                verdict = _judged(judge_activations(some(real, len(indices), step)), real=True)
                 verdict = verdict + _judged(judge_activations(sent), real=False)
                 _step(judge_steps, verdict)
                 told_apart.append(verdict.item())
@@ -132,6 +124,18 @@ class SDAR(Attack):
             revealed(decoder, groups), int(_added(g.views for g in groups).max()),
             settings={"releases": len(next(iter(real.values())))}, history=history, merit=1 - best.error,
         )  # fmt: skip
+
+    def _networks(self, view: View, real: dict[str, Tensor]) -> tuple[nn.Module, nn.Module, nn.Module]:
+        """The decoder to images, and the judges of activations and of images."""
+        cut, width = view.backbone.cut, len(view.seat.modalities)
+        channels, picture = (
+            {name: values.shape[1] for name, values in real.items()},
+            image_cut(view.dimensions, width),
+        )
+        decoder = image_decoder(cut, channels, site_seed(self.seed, "decoder"), images=width)
+        of_activations = critic(cut, channels, site_seed(self.seed, "D1"))
+        of_images = critic(picture, picture.channels, site_seed(self.seed, "D2"))
+        return decoder.to(self.device), of_activations.to(self.device), of_images.to(self.device)
 
 
 @dataclass(frozen=True, kw_only=True)
