@@ -143,6 +143,7 @@ class SiteJob:
         """From weights of step 0: those of the run if it holds them; otherwise it writes fresh ones down.
 
         Raises:
+            PolicyRefused: nobody is left whom the run may show.
             DataError: they cannot be read or written.
         """
         held = self.checkpoints()
@@ -403,7 +404,12 @@ class SiteJob:
         return {seat.name: dict(gradients.tensors) for seat in self.seats}
 
     def _remember(self) -> None:
-        """What has left in this run, and whom others have shown. Raises DataError: it cannot be read."""
+        """What has left in this run, and whom others have shown.
+
+        Raises:
+            PolicyRefused: everybody.
+            DataError: it cannot be read.
+        """
         means, bounds, once = self._means, self._means.bounds, self._means.bounds.releases == "once"
         if not self.job.frozen and bounds.max_runs_per_patient is None:
             return
@@ -411,6 +417,7 @@ class SiteJob:
             self.run, self._terms, self.encoders.identities(), once, bounds.max_runs_per_patient
         )
         self._shown = shown_in(means.state, showing, bounds.max_record_mib)
+        self._shown.check_some([self._person_shown(key) for key in self.channels.keys()])  # noqa: SIM118 (not a dict)
         if self.job.frozen:
             answers = answers_of(self.folder, bounds.max_record_mib)
             rule = Rule(self.window, self._size, bounds.max_overlap) if once else None

@@ -59,19 +59,15 @@ class Shown:
 
     def check(self, people: Collection[str]) -> None:
         """Whether people may be shown in this run. Raises PolicyRefused."""
-        showing = self._showing
-        # SP-11.17-9: of a patient and not of a window, which another run may cut otherwise.
-        if showing.once and self._same_encoder.intersection(people):
-            raise PolicyRefused(
-                "the batch is of a patient whom this encoder has shown in another run (policy releases = once)"
-            )
-        # SP-11.17-11
-        most = showing.most_runs
-        if most is not None and any(len(self._others.get(person, ())) >= most for person in people):
-            raise PolicyRefused(
-                "the batch is of a patient who was shown in as many other runs as this site allows "
-                f"(policy max_runs_per_patient = {most}); each run is another view"
-            )
+        for person in people:
+            if why := self._barred(person):
+                raise PolicyRefused(f"the batch is of a patient {why}")
+
+    def check_some(self, people: Collection[str]) -> None:
+        """Whether anybody of these may be. Raises PolicyRefused: the run is declined instead of failing once begun."""
+        found = [self._barred(person) for person in people]
+        if found and all(found):
+            raise PolicyRefused(f"every patient of this site is one {found[0]}")
 
     def note(self, people: Collection[str]) -> None:
         """They were checked, and are about to be shown; durable when this returns. Raises DataError."""
@@ -85,6 +81,20 @@ class Shown:
                     people=new,
                 )
             self.here.update(new)
+
+    def _barred(self, person: str) -> str | None:
+        """Why a person may not be shown."""
+        # SP-11.17-9: of a patient and not of a window, which another run may cut otherwise.
+        if self._showing.once and person in self._same_encoder:
+            return "whom this encoder has shown in another run (policy releases = once)"
+        # SP-11.17-11
+        most = self._showing.most_runs
+        if most is not None and len(self._others.get(person, ())) >= most:
+            return (
+                "who was shown in as many other runs as this site allows "
+                f"(policy max_runs_per_patient = {most}); each run is another view"
+            )
+        return None
 
     def _take(self, said: Mapping[str, Any]) -> None:
         self.learn(

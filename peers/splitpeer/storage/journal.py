@@ -1,7 +1,7 @@
 """A journal: JSON lines of what was promised, each on the medium before its writer continues.
 
 The writer stops where a line cannot be kept (`lines.py` is the opposite: it never stops its writer). A last line torn
-by a crash is of something that did not happen yet, and is cut off; any other damage is refused.
+by a crash is of something that did not happen yet, and does not count; any other damage is refused.
 """
 
 from __future__ import annotations
@@ -64,12 +64,8 @@ class Journal:
                 if not isinstance(said, dict):
                     raise TypeError
                 take(said)
-            if self._size < len(octets):
-                os.truncate(path, self._size)
         except (ValueError, TypeError, LookupError):
             raise DataError(f"{path}: damaged, {self._lost}; restore the file from a backup") from None
-        except OSError as error:
-            raise durable.refusal(error, f"{path}:", "[peer] state") from None
 
     def add(self, **said: Any) -> None:
         """One line, which is on the medium once this returns.
@@ -97,7 +93,7 @@ class Journal:
             if there < size:
                 raise OSError(errno.EIO, "it was cut or removed while this process used it")
             if there > size:
-                # Of a line that could neither be written nor be taken back.
+                # A line that was torn by a crash, or could neither be written nor be taken back.
                 os.ftruncate(file, size)
             try:
                 left = memoryview(line)

@@ -268,6 +268,25 @@ def test_a_patient_is_shown_in_so_many_runs_whatever_the_encoder(frozen: Scene) 
     third.close()
 
 
+def test_a_run_that_nobody_is_left_for_is_declined(frozen: Scene) -> None:
+    """SP-11.17-9, SP-11.17-11: before the others have joined it."""
+    first = begin(frozen)
+    for number, patient in enumerate(PATIENTS):
+        answer(first, question(frozen, number, patient, [0]))
+    first.close()
+    with pytest.raises(
+        PolicyRefused, match="every patient of this site is one whom this encoder has shown"
+    ) as one:
+        begin(frozen, OTHER_RUN)
+    assert "\n" not in str(one.value)
+    begin(frozen).close()
+    frozen.client("t1", policy={"coordinators": ["hub"], "max_runs_per_patient": 1})
+    with pytest.raises(
+        PolicyRefused, match="every patient of this site is one who was shown in as many other"
+    ):
+        open_job(replace(offer_of(frozen), run=OTHER_RUN), frozen.config("site-t1"), h.Reporter())
+
+
 def test_runs_that_train_encoders_count_too(scene: Scene) -> None:
     """SP-11.17-11: each of their steps is a view."""
     scene.cast("t1", training={"steps": 20})
