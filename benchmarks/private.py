@@ -72,6 +72,8 @@ class Row:
     name: str
     strangers: int = 0
     """Whose masks the frozen encoders were pretrained on; 0: all halves are trained together."""
+    apart: bool = False
+    """Each encoder is pretrained alone, as by a site that has strangers of one contrast only."""
     widths: tuple[int, ...] = ()
     secure: bool = False
     noise: float = 0.0
@@ -84,6 +86,7 @@ ROWS = (
     Row("joint, sum 1,1,2,4,8", widths=(1, 1, 2, 4, 8), secure=True),
     Row("frozen, all tensors", strangers=240),
     Row("frozen, tensors 1,1,2,4,8", strangers=240, widths=(1, 1, 2, 4, 8)),
+    Row("frozen apart, sum 2,2,4,8,16", strangers=240, apart=True, widths=(2, 2, 4, 8, 16), secure=True),
     Row("frozen, sum 4,4,8,8,16", strangers=240, widths=(4, 4, 8, 8, 16), secure=True),
     Row("frozen, sum 2,2,4,8,16", strangers=240, widths=(2, 2, 4, 8, 16), secure=True),
     Row("frozen, sum 1,1,2,4,8", strangers=240, widths=(1, 1, 2, 4, 8), secure=True),
@@ -120,6 +123,41 @@ class RowBench(Bench):
         return "-".join(map(str, self.row.widths)) or "wide"
 
 
+def images_of(folder: Path) -> dict[str, SiteData]:
+    """Of all contrasts of a cohort."""
+    return {c: SiteData(Volumes(find_images(folder / c, "folder", c), salt=PUBLIC_SALT)) for c in CONTRASTS}
+
+
+def together(bench: RowBench, contrast: str) -> dict[str, Tensor]:
+    """First weights of an encoder: of a network of all contrasts and the row's fusion, trained on strangers."""
+    row = bench.row
+    kind = f"{bench.widths}-{'sum' if row.secure else 'all'}"
+    kept = {c: bench.folder / f"together-{row.strangers}-{kind}-{c}.safetensors" for c in CONTRASTS}
+    if not kept[contrast].exists():
+        steps = bench.given.pretraining_steps
+        given = argparse.Namespace(**vars(bench.given) | {"steps": steps})
+        open_row = replace(row, strangers=0, noise=0.0)
+        course = replace(bench, row=open_row, given=given, folder=bench.folder / f"course-{kind}")
+        course.folder.mkdir(exist_ok=True)
+        settings, folder = course.job, bench.cohort(row.strangers)
+        job, masks = job_on_wire(settings), bench.masks(folder)
+        parties, images, window = halves(course, job), images_of(folder), window_of(job)
+        schedule = TrainingSchedule(
+            masks.keys(), masks, window=window, batch=settings.training.batch, steps=steps, seed=bench.seed,
+            positive_fraction=settings.data.positive_fraction,
+        )  # fmt: skip
+        for step in range(steps):
+            samples, _ = schedule.batch(step)
+            read = {Place(c, c): one.batch(samples, window, None, c) for c, one in images.items()}
+            target = SiteData(masks).batch(samples, window, None, None)
+            split_round(
+                parties, read, target, Release(b"", "train", step + 1, 0, tuple(samples)), terms=job.fusion
+            )
+        for place, half in parties.sites.items():
+            durable.replace(kept[place.seat], save(dict(half.network.state_dict())))
+    return load(kept[contrast].read_bytes())
+
+
 def halves(bench: RowBench, job: Job) -> Parties:
     """All halves, encoders with the row's weights and noise."""
     row, sites = bench.row, {}
@@ -132,7 +170,11 @@ def halves(bench: RowBench, job: Job) -> Parties:
             device="cpu",
         )  # fmt: skip
         if row.strangers:
-            weights = encoder(apart, f"strangers-{row.strangers}", contrast)
+            weights = (
+                encoder(apart, f"strangers-{row.strangers}", contrast)
+                if row.apart
+                else together(bench, contrast)
+            )
             if weights is not None:
                 network = half.network
                 encoder_file.load(network.encoder if isinstance(network, Defended) else network, weights)
@@ -154,16 +196,10 @@ class Federation:
         self.window = window_of(self.job)
         self.parties = halves(self.bench, self.job)
 
-    def images(self, folder: Path) -> dict[str, SiteData]:
-        """Of all contrasts of a cohort."""
-        return {
-            c: SiteData(Volumes(find_images(folder / c, "folder", c), salt=PUBLIC_SALT)) for c in CONTRASTS
-        }
-
     @cached_property
     def patients(self) -> dict[str, SiteData]:
         """The run's own."""
-        return self.images(self.bench.cohort())
+        return images_of(self.bench.cohort())
 
     def read(self, data: dict[str, SiteData], samples: Sequence[Sample]) -> dict[Place, np.ndarray]:
         """Windows of all contrasts."""
@@ -300,7 +336,7 @@ class Strangers:
         """Others than those of the encoders."""
         bench = federation.bench
         folder = replace(bench, seed=bench.seed + 1000).cohort(SHADOW)
-        images, masks = federation.images(folder), bench.masks(folder)
+        images, masks = images_of(folder), bench.masks(folder)
         everybody = masks.keys()
         slices = [Sample(key, (0, 0, z)) for key in everybody for z in range(depth(masks, key))]
         held = held_out([sample.key.hex() for sample in slices], len(slices))
@@ -389,7 +425,7 @@ def floor(federation: Federation) -> dict[str, float]:
     """SSIM of the strangers' mean image, which needs nothing that was sent."""
     bench = federation.bench
     folder = replace(bench, seed=bench.seed + 1000).cohort(SHADOW)
-    shadow, masks = federation.images(folder), bench.masks(folder)
+    shadow, masks = images_of(folder), bench.masks(folder)
     victims = middle(bench.masks(bench.cohort()), bench.split()[1])
     means = federation.read(shadow, middle(masks, masks.keys()))
     truth = federation.read(federation.patients, victims)
