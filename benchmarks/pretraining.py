@@ -123,7 +123,12 @@ def _pretrain(bench: Bench, row: str, contrast: str, path: Path) -> None:
     def source() -> ImageSource:
         folder = bench.cohort(strangers)
         opened = public(
-            folder, "folder", (contrast,), preparation, folder / "labels" if strangers else None, task
+            folder,
+            "folder",
+            {contrast: (contrast,)},
+            preparation,
+            folder / "labels" if strangers else None,
+            task,
         )
         return ImageSource(opened.channels, opened.labels, lambda: held_out)
 

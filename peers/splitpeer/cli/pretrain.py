@@ -132,6 +132,7 @@ class _Errand:
 
     def planned(self, show: _Bars) -> list[Planned]:
         """The stages."""
+        from splitpeer.federation.terms import job_on_wire
         from splitpeer.pretraining.plan import EncoderPlan, GivenImages
 
         asked, policy, seed = self.asked, self.config.policy, self.config.runtime.initial_weights
@@ -143,6 +144,7 @@ class _Errand:
             self._own,
             None if seed == "private" else int(seed),
             self.device,
+            job_on_wire(self.job).fusion,
         )
         others = GivenImages(asked.images, self._layout, asked.convention)
         if asked.recipe:
@@ -252,6 +254,10 @@ def _backbone(job: JobConfig, config: PeerConfig, seat: str, modalities: tuple[s
     return backbone
 
 
+def _network(encoders: int) -> str:
+    return f", one of {encoders} encoders trained together" if encoders > 1 else ""
+
+
 def _summary(made: EncoderFile) -> list[str]:
     """What was made, for a person."""
     described = made.described
@@ -260,6 +266,6 @@ def _summary(made: EncoderFile) -> list[str]:
         seed = "private entropy" if past.seed is None else f"seed {past.seed}"
         lines.append(
             f"stage {number + 1}: {past.data}, labels {past.labels}, {past.patients} patients, {past.steps} steps of "
-            f"{past.batch}, loss {past.loss[0]:.4g} to {past.loss[1]:.4g}, {seed}"
+            f"{past.batch}{_network(past.encoders)}, loss {past.loss[0]:.4g} to {past.loss[1]:.4g}, {seed}"
         )
     return lines

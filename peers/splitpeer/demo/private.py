@@ -92,7 +92,7 @@ def _pretrain(job_file: Path, strangers: Path, modality: str, folder: Path, job:
     grid = Preparation((), lambda modality: Normaliser(), Rules(), CACHE_MIB)
 
     def source() -> ImageSource:
-        opened = public(strangers, "folder", (modality,), grid, strangers / "labels", task)
+        opened = public(strangers, "folder", {modality: (modality,)}, grid, strangers / "labels", task)
         return ImageSource(opened.channels, opened.labels, lambda: set())
 
     stage = stage_of(

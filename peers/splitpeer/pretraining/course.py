@@ -14,7 +14,7 @@ from splitpeer.models.cut import Backbone
 from splitpeer.pretraining import encoder_file
 from splitpeer.pretraining.encoder_file import EncoderFacts, EncoderFile
 from splitpeer.pretraining.examples import ImageSource, examples
-from splitpeer.pretraining.stage import Progress, Stage, train
+from splitpeer.pretraining.stage import Progress, Stage, Together, train
 from splitpeer.settings.job import JobConfig
 
 STEPS = ".steps"
@@ -54,6 +54,7 @@ def stage_of(
     channels: int,
     exclusive: bool,
     device: str,
+    together: Together | None = None,
 ) -> Stage:
     """A stage with the optimiser, the batch and the windows of a job.
 
@@ -77,6 +78,7 @@ def stage_of(
         seed=seed,
         every=training.checkpoint_every,
         device=device,
+        together=together,
     )
 
 

@@ -42,6 +42,8 @@ class Past:
     """None: private entropy."""
     loss: tuple[float, float]
     """At the first step, and averaged over the last ones."""
+    encoders: int = 1
+    """That were trained as one network; this one was kept."""
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ImageSource:
-    """Images of one seat, and the masks if there are any."""
+    """Images of a seat, or of all that are trained together, and the masks if there are any."""
 
     channels: Channels
     labels: Volumes | None = None
@@ -56,7 +56,7 @@ class Examples:
 
     Args:
         schedule: which windows.
-        channels: of one seat.
+        channels: of the seats.
         draw: see there.
         withdrawn: asked before each batch: patients whose images are not used any more.
     """
@@ -69,15 +69,14 @@ class Examples:
         withdrawn: Callable[[], Collection[bytes]],
     ) -> None:
         self._schedule, self._channels, self._draw, self._withdrawn = schedule, channels, draw, withdrawn
-        (self._seat,) = channels.seats
 
     @property
     def patients(self) -> int:
         """How many are used."""
         return len(self._schedule.keys)
 
-    def batch(self, step: int) -> tuple[np.ndarray, np.ndarray]:
-        """Images float32 [B, channels, *spatial] of step `step`, from 0, and what they are to become.
+    def batch(self, step: int) -> tuple[dict[str, np.ndarray], np.ndarray]:
+        """By seat, images float32 [B, channels, *spatial] of step `step`, from 0, and what they are to become.
 
         Raises:
             DataError: a file, which it names.
@@ -87,12 +86,13 @@ class Examples:
             self._schedule.withdraw(gone)
         samples, drawn = self._schedule.batch(step)
         seed = drawn if self._draw.augment else None
-        images = self._channels.batch(self._seat, samples, self._draw.window, seed)
+        seats = self._channels.seats
+        images = {seat: self._channels.batch(seat, samples, self._draw.window, seed) for seat in seats}
         return self._pair(images, samples, seed, step)
 
     def _pair(
-        self, images: np.ndarray, samples: Sequence[Sample], seed: int | None, step: int
-    ) -> tuple[np.ndarray, np.ndarray]:
+        self, images: dict[str, np.ndarray], samples: Sequence[Sample], seed: int | None, step: int
+    ) -> tuple[dict[str, np.ndarray], np.ndarray]:
         raise NotImplementedError
 
 
@@ -109,12 +109,11 @@ class Unlabelled(Examples):
         self._distort = Distortion([size for size in draw.window if size > 1])
 
     def _pair(
-        self, images: np.ndarray, samples: Sequence[Sample], seed: int | None, step: int
-    ) -> tuple[np.ndarray, np.ndarray]:
-        distorted = [
-            self._distort(one, (self._draw.entropy, step, place)) for place, one in enumerate(images)
-        ]
-        return np.stack(distorted), images
+        self, images: dict[str, np.ndarray], samples: Sequence[Sample], seed: int | None, step: int
+    ) -> tuple[dict[str, np.ndarray], np.ndarray]:
+        ((seat, true),) = images.items()
+        distorted = [self._distort(one, (self._draw.entropy, step, place)) for place, one in enumerate(true)]
+        return {seat: np.stack(distorted)}, true
 
 
 class Labelled(Examples):
@@ -126,8 +125,8 @@ class Labelled(Examples):
         self._labels = SiteData(labels)
 
     def _pair(
-        self, images: np.ndarray, samples: Sequence[Sample], seed: int | None, step: int
-    ) -> tuple[np.ndarray, np.ndarray]:
+        self, images: dict[str, np.ndarray], samples: Sequence[Sample], seed: int | None, step: int
+    ) -> tuple[dict[str, np.ndarray], np.ndarray]:
         return images, self._labels.batch(samples, self._draw.window, seed, None)
 
 
@@ -164,7 +163,7 @@ def _schedule(
 
 
 def examples(source: ImageSource, draw: Drawing, progress: Callable[[int, int], None]) -> Examples:
-    """From all patients who fill the seat and whose files can be read to their ends; with masks, who have one.
+    """From all patients who fill the seats and whose files can be read to their ends; with masks, who have one.
 
     Every file is read now, so that who takes part does not depend on when a bad file would have been drawn.
 
@@ -176,7 +175,8 @@ def examples(source: ImageSource, draw: Drawing, progress: Callable[[int, int], 
     """
     channels, labels = source.channels, source.labels
     gone = source.withdrawn()
-    asked = [key for key in channels.keys() if key not in gone]  # noqa: SIM118 (not a dict)
+    whole = len(channels.seats)
+    asked = [key for key in channels.keys() if key not in gone and len(channels.fills(key)) == whole]  # noqa: SIM118
     if labels is not None:
         asked = sorted(set(asked) & set(labels.keys()))
         if not asked:

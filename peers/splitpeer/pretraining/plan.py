@@ -13,8 +13,9 @@ from splitpeer.pretraining.course import Planned, stage_of
 from splitpeer.pretraining.encoder_file import OWN
 from splitpeer.pretraining.examples import ImageSource
 from splitpeer.pretraining.sources import PHANTOM, Preparation, phantom, public
-from splitpeer.pretraining.stage import Stage
+from splitpeer.pretraining.stage import Stage, Together
 from splitpeer.settings.job import JobConfig, Pretraining
+from splitproto.messages import Fusion
 
 OTHER = "other"
 """What the file says of images that are neither the site's own nor a recipe's."""
@@ -44,6 +45,8 @@ class EncoderPlan:
     seed: int | None
     """`[runtime] initial_weights`; None: private entropy."""
     device: str
+    terms: Fusion | None = None
+    """Of the job's secure sum."""
 
     def by_labels(self, others: GivenImages, labels: Path | None, steps: int) -> list[Planned]:
         """One stage: the site's own images or others', with the masks of a folder or alone. Raises ConfigError."""
@@ -52,7 +55,7 @@ class EncoderPlan:
         def source() -> ImageSource:
             if others.images is None:
                 return self.own(labels, task)
-            return public(others.images, others.layout, self.modalities, self.grid, labels, task)
+            return public(others.images, others.layout, self._alone, self.grid, labels, task)
 
         data = OWN if others.images is None else OTHER
         return [Planned(self._stage(data, task, steps, self._own_seed()), source)]
@@ -73,18 +76,20 @@ class EncoderPlan:
         recipe = self._recipe(others, private=private)
         drawn = recipe.data == PHANTOM
         task = self._task("msd" if drawn else others.convention) if recipe.labels == "regions" else None
-        seed = None if recipe.seed is None else site_seed(recipe.seed, "+".join(self.modalities))
+        together = self._together() if recipe.encoders == "together" else None
+        seats = self._alone if together is None else self.job.channels()
+        # The same network at every site, or the same encoder at every site of these modalities.
+        of = "+".join(self.modalities) if together is None else "together"
+        seed = None if recipe.seed is None else site_seed(recipe.seed, of)
 
         def source() -> ImageSource:
             if drawn:
                 folder = out.with_name(f"{PHANTOM}-{recipe.patients}-{recipe.cohort}")
-                return phantom(
-                    folder, recipe.patients, recipe.cohort, self.modalities, self.grid, task, rendered
-                )
+                return phantom(folder, recipe.patients, recipe.cohort, seats, self.grid, task, rendered)
             images = others.images or Path()
-            return public(images, others.layout, self.modalities, self.grid, images if task else None, task)
+            return public(images, others.layout, seats, self.grid, images if task else None, task)
 
-        planned = [Planned(self._stage(recipe.data, task, recipe.steps, seed), source)]
+        planned = [Planned(self._stage(recipe.data, task, recipe.steps, seed, together), source)]
         if recipe.own_steps:
             own = self._stage(OWN, None, recipe.own_steps, self._own_seed())
             planned.append(Planned(own, lambda: self.own(None, None)))
@@ -106,11 +111,27 @@ class EncoderPlan:
             )
         return recipe
 
-    def _stage(self, data: str, task: Task | None, steps: int, seed: int | None) -> Stage:
+    @property
+    def _alone(self) -> dict[str, tuple[str, ...]]:
+        return {self.seat: self.modalities}
+
+    def _together(self) -> Together:
+        """The job's network: of several sites at a seat, the first."""
+        first: dict[str, str] = {}
+        for site in self.job.sites:
+            for seat in self.job.filled_by(site):
+                first.setdefault(seat, site)
+        held = self.job.channels()
+        places = tuple((first[seat], seat, len(modalities)) for seat, modalities in held.items())
+        return Together(places, self.seat, self.job.model.decoder_fusion, self.terms)
+
+    def _stage(
+        self, data: str, task: Task | None, steps: int, seed: int | None, together: Together | None = None
+    ) -> Stage:
         channels = len(self.modalities) if task is None else task.channels
         return stage_of(
             self.job, data, labels=task is not None, steps=steps, seed=seed, channels=channels,
-            exclusive=task is not None and task.exclusive, device=self.device,
+            exclusive=task is not None and task.exclusive, device=self.device, together=together,
         )  # fmt: skip
 
     def _own_seed(self) -> int | None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 from splitpeer.data.channels import Channels
@@ -43,7 +44,7 @@ class Preparation:
 def public(
     images: Path,
     layout: str,
-    modalities: Sequence[str],
+    seats: Mapping[str, Sequence[str]],
     grid: Preparation,
     labels: Path | None,
     task: Task | None,
@@ -53,14 +54,14 @@ def public(
     Args:
         images: folder or list.
         layout: of both.
-        modalities: the channels.
+        seats: their modalities, in the order of the channels.
         labels: where the masks are; None: they are not used.
         task: what the masks mean.
 
     Raises:
         DataError: naming the file or folder.
     """
-    found = find_all(images, layout, modalities)
+    found = find_all(images, layout, list(dict.fromkeys(chain(*seats.values()))))
     volumes = {
         modality: Volumes(
             one.cases,
@@ -73,7 +74,7 @@ def public(
         for modality, one in found.items()
     }
     masks = open_masks(labels, layout, PUBLIC_SALT, grid, task) if labels is not None else None
-    return ImageSource(Channels(volumes, {"+".join(modalities): modalities}), masks)
+    return ImageSource(Channels(volumes, seats), masks)
 
 
 def open_masks(folder: Path, layout: str, salt: bytes, grid: Preparation, task: Task | None) -> Volumes:
@@ -94,7 +95,7 @@ def phantom(
     folder: Path,
     patients: int,
     seed: int,
-    modalities: Sequence[str],
+    seats: Mapping[str, Sequence[str]],
     grid: Preparation,
     task: Task | None,
     progress: Callable[[int, int], None],
@@ -106,10 +107,10 @@ def phantom(
     """
     from splitpeer.data.phantom.cohort import write_phantom
 
-    if strange := [modality for modality in modalities if modality not in MODALITIES]:
+    if strange := [one for one in chain(*seats.values()) if one not in MODALITIES]:
         raise ConfigError(f"the phantom shows {', '.join(MODALITIES)}, not {strange[0]}: name other data")
     write_phantom(folder, patients, seed=seed, progress=progress)
-    return public(folder, "folder", modalities, grid, folder / "labels" if task is not None else None, task)
+    return public(folder, "folder", seats, grid, folder / "labels" if task is not None else None, task)
 
 
 def left_out(path: Path | None, salt: bytes, volumes: Collection[Volumes]) -> frozenset[bytes]:

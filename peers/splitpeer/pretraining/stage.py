@@ -1,6 +1,6 @@
-"""One stage: so many steps of an encoder with a decoder of its own, which is thrown away. Checkpoints, to go on from.
+"""One stage: steps of an encoder, or of those of all seats, with a decoder that is thrown away; with checkpoints.
 
-Both halves are those of a run, with nothing between them. Without labels, what the decoder gives is an image, and the
+The halves are those of a run, with nothing between them. Without labels, what the decoder gives is an image, and the
 true one stands where labels at a site would.
 """
 
@@ -11,7 +11,7 @@ import json
 import logging
 import math
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,8 +21,11 @@ import torch
 from torch import Tensor, nn
 
 from splitpeer.daemon.lock import StateLock
+from splitpeer.defences.randomness import Release
 from splitpeer.errors import ConfigError, JobFailed
 from splitpeer.logs import event
+from splitpeer.models.backbone import Encoder
+from splitpeer.models.backbone import Fusion as DecoderFusion
 from splitpeer.models.cut import Backbone
 from splitpeer.models.registry import build_decoder, build_encoder
 from splitpeer.models.seeding import PRIVATE_ENTROPY_BITS
@@ -30,7 +33,10 @@ from splitpeer.pretraining.encoder_file import EncoderFacts, Past, load
 from splitpeer.pretraining.examples import Drawing, Examples
 from splitpeer.storage import checkpoint
 from splitpeer.training.optimiser import make_optimiser, make_schedule
+from splitpeer.training.split_round import Parties, Place, split_round
 from splitpeer.training.split_step import ClientHalf, CoordinatorHalf
+from splitpeer.training.sums import SUM
+from splitproto.messages import Fusion
 
 log = logging.getLogger(__name__)
 
@@ -38,12 +44,26 @@ KEEP = 2
 """Checkpoints of a stage."""
 MEMORY = 0.98
 """Weight of the past in the average loss: about the last fifty steps count."""
-_SEAT = "seat"
+ALONE = Place("", "seat")
 _NUMBERS = "encoder", "decoder", "windows"
 """What is drawn, each from entropy of its own."""
 
 Progress = Callable[[int, int, float], None]
 """Told the steps done, of how many, and the average loss."""
+
+
+@dataclass(frozen=True)
+class Together:
+    """The network of a whole job, of which one encoder is kept: each learns what the others leave to it."""
+
+    places: tuple[tuple[str, str, int], ...]
+    """Sites, seats, and the channels of their images."""
+    seat: str
+    """Whose encoder is kept."""
+    fusion: DecoderFusion
+    """What the decoder does with the seats."""
+    terms: Fusion | None
+    """Of a secure sum."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +90,8 @@ class Stage:
     every: int = 100
     """Steps from checkpoint to checkpoint."""
     device: str = "cpu"
+    together: Together | None = None
+    """With labels only; None: this encoder has a decoder of its own."""
 
 
 @dataclass(frozen=True)
@@ -122,7 +144,8 @@ def train(
         )
         examples = make(draw) if run.done < stage.steps else None
         while examples is not None and run.done < stage.steps:
-            run.step(*examples.batch(run.done), examples.patients)
+            images, target = examples.batch(run.done)
+            run.step(list(images.values()), target, examples.patients)
             progress(run.done, stage.steps, run.loss)
             if run.done % stage.every == 0 or run.done == stage.steps:
                 run.save()
@@ -149,61 +172,72 @@ class _Halves:
         self._entropy = int(meta["entropy"], 16) if meta else drawn
         self.loss, self._first = (float(meta["loss"]), float(meta["first"])) if meta else (math.nan, math.nan)
         self._patients = int(meta["patients"]) if meta else 0
-        channels = len(described.modalities)
-        encoder = build_encoder(backbone, channels, seed=self.entropy("encoder"))
+        sites = {
+            place: ClientHalf(encoder, *self._stepping(encoder), stage.device)
+            for place, encoder in self._encoders(backbone, len(described.modalities)).items()
+        }
+        whole = stage.together
+        self._terms = whole.terms if whole is not None else None
+        self._site = next(half for place, half in sites.items() if whole is None or place.seat == whole.seat)
+        if start is not None:
+            load(self._site.network, start)
         decoder = build_decoder(
             backbone,
-            (_SEAT,),
-            "concat",
+            (SUM,) if self._terms is not None else [place.seat for place in sites],
+            whole.fusion if whole is not None else "concat",
             stage.channels,
             exclusive=stage.exclusive,
             seed=self.entropy("decoder"),
         )
         if not stage.labels and decoder.last.bias is not None:
             nn.init.zeros_(decoder.last.bias)  # an image is no rare foreground
-        if start is not None:
-            load(encoder, start)
-        self._site = ClientHalf(encoder, *self._stepping(encoder), stage.device)
-        self._other = CoordinatorHalf(
-            decoder, *self._stepping(decoder), stage.device, exclusive=stage.exclusive
-        )
+        other = CoordinatorHalf(decoder, *self._stepping(decoder), stage.device, exclusive=stage.exclusive)
+        self._parties = Parties(other, sites)
         if last:
-            for half, name in ((self._site, "encoder/"), (self._other, "decoder/")):
-                mine = {key.removeprefix(name): t for key, t in last.items() if key.startswith(name)}
-                half.load(mine, meta)
+            for name, half in self._named():
+                half.load(
+                    {key.removeprefix(name): t for key, t in last.items() if key.startswith(name)}, meta
+                )
 
     @property
     def done(self) -> int:
         """Steps made."""
         return self._site.steps_done
 
-    def entropy(self, what: str) -> int:
+    def entropy(self, what: str, seat: str = "") -> int:
         """128 bits for one of `_NUMBERS`: SHA-256 of the stage's seed or entropy."""
-        text = f"splitpeer pretraining\0{_NUMBERS.index(what)}\0{self._entropy}"
+        text = f"splitpeer pretraining\0{_NUMBERS.index(what)}\0{self._entropy}" + (
+            f"\0{seat}" if seat else ""
+        )
         return int.from_bytes(hashlib.sha256(text.encode()).digest()[:16], "big")
 
-    def step(self, images: np.ndarray, target: np.ndarray, patients: int) -> None:
+    def step(self, images: Sequence[np.ndarray], target: np.ndarray, patients: int) -> None:
         """Raises JobFailed: a number is not finite."""
-        sent = {_SEAT: self._site.forward(images)}
         if self._stage.labels:
-            loss, back = self._other.step(sent, target)
+            shown = dict(zip(self._parties.sites, images, strict=True))
+            release = Release(b"", "train", self.done + 1, 0, ())
+            loss = split_round(self._parties, shown, target, release, terms=self._terms)
         else:
-            loss, gradient = squared_error(self._other.decode(sent), target)
-            if not math.isfinite(loss):
-                raise JobFailed(
-                    f"the loss at step {self.done} is not a finite number; lower the learning rate"
-                )
-            back = self._other.apply(gradient)
-        self._site.backward(back[_SEAT])
+            loss = self._restore(images[0], target)
         self._patients = max(self._patients, patients)
         self._first = loss if math.isnan(self._first) else self._first
         self.loss = loss if math.isnan(self.loss) else MEMORY * self.loss + (1 - MEMORY) * loss
 
+    def _restore(self, images: np.ndarray, true: np.ndarray) -> float:
+        """A step towards the images as they were; returns the loss."""
+        decoder = self._parties.coordinator
+        loss, gradient = squared_error(decoder.decode({ALONE.seat: self._site.forward(images)}), true)
+        if not math.isfinite(loss):
+            raise JobFailed(f"the loss at step {self.done} is not a finite number; lower the learning rate")
+        self._site.backward(decoder.apply(gradient)[ALONE.seat])
+        return loss
+
     def save(self) -> None:
         """Raises DataError: it cannot be written."""
-        tensors, meta = self._site.state()
-        other, _ = self._other.state()
-        tensors = _named("encoder/", tensors) | _named("decoder/", other)
+        _, meta = self._site.state()
+        tensors: dict[str, Tensor] = {}
+        for prefix, half in self._named():
+            tensors |= {prefix + name: tensor for name, tensor in half.state()[0].items()}
         meta |= {"plan": self._plan, "entropy": f"{self._entropy:x}", "loss": self.loss, "first": self._first}
         meta["patients"] = self._patients
         checkpoint.save(self._folder, self.done, tensors, meta, KEEP)
@@ -218,8 +252,23 @@ class _Halves:
         s = self._stage
         return Past(
             s.data, "regions" if s.labels else "none", self._patients, s.steps, s.batch, s.optimiser, s.learning_rate,
-            s.seed, (self._first, self.loss),
+            s.seed, (self._first, self.loss), len(self._parties.sites),
         )  # fmt: skip
+
+    def _encoders(self, backbone: Backbone, channels: int) -> dict[Place, Encoder]:
+        """Drawn from the stage's entropy."""
+        if (whole := self._stage.together) is None:
+            return {ALONE: build_encoder(backbone, channels, seed=self.entropy("encoder"))}
+        return {
+            Place(site, seat): build_encoder(backbone, shown, seed=self.entropy("encoder", seat))
+            for site, seat, shown in whole.places
+        }
+
+    def _named(self) -> Iterator[tuple[str, ClientHalf | CoordinatorHalf]]:
+        """All halves, and what their tensors are called in a checkpoint."""
+        yield "decoder/", self._parties.coordinator
+        for place, half in self._parties.sites.items():
+            yield f"encoder/{place.seat}/", half
 
     def _last(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """The last whole checkpoint; ({}, {}) where there is none. Raises ConfigError: it is of something else."""
@@ -244,10 +293,6 @@ def squared_error(prediction: np.ndarray, true: np.ndarray) -> tuple[float, np.n
     """The mean over all voxels, and its gradient by the prediction; both float32 [B, channels, *spatial]."""
     off = prediction - true
     return float(np.square(off, dtype=np.float64).mean()), (2 / off.size) * off
-
-
-def _named(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {prefix + name: tensor for name, tensor in tensors.items()}
 
 
 def _plan(stage: Stage, described: EncoderFacts, start: Mapping[str, Tensor] | None) -> str:

@@ -171,12 +171,21 @@ class Pretraining(Section):
     """Which phantom patients: its seed."""
     labels: Literal["regions", "none"] = "regions"
     """With the masks of the job's task, or of images alone."""
+    encoders: Literal["apart", "together"] = "apart"
+    """together: those of all seats as one network with the job's fusion, of which each site keeps its own; wants
+    data with all modalities of the job, and masks."""
     steps: Annotated[int, Field(gt=0, le=MAX_STEPS)] = 1000
     seed: Seed | None = None
     """All sites of one modality start alike, from weights that anybody can compute; without it, from entropy of their
     own."""
     own_steps: Annotated[int, Field(ge=0, le=MAX_STEPS)] = 0
     """After that so many steps on the site's own images, without masks."""
+
+    @model_validator(mode="after")
+    def _together_wants_masks(self) -> Self:
+        if self.encoders == "together" and self.labels == "none":
+            raise ValueError('encoders = "together" learns from masks: set labels = "regions"')
+        return self
 
 
 class JobDefences(Section):

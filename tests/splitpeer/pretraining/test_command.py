@@ -2,20 +2,34 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import stat
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from splitpeer.data.layouts import find, find_all
+from splitpeer.data.loader import SiteData
 from splitpeer.data.pseudonym import load_salt, pseudonym
-from splitpeer.models import build_encoder, site_seed
+from splitpeer.data.sampling import TrainingSchedule
+from splitpeer.data.volumes import Volumes
+from splitpeer.defences.randomness import Release
+from splitpeer.federation.terms import job_on_wire, window_of
+from splitpeer.models import build_decoder, build_encoder, site_seed
 from splitpeer.models.registry import encoder_parameters
 from splitpeer.pretraining import encoder_file
+from splitpeer.pretraining.sources import PUBLIC_SALT
+from splitpeer.settings.job import JobConfig
 from splitpeer.storage import checkpoint
+from splitpeer.training.optimiser import make_optimiser, make_schedule
+from splitpeer.training.split_round import Parties, Place, split_round
+from splitpeer.training.split_step import ClientHalf, CoordinatorHalf
+from splitproto.messages import Job
 
 from .conftest import PATIENTS, STEPS, Desk
 
@@ -140,6 +154,118 @@ def test_public_data_in_another_layout(desk: Desk, ends_at: Callable[[int], None
     (desk.folder / "federation.salt").write_text("cd" * 32)
     desk.run("--labels", str(desk.data / "msd"), *where, "--convention", "msd", "--force")
     assert desk.made.digest == one.digest
+
+
+SUM = {"fusion": "secure-sum", "widths": [1, 1, 2, 2, 4]}
+
+
+@pytest.mark.parametrize("model", [{}, SUM], ids=["concat", "sum"])
+def test_sites_follow_a_recipe_together_and_keep_parts_of_one_network(
+    desk: Desk, model: dict[str, object]
+) -> None:
+    recipe = {"data": "msd-task01", "steps": 4, "seed": 1, "encoders": "together"}
+    frozen = {"encoders": "frozen"} if model else {}
+    desk.job(pretraining=recipe, model=model, training=frozen)
+    where = ("--recipe", "--images", str(desk.data / "msd"), "--layout", "msd", "--convention", "msd")
+    made = {"t1": desk.told(*where)}
+    tensors = {"t1": dict(desk.made.tensors)}
+    desk.peer(["flair", "t2"])
+    for seat in ("t2", "flair"):
+        made[seat] = desk.told(*where, "--seat", seat, "--force")
+        tensors[seat] = dict(desk.made.tensors)
+    # One network: the loss is one, to the last bit, whoever trains it.
+    assert len({tuple(one["stages"][0]["loss"]) for one in made.values()}) == 1
+    assert [one["stages"][0]["encoders"] for one in made.values()] == [3, 3, 3]
+    assert len({one["digest"] for one in made.values()}) == 3
+    assert "one of 3 encoders trained together" in desk.run(*where, "--seat", "t2", "--force")
+
+    settings = desk.settings
+    job = job_on_wire(settings)
+    assert (job.fusion is not None) == bool(model)
+    plan = together(settings, job, desk.data / "msd")
+    for seat, mine in tensors.items():
+        assert plan[seat].keys() == mine.keys()
+        assert all(torch.equal(plan[seat][name], tensor) for name, tensor in mine.items())
+        assert not all(
+            torch.equal(one, other)
+            for one, other in zip(mine.values(), plan_at_start(settings, seat), strict=True)
+        )
+
+
+def entropy(what: int, seat: str = "") -> int:
+    drawn = f"splitpeer pretraining\0{what}\0{site_seed(1, 'together')}" + (f"\0{seat}" if seat else "")
+    return int.from_bytes(hashlib.sha256(drawn.encode()).digest()[:16], "big")
+
+
+def plan_at_start(settings: JobConfig, seat: str) -> list[torch.Tensor]:
+    return list(build_encoder(settings.model.backbone(), 1, seed=entropy(0, seat)).state_dict().values())
+
+
+def together(settings: JobConfig, job: Job, folder: Path) -> dict[str, dict[str, torch.Tensor]]:
+    """The same four steps by hand: all halves of the job in one process."""
+    task, window = settings.task.task("msd"), window_of(job)
+    backbone = settings.model.backbone()
+    labels = Volumes(find(folder, "msd", None).cases, salt=PUBLIC_SALT, labels=task)
+    channels = {"t1": ("t1",), "t2": ("t2",), "flair": ("flair",)}
+    images = {
+        seat: SiteData(Volumes(found.cases, salt=PUBLIC_SALT))
+        for seat, found in find_all(folder, "msd", list(channels)).items()
+    }
+
+    def stepping(part: torch.nn.Module) -> tuple[torch.optim.Optimizer, Any]:
+        t = settings.training
+        optimiser = make_optimiser(part.parameters(), t.optimiser, t.learning_rate, t.weight_decay)
+        return optimiser, make_schedule(optimiser, t.schedule, 4)
+
+    sites = {}
+    for site, seat in (("south", "flair"), ("north", "t1"), ("south", "t2")):
+        encoder = build_encoder(backbone, 1, seed=entropy(0, seat))
+        sites[Place(site, seat)] = ClientHalf(encoder, *stepping(encoder), "cpu")
+    seats = ("sum",) if job.fusion else [place.seat for place in sites]
+    decoder = build_decoder(
+        backbone,
+        seats,
+        settings.model.decoder_fusion,
+        task.channels,
+        exclusive=task.exclusive,
+        seed=entropy(1),
+    )
+    other = CoordinatorHalf(decoder, *stepping(decoder), "cpu", exclusive=task.exclusive)
+    schedule = TrainingSchedule(
+        sorted(labels.keys()), labels, window=window, batch=settings.training.batch, steps=4, seed=entropy(2),
+        positive_fraction=settings.data.positive_fraction,
+    )  # fmt: skip
+    for step in range(4):
+        samples, drawn = schedule.batch(step)
+        seed = drawn if settings.data.augment else None
+        shown = {place: images[place.seat].batch(samples, window, seed, place.seat) for place in sites}
+        target = SiteData(labels).batch(samples, window, seed, None)
+        release = Release(b"", "train", step + 1, 0, ())
+        split_round(Parties(other, sites), shown, target, release, terms=job.fusion)
+    return {place.seat: dict(half.network.state_dict()) for place, half in sites.items()}
+
+
+def test_encoders_together_are_continued_bit_for_bit(desk: Desk, ends_at: Callable[[int], None]) -> None:
+    desk.job(pretraining={"data": "msd-task01", "steps": 6, "seed": 1, "encoders": "together"})
+    where = ("--recipe", "--images", str(desk.data / "msd"), "--layout", "msd", "--convention", "msd")
+    whole = desk.told(*where)
+    ends_at(5)
+    desk.run(*where, "--force", code=130)
+    ends_at(-1)
+    desk.out.unlink()
+    assert desk.told(*where) == whole
+    assert "pretraining.resumed" in desk.log
+
+
+def test_encoders_together_want_masks_and_whole_patients(desk: Desk) -> None:
+    desk.job(pretraining={"data": "phantom", "steps": 2, "labels": "none", "encoders": "together"})
+    assert 'encoders = "together" learns from masks' in desk.run("--recipe", code=4)
+    data = desk.folder / "public"
+    shutil.copytree(desk.data, data)
+    next((data / "flair").iterdir()).unlink()
+    desk.job(pretraining={"data": "strangers", "steps": 2, "seed": 1, "encoders": "together"})
+    told = desk.told("--recipe", "--images", str(data), "--layout", "folder", "--convention", "msd")
+    assert told["stages"][0]["patients"] == PATIENTS - 1
 
 
 def test_a_recipe(desk: Desk) -> None:
