@@ -74,6 +74,8 @@ class Row:
     """Whose masks the frozen encoders were pretrained on; 0: all halves are trained together."""
     apart: bool = False
     """Each encoder is pretrained alone, as by a site that has strangers of one contrast only."""
+    each: bool = False
+    """Each site pretrains a network of all contrasts from private entropy, and keeps its own encoder."""
     widths: tuple[int, ...] = ()
     secure: bool = False
     noise: float = 0.0
@@ -87,6 +89,7 @@ ROWS = (
     Row("frozen, all tensors", strangers=240),
     Row("frozen, tensors 1,1,2,4,8", strangers=240, widths=(1, 1, 2, 4, 8)),
     Row("frozen apart, sum 2,2,4,8,16", strangers=240, apart=True, widths=(2, 2, 4, 8, 16), secure=True),
+    Row("frozen each, sum 2,2,4,8,16", strangers=240, each=True, widths=(2, 2, 4, 8, 16), secure=True),
     Row("frozen, sum 4,4,8,8,16", strangers=240, widths=(4, 4, 8, 8, 16), secure=True),
     Row("frozen, sum 2,2,4,8,16", strangers=240, widths=(2, 2, 4, 8, 16), secure=True),
     Row("frozen, sum 1,1,2,4,8", strangers=240, widths=(1, 1, 2, 4, 8), secure=True),
@@ -131,7 +134,8 @@ def images_of(folder: Path) -> dict[str, SiteData]:
 def together(bench: RowBench, contrast: str) -> dict[str, Tensor]:
     """First weights of an encoder: of a network of all contrasts and the row's fusion, trained on strangers."""
     row = bench.row
-    kind = f"{bench.widths}-{'sum' if row.secure else 'all'}"
+    entropy = 1000 * (1 + CONTRASTS.index(contrast)) if row.each else 0
+    kind = f"{bench.widths}-{'sum' if row.secure else 'all'}" + (f"-{contrast}s" if row.each else "")
     kept = {c: bench.folder / f"together-{row.strangers}-{kind}-{c}.safetensors" for c in CONTRASTS}
     if not kept[contrast].exists():
         steps = bench.given.pretraining_steps
@@ -141,7 +145,7 @@ def together(bench: RowBench, contrast: str) -> dict[str, Tensor]:
         course.folder.mkdir(exist_ok=True)
         settings, folder = course.job, bench.cohort(row.strangers)
         job, masks = job_on_wire(settings), bench.masks(folder)
-        parties, images, window = halves(course, job), images_of(folder), window_of(job)
+        parties, images, window = halves(course, job, entropy), images_of(folder), window_of(job)
         schedule = TrainingSchedule(
             masks.keys(), masks, window=window, batch=settings.training.batch, steps=steps, seed=bench.seed,
             positive_fraction=settings.data.positive_fraction,
@@ -158,16 +162,20 @@ def together(bench: RowBench, contrast: str) -> dict[str, Tensor]:
     return load(kept[contrast].read_bytes())
 
 
-def halves(bench: RowBench, job: Job) -> Parties:
-    """All halves, encoders with the row's weights and noise."""
+def halves(bench: RowBench, job: Job, entropy: int = 0) -> Parties:
+    """All halves, encoders with the row's weights and noise.
+
+    Args:
+        entropy: of encoders that are drawn, on top of the seed.
+    """
     row, sites = bench.row, {}
     written = (f"gaussian:{row.noise}",) if row.noise else ()
     apart = replace(bench, folder=bench.folder / bench.widths)
     backbone = bench.job.model.backbone()
     for contrast in CONTRASTS:
         half = client_half(
-            job, backbone, Seat(contrast, (contrast,)), written, key=contrast.encode().ljust(32), seed=bench.seed,
-            device="cpu",
+            job, backbone, Seat(contrast, (contrast,)), written, key=contrast.encode().ljust(32),
+            seed=bench.seed + entropy, device="cpu",
         )  # fmt: skip
         if row.strangers:
             weights = (
