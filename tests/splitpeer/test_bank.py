@@ -14,6 +14,7 @@ import pytest
 import safetensors.numpy
 
 from splitpeer.errors import ConfigError, DataError, DiskTrouble
+from splitpeer.logs import handle
 from splitpeer.storage import bank as module
 from splitpeer.storage.bank import Bank, BankEntry, Contents, load_key
 
@@ -194,6 +195,25 @@ def test_a_release_with_other_shapes_is_neither_kept_nor_read(tmp_path) -> None:
         with pytest.raises(ValueError, match="other tensors than release 0 of north has"):
             bank.put(one, bad)
     assert len(bank.missing()) == 8
+
+
+@pytest.mark.parametrize("gone", [False, True])
+def test_of_a_sum_nobody_can_be_asked_again(tmp_path: Path, gone: bool) -> None:
+    """SP-11.18-5: sites that were told to stop have deleted the keys of their masks."""
+    shapes = {"x0": (2, 3, 8, 8)}
+    one = BankEntry(module.ALL_SITES, 0, ALICE, ((0, 0, 0), (0, 0, 1)), bytes(32), shapes)
+    bank = Bank.create(
+        tmp_path / "bank", Contents(bytes([7] * 16), "terms", "f32", {one.site: bytes(32)}, (one,))
+    )
+    bank.put(one, tensors(one))
+    if gone:
+        file_of(bank, one).unlink()
+    else:
+        cut(bank, file_of(bank, one))
+    advice = f"splitpeer bank drop {'07' * 16} --patient {handle(ALICE)}"
+    with pytest.raises(DataError, match=advice) as caught:
+        bank.get(one)
+    assert "once more" not in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_a_file_that_is_gone_is_missing(full) -> None:

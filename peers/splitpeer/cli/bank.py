@@ -246,7 +246,10 @@ def _drop_all(kept: _Kept, config: PeerConfig) -> None:
     remove(kept.folder)
     _note(kept, config, ())
     echo(f"{kept.folder}: the whole bank is deleted")
-    echo("If the run is not complete, it asks the sites again when it is started again.")
+    echo(
+        "If the run is not complete, it asks the sites again when it is started again; sites of a secure sum that are "
+        "done with it do not answer."
+    )
     _tell_what_stays(kept)
 
 

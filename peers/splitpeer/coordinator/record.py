@@ -17,9 +17,12 @@ from typing import Any, Literal
 from splitpeer.daemon import happenings as h
 from splitpeer.daemon.sinks.log import LogSink
 from splitpeer.errors import ConfigError
+from splitpeer.federation.terms import run_folder
 from splitpeer.settings.job import JobConfig
 from splitpeer.settings.peer import PeerConfig
 from splitpeer.storage import durable, reading
+from splitpeer.storage.bank import FOLDER as BANK
+from splitpeer.storage.bank import INDEX
 from splitproto.causes import OF_A_PATIENT
 
 log = logging.getLogger(__name__)
@@ -135,6 +138,15 @@ class RunRecord:
         if last.get("terms") != self._terms:
             if over:
                 return
+            # What sites show once cannot be collected again: a line that was edited must not cost it.
+            run = run_folder(
+                self._path.parent, self._path.name.removesuffix(".run.json"), bytes.fromhex(last["run"])
+            )
+            if (run / BANK / INDEX).exists():
+                raise ConfigError(
+                    f"job.toml has changed since run {last['run'][:12]}, which is not complete and has a feature "
+                    "bank; change it back, or give the bank up with --fresh"
+                )
             self._report(h.RunLeft(last["run"]))
             return
         self._take(last)

@@ -27,6 +27,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from splitpeer.errors import ConfigError, DataError, DiskTrouble
+from splitpeer.logs import handle
 from splitpeer.storage import durable, reading
 from splitproto.secretfile import how_to_close, open_to_others
 
@@ -42,7 +43,6 @@ MAX_RELEASE = 8 << 30
 """Bytes of one release that is read."""
 FILE_OCTETS = 4096
 """Taken for each file in addition to its tensors: its header, and what its last block on disk leaves free."""
-AGAIN = "remove it and start again: the site is asked for it once more"
 _WHAT, _DIGEST = "splitpeer.release", "sha256"
 _MAGIC, _NONCE, _INDEX = b"SPBANK1\n", 12, b"index"
 _DTYPES = {"f32": "float32", "bf16": "uint16"}
@@ -217,29 +217,31 @@ class Bank:
         try:
             octets = reading.read(path, MAX_RELEASE)
         except FileNotFoundError:
-            raise DataError(f"{path}: is gone; start again: the site is asked for it once more") from None
+            raise DataError(f"{path}: is gone; {self._cure(release, 'start again')}") from None
         except OSError as error:
             raise DataError(f"{path}: cannot be read ({error.strerror})") from None
         try:
             if self._seal is not None:
                 octets = self._seal.open(octets, what.encode())
         except ValueError:
-            raise DataError(f"{path}: torn or altered, or of another release; {AGAIN}") from None
+            raise DataError(
+                f"{path}: torn or altered, or of another release; {self._cure(release)}"
+            ) from None
         try:
             tensors = dict(safetensors.numpy.load(octets))
             header = reading.parse(octets[8 : 8 + int.from_bytes(octets[:8], "little")])["__metadata__"]
             said = dict(reading.parse(header[_WHAT]))
             digest, told = said.pop(_DIGEST), json.dumps(said, sort_keys=True)
         except (ValueError, TypeError, LookupError, safetensors.SafetensorError):
-            raise DataError(f"{path}: torn or altered, not a whole release; {AGAIN}") from None
+            raise DataError(f"{path}: torn or altered, not a whole release; {self._cure(release)}") from None
         if _digest(told, tensors) != digest:
-            raise DataError(f"{path}: torn or altered, the digest does not match; {AGAIN}")
+            raise DataError(f"{path}: torn or altered, the digest does not match; {self._cure(release)}")
         if told != what:
-            raise DataError(f"{path}: {_difference(told, what)}; {AGAIN}")
+            raise DataError(f"{path}: {_difference(told, what)}; {self._cure(release)}")
         try:
             self._compare(release, tensors)
         except ValueError as error:
-            raise DataError(f"{path}: {error}; {AGAIN}") from None
+            raise DataError(f"{path}: {error}; {self._cure(release)}") from None
         return tensors
 
     def drop(self, keys: Collection[bytes]) -> None:
@@ -290,6 +292,16 @@ class Bank:
     def _path(self, release: BankEntry) -> Path:
         suffix = "safetensors" if self._seal is None else "sealed"
         return self.folder / release.site / f"{release.number:08d}.{suffix}"
+
+    def _cure(self, release: BankEntry, what: str = "remove it and start again") -> str:
+        """What the operator of the coordinator can do about a release that is lost."""
+        if release.site != ALL_SITES:
+            return f"{what}: the site is asked for it once more"
+        # SP-11.18-5: sites that were told to stop have deleted the keys of their masks.
+        return (
+            "bring it back from a copy, or let the run continue without the patient: "
+            f"splitpeer bank drop {self.contents.run.hex()} --patient {handle(release.key)}"
+        )
 
     def _about(self, release: BankEntry) -> str:
         """What the file says of itself: nobody can put one in the place of another."""

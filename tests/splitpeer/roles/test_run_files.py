@@ -86,6 +86,31 @@ def test_the_results_of_a_run_that_is_over_were_taken_away(scene: Scene, tmp_pat
     assert again().record.state == "new"
 
 
+def test_an_edited_job_does_not_give_up_a_bank(scene: Scene, tmp_path: Path) -> None:
+    """A feature bank cannot be collected twice where each patient may be shown once."""
+    files, output = opened(scene, tmp_path / "runs"), {"folder": str(tmp_path / "runs")}
+    bank = files.checkpoints / "bank"
+    bank.mkdir(parents=True)
+    (bank / "bank.json").write_text("{}")
+
+    def again(resume: bool | None = None) -> RunFiles:
+        return RunFiles(scene.config("hub"), scene.settings, resume=resume, report=h.Reporter())
+
+    kept = (scene.folder / "hub" / "state" / "try.run.json").read_bytes()
+    scene.cast("t1", output=output, training={"learning_rate": 0.0123})
+    with pytest.raises(
+        ConfigError, match=r"^[^\n]*job.toml has changed[^\n]*change it back[^\n]*--fresh[^\n]*$"
+    ):
+        again()
+    assert (scene.folder / "hub" / "state" / "try.run.json").read_bytes() == kept
+    assert again(resume=False).record.state == "new"
+    scene.cast("t1", output=output)
+    assert (again().run, again().record.state) == (files.run, "running")
+    (bank / "bank.json").unlink()
+    scene.cast("t1", output=output, training={"learning_rate": 0.0123})
+    assert again().record.state == "new", "there is nothing to lose"
+
+
 @pytest.mark.parametrize("complete", [True, False])
 def test_whole_results_are_not_in_the_way_of_a_changed_job(
     scene: Scene, tmp_path: Path, complete: bool
