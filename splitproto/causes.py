@@ -16,6 +16,7 @@ OF_A_PATIENT = {
     "grid": "the volume's grid cannot be used or differs",
     "mask-values": "the mask holds values outside its convention",
     "consent": "consent was withdrawn",
+    "shown": "another run has shown the patient",
 }
 """Causes of one patient, which `withdraw` may name."""
 

@@ -65,7 +65,7 @@ class Announced:
         if forward.seed is not None and forward.mode == "evaluate":
             raise PolicyRefused("an evaluation has no seed")
         if forward.mode == "release":
-            self._released.check(forward)
+            self._released.check(forward, unusable)
         for sample in forward.samples:
             if sample.key not in unusable:
                 self._check_window(sample)

@@ -60,6 +60,8 @@ MOST_UNUSABLE = 1024
 LABEL = b"splitproto weights v1"
 CONSENT = "consent"
 """The cause of a patient who has withdrawn it."""
+SHOWN = "shown"
+"""The cause of a patient whom this run may not show, as others did."""
 
 
 @dataclass(frozen=True)
@@ -191,13 +193,18 @@ class SiteJob:
             DataError: none can be used, or too many cannot.
         """
         self._heed_consent()
+        self._heed_shown()
         grids = look(self.channels, self.unusable, self._means.report)
-        if len(self.unusable) > MOST_UNUSABLE:
+        bad = [cause for cause in self.unusable.values() if cause != SHOWN]
+        if len(bad) > MOST_UNUSABLE:
             # SP-11.13-9.
-            told = f"the files of too many patients cannot be used: {counted(self.unusable.values())}"
+            told = f"the files of too many patients cannot be used: {counted(bad)}"
             raise DataError(f"{told}; see the lines above", "data", told)
         # SP-11.13-2: whom the coordinator was never told of, it is not told of now.
         unusable = {k: c for k, c in self.unusable.items() if c != CONSENT or k in self._means.named}
+        # SP-11.17-12: those of this run first; a patient who is on no list takes no part either.
+        listed = sorted(unusable, key=lambda key: unusable[key] == SHOWN and key not in self._means.named)
+        unusable = {key: unusable[key] for key in listed[:MOST_UNUSABLE]}
         self._means.named.add(
             (key, self._person(key)) for key in {*grids, *unusable} - {*self._means.named.people}
         )
@@ -228,7 +235,7 @@ class SiteJob:
             raise PolicyRefused("a part of a batch was asked for, where only a sum of all sites may be read")
         self._announced.check(forward, self.unusable)
         if self._shown is not None and not self.job.frozen:
-            self._shown.check(self._people(forward))
+            self._shown.check(self._people(forward, self.unusable))
         if not self._withdrew:
             self._announced.add(forward)
 
@@ -436,8 +443,8 @@ class SiteJob:
         """The same for a record; of a key that this site lacks, and refuses, the key."""
         return (self._account(key) if self.channels.fills(key) else key).hex()
 
-    def _people(self, forward: Forward) -> set[str]:
-        return {self._person_shown(sample.key) for sample in forward.samples}
+    def _people(self, forward: Forward, without: Collection[bytes] = ()) -> set[str]:
+        return {self._person_shown(sample.key) for sample in forward.samples if sample.key not in without}
 
     def _size(self, key: bytes) -> Triple | None:
         """Of a patient's volume, in voxels."""
@@ -453,6 +460,17 @@ class SiteJob:
             if self.channels.fills(key) or key in self._means.named:
                 note(self._means.consent.refusal(key), self.unusable, self._means.report)
                 self.unusable[key] = CONSENT
+
+    def _heed_shown(self) -> None:
+        """SP-11.17-12: the run does without whom other runs have shown, as a question about them would end it."""
+        if self._shown is None:
+            return
+        barred = [key for key in self.channels.keys() if self._shown.bars(self._person_shown(key))]  # noqa: SIM118
+        if new := [key for key in barred if key not in self.unusable]:
+            self.unusable.update(dict.fromkeys(new, SHOWN))
+            self._means.report(
+                h.DataWarning(f"this run does without {counted([SHOWN] * len(new))} of the patients")
+            )
 
     def _releases(self, forward: Forward) -> dict[str, Release]:
         """What is about to leave, by seat."""

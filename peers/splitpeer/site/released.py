@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -69,8 +69,11 @@ class Released:
         """Whether this very question was answered before."""
         return self._questions.get(forward.batch) == _question(forward)
 
-    def check(self, forward: Forward) -> None:
+    def check(self, forward: Forward, unusable: Collection[bytes] = ()) -> None:
         """Whether a batch of mode `release` may be answered.
+
+        Args:
+            unusable: keys of patients who will be withdrawn in place of an answer.
 
         Raises:
             PolicyRefused: it may not, now or ever.
@@ -83,6 +86,8 @@ class Released:
         if len(set(windows)) < len(windows):
             raise PolicyRefused(f"release {forward.batch} asks for one window twice")
         if self.knows(forward):
+            # A crash may have come between answer and people, and then another run.
+            self._shown.check(set(self._people(forward, unusable)) - self._shown.here)
             return
         if forward.batch in self._questions:
             raise PolicyRefused(f"release {forward.batch} was answered for other windows before")
@@ -91,7 +96,7 @@ class Released:
             raise PolicyRefused(
                 f"release {forward.batch} asks for {len(again)} windows that were released before, as of {first}"
             )
-        self._check_views(forward)
+        self._check_views(forward, unusable)
 
     def note(self, forward: Forward, tensors: Mapping[str, np.ndarray]) -> None:
         """The batch was checked, and its answer is about to leave; durable when this returns.
@@ -119,9 +124,9 @@ class Released:
 
     # --- inside ----------------------------------------------------------------------------------------
 
-    def _check_views(self, forward: Forward) -> None:
+    def _check_views(self, forward: Forward, unusable: Collection[bytes]) -> None:
         """How often a patient, and a place in a patient, may be seen. Raises PolicyRefused."""
-        people = self._people(forward)
+        people = self._people(forward, unusable)
         if self._forgotten.intersection(people):
             # SP-11.17-4: "releases nothing more of them"
             raise PolicyRefused(
@@ -138,8 +143,8 @@ class Released:
                     f"overlap of {most:g} allows (policy max_overlap): each would be another view of the same place"
                 )
 
-    def _people(self, forward: Forward) -> list[str]:
-        return sorted({self._person(sample.key) for sample in forward.samples})
+    def _people(self, forward: Forward, without: Collection[bytes] = ()) -> list[str]:
+        return sorted({self._person(sample.key) for sample in forward.samples if sample.key not in without})
 
     def _take(self, number: int, windows: Mapping[bytes, list[Triple]], asked: str, answer: str) -> None:
         self._questions[number], self._answers[number] = asked, answer

@@ -69,6 +69,10 @@ class Shown:
         if found and all(found):
             raise PolicyRefused(f"every patient of this site is one {found[0]}")
 
+    def bars(self, person: str) -> bool:
+        """Whether `check` refuses this person."""
+        return self._barred(person) is not None
+
     def note(self, people: Collection[str]) -> None:
         """They were checked, and are about to be shown; durable when this returns. Raises DataError."""
         if new := sorted(set(people) - self.here):

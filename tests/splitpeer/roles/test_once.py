@@ -25,7 +25,7 @@ from splitpeer.site.shown import NAME, Shown
 from splitpeer.site.tiling import Rule, Tiling
 from splitpeer.training.windows import window_origins
 from splitproto.errors import PolicyRefused, SiteFailed
-from splitproto.messages import Forward, Sample
+from splitproto.messages import Forward, Sample, Unusable, Withdraw
 
 from .scene import PATIENTS, Scene
 from .test_releases import FROZEN, answer, octets, offer_of, question
@@ -285,6 +285,48 @@ def test_a_run_that_nobody_is_left_for_is_declined(frozen: Scene) -> None:
         PolicyRefused, match="every patient of this site is one who was shown in as many other"
     ):
         open_job(replace(offer_of(frozen), run=OTHER_RUN), frozen.config("site-t1"), h.Reporter())
+
+
+def test_a_run_does_without_whom_others_have_shown(frozen: Scene) -> None:
+    """SP-11.17-12: listed with the cause, and withdrawn if asked for nevertheless; on resuming too."""
+    first = begin(frozen)
+    answer(first, question(frozen, 0, PATIENTS[0], [0]))
+    first.close()
+    gone = Unusable(frozen.key(PATIENTS[0]), "shown")
+    for number in range(2):
+        other = begin(frozen, OTHER_RUN)
+        listed, unusable = other.inventory()
+        assert unusable == [gone] and {one.key for one in listed} == {frozen.key(p) for p in PATIENTS[1:]}
+        sent = answer(other, question(frozen, 5, PATIENTS[0], [0]))
+        assert isinstance(sent, Withdraw) and sent.patients == (gone,)
+        answer(other, question(frozen, number, PATIENTS[1], [number]))
+        other.close()
+    again = begin(frozen)
+    listed, unusable = again.inventory()
+    assert unusable == [Unusable(frozen.key(PATIENTS[1]), "shown")] and frozen.key(PATIENTS[0]) in {
+        one.key for one in listed
+    }
+    again.close()
+
+
+def test_a_run_between_a_crash_and_the_resume_counts(frozen: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SP-11.17-9: the answer was kept, its people were not, and then another run has shown them."""
+    first, asked = begin(frozen), question(frozen, 0, PATIENTS[0], [0, 1])
+    with monkeypatch.context() as patched:
+        patched.setattr(Shown, "note", lambda self, people: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            answer(first, asked)
+    first.close()
+    other = begin(frozen, OTHER_RUN)
+    answer(other, question(frozen, 0, PATIENTS[0], [3]))
+    other.close()
+    again = begin(frozen)
+    assert again.released.knows(asked)
+    with pytest.raises(PolicyRefused, match="shown in another run"):
+        again.announce(asked)
+    again.inventory()
+    assert isinstance(answer(again, asked), Withdraw)
+    again.close()
 
 
 def test_runs_that_train_encoders_count_too(scene: Scene) -> None:

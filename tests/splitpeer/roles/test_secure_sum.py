@@ -37,8 +37,10 @@ from splitpeer.replay.redrive import _Recording
 from splitpeer.site.answers import ANSWERS
 from splitpeer.site.job import SiteJob
 from splitpeer.site.opening import open_job
+from splitpeer.site.people import People
 from splitpeer.site.run_folders import mark_complete
 from splitpeer.site.secret import FUSION_KEY
+from splitpeer.site.shown import NAME as SHOWN
 from splitpeer.site.summing import PARTNERS, Summing
 from splitpeer.storage.bank import ALL_SITES, Bank, BankEntry
 from splitpeer.training.optimiser import make_optimiser, make_schedule
@@ -575,3 +577,22 @@ def _wait(happened: Callable[[], bool]) -> None:
     while not happened():
         assert time.monotonic() < ends
         time.sleep(0.01)
+
+
+# --- patients whom other runs have shown -------------------------------------------------------------------
+
+
+async def test_a_patient_shown_before_at_one_site_does_not_end_the_run(scene: Scene) -> None:
+    """SP-11.17-12."""
+    training = {"steps": 2, "batch": 3, "checkpoint_every": 2, "encoders": "frozen"}
+    cast(scene, training=training, evaluation={"batch": 16, "overlap": 0.0})
+    for modality in THREE:
+        site(scene, modality, max_runs_per_patient=1)
+    state = scene.folder / "site-t1" / "state"
+    state.mkdir(exist_ok=True, mode=0o700)
+    last = max(PATIENTS, key=scene.key)
+    line = {"run": "aa" * 16, "terms": "", "encoders": [], "people": [People(state).account(last).hex()]}
+    (state / SHOWN).write_text(json.dumps(line) + "\n")
+    ran = await scene.together()
+    assert ran.error is None and set(ran.clients.values()) == {None}
+    assert ran.result.complete and ran.result.patients == len(PATIENTS) - 1 and not ran.result.withdrawn
