@@ -279,6 +279,15 @@ def read_identity(path: Path) -> Identity:
         raise _unusable(f"{path}: {error}") from error
 
 
+def revocation_lists(pem: bytes) -> list[x509.CertificateRevocationList]:
+    """All lists of a file, as OpenSSL reads it. Raises ValueError: there is none, or one is damaged."""
+    begun = b"-----BEGIN X509 CRL-----"
+    _, *lists = pem.split(begun)
+    if not lists:
+        raise ValueError("no revocation list in PEM")
+    return [x509.load_pem_x509_crl(begun + one) for one in lists]
+
+
 def _unusable(line: str) -> IdentityError:
     """Paths stay in the detail: a peer may be told the reason, never where our files lie."""
     return IdentityError(OWN_UNUSABLE, line)

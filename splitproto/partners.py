@@ -22,7 +22,7 @@ from cryptography.x509.verification import PolicyBuilder, Store
 from . import codec
 from .errors import FusionMismatch, IdentityError, PolicyRefused
 from .fields import write_map
-from .identity import Credentials, Identity
+from .identity import OWN_UNUSABLE, Credentials, Identity, revocation_lists
 from .messages import Job, KeyOffer
 
 _LABEL = b"splitproto-1 fusion key"
@@ -57,13 +57,18 @@ def sign(key_pem: bytes, chain_pem: bytes, run: bytes, terms: bytes, public: byt
         key_pem, chain_pem: contents of its key file and its certificate file, its own certificate first.
 
     Raises:
-        IdentityError: the key is of a kind that does not sign here.
+        IdentityError: the key is of a kind that does not sign here; or, with the reason `OWN_UNUSABLE`, one of them is
+            not whole or they do not belong together, as in the middle of a renewal.
     """
-    chain = [
-        one.public_bytes(serialization.Encoding.DER) for one in x509.load_pem_x509_certificates(chain_pem)
-    ]
+    try:
+        certificates = x509.load_pem_x509_certificates(chain_pem)
+        key = serialization.load_pem_private_key(key_pem, password=None)
+    except (ValueError, TypeError) as error:
+        raise IdentityError(OWN_UNUSABLE, "certificate or key is not whole PEM") from error
+    if key.public_key() != certificates[0].public_key():
+        raise IdentityError(OWN_UNUSABLE, "the key does not belong to the certificate")
+    chain = [one.public_bytes(serialization.Encoding.DER) for one in certificates]
     signed = statement(Identity.from_certificate(chain[0]).uri, run, terms, public)
-    key = serialization.load_pem_private_key(key_pem, password=None)
     if isinstance(key, ec.EllipticCurvePrivateKey) and key.curve.name in _HASHES:
         signature = key.sign(signed, ec.ECDSA(_HASHES[key.curve.name]))
     elif isinstance(key, rsa.RSAPrivateKey):
@@ -95,7 +100,7 @@ class Trust:
         """From the contents of files. Raises `IdentityError` for what is not PEM."""
         try:
             authorities = x509.load_pem_x509_certificates(ca_pem)
-            revocations = None if crl_pem is None else [x509.load_pem_x509_crl(crl_pem)]
+            revocations = None if crl_pem is None else revocation_lists(crl_pem)
         except ValueError as error:
             raise IdentityError("our own CA certificate or revocation list is not PEM") from error
         return cls(federation, authorities, revocations, frozenset(partners), least)
@@ -209,12 +214,12 @@ def _proven(offer: KeyOffer, trust: Trust, now: datetime) -> Identity:
     try:
         leaf, *between = (x509.load_der_x509_certificate(der) for der in offer.chain)
         policy = PolicyBuilder().store(Store(list(trust.authorities))).time(now)
-        above = policy.build_client_verifier().verify(leaf, between).chain[1:]
+        proven = policy.build_client_verifier().verify(leaf, between).chain
         identity = Identity.from_certificate(offer.chain[0])
     except Exception as error:  # of many kinds, not all documented; the octets are a stranger's
         raise FusionMismatch(f"a fusion key whose certificate does not hold: {_line(error)}") from None
     # Of what came with the leaf, only what was proven: nothing else has a key that could be asked anything.
-    _not_revoked(leaf, [*above, *trust.authorities], trust, now, identity)
+    _not_revoked(leaf, proven[1] if len(proven) > 1 else leaf, trust, now, identity)
     return identity
 
 
@@ -228,23 +233,28 @@ def _agrees(public: bytes) -> bool:
 
 
 def _not_revoked(
-    leaf: x509.Certificate, above: Sequence[x509.Certificate], trust: Trust, now: datetime, identity: Identity
+    leaf: x509.Certificate, issuer: x509.Certificate, trust: Trust, now: datetime, identity: Identity
 ) -> None:
-    """A configured list that does not speak for the certificate now refuses it, as in TLS."""
+    """A configured list that does not speak for the certificate now refuses it, as in TLS.
+
+    Args:
+        issuer: the one that the chain was proven with; another CA may have its name.
+    """
     if trust.revocations is None:
         return
-    keys = [one.public_key() for one in above if one.subject == leaf.issuer]
-    for listed in trust.revocations:
-        signed = any(listed.is_signature_valid(key) for key in keys)  # type: ignore[arg-type]
-        ends = listed.next_update_utc
-        if (
-            listed.issuer != leaf.issuer
-            or not signed
-            or (ends is not None and ends < now)
-            or listed.last_update_utc > now
-        ):
-            continue
-        if listed.get_revoked_certificate_by_serial_number(leaf.serial_number) is None:
+    key = issuer.public_key()
+    speaking = [
+        listed
+        for listed in trust.revocations
+        if listed.issuer == leaf.issuer
+        and listed.last_update_utc <= now
+        and not ((ends := listed.next_update_utc) is not None and ends < now)
+        and listed.is_signature_valid(key)  # type: ignore[arg-type]
+    ]
+    if speaking:
+        # As OpenSSL does: an older list neither undoes a revocation nor adds one.
+        newest = max(speaking, key=lambda listed: listed.last_update_utc)
+        if newest.get_revoked_certificate_by_serial_number(leaf.serial_number) is None:
             return
         raise FusionMismatch(
             f"the certificate of site {identity.site} (serial {identity.serial}) has been revoked"

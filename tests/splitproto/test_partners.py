@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives.asymmetric import dsa, ec, ed448, ed25519, r
 
 from splitproto import partners, pki
 from splitproto.errors import FusionMismatch, IdentityError, PolicyRefused
+from splitproto.identity import OWN_UNUSABLE
 from splitproto.messages import KeyOffer
 from splitproto.partners import Trust
 
@@ -107,6 +108,58 @@ def test_a_revoked_partner_and_an_outdated_list_are_refused(folder: Path) -> Non
     old = pki.write_crl(folder, now=NOW - timedelta(days=60), days=30)
     with pytest.raises(FusionMismatch, match="fetch a fresh list"):
         accept(folder, [b, offer(folder, "c")], crl=old)
+
+
+def federation(folder: Path, name: str, *sites: str) -> tuple[bytes, bytes]:
+    """CA certificate and revocation list of a CA of its own, made two days ago."""
+    folder.mkdir()
+    pki.create_ca(folder, name, now=NOW - timedelta(days=2))
+    for site in sites:
+        pki.issue(folder, "client", site, now=NOW - timedelta(days=1))
+    return (folder / "ca.crt").read_bytes(), (folder / "ca.crl").read_bytes()
+
+
+def test_of_a_file_of_several_lists_the_newest_of_the_issuer_counts(tmp_path: Path) -> None:
+    """SP-11.18-8, SP-6-2: as OpenSSL reads the file, and in whatever order the lists are in it."""
+    ca, _ = federation(tmp_path / "one", "glioma", "b", "c")
+    shown = {site: offer(tmp_path / "one", site) for site in "bc"}
+    old = pki.write_crl(tmp_path / "one", now=NOW - timedelta(hours=3)).read_bytes()
+    new = pki.revoke(tmp_path / "one", "b", now=NOW - timedelta(hours=1)).read_bytes()
+    for lists in (new, old + new, new + old):
+        ours = Trust.read("glioma", ca, lists, SITES)
+        with pytest.raises(FusionMismatch, match=r"b .*has been revoked"):
+            partners.verify(shown["b"], RUN, TERMS, ours, NOW)
+        assert partners.verify(shown["c"], RUN, TERMS, ours, NOW).site == "c"
+    with pytest.raises(IdentityError, match="not PEM"):
+        Trust.read("glioma", ca, b"nothing", SITES)
+    with pytest.raises(IdentityError, match="not PEM"):
+        Trust.read("glioma", ca, old + new[:200], SITES)
+
+
+def test_a_list_speaks_for_the_ca_that_signed_it_and_for_no_namesake(tmp_path: Path) -> None:
+    """SP-11.18-8: one CA took the place of another of the same name; a third has another name."""
+    made = [federation(tmp_path / "before", "glioma", "b"), federation(tmp_path / "after", "glioma", "c"),
+            federation(tmp_path / "other", "other")]  # fmt: skip
+    b, c = offer(tmp_path / "before", "b"), offer(tmp_path / "after", "c")
+    cas, (before, after, other) = b"".join(ca for ca, _ in made), (listed for _, listed in made)
+    for lists in (before + after, after + before, other + before + after):
+        ours = Trust.read("glioma", cas, lists, SITES)
+        assert [partners.verify(one, RUN, TERMS, ours, NOW).site for one in (b, c)] == ["b", "c"]
+    with pytest.raises(FusionMismatch, match="c cannot be checked"):
+        partners.verify(c, RUN, TERMS, Trust.read("glioma", cas, before, SITES), NOW)
+    revoked = pki.revoke(tmp_path / "after", "c", now=NOW - timedelta(hours=1)).read_bytes()
+    for lists in (before + revoked, revoked + before):
+        with pytest.raises(FusionMismatch, match=r"c .*has been revoked"):
+            partners.verify(c, RUN, TERMS, Trust.read("glioma", cas, lists, SITES), NOW)
+
+
+def test_a_renewal_that_is_half_done_is_our_own_trouble_in_one_line(folder: Path) -> None:
+    """Key and certificate are two files; whoever reads them between two writes may try again."""
+    key, chain = (folder / "a.key").read_bytes(), (folder / "a.crt").read_bytes()
+    for half in ((key, chain[:200]), (key, b""), (key[:60], chain), ((folder / "b.key").read_bytes(), chain)):
+        with pytest.raises(IdentityError, match=OWN_UNUSABLE) as one:
+            partners.sign(*half, RUN, TERMS, KEYS["a"])
+        assert "\n" not in str(one.value)
 
 
 def test_a_certificate_that_has_ended_is_refused(folder: Path) -> None:

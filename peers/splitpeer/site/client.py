@@ -206,7 +206,7 @@ class Client:
                 except (BudgetSpent, FlowControlError) as error:
                     await self._rest(error)
                 except SplitprotoError as error:
-                    if not error.retry:
+                    if not (error.retry or _half_renewed(error)):
                         raise
                     self._report(h.LinkBroke(session.cause_of(error)))
                 except BaseException as error:
@@ -285,8 +285,7 @@ class Client:
         """Whether dialling again may succeed."""
         if error.retry:
             return True
-        if isinstance(error, IdentityError) and error.reason == OWN_UNUSABLE:
-            # Certificate and key are two files: during a renewal they briefly do not match.
+        if _half_renewed(error):
             return self._job is not None
         if isinstance(error, SecureChannelError):
             # SP-4-6: only a refusal that came encrypted is the coordinator's own word.
@@ -649,3 +648,8 @@ class _Stopped(LinkLost):
 
     def __init__(self) -> None:
         super().__init__("asked to stop")
+
+
+def _half_renewed(error: SplitprotoError) -> bool:
+    """Certificate and key are two files: during a renewal they briefly do not match."""
+    return isinstance(error, IdentityError) and error.reason == OWN_UNUSABLE

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from splitpeer.logs import handle
 from splitpeer.site.shown import Shown, texts
 from splitpeer.site.tiling import Rule, Tiling, Triple
 from splitpeer.storage.journal import Journal
@@ -115,9 +116,11 @@ class Released:
                 )
             self._take(forward.batch, windows, asked, answer)
         elif answer != self._answers[forward.batch]:
+            patients = " ".join(f"--patient {handle(key)}" for key in _by_patient(forward))
             raise SiteFailed(
                 f"the answer to release {forward.batch} is not the one that was given before, and a second one "
-                "would show more: was this site's network, machine or data changed?"
+                "would show more: was this site's network, machine or data changed? To continue without, at the "
+                f"coordinator: splitpeer bank drop RUN {patients}"
             )
         # Also of a question that is known: a crash may have come between the two.
         self._shown.note(people)

@@ -21,6 +21,7 @@ from splitpeer.training.split_step import Arrays
 from splitpeer.training.sums import over_seats
 from splitproto import Credentials, fusion, partners
 from splitproto.errors import IdentityError, PolicyRefused
+from splitproto.identity import OWN_UNUSABLE
 from splitproto.messages import Forward, Fusion, FusionKeys, JobOffer, KeyOffer
 from splitproto.partners import Trust
 
@@ -84,6 +85,7 @@ class Summing:
             self._answers.read(lambda said: given.update({str(said["asked"]): str(said["answer"])}))
         self._given = fusion.Given(given)
         self._masking: fusion.Masking | None = None
+        self._offer: KeyOffer | None = None
         self.history = fusion.BEGINNING
         """SP-11.18-12: of the step that was applied last."""
         self._clipped = self._told = 0
@@ -96,8 +98,9 @@ class Summing:
         try:
             key, chain = own.key.read_bytes(), own.certificate.read_bytes()
         except OSError as error:
-            raise IdentityError("our own certificate or key cannot be read") from error
-        return partners.sign(key, chain, self._run, self._digest, fusion.public_of(self._secret))
+            raise IdentityError(OWN_UNUSABLE, "certificate or key cannot be read") from error
+        self._offer = partners.sign(key, chain, self._run, self._digest, fusion.public_of(self._secret))
+        return self._offer
 
     def accept(self, keys: FusionKeys, now: datetime) -> None:
         """SP-11.18-8, SP-11.18-9: nothing leaves before the partners have proven themselves.
@@ -111,7 +114,13 @@ class Summing:
         """
         trust = self._allowed.trust()
         found = partners.accept(
-            keys.partners, self.offer(), self._run, self._digest, self.terms.parties, trust, now
+            keys.partners,
+            self._offer or self.offer(),
+            self._run,
+            self._digest,
+            self.terms.parties,
+            trust,
+            now,
         )
         if self._kept:
             partners.check_unchanged(self._kept, found)

@@ -15,6 +15,7 @@ from splitpeer.daemon import happenings as h
 from splitpeer.data.sampling import batch_digest
 from splitpeer.errors import ConfigError, DataError
 from splitpeer.federation.terms import job_on_wire, judge
+from splitpeer.logs import handle
 from splitpeer.settings import templates
 from splitpeer.settings.job import JobConfig
 from splitpeer.settings.peer import PRIVATE, PRIVATE_RUNS, PeerConfig
@@ -389,8 +390,13 @@ def test_a_second_answer_is_not_given(frozen: Scene) -> None:
     half = site.encoders.halves["t1"]
     for parameter in half.network.parameters():
         parameter.data += 0.25
-    with pytest.raises(SiteFailed, match="the answer to release 0 is not the one that was given before"):
+    with pytest.raises(
+        SiteFailed, match="the answer to release 0 is not the one that was given before"
+    ) as one:
         answer(site, asked)
+    # The cure, in words that the coordinator hears too.
+    assert f"splitpeer bank drop RUN --patient {handle(asked.samples[0].key)}" in str(one.value)
+    assert "\n" not in str(one.value)
     site.close()
 
 

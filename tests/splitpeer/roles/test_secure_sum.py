@@ -48,7 +48,8 @@ from splitpeer.training.split_round import Parties, Place, split_round
 from splitpeer.training.split_step import ClientHalf
 from splitpeer.training.sums import SUM, fused
 from splitproto import fusion, partners
-from splitproto.errors import FusionMismatch, PolicyRefused, SiteFailed
+from splitproto.errors import FusionMismatch, IdentityError, PolicyRefused, SiteFailed
+from splitproto.identity import OWN_UNUSABLE
 from splitproto.messages import Forward, FusionKeys, JobOffer, KeyOffer, Sample, Seat
 from splitproto.tensors import schema_digest
 
@@ -326,6 +327,24 @@ async def test_a_second_answer_to_a_question_is_not_given(scene: Scene) -> None:
     assert isinstance(ran.clients["site-flair"], SiteFailed)
     assert "is not the one that was given before" in str(ran.clients["site-flair"])
     assert isinstance(ran.error, JobFailed)
+
+
+async def test_a_certificate_renewed_at_the_wrong_moment_ends_nobody(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SP-11.18-6: the files are read once a link, and again on the next one where they were not whole."""
+    reads, whole = [], partners.sign
+
+    def sign(*args: Any) -> KeyOffer:
+        reads.append(args)
+        if len(reads) == 1:
+            raise IdentityError(OWN_UNUSABLE)
+        return whole(*args)
+
+    monkeypatch.setattr(partners, "sign", sign)
+    ran = await cast(scene, steps=1, every=1).together()
+    assert ran.error is None and ran.result.complete, ran
+    assert len(reads) == 1 + len(SITES), "proving the partners reads no file of our own"
 
 
 def test_what_stands_under_masks_is_known_or_nothing_is_sent(scene: Scene) -> None:
