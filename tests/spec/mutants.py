@@ -570,7 +570,7 @@ FUSION = [
         ("names in any order", "sorted((own, other))", "(own, other)"), ("one key for all levels", "question.history, level]", "question.history]"),
         ("one key for all gradients", "question.digest, question.history, level]", "question.digest, level]"),
         ("one key for all modes", "[question.mode, ", "["), ("one key for all runs", "self.run, info", "None, info"),
-        ("no label", "_LABEL + ", ""), ("public keys are left out", "[first, second, first_key, second_key, *asked]", "[first, second, *asked]")),
+        ("no label in a key", "_LABEL + ", ""), ("public keys are left out", "[first, second, first_key, second_key, *asked]", "[first, second, *asked]")),
     *of("fusion", "splitproto.fusion:Masking.conceal", ("the first subtracts", "if self.site < partner:", "if self.site > partner:"),
         ("check words come first", "np.concatenate([words.reshape(-1), np.zeros(CHECK_WORDS, words.dtype)])",
          "np.roll(np.concatenate([words.reshape(-1), np.zeros(CHECK_WORDS, words.dtype)]), 1)")),

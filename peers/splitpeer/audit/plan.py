@@ -51,7 +51,7 @@ class SweepHead(Section):
     """In how many poses it sees each sample instead, where a site answers the same question the same every time."""
     joint: tuple[str, ...] = ()
     """Attacks on what all sites sent together, all contrasts at once; judged for those that the judge knows."""
-    every: tuple[str, ...] = ("inverse",)
+    every: tuple[str, ...] = ("inverse:steps=150,width=16",)
     """Quick attacks on one release of each seat; the seat that shows most is then attacked by `attacks` as well."""
     neighbours: tuple[str, ...] = ()
     """Attacks on the slices above and below too (jobs of slices)."""
