@@ -264,12 +264,12 @@ async def test_unusable_patients_that_do_not_add_up_do_not_join(scene, how: str)
 
 async def test_a_batch_that_its_digest_does_not_fit_is_refused_by_the_site(scene, monkeypatch) -> None:
     """SP-11-5: the other direction: a coordinator that commits to one batch and sends another."""
-    from splitpeer.coordinator import coordinator
+    from splitpeer.federation.batches import TrainingStream
 
     scene.cast("t1")
-    honest = coordinator.TrainingStream._make
+    honest = TrainingStream._make
     monkeypatch.setattr(
-        coordinator.TrainingStream,
+        TrainingStream,
         "_make",
         lambda stream, index: dataclasses.replace(honest(stream, index), digest=bytes(32)),
     )
