@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from scipy.stats import mannwhitneyu
 
 from splitpeer.attacks.base import Knowledge, Shot, Target, View
@@ -28,6 +29,15 @@ FEATURES = (4, 4, 8, 8, 16, 4)
 SITES = ("t1", "t2")
 WINDOWS = {2: (64, 64), 3: (32, 32, 32)}
 COUNT = {2: 8, 3: 2}
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """A small network trained in another order of sums is another network."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def heads(dimensions: int, seed: int = 0) -> tuple[dict[str, np.ndarray], np.ndarray]:
