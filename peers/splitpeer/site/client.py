@@ -33,7 +33,7 @@ from splitpeer.settings.peer import PeerConfig
 from splitpeer.site.budgets import BudgetSpent
 from splitpeer.site.job import SiteJob
 from splitpeer.site.opening import open_job, open_ledger
-from splitpeer.site.run_folders import mark_complete
+from splitpeer.site.run_folders import accepted_terms, forget_keys, mark_complete
 from splitproto import Offer, Session, SplitprotoError, dial
 from splitproto.capture import Party
 from splitproto.causes import OF_A_PATIENT
@@ -183,6 +183,7 @@ class Client:
         for volumes in self._volumes.values():
             tell(volumes, self._records)
         async with self._duty.on_duty(self._witness, modality=peer.held, coordinator=self._address):
+            forget_keys(peer.state, self._records)
             self._report(h.Ready(self._address))
             try:
                 await self._serve()
@@ -463,9 +464,12 @@ class Client:
             known = self._job
             if known is None or known.run != offer.run:
                 return await self._take_up(offer)
-            if (known.job, known.seats) != (offer.job, offer.seats):
+            if (known.job, known.seats) == (offer.job, offer.seats):
+                return known
+            if known.terms != accepted_terms(offer).decode():
                 raise SchemaMismatch("the terms of a run cannot change while it runs")
-            return known
+            # A coordinator that restarted with another deadline; signed terms (SP-11.18-6) hold it too.
+            return await self._take_up(offer)
         except BudgetSpent as error:
             await session.send(JobDecline(error.code, error.reason))
             raise

@@ -114,7 +114,8 @@ class SiteJob:
             # SP-11.18-2: values may not leave as they are because something was not made.
             raise ValueError("a job with secure fusion at a site without, or the reverse")
         self.run, self.job, self.seats = offer.run, offer.job, offer.seats
-        self._terms = accepted_terms(offer).decode()
+        self.terms = accepted_terms(offer).decode()
+        """Their digest, without the deadline."""
         self.window = window_of(offer.job)
         # SP-11-3: it identifies this process's memory, so a rollback keeps it.
         self.incarnation = secrets.token_bytes(16)
@@ -420,9 +421,7 @@ class SiteJob:
         means, bounds, once = self._means, self._means.bounds, self._means.bounds.releases == "once"
         if not self.job.frozen and bounds.max_runs_per_patient is None:
             return
-        showing = Showing(
-            self.run, self._terms, self.encoders.identities(), once, bounds.max_runs_per_patient
-        )
+        showing = Showing(self.run, self.terms, self.encoders.identities(), once, bounds.max_runs_per_patient)
         self._shown = shown_in(means.state, showing, bounds.max_record_mib)
         self._shown.check_some([self._person_shown(key) for key in self.channels.keys()])  # noqa: SIM118 (not a dict)
         if self.job.frozen:

@@ -45,6 +45,13 @@ def mark_complete(folder: Path, report: h.Reporter) -> None:
         report(h.RunNotMarked(folder.name, str(error.strerror)))
 
 
+def forget_keys(state: Path, report: h.Reporter) -> None:
+    """What a crash left undone between the mark of a complete run and the key of its masks (SP-11.18-5)."""
+    for run in _runs(state):
+        if run.complete and (run.folder / FUSION_KEY).exists():
+            mark_complete(run.folder, report)
+
+
 def is_complete(folder: Path) -> bool:
     """Whether it was marked."""
     return (folder / COMPLETE).exists()

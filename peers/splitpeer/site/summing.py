@@ -202,9 +202,13 @@ class Summing:
 def _secret(folder: Path) -> bytes:
     """SP-11.18-5: made on first use, and the same for every process that takes up the run."""
     key, answers = folder / FUSION_KEY, folder / ANSWERS
+    if is_complete(folder):
+        try:
+            key.unlink(missing_ok=True)
+        except OSError as error:
+            raise durable.refusal(error, f"{key}:", "[peer] state") from None
+        raise PolicyRefused("the run is complete at this site, and the key of its masks was deleted")
     if not key.exists():
-        if is_complete(folder):
-            raise PolicyRefused("the run is complete at this site, and the key of its masks was deleted")
         if not answers.exists():
             # Before the key, so that a key without it means that answers were lost.
             _write(answers, b"")

@@ -16,11 +16,13 @@ from splitpeer.data.sampling import batch_digest
 from splitpeer.errors import ConfigError, DataError
 from splitpeer.federation.terms import job_on_wire, judge
 from splitpeer.logs import handle
+from splitpeer.privacy.ledger import NAME as LEDGER
 from splitpeer.settings import templates
 from splitpeer.settings.job import JobConfig
 from splitpeer.settings.peer import PRIVATE, PRIVATE_RUNS, PeerConfig
 from splitpeer.site.job import SiteJob
 from splitpeer.site.opening import open_job
+from splitpeer.site.people import NAME as KEY
 from splitpeer.site.people import People
 from splitpeer.site.shown import NAME, Shown
 from splitpeer.site.tiling import Rule, Tiling
@@ -330,6 +332,16 @@ def test_a_run_between_a_crash_and_the_resume_counts(frozen: Scene, monkeypatch:
     again.close()
 
 
+@pytest.mark.parametrize("record", [NAME, LEDGER])
+def test_a_lost_key_of_people_does_not_forget_whom_records_name(tmp_path: Path, record: str) -> None:
+    People(tmp_path).account(PATIENTS[0])
+    (tmp_path / KEY).unlink()
+    (tmp_path / record).write_text("{}\n")
+    with pytest.raises(DataError, match=rf"people\.key: is missing, and {record} .* from a backup") as one:
+        People(tmp_path).account(PATIENTS[0])
+    assert "\n" not in str(one.value) and not (tmp_path / KEY).exists()
+
+
 def test_runs_that_train_encoders_count_too(scene: Scene) -> None:
     """SP-11.17-11: each of their steps is a view."""
     scene.cast("t1", training={"steps": 20})
@@ -359,7 +371,7 @@ def test_the_preset_shows_a_patient_in_one_run_unless_more_are_allowed(scene: Sc
 def test_nothing_leaves_that_the_record_has_no_room_for(frozen: Scene) -> None:
     frozen.client("t1", policy={**ONCE, "max_record_mib": 1})
     state = frozen.folder / "site-t1" / "state"
-    state.mkdir(exist_ok=True)
+    People(state).account(PATIENTS[0])
     line = {"run": "aa" * 16, "terms": "", "encoders": [], "people": ["00" * 16] * 29_000}
     (state / NAME).write_text(json.dumps(line) + "\n")
     assert (1 << 20) - 10_000 < (state / NAME).stat().st_size < 1 << 20

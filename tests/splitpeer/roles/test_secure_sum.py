@@ -30,15 +30,16 @@ from splitpeer.data.sampling import TrainingSchedule
 from splitpeer.defences.randomness import Release
 from splitpeer.errors import AttackImpossible, DataError, JobFailed, PeerError
 from splitpeer.federation.seats import seats_of
-from splitpeer.federation.terms import job_on_wire, seat_descriptors
+from splitpeer.federation.terms import job_on_wire, seat_descriptors, services
 from splitpeer.models import build_decoder, build_encoder, site_seed
 from splitpeer.models.registry import backbone_of
 from splitpeer.replay.redrive import _Recording
 from splitpeer.site.answers import ANSWERS
+from splitpeer.site.client import Client
 from splitpeer.site.job import SiteJob
 from splitpeer.site.opening import open_job
 from splitpeer.site.people import People
-from splitpeer.site.run_folders import mark_complete
+from splitpeer.site.run_folders import forget_keys, mark_complete
 from splitpeer.site.secret import FUSION_KEY
 from splitpeer.site.shown import NAME as SHOWN
 from splitpeer.site.summing import PARTNERS, Summing
@@ -379,6 +380,15 @@ def test_what_stands_under_masks_is_known_or_nothing_is_sent(scene: Scene) -> No
     with pytest.raises(PolicyRefused, match="complete at this site, and the key of its masks was deleted"):
         opened()
     assert not key.exists()
+    # A crash between the mark and the key.
+    key.write_bytes(bytes(32))
+    key.chmod(0o600)
+    with pytest.raises(PolicyRefused, match="complete at this site, and the key of its masks was deleted"):
+        opened()
+    assert not key.exists()
+    key.write_bytes(bytes(32))
+    forget_keys(first.folder.parent, h.Reporter())
+    assert not key.exists()
 
 
 async def test_what_would_be_a_sum_without_this_site_is_refused(
@@ -615,3 +625,37 @@ async def test_a_patient_shown_before_at_one_site_does_not_end_the_run(scene: Sc
     ran = await scene.together()
     assert ran.error is None and set(ran.clients.values()) == {None}
     assert ran.result.complete and ran.result.patients == len(PATIENTS) - 1 and not ran.result.withdrawn
+
+
+# --- a run goes on under another deadline --------------------------------------------------------------------
+
+
+async def test_a_site_that_kept_running_takes_a_changed_deadline(scene: Scene) -> None:
+    """SP-11.18-6: it is among the signed terms, so the run is taken up again; other terms are declined."""
+    cast(scene)
+    job = job_on_wire(scene.settings)
+    seats = (Seat("t1", ("t1",)),)
+    offer = JobOffer(
+        bytes(range(16)), seats, job, schema_digest(seat_descriptors(job, seats)), recorded=False
+    )
+    later, other = (
+        replace(offer, job=replace(job, **one)) for one in ({"seconds_per_step": 7.0}, {"weight_decay": 0.5})
+    )
+
+    async def ignore(*args: object) -> None:
+        pass
+
+    session = SimpleNamespace(
+        agreement=SimpleNamespace(features=services(frozen=False)), send=ignore, close=ignore
+    )
+    client = Client(scene.config("site-t1"), asyncio.Event())
+    try:
+        first = await client._judged(session, offer)
+        assert await client._judged(session, offer) is first
+        again = await client._judged(session, later)
+        assert (again is first, again.job, again.folder) == (False, later.job, first.folder)
+        with pytest.raises(JobFailed, match="the terms of a run cannot change"):
+            await client._judged(session, other)
+    finally:
+        await client._close_job()
+        client._compute.close()
