@@ -581,9 +581,9 @@ FUSION = [
         ("any federation", "identity.federation != trust.federation or", ""), ("unsigned", "check_signature(offer, identity, run, terms)", "pass"),
         ("points of small order", "if not _agrees(offer.public):", "if False:"), ("any site", "if identity.site not in trust.partners:", "if False:")),
     *of("fusion", "splitproto.partners:_proven", ("any time", ".time(now)", ".time(leaf.not_valid_before_utc)"),
-        ("revoked certificates", "_not_revoked(leaf, [*above, *trust.authorities], trust, now, identity)", "pass"),
+        ("revoked certificates", "_not_revoked(leaf, proven[1] if len(proven) > 1 else leaf, trust, now, identity)", "pass"),
         ("whatever lies in the chain", "for der in offer.chain)", "for der in offer.chain[:1])"),
-        ("keys that nobody vouches for", "[*above, ", "[*between, ")),
+        ("keys that nobody vouches for", "proven[1] if len(proven) > 1 else leaf", "(*between, proven[1])[0]")),
 ]  # fmt: skip
 
 MUTANTS = [*IMAGES, *CODEC, *TEXTS, *WIRE, *TENSORS, *AGREEMENT, *DERIVED, *LEARNING, *CERTIFICATES, *FUSION]
