@@ -22,6 +22,7 @@ from splitproto.capture import (
     Recorded,
 )
 from splitproto.fields import write_map
+from tests.spec.reading import value_of
 
 SPEC = Path(__file__).parents[2] / "spec"
 TEXT = (SPEC / "capture.md").read_text()
@@ -31,18 +32,6 @@ CASES = json.loads((SPEC / "vectors" / "capture.json").read_text())["cases"]
 ID = r"SP-C-\d+"
 DEFINED = re.findall(rf"^\*\*({ID})\.\*\*", TEXT, re.MULTILINE)
 Case = dict[str, Any]
-
-
-def value_of(shown: Any) -> Any:
-    """The inverse of the vectors' notation of values."""
-    if isinstance(shown, list):
-        return [value_of(item) for item in shown]
-    if not isinstance(shown, dict):
-        return shown
-    ((kind, inner),) = shown.items()
-    if kind == "map":
-        return {key: value_of(item) for key, item in inner.items()}
-    return {"int": int, "float": float, "hex": bytes.fromhex}[kind](inner)
 
 
 def plain(value: Any) -> Any:
