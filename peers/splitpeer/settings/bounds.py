@@ -24,7 +24,7 @@ class Bounds(Section):
     """Estimated memory that the job needs: one volume, the encoder with its optimiser, the feature maps of a batch,
     and the images of that batch and those read ahead."""
     max_runs: PositiveInt = 16
-    """Run folders in [peer] state, the present one included; the oldest are removed first."""
+    """Run folders in [peer] state, the present one included; which are removed first, see `run_folders.make_room`."""
     max_state_mib: PositiveInt = 4096
     """All run folders together, and `released.jsonl`."""
     max_gradient_norm: Annotated[float, Field(gt=0)] | None = None

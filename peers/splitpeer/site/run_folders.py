@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 import shutil
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,9 +14,11 @@ from splitpeer.daemon import happenings as h
 from splitpeer.errors import DiskTrouble
 from splitpeer.federation.terms import terms_digest
 from splitpeer.settings.bounds import Bounds
+from splitpeer.site.answers import ANSWERS
 from splitpeer.site.secret import FUSION_KEY
 from splitpeer.site.shown import NAME as SHOWN
-from splitpeer.storage import durable
+from splitpeer.site.shown import runs_in
+from splitpeer.storage import checkpoint, durable
 from splitproto.errors import PolicyRefused, SchemaMismatch
 from splitproto.messages import JobOffer
 
@@ -23,7 +26,8 @@ COMPLETE = "complete"
 """File that marks a run whose coordinator said that it is complete."""
 TERMS = "terms"
 """File with the digest of the terms and seats that this site accepted for the run."""
-_NAME = re.compile(r"(.+)-[0-9a-f]{32}")
+_RUN_DIGITS = 32
+_NAME = re.compile(rf"(.+)-[0-9a-f]{{{_RUN_DIGITS}}}")
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,8 @@ class _Run:
     size: int
     used: float
     complete: bool
+    worked: bool
+    """Whether a step was applied or an answer given: else there is nothing in it to lose."""
 
 
 def mark_complete(folder: Path, report: h.Reporter) -> None:
@@ -95,7 +101,7 @@ def accepted_terms(offer: JobOffer) -> bytes:
 
 
 def make_room(state: Path, current: Path, bounds: Bounds, needed: int, report: h.Reporter) -> None:
-    """Remove the oldest runs until `current` fits with the others; never the newest complete one of a job.
+    """Remove runs until `current` fits with the others, see `_spare`.
 
     Args:
         needed: bytes that the run of `current` takes at least.
@@ -103,22 +109,40 @@ def make_room(state: Path, current: Path, bounds: Bounds, needed: int, report: h
     Raises: PolicyRefused: it does not fit, whatever is removed.
     """
     others, record = [run for run in _runs(state) if run.folder != current], _record(state)
-    newest: dict[str, _Run] = {}
-    for run in others:
-        if run.complete:
-            newest[run.job] = run
-    spare = [run for run in others if newest.get(run.job) is not run]
+    spare = _spare(others, _kept_for_people(state, bounds))
     most = bounds.max_state_mib << 20
     while len(others) >= bounds.max_runs or record + sum(run.size for run in others) + needed > most:
         if not spare:
             raise PolicyRefused(
-                f"the run needs {needed >> 20} MiB in addition to the {len(others)} complete runs that this site keeps "
-                "(max_runs, max_state_mib)"
+                f"the run needs {needed >> 20} MiB in addition to the {len(others)} runs that this site keeps: remove "
+                "folders of runs that are not needed from [peer] state, or raise max_runs or max_state_mib"
             )
         oldest = spare.pop(0)
         others.remove(oldest)
         shutil.rmtree(oldest.folder, ignore_errors=True)
         report(h.RunPruned(oldest.folder.name, oldest.size >> 20))
+
+
+def _spare(runs: Sequence[_Run], people: Collection[str]) -> list[_Run]:
+    """Those that may be removed, the first to go first: complete ones that a newer one has replaced or in which nothing
+    was done, and then what could continue.
+
+    Args:
+        runs: oldest first.
+        people: see `_kept_for_people`.
+    """
+    newest = {run.job: run for run in runs if run.complete and run.worked}
+    over = [run for run in runs if run.complete and newest.get(run.job) is not run]
+    idle = [run for run in runs if not run.complete and not run.worked]
+    begun = [run for run in runs if not run.complete and run.worked]
+    return over + idle + [run for run in begun if run.folder.name[-_RUN_DIGITS:] not in people]
+
+
+def _kept_for_people(state: Path, bounds: Bounds) -> Collection[str]:
+    """Runs (hexadecimal) whose patients may be shown in few others or none, so that no other run makes up for them."""
+    if bounds.releases != "once" and bounds.max_runs_per_patient is None:
+        return ()
+    return runs_in(state, bounds.max_record_mib)
 
 
 def check_room(state: Path, bounds: Bounds, needed: int) -> None:
@@ -146,5 +170,12 @@ def _runs(state: Path) -> list[_Run]:
             continue
         marks = [path.lstat() for path in folder.iterdir()]
         used = max((mark.st_mtime for mark in marks), default=folder.lstat().st_mtime)
-        found.append(_Run(folder, named[1], sum(mark.st_size for mark in marks), used, is_complete(folder)))
+        size = sum(mark.st_size for mark in marks)
+        found.append(_Run(folder, named[1], size, used, is_complete(folder), _worked(folder)))
     return sorted(found, key=lambda run: run.used)
+
+
+def _worked(folder: Path) -> bool:
+    answers = folder / ANSWERS
+    # An encoder that stays as it is has no later step: what it answered counts.
+    return any(checkpoint.steps_in(folder)) or (answers.exists() and answers.lstat().st_size > 0)

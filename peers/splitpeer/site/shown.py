@@ -118,8 +118,19 @@ class Shown:
 
 def shown_in(state: Path, showing: Showing, most_mib: int) -> Shown:
     """What [peer] state holds. Raises DataError."""
+    return Shown(_journal(state, most_mib), showing)
+
+
+def runs_in(state: Path, most_mib: int) -> set[str]:
+    """All runs (hexadecimal) that have shown somebody. Raises DataError: it cannot be read."""
+    found = set[str]()
+    _journal(state, most_mib).read(lambda said: found.add(str(said["run"])))
+    return found
+
+
+def _journal(state: Path, most_mib: int) -> Journal:
     lost = "so nobody knows who was shown: this site shows nobody"
-    return Shown(Journal(state / NAME, most_mib, lost), showing)
+    return Journal(state / NAME, most_mib, lost)
 
 
 def texts(shown: object) -> list[str]:

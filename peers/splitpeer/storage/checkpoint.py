@@ -75,7 +75,7 @@ def save(
         fix = descriptors.FIX if error.errno in descriptors.EXHAUSTED else "free or change the folder"
         raise kind(f"{path}: checkpoint not written ({error.strerror}); {fix}") from error
     if isinstance(keep, int):
-        others = [other for other in _steps(folder) if other != step]
+        others = [other for other in steps_in(folder) if other != step]
         keep = others[max(len(others) - (keep - 1), 0) :]
     prune(folder, {step, *keep})
     return digest
@@ -91,7 +91,7 @@ def encode(step: int, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) ->
 
 def prune(folder: Path, keep: Collection[int]) -> None:
     """Remove the checkpoints of all steps but these. One that cannot be removed is a warning: it only takes room."""
-    for step in _steps(folder):
+    for step in steps_in(folder):
         if step not in keep:
             try:
                 os.unlink(_path(folder, step))
@@ -106,7 +106,7 @@ def load(folder: Path, step: int) -> tuple[dict[str, Tensor], dict[str, Any], st
         DataError: there is none, or it is torn or altered.
     """
     path = _path(folder, step)
-    if step not in (steps := _steps(folder)):
+    if step not in (steps := steps_in(folder)):
         raise DataError(f"{path}: no such checkpoint; resume from one of {steps}")
     try:
         tensors, meta, digest = read(path, step)
@@ -153,7 +153,7 @@ def available(folder: Path) -> dict[int, str]:
         DataError: the folder cannot be read.
     """
     whole = {}
-    for step in _steps(folder):
+    for step in steps_in(folder):
         try:
             whole[step] = load(folder, step)[2]
         except DataError as error:
@@ -163,7 +163,7 @@ def available(folder: Path) -> dict[int, str]:
 
 def discard_after(folder: Path, step: int) -> None:
     """Remove the checkpoints of steps beyond `step`: after a rollback they belong to a run that no longer exists."""
-    steps = _steps(folder)
+    steps = steps_in(folder)
     try:
         for later in steps:
             if later > step:
@@ -181,7 +181,7 @@ def _path(folder: Path, step: int) -> Path:
     return folder / f"step-{step:08d}.safetensors"
 
 
-def _steps(folder: Path) -> list[int]:
+def steps_in(folder: Path) -> list[int]:
     """Sorted. A folder that cannot be read is an error, as it is not the same as an empty one."""
     try:
         names = descriptors.spared(lambda: os.listdir(folder))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import json
 import os
 from collections.abc import Awaitable, Callable
 
@@ -18,7 +19,9 @@ from splitpeer.federation.terms import check_bounds, cut_descriptors, job_on_wir
 from splitpeer.models.registry import backbone_of
 from splitpeer.settings.bounds import Bounds
 from splitpeer.site import budgets, client, run_folders
+from splitpeer.site.answers import ANSWERS
 from splitpeer.site.client import Client
+from splitpeer.site.shown import NAME as SHOWN
 from splitproto import Listener, RemoteError, Session, SplitprotoError
 from splitproto.errors import PolicyRefused
 from splitproto.messages import (
@@ -257,10 +260,13 @@ def test_the_defaults_take_a_full_size_job(scene) -> None:
     check_bounds(full, backbone_of(full), (Seat("t1", ("t1",)),), Bounds(), 240 * 240 * 155)
 
 
-def run(state, job: str, number: int, *, mib: int = 1, complete: bool = False):
+def run(
+    state, job: str, number: int, *, mib: int = 1, complete: bool = False, step: int = 1, answers: str = ""
+):
     folder = state / f"{job}-{number:032x}"
     folder.mkdir(parents=True)
-    (folder / "step-00000000.safetensors").write_bytes(bytes(mib << 20))
+    (folder / f"step-{step:08d}.safetensors").write_bytes(bytes(mib << 20))
+    (folder / ANSWERS).write_text(answers)
     if complete:
         run_folders.mark_complete(folder, h.Reporter())
     for path in folder.iterdir():
@@ -292,6 +298,45 @@ def test_old_runs_go_and_the_newest_complete_one_of_a_job_stays(tmp_path) -> Non
     assert best.exists()
     with pytest.raises(DiskTrouble, match="max_state_mib"):
         run_folders.check_room(tmp_path, Bounds(max_state_mib=2), 1 << 20)
+
+
+def pruned(state, bounds: Bounds) -> list[str]:
+    gone = []
+    told = h.Reporter(lambda happened: gone.append(happened.folder))
+    run_folders.make_room(state, state / "now", bounds, 0, told)
+    return [name.rpartition("-")[0] for name in gone]
+
+
+def test_a_run_that_could_continue_goes_after_complete_ones(tmp_path) -> None:
+    """SP-11.15-6: and with it its key, its answers, and the only view of its patients."""
+    weeks = run(tmp_path, "weeks", 1, step=0, answers="{}\n")
+    run(tmp_path, "joint", 2)
+    run(tmp_path, "idle", 3, step=0)
+    for number in (4, 5):
+        run(tmp_path, "done", number, complete=True)
+    assert pruned(tmp_path, Bounds(max_runs=5)) == ["done"]
+    assert pruned(tmp_path, Bounds(max_runs=4)) == ["idle"]
+    (tmp_path / SHOWN).write_text(
+        json.dumps({"run": f"{1:032x}", "terms": "", "encoders": [], "people": ["aa"]}) + "\n"
+    )
+    assert pruned(tmp_path, Bounds(max_runs=3, max_runs_per_patient=1)) == ["joint"]
+    for policy in ({"max_runs_per_patient": 1}, {"releases": "once"}):
+        with pytest.raises(
+            PolicyRefused, match=r"2 runs that this site keeps: remove folders of runs"
+        ) as one:
+            pruned(tmp_path, Bounds(max_runs=2, **policy))
+        assert "\n" not in str(one.value) and weeks.exists()
+    # Where patients may be shown again, a run that nobody continued must not stop new ones for ever.
+    assert pruned(tmp_path, Bounds(max_runs=2)) == ["weeks"]
+
+
+def test_runs_that_are_complete_before_anything_was_done_fill_nothing(tmp_path) -> None:
+    """SP-11.15-6: a coordinator may say so at once, and of 16 jobs."""
+    for number in range(1, 17):
+        run(tmp_path, f"job{number}", number, step=0, complete=True)
+    assert pruned(tmp_path, Bounds()) == ["job1"]
+    run(tmp_path, "real", 17, step=0, answers="{}\n", complete=True)
+    assert pruned(tmp_path, Bounds()) == ["job2"]
 
 
 def test_a_link_in_the_state_folder_is_not_followed(tmp_path) -> None:
