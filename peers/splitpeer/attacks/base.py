@@ -158,6 +158,8 @@ class Knowledge:
     """Weights that the coordinator handed out itself (first-step attack)."""
     adaptive: bool = True
     """Knows which defences run, with their parameters but not their keys, and attacks accordingly."""
+    trained: dict[bytes, Any] = field(default_factory=dict, compare=False, repr=False)
+    """Networks that this adversary has trained, by what they depend on: several attacks start from the same one."""
 
     def assumptions(self, uses: frozenset[str] = EVERYTHING) -> tuple[str, ...]:
         """What of it an attack that uses these fields relied on, in words for the report."""
@@ -206,6 +208,8 @@ class Recovered:
     merit: float | None = None
     """How well it did in the adversary's own eyes, without the truth; higher is better, one deviation of an image is
     about 1. None: it cannot tell."""
+    saved: float = 0.0
+    """Seconds that it would have taken longer, had no other attack trained its network already."""
 
 
 Stopped = Literal["converged", "limit", "fixed"]

@@ -50,7 +50,9 @@ def test_every_attack_is_in_the_table_of_the_docs(name: str) -> None:
 
 
 def test_knowledge_has_the_fields_that_attacks_may_use() -> None:
-    assert {one.name for one in fields(Knowledge)} == EVERYTHING | {"weights_step", "queries", "encoders"}
+    assert {one.name for one in fields(Knowledge)} == EVERYTHING | {
+        "weights_step", "queries", "encoders", "trained",
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("need", NEEDS)

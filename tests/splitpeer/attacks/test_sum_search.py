@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
+import pytest
 import torch
 
 from splitpeer.attacks.base import Knowledge
 from splitpeer.attacks.evidence import gather
-from splitpeer.attacks.image.inverse import InverseAttack
+from splitpeer.attacks.image import inverse
+from splitpeer.attacks.image.inverse import InverseAttack, Refined
 from splitpeer.attacks.image.sum_search import SumSearch, contrast_metric, coupled_variation, nearest
 from splitpeer.attacks.joint import joint_knowledge, joint_view
 from splitpeer.attacks.runner import run
@@ -70,3 +74,38 @@ def test_the_nearest_patient_is_the_one_whose_values_they_are() -> None:
     shadow = torch.from_numpy(np.concatenate(SHADOW, 1))
     shadow[[5, 9]] = torch.from_numpy(np.concatenate(TRUTH, 1))
     assert nearest(knowledge.model, shadow, evidence).tolist() == [5, 9]
+
+
+def test_one_adversary_trains_a_network_once_for_all_attacks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bit for bit as if each trained its own; another budget, view or encoder is another network."""
+    trained: list[str] = []
+    asked = inverse.train
+
+    def counted(*given: Any, **more: Any) -> Any:
+        trained.append(more["what"])
+        return asked(*given, **more)
+
+    monkeypatch.setattr(inverse, "train", counted)
+    view, knowledge = scene()
+    network = {"steps": 4, "width": (4,)}
+    attacks = [InverseAttack(**network), Refined(**network, iterations=3), SumSearch(**network, iterations=2)]
+    alone = [run(attack, *scene()) for attack in attacks]
+    trained.clear()
+    together = [run(attack, view, knowledge) for attack in attacks]
+    assert len(trained) == 1
+    for one, other in zip(together, alone, strict=True):
+        assert np.array_equal(one.images, other.images) and one.notes == other.notes
+    # An attack that used it again says what it would have taken: its effort is the whole.
+    spared = knowledge.trained[next(iter(knowledge.trained))][1]
+    assert all(one.seconds > spared for one in together)
+    attacks[0] = replace(attacks[0], steps=8)
+    changed = replace(view, targets=(view.targets[1], view.targets[1]))
+    other = replace(knowledge, model=copy.deepcopy(knowledge.model))
+    for attack, seen, known in (
+        (attacks[0], view, knowledge),
+        (attacks[1], changed, knowledge),
+        (attacks[2], view, other),
+        (replace(attacks[1], width=(4, 8)), view, knowledge),
+    ):
+        run(attack, seen, known)
+    assert len(trained) == 5

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar
+import hashlib
+import time
+from dataclasses import dataclass, replace
+from typing import ClassVar, cast
 
 import numpy as np
 import torch
@@ -35,6 +37,10 @@ class Inverter:
     width: int
     steps: int
     """After which it had its best weights."""
+    left: float
+    """Of its objective, on the same patients as `error`."""
+    saved: float = 0.0
+    """Seconds of training that this attack did not spend, because another of the same adversary had."""
 
     @torch.no_grad()
     def __call__(self, levels: dict[str, AveragedLevel]) -> Tensor:
@@ -143,12 +149,29 @@ class InverseAttack(Attack):
         course = _Course(
             sending, shadow[~held], shadow[spread(held)], evidence[0].levels, turned, self.device
         )
-        found = [self._learn(view, course, width, progress) for width in self.width]
-        return min(found, key=lambda one: one[0])[1]
+        of = _course_digest(view, knowledge, evidence[0], turned)
+        found = [self._learned(view, knowledge, course, width, of, progress) for width in self.width]
+        best = min(found, key=lambda one: one.left)
+        return replace(best, saved=sum(one.saved for one in found))
 
-    def _learn(self, view: View, course: _Course, width: int, progress: Progress) -> tuple[float, Inverter]:
-        """A network of this width, trained and frozen, and what is left of its objective."""
+    def _learned(
+        self, view: View, knowledge: Knowledge, course: _Course, width: int, of: bytes, progress: Progress
+    ) -> Inverter:
+        """The network of this width, trained now or for another attack of this adversary."""
         steps = steps_of(self.epochs, len(course.shadow), self.batch, self.steps)
+        asked = repr((width, steps, self.rate, self.batch, self.share, self.seed, self.device))
+        key, began = of + asked.encode(), time.perf_counter()
+        # Model and images stand in the key by their identity, and are kept so that it stays theirs.
+        if key in knowledge.trained:
+            known, seconds, *_ = knowledge.trained[key]
+            return cast("Inverter", replace(known, saved=seconds))
+        inverter = self._learn(view, course, width, steps, progress)
+        images = knowledge.shadow[view.seat.name]
+        knowledge.trained[key] = (inverter, time.perf_counter() - began, knowledge.model, images)
+        return inverter
+
+    def _learn(self, view: View, course: _Course, width: int, steps: int, progress: Progress) -> Inverter:
+        """A network of this width, trained and frozen."""
         network = image_decoder(
             view.backbone.cut, course.channels, self.seed, width, course.shadow.shape[1]
         ).to(self.device)
@@ -168,7 +191,20 @@ class InverseAttack(Attack):
         head = truth != 0
         with torch.no_grad():
             error = float((network(shown) - truth)[head].square().mean()) if bool(head.any()) else 1.0
-        return best.error, Inverter(network, course.scales, error, width, best.steps)
+        return Inverter(network, course.scales, error, width, best.steps, best.error)
+
+
+def _course_digest(view: View, knowledge: Knowledge, seen: Evidence, turned: bool) -> bytes:
+    """Of all that a network learns from: encoder, images, defences, and how often and how large values were seen."""
+    what = (
+        id(knowledge.model), id(knowledge.shadow[view.seat.name]), knowledge.shadow_patients, knowledge.adaptive,
+        view.seat, view.window, view.backbone, view.defences, view.parts, view.clear, turned,
+        seen.views.tolist(), [(name, level.masked, level.mean.shape) for name, level in seen.levels.items()],
+    )  # fmt: skip
+    found = hashlib.sha256(repr(what).encode())
+    for level in seen.levels.values():
+        found.update(level.mean.cpu().numpy().tobytes())
+    return found.digest()
 
 
 class _Course:
@@ -256,7 +292,7 @@ def _found(images: Tensor, views: int, inverter: Inverter) -> Recovered:
         f"the network of width {inverter.width} after {inverter.steps} steps; root mean square error {error:.2f} on "
         "other patients held out"
     )
-    return Recovered(images.cpu().numpy(), views, (note,), merit=1 - error)
+    return Recovered(images.cpu().numpy(), views, (note,), merit=1 - error, saved=inverter.saved)
 
 
 def inputs(levels: dict[str, AveragedLevel], scales: dict[str, Tensor]) -> dict[str, Tensor]:

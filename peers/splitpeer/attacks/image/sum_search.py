@@ -62,7 +62,7 @@ class SumSearch(InverseAttack):
         simulation = SimulatedDefences(view, model, self.seed, adaptive=knowledge.adaptive)
         note = f"root mean square error on held-out shadow images {inverter.error**0.5:.2f}"
         if simulation.on_images:  # the view explains the noisy images best; the network knows the clean ones
-            return Recovered(guess.cpu().numpy(), views, (note,))
+            return Recovered(guess.cpu().numpy(), views, (note,), saved=inverter.saved)
         misfit = Misfit(model, evidence, knowledge.adaptive)
         misfit.calibrate(simulation, guess)
         shadow = torch.from_numpy(np.asarray(knowledge.shadow[view.seat.name], np.float32)).to(guess)
@@ -84,7 +84,7 @@ class SumSearch(InverseAttack):
         best = torch.where(values.isfinite(), values, torch.inf).argmin(0).tolist()
         images = torch.stack([ends[k][i] for i, k in enumerate(best)])
         won = tuple(f"from {name}: {best.count(k)} of {len(best)} samples" for k, name in enumerate(starts))
-        return Recovered(images.cpu().numpy(), views, (note, *won))
+        return Recovered(images.cpu().numpy(), views, (note, *won), saved=inverter.saved)
 
 
 def coupled_variation(images: Tensor, metric: Tensor) -> Tensor:
