@@ -83,13 +83,14 @@ def _check_job(job: JobConfig, *, as_json: bool) -> None:
 
 def _invited(job: JobConfig, config: PeerConfig) -> list[Finding]:
     """Whether this site would accept the job. Raises ConfigError: it is not one of its sites, or no site."""
-    from splitpeer.site.invitation import objections
+    from splitpeer.site.invitation import networks, objections
 
     if config.policy is None:
         raise click.UsageError("--job is for a site's peer.toml: a coordinator has no policy.")
     if found := objections(job, config):
         return [Finding("job", "problem", reason) for reason in found]
-    return [Finding("job", "ok", f"{job.source}: ok: job {job.job.name} would be accepted")]
+    accepted = Finding("job", "ok", f"{job.source}: ok: job {job.job.name} would be accepted")
+    return [accepted, *(Finding("job", "ok", text) for text in networks(config))]
 
 
 def _warn(findings: Iterable[Finding]) -> None:

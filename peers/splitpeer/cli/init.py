@@ -23,6 +23,13 @@ _pki = click.option(
 _force = click.option("--force", is_flag=True, help="Overwrite.")
 
 
+_ENCODERS = """\
+its encoder, once there is a job.toml: one hospital makes those of all, and gives each its own on a confidential channel
+  splitpeer pretrain --job job.toml --recipe --for-partners partners    # the others name the file that they are given
+docs/private.md says who then knows what; no encoder may reach the coordinator"""
+"""What a private site does next."""
+
+
 @click.group(invoke_without_command=True)
 @click.option("--role", type=click.Choice(["client", "coordinator"]))
 @click.option(
@@ -73,7 +80,7 @@ def init(
     partners: str | None,
     **given: str | None,
 ) -> None:
-    """Write a commented peer.toml; `splitpeer init job` writes job.toml."""
+    """Write a commented peer.toml; `splitpeer init job` writes job.toml, `init secret` hospitals.key."""
     if context.invoked_subcommand is not None:
         return
     if role is None:
@@ -113,6 +120,8 @@ def init(
     echo(
         f"{output}: {role} {site} of federation {federation}; edit it, then: splitpeer config check {output}"
     )
+    if private:
+        echo(_ENCODERS)
 
 
 @init.command()
@@ -143,6 +152,21 @@ def job(name: str, sites: tuple[str, ...], private: bool, output: Path, force: b
     write_new(output, templates.job_toml(_name(name), held, private=private), force=force)
     todo = "edit it" if held else "fill in [sites]"
     echo(f"{output}: job {name}; {todo}, then: splitpeer config check {output}")
+
+
+@init.command()
+@click.option("--output", type=FILE, default=Path("hospitals.key"), show_default=True)
+def secret(output: Path) -> None:
+    """Make the secret from which all hospitals of a private job draw their encoders (docs/private.md).
+
+    For the hospitals alone: a coordinator that has it can make their encoders.
+    """
+    from splitpeer.pretraining.secret import make
+
+    made = make(output)
+    echo(
+        f"{output}: fingerprint {made.fingerprint}; give it to the other hospitals, never to the coordinator"
+    )
 
 
 def _held(role: str, modalities: Sequence[str], *, private: bool) -> tuple[str, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from splitpeer.data.task import Task
     from splitpeer.models.cut import Backbone
     from splitpeer.pretraining.course import Planned, Told
-    from splitpeer.pretraining.encoder_file import EncoderFile
+    from splitpeer.pretraining.encoder_file import EncoderFacts, EncoderFile, Past
     from splitpeer.pretraining.examples import ImageSource
     from splitpeer.pretraining.sources import Preparation
     from splitpeer.pretraining.stage import Stage
@@ -55,6 +55,15 @@ UNLABELLED = "none"
 @click.option(
     "--recipe", is_flag=True, help="Follow [pretraining] of the job; --images says where its data are."
 )
+@click.option(
+    "--secret", type=FILE, help="With --recipe: what all hospitals draw from (splitpeer init secret)."
+)
+@click.option(
+    "--for-partners",
+    type=FILE,
+    metavar="DIR",
+    help="With --recipe, encoders trained together: also write each other seat's, for its hospital.",
+)
 @click.option("--steps", type=click.IntRange(1), help="Default: the job's; with --recipe, the recipe's.")
 @click.option("--leave-out", type=FILE, help="File of own patients not to learn from, one id per line.")
 @click.option("--out", type=FILE, default=Path("encoder.safetensors"), show_default=True)
@@ -72,19 +81,27 @@ def pretrain(as_json: bool, **given: Any) -> None:
         raise ConfigError("say what to learn from: --labels none, --labels FOLDER, or --recipe")
     if asked.recipe and (asked.labels or asked.steps):
         raise ConfigError("--recipe says steps and labels itself: leave out --labels and --steps")
+    if not asked.recipe and (asked.secret or asked.for_partners):
+        raise ConfigError("--secret and --for-partners are for a job's recipe: add --recipe")
     work = _Errand(asked)
+    partners = work.partners()
     from splitpeer.pretraining.course import pretrain as run
 
     with ExitStack() as stack:
         show = _Bars(stack.enter_context)
         planned = work.planned(show)
-        made = run(planned, work.backbone, work.described, asked.out, force=asked.force, told=show.told())
+        made = run(
+            planned, work.backbone, work.described, asked.out,
+            force=asked.force, partners=partners, told=show.told(),
+        )  # fmt: skip
     if as_json:
         echo_json({"file": str(made.path), "digest": made.digest, **asdict(made.described)})
         return
     for line in _summary(made):
         echo(line)
     echo(f'In peer.toml: [model] weights = "{made.path.name}"')
+    for path, (seat, _) in partners.items():
+        echo(f"{path}: for {' and '.join(work.job.fillers(seat))}, and for nobody else; then delete it here")
 
 
 @dataclass(frozen=True)
@@ -100,6 +117,8 @@ class _CommandLine:
     layout: str | None
     convention: str | None
     recipe: bool
+    secret: Path | None
+    for_partners: Path | None
     steps: int | None
     leave_out: Path | None
     out: Path
@@ -113,7 +132,6 @@ class _Errand:
         import torch
 
         from splitpeer.federation.compute import pick_device
-        from splitpeer.pretraining.encoder_file import EncoderFacts
         from splitpeer.pretraining.sources import Preparation
 
         self.asked, self.job = asked, JobConfig.load(asked.job_file)
@@ -121,11 +139,12 @@ class _Errand:
         logs.setup(self.config.log.format, self.config.log.level)
         self.seat, self.modalities = _seat(self.job, self.config, asked.seat)
         self.backbone = _backbone(self.job, self.config, self.seat, self.modalities)
-        rule, spacing = self.job.task.rule, self.job.data.spacing or ()
-        rules = [str(rule(modality)) for modality in self.modalities]
-        self.described = EncoderFacts.of(self.backbone, self.modalities, rules, spacing, self.job.data.window)
+        self.described = self._facts(self.modalities)
         self.grid: Preparation = Preparation(
-            spacing, rule, self.config.data.rules(), self.config.data.cache_mib
+            self.job.data.spacing or (),
+            self.job.task.rule,
+            self.config.data.rules(),
+            self.config.data.cache_mib,
         )
         self.device = pick_device(self.config.runtime.device)
         torch.set_num_threads(self.config.runtime.threads)
@@ -133,6 +152,7 @@ class _Errand:
     def planned(self, show: _Bars) -> list[Planned]:
         """The stages."""
         from splitpeer.federation.terms import job_on_wire
+        from splitpeer.pretraining import secret
         from splitpeer.pretraining.plan import EncoderPlan, GivenImages
 
         asked, policy, seed = self.asked, self.config.policy, self.config.runtime.initial_weights
@@ -145,13 +165,47 @@ class _Errand:
             None if seed == "private" else int(seed),
             self.device,
             job_on_wire(self.job).fusion,
+            secret.read(asked.secret) if asked.secret is not None else None,
         )
         others = GivenImages(asked.images, self._layout, asked.convention)
         if asked.recipe:
             private = policy is not None and policy.preset == "private"
+            self._warn_of_another_network()
             return plan.by_recipe(others, asked.out, show.rendered, private=private)
         labels = Path(asked.labels) if asked.labels and asked.labels != UNLABELLED else None
         return plan.by_labels(others, labels, asked.steps or self.job.training.steps)
+
+    def partners(self) -> dict[Path, tuple[str, EncoderFacts]]:
+        """By the file to make, the seats of the job but this one. Raises ConfigError: they are not trained here."""
+        folder, recipe = self.asked.for_partners, self.job.pretraining
+        if folder is None or recipe is None:
+            return {}
+        if recipe.encoders != "together":
+            raise ConfigError(
+                f'{self.job.source}: [pretraining] trains one encoder: --for-partners wants encoders = "together"'
+            )
+        seats = self.job.channels()
+        return {
+            folder / f"{seat}.safetensors": (seat, self._facts(held))
+            for seat, held in seats.items()
+            if seat != self.seat
+        }
+
+    def _facts(self, modalities: Sequence[str]) -> EncoderFacts:
+        from splitpeer.pretraining.encoder_file import EncoderFacts
+
+        rules, data = [str(self.job.task.rule(modality)) for modality in modalities], self.job.data
+        return EncoderFacts.of(self.backbone, modalities, rules, data.spacing or (), data.window)
+
+    def _warn_of_another_network(self) -> None:
+        asked, recipe = self.asked, self.job.pretraining
+        common = asked.secret is not None or asked.for_partners is not None
+        if recipe is not None and recipe.encoders == "together" and recipe.seed is None and not common:
+            echo(
+                "splitpeer: from private entropy every site trains a network of its own, and their encoders were never "
+                "trained for one sum: use --secret, or --for-partners at one site",
+                err=True,
+            )
 
     @property
     def _layout(self) -> str:
@@ -254,8 +308,14 @@ def _backbone(job: JobConfig, config: PeerConfig, seat: str, modalities: tuple[s
     return backbone
 
 
-def _network(encoders: int) -> str:
-    return f", one of {encoders} encoders trained together" if encoders > 1 else ""
+def _network(past: Past) -> str:
+    return f", one of {past.encoders} encoders of network {past.network}" if past.network else ""
+
+
+def _origin(past: Past) -> str:
+    if past.secret is not None:
+        return f"from the hospitals' secret {past.secret}"
+    return "private entropy" if past.seed is None else f"seed {past.seed}"
 
 
 def _summary(made: EncoderFile) -> list[str]:
@@ -263,9 +323,8 @@ def _summary(made: EncoderFile) -> list[str]:
     described = made.described
     lines = [f"{made.path}: {described.network} for {', '.join(described.modalities)}, sha256 {made.digest}"]
     for number, past in enumerate(described.stages):
-        seed = "private entropy" if past.seed is None else f"seed {past.seed}"
         lines.append(
             f"stage {number + 1}: {past.data}, labels {past.labels}, {past.patients} patients, {past.steps} steps of "
-            f"{past.batch}{_network(past.encoders)}, loss {past.loss[0]:.4g} to {past.loss[1]:.4g}, {seed}"
+            f"{past.batch}{_network(past)}, loss {past.loss[0]:.4g} to {past.loss[1]:.4g}, {_origin(past)}"
         )
     return lines

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 
 from torch import Tensor
 
@@ -16,6 +17,7 @@ from splitpeer.pretraining.encoder_file import EncoderFacts, EncoderFile
 from splitpeer.pretraining.examples import ImageSource, examples
 from splitpeer.pretraining.stage import Progress, Stage, Together, train
 from splitpeer.settings.job import JobConfig
+from splitpeer.storage import durable
 
 STEPS = ".steps"
 """Ending of the folder with the checkpoints of a pretraining that is not over."""
@@ -94,6 +96,7 @@ def pretrain(
     out: Path,
     *,
     force: bool,
+    partners: Mapping[Path, tuple[str, EncoderFacts]] = MappingProxyType({}),
     told: Told = SILENT,
 ) -> EncoderFile:
     """Make all stages, each from the weights of the one before, and write the file; continues one that was interrupted.
@@ -102,7 +105,8 @@ def pretrain(
         planned: at least one.
         described: the encoder.
         out: the file.
-        force: begin again, and replace the file, where one is there.
+        force: begin again, and replace the files, where they are there.
+        partners: further files to write: the seats and encoders that the first stage trains together with this one.
 
     Raises:
         ConfigError: `out` is there, its folder is not, or an interrupted one had other settings.
@@ -111,8 +115,10 @@ def pretrain(
     folder = work_folder(out)
     if not out.parent.is_dir():
         raise ConfigError(f"{out.parent}: no such folder: make it, or name another --out")
-    if out.exists() and not force:
-        raise ConfigError(f"{out}: exists and is not overwritten: move it away, or add --force")
+    # The files for partners are there already where the work ended just before its own.
+    for path in (out, *(() if folder.exists() else partners)):
+        if path.exists() and not force:
+            raise ConfigError(f"{path}: exists and is not overwritten: move it away, or add --force")
     if force and folder.exists():
         shutil.rmtree(folder)
     tensors: dict[str, Tensor] | None = None
@@ -129,6 +135,9 @@ def pretrain(
         )
         tensors = trained.tensors
         described = replace(described, stages=(*described.stages, trained.past))
+        for path, (seat, facts) in partners.items() if number == 0 else ():
+            durable.make_folder(path.parent)
+            encoder_file.write(path, trained.others[seat], replace(facts, stages=(trained.past,)))
     encoder_file.write(out, tensors or {}, described)
     shutil.rmtree(folder, ignore_errors=True)
     return encoder_file.read(out)

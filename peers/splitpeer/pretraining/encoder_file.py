@@ -39,11 +39,15 @@ class Past:
     optimiser: str
     learning_rate: float
     seed: int | None
-    """None: private entropy."""
+    """None: private entropy, or a secret."""
     loss: tuple[float, float]
     """At the first step, and averaged over the last ones."""
     encoders: int = 1
     """That were trained as one network; this one was kept."""
+    secret: str | None = None
+    """Fingerprint of the hospitals' secret from which all was drawn."""
+    network: str | None = None
+    """Of encoders trained together: eight hexadecimal digits, the same in all files of one network."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +94,11 @@ class EncoderFacts:
     def began_from_a_seed(self) -> bool:
         """Whether anyone can compute where the training started, and so, from public data, where it ended."""
         return bool(self.stages) and self.stages[0].seed is not None
+
+    @property
+    def of_network(self) -> str | None:
+        """Which network of all seats the encoder is a part of; None: it was trained alone."""
+        return next((stage.network for stage in self.stages if stage.network is not None), None)
 
 
 @dataclass(frozen=True)

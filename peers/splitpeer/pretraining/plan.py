@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from splitpeer.data.task import Task
@@ -12,8 +13,9 @@ from splitpeer.models.seeding import site_seed
 from splitpeer.pretraining.course import Planned, stage_of
 from splitpeer.pretraining.encoder_file import OWN
 from splitpeer.pretraining.examples import ImageSource
+from splitpeer.pretraining.secret import SharedSecret
 from splitpeer.pretraining.sources import PHANTOM, Preparation, phantom, public
-from splitpeer.pretraining.stage import Stage, Together
+from splitpeer.pretraining.stage import Stage, Together, same_everywhere
 from splitpeer.settings.job import JobConfig, Pretraining
 from splitproto.messages import Fusion
 
@@ -47,6 +49,8 @@ class EncoderPlan:
     device: str
     terms: Fusion | None = None
     """Of the job's secure sum."""
+    secret: SharedSecret | None = None
+    """In place of a recipe's seed."""
 
     def by_labels(self, others: GivenImages, labels: Path | None, steps: int) -> list[Planned]:
         """One stage: the site's own images or others', with the masks of a folder or alone. Raises ConfigError."""
@@ -81,6 +85,12 @@ class EncoderPlan:
         # The same network at every site, or the same encoder at every site of these modalities.
         of = "+".join(self.modalities) if together is None else "together"
         seed = None if recipe.seed is None else site_seed(recipe.seed, of)
+        stage = self._stage(recipe.data, task, recipe.steps, seed, together)
+        if self.secret is not None:
+            drawing = json.dumps(
+                [of, recipe.model_dump(mode="json", exclude={"seed"}), same_everywhere(stage)]
+            )
+            stage = replace(stage, seed=self.secret.entropy(drawing), secret=self.secret.fingerprint)
 
         def source() -> ImageSource:
             if drawn:
@@ -89,7 +99,7 @@ class EncoderPlan:
             images = others.images or Path()
             return public(images, others.layout, seats, self.grid, images if task else None, task)
 
-        planned = [Planned(self._stage(recipe.data, task, recipe.steps, seed, together), source)]
+        planned = [Planned(stage, source)]
         if recipe.own_steps:
             own = self._stage(OWN, None, recipe.own_steps, self._own_seed())
             planned.append(Planned(own, lambda: self.own(None, None)))
@@ -103,11 +113,11 @@ class EncoderPlan:
             raise ConfigError(
                 f"[pretraining] data is {recipe.data}: add --images and its folder, and --layout"
             )
-        if private and recipe.seed is not None:
+        if private and recipe.seed is not None and self.secret is None:
             # SP-14-3.
             raise ConfigError(
                 f"{self.job.source}: [pretraining] seed = {recipe.seed}: anyone can make these weights, and [policy] "
-                'preset = "private" refuses them: ask the coordinator for a recipe without a seed'
+                'preset = "private" refuses them: add --secret, which takes the place of the seed'
             )
         return recipe
 

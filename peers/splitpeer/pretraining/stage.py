@@ -45,6 +45,8 @@ KEEP = 2
 MEMORY = 0.98
 """Weight of the past in the average loss: about the last fifty steps count."""
 ALONE = Place("", "seat")
+FINGERPRINT_DIGITS = 8
+"""Of a network: few enough to compare by telephone."""
 _NUMBERS = "encoder", "decoder", "windows"
 """What is drawn, each from entropy of its own."""
 
@@ -87,6 +89,8 @@ class Stage:
     positive_fraction: float
     seed: int | None
     """None: private entropy."""
+    secret: str | None = None
+    """Fingerprint of the secret that `seed` comes from: the file tells this, and no seed."""
     every: int = 100
     """Steps from checkpoint to checkpoint."""
     device: str = "cpu"
@@ -100,6 +104,8 @@ class Trained:
 
     tensors: dict[str, Tensor]
     """The encoder's, on the CPU."""
+    others: dict[str, dict[str, Tensor]]
+    """By seat, those of the other encoders that were trained with it."""
     past: Past
 
 
@@ -149,7 +155,7 @@ def train(
             progress(run.done, stage.steps, run.loss)
             if run.done % stage.every == 0 or run.done == stage.steps:
                 run.save()
-        return Trained(run.encoder(), run.past())
+        return Trained(run.encoder(), run.others(), run.past())
     finally:
         lock.release()
 
@@ -245,15 +251,30 @@ class _Halves:
 
     def encoder(self) -> dict[str, Tensor]:
         """A copy of its weights."""
-        return {name: t.detach().to("cpu", copy=True) for name, t in self._site.network.state_dict().items()}
+        return _weights(self._site)
+
+    def others(self) -> dict[str, dict[str, Tensor]]:
+        """Copies of the other encoders' weights, by seat."""
+        return {
+            place.seat: _weights(half)
+            for place, half in self._parties.sites.items()
+            if half is not self._site
+        }
 
     def past(self) -> Past:
         """For the encoder's file."""
         s = self._stage
         return Past(
             s.data, "regions" if s.labels else "none", self._patients, s.steps, s.batch, s.optimiser, s.learning_rate,
-            s.seed, (self._first, self.loss), len(self._parties.sites),
+            None if s.secret else s.seed, (self._first, self.loss), len(self._parties.sites), s.secret, self._network(),
         )  # fmt: skip
+
+    def _network(self) -> str | None:
+        """First digits of a SHA-256 over all halves; None: this encoder was trained alone."""
+        if self._stage.together is None:
+            return None
+        halves = {prefix + name: t for prefix, half in self._named() for name, t in _weights(half).items()}
+        return checkpoint.encode(0, halves, {})[1][:FINGERPRINT_DIGITS]
 
     def _encoders(self, backbone: Backbone, channels: int) -> dict[Place, Encoder]:
         """Drawn from the stage's entropy."""
@@ -287,6 +308,18 @@ class _Halves:
         s = self._stage
         optimiser = make_optimiser(part.parameters(), s.optimiser, s.learning_rate, s.weight_decay)
         return optimiser, make_schedule(optimiser, s.schedule, s.steps)
+
+
+def same_everywhere(stage: Stage) -> str:
+    """All that decides the steps of a stage at every site: neither whose encoder is kept, nor the machine."""
+    whole = replace(stage.together, seat="") if stage.together is not None else None
+    alike = replace(stage, every=1, device="cpu", seed=None, secret=None, together=whole)
+    return json.dumps(asdict(alike), sort_keys=True)
+
+
+def _weights(half: ClientHalf | CoordinatorHalf) -> dict[str, Tensor]:
+    """Copies, on the CPU."""
+    return {name: t.detach().to("cpu", copy=True) for name, t in half.network.state_dict().items()}
 
 
 def squared_error(prediction: np.ndarray, true: np.ndarray) -> tuple[float, np.ndarray]:

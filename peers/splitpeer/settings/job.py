@@ -176,8 +176,8 @@ class Pretraining(Section):
     data with all modalities of the job, and masks."""
     steps: Annotated[int, Field(gt=0, le=MAX_STEPS)] = 1000
     seed: Seed | None = None
-    """All sites of one modality start alike, from weights that anybody can compute; without it, from entropy of their
-    own."""
+    """All sites of one modality start alike, from weights that anybody can compute; without it, from a secret that they
+    share, or from entropy of their own."""
     own_steps: Annotated[int, Field(ge=0, le=MAX_STEPS)] = 0
     """After that so many steps on the site's own images, without masks."""
 
@@ -317,6 +317,10 @@ class JobConfig(Settings):
         held = set(self.sites[site])
         return tuple(seat for seat, modalities in self.channels().items() if held.issuperset(modalities))
 
+    def fillers(self, seat: str) -> tuple[str, ...]:
+        """The sites that fill a seat."""
+        return tuple(site for site in self.sites if seat in self.filled_by(site))
+
     def unused(self) -> list[str]:
         """What sites hold and no step will use, one line each: a part of a seat counts only with the rest of it."""
         lines = []
@@ -376,7 +380,7 @@ class JobConfig(Settings):
         if self.model.fusion != "secure-sum":
             return []
         seats, training = self.channels(), self.training
-        fillers = {seat: [site for site in self.sites if seat in self.filled_by(site)] for seat in seats}
+        fillers = {seat: self.fillers(seat) for seat in seats}
         wrong = {
             f"[sites] names {len(self.sites)} site: there is no sum of one": len(self.sites) < 2,
             f'[absence] mode = "{self.absence.mode}": a sum without a site shows what it holds; use "pause"': (

@@ -182,11 +182,7 @@ checkpoint_every = 100
 keep_checkpoints = 2
 {encoders}
 
-# [pretraining]  # a recipe for first weights, which each site follows by itself: splitpeer pretrain --recipe
-# data = "phantom"  # rendered by the command; or the name of a public data set that every site has
-# labels = "regions"  # with its masks; or "none"
-# steps = 2000
-{seed}# own_steps = 0  # then so many steps on the site's own images, without masks
+{pretraining}
 {defences}
 [evaluation]
 every = 0  # steps; 0: only at the end
@@ -225,9 +221,14 @@ encoders = "joint"  # "frozen": sites keep theirs and release each window once (
 # bank = "state/NAME-RUN/bank"  # with frozen: from what an earlier run collected, and no site is asked
 average_every = 0  # steps after which sites with the same modality average their encoders; 0: never
 seat_dropout = 0.0  # probability that a seat is left out of a step, so that the network can do without it""",
-    "seed": """\
+    "pretraining": """\
+# [pretraining]  # a recipe for first weights, which each site follows by itself: splitpeer pretrain --recipe
+# data = "phantom"  # rendered by the command; or the name of a public data set that every site has
+# labels = "regions"  # with its masks; or "none"
+# encoders = "apart"  # "together": as one network of all seats; frozen encoders need it
+# steps = 2000
 # seed = 1  # all sites of one modality start alike, and anybody can compute it; without it, from private entropy
-""",
+# own_steps = 0  # then so many steps on the site's own images, without masks""",
     "defences": """
 [defences]
 # gradients = ["marvell:0.3"]  # gradients show each site where the tumour is; see: splitpeer defences
@@ -254,7 +255,11 @@ widths = [1, 1, 2, 4, 8]  # channels of each level of the sum: the fewer, the le
     "patients": "min_patients = 2  # with masks, and images at all sites",
     "precision": "",
     "encoders": 'encoders = "frozen"  # sites keep theirs and release each window once (docs/feature-bank.md)',
-    "seed": "",
+    "pretraining": """\
+[pretraining]  # the recipe of the encoders. One hospital follows it: splitpeer pretrain --recipe --for-partners DIR
+data = "phantom"  # for a trial; better the name of a public data set with all these modalities and masks
+encoders = "together"  # as one network of all sites: trained alone, they fit each other badly
+steps = 2000""",
     "defences": "",
     "overlap": "overlap = 0.0  # of neighbouring windows: where they overlap, a voxel is shown several times",
     "missing": "",

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from splitpeer.errors import ConfigError, DataError
 from splitpeer.federation.seats import seats_of
 from splitpeer.federation.terms import backbone_for, check_bounds, checks, job_on_wire, seat_descriptors
 from splitpeer.models.cut import Backbone
+from splitpeer.pretraining import encoder_file
 from splitpeer.settings.bounds import Bounds
 from splitpeer.settings.job import JobConfig
 from splitpeer.settings.peer import PeerConfig
@@ -54,6 +55,19 @@ def objections(job: JobConfig, config: PeerConfig) -> list[str]:
         except (ConfigError, DataError) as error:
             found.append(str(error))
     return list(dict.fromkeys(found))
+
+
+def networks(config: PeerConfig) -> list[str]:
+    """The files of [model] weights that are parts of a network, one line each, to compare by telephone."""
+    weights = config.model.weights if config.model is not None else None
+    if weights is None:
+        return []
+    found = []
+    for path in weights.values() if isinstance(weights, Mapping) else (weights,):
+        file = encoder_file.read(path)
+        if (network := file.described.of_network) is not None:
+            found.append(f"{path}: part of network {network}: the others' encoders must be as well")
+    return found
 
 
 def _cost(offer: JobOffer, config: PeerConfig) -> None:

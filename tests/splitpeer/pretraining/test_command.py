@@ -177,7 +177,9 @@ def test_sites_follow_a_recipe_together_and_keep_parts_of_one_network(
     assert len({tuple(one["stages"][0]["loss"]) for one in made.values()}) == 1
     assert [one["stages"][0]["encoders"] for one in made.values()] == [3, 3, 3]
     assert len({one["digest"] for one in made.values()}) == 3
-    assert "one of 3 encoders trained together" in desk.run(*where, "--seat", "t2", "--force")
+    assert len({one["stages"][0]["network"] for one in made.values()}) == 1
+    network = made["t2"]["stages"][0]["network"]
+    assert f"one of 3 encoders of network {network}" in desk.run(*where, "--seat", "t2", "--force")
 
     settings = desk.settings
     job = job_on_wire(settings)
@@ -294,9 +296,7 @@ def test_a_private_site_follows_no_recipe_with_a_seed(desk: Desk) -> None:
     desk.peer(policy={"preset": "private"}, runtime={"initial_weights": "private"})
     desk.job(pretraining={"data": "msd-task01", "steps": 3, "seed": 1, "labels": "none"})
     where = ("--recipe", "--images", str(desk.data / "msd"), "--layout", "msd")
-    assert 'preset = "private" refuses them: ask the coordinator for a recipe without' in desk.run(
-        *where, code=4
-    )
+    assert 'preset = "private" refuses them: add --secret' in desk.run(*where, code=4)
     desk.job(pretraining={"data": "msd-task01", "steps": 3, "labels": "none"})
     desk.run(*where)
     assert not desk.made.described.began_from_a_seed
