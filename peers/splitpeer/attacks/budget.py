@@ -31,6 +31,8 @@ class Budget:
     """At most so many times what the settings of the attack say; 1: exactly that."""
     gain: float = GAIN
     """Another doubling must have gained this much of the figure."""
+    patience: int = 1
+    """So many doublings in a row without that end it."""
 
     @classmethod
     def read(cls, written: str | int) -> Budget:
@@ -68,7 +70,7 @@ def doubled(
     if figure is None:
         return best, times, (), "fixed"
     curve.append((times, figure))
-    kept, reached = times, figure
+    kept, reached, idle = times, figure, 0
     stopped: Stopped = "fixed" if budget.most == 1 else "limit"
     while times * 2 <= budget.most:
         times *= 2
@@ -79,7 +81,8 @@ def doubled(
         gained = figure - reached
         if gained > 0:
             best, kept, reached = found, times, figure
-        if gained < budget.gain:
+        idle = idle + 1 if gained < budget.gain else 0
+        if idle >= budget.patience:
             stopped = "converged"
             break
     return best, kept, tuple(curve), stopped

@@ -125,3 +125,11 @@ def test_a_report_says_why_no_more_was_spent() -> None:
     spent = Spending("steps 20", 2, (), "limit", "")
     assert spent.told() == "steps 20 (at the limit: more may gain)"
     assert replace(spent, stopped="converged").told() == "steps 20 (more gains less than .01)"
+
+
+def test_a_patient_budget_outlives_one_doubling_without_gain() -> None:
+    def attempt(times: int) -> tuple[int, float]:
+        return times, {1: 0.5, 2: 0.42, 4: 0.6, 8: 0.6, 16: 0.6, 32: 1.0}[times]
+
+    best, times, curve, why = doubled(attempt, Budget(32, patience=2))
+    assert (best, times, len(curve), why) == (4, 4, 5, "converged")

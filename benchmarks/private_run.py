@@ -1,0 +1,376 @@
+"""One way of taking part, computed in one process: its halves, its training, its Dice, and what its coordinator sees.
+
+With nothing lossy in between, and as masks of a secure sum cancel, that is what a run would compute, bit for bit.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pretraining import CONTRASTS, Bench, encoder
+from safetensors.torch import load, save
+from torch import Tensor, nn
+
+from splitpeer.data.layouts import find_images
+from splitpeer.data.loader import SiteData
+from splitpeer.data.sampling import TrainingSchedule
+from splitpeer.data.volumes import Volumes
+from splitpeer.defences.network import Defended
+from splitpeer.defences.randomness import Release
+from splitpeer.federation.evaluation import Plan, Scoring
+from splitpeer.federation.halves import client_half, coordinator_half
+from splitpeer.federation.terms import job_on_wire, window_of
+from splitpeer.pretraining import encoder_file
+from splitpeer.pretraining.sources import PUBLIC_SALT
+from splitpeer.settings.job import JobConfig
+from splitpeer.settings.loading import to_toml
+from splitpeer.storage import durable
+from splitpeer.training.loss import task_loss
+from splitpeer.training.optimiser import make_optimiser, make_schedule
+from splitpeer.training.split_round import THE_SUM, Parties, Place, fused_step, split_round
+from splitpeer.training.split_step import Arrays, ClientHalf
+from splitpeer.training.sums import SUM, fused
+from splitproto.messages import Job, Sample, Seat
+
+Levels = dict[str, np.ndarray]
+Window = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One way to take part."""
+
+    name: str
+    strangers: int = 0
+    """Whose masks the frozen encoders were pretrained on; 0: all halves are trained together."""
+    apart: bool = False
+    """Each encoder is pretrained alone, as by a site that has strangers of one contrast only."""
+    each: bool = False
+    """Each site pretrains a network of all contrasts from private entropy, and keeps its own encoder."""
+    widths: tuple[int, ...] = ()
+    secure: bool = False
+    levels: tuple[int, ...] | None = None
+    """Those that are sent; None: all."""
+    noise: float = 0.0
+    """Gaussian noise on what leaves, in deviations of a level; met while encoders are pretrained, too."""
+    rate: float = 0.0
+    """Price of what the pretrained encoders send under the noise, a nat per voxel and site."""
+
+
+@dataclass(frozen=True)
+class RowBench(Bench):
+    """One row with one seed."""
+
+    row: Row
+    root: Path
+    """Of the patients, whatever the cut; `folder` is that of the encoders."""
+
+    def cohort(self, strangers: int = 0) -> Path:
+        """The same for all rows."""
+        return Bench(self.root, self.seed, self.given).cohort(strangers)
+
+    @property
+    def job(self) -> JobConfig:
+        """The demo's, with the row's cut and fusion."""
+        plain, row = super().job, self.row
+        demo: dict[str, Any] = plain.resolved()
+        demo["model"] |= {"widths": list(row.widths), "fusion": "secure-sum" if row.secure else "concat"}
+        if row.levels is not None:
+            demo["model"]["levels"] = list(row.levels)
+        path = self.folder / f"job-{self.widths}-{row.secure}.toml"
+        path.write_text(to_toml(demo))
+        return JobConfig.load(path)
+
+    @property
+    def widths(self) -> str:
+        """For names of files: encoders of a cut."""
+        levels = "" if self.row.levels is None else "-at-" + "".join(map(str, self.row.levels))
+        return ("-".join(map(str, self.row.widths)) or "wide") + levels
+
+    @property
+    def window(self) -> Window:
+        """Of one slice."""
+        return window_of(job_on_wire(self.job))
+
+    def strangers(self, count: int) -> Path:
+        """Others than those of the encoders, for an adversary."""
+        others = Bench(self.root / "adversary", self.seed + 1000, self.given)
+        return others.cohort(count)
+
+
+def images_of(folder: Path) -> dict[str, SiteData]:
+    """Of all contrasts of a cohort."""
+    return {c: SiteData(Volumes(find_images(folder / c, "folder", c), salt=PUBLIC_SALT)) for c in CONTRASTS}
+
+
+def together(bench: RowBench, contrast: str, entropy: int = 0) -> dict[str, Tensor]:
+    """First weights of an encoder: of a network of all contrasts and the row's fusion, trained on strangers.
+
+    Args:
+        entropy: of the network's first weights, on top of the seed.
+    """
+    row = bench.row
+    kind = f"{bench.widths}-{'sum' if row.secure else 'all'}"
+    if row.noise or row.rate:
+        kind += f"-noise-{row.noise}-rate-{row.rate}"
+    if entropy:
+        kind += f"-{entropy}"
+    elif row.each:
+        entropy = 1000 * (1 + CONTRASTS.index(contrast))
+        kind += f"-{contrast}s"
+    kept = {c: bench.folder / f"together-{row.strangers}-{kind}-{c}.safetensors" for c in CONTRASTS}
+    if not kept[contrast].exists():
+        steps = bench.given.pretraining_steps
+        given = argparse.Namespace(**vars(bench.given) | {"steps": steps})
+        open_row = replace(row, strangers=0, noise=0.0)
+        course = replace(bench, row=open_row, given=given, folder=bench.folder / f"course-{kind}")
+        course.folder.mkdir(exist_ok=True)
+        parties = halves(course, job_on_wire(course.job), entropy)
+        pretrain(course, parties, bench.cohort(row.strangers), row)
+        for place, half in parties.sites.items():
+            durable.replace(kept[place.seat], save(dict(half.network.state_dict())))
+    return load(kept[contrast].read_bytes())
+
+
+def pretrain(course: RowBench, parties: Parties, folder: Path, row: Row) -> None:
+    """The steps of `together`: those of a joint run, or, with noise or a rate, of one that pays for what it sends."""
+    job, masks, images, window = (
+        job_on_wire(course.job),
+        course.masks(folder),
+        images_of(folder),
+        course.window,
+    )
+    settings, steps = course.job, course.given.steps
+    schedule = TrainingSchedule(
+        masks.keys(), masks, window=window, batch=settings.training.batch, steps=steps, seed=course.seed,
+        positive_fraction=settings.data.positive_fraction,
+    )  # fmt: skip
+    priced = Priced(parties, settings, steps, row) if row.noise or row.rate else None
+    for step in range(steps):
+        samples, _ = schedule.batch(step)
+        read = {Place(c, c): one.batch(samples, window, None, c) for c, one in images.items()}
+        target = SiteData(masks).batch(samples, window, None, None)
+        if priced is not None:
+            priced.step(step, {place.seat: image for place, image in read.items()}, target)
+        else:
+            release = Release(b"", "train", step + 1, 0, tuple(samples))
+            split_round(parties, read, target, release, terms=job.fusion)
+
+
+class Priced:
+    """A network of all parties, trained with noise on what is sent, and a penalty on how much that tells.
+
+    A variational bottleneck (Alemi et al., arXiv 1612.00410) whose noise is in proportion to each level's own size, as
+    the defence `gaussian` draws it: what a level may cost is the information of a Gaussian channel.
+    """
+
+    def __init__(self, parties: Parties, settings: JobConfig, steps: int, row: Row) -> None:
+        self.encoders = {place.seat: half.network.train() for place, half in parties.sites.items()}
+        self.decoder = parties.coordinator.network.train()
+        self.row, self.steps, training = row, steps, settings.training
+        networks: list[nn.Module] = [*self.encoders.values(), self.decoder]
+        weights = [one for network in networks for one in network.parameters()]
+        self._optimiser = make_optimiser(
+            weights, training.optimiser, training.learning_rate, training.weight_decay
+        )
+        self._schedule = make_schedule(self._optimiser, training.schedule, steps)
+        self._random = torch.Generator().manual_seed(1)
+
+    def step(self, step: int, images: dict[str, np.ndarray], target: np.ndarray) -> tuple[float, float]:
+        """One batch; returns the segmentation's loss, and the rate in nats per voxel and site."""
+        sent, nats = dict[str, dict[str, Tensor]](), torch.zeros(())
+        for seat, network in self.encoders.items():
+            levels = network(torch.from_numpy(images[seat]))
+            nats = nats + sum(self._nats(level) for level in levels.values())
+            sent[seat] = {name: self._noisy(level) for name, level in levels.items()}
+        rate = nats / (len(target) * float(np.prod(target.shape[2:])) * len(images))
+        total = summed(sent) if self.row.secure else sent
+        loss = task_loss(self.decoder(total), torch.from_numpy(target).float(), exclusive=False)
+        # The network first learns what it needs, and then to need less.
+        ramp = min(1.0, max(0.0, (step / self.steps - 0.1) / 0.3))
+        self._optimiser.zero_grad(set_to_none=True)
+        (loss + self.row.rate * ramp * rate).backward()
+        self._optimiser.step()
+        self._schedule.step()
+        return loss.item(), float(rate)
+
+    def _noisy(self, level: Tensor) -> Tensor:
+        if not self.row.noise:
+            return level
+        size = _square(level).detach().clamp_min(1e-12).sqrt()
+        return level + self.row.noise * size * torch.randn(level.shape, generator=self._random)
+
+    def _nats(self, level: Tensor) -> Tensor:
+        """Of a Gaussian channel; a row without noise is priced as if it had .5."""
+        floor = (self.row.noise or 0.5) ** 2 * _square(level).clamp_min(1e-8)
+        return 0.5 * torch.log1p(level.square() / floor).sum()
+
+
+def _square(level: Tensor) -> Tensor:
+    """Mean square of each sample, [B, 1, ...]."""
+    return level.square().mean(dim=tuple(range(1, level.ndim)), keepdim=True)
+
+
+def summed(sent: Mapping[str, Mapping[str, Tensor]]) -> dict[str, dict[str, Tensor]]:
+    """The only seat of a secure sum, without its rounding: {"sum": {"x0": [B, C, *spatial], ...}}."""
+    total: dict[str, Tensor] = {}
+    for levels in sent.values():
+        for name, level in levels.items():
+            total[name] = total[name] + level if name in total else level
+    return {SUM: total}
+
+
+def halves(bench: RowBench, job: Job, entropy: int = 0) -> Parties:
+    """All halves, encoders with the row's weights and noise.
+
+    Args:
+        entropy: of encoders that are drawn, on top of the seed.
+    """
+    row, sites = bench.row, dict[Place, ClientHalf]()
+    written = (f"gaussian:{row.noise}",) if row.noise else ()
+    apart = replace(bench, folder=bench.folder / bench.widths)
+    backbone = bench.job.model.backbone()
+    for contrast in CONTRASTS:
+        half = client_half(
+            job, backbone, Seat(contrast, (contrast,)), written, key=contrast.encode().ljust(32),
+            seed=bench.seed + entropy, device="cpu",
+        )  # fmt: skip
+        if row.strangers:
+            weights = (
+                encoder(apart, f"strangers-{row.strangers}", contrast)
+                if row.apart
+                else together(bench, contrast)
+            )
+            if weights is not None:
+                network = half.network
+                encoder_file.load(network.encoder if isinstance(network, Defended) else network, weights)
+        sites[Place(contrast, contrast)] = half
+    return Parties(coordinator_half(bench.job, job, CONTRASTS, bench.task, "cpu"), sites)
+
+
+@dataclass
+class Federation:
+    """The halves of one row at work, and what its coordinator sees."""
+
+    bench: RowBench
+    told: Callable[[str], None]
+    _released: dict[Sample, dict[Place, Arrays]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        torch.set_num_threads(1)
+        self.job = job_on_wire(self.bench.job)
+        self.window = self.bench.window
+        self.parties = halves(self.bench, self.job)
+
+    @cached_property
+    def patients(self) -> dict[str, SiteData]:
+        """The run's own."""
+        return images_of(self.bench.cohort())
+
+    def read(self, data: dict[str, SiteData], samples: Sequence[Sample]) -> dict[Place, np.ndarray]:
+        """Windows of all contrasts."""
+        return {Place(c, c): one.batch(samples, self.window, None, c) for c, one in data.items()}
+
+    def sent(
+        self, images: dict[Place, np.ndarray], samples: Sequence[Sample], nonce: bytes
+    ) -> dict[Place, Arrays]:
+        """What leaves the sites."""
+        release = Release(b"", "release", 0, 0, tuple(samples), nonce=nonce)
+        return {place: half.evaluate(images[place], release) for place, half in self.parties.sites.items()}
+
+    def once(self, samples: Sequence[Sample]) -> dict[Place, Arrays]:
+        """What leaves the sites, each window once: asked again, the same."""
+        new = [sample for sample in samples if sample not in self._released]
+        if new:
+            fresh = self.sent(self.read(self.patients, new), new, b"%d" % len(self._released))
+            for i, sample in enumerate(new):
+                self._released[sample] = {
+                    place: {name: array[i].astype(np.float32) for name, array in arrays.items()}
+                    for place, arrays in fresh.items()
+                }
+        return {
+            place: {
+                name: np.stack([self._released[sample][place][name] for sample in samples])
+                for name in self._released[samples[0]][place]
+            }
+            for place in self.parties.sites
+        }
+
+    def seen(self, sent: dict[Place, Arrays]) -> dict[Place, Arrays]:
+        """What the coordinator can read of it."""
+        if self.job.fusion is None:
+            return sent
+        return {THE_SUM: fused({p.site: {p.seat: arrays} for p, arrays in sent.items()}, self.job.fusion)}
+
+    def train(self) -> None:
+        """The steps of the job."""
+        bench, settings = self.bench, self.bench.job
+        masks = bench.masks(bench.cohort())
+        training, _ = bench.split()
+        schedule = TrainingSchedule(
+            training, masks, window=self.window, batch=settings.training.batch, steps=settings.training.steps,
+            seed=bench.seed, positive_fraction=settings.data.positive_fraction,
+        )  # fmt: skip
+        for step in range(settings.training.steps):
+            samples, _ = schedule.batch(step)
+            target = SiteData(masks).batch(samples, self.window, None, None)
+            release = Release(b"", "train", step + 1, 0, tuple(samples), nonce=b"%d" % step)
+            if bench.row.strangers:
+                fused_step(self.parties.coordinator, self.seen(self.once(samples)), target, release, {})
+            else:
+                images = self.read(self.patients, samples)
+                split_round(self.parties, images, target, release, terms=self.job.fusion)
+            if (step + 1) % 100 == 0:
+                self.told(f"step {step + 1} of {settings.training.steps}")
+
+    def _trained(self, what: str) -> Path:
+        """Where a half is kept."""
+        row = self.bench.row.name.replace(" ", "-").replace(",", "-")
+        return self.bench.folder / f"trained-{row}-{what}.safetensors"
+
+    def keep(self) -> None:
+        """What an attack needs: the decoder, and encoders that were trained."""
+        if not self.bench.row.strangers:
+            for place, half in self.parties.sites.items():
+                durable.replace(self._trained(place.seat), save(dict(half.network.state_dict())))
+        decoder = self.parties.coordinator.network
+        durable.replace(self._trained("decoder"), save(dict(decoder.state_dict())))
+
+    def recall(self) -> None:
+        """All halves as `keep` left them; trained again where it was not called."""
+        if not self._trained("decoder").exists():
+            self.train()
+            self.keep()
+        if not self.bench.row.strangers:
+            for place, half in self.parties.sites.items():
+                half.network.load_state_dict(load(self._trained(place.seat).read_bytes()))
+        decoder = self.parties.coordinator.network
+        decoder.load_state_dict(load(self._trained("decoder").read_bytes()))
+
+    def dice(self) -> tuple[dict[str, float | None], list[float]]:
+        """By region, of the patients held out; and the mean of each of them."""
+        settings, masks = self.bench.job, self.bench.masks(self.bench.cohort())
+        plan = Plan.of(
+            self.bench.split()[1], masks, self.window, settings.evaluation.overlap, settings.evaluation.batch,
+            settings.training.steps,
+        )  # fmt: skip
+        scoring = Scoring(plan, masks, self.window, None)
+        for index, forward in enumerate(plan.forwards):
+            arrived = self.seen(self.once(forward.samples))
+            scoring.add(
+                index, self.parties.coordinator.predict({place.seat: a for place, a in arrived.items()})
+            )
+        return scoring.dice.result(), scoring.dice.means()
+
+
+def levels_of(seen: Mapping[Place, Mapping[str, np.ndarray]]) -> Levels:
+    """All that is seen, level by level: [B, C of all, *spatial]."""
+    names = next(iter(seen.values()))
+    return {name: np.concatenate([arrays[name] for arrays in seen.values()], axis=1) for name in names}
