@@ -308,6 +308,11 @@ class Connection:
             self.ping(now)
 
     @property
+    def parted(self) -> bool:
+        """The peer's close_notify has arrived: it knows both byes (SP-9-3), or has ended the link by an error."""
+        return self._channel.peer_closed
+
+    @property
     def peer_certificate(self) -> bytes:
         """DER; empty before the handshake."""
         return self._channel.peer_certificate

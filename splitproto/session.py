@@ -215,8 +215,13 @@ class Session:
         self._tell("in", received.message)
         return received.message
 
-    async def close(self, reason: str, text: str = "", timeout: float = 5.0) -> None:
-        """Say bye and wait until the peer has answered, at most `timeout` seconds; never raises."""
+    async def close(self, reason: str, text: str = "", timeout: float = 5.0) -> bool:
+        """Say bye and wait until the peer has answered, at most `timeout` seconds; never raises.
+
+        Returns:
+            Whether the peer is known to have this bye. Not, where another one was said before: each side has one.
+        """
+        said = False
         if not self.ended.done():
             bye = Bye(reason, printable(text[:500]))
             try:
@@ -226,6 +231,7 @@ class Session:
                 if self._connection.agreement is None:
                     self._connection.fail(Draining("closed before it was established"), self._loop.time())
             else:
+                said = True
                 self._tell("out", bye)
             self._after()
             await asyncio.wait((self.ended,), timeout=timeout)
@@ -233,6 +239,11 @@ class Session:
             self._connection.lost(LinkLost("the peer did not answer our bye"))
             self._after()
         await asyncio.wait((self._writer,), timeout=_LINGER)
+        if not said or self.ended.result() is not None:
+            return False
+        # A bye that crossed ours proves nothing; a client repeats the reason that it received (SP-11-20).
+        repeated = self.farewell is not None and self.farewell.reason == reason
+        return repeated or self._connection.parted
 
     def fail(self, error: LocalError) -> None:
         """End the link because of `error`; the peer is told its code and reason."""

@@ -73,7 +73,8 @@ async def test_one_side_says_bye_and_the_other_answers(hub: Hub) -> None:
     bye = await coordinator.receive(SOON)
     assert bye == Bye("rotate", "key is spent")
     await coordinator.close("rotate")
-    await closing
+    assert await closing, "it was repeated"
+    assert not await coordinator.close("complete"), "another was said before"
     assert client.ended.result() is coordinator.ended.result() is None
     with pytest.raises(LinkLost):
         await client.send(Applied(1))
@@ -84,7 +85,8 @@ async def test_one_side_says_bye_and_the_other_answers(hub: Hub) -> None:
 async def test_byes_that_cross_are_both_heard(hub: Hub) -> None:
     client, coordinator = await hub.link()
     assert client.farewell is None
-    await asyncio.gather(client.close("rotate"), coordinator.close("complete", "the job is done"))
+    closing = client.close("rotate"), coordinator.close("complete", "the job is done")
+    assert await asyncio.gather(*closing) == [True, True], "after both byes each says so"
     assert client.farewell == Bye("complete", "the job is done")
     assert coordinator.farewell == Bye("rotate", "")
 
@@ -95,14 +97,14 @@ async def test_closing_twice_waits_twice_and_breaks_nothing(hub: Hub) -> None:
     assert isinstance(await coordinator.receive(SOON), Bye)
     assert client.alive, "the second close must not cut off the first"
     await coordinator.close("complete")
-    await asyncio.gather(first, second)
+    assert await asyncio.gather(first, second) == [True, False]
     await client.close("complete")
     assert client.ended.result() is coordinator.ended.result() is None
 
 
 async def test_a_peer_that_does_not_answer_a_bye_delays_nobody_for_long(hub: Hub) -> None:
     client, coordinator = await hub.link()
-    await client.close("complete", timeout=0.1)
+    assert not await client.close("complete", timeout=0.1)
     assert isinstance(client.ended.result(), LinkLost)
     assert isinstance(await over(coordinator), LinkLost)
 

@@ -22,6 +22,7 @@ from splitpeer.coordinator.assembly import (
     make_sites,
     open_masks,
 )
+from splitpeer.coordinator.farewell import COMPLETE, FAREWELL_S, Farewell
 from splitpeer.coordinator.frozen.work import FrozenWork
 from splitpeer.coordinator.gathering import Gathering
 from splitpeer.coordinator.matching import Matching
@@ -65,7 +66,6 @@ from splitproto.lanes.zeromq import ZmqLane
 
 log = logging.getLogger(__name__)
 
-COMPLETE = "the job is done"
 DRAIN_S = 20.0
 """A coordinator that was asked to stop gives the step under way this long."""
 STRAGGLER_S = 5.0
@@ -133,6 +133,7 @@ class Coordinator:
             salt_check=self._labels.salt_check, defences=self.defences,
         )  # fmt: skip
         self._team = Team(self.sites, job.absence, everywhere)
+        self._farewell = Farewell(self.sites, self._files.record, everywhere)
         self._matching = Matching(
             self._job, job, self._seats, self._labels, self._masks.unusable, self._files.record
         )
@@ -252,17 +253,17 @@ class Coordinator:
             reason, text = self._farewell_after(error)
             raise
         finally:
+            if reason == "complete" and began_at != "farewell":
+                await self._farewell.wait(STRAGGLER_S if self._run.draining else FAREWELL_S)
+            # A site that comes back now would be offered a job that is over.
+            accepting.cancel()
+            await asyncio.gather(accepting, return_exceptions=True)
+            await self._bye(reason, text)
             if reason == "complete":
-                await self._bye(reason, text)
                 # A site that is away at that moment learns it at the next start.
                 if began_at == "farewell" or set(self._files.record.told) >= {s.name for s in self.sites}:
                     self._files.record.over()
                 self._report(h.PhaseBegan("done"))
-            # A site that comes back now would be offered a job that is over.
-            accepting.cancel()
-            await asyncio.gather(accepting, return_exceptions=True)
-            if reason != "complete":
-                await self._bye(reason, text)
             self._report(h.JobEnded(self._job.name, self._files.run.hex(), reason, self._run.committed))
 
     def _farewell_after(self, error: PeerError) -> tuple[str, str]:
@@ -288,10 +289,11 @@ class Coordinator:
                     session = await listener.accept(3600)
                 except DeadlineExceeded:
                     continue
-                # SP-11.17-8: in place of an offer.
                 site = by_name[session.peer.site]
-                join = self._join(site, session) if self._work.needs_sites else self._dismiss(session)
-                task = asyncio.create_task(join)
+                wanted = self._work.needs_sites
+                task = asyncio.create_task(
+                    self._join(site, session) if wanted else self._farewell.turn_away(session)
+                )
                 joining.add(task)
                 task.add_done_callback(joining.discard)
         finally:
@@ -299,17 +301,15 @@ class Coordinator:
                 task.cancel()
 
     async def _join(self, site: RemoteSite, session: Session) -> None:
-        if await site.offer_job(session):
+        joined = await site.offer_job(session)
+        if joined and not self._work.needs_sites:
+            # The last release came while it joined.
+            await self._farewell.tell(site, COLLECTED)
+        elif joined:
             having = self._matching.having([other for other in self.sites if other.patients or other is site])
             few = self._matching.few(having, site.name)
             shared = shared_with(site.name, having)
             self._report(h.SiteOverlaps(site.name, len(having[site.name]), shared, few, ADVICE))
-
-    async def _dismiss(self, session: Session) -> None:
-        """A site that dials when all that it had to give is here."""
-        await session.close("complete", COLLECTED)
-        if session.ended.result() is None:
-            self._files.record.note_told([session.peer.site])
 
     def _bind(self, site: str, holder: bytes) -> None:
         try:
@@ -396,23 +396,12 @@ class Coordinator:
         untold = [site for site in self.sites if site.name not in self._files.record.told]
         self._report(h.FarewellDue(", ".join(site.name for site in untold)))
         # Each is told when it comes: others may have been told, and be gone, without our having recorded it.
-        waiting = [asyncio.create_task(self._farewell(site)) for site in untold]
-        if waiting:
-            await asyncio.wait(waiting, timeout=self._settings.deadlines.return_s)
-        for task in waiting:
-            task.cancel()
-        await asyncio.gather(*waiting, return_exceptions=True)
+        await self._farewell.wait(self._settings.deadlines.return_s)
 
     async def _bye(self, reason: str, text: str) -> None:
         self.result.bytes_per_step = self.result.bytes_per_step or self._work.bytes_per_step
-        told = self._files.record.told
-        left = [site for site in self.sites if site.here or site.name not in told]
-        await asyncio.gather(*(self._say(site, reason, text) for site in left))
-
-    async def _farewell(self, site: RemoteSite) -> None:
-        await site.wait_joined()
-        await self._say(site, "complete", COMPLETE)
+        await asyncio.gather(*(self._say(site, reason, text) for site in self.sites))
 
     async def _say(self, site: RemoteSite, reason: str, text: str) -> None:
         if await site.say_bye(reason, text) and reason == "complete":
-            self._files.record.farewell([site.name])
+            self._farewell.note(site.name)

@@ -154,15 +154,6 @@ class Presence:
         if self.link is not None:
             await asyncio.wait((self.link.session.ended,))
 
-    async def wait_here(self, seconds: float) -> None:
-        """Wait until a site between two links is here, or `seconds` are over, which is a warning."""
-        self._note_end_if_dead()
-        try:
-            async with asyncio.timeout(seconds):
-                await self._decided.wait()
-        except TimeoutError:
-            self._report(h.SiteLost(self.name, "it was not here for the bye"))
-
     async def wait_link(self, what: str) -> SiteLink:
         """Wait until the site is here, at most as long as it may be away.
 

@@ -112,13 +112,12 @@ class RunRecord:
         if self.holders.pop(site, None) is not None and self.state != "new":
             self._write(self.state)
 
-    def farewell(self, told: Sequence[str] = ()) -> None:
-        """The run is complete except for saying so to the sites; those in `told` know."""
-        self.told = tuple(sorted({*self.told, *told}))
+    def farewell(self) -> None:
+        """The run is complete except for saying so to the sites."""
         self._write("farewell")
 
     def note_told(self, told: Sequence[str]) -> None:
-        """SP-11.17-8: these sites know that their part is over, while the run goes on."""
+        """These sites know that their part is over; with frozen encoders while the run goes on (SP-11.17-8)."""
         self.told = tuple(sorted({*self.told, *told}))
         if self.state != "new":
             self._write(self.state)

@@ -62,9 +62,6 @@ from splitproto.tensors import Array, Descriptor, matches
 
 log = logging.getLogger(__name__)
 
-FAREWELL_S = 5.0
-"""How long a site whose link broke at the very end may take to come back and learn that the job is complete."""
-
 
 @dataclass(frozen=True)
 class Sent:
@@ -576,22 +573,27 @@ class RemoteSite:
             except SplitprotoError as error:
                 self._report(h.SiteLost(self.name, str(error)))
 
-    async def say_bye(self, reason: str, text: str) -> bool:
-        """End the present link cleanly, even one that has not finished joining.
+    async def dismiss(self, text: str) -> bool:
+        """Say bye, `complete`, on the present link; one that is joining goes on.
 
         Returns:
-            Whether the site has answered.
+            Whether the site is known to have heard it: not where it had said bye before, as when its link is worn.
         """
-        if reason == "complete" and not (self.here or self.absent):
-            # A site between two links must not dial for nothing: it must learn that the job is done.
-            await self._presence.wait_here(FAREWELL_S)
-        joining, self._octets_before = [*self._joining], self.traffic
-        present = self._presence.let_go()
-        await asyncio.gather(*(link.session.close(reason, text) for link in joining))
-        if present is None:
-            return any(link.holder_known and link.session.ended.result() is None for link in joining)
-        await present.session.close(reason, text)
-        return present.session.ended.result() is None
+        self._octets_before = self.traffic
+        link = self._presence.let_go()
+        return link is not None and await link.session.close("complete", text)
+
+    async def say_bye(self, reason: str, text: str) -> bool:
+        """End all links cleanly, those too that have not finished joining.
+
+        Returns:
+            Whether the site's holder is known to have heard it.
+        """
+        links, self._octets_before = [*self._joining], self.traffic
+        if (present := self._presence.let_go()) is not None:
+            links.append(present)
+        heard = await asyncio.gather(*(link.session.close(reason, text) for link in links))
+        return any(link.holder_known for link, known in zip(links, heard, strict=True) if known)
 
     # --- inside ----------------------------------------------------------------------------------------
 

@@ -93,7 +93,8 @@ class SiteLink:
 
     async def rotate_if_due(self) -> bool:
         """SP-6-10: end a link whose key is worn; the site dials again at once. Returns whether it was ended."""
-        if not self.session.rotation_due:
+        # Each link is asked something, or links that wear out while a site joins would carry nothing, for ever.
+        if not (self.begun and self.session.rotation_due):
             return False
         await self.session.close("rotate", self.session.rotation_cause)
         return True

@@ -380,6 +380,9 @@ class Client:
         await session.close(bye.reason)
         # SP-11-20: a bye of the coordinator may have crossed our own.
         bye = session.farewell or bye
+        if bye.reason == "rotate":
+            # SP-11-20: "the dialler dials again at once"; this is no trouble for which pauses grow.
+            self._pause = _FIRST_PAUSE
         self._report(h.SiteJobEnded(job.job.name, job.run.hex(), bye.reason, job.applied, job.advanced))
         return self._over(bye)
 
@@ -546,9 +549,11 @@ class Client:
     async def _work(self, session: Session, job: SiteJob) -> Bye:
         stopping_until = float("inf")
         loop = asyncio.get_running_loop()
+        worked = False
         self._report(h.PhaseBegan("working"))
         while True:
-            if session.rotation_due and not job.waiting_for_gradients:
+            # A link that was worn before it carried work would be followed by others like it, for ever.
+            if session.rotation_due and worked and not job.waiting_for_gradients:
                 return Bye("rotate", session.rotation_cause)
             if not self._stop.is_set():
                 while (forward := job.due()) is not None:
@@ -562,6 +567,7 @@ class Client:
                     if forward.mode == "release":
                         self._report(h.WindowsReleased(job.released.windows, *self._traffic(session)))
                     self._progress()
+                    worked = True
             elif not job.waiting_for_gradients or loop.time() > stopping_until:
                 raise _Stopped
             what = f"gradients of step {job.applied + 1}" if job.waiting_for_gradients else "work"
@@ -580,6 +586,7 @@ class Client:
             if isinstance(message, Bye):
                 return message
             await self._answer(session, job, message)
+            worked = worked or not isinstance(message, Forward | Withdrawn)
 
     async def _answer(self, session: Session, job: SiteJob, message: Message) -> None:
         job.budgets.message()

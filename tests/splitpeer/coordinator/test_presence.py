@@ -171,6 +171,17 @@ async def test_what_the_table_does_not_list_is_an_error(presence: Presence) -> N
         presence.start_catching_up()
 
 
+async def test_a_link_that_wears_out_while_its_site_joins_still_carries_a_question(
+    presence: Presence,
+) -> None:
+    """Else the next one wears out as well, and the next."""
+    link = joined(presence)
+    link.session.rotation_due, link.session.rotation_cause = True, "old"
+    assert not await link.rotate_if_due() and link.alive
+    link.begun = True
+    assert await link.rotate_if_due() and not link.alive
+
+
 # --- asking --------------------------------------------------------------------------------------------------
 
 

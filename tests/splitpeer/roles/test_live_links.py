@@ -116,13 +116,14 @@ async def hub_of_one(scene: Scene, listener: Listener) -> Session:
 async def test_a_job_that_is_complete_while_the_site_changes_its_link(scene: Scene) -> None:
     """SP-11-20: its `rotate` and the coordinator's `complete` cross: nobody would say the latter again."""
     scene.cast("t1")
-    scene.client("t1", network={"coordinator": f"tcp://127.0.0.1:{scene.port}", "rotate_s": 0.2})
+    scene.client("t1", network={"coordinator": f"tcp://127.0.0.1:{scene.port}", "rotate_s": 0.01})
     hub = scene.config("hub")
     allowed = AllowList({"client": ("site-t1",)}, "the test")
     async with Listener(f"tcp://127.0.0.1:{scene.port}", hub.credentials(), allowed, JOINT) as listener:
         client = asyncio.create_task(Client(scene.config("site-t1"), asyncio.Event()).run())
         session = await hub_of_one(scene, listener)
         await asyncio.sleep(0.5)
+        assert session.farewell is None, "the link was worn before it had joined, and has carried no work"
         # It rotates when it hears something, and by then the bye is on its way.
         await session.send(Progress(0, {}))
         await session.close("complete")

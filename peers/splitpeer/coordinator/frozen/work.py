@@ -141,7 +141,7 @@ class FrozenWork:
         self.needs_sites = False
         run.result.released_bytes = run.octets()
         here = [site for site in run.team.sites if site.here]
-        told = await asyncio.gather(*(site.say_bye("complete", COLLECTED) for site in here))
+        told = await asyncio.gather(*(site.dismiss(COLLECTED) for site in here))
         run.files.record.note_told([site.name for site, heard in zip(here, told, strict=True) if heard])
 
     def _created(self) -> Bank:
