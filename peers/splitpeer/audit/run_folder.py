@@ -64,12 +64,15 @@ class RunFolder:
     not_tested: tuple[str, ...] = (*MALICIOUS, *OTHERS)
     entries: list[Entry] = field(default_factory=list)
     arrays: dict[str, np.ndarray] = field(default_factory=dict)
+    patients: tuple[str, ...] = ()
+    """Under attack, in the order of the truth."""
 
     def keep_truth(self, judge: Judge) -> None:
-        """Add the truth, for the pictures."""
+        """Add the truth, for the pictures, and whose it is."""
         truth = judge.truth
         if truth is None:
             return
+        self.patients = tuple(dict.fromkeys(truth.patients))
         for modality, images in truth.images.items():
             self.arrays[f"truth_{modality}"] = _small(images)
         if truth.outlines is not None:
@@ -92,6 +95,7 @@ class RunFolder:
             goal=result.goal,
             modality=outcome.modality,
             site=view.site,
+            reads=view.reads,
             adaptive=result.adaptive or not view.defended,
             defences=applied(view),
             gradient_defences=view.gradient_defences,
@@ -163,6 +167,7 @@ class RunFolder:
                 capture=self.source,
                 network=self.network,
                 entries=tuple(self.entries),
+                patients=self.patients,
                 dice={name: played.dice for name, played in self.reached.items()},
                 hd95={name: played.hd95 for name, played in self.reached.items()},
                 volume_ml={name: played.volume_ml for name, played in self.reached.items()},

@@ -23,6 +23,7 @@ from splitpeer.report.findings import Places, configurations, member_sentences, 
 from splitpeer.report.frontier import svg
 from splitpeer.report.model import UNDEFENDED, AuditRun, Point, Promise
 from splitpeer.report.names import brief, kind
+from splitpeer.report.patients import by_patient
 from splitpeer.report.store import Folder, load_run
 from splitpeer.report.tables import (
     attack_rows,
@@ -164,8 +165,10 @@ class Report:
                 averages=any(run.capture.averages for _, run in self.runs),
                 image_groups=groups(images),
                 image_rows=attack_rows(images),
+                image_patients=by_patient([card.finding for card in images]),
                 mask_groups=groups(masks),
                 mask_rows=attack_rows(masks),
+                mask_patients=by_patient([card.finding for card in masks]),
                 table=[configuration_row(one, self.undefended) for one in compared],
                 regions=region_rows(compared),
                 promises=self._promises(),

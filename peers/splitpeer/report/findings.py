@@ -23,6 +23,8 @@ class ReportFinding:
     naive: Entry | None = None
     where: str = ""
     """Modality, with the site where several sites have it (see `Places`)."""
+    patients: tuple[str, ...] = ()
+    """See `AuditRun.patients`."""
 
     @property
     def counts(self) -> bool:
@@ -133,8 +135,10 @@ def pair(folders: Sequence[Folder]) -> list[ReportFinding]:
                 taken.add(naive.id)
             pairs.append((entry, naive))
         pairs.extend((e, None) for e in entries if not e.adaptive and e.id not in taken)
+        patients = folder.run.patients if folder.run else ()
         findings.extend(
-            ReportFinding(entry, number, folder.arrays, naive, where(entry)) for entry, naive in pairs
+            ReportFinding(entry, number, folder.arrays, naive, where(entry), patients)
+            for entry, naive in pairs
         )
     return findings
 

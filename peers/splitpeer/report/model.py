@@ -163,6 +163,8 @@ class Entry(ReportPart):
     reason: str = ""
     scores: dict[str, Score] = Field(default_factory=dict)
     """As `splitpeer.leakage` names them (ssim, ..., tumour_dice; auc, dice_otsu, ...); empty without truth."""
+    reads: str = ""
+    """What the adversary reads beyond one seat's tensors; as in the title."""
     rows: tuple[int, ...] | None = None
     """Which rows of the truth arrays the attack's rows are, in order; None: all, or the first."""
 
@@ -233,6 +235,8 @@ class AuditRun(ReportPart):
     capture: Source
     network: RunNetwork = RunNetwork()
     entries: tuple[Entry, ...] = ()
+    patients: tuple[str, ...] = ()
+    """First digits of the pseudonyms, in the order in which figures are listed patient by patient."""
     dice: dict[str, dict[str, float | None]] = Field(default_factory=dict)
     """Configuration (see `configuration`) to Dice of each region and "mean", of the network trained under it."""
     hd95: dict[str, dict[str, float | None]] = Field(default_factory=dict)

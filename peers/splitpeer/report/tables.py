@@ -9,13 +9,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from splitpeer.leakage.scores import highest_floor
+from splitpeer.leakage.scores import Score, highest_floor
 from splitpeer.report import bands
 from splitpeer.report.cards import Card
 from splitpeer.report.findings import Configuration, ReportFinding
 from splitpeer.report.model import UNDEFENDED, AuditRun, Entry, Privacy, RunNetwork, configuration
 from splitpeer.report.store import ARRAYS, ATTACK, FRONTIER, Folder
-from splitpeer.report.text import figure, plural, upper_first
+from splitpeer.report.text import figure, plural, signed, upper_first
 from splitpeer.report.verdict import under
 
 
@@ -42,6 +42,7 @@ def _attack_row(card: Card, entry: Entry) -> dict[str, Any]:
         "likeness": means.get("ssim"),
         "auc": means.get("auc"),
         "advantage": means.get("advantage_auc"),
+        "advantage_between": _between(entry.scores.get("advantage_auc")),
         "tumour": means.get("tumour_dice"),
         "picked": means.get("reidentification"),
         "dice": means.get("dice_otsu"),
@@ -52,6 +53,13 @@ def _attack_row(card: Card, entry: Entry) -> dict[str, Any]:
         "counts": card.finding.counts,
         "band": (bands.image_band if entry.goal == "image" else bands.mask_band)(entry.scores),
     }
+
+
+def _between(score: Score | None) -> str:
+    """The interval of a figure that may be below zero; empty where there is none."""
+    if score is None or score.low is None or score.high is None:
+        return ""
+    return f"{signed(score.low)} to {signed(score.high)}"
 
 
 def configuration_row(one: Configuration, undefended: float | None) -> dict[str, Any]:

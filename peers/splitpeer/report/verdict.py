@@ -6,11 +6,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from splitpeer.leakage.measure import OWN_IMAGE
-from splitpeer.leakage.scores import Score, highest_floor, of_each_worst
+from splitpeer.leakage.scores import Score, highest_floor
 from splitpeer.report.bands import Band, recognised, tumour_shows
 from splitpeer.report.findings import Configuration, ReportFinding, worst
 from splitpeer.report.model import UNDEFENDED, Point
 from splitpeer.report.names import SUM, brief
+from splitpeer.report.patients import by_patient
 from splitpeer.report.text import lower_first, share, upper_first
 
 SMALL_COST = 0.03
@@ -198,15 +199,12 @@ def _between(score: Score) -> str:
 def _patient_by_patient(one: Configuration) -> list[str]:
     """What counts for a patient is the attack that works best on this patient."""
     sentences = []
-    for where in sorted({finding.where for finding in one.images if finding.counts}):
-        scores = [f.strongest.scores["ssim"] for f in one.images
-                  if f.counts and f.where == where and "ssim" in f.strongest.scores]  # fmt: skip
-        alike = [score for score in scores if score.each and len(score.each) == len(scores[0].each)]
-        every = of_each_worst(alike)
-        if len(alike) > 1 and every.mean is not None and every.worst is not None:
+    for row in sorted(by_patient(one.images), key=lambda row: (row.where, row.reads)):
+        every, reads = row.score, f", {row.reads}" if row.reads else ""
+        if row.attacks > 1 and every.mean is not None and every.worst is not None:
             sentences.append(
-                f"{where}, each patient by the attack that works best: likeness {every.mean:.2f} on average, "
-                f"{every.worst:.2f} in the worst tenth of {every.patients}."
+                f"{row.where}{reads}, each patient by the attack that works best: likeness {every.mean:.2f}"
+                f"{_between(every)} on average, {every.worst:.2f} in the worst tenth of {every.patients}."
             )
     return sentences
 
