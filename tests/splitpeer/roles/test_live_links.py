@@ -34,8 +34,8 @@ def live(scene: Scene, tmp_path: Path) -> Scene:
     return scene
 
 
-def cast(scene: Scene, network: dict[str, Any], **job: Any) -> None:
-    scene.cast("flair", "t1", training=LONG, **job)
+def cast(scene: Scene, network: dict[str, Any], steps: int = LONG["steps"], **job: Any) -> None:
+    scene.cast("flair", "t1", training={**LONG, "steps": steps}, **job)
     keys, here = scene.federation.pki, f"tcp://127.0.0.1:{scene.port}"
     files = {"ca": "ca.crt", "certificate": "hub.crt", "key": "hub.key", "crl": "ca.crl"}
     scene.coordinator(
@@ -61,12 +61,17 @@ def issue(scene: Scene, site: str, seconds: float) -> None:
         os.replace(aside / f"{site}.{ending}", keys / f"{site}.{ending}")
 
 
-@pytest.mark.parametrize("worn", [{"rotate_s": 0.3}, {"rotate_mib": 1}], ids=["age", "octets"])
-def test_links_that_wear_out_all_the_time_change_nothing(live: Scene, worn: dict[str, Any]) -> None:
-    """SP-6-10, SP-11-16."""
-    cast(live, worn)
+@pytest.mark.timeout(400)  # on a busy machine each link carries one question, and its handshake is the work
+@pytest.mark.parametrize(
+    ("worn", "steps"), [({"rotate_s": 0.3}, 60), ({"rotate_mib": 1}, 80)], ids=["age", "octets"]
+)
+def test_links_that_wear_out_all_the_time_change_nothing(
+    live: Scene, worn: dict[str, Any], steps: int
+) -> None:
+    """SP-6-10, SP-11-16, SP-11-43."""
+    cast(live, worn, steps)
     hub, clients = live.start_all()
-    assert hub.code() == 0, hub.said
+    assert hub.code(300) == 0, hub.said
     assert [client.code() for client in clients.values()] == [0, 0]
     links = [client.said.count("link.up") for client in clients.values()]
     assert min(links) >= 3, links
