@@ -222,7 +222,7 @@ def test_killed_at_any_moment_the_run_is_the_same(scene) -> None:
         "t1ce",
         "t2",
         training={**FROZEN, "steps": 30, "checkpoint_every": 7},
-        evaluation={"batch": 2, "overlap": 0.25},
+        evaluation={"batch": 6, "overlap": 0.25},
     )
     hub, sites = scene.start_all()
     bank = scene.folder / "hub" / "state"
