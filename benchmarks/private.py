@@ -52,6 +52,8 @@ ROWS = (
     Row(
         "frozen, sum 1,1,2,4,8, under noise .5", strangers=240, widths=(1, 1, 2, 4, 8), secure=True, noise=0.5
     ),
+    # The widths are those of the job alone: one map for each region is sent.
+    Row("frozen, sum of logits", strangers=240, widths=(1, 1, 2, 4, 8), secure=True, logits=True),
 )
 
 
@@ -73,7 +75,10 @@ def tried(written: str, strangers: int) -> Row:
 def octets(federation: Federation) -> int:
     """Sent by all sites for one window."""
     word = 4 if federation.job.fusion is None else federation.job.fusion.bits // 8
-    shapes = federation.bench.job.model.backbone().cut.shapes(1, federation.job.window)
+    bench, window = federation.bench, federation.job.window
+    shapes = bench.job.model.backbone().cut.shapes(1, window)
+    if bench.row.logits:
+        shapes = {"x0": (bench.task.channels, *window)}
     return len(CONTRASTS) * word * sum(int(np.prod(shape)) for shape in shapes.values())
 
 

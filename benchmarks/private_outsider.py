@@ -189,6 +189,8 @@ def line(own: np.ndarray, other: np.ndarray, own_known: np.ndarray, other_known:
     """
     (x, n), (y, m) = means(own, own_known), means(other, other_known)
     both = (n >= FEWEST) & (m >= FEWEST)
+    if both.sum() <= own.shape[1]:
+        raise ValueError("too few slices to align: no place has enough values on both sides")
     weight = np.sqrt(np.minimum(n, m)[both])[:, None]
     wide = np.concatenate([x[both], np.ones((both.sum(), 1))], axis=1) * weight
     channels = own.shape[1]
@@ -290,7 +292,7 @@ class Judge:
                 values = level.movedim(1, -1)[where == label]
                 if len(values) < FEWEST:
                     continue
-                apart = (values.mean(0) - centre).square() + (values.std(0) - spread).square()
+                apart = (values.mean(0) - centre).square() + (values.std(0, correction=0) - spread).square()
                 total, terms = total + self._scale[key] ** 2 * apart.mean(), terms + 1
         return total / max(terms, 1)
 

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from pretraining import CONTRASTS, Bench, encoder
+from private_logits import logit_halves
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
@@ -56,6 +57,8 @@ class Row:
     """Each site pretrains a network of all contrasts from private entropy, and keeps its own encoder."""
     widths: tuple[int, ...] = ()
     secure: bool = False
+    logits: bool = False
+    """Each site sends what its whole network would decide, whatever the widths: see private_logits.py."""
     levels: tuple[int, ...] | None = None
     """Those that are sent; None: all."""
     noise: float = 0.0
@@ -118,6 +121,8 @@ def together(bench: RowBench, contrast: str, entropy: int = 0) -> dict[str, Tens
     """
     row = bench.row
     kind = f"{bench.widths}-{'sum' if row.secure else 'all'}"
+    if row.logits:
+        kind = "logits"
     if row.noise or row.rate:
         kind += f"-noise-{row.noise}-rate-{row.rate}"
     if entropy:
@@ -140,7 +145,7 @@ def together(bench: RowBench, contrast: str, entropy: int = 0) -> dict[str, Tens
 
 
 def pretrain(course: RowBench, parties: Parties, folder: Path, row: Row) -> None:
-    """The steps of `together`: those of a joint run, or, with noise or a rate, of one that pays for what it sends."""
+    """The steps of `together`: those of a joint run, or, with noise, a rate or logits, those of `Priced`."""
     job, masks, images, window = (
         job_on_wire(course.job),
         course.masks(folder),
@@ -152,7 +157,8 @@ def pretrain(course: RowBench, parties: Parties, folder: Path, row: Row) -> None
         masks.keys(), masks, window=window, batch=settings.training.batch, steps=steps, seed=course.seed,
         positive_fraction=settings.data.positive_fraction,
     )  # fmt: skip
-    priced = Priced(parties, settings, steps, row) if row.noise or row.rate else None
+    own_loop = row.noise or row.rate or row.logits
+    priced = Priced(parties, settings, steps, row) if own_loop else None
     for step in range(steps):
         samples, _ = schedule.batch(step)
         read = {Place(c, c): one.batch(samples, window, None, c) for c, one in images.items()}
@@ -192,14 +198,21 @@ class Priced:
             sent[seat] = {name: self._noisy(level) for name, level in levels.items()}
         rate = nats / (len(target) * float(np.prod(target.shape[2:])) * len(images))
         total = summed(sent) if self.row.secure else sent
-        loss = task_loss(self.decoder(total), torch.from_numpy(target).float(), exclusive=False)
+        truth = torch.from_numpy(target).float()
+        loss = task_loss(self.decoder(total), truth, exclusive=False)
+        if self.row.logits:
+            # So that what a site sends is what it would decide, and not just anything that the sum can use.
+            own = [
+                task_loss(level, truth, exclusive=False) for one in sent.values() for level in one.values()
+            ]
+            loss = loss + torch.stack(own).mean()
         # The network first learns what it needs, and then to need less.
         ramp = min(1.0, max(0.0, (step / self.steps - 0.1) / 0.3))
         self._optimiser.zero_grad(set_to_none=True)
         (loss + self.row.rate * ramp * rate).backward()
         self._optimiser.step()
         self._schedule.step()
-        return loss.item(), float(rate)
+        return loss.item(), rate.item()
 
     def _noisy(self, level: Tensor) -> Tensor:
         if not self.row.noise:
@@ -234,6 +247,8 @@ def halves(bench: RowBench, job: Job, entropy: int = 0) -> Parties:
         entropy: of encoders that are drawn, on top of the seed.
     """
     row, sites = bench.row, dict[Place, ClientHalf]()
+    if row.logits:
+        return _logits(bench, job, entropy)
     written = (f"gaussian:{row.noise}",) if row.noise else ()
     apart = replace(bench, folder=bench.folder / bench.widths)
     backbone = bench.job.model.backbone()
@@ -253,6 +268,14 @@ def halves(bench: RowBench, job: Job, entropy: int = 0) -> Parties:
                 encoder_file.load(network.encoder if isinstance(network, Defended) else network, weights)
         sites[Place(contrast, contrast)] = half
     return Parties(coordinator_half(bench.job, job, CONTRASTS, bench.task, "cpu"), sites)
+
+
+def _logits(bench: RowBench, job: Job, entropy: int) -> Parties:
+    parties = logit_halves(job, CONTRASTS, bench.task.channels, bench.seed + entropy)
+    if bench.row.strangers:
+        for place, half in parties.sites.items():
+            half.network.load_state_dict(together(bench, place.seat))
+    return parties
 
 
 @dataclass

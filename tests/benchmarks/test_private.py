@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+
+from splitpeer.defences.randomness import Release
+from splitpeer.federation.terms import job_on_wire
+from splitpeer.training.split_round import Place, split_round
 
 CONTRASTS = ("flair", "t1", "t1ce", "t2")
 
@@ -94,3 +102,204 @@ def test_the_table_has_a_line_for_each_row_and_says_what_was_not_made() -> None:
     assert head.count("|") == joint.count("|") == private.count("|")
     assert joint.split("|")[3:7] == [" - ", " - ", " - ", " - "]
     assert " -.010 ± .000 " in private and ".310 ± " in private
+
+
+# --- with a federation ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """A frozen sum of a few small phantoms; the encoders have had one step."""
+    import pretraining
+    from private_run import Row, RowBench
+
+    small = partial(pretraining.write_phantom, shape=(40, 40, 8), spacing_mm=(5, 5, 18), workers=1)
+    given = argparse.Namespace(
+        patients=4, validation=2, strangers=3, steps=2, pretraining_steps=1, batch=2, shadow=3, attack_steps=2,
+        surrogate_steps=2, search_steps=2, readout_steps=2,
+    )  # fmt: skip
+    folder = tmp_path_factory.mktemp("private")
+    row = Row("sum", strangers=3, widths=(1, 1, 2, 4, 8), secure=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pretraining, "write_phantom", small)
+        yield RowBench(folder, 7, given, row, folder)
+
+
+@pytest.fixture(scope="module")
+def federation(bench: Any) -> Any:
+    from private_run import Federation
+
+    made = Federation(bench, lambda line: None)
+    made.recall()
+    return made
+
+
+@pytest.fixture(scope="module")
+def strangers(bench: Any) -> Any:
+    from private_attacks import People
+
+    return People.of(bench, bench.strangers(3))
+
+
+def test_a_decoder_is_recalled_and_trained_where_it_was_not_kept(bench: Any, federation: Any) -> None:
+    from private_run import Federation
+
+    again = Federation(bench, lambda line: None)
+    before = again.parties.coordinator.network.state_dict()["decoder.final_conv.weight"].clone()
+    again.recall()
+    found, kept = (one.parties.coordinator.network.state_dict() for one in (again, federation))
+    assert all(torch.equal(found[name], kept[name]) for name in kept)
+    assert not torch.equal(before, found["decoder.final_conv.weight"])
+    assert again.parties.coordinator.steps_done == 0, "it was read, not trained"
+
+
+def test_networks_are_shown_what_the_coordinator_would_see(federation: Any, strangers: Any) -> None:
+    from private_attacks import Look, Reader
+    from private_run import levels_of
+    from private_search import networks, predicted
+
+    samples = strangers.slices()[:2]
+    plain, three = (
+        Reader(federation, strangers),
+        Reader(federation, strangers, look=Look(labels=True, reach=1)),
+    )
+    shown, images = plain.pairs(samples)
+    seen = levels_of(federation.seen(federation.sent(strangers.read(samples), samples, b"")))
+    assert seen.keys() == shown.keys()
+    for name, level in seen.items():
+        assert np.allclose(shown[name].numpy(), level * plain.scales[name], atol=1e-5)
+        assert three.channels[name] == 3 * level.shape[1] + 3 * (federation.bench.task.channels + 1)
+    # The search computes the same, but for the rounding of the integers.
+    made = predicted(networks(federation), images, summing=True)
+    assert all(np.allclose(made[name].detach().numpy(), seen[name], atol=4e-3) for name in seen)
+    # Below the lowest slice there is none: it stands in for itself.
+    around, _ = three.pairs(samples)
+    assert samples[0].origin == (0, 0, 0)
+    assert torch.equal(around["x0"][0, 1], around["x0"][0, 0])
+    assert torch.equal(around["x0"][0, 2], around["x0"][1, 0])
+    # Mirrored, images and sums belong together.
+    turned, flipped = plain.pairs(samples, mirrored=True)
+    assert torch.equal(flipped, images.flip(2)) and not torch.equal(turned["x0"], shown["x0"])
+    again = predicted(networks(federation), flipped, summing=True)
+    assert np.allclose(turned["x0"].numpy() / plain.scales["x0"], again["x0"].detach().numpy(), atol=4e-3)
+
+
+def few_values(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of so few slices no place has five values on both sides."""
+    import private_outsider as outsider
+
+    for name, value in {"FEWEST": 1, "GRID": 6, "HEIGHTS": 1}.items():
+        monkeypatch.setattr(outsider, name, value)
+
+
+def test_an_adversary_whose_own_encoders_are_the_true_ones_is_aligned_to_read_them(
+    federation: Any, strangers: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else nothing of a bad alignment would be seen: figures of other encoders are low either way."""
+    import private_outsider as outsider
+    from private_run import levels_of
+
+    monkeypatch.setattr(outsider, "ENTROPY", 0)
+    few_values(monkeypatch)
+    run = outsider.of_the_run(federation)
+    made = outsider.aligned(federation, strangers, run)
+    samples = strangers.slices()[3:7]
+    images = strangers.read(samples)
+    read = made.reads(images, samples, b"")
+    true = levels_of(federation.seen(federation.sent(images, samples, b"")))
+    for name in ("x0", "x1", "x2"):
+        assert np.corrcoef(read[name].ravel(), true[name].ravel())[0, 1] > 0.9, name
+    # Trained on, they still feed the run's decoder, and change.
+    taught = outsider.taught(federation, made, strangers, run, 2, lambda line: None)
+    other = taught.reads(images, samples, b"")
+    assert other.keys() == read.keys() and not np.array_equal(other["x0"], read["x0"])
+
+
+def test_the_judge_of_surrogates_sees_a_shift(federation: Any) -> None:
+    import private_outsider as outsider
+
+    run = outsider.of_the_run(federation)
+    judge = outsider.Judge(federation, run)
+    known = torch.from_numpy(run.known)
+    true = {key: torch.from_numpy(level) for key, level in run.levels.items()}
+    assert judge.moments(true, known).item() < 1e-3
+    apart = judge.moments({key: 2 * level + level.std() for key, level in true.items()}, known)
+    assert apart.item() > 0.5
+
+
+def test_slices_with_the_most_tumour_and_without_any(bench: Any, strangers: Any) -> None:
+    from private_attacks import healthy, middle, tumour
+
+    keys = strangers.masks.keys()
+    assert all(tumour(strangers.masks, one.key)[one.origin[2]] > 0 for one in middle(strangers.masks, keys))
+    free = healthy(strangers.masks, keys)
+    assert free and all(tumour(strangers.masks, one.key)[one.origin[2]] == 0 for one in free)
+
+
+def test_every_attack_leaves_a_figure_a_guess_and_read_outs(
+    bench: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from private_leak import ATTACKS, Attacker
+
+    few_values(monkeypatch)
+    attacker = Attacker(bench, lambda line: None, bench.given)
+    for name in ATTACKS:
+        found = attacker.attack(name)
+        assert found["patients"].keys() == set(CONTRASTS)
+        assert all(len(values) == len(attacker.victims) for values in found["patients"].values())
+        assert {"tumour_presence", "tumour_volume", "tumour_side"} <= found["tumour"]["t1"].keys()
+        assert found["tumour"]["t1"]["tumour_presence"]["samples"] == len(attacker.targets)
+    assert len(list((bench.folder / "guesses").iterdir())) == len(ATTACKS)
+
+
+def test_pretraining_under_a_price_is_the_joint_step_with_noise_and_a_rate(bench: Any) -> None:
+    from private_run import Priced, halves
+
+    open_row = replace(bench.row, strangers=0)
+    course = replace(bench, row=open_row)
+    job = job_on_wire(course.job)
+    random = np.random.default_rng(0)
+    images = {c: random.standard_normal((2, 1, 96, 96)).astype(np.float32) for c in CONTRASTS}
+    target = (random.random((2, course.task.channels, 96, 96)) < 0.2).astype(np.float32)
+    read = {Place(c, c): image for c, image in images.items()}
+    joint = split_round(halves(course, job), read, target, Release(b"", "train", 1, 0, ()), terms=job.fusion)
+    clear, noisy = (
+        Priced(halves(course, job), course.job, 2, replace(open_row, noise=noise)).step(0, images, target)
+        for noise in (0.0, 0.5)
+    )
+    assert clear[0] == pytest.approx(joint, abs=1e-3), "but for the rounding"
+    assert noisy[0] != clear[0] and noisy[1] > 0
+    weights = []
+    for rate in (0.0, 10.0):
+        priced = Priced(halves(course, job), course.job, 2, replace(open_row, noise=0.5, rate=rate))
+        rates = [priced.step(2, images, target)[1] for _ in range(4)]
+        weights.append(rates[-1] / rates[0])
+    assert weights[1] < weights[0], "what is paid for gets less"
+
+
+def test_logits_are_bounded_and_decided_by_their_mean_at_first(bench: Any) -> None:
+    from private import octets
+    from private_logits import CLIP
+    from private_run import Federation
+
+    row = replace(bench.row, name="logits", logits=True)
+    federation = Federation(replace(bench, row=row), lambda line: None)
+    samples = federation_samples(federation)
+    seen = federation.seen(federation.once(samples))
+    ((place, levels),) = seen.items()
+    assert levels.keys() == {"x0"} and levels["x0"].shape[1] == bench.task.channels
+    assert np.abs(levels["x0"]).max() < 4 * CLIP
+    network = federation.parties.coordinator.network
+    with torch.no_grad():
+        said = network({place.seat: {"x0": torch.from_numpy(levels["x0"])}})
+    assert torch.allclose(said, torch.from_numpy(levels["x0"]) / 4)
+    assert octets(federation) == 4 * 2 * bench.task.channels * 96 * 96
+    federation.train()
+    assert federation.parties.coordinator.steps_done == 2
+
+
+def federation_samples(federation: Any) -> list[Any]:
+    from private_attacks import People
+
+    run = People(federation.patients, federation.bench.masks(federation.bench.cohort()), federation.window)
+    return run.slices()[:3]
