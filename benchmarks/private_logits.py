@@ -46,8 +46,6 @@ class Verdict(nn.Module):
         super().__init__()
         self.sites, self.seats = sites, (SUM,)
         self.network = BasicUNet(2, regions, regions, FEATURES)
-        for weight in self.network.final_conv.parameters():
-            nn.init.zeros_(weight)
 
     def forward(
         self, sent: Mapping[str, Mapping[str, Tensor]], absent: Collection[str] = (), have: object = None
@@ -67,6 +65,8 @@ def logit_halves(job: Job, contrasts: Sequence[str], regions: int, seed: int) ->
         schedule = make_schedule(optimiser, job.schedule, job.steps)
         sites[Place(contrast, contrast)] = ClientHalf(network, optimiser, schedule)  # type: ignore[arg-type]
     verdict = seeded(lambda: Verdict(len(contrasts), regions), site_seed(seed, COORDINATOR))
+    for weight in verdict.network.final_conv.parameters():
+        nn.init.zeros_(weight)
     optimiser = make_optimiser(verdict.parameters(), job.optimiser, job.learning_rate, job.weight_decay)
     schedule = make_schedule(optimiser, job.schedule, job.steps)
     return Parties(CoordinatorHalf(verdict, optimiser, schedule), sites)  # type: ignore[arg-type]
