@@ -91,11 +91,15 @@ def worst(results: Results, row: str, attacks: Sequence[str], seeds: Sequence[in
 def above_labels(results: Results, row: str, seeds: Sequence[int]) -> str:
     """What a coordinator without encoders sees beyond what the labels say: of its worst contrast, paired."""
     outside = worst(results, row, OUTSIDER, seeds)
-    alone = [one for seed in seeds if (one := results.get(_key("", seed, LABELS))) is not None]
-    if outside is None or not alone:
+    if outside is None:
         return NONE
-    lows = [value for one in alone for value in one["patients"][outside.contrast]]
-    return str(Figure([a - b for a, b in zip(outside.figure.values, lows, strict=False)]))
+    apart: list[float] = []
+    for seed in seeds:
+        ours, low = (results.get(_key(row, seed, attack)) for attack in (outside.attack, LABELS))
+        if ours is not None and low is not None:
+            pairs = zip(ours["patients"][outside.contrast], low["patients"][outside.contrast], strict=True)
+            apart += [a - b for a, b in pairs]
+    return str(Figure(apart)) if apart else NONE
 
 
 def readouts(results: Results, row: str, attacks: Sequence[str], seeds: Sequence[int]) -> str:
