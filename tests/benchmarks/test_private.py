@@ -116,7 +116,7 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     small = partial(pretraining.write_phantom, shape=(40, 40, 8), spacing_mm=(5, 5, 18), workers=1)
     given = argparse.Namespace(
         patients=4, validation=2, strangers=3, steps=2, pretraining_steps=1, batch=2, shadow=3, attack_steps=2,
-        surrogate_steps=2, search_steps=2, readout_steps=2,
+        surrogate_steps=2, search_steps=1, readout_steps=2,
     )  # fmt: skip
     folder = tmp_path_factory.mktemp("private")
     row = Row("sum", strangers=3, widths=(1, 1, 2, 4, 8), secure=True)
