@@ -509,6 +509,8 @@ class Bye(Message):
     name = "bye"
     reason: str = wire(Text(16, BYE_REASONS))
     text: str = wire(Text(500))
+    run: bytes | None = wire(Octets(16), default=None)
+    """SP-11-20: the run that is complete; absent: that of the link's offer."""
 
 
 @dataclass(frozen=True, slots=True)

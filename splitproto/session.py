@@ -215,15 +215,20 @@ class Session:
         self._tell("in", received.message)
         return received.message
 
-    async def close(self, reason: str, text: str = "", timeout: float = 5.0) -> bool:
+    async def close(
+        self, reason: str, text: str = "", timeout: float = 5.0, *, run: bytes | None = None
+    ) -> bool:
         """Say bye and wait until the peer has answered, at most `timeout` seconds; never raises.
+
+        Args:
+            run: of `Bye`.
 
         Returns:
             Whether the peer is known to have this bye. Not, where another one was said before: each side has one.
         """
         said = False
         if not self.ended.done():
-            bye = Bye(reason, printable(text[:500]))
+            bye = Bye(reason, printable(text[:500]), run)
             try:
                 self._connection.send(bye)
             except LocalError:

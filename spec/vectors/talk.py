@@ -181,6 +181,10 @@ def heads() -> Iterator[Case]:
     proved = {**accept, "holder": bytes(range(32)), "proof": bytes(range(64))}
     yield fine("job-accept-proof", proved, "SP-11.14-2")
 
+    of_run = {**maps["bye"], "run": RUN}
+    yield fine("bye-run", of_run, "SP-11-20: in place of an offer")
+    yield case("bye-run-short", {**of_run, "run": RUN[:8]}, "SP-8.2-4: 16 octets")
+
     yield case("not-a-map", ["hello"], "SP-8.4-1")
     yield case("no-type", {"step": 1}, "SP-8.4-1")
     yield case("type-not-text", {"type": 1, "step": 1}, "SP-8.4-1")

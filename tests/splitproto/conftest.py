@@ -217,7 +217,7 @@ def example(name: str) -> Message:
         "rollback": messages.Rollback(1),
         "rolled-back": messages.RolledBack(1),
         "progress": messages.Progress(1, {"dice": 0.5, "loss": 1.0}, (messages.Missing("t1", "away"),)),
-        "bye": messages.Bye("complete", ""),
+        "bye": messages.Bye("complete", "", key),
         "error": messages.Error(0x0506, "out of memory"),
     }
     differ = sorted(every.keys() ^ messages.MESSAGES.keys())

@@ -46,7 +46,7 @@ class Farewell:
 
     async def turn_away(self, session: Session) -> None:
         """SP-11.17-8: a site that dials when all that it had to give is here hears it in place of an offer."""
-        if await session.close("complete", COLLECTED):
+        if await session.close("complete", COLLECTED, run=self._record.run):
             self.note(session.peer.site)
 
     def note(self, site: str) -> None:

@@ -33,7 +33,7 @@ from splitpeer.settings.peer import PeerConfig
 from splitpeer.site.budgets import BudgetSpent
 from splitpeer.site.job import SiteJob
 from splitpeer.site.opening import open_job, open_ledger
-from splitpeer.site.run_folders import accepted_terms, forget_keys, mark_complete
+from splitpeer.site.run_folders import accepted_terms, forget_keys, mark_complete, mark_run
 from splitproto import Offer, Session, SplitprotoError, dial
 from splitproto.capture import Party
 from splitproto.causes import OF_A_PATIENT
@@ -397,6 +397,11 @@ class Client:
         """Whether the job is complete; raises JobFailed if it is not and never will be."""
         if bye.reason == "complete":
             job = self._job
+            if bye.run is not None and (job is None or job.run != bye.run):
+                # SP-11-20: not of what this process works on, if it works on anything.
+                mark_run(self._config.peer.state, bye.run, self._records)
+                self._report(h.JobComplete())
+                return True
             # Only weights that were trained to the end are worth keeping before others.
             if job is not None and (job.job.frozen or job.applied == job.job.steps):
                 mark_complete(job.folder, self._records)

@@ -51,6 +51,13 @@ def mark_complete(folder: Path, report: h.Reporter) -> None:
         report(h.RunNotMarked(folder.name, str(error.strerror)))
 
 
+def mark_run(state: Path, run: bytes, report: h.Reporter) -> None:
+    """A run that an earlier process took up is complete, and this one was offered nothing; its folder may be gone."""
+    for found in _runs(state):
+        if found.folder.name.endswith(f"-{run.hex()}") and not found.complete:
+            mark_complete(found.folder, report)
+
+
 def forget_keys(state: Path, report: h.Reporter) -> None:
     """What a crash left undone between the mark of a complete run and the key of its masks (SP-11.18-5)."""
     for run in _runs(state):

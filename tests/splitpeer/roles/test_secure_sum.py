@@ -48,13 +48,13 @@ from splitpeer.training.optimiser import make_optimiser, make_schedule
 from splitpeer.training.split_round import Parties, Place, split_round
 from splitpeer.training.split_step import ClientHalf
 from splitpeer.training.sums import SUM, fused
-from splitproto import fusion, partners
+from splitproto import AllowList, Listener, fusion, partners
 from splitproto.errors import FusionMismatch, IdentityError, PolicyRefused, SiteFailed
 from splitproto.identity import OWN_UNUSABLE
 from splitproto.messages import Forward, FusionKeys, JobOffer, KeyOffer, Sample, Seat
 from splitproto.tensors import schema_digest
 
-from .scene import PATIENTS, SEED, Ran, Scene
+from .scene import JOINT, PATIENTS, SEED, Ran, Scene
 from .test_frozen import Whole, assert_same
 
 THREE = ("flair", "t1", "t2")
@@ -389,6 +389,28 @@ def test_what_stands_under_masks_is_known_or_nothing_is_sent(scene: Scene) -> No
     key.write_bytes(bytes(32))
     forget_keys(first.folder.parent, h.Reporter())
     assert not key.exists()
+
+
+async def test_a_site_that_was_restarted_after_its_last_answer_deletes_its_key(scene: Scene) -> None:
+    """SP-11-20, SP-11.18-5: it is offered nothing, so only the bye says of which run."""
+    cast(scene)
+    config, seat, job = scene.config("site-flair"), Seat("flair", ("flair",)), job_on_wire(scene.settings)
+    schema = schema_digest(seat_descriptors(job, (seat,)))
+    here, other = (
+        open_job(JobOffer(run, (seat,), job, schema), config, h.Reporter())
+        for run in (bytes(range(16)), bytes(16))
+    )
+    for site_job in (here, other):
+        site_job.close()
+    hub, allowed = scene.config("hub"), AllowList({"client": ("site-flair",)}, "it")
+    async with Listener(hub.network.listen, hub.credentials(), allowed, JOINT) as listener:
+        client = asyncio.create_task(Client(config, asyncio.Event()).run())
+        await (await listener.accept(30)).close("complete", run=here.run)
+        await asyncio.wait_for(client, 30)
+    assert not (here.folder / FUSION_KEY).exists() and (other.folder / FUSION_KEY).exists()
+    with pytest.raises(PolicyRefused, match="complete at this site, and the key of its masks was deleted"):
+        open_job(JobOffer(here.run, (seat,), job, schema), config, h.Reporter())
+    open_job(JobOffer(other.run, (seat,), job, schema), config, h.Reporter()).close()
 
 
 async def test_what_would_be_a_sum_without_this_site_is_refused(
