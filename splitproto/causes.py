@@ -5,6 +5,8 @@ A cause travels by its name, and is shown to people by its phrase; neither names
 
 from __future__ import annotations
 
+CONSENT = "consent"
+SHOWN = "shown"
 OF_A_PATIENT = {
     "missing": "the file is gone",
     "unreadable": "the file cannot be read",
@@ -15,8 +17,8 @@ OF_A_PATIENT = {
     "empty": "the volume is zero throughout",
     "grid": "the volume's grid cannot be used or differs",
     "mask-values": "the mask holds values outside its convention",
-    "consent": "consent was withdrawn",
-    "shown": "another run has shown the patient",
+    CONSENT: "consent was withdrawn",
+    SHOWN: "another run has shown the patient",
 }
 """Causes of one patient, which `withdraw` may name."""
 

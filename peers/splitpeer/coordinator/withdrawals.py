@@ -10,6 +10,7 @@ from splitpeer.errors import JobFailed
 from splitpeer.federation.files import counted
 from splitpeer.logs import handle
 from splitpeer.settings.job import JobData
+from splitproto.causes import SHOWN
 from splitproto.messages import Unusable, Withdrawn
 
 
@@ -37,6 +38,8 @@ class Withdrawals:
     def beyond(self, site: str, patients: Sequence[Unusable]) -> str:
         """SP-11.13-10: the problem if `site` ("": the coordinator) withdraws these as well; empty if there is none."""
         causes = {w.key: w.cause for w in self.all if w.site == site} | {p.key: p.cause for p in patients}
+        # Nothing is wrong at a site that another run has asked first.
+        causes = {key: cause for key, cause in causes.items() if cause != SHOWN}
         most = self._settings.most_withdrawn(len(self._record.patients))
         if len(causes) <= most:
             return ""

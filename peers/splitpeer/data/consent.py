@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
 from splitpeer.data.files import Case
@@ -14,6 +14,7 @@ from splitpeer.data.patients import patient_id
 from splitpeer.data.pseudonym import pseudonym
 from splitpeer.errors import DataError, PatientUnusable
 from splitpeer.storage import durable, reading
+from splitproto.causes import CONSENT
 
 MAX_BYTES = 16 << 20
 """A longer list is refused: it would name more patients than an inventory may hold."""
@@ -35,6 +36,7 @@ class Consent:
         earlier: patients whose files may be gone by now: the key of the person by that of the patient.
         salt: of these keys.
         note: whether `mark` is written; else it is only looked at.
+        check: given the keys of all that the list withdraws, before they count; what it raises, `withdrawn` raises.
     """
 
     def __init__(
@@ -46,8 +48,10 @@ class Consent:
         salt: bytes = b"",
         *,
         note: bool = True,
+        check: Callable[[Collection[bytes]], None] | None = None,
     ) -> None:
         self._path, self._mark, self._noting = path, mark, note
+        self._check = check
         self._earlier, self._salt = earlier or {}, salt
         self._keys: dict[str, set[bytes]] = {}
         for key, case in cases.items():
@@ -65,15 +69,19 @@ class Consent:
         The list is read each time: it is short, and a change must count from the next batch on.
 
         Raises:
-            DataError: the list cannot be read. Then nothing may leave: it is unknown who has withdrawn.
+            DataError: the list cannot be read, or `check` refuses it. Then nothing may leave: it is unknown who has
+                withdrawn.
         """
         with self._lock:
             if self._path is not None and (content := self._read(self._path)) != self._content:
                 ids = self._ids(self._path, content)
                 self.unknown = sum(one not in self._keys for one in ids)
-                self._withdrawn |= {key for one in ids for key in self._keys.get(one, ())}
+                found = {key for one in ids for key in self._keys.get(one, ())}
                 listed = {pseudonym(self._salt, one) for one in ids} if self._earlier else set()
-                self._withdrawn |= {key for key, who in self._earlier.items() if listed & {key, who}}
+                found |= {key for key, who in self._earlier.items() if listed & {key, who}}
+                if self._check is not None:
+                    self._check(found)
+                self._withdrawn |= found
                 self._content = content
             return set(self._withdrawn)
 
@@ -91,7 +99,7 @@ class Consent:
 
     def refusal(self, key: bytes) -> PatientUnusable:
         """Why a patient who has withdrawn is not sent."""
-        return PatientUnusable(key, "consent", f"{self._path}: the patient has withdrawn consent")
+        return PatientUnusable(key, CONSENT, f"{self._path}: the patient has withdrawn consent")
 
     def _read(self, path: Path) -> bytes:
         try:

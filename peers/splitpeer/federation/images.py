@@ -67,11 +67,12 @@ def open_consent(
     earlier: Mapping[bytes, bytes] | None = None,
     *,
     note: bool = True,
+    check: Callable[[Collection[bytes]], None] | None = None,
 ) -> Consent:
     """The list of this site's patients who have withdrawn consent.
 
     Args:
-        earlier: patients that a run had, see `Consent`.
+        earlier, check: of a run, see `Consent`.
         note: whether [peer] state keeps that there was a list; only a daemon writes there.
 
     Raises:
@@ -88,4 +89,5 @@ def open_consent(
         earlier,
         salt,
         note=note,
+        check=check,
     )

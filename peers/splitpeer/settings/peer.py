@@ -22,6 +22,7 @@ from splitpeer.settings.network import SETTINGS, NetworkSettings
 from splitpeer.settings.values import (
     Address,
     Count,
+    CountOrFraction,
     Defences,
     Distinct,
     FilePattern,
@@ -101,6 +102,10 @@ class NetworkSection(Section):
         return Timing(byte_budget=self.rotate_mib << 20, lifetime=self.rotate_s, recheck=self.recheck_s)
 
 
+FEW_LEAVING = 3
+"""So many patients may withdraw consent at once in a run of any size."""
+
+
 class PeerData(Section):
     """Where this peer's volumes are."""
 
@@ -113,6 +118,9 @@ class PeerData(Section):
     withdrawn: Location | None = None
     """Clients only: list of the patients who have withdrawn consent, an id a line; it may appear or grow at any time,
     and counts from the next batch on."""
+    max_withdrawn_at_once: CountOrFraction = 0.1
+    """Clients only: patients of a run that the list may withdraw at once, a whole number or a fraction (then at least
+    `FEW_LEAVING`); with more, nothing is sent until the list is corrected or this is raised."""
     convention: Literal["msd", "brats", "brats2023", "nnunet", "task"] | None = None
     """What the integers in the masks mean, never guessed; "task": what ``[task]`` of the job says."""
     salt: Location | None = None
@@ -132,6 +140,11 @@ class PeerData(Section):
         if pattern is not None and raw.setdefault("layout", pattern) != pattern:
             raise ValueError("layout and files both say how files are named: remove one of them")
         return raw
+
+    def most_leaving(self, patients: int) -> int:
+        """`max_withdrawn_at_once` of so many patients."""
+        most = self.max_withdrawn_at_once
+        return max(FEW_LEAVING, int(most * patients)) if isinstance(most, float) else most
 
     def rules(self) -> Rules:
         """For reading."""

@@ -69,6 +69,7 @@ listen = {listen}  # "tcp://*:7443" for all interfaces; the certificate must nam
 _CLIENT_DATA = """\
 images = {images}  # never leave this machine; their activations do
 # withdrawn = "withdrawn.txt"  # patients who withdrew consent, one id a line; it may grow while the daemon runs
+# max_withdrawn_at_once = 0.1  # if it withdraws more of a run's patients at once, the site stops and asks you
 """
 
 _COORDINATOR_DATA = """\

@@ -38,7 +38,7 @@ from splitpeer.site.summing import Summing
 from splitpeer.site.tiling import Rule, Triple
 from splitpeer.storage import checkpoint
 from splitproto import holder
-from splitproto.causes import OF_A_PATIENT
+from splitproto.causes import CONSENT, OF_A_PATIENT, SHOWN
 from splitproto.errors import PolicyRefused, SchemaMismatch, StepMismatch
 from splitproto.fusion import CHECK
 from splitproto.messages import (
@@ -58,10 +58,6 @@ from splitproto.messages import (
 MOST_UNUSABLE = 1024
 """SP-11.13-9: a site that cannot use more files than this has failed."""
 LABEL = b"splitproto weights v1"
-CONSENT = "consent"
-"""The cause of a patient who has withdrawn it."""
-SHOWN = "shown"
-"""The cause of a patient whom this run may not show, as others did."""
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,7 @@ from splitpeer.site import first_weights
 from splitpeer.site.budgets import Budgets, new_run
 from splitpeer.site.encoders import Encoders
 from splitpeer.site.job import Means, SiteJob
+from splitpeer.site.leaving import Leaving
 from splitpeer.site.named import Named
 from splitpeer.site.people import People
 from splitpeer.site.run_folders import check_terms, make_room, note_terms
@@ -65,7 +66,8 @@ def open_job(
     known = folder.exists()
     check_terms(folder, offer)
     found, named = find_cases(config), Named(folder)
-    consent = open_consent(config, found, named.people)
+    leaving = Leaving(folder, named, config.data)
+    consent = open_consent(config, found, named.people, check=leaving.check)
     key = _base_key(config)
     images = image_stacks(config.policy.image_defences if config.policy else (), key, config.peer.modalities)
     channels = _channels(offer, config, found, consent, images, named)

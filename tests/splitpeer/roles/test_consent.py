@@ -5,20 +5,28 @@ from __future__ import annotations
 import asyncio
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
+from splitpeer.coordinator.withdrawals import Withdrawals
 from splitpeer.daemon import happenings as h
 from splitpeer.data import consent
 from splitpeer.data.sampling import batch_digest
 from splitpeer.errors import DataError, PatientUnusable
 from splitpeer.federation.terms import job_on_wire, seat_descriptors
 from splitpeer.logs import handle
+from splitpeer.settings.job import JobData
+from splitpeer.settings.peer import PeerData
 from splitpeer.site.job import SiteJob
+from splitpeer.site.leaving import Leaving
+from splitpeer.site.named import Named
 from splitpeer.site.opening import open_job
 from splitproto.messages import Activations, Forward, JobOffer, Sample, Seat, Unusable, Withdraw
 from splitproto.tensors import schema_digest
 
+from .scene import PATIENTS
 from .test_withdrawal import STEPS, AtStep, Stage
 
 
@@ -145,6 +153,53 @@ def test_what_was_computed_is_not_sent_a_second_time(scene, stage, opened) -> No
     assert Unusable(samples[1].key, "consent") in unusable
     assert samples[1].key not in {patient.key for patient in patients}
     site.close()
+
+
+def test_many_at_once_wait_for_the_operator(scene, stage) -> None:
+    """A list that was exported wrongly would erase a feature bank, which cannot be collected again."""
+    site = take_up(scene)
+    site.inventory()
+    samples = (Sample(scene.key(PATIENTS[0]), (0, 0, 3)),)
+    asked = Forward("train", 1, 0, samples, batch_digest(1, samples, None))
+    site.announce(asked)
+    listed(scene).write_text("\n".join([*PATIENTS[1:5], "somebody-else"]))
+    for held in (site.inventory, lambda: site.forward(site.due()), lambda: site._read(asked)):
+        with pytest.raises(
+            DataError, match=r"withdraws 4 of the run's 6 patients at once, more than 3 .*raise the limit"
+        ) as error:
+            held()
+        assert "\n" not in str(error.value)
+    site.close()
+
+
+def test_a_few_at_once_are_told_and_do_not_count_again(tmp_path: Path) -> None:
+    keys = [bytes([number]) * 16 for number in range(6)]
+
+    def opened(**data: Any) -> Leaving:
+        return Leaving(tmp_path, Named(tmp_path), PeerData(withdrawn=tmp_path / "list.txt", **data))
+
+    Named(tmp_path).add((key, key) for key in keys)
+    opened().check(keys[:3])
+    with pytest.raises(DataError, match="withdraws 2 of the run's 6 patients at once, more than 1 "):
+        opened(max_withdrawn_at_once=1).check(keys[:5])
+    opened(max_withdrawn_at_once=1).check(keys[:4])
+    opened(max_withdrawn_at_once=2).check(keys)
+    stranger = [bytes([number]) * 16 for number in range(100, 200)]
+    opened(max_withdrawn_at_once=1).check(stranger)
+    assert PeerData(max_withdrawn_at_once=0.2).most_leaving(100) == 20
+
+
+def test_patients_whom_other_runs_have_shown_do_not_count() -> None:
+    """SP-11.13-10."""
+    keys = [bytes([number]) * 16 for number in range(20)]
+    record = SimpleNamespace(withdrawn=(), patients=dict.fromkeys(keys))
+    settings = JobData(window=(32, 32), max_withdrawn=2)
+    withdrawals = Withdrawals(record, settings)
+    assert withdrawals.beyond("site-t1", [Unusable(key, "shown") for key in keys]) == ""
+    mixed = [Unusable(key, "shown" if key[0] else "consent") for key in keys]
+    assert withdrawals.beyond("site-t1", mixed) == ""
+    said = withdrawals.beyond("site-t1", [Unusable(key, "consent") for key in keys[:3]])
+    assert "may withdraw 2" in said and "\n" not in said
 
 
 def test_a_new_run_misses_a_list_that_was_there(scene, stage) -> None:

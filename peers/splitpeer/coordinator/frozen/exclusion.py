@@ -8,10 +8,8 @@ from splitpeer.coordinator.exclusion import Exclusion, UnusableBySite
 from splitpeer.coordinator.remote_site import RemoteSite
 from splitpeer.federation.batches import TrainingStream
 from splitpeer.storage.bank import Bank
+from splitproto.causes import CONSENT
 from splitproto.messages import Unusable
-
-CONSENT = "consent"
-"""The cause of a patient who has withdrawn it."""
 
 
 class BankExclusion(Exclusion):
