@@ -26,6 +26,7 @@ from splitpeer.storage.bank import INDEX
 from splitproto.causes import OF_A_PATIENT
 
 log = logging.getLogger(__name__)
+SUFFIX = ".run.json"
 State = Literal["new", "running", "farewell", "over"]
 
 
@@ -67,7 +68,7 @@ class RunRecord:
 
     def __init__(self, config: PeerConfig, job: JobConfig, resume: bool | None, report: h.Reporter) -> None:
         self._report = report.to(LogSink(log))
-        self._path = config.peer.state / f"{job.job.name}.run.json"
+        self._path = config.peer.state / f"{job.job.name}{SUFFIX}"
         self._terms = _terms(job)
         self.run = secrets.token_bytes(16)
         self.state: State = "new"
@@ -90,7 +91,9 @@ class RunRecord:
             self._take(self._read())
 
     def begin(self, patients: Mapping[bytes, Mapping[str, str]], held_out: Collection[bytes] = ()) -> None:
-        """SP-11-39: from now on there is something to resume."""
+        """SP-11-39: from now on there is something to resume. Raises ConfigError or DiskTrouble."""
+        if self.state == "new":
+            self._set_aside()
         self.patients = {key: dict(filled) for key, filled in patients.items()}
         self.held_out = frozenset(held_out)
         self._write("running")
@@ -139,7 +142,7 @@ class RunRecord:
                 return
             # What sites show once cannot be collected again: a line that was edited must not cost it.
             run = run_folder(
-                self._path.parent, self._path.name.removesuffix(".run.json"), bytes.fromhex(last["run"])
+                self._path.parent, self._path.name.removesuffix(SUFFIX), bytes.fromhex(last["run"])
             )
             if (run / BANK / INDEX).exists():
                 raise ConfigError(
@@ -153,6 +156,22 @@ class RunRecord:
             self.state = "over"
         else:
             self._report(h.RunFound(last["run"]))
+
+    def _set_aside(self) -> None:
+        """The record of a run that is given up stays, under the run's name: with it somebody can go back."""
+        try:
+            last = self._read()
+        except ConfigError:
+            return  # there is none, or it is worth nothing
+        if last["run"] != self.run.hex() and last.get("state") != "over":
+            kept = self._path.with_name(
+                f"{self._path.name.removesuffix(SUFFIX)}-{bytes.fromhex(last['run']).hex()}{SUFFIX}"
+            )
+            try:
+                durable.replace(kept, self._path.read_bytes())
+            except OSError as error:
+                raise durable.refusal(error, f"{kept}:", "[peer] state") from None
+            self._report(h.RecordSetAside(kept.name))
 
     def _read(self) -> dict[str, Any]:
         try:

@@ -25,7 +25,7 @@ from splitpeer.federation.terms import Room, window_of
 from splitpeer.privacy.ledger import Ledger
 from splitpeer.settings.bounds import Bounds
 from splitpeer.site.announced import Announced, Images
-from splitpeer.site.answers import answers_of
+from splitpeer.site.answers import answers_of, check_windows
 from splitpeer.site.averaging import SiteAveraging
 from splitpeer.site.budgets import Budgets, BudgetSpent
 from splitpeer.site.encoders import Encoders
@@ -187,11 +187,15 @@ class SiteJob:
         """Every patient by key, with the grid of its volume; and those whose files cannot be used.
 
         Raises:
+            PolicyRefused: more would leave than can be written down.
             DataError: none can be used, or too many cannot.
         """
         self._heed_consent()
         self._heed_shown()
         grids = look(self.channels, self.unusable, self._means.report)
+        if self.job.frozen:
+            shapes = [grid.shape for grid in grids.values()]
+            check_windows(shapes, self.window, self._means.bounds.max_record_mib)
         bad = [cause for cause in self.unusable.values() if cause != SHOWN]
         if len(bad) > MOST_UNUSABLE:
             # SP-11.13-9.
@@ -245,7 +249,7 @@ class SiteJob:
 
         Raises:
             StepMismatch: an evaluation between an average and its step.
-            PolicyRefused: the privacy budget does not bear it.
+            PolicyRefused: the privacy budget does not bear it, or the range of a sum does not suit it.
             DataError: all files are out of reach, or the list of those who have withdrawn consent is.
         """
         if forward.mode == "evaluate" and self.encoders.averaged:
@@ -390,8 +394,11 @@ class SiteJob:
             self.summing.restore(meta)
 
     def _leaving(self, forward: Forward, computed: dict[str, dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-        """What an encoder's levels, by seat, become on the wire."""
+        """What an encoder's levels, by seat, become on the wire. Raises PolicyRefused: see `Summing.check_range`."""
         if self.summing is not None:
+            if forward.mode == "release" and not self.released.windows:
+                # SP-11.18-3: before anything is noted, as a patient may be shown in few runs.
+                self.summing.check_range(computed)
             return self.summing.answer(forward, computed)
         return to_wire(joined(computed, self.seats), self.job.precision)
 

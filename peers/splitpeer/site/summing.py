@@ -27,6 +27,8 @@ from splitproto.partners import Trust
 
 PARTNERS = "partners.json"
 """In the folder of a run."""
+MOST_CLIPPED = 0.5
+"""Share of the values of a first release that may be beyond the sum's range."""
 HISTORY = "history"
 """In the metadata of a checkpoint."""
 
@@ -161,6 +163,30 @@ class Summing:
             self._given.record(asked, tensors, self._keep)
         self._tell(forward, clipped, sum(array.size for array in own.values()))
         return tensors
+
+    def check_range(self, sent: Mapping[str, Arrays]) -> None:
+        """Whether the sum's range suits values that are about to be released, and can be only once.
+
+        Args:
+            sent: as `answer` takes it, of the first batch of a run.
+
+        Raises:
+            PolicyRefused: the sum would show little of them.
+            TensorError: a value is not finite.
+        """
+        own = [*over_seats(sent).values()]
+        found = [fusion.quantise(values, self.terms) for values in own]
+        clipped = sum(outside for _, outside in found)
+        if clipped > MOST_CLIPPED * sum(values.size for values in own):
+            raise PolicyRefused(
+                f"more than {MOST_CLIPPED:.0%} of the values of the first batch are beyond the sum's range of "
+                f"{self.terms.range:g}, so little but their signs would be summed: a larger sum_range is needed"
+            )
+        if any(values.any() for values in own) and not any(words.any() for words, _ in found):
+            raise PolicyRefused(
+                f"all values of the first batch become 0 in the sum's range of {self.terms.range:g}: a smaller "
+                "sum_range, or more sum_bits, are needed"
+            )
 
     def follow(self, step: int, batch: bytes, gradients: Mapping[str, np.ndarray]) -> None:
         """SP-11.18-12: `step`, of the batch with this digest, was applied with these gradients, as they arrived."""

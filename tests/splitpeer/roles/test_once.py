@@ -20,6 +20,8 @@ from splitpeer.privacy.ledger import NAME as LEDGER
 from splitpeer.settings import templates
 from splitpeer.settings.job import JobConfig
 from splitpeer.settings.peer import PRIVATE, PRIVATE_RUNS, PeerConfig
+from splitpeer.site import answers
+from splitpeer.site.answers import check_windows
 from splitpeer.site.job import SiteJob
 from splitpeer.site.opening import open_job
 from splitpeer.site.people import NAME as KEY
@@ -228,6 +230,22 @@ def test_a_place_is_in_few_windows_whatever_is_asked() -> None:
     assert small.fits(b"", [(-2, 0, 1)]) and not any(
         small.fits(b"", [(at, 0, 0)]) for at in (-5, -4, -3, -1, 0)
     )
+
+
+def test_what_cannot_be_written_down_is_not_begun(frozen: Scene) -> None:
+    check_windows([(32, 32, 3)] * 10_000, (32, 32, 1), 1)
+    with pytest.raises(
+        PolicyRefused, match=r"releases 150000 windows .* 1 MiB \(policy max_record_mib\)"
+    ) as one:
+        check_windows([(33, 32, 3)] * 25_000, (32, 32, 1), 1)
+    assert "\n" not in str(one.value)
+    site = begin(frozen)
+    site.inventory()
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(answers, "LEAST_OCTETS", 1 << 20)
+        with pytest.raises(PolicyRefused, match="max_record_mib"):
+            site.inventory()
+    site.close()
 
 
 def test_an_operator_may_allow_closer_windows(frozen: Scene) -> None:

@@ -106,6 +106,21 @@ def test_an_edited_job_does_not_give_up_a_bank(scene: Scene, tmp_path: Path) -> 
     assert again(resume=False).record.state == "new"
     scene.cast("t1", output=output)
     assert (again().run, again().record.state) == (files.run, "running")
+    scene.cast("t1", output=output, training={"learning_rate": 0.0123})
+    other = again(resume=False)
+    other.open(resumed=False, patients={bytes(16): {"t1": "site-t1"}}, held_out=())
+    state = scene.folder / "hub" / "state"
+    assert (state / f"try-{files.run.hex()}.run.json").read_bytes() == kept
+    # Back to it, as the documentation says.
+    (state / f"try-{files.run.hex()}.run.json").rename(state / "try.run.json")
+    scene.cast("t1", output=output)
+    assert (again(resume=True).run, again().record.state) == (files.run, "running")
+    again().record.over()
+    again(resume=False).open(resumed=False, patients={}, held_out=())
+    assert [path.name for path in state.glob("try*.json")] == ["try.run.json"], (
+        "what is over is not gone back to"
+    )
+    (state / "try.run.json").write_bytes(kept)
     (bank / "bank.json").unlink()
     scene.cast("t1", output=output, training={"learning_rate": 0.0123})
     assert again().record.state == "new", "there is nothing to lose"

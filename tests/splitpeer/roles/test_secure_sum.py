@@ -26,7 +26,7 @@ from splitpeer.coordinator.assembly import make_half
 from splitpeer.coordinator.relay import Relay
 from splitpeer.daemon import happenings as h
 from splitpeer.data.loader import SiteData
-from splitpeer.data.sampling import TrainingSchedule
+from splitpeer.data.sampling import TrainingSchedule, batch_digest
 from splitpeer.defences.randomness import Release
 from splitpeer.errors import AttackImpossible, DataError, JobFailed, PeerError
 from splitpeer.federation.seats import seats_of
@@ -314,6 +314,35 @@ async def test_values_out_of_range_are_counted_and_told(
     told = [record for record in caplog.records if "fusion.clipped" in record.getMessage()]
     # The first, and whenever there are twice as many: not every batch.
     assert len(SITES) <= len(told) < len(SITES) * scene.settings.training.steps / 2
+
+
+@pytest.mark.parametrize(
+    ("most", "words"),
+    [(1e-4, r"more than 50% of the values .* larger sum_range"), (1e6, r"become 0 .* smaller sum_range")],
+)
+def test_a_range_that_suits_nothing_uses_up_no_view(scene: Scene, most: float, words: str) -> None:
+    """SP-11.18-3."""
+    training = {"steps": 6, "batch": 3, "checkpoint_every": 3, "encoders": "frozen"}
+    cast(scene, training=training, model={**MODEL, "sum_range": most})
+    job, seat = job_on_wire(scene.settings), Seat("flair", ("flair",))
+    offer = JobOffer(bytes(range(16)), (seat,), job, schema_digest(seat_descriptors(job, (seat,))))
+    opened = open_job(offer, scene.config("site-flair"), h.Reporter())
+    partners_of(opened)
+    samples = (Sample(scene.key(PATIENTS[0]), (0, 0, 17)),)
+    opened.announce(Forward("release", 0, 0, samples, batch_digest(0, samples, None)))
+    with pytest.raises(PolicyRefused, match=words) as one:
+        opened.forward(opened.due())
+    assert "\n" not in str(one.value)
+    opened.close()
+    assert not (opened.folder / ANSWERS).read_bytes()
+    assert not (scene.folder / "site-flair" / "state" / SHOWN).exists()
+
+
+def partners_of(opened: SiteJob) -> None:
+    """As if two partners had proven themselves."""
+    assert opened.summing is not None
+    keys = {f"site-{n}": fusion.public_of(bytes([n]) * 32) for n in (1, 2)}
+    opened.summing._masking = fusion.Masking(opened.run, "site-flair", bytes(range(32)), keys)
 
 
 async def test_a_second_answer_to_a_question_is_not_given(scene: Scene) -> None:

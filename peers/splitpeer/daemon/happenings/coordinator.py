@@ -30,6 +30,15 @@ class RunLeft(Happening):
 
 
 @dataclass(frozen=True)
+class RecordSetAside(Happening):
+    """The record of a run that is given up was kept under the run's name."""
+
+    line = "run.set_aside"
+
+    file: str
+
+
+@dataclass(frozen=True)
 class RunFound(Happening):
     """The last run is resumed."""
 
