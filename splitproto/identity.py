@@ -288,6 +288,30 @@ def revocation_lists(pem: bytes) -> list[x509.CertificateRevocationList]:
     return [x509.load_pem_x509_crl(begun + one) for one in lists]
 
 
+def is_partial(listed: x509.CertificateRevocationList) -> bool:
+    """Whether it lists a part of what a CA has revoked, so that nobody is good for not being on it.
+
+    A delta list (RFC 5280, section 5.2.4), one for other certificates than those of peers, or for some reasons only.
+    """
+    try:
+        found = [extension.value for extension in listed.extensions]
+    except ValueError:
+        return True
+    return any(
+        isinstance(one, x509.DeltaCRLIndicator)
+        or (
+            isinstance(one, x509.IssuingDistributionPoint)
+            and bool(
+                one.only_contains_ca_certs
+                or one.only_contains_attribute_certs
+                or one.only_some_reasons
+                or one.indirect_crl
+            )
+        )
+        for one in found
+    )
+
+
 def _unusable(line: str) -> IdentityError:
     """Paths stay in the detail: a peer may be told the reason, never where our files lie."""
     return IdentityError(OWN_UNUSABLE, line)

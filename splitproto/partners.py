@@ -22,7 +22,7 @@ from cryptography.x509.verification import PolicyBuilder, Store
 from . import codec
 from .errors import FusionMismatch, IdentityError, PolicyRefused
 from .fields import write_map
-from .identity import OWN_UNUSABLE, Credentials, Identity, revocation_lists
+from .identity import OWN_UNUSABLE, Credentials, Identity, is_partial, revocation_lists
 from .messages import Job, KeyOffer
 
 _LABEL = b"splitproto-1 fusion key"
@@ -97,12 +97,16 @@ class Trust:
     def read(
         cls, federation: str, ca_pem: bytes, crl_pem: bytes | None, partners: Collection[str], least: int = 2
     ) -> Trust:
-        """From the contents of files. Raises `IdentityError` for what is not PEM."""
+        """From the contents of files.
+
+        Raises:
+            IdentityError: with the reason `OWN_UNUSABLE`, one is not PEM, or not whole, as while it is replaced.
+        """
         try:
             authorities = x509.load_pem_x509_certificates(ca_pem)
             revocations = None if crl_pem is None else revocation_lists(crl_pem)
         except ValueError as error:
-            raise IdentityError("our own CA certificate or revocation list is not PEM") from error
+            raise IdentityError(OWN_UNUSABLE, "CA certificate or revocation list is not PEM") from error
         return cls(federation, authorities, revocations, frozenset(partners), least)
 
     @classmethod
@@ -114,7 +118,7 @@ class Trust:
         try:
             ca_pem, crl_pem = credentials.ca.read_bytes(), crl.read_bytes() if crl else None
         except OSError as error:
-            raise IdentityError("our own CA certificate or revocation list cannot be read") from error
+            raise IdentityError(OWN_UNUSABLE, "CA certificate or revocation list cannot be read") from error
         return cls.read(federation, ca_pem, crl_pem, partners, least)
 
 
@@ -251,10 +255,11 @@ def _not_revoked(
         and not ((ends := listed.next_update_utc) is not None and ends < now)
         and listed.is_signature_valid(key)  # type: ignore[arg-type]
     ]
-    if speaking:
+    if complete := [listed for listed in speaking if not is_partial(listed)]:
         # As OpenSSL does: an older list neither undoes a revocation nor adds one.
-        newest = max(speaking, key=lambda listed: listed.last_update_utc)
-        if newest.get_revoked_certificate_by_serial_number(leaf.serial_number) is None:
+        newest = max(complete, key=lambda listed: listed.last_update_utc)
+        since = [one for one in speaking if one is newest or one.last_update_utc > newest.last_update_utc]
+        if not any(_revokes(one, leaf.serial_number) for one in since):
             return
         raise FusionMismatch(
             f"the certificate of site {identity.site} (serial {identity.serial}) has been revoked"
@@ -262,6 +267,15 @@ def _not_revoked(
     raise FusionMismatch(
         f"site {identity.site} cannot be checked for revocation: fetch a fresh list of its CA"
     )
+
+
+def _revokes(listed: x509.CertificateRevocationList, serial: int) -> bool:
+    found = listed.get_revoked_certificate_by_serial_number(serial)
+    if found is None:
+        return False
+    reasons = [one.value for one in found.extensions if isinstance(one.value, x509.CRLReason)]
+    # In a delta list: it was on hold, and is good again.
+    return not any(one.reason is x509.ReasonFlags.remove_from_crl for one in reasons)
 
 
 def _line(error: Exception) -> str:

@@ -18,7 +18,7 @@ from pathlib import Path
 from cryptography import x509
 
 from .errors import CertificateEnded, IdentityError, LocalError, SplitprotoError
-from .identity import Credentials, Identity
+from .identity import Credentials, Identity, is_partial
 
 log = logging.getLogger(__name__)
 
@@ -180,7 +180,8 @@ class Recheck:
             self._complain(
                 f"{path}: not a revocation list of our CA: open links stay, fetch the one of the CA"
             )
-        for listed in good:
+        # A delta list would take the place of the complete one, and with it of what that revokes.
+        for listed in (one for one in good if not is_partial(one)):
             held = self._lists.get(listed.issuer)
             # An attacker who can replace the file may have an older list, also signed, from before a revocation.
             if held is not None and listed.last_update_utc < held.last_update_utc:

@@ -132,8 +132,66 @@ def test_of_a_file_of_several_lists_the_newest_of_the_issuer_counts(tmp_path: Pa
         assert partners.verify(shown["c"], RUN, TERMS, ours, NOW).site == "c"
     with pytest.raises(IdentityError, match="not PEM"):
         Trust.read("glioma", ca, b"nothing", SITES)
-    with pytest.raises(IdentityError, match="not PEM"):
-        Trust.read("glioma", ca, old + new[:200], SITES)
+    for half in ((ca, old + new[:200]), (ca[:200], old), (b"", old)):
+        # As while a file is replaced: it is tried again.
+        with pytest.raises(IdentityError, match=f"{OWN_UNUSABLE}.*not PEM") as one:
+            Trust.read("glioma", *half, SITES)
+        assert one.value.reason == OWN_UNUSABLE and "\n" not in str(one.value)
+
+
+def listed(
+    folder: Path, made: datetime, *extensions: x509.ExtensionType, gone: int | None = None, back: bool = False
+) -> bytes:
+    """A list of the CA in `folder`, of a kind that `splitpeer pki` does not make."""
+    ca = x509.load_pem_x509_certificate((folder / "ca.crt").read_bytes())
+    key = serialization.load_pem_private_key((folder / "ca.key").read_bytes(), None)
+    builder = (
+        x509.CertificateRevocationListBuilder()
+        .issuer_name(ca.subject)
+        .last_update(made)
+        .next_update(made + timedelta(days=9))
+    )
+    if gone is not None:
+        revoked = x509.RevokedCertificateBuilder().serial_number(gone).revocation_date(made)
+        if back:
+            revoked = revoked.add_extension(x509.CRLReason(x509.ReasonFlags.remove_from_crl), critical=False)
+        builder = builder.add_revoked_certificate(revoked.build())
+    for extension in extensions:
+        builder = builder.add_extension(extension, critical=True)
+    return builder.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)  # type: ignore[arg-type]
+
+
+def test_a_list_of_a_part_vouches_for_nobody(tmp_path: Path) -> None:
+    """SP-11.18-8: a newer delta list is no reason to forget what the complete one revokes; it may revoke more."""
+    one = tmp_path / "one"
+    ca, _ = federation(one, "glioma", "b", "c")
+    shown, delta = {site: offer(one, site) for site in "bc"}, x509.DeltaCRLIndicator(1)
+    serial = {
+        site: x509.load_pem_x509_certificate((one / f"{site}.crt").read_bytes()).serial_number
+        for site in "bc"
+    }
+    of_cas = x509.IssuingDistributionPoint(None, None, False, True, None, False, False)
+
+    def ago(hours: float) -> datetime:
+        return NOW - timedelta(hours=hours)
+
+    def refused(lists: bytes) -> list[str]:
+        ours, found = Trust.read("glioma", ca, lists, SITES), []
+        for site, offered in shown.items():
+            try:
+                partners.verify(offered, RUN, TERMS, ours, NOW)
+            except FusionMismatch:
+                found.append(site)
+        return found
+
+    base = listed(one, ago(3), gone=serial["b"])
+    assert refused(base) == ["b"]
+    assert refused(base + listed(one, ago(1), delta)) == ["b"]
+    assert refused(base + listed(one, ago(1), of_cas)) == ["b"]
+    assert refused(listed(one, ago(1), delta, gone=serial["c"]) + base) == ["b", "c"]
+    assert refused(listed(one, ago(5), delta, gone=serial["c"]) + base) == ["b"], "the complete list is newer"
+    assert refused(base + listed(one, ago(1), delta, gone=serial["c"], back=True)) == ["b"]
+    assert refused(listed(one, ago(1), delta)) == ["b", "c"], "nobody can be checked"
 
 
 def test_a_list_speaks_for_the_ca_that_signed_it_and_for_no_namesake(tmp_path: Path) -> None:

@@ -18,6 +18,8 @@ from splitproto.errors import CertificateEnded, IdentityError, LocalError
 from splitproto.identity import Credentials, read_identity
 from splitproto.recheck import Made, Recheck, files_digest
 
+from .test_partners import listed
+
 NOW = datetime(2026, 11, 21, 12, tzinfo=UTC)
 DAY, HOUR, MINUTE, SECOND = timedelta(days=1), timedelta(hours=1), timedelta(minutes=1), timedelta(seconds=1)
 EVERY = 30.0
@@ -85,6 +87,15 @@ def test_what_an_outdated_list_names_is_revoked_all_the_same(hub: Hub, recheck: 
     pki.revoke(hub.folder, "north", now=NOW, days=1)
     recheck.look(NOW + 2 * DAY)
     assert isinstance(recheck.must_end(north, NOW + 2 * DAY), IdentityError)
+
+
+def test_a_delta_list_does_not_take_the_place_of_the_complete_one(hub: Hub, recheck: Recheck) -> None:
+    north = hub.link("north")
+    base = pki.revoke(hub.folder, "north", now=NOW)
+    delta = listed(hub.folder, NOW + HOUR, x509.DeltaCRLIndicator(1))
+    base.write_bytes(base.read_bytes() + delta)
+    recheck.look(NOW + 2 * HOUR)
+    assert isinstance(recheck.must_end(north, NOW + 2 * HOUR), IdentityError)
 
 
 def test_a_serial_number_counts_only_with_its_issuer(hub: Hub, recheck: Recheck, tmp_path: Path) -> None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import datetime
 
 from splitproto import partners
-from splitproto.errors import FusionMismatch
+from splitproto.errors import FusionMismatch, IdentityError
 from splitproto.messages import FusionKeys, Job, KeyOffer
 from splitproto.partners import Trust
 
@@ -20,13 +21,18 @@ class Relay:
     Args:
         run: its id.
         job: with secure fusion.
-        trust: reads what offers are checked against; its partners are the sites of the job.
+        trust: reads what offers are checked against, again for each; its partners are the sites of the job. While it
+            cannot, what was read before counts.
         known: public keys by site, of the run so far; those of sites that join are added.
+
+    Raises:
+        IdentityError: our own CA or revocation list cannot be read.
     """
 
     def __init__(self, run: bytes, job: Job, trust: Callable[[], Trust], known: dict[str, bytes]) -> None:
         self._run, self._terms = run, partners.terms_digest(job)
         self._trust, self._known = trust, known
+        self._trusted = trust()
         self._offers: dict[str, KeyOffer] = {}
 
     def check(self, site: str, offer: KeyOffer, now: datetime) -> None:
@@ -37,9 +43,11 @@ class Relay:
 
         Raises:
             FusionMismatch: it proves nothing, or see `take`.
-            IdentityError: our own CA or revocation list cannot be read.
         """
-        identity = partners.verify(offer, self._run, self._terms, self._trust(), now)
+        with suppress(IdentityError):
+            # A file that is just being replaced must not end the site that joins.
+            self._trusted = self._trust()
+        identity = partners.verify(offer, self._run, self._terms, self._trusted, now)
         if identity.site != site:
             raise FusionMismatch(f"{site} sent the fusion key of site {identity.site}")
         self._check_key(site, offer.public)

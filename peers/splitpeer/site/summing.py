@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -25,6 +27,8 @@ from splitproto.identity import OWN_UNUSABLE
 from splitproto.messages import Forward, Fusion, FusionKeys, JobOffer, KeyOffer
 from splitproto.partners import Trust
 
+TRIES, PAUSE_S = 4, 0.25
+"""CA and revocation list that cannot be read are read again, so often and after so many seconds."""
 PARTNERS = "partners.json"
 """In the folder of a run."""
 MOST_CLIPPED = 0.5
@@ -43,7 +47,15 @@ class Allowed:
     least: int
 
     def trust(self) -> Trust:
-        """With CA and revocation list as they are now. Raises IdentityError."""
+        """With CA and revocation list as they are now; one that is just being replaced is read again. Raises
+        IdentityError."""
+        for _ in range(TRIES):
+            with suppress(IdentityError):
+                return self._trust()
+            time.sleep(PAUSE_S)
+        return self._trust()
+
+    def _trust(self) -> Trust:
         return Trust.of(self.credentials, self.federation, self.partners, self.least)
 
 

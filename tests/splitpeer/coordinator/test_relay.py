@@ -55,6 +55,18 @@ def test_it_passes_on_what_it_took_and_to_each_site_the_others(folder: Path) -> 
     assert one.others("b").partners == (made["a"], made["c"])
 
 
+def test_files_that_are_just_being_replaced_end_nobody(folder: Path) -> None:
+    ca, reads = (folder / "ca.crt").read_bytes(), list[bytes]()
+
+    def trust() -> Trust:
+        reads.append(ca if not reads else ca[:200])
+        return Trust.read("glioma", reads[-1], None, SITES)
+
+    one = Relay(RUN, JOB, trust, {})
+    one.check("a", offer(folder, "a"), NOW)
+    assert len(reads) == 2
+
+
 def test_it_refuses_what_partners_would(folder: Path) -> None:
     """SP-11.18-7, SP-11.18-8."""
     good, b = offer(folder, "a"), offer(folder, "b")

@@ -34,6 +34,7 @@ from splitpeer.federation.terms import job_on_wire, seat_descriptors, services
 from splitpeer.models import build_decoder, build_encoder, site_seed
 from splitpeer.models.registry import backbone_of
 from splitpeer.replay.redrive import _Recording
+from splitpeer.site import summing
 from splitpeer.site.answers import ANSWERS
 from splitpeer.site.client import Client
 from splitpeer.site.job import SiteJob
@@ -42,7 +43,7 @@ from splitpeer.site.people import People
 from splitpeer.site.run_folders import forget_keys, mark_complete
 from splitpeer.site.secret import FUSION_KEY
 from splitpeer.site.shown import NAME as SHOWN
-from splitpeer.site.summing import PARTNERS, Summing
+from splitpeer.site.summing import PARTNERS, Allowed, Summing
 from splitpeer.storage.bank import ALL_SITES, Bank, BankEntry
 from splitpeer.training.optimiser import make_optimiser, make_schedule
 from splitpeer.training.split_round import Parties, Place, split_round
@@ -52,6 +53,7 @@ from splitproto import AllowList, Listener, fusion, partners
 from splitproto.errors import FusionMismatch, IdentityError, PolicyRefused, SiteFailed
 from splitproto.identity import OWN_UNUSABLE
 from splitproto.messages import Forward, FusionKeys, JobOffer, KeyOffer, Sample, Seat
+from splitproto.partners import Trust
 from splitproto.tensors import schema_digest
 
 from .scene import JOINT, PATIENTS, SEED, Ran, Scene
@@ -375,6 +377,26 @@ async def test_a_certificate_renewed_at_the_wrong_moment_ends_nobody(
     ran = await cast(scene, steps=1, every=1).together()
     assert ran.error is None and ran.result.complete, ran
     assert len(reads) == 1 + len(SITES), "proving the partners reads no file of our own"
+
+
+def test_a_ca_file_that_is_just_being_replaced_is_read_again(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(summing, "PAUSE_S", 0.0)
+    cast(scene)
+    config, reads, whole = scene.config("site-t1"), list[bytes](), Trust.read
+
+    def read(federation: str, ca: bytes, *rest: Any) -> Trust:
+        reads.append(ca)
+        return whole(federation, ca if len(reads) % 4 == 0 else ca[:100], *rest)
+
+    monkeypatch.setattr(Trust, "read", read)
+    allowed = Allowed(config.credentials(), "test", SITES, 2)
+    assert allowed.trust().least == 2 and len(reads) == 4
+    monkeypatch.setattr(summing, "TRIES", 1)
+    with pytest.raises(IdentityError, match=OWN_UNUSABLE) as one:
+        allowed.trust()
+    assert "\n" not in str(one.value)
 
 
 def test_what_stands_under_masks_is_known_or_nothing_is_sent(scene: Scene) -> None:
