@@ -323,6 +323,19 @@ def test_weights_that_anyone_can_compute_are_declined(
         assert (code, "takes no weights that began from a seed" in said) == (
             (0, False) if taken else (4, True)
         ), said
+    # Encoders that learned behind noise count on it.
+    facts = EncoderFacts.of(
+        backbone, ["t1"], ["zscore-nonzero"], (), job.data.window, [replace(private, noise=0.2)]
+    )
+    encoder_file.write(Path("encoder.safetensors"), build_encoder(backbone, seed=0).state_dict(), facts)
+    for defence, taken in (
+        ("gaussian:0.2", True),
+        ("gaussian:0.3", True),
+        ("gaussian:0.1", False),
+        ("gaussian:0.2@0", False),
+    ):
+        code, said = invited(capsys, *weights, "--set", f'policy.defences=["{defence}"]')
+        assert (code, "learned behind noise of 0.2" in said) == ((0, False) if taken else (4, True)), said
     other = ("--site=north=t2", "--site=south=t1", "--site=west=flair")
     assert cli(capsys, "init", "job", "--private", "--force", *other)[0] == 0
     assert "does not fit this job: its channels: t1, the job's: t2" in invited(capsys, *weights)[1]

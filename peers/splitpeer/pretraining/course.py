@@ -13,6 +13,7 @@ from torch import Tensor
 from splitpeer.errors import ConfigError
 from splitpeer.models.cut import Backbone
 from splitpeer.pretraining import encoder_file
+from splitpeer.pretraining.bottleneck import Bottleneck
 from splitpeer.pretraining.encoder_file import EncoderFacts, EncoderFile
 from splitpeer.pretraining.examples import ImageSource, examples
 from splitpeer.pretraining.stage import Progress, Stage, Together, train
@@ -57,6 +58,7 @@ def stage_of(
     exclusive: bool,
     device: str,
     together: Together | None = None,
+    bottleneck: Bottleneck | None = None,
 ) -> Stage:
     """A stage with the optimiser, the batch and the windows of a job.
 
@@ -81,6 +83,7 @@ def stage_of(
         every=training.checkpoint_every,
         device=device,
         together=together,
+        bottleneck=bottleneck,
     )
 
 

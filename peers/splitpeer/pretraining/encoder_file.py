@@ -48,6 +48,8 @@ class Past:
     """Fingerprint of the hospitals' secret from which all was drawn."""
     network: str | None = None
     """Of encoders trained together: eight hexadecimal digits, the same in all files of one network."""
+    noise: float = 0.0
+    """Through which what left had to pass, see `Bottleneck`; 0: none."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,11 @@ class EncoderFacts:
     def saw_own_images(self) -> bool:
         """Whether weights depend on the images of a site's patients."""
         return any(stage.data == OWN for stage in self.stages)
+
+    @property
+    def noise(self) -> float:
+        """What a site is to add to what leaves: that of the last stage with masks."""
+        return next((stage.noise for stage in reversed(self.stages) if stage.labels != "none"), 0.0)
 
     @property
     def began_from_a_seed(self) -> bool:

@@ -29,13 +29,14 @@ from splitpeer.models.backbone import Fusion as DecoderFusion
 from splitpeer.models.cut import Backbone
 from splitpeer.models.registry import build_decoder, build_encoder
 from splitpeer.models.seeding import PRIVATE_ENTROPY_BITS
+from splitpeer.pretraining.bottleneck import Bottleneck
 from splitpeer.pretraining.encoder_file import EncoderFacts, Past, load
 from splitpeer.pretraining.examples import Drawing, Examples
 from splitpeer.storage import checkpoint
 from splitpeer.training.optimiser import make_optimiser, make_schedule
-from splitpeer.training.split_round import Parties, Place, split_round
-from splitpeer.training.split_step import ClientHalf, CoordinatorHalf
-from splitpeer.training.sums import SUM
+from splitpeer.training.split_round import THE_SUM, Parties, Place, fused_step, split_round
+from splitpeer.training.split_step import Arrays, ClientHalf, CoordinatorHalf
+from splitpeer.training.sums import SUM, fused
 from splitproto.messages import Fusion
 
 log = logging.getLogger(__name__)
@@ -47,7 +48,7 @@ MEMORY = 0.98
 ALONE = Place("", "seat")
 FINGERPRINT_DIGITS = 8
 """Of a network: few enough to compare by telephone."""
-_NUMBERS = "encoder", "decoder", "windows"
+_NUMBERS = "encoder", "decoder", "windows", "noise"
 """What is drawn, each from entropy of its own."""
 
 Progress = Callable[[int, int, float], None]
@@ -96,6 +97,8 @@ class Stage:
     device: str = "cpu"
     together: Together | None = None
     """With labels only; None: this encoder has a decoder of its own."""
+    bottleneck: Bottleneck | None = None
+    """With labels only."""
 
 
 @dataclass(frozen=True)
@@ -222,12 +225,37 @@ class _Halves:
         if self._stage.labels:
             shown = dict(zip(self._parties.sites, images, strict=True))
             release = Release(b"", "train", self.done + 1, 0, ())
-            loss = split_round(self._parties, shown, target, release, terms=self._terms)
+            loss = (
+                split_round(self._parties, shown, target, release, terms=self._terms)
+                if self._stage.bottleneck is None
+                else self._narrowly(self._stage.bottleneck, shown, target, release)
+            )
         else:
             loss = self._restore(images[0], target)
         self._patients = max(self._patients, patients)
         self._first = loss if math.isnan(self._first) else self._first
         self.loss = loss if math.isnan(self.loss) else MEMORY * self.loss + (1 - MEMORY) * loss
+
+    def _narrowly(
+        self, bottleneck: Bottleneck, images: Mapping[Place, np.ndarray], target: np.ndarray, release: Release
+    ) -> float:
+        """A step in which the decoder sees what gets through, and encoders pay for it; returns the loss alone."""
+        sites = self._parties.sites
+        source = np.random.default_rng([self.entropy("noise"), self.done])
+        sent = {place: half.forward(images[place]) for place, half in sites.items()}
+        arrived = {place: bottleneck.through(arrays, source) for place, arrays in sent.items()}
+        if self._terms is not None:
+            parts: dict[str, dict[str, Arrays]] = {}
+            for place, arrays in arrived.items():
+                parts.setdefault(place.site, {})[place.seat] = arrays
+            arrived = {THE_SUM: fused(parts, self._terms)}
+        loss, gradients = fused_step(self._parties.coordinator, arrived, target, release, {})
+        voxels = target.size // target.shape[1]
+        each = np.float32(bottleneck.price(self.done / self._stage.steps) / (voxels * len(sites)))
+        for place, half in sites.items():
+            slopes, back = bottleneck.slope(sent[place]), gradients.get(place) or gradients[THE_SUM]
+            half.backward({name: back[name] + each * slope for name, slope in slopes.items()})
+        return loss
 
     def _restore(self, images: np.ndarray, true: np.ndarray) -> float:
         """A step towards the images as they were; returns the loss."""
@@ -267,6 +295,7 @@ class _Halves:
         return Past(
             s.data, "regions" if s.labels else "none", self._patients, s.steps, s.batch, s.optimiser, s.learning_rate,
             None if s.secret else s.seed, (self._first, self.loss), len(self._parties.sites), s.secret, self._network(),
+            s.bottleneck.noise if s.bottleneck is not None else 0.0,
         )  # fmt: skip
 
     def _network(self) -> str | None:

@@ -175,6 +175,11 @@ class Pretraining(Section):
     """together: those of all seats as one network with the job's fusion, of which each site keeps its own; wants
     data with all modalities of the job, and masks."""
     steps: Annotated[int, Field(gt=0, le=MAX_STEPS)] = 1000
+    noise: Annotated[float, Field(ge=0, le=10)] = 0.0
+    """Gaussian noise on what leaves an encoder, in root mean squares of a level: the same that the sites add in the
+    run, as their defence ``gaussian:NOISE``. Wants masks."""
+    rate: Annotated[float, Field(ge=0, le=1000)] = 0.0
+    """Loss per nat and voxel that gets through the noise: the more, the less encoders show besides the task."""
     seed: Seed | None = None
     """All sites of one modality start alike, from weights that anybody can compute; without it, from a secret that they
     share, or from entropy of their own."""
@@ -182,9 +187,13 @@ class Pretraining(Section):
     """After that so many steps on the site's own images, without masks."""
 
     @model_validator(mode="after")
-    def _together_wants_masks(self) -> Self:
+    def _wants(self) -> Self:
         if self.encoders == "together" and self.labels == "none":
             raise ValueError('encoders = "together" learns from masks: set labels = "regions"')
+        if self.noise and self.labels == "none":
+            raise ValueError('noise is for encoders that learn from masks: set labels = "regions"')
+        if self.rate and not self.noise:
+            raise ValueError("rate is the price of what gets through noise: set noise too")
         return self
 
 

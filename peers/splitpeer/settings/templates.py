@@ -7,6 +7,9 @@ from collections.abc import Mapping, Sequence
 from splitpeer.models.registry import DEFAULT, NETWORKS
 from splitpeer.settings.loading import to_toml
 
+NOISE = 0.2
+"""Of the private templates, in root mean squares of a level."""
+
 _PEER = """\
 # peer.toml: this file belongs to {owner}. Relative paths count from this file's folder.
 # Any key can be overridden: SPLITPEER_SECTION__KEY in the environment, --set section.key=value on the command line.
@@ -87,7 +90,7 @@ levels = [0, 1, 2, 3, 4]  # 0 is full resolution and shows most of the image; a 
 {images}
 max_message_mib = 1024
 # What is done to activations before they leave, in training and evaluation, in this order; see: splitpeer defences
-# defences = ["dropout:0.5", "gaussian:1.0@0,1"]  # name:value,parameter=value@levels
+{defences}  # name:value,parameter=value@levels
 # On the images themselves, the same noise every time; then a job may ask for zscore-nonzero only:
 # image_defences = ["voxel-noise:0.5"]
 # A privacy budget for every patient: sending stops when it is spent. Needs dp-gaussian among the defences; the
@@ -105,6 +108,12 @@ max_message_mib = 1024
 _ANY_IMAGES = """\
 precision = ["f32", "bf16"]
 normalisation = ["zscore-nonzero", "zscore", "percentile", "window", "none"]  # that a job may ask for"""
+
+_ANY_DEFENCES = '# defences = ["dropout:0.5", "gaussian:1.0@0,1"]'
+
+_PRIVATE_DEFENCES = f"""\
+# With encoders of [pretraining] noise, at least this much; without, it only costs accuracy.
+defences = ["gaussian:{NOISE}"]"""
 
 _PRIVATE_IMAGES = """\
 precision = ["f32"]
@@ -260,7 +269,9 @@ widths = [1, 1, 2, 4, 8]  # channels of each level of the sum: the fewer, the le
 [pretraining]  # the recipe of the encoders. One hospital follows it: splitpeer pretrain --recipe --for-partners DIR
 data = "phantom"  # for a trial; better the name of a public data set with all these modalities and masks
 encoders = "together"  # as one network of all sites: trained alone, they fit each other badly
-steps = 2000""",
+noise = NOISE  # behind which they learn; each site adds it too: [policy] defences = ["gaussian:NOISE"]
+rate = 1.0  # price of what gets through the noise besides the task: the more, the less a sum shows
+steps = 6000""".replace("NOISE", str(NOISE)),
     "defences": "",
     "overlap": "overlap = 0.0  # of neighbouring windows: where they overlap, a voxel is shown several times",
     "missing": "",
@@ -344,6 +355,7 @@ def _policy(coordinators: Sequence[str], partners: Sequence[str], *, private: bo
     return _CLIENT_POLICY.format(
         coordinators=_quoted(list(coordinators)),
         images=_PRIVATE_IMAGES if private else _ANY_IMAGES,
+        defences=_PRIVATE_DEFENCES if private else _ANY_DEFENCES,
         joining=jobs,
         weights="else each run has a new encoder" if private else "what it starts from",
     )

@@ -8,13 +8,14 @@ from pathlib import Path
 
 from torch import nn
 
+from splitpeer.defences.kinds import GAUSSIAN
 from splitpeer.defences.network import Defended
 from splitpeer.errors import ConfigError, DataError
 from splitpeer.federation.terms import normalisation_of
 from splitpeer.models.cut import Backbone
 from splitpeer.pretraining import encoder_file
 from splitpeer.pretraining.encoder_file import EncoderFacts, EncoderFile
-from splitpeer.settings.peer import PeerConfig
+from splitpeer.settings.peer import PeerConfig, Policy
 from splitpeer.site.encoders import Encoders
 from splitpeer.storage import checkpoint, durable, reading
 from splitproto.messages import Job, Seat
@@ -37,7 +38,7 @@ def start(
 
     Raises:
         ConfigError: a seat is unknown, weights of own images go with a privacy budget, or weights that others can
-            compute with the preset private.
+            compute, or that want more noise than the site adds, with the preset private.
         DataError: a file cannot be used, or does not fit the job.
     """
     if checkpoint.available(folder):
@@ -104,7 +105,25 @@ def fitting(config: PeerConfig, job: Job, backbone: Backbone, seat: Seat) -> Enc
             f'{config.source}: [policy] preset = "private" takes no weights that began from a seed ({path}): anyone '
             "who knows it can make them again: leave the seed out of the recipe, and initial_weights private"
         )
+    if policy is not None and policy.preset == "private":
+        wanted, added = file.described.noise, _noise_of(policy)
+        if added < wanted:
+            # Encoders that learned behind noise count on it: without it, the values show far more.
+            raise ConfigError(
+                f"{config.source}: {path} learned behind noise of {wanted:g}, and [policy] defences add "
+                f'{added:g}: write defences = ["gaussian:{wanted:g}"]'
+            )
     return file
+
+
+def _noise_of(policy: Policy) -> float:
+    """Widest Gaussian noise on all levels, in root mean squares of a level."""
+    scales = [
+        float(spec.values["scale"])
+        for spec in policy.defences
+        if spec.kind is GAUSSIAN and spec.levels is None
+    ]
+    return max(scales, default=0.0)
 
 
 def _note(folder: Path, digests: Mapping[str, str]) -> None:
