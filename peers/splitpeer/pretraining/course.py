@@ -13,9 +13,9 @@ from torch import Tensor
 from splitpeer.errors import ConfigError
 from splitpeer.models.cut import Backbone
 from splitpeer.pretraining import encoder_file
-from splitpeer.pretraining.bottleneck import Bottleneck
 from splitpeer.pretraining.encoder_file import EncoderFacts, EncoderFile
 from splitpeer.pretraining.examples import ImageSource, examples
+from splitpeer.pretraining.information import InformationBottleneck
 from splitpeer.pretraining.stage import Progress, Stage, Together, train
 from splitpeer.settings.job import JobConfig
 from splitpeer.storage import durable
@@ -58,7 +58,7 @@ def stage_of(
     exclusive: bool,
     device: str,
     together: Together | None = None,
-    bottleneck: Bottleneck | None = None,
+    bottleneck: InformationBottleneck | None = None,
 ) -> Stage:
     """A stage with the optimiser, the batch and the windows of a job.
 

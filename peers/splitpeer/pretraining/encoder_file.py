@@ -49,7 +49,7 @@ class Past:
     network: str | None = None
     """Of encoders trained together: eight hexadecimal digits, the same in all files of one network."""
     noise: float = 0.0
-    """Through which what left had to pass, see `Bottleneck`; 0: none."""
+    """Through which what left had to pass, see `InformationBottleneck`; 0: none."""
 
 
 @dataclass(frozen=True)

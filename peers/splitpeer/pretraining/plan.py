@@ -10,10 +10,10 @@ from pathlib import Path
 from splitpeer.data.task import Task
 from splitpeer.errors import ConfigError
 from splitpeer.models.seeding import site_seed
-from splitpeer.pretraining.bottleneck import Bottleneck
 from splitpeer.pretraining.course import Planned, stage_of
 from splitpeer.pretraining.encoder_file import OWN
 from splitpeer.pretraining.examples import ImageSource
+from splitpeer.pretraining.information import InformationBottleneck
 from splitpeer.pretraining.secret import SharedSecret
 from splitpeer.pretraining.sources import PHANTOM, Preparation, phantom, public
 from splitpeer.pretraining.stage import Stage, Together, same_everywhere
@@ -86,7 +86,7 @@ class EncoderPlan:
         # The same network at every site, or the same encoder at every site of these modalities.
         of = "+".join(self.modalities) if together is None else "together"
         seed = None if recipe.seed is None else site_seed(recipe.seed, of)
-        narrow = Bottleneck(recipe.noise, recipe.rate) if recipe.noise else None
+        narrow = InformationBottleneck(recipe.noise, recipe.rate) if recipe.noise else None
         stage = replace(self._stage(recipe.data, task, recipe.steps, seed, together), bottleneck=narrow)
         if self.secret is not None:
             drawing = json.dumps(

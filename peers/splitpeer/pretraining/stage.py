@@ -29,9 +29,9 @@ from splitpeer.models.backbone import Fusion as DecoderFusion
 from splitpeer.models.cut import Backbone
 from splitpeer.models.registry import build_decoder, build_encoder
 from splitpeer.models.seeding import PRIVATE_ENTROPY_BITS
-from splitpeer.pretraining.bottleneck import Bottleneck
 from splitpeer.pretraining.encoder_file import EncoderFacts, Past, load
 from splitpeer.pretraining.examples import Drawing, Examples
+from splitpeer.pretraining.information import InformationBottleneck
 from splitpeer.storage import checkpoint
 from splitpeer.training.optimiser import make_optimiser, make_schedule
 from splitpeer.training.split_round import THE_SUM, Parties, Place, fused_step, split_round
@@ -97,7 +97,7 @@ class Stage:
     device: str = "cpu"
     together: Together | None = None
     """With labels only; None: this encoder has a decoder of its own."""
-    bottleneck: Bottleneck | None = None
+    bottleneck: InformationBottleneck | None = None
     """With labels only."""
 
 
@@ -237,7 +237,11 @@ class _Halves:
         self.loss = loss if math.isnan(self.loss) else MEMORY * self.loss + (1 - MEMORY) * loss
 
     def _narrowly(
-        self, bottleneck: Bottleneck, images: Mapping[Place, np.ndarray], target: np.ndarray, release: Release
+        self,
+        bottleneck: InformationBottleneck,
+        images: Mapping[Place, np.ndarray],
+        target: np.ndarray,
+        release: Release,
     ) -> float:
         """A step in which the decoder sees what gets through, and encoders pay for it; returns the loss alone."""
         sites = self._parties.sites

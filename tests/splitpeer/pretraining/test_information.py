@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from splitpeer.pretraining.bottleneck import Bottleneck
+from splitpeer.pretraining.information import InformationBottleneck
 
 from .conftest import Desk
 
@@ -24,7 +24,7 @@ def sent() -> dict[str, np.ndarray]:
 
 
 def test_the_slope_is_that_of_the_nats(sent: dict[str, np.ndarray]) -> None:
-    narrow = Bottleneck(0.5, 1.0)
+    narrow = InformationBottleneck(0.5, 1.0)
     values = {
         name: torch.tensor(array, dtype=torch.float64, requires_grad=True) for name, array in sent.items()
     }
@@ -42,7 +42,7 @@ def test_the_slope_is_that_of_the_nats(sent: dict[str, np.ndarray]) -> None:
 
 def test_only_silence_is_cheaper(sent: dict[str, np.ndarray]) -> None:
     """As the noise follows the rms, smaller values cost the same; fewer cost less."""
-    narrow = Bottleneck(0.2, 1.0)
+    narrow = InformationBottleneck(0.2, 1.0)
     assert narrow.nats({n: a / 100 for n, a in sent.items()}) == pytest.approx(narrow.nats(sent), rel=1e-5)
     rare = {
         name: np.where(np.arange(array.size).reshape(array.shape) % 10 == 0, array, 0)
@@ -56,14 +56,14 @@ def test_only_silence_is_cheaper(sent: dict[str, np.ndarray]) -> None:
 
 def test_noise_is_as_wide_as_that_of_the_defence() -> None:
     wide = np.stack([np.full((4, 64, 64), 3.0), np.full((4, 64, 64), 0.5)]).astype(np.float32)
-    noise = Bottleneck(0.2, 0.0).through({"x0": wide}, np.random.default_rng(2))["x0"] - wide
+    noise = InformationBottleneck(0.2, 0.0).through({"x0": wide}, np.random.default_rng(2))["x0"] - wide
     # 16,384 values: the deviation is within 3 % unless it is wrong (5 standard errors).
     assert noise[0].std() == pytest.approx(0.6, rel=0.03)
     assert noise[1].std() == pytest.approx(0.1, rel=0.03)
 
 
 def test_the_price_rises_when_the_task_is_found() -> None:
-    narrow = Bottleneck(0.2, 2.0)
+    narrow = InformationBottleneck(0.2, 2.0)
     assert [narrow.price(share) for share in (0.0, 0.1, 0.25, 0.4, 1.0)] == pytest.approx([0, 0, 1, 2, 2])
 
 
@@ -72,13 +72,13 @@ def nats_of(desk: Desk, steps: int, rate: float, monkeypatch: pytest.MonkeyPatch
     from splitpeer.pretraining import stage
 
     seen: list[float] = []
-    usual = Bottleneck.slope
+    usual = InformationBottleneck.slope
 
-    def slope(self: Bottleneck, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def slope(self: InformationBottleneck, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         seen.append(self.nats(arrays))
         return usual(self, arrays)
 
-    monkeypatch.setattr(stage.Bottleneck, "slope", slope)
+    monkeypatch.setattr(stage.InformationBottleneck, "slope", slope)
     desk.job(pretraining=NARROW | {"steps": steps, "rate": rate})
     desk.told(
         "--recipe", "--images", str(desk.data / "msd"), "--layout", "msd", "--convention", "msd", "--force"

@@ -24,7 +24,7 @@ _LEAST = 1e-8
 
 
 @dataclass(frozen=True)
-class Bottleneck:
+class InformationBottleneck:
     """How narrow it is."""
 
     noise: float
