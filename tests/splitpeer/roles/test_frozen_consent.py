@@ -87,6 +87,11 @@ async def test_between_two_starts_of_a_run(plain: Scene) -> None:
     assert [(one["site"], one["step"], one["cause"]) for one in ran.result.withdrawn] == [
         ("site-t2", 6, "consent")
     ]
+    # What is removed is neither kept nor due.
+    index = json.loads((bank_of(plain) / INDEX).read_text())["releases"]
+    left = sum(len(one["origins"]) for one in index if one["patient"] != plain.key(gone).hex())
+    status = json.loads((plain.folder / "hub" / "state" / "status.json").read_text())["work"]
+    assert status["bank"].startswith(f"{left} of {left} windows, ")
     assert plain.losses()[5] == last_loss_without(plain, gone)
 
 

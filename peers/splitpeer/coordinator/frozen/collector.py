@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
 import numpy as np
 
@@ -15,7 +16,7 @@ from splitpeer.daemon import happenings as h
 from splitpeer.errors import JobFailed
 from splitpeer.federation.precision import from_wire
 from splitpeer.federation.seating import Part
-from splitpeer.storage.bank import Bank, BankEntry
+from splitpeer.storage.bank import FILE_OCTETS, Bank, BankEntry
 from splitpeer.training.split_round import THE_SUM
 from splitproto.messages import Withdraw
 from splitproto.tensors import Array
@@ -32,7 +33,7 @@ class Collector:
 
     def __init__(self, run: Run, bank: Bank, exclusion: BankExclusion) -> None:
         self._run, self._bank, self._exclusion = run, bank, exclusion
-        self._kept = self._octets = 0
+        self._kept = self._octets = self._due = self._due_octets = 0
 
     async def collect(self) -> None:
         """Ask every site for what is missing, but of nobody who has withdrawn consent.
@@ -44,16 +45,9 @@ class Collector:
         run, bank = self._run, self._bank
         run.report(h.PhaseBegan("collecting"))
         await self._exclusion.listed()
-        missing = await run.on_disk(bank.missing, self._exclusion.keys, what="the feature bank")
+        missing = await self._count()
         await run.on_disk(bank.check_room, self._exclusion.keys, what="the feature bank")
-        self._kept = bank.contents.windows - sum(len(one.origins) for one in missing)
-        self._octets = bank.contents.octets - sum(one.octets(run.job.precision) for one in missing)
-        run.report(
-            h.BankPlanned(
-                str(bank.folder), bank.contents.windows, bank.contents.octets, self._kept, bank.encrypted
-            )
-        )
-        self._tell()
+        run.report(h.BankPlanned(str(bank.folder), self._due, self._due_octets, self._kept, bank.encrypted))
         if run.job.fusion is None:
             queues = {
                 s: _Queue(run, s, [one for one in missing if one.site == s.name]) for s in run.team.present
@@ -64,7 +58,8 @@ class Collector:
             await self._of_all({site: _Queue(run, site, missing) for site in run.team.present})
         # Those as well whom a site has listed that came back meanwhile.
         await self._exclusion.listed()
-        run.report(h.BankComplete(bank.contents.windows, bank.contents.octets))
+        await self._count()
+        run.report(h.BankComplete(self._kept, self._octets))
 
     async def _of_site(self, site: RemoteSite, queue: _Queue) -> None:
         run, place = self._run, 0
@@ -79,6 +74,7 @@ class Collector:
             elif isinstance(answer, Withdraw):
                 # SP-11.17-7.
                 await self._exclusion.drop({site: answer.patients})
+                await self._count()
 
     async def _of_all(self, queues: Mapping[RemoteSite, _Queue]) -> None:
         """SP-11.18: one question after the other to all sites, since only their sum can be read."""
@@ -94,6 +90,7 @@ class Collector:
             place += 1
             if unusable:
                 await self._exclusion.drop(unusable)
+                await self._count()
             else:
                 arrays, _ = await run.computed(
                     run.at_places, arrived, what=f"the sum of release {entry.number}"
@@ -117,7 +114,7 @@ class Collector:
         kept = {name: tensors[name] for name in release.shapes}
         await run.on_disk(self._put, site, release, kept, what=f"release {release.number} of {site}")
         self._kept += len(release.origins)
-        self._octets += release.octets(run.job.precision)
+        self._octets += release.octets(run.job.precision) + FILE_OCTETS
         self._tell()
 
     def _put(self, site: str, release: BankEntry, tensors: Mapping[str, Array]) -> None:
@@ -129,9 +126,22 @@ class Collector:
                 )
         self._bank.put(release, tensors)
 
+    async def _count(self) -> list[BankEntry]:
+        """What is due, of patients who are in the run, and is kept; returns what is missing."""
+        bank, out = self._bank, self._exclusion.keys
+        missing: list[BankEntry] = await self._run.on_disk(bank.missing, out, what="the feature bank")
+        out = out.union(bank.dropped)
+        due = replace(
+            bank.contents, releases=tuple(one for one in bank.contents.releases if one.key not in out)
+        )
+        lacking = replace(due, releases=tuple(missing))
+        self._due, self._due_octets = due.windows, due.octets
+        self._kept, self._octets = due.windows - lacking.windows, due.octets - lacking.octets
+        self._tell()
+        return missing
+
     def _tell(self) -> None:
-        contents = self._bank.contents
-        self._run.report(h.BankGrew(self._kept, contents.windows, self._octets, contents.octets))
+        self._run.report(h.BankGrew(self._kept, self._due, self._octets, self._due_octets))
 
 
 class _Queue:
