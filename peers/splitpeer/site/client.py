@@ -408,7 +408,11 @@ class Client:
             if job is not None and job.job.frozen:
                 # SP-11.17-8: the training needs this site no more.
                 released = job.released
-                self._report(h.ReleasesEnded(job.run.hex(), released.windows, released.patients))
+                late = (
+                    "of consent that is withdrawn from now on, the coordinator learns from people only: write to its "
+                    f"operator, who runs splitpeer bank drop {job.run.hex()} --patient HANDLE"
+                )
+                self._report(h.ReleasesEnded(job.run.hex(), released.windows, released.patients, late))
             self._report(h.JobComplete() if job is None else h.JobComplete(job.job.name, job.applied))
             return True
         if bye.reason == "failed":

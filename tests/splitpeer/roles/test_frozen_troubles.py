@@ -134,6 +134,7 @@ async def test_the_size_is_told_before_the_first_release_and_status_shows_how_mu
     site = json.loads((scene.folder / "site-t2" / "state" / "status.json").read_text())["work"]
     assert site["released"] == windows // 2
     assert dict(lines)["job.released"]["patients"] == len(PATIENTS)
+    assert "bank drop" in dict(lines)["job.released"]["hint"]
     trail = (scene.folder / "site-t2" / "state" / "audit.jsonl").read_text()
     assert '"job.released"' in trail
 

@@ -180,6 +180,8 @@ class ReleasesEnded(Happening):
     run: str
     windows: int
     patients: int
+    hint: str
+    """What to do when consent is withdrawn later."""
 
 
 @dataclass(frozen=True)
