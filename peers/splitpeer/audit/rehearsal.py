@@ -232,7 +232,7 @@ class Rehearsal:
         if self.job.fusion is not None:
             raise ConfigError(
                 f'{config.source}: [model] fusion = "secure-sum": a rehearsal shows what single sites send, and nobody '
-                'reads that in such a job: write "concat" or "mean", or audit it with [training] encoders = "frozen"'
+                'reads that in such a job: write "concat" or "mean", or audit it without a sweep'
             )
         self.window = window_of(self.job)
         self.run = hashlib.sha256(f"rehearsal\0{seed}\0{protection.label}".encode()).digest()[:16]

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
@@ -29,11 +30,12 @@ from splitpeer.audit.released import (
     sent,
     sum_of,
 )
-from splitpeer.audit.run_folder import OTHERS
+from splitpeer.audit.run_folder import OTHERS, RunFolder
 from splitpeer.audit.stand_in_partners import StandIns
 from splitpeer.data.channels import Channels
 from splitpeer.data.sampling import split_patients
 from splitpeer.data.volumes import Volumes
+from splitpeer.defences.activation.dp import DPGaussian
 from splitpeer.defences.image.stack import ImageStack
 from splitpeer.defences.key import from_seed, key_of
 from splitpeer.errors import ConfigError
@@ -45,6 +47,9 @@ from splitpeer.site import first_weights
 from splitpeer.site.encoders import Encoders
 from splitpeer.training.windows import window_origins
 from splitproto.messages import Job, Seat
+
+if TYPE_CHECKING:
+    from splitpeer.audit.sum_training import SumTraining
 
 RANDOM = (
     "No [model] weights are set: the encoder here is random, as one that the site draws for a run. Weights from "
@@ -67,6 +72,7 @@ class ReleaseAudit(Invited):
     """
 
     partners: Path | None = None
+    not_tested: ClassVar[tuple[str, ...]] = OTHERS
 
     def run(
         self, attacks: Sequence[str], protections: Sequence[Protection], commands: tuple[str, ...] = (),
@@ -85,21 +91,41 @@ class ReleaseAudit(Invited):
         folders = []
         for number, (protection, (parts, stacks)) in enumerate(zip(protections, made, strict=True)):
             name = f"{number}-{'defended' if protection != Protection() else 'undefended'}"
+            partners = scene.partners
+            others = partners.parts(protection.defences, self.seed, self.device) if partners else []
+            course = self.learn(scene, parts, others, stacks, protection, progress)
+            for part in (*parts, *others):
+                quiet(part.half)
             shown = scene.own(parts, stacks)
             defences = announced(stacks, Encoders({p.seat.name: p.half for p in parts}).defences)
-            for below, summed, together in self._adversaries(scene, parts, protection):
+            for below, summed, together in self._adversaries(scene, parts, others):
                 folder = self.out / name / below
                 adversary = Onlooker(
-                    job, tuple(together), site, defences, summed, self._hospitals(), self.device, self.seed
+                    job, tuple(together), site, defences, summed, self.hospitals(), self.device, self.seed
                 )
                 wanted = of_a_sum(attacks) if below == SUM else attacks
-                self._attack(adversary, scene, shown, folder, wanted, commands, progress)
+                opened = self._attack(adversary, scene, shown, folder, wanted, commands, progress)
                 folders.append(folder)
+                if below == SUM:
+                    folders += self.attack_labels(scene, course, protection, opened)
         return folders
+
+    def learn(
+        self, scene: Audited, parts: Sequence[FrozenSeat], others: Sequence[FrozenSeat],
+        stacks: dict[str, ImageStack], protection: Protection, progress: Progress,
+    ) -> SumTraining | None:  # fmt: skip
+        """Train the encoders; frozen ones stay as they are."""
+        return None
+
+    def attack_labels(
+        self, scene: Audited, course: SumTraining | None, protection: Protection, images: RunFolder
+    ) -> list[Path]:
+        """Attack what comes back to hospitals; returns the run folders. To frozen encoders nothing does."""
+        return []
 
     # --- inside ----------------------------------------------------------------------------------------------
 
-    def _scene(self, site: str, seats: Sequence[Seat], job: Job) -> _Audited:
+    def _scene(self, site: str, seats: Sequence[Seat], job: Job) -> Audited:
         cohort, gaps = self.cohort(seats)
         window, known = window_of(job), self.known(cohort)
         if cohort.labels is None:
@@ -128,8 +154,15 @@ class ReleaseAudit(Invited):
                 others, images={**others.images, **partners.images(others.samples, volumes, window)}
             )
         modalities = [modality for seat in seats for modality in seat.modalities]
-        return _Audited(
-            job, cohort, targets, others, partners, make_judge(modalities, targets, others), tuple(gaps)
+        return Audited(
+            job,
+            cohort,
+            targets,
+            others,
+            partners,
+            make_judge(modalities, targets, others),
+            tuple(gaps),
+            tuple(training),
         )
 
     def _own_parts(
@@ -146,24 +179,22 @@ class ReleaseAudit(Invited):
             for seat in seats
         }  # fmt: skip
         first_weights.load(Encoders(halves), self.config, job, backbone, seats)
-        parts = [FrozenSeat(site, seat, quiet(halves[seat.name])) for seat in seats]
+        parts = [FrozenSeat(site, seat, halves[seat.name]) for seat in seats]
         return parts, image_stacks(protection.image, key, held)
 
     def _adversaries(
-        self, scene: _Audited, parts: list[FrozenSeat], protection: Protection
+        self, scene: Audited, parts: list[FrozenSeat], others: list[FrozenSeat]
     ) -> list[tuple[str, str, list[FrozenSeat]]]:
         """Name of a folder, what is read in words, and whose values."""
         if scene.partners is None or scene.job.fusion is None:
             return [("", "", parts)]
         sites = scene.job.fusion.parties
-        others = scene.partners.parts(protection.defences, self.seed, self.device)
-        together = [*parts, *(replace(part, half=quiet(part.half)) for part in others)]
-        return [("others-known", known_partners(sites), parts), (SUM, sum_of(sites), together)]
+        return [("others-known", known_partners(sites), parts), (SUM, sum_of(sites), [*parts, *others])]
 
     def _attack(
-        self, adversary: Onlooker, scene: _Audited, shown: dict[str, np.ndarray], folder: Path,
+        self, adversary: Onlooker, scene: Audited, shown: dict[str, np.ndarray], folder: Path,
         attacks: Sequence[str], commands: tuple[str, ...], progress: Progress,
-    ) -> None:  # fmt: skip
+    ) -> RunFolder:  # fmt: skip
         source = Source(role="coordinator", rehearsal=True)
         levels = read(
             sent(adversary.parts, scene.targets.samples, scene.images(adversary.parts, shown)),
@@ -178,32 +209,38 @@ class ReleaseAudit(Invited):
         opened = one.open_folder(
             folder,
             commands=commands,
-            notes=self._release_notes(scene),
-            privacy=self.privacy(mechanism, self._windows(scene)),
+            notes=self.release_notes(scene),
+            privacy=self.privacy(mechanism, self.counted(scene, mechanism)),
         )
-        opened.not_tested = OTHERS
+        opened.not_tested = self.not_tested
         opened.promises = promises(scene.job.fusion.parties) if scene.job.fusion is not None else {}
         for _ in one.run([parse_order(written) for written in attacks], opened, progress=progress):
             pass
+        return opened
 
-    def _release_notes(self, scene: _Audited) -> list[str]:
+    def release_notes(self, scene: Audited) -> list[str]:
+        """What the report says of every attack."""
         random = self.config.model is None or self.config.model.weights is None
-        notes = [ONCE, *([RANDOM] if random else []), *self.notes(), *scene.gaps]
-        if scene.partners is not None:
-            who = "other people" if scene.partners.strangers else "the same patients"
-            notes.append(
-                f"The partners are stand-ins ({scene.partners.source}; {who}): what the sum hides depends on them. "
-                f'"Others known" assumes nothing of them. {ADDED}'
-            )
-        return notes
+        return [ONCE, *([RANDOM] if random else []), *self.notes(), *scene.gaps, *self.partner_notes(scene)]
 
-    def _windows(self, scene: _Audited) -> int:
-        """How many windows of a patient leave, at most."""
+    def partner_notes(self, scene: Audited) -> list[str]:
+        """Who stood in for the others of a sum."""
+        if scene.partners is None:
+            return []
+        who = "other people" if scene.partners.strangers else "the same patients"
+        return [
+            f"The partners are stand-ins ({scene.partners.source}; {who}): what the sum hides depends on them. "
+            f'"Others known" assumes nothing of them. {ADDED}'
+        ]
+
+    def counted(self, scene: Audited, mechanism: DPGaussian | None) -> int:
+        """How many records count for a patient: the windows that leave, at most."""
         window, overlap = window_of(scene.job), self.job.evaluation.overlap
         shapes = {scene.own_volumes.geometry(key).shape for key in scene.cohort.keys()}  # noqa: SIM118
         return max(len(window_origins(shape, window, overlap)) for shape in shapes)
 
-    def _hospitals(self) -> dict[str, str]:
+    def hospitals(self) -> dict[str, str]:
+        """All sites of the job, and what each holds."""
         seats = seats_of(self.job)
         return {
             site: ", ".join(m for seat in seats.of(site) for m in seat.modalities) for site in seats.filled
@@ -211,7 +248,7 @@ class ReleaseAudit(Invited):
 
 
 @dataclass(frozen=True)
-class _Audited:
+class Audited:
     """What all adversaries of one audit share."""
 
     job: Job
@@ -221,9 +258,12 @@ class _Audited:
     partners: StandIns | None
     judge: Judge
     gaps: tuple[str, ...]
+    training: tuple[bytes, ...] = ()
+    """Who is not held out."""
 
     @property
     def own_volumes(self) -> Volumes:
+        """Of the first of the site's modalities: they know how large each patient's are."""
         return next(iter(self.cohort.images.values()))
 
     def own(self, parts: Sequence[FrozenSeat], stacks: dict[str, ImageStack]) -> dict[str, np.ndarray]:

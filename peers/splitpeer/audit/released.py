@@ -1,4 +1,4 @@
-"""What a coordinator of frozen encoders keeps, as an experiment: each window once, of one site or summed over all.
+"""What a coordinator of frozen encoders keeps, or reads as a sum, as an experiment: one site's values, or all sites'.
 
 Where the values come from is the caller's business: computed before anything leaves (`release_audit.py`), or read from
 a feature bank.
@@ -76,7 +76,7 @@ def read(values: Mapping[str, Mapping[str, Arrays]], terms: Fusion | None) -> Ar
 
 @dataclass(frozen=True)
 class Onlooker:
-    """One adversary of a job with frozen encoders: whose parts its numbers are of, and what it is granted.
+    """One adversary of a job with frozen encoders or a sum: whose parts its numbers are of, and what it is granted.
 
     Args:
         parts: of one site, or of all; their seats' modalities are the channels.
@@ -107,14 +107,16 @@ class Onlooker:
         source = source.model_copy(
             update={
                 "role": "coordinator",
-                "frozen": True,
+                "frozen": self.job.frozen,
+                "steps": None if self.job.frozen else self.job.steps,
                 "summed": self.job.fusion.parties if self.job.fusion is not None else None,
                 "samples": len(samples),
                 "job": self.job.name,
             }
         )
         precision = self.job.precision if self.job.fusion is None else dtype_of(self.job.fusion)
-        network = network_of(view, self.hospitals, precision, gradients=False)
+        back = "" if self.job.frozen else self.job.precision
+        network = network_of(view, self.hospitals, precision, back=back)
         return Experiment(view, self._knowledge(view, others), judge, source, network, self.seed, self.device)
 
     @property
@@ -124,9 +126,17 @@ class Onlooker:
             return self.parts[0].seat
         return Seat(NAME, tuple(modality for part in self.parts for modality in part.seat.modalities))
 
+    @property
+    def _step(self) -> int:
+        """Whose weights the encoders have: of the job's last where they learn."""
+        return 0 if self.job.frozen else self.job.steps
+
     def _view(self, samples: Sequence[Sample], levels: Arrays) -> View:
+        mode = MODE if self.job.frozen else "evaluate"
         targets = tuple(
-            Target(sample, (Shot(MODE, 0, n, None, {name: array[n] for name, array in levels.items()}),))
+            Target(
+                sample, (Shot(mode, self._step, n, None, {name: array[n] for name, array in levels.items()}),)
+            )
             for n, sample in enumerate(samples)
         )
         return View(
@@ -145,10 +155,11 @@ class Onlooker:
         shadow = {} if images is None else {self.seat.name: images}
         return Knowledge(
             model=model.eval(),
-            weights_step=0,
+            weights_step=self._step,
             encoders=len(networks),
             shadow=shadow,
             shadow_masks=others.masks,
+            shadow_patients=tuple(others.patients),
         )
 
 

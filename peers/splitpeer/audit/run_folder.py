@@ -189,23 +189,30 @@ def applied(view: View) -> tuple[str, ...]:
     return (*named, f"withhold@{','.join(missing)}") if missing else named
 
 
-def network_of(view: View, sites: Mapping[str, str], precision: str, *, gradients: bool = True) -> RunNetwork:
-    """What the job exchanges, per level of one sample; `gradients`: whether any come back."""
-    size, cut = DTYPES[precision].itemsize, view.backbone.cut
+def network_of(
+    view: View, sites: Mapping[str, str], precision: str, *, back: str | None = None
+) -> RunNetwork:
+    """What the job exchanges, per level of one sample.
+
+    Args:
+        precision: of activations.
+        back: of gradients, where it is another; empty: none come back.
+    """
+    cut, back = view.backbone.cut, precision if back is None else back
     levels = []
     for level, one in enumerate(cut.levels):
         shape, sent = cut.shape(level, view.window), level in cut.sent
-        octets = size * int(np.prod(shape))
+        count = int(np.prod(shape))
         levels.append(
             RunLevel(
                 name=one.name,
                 shape=shape,
-                octets=octets,
+                octets=DTYPES[precision].itemsize * count,
                 precision=precision,
                 sent=sent,
                 defences=view.defences,
-                gradient_precision=precision if gradients else "",
-                gradient_octets=octets if gradients else None,
+                gradient_precision=back,
+                gradient_octets=DTYPES[back].itemsize * count if back else None,
                 gradient_defences=view.gradient_defences,
             )
         )

@@ -101,8 +101,11 @@ class StandIns:
         Args:
             own: volumes of the samples' patients.
         """
-        placed = [self._place(sample, own, window) for sample in samples]
-        return dict(cut(self.cohort, placed, window).images)
+        return dict(cut(self.cohort, self.places(samples, own, window), window).images)
+
+    def places(self, samples: Sequence[Sample], own: Volumes, window: Triple) -> list[Sample]:
+        """The windows that they show in place of these; see `images`."""
+        return [self._place(sample, own, window) for sample in samples]
 
     def _place(self, sample: Sample, own: Volumes, window: Triple) -> Sample:
         keys = self.cohort.keys()

@@ -127,7 +127,7 @@ def audit(
 def _audit_of(
     job: JobConfig, partners: Path | None, played: dict[str, Any], asked: dict[str, Any]
 ) -> SiteAudit | ReleaseAudit:
-    """Encoders that are trained are rehearsed; of frozen ones, what they release is computed."""
+    """Encoders that learn are rehearsed, in a sum with stand-ins; of frozen ones, what they release is computed."""
     if partners is not None and job.model.fusion != "secure-sum":
         raise ConfigError(
             "--partners is of a secure sum, and in this job each site is read by itself: leave it out"
@@ -136,6 +136,11 @@ def _audit_of(
         from splitpeer.audit.release_audit import ReleaseAudit
 
         return ReleaseAudit(**asked, partners=partners)
+    if job.model.fusion == "secure-sum":
+        from splitpeer.audit.sum_audit import SumAudit
+
+        training = job.training.model_copy(update={"steps": played["steps"] or job.training.steps})
+        return SumAudit(**asked | {"job": job.model_copy(update={"training": training})}, partners=partners)
     from splitpeer.audit.site_audit import SiteAudit
 
     return SiteAudit(**asked, **played)

@@ -133,12 +133,14 @@ def sources(runs: Sequence[tuple[Folder, AuditRun]]) -> list[dict[str, Any]]:
 def read_and_not_read(runs: Sequence[tuple[Folder, AuditRun]]) -> dict[str, tuple[str, ...]]:
     """What the coordinator of a secure sum can see, and what it cannot; {}: it reads each hospital's own values."""
     summed = {run.capture.summed for _, run in runs}
-    if not runs or None in summed or not all(run.capture.frozen for _, run in runs):
+    if not runs or None in summed:
         return {}
+    frozen = all(run.capture.frozen for _, run in runs)
     count = max(sites for sites in summed if sites is not None)
     return {
         "What the coordinator can see": (
-            f"For each window, once: the sum of {count} hospitals' rounded values. It keeps that, and trains from it.",
+            f"For each window, {'once' if frozen else 'each time it is trained on or evaluated'}: the sum of {count} "
+            "hospitals' rounded values. It keeps that, and trains from it.",
             "Which windows there are, of which pseudonym, and how large the volumes are. The labels, if it holds them.",
             "Which hospitals take part.",
         ),
@@ -146,7 +148,9 @@ def read_and_not_read(runs: Sequence[tuple[Folder, AuditRun]]) -> dict[str, tupl
             "Images, encoders and names: they never leave a hospital.",
             "A single hospital's values. What it receives of each are integers that look random, because masks are "
             f"added that only the hospitals know and that cancel in the sum. {_holds(count)}",
-            "What the encoder would say of a patient in another pose or after more training: nothing is asked twice.",
+            "What the encoder would say of a patient in another pose or after more training: nothing is asked twice."
+            if frozen
+            else "What the gradient does to a single encoder: every hospital is sent the same one, that of the sum.",
         ),
         "What is not protected": (
             "The sum itself. It is computed from the images, and this page shows what an attack makes of it. “Others "
