@@ -184,8 +184,18 @@ def known_partners(sites: int) -> str:
     return f"{sum_of(sites)}, others known"
 
 
+def all_collude(sites: int) -> str:
+    """The same where all others also show their images of the patients."""
+    return f"{known_partners(sites)} with their images"
+
+
+def others_of(parts: Sequence[FrozenSeat], site: str) -> Seat:
+    """All channels of the other sites as one seat: what the coordinator holds in clear if all of them work with it."""
+    return Seat("all others", tuple(m for part in parts if part.site != site for m in part.seat.modalities))
+
+
 def promises(sites: int) -> dict[str, Promise]:
-    """What the page says of both."""
+    """What the page says of them."""
     return {
         sum_of(sites): Promise(
             title="Secure sum",
@@ -197,6 +207,11 @@ def promises(sites: int) -> dict[str, Promise]:
             promise="The partners' parts say nothing, because their maps are flat or because the coordinator knows "
             "them and subtracts them: what is left is this hospital's own rounded values. Whatever its partners "
             "send, these values show no more than this.",
+        ),
+        all_collude(sites): Promise(
+            title="Coordinator and all partners together",
+            promise="All others subtract their parts and show the coordinator their own images of the same patients. "
+            "What these say of the image without any traffic is its floor: no protocol hides that.",
         ),
     }
 

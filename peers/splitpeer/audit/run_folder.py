@@ -18,6 +18,7 @@ from splitpeer.audit.judge import Judge, Outcome
 from splitpeer.audit.rehearsal import Rehearsed
 from splitpeer.report.model import AuditRun, Effort, Entry, Privacy, Promise, RunLevel, RunNetwork, Source
 from splitpeer.report.store import ARRAYS, ATTACK, save_run
+from splitpeer.report.words import COLLUSION, MEMBERSHIP
 from splitproto.tensors import DTYPES
 
 FLOOR = "mean image of other patients"
@@ -30,10 +31,6 @@ MALICIOUS = (
 OTHERS = (
     "Attribute inference, such as sex, age or scanner.",
     "Attacks with more computation, more similar images or more releases than stated with each figure.",
-)
-MEMBERSHIP = "Membership inference: whether a patient was among those that the network learned from."
-COLLUSION = (
-    "Parties that work together, such as the coordinator and a hospital that share what they received."
 )
 
 
@@ -96,6 +93,7 @@ class RunFolder:
             modality=outcome.modality,
             site=view.site,
             reads=view.reads,
+            clear=view.clear,
             adaptive=result.adaptive or not view.defended,
             defences=applied(view),
             gradient_defences=view.gradient_defences,

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from statistics import fmean
 
+from splitpeer.attacks.collusion import remaining
 from splitpeer.audit.capture_audit import CaptureAudit
 from splitpeer.audit.cohort import Cohort, cut, shadow
 from splitpeer.audit.experiment import Experiment, parse_order
@@ -14,16 +16,18 @@ from splitpeer.audit.judge import make_judge
 from splitpeer.audit.released import (
     FrozenSeat,
     Onlooker,
+    all_collude,
     known_partners,
     most_in_bank,
+    others_of,
     promises,
     quiet,
-    read,
     sent,
     sum_of,
     sums_of,
 )
 from splitpeer.audit.run_folder import OTHERS, RunFolder
+from splitpeer.audit.wider import colluding_experiment
 from splitpeer.data.layouts import find_labels
 from splitpeer.data.phantom.cohort import write_phantom
 from splitpeer.data.pseudonym import load_salt, pseudonym
@@ -38,6 +42,7 @@ from splitpeer.report.model import Source
 from splitpeer.settings.job import JobConfig
 from splitpeer.site import first_weights
 from splitpeer.storage.bank import Bank
+from splitpeer.training.sums import over_seats
 from splitproto.messages import Job, Seat
 
 SEAT = "t1"
@@ -53,8 +58,20 @@ SITE_ATTACKS = ("gradient-norm",)
 SHADOW = 400
 """Images that the adversary draws from its strangers."""
 SUM = "sum"
-READ = {SUM: "the sum", "others-known": "one hospital's values"}
+KNOWN, COLLUDE = "others-known", "others-collude"
+READ = {
+    SUM: "the sum",
+    KNOWN: "one hospital's values",
+    COLLUDE: "one hospital's values and all others' images",
+}
 """Folder of an attack on the private demo, and what it reads."""
+SEARCH = "sum-search:steps=120,width=16,iterations=50"
+"""Of the sum, beside `ATTACKS`; it begins with their network."""
+LEFT_OUT = (
+    "Neighbouring slices of a sum, and the coordinator with one hospital, are left out for time. Of a plain job, "
+    "splitpeer audit --sweep measures both ([sweep] neighbours and collusion).",
+    "Membership of the patients from whom the encoders learned before the run.",
+)
 SYNTHETIC = (
     "These are synthetic patients and short attacks: the figures show the mechanism, and are no bound on what better "
     "ones find in the sum. The adversary holds the encoders of all hospitals, which a real coordinator does not."
@@ -151,8 +168,8 @@ def attack_sums(federation: Federation, job: PrivateJob, page: Path, progress: P
         opened = experiment.open_folder(
             federation.folder / "attack" / name, commands=("splitpeer demo --private",), notes=(SYNTHETIC,)
         )
-        opened.not_tested, opened.promises = OTHERS, promises(parties)
-        for attack in ATTACKS:
+        opened.not_tested, opened.promises = (*LEFT_OUT, *OTHERS), promises(parties)
+        for attack in (*ATTACKS, SEARCH) if name == SUM else ATTACKS:
             found = _run(progress, experiment, opened, (attack,)).values()
             title = f"{attack.partition(':')[0]} on {READ[name]}"
             figures[f"{title}, ssim"] = max(found, default=0.0)
@@ -179,17 +196,24 @@ def _experiments(federation: Federation, job: PrivateJob) -> Iterator[tuple[str,
     strangers = Cohort.read(folder, tuple(SITES.values()), salt=salt[::-1], convention="msd")
     others, truth = shadow(strangers, window, SHADOW), cut(cohort, samples, window)
     parts = _parts(federation, job, config, on_wire)
-    own = [part for part in parts if part.seat.name == SEAT]
-    values = sent(own, samples, {SEAT: truth.images[SEAT]})
+    own, sums = [part for part in parts if part.seat.name == SEAT], sums_of(bank, samples)
+    theirs = sent([part for part in parts if part.seat.name != SEAT], samples, truth.images)
+    # What the coordinator and all others have together: the sum without their own parts.
+    left = remaining(sums, [over_seats(by_seat) for by_seat in theirs.values()], on_wire.fusion)
     judge = make_judge(tuple(SITES.values()), truth, others, finder_steps=150)
     source = Source(role="coordinator", site=HUB, federation=config.job.name, run=bank.contents.run.hex())
     sites = on_wire.fusion.parties
     for name, of, reads, levels in (
-        ("others-known", own, known_partners(sites), read(values, on_wire.fusion)),
-        (SUM, parts, sum_of(sites), sums_of(bank, samples)),
+        (KNOWN, own, known_partners(sites), left),
+        (SUM, parts, sum_of(sites), sums),
     ):
         one = Onlooker(on_wire, tuple(of), own[0].site, (), reads, SITES, seed=job.seed)
-        yield name, one.experiment(samples, levels, judge, others, source), sites
+        experiment = one.experiment(samples, levels, judge, others, source)
+        yield name, experiment, sites
+        if name == KNOWN:
+            together = colluding_experiment(experiment, others_of(parts, own[0].site))
+            view = replace(together.view, summed=all_collude(sites))
+            yield COLLUDE, replace(together, view=view), sites
 
 
 def _parts(federation: Federation, job: PrivateJob, config: JobConfig, on_wire: Job) -> list[FrozenSeat]:

@@ -90,9 +90,19 @@ class Configuration:
     """By region."""
 
     @property
+    def alone(self) -> list[ReportFinding]:
+        """Attacks on images without the help of hospitals; where there is none, all."""
+        return [finding for finding in self.images if not finding.entry.clear] or self.images
+
+    @property
+    def helped(self) -> bool:
+        """Whether hospitals showed the coordinator their images in all of its attacks."""
+        return bool(self.images) and all(finding.entry.clear for finding in self.images)
+
+    @property
     def worst_image(self) -> ReportFinding | None:
-        """The attack on images that recovered most."""
-        return worst(self.images)
+        """The attack on images that recovered most, without the help of hospitals where there is any such."""
+        return worst(self.alone)
 
     @property
     def worst_mask(self) -> ReportFinding | None:

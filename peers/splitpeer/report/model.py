@@ -165,6 +165,8 @@ class Entry(ReportPart):
     """As `splitpeer.leakage` names them (ssim, ..., tumour_dice; auc, dice_otsu, ...); empty without truth."""
     reads: str = ""
     """What the adversary reads beyond one seat's tensors; as in the title."""
+    clear: tuple[str, ...] = ()
+    """Modalities whose images hospitals that work with it showed it."""
     rows: tuple[int, ...] | None = None
     """Which rows of the truth arrays the attack's rows are, in order; None: all, or the first."""
 

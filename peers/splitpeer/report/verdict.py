@@ -64,16 +64,19 @@ def images(found: Sequence[Configuration]) -> Answer:
             details=("Without the true images, or without an adversary who knows the defence, no figure says "
                      "how much was recovered.",),
         )  # fmt: skip
-    first, most = judged[0]
-    details = [_image_sentence(finding) for finding in _by_place(first.images)]
+    # A question of the coordinator: what it sees with the help of hospitals is told after that.
+    alone = [pair for pair in judged if not pair[0].helped] or judged
+    first, most = alone[0]
+    details = [_image_sentence(finding) for finding in _by_place(first.alone)]
     details += _patient_by_patient(first)
     details += _beyond_likeness(first)
     details.append(_assumed(most))
-    best, least = judged[-1]
+    best, least = alone[-1]
     if best is not first and least.leaked < most.leaked:
         details.append(
             f"Least was seen {under(best.name)}: {least.word} ({_likeness(least)}){_tumour_words(best)}."
         )
+    details += [_helped_sentence(finding) for one, finding in judged if one.helped and one is not first]
     short = f"{upper_first(most.word)}, {under(first.name)}."
     return Answer(question, short, most.band, tuple(details))
 
@@ -187,7 +190,12 @@ def _by_place(findings: Sequence[ReportFinding]) -> list[ReportFinding]:
 def _likeness(finding: ReportFinding) -> str:
     score = finding.strongest.scores["ssim"]
     floor = highest_floor(score)
-    beside = "" if floor is None else f"; an average image reaches {floor:.2f}"
+    who = (
+        f"{' and '.join(finding.entry.clear)} alone show"
+        if finding.entry.clear
+        else "an average image reaches"
+    )
+    beside = "" if floor is None else f"; {who} {floor:.2f}"
     return f"likeness {score.mean:.2f} of 1{_between(score)}{beside}"
 
 
@@ -215,6 +223,13 @@ def _image_sentence(finding: ReportFinding) -> str:
     tail = f"; worst tenth of patients {score.worst:.2f}" if several else ""
     what = f"{finding.where}: {finding.word}"
     return f"{what} by {lower_first(finding.entry.title)} ({_likeness(finding)}{tail})."
+
+
+def _helped_sentence(finding: ReportFinding) -> str:
+    return (
+        f"With hospitals that show it {' and '.join(finding.entry.clear)} of the same patient, {finding.where} by "
+        f"{lower_first(finding.entry.title)} ({_likeness(finding)})."
+    )
 
 
 def _beyond_likeness(one: Configuration) -> list[str]:

@@ -34,6 +34,12 @@ MAIN = (
 )  # fmt: skip
 DECIBEL = ("psnr", "psnr_plain")
 
+MEMBERSHIP = "Membership inference: whether a patient was among those that the network learned from."
+COLLUSION = (
+    "Parties that work together, such as the coordinator and a hospital that share what they received."
+)
+UNLESS_TESTED = (MEMBERSHIP, COLLUSION)
+"""What a run says that did not test it."""
 NEVER_TESTED = (
     "Attacks that nobody has published yet, and more effort than was spent here: more computation, more views, "
     "more images of other patients.",

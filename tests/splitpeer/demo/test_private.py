@@ -60,7 +60,8 @@ def test_hospitals_show_their_patients_once(federation: Federation) -> None:
 @pytest.fixture
 def ran(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """The command at toy size, with five real daemons; only the attacks are cut short."""
-    monkeypatch.setattr(leak, "ATTACKS", ("pca", "whitebox:iterations=3", "inverse:steps=4"))
+    monkeypatch.setattr(leak, "ATTACKS", ("pca", "whitebox:iterations=3", "inverse:steps=4,width=4"))
+    monkeypatch.setattr(leak, "SEARCH", "sum-search:steps=4,width=4,iterations=2")
     monkeypatch.setattr(leak, "make_judge", partial(leak.make_judge, tumour=False))
     former = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
     out = tmp_path / "demo"
@@ -79,16 +80,24 @@ def test_the_command_says_what_the_coordinator_could_see(ran: Path) -> None:
     assert set(summary["leakage"]) == {
         f"{attack} on {what}, ssim"
         for attack in ("pca", "whitebox", "inverse")
-        for what in ("the sum", "the sum, mean over contrasts", "one hospital's values")
-    }
+        for what in ("the sum", "the sum, mean over contrasts", "one hospital's values",
+                     "one hospital's values and all others' images")
+    } | {"sum-search on the sum, ssim", "sum-search on the sum, mean over contrasts, ssim"}  # fmt: skip
     said = json.loads((ran / "report.json").read_text())
     assert {row["name"] for row in said["configurations"]} == {
         "secure sum of 4 hospitals",
         "secure sum of 4 hospitals, others known",
+        "secure sum of 4 hospitals, others known with their images",
     }
     runs = {Path(one["path"]).name: one["run"] for one in said["folders"]}
     # Of the sum every contrast is judged.
-    assert {name: len(run["entries"]) for name, run in runs.items()} == {"sum": 12, "others-known": 3}
+    counts = {"sum": 16, "others-known": 3, "others-collude": 3}
+    assert {name: len(run["entries"]) for name, run in runs.items()} == counts
+    # A collusion is held against what the others' images show without anything that was sent.
+    for entry in runs["others-collude"]["entries"]:
+        assert any(floor.startswith("drawn from ") for floor in entry["scores"]["ssim"]["floors"])
+    assert not any("Parties that work together" in line for line in said["not_tested"])
+    assert runs["sum"]["patients"] and "Neighbouring slices of a sum" in " ".join(said["not_tested"])
     for run in runs.values():
         capture = run["capture"]
         assert (capture["frozen"], capture["summed"], capture["rehearsal"], capture["samples"]) == (

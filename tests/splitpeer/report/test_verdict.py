@@ -177,3 +177,17 @@ def test_one_naive_attack_beside_two_adaptive_ones_is_listed_once() -> None:
     assert [(f.entry.id, f.naive.id) for f in findings] == [("one", "naive"), ("many", "naive")]
     rows = attack_rows([Card(finding, number) for number, finding in enumerate(findings)])
     assert [row["entry"].id for row in rows] == ["one", "naive", "many"]
+
+
+def test_what_hospitals_add_neither_answers_nor_reassures() -> None:
+    """A high floor of their images must not make the coordinator's own result "no more than an average image"."""
+    helped = entry("joined", 0.5, clear=("T2",), reads="with T2 in clear", defences=("secure sum, helped",))
+    high = {"ssim": Score(0.5, None, None, 0.5, 8, 8, {"drawn from T2 of the same patient": 0.6})}
+    images, *_ = answer(
+        entry("alone", 0.4, defences=("secure sum",)), helped.model_copy(update={"scores": high})
+    )
+    assert images.band.rank > 0 and "alone" in said(images)
+    assert "With hospitals that show it T2 of the same patient, T1 by joined" in said(images)
+    assert "T2 alone show 0.60" in said(images) and "average image reaches 0.60" not in said(images)
+    only, *_ = answer(helped)
+    assert "T2 alone show" in said(only)
