@@ -63,7 +63,7 @@ _PRIVATE = PrivateJob()
     type=click.IntRange(1),
     default=_PRIVATE.pretraining_steps,
     show_default=True,
-    help="With --private: steps of each hospital's encoder before the run.",
+    help="With --private: steps of the encoders, as one network, before the run.",
 )
 @click.pass_context
 def demo(
@@ -107,12 +107,13 @@ def demo(
         console.rule("4 of 4: what the coordinator and one hospital recorded is attacked")
         leaked = _attack(federation, console)
     pictures = draw(out, federation.data, federation.results, rows)
-    summary = _summary(result, alone, leaked, time.monotonic() - started)
+    summary = _summary(federation, result, alone, leaked, time.monotonic() - started)
     write_summary(out / "summary.json", summary)
     _show_tables(console, rows, result, alone)
     console.print(
-        f"{summary['steps']} steps, {summary['bytes_per_step'] / 1e6:.1f} MB a step on the wire ({summary['tls']}), "
-        f"{summary['seconds']} s"
+        f"{summary['steps']} steps, {summary['bytes_per_step'] / 1e6:.1f} MB a step on the wire ({summary['tls']}); "
+        f"the hospitals sent {summary['sent_bytes'] / 1e6:.1f} MB in all; {summary['seconds']} s",
+        highlight=False,
     )
     files = (*pictures, *([out / REPORT] if leak else []), out / "summary.json")
     console.print("look at: " + ", ".join(map(str, files)))
@@ -145,10 +146,10 @@ def _private(out: Path, job: PrivateJob, *, leak: bool) -> None:
     refuse_second_run(federation)
     console.rule("1 of 4: a phantom for five parties, and encoders made of other patients")
     _prepare(federation, leak=False)
-    pretrain_all(
-        federation, job, len(os.sched_getaffinity(0)),
-        lambda modality: console.print(f"  encoder of {modality}: trained on {job.strangers} other patients"),
-    )  # fmt: skip
+    console.print(
+        f"one hospital trains the encoders of all on {job.strangers} other patients, and hands them over"
+    )
+    pretrain_all(federation, job, len(os.sched_getaffinity(0)))
     console.rule("2 of 4: each window leaves once, masked; the hospitals stop; the coordinator trains")
     _train(federation, console, out)
     console.rule("3 of 4: results")
@@ -159,14 +160,14 @@ def _private(out: Path, job: PrivateJob, *, leak: bool) -> None:
         console.rule("4 of 4: what the coordinator kept is attacked")
         leaked = _attack(federation, console, job)
     pictures = draw(out, federation.data, federation.results, rows)
-    summary = _summary(result, {}, leaked, time.monotonic() - started) | {
-        "released_bytes": result["released_bytes"],
-    }
+    summary = _summary(federation, result, {}, leaked, time.monotonic() - started)
     write_summary(out / "summary.json", summary)
     console.print(dice_table(rows))
     console.print(
-        f"{summary['steps']} steps with no hospital online; {summary['released_bytes'] / 1e6:.1f} MB travelled "
-        f"({summary['tls']}), {summary['seconds']} s. The plain demo is the same command without --private."
+        f"The hospitals sent {summary['sent_bytes'] / 1e6:.1f} MB in all ({summary['tls']}). Their processes had ended "
+        f"when step {summary['steps_with_hospitals'] or 0} of {summary['steps']} was made; the coordinator's ran for "
+        f"{summary['alone_s']} s more. {summary['seconds']} s. The plain demo is the same command without --private.",
+        highlight=False,
     )
     files = (*pictures, *([out / REPORT] if leak else []), out / "summary.json")
     console.print("look at: " + ", ".join(map(str, files)))
@@ -262,7 +263,11 @@ def _show_tables(
 
 
 def _summary(
-    result: Mapping[str, Any], alone: Mapping[str, Reached], leaked: Mapping[str, float], seconds: float
+    federation: Federation,
+    result: Mapping[str, Any],
+    alone: Mapping[str, Reached],
+    leaked: Mapping[str, float],
+    seconds: float,
 ) -> dict[str, Any]:
     """`summary.json`."""
     return {
@@ -273,6 +278,9 @@ def _summary(
         "sites": len(result["sites"]),
         "tls": result["tls"],
         "bytes_per_step": result["bytes_per_step"],
+        "sent_bytes": federation.sent_bytes(),
+        "steps_with_hospitals": federation.steps_with_hospitals,
+        "alone_s": round(federation.alone_s, 1),
         "patients": {
             "training": result["patients"] - result["validation"],
             "validation": result["validation"],

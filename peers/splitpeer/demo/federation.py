@@ -23,13 +23,15 @@ from typing import Any
 from splitpeer.demo.supervisor import AGAIN, Supervisor, cause
 from splitpeer.errors import JobFailed
 from splitpeer.settings.loading import to_toml
-from splitpeer.storage import durable
+from splitpeer.storage import durable, reading
 from splitproto import pki
 
 FEDERATION = "brats-demo"
 HUB = "hub"
 SITES = {f"hospital-{modality}": modality for modality in ("flair", "t1", "t1ce", "t2")}
 TIMED_OUT = 3
+MAX_STATUS = 1 << 20
+"""Bytes of a daemon's status.json."""
 FIRST_S = 2.0
 """How much later than its sites the coordinator may end and still have its result count."""
 
@@ -107,6 +109,10 @@ class Federation:
         environment = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
         self._supervisor = Supervisor(environment, tell, self._again)
         self._curious: dict[str, dict[str, Any]] = {}
+        self.steps_with_hospitals: int | None = None
+        """Steps that had been made when the last hospital's process ended; None: one ran as long as the coordinator."""
+        self.alone_s = 0.0
+        """How long the coordinator's process ran after that."""
 
     def render(self, progress: Callable[[int, int], None]) -> None:
         """Make the patients, or find them there. Raises DataError."""
@@ -178,15 +184,19 @@ class Federation:
         Raises:
             JobFailed: a daemon stays down, with the last line of its log.
         """
+        left = 0.0
         try:
             while (code := self._supervisor.ended(HUB)) is None:
                 self._supervisor.tend()
+                if self.steps_with_hospitals is None and not any(site in self.pids() for site in SITES):
+                    self.steps_with_hospitals, left = self._steps(), time.monotonic()
                 for site in SITES:
                     if self._supervisor.ended(site) not in (None, 0):
                         raise JobFailed(self._why(site))
                 time.sleep(0.1)
             if code != 0:
                 raise JobFailed(f"the coordinator {cause(code)}")
+            self.alone_s = time.monotonic() - left if self.steps_with_hospitals is not None else 0.0
         finally:
             self.stop()
 
@@ -206,6 +216,11 @@ class Federation:
         """Have a party record what it legitimately sees; `limits` as in [capture] of its peer.toml."""
         self._curious[site] = limits
 
+    def sent_bytes(self) -> int:
+        """Octets that the hospitals' processes have sent, all four, from the first to the last, by their own count."""
+        boards = (self.folder / site / "state" / "status.json" for site in SITES)
+        return sum(int(reading.document(path, MAX_STATUS)["work"]["octets_out"]) for path in boards)
+
     def last_line(self, site: str) -> str:
         """The last line of a site's log."""
         lines = (self.folder / site / "log.txt").read_text(errors="replace").strip().splitlines()
@@ -222,6 +237,13 @@ class Federation:
         if site in self._curious:
             settings["capture"] = self._curious[site]
         _write(folder / "peer.toml", to_toml(settings))
+
+    def _steps(self) -> int:
+        """Steps that the coordinator has made."""
+        try:
+            return (self.results / "metrics.jsonl").read_text().count("\n")
+        except FileNotFoundError:
+            return 0
 
     def _again(self, name: str, code: int) -> bool:
         # A coordinator that waits for a stopped site would wait for ever.

@@ -74,7 +74,8 @@ LEFT_OUT = (
 )
 SYNTHETIC = (
     "These are synthetic patients and short attacks: the figures show the mechanism, and are no bound on what better "
-    "ones find in the sum. The adversary holds the encoders of all hospitals, which a real coordinator does not."
+    "ones find in the sum; docs/private.md has the result of longer ones. The adversary holds the encoders of all "
+    "hospitals, which a real coordinator does not, unless the hospital that made them tells."
 )
 
 Progress = Callable[[str, int, int], None]
@@ -224,7 +225,7 @@ def _parts(federation: Federation, job: PrivateJob, config: JobConfig, on_wire: 
         half = client_half(on_wire, backbone, seat, (), key=bytes(32), seed=job.seed, device="cpu")
         first_weights.give(
             half.network,
-            federation.folder / job.encoders / f"{modality}.safetensors",
+            federation.folder / site / job.weights(site),
             on_wire,
             backbone,
             seat,

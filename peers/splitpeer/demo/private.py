@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor, as_completed
+import subprocess
+import sys
 from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 from splitpeer.demo.federation import HUB, SITES, DemoJob, Federation
-from splitpeer.errors import ConfigError
+from splitpeer.errors import ConfigError, JobFailed
 from splitpeer.site.shown import NAME as RELEASED
 
 OTHERS = 2000
 """Added to the seed: patients from whom the encoders learn; neither the run's nor the adversary's."""
-CACHE_MIB = 1024
+MAKER = next(iter(SITES))
+"""The hospital that makes all encoders."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class PrivateJob(DemoJob):
     widths: tuple[int, ...] = (1, 1, 2, 4, 8)
     """Channels of the levels that leave."""
     strangers: int = 96
-    """Phantom patients, as a public data set, on whose images and masks each encoder is trained beforehand."""
+    """Phantom patients, as a public data set, on whose images and masks the encoders are trained beforehand."""
     pretraining_steps: int = 300
 
     def toml(self) -> dict[str, Any]:
@@ -33,6 +33,14 @@ class PrivateJob(DemoJob):
         settings = super().toml()
         settings["model"] |= {"fusion": "secure-sum", "widths": list(self.widths)}
         settings["training"] |= {"encoders": "frozen"}
+        settings["evaluation"]["overlap"] = 0.0
+        settings["pretraining"] = {
+            "data": "phantom",
+            "patients": self.strangers,
+            "cohort": self.seed + OTHERS,
+            "encoders": "together",
+            "steps": self.pretraining_steps,
+        }
         return settings
 
     def policy(self, site: str) -> dict[str, Any]:
@@ -41,66 +49,36 @@ class PrivateJob(DemoJob):
         return super().policy(site) | {"preset": "private", "partners": others, "min_partners": len(others)}
 
     def weights(self, site: str) -> str:
-        """Relative to the site's folder."""
-        return f"../{self.encoders}/{SITES[site]}.safetensors"
-
-    @property
-    def encoders(self) -> str:
-        """Folder of what is trained beforehand; another for other settings."""
+        """In the site's folder; another file for other settings."""
         parts = (self.seed, self.strangers, self.pretraining_steps, self.batch, *self.widths)
-        return "encoders-" + "-".join(map(str, parts))
+        return f"encoder-{'-'.join(map(str, parts))}.safetensors"
 
 
-def pretrain_all(federation: Federation, job: PrivateJob, workers: int, done: Callable[[str], None]) -> None:
-    """Make the encoder of each hospital that has none yet, as `splitpeer pretrain` does, in `workers` processes.
+def pretrain_all(federation: Federation, job: PrivateJob, threads: int) -> None:
+    """Make the hospitals' encoders, unless they are there: one trains those of all, and hands each other its own.
+
+    The command is a hospital's own, and the terminal shows what it says; an interrupted one continues.
 
     Args:
-        federation: its job.toml is written.
-        done: called with each modality.
+        federation: all its files are written.
+        threads: that the training may use.
+
+    Raises:
+        JobFailed: the command did.
     """
-    from splitpeer.data.phantom.cohort import write_phantom
-
-    strangers = federation.folder / f"public-{job.strangers}"
-    write_phantom(strangers, job.strangers, seed=job.seed + OTHERS)
-    folder = federation.folder / job.encoders
-    folder.mkdir(exist_ok=True)
-    wanted = [m for m in SITES.values() if not (folder / f"{m}.safetensors").exists()]
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        running = {
-            pool.submit(_pretrain, federation.hub / "job.toml", strangers, modality, folder, job): modality
-            for modality in wanted
-        }
-        for future in as_completed(running):
-            future.result()
-            done(running[future])
-
-
-def _pretrain(job_file: Path, strangers: Path, modality: str, folder: Path, job: PrivateJob) -> None:
-    import torch
-
-    from splitpeer.data.normalisation import Normaliser
-    from splitpeer.data.rules import Rules
-    from splitpeer.pretraining.course import Planned, pretrain, stage_of
-    from splitpeer.pretraining.encoder_file import EncoderFacts
-    from splitpeer.pretraining.examples import ImageSource
-    from splitpeer.pretraining.sources import Preparation, public
-    from splitpeer.settings.job import JobConfig
-
-    torch.set_num_threads(1)
-    config = JobConfig.load(job_file)
-    task, backbone = config.task.task("msd"), config.model.backbone()
-    grid = Preparation((), lambda modality: Normaliser(), Rules(), CACHE_MIB)
-
-    def source() -> ImageSource:
-        opened = public(strangers, "folder", {modality: (modality,)}, grid, strangers / "labels", task)
-        return ImageSource(opened.channels, opened.labels, lambda: set())
-
-    stage = stage_of(
-        config, "phantom", labels=True, steps=job.pretraining_steps,
-        seed=None, channels=task.channels, exclusive=False, device="cpu",
-    )  # fmt: skip
-    facts = EncoderFacts.of(backbone, (modality,), ("zscore-nonzero",), (), config.data.window)
-    pretrain([Planned(stage, source)], backbone, facts, folder / f"{modality}.safetensors", force=False)
+    folder, made_for = federation.folder, federation.folder / MAKER / "partners"
+    own = folder / MAKER / job.weights(MAKER)
+    if not own.exists():
+        files = ("--config", str(folder / MAKER / "peer.toml"), "--job", str(federation.hub / "job.toml"))
+        command = (
+            sys.executable, "-m", "splitpeer.cli", "pretrain", *files, "--recipe", "--for-partners", str(made_for),
+            "--out", str(own), "--set", f"runtime.threads={threads}",
+        )  # fmt: skip
+        if code := subprocess.run(command, check=False).returncode:
+            raise JobFailed(f"splitpeer pretrain ended with exit code {code}: its last line says why")
+    for site, modality in SITES.items():
+        if (made := made_for / f"{modality}.safetensors").exists():
+            made.rename(folder / site / job.weights(site))
 
 
 def refuse_second_run(federation: Federation) -> None:

@@ -16,8 +16,9 @@ import pytest
 from splitpeer.cli import main
 from splitpeer.demo import leak
 from splitpeer.demo.federation import SITES, Federation
-from splitpeer.demo.private import PrivateJob, refuse_second_run
+from splitpeer.demo.private import MAKER, PrivateJob, refuse_second_run
 from splitpeer.errors import ConfigError
+from splitpeer.pretraining import encoder_file
 from splitpeer.settings.job import JobConfig
 from splitpeer.settings.peer import PeerConfig
 
@@ -44,8 +45,8 @@ def test_the_job_and_every_hospital_are_private(federation: Federation) -> None:
 
 def test_weights_are_those_of_the_settings(federation: Federation) -> None:
     settings = tomllib.loads((federation.folder / "hospital-t1" / "peer.toml").read_text())
-    assert settings["model"]["weights"] == f"../{JOB.encoders}/t1.safetensors"
-    assert PrivateJob(strangers=5).encoders != PrivateJob(strangers=6).encoders
+    assert settings["model"]["weights"] == JOB.weights("hospital-t1")
+    assert PrivateJob(strangers=5).weights("hospital-t1") != PrivateJob(strangers=6).weights("hospital-t1")
 
 
 def test_hospitals_show_their_patients_once(federation: Federation) -> None:
@@ -106,6 +107,17 @@ def test_the_command_says_what_the_coordinator_could_see(ran: Path) -> None:
             False,
             1,
         )
+    # No hospital's process ran while the decoder was trained.
+    assert (summary["steps"], summary["steps_with_hospitals"]) == (2, 0)
+    assert (
+        summary["sent_bytes"] > 4 * 96 * 27_072
+    )  # patients and slices; 24 windows each of widths 1, 1, 2, 4, 8
+    made = {
+        site: encoder_file.read(next((ran / site).glob("encoder-*.safetensors"))).described for site in SITES
+    }
+    assert len({one.of_network for one in made.values()}) == 1
+    assert [one.modalities for one in made.values()] == [(modality,) for modality in SITES.values()]
+    assert not list((ran / MAKER / "partners").iterdir())
     page = (ran / "report.html").read_text()
     for words in (
         "What the coordinator can see", "What the coordinator cannot see", "Nothing: no gradient is sent.",
