@@ -31,9 +31,15 @@ _PRIVATE = PrivateJob()
 
 @click.command()
 @click.option("--out", type=FILE, default=Path("runs/demo"), show_default=True, help="Everything goes here.")
-@click.option("--patients", type=click.IntRange(4), default=_DEFAULT.patients, show_default=True)
+@click.option(
+    "--patients",
+    type=click.IntRange(4),
+    help=f"Default: {_DEFAULT.patients}, with --private {_PRIVATE.patients}.",
+)
 @click.option("--validation", type=click.IntRange(1), default=_DEFAULT.validation, show_default=True)
-@click.option("--steps", type=click.IntRange(1), default=_DEFAULT.steps, show_default=True)
+@click.option(
+    "--steps", type=click.IntRange(1), help=f"Default: {_DEFAULT.steps}, with --private {_PRIVATE.steps}."
+)
 @click.option("--seed", type=click.IntRange(0), default=_DEFAULT.seed, show_default=True)
 @click.option("--device", default=_DEFAULT.device, show_default=True, help='"cpu", "cuda" or "auto".')
 @click.option("--leak/--no-leak", default=True, show_default=True, help="Record, attack and report.")
@@ -80,6 +86,7 @@ def demo(
     """Four hospitals and a coordinator on this machine train one network over TLS."""
     private_files()
     _refuse_contradictions(context, private=private)
+    settings = {name: value for name, value in settings.items() if value is not None}
     if private:
         job = PrivateJob(**settings, strangers=strangers, pretraining_steps=pretraining_steps)
         _private(out, job, leak=leak)
