@@ -170,10 +170,16 @@ def _private(out: Path, job: PrivateJob, *, leak: bool) -> None:
     summary = _summary(federation, result, {}, leaked, time.monotonic() - started)
     write_summary(out / "summary.json", summary)
     console.print(dice_table(rows))
+    present = summary["steps_with_hospitals"]
     console.print(
-        f"The hospitals sent {summary['sent_bytes'] / 1e6:.1f} MB in all ({summary['tls']}). Their processes had ended "
-        f"when step {summary['steps_with_hospitals'] or 0} of {summary['steps']} was made; the coordinator's ran for "
-        f"{summary['alone_s']} s more. {summary['seconds']} s. The plain demo is the same command without --private.",
+        f"The hospitals sent {summary['sent_bytes'] / 1e6:.1f} MB in all ({summary['tls']}). "
+        + (
+            "Their processes ran to the end. "
+            if present is None
+            else f"Of {summary['steps']} steps, {summary['steps'] - present} were made when all of their processes had "
+            f"ended, in {summary['alone_s']} s. "
+        )
+        + f"{summary['seconds']} s in all. The plain demo is the same command without --private.",
         highlight=False,
     )
     files = (*pictures, *([out / REPORT] if leak else []), out / "summary.json")

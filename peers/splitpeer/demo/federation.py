@@ -189,7 +189,7 @@ class Federation:
             while (code := self._supervisor.ended(HUB)) is None:
                 self._supervisor.tend()
                 if self.steps_with_hospitals is None and not any(site in self.pids() for site in SITES):
-                    self.steps_with_hospitals, left = self._steps(), time.monotonic()
+                    self.steps_with_hospitals, left = self.steps(), time.monotonic()
                 for site in SITES:
                     if self._supervisor.ended(site) not in (None, 0):
                         raise JobFailed(self._why(site))
@@ -221,6 +221,14 @@ class Federation:
         boards = (self.folder / site / "state" / "status.json" for site in SITES)
         return sum(int(reading.document(path, MAX_STATUS)["work"]["octets_out"]) for path in boards)
 
+    def steps(self) -> int:
+        """Steps that the coordinator has made."""
+        try:
+            # A line may be half written, and evaluations have lines too.
+            return (self.results / "metrics.jsonl").read_text().count('"loss"')
+        except FileNotFoundError:
+            return 0
+
     def last_line(self, site: str) -> str:
         """The last line of a site's log."""
         lines = (self.folder / site / "log.txt").read_text(errors="replace").strip().splitlines()
@@ -237,13 +245,6 @@ class Federation:
         if site in self._curious:
             settings["capture"] = self._curious[site]
         _write(folder / "peer.toml", to_toml(settings))
-
-    def _steps(self) -> int:
-        """Steps that the coordinator has made."""
-        try:
-            return (self.results / "metrics.jsonl").read_text().count("\n")
-        except FileNotFoundError:
-            return 0
 
     def _again(self, name: str, code: int) -> bool:
         # A coordinator that waits for a stopped site would wait for ever.

@@ -49,6 +49,15 @@ def test_weights_are_those_of_the_settings(federation: Federation) -> None:
     assert PrivateJob(strangers=5).weights("hospital-t1") != PrivateJob(strangers=6).weights("hospital-t1")
 
 
+def test_steps_are_counted_while_they_are_made(federation: Federation) -> None:
+    assert federation.steps() == 0
+    federation.results.mkdir()
+    (federation.results / "metrics.jsonl").write_text(
+        '{"step": 1, "loss": 3}\n{"step": 1, "dice": {}}\n{"step": 2, "lo'
+    )
+    assert federation.steps() == 1
+
+
 def test_hospitals_show_their_patients_once(federation: Federation) -> None:
     refuse_second_run(federation)
     state = federation.folder / "hospital-t2" / "state"
@@ -107,8 +116,6 @@ def test_the_command_says_what_the_coordinator_could_see(ran: Path) -> None:
             False,
             1,
         )
-    # The hospitals' processes had ended before the coordinator's (of 2 steps, the first may be made meanwhile).
-    assert summary["steps_with_hospitals"] is not None
     assert summary["sent_bytes"] > 4 * 96 * 27_072  # hospitals, windows, and octets of widths 1, 1, 2, 4, 8
     made = {
         site: encoder_file.read(next((ran / site).glob("encoder-*.safetensors"))).described for site in SITES
