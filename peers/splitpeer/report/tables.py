@@ -145,7 +145,7 @@ def read_and_not_read(runs: Sequence[tuple[Folder, AuditRun]]) -> dict[str, tupl
             "Which hospitals take part.",
         ),
         "What the coordinator cannot see": (
-            "Images, encoders and names: they never leave a hospital.",
+            "Images, encoders and names: none of them is sent to it.",
             "A single hospital's values. What it receives of each are integers that look random, because masks are "
             f"added that only the hospitals know and that cancel in the sum. {_holds(count)}",
             "What the encoder would say of a patient in another pose or after more training: nothing is asked twice."
