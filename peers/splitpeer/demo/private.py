@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -77,7 +78,10 @@ def pretrain_all(federation: Federation, job: PrivateJob, threads: int) -> None:
             sys.executable, "-m", "splitpeer.cli", "pretrain", *files, "--recipe", "--for-partners", str(made_for),
             "--out", str(own), "--set", f"runtime.threads={threads}",
         )  # fmt: skip
-        if code := subprocess.run(command, check=False).returncode:
+        # Threads that spin while they wait would take the time of others on a busy machine.
+        if code := subprocess.run(
+            command, env=os.environ | {"OMP_WAIT_POLICY": "PASSIVE"}, check=False
+        ).returncode:
             raise JobFailed(f"splitpeer pretrain ended with exit code {code}: its last line says why")
     for site, modality in SITES.items():
         if (made := made_for / f"{modality}.safetensors").exists():
