@@ -7,8 +7,7 @@ from contextlib import suppress
 from datetime import datetime
 
 from splitproto import partners
-from splitproto.errors import CertificateEnded, FusionMismatch, IdentityError
-from splitproto.identity import Identity
+from splitproto.errors import FusionMismatch, IdentityError
 from splitproto.messages import FusionKeys, Job, KeyOffer
 from splitproto.partners import Trust
 
@@ -45,7 +44,10 @@ class Relay:
         Raises:
             FusionMismatch: it proves nothing, or see `take`.
         """
-        identity = self._verify(offer, now)
+        with suppress(IdentityError):
+            # A file that is just being replaced must not end the site that joins.
+            self._trusted = self._trust()
+        identity = partners.verify(offer, self._run, self._terms, self._trusted, now)
         if identity.site != site:
             raise FusionMismatch(f"{site} sent the fusion key of site {identity.site}")
         self._check_key(site, offer.public)
@@ -59,31 +61,9 @@ class Relay:
         self._check_key(site, offer.public)
         self._offers[site], self._known[site] = offer, offer.public
 
-    def others(self, site: str, now: datetime) -> FusionKeys:
-        """What `site` is sent: SP-11.18-7: "ordered by the names of the sites".
-
-        Args:
-            now: with its time zone.
-
-        Raises:
-            CertificateEnded: an offer does not hold any more, as when its site is away and its certificate has ended.
-        """
-        others = {name: offer for name, offer in sorted(self._offers.items()) if name != site}
-        for name, offer in others.items():
-            try:
-                self._verify(offer, now)
-            except (FusionMismatch, IdentityError) as error:
-                # `site` would refuse it and end, for no fault of its own; so it dials again until there is a fresh one.
-                raise CertificateEnded(
-                    f"the fusion key of site {name} cannot be passed on now: {error.reason}"
-                ) from None
-        return FusionKeys(tuple(others.values()))
-
-    def _verify(self, offer: KeyOffer, now: datetime) -> Identity:
-        with suppress(IdentityError):
-            # A file that is just being replaced must not end the site that joins.
-            self._trusted = self._trust()
-        return partners.verify(offer, self._run, self._terms, self._trusted, now)
+    def others(self, site: str) -> FusionKeys:
+        """What `site` is sent: SP-11.18-7: "ordered by the names of the sites"."""
+        return FusionKeys(tuple(offer for name, offer in sorted(self._offers.items()) if name != site))
 
     def _check_key(self, site: str, public: bytes) -> None:
         if self._known.get(site, public) != public:

@@ -605,7 +605,7 @@ class RemoteSite:
         """
         if not link.begun:
             if self._relay is not None:
-                await link.send(self._relay.others(self.name, datetime.now(UTC)))
+                await link.send(self._relay.others(self.name))
             await link.send(Begin(self._committed, self._patients_in_use))
             link.begun = True
             for message in self._withdrawn:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import pytest
 
 from splitpeer.coordinator.relay import Relay
 from splitproto import partners, pki
-from splitproto.errors import CertificateEnded, FusionMismatch
+from splitproto.errors import FusionMismatch
 from splitproto.messages import Fusion, Job, KeyOffer, Level
 from splitproto.partners import Trust
 
@@ -43,7 +43,7 @@ def offer(folder: Path, site: str, **changed: Any) -> KeyOffer:
 
 def relay(folder: Path, known: dict[str, bytes] | None = None, crl: Path | None = None) -> Relay:
     listed = None if crl is None else crl.read_bytes()
-    ours = Trust.read("glioma", (folder / "ca.crt").read_bytes(), listed, {*SITES, "gone", "brief"})
+    ours = Trust.read("glioma", (folder / "ca.crt").read_bytes(), listed, {*SITES, "gone"})
     return Relay(RUN, JOB, lambda: ours, {} if known is None else known)
 
 
@@ -52,28 +52,7 @@ def test_it_passes_on_what_it_took_and_to_each_site_the_others(folder: Path) -> 
     for site in reversed(SITES):
         one.check(site, made[site], NOW)
         one.take(site, made[site])
-    assert one.others("b", NOW).partners == (made["a"], made["c"])
-
-
-def test_a_partner_whose_certificate_ends_while_it_is_away_ends_nobody(folder: Path) -> None:
-    """SP-11.18-7: its offer is passed on no more, and the others dial again until it is back with a new one."""
-    one, late = relay(folder), NOW + timedelta(days=4)
-    pki.issue(folder, "client", "brief", days=3, now=NOW)
-    one.take("a", offer(folder, "a"))
-    one.take("brief", offer(folder, "brief"))
-    assert len(one.others("a", NOW).partners) == 1
-    with pytest.raises(
-        CertificateEnded, match=r"^the fusion key of site brief cannot be passed on now: [^\n]*$"
-    ) as error:
-        one.others("a", late)
-    assert error.value.retry
-    assert len(one.others("brief", late).partners) == 1, "it is no partner of itself"
-    for ending in ("crt", "key"):
-        (folder / f"brief.{ending}").unlink()
-    pki.issue(folder, "client", "brief", days=300, now=late)
-    one.check("brief", offer(folder, "brief"), late)
-    one.take("brief", offer(folder, "brief"))
-    assert len(one.others("a", late).partners) == 1
+    assert one.others("b").partners == (made["a"], made["c"])
 
 
 def test_files_that_are_just_being_replaced_end_nobody(folder: Path) -> None:
