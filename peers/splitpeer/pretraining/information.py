@@ -1,10 +1,11 @@
 """Noise on what would leave, and a price on what gets through it: encoders learn to show the task and little else.
 
 A variational information bottleneck (Alemi et al., ICLR 2017, arXiv 1612.00410). The noise is that of the defence
-`gaussian`: as wide as `noise` times the root mean square of a sample's level. A value z then passes at most
-log(1 + z^2 / (noise * rms)^2) / 2 nats, the capacity of a Gaussian channel (Shannon 1948). The sum of these, per voxel
-of the window, is what `rate` is the price of. As the noise follows the rms, values become cheaper only by being zero
-in most places: those where the task does not need them.
+`gaussian`: as wide as `noise` times the root mean square of a sample's level. A value z is charged
+log(1 + z^2 / (noise * rms)^2) / 2 nats, as if it used a Gaussian channel of its own (Shannon 1948). `rate` is the
+price of a nat per voxel of the window. As the noise follows the rms, values become cheaper only by being zero in most
+places: those where the task does not need them. This is a price and no bound: rare values tell more than they are
+charged, as their places tell too. A level of n values passes at most n log(1 + 1 / noise^2) / 2 nats in one release.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ class InformationBottleneck:
         }
 
     def nats(self, sent: Mapping[str, np.ndarray]) -> float:
-        """What gets through at most, all samples and levels together."""
+        """What is charged, all samples and levels together."""
         return float(sum(np.log1p(self._signal(array)).sum() / 2 for array in sent.values()))
 
     def slope(self, sent: Mapping[str, np.ndarray]) -> Arrays:

@@ -192,6 +192,10 @@ class Pretraining(Section):
             raise ValueError('encoders = "together" learns from masks: set labels = "regions"')
         if self.noise and self.labels == "none":
             raise ValueError('noise is for encoders that learn from masks: set labels = "regions"')
+        if self.noise and self.own_steps:
+            raise ValueError(
+                "own_steps would teach encoders to show images again: set own_steps = 0 with noise"
+            )
         if self.rate and not self.noise:
             raise ValueError("rate is the price of what gets through noise: set noise too")
         return self

@@ -7,7 +7,7 @@ one run only (SP-11.17-11) it cannot be collected again: a list that was exporte
 from __future__ import annotations
 
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from splitpeer.errors import DataError
@@ -45,10 +45,11 @@ class Leaving:
             ConfigError, DiskTrouble: that they leave cannot be written down.
         """
         new = {key for key in listed if key in self._named} - self._through
-        known = len(self._named.people)
-        if len(new) > (most := self._data.most_leaving(known)):
+        # Consent is a person's: all their time points leave with one line of the list.
+        leaving, known = len(self._persons(new)), len(self._persons(self._named.people))
+        if leaving > (most := self._data.most_leaving(known)):
             raise DataError(
-                f"{self._data.withdrawn}: withdraws {len(new)} of the run's {known} patients at once, more than {most} "
+                f"{self._data.withdrawn}: withdraws {leaving} of the run's {known} persons at once, more than {most} "
                 "([data] max_withdrawn_at_once), so nothing is sent: if it is wrong, correct it; if it is right, raise "
                 "the limit; then start again"
             )
@@ -59,6 +60,9 @@ class Leaving:
             except OSError as error:
                 raise durable.refusal(error, f"{self._path}:", "[peer] state") from None
             self._through |= new
+
+    def _persons(self, keys: Iterable[bytes]) -> set[bytes]:
+        return {self._named.people[key] for key in keys}
 
     def _read(self) -> set[bytes]:
         try:

@@ -116,6 +116,7 @@ def test_interrupted_it_continues_bit_for_bit(desk: Desk, ends_at: Callable[[int
         ({"rate": 1.0, "noise": 0.0}, "rate is the price of what gets through noise"),
         ({"encoders": "apart", "labels": "none"}, "noise is for encoders that learn from masks"),
         ({"noise": -1.0}, "noise"),
+        ({"own_steps": 5}, "own_steps would teach encoders to show images again"),
     ],
 )
 def test_what_cannot_be_is_refused(desk: Desk, recipe: dict[str, object], said: str) -> None:

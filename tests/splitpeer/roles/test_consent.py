@@ -165,7 +165,7 @@ def test_many_at_once_wait_for_the_operator(scene, stage) -> None:
     listed(scene).write_text("\n".join([*PATIENTS[1:5], "somebody-else"]))
     for held in (site.inventory, lambda: site.forward(site.due()), lambda: site._read(asked)):
         with pytest.raises(
-            DataError, match=r"withdraws 4 of the run's 6 patients at once, more than 3 .*raise the limit"
+            DataError, match=r"withdraws 4 of the run's 6 persons at once, more than 3 .*raise the limit"
         ) as error:
             held()
         assert "\n" not in str(error.value)
@@ -180,13 +180,20 @@ def test_a_few_at_once_are_told_and_do_not_count_again(tmp_path: Path) -> None:
 
     Named(tmp_path).add((key, key) for key in keys)
     opened().check(keys[:3])
-    with pytest.raises(DataError, match="withdraws 2 of the run's 6 patients at once, more than 1 "):
+    with pytest.raises(DataError, match="withdraws 2 of the run's 6 persons at once, more than 1 "):
         opened(max_withdrawn_at_once=1).check(keys[:5])
     opened(max_withdrawn_at_once=1).check(keys[:4])
     opened(max_withdrawn_at_once=2).check(keys)
     stranger = [bytes([number]) * 16 for number in range(100, 200)]
     opened(max_withdrawn_at_once=1).check(stranger)
     assert PeerData(max_withdrawn_at_once=0.2).most_leaving(100) == 20
+
+
+def test_a_person_of_many_time_points_is_one(tmp_path: Path) -> None:
+    """One line of the list withdraws all of them."""
+    keys = [bytes([number]) * 16 for number in range(8)]
+    Named(tmp_path).add((key, keys[max(0, number - 4)]) for number, key in enumerate(keys))
+    Leaving(tmp_path, Named(tmp_path), PeerData(withdrawn=tmp_path / "list.txt")).check(keys[:5])
 
 
 def test_patients_whom_other_runs_have_shown_do_not_count() -> None:
