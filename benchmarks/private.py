@@ -7,7 +7,7 @@ only the sum is seen; and frozen encoders, pretrained on strangers, from which e
 Two adversaries: one has every encoder; the other is a coordinator that has none, and makes its own. The figure of each
 is that of its best attack, for each contrast, with its budget doubled as long as that gains .01 (private_leak.py). All
 rows are trained first, then attacked; --attack-seeds says of which seeds, as intervals of what leaks are over patients.
-What is done is kept in --out, and not done again; the table is written beside it.
+What is done is kept in --out, and not done again; the table is written next to it.
 """
 
 from __future__ import annotations
@@ -60,6 +60,8 @@ ROWS = (
 def tried(written: str, strangers: int) -> Row:
     """A further row: WIDTHS[:NOISE[:RATE]] of a frozen sum."""
     widths, noise, rate, *_ = [*written.split(":"), "0", "0"]
+    if float(rate) and not float(noise):
+        raise SystemExit(f"--more {written}: a rate is the price of what gets through noise: set one")
     name = f"frozen, sum {widths}"
     name += f", under noise {noise.lstrip('0')}" if float(noise) else ""
     name += f", rate {rate.lstrip('0')}" if float(rate) else ""

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 
+import numpy as np
 import torch
 from monai.networks.nets import BasicUNet
 from torch import Tensor, nn
 
 from splitpeer.models import site_seed
 from splitpeer.models.seeding import seeded
-from splitpeer.settings.job import COORDINATOR
+from splitpeer.settings.job import COORDINATOR, JobConfig
+from splitpeer.training.loss import task_loss
 from splitpeer.training.optimiser import make_optimiser, make_schedule
 from splitpeer.training.split_round import Parties, Place
 from splitpeer.training.split_step import ClientHalf, CoordinatorHalf
@@ -70,3 +72,31 @@ def logit_halves(job: Job, contrasts: Sequence[str], regions: int, seed: int) ->
     optimiser = make_optimiser(verdict.parameters(), job.optimiser, job.learning_rate, job.weight_decay)
     schedule = make_schedule(optimiser, job.schedule, job.steps)
     return Parties(CoordinatorHalf(verdict, optimiser, schedule), sites)  # type: ignore[arg-type]
+
+
+class Opinions:
+    """Trains all halves as one network. Each site's own logits count too, so that what it sends is what it would
+    decide, and not just anything that the sum can use."""
+
+    def __init__(self, parties: Parties, settings: JobConfig, steps: int) -> None:
+        self._sites = {place.seat: half.network.train() for place, half in parties.sites.items()}
+        self._verdict, training = parties.coordinator.network.train(), settings.training
+        networks: list[nn.Module] = [*self._sites.values(), self._verdict]
+        weights = [one for network in networks for one in network.parameters()]
+        self._optimiser = make_optimiser(
+            weights, training.optimiser, training.learning_rate, training.weight_decay
+        )
+        self._schedule = make_schedule(self._optimiser, training.schedule, steps)
+
+    def step(self, images: Mapping[str, np.ndarray], target: np.ndarray) -> float:
+        """One batch; returns the loss of all together."""
+        sent = [network(torch.from_numpy(images[seat]))[LEVEL] for seat, network in self._sites.items()]
+        truth = torch.from_numpy(target).float()
+        own = torch.stack([task_loss(logits, truth, exclusive=False) for logits in sent]).mean()
+        total = {SUM: {LEVEL: torch.stack(sent).sum(0)}}
+        loss = task_loss(self._verdict(total), truth, exclusive=False)
+        self._optimiser.zero_grad(set_to_none=True)
+        (loss + own).backward()
+        self._optimiser.step()
+        self._schedule.step()
+        return float(loss.detach())

@@ -10,14 +10,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from pretraining import CONTRASTS, Bench, encoder
-from private_logits import logit_halves
+from private_logits import Opinions, logit_halves
 from safetensors.torch import load, save
-from torch import Tensor, nn
+from torch import Tensor
 
 from splitpeer.data.layouts import find_images
 from splitpeer.data.loader import SiteData
@@ -28,13 +28,14 @@ from splitpeer.defences.randomness import Release
 from splitpeer.federation.evaluation import Plan, Scoring
 from splitpeer.federation.halves import client_half, coordinator_half
 from splitpeer.federation.terms import job_on_wire, window_of
+from splitpeer.models import site_seed
+from splitpeer.models.backbone import Encoder
 from splitpeer.pretraining import encoder_file
+from splitpeer.pretraining.information import InformationBottleneck, PricedHalf
 from splitpeer.pretraining.sources import PUBLIC_SALT
 from splitpeer.settings.job import JobConfig
 from splitpeer.settings.loading import to_toml
 from splitpeer.storage import durable
-from splitpeer.training.loss import task_loss
-from splitpeer.training.optimiser import make_optimiser, make_schedule
 from splitpeer.training.split_round import THE_SUM, Parties, Place, fused_step, split_round
 from splitpeer.training.split_step import Arrays, ClientHalf
 from splitpeer.training.sums import SUM, fused
@@ -64,7 +65,7 @@ class Row:
     noise: float = 0.0
     """Gaussian noise on what leaves, in deviations of a level; met while encoders are pretrained, too."""
     rate: float = 0.0
-    """Price of what the pretrained encoders send under the noise, a nat per voxel and site."""
+    """Price of what gets through the noise while they are pretrained, a nat per voxel and site."""
 
 
 @dataclass(frozen=True)
@@ -145,7 +146,7 @@ def together(bench: RowBench, contrast: str, entropy: int = 0) -> dict[str, Tens
 
 
 def pretrain(course: RowBench, parties: Parties, folder: Path, row: Row) -> None:
-    """The steps of `together`: those of a joint run, or, with noise, a rate or logits, those of `Priced`."""
+    """The steps of `together`: those of a joint run, behind the row's noise; or of `private_logits`."""
     job, masks, images, window = (
         job_on_wire(course.job),
         course.masks(folder),
@@ -157,78 +158,31 @@ def pretrain(course: RowBench, parties: Parties, folder: Path, row: Row) -> None
         masks.keys(), masks, window=window, batch=settings.training.batch, steps=steps, seed=course.seed,
         positive_fraction=settings.data.positive_fraction,
     )  # fmt: skip
-    own_loop = row.noise or row.rate or row.logits
-    priced = Priced(parties, settings, steps, row) if own_loop else None
+    if row.noise:
+        parties = priced(parties, row, steps, course.seed)
+    opinions = Opinions(parties, settings, steps) if row.logits else None
     for step in range(steps):
         samples, _ = schedule.batch(step)
         read = {Place(c, c): one.batch(samples, window, None, c) for c, one in images.items()}
         target = SiteData(masks).batch(samples, window, None, None)
-        if priced is not None:
-            priced.step(step, {place.seat: image for place, image in read.items()}, target)
+        if opinions is not None:
+            opinions.step({place.seat: image for place, image in read.items()}, target)
         else:
             release = Release(b"", "train", step + 1, 0, tuple(samples))
             split_round(parties, read, target, release, terms=job.fusion)
 
 
-class Priced:
-    """A network of all parties, trained with noise on what is sent, and a penalty on how much that tells.
-
-    A variational bottleneck (Alemi et al., arXiv 1612.00410) whose noise is in proportion to each level's own size, as
-    the defence `gaussian` draws it: what a level may cost is the information of a Gaussian channel.
-    """
-
-    def __init__(self, parties: Parties, settings: JobConfig, steps: int, row: Row) -> None:
-        self.encoders = {place.seat: half.network.train() for place, half in parties.sites.items()}
-        self.decoder = parties.coordinator.network.train()
-        self.row, self.steps, training = row, steps, settings.training
-        networks: list[nn.Module] = [*self.encoders.values(), self.decoder]
-        weights = [one for network in networks for one in network.parameters()]
-        self._optimiser = make_optimiser(
-            weights, training.optimiser, training.learning_rate, training.weight_decay
+def priced(parties: Parties, row: Row, steps: int, seed: int) -> Parties:
+    """The same halves, encoders behind the row's noise and at its rate."""
+    narrow = InformationBottleneck(row.noise, row.rate)
+    sites = {
+        place: PricedHalf(
+            cast("Encoder", half.network), half.optimiser, half.schedule, bottleneck=narrow, steps=steps,
+            encoders=len(parties.sites), entropy=site_seed(seed, place.seat),
         )
-        self._schedule = make_schedule(self._optimiser, training.schedule, steps)
-        self._random = torch.Generator().manual_seed(1)
-
-    def step(self, step: int, images: dict[str, np.ndarray], target: np.ndarray) -> tuple[float, float]:
-        """One batch; returns the segmentation's loss, and the rate in nats per voxel and site."""
-        sent, nats = dict[str, dict[str, Tensor]](), torch.zeros(())
-        for seat, network in self.encoders.items():
-            levels = network(torch.from_numpy(images[seat]))
-            nats = nats + sum(self._nats(level) for level in levels.values())
-            sent[seat] = {name: self._noisy(level) for name, level in levels.items()}
-        rate = nats / (len(target) * float(np.prod(target.shape[2:])) * len(images))
-        total = summed(sent) if self.row.secure else sent
-        truth = torch.from_numpy(target).float()
-        loss = task_loss(self.decoder(total), truth, exclusive=False)
-        if self.row.logits:
-            # So that what a site sends is what it would decide, and not just anything that the sum can use.
-            own = [
-                task_loss(level, truth, exclusive=False) for one in sent.values() for level in one.values()
-            ]
-            loss = loss + torch.stack(own).mean()
-        # The network first learns what it needs, and then to need less.
-        ramp = min(1.0, max(0.0, (step / self.steps - 0.1) / 0.3))
-        self._optimiser.zero_grad(set_to_none=True)
-        (loss + self.row.rate * ramp * rate).backward()
-        self._optimiser.step()
-        self._schedule.step()
-        return loss.item(), rate.item()
-
-    def _noisy(self, level: Tensor) -> Tensor:
-        if not self.row.noise:
-            return level
-        size = _square(level).detach().clamp_min(1e-12).sqrt()
-        return level + self.row.noise * size * torch.randn(level.shape, generator=self._random)
-
-    def _nats(self, level: Tensor) -> Tensor:
-        """Of a Gaussian channel; a row without noise is priced as if it had .5."""
-        floor = (self.row.noise or 0.5) ** 2 * _square(level).clamp_min(1e-8)
-        return 0.5 * torch.log1p(level.square() / floor).sum()
-
-
-def _square(level: Tensor) -> Tensor:
-    """Mean square of each sample, [B, 1, ...]."""
-    return level.square().mean(dim=tuple(range(1, level.ndim)), keepdim=True)
+        for place, half in parties.sites.items()
+    }  # fmt: skip
+    return replace(parties, sites=sites)
 
 
 def summed(sent: Mapping[str, Mapping[str, Tensor]]) -> dict[str, dict[str, Tensor]]:

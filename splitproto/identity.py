@@ -289,7 +289,7 @@ def revocation_lists(pem: bytes) -> list[x509.CertificateRevocationList]:
 
 
 def is_partial(listed: x509.CertificateRevocationList) -> bool:
-    """Whether it lists a part of what a CA has revoked, so that nobody is good for not being on it.
+    """Whether it lists only a part of what a CA has revoked, so that its silence proves nothing.
 
     A delta list (RFC 5280, section 5.2.4), one for other certificates than those of peers, or for some reasons only.
     """

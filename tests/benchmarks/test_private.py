@@ -14,7 +14,8 @@ import torch
 
 from splitpeer.defences.randomness import Release
 from splitpeer.federation.terms import job_on_wire
-from splitpeer.training.split_round import Place, split_round
+from splitpeer.pretraining.information import InformationBottleneck
+from splitpeer.training.split_round import Parties, Place, split_round
 
 CONTRASTS = ("flair", "t1", "t1ce", "t2")
 
@@ -252,28 +253,38 @@ def test_an_attack_leaves_a_figure_a_guess_and_read_outs(bench: Any, monkeypatch
 
 
 def test_pretraining_under_a_price_is_the_joint_step_with_noise_and_a_rate(bench: Any) -> None:
-    from private_run import Priced, halves
+    from private_run import halves, priced
 
-    open_row = replace(bench.row, strangers=0)
-    course = replace(bench, row=open_row)
+    course = replace(bench, row=replace(bench.row, strangers=0))
     job = job_on_wire(course.job)
     random = np.random.default_rng(0)
-    images = {c: random.standard_normal((2, 1, 96, 96)).astype(np.float32) for c in CONTRASTS}
     target = (random.random((2, course.task.channels, 96, 96)) < 0.2).astype(np.float32)
-    read = {Place(c, c): image for c, image in images.items()}
-    joint = split_round(halves(course, job), read, target, Release(b"", "train", 1, 0, ()), terms=job.fusion)
-    clear, noisy = (
-        Priced(halves(course, job), course.job, 2, replace(open_row, noise=noise)).step(0, images, target)
-        for noise in (0.0, 0.5)
-    )
-    assert clear[0] == pytest.approx(joint, abs=1e-3), "but for the rounding"
-    assert noisy[0] != clear[0] and noisy[1] > 0
-    weights = []
-    for rate in (0.0, 10.0):
-        priced = Priced(halves(course, job), course.job, 2, replace(open_row, noise=0.5, rate=rate))
-        rates = [priced.step(2, images, target)[1] for _ in range(4)]
-        weights.append(rates[-1] / rates[0])
-    assert weights[1] < weights[0], "what is paid for gets less"
+    read = {Place(c, c): random.standard_normal((2, 1, 96, 96)).astype(np.float32) for c in CONTRASTS}
+
+    def losses(noise: float, rate: float, count: int) -> tuple[list[float], float]:
+        """Of some steps; and what gets through at the end, of what did at first."""
+        parties = halves(course, job)
+        if noise:
+            parties = priced(parties, replace(bench.row, noise=noise, rate=rate), 2, 7)
+        release = Release(b"", "train", 1, 0, ())
+        first = nats(parties)
+        made = [split_round(parties, read, target, release, terms=job.fusion) for _ in range(count)]
+        return made, nats(parties) / first
+
+    def nats(parties: Parties) -> float:
+        narrow = InformationBottleneck(0.5, 0.0)
+        with torch.no_grad():
+            return sum(
+                narrow.nats({n: z.numpy() for n, z in half.network(torch.from_numpy(read[place])).items()})
+                for place, half in parties.sites.items()
+            )
+
+    (joint,), _ = losses(0.0, 0.0, 1)
+    (hardly,), _ = losses(1e-5, 0.0, 1)
+    (noisy,), _ = losses(0.5, 0.0, 1)
+    # Noise of 1e-5 moves a value by less than the step of the sum's integers, some to the next one.
+    assert hardly == pytest.approx(joint, abs=1e-3) and noisy != joint
+    assert losses(0.5, 10.0, 4)[1] < losses(0.5, 0.0, 4)[1], "what is paid for gets less"
 
 
 def test_logits_are_bounded_and_decided_by_their_mean_at_first(bench: Any) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from splitpeer.data.files import Case
 from splitpeer.data.patients import patient_id
 from splitpeer.errors import ConfigError, DataError
-from splitproto.secretfile import how_to_close, open_to_others
+from splitpeer.storage import reading
 
 CONTEXT = b"splitproto patient v1\0"
 CHECK_CONTEXT = b"splitproto salt v1\0"
@@ -68,16 +68,7 @@ def load_salt(path: Path | str) -> bytes:
     Raises ConfigError for a file that is missing, readable by group or others, or not of that form.
     """
     path = Path(path)
-    try:
-        shared = open_to_others(path)
-        with path.open("rb") as file:
-            content = file.read(SALT_FILE_BYTES)
-    except OSError as error:
-        raise ConfigError(
-            f"{path}: cannot read the patient salt ({error.strerror}): check the path"
-        ) from None
-    if shared:
-        raise ConfigError(f"{path}: the patient salt is open to group or others: {how_to_close(path)}")
+    content = reading.secret(path, SALT_FILE_BYTES, "the patient salt", "check the path")
     try:
         return parse_salt(content)
     except ValueError as error:

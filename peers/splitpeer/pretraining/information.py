@@ -10,12 +10,19 @@ charged, as their places tell too. A level of n values passes at most n log(1 + 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
+from torch import Tensor
+from torch.optim import Optimizer
 
-from splitpeer.training.split_step import Arrays
+from splitpeer.defences.network import Defended
+from splitpeer.defences.randomness import Release
+from splitpeer.models.backbone import Encoder
+from splitpeer.training.optimiser import Schedule
+from splitpeer.training.split_step import Arrays, ClientHalf
 
 FREE, FULL = 0.1, 0.4
 """Shares of the steps until which nothing is paid, and from which on the whole price is: a network first finds its
@@ -73,3 +80,44 @@ def _mean_square(array: np.ndarray) -> np.ndarray:
     axes = tuple(range(1, array.ndim))
     square: np.ndarray = np.square(array, dtype=np.float64).mean(axis=axes, keepdims=True)
     return square.clip(_LEAST)
+
+
+class PricedHalf(ClientHalf):
+    """An encoder whose decoder sees what gets through a bottleneck, and that pays for it with each step.
+
+    Args:
+        steps: of the whole training.
+        encoders: that are trained together; each pays its share.
+        entropy: of the noise, another for each encoder; a step that is made again has the same.
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder | Defended,
+        optimiser: Optimizer,
+        schedule: Schedule,
+        device: str = "cpu",
+        *,
+        bottleneck: InformationBottleneck,
+        steps: int,
+        encoders: int,
+        entropy: int,
+    ) -> None:
+        super().__init__(encoder, optimiser, schedule, device)
+        self._bottleneck, self._steps = bottleneck, steps
+        self._encoders, self._entropy = encoders, entropy
+        self._sent: Arrays = {}
+        self._voxels = 0
+
+    def forward(self, x: np.ndarray | Tensor, release: Release | None = None) -> Arrays:
+        """As at an encoder without a price, with noise on what is sent."""
+        self._sent = super().forward(x, release)
+        self._voxels = math.prod((x.shape[0], *x.shape[2:]))
+        return self._bottleneck.through(self._sent, np.random.default_rng([self._entropy, self.steps_done]))
+
+    def accumulate(self, gradients: Mapping[str, np.ndarray]) -> None:
+        """The decoder's gradients, to which the noise is a constant, and those of what is paid."""
+        price = self._bottleneck.price(self.steps_done / self._steps)
+        each = np.float32(price / (self._voxels * self._encoders))
+        slopes = self._bottleneck.slope(self._sent)
+        super().accumulate({name: array + each * slopes[name] for name, array in gradients.items()})

@@ -10,8 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from splitpeer.errors import ConfigError
-from splitpeer.storage import durable
-from splitproto.secretfile import how_to_close, open_to_others
+from splitpeer.storage import durable, reading
 
 OCTETS = 32
 NAME = "splitpeer-pretraining-1"
@@ -57,16 +56,7 @@ def make(path: Path) -> SharedSecret:
 
 def read(path: Path) -> SharedSecret:
     """Raises ConfigError: it is missing, open to group or others, or not such a file."""
-    try:
-        shared = open_to_others(path)
-        with path.open("rb") as file:
-            content = file.read(_MOST)
-    except OSError as error:
-        raise ConfigError(
-            f"{path}: cannot read the hospitals' secret ({error.strerror}): check --secret"
-        ) from None
-    if shared:
-        raise ConfigError(f"{path}: the hospitals' secret is open to group or others: {how_to_close(path)}")
+    content = reading.secret(path, _MOST, "the hospitals' secret", "check --secret")
     if (match := _FILE.fullmatch(content.decode("ascii", "replace"))) is None:
         raise ConfigError(
             f"{path}: is no secret of splitpeer init secret: have the hospital that made it send it again"

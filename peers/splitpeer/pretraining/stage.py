@@ -31,12 +31,12 @@ from splitpeer.models.registry import build_decoder, build_encoder
 from splitpeer.models.seeding import PRIVATE_ENTROPY_BITS
 from splitpeer.pretraining.encoder_file import EncoderFacts, Past, load
 from splitpeer.pretraining.examples import Drawing, Examples
-from splitpeer.pretraining.information import InformationBottleneck
+from splitpeer.pretraining.information import InformationBottleneck, PricedHalf
 from splitpeer.storage import checkpoint
 from splitpeer.training.optimiser import make_optimiser, make_schedule
-from splitpeer.training.split_round import THE_SUM, Parties, Place, fused_step, split_round
-from splitpeer.training.split_step import Arrays, ClientHalf, CoordinatorHalf
-from splitpeer.training.sums import SUM, fused
+from splitpeer.training.split_round import Parties, Place, split_round
+from splitpeer.training.split_step import ClientHalf, CoordinatorHalf
+from splitpeer.training.sums import SUM
 from splitproto.messages import Fusion
 
 log = logging.getLogger(__name__)
@@ -181,10 +181,8 @@ class _Halves:
         self._entropy = int(meta["entropy"], 16) if meta else drawn
         self.loss, self._first = (float(meta["loss"]), float(meta["first"])) if meta else (math.nan, math.nan)
         self._patients = int(meta["patients"]) if meta else 0
-        sites = {
-            place: ClientHalf(encoder, *self._stepping(encoder), stage.device)
-            for place, encoder in self._encoders(backbone, len(described.modalities)).items()
-        }
+        encoders = self._encoders(backbone, len(described.modalities))
+        sites = {place: self._half(place, encoder, len(encoders)) for place, encoder in encoders.items()}
         whole = stage.together
         self._terms = whole.terms if whole is not None else None
         self._site = next(half for place, half in sites.items() if whole is None or place.seat == whole.seat)
@@ -225,41 +223,12 @@ class _Halves:
         if self._stage.labels:
             shown = dict(zip(self._parties.sites, images, strict=True))
             release = Release(b"", "train", self.done + 1, 0, ())
-            loss = (
-                split_round(self._parties, shown, target, release, terms=self._terms)
-                if self._stage.bottleneck is None
-                else self._narrowly(self._stage.bottleneck, shown, target, release)
-            )
+            loss = split_round(self._parties, shown, target, release, terms=self._terms)
         else:
             loss = self._restore(images[0], target)
         self._patients = max(self._patients, patients)
         self._first = loss if math.isnan(self._first) else self._first
         self.loss = loss if math.isnan(self.loss) else MEMORY * self.loss + (1 - MEMORY) * loss
-
-    def _narrowly(
-        self,
-        bottleneck: InformationBottleneck,
-        images: Mapping[Place, np.ndarray],
-        target: np.ndarray,
-        release: Release,
-    ) -> float:
-        """A step in which the decoder sees what gets through, and encoders pay for it; returns the loss alone."""
-        sites = self._parties.sites
-        source = np.random.default_rng([self.entropy("noise"), self.done])
-        sent = {place: half.forward(images[place]) for place, half in sites.items()}
-        arrived = {place: bottleneck.through(arrays, source) for place, arrays in sent.items()}
-        if self._terms is not None:
-            parts: dict[str, dict[str, Arrays]] = {}
-            for place, arrays in arrived.items():
-                parts.setdefault(place.site, {})[place.seat] = arrays
-            arrived = {THE_SUM: fused(parts, self._terms)}
-        loss, gradients = fused_step(self._parties.coordinator, arrived, target, release, {})
-        voxels = target.size // target.shape[1]
-        each = np.float32(bottleneck.price(self.done / self._stage.steps) / (voxels * len(sites)))
-        for place, half in sites.items():
-            slopes, back = bottleneck.slope(sent[place]), gradients.get(place) or gradients[THE_SUM]
-            half.backward({name: back[name] + each * slope for name, slope in slopes.items()})
-        return loss
 
     def _restore(self, images: np.ndarray, true: np.ndarray) -> float:
         """A step towards the images as they were; returns the loss."""
@@ -317,6 +286,15 @@ class _Halves:
             Place(site, seat): build_encoder(backbone, shown, seed=self.entropy("encoder", seat))
             for site, seat, shown in whole.places
         }
+
+    def _half(self, place: Place, encoder: Encoder, encoders: int) -> ClientHalf:
+        stage, stepping = self._stage, self._stepping(encoder)
+        if stage.bottleneck is None:
+            return ClientHalf(encoder, *stepping, stage.device)
+        return PricedHalf(
+            encoder, *stepping, stage.device, bottleneck=stage.bottleneck, steps=stage.steps, encoders=encoders,
+            entropy=self.entropy("noise", place.seat),
+        )  # fmt: skip
 
     def _named(self) -> Iterator[tuple[str, ClientHalf | CoordinatorHalf]]:
         """All halves, and what their tensors are called in a checkpoint."""

@@ -187,7 +187,7 @@ class Pretraining(Section):
     """After that so many steps on the site's own images, without masks."""
 
     @model_validator(mode="after")
-    def _wants(self) -> Self:
+    def _goes_together(self) -> Self:
         if self.encoders == "together" and self.labels == "none":
             raise ValueError('encoders = "together" learns from masks: set labels = "regions"')
         if self.noise and self.labels == "none":

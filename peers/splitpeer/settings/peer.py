@@ -103,7 +103,7 @@ class NetworkSection(Section):
 
 
 FEW_LEAVING = 3
-"""So many patients may withdraw consent at once in a run of any size."""
+"""So many persons may withdraw consent at once in a run of any size."""
 
 
 class PeerData(Section):
@@ -119,7 +119,7 @@ class PeerData(Section):
     """Clients only: list of the patients who have withdrawn consent, an id a line; it may appear or grow at any time,
     and counts from the next batch on."""
     max_withdrawn_at_once: CountOrFraction = 0.1
-    """Clients only: patients of a run that the list may withdraw at once, a whole number or a fraction (then at least
+    """Clients only: persons of a run whom the list may withdraw at once, a whole number or a fraction (then at least
     `FEW_LEAVING`); with more, nothing is sent until the list is corrected or this is raised."""
     convention: Literal["msd", "brats", "brats2023", "nnunet", "task"] | None = None
     """What the integers in the masks mean, never guessed; "task": what ``[task]`` of the job says."""
@@ -141,10 +141,10 @@ class PeerData(Section):
             raise ValueError("layout and files both say how files are named: remove one of them")
         return raw
 
-    def most_leaving(self, patients: int) -> int:
-        """`max_withdrawn_at_once` of so many patients."""
+    def most_leaving(self, persons: int) -> int:
+        """`max_withdrawn_at_once` of so many persons."""
         most = self.max_withdrawn_at_once
-        return max(FEW_LEAVING, int(most * patients)) if isinstance(most, float) else most
+        return max(FEW_LEAVING, int(most * persons)) if isinstance(most, float) else most
 
     def rules(self) -> Rules:
         """For reading."""

@@ -33,7 +33,7 @@ from splitpeer.settings.peer import PeerConfig
 from splitpeer.site.budgets import BudgetSpent
 from splitpeer.site.job import SiteJob
 from splitpeer.site.opening import open_job, open_ledger
-from splitpeer.site.run_folders import accepted_terms, forget_keys, mark_complete, mark_run
+from splitpeer.site.run_folders import accepted_terms, forget_keys, mark_complete, mark_run, note_coordinator
 from splitproto import Offer, Session, SplitprotoError, dial
 from splitproto.capture import Party
 from splitproto.causes import OF_A_PATIENT
@@ -348,7 +348,7 @@ class Client:
             job = await self._join(session)
             if isinstance(job, Bye):
                 await session.close(job.reason)
-                return self._over(job)
+                return self._over(job, session.peer.site)
             begun = await self._next(session, "the other sites")
             if isinstance(begun, FusionKeys) and job.summing is not None:
                 now = datetime.now(UTC)
@@ -368,7 +368,7 @@ class Client:
             await session.close("drain", "the site was asked to stop")
             # SP-11-20: a message that crossed our own bye is not sent again.
             crossed = session.farewell
-            return crossed is not None and self._over(crossed)
+            return crossed is not None and self._over(crossed, session.peer.site)
         except LocalError as error:
             session.fail(error)
             await session.close("failed", timeout=1.0)
@@ -384,7 +384,7 @@ class Client:
             # SP-11-20: "the dialler dials again at once"; this is no trouble for which pauses grow.
             self._pause = _FIRST_PAUSE
         self._report(h.SiteJobEnded(job.job.name, job.run.hex(), bye.reason, job.applied, job.advanced))
-        return self._over(bye)
+        return self._over(bye, session.peer.site)
 
     def _failure(self, error: BaseException) -> str:
         """The text for the coordinator, without the path or the patient that this site's own log names."""
@@ -393,13 +393,13 @@ class Client:
         why = str(error) if said else told_of(error)
         return f"site {self._config.peer.site} cannot continue: {why}"[:400] + "; see its log"
 
-    def _over(self, bye: Bye) -> bool:
+    def _over(self, bye: Bye, coordinator: str) -> bool:
         """Whether the job is complete; raises JobFailed if it is not and never will be."""
         if bye.reason == "complete":
             job = self._job
             if bye.run is not None and (job is None or job.run != bye.run):
                 # SP-11-20: not of what this process works on, if it works on anything.
-                mark_run(self._config.peer.state, bye.run, self._records)
+                mark_run(self._config.peer.state, bye.run, coordinator, self._records)
                 self._report(h.JobComplete())
                 return True
             # Only weights that were trained to the end are worth keeping before others.
@@ -497,6 +497,7 @@ class Client:
         """Reports and records what is agreed on, then sends the acceptance."""
         saved = await self._held(job)
         filled, hub = job.filled(patients), session.peer.site
+        note_coordinator(job.folder, hub)
         self._report(h.JobJoined(job.job.name, job.run.hex(), job.applied, job.job.steps, saved, filled))
         await self._witness.expect(offer.run)
         self._witness.start(

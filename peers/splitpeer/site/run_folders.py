@@ -26,6 +26,8 @@ COMPLETE = "complete"
 """File that marks a run whose coordinator said that it is complete."""
 TERMS = "terms"
 """File with the digest of the terms and seats that this site accepted for the run."""
+COORDINATOR = "coordinator"
+"""File with the site name of the coordinator whose run it is."""
 _RUN_DIGITS = 32
 _NAME = re.compile(rf"(.+)-[0-9a-f]{{{_RUN_DIGITS}}}")
 
@@ -51,11 +53,32 @@ def mark_complete(folder: Path, report: h.Reporter) -> None:
         report(h.RunNotMarked(folder.name, str(error.strerror)))
 
 
-def mark_run(state: Path, run: bytes, report: h.Reporter) -> None:
-    """A run that an earlier process took up is complete, and this one was offered nothing; its folder may be gone."""
+def mark_run(state: Path, run: bytes, coordinator: str, report: h.Reporter) -> None:
+    """`coordinator` says that a run is complete which an earlier process took up; its folder may be gone.
+
+    A run of another coordinator stays as it is: the key of its masks is still needed.
+    """
     for found in _runs(state):
-        if found.folder.name.endswith(f"-{run.hex()}") and not found.complete:
+        named = found.folder.name.endswith(f"-{run.hex()}") and not found.complete
+        if named and _coordinator(found.folder) == coordinator:
             mark_complete(found.folder, report)
+
+
+def note_coordinator(folder: Path, coordinator: str) -> None:
+    """Whose run it is, once: see `mark_run`. Raises DataError: the file cannot be written."""
+    path = folder / COORDINATOR
+    try:
+        if not path.exists():
+            durable.replace(path, coordinator.encode())
+    except OSError as error:
+        raise durable.refusal(error, f"{path}:", "[peer] state") from None
+
+
+def _coordinator(folder: Path) -> str | None:
+    try:
+        return (folder / COORDINATOR).read_text("utf-8", "replace")
+    except OSError:
+        return None
 
 
 def forget_keys(state: Path, report: h.Reporter) -> None:

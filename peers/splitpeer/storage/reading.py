@@ -13,7 +13,9 @@ import stat
 from pathlib import Path
 from typing import Any
 
+from splitpeer.errors import ConfigError
 from splitpeer.storage import descriptors
+from splitproto.secretfile import how_to_close, open_to_others
 
 MAX_JSON = 64 << 20
 """Bytes of one JSON document: run records, results, status, attack reports."""
@@ -43,6 +45,28 @@ def read(path: Path, most: int, *, follow: bool = False) -> bytes:
     if len(data) > found.st_size:
         raise OSError(errno.EFBIG, "it grew while it was read", str(path))
     return data
+
+
+def secret(path: Path, most: int, what: str, cure: str) -> bytes:
+    """The first bytes of a file that its owner alone can read.
+
+    Args:
+        most: so many bytes at most.
+        what: that it holds, for a refusal.
+        cure: of a file that cannot be read.
+
+    Raises:
+        ConfigError: it is missing, unreadable, or open to group or others.
+    """
+    try:
+        shared = open_to_others(path)
+        with path.open("rb") as file:
+            content = file.read(most)
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot read {what} ({error.strerror}): {cure}") from None
+    if shared:
+        raise ConfigError(f"{path}: {what} is open to group or others: {how_to_close(path)}")
+    return content
 
 
 def parse(text: str | bytes) -> Any:

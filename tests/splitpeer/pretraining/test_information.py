@@ -69,8 +69,6 @@ def test_the_price_rises_when_the_task_is_found() -> None:
 
 def nats_of(desk: Desk, steps: int, rate: float, monkeypatch: pytest.MonkeyPatch) -> float:
     """What the network still passes per voxel at its last step."""
-    from splitpeer.pretraining import stage
-
     seen: list[float] = []
     usual = InformationBottleneck.slope
 
@@ -78,7 +76,7 @@ def nats_of(desk: Desk, steps: int, rate: float, monkeypatch: pytest.MonkeyPatch
         seen.append(self.nats(arrays))
         return usual(self, arrays)
 
-    monkeypatch.setattr(stage.InformationBottleneck, "slope", slope)
+    monkeypatch.setattr(InformationBottleneck, "slope", slope)
     desk.job(pretraining=NARROW | {"steps": steps, "rate": rate})
     desk.told(
         "--recipe", "--images", str(desk.data / "msd"), "--layout", "msd", "--convention", "msd", "--force"

@@ -293,6 +293,6 @@ async def test_a_run_that_was_not_trained_to_its_end_is_not_kept_before_others(s
     client._job = SimpleNamespace(
         folder=folder, applied=1, job=SimpleNamespace(name="try", steps=2, frozen=False)
     )
-    assert client._over(Bye("complete", "at once"))
+    assert client._over(Bye("complete", "at once"), "hub")
     assert not (folder / COMPLETE).exists()
     client._compute.close()
