@@ -30,11 +30,7 @@ class PrivateJob(DemoJob):
     """Channels of the levels that leave."""
     strangers: int = 160
     """Phantom patients, as a public data set, on whose images and masks the encoders are trained beforehand."""
-    pretraining_steps: int = 1200
-    noise: float = 0.2
-    """Behind which encoders learn, and that each hospital adds, in root mean squares of a level."""
-    rate: float = 1.0
-    """Price of what gets through it."""
+    pretraining_steps: int = 600
 
     def toml(self) -> dict[str, Any]:
         """`job.toml` as a dict."""
@@ -47,8 +43,6 @@ class PrivateJob(DemoJob):
             "patients": self.strangers,
             "cohort": self.seed + OTHERS,
             "encoders": "together",
-            "noise": self.noise,
-            "rate": self.rate,
             "steps": self.pretraining_steps,
         }
         return settings
@@ -56,12 +50,7 @@ class PrivateJob(DemoJob):
     def policy(self, site: str) -> dict[str, Any]:
         """Private jobs only, and sums with the other three only."""
         others = [other for other in SITES if other != site]
-        return super().policy(site) | {
-            "preset": "private",
-            "partners": others,
-            "min_partners": len(others),
-            "defences": [f"gaussian:{self.noise:g}"],
-        }
+        return super().policy(site) | {"preset": "private", "partners": others, "min_partners": len(others)}
 
     def weights(self, site: str) -> str:
         """In the site's folder; another file for other settings."""
