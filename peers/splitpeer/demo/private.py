@@ -54,15 +54,7 @@ class PrivateJob(DemoJob):
 
     def weights(self, site: str) -> str:
         """In the site's folder; another file for other settings."""
-        parts = (
-            self.seed,
-            self.strangers,
-            self.pretraining_steps,
-            self.batch,
-            self.noise,
-            self.rate,
-            *self.widths,
-        )
+        parts = (self.seed, self.strangers, self.pretraining_steps, self.batch, *self.widths)
         return f"encoder-{'-'.join(map(str, parts))}.safetensors"
 
 
