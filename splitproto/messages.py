@@ -68,8 +68,12 @@ class Patient:
     """Position of voxel (0, 0, 0) in scanner coordinates, millimetres."""
     stored: tuple[float, float, float] = wire(ListOf(Real(), 3, 3))
     """Millimetres before resampling; equal to `spacing` where the volume is not resampled."""
-    seats: tuple[int, ...] | None = wire(ListOf(SEAT, MOST_SEATS, 1), default=None)
+    seats: tuple[int, ...] | None = wire(ListOf(SEAT, MOST_SEATS), default=None)
     """Places in the offer's `seats` of those that the site can fill for this patient, ascending; absent: all."""
+    mask: bool | None = wire(Bool(), default=None)
+    """Whether the site holds a mask of this patient, where the offer asks for masks (SP-11.20-3); absent: no."""
+    person: bytes | None = wire(KEY, default=None)
+    """Of a patient with a mask: pseudonym of the person, who may have several scans; absent: `key`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +99,29 @@ class Seat:
 
     name: str = wire(Text(32))
     modalities: tuple[str, ...] = wire(ListOf(Text(32), 8, 1))
+
+
+@dataclass(frozen=True, slots=True)
+class Region:
+    """A part of the patient that the network learns to find."""
+
+    name: str = wire(Text(24))
+    values: tuple[int, ...] = wire(ListOf(Int(1, 65535), 256))
+    """Mask values that make it up; empty where `preset` of `Masks` says which."""
+
+
+@dataclass(frozen=True, slots=True)
+class Masks:
+    """What a site of the labels is asked for: SP-11.20-1, SP-11.20-2."""
+
+    regions: tuple[Region, ...] = wire(ListOf(Record(Region), 32, 1))
+    """In the order of the channels."""
+    values: tuple[int, ...] = wire(ListOf(Int(1, 65535), 256))
+    """Every value that a mask may hold besides 0; empty where `preset` says which."""
+    exclusive: bool = wire(Bool())
+    """Whether a voxel is of one region at most (softmax, the background first), or of any number (sigmoid)."""
+    preset: str | None = wire(Text(32), default=None)
+    """A named task whose masks follow a convention that the site knows, such as glioma; absent: the values say it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,8 +265,8 @@ class JobOffer(Message):
     name = "job-offer"
     run: bytes = wire(Octets(16))
     """This run of the job; survives restarts of the coordinator (SP-11-1)."""
-    seats: tuple[Seat, ...] = wire(ListOf(Record(Seat), MOST_SEATS, 1))
-    """Those that this site fills, ordered by name."""
+    seats: tuple[Seat, ...] = wire(ListOf(Record(Seat), MOST_SEATS))
+    """Those that this site fills, ordered by name; none only where it is asked for masks."""
     job: Job = wire(Record(Job))
     schema: bytes = wire(DIGEST)
     """Digest of the cut layer's descriptors for one batch, all seats with all samples."""
@@ -249,6 +276,8 @@ class JobOffer(Message):
     """What is done to the gradients before they are sent, in order; absent: not said."""
     challenge: bytes | None = wire(Octets(32), default=None)
     """Random, new for every offer: the site signs it (SP-11.14); absent: no proof is asked for."""
+    masks: Masks | None = wire(Record(Masks), default=None)
+    """The labels are this site's: it computes loss and scores (SP-11.20); absent: they are somebody else's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -445,6 +474,85 @@ class Averaged(Message):
     name = "averaged"
     step: int = wire(STEP)
     seat: int = wire(SEAT)
+
+
+@dataclass(frozen=True, slots=True)
+class Logits(Message):
+    """Coordinator, to the site of the labels: what the network says of one training batch.
+
+    SP-11.20-4, SP-11.20-5, SP-11.20-7.
+    """
+
+    name = "logits"
+    step: int = wire(STEP)
+    """The step that is being made."""
+    samples: tuple[Sample, ...] = wire(ListOf(Record(Sample), 4096, 1))
+    """Of the whole batch."""
+    digest: bytes = wire(DIGEST)
+    """Commitment to the ordered samples (SP-11.6)."""
+    seed: int | None = wire(Int(0, U64), default=None)
+    """Augmentation, which moves the masks as well; absent: none."""
+    tensors: Mapping[str, Array] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class LossGradients(Message):
+    """Client: the loss's gradient with respect to each tensor of the logits (SP-11.20-6).
+
+    SP-11.20-8: or `withdraw`. SP-11.20-11: it tells the mask.
+    """
+
+    name = "loss-gradients"
+    step: int = wire(STEP)
+    digest: bytes = wire(DIGEST)
+    loss: float | None = wire(Real(), default=None)
+    """The loss, where the site's policy tells it."""
+    tensors: Mapping[str, Array] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction(Message):
+    """Coordinator, to the site of the labels: the mask that the network makes of a patient who is held out."""
+
+    name = "prediction"
+    step: int = wire(STEP)
+    """The committed step whose weights made it."""
+    batch: int = wire(Int())
+    """Number of the prediction in this evaluation."""
+    sample: Sample = wire(Record(Sample))
+    """The patient; the whole volume, from its first voxel."""
+    digest: bytes = wire(DIGEST)
+    """Commitment to step and sample (SP-11.6)."""
+    seats: tuple[str, ...] = wire(ListOf(Text(32), 64))
+    """Those that it was made from, by name."""
+    without: str | None = wire(Text(32), default=None)
+    """A seat that was left out, to see what it is worth; absent: none was."""
+    tensors: Mapping[str, Array] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Conclude(Message):
+    """Coordinator, to the site of the labels: an evaluation is over; what does it score?"""
+
+    name = "conclude"
+    step: int = wire(STEP)
+    batch: int = wire(Int(1))
+    """How many predictions there were."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scores(Message):
+    """Client: a prediction is scored; or, to `conclude`, the figures that the site's policy tells (SP-11.20-9).
+
+    SP-11.20-10: means over several patients, rounded.
+    """
+
+    name = "scores"
+    step: int = wire(STEP)
+    batch: int = wire(Int())
+    """Of what it answers."""
+    values: dict[str, float] = wire(Numbers())
+    """Such as dice_WT; none for a prediction."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -63,6 +63,8 @@ TRANSITIONS: dict[Side, dict[State, dict[str, State]]] = {
             "advanced": S.WORKING,
             "shared": S.WORKING,
             "averaged": S.WORKING,
+            "loss-gradients": S.WORKING,
+            "scores": S.WORKING,
             "saved": S.WORKING,
             "unsaved": S.WORKING,
             "rolled-back": S.WORKING,
@@ -85,6 +87,9 @@ TRANSITIONS: dict[Side, dict[State, dict[str, State]]] = {
             "advance": S.WORKING,
             "share": S.WORKING,
             "average": S.WORKING,
+            "logits": S.WORKING,
+            "prediction": S.WORKING,
+            "conclude": S.WORKING,
             "checkpoint": S.WORKING,
             "rollback": S.WORKING,
             "progress": S.WORKING,
@@ -130,6 +135,7 @@ SERVICES: dict[str, tuple[str, ...]] = {
     # SP-11.17-1: all of a job with frozen encoders, so no gradients, weights or checkpoints are spoken of in one.
     "release": ("forward", "activations", "withdraw", "withdrawn"),
     "fuse": ("fusion-key", "fusion-keys"),
+    "label": ("logits", "loss-gradients", "prediction", "conclude", "scores"),
 }
 
 

@@ -20,6 +20,8 @@ DIALLER = hashlib.sha256(b"the dialler's certificate").digest()
 LISTENER = hashlib.sha256(b"the listener's certificate").digest()
 SEED = 0x0123456789ABCDEF
 SMALL = np.array([[1.0, -2.0], [0.5, 0.0]], "<f4")
+TINY = np.array([[[[0], [1]], [[1], [1]]]], "u1")
+"""A mask [regions, x, y, z]."""
 
 
 def as_json(value: Any) -> Any:

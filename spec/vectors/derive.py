@@ -16,6 +16,7 @@ from splitproto import codec
 
 SCHEMA = [[f"x{n}", "f32", [1, width, 96 >> n, 96 >> n]] for n, width in enumerate((32, 32, 64, 128, 256))]
 FIRST = [(KEY, (72, 72, 80))]
+WHOLE = [(KEY, (0, 0, 0))]
 
 
 def batch_digest(

@@ -386,6 +386,67 @@ def weights() -> Iterator[Case]:
         }
 
 
+# Losses ---------------------------------------------------------------------------------------------------
+
+
+def _loss(logits: np.ndarray, mask: np.ndarray, *, exclusive: bool) -> tuple[float, np.ndarray]:
+    """SP-11.20-5 in float64: the loss, and its gradient by the logits [samples, channels, x, y]."""
+    axes, smooth = (0, 2, 3), 1e-5
+    if exclusive:
+        power = np.exp(logits - logits.max(1, keepdims=True))
+        p, t = power / power.sum(1, keepdims=True), np.concatenate([1 - mask.sum(1, keepdims=True), mask], 1)
+        voxels = logits.size / logits.shape[1]
+        loss, gradient, first = -(np.log(p) * t).sum() / voxels, (p - t) / voxels, 1
+    else:
+        p, t = 1 / (1 + np.exp(-logits)), mask
+        loss = 2 * -(t * np.log(p) + (1 - t) * np.log(1 - p)).mean()
+        gradient, first = 2 * (p - t) / logits.size, 0
+    both, either = (p * t).sum(axes), (p + t).sum(axes)
+    dice = (2 * both + smooth) / (either + smooth)
+    # d Dice / d p, region by region; none of the background's.
+    by_p = (2 * t - dice[:, None, None]) / (either + smooth)[:, None, None]
+    share = 1.0
+    if exclusive:
+        by_p[:, 0], share = 0.0, 1 / (logits.shape[1] - 1)
+        gradient = gradient - share * p * (by_p - (p * by_p).sum(1, keepdims=True))
+    else:
+        gradient = gradient - p * (1 - p) * by_p
+    return float(loss + share * (1 - dice[first:]).sum()), gradient
+
+
+def losses() -> Iterator[Case]:
+    """Logits and mask -> loss and its gradient by the logits. Tolerance: 1e-5 of the largest (float32 arithmetic)."""
+    random = np.random.Generator(np.random.PCG64(20))
+    for name, exclusive, regions, filled in (
+        ("overlapping", False, 3, 0.3),
+        ("overlapping-one", False, 1, 0.5),
+        ("overlapping-empty", False, 2, 0.0),
+        ("exclusive", True, 2, 0.3),
+        ("exclusive-one", True, 1, 0.5),
+        ("exclusive-empty", True, 2, 0.0),
+    ):
+        logits = (4 * random.standard_normal((2, regions + exclusive, 4, 3))).astype("<f4")
+        if exclusive:
+            chosen = np.where(random.random((2, 4, 3)) < filled, random.integers(0, regions, (2, 4, 3)), -1)
+            mask = np.stack([chosen == region for region in range(regions)], 1).astype("u1")
+        else:
+            mask = (random.random((2, regions, 4, 3)) < filled).astype("u1")
+        loss, gradient = _loss(logits.astype("f8"), mask.astype("f8"), exclusive=exclusive)
+        yield {
+            "name": f"loss-{name}",
+            "operation": "loss",
+            "notes": "SP-11.20-5, SP-11.20-11",
+            "exclusive": exclusive,
+            "shape": list(logits.shape),
+            "logits": logits.tobytes().hex(),
+            "mask": mask.tobytes().hex(),
+            "expect": {
+                "loss": float(f"{loss:.9g}"),
+                "gradient": [float(f"{one:.7g}") for one in gradient.ravel()],
+            },
+        }
+
+
 def learning() -> Iterator[Case]:
     """All of them."""
     yield from terms()
@@ -393,3 +454,4 @@ def learning() -> Iterator[Case]:
     yield from optimisers()
     yield from averages()
     yield from weights()
+    yield from losses()

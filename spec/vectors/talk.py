@@ -6,13 +6,13 @@ import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from common import DIALLER, INCARNATION, KEY, LISTENER, RUN, SALT, SEED, SMALL, Case, as_json, refused
-from derive import FIRST, SCHEMA, batch_digest, binding, salt_check, schema_digest
+from common import DIALLER, INCARNATION, KEY, LISTENER, RUN, SALT, SEED, SMALL, TINY, Case, as_json, refused
+from derive import FIRST, SCHEMA, WHOLE, batch_digest, binding, salt_check, schema_digest
 
 from splitproto import codec, messages
 from splitproto.messages import Job, Level, Patient, Sample, Seat, Setting, Unusable
 
-FEATURES = ("train", "evaluate", "average", "release", "fuse", "dtype.f32", "dtype.bf16")
+FEATURES = ("train", "evaluate", "average", "release", "fuse", "label", "dtype.f32", "dtype.bf16")
 JOB = Job(
     name="brats-t1",
     dimensions=2,
@@ -43,7 +43,7 @@ MESSAGES: dict[str, messages.Message] = {
     ),
     "welcome": messages.Welcome(
         1,
-        ("average", "dtype.bf16", "dtype.f32", "evaluate", "fuse", "release", "train"),
+        ("average", "dtype.bf16", "dtype.f32", "evaluate", "fuse", "label", "release", "train"),
         1 << 30,
         "splitpeer/0.1.0",
         binding(DIALLER, LISTENER),
@@ -82,6 +82,15 @@ MESSAGES: dict[str, messages.Message] = {
     "shared": messages.Shared(100, 0, {"conv_0.weight": SMALL}),
     "average": messages.Average(100, 0, {"conv_0.weight": SMALL}),
     "averaged": messages.Averaged(100, 0),
+    "logits": messages.Logits(
+        1, (Sample(KEY, (72, 72, 80)),), batch_digest(1, SEED, FIRST), SEED, {"logits": SMALL}
+    ),
+    "loss-gradients": messages.LossGradients(1, batch_digest(1, SEED, FIRST), 1.25, {"logits": SMALL}),
+    "prediction": messages.Prediction(
+        100, 0, Sample(KEY, (0, 0, 0)), batch_digest(100, None, WHOLE), ("t1",), None, {"mask": TINY}
+    ),
+    "conclude": messages.Conclude(100, 1),
+    "scores": messages.Scores(100, 1, {"dice_WT": 0.875}),
     "checkpoint": messages.Checkpoint(100),
     "saved": messages.Saved(100, hashlib.sha256(b"a checkpoint").digest()),
     "unsaved": messages.Unsaved(100, "the disk is full"),
@@ -147,6 +156,27 @@ def heads() -> Iterator[Case]:
     yield case("weights-short", short, "SP-8.2-4: 32 octets")
     never = {**job, "job": {**job["job"], "average_every": 0}}
     yield case("average-every-0", never, "SP-8.2-4: never is said by leaving it out")
+    glioma = {
+        "regions": [{"name": n, "values": []} for n in ("WT", "TC", "ET")],
+        "values": [],
+        "exclusive": False,
+    }
+    yield fine(
+        "job-offer-masks", {**job, "masks": {**glioma, "preset": "glioma"}}, "SP-11.20-2: of a known task"
+    )
+    organs = [{"name": "liver", "values": [1]}, {"name": "lesion", "values": [2]}]
+    masks = {"regions": organs, "values": [1, 2, 3], "exclusive": True}
+    yield fine("job-offer-masks-alone", {**job, "seats": [], "masks": masks}, "SP-11.20-1: and no images")
+    yield case("masks-of-nothing", {**job, "masks": {**masks, "regions": []}}, "SP-8.2-4: one region or more")
+    background = {**masks, "regions": [{"name": "liver", "values": [0]}]}
+    yield case("masks-of-background", {**job, "masks": background}, "SP-8.2-4: 0 is no value of a region")
+    listed = maps["inventory"]["patients"][0]
+    masked = {**listed, "seats": [], "mask": True, "person": KEY}
+    yield fine("inventory-mask", {**maps["inventory"], "patients": [masked]}, "SP-11.20-3: a mask, no image")
+    silent = {key: item for key, item in maps["loss-gradients"].items() if key not in ("loss", "tensors")}
+    yield case("loss-gradients-without-tensors", silent, "SP-8.4-1: they are a message with tensors")
+    alone = {**maps["conclude"], "batch": 0}
+    yield case("conclude-nothing", alone, "SP-8.2-4: without a prediction there is nothing to conclude")
     terms = {"bits": 16, "range": 4.0, "parties": 3}
     fused = {**job, "job": {**job["job"], "fusion": terms}}
     yield fine("job-offer-fusion", fused, "SP-11.18-1: one sum of three sites")
@@ -215,7 +245,6 @@ def heads() -> Iterator[Case]:
     yield case("list-too-long", {**hello, "versions": [1] * 17}, "SP-8.2-4: seventeen versions")
     yield case("places-none", {**forward, "places": []}, "SP-8.2-4: absent, or one place a sample")
     yield case("places-too-large", {**forward, "places": [4096]}, "SP-8.2-4: beyond the largest batch")
-    yield case("seats-none", {**job, "seats": []}, "SP-8.2-4: at least one seat")
     yield case("seats-too-many", {**job, "seats": job["seats"] * 17}, "SP-8.2-4: seventeen seats")
     channels = [{"name": "x", "modalities": ["t1"] * 9}]
     yield case("seat-too-many-channels", {**job, "seats": channels}, "SP-8.2-4: nine modalities")
@@ -424,6 +453,18 @@ def conversations() -> Iterator[Case]:
     yield case("byes", working + "|S bye|C bye", at("done", "done"), "SP-9-3")
     mean = "|S share|C shared|S average|C averaged|S forward|C activations"
     yield case("averaged", working + mean, at("working", "working"), "SP-11.16-2, SP-11.16-5")
+    labels = "|S logits|C loss-gradients|S advance|C advanced|S prediction|C scores|S conclude|C scores"
+    yield case("labels", working + labels, at("working", "working"), "SP-11.20-6, SP-11.20-9")
+    yield case("labels-withdrawn", f"{working}|S logits|C withdraw", at("working", "working"), "SP-11.20-8")
+    for side, word in (
+        ("C", "logits"),
+        ("S", "loss-gradients"),
+        ("C", "prediction"),
+        ("C", "conclude"),
+        ("S", "scores"),
+    ):
+        yield case(f"{word}-from-the-other", f"{working}|{side} {word}", bad, "SP-9-1")
+    yield case("logits-before-begin", f"{joined}|S logits", bad, "SP-9-1")
     keys = f"{joined}|C fusion-key|C inventory|S fusion-keys|S begin|S forward|C activations"
     yield case("keys-exchanged", keys, at("working", "working"), "SP-11.18-7")
     yield case("crossing-bye", working + "|S bye|C activations|C applied|C bye", at("done", "done"), "SP-9-2")
@@ -508,6 +549,14 @@ def conversations() -> Iterator[Case]:
     yield case(
         "fusion-keys-after-begin", f"{begun}|S fusion-keys", bad, "SP-11.18-7: never changed while it works"
     )
+    for side, word in (
+        ("S", "logits"),
+        ("C", "loss-gradients"),
+        ("S", "prediction"),
+        ("S", "conclude"),
+        ("C", "scores"),
+    ):
+        yield case(f"{word}-without-label", f"{begun}|{side} {word}", bad, "SP-9-8", ["train", "evaluate"])
     yield case("share-without-average", begun + "|S share", bad, "SP-9-8", alone)
     yield case("average-without-average", begun + "|S average", bad, "SP-9-8", alone)
     yield case("withdrawn-without-features", begun + "|S withdrawn", bad, "SP-9-8", ["dtype.f32"])

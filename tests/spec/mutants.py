@@ -322,7 +322,10 @@ AGREEMENT = [
           ("an inventory while working", "CLIENT", "WORKING", "'inventory': S.WORKING"),
           ("words after bye", "CLIENT", "DONE", "'applied': S.DONE"),
           ("bye twice", "CLIENT", "DONE", "'bye': S.DONE"),
+          ("gradients of logits come from the coordinator", "COORDINATOR", "WORKING", "'loss-gradients': S.WORKING"),
+          ("a site sends logits", "CLIENT", "WORKING", "'logits': S.WORKING"),
           ("forward before begin", "COORDINATOR", "JOINED", "'forward': S.JOINED"))],
+    Mutant("labels need no feature", "states", "splitproto.states:SERVICES", "", "{k: v for k, v in SERVICES.items() if k != 'label'}"),
 ]  # fmt: skip
 
 DERIVED = [
@@ -390,6 +393,8 @@ LEARNING = [
         ("warm-up in whole steps", "WARM_UP * total_steps - 1", "int(WARM_UP * total_steps - 1)"),
         ("no warm-up at all", "if turn > 0 and step <= turn:", "if False:"),
         ("the fall takes all steps", "(step - max(turn, 0)) / max(last - max(turn, 0), 1)", "step / max(last, 1)")),
+    *of("learning loss", "splitpeer.training.loss:region_loss", ("the cross-entropy counts once", "BCE_WEIGHT * cross_entropy", "cross_entropy")),
+    *of("learning loss", "splitpeer.training.loss:class_loss", ("the background has a Dice", "[:, 1:], target)", ", cat((background, target), 1))"), ("regions add up", "(1 - dice).mean()", "(1 - dice).sum()")),
     *of("learning schedule", "splitpeer.training.optimiser:_cosine", ("along a line", "(1 + math.cos(math.pi * share))", "2 * (1 - share)")),
     *of("learning schedule", "splitpeer.training.optimiser:Schedule.seek",
         ("momentum does not move", 'if self._kind == "one-cycle":', "if False:"),

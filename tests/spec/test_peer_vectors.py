@@ -179,6 +179,24 @@ def test_weights_that_may_be_averaged(case: Case) -> None:
     assert (found is None) is case["expect"]["averaged"]
 
 
+@pytest.mark.parametrize("case", cases("learning", "loss"))
+def test_loss_and_its_gradient(case: Case) -> None:
+    """SP-11.20-5, SP-11.20-11: where a voxel is of a region, the gradient of that region is negative."""
+    torch = pytest.importorskip("torch")
+    samples, channels, *spatial = case["shape"]
+    exclusive, expect = case["exclusive"], case["expect"]
+    given = np.frombuffer(bytes.fromhex(case["logits"]), "<f4").reshape(case["shape"])
+    mask = np.frombuffer(bytes.fromhex(case["mask"]), "u1").reshape(samples, channels - exclusive, *spatial)
+    logits = torch.from_numpy(given.copy()).requires_grad_()
+    loss = of_the_peer("training.loss").task_loss(logits, torch.from_numpy(mask.copy()), exclusive=exclusive)
+    loss.backward()
+    gradient = np.array(expect["gradient"]).reshape(case["shape"])
+    assert loss.item() == pytest.approx(expect["loss"], rel=1e-5)
+    assert np.abs(logits.grad.numpy() - gradient).max() <= 1e-5 * np.abs(gradient).max()
+    of_region = gradient[:, 1:] if exclusive else gradient
+    assert ((of_region < 0) == mask.astype(bool)).all()
+
+
 # --- images -----------------------------------------------------------------------------------------------
 
 

@@ -166,6 +166,9 @@ def test_tensors_that_were_agreed(case: Case) -> None:
 
 @pytest.mark.parametrize("case", cases("messages"))
 def test_message(case: Case) -> None:
+    """SP-11.20-1 to SP-11.20-10: SP-11.20-2, SP-11.20-3, SP-11.20-4, SP-11.20-5, SP-11.20-6, SP-11.20-7, SP-11.20-8,
+    SP-11.20-9.
+    """
     octets = octets_of(case)
     read = check(case, lambda: messages.decode_head(octets))
     if read is None:

@@ -32,11 +32,11 @@ STORY = [
     ((S.JOINED, S.JOINED), COORDINATOR, "begin", (S.WORKING, S.WORKING)),
     *(
         ((S.WORKING, S.WORKING), CLIENT, name, (S.WORKING, S.WORKING))
-        for name in (*CLIENTS, "shared", "averaged")
+        for name in (*CLIENTS, "shared", "averaged", "loss-gradients", "scores")
     ),
     *(
         ((S.WORKING, S.WORKING), COORDINATOR, name, (S.WORKING, S.WORKING))
-        for name in (*COORDINATORS, "share", "average")
+        for name in (*COORDINATORS, "share", "average", "logits", "prediction", "conclude")
     ),
     *(
         ((state, state), CLIENT, "bye", (S.DONE, state))
@@ -110,6 +110,7 @@ TRAINING = {
 }
 AVERAGING = {"share", "shared", "average", "averaged"}
 FUSING = {"fusion-key", "fusion-keys"}
+LABELLING = {"logits", "loss-gradients", "prediction", "conclude", "scores"}
 
 
 def lets_pass(features: Collection[str], message: str, mode: str) -> bool:
@@ -120,6 +121,8 @@ def lets_pass(features: Collection[str], message: str, mode: str) -> bool:
         return "average" in features and mode in ("", "average")
     if message in FUSING:
         return "fuse" in features and mode in ("", "fuse")
+    if message in LABELLING:
+        return "label" in features and mode in ("", "label")
     if message in EITHER:
         return mode in features if mode else bool({"train", "evaluate", "release"} & set(features))
     return True
@@ -135,6 +138,7 @@ def lets_pass(features: Collection[str], message: str, mode: str) -> bool:
         ("train", "evaluate"),
         ("average",),
         ("fuse",),
+        ("label",),
         ("release",),
         ("release", "evaluate"),
         ("example.org/train",),

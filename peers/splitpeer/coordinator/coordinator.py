@@ -223,7 +223,9 @@ class Coordinator:
         average = ("average",) if self._job.average_every else ()
         fuse = ("fuse",) if self._job.fusion is not None else ()
         return Offer(
-            features=tuple(n for n in services(frozen=self._job.frozen) if n != "fuse" or n in fuse),
+            features=tuple(
+                n for n in services(frozen=self._job.frozen) if n not in ("fuse", "label") or n in fuse
+            ),
             requires=(
                 "release" if self._job.frozen else "train",
                 f"dtype.{self._job.precision}",

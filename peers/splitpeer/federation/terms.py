@@ -94,7 +94,7 @@ def fusion_terms(config: JobConfig) -> messages.Fusion | None:
 
 def services(*, frozen: bool) -> tuple[str, ...]:
     """SP-11.17-2: the features of a job with frozen encoders, or of any other."""
-    others = ("train", "evaluate", "average") if frozen else ("release",)
+    others = ("train", "evaluate", "average", "label") if frozen else ("release",)
     return tuple(name for name in FEATURES if name not in others)
 
 

@@ -136,6 +136,7 @@ class Client:
         self._goal = goal or self._address
         # SP-11.17-2.
         features = services(frozen=True) if policy.encoders == "frozen" else FEATURES
+        features = tuple(name for name in features if name != "label")
         self._offer = Offer(features=features, max_message=policy.max_message_bytes, agent=AGENT)
         pick_device(config.runtime.device)
         self._witness = Witness(config, curious)
