@@ -42,6 +42,11 @@ def data() -> None:
 @click.option("--shape", type=int, nargs=3, help="Voxels; default: small thick slices that render fast.")
 @click.option("--spacing", type=float, nargs=3, help="Millimetres.")
 @click.option("--workers", type=click.IntRange(1), help="Processes; default: one per core.")
+@click.option(
+    "--dicom",
+    is_flag=True,
+    help="As four hospitals' scanners would send them: other poses, grids and oddities (extra: dicom).",
+)
 @json_option
 def phantom(
     folder: Path,
@@ -50,9 +55,17 @@ def phantom(
     shape: tuple[int, int, int] | None,
     spacing: tuple[float, float, float] | None,
     workers: int | None,
+    dicom: bool,
     as_json: bool,
 ) -> None:
     """Write a brain phantom with gliomas to FOLDER: MSD layout, and one folder per site."""
+    if dicom:
+        if shape or spacing or workers:
+            raise ConfigError(
+                "--dicom: every scanner has its own grid: leave --shape, --spacing and --workers out"
+            )
+        _dicom_phantom(folder, patients, seed, as_json)
+        return
     from splitpeer.data.phantom.cohort import write_phantom
 
     options: dict[str, Any] = {}
@@ -74,6 +87,25 @@ def phantom(
         echo_json(summary)
     else:
         echo(f"{patients} patients in {folder}: msd/, flair/, t1/, t1ce/, t2/, labels/")
+
+
+def _dicom_phantom(folder: Path, patients: int, seed: int, as_json: bool) -> None:
+    from splitpeer.data.phantom.scanners import write_dicom_phantom
+
+    with bar("phantom") as progress:
+        task = progress.add_task("", total=patients)
+        summary = write_dicom_phantom(
+            folder,
+            patients,
+            seed=seed,
+            progress=lambda done, total: progress.update(task, completed=done, total=total),
+        )
+    if as_json:
+        echo_json(summary)
+    else:
+        echo(
+            f"{patients} patients in {folder}: flair/, t1/, t1ce/, t2/ (DICOM), labels/ (on the grid of t1ce)"
+        )
 
 
 @data.command()
