@@ -102,6 +102,9 @@ TABLE: dict[str, Row] = {
     ),
     "splitpeer.leakage": Row(SOCKETS | UPPER | JUDGES),
     "splitpeer.report": Row(SOCKETS | UPPER | HEAVY | {"splitpeer.audit", "splitpeer.attacks.base"}),
+    "splitpeer.results": Row(
+        SOCKETS | UPPER, HEAVY, why="a mask becomes files at a hospital without a model, and sends nothing"
+    ),
     "splitpeer.audit": Row(
         SOCKETS | {"splitpeer.cli", "splitpeer.coordinator", "splitpeer.replay", "splitpeer.site.client"},
         why="a rehearsal plays sites as they are, without links",
