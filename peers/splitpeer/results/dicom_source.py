@@ -131,6 +131,10 @@ def read_series(paths: Sequence[Path]) -> Series:
             sorted(f"{one.get('SeriesDescription', '') or uid}" for uid, one in series.items())[:4]
         )
         raise DataError(f"{where}: {len(series)} series ({names}): name the files or the folder of one")
+    for what, attribute in (("patients", "PatientID"), ("frames of reference", "FrameOfReferenceUID")):
+        if (count := len({str(one.get(attribute, "")) for one in datasets})) > 1:
+            # Nobody's mask may be filed under somebody else.
+            raise DataError(f"{where}: images of {count} {what} in one series: name the files of one")
     # A file copied twice is one image.
     datasets = list({str(one.SOPInstanceUID): one for one in datasets}.values())
     several = [one for one in datasets if int(one.get("NumberOfFrames", 1) or 1) > 1 or _enhanced(one)]

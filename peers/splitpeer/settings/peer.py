@@ -19,6 +19,7 @@ from splitpeer.models.registry import DEFAULT, NETWORKS
 from splitpeer.settings.bounds import Bounds
 from splitpeer.settings.loading import Section, Settings
 from splitpeer.settings.network import SETTINGS, NetworkSettings
+from splitpeer.settings.results import ResultsSection
 from splitpeer.settings.values import (
     Address,
     Count,
@@ -360,6 +361,7 @@ class PeerConfig(Settings):
     model: OwnEncoder | None = None
     capture: CaptureSection = CaptureSection()
     bank: BankSection = BankSection()
+    results: ResultsSection = ResultsSection()
     runtime: Runtime = Runtime()
     log: Log = Log()
 

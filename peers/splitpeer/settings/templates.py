@@ -140,6 +140,13 @@ partners = {partners}  # {fill}sites that may be in the sum with us; all of them
 # max_runs_per_patient = 1  # may be raised: each run more is another view of a patient (docs/private.md)
 """
 
+_CLIENT_RESULTS = """
+[results]
+# What a PACS calls a region of a DICOM SEG, as scheme:value:meaning; regions of gliomas have their codes already,
+# others are "Lesion" or "Tissue", by their names.
+# codes = { prostate = { type = "SCT:41216001:Prostate", category = "SCT:123037004:Anatomical Structure" } }
+"""
+
 _COORDINATOR_BANK = """
 [bank]
 # What sites with frozen encoders released, in the state folder (docs/feature-bank.md).
@@ -344,7 +351,7 @@ def peer_toml(
         ),
         policy=_policy(coordinators, partners, private=private) if client else "",
         seed=_PRIVATE_SEED if client and private else _ANY_SEED,
-        bank="" if client else _COORDINATOR_BANK,
+        bank=_CLIENT_RESULTS if client else _COORDINATOR_BANK,
     )
 
 

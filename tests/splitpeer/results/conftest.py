@@ -76,9 +76,11 @@ class Scan:
 
 
 def series_affine(view: str, shape: tuple[int, int, int] = SHAPE) -> np.ndarray:
-    """Centred a few millimetres off the origin."""
+    """Centred a few millimetres off the origin; "tilted": the gantry was, so each slice is shifted along the rows."""
     affine = np.eye(4)
     affine[:3, :3] = LPS @ (directions(view) * np.array(STEPS)[:, None]).T
+    if view == "tilted":
+        affine[:3, 2] += 0.5 * affine[:3, 1]
     middle = affine[:3, :3] @ (np.array(shape) - 1) / 2
     affine[:3, 3] = np.array([1.0, -2.0, 2.0]) - middle
     return affine

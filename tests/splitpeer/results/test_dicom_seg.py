@@ -20,7 +20,7 @@ from splitpeer.results.dicom_seg import write_dicom_seg
 from splitpeer.results.dicom_source import read_series
 from splitpeer.results.segmentation import Segmentation
 
-VIEWS = ("axial", "sagittal", "coronal", "oblique")
+VIEWS = ("axial", "sagittal", "coronal", "oblique", "tilted")
 ORDERS = ((0, 1, 2), (2, 0, 1), (1, 0, 2))
 
 
@@ -39,6 +39,20 @@ def by_formula(patients: SimpleNamespace, seg: pydicom.Dataset) -> int:
         number = group.SegmentIdentificationSequence[0].ReferencedSegmentNumber
         assert (patients.inside(points @ patients.LPS.T)[number - 1] == frame.astype(bool)).all()
     return int(frames.sum())
+
+
+def laid_back(ours: Segmentation, path: Path) -> np.ndarray:
+    """A segmentation as highdicom reads it, as a volume, on the grid of the NIfTI file."""
+    volume = highdicom.seg.segread(path).get_volume(combine_segments=False, rescale_fractional=False)
+    lps = np.diag([-1.0, -1.0, 1.0, 1.0]) @ ours.affine
+    again = np.zeros_like(ours.masks)
+    index = np.stack(np.meshgrid(*map(np.arange, volume.spatial_shape), indexing="ij"), -1).reshape(-1, 3)
+    mapped = np.linalg.solve(lps, volume.affine) @ np.c_[index, np.ones(len(index))].T
+    assert np.abs(mapped - mapped.round()).max() < 1e-3
+    there = mapped[:3].round().astype(int)
+    for region in range(3):
+        again[region][tuple(there)] = volume.array[..., region].reshape(-1)
+    return again
 
 
 @pytest.mark.parametrize("files", ["forward", "backward", "mixed", "multiframe", "multiframe backward"])
@@ -62,17 +76,8 @@ def test_every_voxel_is_where_the_patient_has_it(
     seg = pydicom.dcmread(out)
     # Read by pydicom, against the formula.
     assert by_formula(patients, seg) == ours.masks.sum() > 500
-    # Read by highdicom, as a volume laid back over the grid of the NIfTI file.
-    volume = highdicom.seg.segread(out).get_volume(combine_segments=False, rescale_fractional=False)
-    lps = np.diag([*np.diag(patients.LPS), 1.0]) @ affine
-    again = np.zeros_like(ours.masks)
-    index = np.stack(np.meshgrid(*map(np.arange, volume.spatial_shape), indexing="ij"), -1).reshape(-1, 3)
-    mapped = np.linalg.solve(lps, volume.affine) @ np.c_[index, np.ones(len(index))].T
-    assert np.abs(mapped - mapped.round()).max() < 1e-3
-    there = mapped[:3].round().astype(int)
-    for region in range(3):
-        again[region][tuple(there)] = volume.array[..., region].reshape(-1)
-    assert (again == ours.masks).all()
+    if view != "tilted":  # highdicom makes no volume of a stack that is not at right angles
+        assert (laid_back(ours, out) == ours.masks).all()
     # Every frame names the image it lies on.
     named = {
         str(image.ReferencedSOPInstanceUID)
@@ -252,6 +257,22 @@ def test_two_series_and_none(patients: SimpleNamespace, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"cut.dcm: "):
         read_series([tmp_path / "cut.dcm"])
     assert read_series([one.folder]).shape == one.shape
+
+
+def test_another_patients_image_among_them(patients: SimpleNamespace, tmp_path: Path) -> None:
+    scan = patients.scan(tmp_path / "s")
+    other = pydicom.dcmread(scan.paths[2])
+    other.PatientID = "P-0002"
+    patients.store(other, scan.paths[2])
+    with pytest.raises(
+        DataError, match="images of 2 patients in one series: name the files of one"
+    ) as refused:
+        read_series(scan.paths)
+    assert "P-000" not in str(refused.value).replace(str(tmp_path), "")
+    other.PatientID, other.FrameOfReferenceUID = "P-0001", "1.2.3"
+    patients.store(other, scan.paths[2])
+    with pytest.raises(DataError, match="images of 2 frames of reference in one series"):
+        read_series(scan.paths)
 
 
 @pytest.mark.parametrize("lost", ["ImagePositionPatient", "PixelSpacing", "FrameOfReferenceUID"])
