@@ -199,7 +199,7 @@ class _Halves:
         if not stage.labels and decoder.last.bias is not None:
             nn.init.zeros_(decoder.last.bias)  # an image is no rare foreground
         other = CoordinatorHalf(decoder, *self._stepping(decoder), stage.device, exclusive=stage.exclusive)
-        self._parties = Parties(other, sites)
+        self._parties = Parties(other, sites, threads=torch.get_num_threads())
         if last:
             for name, half in self._named():
                 half.load(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -13,6 +15,7 @@ import torch
 
 from splitpeer.defences.randomness import Release
 from splitpeer.defences.stack import Stack, make_stack
+from splitpeer.errors import JobFailed
 from splitpeer.models import build_decoder, build_encoder, build_split_network, unet_backbone
 from splitpeer.training.loss import region_loss
 from splitpeer.training.optimiser import make_optimiser, make_schedule
@@ -96,6 +99,30 @@ def test_it_is_the_step_of_the_whole_network_bit_for_bit() -> None:
     state = {f"{m}/{k}": t for m in MODALITIES for k, t in whole.encoders[m].state_dict().items()}
     state |= {f"hub/{k}": t for k, t in whole.decoder.state_dict().items()}
     assert same(state, weights(split))
+
+
+def test_encoders_that_compute_at_once_compute_what_one_after_the_other_does() -> None:
+    alone, together = parties(), replace(parties(), threads=2)
+    inside: dict[str, set[str]] = {"forward": set(), "backward": set()}
+    for verb, names in inside.items():
+        hear(together, verb, lambda place, _, names=names: names.add(threading.current_thread().name))
+    for step in (1, 2, 3):
+        images, target, release = batch(step)
+        assert split_round(together, images, target, release) == split_round(alone, images, target, release)
+    assert same(weights(alone), weights(together))
+    assert all(name.startswith("encoder") for names in inside.values() for name in names)
+
+
+def test_an_error_of_an_encoder_beside_others_is_raised() -> None:
+    split = replace(parties(), threads=2)
+    images, target, release = batch(1)
+
+    def bad(*_: object) -> None:
+        raise JobFailed("the gradient is not finite")
+
+    split.sites[PLACES["t1"]].backward = bad  # type: ignore[method-assign]
+    with pytest.raises(JobFailed, match="not finite"):
+        split_round(split, images, target, release)
 
 
 def test_a_site_that_does_not_take_part_counts_on_and_learns_nothing() -> None:
