@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -142,6 +143,7 @@ def _refuse_contradictions(context: click.Context, *, private: bool) -> None:
 
 def _private(out: Path, job: PrivateJob, *, leak: bool) -> None:
     """The same with frozen encoders, of which only the sum is seen."""
+    from splitpeer.demo.leak import EFFORT, SumAttacks
     from splitpeer.demo.private import pretrain_all, refuse_second_run
     from splitpeer.demo.report import dice_table, draw, read_result, write_summary
 
@@ -157,15 +159,22 @@ def _private(out: Path, job: PrivateJob, *, leak: bool) -> None:
         f"one hospital trains the encoders of all on {job.strangers} other patients, and hands them over"
     )
     pretrain_all(federation, job, len(os.sched_getaffinity(0)))
+    attacks = SumAttacks(federation, job, EFFORT) if leak else None
     console.rule("2 of 4: each window leaves once, masked; the hospitals stop; the coordinator trains")
-    _train(federation, console, out)
-    console.rule("3 of 4: results")
-    result = read_result(federation.results)
-    rows = {PRIVATE: result["dice"]}
     leaked: dict[str, float] = {}
-    if leak:
-        console.rule("4 of 4: what the coordinator kept is attacked")
-        leaked = _attack(federation, console, job)
+    try:
+        _train(federation, console, out, attacks.start if attacks is not None else None)
+        console.rule("3 of 4: results")
+        result = read_result(federation.results)
+        rows = {PRIVATE: result["dice"]}
+        if attacks is not None:
+            console.rule("4 of 4: what the coordinator kept is attacked, since the hospitals stopped")
+            with console.status("the attacks go on") if console.is_terminal else nullcontext():
+                leaked = attacks.report(federation.folder / REPORT)
+            _show_leaked(console, leaked)
+    finally:
+        if attacks is not None:
+            attacks.stop()
     pictures = draw(out, federation.data, federation.results, rows)
     summary = _summary(federation, result, {}, leaked, time.monotonic() - started)
     write_summary(out / "summary.json", summary)
@@ -200,8 +209,11 @@ def _prepare(federation: Federation, *, leak: bool) -> None:
     federation.set_up()
 
 
-def _train(federation: Federation, console: Console, out: Path) -> None:
-    """Start the daemons and wait for the job's end. Raises JobFailed."""
+def _train(
+    federation: Federation, console: Console, out: Path, alone: Callable[[], None] | None = None
+) -> None:
+    """Start the daemons and wait for the job's end; `alone` is called once no hospital's process is left. Raises
+    JobFailed."""
     from splitpeer.demo.leak import SEAT
 
     # Stopping the demo, or closing its terminal, must not leave daemons behind.
@@ -216,7 +228,7 @@ def _train(federation: Federation, console: Console, out: Path) -> None:
             highlight=False,
             soft_wrap=True,
         )
-        federation.wait()
+        federation.wait(alone)
     finally:
         federation.stop()
 
@@ -246,18 +258,18 @@ def _baselines(federation: Federation, console: Console) -> dict[str, Reached]:
     )
 
 
-def _attack(federation: Federation, console: Console, private: PrivateJob | None = None) -> dict[str, float]:
+def _attack(federation: Federation, console: Console) -> dict[str, float]:
     from splitpeer.cli.attack import attack_progress
-    from splitpeer.demo.leak import attack_and_report, attack_sums
+    from splitpeer.demo.leak import attack_and_report
 
-    page, progress = federation.folder / REPORT, attack_progress(console)
-    if private is None:
-        leaked = attack_and_report(federation, page, progress)
-    else:
-        leaked = attack_sums(federation, private, page, progress)
+    leaked = attack_and_report(federation, federation.folder / REPORT, attack_progress(console))
+    _show_leaked(console, leaked)
+    return leaked
+
+
+def _show_leaked(console: Console, leaked: Mapping[str, float]) -> None:
     for name, value in leaked.items():
         console.print(f"  {name} {value:.3f}", highlight=False)
-    return leaked
 
 
 def _show_tables(

@@ -178,8 +178,11 @@ class Federation:
         """Process ids of the running daemons, by site."""
         return self._supervisor.pids()
 
-    def wait(self) -> None:
+    def wait(self, alone: Callable[[], None] | None = None) -> None:
         """Wait for the job's end; the coordinator's deadlines bound it. Who dies meanwhile is started again.
+
+        Args:
+            alone: called once the coordinator's process is the only one that is left.
 
         Raises:
             JobFailed: a daemon stays down, with the last line of its log.
@@ -190,6 +193,8 @@ class Federation:
                 self._supervisor.tend()
                 if self.steps_with_hospitals is None and not any(site in self.pids() for site in SITES):
                     self.steps_with_hospitals, left = self.steps(), time.monotonic()
+                    if alone is not None:
+                        alone()
                 for site in SITES:
                     if self._supervisor.ended(site) not in (None, 0):
                         raise JobFailed(self._why(site))

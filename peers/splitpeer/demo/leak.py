@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+import multiprocessing
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
+from multiprocessing.pool import AsyncResult, Pool
 from pathlib import Path
 from statistics import fmean
 
+import torch
+
+from splitpeer.attacks.base import silent
 from splitpeer.attacks.collusion import remaining
 from splitpeer.audit.capture_audit import CaptureAudit
 from splitpeer.audit.cohort import Cohort, cut, shadow
@@ -67,6 +72,8 @@ READ = {
 """Folder of an attack on the private demo, and what it reads."""
 SEARCH = "sum-search:steps=120,width=16,iterations=50"
 """Of the sum, beside `ATTACKS`; it begins with their network."""
+ATTACK_S = 3600.0
+"""The attacks on sums, at most."""
 LEFT_OUT = (
     "Neighbouring slices of a sum, and the coordinator with one hospital, are left out for time. Of a plain job, "
     "splitpeer audit --sweep measures both ([sweep] neighbours and collusion).",
@@ -92,7 +99,7 @@ def recorded_keys(federation: Federation) -> list[str]:
 
 def attack_and_report(federation: Federation, page: Path, progress: Progress) -> dict[str, float]:
     """Attack both captures and write `report.html`; returns a few figures for the terminal."""
-    strangers = federation.folder / "strangers"
+    strangers = _strangers(federation)
     write_phantom(strangers, STRANGERS, seed=federation.job.seed + 1000)
     audit = partial(
         CaptureAudit, salt=federation.salt, truth=federation.data, convention="msd", seed=federation.job.seed,
@@ -153,35 +160,106 @@ def _last_checkpoint(state: Path) -> Path:
 # --- the private demo ------------------------------------------------------------------------
 
 
-def attack_sums(federation: Federation, job: PrivateJob, page: Path, progress: Progress) -> dict[str, float]:
-    """Of a private demo: attack the sums that were kept, and what all other hospitals together could subtract.
+@dataclass(frozen=True)
+class Effort:
+    """How hard the sums are attacked."""
 
-    The adversary is stronger than a real one: it holds the encoders of all hospitals.
+    attacks: tuple[str, ...] = ATTACKS
+    search: str = SEARCH
+    """Of the sum, beside `attacks`; it begins with their network."""
+    tumour: bool = True
+    """Look for tumours in what was rebuilt."""
 
-    Returns:
-        A few figures for the terminal; of the sum, that of the contrast that shows most, and the mean over all.
 
-    Raises:
-        JobFailed: there is no feature bank.
+EFFORT = Effort()
+
+
+class SumAttacks:
+    """Of a private demo: attacks on the sums that were kept, and on what all other hospitals together could subtract.
+
+    The adversary is stronger than a real one: it holds the encoders of all hospitals. All that it needs is there
+    when the hospitals stop, so it works beside the training, in two processes of one thread each.
+
+    Args:
+        federation: its files are written.
+        job: its settings.
+        effort: how hard they try.
     """
-    folders, figures = [], {}
-    for name, experiment, parties in _experiments(federation, job):
+
+    def __init__(self, federation: Federation, job: PrivateJob, effort: Effort) -> None:
+        self._folder, self._job, self._effort = federation.folder, job, effort
+        self._pool: Pool | None = None
+        self._running: list[AsyncResult[tuple[list[Path], dict[str, float]]]] = []
+        write_phantom(_strangers(federation), min(STRANGERS, job.strangers), seed=job.seed + 1000)
+
+    def start(self) -> None:
+        """Begin, if that was not done."""
+        if self._pool is None:
+            self._pool = multiprocessing.get_context("spawn").Pool(2, torch.set_num_threads, (1,))
+            self._running = [
+                self._pool.apply_async(_attack_sums, (self._folder, self._job, self._effort, names))
+                for names in ((KNOWN, COLLUDE), (SUM,))
+            ]
+
+    def stop(self) -> None:
+        """End what runs, done or not."""
+        if self._pool is not None:
+            self._pool.terminate()
+            self._pool.join()
+
+    def report(self, page: Path) -> dict[str, float]:
+        """Wait for all, and write the page.
+
+        Returns:
+            A few figures for the terminal; of the sum, that of the contrast that shows most, and the mean over all.
+
+        Raises:
+            JobFailed: there is no feature bank, or they take too long.
+        """
+        self.start()
+        folders: list[Path] = []
+        figures: dict[str, float] = {}
+        for one in self._running:
+            try:
+                done, found = one.get(ATTACK_S)
+            except multiprocessing.TimeoutError:
+                raise JobFailed(f"the attacks were not done in {ATTACK_S / 60:.0f} minutes") from None
+            folders += done
+            figures |= found
+        write_report(folders, page)
+        return figures
+
+
+def _attack_sums(
+    folder: Path, job: PrivateJob, effort: Effort, names: Collection[str]
+) -> tuple[list[Path], dict[str, float]]:
+    """In a process of its own: those of the experiments that are named; their folders, and their figures."""
+    federation, folders = Federation(folder, job), []
+    figures: dict[str, float] = {}
+    for name, experiment, parties in _experiments(federation, job, tumour=effort.tumour):
+        if name not in names:
+            continue
         opened = experiment.open_folder(
-            federation.folder / "attack" / name, commands=("splitpeer demo --private",), notes=(SYNTHETIC,)
+            folder / "attack" / name, commands=("splitpeer demo --private",), notes=(SYNTHETIC,)
         )
         opened.not_tested, opened.promises = (*LEFT_OUT, *OTHERS), promises(parties)
-        for attack in (*ATTACKS, SEARCH) if name == SUM else ATTACKS:
-            found = _run(progress, experiment, opened, (attack,)).values()
+        for attack in (*effort.attacks, effort.search) if name == SUM else effort.attacks:
+            found = _run(silent, experiment, opened, (attack,)).values()
             title = f"{attack.partition(':')[0]} on {READ[name]}"
             figures[f"{title}, ssim"] = max(found, default=0.0)
             if len(found) > 1:
                 figures[f"{title}, mean over contrasts, ssim"] = fmean(found)
         folders.append(opened.folder)
-    write_report(folders, page)
-    return figures
+    return folders, figures
 
 
-def _experiments(federation: Federation, job: PrivateJob) -> Iterator[tuple[str, Experiment, int]]:
+def _strangers(federation: Federation) -> Path:
+    return federation.folder / "strangers"
+
+
+def _experiments(
+    federation: Federation, job: PrivateJob, *, tumour: bool
+) -> Iterator[tuple[str, Experiment, int]]:
     """Name, adversary, and number of hospitals."""
     config = JobConfig.load(federation.hub / "job.toml")
     on_wire, window, salt = job_on_wire(config), window_of(job_on_wire(config)), load_salt(federation.salt)
@@ -192,16 +270,14 @@ def _experiments(federation: Federation, job: PrivateJob) -> Iterator[tuple[str,
         raise JobFailed(f"{federation.hub}: no feature bank; the log of the coordinator says why")
     keys = [bytes.fromhex(key) for key in recorded_keys(federation)]
     samples = most_in_bank(bank, on_wire, keys, cohort.labels)
-    folder = federation.folder / "strangers"
-    write_phantom(folder, min(STRANGERS, job.strangers), seed=job.seed + 1000)
-    strangers = Cohort.read(folder, tuple(SITES.values()), salt=salt[::-1], convention="msd")
+    strangers = Cohort.read(_strangers(federation), tuple(SITES.values()), salt=salt[::-1], convention="msd")
     others, truth = shadow(strangers, window, SHADOW), cut(cohort, samples, window)
     parts = _parts(federation, job, config, on_wire)
     own, sums = [part for part in parts if part.seat.name == SEAT], sums_of(bank, samples)
     theirs = sent([part for part in parts if part.seat.name != SEAT], samples, truth.images)
     # What the coordinator and all others have together: the sum without their own parts.
     left = remaining(sums, [over_seats(by_seat) for by_seat in theirs.values()], on_wire.fusion)
-    judge = make_judge(tuple(SITES.values()), truth, others, finder_steps=150)
+    judge = make_judge(tuple(SITES.values()), truth, others, finder_steps=150, tumour=tumour)
     source = Source(role="coordinator", site=HUB, federation=config.job.name, run=bank.contents.run.hex())
     sites = on_wire.fusion.parties
     for name, of, reads, levels in (

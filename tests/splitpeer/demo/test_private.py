@@ -8,7 +8,6 @@ import re
 import signal
 import tomllib
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -70,9 +69,11 @@ def test_hospitals_show_their_patients_once(federation: Federation) -> None:
 @pytest.fixture
 def ran(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """The command at toy size, with five real daemons; only the attacks are cut short."""
-    monkeypatch.setattr(leak, "ATTACKS", ("pca", "whitebox:iterations=3", "inverse:steps=4,width=4"))
-    monkeypatch.setattr(leak, "SEARCH", "sum-search:steps=4,width=4,iterations=2")
-    monkeypatch.setattr(leak, "make_judge", partial(leak.make_judge, tumour=False))
+    attacks, search = (
+        ("pca", "whitebox:iterations=3", "inverse:steps=4,width=4"),
+        "sum-search:steps=4,width=4,iterations=2",
+    )
+    monkeypatch.setattr(leak, "EFFORT", leak.Effort(attacks, search, tumour=False))
     former = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
     out = tmp_path / "demo"
     with pytest.raises(SystemExit) as left:
