@@ -113,12 +113,14 @@ def _made(
             sop_instance_uid=UID(),
             instance_number=1,
             manufacturer="splitproto",
-            manufacturer_model_name=_short(f"run {origin.run}"),
+            manufacturer_model_name="splitpeer",
             software_versions=_short(origin.software),
             device_serial_number=origin.model[:LONG] or "unknown",
             content_label="SEGMENTATION",
             content_description=_short(_what(segmentation)),
             content_creator_name=CREATOR,
+            # Names are decoded; whatever they were written in, UTF-8 holds them and ours.
+            specific_character_set="ISO_IR 192",
             omit_empty_frames=bool(pixels.any()),
         )
     except (AttributeError, KeyError, TypeError, ValueError) as error:

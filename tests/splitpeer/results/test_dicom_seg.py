@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import errno
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -306,6 +307,19 @@ def test_an_anonymised_series_will_do(patients: SimpleNamespace, tmp_path: Path)
     )
     seg = pydicom.dcmread(tmp_path / "m.dcm")
     assert by_formula(patients, seg) > 500 and not seg.PatientName
+
+
+@pytest.mark.parametrize(
+    ("charset", "name"),
+    [(["", "ISO 2022 IR 87"], "Yamada^Tarou=山田^太郎"), ("ISO_IR 100", "Müller^Jürgen"), ("", "Smith^A")],
+)
+def test_names_in_any_script(patients: SimpleNamespace, tmp_path: Path, charset: Any, name: str) -> None:
+    scan = patients.scan(tmp_path / "s", SpecificCharacterSet=charset, PatientName=name)
+    ours = patients.segmentation(scan.shape, scan.affine, origin=replace(patients.ORIGIN, name="Großhirn δ"))
+    write_dicom_seg(ours, read_series(scan.paths), tmp_path / "mask.dcm")
+    seg = pydicom.dcmread(tmp_path / "mask.dcm")
+    assert (seg.PatientName, seg.SpecificCharacterSet) == (name, "ISO_IR 192")
+    assert seg.SeriesDescription.startswith("Großhirn δ segmentation")
 
 
 def test_without_highdicom_one_line_says_how_to_install_it(
