@@ -40,6 +40,23 @@ SEAT = Int(0, MOST_SEATS - 1)
 """Place of a seat in the offer's `seats`."""
 MODES = ("train", "evaluate", "infer", "release")
 ENCODERS = ("joint", "frozen")
+WANTED = ("mask", "probabilities")
+NOT_LOCATED = ("absent", "refused", *OF_A_PATIENT)
+UNSEGMENTED = (
+    "refused",
+    "absent",
+    "few-seats",
+    "misaligned",
+    "unusable",
+    "site-lost",
+    "too-large",
+    "busy",
+    "deadline",
+    "cancelled",
+    "failed",
+)
+"""Why a request ends without a segmentation (SP-11.19-12)."""
+MOST_SEATS_OF_A_JOB = 64
 DEFENCES = ListOf(Text(200), 32)
 BYE_REASONS = ("complete", "failed", "drain", "rotate")
 
@@ -108,6 +125,8 @@ class Region:
     name: str = wire(Text(24))
     values: tuple[int, ...] = wire(ListOf(Int(1, 65535), 256))
     """Mask values that make it up; empty where `preset` of `Masks` says which."""
+    title: str | None = wire(Text(100), default=None)
+    """For people; absent: the name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,6 +193,28 @@ class KeyOffer:
     """With the key of the site's certificate (SP-11.18-6)."""
     chain: tuple[bytes, ...] = wire(ListOf(OctetsUpTo(8192), 4, 1))
     """DER: the site's certificate, then intermediates."""
+
+
+@dataclass(frozen=True, slots=True)
+class Label:
+    """A value that masks hold."""
+
+    value: int = wire(Int(1, 0xFFFF))
+    name: str = wire(Text(24))
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """What is segmented."""
+
+    labels: tuple[Label, ...] = wire(ListOf(Record(Label), 256, 1))
+    """Every value of a mask but 0, the background."""
+    regions: tuple[Region, ...] = wire(ListOf(Record(Region), 32, 1))
+    """In the order of the channels."""
+    exclusive: bool = wire(Bool())
+    """One class per voxel, and the background is the first channel of probabilities."""
+    convention: str = wire(Text(32))
+    """Where the values come from, for people; may be empty."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -362,7 +403,8 @@ class Forward(Message):
     step: int = wire(STEP)
     """train: the step this batch is; otherwise: the committed step whose weights are to be used, in a release 0."""
     batch: int = wire(Int())
-    """train: 0; evaluate: number of the batch in this evaluation; release: of the question to this site in this run."""
+    """train: 0; evaluate: number of the batch in this evaluation; infer: never repeated in a run; release: of the
+    question to this site in this run."""
     samples: tuple[Sample, ...] = wire(ListOf(Record(Sample), 4096, 1))
     digest: bytes = wire(DIGEST)
     """Commitment to the ordered samples."""
@@ -608,6 +650,92 @@ class Progress(Message):
     values: dict[str, float] = wire(Numbers())
     missing: tuple[Missing, ...] | None = wire(ListOf(Record(Missing), 64), default=None)
     """All seats that steps are made without from here on (SP-11-42); absent: as said before."""
+
+
+@dataclass(frozen=True, slots=True)
+class Segment(Message):
+    """Client: segment this patient."""
+
+    name = "segment"
+    request: bytes = wire(Octets(16))
+    """Random; the same when it is sent again (SP-11.19-2)."""
+    key: bytes = wire(KEY)
+    want: str = wire(Text(16, WANTED))
+    require: int | None = wire(Int(1, MOST_SEATS_OF_A_JOB), default=None)
+    """Least seats that it may be made from; absent: one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cancel(Message):
+    """Client: the request is no longer wanted."""
+
+    name = "cancel"
+    request: bytes = wire(Octets(16))
+
+
+@dataclass(frozen=True, slots=True)
+class Locate(Message):
+    """Coordinator: a request is about this patient; can it be used at your site?"""
+
+    name = "locate"
+    request: bytes = wire(Octets(16))
+    key: bytes = wire(KEY)
+    asker: str = wire(Text(63))
+    """The site that asks: the coordinator's word (SP-11.19-4)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Located(Message):
+    """Client: the patient's grid and seats, or why not."""
+
+    name = "located"
+    request: bytes = wire(Octets(16))
+    patient: Patient | None = wire(Record(Patient), default=None)
+    cause: str | None = wire(Text(16, NOT_LOCATED), default=None)
+    """Exactly one of the two is present."""
+
+
+@dataclass(frozen=True, slots=True)
+class Segmenting(Message):
+    """Coordinator, to the site that asked: how far a request is, for people."""
+
+    name = "segmenting"
+    request: bytes = wire(Octets(16))
+    state: str = wire(Text(16, ("queued", "working")))
+    done: int = wire(Int())
+    """Windows."""
+    total: int = wire(Int())
+    """0: not known yet."""
+    ahead: int = wire(Int())
+    """Requests that are worked on before it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Segmented(Message):
+    """Coordinator, to the site that asked: the segmentation, one tensor `mask` or `probabilities`."""
+
+    name = "segmented"
+    request: bytes = wire(Octets(16))
+    step: int = wire(STEP)
+    model: bytes = wire(DIGEST)
+    """Of the coordinator's weights."""
+    seats: tuple[Seat, ...] = wire(ListOf(Record(Seat), MOST_SEATS_OF_A_JOB, 1))
+    """All of the job."""
+    missing: tuple[Missing, ...] = wire(ListOf(Record(Missing), MOST_SEATS_OF_A_JOB - 1))
+    """Those that it was not made from, and why."""
+    grid: Patient = wire(Record(Patient))
+    task: Task = wire(Record(Task))
+    tensors: Mapping[str, Array] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Unsegmented(Message):
+    """Coordinator, to the site that asked: there is no segmentation, and why."""
+
+    name = "unsegmented"
+    request: bytes = wire(Octets(16))
+    code: str = wire(Text(16, UNSEGMENTED))
+    reason: str = wire(Text(500))
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from .constants import DEFAULT_MAX_MESSAGE, PROTOCOL_VERSIONS
 from .errors import FeatureMissing, VersionMismatch, printable
 from .messages import Hello, Welcome
 
-FEATURES = ("train", "evaluate", "average", "release", "fuse", "label", "dtype.f32", "dtype.bf16")
+FEATURES = ("train", "evaluate", "average", "release", "fuse", "infer", "label", "dtype.f32", "dtype.bf16")
 """Features of version 1. The registry's names have no "/"; private ones are `<domain>/<name>` (SP-13)."""
 
 

@@ -12,7 +12,7 @@ from derive import FIRST, SCHEMA, WHOLE, batch_digest, binding, salt_check, sche
 from splitproto import codec, messages
 from splitproto.messages import Job, Level, Patient, Sample, Seat, Setting, Unusable
 
-FEATURES = ("train", "evaluate", "average", "release", "fuse", "label", "dtype.f32", "dtype.bf16")
+FEATURES = ("train", "evaluate", "average", "release", "fuse", "infer", "label", "dtype.f32", "dtype.bf16")
 JOB = Job(
     name="brats-t1",
     dimensions=2,
@@ -37,13 +37,23 @@ JOB = Job(
 OFFER = messages.KeyOffer(bytes(range(0x50, 0x70)), bytes.fromhex("3003020101"), (bytes.fromhex("3000"),))
 
 
+PATIENT = Patient(
+    KEY,
+    (240, 240, 155),
+    (1.0, 1.0, 1.0),
+    (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0),
+    (-120.0, -119.0, 0.0),
+    (1.0, 1.0, 1.0),
+)
+REQUEST = bytes(range(0x30, 0x40))
+
 MESSAGES: dict[str, messages.Message] = {
     "hello": messages.Hello(
         (1,), FEATURES, ("dtype.f32",), 1 << 30, "splitpeer/0.1.0", binding(DIALLER, LISTENER)
     ),
     "welcome": messages.Welcome(
         1,
-        ("average", "dtype.bf16", "dtype.f32", "evaluate", "fuse", "label", "release", "train"),
+        ("average", "dtype.bf16", "dtype.f32", "evaluate", "fuse", "infer", "label", "release", "train"),
         1 << 30,
         "splitpeer/0.1.0",
         binding(DIALLER, LISTENER),
@@ -52,16 +62,7 @@ MESSAGES: dict[str, messages.Message] = {
     "job-accept": messages.JobAccept(INCARNATION, 0, (0,), 1),
     "job-decline": messages.JobDecline(0x0505, "level x0 may not leave this site"),
     "inventory": messages.Inventory(
-        (
-            Patient(
-                KEY,
-                (240, 240, 155),
-                (1.0, 1.0, 1.0),
-                (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0),
-                (-120.0, -119.0, 0.0),
-                (1.0, 1.0, 1.0),
-            ),
-        ),
+        (PATIENT,),
         True,
         salt_check(SALT),
     ),
@@ -99,6 +100,27 @@ MESSAGES: dict[str, messages.Message] = {
     "progress": messages.Progress(
         100, {"loss": 1.25, "dice_WT": 0.875}, (messages.Missing("t1", "its site is away"),)
     ),
+    "segment": messages.Segment(REQUEST, KEY, "mask"),
+    "cancel": messages.Cancel(REQUEST),
+    "locate": messages.Locate(REQUEST, KEY, "charite"),
+    "located": messages.Located(REQUEST, PATIENT),
+    "segmenting": messages.Segmenting(REQUEST, "working", 32, 155, 0),
+    "segmented": messages.Segmented(
+        REQUEST,
+        1000,
+        hashlib.sha256(b"a decoder").digest(),
+        (Seat("t1", ("t1",)), Seat("t2", ("t2",))),
+        (messages.Missing("t2", "no site has it"),),
+        PATIENT,
+        messages.Task(
+            (messages.Label(1, "edema"), messages.Label(2, "core")),
+            (messages.Region("WT", (1, 2), "whole tumour"),),
+            False,
+            "",
+        ),
+        {"mask": SMALL.astype("u1")},
+    ),
+    "unsegmented": messages.Unsegmented(REQUEST, "absent", "no image of the patient at this site"),
     "bye": messages.Bye("complete", ""),
     "error": messages.Error(0x0503, "batch of step 1: the digests differ"),
 }
@@ -199,6 +221,19 @@ def heads() -> Iterator[Case]:
     yield fine("withdraw-two", {**maps["withdraw"], "patients": two}, "SP-11.13-1: all of the batch at once")
     of_release = {**maps["withdraw"], "mode": "release", "step": 0, "batch": 3}
     yield fine("withdraw-release", of_release, "SP-11.17-7")
+    infer = {**unseeded, "mode": "infer", "step": 100, "batch": 1 << 40}
+    yield fine("forward-infer", infer, "SP-11.19-8: a number that the run never repeats")
+    of_inference = {**maps["withdraw"], "mode": "infer", "step": 100, "batch": 1 << 40}
+    yield fine("withdraw-infer", of_inference, "SP-11.19-9")
+    yield fine("segment-require", {**maps["segment"], "want": "probabilities", "require": 3}, "SP-11.19-7")
+    yield case("segment-require-none", {**maps["segment"], "require": 0}, "SP-8.2-4: at least one seat")
+    yield case("segment-want-unknown", {**maps["segment"], "want": "meshes"}, "SP-8.2-4")
+    unlocated = {key: item for key, item in maps["located"].items() if key != "patient"}
+    for cause in ("absent", "refused", "consent"):
+        yield fine(f"located-{cause}", {**unlocated, "cause": cause}, "SP-11.19-4")
+    yield case("located-cause-unknown", {**unlocated, "cause": "disk-full"}, "SP-8.2-4: not a patient's")
+    yield case("segmented-without-seats", {**maps["segmented"], "seats": []}, "SP-8.2-4: at least one seat")
+    yield case("unsegmented-code-unknown", {**maps["unsegmented"], "code": "bored"}, "SP-8.2-4")
     of_evaluation = {**maps["withdraw"], "mode": "evaluate", "step": 100, "batch": 7}
     yield fine("withdraw-evaluate", of_evaluation, "SP-11.13-7")
     listed = {**maps["inventory"], "unusable": [lost]}
@@ -405,12 +440,12 @@ def agreements() -> Iterator[Case]:
     yield listener("no-version", offer(versions=[2]), offer(), no_version, "SP-10-1")
     lacking = offer(features=["train"], requires=[])
     yield listener("listener-requires", lacking, offer(), no_feature, "SP-10-1: the dialler lacks dtype.f32")
-    demanding = offer(requires=["dtype.f32", "infer"])
-    yield listener("dialler-requires", demanding, offer(), no_feature, "SP-10-1: the listener lacks infer")
+    demanding = offer(requires=["dtype.f32", "example.org/x"])
+    yield listener("dialler-requires", demanding, offer(), no_feature, "SP-10-1: the listener lacks it")
 
     yield dialler("accepted", offer(), welcome(), agreed(1, every, 1 << 30, 1 << 20), "SP-10-3")
     yield dialler("version-not-offered", offer(), welcome(version=2), no_version, "SP-10-3")
-    strange = welcome(features=[*every, "infer"])
+    strange = welcome(features=[*every, "example.org/x"])
     yield dialler("feature-not-offered", offer(), strange, no_feature, "SP-10-3")
     stripped = welcome(features=["train"])
     yield dialler(
@@ -531,15 +566,33 @@ def conversations() -> Iterator[Case]:
     yield case(
         "answer-in-a-mode-not-agreed", begun + "|C activations evaluate", bad, "SP-9-8, SP-10-6", alone
     )
-    yield case("mode-without-a-feature", begun + "|S forward infer", bad, "SP-10-6: infer is always refused")
-    everything = [*FEATURES, "infer"]
+    yield case("mode-of-no-service", begun + "|S forward average", bad, "SP-9-8: average has no batches")
+    inferring = ["train", "infer", "dtype.f32"]
     yield case(
-        "mode-that-was-agreed",
-        begun + "|S forward infer",
-        bad,
-        "SP-10-6: infer is always refused",
-        everything,
-    )
+        "infer",
+        begun
+        + "|C segment|S segmenting|S locate|C located|S forward infer|C activations infer|S forward infer"
+        "|C withdraw infer|S segmented|C segment|S unsegmented|C cancel|S bye",
+        at("working", "done"), "SP-11.19-1: all that inference needs", inferring,
+    )  # fmt: skip
+    yield case(
+        "infer-frozen", begun + "|C segment|S locate|C located|S forward release|C activations release|S segmented",
+        at("working", "working"), "SP-11.19-14", ["release", "infer"],
+    )  # fmt: skip
+    for side, refused_word in (
+        ("C", "segment"), ("C", "cancel"), ("S", "locate"), ("C", "located"), ("S", "segmenting"),
+        ("S", "segmented"), ("S", "unsegmented"), ("S", "forward infer"), ("C", "activations infer"),
+        ("C", "withdraw infer"),
+    ):  # fmt: skip
+        yield case(
+            f"{refused_word.replace(' ', '-')}-without-infer", f"{begun}|{side} {refused_word}", bad,
+            "SP-9-8, SP-11.19-1", ["train", "evaluate", "dtype.f32"],
+        )  # fmt: skip
+    yield case("segment-before-begin", joined + "|C segment", bad, "SP-9-1", inferring)
+    yield case("segment-from-coordinator", begun + "|S segment", bad, "SP-9-1", inferring)
+    yield case("locate-from-client", begun + "|C locate", bad, "SP-9-1: a site asks by segment", inferring)
+    yield case("segmented-from-client", begun + "|C segmented", bad, "SP-9-1", inferring)
+    yield case("withdrawn-with-infer-alone", begun + "|S withdrawn", bad, "SP-9-8", ["infer"])
     yield case("withdraw-in-a-mode-not-agreed", begun + "|C withdraw train", bad, "SP-9-8", evaluating)
     yield case("gradients-without-train", begun + "|S gradients", bad, "SP-9-8", evaluating)
     yield case("checkpoint-without-train", begun + "|S checkpoint", bad, "SP-9-8", evaluating)

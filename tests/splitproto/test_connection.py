@@ -120,6 +120,13 @@ def talk(pair: Any, example: Example, exchange: Callable[[], None]) -> dict[Side
         (CLIENT, "saved"),
         (COORDINATOR, "rollback"),
         (CLIENT, "rolled-back"),
+        (CLIENT, "segment"),
+        (COORDINATOR, "segmenting"),
+        (COORDINATOR, "locate"),
+        (CLIENT, "located"),
+        (CLIENT, "cancel"),
+        (COORDINATOR, "segmented"),
+        (COORDINATOR, "unsegmented"),
         (CLIENT, "bye"),
         (COORDINATOR, "bye"),
     ):

@@ -20,6 +20,8 @@ S = State
 # Written down apart from the tables: (client, coordinator) before, who says what, (client, coordinator) after.
 CLIENTS = ("activations", "withdraw", "applied", "advanced", "saved", "unsaved", "rolled-back")
 COORDINATORS = ("forward", "withdrawn", "gradients", "advance", "checkpoint", "rollback", "progress")
+ASKED = ("segment", "cancel")
+ANSWERED = ("segmenting", "segmented", "unsegmented")
 STORY = [
     ((S.START, S.START), CLIENT, "hello", (S.GREETED, S.GREETED)),
     ((S.GREETED, S.GREETED), COORDINATOR, "welcome", (S.READY, S.READY)),
@@ -32,11 +34,20 @@ STORY = [
     ((S.JOINED, S.JOINED), COORDINATOR, "begin", (S.WORKING, S.WORKING)),
     *(
         ((S.WORKING, S.WORKING), CLIENT, name, (S.WORKING, S.WORKING))
-        for name in (*CLIENTS, "shared", "averaged", "loss-gradients", "scores")
+        for name in (*CLIENTS, "shared", "averaged", *ASKED, "located", "loss-gradients", "scores")
     ),
     *(
         ((S.WORKING, S.WORKING), COORDINATOR, name, (S.WORKING, S.WORKING))
-        for name in (*COORDINATORS, "share", "average", "logits", "prediction", "conclude")
+        for name in (
+            *COORDINATORS,
+            "share",
+            "average",
+            *ANSWERED,
+            "locate",
+            "logits",
+            "prediction",
+            "conclude",
+        )
     ),
     *(
         ((state, state), CLIENT, "bye", (S.DONE, state))
@@ -103,12 +114,13 @@ def test_every_pair_of_states_side_and_message_follows_the_tables_or_moves_nothi
 
 
 # Written down apart from the table: what each feature, and each mode of a message, lets pass.
-EITHER = {"forward", "activations", "withdraw", "withdrawn"}
+EITHER = {"forward", "activations", "withdraw"}
 TRAINING = {
     *("gradients", "applied", "advance", "advanced"),
     *("checkpoint", "saved", "unsaved", "rollback", "rolled-back"),
 }
 AVERAGING = {"share", "shared", "average", "averaged"}
+INFERRING = {*ASKED, *ANSWERED, "locate", "located"}
 FUSING = {"fusion-key", "fusion-keys"}
 LABELLING = {"logits", "loss-gradients", "prediction", "conclude", "scores"}
 
@@ -123,8 +135,11 @@ def lets_pass(features: Collection[str], message: str, mode: str) -> bool:
         return "fuse" in features and mode in ("", "fuse")
     if message in LABELLING:
         return "label" in features and mode in ("", "label")
-    if message in EITHER:
-        return mode in features if mode else bool({"train", "evaluate", "release"} & set(features))
+    if message in INFERRING:
+        return "infer" in features and mode in ("", "infer")
+    if message in EITHER or message == "withdrawn":
+        services = {"train", "evaluate", "release"} | ({"infer"} if message in EITHER else set())
+        return mode in services & set(features) if mode else bool(services & set(features))
     return True
 
 
@@ -141,6 +156,8 @@ def lets_pass(features: Collection[str], message: str, mode: str) -> bool:
         ("label",),
         ("release",),
         ("release", "evaluate"),
+        ("infer",),
+        ("release", "infer"),
         ("example.org/train",),
     ],
     ids=lambda features: "+".join(features) or "none",
@@ -170,9 +187,9 @@ def test_a_message_whose_feature_was_not_agreed_is_unexpected_in_every_state(
 
 def test_a_mode_without_a_feature_of_the_tables_is_refused_whatever_was_agreed() -> None:
     """SP-10-6."""
-    talk = conversation(S.WORKING, S.WORKING, ("train", "evaluate", "infer"))
-    with pytest.raises(UnexpectedMessage, match="a forward of the feature infer, which was not agreed"):
-        talk.say(COORDINATOR, "forward", "infer")
+    talk = conversation(S.WORKING, S.WORKING, ("train", "evaluate", "infer", "guess"))
+    with pytest.raises(UnexpectedMessage, match="a forward of the feature guess, which was not agreed"):
+        talk.say(COORDINATOR, "forward", "guess")
 
 
 def test_every_service_speaks_of_messages_that_the_states_know() -> None:

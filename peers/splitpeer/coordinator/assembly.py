@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
+from splitpeer.coordinator.inference.service import Service
 from splitpeer.coordinator.relay import Relay
 from splitpeer.coordinator.remote_site import RemoteSite
+from splitpeer.coordinator.run import Run
 from splitpeer.coordinator.run_files import RunFiles
 from splitpeer.daemon import happenings as h
 from splitpeer.daemon.witness import Witness
@@ -77,6 +79,13 @@ def make_half(config: PeerConfig, settings: JobConfig, job: Job, seats: Seats) -
     """Fusion and decoder, and what trains them."""
     task = settings.task.task(config.data.convention)
     return coordinator_half(settings, job, seats.names, task, pick_device(config.runtime.device))
+
+
+def make_service(config: PeerConfig, settings: JobConfig, run: Run) -> Service | None:
+    """Inference, where the job has it."""
+    if settings.inference is None:
+        return None
+    return Service(run, settings.inference, settings.task.task(config.data.convention))
 
 
 def make_gradient_stacks(

@@ -19,12 +19,14 @@ from splitpeer.coordinator.assembly import (
     largest_message,
     make_gradient_stacks,
     make_half,
+    make_service,
     make_sites,
     open_masks,
 )
 from splitpeer.coordinator.farewell import COMPLETE, FAREWELL_S, Farewell
 from splitpeer.coordinator.frozen.work import FrozenWork
 from splitpeer.coordinator.gathering import Gathering
+from splitpeer.coordinator.inference.service import Service
 from splitpeer.coordinator.matching import Matching
 from splitpeer.coordinator.remote_site import RemoteSite
 from splitpeer.coordinator.run import DISK_S, Run
@@ -54,7 +56,7 @@ from splitpeer.federation.files import tell
 from splitpeer.federation.overlap import ADVICE, shared_with
 from splitpeer.federation.seating import Seating
 from splitpeer.federation.seats import seats_of
-from splitpeer.federation.terms import job_on_wire, services, terms_digest
+from splitpeer.federation.terms import cut_descriptors, job_on_wire, services, terms_digest
 from splitpeer.settings.job import JobConfig
 from splitpeer.settings.peer import PeerConfig
 from splitpeer.storage import checkpoint
@@ -63,6 +65,7 @@ from splitproto.constants import DEFAULT_MAX_MESSAGE
 from splitproto.errors import DeadlineExceeded, SetupError
 from splitproto.lanes.base import Lane
 from splitproto.lanes.zeromq import ZmqLane
+from splitproto.tensors import schema_digest
 
 log = logging.getLogger(__name__)
 
@@ -146,6 +149,8 @@ class Coordinator:
             self._job, job, half, self._team, self._labels, self._compute, self._files, self.result,
             Seating(self._job, self._seats, {}), self._report,
         )  # fmt: skip
+        self._service = make_service(config, job, self._run)
+        self._serving = False  # the run is complete, and the sites stay
         gathering = Gathering(self._run, self._matching, self._witness, self.defences)
         self._work: RunWork = (
             FrozenWork(self._run, gathering, config)
@@ -180,7 +185,7 @@ class Coordinator:
                 self._compute.close()
                 raise
             self._report(h.RunChosen(self._job.name, run, self._job.steps, self._settings.absence.mode))
-            if self._files.record.state == "over":
+            if self._files.record.state == "over" and self._service is None:
                 return self._was_complete()
             return await self._serve()
 
@@ -219,12 +224,15 @@ class Coordinator:
         return self.result
 
     def _offer(self) -> Offer:
-        # SP-10-5, SP-10-8: what the job needs is required; a site without `evaluate` still trains.
+        # SP-10-5, SP-10-8, SP-11.19-1: what the job needs is required; a site without `evaluate` still trains.
         average = ("average",) if self._job.average_every else ()
         fuse = ("fuse",) if self._job.fusion is not None else ()
+        offered = {*fuse, *(("infer",) if self._service is not None else ())}
         return Offer(
             features=tuple(
-                n for n in services(frozen=self._job.frozen) if n not in ("fuse", "label") or n in fuse
+                name
+                for name in services(frozen=self._job.frozen)
+                if name not in ("fuse", "infer", "label") or name in offered
             ),
             requires=(
                 "release" if self._job.frozen else "train",
@@ -312,6 +320,8 @@ class Coordinator:
             few = self._matching.few(having, site.name)
             shared = shared_with(site.name, having)
             self._report(h.SiteOverlaps(site.name, len(having[site.name]), shared, few, ADVICE))
+            if self._service is not None:
+                self._service.wake()
 
     def _bind(self, site: str, holder: bytes) -> None:
         try:
@@ -335,6 +345,8 @@ class Coordinator:
             await asyncio.wait((work, stopping), return_when=asyncio.FIRST_COMPLETED)
             if not work.done():
                 self._run.draining = True
+                if self._service is not None:
+                    self._service.wake()
                 self._report(h.DrainBegan(self.result.step))
                 if self._files.opened and self._work.needs_sites:
                     leaving = [asyncio.create_task(site.wait_gone()) for site in self._team.present]
@@ -348,12 +360,14 @@ class Coordinator:
             # A coordinator that was asked to stop does not complain that others left as well.
             if work.done() and not (self._run.draining and isinstance(work.exception(), DeadlinePassed)):
                 work.result()
-                if self.result.complete:
+                if self.result.complete and not self._serving:
                     return "complete", COMPLETE
         finally:
             for task in (stopping, work, *leaving):
                 task.cancel()
             await asyncio.gather(work, *leaving, return_exceptions=True)
+        if self._serving:
+            return "drain", "the service stops; it continues when the coordinator is started again"
         savepoints = self._work.savepoints
         if not self._files.opened or not savepoints.ready:
             return "drain", "stopped before the run began or resumed"
@@ -372,6 +386,12 @@ class Coordinator:
     async def _to_the_end(self) -> None:
         record = self._files.record
         self._report(h.PhaseBegan("gathering"))
+        if record.state in ("serving", "over") and self._service is not None:
+            await self._only_service(self._service)
+            return
+        if record.state == "serving":
+            # [inference] was removed: the sites may go.
+            record.farewell()
         if record.state == "farewell":
             await self._only_goodbyes()
             return
@@ -389,7 +409,34 @@ class Coordinator:
             self.result.seconds = time.monotonic() - self._started
             # On disk before any site is told: a site that was told has gone, and cannot be asked again.
             self._files.write(self.result)
-            record.farewell()
+            if self._service is None:
+                record.farewell()
+            else:
+                record.serve()
+                await self._serve_inference(self._service)
+
+    async def _serve_inference(self, service: Service) -> None:
+        """SP-11.19-15: until the coordinator is asked to stop; a restart goes on with it."""
+        self._serving = True
+        await service.serve()
+
+    async def _only_service(self, service: Service) -> None:
+        """The run is complete; its newest weights are served to whoever comes."""
+        run, record = self._run, self._files.record
+        self.result = run.result = self._files.result() or self.result
+        self.result.complete = True
+        record.serve()
+        run.seating = Seating(self._job, self._seats, record.patients)
+        await self._work.savepoints.restore("the service continues with the newest weights")
+        self._witness.start(
+            self._files.run,
+            self._job,
+            schema_digest(cut_descriptors(self._job)),
+            [site.party for site in self.sites],
+            defences=self.defences,
+            features=self._offer().features,
+        )
+        await self._serve_inference(service)
 
     async def _only_goodbyes(self) -> None:
         """The run is complete, and this coordinator died before all sites knew."""

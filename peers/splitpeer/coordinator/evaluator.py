@@ -10,15 +10,15 @@ from functools import partial
 import numpy as np
 
 from splitpeer.coordinator.exclusion import Exclusion, UnusableBySite, told_apart
+from splitpeer.coordinator.prediction import predicted
 from splitpeer.coordinator.remote_site import RemoteSite, Sent, Unable
-from splitpeer.coordinator.run import Arrived, Run, finite
+from splitpeer.coordinator.run import Arrived, Run
 from splitpeer.coordinator.scored import Scored, evaluated, to_score
 from splitpeer.daemon import happenings as h
 from splitpeer.errors import JobFailed, PatientUnusable
 from splitpeer.federation.batches import TrainingStream
 from splitpeer.federation.evaluation import Plan
 from splitpeer.federation.seating import Parts
-from splitpeer.training.split_round import gathered
 from splitproto.messages import Withdraw
 
 
@@ -92,13 +92,7 @@ class Evaluator:
         return scored.close()
 
     def _predict(self, arrived: Arrived, samples: int, missing: str) -> np.ndarray:
-        """Probabilities of what arrived, without the seat `missing` if one is named."""
-        half = self._run.half
-        arrays, rows = self._run.at_places(arrived)
-        used = {p: a for p, a in arrays.items() if p.seat != missing and rows[p].used}
-        # All samples are one patient's, who has a seat or not.
-        activations, _ = gathered(used, rows, samples)
-        return finite(half.predict(activations, [seat for seat in half.seats if seat not in activations]))
+        return predicted(self._run, arrived, samples, missing)
 
 
 class _Turns:

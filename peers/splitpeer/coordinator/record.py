@@ -27,7 +27,7 @@ from splitproto.causes import OF_A_PATIENT
 
 log = logging.getLogger(__name__)
 SUFFIX = ".run.json"
-State = Literal["new", "running", "farewell", "over"]
+State = Literal["new", "running", "serving", "farewell", "over"]
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,8 @@ class RunRecord:
         self._terms = _terms(job)
         self.run = secrets.token_bytes(16)
         self.state: State = "new"
-        """new: not begun. running. farewell: trained and scored; sites are being told. over: nothing is left to do."""
+        """new: not begun. running. serving: trained and scored; sites stay. farewell: the same;
+        sites are being told that it is over. over: nothing is left to do."""
         self.patients: Mapping[bytes, Mapping[str, str]] = {}
         """Patients of the run: which site fills which seat of each."""
         self.held_out: frozenset[bytes] = frozenset()
@@ -107,13 +108,17 @@ class RunRecord:
         """SP-11.14-3: the part of `site` is `holder`'s, also after a restart; before the run begins, until then."""
         if self.holders.get(site) != holder:
             self.holders[site] = holder
-            if self.state in ("running", "farewell"):
+            if self.state in ("running", "serving", "farewell"):
                 self._write(self.state)
 
     def readmit(self, site: str) -> None:
         """SP-11.14-5: the next to join as `site` takes its part in the run."""
         if self.holders.pop(site, None) is not None and self.state != "new":
             self._write(self.state)
+
+    def serve(self) -> None:
+        """The run is complete, and the sites may ask for segmentations."""
+        self._write("serving")
 
     def farewell(self) -> None:
         """The run is complete except for saying so to the sites."""
@@ -201,7 +206,8 @@ class RunRecord:
         try:
             self.run = bytes.fromhex(last["run"])
             # A run that is over can still be asked for: it ends at once, with the same results.
-            self.state = "running" if last.get("state") in (None, "running", "over") else "farewell"
+            said = last.get("state")
+            self.state = said if said in ("serving", "farewell") else "running"
             self.patients = _patients(last.get("patients", {}))
             self.held_out = frozenset(map(bytes.fromhex, last.get("held_out", ())))
             self.withdrawn = tuple(Withdrawal.read(item) for item in last.get("withdrawn", ()))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
@@ -48,6 +48,8 @@ from splitproto.messages import (
     Gradients,
     JobAccept,
     JobOffer,
+    Locate,
+    Located,
     Message,
     Rollback,
     RolledBack,
@@ -128,6 +130,8 @@ class RemoteSite:
         """How often it was left out since the last checkpoint that it wrote with the others."""
         self.unsaved = 0
         """How many checkpoints in a row it could not write."""
+        self.requests: Callable[[Message], Awaitable[None]] | None = None
+        """Takes what it asks for by itself (SP-11.19-2); None: it may not."""
         self.holding = Holding(name, report)
         """Who holds its part in the run."""
         self._offer, self._witness, self._salt_check = offer, witness, salt_check
@@ -181,6 +185,16 @@ class RemoteSite:
     def session(self) -> Session | None:
         """Its present link; None: none has joined."""
         return self._presence.link.session if self._presence.link is not None else None
+
+    @property
+    def takes(self) -> int:
+        """Octets of tensors in one message that it takes."""
+        return self.session.agreement.send_limit if self.session is not None else 0
+
+    @property
+    def asked_ahead(self) -> bool:
+        """Whether it owes answers that nobody waits for."""
+        return self._presence.link is not None and self._presence.link.unanswered > 0
 
     @property
     def tls(self) -> str:
@@ -369,6 +383,8 @@ class RemoteSite:
                 session.peer.serial,
             )
         )
+        if self.requests is not None and "infer" in self.features:
+            link.listen(self.requests)
         self._presence.take(link)
 
     # --- what the site is asked --------------------------------------------------------------------------
@@ -404,11 +420,12 @@ class RemoteSite:
     ) -> Sent | Withdraw | Unable:
         part = stream[index]
         forward = part.forward
-        if forward.mode == "evaluate" and "evaluate" not in link.session.agreement.features:
+        if forward.mode in ("evaluate", "infer") and forward.mode not in link.session.agreement.features:
             # A link before it had the feature: what was asked on that one cannot be asked again.
             return Unable()
         await link.announce(stream, index, until)
         answer = await link.hear(f"activations of step {forward.step}", Activations, Withdraw)
+        link.unanswered -= 1
         # SP-11-9: they repeat what they answer, and are those that are waited for.
         if (answer.mode, answer.step, answer.batch) != (forward.mode, forward.step, forward.batch):
             raise UnexpectedMessage(f"activations of another batch than step {forward.step}, {forward.batch}")
@@ -425,6 +442,38 @@ class RemoteSite:
         """As `compute`, of mode `release`; a site that restarted answers as it did before (SP-11.17-5)."""
         question = Question(f"release {stream[index].forward.batch}", even_restarted=True)
         return await self._asking.ask(question, self._compute, stream, index, until)
+
+    async def locate(self, asked: Locate) -> Located:
+        """SP-11.19-4: whether the site can use the patient of a request."""
+        return await self._asking.ask(Question("its answer whether it has a patient"), self._locate, asked)
+
+    async def _locate(self, link: SiteLink, asked: Locate) -> Located:
+        link.unanswered += 1
+        await link.send(asked)
+        answer = await link.hear("its answer whether it has a patient", Located)
+        link.unanswered -= 1
+        found = answer.patient
+        if answer.request != asked.request or (found is None) == (answer.cause is None):
+            raise UnexpectedMessage("an answer to another question than where a patient is")
+        if found is not None and found.key != asked.key:
+            raise Misaligned(f"{self.name} located another patient than the one asked for")
+        link.located = asked.request
+        return answer
+
+    async def infer(
+        self, stream: Sequence[Part], index: int, until: int, asked: Locate
+    ) -> Sent | Withdraw | Unable:
+        """As `compute`, of mode `infer`, for a request for which the site has located the patient."""
+        question = Question(f"activations for a segmentation, {index + 1} of {len(stream)}")
+        return await self._asking.ask(question, self._infer, stream, index, until, asked)
+
+    async def _infer(
+        self, link: SiteLink, stream: Sequence[Part], index: int, until: int, asked: Locate
+    ) -> Sent | Withdraw | Unable:
+        # SP-11.19-8: "as after a lost link, the coordinator sends the `locate` again"
+        if link.located != asked.request and (await self._locate(link, asked)).patient is None:
+            return Unable()
+        return await self._compute(link, stream, index, until)
 
     async def apply(self, step: int, tensors: dict[str, Array]) -> None:
         """Send the gradients of `step` and wait until the site has applied them, once."""
@@ -456,8 +505,9 @@ class RemoteSite:
         # SP-11-31: what was under way before is void.
         while not (isinstance(answer, Advanced) and answer.step == step):
             answer = await link.hear(
-                f"its advance to step {step}", Advanced, Activations, Withdraw, Applied, Saved, Unsaved
-            )
+                f"its advance to step {step}",
+                Advanced, Activations, Withdraw, Applied, Saved, Unsaved, Located,
+            )  # fmt: skip
 
     async def share(self, step: int, seat: str, expected: Sequence[Descriptor]) -> dict[str, Array]:
         """SP-11.16-2: the weights of the site's encoder at `seat`, after the committed `step`; float32 by name.
@@ -544,7 +594,7 @@ class RemoteSite:
         while not (isinstance(answer, RolledBack) and answer.step == step):
             answer = await link.hear(
                 f"its return to step {step}",
-                RolledBack, Activations, Withdraw, Applied, Advanced, Saved, Unsaved,
+                RolledBack, Activations, Withdraw, Applied, Advanced, Saved, Unsaved, Located,
             )  # fmt: skip
         self._memory.note_rolled_back(step)
         self._show_progress()
@@ -564,14 +614,42 @@ class RemoteSite:
         self._memory.note_caught_up()
         self._presence.end_catching_up()
 
-    async def tell(self, message: Message) -> None:
-        """Send a message that has no answer, if the site is connected."""
+    async def tell(self, message: Message) -> bool:
+        """Send a message that has no answer, if the site is connected; returns whether it was."""
         link = self._presence.link
         if self.here and link is not None and link.begun:
             try:
                 await link.send(message)
             except SplitprotoError as error:
                 self._report(h.SiteLost(self.name, str(error)))
+            else:
+                return True
+        return False
+
+    async def bring(self, step: int, patients: int, *, count_on: bool) -> None:
+        """SP-11.19-15: have a site that has joined at the committed `step`, whatever it has forgotten.
+
+        Args:
+            count_on: a site that does not hold the step may keep the weights that it has.
+
+        Raises:
+            JobFailed: it does not hold the step.
+        """
+        if self.absent:
+            await self.catch_up(step, patients)
+            return
+        if (link := self._presence.link) is not None and link.begun and self.applied == step:
+            return
+        await self.reach()
+        await self.begin(step, patients, even_restarted=True)
+        if self.applied == step:
+            return
+        if step in self.checkpoints:
+            await self.roll_back(step)
+        elif count_on:
+            await self.advance(step)
+        else:
+            raise JobFailed(f"site {self.name} holds no weights of step {step}: bring its run folder back")
 
     async def dismiss(self, text: str) -> bool:
         """Say bye, `complete`, on the present link; one that is joining goes on.

@@ -114,7 +114,7 @@ class Run:
     async def blamed(self, arrived: Arrived) -> bool:
         """Whether a site sent NaN or infinity; it is removed from `arrived` then. Raises JobFailed if all are
         needed."""
-        found = await self.computed(self._culprit, arrived, what="the activations to be checked")
+        found = await self.computed(self.culprit, arrived, what="the activations to be checked")
         if found is None:
             return False
         site, name = found
@@ -126,7 +126,8 @@ class Run:
         del arrived[site]
         return True
 
-    def _culprit(self, arrived: Arrived) -> tuple[RemoteSite, str] | None:
+    def culprit(self, arrived: Arrived) -> tuple[RemoteSite, str] | None:
+        """A site that sent NaN or infinity, and in which tensor."""
         for site, sent in arrived.items():
             for name, array in from_wire(sent.tensors, self.job.precision).items():
                 if not np.isfinite(array).all():

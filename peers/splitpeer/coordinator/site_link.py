@@ -2,17 +2,87 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar, overload
 
 from splitpeer.errors import JobFailed
 from splitpeer.federation.seating import Part
-from splitproto import Session
-from splitproto.errors import LinkLost, UnexpectedMessage, printable
-from splitproto.messages import Bye, JobDecline, Message
+from splitproto import Session, SplitprotoError
+from splitproto.clock import overslept
+from splitproto.errors import DeadlineExceeded, LinkLost, UnexpectedMessage, printable
+from splitproto.messages import Bye, Cancel, JobDecline, Message, Segment
 
 Heard = TypeVar("Heard", bound=Message)
 Other = TypeVar("Other", bound=Message)
+
+
+Unsolicited = Callable[[Message], Awaitable[None]]
+"""Takes a message that answers nothing; raises nothing."""
+LISTEN_S = 3600.0
+"""Between two messages; then it listens again."""
+
+
+class Listener:
+    """Reads a link also while nothing is waited for: what a site asks goes to `unsolicited`, all else waits for
+    `receive`, one message at a time.
+
+    Args:
+        session: that nobody else reads from now on.
+        unsolicited: see there; the next message is read when it is done.
+    """
+
+    def __init__(self, session: Session, unsolicited: Unsolicited) -> None:
+        self._session, self._unsolicited = session, unsolicited
+        self._heard: Message | None = None
+        self._arrived, self._taken = asyncio.Event(), asyncio.Event()
+        self._listening = asyncio.create_task(self._listen())
+
+    async def receive(self, timeout: float, what: str) -> Message:
+        """As `Session.receive`."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout
+        while self._heard is None:
+            if self._listening.done():
+                return await self._session.receive(timeout, what)
+            self._arrived.clear()
+            try:
+                async with asyncio.timeout_at(deadline):
+                    await self._arrived.wait()
+            except TimeoutError:
+                if overslept(deadline):
+                    deadline = loop.time() + timeout
+                elif self._heard is None:
+                    raise DeadlineExceeded(f"waited {timeout:g} s for {what}") from None
+        message, self._heard = self._heard, None
+        self._taken.set()
+        return message
+
+    async def _listen(self) -> None:
+        try:
+            while True:
+                try:
+                    message = await self._session.receive(LISTEN_S)
+                except DeadlineExceeded:
+                    continue
+                if isinstance(message, Segment | Cancel):
+                    await self._unsolicited(message)
+                    continue
+                self._taken.clear()
+                self._heard = message
+                self._arrived.set()
+                await self._until_taken()
+        except SplitprotoError:
+            pass  # `receive` tells of it
+        finally:
+            self._arrived.set()
+
+    async def _until_taken(self) -> None:
+        taken = asyncio.ensure_future(self._taken.wait())
+        try:
+            await asyncio.wait((taken, self._session.ended), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            taken.cancel()
 
 
 class SiteLink:
@@ -34,13 +104,22 @@ class SiteLink:
         self.holder_known = False
         """It has shown the key of the site's holder (SP-11.14-6)."""
         self._answer_s, self._show_waiting = answer_s, show_waiting
+        self.located = b""
+        """The request for which the site was asked on this link where a patient is."""
+        self.unanswered = 0
+        """Questions whose answers are due, and would come in place of others'."""
         self._stream: object = None
         self._announced = 0  # batches of `_stream` that were sent
+        self._listener: Listener | None = None
 
     @property
     def alive(self) -> bool:
         """Whether it can still carry messages."""
         return self.session.alive
+
+    def listen(self, unsolicited: Unsolicited) -> None:
+        """From now on the site may ask for something at any time."""
+        self._listener = Listener(self.session, unsolicited)
 
     async def send(self, message: Message) -> None:
         """Queue a message; raises SplitprotoError if the site does not take it in time, or the link is over."""
@@ -54,10 +133,12 @@ class SiteLink:
         while self._announced < min(until, len(stream)):
             await self.send(stream[self._announced].forward)
             self._announced += 1
+            self.unanswered += 1
 
     def void_announced(self) -> None:
         """What was announced does not count any more: the next `announce` begins at its index."""
         self._stream = None
+        self.unanswered = 0
 
     @overload
     async def hear(self, what: str, kind: type[Heard], /) -> Heard: ...
@@ -80,7 +161,8 @@ class SiteLink:
             SplitprotoError: another message came, the site says bye, or the link is over.
         """
         self._show_waiting(what, self._answer_s)
-        message = await self.session.receive(self._answer_s, f"{what} from {self.site}")
+        source = self._listener or self.session
+        message = await source.receive(self._answer_s, f"{what} from {self.site}")
         if isinstance(message, JobDecline):
             await self.session.close("failed", "the job was declined")
             raise JobFailed(f"site {self.site} declined the job: {printable(message.reason)}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 
 import numpy as np
@@ -41,6 +41,15 @@ class Channels:
             for modality, held in self.volumes.items()
         }
         self._geometries: dict[bytes, Geometry] = {}
+
+    def learn(self, cases: Mapping[str, Iterable[Case]]) -> None:
+        """Files that came after the start, by modality."""
+        for modality, volumes in self.volumes.items():
+            volumes.learn(cases.get(modality, ()))
+        before = self._fills
+        self.__dict__.pop("_fills", None)
+        for key in [key for key, seats in before.items() if self._fills[key] != seats]:
+            self._geometries.pop(key, None)
 
     @cached_property
     def _fills(self) -> dict[bytes, tuple[int, ...]]:

@@ -54,10 +54,9 @@ class Consent:
         self._check = check
         self._earlier, self._salt = earlier or {}, salt
         self._keys: dict[str, set[bytes]] = {}
-        for key, case in cases.items():
-            for name in {case.patient, subject(case.patient)}:
-                self._keys.setdefault(name, set()).add(key)
-        self._content, self._seen = b"", False
+        self._know(cases)
+        self._content: bytes | None = b""  # as it counts; None: to be read again
+        self._seen = False
         self._lock = threading.Lock()
         self._withdrawn: set[bytes] = set()
         self.unknown = 0
@@ -84,6 +83,17 @@ class Consent:
                 self._withdrawn |= found
                 self._content = content
             return set(self._withdrawn)
+
+    def learn(self, cases: Mapping[bytes, Case]) -> None:
+        """Patients who came after the start, by key: the list counts for them, too."""
+        with self._lock:
+            self._know(cases)
+            self._content = None
+
+    def _know(self, cases: Mapping[bytes, Case]) -> None:
+        for key, case in cases.items():
+            for name in {case.patient, subject(case.patient)}:
+                self._keys.setdefault(name, set()).add(key)
 
     def findings(self) -> list[str]:
         """What the people here should have a look at, in one line."""

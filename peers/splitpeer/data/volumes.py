@@ -104,7 +104,7 @@ class Volumes:
             raise DataError(f"spacing {spacing}: give three positive numbers of millimetres")
         self.labels = task_of(labels) if labels is not None else None
         self.normalisation = normalisation
-        self._cases = keyed(salt, cases)
+        self._salt, self._cases = salt, keyed(salt, cases)
         self.salt_check = salt_check(salt)
         self.spacing, self.rules = spacing, rules or Rules()
         self._lock = threading.Lock()
@@ -116,6 +116,10 @@ class Volumes:
         self._geometries: dict[bytes, Geometry] = {}
         self.warnings: dict[bytes, list[str]] = {}
         """Warnings, with the file's name, about the volumes that `geometry` or `read` looked at."""
+
+    def learn(self, cases: Iterable[Case]) -> None:
+        """Patients who came after the start; of those who are known, nothing changes."""
+        self._cases = {**keyed(self._salt, cases), **self._cases}
 
     def keys(self) -> list[bytes]:
         """The patient keys, ascending: an order that reveals nothing about the patients."""

@@ -5,19 +5,20 @@ from __future__ import annotations
 import gzip
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import count
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 
 from splitpeer.data.geometry import Geometry, Triple
-from splitpeer.data.sampling import batch_digest
 from splitpeer.data.task import Task
 from splitpeer.data.volumes import Volumes
+from splitpeer.federation.inference import Volume, questions, windows_of
 from splitpeer.storage import durable
 from splitpeer.training.metrics import Surfaces, VolumeDice
-from splitpeer.training.windows import WindowMerger, window_origins
-from splitproto.messages import Forward, Sample
+from splitproto.messages import Forward
 
 
 @dataclass(frozen=True)
@@ -32,16 +33,10 @@ class Plan:
         cls, keys: Sequence[bytes], labels: Volumes, window: Triple, overlap: float, batch: int, step: int
     ) -> Plan:
         """Windows over every volume, at most `batch` a message; the weights are those of `step`."""
-        forwards: list[Forward] = []
-        owners: list[bytes] = []
-        for key in keys:
-            origins = window_origins(labels.geometry(key).shape, window, overlap)
-            for first in range(0, len(origins), batch):
-                samples = tuple(Sample(key, origin) for origin in origins[first : first + batch])
-                digest = batch_digest(step, samples, None)
-                forwards.append(Forward("evaluate", step, len(forwards), samples, digest))
-                owners.append(key)
-        return cls(forwards, owners)
+        shapes = {key: labels.geometry(key).shape for key in keys}
+        windows = [some for key in keys for some in windows_of(key, shapes[key], window, overlap, batch)]
+        forwards = questions("evaluate", step, windows, partial(next, count()))
+        return cls(forwards, [some[0].key for some in windows])
 
 
 class Scoring:
@@ -73,20 +68,17 @@ class Scoring:
         self._plan, self._labels, self._window, self._save_to = plan, labels, window, save_to
         self.dice = VolumeDice(self._task.region_names)
         self.surfaces = Surfaces(self._task.region_names) if measure else None
-        self._merger: WindowMerger | None = None
+        self._volume: Volume | None = None
 
     def add(self, index: int, probabilities: np.ndarray) -> None:
         """`probabilities`: float32 [B, channels, *spatial] of batch `index`."""
         key = self._plan.keys[index]
         shape = self._labels.geometry(key).shape
-        if self._merger is None:
-            self._merger = WindowMerger(shape, self._window, probabilities.shape[1])
-        volumes = probabilities[..., None] if self._window[2] == 1 else probabilities
-        for sample, volume in zip(self._plan.forwards[index].samples, volumes, strict=True):
-            self._merger.add(sample.origin, volume)
+        volume = self._volume = self._volume or Volume(shape, self._window)
+        volume.add(self._plan.forwards[index].samples, probabilities)
         if index + 1 == len(self._plan.keys) or self._plan.keys[index + 1] != key:
-            mask = self._task.decide(self._merger.result())
-            self._merger = None
+            mask = self._task.decide(volume.probabilities())
+            self._volume = None
             truth, grid = self._labels.window(key, (0, 0, 0), shape), self._labels.geometry(key)
             self.dice.add(mask, truth)
             if self.surfaces is not None:

@@ -35,6 +35,8 @@ class Bounds(Section):
     """How often one training step of a run may be asked for."""
     max_window_evaluations: PositiveInt = 1000
     """How often one window may be asked for in evaluations of a run."""
+    max_inferences_per_day: PositiveInt = 200
+    """Requests for segmentations that this site takes part in within 24 hours, its own included."""
     max_rollbacks: PositiveInt = 1000
     """Most rollbacks in one run."""
     max_messages_per_s: PositiveInt = 1000

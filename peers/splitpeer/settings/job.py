@@ -32,7 +32,7 @@ from splitpeer.settings.values import (
     Width,
 )
 from splitproto.identity import AllowList
-from splitproto.messages import MOST_SEATS
+from splitproto.messages import MOST_SEATS, MOST_SEATS_OF_A_JOB
 
 __all__ = ["JobConfig"]
 
@@ -221,6 +221,23 @@ class Evaluation(Section):
     """Score the patients held out once more without each seat."""
 
 
+class Inference(Section):
+    """A service: sites ask for segmentations of their patients (``splitpeer segment``). Without it there is none."""
+
+    serve: Literal["always", "after"] = "after"
+    """after: when the run is complete. always: between two steps of the training, too."""
+    overlap: Annotated[float, Field(ge=0, lt=1)] | None = None
+    """Of the windows; default: [evaluation] overlap."""
+    batch: Annotated[int, Field(ge=1, le=4096)] | None = None
+    """Windows that are asked for at once; default: [evaluation] batch."""
+    share: Annotated[float, Field(gt=0, le=1)] = 0.25
+    """Of the time, at most, while the run trains."""
+    max_queue: Annotated[int, Field(ge=1, le=1000)] = 32
+    """Requests of one site that may wait; more are refused."""
+    deadline_s: Seconds = 600.0
+    """How long one request may be worked on."""
+
+
 class Deadlines(Section):
     """How long the coordinator waits, in seconds; `Absence` says what happens then."""
 
@@ -265,6 +282,7 @@ class JobConfig(Settings):
     pretraining: Pretraining | None = None
     defences: JobDefences = JobDefences()
     evaluation: Evaluation = Evaluation()
+    inference: Inference | None = None
     deadlines: Deadlines = Deadlines()
     absence: Absence = Absence()
     output: Output
@@ -307,6 +325,7 @@ class JobConfig(Settings):
                 f"[absence] least_sites = {self.absence.least_sites}, but [sites] names {len(self.sites)}"
             )
         problems += self._problems_of_a_secure_sum()
+        problems += self._problems_of_inference()
         window, dimensions = self.data.window, self.model.dimensions
         if len(window) != dimensions:
             problems.append(f"[data] window has {len(window)} sizes but [model] dimensions is {dimensions}")
@@ -421,6 +440,30 @@ class JobConfig(Settings):
         return [
             f'{problem} ([model] fusion = "secure-sum")' for problem, holds in wrong.items() if holds
         ] + several
+
+    def _problems_of_inference(self) -> list[str]:
+        if self.inference is None:
+            return []
+        wrong = {
+            f"[inference] is for at most {MOST_SEATS_OF_A_JOB} seats, and the job has {len(self.channels())}": (
+                len(self.channels()) > MOST_SEATS_OF_A_JOB
+            ),
+            "[inference] needs the sites of its run, and [training] bank is of another: remove one of the two": (
+                self.training.bank is not None
+            ),
+            # SP-11.19-14.
+            '[inference] is not for a job with [training] encoders = "frozen" yet: remove it': self.training.frozen,
+            # Between two steps.
+            '[inference] serve = "always" is not possible yet: write "after"': self.inference.serve
+            == "always",
+        }
+        return [problem for problem, holds in wrong.items() if holds]
+
+    def windows_of_inference(self) -> tuple[float, int]:
+        """Overlap of the windows, and how many are asked for at once."""
+        service = self.inference or Inference()
+        overlap = self.evaluation.overlap if service.overlap is None else service.overlap
+        return overlap, service.batch or self.evaluation.batch
 
     def _problems_of_frozen(self) -> list[str]:
         """What cannot be where no step is made with a site."""

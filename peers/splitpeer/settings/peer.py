@@ -211,6 +211,11 @@ class Policy(Bounds):
     """Sites that may be in a secure sum with this one; without any, no job with secure fusion is accepted."""
     min_partners: Annotated[int, Field(ge=1, le=63)] = 2
     """A secure sum of fewer others is refused. With one, that one can subtract its own values from the sum."""
+    inference: Literal["none", "own", "listed"] = "none"
+    """Whether this site takes part in segmentations of single patients. own: in those that it asks for itself. listed:
+    also in those that the sites of ``inference_for`` ask for, by the coordinator's word."""
+    inference_for: Annotated[tuple[Name, ...], Distinct] = ()
+    """Sites that may ask for segmentations of patients of whom this site has images."""
     may_record: bool = True
     """Whether this peer may write captures (``serve --curious``)."""
     recorded_by_coordinator: bool = True
@@ -237,6 +242,14 @@ class Policy(Bounds):
                 raise ValueError(
                     f'{key} = {json.dumps(given)} weakens preset = "private", which has {json.dumps(wanted)}{least}'
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _inference_is_for_somebody(self) -> Self:
+        if (self.inference == "listed") != bool(self.inference_for):
+            raise ValueError(
+                'inference = "listed" and inference_for = ["site", ...] go together: write both, or neither'
+            )
         return self
 
     @model_validator(mode="after")

@@ -30,6 +30,7 @@ class Announced:
         channels: the site's images.
         room: what one batch may take.
         released: in a frozen job, what has left.
+        inference: checks a batch of that mode; None: this site takes no part in it.
         read: makes the images of a batch; called in a thread of its own.
     """
 
@@ -40,9 +41,11 @@ class Announced:
         room: Room,
         read: Callable[[Forward], Images],
         released: Released | None = None,
+        inference: Callable[[Forward], None] | None = None,
     ) -> None:
         self._job, self._channels, self._room, self._read = job, channels, room, read
         self._released = released or Released()
+        self._inference = inference
         self._window = window_of(job)
         self._waiting: deque[Forward] = deque()
         self._prefetch: Prefetcher[Forward, Images] | None = None
@@ -56,7 +59,7 @@ class Announced:
             SchemaMismatch: a training batch larger than the job's, or places that cannot be.
         """
         job = self._job
-        modes = ("release",) if job.frozen else ("train", "evaluate")
+        modes = ("release",) if job.frozen else ("train", "evaluate", "infer")
         if forward.mode not in modes or forward.step > job.steps:
             raise PolicyRefused(f"{forward.mode} of step {forward.step} is not part of this job")
         if forward.seed is not None and not job.augment:
@@ -66,6 +69,10 @@ class Announced:
             raise PolicyRefused("an evaluation has no seed")
         if forward.mode == "release":
             self._released.check(forward, unusable)
+        if forward.mode == "infer":
+            if self._inference is None:
+                raise PolicyRefused("this site takes no part in inference")
+            self._inference(forward)
         for sample in forward.samples:
             if sample.key not in unusable:
                 self._check_window(sample)

@@ -20,7 +20,7 @@ from splitpeer.storage import durable
 from splitproto.errors import PolicyRefused
 from splitproto.messages import Forward
 
-FILE, TALLY, DAY = "budget.json", "budget.tally", "budget-day.json"
+FILE, TALLY, DAY, INFERENCES = "budget.json", "budget.tally", "budget-day.json", "budget-inferences.json"
 BURST_S = 10.0
 FLUSH = 4096
 """Evaluated windows between two writes of their counts: a crash forgets at most this many."""
@@ -189,6 +189,27 @@ def new_run(state: Path, bounds: Bounds, now: float | None = None) -> None:
         raise BudgetSpent(f"more than {bounds.max_runs_per_day} new runs within 24 hours (max_runs_per_day)")
     durable.make_folder(state)
     _replace(state / DAY, json.dumps({"runs": [*began, at]}).encode())
+
+
+def new_inference(state: Path, bounds: Bounds, request: bytes, now: float | None = None) -> None:
+    """SP-11.19-4: a request that this site takes part in; told again, it counts once.
+
+    Raises:
+        BudgetSpent: too many of them today.
+        DataError: the counts cannot be read or written.
+    """
+    at = time.time() if now is None else now
+    said = _read(state / INFERENCES).get("requests", {})
+    known = {name: then for name, then in said.items() if at - DAY_S < then <= at}
+    if request.hex() in known:
+        return
+    if len(known) >= bounds.max_inferences_per_day:
+        raise BudgetSpent(
+            f"more than {bounds.max_inferences_per_day} requests for segmentations within 24 hours "
+            "(max_inferences_per_day)"
+        )
+    durable.make_folder(state)
+    _replace(state / INFERENCES, json.dumps({"requests": {**known, request.hex(): at}}).encode())
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import asyncio
 import logging
 import random
 from collections.abc import Callable, Coroutine, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
@@ -28,9 +28,11 @@ from splitpeer.federation.compute import Compute, pick_device
 from splitpeer.federation.files import look, tell
 from splitpeer.federation.images import find_cases, open_consent, open_volumes
 from splitpeer.federation.terms import judge, services, terms_digest
+from splitpeer.logs import handle
 from splitpeer.models.registry import cut_of
 from splitpeer.settings.peer import PeerConfig
 from splitpeer.site.budgets import BudgetSpent
+from splitpeer.site.inference.asking import Asking
 from splitpeer.site.job import SiteJob
 from splitpeer.site.opening import open_job, open_ledger
 from splitpeer.site.run_folders import accepted_terms, forget_keys, mark_complete, mark_run, note_coordinator
@@ -70,14 +72,18 @@ from splitproto.messages import (
     JobAccept,
     JobDecline,
     JobOffer,
+    Locate,
     Message,
     Patient,
     Progress,
     Rollback,
     RolledBack,
     Saved,
+    Segmented,
+    Segmenting,
     Share,
     Unsaved,
+    Unsegmented,
     Unusable,
     Withdraw,
     Withdrawn,
@@ -89,6 +95,8 @@ Returned = TypeVar("Returned")
 
 IDLE_S = 3600.0
 """SP-11-19: a coordinator that is alive but asks nothing for this long is given up."""
+SERVING_S = 7 * 86_400.0
+"""The same for one that serves inference: heartbeats tell whether it is alive."""
 READ_S = 600.0
 """Reading every volume's header, or a checkpoint, at most."""
 INVENTORY_PIECE = 500
@@ -136,6 +144,9 @@ class Client:
         self._goal = goal or self._address
         # SP-11.17-2.
         features = services(frozen=True) if policy.encoders == "frozen" else FEATURES
+        if policy.inference == "none":
+            # SP-11.19-1.
+            features = tuple(name for name in features if name != "infer")
         features = tuple(name for name in features if name != "label")
         self._offer = Offer(features=features, max_message=policy.max_message_bytes, agent=AGENT)
         pick_device(config.runtime.device)
@@ -162,6 +173,7 @@ class Client:
         everywhere = self._duty.report.to(TrailSink(self._witness.note), LogSink(log))
         self._report = Sparing(everywhere, len(self._cases))
         self._compute = Compute(config.runtime.threads)
+        self._asking = Asking(config, self._report) if policy.inference != "none" else None
         self._job: SiteJob | None = None
         self._deadline: float | None = None
         self._pause = _FIRST_PAUSE
@@ -187,7 +199,8 @@ class Client:
             forget_keys(peer.state, self._records)
             self._report(h.Ready(self._address))
             try:
-                await self._serve()
+                async with self._asking or nullcontext():
+                    await self._serve()
             except (PeerError, SplitprotoError) as error:
                 # Others name a patient by its key or handle: the people here know it by its file.
                 for patient, path in named_in(str(error), self._cases).items():
@@ -423,9 +436,11 @@ class Client:
 
     async def _next(self, session: Session, what: str) -> Message:
         """The next message, or `_Stopped` if asked to stop while waiting."""
-        self._report(h.Awaited(what, IDLE_S))
+        # SP-11.19-15: a service has nothing to ask for as long as nobody wants a segmentation.
+        idle_s = SERVING_S if "infer" in session.agreement.features else IDLE_S
+        self._report(h.Awaited(what, idle_s))
         try:
-            return await self._or_stop(session.receive(IDLE_S, what))
+            return await self._or_stop(session.receive(idle_s, what))
         finally:
             self._report(h.NotAwaited())
 
@@ -558,10 +573,19 @@ class Client:
         return job
 
     async def _work(self, session: Session, job: SiteJob) -> Bye:
+        self._report(h.PhaseBegan("working"))
+        if self._asking is not None:
+            self._asking.link(session, job, self._compute)
+        try:
+            return await self._work_on(session, job)
+        finally:
+            if self._asking is not None:
+                self._asking.unlink()
+
+    async def _work_on(self, session: Session, job: SiteJob) -> Bye:
         stopping_until = float("inf")
         loop = asyncio.get_running_loop()
         worked = False
-        self._report(h.PhaseBegan("working"))
         while True:
             # A link that was worn before it carried work would be followed by others like it, for ever.
             if session.rotation_due and worked and not job.waiting_for_gradients:
@@ -629,6 +653,14 @@ class Client:
                 await self._computed(job, job.rollback, message.step)
                 self._report(h.SiteRolledBack(job.run.hex(), message.step, before))
                 await session.send(RolledBack(message.step))
+            case Locate():
+                located = await self._computed(job, job.locate, message, self._owns)
+                outcome = located.cause or "used"
+                run, request, patient = job.run.hex(), message.request.hex(), handle(message.key)
+                self._report(h.PatientLocated(run, request, patient, message.asker, outcome))
+                await session.send(located)
+            case Segmenting() | Segmented() | Unsegmented() if self._asking is not None:
+                await self._asking.hear(message)
             case Progress():
                 if message.missing is not None:
                     missing = {one.seat: one.cause for one in message.missing}
@@ -637,6 +669,10 @@ class Client:
                     self._report(h.FiguresTold(message.step, job.job.steps, message.values))
             case _:
                 raise UnexpectedMessage(f"a {message.name} where work was due")
+
+    def _owns(self, request: bytes, key: bytes) -> bool:
+        """SP-11.19-4: whether this site asked for this patient itself."""
+        return self._asking is not None and self._asking.owns(request, key)
 
     def _patients_out(self, job: SiteJob, step: int, patients: Sequence[Unusable], by: str) -> None:
         """SP-11.13-8: what concerns this site's own patients."""

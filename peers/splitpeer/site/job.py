@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import hmac
 import secrets
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +14,7 @@ import numpy as np
 from splitpeer.daemon import happenings as h
 from splitpeer.data.channels import Channels
 from splitpeer.data.consent import Consent
+from splitpeer.data.files import Found
 from splitpeer.data.layouts import subject
 from splitpeer.data.pseudonym import pseudonym
 from splitpeer.defences.randomness import Release
@@ -29,6 +30,7 @@ from splitpeer.site.answers import answers_of, check_windows
 from splitpeer.site.averaging import SiteAveraging
 from splitpeer.site.budgets import Budgets, BudgetSpent
 from splitpeer.site.encoders import Encoders
+from splitpeer.site.inference.answering import Answering, Owns, Terms
 from splitpeer.site.named import Named
 from splitpeer.site.people import People
 from splitpeer.site.released import Released
@@ -48,6 +50,8 @@ from splitproto.messages import (
     Forward,
     Gradients,
     JobOffer,
+    Locate,
+    Located,
     Patient,
     Share,
     Shared,
@@ -58,6 +62,8 @@ from splitproto.messages import (
 MOST_UNUSABLE = 1024
 """SP-11.13-9: a site that cannot use more files than this has failed."""
 LABEL = b"splitproto weights v1"
+IN_ORDER = ("release", "infer")
+"""SP-11.17-7, SP-11.19-9: modes in which each batch has its answer, also after a `withdraw`."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +100,9 @@ class Means:
     """Where only a sum over sites leaves."""
     report: h.Reporter
     """Told by the thread that computes."""
+    look_again: Callable[[], Mapping[str, Found]] = dict
+    """The site's images as they are now, by modality."""
+    inference: Terms = field(default_factory=Terms)
 
 
 class SiteJob:
@@ -119,12 +128,15 @@ class SiteJob:
         self.folder, self.channels, self.encoders = means.folder, means.channels, means.encoders
         self.budgets, self.ledger, self.defences = means.budgets, means.ledger, means.defences
         self.summing = means.summing
+        self.answering = Answering(means.inference, means.bounds, means.state)
         self._averaging = SiteAveraging(self.job, self.seats, self.encoders.halves, self.budgets)
         self.unusable = dict(unusable)
         """SP-11.13-3: patients whose files this process cannot use, and why: not read again, even if repaired."""
         self._release_to(Released())
         self._shown: Shown | None = None
         """Whom other runs have shown, where that matters."""
+        self._bad_for_now: set[bytes] = set()
+        """Patients found unusable by inference alone: their files are looked at again."""
         self._withdrew = False  # announced batches do not count until the coordinator says where to continue
         self._pending: Activations | None = None
         self._computed = 0
@@ -221,6 +233,55 @@ class SiteJob:
             found[shown] = sum(patient.seats is None or number in patient.seats for patient in patients)
         return found
 
+    # --- inference -------------------------------------------------------------------------------------
+
+    def holds(self, key: bytes) -> bool:
+        """Whether there is an image of the patient now (compute thread). Raises DataError."""
+        self._look_again()
+        return bool(self.channels.fills(key))
+
+    def locate(self, asked: Locate, owns: Owns) -> Located:
+        """SP-11.19-4: whether the patient of a request can be used here (compute thread).
+
+        Raises:
+            DataError: it cannot be counted, or the list of those who have withdrawn consent cannot be read.
+        """
+        key, request = asked.key, asked.request
+        if not self.answering.admit(asked, owns):
+            return Located(request, cause="refused")
+        self._look_again()
+        self._heed_consent()
+        # A file that was being written when it was asked for before may be whole by now.
+        if key in self._bad_for_now:
+            self._bad_for_now.discard(key)
+            self.unusable.pop(key, None)
+        if not self.channels.fills(key):
+            return Located(request, cause="absent")
+        if (cause := self.unusable.get(key)) is None and self._shown is not None:
+            cause = SHOWN if self._shown.bars(self._person_shown(key)) else None
+        if cause is not None:
+            return Located(request, cause=cause)
+        try:
+            patient = self.channels.listed(key)
+        except PatientUnusable as error:
+            return Located(request, cause=error.cause)
+        if key not in self._means.named.people:
+            self._means.named.add([(key, self._person(key))])
+        self.answering.open(key)
+        return Located(request, patient)
+
+    def _look_again(self) -> None:
+        """Files that came after the start. One that makes the folder unclear to others' patients changes nothing."""
+        try:
+            found = self._means.look_again()
+        except DataError as error:
+            self._means.report(h.DataWarning(str(error)))
+            return
+        before = set(self.channels.keys())
+        self.channels.learn({modality: kind.cases for modality, kind in found.items()})
+        if new := set(self.channels.keys()) - before:
+            self._means.consent.learn({key: self.channels.case(key) for key in new})
+
     # --- batches ---------------------------------------------------------------------------------------
 
     def announce(self, forward: Forward) -> None:
@@ -252,16 +313,21 @@ class SiteJob:
             PolicyRefused: the privacy budget does not bear it, or the range of a sum does not suit it.
             DataError: all files are out of reach, or the list of those who have withdrawn consent is.
         """
-        if forward.mode == "evaluate" and self.encoders.averaged:
-            # SP-11.16-1: weights that the coordinator wrote would answer, as often as it likes.
-            raise StepMismatch(f"an evaluation between the average after step {self.applied} and its step")
+        if forward.mode in ("evaluate", "infer") and self.encoders.averaged:
+            # SP-11.16-1, SP-11.19-10: weights that the coordinator wrote would answer, as often as it likes.
+            raise StepMismatch(
+                f"a batch to {forward.mode} between the average after step {self.applied} and its step"
+            )
         self._heed_consent()
         gone = any(self.unusable.get(sample.key) == CONSENT for sample in forward.samples)
-        if gone and forward.mode != "release":
+        if gone and forward.mode not in IN_ORDER:
             # Activations computed before are not sent a second time either.
             return self._withdraw(forward)
         # SP-11.17-7: batches that were announced still count, so what was read ahead is taken in turn.
+        known = set(self.unusable)
         images = self._usable_batch(forward)
+        if forward.mode == "infer":
+            self._bad_for_now |= self.unusable.keys() - known
         again = self._pending
         if forward.mode == "train" and again is not None and again.digest == forward.digest:
             # SP-11-16: ordered again after a lost link: the same octets, and the graph that waits for its gradients.
@@ -328,13 +394,17 @@ class SiteJob:
             raise PolicyRefused(
                 "a step was made without this site, where only a sum of all sites may be read"
             )
-        self.forget_batches()
+        self._forget_announced()
         self.advanced += step - self.applied
         self.encoders.advance(step)
         self._pending = None
 
     def forget_batches(self) -> None:
         """The link is new: everything announced will be announced again."""
+        self.answering.close()
+        self._forget_announced()
+
+    def _forget_announced(self) -> None:
         self._withdrew = False
         self._announced.clear()
 
@@ -435,7 +505,10 @@ class SiteJob:
     def _release_to(self, released: Released) -> None:
         self.released = released
         """What has left in a frozen job."""
-        self._announced = Announced(self.job, self.channels, self._means.room, self._read, released)
+        inference = self.answering.check if self.answering.serves else None
+        self._announced = Announced(
+            self.job, self.channels, self._means.room, self._read, released, inference
+        )
 
     def _account(self, key: bytes) -> bytes:
         """Of the person behind a patient's key, at this site. Raises DataError: see `People`."""
@@ -530,10 +603,10 @@ class SiteJob:
         return None
 
     def _withdraw(self, forward: Forward) -> Withdraw:
-        """SP-11.13-1: sent instead of activations. Announced batches, but for releases, do not count until the
-        coordinator says where to continue."""
-        if forward.mode != "release":
-            self.forget_batches()
+        """SP-11.13-1: sent instead of activations. Announced batches, but for those of `IN_ORDER`, do not count until
+        the coordinator says where to continue."""
+        if forward.mode not in IN_ORDER:
+            self._forget_announced()
             self._withdrew = True
         keys = dict.fromkeys(sample.key for sample in forward.samples if sample.key in self.unusable)
         patients = tuple(Unusable(key, self.unusable[key]) for key in keys)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 from splitpeer.daemon import happenings as h
@@ -32,6 +33,7 @@ from splitpeer.settings.peer import PeerConfig
 from splitpeer.site import first_weights
 from splitpeer.site.budgets import Budgets, new_run
 from splitpeer.site.encoders import Encoders
+from splitpeer.site.inference.answering import Terms
 from splitpeer.site.job import Means, SiteJob
 from splitpeer.site.leaving import Leaving
 from splitpeer.site.named import Named
@@ -100,10 +102,17 @@ def open_job(
         budgets=Budgets(folder, bounds),
         secret=site_secret(folder),
         summing=_summing(offer, config, folder, report),
+        look_again=partial(find_cases, config),
+        inference=_inference(config),
         ledger=open_ledger(config, report),
         report=report,
     )
     return _begun(SiteJob(offer, means, bad))
+
+
+def _inference(config: PeerConfig) -> Terms:
+    policy = config.policy
+    return Terms(policy.inference, policy.inference_for) if policy is not None else Terms()
 
 
 def _summing(offer: JobOffer, config: PeerConfig, folder: Path, report: h.Reporter) -> Summing | None:

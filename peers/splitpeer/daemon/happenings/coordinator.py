@@ -336,3 +336,53 @@ class Drained(Happening):
 
     committed: int
     saved: int
+
+
+# --- inference ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ServiceBegan(Happening):
+    """Sites may ask for segmentations."""
+
+    line = "inference.ready"
+
+    job: str
+    run: str
+    step: int
+    """Its weights are served."""
+
+
+@dataclass(frozen=True)
+class SegmentationBegan(Happening):
+    """A request's turn has come."""
+
+    line = "inference.began"
+
+    request: str
+    patient: str
+    """Its handle."""
+    site: str
+    """Who asked."""
+    waiting: int
+    """Others that wait."""
+
+
+@dataclass(frozen=True)
+class SegmentationServed(Happening):
+    """How a request has ended."""
+
+    line = "inference.served"
+
+    run: str
+    request: str
+    patient: str
+    site: str
+    step: int
+    outcome: str
+    """"segmented", or why not."""
+    seats: str
+    """It was made from these."""
+    missing: str
+    windows: int
+    seconds: float

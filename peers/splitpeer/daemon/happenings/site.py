@@ -369,3 +369,60 @@ class PatientOut(Happening):
     cause: str
     file: Path | None
     """Where it is this site's that is bad."""
+
+
+# --- inference ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class PatientLocated(Happening):
+    """SP-11.19-16: a segmentation was asked for, and whether this site takes part in it."""
+
+    line = "inference.located"
+    sparing = True
+
+    run: str
+    request: str
+    patient: str
+    """Its handle."""
+    asker: str
+    """The coordinator's word."""
+    outcome: str
+    """"used", or why not."""
+
+
+@dataclass(frozen=True)
+class SegmentationAsked(Happening):
+    """For people here."""
+
+    line = "inference.asked"
+
+    run: str
+    request: str
+    patient: str
+
+
+@dataclass(frozen=True)
+class SegmentationCame(Happening):
+    """One that was asked for here is there."""
+
+    line = "inference.done"
+
+    run: str
+    request: str
+    step: int
+    seats: Sequence[str]
+    """It was made from these."""
+    missing: Sequence[str]
+
+
+@dataclass(frozen=True)
+class SegmentationFailed(Happening):
+    """One that was asked for here does not come."""
+
+    line = "inference.failed"
+    level = WARNING
+
+    request: str
+    cause: str
+    reason: str

@@ -25,6 +25,10 @@ _AS_THEY_ARE: dict[type[h.Happening], str] = {
     h.EncoderShared: "encoder.shared",
     h.PartnersProven: "fusion.partners",
     h.ReleasesEnded: "job.released",
+    h.PatientLocated: "inference.located",
+    h.SegmentationAsked: "inference.asked",
+    h.SegmentationFailed: "inference.failed",
+    h.SegmentationServed: "inference.served",
 }
 """Names of lines that hold every field of their happening."""
 
@@ -70,6 +74,13 @@ def entry(happening: h.Happening) -> tuple[str, dict[str, Any]] | None:
             # The inventory is not part of the terms.
             del fields["patients"]
             return "job.accepted", fields
+        case h.SegmentationCame():
+            fields = vars(happening)
+            return "inference.done", {
+                **fields,
+                "seats": list(happening.seats),
+                "missing": list(happening.missing),
+            }
         case h.SiteSaved(run=run, step=step, digest=digest):
             return "job.checkpoint", {"run": run, "step": step, "digest": digest}
         case h.SiteNotSaved(run=run, step=step):

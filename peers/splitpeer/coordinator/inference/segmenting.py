@@ -1,0 +1,367 @@
+"""One patient segmented: who has it, what they compute of it, and what the decoder makes of that (SP-11.19)."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import math
+import secrets
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TypeVar
+
+import numpy as np
+
+from splitpeer.coordinator.inference.requests import Request
+from splitpeer.coordinator.memory import SiteRestarted
+from splitpeer.coordinator.prediction import predicted
+from splitpeer.coordinator.remote_site import RemoteSite, Sent
+from splitpeer.coordinator.run import Arrived, Run
+from splitpeer.data.geometry import Geometry, differences
+from splitpeer.data.rules import MAX_VOXELS
+from splitpeer.data.task import Task
+from splitpeer.errors import DeadlinePassed, JobFailed, PeerError, told_of
+from splitpeer.federation.inference import Volume, questions, task_on_wire, windows_of
+from splitpeer.federation.seating import Lists, Parts, Seating
+from splitpeer.federation.terms import window_of
+from splitproto import SplitprotoError
+from splitproto.causes import OF_A_PATIENT
+from splitproto.errors import printable
+from splitproto.messages import Locate, Located, Missing, Patient, Segmented, Unsegmented, Withdraw
+from splitproto.tensors import Array
+
+ATTEMPTS = 4
+"""How often a request is begun again because a site that took part does not any more."""
+AWAY = "its site is away"
+Answer = TypeVar("Answer")
+
+
+class Ended(Exception):
+    """The request has no segmentation.
+
+    Args:
+        code: of `unsegmented`.
+        reason: one line for people.
+    """
+
+    def __init__(self, code: str, reason: str) -> None:
+        super().__init__(reason)
+        self.code, self.reason = code, reason
+
+
+class _Again(Exception):
+    """A site that took part cannot any more: the others have to be asked again."""
+
+
+@dataclass
+class _Sites:
+    """Who takes part in a request."""
+
+    causes: dict[str, str] = field(default_factory=dict)
+    """Why a site does not."""
+    located: dict[RemoteSite, Patient] = field(default_factory=dict)
+
+    def grids(self) -> dict[str, Geometry]:
+        return {
+            site.name: Geometry(p.shape, p.spacing, p.directions, p.origin, p.stored)
+            for site, p in self.located.items()
+        }
+
+
+class Segmenter:
+    """Segments with one run's weights and sites.
+
+    Args:
+        run: the run.
+        task: what is segmented.
+        reachable: brings a site to where it can be asked; says why not, or nothing.
+    """
+
+    def __init__(self, run: Run, task: Task, reachable: Callable[[RemoteSite], Awaitable[str]]) -> None:
+        self._run, self._task, self._reachable = run, task, reachable
+        self._window = window_of(run.job)
+        # SP-11.19-8: "a number that the run never repeats", whatever processes there were before.
+        self._last = secrets.randbits(48)
+        self._model: tuple[int, bytes] = (-1, b"")
+
+    async def segment(
+        self, request: Request, progress: Callable[[int, int], None]
+    ) -> Segmented | Unsegmented:
+        """What comes of a request; whatever goes wrong is said in it.
+
+        Args:
+            progress: told how many windows are done, and how many there are.
+        """
+        settings = self._run.settings.inference
+        deadline_s = settings.deadline_s if settings is not None else 0.0
+        try:
+            async with asyncio.timeout(deadline_s):
+                return await self._segment(request, progress)
+        except TimeoutError:
+            code, reason = "deadline", f"it took longer than {deadline_s:g} s ([inference] deadline_s)"
+        except Ended as ended:
+            code, reason = ended.code, ended.reason
+        except (PeerError, SplitprotoError) as error:
+            code, reason = "failed", f"the coordinator failed: {told_of(error)}; see its log"
+        return Unsegmented(request.asked.request, code, printable(reason)[:500])
+
+    async def _segment(self, request: Request, progress: Callable[[int, int], None]) -> Segmented:
+        lost: dict[str, str] = {}
+        for _ in range(ATTEMPTS):
+            involved: list[RemoteSite] = []
+            try:
+                return await self._attempt(request, progress, lost, involved)
+            except _Again:
+                await self._quiet(involved)
+            except BaseException:
+                # Cancelled, too late, or no use: nobody shall compute on.
+                await asyncio.shield(self._quiet(involved))
+                raise
+        raise Ended("site-lost", "sites that have images of the patient went away again and again")
+
+    async def _quiet(self, sites: Sequence[RemoteSite]) -> None:
+        """What was announced is void at all that are here."""
+        step = self._run.committed
+        await asyncio.gather(
+            *(site.advance(step) for site in sites if site.here and site.asked_ahead), return_exceptions=True
+        )
+
+    async def _attempt(
+        self,
+        request: Request,
+        progress: Callable[[int, int], None],
+        lost: dict[str, str],
+        involved: list[RemoteSite],
+    ) -> Segmented:
+        run, asked = self._run, request.asked
+        sites = await self._locate(request, lost)
+        grid = self._fitting(request, sites)
+        lists = {site.name: {asked.key: _seats(site, patient)} for site, patient in sites.located.items()}
+        seating = self._seated(asked.key, lists)
+        missing = self._missing(asked.key, seating, sites)
+        self._check_seats(asked.require, seating.filled.get(asked.key, {}), missing)
+        users = [site for site in sites.located if site.name in seating.filled[asked.key].values()]
+        involved.extend(users)
+        overlap, batch = run.settings.windows_of_inference()
+        windows = windows_of(asked.key, grid.shape, self._window, overlap, batch)
+        total = sum(map(len, windows))
+        forwards = questions("infer", run.committed, windows, self._number)
+        parts = {site: Parts(forwards, partial(seating.part, site.name, lists[site.name])) for site in users}
+        volume, done = Volume(grid.shape, self._window), 0
+        for index, forward in enumerate(forwards):
+            if request.cancelled:
+                raise Ended("cancelled", "cancelled, as it was asked for")
+            progress(done, total)
+            until = min(index + run.settings.training.ahead, len(forwards))
+            answers = await _each(
+                {site: site.infer(parts[site], index, until, _locating(request)) for site in users}
+            )
+            arrived = self._told_apart(answers, lost)
+            what = f"windows {done} to {done + len(forward.samples)} of a patient"
+            probabilities = await self._predicted(arrived, len(forward.samples), lost, what)
+            await run.computed(volume.add, forward.samples, probabilities, what=what)
+            done += len(forward.samples)
+            request.windows += len(forward.samples)
+        progress(done, total)
+        tensors = await run.computed(self._result, volume, asked.want, what="the segmentation")
+        model = await self._digest()
+        task = task_on_wire(self._task)
+        return Segmented(
+            asked.request, run.committed, model, seating.seats.seats, missing, grid, task, tensors
+        )
+
+    # --- who has the patient -----------------------------------------------------------------------------
+
+    async def _locate(self, request: Request, lost: Mapping[str, str]) -> _Sites:
+        """SP-11.19-4: every site that can take part is asked, the asking one included."""
+        found = _Sites(dict(lost))
+        left = [site for site in self._run.team.sites if site.name not in lost]
+        causes = await _each({site: self._reachable(site) for site in left})
+        ready = []
+        for site, cause in causes.items():
+            if cause == "":
+                ready.append(site)
+            else:
+                found.causes[site.name] = cause if isinstance(cause, str) else AWAY
+        answers = await _each({site: site.locate(_locating(request)) for site in ready})
+        for site, answer in answers.items():
+            if isinstance(answer, Located) and answer.patient is not None:
+                found.located[site] = answer.patient
+            elif isinstance(answer, Located):
+                found.causes[site.name] = answer.cause or "absent"
+            else:
+                found.causes[site.name] = AWAY
+        return found
+
+    def _fitting(self, request: Request, sites: _Sites) -> Patient:
+        """The asking site's grid, which is that of all others.
+
+        Raises:
+            Ended: it has no image of the patient, or the grids differ.
+        """
+        asker = next((site for site in sites.located if site.name == request.site), None)
+        if asker is None:
+            # SP-11.19-5.
+            raise _not_at_the_asker(request.site, sites.causes.get(request.site, AWAY))
+        grids, own = sites.grids(), sites.located[asker]
+        for name, other in grids.items():
+            # SP-11.19-6.
+            if found := differences(grids[request.site], other):
+                raise Ended(
+                    "misaligned",
+                    f"the images of the patient at {request.site} and {name} differ in {'; '.join(found)}: "
+                    "bring all to one grid",
+                )
+        octets = math.prod(own.shape) * self._octets_per_voxel(request.asked.want)
+        # Before memory is taken: the result must fit one message, and the volume this coordinator.
+        if math.prod(own.shape) > MAX_VOXELS or octets > asker.takes:
+            raise Ended(
+                "too-large", f"a volume of {'x'.join(map(str, own.shape))} voxels is too large to segment"
+            )
+        return own
+
+    def _octets_per_voxel(self, want: str) -> int:
+        return len(self._task.regions) if want == "mask" else 4 * self._task.channels
+
+    def _seated(self, key: bytes, lists: Mapping[str, Lists]) -> Seating:
+        """SP-11.19-7: as the run's own matching has it, else the first site by name that has a seat."""
+        run = self._run
+        known = run.seating.filled.get(key, {})
+        names = run.seating.seats
+        filled = {}
+        for seat in names.names:
+            having = [site for site in names.sites(seat) if seat in lists.get(site, {}).get(key, ())]
+            if having:
+                filled[seat] = known[seat] if known.get(seat) in having else having[0]
+        return Seating(run.job, names, {key: filled})
+
+    def _missing(self, key: bytes, seating: Seating, sites: _Sites) -> tuple[Missing, ...]:
+        """The seats that nobody fills, and why."""
+        filled = seating.filled.get(key, {})
+        return tuple(
+            Missing(seat, printable(_why(seating.seats.sites(seat), sites))[:200])
+            for seat in seating.seats.names
+            if seat not in filled
+        )
+
+    def _check_seats(
+        self, require: int | None, filled: Mapping[str, str], missing: Sequence[Missing]
+    ) -> None:
+        """Raises Ended: too few."""
+        every = len(filled) + len(missing)
+        # SP-11.18-14: a sum is one of all its parties.
+        least = every if self._run.job.fusion is not None else min(require or 1, every)
+        if len(filled) < max(1, least):
+            told = "; ".join(f"{one.seat}: {one.cause}" for one in missing)
+            raise Ended("few-seats", f"{len(filled)} of {every} seats, {least} are required ({told})")
+
+    # --- what they compute -------------------------------------------------------------------------------
+
+    def _number(self) -> int:
+        self._last += 1
+        return self._last
+
+    def _told_apart(self, answers: Mapping[RemoteSite, object], lost: dict[str, str]) -> Arrived:
+        """Raises _Again: somebody has no activations, and is out."""
+        arrived: Arrived = {}
+        again = False
+        for site, answer in answers.items():
+            if isinstance(answer, Sent):
+                arrived[site] = answer
+                continue
+            again = True
+            if isinstance(answer, Withdraw):
+                # SP-11.19-9.
+                lost[site.name] = answer.patients[0].cause
+            elif not isinstance(answer, SiteRestarted):
+                lost[site.name] = AWAY
+        if again:
+            raise _Again
+        return arrived
+
+    async def _predicted(self, arrived: Arrived, samples: int, lost: dict[str, str], what: str) -> np.ndarray:
+        run = self._run
+        try:
+            found: np.ndarray = await run.computed(predicted, run, arrived, samples, what=what)
+        except JobFailed:
+            culprit = await run.computed(run.culprit, arrived, what="the activations to be checked")
+            if culprit is None or run.job.fusion is not None:
+                raise
+            lost[culprit[0].name] = "what it sent are not finite numbers"
+            raise _Again from None
+        return found
+
+    def _result(self, volume: Volume, want: str) -> dict[str, Array]:
+        merged = volume.probabilities()
+        if want == "probabilities":
+            return {want: merged}
+        return {want: self._task.decide(merged).astype(np.uint8)}
+
+    async def _digest(self) -> bytes:
+        """Of the decoder's weights."""
+        run = self._run
+        if self._model[0] != run.committed:
+            self._model = (run.committed, await run.computed(self._hashed, what="a digest of the weights"))
+        return self._model[1]
+
+    def _hashed(self) -> bytes:
+        digest = hashlib.sha256()
+        tensors, _ = self._run.half.state()
+        for name, tensor in sorted(tensors.items()):
+            if name.startswith("model/"):
+                digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode())
+                digest.update(tensor.cpu().contiguous().numpy().tobytes())
+        return digest.digest()
+
+
+def _locating(request: Request) -> Locate:
+    return Locate(request.asked.request, request.asked.key, request.site)
+
+
+def _seats(site: RemoteSite, patient: Patient) -> tuple[str, ...]:
+    """Names of the seats that a site has located the patient for."""
+    places = range(len(site.seats)) if patient.seats is None else patient.seats
+    return tuple(site.seats[place].name for place in places if place < len(site.seats))
+
+
+def _why(fillers: Sequence[str], sites: _Sites) -> str:
+    told = {name: _in_words(sites.causes.get(name, "absent")) for name in fillers}
+    return "; ".join(f"{name}: {why}" for name, why in told.items()) or "no site fills it"
+
+
+def _in_words(cause: str) -> str:
+    known = {"absent": "no image of the patient", "refused": "its policy refuses"}
+    return known.get(cause) or OF_A_PATIENT.get(cause, cause)
+
+
+def _not_at_the_asker(site: str, cause: str) -> Ended:
+    if cause in ("absent", "refused"):
+        return Ended(cause, f"{site}: {_in_words(cause)}")
+    return Ended("unusable" if cause in OF_A_PATIENT else "site-lost", f"{site}: {_in_words(cause)}")
+
+
+async def _each(asked: Mapping[RemoteSite, Awaitable[Answer]]) -> dict[RemoteSite, Answer | Exception]:
+    """All at once; where one fails, its error. A defect is raised."""
+    tasks = {site: asyncio.ensure_future(_awaited(question)) for site, question in asked.items()}
+    try:
+        if tasks:
+            await asyncio.wait(tasks.values())
+        found: dict[RemoteSite, Answer | Exception] = {}
+        for site, task in tasks.items():
+            error = task.exception()
+            if error is None:
+                found[site] = task.result()
+            elif isinstance(error, DeadlinePassed | JobFailed | SiteRestarted | SplitprotoError):
+                found[site] = error
+            else:
+                raise error
+        return found
+    finally:
+        for task in tasks.values():
+            task.cancel()
+        await asyncio.gather(*tasks.values(), return_exceptions=True)
+
+
+async def _awaited(question: Awaitable[Answer]) -> Answer:
+    return await question
