@@ -96,6 +96,9 @@ class Coordinator:
         lane: the way in, if not the port of `listen`.
     """
 
+    _serving = False
+    """The run is complete, and the sites stay."""
+
     def __init__(
         self,
         config: PeerConfig,
@@ -150,7 +153,6 @@ class Coordinator:
             Seating(self._job, self._seats, {}), self._report,
         )  # fmt: skip
         self._service = make_service(config, job, self._run)
-        self._serving = False  # the run is complete, and the sites stay
         gathering = Gathering(self._run, self._matching, self._witness, self.defences)
         self._work: RunWork = (
             FrozenWork(self._run, gathering, config)

@@ -30,7 +30,7 @@ from splitpeer.federation.images import find_cases, open_consent, open_volumes
 from splitpeer.federation.terms import judge, services, terms_digest
 from splitpeer.logs import handle
 from splitpeer.models.registry import cut_of
-from splitpeer.settings.peer import PeerConfig
+from splitpeer.settings.peer import PeerConfig, Policy
 from splitpeer.site.budgets import BudgetSpent
 from splitpeer.site.inference.asking import Asking
 from splitpeer.site.job import SiteJob
@@ -142,12 +142,7 @@ class Client:
             raise JobFailed("a client needs [data] images")
         self._address = config.network.coordinator
         self._goal = goal or self._address
-        # SP-11.17-2.
-        features = services(frozen=True) if policy.encoders == "frozen" else FEATURES
-        if policy.inference == "none":
-            # SP-11.19-1.
-            features = tuple(name for name in features if name != "infer")
-        features = tuple(name for name in features if name != "label")
+        features = _features(policy)
         self._offer = Offer(features=features, max_message=policy.max_message_bytes, agent=AGENT)
         pick_device(config.runtime.device)
         self._witness = Witness(config, curious)
@@ -706,6 +701,14 @@ class _Stopped(LinkLost):
 
     def __init__(self) -> None:
         super().__init__("asked to stop")
+
+
+def _features(policy: Policy) -> tuple[str, ...]:
+    """What this site offers to do."""
+    # SP-11.17-2, SP-11.19-1.
+    features = services(frozen=True) if policy.encoders == "frozen" else FEATURES
+    out = {"label", *(("infer",) if policy.inference == "none" else ())}
+    return tuple(name for name in features if name not in out)
 
 
 def _half_renewed(error: SplitprotoError) -> bool:

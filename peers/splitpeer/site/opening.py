@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from splitpeer.daemon import happenings as h
 from splitpeer.data.channels import Channels
@@ -76,11 +77,10 @@ def open_job(
     bad = _bad(channels, unusable or {})
     voxels = max((math.prod(grid.shape) for grid in look(channels, dict(bad), report).values()), default=0)
     backbone = backbone_for(job, config)
-    room = _room(offer, config, backbone, voxels)
+    room, octets = _room(offer, config, backbone, voxels), checkpoint_octets(backbone, offer.seats)
     check_bounds(job, backbone, offer.seats, bounds, room.voxels)
     if not known:
         new_run(state, bounds)
-    octets = checkpoint_octets(backbone, offer.seats)
     make_room(state, folder, bounds, 2 * octets, report)
     note_terms(folder, offer)
     encoders = Encoders({seat.name: _half(job, backbone, seat, config, key) for seat in offer.seats})
@@ -102,17 +102,18 @@ def open_job(
         budgets=Budgets(folder, bounds),
         secret=site_secret(folder),
         summing=_summing(offer, config, folder, report),
-        look_again=partial(find_cases, config),
-        inference=_inference(config),
+        **_inference(config),
         ledger=open_ledger(config, report),
         report=report,
     )
     return _begun(SiteJob(offer, means, bad))
 
 
-def _inference(config: PeerConfig) -> Terms:
+def _inference(config: PeerConfig) -> dict[str, Any]:
+    """Fields of `Means`."""
     policy = config.policy
-    return Terms(policy.inference, policy.inference_for) if policy is not None else Terms()
+    terms = Terms(policy.inference, policy.inference_for) if policy is not None else Terms()
+    return {"look_again": partial(find_cases, config), "inference": terms}
 
 
 def _summing(offer: JobOffer, config: PeerConfig, folder: Path, report: h.Reporter) -> Summing | None:
