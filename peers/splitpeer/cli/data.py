@@ -7,32 +7,22 @@ from pathlib import Path
 from typing import Any
 
 import click
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from splitpeer.cli.options import FILE, LAYOUT, config_option, echo_json, json_option, load_peer, set_option
+from splitpeer.cli.prepare import prepare
+from splitpeer.cli.progress import bar
 from splitpeer.cli.terminal import echo
 from splitpeer.errors import ConfigError
 from splitpeer.preflight import preflight
 from splitproto.errors import printable
 
 
-def bar(what: str) -> Progress:
-    """A progress bar on standard error; nothing where that is no terminal."""
-    console = Console(stderr=True)
-    return Progress(
-        TextColumn(what),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        console=console,
-        disable=not console.is_terminal,
-    )
-
-
 @click.group()
 def data() -> None:
-    """Look at a site's images before training, or make some."""
+    """Look at a site's images before training, or make some: from DICOM, or phantoms."""
+
+
+data.add_command(prepare)
 
 
 @data.command()

@@ -14,8 +14,8 @@ import click
 from click.core import ParameterSource
 from rich.console import Console
 
-from splitpeer.cli.data import bar
 from splitpeer.cli.options import FILE, private_files
+from splitpeer.cli.progress import bar
 from splitpeer.demo.federation import HUB, DemoJob, Federation
 from splitpeer.demo.private import PrivateJob
 

@@ -13,7 +13,6 @@ from rich.console import Console
 from rich.progress import Progress, TaskID
 
 from splitpeer import logs
-from splitpeer.cli.data import bar
 from splitpeer.cli.options import (
     FILE,
     LAYOUT,
@@ -24,6 +23,7 @@ from splitpeer.cli.options import (
     private_files,
     set_option,
 )
+from splitpeer.cli.progress import bar
 from splitpeer.cli.terminal import echo
 from splitpeer.errors import ConfigError
 from splitpeer.settings.job import JobConfig

@@ -279,7 +279,7 @@ def _drive(capture: Capture, role: str, config: Path, job: Path | None, as_json:
     import tempfile
 
     from splitpeer import logs
-    from splitpeer.cli.data import bar
+    from splitpeer.cli.progress import bar
     from splitpeer.replay.redrive import TOLERANCE, drive_client, drive_coordinator
 
     logs.setup("text", "warning")

@@ -91,6 +91,11 @@ class Turn:
         reverse = tuple(slice(None, None, -1) if axis in self.flipped else slice(None) for axis in range(3))
         return stored.transpose(self.order)[reverse]
 
+    def stored(self, ras: np.ndarray) -> np.ndarray:
+        """A view of voxels in RAS order as they are stored: the inverse of `voxels`."""
+        reverse = tuple(slice(None, None, -1) if axis in self.flipped else slice(None) for axis in range(3))
+        return ras[reverse].transpose(np.argsort(self.order))
+
     def grid(self, shape: Triple, affine: np.ndarray) -> tuple[Triple, np.ndarray]:
         """Shape and affine of the same voxels in RAS order."""
         ras = np.array(affine, np.float64)

@@ -31,8 +31,8 @@ def read_list(path: Path, wanted: str = ANY) -> Listing:
     Raises:
         DataError: the file cannot be read, or is no such list.
     """
-    text = _text(path)
-    rows = csv.reader(io.StringIO(text, newline=""), delimiter=_delimiter(text), strict=True)
+    text = text_of(path)
+    rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter(text), strict=True)
     lines = _Lines(path)
     try:
         for row in rows:
@@ -88,7 +88,8 @@ class _Lines:
         self._patients[kind, patient] = self._files[place] = line
 
 
-def _text(path: Path) -> str:
+def text_of(path: Path) -> str:
+    """All of a list. Raises DataError: unreadable, too long, not UTF-8."""
     try:
         content = reading.read(path, MAX_LIST_BYTES, follow=True)
     except OSError as error:
@@ -104,7 +105,8 @@ def _text(path: Path) -> str:
         raise DataError(f"{path}, line {line}: not UTF-8: save the file as CSV UTF-8") from None
 
 
-def _delimiter(text: str) -> str:
+def delimiter(text: str) -> str:
+    """What separates its columns: commas or, as a German Excel writes it, semicolons."""
     said = (line for line in text.splitlines() if line.strip(" ,;") and not line.lstrip().startswith("#"))
     header = next(said, "")
     return ";" if header.count(";") > header.count(",") else ","

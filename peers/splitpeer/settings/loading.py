@@ -68,7 +68,17 @@ class Settings(Section):
         Raises:
             ConfigError: one line that names file (or variable), key and fix.
         """
-        raw = _table(path)
+        return cls.of_table(_table(path), path, overrides, environ)
+
+    @classmethod
+    def of_table(
+        cls,
+        raw: dict[str, Any],
+        path: Path,
+        overrides: Mapping[str, Any] | None = None,
+        environ: Mapping[str, str] | None = None,
+    ) -> Self:
+        """The same of a table that was read, or of none, as if it were in the file `path`."""
         origins: dict[str, str] = {}
         base = path.absolute().parent
         for key, value in cls.path_defaults(raw).items():

@@ -19,6 +19,7 @@ from splitpeer.models.registry import DEFAULT, NETWORKS
 from splitpeer.settings.bounds import Bounds
 from splitpeer.settings.loading import Section, Settings
 from splitpeer.settings.network import SETTINGS, NetworkSettings
+from splitpeer.settings.prepare import PrepareSection
 from splitpeer.settings.results import ResultsSection
 from splitpeer.settings.values import (
     Address,
@@ -363,6 +364,7 @@ class PeerConfig(Settings):
             "capture.key",
             "model.weights",
             "bank.key",
+            "prepare.ids",
         }
     )
 
@@ -370,6 +372,7 @@ class PeerConfig(Settings):
     tls: Tls
     network: NetworkSection
     data: PeerData = PeerData()
+    prepare: PrepareSection = PrepareSection()
     policy: Policy | None = None
     model: OwnEncoder | None = None
     capture: CaptureSection = CaptureSection()

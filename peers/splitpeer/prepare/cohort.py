@@ -1,0 +1,270 @@
+"""All patients of a DICOM folder: each prepared or named with its reason; one bad patient never ends the run."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import asdict, dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from splitpeer.data.files import examples
+from splitpeer.data.layouts import look
+from splitpeer.data.patients import duplicate_warnings
+from splitpeer.data.rules import MAX_VOXELS
+from splitpeer.dicom.choice import Choice, by_patient, choose
+from splitpeer.dicom.headers import Header, read_folder
+from splitpeer.dicom.rules import SeriesRule
+from splitpeer.errors import DataError
+from splitpeer.prepare.atlas import Atlas
+from splitpeer.prepare.identifiers import read_ids, study_id
+from splitpeer.prepare.one import HELD_BACK, LABELS, WORK, Source, Steps, Workshop
+from splitpeer.prepare.record import FOLDER, Record
+from splitpeer.storage import durable
+
+REPORT, PAGE = "prepare.json", "prepare.html"
+"""In the folder of images."""
+_PAGE = Path(__file__).parent / "page"
+
+State = Literal["prepared", "unchanged", "accepted", "held back", "failed"]
+Progress = Callable[[str, int, int], None]
+"""Called with what is being done ("reading", "preparing"), how many are done, and how many there are."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One run."""
+
+    root: Path
+    """Folder of DICOM files."""
+    out: Path
+    """Folder of images; made where it is missing."""
+    modality: str
+    rule: SeriesRule
+    steps: Steps
+    patient_id: str = "PatientID"
+    ids: Path | None = None
+    masks: Path | None = None
+    """Folder of NIfTI masks, `ID.nii.gz`, by the hospital's or the study's id."""
+    max_voxels: int = MAX_VOXELS
+    accept: Collection[str] = ()
+    """Study ids of patients whose images are taken in spite of suspicious figures: somebody looked at them."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one patient."""
+
+    patient: str
+    state: State
+    reasons: tuple[str, ...] = ()
+    """Why it is held back or failed."""
+    series: str = ""
+    """Which series was taken, and why."""
+    left_out: tuple[str, ...] = ()
+    """Other series, and why they were not taken."""
+    warnings: tuple[str, ...] = ()
+    quality: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def usable(self) -> bool:
+        """There is an image."""
+        return self.state not in ("held back", "failed")
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What became of all."""
+
+    modality: str
+    atlas: str
+    out: str
+    outcomes: tuple[Outcome, ...]
+    notes: tuple[str, ...]
+    """What concerns files rather than a patient."""
+
+    @property
+    def complete(self) -> bool:
+        """Every patient has an image, and no file was refused."""
+        return all(one.usable for one in self.outcomes) and not self.notes
+
+    def counts(self) -> str:
+        """Such as "3 prepared, 1 held back"."""
+        states = [one.state for one in self.outcomes]
+        return ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states)) or "no patient"
+
+    def lines(self) -> list[str]:
+        """For a terminal: patients with something to say, then the rest in figures."""
+        said = [*self.notes]
+        for one in self.outcomes:
+            if not one.usable:
+                said.append(f"{one.patient}: {one.state}: {'; '.join(one.reasons)}")
+            said += [f"{one.patient}: {text}" for text in one.warnings]
+        return [*said, f"{self.counts()}; look at the images: {Path(self.out) / PAGE}"]
+
+    def to_json(self) -> dict[str, Any]:
+        """For programs."""
+        return asdict(self) | {"complete": self.complete, "counts": self.counts()}
+
+
+def prepare(plan: Plan, atlas: Atlas, progress: Progress | None = None) -> Summary:
+    """Prepare every patient of a folder; those that are done and unchanged are left as they are.
+
+    Writes images, records and pictures below `plan.out`, and `REPORT` and `PAGE` about all of them.
+
+    Raises:
+        DataError: the folder, the list of ids or that of masks cannot be used.
+        DiskTrouble, ConfigError: the output cannot be written; what was finished before stays.
+    """
+    ids = None if plan.ids is None else read_ids(plan.ids)
+    masks = {} if plan.masks is None else _masks(plan.masks)
+    tell = progress or (lambda what, done, total: None)
+    folder = read_folder(plan.root, plan.patient_id, lambda done, total: tell("reading", done, total))
+    patients, notes = by_patient(folder.headers)
+    notes += [
+        f"{count} files passed over: {reason}" for reason, count in folder.passed.items() if _worth(reason)
+    ]
+    try:
+        _make_room(plan.out)
+        workshop = Workshop(plan.out, atlas, plan.steps, _software())
+        outcomes = []
+        for count, (hospital, headers) in enumerate(sorted(patients.items())):
+            tell("preparing", count, len(patients))
+            outcomes.append(_one(plan, workshop, hospital, headers, ids, masks))
+        tell("preparing", len(patients), len(patients))
+        notes += _unused(masks, {*patients, *(one.patient for one in outcomes)})
+        twins = _twins(outcomes)
+        summary = Summary(plan.modality, atlas.name, str(plan.out), tuple(outcomes), (*notes, *twins))
+        _report(plan.out, summary)
+    except OSError as error:
+        raise durable.refusal(error, f"{plan.out}: the images", "--out") from None
+    return summary
+
+
+# --- inside ------------------------------------------------------------------------------------------------
+
+
+def _one(
+    plan: Plan,
+    workshop: Workshop,
+    hospital: str,
+    headers: list[Header],
+    ids: Mapping[str, str] | None,
+    masks: Mapping[str, Path],
+) -> Outcome:
+    name, choice = hospital or "(no id)", None
+    try:
+        name = study_id(hospital, ids)
+        choice = choose(headers, plan.modality, plan.rule, plan.max_voxels)
+        if choice.taken is None:
+            raise DataError(choice.why)
+        mask = _mask_of(masks, hospital, name)
+        source = Source(name, plan.modality, plan.root, choice.taken, mask)
+        accept = name in plan.accept
+        record = workshop.done(source, accept=accept)
+        fresh = record is None
+        record = workshop.prepare(source, accept=accept) if record is None else record
+        return _outcome(record, choice, fresh=fresh)
+    except DataError as error:
+        if error.exit_code != DataError.exit_code:
+            raise  # the disk: all others would fail, too
+        left_out = () if choice is None else tuple(one.text for one in choice.left_out)
+        return Outcome(name, "failed", (str(error),), left_out=left_out)
+
+
+def _outcome(record: Record, choice: Choice, *, fresh: bool) -> Outcome:
+    state: State = "prepared" if fresh else "unchanged"
+    if record.held_back:
+        state = "held back"
+    elif record.accepted and fresh:
+        state = "accepted"
+    return Outcome(
+        record.patient,
+        state,
+        record.reasons,
+        choice.why,
+        tuple(one.text for one in choice.left_out),
+        record.warnings,
+        record.quality,
+    )
+
+
+def _masks(folder: Path) -> dict[str, Path]:
+    found = look(folder, "folder", None)
+    if found.problems:
+        raise DataError(found.problems[0])
+    return {case.patient: case.path for case in found.cases}
+
+
+def _mask_of(masks: Mapping[str, Path], hospital: str, name: str) -> Path | None:
+    found = {masks[one] for one in (hospital, name) if one in masks}
+    if len(found) > 1:
+        raise DataError("two masks, one by the hospital's id and one by the study's: keep one of them")
+    return found.pop() if found else None
+
+
+def _unused(masks: Mapping[str, Path], known: Collection[str]) -> list[str]:
+    lost = sorted(masks.keys() - set(known))
+    return (
+        [f"{len(lost)} masks of nobody in this folder: {examples(lost)}: correct their names"] if lost else []
+    )
+
+
+def _twins(outcomes: list[Outcome]) -> list[str]:
+    return duplicate_warnings([one.patient for one in outcomes if one.usable])
+
+
+def _worth(reason: str) -> bool:
+    """Whether files that were passed over for this reason may be missed by somebody."""
+    return not reason.startswith(("no image", "not DICOM"))
+
+
+def _make_room(out: Path) -> None:
+    durable.make_folder(out / FOLDER)
+    for left in (out / FOLDER).glob(f"{WORK}*"):
+        shutil.rmtree(left, ignore_errors=True)
+
+
+def _software() -> dict[str, str]:
+    """Versions of what decides about voxels."""
+    found = {}
+    for name in ("splitproto", "SimpleITK", "pydicom", "numpy", "scipy"):
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = "none"
+    return found
+
+
+def _report(out: Path, summary: Summary) -> None:
+    text = json.dumps(summary.to_json(), indent=1, ensure_ascii=False) + "\n"
+    durable.replace(out / REPORT, text.encode(), sync=False)
+    environment = Environment(
+        loader=FileSystemLoader(_PAGE), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    order: dict[State, int] = {"held back": 0, "failed": 1}
+    shown = sorted(summary.outcomes, key=lambda one: (order.get(one.state, 2), one.patient))
+    page = environment.get_template("page.html.jinja").render(
+        modality=summary.modality,
+        atlas=summary.atlas,
+        counts=summary.counts(),
+        notes=summary.notes,
+        patients=[
+            asdict(one)
+            | {
+                "css": {"held back": "held", "failed": "failed"}.get(one.state, ""),
+                "picture": f"{FOLDER}/{one.patient}.png"
+                if (out / FOLDER / f"{one.patient}.png").exists()
+                else "",
+            }
+            for one in shown
+        ],
+    )
+    durable.replace(out / PAGE, page.encode(), sync=False)
+
+
+__all__ = ["HELD_BACK", "LABELS", "Outcome", "Plan", "Summary", "prepare"]

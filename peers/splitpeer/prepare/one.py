@@ -1,0 +1,256 @@
+"""One patient: voxels of the chosen series, cleaned, registered, judged, and written; or one line that says why not."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import tempfile
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from splitpeer.data.files import Case
+from splitpeer.data.geometry import Geometry, Millimetres, Turn, differences
+from splitpeer.data.nifti import Rules, read_voxels
+from splitpeer.data.regrid import onto, softened
+from splitpeer.dicom.choice import Candidate
+from splitpeer.dicom.voxels import read_voxels as read_dicom
+from splitpeer.errors import DataError
+from splitpeer.prepare.atlas import Atlas
+from splitpeer.prepare.bounds import Bounds
+from splitpeer.prepare.nifti_file import write_image, write_mask
+from splitpeer.prepare.pictures import overlay
+from splitpeer.prepare.quality import figures, seen_on, suspicious
+from splitpeer.prepare.record import FOLDER, Method, Record, read, write
+from splitpeer.prepare.tools import run_tool
+from splitpeer.storage import durable
+
+if TYPE_CHECKING:
+    from splitpeer.prepare.register import Registrar
+
+HELD_BACK = "held-back"
+"""In the folder of records: those of images that were not written."""
+LABELS = "labels"
+"""In the folder of images: masks that came along."""
+WORK = ".work-"
+"""Of a temporary folder's name."""
+
+
+@dataclass(frozen=True)
+class Steps:
+    """What is done to every image."""
+
+    method: Method
+    spacing: Millimetres | None
+    bias_field: str
+    skull_strip: str | None
+    deadline_s: float
+    bounds: Bounds
+
+
+@dataclass(frozen=True)
+class Source:
+    """One patient's series, and the mask drawn on it, if there is one."""
+
+    patient: str
+    modality: str
+    root: Path
+    candidate: Candidate
+    mask: Path | None = None
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where one patient's files lie in the folder of images."""
+
+    image: Path
+    mask: Path
+    record: Path
+    held_back: Path
+    picture: Path
+
+    @classmethod
+    def of(cls, out: Path, patient: str) -> Places:
+        """For a patient's name."""
+        records = out / FOLDER
+        return cls(
+            out / f"{patient}.nii.gz",
+            out / LABELS / f"{patient}.nii.gz",
+            records / f"{patient}.json",
+            records / HELD_BACK / f"{patient}.json",
+            records / f"{patient}.png",
+        )
+
+    def remove(self) -> None:
+        """The records first: what is there without one is unfinished."""
+        for path in (self.record, self.held_back, self.image, self.mask, self.picture):
+            path.unlink(missing_ok=True)
+
+
+class Workshop:
+    """Prepares patients, one after another, with what they share: atlas, steps, versions of software."""
+
+    def __init__(self, out: Path, atlas: Atlas, steps: Steps, software: dict[str, str]) -> None:
+        self._out, self._atlas, self._steps, self._software = out, atlas, steps, software
+        self._grid = atlas.grid(steps.spacing)
+        self._registrar: Registrar | None = None
+
+    def done(self, source: Source, *, accept: bool) -> Record | None:
+        """The record of an earlier run, if nothing that it depends on has changed; None: there is work to do."""
+        places = Places.of(self._out, source.patient)
+        for path in (places.record, places.held_back):
+            with suppress(DataError):
+                record = read(path)
+                whole = record.held_back or (
+                    places.image.exists() and (not source.mask or places.mask.exists())
+                )
+                wanted = record.held_back and accept
+                if record.inputs == self._inputs(source) and whole and not wanted:
+                    return record
+        return None
+
+    def prepare(self, source: Source, *, accept: bool) -> Record:
+        """Do the work and write what came out of it; the record is written last.
+
+        Raises:
+            DataError: this patient cannot be prepared.
+            OSError: the folder cannot be written, which ends everything.
+        """
+        grid = source.candidate.grid
+        mask = None if source.mask is None else _mask(source.mask, source.candidate)
+        voxels = self._cleaned(read_dicom(source.root, grid), grid.affine)
+        transform = np.eye(4) if self._steps.method == "none" else self._register(voxels, grid.affine)
+        seen = seen_on(self._atlas, voxels, transform @ grid.affine)
+        quality = figures(seen, transform)
+        reasons = suspicious(quality, self._steps.bounds)
+        record = self._record(source, transform, quality, reasons, accepted=accept and bool(reasons))
+        places = Places.of(self._out, source.patient)
+        picture = overlay(seen)
+        places.remove()
+        durable.replace(places.picture, picture, sync=False)
+        if record.held_back:
+            durable.make_folder(places.held_back.parent)
+            write(places.held_back, record)
+            return record
+        write_image(places.image, self._on_atlas(voxels, record), self._grid.affine)
+        if mask is not None:
+            durable.make_folder(places.mask.parent)
+            moved = onto(mask, transform @ grid.affine, self._grid.shape, self._grid.affine, order=0)
+            write_mask(places.mask, moved.astype(np.uint8), self._grid.affine)
+        write(places.record, record)
+        return record
+
+    # --- inside --------------------------------------------------------------------------------------------
+
+    def _register(self, voxels: NDArray[np.float32], affine: NDArray[np.float64]) -> NDArray[np.float64]:
+        if self._registrar is None:
+            from splitpeer.prepare.register import Registrar
+
+            self._registrar = Registrar(self._atlas)
+        return self._registrar.register(
+            voxels, affine, "rigid" if self._steps.method == "rigid" else "affine"
+        )
+
+    def _cleaned(self, voxels: NDArray[np.float32], affine: NDArray[np.float64]) -> NDArray[np.float32]:
+        steps = self._steps
+        if steps.bias_field == "n4":
+            from splitpeer.prepare.register import n4
+
+            voxels = n4(voxels, affine)
+        programs = {"bias_field": steps.bias_field, "skull_strip": steps.skull_strip}
+        for setting, template in programs.items():
+            if template is None or template in ("none", "n4"):
+                continue
+            folder = Path(tempfile.mkdtemp(prefix=WORK, dir=self._out / FOLDER))
+            try:
+                voxels = run_tool(setting, template, voxels, affine, folder, steps.deadline_s)
+            finally:
+                shutil.rmtree(folder, ignore_errors=True)
+        return voxels
+
+    def _on_atlas(self, voxels: NDArray[np.float32], record: Record) -> NDArray[np.float32]:
+        placed = record.transform @ record.affine
+        # Air is not 0 in a CT.
+        fill = min(float(voxels.min()), 0.0)
+        soft = softened(voxels, placed, self._grid.affine)
+        return onto(soft, placed, self._grid.shape, self._grid.affine, order=1, fill=fill).astype(np.float32)
+
+    def _record(
+        self,
+        source: Source,
+        transform: NDArray[np.float64],
+        quality: dict[str, float],
+        reasons: tuple[str, ...],
+        *,
+        accepted: bool,
+    ) -> Record:
+        header, grid = source.candidate.header, source.candidate.grid
+        files = tuple(dict.fromkeys(one.path for one, _ in grid.slices))
+        multiframe = len(header.frames) > 1
+        return Record(
+            patient=source.patient,
+            modality=source.modality,
+            study=header.study,
+            series=header.series,
+            frame_of_reference=header.frame_of_reference,
+            files=files,
+            frames=tuple(frame.index for _, frame in grid.slices) if multiframe else None,
+            shape=grid.shape,
+            affine=grid.affine,
+            atlas=self._grid,
+            transform=transform,
+            method=self._steps.method,
+            quality={name: round(value, 4) for name, value in quality.items()},
+            reasons=reasons,
+            accepted=accepted,
+            warnings=grid.warnings,
+            software=self._software,
+            inputs=self._inputs(source),
+        )
+
+    def _inputs(self, source: Source) -> str:
+        grid = source.candidate.grid
+        steps: dict[str, Any] = vars(self._steps) | {"bounds": vars(self._steps.bounds)}
+        told = {
+            "files": [(one.path, one.size, one.changed_ns) for one, _ in grid.slices],
+            "grid": [grid.shape, grid.affine.tolist()],
+            "modality": source.modality,
+            "mask": _stamp(source.mask),
+            "steps": steps,
+            "atlas": [self._atlas.sha256, self._grid.shape, self._grid.affine.tolist()],
+            "software": self._software,
+        }
+        return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+
+
+def _stamp(path: Path | None) -> tuple[str, int, int] | None:
+    if path is None:
+        return None
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}): check the path") from None
+    return path.name, status.st_size, status.st_mtime_ns
+
+
+def _mask(path: Path, candidate: Candidate) -> NDArray[np.uint8]:
+    """A mask, in the axes of the series that it was drawn on. Raises DataError: of another grid, or no mask."""
+    voxels, header = read_voxels(Case("mask", path), Rules())
+    turn = Turn.of(candidate.grid.affine)
+    shape, affine = turn.grid(candidate.grid.shape, candidate.grid.affine)
+    if different := differences(Geometry.of(shape, affine), Geometry.of(header.shape, header.affine)):
+        raise DataError(
+            f"{path}: its mask is not on the grid of series {candidate.header.number} ({'; '.join(different)}): draw "
+            "it on this series, or choose the series that it was drawn on"
+        )
+    values = np.rint(voxels)
+    if np.abs(values - voxels).max() > 0.01 or values.min() < 0 or values.max() > 255:
+        raise DataError(
+            f"{path}: holds values that are no whole numbers of 0 to 255: save the mask as integers"
+        )
+    return np.ascontiguousarray(turn.stored(values)).astype(np.uint8)

@@ -1,0 +1,196 @@
+"""Registration of one image to the atlas: rigid or affine, by mutual information, coarse to fine, repeatable.
+
+Mattes' estimate of mutual information (Mattes et al., IEEE TMI 22, 2003) is maximised; how well that went is judged by
+Studholme's normalised form (`quality.py`). SimpleITK sees both images on grids along the axes only, so that oblique,
+sheared and thick-sliced scans need nothing special; coordinates are RAS throughout.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from splitpeer.data.geometry import Triple
+from splitpeer.data.regrid import onto, softened
+from splitpeer.errors import ConfigError, DataError
+from splitpeer.prepare.atlas import Atlas, corners
+
+try:
+    import SimpleITK as sitk
+except ModuleNotFoundError:
+    raise ConfigError("registration needs SimpleITK: pip install 'splitproto[register]'") from None
+
+WORKING_MM = 2.0
+"""Of the grids on which images are compared. Half of it is not worth the time: what registration leaves is a millimetre
+of anatomy that no affine map takes away."""
+AROUND_MM = 8.0
+"""The atlas is compared within so much of its brain: enough to see the edge."""
+BINS = 32
+"""Of the joint histogram, as Mattes et al. have it."""
+SEED = 1
+"""Of the places that are compared."""
+MAX_WORKING = 2**25
+"""Voxels of a scan on the working grid; 4 bytes each. A scan of half a metre in all directions has half as many."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One part of the way: what may move, how coarse, and how far in a step."""
+
+    kind: Literal["rigid", "affine"]
+    shrink: int
+    """Working voxels per voxel."""
+    sigma_mm: float
+    share: float
+    """Of the voxels around the atlas's brain, so many are compared."""
+    step_mm: float
+    """Length of the first step; it shrinks where the direction turns."""
+    steps: int
+
+
+_COARSE = Stage("rigid", 4, 4.0, 1.0, 2.0, 80)
+STAGES: dict[str, tuple[Stage, ...]] = {
+    "rigid": (_COARSE, Stage("rigid", 2, 2.0, 0.4, 0.5, 100), Stage("rigid", 1, 1.0, 0.12, 0.25, 60)),
+    "affine": (
+        _COARSE,
+        Stage("affine", 4, 4.0, 1.0, 1.0, 100),
+        Stage("affine", 2, 2.0, 0.4, 0.5, 100),
+        Stage("affine", 1, 1.0, 0.12, 0.25, 60),
+    ),
+}
+LAST_STEP_MM = 0.01
+
+
+class Registrar:
+    """Registers many images to one atlas."""
+
+    def __init__(self, atlas: Atlas) -> None:
+        x, y, z = atlas.voxels.shape
+        voxels, grid = _working(atlas.voxels, atlas.affine, (x, y, z))
+        x, y, z = voxels.shape
+        brain = np.asarray(onto(atlas.brain, atlas.affine, (x, y, z), grid, order=0), bool)
+        near = ndimage.binary_dilation(brain, iterations=round(AROUND_MM / WORKING_MM))
+        self._fixed = _image(voxels, grid)
+        self._near = sitk.Cast(_image(near.astype(np.float32), grid), sitk.sitkUInt8)
+
+    def register(
+        self, volume: NDArray[np.float32], affine: NDArray[np.float64], method: Literal["rigid", "affine"]
+    ) -> NDArray[np.float64]:
+        """The map from the scan's millimetres to the atlas's, RAS, 4x4.
+
+        Begins with the centres of mass on each other, in the orientation that the scan's header gives: a header that
+        confuses axes is not mended here, and shows in the quality.
+
+        Raises:
+            DataError: too large, or no such map was found.
+        """
+        x, y, z = volume.shape
+        moving = _image(*_working(volume, affine, (x, y, z)))
+        try:
+            found: Any = sitk.CenteredTransformInitializer(
+                self._fixed, moving, sitk.Euler3DTransform(), sitk.CenteredTransformInitializerFilter.MOMENTS
+            )
+            found = sitk.Euler3DTransform(found)
+            for stage in STAGES[method]:
+                if stage.kind == "affine" and not isinstance(found, sitk.AffineTransform):
+                    found = _affine(found)
+                self._improve(found, moving, stage)
+        except RuntimeError as error:
+            # ITK says in many lines that the images do not overlap any more.
+            raise DataError(f"registration failed ({_said(error)})") from None
+        # ITK maps the fixed image's points to the moving one's.
+        matrix: NDArray[np.float64] = np.linalg.inv(_matrix(found)).astype(np.float64, copy=False)
+        return matrix
+
+    def _improve(self, transform: Any, moving: Any, stage: Stage) -> None:
+        method = sitk.ImageRegistrationMethod()
+        # Sums over threads depend on their number, and results on sums.
+        method.SetNumberOfThreads(1)
+        method.SetMetricAsMattesMutualInformation(BINS)
+        method.SetMetricSamplingStrategy(method.RANDOM)
+        method.SetMetricSamplingPercentage(stage.share, SEED)
+        method.SetMetricFixedMask(self._near)
+        method.SetInterpolator(sitk.sitkLinear)
+        method.SetOptimizerAsRegularStepGradientDescent(
+            stage.step_mm, LAST_STEP_MM, stage.steps, relaxationFactor=0.7, gradientMagnitudeTolerance=1e-8
+        )
+        method.SetOptimizerScalesFromPhysicalShift()
+        method.SetShrinkFactorsPerLevel([stage.shrink])
+        method.SetSmoothingSigmasPerLevel([stage.sigma_mm])
+        method.SmoothingSigmasAreSpecifiedInPhysicalUnitsOn()
+        method.SetInitialTransform(transform, True)
+        method.Execute(self._fixed, moving)
+
+
+def n4(volume: NDArray[np.float32], affine: NDArray[np.float64]) -> NDArray[np.float32]:
+    """The image without its smooth gain (N4, Tustison et al., IEEE TMI 29, 2010); 0 stays 0.
+
+    The field is estimated at a quarter of the resolution, where it is as smooth, within what Otsu calls foreground.
+    """
+    image = _image(volume, np.diag([*np.linalg.norm(affine[:3, :3], axis=0), 1.0]))
+    inside = sitk.OtsuThreshold(image, 0, 1, 128)
+    factors = [max(1, min(4, n // 16)) for n in volume.shape]
+    small = sitk.Shrink(image, factors)
+    corrector = sitk.N4BiasFieldCorrectionImageFilter()
+    corrector.SetNumberOfThreads(1)
+    corrector.SetMaximumNumberOfIterations([30, 30, 20])
+    corrector.Execute(small, sitk.Shrink(inside, factors))
+    field = sitk.GetArrayFromImage(corrector.GetLogBiasFieldAsImage(image)).transpose(2, 1, 0)
+    out: NDArray[np.float32] = (volume / np.exp(field)).astype(np.float32)
+    if not np.isfinite(out).all():
+        raise DataError('bias_field = "n4" found no smooth field: set it to "none" for this image')
+    return out
+
+
+# --- inside ------------------------------------------------------------------------------------------------
+
+
+def _working(
+    volume: NDArray[np.float32], affine: NDArray[np.float64], shape: Triple
+) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+    """The volume on a grid along the axes that holds all of it."""
+    ends = corners(shape, affine)
+    low, high = ends.min(axis=1), ends.max(axis=1)
+    x, y, z = (int(n) for n in np.ceil((high - low) / WORKING_MM) + 1)
+    if x * y * z > MAX_WORKING:
+        raise DataError(
+            f"{x * WORKING_MM:g} x {y * WORKING_MM:g} x {z * WORKING_MM:g} mm: is this a head?", "too-large"
+        )
+    grid = np.diag([WORKING_MM, WORKING_MM, WORKING_MM, 1.0])
+    grid[:3, 3] = low
+    out = onto(softened(volume, affine, grid), affine, (x, y, z), grid, order=1, fill=float(volume.min()))
+    return out.astype(np.float32), grid
+
+
+def _image(voxels: NDArray[np.float32], grid: NDArray[np.float64]) -> Any:
+    image = sitk.GetImageFromArray(np.ascontiguousarray(voxels.transpose(2, 1, 0)))
+    image.SetSpacing([float(mm) for mm in np.diag(grid)[:3]])
+    image.SetOrigin([float(mm) for mm in grid[:3, 3]])
+    return image
+
+
+def _affine(rigid: Any) -> Any:
+    out = sitk.AffineTransform(3)
+    out.SetCenter(rigid.GetCenter())
+    out.SetMatrix(rigid.GetMatrix())
+    out.SetTranslation(rigid.GetTranslation())
+    return out
+
+
+def _matrix(transform: Any) -> NDArray[np.float64]:
+    """x -> M (x - c) + t + c, as 4x4."""
+    out = np.eye(4)
+    out[:3, :3] = np.reshape(transform.GetMatrix(), (3, 3))
+    centre, shift = np.array(transform.GetCenter()), np.array(transform.GetTranslation())
+    out[:3, 3] = shift + centre - out[:3, :3] @ centre
+    return out
+
+
+def _said(error: RuntimeError) -> str:
+    """The last sentence of ITK's page."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return " ".join(lines[-1].split())[:160] if lines else "no reason given"
