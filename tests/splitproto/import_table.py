@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 HEAVY = frozenset({"torch", "monai"})
+SCANS = frozenset({"SimpleITK", "highdicom", "pydicom"})
 LIBRARY = HEAVY | {"nibabel", "nilearn", "splitpeer"}
 LANES = frozenset(
     {f"splitproto.lanes.{name}" for name in ("memory", "tcp", "tcp_dial", "zeromq", "zeromq_reader")}
@@ -24,7 +25,7 @@ JUDGES = frozenset({"splitpeer.audit", "splitpeer.report"})
 
 GROUPS: dict[str, frozenset[str]] = {
     "core": CORE, "sockets": SOCKETS, "shells": SHELLS, "library": LIBRARY, "lanes": LANES, "ends": ENDS,
-    "files": FILES, "upper": UPPER, "roles": ROLES, "judges": JUDGES, "heavy": HEAVY,
+    "scans": SCANS, "files": FILES, "upper": UPPER, "roles": ROLES, "judges": JUDGES, "heavy": HEAVY,
 }  # fmt: skip
 """By the names that the docs use; a group comes before those it may hold."""
 
@@ -88,6 +89,20 @@ TABLE: dict[str, Row] = {
             for name in ("storage", "models", "data", "training", "pretraining", "defences")
         ),
         _LOW,
+    ),
+    **dict.fromkeys(
+        ("splitpeer.dicom", "splitpeer.prepare"),
+        Row(SOCKETS | UPPER | HEAVY, why="images are prepared at the hospital alone, and without a model"),
+    ),
+    **dict.fromkeys(
+        (f"splitpeer.prepare.{name}" for name in ("__init__", "record", "back", "bounds", "templates")),
+        Row(
+            SOCKETS | UPPER | HEAVY | SCANS,
+            why="masks go back, and settings are read, without these libraries",
+        ),
+    ),
+    "splitpeer.dicom.rules": Row(
+        SOCKETS | UPPER | HEAVY | SCANS, why="settings are read without these libraries"
     ),
     **dict.fromkeys(
         (

@@ -16,6 +16,7 @@ from splitpeer.settings.loading import parse_override
 from splitpeer.settings.peer import find_peer_toml
 
 if TYPE_CHECKING:
+    from splitpeer.prepare.cohort import Summary
     from splitpeer.prepare.one import Steps
     from splitpeer.settings.prepare import PrepareHead, PrepareSection
 
@@ -69,30 +70,29 @@ def prepare(
     """
     private_files()
     from splitpeer.data.modalities import canonical_modality
-    from splitpeer.prepare.atlas import load_atlas
+    from splitpeer.prepare.atlas import MNI152, load_atlas
     from splitpeer.prepare.cohort import Plan
     from splitpeer.prepare.cohort import prepare as prepare_all
 
     flags = {
-        "prepare.atlas": atlas if atlas in (None, "mni152") else str(Path(atlas).absolute()),
+        "prepare.atlas": atlas if atlas in (None, MNI152) else str(Path(atlas).absolute()),
         "prepare.spacing": None if spacing is None else list(spacing),
         "prepare.registration": registration,
         "prepare.ids": None if ids is None else str(ids.absolute()),
     }
     head = _head(config_file, settings, flags)
-    kind = canonical_modality(modality)
-    said = head.prepare
+    kind, said = canonical_modality(modality), head.prepare
     plan = Plan(
-        root=source,
-        out=out,
-        modality=kind,
-        rule=said.rule(kind),
-        steps=_steps(said),
-        patient_id=said.patient_id,
-        ids=said.ids,
-        masks=masks,
-        max_voxels=said.max_voxels,
-        accept=accept,
+        source,
+        out,
+        kind,
+        said.rule(kind),
+        _steps(said),
+        said.patient_id,
+        said.ids,
+        masks,
+        said.max_voxels,
+        accept,
     )
     found = load_atlas(head.atlas)
     with bar("{task.description}") as progress:
@@ -102,16 +102,20 @@ def prepare(
             found,
             lambda what, done, total: progress.update(task, description=what, completed=done, total=total),
         )
-    if as_json:
-        echo_json(summary.to_json())
-    else:
-        for line in summary.lines():
-            echo(line)
+    _tell(summary, as_json)
     if unknown := sorted(set(accept) - {one.patient for one in summary.outcomes}):
         raise DataError(
             f"--accept {unknown[0]}: no such patient in {source}: write the id as the page shows it"
         )
     raise click.exceptions.Exit(0 if summary.complete else 4)
+
+
+def _tell(summary: Summary, as_json: bool) -> None:
+    if as_json:
+        echo_json(summary.to_json())
+        return
+    for line in summary.lines():
+        echo(line)
 
 
 def _head(config_file: Path | None, settings: tuple[str, ...], flags: Mapping[str, Any]) -> PrepareHead:

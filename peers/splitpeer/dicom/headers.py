@@ -7,7 +7,7 @@ import os
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +85,7 @@ class Header:
     columns: int
     colour: bool
     short: bool
-    """The file is smaller than its voxels."""
+    """The file ends before its voxels do."""
     frames: tuple[Frame, ...]
 
     @property
@@ -168,32 +168,48 @@ def _header(root: Path, path: Path, patient_id: str) -> Header:
             raise _PassedOver("not a regular file")
         if status.st_size > MAX_FILE_BYTES:
             raise _PassedOver(f"larger than {MAX_FILE_BYTES >> 30} GiB")
-        data = _dataset(path)
+        data, behind = _dataset(path)
     except OSError as error:
         raise _PassedOver(f"cannot be read ({error.strerror})") from None
     if "Rows" not in data or "Columns" not in data:
-        raise _PassedOver("no image (a report, a directory or the like)")
+        image = "Image Storage" in pydicom.uid.UID(str(data.get("SOPClassUID", ""))).name
+        raise _PassedOver(_CUT if image else "no image (a report, a directory or the like)")
     relative = path.relative_to(root)
     named = relative.parts[0] if patient_id == BY_FOLDER and len(relative.parts) > 1 else ""
     try:
-        return _filled(data, relative.as_posix(), status, named or _text(data, patient_id))
+        header = _filled(data, relative.as_posix(), status, named or _text(data, patient_id))
     except _PassedOver:
         raise
     except Exception:  # whatever pydicom makes of a value that is none
         raise _PassedOver("a header that cannot be understood: export it again") from None
+    # Eight bytes: tag and length of the voxels' element, at least.
+    return replace(header, short=header.short or status.st_size < behind + 8 + _voxel_bytes(data, header))
 
 
-def _dataset(path: Path) -> Dataset:
+_CUT = "a header that ends early: copy or export it again"
+
+
+def _voxel_bytes(data: Dataset, header: Header) -> int:
+    """What the voxels need if they are not packed; 1 if they are."""
+    if pydicom.uid.UID(header.syntax).is_compressed:
+        return 1
+    samples, bits = int(data.get("SamplesPerPixel") or 1), int(data.get("BitsAllocated") or 16)
+    return header.rows * header.columns * samples * len(header.frames) * bits // 8
+
+
+def _dataset(path: Path) -> tuple[Dataset, int]:
+    """The header, and where it ends."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            return pydicom.dcmread(path, stop_before_pixels=True)
+            with path.open("rb") as file:
+                return pydicom.dcmread(file, stop_before_pixels=True), file.tell()
         except InvalidDicomError:
             raise _PassedOver("not DICOM") from None
         except OSError:
             raise
         except Exception:
-            raise _PassedOver("a header that ends early: copy or export it again") from None
+            raise _PassedOver(_CUT) from None
 
 
 def _filled(data: Dataset, path: str, status: os.stat_result, patient: str) -> Header:
@@ -203,9 +219,6 @@ def _filled(data: Dataset, path: str, status: os.stat_result, patient: str) -> H
         frames = tuple(_frames(data))
         first = _group(data, 0)
         syntax = str(data.file_meta.get("TransferSyntaxUID", "1.2.840.10008.1.2"))
-        bits = int(data.get("BitsAllocated") or 16)
-        plain = not pydicom.uid.UID(syntax).is_compressed
-        needed = rows * columns * len(frames) * (bits // 8) * int(data.get("SamplesPerPixel") or 1)
         return Header(
             path=path,
             size=status.st_size,
@@ -229,7 +242,7 @@ def _filled(data: Dataset, path: str, status: os.stat_result, patient: str) -> H
             columns=columns,
             colour=int(data.get("SamplesPerPixel") or 1) != 1
             or str(data.get("PhotometricInterpretation", "MONOCHROME2")) != "MONOCHROME2",
-            short=plain and needed > status.st_size,
+            short=rows < 1 or columns < 1,
             frames=frames,
         )
 

@@ -24,6 +24,9 @@ try:
 except ModuleNotFoundError:
     raise ConfigError("registration needs SimpleITK: pip install 'splitproto[register]'") from None
 
+# Sums over threads depend on how work was split, and results on sums; also where filters set their own number.
+sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
+
 WORKING_MM = 2.0
 """Of the grids on which images are compared. Half of it is not worth the time: what registration leaves is a millimetre
 of anatomy that no affine map takes away."""
@@ -108,8 +111,6 @@ class Registrar:
 
     def _improve(self, transform: Any, moving: Any, stage: Stage) -> None:
         method = sitk.ImageRegistrationMethod()
-        # Sums over threads depend on their number, and results on sums.
-        method.SetNumberOfThreads(1)
         method.SetMetricAsMattesMutualInformation(BINS)
         method.SetMetricSamplingStrategy(method.RANDOM)
         method.SetMetricSamplingPercentage(stage.share, SEED)
@@ -136,7 +137,6 @@ def n4(volume: NDArray[np.float32], affine: NDArray[np.float64]) -> NDArray[np.f
     factors = [max(1, min(4, n // 16)) for n in volume.shape]
     small = sitk.Shrink(image, factors)
     corrector = sitk.N4BiasFieldCorrectionImageFilter()
-    corrector.SetNumberOfThreads(1)
     corrector.SetMaximumNumberOfIterations([30, 30, 20])
     corrector.Execute(small, sitk.Shrink(inside, factors))
     field = sitk.GetArrayFromImage(corrector.GetLogBiasFieldAsImage(image)).transpose(2, 1, 0)

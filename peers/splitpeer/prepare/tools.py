@@ -40,6 +40,8 @@ def run_tool(
     Raises:
         DataError: it is missing, failed, was too slow, or made no image on this grid.
     """
+    # The program starts in that folder.
+    folder = folder.absolute()
     source, target = folder / "in.nii.gz", folder / "out.nii.gz"
     write_image(source, volume, affine)
     words = [word.replace(IN, str(source)).replace(OUT, str(target)) for word in shlex.split(template)]

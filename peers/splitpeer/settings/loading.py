@@ -12,7 +12,7 @@ import re
 import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, PrivateAttr, ValidationError
 from pydantic_core import ErrorDetails
@@ -256,6 +256,8 @@ def _problem(cls: type[Settings], detail: ErrorDetails, path: Path, origins: Map
     if len(place) > 2 and place[2] != "[key]":
         name += f", {place[2]}" if not place[2].isdigit() else f", item {int(place[2]) + 1}"
     if kind == "extra_forbidden":
+        if len(place) > 2:
+            name = f"[{'.'.join(place[:-1])}] {place[-1]}"
         return f"{source}: {_one_line(name)} is unknown: {_alternatives(cls, place)}"
     if kind == "missing":
         return f"{source}: {name} is missing: add {'the section' if len(place) == 1 else 'it'}"
@@ -279,13 +281,20 @@ def _message(detail: ErrorDetails) -> str:
 
 
 def _alternatives(cls: type[Settings], place: list[str]) -> str:
-    known = list(cls.model_fields)
-    if len(place) > 1:
-        section = cls.model_fields[place[0]].annotation
-        models = [section, *getattr(section, "__args__", ())]
-        known = next(list(m.model_fields) for m in models if isinstance(m, type) and issubclass(m, Section))
+    model: type[BaseModel] = cls
+    for name in place[:-1]:
+        if name in model.model_fields:  # else a key of a table of sections
+            model = _section_in(model.model_fields[name].annotation) or model
+    known = list(model.model_fields)
     close = difflib.get_close_matches(place[-1], known, n=1)
     return f"did you mean {close[0]}?" if close else f"known are {', '.join(known)}"
+
+
+def _section_in(annotation: Any) -> type[Section] | None:
+    """The section that a field is, may be, or holds by name."""
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return annotation
+    return next((found for one in get_args(annotation) if (found := _section_in(one))), None)
 
 
 def _one_line(text: str) -> str:

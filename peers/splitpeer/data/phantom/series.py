@@ -75,7 +75,7 @@ class Oddities:
     copied: Collection[int] = ()
     """Slices that are there twice, as the same object in two files."""
     truncated: Collection[int] = ()
-    """Slices whose file ends early."""
+    """Slices whose file ends in the middle of its voxels."""
     reverse: bool = False
     """Files and instance numbers run against the slice axis."""
     slope: float = 1.0
@@ -263,7 +263,7 @@ def _classic(
             paths.append(path)
         if k in odd.truncated:
             content = path.read_bytes()
-            path.write_bytes(content[: len(content) - len(content) // 3])
+            path.write_bytes(content[: len(content) - stored[:, :, k].nbytes // 2])
     return paths
 
 

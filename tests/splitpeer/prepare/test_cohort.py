@@ -1,0 +1,262 @@
+"""A folder of patients is prepared: again only what changed, the rest named in one line; nothing tells who they are."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from scipy import ndimage
+
+from splitpeer.cli.outcome import run
+from splitpeer.data.layouts import find_images, find_labels
+from splitpeer.data.nifti import read_voxels
+from splitpeer.data.phantom.series import Oddities, write_series
+from splitpeer.prepare.back import to_original
+from splitpeer.prepare.record import read
+
+SHAPE = (30, 36, 28)
+AFFINE = np.diag([-5.0, -5.0, 5.0, 1.0])
+"""As radiologists look at axial slices; in RAS order the first two axes are reversed."""
+AFFINE[:3, 3] = 70.0, 90.0, -60.0
+
+
+def head(seed: int = 0) -> np.ndarray:
+    """An egg with something in it, which all patients share; and noise, which they do not."""
+    index = [(axis - (n - 1) / 2) / (0.36 * n) for axis, n in zip(np.indices(SHAPE), SHAPE, strict=True)]
+    inside = sum(axis**2 for axis in index) < 1
+    texture = ndimage.gaussian_filter(np.random.default_rng(5).normal(size=SHAPE), 1.5)
+    image = 400 + 900 * texture + 5 * np.random.default_rng(seed).normal(size=SHAPE)
+    return np.where(inside, np.clip(image, 50, 2000), 0).round().astype(np.int16)
+
+
+@pytest.fixture
+def atlas(tmp_path: Path) -> Path:
+    path = tmp_path / "egg.nii.gz"
+    nib.save(nib.Nifti1Image(head(9), AFFINE), path)
+    return path
+
+
+@pytest.fixture
+def scans(tmp_path: Path) -> Path:
+    folder = tmp_path / "dicom"
+    for name in ("P1", "P2"):
+        patient(folder, name)
+    return folder
+
+
+def patient(folder: Path, name: str, seed: int = 1, oddities: Oddities | None = None, **more: object) -> None:
+    options = {"description": "t1_mprage", "oddities": oddities} | more
+    write_series(folder / name, head(seed), AFFINE, patient_id=name, **options)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def command(
+    tmp_path: Path,
+    atlas: Path,
+    scans: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> Callable[..., tuple[int, str, str]]:
+    """`splitpeer data prepare` into `images`; returns exit code, output and errors."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    usual = ("--from", str(scans), "--modality", "t1", "--out", "images", "--atlas", str(atlas))
+
+    def call(*more: str, registration: str = "none") -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as left:
+            run(["data", "prepare", *usual, "--registration", registration, *more])
+        said = capsys.readouterr()
+        assert "Traceback" not in said.err
+        return int(left.value.code or 0), said.out, said.err
+
+    return call
+
+
+Command = Callable[..., tuple[int, str, str]]
+
+
+def test_images_records_and_the_page(tmp_path: Path, command: Command) -> None:
+    code, out, _ = command()
+    assert code == 0 and out.startswith("2 prepared; look at the images: images/prepare.html")
+    cases = find_images(tmp_path / "images", "folder", "t1")
+    assert [case.patient for case in cases] == ["P1", "P2"]
+    voxels, header = read_voxels(cases[0])
+    record = read(tmp_path / "images" / "prepared" / "P1.json")
+    # Registered as it lies: the voxels are those of the scan, in RAS order, and 0 stays 0.
+    assert np.array_equal(voxels, head(1)[::-1, ::-1].astype(np.float32)) and header.shape == SHAPE
+    assert record.files[0] == "P1/01-0001.dcm" and record.shape == SHAPE and record.method == "none"
+    assert np.array_equal(to_original(voxels, header.affine, record, order=1), head(1))
+    page = (tmp_path / "images" / "prepare.html").read_text()
+    assert 'src="prepared/P1.png"' in page and "Not a medical device" in page
+    assert (tmp_path / "images" / "prepared" / "P1.png").read_bytes().startswith(b"\x89PNG")
+    assert {path.stat().st_mode & 0o077 for path in (tmp_path / "images").rglob("*")} == {0}
+
+
+def test_a_second_run_does_only_what_changed(tmp_path: Path, scans: Path, command: Command) -> None:
+    command()
+    image = tmp_path / "images" / "P1.nii.gz"
+    before, stamp = image.read_bytes(), image.stat().st_mtime_ns
+    patient(scans, "P3")
+    (tmp_path / "images" / "P2.nii.gz").unlink()
+    code, out, _ = command()
+    assert code == 0 and out.startswith("1 unchanged, 2 prepared")
+    assert image.stat().st_mtime_ns == stamp
+    patient(scans, "P1", seed=4)
+    command()
+    assert image.read_bytes() != before
+    shutil.rmtree(scans / "P1")
+    patient(scans, "P1")
+    command()
+    assert image.read_bytes() == before  # the same voxels give the same bytes
+    assert "3 prepared" in command("--spacing", "10", "10", "10")[1]
+
+
+def test_bad_patients_are_named_and_the_others_go_on(tmp_path: Path, scans: Path, command: Command) -> None:
+    patient(scans, "P3", oddities=Oddities(missing=(9,)))
+    patient(scans, "P4", oddities=Oddities(truncated=(9,)))
+    patient(scans, "P5", number=1)
+    patient(scans, "P5", number=2)
+    patient(scans, "P6", oddities=Oddities(other_patient=(1,)))
+    write_series(scans / "odd", head(1), AFFINE, patient_id="a/b", description="t1")
+    code, out, _ = command()
+    lines = out.splitlines()
+    assert code == 4 and "2 prepared" in lines[-1] and "4 failed" in lines[-1]
+    assert any(line.startswith("P3: failed: series 1") and "missing after slice 9" in line for line in lines)
+    assert any(line.startswith("P4: failed") and "end early" in line for line in lines)
+    assert any(line.startswith("P5: failed: 2 series show t1") for line in lines)
+    assert any(line.startswith("a study of 2 patient ids") for line in lines)
+    assert any("no name for a file" in line for line in lines)
+    assert sorted(path.name for path in (tmp_path / "images").glob("*.nii.gz")) == ["P1.nii.gz", "P2.nii.gz"]
+
+
+def test_what_is_suspicious_is_held_back_until_accepted(
+    tmp_path: Path, scans: Path, command: Command
+) -> None:
+    moved = AFFINE.copy()
+    moved[:3, 3] += 40
+    write_series(scans / "P1", head(1), moved, patient_id="P1", description="t1_mprage")
+    code, out, _ = command()
+    assert code == 4 and "P1: held back: nmi 1.0" in out
+    images = tmp_path / "images"
+    assert not (images / "P1.nii.gz").exists() and not (images / "prepared" / "P1.json").exists()
+    held = read(images / "prepared" / "held-back" / "P1.json")
+    assert held.held_back and held.quality["nmi"] < 1.08
+    assert "held back" in (images / "prepare.html").read_text()
+    assert command()[0] == 4
+    code, out, _ = command("--accept", "P1")
+    assert code == 0 and "1 accepted" in out
+    assert read(images / "prepared" / "P1.json").accepted and (images / "P1.nii.gz").exists()
+    assert not (images / "prepared" / "held-back" / "P1.json").exists()
+    assert command()[:2] == (0, out.replace("1 accepted, 1 unchanged", "2 unchanged"))
+    code, _, err = command("--accept", "P9")
+    assert code == 4 and "--accept P9: no such patient" in err
+
+
+def test_ids_of_the_hospital_become_those_of_the_study(tmp_path: Path, scans: Path, command: Command) -> None:
+    ids = tmp_path / "ids.csv"
+    with ids.open("w", newline="") as file:
+        csv.writer(file, delimiter=";").writerows([("hospital", "study"), ("P1", "S-01")])
+    code, out, _ = command("--ids", str(ids))
+    assert code == 4 and "P2: failed: its id is not in the list of ids" in out
+    image = tmp_path / "images" / "S-01.nii.gz"
+    assert [path.name for path in image.parent.glob("*.nii.gz")] == [image.name]
+    header = nib.load(image).header
+    assert {
+        bytes(header[name].tobytes()).strip(b"\0")
+        for name in ("descrip", "aux_file", "db_name", "intent_name")
+    } == {b""}
+    assert b"P1" not in (tmp_path / "images" / "prepare.json").read_bytes().replace(b"P1/", b"")
+    ids.write_text("hospital,study\nP1,S\nP2,S\n")
+    code, _, err = command("--ids", str(ids))
+    assert code == 4 and "line 3: an id that another line has already" in err
+    ids.write_text("a,b\n")
+    assert "needs the columns hospital and study" in command("--ids", str(ids))[2]
+
+
+def test_masks_come_along(tmp_path: Path, command: Command) -> None:
+    masks = tmp_path / "masks"
+    masks.mkdir()
+    drawn = (head(1) > 500).astype(np.uint8) * 3
+    nib.save(nib.Nifti1Image(drawn, AFFINE), masks / "P1.nii.gz")
+    nib.save(nib.Nifti1Image(drawn, np.diag([5.0, 5.0, 5.0, 1.0])), masks / "P2.nii.gz")
+    nib.save(nib.Nifti1Image(drawn, AFFINE), masks / "P8.nii.gz")
+    code, out, _ = command("--masks", str(masks))
+    assert code == 4
+    assert "P2: failed" in out and "not on the grid of series 1" in out
+    assert "1 masks of nobody in this folder: P8" in out
+    (label,) = find_labels(tmp_path / "images" / "labels", "folder")
+    voxels, header = read_voxels(label)
+    assert np.array_equal(voxels, drawn[::-1, ::-1])
+    record = read(tmp_path / "images" / "prepared" / "P1.json")
+    assert np.array_equal(to_original(voxels.astype(np.uint8), header.affine, record, order=0), drawn)
+
+
+def test_programs_have_a_deadline_and_no_shell(tmp_path: Path, scans: Path, command: Command) -> None:
+    shutil.rmtree(scans / "P2")
+    tool = tmp_path / "tool.py"
+    tool.write_text(
+        "import sys, nibabel, numpy as np\n"
+        "image = nibabel.load(sys.argv[1])\n"
+        "voxels = np.asarray(image.dataobj)\n"
+        "voxels[:15] = 0\n"
+        "nibabel.save(nibabel.Nifti1Image(voxels, image.affine), sys.argv[2])\n"
+    )
+    python = sys.executable
+    bounds = ("--set", "prepare.least_overlap=0.1", "--set", "prepare.least_nmi=1.0")
+    code, out, err = command("--set", f"prepare.skull_strip={python} {tool} {{in}} {{out}}", *bounds)
+    assert code == 0, out + err
+    voxels, _ = read_voxels(find_images(tmp_path / "images", "folder", "t1")[0])
+    assert not voxels[15:].any() and np.array_equal(
+        voxels[:15], head(1)[::-1, ::-1][:15]
+    )  # RAS turns the first axis
+    cases = {
+        f"{python} -c pass {{in}} {{out}}": "wrote no usable image",
+        f"{python} -c 'raise SystemExit(3)' {{in}} {{out}}": "failed with 3",
+        "/nowhere/tool {in} {out}": "cannot be started",
+        f"{python} -c 'import sys' {{in}} {{out}}; touch {tmp_path}/shell": "wrote no usable image",
+    }
+    for template, reason in cases.items():
+        code, out, _ = command("--set", f"prepare.skull_strip={template}")
+        assert code == 4 and reason in out, template
+    slow = f"prepare.bias_field={python} -c 'import time; time.sleep(600)' {{in}} {{out}}"
+    code, out, _ = command("--set", slow, "--set", "prepare.deadline_s=0.2")
+    assert code == 4 and "took longer than 0.2 s" in out
+    assert not (tmp_path / "shell").exists()
+    assert not list((tmp_path / "images" / "prepared").glob(".work-*"))
+    code, _, err = command("--set", "prepare.skull_strip=tool {in}")
+    assert code == 4 and "does not say where {out} goes" in err
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(small_disk, command: Command) -> None:  # type: ignore[no-untyped-def]
+    small_disk.fill(but=24 << 10)
+    code, _, err = command("--out", str(small_disk.folder / "images"))
+    assert code == 3 and len(err.splitlines()) == 1 and "make room, or change --out" in err
+    assert not list(small_disk.folder.rglob("*.part")) and not list(small_disk.folder.rglob("*.nii.gz"))
+    small_disk.make_room()
+    assert command("--out", str(small_disk.folder / "images"))[0] == 0
+
+
+def test_rules_come_from_peer_toml(tmp_path: Path, scans: Path, command: Command, peer_toml: Path) -> None:
+    write_series(scans / "P1", head(2), AFFINE, patient_id="P1", description="t1_mprage_nav", number=7)
+    peer_toml.write_text(
+        peer_toml.read_text() + '\n[prepare.series.t1]\ndescription = "nav$|^t1_mprage$"\nprefer = "newest"\n'
+    )
+    code, out, _ = command("--config", str(peer_toml), "--json")
+    told = json.loads(out)
+    assert code == 0 and told["complete"] and told["counts"] == "2 prepared"
+    assert "series 7 't1_mprage_nav' (28 slices): the newest of 2" in told["outcomes"][0]["series"]
+    peer_toml.write_text(peer_toml.read_text() + "preferred = 1\n")
+    code, _, err = command("--config", str(peer_toml))
+    assert code == 4 and "[prepare.series.t1] preferred is unknown: did you mean prefer?" in err
+
+
+def test_a_modality_without_a_rule(command: Command) -> None:
+    code, _, err = command("--modality", "swi")
+    assert code == 4 and "[prepare.series.swi]" in err
