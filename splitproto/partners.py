@@ -8,7 +8,7 @@ site, and a site checks what it gets against its own CA, revocation list and lis
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -60,6 +60,22 @@ def sign(key_pem: bytes, chain_pem: bytes, run: bytes, terms: bytes, public: byt
         IdentityError: the key is of a kind that does not sign here; or, with the reason `OWN_UNUSABLE`, one of them is
             not whole or they do not belong together, as in the middle of a renewal.
     """
+    signature, chain = signed_statement(key_pem, chain_pem, lambda uri: statement(uri, run, terms, public))
+    return KeyOffer(public, signature, chain)
+
+
+def signed_statement(
+    key_pem: bytes, chain_pem: bytes, said: Callable[[str], bytes]
+) -> tuple[bytes, tuple[bytes, ...]]:
+    """Signature with a certificate's key, and the certificate's chain in DER, its own first.
+
+    Args:
+        key_pem, chain_pem: contents of the key file and the certificate file.
+        said: from the certificate's URI to the octets to be signed, which begin with a label of their own.
+
+    Raises:
+        IdentityError: see `sign`.
+    """
     try:
         certificates = x509.load_pem_x509_certificates(chain_pem)
         key = serialization.load_pem_private_key(key_pem, password=None)
@@ -67,17 +83,15 @@ def sign(key_pem: bytes, chain_pem: bytes, run: bytes, terms: bytes, public: byt
         raise IdentityError(OWN_UNUSABLE, "certificate or key is not whole PEM") from error
     if key.public_key() != certificates[0].public_key():
         raise IdentityError(OWN_UNUSABLE, "the key does not belong to the certificate")
-    chain = [one.public_bytes(serialization.Encoding.DER) for one in certificates]
-    signed = statement(Identity.from_certificate(chain[0]).uri, run, terms, public)
+    chain = tuple(one.public_bytes(serialization.Encoding.DER) for one in certificates)
+    signed = said(Identity.from_certificate(chain[0]).uri)
     if isinstance(key, ec.EllipticCurvePrivateKey) and key.curve.name in _HASHES:
-        signature = key.sign(signed, ec.ECDSA(_HASHES[key.curve.name]))
-    elif isinstance(key, rsa.RSAPrivateKey):
-        signature = key.sign(signed, _PSS, hashes.SHA256())
-    else:
-        raise IdentityError(
-            "secure fusion needs a certificate with a key on P-256, P-384 or P-521, or an RSA key"
-        )
-    return KeyOffer(public, signature, tuple(chain))
+        return key.sign(signed, ec.ECDSA(_HASHES[key.curve.name])), chain
+    if isinstance(key, rsa.RSAPrivateKey):
+        return key.sign(signed, _PSS, hashes.SHA256()), chain
+    raise IdentityError(
+        "secure fusion needs a certificate with a key on P-256, P-384 or P-521, or an RSA key"
+    )
 
 
 @dataclass(frozen=True)
@@ -134,7 +148,7 @@ def verify(offer: KeyOffer, run: bytes, terms: bytes, trust: Trust, now: datetim
             ended, or that was revoked; or a key that anybody can use.
         PolicyRefused: a site that is not among the partners.
     """
-    identity = _proven(offer, trust, now)
+    identity = _proven(offer.chain, trust, now)
     # SP-11.18-8: the name is the certificate's; nothing that the coordinator says changes it.
     if identity.federation != trust.federation or identity.role != "client":
         raise FusionMismatch(f"a fusion key of {identity.uri}, which is no site of {trust.federation}")
@@ -148,18 +162,42 @@ def verify(offer: KeyOffer, run: bytes, terms: bytes, trust: Trust, now: datetim
 
 def check_signature(offer: KeyOffer, identity: Identity, run: bytes, terms: bytes) -> None:
     """Raises `FusionMismatch` unless `offer` was signed with its certificate's key for this run and these terms."""
-    signed = statement(identity.uri, run, terms, offer.public)
+    if not _signed(offer.chain, offer.signature, statement(identity.uri, run, terms, offer.public)):
+        raise FusionMismatch(
+            f"the fusion key of site {identity.site} is not signed by it for this run and its terms"
+        )
+
+
+def check_statement(
+    chain: Sequence[bytes], signature: bytes, said: Callable[[str], bytes], trust: Trust, now: datetime
+) -> Identity:
+    """Who signed a statement, whatever the role: the inverse of `signed_statement`.
+
+    Raises:
+        IdentityError: forged, or with a certificate that our CA did not issue, that has ended, or that was revoked.
+    """
+    try:
+        identity = _proven(chain, trust, now, "a signature")
+    except FusionMismatch as error:
+        raise IdentityError(error.reason) from None
+    if identity.federation != trust.federation:
+        raise IdentityError(f"a signature of {identity.uri}, which is not of {trust.federation}")
+    if not _signed(chain, signature, said(identity.uri)):
+        raise IdentityError(f"the signature of {identity.role} {identity.site} does not hold")
+    return identity
+
+
+def _signed(chain: Sequence[bytes], signature: bytes, signed: bytes) -> bool:
+    """Whether the first certificate's key made the signature."""
     with suppress(Exception):  # of many kinds, not all documented; the octets are a stranger's
-        key = x509.load_der_x509_certificate(offer.chain[0]).public_key()
+        key = x509.load_der_x509_certificate(chain[0]).public_key()
         if isinstance(key, ec.EllipticCurvePublicKey):
-            key.verify(offer.signature, signed, ec.ECDSA(_HASHES[key.curve.name]))
-            return
+            key.verify(signature, signed, ec.ECDSA(_HASHES[key.curve.name]))
+            return True
         if isinstance(key, rsa.RSAPublicKey):
-            key.verify(offer.signature, signed, _PSS, hashes.SHA256())
-            return
-    raise FusionMismatch(
-        f"the fusion key of site {identity.site} is not signed by it for this run and its terms"
-    )
+            key.verify(signature, signed, _PSS, hashes.SHA256())
+            return True
+    return False
 
 
 def accept(
@@ -213,15 +251,15 @@ def check_unchanged(kept: Mapping[str, bytes], found: Mapping[str, bytes]) -> No
 # --- certificates ---------------------------------------------------------------------------------------
 
 
-def _proven(offer: KeyOffer, trust: Trust, now: datetime) -> Identity:
+def _proven(chain: Sequence[bytes], trust: Trust, now: datetime, what: str = "a fusion key") -> Identity:
     """SP-11.18-8: as in a handshake, SP-6-2 to SP-6-4, for the purpose of a client."""
     try:
-        leaf, *between = (x509.load_der_x509_certificate(der) for der in offer.chain)
+        leaf, *between = (x509.load_der_x509_certificate(der) for der in chain)
         policy = PolicyBuilder().store(Store(list(trust.authorities))).time(now)
         proven = policy.build_client_verifier().verify(leaf, between).chain
-        identity = Identity.from_certificate(offer.chain[0])
+        identity = Identity.from_certificate(chain[0])
     except Exception as error:  # of many kinds, not all documented; the octets are a stranger's
-        raise FusionMismatch(f"a fusion key whose certificate does not hold: {_line(error)}") from None
+        raise FusionMismatch(f"{what} whose certificate does not hold: {_line(error)}") from None
     # Of what came with the leaf, only what was proven: nothing else has a key that could be asked anything.
     _not_revoked(leaf, proven[1] if len(proven) > 1 else leaf, trust, now, identity)
     return identity

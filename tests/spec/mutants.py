@@ -587,7 +587,7 @@ FUSION = [
         ("points of small order", "if not _agrees(offer.public):", "if False:"), ("any site", "if identity.site not in trust.partners:", "if False:")),
     *of("fusion", "splitproto.partners:_proven", ("any time", ".time(now)", ".time(leaf.not_valid_before_utc)"),
         ("revoked certificates", "_not_revoked(leaf, proven[1] if len(proven) > 1 else leaf, trust, now, identity)", "pass"),
-        ("whatever lies in the chain", "for der in offer.chain)", "for der in offer.chain[:1])"),
+        ("whatever lies in the chain", "for der in chain)", "for der in chain[:1])"),
         ("keys that nobody vouches for", "proven[1] if len(proven) > 1 else leaf", "(*between, proven[1])[0]")),
 ]  # fmt: skip
 

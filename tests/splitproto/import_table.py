@@ -142,5 +142,9 @@ TABLE: dict[str, Row] = {
     "splitpeer.site": Row(frozenset({"splitpeer.cli", "splitpeer.coordinator"})),
     "splitpeer.coordinator": Row(frozenset({"splitpeer.cli", "splitpeer.site"})),
     "splitpeer.replay": Row(frozenset({"splitpeer.cli"})),
+    "splitpeer.export": Row(SOCKETS | {"splitpeer.cli", "splitpeer.replay"}),
+    "splitpeer.export.scripts": Row(
+        SOCKETS | {"splitpeer", "splitproto"}, why="runs where a bundle is, without this project"
+    ),
     "splitpeer.cli": Row(frozenset(), HEAVY, why="`--help` is quick"),
 }

@@ -21,6 +21,10 @@ COMMANDS = {
     "serve": ("splitpeer.cli.serve:serve", "Run this peer: a hospital's client, or the coordinator."),
     "status": ("splitpeer.cli.status:status", "Show what this peer is doing and what it is waiting for."),
     "drain": ("splitpeer.cli.drain:drain", "Stop this peer cleanly."),
+    "export": (
+        "splitpeer.cli.export:export",
+        "Write what this party holds of a run as a MONAI bundle, or join all of it.",
+    ),
     "trail": ("splitpeer.cli.trail:trail", "Show and check this peer's audit trail."),
     "bank": (
         "splitpeer.cli.bank:bank",

@@ -69,7 +69,7 @@ class RunRecord:
     def __init__(self, config: PeerConfig, job: JobConfig, resume: bool | None, report: h.Reporter) -> None:
         self._report = report.to(LogSink(log))
         self._path = config.peer.state / f"{job.job.name}{SUFFIX}"
-        self._terms = _terms(job)
+        self._terms = terms_of(job)
         self.run = secrets.token_bytes(16)
         self.state: State = "new"
         """new: not begun. running. serving: trained and scored; sites stay. farewell: the same;
@@ -244,7 +244,7 @@ def _patients(written: Mapping[str, Mapping[str, str]]) -> dict[bytes, dict[str,
     }
 
 
-def _terms(job: JobConfig) -> str:
+def terms_of(job: JobConfig) -> str:
     """Digest of all that a run must keep from start to end: two halves of two jobs make no whole."""
     kept = job.model_dump(mode="json", include={"job", "sites", "seats", "task", "model", "data", "training"})
     for free in ("ahead", "checkpoint_every", "keep_checkpoints"):

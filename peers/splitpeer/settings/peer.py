@@ -208,6 +208,9 @@ class Policy(Bounds):
     share_encoder: bool = False
     """Whether the coordinator may have our encoders' weights, to average those of one seat: with them it can compute
     images from all activations that it recorded. Not with ``epsilon``, whose promise does not cover weights."""
+    join_encoder: bool | None = None
+    """Whether ``splitpeer export --agree`` may sign that this site's encoder becomes part of one joined network, whose
+    holders can invert what the encoder sent. By default it may, but not with ``preset = "private"`` or ``epsilon``."""
     partners: Annotated[tuple[Name, ...], Distinct] = ()
     """Sites that may be in a secure sum with this one; without any, no job with secure fusion is accepted."""
     min_partners: Annotated[int, Field(ge=1, le=63)] = 2
@@ -221,6 +224,13 @@ class Policy(Bounds):
     """Whether this peer may write captures (``serve --curious``)."""
     recorded_by_coordinator: bool = True
     """Whether a coordinator that records is accepted; false also declines one that does not say."""
+
+    @property
+    def joins(self) -> bool:
+        """Whether this site's encoder may become part of a joined network."""
+        if self.join_encoder is None:
+            return self.preset is None and self.epsilon is None
+        return self.join_encoder
 
     @property
     def max_message_bytes(self) -> int:
@@ -273,6 +283,8 @@ class Policy(Bounds):
             )
         if self.epsilon is not None and self.share_encoder:
             raise ValueError("epsilon promises nothing about a shared encoder: remove one of the two")
+        if self.epsilon is not None and self.join_encoder:
+            raise ValueError("epsilon promises nothing about a joined encoder: remove one of the two")
         return self
 
 

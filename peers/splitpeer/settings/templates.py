@@ -126,6 +126,7 @@ encoders = "any"  # "frozen": only jobs that leave our encoder as it is and send
 fusion = "any"  # "secure-sum": only jobs whose coordinator reads a sum over sites, never our own values
 releases = "any"  # "once": only frozen jobs; an encoder shows a patient in one run only, each window in one answer
 share_encoder = false  # true: accept jobs that average encoders; the coordinator then has our weights (docs/privacy.md)
+# join_encoder = false  # our encoder becomes part of no joined network, whatever is asked here (docs/export.md)
 recorded_by_coordinator = true  # false: decline a coordinator that records, or does not say whether it does
 """
 
@@ -137,6 +138,7 @@ _PRIVATE_JOBS = """\
 preset = "private"
 partners = {partners}  # {fill}sites that may be in the sum with us; all of them together with the coordinator undo it
 # min_partners = 3  # a sum with fewer others is declined; 2 or more
+# join_encoder = true  # splitpeer export --agree may give our encoder away (docs/export.md)
 # max_runs_per_patient = 1  # may be raised: each run more is another view of a patient (docs/private.md)
 """
 

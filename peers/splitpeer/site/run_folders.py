@@ -11,23 +11,29 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from splitpeer.daemon import happenings as h
-from splitpeer.errors import DiskTrouble
+from splitpeer.errors import DataError, DiskTrouble
 from splitpeer.federation.terms import terms_digest
 from splitpeer.settings.bounds import Bounds
 from splitpeer.site.answers import ANSWERS
 from splitpeer.site.secret import FUSION_KEY
 from splitpeer.site.shown import NAME as SHOWN
 from splitpeer.site.shown import runs_in
-from splitpeer.storage import checkpoint, durable
-from splitproto.errors import PolicyRefused, SchemaMismatch
-from splitproto.messages import JobOffer
+from splitpeer.storage import checkpoint, durable, reading
+from splitproto import codec
+from splitproto.errors import CodecError, PolicyRefused, SchemaMismatch
+from splitproto.fields import ListOf, Record, write_map
+from splitproto.messages import MOST_SEATS, Job, JobOffer, Seat
 
 COMPLETE = "complete"
 """File that marks a run whose coordinator said that it is complete."""
 TERMS = "terms"
 """File with the digest of the terms and seats that this site accepted for the run."""
+OFFER = "offer"
+"""File with terms and seats themselves, as they travelled: what the run's encoders are, for whoever exports them."""
 COORDINATOR = "coordinator"
 """File with the site name of the coordinator whose run it is."""
+MAX_OFFER = 1 << 20
+"""Bytes of it."""
 _RUN_DIGITS = 32
 _NAME = re.compile(rf"(.+)-[0-9a-f]{{{_RUN_DIGITS}}}")
 
@@ -113,13 +119,31 @@ def check_terms(folder: Path, offer: JobOffer) -> None:
 
 def note_terms(folder: Path, offer: JobOffer) -> None:
     """See `check_terms`. Raises DataError: the file cannot be written."""
-    path = folder / TERMS
+    said = {"job": write_map(offer.job, "job"), "seats": [write_map(one, "seat") for one in offer.seats]}
+    for name, data in ((TERMS, accepted_terms(offer)), (OFFER, codec.encode(said))):
+        path = folder / name
+        try:
+            if not path.exists():
+                durable.make_folder(folder)
+                durable.replace(path, data)
+        except OSError as error:
+            raise durable.refusal(error, f"{path}:", "[peer] state") from None
+
+
+def noted_terms(folder: Path) -> tuple[Job, tuple[Seat, ...]]:
+    """The job and this site's seats as `note_terms` wrote them. Raises DataError: the file is missing or damaged."""
+    path = folder / OFFER
     try:
-        if not path.exists():
-            durable.make_folder(folder)
-            durable.replace(path, accepted_terms(offer))
-    except OSError as error:
-        raise durable.refusal(error, f"{path}:", "[peer] state") from None
+        said = codec.decode(reading.read(path, MAX_OFFER))
+        return Record(Job).read(said["job"], "job"), ListOf(Record(Seat), MOST_SEATS, 1).read(
+            said["seats"], "seats"
+        )
+    except FileNotFoundError:
+        raise DataError(
+            f"{folder}: does not say what the run's network is: this site took it up with an older splitpeer"
+        ) from None
+    except (OSError, CodecError, LookupError, TypeError):
+        raise DataError(f"{path}: cannot be read, or is damaged: copy it back from a backup") from None
 
 
 def accepted_terms(offer: JobOffer) -> bytes:

@@ -1,0 +1,1 @@
+"""Code of an exported bundle: torch, MONAI and safetensors alone."""
