@@ -56,7 +56,7 @@ def metadata(facts: Facts) -> dict[str, Any]:
 
 def inference(facts: Facts) -> dict[str, Any]:
     """What `python -m monai.bundle run --config_file configs/inference.json` does, from the bundle's folder."""
-    common = {
+    common: dict[str, Any] = {
         # MONAI takes one name a line.
         "imports": [f"$import {name}" for name in ("torch", "numpy")]
         + [f"$from safetensors.torch import {name}" for name in ("load_file", "save_file")]
@@ -66,62 +66,82 @@ def inference(facts: Facts) -> dict[str, Any]:
         "network": "$@network_def.to(@device).eval()",
     }  # fmt: skip
     if facts["kind"] == DECODER:
-        decoder = {**facts["decoder"], "weights": _at(DECODER_FILE), "absent": "@absent"}
-        return {
-            **common, "absent": [], "network_def": decoder,
-            "levels_file": "$@bundle_root + '/levels.safetensors'",
-            "logits_file": "$@bundle_root + '/logits.safetensors'",
-            "levels": "$load_file(@levels_file)",
-            "run": [
-                "$save_file({'logits': @network({k: v.to(@device) for k, v in @levels.items()})"
-                ".detach().cpu().contiguous()}, @logits_file)"
-            ],
-        }  # fmt: skip
-    images = _images(facts)
-    encoders = {
+        return common | _of_decoder(facts)
+    common |= _images(facts)
+    return common | (_of_encoders(facts) if facts["kind"] == ENCODERS else _of_whole(facts))
+
+
+def _of_decoder(facts: Facts) -> dict[str, Any]:
+    """Feature maps from one file, logits into another."""
+    return {
+        "absent": [],
+        "network_def": _decoder(facts),
+        "levels_file": "$@bundle_root + '/levels.safetensors'",
+        "logits_file": "$@bundle_root + '/logits.safetensors'",
+        "levels": "$load_file(@levels_file)",
+        "run": [
+            "$save_file({'logits': @network({k: v.to(@device) for k, v in @levels.items()})"
+            ".detach().cpu().contiguous()}, @logits_file)"
+        ],
+    }
+
+
+def _of_encoders(facts: Facts) -> dict[str, Any]:
+    """Images to feature maps."""
+    return {
+        "network_def": _encoders(facts),
+        "inferer": _inferer(facts, 0.0, blend=False),
+        "run": ["$encode(@dataloader, @inferer, @network, @output_dir, @device)"],
+    }
+
+
+def _of_whole(facts: Facts) -> dict[str, Any]:
+    """Images to masks."""
+    return {
+        "network_def": {
+            "_target_": "scripts.network.SplitNetwork",
+            "encoders": _encoders(facts),
+            "decoder": _decoder(facts),
+            "precision": facts["precision"],
+            "summed": facts["sum"],
+        },
+        "inferer": _inferer(facts, facts["overlap"], blend=facts["dimensions"] == 3),
+        "postprocessing": {"_target_": "Compose", "transforms": _saving(facts["task"])},
+        "run": [
+            "$segment(@dataloader, @inferer, @network, @postprocessing, @device, "
+            f"exclusive={facts['task']['exclusive']})"
+        ],
+    }
+
+
+def _encoders(facts: Facts) -> dict[str, Any]:
+    return {
         "_target_": "scripts.network.Encoders",
         "encoders": facts["encoders"],
         "channels": {seat: len(held) for seat, held in facts["seats"].items()},
         "weights": {seat: _at(encoder_file(seat)) for seat in facts["encoders"]},
         "absent": "@absent",
     }
-    if facts["kind"] == ENCODERS:
-        return {
-            **common, **images, "network_def": encoders, "inferer": _inferer(facts, 0.0, blend=False),
-            "run": ["$encode(@dataloader, @inferer, @network, @output_dir, @device)"],
-        }  # fmt: skip
-    task = facts["task"]
-    whole = {
-        "_target_": "scripts.network.SplitNetwork",
-        "encoders": encoders,
-        "decoder": {**facts["decoder"], "weights": _at(DECODER_FILE), "absent": "@absent"},
-        "precision": facts["precision"],
-        "summed": facts["sum"],
-    }
+
+
+def _decoder(facts: Facts) -> dict[str, Any]:
+    return {**facts["decoder"], "weights": _at(DECODER_FILE), "absent": "@absent"}
+
+
+def _saving(task: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """From probabilities to a file with the task's values, on the grid of the patient's own image."""
     widest = max(task["values"].values())
-    return {
-        **common, **images, "network_def": whole,
-        "inferer": _inferer(facts, facts["overlap"], blend=facts["dimensions"] == 3),
-        "postprocessing": {
-            "_target_": "Compose",
-            "transforms": [
-                {
-                    "_target_": "scripts.inference.TaskMaskd", "keys": "pred",
-                    "values": list(task["values"].values()), "regions": task["regions"],
-                    "exclusive": task["exclusive"],
-                },
-                {
-                    "_target_": "SaveImaged", "keys": "pred", "output_dir": "@output_dir", "separate_folder": False,
-                    "output_postfix": "", "resample": True, "mode": "nearest", "padding_mode": "border",
-                    "output_dtype": f"$numpy.{'uint8' if widest < 256 else 'uint16'}", "print_log": False,
-                },
-            ],
+    return [
+        {
+            "_target_": "scripts.inference.TaskMaskd", "keys": "pred", "values": list(task["values"].values()),
+            "regions": task["regions"], "exclusive": task["exclusive"],
         },
-        "run": [
-            "$segment(@dataloader, @inferer, @network, @postprocessing, @device, "
-            f"exclusive={task['exclusive']})"
-        ],
-    }  # fmt: skip
+        {
+            "_target_": "SaveImaged", "keys": "pred", "output_dir": "@output_dir", "separate_folder": False,
+            "output_postfix": "", "resample": True, "mode": "nearest", "padding_mode": "border",
+            "output_dtype": f"$numpy.{'uint8' if widest < 256 else 'uint16'}", "print_log": False,
+        },
+    ]  # fmt: skip
 
 
 def _images(facts: Facts) -> dict[str, Any]:
