@@ -24,7 +24,7 @@ from splitpeer.pretraining.encoder_file import EncoderFacts, Past
 from splitpeer.settings import templates
 from splitpeer.settings.job import JobConfig
 from splitpeer.settings.loading import to_toml
-from splitpeer.settings.peer import PRIVATE, PeerConfig
+from splitpeer.settings.peer import PRIVATE, PRIVATE_NOISE, PRIVATE_RATE, PeerConfig
 from splitpeer.site.invitation import offer_to
 from splitproto import pki
 
@@ -153,7 +153,8 @@ def test_what_init_writes_is_checked_and_accepted(
     for site in SITES:
         others = [other for other in SITES if other != site]
         assert hospital(capsys, site, "--partners", ",".join(others))[0] == 0
-        code, said = cli(capsys, "config", "check", f"{site}.toml", "--job", "job.toml")
+        made = encoder(SITES[site], PRICED)
+        code, said = cli(capsys, "config", "check", f"{site}.toml", "--job", "job.toml", *made)
         assert (code, "job.toml: ok: job glioma would be accepted" in said) == (0, True), said
         config = PeerConfig.load(Path(f"{site}.toml"), environ={})
         judge(offer_to(job, site), config)
@@ -237,7 +238,7 @@ def test_what_the_preset_leaves_open_is_told(hospitals: Path, capsys: pytest.Cap
     assert code == 0
     (weights,) = [line for line in said.splitlines() if "[model] weights" in line]
     (partners,) = [line for line in said.splitlines() if "[policy] partners" in line]
-    assert 'every run draws a new encoder, for which releases = "once" begins again' in weights
+    assert "no run begins, as min_encoder_noise = 0.2 wants one that has learned behind it" in weights
     assert "is empty: every job is declined: name the other sites of the sum" in partners
     _, said = cli(capsys, "doctor", "--config", "north.toml", "--offline", "--json")
     told = [one for one in json.loads(said) if one["check"] == "policy"]
@@ -250,6 +251,12 @@ def test_what_the_preset_leaves_open_is_told(hospitals: Path, capsys: pytest.Cap
     said = cli(capsys, "config", "check", "north.toml")[1]
     assert "[model] weights" not in said
     assert "[policy] partners names 1 site, min_partners wants 2: every job is declined" in said
+    assert "is lower than the preset's" not in said
+    said = cli(capsys, "config", "check", "north.toml", "--set", "policy.min_encoder_rate=0.5")[1]
+    assert "[policy] min_encoder_rate = 0.5 is lower than the preset's 1: a sum may show more" in said
+    Path("north.toml").write_text(to_toml(settings))
+    said = cli(capsys, "config", "check", "north.toml", *ANY_ENCODER)[1]
+    assert 'every run draws a new encoder, for which releases = "once" begins again' in said
 
 
 # ---- a job against a policy
@@ -259,21 +266,36 @@ def invited(capsys: pytest.CaptureFixture[str], *more: str) -> tuple[int, str]:
     return cli(capsys, "config", "check", "north.toml", "--job", "job.toml", *more)
 
 
+PRICED = Past(
+    "phantom", "regions", 4, 5, 2, "adam", 0.1, None, (2.0, 1.0), noise=PRIVATE_NOISE, rate=PRIVATE_RATE
+)
+ANY_ENCODER = ("--set", "policy.min_encoder_noise=0", "--set", "policy.min_encoder_rate=0")
+
+
+def encoder(modality: str, *stages: Past) -> tuple[str, ...]:
+    """Write an encoder for job.toml; what names it."""
+    job, path = JobConfig.load(Path("job.toml")), Path("encoder.safetensors")
+    backbone = job.model.backbone()
+    facts = EncoderFacts.of(backbone, [modality], ["zscore-nonzero"], (), job.data.window, stages)
+    encoder_file.write(path, build_encoder(backbone, seed=0).state_dict(), facts)
+    return ("--set", f"model.weights={path}")
+
+
 def test_a_job_is_checked_against_a_policy(hospitals: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """All that would be declined, in one line, and as JSON."""
     assert hospital(capsys, "north", "--partners", "south,east")[0] == 0
     assert cli(capsys, "init", "job", *NAMED)[0] == 0
-    code, said = invited(capsys)
+    code, said = invited(capsys, *ANY_ENCODER)
     assert code == 4
     line = said.splitlines()[-1]
     assert line.startswith("splitpeer: job.toml: would be declined: ")
     assert "this site keeps its own as it is (policy encoders = frozen)" in line
     assert "only a sum over sites may be read (policy fusion = secure-sum)" in line
-    code, said = invited(capsys, "--json")
+    code, said = invited(capsys, "--json", *ANY_ENCODER)
     found = [one["text"] for one in json.loads(said) if (one["check"], one["level"]) == ("job", "problem")]
     assert (code, len(found)) == (4, 2)
     assert cli(capsys, "init", "job", "--private", "--force", *NAMED)[0] == 0
-    assert invited(capsys) == (
+    assert invited(capsys, *encoder("t1", PRICED)) == (
         4,
         "splitpeer: job.toml: would be declined: west is in the sum and not among those whom this site accepts "
         "(policy partners: south, east)\n",
@@ -303,13 +325,9 @@ def test_weights_that_anyone_can_compute_are_declined(
     """SP-14-3: a recipe with a seed; steps on own images after it change little."""
     assert hospital(capsys, "north", "--partners", "south,west")[0] == 0
     assert cli(capsys, "init", "job", "--private", *NAMED)[0] == 0
-    job = JobConfig.load(Path("job.toml"))
-    backbone, private = (
-        job.model.backbone(),
-        Past("phantom", "regions", 4, 5, 2, "adam", 0.1, None, (2.0, 1.0)),
-    )
+    private = replace(PRICED, noise=0.0, rate=0.0)
     seeded, own = replace(private, seed=1), replace(private, data="own", labels="none")
-    weights = ("--set", "model.weights=encoder.safetensors")
+    weights = ("--set", "model.weights=encoder.safetensors", *ANY_ENCODER)
     assert "encoder.safetensors: no such file" in invited(capsys, *weights)[1]
     for stages, taken in (
         ([private], True),
@@ -317,17 +335,12 @@ def test_weights_that_anyone_can_compute_are_declined(
         ([seeded], False),
         ([seeded, own], False),
     ):
-        facts = EncoderFacts.of(backbone, ["t1"], ["zscore-nonzero"], (), job.data.window, stages)
-        encoder_file.write(Path("encoder.safetensors"), build_encoder(backbone, seed=0).state_dict(), facts)
-        code, said = invited(capsys, *weights)
+        code, said = invited(capsys, *encoder("t1", *stages), *ANY_ENCODER)
         assert (code, "takes no weights that began from a seed" in said) == (
             (0, False) if taken else (4, True)
         ), said
     # Encoders that learned behind noise count on it.
-    facts = EncoderFacts.of(
-        backbone, ["t1"], ["zscore-nonzero"], (), job.data.window, [replace(private, noise=0.2)]
-    )
-    encoder_file.write(Path("encoder.safetensors"), build_encoder(backbone, seed=0).state_dict(), facts)
+    weights = (*encoder("t1", PRICED), *ANY_ENCODER)
     for defence, taken in (
         ("gaussian:0.2", True),
         ("gaussian:0.3", True),
@@ -339,6 +352,33 @@ def test_weights_that_anyone_can_compute_are_declined(
     other = ("--site=north=t2", "--site=south=t1", "--site=west=flair")
     assert cli(capsys, "init", "job", "--private", "--force", *other)[0] == 0
     assert "does not fit this job: its channels: t1, the job's: t2" in invited(capsys, *weights)[1]
+
+
+def test_the_preset_wants_encoders_of_the_recipe_that_init_writes(
+    hospitals: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Less noise, a lower price, or no training at all is declined, unless the hospital writes that it accepts it."""
+    assert hospital(capsys, "north", "--partners", "south,west")[0] == 0
+    assert cli(capsys, "init", "job", "--private", *NAMED)[0] == 0
+    recipe, policy = JobConfig.load(Path("job.toml")).pretraining, PeerConfig.load(Path("north.toml")).policy
+    assert recipe is not None and policy is not None
+    assert (recipe.noise, recipe.rate) == (policy.min_encoder_noise, policy.min_encoder_rate)
+    quiet, cheap = replace(PRICED, noise=0.1), replace(PRICED, rate=0.9)
+    for made, said in (
+        (
+            (),
+            "min_encoder_noise = 0.2 wants an encoder of splitpeer pretrain, and seat t1 starts from random",
+        ),
+        (encoder("t1", quiet), "min_encoder_noise = 0.2, and the encoder of seat t1 learned with 0.1"),
+        (encoder("t1", cheap), "min_encoder_rate = 1, and the encoder of seat t1 learned with 0.9"),
+    ):
+        if made:
+            encoder("t1", quiet if "noise" in said else cheap)
+        code, text = invited(capsys, *made)
+        assert (code, said in text) == (4, True), text
+        assert invited(capsys, *made, *ANY_ENCODER)[0] == 0
+    more = ("--set", "policy.min_encoder_noise=0.3", "--set", 'policy.defences=["gaussian:0.3"]')
+    assert "min_encoder_noise = 0.3" in invited(capsys, *encoder("t1", PRICED), *more)[1]
 
 
 def test_a_job_has_no_job(hospitals: Path, capsys: pytest.CaptureFixture[str]) -> None:

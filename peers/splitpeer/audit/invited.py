@@ -22,14 +22,12 @@ from splitpeer.errors import ConfigError, DataError
 from splitpeer.federation.files import check_seats
 from splitpeer.federation.images import find_cases, open_consent, open_volumes
 from splitpeer.federation.seats import seats_of
-from splitpeer.federation.terms import job_on_wire, judge, seat_descriptors
 from splitpeer.privacy.accounting import FPR, detected, epsilon, mu
 from splitpeer.report.model import Privacy
 from splitpeer.settings.job import JobConfig
 from splitpeer.settings.peer import PeerConfig, Policy
-from splitproto.errors import PolicyRefused, SchemaMismatch
-from splitproto.messages import JobOffer, Seat
-from splitproto.tensors import schema_digest
+from splitpeer.site.invitation import objections
+from splitproto.messages import Seat
 
 DELTA = 1e-5
 """Delta, if the policy names none."""
@@ -87,7 +85,7 @@ class Invited:
             raise ConfigError(f"{job.source}: no site of this job holds {config.peer.held}")
         site = config.peer.site if config.peer.site in fitting else fitting[0]
         if config.policy is not None:
-            self._judged(job, site)
+            self._refuse_what_would_be_declined(site)
         return site
 
     def offered(self, site: str) -> set[str]:
@@ -191,17 +189,14 @@ class Invited:
 
     # --- inside ----------------------------------------------------------------------------------------------
 
-    def _judged(self, job: JobConfig, site: str) -> None:
-        """As the site itself would, were it offered the job by a coordinator that does not record."""
-        on_wire, seats = job_on_wire(job), seats_of(job).of(site)
-        schema = schema_digest(seat_descriptors(on_wire, seats))
-        try:
-            judge(JobOffer(bytes(16), seats, on_wire, schema, recorded=False), self.config)
-        except (PolicyRefused, SchemaMismatch) as error:
+    def _refuse_what_would_be_declined(self, site: str) -> None:
+        """Raises ConfigError."""
+        # A frozen job's weights are judged where they are read.
+        if found := objections(self.job, self.config, site, weights=False):
             raise ConfigError(
-                f"{job.source}: the job would be declined ({error.reason}): ask the coordinator for another, or audit "
+                f"{self.job.source}: the job would be declined ({found[0]}): ask the coordinator for another, or audit "
                 "what you would allow"
-            ) from None
+            )
 
 
 def _of_policy(policy: Policy) -> Protection:

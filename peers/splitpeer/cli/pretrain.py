@@ -90,6 +90,9 @@ def pretrain(as_json: bool, **given: Any) -> None:
     with ExitStack() as stack:
         show = _Bars(stack.enter_context)
         planned = work.planned(show)
+        work.refuse_what_no_run_takes(planned)
+        for objection in work.objections():
+            echo(f"splitpeer: this site would decline the job as it is: {objection}", err=True)
         made = run(
             planned, work.backbone, work.described, asked.out,
             force=asked.force, partners=partners, told=show.told(),
@@ -155,7 +158,7 @@ class _Errand:
         from splitpeer.pretraining import secret
         from splitpeer.pretraining.plan import EncoderPlan, GivenImages
 
-        asked, policy, seed = self.asked, self.config.policy, self.config.runtime.initial_weights
+        asked, seed = self.asked, self.config.runtime.initial_weights
         plan = EncoderPlan(
             self.job,
             self.seat,
@@ -169,11 +172,34 @@ class _Errand:
         )
         others = GivenImages(asked.images, self._layout, asked.convention)
         if asked.recipe:
-            private = policy is not None and policy.preset == "private"
             self._warn_of_another_network()
-            return plan.by_recipe(others, asked.out, show.rendered, private=private)
+            return plan.by_recipe(others, asked.out, show.rendered)
         labels = Path(asked.labels) if asked.labels and asked.labels != UNLABELLED else None
         return plan.by_labels(others, labels, asked.steps or self.job.training.steps)
+
+    def refuse_what_no_run_takes(self, planned: Sequence[Planned]) -> None:
+        """Before any step. Raises ConfigError: this site's policy would refuse the weights."""
+        from splitpeer.pretraining.encoder_file import OWN
+        from splitpeer.site.first_weights import Origin, refuse_against
+        from splitproto.messages import Seat
+
+        first, last = planned[0].stage, planned[-1].stage
+        narrow = last.bottleneck
+        origin = Origin(
+            "",
+            narrow.noise if narrow is not None else 0.0,
+            narrow.rate if narrow is not None else 0.0,
+            any(one.stage.data == OWN for one in planned),
+            first.seed is not None and first.secret is None,
+        )
+        where = f"{self.job.source}: [pretraining]" if self.asked.recipe else "--labels"
+        refuse_against(self.config, Seat(self.seat, self.modalities), origin, where)
+
+    def objections(self) -> list[str]:
+        """For which this site would decline the job."""
+        from splitpeer.site.invitation import objections
+
+        return objections(self.job, self.config, weights=False) if self.config.policy is not None else []
 
     def partners(self) -> dict[Path, tuple[str, EncoderFacts]]:
         """By the file to make, the seats of the job but this one. Raises ConfigError: they are not trained here."""

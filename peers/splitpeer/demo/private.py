@@ -50,7 +50,14 @@ class PrivateJob(DemoJob):
     def policy(self, site: str) -> dict[str, Any]:
         """Private jobs only, and sums with the other three only."""
         others = [other for other in SITES if other != site]
-        return super().policy(site) | {"preset": "private", "partners": others, "min_partners": len(others)}
+        return super().policy(site) | {
+            "preset": "private",
+            "partners": others,
+            "min_partners": len(others),
+            # Its attacks know of no noise: without any they are at their strongest.
+            "min_encoder_noise": 0.0,
+            "min_encoder_rate": 0.0,
+        }
 
     def weights(self, site: str) -> str:
         """In the site's folder; another file for other settings."""

@@ -7,8 +7,10 @@ folder.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,7 @@ from splitpeer.models.cut import Backbone
 from splitpeer.storage import checkpoint, durable
 
 KIND = "splitpeer encoder"
-EDITION = 1
+EDITION = 2
 OWN = "own"
 """Whose images a stage was trained on: this site's own. Other names are those of public data."""
 
@@ -50,6 +52,8 @@ class Past:
     """Of encoders trained together: eight hexadecimal digits, the same in all files of one network."""
     noise: float = 0.0
     """Through which what left had to pass, see `InformationBottleneck`; 0: none."""
+    rate: float = 0.0
+    """Price of what got through the noise; 0: none."""
 
 
 @dataclass(frozen=True)
@@ -94,8 +98,13 @@ class EncoderFacts:
 
     @property
     def noise(self) -> float:
-        """What a site is to add to what leaves: that of the last stage with masks."""
-        return next((stage.noise for stage in reversed(self.stages) if stage.labels != "none"), 0.0)
+        """Behind which it learned, and which a site is to add to what leaves: that of the last stage."""
+        return self.stages[-1].noise if self.stages else 0.0
+
+    @property
+    def rate(self) -> float:
+        """What it paid for what got through the noise."""
+        return self.stages[-1].rate if self.stages else 0.0
 
     @property
     def began_from_a_seed(self) -> bool:
@@ -187,7 +196,7 @@ def read(path: Path) -> EncoderFile:
         described = _parsed(meta)
     except (LookupError, TypeError, ValueError):
         raise DataError(
-            f"{path}: its description is incomplete: make it again with splitpeer pretrain"
+            f"{path}: its description is incomplete or contradicts itself: make it again with splitpeer pretrain"
         ) from None
     return EncoderFile(path, described, tensors, digest)
 
@@ -204,12 +213,23 @@ def _parsed(meta: Mapping[str, Any]) -> EncoderFacts:
         normalisation=tuple(map(str, meta["normalisation"])),
         spacing=tuple(map(float, meta["spacing"])),
         window=tuple(map(int, meta["window"])),
-        stages=tuple(_past(stage) for stage in meta["stages"]),
+        stages=_stages(meta["stages"]),
     )
 
 
+def _stages(found: Sequence[Mapping[str, Any]]) -> tuple[Past, ...]:
+    stages = tuple(map(_past, found))
+    if any(before.noise and not after.noise for before, after in pairwise(stages)):
+        raise ValueError("steps without the noise teach an encoder to show images again")
+    return stages
+
+
 def _past(stage: Mapping[str, Any]) -> Past:
+    if stage.keys() != {field.name for field in fields(Past)}:
+        raise ValueError("a default would be a claim that nobody made")
     first, last = stage["loss"]
+    if not all(type(stage[name]) is float and 0 <= stage[name] < math.inf for name in ("noise", "rate")):
+        raise ValueError("no figure of a recipe")
     return Past(**{**stage, "loss": (float(first), float(last))})
 
 

@@ -66,19 +66,18 @@ class EncoderPlan:
         return [Planned(self._stage(data, task, steps, self._own_seed()), source)]
 
     def by_recipe(
-        self, others: GivenImages, out: Path, rendered: Callable[[int, int], None], *, private: bool
+        self, others: GivenImages, out: Path, rendered: Callable[[int, int], None]
     ) -> list[Planned]:
         """`[pretraining]` of the job: public data first, then own images.
 
         Args:
             out: the file to be made; the phantom is rendered into a folder next to it.
             rendered: told of the phantom's patients.
-            private: weights that began from a seed would be refused by this site's policy.
 
         Raises:
-            ConfigError: there is no recipe, its images are not named, or its seed would be refused.
+            ConfigError: there is no recipe, or its images are not named.
         """
-        recipe = self._recipe(others, private=private)
+        recipe = self._recipe(others)
         drawn = recipe.data == PHANTOM
         task = self._task("msd" if drawn else others.convention) if recipe.labels == "regions" else None
         together = self._together() if recipe.encoders == "together" else None
@@ -107,19 +106,13 @@ class EncoderPlan:
             planned.append(Planned(own, lambda: self.own(None, None)))
         return planned
 
-    def _recipe(self, others: GivenImages, *, private: bool) -> Pretraining:
+    def _recipe(self, others: GivenImages) -> Pretraining:
         recipe = self.job.pretraining
         if recipe is None:
             raise ConfigError(f"{self.job.source}: has no [pretraining] to follow: use --labels instead")
         if recipe.data != PHANTOM and others.images is None:
             raise ConfigError(
                 f"[pretraining] data is {recipe.data}: add --images and its folder, and --layout"
-            )
-        if private and recipe.seed is not None and self.secret is None:
-            # SP-14-3.
-            raise ConfigError(
-                f"{self.job.source}: [pretraining] seed = {recipe.seed}: anyone can make these weights, and [policy] "
-                'preset = "private" refuses them: add --secret, which takes the place of the seed'
             )
         return recipe
 

@@ -268,7 +268,7 @@ class _Halves:
         return Past(
             s.data, "regions" if s.labels else "none", self._patients, s.steps, s.batch, s.optimiser, s.learning_rate,
             None if s.secret else s.seed, (self._first, self.loss), len(self._parties.sites), s.secret, self._network(),
-            s.bottleneck.noise if s.bottleneck is not None else 0.0,
+            *((s.bottleneck.noise, s.bottleneck.rate) if s.bottleneck is not None else (0.0, 0.0)),
         )  # fmt: skip
 
     def _network(self) -> str | None:

@@ -52,6 +52,9 @@ class Bounds(Section):
     max_runs_per_patient: PositiveInt | None = None
     """In how many runs a patient may be shown, whatever the encoder; none: in any number. Jobs that train encoders are
     counted while it is set."""
+    max_range_refusals: PositiveInt = 3
+    """How often this site says that the range of a sum does not suit its values, over all runs: each time tells the
+    coordinator something of them. Then it declines secure sums, until this is raised."""
     max_record_mib: PositiveInt = 64
     """Size of `released.jsonl` in [peer] state, and of a run's `answers.jsonl`: nothing leaves that they do not hold.
     Reading one takes up to twenty times as much memory."""

@@ -166,6 +166,15 @@ AT_LEAST = frozenset({"min_partners"})
 """A larger number of these is stricter; any other value of the rest is weaker."""
 PRIVATE_RUNS = 1
 """``max_runs_per_patient`` of the preset, which may be raised: a run that failed after it began costs a view."""
+PRIVATE_NOISE, PRIVATE_RATE = 0.2, 1.0
+"""``min_encoder_noise`` and ``min_encoder_rate`` of the preset: the recipe that ``init job --private`` writes. They may
+be lowered, in writing: what they cost in accuracy depends on the task."""
+PRIVATE_DEFAULTS: Mapping[str, Any] = {
+    "max_runs_per_patient": PRIVATE_RUNS,
+    "min_encoder_noise": PRIVATE_NOISE,
+    "min_encoder_rate": PRIVATE_RATE,
+}
+"""What the preset sets where nothing is written."""
 
 
 class Policy(Bounds):
@@ -225,6 +234,12 @@ class Policy(Bounds):
     recorded_by_coordinator: bool = True
     """Whether a coordinator that records is accepted; false also declines one that does not say."""
 
+    min_encoder_noise: Annotated[float, Field(ge=0, le=10)] = 0.0
+    """Only encoders that learned behind so much noise, in root mean squares of a level, and with ``defences`` that add
+    as much as they learned behind; above 0 a site needs ``[model] weights``."""
+    min_encoder_rate: Annotated[float, Field(ge=0, le=1000)] = 0.0
+    """Only encoders that paid so much for what got through that noise (``[pretraining] rate``)."""
+
     @property
     def joins(self) -> bool:
         """Whether this site's encoder may become part of a joined network."""
@@ -241,7 +256,7 @@ class Policy(Bounds):
     @classmethod
     def _preset_stands_for(cls, raw: Any) -> Any:
         private = isinstance(raw, dict) and raw.get("preset") == "private"
-        return {"max_runs_per_patient": PRIVATE_RUNS, **PRIVATE, **raw} if private else raw
+        return {**PRIVATE_DEFAULTS, **PRIVATE, **raw} if private else raw
 
     @model_validator(mode="after")
     def _preset_is_a_floor(self) -> Self:

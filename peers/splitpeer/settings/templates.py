@@ -6,9 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from splitpeer.models.registry import DEFAULT, NETWORKS
 from splitpeer.settings.loading import to_toml
-
-NOISE = 0.2
-"""Of the private templates, in root mean squares of a level."""
+from splitpeer.settings.peer import PRIVATE_NOISE, PRIVATE_RATE
 
 _PEER = """\
 # peer.toml: this file belongs to {owner}. Relative paths count from this file's folder.
@@ -112,8 +110,8 @@ normalisation = ["zscore-nonzero", "zscore", "percentile", "window", "none"]  # 
 _ANY_DEFENCES = '# defences = ["dropout:0.5", "gaussian:1.0@0,1"]'
 
 _PRIVATE_DEFENCES = f"""\
-# With encoders of [pretraining] noise, at least this much; without, it only costs accuracy.
-defences = ["gaussian:{NOISE}"]"""
+# At least the noise that our encoder learned behind ([pretraining] noise of its recipe).
+defences = ["gaussian:{PRIVATE_NOISE}"]"""
 
 _PRIVATE_IMAGES = """\
 precision = ["f32"]
@@ -140,6 +138,8 @@ partners = {partners}  # {fill}sites that may be in the sum with us; all of them
 # min_partners = 3  # a sum with fewer others is declined; 2 or more
 # join_encoder = true  # splitpeer export --agree may give our encoder away (docs/export.md)
 # max_runs_per_patient = 1  # may be raised: each run more is another view of a patient (docs/private.md)
+# min_encoder_noise = {noise}  # noise behind which our encoder must have learned; may be lowered, then a sum shows more
+# min_encoder_rate = {rate}  # the same for the price of what got through it ([pretraining] rate of its recipe)
 """
 
 _CLIENT_RESULTS = """
@@ -279,8 +279,8 @@ widths = [1, 1, 2, 4, 8]  # channels of each level of the sum: the fewer, the le
 data = "phantom"  # for a trial; better the name of a public data set with all these modalities and masks
 encoders = "together"  # as one network of all sites: trained alone, they fit each other badly
 noise = NOISE  # behind which they learn; each site adds it too: [policy] defences = ["gaussian:NOISE"]
-rate = 1.0  # price of what gets through the noise besides the task: the more, the less a sum shows
-steps = 6000""".replace("NOISE", str(NOISE)),
+rate = RATE  # price of what gets through the noise besides the task: the more, the less a sum shows
+steps = 6000""".replace("NOISE", str(PRIVATE_NOISE)).replace("RATE", str(PRIVATE_RATE)),
     "defences": "",
     "overlap": "overlap = 0.0  # of neighbouring windows: where they overlap, a voxel is shown several times",
     "missing": "",
@@ -359,7 +359,10 @@ def peer_toml(
 
 def _policy(coordinators: Sequence[str], partners: Sequence[str], *, private: bool) -> str:
     jobs = (_PRIVATE_JOBS if private else _ANY_JOB).format(
-        partners=_quoted(list(partners)), fill="" if partners else "fill in: "
+        partners=_quoted(list(partners)),
+        fill="" if partners else "fill in: ",
+        noise=PRIVATE_NOISE,
+        rate=PRIVATE_RATE,
     )
     return _CLIENT_POLICY.format(
         coordinators=_quoted(list(coordinators)),

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
@@ -21,45 +23,77 @@ from splitpeer.storage import checkpoint, durable, reading
 from splitproto.messages import Job, Seat
 
 RECORD = "weights.json"
-"""File in the run's folder: by seat, the digest of what its encoder started from."""
+"""File in the run's folder: by seat, the `Origin` of what its encoder started from."""
 MAX_RECORD = 1 << 16
 """Bytes of it."""
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a policy must know of the weights that an encoder started from, in a resumed run too."""
+
+    digest: str
+    """Of the file, SHA-256, hexadecimal."""
+    noise: float
+    """Behind which it learned, in root mean squares of a level; 0: none."""
+    rate: float
+    """Price of what got through that noise."""
+    own: bool
+    """Whether it learned from this site's images."""
+    seeded: bool
+    """Whether anyone can compute where its training started."""
+
+    @classmethod
+    def of(cls, file: EncoderFile) -> Origin:
+        """As the file says."""
+        said = file.described
+        return cls(file.digest, said.noise, said.rate, said.saw_own_images, said.began_from_a_seed)
+
+    @classmethod
+    def parsed(cls, found: Mapping[str, Any]) -> Origin:
+        """Of a record. Raises ValueError: it is something else."""
+        kinds = {"digest": str, "noise": float, "rate": float, "own": bool, "seeded": bool}
+        if {name: type(value) for name, value in found.items()} != kinds:
+            raise ValueError("not an origin")
+        return cls(**found)
 
 
 def start(
     encoders: Encoders, config: PeerConfig, job: Job, backbone: Backbone, seats: Sequence[Seat], folder: Path
 ) -> dict[str, str]:
-    """Give the encoders of a new run their first weights, and note it.
+    """Give the encoders of a new run their first weights, and note where they come from.
 
-    A run that has checkpoints keeps to them, whatever the files hold by now.
+    A run that has checkpoints keeps to them, whatever the files hold by now; the policy of today judges them again.
 
     Returns:
         By seat, the digest of the file that the run started from; {}: of none.
 
     Raises:
-        ConfigError: a seat is unknown, weights of own images go with a privacy budget, or weights that others can
-            compute, or that want more noise than the site adds, with the preset private.
+        ConfigError: a seat is unknown, or the policy takes no such weights: see `refuse_against`.
         DataError: a file cannot be used, or does not fit the job.
     """
     if checkpoint.available(folder):
-        return _noted(folder)
-    digests = load(encoders, config, job, backbone, seats)
-    _note(folder, digests)
-    return digests
+        origins = noted(folder)
+        for seat in seats:
+            refuse_against(config, seat, origins.get(seat.name), folder / RECORD)
+    else:
+        origins = load(encoders, config, job, backbone, seats)
+        _note(folder, origins)
+    return {seat: origin.digest for seat, origin in origins.items()}
 
 
 def load(
     encoders: Encoders, config: PeerConfig, job: Job, backbone: Backbone, seats: Sequence[Seat]
-) -> dict[str, str]:
+) -> dict[str, Origin]:
     """The same without a run: nothing is noted. Raises as `start`."""
     refuse_unknown(config, seats)
-    digests = {}
+    origins = {}
     for seat in seats:
         if (file := fitting(config, job, backbone, seat)) is None:
             continue
         _into(encoders.halves[seat.name].network, file)
-        digests[seat.name] = file.digest
-    return digests
+        origins[seat.name] = Origin.of(file)
+    return origins
 
 
 def give(network: nn.Module, path: Path, job: Job, backbone: Backbone, seat: Seat) -> None:
@@ -92,28 +126,60 @@ def fitting(config: PeerConfig, job: Job, backbone: Backbone, seat: Seat) -> Enc
     """What a seat's encoder starts from; None: no file is named. Raises ConfigError, DataError: see `start`."""
     path = config.model.weights_of(seat.name) if config.model is not None else None
     if path is None:
+        refuse_against(config, seat, None, config.source)
         return None
-    file, policy = _fits(path, job, backbone, seat), config.policy
-    if policy is not None and policy.epsilon is not None and file.described.saw_own_images:
+    file = _fits(path, job, backbone, seat)
+    refuse_against(config, seat, Origin.of(file), path)
+    return file
+
+
+def refuse_against(config: PeerConfig, seat: Seat, origin: Origin | None, where: object) -> None:
+    """What the policy says of a seat's first weights.
+
+    Args:
+        origin: None: they were drawn at random.
+        where: it was read, for the error.
+
+    Raises:
+        ConfigError: weights of own images go with a privacy budget; others can compute them, or they want more noise
+            than the site adds, with the preset private; or they learned behind less noise, or for less, than the
+            policy demands.
+    """
+    policy = config.policy
+    if policy is None:
+        return
+    if policy.epsilon is not None and origin is not None and origin.own:
         raise ConfigError(
-            f"{config.source}: [policy] epsilon promises nothing about weights made from own images ({path}): make "
+            f"{config.source}: [policy] epsilon promises nothing about weights made from own images ({where}): make "
             "them from public data, or remove one of the two"
         )
-    if policy is not None and policy.preset == "private" and file.described.began_from_a_seed:
+    if policy.preset == "private" and origin is not None and origin.seeded:
         # SP-14-3: later steps on own images do not take them far from what anyone can compute.
         raise ConfigError(
-            f'{config.source}: [policy] preset = "private" takes no weights that began from a seed ({path}): anyone '
-            "who knows it can make them again: leave the seed out of the recipe, and initial_weights private"
+            f'{config.source}: [policy] preset = "private" takes no weights that began from a seed ({where}): anyone '
+            "who knows it can make them again: leave the seed out of the recipe, or pretrain with --secret"
         )
-    if policy is not None and policy.preset == "private":
-        wanted, added = file.described.noise, _noise_of(policy)
-        if added < wanted:
-            # Encoders that learned behind noise count on it: without it, the values show far more.
+    for key, least, has in (
+        ("min_encoder_noise", policy.min_encoder_noise, origin.noise if origin is not None else 0.0),
+        ("min_encoder_rate", policy.min_encoder_rate, origin.rate if origin is not None else 0.0),
+    ):
+        if origin is None and least:
             raise ConfigError(
-                f"{config.source}: {path} learned behind noise of {wanted:g}, and [policy] defences add "
-                f'{added:g}: write defences = ["gaussian:{wanted:g}"]'
+                f"{config.source}: [policy] {key} = {least:g} wants an encoder of splitpeer pretrain, and seat "
+                f"{seat.name} starts from random weights ({where}): name its file in [model] weights"
             )
-    return file
+        if has < least:
+            raise ConfigError(
+                f"{config.source}: [policy] {key} = {least:g}, and the encoder of seat {seat.name} learned with "
+                f"{has:g} ({where}): make another with a recipe whose {key.removeprefix('min_encoder_')} is as large"
+            )
+    strict = policy.preset == "private" or policy.min_encoder_noise > 0
+    if origin is not None and strict and (added := _noise_of(policy)) < origin.noise:
+        # Encoders that learned behind noise count on it: without it, the values show far more.
+        raise ConfigError(
+            f"{config.source}: {where}: seat {seat.name} learned behind noise of {origin.noise:g}, and [policy] "
+            f'defences add {added:g}: write defences = ["gaussian:{origin.noise:g}"]'
+        )
 
 
 def _noise_of(policy: Policy) -> float:
@@ -126,23 +192,25 @@ def _noise_of(policy: Policy) -> float:
     return max(scales, default=0.0)
 
 
-def _note(folder: Path, digests: Mapping[str, str]) -> None:
+def _note(folder: Path, origins: Mapping[str, Origin]) -> None:
     path = folder / RECORD
     try:
-        if digests:
+        if origins:
             durable.make_folder(folder)
-            durable.replace(path, json.dumps(digests, sort_keys=True).encode())
+            said = {seat: asdict(origin) for seat, origin in origins.items()}
+            durable.replace(path, json.dumps(said, sort_keys=True).encode())
         else:
             path.unlink(missing_ok=True)
     except OSError as error:
         raise durable.refusal(error, f"{path}:", "[peer] state") from None
 
 
-def _noted(folder: Path) -> dict[str, str]:
+def noted(folder: Path) -> dict[str, Origin]:
+    """By seat, what a run's encoders started from; {}: random weights. Raises DataError: it cannot be read."""
     path = folder / RECORD
     try:
-        return {str(seat): str(digest) for seat, digest in reading.document(path, MAX_RECORD).items()}
+        return {seat: Origin.parsed(said) for seat, said in reading.document(path, MAX_RECORD).items()}
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError):
+    except (OSError, ValueError, AttributeError):
         raise DataError(f"{path}: cannot be read: put it back, or start a new run") from None

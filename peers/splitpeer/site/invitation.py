@@ -26,16 +26,22 @@ def offer_to(job: JobConfig, site: str) -> JobOffer:
     )
 
 
-def objections(job: JobConfig, config: PeerConfig) -> list[str]:
+def objections(
+    job: JobConfig, config: PeerConfig, site: str | None = None, *, weights: bool = True
+) -> list[str]:
     """Everything for which this site would decline the job, one line each; [] where it would accept it.
 
     What only a link or an image can show is not among it: who the coordinator is, whether it records, the sizes of
     images.
 
+    Args:
+        site: whose place in the job it takes; None: its own.
+        weights: whether [model] weights are judged too, which may not be made yet.
+
     Raises:
         ConfigError: the job has nothing for this site.
     """
-    site = config.peer.site
+    site = site or config.peer.site
     if site not in job.sites:
         raise ConfigError(
             f"{job.source}: [sites] does not name {site}: ask the coordinator for the right job.toml"
@@ -43,8 +49,8 @@ def objections(job: JobConfig, config: PeerConfig) -> list[str]:
     offer = offer_to(job, site)
     more: tuple[Callable[[], None], ...] = (
         lambda: _cost(offer, config),
-        lambda: _strangers(job, config),
-        lambda: _weights(offer, config),
+        lambda: _strangers(job, config, site),
+        *([lambda: _weights(offer, config)] if weights else []),
     )
     found = []
     for check in (*checks(offer, config), *more):
@@ -92,10 +98,10 @@ def _backbone(offer: JobOffer, config: PeerConfig) -> Backbone | None:
         return None
 
 
-def _strangers(job: JobConfig, config: PeerConfig) -> None:
+def _strangers(job: JobConfig, config: PeerConfig, site: str) -> None:
     """SP-11.18-8: sites of the sum whose keys would be refused. Raises PolicyRefused."""
     partners = config.policy.partners if config.policy is not None else ()
-    strange = sorted(job.sites.keys() - {config.peer.site, *partners})
+    strange = sorted(job.sites.keys() - {site, *partners})
     if job.model.fusion == "secure-sum" and strange:
         raise PolicyRefused(
             f"{', '.join(strange)} {'is' if len(strange) == 1 else 'are'} in the sum and not among those whom this "

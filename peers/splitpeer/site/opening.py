@@ -39,6 +39,7 @@ from splitpeer.site.job import Means, SiteJob
 from splitpeer.site.leaving import Leaving
 from splitpeer.site.named import Named
 from splitpeer.site.people import People
+from splitpeer.site.range_refusals import RangeRefusals
 from splitpeer.site.run_folders import check_terms, make_room, note_terms
 from splitpeer.site.secret import site_secret
 from splitpeer.site.summing import Allowed, Summing
@@ -122,7 +123,8 @@ def _summing(offer: JobOffer, config: PeerConfig, folder: Path, report: h.Report
         return None
     peer, policy = config.peer, config.policy
     allowed = Allowed(config.credentials(), peer.federation, policy.partners, policy.min_partners)
-    return Summing(offer, folder, allowed, peer.site, report, policy.max_record_mib)
+    refusals = RangeRefusals(peer.state, policy.max_range_refusals)
+    return Summing(offer, folder, allowed, peer.site, report, policy.max_record_mib, refusals)
 
 
 def _begun(site: SiteJob) -> SiteJob:

@@ -9,13 +9,14 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
 from splitpeer.daemon import happenings as h
 from splitpeer.errors import DataError
 from splitpeer.site.answers import ANSWERS, answers_of
+from splitpeer.site.range_refusals import RangeRefusals
 from splitpeer.site.run_folders import is_complete
 from splitpeer.site.secret import FUSION_KEY, own_secret
 from splitpeer.storage import durable, reading
@@ -69,9 +70,10 @@ class Summing:
         site: this site's name.
         report: told of partners, and of values out of range.
         most_mib: of its answers, see `Bounds.max_record_mib`.
+        refusals: of ranges, in all runs of this site.
 
     Raises:
-        PolicyRefused: the run is complete.
+        PolicyRefused: the run is complete, or too many ranges were refused.
         DataError: a file in the folder is missing, or cannot be read or written.
     """
 
@@ -83,13 +85,15 @@ class Summing:
         site: str,
         report: h.Reporter,
         most_mib: int,
+        refusals: RangeRefusals,
     ) -> None:
         if offer.job.fusion is None:
             raise ValueError("the job has no secure fusion")
         self.terms: Fusion = offer.job.fusion
         self._run, self._digest, self._site = offer.run, partners.terms_digest(offer.job), site
         self._allowed, self._report = allowed, report
-        self._folder = folder
+        self._folder, self._refusals = folder, refusals
+        refusals.check()
         self._secret = _secret(folder)
         self._kept = _partners(folder / PARTNERS)
         self._answers = answers_of(folder, most_mib)
@@ -183,22 +187,34 @@ class Summing:
             sent: as `answer` takes it, of the first batch of a run.
 
         Raises:
-            PolicyRefused: the sum would show little of them.
+            PolicyRefused: the sum would show little of them, or too many ranges were refused to look at them. What the
+                coordinator is told is the same whether the range is too large or too small.
+            DataError: the refusal cannot be written down.
             TensorError: a value is not finite.
         """
+        # SP-11.18-15: before a value is looked at.
+        self._refusals.check()
         own = [*over_seats(sent).values()]
         found = [fusion.quantise(values, self.terms) for values in own]
         clipped = sum(outside for _, outside in found)
         if clipped > MOST_CLIPPED * sum(values.size for values in own):
-            raise PolicyRefused(
-                f"more than {MOST_CLIPPED:.0%} of the values of the first batch are beyond the sum's range of "
-                f"{self.terms.range:g}, so little but their signs would be summed: a larger sum_range is needed"
+            self._refuse_range(
+                f"more than {MOST_CLIPPED:.0%} of them are beyond it, so little but their signs would be summed: a "
+                "larger sum_range is needed"
             )
         if any(values.any() for values in own) and not any(words.any() for words, _ in found):
-            raise PolicyRefused(
-                f"all values of the first batch become 0 in the sum's range of {self.terms.range:g}: a smaller "
-                "sum_range, or more sum_bits, are needed"
+            self._refuse_range(
+                "all of them become 0 in it: a smaller sum_range, or more sum_bits, are needed"
             )
+
+    def _refuse_range(self, detail: str) -> NoReturn:
+        """Raises PolicyRefused, with a detail that does not leave this site."""
+        self._refusals.note(self._run, self.terms.range)
+        raise PolicyRefused(
+            f"the sum's range of {self.terms.range:g} does not suit the values of this site's first batch; this is "
+            f"refusal {self._refusals.count}, and after a few this site declines sums: agree on a range first",
+            detail,
+        )
 
     def follow(self, step: int, batch: bytes, gradients: Mapping[str, np.ndarray]) -> None:
         """SP-11.18-12: `step`, of the batch with this digest, was applied with these gradients, as they arrived."""

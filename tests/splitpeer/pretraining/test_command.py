@@ -293,13 +293,35 @@ def test_a_recipe_of_public_data_alone_is_the_same_at_every_site(desk: Desk) -> 
 
 def test_a_private_site_follows_no_recipe_with_a_seed(desk: Desk) -> None:
     """Before any step: its policy would refuse the weights."""
-    desk.peer(policy={"preset": "private"}, runtime={"initial_weights": "private"})
+    policy = {"preset": "private", "min_encoder_noise": 0, "min_encoder_rate": 0}
+    desk.peer(policy=policy, runtime={"initial_weights": "private"})
     desk.job(pretraining={"data": "msd-task01", "steps": 3, "seed": 1, "labels": "none"})
     where = ("--recipe", "--images", str(desk.data / "msd"), "--layout", "msd")
-    assert 'preset = "private" refuses them: add --secret' in desk.run(*where, code=4)
+    refused = desk.run(*where, code=4)
+    assert "takes no weights that began from a seed" in refused and "pretrain with --secret" in refused
     desk.job(pretraining={"data": "msd-task01", "steps": 3, "labels": "none"})
     desk.run(*where)
     assert not desk.made.described.began_from_a_seed
+    # The job itself is none that such a site takes.
+    assert "this site would decline the job as it is: the job trains the sites' encoders" in desk.log
+
+
+def test_a_site_makes_no_encoder_that_its_policy_refuses(desk: Desk) -> None:
+    """Before any step: less noise than it demands, or a lower price, or masks and images without either."""
+    recipe = {"data": "msd-task01", "steps": 2, "encoders": "together"}
+    where = ("--recipe", "--images", str(desk.data / "msd"), "--layout", "msd", "--convention", "msd")
+    desk.peer(policy={"min_encoder_noise": 0.2, "min_encoder_rate": 1, "defences": ["gaussian:0.2"]})
+    for given, said in (
+        ({"noise": 0.1, "rate": 1.0}, "min_encoder_noise = 0.2, and the encoder of seat t1 learned with 0.1"),
+        ({"noise": 0.2, "rate": 0.5}, "min_encoder_rate = 1, and the encoder of seat t1 learned with 0.5"),
+    ):
+        desk.job(pretraining={**recipe, **given})
+        assert said in desk.run(*where, code=4)
+    assert "learned with 0 (--labels)" in desk.run("--labels", "none", code=4)
+    assert not desk.out.exists()
+    desk.job(pretraining={**recipe, "noise": 0.2, "rate": 1.0})
+    desk.run(*where)
+    assert (desk.made.described.noise, desk.made.described.rate) == (0.2, 1.0)
 
 
 def test_a_recipe_that_stops_between_its_stages(desk: Desk, ends_at: Callable[[int], None]) -> None:

@@ -6,6 +6,7 @@ import json
 import stat
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import safetensors
@@ -104,6 +105,42 @@ def test_metadata_that_say_too_little_or_something_newer(path: Path) -> None:
         path.write_bytes(checkpoint.encode(meta["step"], tensors, fewer)[0])
         with pytest.raises(DataError, match=said):
             encoder_file.read(path)
+
+
+@pytest.mark.parametrize(
+    ("stages", "said"),
+    [
+        ([{"rate": None}], "incomplete or contradicts itself"),
+        ([{"noise": None}], "incomplete or contradicts itself"),
+        ([{"noise": -0.1}], "incomplete or contradicts itself"),
+        ([{"rate": "nan"}], "incomplete or contradicts itself"),
+        ([{"rate": True}], "incomplete or contradicts itself"),
+        ([{"bound": 1.0}], "incomplete or contradicts itself"),
+        # Steps without noise teach an encoder to show images again.
+        ([{"noise": 0.2, "rate": 1.0}, {}], "incomplete or contradicts itself"),
+    ],
+)
+def test_what_an_encoder_learned_behind_is_said_and_not_guessed(
+    path: Path, stages: list[dict[str, Any]], said: str
+) -> None:
+    """A default would let an encoder pass for one that learned behind noise, or hide that it did."""
+    tensors, meta, _ = checkpoint.read(path)
+    (usual,) = meta["stages"]
+    gone = {name for change in stages for name, value in change.items() if value is None}
+    meta["stages"] = [
+        {name: value for name, value in {**usual, **change}.items() if name not in gone} for change in stages
+    ]
+    path.write_bytes(checkpoint.encode(meta["step"], tensors, meta)[0])
+    with pytest.raises(DataError, match=said):
+        encoder_file.read(path)
+
+
+def test_noise_and_its_price_are_those_of_the_last_stage(path: Path) -> None:
+    tensors = encoder_file.read(path).tensors
+    first, last = replace(PAST, noise=0.5, rate=3.0), replace(PAST, noise=0.2, rate=1.0)
+    encoder_file.write(path, tensors, replace(DESCRIBED, stages=(first, last)))
+    described = encoder_file.read(path).described
+    assert (described.noise, described.rate) == (0.2, 1.0)
 
 
 def test_weights_of_another_shape_or_without_numbers_change_nothing(path: Path) -> None:

@@ -16,6 +16,7 @@ from splitpeer.pretraining.secret import NAME, SharedSecret
 from .conftest import Desk
 
 TOGETHER = {"data": "msd-task01", "steps": 2, "encoders": "together"}
+PRIVATE = {"preset": "private", "min_encoder_noise": 0, "min_encoder_rate": 0}
 SEATS = ("flair", "t1", "t2")
 
 
@@ -23,12 +24,12 @@ SEATS = ("flair", "t1", "t2")
 def where(desk: Desk) -> tuple[str, ...]:
     """A private site with a recipe of public data; the images that the recipe wants."""
     desk.job(pretraining=TOGETHER)
-    desk.peer(policy={"preset": "private"}, runtime={"initial_weights": "private"})
+    desk.peer(policy=PRIVATE, runtime={"initial_weights": "private"})
     return ("--recipe", "--images", str(desk.data / "msd"), "--layout", "msd", "--convention", "msd")
 
 
 def at_south(desk: Desk) -> None:
-    desk.peer(["flair", "t2"], policy={"preset": "private"}, runtime={"initial_weights": "private"})
+    desk.peer(["flair", "t2"], policy=PRIVATE, runtime={"initial_weights": "private"})
 
 
 def test_hospitals_with_one_secret_come_to_one_network(desk: Desk, where: tuple[str, ...]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from splitpeer.errors import ConfigError, DataError
 from splitpeer.models import build_encoder
 from splitpeer.pretraining import encoder_file
 from splitpeer.pretraining.encoder_file import EncoderFacts, Past
+from splitpeer.site import first_weights
 
 from .scene import Scene
 
@@ -49,7 +51,9 @@ async def test_a_run_starts_from_the_file(stage: Scene, monkeypatch: pytest.Monk
     monkeypatch.setattr(Scene, "network", lambda self: network)
     stage.assert_exact()
     (record,) = (stage.folder / "site-flair" / "state").glob("*/weights.json")
-    assert json.loads(record.read_text()) == {"flair": file.digest}
+    assert json.loads(record.read_text()) == {
+        "flair": {"digest": file.digest, "noise": 0.0, "rate": 0.0, "own": False, "seeded": False}
+    }
     accepted = [r.fields for r in caplog.records if r.getMessage() == "job.accepted"]
     assert [fields.get("weights") for fields in accepted].count(f"flair {file.digest}") == 1
     trail = (stage.folder / "site-flair" / "state" / "audit.jsonl").read_text()
@@ -88,6 +92,70 @@ async def test_a_resumed_run_keeps_to_its_checkpoints(stage: Scene, caplog: Any)
     assert stage.losses()[: len(losses)] == losses
     accepted = [r.fields.get("weights") for r in caplog.records if r.getMessage() == "job.accepted"]
     assert f"flair {first.digest}" in accepted
+
+
+async def interrupted(stage: Scene) -> None:
+    """A run of which the sites have checkpoints."""
+    async with stage.running() as on:
+        while not any(line.get("step", 0) >= 6 for line in stage.metrics()):
+            await _moment()
+        for stop in on.stops.values():
+            stop.set()
+        for task in on.tasks.values():
+            await task
+    assert len(stage.losses()) < 12
+
+
+async def resumed(stage: Scene) -> BaseException | None:
+    """How the site's end of the resumed run is."""
+    stage.job(deadlines={"join_s": 2})
+    return (await stage.together(resume=True)).clients["site-flair"]
+
+
+async def test_a_resumed_run_is_judged_by_what_its_encoder_learned_behind(stage: Scene) -> None:
+    """Not by the file, which may be another by then, nor without looking: the noise must still be added."""
+    model = {"weights": "pretrained.safetensors"}
+    write(stage, "pretrained.safetensors", past=replace(OTHERS, noise=0.2, rate=1.0))
+    enough = {"defences": ["gaussian:0.2"], "min_encoder_noise": 0.2, "min_encoder_rate": 1.0}
+    stage.client("flair", model=model, policy=enough)
+    await interrupted(stage)
+    write(stage, "pretrained.safetensors", past=replace(OTHERS, noise=0.5, rate=9.0))
+    for policy, said in (
+        ({"defences": ["gaussian:0.1"]}, "learned behind noise of 0.2, and [policy] defences add 0.1"),
+        (
+            {"min_encoder_noise": 0.3},
+            "min_encoder_noise = 0.3, and the encoder of seat flair learned with 0.2",
+        ),
+        ({"min_encoder_rate": 2.0}, "min_encoder_rate = 2, and the encoder of seat flair learned with 1"),
+    ):
+        stage.client("flair", model=model, policy={**enough, **policy})
+        error = await resumed(stage)
+        assert isinstance(error, ConfigError), error
+        assert said in str(error) and "weights.json" in str(error)
+
+
+async def test_a_resumed_run_without_a_record_started_from_random_weights(stage: Scene) -> None:
+    await interrupted(stage)
+    stage.client("flair", policy={"min_encoder_noise": 0.2, "defences": ["gaussian:0.2"]})
+    error = await resumed(stage)
+    assert isinstance(error, ConfigError), error
+    assert "seat flair starts from random weights" in str(error)
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        b'{"flair": "00ff"}',
+        b'{"flair": {"digest": "00", "noise": 0.2, "own": false, "seeded": false}}',
+        b'{"flair": {"digest": "00", "noise": true, "rate": 0.0, "own": false, "seeded": false}}',
+        b'{"flair": 1}',
+        b"[]",
+    ],
+)
+def test_a_record_that_says_something_else_is_not_guessed(tmp_path: Path, record: bytes) -> None:
+    (tmp_path / "weights.json").write_bytes(record)
+    with pytest.raises(DataError, match=r"weights.json: cannot be read: put it back, or start a new run"):
+        first_weights.noted(tmp_path)
 
 
 async def _moment() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import shutil
 import signal
 import time
@@ -38,11 +39,13 @@ from splitpeer.site.client import Client
 from splitpeer.site.job import SiteJob
 from splitpeer.site.opening import open_job
 from splitpeer.site.people import People
+from splitpeer.site.range_refusals import NAME as REFUSALS
 from splitpeer.site.run_folders import forget_keys, mark_complete, mark_run, note_coordinator
 from splitpeer.site.secret import FUSION_KEY
 from splitpeer.site.shown import NAME as SHOWN
 from splitpeer.site.summing import PARTNERS, Summing
 from splitpeer.storage.bank import ALL_SITES, Bank, BankEntry
+from splitpeer.storage.journal import Journal
 from splitpeer.training.optimiser import make_optimiser, make_schedule
 from splitpeer.training.split_round import Parties, Place, split_round
 from splitpeer.training.split_step import ClientHalf
@@ -200,26 +203,69 @@ async def test_values_out_of_range_are_counted_and_told(
     assert len(SITES) <= len(told) < len(SITES) * scene.settings.training.steps / 2
 
 
-@pytest.mark.parametrize(
-    ("most", "words"),
-    [(1e-4, r"more than 50% of the values .* larger sum_range"), (1e6, r"become 0 .* smaller sum_range")],
-)
-def test_a_range_that_suits_nothing_uses_up_no_view(scene: Scene, most: float, words: str) -> None:
-    """SP-11.18-3."""
+RANGES = [(1e-4, r"more than 50% of them .* larger sum_range"), (1e6, r"become 0 .* smaller sum_range")]
+
+
+def refused_range(scene: Scene, number: int, most: float) -> PolicyRefused:
+    """How a run with this range is refused, at the offer or at its first batch."""
     training = {"steps": 6, "batch": 3, "checkpoint_every": 3, "encoders": "frozen"}
     cast(scene, training=training, model={**MODEL, "sum_range": most})
     job, seat = job_on_wire(scene.settings), Seat("flair", ("flair",))
-    offer = JobOffer(bytes(range(16)), (seat,), job, schema_digest(seat_descriptors(job, (seat,))))
+    offer = JobOffer(bytes([number]) * 16, (seat,), job, schema_digest(seat_descriptors(job, (seat,))))
     opened = open_job(offer, scene.config("site-flair"), h.Reporter())
     partners_of(opened)
     samples = (Sample(scene.key(PATIENTS[0]), (0, 0, 17)),)
     opened.announce(Forward("release", 0, 0, samples, batch_digest(0, samples, None)))
-    with pytest.raises(PolicyRefused, match=words) as one:
-        opened.forward(opened.due())
-    assert "\n" not in str(one.value)
-    opened.close()
+    try:
+        with pytest.raises(PolicyRefused) as one:
+            opened.forward(opened.due())
+    finally:
+        opened.close()
     assert not (opened.folder / ANSWERS).read_bytes()
+    return one.value
+
+
+@pytest.mark.parametrize(("most", "words"), RANGES)
+def test_a_range_that_suits_nothing_uses_up_no_view(scene: Scene, most: float, words: str) -> None:
+    """SP-11.18-3."""
+    error = refused_range(scene, 1, most)
+    assert re.search(words, str(error)) and "\n" not in str(error)
     assert not (scene.folder / "site-flair" / "state" / SHOWN).exists()
+
+
+def test_a_refused_range_does_not_say_on_which_side_it_is_wrong(scene: Scene) -> None:
+    """SP-11.18-15: what the coordinator is told differs in the range that it chose, and in nothing else."""
+    told = [refused_range(scene, n, most).reason for n, (most, _) in enumerate(RANGES)]
+    assert told[0].replace("0.0001", "R").replace("refusal 1", "N") == told[1].replace("1e+06", "R").replace(
+        "refusal 2", "N"
+    )
+
+
+def test_ranges_are_refused_a_few_times_over_all_runs(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SP-11.18-15: a coordinator that offers one range after the other would measure this site's values."""
+    for number in range(3):
+        assert f"this is refusal {number + 1}" in refused_range(scene, number, 1e-4).reason
+    journal = scene.folder / "site-flair" / "state" / REFUSALS
+    assert [json.loads(line)["range"] for line in journal.read_text().splitlines()] == [1e-4] * 3
+    # Another process, run and range, and a range that would have suited: no value is looked at.
+    monkeypatch.setattr(fusion, "quantise", lambda *given: pytest.fail("a value was looked at"))
+    for number, most in ((8, 1e-4), (9, 8.0)):
+        with pytest.raises(PolicyRefused, match=r"has refused the range of 3 sums .*max_range_refusals"):
+            refused_range(scene, number, most)
+    journal.write_text("{}\n")
+    with pytest.raises(DataError, match="no sum is joined; restore the file"):
+        refused_range(scene, 9, 8.0)
+
+
+def test_a_refusal_counts_before_it_leaves(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SP-11.18-15: one that cannot be written down is not told as one."""
+
+    def full(*given: object, **said: object) -> None:
+        raise DataError("no space")
+
+    monkeypatch.setattr(Journal, "add", full)
+    with pytest.raises(DataError, match="no space"):
+        refused_range(scene, 1, 1e-4)
 
 
 def partners_of(opened: SiteJob) -> None:
