@@ -168,7 +168,8 @@ class IdentityError(LocalError):
 
 
 class CertificateEnded(LocalError):
-    """A certificate of this link has reached its end; who has a new one dials again, who has none is refused then."""
+    """A certificate of this link has reached its end; who has a new one dials again, who has none is refused then. Or
+    that of a partner in a secure sum (SP-11.18-8), who is away: dialling again waits for it."""
 
     code, name, retry = 0x0204, "certificate-ended", True
 

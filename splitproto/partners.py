@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X
 from cryptography.x509.verification import PolicyBuilder, Store
 
 from . import codec
-from .errors import FusionMismatch, IdentityError, PolicyRefused
+from .errors import CertificateEnded, FusionMismatch, IdentityError, PolicyRefused
 from .fields import write_map
 from .identity import OWN_UNUSABLE, Credentials, Identity, is_partial, revocation_lists
 from .messages import Job, KeyOffer
@@ -144,11 +144,12 @@ def verify(offer: KeyOffer, run: bytes, terms: bytes, trust: Trust, now: datetim
         now: with its time zone.
 
     Raises:
-        FusionMismatch: forged, of another run or other terms, or of a certificate that our CA did not issue, that has
-            ended, or that was revoked; or a key that anybody can use.
+        FusionMismatch: forged, of another run or other terms, or of a certificate that our CA did not issue, or that
+            was revoked; or a key that anybody can use.
         PolicyRefused: a site that is not among the partners.
+        CertificateEnded: nothing is wrong with it but that its certificate has ended since: a new one is to be had.
     """
-    identity = _proven(offer.chain, trust, now)
+    identity, ended = _proven(offer.chain, trust, now)
     # SP-11.18-8: the name is the certificate's; nothing that the coordinator says changes it.
     if identity.federation != trust.federation or identity.role != "client":
         raise FusionMismatch(f"a fusion key of {identity.uri}, which is no site of {trust.federation}")
@@ -157,6 +158,11 @@ def verify(offer: KeyOffer, run: bytes, terms: bytes, trust: Trust, now: datetim
         raise FusionMismatch(f"the fusion key of site {identity.site} is a point of small order")
     if identity.site not in trust.partners:
         raise PolicyRefused(f"site {identity.site} is not among our partners")
+    if ended:
+        # SP-11.18-8: last, so that nothing that is wrong looks like something to wait for.
+        raise CertificateEnded(
+            f"the certificate of site {identity.site} has ended since it made its fusion key: a new one is waited for"
+        )
     return identity
 
 
@@ -177,9 +183,11 @@ def check_statement(
         IdentityError: forged, or with a certificate that our CA did not issue, that has ended, or that was revoked.
     """
     try:
-        identity = _proven(chain, trust, now, "a signature")
+        identity, ended = _proven(chain, trust, now, "a signature")
     except FusionMismatch as error:
         raise IdentityError(error.reason) from None
+    if ended:
+        raise IdentityError("a signature whose certificate does not hold: it has ended")
     if identity.federation != trust.federation:
         raise IdentityError(f"a signature of {identity.uri}, which is not of {trust.federation}")
     if not _signed(chain, signature, said(identity.uri)):
@@ -216,7 +224,7 @@ def accept(
         parties: sites in the sum, this one included.
 
     Raises:
-        FusionMismatch, PolicyRefused: as `verify`, or their number or keys do not fit.
+        FusionMismatch, PolicyRefused, CertificateEnded: as `verify`, or their number or keys do not fit.
     """
     if len(offers) + 1 != parties:
         raise FusionMismatch(
@@ -251,18 +259,39 @@ def check_unchanged(kept: Mapping[str, bytes], found: Mapping[str, bytes]) -> No
 # --- certificates ---------------------------------------------------------------------------------------
 
 
-def _proven(chain: Sequence[bytes], trust: Trust, now: datetime, what: str = "a fusion key") -> Identity:
-    """SP-11.18-8: as in a handshake, SP-6-2 to SP-6-4, for the purpose of a client."""
+def _proven(
+    chain: Sequence[bytes], trust: Trust, now: datetime, what: str = "a fusion key"
+) -> tuple[Identity, bool]:
+    """SP-11.18-8: as in a handshake, SP-6-2 to SP-6-4, for the purpose of a client; and whether it held only until a
+    certificate of the chain ended."""
     try:
         leaf, *between = (x509.load_der_x509_certificate(der) for der in chain)
-        policy = PolicyBuilder().store(Store(list(trust.authorities))).time(now)
-        proven = policy.build_client_verifier().verify(leaf, between).chain
         identity = Identity.from_certificate(chain[0])
+        ends = sorted(end for one in (leaf, *between) if (end := one.not_valid_after_utc) < now)
+        proven, ended = _chain(leaf, between, trust, now, ends)
     except Exception as error:  # of many kinds, not all documented; the octets are a stranger's
         raise FusionMismatch(f"{what} whose certificate does not hold: {_line(error)}") from None
     # Of what came with the leaf, only what was proven: nothing else has a key that could be asked anything.
     _not_revoked(leaf, proven[1] if len(proven) > 1 else leaf, trust, now, identity)
-    return identity
+    return identity, ended
+
+
+def _chain(
+    leaf: x509.Certificate,
+    between: list[x509.Certificate],
+    trust: Trust,
+    now: datetime,
+    ends: Sequence[datetime],
+) -> tuple[list[x509.Certificate], bool]:
+    """The chain to a CA that holds now, or else held when one of its certificates ended. Raises as a verifier does."""
+    usual: Exception | None = None
+    for moment in (now, *ends):
+        policy = PolicyBuilder().store(Store(list(trust.authorities))).time(moment)
+        try:
+            return policy.build_client_verifier().verify(leaf, between).chain, moment < now
+        except Exception as error:
+            usual = usual or error
+    raise usual or ValueError("no moment")
 
 
 def _agrees(public: bytes) -> bool:
@@ -285,18 +314,17 @@ def _not_revoked(
     if trust.revocations is None:
         return
     key = issuer.public_key()
-    speaking = [
+    heard = [
         listed
         for listed in trust.revocations
-        if listed.issuer == leaf.issuer
-        and listed.last_update_utc <= now
-        and not ((ends := listed.next_update_utc) is not None and ends < now)
-        and listed.is_signature_valid(key)  # type: ignore[arg-type]
+        if listed.issuer == leaf.issuer and listed.last_update_utc <= now and listed.is_signature_valid(key)  # type: ignore[arg-type]
     ]
-    if complete := [listed for listed in speaking if not is_partial(listed)]:
+    if complete := [listed for listed in heard if not is_partial(listed) and not _outdated(listed, now)]:
         # As OpenSSL does: an older list neither undoes a revocation nor adds one.
         newest = max(complete, key=lambda listed: listed.last_update_utc)
-        since = [one for one in speaking if one is newest or one.last_update_utc > newest.last_update_utc]
+        # A newer one that is outdated vouches for nobody, and what it revoked stays revoked: only a complete list that
+        # is newer still could tell otherwise.
+        since = [one for one in heard if one is newest or one.last_update_utc > newest.last_update_utc]
         if not any(_revokes(one, leaf.serial_number) for one in since):
             return
         raise FusionMismatch(
@@ -305,6 +333,10 @@ def _not_revoked(
     raise FusionMismatch(
         f"site {identity.site} cannot be checked for revocation: fetch a fresh list of its CA"
     )
+
+
+def _outdated(listed: x509.CertificateRevocationList, now: datetime) -> bool:
+    return (ends := listed.next_update_utc) is not None and ends < now
 
 
 def _revokes(listed: x509.CertificateRevocationList, serial: int) -> bool:

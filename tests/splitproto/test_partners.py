@@ -15,8 +15,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import dsa, ec, ed448, ed25519, rsa, x25519
 
 from splitproto import partners, pki
-from splitproto.errors import FusionMismatch, IdentityError, PolicyRefused
-from splitproto.identity import OWN_UNUSABLE
+from splitproto.errors import CertificateEnded, FusionMismatch, IdentityError, PolicyRefused
+from splitproto.identity import OWN_UNUSABLE, revocation_lists
 from splitproto.messages import KeyOffer
 from splitproto.partners import Trust
 
@@ -140,7 +140,12 @@ def test_of_a_file_of_several_lists_the_newest_of_the_issuer_counts(tmp_path: Pa
 
 
 def listed(
-    folder: Path, made: datetime, *extensions: x509.ExtensionType, gone: int | None = None, back: bool = False
+    folder: Path,
+    made: datetime,
+    *extensions: x509.ExtensionType,
+    gone: int | None = None,
+    back: bool = False,
+    days: float = 9,
 ) -> bytes:
     """A list of the CA in `folder`, of a kind that `splitpeer pki` does not make."""
     ca = x509.load_pem_x509_certificate((folder / "ca.crt").read_bytes())
@@ -149,7 +154,7 @@ def listed(
         x509.CertificateRevocationListBuilder()
         .issuer_name(ca.subject)
         .last_update(made)
-        .next_update(made + timedelta(days=9))
+        .next_update(made + timedelta(days=days))
     )
     if gone is not None:
         revoked = x509.RevokedCertificateBuilder().serial_number(gone).revocation_date(made)
@@ -194,6 +199,37 @@ def test_a_list_of_a_part_vouches_for_nobody(tmp_path: Path) -> None:
     assert refused(listed(one, ago(1), delta)) == ["b", "c"], "nobody can be checked"
 
 
+def test_what_an_outdated_list_has_revoked_stays_revoked(tmp_path: Path) -> None:
+    """SP-11.18-8: an outdated list vouches for nobody; that a certificate is revoked does not end with the list."""
+    one = tmp_path / "one"
+    ca, _ = federation(one, "glioma", "b", "c")
+    shown, delta = {site: offer(one, site) for site in "bc"}, x509.DeltaCRLIndicator(1)
+    serial = x509.load_pem_x509_certificate((one / "c.crt").read_bytes()).serial_number
+    base = listed(one, NOW - timedelta(hours=9))
+
+    def refused(*lists: bytes) -> list[str]:
+        ours, found = Trust.read("glioma", ca, b"".join(lists), SITES), []
+        for site, offered in shown.items():
+            try:
+                partners.verify(offered, RUN, TERMS, ours, NOW)
+            except FusionMismatch:
+                found.append(site)
+        return found
+
+    short = listed(one, NOW - timedelta(hours=5), delta, gone=serial, days=0.1)
+    assert refused(base) == []
+    assert refused(base, short) == ["c"], "a delta list"
+    assert refused(base, listed(one, NOW - timedelta(hours=5), gone=serial, days=0.1)) == ["c"], (
+        "a complete list"
+    )
+    assert refused(base, short, listed(one, NOW - timedelta(hours=1))) == [], (
+        "a newer complete list knows better"
+    )
+    assert refused(listed(one, NOW - timedelta(hours=9), days=0.1), short) == ["b", "c"], (
+        "nobody can be checked"
+    )
+
+
 def test_a_list_speaks_for_the_ca_that_signed_it_and_for_no_namesake(tmp_path: Path) -> None:
     """SP-11.18-8: one CA took the place of another of the same name; a third has another name."""
     made = [federation(tmp_path / "before", "glioma", "b"), federation(tmp_path / "after", "glioma", "c"),
@@ -223,7 +259,7 @@ def test_a_renewal_that_is_half_done_is_our_own_trouble_in_one_line(folder: Path
 def test_a_certificate_that_has_ended_is_refused(folder: Path) -> None:
     own = offer(folder, "a")
     offers = [offer(folder, "b"), offer(folder, "c")]
-    with pytest.raises(FusionMismatch, match="does not hold"):
+    with pytest.raises(CertificateEnded, match="site b has ended since"):
         partners.accept(offers, own, RUN, TERMS, 3, trust(folder), NOW + timedelta(days=20 * 365))
 
 
@@ -249,7 +285,8 @@ def test_certificates_are_judged_as_in_a_handshake() -> None:
         signed = partners.statement(uri, RUN, TERMS, KEYS["a"])
         shown = KeyOffer(KEYS["a"], key.sign(signed, partners._PSS, hashes.SHA256()), ders)
         if "error" in case["expect"]:
-            with pytest.raises((FusionMismatch, PolicyRefused)):
+            ends = case["name"] in ("expired", "intermediate-expired")
+            with pytest.raises(CertificateEnded if ends else (FusionMismatch, PolicyRefused)):
                 partners.verify(shown, RUN, TERMS, ours, now)
         else:
             assert partners.verify(shown, RUN, TERMS, ours, now).site == case["expect"]["site"]
@@ -346,9 +383,32 @@ def test_whatever_comes_as_a_signature_is_refused(folder: Path) -> None:
 
 def test_moments_at_which_a_certificate_does_not_hold(folder: Path) -> None:
     good, ours = offer(folder, "b"), trust(folder)
-    for now in (NOW - timedelta(days=2), NOW + timedelta(days=4000)):
+    for now in (NOW - timedelta(days=2), NOW - timedelta(days=900)):
         with pytest.raises(FusionMismatch, match="does not hold"):
             partners.verify(good, RUN, TERMS, ours, now)
+
+
+def test_what_ended_is_told_from_what_is_wrong(folder: Path, tmp_path: Path) -> None:
+    """SP-11.18-8: a certificate that held until it ended is another's trouble; everything else is refused as before."""
+    good, ours, late = offer(folder, "b"), trust(folder), NOW + timedelta(days=500)
+    with pytest.raises(CertificateEnded, match=r"^the certificate of site b has ended since") as ended:
+        partners.verify(good, RUN, TERMS, ours, late)
+    assert ended.value.retry
+    pki.create_ca(tmp_path, "glioma", now=NOW)
+    pki.issue(tmp_path, "client", "b", now=NOW)
+    gone = x509.load_der_x509_certificate(good.chain[0]).serial_number
+    revokes = listed(folder, late, gone=gone)
+    for wrong, judge, words in (
+        (replace(good, public=bytes([7]) * 32), ours, "is not signed by it"),
+        (offer(folder, "b", run=bytes(16)), ours, "is not signed by it"),
+        (offer(folder, "b", public=bytes(32)), ours, "small order"),
+        (offer(tmp_path, "b"), ours, "does not hold"),
+        (good, replace(ours, partners=frozenset("a")), "is not among our partners"),
+        (good, replace(ours, revocations=revocation_lists(revokes)), "has been revoked"),
+        (good, replace(ours, revocations=revocation_lists(listed(folder, NOW))), "cannot be checked"),
+    ):
+        with pytest.raises((FusionMismatch, PolicyRefused), match=words):
+            partners.verify(wrong, RUN, TERMS, judge, late)
 
 
 def test_a_key_that_everybody_can_use_is_refused(folder: Path) -> None:

@@ -39,6 +39,7 @@ class Asking:
 
     Args:
         presence: of the site.
+        ready: waits until a question can be asked at all, whatever the link; not in the time of the question.
         prepare: brings a link to where a question can be asked on it.
         patience_s: how long a site may be away, in seconds.
         answer_s: how long one answer may take, in seconds.
@@ -47,11 +48,12 @@ class Asking:
     def __init__(
         self,
         presence: Presence,
+        ready: Callable[[SiteLink], Awaitable[None]],
         prepare: Callable[[SiteLink, Question], Awaitable[None]],
         patience_s: float,
         answer_s: float,
     ) -> None:
-        self._presence, self._prepare = presence, prepare
+        self._presence, self._ready, self._prepare = presence, ready, prepare
         self._patience_s, self._answer_s = patience_s, answer_s
 
     async def ask(
@@ -76,6 +78,9 @@ class Asking:
                 link = await self._presence.wait_link_unless_absent(question.what)
                 if await link.rotate_if_due():
                     continue
+                began = loop.time()
+                await self._ready(link)
+                patience += loop.time() - began
                 # Each message has its deadline; this one is for all of them together.
                 together = loop.time() + 2 * self._answer_s
                 try:

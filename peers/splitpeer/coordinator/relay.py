@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from contextlib import suppress
-from datetime import datetime
+from datetime import UTC, datetime
 
+from splitpeer.errors import DeadlinePassed
 from splitproto import partners
-from splitproto.errors import FusionMismatch, IdentityError
+from splitproto.errors import CertificateEnded, FusionMismatch, IdentityError, PolicyRefused
+from splitproto.identity import Identity
 from splitproto.messages import FusionKeys, Job, KeyOffer
 from splitproto.partners import Trust
 
@@ -34,6 +37,8 @@ class Relay:
         self._trust, self._known = trust, known
         self._trusted = trust()
         self._offers: dict[str, KeyOffer] = {}
+        self._taken = asyncio.Event()
+        """Set, and replaced, when a site joins."""
 
     def check(self, site: str, offer: KeyOffer, now: datetime) -> None:
         """Whether `offer`, heard on a link of `site`, may be passed on.
@@ -43,11 +48,9 @@ class Relay:
 
         Raises:
             FusionMismatch: it proves nothing, or see `take`.
+            CertificateEnded: its certificate has ended.
         """
-        with suppress(IdentityError):
-            # A file that is just being replaced must not end the site that joins.
-            self._trusted = self._trust()
-        identity = partners.verify(offer, self._run, self._terms, self._trusted, now)
+        identity = self._verify(offer, now)
         if identity.site != site:
             raise FusionMismatch(f"{site} sent the fusion key of site {identity.site}")
         self._check_key(site, offer.public)
@@ -60,10 +63,50 @@ class Relay:
         """
         self._check_key(site, offer.public)
         self._offers[site], self._known[site] = offer, offer.public
+        self._taken.set()
+        self._taken = asyncio.Event()
 
     def others(self, site: str) -> FusionKeys:
         """What `site` is sent: SP-11.18-7: "ordered by the names of the sites"."""
         return FusionKeys(tuple(offer for name, offer in sorted(self._offers.items()) if name != site))
+
+    def ended(self, site: str, now: datetime) -> str | None:
+        """A partner of `site` that is away since before its certificate ended; None: there is none.
+
+        Whatever else is wrong with an offer by now is not looked at: `site` finds and names it.
+        """
+        for name, offer in sorted(self._offers.items()):
+            if name != site:
+                try:
+                    self._verify(offer, now)
+                except CertificateEnded:
+                    return name
+                except (FusionMismatch, IdentityError, PolicyRefused):
+                    continue
+        return None
+
+    async def await_fresh(self, site: str, patience_s: float) -> None:
+        """SP-11.18-7: what `site` is sent holds now: partners whose certificates have ended come back first.
+
+        Raises:
+            DeadlinePassed: one did not, within `patience_s`.
+        """
+        name: str | None = None
+        try:
+            async with asyncio.timeout(patience_s):
+                while (name := self.ended(site, datetime.now(UTC))) is not None:
+                    await self._taken.wait()
+        except TimeoutError:
+            raise DeadlinePassed(
+                f"site {name}: its certificate ended while it was away, and it did not come back with another in "
+                f"{patience_s:g} s"
+            ) from None
+
+    def _verify(self, offer: KeyOffer, now: datetime) -> Identity:
+        with suppress(IdentityError):
+            # A file that is just being replaced must not end the site that joins.
+            self._trusted = self._trust()
+        return partners.verify(offer, self._run, self._terms, self._trusted, now)
 
     def _check_key(self, site: str, public: bytes) -> None:
         if self._known.get(site, public) != public:

@@ -140,7 +140,8 @@ class RemoteSite:
         self._answer_s = offer.job.seconds_per_step
         self._presence = Presence(name, self.seat_names, patience_s, report)
         self._memory = Memory(name)
-        self._asking = Asking(self._presence, self._prepare, patience_s, self._answer_s)
+        self._patience_s = patience_s
+        self._asking = Asking(self._presence, self._ready, self._prepare, patience_s, self._answer_s)
         self._joining: list[SiteLink] = []
         self._committed, self._patients_in_use = 0, 0
         self._expected: Mapping[bytes, Geometry] | None = None
@@ -674,6 +675,11 @@ class RemoteSite:
         return any(link.holder_known for link, known in zip(links, heard, strict=True) if known)
 
     # --- inside ----------------------------------------------------------------------------------------
+
+    async def _ready(self, link: SiteLink) -> None:
+        """Raises DeadlinePassed: it waits for another site."""
+        if not link.begun and self._relay is not None:
+            await self._relay.await_fresh(self.name, self._patience_s)
 
     async def _prepare(self, link: SiteLink, question: Question) -> None:
         """Prepare a link for a request: begun, and with the site's memory unchanged.

@@ -190,7 +190,9 @@ class Site:
 
     def __init__(self, presence: Presence) -> None:
         self.presence, self.asked = presence, 0
-        self.asking = Asking(presence, self.prepare, 0.05, 5.0)
+        self.asking = Asking(presence, self.ready, self.prepare, 0.05, 5.0)
+
+    async def ready(self, link: SiteLink) -> None: ...
 
     async def prepare(self, link: SiteLink, question: Question) -> None: ...
 

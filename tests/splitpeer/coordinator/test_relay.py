@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from splitpeer.coordinator import relay as module
 from splitpeer.coordinator.relay import Relay
+from splitpeer.errors import DeadlinePassed
 from splitproto import partners, pki
-from splitproto.errors import FusionMismatch
+from splitproto.errors import CertificateEnded, FusionMismatch
 from splitproto.messages import Fusion, Job, KeyOffer, Level
 from splitproto.partners import Trust
 
@@ -43,7 +47,7 @@ def offer(folder: Path, site: str, **changed: Any) -> KeyOffer:
 
 def relay(folder: Path, known: dict[str, bytes] | None = None, crl: Path | None = None) -> Relay:
     listed = None if crl is None else crl.read_bytes()
-    ours = Trust.read("glioma", (folder / "ca.crt").read_bytes(), listed, {*SITES, "gone"})
+    ours = Trust.read("glioma", (folder / "ca.crt").read_bytes(), listed, {*SITES, "gone", "brief"})
     return Relay(RUN, JOB, lambda: ours, {} if known is None else known)
 
 
@@ -84,8 +88,53 @@ def test_it_refuses_what_partners_would(folder: Path) -> None:
     ):
         with pytest.raises(FusionMismatch, match=words):
             relay(folder, crl=folder / "ca.crl").check(site, wrong, NOW)
-    with pytest.raises(FusionMismatch, match="does not hold"):
+    with pytest.raises(CertificateEnded, match="has ended since"):
         relay(folder).check("a", good, NOW.replace(year=2099))
+
+
+async def test_a_partner_whose_certificate_ends_while_it_is_away_is_waited_for(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SP-11.18-7: nobody is sent its old offer; it is sent those of the others, and all are once it is back."""
+    one, late = relay(folder), NOW + timedelta(days=4)
+    pki.issue(folder, "client", "brief", days=3, now=NOW)
+    for site in ("a", "brief"):
+        one.take(site, offer(folder, site))
+    monkeypatch.setattr(module, "datetime", SimpleNamespace(now=lambda zone: late))
+    assert (one.ended("a", NOW), one.ended("a", late), one.ended("brief", late)) == (None, "brief", None)
+    waiting = asyncio.create_task(one.await_fresh("a", 60.0))
+    await one.await_fresh("brief", 60.0)
+    one.take("b", offer(folder, "b"))
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    with pytest.raises(CertificateEnded, match="the certificate of site brief has ended since") as error:
+        one.check("brief", offer(folder, "brief"), late)
+    assert error.value.retry
+    with pytest.raises(
+        DeadlinePassed, match=r"^site brief: its certificate ended while it was away, [^\n]*$"
+    ):
+        await one.await_fresh("a", 0.01)
+    for ending in ("crt", "key"):
+        (folder / f"brief.{ending}").unlink()
+    pki.issue(folder, "client", "brief", days=300, now=late)
+    one.check("brief", offer(folder, "brief"), late)
+    one.take("brief", offer(folder, "brief"))
+    await waiting
+
+
+async def test_a_partner_that_is_wrong_is_not_waited_for(folder: Path) -> None:
+    """Though its certificate has ended as well: it is passed on as before, so that the partners refuse and name it."""
+    one, late = relay(folder), NOW + timedelta(days=500)
+    for site, wrong in (
+        ("a", replace(offer(folder, "a"), public=bytes([7]) * 32)),
+        ("b", offer(folder, "b", run=bytes(16))),
+    ):
+        one.take(site, wrong)
+        assert one.ended("c", late) is None
+        with pytest.raises(FusionMismatch, match="is not signed by it"):
+            partners.verify(wrong, RUN, partners.terms_digest(JOB), one._trusted, late)
+    one.take("c", offer(folder, "c"))
+    assert one.ended("gone", late) == "c"
 
 
 def test_a_key_stays_a_sites_and_no_other_sites(folder: Path) -> None:
