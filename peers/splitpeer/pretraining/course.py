@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,10 +19,12 @@ from splitpeer.pretraining.examples import ImageSource, examples
 from splitpeer.pretraining.information import InformationBottleneck
 from splitpeer.pretraining.stage import Progress, Stage, Together, train
 from splitpeer.settings.job import JobConfig
-from splitpeer.storage import durable
+from splitpeer.storage import durable, reading
 
 STEPS = ".steps"
 """Ending of the folder with the checkpoints of a pretraining that is not over."""
+PARTNERS = "partners.json"
+"""In that folder: the files that are to be made for partners."""
 
 
 @dataclass(frozen=True)
@@ -112,7 +115,7 @@ def pretrain(
         partners: further files to write: the seats and encoders that the first stage trains together with this one.
 
     Raises:
-        ConfigError: `out` is there, its folder is not, or an interrupted one had other settings.
+        ConfigError: `out` is there, its folder is not, or an interrupted one had other settings or partners.
         DataError, JobFailed: see `stage.train`.
     """
     folder = work_folder(out)
@@ -124,6 +127,7 @@ def pretrain(
             raise ConfigError(f"{path}: exists and is not overwritten: move it away, or add --force")
     if force and folder.exists():
         shutil.rmtree(folder)
+    _keep_to_partners(folder, sorted(str(path.resolve()) for path in partners))
     tensors: dict[str, Tensor] | None = None
     for number, one in enumerate(planned):
         told.begins(number, one.stage)
@@ -144,3 +148,25 @@ def pretrain(
     encoder_file.write(out, tensors or {}, described)
     shutil.rmtree(folder, ignore_errors=True)
     return encoder_file.read(out)
+
+
+def _keep_to_partners(folder: Path, asked: list[str]) -> None:
+    """Raises ConfigError: the one that was interrupted makes other files for partners, which would be lost."""
+    path = folder / PARTNERS
+    try:
+        begun = reading.document(path)["files"]
+    except FileNotFoundError:
+        begun = None
+    except (OSError, ValueError, LookupError):
+        raise ConfigError(f"{path}: cannot be read: add --force to begin again") from None
+    if begun is None:
+        try:
+            durable.make_folder(folder)
+            durable.replace(path, json.dumps({"files": asked}).encode())
+        except OSError as error:
+            raise durable.refusal(error, f"{path}:", "--out") from None
+    elif begun != asked:
+        where = f"with --for-partners {Path(begun[0]).parent}" if begun else "without --for-partners"
+        raise ConfigError(
+            f"{folder}: what was interrupted began {where}: say the same, or --force to begin again"
+        )

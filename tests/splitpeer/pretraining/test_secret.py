@@ -119,6 +119,32 @@ def test_files_for_partners_after_an_interruption(
     assert not others.saw_own_images and len(others.stages) == 1
 
 
+def test_an_interrupted_one_keeps_to_its_partners(
+    desk: Desk, where: tuple[str, ...], ends_at: Callable[[int], None]
+) -> None:
+    """Continued without the flag, it would end well and the other sites' encoders would be gone."""
+    desk.job(pretraining={**TOGETHER, "steps": 4})
+    given = ("--for-partners", str(desk.folder / "partners"))
+    ends_at(3)
+    desk.run(*where, *given, code=130)
+    ends_at(-1)
+    for other in ((), ("--for-partners", str(desk.folder / "elsewhere"))):
+        said = desk.run(*where, *other, code=4)
+        assert f"began with --for-partners {desk.folder / 'partners'}: say the same, or --force" in said
+    desk.run(*where, *given)
+    assert len(list((desk.folder / "partners").iterdir())) == 2
+    desk.out.unlink()
+    ends_at(3)
+    desk.run(*where, code=130)
+    ends_at(-1)
+    assert "began without --for-partners: say the same" in desk.run(*where, "--for-partners", "x", code=4)
+    desk.run(*where, *given, "--force")
+    (desk.folder / "encoder.safetensors.steps").mkdir()
+    (desk.folder / "encoder.safetensors.steps" / "partners.json").write_text("[]")
+    desk.out.unlink()
+    assert "partners.json: cannot be read" in desk.run(*where, code=4)
+
+
 def test_encoders_of_their_own_are_told(desk: Desk, where: tuple[str, ...]) -> None:
     desk.run(*where)
     assert "every site trains a network of its own" in desk.log
