@@ -295,7 +295,7 @@ def _chain(
 
 
 def _agrees(public: bytes) -> bool:
-    """SP-11.18-8: "that X25519 yields no zeros with the key". Where it does, it does so with every secret."""
+    """SP-11.18-8: "X25519 yields no zeros with the key". Where it does, it does so with every secret."""
     try:
         X25519PrivateKey.from_private_bytes(bytes(32)).exchange(X25519PublicKey.from_public_bytes(public))
     except ValueError:
