@@ -43,6 +43,19 @@ def privacy(
         f"most; {spent.patients} have paid, {spent.half} half of it or more, {spent.full} all of it\n"
         f"a test for that person's images with {FPR:.0%} false alarms finds {spent.detected:.1%} of them at most"
     )
+    for spec in policy.defences:
+        if (sites := int(spec.values.get("shared", 1))) > 1:
+            honest = int(spec.values["honest"])
+            relied = "on no other site" if honest == 1 else f"on {honest - 1} of the {sites - 1} others"
+            echo(
+                f"{spec.brief}: the noise is that of {sites} sites, and the budget counts {relied} to keep theirs "
+                "secret"
+            )
+    if spent.alone > spent.epsilon:
+        echo(
+            f"if all others tell the coordinator their noise, epsilon is {spent.alone:.3g}, by the patient that paid "
+            "most"
+        )
 
 
 @privacy.command()

@@ -47,12 +47,14 @@ _Figure = Literal[
     "withdrawn",
     "bank",
     "released",
+    "privacy",
     "job",
     "tls",
 ]
 _LINES: tuple[tuple[_Figure, ...], ...] = (
     ("seats",),
     ("bank", "released"),
+    ("privacy",),
     ("loss", "dice"),
     ("hd95", "volume_ml"),
     ("checkpoints", "absence"),

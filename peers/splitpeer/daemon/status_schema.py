@@ -85,6 +85,8 @@ class Work(TypedDict, total=False):
     """A coordinator's, in a job with frozen encoders: how much of it is there, in words."""
     released: int
     """At a site: windows that have left in a job with frozen encoders."""
+    privacy: str
+    """At a site with a privacy budget: what is spent of it, in words, as of its last tenth."""
     missing: list[str]
     """At a site: seats that the job does without at the moment."""
     withdrawn: int

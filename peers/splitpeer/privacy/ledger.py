@@ -11,8 +11,10 @@ Every record (window) that leaves is paid for by the patients whose images it de
 An account is a person's: all scans of a person, in all federations, are paid from it (`site/people.py`).
 
 `privacy-ledger.json` in `[peer] state` (mode 0600) holds, by account, how many records were paid at which noise
-(sigma / clip). Payments are written ahead in blocks: a crash loses the unused rest of a block, so it counts too much
-and never too little, and most steps write nothing. One process at a time may hold it.
+(sigma / clip); of noise that sites of a sum share, also at which noise of this site's own ("1.5 0.75"), which is all
+that is left if every other site works with the coordinator. Payments are written ahead in blocks: a crash loses the
+unused rest of a block, so it counts too much and never too little, and most steps write nothing. One process at a time
+may hold it.
 
 Deleting the file deletes the memory of what left: the promise is then void. Back it up with the patients' data.
 """
@@ -59,6 +61,8 @@ class Spent:
 
     epsilon: float
     """Epsilon of the patient that paid most."""
+    alone: float
+    """The same where noise that sites share counts as this site's own alone: if all others tell theirs."""
     budget: float
     delta: float
     patients: int
@@ -71,19 +75,28 @@ class Spent:
     """At FPR, the largest TPR of any test whether the images are those of the patient that paid most."""
 
 
+Noise = tuple[float, float]
+"""sigma / clip that counts, and this site's own part of it."""
+
+
 @dataclass
 class _Account:
     """One patient: records by noise. `written` is what the file says, never less than `paid`."""
 
-    paid: Counter[float] = field(default_factory=Counter)
-    written: Counter[float] = field(default_factory=Counter)
+    paid: Counter[Noise] = field(default_factory=Counter)
+    written: Counter[Noise] = field(default_factory=Counter)
     runs: set[str] = field(default_factory=set)
     """Runs whose weights may carry this patient."""
 
     @property
     def squared(self) -> float:
         """mu^2 of all that was paid."""
-        return sum(count * _cost(noise) for noise, count in self.paid.items())
+        return sum(count * _cost(noise) for (noise, _), count in self.paid.items())
+
+    @property
+    def squared_alone(self) -> float:
+        """The same with this site's own noise alone."""
+        return sum(count * _cost(own) for (_, own), count in self.paid.items())
 
 
 def _cost(noise: float) -> float:
@@ -123,7 +136,14 @@ class Ledger:
         self._tell, self._reached = told, bisect_right(self._tenths, self._worst())
 
     def pay(
-        self, run: bytes, patients: Sequence[bytes], noise: float, *, learning: bool, training: bool
+        self,
+        run: bytes,
+        patients: Sequence[bytes],
+        noise: float,
+        *,
+        learning: bool,
+        training: bool,
+        own: float | None = None,
     ) -> None:
         """Pay for one batch, durably, before it leaves: all of it or nothing.
 
@@ -133,6 +153,7 @@ class Ledger:
             noise: sigma / clip of this release.
             learning: whether the encoder's weights ever follow gradients.
             training: whether gradients for this batch may follow.
+            own: this site's part of the noise, sigma / clip; None: all of it. It decides nothing but `Spent.alone`.
 
         Raises:
             PolicyRefused: it would exceed some patient's budget. Nothing is paid.
@@ -155,21 +176,22 @@ class Ledger:
                 f"the privacy budget of this site (epsilon {self.epsilon:g} at delta {self.delta:g}) is spent for "
                 f"{len(beyond)} of its patients"
             )
+        at = (noise, noise if own is None else own)
         new, fresh = set(), costs.keys() - self._accounts.keys()
         for key, count in costs.items():
             account = self._accounts.setdefault(key, _Account())
-            account.paid[noise] += count
+            account.paid[at] += count
             if learning and training and name not in account.runs:
                 account.runs.add(name)
                 new.add(key)
-        if new or any(self._accounts[key].paid[noise] > self._accounts[key].written[noise] for key in costs):
+        if new or any(self._accounts[key].paid[at] > self._accounts[key].written[at] for key in costs):
             for key, count in costs.items():
                 account = self._accounts[key]
-                account.written[noise] = account.paid[noise] + self._ahead(account, noise, count)
+                account.written[at] = account.paid[at] + self._ahead(account, noise, count)
             try:
                 self._write()
             except DataError:
-                self._unpay(costs, noise, new, fresh, name)
+                self._unpay(costs, at, new, fresh, name)
                 raise
         reached = bisect_right(self._tenths, max(self._accounts[key].squared for key in costs))
         if reached > self._reached:
@@ -210,7 +232,7 @@ class Ledger:
         return max(0, math.floor(min(BLOCK * count, self._most / _cost(noise) / LOST_SHARE, left)))
 
     def _unpay(
-        self, costs: Counter[str], noise: float, new: AbstractSet[str], fresh: AbstractSet[str], run: str
+        self, costs: Counter[str], noise: Noise, new: AbstractSet[str], fresh: AbstractSet[str], run: str
     ) -> None:
         """Nothing left, so nothing is owed. The file's content is unknown now: the next payment rewrites it."""
         for key, count in costs.items():
@@ -224,7 +246,7 @@ class Ledger:
 
     def _write(self) -> None:
         patients = {
-            key: {"paid": {repr(noise): count for noise, count in sorted(a.written.items()) if count},
+            key: {"paid": {_text(noise): count for noise, count in sorted(a.written.items()) if count},
                   "runs": sorted(a.runs)}
             for key, a in sorted(self._accounts.items())
         }  # fmt: skip
@@ -251,7 +273,7 @@ def read_spent(folder: Path, epsilon: float, delta: float) -> Spent:
     """
     accounts = _read(folder / NAME)
     # The noise last used is not in the file; the finest step is the most generous question.
-    noise = max((noise for account in accounts.values() for noise in account.paid), default=math.inf)
+    noise = max((noise for account in accounts.values() for noise, _ in account.paid), default=math.inf)
     return _spent(accounts, epsilon, delta, noise)
 
 
@@ -259,8 +281,10 @@ def _spent(accounts: dict[str, _Account], epsilon: float, delta: float, noise: f
     squares = [account.squared for account in accounts.values()]
     worst = math.sqrt(max(squares, default=0.0))
     most, half = mu_within(epsilon, delta) ** 2 * _SLACK, mu_within(epsilon / 2, delta) ** 2 / _SLACK
+    alone = math.sqrt(max((account.squared_alone for account in accounts.values()), default=0.0))
     return Spent(
         epsilon_of_mu(worst, delta),
+        epsilon_of_mu(alone, delta),
         epsilon,
         delta,
         patients=len(squares),
@@ -314,10 +338,16 @@ def _read(path: Path) -> dict[str, _Account]:
         ) from None
 
 
+def _text(noise: Noise) -> str:
+    """One number where all of it is this site's own."""
+    return " ".join(map(repr, noise[:1] if noise[0] == noise[1] else noise))
+
+
 def _account(entry: dict[str, Any]) -> _Account:
-    paid: Counter[float] = Counter()
-    for noise, count in entry["paid"].items():
-        if not (float(noise) >= 0 and type(count) is int and count >= 0):
+    paid: Counter[Noise] = Counter()
+    for said, count in entry["paid"].items():
+        noise, own = map(float, said.split(" ")) if " " in said else (float(said), float(said))
+        if not (noise >= own >= 0 and type(count) is int and count >= 0):
             raise ValueError("no count")
-        paid[float(noise)] = count
+        paid[noise, own] = count
     return _Account(paid, Counter(paid), {bytes.fromhex(run).hex() for run in entry["runs"]})

@@ -581,6 +581,7 @@ class SiteJob:
             mechanism.noise,
             learning=not mechanism.frozen,
             training=forward.mode == "train",
+            own=mechanism.own_noise,
         )
 
     def _usable_batch(self, forward: Forward) -> Images | None:

@@ -157,7 +157,9 @@ def open_ledger(config: PeerConfig, report: h.Reporter) -> Ledger | None:
         return None
 
     def spent(now: Spent) -> None:
-        report(h.PrivacySpent(now.epsilon, now.budget, now.delta, now.patients, now.half, now.full))
+        report(
+            h.PrivacySpent(now.epsilon, now.alone, now.budget, now.delta, now.patients, now.half, now.full)
+        )
 
     return Ledger(config.peer.state, policy.epsilon, policy.delta, spent)
 

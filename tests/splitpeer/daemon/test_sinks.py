@@ -126,6 +126,17 @@ def test_an_evaluation(board: Board) -> None:
     assert ProgressMessages().due(EVALUATED) == Progress(8, {"dice_WT": 0.5})
 
 
+def test_a_budget_is_seen_with_the_others_noise_and_without(board: Board) -> None:
+    for alone, seen in (
+        (2.5, "epsilon 2.5 of 8 spent"),
+        (4.0, "epsilon 2.5 of 8 spent (4 if all others tell"),
+    ):
+        told = h.PrivacySpent(2.5, alone, 8.0, 1e-5, 3, 1, 0)
+        h.Reporter(BoardSink(board))(told)
+        assert board._document()["work"]["privacy"].startswith(seen)
+        assert entry(told)[1]["alone"] == alone  # type: ignore[index]
+
+
 def test_nothing_happens_that_nobody_is_told() -> None:
     folder = Path(inspect.getfile(sinks)).parent
     places = "".join(path.read_text() for path in folder.glob("*.py"))

@@ -9,7 +9,7 @@ from click.testing import CliRunner
 
 from splitpeer.cli.privacy import privacy
 from splitpeer.errors import ConfigError
-from splitpeer.privacy.accounting import epsilon, noise_for
+from splitpeer.privacy.accounting import epsilon, noise_for, unknown_noise
 from splitpeer.privacy.ledger import Ledger
 from splitpeer.settings import templates
 
@@ -39,6 +39,30 @@ def test_what_is_spent_can_be_read_beside_a_running_site(run) -> None:
     assert (b"a" * 16).hex() not in said
     assert json.loads(run("--json"))["epsilon"] == pytest.approx(epsilon({NOISE: 40}, 1e-5))
     ledger.close()
+
+
+def test_what_is_spent_with_and_without_the_others_noise(run) -> None:
+    """`shared=4,honest=3`: by the assumption, and if nobody but this site keeps its noise to itself."""
+    whole = 2 * NOISE
+    shared = f'policy.defences=["dp-gaussian:noise={whole!r},shared=4,honest=3"]'
+    settings = [shared, "policy.epsilon=8", "policy.delta=1e-5"]
+    counted, own = unknown_noise(whole, 4, 3), unknown_noise(whole, 4, 1)
+    ledger = Ledger(run.state, 8, 1e-5)
+    for patient, records in ((b"a" * 16, 5), (b"b" * 16, 7)):
+        ledger.pay(b"r" * 16, [patient] * records, counted, learning=False, training=True, own=own)
+    ledger.close()
+    said = run(settings=settings)
+    assert (
+        "the noise is that of 4 sites, and the budget counts on 2 of the 3 others to keep theirs secret"
+        in said
+    )
+    alone = epsilon({own: 7}, 1e-5)
+    assert f"if all others tell the coordinator their noise, epsilon is {alone:.3g}" in said
+    found = json.loads(run("--json", settings=settings))
+    assert found["epsilon"] == pytest.approx(epsilon({counted: 7}, 1e-5))
+    assert found["alone"] == pytest.approx(alone)
+    nobody = [shared.replace("honest=3", "honest=1"), *settings[1:]]
+    assert "the budget counts on no other site to keep theirs secret" in run(settings=nobody)
 
 
 def test_without_a_budget_there_is_nothing_to_show(run) -> None:

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
@@ -263,6 +264,30 @@ def test_a_ledger_remembers_exactly(open_here) -> None:
     assert again.spent() == ledger.spent()
     pay(again, A, noise=0.1 + 0.2 + 100)
     assert len(json.loads(again.path.read_text())["patients"][A.hex()]["paid"]) == 1
+
+
+def test_a_ledger_remembers_which_noise_was_this_sites_own(open_here) -> None:
+    ledger = open_here()
+    for own, records in ((NOISE / 2, 3), (None, 2)):
+        ledger.pay(RUN, [A] * records, NOISE, learning=False, training=True, own=own)
+    ledger.pay(RUN, [B] * 4, NOISE, learning=False, training=True)
+    now = ledger.spent()
+    assert now.epsilon == pytest.approx(epsilon({NOISE: 5}, DELTA))
+    assert now.alone == pytest.approx(epsilon({NOISE: 2, NOISE / 2: 3}, DELTA))
+    ledger.close()
+    again = open_here()
+    assert again.spent() == replace(now, full=again.spent().full)
+    assert json.loads(again.path.read_text())["patients"][A.hex()]["paid"] == {
+        f"{NOISE!r} {NOISE / 2!r}": 3, repr(NOISE): 2,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("said", ["1.0 2.0", "1.0 0.5 0.2", "1.0 ", "1.0 -0.5", "1.0 nan"])
+def test_own_noise_that_cannot_be_is_damage(tmp_path, said: str) -> None:
+    text = {"format": "splitpeer privacy ledger 2", "patients": {"aa": {"paid": {said: 1}, "runs": []}}}
+    (tmp_path / NAME).write_text(json.dumps(text))
+    with pytest.raises(DataError, match="not a whole privacy ledger"):
+        Ledger(tmp_path, EPSILON, DELTA)
 
 
 def test_a_ledger_of_patients_is_not_taken_for_one_of_people(tmp_path) -> None:

@@ -315,6 +315,8 @@ class PrivacySpent(Happening):
     line = "privacy.spent"
 
     epsilon: float
+    alone: float
+    """Epsilon if all other sites that share the noise tell theirs."""
     budget: float
     delta: float
     patients: int

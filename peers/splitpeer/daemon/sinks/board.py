@@ -108,6 +108,9 @@ class BoardSink:
                 board.set(step=step, octets_in=octets_in, octets_out=octets_out)
             case h.WindowsReleased(windows, octets_in, octets_out):
                 board.set(released=windows, octets_in=octets_in, octets_out=octets_out)
+            case h.PrivacySpent(epsilon=epsilon, alone=alone, budget=budget):
+                others = f" ({alone:.3g} if all others tell their noise)" if alone > epsilon else ""
+                board.set(privacy=f"epsilon {epsilon:.3g} of {budget:g} spent{others}")
             case h.StepCounted(step) | h.SiteRolledBack(step=step):
                 board.set(step=step)
             case h.SiteSaved(checkpoints=checkpoints):

@@ -63,8 +63,9 @@ def entry(happening: h.Happening) -> tuple[str, dict[str, Any]] | None:
         case h.CheckpointCommitted(run, step, digests):
             shown = [f"{site} {digest}" for site, digest in digests.items()]
             return "job.checkpoint", {"run": run, "step": step, "digests": shown}
-        case h.PrivacySpent(epsilon=epsilon):
-            return "privacy.spent", {**vars(happening), "epsilon": round(epsilon, 4)}
+        case h.PrivacySpent(epsilon=epsilon, alone=alone):
+            rounded = {"epsilon": round(epsilon, 4), "alone": round(alone, 4)}
+            return "privacy.spent", {**vars(happening), **rounded}
         case h.AskedTooMuch(cause=cause):
             return "policy.refused", {"cause": cause}
         case h.JobAccepted(levels=levels, seats=seats):
