@@ -82,7 +82,8 @@ LEFT_OUT = (
 SYNTHETIC = (
     "These are synthetic patients and short attacks: the figures show the mechanism, and are no bound on what better "
     "ones find in the sum; docs/private.md has the result of longer ones. The adversary holds the encoders of all "
-    "hospitals, which a real coordinator does not, unless the hospital that made them tells."
+    "hospitals, which a real coordinator does not, unless the hospital that made them tells. These encoders learned "
+    "without noise, which the preset for hospitals refuses unless they allow it (min_encoder_noise): the demo does."
 )
 
 Progress = Callable[[str, int, int], None]

@@ -140,21 +140,27 @@ def read_and_not_read(runs: Sequence[tuple[Folder, AuditRun]]) -> dict[str, tupl
     return {
         "What the coordinator can see": (
             f"For each window, {'once' if frozen else 'each time it is trained on or evaluated'}: the sum of {count} "
-            "hospitals' rounded values. It keeps that, and trains from it.",
-            "Which windows there are, of which pseudonym, and how large the volumes are. The labels, if it holds them.",
+            f"hospitals' rounded values. {'It keeps that, and trains from it' if frozen else 'It trains from that'}.",
+            "Which windows there are, of which pseudonym, and how large the volumes are. The labels, if it holds them, "
+            "and then also which patients they are of.",
             "Which hospitals take part.",
         ),
         "What the coordinator cannot see": (
-            "Images, encoders and names: none of them is sent to it.",
+            "Images, encoders and patients' names: none of them is sent to it.",
             "A single hospital's values. What it receives of each are integers that look random, because masks are "
             f"added that only the hospitals know and that cancel in the sum. {_holds(count)}",
-            "What the encoder would say of a patient in another pose or after more training: nothing is asked twice."
+            "What the encoder would say of a patient in another pose or after more training: in this run, each window "
+            "is asked for once. A further run with the same patients would be another view."
             if frozen
             else "What the gradient does to a single encoder: every hospital is sent the same one, that of the sum.",
         ),
         "What is not protected": (
             "The sum itself. It is computed from the images, and this page shows what an attack makes of it. “Others "
             "known” is what is left of one hospital if its partners' values are flat, or known to the coordinator.",
+            "One hospital from all others: together with the coordinator they subtract their own values from the sum.",
+            "Images from whoever has the encoders: they make the attacks on this page as strong as they are. A "
+            "coordinator that is run by the hospital that made them has them.",
+            "What the decoder itself shows of the patients it was trained on.",
         ),
     }
 

@@ -89,7 +89,7 @@ def labels(found: Sequence[Configuration], *, frozen: bool = False) -> Answer:
             question,
             "Nothing: no gradient is sent.",
             details=("Encoders are frozen: a hospital is asked for its windows once, and gets nothing back. It knows "
-                     "which windows of its own patients were asked for.",),
+                     "which windows of its own patients were asked for, and so which of them have a usable mask.",),
         )  # fmt: skip
     judged = [(one, worst) for one in found if (worst := one.worst_mask)]
     if not judged:
