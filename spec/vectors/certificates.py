@@ -144,12 +144,12 @@ NAMES = (x509.DNSName(HOST), x509.IPAddress(ipaddress.ip_address(ADDRESS)))
 HUB = Plan(uris=("spiffe://glioma/splitproto/coordinator/hub",), hosts=NAMES, serial=0x2002)
 
 
-def crl(*serials: int, by: Authority = ROOT, until: datetime = FAR) -> str:
+def crl(*serials: int, by: Authority = ROOT, since: datetime = LONG_AGO, until: datetime = FAR) -> str:
     """A revocation list."""
     builder = (
         x509.CertificateRevocationListBuilder()
         .issuer_name(by.subject)
-        .last_update(LONG_AGO)
+        .last_update(since)
         .next_update(until)
         .add_extension(x509.CRLNumber(1), critical=False)
         .add_extension(

@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import hmac
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from datetime import timedelta
 from functools import cache
 from typing import Any
 
@@ -301,6 +302,22 @@ def signature(site: str, run: bytes, terms: bytes, shown: bytes, uri: str = "") 
     return leaf_key(site).sign(signed, ec.ECDSA(hashes.SHA256(), deterministic_signing=True))
 
 
+def outdated_lists(case: Callable[..., Case], shown: bytes, revoked: bytes) -> Iterator[Case]:
+    """What is past its nextUpdate vouches for nobody, and still revokes."""
+    past, mine = replace_year(NOW), {"site": "b", "public": shown.hex()}
+    outdated, fresh = crl(REVOKED, since=past, until=past + timedelta(days=9)), past + timedelta(days=10)
+    yield case("offer-outdated-list", "SP-11.18-8", MISMATCH, outdated)
+    yield case("offer-outdated-newer-list", "SP-11.18-8: of another certificate", mine, crl() + outdated)
+    yield case(
+        "offer-revoked-by-outdated-list", "SP-11.18-8: it is newer than the one in force", MISMATCH, crl() + outdated,
+        chain=[revoked],
+    )  # fmt: skip
+    yield case(
+        "offer-no-longer-revoked", "SP-11.18-8: by a list that is newer still", mine, outdated + crl(since=fresh),
+        chain=[revoked],
+    )  # fmt: skip
+
+
 def offers() -> Iterator[Case]:
     """A key offer -> whose it is, or why it is refused."""
     terms, shown = terms_digest(AGREED), public(SECRETS["b"])
@@ -338,7 +355,22 @@ def offers() -> Iterator[Case]:
     yield case("offer-other-ca", "SP-11.18-8", MISMATCH, chain=[certificate("b", by=OTHER)])
     revoked = certificate("b", serial=REVOKED)
     yield case("offer-revoked", "SP-11.18-8", MISMATCH, crl(REVOKED), chain=[revoked])
-    yield case("offer-expired", "SP-11.18-8", MISMATCH, chain=[certificate("b", end=replace_year(NOW))])
+    yield from outdated_lists(case, shown, revoked)
+    over = replace_year(NOW)
+    ended, policy = refused("certificate-ended", "semantics"), refused("policy-refused", "semantics")
+    yield case(
+        "offer-expired", "SP-11.18-8: nothing else is wrong", ended, chain=[certificate("b", end=over)]
+    )
+    stranger: Case = {"signature": signature("d", RUN, terms, shown), "chain": [certificate("d", end=over)]}
+    for name, expect, listed, changed in (
+        ("other-key", MISMATCH, "", {"public": other}),
+        ("other-run", MISMATCH, "", {"signature": replayed}),
+        ("other-ca", MISMATCH, "", {"chain": [certificate("b", by=OTHER, end=over)]}),
+        ("revoked", MISMATCH, crl(REVOKED), {"chain": [certificate("b", serial=REVOKED, end=over)]}),
+        ("stranger", policy, "", stranger),
+    ):  # fmt: skip
+        of_it: dict[str, Any] = {"chain": [certificate("b", end=over)], **changed}
+        yield case(f"offer-expired-{name}", "SP-11.18-8: what else is wrong counts", expect, listed, **of_it)
     yield case(
         "offer-not-yet-valid", "SP-11.18-8", MISMATCH, chain=[certificate("b", start=replace_year(NOW, 1))]
     )
@@ -361,7 +393,7 @@ def offers() -> Iterator[Case]:
         yield case(
             f"offer-small-order-{which}", "SP-11.18-8: X25519 yields zeros", MISMATCH, public=point, signature=signed
         )  # fmt: skip
-    stranger: Case = {"signature": signature("d", RUN, terms, shown), "chain": [certificate("d")]}
+    stranger = {"signature": signature("d", RUN, terms, shown), "chain": [certificate("d")]}
     yield case("offer-stranger", "SP-11.18-8: no partner", refused("policy-refused", "semantics"), **stranger)
     for name, uri in (
         ("role", "glioma/splitproto/coordinator/b"),

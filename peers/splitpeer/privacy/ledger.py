@@ -161,12 +161,8 @@ class Ledger:
         """
         if self._closed:
             raise RuntimeError("the ledger is closed")
-        name, batch = run.hex(), [key.hex() for key in patients]
-        costs = Counter(batch)
-        if learning:
-            costs.update({
-                key: len(batch) - costs[key] for key, account in self._accounts.items() if name in account.runs
-            })  # fmt: skip
+        name = run.hex()
+        costs = self._costs(name, [key.hex() for key in patients], learning=learning)
         self._noise = noise
         beyond = [key for key, count in costs.items() if not self._bears(key, noise, count)]
         if beyond:
@@ -221,6 +217,15 @@ class Ledger:
             self._tell(self.spent())
 
     # --- inside ----------------------------------------------------------------------------------------
+
+    def _costs(self, run: str, batch: Sequence[str], *, learning: bool) -> Counter[str]:
+        """Records that each account pays for."""
+        costs = Counter(batch)
+        if learning:
+            costs.update({
+                key: len(batch) - costs[key] for key, account in self._accounts.items() if run in account.runs
+            })  # fmt: skip
+        return costs
 
     def _bears(self, key: str, noise: float, count: int) -> bool:
         account = self._accounts.get(key)
