@@ -411,6 +411,19 @@ def test_what_ended_is_told_from_what_is_wrong(folder: Path, tmp_path: Path) -> 
             partners.verify(wrong, RUN, TERMS, judge, late)
 
 
+def test_a_statement_counts_while_its_certificate_is_valid(folder: Path) -> None:
+    key, chain = (folder / "b.key").read_bytes(), (folder / "b.crt").read_bytes()
+    signature, shown = partners.signed_statement(key, chain, lambda uri: b"label" + uri.encode())
+    ours = trust(folder)
+
+    def checked(now: datetime) -> str:
+        return partners.check_statement(shown, signature, lambda uri: b"label" + uri.encode(), ours, now).site
+
+    assert checked(NOW) == "b"
+    with pytest.raises(IdentityError, match="it has ended"):
+        checked(NOW + timedelta(days=500))
+
+
 def test_a_key_that_everybody_can_use_is_refused(folder: Path) -> None:
     """SP-11.18-8: the coordinator, which has no key of its own, sees it too."""
     for point in (bytes(32), b"\x01" + bytes(31)):
