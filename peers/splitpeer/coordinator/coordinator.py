@@ -157,7 +157,7 @@ class Coordinator:
         self._work: RunWork = (
             FrozenWork(self._run, gathering, config)
             if self._job.frozen
-            else JointWork(self._run, gathering, self._gradient_stacks)
+            else JointWork(self._run, gathering, self._gradient_stacks, self._service)
         )
 
     @property

@@ -15,6 +15,7 @@ import numpy as np
 from splitpeer.coordinator.averaging import Averaging
 from splitpeer.coordinator.evaluator import Evaluator
 from splitpeer.coordinator.exclusion import Exclusion, UnusableBySite, told_apart
+from splitpeer.coordinator.inference.service import Service
 from splitpeer.coordinator.memory import SiteRestarted
 from splitpeer.coordinator.remote_site import RemoteSite, Sent, Unable
 from splitpeer.coordinator.run import Arrived, Run
@@ -41,9 +42,14 @@ class Trainer:
     Args:
         run: the run; its sites have joined.
         gradient_stacks: what is done to gradients before they leave for a site's seat.
+        service: of inference, which may work between two steps; None: nothing does.
     """
 
-    def __init__(self, run: Run, gradient_stacks: Mapping[Place, Stack]) -> None:
+    def __init__(
+        self, run: Run, gradient_stacks: Mapping[Place, Stack], service: Service | None = None
+    ) -> None:
+        self._service = service
+        self._announced = 0  # batches up to this step may have been announced
         self._run, self._gradient_stacks = run, gradient_stacks
         self._window = window_of(run.job)
         self._exclusion = Exclusion(run)
@@ -88,6 +94,7 @@ class Trainer:
         while scored < run.job.steps and not run.draining:
             try:
                 await self._assemble()
+                await self._infer()
                 if run.committed < run.job.steps:
                     while unusable := await self._step(stream):
                         await self._exclusion.withdraw(unusable, stream)
@@ -109,6 +116,12 @@ class Trainer:
         await run.team.muster(run.committed, patients)
         await run.team.ask_all(lambda site: site.begin(run.committed, patients))
         await self._tell_missing()
+
+    async def _infer(self) -> None:
+        """SP-11.19-8: between two steps, when no site has a batch in hand."""
+        if self._service is not None and self._service.wanted and self._announced <= self._run.committed:
+            self._run.octets_from = None
+            await self._service.serve_one()
 
     async def _save(self) -> bool:
         """Whether work continues, with a checkpoint if one is due."""
@@ -145,7 +158,12 @@ class Trainer:
         ends = [self._run.job.steps, step + settings.training.ahead]
         training = settings.training
         pauses = (training.checkpoint_every, settings.evaluation.every, training.average_every)
-        return min(*ends, *(-(-step // every) * every for every in pauses if every))
+        until = min(*ends, *(-(-step // every) * every for every in pauses if every))
+        if self._service is not None and self._service.wanted:
+            # Those that are announced come first; then it is the service's turn.
+            until = min(until, max(step, self._announced))
+        self._announced = until
+        return until
 
     def _announced_until(
         self, site: RemoteSite, ahead: Sequence[Forward], outs: Sequence[frozenset[str]]

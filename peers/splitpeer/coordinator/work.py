@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping
 from typing import Protocol
 
 from splitpeer.coordinator.gathering import Gathering
+from splitpeer.coordinator.inference.service import Service
 from splitpeer.coordinator.run import Run
 from splitpeer.coordinator.savepoints import Savepoints
 from splitpeer.coordinator.trainer import Trainer
@@ -57,13 +58,20 @@ class JointWork:
         run: the run.
         gathering: of its sites.
         gradient_stacks: what is done to gradients before they leave for a site's seat.
+        service: of inference; None: the job has none.
     """
 
     needs_sites = True
 
-    def __init__(self, run: Run, gathering: Gathering, gradient_stacks: Mapping[Place, Stack]) -> None:
+    def __init__(
+        self,
+        run: Run,
+        gathering: Gathering,
+        gradient_stacks: Mapping[Place, Stack],
+        service: Service | None = None,
+    ) -> None:
         self._run, self._gathering = run, gathering
-        self._trainer = Trainer(run, gradient_stacks)
+        self._trainer = Trainer(run, gradient_stacks, service)
         self.savepoints = self._trainer.savepoints
 
     @property

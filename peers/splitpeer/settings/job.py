@@ -453,9 +453,6 @@ class JobConfig(Settings):
             ),
             # SP-11.19-14.
             '[inference] is not for a job with [training] encoders = "frozen" yet: remove it': self.training.frozen,
-            # Between two steps.
-            '[inference] serve = "always" is not possible yet: write "after"': self.inference.serve
-            == "always",
         }
         return [problem for problem, holds in wrong.items() if holds]
 

@@ -258,3 +258,20 @@ def test_inference_of_frozen_encoders_is_refused(scene) -> None:
     scene.cast("t1", "t2", inference={}, training={"encoders": "frozen"})
     with pytest.raises(ConfigError, match="inference"):
         _ = scene.settings
+
+
+async def test_between_two_steps_of_a_training_that_notices_nothing(serving) -> None:
+    """SP-11.19-8, SP-11.19-10: exact all the same; the weights are those of the committed step."""
+    scene = serving(
+        training={**SMALL, "steps": 40, "checkpoint_every": 20},
+        inference={"serve": "always", "share": 0.9},
+        evaluation={"batch": 16, "every": 10, "sample": 1},
+    )
+    async with scene.running():
+        patient = held_out(scene)[0]
+        steps = [(await segmented(scene, "t1ce", patient)).provenance.step for _ in range(2)]
+        assert 0 < steps[0] < steps[1] <= 40
+        await until(lambda: (scene.output / "result.json").exists())
+        last = await segmented(scene, "t2", patient)
+        assert last.provenance.step == 40
+    scene.assert_exact()

@@ -51,7 +51,15 @@ class Ended(Exception):
 
 
 class _Again(Exception):
-    """A site that took part cannot any more: the others have to be asked again."""
+    """A site that took part cannot any more: the others have to be asked again.
+
+    Args:
+        forgot: one came back without its memory.
+    """
+
+    def __init__(self, forgot: SiteRestarted | None = None) -> None:
+        super().__init__()
+        self.forgot = forgot
 
 
 @dataclass
@@ -108,16 +116,22 @@ class Segmenter:
 
     async def _segment(self, request: Request, progress: Callable[[int, int], None]) -> Segmented:
         lost: dict[str, str] = {}
+        forgot: SiteRestarted | None = None
         for _ in range(ATTEMPTS):
             involved: list[RemoteSite] = []
             try:
                 return await self._attempt(request, progress, lost, involved)
-            except _Again:
+            except _Again as again:
                 await self._quiet(involved)
+                if again.forgot is not None:
+                    forgot = again.forgot
             except BaseException:
                 # Cancelled, too late, or no use: nobody shall compute on.
                 await asyncio.shield(self._quiet(involved))
                 raise
+        if forgot is not None:
+            # During training, all go back for it.
+            raise forgot
         raise Ended("site-lost", "sites that have images of the patient went away again and again")
 
     async def _quiet(self, sites: Sequence[RemoteSite]) -> None:
@@ -190,6 +204,8 @@ class Segmenter:
                 found.located[site] = answer.patient
             elif isinstance(answer, Located):
                 found.causes[site.name] = answer.cause or "absent"
+            elif isinstance(answer, SiteRestarted):
+                raise _Again(answer)
             else:
                 found.causes[site.name] = AWAY
         return found
@@ -265,7 +281,7 @@ class Segmenter:
     def _told_apart(self, answers: Mapping[RemoteSite, object], lost: dict[str, str]) -> Arrived:
         """Raises _Again: somebody has no activations, and is out."""
         arrived: Arrived = {}
-        again = False
+        again, forgot = False, None
         for site, answer in answers.items():
             if isinstance(answer, Sent):
                 arrived[site] = answer
@@ -274,10 +290,12 @@ class Segmenter:
             if isinstance(answer, Withdraw):
                 # SP-11.19-9.
                 lost[site.name] = answer.patients[0].cause
-            elif not isinstance(answer, SiteRestarted):
+            elif isinstance(answer, SiteRestarted):
+                forgot = answer
+            else:
                 lost[site.name] = AWAY
         if again:
-            raise _Again
+            raise _Again(forgot)
         return arrived
 
     async def _predicted(self, arrived: Arrived, samples: int, lost: dict[str, str], what: str) -> np.ndarray:

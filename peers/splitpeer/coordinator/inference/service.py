@@ -53,6 +53,7 @@ class Service:
         self._began = float("-inf")
         self._last_here: dict[str, float] = {}
         self._serving = False
+        self._not_before = float("-inf")
         for site in run.team.sites:
             site.requests = self._hearing(site)
 
@@ -126,6 +127,32 @@ class Service:
                 task.cancel()
             await asyncio.gather(*self._sending, return_exceptions=True)
 
+    @property
+    def wanted(self) -> bool:
+        """Whether a request is to be worked on before the next step of the training."""
+        # Inclusive of the time in which the training may not be held up again.
+        if self._settings.serve != "always" or self._run.committed == 0 or self._now() < self._not_before:
+            return False
+        return any(one.state is State.QUEUED and self._sites[one.site].here for one in self._requests)
+
+    async def serve_one(self) -> None:
+        """Between two steps: one request, with the weights of the committed step.
+
+        Raises:
+            SiteRestarted: a site came back without its memory; the request waits until all went back.
+        """
+        self._tidy()
+        request = self._requests.next(lambda name: self._sites[name].here)
+        if request is None:
+            return
+        began, share = self._now(), self._settings.share
+        self._run.report(h.PhaseBegan("segmenting"))
+        try:
+            await self._work(request)
+        finally:
+            now = self._now()
+            self._not_before = now + (now - began) * (1 - share) / share
+
     async def _wait(self) -> None:
         try:
             async with asyncio.timeout(LOOK_S):
@@ -151,6 +178,8 @@ class Service:
 
     async def _reachable(self, site: RemoteSite) -> str:
         """Wait for a site that was here just now, and bring it to the step; why it cannot be asked, or nothing."""
+        if site.absent and not (self._serving and site.here):
+            return AWAY
         if not site.here:
             # SP-11.19-13.
             gone = self._last_here.get(site.name, self._began)
