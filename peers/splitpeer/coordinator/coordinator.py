@@ -155,7 +155,7 @@ class Coordinator:
         self._service = make_service(config, job, self._run)
         gathering = Gathering(self._run, self._matching, self._witness, self.defences)
         self._work: RunWork = (
-            FrozenWork(self._run, gathering, config)
+            FrozenWork(self._run, gathering, config, self._service)
             if self._job.frozen
             else JointWork(self._run, gathering, self._gradient_stacks, self._service)
         )

@@ -27,6 +27,7 @@ from splitpeer.federation.seating import Part
 from splitproto import Session, SplitprotoError
 from splitproto.capture import Party
 from splitproto.errors import (
+    DeadlineExceeded,
     LocalError,
     Misaligned,
     SchemaMismatch,
@@ -446,7 +447,9 @@ class RemoteSite:
 
     async def locate(self, asked: Locate) -> Located:
         """SP-11.19-4: whether the site can use the patient of a request."""
-        return await self._asking.ask(Question("its answer whether it has a patient"), self._locate, asked)
+        # SP-11.17-5: in a frozen job there is nothing that a site forgets.
+        question = Question("its answer whether it has a patient", even_restarted=self._offer.job.frozen)
+        return await self._asking.ask(question, self._locate, asked)
 
     async def _locate(self, link: SiteLink, asked: Locate) -> Located:
         link.unanswered += 1
@@ -464,8 +467,10 @@ class RemoteSite:
     async def infer(
         self, stream: Sequence[Part], index: int, until: int, asked: Locate
     ) -> Sent | Withdraw | Unable:
-        """As `compute`, of mode `infer`, for a request for which the site has located the patient."""
-        question = Question(f"activations for a segmentation, {index + 1} of {len(stream)}")
+        """As `compute`, of mode `infer` or `release`, for a request for which the site has located the patient."""
+        forgetful = stream[index].forward.mode == "release"
+        what = f"activations for a segmentation, {index + 1} of {len(stream)}"
+        question = Question(what, even_restarted=forgetful)
         return await self._asking.ask(question, self._infer, stream, index, until, asked)
 
     async def _infer(
@@ -626,6 +631,11 @@ class RemoteSite:
             else:
                 return True
         return False
+
+    def redial(self, cause: str) -> None:
+        """End its link: on the next one it owes nothing."""
+        if self._presence.link is not None and self._presence.link.alive:
+            self._presence.link.session.fail(DeadlineExceeded(cause))
 
     async def bring(self, step: int, patients: int, *, count_on: bool) -> None:
         """SP-11.19-15: have a site that has joined at the committed `step`, whatever it has forgotten.

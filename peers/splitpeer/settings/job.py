@@ -451,8 +451,13 @@ class JobConfig(Settings):
             "[inference] needs the sites of its run, and [training] bank is of another: remove one of the two": (
                 self.training.bank is not None
             ),
-            # SP-11.19-14.
-            '[inference] is not for a job with [training] encoders = "frozen" yet: remove it': self.training.frozen,
+            '[inference] serve = "always" is not for a job with [training] encoders = "frozen": write "after"': (
+                self.training.frozen and self.inference.serve == "always"
+            ),
+            # SP-11.19-14: windows on another grid would show the same places again.
+            "[inference] overlap and batch are those of [evaluation] where encoders are frozen: remove them": (
+                self.training.frozen and (self.inference.overlap, self.inference.batch) != (None, None)
+            ),
         }
         return [problem for problem, holds in wrong.items() if holds]
 

@@ -135,6 +135,8 @@ class SiteJob:
         self._release_to(Released())
         self._shown: Shown | None = None
         """Whom other runs have shown, where that matters."""
+        self._late: set[bytes] = set()
+        """Patients who came after this process took up the run."""
         self._bad_for_now: set[bytes] = set()
         """Patients found unusable by inference alone: their files are looked at again."""
         self._withdrew = False  # announced batches do not count until the coordinator says where to continue
@@ -281,6 +283,7 @@ class SiteJob:
         self.channels.learn({modality: kind.cases for modality, kind in found.items()})
         if new := set(self.channels.keys()) - before:
             self._means.consent.learn({key: self.channels.case(key) for key in new})
+            self._late |= new
 
     # --- batches ---------------------------------------------------------------------------------------
 
@@ -295,6 +298,11 @@ class SiteJob:
         if self.summing is not None and forward.places is not None:
             # SP-11.18-13: "all sites have all samples"
             raise PolicyRefused("a part of a batch was asked for, where only a sum of all sites may be read")
+        if self.job.frozen and self.answering.unlocated({s.key for s in forward.samples} & self._late):
+            # SP-11.19-14.
+            raise PolicyRefused(
+                "a release was asked for of a patient who came later and was not located on this link"
+            )
         self._announced.check(forward, self.unusable)
         if self._shown is not None and not self.job.frozen:
             self._shown.check(self._people(forward, self.unusable))

@@ -13,7 +13,6 @@ import pytest
 from splitpeer.coordinator.inference.segmenting import Segmenter
 from splitpeer.daemon.spool import Spool, folder_of
 from splitpeer.daemon.spooled import Request, Result, Status, now
-from splitpeer.errors import ConfigError
 
 BOTH = {"inference": "listed", "inference_for": ["site-t1ce", "site-t2"]}
 # One window a slice.
@@ -251,13 +250,6 @@ async def test_a_file_that_turns_out_bad_is_one_sites_loss(serving, tmp_path) ->
         file.write_bytes(whole)
         result = await segmented(scene, "t1ce", patient)
         assert result.provenance.missing == ()
-
-
-def test_inference_of_frozen_encoders_is_refused(scene) -> None:
-    """SP-11.19-14."""
-    scene.cast("t1", "t2", inference={}, training={"encoders": "frozen"})
-    with pytest.raises(ConfigError, match="inference"):
-        _ = scene.settings
 
 
 async def test_between_two_steps_of_a_training_that_notices_nothing(serving) -> None:

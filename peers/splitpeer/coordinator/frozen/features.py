@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Collection, Mapping
+from typing import Protocol
 
 import numpy as np
 
@@ -12,10 +13,21 @@ from splitpeer.errors import JobFailed
 from splitpeer.federation.precision import from_wire
 from splitpeer.federation.seating import Seating
 from splitpeer.federation.seats import by_seat
-from splitpeer.storage.bank import ALL_SITES, Bank, BankEntry, Window
+from splitpeer.storage.bank import ALL_SITES, BankEntry, Contents, Window
 from splitpeer.training.split_step import Arrays
 from splitpeer.training.sums import SUM
 from splitproto.messages import Forward, Job, Sample
+
+
+class Releases(Protocol):
+    """What is read of a bank, or of several."""
+
+    @property
+    def contents(self) -> Contents:
+        """What there is."""
+
+    def get(self, release: BankEntry) -> dict[str, np.ndarray]:
+        """See `Bank.get`."""
 
 
 class Features:
@@ -28,7 +40,7 @@ class Features:
         cache_mib: memory for releases that were read, MiB.
     """
 
-    def __init__(self, job: Job, bank: Bank, seating: Seating, cache_mib: int) -> None:
+    def __init__(self, job: Job, bank: Releases, seating: Seating, cache_mib: int) -> None:
         self._job, self._bank, self._seating = job, bank, seating
         self._where: dict[tuple[str, Window], tuple[BankEntry, int]] = {
             (one.site, (one.key, origin)): (one, row)

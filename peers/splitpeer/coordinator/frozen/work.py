@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Collection
+from functools import partial
 from pathlib import Path
 
 from splitpeer.coordinator.frozen.collector import Collector
 from splitpeer.coordinator.frozen.exclusion import BankExclusion
 from splitpeer.coordinator.frozen.features import Features
+from splitpeer.coordinator.frozen.inference import BankSegmenter
 from splitpeer.coordinator.frozen.questions import check_windows, contents, lists_of, terms
 from splitpeer.coordinator.frozen.trainer import BankTrainer
 from splitpeer.coordinator.gathering import Gathering
+from splitpeer.coordinator.inference.service import Service
 from splitpeer.coordinator.run import Run
 from splitpeer.coordinator.savepoints import Savepoints
 from splitpeer.coordinator.work import COLLECTED
@@ -28,6 +31,7 @@ class FrozenWork:
         run: the run.
         gathering: of its sites.
         config: the coordinator's `peer.toml`.
+        service: of inference, for which sites stay; None: the job has none.
 
     Raises:
         ConfigError: the bank's key cannot be used.
@@ -35,7 +39,9 @@ class FrozenWork:
 
     bytes_per_step = 0
 
-    def __init__(self, run: Run, gathering: Gathering, config: PeerConfig) -> None:
+    def __init__(
+        self, run: Run, gathering: Gathering, config: PeerConfig, service: Service | None = None
+    ) -> None:
         self._run, self._gathering, self._cache_mib = run, gathering, config.data.cache_mib
         self._key = load_key(config.bank.key) if config.bank.key is not None else b""
         self._exclusion = BankExclusion(run)
@@ -43,6 +49,11 @@ class FrozenWork:
         self.needs_sites = True
         """Until all releases are here."""
         self._bank: Bank | None = None
+        self._collecting = True
+        self._stays = service is not None
+        if service is not None:
+            bank, out = (lambda: self._bank), (lambda: self._exclusion.keys)
+            service.segment_with(partial(BankSegmenter, bank=bank, key=self._key, out=out))
         self._earlier = run.settings.training.bank
         """Of an earlier run, which is trained from where it lies."""
 
@@ -73,7 +84,8 @@ class FrozenWork:
                 f"{self.folder}: the feature bank is not complete, {len(missing)} releases are missing: let its "
                 "own run finish collecting"
             )
-        self.needs_sites = bool(missing)
+        self._collecting = bool(missing)
+        self.needs_sites = self._collecting or self._stays
 
     @property
     def _other_terms(self) -> str:
@@ -89,7 +101,7 @@ class FrozenWork:
         """See `RunWork`."""
         self._run.files.insist_on(held)
         await self._verify()
-        gathering, needed = self._gathering, self.needs_sites
+        gathering, needed = self._gathering, self._collecting
         lists = lists_of(self._run, self._bank) if self._earlier and self._bank is not None else None
         training, validation = await (gathering.with_sites() if needed else gathering.without_sites(lists))
         if self._bank is not None:
@@ -106,7 +118,7 @@ class FrozenWork:
             await self._restore()
         if needed:
             await self._collect()
-        if not self.needs_sites and self._bank is not None:
+        if not self._collecting and self._bank is not None:
             features = Features(self._run.job, self._bank, self._run.seating, self._cache_mib)
             trainer = BankTrainer(self._run, self._exclusion, self.savepoints)
             await trainer.train(features, gathering.batches(training), validation)
@@ -138,8 +150,11 @@ class FrozenWork:
         await Collector(run, self._bank, self._exclusion).collect()
         if run.draining:
             return
-        self.needs_sites = False
+        self._collecting = False
         run.result.released_bytes = run.octets()
+        if self._stays:
+            return
+        self.needs_sites = False
         here = [site for site in run.team.sites if site.here]
         told = await asyncio.gather(*(site.dismiss(COLLECTED) for site in here))
         run.files.record.note_told([site.name for site, heard in zip(here, told, strict=True) if heard])

@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 import math
 import secrets
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TypeVar
@@ -50,7 +50,7 @@ class Ended(Exception):
         self.code, self.reason = code, reason
 
 
-class _Again(Exception):
+class Again(Exception):
     """A site that took part cannot any more: the others have to be asked again.
 
     Args:
@@ -63,7 +63,7 @@ class _Again(Exception):
 
 
 @dataclass
-class _Sites:
+class Sites:
     """Who takes part in a request."""
 
     causes: dict[str, str] = field(default_factory=dict)
@@ -71,6 +71,7 @@ class _Sites:
     located: dict[RemoteSite, Patient] = field(default_factory=dict)
 
     def grids(self) -> dict[str, Geometry]:
+        """By site, those of the patient's images."""
         return {
             site.name: Geometry(p.shape, p.spacing, p.directions, p.origin, p.stored)
             for site, p in self.located.items()
@@ -121,7 +122,7 @@ class Segmenter:
             involved: list[RemoteSite] = []
             try:
                 return await self._attempt(request, progress, lost, involved)
-            except _Again as again:
+            except Again as again:
                 await self._quiet(involved)
                 if again.forgot is not None:
                     forgot = again.forgot
@@ -136,10 +137,13 @@ class Segmenter:
 
     async def _quiet(self, sites: Sequence[RemoteSite]) -> None:
         """What was announced is void at all that are here."""
-        step = self._run.committed
-        await asyncio.gather(
-            *(site.advance(step) for site in sites if site.here and site.asked_ahead), return_exceptions=True
-        )
+        run, owing = self._run, [site for site in sites if site.here and site.asked_ahead]
+        if run.job.frozen:
+            # There is no `advance`: on a new link nothing is due.
+            for site in owing:
+                site.redial("a request was given up")
+            return
+        await asyncio.gather(*(site.advance(run.committed) for site in owing), return_exceptions=True)
 
     async def _attempt(
         self,
@@ -151,7 +155,9 @@ class Segmenter:
         run, asked = self._run, request.asked
         sites = await self._locate(request, lost)
         grid = self._fitting(request, sites)
-        lists = {site.name: {asked.key: _seats(site, patient)} for site, patient in sites.located.items()}
+        lists = {
+            site.name: {asked.key: seats_of_a_site(site, patient)} for site, patient in sites.located.items()
+        }
         seating = self._seated(asked.key, lists)
         missing = self._missing(asked.key, seating, sites)
         self._check_seats(asked.require, seating.filled.get(asked.key, {}), missing)
@@ -164,12 +170,11 @@ class Segmenter:
         parts = {site: Parts(forwards, partial(seating.part, site.name, lists[site.name])) for site in users}
         volume, done = Volume(grid.shape, self._window), 0
         for index, forward in enumerate(forwards):
-            if request.cancelled:
-                raise Ended("cancelled", "cancelled, as it was asked for")
+            self._check_cancelled(request)
             progress(done, total)
             until = min(index + run.settings.training.ahead, len(forwards))
-            answers = await _each(
-                {site: site.infer(parts[site], index, until, _locating(request)) for site in users}
+            answers = await each(
+                {site: site.infer(parts[site], index, until, locating(request)) for site in users}
             )
             arrived = self._told_apart(answers, lost)
             what = f"windows {done} to {done + len(forward.samples)} of a patient"
@@ -187,30 +192,45 @@ class Segmenter:
 
     # --- who has the patient -----------------------------------------------------------------------------
 
-    async def _locate(self, request: Request, lost: Mapping[str, str]) -> _Sites:
-        """SP-11.19-4: every site that can take part is asked, the asking one included."""
-        found = _Sites(dict(lost))
-        left = [site for site in self._run.team.sites if site.name not in lost]
-        causes = await _each({site: self._reachable(site) for site in left})
+    @staticmethod
+    def _check_cancelled(request: Request) -> None:
+        if request.cancelled:
+            raise Ended("cancelled", "cancelled, as it was asked for")
+
+    async def _locate(
+        self, request: Request, lost: Mapping[str, str], some: Collection[str] | None = None
+    ) -> Sites:
+        """SP-11.19-4: every site that can take part is asked, the asking one included.
+
+        Args:
+            some: only these.
+        """
+        found = Sites(dict(lost))
+        left = [
+            site
+            for site in self._run.team.sites
+            if site.name not in lost and (some is None or site.name in some)
+        ]
+        causes = await each({site: self._reachable(site) for site in left})
         ready = []
         for site, cause in causes.items():
             if cause == "":
                 ready.append(site)
             else:
                 found.causes[site.name] = cause if isinstance(cause, str) else AWAY
-        answers = await _each({site: site.locate(_locating(request)) for site in ready})
+        answers = await each({site: site.locate(locating(request)) for site in ready})
         for site, answer in answers.items():
             if isinstance(answer, Located) and answer.patient is not None:
                 found.located[site] = answer.patient
             elif isinstance(answer, Located):
                 found.causes[site.name] = answer.cause or "absent"
             elif isinstance(answer, SiteRestarted):
-                raise _Again(answer)
+                raise Again(answer)
             else:
                 found.causes[site.name] = AWAY
         return found
 
-    def _fitting(self, request: Request, sites: _Sites) -> Patient:
+    def _fitting(self, request: Request, sites: Sites) -> Patient:
         """The asking site's grid, which is that of all others.
 
         Raises:
@@ -252,7 +272,7 @@ class Segmenter:
                 filled[seat] = known[seat] if known.get(seat) in having else having[0]
         return Seating(run.job, names, {key: filled})
 
-    def _missing(self, key: bytes, seating: Seating, sites: _Sites) -> tuple[Missing, ...]:
+    def _missing(self, key: bytes, seating: Seating, sites: Sites) -> tuple[Missing, ...]:
         """The seats that nobody fills, and why."""
         filled = seating.filled.get(key, {})
         return tuple(
@@ -279,23 +299,10 @@ class Segmenter:
         return self._last
 
     def _told_apart(self, answers: Mapping[RemoteSite, object], lost: dict[str, str]) -> Arrived:
-        """Raises _Again: somebody has no activations, and is out."""
-        arrived: Arrived = {}
-        again, forgot = False, None
-        for site, answer in answers.items():
-            if isinstance(answer, Sent):
-                arrived[site] = answer
-                continue
-            again = True
-            if isinstance(answer, Withdraw):
-                # SP-11.19-9.
-                lost[site.name] = answer.patients[0].cause
-            elif isinstance(answer, SiteRestarted):
-                forgot = answer
-            else:
-                lost[site.name] = AWAY
-        if again:
-            raise _Again(forgot)
+        """Raises Again: somebody has no activations, and is out."""
+        arrived = {site: answer for site, answer in answers.items() if isinstance(answer, Sent)}
+        if len(arrived) < len(answers):
+            raise Again(told_lost(answers, lost))
         return arrived
 
     async def _predicted(self, arrived: Arrived, samples: int, lost: dict[str, str], what: str) -> np.ndarray:
@@ -307,7 +314,7 @@ class Segmenter:
             if culprit is None or run.job.fusion is not None:
                 raise
             lost[culprit[0].name] = "what it sent are not finite numbers"
-            raise _Again from None
+            raise Again from None
         return found
 
     def _result(self, volume: Volume, want: str) -> dict[str, Array]:
@@ -333,17 +340,32 @@ class Segmenter:
         return digest.digest()
 
 
-def _locating(request: Request) -> Locate:
+def locating(request: Request) -> Locate:
+    """The question where its patient is."""
     return Locate(request.asked.request, request.asked.key, request.site)
 
 
-def _seats(site: RemoteSite, patient: Patient) -> tuple[str, ...]:
+def told_lost(answers: Mapping[RemoteSite, object], lost: dict[str, str]) -> SiteRestarted | None:
+    """Notes which sites cannot take part any more, and why; returns that one came back without its memory."""
+    forgot = None
+    for site, answer in answers.items():
+        if isinstance(answer, Withdraw):
+            # SP-11.19-9.
+            lost[site.name] = answer.patients[0].cause
+        elif isinstance(answer, SiteRestarted):
+            forgot = answer
+        elif not isinstance(answer, Sent):
+            lost[site.name] = AWAY
+    return forgot
+
+
+def seats_of_a_site(site: RemoteSite, patient: Patient) -> tuple[str, ...]:
     """Names of the seats that a site has located the patient for."""
     places = range(len(site.seats)) if patient.seats is None else patient.seats
     return tuple(site.seats[place].name for place in places if place < len(site.seats))
 
 
-def _why(fillers: Sequence[str], sites: _Sites) -> str:
+def _why(fillers: Sequence[str], sites: Sites) -> str:
     told = {name: _in_words(sites.causes.get(name, "absent")) for name in fillers}
     return "; ".join(f"{name}: {why}" for name, why in told.items()) or "no site fills it"
 
@@ -359,7 +381,7 @@ def _not_at_the_asker(site: str, cause: str) -> Ended:
     return Ended("unusable" if cause in OF_A_PATIENT else "site-lost", f"{site}: {_in_words(cause)}")
 
 
-async def _each(asked: Mapping[RemoteSite, Awaitable[Answer]]) -> dict[RemoteSite, Answer | Exception]:
+async def each(asked: Mapping[RemoteSite, Awaitable[Answer]]) -> dict[RemoteSite, Answer | Exception]:
     """All at once; where one fails, its error. A defect is raised."""
     tasks = {site: asyncio.ensure_future(_awaited(question)) for site, question in asked.items()}
     try:

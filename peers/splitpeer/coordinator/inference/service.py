@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 from splitpeer.coordinator.inference.requests import Change, Request, Requests, State
@@ -41,7 +41,7 @@ class Service:
     """
 
     def __init__(self, run: Run, settings: Inference, task: Task) -> None:
-        self._run, self._settings = run, settings
+        self._run, self._settings, self._task = run, settings, task
         self._report = run.report.to(LogSink(log))
         self._sites = {site.name: site for site in run.team.sites}
         self._requests = Requests(settings.max_queue)
@@ -56,6 +56,10 @@ class Service:
         self._not_before = float("-inf")
         for site in run.team.sites:
             site.requests = self._hearing(site)
+
+    def segment_with(self, make: Callable[..., Segmenter]) -> None:
+        """Another way to segment: `make(run, task, reachable)`."""
+        self._segmenter = make(self._run, self._task, self._reachable)
 
     # --- what sites say ----------------------------------------------------------------------------------
 
@@ -109,7 +113,7 @@ class Service:
         run = self._run
         self._serving, self._began = True, self._now()
         for site in run.team.sites:
-            site.set_committed(run.committed)
+            site.set_committed(0 if run.job.frozen else run.committed)
         run.report(h.PhaseBegan("serving"))
         self._report(h.ServiceBegan(run.job.name, run.files.run.hex(), run.committed))
         try:
@@ -171,7 +175,9 @@ class Service:
             # SP-11.18-7: nobody works before the keys of all parties are here.
             return AWAY
         try:
-            await site.bring(run.committed, len(run.seating.filled), count_on=not run.team.all_needed)
+            # SP-11.17-1: the weights of frozen encoders are those of step 0.
+            step = 0 if run.job.frozen else run.committed
+            await site.bring(step, len(run.seating.filled), count_on=not run.team.all_needed)
         except (PeerError, SplitprotoError, SiteRestarted) as error:
             return str(error)
         return ""

@@ -70,6 +70,10 @@ class Answering:
         """The link is new."""
         self._asked.clear()
 
+    def unlocated(self, keys: Collection[bytes]) -> bool:
+        """Whether one of these patients is not located on this link."""
+        return not set(keys) <= self._asked.keys()
+
     def check(self, forward: Forward) -> None:
         """SP-11.19-8: a `forward` of mode infer; its windows count as asked for from now on.
 
