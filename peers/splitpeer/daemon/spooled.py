@@ -64,7 +64,7 @@ CAUSES: Mapping[str, type[PeerError]] = {
     "busy": DeadlinePassed,  # too many requests wait
     "deadline": DeadlinePassed,
     "disk": DeadlinePassed,  # the disk of this site is full or fails
-    "internal": PeerError,
+    "internal": JobFailed,  # a bug: the log of the peer that failed says more
 }
 """Why a request failed, and the kind of error that it is for the command line, which decides the exit code."""
 
@@ -154,7 +154,7 @@ class Status(Form):
 
     def error(self) -> PeerError:
         """Of `failed`: what the command that asked raises."""
-        return CAUSES.get(self.cause, PeerError)(self.reason or "it failed, and the daemon did not say why")
+        return CAUSES.get(self.cause, JobFailed)(self.reason or "it failed, and the daemon did not say why")
 
 
 class TaskForm(Form):

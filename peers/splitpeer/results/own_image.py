@@ -1,0 +1,152 @@
+"""The image at this hospital that a segmentation belongs to, and the way from an answer back to its grid."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from splitpeer.daemon.spooled import Result
+from splitpeer.data.files import Case
+from splitpeer.data.geometry import Geometry, differences
+from splitpeer.data.layouts import find_all
+from splitpeer.data.nifti import NiftiHeader, read_header, read_voxels
+from splitpeer.data.patients import patient_id
+from splitpeer.data.rules import Rules
+from splitpeer.data.volumes import grid_of
+from splitpeer.errors import ConfigError, DataError
+from splitpeer.results.own_grid import as_stored, chances, decided, on_file
+from splitpeer.results.segmentation import Origin, Segmentation
+from splitpeer.settings.peer import PeerConfig
+
+
+@dataclass(frozen=True)
+class OwnImage:
+    """One image of a patient, as this hospital stores it."""
+
+    patient: str
+    modality: str
+    case: Case
+    header: NiftiHeader
+
+    @property
+    def path(self) -> Path:
+        """The file."""
+        return self.case.path
+
+    def voxels(self, rules: Rules) -> np.ndarray:
+        """Its voxels on the grid that a segmentation of it has, float32 [i, j, k]. Raises DataError."""
+        voxels, header = read_voxels(self.case, rules)
+        stored: np.ndarray = as_stored(voxels[None], header.turn)[0]
+        return stored
+
+    def dicom_files(self, folder: Path) -> list[Path]:
+        """The series that it shows: in the folder of the patient below `folder`, or all of `folder`."""
+        own = folder / self.patient
+        return [own if own.is_dir() else folder]
+
+
+class OwnImages:
+    """All images of this hospital.
+
+    Args:
+        config: `peer.toml`.
+
+    Raises:
+        ConfigError, DataError: there are none, or a folder cannot be read.
+    """
+
+    def __init__(self, config: PeerConfig) -> None:
+        if config.data.images is None or not config.peer.modalities:
+            raise ConfigError(
+                f"{config.source}: names no images ([data] images, [peer] modality): segmentations are asked for at a "
+                "site that has images of the patient"
+            )
+        self._config = config
+        found = find_all(config.data.images, config.data.layout, config.peer.modalities)
+        self._cases = {
+            modality: {case.patient: case for case in kind.cases} for modality, kind in found.items()
+        }
+
+    def patients(self) -> list[str]:
+        """The ids of all, sorted."""
+        return sorted({patient for cases in self._cases.values() for patient in cases})
+
+    def of(self, patient: str, modality: str | None = None) -> OwnImage:
+        """The image of a patient whose grid a segmentation gets.
+
+        Args:
+            patient: the id at this hospital.
+            modality: of the image; None: the first of `[peer] modality` that there is.
+
+        Raises:
+            ConfigError: this hospital has no such modality.
+            DataError: there is no image of the patient, or it cannot be used.
+        """
+        wanted = patient_id(patient)
+        if modality is not None and modality not in self._cases:
+            raise ConfigError(f"this site has no {modality}: it has {', '.join(self._cases)}")
+        for name in self._cases if modality is None else (modality,):
+            if (case := self._cases[name].get(wanted)) is not None:
+                return OwnImage(wanted, name, case, read_header(case, self._config.data.rules()))
+        raise DataError(
+            f"{wanted}: no {modality or 'image'} of this patient here: splitpeer data keys lists the ids"
+        )
+
+
+def brought_back(result: Result, own: OwnImage, *, keep: bool = False) -> Segmentation:
+    """An answer on the grid of the patient's own image.
+
+    Args:
+        result: the answer, on the grid of the run.
+        own: the image, as it was when the segmentation was asked for.
+        keep: whether the probabilities are wanted as well.
+
+    Raises:
+        DataError: the image is on another grid by now.
+    """
+    task, grid = result.task, result.grid
+    values = chances(task, result.regions) if result.kind == "mask" else result.values
+    wanted = grid_of(own.case, own.header, grid.spacing)
+    if different := differences(wanted, grid):
+        raise DataError(
+            f"{own.path}: the answer is on another grid than this image: {'; '.join(different)}: ask again, or name "
+            "the modality that it was made from with --modality"
+        )
+    stored, affine = on_file(_fitted(values, wanted, background=task.exclusive), wanted, own.header)
+    return decided(own.patient, task, stored, affine, origin_of(result, own.header.warnings), keep=keep)
+
+
+def origin_of(result: Result, warnings: Sequence[str] = ()) -> Origin:
+    """What an answer was made by, and from."""
+    made = result.provenance
+
+    def modalities(seats: Sequence[str]) -> tuple[str, ...]:
+        return tuple(name for seat in seats for name in made.modalities.get(seat, (seat,)))
+
+    return Origin(
+        run=made.run,
+        name=made.job,
+        model=made.digest,
+        used=modalities(made.used),
+        missing=modalities(made.missing),
+        step=made.step,
+        warnings=tuple(warnings),
+        created=made.created.replace(microsecond=0),
+    )
+
+
+def _fitted(values: np.ndarray, grid: Geometry, *, background: bool) -> np.ndarray:
+    """Values [channels, x, y, z] cut, or filled with background, to the grid: stacks of one patient may end up to one
+    voxel apart (`data.geometry.differences`).
+    """
+    if values.shape[1:] == grid.shape:
+        return values
+    out = np.zeros((len(values), *grid.shape), values.dtype)
+    if background:
+        out[0] = 1
+    x, y, z = (min(pair) for pair in zip(values.shape[1:], grid.shape, strict=True))
+    out[:, :x, :y, :z] = values[:, :x, :y, :z]
+    return out
