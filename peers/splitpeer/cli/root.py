@@ -20,6 +20,7 @@ COMMANDS = {
     "pretrain": ("splitpeer.cli.pretrain:pretrain", "Train first weights for this site's encoder, here."),
     "serve": ("splitpeer.cli.serve:serve", "Run this peer: a hospital's client, or the coordinator."),
     "segment": ("splitpeer.cli.segment:segment", "Segment patients with the other hospitals."),
+    "evaluate": ("splitpeer.cli.evaluate:evaluate", "Compare segmentations with the masks that people drew."),
     "status": ("splitpeer.cli.status:status", "Show what this peer is doing and what it is waiting for."),
     "drain": ("splitpeer.cli.drain:drain", "Stop this peer cleanly."),
     "export": (

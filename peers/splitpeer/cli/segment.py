@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -20,7 +20,7 @@ from splitpeer.cli.options import (
     private_files,
     set_option,
 )
-from splitpeer.cli.segmenting import Watched
+from splitpeer.cli.segmenting import LEAST, Watched, all_in_one, wait_option
 from splitpeer.cli.terminal import echo
 from splitpeer.errors import ConfigError, JobFailed, PeerError
 from splitpeer.storage import durable
@@ -34,20 +34,6 @@ if TYPE_CHECKING:
     from splitpeer.settings.peer import PeerConfig
 
 MASKS = (".nii.gz", ".nii")
-
-
-class _Least(click.ParamType[Any]):
-    name = "least"
-
-    def get_metavar(self, param: click.Parameter, ctx: click.Context | None = None) -> str:
-        return "all|N"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        if value == "all" or isinstance(value, int):
-            return value
-        if str(value).isdecimal() and 1 <= int(value) <= 64:
-            return int(value)
-        self.fail(f"{value!r} is neither all nor a number of 1 to 64", param, ctx)
 
 
 @dataclass(frozen=True)
@@ -93,7 +79,7 @@ class Files:
 )
 @click.option(
     "--require",
-    type=_Least(),
+    type=LEAST,
     help="Refuse a segmentation made from fewer modalities. Default: what there is, with a warning.",
 )
 @click.option(
@@ -101,14 +87,7 @@ class Files:
     metavar="NAME",
     help="Whose grid the mask gets. Default: the first of [peer] modality that there is.",
 )
-@click.option(
-    "--wait",
-    type=click.FloatRange(min=1, max=7 * 24 * 3600),
-    default=3600.0,
-    show_default=True,
-    metavar="SECONDS",
-    help="How long one patient may take.",
-)
+@wait_option
 @click.option("--force", is_flag=True, help="Replace files that are there.")
 @config_option
 @set_option
@@ -120,7 +99,7 @@ def segment(
     dicom: Path | None,
     report: Path | None,
     probabilities: bool,
-    require: Literal["all"] | int | None,
+    require: Any,
     modality: str | None,
     wait: float,
     force: bool,
@@ -203,14 +182,8 @@ class _Work:
         """The end: JSON if it is wanted. Raises the error of the patients that failed."""
         if self._as_json:
             echo_json(self._rows)
-        if not self._errors:
-            return
-        first = next(iter(self._errors.values()))
-        if len(self._own) == 1:
-            raise first
-        kinds = {error.exit_code for error in self._errors.values()}
-        kind = type(first) if len(kinds) == 1 else JobFailed
-        raise kind(f"{len(self._errors)} of {len(self._own)} patients were not segmented")
+        if self._errors:
+            raise all_in_one(self._errors, len(self._own), "patients were not segmented")
 
     def _write(self, told: Told, result: Result) -> tuple[Segmentation, list[Path]]:
         """All files of a patient, or none."""

@@ -1,21 +1,57 @@
-"""What a person sees while a daemon is asked for segmentations: bars on a terminal, lines elsewhere."""
+"""What `segment` and `evaluate` share: options, and what a person sees while a daemon is asked."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
+import click
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from splitpeer.cli.terminal import echo
+from splitpeer.errors import JobFailed, PeerError
 from splitproto.errors import printable
 
 if TYPE_CHECKING:
     from splitpeer.daemon.asking import Told
     from splitpeer.daemon.spooled import Status
+
+
+class _Least(click.ParamType[Any]):
+    name = "least"
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context | None = None) -> str:
+        return "all|N"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if value == "all" or isinstance(value, int):
+            return value
+        if str(value).isdecimal() and 1 <= int(value) <= 64:
+            return int(value)
+        self.fail(f"{value!r} is neither all nor a number of 1 to 64", param, ctx)
+
+
+LEAST = _Least()
+wait_option = click.option(
+    "--wait",
+    type=click.FloatRange(min=1, max=7 * 24 * 3600),
+    default=3600.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long one patient may take.",
+)
+
+
+def all_in_one(errors: Mapping[str, PeerError], count: int, what: str) -> PeerError:
+    """The error of several patients as one: its own where only one was asked for; the exit code if they have one."""
+    first = next(iter(errors.values()))
+    if count == 1:
+        return first
+    kind = type(first) if len({error.exit_code for error in errors.values()}) == 1 else JobFailed
+    return kind(f"{len(errors)} of {count} {what}")
 
 
 class Watched:

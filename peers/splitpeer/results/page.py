@@ -83,7 +83,7 @@ def rendered(
         encoding="utf-8"
     )
     return (
-        _environment()
+        environment()
         .get_template("page.html.jinja")
         .render(
             patient=segmentation.patient,
@@ -146,7 +146,8 @@ def described(picture: Picture, names: Sequence[str], image_name: str) -> str:
 
 
 @lru_cache(maxsize=1)
-def _environment() -> Environment:
+def environment() -> Environment:
+    """Of the templates in `PAGE`."""
     environment = Environment(
         loader=FileSystemLoader(PAGE),
         autoescape=True,
