@@ -202,7 +202,10 @@ class _Work:
                 staged.at(_beside(files.probabilities))
             if files.dicom_seg is not None and self._dicom is not None:
                 write_dicom_seg(
-                    segmentation, read_series(own.dicom_files(self._dicom)), staged.at(files.dicom_seg)
+                    segmentation,
+                    read_series(own.dicom_files(self._dicom)),
+                    staged.at(files.dicom_seg),
+                    codes=self._config.results.codes,
                 )
             if files.report is not None:
                 self._write_page(segmentation, own, staged.at(files.report), staged.written)
