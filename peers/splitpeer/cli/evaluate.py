@@ -13,7 +13,6 @@ from rich import box
 from rich.console import Console
 from rich.table import Table as Printed
 
-from splitpeer.cli.data import bar
 from splitpeer.cli.options import (
     FILE,
     LAYOUT,
@@ -24,6 +23,7 @@ from splitpeer.cli.options import (
     private_files,
     set_option,
 )
+from splitpeer.cli.progress import bar
 from splitpeer.cli.segmenting import LEAST, Watched, all_in_one, wait_option
 from splitpeer.cli.terminal import echo
 from splitpeer.data.files import Case

@@ -5,21 +5,23 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from splitpeer.daemon.spooled import Result
 from splitpeer.data.files import Case
 from splitpeer.data.geometry import Geometry, differences
 from splitpeer.data.layouts import find_all
-from splitpeer.data.nifti import NiftiHeader, read_header, read_voxels
 from splitpeer.data.patients import patient_id
 from splitpeer.data.rules import Rules
-from splitpeer.data.volumes import grid_of
 from splitpeer.errors import ConfigError, DataError
-from splitpeer.results.own_grid import as_stored, chances, decided, on_file
-from splitpeer.results.segmentation import Origin, Segmentation
 from splitpeer.settings.peer import PeerConfig
+
+if TYPE_CHECKING:
+    from splitpeer.daemon.spooled import Result
+    from splitpeer.data.nifti import NiftiHeader
+    from splitpeer.prepare.record import Record
+    from splitpeer.results.segmentation import Origin, Segmentation
 
 
 @dataclass(frozen=True)
@@ -30,22 +32,51 @@ class OwnImage:
     modality: str
     case: Case
     header: NiftiHeader
+    record: Record | None = None
+    """Where `splitpeer data prepare` has it from; None: the file is as the hospital has it."""
 
     @property
     def path(self) -> Path:
         """The file."""
         return self.case.path
 
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What a reader of a segmentation must know of the image."""
+        if self.record is None:
+            return self.header.warnings
+        taken = tuple(f"taken in spite of: {reason}" for reason in self.record.reasons)
+        return (*self.header.warnings, *self.record.warnings, *taken)
+
     def voxels(self, rules: Rules) -> np.ndarray:
         """Its voxels on the grid that a segmentation of it has, float32 [i, j, k]. Raises DataError."""
+        from splitpeer.data.nifti import read_voxels
+        from splitpeer.prepare.back import to_original
+        from splitpeer.results.own_grid import as_stored
+
         voxels, header = read_voxels(self.case, rules)
+        if self.record is not None:
+            return to_original(voxels, header.affine, self.record, order=1)
         stored: np.ndarray = as_stored(voxels[None], header.turn)[0]
         return stored
 
     def dicom_files(self, folder: Path) -> list[Path]:
-        """The series that it shows: in the folder of the patient below `folder`, or all of `folder`."""
-        own = folder / self.patient
-        return [own if own.is_dir() else folder]
+        """The series that it shows: the files that it was made of, or else all in the patient's folder below `folder`,
+        or in `folder`.
+
+        Raises:
+            DataError: a file that it was made of is not there.
+        """
+        if self.record is None:
+            own = folder / self.patient
+            return [own if own.is_dir() else folder]
+        files = [folder / name for name in self.record.files]
+        if gone := [file for file in files if not file.is_file()]:
+            raise DataError(
+                f"{gone[0]}: not there, and {self.path.name} was made of it: name the folder that splitpeer data "
+                "prepare read with --dicom"
+            )
+        return files
 
 
 class OwnImages:
@@ -85,19 +116,24 @@ class OwnImages:
             ConfigError: this hospital has no such modality.
             DataError: there is no image of the patient, or it cannot be used.
         """
+        from splitpeer.data.nifti import read_header
+        from splitpeer.prepare.record import read, record_of
+
         wanted = patient_id(patient)
         if modality is not None and modality not in self._cases:
             raise ConfigError(f"this site has no {modality}: it has {', '.join(self._cases)}")
         for name in self._cases if modality is None else (modality,):
             if (case := self._cases[name].get(wanted)) is not None:
-                return OwnImage(wanted, name, case, read_header(case, self._config.data.rules()))
+                header = read_header(case, self._config.data.rules())
+                record = record_of(case.path)
+                return OwnImage(wanted, name, case, header, read(record) if record.exists() else None)
         raise DataError(
             f"{wanted}: no {modality or 'image'} of this patient here: splitpeer data keys lists the ids"
         )
 
 
 def brought_back(result: Result, own: OwnImage, *, keep: bool = False) -> Segmentation:
-    """An answer on the grid of the patient's own image.
+    """An answer on the grid of the patient's own image; of a prepared one, of the scan that it was made of.
 
     Args:
         result: the answer, on the grid of the run.
@@ -107,6 +143,10 @@ def brought_back(result: Result, own: OwnImage, *, keep: bool = False) -> Segmen
     Raises:
         DataError: the image is on another grid by now.
     """
+    from splitpeer.data.volumes import grid_of
+    from splitpeer.prepare.back import to_original
+    from splitpeer.results.own_grid import chances, decided, on_file
+
     task, grid = result.task, result.grid
     values = chances(task, result.regions) if result.kind == "mask" else result.values
     wanted = grid_of(own.case, own.header, grid.spacing)
@@ -115,12 +155,20 @@ def brought_back(result: Result, own: OwnImage, *, keep: bool = False) -> Segmen
             f"{own.path}: the answer is on another grid than this image: {'; '.join(different)}: ask again, or name "
             "the modality that it was made from with --modality"
         )
-    stored, affine = on_file(_fitted(values, wanted, background=task.exclusive), wanted, own.header)
-    return decided(own.patient, task, stored, affine, origin_of(result, own.header.warnings), keep=keep)
+    values = _fitted(values, wanted, background=task.exclusive)
+    record = own.record
+    if record is None:
+        stored, affine = on_file(values, wanted, own.header)
+    else:
+        stored = np.stack([to_original(channel, wanted.affine, record, order=1) for channel in values])
+        affine = record.affine
+    return decided(own.patient, task, stored, affine, origin_of(result, own.warnings), keep=keep)
 
 
 def origin_of(result: Result, warnings: Sequence[str] = ()) -> Origin:
     """What an answer was made by, and from."""
+    from splitpeer.results.segmentation import Origin
+
     made = result.provenance
 
     def modalities(seats: Sequence[str]) -> tuple[str, ...]:

@@ -1,0 +1,123 @@
+"""`splitpeer segment` of an image that `data prepare` made: the mask comes back to the scan, as DICOM SEG too."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from splitpeer.cli import main
+from splitpeer.data.files import Case
+from splitpeer.data.nifti import read_header
+from splitpeer.prepare.record import AtlasGrid, Record, record_of, write
+from tests.splitpeer.daemon.spooling import TASK
+from tests.splitpeer.daemon.stand_in import answers_on, daemon, masks_of
+
+highdicom = pytest.importorskip("highdicom")
+from splitpeer.data.phantom.series import write_series  # noqa: E402  (needs pydicom)
+
+SHAPE = (12, 10, 6)
+SCAN = np.array([[9.8, -2.0, 0, 11], [2.0, 9.8, 0, 2], [0, 0, 25, 3], [0, 0, 0, 1]])
+ANGLE = np.deg2rad(7.0)
+TO_ATLAS = np.array(
+    [
+        [np.cos(ANGLE), 0, np.sin(ANGLE), 4.0],
+        [0, 1, 0, -8.0],
+        [-np.sin(ANGLE), 0, np.cos(ANGLE), 2.5],
+        [0, 0, 0, 1],
+    ]
+)
+"""From the scan to the atlas: a turn and a shift. With `TO_ATLAS @ SCAN` as the atlas's grid, voxels fall on voxels."""
+
+
+@pytest.fixture
+def site(peer_toml: Path) -> Path:
+    """A hospital with a scan P001 as DICOM, and the image that was prepared of it."""
+    folder = peer_toml.parent
+    (folder / "images").mkdir()
+    voxels = np.random.default_rng(7).integers(1, 900, SHAPE).astype(np.int16)
+    image = folder / "images" / "P001.nii.gz"
+    nib.save(nib.Nifti1Image(voxels, TO_ATLAS @ SCAN), image)
+    files = write_series(folder / "dicom" / "one", voxels, SCAN, patient_id="4711", description="FLAIR")
+    record = Record(
+        patient="P001", modality="flair", study="1.2", series="1.3", frame_of_reference="1.4",
+        files=tuple(str(file.relative_to(folder / "dicom")) for file in files), frames=None, shape=SHAPE,
+        affine=SCAN, atlas=AtlasGrid("small", "0" * 64, SHAPE, TO_ATLAS @ SCAN), transform=TO_ATLAS,
+        method="rigid", quality={"nmi": 1.2}, reasons=("little overlap",), accepted=True, warnings=(),
+        software={}, inputs="0" * 64,
+    )  # fmt: skip
+    record_of(image).parent.mkdir()
+    write(record_of(image), record)
+    # Another series, which it was not made of.
+    write_series(folder / "dicom" / "two", voxels, SCAN, patient_id="4711", description="T1", number=2)
+    return folder
+
+
+@pytest.fixture
+def segment(site: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[str, str]]:
+    """`splitpeer segment ARGUMENTS`; returns what it printed."""
+    grid = read_header(Case("P001", site / "images" / "P001.nii.gz")).geometry
+
+    def call(*arguments: str | Path, code: int = 0) -> tuple[str, str]:
+        with daemon(site / "state", answers_on({"P001": grid})), pytest.raises(SystemExit) as left:
+            main(["segment", "P001", *map(str, arguments), "--config", str(site / "peer.toml")])
+        out, err = capsys.readouterr()
+        assert left.value.code == code, err
+        return out, err
+
+    return call
+
+
+def expected(site: Path) -> np.ndarray:
+    """The answer's regions, bool [regions, column, row, slice]."""
+    header = read_header(Case("P001", site / "images" / "P001.nii.gz"))
+    assert header.orientation == "RAS"
+    return masks_of(header.geometry).astype(bool)
+
+
+def test_the_mask_is_on_the_grid_of_the_scan(site: Path, segment: Callable[..., tuple[str, str]]) -> None:
+    out, err = segment(
+        "--out", site / "m.nii.gz", "--dicom-seg", site / "m.dcm", "--dicom", site / "dicom", "--report",
+        site / "m.html", "--probabilities",
+    )  # fmt: skip
+    assert "m.dcm" in out and "warning: P001: taken in spite of: little overlap" in err
+    image = nib.Nifti1Image.from_filename(site / "m.nii.gz")
+    assert np.allclose(image.affine, SCAN, atol=1e-4)
+    assert np.array_equal(np.asarray(image.dataobj), TASK.labels(expected(site)))
+    seg = highdicom.seg.segread(site / "m.dcm")
+    assert seg.number_of_segments == 2
+    assert {item.SeriesInstanceUID for item in seg.ReferencedSeriesSequence} == {
+        highdicom.imread(next((site / "dicom" / "one").iterdir())).SeriesInstanceUID
+    }
+    volume = seg.get_volume(combine_segments=False)
+    # LPS millimetres of DICOM against RAS; where each voxel of the scan is in the volume.
+    back = np.linalg.solve(volume.affine, np.diag([-1.0, -1, 1, 1]) @ SCAN)
+    for place, mask in enumerate(expected(site)):
+        columns, rows, slices = np.rint(back @ np.vstack([np.argwhere(mask).T, np.ones(mask.sum())]))[
+            :3
+        ].astype(int)
+        assert (volume.array[columns, rows, slices, place] == 1).all()
+        assert volume.array[..., place].sum() == mask.sum()
+    assert "little overlap" in (site / "m.html").read_text()
+
+
+def test_files_that_are_gone(site: Path, segment: Callable[..., tuple[str, str]]) -> None:
+    _, err = segment(
+        "--out", site / "m.nii.gz", "--dicom-seg", site / "m.dcm", "--dicom", site / "images", code=4
+    )
+    assert "name the folder that splitpeer data prepare read" in err.splitlines()[-1]
+    assert not (site / "m.nii.gz").exists() and not (site / "m.dcm").exists()
+
+
+def test_a_series_that_the_record_does_not_name(site: Path, segment: Callable[..., tuple[str, str]]) -> None:
+    record_of(site / "images" / "P001.nii.gz").unlink()
+    arguments = ("--out", site / "m.nii.gz", "--dicom-seg", site / "m.dcm", "--dicom")
+    _, err = segment(*arguments, site / "dicom", code=4)
+    assert "2 series" in err.splitlines()[-1]
+    # Without a record the mask is where the image is, and that is not where the scan is.
+    _, err = segment(*arguments, site / "dicom" / "one", code=4)
+    assert "grid" in err.splitlines()[-1]
+    assert not (site / "m.nii.gz").exists()
