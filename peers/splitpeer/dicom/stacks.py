@@ -84,6 +84,9 @@ def grid_of(stack: Stack, max_voxels: int) -> Grid:
     slices, dropped = _without_copies(stack.slices)
     if dropped:
         warnings.append(f"{dropped} slices are there twice: one copy of each is used")
+    files = {header.path for header, _ in slices}
+    if len(files) > 1 and any(len(header.frames) > 1 for header, _ in slices):
+        raise DataError(f"slices spread over {len(files)} multi-frame files: export the series in one piece")
     if len(slices) > MAX_SLICES:
         raise DataError(f"{len(slices)} slices, more than {MAX_SLICES}", "too-large")
     first = stack.first

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 import shutil
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -19,7 +22,7 @@ from splitpeer.data.rules import MAX_VOXELS
 from splitpeer.dicom.choice import Choice, by_patient, choose
 from splitpeer.dicom.headers import Header, read_folder
 from splitpeer.dicom.rules import SeriesRule
-from splitpeer.errors import DataError
+from splitpeer.errors import ConfigError, DataError
 from splitpeer.prepare.atlas import Atlas
 from splitpeer.prepare.identifiers import read_ids, study_id
 from splitpeer.prepare.one import HELD_BACK, LABELS, WORK, Source, Steps, Workshop
@@ -129,23 +132,36 @@ def prepare(plan: Plan, atlas: Atlas, progress: Progress | None = None) -> Summa
         f"{count} files passed over: {reason}" for reason, count in folder.passed.items() if _worth(reason)
     ]
     try:
-        _make_room(plan.out)
-        workshop = Workshop(plan.out, atlas, plan.steps, _software())
-        outcomes = []
-        for count, (hospital, headers) in enumerate(sorted(patients.items())):
-            tell("preparing", count, len(patients))
-            outcomes.append(_one(plan, workshop, hospital, headers, ids, masks))
-        tell("preparing", len(patients), len(patients))
-        notes += _unused(masks, {*patients, *(one.patient for one in outcomes)})
-        twins = _twins(outcomes)
-        summary = Summary(plan.modality, atlas.name, str(plan.out), tuple(outcomes), (*notes, *twins))
-        _report(plan.out, summary)
+        with _alone(plan.out):
+            outcomes = _all(
+                plan, Workshop(plan.out, atlas, plan.steps, _software()), patients, ids, masks, tell
+            )
+            notes += _unused(masks, {*patients, *(one.patient for one in outcomes)})
+            notes += duplicate_warnings([one.patient for one in outcomes if one.usable])
+            summary = Summary(plan.modality, atlas.name, str(plan.out), tuple(outcomes), tuple(notes))
+            _report(plan.out, summary)
     except OSError as error:
         raise durable.refusal(error, f"{plan.out}: the images", "--out") from None
     return summary
 
 
 # --- inside ------------------------------------------------------------------------------------------------
+
+
+def _all(
+    plan: Plan,
+    workshop: Workshop,
+    patients: Mapping[str, list[Header]],
+    ids: Mapping[str, str] | None,
+    masks: Mapping[str, Path],
+    tell: Progress,
+) -> list[Outcome]:
+    outcomes = []
+    for count, (hospital, headers) in enumerate(sorted(patients.items())):
+        tell("preparing", count, len(patients))
+        outcomes.append(_one(plan, workshop, hospital, headers, ids, masks))
+    tell("preparing", len(patients), len(patients))
+    return outcomes
 
 
 def _one(
@@ -214,19 +230,26 @@ def _unused(masks: Mapping[str, Path], known: Collection[str]) -> list[str]:
     )
 
 
-def _twins(outcomes: list[Outcome]) -> list[str]:
-    return duplicate_warnings([one.patient for one in outcomes if one.usable])
-
-
 def _worth(reason: str) -> bool:
     """Whether files that were passed over for this reason may be missed by somebody."""
     return not reason.startswith(("no image", "not DICOM"))
 
 
-def _make_room(out: Path) -> None:
+@contextmanager
+def _alone(out: Path) -> Iterator[None]:
+    """The folder of images, which no other process prepares meanwhile; what a crash left there is removed."""
     durable.make_folder(out / FOLDER)
-    for left in (out / FOLDER).glob(f"{WORK}*"):
-        shutil.rmtree(left, ignore_errors=True)
+    folder = os.open(out / FOLDER, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError(f"{out}: another splitpeer data prepare writes here: wait for it") from None
+        for left in (out / FOLDER).glob(f"{WORK}*"):
+            shutil.rmtree(left, ignore_errors=True)
+        yield
+    finally:
+        os.close(folder)
 
 
 def _software() -> dict[str, str]:

@@ -146,6 +146,25 @@ def test_several_images_at_one_place_are_no_volume(tmp_path: Path) -> None:
     assert "16 places with several images" in chosen(tmp_path).why
 
 
+def test_a_series_in_several_multiframe_files_is_named(tmp_path: Path) -> None:
+    voxels, affine = head()
+    for part in (0, 1):
+        placed = affine.copy()
+        placed[:3, 3] += part * SLICES * affine[:3, 2]
+        options = {
+            "patient_id": "A",
+            "description": "t1",
+            "series": "1.2.3",
+            "number": part,
+            "enhanced": True,
+        }
+        (path,) = write_series(tmp_path, voxels, placed, **options)  # type: ignore[arg-type]
+        data = pydicom.dcmread(path)
+        data.SOPInstanceUID = f"1.2.3.4.{part}"
+        data.save_as(path)
+    assert "spread over 2 multi-frame files" in chosen(tmp_path).why
+
+
 def test_echoes_of_one_series_are_told_apart(tmp_path: Path) -> None:
     late = {"EchoTime": 100.0, "RepetitionTime": 4000.0, "InversionTime": None}
     write(tmp_path / "1", series="1.2.3", oddities=Oddities(tags={"EchoTime": 3.0}))

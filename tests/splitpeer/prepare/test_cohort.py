@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import fcntl
 import json
+import os
 import shutil
 import sys
 from collections.abc import Callable
@@ -241,6 +243,18 @@ def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(small_disk, com
     assert not list(small_disk.folder.rglob("*.part")) and not list(small_disk.folder.rglob("*.nii.gz"))
     small_disk.make_room()
     assert command("--out", str(small_disk.folder / "images"))[0] == 0
+
+
+def test_two_at_once_do_not_mix(tmp_path: Path, command: Command) -> None:
+    folder = tmp_path / "images" / "prepared"
+    folder.mkdir(parents=True)
+    held = os.open(folder, os.O_RDONLY)
+    fcntl.flock(held, fcntl.LOCK_EX)
+    code, _, err = command()
+    os.close(held)
+    assert code == 4 and "another splitpeer data prepare" in err
+    (folder / ".work-left").mkdir()
+    assert command()[0] == 0 and not (folder / ".work-left").exists()
 
 
 def test_rules_come_from_peer_toml(tmp_path: Path, scans: Path, command: Command, peer_toml: Path) -> None:
