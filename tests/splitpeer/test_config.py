@@ -336,7 +336,7 @@ def refused(load: object, *arguments: object, **keywords: object) -> str:
         ("reconnect_s = 300", 'listen = "tcp://*:1"', "[network] listen is not for a client: remove it"),
         ('images = "images"', 'images = ""', "[data] images: is empty"),
         ('images = "images"', "images = 3", "[data] images"),
-        ('images = "images"', 'labels = "l"', "[data] labels is not for a client"),
+        ('images = "images"', 'labels = "l"', "is there for its masks: write [policy] labels = true"),
         ('salt = "pki/federation.salt"', "", "[data] salt is missing"),
         ('["hub"]', "[]", "[policy] coordinators"),
         ('["hub"]', '"hub"', "[policy] coordinators must be a valid list, not 'hub'"),
@@ -384,7 +384,6 @@ def test_mistakes_of_a_coordinator(tmp_path: Path) -> None:
     )
     text = refused(peer, tmp_path, both)
     assert "[network] listen: add" in text
-    assert "[data] labels: name" in text
     assert "[data] images is not for" in text
     assert text.count("peer.toml: ") == 1, "all problems in one line, the file named once"
 

@@ -32,6 +32,7 @@ CATALOGUE: dict[str, str] = {
     "gradient-network": "label.network:GradientNetwork",
     "gradient-cosine": "label.gradients:GradientCosine",
     "gradient-slice": "label.gradients:GradientSlice",
+    "logit-gradient": "label.logits:LogitGradient",
     "membership": "membership:Membership",
     "schedule": "label.schedule:WindowOrder",
 }

@@ -16,9 +16,20 @@ import numpy as np
 
 from splitpeer.attacks.base import Shot, Target, View
 from splitpeer.attacks.evidence import weights_of
+from splitpeer.defences.specs import by_place
 from splitpeer.errors import AttackImpossible
 from splitpeer.models.registry import backbone_of
-from splitproto.messages import Activations, Forward, Gradients, Inventory, Message, Sample, Seat
+from splitproto.messages import (
+    Activations,
+    Forward,
+    Gradients,
+    Inventory,
+    Logits,
+    LossGradients,
+    Message,
+    Sample,
+    Seat,
+)
 from splitproto.seats import Listed, by_seat
 
 Ordered = tuple[str, int, int, bytes]
@@ -202,6 +213,68 @@ def site_view(
     return _view(
         capture, "client", header.site, own, (own,), targets,
         defences=tuple(header.defences), gradient_defences=tuple(header.peers[0].defences),
+    )  # fmt: skip
+
+
+def labels_view(
+    capture: MessageSource,
+    seat: str,
+    *,
+    steps: Sequence[int] | None = None,
+    choose: Choose = one_per_patient,
+    limit: int | None = None,
+) -> View:
+    """What the coordinator saw of the labels, where they are at a site: its logits, and their gradients.
+
+    Args:
+        seat: whose images the result is held against.
+        steps: only these; default: all that were recorded.
+
+    Raises:
+        AttackImpossible: recorded by a site, or the labels were not at one.
+    """
+    header = capture.header
+    if header.role != "coordinator":
+        raise AttackImpossible("this capture was recorded by a site: logits are the coordinator's")
+    pending: dict[tuple[str, int, bytes], RecordedMessage] = {}
+    answered: list[tuple[RecordedMessage, RecordedMessage]] = []
+    for record in capture.records():
+        if isinstance(head := record.head, Logits) and (steps is None or head.step in steps):
+            pending[record.peer, head.step, head.digest] = record
+        elif isinstance(head, LossGradients):
+            asked = pending.pop((record.peer, head.step, head.digest), None)
+            if asked is not None:
+                answered.append((asked, record))
+    if not answered:
+        raise AttackImpossible("this capture holds no gradient of logits: the labels were not at a site")
+    place = answered[0][0].peer
+    party = next((one for one in header.peers if one.site == place), None)
+    seats = {one.name: one for other in header.peers for one in other.seats}
+    if seat not in seats:
+        raise AttackImpossible(
+            f"no site of this capture fills {seat}; its seats are {', '.join(sorted(seats))}"
+        )
+    every = dict.fromkeys(
+        sample for asked, _ in answered if isinstance(asked.head, Logits) for sample in asked.head.samples
+    )
+    chosen = list(choose(list(every)))[:limit]
+    shots: dict[Sample, list[Shot]] = {sample: [] for sample in chosen}
+    for asked, answer in answered:
+        sent, back = asked.message, answer.message
+        if not (isinstance(sent, Logits) and isinstance(back, LossGradients)):
+            continue
+        for row, sample in enumerate(sent.samples):
+            if sample in shots:
+                parts = [
+                    {name: np.array(array[row]) for name, array in one.tensors.items()}
+                    for one in (sent, back)
+                ]
+                shots[sample].append(Shot("train", sent.step, row, sent.seed, *parts))
+    targets = tuple(Target(sample, tuple(shots[sample])) for sample in chosen if shots[sample])
+    said = by_place(party.defences).gradients if party is not None else ()
+    return _view(
+        capture, "coordinator", place, seats[seat], tuple(seats[name] for name in sorted(seats)), targets,
+        defences=(), gradient_defences=said,
     )  # fmt: skip
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from splitpeer.attacks.base import View
 from splitpeer.attacks.budget import FIXED, Budget
 from splitpeer.attacks.evidence import weights_of
-from splitpeer.attacks.view import MessageSource, coordinator_view, one_per_patient, site_view
+from splitpeer.attacks.view import MessageSource, coordinator_view, labels_view, one_per_patient, site_view
 from splitpeer.audit.cohort import Cohort, cut, most_tumour, shadow
 from splitpeer.audit.experiment import Experiment, VerifiedCapture, first_views
 from splitpeer.audit.judge import Judge, make_judge, own_image
@@ -65,6 +65,8 @@ class CaptureAudit:
     """Slices above and below each sample that are read with it."""
     helpers: tuple[str, ...] = ()
     """Modalities of sites that work with the coordinator; their images of the patients are read from `truth`."""
+    labels: bool = False
+    """Attack what a coordinator saw of labels that are at a site, not what it saw of images."""
     finder_steps: int = 300
     """Of the network that looks for what is segmented in reconstructions."""
 
@@ -90,6 +92,8 @@ class CaptureAudit:
         if view.role == "client":
             knowledge = replace(knowledge, own_images=truth.at(view.seat) if truth is not None else None)
             judge = Judge(truth, own=own_image(view.seat, others, self.device) if truth is not None else None)
+        elif self.labels:
+            judge = Judge(truth)
         else:
             judge = make_judge(seat.modalities, truth, others, finder_steps=self.finder_steps)
         made = Experiment(view, knowledge, judge, opened.source(view), opened.network(view), self.seed, self.device,
@@ -139,6 +143,18 @@ class CaptureAudit:
         weights: Sequence[Path],
     ) -> View:
         capture = self._defended(opened.capture)
+        if self.labels:
+            if self.defence:
+                raise ConfigError(
+                    "--defence is of activations: gradients of logits are defended by [policy] label_defences"
+                )
+            return labels_view(
+                capture,
+                seat,
+                steps=None if self.step is None else (self.step,),
+                choose=lambda recorded: _most_telling(recorded, cohort, window),
+                limit=self.samples,
+            )
         if capture.header.role == "client":
             steps = None if self.step is None else (self.step,)
             view = site_view(capture, seat, steps=steps, limit=self.samples)

@@ -95,6 +95,7 @@ class RehearsedSite:
             private=False,
             budgets=Budgets(None, UNBOUNDED),
             ledger=None,
+            labelling=None,
             secret=b"",
             summing=None,
             report=h.Reporter(self._hear),

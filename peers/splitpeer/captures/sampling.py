@@ -4,10 +4,21 @@ from __future__ import annotations
 
 import re
 from collections import OrderedDict
+from collections.abc import Sequence
 
 from splitpeer.errors import ConfigError
 from splitproto.capture import Sampling
-from splitproto.messages import Activations, Applied, Forward, Gradients, Message
+from splitproto.messages import (
+    Activations,
+    Applied,
+    Forward,
+    Gradients,
+    Logits,
+    LossGradients,
+    Message,
+    Prediction,
+    Sample,
+)
 
 _BATCHES = 4096
 """Batches remembered, so that the answers to a chosen one are chosen too."""
@@ -37,11 +48,17 @@ class Chooser:
         match message:
             case Forward():
                 if self._keys:
-                    self._remember(message)
+                    self._remember(message.mode, message.step, message.batch, message.samples)
                 batch = (message.mode, message.step, message.batch)
             case Activations():
                 batch = (message.mode, message.step, message.batch)
-            case Gradients() | Applied():
+            case Logits():
+                if self._keys:
+                    self._remember("train", message.step, 0, message.samples)
+                batch = ("train", message.step, 0)
+            case Prediction():
+                return not self._keys or message.sample.key.hex().startswith(self._keys)
+            case Gradients() | Applied() | LossGradients():
                 batch = ("train", message.step, 0)
             case _:
                 return True
@@ -49,9 +66,9 @@ class Chooser:
         in_turn = mode != "train" or (step - 1) % self._every == 0
         return in_turn and (not self._keys or self._chosen.get(batch, False))
 
-    def _remember(self, forward: Forward) -> None:
-        batch = (forward.mode, forward.step, forward.batch)
-        self._chosen[batch] = any(sample.key.hex().startswith(self._keys) for sample in forward.samples)
+    def _remember(self, mode: str, step: int, number: int, samples: Sequence[Sample]) -> None:
+        batch = (mode, step, number)
+        self._chosen[batch] = any(sample.key.hex().startswith(self._keys) for sample in samples)
         self._chosen.move_to_end(batch)
         if len(self._chosen) > _BATCHES:
             self._chosen.popitem(last=False)

@@ -167,7 +167,7 @@ def attack(
         truth=truth, salt=salt, layout=layout, convention=task, defence=defence, first=first, views=views,
         samples=samples, neighbours=neighbours, helpers=tuple(map(canonical_modality, helpers)),
         step=1 if first_step else step, seed=seed, device=pick_device(device),
-        budget=Budget.read(budget or AUTO),
+        budget=Budget.read(budget or AUTO), labels=_of_labels(attacks),
     )  # fmt: skip
     experiment = asked.experiment()
     folder = asked.open_folder(experiment, out, commands=(shlex.join(["splitpeer", *sys.argv[1:]]),))
@@ -175,6 +175,14 @@ def attack(
     if not experiment.source.complete:
         console.print(f"{capture}: cut off; attacked up to its last whole record", highlight=False)
     _run(experiment, folder, attacks, console, naive=not no_naive)
+
+
+def _of_labels(attacks: tuple[str, ...]) -> bool:
+    """Whether what is attacked are labels at a site. Raises ConfigError: some attacks are, and others are not."""
+    named = [written.partition(":")[0] == "logit-gradient" for written in attacks]
+    if any(named) and not all(named):
+        raise ConfigError("logit-gradient attacks labels, the others images: run them one after the other")
+    return any(named)
 
 
 def _together(

@@ -16,13 +16,14 @@ from splitpeer.data.findings import naming_warnings
 from splitpeer.data.geometry import spacing_of
 from splitpeer.data.layouts import find
 from splitpeer.data.mask_values import MaskCensus
-from splitpeer.data.pseudonym import load_salt
+from splitpeer.data.pseudonym import load_salt, salt_check
 from splitpeer.data.volumes import Volumes
 from splitpeer.defences.stack import Stack
 from splitpeer.errors import ConfigError
 from splitpeer.federation.compute import defence_key, pick_device
 from splitpeer.federation.files import look
 from splitpeer.federation.halves import coordinator_half, gradient_stacks
+from splitpeer.federation.masks import logits_octets, masks_on_wire, task_of
 from splitpeer.federation.seats import Seats
 from splitpeer.federation.terms import seat_descriptors
 from splitpeer.settings.job import JobConfig
@@ -56,7 +57,10 @@ def open_masks(config: PeerConfig, job: JobConfig, report: h.Reporter, *, verify
         ConfigError, DataError: they cannot be used.
     """
     if config.data.labels is None or config.data.salt is None:
-        raise ConfigError("a coordinator needs [data] labels and salt")
+        raise ConfigError(
+            f"{config.source}: a coordinator needs [data] labels: name the folder of masks, or write [labels] at in "
+            "job.toml where a site holds them"
+        )
     found = find(config.data.labels, config.data.layout, None)
     findings = naming_warnings(config.data.labels, [found])
     task = job.task.task(config.data.convention)
@@ -75,9 +79,17 @@ def open_masks(config: PeerConfig, job: JobConfig, report: h.Reporter, *, verify
     return Masks(volumes, unusable, [*findings, *(census.warnings() if census is not None else [])])
 
 
+def salt_check_of(config: PeerConfig) -> bytes:
+    """Of the salt with which patients' keys are made. Raises ConfigError, DataError."""
+    if config.data.salt is None:
+        raise ConfigError(f"{config.source}: a coordinator needs [data] salt")
+    return salt_check(load_salt(config.data.salt))
+
+
 def make_half(config: PeerConfig, settings: JobConfig, job: Job, seats: Seats) -> CoordinatorHalf:
     """Fusion and decoder, and what trains them."""
-    task = settings.task.task(config.data.convention)
+    at_site = settings.labels.at is not None
+    task = task_of(settings.task) if at_site else settings.task.task(config.data.convention)
     return coordinator_half(settings, job, seats.names, task, pick_device(config.runtime.device))
 
 
@@ -128,10 +140,11 @@ def make_sites(
     """
     sites = []
     relay = None if job.fusion is None else _relay(config, settings, job, files)
-    for name, _ in sorted(seats.filled.items(), key=lambda one: (one[1], one[0])):
+    for name, _ in sorted(seats.filled.items(), key=lambda one: (not one[1], one[1], one[0])):
         offered = seats.of(name)
         schema = schema_digest(seat_descriptors(job, offered))
-        offer = JobOffer(files.run, offered, job, schema, defences=defences)
+        masks = masks_on_wire(settings.task) if name == settings.labels.at else None
+        offer = JobOffer(files.run, offered, job, schema, defences=defences, masks=masks)
         patience_s = settings.absence.per_site_s.get(name, settings.deadlines.return_s)
         site = RemoteSite(name, offer, patience_s, witness, report, salt_check, relay)
         site.holding.restore(files.record.holders.get(name), bind)
@@ -158,7 +171,8 @@ def admit_again(files: RunFiles, settings: JobConfig, names: Collection[str]) ->
 def largest_message(settings: JobConfig, job: Job, seats: Seats) -> int:
     """Octets of the largest body the job itself makes sites send."""
     batch = max(job.batch, settings.evaluation.batch)
-    return max(
+    logits = logits_octets(job, task_of(settings.task).channels) if settings.labels.at is not None else 0
+    return logits + max(
         body_bytes(seat_descriptors(job, seats.of(site), dict.fromkeys(filled, batch)))
         for site, filled in seats.filled.items()
     )

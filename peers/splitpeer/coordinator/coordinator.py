@@ -22,11 +22,13 @@ from splitpeer.coordinator.assembly import (
     make_service,
     make_sites,
     open_masks,
+    salt_check_of,
 )
 from splitpeer.coordinator.farewell import COMPLETE, FAREWELL_S, Farewell
 from splitpeer.coordinator.frozen.work import FrozenWork
 from splitpeer.coordinator.gathering import Gathering
 from splitpeer.coordinator.inference.service import Service
+from splitpeer.coordinator.labels import Labels, LabelsAtSite, OwnLabels
 from splitpeer.coordinator.matching import Matching
 from splitpeer.coordinator.remote_site import RemoteSite
 from splitpeer.coordinator.run import DISK_S, Run
@@ -121,8 +123,11 @@ class Coordinator:
         self._listen = config.network.listen
         self._job, self._seats = job_on_wire(job), seats_of(job)
         self._duty = duty or Duty(config)
-        self._masks = open_masks(config, job, self._duty.report.to(LogSink(log)), verify=verify)
-        self._labels = self._masks.volumes
+        at_site = job.labels.at is not None
+        self._masks = None
+        if not at_site:
+            self._masks = open_masks(config, job, self._duty.report.to(LogSink(log)), verify=verify)
+        self._salt_check = salt_check_of(config)
         self._files = RunFiles(config, job, resume=resume, report=self._duty.report)
         self._files.prepare()
         admit_again(self._files, job, readmit)
@@ -136,20 +141,23 @@ class Coordinator:
         self._compute = Compute(config.runtime.threads)
         self.sites = make_sites(
             config, job, self._job, self._seats, self._files, self._witness, everywhere, self._bind,
-            salt_check=self._labels.salt_check, defences=self.defences,
+            salt_check=self._salt_check, defences=self.defences,
         )  # fmt: skip
         self._team = Team(self.sites, job.absence, everywhere)
         self._farewell = Farewell(self.sites, self._files.record, everywhere)
-        self._matching = Matching(
-            self._job, job, self._seats, self._labels, self._masks.unusable, self._files.record
+        labels: Labels = (
+            OwnLabels(self._masks.volumes, self._masks.unusable)
+            if self._masks is not None
+            else LabelsAtSite(next(site for site in self.sites if site.holds_masks))
         )
+        self._matching = Matching(self._job, job, self._seats, labels, self._files.record)
         self.result = RunResult(
             self._job.name, self._files.run.hex(), steps=self._job.steps,
             sites={site: ", ".join(filled) for site, filled in self._seats.filled.items()},
-            seats=list(self._seats.names),
+            seats=list(self._seats.names), labels_at=job.labels.at or "",
         )  # fmt: skip
         self._run = Run(
-            self._job, job, half, self._team, self._labels, self._compute, self._files, self.result,
+            self._job, job, half, self._team, labels, self._compute, self._files, self.result,
             Seating(self._job, self._seats, {}), self._report,
         )  # fmt: skip
         self._service = make_service(config, job, self._run)
@@ -229,7 +237,8 @@ class Coordinator:
         # SP-10-5, SP-10-8, SP-11.19-1: what the job needs is required; a site without `evaluate` still trains.
         average = ("average",) if self._job.average_every else ()
         fuse = ("fuse",) if self._job.fusion is not None else ()
-        offered = {*fuse, *(("infer",) if self._service is not None else ())}
+        label = ("label",) if self._settings.labels.at is not None else ()
+        offered = {*fuse, *label, *(("infer",) if self._service is not None else ())}
         return Offer(
             features=tuple(
                 name
@@ -249,10 +258,11 @@ class Coordinator:
     def _begun(self, address: str) -> None:
         """Reports where it listens, and what there is to say about its own files."""
         site, job, run = self._config.peer.site, self._job.name, self._files.run.hex()
-        self._report(h.CoordinatorStarted(site, job, address, run, self._labels.salt_check.hex()))
-        for cause in self._masks.findings:
-            self._report(h.DataWarning(cause))
-        tell(self._labels, self._report)
+        self._report(h.CoordinatorStarted(site, job, address, run, self._salt_check.hex()))
+        if self._masks is not None:
+            for cause in self._masks.findings:
+                self._report(h.DataWarning(cause))
+            tell(self._masks.volumes, self._report)
 
     async def _until_bye(self, listener: Door) -> None:
         """Takes sites in and runs the job; at the end, or at an error, every site is told why."""
@@ -280,7 +290,8 @@ class Coordinator:
 
     def _farewell_after(self, error: PeerError) -> tuple[str, str]:
         """Reason and text of the bye that an error leads to; patients it names are reported here only."""
-        for patient, path in named_in(str(error), self._labels.cases).items():
+        cases = self._masks.volumes.cases if self._masks is not None else {}
+        for patient, path in named_in(str(error), cases).items():
             self._report(h.PatientNamed(patient, path))
         # A full disk is mended and the coordinator started again, where it resumes: sites keep dialling.
         reason = "drain" if isinstance(error, DiskTrouble) else "failed"

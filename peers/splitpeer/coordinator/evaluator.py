@@ -10,10 +10,11 @@ from functools import partial
 import numpy as np
 
 from splitpeer.coordinator.exclusion import Exclusion, UnusableBySite, told_apart
+from splitpeer.coordinator.labels import MasksUnusable
 from splitpeer.coordinator.prediction import predicted
 from splitpeer.coordinator.remote_site import RemoteSite, Sent, Unable
 from splitpeer.coordinator.run import Arrived, Run
-from splitpeer.coordinator.scored import Scored, evaluated, to_score
+from splitpeer.coordinator.scored import evaluated, scored_with, to_score
 from splitpeer.daemon import happenings as h
 from splitpeer.errors import JobFailed, PatientUnusable
 from splitpeer.federation.batches import TrainingStream
@@ -63,10 +64,12 @@ class Evaluator:
             return await self._score(sites, to_score(self._run, keys, self._exclusion.keys))
         except PatientUnusable as error:
             return self._exclusion.own(error)
+        except MasksUnusable as error:
+            return {error.site: error.patients}
 
     async def _score(self, sites: Sequence[RemoteSite], keys: Sequence[bytes]) -> int | UnusableBySite:
         run, ahead = self._run, self._run.settings.training.ahead
-        scored = Scored(run, keys, {site.name for site in sites})
+        scored = scored_with(run, keys, {site.name for site in sites})
         plan = scored.plan
         turns = {site: _Turns(run, site, plan) for site in sites}
         for index, forward in enumerate(plan.forwards):
@@ -77,7 +80,9 @@ class Evaluator:
                 site: RemoteSite, index: int = index, until: int = until
             ) -> Awaitable[Sent | Withdraw | Unable]:
                 turn = turns[site]
-                return site.compute(turn.parts, turn.before(index), turn.before(until))
+                # The site of the labels is asked for a score after each patient, and has nothing else in hand then.
+                end = min(until, plan.end(index)) if site is run.label_site else until
+                return site.compute(turn.parts, turn.before(index), turn.before(end))
 
             answers = await run.team.ask_all(compute, asked)
             arrived, unusable = told_apart(answers)
@@ -89,7 +94,7 @@ class Evaluator:
                 if not await run.blamed(arrived):
                     raise
                 return {}
-        return scored.close()
+        return await scored.close()
 
     def _predict(self, arrived: Arrived, samples: int, missing: str) -> np.ndarray:
         return predicted(self._run, arrived, samples, missing)

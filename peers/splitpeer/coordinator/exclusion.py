@@ -127,7 +127,9 @@ class Exclusion:
 
     def _remove_predictions(self) -> None:
         """Predictions of an earlier evaluation, which no longer have a score."""
-        cases = self._run.labels.cases
+        if self._run.label_site is not None:
+            return  # they are there
+        cases = self._run.masks.cases
         for key in self.keys & cases.keys():  # a mask may be deleted once its patient has withdrawn
             (self._run.files.predictions / f"{cases[key].patient}.nii.gz").unlink(missing_ok=True)
 

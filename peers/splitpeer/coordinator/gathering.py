@@ -70,7 +70,8 @@ class Gathering:
     def batches(self, training: Sequence[bytes]) -> TrainingStream:
         """All batches of the run."""
         run = self._run
-        return TrainingStream.of(run.settings, run.job, training, run.labels, run.seating.complete)
+        labels = run.labels if run.label_site is not None else run.masks
+        return TrainingStream.of(run.settings, run.job, training, labels, run.seating.complete)
 
     def open(self, held_out: Collection[bytes], *, resumed: bool) -> None:
         """From now on there is something to resume."""

@@ -22,16 +22,19 @@ class Patients:
     """Whose files the site cannot use, with a cause of SP-11.13."""
     seats: Mapping[bytes, tuple[str, ...]]
     """By usable patient, the seats that the site can fill."""
+    people: Mapping[bytes, bytes]
+    """By usable patient with a mask, where the site was asked for masks, the person whose scan it is."""
 
 
 async def hear_patients(
-    link: SiteLink, accept: JobAccept, salt_check: bytes, seats: Sequence[Seat]
+    link: SiteLink, accept: JobAccept, salt_check: bytes, seats: Sequence[Seat], *, masks: bool = False
 ) -> Patients:
     """The site's inventory, in as many pieces as it takes.
 
     Args:
         seats: those that it was offered.
         salt_check: of the coordinator's salt, from which the keys of its masks are made.
+        masks: whether it was asked for masks.
 
     Raises:
         Misaligned: the site has another salt.
@@ -41,6 +44,7 @@ async def hear_patients(
     usable: dict[bytes, Geometry] = {}
     unusable: dict[bytes, str] = {}
     fills: dict[bytes, tuple[str, ...]] = {}
+    people: dict[bytes, bytes] = {}
     last = False
     while not last:
         piece = await link.hear("its list of patients", Inventory)
@@ -52,11 +56,17 @@ async def hear_patients(
         for p in piece.patients:
             usable[p.key] = Geometry(p.shape, p.spacing, p.directions, p.origin, p.stored)
             fills[p.key] = _seats(p, seats)
+            if (p.mask or p.person is not None) and not (masks and p.mask):
+                raise SchemaMismatch(
+                    "a patient is listed with a mask, or as a person, where none was asked for"
+                )
+            if p.mask:
+                people[p.key] = p.person or p.key
         if piece.unusable is not None:
             unusable = _unusable(piece, usable)
     if len(usable) != accept.patients:
         raise SchemaMismatch(f"{accept.patients} patients announced, {len(usable)} listed")
-    return Patients(usable, unusable, fills)
+    return Patients(usable, unusable, fills, people)
 
 
 def check_fit(
@@ -64,12 +74,15 @@ def check_fit(
     patients: Patients,
     expected: Mapping[bytes, Geometry],
     seats: Mapping[bytes, Collection[str]],
+    *,
+    masks: bool = False,
 ) -> None:
     """SP-11-4: a site that joins a run under way has its patients, on their grids, but for those it cannot use.
 
     Args:
         expected: the run's patients in use for which the site fills a seat, with the grid of the labels.
         seats: which seats it fills.
+        masks: whether it holds the masks of all of them.
 
     Raises:
         Misaligned: they are not.
@@ -79,6 +92,8 @@ def check_fit(
         raise Misaligned(f"it lacks {lost} of the run's {len(needed)} patients")
     if lost := sum(not set(seats.get(key, ())) <= set(patients.seats[key]) for key in needed):
         raise Misaligned(f"for {lost} of the run's {len(needed)} patients it lacks a seat that it filled")
+    if masks and (lost := len(needed.keys() - patients.people.keys())):
+        raise Misaligned(f"it lacks the masks of {lost} of the run's {len(needed)} patients")
     try:
         compare_geometry({"labels": needed, site: {key: patients.usable[key] for key in needed}})
     except DataError as error:
@@ -99,7 +114,8 @@ def _seats(patient: Patient, offered: Sequence[Seat]) -> tuple[str, ...]:
     if patient.seats is None:
         return tuple(seat.name for seat in offered)
     places = patient.seats
-    if list(places) != sorted(set(places)) or (places and places[-1] >= len(offered)):
+    empty = not places and not patient.mask
+    if empty or list(places) != sorted(set(places)) or (places and places[-1] >= len(offered)):
         raise SchemaMismatch(f"a patient has seats {list(places)} of the {len(offered)} offered")
     return tuple(offered[place].name for place in places)
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from splitpeer.coordinator.labels import Labels, LabelsAtSite
 from splitpeer.coordinator.record import RunRecord
 from splitpeer.coordinator.remote_site import RemoteSite
 from splitpeer.daemon import happenings as h
 from splitpeer.data.geometry import Geometry, compare_geometry
 from splitpeer.data.sampling import split_patients
-from splitpeer.data.volumes import Volumes
 from splitpeer.errors import DataError, JobFailed
-from splitpeer.federation.files import counted, look
+from splitpeer.federation.files import counted
 from splitpeer.federation.overlap import ADVICE, pairwise
 from splitpeer.federation.seating import Lists, Seating
 from splitpeer.federation.seats import Seats
@@ -26,8 +26,7 @@ class Matching:
         job: as the sites know it.
         settings: `job.toml`.
         seats: of the job.
-        labels: the masks.
-        unusable: patients whose masks cannot be used, and why; those that are found go there.
+        labels: of whom there are masks.
         record: of the run.
     """
 
@@ -36,12 +35,11 @@ class Matching:
         job: Job,
         settings: JobConfig,
         seats: Seats,
-        labels: Volumes,
-        unusable: dict[bytes, str],
+        labels: Labels,
         record: RunRecord,
     ) -> None:
         self._job, self._settings, self._seats = job, settings, seats
-        self._labels, self._unusable, self._record = labels, unusable, record
+        self._labels, self._record = labels, record
 
     def least(self, here: Sequence[RemoteSite]) -> int:
         """Seats that a patient needs: all that the sites that take part fill, unless the job says fewer."""
@@ -77,8 +75,7 @@ class Matching:
         Raises:
             JobFailed: too few patients, or not on the same grids; or one of the run's is not there any more.
         """
-        # SP-11.13-11.
-        known = look(self._labels, self._unusable, report)
+        known = self._labels.usable(report)
         if lists is not None:
             here = ()
         if self._record.patients:
@@ -101,7 +98,8 @@ class Matching:
             raise JobFailed(str(error)) from error
         for site in sites:
             fills = seating.of(site.name)
-            own = {key: grid for key, grid in grids["labels"].items() if key in fills}
+            all_of_them = isinstance(self._labels, LabelsAtSite) and site is self._labels.site
+            own = {key: grid for key, grid in grids["labels"].items() if key in fills or all_of_them}
             site.expect(own, fills, len(seating.filled))
         training, held_out = self._split(seating)
         report(self._table(seating, known, here, held_out))
@@ -123,7 +121,9 @@ class Matching:
         Raises:
             JobFailed: a site lacks what it had when the run began.
         """
-        out = {w.key for w in self._record.withdrawn}.union(self._unusable, *(site.unusable for site in here))
+        out = {w.key for w in self._record.withdrawn}.union(
+            self._labels.unusable, *(site.unusable for site in here)
+        )
         lost = seating.filled.keys() - known.keys()
         for site in here:
             lost |= {key for key, s in seating.of(site.name).items() if not s <= set(site.lists.get(key, ()))}
@@ -157,7 +157,7 @@ class Matching:
         have = [(site.name, site.patients, site.unusable) for site in here]
         counts = ", ".join(
             f"{name} {len(usable)}" + (f" and not usable {counted(bad.values())}" if bad else "")
-            for name, usable, bad in [("labels", known, self._unusable), *have]
+            for name, usable, bad in [("labels", known, self._labels.unusable), *have]
         )
         found, least, seats = len(seating.filled), self._settings.data.min_patients, self.least(here)
         common = f"in common: {pairwise(self.having(here))}"
@@ -177,6 +177,7 @@ class Matching:
         """Each seat has one site, each site one seat, and all are needed."""
         seats = self._seats
         least = self._settings.data.min_seats or len(seats.names)
-        return least == len(seats.names) == len(seats.filled) and all(
+        filling = [site for site, filled in seats.filled.items() if filled]
+        return least == len(seats.names) == len(filling) and all(
             len(seats.sites(seat)) == 1 for seat in seats.names
         )

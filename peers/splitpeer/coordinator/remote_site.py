@@ -28,6 +28,7 @@ from splitproto import Session, SplitprotoError
 from splitproto.capture import Party
 from splitproto.errors import (
     DeadlineExceeded,
+    FeatureMissing,
     LocalError,
     Misaligned,
     SchemaMismatch,
@@ -44,17 +45,22 @@ from splitproto.messages import (
     Averaged,
     Begin,
     Checkpoint,
-    Forward,
+    Conclude,
     FusionKey,
     Gradients,
     JobAccept,
     JobOffer,
     Locate,
     Located,
+    Logits,
+    LossGradients,
     Message,
+    Prediction,
     Rollback,
     RolledBack,
+    Sample,
     Saved,
+    Scores,
     Share,
     Shared,
     Unsaved,
@@ -114,7 +120,10 @@ class RemoteSite:
         relay: Relay | None = None,
     ) -> None:
         self.name, self.seats = name, offer.seats
-        self.seat_names = ", ".join(seat.name for seat in offer.seats)
+        self.holds_masks = offer.masks is not None
+        """The labels of the run are this site's."""
+        names = [seat.name for seat in offer.seats] + (["labels"] if self.holds_masks else [])
+        self.seat_names = ", ".join(names)
         """The seats that it fills, in words."""
         self.party = Party(name, offer.seats)
         """What it announced last."""
@@ -125,6 +134,8 @@ class RemoteSite:
         """Patients whose files it said, on joining, that it cannot use, and why."""
         self.lists: Mapping[bytes, tuple[str, ...]] = {}
         """The seats that it can fill, by usable patient."""
+        self.people: Mapping[bytes, bytes] = {}
+        """By patient with a mask, where the labels are this site's, the person."""
         self.weights = b""
         """In a frozen job, the label of its encoders' weights; empty: not known yet."""
         self.losses = 0
@@ -306,6 +317,9 @@ class RemoteSite:
     async def _join(self, link: SiteLink) -> None:
         challenge = secrets.token_bytes(holder.CHALLENGE_BYTES)
         offer = replace(self._offer, recorded=self._witness.recorded, challenge=challenge)
+        if self.holds_masks and "label" not in link.session.agreement.features:
+            # SP-11.20-1.
+            raise FeatureMissing(f"{self.name} does not offer label, and the labels are to be there")
         await link.send(offer)
         accept = await link.hear("its answer to the job", JobAccept)
         self.holding.examine(offer, accept, link.session)
@@ -315,8 +329,9 @@ class RemoteSite:
         if self._relay is not None:
             key = (await link.hear("its key for the sum", FusionKey)).offer
             self._relay.check(self.name, key, datetime.now(UTC))
-        patients = await hear_patients(link, accept, self._salt_check, self.seats)
-        check_fit(self.name, patients, self._needed(), self._fills)
+        masks = self.holds_masks
+        patients = await hear_patients(link, accept, self._salt_check, self.seats, masks=masks)
+        check_fit(self.name, patients, self._needed(), self._fills, masks=masks)
         # Last: who does not fit must not have the site's part.
         await self.holding.take(link.session, accept.holder or b"", self._present_session)
         if self._relay is not None and key is not None:
@@ -368,6 +383,7 @@ class RemoteSite:
         self.party = Party(self.name, self._offer.seats, accept.defences or (), accept.recorded)
         self.features = frozenset(session.agreement.features)
         self.patients, self.unusable, self.lists = patients.usable, patients.unusable, patients.seats
+        self.people = patients.people
         self._octets_before = self.traffic
         self.weights = accept.weights or b""
         self._memory.hear(accept, absent=self.absent)
@@ -435,7 +451,7 @@ class RemoteSite:
         if answer.digest != forward.digest:
             raise Misaligned(f"{self.name} used other samples than those of step {forward.step}")
         if isinstance(answer, Withdraw):
-            return _withdrawal(forward, answer)
+            return _withdrawal(forward.samples, answer)
         if not matches(part.expected, answer.tensors):
             raise SchemaMismatch(f"{self.name} sent other tensors than the job describes")
         return Sent(part, answer.tensors)
@@ -514,6 +530,69 @@ class RemoteSite:
                 f"its advance to step {step}",
                 Advanced, Activations, Withdraw, Applied, Saved, Unsaved, Located,
             )  # fmt: skip
+
+    # --- labels ----------------------------------------------------------------------------------------
+
+    async def lose(self, asked: Logits) -> LossGradients | Withdraw:
+        """SP-11.20-6: the gradient of the loss by these logits, or whose masks cannot be used."""
+        # Where the site also waits for the gradients of its own activations, a restart costs the step.
+        computed = asked.step if self.seats else 0
+        question = Question(f"the loss of step {asked.step}", computed=computed)
+        return await self._asking.ask(question, self._lose, asked)
+
+    async def _lose(self, link: SiteLink, asked: Logits) -> LossGradients | Withdraw:
+        await link.send(asked)
+        answer = await link.hear(f"the loss of step {asked.step}", LossGradients, Withdraw)
+        self._check_labels(asked, "train", 0, answer)
+        if isinstance(answer, Withdraw):
+            return _withdrawal(asked.samples, answer)
+        if answer.digest != asked.digest:
+            raise Misaligned(f"{self.name} used other samples than those of step {asked.step}")
+        if not matches([Descriptor.of(name, array) for name, array in asked.tensors.items()], answer.tensors):
+            raise SchemaMismatch(f"{self.name} sent other gradients than those of the logits")
+        return answer
+
+    async def score(self, asked: Prediction) -> Scores | Withdraw:
+        """SP-11.20-9: have the site score a prediction, or say that it cannot use the mask."""
+        question = Question(f"a score of step {asked.step}")
+        return await self._asking.ask(question, self._score, asked)
+
+    async def _score(self, link: SiteLink, asked: Prediction) -> Scores | Withdraw:
+        await link.send(asked)
+        answer = await link.hear(f"a score of step {asked.step}", Scores, Withdraw)
+        self._check_labels(asked, "evaluate", asked.batch, answer)
+        return _withdrawal((asked.sample,), answer) if isinstance(answer, Withdraw) else answer
+
+    async def conclude(self, asked: Conclude) -> Mapping[str, float]:
+        """SP-11.20-9: the figures of an evaluation that the site tells."""
+        question = Question(f"the scores of step {asked.step}")
+        return await self._asking.ask(question, self._conclude, asked)
+
+    async def _conclude(self, link: SiteLink, asked: Conclude) -> Mapping[str, float]:
+        await link.send(asked)
+        answer = await link.hear(f"the scores of step {asked.step}", Scores)
+        self._check_labels(asked, "evaluate", asked.batch, answer)
+        return answer.values
+
+    def _check_labels(
+        self,
+        asked: Logits | Prediction | Conclude,
+        mode: str,
+        batch: int,
+        answer: LossGradients | Scores | Withdraw,
+    ) -> None:
+        """Raises UnexpectedMessage, Misaligned: the answer is not to what was asked."""
+        same = answer.step == asked.step
+        if not isinstance(answer, LossGradients):
+            same = same and answer.batch == batch
+        if isinstance(answer, Withdraw) and not isinstance(asked, Conclude):
+            same = same and answer.mode == mode
+            if answer.digest != asked.digest:
+                raise Misaligned(f"{self.name} withdrew patients of other samples of step {asked.step}")
+        if not same:
+            raise UnexpectedMessage(f"{answer.name} of step {answer.step} where step {asked.step} was due")
+
+    # --- averages --------------------------------------------------------------------------------------
 
     async def share(self, step: int, seat: str, expected: Sequence[Descriptor]) -> dict[str, Array]:
         """SP-11.16-2: the weights of the site's encoder at `seat`, after the committed `step`; float32 by name.
@@ -721,9 +800,9 @@ class RemoteSite:
         self._report(h.SiteProgressed(self.name, self.applied, self.checkpoints, octets_in, octets_out))
 
 
-def _withdrawal(forward: Forward, answer: Withdraw) -> Withdraw:
+def _withdrawal(samples: Collection[Sample], answer: Withdraw) -> Withdraw:
     """SP-11.13-4. Raises UnexpectedMessage."""
     keys = [patient.key for patient in answer.patients]
-    if len(set(keys)) < len(keys) or not set(keys) <= {sample.key for sample in forward.samples}:
-        raise UnexpectedMessage(f"patients withdrawn who are not in the batch of step {forward.step}")
+    if len(set(keys)) < len(keys) or not set(keys) <= {sample.key for sample in samples}:
+        raise UnexpectedMessage(f"patients withdrawn who are not in the batch of step {answer.step}")
     return answer

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from splitpeer.coordinator.labels import Labels, LabelsAtSite, OwnLabels
 from splitpeer.coordinator.remote_site import RemoteSite, Sent
 from splitpeer.coordinator.run_files import RunFiles, RunResult
 from splitpeer.coordinator.team import Team
@@ -43,8 +44,8 @@ class Run:
     half: CoordinatorHalf
     """Fusion and decoder."""
     team: Team
-    labels: Volumes
-    """The masks."""
+    labels: Labels
+    """Of whom there are masks, wherever they are."""
     compute: Compute
     files: RunFiles
     result: RunResult
@@ -57,6 +58,19 @@ class Run:
     """Set to end after the step under way."""
     octets_from: int | None = None
     """Bytes on the wire up to the last commit, if training continued since."""
+
+    @property
+    def masks(self) -> Volumes:
+        """The coordinator's own masks. Raises ValueError: the labels are at a site."""
+        if not isinstance(self.labels, OwnLabels):
+            raise ValueError("the masks are at a site")
+        return self.labels.volumes
+
+    @property
+    def label_site(self) -> RemoteSite | None:
+        """The site that holds the masks; None: they are the coordinator's own."""
+        return self.labels.site if isinstance(self.labels, LabelsAtSite) else None
+
     _progress: ProgressMessages = field(default_factory=ProgressMessages)
 
     async def computed(self, function: Callable[..., Any], *args: Any, what: str) -> Any:

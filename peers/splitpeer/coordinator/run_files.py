@@ -65,6 +65,10 @@ class RunResult:
     """With frozen encoders: octets on the wire in both directions, all sites, while this process collected releases;
     nothing is sent after that."""
     seconds: float = 0.0
+    labels_at: str = ""
+    """Site that holds the masks; empty: they are the coordinator's own."""
+    told: list[str] = field(default_factory=list)
+    """What that site told of its last evaluation, by name."""
 
 
 class RunFiles:

@@ -7,6 +7,7 @@ half, and neither listener nor signals.
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Collection, Mapping, Sequence
 
@@ -16,6 +17,7 @@ from splitpeer.coordinator.averaging import Averaging
 from splitpeer.coordinator.evaluator import Evaluator
 from splitpeer.coordinator.exclusion import Exclusion, UnusableBySite, told_apart
 from splitpeer.coordinator.inference.service import Service
+from splitpeer.coordinator.labels import MasksUnusable
 from splitpeer.coordinator.memory import SiteRestarted
 from splitpeer.coordinator.remote_site import RemoteSite, Sent, Unable
 from splitpeer.coordinator.run import Arrived, Run
@@ -27,13 +29,14 @@ from splitpeer.defences.stack import Stack
 from splitpeer.errors import JobFailed, PatientUnusable
 from splitpeer.federation.batches import TrainingStream
 from splitpeer.federation.halves import for_site
+from splitpeer.federation.masks import LOGITS
 from splitpeer.federation.seating import Parts
 from splitpeer.federation.terms import window_of
 from splitpeer.training.dropout import left_out
-from splitpeer.training.split_round import Place, fused_step
+from splitpeer.training.split_round import Place, Rows, StepWithoutLabels, fused_step
 from splitpeer.training.split_step import Arrays
 from splitproto.errors import printable
-from splitproto.messages import Forward, Missing, Progress, Withdraw
+from splitproto.messages import Forward, Logits, Missing, Progress, Withdraw
 
 
 class Trainer:
@@ -190,7 +193,7 @@ class Trainer:
             return self._exclusion.own(error)
         await self._averaging.before(step, lambda site, seat: run.seating.count(site, seat, stream.patients))
         forward = stream[step - 1]
-        target = asyncio.create_task(run.computed(self._target, forward, what="the masks of a batch"))
+        target = asyncio.create_task(self._wanted(forward))
         unusable: UnusableBySite = {}
         try:
             out = self._left_out(forward)
@@ -202,6 +205,8 @@ class Trainer:
             loss, gradients = await self._trained(arrived, wanted, forward, out)
         except PatientUnusable as error:
             return {**self._exclusion.own(error), **unusable}
+        except MasksUnusable as error:
+            return {error.site: error.patients}
         finally:
             target.cancel()
             await asyncio.gather(target, return_exceptions=True)
@@ -270,13 +275,22 @@ class Trainer:
         )
 
     async def _trained(
-        self, arrived: Arrived, target: np.ndarray, forward: Forward, out: Collection[str]
+        self, arrived: Arrived, target: np.ndarray | None, forward: Forward, out: Collection[str]
     ) -> tuple[float, dict[Place, Arrays]]:
-        """The decoder's step; unless all are needed, without the sites whose values are not numbers."""
+        """The decoder's step; unless all are needed, without the sites whose values are not numbers.
+
+        Args:
+            target: None: the masks are at a site. Raises MasksUnusable: it cannot use some.
+        """
+        site = self._run.label_site
         while True:
             try:
-                trained: tuple[float, dict[Place, Arrays]] = await self._run.computed(
-                    self._train, arrived, target, forward, out, what=f"step {forward.step} of the decoder"
+                trained: tuple[float, dict[Place, Arrays]] = (
+                    await self._run.computed(
+                        self._train, arrived, target, forward, out, what=f"step {forward.step} of the decoder"
+                    )
+                    if site is None
+                    else await self._trained_with(site, arrived, forward, out)
                 )
             except JobFailed:
                 if not await self._run.blamed(arrived):
@@ -284,18 +298,50 @@ class Trainer:
             else:
                 return trained
 
+    async def _trained_with(
+        self, site: RemoteSite, arrived: Arrived, forward: Forward, out: Collection[str]
+    ) -> tuple[float, dict[Place, Arrays]]:
+        """SP-11.20-6: with the gradient of the loss from the site of the labels. Raises MasksUnusable."""
+        run, what = self._run, f"step {forward.step} of the decoder"
+        step: StepWithoutLabels = await run.computed(self._begin, arrived, forward, out, what=what)
+        loss, gradient = math.nan, None
+        if step.logits is not None:
+            asked = Logits(forward.step, forward.samples, forward.digest, forward.seed, {LOGITS: step.logits})
+            answers = await run.team.ask_all(lambda one: one.lose(asked), [site])
+            if isinstance(answer := answers[site], Withdraw):
+                raise MasksUnusable(site, answer.patients)
+            gradient = np.asarray(answer.tensors[LOGITS])
+            loss = math.nan if answer.loss is None else answer.loss
+        return loss, await run.computed(step.end, gradient, what=what)
+
+    def _begin(self, arrived: Arrived, forward: Forward, out: Collection[str]) -> StepWithoutLabels:
+        used, rows, release = self._used(arrived, forward, out)
+        return StepWithoutLabels(self._run.half, used, release, self._gradient_stacks, rows=rows)
+
     def _train(
         self, arrived: Arrived, target: np.ndarray, forward: Forward, out: Collection[str]
     ) -> tuple[float, dict[Place, Arrays]]:
-        """`out`: seats whose activations are not used."""
+        used, rows, release = self._used(arrived, forward, out)
+        return fused_step(self._run.half, used, target, release, self._gradient_stacks, rows=rows)
+
+    def _used(
+        self, arrived: Arrived, forward: Forward, out: Collection[str]
+    ) -> tuple[dict[Place, Arrays], Mapping[Place, Rows], Release]:
+        """What a step is made of. `out`: seats whose activations are not used."""
         run = self._run
         release = Release(run.files.run, forward.mode, forward.step, forward.batch, forward.samples)
         arrays, rows = run.at_places(arrived)
-        used = {place: tensors for place, tensors in arrays.items() if place.seat not in out}
-        return fused_step(run.half, used, target, release, self._gradient_stacks, rows=rows)
+        return {place: tensors for place, tensors in arrays.items() if place.seat not in out}, rows, release
+
+    async def _wanted(self, forward: Forward) -> np.ndarray | None:
+        """The masks of a batch; None: they are at a site."""
+        if self._run.label_site is not None:
+            return None
+        target: np.ndarray = await self._run.computed(self._target, forward, what="the masks of a batch")
+        return target
 
     def _target(self, forward: Forward) -> np.ndarray:
-        return SiteData(self._run.labels).batch(forward.samples, self._window, forward.seed, None)
+        return SiteData(self._run.masks).batch(forward.samples, self._window, forward.seed, None)
 
     # --- inside ----------------------------------------------------------------------------------------
 

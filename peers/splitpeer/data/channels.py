@@ -25,6 +25,7 @@ class Channels:
         volumes: by modality; all under one salt.
         seats: by name, in the job's order: their modalities, in the order of the channels.
         defences: of the images, by modality; they act on each window before it is augmented.
+        masks: where the labels are this site's: under the same salt, and on the images' grids.
     """
 
     def __init__(
@@ -32,7 +33,9 @@ class Channels:
         volumes: Mapping[str, Volumes],
         seats: Mapping[str, Sequence[str]],
         defences: Mapping[str, ImageStack] | None = None,
+        masks: Volumes | None = None,
     ) -> None:
+        self.masks = masks
         self.seats = {name: tuple(modalities) for name, modalities in seats.items()}
         self.volumes = {modality: volumes[modality] for held in self.seats.values() for modality in held}
         """The seats' volumes by modality."""
@@ -64,20 +67,28 @@ class Channels:
     @property
     def salt_check(self) -> bytes:
         """Check value of the salt."""
-        return next(iter(self.volumes.values())).salt_check
+        return next(iter(self._all())).salt_check
 
     @property
     def warnings(self) -> dict[bytes, list[str]]:
         """See `Volumes.warnings`."""
         found: dict[bytes, list[str]] = {}
-        for volumes in self.volumes.values():
+        for volumes in self._all():
             for key, lines in volumes.warnings.items():
                 found.setdefault(key, []).extend(lines)
         return found
 
     def keys(self) -> list[bytes]:
-        """The patients that fill a seat, ascending."""
-        return sorted(self._fills)
+        """The patients that fill a seat or have a mask, ascending."""
+        return sorted({*self._fills, *self._masked})
+
+    def holds(self, key: bytes) -> bool:
+        """Whether a patient is one of `keys`."""
+        return key in self._fills or key in self._masked
+
+    def masked(self, key: bytes) -> bool:
+        """Whether the site has a mask of a patient that is asked for."""
+        return key in self._masked
 
     def fills(self, key: bytes) -> tuple[int, ...]:
         """The numbers of the seats that a patient fills; () for a patient that fills none."""
@@ -119,7 +130,8 @@ class Channels:
         """SP-11-4: a patient as the coordinator is told of it. Raises PatientUnusable, see `geometry`."""
         grid, fills = self.geometry(key), self.fills(key)
         seats = fills if len(fills) < len(self.seats) else None
-        return Patient(key, grid.shape, grid.spacing, grid.directions, grid.origin, grid.stored, seats)
+        mask = True if self.masked(key) else None
+        return Patient(key, grid.shape, grid.spacing, grid.directions, grid.origin, grid.stored, seats, mask)
 
     def read(self, key: bytes) -> None:
         """Read all the patient's volumes to their ends, for what is wrong with them."""
@@ -152,7 +164,18 @@ class Channels:
         }
 
     def _of(self, key: bytes) -> list[Volumes]:
-        """The volumes of all channels that the patient fills. Raises DataError where it fills no seat."""
-        if not self.fills(key):
+        """The volumes of all channels that the patient fills, and the masks where one is its. Raises DataError where it
+        has neither."""
+        found = [self.volumes[modality] for modality in self.modalities(key)]
+        if self.masks is not None and self.masked(key):
+            found.append(self.masks)
+        if not found:
             raise not_held(key)
-        return [self.volumes[modality] for modality in self.modalities(key)]
+        return found
+
+    def _all(self) -> list[Volumes]:
+        return [*self.volumes.values(), *([] if self.masks is None else [self.masks])]
+
+    @cached_property
+    def _masked(self) -> frozenset[bytes]:
+        return frozenset(self.masks.keys() if self.masks is not None else ())

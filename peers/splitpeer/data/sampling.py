@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
-from splitpeer.data.geometry import Triple
-from splitpeer.data.volumes import Box, Volumes
+from splitpeer.data.geometry import Geometry, Triple
+from splitpeer.data.volumes import Box
 from splitpeer.errors import ConfigError, JobFailed
 from splitproto.messages import Sample
 
@@ -66,6 +67,19 @@ def split_patients(
     return sorted(set(keys) - held), sorted(held)
 
 
+class Grids(Protocol):
+    """The grids of masks by patient: all that windows depend on which are drawn without asking where a tumour is."""
+
+    def geometry(self, key: bytes) -> Geometry:
+        """Of a patient."""
+        ...
+
+
+@runtime_checkable
+class _Masks(Grids, Protocol):
+    def window(self, key: bytes, origin: Triple, size: Triple) -> np.ndarray: ...
+
+
 @dataclass(frozen=True)
 class _Tumour:
     """Where one mask is not empty: slices z (2-D windows) and some voxels [n, 3] (3-D windows)."""
@@ -84,13 +98,14 @@ class TrainingSchedule:
     volume, or in the box that `extents` gives for the patient (a site that sees the image knows where the
     head is; masks do not tell). `seed` of the augmentation is below 2**63.
 
-    Masks are read when their patient is first drawn, once. Raises ConfigError for settings that cannot be.
+    Masks are read when their patient is first drawn, once; with `positive_fraction` 0 none is, and grids are enough.
+    Raises ConfigError for settings that cannot be.
     """
 
     def __init__(
         self,
         keys: Sequence[bytes],
-        labels: Volumes,
+        labels: Grids,
         *,
         window: Triple,
         batch: int,
@@ -198,6 +213,9 @@ class TrainingSchedule:
 
     def _tumour(self, key: bytes) -> _Tumour:
         if key not in self._tumours:
+            if not isinstance(self._labels, _Masks):
+                # SP-11.20-4.
+                raise ConfigError("windows around tumour need the masks: set [data] positive_fraction = 0")
             shape = self._labels.geometry(key).shape
             if self.window[2] == 1:  # only what the centred slices show counts
                 x, y, _ = self._centred(shape)

@@ -271,6 +271,7 @@ MARVELL = DefenceKind(
         "error": Parameter(0.3, 0.01, 0.49, "remaining detection error: mean of the false positive and negative rates"),
         "power": Parameter(0.0, 0.0, 1e6, "noise power relative to |Delta|^2; 0: as much as `error` needs"),
     },
+    needs_labels=True,
 )  # fmt: skip
 
 KINDS: dict[str, DefenceKind] = {

@@ -75,6 +75,8 @@ class DefenceKind:
     additive_noise: Noise | None = None
     channel_mixing: bool = False
     """Whether channels go through a secret matrix, the same for all samples."""
+    needs_labels: bool = False
+    """Whether it acts on what the masks say."""
     sparse: bool = False
     """Whether values are left out: exact zeros, which show unless noise follows."""
     drops: str = ""

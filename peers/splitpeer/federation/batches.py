@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Sequence
 from typing import Any, overload
 
-from splitpeer.data.sampling import TrainingSchedule, batch_digest
+from splitpeer.data.sampling import Grids, TrainingSchedule, batch_digest
 from splitpeer.data.volumes import Volumes
+from splitpeer.errors import ConfigError
 from splitpeer.federation.terms import window_of
 from splitpeer.settings.job import JobConfig
 from splitpeer.training.tiles import TiledSchedule
@@ -26,14 +27,14 @@ class TrainingStream(Sequence[Forward]):
         settings: JobConfig,
         job: Job,
         training: Sequence[bytes],
-        labels: Volumes,
+        labels: Grids,
         complete: Collection[bytes],
     ) -> TrainingStream:
         """All batches of a run.
 
         Args:
             training: the patients to train on.
-            labels: the masks.
+            labels: the masks; their grids, where no window is drawn around tumour.
             complete: patients with every seat.
         """
         drawn: dict[str, Any] = {
@@ -46,6 +47,8 @@ class TrainingStream(Sequence[Forward]):
             "complete_first": settings.data.complete_first,
         }
         if job.frozen:
+            if not isinstance(labels, Volumes):
+                raise ConfigError('[labels] at is not for a job with [training] encoders = "frozen"')
             overlap = settings.evaluation.overlap
             schedule: TrainingSchedule = TiledSchedule(training, labels, overlap=overlap, **drawn)
         else:

@@ -13,6 +13,7 @@ import nibabel as nib
 import numpy as np
 
 from splitpeer.data.geometry import Geometry, Triple
+from splitpeer.data.sampling import Grids
 from splitpeer.data.task import Task
 from splitpeer.data.volumes import Volumes
 from splitpeer.federation.inference import Volume, questions, windows_of
@@ -30,13 +31,47 @@ class Plan:
 
     @classmethod
     def of(
-        cls, keys: Sequence[bytes], labels: Volumes, window: Triple, overlap: float, batch: int, step: int
+        cls, keys: Sequence[bytes], labels: Grids, window: Triple, overlap: float, batch: int, step: int
     ) -> Plan:
         """Windows over every volume, at most `batch` a message; the weights are those of `step`."""
         shapes = {key: labels.geometry(key).shape for key in keys}
         windows = [some for key in keys for some in windows_of(key, shapes[key], window, overlap, batch)]
         forwards = questions("evaluate", step, windows, partial(next, count()))
         return cls(forwards, [some[0].key for some in windows])
+
+    def end(self, index: int) -> int:
+        """One past the last batch of the patient of batch `index`."""
+        key = self.keys[index]
+        while index < len(self.keys) and self.keys[index] == key:
+            index += 1
+        return index
+
+
+class Assembly:
+    """Takes the predictions of a plan's batches in order; a volume is whole when its last one is in.
+
+    Args:
+        labels: the grids of the volumes.
+        task: what is predicted.
+    """
+
+    def __init__(self, plan: Plan, labels: Grids, window: Triple, task: Task) -> None:
+        self._plan, self._labels, self._window, self._task = plan, labels, window, task
+        self._volume: Volume | None = None
+
+    def add(self, index: int, probabilities: np.ndarray) -> np.ndarray | None:
+        """The prediction, bool [regions, x, y, z], of the patient whose last batch this is; else None.
+
+        Args:
+            probabilities: float32 [B, channels, *spatial] of batch `index`.
+        """
+        key = self._plan.keys[index]
+        volume = self._volume = self._volume or Volume(self._labels.geometry(key).shape, self._window)
+        volume.add(self._plan.forwards[index].samples, probabilities)
+        if index + 1 < len(self._plan.keys) and self._plan.keys[index + 1] == key:
+            return None
+        self._volume = None
+        return self._task.decide(volume.probabilities())
 
 
 class Scoring:
@@ -65,27 +100,24 @@ class Scoring:
             raise ValueError("predictions are scored with masks")
         self._task = labels.labels
         self._made_from = made_from or {}
-        self._plan, self._labels, self._window, self._save_to = plan, labels, window, save_to
+        self._plan, self._labels, self._save_to = plan, labels, save_to
+        self._assembly = Assembly(plan, labels, window, self._task)
         self.dice = VolumeDice(self._task.region_names)
         self.surfaces = Surfaces(self._task.region_names) if measure else None
-        self._volume: Volume | None = None
 
     def add(self, index: int, probabilities: np.ndarray) -> None:
         """`probabilities`: float32 [B, channels, *spatial] of batch `index`."""
         key = self._plan.keys[index]
-        shape = self._labels.geometry(key).shape
-        volume = self._volume = self._volume or Volume(shape, self._window)
-        volume.add(self._plan.forwards[index].samples, probabilities)
-        if index + 1 == len(self._plan.keys) or self._plan.keys[index + 1] != key:
-            mask = self._task.decide(volume.probabilities())
-            self._volume = None
-            truth, grid = self._labels.window(key, (0, 0, 0), shape), self._labels.geometry(key)
-            self.dice.add(mask, truth)
-            if self.surfaces is not None:
-                self.surfaces.add(mask, truth, grid.spacing)
-            if self._save_to is not None:
-                path = self._save_to / f"{self._labels.case(key).patient}.nii.gz"
-                save_mask(path, mask, grid, self._task, made_from=self._made_from.get(key, ()))
+        if (mask := self._assembly.add(index, probabilities)) is None:
+            return
+        grid = self._labels.geometry(key)
+        truth = self._labels.window(key, (0, 0, 0), grid.shape)
+        self.dice.add(mask, truth)
+        if self.surfaces is not None:
+            self.surfaces.add(mask, truth, grid.spacing)
+        if self._save_to is not None:
+            path = self._save_to / f"{self._labels.case(key).patient}.nii.gz"
+            save_mask(path, mask, grid, self._task, made_from=self._made_from.get(key, ()))
 
 
 def save_mask(

@@ -122,7 +122,8 @@ def image_stacks(written: Written, key: bytes, held: Sequence[str]) -> dict[str,
 
 def announced(images: Mapping[str, ImageStack], activations: Sequence[str]) -> tuple[str, ...]:
     """Defences of images and activations as a site announces them."""
-    return (*next(iter(images.values())).specs, *activations)
+    of_images = next((stack.specs for stack in images.values()), ())
+    return (*of_images, *activations)
 
 
 # --- what passes between them --------------------------------------------------------------------------------

@@ -49,8 +49,8 @@ class Seats:
 
 
 def seats_of(job: JobConfig) -> Seats:
-    """What `[sites]` and `[seats]` of a job say, which `JobConfig` has checked."""
+    """What `[sites]`, `[seats]` and `[labels]` of a job say, which `JobConfig` has checked."""
     return Seats(
         tuple(Seat(name, modalities) for name, modalities in job.channels().items()),
-        {site: job.filled_by(site) for site in sorted(job.sites)},
+        {site: job.filled_by(site) for site in sorted(job.taking_part)},
     )

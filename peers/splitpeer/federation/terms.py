@@ -9,6 +9,7 @@ from pathlib import Path
 
 from splitpeer.data.geometry import Triple
 from splitpeer.data.normalisation import DEFAULT, OF_A_SUM, Normaliser
+from splitpeer.federation.masks import logits_octets, task_from_wire
 from splitpeer.federation.seats import tensor_name
 from splitpeer.models.cut import Backbone, level_name
 from splitpeer.models.registry import backbone_of, cut_of, kept_values, on_wire, own_backbone, passing_values
@@ -328,6 +329,28 @@ def _check_fusion(job: Job, policy: Policy, agreed: Collection[str]) -> None:
         )
 
 
+def _check_masks(offer: JobOffer, config: PeerConfig, policy: Policy, agreed: Collection[str]) -> None:
+    """SP-11.20-1, SP-11.20-2. Raises PolicyRefused, SchemaMismatch."""
+    job, masks = offer.job, offer.masks
+    if masks is None:
+        if not offer.seats:
+            raise SchemaMismatch("the job asks for no images and no masks of this site")
+        return
+    if not policy.labels:
+        raise PolicyRefused(
+            "the job wants to train with this site's masks, and it keeps them (policy labels)"
+        )
+    if "label" not in agreed:
+        raise SchemaMismatch("the job has its labels here, but label was not agreed on this link")
+    if job.frozen or (job.fusion is not None and not offer.seats):
+        raise SchemaMismatch("labels at a site are for a job that trains encoders, in whose sum the site is")
+    task = task_from_wire(masks, config.data.convention)
+    if (octets := logits_octets(job, task.channels)) > policy.max_message_bytes:
+        raise PolicyRefused(
+            f"the logits of a batch have {octets >> 20} MiB, {policy.max_message_mib} are allowed (max_message_mib)"
+        )
+
+
 def _check_shared_noise(job: Job, seats: int, policy: Policy) -> None:
     """Noise that others complete is worth what they add. Raises PolicyRefused."""
     for spec in policy.defences:
@@ -383,7 +406,7 @@ def _check_encoders(job: Job, policy: Policy, agreed: Collection[str]) -> None:
 
 def _check_shared_size(job: Job, backbone: Backbone, seats: Sequence[Seat], policy: Policy) -> None:
     """The average of an encoder arrives in one message. Raises PolicyRefused."""
-    octets = max(4 * encoder_parameters(backbone, (seat,)) for seat in seats)
+    octets = max((4 * encoder_parameters(backbone, (seat,)) for seat in seats), default=0)
     if job.average_every is not None and octets > policy.max_message_bytes:
         raise PolicyRefused(
             f"an averaged encoder has {-(-octets >> 20)} MiB, allowed are {policy.max_message_mib} (max_message_mib)"
@@ -492,6 +515,7 @@ def checks(
         raise PolicyRefused("this site has no policy")
     agreed = services(frozen=job.frozen) if agreed is None else agreed
     yield lambda: _check_seats(offer.seats, config)
+    yield lambda: _check_masks(offer, config, policy, agreed)
     yield lambda: _check_levels(job, policy)
     yield lambda: _check_recorded(offer, policy)
     yield lambda: _check_encoders(job, policy, agreed)

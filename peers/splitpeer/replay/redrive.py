@@ -53,6 +53,7 @@ from splitproto.messages import (
     JobAccept,
     JobDecline,
     JobOffer,
+    Logits,
     Message,
     Patient,
     Progress,
@@ -179,6 +180,11 @@ class _Recording:
                     withdrawals[record.peer, head.digest] = head
                 case Gradients() as head:
                     gradients[record.peer, head.step] = record
+                case Logits():
+                    raise DataError(
+                        "the recorded run had its labels at a site, whose answers depend on what it is sent: inspect "
+                        "the capture only"
+                    )
                 case Advance() as head:
                     advances[record.peer, head.step] = head
                 case JobAccept() as head:

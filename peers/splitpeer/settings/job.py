@@ -238,6 +238,14 @@ class Inference(Section):
     """How long one request may be worked on."""
 
 
+class Labels(Section):
+    """Where the masks are."""
+
+    at: Name | None = None
+    """Site that holds them: it computes the loss and the scores, and no mask leaves it. Without it they are the
+    coordinator's."""
+
+
 class Deadlines(Section):
     """How long the coordinator waits, in seconds; `Absence` says what happens then."""
 
@@ -283,6 +291,7 @@ class JobConfig(Settings):
     defences: JobDefences = JobDefences()
     evaluation: Evaluation = Evaluation()
     inference: Inference | None = None
+    labels: Labels = Labels()
     deadlines: Deadlines = Deadlines()
     absence: Absence = Absence()
     output: Output
@@ -301,7 +310,10 @@ class JobConfig(Settings):
     @model_validator(mode="before")
     @classmethod
     def _window_by_dimensions(cls, raw: Any) -> Any:
-        model, data = raw.get("model", {}), raw.setdefault("data", {})
+        model, data, labels = raw.get("model", {}), raw.setdefault("data", {}), raw.get("labels", {})
+        if isinstance(data, dict) and isinstance(labels, dict) and labels.get("at"):
+            # SP-11.20-4: nobody may be told where a tumour is, so windows are drawn without asking.
+            data.setdefault("positive_fraction", 0.0)
         if isinstance(model, dict) and isinstance(data, dict):
             data.setdefault("window", (128,) * 3 if model.get("dimensions") == 3 else (96,) * 2)
         return raw
@@ -312,9 +324,9 @@ class JobConfig(Settings):
         held = {modality for one in self.sites.values() for modality in one}
         unheld = [modality for modality in self.task.normalisation if modality not in held]
         problems += [f"[task] normalisation: {modality} is at none of [sites]" for modality in unheld]
-        strangers = [site for site in self.absence.per_site_s if site not in self.sites]
+        strangers = [site for site in self.absence.per_site_s if site not in self.taking_part]
         problems += [f"[absence] per_site_s: {site!r} is not one of [sites]" for site in strangers]
-        problems += self._problems_of_frozen()
+        problems += self._problems_of_frozen() + self._problems_of_labels()
         problems += [
             f"[defences] gradients: {spec.brief} is undone by the next step, which has other weights: remove kept=true"
             for spec in self.defences.gradients
@@ -346,7 +358,7 @@ class JobConfig(Settings):
 
     def filled_by(self, site: str) -> tuple[str, ...]:
         """Names of the seats of which this site holds every modality, in their order."""
-        held = set(self.sites[site])
+        held = set(self.sites.get(site, ()))
         return tuple(seat for seat, modalities in self.channels().items() if held.issuperset(modalities))
 
     def fillers(self, seat: str) -> tuple[str, ...]:
@@ -483,6 +495,34 @@ class JobConfig(Settings):
             if written
         ]
 
+    def _problems_of_labels(self) -> list[str]:
+        """SP-11.20-1, SP-11.20-4: what cannot be where the masks are at a site."""
+        if (at := self.labels.at) is None:
+            return []
+        blind = [spec.brief for spec in self.defences.gradients if spec.kind.needs_labels]
+        wrong = {
+            f"[data] positive_fraction = {self.data.positive_fraction:g}: windows around tumour would tell the "
+            "coordinator where it is; write 0": self.data.positive_fraction > 0,
+            '[training] encoders = "frozen": the decoder would ask for losses with no site online; use "joint"': (
+                self.training.frozen
+            ),
+            f'[absence] mode = "{self.absence.mode}": no step can be made without the masks; use "pause"': (
+                self.absence.mode != "pause"
+            ),
+            f'[model] fusion = "secure-sum": {at} would be in no sum; give it a modality in [sites]': (
+                self.model.fusion == "secure-sum" and at not in self.sites
+            ),
+            f"[defences] gradients: {', '.join(blind)} acts on what the masks say, which the coordinator lacks; "
+            "remove it": bool(blind),
+        }
+        return [f'{problem} ([labels] at = "{at}")' for problem, holds in wrong.items() if holds]
+
+    @property
+    def taking_part(self) -> tuple[str, ...]:
+        """All sites: those of [sites], and the one that holds the masks."""
+        at = self.labels.at
+        return (*self.sites, at) if at is not None and at not in self.sites else tuple(self.sites)
+
     def allow_list(self) -> AllowList:
-        """The coordinator's: the clients of [sites]."""
-        return AllowList({"client": tuple(self.sites)}, f"{self.source} [sites]")
+        """The coordinator's: the clients of [sites] and [labels]."""
+        return AllowList({"client": self.taking_part}, f"{self.source} [sites]")

@@ -28,6 +28,7 @@ from splitpeer.settings.values import (
     Defences,
     Distinct,
     FilePattern,
+    GradientDefences,
     ImageDefences,
     InitialWeights,
     Layout,
@@ -108,13 +109,19 @@ FEW_LEAVING = 3
 """So many persons may withdraw consent at once in a run of any size."""
 
 
+Figure = Literal["loss", "dice", "hd95", "volume"]
+
+
 class PeerData(Section):
     """Where this peer's volumes are."""
 
     images: Location | None = None
     labels: Location | None = None
+    """The masks: a coordinator's, or those of a client that ``[labels]`` of a job names."""
     layout: Layout = "folder"
     """How files are named; of "csv", `images` or `labels` is a list with the columns patient,path."""
+    labels_layout: Layout | None = None
+    """How a client's masks are named, if not like its images."""
     files: FilePattern | None = None
     """Instead of a layout's name: where a patient's file is, such as ``{patient}/T1*.nii.gz``."""
     withdrawn: Location | None = None
@@ -229,6 +236,18 @@ class Policy(Bounds):
     also in those that the sites of ``inference_for`` ask for, by the coordinator's word."""
     inference_for: Annotated[tuple[Name, ...], Distinct] = ()
     """Sites that may ask for segmentations of patients of whom this site has images."""
+    labels: bool = False
+    """Whether a job may train with this site's masks ([data] labels): the coordinator gets the loss's gradient by what
+    the network says, from which it can read them."""
+    label_defences: GradientDefences = ()
+    """What is done to those gradients before they leave, in order: ``gaussian:1``."""
+    figures: Annotated[tuple[Figure, ...], Distinct] = ()
+    """What the coordinator is told of what is computed with this site's masks: ``loss`` (of every step), ``dice``,
+    ``hd95``, ``volume``."""
+    round_to: Annotated[float, Field(gt=0, le=100)] = 0.01
+    """Step to which figures are rounded."""
+    min_scored: PositiveInt = 2
+    """Figures of evaluations of fewer patients are not told."""
     may_record: bool = True
     """Whether this peer may write captures (``serve --curious``)."""
     recorded_by_coordinator: bool = True
@@ -422,24 +441,31 @@ class PeerConfig(Settings):
     @model_validator(mode="after")
     def _role_has_what_it_needs(self) -> Self:
         client = self.peer.role == "client"
+        # A site may hold masks and nothing else.
+        images = client and (self.data.labels is None or self.data.images is not None)
         needed = {
-            "[peer] modality": (self.peer.modality, client, 'add modality = "t1" or what this site holds'),
+            "[peer] modality": (
+                self.peer.modality,
+                images,
+                'add modality = "t1" or what this site holds',
+            ),
             "[network] coordinator": (
                 self.network.coordinator,
                 client,
                 'add coordinator = "tcp://host:7443"',
             ),
-            "[data] images": (self.data.images, client, "name the folder of images"),
+            "[data] images": (self.data.images, images, "name the folder of images"),
             "[policy]": (self.policy, client, 'add the section with coordinators = ["hub"]'),
             "[network] listen": (self.network.listen, not client, 'add listen = "tcp://127.0.0.1:7443"'),
-            "[data] labels": (self.data.labels, not client, "name the folder of masks"),
         }
         problems = []
         for key, (value, wanted, fix) in needed.items():
             if wanted and value is None:
                 problems.append(f"a {self.peer.role} needs {key}: {fix}")
             elif not wanted and value is not None:
-                problems.append(f"{key} is not for a {self.peer.role}: remove it")
+                bare = client and key == "[peer] modality"
+                where = "a client without [data] images" if bare else f"a {self.peer.role}"
+                problems.append(f"{key} is not for {where}: remove it")
         if not client and self.data.withdrawn is not None:
             problems.append("[data] withdrawn is not for a coordinator: remove it")
         if client and self.bank.key is not None:
@@ -450,6 +476,12 @@ class PeerConfig(Settings):
             problems.append(
                 '[data] convention is missing: say what the masks follow, "msd" or "brats" or ..., or "task"'
             )
+        if client and not images and self.policy is not None and not self.policy.labels:
+            problems.append(
+                "a client without [data] images is there for its masks: write [policy] labels = true"
+            )
+        if self.policy is not None and self.policy.labels and self.data.labels is None:
+            problems.append("[policy] labels without [data] labels: name the folder of masks")
         problems += self._problems_of_a_seed()
         if self.policy and self.peer.site in self.policy.partners:
             problems.append(

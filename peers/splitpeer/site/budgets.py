@@ -114,6 +114,7 @@ class Budgets:
         said = _read(folder / FILE) if folder is not None else {}
         self._rollbacks = int(said.get("rollbacks", 0))
         self._steps = Times(said, before=0)
+        self._losses = Times(said.get("losses", {}), before=0)
         self._averages = {
             int(seat): Times(times, before=-1) for seat, times in said.get("averages", {}).items()
         }
@@ -147,6 +148,20 @@ class Budgets:
         if self._unwritten >= FLUSH:
             self.flush()
 
+    def logits(self, step: int) -> None:
+        """SP-11.20-7: the gradient of a step's logits is about to be computed and sent. Raises BudgetSpent."""
+        self._within(self._losses.add(step), f"the loss of step {step} was asked for")
+
+    def predicted(self, key: bytes, without: str) -> None:
+        """SP-11.20-10: a prediction of a patient is about to be scored. Raises BudgetSpent."""
+        most = self._bounds.max_window_evaluations
+        if self._tally.add(b"prediction" + key + without.encode()) > most:
+            self.flush()
+            raise BudgetSpent(
+                f"a patient was scored more than {most} times in one run (max_window_evaluations)"
+            )
+        self._unwritten += 1
+
     def average(self, step: int, seat: int) -> None:
         """SP-11.16-9: one more average after `step`, for a place in `seats`. Raises BudgetSpent."""
         times = self._averages.setdefault(seat, Times({}, before=-1)).add(step)
@@ -178,6 +193,8 @@ class Budgets:
             return
         averages = {seat: times.kept() for seat, times in self._averages.items()}
         value = {**self._steps.kept(), "rollbacks": self._rollbacks, "averages": averages}
+        if self._losses.highest:
+            value["losses"] = self._losses.kept()
         _replace(self._folder / FILE, json.dumps(value).encode())
 
 

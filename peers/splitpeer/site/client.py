@@ -23,10 +23,11 @@ from splitpeer.daemon.sinks.trail import TrailSink
 from splitpeer.daemon.witness import AGENT, Witness
 from splitpeer.data.directory import named_in
 from splitpeer.data.findings import lacking_warning, naming_warnings
+from splitpeer.data.modalities import MASK
 from splitpeer.errors import ConnectionRefused, DataError, DeadlinePassed, JobFailed, PeerError, told_of
 from splitpeer.federation.compute import Compute, pick_device
 from splitpeer.federation.files import look, tell
-from splitpeer.federation.images import find_cases, open_consent, open_volumes
+from splitpeer.federation.images import find_files, open_consent, open_masks, open_volumes
 from splitpeer.federation.terms import judge, services, terms_digest
 from splitpeer.logs import handle
 from splitpeer.models.registry import cut_of
@@ -64,6 +65,7 @@ from splitproto.messages import (
     Begin,
     Bye,
     Checkpoint,
+    Conclude,
     Forward,
     FusionKey,
     FusionKeys,
@@ -73,12 +75,16 @@ from splitproto.messages import (
     JobDecline,
     JobOffer,
     Locate,
+    Logits,
+    LossGradients,
     Message,
     Patient,
+    Prediction,
     Progress,
     Rollback,
     RolledBack,
     Saved,
+    Scores,
     Segmented,
     Segmenting,
     Share,
@@ -138,7 +144,7 @@ class Client:
         policy = config.policy
         if policy is None or config.network.coordinator is None:
             raise JobFailed("a client needs [policy] and [network] coordinator")
-        if config.data.images is None:
+        if config.data.images is None and config.data.labels is None:
             raise JobFailed("a client needs [data] images")
         self._address = config.network.coordinator
         self._goal = goal or self._address
@@ -150,15 +156,24 @@ class Client:
         # Also told by the compute thread: log and trail alone may be.
         self._records = h.Reporter(TrailSink(self._witness.note), LogSink(log))
         # Fail now, not when the first batch is due.
-        found = find_cases(config)
-        consent = open_consent(config, found)
+        found, masks = find_files(config)
+        if not policy.labels:
+            masks = None  # nobody may ask for them
+        consent = open_consent(config, found if masks is None else {**found, MASK: masks})
         self._volumes = open_volumes(config, found, without=consent.withdrawn())
-        self._unusable: dict[str, dict[bytes, str]] = {modality: {} for modality in found}
+        if masks is not None:
+            self._volumes[MASK] = open_masks(config, masks, without=consent.withdrawn())
+        self._unusable: dict[str, dict[bytes, str]] = {kind: {} for kind in self._volumes}
         for modality, volumes in self._volumes.items():
-            look(volumes, self._unusable[modality], self._records, voxels=verify)
+            # What masks may hold is not known before there is a job.
+            look(volumes, self._unusable[modality], self._records, voxels=verify and modality != MASK)
         self._cases = {key: case for volumes in self._volumes.values() for key, case in volumes.cases.items()}
         self._salt_check = next(iter(self._volumes.values())).salt_check.hex()
-        self._findings = naming_warnings(config.data.images, found.values())
+        self._findings = (
+            naming_warnings(config.data.images, found.values()) if config.data.images is not None else []
+        )
+        if masks is not None and config.data.labels is not None:
+            self._findings += naming_warnings(config.data.labels, [masks])
         for modality, kind in found.items():
             self._findings += lacking_warning(kind, f"{modality} image")
         self._findings += consent.findings()
@@ -184,13 +199,17 @@ class Client:
         Raises: PeerError: the message for the user, with its exit code.
         """
         peer = self._config.peer
-        self._report(h.SiteStarted(peer.site, peer.held, len(self._cases), self._salt_check, self._address))
+        self._report(
+            h.SiteStarted(peer.site, peer.held or "masks", len(self._cases), self._salt_check, self._address)
+        )
         # Names of files: in this site's own log, and nowhere else.
         for cause in self._findings:
             self._report(h.DataWarning(cause))
         for volumes in self._volumes.values():
             tell(volumes, self._records)
-        async with self._duty.on_duty(self._witness, modality=peer.held, coordinator=self._address):
+        async with self._duty.on_duty(
+            self._witness, modality=peer.held or "masks", coordinator=self._address
+        ):
             forget_keys(peer.state, self._records)
             self._report(h.Ready(self._address))
             try:
@@ -641,6 +660,21 @@ class Client:
                 await session.send(shared)
             case Average():
                 await session.send(await self._computed(job, job.take_average, message))
+            case Logits():
+                answer = await self._computed(job, job.lose, message)
+                await self._answer_labels(session, job, answer)
+                self._progress()
+            case Prediction():
+                await self._answer_labels(session, job, await self._computed(job, job.score, message))
+                self._progress()
+            case Conclude():
+                scores, table = await self._computed(job, job.conclude, message)
+                self._report(
+                    h.LabelsScored(
+                        job.run.hex(), message.step, table.dice(), dict(scores.values), message.batch
+                    )
+                )
+                await session.send(scores)
             case Checkpoint():
                 await session.send(await self._save(job, message))
             case Rollback():
@@ -668,6 +702,13 @@ class Client:
     def _owns(self, request: bytes, key: bytes) -> bool:
         """SP-11.19-4: whether this site asked for this patient itself."""
         return self._asking is not None and self._asking.owns(request, key)
+
+    async def _answer_labels(
+        self, session: Session, job: SiteJob, answer: LossGradients | Scores | Withdraw
+    ) -> None:
+        if isinstance(answer, Withdraw):
+            self._patients_out(job, answer.step, answer.patients, "withdraw")
+        await session.send(answer, job.job.seconds_per_step)
 
     def _patients_out(self, job: SiteJob, step: int, patients: Sequence[Unusable], by: str) -> None:
         """SP-11.13-8: what concerns this site's own patients."""
@@ -707,7 +748,7 @@ def _features(policy: Policy) -> tuple[str, ...]:
     """What this site offers to do."""
     # SP-11.17-2, SP-11.19-1.
     features = services(frozen=True) if policy.encoders == "frozen" else FEATURES
-    out = {"label", *(("infer",) if policy.inference == "none" else ())}
+    out = ("infer",) if policy.inference == "none" else ()
     return tuple(name for name in features if name not in out)
 
 

@@ -21,16 +21,17 @@ class Encoders:
     """The encoders of one run.
 
     Args:
-        halves: by seat, in the order of the offer; at least one.
+        halves: by seat, in the order of the offer; none at a site that holds masks only, which counts steps.
     """
 
     def __init__(self, halves: Mapping[str, ClientHalf]) -> None:
         self.halves = dict(halves)
+        self._counted = 0
 
     @property
     def steps_done(self) -> int:
         """Steps applied or counted so far, which is the same at all seats."""
-        return self._first.steps_done
+        return self._first.steps_done if self._first is not None else self._counted
 
     @property
     def averaged(self) -> bool:
@@ -40,13 +41,13 @@ class Encoders:
     @property
     def defences(self) -> tuple[str, ...]:
         """What is done to activations before they leave, the same at all seats."""
-        network = self._first.network
+        network = self._first.network if self._first is not None else None
         return network.stack.specs if isinstance(network, Defended) else ()
 
     @property
     def mechanism(self) -> DPGaussian | None:
         """The defence whose guarantee counts, the same at all seats."""
-        network = self._first.network
+        network = self._first.network if self._first is not None else None
         return mechanism(network.stack.defences) if isinstance(network, Defended) else None
 
     def forward(self, images: Mapping[str, np.ndarray], releases: Mapping[str, Release]) -> dict[str, Arrays]:
@@ -85,13 +86,14 @@ class Encoders:
 
     def advance(self, step: int) -> None:
         """Count on to `step` at all seats; a pending step is forgotten."""
+        self._counted = step
         for half in self.halves.values():
             half.advance(step)
 
     def state(self) -> State:
         """As `ClientHalf.state`; where there are several seats, names begin with `SEAT/`."""
         tensors: dict[str, Tensor] = {}
-        meta: dict[str, Any] = {}
+        meta: dict[str, Any] = {"step": self._counted}
         for seat, half in self.halves.items():
             mine, meta = half.state()
             tensors |= {self._prefix(seat) + name: tensor for name, tensor in mine.items()}
@@ -120,10 +122,11 @@ class Encoders:
             self.halves[seat].check(part)
         for seat, part in parts.items():
             self.halves[seat].load(part, meta)
+        self._counted = int(meta["step"])
 
     @property
-    def _first(self) -> ClientHalf:
-        return next(iter(self.halves.values()))
+    def _first(self) -> ClientHalf | None:
+        return next(iter(self.halves.values()), None)
 
     def _prefix(self, seat: str) -> str:
         return f"{seat}/" if len(self.halves) > 1 else ""

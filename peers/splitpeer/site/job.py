@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import hmac
 import secrets
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
@@ -31,28 +32,36 @@ from splitpeer.site.averaging import SiteAveraging
 from splitpeer.site.budgets import Budgets, BudgetSpent
 from splitpeer.site.encoders import Encoders
 from splitpeer.site.inference.answering import Answering, Owns, Terms
+from splitpeer.site.labelling import Labelling
 from splitpeer.site.named import Named
 from splitpeer.site.people import People
 from splitpeer.site.released import Released
 from splitpeer.site.run_folders import accepted_terms, check_room
+from splitpeer.site.scoring import Table
 from splitpeer.site.shown import Showing, Shown, shown_in
 from splitpeer.site.summing import Summing
 from splitpeer.site.tiling import Rule, Triple
 from splitpeer.storage import checkpoint
 from splitproto import holder
 from splitproto.causes import CONSENT, OF_A_PATIENT, SHOWN
-from splitproto.errors import PolicyRefused, SchemaMismatch, StepMismatch
+from splitproto.errors import PolicyRefused, SchemaMismatch, StepMismatch, UnexpectedMessage
 from splitproto.fusion import CHECK
 from splitproto.messages import (
     Activations,
     Average,
     Averaged,
+    Conclude,
     Forward,
     Gradients,
     JobOffer,
     Locate,
     Located,
+    Logits,
+    LossGradients,
     Patient,
+    Prediction,
+    Sample,
+    Scores,
     Share,
     Shared,
     Unusable,
@@ -64,6 +73,7 @@ MOST_UNUSABLE = 1024
 LABEL = b"splitproto weights v1"
 IN_ORDER = ("release", "infer")
 """SP-11.17-7, SP-11.19-9: modes in which each batch has its answer, also after a `withdraw`."""
+Answer = TypeVar("Answer")
 
 
 @dataclass(frozen=True)
@@ -93,6 +103,8 @@ class Means:
     private: bool
     """Whether nobody else knows the initial weights, and no noise is drawn twice."""
     budgets: Budgets
+    labelling: Labelling | None
+    """Where the labels are this site's."""
     ledger: Ledger | None
     secret: bytes
     """Secret key of this site's place in the run."""
@@ -223,8 +235,14 @@ class SiteJob:
         self._means.named.add(
             (key, self._person(key)) for key in {*grids, *unusable} - {*self._means.named.people}
         )
-        patients = [self.channels.listed(key) for key in grids]
+        patients = [self._listed(key) for key in grids]
         return patients, [Unusable(key, cause) for key, cause in unusable.items()]
+
+    def _listed(self, key: bytes) -> Patient:
+        """SP-11.20-3: of a patient with a mask, whose scan it is as well."""
+        listed = self.channels.listed(key)
+        person = self._person(key) if listed.mask else key
+        return listed if person == key else replace(listed, person=person)
 
     def filled(self, patients: Collection[Patient]) -> dict[str, int]:
         """How many of `patients` fill each seat, by its name and, where that says less, its channels."""
@@ -416,6 +434,57 @@ class SiteJob:
         self._withdrew = False
         self._announced.clear()
 
+    # --- labels ----------------------------------------------------------------------------------------
+
+    def lose(self, logits: Logits) -> LossGradients | Withdraw:
+        """SP-11.20-6: the gradient of a batch's loss (compute thread). Raises what `Labelling.lose` raises."""
+        return self._labelled(
+            lambda labels: labels.lose(logits, self.applied), "train", logits, 0, logits.samples
+        )
+
+    def score(self, prediction: Prediction) -> Scores | Withdraw:
+        """SP-11.20-9: one prediction is scored here (compute thread). Raises what `Labelling.score` raises."""
+        return self._labelled(
+            lambda labels: labels.score(prediction, self.applied),
+            "evaluate",
+            prediction,
+            prediction.batch,
+            (prediction.sample,),
+        )
+
+    def conclude(self, asked: Conclude) -> tuple[Scores, Table]:
+        """SP-11.20-9: what is told of an evaluation, and what it came to (compute thread)."""
+        return self._labels.conclude(asked, self.applied)
+
+    @property
+    def _labels(self) -> Labelling:
+        """Raises UnexpectedMessage: this site was not asked for masks."""
+        if self._means.labelling is None:
+            raise UnexpectedMessage("a word about labels at a site that was not asked for masks")
+        return self._means.labelling
+
+    def _labelled(
+        self,
+        answer: Callable[[Labelling], Answer],
+        mode: str,
+        asked: Logits | Prediction,
+        batch: int,
+        samples: Sequence[Sample],
+    ) -> Answer | Withdraw:
+        """SP-11.20-8: the answer, or whose mask cannot be used."""
+        labels = self._labels
+        self._heed_consent()
+        if not any(sample.key in self.unusable for sample in samples):
+            try:
+                return answer(labels)
+            except PatientUnusable as error:
+                if error.key not in {sample.key for sample in samples}:
+                    raise
+                note(error, self.unusable, self._means.report)
+        keys = dict.fromkeys(sample.key for sample in samples if sample.key in self.unusable)
+        patients = tuple(Unusable(key, self.unusable[key]) for key in keys)
+        return Withdraw(mode, asked.step, batch, asked.digest, patients)
+
     # --- averages --------------------------------------------------------------------------------------
 
     def share(self, asked: Share) -> Shared:
@@ -540,7 +609,7 @@ class SiteJob:
     def _heed_consent(self) -> None:
         """Patients who have withdrawn consent are not read again. Raises DataError: the list cannot be read."""
         for key in sorted(self._means.consent.withdrawn()):
-            if self.channels.fills(key) or key in self._means.named:
+            if self.channels.holds(key) or key in self._means.named:
                 note(self._means.consent.refusal(key), self.unusable, self._means.report)
                 self.unusable[key] = CONSENT
 

@@ -12,13 +12,17 @@ from splitpeer.daemon import happenings as h
 from splitpeer.data.channels import Channels
 from splitpeer.data.consent import Consent
 from splitpeer.data.files import Found
+from splitpeer.data.modalities import MASK
 from splitpeer.data.pseudonym import load_salt
 from splitpeer.defences.image.stack import ImageStack
-from splitpeer.defences.key import key_of
+from splitpeer.defences.key import for_peer, key_of
+from splitpeer.defences.specs import placed
+from splitpeer.defences.stack import make_stack
 from splitpeer.federation.compute import defence_key, pick_device
 from splitpeer.federation.files import check_seats, look
 from splitpeer.federation.halves import announced, client_half, image_stacks
-from splitpeer.federation.images import find_cases, open_consent, open_volumes
+from splitpeer.federation.images import find_files, open_consent, open_masks, open_volumes
+from splitpeer.federation.masks import task_from_wire
 from splitpeer.federation.terms import (
     Room,
     backbone_for,
@@ -36,6 +40,7 @@ from splitpeer.site.budgets import Budgets, new_run
 from splitpeer.site.encoders import Encoders
 from splitpeer.site.inference.answering import Terms
 from splitpeer.site.job import Means, SiteJob
+from splitpeer.site.labelling import DEFENDED, Labelling, Told
 from splitpeer.site.leaving import Leaving
 from splitpeer.site.named import Named
 from splitpeer.site.people import People
@@ -69,11 +74,12 @@ def open_job(
     state, folder = config.peer.state, run_folder(config.peer.state, job.name, offer.run)
     known = folder.exists()
     check_terms(folder, offer)
-    found, named = find_cases(config), Named(folder)
-    consent = open_consent(config, found, named.people, check=Leaving(folder, named, config.data).check)
+    (found, masks), named = find_files(config), Named(folder)
+    everything = found if masks is None or offer.masks is None else {**found, MASK: masks}
+    consent = open_consent(config, everything, named.people, check=Leaving(folder, named, config.data).check)
     key = _base_key(config)
     images = image_stacks(config.policy.image_defences if config.policy else (), key, config.peer.modalities)
-    channels = _channels(offer, config, found, consent, images, named)
+    channels = _channels(offer, config, everything, consent, images, named)
     check_seats(channels, report)
     bad = _bad(channels, unusable or {})
     voxels = max((math.prod(grid.shape) for grid in look(channels, dict(bad), report).values()), default=0)
@@ -85,6 +91,9 @@ def open_job(
     make_room(state, folder, bounds, 2 * octets, report)
     note_terms(folder, offer)
     encoders = Encoders({seat.name: _half(job, backbone, seat, config, key) for seat in offer.seats})
+    budgets = Budgets(folder, bounds)
+    labelling = _labelling(offer, config, channels, folder, budgets, key)
+    shown = placed("gradients", labelling.defences) if labelling is not None else ()
     means = Means(
         state=state,
         folder=folder,
@@ -98,9 +107,10 @@ def open_job(
         people=People(state),
         encoders=encoders,
         weights=first_weights.start(encoders, config, job, backbone, offer.seats, folder),
-        defences=announced(images, encoders.defences),
+        defences=(*announced(images, encoders.defences), *shown),
         private=config.runtime.initial_weights == "private",
-        budgets=Budgets(folder, bounds),
+        budgets=budgets,
+        labelling=labelling,
         secret=site_secret(folder),
         summing=_summing(offer, config, folder, report),
         **_inference(config),
@@ -114,7 +124,7 @@ def _inference(config: PeerConfig) -> dict[str, Any]:
     """Fields of `Means`."""
     policy = config.policy
     terms = Terms(policy.inference, policy.inference_for) if policy is not None else Terms()
-    return {"look_again": partial(find_cases, config), "inference": terms}
+    return {"look_again": partial(_images, config), "inference": terms}
 
 
 def _summing(offer: JobOffer, config: PeerConfig, folder: Path, report: h.Reporter) -> Summing | None:
@@ -125,6 +135,33 @@ def _summing(offer: JobOffer, config: PeerConfig, folder: Path, report: h.Report
     allowed = Allowed(config.credentials(), peer.federation, policy.partners, policy.min_partners)
     refusals = RangeRefusals(peer.state, policy.max_range_refusals)
     return Summing(offer, folder, allowed, peer.site, report, policy.max_record_mib, refusals)
+
+
+def _labelling(
+    offer: JobOffer, config: PeerConfig, channels: Channels, folder: Path, budgets: Budgets, key: bytes
+) -> Labelling | None:
+    """Where the labels are this site's."""
+    masks, policy = channels.masks, config.policy
+    if offer.masks is None or masks is None or policy is None:
+        return None
+    task = task_from_wire(offer.masks, config.data.convention)
+    written, stack = policy.label_defences, None
+    if written:
+        stack = make_stack(
+            written,
+            key=for_peer(key, "labels"),
+            channels={DEFENDED: task.channels},
+            dimensions=offer.job.dimensions,
+            place="gradients",
+        )
+    told = Told(policy.figures, policy.round_to, policy.min_scored)
+    device = pick_device(config.runtime.device)
+    return Labelling(offer.run, offer.job, masks, task, folder, told, stack, budgets, device)
+
+
+def _images(config: PeerConfig) -> dict[str, Found]:
+    """By modality; {}: this site holds masks only. Raises DataError."""
+    return find_files(config)[0]
 
 
 def _begun(site: SiteJob) -> SiteJob:
@@ -167,7 +204,8 @@ def open_ledger(config: PeerConfig, report: h.Reporter) -> Ledger | None:
 def _base_key(config: PeerConfig) -> bytes:
     """What all defences of this site draw from, if there are any."""
     policy = config.policy
-    return defence_key(config) if policy and (policy.defences or policy.image_defences) else b""
+    drawing = policy and (policy.defences or policy.image_defences or policy.label_defences)
+    return defence_key(config) if drawing else b""
 
 
 def _channels(
@@ -183,21 +221,27 @@ def _channels(
     A patient who has withdrawn consent is not listed, unless the coordinator of this run knows the patient already.
     """
     asked = {modality: found[modality] for seat in offer.seats for modality in seat.modalities}
+    without = consent.withdrawn().difference(named.people)
     volumes = open_volumes(
         config,
         asked,
         offer.job.spacing,
         lambda modality: normalisation_of(offer.job, modality),
-        without=consent.withdrawn().difference(named.people),
+        without=without,
     )
-    return Channels(volumes, {seat.name: seat.modalities for seat in offer.seats}, defences)
+    masks = None
+    if offer.masks is not None and MASK in found:
+        task = task_from_wire(offer.masks, config.data.convention)
+        masks = open_masks(config, found[MASK], offer.job.spacing, task, without)
+    return Channels(volumes, {seat.name: seat.modalities for seat in offer.seats}, defences, masks)
 
 
 def _bad(channels: Channels, unusable: Mapping[str, Mapping[bytes, str]]) -> dict[bytes, str]:
-    """Patients of the seats who have a bad file among their channels: the first of them."""
+    """Patients who have a bad file among their channels, or a bad mask: the first of them."""
     found: dict[bytes, str] = {}
     for key in channels.keys():  # noqa: SIM118 (not a dict)
-        causes = [c for m in channels.modalities(key) if (c := unusable.get(m, {}).get(key)) is not None]
+        kinds = [*channels.modalities(key), *([MASK] if channels.masked(key) else [])]
+        causes = [c for kind in kinds if (c := unusable.get(kind, {}).get(key)) is not None]
         if causes:
             found[key] = causes[0]
     return found

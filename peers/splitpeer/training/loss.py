@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+import torch
 from torch import Tensor, cat
 from torch.nn import functional
 
@@ -12,6 +14,22 @@ SMOOTH = 1e-5
 def task_loss(logits: Tensor, target: Tensor, *, exclusive: bool) -> Tensor:
     """`class_loss` where the task's regions exclude each other, else `region_loss`."""
     return class_loss(logits, target) if exclusive else region_loss(logits, target)
+
+
+def loss_gradient(
+    logits: np.ndarray, target: np.ndarray, *, exclusive: bool, device: str = "cpu"
+) -> tuple[float, np.ndarray]:
+    """The loss, and its gradient by the logits, float32 of their shape: what the holder of the labels computes.
+
+    Args:
+        logits: float32 [B, channels, *spatial].
+        target: [B, regions, *spatial], zeros and ones.
+    """
+    leaf = torch.from_numpy(np.array(logits, np.float32, order="C")).to(device).requires_grad_()
+    wanted = torch.from_numpy(np.array(target, np.float32, order="C")).to(device)
+    loss = task_loss(leaf, wanted, exclusive=exclusive)
+    (gradient,) = torch.autograd.grad(loss, leaf)
+    return loss.item(), gradient.cpu().numpy()
 
 
 def probabilities(logits: Tensor, *, exclusive: bool) -> Tensor:

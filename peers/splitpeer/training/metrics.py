@@ -54,7 +54,7 @@ class VolumeDice:
 
     def result(self) -> Scores:
         """Means over volumes, then over the regions that some mask holds."""
-        return _means(self._regions, self._scores, self._held)
+        return means(self._regions, self._scores, self._held)
 
 
 class Surfaces:
@@ -100,7 +100,7 @@ class Surfaces:
 
     def distances(self) -> Scores:
         """In mm: means over volumes, then over the regions that some mask holds."""
-        return _means(self._regions, self._distances, self._held)
+        return means(self._regions, self._distances, self._held)
 
     def volumes(self) -> dict[str, dict[str, float]]:
         """In ml, means over volumes: region to {"predicted", "true"}."""
@@ -143,12 +143,18 @@ def _checked(
     return np.asarray(prediction).astype(bool), np.asarray(truth).astype(bool)
 
 
-def _means(regions: Sequence[str], scores: Sequence[np.ndarray], held: np.ndarray) -> Scores:
-    means = {
+def means(regions: Sequence[str], scores: Sequence[np.ndarray], held: np.ndarray) -> Scores:
+    """Means over volumes, then over the regions that some mask holds.
+
+    Args:
+        scores: of each volume, [regions].
+        held: bool [regions].
+    """
+    found = {
         region: _mean([float(of_volume[index]) for of_volume in scores]) if held[index] else None
         for index, region in enumerate(regions)
     }
-    return {**means, "mean": _mean([score for score in means.values() if score is not None])}
+    return {**found, "mean": _mean([score for score in found.values() if score is not None])}
 
 
 def _mean(values: Sequence[float]) -> float | None:

@@ -155,24 +155,98 @@ def fused_step(
     Raises:
         JobFailed: the loss or its gradient is not finite (SP-11-10); the decoder is unchanged.
     """
-    whole = Rows(tuple(range(len(target))))
-    filled = {place: (rows or {}).get(place, whole) for place in arrived}
-    taken = {place: arrays for place, arrays in arrived.items() if filled[place].used}
-    if not taken:
+    taken = _Taken.of(arrived, rows, len(target))
+    if not taken.places:
         # No site that is present has a sample of this batch, so nothing is learned from it.
         half.advance(release.step)
         return math.nan, {}
-    seats, have = gathered(taken, filled, len(target))
-    absent = [seat for seat in half.seats if seat not in seats]
-    loss, by_seat = half.step(seats, target, absent, have)
-    gradients = {}
-    for place in taken:
-        gradients[place] = handed_back(by_seat[place.seat], filled[place], len(target))
-        # The decoder has learned from the true ones; what leaves is defended, for each site and seat on its own.
-        if stack := gradient_defences.get(place):
-            of = replace(_of_rows(release, filled[place]), target=target[list(filled[place].samples)])
-            gradients[place] = defend(stack, gradients[place], of)
-    return loss, gradients
+    loss, by_seat = half.step(taken.seats, target, taken.absent(half), taken.have)
+    return loss, taken.handed_back(by_seat, release, gradient_defences, target)
+
+
+class StepWithoutLabels:
+    """The coordinator's part where somebody else has the labels: the same step, in the middle of which the loss's
+    gradient by the logits comes from there (SP-11.20-6).
+
+    Args:
+        half, arrived, gradient_defences, rows: as in `fused_step`; a defence that needs the target has none.
+        release: of the whole batch.
+
+    Raises:
+        JobFailed: the logits are not finite.
+    """
+
+    def __init__(
+        self,
+        half: CoordinatorHalf,
+        arrived: Mapping[Place, Arrays],
+        release: Release,
+        gradient_defences: Mapping[Place, Stack],
+        *,
+        rows: Mapping[Place, Rows] | None = None,
+    ) -> None:
+        self._half, self._release, self._stacks = half, release, gradient_defences
+        self._taken = _Taken.of(arrived, rows, len(release.samples))
+        self.logits: np.ndarray | None = None
+        """float32 [B, channels, *spatial]; None: no site that is present has a sample of this batch."""
+        if self._taken.places:
+            self.logits = half.decode(self._taken.seats, self._taken.absent(half), self._taken.have)
+
+    def end(self, gradient: np.ndarray | None) -> dict[Place, Arrays]:
+        """What each site is sent for each seat at which it took part.
+
+        Args:
+            gradient: of the loss, float32 of the shape of the logits; None: where there are none.
+
+        Raises:
+            JobFailed: a gradient is not finite (SP-11-10); the decoder is unchanged.
+        """
+        if gradient is None:
+            self._half.advance(self._release.step)
+            return {}
+        return self._taken.handed_back(self._half.apply(gradient), self._release, self._stacks, None)
+
+
+@dataclass(frozen=True)
+class _Taken:
+    """What a batch's step is made of."""
+
+    places: Sequence[Place]
+    """Sites at seats of which something is used."""
+    filled: Mapping[Place, Rows]
+    seats: dict[str, Arrays]
+    have: dict[str, np.ndarray]
+    batch: int
+
+    @classmethod
+    def of(cls, arrived: Mapping[Place, Arrays], rows: Mapping[Place, Rows] | None, batch: int) -> _Taken:
+        whole = Rows(tuple(range(batch)))
+        filled = {place: (rows or {}).get(place, whole) for place in arrived}
+        taken = {place: arrays for place, arrays in arrived.items() if filled[place].used}
+        seats, have = gathered(taken, filled, batch)
+        return cls(tuple(taken), filled, seats, have, batch)
+
+    def absent(self, half: CoordinatorHalf) -> list[str]:
+        return [seat for seat in half.seats if seat not in self.seats]
+
+    def handed_back(
+        self,
+        by_seat: Mapping[str, Arrays],
+        release: Release,
+        defences: Mapping[Place, Stack],
+        target: np.ndarray | None,
+    ) -> dict[Place, Arrays]:
+        gradients = {}
+        for place in self.places:
+            rows = self.filled[place]
+            gradients[place] = handed_back(by_seat[place.seat], rows, self.batch)
+            # The decoder has learned from the true ones; what leaves is defended, for each site and seat on its own.
+            if stack := defences.get(place):
+                own = None if target is None else target[list(rows.samples)]
+                gradients[place] = defend(
+                    stack, gradients[place], replace(_of_rows(release, rows), target=own)
+                )
+        return gradients
 
 
 def gathered(

@@ -404,9 +404,25 @@ class CoordinatorHalf(_Half):
         loss.backward()
         return value
 
-    def decode(self, activations: Activations, absent: Collection[str] = ()) -> np.ndarray:
-        """Logits float32 [B, channels, *spatial] for the holder of the labels; a step is then pending."""
-        return _array(self._decode(activations, absent, None))
+    def decode(
+        self,
+        activations: Activations,
+        absent: Collection[str] = (),
+        have: Mapping[str, np.ndarray] | None = None,
+    ) -> np.ndarray:
+        """Logits float32 [B, channels, *spatial] for the holder of the labels; a step is then pending.
+
+        Args:
+            absent, have: as in `step`.
+
+        Raises:
+            JobFailed: the logits are not finite; nothing is pending then.
+        """
+        logits = self._decode(activations, absent, have)
+        if not torch.isfinite(logits).all():
+            self._forget()
+            raise _diverged("the prediction", self.steps_done)
+        return _array(logits)
 
     def apply(self, gradient: np.ndarray) -> dict[str, Arrays]:
         """End a step begun with `decode`, given the loss's gradient by the logits: the sites' gradients.

@@ -24,7 +24,7 @@ class TiledSchedule(TrainingSchedule):
 
     def __init__(self, keys: Any, labels: Volumes, *, overlap: float, **further: Any) -> None:
         super().__init__(keys, labels, **further)
-        self._overlap = overlap
+        self._masks, self._overlap = labels, overlap
         self._tiles: dict[bytes, tuple[list[tuple[int, int, int]], np.ndarray]] = {}
 
     def _draw(self, key: bytes, rng: np.random.Generator) -> Sample:
@@ -35,9 +35,9 @@ class TiledSchedule(TrainingSchedule):
     def _tiled(self, key: bytes) -> tuple[list[tuple[int, int, int]], np.ndarray]:
         """All windows of a patient, and the numbers of those that hold tumour; the mask is read once."""
         if key not in self._tiles:
-            shape = self._labels.geometry(key).shape
+            shape = self._masks.geometry(key).shape
             origins = window_origins(shape, self.window, self._overlap)
-            tumour = np.asarray(self._labels.window(key, (0, 0, 0), shape).any(axis=0))
+            tumour = np.asarray(self._masks.window(key, (0, 0, 0), shape).any(axis=0))
             inside = [
                 tumour[
                     tuple(slice(max(at, 0), at + size) for at, size in zip(origin, self.window, strict=True))

@@ -26,7 +26,9 @@ TASKS = {
     '[task.regions]\nrind = ["rim"]\nkernel = ["core", "spot"]\n',
 }
 PARTS = {"one region": (), "two classes": ("rind", "kernel")}
-LABEL_ATTACKS = [name for name in CATALOGUE if attack_class(name).goal == "mask"]
+LABEL_ATTACKS = [
+    name for name in CATALOGUE if (attack_class(name).goal, attack_class(name).role) == ("mask", "client")
+]
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import numpy as np
 from splitpeer.coordinator.frozen.exclusion import BankExclusion
 from splitpeer.coordinator.frozen.features import Features
 from splitpeer.coordinator.run import Run, finite
-from splitpeer.coordinator.scored import Scored, evaluated, to_score
+from splitpeer.coordinator.scored import evaluated, scored_with, to_score
 from splitpeer.daemon import happenings as h
 from splitpeer.errors import PatientUnusable
 from splitpeer.federation.batches import TrainingStream
@@ -48,10 +48,10 @@ class BankEvaluator:
         run.report(evaluated(run, volumes, time.monotonic() - began))
 
     async def _score(self, keys: Sequence[bytes]) -> int:
-        scored = Scored(self._run, keys, self._run.seating.seats.filled)
+        scored = scored_with(self._run, keys, self._run.seating.seats.filled)
         for index, forward in enumerate(scored.plan.forwards):
             await scored.add(index, partial(self._predict, forward))
-        return scored.close()
+        return await scored.close()
 
     def _predict(self, forward: Forward, missing: str) -> np.ndarray:
         half = self._run.half

@@ -119,6 +119,6 @@ class BankTrainer:
 
     def _target(self, features: Features, forward: Forward) -> np.ndarray:
         """The masks, in the poses of the activations."""
-        masks = SiteData(self._run.labels).batch(forward.samples, window_of(self._run.job), None, None)
+        masks = SiteData(self._run.masks).batch(forward.samples, window_of(self._run.job), None, None)
         poses = [features.pose(forward.seed, place) for place in range(len(masks))]
         return np.stack([posed(mask, pose) for mask, pose in zip(masks, poses, strict=True)])

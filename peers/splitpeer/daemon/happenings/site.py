@@ -154,6 +154,21 @@ class StepApplied(Happening):
 
 
 @dataclass(frozen=True)
+class LabelsScored(Happening):
+    """An evaluation with this site's masks is over; the table stays here."""
+
+    line = "labels.scored"
+
+    run: str
+    step: int
+    dice: Mapping[str, float | None]
+    """As computed here."""
+    told: Mapping[str, float]
+    """What the coordinator gets of it."""
+    predictions: int
+
+
+@dataclass(frozen=True)
 class StepCounted(Happening):
     """SP-11-31: steps up to this one were made without the site."""
 
