@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from splitpeer.data.task import glioma
 from splitpeer.data.volumes import Volumes
 from splitpeer.defences.randomness import Release
 from splitpeer.defences.stack import defend, make_stack
-from splitpeer.models import build_split_network
+from splitpeer.models import SplitNetwork, build_split_network
 from splitpeer.models.registry import make_backbone
 from splitpeer.training.loss import loss_gradient
 from splitpeer.training.optimiser import make_optimiser, make_schedule
@@ -53,6 +54,24 @@ def auc(score: np.ndarray, true: np.ndarray) -> float:
 
 def best(score: np.ndarray, true: np.ndarray) -> float:
     return max(dice(score > at, true) for at in (0.0, *np.quantile(score, np.linspace(0.3, 0.998, 60))))
+
+
+def held_out_dice(
+    network: SplitNetwork, images: dict[str, SiteData], masks: Volumes, held_out: Sequence[bytes]
+) -> float:
+    """Whole tumour, mean over patients."""
+    network.eval()
+    whole: list[float] = []
+    for key in held_out:
+        shape = masks.geometry(key).shape
+        x0, y0 = ((n - w) // 2 for n, w in zip(shape[:2], WINDOW[:2], strict=True))
+        samples = [Sample(key, (x0, y0, z)) for z in range(shape[2])]
+        x = {m: torch.from_numpy(one.batch(samples, WINDOW, None, m)) for m, one in images.items()}
+        with torch.no_grad():
+            said = (network(x).sigmoid() > 0.5).numpy()
+        true = SiteData(masks).batch(samples, WINDOW, None, None).astype(bool)
+        whole += [dice(said[:, 0], true[:, 0])]
+    return float(np.mean(whole))
 
 
 def measure(data: Path, defence: str, steps: int, seed: int) -> dict[str, Any]:
@@ -106,18 +125,7 @@ def measure(data: Path, defence: str, steps: int, seed: int) -> dict[str, Any]:
         pairs = [(score, truth[sample]) for score, sample in zip(scores, attacked, strict=True)]
         found[f"auc_{name}"] = float(np.mean([auc(score, true) for score, true in pairs]))
         found[f"dice_{name}"] = float(np.mean([best(score, true) for score, true in pairs]))
-    network.eval()
-    whole: list[float] = []
-    for key in held_out:
-        shape = masks.geometry(key).shape
-        x0, y0 = ((n - w) // 2 for n, w in zip(shape[:2], WINDOW[:2], strict=True))
-        samples = [Sample(key, (x0, y0, z)) for z in range(shape[2])]
-        x = {m: torch.from_numpy(one.batch(samples, WINDOW, None, m)) for m, one in images.items()}
-        with torch.no_grad():
-            said = (network(x).sigmoid() > 0.5).numpy()
-        true = SiteData(masks).batch(samples, WINDOW, None, None).astype(bool)
-        whole += [dice(said[:, 0], true[:, 0])]
-    found["network_dice"] = float(np.mean(whole))
+    found["network_dice"] = held_out_dice(network, images, masks, held_out)
     return found
 
 

@@ -336,7 +336,7 @@ def refused(load: object, *arguments: object, **keywords: object) -> str:
         ("reconnect_s = 300", 'listen = "tcp://*:1"', "[network] listen is not for a client: remove it"),
         ('images = "images"', 'images = ""', "[data] images: is empty"),
         ('images = "images"', "images = 3", "[data] images"),
-        ('images = "images"', 'labels = "l"', "is there for its masks: write [policy] labels = true"),
+        ('images = "images"', 'labels = "l"', "[peer] modality is not for a client without [data] images"),
         ('salt = "pki/federation.salt"', "", "[data] salt is missing"),
         ('["hub"]', "[]", "[policy] coordinators"),
         ('["hub"]', '"hub"', "[policy] coordinators must be a valid list, not 'hub'"),

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 from splitpeer.coordinator.inference.service import Service
+from splitpeer.coordinator.labels import Labels, LabelsAtSite, OwnLabels
 from splitpeer.coordinator.relay import Relay
 from splitpeer.coordinator.remote_site import RemoteSite
 from splitpeer.coordinator.run import Run
@@ -46,8 +47,8 @@ class Masks:
     """What wants a second look. May name files."""
 
 
-def open_masks(config: PeerConfig, job: JobConfig, report: h.Reporter, *, verify: bool) -> Masks:
-    """Find the masks and look at each.
+def open_masks(config: PeerConfig, job: JobConfig, report: h.Reporter, *, verify: bool) -> Masks | None:
+    """Find the masks and look at each. None: they are at a site.
 
     Args:
         report: told of those that cannot be used.
@@ -56,6 +57,8 @@ def open_masks(config: PeerConfig, job: JobConfig, report: h.Reporter, *, verify
     Raises:
         ConfigError, DataError: they cannot be used.
     """
+    if job.labels.at is not None:
+        return None
     if config.data.labels is None or config.data.salt is None:
         raise ConfigError(
             f"{config.source}: a coordinator needs [data] labels: name the folder of masks, or write [labels] at in "
@@ -77,6 +80,13 @@ def open_masks(config: PeerConfig, job: JobConfig, report: h.Reporter, *, verify
     unusable: dict[bytes, str] = {}
     look(volumes, unusable, report, voxels=verify)
     return Masks(volumes, unusable, [*findings, *(census.warnings() if census is not None else [])])
+
+
+def labels_of(masks: Masks | None, sites: Sequence[RemoteSite]) -> Labels:
+    """Of whom a run has masks; `masks` are the coordinator's own, if it has any."""
+    if masks is not None:
+        return OwnLabels(masks.volumes, masks.unusable)
+    return LabelsAtSite(next(site for site in sites if site.holds_masks))
 
 
 def salt_check_of(config: PeerConfig) -> bytes:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from splitpeer.coordinator.assembly import (
     admit_again,
+    labels_of,
     largest_message,
     make_gradient_stacks,
     make_half,
@@ -28,7 +29,6 @@ from splitpeer.coordinator.farewell import COMPLETE, FAREWELL_S, Farewell
 from splitpeer.coordinator.frozen.work import FrozenWork
 from splitpeer.coordinator.gathering import Gathering
 from splitpeer.coordinator.inference.service import Service
-from splitpeer.coordinator.labels import Labels, LabelsAtSite, OwnLabels
 from splitpeer.coordinator.matching import Matching
 from splitpeer.coordinator.remote_site import RemoteSite
 from splitpeer.coordinator.run import DISK_S, Run
@@ -123,10 +123,7 @@ class Coordinator:
         self._listen = config.network.listen
         self._job, self._seats = job_on_wire(job), seats_of(job)
         self._duty = duty or Duty(config)
-        at_site = job.labels.at is not None
-        self._masks = None
-        if not at_site:
-            self._masks = open_masks(config, job, self._duty.report.to(LogSink(log)), verify=verify)
+        self._masks = open_masks(config, job, self._duty.report.to(LogSink(log)), verify=verify)
         self._salt_check = salt_check_of(config)
         self._files = RunFiles(config, job, resume=resume, report=self._duty.report)
         self._files.prepare()
@@ -145,11 +142,7 @@ class Coordinator:
         )  # fmt: skip
         self._team = Team(self.sites, job.absence, everywhere)
         self._farewell = Farewell(self.sites, self._files.record, everywhere)
-        labels: Labels = (
-            OwnLabels(self._masks.volumes, self._masks.unusable)
-            if self._masks is not None
-            else LabelsAtSite(next(site for site in self.sites if site.holds_masks))
-        )
+        labels = labels_of(self._masks, self.sites)
         self._matching = Matching(self._job, job, self._seats, labels, self._files.record)
         self.result = RunResult(
             self._job.name, self._files.run.hex(), steps=self._job.steps,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,8 +22,10 @@ from splitpeer.daemon.sinks.sparing import Sparing
 from splitpeer.daemon.sinks.trail import TrailSink
 from splitpeer.daemon.witness import AGENT, Witness
 from splitpeer.data.directory import named_in
+from splitpeer.data.files import Found
 from splitpeer.data.findings import lacking_warning, naming_warnings
 from splitpeer.data.modalities import MASK
+from splitpeer.data.volumes import Volumes
 from splitpeer.errors import ConnectionRefused, DataError, DeadlinePassed, JobFailed, PeerError, told_of
 from splitpeer.federation.compute import Compute, pick_device
 from splitpeer.federation.files import look, tell
@@ -156,27 +158,16 @@ class Client:
         # Also told by the compute thread: log and trail alone may be.
         self._records = h.Reporter(TrailSink(self._witness.note), LogSink(log))
         # Fail now, not when the first batch is due.
-        found, masks = find_files(config)
-        if not policy.labels:
-            masks = None  # nobody may ask for them
-        consent = open_consent(config, found if masks is None else {**found, MASK: masks})
-        self._volumes = open_volumes(config, found, without=consent.withdrawn())
-        if masks is not None:
-            self._volumes[MASK] = open_masks(config, masks, without=consent.withdrawn())
+        found = _found(config, policy)
+        consent = open_consent(config, found)
+        self._volumes = _opened(config, found, consent.withdrawn())
         self._unusable: dict[str, dict[bytes, str]] = {kind: {} for kind in self._volumes}
         for modality, volumes in self._volumes.items():
             # What masks may hold is not known before there is a job.
             look(volumes, self._unusable[modality], self._records, voxels=verify and modality != MASK)
         self._cases = {key: case for volumes in self._volumes.values() for key, case in volumes.cases.items()}
         self._salt_check = next(iter(self._volumes.values())).salt_check.hex()
-        self._findings = (
-            naming_warnings(config.data.images, found.values()) if config.data.images is not None else []
-        )
-        if masks is not None and config.data.labels is not None:
-            self._findings += naming_warnings(config.data.labels, [masks])
-        for modality, kind in found.items():
-            self._findings += lacking_warning(kind, f"{modality} image")
-        self._findings += consent.findings()
+        self._findings = [*_findings(config, found), *consent.findings()]
         # The trail begins with the daemon's start.
         if (ledger := open_ledger(config, h.Reporter(LogSink(log)))) is not None:
             ledger.close()
@@ -660,21 +651,8 @@ class Client:
                 await session.send(shared)
             case Average():
                 await session.send(await self._computed(job, job.take_average, message))
-            case Logits():
-                answer = await self._computed(job, job.lose, message)
-                await self._answer_labels(session, job, answer)
-                self._progress()
-            case Prediction():
-                await self._answer_labels(session, job, await self._computed(job, job.score, message))
-                self._progress()
-            case Conclude():
-                scores, table = await self._computed(job, job.conclude, message)
-                self._report(
-                    h.LabelsScored(
-                        job.run.hex(), message.step, table.dice(), dict(scores.values), message.batch
-                    )
-                )
-                await session.send(scores)
+            case Logits() | Prediction() | Conclude():
+                await self._answer_labels(session, job, message)
             case Checkpoint():
                 await session.send(await self._save(job, message))
             case Rollback():
@@ -704,11 +682,24 @@ class Client:
         return self._asking is not None and self._asking.owns(request, key)
 
     async def _answer_labels(
-        self, session: Session, job: SiteJob, answer: LossGradients | Scores | Withdraw
+        self, session: Session, job: SiteJob, message: Logits | Prediction | Conclude
     ) -> None:
+        """SP-11.20-6, SP-11.20-9."""
+        answer: LossGradients | Scores | Withdraw
+        match message:
+            case Logits():
+                answer = await self._computed(job, job.lose, message)
+            case Prediction():
+                answer = await self._computed(job, job.score, message)
+            case Conclude():
+                scores, table = await self._computed(job, job.conclude, message)
+                answer = scores
+                told = dict(scores.values)
+                self._report(h.LabelsScored(job.run.hex(), message.step, table.dice(), told, message.batch))
         if isinstance(answer, Withdraw):
             self._patients_out(job, answer.step, answer.patients, "withdraw")
         await session.send(answer, job.job.seconds_per_step)
+        self._progress()
 
     def _patients_out(self, job: SiteJob, step: int, patients: Sequence[Unusable], by: str) -> None:
         """SP-11.13-8: what concerns this site's own patients."""
@@ -750,6 +741,32 @@ def _features(policy: Policy) -> tuple[str, ...]:
     features = services(frozen=True) if policy.encoders == "frozen" else FEATURES
     out = ("infer",) if policy.inference == "none" else ()
     return tuple(name for name in features if name not in out)
+
+
+def _found(config: PeerConfig, policy: Policy) -> dict[str, Found]:
+    """The files of images by modality, and of masks where a job may ask for them. Raises DataError."""
+    images, masks = find_files(config)
+    return images if masks is None or not policy.labels else {**images, MASK: masks}
+
+
+def _opened(config: PeerConfig, found: Mapping[str, Found], without: Collection[bytes]) -> dict[str, Volumes]:
+    """See `open_volumes`, `open_masks`."""
+    images = {kind: one for kind, one in found.items() if kind != MASK}
+    volumes = open_volumes(config, images, without=without)
+    if MASK in found:
+        volumes[MASK] = open_masks(config, found[MASK], without=without)
+    return volumes
+
+
+def _findings(config: PeerConfig, found: Mapping[str, Found]) -> list[str]:
+    """What file names show."""
+    images = {kind: one for kind, one in found.items() if kind != MASK}
+    lines = naming_warnings(config.data.images, images.values()) if config.data.images is not None else []
+    if MASK in found and config.data.labels is not None:
+        lines += naming_warnings(config.data.labels, [found[MASK]])
+    for modality, kind in images.items():
+        lines += lacking_warning(kind, f"{modality} image")
+    return lines
 
 
 def _half_renewed(error: SplitprotoError) -> bool:

@@ -15,6 +15,7 @@ from splitpeer.data.sampling import batch_digest
 from splitpeer.data.task import Task
 from splitpeer.data.volumes import Volumes
 from splitpeer.defences.randomness import Release
+from splitpeer.defences.specs import placed
 from splitpeer.defences.stack import Stack, defend
 from splitpeer.errors import JobFailed
 from splitpeer.federation.evaluation import save_mask
@@ -81,9 +82,9 @@ class Labelling:
         self._table: tuple[int, Table] | None = None
 
     @property
-    def defences(self) -> tuple[str, ...]:
-        """What is done to gradients of logits, as it is announced."""
-        return () if self._stack is None else self._stack.specs
+    def announced(self) -> tuple[str, ...]:
+        """What is done to gradients of logits, as job-accept says it."""
+        return () if self._stack is None else placed("gradients", self._stack.specs)
 
     def lose(self, asked: Logits, applied: int) -> LossGradients:
         """SP-11.20-5, SP-11.20-6: the gradient of the loss of one batch (compute thread).

@@ -16,7 +16,6 @@ from splitpeer.data.modalities import MASK
 from splitpeer.data.pseudonym import load_salt
 from splitpeer.defences.image.stack import ImageStack
 from splitpeer.defences.key import for_peer, key_of
-from splitpeer.defences.specs import placed
 from splitpeer.defences.stack import make_stack
 from splitpeer.federation.compute import defence_key, pick_device
 from splitpeer.federation.files import check_seats, look
@@ -74,17 +73,14 @@ def open_job(
     state, folder = config.peer.state, run_folder(config.peer.state, job.name, offer.run)
     known = folder.exists()
     check_terms(folder, offer)
-    (found, masks), named = find_files(config), Named(folder)
-    everything = found if masks is None or offer.masks is None else {**found, MASK: masks}
-    consent = open_consent(config, everything, named.people, check=Leaving(folder, named, config.data).check)
+    found, named = _files(offer, config), Named(folder)
+    consent = open_consent(config, found, named.people, check=Leaving(folder, named, config.data).check)
     key = _base_key(config)
     images = image_stacks(config.policy.image_defences if config.policy else (), key, config.peer.modalities)
-    channels = _channels(offer, config, everything, consent, images, named)
-    check_seats(channels, report)
-    bad = _bad(channels, unusable or {})
-    voxels = max((math.prod(grid.shape) for grid in look(channels, dict(bad), report).values()), default=0)
-    backbone = backbone_for(job, config)
-    room, octets = _room(offer, config, backbone, voxels), checkpoint_octets(backbone, offer.seats)
+    channels = _channels(offer, config, found, consent, images, named)
+    bad, backbone = _bad(channels, unusable or {}), backbone_for(job, config)
+    room = _room(offer, config, backbone, _largest(channels, bad, report))
+    octets = checkpoint_octets(backbone, offer.seats)
     check_bounds(job, backbone, offer.seats, bounds, room.voxels)
     if not known:
         new_run(state, bounds)
@@ -92,8 +88,6 @@ def open_job(
     note_terms(folder, offer)
     encoders = Encoders({seat.name: _half(job, backbone, seat, config, key) for seat in offer.seats})
     budgets = Budgets(folder, bounds)
-    labelling = _labelling(offer, config, channels, folder, budgets, key)
-    shown = placed("gradients", labelling.defences) if labelling is not None else ()
     means = Means(
         state=state,
         folder=folder,
@@ -107,10 +101,10 @@ def open_job(
         people=People(state),
         encoders=encoders,
         weights=first_weights.start(encoders, config, job, backbone, offer.seats, folder),
-        defences=(*announced(images, encoders.defences), *shown),
+        labelling=(labels := _labelling(offer, config, channels, folder, budgets, key)),
+        defences=(*announced(images, encoders.defences), *(labels.announced if labels else ())),
         private=config.runtime.initial_weights == "private",
         budgets=budgets,
-        labelling=labelling,
         secret=site_secret(folder),
         summing=_summing(offer, config, folder, report),
         **_inference(config),
@@ -118,6 +112,19 @@ def open_job(
         report=report,
     )
     return _begun(SiteJob(offer, means, bad))
+
+
+def _largest(channels: Channels, bad: Mapping[bytes, str], report: h.Reporter) -> int:
+    """Voxels of the largest volume. Raises DataError: none can be used, or nobody fills a seat."""
+    check_seats(channels, report)
+    grids = look(channels, dict(bad), report).values()
+    return max((math.prod(grid.shape) for grid in grids), default=0)
+
+
+def _files(offer: JobOffer, config: PeerConfig) -> dict[str, Found]:
+    """Images by modality, and the masks where the job asks for them. Raises DataError."""
+    images, masks = find_files(config)
+    return images if masks is None or offer.masks is None else {**images, MASK: masks}
 
 
 def _inference(config: PeerConfig) -> dict[str, Any]:

@@ -341,7 +341,7 @@ async def test_a_mask_that_goes_bad_costs_its_patient(scene: Scene) -> None:
                 (labels / f"{names[key]}.nii.gz").write_bytes(b"no more")
 
     async with scene.running(only=["hub", "site-flair", "site-t1", name], view=Spoil()) as on:
-        await asyncio.wait(on.tasks.values(), timeout=60)
+        await asyncio.wait(on.tasks.values(), timeout=100)
         result = on.tasks["hub"].result()
     assert result.complete
     (out,) = result.withdrawn
