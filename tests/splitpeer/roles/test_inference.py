@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from splitpeer.coordinator.inference.segmenting import Segmenter
+from splitpeer.coordinator.run import Run
 from splitpeer.daemon.spool import Spool, folder_of
 from splitpeer.daemon.spooled import Request, Result, Status, now
 
@@ -267,3 +268,37 @@ async def test_between_two_steps_of_a_training_that_notices_nothing(serving) -> 
         last = await segmented(scene, "t2", patient)
         assert last.provenance.step == 40
     scene.assert_exact()
+
+
+async def test_a_request_that_takes_too_long_ends_and_the_next_one_is_taken(serving, monkeypatch) -> None:
+    """SP-11.19-12; what was announced to the sites is void then: nothing of it comes in the place of other answers."""
+    scene = serving(inference={"deadline_s": 1.0, "batch": 1})
+    right, slow = Run.computed, asyncio.Event()
+
+    async def computed(self, function, *args, what):
+        if what.startswith("windows 4 ") and not slow.is_set():
+            slow.set()
+            await asyncio.sleep(LONG_S)
+        return await right(self, function, *args, what=what)
+
+    monkeypatch.setattr(Run, "computed", computed)
+    async with scene.running():
+        patient = held_out(scene)[0]
+        name = await asked(scene, "t1ce", patient)
+        status = await ended(scene, "t1ce", name)
+        assert (status.cause, status.exit) == ("deadline", 3)
+        assert slow.is_set()
+        monkeypatch.setattr(Segmenter, "segment", patient_segment(Segmenter.segment))
+        assert (await segmented(scene, "t1ce", patient)).provenance.missing == ()
+
+
+def patient_segment(right):
+    """With a deadline that a busy machine keeps."""
+
+    async def segment(self, request, progress):
+        settings = self._run.settings
+        service = settings.inference.model_copy(update={"deadline_s": LONG_S})
+        self._run.settings = settings.model_copy(update={"inference": service})
+        return await right(self, request, progress)
+
+    return segment
