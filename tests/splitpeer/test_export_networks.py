@@ -11,7 +11,7 @@ import torch
 
 from splitpeer.export import networks, onnx_file
 from splitpeer.export.bundle import SCRIPTS, safe
-from splitpeer.export.half import DECODER, DECODER_FILE, ENCODERS, Half, encoder_file
+from splitpeer.export.half import DECODER, DECODER_FILE, ENCODERS, Half, built, encoder_file
 from splitpeer.export.scripts.network import Encoders, SplitNetwork
 from splitpeer.models import build_decoder, build_encoder
 from splitpeer.models.cut import Backbone
@@ -63,7 +63,7 @@ def test_a_bundle_computes_what_the_run_did_bit_for_bit(network, dimensions, nar
     backbone = make_backbone(network, dimensions, settings, levels, (1, 2)) if narrow else whole
     for fusion in ("concat", "mean") if dimensions == 2 else ("concat",):
         encoders, decoder, x, logits = halves(backbone, fusion, window)
-        joined = SplitNetwork(onnx_file.built(encoders), onnx_file.built(decoder)).eval()
+        joined = SplitNetwork(built(encoders), built(decoder)).eval()
         with torch.no_grad():
             assert torch.equal(joined(x), logits)
 
@@ -74,7 +74,7 @@ def test_seats_that_are_absent_are_zeros() -> None:
     own = build_decoder(backbone, tuple(CHANNELS), "concat", seed=2).eval()
     made = networks.make({**decoder.facts["decoder"], "absent": ["b"]})
     made.network.load_state_dict(dict(decoder.weights[DECODER_FILE]))
-    one = onnx_file.built(encoders, "a")
+    one = built(encoders, "a")
     with torch.no_grad():
         got = SplitNetwork(Encoders({"a": one.encoders[0]}, CHANNELS, absent=["b"]), made).eval()(x[:, :1])
         sent = {name.removeprefix("a/"): tensor for name, tensor in one(x[:, :1]).items()}
@@ -91,7 +91,7 @@ def test_onnx_computes_the_same_but_for_rounding(dimensions, kind, capfd, recwar
         half = Half({**encoders.facts, "seats": {"a": ["0"]}, "encoders": one}, encoders.weights)
     (made,) = onnx_file.exported(half)
     assert made.apart is not None
-    assert made.apart <= onnx_file.tolerance(onnx_file.built(half)) < 1e-4
+    assert made.apart <= onnx_file.tolerance(built(half)) < 1e-4
     said = capfd.readouterr()
     assert (said.out, said.err) == ("", "")
     assert not list(recwarn)

@@ -18,7 +18,7 @@ import safetensors.torch
 from splitpeer.errors import ConfigError, DataError
 from splitpeer.export import papers
 from splitpeer.export.configs import KEY, inference, metadata
-from splitpeer.export.half import DECODER, ENCODERS, WHOLE, Half
+from splitpeer.export.half import DECODER, DECODER_FILE, ENCODERS, WHOLE, Half, encoder_file
 from splitpeer.storage import durable, reading
 from splitpeer.storage.checkpoint import MAX_BYTES
 
@@ -128,7 +128,11 @@ def facts_are_whole(facts: Any) -> bool:
         **(_OF_ENCODERS if kind != DECODER else {}),
         **(_OF_DECODER if kind != ENCODERS else {}),
     }
-    return all(isinstance(facts.get(name), of) for name, of in wanted.items())
+    if not all(isinstance(facts.get(name), of) for name, of in wanted.items()):
+        return False
+    holds = [encoder_file(seat) for seat in facts["seats"]] if kind != DECODER else []
+    holds += [DECODER_FILE] if kind != ENCODERS else []
+    return set(facts["weights"]) == set(holds)
 
 
 def safe(value: Any) -> bool:

@@ -29,7 +29,7 @@ def metadata(facts: Facts) -> dict[str, Any]:
         "version": "1.0.0",
         "changelog": {"1.0.0": f"run {facts['run']}, step {facts['step']}"},
         "monai_version": version("monai"),
-        "pytorch_version": version("torch"),
+        "pytorch_version": version("torch").partition("+")[0],
         "numpy_version": version("numpy"),
         "required_packages_version": {name: version(name) for name in ("safetensors", "nibabel")}
         | ({"einops": version("einops")} if "Swin" in str(facts) else {}),

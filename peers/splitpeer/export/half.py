@@ -10,17 +10,19 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from splitpeer.coordinator.record import SUFFIX, terms_of
 from splitpeer.errors import ConfigError, DataError
 from splitpeer.export import networks
 from splitpeer.export.networks import Component
+from splitpeer.export.scripts.network import Encoders, SplitNetwork
 from splitpeer.federation.seats import seats_of
 from splitpeer.federation.terms import backbone_for, job_on_wire, normalisation_of, run_folder, terms_digest
 from splitpeer.models.registry import backbone_of, cut_of
 from splitpeer.settings.job import JobConfig
 from splitpeer.settings.peer import PeerConfig
+from splitpeer.settings.task import CONVENTION_OF_TASK
 from splitpeer.site.run_folders import noted_terms
 from splitpeer.storage import checkpoint, reading
 from splitpeer.training.sums import SUM
@@ -155,14 +157,15 @@ def _of_site(config: PeerConfig, folder: Path, step: int | None) -> Half:
 
 def _of_coordinator(config: PeerConfig, settings: JobConfig, folder: Path, step: int | None) -> Half:
     _check_record(config, settings, folder)
-    job, task, seats = job_on_wire(settings), settings.task.task(config.data.convention), seats_of(settings)
+    job, seats = job_on_wire(settings), seats_of(settings)
+    task = settings.task.task(config.data.convention or _without_masks(settings))
     arriving = seats.names if job.fusion is None else (SUM,)
     component = networks.decoder(backbone_of(job), arriving, settings.model.decoder_fusion, task.channels)
     tensors, found = _state(folder, step)
     held = {seat.name: list(seat.modalities) for seat in seats.seats}
     facts = {
         "kind": DECODER, **_common(config, job, folder), **found, "seats": held,
-        "sites": {site: list(filled) for site, filled in seats.filled.items()},
+        "sites": {site: list(filled) for site, filled in seats.filled.items() if filled},
         "decoder": component, "defences": [], "secret": False,
         "normalisation": _rules(job, held), "overlap": settings.evaluation.overlap,
         "task": {
@@ -174,6 +177,39 @@ def _of_coordinator(config: PeerConfig, settings: JobConfig, folder: Path, step:
         "sum": None if job.fusion is None else {"range": job.fusion.range, "greatest": greatest(job.fusion)},
     }  # fmt: skip
     return Half(facts, {DECODER_FILE: _fitting(component["network"], _model(tensors), folder, ("",))})
+
+
+def built(half: Half, seat: str | None = None) -> nn.Module:
+    """The network that a bundle's inference.json makes, with its weights; of one seat's encoder, if one is named.
+
+    Raises DataError: the weights are not those of the network.
+    """
+    facts = half.facts
+    try:
+        decoder = networks.make(facts["decoder"]) if "decoder" in facts else None
+        if decoder is not None:
+            decoder.network.load_state_dict(dict(half.weights[DECODER_FILE]))  # type: ignore[union-attr]
+        if facts["kind"] == DECODER and decoder is not None:
+            return decoder.eval()
+        seats = list(facts["encoders"]) if seat is None else [seat]
+        made = {}
+        for name in seats:
+            made[name] = networks.make(facts["encoders"][name])
+            made[name].load_state_dict(dict(half.weights[encoder_file(name)]))
+    except (RuntimeError, LookupError, TypeError, ValueError, AttributeError):
+        raise DataError(
+            f"the weights of {facts['party']} are not those of the network that its bundle describes"
+        ) from None
+    encoders = Encoders(made, {name: len(facts["seats"][name]) for name in seats})
+    if facts["kind"] == ENCODERS:
+        return encoders.eval()
+    return SplitNetwork(encoders, decoder, facts["precision"], facts["sum"]).eval()  # type: ignore[arg-type]
+
+
+def _without_masks(settings: JobConfig) -> str:
+    """What masks follow where this coordinator has none: the job's own values, or the newest convention, and the bundle
+    says so."""
+    return CONVENTION_OF_TASK if settings.task.preset is None else "brats2023"
 
 
 def _check_record(config: PeerConfig, settings: JobConfig, folder: Path) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 from splitpeer.errors import DataError
 from splitpeer.export import agreement, bundle
 from splitpeer.export.agreement import Agreement
-from splitpeer.export.half import DECODER, DECODER_FILE, ENCODERS, WHOLE, Half, encoder_file
+from splitpeer.export.half import DECODER, DECODER_FILE, ENCODERS, WHOLE, Half, built, encoder_file
 from splitpeer.storage import reading
 from splitproto.partners import Trust
 
@@ -65,7 +65,9 @@ def joined(
         "parties": [one.party for one in agreed], "holders": list(agreed[0].holders),
         "sum": _sum(decoder, sources),
     }  # fmt: skip
-    return Half(facts, weights)
+    whole = Half(facts, weights)
+    built(whole)
+    return whole
 
 
 def _agreed(folder: Path, half: Half, trust: Trust, now: datetime) -> Agreement:

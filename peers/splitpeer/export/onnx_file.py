@@ -17,9 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from splitpeer.errors import ConfigError, DataError
-from splitpeer.export import networks
-from splitpeer.export.half import DECODER, DECODER_FILE, ENCODERS, WHOLE, Half
-from splitpeer.export.scripts.network import Encoders, SplitNetwork
+from splitpeer.export.half import DECODER, WHOLE, Half, built
 
 OPSET = 18
 FACTOR = 8
@@ -82,33 +80,6 @@ def _parts(half: Half) -> Iterator[tuple[str, nn.Module, dict[str, list[int]], l
     for seat, count in channels.items():
         outputs = [f"{seat}/{name}" for name in levels]
         yield f"models/encoder-{seat}.onnx", built(half, seat), {"image": [count, *window]}, outputs
-
-
-def built(half: Half, seat: str | None = None) -> nn.Module:
-    """The network that a bundle's inference.json makes, with its weights; of one seat's encoder, if one is named.
-
-    Raises DataError: the weights are not those of the network.
-    """
-    facts = half.facts
-    try:
-        decoder = networks.make(facts["decoder"]) if "decoder" in facts else None
-        if decoder is not None:
-            decoder.network.load_state_dict(dict(half.weights[DECODER_FILE]))  # type: ignore[union-attr]
-        if facts["kind"] == DECODER and decoder is not None:
-            return decoder.eval()
-        seats = list(facts["encoders"]) if seat is None else [seat]
-        made = {}
-        for name in seats:
-            made[name] = networks.make(facts["encoders"][name])
-            made[name].load_state_dict(dict(half.weights[f"models/encoder-{name}.safetensors"]))
-    except (RuntimeError, LookupError, TypeError, ValueError, AttributeError):
-        raise DataError(
-            f"the weights of {facts['party']} are not those of the network that its bundle describes"
-        ) from None
-    encoders = Encoders(made, {name: len(facts["seats"][name]) for name in seats})
-    if facts["kind"] == ENCODERS:
-        return encoders.eval()
-    return SplitNetwork(encoders, decoder, facts["precision"], facts["sum"]).eval()  # type: ignore[arg-type]
 
 
 def _exported(

@@ -140,7 +140,9 @@ def _table(facts: Facts) -> list[str]:
     rows = {
         "job, run": f"{facts['job']}, {facts['run']}",
         "step": f"{facts['step']} of {facts['steps']}",
-        "of": f"{facts['party']}, federation {facts['federation']}",
+        "joined by"
+        if facts["kind"] == WHOLE
+        else "of": f"{facts['party']}, federation {facts['federation']}",
         "seats": seats,
         "normalisation": rules,
         "spacing": f"{' x '.join(map(str, facts['spacing']))} mm" if facts["spacing"] else "as stored",
@@ -150,6 +152,7 @@ def _table(facts: Facts) -> list[str]:
     }
     if task := facts.get("task"):
         rows["mask values"] = "0 background, " + ", ".join(f"{v} {n}" for n, v in task["values"].items())
+        rows["mask values"] += f" (convention {task['convention']})" if task["convention"] else ""
         rows["regions"] = "; ".join(f"{n}: {', '.join(map(str, v))}" for n, v in task["regions"].items())
         rows["regions are"] = (
             "exclusive (softmax)" if task["exclusive"] else "independent (sigmoid, above .5)"

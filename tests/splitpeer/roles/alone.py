@@ -25,7 +25,7 @@ sys.meta_path.insert(0, Absent())
 
 import safetensors.torch  # noqa: E402
 import torch  # noqa: E402
-from monai.bundle import ConfigWorkflow  # noqa: E402
+from monai.bundle import ConfigWorkflow, verify_net_in_out  # noqa: E402
 
 torch.set_num_threads(1)
 for said in json.loads(Path(sys.argv[1]).read_text()):
@@ -38,7 +38,16 @@ for said in json.loads(Path(sys.argv[1]).read_text()):
     )
     workflow.initialize()
     workflow.run()
-    if "input" in said:
+    if "input" not in said:
+        root = Path(said["bundle"]) / "configs"
+        verify_net_in_out(
+            "network_def",
+            str(root / "metadata.json"),
+            str(root / "inference.json"),
+            device="cpu",
+            bundle_root=said["bundle"],
+        )
+    else:
         given = safetensors.torch.load_file(said["input"])
         network = workflow.parser.get_parsed_content("network")
         with torch.no_grad():

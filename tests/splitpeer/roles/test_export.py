@@ -23,12 +23,15 @@ from splitpeer.cli import main
 from splitpeer.daemon.trail import NAME, entries
 from splitpeer.errors import ConfigError, DataError
 from splitpeer.export import agreement, bundle
-from splitpeer.export.half import encoder_file, half_of
+from splitpeer.export.half import built, encoder_file, half_of
 from splitpeer.export.join import joined
+from splitpeer.federation.terms import job_on_wire
 from splitpeer.models import build_encoder
+from splitpeer.site.run_folders import OFFER, noted_terms
 from splitproto.partners import Trust
 
 from .scene import Federation, Nursery, Scene
+from .test_seats_of_a_site import HELD, SEATS, opened
 
 HOLDERS = ("hub", "site-t2")
 WINDOW = [32, 32]
@@ -312,3 +315,37 @@ def test_a_job_file_that_has_changed_is_refused(plain, tmp_path) -> None:
     other = job.model_copy(update={"training": job.training.model_copy(update={"batch": 2})})
     with pytest.raises(ConfigError, match="has changed since run"):
         half_of(scene.config("hub"), "try", other)
+
+
+def test_seats_of_a_site_behind_defences_with_a_network_of_its_own(scene) -> None:
+    scene.cast("t1")
+    for modality in HELD:
+        shutil.copytree(scene.federation.data / modality, scene.folder / "images" / modality)
+    scene.client(
+        "t1", peer={"modality": list(HELD)}, data={"images": str(scene.folder / "images")},
+        model={"network": "residual-unet", "features": [2, 4, 4, 8, 8]},
+        policy={"coordinators": ["hub"], "defences": ["gaussian:0.5", "dropout:0.5"]},
+    )  # fmt: skip
+    site = opened(scene)
+    config = scene.config("site-t1")
+    half = half_of(config, "try", None)
+    assert half.facts["seats"] == {"flair": ["flair"], "mri": ["t2", "t1"]}
+    assert half.facts["step"] == 0
+    assert "gaussian:0.5" in half.missing[0]
+    image = torch.randn(1, 3, *WINDOW)
+    with torch.no_grad():
+        levels = built(half)(image)
+        for name, part in zip(("flair", "mri"), image.split((1, 2), 1), strict=True):
+            for level, tensor in site.encoders.halves[name].network.encoder(part).items():
+                assert torch.equal(levels[f"{name}/{level}"], tensor)
+    folder = next(path for path in config.peer.state.iterdir() if path.name.startswith("try-"))
+    job, seats = noted_terms(folder)
+    assert (job, seats) == (job_on_wire(scene.settings), SEATS)
+    with pytest.raises(DataError, match=r"another network than the job's, or than \[model\]"):
+        half_of(config.model_copy(update={"model": None}), "try", None)
+    (folder / OFFER).write_bytes(b"\x81")
+    with pytest.raises(DataError, match="is damaged"):
+        half_of(config, "try", None)
+    (folder / OFFER).unlink()
+    with pytest.raises(DataError, match="with an older splitpeer"):
+        half_of(config, "try", None)
