@@ -83,12 +83,12 @@ def plain(tmp_path_factory, federation, nursery) -> SimpleNamespace:
 
 @pytest.fixture(scope="module")
 def private(tmp_path_factory, federation, nursery) -> SimpleNamespace:
-    """Volumes, of which the coordinator saw sums only."""
+    """Volumes, of which the coordinator saw sums only; encoders that stay as they began."""
     return trained(
         tmp_path_factory.mktemp("export") / "private", federation, nursery, "flair", "t2", "t1",
         model={"dimensions": 3, "features": [2, 4, 4, 8, 8, 4], "fusion": "secure-sum", "widths": [1, 1, 2, 2, 4]},
         data={"window": [32, 32, 32], "validation": 1},
-        training={"steps": 4, "batch": 1, "checkpoint_every": 4, "learning_rate": 0.05},
+        training={"steps": 4, "batch": 1, "checkpoint_every": 4, "learning_rate": 0.05, "encoders": "frozen"},
         evaluation={"overlap": 0.25, "batch": 4},
     )  # fmt: skip
 
