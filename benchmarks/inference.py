@@ -27,7 +27,7 @@ from rich.console import Console
 from rich.table import Table
 
 from splitpeer.daemon.spool import Spool, folder_of
-from splitpeer.daemon.spooled import Request, now
+from splitpeer.daemon.spooled import SpoolRequest, now
 from splitpeer.federation.seats import seats_of
 from splitpeer.federation.terms import job_on_wire, seat_descriptors
 from splitpeer.settings.job import JobConfig
@@ -171,7 +171,7 @@ class Federation:
         return Spool(folder_of(self.folder / f"site-{site}" / "state"))
 
     def ask(self, site: str, patient: str) -> str:
-        return self.spool(site).ask(Request(patient=patient, created=now(), asker="bench"))
+        return self.spool(site).ask(SpoolRequest(patient=patient, created=now(), asker="bench"))
 
     def wait(self, site: str, name: str) -> None:
         here = self.spool(site)

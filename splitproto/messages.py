@@ -119,7 +119,7 @@ class Seat:
 
 
 @dataclass(frozen=True, slots=True)
-class Region:
+class MaskRegion:
     """A part of the patient that the network learns to find."""
 
     name: str = wire(Text(24))
@@ -133,7 +133,7 @@ class Region:
 class Masks:
     """What a site of the labels is asked for: SP-11.20-1, SP-11.20-2."""
 
-    regions: tuple[Region, ...] = wire(ListOf(Record(Region), 32, 1))
+    regions: tuple[MaskRegion, ...] = wire(ListOf(Record(MaskRegion), 32, 1))
     """In the order of the channels."""
     values: tuple[int, ...] = wire(ListOf(Int(1, 65535), 256))
     """Every value that a mask may hold besides 0; empty where `preset` says which."""
@@ -204,12 +204,12 @@ class Label:
 
 
 @dataclass(frozen=True, slots=True)
-class Task:
+class TaskTerms:
     """What is segmented."""
 
     labels: tuple[Label, ...] = wire(ListOf(Record(Label), 256, 1))
     """Every value of a mask but 0, the background."""
-    regions: tuple[Region, ...] = wire(ListOf(Record(Region), 32, 1))
+    regions: tuple[MaskRegion, ...] = wire(ListOf(Record(MaskRegion), 32, 1))
     """In the order of the channels."""
     exclusive: bool = wire(Bool())
     """One class per voxel, and the background is the first channel of probabilities."""
@@ -724,7 +724,7 @@ class Segmented(Message):
     missing: tuple[Missing, ...] = wire(ListOf(Record(Missing), MOST_SEATS_OF_A_JOB - 1))
     """Those that it was not made from, and why."""
     grid: Patient = wire(Record(Patient))
-    task: Task = wire(Record(Task))
+    task: TaskTerms = wire(Record(TaskTerms))
     tensors: Mapping[str, Array] = field(default_factory=dict)
 
 

@@ -112,9 +112,9 @@ MESSAGES: dict[str, messages.Message] = {
         (Seat("t1", ("t1",)), Seat("t2", ("t2",))),
         (messages.Missing("t2", "no site has it"),),
         PATIENT,
-        messages.Task(
+        messages.TaskTerms(
             (messages.Label(1, "edema"), messages.Label(2, "core")),
-            (messages.Region("WT", (1, 2), "whole tumour"),),
+            (messages.MaskRegion("WT", (1, 2), "whole tumour"),),
             False,
             "",
         ),

@@ -19,7 +19,7 @@ from splitpeer.data.files import Case
 from splitpeer.data.geometry import Geometry
 from splitpeer.data.nifti import read_header
 from splitpeer.data.task import glioma
-from splitpeer.results.evaluate import Table, Truth
+from splitpeer.results.evaluate import EvaluationTable, Truth
 from splitpeer.settings import templates
 from tests.splitpeer.daemon.spooling import TASK
 from tests.splitpeer.daemon.stand_in import answers_on, daemon, masks_of
@@ -200,7 +200,7 @@ def test_a_region_that_no_mask_contains_is_not_counted() -> None:
     task = glioma("msd")
     masks = np.zeros((3, 4, 4, 4), bool)
     masks[:2, :2] = True
-    table = Table(task.region_names)
+    table = EvaluationTable(task.region_names)
     grid = Geometry.of((4, 4, 4), np.diag([10.0, 10, 10, 1]))
     row = table.add("a", masks, Truth(masks, grid))
     assert table.held == {"WT", "TC"} and table.mean_dice(row) == 1

@@ -12,7 +12,7 @@ import pytest
 from splitpeer.cli import main
 from splitpeer.data.files import Case
 from splitpeer.data.nifti import read_header
-from splitpeer.prepare.record import AtlasGrid, Record, record_of, write
+from splitpeer.prepare.record import AtlasGrid, PreparedRecord, record_of, write
 from tests.splitpeer.daemon.spooling import TASK
 from tests.splitpeer.daemon.stand_in import answers_on, daemon, masks_of
 
@@ -42,7 +42,7 @@ def site(peer_toml: Path) -> Path:
     image = folder / "images" / "P001.nii.gz"
     nib.save(nib.Nifti1Image(voxels, TO_ATLAS @ SCAN), image)
     files = write_series(folder / "dicom" / "one", voxels, SCAN, patient_id="4711", description="FLAIR")
-    record = Record(
+    record = PreparedRecord(
         patient="P001", modality="flair", study="1.2", series="1.3", frame_of_reference="1.4",
         files=tuple(str(file.relative_to(folder / "dicom")) for file in files), frames=None, shape=SHAPE,
         affine=SCAN, atlas=AtlasGrid("small", "0" * 64, SHAPE, TO_ATLAS @ SCAN), transform=TO_ATLAS,

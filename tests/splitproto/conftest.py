@@ -242,7 +242,7 @@ def example(name: str) -> Message:
             (messages.Seat("t1", ("t1",)), messages.Seat("t2", ("t2",))),
             (messages.Missing("t2", "away"),),
             patient,
-            messages.Task((messages.Label(1, "lesion"),), (messages.Region("all", (1,)),), True, ""),
+            messages.TaskTerms((messages.Label(1, "lesion"),), (messages.MaskRegion("all", (1,)),), True, ""),
             tensors,
         ),
         "unsegmented": messages.Unsegmented(key, "busy", "16 requests of this site wait already"),

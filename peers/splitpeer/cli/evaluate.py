@@ -40,11 +40,11 @@ from splitproto.errors import printable
 if TYPE_CHECKING:
     import numpy as np
 
-    from splitpeer.daemon.spooled import Result
+    from splitpeer.daemon.spooled import SpoolResult
     from splitpeer.data.geometry import Geometry
     from splitpeer.data.task import Task
-    from splitpeer.results.evaluate import Table
-    from splitpeer.results.evaluation_page import Shown, Worst
+    from splitpeer.results.evaluate import EvaluationTable
+    from splitpeer.results.evaluation_page import ShownImage, Worst
     from splitpeer.results.segmentation import Origin
 
 CSV, JSON, PAGE = "evaluation.csv", "evaluation.json", "evaluation.html"
@@ -136,14 +136,14 @@ class _Study:
         self.truths = truths
         self.errors: dict[str, PeerError] = {}
         self._config, self._convention, self._most = config, convention, worst
-        self._table: Table | None = None
+        self._table: EvaluationTable | None = None
         self._worst: Worst | None = None
 
     def ask(self, require: Any, wait: float) -> None:
         """Have all segmented by way of the daemon. Raises PeerError: there is none, or it went away."""
-        from splitpeer.daemon.asking import Asking
+        from splitpeer.daemon.asking import SpoolAsker
 
-        asking = Asking(self._config.peer.state, require=require, wait=wait)
+        asking = SpoolAsker(self._config.peer.state, require=require, wait=wait)
         asking.check()
         patients = list(self.truths)
         with closing(asking.ask(patients)) as told, Watched(patients) as watched:
@@ -168,14 +168,14 @@ class _Study:
                 except PeerError as error:
                     self._fail(patient, error)
 
-    def close(self) -> Table:
+    def close(self) -> EvaluationTable:
         """The figures. Raises the error of the patients where there are none."""
         if self._table is None:
             raise all_in_one(self.errors, len(self.truths), "patients could not be evaluated")
         self._table.failed.update({patient: str(error) for patient, error in self.errors.items()})
         return self._table
 
-    def worst(self) -> list[Shown]:
+    def worst(self) -> list[ShownImage]:
         """The worst patients, in arrays."""
         return self._worst.shown() if self._worst is not None else []
 
@@ -196,7 +196,7 @@ class _Study:
         except PeerError:
             return None
 
-    def _try(self, patient: str, result: Result | None, error: PeerError | None) -> None:
+    def _try(self, patient: str, result: SpoolResult | None, error: PeerError | None) -> None:
         try:
             if result is None:
                 raise error or JobFailed("there is no answer")
@@ -209,15 +209,15 @@ class _Study:
         if len(self.truths) > 1:
             echo(f"{patient}: {error}", err=True)
 
-    def _compare(self, patient: str, result: Result) -> None:
+    def _compare(self, patient: str, result: SpoolResult) -> None:
         import numpy as np
 
-        from splitpeer.cli.own_image import OwnImage, brought_back
+        from splitpeer.cli.own_image import OwnScan, brought_back
         from splitpeer.data.nifti import read_header
 
         case = self.truths[patient]
         header = read_header(case, self._config.data.rules())
-        segmentation = brought_back(result, OwnImage(patient, "mask", case, header))
+        segmentation = brought_back(result, OwnScan(patient, "mask", case, header))
         masks = np.stack([header.turn.voxels(mask) for mask in segmentation.masks])
         meaning = _meaning(self._convention, result.task)
         self._add(patient, meaning, masks, header.geometry, case, segmentation.origin)
@@ -231,13 +231,13 @@ class _Study:
         case: Case,
         origin: Origin | None = None,
     ) -> None:
-        from splitpeer.results.evaluate import Table, check_grid, truth_of
+        from splitpeer.results.evaluate import EvaluationTable, check_grid, truth_of
         from splitpeer.results.evaluation_page import Worst
 
         truth = truth_of(case, task, self._config.data.rules())
         check_grid(case, truth, grid, masks)
         if self._table is None or self._worst is None:
-            self._table = Table(task.region_names)
+            self._table = EvaluationTable(task.region_names)
             self._worst = Worst(self._table, self._most)
         if task.region_names != self._table.regions:
             raise JobFailed("segmented for other regions than the patients before: the job was changed")
@@ -292,7 +292,7 @@ def _task_of_files(convention: str | None, job_file: Path | None) -> Task:
     return task_of(convention)
 
 
-def _write(table: Table, study: _Study, out: Path) -> None:
+def _write(table: EvaluationTable, study: _Study, out: Path) -> None:
     from splitpeer.results.evaluation_page import write_evaluation_page
 
     text = json.dumps(table.document(), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
@@ -306,7 +306,7 @@ def _write(table: Table, study: _Study, out: Path) -> None:
         write_evaluation_page(table, study.worst(), staged.at(out / PAGE), image=study.image)
 
 
-def _print(table: Table) -> None:
+def _print(table: EvaluationTable) -> None:
     """The summary, and the worst patients."""
     shown = Printed(box=box.SIMPLE)
     for column in ("region", "Dice", "median", "worst", "HD95 mm", "median", "network ml", "people ml"):

@@ -61,7 +61,7 @@ def export(config_file: Path | None, settings: tuple[str, ...], as_json: bool, *
     Whoever has an encoder can rebuild images from what it sent: a bundle's docs/README.md says what it gives away.
     """
     private_files()
-    asked = _Asked(**given)
+    asked = _ExportAsked(**given)
     asked.check()
     config = load_peer(config_file, settings)
     from splitpeer.export import bundle
@@ -86,7 +86,7 @@ def export(config_file: Path | None, settings: tuple[str, ...], as_json: bool, *
 
 
 @dataclass(frozen=True)
-class _Asked:
+class _ExportAsked:
     """The command line."""
 
     bundles: tuple[Path, ...]
@@ -156,7 +156,7 @@ class _Asked:
         return {bundle.AGREEMENT: signed}
 
 
-def _note(config: PeerConfig, asked: _Asked, facts: Mapping[str, Any]) -> None:
+def _note(config: PeerConfig, asked: _ExportAsked, facts: Mapping[str, Any]) -> None:
     """In the audit trail, before there is a folder to give away."""
     from splitpeer.daemon.trail import Trail
 
@@ -169,7 +169,7 @@ def _note(config: PeerConfig, asked: _Asked, facts: Mapping[str, Any]) -> None:
 
 
 def _tell(
-    asked: _Asked, facts: Mapping[str, Any], missing: Sequence[str], models: Sequence[Exported]
+    asked: _ExportAsked, facts: Mapping[str, Any], missing: Sequence[str], models: Sequence[Exported]
 ) -> None:
     from splitpeer.export.configs import NOT_A_DEVICE, TITLES
     from splitpeer.export.papers import given_away

@@ -18,21 +18,21 @@ from splitpeer.errors import ConfigError, DataError
 from splitpeer.settings.peer import PeerConfig
 
 if TYPE_CHECKING:
-    from splitpeer.daemon.spooled import Result
+    from splitpeer.daemon.spooled import SpoolResult
     from splitpeer.data.nifti import NiftiHeader
-    from splitpeer.prepare.record import Record
+    from splitpeer.prepare.record import PreparedRecord
     from splitpeer.results.segmentation import Origin, Segmentation
 
 
 @dataclass(frozen=True)
-class OwnImage:
+class OwnScan:
     """One image of a patient, as this hospital stores it."""
 
     patient: str
     modality: str
     case: Case
     header: NiftiHeader
-    record: Record | None = None
+    record: PreparedRecord | None = None
     """Where `splitpeer data prepare` has it from; None: the file is as the hospital has it."""
 
     @property
@@ -105,7 +105,7 @@ class OwnImages:
         """The ids of all, sorted."""
         return sorted({patient for cases in self._cases.values() for patient in cases})
 
-    def of(self, patient: str, modality: str | None = None) -> OwnImage:
+    def of(self, patient: str, modality: str | None = None) -> OwnScan:
         """The image of a patient whose grid a segmentation gets.
 
         Args:
@@ -126,13 +126,13 @@ class OwnImages:
             if (case := self._cases[name].get(wanted)) is not None:
                 header = read_header(case, self._config.data.rules())
                 record = record_of(case.path)
-                return OwnImage(wanted, name, case, header, read(record) if record.exists() else None)
+                return OwnScan(wanted, name, case, header, read(record) if record.exists() else None)
         raise DataError(
             f"{wanted}: no {modality or 'image'} of this patient here: splitpeer data keys lists the ids"
         )
 
 
-def brought_back(result: Result, own: OwnImage, *, keep: bool = False) -> Segmentation:
+def brought_back(result: SpoolResult, own: OwnScan, *, keep: bool = False) -> Segmentation:
     """An answer on the grid of the patient's own image; of a prepared one, of the scan that it was made of.
 
     Args:
@@ -165,7 +165,7 @@ def brought_back(result: Result, own: OwnImage, *, keep: bool = False) -> Segmen
     return decided(own.patient, task, stored, affine, origin_of(result, own.warnings), keep=keep)
 
 
-def origin_of(result: Result, warnings: Sequence[str] = ()) -> Origin:
+def origin_of(result: SpoolResult, warnings: Sequence[str] = ()) -> Origin:
     """What an answer was made by, and from."""
     from splitpeer.results.segmentation import Origin
 

@@ -16,7 +16,7 @@ from splitpeer.settings.loading import parse_override
 from splitpeer.settings.peer import find_peer_toml
 
 if TYPE_CHECKING:
-    from splitpeer.prepare.cohort import Summary
+    from splitpeer.prepare.cohort import PreparationSummary
     from splitpeer.prepare.one import Steps
     from splitpeer.settings.prepare import PrepareHead, PrepareSection
 
@@ -71,7 +71,7 @@ def prepare(
     private_files()
     from splitpeer.data.modalities import canonical_modality
     from splitpeer.prepare.atlas import MNI152, load_atlas
-    from splitpeer.prepare.cohort import Plan
+    from splitpeer.prepare.cohort import PreparationPlan
     from splitpeer.prepare.cohort import prepare as prepare_all
 
     flags = {
@@ -82,7 +82,7 @@ def prepare(
     }
     head = _head(config_file, settings, flags)
     kind, said = canonical_modality(modality), head.prepare
-    plan = Plan(
+    plan = PreparationPlan(
         source,
         out,
         kind,
@@ -110,7 +110,7 @@ def prepare(
     raise click.exceptions.Exit(0 if summary.complete else 4)
 
 
-def _tell(summary: Summary, as_json: bool) -> None:
+def _tell(summary: PreparationSummary, as_json: bool) -> None:
     if as_json:
         echo_json(summary.to_json())
         return

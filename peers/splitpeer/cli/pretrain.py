@@ -180,12 +180,12 @@ class _Errand:
     def refuse_what_no_run_takes(self, planned: Sequence[Planned]) -> None:
         """Before any step. Raises ConfigError: this site's policy would refuse the weights."""
         from splitpeer.pretraining.encoder_file import OWN
-        from splitpeer.site.first_weights import Origin, refuse_against
+        from splitpeer.site.first_weights import WeightsOrigin, refuse_against
         from splitproto.messages import Seat
 
         first, last = planned[0].stage, planned[-1].stage
         narrow = last.bottleneck
-        origin = Origin(
+        origin = WeightsOrigin(
             "",
             narrow.noise if narrow is not None else 0.0,
             narrow.rate if narrow is not None else 0.0,

@@ -27,9 +27,9 @@ from splitpeer.storage import durable
 from splitpeer.storage.staged import Staged
 
 if TYPE_CHECKING:
-    from splitpeer.cli.own_image import OwnImage
-    from splitpeer.daemon.asking import Told
-    from splitpeer.daemon.spooled import Result
+    from splitpeer.cli.own_image import OwnScan
+    from splitpeer.daemon.asking import AnswerTold
+    from splitpeer.daemon.spooled import SpoolResult
     from splitpeer.results.segmentation import Segmentation
     from splitpeer.settings.peer import PeerConfig
 
@@ -117,7 +117,7 @@ def segment(
     patient; 130 interrupted. With several patients, the others are done all the same.
     """
     from splitpeer.cli.own_image import OwnImages
-    from splitpeer.daemon.asking import Asking
+    from splitpeer.daemon.asking import SpoolAsker
 
     config = load_peer(config_file, settings)
     private_files()
@@ -127,7 +127,7 @@ def segment(
         raise ConfigError("--dicom-seg and --dicom go together: the mask is written for the original files")
     targets = _targets(list(own), out, dicom_seg, report, probabilities)
     _check_free(targets, force)
-    asking = Asking(
+    asking = SpoolAsker(
         config.peer.state, want="probabilities" if probabilities else "mask", require=require, wait=wait
     )
     asking.check()
@@ -153,7 +153,7 @@ class _Work:
     def __init__(
         self,
         config: PeerConfig,
-        own: dict[str, OwnImage],
+        own: dict[str, OwnScan],
         targets: dict[str, Files],
         dicom: Path | None,
         as_json: bool,
@@ -163,7 +163,7 @@ class _Work:
         self._rows: list[dict[str, Any]] = []
         self._errors: dict[str, PeerError] = {}
 
-    def finish(self, told: Told) -> None:
+    def finish(self, told: AnswerTold) -> None:
         """Write what was asked for, or note why not."""
         patient = told.patient
         try:
@@ -185,7 +185,7 @@ class _Work:
         if self._errors:
             raise all_in_one(self._errors, len(self._own), "patients were not segmented")
 
-    def _write(self, told: Told, result: Result) -> tuple[Segmentation, list[Path]]:
+    def _write(self, told: AnswerTold, result: SpoolResult) -> tuple[Segmentation, list[Path]]:
         """All files of a patient, or none."""
         from splitpeer.cli.own_image import brought_back
         from splitpeer.results.dicom_seg import write_dicom_seg
@@ -212,7 +212,7 @@ class _Work:
         return segmentation, staged.final
 
     def _write_page(
-        self, segmentation: Segmentation, own: OwnImage, path: Path, others: Sequence[Path]
+        self, segmentation: Segmentation, own: OwnScan, path: Path, others: Sequence[Path]
     ) -> None:
         from splitpeer.results.page import write_page
 

@@ -16,7 +16,7 @@ from splitpeer.errors import JobFailed, PeerError
 from splitproto.errors import printable
 
 if TYPE_CHECKING:
-    from splitpeer.daemon.asking import Told
+    from splitpeer.daemon.asking import AnswerTold
     from splitpeer.daemon.spooled import Status
 
 
@@ -86,7 +86,7 @@ class Watched:
     ) -> None:
         self._bars.stop()
 
-    def show(self, told: Told) -> None:
+    def show(self, told: AnswerTold) -> None:
         """What is new of a patient."""
         if not self._live:
             self._say(told)
@@ -117,7 +117,7 @@ class Watched:
             if self._live:
                 self._bars.start()
 
-    def _say(self, told: Told) -> None:
+    def _say(self, told: AnswerTold) -> None:
         """A line for each state, not for each window."""
         if told.over:
             return

@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 from splitpeer.coordinator.inference.service import Service
-from splitpeer.coordinator.labels import Labels, LabelsAtSite, OwnLabels
+from splitpeer.coordinator.labels import LabelsAtSite, OwnLabels, RunLabels
 from splitpeer.coordinator.relay import Relay
 from splitpeer.coordinator.remote_site import RemoteSite
 from splitpeer.coordinator.run import Run
@@ -37,7 +37,7 @@ from splitproto.tensors import body_bytes, schema_digest
 
 
 @dataclass(frozen=True)
-class Masks:
+class MaskFiles:
     """The coordinator's own data."""
 
     volumes: Volumes
@@ -47,7 +47,7 @@ class Masks:
     """What wants a second look. May name files."""
 
 
-def open_masks(config: PeerConfig, job: JobConfig, report: h.Reporter, *, verify: bool) -> Masks | None:
+def open_masks(config: PeerConfig, job: JobConfig, report: h.Reporter, *, verify: bool) -> MaskFiles | None:
     """Find the masks and look at each. None: they are at a site.
 
     Args:
@@ -79,10 +79,10 @@ def open_masks(config: PeerConfig, job: JobConfig, report: h.Reporter, *, verify
     )
     unusable: dict[bytes, str] = {}
     look(volumes, unusable, report, voxels=verify)
-    return Masks(volumes, unusable, [*findings, *(census.warnings() if census is not None else [])])
+    return MaskFiles(volumes, unusable, [*findings, *(census.warnings() if census is not None else [])])
 
 
-def labels_of(masks: Masks | None, sites: Sequence[RemoteSite]) -> Labels:
+def labels_of(masks: MaskFiles | None, sites: Sequence[RemoteSite]) -> RunLabels:
     """Of whom a run has masks; `masks` are the coordinator's own, if it has any."""
     if masks is not None:
         return OwnLabels(masks.volumes, masks.unusable)

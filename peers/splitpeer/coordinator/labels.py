@@ -1,6 +1,6 @@
 """Where a run's masks are: here, or at a site that computes loss and scores with them (SP-11.20).
 
-What only needs to know who has a mask, and on which grid, asks `Labels`; the values are at one of the two alone.
+What only needs to know who has a mask, and on which grid, asks `RunLabels`; the values are at one of the two alone.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class MasksUnusable(Exception):
         self.site, self.patients = site, patients
 
 
-class Labels(Protocol):
+class RunLabels(Protocol):
     """Of whom there are masks."""
 
     @property
@@ -62,24 +62,24 @@ class OwnLabels:
 
     @property
     def unusable(self) -> Mapping[bytes, str]:
-        """See `Labels`."""
+        """See `RunLabels`."""
         return self._unusable
 
     def keys(self) -> list[bytes]:
-        """See `Labels`."""
+        """See `RunLabels`."""
         return self.volumes.keys()
 
     def geometry(self, key: bytes) -> Geometry:
-        """See `Labels`."""
+        """See `RunLabels`."""
         return self.volumes.geometry(key)
 
     def usable(self, report: h.Reporter) -> dict[bytes, Geometry]:
-        """See `Labels`."""
+        """See `RunLabels`."""
         # SP-11.13-11.
         return look(self.volumes, self._unusable, report)
 
     def subjects(self) -> Mapping[bytes, str]:
-        """See `Labels`."""
+        """See `RunLabels`."""
         return self.volumes.subjects()
 
 
@@ -95,23 +95,23 @@ class LabelsAtSite:
 
     @property
     def unusable(self) -> Mapping[bytes, str]:
-        """See `Labels`: the site's own are counted with its other files."""
+        """See `RunLabels`: the site's own are counted with its other files."""
         return {}
 
     def keys(self) -> list[bytes]:
-        """See `Labels`."""
+        """See `RunLabels`."""
         return sorted(self.site.people)
 
     def geometry(self, key: bytes) -> Geometry:
-        """See `Labels`."""
+        """See `RunLabels`."""
         if key not in self.site.people:
             raise not_held(key)
         return self.site.patients[key]
 
     def usable(self, report: h.Reporter) -> dict[bytes, Geometry]:
-        """See `Labels`."""
+        """See `RunLabels`."""
         return {key: self.site.patients[key] for key in self.keys()}
 
     def subjects(self) -> Mapping[bytes, str]:
-        """See `Labels`."""
+        """See `RunLabels`."""
         return {key: person.hex() for key, person in self.site.people.items()}

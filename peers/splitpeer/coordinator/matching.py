@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from splitpeer.coordinator.labels import Labels, LabelsAtSite
+from splitpeer.coordinator.labels import LabelsAtSite, RunLabels
 from splitpeer.coordinator.record import RunRecord
 from splitpeer.coordinator.remote_site import RemoteSite
 from splitpeer.daemon import happenings as h
@@ -35,7 +35,7 @@ class Matching:
         job: Job,
         settings: JobConfig,
         seats: Seats,
-        labels: Labels,
+        labels: RunLabels,
         record: RunRecord,
     ) -> None:
         self._job, self._settings, self._seats = job, settings, seats

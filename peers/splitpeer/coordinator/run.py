@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from splitpeer.coordinator.labels import Labels, LabelsAtSite, OwnLabels
+from splitpeer.coordinator.labels import LabelsAtSite, OwnLabels, RunLabels
 from splitpeer.coordinator.remote_site import RemoteSite, Sent
 from splitpeer.coordinator.run_files import RunFiles, RunResult
 from splitpeer.coordinator.team import Team
@@ -44,7 +44,7 @@ class Run:
     half: CoordinatorHalf
     """Fusion and decoder."""
     team: Team
-    labels: Labels
+    labels: RunLabels
     """Of whom there are masks, wherever they are."""
     compute: Compute
     files: RunFiles

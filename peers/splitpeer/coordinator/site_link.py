@@ -23,7 +23,7 @@ LISTEN_S = 3600.0
 """Between two messages; then it listens again."""
 
 
-class Listener:
+class LinkListener:
     """Reads a link also while nothing is waited for: what a site asks goes to `unsolicited`, all else waits for
     `receive`, one message at a time.
 
@@ -110,7 +110,7 @@ class SiteLink:
         """Questions whose answers are due, and would come in place of others'."""
         self._stream: object = None
         self._announced = 0  # batches of `_stream` that were sent
-        self._listener: Listener | None = None
+        self._listener: LinkListener | None = None
 
     @property
     def alive(self) -> bool:
@@ -119,7 +119,7 @@ class SiteLink:
 
     def listen(self, unsolicited: Unsolicited) -> None:
         """From now on the site may ask for something at any time."""
-        self._listener = Listener(self.session, unsolicited)
+        self._listener = LinkListener(self.session, unsolicited)
 
     async def send(self, message: Message) -> None:
         """Queue a message; raises SplitprotoError if the site does not take it in time, or the link is over."""

@@ -15,7 +15,7 @@ from typing import Literal
 
 from splitpeer.daemon.lock import holder
 from splitpeer.daemon.spool import Spool, folder_of
-from splitpeer.daemon.spooled import Kind, Request, Result, Status, now
+from splitpeer.daemon.spooled import Kind, SpoolRequest, SpoolResult, Status, now
 from splitpeer.errors import ConnectionRefused, DataError, DeadlinePassed, JobFailed, PeerError
 
 AT_ONCE = 4
@@ -34,12 +34,12 @@ WITHDRAW_S = 2.0
 
 
 @dataclass(frozen=True)
-class Told:
+class AnswerTold:
     """What there is to tell of one patient."""
 
     patient: str
     status: Status
-    result: Result | None = None
+    result: SpoolResult | None = None
     """Of a request that is done."""
     error: PeerError | None = None
     """Why there will be none."""
@@ -59,7 +59,7 @@ class _Open:
     told: Status = field(default_factory=lambda: Status(state="waiting"))
 
 
-class Asking:
+class SpoolAsker:
     """Asks for some patients.
 
     Args:
@@ -84,7 +84,7 @@ class Asking:
                 f"no daemon runs on {self._state}: start it (splitpeer serve), then ask again"
             )
 
-    def ask(self, patients: Sequence[str]) -> Generator[Told]:
+    def ask(self, patients: Sequence[str]) -> Generator[AnswerTold]:
         """What is new of any of them, until all are over. To be closed: what is open then is withdrawn.
 
         A result is kept until the next one is asked for, so that it can be written first.
@@ -116,7 +116,7 @@ class Asking:
 
     def _hand_in(self, patient: str) -> None:
         moment = now()
-        request = Request(
+        request = SpoolRequest(
             patient=patient,
             want=self._want,
             require=self._require,
@@ -127,23 +127,23 @@ class Asking:
         name, began = self._spool.ask(request), time.monotonic()
         self._open.append(_Open(name, patient, began + self._wait, began))
 
-    def _look(self, one: _Open) -> Told | None:
+    def _look(self, one: _Open) -> AnswerTold | None:
         try:
             status = self._spool.status(one.name)
             if status.state == "done":
-                return Told(one.patient, status, self._spool.result(one.name))
+                return AnswerTold(one.patient, status, self._spool.result(one.name))
         except DataError as error:
-            return Told(one.patient, Status.failed("internal", str(error)), error=error)
+            return AnswerTold(one.patient, Status.failed("internal", str(error)), error=error)
         if status.state == "failed":
-            return Told(one.patient, status, error=status.error())
+            return AnswerTold(one.patient, status, error=status.error())
         if status.state == "cancelled":
-            return Told(one.patient, status, error=JobFailed("it was cancelled"))
+            return AnswerTold(one.patient, status, error=JobFailed("it was cancelled"))
         moment = time.monotonic()
         if moment > one.until + LATE_S:
             waited = f"no answer within {self._wait:g} s"
             if status.reason:
                 waited += f" ({status.reason})"
-            return Told(
+            return AnswerTold(
                 one.patient, status, error=DeadlinePassed(f"{waited}: ask again, with a longer --wait")
             )
         # No file: nobody has said anything about it.
@@ -151,11 +151,11 @@ class Asking:
             silent = JobFailed(
                 "the daemon takes no requests for segmentations: see splitpeer status, and its log"
             )
-            return Told(one.patient, status, error=silent)
+            return AnswerTold(one.patient, status, error=silent)
         if status == one.told:
             return None
         one.told = status
-        return Told(one.patient, status)
+        return AnswerTold(one.patient, status)
 
     def _check_alive(self) -> None:
         """A daemon that is started again takes up what it finds. Raises ConnectionRefused: it is gone for good."""

@@ -4,10 +4,10 @@
 the daemon that was working on it.
 
 =============================  ========================  ==========================================================
-``<id>.request.json``          who asks                  `Request`; written once, never changed
+``<id>.request.json``          who asks                  `SpoolRequest`; written once, never changed
 ``<id>.cancel``                who asks                  empty: give up
 ``<id>.status.json``           daemon                    `Status`; replaced when it changes
-``<id>.result.safetensors``    daemon                    `Result`; whole before the status says `done`
+``<id>.result.safetensors``    daemon                    `SpoolResult`; whole before the status says `done`
 =============================  ========================  ==========================================================
 
 A request counts from the moment its file has its name, and is over when that file is gone.
@@ -28,7 +28,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
-from splitpeer.daemon.spooled import ID, TRANSITIONS, Request, Result, Status, now
+from splitpeer.daemon.spooled import ID, TRANSITIONS, SpoolRequest, SpoolResult, Status, now
 from splitpeer.errors import ConfigError, DataError, DeadlinePassed, PeerError
 from splitpeer.logs import event
 from splitpeer.storage import descriptors, durable, reading
@@ -65,7 +65,7 @@ class Waiting:
     """A request that has no answer yet."""
 
     id: str
-    request: Request
+    request: SpoolRequest
     given_up: Literal["", "cancel", "deadline"] = ""
     """The asker has given up, or its `until` has passed: stop, then `Spool.give_up`."""
 
@@ -79,7 +79,7 @@ class Spool:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._requests: dict[str, Request] = {}
+        self._requests: dict[str, SpoolRequest] = {}
         self._last: list[Waiting] = []
         self._listed = (0, 0.0)
         self._unwritten: dict[str, Status] = {}
@@ -88,7 +88,7 @@ class Spool:
 
     # --- who asks --------------------------------------------------------------------------------------------
 
-    def ask(self, request: Request) -> str:
+    def ask(self, request: SpoolRequest) -> str:
         """Hand in a request; returns its id.
 
         Raises:
@@ -133,7 +133,7 @@ class Spool:
         except ValueError as error:
             raise DataError(f"{path}: not the status of a request: {error}") from None
 
-    def result(self, name: str) -> Result:
+    def result(self, name: str) -> SpoolResult:
         """The segmentation of a request that is done.
 
         Raises:
@@ -141,7 +141,7 @@ class Spool:
         """
         path = self._path(name, RESULT)
         try:
-            return Result.decode(reading.read(path, MAX_RESULT))
+            return SpoolResult.decode(reading.read(path, MAX_RESULT))
         except OSError as error:
             raise DataError(f"{path}: cannot be read ({error.strerror}): ask again") from None
         except ValueError as error:
@@ -229,7 +229,7 @@ class Spool:
             self._drop(name)
         return True
 
-    def deliver(self, name: str, result: Result) -> bool:
+    def deliver(self, name: str, result: SpoolResult) -> bool:
         """Hand over the segmentation, and note `done`; where there is no room for it, `failed`.
 
         Returns:
@@ -315,10 +315,10 @@ class Spool:
             self.note(one.id, Status.failed("busy", f"{MOST_OPEN} requests of this site wait already"))
         return open_[:MOST_OPEN]
 
-    def _read(self, name: str) -> Request | None:
+    def _read(self, name: str) -> SpoolRequest | None:
         """A new request; None: it is not valid, which is its answer, or is gone."""
         try:
-            return Request.read(reading.read(self._path(name, REQUEST), MAX_REQUEST))
+            return SpoolRequest.read(reading.read(self._path(name, REQUEST), MAX_REQUEST))
         except FileNotFoundError:
             return None
         except OSError as error:
@@ -388,7 +388,7 @@ def _at_most(entries: Iterator[os.DirEntry[str]]) -> Iterator[os.DirEntry[str]]:
         yield entry
 
 
-def _given_up(request: Request, touched: float, cancelled: bool) -> Literal["", "cancel", "deadline"]:
+def _given_up(request: SpoolRequest, touched: float, cancelled: bool) -> Literal["", "cancel", "deadline"]:
     if cancelled:
         return "cancel"
     until = request.until or datetime.fromtimestamp(touched + KEEP_S, UTC)

@@ -106,7 +106,7 @@ class Form(BaseModel):
         return self.model_dump_json(indent=1).encode() + b"\n"
 
 
-class Request(Form):
+class SpoolRequest(Form):
     """``<id>.request.json``: who is to be segmented."""
 
     version: Version = VERSION
@@ -226,7 +226,7 @@ class Provenance(Form):
 
 
 @dataclass(frozen=True)
-class Result:
+class SpoolResult:
     """A segmentation on the grid of the run: RAS order, resampled where the job says a spacing."""
 
     provenance: Provenance

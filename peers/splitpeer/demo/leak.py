@@ -162,7 +162,7 @@ def _last_checkpoint(state: Path) -> Path:
 
 
 @dataclass(frozen=True)
-class Effort:
+class AttackEffort:
     """How hard the sums are attacked."""
 
     attacks: tuple[str, ...] = ATTACKS
@@ -172,7 +172,7 @@ class Effort:
     """Look for tumours in what was rebuilt."""
 
 
-EFFORT = Effort()
+EFFORT = AttackEffort()
 
 
 class SumAttacks:
@@ -187,7 +187,7 @@ class SumAttacks:
         effort: how hard they try.
     """
 
-    def __init__(self, federation: Federation, job: PrivateJob, effort: Effort) -> None:
+    def __init__(self, federation: Federation, job: PrivateJob, effort: AttackEffort) -> None:
         self._folder, self._job, self._effort = federation.folder, job, effort
         self._pool: Pool | None = None
         self._running: list[AsyncResult[tuple[list[Path], dict[str, float]]]] = []
@@ -232,7 +232,7 @@ class SumAttacks:
 
 
 def _attack_sums(
-    folder: Path, job: PrivateJob, effort: Effort, names: Collection[str]
+    folder: Path, job: PrivateJob, effort: AttackEffort, names: Collection[str]
 ) -> tuple[list[Path], dict[str, float]]:
     """In a process of its own: those of the experiments that are named; their folders, and their figures."""
     federation, folders = Federation(folder, job), []

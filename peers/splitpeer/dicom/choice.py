@@ -12,9 +12,9 @@ import numpy as np
 from splitpeer.data.geometry import edges
 from splitpeer.data.rules import MAX_VOXELS
 from splitpeer.dicom.contrasts import parameters, shown_by
-from splitpeer.dicom.headers import Header
+from splitpeer.dicom.headers import DicomHeader
 from splitpeer.dicom.rules import Prefer, SeriesRule
-from splitpeer.dicom.stacks import Grid, grid_of, stacks_of
+from splitpeer.dicom.stacks import SliceGrid, grid_of, stacks_of
 from splitpeer.errors import DataError
 
 _NOT_MAGNITUDE = frozenset({"P", "PHASE", "R", "REAL", "I", "IMAGINARY", "PHASE MAP"})
@@ -25,8 +25,8 @@ _PROJECTIONS = frozenset({"PROJECTION IMAGE", "MIP", "MNIP", "MPR", "CSA MPR", "
 class Candidate:
     """A stack that fits."""
 
-    header: Header
-    grid: Grid
+    header: DicomHeader
+    grid: SliceGrid
 
     @property
     def voxel_mm3(self) -> float:
@@ -53,7 +53,7 @@ class Choice:
     left_out: tuple[LeftOutSeries, ...]
 
 
-def by_patient(headers: Iterable[Header]) -> tuple[dict[str, list[Header]], list[str]]:
+def by_patient(headers: Iterable[DicomHeader]) -> tuple[dict[str, list[DicomHeader]], list[str]]:
     """Files by the hospital's id of the patient, and a line for each study that names several, whose files are none.
 
     A study is of one patient: where its files disagree, some carry a wrong id, and nobody here can tell which.
@@ -63,7 +63,7 @@ def by_patient(headers: Iterable[Header]) -> tuple[dict[str, list[Header]], list
     for header in every:
         named[header.study or header.series].add(header.patient)
     mixed = {study for study, patients in named.items() if len(patients) > 1}
-    out: dict[str, list[Header]] = defaultdict(list)
+    out: dict[str, list[DicomHeader]] = defaultdict(list)
     for header in every:
         if (header.study or header.series) not in mixed:
             out[header.patient].append(header)
@@ -76,10 +76,10 @@ def by_patient(headers: Iterable[Header]) -> tuple[dict[str, list[Header]], list
 
 
 def choose(
-    headers: Sequence[Header], modality: str, rule: SeriesRule, max_voxels: int = MAX_VOXELS
+    headers: Sequence[DicomHeader], modality: str, rule: SeriesRule, max_voxels: int = MAX_VOXELS
 ) -> Choice:
     """The series of one patient that shows `modality`. Reads no voxels."""
-    series: dict[str, list[Header]] = defaultdict(list)
+    series: dict[str, list[DicomHeader]] = defaultdict(list)
     for header in headers:
         series[header.series or header.path].append(header)
     candidates: list[Candidate] = []
@@ -147,11 +147,11 @@ def _how(modality: str) -> str:
     return f"say which in [prepare.series.{modality}] (description, but, prefer)"
 
 
-def _named(header: Header, slices: int) -> str:
+def _named(header: DicomHeader, slices: int) -> str:
     return f"series {header.number} {header.description!r} ({slices} slices)"
 
 
-def _unfit(header: Header, slices: int, modality: str, rule: SeriesRule) -> str:
+def _unfit(header: DicomHeader, slices: int, modality: str, rule: SeriesRule) -> str:
     """Why a stack is not the image asked for; empty: it is."""
     kinds = set(header.kind)
     if header.modality != rule.dicom_modality:
@@ -173,7 +173,7 @@ def _unfit(header: Header, slices: int, modality: str, rule: SeriesRule) -> str:
     return _agent_differs(header, rule)
 
 
-def _shows_another(header: Header, modality: str, rule: SeriesRule) -> str:
+def _shows_another(header: DicomHeader, modality: str, rule: SeriesRule) -> str:
     shown = shown_by(header)
     if shown.other:
         return f"{shown.other!r} in its description"
@@ -190,7 +190,7 @@ def _shows_another(header: Header, modality: str, rule: SeriesRule) -> str:
     return _agent_differs(header, rule)
 
 
-def _agent_differs(header: Header, rule: SeriesRule) -> str:
+def _agent_differs(header: DicomHeader, rule: SeriesRule) -> str:
     if rule.agent == "any":
         return ""
     shown = shown_by(header)
@@ -201,7 +201,7 @@ def _agent_differs(header: Header, rule: SeriesRule) -> str:
     return ""
 
 
-def _damage(headers: Sequence[Header]) -> str:
+def _damage(headers: Sequence[DicomHeader]) -> str:
     """What makes the files of a series useless; empty: nothing that headers show."""
     short = sorted({header.path for header in headers if header.short})
     if short:

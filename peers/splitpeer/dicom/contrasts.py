@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from splitpeer.dicom.headers import Header
+from splitpeer.dicom.headers import DicomHeader
 
 SHORT_ECHO, LONG_ECHO = 18.0, 60.0
 """Below the first, T2 hardly counts; from the second on it decides. In between lie susceptibility images and others."""
@@ -37,7 +37,7 @@ _WITHOUT = re.compile(
 
 
 @dataclass(frozen=True)
-class Shown:
+class ShownContrast:
     """What a series shows: "t1", "t2", "flair", "pd"; empty: cannot be told."""
 
     physics: str
@@ -55,7 +55,7 @@ class Shown:
         return bool(self.physics and self.words and self.physics != self.words)
 
 
-def shown_by(header: Header) -> Shown:
+def shown_by(header: DicomHeader) -> ShownContrast:
     """What both witnesses say of a series."""
     said = header.description.replace("_", " ")
     other = _OTHER.search(said)
@@ -64,12 +64,12 @@ def shown_by(header: Header) -> Shown:
     with_agent = _WITH.search(_WITHOUT.sub(" ", said))
     named = bool(header.agent)
     agent = True if named or (with_agent and not without) else False if without else None
-    return Shown(
+    return ShownContrast(
         _by_physics(header), _by_words(said), other[0] if other else "", agent, named and bool(without)
     )
 
 
-def parameters(header: Header) -> str:
+def parameters(header: DicomHeader) -> str:
     """Its times in words, such as "TE 2.9, TR 1900, TI 900 ms"."""
     times = (("TE", header.echo_ms), ("TR", header.repetition_ms), ("TI", header.inversion_ms))
     said = ", ".join(f"{name} {value:g}" for name, value in times if value)
@@ -83,7 +83,7 @@ def _by_words(said: str) -> str:
     return found[0] if len(found) == 1 else ""
 
 
-def _by_physics(header: Header) -> str:
+def _by_physics(header: DicomHeader) -> str:
     echo, repetition, inversion = header.echo_ms, header.repetition_ms, header.inversion_ms or 0.0
     if header.modality != "MR" or not echo or not repetition:
         return ""

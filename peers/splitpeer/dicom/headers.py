@@ -55,7 +55,7 @@ class Frame:
 
 
 @dataclass(frozen=True, slots=True)
-class Header:
+class DicomHeader:
     """One file."""
 
     path: str
@@ -98,16 +98,16 @@ class Header:
 
 
 @dataclass(frozen=True)
-class Folder:
+class DicomFolder:
     """What lies below a folder."""
 
     root: Path
-    headers: tuple[Header, ...]
+    headers: tuple[DicomHeader, ...]
     passed: dict[str, int]
     """Files that were passed over: reason -> how many."""
 
 
-def read_folder(root: Path, patient_id: str = "PatientID", progress: Progress | None = None) -> Folder:
+def read_folder(root: Path, patient_id: str = "PatientID", progress: Progress | None = None) -> DicomFolder:
     """All DICOM images below `root`, headers only, in the order of their paths.
 
     Args:
@@ -123,7 +123,7 @@ def read_folder(root: Path, patient_id: str = "PatientID", progress: Progress | 
             f"patient_id {patient_id!r} is no attribute of DICOM: write PatientID, another keyword, or {BY_FOLDER}"
         )
     paths = _files(root)
-    headers: list[Header] = []
+    headers: list[DicomHeader] = []
     passed: Counter[str] = Counter()
     # Its warnings quote values, and values name patients.
     logging.getLogger("pydicom").setLevel(logging.CRITICAL)
@@ -137,7 +137,7 @@ def read_folder(root: Path, patient_id: str = "PatientID", progress: Progress | 
     if not headers:
         others = "; ".join(f"{number} {reason}" for reason, number in passed.items()) or "it is empty"
         raise DataError(f"{root}: no DICOM image ({others}): name the folder of an export")
-    return Folder(root, tuple(headers), dict(passed))
+    return DicomFolder(root, tuple(headers), dict(passed))
 
 
 # --- inside ------------------------------------------------------------------------------------------------
@@ -161,7 +161,7 @@ def _files(root: Path) -> list[Path]:
     return found
 
 
-def _header(root: Path, path: Path, patient_id: str) -> Header:
+def _header(root: Path, path: Path, patient_id: str) -> DicomHeader:
     try:
         status = path.stat()
         if not path.is_file():
@@ -189,7 +189,7 @@ def _header(root: Path, path: Path, patient_id: str) -> Header:
 _CUT = "a header that ends early: copy or export it again"
 
 
-def _voxel_bytes(data: Dataset, header: Header) -> int:
+def _voxel_bytes(data: Dataset, header: DicomHeader) -> int:
     """What the voxels need if they are not packed; 1 if they are."""
     if pydicom.uid.UID(header.syntax).is_compressed:
         return 1
@@ -212,14 +212,14 @@ def _dataset(path: Path) -> tuple[Dataset, int]:
             raise _PassedOver(_CUT) from None
 
 
-def _filled(data: Dataset, path: str, status: os.stat_result, patient: str) -> Header:
+def _filled(data: Dataset, path: str, status: os.stat_result, patient: str) -> DicomHeader:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         rows, columns = int(data.Rows), int(data.Columns)
         frames = tuple(_frames(data))
         first = _group(data, 0)
         syntax = str(data.file_meta.get("TransferSyntaxUID", "1.2.840.10008.1.2"))
-        return Header(
+        return DicomHeader(
             path=path,
             size=status.st_size,
             changed_ns=status.st_mtime_ns,

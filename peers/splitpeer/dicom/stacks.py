@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from splitpeer.data.geometry import Triple
-from splitpeer.dicom.headers import Frame, Header
+from splitpeer.dicom.headers import DicomHeader, Frame
 from splitpeer.errors import DataError
 
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
@@ -32,23 +32,23 @@ TILTED = 0.5
 MAX_SLICES = 4096
 """Of one volume."""
 
-Slice = tuple[Header, Frame]
+Slice = tuple[DicomHeader, Frame]
 
 
 @dataclass(frozen=True)
-class Stack:
+class SliceStack:
     """One series' slices that may become a volume, as found; not yet looked at."""
 
     slices: tuple[Slice, ...]
 
     @property
-    def first(self) -> Header:
+    def first(self) -> DicomHeader:
         """For what all its files say alike."""
         return self.slices[0][0]
 
 
 @dataclass(frozen=True)
-class Grid:
+class SliceGrid:
     """Where a stack's voxels are.
 
     `slices` in the order of the third axis. Voxel [column, row, slice] is at `affine` @ (column, row, slice, 1), in
@@ -61,7 +61,7 @@ class Grid:
     warnings: tuple[str, ...]
 
 
-def stacks_of(headers: Sequence[Header]) -> list[Stack]:
+def stacks_of(headers: Sequence[DicomHeader]) -> list[SliceStack]:
     """The stacks of one series, the largest first."""
     groups: dict[tuple[object, ...], list[list[Slice]]] = defaultdict(list)
     for header in headers:
@@ -73,11 +73,11 @@ def stacks_of(headers: Sequence[Header]) -> list[Stack]:
                     break
             else:
                 alike.append([(header, frame)])
-    stacks = [Stack(tuple(group)) for alike in groups.values() for group in alike]
+    stacks = [SliceStack(tuple(group)) for alike in groups.values() for group in alike]
     return sorted(stacks, key=lambda stack: -len(stack.slices))
 
 
-def grid_of(stack: Stack, max_voxels: int) -> Grid:
+def grid_of(stack: SliceStack, max_voxels: int) -> SliceGrid:
     """The grid of a stack's slices. Raises DataError, without a name: why they are no volume."""
     warnings: list[str] = []
     across, down, normal = _directions(stack)
@@ -108,7 +108,7 @@ def grid_of(stack: Stack, max_voxels: int) -> Grid:
         warnings.append(
             f"its slices follow each other {degrees:.1f} degrees off their normal (a tilted gantry?)"
         )
-    return Grid(shape, LPS_TO_RAS @ lps + 0.0, tuple(slices), tuple(warnings))
+    return SliceGrid(shape, LPS_TO_RAS @ lps + 0.0, tuple(slices), tuple(warnings))
 
 
 # --- inside ------------------------------------------------------------------------------------------------
@@ -120,7 +120,7 @@ def _one_direction(one: Frame, other: Frame) -> bool:
     return float(np.abs(np.subtract(one.orientation, other.orientation)).max()) < 10 * ONE_DIRECTION
 
 
-def _directions(stack: Stack) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+def _directions(stack: SliceStack) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
     """Unit vectors along a row, along a column, and across the slices."""
     if any(frame.position is None or frame.orientation is None for _, frame in stack.slices):
         raise DataError("slices without position or orientation (a screenshot, or a bad export)")

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from splitpeer.dicom.stacks import Grid
+from splitpeer.dicom.stacks import SliceGrid
 from splitpeer.errors import DataError
 
 try:
@@ -19,7 +19,7 @@ except ModuleNotFoundError:
     raise DataError("DICOM needs pydicom: pip install 'splitproto[dicom]'") from None
 
 
-def read_voxels(root: Path, grid: Grid) -> NDArray[np.float32]:
+def read_voxels(root: Path, grid: SliceGrid) -> NDArray[np.float32]:
     """The voxels of `grid`, [column, row, slice]. Raises DataError: a file that is cut, changed or not decodable."""
     out = np.empty(grid.shape, np.float32)
     opened: tuple[str, Dataset] | None = None

@@ -30,7 +30,7 @@ Facts = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
-class Agreement:
+class ExportAgreement:
     """One that was checked."""
 
     identity: Identity
@@ -101,7 +101,7 @@ def refuse_by_policy(config: PeerConfig) -> None:
     )
 
 
-def check(data: bytes, facts: Facts, trust: Trust, now: datetime) -> Agreement:
+def check(data: bytes, facts: Facts, trust: Trust, now: datetime) -> ExportAgreement:
     """Whether a bundle's party agreed to join it as it is.
 
     Args:
@@ -144,7 +144,7 @@ def check(data: bytes, facts: Facts, trust: Trust, now: datetime) -> Agreement:
             if now > until
             else f"{who} is of {signed:%Y-%m-%d %H:%M} UTC, which is not yet: check the clocks"
         )
-    return Agreement(identity, holders, until)
+    return ExportAgreement(identity, holders, until)
 
 
 def _octets(statement: Mapping[str, Any]) -> Callable[[str], bytes]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from splitpeer.errors import DataError
 from splitpeer.export import agreement, bundle
-from splitpeer.export.agreement import Agreement
+from splitpeer.export.agreement import ExportAgreement
 from splitpeer.export.half import DECODER, DECODER_FILE, ENCODERS, WHOLE, Half, built, encoder_file
 from splitpeer.storage import reading
 from splitproto.partners import Trust
@@ -70,7 +70,7 @@ def joined(
     return whole
 
 
-def _agreed(folder: Path, half: Half, trust: Trust, now: datetime) -> Agreement:
+def _agreed(folder: Path, half: Half, trust: Trust, now: datetime) -> ExportAgreement:
     if half.facts["kind"] == WHOLE:
         raise DataError(f"{folder}: is joined already")
     path = folder / bundle.AGREEMENT
@@ -130,7 +130,7 @@ def _check_together(decoder: Half, halves: Sequence[Half]) -> None:
                 raise DataError(f"{half.facts['party']} normalises {modality} by another rule than the run")
 
 
-def _check_holders(agreed: Sequence[Agreement], own: str) -> None:
+def _check_holders(agreed: Sequence[ExportAgreement], own: str) -> None:
     first = agreed[0]
     for one in agreed:
         if one.holders != first.holders:

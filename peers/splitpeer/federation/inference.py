@@ -64,11 +64,11 @@ class Volume:
         return self._merger.result()
 
 
-def task_on_wire(task: Task) -> messages.Task:
+def task_on_wire(task: Task) -> messages.TaskTerms:
     """SP-11.19-11: what the channels of a result mean."""
-    return messages.Task(
+    return messages.TaskTerms(
         tuple(messages.Label(value, name) for value, name in task.names.items()),
-        tuple(messages.Region(one.name, one.values, one.title[:100] or None) for one in task.regions),
+        tuple(messages.MaskRegion(one.name, one.values, one.title[:100] or None) for one in task.regions),
         task.exclusive,
         task.convention,
     )

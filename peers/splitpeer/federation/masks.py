@@ -28,7 +28,7 @@ def masks_on_wire(settings: TaskSection) -> Masks:
     task, preset = task_of(settings), settings.preset
     return Masks(
         tuple(
-            messages.Region(region.name, () if preset else tuple(sorted(region.values)))
+            messages.MaskRegion(region.name, () if preset else tuple(sorted(region.values)))
             for region in task.regions
         ),
         () if preset else tuple(sorted(task.names)),

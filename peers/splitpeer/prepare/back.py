@@ -8,11 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from splitpeer.data.regrid import onto
-from splitpeer.prepare.record import Record
+from splitpeer.prepare.record import PreparedRecord
 
 
 def to_original(
-    volume: NDArray[np.generic], affine: NDArray[np.float64], record: Record, *, order: Literal[0, 1]
+    volume: NDArray[np.generic], affine: NDArray[np.float64], record: PreparedRecord, *, order: Literal[0, 1]
 ) -> NDArray[np.generic]:
     """What a volume on the atlas shows at the voxels of the scan that its image was made of.
 

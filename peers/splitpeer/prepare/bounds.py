@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Bounds:
+class QualityBounds:
     """From where on a figure is suspicious."""
 
     least_nmi: float = 1.08

@@ -20,13 +20,13 @@ from splitpeer.data.layouts import look
 from splitpeer.data.patients import duplicate_warnings
 from splitpeer.data.rules import MAX_VOXELS
 from splitpeer.dicom.choice import Choice, by_patient, choose
-from splitpeer.dicom.headers import Header, read_folder
+from splitpeer.dicom.headers import DicomHeader, read_folder
 from splitpeer.dicom.rules import SeriesRule
 from splitpeer.errors import ConfigError, DataError
 from splitpeer.prepare.atlas import Atlas
 from splitpeer.prepare.identifiers import read_ids, study_id
-from splitpeer.prepare.one import HELD_BACK, LABELS, WORK, Source, Steps, Workshop
-from splitpeer.prepare.record import FOLDER, Record
+from splitpeer.prepare.one import HELD_BACK, LABELS, WORK, SeriesSource, Steps, Workshop
+from splitpeer.prepare.record import FOLDER, PreparedRecord
 from splitpeer.storage import durable
 
 REPORT, PAGE = "prepare.json", "prepare.html"
@@ -39,7 +39,7 @@ Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
-class Plan:
+class PreparationPlan:
     """One run."""
 
     root: Path
@@ -59,7 +59,7 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class PatientOutcome:
     """What became of one patient."""
 
     patient: str
@@ -80,13 +80,13 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class Summary:
+class PreparationSummary:
     """What became of all."""
 
     modality: str
     atlas: str
     out: str
-    outcomes: tuple[Outcome, ...]
+    outcomes: tuple[PatientOutcome, ...]
     notes: tuple[str, ...]
     """What concerns files rather than a patient."""
 
@@ -114,7 +114,7 @@ class Summary:
         return asdict(self) | {"complete": self.complete, "counts": self.counts()}
 
 
-def prepare(plan: Plan, atlas: Atlas, progress: Progress | None = None) -> Summary:
+def prepare(plan: PreparationPlan, atlas: Atlas, progress: Progress | None = None) -> PreparationSummary:
     """Prepare every patient of a folder; those that are done and unchanged are left as they are.
 
     Writes images, records and pictures below `plan.out`, and `REPORT` and `PAGE` about all of them.
@@ -138,7 +138,9 @@ def prepare(plan: Plan, atlas: Atlas, progress: Progress | None = None) -> Summa
             )
             notes += _unused(masks, {*patients, *(one.patient for one in outcomes)})
             notes += duplicate_warnings([one.patient for one in outcomes if one.usable])
-            summary = Summary(plan.modality, atlas.name, str(plan.out), tuple(outcomes), tuple(notes))
+            summary = PreparationSummary(
+                plan.modality, atlas.name, str(plan.out), tuple(outcomes), tuple(notes)
+            )
             _report(plan.out, summary)
     except OSError as error:
         raise durable.refusal(error, f"{plan.out}: the images", "--out") from None
@@ -149,13 +151,13 @@ def prepare(plan: Plan, atlas: Atlas, progress: Progress | None = None) -> Summa
 
 
 def _all(
-    plan: Plan,
+    plan: PreparationPlan,
     workshop: Workshop,
-    patients: Mapping[str, list[Header]],
+    patients: Mapping[str, list[DicomHeader]],
     ids: Mapping[str, str] | None,
     masks: Mapping[str, Path],
     tell: Progress,
-) -> list[Outcome]:
+) -> list[PatientOutcome]:
     outcomes = []
     for count, (hospital, headers) in enumerate(sorted(patients.items())):
         tell("preparing", count, len(patients))
@@ -165,13 +167,13 @@ def _all(
 
 
 def _one(
-    plan: Plan,
+    plan: PreparationPlan,
     workshop: Workshop,
     hospital: str,
-    headers: list[Header],
+    headers: list[DicomHeader],
     ids: Mapping[str, str] | None,
     masks: Mapping[str, Path],
-) -> Outcome:
+) -> PatientOutcome:
     name, choice = hospital or "(no id)", None
     try:
         name = study_id(hospital, ids)
@@ -179,7 +181,7 @@ def _one(
         if choice.taken is None:
             raise DataError(choice.why)
         mask = _mask_of(masks, hospital, name)
-        source = Source(name, plan.modality, plan.root, choice.taken, mask)
+        source = SeriesSource(name, plan.modality, plan.root, choice.taken, mask)
         accept = name in plan.accept
         record = workshop.done(source, accept=accept)
         fresh = record is None
@@ -189,16 +191,16 @@ def _one(
         if error.exit_code != DataError.exit_code:
             raise  # the disk: all others would fail, too
         left_out = () if choice is None else tuple(one.text for one in choice.left_out)
-        return Outcome(name, "failed", (str(error),), left_out=left_out)
+        return PatientOutcome(name, "failed", (str(error),), left_out=left_out)
 
 
-def _outcome(record: Record, choice: Choice, *, fresh: bool) -> Outcome:
+def _outcome(record: PreparedRecord, choice: Choice, *, fresh: bool) -> PatientOutcome:
     state: State = "prepared" if fresh else "unchanged"
     if record.held_back:
         state = "held back"
     elif record.accepted and fresh:
         state = "accepted"
-    return Outcome(
+    return PatientOutcome(
         record.patient,
         state,
         record.reasons,
@@ -263,7 +265,7 @@ def _software() -> dict[str, str]:
     return found
 
 
-def _report(out: Path, summary: Summary) -> None:
+def _report(out: Path, summary: PreparationSummary) -> None:
     text = json.dumps(summary.to_json(), indent=1, ensure_ascii=False) + "\n"
     durable.replace(out / REPORT, text.encode(), sync=False)
     environment = Environment(
@@ -290,4 +292,4 @@ def _report(out: Path, summary: Summary) -> None:
     durable.replace(out / PAGE, page.encode(), sync=False)
 
 
-__all__ = ["HELD_BACK", "LABELS", "Outcome", "Plan", "Summary", "prepare"]
+__all__ = ["HELD_BACK", "LABELS", "PatientOutcome", "PreparationPlan", "PreparationSummary", "prepare"]

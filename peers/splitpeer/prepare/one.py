@@ -22,11 +22,11 @@ from splitpeer.dicom.choice import Candidate
 from splitpeer.dicom.voxels import read_voxels as read_dicom
 from splitpeer.errors import DataError
 from splitpeer.prepare.atlas import Atlas
-from splitpeer.prepare.bounds import Bounds
+from splitpeer.prepare.bounds import QualityBounds
 from splitpeer.prepare.nifti_file import write_image, write_mask
 from splitpeer.prepare.pictures import overlay
 from splitpeer.prepare.quality import figures, seen_on, suspicious
-from splitpeer.prepare.record import FOLDER, Method, Record, read, write
+from splitpeer.prepare.record import FOLDER, Method, PreparedRecord, read, write
 from splitpeer.prepare.tools import run_tool
 from splitpeer.storage import durable
 
@@ -50,11 +50,11 @@ class Steps:
     bias_field: str
     skull_strip: str | None
     deadline_s: float
-    bounds: Bounds
+    bounds: QualityBounds
 
 
 @dataclass(frozen=True)
-class Source:
+class SeriesSource:
     """One patient's series, and the mask drawn on it, if there is one."""
 
     patient: str
@@ -65,7 +65,7 @@ class Source:
 
 
 @dataclass(frozen=True)
-class Places:
+class PatientPaths:
     """Where one patient's files lie in the folder of images."""
 
     image: Path
@@ -75,7 +75,7 @@ class Places:
     picture: Path
 
     @classmethod
-    def of(cls, out: Path, patient: str) -> Places:
+    def of(cls, out: Path, patient: str) -> PatientPaths:
         """For a patient's name."""
         records = out / FOLDER
         return cls(
@@ -100,9 +100,9 @@ class Workshop:
         self._grid = atlas.grid(steps.spacing)
         self._registrar: Registrar | None = None
 
-    def done(self, source: Source, *, accept: bool) -> Record | None:
+    def done(self, source: SeriesSource, *, accept: bool) -> PreparedRecord | None:
         """The record of an earlier run, if nothing that it depends on has changed; None: there is work to do."""
-        places = Places.of(self._out, source.patient)
+        places = PatientPaths.of(self._out, source.patient)
         for path in (places.record, places.held_back):
             with suppress(DataError):
                 record = read(path)
@@ -114,7 +114,7 @@ class Workshop:
                     return record
         return None
 
-    def prepare(self, source: Source, *, accept: bool) -> Record:
+    def prepare(self, source: SeriesSource, *, accept: bool) -> PreparedRecord:
         """Do the work and write what came out of it; the record is written last.
 
         Raises:
@@ -129,7 +129,7 @@ class Workshop:
         quality = figures(seen, transform)
         reasons = suspicious(quality, self._steps.bounds)
         record = self._record(source, transform, quality, reasons, accepted=accept and bool(reasons))
-        places = Places.of(self._out, source.patient)
+        places = PatientPaths.of(self._out, source.patient)
         picture = overlay(seen)
         places.remove()
         durable.replace(places.picture, picture, sync=False)
@@ -173,7 +173,7 @@ class Workshop:
                 shutil.rmtree(folder, ignore_errors=True)
         return voxels
 
-    def _on_atlas(self, voxels: NDArray[np.float32], record: Record) -> NDArray[np.float32]:
+    def _on_atlas(self, voxels: NDArray[np.float32], record: PreparedRecord) -> NDArray[np.float32]:
         placed = record.transform @ record.affine
         # Air is not 0 in a CT.
         fill = min(float(voxels.min()), 0.0)
@@ -182,17 +182,17 @@ class Workshop:
 
     def _record(
         self,
-        source: Source,
+        source: SeriesSource,
         transform: NDArray[np.float64],
         quality: dict[str, float],
         reasons: tuple[str, ...],
         *,
         accepted: bool,
-    ) -> Record:
+    ) -> PreparedRecord:
         header, grid = source.candidate.header, source.candidate.grid
         files = tuple(dict.fromkeys(one.path for one, _ in grid.slices))
         multiframe = len(header.frames) > 1
-        return Record(
+        return PreparedRecord(
             patient=source.patient,
             modality=source.modality,
             study=header.study,
@@ -213,7 +213,7 @@ class Workshop:
             inputs=self._inputs(source),
         )
 
-    def _inputs(self, source: Source) -> str:
+    def _inputs(self, source: SeriesSource) -> str:
         grid = source.candidate.grid
         steps: dict[str, Any] = vars(self._steps) | {"bounds": vars(self._steps.bounds)}
         told = {

@@ -11,7 +11,7 @@ from PIL import Image
 from scipy import ndimage
 from skimage.filters import threshold_otsu
 
-from splitpeer.prepare.quality import Seen
+from splitpeer.prepare.quality import SeenBrain
 
 SCALE = 2
 """Pixels per voxel: outlines are thin, and visible."""
@@ -23,7 +23,7 @@ colour-blind readers."""
 _GAP = 4
 
 
-def overlay(seen: Seen) -> bytes:
+def overlay(seen: SeenBrain) -> bytes:
     """A PNG: rows are axial, coronal and sagittal slices; the patient's left is on the right, as radiologists look."""
     values = seen.image[seen.inside] if seen.inside.any() else seen.image.ravel()
     low, high = np.quantile(values, (0.02, 0.995))

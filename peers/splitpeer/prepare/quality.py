@@ -13,7 +13,7 @@ from skimage.filters import threshold_otsu
 from splitpeer.data.geometry import Triple
 from splitpeer.data.regrid import onto, softened
 from splitpeer.prepare.atlas import Atlas, corners
-from splitpeer.prepare.bounds import Bounds
+from splitpeer.prepare.bounds import QualityBounds
 
 JUDGED_MM = 2.0
 """Of the grid on which figures are computed."""
@@ -23,7 +23,7 @@ BINS = 32
 
 
 @dataclass(frozen=True, eq=False)
-class Seen:
+class SeenBrain:
     """An image and the atlas on one coarse grid, for figures and pictures: [x, y, z] each."""
 
     image: NDArray[np.float32]
@@ -33,7 +33,7 @@ class Seen:
     """Where the scan shows anything at all."""
 
 
-def seen_on(atlas: Atlas, volume: NDArray[np.float32], affine: NDArray[np.float64]) -> Seen:
+def seen_on(atlas: Atlas, volume: NDArray[np.float32], affine: NDArray[np.float64]) -> SeenBrain:
     """`volume`, placed by `affine` in the atlas's millimetres, beside the atlas."""
     x, y, z = atlas.voxels.shape
     ends = corners((x, y, z), atlas.affine)
@@ -42,7 +42,7 @@ def seen_on(atlas: Atlas, volume: NDArray[np.float32], affine: NDArray[np.float6
     shape: Triple = (nx, ny, nz)
     grid = np.diag([JUDGED_MM, JUDGED_MM, JUDGED_MM, 1.0])
     grid[:3, 3] = low
-    return Seen(
+    return SeenBrain(
         _float(onto(softened(volume, affine, grid), affine, shape, grid, order=1)),
         _float(onto(softened(atlas.voxels, atlas.affine, grid), atlas.affine, shape, grid, order=1)),
         np.asarray(onto(atlas.brain, atlas.affine, shape, grid, order=0), bool),
@@ -50,7 +50,7 @@ def seen_on(atlas: Atlas, volume: NDArray[np.float32], affine: NDArray[np.float6
     )
 
 
-def figures(seen: Seen, transform: NDArray[np.float64]) -> dict[str, float]:
+def figures(seen: SeenBrain, transform: NDArray[np.float64]) -> dict[str, float]:
     """The figures of one image.
 
     nmi: normalised mutual information (H(A) + H(B)) / H(A, B) of image and atlas around the brain (Studholme et al.,
@@ -78,7 +78,7 @@ def figures(seen: Seen, transform: NDArray[np.float64]) -> dict[str, float]:
     }
 
 
-def suspicious(figures: Mapping[str, float], bounds: Bounds) -> tuple[str, ...]:
+def suspicious(figures: Mapping[str, float], bounds: QualityBounds) -> tuple[str, ...]:
     """What is suspicious about an image, a line each; () where nothing is."""
     lines = []
     for name, least in (

@@ -43,7 +43,7 @@ class AtlasGrid:
 
 
 @dataclass(frozen=True, eq=False)
-class Record:
+class PreparedRecord:
     """One patient's image of one modality."""
 
     patient: str
@@ -109,10 +109,10 @@ def record_of(image: Path) -> Path:
     return image.parent / FOLDER / f"{stem(image)}.json"
 
 
-def read(path: Path) -> Record:
+def read(path: Path) -> PreparedRecord:
     """A record. Raises DataError: missing, or no record."""
     try:
-        return Record.from_json(reading.document(path, MAX_RECORD))
+        return PreparedRecord.from_json(reading.document(path, MAX_RECORD))
     except FileNotFoundError:
         raise DataError(
             f"{path}: no record of where the image came from: make it with splitpeer data prepare", "missing"
@@ -123,7 +123,7 @@ def read(path: Path) -> Record:
         raise DataError(f"{path}: {error}: prepare the patient again") from None
 
 
-def write(path: Path, record: Record) -> None:
+def write(path: Path, record: PreparedRecord) -> None:
     """Write a record whole or not at all. Raises OSError."""
     text = json.dumps(record.to_json(), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     durable.replace(path, text.encode())

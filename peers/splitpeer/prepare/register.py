@@ -42,7 +42,7 @@ MAX_WORKING = 2**25
 
 
 @dataclass(frozen=True)
-class Stage:
+class RegistrationStage:
     """One part of the way: what may move, how coarse, and how far in a step."""
 
     kind: Literal["rigid", "affine"]
@@ -56,18 +56,22 @@ class Stage:
     steps: int
 
 
-_COARSE = Stage("rigid", 4, 4.0, 1.0, 2.0, 80)
-STAGES: dict[str, tuple[Stage, ...]] = {
-    "rigid": (_COARSE, Stage("rigid", 2, 2.0, 0.4, 0.5, 100), Stage("rigid", 1, 1.0, 0.12, 0.25, 60)),
+_COARSE = RegistrationStage("rigid", 4, 4.0, 1.0, 2.0, 80)
+STAGES: dict[str, tuple[RegistrationStage, ...]] = {
+    "rigid": (
+        _COARSE,
+        RegistrationStage("rigid", 2, 2.0, 0.4, 0.5, 100),
+        RegistrationStage("rigid", 1, 1.0, 0.12, 0.25, 60),
+    ),
     "affine": (
         _COARSE,
-        Stage("affine", 4, 4.0, 1.0, 1.0, 100),
-        Stage("affine", 2, 2.0, 0.4, 0.5, 100),
-        Stage("affine", 1, 1.0, 0.12, 0.25, 60),
+        RegistrationStage("affine", 4, 4.0, 1.0, 1.0, 100),
+        RegistrationStage("affine", 2, 2.0, 0.4, 0.5, 100),
+        RegistrationStage("affine", 1, 1.0, 0.12, 0.25, 60),
     ),
 }
 LAST_STEP_MM = 0.01
-_TRIAL = Stage("rigid", 4, 4.0, 0.4, 2.0, 25)
+_TRIAL = RegistrationStage("rigid", 4, 4.0, 0.4, 2.0, 25)
 STARTS = (
     (0.0, 0.0, 0.0),
     (0.5, 0.0, 0.0),
@@ -134,7 +138,7 @@ class Registrar:
             raise RuntimeError("the scan and the atlas do not overlap from any start")
         return min(trials, key=lambda one: one[0])[1]
 
-    def _improve(self, transform: Any, moving: Any, stage: Stage) -> float:
+    def _improve(self, transform: Any, moving: Any, stage: RegistrationStage) -> float:
         """Move `transform`; returns the metric there, less is better. Raises RuntimeError."""
         method = sitk.ImageRegistrationMethod()
         method.SetMetricAsMattesMutualInformation(BINS)

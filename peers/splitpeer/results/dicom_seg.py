@@ -18,7 +18,7 @@ import numpy as np
 from splitpeer.data.task import Region
 from splitpeer.errors import ConfigError, DataError
 from splitpeer.results.codes import Concept, RegionCode, code_of
-from splitpeer.results.dicom_source import INSTALL, Series
+from splitpeer.results.dicom_source import INSTALL, SourceSeries
 from splitpeer.results.palette import colour_of
 from splitpeer.results.segmentation import NOT_A_DEVICE, SHORT_NOT_A_DEVICE, Segmentation
 from splitpeer.storage import durable
@@ -39,7 +39,7 @@ _MAY_BE_EMPTY = (
 
 def write_dicom_seg(
     segmentation: Segmentation,
-    series: Series,
+    series: SourceSeries,
     path: Path,
     *,
     codes: Mapping[str, RegionCode] | None = None,
@@ -83,7 +83,7 @@ def write_dicom_seg(
 
 def _made(
     segmentation: Segmentation,
-    series: Series,
+    series: SourceSeries,
     pixels: np.ndarray,
     codes: Mapping[str, RegionCode] | None,
     fractional: bool,

@@ -47,7 +47,7 @@ class Plane:
 
 
 @dataclass(frozen=True, eq=False)
-class Series:
+class SourceSeries:
     """One series in space.
 
     Args:
@@ -112,7 +112,7 @@ class Series:
         )
 
 
-def read_series(paths: Sequence[Path]) -> Series:
+def read_series(paths: Sequence[Path]) -> SourceSeries:
     """The one series that lies at `paths`: files, or folders with all that is below them.
 
     What is not DICOM, or is no image, is passed over in a folder and refused as a file.
@@ -152,7 +152,7 @@ def read_series(paths: Sequence[Path]) -> Series:
         raise DataError(f"{where}: slices of different sizes: name the files of one stack")
     ((columns, rows),) = sizes
     order, affine = _stack(planes, where)
-    return Series(tuple(datasets), order, (columns, rows, len(planes)), affine)
+    return SourceSeries(tuple(datasets), order, (columns, rows, len(planes)), affine)
 
 
 def _datasets(paths: Sequence[Path], where: str) -> list[Any]:

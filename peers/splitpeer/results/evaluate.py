@@ -39,7 +39,7 @@ class Figures:
 
 
 @dataclass(frozen=True)
-class Row:
+class PatientRow:
     """One patient."""
 
     patient: str
@@ -73,7 +73,7 @@ def check_grid(case: Case, truth: Truth, grid: Geometry, masks: np.ndarray) -> N
         raise DataError(f"{case.path}: the segmentation is on another grid than this mask: {what}")
 
 
-class Table:
+class EvaluationTable:
     """The figures of all patients.
 
     Args:
@@ -82,13 +82,13 @@ class Table:
 
     def __init__(self, regions: Sequence[str]) -> None:
         self.regions = tuple(regions)
-        self.rows: list[Row] = []
+        self.rows: list[PatientRow] = []
         self.failed: dict[str, str] = {}
         """Patients without figures, and why."""
         self.held: set[str] = set()
         """Regions that some mask contains; the others are not counted."""
 
-    def add(self, patient: str, masks: np.ndarray, truth: Truth, origin: Origin | None = None) -> Row:
+    def add(self, patient: str, masks: np.ndarray, truth: Truth, origin: Origin | None = None) -> PatientRow:
         """Compare one patient; `masks` like `Truth.masks`, on the same grid."""
         # torch; most commands never measure.
         from splitpeer.training.metrics import Surfaces, VolumeDice
@@ -102,16 +102,16 @@ class Table:
             name: Figures(scores[name], distances[name], volumes[name]["predicted"], volumes[name]["true"])
             for name in self.regions
         }
-        row = Row(patient, figures, origin)
+        row = PatientRow(patient, figures, origin)
         self.rows.append(row)
         return row
 
-    def mean_dice(self, row: Row) -> float:
+    def mean_dice(self, row: PatientRow) -> float:
         """Of one patient, over the regions that some mask contains."""
         held = [row.regions[name].dice for name in self.regions if name in self.held]
         return statistics.fmean(held) if held else 1.0
 
-    def worst(self) -> list[Row]:
+    def worst(self) -> list[PatientRow]:
         """The rows, those with the least mean Dice first."""
         return sorted(self.rows, key=lambda row: (self.mean_dice(row), row.patient))
 
@@ -172,7 +172,7 @@ class Table:
             "failed": dict(sorted(self.failed.items())),
         }
 
-    def _shown(self, row: Row) -> dict[str, Any]:
+    def _shown(self, row: PatientRow) -> dict[str, Any]:
         origin = row.origin
         return {
             "patient": row.patient,

@@ -10,10 +10,10 @@ import numpy as np
 from markupsafe import Markup
 
 from splitpeer.report.build import PAGE as REPORT
-from splitpeer.results.evaluate import Row, Table
+from splitpeer.results.evaluate import EvaluationTable, PatientRow
 from splitpeer.results.page import PAGE, environment, style_hash
 from splitpeer.results.palette import dash_of, hex_of
-from splitpeer.results.pictures import Picture, Sheet
+from splitpeer.results.pictures import Sheet, SlicePicture
 from splitpeer.results.segmentation import NOT_A_DEVICE
 from splitpeer.storage import durable
 
@@ -23,10 +23,10 @@ WHO = ("the network", "people")
 
 
 @dataclass(frozen=True)
-class Shown:
+class ShownImage:
     """One of the worst patients, in arrays."""
 
-    row: Row
+    row: PatientRow
     masks: np.ndarray
     """bool [regions, x, y, z] on the grid of the truth, RAS."""
     truth: np.ndarray
@@ -35,14 +35,14 @@ class Shown:
 
 
 @dataclass(frozen=True)
-class Case:
+class JudgedCase:
     """One of the worst patients, as the page shows it."""
 
     patient: str
     region: str
     dice: float
     hd95: float
-    pictures: list[Picture]
+    pictures: list[SlicePicture]
     missing: tuple[str, ...]
 
 
@@ -54,12 +54,12 @@ class Worst:
         most: patients kept.
     """
 
-    def __init__(self, table: Table, most: int) -> None:
+    def __init__(self, table: EvaluationTable, most: int) -> None:
         self._table, self._most = table, most
-        self._kept: list[tuple[Row, np.ndarray, np.ndarray, np.ndarray, tuple[int, ...]]] = []
+        self._kept: list[tuple[PatientRow, np.ndarray, np.ndarray, np.ndarray, tuple[int, ...]]] = []
 
-    def add(self, row: Row, masks: np.ndarray, truth: np.ndarray, affine: np.ndarray) -> None:
-        """One patient, as given to `Table.add`."""
+    def add(self, row: PatientRow, masks: np.ndarray, truth: np.ndarray, affine: np.ndarray) -> None:
+        """One patient, as given to `EvaluationTable.add`."""
         if not self._most:
             return
         self._kept.append((row, np.packbits(masks), np.packbits(truth), affine, masks.shape))
@@ -67,19 +67,19 @@ class Worst:
         self._kept.sort(key=lambda kept: self._table.mean_dice(kept[0]))
         del self._kept[2 * self._most :]
 
-    def shown(self) -> list[Shown]:
+    def shown(self) -> list[ShownImage]:
         """The worst, in order."""
         order = {row.patient: place for place, row in enumerate(self._table.worst())}
         kept = sorted(self._kept, key=lambda one: order[one[0].patient])[: self._most]
         return [
-            Shown(row, _unpacked(masks, shape), _unpacked(truth, shape), affine)
+            ShownImage(row, _unpacked(masks, shape), _unpacked(truth, shape), affine)
             for row, masks, truth, affine, shape in kept
         ]
 
 
 def write_evaluation_page(
-    table: Table,
-    worst: Sequence[Shown],
+    table: EvaluationTable,
+    worst: Sequence[ShownImage],
     path: Path,
     *,
     image: Callable[[str], np.ndarray | None] = lambda patient: None,
@@ -123,7 +123,7 @@ def write_evaluation_page(
         raise durable.refusal(error, str(path), "--out") from None
 
 
-def _case(table: Table, one: Shown, image: np.ndarray | None) -> Case:
+def _case(table: EvaluationTable, one: ShownImage, image: np.ndarray | None) -> JudgedCase:
     """The region that is worst, where people saw most of it; where they saw nothing, where the network did."""
     held = [name for name in table.regions if name in table.held] or list(table.regions)
     region = min(held, key=lambda name: one.row.regions[name].dice)
@@ -131,7 +131,7 @@ def _case(table: Table, one: Shown, image: np.ndarray | None) -> Case:
     masks = np.stack([one.masks[place], one.truth[place]])
     sheet = Sheet(masks, one.affine, image)
     figures = one.row.regions[region]
-    return Case(
+    return JudgedCase(
         one.row.patient,
         region,
         figures.dice,

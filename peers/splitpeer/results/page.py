@@ -21,7 +21,7 @@ from splitpeer.errors import DataError
 from splitpeer.report import text
 from splitpeer.report.build import PAGE as REPORT
 from splitpeer.results.palette import dash_of, hex_of
-from splitpeer.results.pictures import Picture, Sheet
+from splitpeer.results.pictures import Sheet, SlicePicture
 from splitpeer.results.segmentation import NOT_A_DEVICE, Segmentation
 from splitpeer.storage import durable
 
@@ -32,11 +32,11 @@ _PIECE = 1 << 20
 
 
 @dataclass(frozen=True)
-class Row:
+class VolumeRow:
     """Pictures at the slices that hold most of some regions."""
 
     names: tuple[str, ...]
-    pictures: list[Picture]
+    pictures: list[SlicePicture]
 
 
 def write_page(
@@ -114,7 +114,7 @@ def rendered(
     )
 
 
-def _rows(sheet: Sheet, segmentation: Segmentation) -> tuple[list[Row], list[str]]:
+def _rows(sheet: Sheet, segmentation: Segmentation) -> tuple[list[VolumeRow], list[str]]:
     """The pictures, and the regions that have none of their own because there are too many."""
     regions = segmentation.task.regions
     sizes = [int(mask.sum()) for mask in segmentation.masks]
@@ -125,7 +125,7 @@ def _rows(sheet: Sheet, segmentation: Segmentation) -> tuple[list[Row], list[str
         levels = next((known for known in where if sheet.shows(place, known)), sheet.largest(place))
         where.setdefault(levels, []).append(place)
     rows = [
-        Row(tuple(str(regions[place]) for place in places) if shown else (), sheet.pictures(levels))
+        VolumeRow(tuple(str(regions[place]) for place in places) if shown else (), sheet.pictures(levels))
         for levels, places in where.items()
     ]
     return rows, [str(regions[place]) for place in sorted(ranked[MAX_ROWS:])]
@@ -137,7 +137,7 @@ def listed(names: Sequence[str]) -> str:
     return f"{', '.join(first)} and {last}" if first else last
 
 
-def described(picture: Picture, names: Sequence[str], image_name: str) -> str:
+def described(picture: SlicePicture, names: Sequence[str], image_name: str) -> str:
     """A picture in words, for those who cannot see it."""
     of = f" of {image_name}" if image_name else ""
     sides = "patient's right at the left" if picture.view.name != "sagittal" else "anterior at the left"

@@ -27,7 +27,7 @@ NEARLY = 0.95
 
 
 @dataclass(frozen=True)
-class View:
+class SliceView:
     """One of the three ways to cut a body."""
 
     name: str
@@ -38,9 +38,9 @@ class View:
 
 
 VIEWS = (
-    View("axial", 2, ("R", "L", "A", "P")),
-    View("coronal", 1, ("R", "L", "S", "I")),
-    View("sagittal", 0, ("A", "P", "S", "I")),
+    SliceView("axial", 2, ("R", "L", "A", "P")),
+    SliceView("coronal", 1, ("R", "L", "S", "I")),
+    SliceView("sagittal", 0, ("A", "P", "S", "I")),
 )
 
 
@@ -55,10 +55,10 @@ class Contour:
 
 
 @dataclass(frozen=True)
-class Picture:
+class SlicePicture:
     """One slice, in millimetres of the screen's axes."""
 
-    view: View
+    view: SliceView
     number: int
     """Of the slice, from 1, counted towards superior, anterior or right."""
     of: int
@@ -129,12 +129,12 @@ class Sheet:
         mask = self.masks[region]
         return [mask.sum(axis=tuple(other for other in range(3) if other != view.axis)) for view in VIEWS]
 
-    def pictures(self, levels: Sequence[int], regions: Sequence[int] | None = None) -> list[Picture]:
+    def pictures(self, levels: Sequence[int], regions: Sequence[int] | None = None) -> list[SlicePicture]:
         """One picture of each view at the given slices, with contours of the regions (all)."""
         shown = range(len(self.masks)) if regions is None else regions
         return [self._picture(view, level, shown) for view, level in zip(VIEWS, levels, strict=True)]
 
-    def _picture(self, view: View, level: int, regions: Sequence[int]) -> Picture:
+    def _picture(self, view: SliceView, level: int, regions: Sequence[int]) -> SlicePicture:
         across, up = (axis for axis in range(3) if axis != view.axis)
         dx, dy = self.spacing[across], self.spacing[up]
         contours = tuple(
@@ -151,7 +151,7 @@ class Sheet:
         columns, rows = (end - start for start, end in (self._box[across], self._box[up]))
         width, height = columns * dx, rows * dy
         bar = next((mm for mm in BARS if mm <= self._side / 3), 1)
-        return Picture(
+        return SlicePicture(
             view,
             level + 1,
             self.masks.shape[view.axis + 1],
@@ -163,7 +163,7 @@ class Sheet:
             bar,
         )
 
-    def _screen(self, volume: np.ndarray, view: View, level: int) -> np.ndarray:
+    def _screen(self, volume: np.ndarray, view: SliceView, level: int) -> np.ndarray:
         """One slice as rows from the top, columns from the left: both RAS axes run backwards on the screen."""
         cut = [slice(*span) for span in self._box]
         index: list[slice | int] = [*cut]

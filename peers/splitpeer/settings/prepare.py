@@ -13,7 +13,7 @@ from pydantic import AfterValidator, ConfigDict, Field
 from splitpeer.data.rules import MAX_VOXELS
 from splitpeer.dicom.rules import FEWEST_SLICES, RULES, Prefer, SeriesRule
 from splitpeer.errors import ConfigError
-from splitpeer.prepare.bounds import Bounds
+from splitpeer.prepare.bounds import QualityBounds
 from splitpeer.prepare.templates import checked
 from splitpeer.settings.loading import Section, Settings
 from splitpeer.settings.values import Location, Modality, PositiveInt, Seconds
@@ -37,7 +37,7 @@ Expression = Annotated[str, AfterValidator(_expression), Field(max_length=500)]
 Factor = Annotated[float, Field(gt=0)]
 
 
-class Series(Section):
+class SeriesSettings(Section):
     """``[prepare.series.MODALITY]``: which series shows it. What is not said is as built in, where that is known."""
 
     shows: Literal["t1", "t2", "flair", "pd", ""] | None = None
@@ -88,23 +88,23 @@ class PrepareSection(Section):
     """For each run of a program."""
     max_voxels: PositiveInt = MAX_VOXELS
     """Largest series."""
-    least_nmi: Annotated[float, Field(ge=0, le=2)] = Bounds.least_nmi
-    least_overlap: Annotated[float, Field(ge=0, le=1)] = Bounds.least_overlap
-    least_covered: Annotated[float, Field(ge=0, le=1)] = Bounds.least_covered
-    most_scaled: Annotated[float, Field(ge=1)] = Bounds.most_scaled
-    most_turned: Annotated[float, Field(ge=0, le=180)] = Bounds.most_turned
+    least_nmi: Annotated[float, Field(ge=0, le=2)] = QualityBounds.least_nmi
+    least_overlap: Annotated[float, Field(ge=0, le=1)] = QualityBounds.least_overlap
+    least_covered: Annotated[float, Field(ge=0, le=1)] = QualityBounds.least_covered
+    most_scaled: Annotated[float, Field(ge=1)] = QualityBounds.most_scaled
+    most_turned: Annotated[float, Field(ge=0, le=180)] = QualityBounds.most_turned
     """From where on an image is held back; see docs/clinical.md, Quality."""
-    series: dict[Modality, Series] = Field(default_factory=dict)
+    series: dict[Modality, SeriesSettings] = Field(default_factory=dict)
 
-    def bounds(self) -> Bounds:
+    def bounds(self) -> QualityBounds:
         """For `quality.suspicious`."""
-        return Bounds(
+        return QualityBounds(
             self.least_nmi, self.least_overlap, self.least_covered, self.most_scaled, self.most_turned
         )
 
     def rule(self, modality: str) -> SeriesRule:
         """Which series shows a modality. Raises ConfigError: nothing says how it is recognised."""
-        own = self.series.get(modality, Series())
+        own = self.series.get(modality, SeriesSettings())
         rule = own.rule(modality)
         if modality not in RULES and not (rule.shows or rule.description):
             raise ConfigError(

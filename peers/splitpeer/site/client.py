@@ -35,7 +35,7 @@ from splitpeer.logs import handle
 from splitpeer.models.registry import cut_of
 from splitpeer.settings.peer import PeerConfig, Policy
 from splitpeer.site.budgets import BudgetSpent
-from splitpeer.site.inference.asking import Asking
+from splitpeer.site.inference.asking import InferenceAsker
 from splitpeer.site.job import SiteJob
 from splitpeer.site.opening import open_job, open_ledger
 from splitpeer.site.run_folders import accepted_terms, forget_keys, mark_complete, mark_run, note_coordinator
@@ -174,7 +174,7 @@ class Client:
         everywhere = self._duty.report.to(TrailSink(self._witness.note), LogSink(log))
         self._report = Sparing(everywhere, len(self._cases))
         self._compute = Compute(config.runtime.threads)
-        self._asking = Asking(config, self._report) if policy.inference != "none" else None
+        self._asking = InferenceAsker(config, self._report) if policy.inference != "none" else None
         self._job: SiteJob | None = None
         self._deadline: float | None = None
         self._pause = _FIRST_PAUSE

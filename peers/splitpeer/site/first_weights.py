@@ -23,13 +23,13 @@ from splitpeer.storage import checkpoint, durable, reading
 from splitproto.messages import Job, Seat
 
 RECORD = "weights.json"
-"""File in the run's folder: by seat, the `Origin` of what its encoder started from."""
+"""File in the run's folder: by seat, the `WeightsOrigin` of what its encoder started from."""
 MAX_RECORD = 1 << 16
 """Bytes of it."""
 
 
 @dataclass(frozen=True)
-class Origin:
+class WeightsOrigin:
     """What a policy must know of the weights that an encoder started from, in a resumed run too."""
 
     digest: str
@@ -44,13 +44,13 @@ class Origin:
     """Whether anyone can compute where its training started."""
 
     @classmethod
-    def of(cls, file: EncoderFile) -> Origin:
+    def of(cls, file: EncoderFile) -> WeightsOrigin:
         """As the file says."""
         said = file.described
         return cls(file.digest, said.noise, said.rate, said.saw_own_images, said.began_from_a_seed)
 
     @classmethod
-    def parsed(cls, found: Mapping[str, Any]) -> Origin:
+    def parsed(cls, found: Mapping[str, Any]) -> WeightsOrigin:
         """Of a record. Raises ValueError: it is something else."""
         kinds = {"digest": str, "noise": float, "rate": float, "own": bool, "seeded": bool}
         if {name: type(value) for name, value in found.items()} != kinds:
@@ -84,7 +84,7 @@ def start(
 
 def load(
     encoders: Encoders, config: PeerConfig, job: Job, backbone: Backbone, seats: Sequence[Seat]
-) -> dict[str, Origin]:
+) -> dict[str, WeightsOrigin]:
     """The same without a run: nothing is noted. Raises as `start`."""
     refuse_unknown(config, seats)
     origins = {}
@@ -92,7 +92,7 @@ def load(
         if (file := fitting(config, job, backbone, seat)) is None:
             continue
         _into(encoders.halves[seat.name].network, file)
-        origins[seat.name] = Origin.of(file)
+        origins[seat.name] = WeightsOrigin.of(file)
     return origins
 
 
@@ -129,11 +129,11 @@ def fitting(config: PeerConfig, job: Job, backbone: Backbone, seat: Seat) -> Enc
         refuse_against(config, seat, None, config.source)
         return None
     file = _fits(path, job, backbone, seat)
-    refuse_against(config, seat, Origin.of(file), path)
+    refuse_against(config, seat, WeightsOrigin.of(file), path)
     return file
 
 
-def refuse_against(config: PeerConfig, seat: Seat, origin: Origin | None, where: object) -> None:
+def refuse_against(config: PeerConfig, seat: Seat, origin: WeightsOrigin | None, where: object) -> None:
     """What the policy says of a seat's first weights.
 
     Args:
@@ -192,7 +192,7 @@ def _noise_of(policy: Policy) -> float:
     return max(scales, default=0.0)
 
 
-def _note(folder: Path, origins: Mapping[str, Origin]) -> None:
+def _note(folder: Path, origins: Mapping[str, WeightsOrigin]) -> None:
     path = folder / RECORD
     try:
         if origins:
@@ -205,11 +205,11 @@ def _note(folder: Path, origins: Mapping[str, Origin]) -> None:
         raise durable.refusal(error, f"{path}:", "[peer] state") from None
 
 
-def noted(folder: Path) -> dict[str, Origin]:
+def noted(folder: Path) -> dict[str, WeightsOrigin]:
     """By seat, what a run's encoders started from; {}: random weights. Raises DataError: it cannot be read."""
     path = folder / RECORD
     try:
-        return {seat: Origin.parsed(said) for seat, said in reading.document(path, MAX_RECORD).items()}
+        return {seat: WeightsOrigin.parsed(said) for seat, said in reading.document(path, MAX_RECORD).items()}
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, AttributeError):

@@ -37,7 +37,7 @@ from splitpeer.site.named import Named
 from splitpeer.site.people import People
 from splitpeer.site.released import Released
 from splitpeer.site.run_folders import accepted_terms, check_room
-from splitpeer.site.scoring import Table
+from splitpeer.site.scoring import ScoreTable
 from splitpeer.site.shown import Showing, Shown, shown_in
 from splitpeer.site.summing import Summing
 from splitpeer.site.tiling import Rule, Triple
@@ -452,7 +452,7 @@ class SiteJob:
             (prediction.sample,),
         )
 
-    def conclude(self, asked: Conclude) -> tuple[Scores, Table]:
+    def conclude(self, asked: Conclude) -> tuple[Scores, ScoreTable]:
         """SP-11.20-9: what is told of an evaluation, and what it came to (compute thread)."""
         return self._labels.conclude(asked, self.applied)
 

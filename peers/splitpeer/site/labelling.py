@@ -22,7 +22,7 @@ from splitpeer.federation.evaluation import save_mask
 from splitpeer.federation.masks import LOGITS, MASK, logits_shape
 from splitpeer.federation.terms import window_of
 from splitpeer.site.budgets import Budgets
-from splitpeer.site.scoring import Table, measured, rounded
+from splitpeer.site.scoring import ScoreTable, measured, rounded
 from splitpeer.training.loss import loss_gradient
 from splitproto.errors import Misaligned, PolicyRefused, SchemaMismatch, StepMismatch
 from splitproto.messages import (
@@ -40,7 +40,7 @@ DEFENDED = "x0"
 
 
 @dataclass(frozen=True)
-class Told:
+class LossTold:
     """[policy]: what the coordinator learns of the scores."""
 
     figures: tuple[str, ...] = ()
@@ -71,7 +71,7 @@ class Labelling:
         masks: Volumes,
         task: Task,
         folder: Path,
-        told: Told,
+        told: LossTold,
         stack: Stack | None,
         budgets: Budgets,
         device: str = "cpu",
@@ -79,7 +79,7 @@ class Labelling:
         self._run, self._job, self._masks, self._task = run, job, masks, task
         self._folder, self._told, self._stack, self._budgets = folder, told, stack, budgets
         self._device, self._window = device, window_of(job)
-        self._table: tuple[int, Table] | None = None
+        self._table: tuple[int, ScoreTable] | None = None
 
     @property
     def announced(self) -> tuple[str, ...]:
@@ -159,7 +159,7 @@ class Labelling:
             save_mask(path, mask.astype(bool), grid, self._task, made_from=asked.seats)
         return Scores(asked.step, asked.batch, {})
 
-    def conclude(self, asked: Conclude, applied: int) -> tuple[Scores, Table]:
+    def conclude(self, asked: Conclude, applied: int) -> tuple[Scores, ScoreTable]:
         """SP-11.20-9: the figures that are told, and the table that stays. Raises StepMismatch: rows are missing."""
         self._check_step(asked.step, applied)
         table = self._table_of(asked.step)
@@ -171,9 +171,9 @@ class Labelling:
 
     # --- inside ----------------------------------------------------------------------------------------
 
-    def _table_of(self, step: int) -> Table:
+    def _table_of(self, step: int) -> ScoreTable:
         if self._table is None or self._table[0] != step:
-            self._table = step, Table(self._folder / f"scores-{step:08d}.json", self._task)
+            self._table = step, ScoreTable(self._folder / f"scores-{step:08d}.json", self._task)
         return self._table[1]
 
     def _check(self, asked: Logits, applied: int) -> None:

@@ -39,7 +39,7 @@ from splitpeer.site.budgets import Budgets, new_run
 from splitpeer.site.encoders import Encoders
 from splitpeer.site.inference.answering import Terms
 from splitpeer.site.job import Means, SiteJob
-from splitpeer.site.labelling import DEFENDED, Labelling, Told
+from splitpeer.site.labelling import DEFENDED, Labelling, LossTold
 from splitpeer.site.leaving import Leaving
 from splitpeer.site.named import Named
 from splitpeer.site.people import People
@@ -161,7 +161,7 @@ def _labelling(
             dimensions=offer.job.dimensions,
             place="gradients",
         )
-    told = Told(policy.figures, policy.round_to, policy.min_scored)
+    told = LossTold(policy.figures, policy.round_to, policy.min_scored)
     device = pick_device(config.runtime.device)
     return Labelling(offer.run, offer.job, masks, task, folder, told, stack, budgets, device)
 

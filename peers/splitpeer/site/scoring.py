@@ -22,7 +22,7 @@ MOST_FIGURES = 64
 
 
 @dataclass(frozen=True)
-class Row:
+class ScoreRow:
     """One patient, as predicted from some seats. Lists are in the order of the regions."""
 
     patient: str
@@ -38,7 +38,7 @@ class Row:
     true_ml: list[float] | None
 
 
-class Table:
+class ScoreTable:
     """The rows of one evaluation, as they are on disk after each.
 
     Args:
@@ -56,7 +56,7 @@ class Table:
     def __len__(self) -> int:
         return len(self._rows)
 
-    def put(self, number: int, row: Row) -> None:
+    def put(self, number: int, row: ScoreRow) -> None:
         """Row `number`; 0 begins the evaluation again. Raises ConfigError or DiskTrouble: it cannot be written."""
         if number == 0:
             self._rows = {}
@@ -126,15 +126,15 @@ class Table:
         known = [(name, rounded(value, step)) for name, value in found.items() if value is not None]
         return dict(known[:MOST_FIGURES])
 
-    def _of(self, without: str) -> Sequence[Row]:
+    def _of(self, without: str) -> Sequence[ScoreRow]:
         return [self._rows[number] for number in sorted(self._rows) if self._rows[number].without == without]
 
-    def _read(self) -> dict[int, Row]:
+    def _read(self) -> dict[int, ScoreRow]:
         if not self._path.exists():
             return {}
         try:
             said = json.loads(reading.read(self._path, MAX_BYTES))
-            return {int(number): Row(**row) for number, row in said["rows"].items()}
+            return {int(number): ScoreRow(**row) for number, row in said["rows"].items()}
         except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
             raise DataError(
                 f"{self._path}: cannot be read: remove it, and the evaluation is repeated"
@@ -156,7 +156,7 @@ def measured(
     without: str,
     masks: tuple[np.ndarray, np.ndarray],
     spacing: Sequence[float] | None,
-) -> Row:
+) -> ScoreRow:
     """The row of one prediction.
 
     Args:
@@ -169,7 +169,7 @@ def measured(
     if spacing is not None:
         distances = surfaces.add(predicted, true, spacing)
     volumes = surfaces.volumes()
-    return Row(
+    return ScoreRow(
         patient,
         list(seats),
         without,

@@ -155,7 +155,7 @@ def fused_step(
     Raises:
         JobFailed: the loss or its gradient is not finite (SP-11-10); the decoder is unchanged.
     """
-    taken = _Taken.of(arrived, rows, len(target))
+    taken = _TakenStep.of(arrived, rows, len(target))
     if not taken.places:
         # No site that is present has a sample of this batch, so nothing is learned from it.
         half.advance(release.step)
@@ -186,7 +186,7 @@ class StepWithoutLabels:
         rows: Mapping[Place, Rows] | None = None,
     ) -> None:
         self._half, self._release, self._stacks = half, release, gradient_defences
-        self._taken = _Taken.of(arrived, rows, len(release.samples))
+        self._taken = _TakenStep.of(arrived, rows, len(release.samples))
         self.logits: np.ndarray | None = None
         """float32 [B, channels, *spatial]; None: no site that is present has a sample of this batch."""
         if self._taken.places:
@@ -208,7 +208,7 @@ class StepWithoutLabels:
 
 
 @dataclass(frozen=True)
-class _Taken:
+class _TakenStep:
     """What a batch's step is made of."""
 
     places: Sequence[Place]
@@ -219,7 +219,7 @@ class _Taken:
     batch: int
 
     @classmethod
-    def of(cls, arrived: Mapping[Place, Arrays], rows: Mapping[Place, Rows] | None, batch: int) -> _Taken:
+    def of(cls, arrived: Mapping[Place, Arrays], rows: Mapping[Place, Rows] | None, batch: int) -> _TakenStep:
         whole = Rows(tuple(range(batch)))
         filled = {place: (rows or {}).get(place, whole) for place in arrived}
         taken = {place: arrays for place, arrays in arrived.items() if filled[place].used}

@@ -9,10 +9,10 @@ import pytest
 from splitpeer.coordinator.inference.requests import (
     MOST_KEPT,
     TRANSITIONS,
-    Change,
-    Request,
+    InferenceRequest,
+    RequestChange,
     Requests,
-    State,
+    RequestState,
 )
 from splitproto.messages import Segment
 
@@ -20,11 +20,11 @@ KEY = bytes(16)
 _ids = itertools.count(1)
 
 
-def of(site: str) -> Request:
-    return Request(site, Segment(next(_ids).to_bytes(16, "big"), KEY, "mask"))
+def of(site: str) -> InferenceRequest:
+    return InferenceRequest(site, Segment(next(_ids).to_bytes(16, "big"), KEY, "mask"))
 
 
-def filled(*sites: str, most: int = 10) -> tuple[Requests, list[Request]]:
+def filled(*sites: str, most: int = 10) -> tuple[Requests, list[InferenceRequest]]:
     requests, made = Requests(most), [of(site) for site in sites]
     assert all(requests.add(one) for one in made)
     return requests, made
@@ -33,10 +33,10 @@ def filled(*sites: str, most: int = 10) -> tuple[Requests, list[Request]]:
 def order(requests: Requests) -> list[str]:
     found = []
     while (one := requests.next(lambda _: True)) is not None:
-        one.move(Change.TURN, 0.0)
+        one.move(RequestChange.TURN, 0.0)
         found.append(one.site)
-        one.move(Change.OUTCOME, 0.0)
-        one.move(Change.SENT, 0.0)
+        one.move(RequestChange.OUTCOME, 0.0)
+        one.move(RequestChange.SENT, 0.0)
         requests.remove(one)
     return found
 
@@ -59,8 +59,8 @@ def test_what_is_said_to_be_ahead_is_what_comes_before() -> None:
             one = requests.next(lambda _: True)
             assert one is not None
             places[one.asked.request] = place
-            one.move(Change.TURN, 0.0)
-            one.move(Change.OUTCOME, 0.0)
+            one.move(RequestChange.TURN, 0.0)
+            one.move(RequestChange.OUTCOME, 0.0)
             requests.remove(one)
         assert said == places, sites
 
@@ -78,7 +78,7 @@ def test_a_site_can_fill_its_own_queue_only() -> None:
     # What is worked on does not wait.
     first = requests.next(lambda _: True)
     assert first is not None
-    first.move(Change.TURN, 0.0)
+    first.move(RequestChange.TURN, 0.0)
     assert requests.add(of("a"))
 
 
@@ -91,12 +91,12 @@ def test_a_request_is_found_by_its_own_site_only() -> None:
 def test_few_answers_are_kept_for_a_site_that_is_away() -> None:
     requests, made = filled(*"a" * (MOST_KEPT + 2))
     for one in made:
-        one.move(Change.OUTCOME, 0.0)
+        one.move(RequestChange.OUTCOME, 0.0)
     assert requests.crowded("a") == made[:2]
 
 
 def test_every_change_that_the_table_does_not_list_is_an_error() -> None:
-    for state, change in itertools.product(State, Change):
+    for state, change in itertools.product(RequestState, RequestChange):
         request = of("a")
         request.state = state
         if change in TRANSITIONS[state]:

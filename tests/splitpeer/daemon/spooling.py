@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import numpy as np
 
-from splitpeer.daemon.spooled import Provenance, Request, Result, TaskForm, now
+from splitpeer.daemon.spooled import Provenance, SpoolRequest, SpoolResult, TaskForm, now
 from splitpeer.data.task import Region, Task
 
 TASK = Task({1: "edema", 2: "core"}, (Region("whole", (1, 2)), Region("core", (2,))))
 
 
-def request(patient: str = "P007", **fields: object) -> Request:
+def request(patient: str = "P007", **fields: object) -> SpoolRequest:
     """A request, made now."""
-    return Request(patient=patient, created=now(), asker="anna", **fields)  # type: ignore[arg-type]
+    return SpoolRequest(patient=patient, created=now(), asker="anna", **fields)  # type: ignore[arg-type]
 
 
-def provenance(asked: Request, affine: np.ndarray | None = None, **fields: object) -> Provenance:
+def provenance(asked: SpoolRequest, affine: np.ndarray | None = None, **fields: object) -> Provenance:
     """What a result of `asked` was made from: t1 took part, flair did not."""
     rows = np.eye(4) if affine is None else affine
     values: dict[str, object] = {
@@ -35,9 +35,9 @@ def provenance(asked: Request, affine: np.ndarray | None = None, **fields: objec
     return Provenance(**{**values, **fields})  # type: ignore[arg-type]
 
 
-def mask(asked: Request, shape: tuple[int, int, int] = (6, 5, 4)) -> Result:
+def mask(asked: SpoolRequest, shape: tuple[int, int, int] = (6, 5, 4)) -> SpoolResult:
     """A result of `asked`: half of the volume is whole, a quarter is core."""
     values = np.zeros((2, *shape), np.uint8)
     values[0, : shape[0] // 2] = 1
     values[1, : shape[0] // 2, : shape[1] // 2] = 1
-    return Result(provenance(asked), "mask", values)
+    return SpoolResult(provenance(asked), "mask", values)

@@ -11,7 +11,7 @@ import numpy as np
 
 from splitpeer.daemon.lock import StateLock
 from splitpeer.daemon.spool import Spool, Waiting, folder_of
-from splitpeer.daemon.spooled import Provenance, Result, Status
+from splitpeer.daemon.spooled import Provenance, SpoolResult, Status
 from splitpeer.data.geometry import Geometry
 from splitpeer.data.task import Task
 from tests.splitpeer.daemon.spooling import TASK, provenance
@@ -39,9 +39,11 @@ def answers_on(grids: dict[str, Geometry], **made: object) -> Answer:
         masks = masks_of(grid)
         found: Provenance = provenance(asked, grid.affine, **made)
         if asked.want == "mask":
-            spool.deliver(one.id, Result(found, "mask", masks))
+            spool.deliver(one.id, SpoolResult(found, "mask", masks))
         else:
-            spool.deliver(one.id, Result(found, "probabilities", masks * np.float32(0.8) + np.float32(0.1)))
+            spool.deliver(
+                one.id, SpoolResult(found, "probabilities", masks * np.float32(0.8) + np.float32(0.1))
+            )
 
     return answer
 

@@ -18,7 +18,7 @@ import pytest
 
 from splitpeer.daemon import spool as spool_module
 from splitpeer.daemon.spool import KEEP_S, ORPHAN_S, Spool, folder_of
-from splitpeer.daemon.spooled import CAUSES, FINAL, TRANSITIONS, Request, Result, Status, now
+from splitpeer.daemon.spooled import CAUSES, FINAL, TRANSITIONS, SpoolRequest, SpoolResult, Status, now
 from splitpeer.errors import ConfigError, DataError, DeadlinePassed, DiskTrouble
 from splitpeer.storage import durable
 from tests.splitpeer.daemon.spooling import TASK, mask, provenance, request
@@ -70,7 +70,7 @@ def test_probabilities_become_the_regions_of_the_task(spool: Spool) -> None:
     asked = request(want="probabilities")
     values = np.random.default_rng(1).random((2, 4, 4, 4), np.float32)
     name = spool.ask(asked)
-    assert spool.deliver(name, Result(provenance(asked), "probabilities", values))
+    assert spool.deliver(name, SpoolResult(provenance(asked), "probabilities", values))
     found = spool.result(name)
     assert np.array_equal(found.values, values)
     assert np.array_equal(found.regions, values > 0.5)
@@ -245,7 +245,7 @@ GOOD = {"version": 1, "patient": "P007", "created": "2026-01-02T03:04:05Z", "ask
     ids=json.dumps,
 )  # fmt: skip
 def test_a_request_that_is_not_valid_is_answered_so(spool: Spool, change: dict[str, object]) -> None:
-    assert Request.read(json.dumps(GOOD).encode()).patient == "P007"
+    assert SpoolRequest.read(json.dumps(GOOD).encode()).patient == "P007"
     (spool.folder / f"{'a' * 32}.request.json").write_text(json.dumps(GOOD | change))
     assert spool.waiting() == []
     status = spool.status("a" * 32)
@@ -295,16 +295,16 @@ def test_a_result_whose_parts_do_not_fit_is_refused() -> None:
     asked = request()
     good = mask(asked)
     bad = [
-        Result(good.provenance, "mask", good.values[:1]),
-        Result(good.provenance, "mask", good.values.astype(np.float32)),
-        Result(good.provenance, "mask", good.values * 2),
-        Result(good.provenance, "mask", good.values[:, :0]),
-        Result(good.provenance, "probabilities", np.full((2, 2, 2, 2), np.nan, np.float32)),
-        Result(provenance(asked, affine=np.zeros((4, 4))), "mask", good.values),
+        SpoolResult(good.provenance, "mask", good.values[:1]),
+        SpoolResult(good.provenance, "mask", good.values.astype(np.float32)),
+        SpoolResult(good.provenance, "mask", good.values * 2),
+        SpoolResult(good.provenance, "mask", good.values[:, :0]),
+        SpoolResult(good.provenance, "probabilities", np.full((2, 2, 2, 2), np.nan, np.float32)),
+        SpoolResult(provenance(asked, affine=np.zeros((4, 4))), "mask", good.values),
     ]
     for one in bad:
         with pytest.raises(ValueError, match="its "):
-            Result.decode(one.encode())
+            SpoolResult.decode(one.encode())
 
 
 # --- limits and trouble ---------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ import pytest
 from splitpeer.data.regrid import onto
 from splitpeer.errors import DataError
 from splitpeer.prepare.back import to_original
-from splitpeer.prepare.record import AtlasGrid, Record, read, record_of, write
+from splitpeer.prepare.record import AtlasGrid, PreparedRecord, read, record_of, write
 
 ATLAS = np.diag([2.0, 2.0, 2.0, 1.0])
 ATLAS[:3, 3] = -40.0, -50.0, -30.0
@@ -28,10 +28,10 @@ def turned(degrees: float = 25.0, shift: tuple[float, float, float] = (12.0, -7.
     return out
 
 
-def made(**changes: object) -> Record:
+def made(**changes: object) -> PreparedRecord:
     affine = np.diag([-1.0, 1.5, 4.0, 1.0])
     affine[:3, 3] = 20.0, -30.0, -20.0
-    record = Record(
+    record = PreparedRecord(
         patient="phantom-001",
         modality="t1",
         study="1.2",

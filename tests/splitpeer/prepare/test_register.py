@@ -12,7 +12,7 @@ from splitpeer.data.phantom.scanners import Scan, Scanner, scan
 from splitpeer.errors import DataError
 from splitpeer.prepare import register
 from splitpeer.prepare.atlas import MNI152, Atlas, load_atlas
-from splitpeer.prepare.bounds import Bounds
+from splitpeer.prepare.bounds import QualityBounds
 from splitpeer.prepare.quality import figures, seen_on, suspicious
 from splitpeer.prepare.register import Registrar, n4
 
@@ -75,7 +75,7 @@ def test_figures_tell_good_from_bad(
     def judged(name: str, wrong: np.ndarray) -> tuple[str, ...]:
         transform = wrong @ found[name]
         seen = seen_on(atlas, scans[name].voxels.astype(np.float32), transform @ scans[name].affine)
-        return suspicious(figures(seen, transform), Bounds())
+        return suspicious(figures(seen, transform), QualityBounds())
 
     shifted, turned = np.eye(4), np.eye(4)
     shifted[:3, 3] = 0, 12, 0

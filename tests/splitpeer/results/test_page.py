@@ -21,18 +21,18 @@ from PIL import Image
 from splitpeer.data.task import Region, Task
 from splitpeer.errors import DataError, DiskTrouble
 from splitpeer.results.page import MAX_ROWS, described, listed, write_page
-from splitpeer.results.pictures import VIEWS, Picture, Sheet
+from splitpeer.results.pictures import VIEWS, Sheet, SlicePicture
 from splitpeer.results.segmentation import NOT_A_DEVICE
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
 
-def pixels(picture: Picture) -> np.ndarray:
+def pixels(picture: SlicePicture) -> np.ndarray:
     data = base64.b64decode(picture.address.partition(",")[2])
     return np.asarray(Image.open(io.BytesIO(data)))
 
 
-def middle(picture: Picture) -> tuple[float, float]:
+def middle(picture: SlicePicture) -> tuple[float, float]:
     """Of the contour's points, as shares of the picture's width and height."""
     numbers = np.array(re.findall(r"(-?[\d.]+),(-?[\d.]+)", picture.contours[0].path), float)
     x, y = (numbers.min(0) + numbers.max(0)) / 2
@@ -170,7 +170,7 @@ def test_pictures_are_shared_where_they_show_as_much(patients: SimpleNamespace) 
 
 def test_words() -> None:
     assert listed(["a", "b", "c"]) == "a, b and c" and listed(["a"]) == "a"
-    picture = Picture(VIEWS[2], 3, 9, 1.0, 1.0, 1.0, "", (), 1)
+    picture = SlicePicture(VIEWS[2], 3, 9, 1.0, 1.0, 1.0, "", (), 1)
     assert described(picture, ["WT"], "t2") == (
         "Sagittal slice 3 of 9 of t2, anterior at the left, with contours, where most of WT lies."
     )

@@ -10,10 +10,10 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from splitpeer.coordinator.inference.segmenting import Segmenter
+from splitpeer.coordinator.inference.segmenting import PatientSegmenter
 from splitpeer.coordinator.run import Run
 from splitpeer.daemon.spool import Spool, folder_of
-from splitpeer.daemon.spooled import Request, Result, Status, now
+from splitpeer.daemon.spooled import SpoolRequest, SpoolResult, Status, now
 
 BOTH = {"inference": "listed", "inference_for": ["site-t1ce", "site-t2"]}
 # One window a slice.
@@ -46,8 +46,8 @@ def spool(scene, modality: str) -> Spool:
     return Spool(folder_of(scene.folder / f"site-{modality}" / "state"))
 
 
-def request(patient: str, **more: Any) -> Request:
-    return Request(patient=patient, created=now(), asker="somebody", **more)
+def request(patient: str, **more: Any) -> SpoolRequest:
+    return SpoolRequest(patient=patient, created=now(), asker="somebody", **more)
 
 
 async def asked(scene, modality: str, patient: str, **more: Any) -> str:
@@ -63,7 +63,7 @@ async def ended(scene, modality: str, name: str) -> Status:
     return here.status(name)
 
 
-async def segmented(scene, modality: str, patient: str, **more: Any) -> Result:
+async def segmented(scene, modality: str, patient: str, **more: Any) -> SpoolResult:
     name = await asked(scene, modality, patient, **more)
     status = await ended(scene, modality, name)
     assert status.state == "done", status
@@ -162,14 +162,14 @@ async def test_a_job_without_inference_serves_none(serving) -> None:
 async def test_the_queue_is_bounded_and_a_request_can_be_given_up(serving, monkeypatch) -> None:
     """SP-11.19-2, SP-11.19-12, SP-11.19-13."""
     scene, gate, busy = serving(inference={"max_queue": 1}), asyncio.Event(), asyncio.Event()
-    right = Segmenter.segment
+    right = PatientSegmenter.segment
 
     async def slow(self, *args):
         busy.set()
         await gate.wait()
         return await right(self, *args)
 
-    monkeypatch.setattr(Segmenter, "segment", slow)
+    monkeypatch.setattr(PatientSegmenter, "segment", slow)
     async with scene.running():
         patient = held_out(scene)[0]
         working = await asked(scene, "t1ce", patient)
@@ -288,7 +288,7 @@ async def test_a_request_that_takes_too_long_ends_and_the_next_one_is_taken(serv
         status = await ended(scene, "t1ce", name)
         assert (status.cause, status.exit) == ("deadline", 3)
         assert slow.is_set()
-        monkeypatch.setattr(Segmenter, "segment", patient_segment(Segmenter.segment))
+        monkeypatch.setattr(PatientSegmenter, "segment", patient_segment(PatientSegmenter.segment))
         assert (await segmented(scene, "t1ce", patient)).provenance.missing == ()
 
 

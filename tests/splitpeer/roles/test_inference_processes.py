@@ -9,12 +9,12 @@ import time
 import nibabel as nib
 import numpy as np
 
-from splitpeer.daemon.spooled import Result
+from splitpeer.daemon.spooled import SpoolResult
 
 from .test_inference import BOTH, DATA, LONG_S, SMALL, held_out, request, spool
 
 
-def wait(scene, modality: str, name: str) -> Result:
+def wait(scene, modality: str, name: str) -> SpoolResult:
     here, ends = spool(scene, modality), time.monotonic() + LONG_S
     while not (status := here.status(name)).final:
         assert time.monotonic() < ends, (status, [one.last for one in scene.started])

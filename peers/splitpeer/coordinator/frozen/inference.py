@@ -14,11 +14,11 @@ import numpy as np
 
 from splitpeer.coordinator.frozen.features import Features
 from splitpeer.coordinator.frozen.questions import forward_of, terms
-from splitpeer.coordinator.inference.requests import Request
+from splitpeer.coordinator.inference.requests import InferenceRequest
 from splitpeer.coordinator.inference.segmenting import (
     Again,
-    Ended,
-    Segmenter,
+    NoSegmentation,
+    PatientSegmenter,
     Sites,
     each,
     locating,
@@ -67,11 +67,11 @@ class Shelf:
         return self._of[release.site, release.number].get(release)
 
 
-class BankSegmenter(Segmenter):
+class BankSegmenter(PatientSegmenter):
     """Segments with a run's bank, and with what sites release of other patients.
 
     Args:
-        run, task, reachable: see `Segmenter`.
+        run, task, reachable: see `PatientSegmenter`.
         bank: of the run, when it is there.
         key: of the bank; empty: it is not encrypted.
         out: patients that the run is made without.
@@ -92,17 +92,17 @@ class BankSegmenter(Segmenter):
 
     async def _attempt(
         self,
-        request: Request,
+        request: InferenceRequest,
         progress: Callable[[int, int], None],
         lost: dict[str, str],
         involved: list[RemoteSite],
     ) -> Segmented:
         run, asked, main = self._run, request.asked, self._bank()
         if main is None:
-            raise Ended("failed", "the run has no feature bank yet")
+            raise NoSegmentation("failed", "the run has no feature bank yet")
         banks, ours = [main], asked.key in run.seating.filled
         if ours and asked.key in self._out() | main.dropped:
-            raise Ended("unusable", "the run is made without this patient")
+            raise NoSegmentation("unusable", "the run is made without this patient")
         # Nobody else need be asked of a patient whom the bank holds.
         some = [request.site] if ours else [site.name for site in run.team.sites]
         sites = await self._locate(request, lost, some)
@@ -134,19 +134,19 @@ class BankSegmenter(Segmenter):
         return finite(half.predict(activations, [seat for seat in half.seats if seat not in activations]))
 
     async def _heed_consent(self, key: bytes, sites: Sites, main: Bank) -> None:
-        """SP-11.17-7: nothing is kept of a patient who has withdrawn consent. Raises Ended."""
+        """SP-11.17-7: nothing is kept of a patient who has withdrawn consent. Raises NoSegmentation."""
         if CONSENT not in sites.causes.values():
             return
         if key in self._run.seating.filled:
             await self._run.on_disk(main.drop, [key], what="the feature bank")
         await self._run.on_disk(self._forget, key, what="what was released of a patient")
-        raise Ended("unusable", "the patient has withdrawn consent")
+        raise NoSegmentation("unusable", "the patient has withdrawn consent")
 
     # --- patients who are not in the run's bank --------------------------------------------------------------
 
     async def _released(
         self,
-        request: Request,
+        request: InferenceRequest,
         grid: Patient,
         sites: Sites,
         lost: dict[str, str],
@@ -182,7 +182,7 @@ class BankSegmenter(Segmenter):
 
     async def _collect(
         self,
-        request: Request,
+        request: InferenceRequest,
         bank: Bank,
         asked: Sequence[RemoteSite],
         seating: Seating,

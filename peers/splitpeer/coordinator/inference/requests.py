@@ -14,7 +14,7 @@ MOST_KEPT = 4
 """Results of one site that wait for its return; older ones are computed again if they are asked for."""
 
 
-class State(Enum):
+class RequestState(Enum):
     """Of a request."""
 
     QUEUED = "queued"
@@ -25,7 +25,7 @@ class State(Enum):
     """Nothing is known of it any more."""
 
 
-class Change(Enum):
+class RequestChange(Enum):
     """What moves a request from one state to another."""
 
     TURN = "its turn"
@@ -37,8 +37,8 @@ class Change(Enum):
     """Its site did not come back in time, or has given it up."""
 
 
-S, C = State, Change
-TRANSITIONS: Mapping[State, Mapping[Change, State]] = MappingProxyType(
+S, C = RequestState, RequestChange
+TRANSITIONS: Mapping[RequestState, Mapping[RequestChange, RequestState]] = MappingProxyType(
     {
         S.QUEUED: {C.TURN: S.WORKING, C.OUTCOME: S.ANSWERED, C.LAPSED: S.OVER},
         S.WORKING: {C.PUT_BACK: S.QUEUED, C.OUTCOME: S.ANSWERED},
@@ -49,13 +49,13 @@ TRANSITIONS: Mapping[State, Mapping[Change, State]] = MappingProxyType(
 
 
 @dataclass(eq=False)
-class Request:
+class InferenceRequest:
     """One `segment`."""
 
     site: str
     """Who asked."""
     asked: Segment
-    state: State = State.QUEUED
+    state: RequestState = RequestState.QUEUED
     cancelled: bool = False
     outcome: Segmented | Unsegmented | None = None
     since: float = 0.0
@@ -63,7 +63,7 @@ class Request:
     windows: int = 0
     """That were computed for it."""
 
-    def move(self, change: Change, now: float) -> None:
+    def move(self, change: RequestChange, now: float) -> None:
         """Raises KeyError: the table does not allow it, which is a bug."""
         self.state, self.since = TRANSITIONS[self.state][change], now
 
@@ -74,17 +74,17 @@ class Requests:
 
     most: int
     """Of one site that may wait."""
-    _of: dict[str, list[Request]] = field(default_factory=dict)
+    _of: dict[str, list[InferenceRequest]] = field(default_factory=dict)
     _turns: deque[str] = field(default_factory=deque)
 
-    def __iter__(self) -> Iterator[Request]:
+    def __iter__(self) -> Iterator[InferenceRequest]:
         return iter([request for mine in self._of.values() for request in mine])
 
-    def find(self, site: str, name: bytes) -> Request | None:
+    def find(self, site: str, name: bytes) -> InferenceRequest | None:
         """A request by its id; one of another site is not found."""
         return next((one for one in self._of.get(site, ()) if one.asked.request == name), None)
 
-    def add(self, request: Request) -> bool:
+    def add(self, request: InferenceRequest) -> bool:
         """Whether there was room for it."""
         mine = self._of.setdefault(request.site, [])
         if sum(one.state is S.QUEUED for one in mine) >= self.most:
@@ -94,7 +94,7 @@ class Requests:
         mine.append(request)
         return True
 
-    def remove(self, request: Request) -> None:
+    def remove(self, request: InferenceRequest) -> None:
         """It is over."""
         mine = self._of[request.site]
         mine.remove(request)
@@ -102,11 +102,11 @@ class Requests:
             del self._of[request.site]
             self._turns.remove(request.site)
 
-    def queued(self, site: str) -> list[Request]:
+    def queued(self, site: str) -> list[InferenceRequest]:
         """Those of a site that wait, in order."""
         return [one for one in self._of.get(site, ()) if one.state is S.QUEUED]
 
-    def next(self, is_here: Callable[[str], bool]) -> Request | None:
+    def next(self, is_here: Callable[[str], bool]) -> InferenceRequest | None:
         """Whose turn it is, among sites that are here; that site is last from now on."""
         for site in list(self._turns):
             if (mine := self.queued(site)) and is_here(site):
@@ -115,7 +115,7 @@ class Requests:
                 return mine[0]
         return None
 
-    def ahead(self, request: Request) -> int:
+    def ahead(self, request: InferenceRequest) -> int:
         """How many are worked on before it, if nothing changes."""
         place = self.queued(request.site).index(request) if request.state is S.QUEUED else 0
         turns = list(self._turns)
@@ -132,7 +132,7 @@ class Requests:
             )
         )
 
-    def crowded(self, site: str) -> list[Request]:
+    def crowded(self, site: str) -> list[InferenceRequest]:
         """Answers of a site beyond those that are kept, the oldest first."""
         answered = [one for one in self._of.get(site, ()) if one.state is S.ANSWERED]
         return answered[: max(0, len(answered) - MOST_KEPT)]

@@ -13,7 +13,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from splitpeer.coordinator.inference.requests import Request
+from splitpeer.coordinator.inference.requests import InferenceRequest
 from splitpeer.coordinator.memory import SiteRestarted
 from splitpeer.coordinator.prediction import predicted
 from splitpeer.coordinator.remote_site import RemoteSite, Sent
@@ -37,7 +37,7 @@ AWAY = "its site is away"
 Answer = TypeVar("Answer")
 
 
-class Ended(Exception):
+class NoSegmentation(Exception):
     """The request has no segmentation.
 
     Args:
@@ -78,7 +78,7 @@ class Sites:
         }
 
 
-class Segmenter:
+class PatientSegmenter:
     """Segments with one run's weights and sites.
 
     Args:
@@ -95,7 +95,7 @@ class Segmenter:
         self._model: tuple[int, bytes] = (-1, b"")
 
     async def segment(
-        self, request: Request, progress: Callable[[int, int], None]
+        self, request: InferenceRequest, progress: Callable[[int, int], None]
     ) -> Segmented | Unsegmented:
         """What comes of a request; whatever goes wrong is said in it.
 
@@ -109,13 +109,13 @@ class Segmenter:
                 return await self._segment(request, progress)
         except TimeoutError:
             code, reason = "deadline", f"it took longer than {deadline_s:g} s ([inference] deadline_s)"
-        except Ended as ended:
+        except NoSegmentation as ended:
             code, reason = ended.code, ended.reason
         except (PeerError, SplitprotoError) as error:
             code, reason = "failed", f"the coordinator failed: {told_of(error)}; see its log"
         return Unsegmented(request.asked.request, code, printable(reason)[:500])
 
-    async def _segment(self, request: Request, progress: Callable[[int, int], None]) -> Segmented:
+    async def _segment(self, request: InferenceRequest, progress: Callable[[int, int], None]) -> Segmented:
         lost: dict[str, str] = {}
         forgot: SiteRestarted | None = None
         for _ in range(ATTEMPTS):
@@ -133,7 +133,7 @@ class Segmenter:
         if forgot is not None:
             # During training, all go back for it.
             raise forgot
-        raise Ended("site-lost", "sites that have images of the patient went away again and again")
+        raise NoSegmentation("site-lost", "sites that have images of the patient went away again and again")
 
     async def _quiet(self, sites: Sequence[RemoteSite]) -> None:
         """What was announced is void at all that are here."""
@@ -147,7 +147,7 @@ class Segmenter:
 
     async def _attempt(
         self,
-        request: Request,
+        request: InferenceRequest,
         progress: Callable[[int, int], None],
         lost: dict[str, str],
         involved: list[RemoteSite],
@@ -193,12 +193,12 @@ class Segmenter:
     # --- who has the patient -----------------------------------------------------------------------------
 
     @staticmethod
-    def _check_cancelled(request: Request) -> None:
+    def _check_cancelled(request: InferenceRequest) -> None:
         if request.cancelled:
-            raise Ended("cancelled", "cancelled, as it was asked for")
+            raise NoSegmentation("cancelled", "cancelled, as it was asked for")
 
     async def _locate(
-        self, request: Request, lost: Mapping[str, str], some: Collection[str] | None = None
+        self, request: InferenceRequest, lost: Mapping[str, str], some: Collection[str] | None = None
     ) -> Sites:
         """SP-11.19-4: every site that can take part is asked, the asking one included.
 
@@ -230,11 +230,11 @@ class Segmenter:
                 found.causes[site.name] = AWAY
         return found
 
-    def _fitting(self, request: Request, sites: Sites) -> Patient:
+    def _fitting(self, request: InferenceRequest, sites: Sites) -> Patient:
         """The asking site's grid, which is that of all others.
 
         Raises:
-            Ended: it has no image of the patient, or the grids differ.
+            NoSegmentation: it has no image of the patient, or the grids differ.
         """
         asker = next((site for site in sites.located if site.name == request.site), None)
         if asker is None:
@@ -244,7 +244,7 @@ class Segmenter:
         for name, other in grids.items():
             # SP-11.19-6.
             if found := differences(grids[request.site], other):
-                raise Ended(
+                raise NoSegmentation(
                     "misaligned",
                     f"the images of the patient at {request.site} and {name} differ in {'; '.join(found)}: "
                     "bring all to one grid",
@@ -252,7 +252,7 @@ class Segmenter:
         octets = math.prod(own.shape) * self._octets_per_voxel(request.asked.want)
         # Before memory is taken: the result must fit one message, and the volume this coordinator.
         if math.prod(own.shape) > MAX_VOXELS or octets > asker.takes:
-            raise Ended(
+            raise NoSegmentation(
                 "too-large", f"a volume of {'x'.join(map(str, own.shape))} voxels is too large to segment"
             )
         return own
@@ -284,13 +284,15 @@ class Segmenter:
     def _check_seats(
         self, require: int | None, filled: Mapping[str, str], missing: Sequence[Missing]
     ) -> None:
-        """Raises Ended: too few."""
+        """Raises NoSegmentation: too few."""
         every = len(filled) + len(missing)
         # SP-11.18-14: a sum is one of all its parties.
         least = every if self._run.job.fusion is not None else min(require or 1, every)
         if len(filled) < max(1, least):
             told = "; ".join(f"{one.seat}: {one.cause}" for one in missing)
-            raise Ended("few-seats", f"{len(filled)} of {every} seats, {least} are required ({told})")
+            raise NoSegmentation(
+                "few-seats", f"{len(filled)} of {every} seats, {least} are required ({told})"
+            )
 
     # --- what they compute -------------------------------------------------------------------------------
 
@@ -340,7 +342,7 @@ class Segmenter:
         return digest.digest()
 
 
-def locating(request: Request) -> Locate:
+def locating(request: InferenceRequest) -> Locate:
     """The question where its patient is."""
     return Locate(request.asked.request, request.asked.key, request.site)
 
@@ -375,10 +377,10 @@ def _in_words(cause: str) -> str:
     return known.get(cause) or OF_A_PATIENT.get(cause, cause)
 
 
-def _not_at_the_asker(site: str, cause: str) -> Ended:
+def _not_at_the_asker(site: str, cause: str) -> NoSegmentation:
     if cause in ("absent", "refused"):
-        return Ended(cause, f"{site}: {_in_words(cause)}")
-    return Ended("unusable" if cause in OF_A_PATIENT else "site-lost", f"{site}: {_in_words(cause)}")
+        return NoSegmentation(cause, f"{site}: {_in_words(cause)}")
+    return NoSegmentation("unusable" if cause in OF_A_PATIENT else "site-lost", f"{site}: {_in_words(cause)}")
 
 
 async def each(asked: Mapping[RemoteSite, Awaitable[Answer]]) -> dict[RemoteSite, Answer | Exception]:

@@ -7,8 +7,8 @@ import logging
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-from splitpeer.coordinator.inference.requests import Change, Request, Requests, State
-from splitpeer.coordinator.inference.segmenting import AWAY, Segmenter
+from splitpeer.coordinator.inference.requests import InferenceRequest, RequestChange, Requests, RequestState
+from splitpeer.coordinator.inference.segmenting import AWAY, PatientSegmenter
 from splitpeer.coordinator.memory import SiteRestarted
 from splitpeer.coordinator.remote_site import RemoteSite
 from splitpeer.coordinator.run import Run
@@ -45,10 +45,10 @@ class Service:
         self._report = run.report.to(LogSink(log))
         self._sites = {site.name: site for site in run.team.sites}
         self._requests = Requests(settings.max_queue)
-        self._segmenter = Segmenter(run, task, self._reachable)
+        self._segmenter = PatientSegmenter(run, task, self._reachable)
         self._changed = asyncio.Event()
         self._sending: set[asyncio.Task[None]] = set()
-        self._delivering: set[Request] = set()
+        self._delivering: set[InferenceRequest] = set()
         self._told_at = float("-inf")
         self._began = float("-inf")
         self._last_here: dict[str, float] = {}
@@ -57,7 +57,7 @@ class Service:
         for site in run.team.sites:
             site.requests = self._hearing(site)
 
-    def segment_with(self, make: Callable[..., Segmenter]) -> None:
+    def segment_with(self, make: Callable[..., PatientSegmenter]) -> None:
         """Another way to segment: `make(run, task, reachable)`."""
         self._segmenter = make(self._run, self._task, self._reachable)
 
@@ -80,7 +80,7 @@ class Service:
         """SP-11.19-2."""
         known = self._requests.find(site.name, asked.request)
         if known is None:
-            request = Request(site.name, asked, since=self._now())
+            request = InferenceRequest(site.name, asked, since=self._now())
             if not self._requests.add(request):
                 reason = (
                     f"{self._settings.max_queue} requests of {site.name} wait already ([inference] max_queue)"
@@ -91,7 +91,7 @@ class Service:
             self._changed.set()
         elif known.asked != asked:
             await site.tell(Unsegmented(asked.request, "refused", "another request has this id"))
-        elif known.state is State.ANSWERED:
+        elif known.state is RequestState.ANSWERED:
             self._deliver(known)
         else:
             await self._tell_place(known)
@@ -101,9 +101,9 @@ class Service:
         if request is None:
             return
         request.cancelled = True
-        if request.state is State.QUEUED:
+        if request.state is RequestState.QUEUED:
             self._end(request, Unsegmented(message.request, "cancelled", "cancelled, as it was asked for"))
-        elif request.state is State.ANSWERED:
+        elif request.state is RequestState.ANSWERED:
             self._lapse(request)
 
     # --- work --------------------------------------------------------------------------------------------
@@ -137,7 +137,7 @@ class Service:
         # Inclusive of the time in which the training may not be held up again.
         if self._settings.serve != "always" or self._run.committed == 0 or self._now() < self._not_before:
             return False
-        return any(one.state is State.QUEUED and self._sites[one.site].here for one in self._requests)
+        return any(one.state is RequestState.QUEUED and self._sites[one.site].here for one in self._requests)
 
     async def serve_one(self) -> None:
         """Between two steps: one request, with the weights of the committed step.
@@ -203,20 +203,20 @@ class Service:
             return NO_PART
         return await self._bring(site) if self._serving else ""
 
-    async def _work(self, request: Request) -> None:
+    async def _work(self, request: InferenceRequest) -> None:
         run, began = self._run, self._now()
-        request.move(Change.TURN, began)
+        request.move(RequestChange.TURN, began)
         name, patient = request.asked.request.hex(), handle(request.asked.key)
-        waiting = sum(one.state is State.QUEUED for one in self._requests)
+        waiting = sum(one.state is RequestState.QUEUED for one in self._requests)
         self._report(h.SegmentationBegan(name, patient, request.site, waiting))
         for other in self._requests:
-            if other.state is State.QUEUED:
+            if other.state is RequestState.QUEUED:
                 self._send(self._tell_place(other))
         self._told_at = float("-inf")
         try:
             outcome = await self._segmenter.segment(request, lambda *far: self._tell_progress(request, *far))
         except BaseException:
-            request.move(Change.PUT_BACK, self._now())
+            request.move(RequestChange.PUT_BACK, self._now())
             raise
         failed = isinstance(outcome, Unsegmented)
         missing = () if isinstance(outcome, Unsegmented) else outcome.missing
@@ -238,12 +238,12 @@ class Service:
         )
         self._end(request, outcome)
 
-    def _end(self, request: Request, outcome: Any) -> None:
+    def _end(self, request: InferenceRequest, outcome: Any) -> None:
         request.outcome = outcome
-        request.move(Change.OUTCOME, self._now())
+        request.move(RequestChange.OUTCOME, self._now())
         for one in self._requests.crowded(request.site):
             self._lapse(one)
-        if request.state is State.ANSWERED:
+        if request.state is RequestState.ANSWERED:
             self._deliver(request)
 
     def _tidy(self) -> None:
@@ -253,42 +253,42 @@ class Service:
             if site.here:
                 self._last_here[site.name] = now
         for request in self._requests:
-            waiting_for_it = request.state is State.QUEUED and self._sites[request.site].here
+            waiting_for_it = request.state is RequestState.QUEUED and self._sites[request.site].here
             if waiting_for_it:
                 request.since = now
             elif (
-                request.state in (State.QUEUED, State.ANSWERED)
+                request.state in (RequestState.QUEUED, RequestState.ANSWERED)
                 and now - request.since > self._run.settings.deadlines.return_s
             ):
                 self._lapse(request)
 
-    def _lapse(self, request: Request) -> None:
-        request.move(Change.LAPSED, self._now())
+    def _lapse(self, request: InferenceRequest) -> None:
+        request.move(RequestChange.LAPSED, self._now())
         self._requests.remove(request)
 
     # --- what sites are told -----------------------------------------------------------------------------
 
-    def _deliver(self, request: Request) -> None:
+    def _deliver(self, request: InferenceRequest) -> None:
         """SP-11.19-3: on the link that the site has now."""
         if request not in self._delivering:
             self._delivering.add(request)
             self._send(self._delivered(request))
 
-    async def _delivered(self, request: Request) -> None:
+    async def _delivered(self, request: InferenceRequest) -> None:
         try:
             sent = request.outcome is not None and await self._sites[request.site].tell(request.outcome)
-            if sent and request.state is State.ANSWERED:
-                request.move(Change.SENT, self._now())
+            if sent and request.state is RequestState.ANSWERED:
+                request.move(RequestChange.SENT, self._now())
                 self._requests.remove(request)
         finally:
             self._delivering.discard(request)
 
-    async def _tell_place(self, request: Request) -> None:
-        state = "working" if request.state is State.WORKING else "queued"
+    async def _tell_place(self, request: InferenceRequest) -> None:
+        state = "working" if request.state is RequestState.WORKING else "queued"
         ahead = 0 if state == "working" else self._requests.ahead(request)
         await self._sites[request.site].tell(Segmenting(request.asked.request, state, 0, 0, ahead))
 
-    def _tell_progress(self, request: Request, done: int, total: int) -> None:
+    def _tell_progress(self, request: InferenceRequest, done: int, total: int) -> None:
         now = self._now()
         if now - self._told_at >= TELL_S:
             self._told_at = now

@@ -15,7 +15,7 @@ import numpy as np
 
 from splitpeer.daemon import happenings as h
 from splitpeer.daemon.spool import Spool, Waiting, folder_of
-from splitpeer.daemon.spooled import Provenance, Request, Result, Status, TaskForm, now
+from splitpeer.daemon.spooled import Provenance, SpoolRequest, SpoolResult, Status, TaskForm, now
 from splitpeer.data.geometry import Geometry
 from splitpeer.data.pseudonym import load_salt, pseudonym
 from splitpeer.errors import DataError, DeadlinePassed
@@ -31,7 +31,7 @@ from splitproto.messages import (
     Segment,
     Segmented,
     Segmenting,
-    Task,
+    TaskTerms,
     Unsegmented,
 )
 
@@ -61,7 +61,7 @@ Returned = TypeVar("Returned")
 class _Asked:
     """A request that is taken up."""
 
-    request: Request
+    request: SpoolRequest
     key: bytes
     sent_on: Session | None = None
     """The link on which it was sent last."""
@@ -70,13 +70,13 @@ class _Asked:
 
 
 @dataclass(frozen=True)
-class _Link:
+class _AskingLink:
     session: Session
     job: SiteJob
     compute: Compute
 
 
-class Asking:
+class InferenceAsker:
     """The requests of one site; a context, in which the spool is watched.
 
     Args:
@@ -88,7 +88,7 @@ class Asking:
         self._spool = Spool(folder_of(config.peer.state))
         self._salt = load_salt(config.data.salt) if config.data.salt is not None else b""
         self._report = report
-        self._link: _Link | None = None
+        self._link: _AskingLink | None = None
         self._asked: dict[str, _Asked] = {}
         # The spool is files: one thread, and never the one that computes.
         self._thread = ThreadPoolExecutor(1, "spool")
@@ -112,7 +112,7 @@ class Asking:
         Args:
             compute: looks for patients' files.
         """
-        self._link = _Link(session, job, compute)
+        self._link = _AskingLink(session, job, compute)
 
     def unlink(self) -> None:
         """The link is over."""
@@ -176,7 +176,7 @@ class Asking:
             await self._note(asked, one.id, Status(state="waiting", reason="asks the coordinator"))
             await link.session.send(Segment(request, asked.key, asked.request.want, require))
 
-    async def _is_here(self, link: _Link, name: str, asked: _Asked) -> bool:
+    async def _is_here(self, link: _AskingLink, name: str, asked: _Asked) -> bool:
         """Whether this site has an image of the patient; if not, that is the answer."""
         try:
             here = await link.compute.run(
@@ -246,7 +246,7 @@ class Asking:
         return await asyncio.get_running_loop().run_in_executor(self._thread, function, *args)
 
 
-def _result(asked: _Asked, came: Segmented, job: SiteJob) -> Result:
+def _result(asked: _Asked, came: Segmented, job: SiteJob) -> SpoolResult:
     """What came, as the spool has it. Raises ValueError: it does not fit what was asked."""
     kind = asked.request.want
     if came.tensors.keys() != {kind}:
@@ -260,7 +260,7 @@ def _result(asked: _Asked, came: Segmented, job: SiteJob) -> Result:
         raise ValueError(f"it has {values.shape[1:]} voxels, the image {here.shape}")
     grid = Geometry(here.shape, here.spacing, here.directions, here.origin, here.stored)
     missing = tuple(seat.seat for seat in came.missing)
-    return Result(
+    return SpoolResult(
         Provenance(
             patient=asked.request.patient,
             run=job.run.hex(),
@@ -280,7 +280,7 @@ def _result(asked: _Asked, came: Segmented, job: SiteJob) -> Result:
     )
 
 
-def _task(told: Task) -> TaskForm:
+def _task(told: TaskTerms) -> TaskForm:
     return TaskForm(
         values=tuple((label.value, label.name) for label in told.labels),
         regions=tuple((region.name, region.values, region.title or "") for region in told.regions),
