@@ -700,12 +700,17 @@ class RemoteSite:
         self._presence.end_catching_up()
 
     async def tell(self, message: Message) -> bool:
-        """Send a message that has no answer, if the site is connected; returns whether it was."""
+        """Send a message that has no answer, if the site is connected; returns whether it was.
+
+        The link of a site that does not take it in time ends: else it would stay queued there.
+        """
         link = self._presence.link
         if self.here and link is not None and link.begun:
             try:
                 await link.send(message)
             except SplitprotoError as error:
+                if isinstance(error, DeadlineExceeded):
+                    link.session.fail(error)
                 self._report(h.SiteLost(self.name, str(error)))
             else:
                 return True

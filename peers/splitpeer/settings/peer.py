@@ -233,7 +233,8 @@ class Policy(Bounds):
     """A secure sum of fewer others is refused. With one, that one can subtract its own values from the sum."""
     inference: Literal["none", "own", "listed"] = "none"
     """Whether this site takes part in segmentations of single patients. own: in those that it asks for itself. listed:
-    also in those that the sites of ``inference_for`` ask for, by the coordinator's word."""
+    also in those that the sites of ``inference_for`` ask for, by the coordinator's word. What the site releases for a
+    run with frozen encoders is the coordinator's to use, whoever asks for a patient of the run."""
     inference_for: Annotated[tuple[Name, ...], Distinct] = ()
     """Sites that may ask for segmentations of patients of whom this site has images."""
     labels: bool = False

@@ -16,6 +16,7 @@ from splitpeer.coordinator.frozen.features import Features
 from splitpeer.coordinator.frozen.questions import forward_of, terms
 from splitpeer.coordinator.inference.requests import InferenceRequest
 from splitpeer.coordinator.inference.segmenting import (
+    NO_PART,
     Again,
     NoSegmentation,
     PatientSegmenter,
@@ -46,6 +47,8 @@ from splitproto.tensors import Array
 FOLDER = "inference"
 """Next to the run's bank: a bank for each patient and site that was released for a request."""
 CACHE_MIB = 256
+UNWILLING = ("refused", NO_PART)
+"""Of a site with one of these causes, nothing that it released for another request is used."""
 
 
 class Shelf:
@@ -158,7 +161,7 @@ class BankSegmenter(PatientSegmenter):
         kept = await run.on_disk(self._kept, key, what="what was released of a patient")
         lists = {site.name: {key: seats_of_a_site(site, p)} for site, p in sites.located.items()}
         for name, bank in kept.items():
-            if name != ALL_SITES:
+            if name != ALL_SITES and sites.causes.get(name) not in UNWILLING:
                 lists[name] = {
                     key: tuple(by_seat(bank.contents.releases[0].shapes, run.seating.seats.of(name)))
                 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import logging
 import math
 import secrets
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
@@ -25,15 +26,19 @@ from splitpeer.errors import DeadlinePassed, JobFailed, PeerError, told_of
 from splitpeer.federation.inference import Volume, questions, task_on_wire, windows_of
 from splitpeer.federation.seating import Lists, Parts, Seating
 from splitpeer.federation.terms import window_of
+from splitpeer.logs import handle
 from splitproto import SplitprotoError
 from splitproto.causes import OF_A_PATIENT
 from splitproto.errors import printable
 from splitproto.messages import Locate, Located, Missing, Patient, Segmented, Unsegmented, Withdraw
 from splitproto.tensors import Array
 
+log = logging.getLogger(__name__)
+
 ATTEMPTS = 4
 """How often a request is begun again because a site that took part does not any more."""
 AWAY = "its site is away"
+NO_PART = "it takes no part in inference"
 Answer = TypeVar("Answer")
 
 
@@ -241,13 +246,21 @@ class PatientSegmenter:
             # SP-11.19-5.
             raise _not_at_the_asker(request.site, sites.causes.get(request.site, AWAY))
         grids, own = sites.grids(), sites.located[asker]
+        if not seats_of_a_site(asker, own):
+            # SP-11.19-5: "nobody is sent a mask of a patient of whom it has no image".
+            raise _not_at_the_asker(request.site, "absent")
         for name, other in grids.items():
             # SP-11.19-6.
             if found := differences(grids[request.site], other):
+                # The grid of another site's image is not the asking site's to know.
+                log.warning(
+                    "patient %s: images at %s and %s differ in %s",
+                    handle(request.asked.key), request.site, name, "; ".join(found),
+                )  # fmt: skip
                 raise NoSegmentation(
                     "misaligned",
-                    f"the images of the patient at {request.site} and {name} differ in {'; '.join(found)}: "
-                    "bring all to one grid",
+                    f"the image of the patient at {name} is on another grid than that at {request.site}: bring "
+                    "all to one grid; the coordinator's log says what differs",
                 )
         octets = math.prod(own.shape) * self._octets_per_voxel(request.asked.want)
         # Before memory is taken: the result must fit one message, and the volume this coordinator.
@@ -326,7 +339,7 @@ class PatientSegmenter:
         return {want: self._task.decide(merged).astype(np.uint8)}
 
     async def _digest(self) -> bytes:
-        """Of the decoder's weights."""
+        """Of the decoder's tensors, by name; no file has this digest."""
         run = self._run
         if self._model[0] != run.committed:
             self._model = (run.committed, await run.computed(self._hashed, what="a digest of the weights"))

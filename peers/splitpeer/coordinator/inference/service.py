@@ -8,7 +8,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 from splitpeer.coordinator.inference.requests import InferenceRequest, RequestChange, Requests, RequestState
-from splitpeer.coordinator.inference.segmenting import AWAY, PatientSegmenter
+from splitpeer.coordinator.inference.segmenting import AWAY, NO_PART, PatientSegmenter
 from splitpeer.coordinator.memory import SiteRestarted
 from splitpeer.coordinator.remote_site import RemoteSite
 from splitpeer.coordinator.run import Run
@@ -28,7 +28,6 @@ LOOK_S = 1.0
 """Between two looks at requests whose sites are away."""
 TELL_S = 0.5
 """Between two messages about how far a request is."""
-NO_PART = "it takes no part in inference"
 
 
 class Service:
@@ -121,7 +120,7 @@ class Service:
                 self._changed.clear()
                 self._tidy()
                 await self._welcome()
-                request = self._requests.next(lambda name: self._sites[name].here)
+                request = self._requests.next(self._takes_on)
                 if request is not None:
                     await self._work(request)
                 elif not run.draining:
@@ -137,7 +136,11 @@ class Service:
         # Inclusive of the time in which the training may not be held up again.
         if self._settings.serve != "always" or self._run.committed == 0 or self._now() < self._not_before:
             return False
-        return any(one.state is RequestState.QUEUED and self._sites[one.site].here for one in self._requests)
+        return any(one.state is RequestState.QUEUED and self._takes_on(one.site) for one in self._requests)
+
+    def _takes_on(self, name: str) -> bool:
+        """Whether a site is here and has taken what was computed for it: results may not pile up."""
+        return self._sites[name].here and not any(one.site == name for one in self._delivering)
 
     async def serve_one(self) -> None:
         """Between two steps: one request, with the weights of the committed step.
@@ -146,7 +149,7 @@ class Service:
             SiteRestarted: a site came back without its memory; the request waits until all went back.
         """
         self._tidy()
-        request = self._requests.next(lambda name: self._sites[name].here)
+        request = self._requests.next(self._takes_on)
         if request is None:
             return
         began, share = self._now(), self._settings.share
@@ -282,6 +285,7 @@ class Service:
                 self._requests.remove(request)
         finally:
             self._delivering.discard(request)
+            self._changed.set()
 
     async def _tell_place(self, request: InferenceRequest) -> None:
         state = "working" if request.state is RequestState.WORKING else "queued"

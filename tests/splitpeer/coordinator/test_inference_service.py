@@ -1,0 +1,193 @@
+"""Whom the coordinator segments for, from what, and what a site is told: without networks and links."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from splitpeer.coordinator.frozen.inference import BankSegmenter
+from splitpeer.coordinator.inference import service as inference
+from splitpeer.coordinator.inference.requests import InferenceRequest
+from splitpeer.coordinator.inference.segmenting import AWAY, NO_PART, NoSegmentation, PatientSegmenter, Sites
+from splitpeer.coordinator.remote_site import RemoteSite
+from splitpeer.data.geometry import Geometry
+from splitproto.errors import DeadlineExceeded
+from splitproto.messages import Patient, Segment, Unsegmented
+
+KEY = bytes(range(16))
+SOON = 20.0
+_ids = itertools.count(1)
+
+
+def asked() -> Segment:
+    return Segment(next(_ids).to_bytes(16, "big"), KEY, "mask")
+
+
+def patient(shape: tuple[int, int, int], seats: tuple[int, ...] | None = None) -> Patient:
+    grid = Geometry.of(shape, np.eye(4))
+    return Patient(KEY, shape, grid.spacing, grid.directions, grid.origin, grid.stored, seats)
+
+
+class Named:
+    """A site with one seat."""
+
+    takes = 10**9
+
+    def __init__(self, name: str) -> None:
+        self.name, self.seats = name, (SimpleNamespace(name=name),)
+
+
+def fitting(located: dict[Any, Patient]) -> Patient:
+    """What `a` asks for, where these have located the patient."""
+    segmenter = PatientSegmenter.__new__(PatientSegmenter)
+    segmenter._task = SimpleNamespace(regions=("whole",), channels=1)  # type: ignore[assignment]
+    sites = Sites()
+    sites.located = located
+    return segmenter._fitting(InferenceRequest("a", asked()), sites)
+
+
+def test_who_fills_no_seat_gets_no_mask() -> None:
+    """SP-11.19-5: `located` with a grid is not an image."""
+    assert fitting({Named("a"): patient((8, 8, 8)), Named("b"): patient((8, 8, 8))}).shape == (8, 8, 8)
+    with pytest.raises(NoSegmentation) as ended:
+        fitting({Named("a"): patient((8, 8, 8), seats=()), Named("b"): patient((8, 8, 8))})
+    assert ended.value.code == "absent"
+
+
+def test_a_grid_is_told_to_nobody_else(caplog: pytest.LogCaptureFixture) -> None:
+    """SP-11.19-6: who asks with any grid does not learn that of the others."""
+    with pytest.raises(NoSegmentation) as ended:
+        fitting({Named("a"): patient((8, 8, 8)), Named("b"): patient((8, 8, 31))})
+    assert ended.value.code == "misaligned" and " b " in ended.value.reason
+    assert "31" not in ended.value.reason and "31" in caplog.text
+    assert KEY.hex() not in caplog.text
+
+
+class Found(Exception):
+    """The seats of each site by patient, instead of a segmentation."""
+
+    def __init__(self, lists: Any) -> None:
+        self.lists = lists
+
+
+class Listing(BankSegmenter):
+    """Of sites that have all released the patient for another request."""
+
+    def _kept(self, key: bytes) -> Any:
+        release = SimpleNamespace(shapes={"level": (1,)})
+        return {
+            name: SimpleNamespace(contents=SimpleNamespace(releases=[release])) for name in ("b", "c", "d")
+        }
+
+    def _seated(self, key: bytes, lists: Any) -> Any:
+        raise Found(lists)
+
+
+async def test_what_was_released_for_another_is_not_used_where_the_site_refuses() -> None:
+    """SP-11.19-14: that of a site that is away is."""
+
+    async def on_disk(function: Callable[..., Any], *args: Any, what: str) -> Any:
+        return function(*args)
+
+    seats = SimpleNamespace(of=lambda name: (SimpleNamespace(name=name),))
+    segmenter = Listing.__new__(Listing)
+    segmenter._run = SimpleNamespace(on_disk=on_disk, seating=SimpleNamespace(seats=seats))  # type: ignore[assignment]
+    sites = Sites({"b": "refused", "c": AWAY, "d": NO_PART}, {Named("a"): patient((8, 8, 8))})  # type: ignore[dict-item]
+    with pytest.raises(Found) as found:
+        await segmenter._released(InferenceRequest("a", asked()), patient((8, 8, 8)), sites, {}, [], None)  # type: ignore[arg-type]
+    assert found.value.lists == {"a": {KEY: ("a",)}, "c": {KEY: ("c",)}}
+
+
+async def test_a_site_that_takes_nothing_in_time_has_no_link_any_more() -> None:
+    """Or what it was sent would stay in memory."""
+    failed: list[Exception] = []
+
+    async def send(message: Any) -> None:
+        raise DeadlineExceeded("waited 5 s for the peer to take a segmented")
+
+    link = SimpleNamespace(begun=True, send=send, session=SimpleNamespace(fail=failed.append))
+    mute = RemoteSite.__new__(RemoteSite)
+    mute.name = "mute"
+    mute._presence = SimpleNamespace(here=True, link=link)  # type: ignore[assignment]
+    mute._report = lambda happening: None  # type: ignore[assignment]
+    assert not await mute.tell(Unsegmented(bytes(16), "failed", ""))
+    assert [type(error) for error in failed] == [DeadlineExceeded]
+
+
+class Taking:
+    """A site that is here, and takes what comes of a request when its gate is open."""
+
+    absent, here, features = False, True, frozenset({"infer"})
+
+    def __init__(self, name: str) -> None:
+        self.name, self.gate = name, asyncio.Event()
+        self.requests: Any = None
+
+    def set_committed(self, step: int) -> None: ...
+
+    async def bring(self, *_: Any, **__: Any) -> None: ...
+
+    async def tell(self, message: Any) -> bool:
+        if isinstance(message, Unsegmented):
+            await self.gate.wait()
+        return True
+
+
+class Noting:
+    """Takes the place of `PatientSegmenter`."""
+
+    def __init__(self, *_: Any) -> None:
+        self.worked: list[str] = []
+
+    async def segment(self, request: InferenceRequest, progress: Any) -> Unsegmented:
+        self.worked.append(request.site)
+        return Unsegmented(request.asked.request, "failed", "")
+
+
+class Quiet:
+    """A reporter."""
+
+    def __call__(self, happening: Any) -> None: ...
+
+    def to(self, sink: Any) -> Quiet:
+        return self
+
+
+async def test_a_site_gets_no_more_work_before_it_took_what_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inference, "PatientSegmenter", Noting)
+    mute, other = Taking("mute"), Taking("other")
+    other.gate.set()
+    names = SimpleNamespace(names=())
+    run: Any = SimpleNamespace(
+        report=Quiet(), team=SimpleNamespace(sites=[mute, other], all_needed=True), draining=False, committed=3,
+        job=SimpleNamespace(name="job", frozen=False, fusion=None), files=SimpleNamespace(run=bytes(16)),
+        seating=SimpleNamespace(seats=names, filled={}),
+        settings=SimpleNamespace(deadlines=SimpleNamespace(return_s=SOON)),
+    )  # fmt: skip
+    serves = inference.Service(run, SimpleNamespace(max_queue=9, serve="after", share=1.0), None)  # type: ignore[arg-type]
+    worked = serves._segmenter.worked  # type: ignore[attr-defined]
+    for one in (mute, mute, other, other):
+        await one.requests(asked())
+
+    async def until(sites: list[str]) -> None:
+        async with asyncio.timeout(SOON):
+            while len(worked) < len(sites):  # noqa: ASYNC110 (nobody would set an event)
+                await asyncio.sleep(0)
+        assert worked == sites
+
+    task = asyncio.create_task(serves.serve())
+    # The other's third shows that the loop has passed the mute one's second.
+    await until(["mute", "other", "other"])
+    await other.requests(asked())
+    await until(["mute", "other", "other", "other"])
+    mute.gate.set()
+    await until(["mute", "other", "other", "other", "mute"])
+    run.draining = True
+    serves.wake()
+    await task
