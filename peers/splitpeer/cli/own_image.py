@@ -101,10 +101,6 @@ class OwnImages:
             modality: {case.patient: case for case in kind.cases} for modality, kind in found.items()
         }
 
-    def patients(self) -> list[str]:
-        """The ids of all, sorted."""
-        return sorted({patient for cases in self._cases.values() for patient in cases})
-
     def of(self, patient: str, modality: str | None = None) -> OwnScan:
         """The image of a patient whose grid a segmentation gets.
 

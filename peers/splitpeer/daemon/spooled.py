@@ -199,7 +199,7 @@ class Provenance(Form):
     step: Count
     """The weights are those after so many steps."""
     digest: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-    """SHA-256 of the coordinator's checkpoint."""
+    """Of the decoder's tensors, `model` of `segmented`: SHA-256, equal exactly if they are. No file has it."""
     used: tuple[Words, ...]
     """Seats that took part."""
     missing: tuple[Words, ...]
@@ -211,18 +211,6 @@ class Provenance(Form):
     """From voxel to scanner coordinates (RAS, mm), of the grid that the tensor is on."""
     asked: AwareDatetime
     created: AwareDatetime
-
-    @property
-    def is_complete(self) -> bool:
-        """No seat was missing."""
-        return not self.missing
-
-    def warning(self) -> str:
-        """The missing modalities in one line; "" if none is."""
-        if not self.missing:
-            return ""
-        names = [name for seat in self.missing for name in self.modalities.get(seat, (seat,))]
-        return f"made without {', '.join(names)}: no site had an image of it that could be used"
 
 
 @dataclass(frozen=True)

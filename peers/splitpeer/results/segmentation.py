@@ -32,7 +32,7 @@ class Origin:
     name: str
     """What the run's job is called."""
     model: str
-    """SHA-256 of the checkpoint, hex."""
+    """Of the decoder's tensors, hex: SHA-256, equal exactly if they are. It is not that of a file."""
     used: tuple[str, ...]
     """Modalities whose images the network saw, in the order of the seats."""
     missing: tuple[str, ...] = ()

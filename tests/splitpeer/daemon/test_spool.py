@@ -76,12 +76,6 @@ def test_probabilities_become_the_regions_of_the_task(spool: Spool) -> None:
     assert np.array_equal(found.regions, values > 0.5)
 
 
-def test_the_missing_modality_is_said(spool: Spool) -> None:
-    asked = request()
-    assert provenance(asked).warning().startswith("made without flair: ")
-    assert provenance(asked, used=("t1", "flair"), missing=()).warning() == ""
-
-
 def test_requests_are_answered_in_the_order_they_came(spool: Spool) -> None:
     start = now()
     late, early = (

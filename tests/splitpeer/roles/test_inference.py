@@ -114,7 +114,6 @@ async def test_a_patient_who_came_after_the_start_and_what_is_missing(serving, m
         alone = await segmented(scene, "t1ce", "NEW_Nora")
         about = alone.provenance
         assert (about.used, about.missing) == (("t1ce",), ("t2",))
-        assert "made without t2" in about.warning()
         name = await asked(scene, "t1ce", "NEW_Nora", require="all")
         status = await ended(scene, "t1ce", name)
         assert (status.cause, status.exit) == ("incomplete", 1)
