@@ -65,7 +65,10 @@ async def test_each_window_leaves_once(scene, make, tmp_path, private) -> None:
     """SP-11.19-14: of a patient of the run, nobody is asked; of a new one, each window once, whoever asks and however
     often, and whichever process of the coordinator."""
     modalities = ("t1", "t1ce", "t2") if private else ("t1ce", "t2")
-    policy = {"preset": "private", "min_partners": 2, "max_runs_per_patient": 4} if private else {}
+    any_encoder = {"min_encoder_noise": 0, "min_encoder_rate": 0}
+    policy = (
+        {"preset": "private", "min_partners": 2, "max_runs_per_patient": 4, **any_encoder} if private else {}
+    )
     more = {"model": SUM} if private else {}
     scene = cast(scene, tmp_path, modalities, policy, training=FROZEN, **more)
     async with scene.running() as on:
