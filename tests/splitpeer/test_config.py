@@ -181,6 +181,15 @@ def test_an_encoder_is_not_shared_with_a_privacy_budget(tmp_path: Path) -> None:
         peer(tmp_path, changed(shared, "may_record", budget))
 
 
+def test_the_loss_is_no_way_round_noise_on_its_gradient(tmp_path: Path) -> None:
+    """SP-11.20-10."""
+    noise, figures = 'label_defences = ["gaussian:5"]\n', 'figures = ["dice", "loss"]\n'
+    for allowed in (noise, figures, noise + 'figures = ["dice"]\n'):
+        peer(tmp_path, changed(CLIENT, "may_record", f"{allowed}may_record"))
+    with pytest.raises(ConfigError, match='figures with "loss" tell the masks that label_defences hide'):
+        peer(tmp_path, changed(CLIENT, "may_record", f"{noise}{figures}may_record"))
+
+
 def test_a_job(tmp_path: Path) -> None:
     config = job(tmp_path)
     assert config.sites == {"north": ("t1",), "south": ("flair",)}

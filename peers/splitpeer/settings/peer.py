@@ -241,14 +241,17 @@ class Policy(Bounds):
     """Whether a job may train with this site's masks ([data] labels): the coordinator gets the loss's gradient by what
     the network says, from which it can read them."""
     label_defences: GradientDefences = ()
-    """What is done to those gradients before they leave, in order: ``gaussian:1``."""
+    """What is done to those gradients before they leave, in order: ``gaussian:1``. Not with ``figures`` that tell the
+    loss."""
     figures: Annotated[tuple[Figure, ...], Distinct] = ()
     """What the coordinator is told of what is computed with this site's masks: ``loss`` (of every step), ``dice``,
-    ``hd95``, ``volume``."""
+    ``hd95``, ``volume``. The rounded loss of logits that a coordinator chose for the purpose tells the mask voxel by
+    voxel, without the gradient: rounding does not help, as the logits set the loss's scale."""
     round_to: Annotated[float, Field(gt=0, le=100)] = 0.01
     """Step to which figures are rounded."""
     min_scored: PositiveInt = 2
-    """Figures of evaluations of fewer patients are not told."""
+    """Figures of evaluations of fewer persons are not told. They are means over what the coordinator chose to send:
+    with empty masks for all others, a mean tells of one patient what rounding leaves."""
     may_record: bool = True
     """Whether this peer may write captures (``serve --curious``)."""
     recorded_by_coordinator: bool = True
@@ -295,6 +298,15 @@ class Policy(Bounds):
         if (self.inference == "listed") != bool(self.inference_for):
             raise ValueError(
                 'inference = "listed" and inference_for = ["site", ...] go together: write both, or neither'
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _loss_is_no_way_round_the_noise(self) -> Self:
+        # SP-11.20-10.
+        if self.label_defences and "loss" in self.figures:
+            raise ValueError(
+                'figures with "loss" tell the masks that label_defences hide, however it is rounded: remove one of them'
             )
         return self
 

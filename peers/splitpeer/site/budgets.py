@@ -25,7 +25,11 @@ BURST_S = 10.0
 FLUSH = 4096
 """Evaluated windows between two writes of their counts: a crash forgets at most this many."""
 DAY_S = 86_400.0
+MOST_SEATS = 64
+"""SP-8.4: seats of a job. Names that predictions of one run may say were left out."""
 _ROWS, _COLUMNS = 2, 1 << 18
+_MOST = 0xFFFF
+"""Where a cell of a tally stops."""
 
 
 class BudgetSpent(PolicyRefused):
@@ -44,7 +48,7 @@ class Tally:
         digest = hashlib.blake2b(thing, digest_size=4 * _ROWS).digest()
         places = [int.from_bytes(digest[4 * row : 4 * row + 4], "big") % _COLUMNS for row in range(_ROWS)]
         least = min(int(self._cells[row, place]) for row, place in enumerate(places))
-        new = min(least + 1, 0xFFFF)
+        new = min(least + 1, _MOST)
         # Only cells that would fall behind: others count something else as well.
         for row, place in enumerate(places):
             self._cells[row, place] = max(int(self._cells[row, place]), new)
@@ -118,6 +122,7 @@ class Budgets:
         self._averages = {
             int(seat): Times(times, before=-1) for seat, times in said.get("averages", {}).items()
         }
+        self._left_out = [str(seat) for seat in said.get("left_out", [])]
         path = folder / TALLY if folder is not None else None
         octets = path.read_bytes() if path is not None and path.exists() and not path.is_symlink() else None
         self._tally = Tally(octets if octets is not None and len(octets) == 2 * _ROWS * _COLUMNS else None)
@@ -153,12 +158,23 @@ class Budgets:
         self._within(self._losses.add(step), f"the loss of step {step} was asked for")
 
     def predicted(self, key: bytes, without: str) -> None:
-        """SP-11.20-10: a prediction of a patient is about to be scored. Raises BudgetSpent."""
-        most = self._bounds.max_window_evaluations
-        if self._tally.add(b"prediction" + key + without.encode()) > most:
+        """SP-11.20-10: a prediction of a patient is about to be scored. Raises BudgetSpent.
+
+        Args:
+            without: the seat that was left out; empty: none. The site does not know the seats of others, so their
+                number is bounded, and names do not begin a count of their own.
+        """
+        if without and without not in self._left_out:
+            if len(self._left_out) >= MOST_SEATS:
+                raise BudgetSpent(f"predictions without more than {MOST_SEATS} different seats in one run")
+            self._left_out.append(without)
+            self._write()
+        most = min(self._bounds.max_window_evaluations * (1 + len(self._left_out)), _MOST - 1)
+        if self._tally.add(b"prediction" + key) > most:
             self.flush()
             raise BudgetSpent(
-                f"a patient was scored more than {most} times in one run (max_window_evaluations)"
+                f"a patient was scored more than {most} times in one run (max_window_evaluations, with all seats and "
+                "without each)"
             )
         self._unwritten += 1
 
@@ -193,6 +209,8 @@ class Budgets:
             return
         averages = {seat: times.kept() for seat, times in self._averages.items()}
         value = {**self._steps.kept(), "rollbacks": self._rollbacks, "averages": averages}
+        if self._left_out:
+            value["left_out"] = self._left_out
         if self._losses.highest:
             value["losses"] = self._losses.kept()
         _replace(self._folder / FILE, json.dumps(value).encode())

@@ -46,6 +46,7 @@ class LossTold:
     figures: tuple[str, ...] = ()
     round_to: float = 0.01
     least: int = 2
+    """Persons of whom figures are means."""
 
 
 class Labelling:
@@ -121,7 +122,7 @@ class Labelling:
         """SP-11.20-9: one prediction, scored and kept (compute thread).
 
         Raises:
-            StepMismatch, SchemaMismatch, Misaligned, BudgetSpent: it is not what may be asked.
+            StepMismatch, SchemaMismatch, Misaligned, PolicyRefused: it is not what may be asked.
             PatientUnusable: the mask cannot be used.
             ConfigError, DiskTrouble: the scores cannot be kept.
         """
@@ -139,12 +140,14 @@ class Labelling:
             or mask.max() > 1
         ):
             raise SchemaMismatch("a prediction is zeros and ones, by region, on the grid of the mask")
+        table, patient = self._table_of(asked.step), self._masks.case(key).patient
+        if asked.without == "":
+            raise SchemaMismatch("a prediction without a seat that has no name")
+        if not table.takes(asked.batch, patient, asked.without or ""):
+            raise SchemaMismatch("a patient is scored once in an evaluation, and once without each seat")
         self._budgets.predicted(key, asked.without or "")
         truth = self._masks.window(key, (0, 0, 0), grid.shape)
-        final, patient = (
-            asked.step == self._job.steps and asked.without is None,
-            self._masks.case(key).patient,
-        )
+        final = asked.step == self._job.steps and asked.without is None
         row = measured(
             self._task,
             patient,
@@ -153,14 +156,14 @@ class Labelling:
             (mask, truth),
             grid.spacing if final else None,
         )
-        self._table_of(asked.step).put(asked.batch, row)
+        table.put(asked.batch, row)
         if final:
             path = self._folder / "predictions" / f"{patient}.nii.gz"
             save_mask(path, mask.astype(bool), grid, self._task, made_from=asked.seats)
         return Scores(asked.step, asked.batch, {})
 
     def conclude(self, asked: Conclude, applied: int) -> tuple[Scores, ScoreTable]:
-        """SP-11.20-9: the figures that are told, and the table that stays. Raises StepMismatch: rows are missing."""
+        """SP-11.20-9: the figures that are told, and the table that stays. Raises StepMismatch: other rows."""
         self._check_step(asked.step, applied)
         table = self._table_of(asked.step)
         if not table.holds(asked.batch):

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from decimal import Decimal
 from pathlib import Path
 
 import numpy as np
 
+from splitpeer.data.layouts import subject
 from splitpeer.data.task import Task
 from splitpeer.errors import DataError
 from splitpeer.storage import durable, reading
 from splitpeer.training.metrics import Surfaces, VolumeDice, means
 from splitpeer.training.scores import Scores
+from splitproto.errors import PolicyRefused
 
 MAX_BYTES = 64 << 20
+"""Of a table on disk."""
 MOST_FIGURES = 64
 """SP-8.4: entries of `scores`."""
 
@@ -56,16 +59,26 @@ class ScoreTable:
     def __len__(self) -> int:
         return len(self._rows)
 
+    def takes(self, number: int, patient: str, without: str) -> bool:
+        """Whether this may be row `number`: a patient scored twice would make a mean of one (SP-11.20-9)."""
+        return number == 0 or all(
+            at == number or (row.patient, row.without) != (patient, without) for at, row in self._rows.items()
+        )
+
     def put(self, number: int, row: ScoreRow) -> None:
-        """Row `number`; 0 begins the evaluation again. Raises ConfigError or DiskTrouble: it cannot be written."""
-        if number == 0:
-            self._rows = {}
-        self._rows[number] = row
-        self._write()
+        """Row `number`; 0 begins the evaluation again.
+
+        Raises:
+            PolicyRefused: the table would be larger than `MAX_BYTES`.
+            ConfigError, DiskTrouble: it cannot be written.
+        """
+        rows = {**({} if number == 0 else self._rows), number: row}
+        self._write(rows)
+        self._rows = rows
 
     def holds(self, count: int) -> bool:
-        """Whether rows 0 to `count` - 1 are there."""
-        return set(range(count)) <= self._rows.keys()
+        """Whether rows 0 to `count` - 1 are there, and no other."""
+        return len(self._rows) == count and all(number < count for number in self._rows)
 
     def dice(self, without: str = "") -> Scores:
         """Means over patients; {}: there is none."""
@@ -108,15 +121,15 @@ class ScoreTable:
         Args:
             told: of dice, hd95 and volume.
             step: to which figures are rounded.
-            least: with fewer patients there are none.
+            least: with fewer persons there are none; two scans of one are one person.
         """
-        if len(self._of("")) < least:
+        if self._persons("") < least:
             return {}
         found: dict[str, float | None] = {}
         if "dice" in told:
             found |= {f"dice_{region}": score for region, score in self.dice().items()}
             for seat in self.seats():
-                if len(self._of(seat)) >= least:
+                if self._persons(seat) >= least:
                     found |= {f"dice_{region}_without_{seat}": s for region, s in self.dice(seat).items()}
         if "hd95" in told:
             found |= {f"hd95_{region}": mm for region, mm in self.distances().items()}
@@ -129,6 +142,9 @@ class ScoreTable:
     def _of(self, without: str) -> Sequence[ScoreRow]:
         return [self._rows[number] for number in sorted(self._rows) if self._rows[number].without == without]
 
+    def _persons(self, without: str) -> int:
+        return len({subject(row.patient) for row in self._of(without)})
+
     def _read(self) -> dict[int, ScoreRow]:
         if not self._path.exists():
             return {}
@@ -140,11 +156,15 @@ class ScoreTable:
                 f"{self._path}: cannot be read: remove it, and the evaluation is repeated"
             ) from None
 
-    def _write(self) -> None:
-        rows = {str(number): asdict(row) for number, row in sorted(self._rows.items())}
-        written = json.dumps({"version": 1, "regions": self._regions, "rows": rows}, indent=1) + "\n"
+    def _write(self, rows: Mapping[int, ScoreRow]) -> None:
+        said = {str(number): asdict(row) for number, row in sorted(rows.items())}
+        written = (
+            json.dumps({"version": 1, "regions": self._regions, "rows": said}, indent=1) + "\n"
+        ).encode()
+        if len(written) > MAX_BYTES:
+            raise PolicyRefused(f"the scores of one evaluation take more than {MAX_BYTES >> 20} MiB")
         try:
-            durable.replace(self._path, written.encode())
+            durable.replace(self._path, written)
         except OSError as error:
             raise durable.refusal(error, f"{self._path}: the scores", "[peer] state") from None
 
