@@ -365,7 +365,7 @@ def test_the_light_installation_says_what_is_missing() -> None:
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=100)
     assert done.returncode == 4
     assert done.stderr == (
-        "splitpeer: the command line needs the package click: pip install 'splitproto[peer]'\n"
+        "splitpeer: the command line needs the package click: in the clone, pip install '.[peer]'\n"
     )
 
 
@@ -468,7 +468,7 @@ def test_a_command_whose_package_is_not_installed(
     monkeypatch.setitem(root.COMMANDS, "demo", ("no_such_package.cli:demo", ""))
     code, text = in_process(capsys, "demo")
     assert code == 4
-    assert "splitpeer demo needs the package no_such_package: pip install" in text
+    assert "splitpeer demo needs the package no_such_package: in the clone, pip install" in text
 
 
 def test_an_interrupt_is_130(tmp_path: Path) -> None:

@@ -42,8 +42,10 @@ def site(peer_toml: Path) -> Path:
     image = folder / "images" / "P001.nii.gz"
     nib.save(nib.Nifti1Image(voxels, TO_ATLAS @ SCAN), image)
     files = write_series(folder / "dicom" / "one", voxels, SCAN, patient_id="4711", description="FLAIR")
+    first = highdicom.imread(files[0])
     record = PreparedRecord(
-        patient="P001", modality="flair", study="1.2", series="1.3", frame_of_reference="1.4",
+        patient="P001", modality="flair", study=first.StudyInstanceUID, series=first.SeriesInstanceUID,
+        frame_of_reference=first.FrameOfReferenceUID,
         files=tuple(str(file.relative_to(folder / "dicom")) for file in files), frames=None, shape=SHAPE,
         affine=SCAN, atlas=AtlasGrid("small", "0" * 64, SHAPE, TO_ATLAS @ SCAN), transform=TO_ATLAS,
         method="rigid", quality={"nmi": 1.2}, reasons=("little overlap",), accepted=True, warnings=(),
@@ -112,12 +114,36 @@ def test_files_that_are_gone(site: Path, segment: Callable[..., tuple[str, str]]
     assert not (site / "m.nii.gz").exists() and not (site / "m.dcm").exists()
 
 
+def test_another_export_in_the_folder_of_the_first(
+    site: Path, segment: Callable[..., tuple[str, str]]
+) -> None:
+    voxels = np.ones(SHAPE, np.int16)
+    # The same names of files, the same grid, another person.
+    write_series(site / "dicom" / "one", voxels, SCAN, patient_id="4712", description="FLAIR")
+    _, err = segment(
+        "--out",
+        site / "m.nii.gz",
+        "--dicom-seg",
+        site / "m.dcm",
+        "--dicom",
+        site / "dicom",
+        "--force",
+        code=4,
+    )
+    assert "another series than the one that P001.nii.gz was made of" in err.splitlines()[-1]
+    assert not (site / "m.nii.gz").exists() and not (site / "m.dcm").exists()
+
+
 def test_a_series_that_the_record_does_not_name(site: Path, segment: Callable[..., tuple[str, str]]) -> None:
     record_of(site / "images" / "P001.nii.gz").unlink()
     arguments = ("--out", site / "m.nii.gz", "--dicom-seg", site / "m.dcm", "--dicom")
     _, err = segment(*arguments, site / "dicom", code=4)
     assert "2 series" in err.splitlines()[-1]
-    # Without a record the mask is where the image is, and that is not where the scan is.
+    # Nothing says that 4711 is P001.
     _, err = segment(*arguments, site / "dicom" / "one", code=4)
+    last = err.splitlines()[-1]
+    assert "its PatientID is not P001" in last and "--force" in last and "4711" not in last
+    # Without a record the mask is where the image is, and that is not where the scan is.
+    _, err = segment(*arguments, site / "dicom" / "one", "--force", code=4)
     assert "grid" in err.splitlines()[-1]
     assert not (site / "m.nii.gz").exists()

@@ -28,7 +28,7 @@ def run(arguments: Sequence[str]) -> None:
         import click
         import pydantic  # noqa: F401
     except ModuleNotFoundError as error:
-        _say(f"the command line needs the package {error.name}: pip install 'splitproto[peer]'")
+        _say(f"the command line needs the package {error.name}: in the clone, pip install '.[peer]'")
         sys.exit(_USAGE)
     from splitpeer.cli.root import root
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from splitpeer.daemon.spooled import SpoolResult
     from splitpeer.data.nifti import NiftiHeader
     from splitpeer.prepare.record import PreparedRecord
+    from splitpeer.results.dicom_source import SourceSeries
     from splitpeer.results.segmentation import Origin, Segmentation
 
 
@@ -77,6 +78,36 @@ class OwnScan:
                 "prepare read with --dicom"
             )
         return files
+
+    def check_series(self, series: SourceSeries, folder: Path, *, force: bool) -> None:
+        """That a mask of this image belongs into the study of `series`: nobody's mask is filed under somebody else.
+
+        Args:
+            series: as read from `dicom_files`.
+            folder: where from, for errors.
+            force: whether an image that was not prepared may be of a patient whom DICOM calls something else.
+
+        Raises:
+            DataError: it does not, or nothing says so.
+        """
+        first = series.datasets[0]
+        if self.record is None:
+            # The name itself stays out of the line: it is the hospital's, not the study's.
+            written = str(first.get("PatientID", "")).strip()
+            if not force and (not written or patient_id(written) != self.patient):
+                raise DataError(
+                    f"{folder}: its PatientID is not {self.patient}, and no record says that they are one: check the "
+                    "folder, then add --force"
+                )
+            return
+        if (str(first.SeriesInstanceUID), str(first.StudyInstanceUID)) != (
+            self.record.series,
+            self.record.study,
+        ):
+            raise DataError(
+                f"{folder}: another series than the one that {self.path.name} was made of: name the folder that "
+                "splitpeer data prepare read, as it was then, or prepare the patient again"
+            )
 
 
 class OwnImages:

@@ -95,6 +95,12 @@ def prepare(
         accept,
     )
     found = load_atlas(head.atlas)
+    if found.name == MNI152 and said.registration != "none" and said.skull_strip is None:
+        echo(
+            "warning: [prepare] skull_strip is not set: mni152 is a brain without skull, and scans with one end about "
+            "1 cm off: name a program that strips it",
+            err=True,
+        )
     with bar("{task.description}") as progress:
         task = progress.add_task("reading", total=None)
         summary = prepare_all(

@@ -62,8 +62,8 @@ class LazyGroup(click.Group):
             if missing in ("splitpeer", "splitproto"):
                 raise
             raise ConfigError(
-                f"splitpeer {name} needs the package {missing}: pip install 'splitproto[peer]' "
-                f"(splitproto[demo] for the demonstration)"
+                f"splitpeer {name} needs the package {missing}: in the clone, pip install '.[peer]' "
+                f"(.[demo] for the demonstration)"
             ) from error
         return command
 

@@ -88,7 +88,9 @@ class Files:
     help="Whose grid the mask gets. Default: the first of [peer] modality that there is.",
 )
 @wait_option
-@click.option("--force", is_flag=True, help="Replace files that are there.")
+@click.option(
+    "--force", is_flag=True, help="Replace files that are there; --dicom: also of another PatientID."
+)
 @config_option
 @set_option
 @json_option
@@ -131,7 +133,7 @@ def segment(
         config.peer.state, want="probabilities" if probabilities else "mask", require=require, wait=wait
     )
     asking.check()
-    work = _Work(config, own, targets, dicom, as_json)
+    work = _Work(config, own, targets, dicom, as_json=as_json, force=force)
     with closing(asking.ask(list(own))) as told, Watched(list(own)) as watched:
         for one in told:
             watched.show(one)
@@ -148,6 +150,7 @@ class _Work:
         own: the images, by patient.
         targets: the files, by patient.
         dicom: folder of the original files.
+        force: whether they may be of a patient with another id, where no record says whose they are.
     """
 
     def __init__(
@@ -156,10 +159,12 @@ class _Work:
         own: dict[str, OwnScan],
         targets: dict[str, Files],
         dicom: Path | None,
+        *,
         as_json: bool,
+        force: bool,
     ) -> None:
         self._config, self._own, self._targets, self._dicom = config, own, targets, dicom
-        self._as_json = as_json
+        self._as_json, self._force = as_json, force
         self._rows: list[dict[str, Any]] = []
         self._errors: dict[str, PeerError] = {}
 
@@ -201,9 +206,11 @@ class _Work:
                 write_nifti(segmentation, staged.at(files.probabilities), kind="probabilities")
                 staged.at(_beside(files.probabilities))
             if files.dicom_seg is not None and self._dicom is not None:
+                series = read_series(own.dicom_files(self._dicom))
+                own.check_series(series, self._dicom, force=self._force)
                 write_dicom_seg(
                     segmentation,
-                    read_series(own.dicom_files(self._dicom)),
+                    series,
                     staged.at(files.dicom_seg),
                     codes=self._config.results.codes,
                 )

@@ -12,6 +12,9 @@ SUFFIXES = (".nii.gz", ".nii")
 EXAMPLES = 3
 """File names that a summary shows for each reason."""
 
+PREPARED, RECORDS, LABELS = "prepare.json", "prepared", "labels"
+"""What `splitpeer data prepare` leaves in a folder of images: its report, and the folders of records and masks."""
+
 _COMPANIONS = (
     ".json", ".csv", ".tsv", ".txt", ".md", ".rst", ".html", ".pdf", ".log", ".xml", ".yaml", ".yml", ".toml",
     ".xls", ".xlsx", ".doc", ".docx", ".bval", ".bvec", ".md5", ".sha256",
@@ -66,11 +69,13 @@ def stem(path: Path) -> str:
 
 def in_folder(folder: Path) -> tuple[list[Path], list[LeftOut]]:
     """The volumes that lie in `folder` itself, and what else does. Hidden names are skipped: macOS leaves a
-    `._name` next to every `name`.
+    `._name` next to every `name`; and so is what `splitpeer data prepare` leaves beside its images.
     """
     volumes, left_out = [], []
-    for path in sorted(folder.iterdir()):
-        if path.name.startswith("."):
+    entries = sorted(folder.iterdir())
+    ours = (RECORDS, LABELS) if any(path.name == PREPARED for path in entries) else ()
+    for path in entries:
+        if path.name.startswith(".") or path.name in ours:
             continue
         if path.is_dir():
             left_out.append(LeftOut(path, "a folder: only files of one folder are taken in this layout"))

@@ -9,7 +9,7 @@ import re
 from collections import Counter
 from pathlib import Path
 
-from splitpeer.data.files import below, in_folder, stem
+from splitpeer.data.files import LABELS, below, in_folder, stem
 from splitpeer.data.listing import Listing
 from splitpeer.data.modalities import ANY, CANONICAL, MASK, MASK_NAMES, USUAL, kind_of
 
@@ -35,6 +35,8 @@ def folder(root: Path, wanted: str) -> Listing:
         one.path for one in left_out if one.path.is_dir() and kind_of(one.path.name) in (wanted, *USUAL, MASK)
     ]
     named = [path for path in fitting if kind_of(path.name) == wanted]
+    if wanted == MASK and not named and (root / LABELS).is_dir():
+        named = [root / LABELS]  # of data prepare, beside its images
     if volumes or not fitting:
         listing = Listing(root, left_out)
         for path in volumes:

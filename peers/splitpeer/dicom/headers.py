@@ -19,7 +19,7 @@ try:
     from pydicom.errors import InvalidDicomError
     from pydicom.pixels.decoders.base import get_decoder
 except ModuleNotFoundError:
-    raise DataError("DICOM needs pydicom: pip install 'splitproto[dicom]'") from None
+    raise DataError("DICOM needs pydicom: in the clone, pip install '.[dicom]'") from None
 
 MAX_FILES = 500_000
 """Files below one folder; the headers of so many take about a gigabyte."""

@@ -16,7 +16,7 @@ try:
     from pydicom.dataset import Dataset
     from pydicom.pixels.utils import pixel_array
 except ModuleNotFoundError:
-    raise DataError("DICOM needs pydicom: pip install 'splitproto[dicom]'") from None
+    raise DataError("DICOM needs pydicom: in the clone, pip install '.[dicom]'") from None
 
 
 def read_voxels(root: Path, grid: SliceGrid) -> NDArray[np.float32]:

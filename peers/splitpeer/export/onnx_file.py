@@ -59,7 +59,7 @@ def exported(half: Half) -> list[Exported]:
     """
     for package in ("onnx", "onnxscript"):
         if importlib.util.find_spec(package) is None:
-            raise ConfigError(f"--onnx needs the package {package}: pip install 'splitproto[onnx]'")
+            raise ConfigError(f"--onnx needs the package {package}: in the clone, pip install '.[onnx]'")
     return [_exported(name, network, inputs, outputs) for name, network, inputs, outputs in _parts(half)]
 
 

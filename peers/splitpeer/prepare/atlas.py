@@ -66,7 +66,7 @@ def _mni152() -> tuple[NDArray[np.float32], NDArray[np.bool_], NDArray[np.float6
         from nilearn import datasets
     except ImportError:
         raise ConfigError(
-            "the atlas mni152 comes with nilearn: pip install 'splitproto[register]', or name a NIfTI file"
+            "the atlas mni152 comes with nilearn: in the clone, pip install '.[register]', or name a NIfTI file"
         ) from None
     image = datasets.load_mni152_template(resolution=1)
     mask = datasets.load_mni152_brain_mask(resolution=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import fcntl
 import json
 import os
@@ -15,7 +16,7 @@ from typing import Any, Literal
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from splitpeer.data.files import examples
+from splitpeer.data.files import LABELS, PREPARED, examples
 from splitpeer.data.layouts import look
 from splitpeer.data.patients import duplicate_warnings
 from splitpeer.data.rules import MAX_VOXELS
@@ -25,13 +26,14 @@ from splitpeer.dicom.rules import SeriesRule
 from splitpeer.errors import ConfigError, DataError
 from splitpeer.prepare.atlas import Atlas
 from splitpeer.prepare.identifiers import read_ids, study_id
-from splitpeer.prepare.one import HELD_BACK, LABELS, WORK, SeriesSource, Steps, Workshop
+from splitpeer.prepare.one import HELD_BACK, WORK, PatientPaths, SeriesSource, Steps, Workshop
 from splitpeer.prepare.record import FOLDER, PreparedRecord
 from splitpeer.storage import durable
 
-REPORT, PAGE = "prepare.json", "prepare.html"
+REPORT, PAGE = PREPARED, "prepare.html"
 """In the folder of images."""
 _PAGE = Path(__file__).parent / "page"
+_REMOVED = "its image of an earlier run was removed"
 
 State = Literal["prepared", "unchanged", "accepted", "held back", "failed"]
 Progress = Callable[[str, int, int], None]
@@ -174,9 +176,11 @@ def _one(
     ids: Mapping[str, str] | None,
     masks: Mapping[str, Path],
 ) -> PatientOutcome:
-    name, choice = hospital or "(no id)", None
+    name, choice, places = hospital or "(no id)", None, None
     try:
         name = study_id(hospital, ids)
+        places = PatientPaths.of(plan.out, name)
+        before = places.image.exists()
         choice = choose(headers, plan.modality, plan.rule, plan.max_voxels)
         if choice.taken is None:
             raise DataError(choice.why)
@@ -186,15 +190,19 @@ def _one(
         record = workshop.done(source, accept=accept)
         fresh = record is None
         record = workshop.prepare(source, accept=accept) if record is None else record
-        return _outcome(record, choice, fresh=fresh)
+        return _outcome(record, choice, fresh=fresh, removed=before and record.held_back)
     except DataError as error:
         if error.exit_code != DataError.exit_code:
             raise  # the disk: all others would fail, too
         left_out = () if choice is None else tuple(one.text for one in choice.left_out)
-        return PatientOutcome(name, "failed", (str(error),), left_out=left_out)
+        # What cannot be made today may be another series, or another person's: it must not be trained on.
+        removed = places is not None and places.forget()
+        return PatientOutcome(
+            name, "failed", (str(error), *([_REMOVED] if removed else [])), left_out=left_out
+        )
 
 
-def _outcome(record: PreparedRecord, choice: Choice, *, fresh: bool) -> PatientOutcome:
+def _outcome(record: PreparedRecord, choice: Choice, *, fresh: bool, removed: bool) -> PatientOutcome:
     state: State = "prepared" if fresh else "unchanged"
     if record.held_back:
         state = "held back"
@@ -203,7 +211,7 @@ def _outcome(record: PreparedRecord, choice: Choice, *, fresh: bool) -> PatientO
     return PatientOutcome(
         record.patient,
         state,
-        record.reasons,
+        (*record.reasons, *([_REMOVED] if removed else [])),
         choice.why,
         tuple(one.text for one in choice.left_out),
         record.warnings,
@@ -282,14 +290,20 @@ def _report(out: Path, summary: PreparationSummary) -> None:
             asdict(one)
             | {
                 "css": {"held back": "held", "failed": "failed"}.get(one.state, ""),
-                "picture": f"{FOLDER}/{one.patient}.png"
-                if (out / FOLDER / f"{one.patient}.png").exists()
-                else "",
+                "picture": _picture(out / FOLDER / f"{one.patient}.png"),
             }
             for one in shown
         ],
     )
     durable.replace(out / PAGE, page.encode(), sync=False)
+
+
+def _picture(path: Path) -> str:
+    """In the page itself, which is one file to carry to where somebody can look at it; empty: there is none."""
+    try:
+        return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
+    except FileNotFoundError:
+        return ""
 
 
 __all__ = ["HELD_BACK", "LABELS", "PatientOutcome", "PreparationPlan", "PreparationSummary", "prepare"]

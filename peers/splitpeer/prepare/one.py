@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from splitpeer.data.files import Case
+from splitpeer.data.files import LABELS, Case
 from splitpeer.data.geometry import Geometry, Millimetres, Turn, differences
 from splitpeer.data.nifti import Rules, read_voxels
 from splitpeer.data.regrid import onto, softened
@@ -35,8 +35,6 @@ if TYPE_CHECKING:
 
 HELD_BACK = "held-back"
 """In the folder of records: those of images that were not written."""
-LABELS = "labels"
-"""In the folder of images: masks that came along."""
 WORK = ".work-"
 """Of a temporary folder's name."""
 
@@ -86,10 +84,18 @@ class PatientPaths:
             records / f"{patient}.png",
         )
 
-    def remove(self) -> None:
-        """The records first: what is there without one is unfinished."""
-        for path in (self.record, self.held_back, self.image, self.mask, self.picture):
+    def retire(self) -> bool:
+        """Remove the image of an earlier run, its mask and its record, which comes last; whether there was an image."""
+        there = self.image.exists()
+        for path in (self.image, self.mask, self.record):
             path.unlink(missing_ok=True)
+        return there
+
+    def forget(self) -> bool:
+        """Remove all that earlier runs wrote; whether there was an image."""
+        for path in (self.held_back, self.picture):
+            path.unlink(missing_ok=True)
+        return self.retire()
 
 
 class Workshop:
@@ -106,9 +112,8 @@ class Workshop:
         for path in (places.record, places.held_back):
             with suppress(DataError):
                 record = read(path)
-                whole = record.held_back or (
-                    places.image.exists() and (not source.mask or places.mask.exists())
-                )
+                there = places.image.exists()
+                whole = not there if record.held_back else there and (not source.mask or places.mask.exists())
                 wanted = record.held_back and accept
                 if record.inputs == self._inputs(source) and whole and not wanted:
                     return record
@@ -116,6 +121,9 @@ class Workshop:
 
     def prepare(self, source: SeriesSource, *, accept: bool) -> PreparedRecord:
         """Do the work and write what came out of it; the record is written last.
+
+        An image of an earlier run stays until the new one takes its place, or until this one is held back: a daemon
+        that reads the folder meanwhile never misses it.
 
         Raises:
             DataError: this patient cannot be prepared.
@@ -131,18 +139,21 @@ class Workshop:
         record = self._record(source, transform, quality, reasons, accepted=accept and bool(reasons))
         places = PatientPaths.of(self._out, source.patient)
         picture = overlay(seen)
-        places.remove()
         durable.replace(places.picture, picture, sync=False)
         if record.held_back:
             durable.make_folder(places.held_back.parent)
             write(places.held_back, record)
+            places.retire()
             return record
-        write_image(places.image, self._on_atlas(voxels, record), self._grid.affine)
-        if mask is not None:
+        if mask is None:
+            places.mask.unlink(missing_ok=True)
+        else:
             durable.make_folder(places.mask.parent)
             moved = onto(mask, transform @ grid.affine, self._grid.shape, self._grid.affine, order=0)
             write_mask(places.mask, moved.astype(np.uint8), self._grid.affine)
+        write_image(places.image, self._on_atlas(voxels, record), self._grid.affine)
         write(places.record, record)
+        places.held_back.unlink(missing_ok=True)
         return record
 
     # --- inside --------------------------------------------------------------------------------------------

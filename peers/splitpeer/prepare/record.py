@@ -16,13 +16,13 @@ from typing import Any, Literal, Self, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from splitpeer.data.files import stem
+from splitpeer.data.files import RECORDS, stem
 from splitpeer.data.geometry import Triple
 from splitpeer.errors import DataError
 from splitpeer.storage import durable, reading
 
 FORMAT, VERSION = "splitpeer-prepared", 1
-FOLDER = "prepared"
+FOLDER = RECORDS
 """Beside the images."""
 MAX_RECORD = 16 << 20
 """Bytes of one record: a hundred thousand slices with long names."""

@@ -23,7 +23,7 @@ from splitpeer.prepare.atlas import Atlas, corners
 try:
     import SimpleITK as sitk
 except ModuleNotFoundError:
-    raise ConfigError("registration needs SimpleITK: pip install 'splitproto[register]'") from None
+    raise ConfigError("registration needs SimpleITK: in the clone, pip install '.[register]'") from None
 
 # Sums over threads depend on how work was split, and results on sums; also where filters set their own number.
 sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)

@@ -108,7 +108,7 @@ def _made(
                 for place, region in enumerate(segmentation.task.regions, 1)
             ],
             series_instance_uid=UID(),
-            series_number=SERIES_NUMBER + number % 1000,
+            series_number=SERIES_NUMBER + max(number, 0),
             series_description=_short(f"{origin.name} segmentation, {SHORT_NOT_A_DEVICE}"),
             sop_instance_uid=UID(),
             instance_number=1,

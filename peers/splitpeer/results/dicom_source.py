@@ -26,7 +26,7 @@ MAX_FILES = 10_000
 """Files read for one series; a folder with more is not one series."""
 MAX_HEADER = 64 << 20
 """Bytes before the pixels that are read of one file."""
-INSTALL = 'install it: pip install "splitproto[dicom]"'
+INSTALL = 'install it: in the clone, pip install ".[dicom]"'
 FLAT = 1e-3
 """Direction cosines of one series may differ by so much."""
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])

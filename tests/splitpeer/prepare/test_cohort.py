@@ -17,9 +17,11 @@ import pytest
 from scipy import ndimage
 
 from splitpeer.cli.outcome import run
-from splitpeer.data.layouts import find_images, find_labels
+from splitpeer.data.layouts import detect_layout, find, find_images, find_labels
 from splitpeer.data.nifti import read_voxels
 from splitpeer.data.phantom.series import Oddities, write_series
+from splitpeer.errors import DataError
+from splitpeer.prepare import one
 from splitpeer.prepare.back import to_original
 from splitpeer.prepare.record import read
 
@@ -96,7 +98,8 @@ def test_images_records_and_the_page(tmp_path: Path, command: Command) -> None:
     assert record.files[0] == "P1/01-0001.dcm" and record.shape == SHAPE and record.method == "none"
     assert np.array_equal(to_original(voxels, header.affine, record, order=1), head(1))
     page = (tmp_path / "images" / "prepare.html").read_text()
-    assert 'src="prepared/P1.png"' in page and "Not a medical device" in page
+    # The pictures are in the page: one file can be carried to a browser.
+    assert page.count('src="data:image/png;base64,') == 2 and "Not a medical device" in page
     assert (tmp_path / "images" / "prepared" / "P1.png").read_bytes().startswith(b"\x89PNG")
     assert {path.stat().st_mode & 0o077 for path in (tmp_path / "images").rglob("*")} == {0}
 
@@ -157,8 +160,67 @@ def test_what_is_suspicious_is_held_back_until_accepted(
     assert read(images / "prepared" / "P1.json").accepted and (images / "P1.nii.gz").exists()
     assert not (images / "prepared" / "held-back" / "P1.json").exists()
     assert command()[:2] == (0, out.replace("1 accepted, 1 unchanged", "2 unchanged"))
+    # What is held back now does not leave the image of an earlier run behind.
+    assert (images / "P2.nii.gz").exists()
+    shutil.rmtree(scans / "P2")
+    write_series(scans / "P2", head(1), moved, patient_id="P2", description="t1_mprage")
+    code, out, _ = command()
+    (line,) = (line for line in out.splitlines() if line.startswith("P2: held back"))
+    assert line.endswith("; its image of an earlier run was removed")
+    assert not (images / "P2.nii.gz").exists() and not (images / "prepared" / "P2.json").exists()
+    assert "earlier run" not in command()[1]
     code, _, err = command("--accept", "P9")
     assert code == 4 and "--accept P9: no such patient" in err
+
+
+def test_an_older_image_goes_when_its_patient_fails(tmp_path: Path, scans: Path, command: Command) -> None:
+    images = tmp_path / "images"
+    masks = tmp_path / "masks"
+    masks.mkdir()
+    nib.save(nib.Nifti1Image((head(1) > 500).astype(np.uint8), AFFINE), masks / "P1.nii.gz")
+    assert command("--masks", str(masks))[0] == 0
+    patient(scans, "P1", number=7, description="t1_mprage_nav")
+    code, out, _ = command("--masks", str(masks))
+    (line,) = (line for line in out.splitlines() if line.startswith("P1: failed: 2 series"))
+    assert code == 4 and line.endswith("; its image of an earlier run was removed")
+    assert not list(images.rglob("P1.*"))
+    assert (images / "P2.nii.gz").exists()
+    assert (images / "prepare.html").read_text().count("data:image/png") == 1
+    assert "earlier run" not in command("--masks", str(masks))[1]
+
+
+def test_an_image_is_there_until_its_successor_is_whole(
+    tmp_path: Path, scans: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command()
+    images = tmp_path / "images"
+    before = (images / "P1.nii.gz").read_bytes(), (images / "prepared" / "P1.json").read_bytes()
+    patient(scans, "P1", seed=4)
+    seen = []
+    real = one.write_image
+
+    def watched(path: Path, *rest: object) -> None:
+        seen.append((path.read_bytes(), (images / "prepared" / f"{path.name[:2]}.json").read_bytes()))
+        real(path, *rest)  # type: ignore[arg-type]
+        seen.append((path.read_bytes(), (images / "prepared" / f"{path.name[:2]}.json").read_bytes()))
+
+    monkeypatch.setattr(one, "write_image", watched)
+    assert command()[1].startswith("1 prepared, 1 unchanged")
+    # The image, then the record.
+    assert seen[0] == before and seen[1][0] != before[0] and seen[1][1] == before[1]
+    assert (images / "prepared" / "P1.json").read_bytes() != before[1]
+
+
+def test_mni152_asks_for_brains_without_skull(tmp_path: Path, command: Command) -> None:
+    (tmp_path / "empty").mkdir()
+    tool = "prepare.skull_strip=tool {in} {out}"
+    warning = "warning: [prepare] skull_strip is not set"
+    usual = ("--from", str(tmp_path / "empty"), "--atlas", "mni152")
+    err = command(*usual, registration="affine")[2]
+    assert sum(line.startswith(warning) for line in err.splitlines()) == 1
+    assert warning not in command(*usual, "--set", tool, registration="affine")[2]
+    assert warning not in command(*usual)[2]
+    assert warning not in command("--from", str(tmp_path / "empty"), registration="affine")[2]
 
 
 def test_ids_of_the_hospital_become_those_of_the_study(tmp_path: Path, scans: Path, command: Command) -> None:
@@ -193,6 +255,11 @@ def test_masks_come_along(tmp_path: Path, command: Command) -> None:
     assert code == 4
     assert "P2: failed" in out and "not on the grid of series 1" in out
     assert "1 masks of nobody in this folder: P8" in out
+    # data check takes the images, and counts nothing of what lies beside them as passed over.
+    assert not find(tmp_path / "images", "folder", "t1").left_out
+    assert detect_layout(tmp_path / "images") == "folder"
+    with pytest.raises(DataError, match="images here and in labels/"):
+        find_labels(tmp_path / "images", "folder")
     (label,) = find_labels(tmp_path / "images" / "labels", "folder")
     voxels, header = read_voxels(label)
     assert np.array_equal(voxels, drawn[::-1, ::-1])

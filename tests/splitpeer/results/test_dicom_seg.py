@@ -336,10 +336,10 @@ def test_without_highdicom_one_line_says_how_to_install_it(
 
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(
-        ConfigError, match=r'highdicom is not there: install it: pip install "splitproto\[dicom\]"'
+        ConfigError, match=r'highdicom is not there: install it: in the clone, pip install "\.\[dicom\]"'
     ):
         write_dicom_seg(patients.segmentation(scan.shape, scan.affine), series, tmp_path / "mask.dcm")
-    with pytest.raises(ConfigError, match=r'pydicom is not there: .*"splitproto\[dicom\]"'):
+    with pytest.raises(ConfigError, match=r'pydicom is not there: .*"\.\[dicom\]"'):
         read_series(scan.paths)
 
 

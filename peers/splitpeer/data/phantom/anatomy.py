@@ -40,7 +40,9 @@ def load_tissue_maps() -> TissueMaps:
     try:
         from nilearn import datasets
     except ImportError:
-        raise DataError("the phantom needs nilearn's brain maps: pip install 'splitproto[demo]'") from None
+        raise DataError(
+            "the phantom needs nilearn's brain maps: in the clone, pip install '.[demo]'"
+        ) from None
     images = [
         datasets.load_mni152_gm_template(resolution=1),
         datasets.load_mni152_wm_template(resolution=1),

@@ -32,7 +32,7 @@ try:
         generate_uid,
     )
 except ModuleNotFoundError:
-    raise DataError("DICOM needs pydicom: pip install 'splitproto[dicom]'") from None
+    raise DataError("DICOM needs pydicom: in the clone, pip install '.[dicom]'") from None
 
 RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
