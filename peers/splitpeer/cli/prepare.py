@@ -95,12 +95,8 @@ def prepare(
         accept,
     )
     found = load_atlas(head.atlas)
-    if found.name == MNI152 and said.registration != "none" and said.skull_strip is None:
-        echo(
-            "warning: [prepare] skull_strip is not set: mni152 is a brain without skull, and scans with one end about "
-            "1 cm off: name a program that strips it",
-            err=True,
-        )
+    if found.name == MNI152:
+        _warn_of_skulls(said)
     with bar("{task.description}") as progress:
         task = progress.add_task("reading", total=None)
         summary = prepare_all(
@@ -114,6 +110,15 @@ def prepare(
             f"--accept {unknown[0]}: no such patient in {source}: write the id as the page shows it"
         )
     raise click.exceptions.Exit(0 if summary.complete else 4)
+
+
+def _warn_of_skulls(said: PrepareSection) -> None:
+    if said.registration != "none" and said.skull_strip is None:
+        echo(
+            "warning: [prepare] skull_strip is not set: mni152 is a brain without skull, and scans with one end about "
+            "1 cm off: name a program that strips it",
+            err=True,
+        )
 
 
 def _tell(summary: PreparationSummary, as_json: bool) -> None:
