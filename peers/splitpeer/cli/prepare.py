@@ -95,8 +95,7 @@ def prepare(
         accept,
     )
     found = load_atlas(head.atlas)
-    if found.name == MNI152:
-        _warn_of_skulls(said)
+    _warn_of_skulls(found.name, said)
     with bar("{task.description}") as progress:
         task = progress.add_task("reading", total=None)
         summary = prepare_all(
@@ -112,8 +111,10 @@ def prepare(
     raise click.exceptions.Exit(0 if summary.complete else 4)
 
 
-def _warn_of_skulls(said: PrepareSection) -> None:
-    if said.registration != "none" and said.skull_strip is None:
+def _warn_of_skulls(atlas: str, said: PrepareSection) -> None:
+    from splitpeer.prepare.atlas import MNI152
+
+    if atlas == MNI152 and said.registration != "none" and said.skull_strip is None:
         echo(
             "warning: [prepare] skull_strip is not set: mni152 is a brain without skull, and scans with one end about "
             "1 cm off: name a program that strips it",
