@@ -226,8 +226,11 @@ def new_run(state: Path, bounds: Bounds, now: float | None = None) -> None:
     _replace(state / DAY, json.dumps({"runs": [*began, at]}).encode())
 
 
-def new_inference(state: Path, bounds: Bounds, request: bytes, now: float | None = None) -> None:
+def new_inference(state: Path, bounds: Bounds, request: bytes, key: bytes, now: float | None = None) -> None:
     """SP-11.19-4: a request that this site takes part in; told again, it counts once.
+
+    Args:
+        key: of the patient. Another one under the same request counts as another request.
 
     Raises:
         BudgetSpent: too many of them today.
@@ -235,8 +238,9 @@ def new_inference(state: Path, bounds: Bounds, request: bytes, now: float | None
     """
     at = time.time() if now is None else now
     said = _read(state / INFERENCES).get("requests", {})
-    known = {name: then for name, then in said.items() if at - DAY_S < then <= at}
-    if request.hex() in known:
+    known = {one: then for one, then in said.items() if at - DAY_S < then <= at}
+    name = hashlib.sha256(request + key).hexdigest()
+    if name in known:
         return
     if len(known) >= bounds.max_inferences_per_day:
         raise BudgetSpent(
@@ -244,7 +248,7 @@ def new_inference(state: Path, bounds: Bounds, request: bytes, now: float | None
             "(max_inferences_per_day)"
         )
     durable.make_folder(state)
-    _replace(state / INFERENCES, json.dumps({"requests": {**known, request.hex(): at}}).encode())
+    _replace(state / INFERENCES, json.dumps({"requests": {**known, name: at}}).encode())
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from splitpeer.data.channels import Channels
 from splitpeer.data.consent import Consent
 from splitpeer.data.files import Found
 from splitpeer.data.layouts import subject
-from splitpeer.data.pseudonym import pseudonym
+from splitpeer.data.pseudonym import keyed, pseudonym
 from splitpeer.defences.randomness import Release
 from splitpeer.errors import DataError, PatientUnusable
 from splitpeer.federation.files import counted, look, note
@@ -148,7 +148,7 @@ class SiteJob:
         self._shown: Shown | None = None
         """Whom other runs have shown, where that matters."""
         self._late: set[bytes] = set()
-        """Patients who came after this process took up the run."""
+        """Patients who came after this process took up the run; where encoders train, until an inventory lists them."""
         self._bad_for_now: set[bytes] = set()
         """Patients found unusable by inference alone: their files are looked at again."""
         self._withdrew = False  # announced batches do not count until the coordinator says where to continue
@@ -236,6 +236,8 @@ class SiteJob:
             (key, self._person(key)) for key in {*grids, *unusable} - {*self._means.named.people}
         )
         patients = [self._listed(key) for key in grids]
+        if not self.job.frozen:
+            self._late -= grids.keys()
         return patients, [Unusable(key, cause) for key, cause in unusable.items()]
 
     def _listed(self, key: bytes) -> Patient:
@@ -270,12 +272,15 @@ class SiteJob:
         if not self.answering.admit(asked, owns):
             return Located(request, cause="refused")
         self._look_again()
-        self._heed_consent()
         # A file that was being written when it was asked for before may be whole by now.
         if key in self._bad_for_now:
             self._bad_for_now.discard(key)
             self.unusable.pop(key, None)
-        if not self.channels.fills(key):
+        # After that: who has withdrawn consent stays out.
+        self._heed_consent()
+        # SP-11.13-2: whom the coordinator was never told of, it is not told of now.
+        untold = self.unusable.get(key) == CONSENT and key not in self._means.named
+        if untold or not self.channels.fills(key):
             return Located(request, cause="absent")
         if (cause := self.unusable.get(key)) is None and self._shown is not None:
             cause = SHOWN if self._shown.bars(self._person_shown(key)) else None
@@ -292,16 +297,23 @@ class SiteJob:
 
     def _look_again(self) -> None:
         """Files that came after the start. One that makes the folder unclear to others' patients changes nothing."""
+        means, before = self._means, set(self.channels.keys())
         try:
-            found = self._means.look_again()
+            found = {modality: keyed(means.salt, kind.cases) for modality, kind in means.look_again().items()}
+            for cases in found.values():
+                means.consent.learn({key: case for key, case in cases.items() if key not in before})
+            # As at the start: who withdrew before the coordinator was told is passed over.
+            without = means.consent.withdrawn().difference(means.named.people)
+            self.channels.learn(
+                {
+                    modality: [case for key, case in cases.items() if key not in without]
+                    for modality, cases in found.items()
+                }
+            )
         except DataError as error:
-            self._means.report(h.DataWarning(str(error)))
+            means.report(h.DataWarning(str(error)))
             return
-        before = set(self.channels.keys())
-        self.channels.learn({modality: kind.cases for modality, kind in found.items()})
-        if new := set(self.channels.keys()) - before:
-            self._means.consent.learn({key: self.channels.case(key) for key in new})
-            self._late |= new
+        self._late |= set(self.channels.keys()) - before
 
     # --- batches ---------------------------------------------------------------------------------------
 
@@ -316,7 +328,11 @@ class SiteJob:
         if self.summing is not None and forward.places is not None:
             # SP-11.18-13: "all sites have all samples"
             raise PolicyRefused("a part of a batch was asked for, where only a sum of all sites may be read")
-        if self.job.frozen and self.answering.unlocated({s.key for s in forward.samples} & self._late):
+        late = {sample.key for sample in forward.samples} & self._late
+        if forward.mode in ("train", "evaluate") and late:
+            # SP-11-4: a patient takes part in the run once the coordinator was told of the patient and the grid.
+            raise PolicyRefused(f"a batch to {forward.mode} has a patient who came later and was not listed")
+        if self.job.frozen and self.answering.unlocated(late):
             # SP-11.19-14.
             raise PolicyRefused(
                 "a release was asked for of a patient who came later and was not located on this link"

@@ -237,7 +237,8 @@ class Summing:
     # --- inside ----------------------------------------------------------------------------------------
 
     def _history(self, forward: Forward) -> bytes:
-        return self.history if forward.mode in ("train", "evaluate") else fusion.BEGINNING
+        # SP-11.18-12: a release is made with weights that no step has changed.
+        return fusion.BEGINNING if forward.mode == "release" else self.history
 
     def _keep(self, asked: str, answer: str) -> None:
         self._answers.add(asked=asked, answer=answer)

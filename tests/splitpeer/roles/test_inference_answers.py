@@ -41,14 +41,23 @@ def test_whom_a_policy_serves(tmp_path, terms, asker, mine, admitted) -> None:
 def test_requests_of_a_day_are_counted_once_each_also_by_the_next_process(tmp_path) -> None:
     bounds = Bounds(max_inferences_per_day=2)
     for request in (KEY, OTHER, KEY):
-        new_inference(tmp_path, bounds, request, now=1000.0)
+        new_inference(tmp_path, bounds, request, KEY, now=1000.0)
     with pytest.raises(BudgetSpent, match="max_inferences_per_day"):
-        new_inference(tmp_path, bounds, MINE, now=1001.0)
-    new_inference(tmp_path, bounds, OTHER, now=1002.0)
-    new_inference(tmp_path, bounds, MINE, now=1000.0 + 86_401)
+        new_inference(tmp_path, bounds, MINE, KEY, now=1001.0)
+    new_inference(tmp_path, bounds, OTHER, KEY, now=1002.0)
+    new_inference(tmp_path, bounds, MINE, KEY, now=1000.0 + 86_401)
     answering = Answering(LISTED, Bounds(max_inferences_per_day=1), tmp_path / "b")
     assert answering.admit(Locate(KEY, KEY, "site-a"), lambda *_: False)
     assert not answering.admit(Locate(MINE, KEY, "site-a"), lambda *_: False)
+
+
+def test_one_request_about_two_patients_counts_twice(tmp_path) -> None:
+    """SP-11.19-4: nothing shows a site that a listed asker's request is one, so its id alone limits nothing."""
+    answering = Answering(LISTED, Bounds(max_inferences_per_day=2), tmp_path)
+    admitted = [
+        answering.admit(Locate(MINE, key, "site-a"), lambda *_: False) for key in (KEY, OTHER, MINE, KEY)
+    ]
+    assert admitted == [True, True, False, True]
 
 
 def test_each_window_is_asked_for_once_after_a_locate(tmp_path) -> None:

@@ -57,7 +57,7 @@ class Answering:
         ):
             return False
         try:
-            new_inference(self._state, self._bounds, asked.request)
+            new_inference(self._state, self._bounds, asked.request, asked.key)
         except BudgetSpent:
             return False
         return True

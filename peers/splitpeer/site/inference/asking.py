@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Self, TypeVar
 
@@ -18,7 +19,7 @@ from splitpeer.daemon.spool import Spool, Waiting, folder_of
 from splitpeer.daemon.spooled import Provenance, SpoolRequest, SpoolResult, Status, TaskForm, now
 from splitpeer.data.geometry import Geometry
 from splitpeer.data.pseudonym import load_salt, pseudonym
-from splitpeer.errors import DataError, DeadlinePassed
+from splitpeer.errors import DataError, DeadlinePassed, sayable
 from splitpeer.federation.compute import Compute
 from splitpeer.logs import handle
 from splitpeer.settings.peer import PeerConfig
@@ -37,6 +38,8 @@ from splitproto.messages import (
 
 LOOK_S = 0.1
 """Between two looks into the spool."""
+REST_S = 5.0
+"""After a look that failed."""
 NOTE_S = 0.25
 """Between two lines of progress of one request."""
 READ_S = 600.0
@@ -130,7 +133,8 @@ class InferenceAsker:
                 await self._note_progress(request.hex(), message)
             case Segmented(request=request) if (asked := self._asked.get(request.hex())) is not None:
                 await self._deliver(asked, message)
-                del self._asked[request.hex()]
+                # Whoever asked may have forgotten it meanwhile.
+                self._asked.pop(request.hex(), None)
             case Unsegmented(request=request) if request.hex() in self._asked:
                 # A daemon that cancelled has forgotten the request already.
                 await self._fail(request.hex(), CAUSES.get(message.code, "internal"), message.reason)
@@ -140,17 +144,35 @@ class InferenceAsker:
     # --- the spool -------------------------------------------------------------------------------------
 
     async def _watch(self) -> None:
+        """Nobody awaits this: whatever fails is told, and the spool is looked at again."""
+        told = ""
         while True:
-            waiting = await self._on_disk(self._spool.waiting)
-            for name in self._asked.keys() - {one.id for one in waiting}:
-                # Whoever asked has forgotten it.
-                await self._drop(name)
-            for one in waiting:
-                try:
-                    await self._attend(one)
-                except SplitprotoError:
-                    break  # the link is over: they are asked again on the next one
-            await asyncio.sleep(LOOK_S)
+            failed = ""
+            try:
+                await self._look()
+            except Exception as error:
+                failed = sayable(error)
+            if failed and failed != told:
+                self._report(h.DataWarning(f"a request for a segmentation has to wait: {failed}"))
+            told = failed
+            await asyncio.sleep(REST_S if failed else LOOK_S)
+
+    async def _look(self) -> None:
+        """Raises what kept a request from being attended to, after all others were."""
+        waiting = await self._on_disk(self._spool.waiting)
+        for name in self._asked.keys() - {one.id for one in waiting}:
+            # Whoever asked has forgotten it.
+            await self._drop(name)
+        failed: Exception | None = None
+        for one in waiting:
+            try:
+                await self._attend(one)
+            except SplitprotoError:
+                break  # the link is over: they are asked again on the next one
+            except Exception as error:
+                failed = error
+        if failed is not None:
+            raise failed
 
     async def _attend(self, one: Waiting) -> None:
         """Have a request where it can be. Raises SplitprotoError: the link is over."""
@@ -193,7 +215,9 @@ class InferenceAsker:
     async def _drop(self, name: str) -> None:
         asked, link = self._asked.pop(name, None), self._link
         if asked is not None and link is not None and asked.sent_on is link.session:
-            await link.session.send(Cancel(bytes.fromhex(name)))
+            # With its link, a request is over at the coordinator as well.
+            with suppress(SplitprotoError):
+                await link.session.send(Cancel(bytes.fromhex(name)))
 
     # --- answers ---------------------------------------------------------------------------------------
 
@@ -228,6 +252,9 @@ class InferenceAsker:
                 raise ValueError("no link")
             result = _result(asked, came, link.job)
             result.check()
+        except DataError as error:
+            await self._fail(name, "unusable", str(error))
+            return
         except ValueError as error:
             reason = f"the coordinator sent no segmentation that fits the request: {error}"
             await self._on_disk(self._spool.note, name, Status.failed("internal", reason))
