@@ -242,7 +242,7 @@ def test_the_daemon_dies_and_does_not_come_back(
 ) -> None:
     monkeypatch.setattr(asking, "ALIVE_S", 0.0)
     monkeypatch.setattr(asking, "RETURN_S", 0.3)
-    monkeypatch.setattr(asking.Asking, "check", lambda self: None)
+    monkeypatch.setattr(asking.SpoolAsker, "check", lambda self: None)
     Spool(folder_of(site / "state")).open()
     _, err = segment("P001", "--out", site / "mask.nii.gz", code=2)
     assert "is not back after 0.3 s" in err
