@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from splitpeer.cli import main
+from splitpeer.daemon.spool import Spool, Waiting
 from splitpeer.data.files import Case
 from splitpeer.data.nifti import read_header
 from splitpeer.prepare.record import AtlasGrid, PreparedRecord, record_of, write
@@ -104,6 +105,31 @@ def test_the_mask_is_on_the_grid_of_the_scan(site: Path, segment: Callable[..., 
         assert (volume.array[columns, rows, slices, place] == 1).all()
         assert volume.array[..., place].sum() == mask.sum()
     assert "little overlap" in (site / "m.html").read_text()
+
+
+@pytest.mark.parametrize("folder", ["nowhere", "dicom"])
+def test_a_wrong_folder_is_found_before_anybody_is_asked(
+    site: Path, capsys: pytest.CaptureFixture[str], folder: str
+) -> None:
+    image, asked = site / "images" / "P001.nii.gz", list[str]()
+    answer = answers_on({"P001": read_header(Case("P001", image)).geometry})
+
+    def noting(spool: Spool, one: Waiting) -> None:
+        asked.append(one.id)
+        answer(spool, one)
+
+    # Files of the same names, on another grid.
+    moved = SCAN + np.array([[0, 0, 0, 40.0], [0] * 4, [0] * 4, [0] * 4])
+    write_series(
+        site / "dicom" / "one", np.ones(SHAPE, np.int16), moved, patient_id="4711", description="FLAIR"
+    )
+    arguments = ("--out", site / "m.nii.gz", "--dicom-seg", site / "m.dcm", "--dicom", site / folder)
+    with daemon(site / "state", noting), pytest.raises(SystemExit) as left:
+        main(["segment", "P001", *map(str, arguments), "--config", str(site / "peer.toml")])
+    _, err = capsys.readouterr()
+    assert left.value.code == 4 and len(err.splitlines()) == 1
+    assert ("not there" if folder == "nowhere" else "is not on the grid of the mask") in err
+    assert asked == [] and not (site / "m.nii.gz").exists()
 
 
 def test_files_that_are_gone(site: Path, segment: Callable[..., tuple[str, str]]) -> None:

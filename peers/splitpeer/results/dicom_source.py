@@ -85,6 +85,10 @@ class SourceSeries:
         placed[list(self.order)] = turned.transpose(3, 2, 1, 0)
         return placed
 
+    def check(self, shape: Triple, affine: np.ndarray) -> None:
+        """That a mask of this grid can be written for the series. Raises DataError: it is on another one."""
+        self._turn(shape, affine)
+
     def _turn(self, shape: Triple, affine: np.ndarray) -> tuple[Triple, tuple[bool, bool, bool]]:
         """The volume's axis behind columns, rows and frames, and which of the three run the other way."""
         between = np.linalg.solve(affine, self.affine)[:3, :3]
