@@ -107,9 +107,16 @@ def test_the_mask_is_on_the_grid_of_the_scan(site: Path, segment: Callable[..., 
     assert "little overlap" in (site / "m.html").read_text()
 
 
-@pytest.mark.parametrize("folder", ["nowhere", "dicom"])
+@pytest.mark.parametrize(
+    ("folder", "prepared", "said"),
+    [
+        ("nowhere", True, "not there"),
+        ("dicom", False, "2 series"),
+        ("dicom/one", False, "is not on the grid"),
+    ],
+)
 def test_a_wrong_folder_is_found_before_anybody_is_asked(
-    site: Path, capsys: pytest.CaptureFixture[str], folder: str
+    site: Path, capsys: pytest.CaptureFixture[str], folder: str, prepared: bool, said: str
 ) -> None:
     image, asked = site / "images" / "P001.nii.gz", list[str]()
     answer = answers_on({"P001": read_header(Case("P001", image)).geometry})
@@ -118,17 +125,21 @@ def test_a_wrong_folder_is_found_before_anybody_is_asked(
         asked.append(one.id)
         answer(spool, one)
 
-    # Files of the same names, on another grid.
-    moved = SCAN + np.array([[0, 0, 0, 40.0], [0] * 4, [0] * 4, [0] * 4])
-    write_series(
-        site / "dicom" / "one", np.ones(SHAPE, np.int16), moved, patient_id="4711", description="FLAIR"
+    if not prepared:
+        record_of(image).unlink()
+    arguments = (
+        "--out",
+        site / "m.nii.gz",
+        "--dicom-seg",
+        site / "m.dcm",
+        "--dicom",
+        site / folder,
+        "--force",
     )
-    arguments = ("--out", site / "m.nii.gz", "--dicom-seg", site / "m.dcm", "--dicom", site / folder)
     with daemon(site / "state", noting), pytest.raises(SystemExit) as left:
         main(["segment", "P001", *map(str, arguments), "--config", str(site / "peer.toml")])
     _, err = capsys.readouterr()
-    assert left.value.code == 4 and len(err.splitlines()) == 1
-    assert ("not there" if folder == "nowhere" else "is not on the grid of the mask") in err
+    assert left.value.code == 4 and said in err and len(err.splitlines()) == 1
     assert asked == [] and not (site / "m.nii.gz").exists()
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from splitpeer.data.files import Case
-from splitpeer.data.geometry import Geometry, differences
+from splitpeer.data.geometry import Geometry, Triple, differences
 from splitpeer.data.layouts import find_all
 from splitpeer.data.patients import patient_id
 from splitpeer.data.rules import Rules
@@ -48,6 +48,16 @@ class OwnScan:
             return self.header.warnings
         taken = tuple(f"taken in spite of: {reason}" for reason in self.record.reasons)
         return (*self.header.warnings, *self.record.warnings, *taken)
+
+    @property
+    def grid(self) -> tuple[Triple, np.ndarray]:
+        """Shape and affine that a segmentation of it has (`brought_back`)."""
+        from splitpeer.results.own_grid import stored_affine
+
+        if self.record is not None:
+            return self.record.shape, self.record.affine
+        header = self.header
+        return header.stored_shape, stored_affine(header.shape, header.affine, header.turn)
 
     def voxels(self, rules: Rules) -> np.ndarray:
         """Its voxels on the grid that a segmentation of it has, float32 [i, j, k]. Raises DataError."""

@@ -130,7 +130,7 @@ def segment(
     targets = _targets(list(own), out, dicom_seg, report, probabilities)
     _check_free(targets, force)
     if dicom is not None:
-        _check_dicom(list(own.values()), dicom)
+        _check_dicom(list(own.values()), dicom, force=force)
     asking = SpoolAsker(
         config.peer.state, want="probabilities" if probabilities else "mask", require=require, wait=wait
     )
@@ -320,12 +320,11 @@ def _check_free(targets: dict[str, Files], force: bool) -> None:
                 raise ConfigError(f"{path}: exists and is not overwritten: move it away, or add --force")
 
 
-def _check_dicom(scans: Sequence[OwnScan], folder: Path) -> None:
-    """Before anybody computes anything. Raises DataError, ConfigError: the original files cannot be used."""
+def _check_dicom(scans: Sequence[OwnScan], folder: Path, *, force: bool) -> None:
+    """Before anybody computes anything. Raises DataError, ConfigError: no DICOM SEG can be written for these files."""
     from splitpeer.results.dicom_source import read_series
 
     for scan in scans:
         series = read_series(scan.dicom_files(folder))
-        # Without a record, what the folder is of is said when the file is written.
-        if scan.record is not None:
-            series.check(scan.record.shape, scan.record.affine)
+        scan.check_series(series, folder, force=force)
+        series.check(*scan.grid)
