@@ -114,7 +114,11 @@ def test_tensors_cross_the_wire_as_activations_and_their_gradients_and_weights_o
     (SP-11.16-3), not where they come from. So a site declines such jobs unless its `[policy] share_encoder` is true.
     """
     weights = {"shared", "average"}
-    assert {"activations", "gradients"} | weights == WITH_TENSORS
+    labels, masks = {"logits", "loss-gradients", "prediction"}, {"segmented"}
+    assert {"activations", "gradients"} | weights | labels | masks == WITH_TENSORS
+    # To and from the site that has the labels, and to the one that asked: no weights either.
+    assert {service for service, names in SERVICES.items() if labels & set(names)} == {"label"}
+    assert {service for service, names in SERVICES.items() if masks & set(names)} == {"infer"}
     assert {service for service, names in SERVICES.items() if weights & set(names)} == {"average"}
     carrying = {name for name, cls in MESSAGES.items() if "tensors" in {f.name for f in fields(cls)}}
     assert carrying == WITH_TENSORS

@@ -45,7 +45,9 @@ class Site(RemoteSite):
 
     def __init__(self, name: str, report: h.Reporter) -> None:
         seat = SimpleNamespace(name="t1")
-        offer = SimpleNamespace(seats=(seat,), job=SimpleNamespace(seconds_per_step=5.0), run=bytes(16))
+        offer = SimpleNamespace(
+            seats=(seat,), masks=None, job=SimpleNamespace(seconds_per_step=5.0), run=bytes(16)
+        )
         witness = SimpleNamespace(listen=lambda session: None)
         super().__init__(name, offer, SOON, witness, report, b"")  # type: ignore[arg-type]
 
