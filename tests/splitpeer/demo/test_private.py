@@ -73,7 +73,7 @@ def ran(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         ("pca", "whitebox:iterations=3", "inverse:steps=4,width=4"),
         "sum-search:steps=4,width=4,iterations=2",
     )
-    monkeypatch.setattr(leak, "EFFORT", leak.Effort(attacks, search, tumour=False))
+    monkeypatch.setattr(leak, "EFFORT", leak.AttackEffort(attacks, search, tumour=False))
     former = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
     out = tmp_path / "demo"
     with pytest.raises(SystemExit) as left:
