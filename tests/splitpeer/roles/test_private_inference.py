@@ -6,15 +6,14 @@ import asyncio
 from pathlib import Path
 
 import nibabel as nib
-import numpy as np
 import pytest
 
 from splitpeer.errors import ConfigError
 
-from .test_inference import DATA, LONG_S, asked, ended, held_out, segmented
+from .test_inference import DATA, LONG_S, SLOW, asked, assert_mask, ended, held_out, segmented
 
 EVALUATION = {"overlap": 0.25, "batch": 16}
-FROZEN = {"encoders": "frozen", "steps": 3, "batch": 1, "checkpoint_every": 3, "learning_rate": 0.05}
+FROZEN = {"encoders": "frozen", **SLOW}
 SUM = {"features": [2, 4, 4, 8, 8, 4], "fusion": "secure-sum", "widths": [1, 1, 2, 2, 4], "sum_range": 64.0}
 
 
@@ -76,7 +75,7 @@ async def test_each_window_leaves_once(scene, make, tmp_path, private) -> None:
         own = await segmented(scene, "t1ce", patient)
         before = {one: answers(scene, one) for one in modalities}
         image = nib.load(scene.output / "predictions" / f"{patient}.nii.gz")
-        assert (own.task.labels(own.regions) == np.asarray(image.dataobj)).all()
+        assert_mask(own, image)
         comes(make, tmp_path, "NEW_Nora", 77, *modalities)
         first = await segmented(scene, "t1ce", "NEW_Nora")
         assert first.provenance.used == modalities
@@ -107,13 +106,13 @@ async def test_a_sum_whose_encoders_have_learnt(scene, make, tmp_path) -> None:
     policy = {"min_partners": 1}
     scene = cast(
         scene, tmp_path, ("t1ce", "t2"), policy,
-        training={"steps": 3, "batch": 1, "checkpoint_every": 3, "learning_rate": 0.05}, model=SUM,
+        training=SLOW, model=SUM,
     )  # fmt: skip
     async with scene.running() as on:
         patient = held_out(scene)[0]
         own = await segmented(scene, "t1ce", patient)
         image = nib.load(scene.output / "predictions" / f"{patient}.nii.gz")
-        assert (own.task.labels(own.regions) == np.asarray(image.dataobj)).all()
+        assert_mask(own, image)
         comes(make, tmp_path, "NEW_Nora", 77, "t1ce", "t2")
         first = await segmented(scene, "t1ce", "NEW_Nora")
         on.stops["hub"].set()
