@@ -15,10 +15,33 @@ from pathlib import Path
 NUMERICS = [
     *(
         f"tests/splitpeer/{part}"
-        for part in ("defences", "training", "attacks", "leakage", "models", "privacy", "data")
+        for part in (
+            "defences",
+            "training",
+            "attacks",
+            "leakage",
+            "models",
+            "privacy",
+            "data",
+            "audit",
+            "pretraining",
+        )
     ),
-    "tests/splitpeer/audit",
-    "tests/splitpeer/roles/test_exactness.py",
+    *(
+        f"tests/splitpeer/roles/test_{part}.py"
+        for part in (
+            "exactness",
+            "averaging",
+            "seats",
+            "frozen",
+            "secure_sum",
+            "inference",
+            "private_inference",
+            "export",
+            "segment",
+        )
+    ),
+    "tests/benchmarks",
 ]
 KERNELS: dict[str, tuple[dict[str, str], str]] = {
     # name: (variables, the flag in /proc/cpuinfo without which this CPU cannot run them)
