@@ -46,6 +46,11 @@ class ConfigError(PeerError):
     exit_code = 4
 
 
+def needs(what: str, package: str, extra: str) -> ConfigError:
+    """A package of an extra that is not installed, for `what` was asked."""
+    return ConfigError(f"{what} needs {package}: in the clone, pip install '.[{extra}]'")
+
+
 class DataError(PeerError):
     """A file or folder of images cannot be used: names the file and the fix.
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
@@ -13,11 +15,13 @@ from splitpeer.cli import main
 from splitpeer.daemon.spool import Spool, Waiting
 from splitpeer.data.files import Case
 from splitpeer.data.nifti import read_header
-from splitpeer.prepare.record import AtlasGrid, PreparedRecord, record_of, write
+from splitpeer.prepare.record import AtlasGrid, PreparedRecord, read, record_of, write
 from tests.splitpeer.daemon.spooling import TASK
 from tests.splitpeer.daemon.stand_in import answers_on, daemon, masks_of
 
 highdicom = pytest.importorskip("highdicom")
+from pydicom import Dataset  # noqa: E402
+
 from splitpeer.data.phantom.series import write_series  # noqa: E402  (needs pydicom)
 
 SHAPE = (12, 10, 6)
@@ -141,6 +145,44 @@ def test_a_wrong_folder_is_found_before_anybody_is_asked(
     _, err = capsys.readouterr()
     assert left.value.code == 4 and said in err and len(err.splitlines()) == 1
     assert asked == [] and not (site / "m.nii.gz").exists()
+
+
+def test_a_stack_of_an_enhanced_image(site: Path, segment: Callable[..., tuple[str, str]]) -> None:
+    """The record says which of the frames the image was made of."""
+    image = site / "images" / "P001.nii.gz"
+    voxels = np.random.default_rng(7).integers(1, 900, SHAPE).astype(np.int16)
+    (file,) = write_series(
+        site / "dicom" / "three",
+        voxels,
+        SCAN,
+        patient_id="4711",
+        description="FLAIR",
+        number=3,
+        enhanced=True,
+    )
+    data = highdicom.imread(file)
+    groups, planes = list(data.PerFrameFunctionalGroupsSequence), data.pixel_array
+    data.PerFrameFunctionalGroupsSequence = [*groups, *copy.deepcopy(groups)]
+    for group in groups:  # a localizer in front
+        group.PlaneOrientationSequence = [Dataset()]
+        group.PlaneOrientationSequence[0].ImageOrientationPatient = [0, 1, 0, 0, 0, -1]
+    data.NumberOfFrames, data.PixelData = 2 * SHAPE[2], planes.tobytes() * 2
+    data.save_as(file)
+    written = read(record_of(image))
+    frames = tuple(range(SHAPE[2], 2 * SHAPE[2]))
+    write(
+        record_of(image),
+        replace(written, series=data.SeriesInstanceUID, files=("three/03-multiframe.dcm",), frames=frames),
+    )
+    segment("--out", site / "m.nii.gz", "--dicom-seg", site / "m.dcm", "--dicom", site / "dicom")
+    seg = highdicom.seg.segread(site / "m.dcm")
+    wanted = np.zeros((2 * SHAPE[2], SHAPE[1], SHAPE[0], 2), np.uint8)
+    wanted[SHAPE[2] :] = expected(site).transpose(3, 2, 1, 0)
+    again = seg.get_pixels_by_source_frame(
+        data.SOPInstanceUID, list(range(1, 2 * SHAPE[2] + 1)), ignore_spatial_locations=True,
+        assert_missing_frames_are_empty=True,
+    )  # fmt: skip
+    assert np.array_equal(again, wanted) and wanted.any()
 
 
 def test_files_that_are_gone(site: Path, segment: Callable[..., tuple[str, str]]) -> None:

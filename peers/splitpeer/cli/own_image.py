@@ -71,17 +71,31 @@ class OwnScan:
         stored: np.ndarray = as_stored(voxels[None], header.turn)[0]
         return stored
 
-    def dicom_files(self, folder: Path) -> list[Path]:
+    def series(self, folder: Path, *, force: bool) -> SourceSeries:
         """The series that it shows: the files that it was made of, or else all in the patient's folder below `folder`,
         or in `folder`.
 
+        Args:
+            folder: of DICOM files.
+            force: whether an image that was not prepared may be of a patient whom DICOM calls something else.
+
         Raises:
-            DataError: a file that it was made of is not there.
+            ConfigError: pydicom is not installed.
+            DataError: a file that it was made of is not there, or no mask of it can be written for these files.
         """
+        from splitpeer.results.dicom_source import read_series
+
         if self.record is None:
             own = folder / self.patient
-            return [own if own.is_dir() else folder]
-        files = [folder / name for name in self.record.files]
+            found = read_series([own if own.is_dir() else folder])
+        else:
+            found = read_series(self._files(folder, self.record), self.record.frames)
+        self._check_series(found, folder, force=force)
+        found.check(*self.grid)
+        return found
+
+    def _files(self, folder: Path, record: PreparedRecord) -> list[Path]:
+        files = [folder / name for name in record.files]
         if gone := [file for file in files if not file.is_file()]:
             raise DataError(
                 f"{gone[0]}: not there, and {self.path.name} was made of it: name the folder that splitpeer data "
@@ -89,17 +103,8 @@ class OwnScan:
             )
         return files
 
-    def check_series(self, series: SourceSeries, folder: Path, *, force: bool) -> None:
-        """That a mask of this image belongs into the study of `series`: nobody's mask is filed under somebody else.
-
-        Args:
-            series: as read from `dicom_files`.
-            folder: where from, for errors.
-            force: whether an image that was not prepared may be of a patient whom DICOM calls something else.
-
-        Raises:
-            DataError: it does not, or nothing says so.
-        """
+    def _check_series(self, series: SourceSeries, folder: Path, *, force: bool) -> None:
+        """That a mask of this image belongs into the study of `series`: nobody's mask is filed under somebody else."""
         first = series.datasets[0]
         if self.record is None:
             # The name itself stays out of the line: it is the hospital's, not the study's.

@@ -130,7 +130,9 @@ def segment(
     targets = _targets(list(own), out, dicom_seg, report, probabilities)
     _check_free(targets, force)
     if dicom is not None:
-        _check_dicom(list(own.values()), dicom, force=force)
+        # Before anybody computes anything.
+        for scan in own.values():
+            scan.series(dicom, force=force)
     asking = SpoolAsker(
         config.peer.state, want="probabilities" if probabilities else "mask", require=require, wait=wait
     )
@@ -196,7 +198,6 @@ class _Work:
         """All files of a patient, or none."""
         from splitpeer.cli.own_image import brought_back
         from splitpeer.results.dicom_seg import write_dicom_seg
-        from splitpeer.results.dicom_source import read_series
         from splitpeer.results.nifti_out import write_nifti
 
         own, files = self._own[told.patient], self._targets[told.patient]
@@ -208,11 +209,9 @@ class _Work:
                 write_nifti(segmentation, staged.at(files.probabilities), kind="probabilities")
                 staged.at(_beside(files.probabilities))
             if files.dicom_seg is not None and self._dicom is not None:
-                series = read_series(own.dicom_files(self._dicom))
-                own.check_series(series, self._dicom, force=self._force)
                 write_dicom_seg(
                     segmentation,
-                    series,
+                    own.series(self._dicom, force=self._force),
                     staged.at(files.dicom_seg),
                     codes=self._config.results.codes,
                 )
@@ -318,13 +317,3 @@ def _check_free(targets: dict[str, Files], force: bool) -> None:
                 raise ConfigError(f"{path}: is a folder: choose another name")
             if path.exists() and not force:
                 raise ConfigError(f"{path}: exists and is not overwritten: move it away, or add --force")
-
-
-def _check_dicom(scans: Sequence[OwnScan], folder: Path, *, force: bool) -> None:
-    """Before anybody computes anything. Raises DataError, ConfigError: no DICOM SEG can be written for these files."""
-    from splitpeer.results.dicom_source import read_series
-
-    for scan in scans:
-        series = read_series(scan.dicom_files(folder))
-        scan.check_series(series, folder, force=force)
-        series.check(*scan.grid)

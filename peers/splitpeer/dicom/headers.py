@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from splitpeer.errors import DataError
+from splitpeer.errors import DataError, needs
 
 try:
     import pydicom
@@ -19,7 +19,7 @@ try:
     from pydicom.errors import InvalidDicomError
     from pydicom.pixels.decoders.base import get_decoder
 except ModuleNotFoundError:
-    raise DataError("DICOM needs pydicom: in the clone, pip install '.[dicom]'") from None
+    raise needs("DICOM", "pydicom", "dicom") from None
 
 MAX_FILES = 500_000
 """Files below one folder; the headers of so many take about a gigabyte."""
@@ -107,6 +107,10 @@ class DicomFolder:
     """Files that were passed over: reason -> how many."""
 
 
+class NotAnImage(Exception):
+    """Why a file is no image of a series, without its name."""
+
+
 def read_folder(root: Path, patient_id: str = "PatientID", progress: Progress | None = None) -> DicomFolder:
     """All DICOM images below `root`, headers only, in the order of their paths.
 
@@ -125,12 +129,10 @@ def read_folder(root: Path, patient_id: str = "PatientID", progress: Progress | 
     paths = _files(root)
     headers: list[DicomHeader] = []
     passed: Counter[str] = Counter()
-    # Its warnings quote values, and values name patients.
-    logging.getLogger("pydicom").setLevel(logging.CRITICAL)
     for count, path in enumerate(paths, 1):
         try:
-            headers.append(_header(root, path, patient_id))
-        except _PassedOver as reason:
+            headers.append(read_file(path, path.relative_to(root).as_posix(), patient_id)[0])
+        except NotAnImage as reason:
             passed[str(reason)] += 1
         if progress:
             progress(count, len(paths))
@@ -140,11 +142,45 @@ def read_folder(root: Path, patient_id: str = "PatientID", progress: Progress | 
     return DicomFolder(root, tuple(headers), dict(passed))
 
 
+def read_file(path: Path, name: str, patient_id: str = "PatientID") -> tuple[DicomHeader, Dataset]:
+    """One image: what its header says, and the header itself, without voxels.
+
+    Args:
+        path: the file.
+        name: `DicomHeader.path`.
+        patient_id: as for `read_folder`.
+
+    Raises:
+        NotAnImage: it is none, or damaged.
+    """
+    # Its warnings quote values, and values name patients.
+    logging.getLogger("pydicom").setLevel(logging.CRITICAL)
+    try:
+        status = path.stat()
+        if not path.is_file():
+            raise NotAnImage("not a regular file")
+        if status.st_size > MAX_FILE_BYTES:
+            raise NotAnImage(f"larger than {MAX_FILE_BYTES >> 30} GiB")
+        data, behind = _dataset(path)
+    except OSError as error:
+        raise NotAnImage(f"cannot be read ({error.strerror or 'it ends early'})") from None
+    if "Rows" not in data or "Columns" not in data:
+        image = "Image Storage" in pydicom.uid.UID(str(data.get("SOPClassUID", ""))).name
+        raise NotAnImage(_CUT if image else "no image (a report, a directory or the like)")
+    folder = name.partition("/")[0] if patient_id == BY_FOLDER and "/" in name else ""
+    try:
+        header = _filled(data, name, status, folder or _text(data, patient_id))
+    except NotAnImage:
+        raise
+    except Exception:  # whatever pydicom makes of a value that is none
+        raise NotAnImage("a header that cannot be understood: export it again") from None
+    # Eight bytes: tag and length of the voxels' element, at least.
+    return replace(
+        header, short=header.short or status.st_size < behind + 8 + _voxel_bytes(data, header)
+    ), data
+
+
 # --- inside ------------------------------------------------------------------------------------------------
-
-
-class _PassedOver(Exception):
-    """Why a file is no image of a series, without its name."""
 
 
 def _files(root: Path) -> list[Path]:
@@ -159,31 +195,6 @@ def _files(root: Path) -> list[Path]:
                 f"{root}: more than {MAX_FILES} files: prepare the folders below it one after another"
             )
     return found
-
-
-def _header(root: Path, path: Path, patient_id: str) -> DicomHeader:
-    try:
-        status = path.stat()
-        if not path.is_file():
-            raise _PassedOver("not a regular file")
-        if status.st_size > MAX_FILE_BYTES:
-            raise _PassedOver(f"larger than {MAX_FILE_BYTES >> 30} GiB")
-        data, behind = _dataset(path)
-    except OSError as error:
-        raise _PassedOver(f"cannot be read ({error.strerror})") from None
-    if "Rows" not in data or "Columns" not in data:
-        image = "Image Storage" in pydicom.uid.UID(str(data.get("SOPClassUID", ""))).name
-        raise _PassedOver(_CUT if image else "no image (a report, a directory or the like)")
-    relative = path.relative_to(root)
-    named = relative.parts[0] if patient_id == BY_FOLDER and len(relative.parts) > 1 else ""
-    try:
-        header = _filled(data, relative.as_posix(), status, named or _text(data, patient_id))
-    except _PassedOver:
-        raise
-    except Exception:  # whatever pydicom makes of a value that is none
-        raise _PassedOver("a header that cannot be understood: export it again") from None
-    # Eight bytes: tag and length of the voxels' element, at least.
-    return replace(header, short=header.short or status.st_size < behind + 8 + _voxel_bytes(data, header))
 
 
 _CUT = "a header that ends early: copy or export it again"
@@ -205,11 +216,11 @@ def _dataset(path: Path) -> tuple[Dataset, int]:
             with path.open("rb") as file:
                 return pydicom.dcmread(file, stop_before_pixels=True), file.tell()
         except InvalidDicomError:
-            raise _PassedOver("not DICOM") from None
+            raise NotAnImage("not DICOM") from None
         except OSError:
             raise
         except Exception:
-            raise _PassedOver(_CUT) from None
+            raise NotAnImage(_CUT) from None
 
 
 def _filled(data: Dataset, path: str, status: os.stat_result, patient: str) -> DicomHeader:
@@ -250,10 +261,10 @@ def _filled(data: Dataset, path: str, status: os.stat_result, patient: str) -> D
 def _frames(data: Dataset) -> Iterator[Frame]:
     count = int(data.get("NumberOfFrames") or 1)
     if count > MAX_FRAMES:
-        raise _PassedOver(f"more than {MAX_FRAMES} frames in one file")
+        raise NotAnImage(f"more than {MAX_FRAMES} frames in one file")
     per_frame = data.get("PerFrameFunctionalGroupsSequence")
     if per_frame is not None and len(per_frame) < count:
-        raise _PassedOver("frames without a description: export it again")
+        raise NotAnImage("frames without a description: export it again")
     for index in range(count if per_frame is not None else 1):
         group = _group(data, index)
         slope, intercept = _number(group, "RescaleSlope"), _number(group, "RescaleIntercept")

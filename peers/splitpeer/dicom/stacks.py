@@ -77,8 +77,16 @@ def stacks_of(headers: Sequence[DicomHeader]) -> list[SliceStack]:
     return sorted(stacks, key=lambda stack: -len(stack.slices))
 
 
-def grid_of(stack: SliceStack, max_voxels: int) -> SliceGrid:
-    """The grid of a stack's slices. Raises DataError, without a name: why they are no volume."""
+def grid_of(stack: SliceStack, max_voxels: int | None = None) -> SliceGrid:
+    """The grid of a stack's slices.
+
+    Args:
+        stack: see `stacks_of`.
+        max_voxels: the largest that somebody will read; None: nobody reads its voxels.
+
+    Raises:
+        DataError: why they are no volume, without a name.
+    """
     warnings: list[str] = []
     across, down, normal = _directions(stack)
     slices, dropped = _without_copies(stack.slices)
@@ -91,7 +99,8 @@ def grid_of(stack: SliceStack, max_voxels: int) -> SliceGrid:
         raise DataError(f"{len(slices)} slices, more than {MAX_SLICES}", "too-large")
     first = stack.first
     shape = (first.columns, first.rows, len(slices))
-    if (count := int(np.prod(shape, dtype=np.int64))) > max_voxels:
+    count = int(np.prod(shape, dtype=np.int64))
+    if max_voxels is not None and count > max_voxels:
         raise DataError(f"{count} voxels, more than {max_voxels}: raise [data] max_voxels", "too-large")
     places = np.array([frame.position for _, frame in slices], np.float64)
     order = np.argsort(places @ normal, kind="stable")

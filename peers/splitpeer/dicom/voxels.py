@@ -9,14 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from splitpeer.dicom.stacks import SliceGrid
-from splitpeer.errors import DataError
+from splitpeer.errors import DataError, needs
 
 try:
     import pydicom
     from pydicom.dataset import Dataset
     from pydicom.pixels.utils import pixel_array
 except ModuleNotFoundError:
-    raise DataError("DICOM needs pydicom: in the clone, pip install '.[dicom]'") from None
+    raise needs("DICOM", "pydicom", "dicom") from None
 
 
 def read_voxels(root: Path, grid: SliceGrid) -> NDArray[np.float32]:

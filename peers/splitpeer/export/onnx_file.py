@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from splitpeer.errors import ConfigError, DataError
+from splitpeer.errors import DataError, needs
 from splitpeer.export.half import DECODER, WHOLE, Half, built
 
 OPSET = 18
@@ -59,7 +59,7 @@ def exported(half: Half) -> list[Exported]:
     """
     for package in ("onnx", "onnxscript"):
         if importlib.util.find_spec(package) is None:
-            raise ConfigError(f"--onnx needs the package {package}: in the clone, pip install '.[onnx]'")
+            raise needs("--onnx", package, "onnx")
     return [_exported(name, network, inputs, outputs) for name, network, inputs, outputs in _parts(half)]
 
 

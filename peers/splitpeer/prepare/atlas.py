@@ -14,7 +14,7 @@ from splitpeer.data.files import Case
 from splitpeer.data.geometry import Geometry, Millimetres, Triple
 from splitpeer.data.nifti import Rules, read_voxels
 from splitpeer.data.resampling import resampled_grid
-from splitpeer.errors import ConfigError, DataError
+from splitpeer.errors import DataError, needs
 from splitpeer.prepare.record import AtlasGrid
 
 MNI152 = "mni152"
@@ -65,9 +65,7 @@ def _mni152() -> tuple[NDArray[np.float32], NDArray[np.bool_], NDArray[np.float6
     try:
         from nilearn import datasets
     except ImportError:
-        raise ConfigError(
-            "the atlas mni152 comes with nilearn: in the clone, pip install '.[register]', or name a NIfTI file"
-        ) from None
+        raise needs("the atlas mni152", "nilearn", "register") from None
     image = datasets.load_mni152_template(resolution=1)
     mask = datasets.load_mni152_brain_mask(resolution=1)
     voxels = np.ascontiguousarray(np.asarray(image.dataobj, np.float32))

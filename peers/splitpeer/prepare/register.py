@@ -17,13 +17,13 @@ from scipy import ndimage
 
 from splitpeer.data.geometry import Triple
 from splitpeer.data.regrid import onto, softened
-from splitpeer.errors import ConfigError, DataError
+from splitpeer.errors import DataError, needs
 from splitpeer.prepare.atlas import Atlas, corners
 
 try:
     import SimpleITK as sitk
 except ModuleNotFoundError:
-    raise ConfigError("registration needs SimpleITK: in the clone, pip install '.[register]'") from None
+    raise needs("registration", "SimpleITK", "register") from None
 
 # Sums over threads depend on how work was split, and results on sums; also where filters set their own number.
 sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)

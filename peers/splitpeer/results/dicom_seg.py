@@ -9,16 +9,16 @@ from __future__ import annotations
 import copy
 import io
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from splitpeer.data.task import Region
-from splitpeer.errors import ConfigError, DataError
+from splitpeer.errors import DataError, needs
 from splitpeer.results.codes import Concept, RegionCode, code_of
-from splitpeer.results.dicom_source import INSTALL, SourceSeries
+from splitpeer.results.dicom_source import SourceSeries
 from splitpeer.results.palette import colour_of
 from splitpeer.results.segmentation import NOT_A_DEVICE, SHORT_NOT_A_DEVICE, Segmentation
 from splitpeer.storage import durable
@@ -27,8 +27,6 @@ SERIES_NUMBER = 9000
 """Added to the number of the series it belongs to: behind the scanner's own."""
 LONG = 64
 """Characters of DICOM's LO."""
-LEVELS = 255
-"""Steps of a probability in a fractional segmentation."""
 CREATOR = "splitproto^automatic"
 _MAY_BE_EMPTY = (
     "PatientID", "PatientName", "PatientBirthDate", "PatientSex", "AccessionNumber", "StudyID", "StudyDate",
@@ -43,7 +41,6 @@ def write_dicom_seg(
     path: Path,
     *,
     codes: Mapping[str, RegionCode] | None = None,
-    fractional: bool = False,
 ) -> None:
     """Write the mask as one DICOM SEG.
 
@@ -52,27 +49,21 @@ def write_dicom_seg(
         series: the images it belongs to, on its grid: `dicom_source.read_series`.
         path: the file; an older one is replaced.
         codes: the hospital's own codes, by region; others have a default.
-        fractional: probabilities in `LEVELS` steps instead of yes and no.
 
     Raises:
-        ConfigError: highdicom is not installed, probabilities were not kept, the folder may not be written.
+        ConfigError: highdicom is not installed, the folder may not be written.
         DataError: the series is not on the grid of the mask, or lacks what a segmentation needs.
         DiskTrouble: full disk. There is no half file.
     """
-    values = segmentation.masks
-    if fractional:
-        if segmentation.probabilities is None:
-            raise ConfigError("probabilities were not kept: ask for the segmentation again, with them")
-        values = np.clip(segmentation.probabilities, 0, 1)
-    pixels = series.frames(values, segmentation.affine)
+    pixels = series.slices_of(segmentation.masks, segmentation.affine)
     try:
         import highdicom  # noqa: F401 - whether it is there
     except ImportError:
-        raise ConfigError(f"highdicom is not there: {INSTALL}") from None
+        raise needs("DICOM SEG", "highdicom", "dicom") from None
     with warnings.catch_warnings():
         # An empty mask, and names of patients that break a rule: neither is wrong here.
         warnings.simplefilter("ignore")
-        made = _made(segmentation, series, pixels, codes, fractional)
+        made = _made(segmentation, series, pixels, codes)
         file = io.BytesIO()
         made.save_as(file)
     try:
@@ -86,7 +77,6 @@ def _made(
     series: SourceSeries,
     pixels: np.ndarray,
     codes: Mapping[str, RegionCode] | None,
-    fractional: bool,
 ) -> Any:
     from highdicom import UID
     from highdicom.seg import Segmentation as DicomSegmentation
@@ -94,15 +84,18 @@ def _made(
 
     origin = segmentation.origin
     sources = [_complete(one) for one in series.datasets]
+    if series.frames is None:
+        for one in sources:
+            # Rounded differently from slice to slice, as `dicom.stacks` allows; here they must be one.
+            one.ImageOrientationPatient = sources[0].ImageOrientationPatient
+    else:
+        sources = [_only(sources[0], series.frames)]
     number = int(sources[0].get("SeriesNumber") or 0)
     try:
         made = DicomSegmentation(
             source_images=sources,
-            pixel_array=pixels.astype(np.float32) if fractional else pixels.astype(np.uint8),
-            segmentation_type=SegmentationTypeValues.FRACTIONAL
-            if fractional
-            else SegmentationTypeValues.BINARY,
-            max_fractional_value=LEVELS,
+            pixel_array=pixels.astype(np.uint8),
+            segmentation_type=SegmentationTypeValues.BINARY,
             segment_descriptions=[
                 _described(segmentation, place, region, code_of(segmentation.task, region, codes))
                 for place, region in enumerate(segmentation.task.regions, 1)
@@ -128,6 +121,8 @@ def _made(
         raise DataError(
             f"the series cannot be segmented in DICOM ({cause}): export it again, as it left the scanner"
         ) from None
+    if series.frames is not None:
+        _renumber(made, series.frames)
     made.ImageComments = "\n".join(
         [
             NOT_A_DEVICE,
@@ -193,3 +188,34 @@ def _complete(source: Any) -> Any:
         if name not in one:
             setattr(one, name, "")
     return one
+
+
+def _only(source: Any, frames: Sequence[int]) -> Any:
+    """A multi-frame image with these frames alone, in this order, and what they share where all frames' is."""
+    from pydicom import Dataset
+
+    one, shared = copy.copy(source), Dataset()
+    one.PerFrameFunctionalGroupsSequence = [
+        source.PerFrameFunctionalGroupsSequence[frame] for frame in frames
+    ]
+    one.NumberOfFrames = len(frames)
+    (everywhere,) = source.get("SharedFunctionalGroupsSequence") or (Dataset(),)
+    shared.update(everywhere)
+    for name in ("PlaneOrientationSequence", "PixelMeasuresSequence"):
+        if name in (own := one.PerFrameFunctionalGroupsSequence[0]):
+            setattr(shared, name, own[name].value)
+    one.SharedFunctionalGroupsSequence = [shared]
+    return one
+
+
+def _renumber(made: Any, frames: Sequence[int]) -> None:
+    """Frames are named by their numbers in the file, from 1; of `_only`'s copy they are counted anew."""
+    # Groups of several segments may share an item.
+    images = {
+        id(image): image
+        for group in made.PerFrameFunctionalGroupsSequence
+        for derived in group.DerivationImageSequence
+        for image in derived.SourceImageSequence
+    }
+    for image in images.values():
+        image.ReferencedFrameNumber = frames[int(image.ReferencedFrameNumber) - 1] + 1

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pydicom
 import pytest
 from pydicom import Dataset
 from pydicom.dataset import FileMetaDataset
@@ -75,10 +76,12 @@ class Scan:
     shape: tuple[int, int, int] = SHAPE
 
 
-def series_affine(view: str, shape: tuple[int, int, int] = SHAPE) -> np.ndarray:
+def series_affine(
+    view: str, shape: tuple[int, int, int] = SHAPE, steps: tuple[float, float, float] = STEPS
+) -> np.ndarray:
     """Centred a few millimetres off the origin; "tilted": the gantry was, so each slice is shifted along the rows."""
     affine = np.eye(4)
-    affine[:3, :3] = LPS @ (directions(view) * np.array(STEPS)[:, None]).T
+    affine[:3, :3] = LPS @ (directions(view) * np.array(steps)[:, None]).T
     if view == "tilted":
         affine[:3, 2] += 0.5 * affine[:3, 1]
     middle = affine[:3, :3] @ (np.array(shape) - 1) / 2
@@ -116,9 +119,15 @@ def store(one: Dataset, path: Path) -> Path:
     return path
 
 
-def scan(folder: Path, view: str = "axial", order: str = "forward", **more: Any) -> Scan:
+def scan(
+    folder: Path,
+    view: str = "axial",
+    order: str = "forward",
+    steps: tuple[float, float, float] = STEPS,
+    **more: Any,
+) -> Scan:
     """A single-frame series; `order` of its files: forward, backward or mixed."""
-    affine = series_affine(view)
+    affine = series_affine(view, steps=steps)
     pixels = image_at(grid_points(SHAPE, affine)).round().astype(np.uint16)
     numbers = list(range(SHAPE[2]))
     if order == "backward":
@@ -135,7 +144,7 @@ def scan(folder: Path, view: str = "axial", order: str = "forward", **more: Any)
         one.ImagePositionPatient = [
             f"{c:.9f}" for c in LPS @ (affine[:3, :3] @ [0, 0, frame] + affine[:3, 3])
         ]
-        one.PixelSpacing, one.SliceThickness = [STEPS[1], STEPS[0]], STEPS[2]
+        one.PixelSpacing, one.SliceThickness = [steps[1], steps[0]], steps[2]
         one.Rows, one.Columns = SHAPE[1], SHAPE[0]
         one.PixelData = pixels[:, :, frame].T.tobytes()
         paths.append(store(one, folder / f"{place:03d}.dcm"))
@@ -171,6 +180,28 @@ def multiframe(folder: Path, view: str = "axial", order: str = "forward") -> Sca
     one.PerFrameFunctionalGroupsSequence = Items(frames)
     one.PixelData = b"".join(pixels[:, :, frame].T.tobytes() for frame in numbers)
     return Scan(folder, [store(one, folder / "enhanced.dcm")], affine)
+
+
+def two_stacks(folder: Path, view: str, other: str) -> Scan:
+    """One enhanced image whose frames are those of `other`, echo 10 ms, and of `view`, echo 80 ms, by turns."""
+    frames, planes = [], []
+    for name, echo in ((other, 10.0), (view, 80.0)):
+        read = pydicom.dcmread(multiframe(folder.with_name(f"{name} {echo}"), name).paths[0])
+        groups = list(read.PerFrameFunctionalGroupsSequence)
+        for group in groups:
+            measured = Dataset()
+            measured.EffectiveEchoTime = echo
+            group.MREchoSequence = Items([measured])
+            group.PlaneOrientationSequence = read.SharedFunctionalGroupsSequence[0].PlaneOrientationSequence
+        frames.append(groups)
+        planes.append(read.pixel_array)
+    del read.SharedFunctionalGroupsSequence[0].PlaneOrientationSequence
+    read.NumberOfFrames = 2 * SHAPE[2]
+    read.PerFrameFunctionalGroupsSequence = Items(
+        [group for pair in zip(*frames, strict=True) for group in pair]
+    )
+    read.PixelData = b"".join(plane.tobytes() for pair in zip(*planes, strict=True) for plane in pair)
+    return Scan(folder, [store(read, folder / "enhanced.dcm")], series_affine(view))
 
 
 def stored(
@@ -220,7 +251,8 @@ def segmentation(
 def patients() -> SimpleNamespace:
     """The helpers above, for the tests of this folder."""
     return SimpleNamespace(
-        scan=scan, multiframe=multiframe, inside=inside, grid_points=grid_points, image_at=image_at, stored=stored,
+        scan=scan, multiframe=multiframe, two_stacks=two_stacks,
+        inside=inside, grid_points=grid_points, image_at=image_at, stored=stored,
         segmentation=segmentation, header=header, store=store, LPS=LPS, SHAPE=SHAPE, STEPS=STEPS, ORIGIN=ORIGIN,
         MODEL=MODEL, affine=series_affine, turns=list(product([False, True], repeat=3)),
     )  # fmt: skip

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import builtins
 import errno
+import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,6 +15,8 @@ import pydicom
 import pytest
 
 from splitpeer.data.task import Region, Task
+from splitpeer.dicom.headers import read_folder
+from splitpeer.dicom.stacks import grid_of, stacks_of
 from splitpeer.errors import ConfigError, DataError, DiskTrouble
 from splitpeer.results.codes import Concept, RegionCode, code_of
 from splitpeer.results.dicom_seg import write_dicom_seg
@@ -128,20 +130,63 @@ def test_a_pacs_sees_what_it_is_and_what_it_was_made_without(
     assert (tmp_path / "mask.dcm").stat().st_mode & 0o777 == 0o600
 
 
-def test_probabilities_keep_their_steps(patients: SimpleNamespace, tmp_path: Path) -> None:
-    scan = patients.scan(tmp_path / "s", "oblique")
-    shape, affine = patients.stored(scan.shape, scan.affine, (2, 0, 1), (True, False, True))
-    masks = patients.inside(patients.grid_points(shape, affine))
-    chance = np.random.default_rng(5).uniform(0, 0.49, masks.shape).astype(np.float32) + 0.5 * masks
-    ours = patients.segmentation(shape, affine, masks=masks, probabilities=chance.astype(np.float32))
+@pytest.mark.parametrize("shape", ["mask", "empty"])
+@pytest.mark.parametrize("other", ["sagittal", "axial"])
+def test_one_stack_of_an_enhanced_image_that_holds_two(
+    patients: SimpleNamespace, tmp_path: Path, other: str, shape: str
+) -> None:
+    """Another orientation, or another echo at the same places: `data prepare` takes one, and so does the mask."""
+    scan = patients.two_stacks(tmp_path / "s", "axial", other)
+    with pytest.raises(
+        DataError, match=r"several stacks \(11 and 11 slices\): name the files of one, or prepare"
+    ):
+        read_series([scan.folder])
+    stacks = stacks_of(read_folder(scan.folder).headers)
+    (stack,) = (one for one in stacks if one.slices[0][1].apart[2] == "80.0")
+    frames = tuple(frame.index for _, frame in grid_of(stack).slices)
+    assert sorted(frames) == list(range(1, 22, 2))
+    masks = np.zeros((3, *scan.shape), bool) if shape == "empty" else None
+    ours = patients.segmentation(scan.shape, scan.affine, masks=masks)
+    out = tmp_path / "mask.dcm"
+    write_dicom_seg(ours, read_series(scan.paths, frames), out)
+    seg = pydicom.dcmread(out)
+    if shape == "mask":
+        assert by_formula(patients, seg) == ours.masks.sum() > 500
+        assert (laid_back(ours, out) == ours.masks).all()
+    else:
+        assert not seg.pixel_array.any() and len(seg.PerFrameFunctionalGroupsSequence) >= scan.shape[2]
+    # Each frame names the frame it lies on: of the right stack, at its own place.
+    source = pydicom.dcmread(scan.paths[0])
+    for group in seg.PerFrameFunctionalGroupsSequence:
+        (image,) = group.DerivationImageSequence[0].SourceImageSequence
+        frame = source.PerFrameFunctionalGroupsSequence[int(image.ReferencedFrameNumber) - 1]
+        assert frame.MREchoSequence[0].EffectiveEchoTime == 80
+        places = (one.PlanePositionSequence[0].ImagePositionPatient for one in (group, frame))
+        assert np.allclose(*(np.array(place, float) for place in places), atol=1e-6)
+    with pytest.raises(DataError, match="has changed since the image was prepared from it"):
+        read_series(scan.paths, (*frames[:-1], 99))
+
+
+def test_what_can_be_prepared_can_be_segmented(patients: SimpleNamespace, tmp_path: Path) -> None:
+    """Slices 5 mm apart, of .5 mm pixels, one .3 mm off its place and all turned by rounding."""
+    place, scan = 4, patients.scan(tmp_path / "s", steps=(0.5, 0.5, 5.0))
+    one = pydicom.dcmread(scan.paths[place])
+    one.ImagePositionPatient[2] += 0.3
+    one.ImageOrientationPatient[1] = "0.00004"
+    patients.store(one, scan.paths[place])
+    (stack,) = stacks_of(read_folder(scan.folder).headers)
+    grid = grid_of(stack)
     series = read_series([scan.folder])
-    write_dicom_seg(ours, series, tmp_path / "mask.dcm", fractional=True)
-    seg = highdicom.seg.segread(tmp_path / "mask.dcm")
-    assert (seg.SegmentationType, seg.SegmentationFractionalType) == ("FRACTIONAL", "PROBABILITY")
+    assert series.shape == grid.shape and np.array_equal(series.affine, grid.affine)
+    out = tmp_path / "mask.dcm"
+    write_dicom_seg(patients.segmentation(series.shape, series.affine), series, out)
     images = [str(one.SOPInstanceUID) for one in series.datasets]
-    again = seg.get_pixels_by_source_instance(images, rescale_fractional=True)
-    # Half a step of 1/255, and float32's rounding.
-    assert np.abs(again - series.frames(chance, affine)).max() < 0.5 / 255 + 1e-6
+    again = highdicom.seg.segread(out).get_pixels_by_source_instance(images)
+    masks = patients.segmentation(series.shape, series.affine).masks
+    assert np.array_equal(again.transpose(3, 2, 1, 0), masks) and masks.any()
+    frames = pydicom.dcmread(out).PerFrameFunctionalGroupsSequence
+    heights = {float(frame.PlanePositionSequence[0].ImagePositionPatient[2]) for frame in frames}
+    assert heights <= {float(pydicom.dcmread(path).ImagePositionPatient[2]) for path in scan.paths}
 
 
 def test_an_empty_mask_is_a_valid_answer(patients: SimpleNamespace, tmp_path: Path) -> None:
@@ -229,12 +274,12 @@ def test_a_missing_slice_and_a_doubled_one(patients: SimpleNamespace, tmp_path: 
     again = pydicom.dcmread(scan.paths[3])
     again.SOPInstanceUID = "1.2.3.4"
     patients.store(again, tmp_path / "s" / "copy.dcm")
-    with pytest.raises(DataError, match="two slices at the same place"):
+    with pytest.raises(DataError, match="1 places with several images"):
         read_series([scan.folder])
     (tmp_path / "s" / "copy.dcm").unlink()
     scan.paths[4].unlink()
     with pytest.raises(
-        DataError, match=r"slices 4 and 5 are 5 mm apart, the others 2.5 mm: a slice is missing"
+        DataError, match="1 of its slices missing after slice 4 of 10: export the whole series"
     ):
         read_series([scan.folder])
 
@@ -250,7 +295,7 @@ def test_two_series_and_none(patients: SimpleNamespace, tmp_path: Path) -> None:
     (tmp_path / "none" / "notes.txt").write_text("not DICOM")
     with pytest.raises(DataError, match="no DICOM image: name the folder"):
         read_series([tmp_path / "none"])
-    with pytest.raises(DataError, match=r"notes.txt: not a DICOM file"):
+    with pytest.raises(DataError, match=r"notes.txt: not DICOM: name the files"):
         read_series([tmp_path / "none" / "notes.txt"])
     (tmp_path / "all" / "one" / "notes.txt").write_text("passed over in a folder")
     cut = one.paths[0].read_bytes()[:400]
@@ -327,19 +372,15 @@ def test_without_highdicom_one_line_says_how_to_install_it(
 ) -> None:
     scan = patients.scan(tmp_path / "s")
     series = read_series(scan.paths)
-    real = builtins.__import__
-
-    def without(name: str, *rest: Any, **more: Any) -> Any:
-        if name.partition(".")[0] in ("highdicom", "pydicom"):
-            raise ImportError(name)
-        return real(name, *rest, **more)
-
-    monkeypatch.setattr(builtins, "__import__", without)
+    monkeypatch.setitem(sys.modules, "highdicom", None)
     with pytest.raises(
-        ConfigError, match=r'highdicom is not there: install it: in the clone, pip install "\.\[dicom\]"'
+        ConfigError, match=r"DICOM SEG needs highdicom: in the clone, pip install '\.\[dicom\]'"
     ):
         write_dicom_seg(patients.segmentation(scan.shape, scan.affine), series, tmp_path / "mask.dcm")
-    with pytest.raises(ConfigError, match=r'pydicom is not there: .*"\.\[dicom\]"'):
+    monkeypatch.setitem(sys.modules, "pydicom", None)
+    monkeypatch.delitem(sys.modules, "splitpeer.dicom.headers")
+    monkeypatch.delitem(sys.modules, "splitpeer.dicom.stacks")
+    with pytest.raises(ConfigError, match=r"DICOM needs pydicom: in the clone, pip install '\.\[dicom\]'"):
         read_series(scan.paths)
 
 

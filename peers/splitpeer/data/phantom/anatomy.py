@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from splitpeer.errors import DataError
+from splitpeer.errors import DataError, needs
 
 Volume = NDArray[np.float32]
 Spacing = tuple[float, float, float]
@@ -36,13 +36,11 @@ class TissueMaps:
 
 
 def load_tissue_maps() -> TissueMaps:
-    """Reads the maps from nilearn's wheel (extra `demo`). Raises DataError where nilearn is missing."""
+    """Reads the maps from nilearn's wheel (extra `demo`). Raises ConfigError where nilearn is missing."""
     try:
         from nilearn import datasets
     except ImportError:
-        raise DataError(
-            "the phantom needs nilearn's brain maps: in the clone, pip install '.[demo]'"
-        ) from None
+        raise needs("the phantom", "nilearn", "demo") from None
     images = [
         datasets.load_mni152_gm_template(resolution=1),
         datasets.load_mni152_wm_template(resolution=1),

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from splitpeer.errors import DataError
+from splitpeer.errors import needs
 
 try:
     import pydicom
@@ -32,7 +32,7 @@ try:
         generate_uid,
     )
 except ModuleNotFoundError:
-    raise DataError("DICOM needs pydicom: in the clone, pip install '.[dicom]'") from None
+    raise needs("DICOM", "pydicom", "dicom") from None
 
 RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
