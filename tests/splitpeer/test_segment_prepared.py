@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -54,7 +55,7 @@ def site(peer_toml: Path) -> Path:
         files=tuple(str(file.relative_to(folder / "dicom")) for file in files), frames=None, shape=SHAPE,
         affine=SCAN, atlas=AtlasGrid("small", "0" * 64, SHAPE, TO_ATLAS @ SCAN), transform=TO_ATLAS,
         method="rigid", quality={"nmi": 1.2}, reasons=("little overlap",), accepted=True, warnings=(),
-        software={}, inputs="0" * 64,
+        software={}, inputs="0" * 64, image=hashlib.sha256(image.read_bytes()).hexdigest(), mask="",
     )  # fmt: skip
     record_of(image).parent.mkdir()
     write(record_of(image), record)
@@ -183,6 +184,14 @@ def test_a_stack_of_an_enhanced_image(site: Path, segment: Callable[..., tuple[s
         assert_missing_frames_are_empty=True,
     )  # fmt: skip
     assert np.array_equal(again, wanted) and wanted.any()
+
+
+def test_an_image_that_is_not_its_records(site: Path, segment: Callable[..., tuple[str, str]]) -> None:
+    image = site / "images" / "P001.nii.gz"
+    nib.save(nib.Nifti1Image(np.ones(SHAPE, np.int16), TO_ATLAS @ SCAN), image)
+    _, err = segment("--out", site / "m.nii.gz", code=4)
+    assert "is not the image that" in err and "prepare it again" in err
+    assert not (site / "m.nii.gz").exists()
 
 
 def test_files_that_are_gone(site: Path, segment: Callable[..., tuple[str, str]]) -> None:

@@ -159,7 +159,7 @@ class OwnImages:
             DataError: there is no image of the patient, or it cannot be used.
         """
         from splitpeer.data.nifti import read_header
-        from splitpeer.prepare.record import read, record_of
+        from splitpeer.prepare.record import is_of, read, record_of
 
         wanted = patient_id(patient)
         if modality is not None and modality not in self._cases:
@@ -167,8 +167,12 @@ class OwnImages:
         for name in self._cases if modality is None else (modality,):
             if (case := self._cases[name].get(wanted)) is not None:
                 header = read_header(case, self._config.data.rules())
-                record = record_of(case.path)
-                return OwnScan(wanted, name, case, header, read(record) if record.exists() else None)
+                path = record_of(case.path)
+                record = read(path) if path.exists() else None
+                if record is not None and not is_of(case.path, record.image):
+                    # The way back of another image: the mask would lie elsewhere.
+                    raise DataError(f"{case.path}: is not the image that {path} describes: prepare it again")
+                return OwnScan(wanted, name, case, header, record)
         raise DataError(
             f"{wanted}: no {modality or 'image'} of this patient here: splitpeer data keys lists the ids"
         )

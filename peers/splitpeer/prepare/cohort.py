@@ -28,12 +28,14 @@ from splitpeer.prepare.atlas import Atlas
 from splitpeer.prepare.identifiers import read_ids, study_id
 from splitpeer.prepare.one import HELD_BACK, WORK, PatientPaths, SeriesSource, Steps, Workshop
 from splitpeer.prepare.record import FOLDER, PreparedRecord
+from splitpeer.prepare.tools import ProgramFailed, check_program
 from splitpeer.storage import durable
 
 REPORT, PAGE = PREPARED, "prepare.html"
 """In the folder of images."""
 _PAGE = Path(__file__).parent / "page"
 _REMOVED = "its image of an earlier run was removed"
+_STAYS = "its image of an earlier run stays"
 
 State = Literal["prepared", "unchanged", "accepted", "held back", "failed"]
 Progress = Callable[[str, int, int], None]
@@ -124,7 +126,10 @@ def prepare(plan: PreparationPlan, atlas: Atlas, progress: Progress | None = Non
     Raises:
         DataError: the folder, the list of ids or that of masks cannot be used.
         DiskTrouble, ConfigError: the output cannot be written; what was finished before stays.
+        ConfigError: an outside program cannot be started; nothing was touched.
     """
+    for setting, template in plan.steps.programs.items():
+        check_program(setting, template)
     ids = None if plan.ids is None else read_ids(plan.ids)
     masks = {} if plan.masks is None else _masks(plan.masks)
     tell = progress or (lambda what, done, total: None)
@@ -195,11 +200,18 @@ def _one(
         if error.exit_code != DataError.exit_code:
             raise  # the disk: all others would fail, too
         left_out = () if choice is None else tuple(one.text for one in choice.left_out)
+        if isinstance(error, ProgramFailed) and _same(places, choice):
+            return PatientOutcome(name, "failed", (str(error), _STAYS), left_out=left_out)
         # What cannot be made today may be another series, or another person's: it must not be trained on.
         removed = places is not None and places.forget()
         return PatientOutcome(
             name, "failed", (str(error), *([_REMOVED] if removed else [])), left_out=left_out
         )
+
+
+def _same(places: PatientPaths | None, choice: Choice | None) -> bool:
+    """Whether the image of an earlier run is of the series that is chosen now."""
+    return bool(places and choice and choice.taken and places.shows(choice.taken.header.series))
 
 
 def _outcome(record: PreparedRecord, choice: Choice, *, fresh: bool, removed: bool) -> PatientOutcome:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 from pathlib import Path
 
 import nibabel as nib
@@ -14,28 +15,30 @@ from splitpeer.storage import durable
 _LARGEST = 32767
 
 
-def write_image(path: Path, voxels: NDArray[np.float32], affine: NDArray[np.float64]) -> None:
+def write_image(path: Path, voxels: NDArray[np.float32], affine: NDArray[np.float64]) -> str:
     """Write float32 [x, y, z] as 16-bit integers with a slope; 0 stays 0, which normalisation takes for background.
 
-    Whole or not at all. Raises OSError.
+    Whole or not at all. Returns the file's SHA-256. Raises OSError.
     """
     peak = float(np.abs(voxels).max())
     # Whole numbers that fit stay as they are.
     slope = 1.0 if peak <= _LARGEST and not np.any(voxels % 1) else peak / _LARGEST
     stored = np.rint(voxels / slope).astype(np.int16) if slope else np.zeros(voxels.shape, np.int16)
-    _write(path, stored, affine, slope or 1.0)
+    return _write(path, stored, affine, slope or 1.0)
 
 
-def write_mask(path: Path, voxels: NDArray[np.uint8], affine: NDArray[np.float64]) -> None:
-    """Write uint8 [x, y, z], whole or not at all. Raises OSError."""
-    _write(path, voxels, affine, 1.0)
+def write_mask(path: Path, voxels: NDArray[np.uint8], affine: NDArray[np.float64]) -> str:
+    """Write uint8 [x, y, z], whole or not at all. Returns the file's SHA-256. Raises OSError."""
+    return _write(path, voxels, affine, 1.0)
 
 
-def _write(path: Path, stored: NDArray[np.generic], affine: NDArray[np.float64], slope: float) -> None:
+def _write(path: Path, stored: NDArray[np.generic], affine: NDArray[np.float64], slope: float) -> str:
     image = nib.Nifti1Image(stored, affine)
     image.set_sform(affine, code="aligned")
     image.set_qform(affine, code="aligned")
     image.header.set_xyzt_units("mm")
     image.header.set_slope_inter(slope, 0.0)
     # Without name and time: bytes repeat, and tell nothing.
-    durable.replace(path, gzip.compress(image.to_bytes(), compresslevel=4, mtime=0))
+    packed = gzip.compress(image.to_bytes(), compresslevel=4, mtime=0)
+    durable.replace(path, packed)
+    return hashlib.sha256(packed).hexdigest()

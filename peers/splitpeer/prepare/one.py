@@ -7,7 +7,7 @@ import json
 import shutil
 import tempfile
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +26,7 @@ from splitpeer.prepare.bounds import QualityBounds
 from splitpeer.prepare.nifti_file import write_image, write_mask
 from splitpeer.prepare.pictures import overlay
 from splitpeer.prepare.quality import figures, seen_on, suspicious
-from splitpeer.prepare.record import FOLDER, Method, PreparedRecord, read, write
+from splitpeer.prepare.record import FOLDER, Method, PreparedRecord, is_of, read, write
 from splitpeer.prepare.tools import run_tool
 from splitpeer.storage import durable
 
@@ -49,6 +49,12 @@ class Steps:
     skull_strip: str | None
     deadline_s: float
     bounds: QualityBounds
+
+    @property
+    def programs(self) -> dict[str, str]:
+        """Command lines by the setting that named them, in the order in which they run."""
+        named = {"bias_field": self.bias_field, "skull_strip": self.skull_strip}
+        return {setting: line for setting, line in named.items() if line not in (None, "none", "n4")}
 
 
 @dataclass(frozen=True)
@@ -97,6 +103,14 @@ class PatientPaths:
             path.unlink(missing_ok=True)
         return self.retire()
 
+    def shows(self, series: str) -> bool:
+        """Whether the image of an earlier run is here, and of this series."""
+        try:
+            record = read(self.record)
+        except DataError:
+            return False
+        return record.series == series and self.image.exists()
+
 
 class Workshop:
     """Prepares patients, one after another, with what they share: atlas, steps, versions of software."""
@@ -112,10 +126,10 @@ class Workshop:
         for path in (places.record, places.held_back):
             with suppress(DataError):
                 record = read(path)
-                there = places.image.exists()
-                whole = not there if record.held_back else there and (not source.mask or places.mask.exists())
-                wanted = record.held_back and accept
-                if record.inputs == self._inputs(source) and whole and not wanted:
+                if record.inputs != self._inputs(source) or (record.held_back and accept):
+                    continue
+                # A crash may have left the image of one run and the record of another.
+                if is_of(places.image, record.image) and (not record.mask or is_of(places.mask, record.mask)):
                     return record
         return None
 
@@ -145,13 +159,15 @@ class Workshop:
             write(places.held_back, record)
             places.retire()
             return record
+        drawn = ""
         if mask is None:
             places.mask.unlink(missing_ok=True)
         else:
             durable.make_folder(places.mask.parent)
             moved = onto(mask, transform @ grid.affine, self._grid.shape, self._grid.affine, order=0)
-            write_mask(places.mask, moved.astype(np.uint8), self._grid.affine)
-        write_image(places.image, self._on_atlas(voxels, record), self._grid.affine)
+            drawn = write_mask(places.mask, moved.astype(np.uint8), self._grid.affine)
+        image = write_image(places.image, self._on_atlas(voxels, record), self._grid.affine)
+        record = replace(record, image=image, mask=drawn)
         write(places.record, record)
         places.held_back.unlink(missing_ok=True)
         return record
@@ -173,10 +189,7 @@ class Workshop:
             from splitpeer.prepare.register import n4
 
             voxels = n4(voxels, affine)
-        programs = {"bias_field": steps.bias_field, "skull_strip": steps.skull_strip}
-        for setting, template in programs.items():
-            if template is None or template in ("none", "n4"):
-                continue
+        for setting, template in steps.programs.items():
             folder = Path(tempfile.mkdtemp(prefix=WORK, dir=self._out / FOLDER))
             try:
                 voxels = run_tool(setting, template, voxels, affine, folder, steps.deadline_s)
@@ -222,6 +235,8 @@ class Workshop:
             warnings=grid.warnings,
             software=self._software,
             inputs=self._inputs(source),
+            image="",
+            mask="",
         )
 
     def _inputs(self, source: SeriesSource) -> str:

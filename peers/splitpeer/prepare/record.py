@@ -1,11 +1,12 @@
 """What is kept of each prepared patient: where the image came from, and the way back. Beside the images, never sent.
 
 `FOLDER/PATIENT.nii.gz` is an image on the atlas's grid, `FOLDER/prepared/PATIENT.json` its record. The record is
-written last: an image without one is unfinished.
+written last, and holds the digest of the image: an image that is not its record's is unfinished.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -21,7 +22,7 @@ from splitpeer.data.geometry import Triple
 from splitpeer.errors import DataError
 from splitpeer.storage import durable, reading
 
-FORMAT, VERSION = "splitpeer-prepared", 1
+FORMAT, VERSION = "splitpeer-prepared", 2
 FOLDER = RECORDS
 """Beside the images."""
 MAX_RECORD = 16 << 20
@@ -76,6 +77,10 @@ class PreparedRecord:
     software: Mapping[str, str]
     inputs: str
     """SHA-256 of everything the image was made from: names, sizes and times of files, settings, atlas."""
+    image: str
+    """SHA-256 of the image's file; empty: held back, so there is none."""
+    mask: str
+    """SHA-256 of the mask's file; empty: there is none."""
 
     @property
     def held_back(self) -> bool:
@@ -102,6 +107,21 @@ class PreparedRecord:
         elif len(values["files"]) != values["shape"][2]:
             raise ValueError("files do not match the slices")
         return cls(**values)
+
+
+def is_of(path: Path, digest: str) -> bool:
+    """Whether a file is the one with this SHA-256, as a record has it; an empty one is that of a missing file.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest() == digest
+    except FileNotFoundError:
+        return not digest
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}): check the file", "unreadable") from None
 
 
 def record_of(image: Path) -> Path:
@@ -234,5 +254,5 @@ _FIELDS: Mapping[str, Any] = {
     "patient": _text, "modality": _text, "study": _text, "series": _text, "frame_of_reference": _text,
     "files": _texts, "frames": _frames, "shape": _shape, "affine": _matrix, "atlas": _atlas, "transform": _matrix,
     "method": _method, "quality": _quality, "reasons": _texts, "accepted": _flag, "warnings": _texts,
-    "software": _software, "inputs": _text,
+    "software": _software, "inputs": _text, "image": _text, "mask": _text,
 }  # fmt: skip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 from contextlib import suppress
@@ -15,9 +16,26 @@ from numpy.typing import NDArray
 from splitpeer.data.files import Case
 from splitpeer.data.geometry import Turn
 from splitpeer.data.nifti import Rules, read_voxels
-from splitpeer.errors import DataError
+from splitpeer.errors import ConfigError, DataError
 from splitpeer.prepare.nifti_file import write_image
 from splitpeer.prepare.templates import IN, OUT
+
+
+class ProgramFailed(DataError):
+    """A program made no image of one that may be in order: nothing is said against the scan."""
+
+
+def check_program(setting: str, template: str) -> None:
+    """That the program of a template can be started. Raises ConfigError: it is missing, or may not be executed."""
+    program = shlex.split(template)[0]
+    if os.sep in program and not Path(program).is_absolute():
+        # It is started in another folder.
+        raise ConfigError(f"[prepare] {setting}: {program}: write its whole path")
+    if shutil.which(program) is None:
+        wrong = (
+            "may not be executed: chmod +x" if Path(program).is_file() else "no such program: check the path"
+        )
+        raise ConfigError(f"[prepare] {setting}: {program}: {wrong}")
 
 
 def run_tool(
@@ -38,7 +56,7 @@ def run_tool(
         deadline_s: then it is ended, and with it what it started.
 
     Raises:
-        DataError: it is missing, failed, was too slow, or made no image on this grid.
+        ProgramFailed: it could not be started, failed, was too slow, or made no image on this grid.
     """
     # The program starts in that folder.
     folder = folder.absolute()
@@ -53,18 +71,20 @@ def run_tool(
             start_new_session=True,
         )  # fmt: skip
     except OSError as error:
-        raise DataError(f"{what} cannot be started ({error.strerror}): check the path") from None
+        raise ProgramFailed(f"{what} cannot be started ({error.strerror}): check the path") from None
     try:
         _, said = process.communicate(timeout=deadline_s)
     except subprocess.TimeoutExpired:
-        raise DataError(f"{what} took longer than {deadline_s:g} s: raise deadline_s, or mend it") from None
+        raise ProgramFailed(
+            f"{what} took longer than {deadline_s:g} s: raise deadline_s, or mend it"
+        ) from None
     finally:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
     if process.returncode != 0:
         words_said = " ".join(said.decode("utf-8", "replace").split())[-200:]
-        raise DataError(f"{what} failed with {process.returncode} ({words_said or 'it said nothing'})")
+        raise ProgramFailed(f"{what} failed with {process.returncode} ({words_said or 'it said nothing'})")
     return _result(what, target, volume, affine)
 
 
@@ -78,9 +98,9 @@ def _result(
         voxels, header = read_voxels(Case("image", path), Rules())
     except DataError as error:
         reason = str(error).removeprefix(f"{path}: ")
-        raise DataError(f"{what} wrote no usable image ({reason})") from None
+        raise ProgramFailed(f"{what} wrote no usable image ({reason})") from None
     if header.shape != shape or not np.allclose(header.affine, turned, atol=0.01):
-        raise DataError(f"{what} wrote an image on another grid: it must keep the grid of {IN}")
+        raise ProgramFailed(f"{what} wrote an image on another grid: it must keep the grid of {IN}")
     if not voxels.any():
-        raise DataError(f"{what} wrote an empty image")
+        raise ProgramFailed(f"{what} wrote an empty image")
     return np.ascontiguousarray(turn.stored(voxels))

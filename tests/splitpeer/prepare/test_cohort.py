@@ -7,6 +7,8 @@ import fcntl
 import json
 import os
 import shutil
+import signal
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -213,7 +215,7 @@ def test_an_image_is_there_until_its_successor_is_whole(
 
 def test_mni152_asks_for_brains_without_skull(tmp_path: Path, command: Command) -> None:
     (tmp_path / "empty").mkdir()
-    tool = "prepare.skull_strip=tool {in} {out}"
+    tool = f"prepare.skull_strip={sys.executable} {{in}} {{out}}"
     warning = "warning: [prepare] skull_strip is not set"
     usual = ("--from", str(tmp_path / "empty"), "--atlas", "mni152")
     err = command(*usual, registration="affine")[2]
@@ -288,7 +290,6 @@ def test_programs_have_a_deadline_and_no_shell(tmp_path: Path, scans: Path, comm
     cases = {
         f"{python} -c pass {{in}} {{out}}": "wrote no usable image",
         f"{python} -c 'raise SystemExit(3)' {{in}} {{out}}": "failed with 3",
-        "/nowhere/tool {in} {out}": "cannot be started",
         f"{python} -c 'import sys' {{in}} {{out}}; touch {tmp_path}/shell": "wrote no usable image",
     }
     for template, reason in cases.items():
@@ -301,6 +302,70 @@ def test_programs_have_a_deadline_and_no_shell(tmp_path: Path, scans: Path, comm
     assert not list((tmp_path / "images" / "prepared").glob(".work-*"))
     code, _, err = command("--set", "prepare.skull_strip=tool {in}")
     assert code == 4 and "does not say where {out} goes" in err
+
+
+@pytest.mark.parametrize("setting", ["skull_strip", "bias_field"])
+def test_a_program_that_is_not_there_touches_nothing(
+    tmp_path: Path, scans: Path, command: Command, setting: str
+) -> None:
+    command()
+    before = {path: path.read_bytes() for path in (tmp_path / "images").rglob("*") if path.is_file()}
+    (tmp_path / "strip").write_text("#!/bin/sh\n")
+    for program, said in {
+        "/nowhere/tool": "no such program: check the path",
+        "no-such-program": "no such program: check the path",
+        f"{tmp_path}/strip": "may not be executed: chmod +x",
+        "./strip": "write its whole path",
+    }.items():
+        code, _, err = command("--set", f"prepare.{setting}={program} {{in}} {{out}}")
+        assert code == 4 and err.splitlines()[-1].endswith(f"[prepare] {setting}: {program}: {said}"), err
+    assert before == {path: path.read_bytes() for path in (tmp_path / "images").rglob("*") if path.is_file()}
+
+
+def test_a_program_that_fails_leaves_the_image_of_an_earlier_run(
+    tmp_path: Path, scans: Path, command: Command
+) -> None:
+    command()
+    images = tmp_path / "images"
+    before = (images / "P1.nii.gz").read_bytes()
+    broken = f"prepare.skull_strip={sys.executable} -c 'raise SystemExit(3)' {{in}} {{out}}"
+    shutil.rmtree(scans / "P2")
+    patient(scans, "P2", number=2)  # another series: the older image may be another person's
+    code, out, _ = command("--set", broken)
+    one, other = (next(line for line in out.splitlines() if line.startswith(name)) for name in ("P1", "P2"))
+    assert code == 4 and "failed with 3" in one and one.endswith("; its image of an earlier run stays")
+    assert other.endswith("; its image of an earlier run was removed")
+    assert (images / "P1.nii.gz").read_bytes() == before and read(images / "prepared" / "P1.json").image
+    assert not list(images.rglob("P2.*"))
+    assert command()[1].startswith("1 unchanged, 1 prepared")
+
+
+def test_a_crash_between_image_and_record_is_repaired(
+    tmp_path: Path, scans: Path, atlas: Path, command: Command
+) -> None:
+    """The image of one run and the record of another: a mask would come back to another place."""
+    command()
+    image, record = tmp_path / "images" / "P1.nii.gz", tmp_path / "images" / "prepared" / "P1.json"
+    before = image.read_bytes(), record.read_bytes()
+    killed = (
+        "import os, signal, sys\n"
+        "from splitpeer.cli import main\n"
+        "from splitpeer.prepare import one\n"
+        "one.write = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "main(sys.argv[1:])\n"
+    )
+    done = subprocess.run(
+        [
+            sys.executable, "-c", killed, "data", "prepare", "--from", scans, "--modality", "t1", "--out", "images",
+            "--atlas", atlas, "--registration", "none", "--spacing", "10", "10", "10",
+        ],
+        cwd=tmp_path, capture_output=True, timeout=100, check=False,
+    )  # fmt: skip
+    assert done.returncode == -signal.SIGKILL
+    assert image.read_bytes() != before[0] and record.read_bytes() == before[1]
+    # Nothing but the image has changed since the first run.
+    assert command()[1].startswith("1 prepared, 1 unchanged")
+    assert (image.read_bytes(), record.read_bytes()) == before
 
 
 def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(small_disk, command: Command) -> None:  # type: ignore[no-untyped-def]

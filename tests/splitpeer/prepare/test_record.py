@@ -50,6 +50,8 @@ def made(**changes: object) -> PreparedRecord:
         warnings=("w",),
         software={"numpy": "2"},
         inputs="cd",
+        image="ef",
+        mask="",
     )
     return replace(record, **changes)  # type: ignore[arg-type]
 
@@ -69,7 +71,7 @@ def test_a_record_is_read_as_it_was_written(tmp_path: Path) -> None:
     [
         (lambda raw: raw.pop("transform"), "transform is missing"),
         (lambda raw: raw.update(extra=1), "extra is unknown"),
-        (lambda raw: raw.update(version=2), "version 2"),
+        (lambda raw: raw.update(version=1), "version 1"),
         (lambda raw: raw.update(format="x"), "not a record"),
         (lambda raw: raw.update(shape=[40, 30]), "shape has a wrong value"),
         (lambda raw: raw.update(shape=[40, True, 12]), "shape has a wrong value"),
