@@ -1,4 +1,6 @@
-"""`splitpeer bank`: what runs with frozen encoders keep of patients at this coordinator, and how it is deleted."""
+"""`splitpeer bank`: what runs with frozen encoders keep of patients at this coordinator, of the run's own and of those
+segmented for requests, and how it is deleted.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,8 @@ from splitpeer.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from splitpeer.settings.peer import PeerConfig
-    from splitpeer.storage.bank import Bank
+    from splitpeer.storage.bank import Bank, BankEntry
+    from splitpeer.storage.request_banks import RequestBanks
 
 RUN_DIGITS = 32
 """At the end of a run folder's name."""
@@ -48,12 +51,14 @@ def list_(run: str | None, config_file: Path | None, settings: tuple[str, ...], 
         if "problem" in one:
             echo(f"{one['job']} {one['run'][:8]}  {one['problem']}")
             continue
+        asked = f", {one['requested']} of them for requests" if one["requested"] else ""
         echo(
-            f"{one['job']} {one['run'][:8]}  {one['windows']} windows of {one['patients']} patients, {one['size']}, "
-            f"{one['dropped']} patients dropped; decoder at step {one['step']}; {one['folder']}"
+            f"{one['job']} {one['run'][:8]}  {one['windows']} windows of {one['patients']} patients{asked}, "
+            f"{one['size']}, {one['dropped']} patients dropped; decoder at step {one['step']}; {one['folder']}"
         )
         for patient in one.get("listed", ()):
-            echo(f"  {patient['patient']}  {patient['windows']} windows{', dropped' * patient['dropped']}")
+            more = ", for requests" * patient["requested"] + ", dropped" * patient["dropped"]
+            echo(f"  {patient['patient']}  {patient['windows']} windows{more}")
     if not shown:
         echo(f"{config.peer.state}: no feature bank", err=True)
 
@@ -94,39 +99,54 @@ def drop(
 
 @dataclass(frozen=True)
 class _Kept:
-    """One bank on disk."""
+    """What one run keeps on disk."""
 
     folder: Path
+    """Of the run."""
 
     @property
     def run(self) -> str:
-        return self.folder.parent.name[-RUN_DIGITS:]
+        return self.folder.name[-RUN_DIGITS:]
 
     @property
     def job(self) -> str:
-        return self.folder.parent.name[: -RUN_DIGITS - 1]
+        return self.folder.name[: -RUN_DIGITS - 1]
+
+    @property
+    def bank(self) -> Path:
+        """Of the run's patients; not there where it is trained from the bank of another run."""
+        from splitpeer.storage.bank import FOLDER
+
+        return self.folder / FOLDER
 
     @property
     def step(self) -> int:
         """Of the newest checkpoint of the decoder."""
-        steps = [path.stem.rpartition("-")[2] for path in self.folder.parent.glob("step-*.safetensors")]
+        steps = [path.stem.rpartition("-")[2] for path in self.folder.glob("step-*.safetensors")]
         return max((int(step) for step in steps if step.isdigit()), default=0)
 
-    def open(self, config: PeerConfig) -> Bank:
+    def open(self, config: PeerConfig) -> _Opened:
         """Raises DataError, ConfigError."""
         from splitpeer.storage.bank import Bank, load_key
+        from splitpeer.storage.request_banks import RequestBanks
 
-        found = Bank.open(self.folder, load_key(config.bank.key) if config.bank.key is not None else b"")
-        if found is None:
+        key = load_key(config.bank.key) if config.bank.key is not None else b""
+        found, requests = Bank.open(self.bank, key), RequestBanks(self.folder, key)
+        of = {patient: requests.of(patient) for patient in sorted(requests.patients())}
+        banks = [
+            *([found] if found is not None else []),
+            *(bank for some in of.values() for bank in some.values()),
+        ]
+        if not banks:
             raise DataError(f"{self.folder}: no feature bank any more")
-        return found
+        return _Opened(found, requests, frozenset(of), tuple(banks))
 
     def held_out(self) -> frozenset[str]:
         """Keys of patients whom the run never trains on, as far as its record is there."""
         from splitpeer.storage import reading
 
         with suppress(OSError, ValueError, KeyError, TypeError):
-            record = reading.document(self.folder.parent.parent / f"{self.job}.run.json")
+            record = reading.document(self.folder.parent / f"{self.job}.run.json")
             if record["run"] == self.run:
                 return frozenset(map(str, record["held_out"]))
         return frozenset()
@@ -143,22 +163,68 @@ class _Kept:
         from splitpeer.storage import reading
 
         opened = self.open(config)
-        missing = {(one.site, one.number) for one in opened.missing()}
-        there = Counter[bytes]()
-        for one in opened.contents.releases:
-            if one.key not in opened.dropped and (one.site, one.number) not in missing:
-                there[one.key] += len(one.origins)
-        octets = sum(path.stat().st_size for path in self.folder.rglob("*") if path.is_file())
+        there, dropped = opened.windows(), opened.dropped
+        octets = sum(
+            path.stat().st_size
+            for folder in (self.bank, opened.requests.folder)
+            for path in folder.rglob("*")
+            if path.is_file()
+        )
         return {
-            "job": self.job, "run": self.run, "folder": str(self.folder), "encrypted": opened.encrypted,
-            "windows": there.total(), "patients": len(there), "dropped": len(opened.dropped),
-            "size": reading.size(octets), "step": self.step,
+            "job": self.job, "run": self.run, "folder": str(self.bank if opened.bank else opened.requests.folder),
+            "encrypted": all(bank.encrypted for bank in opened.all),
+            "windows": there.total(), "patients": len(there), "requested": len(there.keys() & opened.requested),
+            "dropped": len(dropped), "size": reading.size(octets), "step": self.step,
         } | ({} if not patients else {
             "listed": [
-                {"patient": handle(key), "windows": there[key], "dropped": key in opened.dropped}
-                for key in sorted({*there, *opened.dropped}, key=handle)
+                {
+                    "patient": handle(key), "windows": there[key], "requested": key in opened.requested,
+                    "dropped": key in dropped,
+                }
+                for key in sorted({*there, *dropped}, key=handle)
             ]
         })  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """The banks of a run."""
+
+    bank: Bank | None
+    """Of the run's patients."""
+    requests: RequestBanks
+    requested: frozenset[bytes]
+    """Patients for whom `requests` has banks."""
+    all: tuple[Bank, ...]
+
+    @property
+    def dropped(self) -> frozenset[bytes]:
+        return frozenset(key for bank in self.all for key in bank.dropped)
+
+    def windows(self) -> Counter[bytes]:
+        """That are there, of each patient of whom there are any."""
+        found = Counter[bytes]()
+        for bank in self.all:
+            missing = {(one.site, one.number) for one in bank.missing()}
+            for one in bank.contents.releases:
+                if one.key not in bank.dropped and (one.site, one.number) not in missing:
+                    found[one.key] += len(one.origins)
+        return found
+
+    def releases(self, key: bytes) -> list[BankEntry]:
+        """Of a patient, removed or not."""
+        return [one for bank in self.all for one in bank.contents.releases if one.key == key]
+
+    def only_requested(self, key: bytes) -> bool:
+        """Whether the patient is not of the run."""
+        own = self.bank.contents.releases if self.bank is not None else ()
+        return key in self.requested and all(one.key != key for one in own)
+
+    def drop(self, keys: Collection[bytes]) -> None:
+        """Raises DiskTrouble, ConfigError, DataError."""
+        self.requests.drop(keys)
+        if self.bank is not None:
+            self.bank.drop(keys)
 
 
 def _coordinator(config_file: Path | None, settings: tuple[str, ...]) -> PeerConfig:
@@ -169,15 +235,23 @@ def _coordinator(config_file: Path | None, settings: tuple[str, ...]) -> PeerCon
 
 
 def _kept(state: Path) -> list[_Kept]:
-    from splitpeer.storage.bank import FOLDER, INDEX
+    from splitpeer.storage import bank, request_banks
 
-    return [_Kept(index.parent) for index in sorted(state.glob(f"*/{FOLDER}/{INDEX}"))]
+    indices = [
+        *state.glob(f"*/{bank.FOLDER}/{bank.INDEX}"),
+        *state.glob(f"*/{request_banks.FOLDER}/*/*/{bank.INDEX}"),
+    ]
+    return [_Kept(folder) for folder in sorted({_run_folder(state, index) for index in indices})]
+
+
+def _run_folder(state: Path, inside: Path) -> Path:
+    return state / inside.relative_to(state).parts[0]
 
 
 def _named(state: Path, run: str) -> _Kept:
     """Raises ConfigError: none, or several."""
     kept = _kept(state)
-    found = [one for one in kept if run in (one.job, one.folder.parent.name) or one.run.startswith(run)]
+    found = [one for one in kept if run in (one.job, one.folder.name) or one.run.startswith(run)]
     if len(found) == 1:
         return found[0]
     every = ", ".join(f"{one.job} {one.run[:8]}" for one in found or kept) or "none"
@@ -210,24 +284,29 @@ def _drop_patients(kept: _Kept, config: PeerConfig, named: Sequence[str]) -> Non
     _note(kept, config, sorted(handle(key) for key in keys))
     held_out = kept.held_out()
     for key in keys:
-        gone = [one for one in opened.contents.releases if one.key == key]
+        gone = opened.releases(key)
         windows = sum(len(one.origins) for one in gone)
         sites = len({one.site for one in gone})
         echo(f"{handle(key)}: {windows} windows of {sites} sites are deleted")
         if key.hex() in held_out:
             echo(f"{handle(key)}: was held out: no decoder of this run has learned from it")
-    if any(key.hex() not in held_out for key in keys):
+        elif opened.only_requested(key):
+            echo(f"{handle(key)}: was segmented only: no decoder of this run has learned from it")
+    if any(key.hex() not in held_out and not opened.only_requested(key) for key in keys):
         _tell_what_stays(kept)
 
 
-def _keys(opened: Bank, config: PeerConfig, named: Sequence[str]) -> list[bytes]:
+def _keys(opened: _Opened, config: PeerConfig, named: Sequence[str]) -> list[bytes]:
     """Of patients by their id, or by their handle in the log. Raises ConfigError: one is not in the bank."""
     from splitpeer.data.pseudonym import load_salt, pseudonym
     from splitpeer.logs import handle
 
     if config.data.salt is None:
         raise ConfigError("a coordinator needs [data] salt")
-    salt, there = load_salt(config.data.salt), {one.key for one in opened.contents.releases}
+    salt, there = (
+        load_salt(config.data.salt),
+        {one.key for bank in opened.all for one in bank.contents.releases},
+    )
     handles, keys = {handle(key): key for key in there}, []
     for name in named:
         key = handles.get(name) or pseudonym(salt, name)
@@ -242,10 +321,17 @@ def _keys(opened: Bank, config: PeerConfig, named: Sequence[str]) -> list[bytes]
 
 def _drop_all(kept: _Kept, config: PeerConfig) -> None:
     from splitpeer.storage.bank import remove
+    from splitpeer.storage.request_banks import RequestBanks
 
-    remove(kept.folder)
+    # The run's own last: with its index, what a crash leaves is found again.
+    requests = RequestBanks(kept.folder)
+    if requests.folder.exists():
+        requests.remove()
+        echo(f"{requests.folder}: all that was released for requests is deleted")
+    if kept.bank.exists():
+        remove(kept.bank)
+        echo(f"{kept.bank}: the whole bank is deleted")
     _note(kept, config, ())
-    echo(f"{kept.folder}: the whole bank is deleted")
     echo(
         "If the run is not complete, it asks the sites again when it is started again; sites of a secure sum that are "
         "done with it do not answer."
@@ -255,7 +341,7 @@ def _drop_all(kept: _Kept, config: PeerConfig) -> None:
 
 def _tell_what_stays(kept: _Kept) -> None:
     echo(
-        f"What the decoder has learned by step {kept.step} stays in it ({kept.folder.parent}), and in the results: "
+        f"What the decoder has learned by step {kept.step} stays in it ({kept.folder}), and in the results: "
         "only a new run without the patient is without it. Copies and backups are not touched."
     )
 

@@ -86,6 +86,9 @@ class Contents:
     weights: Mapping[str, bytes]
     """By site, the label of its encoders' weights (SP-11.17-6); of a sum, the digest of them all."""
     releases: tuple[BankEntry, ...]
+    grid: tuple[tuple[float, ...], ...] = ()
+    """In a bank of a single patient, who is of no run: shape, spacing, directions, origin and stored spacing of the
+    grid that the windows were cut from."""
 
     @property
     def octets(self) -> int:
@@ -325,7 +328,7 @@ class Bank:
 
     def _written(self) -> dict[str, Any]:
         contents, seal = self.contents, self._seal
-        listed = {
+        listed: dict[str, Any] = {
             "terms": contents.terms,
             "precision": contents.precision,
             "weights": {site: label.hex() for site, label in contents.weights.items()},
@@ -341,6 +344,8 @@ class Bank:
                 for one in contents.releases
             ],
         }
+        if contents.grid:
+            listed["grid"] = [list(part) for part in contents.grid]
         said: dict[str, Any] = {
             "format": FORMAT,
             "run": contents.run.hex(),
@@ -432,7 +437,8 @@ def _contents(said: Mapping[str, Any]) -> Contents:
     labels = {_name(site): bytes.fromhex(label) for site, label in said["weights"].items()}
     if {one.site for one in releases} - labels.keys():
         raise ValueError
-    return Contents(bytes.fromhex(said["run"]), str(said["terms"]), said["precision"], labels, releases)
+    run, grid = bytes.fromhex(said["run"]), tuple(tuple(map(float, part)) for part in said.get("grid", ()))
+    return Contents(run, str(said["terms"]), said["precision"], labels, releases, grid)
 
 
 def _name(site: object) -> str:

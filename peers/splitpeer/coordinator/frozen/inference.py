@@ -4,16 +4,15 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+import logging
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from functools import partial
 from itertools import count
-from pathlib import Path
 
 import numpy as np
 
 from splitpeer.coordinator.frozen.features import Features
-from splitpeer.coordinator.frozen.questions import forward_of, terms
+from splitpeer.coordinator.frozen.questions import forward_of
 from splitpeer.coordinator.inference.requests import InferenceRequest
 from splitpeer.coordinator.inference.segmenting import (
     NO_PART,
@@ -28,6 +27,9 @@ from splitpeer.coordinator.inference.segmenting import (
 )
 from splitpeer.coordinator.remote_site import RemoteSite, Sent
 from splitpeer.coordinator.run import Run, finite
+from splitpeer.daemon import happenings as h
+from splitpeer.daemon.sinks.log import LogSink
+from splitpeer.data.geometry import Geometry, differences
 from splitpeer.data.sampling import batch_digest
 from splitpeer.data.task import Task
 from splitpeer.errors import DataError
@@ -36,19 +38,23 @@ from splitpeer.federation.precision import from_wire
 from splitpeer.federation.seating import Parts, Seating
 from splitpeer.federation.seats import by_seat
 from splitpeer.federation.terms import cut_descriptors, seat_descriptors
+from splitpeer.logs import handle
 from splitpeer.storage.bank import ALL_SITES, Bank, BankEntry, Contents
+from splitpeer.storage.request_banks import RequestBanks
 from splitpeer.training.split_round import THE_SUM
+from splitpeer.training.windows import window_origins
 from splitproto.causes import CONSENT
 from splitproto.fusion import CHECK
 from splitproto.messages import Forward, Missing, Patient, Sample, Segmented
 from splitproto.seats import tensor_name
 from splitproto.tensors import Array
 
-FOLDER = "inference"
-"""Next to the run's bank: a bank for each patient and site that was released for a request."""
+log = logging.getLogger(__name__)
+
 CACHE_MIB = 256
 UNWILLING = ("refused", NO_PART)
 """Of a site with one of these causes, nothing that it released for another request is used."""
+OTHER_GRID = "what it released for an earlier request lies on another grid, and each window leaves once"
 
 
 class Shelf:
@@ -90,8 +96,19 @@ class BankSegmenter(PatientSegmenter):
         out: Callable[[], frozenset[bytes]],
     ) -> None:
         super().__init__(run, task, reachable)
-        self._bank, self._key, self._out = bank, key, out
+        self._bank, self._out = bank, out
+        self._requested = RequestBanks(run.files.checkpoints, key)
         self._next: int | None = None
+        self._heeded: frozenset[bytes] = frozenset()
+        self._told = run.report.to(LogSink(log))
+
+    async def heed(self) -> None:
+        """SP-11.17-7: a site lists who has withdrawn consent whenever it joins."""
+        causes = [one for site in self._run.team.sites for one in site.unusable.items()]
+        gone = frozenset(key for key, cause in causes if cause == CONSENT)
+        if new := gone - self._heeded:
+            await self._remove(new)
+        self._heeded = gone
 
     async def _attempt(
         self,
@@ -109,9 +126,10 @@ class BankSegmenter(PatientSegmenter):
         # Nobody else need be asked of a patient whom the bank holds.
         some = [request.site] if ours else [site.name for site in run.team.sites]
         sites = await self._locate(request, lost, some)
-        await self._heed_consent(asked.key, sites, main)
+        await self._heed_consent(asked.key, sites)
         grid = self._fitting(request, sites)
         if ours:
+            await self._check_grid(asked.key, sites.grids()[request.site], main, request.site)
             seating, missing = run.seating, self._missing(asked.key, run.seating, sites)
             self._check_seats(asked.require, seating.filled[asked.key], missing)
         else:
@@ -136,14 +154,52 @@ class BankSegmenter(PatientSegmenter):
         activations, _ = features.batch(forward)
         return finite(half.predict(activations, [seat for seat in half.seats if seat not in activations]))
 
-    async def _heed_consent(self, key: bytes, sites: Sites, main: Bank) -> None:
-        """SP-11.17-7: nothing is kept of a patient who has withdrawn consent. Raises NoSegmentation."""
-        if CONSENT not in sites.causes.values():
-            return
-        if key in self._run.seating.filled:
-            await self._run.on_disk(main.drop, [key], what="the feature bank")
-        await self._run.on_disk(self._forget, key, what="what was released of a patient")
-        raise NoSegmentation("unusable", "the patient has withdrawn consent")
+    async def _heed_consent(self, key: bytes, sites: Sites) -> None:
+        """SP-11.17-7. Raises NoSegmentation."""
+        if CONSENT in sites.causes.values():
+            await self._remove({key})
+            raise NoSegmentation("unusable", "the patient has withdrawn consent")
+
+    async def _remove(self, patients: Collection[bytes]) -> None:
+        """All that any site has released of these, for the run or for requests, is removed for good.
+
+        Raises:
+            DiskTrouble, ConfigError: something is left; the next start removes it.
+            DataError: an index is damaged.
+        """
+        gone = await self._run.on_disk(self._removed, patients, what="releases to be removed")
+        if gone:
+            run, handles = self._run.files.run.hex(), ", ".join(sorted(map(handle, gone)))
+            self._told(h.ReleasesRemoved(run, handles))
+
+    def _removed(self, patients: Collection[bytes]) -> frozenset[bytes]:
+        gone, main = self._requested.drop(patients), self._bank()
+        if main is not None:
+            ours = {one.key for one in main.contents.releases}.intersection(patients) - main.dropped
+            main.drop(patients)
+            gone |= ours
+        return gone
+
+    async def _check_grid(self, key: bytes, grid: Geometry, main: Bank, site: str) -> None:
+        """Raises NoSegmentation: the image of a patient of the run is not where it was."""
+        run = self._run
+        try:
+            then = await run.on_disk(run.labels.geometry, key, what="the grid of a patient's mask")
+        except DataError:
+            # The mask is at a site that is away, or has been removed since: the windows are what is known.
+            then = grid
+        if differences(then, grid) or not self._covers(main, key, grid):
+            raise NoSegmentation(
+                "misaligned",
+                f"the image of the patient at {site} is on another grid than in the run, and only a new run can "
+                "see it there: bring the image back to the grid that it had",
+            )
+
+    def _covers(self, bank: Bank, key: bytes, grid: Geometry) -> bool:
+        """Whether the windows of a patient in a bank are those of a grid."""
+        overlap = self._run.settings.evaluation.overlap
+        held = {origin for one in bank.contents.releases if one.key == key for origin in one.origins}
+        return held == set(window_origins(grid.shape, self._window, overlap))
 
     # --- patients who are not in the run's bank --------------------------------------------------------------
 
@@ -158,10 +214,27 @@ class BankSegmenter(PatientSegmenter):
     ) -> tuple[Seating, tuple[Missing, ...], list[Bank]]:
         """Have all windows of the patient released that were not before, and keep them."""
         run, key = self._run, request.asked.key
-        kept = await run.on_disk(self._kept, key, what="what was released of a patient")
+        kept = await run.on_disk(self._requested.of, key, what="what was released of a patient")
+        if any(bank.dropped for bank in kept.values()):
+            # SP-11.17-4: no site would release these windows again.
+            raise NoSegmentation(
+                "unusable",
+                "what was released of the patient for earlier requests was deleted: only a new run can segment the "
+                "patient",
+            )
+        place = sites.grids()[request.site]
+        elsewhere = {name for name, bank in kept.items() if not self._fits(bank, key, place)}
+        if ALL_SITES in elsewhere:
+            raise NoSegmentation(
+                "misaligned", f"all sites: {OTHER_GRID}: only a new run can segment the patient"
+            )
         lists = {site.name: {key: seats_of_a_site(site, p)} for site, p in sites.located.items()}
+        for name in elsewhere:
+            # Whichever grid is right: that of one site must not spoil the patient for the others.
+            lists.pop(name, None)
+            sites.causes[name] = OTHER_GRID
         for name, bank in kept.items():
-            if name != ALL_SITES and sites.causes.get(name) not in UNWILLING:
+            if name != ALL_SITES and name not in elsewhere and sites.causes.get(name) not in UNWILLING:
                 lists[name] = {
                     key: tuple(by_seat(bank.contents.releases[0].shapes, run.seating.seats.of(name)))
                 }
@@ -176,7 +249,14 @@ class BankSegmenter(PatientSegmenter):
         for name in names:
             if name not in kept:
                 kept[name] = await run.on_disk(
-                    self._created, name, key, windows, lists, main, what="what is released of a patient"
+                    self._created,
+                    name,
+                    key,
+                    place,
+                    windows,
+                    lists,
+                    main,
+                    what="what is released of a patient",
                 )
         for name in names:
             asked = users if together else [site for site in users if site.name == name]
@@ -228,26 +308,21 @@ class BankSegmenter(PatientSegmenter):
 
     # --- files -----------------------------------------------------------------------------------------------
 
-    @property
-    def _folder(self) -> Path:
-        return self._run.files.checkpoints / FOLDER
-
-    def _kept(self, key: bytes) -> dict[str, Bank]:
-        """By site, or `ALL_SITES`, what was released of a patient for requests."""
-        found = {}
-        for folder in sorted((self._folder / key.hex()).glob("*")):
-            bank = Bank.open(folder, self._key)
-            if bank is not None and bank.contents.terms == terms(self._run):
-                found[bank.contents.releases[0].site] = bank
-        return found
-
-    def _forget(self, key: bytes) -> None:
-        shutil.rmtree(self._folder / key.hex(), ignore_errors=True)
+    def _fits(self, bank: Bank, key: bytes, grid: Geometry) -> bool:
+        """Whether what a bank holds of a patient was made on this grid."""
+        shape, *places = bank.contents.grid or ((),)
+        if len(places) != 4:
+            return False
+        x, y, z = (int(length) for length in shape)
+        spacing, directions, origin, stored = places
+        there = Geometry((x, y, z), _three(spacing), directions, _three(origin), _three(stored))
+        return not differences(there, grid) and self._covers(bank, key, grid)
 
     def _created(
         self,
         name: str,
         key: bytes,
+        grid: Geometry,
         windows: Sequence[tuple[Sample, ...]],
         lists: Mapping[str, Mapping[bytes, tuple[str, ...]]],
         main: Bank,
@@ -266,22 +341,16 @@ class BankSegmenter(PatientSegmenter):
             )
             for number, some in enumerate(windows)
         )
-        contents = main.contents
-        folder = self._folder / key.hex() / ("all" if name == ALL_SITES else name)
-        return Bank.create(
-            folder,
-            Contents(contents.run, contents.terms, contents.precision, contents.weights, releases),
-            self._key,
-        )
+        of = main.contents
+        where = (grid.shape, grid.spacing, grid.directions, grid.origin, grid.stored)
+        contents = Contents(of.run, of.terms, of.precision, of.weights, releases, where)
+        return self._requested.create(name, key, contents)
 
     def _numbers(self, main: Bank) -> int:
         """The first number that no question of this run has had."""
         if self._next is None:
-            used = [one.number for one in main.contents.releases]
-            for folder in self._folder.glob("*/*"):
-                bank = Bank.open(folder, self._key)
-                used += [one.number for one in bank.contents.releases] if bank is not None else []
-            self._next = max(used, default=-1) + 1
+            used = max((one.number for one in main.contents.releases), default=-1)
+            self._next = max(used, self._requested.last_number()) + 1
         return self._next
 
     def _shapes(
@@ -298,3 +367,8 @@ class BankSegmenter(PatientSegmenter):
             if seat.name in lists[name][key]
             for one in cut_descriptors(job, samples)
         }
+
+
+def _three(numbers: Sequence[float]) -> tuple[float, float, float]:
+    x, y, z = numbers
+    return x, y, z

@@ -99,6 +99,9 @@ class PatientSegmenter:
         self._last = secrets.randbits(48)
         self._model: tuple[int, bytes] = (-1, b"")
 
+    async def heed(self) -> None:
+        """What sites have said on joining, before anything is made of what they sent before: here, nothing is kept."""
+
     async def segment(
         self, request: InferenceRequest, progress: Callable[[int, int], None]
     ) -> Segmented | Unsegmented:

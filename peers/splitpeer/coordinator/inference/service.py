@@ -120,6 +120,7 @@ class Service:
                 self._changed.clear()
                 self._tidy()
                 await self._welcome()
+                await self._segmenter.heed()
                 request = self._requests.next(self._takes_on)
                 if request is not None:
                     await self._work(request)

@@ -175,6 +175,17 @@ class BankComplete(Happening):
     octets: int
 
 
+@dataclass(frozen=True)
+class ReleasesRemoved(Happening):
+    """What sites released of patients who have withdrawn consent is removed."""
+
+    line = "bank.dropped"
+
+    run: str
+    patients: str
+    """Their handles."""
+
+
 # --- at work -----------------------------------------------------------------------------------------------
 
 

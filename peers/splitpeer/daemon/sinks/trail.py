@@ -25,6 +25,7 @@ _AS_THEY_ARE: dict[type[h.Happening], str] = {
     h.EncoderShared: "encoder.shared",
     h.PartnersProven: "fusion.partners",
     h.ReleasesEnded: "job.released",
+    h.ReleasesRemoved: "bank.dropped",
     h.PatientLocated: "inference.located",
     h.SegmentationAsked: "inference.asked",
     h.SegmentationFailed: "inference.failed",
