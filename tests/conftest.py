@@ -1,4 +1,4 @@
-"""For all tests: logging is restored after each, and a disk of a few hundred KiB that a test can fill."""
+"""For all tests: the profile of hypothesis, logging restored after each, and a disk of a few hundred KiB to fill."""
 
 from __future__ import annotations
 
@@ -10,6 +10,13 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# No deadline: the machine may be busy, and time is not what properties are about.
+settings.register_profile(
+    "unhurried", deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("unhurried")
 
 
 @pytest.fixture(autouse=True)

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, settings
 
 from splitproto import envelope, messages, pki
 from splitproto.connection import Connection, Timing
@@ -22,12 +21,6 @@ from splitproto.negotiation import Offer
 from splitproto.states import Side
 from tests.cuts import unet
 from tests.splitproto.links import Hub, hub_of, quiet
-
-# The machine may be busy: time is not what these properties are about.
-settings.register_profile(
-    "unhurried", deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow]
-)
-settings.load_profile("unhurried")
 
 CLIENTS = AllowList({"client": {"charite", "ukm"}}, "job")
 COORDINATORS = AllowList({"coordinator": {"hub"}}, "peer.toml")
