@@ -26,6 +26,23 @@ class Patients:
     """By usable patient with a mask, where the site was asked for masks, the person whose scan it is."""
 
 
+def check_weights(name: str, accept: JobAccept, known: bytes) -> None:
+    """SP-11.17-6: a site of a frozen job labels the weights of its encoders, and they stay the same.
+
+    Args:
+        known: the label that it gave before; empty: none.
+
+    Raises SchemaMismatch.
+    """
+    if accept.weights is None:
+        raise SchemaMismatch(f"{name} does not label the weights of its frozen encoders")
+    if known and accept.weights != known:
+        raise SchemaMismatch(
+            f"{name} has other encoder weights than when it released what the feature bank holds: bring its "
+            "run folder back, or start a new run with --fresh"
+        )
+
+
 async def hear_patients(
     link: SiteLink, accept: JobAccept, salt_check: bytes, seats: Sequence[Seat], *, masks: bool = False
 ) -> Patients:

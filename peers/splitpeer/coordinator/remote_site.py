@@ -12,11 +12,12 @@ from datetime import UTC, datetime
 from splitpeer.coordinator import holder
 from splitpeer.coordinator.asking import Asking, Question
 from splitpeer.coordinator.holder import Holding
-from splitpeer.coordinator.joining import Patients, check_fit, hear_patients
+from splitpeer.coordinator.joining import Patients, check_fit, check_weights, hear_patients
 from splitpeer.coordinator.memory import Memory
 from splitpeer.coordinator.presence import Presence
 from splitpeer.coordinator.relay import Relay
 from splitpeer.coordinator.site_link import SiteLink
+from splitpeer.coordinator.withdrawals import check_withdrawal
 from splitpeer.daemon import happenings as h
 from splitpeer.daemon.sinks.log import LogSink
 from splitpeer.daemon.witness import Witness
@@ -45,22 +46,15 @@ from splitproto.messages import (
     Averaged,
     Begin,
     Checkpoint,
-    Conclude,
     FusionKey,
     Gradients,
     JobAccept,
     JobOffer,
-    Locate,
     Located,
-    Logits,
-    LossGradients,
     Message,
-    Prediction,
     Rollback,
     RolledBack,
-    Sample,
     Saved,
-    Scores,
     Share,
     Shared,
     Unsaved,
@@ -153,7 +147,8 @@ class RemoteSite:
         self._presence = Presence(name, self.seat_names, patience_s, report)
         self._memory = Memory(name)
         self._patience_s = patience_s
-        self._asking = Asking(self._presence, self._ready, self._prepare, patience_s, self._answer_s)
+        self.asking = Asking(self._presence, self._ready, self._prepare, patience_s, self._answer_s)
+        """Also for services that have a module of their own."""
         self._joining: list[SiteLink] = []
         self._committed, self._patients_in_use = 0, 0
         self._expected: Mapping[bytes, Geometry] | None = None
@@ -163,6 +158,11 @@ class RemoteSite:
         self._octets_before = (0, 0)  # in and out, over the links before the present one
 
     # --- queries ---------------------------------------------------------------------------------------
+
+    @property
+    def frozen(self) -> bool:
+        """Whether the job's encoders are."""
+        return self._offer.job.frozen
 
     @property
     def here(self) -> bool:
@@ -323,7 +323,8 @@ class RemoteSite:
         await link.send(offer)
         accept = await link.hear("its answer to the job", JobAccept)
         self.holding.examine(offer, accept, link.session)
-        self._check_weights(accept)
+        if self.frozen:
+            check_weights(self.name, accept, self.weights)
         link.holder_known = True
         key = None
         if self._relay is not None:
@@ -337,18 +338,6 @@ class RemoteSite:
         if self._relay is not None and key is not None:
             self._relay.take(self.name, key)
         self._take(link, accept, patients)
-
-    def _check_weights(self, accept: JobAccept) -> None:
-        """SP-11.17-6. Raises SchemaMismatch."""
-        if not self._offer.job.frozen:
-            return
-        if accept.weights is None:
-            raise SchemaMismatch(f"{self.name} does not label the weights of its frozen encoders")
-        if self.weights and accept.weights != self.weights:
-            raise SchemaMismatch(
-                f"{self.name} has other encoder weights than when it released what the feature bank holds: bring its "
-                "run folder back, or start a new run with --fresh"
-            )
 
     def _needed(self) -> dict[bytes, Geometry]:
         """The run's patients but for those that are withdrawn; none before the run begins."""
@@ -413,12 +402,12 @@ class RemoteSite:
         `even_restarted`: also if it has lost its memory.
         """
         self._committed, self._patients_in_use = step, patients
-        await self._asking.ask(Question("to begin", even_restarted=even_restarted), self._reach)
+        await self.asking.ask(Question("to begin", even_restarted=even_restarted), self._reach)
 
     async def reach(self) -> None:
         """Wait until the site is here, restarted or not; what it lost is known from now on."""
         self._memory.write_off()
-        await self._asking.ask(Question("to come back"), self._reach)
+        await self.asking.ask(Question("to come back"), self._reach)
 
     async def _reach(self, link: SiteLink) -> None:
         """All that is asked is a link on which work has begun."""
@@ -431,11 +420,12 @@ class RemoteSite:
             until: those before this index are announced.
         """
         question = Question(f"activations of step {stream[index].forward.step}")
-        return await self._asking.ask(question, self._compute, stream, index, until)
+        return await self.asking.ask(question, self.compute_on, stream, index, until)
 
-    async def _compute(
+    async def compute_on(
         self, link: SiteLink, stream: Sequence[Part], index: int, until: int
     ) -> Sent | Withdraw | Unable:
+        """`compute` on one link."""
         part = stream[index]
         forward = part.forward
         if forward.mode in ("evaluate", "infer") and forward.mode not in link.session.agreement.features:
@@ -451,7 +441,8 @@ class RemoteSite:
         if answer.digest != forward.digest:
             raise Misaligned(f"{self.name} used other samples than those of step {forward.step}")
         if isinstance(answer, Withdraw):
-            return _withdrawal(forward.samples, answer)
+            check_withdrawal(forward.samples, answer)
+            return answer
         if not matches(part.expected, answer.tensors):
             raise SchemaMismatch(f"{self.name} sent other tensors than the job describes")
         return Sent(part, answer.tensors)
@@ -459,47 +450,11 @@ class RemoteSite:
     async def release(self, stream: Sequence[Part], index: int, until: int) -> Sent | Withdraw | Unable:
         """As `compute`, of mode `release`; a site that restarted answers as it did before (SP-11.17-5)."""
         question = Question(f"release {stream[index].forward.batch}", even_restarted=True)
-        return await self._asking.ask(question, self._compute, stream, index, until)
-
-    async def locate(self, asked: Locate) -> Located:
-        """SP-11.19-4: whether the site can use the patient of a request."""
-        # SP-11.17-5: in a frozen job there is nothing that a site forgets.
-        question = Question("its answer whether it has a patient", even_restarted=self._offer.job.frozen)
-        return await self._asking.ask(question, self._locate, asked)
-
-    async def _locate(self, link: SiteLink, asked: Locate) -> Located:
-        link.unanswered += 1
-        await link.send(asked)
-        answer = await link.hear("its answer whether it has a patient", Located)
-        link.unanswered -= 1
-        found = answer.patient
-        if answer.request != asked.request or (found is None) == (answer.cause is None):
-            raise UnexpectedMessage("an answer to another question than where a patient is")
-        if found is not None and found.key != asked.key:
-            raise Misaligned(f"{self.name} located another patient than the one asked for")
-        link.located = asked.request
-        return answer
-
-    async def infer(
-        self, stream: Sequence[Part], index: int, until: int, asked: Locate
-    ) -> Sent | Withdraw | Unable:
-        """As `compute`, of mode `infer` or `release`, for a request for which the site has located the patient."""
-        forgetful = stream[index].forward.mode == "release"
-        what = f"activations for a segmentation, {index + 1} of {len(stream)}"
-        question = Question(what, even_restarted=forgetful)
-        return await self._asking.ask(question, self._infer, stream, index, until, asked)
-
-    async def _infer(
-        self, link: SiteLink, stream: Sequence[Part], index: int, until: int, asked: Locate
-    ) -> Sent | Withdraw | Unable:
-        # SP-11.19-8: "as after a lost link, the coordinator sends the `locate` again"
-        if link.located != asked.request and (await self._locate(link, asked)).patient is None:
-            return Unable()
-        return await self._compute(link, stream, index, until)
+        return await self.asking.ask(question, self.compute_on, stream, index, until)
 
     async def apply(self, step: int, tensors: dict[str, Array]) -> None:
         """Send the gradients of `step` and wait until the site has applied them, once."""
-        await self._asking.ask(
+        await self.asking.ask(
             Question(f"step {step} to be applied", computed=step), self._apply, step, tensors
         )
 
@@ -516,7 +471,7 @@ class RemoteSite:
 
     async def advance(self, step: int) -> None:
         """Have the site count on to `step`, which was made without it; what was announced to it is void."""
-        await self._asking.ask(Question(f"its advance to step {step}"), self._advance, step)
+        await self.asking.ask(Question(f"its advance to step {step}"), self._advance, step)
         self._memory.applied = step
         self._show_progress()
 
@@ -531,67 +486,6 @@ class RemoteSite:
                 Advanced, Activations, Withdraw, Applied, Saved, Unsaved, Located,
             )  # fmt: skip
 
-    # --- labels ----------------------------------------------------------------------------------------
-
-    async def lose(self, asked: Logits) -> LossGradients | Withdraw:
-        """SP-11.20-6: the gradient of the loss by these logits, or whose masks cannot be used."""
-        # Where the site also waits for the gradients of its own activations, a restart costs the step.
-        computed = asked.step if self.seats else 0
-        question = Question(f"the loss of step {asked.step}", computed=computed)
-        return await self._asking.ask(question, self._lose, asked)
-
-    async def _lose(self, link: SiteLink, asked: Logits) -> LossGradients | Withdraw:
-        await link.send(asked)
-        answer = await link.hear(f"the loss of step {asked.step}", LossGradients, Withdraw)
-        self._check_labels(asked, "train", 0, answer)
-        if isinstance(answer, Withdraw):
-            return _withdrawal(asked.samples, answer)
-        if answer.digest != asked.digest:
-            raise Misaligned(f"{self.name} used other samples than those of step {asked.step}")
-        if not matches([Descriptor.of(name, array) for name, array in asked.tensors.items()], answer.tensors):
-            raise SchemaMismatch(f"{self.name} sent other gradients than those of the logits")
-        return answer
-
-    async def score(self, asked: Prediction) -> Scores | Withdraw:
-        """SP-11.20-9: have the site score a prediction, or say that it cannot use the mask."""
-        question = Question(f"a score of step {asked.step}")
-        return await self._asking.ask(question, self._score, asked)
-
-    async def _score(self, link: SiteLink, asked: Prediction) -> Scores | Withdraw:
-        await link.send(asked)
-        answer = await link.hear(f"a score of step {asked.step}", Scores, Withdraw)
-        self._check_labels(asked, "evaluate", asked.batch, answer)
-        return _withdrawal((asked.sample,), answer) if isinstance(answer, Withdraw) else answer
-
-    async def conclude(self, asked: Conclude) -> Mapping[str, float]:
-        """SP-11.20-9: the figures of an evaluation that the site tells."""
-        question = Question(f"the scores of step {asked.step}")
-        return await self._asking.ask(question, self._conclude, asked)
-
-    async def _conclude(self, link: SiteLink, asked: Conclude) -> Mapping[str, float]:
-        await link.send(asked)
-        answer = await link.hear(f"the scores of step {asked.step}", Scores)
-        self._check_labels(asked, "evaluate", asked.batch, answer)
-        return answer.values
-
-    def _check_labels(
-        self,
-        asked: Logits | Prediction | Conclude,
-        mode: str,
-        batch: int,
-        answer: LossGradients | Scores | Withdraw,
-    ) -> None:
-        """Raises UnexpectedMessage, Misaligned: the answer is not to what was asked."""
-        same = answer.step == asked.step
-        if not isinstance(answer, LossGradients):
-            same = same and answer.batch == batch
-        if isinstance(answer, Withdraw) and not isinstance(asked, Conclude):
-            same = same and answer.mode == mode
-            if answer.digest != asked.digest:
-                raise Misaligned(f"{self.name} withdrew patients of other samples of step {asked.step}")
-        if not same:
-            raise UnexpectedMessage(f"{answer.name} of step {answer.step} where step {asked.step} was due")
-
     # --- averages --------------------------------------------------------------------------------------
 
     async def share(self, step: int, seat: str, expected: Sequence[Descriptor]) -> dict[str, Array]:
@@ -601,7 +495,7 @@ class RemoteSite:
             expected: names and shapes of the weights.
         """
         question = Question(f"its encoder of {seat} after step {step}")
-        return await self._asking.ask(question, self._share, step, self._place(seat), expected)
+        return await self.asking.ask(question, self._share, step, self._place(seat), expected)
 
     async def _share(
         self, link: SiteLink, step: int, seat: int, expected: Sequence[Descriptor]
@@ -621,7 +515,7 @@ class RemoteSite:
         """SP-11.16-5: have the site make step `step` + 1 from these weights, also if it forgets them meanwhile."""
         place = self._place(seat)
         message = Average(step, place, tensors)
-        await self._asking.ask(Question(f"the average of {seat} to be taken"), self._average, message)
+        await self.asking.ask(Question(f"the average of {seat} to be taken"), self._average, message)
         self._averages[place] = message
 
     async def _average(self, link: SiteLink, message: Average) -> None:
@@ -644,7 +538,7 @@ class RemoteSite:
                 beyond it may come first, and are void.
         """
         question = Question(f"its checkpoint of step {step}")
-        answer = await self._asking.ask(question, self._save, step, keep, leaving)
+        answer = await self.asking.ask(question, self._save, step, keep, leaving)
         if isinstance(answer, Unsaved):
             self.unsaved += 1
             self._report(h.SiteUnsaved(self.name, step, answer.reason))
@@ -669,7 +563,7 @@ class RemoteSite:
     async def roll_back(self, step: int) -> None:
         """Have the site go back to its checkpoint of `step`."""
         self._averages.clear()
-        await self._asking.ask(Question(f"its return to step {step}"), self._roll_back, step)
+        await self.asking.ask(Question(f"its return to step {step}"), self._roll_back, step)
 
     async def _roll_back(self, link: SiteLink, step: int) -> None:
         link.void_announced()
@@ -803,11 +697,3 @@ class RemoteSite:
     def _show_progress(self) -> None:
         octets_in, octets_out = self.traffic
         self._report(h.SiteProgressed(self.name, self.applied, self.checkpoints, octets_in, octets_out))
-
-
-def _withdrawal(samples: Collection[Sample], answer: Withdraw) -> Withdraw:
-    """SP-11.13-4. Raises UnexpectedMessage."""
-    keys = [patient.key for patient in answer.patients]
-    if len(set(keys)) < len(keys) or not set(keys) <= {sample.key for sample in samples}:
-        raise UnexpectedMessage(f"patients withdrawn who are not in the batch of step {answer.step}")
-    return answer

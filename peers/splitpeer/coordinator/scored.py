@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 
 import numpy as np
 
+from splitpeer.coordinator.label_site import conclude, score
 from splitpeer.coordinator.labels import MasksUnusable
 from splitpeer.coordinator.remote_site import RemoteSite
 from splitpeer.coordinator.run import Run
@@ -138,7 +139,7 @@ class _ScoredThere(_Evaluation):
             missing or None,
             {MASK: np.ascontiguousarray(mask, np.uint8)},
         )
-        answers = await run.team.ask_all(lambda one: one.score(asked), [site])
+        answers = await run.team.ask_all(lambda one: score(one, asked), [site])
         if isinstance(answer := answers[site], Withdraw):
             raise MasksUnusable(site, answer.patients)
         self._sent += 1
@@ -148,7 +149,7 @@ class _ScoredThere(_Evaluation):
         told: Mapping[str, float] = {}
         if self._sent:
             asked = Conclude(run.committed, self._sent)
-            told = (await run.team.ask_all(lambda one: one.conclude(asked), [site]))[site]
+            told = (await run.team.ask_all(lambda one: conclude(one, asked), [site]))[site]
         names = (*self._task.region_names, "mean")
 
         def scores(first: str, last: str = "") -> Scores:

@@ -17,6 +17,7 @@ from splitpeer.coordinator.averaging import Averaging
 from splitpeer.coordinator.evaluator import Evaluator
 from splitpeer.coordinator.exclusion import Exclusion, UnusableBySite, told_apart
 from splitpeer.coordinator.inference.service import Service
+from splitpeer.coordinator.label_site import loss_gradients
 from splitpeer.coordinator.labels import MasksUnusable
 from splitpeer.coordinator.memory import SiteRestarted
 from splitpeer.coordinator.remote_site import RemoteSite, Sent, Unable
@@ -307,7 +308,7 @@ class Trainer:
         loss, gradient = math.nan, None
         if step.logits is not None:
             asked = Logits(forward.step, forward.samples, forward.digest, forward.seed, {LOGITS: step.logits})
-            answers = await run.team.ask_all(lambda one: one.lose(asked), [site])
+            answers = await run.team.ask_all(lambda one: loss_gradients(one, asked), [site])
             if isinstance(answer := answers[site], Withdraw):
                 raise MasksUnusable(site, answer.patients)
             gradient = np.asarray(answer.tensors[LOGITS])

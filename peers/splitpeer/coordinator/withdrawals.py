@@ -11,7 +11,8 @@ from splitpeer.federation.files import counted
 from splitpeer.logs import handle
 from splitpeer.settings.job import JobData
 from splitproto.causes import SHOWN
-from splitproto.messages import Unusable, Withdrawn
+from splitproto.errors import UnexpectedMessage
+from splitproto.messages import Sample, Unusable, Withdraw, Withdrawn
 
 
 class Withdrawals:
@@ -83,3 +84,10 @@ class Withdrawals:
             if w.key in of:
                 by_step.setdefault(w.step, {}).setdefault(w.key, Unusable(w.key, w.cause))
         return [Withdrawn(step, tuple(who.values())) for step, who in sorted(by_step.items())]
+
+
+def check_withdrawal(samples: Collection[Sample], answer: Withdraw) -> None:
+    """SP-11.13-4. Raises UnexpectedMessage."""
+    keys = [patient.key for patient in answer.patients]
+    if len(set(keys)) < len(keys) or not set(keys) <= {sample.key for sample in samples}:
+        raise UnexpectedMessage(f"patients withdrawn who are not in the batch of step {answer.step}")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
+from collections.abc import Collection, Coroutine, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -26,12 +26,11 @@ from splitpeer.data.files import Found
 from splitpeer.data.findings import lacking_warning, naming_warnings
 from splitpeer.data.modalities import MASK
 from splitpeer.data.volumes import Volumes
-from splitpeer.errors import ConnectionRefused, DataError, DeadlinePassed, JobFailed, PeerError, told_of
+from splitpeer.errors import ConnectionRefused, DeadlinePassed, JobFailed, PeerError, told_of
 from splitpeer.federation.compute import Compute, pick_device
 from splitpeer.federation.files import look, tell
 from splitpeer.federation.images import find_files, open_consent, open_masks, open_volumes
 from splitpeer.federation.terms import judge, services, terms_digest
-from splitpeer.logs import handle
 from splitpeer.models.registry import cut_of
 from splitpeer.settings.peer import PeerConfig, Policy
 from splitpeer.site.budgets import BudgetSpent
@@ -39,9 +38,9 @@ from splitpeer.site.inference.asking import InferenceAsker
 from splitpeer.site.job import SiteJob
 from splitpeer.site.opening import open_job, open_ledger
 from splitpeer.site.run_folders import accepted_terms, forget_keys, mark_complete, mark_run, note_coordinator
+from splitpeer.site.serving import Serving
 from splitproto import Offer, Session, SplitprotoError, dial
 from splitproto.capture import Party
-from splitproto.causes import OF_A_PATIENT
 from splitproto.errors import (
     CarrierVersionError,
     DeadlineExceeded,
@@ -60,39 +59,17 @@ from splitproto.errors import (
 from splitproto.identity import OWN_UNUSABLE
 from splitproto.lanes.base import Destination
 from splitproto.messages import (
-    Advance,
-    Advanced,
-    Applied,
-    Average,
     Begin,
     Bye,
-    Checkpoint,
-    Conclude,
     Forward,
     FusionKey,
     FusionKeys,
-    Gradients,
     Inventory,
     JobAccept,
     JobDecline,
     JobOffer,
-    Locate,
-    Logits,
-    LossGradients,
     Message,
     Patient,
-    Prediction,
-    Progress,
-    Rollback,
-    RolledBack,
-    Saved,
-    Scores,
-    Segmented,
-    Segmenting,
-    Share,
-    Unsaved,
-    Unsegmented,
-    Unusable,
     Withdraw,
     Withdrawn,
 )
@@ -581,13 +558,16 @@ class Client:
         self._report(h.PhaseBegan("working"))
         if self._asking is not None:
             self._asking.link(session, job, self._compute)
+        serving = Serving(
+            session, job, self._compute, self._asking, self._report, self._progress, self._traffic
+        )
         try:
-            return await self._work_on(session, job)
+            return await self._work_on(session, job, serving)
         finally:
             if self._asking is not None:
                 self._asking.unlink()
 
-    async def _work_on(self, session: Session, job: SiteJob) -> Bye:
+    async def _work_on(self, session: Session, job: SiteJob, serving: Serving) -> Bye:
         stopping_until = float("inf")
         loop = asyncio.get_running_loop()
         worked = False
@@ -597,11 +577,11 @@ class Client:
                 return Bye("rotate", session.rotation_cause)
             if not self._stop.is_set():
                 while (forward := job.due()) is not None:
-                    sent = await self._computed(job, job.forward, forward)
+                    sent = await serving.computed(job.forward, forward)
                     if self._stop.is_set():
                         raise _Stopped
                     if isinstance(sent, Withdraw):
-                        self._patients_out(job, sent.step, sent.patients, "withdraw")
+                        serving.patients_out(sent.step, sent.patients, "withdraw")
                     # SP-11-12: once begun it completes, even if nobody waits for it: the step is under way.
                     await self._or_stop(session.send(sent, job.job.seconds_per_step), LEAVE_S)
                     if forward.mode == "release":
@@ -625,107 +605,8 @@ class Client:
                     raise _Stopped from None
             if isinstance(message, Bye):
                 return message
-            await self._answer(session, job, message)
+            await serving.answer(message)
             worked = worked or not isinstance(message, Forward | Withdrawn)
-
-    async def _answer(self, session: Session, job: SiteJob, message: Message) -> None:
-        job.budgets.message()
-        match message:
-            case Forward():
-                job.announce(message)
-            case Gradients():
-                await self._computed(job, job.apply, message)
-                octets_in, octets_out = self._traffic(session)
-                self._report(h.StepApplied(job.applied, octets_in, octets_out))
-                await session.send(Applied(message.step))
-            case Advance():
-                await self._computed(job, job.advance, message.step)
-                self._report(h.StepCounted(job.applied))
-                self._progress()
-                await session.send(Advanced(message.step))
-            case Withdrawn():
-                self._patients_out(job, message.step, message.patients, "withdrawn")
-            case Share():
-                shared = await self._computed(job, job.share, message)
-                self._report(h.EncoderShared(job.run.hex(), message.step, job.seats[message.seat].name))
-                await session.send(shared)
-            case Average():
-                await session.send(await self._computed(job, job.take_average, message))
-            case Logits() | Prediction() | Conclude():
-                await self._answer_labels(session, job, message)
-            case Checkpoint():
-                await session.send(await self._save(job, message))
-            case Rollback():
-                before = job.applied
-                await self._computed(job, job.rollback, message.step)
-                self._report(h.SiteRolledBack(job.run.hex(), message.step, before))
-                await session.send(RolledBack(message.step))
-            case Locate():
-                located = await self._computed(job, job.locate, message, self._owns)
-                outcome = located.cause or "used"
-                run, request, patient = job.run.hex(), message.request.hex(), handle(message.key)
-                self._report(h.PatientLocated(run, request, patient, message.asker, outcome))
-                await session.send(located)
-            case Segmenting() | Segmented() | Unsegmented() if self._asking is not None:
-                await self._asking.hear(message)
-            case Progress():
-                if message.missing is not None:
-                    missing = {one.seat: one.cause for one in message.missing}
-                    self._report(h.MissingTold(message.step, missing))
-                if message.values:
-                    self._report(h.FiguresTold(message.step, job.job.steps, message.values))
-            case _:
-                raise UnexpectedMessage(f"a {message.name} where work was due")
-
-    def _owns(self, request: bytes, key: bytes) -> bool:
-        """SP-11.19-4: whether this site asked for this patient itself."""
-        return self._asking is not None and self._asking.owns(request, key)
-
-    async def _answer_labels(
-        self, session: Session, job: SiteJob, message: Logits | Prediction | Conclude
-    ) -> None:
-        """SP-11.20-6, SP-11.20-9."""
-        answer: LossGradients | Scores | Withdraw
-        match message:
-            case Logits():
-                answer = await self._computed(job, job.lose, message)
-            case Prediction():
-                answer = await self._computed(job, job.score, message)
-            case Conclude():
-                scores, table = await self._computed(job, job.conclude, message)
-                answer = scores
-                told = dict(scores.values)
-                self._report(h.LabelsScored(job.run.hex(), message.step, table.dice(), told, message.batch))
-        if isinstance(answer, Withdraw):
-            self._patients_out(job, answer.step, answer.patients, "withdraw")
-        await session.send(answer, job.job.seconds_per_step)
-        self._progress()
-
-    def _patients_out(self, job: SiteJob, step: int, patients: Sequence[Unusable], by: str) -> None:
-        """SP-11.13-8: what concerns this site's own patients."""
-        known = set(job.channels.keys())
-        for patient in patients:
-            key = patient.key
-            if key in known:
-                file = job.channels.case(key).path if key in job.unusable else None
-                self._report(h.PatientOut(by, job.run.hex(), key, step, OF_A_PATIENT[patient.cause], file))
-
-    async def _save(self, job: SiteJob, asked: Checkpoint) -> Saved | Unsaved:
-        """SP-11-32: a disk that is full costs this checkpoint, not the run."""
-        try:
-            digest = await self._computed(job, job.save, asked.step, asked.keep)
-        except DataError as error:
-            self._report(h.SiteNotSaved(job.run.hex(), asked.step, str(error)))
-            # Not the error's text: it names a folder of this site.
-            return Unsaved(asked.step, f"the site could not write it: {told_of(error)}")
-        held = sorted({*(asked.keep or ()), asked.step})
-        self._report(h.SiteSaved(job.run.hex(), asked.step, digest.hex(), held))
-        return Saved(asked.step, digest)
-
-    async def _computed(self, job: SiteJob, function: Callable[..., Returned], *args: Any) -> Returned:
-        """`function(*args)` within the job's deadline for a step."""
-        what = f"{function.__name__.replace('_', ' ')} after step {job.applied}"
-        return await self._compute.run(function, *args, what=what, timeout=job.job.seconds_per_step)
 
 
 class _Stopped(LinkLost):

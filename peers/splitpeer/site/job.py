@@ -5,10 +5,9 @@ from __future__ import annotations
 import hashlib
 import hmac
 import secrets
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 
@@ -17,7 +16,7 @@ from splitpeer.data.channels import Channels
 from splitpeer.data.consent import Consent
 from splitpeer.data.files import Found
 from splitpeer.data.layouts import subject
-from splitpeer.data.pseudonym import keyed, pseudonym
+from splitpeer.data.pseudonym import pseudonym
 from splitpeer.defences.randomness import Release
 from splitpeer.errors import DataError, PatientUnusable
 from splitpeer.federation.files import counted, look, note
@@ -32,12 +31,12 @@ from splitpeer.site.averaging import SiteAveraging
 from splitpeer.site.budgets import Budgets, BudgetSpent
 from splitpeer.site.encoders import Encoders
 from splitpeer.site.inference.answering import Answering, Owns, Terms
-from splitpeer.site.labelling import Labelling
+from splitpeer.site.labelling import Labelling, MaskAnswers
+from splitpeer.site.late_files import LateFiles
 from splitpeer.site.named import Named
 from splitpeer.site.people import People
 from splitpeer.site.released import Released
 from splitpeer.site.run_folders import accepted_terms, check_room
-from splitpeer.site.scoring import ScoreTable
 from splitpeer.site.shown import Showing, Shown, shown_in
 from splitpeer.site.summing import Summing
 from splitpeer.site.tiling import Rule, Triple
@@ -50,18 +49,12 @@ from splitproto.messages import (
     Activations,
     Average,
     Averaged,
-    Conclude,
     Forward,
     Gradients,
     JobOffer,
     Locate,
     Located,
-    Logits,
-    LossGradients,
     Patient,
-    Prediction,
-    Sample,
-    Scores,
     Share,
     Shared,
     Unusable,
@@ -73,7 +66,6 @@ MOST_UNUSABLE = 1024
 LABEL = b"splitproto weights v1"
 IN_ORDER = ("release", "infer")
 """SP-11.17-7, SP-11.19-9: modes in which each batch has its answer, also after a `withdraw`."""
-Answer = TypeVar("Answer")
 
 
 @dataclass(frozen=True)
@@ -144,11 +136,14 @@ class SiteJob:
         self._averaging = SiteAveraging(self.job, self.seats, self.encoders.halves, self.budgets)
         self.unusable = dict(unusable)
         """SP-11.13-3: patients whose files this process cannot use, and why: not read again, even if repaired."""
+        labelling, heed = means.labelling, self._heed_consent
+        self._labels = MaskAnswers(labelling, self.unusable, heed, means.report) if labelling else None
         self._release_to(Released())
         self._shown: Shown | None = None
         """Whom other runs have shown, where that matters."""
-        self._late: set[bytes] = set()
-        """Patients who came after this process took up the run; where encoders train, until an inventory lists them."""
+        self._late = LateFiles(
+            means.channels, means.consent, means.named, means.salt, means.look_again, means.report
+        )
         self._bad_for_now: set[bytes] = set()
         """Patients found unusable by inference alone: their files are looked at again."""
         self._withdrew = False  # announced batches do not count until the coordinator says where to continue
@@ -237,7 +232,7 @@ class SiteJob:
         )
         patients = [self._listed(key) for key in grids]
         if not self.job.frozen:
-            self._late -= grids.keys()
+            self._late.keys -= grids.keys()
         return patients, [Unusable(key, cause) for key, cause in unusable.items()]
 
     def _listed(self, key: bytes) -> Patient:
@@ -259,7 +254,7 @@ class SiteJob:
 
     def holds(self, key: bytes) -> bool:
         """Whether there is an image of the patient now (compute thread). Raises DataError."""
-        self._look_again()
+        self._late.look()
         return bool(self.channels.fills(key))
 
     def locate(self, asked: Locate, owns: Owns) -> Located:
@@ -271,7 +266,7 @@ class SiteJob:
         key, request = asked.key, asked.request
         if not self.answering.admit(asked, owns):
             return Located(request, cause="refused")
-        self._look_again()
+        self._late.look()
         # A file that was being written when it was asked for before may be whole by now.
         if key in self._bad_for_now:
             self._bad_for_now.discard(key)
@@ -295,26 +290,6 @@ class SiteJob:
         self.answering.open(key)
         return Located(request, patient)
 
-    def _look_again(self) -> None:
-        """Files that came after the start. One that makes the folder unclear to others' patients changes nothing."""
-        means, before = self._means, set(self.channels.keys())
-        try:
-            found = {modality: keyed(means.salt, kind.cases) for modality, kind in means.look_again().items()}
-            for cases in found.values():
-                means.consent.learn({key: case for key, case in cases.items() if key not in before})
-            # As at the start: who withdrew before the coordinator was told is passed over.
-            without = means.consent.withdrawn().difference(means.named.people)
-            self.channels.learn(
-                {
-                    modality: [case for key, case in cases.items() if key not in without]
-                    for modality, cases in found.items()
-                }
-            )
-        except DataError as error:
-            means.report(h.DataWarning(str(error)))
-            return
-        self._late |= set(self.channels.keys()) - before
-
     # --- batches ---------------------------------------------------------------------------------------
 
     def announce(self, forward: Forward) -> None:
@@ -328,7 +303,7 @@ class SiteJob:
         if self.summing is not None and forward.places is not None:
             # SP-11.18-13: "all sites have all samples"
             raise PolicyRefused("a part of a batch was asked for, where only a sum of all sites may be read")
-        late = {sample.key for sample in forward.samples} & self._late
+        late = {sample.key for sample in forward.samples} & self._late.keys
         if forward.mode in ("train", "evaluate") and late:
             # SP-11-4: a patient takes part in the run once the coordinator was told of the patient and the grid.
             raise PolicyRefused(f"a batch to {forward.mode} has a patient who came later and was not listed")
@@ -452,54 +427,12 @@ class SiteJob:
 
     # --- labels ----------------------------------------------------------------------------------------
 
-    def lose(self, logits: Logits) -> LossGradients | Withdraw:
-        """SP-11.20-6: the gradient of a batch's loss (compute thread). Raises what `Labelling.lose` raises."""
-        return self._labelled(
-            lambda labels: labels.lose(logits, self.applied), "train", logits, 0, logits.samples
-        )
-
-    def score(self, prediction: Prediction) -> Scores | Withdraw:
-        """SP-11.20-9: one prediction is scored here (compute thread). Raises what `Labelling.score` raises."""
-        return self._labelled(
-            lambda labels: labels.score(prediction, self.applied),
-            "evaluate",
-            prediction,
-            prediction.batch,
-            (prediction.sample,),
-        )
-
-    def conclude(self, asked: Conclude) -> tuple[Scores, ScoreTable]:
-        """SP-11.20-9: what is told of an evaluation, and what it came to (compute thread)."""
-        return self._labels.conclude(asked, self.applied)
-
     @property
-    def _labels(self) -> Labelling:
+    def labels(self) -> MaskAnswers:
         """Raises UnexpectedMessage: this site was not asked for masks."""
-        if self._means.labelling is None:
+        if self._labels is None:
             raise UnexpectedMessage("a word about labels at a site that was not asked for masks")
-        return self._means.labelling
-
-    def _labelled(
-        self,
-        answer: Callable[[Labelling], Answer],
-        mode: str,
-        asked: Logits | Prediction,
-        batch: int,
-        samples: Sequence[Sample],
-    ) -> Answer | Withdraw:
-        """SP-11.20-8: the answer, or whose mask cannot be used."""
-        labels = self._labels
-        self._heed_consent()
-        if not any(sample.key in self.unusable for sample in samples):
-            try:
-                return answer(labels)
-            except PatientUnusable as error:
-                if error.key not in {sample.key for sample in samples}:
-                    raise
-                note(error, self.unusable, self._means.report)
-        keys = dict.fromkeys(sample.key for sample in samples if sample.key in self.unusable)
-        patients = tuple(Unusable(key, self.unusable[key]) for key in keys)
-        return Withdraw(mode, asked.step, batch, asked.digest, patients)
+        return self._labels
 
     # --- averages --------------------------------------------------------------------------------------
 

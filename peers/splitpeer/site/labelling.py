@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
+from splitpeer.daemon import happenings as h
 from splitpeer.data.geometry import Triple
 from splitpeer.data.loader import SiteData
 from splitpeer.data.sampling import batch_digest
@@ -17,8 +19,9 @@ from splitpeer.data.volumes import Volumes
 from splitpeer.defences.randomness import Release
 from splitpeer.defences.specs import placed
 from splitpeer.defences.stack import Stack, defend
-from splitpeer.errors import JobFailed
+from splitpeer.errors import JobFailed, PatientUnusable
 from splitpeer.federation.evaluation import save_mask
+from splitpeer.federation.files import note
 from splitpeer.federation.masks import LOGITS, MASK, logits_shape
 from splitpeer.federation.terms import window_of
 from splitpeer.site.budgets import Budgets
@@ -33,10 +36,14 @@ from splitproto.messages import (
     Prediction,
     Sample,
     Scores,
+    Unusable,
+    Withdraw,
 )
 
 DEFENDED = "x0"
 """How defences know the logits: as the finest level."""
+Asked = TypeVar("Asked", Logits, Prediction)
+Answer = TypeVar("Answer", LossGradients, Scores)
 
 
 @dataclass(frozen=True)
@@ -87,7 +94,7 @@ class Labelling:
         """What is done to gradients of logits, as job-accept says it."""
         return () if self._stack is None else placed("gradients", self._stack.specs)
 
-    def lose(self, asked: Logits, applied: int) -> LossGradients:
+    def loss_gradients(self, asked: Logits, applied: int) -> LossGradients:
         """SP-11.20-5, SP-11.20-6: the gradient of the loss of one batch (compute thread).
 
         Args:
@@ -209,6 +216,60 @@ class Labelling:
     def _check_digest(self, step: int, samples: tuple[Sample, ...], seed: int | None, digest: bytes) -> None:
         if batch_digest(step, samples, seed) != digest:
             raise Misaligned(f"step {step}: the samples do not give the digest that came with them")
+
+
+class MaskAnswers:
+    """What a site answers with its masks, or whose it cannot use (SP-11.20-8). All for the compute thread.
+
+    Args:
+        labelling: the masks at work.
+        unusable: patients whose files cannot be used, and why; those that are found go there.
+        heed_consent: brings that up to date with who has withdrawn consent.
+        report: told of masks that go bad.
+    """
+
+    def __init__(
+        self,
+        labelling: Labelling,
+        unusable: dict[bytes, str],
+        heed_consent: Callable[[], None],
+        report: h.Reporter,
+    ) -> None:
+        self._labelling, self._unusable = labelling, unusable
+        self._heed_consent, self._report = heed_consent, report
+
+    def loss_gradients(self, asked: Logits, applied: int) -> LossGradients | Withdraw:
+        """SP-11.20-6: the gradient of a batch's loss. See `Labelling.loss_gradients`."""
+        return self._answer(self._labelling.loss_gradients, asked, applied, "train", 0, asked.samples)
+
+    def score(self, asked: Prediction, applied: int) -> Scores | Withdraw:
+        """SP-11.20-9: one prediction is scored here. See `Labelling.score`."""
+        return self._answer(self._labelling.score, asked, applied, "evaluate", asked.batch, (asked.sample,))
+
+    def conclude(self, asked: Conclude, applied: int) -> tuple[Scores, ScoreTable]:
+        """SP-11.20-9: what is told of an evaluation, and what it came to. See `Labelling.conclude`."""
+        return self._labelling.conclude(asked, applied)
+
+    def _answer(
+        self,
+        answer: Callable[[Asked, int], Answer],
+        asked: Asked,
+        applied: int,
+        mode: str,
+        batch: int,
+        samples: Sequence[Sample],
+    ) -> Answer | Withdraw:
+        self._heed_consent()
+        keys = dict.fromkeys(sample.key for sample in samples)
+        if not any(key in self._unusable for key in keys):
+            try:
+                return answer(asked, applied)
+            except PatientUnusable as error:
+                if error.key not in keys:
+                    raise
+                note(error, self._unusable, self._report)
+        patients = tuple(Unusable(key, self._unusable[key]) for key in keys if key in self._unusable)
+        return Withdraw(mode, asked.step, batch, asked.digest, patients)
 
 
 def check_windows(samples: Collection[Sample], window: Triple, shape_of: Callable[[bytes], Triple]) -> None:

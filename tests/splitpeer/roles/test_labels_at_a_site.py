@@ -479,9 +479,9 @@ def test_what_the_site_of_the_labels_does_not_answer(scene: Scene) -> None:
         )
         return replace(said, **changed)
 
-    answer = site.lose(logits())
+    answer = site.labels.loss_gradients(logits(), 0)
     assert isinstance(answer, LossGradients) and answer.loss is not None
-    again = site.lose(logits())
+    again = site.labels.loss_gradients(logits(), 0)
     assert comparable(again) == comparable(answer)
     with_other = (Sample(bytes(16), (6, 3, 0)),)
     cut = (Sample(key, (40, 3, 0)),)
@@ -496,7 +496,7 @@ def test_what_the_site_of_the_labels_does_not_answer(scene: Scene) -> None:
         (logits(tensors={"logits": np.full((1, 3, 32, 32), 3e38, "f4")}), JobFailed),
     ):
         with pytest.raises(error):
-            site.lose(wrong)
+            site.labels.loss_gradients(wrong, 0)
     whole = Sample(key, (0, 0, 0))
 
     def prediction(step: int = 0, mask: Any = None, **changed: Any) -> Prediction:
@@ -506,7 +506,7 @@ def test_what_the_site_of_the_labels_does_not_answer(scene: Scene) -> None:
             **changed,
         )
 
-    assert isinstance(site.score(prediction()), Scores)
+    assert isinstance(site.labels.score(prediction(), 0), Scores)
     for wrong_one, error in (
         (prediction(1), StepMismatch),
         (prediction(digest=bytes(32)), Misaligned),
@@ -515,10 +515,10 @@ def test_what_the_site_of_the_labels_does_not_answer(scene: Scene) -> None:
         (prediction(sample=cut[0]), SchemaMismatch),
     ):
         with pytest.raises(error):
-            site.score(wrong_one)
+            site.labels.score(wrong_one, 0)
     with pytest.raises(StepMismatch, match="1 of 2 predictions"):
-        site.conclude(Conclude(0, 2))
-    scores, kept = site.conclude(Conclude(0, 1))
+        site.labels.conclude(Conclude(0, 2), 0)
+    scores, kept = site.labels.conclude(Conclude(0, 1), 0)
     # SP-11.20-10: of one patient, nothing is told.
     assert scores.values == {} and len(kept) == 1
     site.close()

@@ -25,6 +25,7 @@ from splitpeer.coordinator.inference.segmenting import (
     seats_of_a_site,
     told_lost,
 )
+from splitpeer.coordinator.inference.site import infer
 from splitpeer.coordinator.remote_site import RemoteSite, Sent
 from splitpeer.coordinator.run import Run, finite
 from splitpeer.daemon import happenings as h
@@ -284,7 +285,7 @@ class BankSegmenter(PatientSegmenter):
         for index, entry in enumerate(missing):
             self._check_cancelled(request)
             answers = await each(
-                {site: site.infer(parts[site], index, index + 1, locating(request)) for site in asked}
+                {site: infer(site, parts[site], index, index + 1, locating(request)) for site in asked}
             )
             arrived = {site: one for site, one in answers.items() if isinstance(one, Sent)}
             if len(arrived) < len(asked):

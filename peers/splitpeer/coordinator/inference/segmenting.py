@@ -15,6 +15,7 @@ from typing import TypeVar
 import numpy as np
 
 from splitpeer.coordinator.inference.requests import InferenceRequest
+from splitpeer.coordinator.inference.site import infer, locate
 from splitpeer.coordinator.memory import SiteRestarted
 from splitpeer.coordinator.prediction import predicted
 from splitpeer.coordinator.remote_site import RemoteSite, Sent
@@ -182,7 +183,7 @@ class PatientSegmenter:
             progress(done, total)
             until = min(index + run.settings.training.ahead, len(forwards))
             answers = await each(
-                {site: site.infer(parts[site], index, until, locating(request)) for site in users}
+                {site: infer(site, parts[site], index, until, locating(request)) for site in users}
             )
             arrived = self._told_apart(answers, lost)
             what = f"windows {done} to {done + len(forward.samples)} of a patient"
@@ -226,7 +227,7 @@ class PatientSegmenter:
                 ready.append(site)
             else:
                 found.causes[site.name] = cause if isinstance(cause, str) else AWAY
-        answers = await each({site: site.locate(locating(request)) for site in ready})
+        answers = await each({site: locate(site, locating(request)) for site in ready})
         for site, answer in answers.items():
             if isinstance(answer, Located) and answer.patient is not None:
                 found.located[site] = answer.patient
