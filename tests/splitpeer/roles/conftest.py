@@ -20,6 +20,7 @@ from .scene import (
     write_nifti,
     write_patient,
 )
+from .served import cast_frozen, finish, take_up
 
 
 @pytest.fixture(scope="session")
@@ -39,6 +40,19 @@ def scene(federation: Federation, nursery: Nursery, tmp_path: Path) -> Iterator[
     made = Scene(federation, tmp_path, nursery)
     yield made
     made.clean_up()
+
+
+@pytest.fixture(scope="session")
+def frozen_run(tmp_path_factory: pytest.TempPathFactory, federation: Federation, nursery: Nursery) -> Scene:
+    """Complete, and serving; see `served.py`."""
+    return finish(cast_frozen(Scene(federation, tmp_path_factory.mktemp("frozen"), nursery)))
+
+
+@pytest.fixture
+def frozen(frozen_run: Scene, scene: Scene) -> Scene:
+    """A copy of it."""
+    take_up(frozen_run, scene)
+    return cast_frozen(scene)
 
 
 @pytest.fixture(scope="session")

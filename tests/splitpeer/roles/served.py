@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ import numpy as np
 from splitpeer.daemon.spool import Spool, folder_of
 from splitpeer.daemon.spooled import SpoolRequest, SpoolResult, Status, now
 
-from .scene import Running, Scene
+from .scene import SHAPE, Running, Scene, write_patient
 
 # One window a slice.
 DATA = {"window": [48, 48], "validation": 1}
@@ -82,6 +82,29 @@ def cast_with_folders(scene: Scene, policy: Mapping[str, Mapping[str, Any]], **j
             **({"runtime": {"initial_weights": "private"}} if own.get("preset") == "private" else {}),
         )
     return scene
+
+
+def cast_frozen(scene: Scene) -> Scene:
+    """Two sites with frozen encoders that compute for each other."""
+    listed = {"inference": "listed", "inference_for": ["site-t1ce", "site-t2"]}
+    return cast_with_folders(
+        scene, {"t1ce": listed, "t2": listed}, training={"encoders": "frozen", **SLOW},
+        evaluation={"overlap": 0.25, "batch": 16},
+    )  # fmt: skip
+
+
+def comes(
+    scene: Scene,
+    patient: str,
+    number: int,
+    shape: tuple[int, int, int] = SHAPE,
+    modalities: Sequence[str] | None = None,
+) -> None:
+    """A patient's images are there from now on, at the sites with folders of their own."""
+    write_patient(scene.folder / f"new-{patient}", patient, number, shape)
+    for modality in scene.modalities if modalities is None else modalities:
+        file = scene.folder / f"new-{patient}" / modality / f"{patient}.nii.gz"
+        file.rename(images_of(scene, modality) / file.name)
 
 
 def images_of(scene: Scene, modality: str) -> Path:

@@ -15,48 +15,17 @@ from splitpeer.storage.request_banks import RequestBanks
 
 from .scene import PATIENTS, Scene
 from .served import (
-    SLOW,
-    cast_with_folders,
-    finish,
+    comes,
     images_of,
     refused,
     segmented,
     serving,
     stop,
-    take_up,
     until,
     withdrawn_at,
 )
 
-LISTED = {"inference": "listed", "inference_for": ["site-t1ce", "site-t2"]}
 NORA, OTTO = "NEW_Nora", "NEW_Otto"
-
-
-def cast(scene: Scene) -> Scene:
-    return cast_with_folders(
-        scene, {"t1ce": LISTED, "t2": LISTED}, training={"encoders": "frozen", **SLOW},
-        evaluation={"overlap": 0.25, "batch": 16},
-    )  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory, federation, nursery) -> Scene:
-    return finish(cast(Scene(federation, tmp_path_factory.mktemp("frozen"), nursery)))
-
-
-@pytest.fixture
-def frozen(made, scene, make) -> Scene:
-    """A frozen run that serves, and a patient who came when it was over."""
-    take_up(made, scene)
-    comes(make, cast(scene), NORA, 77)
-    return scene
-
-
-def comes(make, scene: Scene, patient: str, number: int, shape=None) -> None:
-    make.patient(scene.folder / "new", patient, number, shape or make.SHAPE)
-    for modality in scene.modalities:
-        file = scene.folder / "new" / modality / f"{patient}.nii.gz"
-        file.rename(images_of(scene, modality) / file.name)
 
 
 def kept(scene: Scene, patient: str) -> list[Path]:
@@ -72,6 +41,7 @@ def releases(scene: Scene) -> int:
 
 async def test_consent_that_is_withdrawn_takes_them_out_when_the_site_joins(frozen) -> None:
     """Nobody asks about the patient; other patients of requests and of the run stay. The next request is told."""
+    comes(frozen, NORA, 77)
     known = PATIENTS[0]
     async with serving(frozen) as on:
         await segmented(frozen, "t1ce", NORA)
@@ -97,9 +67,8 @@ async def test_consent_that_is_withdrawn_takes_them_out_when_the_site_joins(froz
 async def test_what_one_site_released_on_another_grid_is_left_out_for_the_others(frozen, make) -> None:
     """What a site told first, rightly or not, does not spoil the patient for everybody, nor lie in a mask."""
     wide = images_of(frozen, "t2") / f"{OTTO}.nii.gz"
-    comes(make, frozen, OTTO, 78, (48, 38, 34))
+    comes(frozen, OTTO, 78, (48, 38, 34), ["t2"])
     here = images_of(frozen, "t1ce") / wide.name
-    here.rename(frozen.folder / "aside.nii.gz")
     async with serving(frozen) as on:
         assert (await segmented(frozen, "t2", OTTO)).provenance.missing == ("t1ce",)
         await stop(on, "site-t2")
@@ -128,7 +97,7 @@ async def test_a_patient_of_the_run_whose_image_has_moved(frozen, make) -> None:
     assert (status.cause, status.exit) == ("misaligned", 1)
 
 
-async def test_they_are_listed_and_deleted_like_those_of_the_run(frozen, make, capsys) -> None:
+async def test_they_are_listed_and_deleted_like_those_of_the_run(frozen, capsys) -> None:
     """What is gone stays gone: no site releases a window twice."""
 
     def bank(*arguments: str) -> str:
@@ -138,6 +107,7 @@ async def test_they_are_listed_and_deleted_like_those_of_the_run(frozen, make, c
         assert not left.value.code, said.err
         return said.out
 
+    comes(frozen, NORA, 77)
     async with serving(frozen):
         await segmented(frozen, "t1ce", NORA)
     windows = len(kept(frozen, NORA))
@@ -152,7 +122,7 @@ async def test_they_are_listed_and_deleted_like_those_of_the_run(frozen, make, c
         status = await refused(frozen, "t1ce", NORA)
         assert status.cause == "unusable" and "was deleted" in status.reason
         # Its numbers stand for nothing else.
-        comes(make, frozen, OTTO, 78)
+        comes(frozen, OTTO, 78)
         assert (await segmented(frozen, "t1ce", OTTO)).provenance.missing == ()
     assert "all that was released for requests is deleted" in bank("drop", "try", "--all")
     assert not [*(frozen.folder / "hub" / "state").glob("try-*/inference")]

@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from functools import partial
 from itertools import count
@@ -20,7 +19,6 @@ from splitpeer.coordinator.inference.segmenting import (
     NoSegmentation,
     PatientSegmenter,
     Sites,
-    each,
     locating,
     seats_of_a_site,
     told_lost,
@@ -29,7 +27,6 @@ from splitpeer.coordinator.inference.site import infer
 from splitpeer.coordinator.remote_site import RemoteSite, Sent
 from splitpeer.coordinator.run import Run, finite
 from splitpeer.daemon import happenings as h
-from splitpeer.daemon.sinks.log import LogSink
 from splitpeer.data.geometry import Geometry, differences
 from splitpeer.data.sampling import batch_digest
 from splitpeer.data.task import Task
@@ -49,8 +46,6 @@ from splitproto.fusion import CHECK
 from splitproto.messages import Forward, Missing, Patient, Sample, Segmented
 from splitproto.seats import tensor_name
 from splitproto.tensors import Array
-
-log = logging.getLogger(__name__)
 
 CACHE_MIB = 256
 UNWILLING = ("refused", NO_PART)
@@ -101,7 +96,6 @@ class BankSegmenter(PatientSegmenter):
         self._requested = RequestBanks(run.files.checkpoints, key)
         self._next: int | None = None
         self._heeded: frozenset[bytes] = frozenset()
-        self._told = run.report.to(LogSink(log))
 
     async def heed(self) -> None:
         """SP-11.17-7: a site lists who has withdrawn consent whenever it joins."""
@@ -116,7 +110,6 @@ class BankSegmenter(PatientSegmenter):
         request: InferenceRequest,
         progress: Callable[[int, int], None],
         lost: dict[str, str],
-        involved: list[RemoteSite],
     ) -> Segmented:
         run, asked, main = self._run, request.asked, self._bank()
         if main is None:
@@ -134,7 +127,7 @@ class BankSegmenter(PatientSegmenter):
             seating, missing = run.seating, self._missing(asked.key, run.seating, sites)
             self._check_seats(asked.require, seating.filled[asked.key], missing)
         else:
-            seating, missing, banks = await self._released(request, grid, sites, lost, involved, main)
+            seating, missing, banks = await self._released(request, grid, sites, lost, main)
         overlap, batch = run.settings.evaluation.overlap, run.settings.evaluation.batch
         windows = windows_of(asked.key, grid.shape, self._window, overlap, batch)
         features = Features(run.job, Shelf(banks), seating, CACHE_MIB)
@@ -171,7 +164,7 @@ class BankSegmenter(PatientSegmenter):
         gone = await self._run.on_disk(self._removed, patients, what="releases to be removed")
         if gone:
             run, handles = self._run.files.run.hex(), ", ".join(sorted(map(handle, gone)))
-            self._told(h.ReleasesRemoved(run, handles))
+            self._report(h.ReleasesRemoved(run, handles))
 
     def _removed(self, patients: Collection[bytes]) -> frozenset[bytes]:
         gone, main = self._requested.drop(patients), self._bank()
@@ -210,7 +203,6 @@ class BankSegmenter(PatientSegmenter):
         grid: Patient,
         sites: Sites,
         lost: dict[str, str],
-        involved: list[RemoteSite],
         main: Bank,
     ) -> tuple[Seating, tuple[Missing, ...], list[Bank]]:
         """Have all windows of the patient released that were not before, and keep them."""
@@ -234,8 +226,12 @@ class BankSegmenter(PatientSegmenter):
             # Whichever grid is right: that of one site must not spoil the patient for the others.
             lists.pop(name, None)
             sites.causes[name] = OTHER_GRID
+        here = {site.name for site in sites.located}
         for name, bank in kept.items():
-            if name != ALL_SITES and name not in elsewhere and sites.causes.get(name) not in UNWILLING:
+            if name == ALL_SITES or name in elsewhere or sites.causes.get(name) in UNWILLING:
+                continue
+            # Of a site that cannot be asked, what it has released is all there is.
+            if name in here or not await run.on_disk(bank.missing, what="what was released of a patient"):
                 lists[name] = {
                     key: tuple(by_seat(bank.contents.releases[0].shapes, run.seating.seats.of(name)))
                 }
@@ -261,7 +257,7 @@ class BankSegmenter(PatientSegmenter):
                 )
         for name in names:
             asked = users if together else [site for site in users if site.name == name]
-            await self._collect(request, kept[name], asked, seating, lists, lost, involved)
+            await self._collect(request, kept[name], asked, seating, lists, lost)
         return seating, missing, [kept[name] for name in names]
 
     async def _collect(
@@ -272,19 +268,17 @@ class BankSegmenter(PatientSegmenter):
         seating: Seating,
         lists: Mapping[str, Mapping[bytes, tuple[str, ...]]],
         lost: dict[str, str],
-        involved: list[RemoteSite],
     ) -> None:
         """SP-11.17-5: only what is missing, under the numbers that were chosen before."""
         run = self._run
         missing = await run.on_disk(bank.missing, what="what was released of a patient")
         if not missing:
             return
-        involved.extend(asked)
         forwards = [forward_of(one) for one in missing]
         parts = {site: Parts(forwards, partial(seating.part, site.name, lists[site.name])) for site in asked}
         for index, entry in enumerate(missing):
             self._check_cancelled(request)
-            answers = await each(
+            answers = await self._ask(
                 {site: infer(site, parts[site], index, index + 1, locating(request)) for site in asked}
             )
             arrived = {site: one for site, one in answers.items() if isinstance(one, Sent)}

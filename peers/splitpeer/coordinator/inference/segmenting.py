@@ -14,12 +14,15 @@ from typing import TypeVar
 
 import numpy as np
 
+from splitpeer.coordinator.inference.late_sites import LEFT_OUT_S, LateSites
 from splitpeer.coordinator.inference.requests import InferenceRequest
-from splitpeer.coordinator.inference.site import infer, locate
+from splitpeer.coordinator.inference.site import hear_out, infer, locate
 from splitpeer.coordinator.memory import SiteRestarted
 from splitpeer.coordinator.prediction import predicted
 from splitpeer.coordinator.remote_site import RemoteSite, Sent
 from splitpeer.coordinator.run import Arrived, Run
+from splitpeer.daemon import happenings as h
+from splitpeer.daemon.sinks.log import LogSink
 from splitpeer.data.geometry import Geometry, differences
 from splitpeer.data.rules import MAX_VOXELS
 from splitpeer.data.task import Task
@@ -38,7 +41,10 @@ log = logging.getLogger(__name__)
 
 ATTEMPTS = 4
 """How often a request is begun again because a site that took part does not any more."""
+SETTLE_S = 10.0
+"""What was announced to a site when a request ends is waited for so long; then its link ends, and it owes nothing."""
 AWAY = "its site is away"
+LATE = "it kept earlier requests waiting too long"
 NO_PART = "it takes no part in inference"
 Answer = TypeVar("Answer")
 
@@ -99,6 +105,12 @@ class PatientSegmenter:
         # SP-11.19-8: "a number that the run never repeats", whatever processes there were before.
         self._last = secrets.randbits(48)
         self._model: tuple[int, bytes] = (-1, b"")
+        self._late_sites = LateSites()
+        self._asked: set[RemoteSite] = set()
+        """Sites that were asked for the present request."""
+        self._late: set[RemoteSite] = set()
+        """Those of them that it waited for in vain."""
+        self._report = run.report.to(LogSink(log))
 
     async def heed(self) -> None:
         """What sites have said on joining, before anything is made of what they sent before: here, nothing is kept."""
@@ -111,10 +123,27 @@ class PatientSegmenter:
         Args:
             progress: told how many windows are done, and how many there are.
         """
+        self._asked, self._late = set(), set()
+        try:
+            return await self._in_time(request, progress)
+        finally:
+            self._judge_sites()
+
+    def _judge_sites(self) -> None:
+        now = asyncio.get_running_loop().time()
+        for site in self._asked:
+            if site not in self._late:
+                self._late_sites.note_in_time(site.name)
+            elif self._late_sites.note_late(site.name, now):
+                self._report(h.SiteTooLate(site.name, LEFT_OUT_S))
+
+    async def _in_time(
+        self, request: InferenceRequest, progress: Callable[[int, int], None]
+    ) -> Segmented | Unsegmented:
         settings = self._run.settings.inference
         deadline_s = settings.deadline_s if settings is not None else 0.0
         try:
-            async with asyncio.timeout(deadline_s):
+            async with self._deadline(deadline_s):
                 return await self._segment(request, progress)
         except TimeoutError:
             code, reason = "deadline", f"it took longer than {deadline_s:g} s ([inference] deadline_s)"
@@ -124,42 +153,49 @@ class PatientSegmenter:
             code, reason = "failed", f"the coordinator failed: {told_of(error)}; see its log"
         return Unsegmented(request.asked.request, code, printable(reason)[:500])
 
+    def _deadline(self, seconds: float) -> asyncio.Timeout:
+        return asyncio.timeout(seconds)
+
     async def _segment(self, request: InferenceRequest, progress: Callable[[int, int], None]) -> Segmented:
         lost: dict[str, str] = {}
         forgot: SiteRestarted | None = None
         for _ in range(ATTEMPTS):
-            involved: list[RemoteSite] = []
             try:
-                return await self._attempt(request, progress, lost, involved)
+                return await self._attempt(request, progress, lost)
             except Again as again:
-                await self._quiet(involved)
+                await self._quiet()
                 if again.forgot is not None:
                     forgot = again.forgot
             except BaseException:
                 # Cancelled, too late, or no use: nobody shall compute on.
-                await asyncio.shield(self._quiet(involved))
+                await asyncio.shield(self._quiet())
                 raise
         if forgot is not None:
             # During training, all go back for it.
             raise forgot
         raise NoSegmentation("site-lost", "sites that have images of the patient went away again and again")
 
-    async def _quiet(self, sites: Sequence[RemoteSite]) -> None:
-        """What was announced is void at all that are here."""
-        run, owing = self._run, [site for site in sites if site.here and site.asked_ahead]
-        if run.job.frozen:
-            # There is no `advance`: on a new link nothing is due.
-            for site in owing:
-                site.redial("a request was given up")
-            return
-        await asyncio.gather(*(site.advance(run.committed) for site in owing), return_exceptions=True)
+    async def _quiet(self) -> None:
+        """Of this request, no site owes anything any more."""
+        await asyncio.gather(*(self._settle(site) for site in self._asked if site.here and site.asked_ahead))
+
+    async def _settle(self, site: RemoteSite) -> None:
+        """Have a site owe nothing: it said all, or it dials again."""
+        try:
+            async with asyncio.timeout(SETTLE_S):
+                if self._run.job.frozen:
+                    # There is no `advance` to make it void.
+                    await hear_out(site)
+                else:
+                    await site.advance(self._run.committed)
+        except (TimeoutError, PeerError, SplitprotoError, SiteRestarted):
+            site.redial("a request was given up, and what was announced for it did not come")
 
     async def _attempt(
         self,
         request: InferenceRequest,
         progress: Callable[[int, int], None],
         lost: dict[str, str],
-        involved: list[RemoteSite],
     ) -> Segmented:
         run, asked = self._run, request.asked
         sites = await self._locate(request, lost)
@@ -171,7 +207,6 @@ class PatientSegmenter:
         missing = self._missing(asked.key, seating, sites)
         self._check_seats(asked.require, seating.filled.get(asked.key, {}), missing)
         users = [site for site in sites.located if site.name in seating.filled[asked.key].values()]
-        involved.extend(users)
         overlap, batch = run.settings.windows_of_inference()
         windows = windows_of(asked.key, grid.shape, self._window, overlap, batch)
         total = sum(map(len, windows))
@@ -182,7 +217,7 @@ class PatientSegmenter:
             self._check_cancelled(request)
             progress(done, total)
             until = min(index + run.settings.training.ahead, len(forwards))
-            answers = await each(
+            answers = await self._ask(
                 {site: infer(site, parts[site], index, until, locating(request)) for site in users}
             )
             arrived = self._told_apart(answers, lost)
@@ -214,12 +249,15 @@ class PatientSegmenter:
         Args:
             some: only these.
         """
-        found = Sites(dict(lost))
-        left = [
-            site
-            for site in self._run.team.sites
-            if site.name not in lost and (some is None or site.name in some)
-        ]
+        found, now = Sites(dict(lost)), asyncio.get_running_loop().time()
+        left = []
+        for site in self._run.team.sites:
+            if site.name in lost or not (some is None or site.name in some):
+                continue
+            if self._late_sites.includes(site.name, now):
+                found.causes[site.name] = LATE
+            else:
+                left.append(site)
         causes = await each({site: self._reachable(site) for site in left})
         ready = []
         for site, cause in causes.items():
@@ -227,7 +265,7 @@ class PatientSegmenter:
                 ready.append(site)
             else:
                 found.causes[site.name] = cause if isinstance(cause, str) else AWAY
-        answers = await each({site: locate(site, locating(request)) for site in ready})
+        answers = await self._ask({site: locate(site, locating(request)) for site in ready})
         for site, answer in answers.items():
             if isinstance(answer, Located) and answer.patient is not None:
                 found.located[site] = answer.patient
@@ -312,6 +350,28 @@ class PatientSegmenter:
             )
 
     # --- what they compute -------------------------------------------------------------------------------
+
+    async def _ask(
+        self, questions: Mapping[RemoteSite, Awaitable[Answer]]
+    ) -> dict[RemoteSite, Answer | Exception]:
+        """See `each`; who is waited for in vain is noted, unless it is all of several: then it is not the sites."""
+        self._asked |= questions.keys()
+        waited = set(questions)
+
+        async def answered(site: RemoteSite, question: Awaitable[Answer]) -> Answer:
+            answer = await question
+            waited.discard(site)
+            return answer
+
+        late: set[RemoteSite] | None = None
+        try:
+            found = await each({site: answered(site, question) for site, question in questions.items()})
+            late = {site for site, answer in found.items() if isinstance(answer, DeadlinePassed)}
+            return found
+        finally:
+            late = waited if late is None else late
+            if len(late) < len(questions) or len(questions) == 1:
+                self._late |= late
 
     def _number(self) -> int:
         self._last += 1

@@ -1,6 +1,6 @@
 """What a site is asked for a segmentation: whether it has the patient, and activations (SP-11.19).
 
-Both raise what the questions of a `RemoteSite` raise.
+All raise what the questions of a `RemoteSite` raise.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from splitpeer.coordinator.remote_site import RemoteSite, Sent, Unable
 from splitpeer.coordinator.site_link import SiteLink
 from splitpeer.federation.seating import Part
 from splitproto.errors import Misaligned, UnexpectedMessage
-from splitproto.messages import Locate, Located, Withdraw
+from splitproto.messages import Activations, Locate, Located, Withdraw
 
 
 async def locate(site: RemoteSite, asked: Locate) -> Located:
@@ -50,3 +50,14 @@ async def infer(
     forgetful = stream[index].forward.mode == "release"
     what = f"activations for a segmentation, {index + 1} of {len(stream)}"
     return await site.asking.ask(Question(what, even_restarted=forgetful), ask)
+
+
+async def hear_out(site: RemoteSite) -> None:
+    """Hear, and forget, what a site owes of a request that has ended: it would come in the place of other answers."""
+    await site.asking.ask(Question("what it owes of a request", even_restarted=True), _hear_out)
+
+
+async def _hear_out(link: SiteLink) -> None:
+    while link.unanswered > 0:
+        await link.hear("what it still owes of a request", Activations, Withdraw, Located)
+        link.unanswered -= 1

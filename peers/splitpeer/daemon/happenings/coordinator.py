@@ -380,6 +380,17 @@ class SegmentationBegan(Happening):
 
 
 @dataclass(frozen=True)
+class SiteTooLate(Happening):
+    """Requests kept waiting for a site: for a while they do without it."""
+
+    line = "inference.site_left_out"
+    level = WARNING
+
+    site: str
+    seconds: float
+
+
+@dataclass(frozen=True)
 class SegmentationServed(Happening):
     """How a request has ended."""
 
