@@ -220,6 +220,7 @@ def origin_of(result: SpoolResult, warnings: Sequence[str] = ()) -> Origin:
     def modalities(seats: Sequence[str]) -> tuple[str, ...]:
         return tuple(name for seat in seats for name in made.modalities.get(seat, (seat,)))
 
+    causes = [f"{', '.join(modalities([seat]))}: {cause}" for seat, cause in made.causes.items()]
     return Origin(
         run=made.run,
         name=made.job,
@@ -227,7 +228,7 @@ def origin_of(result: SpoolResult, warnings: Sequence[str] = ()) -> Origin:
         used=modalities(made.used),
         missing=modalities(made.missing),
         step=made.step,
-        warnings=tuple(warnings),
+        warnings=(*causes, *warnings),
         created=made.created.replace(microsecond=0),
     )
 

@@ -77,6 +77,7 @@ def _one_line(text: str) -> str:
 
 Line = Annotated[str, Field(max_length=LONGEST), AfterValidator(_one_line)]
 Words = Annotated[str, Field(min_length=1, max_length=64), AfterValidator(_one_line)]
+Cause = Annotated[str, Field(max_length=200), AfterValidator(_one_line)]
 Patient = Annotated[
     str, Field(min_length=1, max_length=255), AfterValidator(_one_line), AfterValidator(patient_id)
 ]
@@ -204,6 +205,8 @@ class Provenance(Form):
     """Seats that took part."""
     missing: tuple[Words, ...]
     """Seats of the run that did not."""
+    causes: dict[str, Cause] = Field(default_factory=dict)
+    """By missing seat, why, as far as another site may know it."""
     modalities: dict[str, tuple[Words, ...]]
     """Of every seat, used or missing."""
     task: TaskForm

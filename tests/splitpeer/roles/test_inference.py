@@ -124,7 +124,7 @@ async def test_a_patient_who_came_after_the_start_and_what_is_missing(serving, m
         name = await asked(scene, "t1ce", "NEW_Nora", require="all")
         status = await ended(scene, "t1ce", name)
         assert (status.cause, status.exit) == ("incomplete", 1)
-        assert "1 of 2 seats, 2 are required (t2: site-t2: no image of the patient)" in status.reason
+        assert "1 of 2 seats, 2 are required (t2: site-t2: no image that can be used)" in status.reason
         # SP-11.19-5: nobody is sent a mask of a patient of whom it has no image.
         status = await ended(scene, "t2", await asked(scene, "t2", "NEW_Nora"))
         assert (status.cause, status.exit) == ("unknown", 4)

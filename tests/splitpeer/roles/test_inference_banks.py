@@ -55,10 +55,13 @@ async def test_consent_that_is_withdrawn_takes_them_out_when_the_site_joins(froz
             assert releases(frozen) > before / 2
             status = await refused(frozen, "t1ce", NORA)
             assert (status.cause, status.exit) == ("unusable", 1)
+            # SP-11.19-7: that is for the coordinator alone.
+            assert "consent" not in status.reason and "t2" not in status.reason
             assert await refused(frozen, "t1ce", known)
-    said = [
-        line for line in entries(frozen.folder / "hub" / "state" / NAME) if line["event"] == "bank.dropped"
-    ]
+    trail = entries(frozen.folder / "hub" / "state" / NAME)
+    served = [line["causes"] for line in trail if line["event"] == "inference.served"]
+    assert served[-2:] == ["site-t2: consent was withdrawn", ""]
+    said = [line for line in trail if line["event"] == "bank.dropped"]
     assert [set(line["patients"].split(", ")) for line in said] == [
         {handle(frozen.key(name)) for name in (NORA, known)}
     ]
@@ -79,7 +82,7 @@ async def test_what_one_site_released_on_another_grid_is_left_out_for_the_others
             assert (await segmented(frozen, "t1ce", OTTO)).provenance.missing == ("t2",)
             status = await refused(frozen, "t1ce", OTTO, require="all")
     assert (status.cause, status.exit) == ("incomplete", 1)
-    assert "site-t2: what it released for an earlier request lies on another grid" in status.reason
+    assert "site-t2: no image that can be used" in status.reason
 
 
 async def test_a_patient_of_the_run_whose_image_has_moved(frozen, make) -> None:
@@ -120,7 +123,7 @@ async def test_they_are_listed_and_deleted_like_those_of_the_run(frozen, capsys)
     assert f"{handle(frozen.key(NORA))}  0 windows, for requests, dropped" in bank("list", "try")
     async with serving(frozen):
         status = await refused(frozen, "t1ce", NORA)
-        assert status.cause == "unusable" and "was deleted" in status.reason
+        assert status.cause == "unusable" and "segments the patient no more" in status.reason
         # Its numbers stand for nothing else.
         comes(frozen, OTTO, 78)
         assert (await segmented(frozen, "t1ce", OTTO)).provenance.missing == ()

@@ -95,7 +95,9 @@ async def test_each_window_leaves_once(scene, make, tmp_path, private) -> None:
             if private:
                 # SP-11.18-14.
                 assert (status.cause, status.exit) == ("incomplete", 1)
-                assert "2 of 3 seats, 3 are required (t1: site-t1: no image of the patient)" in status.reason
+                assert (
+                    "2 of 3 seats, 3 are required (t1: site-t1: no image that can be used)" in status.reason
+                )
             else:
                 assert status.cause == "incomplete"
         assert {one: answers(scene, one) for one in modalities} == after

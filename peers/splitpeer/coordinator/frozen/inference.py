@@ -116,7 +116,7 @@ class BankSegmenter(PatientSegmenter):
             raise NoSegmentation("failed", "the run has no feature bank yet")
         banks, ours = [main], asked.key in run.seating.filled
         if ours and asked.key in self._out() | main.dropped:
-            raise NoSegmentation("unusable", "the run is made without this patient")
+            raise _no_more()
         # Nobody else need be asked of a patient whom the bank holds.
         some = [request.site] if ours else [site.name for site in run.team.sites]
         sites = await self._locate(request, lost, some)
@@ -152,7 +152,7 @@ class BankSegmenter(PatientSegmenter):
         """SP-11.17-7. Raises NoSegmentation."""
         if CONSENT in sites.causes.values():
             await self._remove({key})
-            raise NoSegmentation("unusable", "the patient has withdrawn consent")
+            raise _no_more()
 
     async def _remove(self, patients: Collection[bytes]) -> None:
         """All that any site has released of these, for the run or for requests, is removed for good.
@@ -210,11 +210,7 @@ class BankSegmenter(PatientSegmenter):
         kept = await run.on_disk(self._requested.of, key, what="what was released of a patient")
         if any(bank.dropped for bank in kept.values()):
             # SP-11.17-4: no site would release these windows again.
-            raise NoSegmentation(
-                "unusable",
-                "what was released of the patient for earlier requests was deleted: only a new run can segment the "
-                "patient",
-            )
+            raise _no_more()
         place = sites.grids()[request.site]
         elsewhere = {name for name, bank in kept.items() if not self._fits(bank, key, place)}
         if ALL_SITES in elsewhere:
@@ -362,6 +358,14 @@ class BankSegmenter(PatientSegmenter):
             if seat.name in lists[name][key]
             for one in cut_descriptors(job, samples)
         }
+
+
+def _no_more() -> NoSegmentation:
+    """One reason for consent that was withdrawn at whichever site, and for what was deleted by hand (SP-11.19-7)."""
+    return NoSegmentation(
+        "unusable",
+        "this run segments the patient no more, a new run may; the coordinator's log and trail say why",
+    )
 
 
 def _three(numbers: Sequence[float]) -> tuple[float, float, float]:

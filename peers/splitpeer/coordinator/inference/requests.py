@@ -62,6 +62,8 @@ class InferenceRequest:
     """When it came into its state, or its site was last here; by the event loop's clock."""
     windows: int = 0
     """That were computed for it."""
+    causes: Mapping[str, str] = field(default_factory=dict)
+    """By site, why it takes no part: not for the site that asked (SP-11.19-7)."""
 
     def move(self, change: RequestChange, now: float) -> None:
         """Raises KeyError: the table does not allow it, which is a bug."""

@@ -46,6 +46,11 @@ SETTLE_S = 10.0
 AWAY = "its site is away"
 LATE = "it kept earlier requests waiting too long"
 NO_PART = "it takes no part in inference"
+REFUSED = "its policy refuses"
+NOT_OF_THE_PATIENT = {cause: cause for cause in (AWAY, LATE, NO_PART)} | {"refused": REFUSED}
+"""Causes that say nothing of a patient, in the words that another site is told."""
+NO_IMAGE = "no image that can be used"
+"""All that another site is told where the cause is of the patient."""
 Answer = TypeVar("Answer")
 
 
@@ -250,6 +255,7 @@ class PatientSegmenter:
             some: only these.
         """
         found, now = Sites(dict(lost)), asyncio.get_running_loop().time()
+        request.causes = found.causes
         left = []
         for site in self._run.team.sites:
             if site.name in lost or not (some is None or site.name in some):
@@ -263,8 +269,10 @@ class PatientSegmenter:
         for site, cause in causes.items():
             if cause == "":
                 ready.append(site)
-            else:
-                found.causes[site.name] = cause if isinstance(cause, str) else AWAY
+                continue
+            if cause not in NOT_OF_THE_PATIENT:
+                log.warning("%s cannot be asked for a segmentation: %s", site.name, cause)
+            found.causes[site.name] = NO_PART if cause == NO_PART else AWAY
         answers = await self._ask({site: locate(site, locating(request)) for site in ready})
         for site, answer in answers.items():
             if isinstance(answer, Located) and answer.patient is not None:
@@ -331,7 +339,7 @@ class PatientSegmenter:
         """The seats that nobody fills, and why."""
         filled = seating.filled.get(key, {})
         return tuple(
-            Missing(seat, printable(_why(seating.seats.sites(seat), sites))[:200])
+            Missing(seat, printable(told_of_others(seating.seats.sites(seat), sites))[:200])
             for seat in seating.seats.names
             if seat not in filled
         )
@@ -444,20 +452,22 @@ def seats_of_a_site(site: RemoteSite, patient: Patient) -> tuple[str, ...]:
     return tuple(site.seats[place].name for place in places if place < len(site.seats))
 
 
-def _why(fillers: Sequence[str], sites: Sites) -> str:
-    told = {name: _in_words(sites.causes.get(name, "absent")) for name in fillers}
+def told_of_others(fillers: Sequence[str], sites: Sites) -> str:
+    """SP-11.19-7: of other sites, nothing of the patient but that there is no image."""
+    told = {name: NOT_OF_THE_PATIENT.get(sites.causes.get(name, "absent"), NO_IMAGE) for name in fillers}
     return "; ".join(f"{name}: {why}" for name, why in told.items()) or "no site fills it"
 
 
-def _in_words(cause: str) -> str:
-    known = {"absent": "no image of the patient", "refused": "its policy refuses"}
+def in_words(cause: str) -> str:
+    """A cause for people at the coordinator, or at the site itself."""
+    known = {"absent": "no image of the patient", "refused": REFUSED}
     return known.get(cause) or OF_A_PATIENT.get(cause, cause)
 
 
 def _not_at_the_asker(site: str, cause: str) -> NoSegmentation:
     if cause in ("absent", "refused"):
-        return NoSegmentation(cause, f"{site}: {_in_words(cause)}")
-    return NoSegmentation("unusable" if cause in OF_A_PATIENT else "site-lost", f"{site}: {_in_words(cause)}")
+        return NoSegmentation(cause, f"{site}: {in_words(cause)}")
+    return NoSegmentation("unusable" if cause in OF_A_PATIENT else "site-lost", f"{site}: {in_words(cause)}")
 
 
 async def each(asked: Mapping[RemoteSite, Awaitable[Answer]]) -> dict[RemoteSite, Answer | Exception]:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 from splitpeer.coordinator.inference.requests import InferenceRequest, RequestChange, Requests, RequestState
-from splitpeer.coordinator.inference.segmenting import AWAY, NO_PART, PatientSegmenter
+from splitpeer.coordinator.inference.segmenting import AWAY, NO_PART, PatientSegmenter, in_words
 from splitpeer.coordinator.memory import SiteRestarted
 from splitpeer.coordinator.remote_site import RemoteSite
 from splitpeer.coordinator.run import Run
@@ -235,7 +235,8 @@ class Service:
                 run.committed,
                 outcome.code if isinstance(outcome, Unsegmented) else "segmented",
                 "" if failed else ", ".join(seats),
-                ", ".join(f"{one.seat} ({one.cause})" for one in missing),
+                ", ".join(one.seat for one in missing),
+                "; ".join(f"{site}: {in_words(cause)}" for site, cause in request.causes.items()),
                 request.windows,
                 round(self._now() - began, 3),
             )

@@ -406,5 +406,7 @@ class SegmentationServed(Happening):
     seats: str
     """It was made from these."""
     missing: str
+    causes: str
+    """Why sites took no part."""
     windows: int
     seconds: float

@@ -296,6 +296,7 @@ def _result(asked: _Asked, came: Segmented, job: SiteJob) -> SpoolResult:
             digest=came.model.hex(),
             used=tuple(seat.name for seat in came.seats if seat.name not in missing),
             missing=missing,
+            causes={seat.seat: seat.cause for seat in came.missing},
             modalities={seat.name: tuple(seat.modalities) for seat in came.seats},
             task=_task(came.task),
             affine=tuple(tuple(float(x) for x in row) for row in grid.affine),
