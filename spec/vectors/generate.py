@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import asking
 import captures
 import certificates
 import derive
@@ -65,6 +66,11 @@ FAMILIES: dict[str, tuple[str, Callable[[], Iterator[Case]]]] = {
         "What a coordinator asks of a site with frozen encoders, one question after the other, each answered "
         "before the next (SP-11.17-3, SP-11.17-4). `answered`: windows that have left; an error is of the last one.",
         releasing.questions,
+    ),
+    "inference": (
+        "For whom a site computes (SP-11.19-4), and what it is asked for a request (SP-11.19-8): `windows` that were "
+        "asked for; an error is of the last that was said.",
+        asking.inference,
     ),
     "data": (
         "Files of data/ -> grids, to 1e-5, and windows: of images to 1e-4, of masks exactly (SP-11.12, SP-11-23); "

@@ -595,4 +595,32 @@ FUSION = [
         ("keys that nobody vouches for", "proven[1] if len(proven) > 1 else leaf", "(*between, proven[1])[0]")),
 ]  # fmt: skip
 
-MUTANTS = [*IMAGES, *CODEC, *TEXTS, *WIRE, *TENSORS, *AGREEMENT, *DERIVED, *LEARNING, *CERTIFICATES, *FUSION]
+INFERENCE = [
+    *of("inference admission", "splitpeer.site.inference.answering:Answering.admit",
+        ("the coordinator's word is enough", "own = owns(asked.request, asked.key)", "own = asked.asker == 'site-a'"),
+        ("listed sites whatever the policy", 'self._terms.whom == "listed" and', ""), ("any asker", "asked.asker in self._terms.sites", "True"),
+        ("without a policy", "not self.serves or", ""), ("listed sites only", "own or", "")),
+    *of("inference admission", "splitpeer.site.inference.asking:InferenceAsker.owns", ("own by the id", "and asked.key == key", "")),
+    *of("inference questions", "splitpeer.site.inference.answering:Answering.check",
+        ("any pose", "forward.seed is not None or", ""), ("0 is no seed", "forward.seed is not None", "forward.seed"),
+        ("some places", "or forward.places is not None", ""), ("two patients in a batch", "len(keys) > 1 or", ""),
+        ("twice in a batch", "len(windows) < len(forward.samples) or", ""), ("twice on a link", "or windows & asked", ""),
+        ("what was asked is forgotten", "asked |= windows", "pass")),
+    *of("inference questions", "splitpeer.site.inference.answering:Answering.open", ("located once", "self._asked[key] = set()", "self._asked.setdefault(key, set())"),
+        ("one patient at a time", "self._asked[key] = set()", "self._asked = {key: set()}")),
+    *of("inference questions", "splitpeer.site.inference.answering:Answering.close", ("located for ever", "self._asked.clear()", "pass")),
+]  # fmt: skip
+
+MUTANTS = [
+    *IMAGES,
+    *CODEC,
+    *TEXTS,
+    *WIRE,
+    *TENSORS,
+    *AGREEMENT,
+    *DERIVED,
+    *LEARNING,
+    *CERTIFICATES,
+    *FUSION,
+    *INFERENCE,
+]

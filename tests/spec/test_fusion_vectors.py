@@ -1,8 +1,11 @@
-"""Test vectors of secure fusion and of releases that are made once."""
+"""Test vectors of secure fusion, of releases that are made once, and of inference."""
 
 from __future__ import annotations
 
 from datetime import datetime
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -161,3 +164,45 @@ def test_releases(case: Case) -> None:
     if "error" in case["expect"]:
         answer(case["asked"][:-1])
     assert check(case, lambda: answer(case["asked"])) in (None, case["expect"])
+
+
+@pytest.mark.parametrize("case", cases("inference", "admission"))
+def test_admission(case: Case, tmp_path: Path) -> None:
+    """SP-11.19-4."""
+    answering, asker = of_the_peer("site.inference.answering"), of_the_peer("site.inference.asking")
+    own = {one["request"]: SimpleNamespace(key=bytes.fromhex(one["key"])) for one in case["own"]}
+    site = answering.Answering(
+        answering.Terms(case["policy"], case["listed"]),
+        of_the_peer("settings.bounds").Bounds(),
+        tmp_path / case["name"],
+    )
+    asked = case["locate"]
+    locate = messages.Locate(bytes.fromhex(asked["request"]), bytes.fromhex(asked["key"]), asked["asker"])
+    admitted = site.admit(locate, partial(asker.InferenceAsker.owns, SimpleNamespace(_asked=own)))
+    assert {"admitted": admitted} == case["expect"]
+
+
+@pytest.mark.parametrize("case", cases("inference", "questions"))
+def test_questions_of_a_request(case: Case, tmp_path: Path) -> None:
+    """SP-11.19-8."""
+    answering = of_the_peer("site.inference.answering")
+    site = answering.Answering(answering.Terms(), of_the_peer("settings.bounds").Bounds(), tmp_path)
+
+    def hear(said: dict[str, Any]) -> int:
+        if "locate" in said:
+            site.open(bytes.fromhex(said["locate"]))
+            return 0
+        if "link" in said:
+            site.close()
+            return 0
+        samples = tuple(messages.Sample(bytes.fromhex(s["key"]), tuple(s["origin"])) for s in said["samples"])
+        places = tuple(said["places"]) if said["places"] is not None else None
+        site.check(messages.Forward("infer", 3, 7, samples, bytes(32), value_of(said["seed"]), places))
+        return len(samples)
+
+    if "error" in case["expect"]:
+        for said in case["said"][:-1]:
+            hear(said)
+        check(case, lambda: hear(case["said"][-1]))
+    else:
+        assert {"windows": sum(map(hear, case["said"]))} == case["expect"]
