@@ -118,7 +118,7 @@ class _ExportAsked:
 
     def half(self, config: PeerConfig) -> Half:
         """What this party holds."""
-        from splitpeer.export.half import half_of
+        from splitpeer.export.half import MASKS, half_of
         from splitpeer.settings.job import JobConfig
 
         if config.peer.role == "client" and self.job_file is not None:
@@ -128,7 +128,13 @@ class _ExportAsked:
 
             refuse_by_policy(config)
         job = JobConfig.load(self.job_file) if self.job_file is not None else None
-        return half_of(config, self.run or "", job, self.step)
+        half = half_of(config, self.run or "", job, self.step)
+        if half.facts["kind"] == MASKS and (self.onnx or not self.agree):
+            raise ConfigError(
+                "this site had the masks of the run, and no part of its network: there is nothing to export but its "
+                "word, with --agree and --holder"
+            )
+        return half
 
     def joined(self, config: PeerConfig) -> Half:
         """The whole network."""

@@ -26,6 +26,7 @@ _LABEL = b"splitproto export agreement 1\n"
 DAYS = 30
 """How long an agreement lasts by default."""
 MOST_DAYS = 366
+"""Whatever its party signed: a word that nobody can take back must end."""
 Facts = Mapping[str, Any]
 
 
@@ -138,6 +139,8 @@ def check(data: bytes, facts: Facts, trust: Trust, now: datetime) -> ExportAgree
         raise DataError(f"{who} is for run {str(statement['run'])[:8]}, its bundle of run {facts['run'][:8]}")
     if statement["facts"] != digest_of(facts) or statement["weights"] != facts["weights"]:
         raise DataError(f"{who} is for another bundle than the one that it lies in: have it exported again")
+    if until - signed > timedelta(days=MOST_DAYS):
+        raise DataError(f"{who} lasts longer than {MOST_DAYS} days: have it exported again with --agree")
     if not signed - timedelta(minutes=5) <= now <= until:
         raise DataError(
             f"{who} ended on {until:%Y-%m-%d}: have it exported again with --agree"

@@ -18,7 +18,7 @@ import safetensors.torch
 from splitpeer.errors import ConfigError, DataError
 from splitpeer.export import papers
 from splitpeer.export.configs import KEY, inference, metadata
-from splitpeer.export.half import DECODER, DECODER_FILE, ENCODERS, WHOLE, Half, encoder_file
+from splitpeer.export.half import DECODER, DECODER_FILE, ENCODERS, MASKS, WHOLE, Half, encoder_file
 from splitpeer.storage import durable, reading
 from splitpeer.storage.checkpoint import MAX_BYTES
 
@@ -71,11 +71,12 @@ def content(half: Half) -> tuple[dict[str, bytes], dict[str, Any]]:
         **half.facts,
         "weights": {name: hashlib.sha256(data).hexdigest() for name, data in found.items()},
     }
-    scripts = files("splitpeer.export.scripts")
-    found |= {f"scripts/{name}": scripts.joinpath(name).read_bytes() for name in SCRIPTS}
+    if facts["kind"] != MASKS:
+        scripts = files("splitpeer.export.scripts")
+        found |= {f"scripts/{name}": scripts.joinpath(name).read_bytes() for name in SCRIPTS}
+        found["configs/inference.json"] = _json(inference(facts))
     found |= {
         METADATA: _json(metadata(facts)),
-        "configs/inference.json": _json(inference(facts)),
         "docs/README.md": papers.readme(facts, half.missing).encode(),
         "docs/data_license.txt": papers.data_license(facts).encode(),
         "LICENSE": papers.licence(facts).encode(),
@@ -97,7 +98,7 @@ def read(folder: Path) -> Half:
         raise DataError(f"{folder}: no bundle of splitpeer export: it has no {METADATA}") from None
     except (OSError, ValueError, LookupError, TypeError):
         raise DataError(f"{path}: cannot be read, or is none of splitpeer export: export it again") from None
-    if kind not in (ENCODERS, DECODER, WHOLE):
+    if kind not in (ENCODERS, DECODER, MASKS, WHOLE):
         raise DataError(f"{path}: holds {str(kind)[:40]!r}, which this program does not know: update it")
     if not (facts_are_whole(facts) and safe(facts)):
         raise DataError(f"{path}: does not say all that a bundle of splitpeer export says: export it again")
@@ -125,13 +126,13 @@ def facts_are_whole(facts: Any) -> bool:
     kind = facts["kind"]
     wanted = {
         **_TYPES,
-        **(_OF_ENCODERS if kind != DECODER else {}),
-        **(_OF_DECODER if kind != ENCODERS else {}),
+        **(_OF_ENCODERS if kind in (ENCODERS, WHOLE) else {}),
+        **(_OF_DECODER if kind in (DECODER, WHOLE) else {}),
     }
     if not all(isinstance(facts.get(name), of) for name, of in wanted.items()):
         return False
     holds = [encoder_file(seat) for seat in facts["seats"]] if kind != DECODER else []
-    holds += [DECODER_FILE] if kind != ENCODERS else []
+    holds += [DECODER_FILE] if kind in (DECODER, WHOLE) else []
     return set(facts["weights"]) == set(holds)
 
 

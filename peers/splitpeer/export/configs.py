@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from importlib.metadata import version
 from typing import Any
 
-from splitpeer.export.half import DECODER, DECODER_FILE, ENCODERS, WHOLE, encoder_file
+from splitpeer.export.half import DECODER, DECODER_FILE, ENCODERS, MASKS, WHOLE, encoder_file
 from splitpeer.training.windows import GAUSSIAN_SIGMA
 
 Facts = Mapping[str, Any]
@@ -16,11 +16,13 @@ SCHEMA = (
 KEY = "splitproto"
 """Of the facts in metadata.json."""
 NOT_A_DEVICE = "Research use only. This is not a medical device, and nothing that it computes is a diagnosis."
-TITLES = {ENCODERS: "encoders", DECODER: "fusion and decoder", WHOLE: "network"}
+TITLES = {ENCODERS: "encoders", DECODER: "fusion and decoder", MASKS: "the masks' site", WHOLE: "network"}
 
 
 def metadata(facts: Facts) -> dict[str, Any]:
-    """MONAI's, with the facts under `KEY`."""
+    """MONAI's, with the facts under `KEY`; of a site without weights the facts alone."""
+    if facts["kind"] == MASKS:
+        return {"intended_use": NOT_A_DEVICE, KEY: dict(facts)}
     task = facts.get("task")
     what = f"{TITLES[facts['kind']]} of job {facts['job']}, step {facts['step']} of {facts['steps']}"
     regions = ", ".join(task["regions"]) if task else ""

@@ -1,4 +1,7 @@
-"""What a party holds of one run, found on its disk: a site its encoders, the coordinator fusion and decoder."""
+"""What a party holds of one run, found on its disk: a site its encoders, the coordinator fusion and decoder.
+
+A site that had masks alone holds nothing, but its word counts.
+"""
 
 from __future__ import annotations
 
@@ -30,8 +33,8 @@ from splitproto.fusion import greatest
 from splitproto.messages import Job
 
 EDITION = 1
-ENCODERS, DECODER, WHOLE = "encoders", "decoder", "whole"
-"""What a bundle can hold."""
+ENCODERS, DECODER, MASKS, WHOLE = "encoders", "decoder", "masks", "whole"
+"""What a bundle can hold; `MASKS`: the word of a site that had masks alone, and no weights."""
 _FOLDER = re.compile(r"(.+)-([0-9a-f]{32})")
 
 
@@ -142,7 +145,8 @@ def _of_site(config: PeerConfig, folder: Path, step: int | None) -> Half:
         weights[encoder_file(seat)] = _fitting(component, own, folder, ("", "encoder."))
     defences = [str(spec.brief) for spec in (*policy.image_defences, *policy.defences)] if policy else []
     facts = {
-        "kind": ENCODERS, **_common(config, job, folder), **found, "seats": seats, "encoders": components,
+        "kind": ENCODERS if seats else MASKS, **_common(config, job, folder), **found, "seats": seats,
+        "encoders": components,
         "normalisation": _rules(job, seats), "defences": defences,
         "secret": config.runtime.initial_weights == "private",
         "sum": None if job.fusion is None else {"range": job.fusion.range, "greatest": greatest(job.fusion)},
@@ -165,7 +169,8 @@ def _of_coordinator(config: PeerConfig, settings: JobConfig, folder: Path, step:
     held = {seat.name: list(seat.modalities) for seat in seats.seats}
     facts = {
         "kind": DECODER, **_common(config, job, folder), **found, "seats": held,
-        "sites": {site: list(filled) for site, filled in seats.filled.items() if filled},
+        # Also the one that has masks alone: the decoder learned from them.
+        "sites": {site: list(filled) for site, filled in seats.filled.items()},
         "decoder": component, "defences": [], "secret": False,
         "normalisation": _rules(job, held), "overlap": settings.evaluation.overlap,
         "task": {

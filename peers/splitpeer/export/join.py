@@ -11,7 +11,7 @@ from typing import Any
 from splitpeer.errors import DataError
 from splitpeer.export import agreement, bundle
 from splitpeer.export.agreement import ExportAgreement
-from splitpeer.export.half import DECODER, DECODER_FILE, ENCODERS, WHOLE, Half, built, encoder_file
+from splitpeer.export.half import DECODER, DECODER_FILE, ENCODERS, MASKS, WHOLE, Half, built, encoder_file
 from splitpeer.storage import reading
 from splitproto.partners import Trust
 
@@ -92,7 +92,7 @@ def _parties(folders: Sequence[Path], halves: Sequence[Half]) -> tuple[Half, dic
         raise DataError(
             f"{len(decoders)} of {len(folders)} bundles are a coordinator's: exactly one has the decoder"
         )
-    sites = {half.facts["party"]: half for half in halves if half.facts["kind"] == ENCODERS}
+    sites = {half.facts["party"]: half for half in halves if half.facts["kind"] in (ENCODERS, MASKS)}
     twice = [name for name, n in Counter(half.facts["party"] for half in halves).items() if n > 1]
     if twice:
         raise DataError(f"two bundles are of {twice[0]}: name one")

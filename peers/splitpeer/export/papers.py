@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from splitpeer.export.configs import NOT_A_DEVICE, TITLES
-from splitpeer.export.half import DECODER, ENCODERS, WHOLE
+from splitpeer.export.half import DECODER, ENCODERS, MASKS, WHOLE
 
 Facts = Mapping[str, Any]
 
@@ -14,6 +14,8 @@ Facts = Mapping[str, Any]
 def readme(facts: Facts, missing: Sequence[str] = ()) -> str:
     """`docs/README.md`."""
     kind = facts["kind"]
+    if kind == MASKS:
+        return _of_masks(facts)
     lines = [
         f"# {facts['job']}: {TITLES[kind]}",
         "",
@@ -55,6 +57,11 @@ def given_away(facts: Facts) -> list[str]:
         "The weights were learned from patients' images and masks: treat them as personal data. Membership of a "
         "patient in the training, and more, may be read from them."
     )
+    if facts["kind"] == MASKS:
+        return [
+            "Nothing: no weights are in here. It says whether the decoder, which learned from this site's masks, may "
+            "become part of a whole network."
+        ]
     if facts["kind"] == DECODER:
         return [patients]
     inversion = (
@@ -99,6 +106,16 @@ def licence(facts: Facts) -> str:
 
 
 # --- inside --------------------------------------------------------------------------------------------------
+
+
+def _of_masks(facts: Facts) -> str:
+    lines = [
+        f"# {facts['job']}: {TITLES[MASKS]}",
+        f"**{NOT_A_DEVICE}**",
+        f"Site {facts['party']} had the masks of this run, and no encoder. {given_away(facts)[0]}",
+        "\n".join(_table(facts)),
+    ]
+    return "\n\n".join(lines) + "\n"
 
 
 def _use(facts: Facts) -> list[str]:

@@ -135,7 +135,8 @@ def noted_terms(folder: Path) -> tuple[Job, tuple[Seat, ...]]:
     path = folder / OFFER
     try:
         said = codec.decode(reading.read(path, MAX_OFFER))
-        return Record(Job).read(said["job"], "job"), ListOf(Record(Seat), MOST_SEATS, 1).read(
+        # A site that holds masks alone fills none.
+        return Record(Job).read(said["job"], "job"), ListOf(Record(Seat), MOST_SEATS).read(
             said["seats"], "seats"
         )
     except FileNotFoundError:

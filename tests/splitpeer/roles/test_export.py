@@ -31,6 +31,8 @@ from splitpeer.site.run_folders import OFFER, noted_terms
 from splitproto.partners import Trust
 
 from .scene import Federation, Nursery, Scene
+from .test_labels_at_a_site import cast as label_cast
+from .test_labels_at_a_site import everybody
 from .test_seats_of_a_site import HELD, SEATS, opened
 
 HOLDERS = ("hub", "site-t2")
@@ -159,6 +161,37 @@ def test_bundles_run_in_monai_alone_and_joined_predict_what_the_run_did(plain, p
         assert len([*(tmp_path / who).glob("*.safetensors")]) == 2
 
 
+def test_a_site_that_only_has_masks_is_asked(scene, tmp_path, capsys) -> None:
+    """The decoder learned from its masks: without its word the network is not joined."""
+    name = label_cast(scene, "none", training={"steps": 2, "batch": 1, "checkpoint_every": 2})
+    ran = asyncio.run(everybody(scene, name))
+    assert ran.error is None, ran.error
+    parties = ("hub", "site-flair", "site-t1", name)
+    holders = ("--agree", "--holder", "hub")
+    job = ("--job", scene.folder / "hub" / "job.toml")
+    for who in parties:
+        given = ("--run", "try", *holders, *(job if who == "hub" else ()))
+        assert exported(scene, who, tmp_path / f"half-{who}", *given) == 0
+    *others, masks = (tmp_path / f"half-{who}" for who in parties)
+    files = {str(path.relative_to(masks)) for path in masks.rglob("*") if path.is_file()}
+    assert files == {
+        "agreement.json",
+        "configs/metadata.json",
+        "docs/README.md",
+        "docs/data_license.txt",
+        "LICENSE",
+    }
+    capsys.readouterr()
+    assert exported(scene, "hub", tmp_path / "whole", "--join", *others) == 4
+    assert f"the run is also of {name}: without their agreement" in capsys.readouterr().err
+    assert not (tmp_path / "whole").exists()
+    assert exported(scene, "hub", tmp_path / "whole", "--join", *others, masks) == 0
+    whole = bundle.read(tmp_path / "whole")
+    assert f"client {name}" in whole.facts["parties"] and set(whole.facts["encoders_of"]) == {"flair", "t1"}
+    assert exported(scene, name, tmp_path / "plain", "--run", "try") == 4
+    assert "no part of its network" in capsys.readouterr().err
+
+
 # --- agreements ----------------------------------------------------------------------------------------------
 
 
@@ -207,6 +240,12 @@ def test_only_what_every_party_of_the_run_signed_is_joined(plain, private, tmp_p
     refused("two bundles are of site-t1ce", hub, first, first)
     refused("let hub, site-t2 hold the network, not site-t1ce", hub, first, second, own="site-t1ce")
     refused("the agreement of hub ended on", hub, first, second, days=31)
+    for_ever = agreement.sign(
+        plain.scene.config("site-t1ce"), bundle.read(first).facts, HOLDERS, datetime.now(UTC), 367
+    )
+    shutil.copytree(first, tmp_path / "ever")
+    (tmp_path / "ever" / bundle.AGREEMENT).write_bytes(for_ever)
+    refused("of site-t1ce lasts longer than 366 days", hub, tmp_path / "ever", second)
     refused("is joined already", hub, first, plain.whole)
     refused("is of another run than the coordinator's", hub, first, private.halves[2])
 
