@@ -46,6 +46,10 @@ if TYPE_CHECKING:
 @click.option(
     "--accept", multiple=True, metavar="ID", help="Take this patient's image although it was held back."
 )
+@click.option(
+    "--workers", type=click.IntRange(1, 64), default=1, show_default=True,
+    help="Patients at once; about 1 GB of memory and a core each.",
+)  # fmt: skip
 @click.option("--config", "config_file", type=FILE, help="peer.toml, whose [prepare] has rules and programs.")
 @set_option
 @json_option
@@ -59,6 +63,7 @@ def prepare(
     ids: Path | None,
     masks: Path | None,
     accept: tuple[str, ...],
+    workers: int,
     config_file: Path | None,
     settings: tuple[str, ...],
     as_json: bool,
@@ -66,13 +71,15 @@ def prepare(
     """Find each patient's series below --from, register it to the atlas, and write it to --out.
 
     Nothing leaves the machine. What is suspicious is held back and named; OUT/prepare.html shows every patient. Run
-    again, it does what is new or has changed. Exit codes: 0, every patient has an image; 4, some have none.
+    again, it does what is new or has changed. Exit codes: 0, every patient has an image; 1, a worker was killed; 3, the
+    disk is full; 4, some have none, or something needs attention; 130, interrupted: what was finished stays.
     """
     private_files()
     from splitpeer.data.modalities import canonical_modality
-    from splitpeer.prepare.atlas import MNI152, load_atlas
+    from splitpeer.prepare.atlas import load_atlas
     from splitpeer.prepare.cohort import PreparationPlan
     from splitpeer.prepare.cohort import prepare as prepare_all
+    from splitpeer.prepare.templates import MNI152
 
     flags = {
         "prepare.atlas": atlas if atlas in (None, MNI152) else str(Path(atlas).absolute()),
@@ -93,6 +100,7 @@ def prepare(
         masks,
         said.max_voxels,
         accept,
+        workers,
     )
     found = load_atlas(head.atlas)
     _warn_of_skulls(found.name, said)
@@ -112,7 +120,7 @@ def prepare(
 
 
 def _warn_of_skulls(atlas: str, said: PrepareSection) -> None:
-    from splitpeer.prepare.atlas import MNI152
+    from splitpeer.prepare.templates import MNI152
 
     if atlas == MNI152 and said.registration != "none" and said.skull_strip is None:
         echo(

@@ -16,9 +16,7 @@ from splitpeer.data.nifti import Rules, read_voxels
 from splitpeer.data.resampling import resampled_grid
 from splitpeer.errors import DataError, needs
 from splitpeer.prepare.record import AtlasGrid
-
-MNI152 = "mni152"
-"""ICBM 2009a, non-linear, symmetric, 1 mm, skull stripped (Fonov et al., NeuroImage 54, 2011), in nilearn's wheel."""
+from splitpeer.prepare.templates import MNI152
 
 
 @dataclass(frozen=True, eq=False)

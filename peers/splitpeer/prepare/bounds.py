@@ -13,9 +13,10 @@ from dataclasses import dataclass
 class QualityBounds:
     """From where on a figure is suspicious."""
 
-    least_nmi: float = 1.08
-    least_overlap: float = 0.8
-    least_covered: float = 0.85
+    least_nmi: float = 1.05
+    least_peak: float = 0.1
+    least_overlap: float = 0.9
+    least_covered: float = 0.95
     most_scaled: float = 1.3
     """Stretched or shrunk along any direction by more than this factor."""
     most_turned: float = 60.0

@@ -8,8 +8,9 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
@@ -29,6 +30,7 @@ from splitpeer.prepare.identifiers import read_ids, study_id
 from splitpeer.prepare.one import HELD_BACK, WORK, PatientPaths, SeriesSource, Steps, Workshop
 from splitpeer.prepare.record import FOLDER, PreparedRecord
 from splitpeer.prepare.tools import ProgramFailed, check_program
+from splitpeer.prepare.workers import spread
 from splitpeer.storage import durable
 
 REPORT, PAGE = PREPARED, "prepare.html"
@@ -60,6 +62,8 @@ class PreparationPlan:
     max_voxels: int = MAX_VOXELS
     accept: Collection[str] = ()
     """Study ids of patients whose images are taken in spite of suspicious figures: somebody looked at them."""
+    workers: int = 1
+    """Processes; what they make is the same, however many."""
 
 
 @dataclass(frozen=True)
@@ -127,6 +131,7 @@ def prepare(plan: PreparationPlan, atlas: Atlas, progress: Progress | None = Non
         DataError: the folder, the list of ids or that of masks cannot be used.
         DiskTrouble, ConfigError: the output cannot be written; what was finished before stays.
         ConfigError: an outside program cannot be started; nothing was touched.
+        JobFailed: one of several workers was killed; what was finished before stays.
     """
     for setting, template in plan.steps.programs.items():
         check_program(setting, template)
@@ -165,21 +170,23 @@ def _all(
     masks: Mapping[str, Path],
     tell: Progress,
 ) -> list[PatientOutcome]:
-    outcomes = []
-    for count, (hospital, headers) in enumerate(sorted(patients.items())):
-        tell("preparing", count, len(patients))
-        outcomes.append(_one(plan, workshop, hospital, headers, ids, masks))
-    tell("preparing", len(patients), len(patients))
-    return outcomes
+    tell("preparing", 0, len(patients))
+    found: dict[int, PatientOutcome] = {}
+    work = partial(_one, plan, workshop, ids, masks)
+    with closing(spread(work, sorted(patients.items()), plan.workers)) as done:
+        for place, outcome in done:
+            found[place] = outcome
+            tell("preparing", len(found), len(patients))
+    return [found[place] for place in sorted(found)]
 
 
 def _one(
     plan: PreparationPlan,
     workshop: Workshop,
-    hospital: str,
-    headers: list[DicomHeader],
     ids: Mapping[str, str] | None,
     masks: Mapping[str, Path],
+    hospital: str,
+    headers: list[DicomHeader],
 ) -> PatientOutcome:
     name, choice, places = hospital or "(no id)", None, None
     try:

@@ -1,9 +1,11 @@
-"""Command lines of outside programs, as settings have them."""
+"""What settings name: the atlas that is at hand, and command lines of outside programs."""
 
 from __future__ import annotations
 
 import shlex
 
+MNI152 = "mni152"
+"""ICBM 2009a, non-linear, symmetric, 1 mm, skull stripped (Fonov et al., NeuroImage 54, 2011), in nilearn's wheel."""
 IN, OUT = "{in}", "{out}"
 
 

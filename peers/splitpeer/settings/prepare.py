@@ -14,11 +14,9 @@ from splitpeer.data.rules import MAX_VOXELS
 from splitpeer.dicom.rules import FEWEST_SLICES, RULES, Prefer, SeriesRule
 from splitpeer.errors import ConfigError
 from splitpeer.prepare.bounds import QualityBounds
-from splitpeer.prepare.templates import checked
+from splitpeer.prepare.templates import MNI152, checked
 from splitpeer.settings.loading import Section, Settings
 from splitpeer.settings.values import Location, Modality, PositiveInt, Seconds
-
-MNI152 = "mni152"
 
 
 def _expression(value: str) -> str:
@@ -89,6 +87,7 @@ class PrepareSection(Section):
     max_voxels: PositiveInt = MAX_VOXELS
     """Largest series."""
     least_nmi: Annotated[float, Field(ge=0, le=2)] = QualityBounds.least_nmi
+    least_peak: Annotated[float, Field(ge=-1, le=1)] = QualityBounds.least_peak
     least_overlap: Annotated[float, Field(ge=0, le=1)] = QualityBounds.least_overlap
     least_covered: Annotated[float, Field(ge=0, le=1)] = QualityBounds.least_covered
     most_scaled: Annotated[float, Field(ge=1)] = QualityBounds.most_scaled
@@ -99,7 +98,12 @@ class PrepareSection(Section):
     def bounds(self) -> QualityBounds:
         """For `quality.suspicious`."""
         return QualityBounds(
-            self.least_nmi, self.least_overlap, self.least_covered, self.most_scaled, self.most_turned
+            self.least_nmi,
+            self.least_peak,
+            self.least_overlap,
+            self.least_covered,
+            self.most_scaled,
+            self.most_turned,
         )
 
     def rule(self, modality: str) -> SeriesRule:

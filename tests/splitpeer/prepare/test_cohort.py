@@ -10,7 +10,9 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import nibabel as nib
@@ -154,7 +156,7 @@ def test_what_is_suspicious_is_held_back_until_accepted(
     images = tmp_path / "images"
     assert not (images / "P1.nii.gz").exists() and not (images / "prepared" / "P1.json").exists()
     held = read(images / "prepared" / "held-back" / "P1.json")
-    assert held.held_back and held.quality["nmi"] < 1.08
+    assert held.held_back and held.quality["nmi"] < 1.05
     assert "held back" in (images / "prepare.html").read_text()
     assert command()[0] == 4
     code, out, _ = command("--accept", "P1")
@@ -280,7 +282,7 @@ def test_programs_have_a_deadline_and_no_shell(tmp_path: Path, scans: Path, comm
         "nibabel.save(nibabel.Nifti1Image(voxels, image.affine), sys.argv[2])\n"
     )
     python = sys.executable
-    bounds = ("--set", "prepare.least_overlap=0.1", "--set", "prepare.least_nmi=1.0")
+    bounds = [f"--set=prepare.least_{name}" for name in ("overlap=0.1", "nmi=1.0", "peak=-1", "covered=0")]
     code, out, err = command("--set", f"prepare.skull_strip={python} {tool} {{in}} {{out}}", *bounds)
     assert code == 0, out + err
     voxels, _ = read_voxels(find_images(tmp_path / "images", "folder", "t1")[0])
@@ -366,6 +368,69 @@ def test_a_crash_between_image_and_record_is_repaired(
     # Nothing but the image has changed since the first run.
     assert command()[1].startswith("1 prepared, 1 unchanged")
     assert (image.read_bytes(), record.read_bytes()) == before
+
+
+def test_several_workers_make_the_same_bytes(tmp_path: Path, scans: Path, command: Command) -> None:
+    patient(scans, "P3", oddities=Oddities(missing=(9,)))
+    patient(scans, "P4", seed=4)
+    one = command("--workers", "1", registration="rigid")
+    several = command("--workers", "3", "--out", "several", registration="rigid")
+    assert one[0] == several[0] == 4 and one[1].replace("images/", "several/") == several[1]
+    made = {
+        path.relative_to(tmp_path / "images"): path
+        for path in (tmp_path / "images").rglob("*")
+        if path.is_file()
+    }
+    assert len(made) > 8
+    for name, path in made.items():
+        assert (tmp_path / "several" / name).read_bytes() == path.read_bytes().replace(
+            b'"images"', b'"several"'
+        ), name
+
+
+def hanging(tmp_path: Path) -> str:
+    """A program that says that it runs, and then does nothing."""
+    tool = tmp_path / "hang.py"
+    tool.write_text(
+        "import os, sys, time\n"
+        f"open(f'{tmp_path}/{{os.getpid()}}.runs', 'w').write(str(os.getppid()))\n"
+        "time.sleep(600)\n"
+    )
+    return f"prepare.skull_strip={sys.executable} {tool} {{in}} {{out}}"
+
+
+@pytest.mark.parametrize("how", ["interrupted", "worker killed", "caller killed"])
+def test_workers_end_with_what_they_began(tmp_path: Path, scans: Path, atlas: Path, how: str) -> None:
+    given = [
+        "data", "prepare", "--from", scans, "--modality", "t1", "--out", "images", "--atlas", atlas,
+        "--registration", "none", "--workers", "2", "--set", hanging(tmp_path),
+    ]  # fmt: skip
+    process = subprocess.Popen(
+        [sys.executable, "-m", "splitpeer.cli", *map(str, given)],
+        cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, start_new_session=True,
+    )  # fmt: skip
+    while len(running := [path for path in tmp_path.glob("*.runs") if path.read_text()]) < 2:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+    programs, workers = [int(path.stem) for path in running], [int(path.read_text()) for path in running]
+    if how == "interrupted":
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to all
+    else:
+        os.kill(workers[0] if how == "worker killed" else process.pid, signal.SIGKILL)
+    _, said = process.communicate(timeout=100)
+    wanted = {"interrupted": 130, "worker killed": 1, "caller killed": -signal.SIGKILL}[how]
+    assert process.returncode == wanted and "Traceback" not in said, said
+    if how == "worker killed":
+        assert said.splitlines()[-1].endswith("run it again with fewer --workers")
+        programs = programs[1:]  # the other one's is nobody's child any more
+    for pid in (*workers, *programs):
+        until = time.monotonic() + 60
+        while Path(f"/proc/{pid}").exists() and "State:\tZ" not in Path(f"/proc/{pid}/status").read_text():
+            assert time.monotonic() < until, f"{pid} still runs"
+            time.sleep(0.05)
+    for pid in (int(path.stem) for path in running):
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
 
 
 def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(small_disk, command: Command) -> None:  # type: ignore[no-untyped-def]

@@ -11,10 +11,11 @@ import pytest
 from splitpeer.data.phantom.scanners import Scan, Scanner, scan
 from splitpeer.errors import DataError
 from splitpeer.prepare import register
-from splitpeer.prepare.atlas import MNI152, Atlas, load_atlas
+from splitpeer.prepare.atlas import Atlas, load_atlas
 from splitpeer.prepare.bounds import QualityBounds
 from splitpeer.prepare.quality import figures, seen_on, suspicious
 from splitpeer.prepare.register import Registrar, n4
+from splitpeer.prepare.templates import MNI152
 
 SEED = 2
 SCANS = {
@@ -78,13 +79,15 @@ def test_figures_tell_good_from_bad(
         return suspicious(figures(seen, transform), QualityBounds())
 
     shifted, turned = np.eye(4), np.eye(4)
-    shifted[:3, 3] = 0, 12, 0
-    turned[1:3, 1:3] = [[0.966, -0.259], [0.259, 0.966]]  # 15 degrees
+    shifted[:3, 3] = 0, 6, 0
+    turned[1:3, 1:3] = [[0.990, -0.139], [0.139, 0.990]]  # 8 degrees
     for name in scans:
         assert judged(name, np.eye(4)) == ()
         assert judged(name, np.diag([1.0, 1, -1, 1])) != ()
-        assert judged(name, shifted) != ()
-        assert judged(name, turned) != ()
+        # Only that it fits better elsewhere tells these.
+        (line,) = judged(name, shifted)
+        assert line.startswith("peak -")
+        assert any(line.startswith("peak -") for line in judged(name, turned))
     assert any("stretched" in line for line in judged("t1", np.diag([1.5, 1, 1, 1])))
 
 
