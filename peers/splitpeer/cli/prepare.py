@@ -79,15 +79,8 @@ def prepare(
     from splitpeer.prepare.atlas import load_atlas
     from splitpeer.prepare.cohort import PreparationPlan
     from splitpeer.prepare.cohort import prepare as prepare_all
-    from splitpeer.prepare.templates import MNI152
 
-    flags = {
-        "prepare.atlas": atlas if atlas in (None, MNI152) else str(Path(atlas).absolute()),
-        "prepare.spacing": None if spacing is None else list(spacing),
-        "prepare.registration": registration,
-        "prepare.ids": None if ids is None else str(ids.absolute()),
-    }
-    head = _head(config_file, settings, flags)
+    head = _head(config_file, settings, _flags(atlas, spacing, registration, ids))
     kind, said = canonical_modality(modality), head.prepare
     plan = PreparationPlan(
         source,
@@ -117,6 +110,23 @@ def prepare(
             f"--accept {unknown[0]}: no such patient in {source}: write the id as the page shows it"
         )
     raise click.exceptions.Exit(0 if summary.complete else 4)
+
+
+def _flags(
+    atlas: str | None,
+    spacing: tuple[float, float, float] | None,
+    registration: str | None,
+    ids: Path | None,
+) -> dict[str, Any]:
+    """As keys of the settings; None: not given."""
+    from splitpeer.prepare.templates import MNI152
+
+    return {
+        "prepare.atlas": atlas if atlas in (None, MNI152) else str(Path(atlas).absolute()),
+        "prepare.spacing": None if spacing is None else list(spacing),
+        "prepare.registration": registration,
+        "prepare.ids": None if ids is None else str(ids.absolute()),
+    }
 
 
 def _warn_of_skulls(atlas: str, said: PrepareSection) -> None:
