@@ -181,7 +181,7 @@ class _Study:
 
     def image(self, patient: str) -> np.ndarray | None:
         """This peer's own image of a patient, on the grid of the mask; None: there is none on that grid."""
-        from splitpeer.cli.own_image import OwnImages
+        from splitpeer.cli.own_images import OwnImages
         from splitpeer.data.geometry import differences
         from splitpeer.data.nifti import read_header, read_voxels
 
@@ -212,8 +212,8 @@ class _Study:
     def _compare(self, patient: str, result: SpoolResult) -> None:
         import numpy as np
 
-        from splitpeer.cli.own_image import OwnScan, brought_back
         from splitpeer.data.nifti import read_header
+        from splitpeer.results.own_scan import OwnScan, brought_back
 
         case = self.truths[patient]
         header = read_header(case, self._config.data.rules())

@@ -177,8 +177,9 @@ def _note(config: PeerConfig, asked: _ExportAsked, facts: Mapping[str, Any]) -> 
 def _tell(
     asked: _ExportAsked, facts: Mapping[str, Any], missing: Sequence[str], models: Sequence[Exported]
 ) -> None:
-    from splitpeer.export.configs import NOT_A_DEVICE, TITLES
+    from splitpeer.export.configs import TITLES
     from splitpeer.export.papers import given_away
+    from splitpeer.results.segmentation import NOT_A_DEVICE
 
     echo(
         f"{asked.out}: {TITLES[facts['kind']]} of {facts['job']} {facts['run'][:8]}, step {facts['step']} of "

@@ -27,9 +27,9 @@ from splitpeer.storage import durable
 from splitpeer.storage.staged import Staged
 
 if TYPE_CHECKING:
-    from splitpeer.cli.own_image import OwnScan
     from splitpeer.daemon.asking import AnswerTold
     from splitpeer.daemon.spooled import SpoolResult
+    from splitpeer.results.own_scan import OwnScan
     from splitpeer.results.segmentation import Segmentation
     from splitpeer.settings.peer import PeerConfig
 
@@ -118,7 +118,7 @@ def segment(
     peer went away; 3 the deadline passed, too many requests, or the disk is full; 4 settings, files, or an unknown
     patient; 130 interrupted. With several patients, the others are done all the same.
     """
-    from splitpeer.cli.own_image import OwnImages
+    from splitpeer.cli.own_images import OwnImages
     from splitpeer.daemon.asking import SpoolAsker
 
     config = load_peer(config_file, settings)
@@ -196,9 +196,9 @@ class _Work:
 
     def _write(self, told: AnswerTold, result: SpoolResult) -> tuple[Segmentation, list[Path]]:
         """All files of a patient, or none."""
-        from splitpeer.cli.own_image import brought_back
         from splitpeer.results.dicom_seg import write_dicom_seg
         from splitpeer.results.nifti_out import write_nifti
+        from splitpeer.results.own_scan import brought_back
 
         own, files = self._own[told.patient], self._targets[told.patient]
         segmentation = brought_back(result, own, keep=files.probabilities is not None)

@@ -7,6 +7,7 @@ from importlib.metadata import version
 from typing import Any
 
 from splitpeer.export.half import DECODER, DECODER_FILE, ENCODERS, MASKS, WHOLE, encoder_file
+from splitpeer.results.segmentation import NOT_A_DEVICE
 from splitpeer.training.windows import GAUSSIAN_SIGMA
 
 Facts = Mapping[str, Any]
@@ -15,7 +16,6 @@ SCHEMA = (
 )
 KEY = "splitproto"
 """Of the facts in metadata.json."""
-NOT_A_DEVICE = "Research use only. This is not a medical device, and nothing that it computes is a diagnosis."
 TITLES = {ENCODERS: "encoders", DECODER: "fusion and decoder", MASKS: "the masks' site", WHOLE: "network"}
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from splitpeer.export.configs import NOT_A_DEVICE, TITLES
+from splitpeer.export.configs import TITLES
 from splitpeer.export.half import DECODER, ENCODERS, MASKS, WHOLE
+from splitpeer.results.segmentation import NOT_A_DEVICE
 
 Facts = Mapping[str, Any]
 
