@@ -140,7 +140,7 @@ class Recorder:
         for array in getattr(message, "tensors", {}).values():
             octets += array.nbytes
         with self._changed:
-            if self._closing or not self._chooser.keeps(message):
+            if self._closing or not self._chooser.keeps(peer, message):
                 return
             early = self._header is None
             if self._state.ended or self._waiting + octets + _SMALL > (

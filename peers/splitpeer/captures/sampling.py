@@ -20,10 +20,13 @@ from splitproto.messages import (
     Sample,
 )
 
+LOGITS = "logits"
+"""What is asked of the site of the labels in a training step, beside the modes."""
 _BATCHES = 4096
 """Batches remembered, so that the answers to a chosen one are chosen too."""
 
-Batch = tuple[str, int, int]
+Batch = tuple[str, str, int, int]
+"""Of a peer: a mode, a step, a number."""
 
 
 class Chooser:
@@ -43,31 +46,32 @@ class Chooser:
         self._every, self._keys = sampling.every, sampling.keys
         self._chosen: OrderedDict[Batch, bool] = OrderedDict()
 
-    def keeps(self, message: Message) -> bool:
-        """Whether `message` is to be recorded."""
+    def keeps(self, peer: str, message: Message) -> bool:
+        """Whether `message`, to or from `peer`, is to be recorded."""
+        samples: Sequence[Sample] | None = None
+        # Sites have different parts of a batch, and the site of the labels has logits besides its own part.
         match message:
             case Forward():
-                if self._keys:
-                    self._remember(message.mode, message.step, message.batch, message.samples)
-                batch = (message.mode, message.step, message.batch)
+                batch, samples = (peer, message.mode, message.step, message.batch), message.samples
             case Activations():
-                batch = (message.mode, message.step, message.batch)
+                batch = (peer, message.mode, message.step, message.batch)
             case Logits():
-                if self._keys:
-                    self._remember("train", message.step, 0, message.samples)
-                batch = ("train", message.step, 0)
+                batch, samples = (peer, LOGITS, message.step, 0), message.samples
             case Prediction():
                 return not self._keys or message.sample.key.hex().startswith(self._keys)
-            case Gradients() | Applied() | LossGradients():
-                batch = ("train", message.step, 0)
+            case LossGradients():
+                batch = (peer, LOGITS, message.step, 0)
+            case Gradients() | Applied():
+                batch = (peer, "train", message.step, 0)
             case _:
                 return True
-        mode, step, _ = batch
-        in_turn = mode != "train" or (step - 1) % self._every == 0
+        if self._keys and samples is not None:
+            self._remember(batch, samples)
+        _, mode, step, _ = batch
+        in_turn = mode not in ("train", LOGITS) or (step - 1) % self._every == 0
         return in_turn and (not self._keys or self._chosen.get(batch, False))
 
-    def _remember(self, mode: str, step: int, number: int, samples: Sequence[Sample]) -> None:
-        batch = (mode, step, number)
+    def _remember(self, batch: Batch, samples: Sequence[Sample]) -> None:
         self._chosen[batch] = any(sample.key.hex().startswith(self._keys) for sample in samples)
         self._chosen.move_to_end(batch)
         if len(self._chosen) > _BATCHES:

@@ -30,6 +30,8 @@ from splitproto.messages import (
     Forward,
     Gradients,
     JobAccept,
+    Logits,
+    LossGradients,
     Message,
     Progress,
     Sample,
@@ -165,6 +167,29 @@ def test_chosen_patients(tmp_path: Path) -> None:
         *((name, 1) for name in names),
     ]
     assert written(tmp_path / "a.cap") == expected
+
+
+def test_each_sites_part_of_a_batch_is_chosen_by_itself(tmp_path: Path) -> None:
+    """Parts are announced one after the other, and the answers come later; logits are of the whole batch."""
+    recorder = Recorder(tmp_path / "a.cap", sampling=Sampling(keys=("cd",)))
+    recorder.open(HEADER)
+    parts, array = {"a": [1], "b": [0], "labels": [0, 1]}, {"x0": np.zeros((1, 8), "<f4")}
+    samples = {peer: tuple(Sample(KEYS[one], (0, 0, 0)) for one in has) for peer, has in parts.items()}
+    for peer in ("a", "b"):
+        recorder.tap(peer, "out", Forward("train", 1, 0, samples[peer], bytes(32)))
+    recorder.tap("b", "out", Logits(1, samples["labels"], bytes(32), None, array))
+    recorder.tap("b", "in", LossGradients(1, bytes(32), None, array))
+    for peer in ("a", "b"):
+        recorder.tap(peer, "in", Activations("train", 1, 0, bytes(32), array))
+        recorder.tap(peer, "out", Gradients(1, array))
+    recorder.close()
+    kept = [
+        (one.peer, one.message.name)
+        for one in open_capture(tmp_path / "a.cap").records()
+        if isinstance(one, Recorded)
+    ]
+    of_a = [("a", "activations"), ("a", "gradients")]
+    assert kept == [("a", "forward"), ("b", "logits"), ("b", "loss-gradients"), *of_a]
 
 
 # --- what is not ------------------------------------------------------------------------------------------
