@@ -573,7 +573,7 @@ class Client:
         worked = False
         while True:
             # A link that was worn before it carried work would be followed by others like it, for ever.
-            if session.rotation_due and worked and not job.waiting_for_gradients:
+            if session.rotation_due and worked and not job.step_under_way:
                 return Bye("rotate", session.rotation_cause)
             if not self._stop.is_set():
                 while (forward := job.due()) is not None:
@@ -588,19 +588,19 @@ class Client:
                         self._report(h.WindowsReleased(job.released.windows, *self._traffic(session)))
                     self._progress()
                     worked = True
-            elif not job.waiting_for_gradients or loop.time() > stopping_until:
+            elif not job.step_under_way or loop.time() > stopping_until:
                 raise _Stopped
-            what = f"gradients of step {job.applied + 1}" if job.waiting_for_gradients else "work"
+            what = f"the end of step {job.applied + 1}" if job.step_under_way else "work"
             try:
                 message = await self._next(session, what)
             except _Stopped:
                 # SP-11-12: a site that leaves finishes the step that others wait for.
-                if not job.waiting_for_gradients or loop.time() > stopping_until:
+                if not job.step_under_way or loop.time() > stopping_until:
                     raise
                 self._report(h.PhaseBegan("draining"))
                 stopping_until = min(stopping_until, loop.time() + LEAVE_S)
                 try:
-                    message = await session.receive(LEAVE_S, "the gradients of the pending step")
+                    message = await session.receive(LEAVE_S, "the end of the step under way")
                 except DeadlineExceeded:
                     raise _Stopped from None
             if isinstance(message, Bye):

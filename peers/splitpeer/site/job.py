@@ -200,6 +200,14 @@ class SiteJob:
         """A step's activations are out, its gradients are not back."""
         return self._pending is not None
 
+    @property
+    def step_under_way(self) -> bool:
+        """What this site sent for a step has not come to its end: gradients, or the count of a step that its masks
+        were used for."""
+        return self.waiting_for_gradients or (
+            self._labels is not None and self._labels.answered > self.applied
+        )
+
     def checkpoints(self) -> tuple[int, ...]:
         """Steps that are safe on disk."""
         return tuple(checkpoint.available(self.folder))
@@ -419,6 +427,8 @@ class SiteJob:
     def forget_batches(self) -> None:
         """The link is new: everything announced will be announced again."""
         self.answering.close()
+        if self._labels is not None:
+            self._labels.answered = 0
         self._forget_announced()
 
     def _forget_announced(self) -> None:

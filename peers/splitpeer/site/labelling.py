@@ -237,10 +237,15 @@ class MaskAnswers:
     ) -> None:
         self._labelling, self._unusable = labelling, unusable
         self._heed_consent, self._report = heed_consent, report
+        self.answered = 0
+        """The last step whose loss was answered on this link."""
 
     def loss_gradients(self, asked: Logits, applied: int) -> LossGradients | Withdraw:
         """SP-11.20-6: the gradient of a batch's loss. See `Labelling.loss_gradients`."""
-        return self._answer(self._labelling.loss_gradients, asked, applied, "train", 0, asked.samples)
+        answer = self._answer(self._labelling.loss_gradients, asked, applied, "train", 0, asked.samples)
+        if not isinstance(answer, Withdraw):
+            self.answered = asked.step
+        return answer
 
     def score(self, asked: Prediction, applied: int) -> Scores | Withdraw:
         """SP-11.20-9: one prediction is scored here. See `Labelling.score`."""

@@ -21,7 +21,10 @@ from splitpeer.attacks.catalogue import make_attack
 from splitpeer.attacks.runner import run
 from splitpeer.attacks.view import labels_view
 from splitpeer.captures.reader import open_capture
+from splitpeer.coordinator import trainer
 from splitpeer.coordinator.coordinator import Coordinator
+from splitpeer.coordinator.label_site import loss_gradients
+from splitpeer.coordinator.remote_site import RemoteSite
 from splitpeer.daemon.console import LogView
 from splitpeer.daemon.happenings import Reporter
 from splitpeer.data.geometry import Geometry
@@ -35,7 +38,9 @@ from splitpeer.federation.masks import masks_on_wire
 from splitpeer.federation.seats import seats_of
 from splitpeer.federation.terms import job_on_wire, judge, seat_descriptors, services
 from splitpeer.site import client
+from splitpeer.site.encoders import Encoders
 from splitpeer.site.opening import open_job
+from splitpeer.storage import checkpoint
 from splitproto import dial
 from splitproto.capture import Recorded
 from splitproto.errors import LinkLost, Misaligned, PolicyRefused, SchemaMismatch, StepMismatch
@@ -246,6 +251,26 @@ def scene_masks(scene: Scene, name: str) -> Volumes:
     )
 
 
+async def test_values_that_are_not_numbers_are_asked_no_loss_for(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SP-11-10: the site that sent them is named, and the site of the labels is not asked."""
+    name, right = cast(scene, "none"), Encoders.forward
+
+    def spoilt(self: Encoders, *arguments: Any) -> dict[str, dict[str, np.ndarray]]:
+        sent = right(self, *arguments)
+        if self.steps_done == 1 and "t1" in sent:
+            level = sent["t1"]["x2"].copy()
+            level.flat[7] = np.nan
+            sent["t1"] = {**sent["t1"], "x2": level}
+        return sent
+
+    monkeypatch.setattr(Encoders, "forward", spoilt)
+    ran = await everybody(scene, name, curious=[name])
+    assert re.search(r"site site-t1 sent activations \(.*x2\) that are not finite", str(ran.error)), ran
+    assert [one.step for one in Told(scene.capture(name)).of(Logits, "in")] == [1]
+
+
 # --- links that break, processes that die ------------------------------------------------------------------
 
 
@@ -318,6 +343,25 @@ def test_processes_that_are_killed(scene: Scene) -> None:
     assert "Traceback" not in hub.said + labels.said
     assert "labels.scored" in labels.said
     assert_exact(scene)
+
+
+async def test_a_site_of_masks_that_is_stopped_finishes_the_step(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SP-11-12: the step that its loss went into is counted, and saved."""
+    name = cast(scene, "none")
+    async with scene.running(only=["hub", "site-flair", "site-t1", name]) as on:
+
+        async def stopping(site: RemoteSite, asked: Logits) -> Any:
+            answer = await loss_gradients(site, asked)
+            if asked.step == 2:
+                on.stops[name].set()
+            return answer
+
+        monkeypatch.setattr(trainer, "loss_gradients", stopping)
+        await asyncio.wait_for(on.tasks[name], 60)
+    (run,) = (scene.folder / name / "state").glob("try-*")
+    assert sorted(checkpoint.available(run)) == [0, 2]
 
 
 async def test_a_mask_that_goes_bad_costs_its_patient(scene: Scene) -> None:

@@ -250,6 +250,13 @@ def test_divergence_stops_the_job_and_says_what_to_do(value: float) -> None:
     sent["x0"][0, 0, 0, 0] = value
     with pytest.raises(JobFailed, match=r"step 0 .*lower the learning rate"):
         coordinator.step({"T1": sent}, target)
+    # Where the labels are at a site, before anybody is asked for a loss; and what comes back is looked at as well.
+    with pytest.raises(JobFailed, match=r"the prediction at step 0 .*lower the learning rate"):
+        coordinator.decode({"T1": sent})
+    gradient = np.zeros_like(coordinator.decode({"T1": {**sent, "x0": np.zeros_like(sent["x0"])}}))
+    gradient.flat[0] = value
+    with pytest.raises(JobFailed, match=r"the gradient of the logits at step 0 .*lower the learning rate"):
+        coordinator.apply(gradient)
     bad = {name: array.copy() for name, array in gradients["T1"].items()}
     bad["x2"][0] = value
     with pytest.raises(JobFailed, match=r"gradient of x2 .*lower the learning rate"):
