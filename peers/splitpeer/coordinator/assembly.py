@@ -24,7 +24,7 @@ from splitpeer.errors import ConfigError
 from splitpeer.federation.compute import defence_key, pick_device
 from splitpeer.federation.files import look
 from splitpeer.federation.halves import coordinator_half, gradient_stacks
-from splitpeer.federation.masks import logits_octets, masks_on_wire, task_of
+from splitpeer.federation.masks import convention_of, logits_octets, masks_on_wire, task_of
 from splitpeer.federation.seats import Seats
 from splitpeer.federation.terms import seat_descriptors
 from splitpeer.settings.job import JobConfig
@@ -107,7 +107,8 @@ def make_service(config: PeerConfig, settings: JobConfig, run: Run) -> Service |
     """Inference, where the job has it."""
     if settings.inference is None:
         return None
-    return Service(run, settings.inference, settings.task.task(config.data.convention))
+    task = settings.task.task(convention_of(settings.task, config.data.convention))
+    return Service(run, settings.inference, task)
 
 
 def make_gradient_stacks(

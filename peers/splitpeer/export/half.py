@@ -20,12 +20,12 @@ from splitpeer.errors import ConfigError, DataError
 from splitpeer.export import networks
 from splitpeer.export.networks import Component
 from splitpeer.export.scripts.network import Encoders, SplitNetwork
+from splitpeer.federation.masks import convention_of
 from splitpeer.federation.seats import seats_of
 from splitpeer.federation.terms import backbone_for, job_on_wire, normalisation_of, run_folder, terms_digest
 from splitpeer.models.registry import backbone_of, cut_of
 from splitpeer.settings.job import JobConfig
 from splitpeer.settings.peer import PeerConfig
-from splitpeer.settings.task import CONVENTION_OF_TASK
 from splitpeer.site.run_folders import noted_terms
 from splitpeer.storage import checkpoint, reading
 from splitpeer.training.sums import SUM
@@ -162,7 +162,7 @@ def _of_site(config: PeerConfig, folder: Path, step: int | None) -> Half:
 def _of_coordinator(config: PeerConfig, settings: JobConfig, folder: Path, step: int | None) -> Half:
     _check_record(config, settings, folder)
     job, seats = job_on_wire(settings), seats_of(settings)
-    task = settings.task.task(config.data.convention or _without_masks(settings))
+    task = settings.task.task(convention_of(settings.task, config.data.convention))
     arriving = seats.names if job.fusion is None else (SUM,)
     component = networks.decoder(backbone_of(job), arriving, settings.model.decoder_fusion, task.channels)
     tensors, found = _state(folder, step)
@@ -209,12 +209,6 @@ def built(half: Half, seat: str | None = None) -> nn.Module:
     if facts["kind"] == ENCODERS:
         return encoders.eval()
     return SplitNetwork(encoders, decoder, facts["precision"], facts["sum"]).eval()  # type: ignore[arg-type]
-
-
-def _without_masks(settings: JobConfig) -> str:
-    """What masks follow where this coordinator has none: the job's own values, or the newest convention, and the bundle
-    says so."""
-    return CONVENTION_OF_TASK if settings.task.preset is None else "brats2023"
 
 
 def _check_record(config: PeerConfig, settings: JobConfig, folder: Path) -> None:

@@ -23,6 +23,12 @@ def task_of(settings: TaskSection) -> Task:
     return settings.task(CONVENTION_OF_TASK if settings.preset is None else _ANY)
 
 
+def convention_of(settings: TaskSection, written: str | None) -> str:
+    """What a coordinator's segmentations follow: its [data] convention; if it has no masks and writes none, the job's
+    own values, or the newest convention of the preset. What is made of it says so."""
+    return written or (CONVENTION_OF_TASK if settings.preset is None else "brats2023")
+
+
 def masks_on_wire(settings: TaskSection) -> Masks:
     """What the site of the labels is asked for."""
     task, preset = task_of(settings), settings.preset
