@@ -20,7 +20,7 @@ from .scene import (
     write_nifti,
     write_patient,
 )
-from .served import cast_frozen, finish, take_up
+from .served import cast_frozen, cast_joint, finish, take_up
 
 
 @pytest.fixture(scope="session")
@@ -43,8 +43,21 @@ def scene(federation: Federation, nursery: Nursery, tmp_path: Path) -> Iterator[
 
 
 @pytest.fixture(scope="session")
-def frozen_run(tmp_path_factory: pytest.TempPathFactory, federation: Federation, nursery: Nursery) -> Scene:
+def joint_run(tmp_path_factory: pytest.TempPathFactory, federation: Federation, nursery: Nursery) -> Scene:
     """Complete, and serving; see `served.py`."""
+    return finish(cast_joint(Scene(federation, tmp_path_factory.mktemp("joint"), nursery)))
+
+
+@pytest.fixture
+def joint(joint_run: Scene, scene: Scene) -> Scene:
+    """A copy of it."""
+    take_up(joint_run, scene)
+    return cast_joint(scene)
+
+
+@pytest.fixture(scope="session")
+def frozen_run(tmp_path_factory: pytest.TempPathFactory, federation: Federation, nursery: Nursery) -> Scene:
+    """The same with frozen encoders."""
     return finish(cast_frozen(Scene(federation, tmp_path_factory.mktemp("frozen"), nursery)))
 
 

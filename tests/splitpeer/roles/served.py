@@ -26,6 +26,7 @@ DATA = {"window": [48, 48], "validation": 1}
 # Slow, so that masks hold some voxels with any kernels: at .05 three steps of Adam may leave none.
 SLOW = {"steps": 3, "batch": 1, "checkpoint_every": 3, "learning_rate": 1e-5}
 LONG_S = 60.0
+LISTED = {"inference": "listed", "inference_for": ["site-t1ce", "site-t2"]}
 
 
 # --- runs ------------------------------------------------------------------------------------------------
@@ -68,7 +69,7 @@ def cast_with_folders(scene: Scene, policy: Mapping[str, Mapping[str, Any]], **j
     Args:
         policy: by modality.
     """
-    scene.cast(*policy, data=DATA, inference={}, **job)
+    scene.cast(*policy, **{"data": DATA, "inference": {}, **job})
     for modality, own in policy.items():
         images = images_of(scene, modality)
         images.mkdir(parents=True, exist_ok=True)
@@ -84,13 +85,16 @@ def cast_with_folders(scene: Scene, policy: Mapping[str, Mapping[str, Any]], **j
     return scene
 
 
+def cast_joint(scene: Scene, policy: Mapping[str, Mapping[str, Any]] = {}, **job: Any) -> Scene:
+    """Two sites that compute for each other, unless `policy` says otherwise."""
+    usual = {"training": SLOW, "evaluation": {"batch": 16}}
+    return cast_with_folders(scene, {"t1ce": LISTED, "t2": LISTED, **policy}, **{**usual, **job})
+
+
 def cast_frozen(scene: Scene) -> Scene:
-    """Two sites with frozen encoders that compute for each other."""
-    listed = {"inference": "listed", "inference_for": ["site-t1ce", "site-t2"]}
-    return cast_with_folders(
-        scene, {"t1ce": listed, "t2": listed}, training={"encoders": "frozen", **SLOW},
-        evaluation={"overlap": 0.25, "batch": 16},
-    )  # fmt: skip
+    """The same with frozen encoders."""
+    training = {"encoders": "frozen", **SLOW}
+    return cast_joint(scene, training=training, evaluation={"overlap": 0.25, "batch": 16})
 
 
 def comes(

@@ -10,7 +10,7 @@ import nibabel as nib
 
 from splitpeer.daemon.spooled import SpoolResult
 
-from .test_inference import BOTH, DATA, LONG_S, SLOW, assert_mask, held_out, request, spool
+from .served import DATA, LISTED, LONG_S, SLOW, assert_mask, held_out, request, spool
 
 
 def wait(scene, modality: str, name: str) -> SpoolResult:
@@ -28,7 +28,7 @@ def test_a_service_that_is_killed_goes_on_with_the_requests_that_wait(scene) -> 
         "t1ce", "t2", training=SLOW, data=DATA, inference={"serve": "always"}, evaluation={"batch": 16}
     )
     for modality in ("t1ce", "t2"):
-        scene.client(modality, policy={"coordinators": ["hub"], **BOTH}, network={"reconnect_s": 60})
+        scene.client(modality, policy={"coordinators": ["hub"], **LISTED}, network={"reconnect_s": 60})
     hub, sites = scene.start_all()
     hub.until(r"inference\.ready")
     patient = held_out(scene)[0]
