@@ -79,28 +79,31 @@ class Found(Exception):
 class Listing(BankSegmenter):
     """Of sites that have all released the patient for another request."""
 
-    def _kept(self, key: bytes) -> Any:
-        release = SimpleNamespace(shapes={"level": (1,)})
-        return {
-            name: SimpleNamespace(contents=SimpleNamespace(releases=[release])) for name in ("b", "c", "d")
-        }
+    def _fits(self, *_: Any) -> bool:
+        return True
 
     def _seated(self, key: bytes, lists: Any) -> Any:
         raise Found(lists)
 
 
 async def test_what_was_released_for_another_is_not_used_where_the_site_refuses() -> None:
-    """SP-11.19-14: that of a site that is away is."""
+    """SP-11.19-14: that of a site that is away is, if it is all there."""
 
     async def on_disk(function: Callable[..., Any], *args: Any, what: str) -> Any:
         return function(*args)
 
+    def bank(*missing: Any) -> Any:
+        contents = SimpleNamespace(releases=[SimpleNamespace(shapes={"level": (1,)})])
+        return SimpleNamespace(contents=contents, dropped=frozenset(), missing=lambda: missing)
+
     seats = SimpleNamespace(of=lambda name: (SimpleNamespace(name=name),))
     segmenter = Listing.__new__(Listing)
     segmenter._run = SimpleNamespace(on_disk=on_disk, seating=SimpleNamespace(seats=seats))  # type: ignore[assignment]
-    sites = Sites({"b": "refused", "c": AWAY, "d": NO_PART}, {Named("a"): patient((8, 8, 8))})  # type: ignore[dict-item]
+    banks = {"b": bank(), "c": bank(), "d": bank(), "e": bank("a window")}
+    segmenter._requested = SimpleNamespace(of=lambda key: banks)  # type: ignore[assignment]
+    sites = Sites({"b": "refused", "c": AWAY, "d": NO_PART, "e": AWAY}, {Named("a"): patient((8, 8, 8))})  # type: ignore[dict-item]
     with pytest.raises(Found) as found:
-        await segmenter._released(InferenceRequest("a", asked()), patient((8, 8, 8)), sites, {}, [], None)  # type: ignore[arg-type]
+        await segmenter._released(InferenceRequest("a", asked()), patient((8, 8, 8)), sites, {}, None)  # type: ignore[arg-type]
     assert found.value.lists == {"a": {KEY: ("a",)}, "c": {KEY: ("c",)}}
 
 
@@ -144,6 +147,8 @@ class Noting:
 
     def __init__(self, *_: Any) -> None:
         self.worked: list[str] = []
+
+    async def heed(self) -> None: ...
 
     async def segment(self, request: InferenceRequest, progress: Any) -> Unsegmented:
         self.worked.append(request.site)
