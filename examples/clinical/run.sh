@@ -15,8 +15,8 @@ if [ -z "${ALIGNED:-}" ]; then
     dicom=(--dicom pacs/t1ce/dicom --dicom-seg seg)
     truth=pacs/labels
     echo "2. each hospital prepares its own: on the grid of a common atlas, at 2 mm; north's masks come along"
-    splitpeer data prepare --from pacs/t1ce/dicom --modality t1ce --spacing 2 2 2 --masks pacs/labels --out north/images >north.txt || [ $? -eq 4 ]
-    splitpeer data prepare --from pacs/flair/dicom --modality flair --spacing 2 2 2 --out south/images >south.txt || [ $? -eq 4 ]
+    splitpeer data prepare --from pacs/t1ce/dicom --modality t1ce --spacing 2 2 2 --masks pacs/labels --workers 2 --out north/images >north.txt || [ $? -eq 4 ]
+    splitpeer data prepare --from pacs/flair/dicom --modality flair --spacing 2 2 2 --workers 2 --out south/images >south.txt || [ $? -eq 4 ]
     tail -n 1 north.txt south.txt # code 4: somebody was held back, and takes no part
     mkdir hub
     cp -r north/images/labels hub/labels

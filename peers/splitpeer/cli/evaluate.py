@@ -16,12 +16,10 @@ from rich.table import Table as Printed
 from splitpeer.cli.options import (
     FILE,
     LAYOUT,
-    config_option,
     echo_json,
-    json_option,
     load_peer,
+    peer_options,
     private_files,
-    set_option,
 )
 from splitpeer.cli.progress import bar
 from splitpeer.cli.segmenting import LEAST, Watched, all_in_one, wait_option
@@ -71,9 +69,7 @@ CONVENTIONS = click.Choice(("msd", "brats", "brats2023", "nnunet", "task"))
 )
 @click.option("--require", type=LEAST, help="Accept no segmentation made from fewer modalities.")
 @wait_option
-@config_option
-@set_option
-@json_option
+@peer_options
 def evaluate(
     patients: tuple[str, ...],
     out: Path,

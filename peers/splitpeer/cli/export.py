@@ -13,12 +13,10 @@ import click
 
 from splitpeer.cli.options import (
     FILE,
-    config_option,
     echo_json,
-    json_option,
     load_peer,
+    peer_options,
     private_files,
-    set_option,
 )
 from splitpeer.cli.terminal import echo
 from splitpeer.errors import ConfigError
@@ -49,9 +47,7 @@ if TYPE_CHECKING:
     "--use", "chosen", multiple=True, metavar="SEAT=SITE",
     help="With --join: whose encoder, where several sites fill a seat.",
 )  # fmt: skip
-@config_option
-@set_option
-@json_option
+@peer_options
 def export(config_file: Path | None, settings: tuple[str, ...], as_json: bool, **given: Any) -> None:
     """Write what this party holds of RUN as a MONAI bundle that needs no splitproto.
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 
@@ -17,6 +17,7 @@ from splitpeer.settings.loading import parse_override
 from splitpeer.settings.peer import PeerConfig, find_peer_toml
 
 FILE = click.Path(path_type=Path)
+Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 class _Layout(click.ParamType[str]):
@@ -63,6 +64,11 @@ budget_option = click.option(
     "that, and the report says so). Default: auto, or what sweep.toml says.",
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+
+def peer_options(command: Command) -> Command:
+    """`--config`, `--set` and `--json`, of commands that read one peer.toml and can answer programs."""
+    return config_option(set_option(json_option(command)))
 
 
 def load_peer(

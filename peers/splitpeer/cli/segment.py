@@ -13,12 +13,10 @@ import click
 
 from splitpeer.cli.options import (
     FILE,
-    config_option,
     echo_json,
-    json_option,
     load_peer,
+    peer_options,
     private_files,
-    set_option,
 )
 from splitpeer.cli.segmenting import LEAST, Watched, all_in_one, wait_option
 from splitpeer.cli.terminal import echo
@@ -91,9 +89,7 @@ class Files:
 @click.option(
     "--force", is_flag=True, help="Replace files that are there; --dicom: also of another PatientID."
 )
-@config_option
-@set_option
-@json_option
+@peer_options
 def segment(
     patients: tuple[str, ...],
     out: Path,

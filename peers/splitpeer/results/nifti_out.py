@@ -17,8 +17,8 @@ from splitpeer.errors import ConfigError
 from splitpeer.results.segmentation import NOT_A_DEVICE, SHORT_NOT_A_DEVICE, Segmentation
 from splitpeer.storage import durable
 
-Kind = Literal["values", "regions", "probabilities"]
-"""One volume with the task's values; or one volume per region, 0 and 1; or one per region, float32 of 0 to 1."""
+Kind = Literal["values", "probabilities"]
+"""One volume with the task's values, or one per region, float32 of 0 to 1."""
 
 DESCRIP = 79
 """Characters of NIfTI-1's description, one less than its bytes."""
@@ -102,8 +102,6 @@ def undecided(segmentation: Segmentation) -> int:
 def _voxels(segmentation: Segmentation, kind: Kind) -> np.ndarray:
     if kind == "values":
         return segmentation.task.labels(segmentation.masks)
-    if kind == "regions":
-        return np.moveaxis(segmentation.masks, 0, -1).astype(np.uint8)
     if segmentation.probabilities is None:
         raise ConfigError("probabilities were not kept: ask for the segmentation again, with them")
     return np.moveaxis(segmentation.probabilities, 0, -1).astype(np.float32)

@@ -79,16 +79,14 @@ def test_the_same_mask_is_the_same_file(ours: Segmentation, tmp_path: Path) -> N
     assert (tmp_path / "one.nii.gz").read_bytes() == (tmp_path / "two.nii.gz").read_bytes()
 
 
-def test_regions_and_probabilities_as_volumes_of_one_file(ours: Segmentation, tmp_path: Path) -> None:
-    write_nifti(ours, tmp_path / "regions.nii.gz", "regions")
-    held = np.asarray(nib.load(tmp_path / "regions.nii.gz").dataobj)
-    assert held.shape == (*ours.shape, 3) and (np.moveaxis(held, -1, 0) == ours.masks).all()
+def test_probabilities_as_volumes_of_one_file(ours: Segmentation, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="probabilities were not kept"):
         write_nifti(ours, tmp_path / "p.nii.gz", "probabilities")
     kept = replace(ours, probabilities=ours.masks.astype(np.float32) * np.float32(0.7))
     write_nifti(kept, tmp_path / "p.nii.gz", "probabilities")
     chance = np.asarray(nib.load(tmp_path / "p.nii.gz").dataobj)
     assert chance.dtype == np.float32 and chance.max() == np.float32(0.7)
+    assert chance.shape == (*ours.shape, 3) and (np.moveaxis(chance > 0, -1, 0) == ours.masks).all()
 
 
 def test_regions_that_no_value_stands_for_are_counted(ours: Segmentation, tmp_path: Path) -> None:
