@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
+from splitpeer.coordinator.inference.segmenting import PatientSegmenter
 from splitpeer.coordinator.inference.service import Service
 from splitpeer.coordinator.labels import LabelsAtSite, OwnLabels, RunLabels
 from splitpeer.coordinator.relay import Relay
@@ -103,12 +104,17 @@ def make_half(config: PeerConfig, settings: JobConfig, job: Job, seats: Seats) -
     return coordinator_half(settings, job, seats.names, task, pick_device(config.runtime.device))
 
 
-def make_service(config: PeerConfig, settings: JobConfig, run: Run) -> Service | None:
-    """Inference, where the job has it."""
+def make_service(
+    config: PeerConfig,
+    settings: JobConfig,
+    run: Run,
+    make: Callable[..., PatientSegmenter] | None = None,
+) -> Service | None:
+    """Inference, where the job has it; `make`: see `Service`."""
     if settings.inference is None:
         return None
     task = settings.task.task(convention_of(settings.task, config.data.convention))
-    return Service(run, settings.inference, task)
+    return Service(run, settings.inference, task, make)
 
 
 def make_gradient_stacks(

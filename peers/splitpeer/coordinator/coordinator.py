@@ -153,13 +153,14 @@ class Coordinator:
             self._job, job, half, self._team, labels, self._compute, self._files, self.result,
             Seating(self._job, self._seats, {}), self._report,
         )  # fmt: skip
-        self._service = make_service(config, job, self._run)
         gathering = Gathering(self._run, self._matching, self._witness, self.defences)
-        self._work: RunWork = (
-            FrozenWork(self._run, gathering, config, self._service)
-            if self._job.frozen
-            else JointWork(self._run, gathering, self._gradient_stacks, self._service)
-        )
+        self._work: RunWork
+        if self._job.frozen:
+            work = FrozenWork(self._run, gathering, config, stays=job.inference is not None)
+            self._work, self._service = work, make_service(config, job, self._run, work.segmenter)
+        else:
+            self._service = make_service(config, job, self._run)
+            self._work = JointWork(self._run, gathering, self._gradient_stacks, self._service)
 
     @property
     def defences(self) -> tuple[str, ...]:

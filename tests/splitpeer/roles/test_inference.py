@@ -212,7 +212,7 @@ async def test_a_request_that_takes_too_long_ends_and_the_next_one_is_taken(join
     right, late = Run.computed, asyncio.Event()
 
     async def computed(self, function, *args, what):
-        if what.startswith("windows 4 ") and not late.is_set():
+        if what.startswith("batch 4 ") and not late.is_set():
             late.set()
             # As the request's own deadline does.
             raise TimeoutError

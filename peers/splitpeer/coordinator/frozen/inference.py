@@ -18,6 +18,7 @@ from splitpeer.coordinator.inference.segmenting import (
     Again,
     NoSegmentation,
     PatientSegmenter,
+    Prepared,
     Sites,
     locating,
     seats_of_a_site,
@@ -31,7 +32,7 @@ from splitpeer.data.geometry import Geometry, differences
 from splitpeer.data.sampling import batch_digest
 from splitpeer.data.task import Task
 from splitpeer.errors import DataError
-from splitpeer.federation.inference import Volume, questions, task_on_wire, windows_of
+from splitpeer.federation.inference import questions
 from splitpeer.federation.precision import from_wire
 from splitpeer.federation.seating import Parts, Seating
 from splitpeer.federation.seats import by_seat
@@ -43,7 +44,7 @@ from splitpeer.training.split_round import THE_SUM
 from splitpeer.training.windows import window_origins
 from splitproto.causes import CONSENT
 from splitproto.fusion import CHECK
-from splitproto.messages import Forward, Missing, Patient, Sample, Segmented
+from splitproto.messages import Forward, Missing, Patient, Sample
 from splitproto.seats import tensor_name
 from splitproto.tensors import Array
 
@@ -105,12 +106,8 @@ class BankSegmenter(PatientSegmenter):
             await self._remove(new)
         self._heeded = gone
 
-    async def _attempt(
-        self,
-        request: InferenceRequest,
-        progress: Callable[[int, int], None],
-        lost: dict[str, str],
-    ) -> Segmented:
+    async def _prepared(self, request: InferenceRequest, lost: dict[str, str]) -> Prepared:
+        """As for any run; at the end, the bank holds all windows."""
         run, asked, main = self._run, request.asked, self._bank()
         if main is None:
             raise NoSegmentation("failed", "the run has no feature bank yet")
@@ -128,20 +125,16 @@ class BankSegmenter(PatientSegmenter):
             self._check_seats(asked.require, seating.filled[asked.key], missing)
         else:
             seating, missing, banks = await self._released(request, grid, sites, lost, main)
-        overlap, batch = run.settings.evaluation.overlap, run.settings.evaluation.batch
-        windows = windows_of(asked.key, grid.shape, self._window, overlap, batch)
         features = Features(run.job, Shelf(banks), seating, CACHE_MIB)
-        volume, done, total = Volume(grid.shape, self._window), 0, sum(map(len, windows))
-        for forward in questions("release", 0, windows, partial(next, count())):
-            self._check_cancelled(request)
-            progress(done, total)
-            probabilities = await run.computed(self._decoded, features, forward, what="a segmentation")
-            await run.computed(volume.add, forward.samples, probabilities, what="a segmentation")
-            done += len(forward.samples)
-        tensors = await run.computed(self._result, volume, asked.want, what="the segmentation")
-        model, task = await self._digest(), task_on_wire(self._task)
-        seats = run.seating.seats.seats
-        return Segmented(asked.request, run.committed, model, seats, missing, grid, task, tensors)
+        forwards = questions("release", 0, self._windows(asked.key, grid), partial(next, count()))
+
+        async def looked_up(index: int) -> np.ndarray:
+            found: np.ndarray = await run.computed(
+                self._decoded, features, forwards[index], what="windows of a patient"
+            )
+            return found
+
+        return Prepared(grid, missing, forwards, looked_up)
 
     def _decoded(self, features: Features, forward: Forward) -> np.ndarray:
         half = self._run.half
@@ -191,7 +184,7 @@ class BankSegmenter(PatientSegmenter):
 
     def _covers(self, bank: Bank, key: bytes, grid: Geometry) -> bool:
         """Whether the windows of a patient in a bank are those of a grid."""
-        overlap = self._run.settings.evaluation.overlap
+        overlap, _ = self._run.settings.windows_of_inference()
         held = {origin for one in bank.contents.releases if one.key == key for origin in one.origins}
         return held == set(window_origins(grid.shape, self._window, overlap))
 
@@ -235,8 +228,7 @@ class BankSegmenter(PatientSegmenter):
         missing = self._missing(key, seating, sites)
         self._check_seats(request.asked.require, seating.filled.get(key, {}), missing)
         users = [site for site in run.team.sites if site.name in seating.filled[key].values()]
-        overlap, batch = run.settings.evaluation.overlap, run.settings.evaluation.batch
-        windows = windows_of(key, grid.shape, self._window, overlap, batch)
+        windows = self._windows(key, grid)
         together = run.job.fusion is not None
         names = [ALL_SITES] if together else [site.name for site in users]
         for name in names:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection
-from functools import partial
+from collections.abc import Awaitable, Callable, Collection
 from pathlib import Path
 
 from splitpeer.coordinator.frozen.collector import Collector
@@ -14,11 +13,12 @@ from splitpeer.coordinator.frozen.inference import BankSegmenter
 from splitpeer.coordinator.frozen.questions import check_windows, contents, lists_of, terms
 from splitpeer.coordinator.frozen.trainer import BankTrainer
 from splitpeer.coordinator.gathering import Gathering
-from splitpeer.coordinator.inference.service import Service
+from splitpeer.coordinator.remote_site import RemoteSite
 from splitpeer.coordinator.run import Run
 from splitpeer.coordinator.savepoints import Savepoints
 from splitpeer.coordinator.work import COLLECTED
 from splitpeer.daemon import happenings as h
+from splitpeer.data.task import Task
 from splitpeer.errors import ConfigError, DataError
 from splitpeer.settings.peer import PeerConfig
 from splitpeer.storage.bank import FOLDER, Bank, load_key
@@ -31,7 +31,7 @@ class FrozenWork:
         run: the run.
         gathering: of its sites.
         config: the coordinator's `peer.toml`.
-        service: of inference, for which sites stay; None: the job has none.
+        stays: sites stay when all is collected, for inference.
 
     Raises:
         ConfigError: the bank's key cannot be used.
@@ -39,9 +39,7 @@ class FrozenWork:
 
     bytes_per_step = 0
 
-    def __init__(
-        self, run: Run, gathering: Gathering, config: PeerConfig, service: Service | None = None
-    ) -> None:
+    def __init__(self, run: Run, gathering: Gathering, config: PeerConfig, *, stays: bool = False) -> None:
         self._run, self._gathering, self._cache_mib = run, gathering, config.data.cache_mib
         self._key = load_key(config.bank.key) if config.bank.key is not None else b""
         self._exclusion = BankExclusion(run)
@@ -50,12 +48,16 @@ class FrozenWork:
         """Until all releases are here."""
         self._bank: Bank | None = None
         self._collecting = True
-        self._stays = service is not None
-        if service is not None:
-            bank, out = (lambda: self._bank), (lambda: self._exclusion.keys)
-            service.segment_with(partial(BankSegmenter, bank=bank, key=self._key, out=out))
+        self._stays = stays
         self._earlier = run.settings.training.bank
         """Of an earlier run, which is trained from where it lies."""
+
+    def segmenter(
+        self, run: Run, task: Task, reachable: Callable[[RemoteSite], Awaitable[str]]
+    ) -> BankSegmenter:
+        """What segments from the run's bank; see `BankSegmenter`."""
+        bank, out = (lambda: self._bank), (lambda: self._exclusion.keys)
+        return BankSegmenter(run, task, reachable, bank=bank, key=self._key, out=out)
 
     @property
     def folder(self) -> Path:

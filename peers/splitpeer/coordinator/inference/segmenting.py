@@ -34,7 +34,17 @@ from splitpeer.logs import handle
 from splitproto import SplitprotoError
 from splitproto.causes import OF_A_PATIENT
 from splitproto.errors import printable
-from splitproto.messages import Locate, Located, Missing, Patient, Segmented, Unsegmented, Withdraw
+from splitproto.messages import (
+    Forward,
+    Locate,
+    Located,
+    Missing,
+    Patient,
+    Sample,
+    Segmented,
+    Unsegmented,
+    Withdraw,
+)
 from splitproto.tensors import Array
 
 log = logging.getLogger(__name__)
@@ -93,6 +103,19 @@ class Sites:
             site.name: Geometry(p.shape, p.spacing, p.directions, p.origin, p.stored)
             for site, p in self.located.items()
         }
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A segmentation before it is computed."""
+
+    grid: Patient
+    """The asking site's."""
+    missing: tuple[Missing, ...]
+    forwards: Sequence[Forward]
+    """The windows, batch by batch."""
+    predicted: Callable[[int], Awaitable[np.ndarray]]
+    """By index of a batch: float32 [B, channels, *spatial]; in order."""
 
 
 class PatientSegmenter:
@@ -203,41 +226,60 @@ class PatientSegmenter:
         lost: dict[str, str],
     ) -> Segmented:
         run, asked = self._run, request.asked
-        sites = await self._locate(request, lost)
-        grid = self._fitting(request, sites)
-        lists = {
-            site.name: {asked.key: seats_of_a_site(site, patient)} for site, patient in sites.located.items()
-        }
-        seating = self._seated(asked.key, lists)
-        missing = self._missing(asked.key, seating, sites)
-        self._check_seats(asked.require, seating.filled.get(asked.key, {}), missing)
-        users = [site for site in sites.located if site.name in seating.filled[asked.key].values()]
-        overlap, batch = run.settings.windows_of_inference()
-        windows = windows_of(asked.key, grid.shape, self._window, overlap, batch)
-        total = sum(map(len, windows))
-        forwards = questions("infer", run.committed, windows, self._number)
-        parts = {site: Parts(forwards, partial(seating.part, site.name, lists[site.name])) for site in users}
-        volume, done = Volume(grid.shape, self._window), 0
-        for index, forward in enumerate(forwards):
+        made = await self._prepared(request, lost)
+        total = sum(len(forward.samples) for forward in made.forwards)
+        volume, done = Volume(made.grid.shape, self._window), 0
+        for index, forward in enumerate(made.forwards):
             self._check_cancelled(request)
             progress(done, total)
+            probabilities = await made.predicted(index)
+            await run.computed(volume.add, forward.samples, probabilities, what="windows of a patient")
+            done += len(forward.samples)
+        progress(done, total)
+        tensors = await run.computed(self._result, volume, asked.want, what="the segmentation")
+        model, task = await self._digest(), task_on_wire(self._task)
+        seats = run.seating.seats.seats
+        return Segmented(asked.request, run.committed, model, seats, made.missing, made.grid, task, tensors)
+
+    async def _prepared(self, request: InferenceRequest, lost: dict[str, str]) -> Prepared:
+        """Who takes part, and what each is asked.
+
+        Args:
+            lost: sites that cannot take part any more, and why; more are noted in it.
+
+        Raises:
+            NoSegmentation: there will be none.
+            Again: a site cannot take part any more.
+        """
+        run, key = self._run, request.asked.key
+        sites = await self._locate(request, lost)
+        grid = self._fitting(request, sites)
+        lists = {site.name: {key: seats_of_a_site(site, patient)} for site, patient in sites.located.items()}
+        seating = self._seated(key, lists)
+        missing = self._missing(key, seating, sites)
+        self._check_seats(request.asked.require, seating.filled.get(key, {}), missing)
+        users = [site for site in sites.located if site.name in seating.filled[key].values()]
+        forwards = questions("infer", run.committed, self._windows(key, grid), self._number)
+        parts = {site: Parts(forwards, partial(seating.part, site.name, lists[site.name])) for site in users}
+
+        async def answered(index: int) -> np.ndarray:
             until = min(index + run.settings.training.ahead, len(forwards))
             answers = await self._ask(
                 {site: infer(site, parts[site], index, until, locating(request)) for site in users}
             )
             arrived = self._told_apart(answers, lost)
-            what = f"windows {done} to {done + len(forward.samples)} of a patient"
-            probabilities = await self._predicted(arrived, len(forward.samples), lost, what)
-            await run.computed(volume.add, forward.samples, probabilities, what=what)
-            done += len(forward.samples)
-            request.windows += len(forward.samples)
-        progress(done, total)
-        tensors = await run.computed(self._result, volume, asked.want, what="the segmentation")
-        model = await self._digest()
-        task = task_on_wire(self._task)
-        return Segmented(
-            asked.request, run.committed, model, seating.seats.seats, missing, grid, task, tensors
-        )
+            samples = len(forwards[index].samples)
+            probabilities = await self._predicted(
+                arrived, samples, lost, f"batch {index} of a patient's windows"
+            )
+            request.windows += samples
+            return probabilities
+
+        return Prepared(grid, missing, forwards, answered)
+
+    def _windows(self, key: bytes, grid: Patient) -> list[tuple[Sample, ...]]:
+        """That cover a patient's volume, batch by batch."""
+        return windows_of(key, grid.shape, self._window, *self._run.settings.windows_of_inference())
 
     # --- who has the patient -----------------------------------------------------------------------------
 

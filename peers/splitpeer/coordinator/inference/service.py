@@ -37,14 +37,21 @@ class Service:
         run: the run.
         settings: [inference].
         task: what is segmented.
+        make: makes what segments, of run, task and what reaches a site; None: `PatientSegmenter`.
     """
 
-    def __init__(self, run: Run, settings: Inference, task: Task) -> None:
-        self._run, self._settings, self._task = run, settings, task
+    def __init__(
+        self,
+        run: Run,
+        settings: Inference,
+        task: Task,
+        make: Callable[..., PatientSegmenter] | None = None,
+    ) -> None:
+        self._run, self._settings = run, settings
         self._report = run.report.to(LogSink(log))
         self._sites = {site.name: site for site in run.team.sites}
         self._requests = Requests(settings.max_queue)
-        self._segmenter = PatientSegmenter(run, task, self._reachable)
+        self._segmenter = (make or PatientSegmenter)(run, task, self._reachable)
         self._changed = asyncio.Event()
         self._sending: set[asyncio.Task[None]] = set()
         self._delivering: set[InferenceRequest] = set()
@@ -55,10 +62,6 @@ class Service:
         self._not_before = float("-inf")
         for site in run.team.sites:
             site.requests = self._hearing(site)
-
-    def segment_with(self, make: Callable[..., PatientSegmenter]) -> None:
-        """Another way to segment: `make(run, task, reachable)`."""
-        self._segmenter = make(self._run, self._task, self._reachable)
 
     # --- what sites say ----------------------------------------------------------------------------------
 
