@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import gzip
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import count
 from pathlib import Path
 
-import nibabel as nib
 import numpy as np
 
 from splitpeer.data.geometry import Geometry, Triple
+from splitpeer.data.nifti_write import DESCRIP, nifti, packed
 from splitpeer.data.sampling import Grids
 from splitpeer.data.task import Task
 from splitpeer.data.volumes import Volumes
@@ -140,13 +139,10 @@ def save_mask(
     voxels = task.labels(regions)
     try:
         durable.make_folder(path.parent)
-        image = nib.Nifti1Image(voxels, grid.affine)
-        image.set_qform(grid.affine, code="aligned")  # programs differ in which of the two they read
-        image.header.set_xyzt_units("mm")
-        # NIfTI-1 gives 80 octets; more names than fit are cut off.
-        image.header["descrip"] = f"splitproto {' '.join(made_from)}".strip()[:79]
-        # Without the time of day in it the same mask is the same file.
-        durable.replace(path, gzip.compress(image.to_bytes(), mtime=0), mode=0o666)
+        # More names than fit are cut off.
+        said = f"splitproto {' '.join(made_from)}".strip()[:DESCRIP]
+        data = packed(nifti(voxels, grid.affine, "aligned", descrip=said))
+        durable.replace(path, data, mode=0o666)
     except OSError as error:
         # The file's name is a patient's.
         raise durable.refusal(error, f"{path.parent}: a prediction", "[output] folder") from None

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import gzip
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-import nibabel as nib
 import numpy as np
 
 from splitpeer.data.files import SUFFIXES, stem
 from splitpeer.data.geometry import shear
+from splitpeer.data.nifti_write import DESCRIP, nifti, packed
 from splitpeer.errors import ConfigError
 from splitpeer.results.segmentation import NOT_A_DEVICE, SHORT_NOT_A_DEVICE, Segmentation
 from splitpeer.storage import durable
@@ -20,8 +19,6 @@ from splitpeer.storage import durable
 Kind = Literal["values", "probabilities"]
 """One volume with the task's values, or one per region, float32 of 0 to 1."""
 
-DESCRIP = 79
-"""Characters of NIfTI-1's description, one less than its bytes."""
 MAX_SHEAR = 0.01
 """mm; a quaternion can say no more than this of an affine's axes that are not at right angles."""
 
@@ -43,13 +40,12 @@ def write_nifti(segmentation: Segmentation, path: Path, kind: Kind = "values") -
     beside = path.with_name(f"{stem(path)}.json")
     voxels = _voxels(segmentation, kind)
     text = json.dumps(provenance(segmentation, kind), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    packed = _file(segmentation, voxels)
+    data = _file(segmentation, voxels)
     if path.name.lower().endswith(".gz"):
-        # Without the time of day in it the same mask is the same file.
-        packed = gzip.compress(packed, mtime=0)
+        data = packed(data)
     try:
         durable.replace(beside, text.encode())
-        durable.replace(path, packed)
+        durable.replace(path, data)
     except OSError as error:
         raise durable.refusal(error, str(path), "--out") from None
     return beside
@@ -108,16 +104,8 @@ def _voxels(segmentation: Segmentation, kind: Kind) -> np.ndarray:
 
 
 def _file(segmentation: Segmentation, voxels: np.ndarray) -> bytes:
-    image = nib.Nifti1Image(voxels, segmentation.affine)
-    image.set_sform(segmentation.affine, code="scanner")
-    if shear(segmentation.shape, segmentation.affine) <= MAX_SHEAR:
-        image.set_qform(segmentation.affine, code="scanner")  # programs differ in which of the two they read
-    else:
-        image.set_qform(None, code="unknown")
-    image.header.set_xyzt_units("mm")
-    image.header["descrip"] = descrip(segmentation)
-    data: bytes = image.to_bytes()
-    return data
+    straight = shear(segmentation.shape, segmentation.affine) <= MAX_SHEAR
+    return nifti(voxels, segmentation.affine, "scanner", quaternion=straight, descrip=descrip(segmentation))
 
 
 def descrip(segmentation: Segmentation) -> str:
