@@ -212,7 +212,7 @@ async def test_an_evaluation_goes_on_without_a_site_whose_new_link_cannot(scene,
     """SP-10-8: the feature may be gone on the next link, in the middle of an evaluation."""
     cast(scene, training={"steps": 2})
     made: list[Offer] = []
-    real, unable = RemoteSite._compute, []
+    real, unable = RemoteSite.compute_on, []
 
     def offer(**given):  # type: ignore[no-untyped-def]
         made.append(Offer(**given))
@@ -229,7 +229,7 @@ async def test_an_evaluation_goes_on_without_a_site_whose_new_link_cannot(scene,
         return answer
 
     monkeypatch.setattr(client, "Offer", offer)
-    monkeypatch.setattr(RemoteSite, "_compute", losing)
+    monkeypatch.setattr(RemoteSite, "compute_on", losing)
     ran = await scene.together(only=who())
     assert ran.error is None and ran.result.complete, ran
     assert unable == ["site-t1"]
