@@ -177,7 +177,7 @@ class TestRendering:
 
     def test_without_nilearn_one_line_says_what_to_install(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(sys.modules, "nilearn", None)
-        with pytest.raises(DataError, match=r"in the clone, pip install .*\[demo\]"):
+        with pytest.raises(ConfigError, match=r"in the clone, pip install .*\[demo\]"):
             load_tissue_maps()
 
 
