@@ -46,7 +46,7 @@ def run_tool(
     folder: Path,
     deadline_s: float,
 ) -> NDArray[np.float32]:
-    """What a program makes of an image, on the same grid.
+    """What a program makes of an image, which it gets with its axes in RAS order, on the same grid.
 
     Args:
         setting: which one named it, for errors.
@@ -61,7 +61,10 @@ def run_tool(
     # The program starts in that folder.
     folder = folder.absolute()
     source, target = folder / "in.nii.gz", folder / "out.nii.gz"
-    write_image(source, volume, affine)
+    # In RAS order, whatever the scanner's slices: programs such as HD-BET want a head as the MNI template has it.
+    x, y, z = volume.shape
+    turn = Turn.of(affine)
+    write_image(source, turn.voxels(volume), turn.grid((x, y, z), affine)[1])
     words = [word.replace(IN, str(source)).replace(OUT, str(target)) for word in shlex.split(template)]
     what = f"{setting}: {Path(words[0]).name}"
     try:
