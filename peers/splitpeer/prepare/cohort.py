@@ -146,7 +146,7 @@ def prepare(plan: PreparationPlan, atlas: Atlas, progress: Progress | None = Non
     try:
         with _alone(plan.out):
             outcomes = _all(
-                plan, Workshop(plan.out, atlas, plan.steps, _software()), patients, ids, masks, tell
+                plan, Workshop(plan.out, atlas, plan.steps, _software(plan.steps)), patients, ids, masks, tell
             )
             notes += _unused(masks, {*patients, *(one.patient for one in outcomes)})
             notes += duplicate_warnings([one.patient for one in outcomes if one.usable])
@@ -281,9 +281,9 @@ def _alone(out: Path) -> Iterator[None]:
         os.close(folder)
 
 
-def _software() -> dict[str, str]:
-    """Versions of what decides about voxels."""
-    found = {}
+def _software(steps: Steps) -> dict[str, str]:
+    """Versions of what decides about voxels; of outside programs, whose version nobody tells, the command line."""
+    found = {"bias_field": steps.bias_field, "skull_strip": steps.skull_strip or "none"}
     for name in ("splitproto", "SimpleITK", "pydicom", "numpy", "scipy"):
         try:
             found[name] = metadata.version(name)

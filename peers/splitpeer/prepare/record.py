@@ -75,6 +75,7 @@ class PreparedRecord:
     """Somebody looked at it and took it in spite of `reasons`."""
     warnings: tuple[str, ...]
     software: Mapping[str, str]
+    """Versions by package, and what was run for `bias_field` and `skull_strip`."""
     inputs: str
     """SHA-256 of everything the image was made from: names, sizes and times of files, settings, atlas."""
     image: str

@@ -278,7 +278,8 @@ def test_programs_have_a_deadline_and_no_shell(tmp_path: Path, scans: Path, comm
         "import sys, nibabel, numpy as np\n"
         "image = nibabel.load(sys.argv[1])\n"
         "voxels = np.asarray(image.dataobj)\n"
-        "voxels[:15] = 0\n"
+        "assert nibabel.aff2axcodes(image.affine) == ('R', 'A', 'S')\n"
+        "voxels[15:] = 0\n"
         "nibabel.save(nibabel.Nifti1Image(voxels, image.affine), sys.argv[2])\n"
     )
     python = sys.executable
@@ -289,6 +290,8 @@ def test_programs_have_a_deadline_and_no_shell(tmp_path: Path, scans: Path, comm
     assert not voxels[15:].any() and np.array_equal(
         voxels[:15], head(1)[::-1, ::-1][:15]
     )  # RAS turns the first axis
+    software = read(tmp_path / "images" / "prepared" / "P1.json").software
+    assert software["skull_strip"] == f"{python} {tool} {{in}} {{out}}" and software["bias_field"] == "none"
     cases = {
         f"{python} -c pass {{in}} {{out}}": "wrote no usable image",
         f"{python} -c 'raise SystemExit(3)' {{in}} {{out}}": "failed with 3",
