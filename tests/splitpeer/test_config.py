@@ -163,6 +163,20 @@ def test_an_encoder_of_ones_own(tmp_path: Path) -> None:
         peer(tmp_path, COORDINATOR + own)
 
 
+def test_what_the_templates_propose_loads(tmp_path: Path) -> None:
+    """Lines about DICOM and inference are comments, for whoever takes them away."""
+    text = changed(CLIENT, '# inference = "own"', 'inference = "listed"')
+    text = changed(text, "# inference_for", "inference_for")
+    assert peer(tmp_path, text).policy.inference_for == ("south",)
+    for key in ("[prepare]", "skull_strip", "deadline_s", "ids"):
+        text = changed(text, f"\n# {key}", f"\n{key}")
+    said = peer(tmp_path, text).prepare
+    assert (said.skull_strip or "").startswith("/opt/hd-bet/bin/hd-bet -i {in} -o {out} ")
+    assert (said.deadline_s, said.ids) == (3600, tmp_path / "ids.csv")
+    text = changed(changed(JOB, "# [inference]", "[inference]"), '# serve = "after"', 'serve = "after"')
+    assert job(tmp_path, text).inference.serve == "after"
+
+
 def test_a_list_of_withdrawn_patients_is_a_clients(tmp_path: Path) -> None:
     text = changed(CLIENT, '# withdrawn = "withdrawn.txt"', 'withdrawn = "withdrawn.txt"')
     assert peer(tmp_path, text).data.withdrawn == tmp_path / "withdrawn.txt"

@@ -96,6 +96,11 @@ max_message_mib = 1024
 # epsilon = 8.0
 # delta = 1e-5
 {joining}may_record = true  # false: this peer never writes a capture
+# Segmentations of single patients by a job with [inference] (docs/clinical.md); without "own" or "listed" this site
+# neither asks nor answers.
+# inference = "own"  # it asks, and takes part in what it asks for; "listed": also in what these ask for:
+# inference_for = ["south"]  # with "listed" only
+# max_inferences_per_day = 200
 
 # [model]  # an encoder of this site's own, instead of the one that a job names: it must yield the job's cut
 # network = "residual-unet"  # settings as in job.toml
@@ -143,6 +148,11 @@ partners = {partners}  # {fill}sites that may be in the sum with us; all of them
 """
 
 _CLIENT_RESULTS = """
+# [prepare]  # how splitpeer data prepare makes images from DICOM; all keys: docs/clinical.md
+# skull_strip = "/opt/hd-bet/bin/hd-bet -i {in} -o {out} -device cpu --disable_tta"  # heads: not without one
+# deadline_s = 3600  # for each run of such a program
+# ids = "ids.csv"  # list with the columns hospital,study
+
 [results]
 # What a PACS calls a region of a DICOM SEG, as scheme:value:meaning; regions of gliomas have their codes already,
 # others are "Lesion" or "Tissue", by their names.
@@ -215,6 +225,9 @@ step_s = 120  # for one answer
 return_s = 60  # for a lost site to come back
 
 {absence}
+# [inference]  # afterwards the coordinator stays, and sites may ask for segmentations of single patients
+# serve = "after"  # the run is complete{always}
+
 [output]
 # folder = "runs/..."  # default: runs/ and the job's name
 """
@@ -226,6 +239,7 @@ A whole number makes runs
 _PRIVATE_SEED = "The preset takes no seed."
 
 _OPEN = {
+    "always": '; or "always": between two steps, too (not with frozen encoders)',
     "enough": "",
     "normalisation": """\
 # How images are normalised, by modality: "zscore-nonzero" (of those not named), "zscore", "percentile:0.5,99.5",
@@ -262,6 +276,7 @@ least_sites = 1  # with fewer the job fails
 """,
 }
 _PRIVATE = {
+    "always": "",
     "enough": """
 # Three sites or more, each modality at one of them: of two, each could subtract its own part from the sum.""",
     "normalisation": """\
