@@ -29,9 +29,15 @@ data.add_command(prepare)
 @click.argument("folder", type=FILE)
 @click.option("--patients", type=click.IntRange(1), default=40, show_default=True)
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
-@click.option("--shape", type=int, nargs=3, help="Voxels; default: small thick slices that render fast.")
-@click.option("--spacing", type=float, nargs=3, help="Millimetres.")
-@click.option("--workers", type=click.IntRange(1), help="Processes; default: one per core.")
+@click.option(
+    "--shape",
+    type=int,
+    nargs=3,
+    metavar="X Y Z",
+    help="Voxels; default: small thick slices that render fast. Not with --dicom.",
+)
+@click.option("--spacing", type=float, nargs=3, metavar="X Y Z", help="Millimetres. Not with --dicom.")
+@click.option("--workers", type=click.IntRange(1), help="Processes; default: one per core. Not with --dicom.")
 @click.option(
     "--dicom",
     is_flag=True,

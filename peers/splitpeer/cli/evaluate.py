@@ -67,7 +67,7 @@ CONVENTIONS = click.Choice(("msd", "brats", "brats2023", "nnunet", "task"))
 @click.option(
     "--worst", type=click.IntRange(0, 50), default=3, show_default=True, help="Patients with pictures."
 )
-@click.option("--require", type=LEAST, help="Accept no segmentation made from fewer modalities.")
+@click.option("--require", type=LEAST, help="Accept no segmentation made from fewer seats.")
 @wait_option
 @peer_options
 def evaluate(
@@ -89,6 +89,9 @@ def evaluate(
 
     Run it where the masks are, as the user of this peer's daemon, which asks for the segmentations as it does for
     splitpeer segment. Neither masks nor segmentations leave. Older files in FOLDER are replaced.
+
+    Masks and segmentations are compared on one grid: asked for, the grid of [data] images (of prepared images: their
+    labels/); with --masks, the grid of those files.
 
     Exit codes: those of segment. Patients without figures are named in the files, with the reason.
     """

@@ -33,24 +33,39 @@ if TYPE_CHECKING:
 @click.option(
     "--modality",
     required=True,
-    help="The image to take: t1, t1ce, t2, flair, or one with a rule.",
+    help="The image to take: t1, t1ce, t2, flair, pd, ct, pet, or any name with a rule in [prepare.series.NAME].",
 )
 @click.option("--out", type=FILE, required=True, help="Folder of images, for [data] images.")
 @click.option("--atlas", help="mni152 (default), or a NIfTI file.")
-@click.option("--spacing", type=float, nargs=3, help="Millimetres of the voxels; default: the atlas's.")
+@click.option(
+    "--spacing",
+    type=float,
+    nargs=3,
+    metavar="X Y Z",
+    help="Millimetres of the voxels, three numbers, the same in all hospitals; default: the atlas's.",
+)
 @click.option("--registration", type=click.Choice(("affine", "rigid", "none")), help="Default: affine.")
 @click.option("--ids", type=FILE, help="List with the columns hospital,study, where ids differ.")
 @click.option(
     "--masks", type=FILE, help="Folder of masks (ID.nii.gz) drawn on these series: they go to OUT/labels."
 )
 @click.option(
-    "--accept", multiple=True, metavar="ID", help="Take this patient's image although it was held back."
+    "--accept",
+    multiple=True,
+    metavar="ID",
+    help="Take this patient's image although it was held back; may be given several times.",
 )
 @click.option(
     "--workers", type=click.IntRange(1, 64), default=1, show_default=True,
     help="Patients at once; about 1 GB of memory and a core each.",
 )  # fmt: skip
-@click.option("--config", "config_file", type=FILE, help="peer.toml, whose [prepare] has rules and programs.")
+@click.option(
+    "--config",
+    "config_file",
+    type=FILE,
+    help="peer.toml, of which only [prepare] is read; default: $SPLITPEER_CONFIG, ./peer.toml, "
+    "~/.config/splitpeer/peer.toml. Where there is none: no rules, no programs.",
+)
 @set_option
 @json_option
 def prepare(
@@ -70,9 +85,10 @@ def prepare(
 ) -> None:
     """Find each patient's series below --from, register it to the atlas, and write it to --out.
 
-    Nothing leaves the machine. What is suspicious is held back and named; OUT/prepare.html shows every patient. Run
-    again, it does what is new or has changed. Exit codes: 0, every patient has an image; 1, a worker was killed; 3, the
-    disk is full; 4, some have none, or something needs attention; 130, interrupted: what was finished stays.
+    It opens no connection; programs that [prepare] names may. What is suspicious is held back and named;
+    OUT/prepare.html shows every patient. Run again, it does what is new or has changed. Exit codes: 0, every patient
+    has an image; 1, a worker was killed; 3, the disk is full; 4, some patients have none, something needs attention, or
+    a setting is wrong; 5, a bug; 130, interrupted: what was finished stays.
     """
     private_files()
     from splitpeer.data.modalities import canonical_modality

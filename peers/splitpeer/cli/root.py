@@ -16,7 +16,7 @@ COMMANDS = {
     "pki": ("splitpeer.cli.pki:pki", "Manage the federation's certificates."),
     "config": ("splitpeer.cli.config:config", "Check or show settings."),
     "doctor": ("splitpeer.cli.doctor:doctor", "Find what is wrong before a job, and dial the coordinator."),
-    "data": ("splitpeer.cli.data:data", "Look at a site's images before training."),
+    "data": ("splitpeer.cli.data:data", "Prepare a site's images from DICOM, check them, or make some."),
     "pretrain": ("splitpeer.cli.pretrain:pretrain", "Train first weights for this site's encoder, here."),
     "serve": ("splitpeer.cli.serve:serve", "Run this peer: a hospital's client, or the coordinator."),
     "segment": ("splitpeer.cli.segment:segment", "Segment patients with the other hospitals."),

@@ -67,7 +67,8 @@ class Files:
     "--dicom",
     type=FILE,
     metavar="FOLDER",
-    help="The original DICOM files, for --dicom-seg: the folder that data prepare was given, or one series.",
+    help="The original DICOM files, for --dicom-seg: the folder that data prepare read (--from). For an image that was "
+    "not prepared: the folder of its series, or one with a folder named PATIENT.",
 )
 @click.option(
     "--report", type=FILE, metavar="FILE", help="Also a page to look at; with several patients a folder."
@@ -78,7 +79,8 @@ class Files:
 @click.option(
     "--require",
     type=LEAST,
-    help="Refuse a segmentation made from fewer modalities. Default: what there is, with a warning.",
+    help="Refuse a segmentation made from fewer seats (inputs of the network, usually one modality each). Default: "
+    "take what there is, with a warning.",
 )
 @click.option(
     "--modality",
@@ -87,7 +89,9 @@ class Files:
 )
 @wait_option
 @click.option(
-    "--force", is_flag=True, help="Replace files that are there; --dicom: also of another PatientID."
+    "--force",
+    is_flag=True,
+    help="Replace files that are there; with --dicom, take an image that was not prepared also with another PatientID.",
 )
 @peer_options
 def segment(
@@ -112,7 +116,7 @@ def segment(
 
     Exit codes: 0 ok, also with a missing modality, which is a warning; 1 refused, or impossible; 2 no daemon, or a
     peer went away; 3 the deadline passed, too many requests, or the disk is full; 4 settings, files, or an unknown
-    patient; 130 interrupted. With several patients, the others are done all the same.
+    patient; 5 a bug; 130 interrupted. Of several patients, the remaining ones are still processed.
     """
     from splitpeer.cli.own_images import OwnImages
     from splitpeer.daemon.asking import SpoolAsker
