@@ -582,4 +582,12 @@ def test_data_check_without_a_folder_takes_the_settings_and_the_job(
     (federation / "job.toml").write_text(TASK)
     code, text = in_process(capsys, "data", "check")
     assert (code, "add --job job.toml" in text) == (4, True)
+    # As a hospital has it that has prepared its images and not joined yet.
+    (federation / "early.toml").write_text('[prepare]\nids = "ids.csv"\n')
+    code, text = in_process(capsys, "data", "check", "--config", "early.toml")
+    assert (code, "role is missing" in text, "needs no peer.toml: data check FOLDER" in text) == (
+        4,
+        True,
+        True,
+    )
     assert in_process(capsys, "data", "check", "--job", "job.toml")[0] == 0

@@ -14,6 +14,7 @@ from splitpeer.cli.progress import bar
 from splitpeer.cli.terminal import echo
 from splitpeer.errors import ConfigError
 from splitpeer.preflight import preflight
+from splitpeer.settings.peer import PeerConfig
 from splitproto.errors import printable
 
 
@@ -134,7 +135,8 @@ def check(
 ) -> None:
     """Read every image in FOLDER as the loader does, and name every problem by file.
 
-    Without FOLDER: the folder, layout, modalities and convention of peer.toml, after the checks of config check.
+    With FOLDER, no peer.toml is needed. Without: the folder, layout, modalities and convention of a whole peer.toml,
+    after the checks of config check.
     With --job, masks and images are read as this job will read them.
     """
     from splitpeer.data.check import by_default
@@ -143,7 +145,7 @@ def check(
     from splitpeer.settings.task import CONVENTION_OF_TASK
 
     if folder is None:
-        config = load_peer(config_file, settings)
+        config = _whole(config_file, settings)
         folder = config.data.images or config.data.labels
         if folder is None:
             raise ConfigError(f"{config.source}: [data] names no images or labels: add them")
@@ -178,6 +180,14 @@ def check(
         for line in report.lines():
             echo(line)
     raise click.exceptions.Exit(0 if report.ok else 4)
+
+
+def _whole(config_file: Path | None, settings: tuple[str, ...]) -> PeerConfig:
+    """`peer.toml` for a check without FOLDER. Raises ConfigError, which says that there is another way."""
+    try:
+        return load_peer(config_file, settings)
+    except ConfigError as error:
+        raise ConfigError(f"{error}; a check of one folder needs no peer.toml: data check FOLDER") from None
 
 
 @data.command()
