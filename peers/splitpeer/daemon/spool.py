@@ -361,7 +361,8 @@ class Spool:
             found = os.stat(self.folder, follow_symlinks=False)
         except FileNotFoundError:
             raise ConfigError(
-                f"{self.folder}: there is no such folder: this daemon has never served requests for a segmentation"
+                f"{self.folder}: there is no such folder, so this daemon has never served requests: write [policy] "
+                "inference in its peer.toml, then start it again"
             ) from None
         except OSError as error:
             raise self._refusal(error) from None
