@@ -9,7 +9,7 @@ import pytest
 
 PACE = 0.1
 """Two seconds of silence end a link."""
-STEP_S = 2.5
+STEP_S = 6.0
 OFTEN = {"recheck_s": 0.1}
 
 
