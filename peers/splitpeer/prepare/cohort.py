@@ -282,7 +282,7 @@ def _alone(out: Path) -> Iterator[None]:
 
 
 def _software(steps: Steps) -> dict[str, str]:
-    """Versions of what decides about voxels; of outside programs, whose version nobody tells, the command line."""
+    """Versions of what decides about voxels; of outside programs, whose version is unknown, the command line."""
     found = {"bias_field": steps.bias_field, "skull_strip": steps.skull_strip or "none"}
     for name in ("splitproto", "SimpleITK", "pydicom", "numpy", "scipy"):
         try:

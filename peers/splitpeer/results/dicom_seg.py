@@ -209,7 +209,7 @@ def _only(source: Any, frames: Sequence[int]) -> Any:
 
 
 def _renumber(made: Any, frames: Sequence[int]) -> None:
-    """Frames are named by their numbers in the file, from 1; of `_only`'s copy they are counted anew."""
+    """Frames are named by their numbers in the file, from 1; in `_only`'s copy they are counted from 1 again."""
     # Groups of several segments may share an item.
     images = {
         id(image): image
