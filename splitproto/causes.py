@@ -6,9 +6,10 @@ A cause travels by its name, and is shown to people by its phrase; neither names
 from __future__ import annotations
 
 CONSENT = "consent"
+MISSING = "missing"
 SHOWN = "shown"
 OF_A_PATIENT = {
-    "missing": "the file is gone",
+    MISSING: "the file is gone",
     "unreadable": "the file cannot be read",
     "truncated": "the file is truncated or damaged",
     "malformed": "the file is not a volume of the expected kind",

@@ -236,6 +236,11 @@ class Inference(Section):
     """Requests of one site that may wait; more are refused."""
     deadline_s: Seconds = 600.0
     """How long one request may be worked on."""
+    max_kept_mib: PositiveInt = 65536
+    """Most MiB on disk of what sites with frozen encoders release for requests. For a new request, patients who were
+    asked about longest ago make room; one who needs more than all of it is refused."""
+    keep_s: Annotated[float, Field(ge=0)] = 604_800.0
+    """What was released of a patient is removed when nobody has asked for so long; 0: as soon as a request is over."""
 
 
 class Labels(Section):

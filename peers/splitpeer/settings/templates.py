@@ -226,7 +226,7 @@ return_s = 60  # for a lost site to come back
 
 {absence}
 # [inference]  # afterwards the coordinator stays, and sites may ask for segmentations of single patients
-# serve = "after"  # the run is complete{always}
+# serve = "after"  # the run is complete{always}{kept}
 
 [output]
 # folder = "runs/..."  # default: runs/ and the job's name
@@ -240,6 +240,7 @@ _PRIVATE_SEED = "The preset takes no seed."
 
 _OPEN = {
     "always": '; or "always": between two steps, too (not with frozen encoders)',
+    "kept": "",
     "enough": "",
     "normalisation": """\
 # How images are normalised, by modality: "zscore-nonzero" (of those not named), "zscore", "percentile:0.5,99.5",
@@ -277,6 +278,8 @@ least_sites = 1  # with fewer the job fails
 }
 _PRIVATE = {
     "always": "",
+    "kept": """
+# keep_s = 604800  # what was released for requests is removed when nobody has asked about the patient for so long""",
     "enough": """
 # Three sites or more, each modality at one of them: of two, each could subtract its own part from the sum.""",
     "normalisation": """\

@@ -42,8 +42,8 @@ from splitpeer.site.summing import Summing
 from splitpeer.site.tiling import Rule, Triple
 from splitpeer.storage import checkpoint
 from splitproto import holder
-from splitproto.causes import CONSENT, OF_A_PATIENT, SHOWN
-from splitproto.errors import PolicyRefused, SchemaMismatch, StepMismatch, UnexpectedMessage
+from splitproto.causes import CONSENT, MISSING, OF_A_PATIENT, SHOWN
+from splitproto.errors import PolicyRefused, SchemaMismatch, SiteFailed, StepMismatch, UnexpectedMessage
 from splitproto.fusion import CHECK
 from splitproto.messages import (
     Activations,
@@ -336,6 +336,7 @@ class SiteJob:
         Raises:
             StepMismatch: an evaluation between an average and its step.
             PolicyRefused: the privacy budget does not bear it, or the range of a sum does not suit it.
+            SiteFailed: what was answered before cannot be computed again.
             DataError: all files are out of reach, or the list of those who have withdrawn consent is.
         """
         if forward.mode in ("evaluate", "infer") and self.encoders.averaged:
@@ -372,7 +373,10 @@ class SiteJob:
         if forward.mode == "train":
             self._pending = sent
         if forward.mode == "release":
-            self.released.note(forward, arrays)
+            try:
+                self.released.note(forward, arrays)
+            except SiteFailed as error:
+                return self._changed(forward, error)
         elif self._shown is not None:
             self._shown.note(self._people(forward))
         return sent
@@ -648,6 +652,21 @@ class SiteJob:
         keys = dict.fromkeys(sample.key for sample in forward.samples if sample.key in self.unusable)
         patients = tuple(Unusable(key, self.unusable[key]) for key in keys)
         return Withdraw(forward.mode, forward.step, forward.batch, forward.digest, patients)
+
+    def _changed(self, forward: Forward, error: SiteFailed) -> Withdraw:
+        """SP-11.19-14: what was released of the patient of a request cannot be computed again. Raises `error`: it is a
+        patient of the run, which cannot do without."""
+        keys = {sample.key for sample in forward.samples}
+        if self.answering.unlocated(keys):
+            raise error
+        why = (
+            "other activations would leave than for an earlier request, and show more: its image, or this site's "
+            "network, software or machine, has changed; only a new run sees it as it is now"
+        )
+        for key in keys:
+            note(PatientUnusable(key, MISSING, why), self.unusable, self._means.report)
+        self._bad_for_now |= keys
+        return self._withdraw(forward)
 
     def _read(self, forward: Forward) -> Images:
         """The images of a batch; called by the thread that reads ahead, too."""

@@ -182,9 +182,13 @@ class Bank:
         out = self.dropped.union(without)
         return [one for one in self.contents.releases if one.key not in out and not self._path(one).is_file()]
 
+    def octets_missing(self, without: Collection[bytes] = ()) -> int:
+        """Bytes of what is `missing`, a little too many."""
+        return sum(one.octets(self.contents.precision) + FILE_OCTETS for one in self.missing(without))
+
     def check_room(self, without: Collection[bytes] = ()) -> None:
         """Raises DiskTrouble: the disk cannot hold what is missing."""
-        needed = sum(one.octets(self.contents.precision) + FILE_OCTETS for one in self.missing(without))
+        needed = self.octets_missing(without)
         free = shutil.disk_usage(self.folder).free
         if needed > free:
             raise DiskTrouble(

@@ -150,6 +150,8 @@ class Noting:
 
     async def heed(self) -> None: ...
 
+    async def clear_up(self) -> None: ...
+
     async def segment(self, request: InferenceRequest, progress: Any) -> Unsegmented:
         self.worked.append(request.site)
         return Unsegmented(request.asked.request, "failed", "")

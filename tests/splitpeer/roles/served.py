@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
@@ -18,6 +19,7 @@ import numpy as np
 
 from splitpeer.daemon.spool import Spool, folder_of
 from splitpeer.daemon.spooled import SpoolRequest, SpoolResult, Status, now
+from splitpeer.storage.request_banks import RequestBanks
 
 from .scene import SHAPE, Running, Scene, write_patient
 
@@ -91,10 +93,10 @@ def cast_joint(scene: Scene, policy: Mapping[str, Mapping[str, Any]] = {}, **job
     return cast_with_folders(scene, {"t1ce": LISTED, "t2": LISTED, **policy}, **{**usual, **job})
 
 
-def cast_frozen(scene: Scene) -> Scene:
+def cast_frozen(scene: Scene, **job: Any) -> Scene:
     """The same with frozen encoders."""
     training = {"encoders": "frozen", **SLOW}
-    return cast_joint(scene, training=training, evaluation={"overlap": 0.25, "batch": 16})
+    return cast_joint(scene, training=training, evaluation={"overlap": 0.25, "batch": 16}, **job)
 
 
 def comes(
@@ -113,6 +115,19 @@ def comes(
 
 def images_of(scene: Scene, modality: str) -> Path:
     return scene.folder / "images" / modality
+
+
+def request_banks(scene: Scene) -> RequestBanks:
+    """What the coordinator keeps of patients who are not of the run."""
+    (run,) = (scene.folder / "hub" / "state").glob("try-*")
+    return RequestBanks(run)
+
+
+def nobody_asks(scene: Scene, patient: str) -> None:
+    """Any more, for a week and a day."""
+    folder = request_banks(scene).folder / scene.key(patient).hex()
+    then = folder.stat().st_mtime - 8 * 86_400
+    os.utime(folder, (then, then))
 
 
 def withdrawn_at(scene: Scene, modality: str) -> Path:

@@ -2,24 +2,36 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
+import os
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
 import pytest
 
 from splitpeer.cli import main
+from splitpeer.coordinator.frozen import inference
 from splitpeer.daemon.trail import NAME, entries
 from splitpeer.logs import handle
-from splitpeer.storage.request_banks import RequestBanks
 
 from .scene import PATIENTS, Scene
 from .served import (
+    DATA,
+    LONG_S,
+    SLOW,
+    asked,
+    cast_frozen,
     comes,
     images_of,
+    nobody_asks,
     refused,
+    request_banks,
     segmented,
     serving,
+    spool,
     stop,
     until,
     withdrawn_at,
@@ -30,8 +42,7 @@ NORA, OTTO = "NEW_Nora", "NEW_Otto"
 
 def kept(scene: Scene, patient: str) -> list[Path]:
     """Releases of a patient who is not of the run."""
-    (run,) = (scene.folder / "hub" / "state").glob("try-*")
-    return [*(RequestBanks(run).folder / scene.key(patient).hex()).glob("*/*/*.safetensors")]
+    return [*(request_banks(scene).folder / scene.key(patient).hex()).glob("*/*/*.safetensors")]
 
 
 def releases(scene: Scene) -> int:
@@ -129,3 +140,122 @@ async def test_they_are_listed_and_deleted_like_those_of_the_run(frozen, capsys)
         assert (await segmented(frozen, "t1ce", OTTO)).provenance.missing == ()
     assert "all that was released for requests is deleted" in bank("drop", "try", "--all")
     assert not [*(frozen.folder / "hub" / "state").glob("try-*/inference")]
+
+
+# --- room, and the end of life ---------------------------------------------------------------------------------
+
+
+def answers(scene: Scene, modality: str) -> list[str]:
+    """What a site has released, as it has it in its run's folder."""
+    (path,) = (scene.folder / f"site-{modality}" / "state").glob("try-*/answers.jsonl")
+    return path.read_text().splitlines()
+
+
+def cleared(scene: Scene) -> list[tuple[str, str]]:
+    """Patients and causes, as the coordinator's trail has them."""
+    trail = entries(scene.folder / "hub" / "state" / NAME)
+    return [(line["patients"], line["cause"]) for line in trail if line["event"] == "bank.cleared"]
+
+
+async def test_what_nobody_asks_about_goes_and_is_released_again_as_it_was(frozen) -> None:
+    """SP-11.19-14: the questions stay, so that a site that is asked again notes no new answer."""
+    comes(frozen, NORA, 77)
+    comes(frozen, OTTO, 78)
+    async with serving(frozen) as on:
+        first = await segmented(frozen, "t1ce", NORA)
+        await segmented(frozen, "t1ce", OTTO)
+        await stop(on, "hub")
+        nobody_asks(frozen, NORA)
+        noted = answers(frozen, "t1ce"), answers(frozen, "t2")
+        async with serving(frozen, only=["hub"]) as again:
+            await until(lambda: bool(cleared(frozen)))
+            await stop(again, "hub")
+        assert kept(frozen, OTTO) and not kept(frozen, NORA)
+        assert cleared(frozen) == [(handle(frozen.key(NORA)), "nobody asks any more")]
+        async with serving(frozen, only=["hub"]):
+            second = await segmented(frozen, "t2", NORA)
+            assert second.provenance.missing == () and (second.values == first.values).all()
+            assert kept(frozen, NORA)
+        assert (answers(frozen, "t1ce"), answers(frozen, "t2")) == noted
+
+
+async def test_a_site_whose_image_has_changed_since_is_done_without_and_stays(frozen, make, caplog) -> None:
+    """SP-11.19-14: a second, other answer would show more. With the image of then, it takes part again."""
+    caplog.set_level(logging.INFO)
+    cast_frozen(frozen, inference={"keep_s": 0})
+    comes(frozen, NORA, 77)
+    async with serving(frozen) as on:
+        first = await segmented(frozen, "t1ce", NORA)
+        assert not kept(frozen, NORA)
+        assert cleared(frozen) == [(handle(frozen.key(NORA)), "the request is over")]
+        file = images_of(frozen, "t2") / f"{NORA}.nii.gz"
+        then = file.read_bytes()
+        make.patient(frozen.folder / "retouched", NORA, 79)
+        os.replace(frozen.folder / "retouched" / "t2" / file.name, file)
+        assert (await segmented(frozen, "t1ce", NORA)).provenance.missing == ("t2",)
+        assert not on.tasks["site-t2"].done()
+        for line in ("inference.served", "bank.cleared"):
+            assert [one.message for one in caplog.records].count(line) == 2
+        file.write_bytes(then)
+        whole = await segmented(frozen, "t1ce", NORA)
+        assert whole.provenance.missing == () and (whole.values == first.values).all()
+
+
+async def test_a_patient_makes_room_for_another_and_too_large_a_one_is_refused(frozen) -> None:
+    """[inference] max_kept_mib: two do not fit into 3 MiB, nor one into 2; known before anybody is asked."""
+    comes(frozen, NORA, 77)
+    comes(frozen, OTTO, 78)
+    cast_frozen(frozen, inference={"max_kept_mib": 3})
+    async with serving(frozen) as on:
+        await segmented(frozen, "t1ce", NORA)
+        await segmented(frozen, "t1ce", OTTO)
+        assert kept(frozen, OTTO) and not kept(frozen, NORA)
+        assert cleared(frozen) == [(handle(frozen.key(NORA)), "room was needed")]
+        assert request_banks(frozen).octets() <= 3 << 20
+        await stop(on, "hub")
+        cast_frozen(frozen, inference={"max_kept_mib": 2})
+        async with serving(frozen, only=["hub"]) as again:
+            status = await refused(frozen, "t1ce", NORA)
+            assert (status.cause, status.exit) == ("unusable", 1)
+            assert "keeps at most 2 MiB for requests ([inference] max_kept_mib)" in status.reason
+            # Nobody else gave way for nothing; what is there is used.
+            assert (await segmented(frozen, "t1ce", OTTO)).provenance.missing == ()
+            assert not again.tasks["hub"].done()
+
+
+async def test_a_service_that_has_ended_keeps_nothing_of_requests(frozen) -> None:
+    comes(frozen, NORA, 77)
+    async with serving(frozen):
+        await segmented(frozen, "t1ce", NORA)
+    frozen.job(training={"encoders": "frozen", **SLOW}, data=DATA, evaluation={"overlap": 0.25, "batch": 16})
+    async with serving(frozen) as on:
+        await asyncio.wait(on.tasks.values(), timeout=LONG_S)
+    assert not kept(frozen, NORA) and releases(frozen)
+    assert cleared(frozen) == [(handle(frozen.key(NORA)), "the service has ended")]
+
+
+async def test_what_a_cancelled_request_had_collected_goes(frozen, monkeypatch) -> None:
+    """That of one that came to an end before stays."""
+    gate, right = asyncio.Event(), inference.infer
+
+    async def slow(site: Any, stream: Any, index: int, *more: Any) -> Any:
+        if index == 1:
+            await gate.wait()
+        return await right(site, stream, index, *more)
+
+    comes(frozen, NORA, 77)
+    comes(frozen, OTTO, 78)
+    async with serving(frozen) as on:
+        await segmented(frozen, "t1ce", OTTO)
+        monkeypatch.setattr(inference, "infer", slow)
+        name = await asked(frozen, "t1ce", NORA)
+        await until(lambda: bool(kept(frozen, NORA)))
+        spool(frozen, "t1ce").cancel(name)
+        assert on.coordinator is not None
+        service = on.coordinator._service
+        await until(lambda: service is not None and any(one.cancelled for one in service._requests))
+        gate.set()
+        await until(lambda: bool(cleared(frozen)))
+        assert cleared(frozen) == [(handle(frozen.key(NORA)), "the request was cancelled")]
+        assert kept(frozen, OTTO) and not kept(frozen, NORA)
+        assert (await segmented(frozen, "t1ce", NORA)).provenance.missing == ()

@@ -16,6 +16,7 @@ from .served import (
     cast_with_folders,
     comes,
     held_out,
+    nobody_asks,
     refused,
     segmented,
     serving,
@@ -65,6 +66,8 @@ async def leaves_once(scene: Scene, running: AbstractAsyncContextManager[Running
         assert (again.regions == first.regions).all()
         await stop(on, "hub")
         assert on.tasks["hub"].result().complete
+        # What was kept of the patient goes, and is asked for again as it was.
+        nobody_asks(scene, "NEW_Nora")
         async with serving(scene, only=["hub"]):
             third = await segmented(scene, "t1ce", "NEW_Nora")
             assert (third.values == first.values).all()

@@ -1,5 +1,5 @@
-"""Inference in a run with frozen encoders: each window of a patient is released once, kept, and never asked for again
-(SP-11.19-14). A patient of the run is answered from its feature bank.
+"""Inference in a run with frozen encoders: each window of a patient is released once, kept, and not asked for again
+while it is there (SP-11.19-14). A patient of the run is answered from its feature bank.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import numpy as np
 
 from splitpeer.coordinator.frozen.features import Features
 from splitpeer.coordinator.frozen.questions import forward_of
+from splitpeer.coordinator.frozen.room import RequestRoom
 from splitpeer.coordinator.inference.requests import InferenceRequest
 from splitpeer.coordinator.inference.segmenting import (
     NO_PART,
@@ -44,7 +45,7 @@ from splitpeer.training.split_round import THE_SUM
 from splitpeer.training.windows import window_origins
 from splitproto.causes import CONSENT
 from splitproto.fusion import CHECK
-from splitproto.messages import Forward, Missing, Patient, Sample
+from splitproto.messages import Forward, Missing, Patient, Sample, Segmented, Unsegmented
 from splitproto.seats import tensor_name
 from splitproto.tensors import Array
 
@@ -95,6 +96,7 @@ class BankSegmenter(PatientSegmenter):
         super().__init__(run, task, reachable)
         self._bank, self._out = bank, out
         self._requested = RequestBanks(run.files.checkpoints, key)
+        self._room = RequestRoom(run, self._requested, self._report)
         self._next: int | None = None
         self._heeded: frozenset[bytes] = frozenset()
 
@@ -105,6 +107,18 @@ class BankSegmenter(PatientSegmenter):
         if new := gone - self._heeded:
             await self._remove(new)
         self._heeded = gone
+
+    async def clear_up(self) -> None:
+        """See `PatientSegmenter`."""
+        await self._room.clear_old()
+
+    async def segment(
+        self, request: InferenceRequest, progress: Callable[[int, int], None]
+    ) -> Segmented | Unsegmented:
+        """See `PatientSegmenter`."""
+        outcome = await super().segment(request, progress)
+        await self._room.clear_after(request.asked.key, cancelled=request.cancelled)
+        return outcome
 
     async def _prepared(self, request: InferenceRequest, lost: dict[str, str]) -> Prepared:
         """As for any run; at the end, the bank holds all windows."""
@@ -231,18 +245,18 @@ class BankSegmenter(PatientSegmenter):
         windows = self._windows(key, grid)
         together = run.job.fusion is not None
         names = [ALL_SITES] if together else [site.name for site in users]
-        for name in names:
-            if name not in kept:
-                kept[name] = await run.on_disk(
-                    self._created,
-                    name,
-                    key,
-                    place,
-                    windows,
-                    lists,
-                    main,
-                    what="what is released of a patient",
-                )
+        first = await run.on_disk(self._numbers, main, what="numbers of earlier releases")
+        new = {
+            name: self._planned(name, key, place, windows, lists, main, first + turn * len(windows))
+            for turn, name in enumerate(name for name in names if name not in kept)
+        }
+        await self._room.make(key, [kept[name] for name in names if name in kept], [*new.values()])
+        # Whatever becomes of them, no number is used twice.
+        self._next = first + len(new) * len(windows)
+        for name, contents in new.items():
+            kept[name] = await run.on_disk(
+                self._requested.create, name, key, contents, what="what is released of a patient"
+            )
         for name in names:
             asked = users if together else [site for site in users if site.name == name]
             await self._collect(request, kept[name], asked, seating, lists, lost)
@@ -301,7 +315,7 @@ class BankSegmenter(PatientSegmenter):
         there = Geometry((x, y, z), _three(spacing), directions, _three(origin), _three(stored))
         return not differences(there, grid) and self._covers(bank, key, grid)
 
-    def _created(
+    def _planned(
         self,
         name: str,
         key: bytes,
@@ -309,10 +323,13 @@ class BankSegmenter(PatientSegmenter):
         windows: Sequence[tuple[Sample, ...]],
         lists: Mapping[str, Mapping[bytes, tuple[str, ...]]],
         main: Bank,
-    ) -> Bank:
-        """Written before the first question is asked: what a number stands for never changes (SP-11.17-3)."""
-        first = self._numbers(main)
-        self._next = first + len(windows)
+        first: int,
+    ) -> Contents:
+        """Written before the first question is asked: what a number stands for never changes (SP-11.17-3).
+
+        Args:
+            first: number of the first question.
+        """
         releases = tuple(
             BankEntry(
                 name,
@@ -326,8 +343,7 @@ class BankSegmenter(PatientSegmenter):
         )
         of = main.contents
         where = (grid.shape, grid.spacing, grid.directions, grid.origin, grid.stored)
-        contents = Contents(of.run, of.terms, of.precision, of.weights, releases, where)
-        return self._requested.create(name, key, contents)
+        return Contents(of.run, of.terms, of.precision, of.weights, releases, where)
 
     def _numbers(self, main: Bank) -> int:
         """The first number that no question of this run has had."""

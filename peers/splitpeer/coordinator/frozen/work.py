@@ -11,6 +11,7 @@ from splitpeer.coordinator.frozen.exclusion import BankExclusion
 from splitpeer.coordinator.frozen.features import Features
 from splitpeer.coordinator.frozen.inference import BankSegmenter
 from splitpeer.coordinator.frozen.questions import check_windows, contents, lists_of, terms
+from splitpeer.coordinator.frozen.room import RequestRoom
 from splitpeer.coordinator.frozen.trainer import BankTrainer
 from splitpeer.coordinator.gathering import Gathering
 from splitpeer.coordinator.remote_site import RemoteSite
@@ -22,6 +23,7 @@ from splitpeer.data.task import Task
 from splitpeer.errors import ConfigError, DataError
 from splitpeer.settings.peer import PeerConfig
 from splitpeer.storage.bank import FOLDER, Bank, load_key
+from splitpeer.storage.request_banks import RequestBanks
 
 
 class FrozenWork:
@@ -67,6 +69,8 @@ class FrozenWork:
     async def open(self, *, resumed: bool) -> None:
         """See `RunWork`."""
         run, earlier = self._run, self._earlier is not None
+        if not self._stays:
+            await RequestRoom(run, RequestBanks(run.files.checkpoints), run.report).clear_all()
         if not (resumed or earlier):
             return
         bank = await run.on_disk(Bank.open, self.folder, self._key, what="the feature bank")

@@ -22,7 +22,6 @@ from splitpeer.coordinator.prediction import predicted
 from splitpeer.coordinator.remote_site import RemoteSite, Sent
 from splitpeer.coordinator.run import Arrived, Run
 from splitpeer.daemon import happenings as h
-from splitpeer.daemon.sinks.log import LogSink
 from splitpeer.data.geometry import Geometry, differences
 from splitpeer.data.rules import MAX_VOXELS
 from splitpeer.data.task import Task
@@ -138,10 +137,13 @@ class PatientSegmenter:
         """Sites that were asked for the present request."""
         self._late: set[RemoteSite] = set()
         """Those of them that it waited for in vain."""
-        self._report = run.report.to(LogSink(log))
+        self._report = run.report
 
     async def heed(self) -> None:
         """What sites have said on joining, before anything is made of what they sent before: here, nothing is kept."""
+
+    async def clear_up(self) -> None:
+        """Between requests: what was kept long enough goes."""
 
     async def segment(
         self, request: InferenceRequest, progress: Callable[[int, int], None]

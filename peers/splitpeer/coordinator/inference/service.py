@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -13,7 +12,6 @@ from splitpeer.coordinator.memory import SiteRestarted
 from splitpeer.coordinator.remote_site import RemoteSite
 from splitpeer.coordinator.run import Run
 from splitpeer.daemon import happenings as h
-from splitpeer.daemon.sinks.log import LogSink
 from splitpeer.data.task import Task
 from splitpeer.errors import PeerError
 from splitpeer.logs import handle
@@ -21,8 +19,6 @@ from splitpeer.settings.job import Inference
 from splitproto import SplitprotoError
 from splitproto.clock import patiently
 from splitproto.messages import Cancel, Message, Segment, Segmenting, Unsegmented
-
-log = logging.getLogger(__name__)
 
 LOOK_S = 1.0
 """Between two looks at requests whose sites are away."""
@@ -48,7 +44,7 @@ class Service:
         make: Callable[..., PatientSegmenter] | None = None,
     ) -> None:
         self._run, self._settings = run, settings
-        self._report = run.report.to(LogSink(log))
+        self._report = run.report
         self._sites = {site.name: site for site in run.team.sites}
         self._requests = Requests(settings.max_queue)
         self._segmenter = (make or PatientSegmenter)(run, task, self._reachable)
@@ -124,6 +120,7 @@ class Service:
                 self._tidy()
                 await self._welcome()
                 await self._segmenter.heed()
+                await self._segmenter.clear_up()
                 request = self._requests.next(self._takes_on)
                 if request is not None:
                     await self._work(request)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from logging import WARNING
 
 from splitpeer.daemon.happenings.base import Happening, Scores
@@ -184,6 +184,17 @@ class ReleasesRemoved(Happening):
     run: str
     patients: str
     """Their handles."""
+
+
+@dataclass(frozen=True)
+class ReleasesCleared(Happening):
+    """What sites released for requests is removed; if somebody asks about the patients again, so are the sites."""
+
+    run: str
+    keys: Sequence[bytes] = field(repr=False)
+    """Of the patients."""
+    octets: int
+    cause: str
 
 
 # --- at work -----------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ A happening whose line holds every field says so itself (`Happening.line`); the 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from logging import INFO, WARNING
 from typing import Any
@@ -60,6 +60,11 @@ def _by_site(values: Mapping[str, Any]) -> str:
     return ", ".join(f"{site} {value}" for site, value in values.items())
 
 
+def handles(keys: Iterable[bytes]) -> str:
+    """Patients in one field."""
+    return ", ".join(sorted(map(handle, keys)))
+
+
 def _who_has_whom(matched: h.PatientsMatched) -> dict[str, Any]:
     """The table in a line, counts only."""
     every = len(matched.seats)
@@ -110,6 +115,8 @@ def _of_a_run(happening: h.Happening) -> Iterator[Line]:
         case h.BankComplete(windows, octets):
             hint = "the sites may stop: the decoder is trained from the bank"
             yield Line("bank.complete", {"windows": windows, "size": size(octets), "hint": hint})
+        case h.ReleasesCleared(keys=keys, octets=octets, cause=cause):
+            yield Line("bank.cleared", {"patients": handles(keys), "size": size(octets), "cause": cause})
         case h.EvaluationSkipped(step):
             cause = "no site here has the feature evaluate"
             yield Line("job.not_evaluated", {"step": step, "cause": cause}, WARNING)

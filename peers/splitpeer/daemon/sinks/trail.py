@@ -7,7 +7,7 @@ from typing import Any
 
 from splitpeer.daemon import happenings as h
 from splitpeer.daemon.sinks.budgets import TrailBudget
-from splitpeer.daemon.sinks.log import second_link
+from splitpeer.daemon.sinks.log import handles, second_link
 from splitpeer.logs import handle
 
 _AS_THEY_ARE: dict[type[h.Happening], str] = {
@@ -76,6 +76,9 @@ def entry(happening: h.Happening) -> tuple[str, dict[str, Any]] | None:
             # The inventory is not part of the terms.
             del fields["patients"]
             return "job.accepted", fields
+        case h.ReleasesCleared(run, keys, octets, cause):
+            about = {"patients": handles(keys), "octets": octets, "cause": cause}
+            return "bank.cleared", {"run": run, **about}
         case h.SegmentationCame():
             fields = vars(happening)
             return "inference.done", {
