@@ -54,7 +54,7 @@ def site(peer_toml: Path) -> Path:
         frame_of_reference=first.FrameOfReferenceUID,
         files=tuple(str(file.relative_to(folder / "dicom")) for file in files), frames=None, shape=SHAPE,
         affine=SCAN, atlas=AtlasGrid("small", "0" * 64, SHAPE, TO_ATLAS @ SCAN), transform=TO_ATLAS,
-        method="rigid", quality={"nmi": 1.2}, reasons=("little overlap",), accepted=True, warnings=(),
+        method="rigid", kept="rigid", quality={"nmi": 1.2}, reasons=("little overlap",), accepted=True, warnings=(),
         software={}, inputs="0" * 64, image=hashlib.sha256(image.read_bytes()).hexdigest(), mask="",
     )  # fmt: skip
     record_of(image).parent.mkdir()

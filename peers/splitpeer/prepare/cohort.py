@@ -79,6 +79,8 @@ class PatientOutcome:
     left_out: tuple[str, ...] = ()
     """Other series, and why they were not taken."""
     warnings: tuple[str, ...] = ()
+    kept: str = ""
+    """Which registration was kept: rigid, affine, none; empty: there was none to judge."""
     quality: Mapping[str, float] = field(default_factory=dict)
 
     @property
@@ -234,6 +236,7 @@ def _outcome(record: PreparedRecord, choice: Choice, *, fresh: bool, removed: bo
         choice.why,
         tuple(one.text for one in choice.left_out),
         record.warnings,
+        record.kept,
         record.quality,
     )
 

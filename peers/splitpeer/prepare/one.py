@@ -8,6 +8,7 @@ import shutil
 import tempfile
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +26,7 @@ from splitpeer.prepare.atlas import Atlas
 from splitpeer.prepare.bounds import QualityBounds
 from splitpeer.prepare.nifti_file import write_image, write_mask
 from splitpeer.prepare.pictures import overlay
-from splitpeer.prepare.quality import figures, seen_on, suspicious
+from splitpeer.prepare.quality import SeenBrain, figures, seen_on, suspicious
 from splitpeer.prepare.record import FOLDER, Method, PreparedRecord, is_of, read, write
 from splitpeer.prepare.tools import run_tool
 from splitpeer.storage import durable
@@ -112,6 +113,18 @@ class PatientPaths:
         return record.series == series and self.image.exists()
 
 
+@dataclass(frozen=True, eq=False)
+class _Placement:
+    """An image on the atlas."""
+
+    kept: Method
+    transform: NDArray[np.float64]
+    """4x4, from the patient's millimetres to the atlas's."""
+    seen: SeenBrain
+    quality: dict[str, float]
+    warnings: tuple[str, ...] = ()
+
+
 class Workshop:
     """Prepares patients, one after another, with what they share: atlas, steps, versions of software."""
 
@@ -146,13 +159,10 @@ class Workshop:
         grid = source.candidate.grid
         mask = None if source.mask is None else _mask(source.mask, source.candidate)
         voxels = self._cleaned(read_dicom(source.root, grid), grid.affine)
-        transform = np.eye(4) if self._steps.method == "none" else self._register(voxels, grid.affine)
-        seen = seen_on(self._atlas, voxels, transform @ grid.affine)
-        quality = figures(seen, transform)
-        reasons = suspicious(quality, self._steps.bounds)
-        record = self._record(source, transform, quality, reasons, accepted=accept and bool(reasons))
+        placed = self._placed(voxels, grid.affine)
+        record = self._record(source, placed, accept=accept)
         places = PatientPaths.of(self._out, source.patient)
-        picture = overlay(seen)
+        picture = overlay(placed.seen)
         durable.replace(places.picture, picture, sync=False)
         if record.held_back:
             durable.make_folder(places.held_back.parent)
@@ -164,7 +174,7 @@ class Workshop:
             places.mask.unlink(missing_ok=True)
         else:
             durable.make_folder(places.mask.parent)
-            moved = onto(mask, transform @ grid.affine, self._grid.shape, self._grid.affine, order=0)
+            moved = onto(mask, placed.transform @ grid.affine, self._grid.shape, self._grid.affine, order=0)
             drawn = write_mask(places.mask, moved.astype(np.uint8), self._grid.affine)
         image = write_image(places.image, self._on_atlas(voxels, record), self._grid.affine)
         record = replace(record, image=image, mask=drawn)
@@ -174,14 +184,43 @@ class Workshop:
 
     # --- inside --------------------------------------------------------------------------------------------
 
-    def _register(self, voxels: NDArray[np.float32], affine: NDArray[np.float64]) -> NDArray[np.float64]:
+    def _placed(self, voxels: NDArray[np.float32], affine: NDArray[np.float64]) -> _Placement:
+        """Where the image lies on the atlas.
+
+        An affine registration can go astray where the rigid one that it begins with has not. It is kept all the same if
+        its peak is not suspicious, even below that of the rigid one: other hospitals' images of this patient are
+        stretched, too, and meet better with it.
+        """
+        method = self._steps.method
+        if method == "none":
+            return self._judged("none", np.eye(4), voxels, affine)
         if self._registrar is None:
             from splitpeer.prepare.register import Registrar
 
             self._registrar = Registrar(self._atlas)
-        return self._registrar.register(
-            voxels, affine, "rigid" if self._steps.method == "rigid" else "affine"
+        ways = self._registrar.register(voxels, affine, method)
+        rigid = partial(self._judged, "rigid", ways["rigid"], voxels, affine)
+        if method == "rigid":
+            return rigid()
+        if "affine" not in ways:
+            return replace(rigid(), warnings=("registered rigidly: the affine registration found no place",))
+        stretched = self._judged("affine", ways["affine"], voxels, affine)
+        peak = stretched.quality["peak"]
+        if peak >= self._steps.bounds.least_peak or peak >= (instead := rigid()).quality["peak"]:
+            return stretched
+        return replace(
+            instead, warnings=(f"registered rigidly: the affine registration went astray (peak {peak:.3f})",)
         )
+
+    def _judged(
+        self,
+        kept: Method,
+        transform: NDArray[np.float64],
+        voxels: NDArray[np.float32],
+        affine: NDArray[np.float64],
+    ) -> _Placement:
+        seen = seen_on(self._atlas, voxels, transform @ affine)
+        return _Placement(kept, transform, seen, figures(seen, transform))
 
     def _cleaned(self, voxels: NDArray[np.float32], affine: NDArray[np.float64]) -> NDArray[np.float32]:
         steps = self._steps
@@ -204,16 +243,9 @@ class Workshop:
         soft = softened(voxels, placed, self._grid.affine)
         return onto(soft, placed, self._grid.shape, self._grid.affine, order=1, fill=fill).astype(np.float32)
 
-    def _record(
-        self,
-        source: SeriesSource,
-        transform: NDArray[np.float64],
-        quality: dict[str, float],
-        reasons: tuple[str, ...],
-        *,
-        accepted: bool,
-    ) -> PreparedRecord:
+    def _record(self, source: SeriesSource, placed: _Placement, *, accept: bool) -> PreparedRecord:
         header, grid = source.candidate.header, source.candidate.grid
+        reasons = suspicious(placed.quality, self._steps.bounds)
         files = tuple(dict.fromkeys(one.path for one, _ in grid.slices))
         multiframe = len(header.frames) > 1
         return PreparedRecord(
@@ -227,12 +259,13 @@ class Workshop:
             shape=grid.shape,
             affine=grid.affine,
             atlas=self._grid,
-            transform=transform,
+            transform=placed.transform,
             method=self._steps.method,
-            quality={name: round(value, 4) for name, value in quality.items()},
+            kept=placed.kept,
+            quality={name: round(value, 4) for name, value in placed.quality.items()},
             reasons=reasons,
-            accepted=accepted,
-            warnings=grid.warnings,
+            accepted=accept and bool(reasons),
+            warnings=(*grid.warnings, *placed.warnings),
             software=self._software,
             inputs=self._inputs(source),
             image="",

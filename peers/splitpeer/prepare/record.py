@@ -28,7 +28,8 @@ FOLDER = RECORDS
 MAX_RECORD = 16 << 20
 """Bytes of one record: a hundred thousand slices with long names."""
 
-Method = Literal["rigid", "affine", "none"]
+Kind = Literal["rigid", "affine"]
+Method = Literal[Kind, "none"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,6 +69,9 @@ class PreparedRecord:
     transform: NDArray[np.float64]
     """4x4, from the patient's millimetres to the atlas's, both RAS."""
     method: Method
+    """As the settings say."""
+    kept: Method
+    """What `transform` is: rigid, where the affine registration that was asked for went astray."""
     quality: Mapping[str, float]
     reasons: tuple[str, ...]
     """Why the image was held back; () where nothing was suspicious."""
@@ -101,6 +105,7 @@ class PreparedRecord:
         if raw.get("version") != VERSION:
             raise ValueError(f"version {raw.get('version')!r}, not {VERSION}: prepare the patient again")
         body = {key: value for key, value in raw.items() if key not in ("format", "version")}
+        body.setdefault("kept", body.get("method"))  # older records: nothing else could be kept
         values = _checked(body, _FIELDS)
         if values["frames"] is not None:
             if len(values["files"]) != 1 or len(values["frames"]) != values["shape"][2]:
@@ -254,6 +259,6 @@ def _software(value: Any) -> dict[str, str]:
 _FIELDS: Mapping[str, Any] = {
     "patient": _text, "modality": _text, "study": _text, "series": _text, "frame_of_reference": _text,
     "files": _texts, "frames": _frames, "shape": _shape, "affine": _matrix, "atlas": _atlas, "transform": _matrix,
-    "method": _method, "quality": _quality, "reasons": _texts, "accepted": _flag, "warnings": _texts,
+    "method": _method, "kept": _method, "quality": _quality, "reasons": _texts, "accepted": _flag, "warnings": _texts,
     "software": _software, "inputs": _text, "image": _text, "mask": _text,
 }  # fmt: skip

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,7 @@ from splitpeer.data.geometry import Triple
 from splitpeer.data.regrid import onto, softened
 from splitpeer.errors import DataError, needs
 from splitpeer.prepare.atlas import Atlas, corners
+from splitpeer.prepare.record import Kind
 
 try:
     import SimpleITK as sitk
@@ -43,9 +44,8 @@ MAX_WORKING = 2**25
 
 @dataclass(frozen=True)
 class RegistrationStage:
-    """One part of the way: what may move, how coarse, and how far in a step."""
+    """One part of the way: how coarse, and how far in a step."""
 
-    kind: Literal["rigid", "affine"]
     shrink: int
     """Working voxels per voxel."""
     sigma_mm: float
@@ -56,22 +56,15 @@ class RegistrationStage:
     steps: int
 
 
-_COARSE = RegistrationStage("rigid", 4, 4.0, 1.0, 2.0, 80)
-STAGES: dict[str, tuple[RegistrationStage, ...]] = {
-    "rigid": (
-        _COARSE,
-        RegistrationStage("rigid", 2, 2.0, 0.4, 0.5, 100),
-        RegistrationStage("rigid", 1, 1.0, 0.12, 0.25, 60),
-    ),
-    "affine": (
-        _COARSE,
-        RegistrationStage("affine", 4, 4.0, 1.0, 1.0, 100),
-        RegistrationStage("affine", 2, 2.0, 0.4, 0.5, 100),
-        RegistrationStage("affine", 1, 1.0, 0.12, 0.25, 60),
-    ),
-}
+RIGID = (
+    RegistrationStage(4, 4.0, 1.0, 2.0, 80),
+    RegistrationStage(2, 2.0, 0.4, 0.5, 100),
+    RegistrationStage(1, 1.0, 0.12, 0.25, 60),
+)
+AFFINE = RIGID[1:]
+"""From where the rigid way ended: begun after its coarsest stage, stretching led one phantom head in fifty away."""
 LAST_STEP_MM = 0.01
-_TRIAL = RegistrationStage("rigid", 4, 4.0, 0.4, 2.0, 25)
+_TRIAL = RegistrationStage(4, 4.0, 0.4, 2.0, 25)
 STARTS = (
     (0.0, 0.0, 0.0),
     (0.5, 0.0, 0.0),
@@ -98,30 +91,34 @@ class Registrar:
         self._near = sitk.Cast(_image(near.astype(np.float32), grid), sitk.sitkUInt8)
 
     def register(
-        self, volume: NDArray[np.float32], affine: NDArray[np.float64], method: Literal["rigid", "affine"]
-    ) -> NDArray[np.float64]:
-        """The map from the scan's millimetres to the atlas's, RAS, 4x4.
+        self, volume: NDArray[np.float32], affine: NDArray[np.float64], kind: Kind
+    ) -> dict[Kind, NDArray[np.float64]]:
+        """The rigid map from the scan's millimetres to the atlas's, RAS, 4x4; for `kind` affine also the affine map
+        that begins there, unless it loses sight of the atlas.
 
         Begins with the centres of mass on each other, in the orientation that the scan's header gives and in `STARTS`
         from there: a header that confuses axes is not mended here, and shows in the quality.
 
         Raises:
-            DataError: too large, or no such map was found.
+            DataError: too large, or no rigid map was found.
         """
         x, y, z = volume.shape
         moving = _image(*_working(volume, affine, (x, y, z)))
         try:
-            found = self._begun(moving)
-            for stage in STAGES[method]:
-                if stage.kind == "affine" and not isinstance(found, sitk.AffineTransform):
-                    found = _affine(found)
-                self._improve(found, moving, stage)
+            rigid = self._begun(moving)
+            for stage in RIGID:
+                self._improve(rigid, moving, stage)
         except RuntimeError as error:
             # ITK says in many lines that the images do not overlap any more.
             raise DataError(f"registration failed ({_said(error)})") from None
-        # ITK maps the fixed image's points to the moving one's.
-        matrix: NDArray[np.float64] = np.linalg.inv(_matrix(found)).astype(np.float64, copy=False)
-        return matrix
+        found: dict[Kind, NDArray[np.float64]] = {"rigid": _matrix(rigid)}
+        if kind == "affine":
+            stretched = _affine(rigid)
+            with suppress(RuntimeError):  # the rigid one is left
+                for stage in AFFINE:
+                    self._improve(stretched, moving, stage)
+                found["affine"] = _matrix(stretched)
+        return found
 
     def _begun(self, moving: Any) -> Any:
         """The best of the trials."""
@@ -213,12 +210,12 @@ def _affine(rigid: Any) -> Any:
 
 
 def _matrix(transform: Any) -> NDArray[np.float64]:
-    """x -> M (x - c) + t + c, as 4x4."""
+    """The other way round, 4x4: ITK maps the fixed image's points to the moving one's, x -> M (x - c) + t + c."""
     out = np.eye(4)
     out[:3, :3] = np.reshape(transform.GetMatrix(), (3, 3))
     centre, shift = np.array(transform.GetCenter()), np.array(transform.GetTranslation())
     out[:3, 3] = shift + centre - out[:3, :3] @ centre
-    return out
+    return np.linalg.inv(out).astype(np.float64, copy=False)
 
 
 def _said(error: RuntimeError) -> str:

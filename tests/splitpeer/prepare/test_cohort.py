@@ -25,7 +25,7 @@ from splitpeer.data.layouts import detect_layout, find, find_images, find_labels
 from splitpeer.data.nifti import read_voxels
 from splitpeer.data.phantom.series import Oddities, write_series
 from splitpeer.errors import DataError
-from splitpeer.prepare import one
+from splitpeer.prepare import one, register
 from splitpeer.prepare.back import to_original
 from splitpeer.prepare.record import read
 
@@ -175,6 +175,35 @@ def test_what_is_suspicious_is_held_back_until_accepted(
     assert "earlier run" not in command()[1]
     code, _, err = command("--accept", "P9")
     assert code == 4 and "--accept P9: no such patient" in err
+
+
+@pytest.mark.parametrize(("step_mm", "said"), [(60.0, "went astray (peak "), (1e4, "found no place")])
+def test_an_affine_registration_gone_wrong_gives_way_to_the_rigid_one(
+    tmp_path: Path, scans: Path, command: Command, monkeypatch: pytest.MonkeyPatch, step_mm: float, said: str
+) -> None:
+    shutil.rmtree(scans / "P2")
+    monkeypatch.setattr(register, "AFFINE", (register.RegistrationStage(4, 4.0, 1.0, step_mm, 2),))
+    code, out, _ = command("--json", registration="affine")
+    (told,) = json.loads(out)["outcomes"]
+    record = read(tmp_path / "images" / "prepared" / "P1.json")
+    assert code == 0 and (record.method, record.kept, told["kept"]) == ("affine", "rigid", "rigid")
+    rotation = record.transform[:3, :3]
+    assert np.allclose(rotation @ rotation.T, np.eye(3), atol=1e-9) and record.quality["peak"] > 0.1
+    (line,) = record.warnings
+    assert line.startswith(f"registered rigidly: the affine registration {said}")
+    assert f"P1: {line}" in command(registration="affine")[1].splitlines()
+    assert "<td>rigid</td>" in (tmp_path / "images" / "prepare.html").read_text()
+
+
+def test_an_affine_registration_is_kept_unless_its_peak_is_suspicious(
+    tmp_path: Path, scans: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also below the rigid one's: the other hospitals' images of this patient are stretched, too."""
+    shutil.rmtree(scans / "P2")
+    monkeypatch.setattr(register, "AFFINE", (register.RegistrationStage(4, 4.0, 1.0, 60.0, 2),))
+    command("--set", "prepare.least_peak=-1", "--accept", "P1", registration="affine")
+    record = read(tmp_path / "images" / "prepared" / "P1.json")
+    assert record.kept == "affine" and record.quality["peak"] < 0.1 and record.warnings == ()
 
 
 def test_an_older_image_goes_when_its_patient_fails(tmp_path: Path, scans: Path, command: Command) -> None:

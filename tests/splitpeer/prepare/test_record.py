@@ -43,7 +43,8 @@ def made(**changes: object) -> PreparedRecord:
         affine=affine,
         atlas=AtlasGrid("mni152", "ab", (40, 50, 30), ATLAS),
         transform=turned(),
-        method="rigid",
+        method="affine",
+        kept="rigid",
         quality={"nmi": 1.1},
         reasons=(),
         accepted=False,
@@ -66,10 +67,18 @@ def test_a_record_is_read_as_it_was_written(tmp_path: Path) -> None:
         assert path.stat().st_mode & 0o777 == 0o600
 
 
+def test_an_older_record_kept_what_was_asked_for(tmp_path: Path) -> None:
+    raw = made().to_json()
+    del raw["kept"]
+    (tmp_path / "p.json").write_text(json.dumps(raw))
+    assert read(tmp_path / "p.json").kept == "affine"
+
+
 @pytest.mark.parametrize(
     ("change", "word"),
     [
         (lambda raw: raw.pop("transform"), "transform is missing"),
+        (lambda raw: raw.update(kept="best"), "kept has a wrong value"),
         (lambda raw: raw.update(extra=1), "extra is unknown"),
         (lambda raw: raw.update(version=1), "version 1"),
         (lambda raw: raw.update(format="x"), "not a record"),
