@@ -119,7 +119,9 @@ def test_the_hub_does_not_start_again_when_its_run_is_complete(tmp_path: Path) -
     assert f"{output}/result.json" in condition
     # systemd takes the quotes off as a shell does; there are no escapes in between.
     assert not set(condition) & set('\\$%"')
-    command = shlex.split(condition.removeprefix("ExecCondition=").replace(output, str(tmp_path)))
+    condition = condition.replace("/etc/splitpeer", str(tmp_path)).replace(output, str(tmp_path))
+    command = shlex.split(condition.removeprefix("ExecCondition="))
+    (tmp_path / "job.toml").write_text((LAN / "hub/job.toml").read_text())
 
     def starts() -> bool:
         return subprocess.run(command).returncode == 0
@@ -130,6 +132,12 @@ def test_the_hub_does_not_start_again_when_its_run_is_complete(tmp_path: Path) -
             json.dumps(asdict(RunResult("glioma", "", complete=complete)), indent=2)
         )
         assert starts() != complete
+    with (tmp_path / "job.toml").open("a") as job:
+        job.write("\n# [inference]\n")
+        job.flush()
+        assert not starts()
+        job.write('[inference]\nserve = "after"\n')
+    assert starts(), "a service ends with a reboot"
 
 
 @pytest.mark.netns
