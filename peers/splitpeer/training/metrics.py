@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 
 import numpy as np
@@ -12,6 +11,8 @@ from splitpeer.data.task import GLIOMA_REGIONS
 from splitpeer.training.scores import Scores
 
 PERCENTILE = 95.0
+LEAF_VOXELS = 32
+"""Of the search tree; twice scipy's default, since each tree is asked once only."""
 
 
 class VolumeDice:
@@ -61,9 +62,9 @@ class Surfaces:
     """Mean 95 % Hausdorff distance over volumes, in mm, and mean volumes, in ml.
 
     The distance is MONAI's: of the distances from each surface voxel of one mask to the nearest surface voxel of the
-    other, the 95th percentile, and of the two directions the greater. Where one of the two masks is empty there is
-    none, and BraTS's convention holds: the diagonal of the whole volume; where both are, 0. A region that no mask
-    holds has no score at all.
+    other, the 95th percentile, and of the two directions the greater. (A surface voxel has a face that is not shared
+    with another voxel of the mask.) Where one of the two masks is empty there is none, and BraTS's convention holds:
+    the diagonal of the whole volume; where both are, 0. A region that no mask holds has no score at all.
     """
 
     def __init__(self, regions: Sequence[str] = GLIOMA_REGIONS) -> None:
@@ -119,17 +120,17 @@ def hausdorff(prediction: np.ndarray, truth: np.ndarray, spacing: Sequence[float
         return 0.0
     if not prediction.any() or not truth.any():
         return float(np.linalg.norm(np.multiply(truth.shape, spacing)))
-    # It takes a second to import, and most processes never measure.
-    from monai.metrics import compute_hausdorff_distance
+    # They take a quarter of a second to import, and most processes never measure.
+    from scipy.ndimage import binary_erosion
+    from scipy.spatial import KDTree
 
-    one, other = (mask[None, None].astype(np.float32) for mask in (prediction, truth))
-    with warnings.catch_warnings():
-        # MONAI 1.5 calls its own functions in a way that it has deprecated.
-        warnings.simplefilter("ignore", FutureWarning)
-        distance = compute_hausdorff_distance(
-            one, other, include_background=True, percentile=PERCENTILE, spacing=[float(mm) for mm in spacing]
-        )
-    return float(distance)
+    # Beyond the volume nothing is foreground: a mask that is cut off there has its surface there.
+    surfaces = [
+        np.argwhere(mask & ~binary_erosion(mask)) * np.asarray(spacing, np.float64)
+        for mask in (prediction, truth)
+    ]
+    there, back = (KDTree(to, LEAF_VOXELS).query(of)[0] for of, to in (surfaces, surfaces[::-1]))
+    return float(max(np.percentile(there, PERCENTILE), np.percentile(back, PERCENTILE)))
 
 
 def _checked(
