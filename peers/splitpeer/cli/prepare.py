@@ -45,7 +45,11 @@ if TYPE_CHECKING:
     help="Millimetres of the voxels, three numbers, the same in all hospitals; default: the atlas's.",
 )
 @click.option("--registration", type=click.Choice(("affine", "rigid", "none")), help="Default: affine.")
-@click.option("--ids", type=FILE, help="List with the columns hospital,study, where ids differ.")
+@click.option(
+    "--ids",
+    type=FILE,
+    help="List with the columns hospital,study, where ids differ; whom it does not name loses the image.",
+)
 @click.option(
     "--masks", type=FILE, help="Folder of masks (ID.nii.gz) drawn on these series: they go to OUT/labels."
 )

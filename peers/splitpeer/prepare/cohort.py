@@ -29,6 +29,7 @@ from splitpeer.prepare.atlas import Atlas
 from splitpeer.prepare.identifiers import read_ids, study_id
 from splitpeer.prepare.one import HELD_BACK, WORK, PatientPaths, SeriesSource, Steps, Workshop
 from splitpeer.prepare.record import FOLDER, PreparedRecord
+from splitpeer.prepare.removal import remove_unlisted
 from splitpeer.prepare.tools import ProgramFailed, check_program
 from splitpeer.prepare.workers import spread
 from splitpeer.storage import durable
@@ -39,7 +40,7 @@ _PAGE = Path(__file__).parent / "page"
 _REMOVED = "its image of an earlier run was removed"
 _STAYS = "its image of an earlier run stays"
 
-State = Literal["prepared", "unchanged", "accepted", "held back", "failed"]
+State = Literal["prepared", "unchanged", "accepted", "held back", "failed", "removed"]
 Progress = Callable[[str, int, int], None]
 """Called with what is being done ("reading", "preparing"), how many are done, and how many there are."""
 
@@ -73,7 +74,7 @@ class PatientOutcome:
     patient: str
     state: State
     reasons: tuple[str, ...] = ()
-    """Why it is held back or failed."""
+    """Why it is held back, failed, or was removed."""
     series: str = ""
     """Which series was taken, and why."""
     left_out: tuple[str, ...] = ()
@@ -86,7 +87,7 @@ class PatientOutcome:
     @property
     def usable(self) -> bool:
         """There is an image."""
-        return self.state not in ("held back", "failed")
+        return self.state not in ("held back", "failed", "removed")
 
 
 @dataclass(frozen=True)
@@ -102,8 +103,8 @@ class PreparationSummary:
 
     @property
     def complete(self) -> bool:
-        """Every patient has an image, and no file was refused."""
-        return all(one.usable for one in self.outcomes) and not self.notes
+        """Every patient has an image, or is to have none, and no file was refused."""
+        return all(one.usable or one.state == "removed" for one in self.outcomes) and not self.notes
 
     def counts(self) -> str:
         """Such as "3 prepared, 1 held back"."""
@@ -127,10 +128,11 @@ class PreparationSummary:
 def prepare(plan: PreparationPlan, atlas: Atlas, progress: Progress | None = None) -> PreparationSummary:
     """Prepare every patient of a folder; those that are done and unchanged are left as they are.
 
-    Writes images, records and pictures below `plan.out`, and `REPORT` and `PAGE` about all of them.
+    Writes images, records and pictures below `plan.out`, and `REPORT` and `PAGE` about all of them. Where there is a
+    list of ids, what earlier runs wrote of patients whom it does not name is removed first.
 
     Raises:
-        DataError: the folder, the list of ids or that of masks cannot be used.
+        DataError: the folder, the list of ids or that of masks cannot be used, or the list is not that of `plan.out`.
         DiskTrouble, ConfigError: the output cannot be written; what was finished before stays.
         ConfigError: an outside program cannot be started; nothing was touched.
         JobFailed: one of several workers was killed; what was finished before stays.
@@ -147,10 +149,11 @@ def prepare(plan: PreparationPlan, atlas: Atlas, progress: Progress | None = Non
     ]
     try:
         with _alone(plan.out):
-            outcomes = _all(
-                plan, Workshop(plan.out, atlas, plan.steps, _software(plan.steps)), patients, ids, masks, tell
-            )
+            gone = {} if ids is None else remove_unlisted(plan.out, ids, patients)
+            workshop = Workshop(plan.out, atlas, plan.steps, _software(plan.steps))
+            outcomes = _all(plan, workshop, patients, ids, masks, tell)
             notes += _unused(masks, {*patients, *(one.patient for one in outcomes)})
+            outcomes += [PatientOutcome(name, "removed", (why,)) for name, why in gone.items()]
             notes += duplicate_warnings([one.patient for one in outcomes if one.usable])
             summary = PreparationSummary(
                 plan.modality, atlas.name, str(plan.out), tuple(outcomes), tuple(notes)
@@ -301,8 +304,8 @@ def _report(out: Path, summary: PreparationSummary) -> None:
     environment = Environment(
         loader=FileSystemLoader(_PAGE), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
-    order: dict[State, int] = {"held back": 0, "failed": 1}
-    shown = sorted(summary.outcomes, key=lambda one: (order.get(one.state, 2), one.patient))
+    order: dict[State, int] = {"held back": 0, "failed": 1, "removed": 2}
+    shown = sorted(summary.outcomes, key=lambda one: (order.get(one.state, 3), one.patient))
     page = environment.get_template("page.html.jinja").render(
         modality=summary.modality,
         atlas=summary.atlas,

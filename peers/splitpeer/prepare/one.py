@@ -94,15 +94,14 @@ class PatientPaths:
     def retire(self) -> bool:
         """Remove the image of an earlier run, its mask and its record, which comes last; whether there was an image."""
         there = self.image.exists()
-        for path in (self.image, self.mask, self.record):
-            path.unlink(missing_ok=True)
+        _remove(self.image, self.mask, self.record)
         return there
 
     def forget(self) -> bool:
         """Remove all that earlier runs wrote; whether there was an image."""
-        for path in (self.held_back, self.picture):
-            path.unlink(missing_ok=True)
-        return self.retire()
+        there = self.retire()
+        _remove(self.held_back, self.picture)
+        return there
 
     def shows(self, series: str) -> bool:
         """Whether the image of an earlier run is here, and of this series."""
@@ -285,6 +284,13 @@ class Workshop:
             "software": self._software,
         }
         return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+
+
+def _remove(*paths: Path) -> None:
+    """Also what a crash left of them."""
+    for path in paths:
+        path.unlink(missing_ok=True)
+        path.with_suffix(durable.PART).unlink(missing_ok=True)
 
 
 def _stamp(path: Path | None) -> tuple[str, int, int] | None:

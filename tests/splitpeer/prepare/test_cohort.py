@@ -277,6 +277,81 @@ def test_ids_of_the_hospital_become_those_of_the_study(tmp_path: Path, scans: Pa
     assert "needs the columns hospital and study" in command("--ids", str(ids))[2]
 
 
+def write_ids(path: Path, **study: str) -> Path:
+    path.write_text("hospital,study\n" + "".join(f"{hospital},{name}\n" for hospital, name in study.items()))
+    return path
+
+
+@pytest.mark.parametrize("exported", [True, False])
+def test_nothing_stays_of_a_patient_who_was_taken_out_of_the_list(
+    tmp_path: Path, scans: Path, command: Command, exported: bool
+) -> None:
+    """Whether or not the files are still in the export."""
+    images, masks, ids = tmp_path / "images", tmp_path / "masks", tmp_path / "ids.csv"
+    masks.mkdir()
+    for name in ("S-01", "S-02"):
+        nib.save(nib.Nifti1Image((head(1) > 500).astype(np.uint8), AFFINE), masks / f"{name}.nii.gz")
+    given = ("--ids", str(write_ids(ids, P1="S-01", P2="S-02")), "--masks", str(masks))
+    assert command(*given)[0] == 0
+    (images / "own.nii.gz").write_bytes(b"of somebody else")
+    (images / "S-02.nii.part").write_bytes(b"of a crash")
+    write_ids(ids, P1="S-01")
+    (masks / "S-02.nii.gz").unlink()
+    if not exported:
+        shutil.rmtree(scans / "P2")
+    before = sorted(scans.rglob("*"))
+    code, out, _ = command(*given)
+    lines = out.splitlines()
+    assert "S-02: removed: its id is no longer in the list of ids" in lines and "1 removed" in lines[-1]
+    assert (code, any(line.startswith("P2: failed: its id is not in the list") for line in lines)) == (
+        (4, True) if exported else (0, False)
+    )
+    assert not [path for path in images.rglob("*") if "S-02" in path.name]
+    assert len([path for path in images.rglob("*") if "S-01" in path.name]) == 4
+    assert (images / "own.nii.gz").exists() and sorted(scans.rglob("*")) == before
+    assert "removed" not in command(*given)[1]
+    assert "S-02" not in (images / "prepare.json").read_text() + (images / "prepare.html").read_text()
+
+
+def test_what_is_held_back_goes_with_its_patient(tmp_path: Path, scans: Path, command: Command) -> None:
+    moved = AFFINE.copy()
+    moved[:3, 3] += 40
+    write_series(scans / "P1", head(1), moved, patient_id="P1", description="t1_mprage")
+    ids = write_ids(tmp_path / "ids.csv", P1="S-01", P2="S-02")
+    assert "S-01: held back" in command("--ids", str(ids))[1]
+    write_ids(ids, P2="S-02")
+    assert "S-01: removed" in command("--ids", str(ids))[1]
+    assert not [path for path in (tmp_path / "images").rglob("*") if "S-01" in path.name]
+
+
+def test_an_id_that_now_belongs_to_somebody_else_loses_its_image(
+    tmp_path: Path, scans: Path, command: Command
+) -> None:
+    ids = write_ids(tmp_path / "ids.csv", P1="S-01", P2="S-02")
+    assert command("--ids", str(ids))[0] == 0
+    image = tmp_path / "images" / "S-02.nii.gz"
+    # P9 is not exported yet: the image of P2 under P9's id would be trained on as P9's.
+    write_ids(ids, P1="S-01", P9="S-02")
+    code, out, _ = command("--ids", str(ids))
+    assert code == 4 and "S-02: removed: the list of ids no longer gives its id to the patient" in out
+    assert not image.exists()
+    # Where both are here, each is made again; where only the export is gone, the image stays.
+    write_ids(ids, P1="S-02", P2="S-01")
+    assert command("--ids", str(ids))[1].startswith("2 prepared")
+    assert read(tmp_path / "images" / "prepared" / "S-02.json").files[0].startswith("P1/")
+    shutil.rmtree(scans / "P1")
+    assert command("--ids", str(ids))[1].startswith("1 unchanged;") and image.exists()
+
+
+def test_the_list_of_another_folder_removes_nothing(tmp_path: Path, command: Command) -> None:
+    ids = write_ids(tmp_path / "ids.csv", P1="S-01", P2="S-02")
+    command("--ids", str(ids))
+    write_ids(ids, P1="T-01")
+    code, _, err = command("--ids", str(ids))
+    assert code == 4 and "names none of the 2 patients in images" in err.splitlines()[-1]
+    assert len(list((tmp_path / "images").glob("*.nii.gz"))) == 2
+
+
 def test_masks_come_along(tmp_path: Path, command: Command) -> None:
     masks = tmp_path / "masks"
     masks.mkdir()
