@@ -19,7 +19,13 @@ from splitpeer.audit.judge import Outcome, drawn_from
 from splitpeer.audit.plan import SweepHead
 from splitpeer.audit.rehearsal import Rehearsal, Rehearsed
 from splitpeer.audit.run_folder import RunFolder
-from splitpeer.audit.wider import colluding_experiment, helpers, members_and_others, membership_experiment
+from splitpeer.audit.wider import (
+    colluding_experiment,
+    helpers,
+    members_and_others,
+    membership_experiment,
+    recorded_of,
+)
 from splitpeer.captures.reader import open_capture
 from splitproto.messages import Sample
 
@@ -83,10 +89,8 @@ def tell_members(
     """The attack `membership` on as many training patients as others."""
     if not head.members:
         return []
-    wider = membership_experiment(
-        experiment, open_capture(played.capture), rehearsal.cohort, people(rehearsal, head), rehearsal.training,
-        rehearsal.window,
-    )  # fmt: skip
+    asked = recorded_of(experiment.view, open_capture(played.capture), people(rehearsal, head))
+    wider = membership_experiment(experiment, asked, rehearsal.cohort, rehearsal.training, rehearsal.window)
     return list(wider.run([Order("membership")], folder, naive=False))
 
 

@@ -15,7 +15,12 @@ from splitpeer.audit.experiment import Experiment, VerifiedCapture, first_views
 from splitpeer.audit.judge import Judge, make_judge, own_image
 from splitpeer.audit.knowledge import grant, parse_knows
 from splitpeer.audit.run_folder import RunFolder, sha256_of
-from splitpeer.audit.wider import colluding_experiment, neighbour_experiment, shadow_beside
+from splitpeer.audit.wider import (
+    colluding_experiment,
+    neighbour_experiment,
+    recorded_around,
+    shadow_beside,
+)
 from splitpeer.captures.reader import Capture
 from splitpeer.captures.recorder import read_key
 from splitpeer.captures.redefend import defended
@@ -102,7 +107,8 @@ class CaptureAudit:
             beside = {}
             if strangers is not None and others is not None:
                 beside = shadow_beside(strangers, others.samples, window, view.seat, self.neighbours)
-            made = neighbour_experiment(made, self._defended(opened.capture), beside, self.neighbours)
+            around = recorded_around(view, self._defended(opened.capture), self.neighbours)
+            made = neighbour_experiment(made, around, beside, self.neighbours)
         if self.helpers:
             made = colluding_experiment(made, Seat("+".join(self.helpers), self.helpers))
         return made

@@ -11,6 +11,7 @@ from splitpeer.audit.cohort import Cohort, Samples, shadow
 from splitpeer.audit.experiment import Experiment
 from splitpeer.audit.rehearsal import Protection
 from splitpeer.audit.stand_in_task import StandInTask
+from splitpeer.audit.wider import WIDER
 from splitpeer.daemon import happenings as h
 from splitpeer.data.channels import Channels
 from splitpeer.data.geometry import Triple, spacing_of
@@ -51,6 +52,8 @@ class Invited:
         labels: folder of masks, if the site has any.
         convention: of the masks.
         shadow: the adversary's own similar images; None: this site's training patients.
+        partners: folder of images that stand in for the other sites'; None: phantom patients.
+        wider: attacks on neighbouring slices, and with sites that help; none: nor is membership attacked.
     """
 
     config: PeerConfig
@@ -59,6 +62,8 @@ class Invited:
     labels: Path | None = None
     convention: str | None = None
     shadow: Path | None = None
+    partners: Path | None = None
+    wider: tuple[str, ...] = WIDER
     samples: int = 12
     shadow_images: int = 600
     seed: int = 0
@@ -136,8 +141,8 @@ class Invited:
         """The same with real masks only."""
         return cohort if self.labels is not None else Cohort(cohort.images)
 
-    def strangers(self, folder: Path, seat: Seat, window: Triple) -> tuple[Samples, Volumes]:
-        """The similar images that the user gave, and volumes that know how large they are."""
+    def strangers(self, folder: Path, seat: Seat, window: Triple) -> tuple[Samples, Cohort]:
+        """The similar images that the user gave, and all that they are from."""
         task = self.job.task
         masks = task.task(self.convention) if self.convention and (folder / "labels").is_dir() else None
         cohort = Cohort.read(
@@ -149,8 +154,7 @@ class Invited:
             spacing=spacing_of(self.job.data.spacing),
             rule=task.rule,
         )
-        drawn = shadow(cohort, window, self.shadow_images, self.seed)
-        return drawn, next(iter(cohort.images.values()))
+        return shadow(cohort, window, self.shadow_images, self.seed), cohort
 
     def notes(self) -> list[str]:
         """What the report says of every attack."""

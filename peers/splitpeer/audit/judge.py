@@ -13,10 +13,13 @@ from splitpeer.leakage import Floors, Others, Score, score_images, score_masks
 from splitpeer.leakage.floors import compare
 from splitpeer.leakage.membership import score_members
 from splitpeer.leakage.own_image import OwnImage, foreground
-from splitpeer.leakage.scores import number
+from splitpeer.leakage.scores import number, summarise
 from splitpeer.leakage.synthesis import Synthesiser
 from splitpeer.leakage.tumour import Segmenter, score_tumour, train_segmenter
 from splitproto.messages import Seat
+
+UNCHANGED = "what was sent adds nothing"
+"""Floor of what the traffic adds to images that are known in clear."""
 
 
 @dataclass
@@ -116,6 +119,9 @@ class Judge:
                 channel.segmenter, images, result.images, truth.outlines, truth.patients, floors=floors
             )
             scores |= tumour
+        if drawn := floors.values.get(drawn_from(view.clear)):
+            gained = compare(images, result.images)["ssim"] - drawn["ssim"]
+            scores["advantage_ssim"] = summarise(gained, truth.patients, floors={UNCHANGED: 0.0}, most=1.0)
         return Outcome(view, result, modality, scores, shown)
 
     def _beside(self, floors: Floors, view: View, modality: str) -> Floors:

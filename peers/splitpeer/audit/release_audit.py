@@ -8,14 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from splitpeer.attacks.base import Progress, silent
+from splitpeer.attacks.base import Progress, Target, silent
+from splitpeer.attacks.neighbours import offsets
 from splitpeer.audit.cohort import Cohort, Samples, cut, most_tumour, shadow
 from splitpeer.audit.experiment import parse_order
+from splitpeer.audit.further import ONE_RELEASE, Further
 from splitpeer.audit.invited import Invited
 from splitpeer.audit.judge import Judge, make_judge
 from splitpeer.audit.rehearsal import Protection
@@ -32,6 +35,8 @@ from splitpeer.audit.released import (
 )
 from splitpeer.audit.run_folder import OTHERS, RunFolder
 from splitpeer.audit.stand_in_partners import StandIns
+from splitpeer.audit.together import Allies
+from splitpeer.audit.wider import REACH, moved, wider_orders
 from splitpeer.data.channels import Channels
 from splitpeer.data.sampling import split_patients
 from splitpeer.data.volumes import Volumes
@@ -45,8 +50,9 @@ from splitpeer.federation.terms import backbone_for, job_on_wire, window_of
 from splitpeer.report.model import Source
 from splitpeer.site import first_weights
 from splitpeer.site.encoders import Encoders
+from splitpeer.training.split_step import Arrays
 from splitpeer.training.windows import window_origins
-from splitproto.messages import Job, Seat
+from splitproto.messages import Job, Sample, Seat
 
 if TYPE_CHECKING:
     from splitpeer.audit.sum_training import SumTraining
@@ -58,20 +64,14 @@ RANDOM = (
 SUM = "sum"
 """Folder of the adversary who reads it."""
 ONCE = "Each window leaves once, with one encoder. Another run with another encoder would show the patients again."
-ADDED = (
-    "Partners who hold images of the same patients add what those show of them; that is not in these figures."
-)
+KNOWN = "others-known"
+"""Folder of the adversary who knows all parts but this site's."""
 
 
 @dataclass(frozen=True)
 class ReleaseAudit(Invited):
-    """`splitpeer audit` of such a job.
+    """`splitpeer audit` of such a job."""
 
-    Args:
-        partners: folder of the partners' stand-ins; None: phantom patients.
-    """
-
-    partners: Path | None = None
     not_tested: ClassVar[tuple[str, ...]] = OTHERS
 
     def run(
@@ -96,18 +96,21 @@ class ReleaseAudit(Invited):
             course = self.learn(scene, parts, others, stacks, protection, progress)
             for part in (*parts, *others):
                 quiet(part.half)
-            shown = scene.own(parts, stacks)
             defences = announced(stacks, Encoders({p.seat.name: p.half for p in parts}).defences)
             for below, summed, together in self._adversaries(scene, parts, others):
-                folder = self.out / name / below
                 adversary = Onlooker(
                     job, tuple(together), site, defences, summed, self.hospitals(), self.device, self.seed
                 )
                 wanted = of_a_sum(attacks) if below == SUM else attacks
-                opened = self._attack(adversary, scene, shown, folder, wanted, commands, progress)
-                folders.append(folder)
+                further = self._attack(
+                    adversary, scene, stacks, self.out / name / below, wanted, commands, progress
+                )
+                folders.append(further.folder.folder)
+                if below != SUM and self.wider and scene.partners is not None:
+                    allies = Allies(adversary, scene.partners, others, stacks)
+                    folders += further.together(allies, scene.training, self.shadow_images)
                 if below == SUM:
-                    folders += self.attack_labels(scene, course, protection, opened)
+                    folders += self.attack_labels(scene, course, protection, further.folder)
         return folders
 
     def learn(
@@ -116,6 +119,9 @@ class ReleaseAudit(Invited):
     ) -> SumTraining | None:  # fmt: skip
         """Train the encoders; frozen ones stay as they are."""
         return None
+
+    def ask_for_members(self, scene: Audited, further: Further) -> None:
+        """Attack membership; nothing that was sent of frozen encoders tells whom the run trained on."""
 
     def attack_labels(
         self, scene: Audited, course: SumTraining | None, protection: Protection, images: RunFolder
@@ -141,28 +147,29 @@ class ReleaseAudit(Invited):
                 f"{len(held_out)} of them are held out: set [data] validation in job.toml to {more}"
             )
         targets = cut(known, most_tumour(cohort, held_out[: self.samples], window), window)
-        own = next(iter(cohort.images.values()))
+        whole = Seat(site, tuple(m for seat in seats for m in seat.modalities))
         if self.shadow is not None:
-            whole = Seat(site, tuple(m for seat in seats for m in seat.modalities))
-            others, volumes = self.strangers(self.shadow, whole, window)
+            others, similar = self.strangers(self.shadow, whole, window)
         else:
-            others, volumes = shadow(known, window, self.shadow_images, self.seed, training), own
+            others, similar = shadow(known, window, self.shadow_images, self.seed, training), known
         partners = None
-        if job.fusion is not None:
+        if job.fusion is not None or (self.wider and len(self.job.sites) > 1):
             partners = StandIns.find(self.job, self.config, site, self.partners, self.out / "partners")
-            others = replace(
-                others, images={**others.images, **partners.images(others.samples, volumes, window)}
-            )
-        modalities = [modality for seat in seats for modality in seat.modalities]
+        if partners is not None and job.fusion is not None:
+            volumes = next(iter(similar.images.values()))
+            drawn = partners.images(others.samples, volumes, window)
+            others = replace(others, images={**others.images, **drawn})
         return Audited(
             job,
             cohort,
             targets,
             others,
+            similar,
             partners,
-            make_judge(modalities, targets, others),
+            make_judge(whole.modalities, targets, others),
             tuple(gaps),
             tuple(training),
+            tuple(held_out),
         )
 
     def _own_parts(
@@ -189,20 +196,18 @@ class ReleaseAudit(Invited):
         if scene.partners is None or scene.job.fusion is None:
             return [("", "", parts)]
         sites = scene.job.fusion.parties
-        return [("others-known", known_partners(sites), parts), (SUM, sum_of(sites), [*parts, *others])]
+        return [(KNOWN, known_partners(sites), parts), (SUM, sum_of(sites), [*parts, *others])]
 
     def _attack(
-        self, adversary: Onlooker, scene: Audited, shown: dict[str, np.ndarray], folder: Path,
+        self, adversary: Onlooker, scene: Audited, stacks: dict[str, ImageStack], folder: Path,
         attacks: Sequence[str], commands: tuple[str, ...], progress: Progress,
-    ) -> RunFolder:  # fmt: skip
-        source = Source(role="coordinator", rehearsal=True)
-        levels = read(
-            sent(adversary.parts, scene.targets.samples, scene.images(adversary.parts, shown)),
-            scene.job.fusion,
-        )
-        one = self.named(
-            adversary.experiment(scene.targets.samples, levels, scene.judge, scene.others, source)
-        )
+    ) -> Further:  # fmt: skip
+        def released(samples: Sequence[Sample]) -> tuple[Target, ...]:
+            return adversary.targets(samples, scene.read(adversary, samples, stacks))
+
+        samples, source = scene.targets.samples, Source(role="coordinator", rehearsal=True)
+        levels = scene.read(adversary, samples, stacks)
+        one = self.named(adversary.experiment(samples, levels, scene.judge, scene.others, source))
         mechanism = Encoders(
             {p.seat.name: p.half for p in adversary.parts if p.site == adversary.site}
         ).mechanism
@@ -214,23 +219,34 @@ class ReleaseAudit(Invited):
         )
         opened.not_tested = self.not_tested
         opened.promises = promises(scene.job.fusion.parties) if scene.job.fusion is not None else {}
-        for _ in one.run([parse_order(written) for written in attacks], opened, progress=progress):
-            pass
-        return opened
+        done = list(one.run([parse_order(written) for written in attacks], opened, progress=progress))
+        further = Further(one, released, scene.cohort, wider_orders(self.wider, done), opened, progress)
+        if self.wider:
+            further.neighbours(partial(scene.beside, one.view.seat))
+            self.ask_for_members(scene, further)
+        return further
 
     def release_notes(self, scene: Audited) -> list[str]:
         """What the report says of every attack."""
         random = self.config.model is None or self.config.model.weights is None
-        return [ONCE, *([RANDOM] if random else []), *self.notes(), *scene.gaps, *self.partner_notes(scene)]
+        wider = [ONE_RELEASE] if self.wider else []
+        return [
+            ONCE,
+            *([RANDOM] if random else []),
+            *self.notes(),
+            *wider,
+            *scene.gaps,
+            *self.partner_notes(scene),
+        ]
 
     def partner_notes(self, scene: Audited) -> list[str]:
         """Who stood in for the others of a sum."""
-        if scene.partners is None:
+        if scene.partners is None or scene.job.fusion is None:
             return []
         who = "other people" if scene.partners.strangers else "the same patients"
         return [
             f"The partners are stand-ins ({scene.partners.source}; {who}): what the sum hides depends on them. "
-            f'"Others known" assumes nothing of them. {ADDED}'
+            '"Others known" assumes nothing of them.'
         ]
 
     def counted(self, scene: Audited, mechanism: DPGaussian | None) -> int:
@@ -255,29 +271,46 @@ class Audited:
     cohort: Cohort
     targets: Samples
     others: Samples
+    similar: Cohort
+    """Of whom the adversary has `others`, in this site's modalities."""
     partners: StandIns | None
     judge: Judge
     gaps: tuple[str, ...]
     training: tuple[bytes, ...] = ()
     """Who is not held out."""
+    held_out: tuple[bytes, ...] = ()
 
     @property
     def own_volumes(self) -> Volumes:
         """Of the first of the site's modalities: they know how large each patient's are."""
         return next(iter(self.cohort.images.values()))
 
-    def own(self, parts: Sequence[FrozenSeat], stacks: dict[str, ImageStack]) -> dict[str, np.ndarray]:
-        """By seat, the images under attack as the site's encoder sees them: float32 [N, channels, *spatial]."""
-        channels = Channels(self.cohort.images, {p.seat.name: p.seat.modalities for p in parts}, stacks)
-        window = window_of(self.job)
-        return {p.seat.name: channels.batch(p.seat.name, self.targets.samples, window, None) for p in parts}
+    def read(self, adversary: Onlooker, samples: Sequence[Sample], stacks: dict[str, ImageStack]) -> Arrays:
+        """What an adversary reads of these windows of the site's patients: float32 [N, C, *spatial] by level.
 
-    def images(self, parts: Sequence[FrozenSeat], shown: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """The same of all `parts`."""
-        missing = [part.seat for part in parts if part.seat.name not in shown]
-        if not missing or self.partners is None:
-            return shown
-        theirs = self.partners.images(self.targets.samples, self.own_volumes, window_of(self.job))
-        return shown | {
-            seat.name: np.concatenate([theirs[m] for m in seat.modalities], 1) for seat in missing
+        Args:
+            stacks: defences of the site's images, by modality.
+        """
+        window = window_of(self.job)
+        own = {
+            part.seat.name: part.seat.modalities for part in adversary.parts if part.site == adversary.site
         }
+        channels = Channels(self.cohort.images, own, stacks)
+        images = {name: channels.batch(name, samples, window, None) for name in own}
+        missing = [part.seat for part in adversary.parts if part.seat.name not in own]
+        if missing and self.partners is not None:
+            theirs = self.partners.images(samples, self.own_volumes, window)
+            images |= {seat.name: np.concatenate([theirs[m] for m in seat.modalities], 1) for seat in missing}
+        return read(sent(adversary.parts, samples, images), self.job.fusion)
+
+    def beside(self, seat: Seat) -> dict[int, np.ndarray]:
+        """The adversary's own images at each distance from its windows, as `shadow_beside`; of partners those of their
+        stand-ins."""
+        window, volumes, found = window_of(self.job), next(iter(self.similar.images.values())), {}
+        for by in offsets(REACH):
+            samples = moved(self.others.samples, by, volumes)
+            images = dict(cut(Cohort(self.similar.images), samples, window).images)
+            if self.partners is not None and self.job.fusion is not None:
+                images |= self.partners.images(samples, volumes, window)
+            found[by] = np.concatenate([images[m] for m in seat.modalities], 1)
+        return found

@@ -17,6 +17,7 @@ from splitpeer.audit.cohort import Samples
 from splitpeer.audit.experiment import Experiment
 from splitpeer.audit.judge import Judge
 from splitpeer.audit.run_folder import network_of
+from splitpeer.audit.wider import ALL_OTHERS
 from splitpeer.data.volumes import Volumes
 from splitpeer.defences.randomness import Release
 from splitpeer.errors import DataError
@@ -103,7 +104,7 @@ class Onlooker:
         Args:
             others: the adversary's own patients, of all channels.
         """
-        view = self._view(samples, levels)
+        view = self._view(self.targets(samples, levels))
         source = source.model_copy(
             update={
                 "role": "coordinator",
@@ -119,6 +120,15 @@ class Onlooker:
         network = network_of(view, self.hospitals, precision, back=back)
         return Experiment(view, self._knowledge(view, others), judge, source, network, self.seed, self.device)
 
+    def targets(self, samples: Sequence[Sample], levels: Arrays) -> tuple[Target, ...]:
+        """These windows with what was read of them, as in `experiment`."""
+        mode = MODE if self.job.frozen else "evaluate"
+        shots = (
+            Shot(mode, self._step, n, None, {name: array[n] for name, array in levels.items()})
+            for n in range(len(samples))
+        )
+        return tuple(Target(sample, (shot,)) for sample, shot in zip(samples, shots, strict=True))
+
     @property
     def seat(self) -> Seat:
         """All channels as one seat; the site's own where it has a single one."""
@@ -131,14 +141,7 @@ class Onlooker:
         """Whose weights the encoders have: of the job's last where they learn."""
         return 0 if self.job.frozen else self.job.steps
 
-    def _view(self, samples: Sequence[Sample], levels: Arrays) -> View:
-        mode = MODE if self.job.frozen else "evaluate"
-        targets = tuple(
-            Target(
-                sample, (Shot(mode, self._step, n, None, {name: array[n] for name, array in levels.items()}),)
-            )
-            for n, sample in enumerate(samples)
-        )
+    def _view(self, targets: tuple[Target, ...]) -> View:
         return View(
             role="coordinator", site=self.site, seat=self.seat, seats=(self.seat,), backbone=backbone_of(self.job),
             window=tuple(self.job.window), targets=targets, defences=self.defences,
@@ -189,9 +192,14 @@ def all_collude(sites: int) -> str:
     return f"{known_partners(sites)} with their images"
 
 
+def one_colludes(sites: int) -> str:
+    """The same where one of them does, and its part is subtracted."""
+    return f"{sum_of(sites)}, one known with its images"
+
+
 def others_of(parts: Sequence[FrozenSeat], site: str) -> Seat:
     """All channels of the other sites as one seat: what the coordinator holds in clear if all of them work with it."""
-    return Seat("all others", tuple(m for part in parts if part.site != site for m in part.seat.modalities))
+    return Seat(ALL_OTHERS, tuple(m for part in parts if part.site != site for m in part.seat.modalities))
 
 
 def promises(sites: int) -> dict[str, Promise]:
@@ -212,6 +220,11 @@ def promises(sites: int) -> dict[str, Promise]:
             title="Coordinator and all partners together",
             promise="All others subtract their parts and show the coordinator their own images of the same patients. "
             "What these say of the image without any traffic is its floor: no protocol hides that.",
+        ),
+        one_colludes(sites): Promise(
+            title="Coordinator and one partner together",
+            promise="The partner subtracts its part, which leaves the sum of the others, and shows the coordinator its "
+            "own images of the same patients. What these say of the image without any traffic is its floor.",
         ),
     }
 

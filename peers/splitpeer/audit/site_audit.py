@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from splitpeer.attacks.base import Progress, silent
+from splitpeer.attacks.base import Progress, Target, View, silent
 from splitpeer.attacks.catalogue import reads_traffic
 from splitpeer.attacks.image.kept_noise import applies
-from splitpeer.audit.cohort import Samples, cut, most_tumour, shadow
+from splitpeer.audit.cohort import Cohort, Samples, cut, most_tumour, shadow
 from splitpeer.audit.experiment import (
     Order,
     Strangers,
@@ -19,21 +19,29 @@ from splitpeer.audit.experiment import (
     parse_order,
     posed_experiment,
 )
+from splitpeer.audit.further import NO_STRANGERS, ONE_RELEASE, Further
 from splitpeer.audit.invited import STAND_IN, Invited
-from splitpeer.audit.judge import Judge, make_judge
+from splitpeer.audit.judge import Judge, Outcome, make_judge
 from splitpeer.audit.rehearsal import Protection, Recording, Rehearsal, Rehearsed
-from splitpeer.audit.run_folder import applied
+from splitpeer.audit.released import FrozenSeat, Onlooker, quiet, read, sent
+from splitpeer.audit.run_folder import RunFolder, applied
+from splitpeer.audit.stand_in_partners import StandIns
+from splitpeer.audit.together import Allies
+from splitpeer.audit.wider import shadow_beside, wider_orders
+from splitpeer.defences.key import from_seed
 from splitpeer.errors import AttackImpossible, ConfigError
+from splitpeer.federation.halves import image_stacks
 from splitpeer.federation.seats import seats_of
-from splitpeer.report.model import Privacy, configuration
+from splitpeer.report.model import Privacy, Source, configuration
 from splitpeer.settings.job import JobConfig
-from splitproto.messages import Seat
+from splitpeer.training.split_step import Arrays
+from splitproto.messages import Sample, Seat
 
 SITE_MIB = 1024
 """Of the steps that the site records of its own rehearsal."""
 TRAFFIC_STEPS = 100
 """Of the end of a rehearsal, recorded where an attack learns from all that was sent."""
-ONE_RELEASE = ("gradient-norm",)
+FIRST_RELEASE = ("gradient-norm",)
 ALL_RELEASES = ("gradient-norm", "gradient-field", "gradient-projector")
 """What a site reads off one release of each sample, and off all of them."""
 ONE_SITE = "The rehearsal has this site alone; with more sites the encoder is trained a little differently."
@@ -77,6 +85,9 @@ class SiteAudit(Invited):
             )
             for number, p in enumerate(protections)
         ]
+        partners = None
+        if self.wider and len(self.job.sites) > 1:
+            partners = StandIns.find(self.job, self.config, site, self.partners, self.out / "partners")
         folders = []
         for rehearsal in rehearsals:
             targets = {seat: self._targets(rehearsal, seat) for seat in seats}
@@ -91,12 +102,14 @@ class SiteAudit(Invited):
             )
             played = rehearsal.play(recording, progress)
             for seat in seats:
-                folder = rehearsal.folder / seat.name if len(seats) > 1 else rehearsal.folder
-                others = self._others(rehearsal, seat)
+                others, similar = self._others(rehearsal, seat)
                 made = make_judge(seat.modalities, targets[seat], others)
+                one = _Attacked(rehearsal, played, seat, made, others, similar)
                 notes = [ONE_SITE, *([STAND_IN] if self.labels is None else []), *self.notes(), *gaps]
-                self._attack(rehearsal, played, seat, made, others, folder, attacks, notes, commands,
-                             progress)  # fmt: skip
+                folder = rehearsal.folder / seat.name if len(seats) > 1 else rehearsal.folder
+                opened, done = self._attack(one, folder, attacks, notes, commands, progress)
+                if self.wider:
+                    self._attack_further(one, partners, opened, done, progress)
             folders += [path.parent for path in sorted(rehearsal.folder.glob("**/attack.json"))]
         return folders
 
@@ -131,21 +144,24 @@ class SiteAudit(Invited):
         chosen = most_tumour(rehearsal.cohort, held_out[: self.samples], rehearsal.window)
         return cut(self.known(rehearsal.cohort).at(seat.modalities), chosen, rehearsal.window)
 
-    def _others(self, rehearsal: Rehearsal, seat: Seat) -> Samples:
+    def _others(self, rehearsal: Rehearsal, seat: Seat) -> tuple[Samples, Cohort]:
+        """The adversary's own windows, and the people they are of."""
         if self.shadow is None:
             known = self.known(rehearsal.cohort)
             # Attacks through the coordinator's decoder need all images of the same people.
             whole = [key for key in rehearsal.training if key in rehearsal.seating.complete]
             own = known if whole else known.at(seat.modalities)
             keys = whole or rehearsal.filling(rehearsal.training, seat)
-            return shadow(own, rehearsal.window, self.shadow_images, self.seed, keys)
-        return self.strangers(self.shadow, seat, rehearsal.window)[0]
+            return shadow(own, rehearsal.window, self.shadow_images, self.seed, keys), own
+        return self.strangers(self.shadow, seat, rehearsal.window)
 
     def _attack(
-        self, rehearsal: Rehearsal, played: Rehearsed, seat: Seat, judge: Judge, others: Samples, out: Path,
-        attacks: Sequence[str], notes: Sequence[str], commands: tuple[str, ...], progress: Progress,
-    ) -> None:  # fmt: skip
-        images = self.named(image_experiment(rehearsal, played, seat.name, judge, others, self.device))
+        self, one: _Attacked, out: Path, attacks: Sequence[str], notes: Sequence[str], commands: tuple[str, ...],
+        progress: Progress,
+    ) -> tuple[RunFolder, list[Outcome]]:  # fmt: skip
+        """The run folder, and what was found on the samples alone."""
+        rehearsal, played, seat = one.rehearsal, one.played, one.seat.name
+        images = self.named(image_experiment(rehearsal, played, seat, one.judge, one.others, self.device))
         view = images.view
         learned = self.labels is not None
         reached = {configuration(applied(view), view.gradient_defences): played} if learned else {}
@@ -157,21 +173,31 @@ class SiteAudit(Invited):
             privacy=self._privacy(rehearsal),
         )
         orders = [parse_order(written) for written in attacks]
-        for _ in images.run(orders, folder, progress=progress):
-            pass
-        if posed := posed_experiment(images, rehearsal, played, seat.name):
+        done = list(images.run(orders, folder, progress=progress))
+        if posed := posed_experiment(images, rehearsal, played, seat):
             extra = [Order("kept-noise")] if applies(posed.view) else []
             for _ in posed.run([*extra, *orders], folder, naive=False, progress=progress):
                 pass
-        if not learned:
-            return
-        # What the site itself could read off the gradients it is sent: the first, and all together.
-        strangers = Strangers.met(seat, others, self.device)
-        for name, every, wanted in (("labels", False, ONE_RELEASE), ("labels-all-steps", True, ALL_RELEASES)):
+        if learned:
+            self._attack_labels(one, view, folder)
+        return folder, done
+
+    def _attack_labels(self, one: _Attacked, view: View, folder: RunFolder) -> None:
+        """What the site itself could read off the gradients it is sent: the first, and all together."""
+        strangers = Strangers.met(one.seat, one.others, self.device)
+        for name, every, wanted in (
+            ("labels", False, FIRST_RELEASE),
+            ("labels-all-steps", True, ALL_RELEASES),
+        ):
             try:
                 labels = self.named(
                     label_experiment(
-                        rehearsal, played, seat.name, strangers=strangers, device=self.device, every=every
+                        one.rehearsal,
+                        one.played,
+                        one.seat.name,
+                        strangers=strangers,
+                        device=self.device,
+                        every=every,
                     )
                 )
             except AttackImpossible as error:
@@ -180,6 +206,48 @@ class SiteAudit(Invited):
             for _ in labels.run([Order(attack) for attack in wanted], labels.open_below(folder, name)):
                 pass
 
+    def _attack_further(
+        self, one: _Attacked, partners: StandIns | None, opened: RunFolder, done: Sequence[Outcome],
+        progress: Progress,
+    ) -> None:  # fmt: skip
+        """What is read with slices around the samples, with other hospitals' help, and of who was trained on."""
+        rehearsal, alone = one.rehearsal, self._onlooker(one)
+
+        def released(samples: Sequence[Sample]) -> tuple[Target, ...]:
+            return alone.targets(samples, one.read(alone, samples))
+
+        samples = one.targets.samples
+        source = Source(role="coordinator", rehearsal=True)
+        experiment = self.named(
+            alone.experiment(samples, one.read(alone, samples), one.judge, one.others, source)
+        )
+        further = Further(
+            experiment, released, rehearsal.cohort, wider_orders(self.wider, done), opened, progress
+        )
+        opened.notes = (*opened.notes, ONE_RELEASE)
+        further.neighbours(lambda: shadow_beside(one.similar, one.others.samples, rehearsal.window, one.seat))
+        training, held_out = (
+            rehearsal.filling(keys, one.seat) for keys in (rehearsal.training, rehearsal.validation)
+        )
+        if self.labels is None or self.shadow is None:
+            further.leave_out(NO_STRANGERS)
+        else:
+            further.members(training, held_out, rehearsal.window)
+        if partners is not None:
+            stacks = image_stacks(
+                rehearsal.protection.image, from_seed(self.seed, alone.site), self.held(alone.site)
+            )
+            further.together(Allies(alone, partners, stacks=stacks), training, self.shadow_images)
+
+    def _onlooker(self, one: _Attacked) -> Onlooker:
+        """A coordinator that asks the encoder as it is after the last step."""
+        (site,) = one.rehearsal.sites
+        part = FrozenSeat(site.name, one.seat, quiet(site.job.encoders.halves[one.seat.name]))
+        hospitals = {site.name: ", ".join(m for seat in site.seats for m in seat.modalities)}
+        return Onlooker(
+            one.rehearsal.job, (part,), site.name, site.job.defences, "", hospitals, self.device, self.seed
+        )
+
     def _privacy(self, rehearsal: Rehearsal) -> Privacy | None:
         """What the configuration's differential privacy comes to over the whole job; None where it claims none."""
         mechanism = rehearsal.sites[0].job.encoders.mechanism
@@ -187,3 +255,30 @@ class SiteAudit(Invited):
         # While the encoder learns, every record carries what the weights have seen of each patient.
         frozen = mechanism is not None and mechanism.frozen
         return self.privacy(mechanism, -(-drawn // len(rehearsal.training)) if frozen else drawn)
+
+
+@dataclass(frozen=True)
+class _Attacked:
+    """A seat of a rehearsal that was played."""
+
+    rehearsal: Rehearsal
+    played: Rehearsed
+    seat: Seat
+    judge: Judge
+    others: Samples
+    """The adversary's own windows."""
+    similar: Cohort
+    """Whose they are."""
+
+    @property
+    def targets(self) -> Samples:
+        if self.judge.truth is None:
+            raise ValueError("an audit knows the truth")
+        return self.judge.truth
+
+    def read(self, alone: Onlooker, samples: Sequence[Sample]) -> Arrays:
+        """What is sent of these windows, once: float32 [N, C, *spatial] by level."""
+        (site,) = self.rehearsal.sites
+        name = self.seat.name
+        images = {name: site.job.channels.batch(name, samples, self.rehearsal.window, None)}
+        return read(sent(alone.parts, samples, images), None)

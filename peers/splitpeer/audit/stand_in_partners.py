@@ -1,9 +1,14 @@
-"""Partners of a secure sum for a site that has only its own images: other people's, from a folder or the phantom."""
+"""Partners for a site that has only its own images: other people's, from a folder or the phantom.
+
+They take the partners' places in a secure sum. And as all contrasts of some people are at hand then, they show what a
+partner's image says of this site's: the same person's, which a site does not have of its own patients.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +44,7 @@ class StandIns:
         cohort: images of all their modalities.
         source: where they are from, in words.
         encoders: folder that may hold SEAT.safetensors, from `splitpeer pretrain`.
+        own: images of the audited site's modalities of these people.
     """
 
     job: JobConfig
@@ -46,6 +52,8 @@ class StandIns:
     cohort: Cohort
     source: str
     encoders: Path | None = None
+    own: Cohort | None = None
+    """What they show of this site's own modalities; None: nothing."""
     given: dict[bytes, bytes] = field(default_factory=dict)
     """Own patient to the one who stands in; the same person where ids are the same."""
 
@@ -53,23 +61,32 @@ class StandIns:
     def find(cls, job: JobConfig, config: PeerConfig, site: str, folder: Path | None, out: Path) -> StandIns:
         """Those in `folder`, which holds a folder per modality; without one, phantom patients below `out`.
 
+        `folder` need not have the site's own modalities.
+
         Raises:
             ConfigError, DataError: no salt; or a modality or every patient is missing, or a file cannot be read.
         """
         every = seats_of(job)
         seats = {name: every.of(name) for name in every.filled if name != site}
         modalities = [m for of in seats.values() for seat in of for m in seat.modalities]
+        own = [m for seat in every.of(site) for m in seat.modalities]
         spacing, rule = spacing_of(job.data.spacing), job.task.rule
         if config.data.salt is None:
             raise ConfigError("an audit needs [data] salt")
         if folder is None:
-            return cls(job, seats, _phantom(job, modalities, out), PHANTOM)
-        found = Cohort.read(
-            folder, modalities, salt=load_salt(config.data.salt), layout=config.data.layout, spacing=spacing, rule=rule
+            drawn = _phantom(job, [*own, *modalities], out)
+            return cls(job, seats, drawn.at(modalities), PHANTOM, own=drawn.at(own))
+        read = partial(
+            Cohort.read, folder, salt=load_salt(config.data.salt), layout=config.data.layout, spacing=spacing, rule=rule
         )  # fmt: skip
+        found = read(modalities)
         if not found.keys():
             raise DataError(f"{folder}: no patient has images of all of {', '.join(modalities)}")
-        return cls(job, seats, found, folder.name, folder)
+        try:
+            shown = read(own)
+        except DataError:
+            shown = None
+        return cls(job, seats, found, folder.name, folder, own=shown)
 
     @property
     def strangers(self) -> bool:
@@ -123,13 +140,12 @@ class StandIns:
 
 
 def _phantom(job: JobConfig, modalities: Sequence[str], out: Path) -> Cohort:
-    """A modality that the phantom has not is shown by one of its contrasts."""
+    """A modality that the phantom has not is shown by one of its contrasts; two of them by the same only where there
+    are more than it has."""
     from splitpeer.data.phantom.cohort import write_phantom
 
     write_phantom(out, PATIENTS, seed=job.job.seed + 1)
-    contrasts = {
-        m: m if m in MODALITIES else MODALITIES[n % len(MODALITIES)] for n, m in enumerate(modalities)
-    }
+    contrasts = drawn_as(modalities)
     read = {
         m: Cohort.read(
             out, (contrast,), salt=bytes(32), spacing=spacing_of(job.data.spacing), rule=job.task.rule
@@ -137,3 +153,11 @@ def _phantom(job: JobConfig, modalities: Sequence[str], out: Path) -> Cohort:
         for m, contrast in contrasts.items()
     }
     return Cohort({m: one.images[contrasts[m]] for m, one in read.items()})
+
+
+def drawn_as(modalities: Sequence[str]) -> dict[str, str]:
+    """Which contrast of the phantom shows each modality."""
+    free = [contrast for contrast in MODALITIES if contrast not in modalities]
+    others = [m for m in dict.fromkeys(modalities) if m not in MODALITIES]
+    given = {m: (free or MODALITIES)[n % len(free or MODALITIES)] for n, m in enumerate(others)}
+    return {m: given.get(m, m) for m in modalities}

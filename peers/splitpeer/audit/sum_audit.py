@@ -10,13 +10,14 @@ from pathlib import Path
 from splitpeer.attacks.base import Progress, Target, View
 from splitpeer.audit.cohort import cut
 from splitpeer.audit.experiment import Experiment, Order, Strangers, site_knowledge
+from splitpeer.audit.further import NO_STRANGERS, ONE_RELEASE, Further
 from splitpeer.audit.invited import STAND_IN
 from splitpeer.audit.judge import Judge
 from splitpeer.audit.rehearsal import Protection
 from splitpeer.audit.release_audit import Audited, ReleaseAudit
 from splitpeer.audit.released import FrozenSeat, sum_of
 from splitpeer.audit.run_folder import MALICIOUS, OTHERS, RunFolder, network_of
-from splitpeer.audit.site_audit import ALL_RELEASES, ONE_RELEASE
+from splitpeer.audit.site_audit import ALL_RELEASES, FIRST_RELEASE
 from splitpeer.audit.sum_training import SumTraining
 from splitpeer.defences.activation.dp import DPGaussian
 from splitpeer.defences.image.stack import ImageStack
@@ -64,6 +65,16 @@ class SumAudit(ReleaseAudit):
         course.play(scene.training, progress)
         return course
 
+    def ask_for_members(self, scene: Audited, further: Further) -> None:
+        """All encoders learned from the patients who are trained on; the adversary reads the sum, or this site's part.
+
+        It has masks of its own patients, and they are none of these.
+        """
+        if self.shadow is None:
+            further.leave_out(NO_STRANGERS)
+        else:
+            further.members(scene.training, scene.held_out, window_of(scene.job))
+
     def attack_labels(
         self, scene: Audited, course: SumTraining | None, protection: Protection, images: RunFolder
     ) -> list[Path]:
@@ -74,7 +85,7 @@ class SumAudit(ReleaseAudit):
         for part in course.own:
             strangers = Strangers.met(part.seat, scene.others, self.device)
             for name, targets, wanted in (
-                ("labels", course.first(), ONE_RELEASE),
+                ("labels", course.first(), FIRST_RELEASE),
                 ("labels-all-steps", course.followed(), ALL_RELEASES),
             ):
                 one = self.named(self._labels_of(scene, part, targets, strangers, protection))
@@ -115,7 +126,8 @@ class SumAudit(ReleaseAudit):
     def release_notes(self, scene: Audited) -> list[str]:
         """What the report says of every attack."""
         stand_in = [STAND_IN] if self.labels is None else []
-        return [LEARNING, *stand_in, *self.notes(), *scene.gaps, *self.partner_notes(scene)]
+        wider = [ONE_RELEASE] if self.wider else []
+        return [LEARNING, *stand_in, *self.notes(), *wider, *scene.gaps, *self.partner_notes(scene)]
 
     def counted(self, scene: Audited, mechanism: DPGaussian | None) -> int:
         """How many records count for a patient: while the encoder learns, every one carries what the weights have

@@ -46,7 +46,7 @@ from splitpeer.audit.knowledge import with_models
 from splitpeer.audit.plan import SweepConfiguration, SweepHead, SweepPlan, fingerprint
 from splitpeer.audit.rehearsal import Protection, Recording, Rehearsal, Rehearsed
 from splitpeer.audit.run_folder import RunFolder, applied
-from splitpeer.audit.wider import neighbour_experiment, shadow_beside, slices_around
+from splitpeer.audit.wider import neighbour_experiment, recorded_around, shadow_beside, slices_around
 from splitpeer.captures.reader import open_capture
 from splitpeer.data.geometry import spacing_of
 from splitpeer.data.sampling import split_patients
@@ -286,7 +286,8 @@ def _attack_images(
         together = joint_experiment(experiment, played)
         outcomes += together.run([replace(parse_order(a), views=1) for a in head.joint], folder, naive=False)
     if head.neighbours and not one.attacks:
-        near = neighbour_experiment(experiment, open_capture(played.capture), _scene(task).beside)
+        around = recorded_around(experiment.view, open_capture(played.capture))
+        near = neighbour_experiment(experiment, around, _scene(task).beside)
         outcomes += near.run(once(head.neighbours), folder, naive=False)
     if not outcomes:
         raise ConfigError(f"none of the attacks {', '.join(head.attacks)} could be run on {one.name}")

@@ -6,22 +6,44 @@ All of them start from an experiment on one seat (or on a joint view), and are r
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import numpy as np
 
+from splitpeer.attacks.base import Target, View
+from splitpeer.attacks.catalogue import attack_class
 from splitpeer.attacks.collusion import colluding_knowledge, colluding_view
 from splitpeer.attacks.neighbours import around, neighbour_knowledge, neighbour_view, offsets
 from splitpeer.attacks.view import MessageSource, coordinator_view
 from splitpeer.audit.cohort import Cohort, Samples, cut, most_tumour
-from splitpeer.audit.experiment import Experiment
-from splitpeer.audit.judge import Judge
+from splitpeer.audit.experiment import Experiment, Order, parse_order
+from splitpeer.audit.judge import Judge, Outcome
 from splitpeer.data.geometry import Triple
+from splitpeer.data.volumes import Volumes
 from splitpeer.errors import AttackImpossible
 from splitproto.messages import Sample, Seat
 
+ALL_OTHERS = "all others"
+"""Seat of all channels that other sites hold."""
 REACH = 1
 """Slices above and below a target that are read with it."""
+WIDER = ("inverse", "refined")
+"""Attacks that learn how tensors and images go together: a search alone gains nothing from what it is not asked for."""
+
+
+def wider_orders(written: Sequence[str], done: Sequence[Outcome]) -> list[Order]:
+    """Attacks on a wider view; what their settings leave open is as it was when they, or what they build on, had
+    read the samples alone: the effort that was found to be worth it there."""
+    return [_carried(parse_order(one), done) for one in written]
+
+
+def _carried(order: Order, done: Sequence[Outcome]) -> Order:
+    kind, known = attack_class(order.attack), dict[str, object]()
+    for result in (outcome.result for outcome in done if outcome.result.adaptive):
+        if issubclass(kind, base := attack_class(result.attack)):
+            settings = {field.name for field in fields(base)} - {"seed", "device"}
+            known |= {name: result.settings[name] for name in settings}
+    return replace(order, settings=known | dict(order.settings))
 
 
 # --- neighbouring slices ---------------------------------------------------------------------------------
@@ -33,44 +55,51 @@ def slices_around(cohort: Cohort, samples: Sequence[Sample], reach: int = REACH)
     return around(samples, reach, {sample.key: volumes.geometry(sample.key).shape[2] for sample in samples})
 
 
+def moved(samples: Sequence[Sample], by: int, volumes: Volumes) -> list[Sample]:
+    """The slices `by` further up; where a volume ends its last slice is repeated, as the view does."""
+    depth = {key: volumes.geometry(key).shape[2] for key in {sample.key for sample in samples}}
+    return [Sample(s.key, (*s.origin[:2], min(max(s.origin[2] + by, 0), depth[s.key] - 1))) for s in samples]
+
+
 def shadow_beside(
     cohort: Cohort, samples: Sequence[Sample], window: Triple, seat: Seat, reach: int = REACH
 ) -> dict[int, np.ndarray]:
-    """The adversary's own images at each distance from its windows (see `neighbours.offsets`).
-
-    Where a volume ends its last slice is repeated, as the view does.
-    """
+    """The adversary's own images at each distance from its windows (see `neighbours.offsets`)."""
     own = cohort.at(seat.modalities)
-    depth = {key: next(iter(own.images.values())).geometry(key).shape[2] for key in {s.key for s in samples}}
-    found = {}
+    volumes, found = next(iter(own.images.values())), {}
     for by in offsets(reach):
-        moved = [
-            Sample(s.key, (*s.origin[:2], min(max(s.origin[2] + by, 0), depth[s.key] - 1))) for s in samples
-        ]
-        images = cut(own, moved, window).at(seat)
+        images = cut(own, moved(samples, by, volumes), window).at(seat)
         if images is not None:
             found[by] = images
     return found
 
 
+def recorded_around(view: View, capture: MessageSource, reach: int = REACH) -> tuple[Target, ...]:
+    """What a capture holds of the targets of a view and of the slices around them."""
+    wanted = {target.sample for target in view.targets}
+    near = {s for w in wanted for s in around([w], reach, {w.key: 1 << 30})}
+    return coordinator_view(
+        capture, view.seat.name, site=view.site, mode="evaluate",
+        choose=lambda found: [sample for sample in found if sample in near],
+    ).targets  # fmt: skip
+
+
 def neighbour_experiment(
-    experiment: Experiment, capture: MessageSource, beside: Mapping[int, np.ndarray], reach: int = REACH
+    experiment: Experiment, released: Sequence[Target], beside: Mapping[int, np.ndarray], reach: int = REACH
 ) -> Experiment:
-    """`experiment` on one seat, with the slices around each target that the capture holds.
+    """`experiment` on one seat, with the slices around each target.
+
+    Args:
+        released: what was read of them (`recorded_around`).
+        beside: see `shadow_beside`.
 
     Raises:
         AttackImpossible: see `neighbour_view` and `neighbour_knowledge`.
     """
     view = experiment.view
-    wanted = {target.sample for target in view.targets}
-    near = {s for w in wanted for s in around([w], reach, {w.key: 1 << 30})}
-    released = coordinator_view(
-        capture, view.seat.name, site=view.site, mode="evaluate",
-        choose=lambda found: [sample for sample in found if sample in near],
-    )  # fmt: skip
     return replace(
         experiment,
-        view=neighbour_view(view, released.targets, reach),
+        view=neighbour_view(view, released, reach),
         knowledge=neighbour_knowledge(view, experiment.knowledge, beside, reach),
     )
 
@@ -106,14 +135,18 @@ def helpers(experiment: Experiment) -> list[Seat]:
 
     Chosen by what their images say of the contrast under attack (the floor of such a collusion).
     """
-    view, judge = experiment.view, experiment.judge
-    wanted = view.seat.modalities[0]
+    view = experiment.view
     single = [seat for seat in view.seats if set(seat.modalities).isdisjoint(view.seat.modalities)]
+    return best_and_all(experiment.judge, view.seat.modalities[0], single)
+
+
+def best_and_all(judge: Judge, wanted: str, single: Sequence[Seat]) -> list[Seat]:
+    """Of several seats the one whose images say most of a modality, and all of them as one; none without the truth."""
     if not single or judge.truth is None or wanted not in judge.truth.images:
         return []
     likeness = {seat: judge.drawn_likeness(seat.modalities, wanted) or 0.0 for seat in single}
     best = max(single, key=lambda seat: likeness[seat])
-    together = Seat("all others", tuple(m for seat in single for m in seat.modalities))
+    together = Seat(ALL_OTHERS, tuple(m for seat in single for m in seat.modalities))
     return [best] if len(single) == 1 else [best, together]
 
 
@@ -121,33 +154,35 @@ def helpers(experiment: Experiment) -> list[Seat]:
 
 
 def members_and_others(
-    cohort: Cohort, training: Sequence[bytes], held_out: Sequence[bytes], window: Triple, most: int
-) -> tuple[Sample, ...]:
-    """As many training patients as others, at most `most` of each: the slice with most tumour of each."""
+    cohort: Cohort, training: Sequence[bytes], held_out: Sequence[bytes], window: Triple, most: int, slices: int = 1
+) -> tuple[Sample, ...]:  # fmt: skip
+    """As many training patients as others, at most `most` of each: the slices with most tumour of each."""
     count = min(most, len(training), len(held_out))
-    return tuple(most_tumour(cohort, [*training[:count], *held_out[:count]], window))
+    return tuple(most_tumour(cohort, [*training[:count], *held_out[:count]], window, slices))
+
+
+def recorded_of(view: View, capture: MessageSource, samples: Collection[Sample]) -> tuple[Target, ...]:
+    """What a capture holds of the evaluation of these samples at the seat of a view."""
+    return coordinator_view(
+        capture, view.seat.name, site=view.site, mode="evaluate",
+        choose=lambda found: [sample for sample in found if sample in samples],
+    ).targets  # fmt: skip
 
 
 def membership_experiment(
-    experiment: Experiment, capture: MessageSource, cohort: Cohort, samples: Collection[Sample],
-    members: Collection[bytes], window: Triple,
+    experiment: Experiment, released: tuple[Target, ...], cohort: Cohort, members: Collection[bytes],
+    window: Triple,
 ) -> Experiment:  # fmt: skip
-    """Who of the patients of `samples`, whose evaluation the capture holds, the network was trained on.
+    """Who of the patients of `released` (`recorded_of`) the network was trained on.
 
     Args:
+        cohort: with their masks.
         members: pseudonyms of those who were, among others.
-
-    Raises:
-        AttackImpossible: nothing of them was recorded.
     """
-    view = coordinator_view(
-        capture, experiment.view.seat.name, site=experiment.view.site, mode="evaluate",
-        choose=lambda found: [sample for sample in found if sample in samples],
-    )  # fmt: skip
-    truth: Samples = cut(cohort.at(()), [target.sample for target in view.targets], window)
+    truth: Samples = cut(cohort.at(()), [target.sample for target in released], window)
     return replace(
         experiment,
-        view=view,
+        view=replace(experiment.view, targets=released),
         knowledge=replace(experiment.knowledge, labels=truth.masks),
         judge=Judge(members=frozenset(members)),
     )

@@ -46,7 +46,7 @@ def outcome_table(outcomes: list[Outcome]) -> Table:
         table.add_column(head, justify="left" if head in ("attack", "form", "figure") else "right")
     for outcome in outcomes:
         result = outcome.result
-        figure = "auc" if result.goal == "mask" else "ssim"
+        figure = {"mask": "auc", "member": "member_auc"}.get(result.goal, "ssim")
         score = outcome.scores.get(figure)
         value = floor = "-"
         if score is not None and score.mean is not None:
@@ -55,7 +55,7 @@ def outcome_table(outcomes: list[Outcome]) -> Table:
                 value += f" ({score.low:.2f}-{score.high:.2f})"
             known = [f for f in score.floors.values() if f is not None]
             floor = f"{max(known):.3f}" if known else "-"
-        name = {"auc": "mask AUC", "ssim": "SSIM in the body"}[figure]
+        name = {"auc": "mask AUC", "ssim": "SSIM in the body", "member_auc": "membership AUC"}[figure]
         form = "adaptive" if result.adaptive else "naive" if outcome.view.defences else "-"
         table.add_row(result.attack, form, str(result.views), name, value, floor, f"{result.seconds:.0f}")
     return table

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shlex
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ from rich.table import Table
 
 from splitpeer.cli.options import FILE, budget_option, config_option, load_peer, private_files, set_option
 from splitpeer.defences.specs import by_place
-from splitpeer.errors import ConfigError
+from splitpeer.errors import AttackImpossible, ConfigError
 from splitpeer.storage import durable
 
 if TYPE_CHECKING:
@@ -43,8 +44,19 @@ if TYPE_CHECKING:
 @click.option(
     "--partners",
     type=FILE,
-    help="In a secure sum, what stands in for the partners: a folder of images per modality, with SEAT.safetensors "
-    "where an encoder is known; default: phantom patients, random encoders.",
+    help="What stands in for the other hospitals: a folder of images per modality, this site's too unless ids are its "
+    "own patients'; for a secure sum with SEAT.safetensors where an encoder is known. Default: phantom patients, "
+    "random encoders.",
+)
+@click.option(
+    "--wider",
+    "wider",
+    multiple=True,
+    help="Attacks on neighbouring slices and with hospitals that help; default: inverse and refined, with the effort "
+    "that inverse needed alone.",
+)
+@click.option(
+    "--quick", is_flag=True, help="Only the samples alone: no neighbouring slices, no help, no membership."
 )
 @click.option("--steps", type=click.IntRange(1), help="Training steps to rehearse; default: the job's.")
 @click.option(
@@ -73,6 +85,8 @@ def audit(
     convention: str | None,
     shadow: Path | None,
     partners: Path | None,
+    wider: tuple[str, ...],
+    quick: bool,
     steps: int | None,
     samples: int,
     views: int,
@@ -99,18 +113,27 @@ def audit(
     import torch
 
     from splitpeer.attacks.budget import AUTO, Budget
-    from splitpeer.cli.attack import attack_progress
+    from splitpeer.audit.wider import WIDER
     from splitpeer.federation.compute import pick_device
-    from splitpeer.report.build import write_report
     from splitpeer.settings.job import JobConfig
 
+    _refuse_unknown((*attacks, *wider))
     config, job = load_peer(config_file, settings), JobConfig.load(job_file)
     torch.set_num_threads(config.runtime.threads)
     asked: dict[str, Any] = {
         "config": config, "job": job, "out": out, "labels": labels, "convention": convention, "shadow": shadow,
         "samples": samples, "seed": seed, "device": pick_device(device), "budget": Budget.read(budget or AUTO),
+        "partners": partners, "wider": () if quick else wider or WIDER,
     }  # fmt: skip
-    one = _audit_of(job, partners, {"steps": steps, "views": views}, asked)
+    one = _audit_of(job, {"steps": steps, "views": views}, asked)
+    _run(one, attacks, defences)
+
+
+def _run(one: SiteAudit | ReleaseAudit, attacks: tuple[str, ...], defences: tuple[str, ...]) -> None:
+    """Attack, and write the report."""
+    from splitpeer.cli.attack import attack_progress
+    from splitpeer.report.build import write_report
+
     console = Console(stderr=True)
     command = shlex.join(["splitpeer", *sys.argv[1:]])
     folders = one.run(
@@ -119,31 +142,36 @@ def audit(
         (command,),
         attack_progress(console),
     )
-    page = out / "report.html"
+    page = one.out / "report.html"
     write_report(folders, page)
     console.print(f"no byte left this machine; read {page}")
 
 
-def _audit_of(
-    job: JobConfig, partners: Path | None, played: dict[str, Any], asked: dict[str, Any]
-) -> SiteAudit | ReleaseAudit:
+def _audit_of(job: JobConfig, played: dict[str, Any], asked: dict[str, Any]) -> SiteAudit | ReleaseAudit:
     """Encoders that learn are rehearsed, in a sum with stand-ins; of frozen ones, what they release is computed."""
-    if partners is not None and job.model.fusion != "secure-sum":
-        raise ConfigError(
-            "--partners is of a secure sum, and in this job each site is read by itself: leave it out"
-        )
     if job.training.frozen:
         from splitpeer.audit.release_audit import ReleaseAudit
 
-        return ReleaseAudit(**asked, partners=partners)
+        return ReleaseAudit(**asked)
     if job.model.fusion == "secure-sum":
         from splitpeer.audit.sum_audit import SumAudit
 
         training = job.training.model_copy(update={"steps": played["steps"] or job.training.steps})
-        return SumAudit(**asked | {"job": job.model_copy(update={"training": training})}, partners=partners)
+        return SumAudit(**asked | {"job": job.model_copy(update={"training": training})})
     from splitpeer.audit.site_audit import SiteAudit
 
     return SiteAudit(**asked, **played)
+
+
+def _refuse_unknown(attacks: tuple[str, ...]) -> None:
+    """Raises ConfigError: an attack or setting that does not exist; that must not cost an hour."""
+    from splitpeer.attacks.catalogue import make_attack
+    from splitpeer.audit.experiment import parse_order
+
+    for order in map(parse_order, attacks):
+        # One that no capture can feed is a row of the report.
+        with contextlib.suppress(AttackImpossible):
+            make_attack(order.attack, **order.settings)
 
 
 def _protection(text: str) -> Protection:

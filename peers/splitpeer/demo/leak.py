@@ -75,8 +75,8 @@ SEARCH = "sum-search:steps=120,width=16,iterations=50"
 ATTACK_S = 3600.0
 """The attacks on sums, at most."""
 LEFT_OUT = (
-    "Neighbouring slices of a sum, and the coordinator with one hospital, are left out for time. Of a plain job, "
-    "splitpeer audit --sweep measures both ([sweep] neighbours and collusion).",
+    "Neighbouring slices of a sum, and the coordinator with one hospital, are left out for time: splitpeer audit "
+    "measures both on a hospital's own images.",
     "Membership of the patients from whom the encoders learned before the run.",
 )
 SYNTHETIC = (

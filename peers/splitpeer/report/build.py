@@ -19,7 +19,7 @@ from splitpeer.defences.kinds import KINDS
 from splitpeer.errors import DataError
 from splitpeer.report import bands, text, words
 from splitpeer.report.cards import Card, groups
-from splitpeer.report.findings import Places, configurations, member_sentences, pair
+from splitpeer.report.findings import Places, configurations, members, pair
 from splitpeer.report.frontier import svg
 from splitpeer.report.model import UNDEFENDED, AuditRun, Point, Promise
 from splitpeer.report.names import brief, kind
@@ -44,6 +44,7 @@ SECTIONS = (
     ("leaves", "What leaves the hospital"),
     ("images", "What the coordinator can see of the images"),
     ("labels", "What the other hospitals can see of the labels"),
+    ("members", "Whom the network learned from"),
     ("defences", "What each defence buys, and at what Dice"),
     ("budget", "Privacy budget"),
     ("untested", "What was not tested"),
@@ -152,10 +153,7 @@ class Report:
                 style_hash=_hash(style),
                 script_hash=_hash(script),
                 answers=self.answers,
-                notes=[
-                    *dict.fromkeys(note for _, run in self.runs for note in run.notes),
-                    *member_sentences(self.folders),
-                ],
+                notes=[*dict.fromkeys(note for _, run in self.runs for note in run.notes)],
                 image_bands=bands.IMAGE_BANDS,
                 image_steps=bands.IMAGE_STEPS,
                 mask_bands=bands.MASK_BANDS,
@@ -169,6 +167,7 @@ class Report:
                 mask_groups=groups(masks),
                 mask_rows=attack_rows(masks),
                 mask_patients=by_patient([card.finding for card in masks]),
+                members=members(self.folders),
                 table=[configuration_row(one, self.undefended) for one in compared],
                 regions=region_rows(compared),
                 promises=self._promises(),

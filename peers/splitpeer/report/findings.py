@@ -12,6 +12,9 @@ from splitpeer.report.names import brief, key
 from splitpeer.report.store import Arrays, Folder
 from splitpeer.report.text import share
 
+GUESSED = 0.5
+"""AUC of who names members at random."""
+
 
 @dataclass(frozen=True)
 class ReportFinding:
@@ -153,19 +156,42 @@ def pair(folders: Sequence[Folder]) -> list[ReportFinding]:
     return findings
 
 
-def member_sentences(folders: Sequence[Folder]) -> list[str]:
-    """For each attack on membership: how well it tells the patients that the network was trained on."""
-    where, said = Places(folders), []
-    for entry in (entry for folder in folders if folder.run for entry in folder.run.entries):
-        area, found = entry.scores.get("member_auc"), entry.scores.get("member_tpr")
-        if entry.goal != "member" or area is None or found is None or area.mean is None or found.mean is None:
-            continue
-        said.append(
-            f"{entry.title} on {where(entry)}, {entry.configuration}: of a patient who was trained on and one who was "
-            f"not, the right one is named in {_share(area)} of cases (guessing: 50 %), over {area.patients} patients; "
-            f"with at most 1 % false alarms {_share(found)} of the former are found."
+@dataclass(frozen=True)
+class MemberFinding:
+    """One attack on membership: how well it tells the patients that a network was trained on."""
+
+    entry: Entry
+    where: str
+    told: Score
+    """Of a patient of each kind, how often the right one is named."""
+    found: Score
+    """Share of those who were trained on that is found with at most 1 % false alarms."""
+
+    @property
+    def sentence(self) -> str:
+        """In words."""
+        return (
+            f"{self.entry.title} on {self.where}, {brief(self.entry.configuration)}: of a patient who was trained on "
+            f"and one who was not, the right one is named in {_share(self.told)} of cases (guessing: 50 %), over "
+            f"{self.told.patients} patients; with at most 1 % false alarms {_share(self.found)} of the former are "
+            f"found (guessing: 1 %). {self._meaning}"
         )
-    return said
+
+    @property
+    def _meaning(self) -> str:
+        if self.told.low is not None and self.told.low > GUESSED:
+            return "So what was sent tells who took part."
+        return "So this attack does not tell who took part, within what so few patients can show."
+
+
+def members(folders: Sequence[Folder]) -> list[MemberFinding]:
+    """Of all attacks on membership that were scored."""
+    where, made = Places(folders), []
+    for entry in (entry for folder in folders if folder.run for entry in folder.run.entries):
+        told, found = entry.scores.get("member_auc"), entry.scores.get("member_tpr")
+        if entry.goal == "member" and told is not None and found is not None:
+            made.append(MemberFinding(entry, where(entry), told, found))
+    return made
 
 
 def _share(score: Score) -> str:
@@ -194,7 +220,7 @@ def configurations(folders: Sequence[Folder], findings: Sequence[ReportFinding])
         return found.setdefault(key(name), Configuration(brief(name)))
 
     for finding in findings:
-        if finding.entry.goal == "member":  # a sentence of its own (`member_sentence`)
+        if finding.entry.goal == "member":  # a table of its own (`members`)
             continue
         one = of(finding.entry.configuration)
         (one.images if finding.entry.goal == "image" else one.masks).append(finding)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,7 @@ def _attack_row(card: Card, entry: Entry) -> dict[str, Any]:
         "anchor": card.anchor,
         "knows": "no defence" if entry.configuration == UNDEFENDED else knows,
         "likeness": means.get("ssim"),
+        "likeness_between": _between(entry.scores.get("ssim"), figure),
         "auc": means.get("auc"),
         "advantage": means.get("advantage_auc"),
         "advantage_between": _between(entry.scores.get("advantage_auc")),
@@ -55,11 +56,11 @@ def _attack_row(card: Card, entry: Entry) -> dict[str, Any]:
     }
 
 
-def _between(score: Score | None) -> str:
-    """The interval of a figure that may be below zero; empty where there is none."""
+def _between(score: Score | None, shown: Callable[[float | None], str] = signed) -> str:
+    """The interval of a figure, with its sign unless said otherwise; empty where there is none."""
     if score is None or score.low is None or score.high is None:
         return ""
-    return f"{signed(score.low)} to {signed(score.high)}"
+    return f"{shown(score.low)} to {shown(score.high)}"
 
 
 def configuration_row(one: Configuration, undefended: float | None) -> dict[str, Any]:

@@ -12,7 +12,8 @@ from splitpeer.report.findings import Configuration, ReportFinding, worst
 from splitpeer.report.model import UNDEFENDED, Point
 from splitpeer.report.names import SUM, brief
 from splitpeer.report.patients import by_patient
-from splitpeer.report.text import lower_first, share, upper_first
+from splitpeer.report.text import lower_first, share, signed, upper_first
+from splitpeer.report.words import NEIGHBOURS
 
 SMALL_COST = 0.03
 """Dice that a defence may cost to count as cheap here; a choice of this page, not of nature."""
@@ -76,7 +77,13 @@ def images(found: Sequence[Configuration]) -> Answer:
         details.append(
             f"Least was seen {under(best.name)}: {least.word} ({_likeness(least)}){_tumour_words(best)}."
         )
-    details += [_helped_sentence(finding) for one, finding in judged if one.helped and one is not first]
+    details += _with_neighbours(first)
+    details += [
+        _helped_sentence(finding, one.name)
+        for one in tested
+        if not (one is first and one.helped)
+        for finding in _by_help(one)
+    ]
     short = f"{upper_first(most.word)}, {under(first.name)}."
     return Answer(question, short, most.band, tuple(details))
 
@@ -225,10 +232,31 @@ def _image_sentence(finding: ReportFinding) -> str:
     return f"{what} by {lower_first(finding.entry.title)} ({_likeness(finding)}{tail})."
 
 
-def _helped_sentence(finding: ReportFinding) -> str:
+def _with_neighbours(one: Configuration) -> list[str]:
+    """What the slices above and below add to the same attack on each slice by itself."""
+    near = [finding for finding in one.alone if NEIGHBOURS in finding.entry.reads]
+    return [
+        f"{finding.where}, each slice read together with those above and below it, by "
+        f"{lower_first(finding.entry.title)} ({_likeness(finding)})."
+        for finding in _by_place(near)
+    ]
+
+
+def _by_help(one: Configuration) -> list[ReportFinding]:
+    """The worst of each place for each set of images that hospitals show the coordinator."""
+    helped = [finding for finding in one.images if finding.entry.clear]
+    sets = dict.fromkeys(finding.entry.clear for finding in helped)
+    return [finding for clear in sets for finding in _by_place([f for f in helped if f.entry.clear == clear])]
+
+
+def _helped_sentence(finding: ReportFinding, name: str) -> str:
+    gained = finding.strongest.scores.get("advantage_ssim")
+    adds = ""
+    if gained is not None and gained.mean is not None:
+        adds = f"; what was sent adds {signed(gained.mean)}{_between(gained)}"
     return (
         f"With hospitals that show it {' and '.join(finding.entry.clear)} of the same patient, {finding.where} by "
-        f"{lower_first(finding.entry.title)} ({_likeness(finding)})."
+        f"{lower_first(finding.entry.title)}, {under(name)} ({_likeness(finding)}{adds})."
     )
 
 

@@ -14,6 +14,7 @@ METRICS = {
     "psnr": "PSNR inside the body (dB)",
     "nmi": "Shared information inside the body (NMI, 1 to 2)",
     "distance_correlation": "Distance correlation of the set",
+    "advantage_ssim": "More than the helping hospitals' images show (SSIM)",
     "ssim_deep": "Likeness away from the body's border (SSIM)",
     "ssim_plain": "Likeness, whole image (SSIM)",
     "psnr_plain": "PSNR, whole image (dB)",
@@ -29,8 +30,8 @@ METRICS = {
     "member_tpr": "Training patients found at 1 % false alarms (share)",
 }
 MAIN = (
-    "ssim", "tumour_dice", "tumour_presence", "tumour_volume", "tumour_side", "reidentification", "auc",
-    "advantage_auc", "advantage_dice", "dice_otsu", "dice_oracle",
+    "ssim", "advantage_ssim", "tumour_dice", "tumour_presence", "tumour_volume", "tumour_side", "reidentification",
+    "auc", "advantage_auc", "advantage_dice", "dice_otsu", "dice_oracle",
 )  # fmt: skip
 DECIBEL = ("psnr", "psnr_plain")
 
@@ -38,6 +39,8 @@ MEMBERSHIP = "Membership inference: whether a patient was among those that the n
 COLLUSION = (
     "Parties that work together, such as the coordinator and a hospital that share what they received."
 )
+NEIGHBOURS = "neighbouring slices"
+"""In what a view reads, where it reads them."""
 UNLESS_TESTED = (MEMBERSHIP, COLLUSION)
 """What a run says that did not test it."""
 NEVER_TESTED = (

@@ -110,7 +110,7 @@ def test_a_site_audits_a_job_of_any_task(place: Any, played: Played, tmp_path: P
     peer.write_text(PEER.format(data=place.data / "t1", salt=place.salt))
     out = tmp_path / "audit"
     code = run("audit", "--config", peer, "--job", played.job, "--attack", "pca", "--labels", place.data / "labels",
-               "--convention", "task", "--shadow", place.shadow, "--steps", 2, "--views", 1, "--samples", 2,
+               "--quick", "--convention", "task", "--shadow", place.shadow, "--steps", 2, "--views", 1, "--samples", 2,
                "--out", out)  # fmt: skip
     assert code == 0
     found = json.loads((out / "0-undefended" / "attack.json").read_text())

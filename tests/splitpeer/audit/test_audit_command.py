@@ -76,7 +76,7 @@ def test_a_site_rehearses_its_policy_and_reads_a_report(
     out = tmp_path / "audit"
     code = run("audit", "--config", site, "--job", place.job, "--attack", "pca", "--attack", "whitebox:iterations=15",
                "--budget", 1, "--labels", place.data / "labels", "--convention", "msd", "--steps", 2, "--views", 2,
-               "--samples", 2, "--out", out)  # fmt: skip
+               "--samples", 2, "--quick", "--out", out)  # fmt: skip
     assert code == 0, capsys.readouterr().err
     page, said = (out / "report.html").read_text(), json.loads((out / "report.json").read_text())
     assert "dropout" in page and said
@@ -101,7 +101,7 @@ def test_without_masks_a_stand_in_is_trained_and_the_report_says_so(
 ) -> None:
     out = tmp_path / "audit"
     code = run("audit", "--config", site, "--job", place.job, "--attack", "pca", "--steps", 1, "--views", 1,
-               "--samples", 2, "--out", out)  # fmt: skip
+               "--samples", 2, "--quick", "--out", out)  # fmt: skip
     assert code == 0
     found = json.loads((out / "0-undefended" / "attack.json").read_text())
     assert any("stand-in" in note for note in found["notes"]) and not found["dice"]
@@ -130,7 +130,7 @@ def test_a_guarantee_is_stated_in_figures(place: Any, site: Path, tmp_path: Path
     private = site.read_text().replace('["dropout:0.3"]', '["dp-gaussian:clip=10,noise=1"]')
     site.write_text(private)
     code = run("audit", "--config", site, "--job", place.job, "--attack", "pca", "--steps", 2, "--views", 1,
-               "--samples", 2, "--out", out)  # fmt: skip
+               "--samples", 2, "--quick", "--out", out)  # fmt: skip
     assert code == 0
     assert json.loads((out / "0-undefended" / "attack.json").read_text())["privacy"] is None
     found = json.loads((out / "1-defended" / "attack.json").read_text())["privacy"]

@@ -71,7 +71,7 @@ def test_a_site_reads_what_the_sum_would_show_before_it_joins(
  "--attack", "pca", "--attack", "whitebox:iterations=10",
                "--attack", "inverse:steps=20,width=8",
                "--attack", "sum-search:steps=5,width=8,iterations=2", "--samples", 2, "--budget", 1,
-               "--out", out)  # fmt: skip
+               "--quick", "--out", out)  # fmt: skip
     assert code == 0, capsys.readouterr().err
     assert "no byte left this machine" in capsys.readouterr().err
     runs = {path.parent.name: json.loads(path.read_text()) for path in out.glob("*/*/attack.json")}
@@ -111,7 +111,7 @@ def test_a_site_reads_what_the_sum_would_show_before_it_joins(
 
 def audit_of(private: Path, job: Path, out: Path, **more: Any) -> ReleaseAudit:
     return ReleaseAudit(
-        PeerConfig.load(private), JobConfig.load(job), out, samples=2, shadow_images=20, **more
+        PeerConfig.load(private), JobConfig.load(job), out, samples=2, shadow_images=20, wider=(), **more
     )
 
 
@@ -180,7 +180,7 @@ def test_without_a_sum_each_site_is_read_by_itself(place: Any, site: Path, tmp_p
     path, out = tmp_path / "frozen.toml", tmp_path / "audit"
     path.write_text(place.job.read_text().replace("[training]\n", '[training]\nencoders = "frozen"\n'))
     code = run("audit", "--config", site, "--job", path, "--attack", "whitebox:iterations=5", "--samples", 1,
-               "--budget", 1, "--out", out)  # fmt: skip
+               "--budget", 1, "--quick", "--out", out)  # fmt: skip
     assert code == 0
     found = {
         name: json.loads((out / name / "attack.json").read_text()) for name in ("0-undefended", "1-defended")
@@ -199,7 +199,7 @@ def test_what_it_cannot_audit_is_one_line(
         line = capsys.readouterr().err.strip().splitlines()[-1]
         assert code == 4 and said in line and line.startswith("splitpeer: "), line
 
-    refused("each site is read by itself", "--job", place.job, "--partners", place.shadow)
+    refused("attack 'invrese' is unknown", "--job", place.job, "--wider", "invrese")
     (tmp_path / "empty").mkdir()
     assert (
         run(

@@ -172,7 +172,7 @@ def test_a_site_audits_all_its_seats(place: Any, tmp_path: Path) -> None:
     job = tmp_path / "job.toml"
     job.write_text(place.job.read_text().replace(SITES, BOTH))
     out = tmp_path / "audit"
-    code = run("audit", "--config", peer, "--job", job, "--attack", "pca", "--labels", place.data / "labels",
+    code = run("audit", "--quick", "--config", peer, "--job", job, "--attack", "pca", "--labels", place.data / "labels",
                "--convention", "msd", "--steps", 2, "--views", 1, "--samples", 2, "--out", out)  # fmt: skip
     assert code == 0
     found = {
@@ -196,7 +196,7 @@ def audited(
     path.write_text((peer or PEER).format(data=data, salt=place.salt))
     text = place.job.read_text().replace("validation = 3", f"validation = {validation}")
     job.write_text(text.replace(SITES, sites))
-    code = run("audit", "--config", path, "--job", job, "--attack", "pca", "--steps", steps, "--views", 1,
+    code = run("audit", "--quick", "--config", path, "--job", job, "--attack", "pca", "--steps", steps, "--views", 1,
                "--samples", validation, "--out", out)  # fmt: skip
     found = {
         path.parent.relative_to(out).as_posix(): json.loads(path.read_text())

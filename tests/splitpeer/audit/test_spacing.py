@@ -51,7 +51,7 @@ def grids(monkeypatch: pytest.MonkeyPatch) -> set[tuple[int, ...]]:
 
 
 def test_a_sites_audit(place: Any, site: Path, job: Path, grids: Any, tmp_path: Path) -> None:
-    assert run("audit", "--config", site, "--job", job, "--attack", "pca", "--shadow", place.shadow,
+    assert run("audit", "--quick", "--config", site, "--job", job, "--attack", "pca", "--shadow", place.shadow,
                "--steps", 1, "--views", 1, "--samples", 1, "--out", tmp_path / "audit") == 0  # fmt: skip
     assert grids == {GRID}
 

@@ -6,6 +6,7 @@ import json
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -65,7 +66,8 @@ def test_a_site_reads_the_sum_and_its_gradient_before_it_joins(
     out = tmp_path / "audit"
     code = run("audit", "--config", summing, "--job", job, "--partners", place.shadow, "--shadow", place.shadow,
                "--labels", place.data / "labels", "--convention", "msd", "--steps", 2, "--samples", 2, "--budget", 1,
-               "--attack", "pca", "--attack", "sum-search:steps=3,width=4,iterations=2", "--out", out)  # fmt: skip
+               "--quick", "--attack", "pca", "--attack", "sum-search:steps=3,width=4,iterations=2",
+               "--out", out)  # fmt: skip
     assert code == 0, capsys.readouterr().err
     found = {str(path.parent.relative_to(out / "0-undefended")): json.loads(path.read_text())
              for path in out.glob("**/attack.json")}  # fmt: skip
@@ -117,8 +119,8 @@ def test_it_trains_as_the_parties_of_such_a_job_do(
     monkeypatch.setattr(SumTraining, "play", noted)
     config, settings = PeerConfig.load(summing), JobConfig.load(job)
     audit = SumAudit(config, settings, tmp_path / "out", labels=place.data / "labels", convention="msd",
-                     shadow=place.shadow, partners=place.shadow, samples=2, shadow_images=12)  # fmt: skip
-    monkeypatch.setattr(SumAudit, "_attack", lambda self, *given: None)
+                     shadow=place.shadow, partners=place.shadow, samples=2, shadow_images=12, wider=())  # fmt: skip
+    monkeypatch.setattr(SumAudit, "_attack", lambda self, *given: Mock())
     monkeypatch.setattr(SumAudit, "attack_labels", lambda self, *given: [])
     protection = Protection(gradients=("gaussian:1",))
     audit.run(["pca"], [protection])

@@ -19,6 +19,8 @@ from splitpeer.audit.wider import (
     members_and_others,
     membership_experiment,
     neighbour_experiment,
+    recorded_around,
+    recorded_of,
     shadow_beside,
     slices_around,
 )
@@ -57,7 +59,8 @@ def test_slices_next_to_the_targets_are_read(scene: Scene, tmp_path: Path) -> No
     rehearsal, played, experiment, strangers = scene
     samples = experiment.judge.others.samples
     beside = shadow_beside(strangers, samples, rehearsal.window, experiment.view.seat)
-    wider = neighbour_experiment(experiment, open_capture(played.capture), beside)
+    around = recorded_around(experiment.view, open_capture(played.capture))
+    wider = neighbour_experiment(experiment, around, beside)
     assert sorted(beside) == [-1, 0, 1] and wider.view.parts == 3
     outcome, entry = run(wider, "inverse", tmp_path, steps=2, width=4)
     assert outcome.scores["ssim"].mean is not None and entry.title.endswith("neighbouring slices")
@@ -95,13 +98,9 @@ def test_who_was_trained_on_is_judged_and_reported(scene: Scene, tmp_path: Path)
     people = members_and_others(
         rehearsal.cohort, rehearsal.training, rehearsal.validation, rehearsal.window, 9
     )
+    released = recorded_of(experiment.view, open_capture(played.capture), people)
     wider = membership_experiment(
-        experiment,
-        open_capture(played.capture),
-        rehearsal.cohort,
-        people,
-        rehearsal.training,
-        rehearsal.window,
+        experiment, released, rehearsal.cohort, rehearsal.training, rehearsal.window
     )
     assert len(wider.view.targets) == 2 * len(rehearsal.validation)
     outcome, entry = run(wider, "membership", tmp_path)

@@ -9,11 +9,12 @@ import pytest
 from splitpeer.leakage import Score
 from splitpeer.report.bands import epsilon_words, image_band, mask_band, recognised, tumour_shows
 from splitpeer.report.cards import Card
-from splitpeer.report.findings import configurations, pair
+from splitpeer.report.findings import MemberFinding, configurations, pair
 from splitpeer.report.model import AuditRun, Entry, Point, Source
 from splitpeer.report.store import Folder
 from splitpeer.report.tables import attack_rows
 from splitpeer.report.verdict import answers
+from splitpeer.report.words import NEIGHBOURS
 
 
 def ssim(
@@ -191,3 +192,29 @@ def test_what_hospitals_add_neither_answers_nor_reassures() -> None:
     assert "T2 alone show 0.60" in said(images) and "average image reaches 0.60" not in said(images)
     only, *_ = answer(helped)
     assert "T2 alone show" in said(only)
+
+
+def test_neighbours_and_helpers_of_a_plain_job_have_sentences_of_their_own() -> None:
+    gained = Score(0.05, 0.01, 0.09, None, 8, 8)
+    helped = entry("joined", 0.7, clear=("T2",), reads="with T2 in clear")
+    images, *_ = answer(
+        entry("alone", 0.5), entry("near", 0.6, reads=NEIGHBOURS),
+        helped.model_copy(update={"scores": {**helped.scores, "advantage_ssim": gained}}),
+    )  # fmt: skip
+    assert "T1, each slice read together with those above and below it, by near (likeness 0.60" in said(
+        images
+    )
+    assert "With hospitals that show it T2 of the same patient, T1 by joined, without a defence" in said(
+        images
+    )
+    assert "what was sent adds +0.05 [0.01 to 0.09]" in said(images)
+
+
+def test_membership_is_said_with_what_its_interval_allows() -> None:
+    def finding(low: float) -> MemberFinding:
+        score = Score(0.7, low, 0.9, None, 20, 80, {"guessing": 0.5})
+        return MemberFinding(entry("member", 0.0), "T1", score, Score(0.1, 0.0, 0.3, None, 20, 80))
+
+    assert "named in 70 % [40 % to 90 %] of cases (guessing: 50 %), over 20 patients" in finding(0.4).sentence
+    assert "does not tell who took part" in finding(0.4).sentence
+    assert finding(0.55).sentence.endswith("So what was sent tells who took part.")
