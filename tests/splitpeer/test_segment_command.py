@@ -129,6 +129,18 @@ def test_a_resampled_grid_is_left_again(site: Path, segment: Callable[..., tuple
     assert checked > 300
 
 
+def test_outlines_on_a_finer_grid_follow_the_probabilities(
+    site: Path, segment: Callable[..., tuple[str, str]]
+) -> None:
+    coarse, found = grids(site, (20.0, 20.0, 30.0)), {}
+    for outside in (0.1, 0.45):
+        with daemon(site / "state", answers_on(coarse, sure=(outside, 0.9))):
+            segment("P001", "--out", site / f"{outside}.nii.gz")
+        found[outside] = at(site / f"{outside}.nii.gz", "P001") > 0
+    # Next to an outline, .45 and .9 are more than .5 over most of the way; the coarse masks are the same.
+    assert found[0.45][found[0.1]].all() and found[0.45].sum() > found[0.1].sum()
+
+
 def test_many_patients_into_a_folder(site: Path, segment: Callable[..., tuple[str, str]]) -> None:
     with daemon(site / "state", answers_on(grids(site), used=("t1", "flair"), missing=())):
         out, err = segment(

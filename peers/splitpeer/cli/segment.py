@@ -133,9 +133,7 @@ def segment(
         # Before anybody computes anything.
         for scan in own.values():
             scan.series(dicom, force=force)
-    asking = SpoolAsker(
-        config.peer.state, want="probabilities" if probabilities else "mask", require=require, wait=wait
-    )
+    asking = SpoolAsker(config.peer.state, require=require, wait=wait)
     asking.check()
     work = _Work(config, own, targets, dicom, as_json=as_json, force=force)
     with closing(asking.ask(list(own))) as told, Watched(list(own)) as watched:

@@ -15,7 +15,7 @@ from typing import Literal
 
 from splitpeer.daemon.lock import holder
 from splitpeer.daemon.spool import Spool, folder_of
-from splitpeer.daemon.spooled import Kind, SpoolRequest, SpoolResult, Status, now
+from splitpeer.daemon.spooled import SpoolRequest, SpoolResult, Status, now
 from splitpeer.errors import ConnectionRefused, DataError, DeadlinePassed, JobFailed, PeerError
 
 AT_ONCE = 4
@@ -64,15 +64,12 @@ class SpoolAsker:
 
     Args:
         state: `[peer] state` of the daemon.
-        want: what is asked for.
         require: least number of seats, or all; None: as many as there are.
         wait: seconds that one patient may take, from when it is handed in.
     """
 
-    def __init__(
-        self, state: Path, *, want: Kind = "mask", require: Literal["all"] | int | None = None, wait: float
-    ) -> None:
-        self._state, self._want, self._require, self._wait = state, want, require, wait
+    def __init__(self, state: Path, *, require: Literal["all"] | int | None = None, wait: float) -> None:
+        self._state, self._require, self._wait = state, require, wait
         self._spool = Spool(folder_of(state))
         self._open: list[_Open] = []
         self._looked = self._gone = 0.0
@@ -118,7 +115,8 @@ class SpoolAsker:
         moment = now()
         request = SpoolRequest(
             patient=patient,
-            want=self._want,
+            # A mask that is interpolated onto another grid loses what the probabilities still say of its outline.
+            want="probabilities",
             require=self._require,
             created=moment,
             until=moment + timedelta(seconds=self._wait),

@@ -28,8 +28,15 @@ def masks_of(grid: Geometry, task: Task = TASK) -> np.ndarray:
     )
 
 
-def answers_on(grids: dict[str, Geometry], **made: object) -> Answer:
-    """Answers each request with `masks_of` on the grid of its patient; made of what `made` says."""
+def answers_on(
+    grids: dict[str, Geometry], *, sure: tuple[float, float] = (0.1, 0.9), **made: object
+) -> Answer:
+    """Answers each request with `masks_of` on the grid of its patient; made of what `made` says.
+
+    Args:
+        sure: probability outside the masks, and inside.
+    """
+    outside, inside = map(np.float32, sure)
 
     def answer(spool: Spool, one: Waiting) -> None:
         asked = one.request
@@ -41,9 +48,7 @@ def answers_on(grids: dict[str, Geometry], **made: object) -> Answer:
         if asked.want == "mask":
             spool.deliver(one.id, SpoolResult(found, "mask", masks))
         else:
-            spool.deliver(
-                one.id, SpoolResult(found, "probabilities", masks * np.float32(0.8) + np.float32(0.1))
-            )
+            spool.deliver(one.id, SpoolResult(found, "probabilities", np.where(masks, inside, outside)))
 
     return answer
 
