@@ -289,7 +289,10 @@ def _drop_patients(kept: _Kept, config: PeerConfig, named: Sequence[str]) -> Non
         sites = len({one.site for one in gone})
         echo(f"{handle(key)}: {windows} windows of {sites} sites are deleted")
         if key.hex() in held_out:
-            echo(f"{handle(key)}: was held out: no decoder of this run has learned from it")
+            echo(
+                f"{handle(key)}: was held out: no decoder of this run has learned from it; a coordinator that serves "
+                "[inference] removes its mask from predictions/, else remove it there"
+            )
         elif opened.only_requested(key):
             echo(f"{handle(key)}: was segmented only: no decoder of this run has learned from it")
     if any(key.hex() not in held_out and not opened.only_requested(key) for key in keys):

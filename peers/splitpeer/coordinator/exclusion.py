@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from splitpeer.coordinator.remote_site import RemoteSite, Sent, Unable
@@ -12,10 +12,11 @@ from splitpeer.coordinator.withdrawals import Withdrawals
 from splitpeer.daemon import happenings as h
 from splitpeer.errors import DataError, PatientUnusable
 from splitpeer.federation.batches import TrainingStream
+from splitpeer.federation.evaluation import remove_masks
 from splitpeer.federation.files import note
 from splitpeer.logs import handle
-from splitproto.causes import OF_A_PATIENT
-from splitproto.messages import Unusable, Withdraw
+from splitproto.causes import CONSENT, OF_A_PATIENT
+from splitproto.messages import Unusable, Withdraw, Withdrawn
 
 UnusableBySite = Mapping[RemoteSite | None, Sequence[Unusable]]
 """Patients that cannot be used, by whose files they are: a site's, or (None) the coordinator's own masks."""
@@ -108,8 +109,25 @@ class Exclusion:
         run.result.withdrawn = self._withdrawals.shown()
         run.report(h.WithdrawnInAll(run.committed, len(self.keys), more))
         for site in run.team.sites:
-            own = self._withdrawals.messages(run.seating.of(site.name))
-            site.set_withdrawn(own, run.committed, self.patients)
+            site.set_withdrawn(self._messages(site), run.committed, self.patients)
+
+    async def since_complete(self, site: str, keys: Collection[bytes]) -> None:
+        """Patients of the run have withdrawn consent since it is complete, at `site` or (empty) here: predictions of
+        theirs go, and the site of the labels is told; the result stays.
+
+        Raises:
+            DiskTrouble, ConfigError: something cannot be removed or recorded.
+        """
+        run = self._run
+        known = {one.key for one in self._withdrawals.all if one.site == site}
+        if new := sorted(run.seating.filled.keys() & set(keys) - known):
+            await self._accepted(site, tuple(Unusable(key, CONSENT) for key in new))
+        # Also of those who were known: a process may have ended in between.
+        await run.on_disk(self._remove_predictions, what="masks to be removed")
+        step = 0 if run.job.frozen else run.committed
+        for one in run.team.sites:
+            one.set_withdrawn(self._messages(one), step, self.patients)
+        await self._tell()
 
     async def undo(self, step: int, stream: TrainingStream) -> None:
         """SP-11.13-6: all rolled back to `step`; repeated steps are made without the withdrawn patients."""
@@ -120,18 +138,20 @@ class Exclusion:
     async def _tell(self) -> None:
         """SP-11.13-8: each site of its own patients only."""
         run = self._run
-        own = {s: self._withdrawals.messages(run.seating.of(s.name)) for s in run.team.present}
-        for site, messages in own.items():
+        for site, messages in {site: self._messages(site) for site in run.team.present}.items():
             for message in messages:
                 await site.tell(message)
 
+    def _messages(self, site: RemoteSite) -> list[Withdrawn]:
+        return self._withdrawals.messages(self._run.patients_of(site))
+
     def _remove_predictions(self) -> None:
         """Predictions of an earlier evaluation, which no longer have a score."""
-        if self._run.label_site is not None:
+        run = self._run
+        if run.label_site is not None:
             return  # they are there
-        cases = self._run.masks.cases
-        for key in self.keys & cases.keys():  # a mask may be deleted once its patient has withdrawn
-            (self._run.files.predictions / f"{cases[key].patient}.nii.gz").unlink(missing_ok=True)
+        if gone := remove_masks(run.files.predictions, self.keys, run.masks):
+            run.report(h.PredictionsRemoved(run.files.run.hex(), gone))
 
     async def _noted(self, function: Any, *args: Any) -> None:
         await self._run.on_disk(function, *args, what="a withdrawal to be recorded")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -70,6 +70,11 @@ class Run:
     def label_site(self) -> RemoteSite | None:
         """The site that holds the masks; None: they are the coordinator's own."""
         return self.labels.site if isinstance(self.labels, LabelsAtSite) else None
+
+    def patients_of(self, site: RemoteSite) -> Collection[bytes]:
+        """Those of whom a site fills a seat; of that of the labels, all: there was a mask of each."""
+        seating = self.seating
+        return seating.filled if site is self.label_site else seating.of(site.name)
 
     _progress: ProgressMessages = field(default_factory=ProgressMessages)
 

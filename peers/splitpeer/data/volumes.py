@@ -18,7 +18,7 @@ from splitpeer.data.layouts import subject
 from splitpeer.data.mask_values import MaskCensus
 from splitpeer.data.nifti import NiftiHeader, Rules, read_header, read_voxels
 from splitpeer.data.normalisation import DEFAULT, Normaliser
-from splitpeer.data.pseudonym import keyed, salt_check
+from splitpeer.data.pseudonym import keyed, pseudonym, salt_check
 from splitpeer.data.quality import image_warnings
 from splitpeer.data.resampling import resample, resampled_grid
 from splitpeer.data.task import Task
@@ -136,6 +136,10 @@ class Volumes:
             return self._cases[key]
         except KeyError:
             raise not_held(key) from None
+
+    def key_of(self, patient: str) -> bytes:
+        """The key of a patient's id, whether there is a file or not."""
+        return pseudonym(self._salt, patient)
 
     def subjects(self) -> dict[bytes, str]:
         """The person behind each key: BraTS 2023 holds several time points of one person. Local knowledge."""

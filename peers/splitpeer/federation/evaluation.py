@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import count
@@ -15,10 +16,14 @@ from splitpeer.data.nifti_write import DESCRIP, nifti, packed
 from splitpeer.data.sampling import Grids
 from splitpeer.data.task import Task
 from splitpeer.data.volumes import Volumes
+from splitpeer.errors import DataError
 from splitpeer.federation.inference import Volume, questions, windows_of
 from splitpeer.storage import durable
 from splitpeer.training.metrics import Surfaces, VolumeDice
 from splitproto.messages import Forward
+
+SUFFIX = ".nii.gz"
+"""Of a prediction's file, after the patient's id."""
 
 
 @dataclass(frozen=True)
@@ -115,7 +120,7 @@ class Scoring:
         if self.surfaces is not None:
             self.surfaces.add(mask, truth, grid.spacing)
         if self._save_to is not None:
-            path = self._save_to / f"{self._labels.case(key).patient}.nii.gz"
+            path = self._save_to / f"{self._labels.case(key).patient}{SUFFIX}"
             save_mask(path, mask, grid, self._task, made_from=self._made_from.get(key, ()))
 
 
@@ -146,3 +151,31 @@ def save_mask(
     except OSError as error:
         # The file's name is a patient's.
         raise durable.refusal(error, f"{path.parent}: a prediction", "[output] folder") from None
+
+
+def remove_masks(folder: Path, keys: Collection[bytes], masks: Volumes) -> frozenset[bytes]:
+    """Remove what `save_mask` wrote of patients, named by their ids; their own masks may be gone by now.
+
+    Args:
+        keys: of the patients.
+        masks: under whose salt the keys are.
+
+    Returns:
+        Of whom there was one.
+
+    Raises:
+        ConfigError, DiskTrouble: one cannot be removed.
+    """
+    found = {}
+    for path in folder.glob(f"*{SUFFIX}"):
+        with suppress(DataError):  # a name that is no patient's
+            found[masks.key_of(path.name.removesuffix(SUFFIX))] = path
+    gone = found.keys() & set(keys)
+    try:
+        for key in gone:
+            found[key].unlink(missing_ok=True)
+        if gone:
+            durable.sync_folder(folder)
+    except OSError as error:
+        raise durable.refusal(error, f"{folder}: a prediction", "[output] folder") from None
+    return frozenset(gone)

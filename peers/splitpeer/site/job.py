@@ -59,6 +59,7 @@ from splitproto.messages import (
     Shared,
     Unusable,
     Withdraw,
+    Withdrawn,
 )
 
 MOST_UNUSABLE = 1024
@@ -571,10 +572,19 @@ class SiteJob:
 
     def _heed_consent(self) -> None:
         """Patients who have withdrawn consent are not read again. Raises DataError: the list cannot be read."""
-        for key in sorted(self._means.consent.withdrawn()):
+        withdrawn = self._means.consent.withdrawn()
+        for key in sorted(withdrawn):
             if self.channels.holds(key) or key in self._means.named:
                 note(self._means.consent.refusal(key), self.unusable, self._means.report)
                 self.unusable[key] = CONSENT
+        if self._labels is not None:
+            self._labels.forget(withdrawn, everywhere=True)
+
+    def hear_withdrawn(self, told: Withdrawn) -> None:
+        """Who is out of the run, at whichever site (compute thread). Raises as `MaskAnswers.forget`."""
+        if self._labels is not None:
+            gone = [patient.key for patient in told.patients if patient.cause == CONSENT]
+            self._labels.forget(gone, everywhere=False)
 
     def _heed_shown(self) -> None:
         """SP-11.17-12: the run does without whom other runs have shown, as a question about them would end it."""
@@ -660,8 +670,7 @@ class SiteJob:
         if self.answering.unlocated(keys):
             raise error
         why = (
-            "other activations would leave than for an earlier request, and show more: its image, or this site's "
-            "network, software or machine, has changed; only a new run sees it as it is now"
+            "other activations would leave than before, and show more: image, network or machine have changed"
         )
         for key in keys:
             note(PatientUnusable(key, MISSING, why), self.unusable, self._means.report)

@@ -20,12 +20,12 @@ from splitpeer.defences.randomness import Release
 from splitpeer.defences.specs import placed
 from splitpeer.defences.stack import Stack, defend
 from splitpeer.errors import JobFailed, PatientUnusable
-from splitpeer.federation.evaluation import save_mask
+from splitpeer.federation.evaluation import SUFFIX, remove_masks, save_mask
 from splitpeer.federation.files import note
 from splitpeer.federation.masks import LOGITS, MASK, logits_shape
 from splitpeer.federation.terms import window_of
 from splitpeer.site.budgets import Budgets
-from splitpeer.site.scoring import ScoreTable, measured, rounded
+from splitpeer.site.scoring import ScoreTable, forget, measured, rounded
 from splitpeer.training.loss import loss_gradient
 from splitproto.errors import Misaligned, PolicyRefused, SchemaMismatch, StepMismatch
 from splitproto.messages import (
@@ -40,6 +40,8 @@ from splitproto.messages import (
     Withdraw,
 )
 
+PREDICTIONS = "predictions"
+"""In the folder of a run."""
 DEFENDED = "x0"
 """How defences know the logits: as the finest level."""
 Asked = TypeVar("Asked", Logits, Prediction)
@@ -84,7 +86,7 @@ class Labelling:
         budgets: Budgets,
         device: str = "cpu",
     ) -> None:
-        self._run, self._job, self._masks, self._task = run, job, masks, task
+        self.run, self._job, self._masks, self._task = run, job, masks, task
         self._folder, self._told, self._stack, self._budgets = folder, told, stack, budgets
         self._device, self._window = device, window_of(job)
         self._table: tuple[int, ScoreTable] | None = None
@@ -115,7 +117,7 @@ class Labelling:
         if not (math.isfinite(loss) and np.isfinite(gradient).all()):
             raise JobFailed(f"the loss at step {applied} is not a finite number; lower the learning rate")
         if self._stack:
-            release = Release(self._run, "train", asked.step, 0, samples, target)
+            release = Release(self.run, "train", asked.step, 0, samples, target)
             gradient = defend(self._stack, {DEFENDED: gradient}, release)[DEFENDED]
         tells = "loss" in self._told.figures
         return LossGradients(
@@ -165,7 +167,7 @@ class Labelling:
         )
         table.put(asked.batch, row)
         if final:
-            path = self._folder / "predictions" / f"{patient}.nii.gz"
+            path = self._folder / PREDICTIONS / f"{patient}{SUFFIX}"
             save_mask(path, mask.astype(bool), grid, self._task, made_from=asked.seats)
         return Scores(asked.step, asked.batch, {})
 
@@ -178,6 +180,28 @@ class Labelling:
         told = self._told
         values = table.figures(told.figures, told.round_to, told.least)
         return Scores(asked.step, asked.batch, values), table
+
+    def forget(self, keys: Collection[bytes], *, everywhere: bool) -> frozenset[bytes]:
+        """SP-11.20-12: remove predictions of these patients, and their ids from tables of scores.
+
+        Args:
+            everywhere: in the folders of all runs; else in that of this one.
+
+        Returns:
+            Of whom there was something.
+
+        Raises:
+            DataError: a table cannot be read.
+            ConfigError, DiskTrouble: something cannot be removed.
+        """
+        masks, gone = self._masks, set[bytes]()
+        for folder in sorted(self._folder.parent.glob("*/")) if everywhere else [self._folder]:
+            gone |= remove_masks(folder / PREDICTIONS, keys, masks)
+            for path in sorted(folder.glob("scores-*.json")):
+                ids = forget(path, lambda patient: masks.key_of(patient) in keys)
+                gone |= {masks.key_of(patient) for patient in ids}
+        self._table = None
+        return frozenset(gone)
 
     # --- inside ----------------------------------------------------------------------------------------
 
@@ -237,6 +261,7 @@ class MaskAnswers:
     ) -> None:
         self._labelling, self._unusable = labelling, unusable
         self._heed_consent, self._report = heed_consent, report
+        self._forgotten: dict[bool, set[bytes]] = {False: set(), True: set()}
         self.answered = 0
         """The last step whose loss was answered on this link."""
 
@@ -254,6 +279,14 @@ class MaskAnswers:
     def conclude(self, asked: Conclude, applied: int) -> tuple[Scores, ScoreTable]:
         """SP-11.20-9: what is told of an evaluation, and what it came to. See `Labelling.conclude`."""
         return self._labelling.conclude(asked, applied)
+
+    def forget(self, keys: Collection[bytes], *, everywhere: bool) -> None:
+        """SP-11.20-12: once for each patient. See `Labelling.forget`."""
+        known = self._forgotten[everywhere]
+        if new := set(keys) - known:
+            if gone := self._labelling.forget(new, everywhere=everywhere):
+                self._report(h.PredictionsRemoved(self._labelling.run.hex(), gone))
+            known |= new
 
     def _answer(
         self,

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from decimal import Decimal
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -20,6 +21,8 @@ from splitproto.errors import PolicyRefused
 
 MAX_BYTES = 64 << 20
 """Of a table on disk."""
+NOBODY = "(withdrawn) "
+"""And a number: in place of the ids of who has withdrawn consent."""
 MOST_FIGURES = 64
 """SP-8.4: entries of `scores`."""
 
@@ -148,25 +151,36 @@ class ScoreTable:
     def _read(self) -> dict[int, ScoreRow]:
         if not self._path.exists():
             return {}
-        try:
-            said = json.loads(reading.read(self._path, MAX_BYTES))
-            return {int(number): ScoreRow(**row) for number, row in said["rows"].items()}
-        except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
-            raise DataError(
-                f"{self._path}: cannot be read: remove it, and the evaluation is repeated"
-            ) from None
+        return {int(number): ScoreRow(**row) for number, row in _document(self._path)["rows"].items()}
 
     def _write(self, rows: Mapping[int, ScoreRow]) -> None:
         said = {str(number): asdict(row) for number, row in sorted(rows.items())}
-        written = (
-            json.dumps({"version": 1, "regions": self._regions, "rows": said}, indent=1) + "\n"
-        ).encode()
-        if len(written) > MAX_BYTES:
-            raise PolicyRefused(f"the scores of one evaluation take more than {MAX_BYTES >> 20} MiB")
-        try:
-            durable.replace(self._path, written)
-        except OSError as error:
-            raise durable.refusal(error, f"{self._path}: the scores", "[peer] state") from None
+        _replace(self._path, {"version": 1, "regions": self._regions, "rows": said})
+
+
+def forget(path: Path, is_gone: Callable[[str], bool]) -> set[str]:
+    """Take the ids of patients out of a table on disk, of whatever task. Their figures stay: what was told of them are
+    means, which may be asked for again, and persons stay apart.
+
+    Returns:
+        The ids.
+
+    Raises:
+        DataError: it cannot be read.
+        ConfigError, DiskTrouble: it cannot be written.
+    """
+    said = _document(path)
+    rows = [said["rows"][number] for number in sorted(said["rows"], key=int)]
+    gone = {
+        row["patient"] for row in rows if not row["patient"].startswith(NOBODY) and is_gone(row["patient"])
+    }
+    if gone:
+        names: dict[str, str] = {}
+        for row in rows:
+            if row["patient"] in gone or row["patient"].startswith(NOBODY):
+                row["patient"] = names.setdefault(subject(row["patient"]), f"{NOBODY}{len(names) + 1}")
+        _replace(path, said)
+    return gone
 
 
 def measured(
@@ -205,3 +219,25 @@ def rounded(value: float, step: float) -> float:
     """To the nearest multiple of `step`, without the error of binary fractions: 0.85, not 0.8500000000000001."""
     unit = Decimal(str(step))
     return float((Decimal(str(value)) / unit).to_integral_value() * unit)
+
+
+def _document(path: Path) -> dict[str, Any]:
+    """A table whose rows are whole. Raises DataError."""
+    try:
+        said = json.loads(reading.read(path, MAX_BYTES))
+        for number, row in said["rows"].items():
+            int(number), ScoreRow(**row)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        raise DataError(f"{path}: cannot be read: remove it, and the evaluation is repeated") from None
+    return dict(said)
+
+
+def _replace(path: Path, said: Mapping[str, Any]) -> None:
+    """Raises PolicyRefused: it would be larger than `MAX_BYTES`; ConfigError, DiskTrouble: it cannot be written."""
+    written = (json.dumps(said, indent=1) + "\n").encode()
+    if len(written) > MAX_BYTES:
+        raise PolicyRefused(f"the scores of one evaluation take more than {MAX_BYTES >> 20} MiB")
+    try:
+        durable.replace(path, written)
+    except OSError as error:
+        raise durable.refusal(error, f"{path}: the scores", "[peer] state") from None

@@ -70,6 +70,7 @@ class Serving:
                 self._hear_progress(message)
             case Withdrawn():
                 self.patients_out(message.step, message.patients, "withdrawn")
+                await self.computed(self.job.hear_withdrawn, message)
             case Checkpoint() | Rollback():
                 await self._checkpoint(message)
             case Share() | Average():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -139,3 +140,32 @@ def test_a_patient_is_scored_once_in_an_evaluation(labels: tuple[Labelling, Pred
     site.score(prediction(0, "b"), 0)
     site.score(prediction(1, "a"), 0)
     assert site.conclude(Conclude(0, 2), 0)[0].values
+
+
+def test_who_has_withdrawn_is_in_no_table_and_has_no_prediction(labels: tuple[Labelling, Predict]) -> None:
+    """SP-11.20-12: figures stay, so that what was told can be told again; so does who is whom."""
+    site, prediction = labels
+    for number, patient in enumerate("ab"):
+        site.score(prediction(number, patient), 0)
+    told = site.conclude(Conclude(0, 2), 0)[0]
+    run, key = site._folder, {case.patient: key for key, case in site._masks.cases.items()}
+    for folder in (run, run.parent / "earlier"):
+        (folder / "predictions").mkdir(parents=True)
+        for name in ("a", "b", " "):
+            (folder / "predictions" / f"{name}.nii.gz").touch()
+
+    def left(folder: Path) -> list[str]:
+        return sorted(path.name for path in (folder / "predictions").iterdir())
+
+    (run.parent / "labels" / "a.nii.gz").unlink()
+    assert site.forget({key["a"], bytes(16)}, everywhere=False) == {key["a"]}
+    assert left(run) == [" .nii.gz", "b.nii.gz"] and len(left(run.parent / "earlier")) == 3
+    rows = json.loads((run / "scores-00000000.json").read_text())["rows"]
+    assert [row["patient"] for row in rows.values()] == ["(withdrawn) 1", "b"]
+    assert site.conclude(Conclude(0, 2), 0)[0] == told
+    assert site.forget({key["a"]}, everywhere=True) == {key["a"]}
+    assert left(run.parent / "earlier") == [" .nii.gz", "b.nii.gz"]
+    assert site.forget({key["a"]}, everywhere=True) == frozenset()
+    # Two persons stay two, and what they are called does not depend on when they left.
+    assert site.forget({key["b"]}, everywhere=True) == {key["b"]}
+    assert site.conclude(Conclude(0, 2), 0)[0] == told

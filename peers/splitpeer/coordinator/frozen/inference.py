@@ -81,7 +81,6 @@ class BankSegmenter(PatientSegmenter):
         run, task, reachable: see `PatientSegmenter`.
         bank: of the run, when it is there.
         key: of the bank; empty: it is not encrypted.
-        out: patients that the run is made without.
     """
 
     def __init__(
@@ -91,22 +90,12 @@ class BankSegmenter(PatientSegmenter):
         reachable: Callable[[RemoteSite], Awaitable[str]],
         bank: Callable[[], Bank | None],
         key: bytes,
-        out: Callable[[], frozenset[bytes]],
     ) -> None:
         super().__init__(run, task, reachable)
-        self._bank, self._out = bank, out
+        self._bank = bank
         self._requested = RequestBanks(run.files.checkpoints, key)
         self._room = RequestRoom(run, self._requested, self._report)
         self._next: int | None = None
-        self._heeded: frozenset[bytes] = frozenset()
-
-    async def heed(self) -> None:
-        """SP-11.17-7: a site lists who has withdrawn consent whenever it joins."""
-        causes = [one for site in self._run.team.sites for one in site.unusable.items()]
-        gone = frozenset(key for key, cause in causes if cause == CONSENT)
-        if new := gone - self._heeded:
-            await self._remove(new)
-        self._heeded = gone
 
     async def clear_up(self) -> None:
         """See `PatientSegmenter`."""
@@ -126,12 +115,12 @@ class BankSegmenter(PatientSegmenter):
         if main is None:
             raise NoSegmentation("failed", "the run has no feature bank yet")
         banks, ours = [main], asked.key in run.seating.filled
-        if ours and asked.key in self._out() | main.dropped:
+        if ours and asked.key in self._exclusion.keys | main.dropped:
             raise _no_more()
         # Nobody else need be asked of a patient whom the bank holds.
         some = [request.site] if ours else [site.name for site in run.team.sites]
         sites = await self._locate(request, lost, some)
-        await self._heed_consent(asked.key, sites)
+        await self._heed_consent(sites)
         grid = self._fitting(request, sites)
         if ours:
             await self._check_grid(asked.key, sites.grids()[request.site], main, request.site)
@@ -155,11 +144,19 @@ class BankSegmenter(PatientSegmenter):
         activations, _ = features.batch(forward)
         return finite(half.predict(activations, [seat for seat in half.seats if seat not in activations]))
 
-    async def _heed_consent(self, key: bytes, sites: Sites) -> None:
+    async def _heed_consent(self, sites: Sites) -> None:
         """SP-11.17-7. Raises NoSegmentation."""
         if CONSENT in sites.causes.values():
-            await self._remove({key})
+            await self.heed()
             raise _no_more()
+
+    def _dropped(self) -> frozenset[bytes]:
+        main = self._bank()
+        return frozenset() if main is None else main.dropped - self._exclusion.keys
+
+    async def _forget(self, news: Mapping[str, frozenset[bytes]]) -> None:
+        await self._remove(frozenset().union(*news.values()))
+        await super()._forget(news)
 
     async def _remove(self, patients: Collection[bytes]) -> None:
         """All that any site has released of these, for the run or for requests, is removed for good.

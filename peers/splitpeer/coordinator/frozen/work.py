@@ -58,8 +58,7 @@ class FrozenWork:
         self, run: Run, task: Task, reachable: Callable[[RemoteSite], Awaitable[str]]
     ) -> BankSegmenter:
         """What segments from the run's bank; see `BankSegmenter`."""
-        bank, out = (lambda: self._bank), (lambda: self._exclusion.keys)
-        return BankSegmenter(run, task, reachable, bank=bank, key=self._key, out=out)
+        return BankSegmenter(run, task, reachable, bank=lambda: self._bank, key=self._key)
 
     @property
     def folder(self) -> Path:

@@ -14,6 +14,8 @@ from typing import TypeVar
 
 import numpy as np
 
+from splitpeer.coordinator.exclusion import Exclusion
+from splitpeer.coordinator.inference.consent import LateConsent
 from splitpeer.coordinator.inference.late_sites import LEFT_OUT_S, LateSites
 from splitpeer.coordinator.inference.requests import InferenceRequest
 from splitpeer.coordinator.inference.site import hear_out, infer, locate
@@ -31,7 +33,7 @@ from splitpeer.federation.seating import Lists, Parts, Seating
 from splitpeer.federation.terms import window_of
 from splitpeer.logs import handle
 from splitproto import SplitprotoError
-from splitproto.causes import OF_A_PATIENT
+from splitproto.causes import CONSENT, OF_A_PATIENT
 from splitproto.errors import printable
 from splitproto.messages import (
     Forward,
@@ -138,9 +140,27 @@ class PatientSegmenter:
         self._late: set[RemoteSite] = set()
         """Those of them that it waited for in vain."""
         self._report = run.report
+        self._exclusion = Exclusion(run)
+        self._consent = LateConsent(run, self._exclusion)
 
     async def heed(self) -> None:
-        """What sites have said on joining, before anything is made of what they sent before: here, nothing is kept."""
+        """Between requests, before anything is made of what sites sent before: what is kept of patients who have
+        withdrawn consent goes.
+
+        Raises:
+            DiskTrouble, ConfigError: something is left; the next start removes it.
+            DataError: a file of what is kept is damaged.
+        """
+        if news := self._consent.news(self._dropped()):
+            await self._forget(news)
+
+    def _dropped(self) -> frozenset[bytes]:
+        """Patients whom people have dropped from what is kept."""
+        return frozenset()
+
+    async def _forget(self, news: Mapping[str, frozenset[bytes]]) -> None:
+        """By the site that says so, patients of whom nothing is to be kept."""
+        await self._consent.heed(news)
 
     async def clear_up(self) -> None:
         """Between requests: what was kept long enough goes."""
@@ -323,6 +343,8 @@ class PatientSegmenter:
                 found.located[site] = answer.patient
             elif isinstance(answer, Located):
                 found.causes[site.name] = answer.cause or "absent"
+                if answer.cause == CONSENT:
+                    self._consent.note(site.name, request.asked.key)
             elif isinstance(answer, SiteRestarted):
                 raise Again(answer)
             else:

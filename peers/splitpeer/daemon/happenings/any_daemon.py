@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
 from logging import WARNING
 from pathlib import Path
 
@@ -45,6 +45,15 @@ class PatientFileBad(Happening):
     patient: str
     """Its handle."""
     cause: str
+
+
+@dataclass(frozen=True)
+class PredictionsRemoved(Happening):
+    """Predicted masks of patients who are out, and their scores where these are kept by patient."""
+
+    run: str
+    keys: Collection[bytes] = field(repr=False)
+    """Of the patients."""
 
 
 @dataclass(frozen=True)

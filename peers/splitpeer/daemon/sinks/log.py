@@ -95,6 +95,8 @@ def _of_a_start(happening: h.Happening) -> Iterator[Line]:
         case h.AlreadyComplete(job=job, run=run):
             hint = "--fresh starts another run"
             yield Line("job.was_complete", {"job": job, "run": run[:12], "hint": hint})
+        case h.PredictionsRemoved(keys=keys):
+            yield Line("predictions.removed", {"patients": handles(keys)})
         case h.PatientNamed(patient, file):
             yield Line("patient.file", {"patient": patient, "file": str(file)}, WARNING)
         case h.SiteOverlaps(site, patients, shared, few, hint):

@@ -79,6 +79,8 @@ def entry(happening: h.Happening) -> tuple[str, dict[str, Any]] | None:
         case h.ReleasesCleared(run, keys, octets, cause):
             about = {"patients": handles(keys), "octets": octets, "cause": cause}
             return "bank.cleared", {"run": run, **about}
+        case h.PredictionsRemoved(run, keys):
+            return "predictions.removed", {"run": run, "patients": handles(keys)}
         case h.SegmentationCame():
             fields = vars(happening)
             return "inference.done", {
