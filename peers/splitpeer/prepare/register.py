@@ -78,6 +78,20 @@ STARTS = (
 its scanner, and mutual information finds its way from about 20."""
 
 
+class _Smoothed:
+    """An image, and what smoothing makes of it: the same for all trials, and of the atlas for all scans."""
+
+    def __init__(self, image: Any) -> None:
+        self.image = image
+        self._by: dict[float, Any] = {}
+
+    def by(self, sigma_mm: float) -> Any:
+        """Smoothed by a Gaussian."""
+        if sigma_mm not in self._by:
+            self._by[sigma_mm] = sitk.SmoothingRecursiveGaussian(self.image, sigma_mm)
+        return self._by[sigma_mm]
+
+
 class Registrar:
     """Registers many images to one atlas."""
 
@@ -87,7 +101,7 @@ class Registrar:
         x, y, z = voxels.shape
         brain = np.asarray(onto(atlas.brain, atlas.affine, (x, y, z), grid, order=0), bool)
         near = ndimage.binary_dilation(brain, iterations=round(AROUND_MM / WORKING_MM))
-        self._fixed = _image(voxels, grid)
+        self._fixed = _Smoothed(_image(voxels, grid))
         self._near = sitk.Cast(_image(near.astype(np.float32), grid), sitk.sitkUInt8)
 
     def register(
@@ -103,7 +117,7 @@ class Registrar:
             DataError: too large, or no rigid map was found.
         """
         x, y, z = volume.shape
-        moving = _image(*_working(volume, affine, (x, y, z)))
+        moving = _Smoothed(_image(*_working(volume, affine, (x, y, z))))
         try:
             rigid = self._begun(moving)
             for stage in RIGID:
@@ -120,10 +134,13 @@ class Registrar:
                 found["affine"] = _matrix(stretched)
         return found
 
-    def _begun(self, moving: Any) -> Any:
+    def _begun(self, moving: _Smoothed) -> Any:
         """The best of the trials."""
         centred = sitk.CenteredTransformInitializer(
-            self._fixed, moving, sitk.Euler3DTransform(), sitk.CenteredTransformInitializerFilter.MOMENTS
+            self._fixed.image,
+            moving.image,
+            sitk.Euler3DTransform(),
+            sitk.CenteredTransformInitializerFilter.MOMENTS,
         )
         trials = []
         for angles in STARTS:
@@ -135,7 +152,7 @@ class Registrar:
             raise RuntimeError("the scan and the atlas do not overlap from any start")
         return min(trials, key=lambda one: one[0])[1]
 
-    def _improve(self, transform: Any, moving: Any, stage: RegistrationStage) -> float:
+    def _improve(self, transform: Any, moving: _Smoothed, stage: RegistrationStage) -> float:
         """Move `transform`; returns the metric there, less is better. Raises RuntimeError."""
         method = sitk.ImageRegistrationMethod()
         method.SetMetricAsMattesMutualInformation(BINS)
@@ -148,10 +165,9 @@ class Registrar:
         )
         method.SetOptimizerScalesFromPhysicalShift()
         method.SetShrinkFactorsPerLevel([stage.shrink])
-        method.SetSmoothingSigmasPerLevel([stage.sigma_mm])
-        method.SmoothingSigmasAreSpecifiedInPhysicalUnitsOn()
+        method.SetSmoothingSigmasPerLevel([0.0])  # they are smooth
         method.SetInitialTransform(transform, True)
-        method.Execute(self._fixed, moving)
+        method.Execute(self._fixed.by(stage.sigma_mm), moving.by(stage.sigma_mm))
         return float(method.GetMetricValue())
 
 
