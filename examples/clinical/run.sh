@@ -11,7 +11,7 @@ begin "${1:-runs/clinical}"
 
 if [ -z "${ALIGNED:-}" ]; then
     echo "1. images: $patients patients as two hospitals scan them, DICOM, and masks on the slices of north's scans"
-    splitpeer data phantom pacs --patients "$patients" --dicom >/dev/null
+    splitpeer data phantom pacs --patients "$patients" --dicom --modality t1ce --modality flair >/dev/null
     dicom=(--dicom pacs/t1ce/dicom --dicom-seg seg)
     truth=pacs/labels
     echo "2. each hospital prepares its own: on the grid of a common atlas, at 2 mm; north's masks come along"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from splitpeer.cli.options import FILE, LAYOUT, config_option, echo_json, json_o
 from splitpeer.cli.prepare import prepare
 from splitpeer.cli.progress import bar
 from splitpeer.cli.terminal import echo
+from splitpeer.data.modalities import MODALITIES
 from splitpeer.errors import ConfigError
 from splitpeer.preflight import preflight
 from splitpeer.settings.peer import PeerConfig
@@ -44,6 +46,14 @@ data.add_command(prepare)
     is_flag=True,
     help="As four hospitals' scanners would send them: other poses, grids and oddities (extra: dicom).",
 )
+@click.option(
+    "--modality",
+    "modalities",
+    type=click.Choice(MODALITIES),
+    multiple=True,
+    help="With --dicom: of this hospital alone; may be given several times. Masks lie on the slices of t1ce, or of the "
+    "first.",
+)
 @json_option
 def phantom(
     folder: Path,
@@ -53,6 +63,7 @@ def phantom(
     spacing: tuple[float, float, float] | None,
     workers: int | None,
     dicom: bool,
+    modalities: tuple[str, ...],
     as_json: bool,
 ) -> None:
     """Write a brain phantom with gliomas to FOLDER: MSD layout, and one folder per site."""
@@ -61,8 +72,10 @@ def phantom(
             raise ConfigError(
                 "--dicom: every scanner has its own grid: leave --shape, --spacing and --workers out"
             )
-        _dicom_phantom(folder, patients, seed, as_json)
+        _dicom_phantom(folder, patients, seed, modalities or MODALITIES, as_json)
         return
+    if modalities:
+        raise ConfigError("--modality: only with --dicom: leave it out")
     from splitpeer.data.phantom.cohort import write_phantom
 
     options: dict[str, Any] = {}
@@ -86,23 +99,25 @@ def phantom(
         echo(f"{patients} patients in {folder}: msd/, flair/, t1/, t1ce/, t2/, labels/")
 
 
-def _dicom_phantom(folder: Path, patients: int, seed: int, as_json: bool) -> None:
-    from splitpeer.data.phantom.scanners import write_dicom_phantom
+def _dicom_phantom(folder: Path, patients: int, seed: int, modalities: Sequence[str], as_json: bool) -> None:
+    from splitpeer.data.phantom.scanners import SCANNERS, write_dicom_phantom
 
+    labels = "t1ce" if "t1ce" in modalities else modalities[0]
     with bar("phantom") as progress:
         task = progress.add_task("", total=patients)
         summary = write_dicom_phantom(
             folder,
             patients,
             seed=seed,
+            scanners={name: SCANNERS[name] for name in modalities},
+            labels=labels,
             progress=lambda done, total: progress.update(task, completed=done, total=total),
         )
     if as_json:
         echo_json(summary)
     else:
-        echo(
-            f"{patients} patients in {folder}: flair/, t1/, t1ce/, t2/ (DICOM), labels/ (on the grid of t1ce)"
-        )
+        made = ", ".join(f"{name}/" for name in sorted(modalities))
+        echo(f"{patients} patients in {folder}: {made} (DICOM), labels/ (on the grid of {labels})")
 
 
 @data.command()

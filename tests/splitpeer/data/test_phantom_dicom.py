@@ -9,6 +9,8 @@ import numpy as np
 import pydicom
 import pytest
 
+from splitpeer.cli import main
+from splitpeer.data.phantom import scanners
 from splitpeer.data.phantom.scanners import SCANNERS, Scanner, hospital_id, scan, write_dicom_phantom
 from splitpeer.data.phantom.series import Oddities, tilted, uid_of, write_series
 from splitpeer.data.regrid import onto, softened
@@ -95,6 +97,24 @@ def test_a_cohort_on_disk(tmp_path: Path) -> None:
     assert np.array_equal(np.asarray(mask.dataobj), taken.label)
     assert np.allclose(mask.affine, taken.affine, atol=1e-4)
     assert np.allclose(summary["poses"]["t1ce/phantom-001"], taken.pose)
+
+
+def test_the_command_makes_what_two_hospitals_have(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(scanners, "SCANNERS", SMALL)
+
+    def call(*more: str) -> int:
+        with pytest.raises(SystemExit) as left:
+            main(["data", "phantom", str(tmp_path / "pacs"), "--patients", "1", *more])
+        return int(left.value.code or 0)
+
+    assert call("--dicom", "--modality", "t2", "--modality", "flair") == 0
+    assert "flair/, t2/ (DICOM), labels/ (on the grid of t2)" in capsys.readouterr().out
+    assert {path.name for path in (tmp_path / "pacs").iterdir()} == {"flair", "t2", "labels"}
+    mask = nib.load(tmp_path / "pacs/labels/phantom-001.nii.gz")
+    assert np.array_equal(np.asarray(mask.dataobj), scan(0, 0, "t2", SMALL["t2"]).label)
+    assert call("--modality", "t2") == 4 and "only with --dicom" in capsys.readouterr().err
 
 
 def test_uids_are_of_the_words_alone() -> None:
