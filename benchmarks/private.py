@@ -5,7 +5,8 @@ only the sum is seen; and frozen encoders, pretrained on strangers, from which e
 (docs/private.md). One process computes what a run would, bit for bit, as masks cancel (private_run.py).
 
 Two adversaries: one has every encoder; the other is a coordinator that has none, and makes its own. The figure of each
-is that of its best attack, for each contrast, with its budget doubled as long as that gains .01 (private_leak.py). All
+is that of its best attack, for each contrast, with its budget doubled as long as that gains .01 (private_leak.py). A
+third is a site of a joint run over a sum, which is sent its gradient and wants the labels (private_labels.py). All
 rows are trained first, then attacked; --attack-seeds says of which seeds, as intervals of what leaks are over patients.
 What is done is kept in --out, and not done again; the table is written next to it.
 """
@@ -24,7 +25,7 @@ from typing import Any
 
 import numpy as np
 from pretraining import CONTRASTS
-from private_leak import ATTACKS, LABELS, Attacker, floor
+from private_leak import ATTACKS, GRADIENT, LABELS, Attacker, floor
 from private_run import Federation, Row, RowBench
 from private_table import markdown, shown
 from rich.console import Console
@@ -130,7 +131,7 @@ def measured(results: Results, given: argparse.Namespace, rows: Sequence[Row], n
             for attack in given.attacks:
                 # What labels alone say is the same in all rows.
                 key = f"{LABELS}/{seed}" if attack == LABELS else f"{row.name}/{seed}/{attack}"
-                if key not in results.all:
+                if key not in results.all and (attack != GRADIENT or row.one_gradient):
                     results.put(key, attacker.attack(attack))
             if f"floor/{seed}" not in results.all:
                 results.put(f"floor/{seed}", {"patients": floor(attacker)})

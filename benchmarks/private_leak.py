@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from pretraining import CONTRASTS
 from private_attacks import Found, Look, People, Reader, Told, healthy, learn, likeness, mean, middle
+from private_labels import masks_from
 from private_outsider import Seen, Surrogates, aligned, of_the_run, taught
 from private_run import Federation, RowBench
 from private_search import searched
@@ -35,7 +36,9 @@ OUTSIDER = ("recipe", "surrogates")
 """Of a coordinator without encoders: its own by the recipe, aligned; and those trained on through the run's decoder."""
 LABELS = "labels"
 """A network that sees nothing but the labels: what a coordinator knows before anything is sent."""
-ATTACKS = (*INSIDER, *OUTSIDER, LABELS)
+GRADIENT = "gradient"
+"""What a site reads off the gradient of a sum: outlines of the tumour. Rows that are trained over a sum send one."""
+ATTACKS = (*INSIDER, *OUTSIDER, LABELS, GRADIENT)
 
 
 @dataclass
@@ -97,6 +100,8 @@ class Attacker:
 
     def attack(self, name: str) -> dict[str, Any]:
         """One of `ATTACKS`: figures of its best attempt."""
+        if name == GRADIENT:
+            return {"masks": masks_from(self.federation, self.strangers, self.told)}
         attempt, most = self._attempt(name)
         truth = self.truth(self.victims)
         best, _, curve, stopped = doubled(self._judged(name, attempt, truth), Budget(most, patience=PATIENCE))

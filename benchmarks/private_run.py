@@ -15,6 +15,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 from pretraining import CONTRASTS, Bench, encoder
+from private_gradients import Noted
 from private_logits import Opinions, logit_halves
 from safetensors.torch import load, save
 from torch import Tensor
@@ -66,6 +67,11 @@ class Row:
     """Gaussian noise on what leaves, in deviations of a level; met while encoders are pretrained, too."""
     rate: float = 0.0
     """Price of what gets through the noise while they are pretrained, a nat per voxel and site."""
+
+    @property
+    def one_gradient(self) -> bool:
+        """Whether all sites are sent the gradient of their sum."""
+        return self.secure and not self.strangers
 
 
 @dataclass(frozen=True)
@@ -238,6 +244,8 @@ class Federation:
 
     bench: RowBench
     told: Callable[[str], None]
+    noted: Noted | None = None
+    """What came back, where all sites are sent one gradient, and it was trained here."""
     _released: dict[Sample, dict[Place, Arrays]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -295,17 +303,30 @@ class Federation:
             training, masks, window=self.window, batch=settings.training.batch, steps=settings.training.steps,
             seed=bench.seed, positive_fraction=settings.data.positive_fraction,
         )  # fmt: skip
-        for step in range(settings.training.steps):
+        steps = range(settings.training.steps)
+        if bench.row.one_gradient:
+            batches = [schedule.batch(step)[0] for step in steps]
+            self.noted = Noted.of(batches, lambda s: bool(masks.window(s.key, s.origin, self.window).any()))
+        for step in steps:
             samples, _ = schedule.batch(step)
             target = SiteData(masks).batch(samples, self.window, None, None)
             release = Release(b"", "train", step + 1, 0, tuple(samples), nonce=b"%d" % step)
             if bench.row.strangers:
                 fused_step(self.parties.coordinator, self.seen(self.once(samples)), target, release, {})
             else:
-                images = self.read(self.patients, samples)
-                split_round(self.parties, images, target, release, terms=self.job.fusion)
+                self._together(samples, target, release)
             if (step + 1) % 100 == 0:
                 self.told(f"step {step + 1} of {settings.training.steps}")
+
+    def _together(self, samples: Sequence[Sample], target: np.ndarray, release: Release) -> None:
+        """A step of all halves, as `split_round`; what comes back of a sum is noted."""
+        images, sites = self.read(self.patients, samples), self.parties.sites
+        sent = self.seen({place: half.forward(images[place], release) for place, half in sites.items()})
+        _, back = fused_step(self.parties.coordinator, sent, target, release, {})
+        for place, half in sites.items():
+            half.backward(back[THE_SUM if self.job.fusion is not None else place])
+        if self.noted is not None:
+            self.noted.note(release.step, samples, back[THE_SUM])
 
     def _trained(self, what: str) -> Path:
         """Where a half is kept."""
@@ -317,8 +338,19 @@ class Federation:
         if not self.bench.row.strangers:
             for place, half in self.parties.sites.items():
                 durable.replace(self._trained(place.seat), save(dict(half.network.state_dict())))
+        if self.noted is not None:
+            self.noted.keep(self._trained("gradients"))
         decoder = self.parties.coordinator.network
         durable.replace(self._trained("decoder"), save(dict(decoder.state_dict())))
+
+    def gradients(self) -> Noted:
+        """What came back while it was trained; trained again where that was not kept."""
+        path = self._trained("gradients")
+        if not path.exists():
+            again = replace(self, noted=None, _released={})
+            again.train()
+            again.keep()
+        return Noted.read(path)
 
     def recall(self) -> None:
         """All halves as `keep` left them; trained again where it was not called."""

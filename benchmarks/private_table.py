@@ -8,9 +8,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from pretraining import CONTRASTS, interval
-from private_leak import INSIDER, LABELS, OUTSIDER
+from private_leak import GRADIENT, INSIDER, LABELS, OUTSIDER
 from private_run import Row
 from rich.table import Table
+
+from splitpeer.leakage.measure import OTHER_MASKS, OWN_IMAGE
 
 READ = ("tumour_presence", "tumour_volume", "tumour_side")
 NONE = "-"
@@ -56,6 +58,7 @@ def columns(results: Results, row: Row, rows: Sequence[Row], given: argparse.Nam
     ]
     minus = Figure([each for one in paired for each in one])
     inside, outside = (worst(results, row.name, names, seeds) for names in (INSIDER, OUTSIDER))
+    found = outlines(results, row.name, seeds)
     return {
         "row": row.name,
         "Dice": _short(statistics.fmean(one["dice"]["mean"] for one in done)),
@@ -66,6 +69,8 @@ def columns(results: Results, row: Row, rows: Sequence[Row], given: argparse.Nam
         "SSIM, no encoder": _worst(outside),
         "less labels alone": above_labels(results, row.name, seeds),
         "tumour there / size / side": readouts(results, row.name, INSIDER, seeds),
+        "outline from the gradient (own image, others' outlines)": outline(found) if found else NONE,
+        "more than these": more_than_floors(found) if found else NONE,
         "kB a window": f"{done[0]['octets_per_window'] / 1000:.0f}",
         "s": f"{statistics.fmean(one['seconds'] for one in done):.0f}",
     }
@@ -100,6 +105,51 @@ def above_labels(results: Results, row: str, seeds: Sequence[int]) -> str:
             pairs = zip(ours["patients"][outside.contrast], low["patients"][outside.contrast], strict=True)
             apart += [a - b for a, b in pairs]
     return str(Figure(apart)) if apart else NONE
+
+
+class Outlines(NamedTuple):
+    """What a label attack shows of the outline, at the site whose image it adds most to."""
+
+    contrast: str
+    attack: str
+    auc: Figure
+    floors: Mapping[str, float]
+    """Means of what needs no gradient."""
+    gained: Figure
+    """AUC beyond the highest floor, window by window of a patient."""
+
+
+def outlines(results: Results, row: str, seeds: Sequence[int]) -> Outlines | None:
+    """The attack on labels that shows most beyond the floors, over all sites; None: none was made."""
+    made = [one["masks"] for seed in seeds if (one := results.get(_key(row, seed, GRADIENT))) is not None]
+    found = []
+    for contrast, attacks in made[0].items() if made else ():
+        for attack in attacks:
+            scores = [one[contrast][attack] for one in made]
+            floors = {
+                name: statistics.fmean(score["auc"]["floors"][name] for score in scores)
+                for name in (OWN_IMAGE, OTHER_MASKS)
+            }
+            auc = Figure([value for score in scores for value in score["auc"]["each"] if value is not None])
+            higher = max(floors.values())
+            gained = Figure([value - higher for value in auc.values])
+            if floors[OWN_IMAGE] == higher:
+                gained = Figure(
+                    [v for score in scores for v in score["advantage_auc"]["each"] if v is not None]
+                )
+            found.append(Outlines(contrast, attack, auc, floors, gained))
+    return max(found, key=lambda one: one.gained.mean, default=None)
+
+
+def outline(found: Outlines) -> str:
+    """AUC, at whose site and by what; in brackets the floors."""
+    low = ", ".join(_short(value) for value in found.floors.values())
+    return f"{found.auc} ({low}; {found.contrast}, {found.attack})"
+
+
+def more_than_floors(found: Outlines) -> str:
+    """What the gradient adds to the better of the floors."""
+    return str(found.gained)
 
 
 def readouts(results: Results, row: str, attacks: Sequence[str], seeds: Sequence[int]) -> str:

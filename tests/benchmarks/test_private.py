@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from splitpeer.data.loader import SiteData
 from splitpeer.defences.randomness import Release
 from splitpeer.federation.terms import job_on_wire
 from splitpeer.pretraining.information import InformationBottleneck
@@ -313,3 +314,94 @@ def federation_samples(federation: Any) -> list[Any]:
 
     run = People(federation.patients, federation.bench.masks(federation.bench.cohort()), federation.window)
     return run.slices()[:3]
+
+
+# --- labels of a joint run over a sum ----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def joint(bench: Any) -> Any:
+    """Both halves trained over a sum for two steps, and what came back."""
+    from private_run import Federation
+
+    made = Federation(
+        replace(bench, row=replace(bench.row, name="joint, sum", strangers=0)), lambda line: None
+    )
+    made.recall()
+    return made
+
+
+def test_a_joint_run_over_a_sum_is_trained_as_in_one_round_and_its_gradient_is_kept(joint: Any) -> None:
+    from private_run import Federation
+
+    from splitpeer.data.sampling import TrainingSchedule
+
+    bench, again = joint.bench, Federation(joint.bench, lambda line: None)
+    masks, (training, _) = bench.masks(bench.cohort()), bench.split()
+    schedule = TrainingSchedule(training, masks, window=bench.window, batch=2, steps=2, seed=bench.seed,
+                                positive_fraction=bench.job.data.positive_fraction)  # fmt: skip
+    samples, _ = schedule.batch(0)
+    target = SiteData(masks).batch(samples, bench.window, None, None)
+    release = Release(b"", "train", 1, 0, tuple(samples))
+    back: list[dict[str, np.ndarray]] = []
+    half = again.parties.sites[Place("t1", "t1")]
+    backward = half.backward
+    half.backward = lambda gradient: (back.append(gradient), backward(gradient))[1]
+    split_round(again.parties, again.read(again.patients, samples), target, release, terms=again.job.fusion)
+    noted = joint.gradients()
+    for row, sample in enumerate(samples):
+        kept = noted.shots[sample][0]
+        assert (kept.step, kept.index) == (1, row) and kept.gradients.keys() == back[0].keys()
+        assert all(np.array_equal(kept.gradients[name], back[0][name][row]) for name in back[0])
+    assert joint.bench.row.one_gradient and not replace(bench.row, strangers=3).one_gradient
+    assert all(masks.window(s.key, s.origin, bench.window).any() for s in noted.followed)
+    assert {t.sample for t in noted.early()} == {s for step in (0, 1) for s in schedule.batch(step)[0]}
+
+
+def test_a_site_is_attacked_for_labels_and_held_against_its_own_image(
+    joint: Any, bench: Any, strangers: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import private_labels
+    from private_leak import GRADIENT, Attacker
+
+    learned = "gradient-network:batches=2,steps=2,width=4,job_steps=2"
+    monkeypatch.setattr(private_labels, "ATTACKED", {
+        private_labels.EARLY: ("gradient-norm",), private_labels.ALL: ("gradient-field", learned),
+    })  # fmt: skip
+    monkeypatch.setattr(private_labels, "MOST", 1)
+    found = Attacker(joint.bench, lambda line: None, bench.given).attack(GRADIENT)["masks"]
+    assert found.keys() == set(CONTRASTS)
+    for attacks in found.values():
+        assert attacks.keys() == {
+            "gradient-norm, early steps", "gradient-field, all releases", f"{learned}, all releases",
+        }  # fmt: skip
+        for scores in attacks.values():
+            assert {private_labels.OWN_IMAGE, "mean mask of other patients"} <= scores["auc"]["floors"].keys()
+            assert scores["advantage_auc"]["mean"] is not None and scores["auc"]["each"]
+
+
+def test_the_table_says_what_the_gradient_adds_to_the_better_floor() -> None:
+    from private_run import Row
+    from private_table import markdown, outlines
+
+    def label(auc: float, own: float, others: float) -> dict[str, Any]:
+        floors = {"own image and other patients' labels": own, "mean mask of other patients": others}
+        return {
+            "auc": {"each": [auc, auc + 0.02], "floors": floors},
+            "advantage_auc": {"each": [auc - own, auc + 0.02 - own]},
+        }
+
+    masks = {
+        "t1": {"gradient-norm, early steps": label(0.9, 0.8, 0.7)},
+        "flair": {"gradient-norm, early steps": label(0.95, 0.92, 0.7), "other": label(0.9, 0.6, 0.88)},
+    }
+    done = {"dice": {"mean": 0.85}, "patients": [0.8, 0.9], "octets_per_window": 1000, "seconds": 1.0}
+    results = {"joint/7": done, "sum/7": done, "sum/7/gradient": {"masks": masks}}
+    found = outlines(results, "sum", [7])
+    assert (found.contrast, found.attack) == ("t1", "gradient-norm, early steps")
+    assert found.gained.mean == pytest.approx(0.11) and outlines(results, "joint", [7]) is None
+    given = argparse.Namespace(
+        seeds=[7], patients=4, validation=2, steps=3, pretraining_steps=3, strangers=4, shadow=4
+    )
+    *_, row = markdown(results, [Row("joint"), Row("sum")], given).splitlines()[:4]
+    assert "(.800, .700; t1, gradient-norm, early steps) | .110 ± " in row
