@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from nibabel.nifti1 import header_dtype as _NIFTI1
-from nibabel.nifti2 import header_dtype as _NIFTI2
 
 from splitpeer.data.geometry import GRID_TOLERANCE, Geometry, Triple, Turn, angle, apart, edges, shear
 from splitpeer.data.rules import Rules
@@ -23,7 +21,37 @@ LEAST_EDGE, GREATEST_EDGE = 0.02, 50.0
 LEAST_WIDTH, GREATEST_WIDTH = 40.0, 800.0
 """Millimetres of the longest side of a volume that shows a head; others raise a warning."""
 
-HEADER_BYTES = max(_NIFTI1.itemsize, _NIFTI2.itemsize)
+
+def _layout(size: int, fields: dict[str, tuple[int, str]]) -> np.dtype:
+    """Of a header of `size` octets: where the fields lie that are read, and of what type they are."""
+    offsets, formats = zip(*fields.values(), strict=True)
+    return np.dtype({"names": [*fields], "formats": formats, "offsets": offsets, "itemsize": size})
+
+
+# A test compares them with nibabel's, whose import would cost every daemon a fifth of a second, as it brings pydicom.
+NIFTI1 = _layout(
+    348,
+    {
+        "sizeof_hdr": (0, "i4"), "dim": (40, "8i2"), "datatype": (70, "i2"), "pixdim": (76, "8f4"),
+        "vox_offset": (108, "f4"), "scl_slope": (112, "f4"), "scl_inter": (116, "f4"), "xyzt_units": (123, "u1"),
+        "qform_code": (252, "i2"), "sform_code": (254, "i2"),
+        "quatern_b": (256, "f4"), "quatern_c": (260, "f4"), "quatern_d": (264, "f4"),
+        "qoffset_x": (268, "f4"), "qoffset_y": (272, "f4"), "qoffset_z": (276, "f4"),
+        "srow_x": (280, "4f4"), "srow_y": (296, "4f4"), "srow_z": (312, "4f4"),
+    },
+)  # fmt: skip
+NIFTI2 = _layout(
+    540,
+    {
+        "sizeof_hdr": (0, "i4"), "datatype": (12, "i2"), "dim": (16, "8i8"), "pixdim": (104, "8f8"),
+        "vox_offset": (168, "i8"), "scl_slope": (176, "f8"), "scl_inter": (184, "f8"),
+        "qform_code": (344, "i4"), "sform_code": (348, "i4"),
+        "quatern_b": (352, "f8"), "quatern_c": (360, "f8"), "quatern_d": (368, "f8"),
+        "qoffset_x": (376, "f8"), "qoffset_y": (384, "f8"), "qoffset_z": (392, "f8"),
+        "srow_x": (400, "4f8"), "srow_y": (432, "4f8"), "srow_z": (464, "4f8"), "xyzt_units": (500, "i4"),
+    },
+)  # fmt: skip
+HEADER_BYTES = max(NIFTI1.itemsize, NIFTI2.itemsize)
 
 _TYPES = {
     2: "u1",
@@ -135,7 +163,7 @@ _MAGIC = {
 
 
 def _raw(block: bytes) -> np.void:
-    layout = _NIFTI2 if block[4:8] == b"n+2\0" else _NIFTI1
+    layout = NIFTI2 if block[4:8] == b"n+2\0" else NIFTI1
     if len(block) < layout.itemsize:
         raise DataError(
             "truncated or corrupt (the file ends in its header): copy or export it again", "truncated"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 from typing import Literal
 
-import nibabel as nib
 import numpy as np
 
 DESCRIP = 79
@@ -31,6 +30,9 @@ def nifti(
         descrip: the header's description, at most `DESCRIP` characters of ASCII.
         slope: a voxel's value is what is stored times this; None: is what is stored.
     """
+    # It takes a fifth of a second to import, and daemons write when a run is complete.
+    import nibabel as nib
+
     image = nib.Nifti1Image(voxels, affine)
     image.set_sform(affine, code=code)
     image.set_qform(affine if quaternion else None, code=code if quaternion else "unknown")

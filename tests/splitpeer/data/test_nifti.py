@@ -13,7 +13,9 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+from nibabel import nifti1, nifti2
 
+from splitpeer.data import nifti_header
 from splitpeer.data.layouts import Case
 from splitpeer.data.nifti import MOST_BEHIND, Rules, read_header, read_voxels
 from splitpeer.errors import DataError
@@ -78,6 +80,16 @@ def test_every_number_type_reads_alike(tmp_path: Path, kind, order: str, dtype: 
     np.testing.assert_array_equal(voxels, head())
     assert header.dtype == np.dtype(dtype).newbyteorder(order if dtype[1] != "1" else "|")
     assert header.warnings == () and voxels.dtype == np.float32 and voxels.flags.c_contiguous
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [(nifti_header.NIFTI1, nifti1.header_dtype), (nifti_header.NIFTI2, nifti2.header_dtype)],
+)
+def test_fields_are_where_nibabel_has_them(ours: np.dtype, theirs: np.dtype) -> None:
+    assert ours.itemsize == theirs.itemsize
+    for name in ours.names or ():
+        assert ours.fields[name][:2] == theirs.fields[name][:2], name
 
 
 @pytest.mark.parametrize("size", [3, 10, 300])
