@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from splitpeer.attacks.base import Progress
+from splitpeer.training.optimiser import Adam
 
 HELD_OUT = 0.1
 """Share of the patients by whom an adversary judges its own network."""
@@ -103,7 +104,7 @@ def train(
         loss: of the step with this number, from 0: a scalar with its graph.
         error: see `Best`.
     """
-    optimiser = torch.optim.Adam(network.parameters(), lr=rate)
+    optimiser = Adam(network.parameters(), lr=rate)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, rate, total_steps=steps + 1)
     best = Best(network, error, steps)
     for step in range(steps):

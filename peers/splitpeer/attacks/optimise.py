@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from splitpeer.attacks.base import Progress, silent
+from splitpeer.training.optimiser import Adam
 
 Objective = Callable[[Tensor], Tensor]
 """Images [B, ...] to one value per sample [B], differentiable."""
@@ -110,7 +111,7 @@ def adam(
 ) -> Tensor:
     """AMSGrad, as in He et al.'s code, its rate falling to zero along a cosine. Returns a tensor like `start`."""
     x = start.detach().clone().requires_grad_()
-    optimiser = torch.optim.Adam([x], lr=rate, amsgrad=True)
+    optimiser = Adam([x], lr=rate, amsgrad=True)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, max(iterations, 1))
     for iteration in range(iterations):
         _, x.grad = _evaluate(objective, x.detach())

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from splitpeer.leakage.metrics import Image
+from splitpeer.training.optimiser import Adam
 
 FEATURES = (8, 8, 16, 32, 64, 8)
 BATCH = 8
@@ -55,7 +56,7 @@ class Synthesiser:
             network = BasicUNet(dimensions, x.shape[1], y.shape[1], FEATURES)
         network.to(device).train()
         similarity = SSIMLoss(dimensions, data_range=RANGE, win_size=7)
-        optimiser = torch.optim.Adam(network.parameters(), LEARNING_RATE)
+        optimiser = Adam(network.parameters(), LEARNING_RATE)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, LEARNING_RATE, total_steps=max(steps, 2))
         random = np.random.default_rng(seed)
         for _ in range(steps):

@@ -24,6 +24,7 @@ from splitpeer.leakage.floors import Floors
 from splitpeer.leakage.metrics import Image, brain_mask, match
 from splitpeer.leakage.scores import Score, summarise
 from splitpeer.training.loss import region_loss
+from splitpeer.training.optimiser import Adam
 
 FEATURES = (8, 8, 16, 32, 64, 8)
 BLURS = (0.0, 0.7, 1.5)  # voxels; a half of all batches stays sharp
@@ -83,7 +84,7 @@ def train_segmenter(
         )
     network.to(device).train()
     blurs = [GaussianFilter(dimensions, sigma).to(device) if sigma else nn.Identity() for sigma in BLURS]
-    optimiser = torch.optim.Adam(network.parameters(), LEARNING_RATE)
+    optimiser = Adam(network.parameters(), LEARNING_RATE)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, LEARNING_RATE, total_steps=max(steps, 2))
     random = np.random.default_rng(seed)
     for _ in range(steps):

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+import subprocess
+import sys
+from collections.abc import Sequence
+
 import pytest
 import torch
 from torch import nn
@@ -112,3 +117,68 @@ def test_impossible_schedules() -> None:
         make_schedule(optimiser, "triangle", 10)
     with pytest.raises(ValueError, match="one step"):
         make_schedule(optimiser, "cosine", 0)
+
+
+@pytest.mark.parametrize(
+    ("name", "theirs", "settings"),
+    [
+        ("adam", torch.optim.Adam, {}),
+        ("adamw", torch.optim.AdamW, {}),
+        ("sgd", torch.optim.SGD, {"momentum": 0.9, "nesterov": True}),
+    ],
+)
+@pytest.mark.parametrize("theirs_first", [False, True])
+def test_steps_and_states_are_torchs_bit_for_bit(
+    name: str, theirs, settings: dict, theirs_first: bool
+) -> None:
+    """Also where torch has changed its own class before, as it does when the first one is made; and each takes up
+    the other's state.
+    """
+
+    def steps(make, count: int, states: Sequence[dict] = ()) -> tuple[list[torch.Tensor], dict]:
+        weights = [nn.Parameter(torch.linspace(-1, 1, n)) for n in (5, 12)]
+        optimiser = make(weights)
+        for state in states:
+            optimiser.load_state_dict(state)
+        for step in range(count):
+            optimiser.zero_grad()
+            sum((w.sin() * (step + 1)).square().sum() for w in weights).backward()
+            optimiser.step()
+        assert not any(w.grad is None for w in weights)
+        optimiser.zero_grad()
+        assert all(w.grad is None for w in weights)
+        return weights, copy.deepcopy(optimiser.state_dict())
+
+    def our(weights: list) -> torch.optim.Optimizer:
+        return make_optimiser(weights, name, lr=0.1, weight_decay=0.01)
+
+    def their(weights: list) -> torch.optim.Optimizer:
+        return theirs(weights, lr=0.1, weight_decay=0.01, **settings)
+
+    if theirs_first:
+        their([nn.Parameter(torch.zeros(1))])
+    (mine, my_state), (others, their_state) = steps(our, 7), steps(their, 7)
+    for one, other in zip(mine, others, strict=True):
+        assert torch.equal(one, other)
+    (mine, _), (others, _) = steps(our, 3, [their_state]), steps(their, 3, [my_state])
+    for one, other in zip(mine, others, strict=True):
+        assert torch.equal(one, other)
+
+
+def test_no_optimiser_imports_torchs_compiler() -> None:
+    program = (
+        "import sys, torch\n"
+        "from splitpeer.training.optimiser import OPTIMISERS, make_optimiser\n"
+        "for name in OPTIMISERS:\n"
+        "    weight = torch.nn.Parameter(torch.ones(3))\n"
+        "    optimiser = make_optimiser([weight], name)\n"
+        "    weight.square().sum().backward()\n"
+        "    optimiser.step()\n"
+        "    optimiser.zero_grad()\n"
+        "    optimiser.load_state_dict(optimiser.state_dict())\n"
+        "print(*{'torch._dynamo', 'sympy'} & set(sys.modules))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=100
+    )
+    assert done.stdout.split() == []

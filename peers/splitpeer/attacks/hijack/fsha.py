@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.optim import Adam
 
 from splitpeer.attacks.base import Progress, silent
 from splitpeer.attacks.image.fora import gradient_penalty
@@ -25,7 +24,7 @@ from splitpeer.defences.base import Tensors
 from splitpeer.errors import AttackImpossible
 from splitpeer.models import Decoder, Encoder, build_decoder, build_encoder, site_seed
 from splitpeer.training.loss import region_loss
-from splitpeer.training.optimiser import make_optimiser
+from splitpeer.training.optimiser import Adam, make_optimiser
 
 _TITLE = "hijacked training"
 

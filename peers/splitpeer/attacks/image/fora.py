@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.optim import Adam
 
 from splitpeer.attacks.base import Attack, Knowledge, Progress, Recovered, View
 from splitpeer.attacks.image.sdar import all_evidence, releases, revealed, some
@@ -25,6 +24,7 @@ from splitpeer.defences.stack import Stack, make_stack
 from splitpeer.models import site_seed
 from splitpeer.models.cut import Cut, level_number
 from splitpeer.models.seeding import seeded
+from splitpeer.training.optimiser import Adam
 
 _CONVOLUTION = {2: nn.Conv2d, 3: nn.Conv3d}
 _NORM = {2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d}

@@ -7,12 +7,12 @@ from functools import partial
 from typing import ClassVar
 
 import torch
-from torch.optim import Adam
 
 from splitpeer.attacks.base import Attack, Knowledge, Progress, Recovered, View
 from splitpeer.attacks.image.whitebox import WhiteBox
 from splitpeer.attacks.learning import Best
 from splitpeer.attacks.surrogates import Surrogates
+from splitpeer.training.optimiser import Adam
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.optim import Adam
 
 from splitpeer.attacks.base import Attack, Knowledge, Progress, Recovered, Shot, View
 from splitpeer.attacks.evidence import Evidence, gather, require_shots
@@ -25,6 +24,7 @@ from splitpeer.attacks.networks import critic, image_cut, image_decoder
 from splitpeer.attacks.pose import unpose_images
 from splitpeer.attacks.surrogates import Surrogates
 from splitpeer.models import site_seed
+from splitpeer.training.optimiser import Adam
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 from torch.nn import functional
-from torch.optim import Adam
 
 from splitpeer.attacks.base import Attack, Knowledge, Progress, Recovered, View
 from splitpeer.attacks.evidence import Evidence
 from splitpeer.attacks.image.sdar import all_evidence
 from splitpeer.attacks.pose import unpose_images
 from splitpeer.models import build_encoder, site_seed
+from splitpeer.training.optimiser import Adam
 
 
 @dataclass(frozen=True, kw_only=True)
