@@ -9,11 +9,11 @@ import numpy as np
 
 from splitpeer.attacks.base import Result, View
 from splitpeer.audit.cohort import Samples
-from splitpeer.leakage import Floors, Others, Score, score_images, score_masks
-from splitpeer.leakage.floors import compare
+from splitpeer.leakage.floors import Floors, Others, compare
+from splitpeer.leakage.measure import score_images, score_masks
 from splitpeer.leakage.membership import score_members
 from splitpeer.leakage.own_image import OwnImage, foreground
-from splitpeer.leakage.scores import number, summarise
+from splitpeer.leakage.scores import Score, number, summarise
 from splitpeer.leakage.synthesis import Synthesiser
 from splitpeer.leakage.tumour import Segmenter, score_tumour, train_segmenter
 from splitproto.messages import Seat

@@ -189,7 +189,6 @@ async def _coordinator(
 
     from splitpeer.coordinator.coordinator import Coordinator
     from splitpeer.daemon.console import dice_line, make_view
-    from splitpeer.report.charts import draw_curve
 
     # A stranger's connections must not use up the files that the job needs.
     descriptors.raise_limit()
@@ -213,6 +212,8 @@ async def _coordinator(
         raise
     result = await coordinator.run()
     if result.complete:
+        from splitpeer.report.charts import draw_curve
+
         draw_curve(job.output.folder)
         few = 0 < len(result.made_from) < len(result.seats)
         made_from = f" from {' '.join(result.made_from)} only" if few else ""

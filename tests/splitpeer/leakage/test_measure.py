@@ -6,8 +6,15 @@ import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter
 
-from splitpeer.leakage import Floors, Others, score_images, score_masks
-from splitpeer.leakage.floors import MEAN_IMAGE, OTHER_PATIENT, Gallery, mean_images, other_images
+from splitpeer.leakage.floors import (
+    MEAN_IMAGE,
+    OTHER_PATIENT,
+    Floors,
+    Gallery,
+    Others,
+    mean_images,
+    other_images,
+)
 from splitpeer.leakage.measure import (
     CHANCE,
     INSIDE,
@@ -16,6 +23,8 @@ from splitpeer.leakage.measure import (
     RANDOM,
     SHUFFLED,
     reidentification,
+    score_images,
+    score_masks,
 )
 from splitpeer.leakage.metrics import brain_mask
 from splitpeer.leakage.own_image import OwnImage, foreground

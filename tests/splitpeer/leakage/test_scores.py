@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from splitpeer.leakage import Score
-from splitpeer.leakage.scores import interval, of_each_worst, per_patient, share_interval, summarise
+from splitpeer.leakage.scores import Score, interval, of_each_worst, per_patient, share_interval, summarise
 
 
 def test_each_patient_counts_once() -> None:

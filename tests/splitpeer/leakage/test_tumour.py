@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy.ndimage import gaussian_filter
 
-from splitpeer.leakage import Floors, Others
+from splitpeer.leakage.floors import Floors, Others
 from splitpeer.leakage.tumour import SAME_ANSWER, presentable, score_tumour, train_segmenter
 
 X, Y = np.mgrid[:32, :32] - 15.5

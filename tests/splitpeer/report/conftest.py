@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter
 
-from splitpeer.leakage import Floors, Others, Score, score_images, score_masks
-from splitpeer.leakage.floors import MEAN_IMAGE
+from splitpeer.leakage.floors import MEAN_IMAGE, Floors, Others
+from splitpeer.leakage.measure import score_images, score_masks
+from splitpeer.leakage.scores import Score
 from splitpeer.report.model import AuditRun, Entry, Privacy, Promise, RunLevel, RunNetwork, Source
 from splitpeer.report.store import save_run
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from splitpeer.leakage import Score
+from splitpeer.leakage.scores import Score
 from splitpeer.report.bands import epsilon_words, image_band, mask_band, recognised, tumour_shows
 from splitpeer.report.cards import Card
 from splitpeer.report.findings import MemberFinding, configurations, pair
