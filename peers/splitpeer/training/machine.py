@@ -41,24 +41,23 @@ class _Order:
 
     def __init__(self) -> None:
         self._lock, self._inside = threading.Lock(), 0
-        self._before = (False, False, True)
+        self._before = (0, True)
 
     def enter(self) -> None:
         with self._lock:
             self._inside += 1
             if self._inside == 1:
-                enabled = torch.are_deterministic_algorithms_enabled()
-                warns = torch.is_deterministic_algorithms_warn_only_enabled()
-                self._before = (enabled, warns, _FILLING.fill_uninitialized_memory)
-                torch.use_deterministic_algorithms(True, warn_only=True)
+                self._before = (torch.get_deterministic_debug_mode(), _FILLING.fill_uninitialized_memory)
+                # use_deterministic_algorithms would do, but tells torch's compiler too, and so imports it.
+                torch.set_deterministic_debug_mode("warn")
                 _FILLING.fill_uninitialized_memory = False
 
     def leave(self) -> None:
         with self._lock:
             self._inside -= 1
             if self._inside == 0:
-                enabled, warns, filling = self._before
-                torch.use_deterministic_algorithms(enabled, warn_only=warns)
+                mode, filling = self._before
+                torch.set_deterministic_debug_mode(mode)
                 _FILLING.fill_uninitialized_memory = filling
 
 

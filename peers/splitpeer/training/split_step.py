@@ -23,6 +23,7 @@ from splitpeer.defences.randomness import Release
 from splitpeer.errors import DataError, JobFailed
 from splitpeer.logs import event
 from splitpeer.models.backbone import Decoder, Encoder
+from splitpeer.training.backward import backward
 from splitpeer.training.guard import Guard
 from splitpeer.training.loss import probabilities, task_loss
 from splitpeer.training.machine import in_order, kind
@@ -267,7 +268,7 @@ class ClientHalf(_Half):
             tensors, seeds = [*tensors, penalty], [*seeds, torch.ones_like(penalty)]
         if tensors:
             with in_order() if self.device.type == "cpu" else nullcontext():
-                torch.autograd.backward(tensors, seeds)
+                backward(tensors, seeds)
         try:
             self._guard.check(self.network.parameters(), self.steps_done + 1)
         except Exception:

@@ -23,6 +23,7 @@ from splitpeer.attacks.networks import critic, image_decoder
 from splitpeer.defences.base import Tensors
 from splitpeer.errors import AttackImpossible
 from splitpeer.models import Decoder, Encoder, build_decoder, build_encoder, site_seed
+from splitpeer.training.backward import backward
 from splitpeer.training.loss import region_loss
 from splitpeer.training.optimiser import Adam, make_optimiser
 
@@ -174,7 +175,7 @@ class FSHA:
         if cast.honest is not None and masks is not None:
             returned = _mixed(returned, cast.honest.gradients(_plain(leaves), masks), self.disguise)
         cast.site_steps.zero_grad()
-        torch.autograd.backward(list(sent.values()), list(returned.values()))
+        backward(list(sent.values()), list(returned.values()))
         cast.site_steps.step()
         return returned
 
