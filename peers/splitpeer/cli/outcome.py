@@ -26,7 +26,6 @@ def run(arguments: Sequence[str]) -> None:
     debug = "--debug" in arguments
     try:
         import click
-        import pydantic  # noqa: F401
     except ModuleNotFoundError as error:
         _say(f"the command line needs the package {error.name}: in the clone, pip install '.[peer]'")
         sys.exit(_USAGE)
