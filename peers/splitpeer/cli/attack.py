@@ -12,6 +12,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
+from splitpeer.cli.loading import load
 from splitpeer.cli.options import FILE, LAYOUT, budget_option, first_modality, private_files
 from splitpeer.errors import AttackImpossible, ConfigError
 
@@ -154,6 +155,7 @@ def attack(
     private_files()
     _together(helpers, truth, salt, config_file, defence)
     task, first = _task(convention, job_file), first_modality(config_file)
+    load("torch")
     import torch
 
     from splitpeer.attacks.budget import AUTO, Budget

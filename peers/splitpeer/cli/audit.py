@@ -12,6 +12,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
+from splitpeer.cli.loading import load
 from splitpeer.cli.options import FILE, budget_option, config_option, load_peer, private_files, set_option
 from splitpeer.defences.specs import by_place
 from splitpeer.errors import AttackImpossible, ConfigError
@@ -110,6 +111,7 @@ def audit(
         raise ConfigError(
             "--labels and --convention go together: what the masks' numbers mean is never guessed"
         )
+    load("torch")
     import torch
 
     from splitpeer.attacks.budget import AUTO, Budget

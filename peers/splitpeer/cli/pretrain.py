@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import Progress, TaskID
 
 from splitpeer import logs
+from splitpeer.cli.loading import load
 from splitpeer.cli.options import (
     FILE,
     LAYOUT,
@@ -132,6 +133,7 @@ class _Errand:
     """What the files and the command line come to. Raises ConfigError, PolicyRefused."""
 
     def __init__(self, asked: _CommandLine) -> None:
+        load("torch")
         import torch
 
         from splitpeer.federation.compute import pick_device

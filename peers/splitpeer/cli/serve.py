@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import importlib
 import logging
 import os
 import signal
@@ -14,6 +13,7 @@ import click
 
 from splitpeer import logs
 from splitpeer.cli import early
+from splitpeer.cli.loading import load
 from splitpeer.cli.options import (
     FILE,
     config_option,
@@ -123,20 +123,15 @@ def serve(
         event(log, "peer.starting", role=config.peer.role, site=config.peer.site, pid=os.getpid())
         for found in notices(config):
             event(log, "peer.notice", logging.WARNING, about=found.check, text=found.text)
+        # Before the event loop runs: in it, a signal would have to wait until the import is over.
         if job is None:
-            _import("splitpeer.site.client")
+            load("splitpeer.site.client")
             asyncio.run(_client(config, duty, curious, verify))
             return
-        _import("splitpeer.coordinator.coordinator", "splitpeer.daemon.console")
+        load("splitpeer.coordinator.coordinator", "splitpeer.daemon.console")
         result = asyncio.run(_coordinator(config, job, duty, resume, curious, verify, readmit))
     if as_json:
         echo_json(result)
-
-
-def _import(*modules: str) -> None:
-    """Before the event loop runs: in it, a signal would have to wait until the import is over."""
-    for module in modules:
-        importlib.import_module(module)
 
 
 def _same(name: str, given: str | None, configured: str | None, config: PeerConfig) -> None:
