@@ -353,6 +353,19 @@ print("light")
     assert done.stdout.endswith("light\n")
 
 
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["no-such-command"]])
+def test_help_imports_click_and_little_else(arguments: list[str]) -> None:
+    program = (
+        "import sys\nfrom splitpeer.cli import main\n"
+        "try:\n    main(sys.argv[1:])\nexcept SystemExit:\n"
+        "    print(*{'numpy', 'cryptography', 'msgpack', 'pydantic', 'rich', 'ssl', 'zmq'} & set(sys.modules))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, *arguments], capture_output=True, text=True, check=True, timeout=100
+    )
+    assert done.stdout.splitlines()[-1:] == [""]
+
+
 def test_the_light_installation_says_what_is_missing() -> None:
     program = (
         "import sys\n"

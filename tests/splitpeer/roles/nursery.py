@@ -1,4 +1,4 @@
-"""Real `splitpeer` processes without paying for the imports of torch and MONAI each time.
+"""Real `splitpeer` processes without paying for the imports of torch and others each time.
 
 Run as a script, by `scene.py`. It imports what the roles need, once, and then forks a process per
 line of its standard input, `{"argv": [...], "cwd": "...", "log": "..."}`, which runs the command line as the
@@ -21,11 +21,10 @@ import sys
 import threading
 import time
 from datetime import datetime, tzinfo
+from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
-
-import torch
 
 import splitpeer.cli.serve
 import splitpeer.coordinator.coordinator
@@ -33,8 +32,10 @@ import splitpeer.coordinator.record
 import splitpeer.site.client
 import splitproto.vigil
 from splitpeer.cli import main
-from splitpeer.training.optimiser import make_optimiser
 from splitproto import Timing
+
+LATER = ("nibabel", "numpy.random", "scipy.ndimage", "scipy.spatial", "splitpeer.report.charts")
+"""What a coordinator imports when it has trained."""
 
 
 def bend(asked: dict[str, Any]) -> None:
@@ -82,7 +83,8 @@ def reap(running: set[int]) -> None:
 
 
 def serve() -> None:
-    make_optimiser([torch.nn.Parameter(torch.zeros(1))])  # imports the rest of torch
+    for module in LATER:
+        import_module(module)
     if threading.active_count() != 1 or len(os.listdir("/proc/self/task")) != 1:
         raise SystemExit("threads were started by an import: this process must not fork")
     # What the children share, they shall not copy: collecting garbage would write to every object of torch.

@@ -13,17 +13,21 @@ import pytest
 
 from splitpeer.daemon.observe import PeerHead, look
 
-NEEDLESS = (
-    "monai",
-    "matplotlib",
-    "skimage",
-    "scipy.ndimage",
-    "scipy.stats",
-    "nilearn",
-    "sklearn",
+NEVER = (
     "dp_accounting",
+    "monai",
+    "nilearn",
+    "pandas",
+    "skimage",
+    "sklearn",
+    "scipy.stats",
+    "sympy",
+    "torch._dynamo",
+    "torch._inductor",
 )
-"""Packages that cost from a tenth of a second to several, and that training does not need."""
+"""Packages that cost from a tenth of a second to several, and that no run of a network of ours needs."""
+AT_THE_END = ("matplotlib", "nibabel", "pydicom", "scipy.ndimage", "scipy.spatial")
+"""Those with which a coordinator measures, draws and writes once it has trained, and a site without masks never."""
 AT_IMPORT = """
 import os, signal, sys
 class Hook:
@@ -72,12 +76,39 @@ def ended(process: subprocess.Popen[str]) -> tuple[int, list[str]]:
 def test_a_daemon_imports_what_it_trains_with_and_no_more() -> None:
     program = (
         "import sys, splitpeer.site.client, splitpeer.coordinator.coordinator\n"
-        f"print(*sorted(set({NEEDLESS}) & set(sys.modules)))"
+        f"print(*sorted(set({NEVER + AT_THE_END}) & set(sys.modules)))"
     )
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=100
     )
     assert done.stdout.split() == []
+
+
+def imported(log: str, before: str = "") -> set[str]:
+    """What a process had imported when the first line with `before` was written; empty: when it ended."""
+    found = set()
+    for line in log.splitlines():
+        if line.startswith("import time:"):
+            found.add(line.rpartition("|")[2].strip())
+        elif before and before in line:
+            return found
+    assert not before, f"no {before} in:\n{log}"
+    return found
+
+
+def test_a_run_imports_each_library_when_it_is_needed(scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the start until the scores, in real processes: torch itself imports some only when it trains."""
+    scene.cast("t1", "t2", training={"steps": 2, "checkpoint_every": 2})
+    monkeypatch.setenv("PYTHONPROFILEIMPORTTIME", "1")
+    hub, site = scene.start_python("hub"), scene.start_python("site-t1")
+    other = scene.start("site-t2")
+    assert [daemon.code(100) for daemon in (hub, site, other)] == [0, 0, 0]
+    for daemon in (hub, site):
+        assert not imported(daemon.said) & set(NEVER)
+        assert {"torch", "splitpeer.training.split_step"} <= imported(daemon.said, "peer.start ")
+    assert not imported(site.said) & set(AT_THE_END)
+    assert not imported(hub.said, "job.step ") & set(AT_THE_END)
+    assert set(AT_THE_END) - {"pydicom"} <= imported(hub.said), "they are used after all"
 
 
 @pytest.mark.parametrize(
