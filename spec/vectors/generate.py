@@ -54,7 +54,7 @@ FAMILIES: dict[str, tuple[str, Callable[[], Iterator[Case]]]] = {
     "digests": ("What both sides compute by themselves (SP-6-8, SP-11.5 to SP-11.8).", derive.derivations),
     "learning": (
         "A job's terms (SP-11.1, SP-11.8); learning rates, to 1e-12 relative, and weights after each step, to 2e-6 "
-        "absolute (SP-11.10).",
+        "absolute (SP-11.10); losses, and on whom they may be taken (SP-11.20).",
         learn.learning,
     ),
     "holder": ("Who holds a site's part in a run (SP-11.14).", holding.proofs),

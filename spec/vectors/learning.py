@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-from common import Case, as_json, refused
+from common import KEY, OTHER_KEY, Case, as_json, refused
 from derive import schema_digest
 from talk import JOB
 
@@ -447,6 +447,50 @@ def losses() -> Iterator[Case]:
         }
 
 
+def sides() -> Iterator[Case]:
+    """What the site of the labels is asked about persons, in order; refused is the last."""
+    one, other, third = (key.hex() for key in (KEY, OTHER_KEY, bytes(16)))
+
+    def case(name: str, notes: str, *asked: tuple[str, list[str]], wrong: bool = False) -> Case:
+        listed = [{"message": message, "persons": persons} for message, persons in asked]
+        expect = refused("policy-refused", "semantics") if wrong else {"answered": len(asked)}
+        return {
+            "name": f"sides-{name}",
+            "operation": "sides",
+            "notes": notes,
+            "asked": listed,
+            "expect": expect,
+        }
+
+    def logits(*persons: str) -> tuple[str, list[str]]:
+        return "logits", list(persons)
+
+    def prediction(person: str) -> tuple[str, list[str]]:
+        return "prediction", [person]
+
+    yield case(
+        "apart", "SP-11.20-13", logits(one, other, one), prediction(third), logits(one), prediction(third)
+    )
+    yield case("loss-of-a-scored-one", "SP-11.20-13", prediction(one), logits(one), wrong=True)
+    yield case(
+        "loss-of-a-scored-one-among-others", "SP-11.20-13", prediction(one), logits(other, one), wrong=True
+    )
+    yield case("score-of-a-trained-one", "SP-11.20-13", logits(other, one), prediction(one), wrong=True)
+    yield case(
+        "scored-long-ago", "SP-11.20-13: the newest is not all", prediction(one), prediction(other), logits(third),
+        logits(one), wrong=True,
+    )  # fmt: skip
+    yield case(
+        "trained-long-ago",
+        "SP-11.20-13",
+        logits(one),
+        logits(other),
+        prediction(third),
+        prediction(one),
+        wrong=True,
+    )
+
+
 def learning() -> Iterator[Case]:
     """All of them."""
     yield from terms()
@@ -455,3 +499,4 @@ def learning() -> Iterator[Case]:
     yield from averages()
     yield from weights()
     yield from losses()
+    yield from sides()

@@ -197,6 +197,25 @@ def test_loss_and_its_gradient(case: Case) -> None:
     assert ((of_region < 0) == mask.astype(bool)).all()
 
 
+@pytest.mark.parametrize("case", cases("learning", "sides"))
+def test_nobody_is_trained_on_and_scored(case: Case) -> None:
+    """SP-11.20-13."""
+    sides = of_the_peer("site.sides").Sides(None)
+
+    def answer(asked: list[dict[str, Any]]) -> dict[str, int]:
+        for one in asked:
+            persons = [bytes.fromhex(person) for person in one["persons"]]
+            if one["message"] == "logits":
+                sides.train(persons)
+            else:
+                sides.score(*persons)
+        return {"answered": len(asked)}
+
+    if "error" in case["expect"]:
+        answer(case["asked"][:-1])
+    assert check(case, lambda: answer(case["asked"])) in (case["expect"], None)
+
+
 # --- images -----------------------------------------------------------------------------------------------
 
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from splitpeer.daemon import happenings as h
 from splitpeer.data.geometry import Triple
+from splitpeer.data.layouts import subject
 from splitpeer.data.loader import SiteData
 from splitpeer.data.sampling import batch_digest
 from splitpeer.data.task import Task
@@ -26,6 +27,7 @@ from splitpeer.federation.masks import LOGITS, MASK, logits_shape
 from splitpeer.federation.terms import window_of
 from splitpeer.site.budgets import Budgets
 from splitpeer.site.scoring import ScoreTable, forget, measured, rounded
+from splitpeer.site.sides import Sides
 from splitpeer.training.loss import loss_gradient
 from splitproto.errors import Misaligned, PolicyRefused, SchemaMismatch, StepMismatch
 from splitproto.messages import (
@@ -72,6 +74,9 @@ class Labelling:
         stack: what is done to gradients before they leave.
         budgets: what was asked for.
         device: that losses are computed on.
+
+    Raises:
+        DataError: who was scored cannot be read.
     """
 
     def __init__(
@@ -90,6 +95,7 @@ class Labelling:
         self._folder, self._told, self._stack, self._budgets = folder, told, stack, budgets
         self._device, self._window = device, window_of(job)
         self._table: tuple[int, ScoreTable] | None = None
+        self._sides = Sides(folder)
 
     @property
     def announced(self) -> tuple[str, ...]:
@@ -104,10 +110,12 @@ class Labelling:
 
         Raises:
             StepMismatch, SchemaMismatch, PolicyRefused, Misaligned: SP-11.20-7.
+            BudgetSpent: one of the patients was scored (SP-11.20-13).
             PatientUnusable: a mask cannot be used.
             JobFailed: the loss is not finite.
         """
         self._check(asked, applied)
+        self._sides.train({self._person(sample.key) for sample in asked.samples})
         self._budgets.logits(asked.step)
         exclusive, samples = self._task.exclusive, asked.samples
         target = SiteData(self._masks).batch(samples, self._window, asked.seed, None)
@@ -132,6 +140,7 @@ class Labelling:
 
         Raises:
             StepMismatch, SchemaMismatch, Misaligned, PolicyRefused: it is not what may be asked.
+            BudgetSpent: the run has trained on the patient (SP-11.20-13).
             PatientUnusable: the mask cannot be used.
             ConfigError, DiskTrouble: the scores cannot be kept.
         """
@@ -154,6 +163,7 @@ class Labelling:
             raise SchemaMismatch("a prediction without a seat that has no name")
         if not table.takes(asked.batch, patient, asked.without or ""):
             raise SchemaMismatch("a patient is scored once in an evaluation, and once without each seat")
+        self._sides.score(self._person(key))
         self._budgets.predicted(key, asked.without or "")
         truth = self._masks.window(key, (0, 0, 0), grid.shape)
         final = asked.step == self._job.steps and asked.without is None
@@ -204,6 +214,10 @@ class Labelling:
         return frozenset(gone)
 
     # --- inside ----------------------------------------------------------------------------------------
+
+    def _person(self, key: bytes) -> bytes:
+        """The key of the person behind a patient's."""
+        return self._masks.key_of(subject(self._masks.case(key).patient))
 
     def _table_of(self, step: int) -> ScoreTable:
         if self._table is None or self._table[0] != step:

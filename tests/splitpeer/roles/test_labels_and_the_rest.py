@@ -11,12 +11,15 @@ import numpy as np
 import pytest
 import torch
 
+from splitpeer.coordinator.matching import Matching
+from splitpeer.daemon.trail import NAME, entries
 from splitpeer.data.loader import SiteData
 from splitpeer.data.task import glioma
 from splitpeer.training.loss import loss_gradient
 from splitproto.messages import JobAccept, Logits, LossGradients
 
 from .scene import PATIENTS, Scene
+from .served import until
 from .test_inference import held_out, segmented
 from .test_labels_at_a_site import (
     Told,
@@ -133,6 +136,36 @@ async def test_defences_of_the_gradient_of_logits(scene: Scene) -> None:
         noises.append(noise)
     assert not np.array_equal(noises[0], noises[1])
     assert [one.defences for one in told.of(JobAccept, "out")] == [("gradients/gaussian:scale=5,kept=false",)]
+
+
+async def test_a_coordinator_that_trains_on_whom_it_scores(scene: Scene, monkeypatch) -> None:
+    """SP-11.20-13: no such gradient leaves. The site stays up, and has its checkpoints, as after any refusal."""
+    scene.cast("flair", "t1", **JOB)
+    moved(scene, "site-t2", evaluation={**JOB["evaluation"], "every": 1}, training={**FEW, "steps": 9})
+    label_site(scene, "none")
+    right = Matching._split
+
+    def both(self: Matching, seating: Any) -> Any:
+        training, held_out = right(self, seating)
+        return sorted({*training, *held_out}), held_out
+
+    monkeypatch.setattr(Matching, "_split", both)
+    async with scene.running(only=["hub", "site-flair", "site-t1", "site-t2"], curious=["site-t2"]) as on:
+        await until(on.tasks["hub"].done)
+        (refused,) = [
+            line["cause"]
+            for line in entries(scene.folder / "site-t2" / "state" / NAME)
+            if line["event"] == "policy.refused"
+        ]
+        assert refused in str(on.tasks["hub"].exception()) and "\n" not in refused
+        assert not on.tasks["site-t2"].done()
+    (folder,) = (scene.folder / "site-t2" / "state").glob("try-*")
+    sides = json.loads((folder / "sides.json").read_text())
+    assert set(sides["trained"]).isdisjoint(sides["scored"]) and sides["trained"]
+    told = Told(scene.capture("site-t2"))
+    asked = {one.step: {sample.key.hex() for sample in one.samples} for one in told.of(Logits, "in")}
+    answered = {one.step for one in told.of(LossGradients, "out")}
+    assert all(asked[step].isdisjoint(sides["scored"]) for step in answered)
 
 
 @pytest.mark.parametrize("modality", ["flair", "none"])

@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 import signal
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,7 @@ from splitpeer.federation.masks import masks_on_wire
 from splitpeer.federation.seats import seats_of
 from splitpeer.federation.terms import job_on_wire, judge, seat_descriptors, services
 from splitpeer.site import client
+from splitpeer.site.budgets import BudgetSpent
 from splitpeer.site.encoders import Encoders
 from splitpeer.site.opening import open_job
 from splitpeer.storage import checkpoint
@@ -531,7 +533,7 @@ def test_offers_that_are_declined(scene: Scene) -> None:
 
 
 def test_what_the_site_of_the_labels_does_not_answer(scene: Scene) -> None:
-    """SP-11.20-7, SP-11.20-9."""
+    """SP-11.20-7, SP-11.20-9, SP-11.20-13."""
     name = cast(scene, "flair")
     settings, config = scene.settings, scene.config(name)
     job, seats = job_on_wire(settings), seats_of(settings)
@@ -546,17 +548,19 @@ def test_what_the_site_of_the_labels_does_not_answer(scene: Scene) -> None:
     site = open_job(offer, config, Reporter())
     patients, _ = site.inventory()
     assert all(patient.mask and patient.person is None for patient in patients)
-    key = patients[0].key
-    shape = patients[0].shape
+    key, held = patients[0].key, patients[1].key
+    shape = patients[1].shape
 
-    def logits(step: int = 1, count: int = 1, seed: int | None = 5, **changed: Any) -> Logits:
-        samples = tuple(Sample(key, (6, 3, z)) for z in range(count))
+    def logits(
+        step: int = 1, count: int = 1, seed: int | None = 5, keys: Sequence[bytes] = (key,), **changed: Any
+    ) -> Logits:
+        samples = tuple(Sample(key, (6, 3, z)) for z in range(count) for key in keys)
         said = Logits(
             step,
             samples,
             batch_digest(step, samples, seed),
             seed,
-            {"logits": np.zeros((count, 3, 32, 32), "f4")},
+            {"logits": np.zeros((len(samples), 3, 32, 32), "f4")},
         )
         return replace(said, **changed)
 
@@ -578,9 +582,9 @@ def test_what_the_site_of_the_labels_does_not_answer(scene: Scene) -> None:
     ):
         with pytest.raises(error):
             site.labels.loss_gradients(wrong, 0)
-    whole = Sample(key, (0, 0, 0))
 
-    def prediction(step: int = 0, mask: Any = None, **changed: Any) -> Prediction:
+    def prediction(step: int = 0, mask: Any = None, of: bytes = held, **changed: Any) -> Prediction:
+        whole = Sample(of, (0, 0, 0))
         mask = np.zeros((3, *shape), "u1") if mask is None else mask
         return replace(
             Prediction(step, 0, whole, batch_digest(step, (whole,), None), ("flair",), None, {"mask": mask}),
@@ -602,4 +606,13 @@ def test_what_the_site_of_the_labels_does_not_answer(scene: Scene) -> None:
     scores, kept = site.labels.conclude(Conclude(0, 1), 0)
     # SP-11.20-10: of one patient, nothing is told.
     assert scores.values == {} and len(kept) == 1
-    site.close()
+    for process in (site, open_job(offer, config, Reporter())):
+        with pytest.raises(BudgetSpent, match="of a patient whom this run has scored"):
+            process.labels.loss_gradients(logits(keys=(held,)), 0)
+        with pytest.raises(BudgetSpent, match="of a patient whom this run has scored"):
+            process.labels.loss_gradients(logits(keys=(key, held)), 0)
+        with pytest.raises(BudgetSpent, match="on whom this run has trained"):
+            process.labels.score(prediction(of=key), 0)
+        # What may be asked is answered as before.
+        assert comparable(process.labels.loss_gradients(logits(), 0)) == comparable(answer)
+        process.close()
