@@ -78,6 +78,21 @@ def grids(fine: Callable[..., Case], wrong: Callable[..., Case]) -> Iterator[Cas
         at(2, (11, 0, 0)),
         **slices,
     )
+    yield fine(
+        "grid-of-a-longer-volume",
+        "SP-11.17-10: the run's is of 22 x 8 x 6, so its last slice shows nothing here",
+        10,
+        at(0, (0, 0, 4), (4, 0, 4), (8, 0, 4), (12, 0, 4), (14, 0, 4)),
+        at(1, (0, 0, 5), (4, 0, 5), (8, 0, 5), (12, 0, 5), (14, 0, 5)),
+        **slices,
+    )
+    yield wrong(
+        "grid-twice-at-the-border",
+        "SP-11.17-10: one origin of n - w or more",
+        at(0, (13, 0, 0)),
+        at(1, (14, 0, 0)),
+        **slices,
+    )
     patients = [at(0, (0, 0, 0)), asked(1, (OTHER_KEY, (1, 0, 0)))]
     yield fine("grid-of-another-patient", "SP-11.17-10", 2, *patients, **slices)
     small = {"once": {"window": [8, 8, 8], "volume": [5, 8, 8]}}

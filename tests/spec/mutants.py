@@ -630,4 +630,11 @@ MUTANTS = [
     *CERTIFICATES,
     *FUSION,
     *INFERENCE,
+    *of(
+        "releases",
+        "splitpeer.site.tiling:_is_grid",
+        ("n - w alone at the border", "if start >= size - width}", "if start == size - width}"),
+        ("any number at the border", "len(border) <= 1 and", ""),
+        ("what is beyond counts", "if start < size}", "}"),
+    ),
 ]

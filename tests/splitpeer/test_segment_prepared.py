@@ -15,7 +15,9 @@ import pytest
 from splitpeer.cli import main
 from splitpeer.daemon.spool import Spool, Waiting
 from splitpeer.data.files import Case
+from splitpeer.data.geometry import Geometry
 from splitpeer.data.nifti import read_header
+from splitpeer.data.resampling import resampled_grid
 from splitpeer.prepare.record import AtlasGrid, PreparedRecord, read, record_of, write
 from tests.splitpeer.daemon.spooling import TASK
 from tests.splitpeer.daemon.stand_in import answers_on, daemon, masks_of
@@ -67,10 +69,10 @@ def site(peer_toml: Path) -> Path:
 @pytest.fixture
 def segment(site: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[str, str]]:
     """`splitpeer segment ARGUMENTS`; returns what it printed."""
-    grid = read_header(Case("P001", site / "images" / "P001.nii.gz")).geometry
+    stored = read_header(Case("P001", site / "images" / "P001.nii.gz")).geometry
 
-    def call(*arguments: str | Path, code: int = 0) -> tuple[str, str]:
-        with daemon(site / "state", answers_on({"P001": grid})), pytest.raises(SystemExit) as left:
+    def call(*arguments: str | Path, code: int = 0, on: Geometry = stored) -> tuple[str, str]:
+        with daemon(site / "state", answers_on({"P001": on})), pytest.raises(SystemExit) as left:
             main(["segment", "P001", *map(str, arguments), "--config", str(site / "peer.toml")])
         out, err = capsys.readouterr()
         assert left.value.code == code, err
@@ -192,6 +194,18 @@ def test_an_image_that_is_not_its_records(site: Path, segment: Callable[..., tup
     _, err = segment("--out", site / "m.nii.gz", code=4)
     assert "is not the image that" in err and "prepare it again" in err
     assert not (site / "m.nii.gz").exists()
+
+
+def test_an_answer_on_a_grid_of_the_jobs_spacing(site: Path, segment: Callable[..., tuple[str, str]]) -> None:
+    """Half the image's: every voxel of the scan falls on one of the answer, so nothing is interpolated."""
+    grid = read_header(Case("P001", site / "images" / "P001.nii.gz")).geometry
+    x, y, z = grid.spacing
+    finer = resampled_grid(grid, (x / 2, y / 2, z / 2))
+    segment("--out", site / "m.nii.gz", on=finer)
+    image = nib.Nifti1Image.from_filename(site / "m.nii.gz")
+    regions = masks_of(finer)[:, ::2, ::2, ::2].astype(bool)
+    assert np.allclose(image.affine, SCAN, atol=1e-4) and image.shape == SHAPE
+    assert np.array_equal(np.asarray(image.dataobj), TASK.labels(regions)) and regions.any()
 
 
 def test_files_that_are_gone(site: Path, segment: Callable[..., tuple[str, str]]) -> None:

@@ -58,6 +58,8 @@ class Tiling:
 
 
 def _is_grid(starts: set[int], size: int, width: int, stride: int) -> bool:
-    # "only the last one, at the far border, may lie closer"
-    lines = sorted(starts - {size - width} if size > width else starts)
-    return all(after - before >= stride for before, after in itertools.pairwise(lines))
+    # SP-11.17-10: where the run's volume ends later than the site's, its last window does, too.
+    shown = {start for start in starts if start < size}
+    border = {start for start in shown if start >= size - width} if size > width else set()
+    lines = sorted(shown - border)
+    return len(border) <= 1 and all(after - before >= stride for before, after in itertools.pairwise(lines))
