@@ -26,6 +26,7 @@ from splitpeer.daemon.status_schema import (
     Document,
     Ended,
     Moment,
+    ServedCounts,
     SiteFigures,
     SiteStatus,
     StatusHead,
@@ -105,6 +106,11 @@ class Board:
         """Figures of the work; counters become rates."""
         self._work.update(fields)
         self.changed = True
+
+    def serving(self, run: str, step: int, last: float | None, **counts: Unpack[ServedCounts]) -> None:
+        """Segmentations; `last`: when one ended last, seconds since 1970."""
+        ended = None if last is None else _moment(last - time.time())
+        self.set(serving={"run": run, "step": step, "last": ended, **counts})
 
     def pause(self) -> None:
         """The work has stopped; rates start again with it."""

@@ -62,6 +62,29 @@ class PatientTable(TypedDict):
     """By site and seat, how many patients the site fills there."""
 
 
+class ServedCounts(TypedDict):
+    """How many segmentations: at a coordinator those that sites ask for, at a site those asked for here."""
+
+    waiting: int
+    running: int
+    finished: int
+    """However they ended; a coordinator's count outlives restarts, a site's does not."""
+    askers: Mapping[str, Mapping[str, int]]
+    """At a coordinator, by site: how many of its requests were `segmented`, `refused`, `cancelled` and `failed`. At a
+    site, by who asked (the coordinator's word): how often this one was `used`, and `refused` by its policy."""
+
+
+class Served(ServedCounts):
+    """By which run."""
+
+    run: str
+    """Hexadecimal."""
+    step: int
+    """Its weights are served."""
+    last: Moment | None
+    """When one ended last."""
+
+
 class Work(TypedDict, total=False):
     """Figures of the work, as a role tells them."""
 
@@ -89,6 +112,7 @@ class Work(TypedDict, total=False):
     """At a site with a privacy budget: what is spent of it, in words, as of its last tenth."""
     missing: list[str]
     """At a site: seats that the job does without at the moment."""
+    serving: Served
     withdrawn: int
     """Patients."""
     patients: PatientTable

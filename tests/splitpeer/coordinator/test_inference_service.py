@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,6 +16,7 @@ from splitpeer.coordinator.frozen.inference import BankSegmenter
 from splitpeer.coordinator.inference import service as inference
 from splitpeer.coordinator.inference.requests import InferenceRequest
 from splitpeer.coordinator.inference.segmenting import AWAY, NO_PART, NoSegmentation, PatientSegmenter, Sites
+from splitpeer.coordinator.inference.tally import RequestTally
 from splitpeer.coordinator.remote_site import RemoteSite
 from splitpeer.data.geometry import Geometry
 from splitproto.errors import DeadlineExceeded
@@ -166,14 +168,17 @@ class Quiet:
         return self
 
 
-async def test_a_site_gets_no_more_work_before_it_took_what_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_site_gets_no_more_work_before_it_took_what_there_is(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setattr(inference, "PatientSegmenter", Noting)
     mute, other = Taking("mute"), Taking("other")
     other.gate.set()
     names = SimpleNamespace(names=())
     run: Any = SimpleNamespace(
         report=Quiet(), team=SimpleNamespace(sites=[mute, other], all_needed=True), draining=False, committed=3,
-        job=SimpleNamespace(name="job", frozen=False, fusion=None), files=SimpleNamespace(run=bytes(16)),
+        job=SimpleNamespace(name="job", frozen=False, fusion=None),
+        files=SimpleNamespace(run=bytes(16), checkpoints=tmp_path),
         seating=SimpleNamespace(seats=names, filled={}),
         settings=SimpleNamespace(deadlines=SimpleNamespace(return_s=SOON)),
     )  # fmt: skip
@@ -198,3 +203,8 @@ async def test_a_site_gets_no_more_work_before_it_took_what_there_is(monkeypatch
     run.draining = True
     serves.wake()
     await task
+    # Counted for the next process.
+    assert {site: of["failed"] for site, of in RequestTally(tmp_path).by_site.items()} == {
+        "mute": 2,
+        "other": 3,
+    }

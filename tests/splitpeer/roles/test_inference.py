@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 
 import nibabel as nib
 import numpy as np
@@ -131,6 +132,13 @@ async def test_the_queue_is_bounded_and_a_request_can_be_given_up(joint, monkeyp
         gate.set()
         assert (await ended(joint, "t1ce", working)).state == "done"
         assert (await ended(joint, "t2", other)).state == "done"
+    (counts,) = (joint.folder / "hub" / "state").glob("try-*/requests.json")
+    assert json.loads(counts.read_text())["sites"] == {
+        "site-t1ce": {"segmented": 1, "refused": 1, "cancelled": 1, "failed": 0},
+        "site-t2": {"segmented": 1, "refused": 0, "cancelled": 0, "failed": 0},
+    }
+    trail = entries(joint.folder / "hub" / "state" / NAME)
+    assert [line["request"] for line in trail if line["event"] == "inference.cancelled"] == [names[0]]
 
 
 async def test_the_service_outlives_its_coordinator(joint) -> None:

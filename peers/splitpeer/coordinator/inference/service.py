@@ -8,6 +8,7 @@ from typing import Any
 
 from splitpeer.coordinator.inference.requests import InferenceRequest, RequestChange, Requests, RequestState
 from splitpeer.coordinator.inference.segmenting import AWAY, NO_PART, PatientSegmenter, in_words
+from splitpeer.coordinator.inference.tally import GIVEN_UP, RequestTally
 from splitpeer.coordinator.memory import SiteRestarted
 from splitpeer.coordinator.remote_site import RemoteSite
 from splitpeer.coordinator.run import Run
@@ -47,6 +48,7 @@ class Service:
         self._report = run.report
         self._sites = {site.name: site for site in run.team.sites}
         self._requests = Requests(settings.max_queue)
+        self._tally = RequestTally(run.files.checkpoints)
         self._segmenter = (make or PatientSegmenter)(run, task, self._reachable)
         self._changed = asyncio.Event()
         self._sending: set[asyncio.Task[None]] = set()
@@ -83,11 +85,14 @@ class Service:
                 reason = (
                     f"{self._settings.max_queue} requests of {site.name} wait already ([inference] max_queue)"
                 )
+                self._count(site.name, "busy")
                 await site.tell(Unsegmented(asked.request, "busy", reason))
                 return
+            self._show()
             await self._tell_place(request)
             self._changed.set()
         elif known.asked != asked:
+            self._count(site.name, "refused")
             await site.tell(Unsegmented(asked.request, "refused", "another request has this id"))
         elif known.state is RequestState.ANSWERED:
             self._deliver(known)
@@ -100,6 +105,10 @@ class Service:
             return
         request.cancelled = True
         if request.state is RequestState.QUEUED:
+            patient = handle(request.asked.key)
+            self._report(
+                h.SegmentationCancelled(self._run.files.run.hex(), message.request.hex(), patient, site.name)
+            )
             self._end(request, Unsegmented(message.request, "cancelled", "cancelled, as it was asked for"))
         elif request.state is RequestState.ANSWERED:
             self._lapse(request)
@@ -114,6 +123,7 @@ class Service:
             site.set_committed(0 if run.job.frozen else run.committed)
         run.report(h.PhaseBegan("serving"))
         self._report(h.ServiceBegan(run.job.name, run.files.run.hex(), run.committed))
+        self._show()
         try:
             while not run.draining:
                 self._changed.clear()
@@ -121,12 +131,14 @@ class Service:
                 await self._welcome()
                 await self._segmenter.heed()
                 await self._segmenter.clear_up()
+                await self._keep_counts()
                 request = self._requests.next(self._takes_on)
                 if request is not None:
                     await self._work(request)
                 elif not run.draining:
                     await self._wait()
         finally:
+            self._tally.flush()
             for task in list(self._sending):
                 task.cancel()
             await asyncio.gather(*self._sending, return_exceptions=True)
@@ -150,6 +162,7 @@ class Service:
             SiteRestarted: a site came back without its memory; the request waits until all went back.
         """
         self._tidy()
+        await self._keep_counts()
         request = self._requests.next(self._takes_on)
         if request is None:
             return
@@ -213,6 +226,7 @@ class Service:
         name, patient = request.asked.request.hex(), handle(request.asked.key)
         waiting = sum(one.state is RequestState.QUEUED for one in self._requests)
         self._report(h.SegmentationBegan(name, patient, request.site, waiting))
+        self._show()
         for other in self._requests:
             if other.state is RequestState.QUEUED:
                 self._send(self._tell_place(other))
@@ -221,6 +235,7 @@ class Service:
             outcome = await self._segmenter.segment(request, lambda *far: self._tell_progress(request, *far))
         except BaseException:
             request.move(RequestChange.PUT_BACK, self._now())
+            self._show()
             raise
         failed = isinstance(outcome, Unsegmented)
         missing = () if isinstance(outcome, Unsegmented) else outcome.missing
@@ -246,6 +261,7 @@ class Service:
     def _end(self, request: InferenceRequest, outcome: Any) -> None:
         request.outcome = outcome
         request.move(RequestChange.OUTCOME, self._now())
+        self._count(request.site, outcome.code if isinstance(outcome, Unsegmented) else "segmented")
         for one in self._requests.crowded(request.site):
             self._lapse(one)
         if request.state is RequestState.ANSWERED:
@@ -268,8 +284,37 @@ class Service:
                 self._lapse(request)
 
     def _lapse(self, request: InferenceRequest) -> None:
+        unanswered = request.state is RequestState.QUEUED
         request.move(RequestChange.LAPSED, self._now())
         self._requests.remove(request)
+        if unanswered:
+            self._count(request.site, GIVEN_UP)
+
+    # --- what people are shown ---------------------------------------------------------------------------
+
+    def _count(self, site: str, code: str) -> None:
+        self._tally.add(site, code)
+        self._show()
+
+    async def _keep_counts(self) -> None:
+        if self._tally.due:
+            await self._run.on_disk(self._tally.flush, what="counts of requests")
+
+    def _show(self) -> None:
+        run, tally = self._run, self._tally
+        states = [one.state for one in self._requests]
+        waiting, running = states.count(RequestState.QUEUED), states.count(RequestState.WORKING)
+        self._report(
+            h.RequestsStand(
+                run.files.run.hex(),
+                run.committed,
+                waiting,
+                running,
+                tally.ended,
+                tally.last,
+                tally.by_site,
+            )
+        )
 
     # --- what sites are told -----------------------------------------------------------------------------
 

@@ -402,6 +402,19 @@ class SiteTooLate(Happening):
 
 
 @dataclass(frozen=True)
+class SegmentationCancelled(Happening):
+    """A request was given up by its site before its turn had come."""
+
+    line = "inference.cancelled"
+
+    run: str
+    request: str
+    patient: str
+    """Its handle."""
+    site: str
+
+
+@dataclass(frozen=True)
 class SegmentationServed(Happening):
     """How a request has ended."""
 

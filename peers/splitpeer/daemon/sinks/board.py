@@ -45,6 +45,10 @@ class BoardSink:
             case h.Ready(address) | h.CoordinatorStarted(listen=address):
                 board.set(address=address)
                 board.ready()
+            case h.RequestsStand(run, step, waiting, running, ended, last, askers):
+                board.serving(
+                    run, step, last, waiting=waiting, running=running, finished=ended, askers=askers
+                )
             case h.AlreadyComplete(step=step):
                 board.ready()
                 board.phase("done", step=step)

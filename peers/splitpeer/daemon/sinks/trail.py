@@ -30,6 +30,7 @@ _AS_THEY_ARE: dict[type[h.Happening], str] = {
     h.SegmentationAsked: "inference.asked",
     h.SegmentationFailed: "inference.failed",
     h.SegmentationServed: "inference.served",
+    h.SegmentationCancelled: "inference.cancelled",
 }
 """Names of lines that hold every field of their happening."""
 
