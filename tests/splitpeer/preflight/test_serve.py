@@ -20,7 +20,7 @@ def serve(setup: Setup, capsys: pytest.CaptureFixture[str]) -> str:
         raise KeyboardInterrupt
 
     setup.write()
-    setup.patch.setattr("splitpeer.cli.serve._import", stop)
+    setup.patch.setattr("splitpeer.cli.serve.load", stop)
     with pytest.raises(SystemExit):
         main(["serve"])
     return capsys.readouterr().err
