@@ -116,20 +116,25 @@ class TcpRelay:
     # --- inside ----------------------------------------------------------------------------------------
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        # A connection may still be on its way to the other side when the relay ends: it ends with it.
+        self._keep(asyncio.current_task())
         try:
             # Behind a partition nobody is reached; the kernel has answered all the same.
             await self._flowing["up"].wait()
             far_reader, far_writer = await asyncio.open_connection("127.0.0.1", self._target)
-        except OSError:
+        except (OSError, asyncio.CancelledError):
             writer.transport.abort()
             return
         self.connections += 1
         pair = _Pair(writer, far_writer)
         self._pairs.append(pair)
         for direction, source, sink in (("up", reader, far_writer), ("down", far_reader, writer)):
-            task = asyncio.create_task(self._pump(pair, direction, source, sink))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            self._keep(asyncio.create_task(self._pump(pair, direction, source, sink)))
+
+    def _keep(self, task: asyncio.Task[None] | None) -> None:
+        assert task is not None
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     async def _pump(
         self, pair: _Pair, direction: Direction, source: asyncio.StreamReader, sink: asyncio.StreamWriter
