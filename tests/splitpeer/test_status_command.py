@@ -205,6 +205,104 @@ def test_a_table_that_is_not_there_or_not_whole_is_left_out(peer_toml: Path, pat
     assert "filled by" not in text and "charite" in text
 
 
+def ago(seconds: float) -> dict[str, Any]:
+    return {"at": "2026-11-21T12:00:00.000Z", "monotonic": 10_000 - seconds}
+
+
+def of(
+    waiting: int, running: int, segmented: int, refused: int, cancelled: int, failed: int
+) -> dict[str, int]:
+    return {"waiting": waiting, "running": running, "segmented": segmented, "refused": refused,
+            "cancelled": cancelled, "failed": failed}  # fmt: skip
+
+
+SERVING = {
+    "run": "3f2a9c1d00ff3f2a", "step": 1000, "serves": True, "last": ago(240),
+    "waiting": 1, "running": 1, "finished": 16,
+    "askers": {"charite": of(1, 1, 12, 0, 1, 0), "uniklinik-dresden": of(0, 0, 1, 1, 0, 1)},
+}  # fmt: skip
+INFERENCE = {
+    "policy": "listed", "serves": True, "last": ago(30), "answered_last": ago(300),
+    "waiting": 1, "running": 0, "segmented": 4, "cancelled": 0, "failed": 1,
+    "askers": {"charite": {"answered": 3, "refused": 1, "unable": 0},
+               "others": {"answered": 0, "refused": 2, "unable": 0}},
+}  # fmt: skip
+
+
+def in_plain_text(*seen: Seen) -> list[str]:
+    console = Console(width=200)
+    with console.capture() as capture:
+        console.print(command.render(seen, terminal=False))
+    return [line.rstrip() for line in capture.get().rstrip().splitlines()]
+
+
+def with_inference(head: PeerHead, **work: object) -> Seen:
+    seen = at_work(head, {"phase": "serving"})
+    seen.document["work"].update(work)
+    return seen
+
+
+def test_requests_at_a_coordinator_by_site(peer_toml: Path) -> None:
+    seen = with_inference(PeerHead.load(coordinator(peer_toml.parent)), serving=SERVING)
+    assert in_plain_text(seen)[-5:] == [
+        "",
+        "inference: run 3f2a9c1d00ff is served with the weights of step 1000; "
+        "1 waiting, 1 running, 16 ended, the last 4 min ago",
+        "requests of        waiting  running  segmented  refused  cancelled  failed",
+        "charite                  1        1         12        0          1       0",
+        "uniklinik-dresden        0        0          1        1          0       1",
+    ]
+    assert "uniklinik-dresden" in (text := shown([seen], 80)) and "…" not in text
+    seen.document["work"]["serving"] = {**SERVING, "serves": False, "finished": 0, "last": None, "askers": {}}
+    seen.document["phase"] = "training"
+    assert (
+        in_plain_text(seen)[-1]
+        == "inference: run 3f2a9c1d00ff is not served yet; 1 waiting, 1 running, 0 ended"
+    )
+
+
+def test_requests_at_a_site(peer_toml: Path) -> None:
+    head = PeerHead.load(peer_toml)
+    seen = with_inference(head, inference=INFERENCE)
+    seen.document["sites"] = {}
+    lines = in_plain_text(seen)
+    assert lines[-3:] == [
+        "  inference: listed",
+        "  asked by charite: 3 answered, 1 refused; others: 2 refused, the last 5 min ago",
+        "  asked for here: 1 waiting, 4 segmented, 1 failed, the last 30 s ago",
+    ]
+    other = with_inference(head, inference={
+        **INFERENCE, "policy": "own", "serves": False, "askers": {}, "waiting": 0, "segmented": 0, "failed": 0,
+        "last": None, "answered_last": None})  # fmt: skip
+    other.document["sites"] = {}
+    assert in_plain_text(other)[-3:] == [
+        "  inference: own, the job has no [inference]",
+        "  asked by nobody so far",
+        "  asked for here: nothing so far",
+    ]
+    idle = look(head)
+    assert in_plain_text(seen, other, idle)[-3:] == [
+        "inference at  serves                           was asked              asked for here",
+        "ukm           listed                           3 answered, 3 refused  1 waiting, 4 segmented, 1 failed",
+        "ukm           own, the job has no [inference]",
+    ]
+    assert max(map(len, shown([seen, other, idle], 80).splitlines())) <= 80
+
+
+@pytest.mark.parametrize(
+    "told", [None, 3, {}, {**SERVING, "waiting": "all"}, {**SERVING, "askers": {"charite": 15}}]
+)
+def test_counts_that_are_not_whole_are_left_out(peer_toml: Path, told: object) -> None:
+    seen = with_inference(PeerHead.load(coordinator(peer_toml.parent)), serving=told, inference=told)
+    assert "inference" not in (text := shown([seen], 120)) and "charite" in text
+    seen.document["work"]["serving"] = {
+        **SERVING,
+        "finished": "\x1b[2J",
+        "askers": {"\x1b[2J": {"failed": "\x1b"}},
+    }
+    assert "\x1b" not in "".join(in_plain_text(seen))
+
+
 def test_plain_text_has_no_broken_lines(peer_toml: Path, run: Run) -> None:
     code, out, err = run("status", "--config", peer_toml)
     assert (code, err) == (1, "")

@@ -15,8 +15,9 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from splitpeer.cli.inference_counts import STATES, at_coordinator, at_site, at_sites, by_site, is_whole
 from splitpeer.cli.options import FILE, echo_json, heads_option, json_option, load_heads, set_option
-from splitpeer.cli.terminal import echo
+from splitpeer.cli.terminal import duration, echo
 from splitpeer.daemon.observe import PeerHead, Seen, look
 from splitpeer.daemon.status_schema import NAME, VERSION, SiteStatus, Wait, WorkStatus
 from splitproto.errors import printable
@@ -62,6 +63,8 @@ _LINES: tuple[tuple[_Figure, ...], ...] = (
 )
 
 
+_BROKEN = ("waits for", "serves", "was asked", "asked for here")
+"""Columns whose text may take several lines."""
 _WORDS: dict[str, str] = {
     "seats": "patients by seat:",
     "hd95": "HD95 in mm",
@@ -161,6 +164,8 @@ def render(seen: Sequence[Seen], *, terminal: bool) -> RenderableType:
         parts.append(_in_lines(seen[0]))
     else:
         parts.append(_overview(seen, terminal))
+        if any(known := [one for one in seen if one.runs and is_whole(one.work["inference"])]):
+            parts += [Text(), _inference(known, terminal)]
     for one in seen:
         if one.sites and one.runs:
             parts.append(Text())
@@ -169,6 +174,8 @@ def render(seen: Sequence[Seen], *, terminal: bool) -> RenderableType:
             parts.append(_sites(one, terminal))
             if _has_table(one.work["patients"]):
                 parts += [Text(), _patients(one, terminal)]
+        if one.runs and is_whole(one.work["serving"]):
+            parts += [Text(), _requests(one, terminal)]
     return Group(*parts)
 
 
@@ -186,6 +193,7 @@ def _in_lines(one: Seen) -> Text:
     lines.append(_join(*(_said(name, value) for name, value in one.further.items())))
     if one.runs:
         lines += [_waiting(one, wait) for wait in one.waits if not (wait["who"] and one.sites)]
+        lines += at_site(one)
     for line in lines:
         if line:
             text.append(f"\n  {line}")
@@ -371,6 +379,25 @@ def _patients(one: Seen, terminal: bool) -> RenderableType:
     return Group(Text(f"{total} ({table_of['held_out_complete']} of them complete)"), table)
 
 
+def _requests(one: Seen, terminal: bool) -> RenderableType:
+    """Requests for segmentations: a row for each site that has ever asked."""
+    heading, listed = Text(at_coordinator(one)), by_site(one)
+    if not listed:
+        return heading
+    table = _table(terminal, "requests of", *STATES)
+    for row in listed:
+        table.add_row(*map(Text, row))
+    return Group(heading, table)
+
+
+def _inference(sites: Sequence[Seen], terminal: bool) -> Table:
+    """What sites are asked for, and ask for: a row for each."""
+    table = _table(terminal, "inference at", *_BROKEN[1:])
+    for row in at_sites(sites):
+        table.add_row(*map(Text, row))
+    return table
+
+
 def _has_table(found: object) -> bool:
     """A file that anybody may have written holds one that can be shown."""
     return (
@@ -396,26 +423,9 @@ def _table(terminal: bool, *columns: str) -> Table:
     table = Table(box=box.SIMPLE_HEAD if terminal else None, show_edge=False, pad_edge=False,
                   padding=(0, 1, 0, 0) if terminal else (0, 2, 0, 0))  # fmt: skip
     for name in columns:
-        right = name in ("step", "steps/s", "left", "MB/s in", "out")
-        table.add_column(name, justify="right" if right else "left", no_wrap=name != "waits for")
+        right = name in ("step", "steps/s", "left", "MB/s in", "out", *STATES)
+        table.add_column(name, justify="right" if right else "left", no_wrap=name not in _BROKEN)
     return table
-
-
-def duration(seconds: float | None) -> str:
-    """Such as `4 s`, `12 min`, `3 h 5 min`, `2 d 4 h`; empty if it is not known."""
-    if seconds is None:
-        return ""
-    whole = max(0, round(seconds))
-    if whole < 90:
-        return f"{whole} s"
-    minutes = round(whole / 60)
-    if minutes < 90:
-        return f"{minutes} min"
-    hours, minutes = divmod(minutes, 60)
-    if hours < 36:
-        return f"{hours} h {minutes} min" if minutes else f"{hours} h"
-    days, hours = divmod(hours, 24)
-    return f"{days} d {hours} h" if hours else f"{days} d"
 
 
 def _join(*parts: str) -> str:

@@ -25,6 +25,7 @@ from splitpeer.daemon.status_schema import (
     VERSION,
     Document,
     Ended,
+    InferenceCounts,
     Moment,
     ServedCounts,
     SiteFigures,
@@ -107,10 +108,17 @@ class Board:
         self._work.update(fields)
         self.changed = True
 
-    def serving(self, run: str, step: int, last: float | None, **counts: Unpack[ServedCounts]) -> None:
+    def serving(
+        self, run: str, step: int, last: float | None, *, serves: bool, **counts: Unpack[ServedCounts]
+    ) -> None:
         """Segmentations; `last`: when one ended last, seconds since 1970."""
-        ended = None if last is None else _moment(last - time.time())
-        self.set(serving={"run": run, "step": step, "last": ended, **counts})
+        self.set(serving={"run": run, "step": step, "serves": serves, "last": _past(last), **counts})
+
+    def inference(
+        self, last: float | None, answered_last: float | None, **counts: Unpack[InferenceCounts]
+    ) -> None:
+        """A site's part in segmentations; seconds since 1970."""
+        self.set(inference={"last": _past(last), "answered_last": _past(answered_last), **counts})
 
     def pause(self) -> None:
         """The work has stopped; rates start again with it."""
@@ -298,6 +306,11 @@ def _moment(ahead: float = 0.0) -> Moment:
     at = time.time() + ahead
     text = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(at)) + f".{int(at % 1 * 1000):03d}Z"
     return {"at": text, "monotonic": round(time.monotonic() + ahead, 3)}
+
+
+def _past(wall: float | None) -> Moment | None:
+    """A moment of the wall clock."""
+    return None if wall is None else _moment(wall - time.time())
 
 
 def _instant(monotonic: float) -> Moment:

@@ -63,15 +63,15 @@ class PatientTable(TypedDict):
 
 
 class ServedCounts(TypedDict):
-    """How many segmentations: at a coordinator those that sites ask for, at a site those asked for here."""
+    """How many segmentations sites have asked a coordinator for."""
 
     waiting: int
     running: int
     finished: int
-    """However they ended; a coordinator's count outlives restarts, a site's does not."""
+    """However they ended; counted over restarts."""
     askers: Mapping[str, Mapping[str, int]]
-    """At a coordinator, by site: how many of its requests were `segmented`, `refused`, `cancelled` and `failed`. At a
-    site, by who asked (the coordinator's word): how often this one was `used`, and `refused` by its policy."""
+    """By site: how many of its requests are `waiting` and `running`, and were `segmented`, `refused`, `cancelled` and
+    `failed`."""
 
 
 class Served(ServedCounts):
@@ -81,8 +81,38 @@ class Served(ServedCounts):
     """Hexadecimal."""
     step: int
     """Its weights are served."""
+    serves: bool
+    """Whether requests are worked on now; if not, they wait until the run is complete, or has a first checkpoint."""
     last: Moment | None
     """When one ended last."""
+
+
+class InferenceCounts(TypedDict):
+    """Segmentations at a site whose policy allows some, since its daemon started."""
+
+    policy: str
+    """[policy] inference: own or listed."""
+    serves: bool | None
+    """Whether the job on the present link has inference; None: there is no link."""
+    waiting: int
+    """Of those that people here have asked for."""
+    running: int
+    segmented: int
+    cancelled: int
+    failed: int
+    """Refused or failed, here or elsewhere."""
+    askers: Mapping[str, Mapping[str, int]]
+    """By who asked (the coordinator's word; `others`: whom the policy does not name): how many requests this site
+    `answered`, how many its policy `refused`, and for how many it was `unable`, having no image that can be used."""
+
+
+class SiteInference(InferenceCounts):
+    """The same, and when."""
+
+    last: Moment | None
+    """When one that was asked for here ended last."""
+    answered_last: Moment | None
+    """When this site was asked last."""
 
 
 class Work(TypedDict, total=False):
@@ -113,6 +143,9 @@ class Work(TypedDict, total=False):
     missing: list[str]
     """At a site: seats that the job does without at the moment."""
     serving: Served
+    """A coordinator's, in a job with inference."""
+    inference: SiteInference
+    """A site's, with `[policy] inference`."""
     withdrawn: int
     """Patients."""
     patients: PatientTable

@@ -35,6 +35,7 @@ from splitpeer.models.registry import cut_of
 from splitpeer.settings.peer import PeerConfig, Policy
 from splitpeer.site.budgets import BudgetSpent
 from splitpeer.site.inference.asking import InferenceAsker
+from splitpeer.site.inference.tally import SiteTally
 from splitpeer.site.job import SiteJob
 from splitpeer.site.opening import open_job, open_ledger
 from splitpeer.site.run_folders import accepted_terms, forget_keys, mark_complete, mark_run, note_coordinator
@@ -151,7 +152,7 @@ class Client:
         everywhere = self._duty.report.to(TrailSink(self._witness.note), LogSink(log))
         self._report = Sparing(everywhere, len(self._cases))
         self._compute = Compute(config.runtime.threads)
-        self._asking = InferenceAsker(config, self._report) if policy.inference != "none" else None
+        self._asking = self._asker(policy)
         self._job: SiteJob | None = None
         self._deadline: float | None = None
         self._pause = _FIRST_PAUSE
@@ -160,6 +161,13 @@ class Client:
         """First links that failed so."""
         self._octets = (0, 0)
         """Bytes in and out of links that are over."""
+
+    def _asker(self, policy: Policy) -> InferenceAsker | None:
+        """None: neither this site nor people here take part in inference."""
+        if policy.inference == "none":
+            return None
+        names = {self._config.peer.site, *policy.inference_for}
+        return InferenceAsker(self._config, self._report, SiteTally(policy.inference, names, self._report))
 
     async def run(self) -> None:
         """Serve until the job is complete or `stop` is set.

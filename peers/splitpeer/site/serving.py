@@ -153,6 +153,8 @@ class Serving:
             outcome = located.cause or "used"
             run, request, patient = job.run.hex(), message.request.hex(), handle(message.key)
             self.report(h.PatientLocated(run, request, patient, message.asker, outcome))
+            if asking is not None:
+                asking.tally.answered(message.request, message.asker, located.cause)
             await self.session.send(located)
         elif asking is None:
             raise UnexpectedMessage(f"a {message.name} where work was due")

@@ -15,6 +15,7 @@ from splitpeer.daemon import happenings as h
 from splitpeer.errors import PatientUnusable
 from splitpeer.site.inference import asking
 from splitpeer.site.inference.asking import InferenceAsker
+from splitpeer.site.inference.tally import SiteTally
 from splitproto.errors import LinkLost
 from splitproto.messages import Cancel, Message, Segment, Segmented
 from tests.splitpeer.daemon.spooling import request
@@ -63,7 +64,7 @@ def asker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, told: list[h.Happenin
     monkeypatch.setattr(asking, "LOOK_S", 0.01)
     monkeypatch.setattr(asking, "REST_S", 0.01, raising=False)
     config: Any = SimpleNamespace(peer=SimpleNamespace(state=tmp_path), data=SimpleNamespace(salt=None))
-    return InferenceAsker(config, told.append)
+    return InferenceAsker(config, told.append, SiteTally("own", {"a"}, told.append))
 
 
 async def test_a_cancel_that_cannot_be_sent(asker: InferenceAsker) -> None:

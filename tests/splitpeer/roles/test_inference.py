@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -12,6 +13,7 @@ from splitpeer.coordinator.inference.segmenting import PatientSegmenter
 from splitpeer.coordinator.run import Run
 from splitpeer.daemon.trail import NAME, entries
 
+from .scene import Scene
 from .served import (
     DATA,
     LONG_S,
@@ -30,6 +32,13 @@ from .served import (
     stop,
     until,
 )
+
+
+def counts_of(scene: Scene, who: str, name: str) -> dict[str, Any]:
+    """Of requests, in a peer's `status.json`; empty: it says nothing of them."""
+    document = json.loads((scene.folder / who / "state" / "status.json").read_text())
+    found: dict[str, Any] = document["work"].get(name, {})
+    return found
 
 
 async def test_a_mask_is_that_of_the_runs_own_prediction(joint) -> None:
@@ -95,6 +104,15 @@ async def test_policy_decides_for_whom(joint) -> None:
     trail = entries(joint.folder / "site-t2" / "state" / NAME)
     said = [(line["asker"], line["outcome"]) for line in trail if line["event"] == "inference.located"]
     assert said == [("site-t1ce", "refused"), ("site-t2", "used")]
+    counted = counts_of(joint, "site-t2", "inference")["askers"]
+    assert counted == {
+        "others": {"answered": 0, "refused": 1, "unable": 0},
+        "site-t2": {"answered": 1, "refused": 0, "unable": 0},
+    }
+    # Numbers, and no patient.
+    for who in ("hub", "site-t1ce", "site-t2"):
+        text = (joint.folder / who / "state" / "status.json").read_text()
+        assert patient not in text and joint.key(patient).hex()[:8] not in text
 
 
 async def test_a_job_without_inference_serves_none(scene) -> None:
@@ -126,12 +144,34 @@ async def test_the_queue_is_bounded_and_a_request_can_be_given_up(joint, monkeyp
         names = [await asked(joint, "t1ce", patient) for _ in range(2)]
         status = await ended(joint, "t1ce", names[1])
         assert (status.cause, status.exit) == ("busy", 3)
+        await until(lambda: counts_of(joint, "hub", "serving").get("finished") == 1)
+        served = counts_of(joint, "hub", "serving")
+        assert (served["serves"], served["step"], served["waiting"], served["running"]) == (True, 3, 1, 1)
+        assert served["askers"] == {
+            "site-t1ce": {
+                "waiting": 1,
+                "running": 1,
+                "segmented": 0,
+                "refused": 1,
+                "cancelled": 0,
+                "failed": 0,
+            }
+        }
         here.cancel(names[0])
         assert (await ended(joint, "t1ce", names[0])).state == "cancelled"
         other = await asked(joint, "t2", patient)
         gate.set()
         assert (await ended(joint, "t1ce", working)).state == "done"
         assert (await ended(joint, "t2", other)).state == "done"
+        for who in ("site-t1ce", "site-t2"):
+            await until(lambda who=who: counts_of(joint, who, "inference").get("segmented") == 1)
+    own, theirs = (counts_of(joint, f"site-{modality}", "inference") for modality in ("t1ce", "t2"))
+    assert {name: own[name] for name in ("waiting", "running", "segmented", "cancelled", "failed")} == {
+        "waiting": 0, "running": 0, "segmented": 1, "cancelled": 1, "failed": 1,
+    }  # fmt: skip
+    assert (theirs["segmented"], theirs["policy"]) == (1, "listed")
+    once = {"answered": 1, "refused": 0, "unable": 0}
+    assert own["askers"] == theirs["askers"] == {"site-t1ce": once, "site-t2": once}
     (counts,) = (joint.folder / "hub" / "state").glob("try-*/requests.json")
     assert json.loads(counts.read_text())["sites"] == {
         "site-t1ce": {"segmented": 1, "refused": 1, "cancelled": 1, "failed": 0},

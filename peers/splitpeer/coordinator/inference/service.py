@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections import Counter
+from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
 from splitpeer.coordinator.inference.requests import InferenceRequest, RequestChange, Requests, RequestState
 from splitpeer.coordinator.inference.segmenting import AWAY, NO_PART, PatientSegmenter, in_words
-from splitpeer.coordinator.inference.tally import GIVEN_UP, RequestTally
+from splitpeer.coordinator.inference.tally import GIVEN_UP, OUTCOMES, RequestTally
 from splitpeer.coordinator.memory import SiteRestarted
 from splitpeer.coordinator.remote_site import RemoteSite
 from splitpeer.coordinator.run import Run
@@ -66,6 +67,7 @@ class Service:
     def wake(self) -> None:
         """Something has changed: a site has joined, or the service is to end."""
         self._changed.set()
+        self._show()
 
     def _hearing(self, site: RemoteSite) -> Any:
         async def hear(message: Message) -> None:
@@ -308,13 +310,27 @@ class Service:
             h.RequestsStand(
                 run.files.run.hex(),
                 run.committed,
+                self._serving or (self._settings.serve == "always" and run.committed > 0),
                 waiting,
                 running,
                 tally.ended,
                 tally.last,
-                tally.by_site,
+                self._by_site(),
             )
         )
+
+    def _by_site(self) -> dict[str, Mapping[str, int]]:
+        """Of sites that have ever asked: requests that wait, run, and what became of the others."""
+        ended = self._tally.by_site
+        found: dict[str, Mapping[str, int]] = {}
+        for site in sorted({*ended, *(one.site for one in self._requests)}):
+            states = Counter(one.state for one in self._requests if one.site == site)
+            found[site] = {
+                "waiting": states[RequestState.QUEUED],
+                "running": states[RequestState.WORKING],
+                **ended.get(site, dict.fromkeys(OUTCOMES, 0)),
+            }
+        return found
 
     # --- what sites are told -----------------------------------------------------------------------------
 

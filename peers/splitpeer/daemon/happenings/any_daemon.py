@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from logging import WARNING
 from pathlib import Path
@@ -45,22 +45,6 @@ class PatientFileBad(Happening):
     patient: str
     """Its handle."""
     cause: str
-
-
-@dataclass(frozen=True)
-class RequestsStand(Happening):
-    """How it is with segmentations: at a coordinator those that sites ask for, at a site those asked for here."""
-
-    run: str
-    step: int
-    """Its weights are served."""
-    waiting: int
-    running: int
-    ended: int
-    last: float | None
-    """When one ended last, seconds since 1970; None: none has."""
-    askers: Mapping[str, Mapping[str, int]]
-    """Who asked, and what became of it."""
 
 
 @dataclass(frozen=True)

@@ -434,3 +434,21 @@ class SegmentationServed(Happening):
     """Why sites took no part."""
     windows: int
     seconds: float
+
+
+@dataclass(frozen=True)
+class RequestsStand(Happening):
+    """How many segmentations sites have asked for."""
+
+    run: str
+    step: int
+    """Its weights are served."""
+    serves: bool
+    """Whether requests are worked on already."""
+    waiting: int
+    running: int
+    ended: int
+    last: float | None
+    """When one ended last, seconds since 1970; None: none has."""
+    askers: Mapping[str, Mapping[str, int]]
+    """By site, how many wait and run, and what became of the others."""

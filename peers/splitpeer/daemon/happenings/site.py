@@ -443,3 +443,22 @@ class SegmentationFailed(Happening):
     request: str
     cause: str
     reason: str
+
+
+@dataclass(frozen=True)
+class SiteRequestsStand(Happening):
+    """How many segmentations people here have asked for, and this site was asked to take part in."""
+
+    policy: str
+    """[policy] inference: own or listed."""
+    serves: bool | None
+    """Whether the job on the present link has inference; None: there is no link."""
+    waiting: int
+    running: int
+    ended: Mapping[str, int]
+    """What became of those that were asked for here."""
+    ended_last: float | None
+    """When one ended last, seconds since 1970; None: none has."""
+    answered: Mapping[str, Mapping[str, int]]
+    """By who asked, what this site has answered."""
+    answered_last: float | None

@@ -6,7 +6,7 @@ import time
 
 from splitpeer.daemon import happenings as h
 from splitpeer.daemon.board import Board
-from splitpeer.daemon.status_schema import PatientTable
+from splitpeer.daemon.status_schema import PatientTable, ServedCounts
 from splitpeer.storage.reading import size
 
 
@@ -45,10 +45,6 @@ class BoardSink:
             case h.Ready(address) | h.CoordinatorStarted(listen=address):
                 board.set(address=address)
                 board.ready()
-            case h.RequestsStand(run, step, waiting, running, ended, last, askers):
-                board.serving(
-                    run, step, last, waiting=waiting, running=running, finished=ended, askers=askers
-                )
             case h.AlreadyComplete(step=step):
                 board.ready()
                 board.phase("done", step=step)
@@ -74,6 +70,9 @@ class BoardSink:
                 board.set(step=step, checkpoints=list(checkpoints))
             case h.WithdrawnInAll(patients=patients):
                 board.set(withdrawn=patients)
+            case h.RequestsStand(run, step, serves, waiting, running, ended, last, askers):
+                counts = ServedCounts(waiting=waiting, running=running, finished=ended, askers=askers)
+                board.serving(run, step, last, serves=serves, **counts)
 
     def _remote_site(self, happening: h.Happening) -> None:
         board = self._board
@@ -121,6 +120,19 @@ class BoardSink:
                 board.set(checkpoints=list(checkpoints))
             case h.MissingChanged(missing=missing):
                 board.set(missing=list(missing))
+            case h.SiteRequestsStand(policy, serves, waiting, running, ended, last, answered, answered_last):
+                board.inference(
+                    last,
+                    answered_last,
+                    policy=policy,
+                    serves=serves,
+                    waiting=waiting,
+                    running=running,
+                    segmented=ended["segmented"],
+                    cancelled=ended["cancelled"],
+                    failed=ended["failed"],
+                    askers=answered,
+                )
 
 
 def _table(matched: h.PatientsMatched) -> PatientTable:

@@ -23,6 +23,7 @@ from splitpeer.errors import DataError, DeadlinePassed, sayable
 from splitpeer.federation.compute import Compute
 from splitpeer.logs import handle
 from splitpeer.settings.peer import PeerConfig
+from splitpeer.site.inference.tally import SiteTally
 from splitpeer.site.job import SiteJob
 from splitproto import Session, SplitprotoError
 from splitproto.messages import (
@@ -85,12 +86,15 @@ class InferenceAsker:
     Args:
         config: the site's `peer.toml`.
         report: told what is asked and what comes of it.
+        tally: counts it.
     """
 
-    def __init__(self, config: PeerConfig, report: h.Reporter | Callable[[h.Happening], None]) -> None:
+    def __init__(
+        self, config: PeerConfig, report: h.Reporter | Callable[[h.Happening], None], tally: SiteTally
+    ) -> None:
         self._spool = Spool(folder_of(config.peer.state))
         self._salt = load_salt(config.data.salt) if config.data.salt is not None else b""
-        self._report = report
+        self._report, self.tally = report, tally
         self._link: _AskingLink | None = None
         self._asked: dict[str, _Asked] = {}
         # The spool is files: one thread, and never the one that computes.
@@ -101,6 +105,7 @@ class InferenceAsker:
         """Raises ConfigError, DiskTrouble: see `Spool.open`."""
         await self._on_disk(self._spool.open)
         self._watching = asyncio.create_task(self._watch())
+        self._tell_counts()
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -116,10 +121,14 @@ class InferenceAsker:
             compute: looks for patients' files.
         """
         self._link = _AskingLink(session, job, compute)
+        self.tally.link(_served(session))
+        self._tell_counts()
 
     def unlink(self) -> None:
         """The link is over."""
         self._link = None
+        self.tally.link(None)
+        self._tell_counts()
 
     def owns(self, request: bytes, key: bytes) -> bool:
         """Whether a request about this patient is one of these."""
@@ -133,8 +142,6 @@ class InferenceAsker:
                 await self._note_progress(request.hex(), message)
             case Segmented(request=request) if (asked := self._asked.get(request.hex())) is not None:
                 await self._deliver(asked, message)
-                # Whoever asked may have forgotten it meanwhile.
-                self._asked.pop(request.hex(), None)
             case Unsegmented(request=request) if request.hex() in self._asked:
                 # A daemon that cancelled has forgotten the request already.
                 await self._fail(request.hex(), CAUSES.get(message.code, "internal"), message.reason)
@@ -185,9 +192,10 @@ class InferenceAsker:
             return
         if asked is None:
             asked = self._asked[one.id] = _Asked(one.request, pseudonym(self._salt, one.request.patient))
+            self._tell_counts()
         if link is None:
             await self._note(asked, one.id, Status(state="waiting", reason="waits for the coordinator"))
-        elif "infer" not in link.session.agreement.features:
+        elif not _served(link.session):
             reason = f"job {link.job.job.name} serves no inference: its job.toml has no [inference]"
             await self._fail(one.id, "not-served", reason)
         elif await self._is_here(link, one.id, asked):
@@ -213,7 +221,7 @@ class InferenceAsker:
         return bool(here)
 
     async def _drop(self, name: str) -> None:
-        asked, link = self._asked.pop(name, None), self._link
+        asked, link = self._over(name, "cancelled"), self._link
         if asked is not None and link is not None and asked.sent_on is link.session:
             # With its link, a request is over at the coordinator as well.
             with suppress(SplitprotoError):
@@ -238,10 +246,11 @@ class InferenceAsker:
         if asked.noted == status:
             return
         asked.noted, asked.noted_at = status, asyncio.get_running_loop().time()
+        self._tell_counts()
         await self._on_disk(self._spool.note, name, status)
 
     async def _fail(self, name: str, cause: str, reason: str) -> None:
-        self._asked.pop(name, None)
+        self._over(name, "failed")
         self._report(h.SegmentationFailed(name, cause, "" if cause in ("unknown", "unusable") else reason))
         await self._on_disk(self._spool.note, name, Status.failed(cause, reason))
 
@@ -259,9 +268,11 @@ class InferenceAsker:
             reason = f"the coordinator sent no segmentation that fits the request: {error}"
             await self._on_disk(self._spool.note, name, Status.failed("internal", reason))
             self._report(h.SegmentationFailed(name, "internal", reason))
+            self._over(name, "failed")
             return
         delivered = await self._on_disk(self._spool.deliver, name, result)
         about = result.provenance
+        self._over(name, "segmented" if delivered else "failed")
         if delivered:
             self._report(h.SegmentationCame(about.run, name, about.step, about.used, about.missing))
         else:
@@ -269,8 +280,34 @@ class InferenceAsker:
                 h.SegmentationFailed(name, "disk", "it could not be written, or nobody waits for it")
             )
 
+    # --- counts ----------------------------------------------------------------------------------------
+
+    def _over(self, name: str, outcome: str) -> _Asked | None:
+        """Forget a request; None: whoever asked has forgotten it already, and so it is counted."""
+        if (asked := self._asked.pop(name, None)) is not None:
+            self.tally.ended(outcome)
+            self._tell_counts()
+        return asked
+
+    def _tell_counts(self) -> None:
+        session = None if self._link is None else self._link.session
+        # What a coordinator worked on when its link ended waits to be asked for again.
+        running = sum(
+            one.noted is not None
+            and one.noted.state == "working"
+            and session is not None
+            and one.sent_on is session
+            for one in self._asked.values()
+        )
+        self.tally.own(len(self._asked) - running, running)
+
     async def _on_disk(self, function: Callable[..., Returned], *args: object) -> Returned:
         return await asyncio.get_running_loop().run_in_executor(self._thread, function, *args)
+
+
+def _served(session: Session) -> bool:
+    """Whether the job has inference."""
+    return "infer" in session.agreement.features
 
 
 def _result(asked: _Asked, came: Segmented, job: SiteJob) -> SpoolResult:
