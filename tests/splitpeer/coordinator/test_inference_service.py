@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from splitpeer.coordinator.frozen import inference as frozen
 from splitpeer.coordinator.frozen.inference import BankSegmenter
 from splitpeer.coordinator.inference import service as inference
+from splitpeer.coordinator.inference.locating import AWAY, NO_PART, NoSegmentation, Sites, fitting
 from splitpeer.coordinator.inference.requests import InferenceRequest
-from splitpeer.coordinator.inference.segmenting import AWAY, NO_PART, NoSegmentation, PatientSegmenter, Sites
 from splitpeer.coordinator.inference.tally import RequestTally
 from splitpeer.coordinator.remote_site import RemoteSite
 from splitpeer.data.geometry import Geometry
@@ -45,27 +46,25 @@ class Named:
         self.name, self.seats = name, (SimpleNamespace(name=name),)
 
 
-def fitting(located: dict[Any, Patient]) -> Patient:
+def fits(located: dict[Any, Patient]) -> Patient:
     """What `a` asks for, where these have located the patient."""
-    segmenter = PatientSegmenter.__new__(PatientSegmenter)
-    segmenter._task = SimpleNamespace(regions=("whole",), channels=1)  # type: ignore[assignment]
     sites = Sites()
     sites.located = located
-    return segmenter._fitting(InferenceRequest("a", asked()), sites)
+    return fitting(InferenceRequest("a", asked()), sites, 1)
 
 
 def test_who_fills_no_seat_gets_no_mask() -> None:
     """SP-11.19-5: `located` with a grid is not an image."""
-    assert fitting({Named("a"): patient((8, 8, 8)), Named("b"): patient((8, 8, 8))}).shape == (8, 8, 8)
+    assert fits({Named("a"): patient((8, 8, 8)), Named("b"): patient((8, 8, 8))}).shape == (8, 8, 8)
     with pytest.raises(NoSegmentation) as ended:
-        fitting({Named("a"): patient((8, 8, 8), seats=()), Named("b"): patient((8, 8, 8))})
+        fits({Named("a"): patient((8, 8, 8), seats=()), Named("b"): patient((8, 8, 8))})
     assert ended.value.code == "absent"
 
 
 def test_a_grid_is_told_to_nobody_else(caplog: pytest.LogCaptureFixture) -> None:
     """SP-11.19-6: who asks with any grid does not learn that of the others."""
     with pytest.raises(NoSegmentation) as ended:
-        fitting({Named("a"): patient((8, 8, 8)), Named("b"): patient((8, 8, 31))})
+        fits({Named("a"): patient((8, 8, 8)), Named("b"): patient((8, 8, 31))})
     assert ended.value.code == "misaligned" and " b " in ended.value.reason
     assert "31" not in ended.value.reason and "31" in caplog.text
     assert KEY.hex() not in caplog.text
@@ -84,12 +83,16 @@ class Listing(BankSegmenter):
     def _fits(self, *_: Any) -> bool:
         return True
 
-    def _seated(self, key: bytes, lists: Any) -> Any:
+
+async def test_what_was_released_for_another_is_not_used_where_the_site_refuses(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """SP-11.19-14: that of a site that is away is, if it is all there."""
+
+    def seated(run: Any, key: bytes, lists: Any) -> Any:
         raise Found(lists)
 
-
-async def test_what_was_released_for_another_is_not_used_where_the_site_refuses() -> None:
-    """SP-11.19-14: that of a site that is away is, if it is all there."""
+    monkeypatch.setattr(frozen, "seated", seated)
 
     async def on_disk(function: Callable[..., Any], *args: Any, what: str) -> Any:
         return function(*args)

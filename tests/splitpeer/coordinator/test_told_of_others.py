@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from splitpeer.coordinator.frozen.inference import OTHER_GRID
-from splitpeer.coordinator.inference.segmenting import AWAY, LATE, NO_PART, Sites, told_of_others
+from splitpeer.coordinator.inference.locating import AWAY, LATE, NO_PART, Sites, told_of_others
 from splitproto.causes import OF_A_PATIENT
 
 

@@ -13,18 +13,20 @@ import numpy as np
 from splitpeer.coordinator.frozen.features import Features
 from splitpeer.coordinator.frozen.questions import forward_of
 from splitpeer.coordinator.frozen.room import RequestRoom
-from splitpeer.coordinator.inference.requests import InferenceRequest
-from splitpeer.coordinator.inference.segmenting import (
+from splitpeer.coordinator.inference.locating import (
     NO_PART,
     Again,
     NoSegmentation,
-    PatientSegmenter,
-    Prepared,
     Sites,
+    check_seats,
+    fitting,
     locating,
+    seated,
     seats_of_a_site,
-    told_lost,
+    unfilled,
 )
+from splitpeer.coordinator.inference.requests import InferenceRequest
+from splitpeer.coordinator.inference.segmenting import PatientSegmenter, Prepared, told_lost
 from splitpeer.coordinator.inference.site import infer
 from splitpeer.coordinator.remote_site import RemoteSite, Sent
 from splitpeer.coordinator.run import Run, finite
@@ -119,13 +121,13 @@ class BankSegmenter(PatientSegmenter):
             raise _no_more()
         # Nobody else need be asked of a patient whom the bank holds.
         some = [request.site] if ours else [site.name for site in run.team.sites]
-        sites = await self._locate(request, lost, some)
+        sites = await self._locator.locate(request, lost, some)
         await self._heed_consent(sites)
-        grid = self._fitting(request, sites)
+        grid = fitting(request, sites, self._octets_per_voxel(asked.want))
         if ours:
             await self._check_grid(asked.key, sites.grids()[request.site], main, request.site)
-            seating, missing = run.seating, self._missing(asked.key, run.seating, sites)
-            self._check_seats(asked.require, seating.filled[asked.key], missing)
+            seating, missing = run.seating, unfilled(asked.key, run.seating, sites)
+            check_seats(run, asked.require, seating.filled[asked.key], missing)
         else:
             seating, missing, banks = await self._released(request, grid, sites, lost, main)
         features = Features(run.job, Shelf(banks), seating, CACHE_MIB)
@@ -235,9 +237,9 @@ class BankSegmenter(PatientSegmenter):
                 lists[name] = {
                     key: tuple(by_seat(bank.contents.releases[0].shapes, run.seating.seats.of(name)))
                 }
-        seating = self._seated(key, lists)
-        missing = self._missing(key, seating, sites)
-        self._check_seats(request.asked.require, seating.filled.get(key, {}), missing)
+        seating = seated(run, key, lists)
+        missing = unfilled(key, seating, sites)
+        check_seats(run, request.asked.require, seating.filled.get(key, {}), missing)
         users = [site for site in run.team.sites if site.name in seating.filled[key].values()]
         windows = self._windows(key, grid)
         together = run.job.fusion is not None

@@ -10,7 +10,7 @@ import asyncio
 import time
 from collections.abc import Callable, Sequence
 
-from splitpeer.coordinator.inference.segmenting import NoSegmentation
+from splitpeer.coordinator.inference.locating import NoSegmentation
 from splitpeer.coordinator.run import Run
 from splitpeer.daemon import happenings as h
 from splitpeer.errors import PeerError

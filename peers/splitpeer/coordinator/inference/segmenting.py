@@ -1,44 +1,50 @@
-"""One patient segmented: who has it, what they compute of it, and what the decoder makes of that (SP-11.19)."""
+"""One patient segmented: what sites compute of it, and what the decoder makes of that (SP-11.19)."""
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
 import logging
-import math
 import secrets
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
-from typing import TypeVar
 
 import numpy as np
 
 from splitpeer.coordinator.exclusion import Exclusion
 from splitpeer.coordinator.inference.consent import LateConsent
 from splitpeer.coordinator.inference.late_sites import LEFT_OUT_S, LateSites
+from splitpeer.coordinator.inference.locating import (
+    AWAY,
+    Again,
+    Answer,
+    Locator,
+    NoSegmentation,
+    check_seats,
+    each,
+    fitting,
+    locating,
+    seated,
+    seats_of_a_site,
+    unfilled,
+)
 from splitpeer.coordinator.inference.requests import InferenceRequest
-from splitpeer.coordinator.inference.site import hear_out, infer, locate
+from splitpeer.coordinator.inference.site import hear_out, infer
 from splitpeer.coordinator.memory import SiteRestarted
 from splitpeer.coordinator.prediction import predicted
 from splitpeer.coordinator.remote_site import RemoteSite, Sent
 from splitpeer.coordinator.run import Arrived, Run
 from splitpeer.daemon import happenings as h
-from splitpeer.data.geometry import Geometry, differences
-from splitpeer.data.rules import MAX_VOXELS
 from splitpeer.data.task import Task
 from splitpeer.errors import DeadlinePassed, JobFailed, PeerError, told_of
 from splitpeer.federation.inference import Volume, questions, task_on_wire, windows_of
-from splitpeer.federation.seating import Lists, Parts, Seating
+from splitpeer.federation.seating import Parts
 from splitpeer.federation.terms import window_of
-from splitpeer.logs import handle
 from splitproto import SplitprotoError
-from splitproto.causes import CONSENT, OF_A_PATIENT
 from splitproto.errors import printable
 from splitproto.messages import (
     Forward,
-    Locate,
-    Located,
     Missing,
     Patient,
     Sample,
@@ -54,56 +60,6 @@ ATTEMPTS = 4
 """How often a request is begun again because a site that took part does not any more."""
 SETTLE_S = 10.0
 """What was announced to a site when a request ends is waited for so long; then its link ends, and it owes nothing."""
-AWAY = "its site is away"
-LATE = "it kept earlier requests waiting too long"
-NO_PART = "it takes no part in inference"
-REFUSED = "its policy refuses"
-NOT_OF_THE_PATIENT = {cause: cause for cause in (AWAY, LATE, NO_PART)} | {"refused": REFUSED}
-"""Causes that say nothing of a patient, in the words that another site is told."""
-NO_IMAGE = "no image that can be used"
-"""All that another site is told where the cause is of the patient."""
-Answer = TypeVar("Answer")
-
-
-class NoSegmentation(Exception):
-    """The request has no segmentation.
-
-    Args:
-        code: of `unsegmented`.
-        reason: one line for people.
-    """
-
-    def __init__(self, code: str, reason: str) -> None:
-        super().__init__(reason)
-        self.code, self.reason = code, reason
-
-
-class Again(Exception):
-    """A site that took part cannot any more: the others have to be asked again.
-
-    Args:
-        forgot: one came back without its memory.
-    """
-
-    def __init__(self, forgot: SiteRestarted | None = None) -> None:
-        super().__init__()
-        self.forgot = forgot
-
-
-@dataclass
-class Sites:
-    """Who takes part in a request."""
-
-    causes: dict[str, str] = field(default_factory=dict)
-    """Why a site does not."""
-    located: dict[RemoteSite, Patient] = field(default_factory=dict)
-
-    def grids(self) -> dict[str, Geometry]:
-        """By site, those of the patient's images."""
-        return {
-            site.name: Geometry(p.shape, p.spacing, p.directions, p.origin, p.stored)
-            for site, p in self.located.items()
-        }
 
 
 @dataclass(frozen=True)
@@ -129,7 +85,7 @@ class PatientSegmenter:
     """
 
     def __init__(self, run: Run, task: Task, reachable: Callable[[RemoteSite], Awaitable[str]]) -> None:
-        self._run, self._task, self._reachable = run, task, reachable
+        self._run, self._task = run, task
         self._window = window_of(run.job)
         # SP-11.19-8: "a number that the run never repeats", whatever processes there were before.
         self._last = secrets.randbits(48)
@@ -142,6 +98,7 @@ class PatientSegmenter:
         self._report = run.report
         self._exclusion = Exclusion(run)
         self._consent = LateConsent(run, self._exclusion)
+        self._locator = Locator(run, reachable, self._ask, self._late_sites, self._consent)
 
     async def heed(self) -> None:
         """Between requests, before anything is made of what sites sent before: what is kept of patients who have
@@ -274,12 +231,12 @@ class PatientSegmenter:
             Again: a site cannot take part any more.
         """
         run, key = self._run, request.asked.key
-        sites = await self._locate(request, lost)
-        grid = self._fitting(request, sites)
+        sites = await self._locator.locate(request, lost)
+        grid = fitting(request, sites, self._octets_per_voxel(request.asked.want))
         lists = {site.name: {key: seats_of_a_site(site, patient)} for site, patient in sites.located.items()}
-        seating = self._seated(key, lists)
-        missing = self._missing(key, seating, sites)
-        self._check_seats(request.asked.require, seating.filled.get(key, {}), missing)
+        seating = seated(run, key, lists)
+        missing = unfilled(key, seating, sites)
+        check_seats(run, request.asked.require, seating.filled.get(key, {}), missing)
         users = [site for site in sites.located if site.name in seating.filled[key].values()]
         forwards = questions("infer", run.committed, self._windows(key, grid), self._number)
         parts = {site: Parts(forwards, partial(seating.part, site.name, lists[site.name])) for site in users}
@@ -303,125 +260,13 @@ class PatientSegmenter:
         """That cover a patient's volume, batch by batch."""
         return windows_of(key, grid.shape, self._window, *self._run.settings.windows_of_inference())
 
-    # --- who has the patient -----------------------------------------------------------------------------
-
     @staticmethod
     def _check_cancelled(request: InferenceRequest) -> None:
         if request.cancelled:
             raise NoSegmentation("cancelled", "cancelled, as it was asked for")
 
-    async def _locate(
-        self, request: InferenceRequest, lost: Mapping[str, str], some: Collection[str] | None = None
-    ) -> Sites:
-        """SP-11.19-4: every site that can take part is asked, the asking one included.
-
-        Args:
-            some: only these.
-        """
-        found, now = Sites(dict(lost)), asyncio.get_running_loop().time()
-        request.causes = found.causes
-        left = []
-        for site in self._run.team.sites:
-            if site.name in lost or not (some is None or site.name in some):
-                continue
-            if self._late_sites.includes(site.name, now):
-                found.causes[site.name] = LATE
-            else:
-                left.append(site)
-        causes = await each({site: self._reachable(site) for site in left})
-        ready = []
-        for site, cause in causes.items():
-            if cause == "":
-                ready.append(site)
-                continue
-            if cause not in NOT_OF_THE_PATIENT:
-                log.warning("%s cannot be asked for a segmentation: %s", site.name, cause)
-            found.causes[site.name] = NO_PART if cause == NO_PART else AWAY
-        answers = await self._ask({site: locate(site, locating(request)) for site in ready})
-        for site, answer in answers.items():
-            if isinstance(answer, Located) and answer.patient is not None:
-                found.located[site] = answer.patient
-            elif isinstance(answer, Located):
-                found.causes[site.name] = answer.cause or "absent"
-                if answer.cause == CONSENT:
-                    self._consent.note(site.name, request.asked.key)
-            elif isinstance(answer, SiteRestarted):
-                raise Again(answer)
-            else:
-                found.causes[site.name] = AWAY
-        return found
-
-    def _fitting(self, request: InferenceRequest, sites: Sites) -> Patient:
-        """The asking site's grid, which is that of all others.
-
-        Raises:
-            NoSegmentation: it has no image of the patient, or the grids differ.
-        """
-        asker = next((site for site in sites.located if site.name == request.site), None)
-        if asker is None:
-            # SP-11.19-5.
-            raise _not_at_the_asker(request.site, sites.causes.get(request.site, AWAY))
-        grids, own = sites.grids(), sites.located[asker]
-        if not seats_of_a_site(asker, own):
-            # SP-11.19-5: "nobody is sent a mask of a patient of whom it has no image".
-            raise _not_at_the_asker(request.site, "absent")
-        for name, other in grids.items():
-            # SP-11.19-6.
-            if found := differences(grids[request.site], other):
-                # The grid of another site's image is not the asking site's to know.
-                log.warning(
-                    "patient %s: images at %s and %s differ in %s",
-                    handle(request.asked.key), request.site, name, "; ".join(found),
-                )  # fmt: skip
-                raise NoSegmentation(
-                    "misaligned",
-                    f"the image of the patient at {name} is on another grid than that at {request.site}: bring "
-                    "all to one grid; the coordinator's log says what differs",
-                )
-        octets = math.prod(own.shape) * self._octets_per_voxel(request.asked.want)
-        # Before memory is taken: the result must fit one message, and the volume this coordinator.
-        if math.prod(own.shape) > MAX_VOXELS or octets > asker.takes:
-            raise NoSegmentation(
-                "too-large", f"a volume of {'x'.join(map(str, own.shape))} voxels is too large to segment"
-            )
-        return own
-
     def _octets_per_voxel(self, want: str) -> int:
         return len(self._task.regions) if want == "mask" else 4 * self._task.channels
-
-    def _seated(self, key: bytes, lists: Mapping[str, Lists]) -> Seating:
-        """SP-11.19-7: as the run's own matching has it, else the first site by name that has a seat."""
-        run = self._run
-        known = run.seating.filled.get(key, {})
-        names = run.seating.seats
-        filled = {}
-        for seat in names.names:
-            having = [site for site in names.sites(seat) if seat in lists.get(site, {}).get(key, ())]
-            if having:
-                filled[seat] = known[seat] if known.get(seat) in having else having[0]
-        return Seating(run.job, names, {key: filled})
-
-    def _missing(self, key: bytes, seating: Seating, sites: Sites) -> tuple[Missing, ...]:
-        """The seats that nobody fills, and why."""
-        filled = seating.filled.get(key, {})
-        return tuple(
-            Missing(seat, printable(told_of_others(seating.seats.sites(seat), sites))[:200])
-            for seat in seating.seats.names
-            if seat not in filled
-        )
-
-    def _check_seats(
-        self, require: int | None, filled: Mapping[str, str], missing: Sequence[Missing]
-    ) -> None:
-        """Raises NoSegmentation: too few."""
-        every = len(filled) + len(missing)
-        # SP-11.18-14: a sum is one of all its parties.
-        least = every if self._run.job.fusion is not None else min(require or 1, every)
-        if len(filled) < max(1, least):
-            told = "; ".join(f"{one.seat}: {one.cause}" for one in missing)
-            raise NoSegmentation(
-                "few-seats", f"{len(filled)} of {every} seats, {least} are required ({told})"
-            )
 
     # --- what they compute -------------------------------------------------------------------------------
 
@@ -493,11 +338,6 @@ class PatientSegmenter:
         return digest.digest()
 
 
-def locating(request: InferenceRequest) -> Locate:
-    """The question where its patient is."""
-    return Locate(request.asked.request, request.asked.key, request.site)
-
-
 def told_lost(answers: Mapping[RemoteSite, object], lost: dict[str, str]) -> SiteRestarted | None:
     """Notes which sites cannot take part any more, and why; returns that one came back without its memory."""
     forgot = None
@@ -510,53 +350,3 @@ def told_lost(answers: Mapping[RemoteSite, object], lost: dict[str, str]) -> Sit
         elif not isinstance(answer, Sent):
             lost[site.name] = AWAY
     return forgot
-
-
-def seats_of_a_site(site: RemoteSite, patient: Patient) -> tuple[str, ...]:
-    """Names of the seats that a site has located the patient for."""
-    places = range(len(site.seats)) if patient.seats is None else patient.seats
-    return tuple(site.seats[place].name for place in places if place < len(site.seats))
-
-
-def told_of_others(fillers: Sequence[str], sites: Sites) -> str:
-    """SP-11.19-7: of other sites, nothing of the patient but that there is no image."""
-    told = {name: NOT_OF_THE_PATIENT.get(sites.causes.get(name, "absent"), NO_IMAGE) for name in fillers}
-    return "; ".join(f"{name}: {why}" for name, why in told.items()) or "no site fills it"
-
-
-def in_words(cause: str) -> str:
-    """A cause for people at the coordinator, or at the site itself."""
-    known = {"absent": "no image of the patient", "refused": REFUSED}
-    return known.get(cause) or OF_A_PATIENT.get(cause, cause)
-
-
-def _not_at_the_asker(site: str, cause: str) -> NoSegmentation:
-    if cause in ("absent", "refused"):
-        return NoSegmentation(cause, f"{site}: {in_words(cause)}")
-    return NoSegmentation("unusable" if cause in OF_A_PATIENT else "site-lost", f"{site}: {in_words(cause)}")
-
-
-async def each(asked: Mapping[RemoteSite, Awaitable[Answer]]) -> dict[RemoteSite, Answer | Exception]:
-    """All at once; where one fails, its error. A defect is raised."""
-    tasks = {site: asyncio.ensure_future(_awaited(question)) for site, question in asked.items()}
-    try:
-        if tasks:
-            await asyncio.wait(tasks.values())
-        found: dict[RemoteSite, Answer | Exception] = {}
-        for site, task in tasks.items():
-            error = task.exception()
-            if error is None:
-                found[site] = task.result()
-            elif isinstance(error, DeadlinePassed | JobFailed | SiteRestarted | SplitprotoError):
-                found[site] = error
-            else:
-                raise error
-        return found
-    finally:
-        for task in tasks.values():
-            task.cancel()
-        await asyncio.gather(*tasks.values(), return_exceptions=True)
-
-
-async def _awaited(question: Awaitable[Answer]) -> Answer:
-    return await question

@@ -7,8 +7,9 @@ from collections import Counter
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
+from splitpeer.coordinator.inference.locating import AWAY, NO_PART, in_words
 from splitpeer.coordinator.inference.requests import InferenceRequest, RequestChange, Requests, RequestState
-from splitpeer.coordinator.inference.segmenting import AWAY, NO_PART, PatientSegmenter, in_words
+from splitpeer.coordinator.inference.segmenting import PatientSegmenter
 from splitpeer.coordinator.inference.tally import GIVEN_UP, OUTCOMES, RequestTally
 from splitpeer.coordinator.memory import SiteRestarted
 from splitpeer.coordinator.remote_site import RemoteSite
