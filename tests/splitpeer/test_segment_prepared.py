@@ -111,7 +111,8 @@ def test_the_mask_is_on_the_grid_of_the_scan(site: Path, segment: Callable[..., 
         ].astype(int)
         assert (volume.array[columns, rows, slices, place] == 1).all()
         assert volume.array[..., place].sum() == mask.sum()
-    assert "little overlap" in (site / "m.html").read_text()
+    page = (site / "m.html").read_text()
+    assert "little overlap" in page and "The grey image is not the scan itself." in page
 
 
 @pytest.mark.parametrize(

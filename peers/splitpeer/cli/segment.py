@@ -224,7 +224,14 @@ class _Work:
 
         files = [other for other in others if other != path]
         image = own.voxels(self._config.data.rules())
-        write_page(segmentation, path, image=image, image_name=own.modality, files=files)
+        write_page(
+            segmentation,
+            path,
+            image=image,
+            image_name=own.modality,
+            prepared=own.prepared,
+            files=files,
+        )
 
     def _said(self, segmentation: Segmentation, files: Sequence[Path]) -> None:
         from splitpeer.results.nifti_out import in_one_line

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from splitpeer.data.files import Case
-from splitpeer.data.geometry import Geometry, Triple, differences
+from splitpeer.data.geometry import Geometry, Triple, differences, edges
 from splitpeer.data.patients import patient_id
 from splitpeer.data.rules import Rules
 from splitpeer.errors import DataError
@@ -46,6 +46,11 @@ class OwnScan:
             return self.header.warnings
         taken = tuple(f"taken in spite of: {reason}" for reason in self.record.reasons)
         return (*self.header.warnings, *self.record.warnings, *taken)
+
+    @property
+    def prepared(self) -> tuple[float, ...] | None:
+        """Voxel size, in mm, of an image that was prepared; None: it is as the hospital has it."""
+        return None if self.record is None else tuple(map(float, edges(self.record.atlas.affine)))
 
     @property
     def grid(self) -> tuple[Triple, np.ndarray]:

@@ -45,6 +45,7 @@ def write_page(
     *,
     image: np.ndarray | None = None,
     image_name: str = "",
+    prepared: Sequence[float] | None = None,
     files: Sequence[Path] = (),
 ) -> None:
     """Write the page.
@@ -54,6 +55,7 @@ def write_page(
         path: the file; an older one is replaced.
         image: one of the patient's own images [i, j, k] on the grid of the mask; None: contours on black.
         image_name: its modality.
+        prepared: where the image is one that `data prepare` made, brought back: the voxel size, in mm, that it had.
         files: what was written of the same segmentation, for their digests.
 
     Raises:
@@ -65,7 +67,7 @@ def write_page(
             f"the image has {list(image.shape)} voxels, the mask {list(segmentation.shape)}: "
             "name the image that the segmentation was asked for"
         )
-    page = rendered(segmentation, image, image_name, [(file.name, _digest(file)) for file in files])
+    page = rendered(segmentation, image, image_name, prepared, [(file.name, _digest(file)) for file in files])
     try:
         durable.replace(path, page.encode())
     except OSError as error:
@@ -73,7 +75,11 @@ def write_page(
 
 
 def rendered(
-    segmentation: Segmentation, image: np.ndarray | None, image_name: str, files: Sequence[tuple[str, str]]
+    segmentation: Segmentation,
+    image: np.ndarray | None,
+    image_name: str,
+    prepared: Sequence[float] | None,
+    files: Sequence[tuple[str, str]],
 ) -> str:
     """The whole HTML document; `files`: name and SHA-256 of what lies beside it."""
     sheet = Sheet(segmentation.masks, segmentation.affine, image)
@@ -108,6 +114,8 @@ def rendered(
             left_out=left_out,
             image_name=image_name,
             on_image=image is not None,
+            prepared=None if prepared is None else " x ".join(f"{mm:.3g}" for mm in prepared),
+            counted=sheet.counted(),
             grid=segmentation.grid,
             files=files,
         )

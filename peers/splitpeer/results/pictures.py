@@ -34,13 +34,15 @@ class SliceView:
     axis: int
     """RAS axis that its slices are stacked along."""
     sides: tuple[str, str, str, str]
-    """What is at the left, right, top and bottom of a picture."""
+    """What is at the left, right, top and bottom of a picture, in DICOM's letters."""
+    ends: tuple[str, str]
+    """Where its slices are stacked from and to, along the RAS axis."""
 
 
 VIEWS = (
-    SliceView("axial", 2, ("R", "L", "A", "P")),
-    SliceView("coronal", 1, ("R", "L", "S", "I")),
-    SliceView("sagittal", 0, ("A", "P", "S", "I")),
+    SliceView("axial", 2, ("R", "L", "A", "P"), ("feet", "head")),
+    SliceView("coronal", 1, ("R", "L", "H", "F"), ("back", "front")),
+    SliceView("sagittal", 0, ("A", "P", "H", "F"), ("left", "right")),
 )
 
 
@@ -60,7 +62,7 @@ class SlicePicture:
 
     view: SliceView
     number: int
-    """Of the slice, from 1, counted towards superior, anterior or right."""
+    """Of the slice, from 1, in the order of the file's own axis."""
     of: int
     width: float
     height: float
@@ -84,6 +86,7 @@ class Sheet:
 
     def __init__(self, masks: np.ndarray, affine: np.ndarray, image: np.ndarray | None = None) -> None:
         turn = Turn.of(affine)
+        self._reversed = turn.flipped
         self.masks = np.stack([turn.voxels(mask) for mask in masks])
         shape: tuple[int, ...] = masks.shape[1:]
         _, ras = turn.grid((shape[0], shape[1], shape[2]), affine)
@@ -108,6 +111,10 @@ class Sheet:
             return 0, length
         margin = round(MARGIN / self.spacing[axis])
         return max(int(hits[0]) - margin, 0), min(int(hits[-1]) + 1 + margin, length)
+
+    def counted(self) -> list[tuple[str, str]]:
+        """Each view, and where the file counts its slices to, such as ("axial", "head")."""
+        return [(view.name, view.ends[view.axis not in self._reversed]) for view in VIEWS]
 
     def largest(self, region: int) -> tuple[int, int, int]:
         """The slice of each view that holds most of a region; the middle ones where it is empty."""
@@ -150,11 +157,12 @@ class Sheet:
             address = png(np.repeat(grey[..., None], 3, axis=2))
         columns, rows = (end - start for start, end in (self._box[across], self._box[up]))
         width, height = columns * dx, rows * dy
+        slices = self.masks.shape[view.axis + 1]
         bar = next((mm for mm in BARS if mm <= self._side / 3), 1)
         return SlicePicture(
             view,
-            level + 1,
-            self.masks.shape[view.axis + 1],
+            slices - level if view.axis in self._reversed else level + 1,
+            slices,
             width,
             height,
             self._side,

@@ -75,11 +75,14 @@ def test_the_order_of_the_files_axes_changes_nothing(patients: SimpleNamespace, 
     for size, place in ((plain, affine), (shape, turned)):
         points = patients.grid_points(size, place)
         sheet = Sheet(patients.inside(points), place, patients.image_at(points))
-        drawn.append((sheet.largest(1), sheet.pictures(sheet.largest(1))))
-    (where, one), (there, other) = drawn
+        drawn.append((sheet.largest(1), sheet.pictures(sheet.largest(1)), dict(sheet.counted())))
+    (where, one, from_), (there, other, to) = drawn
     assert where == there
     for first, second in zip(one, other, strict=True):
-        assert (first.number, first.width, first.height) == (second.number, second.width, second.height)
+        assert (first.width, first.height) == (second.width, second.height)
+        # Counted as the file counts.
+        same = from_[first.view.name] == to[first.view.name]
+        assert second.number == (first.number if same else first.of + 1 - first.number)
         assert first.address == second.address
         assert len(first.contours) == 3 and first.contours == second.contours
 
@@ -96,7 +99,8 @@ def written(patients: SimpleNamespace, tmp_path: Path) -> Any:
         if "patient" in more:
             ours = replace(ours, patient=more["patient"])
         image = patients.image_at(patients.grid_points(shape, affine)) if more.get("image", True) else None
-        write_page(ours, tmp_path / "page.html", image=image, image_name="t2", files=more.get("files", ()))
+        about = {"image_name": "t2", "files": more.get("files", ()), "prepared": more.get("prepared")}
+        write_page(ours, tmp_path / "page.html", image=image, **about)
         return (tmp_path / "page.html").read_text()
 
     return write
@@ -134,6 +138,37 @@ def test_hostile_names_are_shown(written: Any, patients: SimpleNamespace) -> Non
     )
     assert "<script" not in page and "<img" not in page and "<i>" not in page
     assert "Segmentation of &lt;script&gt;" in page
+
+
+@pytest.mark.parametrize("signs", [(1, 1, 1), (-1, -1, 1), (1, -1, -1)])
+def test_slices_are_counted_as_the_file_counts_them(signs: tuple[int, int, int]) -> None:
+    """So that who opens the mask finds the slice; and the page says which way that is."""
+    mask = np.zeros((9, 8, 7), bool)
+    mask[1, 2, 3] = True
+    sheet = Sheet(mask[None], np.diag([*signs, 1.0]))
+    axial, coronal, sagittal = sheet.pictures(sheet.largest(0))
+    assert (sagittal.number, coronal.number, axial.number) == (2, 3, 4)
+    assert (sagittal.of, coronal.of, axial.of) == (9, 8, 7)
+    x, y, z = signs
+    assert dict(sheet.counted()) == {
+        "sagittal": "right" if x > 0 else "left",
+        "coronal": "front" if y > 0 else "back",
+        "axial": "head" if z > 0 else "feet",
+    }
+
+
+def test_what_a_reader_needs_to_know_of_the_pictures(written: Any) -> None:
+    page = written()
+    assert "R right, L left, A anterior, P posterior, H head, F feet" in page
+    letters = set(re.findall(r'<text class="side"[^>]*>(\w)</text>', page))
+    assert letters == set("RLAPHF")
+    assert re.search(
+        r"Slices are counted from 1 in the order of the mask's file: axial ones towards the (head|feet), "
+        r"coronal ones towards the (front|back), sagittal ones towards the patient's (left|right)\.", page
+    )  # fmt: skip
+    assert "not the scan itself" not in page and "On the patient's own t2" in page
+    page = written(prepared=(2.0, 2.0, 2.0))
+    assert "The grey image is not the scan itself." in page and "voxels of 2 x 2 x 2 mm" in page
 
 
 def test_nothing_found_is_said_and_the_middle_is_shown(written: Any) -> None:
