@@ -6,7 +6,14 @@
 here=$(cd "$(dirname "$0")" && pwd)
 . "$here/../common.sh"
 patients=${PATIENTS:-24} new=${NEW:-4}
+held=$((patients > 12 ? 4 : 1)) # held out of the training
 address=tcp://127.0.0.1:${PORT:-7443}
+enough() { # enough NUMBER WHAT: whether the new, those held out and at least one to train on can be among them
+    [ "$new" -ge 1 ] && [ "$1" -gt $((new + held)) ] && return
+    echo "run.sh: $1 $2 are too few for $new new (1 or more), $held held out and one to train on: change PATIENTS or NEW" >&2
+    exit 4
+}
+enough "$patients" patients
 begin "${1:-runs/clinical}"
 
 if [ -z "${ALIGNED:-}" ]; then
@@ -31,7 +38,11 @@ else
     cp -r aligned/labels hub/labels
 fi
 people=()
-for mask in hub/labels/*.nii.gz; do people+=("$(basename "$mask" .nii.gz)"); done
+for mask in hub/labels/*.nii.gz; do
+    patient=$(basename "$mask" .nii.gz)
+    if [ -e "north/images/$patient.nii.gz" ] && [ -e "south/images/$patient.nii.gz" ]; then people+=("$patient"); fi
+done
+enough ${#people[@]} "patients with both images and a mask"
 people=("${people[@]: -$new}")
 for patient in "${people[@]}"; do rm "hub/labels/$patient.nii.gz"; done
 echo "   $new of them are new: the coordinator has no mask of ${people[*]}"
@@ -48,7 +59,7 @@ splitpeer init --role client --site north --modality t1ce --images north/images 
 splitpeer init --role client --site south --modality flair --images south/images --coordinator "$address" --output south/peer.toml
 sed -i.bak 's/^\[policy\]$/[policy]\ninference = "own"/' north/peer.toml
 sed -i.bak 's/^\[policy\]$/[policy]\ninference = "listed"\ninference_for = ["north"]/' south/peer.toml
-sed "s/^steps = .*/steps = ${STEPS:-400}/; s/^validation = .*/validation = $((patients > 12 ? 4 : 1))/" "$here/job.toml" >hub/glioma.toml
+sed "s/^steps = .*/steps = ${STEPS:-400}/; s/^validation = .*/validation = $held/" "$here/job.toml" >hub/glioma.toml
 repeatable north south # salt and initial weights
 for peer in hub north south; do splitpeer config check $peer/peer.toml; done
 
@@ -62,7 +73,7 @@ until grep -q " inference.ready" hub/glioma.log; do
 done
 
 echo "6. north asks for its new patients: the masks lie on its own scans, and go to its PACS as DICOM SEG"
-splitpeer segment "${people[@]}" --config north/peer.toml --out masks --report pages "${dicom[@]}"
+splitpeer segment "${people[@]}" --config north/peer.toml --require all --out masks --report pages "${dicom[@]}"
 
 echo "7. compared with the masks of these patients, which nobody has used"
 splitpeer evaluate "${people[@]}" --config north/peer.toml --labels "$truth" --convention msd --masks masks --out study

@@ -94,6 +94,16 @@ def test_it_does_not_write_over_a_run(tmp_path: Path) -> None:
     assert refuses_to_overwrite("clinical", tmp_path)
 
 
+@pytest.mark.parametrize(("patients", "new"), [("2", "1"), ("5", "4"), ("16", "12"), ("6", "0")])
+def test_too_few_patients_are_refused_before_anything_is_made(
+    tmp_path: Path, patients: str, new: str
+) -> None:
+    done = script("clinical", tmp_path / "run", PATIENTS=patients, NEW=new)
+    assert done.returncode == 4
+    assert len(done.stderr.splitlines()) == 1 and f"run.sh: {patients} patients are too few" in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
 def test_the_readme_and_the_script_give_the_same_commands() -> None:
     told, run = (
         commands((EXAMPLES / "clinical" / file).read_text(), "data prepare", "pki", "init")
