@@ -8,6 +8,7 @@ when somebody asked about its patient last.
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Collection, Iterable, Iterator
@@ -15,11 +16,13 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from splitpeer.storage import durable
+from splitpeer.storage import durable, reading
 from splitpeer.storage.bank import ALL_SITES, Bank, Contents
 
 FOLDER = "inference"
 """In the coordinator's folder of a run."""
+LAST = "last.json"
+"""In that folder: the highest number of a question so far."""
 
 
 @dataclass(frozen=True)
@@ -58,12 +61,20 @@ class RequestBanks:
         return found
 
     def create(self, site: str, patient: bytes, contents: Contents) -> Bank:
-        """An empty one. Raises DiskTrouble, ConfigError: see `Bank.create`."""
+        """An empty one. Raises DiskTrouble, ConfigError: see `Bank.create`; DataError: see `last_number`."""
         folder = self._of(patient) / ("all" if site == ALL_SITES else site)
+        # Before the bank: a crash between the two skips numbers, and gives none twice (SP-11.17-3).
+        self._note_last(max([self.last_number(), *(one.number for one in contents.releases)]))
         return Bank.create(folder, contents, self._key)
 
     def last_number(self) -> int:
-        """The highest that a question of a bank here has, removed or not; -1: there is none. Raises DataError."""
+        """The highest that a question of a bank here has, removed or not; -1: there is none.
+
+        Raises:
+            DataError: it is not noted, as by earlier versions, and an index is damaged, or of another key.
+        """
+        if (noted := self._noted_last()) is not None:
+            return noted
         banks = (bank for patient in self.patients() for bank in self.of(patient).values())
         return max((one.number for bank in banks for one in bank.contents.releases), default=-1)
 
@@ -167,6 +178,22 @@ class RequestBanks:
             raise durable.refusal(error, f"{self.folder}: banks of requests", "[peer] state") from None
 
     # --- inside ----------------------------------------------------------------------------------------------
+
+    def _note_last(self, number: int) -> None:
+        path = self.folder / LAST
+        try:
+            durable.make_folder(self.folder)
+            durable.replace(path, json.dumps({"number": number}).encode())
+        except OSError as error:
+            raise durable.refusal(error, f"{path}: the number of a release", "[peer] state") from None
+
+    def _noted_last(self) -> int | None:
+        """None: nothing that can be read."""
+        try:
+            number = reading.document(self.folder / LAST)["number"]
+        except (OSError, ValueError, LookupError):
+            return None
+        return number if type(number) is int and number >= 0 else None
 
     def _of(self, patient: bytes) -> Path:
         return self.folder / patient.hex()

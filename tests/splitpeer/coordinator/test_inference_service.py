@@ -16,7 +16,7 @@ from splitpeer.coordinator.frozen import inference as frozen
 from splitpeer.coordinator.frozen.inference import BankSegmenter
 from splitpeer.coordinator.inference import service as inference
 from splitpeer.coordinator.inference.locating import AWAY, NO_PART, NoSegmentation, Sites, fitting
-from splitpeer.coordinator.inference.requests import InferenceRequest
+from splitpeer.coordinator.inference.requests import InferenceRequest, RequestState
 from splitpeer.coordinator.inference.tally import RequestTally
 from splitpeer.coordinator.remote_site import RemoteSite
 from splitpeer.data.geometry import Geometry
@@ -171,21 +171,63 @@ class Quiet:
         return self
 
 
+def run_of(folder: Path, *sites: Taking) -> Any:
+    return SimpleNamespace(
+        report=Quiet(), team=SimpleNamespace(sites=sites, all_needed=True), draining=False, committed=3,
+        job=SimpleNamespace(name="job", frozen=False, fusion=None),
+        files=SimpleNamespace(run=bytes(16), checkpoints=folder),
+        seating=SimpleNamespace(seats=SimpleNamespace(names=()), filled={}),
+        settings=SimpleNamespace(deadlines=SimpleNamespace(return_s=SOON)),
+    )  # fmt: skip
+
+
+SETTINGS: Any = SimpleNamespace(max_queue=9, serve="after", share=1.0)
+
+
+async def test_requests_of_a_site_that_does_not_return_are_given_up(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """SP-11.19-13: what waits, and what was worked out for it; others stay, and so do its own if it returns in time."""
+    monkeypatch.setattr(inference, "PatientSegmenter", Noting)
+    gone, other = Taking("gone"), Taking("other")
+    serves = inference.Service(run_of(tmp_path, gone, other), SETTINGS, None)  # type: ignore[arg-type]
+    clock = [0.0]
+    monkeypatch.setattr(serves, "_now", lambda: clock[0])
+
+    def left(here: bool, now: float) -> list[tuple[str, RequestState]]:
+        gone.here, clock[0] = here, now
+        serves._tidy()
+        return [(one.site, one.state) for one in serves._requests]
+
+    for site in (gone, gone, other):
+        await site.requests(asked())
+    first = next(one for one in serves._requests if one.site == "gone")
+    await serves._work(first)
+    worked, waits, others = (
+        ("gone", RequestState.ANSWERED),
+        ("gone", RequestState.QUEUED),
+        ("other", RequestState.QUEUED),
+    )
+    assert left(True, 5) == [worked, waits, others]
+    # Away for as long as it may be, and here again.
+    assert left(False, SOON) == [worked, waits, others]
+    assert left(True, SOON) == [worked, waits, others]
+    assert left(False, 2 * SOON) == [waits, others], "its answer had waited longer than that"
+    assert left(False, 2 * SOON + 1) == [others]
+    assert left(False, 9 * SOON) == [others]
+    assert serves._tally.by_site["gone"] == {"segmented": 0, "refused": 0, "cancelled": 1, "failed": 1}
+    for task in serves._sending:
+        task.cancel()
+
+
 async def test_a_site_gets_no_more_work_before_it_took_what_there_is(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(inference, "PatientSegmenter", Noting)
     mute, other = Taking("mute"), Taking("other")
     other.gate.set()
-    names = SimpleNamespace(names=())
-    run: Any = SimpleNamespace(
-        report=Quiet(), team=SimpleNamespace(sites=[mute, other], all_needed=True), draining=False, committed=3,
-        job=SimpleNamespace(name="job", frozen=False, fusion=None),
-        files=SimpleNamespace(run=bytes(16), checkpoints=tmp_path),
-        seating=SimpleNamespace(seats=names, filled={}),
-        settings=SimpleNamespace(deadlines=SimpleNamespace(return_s=SOON)),
-    )  # fmt: skip
-    serves = inference.Service(run, SimpleNamespace(max_queue=9, serve="after", share=1.0), None)  # type: ignore[arg-type]
+    run = run_of(tmp_path, mute, other)
+    serves = inference.Service(run, SETTINGS, None)  # type: ignore[arg-type]
     worked = serves._segmenter.worked  # type: ignore[attr-defined]
     for one in (mute, mute, other, other):
         await one.requests(asked())
