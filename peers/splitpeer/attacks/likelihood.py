@@ -70,6 +70,15 @@ def minus_log(expected: Tensor, seen: AveragedLevel, effect: Effect, floor: Tens
     return -((seen.count > 0) * found).flatten(1).sum(1)
 
 
+def minus_log_scale(seen: AveragedLevel, effect: Effect, floor: Tensor) -> Tensor:
+    """What `minus_log` leaves out where there is only a scatter, [B]: it differs between effects, not between images.
+
+    Only with it can two images be compared of which each says itself how far the defences would scatter its values.
+    """
+    variance = effect.scatter.square() + floor.square()
+    return (seen.count > 0).flatten(1).sum(1) * variance.log() / 2
+
+
 def _log_density(mean: Tensor, seen: AveragedLevel, deviation: Tensor, steps: int) -> Tensor:
     """Of what was seen around `mean`, of a normal law; of its interval where it was rounded."""
     if not steps:

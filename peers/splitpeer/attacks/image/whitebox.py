@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from splitpeer.attacks.base import Attack, Knowledge, Progress, Recovered, View
 from splitpeer.attacks.evidence import Evidence, gather, usable_shots
 from splitpeer.attacks.image.pca import component, head_of
-from splitpeer.attacks.likelihood import Effect, minus_log, tells
+from splitpeer.attacks.likelihood import Effect, minus_log, minus_log_scale, tells
 from splitpeer.attacks.likelihood import wide as _wide
 from splitpeer.attacks.networks import frozen
 from splitpeer.attacks.optimise import Objective, adam, lbfgs, total_variation
@@ -96,6 +96,17 @@ class Misfit:
                 total = total + misfit * (group.views > 0)
         return total
 
+    @torch.no_grad()
+    def scale(self) -> Tensor:
+        """What the value of a call leaves out, [B]: the same for all images, and another after `calibrate`."""
+        total = torch.zeros_like(self.evidence[0].views)
+        for group, effects in zip(self.evidence, self.effects, strict=True):
+            for name in self.names if self.adaptive else ():
+                seen, effect = group.levels[name], effects[name]
+                spread = seen.mean.flatten(1).std(1).clamp_min(1e-6)
+                total = total + minus_log_scale(seen, effect, FLOOR * spread) * (group.views > 0)
+        return total
+
     def _check(self, found: dict[str, Tensor], group: Evidence) -> None:
         for name, seen in group.levels.items():
             if name not in found or found[name].shape != seen.mean.shape:
@@ -113,23 +124,20 @@ class Descent:
     name: str
     stages: tuple[tuple[str, ...], ...]
     method: str = "lbfgs"
-    component: bool = False
-    """From the principal component, even where the usual start is the mean of other patients."""
 
 
 LAWS = ("exact", "scatter")
-SCHEDULES = ("joint", "shallow", "component", "adam")
+COMPONENT = "component"
+SCHEDULES = ("joint", "shallow", COMPONENT, "adam")
 
 
 def schedule(name: str, names: tuple[str, ...]) -> Descent:
-    """One of `SCHEDULES` over the levels `names`, shallowest first."""
+    """One of `SCHEDULES` but `COMPONENT` over the levels `names`, shallowest first."""
     match name:
         case "joint":
             return Descent("all levels at once", (names,))
         case "shallow":
             return Descent("the shallowest level first", (names[:1], names) if len(names) > 1 else (names,))
-        case "component":
-            return Descent("all levels at once, from the principal component", (names,), component=True)
         case "adam":
             return Descent("Adam, level by level", tuple(names[: n + 1] for n in range(len(names))), "adam")
     raise ValueError(f"schedule must be one of {', '.join(SCHEDULES)}, not {name!r}")
@@ -140,14 +148,16 @@ class WhiteBox(Attack):
     """Regularised maximum likelihood: minimise misfit + tv * total variation over the image.
 
     Several schedules are run and the one with the lowest objective of its own is kept, per sample: equal weights
-    from a constant start under-report what is recoverable. Never chosen by the truth.
+    from a constant start under-report what is recoverable. Never chosen by the truth. What the defences do to values is
+    learned at each start, and for the choice at each end: the mean of other patients, which is flat, tells it badly.
 
     Args:
         iterations: of L-BFGS in a schedule's last stage; earlier stages and Adam get as many together.
         tv: weight of the total variation, in units of the log-likelihood: 1 / the mean step between voxels.
         schedules: comma-separated: "joint" (L-BFGS, all levels at once), "shallow" (the shallowest level alone
-            first), "component" (as "joint", but from the principal component: where values are missing or rounded, the
-            mean of other patients is a poor start), "adam" (level by level; slower, and hardly ever the best).
+            first), "component" (the others from the principal component too, which is where they start anyway without
+            other patients: where values are missing or rounded, the mean of these is a poor start), "adam" (level by
+            level; slower, and hardly ever the best).
         batch: samples optimised together.
         law: "exact": where values are rounded, or left out in hiding, by that law; "scatter": by their spread alone.
 
@@ -177,7 +187,8 @@ class WhiteBox(Attack):
 
     def __post_init__(self) -> None:
         for name in self.schedules.split(","):
-            schedule(name, ())
+            if name != COMPONENT:
+                schedule(name, ())
         if self.law not in LAWS:
             raise ValueError(f"law must be one of {', '.join(LAWS)}, not {self.law!r}")
 
@@ -198,7 +209,7 @@ class WhiteBox(Attack):
             evidence = seen()
             misfit = Misfit(model, evidence, knowledge.adaptive)
             ends = self._search(view, knowledge, simulation, misfit, progress)
-            found, names = _best(ends, partial(self._objective, misfit))
+            found, names = self._likeliest(ends, misfit, simulation)
             if self.law == "exact" and simulation.says_more(evidence):
                 whole = [name for name in misfit.names if not simulation.zeros_show(name, evidence)]
                 misfit = Misfit(model, seen(whole=whole), knowledge.adaptive, exact=True)
@@ -210,6 +221,19 @@ class WhiteBox(Attack):
 
     def _objective(self, misfit: Misfit, x: Tensor, names: tuple[str, ...] | None = None) -> Tensor:
         return misfit(x, names) + self.tv * total_variation(x)
+
+    def _likeliest(
+        self, ends: Mapping[str, Tensor], misfit: Misfit, simulation: SimulatedDefences
+    ) -> tuple[Tensor, list[str]]:
+        """Of ends that were searched under different effects: each by those that it would itself have."""
+        if misfit.matrices:  # one matrix for all samples: an end of one is no reason to take another
+            return _best(ends, partial(self._objective, misfit))
+        values = []
+        for x in ends.values():
+            misfit.calibrate(simulation, x)
+            with torch.no_grad():
+                values.append(self._objective(misfit, x) + misfit.scale())
+        return _lowest(ends, values)
 
     def _by_law(
         self,
@@ -236,7 +260,7 @@ class WhiteBox(Attack):
         misfit: Misfit,
         progress: Progress,
     ) -> dict[str, Tensor]:
-        """What each schedule ends at, by its name."""
+        """What each schedule ends at, by its name; `misfit` is left calibrated to one of them."""
         start, alike = starting_images(view, knowledge, misfit.evidence, misfit, simulation)
         misfit.calibrate(simulation, start)
         objective = partial(self._objective, misfit)
@@ -244,31 +268,42 @@ class WhiteBox(Attack):
             start = lbfgs(objective, start, self.iterations // ROUNDS, progress=progress,
                           what=f"the secret matrix ({turn + 1}/{ROUNDS})")  # fmt: skip
             misfit.calibrate(simulation, start)
+        asked = self.schedules.split(",")
+        plans = [schedule(name, misfit.names) for name in asked if name != COMPONENT]
+        plans = plans or [schedule("joint", misfit.names)]
+        starts = {} if alike is not None and asked == [COMPONENT] else {"": start}
+        if alike is not None and COMPONENT in asked:
+            starts[", from the principal component"] = alike
         candidates = {}
-        plans = [schedule(name, misfit.names) for name in self.schedules.split(",")]
-        if alike is None:  # the usual start is the principal component
-            plans = [plan for plan in plans if not plan.component] or [schedule("joint", misfit.names)]
-        for plan in plans:
-            x = start if alike is None or not plan.component else alike
-            for number, names in enumerate(plan.stages):
-                what = f"{plan.name} ({number + 1}/{len(plan.stages)})"
-                if plan.method == "adam":
-                    x = adam(partial(objective, names=names), x, max(1, self.iterations // len(plan.stages)),
-                             progress=progress, what=what)  # fmt: skip
-                else:
-                    x = lbfgs(
-                        partial(objective, names=names), x, self.iterations, progress=progress, what=what
-                    )
-            candidates[plan.name] = x
+        for where, first in starts.items():
+            if first is alike:
+                misfit.calibrate(simulation, first)
+            for plan in plans:
+                candidates[plan.name + where] = self._descend(plan, objective, first, where, progress)
         return candidates
+
+    def _descend(
+        self, plan: Descent, objective: Callable[..., Tensor], x: Tensor, where: str, progress: Progress
+    ) -> Tensor:
+        for number, names in enumerate(plan.stages):
+            what = f"{plan.name}{where} ({number + 1}/{len(plan.stages)})"
+            staged = partial(objective, names=names)
+            if plan.method == "adam":
+                x = adam(staged, x, max(1, self.iterations // len(plan.stages)), progress=progress, what=what)
+            else:
+                x = lbfgs(staged, x, self.iterations, progress=progress, what=what)
+        return x
 
 
 def _best(candidates: Mapping[str, Tensor], objective: Objective) -> tuple[Tensor, list[str]]:
     """Sample by sample the candidate with the lowest objective, and its name."""
-    names, images = list(candidates), list(candidates.values())
     with torch.no_grad():
-        values = torch.stack([objective(x) for x in images])
-    best = torch.where(values.isfinite(), values, torch.inf).argmin(0)
+        return _lowest(candidates, [objective(x) for x in candidates.values()])
+
+
+def _lowest(candidates: Mapping[str, Tensor], values: Sequence[Tensor]) -> tuple[Tensor, list[str]]:
+    names, images, stacked = list(candidates), list(candidates.values()), torch.stack(list(values))
+    best = torch.where(stacked.isfinite(), stacked, torch.inf).argmin(0)
     return torch.stack([images[int(k)][i] for i, k in enumerate(best)]), [names[int(k)] for k in best]
 
 
