@@ -12,7 +12,7 @@ from scipy.stats import norm
 from splitpeer.attacks.base import Knowledge
 from splitpeer.attacks.evidence import AveragedLevel, gather
 from splitpeer.attacks.image.whitebox import WhiteBox
-from splitpeer.attacks.likelihood import MOST_VIEWS, Effect, minus_log, tells
+from splitpeer.attacks.likelihood import MOST_VIEWS, Effect, minus_log, minus_log_scale, tells
 from splitpeer.attacks.runner import run
 from splitpeer.attacks.simulated_defences import SimulatedDefences
 
@@ -140,3 +140,25 @@ def test_the_scatter_beside_the_law_is_the_noise_alone() -> None:
     assert float(effect.scatter[0]) == pytest.approx(0.5 * 2**0.5 * power, rel=0.05)
     assert (effect.left, effect.steps) == (0.5, 1) and (blurred.left, blurred.steps) == (1, 0)
     assert float(blurred.scatter[0]) > 1.3 * float(effect.scatter[0])
+
+
+def test_two_scatters_are_compared_with_what_they_leave_out() -> None:
+    """Together they are minus the logarithm of a normal density, up to a constant of the data alone."""
+    source = np.random.default_rng(3)
+    values, count = source.normal(0, 0.7, (1, 2, 5, 5)), source.integers(0, 3, (1, 2, 5, 5))
+    values[count == 0] = 0
+    seen = AveragedLevel(torch.from_numpy(values), torch.from_numpy(count).double(), True)
+    floor = torch.tensor([0.1], dtype=torch.float64)
+
+    def unlikely(scatter: float) -> float:
+        effect = law(scatter)
+        return float(
+            minus_log(torch.zeros_like(seen.mean), seen, effect, floor) + minus_log_scale(seen, effect, floor)
+        )
+
+    def by_hand(scatter: float) -> float:
+        deviation = np.sqrt((scatter**2 + 0.01) / np.maximum(count, 1))
+        return -float(norm.logpdf(values, 0, deviation)[count > 0].sum())
+
+    for scatter in (0.1, 0.5, 2.0):
+        assert unlikely(scatter) - unlikely(0.3) == pytest.approx(by_hand(scatter) - by_hand(0.3))
