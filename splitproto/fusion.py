@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import astuple, dataclass, field
+from dataclasses import astuple, dataclass, field, replace
 
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
@@ -23,7 +23,7 @@ from .messages import Fusion
 from .tensors import DTYPES, Array, wire_view
 
 SECRET_BYTES = 32
-"""Size of a site's X25519 key, made for one run and kept with it (SP-11.18-5)."""
+"""Size of each of a site's two X25519 keys, made for one run and kept with it (SP-11.18-5)."""
 CHECK = "check"
 """Name of the tensor of check words."""
 CHECK_WORDS = 8
@@ -31,7 +31,10 @@ CHECK_WORDS = 8
 BEGINNING = bytes(32)
 """History before step 1."""
 LOWEST_RANGE, HIGHEST_RANGE = 2.0**-20, 2.0**20
+MOST_EPOCHS = 1 << 14
+"""Epochs of the service that one `settled` may pass over: each costs an HKDF for every partner (SP-11.18-18)."""
 _LABEL = b"splitproto-1 fusion mask"
+_EPOCH = b"splitproto-1 fusion epoch"
 
 
 # --- integers -------------------------------------------------------------------------------------------
@@ -143,36 +146,47 @@ class Asked:
 
 @dataclass(frozen=True)
 class Masking:
-    """The masks of one site in one run.
-
-    Raises `FusionMismatch`: a partner's key is no key, or the site's own.
-    """
+    """The masks of one site in one run: of its training, or of one epoch of its service."""
 
     run: bytes
     site: str
-    secret: bytes = field(repr=False)
+    public: bytes
+    """The site's own public key."""
     partners: Mapping[str, bytes]
     """Name of each other site -> its public key."""
-    _shared: dict[str, bytes] = field(init=False, repr=False, default_factory=dict)
+    shared: Mapping[str, bytes] = field(repr=False)
+    """Name of each other site -> 32 octets that only the two know."""
 
-    def __post_init__(self) -> None:
-        self._shared.update({name: self._agree(name) for name in self.partners})
+    @classmethod
+    def agreed(cls, run: bytes, site: str, secret: bytes, partners: Mapping[str, bytes]) -> Masking:
+        """By X25519, from this site's secret.
 
-    def _agree(self, partner: str) -> bytes:
-        try:
-            peer = X25519PublicKey.from_public_bytes(self.partners[partner])
-            return X25519PrivateKey.from_private_bytes(self.secret).exchange(peer)
-        except ValueError:
-            # RFC 7748, section 6.1: a point of small order gives zero, which everybody knows.
-            raise FusionMismatch(f"the key of partner {partner} is not usable") from None
+        Raises:
+            FusionMismatch: a partner's key is no key.
+        """
+        shared = {name: _agreed(secret, name, key) for name, key in partners.items()}
+        return cls(run, site, public_of(secret), dict(partners), shared)
+
+    def following(self, epoch: int) -> Masking:
+        """SP-11.18-17: the masks of `epoch`, where these are those of the epoch before it (of epoch 1: as `agreed`
+        yields them from the keys of the service). There is no way back."""
+        shared = {}
+        for partner, before in self.shared.items():
+            info = _EPOCH + codec.encode([*self._pair(partner), epoch])
+            shared[partner] = HKDF(SHA256(), 32, self.run, info).derive(before)
+        return replace(self, shared=shared)
 
     def key(self, partner: str, question: Asked, level: str) -> bytes:
         """SP-11.18-10: the key that this site and `partner` use for one level of one answer."""
-        own, other = (self.site, public_of(self.secret)), (partner, self.partners[partner])
-        (first, first_key), (second, second_key) = sorted((own, other))
         asked = [question.mode, question.step, question.batch, question.digest, question.history, level]
-        info = _LABEL + codec.encode([first, second, first_key, second_key, *asked])
-        return HKDF(SHA256(), 32, self.run, info).derive(self._shared[partner])
+        info = _LABEL + codec.encode([*self._pair(partner), *asked])
+        return HKDF(SHA256(), 32, self.run, info).derive(self.shared[partner])
+
+    def _pair(self, partner: str) -> list[str | bytes]:
+        """Names and public keys of this site and a partner, in the order of the names."""
+        own, other = (self.site, self.public), (partner, self.partners[partner])
+        (first, first_key), (second, second_key) = sorted((own, other))
+        return [first, second, first_key, second_key]
 
     def conceal(self, question: Asked, level: str, words: Array) -> tuple[Array, Array]:
         """SP-11.18-11: words of a level plus masks, and its check words: zeros plus masks.
@@ -194,6 +208,15 @@ class Masking:
                 plain -= stream
         concealed = plain.view(words.dtype)
         return concealed[:-CHECK_WORDS].reshape(words.shape), concealed[-CHECK_WORDS:]
+
+
+def _agreed(secret: bytes, partner: str, public: bytes) -> bytes:
+    try:
+        peer = X25519PublicKey.from_public_bytes(public)
+        return X25519PrivateKey.from_private_bytes(secret).exchange(peer)
+    except ValueError:
+        # RFC 7748, section 6.1: a point of small order gives zero, which everybody knows.
+        raise FusionMismatch(f"the key of partner {partner} is not usable") from None
 
 
 def keystream(key: bytes, octets: int) -> Array:
@@ -245,21 +268,33 @@ class Given:
 # --- messages -------------------------------------------------------------------------------------------
 
 
-def answer(
-    masks: Masking, question: Asked, levels: Mapping[str, Array], terms: Fusion
-) -> tuple[dict[str, Array], int]:
-    """The tensors of `activations` (SP-11.18-2), and how many values were clipped.
+def rounded(levels: Mapping[str, Array], terms: Fusion) -> tuple[dict[str, Array], int]:
+    """Each level as integers, and how many values were clipped. Raises TensorError.
 
     Args:
         levels: f32 [samples, channels, *space] by name, in the job's order.
     """
-    tensors, checks, clipped = dict[str, Array](), list[Array](), 0
-    for level, values in levels.items():
-        words, outside = quantise(values, terms)
-        tensors[level], check = masks.conceal(question, level, words)
+    found = {level: quantise(values, terms) for level, values in levels.items()}
+    return {level: words for level, (words, _) in found.items()}, sum(
+        outside for _, outside in found.values()
+    )
+
+
+def masked(masks: Masking, question: Asked, words: Mapping[str, Array]) -> dict[str, Array]:
+    """The tensors of `activations` (SP-11.18-2), of integers by level."""
+    tensors, checks = dict[str, Array](), list[Array]()
+    for level, plain in words.items():
+        tensors[level], check = masks.conceal(question, level, plain)
         checks.append(check)
-        clipped += outside
-    return {**tensors, CHECK: np.stack(checks)}, clipped
+    return {**tensors, CHECK: np.stack(checks)}
+
+
+def answer(
+    masks: Masking, question: Asked, levels: Mapping[str, Array], terms: Fusion
+) -> tuple[dict[str, Array], int]:
+    """See `rounded` and `masked`."""
+    words, clipped = rounded(levels, terms)
+    return masked(masks, question, words), clipped
 
 
 def totals(answers: Mapping[str, Mapping[str, Array]], terms: Fusion) -> dict[str, Array]:

@@ -185,10 +185,12 @@ class Fusion:
 
 @dataclass(frozen=True, slots=True)
 class KeyOffer:
-    """The key that a site uses in one run, as its partners must be able to check it."""
+    """The keys that a site uses in one run, as its partners must be able to check them."""
 
     public: bytes = wire(Octets(32))
-    """X25519 public key."""
+    """X25519 public key for training."""
+    service: bytes = wire(Octets(32))
+    """X25519 public key for inference (SP-11.18-5)."""
     signature: bytes = wire(OctetsUpTo(1024))
     """With the key of the site's certificate (SP-11.18-6)."""
     chain: tuple[bytes, ...] = wire(ListOf(OctetsUpTo(8192), 4, 1))
@@ -370,7 +372,7 @@ class Inventory(Message):
 
 @dataclass(frozen=True, slots=True)
 class FusionKey(Message):
-    """Client: the key with which it masks what it sends in this run."""
+    """Client: the keys with which it masks what it sends in this run."""
 
     name = "fusion-key"
     offer: KeyOffer = wire(Record(KeyOffer))
@@ -639,6 +641,17 @@ class RolledBack(Message):
 
     name = "rolled-back"
     step: int = wire(STEP)
+
+
+@dataclass(frozen=True, slots=True)
+class Settled(Message):
+    """Coordinator: what was asked before is over, and its keys are not needed any more (SP-11.18-16, SP-11.18-18)."""
+
+    name = "settled"
+    trained: bool = wire(Bool())
+    """Whether the training is over, or all of its releases are there."""
+    epoch: int = wire(Int(1, (1 << 32) - 1))
+    """Of the keys of the service from now on."""
 
 
 @dataclass(frozen=True, slots=True)

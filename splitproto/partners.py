@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
+from typing import NamedTuple
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -22,6 +23,7 @@ from cryptography.x509.verification import PolicyBuilder, Store
 from . import codec
 from .errors import CertificateEnded, FusionMismatch, IdentityError, PolicyRefused
 from .fields import write_map
+from .fusion import SECRET_BYTES
 from .identity import OWN_UNUSABLE, Credentials, Identity, is_partial, revocation_lists
 from .messages import Job, KeyOffer
 
@@ -39,18 +41,42 @@ def terms_digest(job: Job) -> bytes:
     return hashlib.sha256(codec.encode(write_map(job, "job"))).digest()
 
 
-def statement(uri: str, run: bytes, terms: bytes, public: bytes) -> bytes:
+class Keys(NamedTuple):
+    """A site's two X25519 public keys of one run (SP-11.18-5)."""
+
+    training: bytes
+    service: bytes
+
+    @classmethod
+    def of(cls, offer: KeyOffer) -> Keys:
+        """Those that an offer holds."""
+        return cls(offer.public, offer.service)
+
+    @classmethod
+    def read(cls, written: str) -> Keys:
+        """The inverse of `written`. Raises ValueError or TypeError."""
+        octets = bytes.fromhex(written)
+        if len(octets) != 2 * SECRET_BYTES:
+            raise ValueError("not two keys")
+        return cls(octets[:SECRET_BYTES], octets[SECRET_BYTES:])
+
+    def written(self) -> str:
+        """One after the other, in hexadecimal."""
+        return (self.training + self.service).hex()
+
+
+def statement(uri: str, run: bytes, terms: bytes, keys: Keys) -> bytes:
     """SP-11.18-6: what a site signs.
 
     Args:
         uri: the site's identity.
         terms: `terms_digest`.
-        public: its X25519 key for this run.
+        keys: the site's, for this run.
     """
-    return _LABEL + codec.encode([uri, run, terms, public])
+    return _LABEL + codec.encode([uri, run, terms, *keys])
 
 
-def sign(key_pem: bytes, chain_pem: bytes, run: bytes, terms: bytes, public: bytes) -> KeyOffer:
+def sign(key_pem: bytes, chain_pem: bytes, run: bytes, terms: bytes, keys: Keys) -> KeyOffer:
     """This site's offer.
 
     Args:
@@ -60,8 +86,8 @@ def sign(key_pem: bytes, chain_pem: bytes, run: bytes, terms: bytes, public: byt
         IdentityError: the key is of a kind that does not sign here; or, with the reason `OWN_UNUSABLE`, one of them is
             not whole or they do not belong together, as in the middle of a renewal.
     """
-    signature, chain = signed_statement(key_pem, chain_pem, lambda uri: statement(uri, run, terms, public))
-    return KeyOffer(public, signature, chain)
+    signature, chain = signed_statement(key_pem, chain_pem, lambda uri: statement(uri, run, terms, keys))
+    return KeyOffer(*keys, signature, chain)
 
 
 def signed_statement(
@@ -154,7 +180,7 @@ def verify(offer: KeyOffer, run: bytes, terms: bytes, trust: Trust, now: datetim
     if identity.federation != trust.federation or identity.role != "client":
         raise FusionMismatch(f"a fusion key of {identity.uri}, which is no site of {trust.federation}")
     check_signature(offer, identity, run, terms)
-    if not _agrees(offer.public):
+    if not all(_agrees(key) for key in Keys.of(offer)):
         raise FusionMismatch(f"the fusion key of site {identity.site} is a point of small order")
     if identity.site not in trust.partners:
         raise PolicyRefused(f"site {identity.site} is not among our partners")
@@ -168,7 +194,7 @@ def verify(offer: KeyOffer, run: bytes, terms: bytes, trust: Trust, now: datetim
 
 def check_signature(offer: KeyOffer, identity: Identity, run: bytes, terms: bytes) -> None:
     """Raises `FusionMismatch` unless `offer` was signed with its certificate's key for this run and these terms."""
-    if not _signed(offer.chain, offer.signature, statement(identity.uri, run, terms, offer.public)):
+    if not _signed(offer.chain, offer.signature, statement(identity.uri, run, terms, Keys.of(offer))):
         raise FusionMismatch(
             f"the fusion key of site {identity.site} is not signed by it for this run and its terms"
         )
@@ -216,8 +242,8 @@ def accept(
     parties: int,
     trust: Trust,
     now: datetime,
-) -> dict[str, bytes]:
-    """SP-11.18-8: name -> public key of all partners of a run, proven.
+) -> dict[str, Keys]:
+    """SP-11.18-8: name -> public keys of all partners of a run, proven.
 
     Args:
         offers: those of `fusion-keys`.
@@ -232,17 +258,19 @@ def accept(
         )
     if len(offers) < trust.least:
         raise PolicyRefused(f"{len(offers)} partners in the sum, our policy wants {trust.least} or more")
-    found = dict[str, bytes]()
-    seen = {Identity.from_certificate(own.chain[0]).site: own.public}
+    found = dict[str, Keys]()
+    names, seen = {Identity.from_certificate(own.chain[0]).site}, [*Keys.of(own)]
     for offer in offers:
-        name = verify(offer, run, terms, trust, now).site
-        if name in seen or offer.public in seen.values():
+        name, keys = verify(offer, run, terms, trust, now).site, Keys.of(offer)
+        seen += keys
+        if name in names or len(set(seen)) < len(seen):
             raise FusionMismatch(f"the fusion key of site {name} came twice, or is that of another site")
-        seen[name] = found[name] = offer.public
+        names.add(name)
+        found[name] = keys
     return found
 
 
-def check_unchanged(kept: Mapping[str, bytes], found: Mapping[str, bytes]) -> None:
+def check_unchanged(kept: Mapping[str, Keys], found: Mapping[str, Keys]) -> None:
     """SP-11.18-9: the partners of a run stay who they were.
 
     Raises:
@@ -295,7 +323,7 @@ def _chain(
 
 
 def _agrees(public: bytes) -> bool:
-    """SP-11.18-8: "X25519 yields no zeros with the key". Where it does, it does so with every secret."""
+    """SP-11.18-8: "X25519 yields no zeros with either key". Where it does, it does so with every secret."""
     try:
         X25519PrivateKey.from_private_bytes(bytes(32)).exchange(X25519PublicKey.from_public_bytes(public))
     except ValueError:

@@ -95,6 +95,7 @@ TRANSITIONS: dict[Side, dict[State, dict[str, State]]] = {
             "conclude": S.WORKING,
             "checkpoint": S.WORKING,
             "rollback": S.WORKING,
+            "settled": S.WORKING,
             "progress": S.WORKING,
             "locate": S.WORKING,
             "segmenting": S.WORKING,
@@ -141,7 +142,7 @@ SERVICES: dict[str, tuple[str, ...]] = {
     "average": ("share", "shared", "average", "averaged"),
     # SP-11.17-1: all of a job with frozen encoders, so no gradients, weights or checkpoints are spoken of in one.
     "release": ("forward", "activations", "withdraw", "withdrawn"),
-    "fuse": ("fusion-key", "fusion-keys"),
+    "fuse": ("fusion-key", "fusion-keys", "settled"),
     "infer": (
         "forward",
         "activations",

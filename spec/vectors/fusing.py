@@ -26,6 +26,10 @@ SITES = ("a", "b", "c")
 SECRETS = {
     site: bytes(range(start, start + 32)) for site, start in zip(SITES, (0x01, 0x41, 0x81), strict=True)
 }
+SERVICE = {
+    site: bytes(range(start, start + 32)) for site, start in zip(SITES, (0x21, 0x61, 0xA1), strict=True)
+}
+"""Of the keys of the service."""
 ASKED: dict[str, Any] = {
     "mode": "train",
     "step": 7,
@@ -78,14 +82,33 @@ def shared(secret: bytes, peer: bytes) -> bytes:
     return X25519PrivateKey.from_private_bytes(secret).exchange(X25519PublicKey.from_public_bytes(peer))
 
 
-def key(site: str, partner: str, level: str, asked: dict[str, Any], run: bytes = RUN) -> bytes:
-    """SP-11.18-10."""
+def names(site: str, partner: str, secrets: Mapping[str, bytes]) -> list[Any]:
+    """Two sites and their public keys, as they begin each array."""
     first, second = sorted((site, partner))
+    return [first, second, public(secrets[first]), public(secrets[second])]
+
+
+def of_epoch(site: str, partner: str, epoch: int, run: bytes = RUN) -> bytes:
+    """SP-11.18-17: what the two share in an epoch of the service."""
+    found = shared(SERVICE[site], public(SERVICE[partner]))
+    for number in range(1, epoch + 1):
+        info = b"splitproto-1 fusion epoch" + codec.encode([*names(site, partner, SERVICE), number])
+        found = hkdf(found, run, info)
+    return found
+
+
+def key(
+    site: str, partner: str, level: str, asked: dict[str, Any], run: bytes = RUN, epoch: int = 0
+) -> bytes:
+    """SP-11.18-10; of an epoch of the service, SP-11.18-17."""
     question: list[Any] = [asked["mode"], asked["step"], asked["batch"]]
     question += [bytes.fromhex(asked["digest"]), bytes.fromhex(asked["history"]), level]
-    names = [first, second, public(SECRETS[first]), public(SECRETS[second])]
-    info = b"splitproto-1 fusion mask" + codec.encode(names + question)
-    return hkdf(shared(SECRETS[site], public(SECRETS[partner])), run, info)
+    secrets = SERVICE if epoch else SECRETS
+    info = b"splitproto-1 fusion mask" + codec.encode(names(site, partner, secrets) + question)
+    between = (
+        of_epoch(site, partner, epoch, run) if epoch else shared(SECRETS[site], public(SECRETS[partner]))
+    )
+    return hkdf(between, run, info)
 
 
 def mask(site: str, level: str, words: Sequence[int], bits: int, asked: dict[str, Any]) -> list[int]:
@@ -221,6 +244,7 @@ def schedule() -> Iterator[Case]:
             "partner": partner, "public": public(SECRETS[partner]).hex(), "question": asked, "level": level,
             "expect": {"key": key(site, partner, level, asked).hex(), "public": public(SECRETS[site]).hex()},
         }  # fmt: skip
+    yield from epochs()
     yield {
         "name": "key-of-nobody", "operation": "key", "notes": "SP-11.18-8: a point of small order", "run": RUN.hex(),
         "site": "a", "secret": SECRETS["a"].hex(), "partner": "b", "public": bytes(32).hex(), "question": ASKED,
@@ -237,6 +261,26 @@ def schedule() -> Iterator[Case]:
                 "bits": bits, "words": packed(words, bits),
                 "expect": {"words": packed(masked[:-8], bits), "check": packed(masked[-8:], bits)},
             }  # fmt: skip
+
+
+def epochs() -> Iterator[Case]:
+    """Keys of the service, from those that the sites agree on."""
+    asked = {**ASKED, "mode": "infer"}
+    for site, partner, epoch, notes in (
+        ("a", "b", 1, "the first"),
+        ("b", "a", 1, "the first, at the other site"),
+        ("a", "b", 2, "of the first alone"),
+        ("a", "c", 3, "one after the other"),
+    ):
+        yield {
+            "name": f"epoch-{site}-{partner}-{epoch}", "operation": "epoch", "notes": f"SP-11.18-17: {notes}",
+            "run": RUN.hex(), "site": site, "secret": SERVICE[site].hex(), "partner": partner,
+            "public": public(SERVICE[partner]).hex(), "epoch": epoch, "question": asked, "level": "x0",
+            "expect": {
+                "shared": of_epoch(site, partner, epoch).hex(),
+                "key": key(site, partner, "x0", asked, epoch=epoch).hex(),
+            },
+        }  # fmt: skip
 
 
 def sums() -> Iterator[Case]:
@@ -295,10 +339,13 @@ def certificate(site: str, **changed: Any) -> bytes:
     return x509.load_pem_x509_certificate(plan.pem().encode()).public_bytes(serialization.Encoding.DER)
 
 
-def signature(site: str, run: bytes, terms: bytes, shown: bytes, uri: str = "") -> bytes:
+def signature(
+    site: str, run: bytes, terms: bytes, shown: bytes, uri: str = "", service: bytes = b""
+) -> bytes:
     """SP-11.18-6, with the nonce of RFC 6979, so that it is the same every time."""
     named = uri or f"spiffe://{FEDERATION}/splitproto/client/{site}"
-    signed = b"splitproto-1 fusion key" + codec.encode([named, run, terms, shown])
+    both = [shown, service or public(SERVICE["b"])]
+    signed = b"splitproto-1 fusion key" + codec.encode([named, run, terms, *both])
     return leaf_key(site).sign(signed, ec.ECDSA(hashes.SHA256(), deterministic_signing=True))
 
 
@@ -322,11 +369,13 @@ def offers() -> Iterator[Case]:
     """A key offer -> whose it is, or why it is refused."""
     terms, shown = terms_digest(AGREED), public(SECRETS["b"])
     own = [certificate("b")]
-    good: dict[str, Any] = {"public": shown, "signature": signature("b", RUN, terms, shown), "chain": own}
+    good: dict[str, Any] = {
+        "public": shown, "service": public(SERVICE["b"]), "signature": signature("b", RUN, terms, shown), "chain": own,
+    }  # fmt: skip
 
     def case(name: str, notes: str, expect: Any, revoked: str = "", **changed: Any) -> Case:
         offer = {**good, **changed}
-        listed = {field: offer[field].hex() for field in ("public", "signature")}
+        listed = {field: offer[field].hex() for field in ("public", "service", "signature")}
         chain = [der.hex() for der in offer["chain"]]
         more = {"crl": revoked} if revoked else {}
         return {
@@ -339,6 +388,10 @@ def offers() -> Iterator[Case]:
     yield case("offer-not-revoked", "SP-11.18-8", {"site": "b", "public": shown.hex()}, crl(REVOKED))
     other = public(SECRETS["c"])
     yield case("offer-other-key", "SP-11.18-8: the coordinator put another key in", MISMATCH, public=other)
+    yield case(
+        "offer-other-service-key", "SP-11.18-6: the coordinator put another key in", MISMATCH,
+        service=public(SERVICE["c"]),
+    )  # fmt: skip
     replayed = signature("b", RUN[::-1], terms, shown)
     yield case("offer-other-run", "SP-11.18-6: of another run", MISMATCH, signature=replayed)
     lesser = signature("b", RUN, terms_digest({**AGREED, "fusion": {**TERMS, "parties": 2}}), shown)
@@ -393,6 +446,15 @@ def offers() -> Iterator[Case]:
         yield case(
             f"offer-small-order-{which}", "SP-11.18-8: X25519 yields zeros", MISMATCH, public=point, signature=signed
         )  # fmt: skip
+    zero = bytes(32)
+    signed = signature("b", RUN, terms, shown, service=zero)
+    yield case(
+        "offer-small-order-service",
+        "SP-11.18-8: X25519 yields zeros",
+        MISMATCH,
+        service=zero,
+        signature=signed,
+    )
     stranger = {"signature": signature("d", RUN, terms, shown), "chain": [certificate("d")]}
     yield case("offer-stranger", "SP-11.18-8: no partner", refused("policy-refused", "semantics"), **stranger)
     for name, uri in (

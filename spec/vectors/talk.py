@@ -34,7 +34,9 @@ JOB = Job(
 )
 
 # Shorter than a real one, so that it can be shown: neither octets nor certificate mean anything.
-OFFER = messages.KeyOffer(bytes(range(0x50, 0x70)), bytes.fromhex("3003020101"), (bytes.fromhex("3000"),))
+OFFER = messages.KeyOffer(
+    bytes(range(0x50, 0x70)), bytes(range(0x70, 0x90)), bytes.fromhex("3003020101"), (bytes.fromhex("3000"),)
+)
 
 
 PATIENT = Patient(
@@ -97,6 +99,7 @@ MESSAGES: dict[str, messages.Message] = {
     "unsaved": messages.Unsaved(100, "the disk is full"),
     "rollback": messages.Rollback(100),
     "rolled-back": messages.RolledBack(100),
+    "settled": messages.Settled(True, 3),
     "progress": messages.Progress(
         100, {"loss": 1.25, "dice_WT": 0.875}, (messages.Missing("t1", "its site is away"),)
     ),
@@ -204,6 +207,9 @@ def heads() -> Iterator[Case]:
     yield fine("job-offer-fusion", fused, "SP-11.18-1: one sum of three sites")
     alone = {**job, "job": {**job["job"], "fusion": {**terms, "parties": 1}}}
     yield case("fusion-of-one", alone, "SP-11.18-1: a sum of one site is its values")
+    yield case(
+        "settled-before-the-first-epoch", {**maps["settled"], "epoch": 0}, "SP-11.18-17: they begin with 1"
+    )
     unproven = {**maps["fusion-key"], "offer": {**maps["fusion-key"]["offer"], "chain": []}}
     yield case("fusion-key-without-certificate", unproven, "SP-11.18-6")
     yield case("fusion-keys-of-nobody", {**maps["fusion-keys"], "partners": []}, "SP-11.18-7")
@@ -500,6 +506,8 @@ def conversations() -> Iterator[Case]:
     ):
         yield case(f"{word}-from-the-other", f"{working}|{side} {word}", bad, "SP-9-1")
     yield case("logits-before-begin", f"{joined}|S logits", bad, "SP-9-1")
+    settled = f"{working}|S settled|S forward|C activations"
+    yield case("settled", settled, at("working", "working"), "SP-11.18-16")
     keys = f"{joined}|C fusion-key|C inventory|S fusion-keys|S begin|S forward|C activations"
     yield case("keys-exchanged", keys, at("working", "working"), "SP-11.18-7")
     yield case("crossing-bye", working + "|S bye|C activations|C applied|C bye", at("done", "done"), "SP-9-2")
@@ -598,6 +606,9 @@ def conversations() -> Iterator[Case]:
     yield case("checkpoint-without-train", begun + "|S checkpoint", bad, "SP-9-8", evaluating)
     yield case("fusion-key-without-fuse", f"{joined}|C fusion-key", bad, "SP-9-8", alone)
     yield case("fusion-keys-without-fuse", f"{joined}|S fusion-keys", bad, "SP-9-8", alone)
+    yield case("settled-without-fuse", f"{begun}|S settled", bad, "SP-9-8", alone)
+    yield case("settled-before-begin", f"{joined}|S settled", bad, "SP-9-1: `begin` comes first")
+    yield case("settled-from-client", f"{begun}|C settled", bad, "SP-9-1")
     yield case("fusion-key-from-coordinator", f"{joined}|S fusion-key", bad, "SP-9-1")
     yield case(
         "fusion-keys-after-begin", f"{begun}|S fusion-keys", bad, "SP-11.18-7: never changed while it works"

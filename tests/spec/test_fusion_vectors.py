@@ -81,7 +81,7 @@ def test_fusion_key(case: Case) -> None:
     run, secret, public = (bytes.fromhex(case[name]) for name in ("run", "secret", "public"))
 
     def work() -> dict[str, str]:
-        masks = fusion.Masking(run, case["site"], secret, {case["partner"]: public})
+        masks = fusion.Masking.agreed(run, case["site"], secret, {case["partner"]: public})
         key = masks.key(case["partner"], question_of(case), case["level"])
         return {"key": key.hex(), "public": fusion.public_of(secret).hex()}
 
@@ -89,11 +89,23 @@ def test_fusion_key(case: Case) -> None:
         assert made == case["expect"]
 
 
+@pytest.mark.parametrize("case", cases("fusion", "epoch"))
+def test_fusion_epoch(case: Case) -> None:
+    """SP-11.18-17."""
+    run, secret, public = (bytes.fromhex(case[name]) for name in ("run", "secret", "public"))
+    masks = fusion.Masking.agreed(run, case["site"], secret, {case["partner"]: public})
+    for number in range(1, case["epoch"] + 1):
+        masks = masks.following(number)
+    key = masks.key(case["partner"], question_of(case), case["level"])
+    assert {"shared": masks.shared[case["partner"]].hex(), "key": key.hex()} == case["expect"]
+
+
 @pytest.mark.parametrize("case", cases("fusion", "mask"))
 def test_fusion_mask(case: Case) -> None:
     """SP-11.18-11."""
     others = {site: bytes.fromhex(public) for site, public in case["partners"].items()}
-    masks = fusion.Masking(bytes.fromhex(case["run"]), case["site"], bytes.fromhex(case["secret"]), others)
+    run, secret = bytes.fromhex(case["run"]), bytes.fromhex(case["secret"])
+    masks = fusion.Masking.agreed(run, case["site"], secret, others)
     words, checks = masks.conceal(question_of(case), case["level"], words_of(case["words"], case["bits"]))
     assert {"words": words.tobytes().hex(), "check": checks.tobytes().hex()} == case["expect"]
 
@@ -114,7 +126,7 @@ def test_fusion_sum(case: Case) -> None:
 def test_fusion_offer(case: Case) -> None:
     """SP-11.18-6, SP-11.18-8."""
     shown, run, terms = case["offer"], bytes.fromhex(case["run"]), bytes.fromhex(case["terms"])
-    octets = (bytes.fromhex(shown[name]) for name in ("public", "signature"))
+    octets = (bytes.fromhex(shown[name]) for name in ("public", "service", "signature"))
     offer = messages.KeyOffer(*octets, tuple(map(bytes.fromhex, shown["chain"])))
     crl = case["crl"].encode() if "crl" in case else None
     trust = partners.Trust.read(case["federation"], case["ca"].encode(), crl, case["partners"])

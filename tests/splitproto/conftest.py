@@ -179,7 +179,7 @@ def example(name: str) -> Message:
         (0.0, -239.0, 0.0),
         (1.0, 1.0, 1.0),
     )
-    offer = messages.KeyOffer(digest, b"signature", (b"certificate", b"issuer"))
+    offer = messages.KeyOffer(digest, digest[::-1], b"signature", (b"certificate", b"issuer"))
     every: dict[str, Message] = {
         "hello": messages.Hello((1,), ("dtype.f32",), (), 1 << 20, "test", digest, {"x": 1}),
         "welcome": messages.Welcome(1, ("dtype.f32",), 1 << 20, "test", digest),
@@ -222,6 +222,7 @@ def example(name: str) -> Message:
         "unsaved": messages.Unsaved(1, "no room"),
         "rollback": messages.Rollback(1),
         "rolled-back": messages.RolledBack(1),
+        "settled": messages.Settled(True, 2),
         "progress": messages.Progress(1, {"dice": 0.5, "loss": 1.0}, (messages.Missing("t1", "away"),)),
         "segment": messages.Segment(key, key, "mask", 2),
         "cancel": messages.Cancel(key),

@@ -120,6 +120,7 @@ def talk(pair: Any, example: Example, exchange: Callable[[], None]) -> dict[Side
         (CLIENT, "saved"),
         (COORDINATOR, "rollback"),
         (CLIENT, "rolled-back"),
+        (COORDINATOR, "settled"),
         (CLIENT, "segment"),
         (COORDINATOR, "segmenting"),
         (COORDINATOR, "locate"),

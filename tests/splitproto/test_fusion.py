@@ -24,7 +24,7 @@ LEVELS = {"x0": (2, 2, 8, 8), "x4": (2, 3, 2, 2)}
 
 def masks(site: str, among: tuple[str, ...] = SITES, run: bytes = RUN) -> Masking:
     others = {other: fusion.public_of(SECRETS[other]) for other in among if other != site}
-    return Masking(run, site, SECRETS[site], others)
+    return Masking.agreed(run, site, SECRETS[site], others)
 
 
 def values(site: str) -> dict[str, Array]:
@@ -229,10 +229,10 @@ def test_terms_that_nobody_can_keep_to(terms: Fusion, words: str) -> None:
 def test_a_key_of_small_order_is_refused() -> None:
     """SP-11.18-8: "X25519 yields no zeros"."""
     with pytest.raises(FusionMismatch, match="partner b"):
-        Masking(RUN, "a", SECRETS["a"], {"b": bytes(32)})
+        Masking.agreed(RUN, "a", SECRETS["a"], {"b": bytes(32)})
 
 
 def test_secrets_are_not_shown() -> None:
     """SP-11.18-5, SP-14-1."""
-    assert str(SECRETS["a"]) not in repr(masks("a"))
-    assert "secret" not in repr(masks("a"))
+    assert str(masks("a").shared["b"]) not in repr(masks("a"))
+    assert "shared" not in repr(masks("a"))

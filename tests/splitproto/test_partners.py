@@ -18,12 +18,13 @@ from splitproto import partners, pki
 from splitproto.errors import CertificateEnded, FusionMismatch, IdentityError, PolicyRefused
 from splitproto.identity import OWN_UNUSABLE, revocation_lists
 from splitproto.messages import KeyOffer
-from splitproto.partners import Trust
+from splitproto.partners import Keys, Trust
 
 RUN, TERMS = bytes(range(16)), bytes(32)
 NOW = datetime(2026, 11, 28, 12, tzinfo=UTC)
 SITES = ("a", "b", "c")
-KEYS = {site: bytes([n + 1]) * 32 for n, site in enumerate(SITES)}
+KEYS = {site: Keys(bytes([n + 1]) * 32, bytes([n + 11]) * 32) for n, site in enumerate(SITES)}
+NEW = Keys(bytes([9]) * 32, bytes([19]) * 32)
 CERTIFICATES = Path(__file__).parents[2] / "spec" / "vectors" / "certificates.json"
 
 
@@ -39,7 +40,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def offer(folder: Path, site: str, *, role: str = "client", **changed: Any) -> KeyOffer:
-    signed = {"run": RUN, "terms": TERMS, "public": KEYS.get(site, bytes(32)), **changed}
+    signed = {"run": RUN, "terms": TERMS, "keys": KEYS.get(site, NEW), **changed}
     key, chain = ((folder / f"{site}.{ending}").read_bytes() for ending in ("key", "crt"))
     return partners.sign(key, chain, **signed)
 
@@ -49,7 +50,7 @@ def trust(folder: Path, crl: Path | None = None, **changed: Any) -> Trust:
     return replace(Trust.read("glioma", (folder / "ca.crt").read_bytes(), listed, SITES), **changed)
 
 
-def accept(folder: Path, offers: list[KeyOffer], *, parties: int = 3, **changed: Any) -> dict[str, bytes]:
+def accept(folder: Path, offers: list[KeyOffer], *, parties: int = 3, **changed: Any) -> dict[str, Keys]:
     return partners.accept(offers, offer(folder, "a"), RUN, TERMS, parties, trust(folder, **changed), NOW)
 
 
@@ -69,8 +70,17 @@ def test_keys_that_prove_nothing_are_refused_in_one_line(folder: Path) -> None:
         (offer(folder, "b", run=bytes(16)), "not signed by it"),
         (offer(folder, "b", terms=b"x" * 32), "not signed by it"),
         (c, "came twice"),
-        (offer(folder, "b", public=KEYS["c"]), "that of another site"),
-        (offer(folder, "b", public=KEYS["a"]), "that of another site"),
+        (offer(folder, "b", keys=KEYS["c"]), "that of another site"),
+        (offer(folder, "b", keys=KEYS["a"]), "that of another site"),
+        (replace(good, service=NEW.service), "not signed by it"),
+        *(
+            (offer(folder, "b", keys=keys), "that of another site")
+            for keys in (
+                KEYS["b"]._replace(service=KEYS["c"].service),
+                KEYS["b"]._replace(service=KEYS["a"].training),
+                KEYS["b"]._replace(service=KEYS["b"].training),
+            )
+        ),
         (offer(folder, "a"), "came twice"),
         (replace(good, chain=(b"nothing",)), "does not hold"),
         (hub, "no site of glioma"),
@@ -99,7 +109,7 @@ def test_their_number_is_that_of_the_terms_and_of_the_policy(folder: Path) -> No
 def test_a_revoked_partner_and_an_outdated_list_are_refused(folder: Path) -> None:
     """SP-11.18-8: "its own revocation list included"."""
     pki.issue(folder, "client", "gone", now=NOW)
-    gone, b = offer(folder, "gone", public=bytes([9]) * 32), offer(folder, "b")
+    gone, b = offer(folder, "gone", keys=NEW), offer(folder, "b")
     everybody = (*SITES, "gone")
     accept(folder, [b, gone], crl=pki.write_crl(folder, now=NOW), partners=everybody)
     fresh = pki.revoke(folder, "gone", now=NOW)
@@ -283,7 +293,7 @@ def test_certificates_are_judged_as_in_a_handshake() -> None:
         except IdentityError:
             uri = "spiffe://glioma/splitproto/client/a"
         signed = partners.statement(uri, RUN, TERMS, KEYS["a"])
-        shown = KeyOffer(KEYS["a"], key.sign(signed, partners._PSS, hashes.SHA256()), ders)
+        shown = KeyOffer(*KEYS["a"], key.sign(signed, partners._PSS, hashes.SHA256()), ders)
         if "error" in case["expect"]:
             ends = case["name"] in ("expired", "intermediate-expired")
             with pytest.raises(CertificateEnded if ends else (FusionMismatch, PolicyRefused)):
@@ -401,7 +411,8 @@ def test_what_ended_is_told_from_what_is_wrong(folder: Path, tmp_path: Path) -> 
     for wrong, judge, words in (
         (replace(good, public=bytes([7]) * 32), ours, "is not signed by it"),
         (offer(folder, "b", run=bytes(16)), ours, "is not signed by it"),
-        (offer(folder, "b", public=bytes(32)), ours, "small order"),
+        (offer(folder, "b", keys=KEYS["b"]._replace(training=bytes(32))), ours, "small order"),
+        (offer(folder, "b", keys=KEYS["b"]._replace(service=bytes(32))), ours, "small order"),
         (offer(tmp_path, "b"), ours, "does not hold"),
         (good, replace(ours, partners=frozenset("a")), "is not among our partners"),
         (good, replace(ours, revocations=revocation_lists(revokes)), "has been revoked"),
@@ -428,7 +439,9 @@ def test_a_key_that_everybody_can_use_is_refused(folder: Path) -> None:
     """SP-11.18-8: the coordinator, which has no key of its own, sees it too."""
     for point in (bytes(32), b"\x01" + bytes(31)):
         with pytest.raises(FusionMismatch, match="site b is a point of small order"):
-            partners.verify(offer(folder, "b", public=point), RUN, TERMS, trust(folder), NOW)
+            partners.verify(
+                offer(folder, "b", keys=KEYS["b"]._replace(training=point)), RUN, TERMS, trust(folder), NOW
+            )
 
 
 @pytest.mark.parametrize(

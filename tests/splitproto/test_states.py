@@ -19,7 +19,16 @@ S = State
 
 # Written down apart from the tables: (client, coordinator) before, who says what, (client, coordinator) after.
 CLIENTS = ("activations", "withdraw", "applied", "advanced", "saved", "unsaved", "rolled-back")
-COORDINATORS = ("forward", "withdrawn", "gradients", "advance", "checkpoint", "rollback", "progress")
+COORDINATORS = (
+    "forward",
+    "withdrawn",
+    "gradients",
+    "advance",
+    "checkpoint",
+    "rollback",
+    "settled",
+    "progress",
+)
 ASKED = ("segment", "cancel")
 ANSWERED = ("segmenting", "segmented", "unsegmented")
 STORY = [
@@ -121,7 +130,7 @@ TRAINING = {
 }
 AVERAGING = {"share", "shared", "average", "averaged"}
 INFERRING = {*ASKED, *ANSWERED, "locate", "located"}
-FUSING = {"fusion-key", "fusion-keys"}
+FUSING = {"fusion-key", "fusion-keys", "settled"}
 LABELLING = {"logits", "loss-gradients", "prediction", "conclude", "scores"}
 
 

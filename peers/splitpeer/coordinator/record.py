@@ -24,6 +24,7 @@ from splitpeer.storage import durable, reading
 from splitpeer.storage.bank import FOLDER as BANK
 from splitpeer.storage.bank import INDEX
 from splitproto.causes import OF_A_PATIENT
+from splitproto.partners import Keys
 
 log = logging.getLogger(__name__)
 SUFFIX = ".run.json"
@@ -82,8 +83,13 @@ class RunRecord:
         """What the run is made without."""
         self.holders: dict[str, bytes] = {}
         """By site, the key that its part in the run is bound to (SP-11.14)."""
-        self.fusion_keys: dict[str, bytes] = {}
-        """By site, its public key for a secure sum: all are here when the run begins, and none changes (SP-11.18-9)."""
+        self.fusion_keys: dict[str, Keys] = {}
+        """By site, its public keys for a secure sum: all are here when the run begins, and none changes
+        (SP-11.18-9)."""
+        self.trained = False
+        """Whether sites were told that the key of training is not needed any more (SP-11.18-16)."""
+        self.epoch = 1
+        """Of the service (SP-11.18-18)."""
         self.told: tuple[str, ...] = ()
         """Sites that know that the run is complete."""
         if resume is None:
@@ -123,6 +129,11 @@ class RunRecord:
     def farewell(self) -> None:
         """The run is complete except for saying so to the sites."""
         self._write("farewell")
+
+    def settle(self, epoch: int, *, trained: bool) -> None:
+        """SP-11.18-16, SP-11.18-18: before any site is told, as there is no way back from it."""
+        self.epoch, self.trained = epoch, trained
+        self._write(self.state)
 
     def note_told(self, told: Sequence[str]) -> None:
         """These sites know that their part is over; with frozen encoders while the run goes on (SP-11.17-8)."""
@@ -213,7 +224,8 @@ class RunRecord:
             self.withdrawn = tuple(Withdrawal.read(item) for item in last.get("withdrawn", ()))
             self.told = tuple(last.get("told", ()))
             self.holders = {site: bytes.fromhex(key) for site, key in last.get("holders", {}).items()}
-            self.fusion_keys = {site: bytes.fromhex(key) for site, key in last.get("fusion_keys", {}).items()}
+            self.fusion_keys = {site: Keys.read(keys) for site, keys in last.get("fusion_keys", {}).items()}
+            self.trained, self.epoch = bool(last.get("trained", False)), int(last.get("epoch", 1))
         except (ValueError, TypeError, KeyError, AttributeError):
             raise ConfigError(f"{self._path} cannot be read; start with --fresh") from None
 
@@ -225,7 +237,9 @@ class RunRecord:
             "state": state,
             "told": self.told,
             "holders": {site: key.hex() for site, key in self.holders.items()},
-            "fusion_keys": {site: key.hex() for site, key in self.fusion_keys.items()},
+            "fusion_keys": {site: keys.written() for site, keys in self.fusion_keys.items()},
+            "trained": self.trained,
+            "epoch": self.epoch,
             "patients": {key.hex(): filled for key, filled in self.patients.items()},
             "held_out": sorted(key.hex() for key in self.held_out),
             "withdrawn": [withdrawal.written() for withdrawal in self.withdrawn],

@@ -12,7 +12,7 @@ from splitproto import partners
 from splitproto.errors import CertificateEnded, FusionMismatch, IdentityError, PolicyRefused
 from splitproto.identity import Identity
 from splitproto.messages import FusionKeys, Job, KeyOffer
-from splitproto.partners import Trust
+from splitproto.partners import Keys, Trust
 
 
 class Relay:
@@ -26,13 +26,13 @@ class Relay:
         job: with secure fusion.
         trust: reads what offers are checked against, again for each; its partners are the sites of the job. While it
             cannot, what was read before counts.
-        known: public keys by site, of the run so far; those of sites that join are added.
+        known: both public keys by site, of the run so far; those of sites that join are added.
 
     Raises:
         IdentityError: our own CA or revocation list cannot be read.
     """
 
-    def __init__(self, run: bytes, job: Job, trust: Callable[[], Trust], known: dict[str, bytes]) -> None:
+    def __init__(self, run: bytes, job: Job, trust: Callable[[], Trust], known: dict[str, Keys]) -> None:
         self._run, self._terms = run, partners.terms_digest(job)
         self._trust, self._known = trust, known
         self._trusted = trust()
@@ -53,7 +53,7 @@ class Relay:
         identity = self._verify(offer, now)
         if identity.site != site:
             raise FusionMismatch(f"{site} sent the fusion key of site {identity.site}")
-        self._check_key(site, offer.public)
+        self._check_keys(site, Keys.of(offer))
 
     def take(self, site: str, offer: KeyOffer) -> None:
         """`site` has joined with an offer that was checked.
@@ -61,8 +61,8 @@ class Relay:
         Raises:
             FusionMismatch: it had another key in this run, or another site has joined with this one.
         """
-        self._check_key(site, offer.public)
-        self._offers[site], self._known[site] = offer, offer.public
+        self._check_keys(site, Keys.of(offer))
+        self._offers[site], self._known[site] = offer, Keys.of(offer)
         self._taken.set()
         self._taken = asyncio.Event()
 
@@ -108,11 +108,11 @@ class Relay:
             self._trusted = self._trust()
         return partners.verify(offer, self._run, self._terms, self._trusted, now)
 
-    def _check_key(self, site: str, public: bytes) -> None:
-        if self._known.get(site, public) != public:
+    def _check_keys(self, site: str, shown: Keys) -> None:
+        if self._known.get(site, shown) != shown:
             raise FusionMismatch(
                 f"{site} has another fusion key than before in this run: it lost its run folder"
             )
-        for other, key in self._known.items():
-            if other != site and key == public:
+        for other, keys in self._known.items():
+            if other != site and not set(keys).isdisjoint(shown):
                 raise FusionMismatch(f"{site} sent the fusion key of {other} as its own")

@@ -55,6 +55,7 @@ from splitproto.messages import (
     Rollback,
     RolledBack,
     Saved,
+    Settled,
     Share,
     Shared,
     Unsaved,
@@ -136,6 +137,8 @@ class RemoteSite:
         """How often it was left out since the last checkpoint that it wrote with the others."""
         self.unsaved = 0
         """How many checkpoints in a row it could not write."""
+        self.settled: Settled | None = None
+        """SP-11.18-18: sent on every new link after `begin`."""
         self.requests: Callable[[Message], Awaitable[None]] | None = None
         """Takes what it asks for by itself (SP-11.19-2); None: it may not."""
         self.holding = Holding(name, report)
@@ -334,7 +337,7 @@ class RemoteSite:
         patients = await hear_patients(link, accept, self._salt_check, self.seats, masks=masks)
         check_fit(self.name, patients, self._needed(), self._fills, masks=masks)
         # Last: who does not fit must not have the site's part.
-        await self.holding.take(link.session, accept.holder or b"", self._present_session)
+        await self.holding.take(link.session, accept.holder or b"", lambda: self.session)
         if self._relay is not None and key is not None:
             self._relay.take(self.name, key)
         self._take(link, accept, patients)
@@ -680,7 +683,7 @@ class RemoteSite:
                 await link.send(self._relay.others(self.name))
             await link.send(Begin(self._committed, self._patients_in_use))
             link.begun = True
-            for message in self._withdrawn:
+            for message in (*([self.settled] if self.settled else ()), *self._withdrawn):
                 await link.send(message)
         if self._memory.lost and not question.even_restarted:
             step = self._memory.restore_point(question.computed)
@@ -690,9 +693,6 @@ class RemoteSite:
                 if average.step == step:
                     await self._average(link, average)
             self._report(h.SiteRestored(self.name, step))
-
-    def _present_session(self) -> Session | None:
-        return self.session
 
     def _show_progress(self) -> None:
         octets_in, octets_out = self.traffic

@@ -38,8 +38,9 @@ from splitpeer.site.inference.asking import InferenceAsker
 from splitpeer.site.inference.tally import SiteTally
 from splitpeer.site.job import SiteJob
 from splitpeer.site.opening import open_job, open_ledger
-from splitpeer.site.run_folders import accepted_terms, forget_keys, mark_complete, mark_run, note_coordinator
+from splitpeer.site.run_folders import accepted_terms, mark_complete, mark_run, note_coordinator
 from splitpeer.site.serving import Serving
+from splitpeer.site.upkeep import Upkeep
 from splitproto import Offer, Session, SplitprotoError, dial
 from splitproto.capture import Party
 from splitproto.errors import (
@@ -154,6 +155,7 @@ class Client:
         self._compute = Compute(config.runtime.threads)
         self._asking = self._asker(policy)
         self._job: SiteJob | None = None
+        self._upkeep = Upkeep(config, self._compute, lambda: self._job, self._records)
         self._deadline: float | None = None
         self._pause = _FIRST_PAUSE
         self._rest_s = REST_S
@@ -186,8 +188,9 @@ class Client:
         async with self._duty.on_duty(
             self._witness, modality=peer.held or "masks", coordinator=self._address
         ):
-            forget_keys(peer.state, self._records)
+            await self._upkeep.look_at_keys()
             self._report(h.Ready(self._address))
+            upkeep = asyncio.create_task(self._upkeep.run())
             try:
                 async with self._asking or nullcontext():
                     await self._serve()
@@ -196,6 +199,9 @@ class Client:
                 for patient, path in named_in(str(error), self._cases).items():
                     self._report(h.PatientNamed(patient, path))
                 raise
+            finally:
+                upkeep.cancel()
+                await asyncio.gather(upkeep, return_exceptions=True)
 
     async def _serve(self) -> None:
         loop = asyncio.get_running_loop()

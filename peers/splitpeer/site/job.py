@@ -21,12 +21,13 @@ from splitpeer.defences.randomness import Release
 from splitpeer.errors import DataError, PatientUnusable
 from splitpeer.federation.files import counted, look, note
 from splitpeer.federation.precision import from_wire, to_wire
-from splitpeer.federation.seats import by_seat, joined
+from splitpeer.federation.seats import joined
 from splitpeer.federation.terms import Room, window_of
 from splitpeer.privacy.ledger import Ledger
 from splitpeer.settings.bounds import Bounds
 from splitpeer.site.announced import Announced, Images
 from splitpeer.site.answers import answers_of, check_windows
+from splitpeer.site.arriving import by_seat_arrived
 from splitpeer.site.averaging import SiteAveraging
 from splitpeer.site.budgets import Budgets, BudgetSpent
 from splitpeer.site.encoders import Encoders
@@ -44,7 +45,6 @@ from splitpeer.storage import checkpoint
 from splitproto import holder
 from splitproto.causes import CONSENT, MISSING, OF_A_PATIENT, SHOWN
 from splitproto.errors import PolicyRefused, SchemaMismatch, SiteFailed, StepMismatch, UnexpectedMessage
-from splitproto.fusion import CHECK
 from splitproto.messages import (
     Activations,
     Average,
@@ -369,13 +369,13 @@ class SiteJob:
         if not self.released.knows(forward):
             self._pay(forward)
         compute = self.encoders.forward if forward.mode == "train" else self.encoders.evaluate
-        arrays = self._leaving(forward, compute(images, self._releases(forward)))
+        arrays, said = self._leaving(forward, compute(images, self._releases(forward)))
         sent = Activations(forward.mode, forward.step, forward.batch, forward.digest, arrays)
         if forward.mode == "train":
             self._pending = sent
         if forward.mode == "release":
             try:
-                self.released.note(forward, arrays)
+                self.released.note(forward, said)
             except SiteFailed as error:
                 return self._changed(forward, error)
         elif self._shown is not None:
@@ -393,7 +393,7 @@ class SiteJob:
             raise StepMismatch(
                 f"gradients of step {gradients.step}, but {self.applied} was the last applied here"
             )
-        arrived = self._arrived(gradients, self._pending)
+        arrived = by_seat_arrived(gradients, self._pending, self.seats, summed=self.summing is not None)
         if any(len(levels) < len(self.job.levels) for levels in arrived.values()):
             # SP-11-10: a seat sits out as a whole.
             raise SchemaMismatch(f"the gradients of step {gradients.step} leave out a level of a seat")
@@ -504,26 +504,20 @@ class SiteJob:
         if self.summing is not None:
             self.summing.restore(meta)
 
-    def _leaving(self, forward: Forward, computed: dict[str, dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-        """What an encoder's levels, by seat, become on the wire. Raises PolicyRefused: see `Summing.check_range`."""
+    def _leaving(
+        self, forward: Forward, computed: dict[str, dict[str, np.ndarray]]
+    ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+        """What an encoder's levels, by seat, become on the wire; and what of it stays the same when it is asked again,
+        which masks of another epoch are not (SP-11.17-5). Raises what `Summing.check_range` and `Summing.answer`
+        raise."""
         if self.summing is not None:
             if forward.mode == "release" and not self.released.windows:
                 # SP-11.18-3: before anything is noted, as a patient may be shown in few runs.
                 self.summing.check_range(computed)
-            return self.summing.answer(forward, computed)
-        return to_wire(joined(computed, self.seats), self.job.precision)
-
-    def _arrived(self, gradients: Gradients, sent: Activations) -> dict[str, dict[str, np.ndarray]]:
-        """Gradients by seat, as they travelled. Raises SchemaMismatch."""
-        if self.summing is None:
-            return by_seat(_as_sent(gradients, sent), self.seats)
-        # SP-11.18-2: the gradient by the sum is that by each of its parts.
-        shapes = {name: array.shape for name, array in sent.tensors.items() if name != CHECK}
-        if {name: array.shape for name, array in gradients.tensors.items()} != shapes or any(
-            array.dtype != np.float32 for array in gradients.tensors.values()
-        ):
-            raise SchemaMismatch(f"the gradients of step {gradients.step} do not have the shapes of the sum")
-        return {seat.name: dict(gradients.tensors) for seat in self.seats}
+            words = self.summing.rounded(forward, computed)
+            return self.summing.answer(forward, words), words
+        arrays = to_wire(joined(computed, self.seats), self.job.precision)
+        return arrays, arrays
 
     def _remember(self) -> None:
         """What has left in this run, and whom others have shown.
@@ -686,15 +680,3 @@ class SiteJob:
             if (cause := self.unusable.get(sample.key)) is not None:
                 raise PatientUnusable(sample.key, cause, OF_A_PATIENT[cause])
         return self.channels.windows(forward, self.window)
-
-
-def _as_sent(gradients: Gradients, sent: Activations) -> Mapping[str, np.ndarray]:
-    """SP-11-10: the gradients' tensors, which are some of those that were sent. Raises SchemaMismatch."""
-    of = {name: (array.shape, array.dtype) for name, array in sent.tensors.items()}
-    if not gradients.tensors or any(
-        of.get(name) != (array.shape, array.dtype) for name, array in gradients.tensors.items()
-    ):
-        raise SchemaMismatch(
-            f"the gradients of step {gradients.step} do not have the shapes of the activations"
-        )
-    return gradients.tensors

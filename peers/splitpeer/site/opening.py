@@ -141,7 +141,9 @@ def _summing(offer: JobOffer, config: PeerConfig, folder: Path, report: h.Report
     peer, policy = config.peer, config.policy
     allowed = Allowed(config.credentials(), peer.federation, policy.partners, policy.min_partners)
     refusals = RangeRefusals(peer.state, policy.max_range_refusals)
-    return Summing(offer, folder, allowed, peer.site, report, policy.max_record_mib, refusals)
+    return Summing(
+        offer, folder, allowed, peer.site, report, policy.max_record_mib, refusals, policy.max_key_days
+    )
 
 
 def _labelling(

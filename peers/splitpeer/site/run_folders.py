@@ -15,7 +15,7 @@ from splitpeer.errors import DataError, DiskTrouble
 from splitpeer.federation.terms import terms_digest
 from splitpeer.settings.bounds import Bounds
 from splitpeer.site.answers import ANSWERS
-from splitpeer.site.secret import FUSION_KEY
+from splitpeer.site.secret import forget_mask_keys
 from splitpeer.site.shown import NAME as SHOWN
 from splitpeer.site.shown import runs_in
 from splitpeer.storage import checkpoint, durable, reading
@@ -50,11 +50,10 @@ class _Run:
 
 
 def mark_complete(folder: Path, report: h.Reporter) -> None:
-    """The run of `folder` is complete: its weights are worth keeping, the key of its masks is not (SP-11.18-5)."""
+    """The run of `folder` is complete: its weights are worth keeping, the keys of its masks are not (SP-11.18-5)."""
     try:
         durable.replace(folder / COMPLETE, b"")
-        (folder / FUSION_KEY).unlink(missing_ok=True)
-        durable.sync_folder(folder)
+        forget_mask_keys(folder)
     except OSError as error:
         report(h.RunNotMarked(folder.name, str(error.strerror)))
 
@@ -62,7 +61,7 @@ def mark_complete(folder: Path, report: h.Reporter) -> None:
 def mark_run(state: Path, run: bytes, coordinator: str, report: h.Reporter) -> None:
     """`coordinator` says that a run is complete which an earlier process took up; its folder may be gone.
 
-    A run of another coordinator stays as it is: the key of its masks is still needed.
+    A run of another coordinator stays as it is: the keys of its masks are still needed.
     """
     for found in _runs(state):
         named = found.folder.name.endswith(f"-{run.hex()}") and not found.complete
@@ -87,11 +86,9 @@ def _coordinator(folder: Path) -> str | None:
         return None
 
 
-def forget_keys(state: Path, report: h.Reporter) -> None:
-    """What a crash left undone between the mark of a complete run and the key of its masks (SP-11.18-5)."""
-    for run in _runs(state):
-        if run.complete and (run.folder / FUSION_KEY).exists():
-            mark_complete(run.folder, report)
+def folders(state: Path) -> list[Path]:
+    """Those of all runs, the oldest first."""
+    return [run.folder for run in _runs(state)]
 
 
 def is_complete(folder: Path) -> bool:

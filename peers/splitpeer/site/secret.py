@@ -12,7 +12,9 @@ from splitproto.secretfile import how_to_close, open_to_others
 
 NAME = "holder.key"
 FUSION_KEY = "fusion.key"
-"""In the folder of a run: of its masks (SP-11.18-5)."""
+"""In the folder of a run: of its training's masks (SP-11.18-5)."""
+SERVICE_KEY = "service.key"
+"""In the folder of a run: of the masks of its inference (SP-11.18-17)."""
 
 
 def site_secret(folder: Path) -> bytes:
@@ -44,11 +46,34 @@ def own_secret(path: Path, octets: int, purpose: str, lost: str) -> bytes:
         if not path.exists():
             durable.make_folder(path.parent)
             durable.replace(path, secrets.token_bytes(octets))
+    except OSError as error:
+        raise durable.refusal(error, f"{path}:", "[peer] state") from None
+    found = own_file(path, purpose)
+    if len(found) != octets:
+        raise DataError(f"{path}: is not a key of {octets} bytes; {lost}")
+    return found
+
+
+def own_file(path: Path, purpose: str) -> bytes:
+    """What a file holds that only its owner may read.
+
+    Args:
+        purpose: what it is, for a refusal.
+
+    Raises:
+        DataError: it cannot be read, or others may read it.
+    """
+    try:
         shared, found = open_to_others(path), path.read_bytes()
     except OSError as error:
         raise durable.refusal(error, f"{path}:", "[peer] state") from None
     if shared:
         raise DataError(f"{path}: others on this machine may read {purpose}: {how_to_close(path)}")
-    if len(found) != octets:
-        raise DataError(f"{path}: is not a key of {octets} bytes; {lost}")
     return found
+
+
+def forget_mask_keys(folder: Path) -> None:
+    """Both keys of a run's masks, as far as they are there (SP-11.18-5). Raises OSError."""
+    for name in (FUSION_KEY, SERVICE_KEY):
+        (folder / name).unlink(missing_ok=True)
+    durable.sync_folder(folder)

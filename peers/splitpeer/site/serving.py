@@ -36,6 +36,7 @@ from splitproto.messages import (
     Scores,
     Segmented,
     Segmenting,
+    Settled,
     Share,
     Unsaved,
     Unsegmented,
@@ -73,6 +74,8 @@ class Serving:
                 await self.computed(self.job.hear_withdrawn, message)
             case Checkpoint() | Rollback():
                 await self._checkpoint(message)
+            case Settled():
+                await self._settle(message)
             case Share() | Average():
                 await self._average(message)
             case Logits() | Prediction() | Conclude():
@@ -96,6 +99,12 @@ class Serving:
             if key in known:
                 file = job.channels.case(key).path if key in job.unusable else None
                 self.report(h.PatientOut(by, job.run.hex(), key, step, OF_A_PATIENT[patient.cause], file))
+
+    async def _settle(self, message: Settled) -> None:
+        """SP-11.18-16, SP-11.18-18."""
+        if self.job.summing is None:
+            raise UnexpectedMessage("a word about keys of a sum where there is none")
+        await self.computed(self.job.summing.keys.settle, message)
 
     # --- services --------------------------------------------------------------------------------------
 

@@ -15,10 +15,9 @@ import numpy as np
 
 from splitpeer.daemon import happenings as h
 from splitpeer.errors import DataError
-from splitpeer.site.answers import ANSWERS, answers_of
+from splitpeer.site.answers import answers_of
+from splitpeer.site.mask_keys import MaskKeys
 from splitpeer.site.range_refusals import RangeRefusals
-from splitpeer.site.run_folders import is_complete
-from splitpeer.site.secret import FUSION_KEY, own_secret
 from splitpeer.storage import durable, reading
 from splitpeer.training.split_step import Arrays
 from splitpeer.training.sums import over_seats
@@ -26,7 +25,7 @@ from splitproto import Credentials, fusion, partners
 from splitproto.errors import IdentityError, PolicyRefused
 from splitproto.identity import OWN_UNUSABLE
 from splitproto.messages import Forward, Fusion, FusionKeys, JobOffer, KeyOffer
-from splitproto.partners import Trust
+from splitproto.partners import Keys, Trust
 
 TRIES, PAUSE_S = 4, 0.25
 """CA and revocation list that cannot be read are read again, so often and after so many seconds."""
@@ -71,6 +70,7 @@ class Summing:
         report: told of partners, and of values out of range.
         most_mib: of its answers, see `Bounds.max_record_mib`.
         refusals: of ranges, in all runs of this site.
+        key_days: [policy] max_key_days.
 
     Raises:
         PolicyRefused: the run is complete, or too many ranges were refused.
@@ -86,6 +86,7 @@ class Summing:
         report: h.Reporter,
         most_mib: int,
         refusals: RangeRefusals,
+        key_days: float,
     ) -> None:
         if offer.job.fusion is None:
             raise ValueError("the job has no secure fusion")
@@ -94,7 +95,7 @@ class Summing:
         self._allowed, self._report = allowed, report
         self._folder, self._refusals = folder, refusals
         refusals.check()
-        self._secret = _secret(folder)
+        self.keys = MaskKeys(folder, key_days, report)
         self._kept = _partners(folder / PARTNERS)
         self._answers = answers_of(folder, most_mib)
         # Of releases, `Released` keeps them (SP-11.17-5).
@@ -102,7 +103,7 @@ class Summing:
         if not offer.job.frozen:
             self._answers.read(lambda said: given.update({str(said["asked"]): str(said["answer"])}))
         self._given = fusion.Given(given)
-        self._masking: fusion.Masking | None = None
+        self._proven = False
         self._offer: KeyOffer | None = None
         self.history = fusion.BEGINNING
         """SP-11.18-12: of the step that was applied last."""
@@ -117,7 +118,7 @@ class Summing:
             key, chain = own.key.read_bytes(), own.certificate.read_bytes()
         except OSError as error:
             raise IdentityError(OWN_UNUSABLE, "certificate or key cannot be read") from error
-        self._offer = partners.sign(key, chain, self._run, self._digest, fusion.public_of(self._secret))
+        self._offer = partners.sign(key, chain, self._run, self._digest, self.keys.public)
         return self._offer
 
     def accept(self, keys: FusionKeys, now: datetime) -> None:
@@ -142,42 +143,55 @@ class Summing:
         )
         if self._kept:
             partners.check_unchanged(self._kept, found)
-        masking = fusion.Masking(self._run, self._site, self._secret, found)
         if not self._kept:
-            written = json.dumps({name: key.hex() for name, key in found.items()}, indent=1) + "\n"
+            written = json.dumps({name: keys.written() for name, keys in found.items()}, indent=1) + "\n"
             _write(self._folder / PARTNERS, written.encode())
             self._kept = found
-        self._masking = masking
+        self.keys.agree(self._run, self._site, found)
+        self._proven = True
         self._report(h.PartnersProven(self._run.hex(), sorted(found), self._allowed.least))
 
     @property
     def ready(self) -> bool:
         """Whether the partners have proven themselves."""
-        return self._masking is not None
+        return self._proven
 
     # --- answers ---------------------------------------------------------------------------------------
 
-    def answer(self, forward: Forward, sent: Mapping[str, Arrays]) -> Arrays:
-        """What leaves for a batch (SP-11.18-2).
+    def rounded(self, forward: Forward, sent: Mapping[str, Arrays]) -> Arrays:
+        """This site's part of the sum for a batch, as integers by level; see `answer`.
 
         Args:
             sent: float32 [B, width, *spatial], by seat and level; the weights are those of `history`.
 
         Raises:
-            SiteFailed: the same question got another answer before (SP-11.18-13).
-            DataError: that it is given cannot be written down.
             TensorError: a value is not finite.
         """
-        if self._masking is None:
-            raise ValueError("values would leave before the partners have proven themselves")
         own = over_seats(sent)
+        words, clipped = fusion.rounded(own, self.terms)
+        self._tell(forward, clipped, sum(array.size for array in own.values()))
+        return words
+
+    def answer(self, forward: Forward, words: Arrays) -> Arrays:
+        """What leaves for a batch (SP-11.18-2).
+
+        Args:
+            words: see `rounded`.
+
+        Raises:
+            PolicyRefused: the key that the masks are made with was deleted.
+            SiteFailed: the same question got another answer before (SP-11.18-13).
+            DataError: that it is given cannot be written down.
+        """
+        if not self._proven:
+            raise ValueError("values would leave before the partners have proven themselves")
+        masking = self.keys.masking(forward.mode)
         asked = fusion.Asked(
             forward.mode, forward.step, forward.batch, forward.digest, self._history(forward)
         )
-        tensors, clipped = fusion.answer(self._masking, asked, own, self.terms)
+        tensors = fusion.masked(masking, asked, words)
         if forward.mode != "release":
             self._given.record(asked, tensors, self._keep)
-        self._tell(forward, clipped, sum(array.size for array in own.values()))
         return tensors
 
     def check_range(self, sent: Mapping[str, Arrays]) -> None:
@@ -254,34 +268,10 @@ class Summing:
 # --- files ----------------------------------------------------------------------------------------------
 
 
-def _secret(folder: Path) -> bytes:
-    """SP-11.18-5: made on first use, and the same for every process that takes up the run."""
-    key, answers = folder / FUSION_KEY, folder / ANSWERS
-    if is_complete(folder):
-        try:
-            key.unlink(missing_ok=True)
-        except OSError as error:
-            raise durable.refusal(error, f"{key}:", "[peer] state") from None
-        raise PolicyRefused("the run is complete at this site, and the key of its masks was deleted")
-    if not key.exists():
-        if not answers.exists():
-            # Before the key, so that a key without it means that answers were lost.
-            _write(answers, b"")
-    elif not answers.exists():
-        # SP-11.18-13: nobody knows what was answered under these masks.
-        raise DataError(
-            f"{answers}: is missing, and only it tells what {FUSION_KEY} has masked: restore it from a backup, or "
-            "begin a new run"
-        )
-    return own_secret(
-        key, fusion.SECRET_BYTES, "the key of this site's masks", "its run cannot continue, begin a new one"
-    )
-
-
-def _partners(path: Path) -> dict[str, bytes]:
+def _partners(path: Path) -> dict[str, Keys]:
     """SP-11.18-9: those that were accepted; none at first."""
     try:
-        return {str(name): bytes.fromhex(key) for name, key in reading.document(path).items()}
+        return {str(name): Keys.read(keys) for name, keys in reading.document(path).items()}
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, TypeError):

@@ -35,7 +35,7 @@ def test_all_partners_and_the_coordinator_unmask_the_last_site(bits: int) -> Non
     for site in SITES:
         partners = {other: public_of(SECRETS[other]) for other in SITES if other != site}
         masked[site], _ = answer(
-            Masking(bytes(16), site, SECRETS[site], partners), QUESTION, sent[site], terms
+            Masking.agreed(bytes(16), site, SECRETS[site], partners), QUESTION, sent[site], terms
         )
     total = totals(masked, terms)  # all that the coordinator reads by itself
     victim = {name: restore(quantise(values, terms)[0], terms) for name, values in sent["ukm"].items()}

@@ -17,12 +17,13 @@ from splitpeer.errors import DeadlinePassed
 from splitproto import partners, pki
 from splitproto.errors import CertificateEnded, FusionMismatch
 from splitproto.messages import Fusion, Job, KeyOffer, Level
-from splitproto.partners import Trust
+from splitproto.partners import Keys, Trust
 
 RUN = bytes(range(16))
 NOW = datetime(2026, 11, 28, 12, tzinfo=UTC)
 SITES = ("a", "b", "c")
-KEYS = {site: bytes([n + 9]) * 32 for n, site in enumerate(SITES)}
+KEYS = {site: Keys(bytes([n + 9]) * 32, bytes([n + 19]) * 32) for n, site in enumerate(SITES)}
+NEW = Keys(bytes([1]) * 32, bytes([2]) * 32)
 JOB = Job(
     name="try", dimensions=2, network="basic-unet", settings=(), cut=(Level("x0", 4, (1, 1)),), levels=(0,),
     precision="f32", window=(32, 32), spacing=(), augment=False, batch=1, steps=1, optimiser="adam", learning_rate=0.1,
@@ -40,12 +41,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def offer(folder: Path, site: str, **changed: Any) -> KeyOffer:
-    signed = {"run": RUN, "terms": partners.terms_digest(JOB), "public": KEYS.get(site, bytes([1]) * 32)}
+    signed = {"run": RUN, "terms": partners.terms_digest(JOB), "keys": KEYS.get(site, NEW)}
     key, chain = ((folder / f"{site}.{ending}").read_bytes() for ending in ("key", "crt"))
     return partners.sign(key, chain, **{**signed, **changed})
 
 
-def relay(folder: Path, known: dict[str, bytes] | None = None, crl: Path | None = None) -> Relay:
+def relay(folder: Path, known: dict[str, Keys] | None = None, crl: Path | None = None) -> Relay:
     listed = None if crl is None else crl.read_bytes()
     ours = Trust.read("glioma", (folder / "ca.crt").read_bytes(), listed, {*SITES, "gone", "brief"})
     return Relay(RUN, JOB, lambda: ours, {} if known is None else known)
@@ -82,7 +83,8 @@ def test_it_refuses_what_partners_would(folder: Path) -> None:
         ("a", offer(folder, "a", terms=bytes(32)), "is not signed by it"),
         ("a", replace(good, chain=(*good.chain, b"nothing")), "does not hold"),
         ("a", replace(good, chain=(b"nothing",)), "does not hold"),
-        ("a", offer(folder, "a", public=bytes(32)), "small order"),
+        ("a", offer(folder, "a", keys=KEYS["a"]._replace(training=bytes(32))), "small order"),
+        ("a", offer(folder, "a", keys=KEYS["a"]._replace(service=bytes(32))), "small order"),
         ("a", b, "a sent the fusion key of site b"),
         ("gone", revoked, "has been revoked"),
     ):
@@ -139,16 +141,22 @@ async def test_a_partner_that_is_wrong_is_not_waited_for(folder: Path) -> None:
 
 def test_a_key_stays_a_sites_and_no_other_sites(folder: Path) -> None:
     """SP-11.18-7, SP-11.18-9: after a restart of the coordinator, too."""
-    known: dict[str, bytes] = {}
+    known: dict[str, Keys] = {}
     first = relay(folder, known)
     first.take("a", offer(folder, "a"))
     for one in (first, relay(folder, dict(known))):
         one.check("a", offer(folder, "a"), NOW)
-        with pytest.raises(FusionMismatch, match="a has another fusion key than before"):
-            one.check("a", offer(folder, "a", public=bytes([7]) * 32), NOW)
-        stolen = offer(folder, "b", public=KEYS["a"])
-        # Of two that join at the same moment, both are checked before one is taken.
-        with pytest.raises(FusionMismatch, match="b sent the fusion key of a as its own"):
-            one.check("b", stolen, NOW)
-        with pytest.raises(FusionMismatch, match="b sent the fusion key of a as its own"):
-            one.take("b", stolen)
+        for changed in ({"training": bytes([7]) * 32}, {"service": bytes([7]) * 32}):
+            with pytest.raises(FusionMismatch, match="a has another fusion key than before"):
+                one.check("a", offer(folder, "a", keys=KEYS["a"]._replace(**changed)), NOW)
+        for half in (
+            KEYS["a"],
+            KEYS["b"]._replace(service=KEYS["a"].service),
+            KEYS["b"]._replace(service=KEYS["a"].training),
+        ):
+            stolen = offer(folder, "b", keys=half)
+            # Of two that join at the same moment, both are checked before one is taken.
+            with pytest.raises(FusionMismatch, match="b sent the fusion key of a as its own"):
+                one.check("b", stolen, NOW)
+            with pytest.raises(FusionMismatch, match="b sent the fusion key of a as its own"):
+                one.take("b", stolen)

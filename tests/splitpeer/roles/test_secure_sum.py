@@ -37,11 +37,12 @@ from splitpeer.replay.redrive import _Recording
 from splitpeer.site.answers import ANSWERS
 from splitpeer.site.client import Client
 from splitpeer.site.job import SiteJob
+from splitpeer.site.mask_keys import forget_keys
 from splitpeer.site.opening import open_job
 from splitpeer.site.people import People
 from splitpeer.site.range_refusals import NAME as REFUSALS
-from splitpeer.site.run_folders import forget_keys, mark_complete, mark_run, note_coordinator
-from splitpeer.site.secret import FUSION_KEY
+from splitpeer.site.run_folders import mark_complete, mark_run, note_coordinator
+from splitpeer.site.secret import FUSION_KEY, SERVICE_KEY
 from splitpeer.site.shown import NAME as SHOWN
 from splitpeer.site.summing import PARTNERS, Summing
 from splitpeer.storage.bank import ALL_SITES, Bank, BankEntry
@@ -53,6 +54,7 @@ from splitpeer.training.sums import SUM, fused
 from splitproto import AllowList, Listener, fusion
 from splitproto.errors import PolicyRefused, SiteFailed
 from splitproto.messages import Forward, JobOffer, Sample, Seat
+from splitproto.partners import Keys
 from splitproto.tensors import schema_digest
 
 from .scene import JOINT, PATIENTS, SEED, Scene
@@ -134,7 +136,7 @@ async def test_a_run_is_the_same_as_in_one_process_and_what_sites_keep_of_it(sce
         others = {other: key for other, key in public.items() if other != name}
         assert json.loads((folder(scene, name) / PARTNERS).read_text()) == others
         # "the site deletes them": a thief of the disk cannot take the masks off what somebody recorded.
-        assert not (folder(scene, name) / FUSION_KEY).exists()
+        assert not any((folder(scene, name) / key).exists() for key in (FUSION_KEY, SERVICE_KEY))
         # Every batch that was answered, an evaluation's too.
         assert (folder(scene, name) / ANSWERS).read_text().count("\n") > scene.settings.training.steps
 
@@ -150,7 +152,8 @@ def test_a_run_survives_the_kill_of_each_party(scene: Scene) -> None:
     public = {name: fusion.public_of(one.read_bytes()).hex() for name, one in zip(SITES, kept, strict=True)}
     for name in SITES:
         others = {other: key for other, key in public.items() if other != name}
-        assert json.loads((folder(scene, name) / PARTNERS).read_text()) == others
+        found = json.loads((folder(scene, name) / PARTNERS).read_text())
+        assert {other: keys[:64] for other, keys in found.items()} == others
     clients["t1"].signal(signal.SIGKILL)
     hub.until(r"site\.(left|lost) .*site-t1")
     again = scene.start("site-t1")
@@ -271,8 +274,12 @@ def test_a_refusal_counts_before_it_leaves(scene: Scene, monkeypatch: pytest.Mon
 def partners_of(opened: SiteJob) -> None:
     """As if two partners had proven themselves."""
     assert opened.summing is not None
-    keys = {f"site-{n}": fusion.public_of(bytes([n]) * 32) for n in (1, 2)}
-    opened.summing._masking = fusion.Masking(opened.run, "site-flair", bytes(range(32)), keys)
+    keys = {
+        f"site-{n}": Keys(fusion.public_of(bytes([n]) * 32), fusion.public_of(bytes([n + 8]) * 32))
+        for n in (1, 2)
+    }
+    opened.summing.keys.agree(opened.run, "site-flair", keys)
+    opened.summing._proven = True
 
 
 async def test_a_second_answer_to_a_question_is_not_given(scene: Scene) -> None:
@@ -328,7 +335,7 @@ def test_what_stands_under_masks_is_known_or_nothing_is_sent(scene: Scene) -> No
         opened()
     assert not key.exists()
     key.write_bytes(bytes(32))
-    forget_keys(first.folder.parent, h.Reporter())
+    forget_keys(first.folder.parent, 30, h.Reporter())
     assert not key.exists()
 
 

@@ -94,7 +94,7 @@ async def test_a_key_of_another_run_is_refused(scene: Scene, monkeypatch: pytest
     """SP-11.18-6: by the coordinator, and by the partners if it passes it on."""
     honest = partners.sign
     monkeypatch.setattr(
-        partners, "sign", lambda key, chain, run, terms, public: honest(key, chain, run[::-1], terms, public)
+        partners, "sign", lambda key, chain, run, terms, keys: honest(key, chain, run[::-1], terms, keys)
     )
     ran = await cast(scene, deadlines={**BRISK, "join_s": 3}).together()
     assert ran.error is not None and "is not signed by it for this run" in str(ran.error)

@@ -13,10 +13,9 @@ from splitpeer.site.range_refusals import RangeRefusals
 from splitpeer.site.summing import Summing
 from splitproto import fusion
 from splitproto.errors import FusionMismatch
-from splitproto.messages import Forward, Fusion, Sample
+from splitproto.messages import Forward, Fusion, Sample, Settled
 
 TERMS, SITES = Fusion(16, 4.0, 3), "abc"
-SECRETS = {site: bytes([number + 1]) * 32 for number, site in enumerate(SITES)}
 ONES = {"t1": {"level": np.ones((1, 2, 4, 4), np.float32)}}
 
 
@@ -25,20 +24,23 @@ def sites(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, Summing]
     """Three sites that have proven themselves to each other."""
     monkeypatch.setattr(summing.partners, "terms_digest", lambda job: bytes(32))
     offer = SimpleNamespace(run=bytes(16), job=SimpleNamespace(fusion=TERMS, frozen=False))
-    public = {site: fusion.public_of(secret) for site, secret in SECRETS.items()}
     made = {}
     for site in SITES:
         refusals = RangeRefusals(tmp_path / site, 3)
-        one = Summing(offer, tmp_path / site / "run", None, site, print, 1, refusals)  # type: ignore[arg-type]
-        others = {name: key for name, key in public.items() if name != site}
-        one._masking = fusion.Masking(bytes(16), site, SECRETS[site], others)
+        one = Summing(offer, tmp_path / site / "run", None, site, print, 1, refusals, 30)  # type: ignore[arg-type]
         made[site] = one
+    for site, one in made.items():
+        one.keys.agree(
+            bytes(16), site, {name: other.keys.public for name, other in made.items() if name != site}
+        )
+        one.keys.settle(Settled(False, 1))
+        one._proven = True
     return made
 
 
 def total(sites: dict[str, Summing], mode: str) -> float:
     asked = Forward(mode, 1, 0, (Sample(bytes(16), (0, 0, 0)),), bytes(32))
-    answers = {name: site.answer(asked, ONES) for name, site in sites.items()}
+    answers = {name: site.answer(asked, site.rounded(asked, ONES)) for name, site in sites.items()}
     return float(fusion.totals(answers, TERMS)["level"].mean())
 
 

@@ -43,7 +43,7 @@ def test_masked_answers_add_up_to_what_one_process_computes(bits: int) -> None:
     answers = {}
     for site, by_seat in sent().items():
         partners = {name: key for name, key in public.items() if name != site}
-        masks = fusion.Masking(bytes(16), site, secrets[site], partners)
+        masks = fusion.Masking.agreed(bytes(16), site, secrets[site], partners)
         answers[site], clipped = fusion.answer(masks, question, over_seats(by_seat), terms)
         assert clipped == 0
     summed, expected = fusion.totals(answers, terms), fused(sent(), terms)

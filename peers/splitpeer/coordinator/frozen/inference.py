@@ -275,6 +275,7 @@ class BankSegmenter(PatientSegmenter):
         missing = await run.on_disk(bank.missing, what="what was released of a patient")
         if not missing:
             return
+        self.settling.note_asked()
         forwards = [forward_of(one) for one in missing]
         parts = {site: Parts(forwards, partial(seating.part, site.name, lists[site.name])) for site in asked}
         for index, entry in enumerate(missing):

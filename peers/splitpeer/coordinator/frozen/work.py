@@ -17,6 +17,7 @@ from splitpeer.coordinator.gathering import Gathering
 from splitpeer.coordinator.remote_site import RemoteSite
 from splitpeer.coordinator.run import Run
 from splitpeer.coordinator.savepoints import Savepoints
+from splitpeer.coordinator.settling import Settling
 from splitpeer.coordinator.work import COLLECTED
 from splitpeer.daemon import happenings as h
 from splitpeer.data.task import Task
@@ -51,6 +52,7 @@ class FrozenWork:
         self._bank: Bank | None = None
         self._collecting = True
         self._stays = stays
+        self._settling: Settling | None = None
         self._earlier = run.settings.training.bank
         """Of an earlier run, which is trained from where it lies."""
 
@@ -58,7 +60,9 @@ class FrozenWork:
         self, run: Run, task: Task, reachable: Callable[[RemoteSite], Awaitable[str]]
     ) -> BankSegmenter:
         """What segments from the run's bank; see `BankSegmenter`."""
-        return BankSegmenter(run, task, reachable, bank=lambda: self._bank, key=self._key)
+        made = BankSegmenter(run, task, reachable, bank=lambda: self._bank, key=self._key)
+        self._settling = made.settling
+        return made
 
     @property
     def folder(self) -> Path:
@@ -157,6 +161,9 @@ class FrozenWork:
             return
         self._collecting = False
         run.result.released_bytes = run.octets()
+        if self._settling is not None:
+            # SP-11.18-16: not when the training ends, which may be long after.
+            await self._settling.trained()
         if self._stays:
             return
         self.needs_sites = False

@@ -35,6 +35,7 @@ from splitpeer.coordinator.memory import SiteRestarted
 from splitpeer.coordinator.prediction import predicted
 from splitpeer.coordinator.remote_site import RemoteSite, Sent
 from splitpeer.coordinator.run import Arrived, Run
+from splitpeer.coordinator.settling import Settling
 from splitpeer.daemon import happenings as h
 from splitpeer.data.task import Task
 from splitpeer.errors import DeadlinePassed, JobFailed, PeerError, told_of
@@ -99,6 +100,7 @@ class PatientSegmenter:
         self._exclusion = Exclusion(run)
         self._consent = LateConsent(run, self._exclusion)
         self._locator = Locator(run, reachable, self._ask, self._late_sites, self._consent)
+        self.settling = Settling(run)
 
     async def heed(self) -> None:
         """Between requests, before anything is made of what sites sent before: what is kept of patients who have
@@ -132,9 +134,11 @@ class PatientSegmenter:
         """
         self._asked, self._late = set(), set()
         try:
-            return await self._in_time(request, progress)
+            outcome = await self._in_time(request, progress)
         finally:
             self._judge_sites()
+        await self.settling.end()
+        return outcome
 
     def _judge_sites(self) -> None:
         now = asyncio.get_running_loop().time()
@@ -166,6 +170,7 @@ class PatientSegmenter:
     async def _segment(self, request: InferenceRequest, progress: Callable[[int, int], None]) -> Segmented:
         lost: dict[str, str] = {}
         forgot: SiteRestarted | None = None
+        await self.settling.begin()
         for _ in range(ATTEMPTS):
             try:
                 return await self._attempt(request, progress, lost)
@@ -243,6 +248,7 @@ class PatientSegmenter:
 
         async def answered(index: int) -> np.ndarray:
             until = min(index + run.settings.training.ahead, len(forwards))
+            self.settling.note_asked()
             answers = await self._ask(
                 {site: infer(site, parts[site], index, until, locating(request)) for site in users}
             )

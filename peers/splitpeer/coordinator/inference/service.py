@@ -124,6 +124,7 @@ class Service:
         self._serving, self._began = True, self._now()
         for site in run.team.sites:
             site.set_committed(0 if run.job.frozen else run.committed)
+        await self._segmenter.settling.trained()
         run.report(h.PhaseBegan("serving"))
         self._report(h.ServiceBegan(run.job.name, run.files.run.hex(), run.committed))
         self._show()

@@ -219,6 +219,14 @@ class PartnersProven(Happening):
 
 
 @dataclass(frozen=True)
+class MaskKeyDeleted(Happening):
+    """SP-11.18-16, SP-11.18-19: what was recorded of a run's training cannot be read with anything that is here."""
+
+    run: str
+    cause: str
+
+
+@dataclass(frozen=True)
 class ValuesClipped(Happening):
     """SP-11.18-3: values were too large for the sum."""
 

@@ -215,6 +215,8 @@ def _of_a_site(happening: h.Happening) -> Iterator[Line]:
             yield Line("encoder.shared", {"seat": seat, "after_step": step})
         case h.PartnersProven(partners=partners):
             yield Line("fusion.partners", {"partners": partners})
+        case h.MaskKeyDeleted(run, cause):
+            yield Line("fusion.key_deleted", {"run": run, "cause": cause})
         case h.ValuesClipped(step, clipped, values, so_far, most):
             yield Line(
                 "fusion.clipped",

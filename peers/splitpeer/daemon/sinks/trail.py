@@ -24,6 +24,7 @@ _AS_THEY_ARE: dict[type[h.Happening], str] = {
     h.SiteRolledBack: "job.rollback",
     h.EncoderShared: "encoder.shared",
     h.PartnersProven: "fusion.partners",
+    h.MaskKeyDeleted: "fusion.key_deleted",
     h.ReleasesEnded: "job.released",
     h.ReleasesRemoved: "bank.dropped",
     h.PatientLocated: "inference.located",

@@ -1,0 +1,335 @@
+"""The keys with which a site masks what it sends in a run: one for training, and one for each epoch of the service.
+
+What somebody recorded can be read with a key for as long as the key exists. So the key of training goes when training
+is over, and that of an epoch with its last request, as the coordinator says (SP-11.18-16, SP-11.18-18); if it does not
+say so, both go when the policy's time is over, which the coordinator cannot postpone (SP-11.18-19).
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from splitpeer.daemon import happenings as h
+from splitpeer.errors import DataError
+from splitpeer.site.answers import ANSWERS
+from splitpeer.site.run_folders import folders, is_complete, mark_complete
+from splitpeer.site.secret import FUSION_KEY, SERVICE_KEY, forget_mask_keys, own_file, own_secret
+from splitpeer.storage import durable, reading
+from splitproto import fusion
+from splitproto.errors import FusionMismatch, PolicyRefused
+from splitproto.fusion import MOST_EPOCHS, SECRET_BYTES, Masking
+from splitproto.messages import Settled
+from splitproto.partners import Keys
+
+PUBLIC = "fusion.public"
+"""In the folder of a run: public keys, and when the key of training was used first. It outlives the keys."""
+DAY_S = 86_400.0
+PURPOSE = "the key of this site's masks"
+LOST = "its run cannot continue, begin a new one"
+
+
+@dataclass(frozen=True)
+class Service:
+    """The keys of one epoch, with all that those of the next are made of."""
+
+    masking: Masking
+    epoch: int
+    since: float | None
+    """When it was used first."""
+
+    def following(self, epoch: int) -> Service:
+        """A later epoch; what was before cannot be computed from it."""
+        masking = self.masking
+        for number in range(self.epoch + 1, epoch + 1):
+            masking = masking.following(number)
+        return Service(masking, epoch, None)
+
+    @classmethod
+    def read(cls, path: Path, public: bytes) -> Service | None:
+        """None: the partners have not proven themselves yet. Raises DataError."""
+        said = _document(path)
+        if "secret" in said:
+            return None
+
+        def parse() -> Service:
+            partners, shared = (
+                {str(name): bytes.fromhex(key) for name, key in said[field].items()}
+                for field in ("partners", "shared")
+            )
+            masking = Masking(bytes.fromhex(said["run"]), str(said["site"]), public, partners, shared)
+            return cls(masking, int(said["epoch"]), _moment(said["since"]))
+
+        found: Service = _parsed(path, parse)
+        return found
+
+    def write(self, path: Path) -> None:
+        """Durable when this returns. Raises DataError."""
+        masks = self.masking
+        keys = {
+            field: {name: key.hex() for name, key in of.items()}
+            for field, of in (("partners", masks.partners), ("shared", masks.shared))
+        }
+        said = {"run": masks.run.hex(), "site": masks.site, "epoch": self.epoch, "since": self.since, **keys}
+        _write(path, json.dumps(said).encode())
+
+
+class MaskKeys:
+    """Of one run.
+
+    Args:
+        folder: of the run.
+        days: `[policy] max_key_days`.
+        report: told when a key has gone.
+        now: seconds, as `time.time`.
+
+    Raises:
+        PolicyRefused: the run is complete.
+        DataError: a file in the folder is missing, or cannot be read or written.
+    """
+
+    def __init__(
+        self, folder: Path, days: float, report: h.Reporter, now: Callable[[], float] = time.time
+    ) -> None:
+        self._folder, self._days, self._report, self._now = folder, days, report, now
+        if is_complete(folder):
+            _forget(folder)
+            raise PolicyRefused("the run is complete at this site, and the key of its masks was deleted")
+        _check_answers(folder)
+        if not (folder / PUBLIC).exists():
+            _make(folder)
+        written = _document(folder / PUBLIC)
+        self.public = _parsed(folder / PUBLIC, lambda: Keys.read(written["keys"]))
+        """What partners are shown, also when the secrets are gone."""
+        self._since: float | None = _parsed(folder / PUBLIC, lambda: _moment(written["since"]))
+        self._training: Masking | None = None
+        self._service: Service | None = None
+        self._told: Settled | None = None
+        _expire(folder, days, report, now())
+        # Now, not when the partners have proven themselves.
+        if (folder / FUSION_KEY).exists():
+            self._secret()
+        if (folder / SERVICE_KEY).exists():
+            own_file(folder / SERVICE_KEY, PURPOSE)
+
+    def agree(self, run: bytes, site: str, partners: Mapping[str, Keys]) -> None:
+        """These partners have proven themselves on a new link.
+
+        Raises:
+            FusionMismatch: a key is not usable.
+            DataError: a file cannot be read or written.
+        """
+        self._told = self._training = self._service = None
+        if (self._folder / FUSION_KEY).exists():
+            training = {name: keys.training for name, keys in partners.items()}
+            self._training = Masking.agreed(run, site, self._secret(), training)
+        if (self._folder / SERVICE_KEY).exists():
+            self._take_service(run, site, {name: keys.service for name, keys in partners.items()})
+
+    def masking(self, mode: str) -> Masking:
+        """With what an answer in this mode is masked; that it is used is durable when this returns.
+
+        Raises:
+            PolicyRefused: the key was deleted.
+            DataError: it cannot be written down.
+        """
+        self.expire()
+        told = self._told
+        if mode == "infer" or (mode == "release" and told is not None and told.trained):
+            # SP-11.18-18: all parties are in one epoch, or their masks do not cancel.
+            service = self._service
+            if service is None or told is None or told.epoch != service.epoch:
+                raise PolicyRefused("the key of this epoch of the run's inference was deleted at this site")
+            if service.since is None:
+                self._keep(replace(service, since=self._now()))
+            return service.masking
+        if self._training is None:
+            raise PolicyRefused(
+                "the key of the run's training was deleted at this site, which answers no more of its questions"
+            )
+        if self._since is None:
+            self._since = self._now()
+            _write(self._folder / PUBLIC, _public(self.public, self._since))
+        return self._training
+
+    def settle(self, told: Settled) -> None:
+        """SP-11.18-16, SP-11.18-18: what the coordinator says is over.
+
+        Raises:
+            PolicyRefused: too many epochs are passed over.
+            DataError: a file cannot be written or removed.
+        """
+        self._told, service = told, self._service
+        if told.trained:
+            self._end_training("training is over")
+        if service is not None and told.epoch > service.epoch:
+            if told.epoch > service.epoch + MOST_EPOCHS:
+                raise PolicyRefused(
+                    f"epoch {told.epoch} of the service, where {service.epoch} is this site's"
+                )
+            self._keep(service.following(told.epoch))
+
+    def expire(self) -> None:
+        """SP-11.18-19: what has been used for longer than the policy allows goes. Raises DataError."""
+        now, service = self._now(), self._service
+        if _over(self._since, self._days, now):
+            self._end_training(_why(self._days))
+        if service is not None and _over(service.since, self._days, now):
+            self._keep(service.following(service.epoch + 1))
+
+    # --- inside ----------------------------------------------------------------------------------------
+
+    def _end_training(self, why: str) -> None:
+        self._training = None
+        if _remove(self._folder / FUSION_KEY):
+            self._report(h.MaskKeyDeleted(_run_of(self._folder), why))
+
+    def _secret(self) -> bytes:
+        path = self._folder / FUSION_KEY
+        found = own_secret(path, SECRET_BYTES, PURPOSE, LOST)
+        if fusion.public_of(found) != self.public.training:
+            raise DataError(f"{path}: is not the key that the run began with; {LOST}")
+        return found
+
+    def _take_service(self, run: bytes, site: str, partners: Mapping[str, bytes]) -> None:
+        """The epoch that an earlier link or process was in; at first, from the secret, which then goes."""
+        path = self._folder / SERVICE_KEY
+        own_file(path, PURPOSE)
+        found = Service.read(path, self.public.service)
+        if found is None:
+            secret = _parsed(path, lambda: bytes.fromhex(_document(path)["secret"]))
+            if len(secret) != SECRET_BYTES or fusion.public_of(secret) != self.public.service:
+                raise DataError(f"{path}: is not the key that the run began with; {LOST}")
+            self._keep(Service(Masking.agreed(run, site, secret, partners), 0, None).following(1))
+        elif (found.masking.run, found.masking.site, found.masking.partners) != (run, site, partners):
+            raise FusionMismatch("the keys of the service are of other partners: begin a new run")
+        else:
+            self._service = found
+
+    def _keep(self, service: Service) -> None:
+        service.write(self._folder / SERVICE_KEY)
+        self._service = service
+
+
+def forget_keys(state: Path, days: float, report: h.Reporter, now: Callable[[], float] = time.time) -> None:
+    """In all runs of a site: what a crash left undone between the mark of a complete run and its keys (SP-11.18-5),
+    and keys that were used for longer than `days` (SP-11.18-19). What cannot be read or removed is reported."""
+    for folder in folders(state):
+        if is_complete(folder):
+            if (folder / FUSION_KEY).exists() or (folder / SERVICE_KEY).exists():
+                mark_complete(folder, report)
+            continue
+        try:
+            _expire(folder, days, report, now())
+        except DataError as error:
+            report(h.DataWarning(str(error)))
+
+
+def _expire(folder: Path, days: float, report: h.Reporter, now: float) -> None:
+    """SP-11.18-19, where the partners of a run have not proven themselves to this process. Raises DataError."""
+    public, key = folder / PUBLIC, folder / SERVICE_KEY
+    if not public.exists():
+        return
+    said = _document(public)
+    if _over(_parsed(public, lambda: _moment(said["since"])), days, now) and _remove(folder / FUSION_KEY):
+        report(h.MaskKeyDeleted(_run_of(folder), _why(days)))
+    if not key.exists():
+        return
+    keys = _parsed(public, lambda: Keys.read(said["keys"]))
+    service = Service.read(key, keys.service)
+    if service is not None and _over(service.since, days, now):
+        service.following(service.epoch + 1).write(key)
+
+
+def _over(since: float | None, days: float, now: float) -> bool:
+    return since is not None and now - since > days * DAY_S
+
+
+def _why(days: float) -> str:
+    return f"it was used first {days:g} days ago ([policy] max_key_days)"
+
+
+# --- files ----------------------------------------------------------------------------------------------
+
+
+def _make(folder: Path) -> None:
+    """SP-11.18-5: both secrets, and last what shows that they were made."""
+    training = own_secret(folder / FUSION_KEY, SECRET_BYTES, PURPOSE, LOST)
+    # Nobody has seen the public half yet, so what a crash has left is made anew.
+    service = secrets.token_bytes(SECRET_BYTES)
+    _write(folder / SERVICE_KEY, json.dumps({"epoch": 0, "secret": service.hex()}).encode())
+    keys = Keys(fusion.public_of(training), fusion.public_of(service))
+    _write(folder / PUBLIC, _public(keys, None))
+
+
+def _public(keys: Keys, since: float | None) -> bytes:
+    return (json.dumps({"keys": keys.written(), "since": since}) + "\n").encode()
+
+
+def _check_answers(folder: Path) -> None:
+    """SP-11.18-13: nobody knows what was answered under these masks. Raises DataError."""
+    answers = folder / ANSWERS
+    if answers.exists():
+        return
+    if any((folder / name).exists() for name in (FUSION_KEY, SERVICE_KEY, PUBLIC)):
+        raise DataError(
+            f"{answers}: is missing, and only it tells what {FUSION_KEY} has masked: restore it from a backup, or "
+            "begin a new run"
+        )
+    # Before the keys, so that keys without it mean that answers were lost.
+    _write(answers, b"")
+
+
+def _forget(folder: Path) -> None:
+    try:
+        forget_mask_keys(folder)
+    except OSError as error:
+        raise durable.refusal(error, f"{folder}:", "[peer] state") from None
+
+
+def _remove(path: Path) -> bool:
+    """Durably; whether it was there. Raises DataError."""
+    try:
+        path.unlink()
+        durable.sync_folder(path.parent)
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        raise durable.refusal(error, f"{path}:", "[peer] state") from None
+    return True
+
+
+def _document(path: Path) -> Any:
+    try:
+        return reading.document(path)
+    except (OSError, ValueError):
+        raise DataError(f"{path}: cannot be read: restore it, or begin a new run") from None
+
+
+def _parsed(path: Path, parse: Callable[[], Any]) -> Any:
+    try:
+        return parse()
+    except (ValueError, TypeError, LookupError, AttributeError):
+        raise DataError(f"{path}: cannot be read: restore it, or begin a new run") from None
+
+
+def _moment(written: object) -> float | None:
+    """Raises ValueError or TypeError."""
+    return None if written is None else float(written)  # type: ignore[arg-type]
+
+
+def _run_of(folder: Path) -> str:
+    return folder.name.rpartition("-")[2]
+
+
+def _write(path: Path, octets: bytes) -> None:
+    try:
+        durable.make_folder(path.parent)
+        durable.replace(path, octets)
+    except OSError as error:
+        raise durable.refusal(error, f"{path}:", "[peer] state") from None

@@ -1,0 +1,57 @@
+"""What a site's daemon looks after whatever its coordinator does: keys whose time is over."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from splitpeer.daemon import happenings as h
+from splitpeer.errors import DeadlinePassed, PeerError
+from splitpeer.federation.compute import Compute
+from splitpeer.settings.peer import PeerConfig
+from splitpeer.site.job import SiteJob
+from splitpeer.site.mask_keys import forget_keys
+
+KEYS_S = 3600.0
+"""Between two looks at the age of keys (SP-11.18-19)."""
+READ_S = 600.0
+
+
+class Upkeep:
+    """Of one daemon.
+
+    Args:
+        config: its `peer.toml`.
+        compute: the thread in which a job's state may be changed.
+        job: the present one, if any.
+        report: told what was done.
+    """
+
+    def __init__(
+        self, config: PeerConfig, compute: Compute, job: Callable[[], SiteJob | None], report: h.Reporter
+    ) -> None:
+        self._config, self._compute, self._job, self._report = config, compute, job, report
+
+    async def run(self) -> None:
+        """Until it is cancelled."""
+        while True:
+            await self.look_at_keys()
+            await asyncio.sleep(KEYS_S)
+
+    async def look_at_keys(self) -> None:
+        """Keys that were used for as long as the policy allows go. What cannot be removed is reported."""
+        try:
+            await self._compute.run(self._expire, what="the age of keys", timeout=READ_S)
+        except DeadlinePassed:
+            return  # whatever hangs is reported where it hangs
+
+    def _expire(self) -> None:
+        policy, job = self._config.policy, self._job()
+        if policy is None:
+            return
+        try:
+            if job is not None and job.summing is not None:
+                job.summing.keys.expire()
+        except PeerError as error:
+            self._report(h.DataWarning(str(error)))
+        forget_keys(self._config.peer.state, policy.max_key_days, self._report)
