@@ -130,7 +130,7 @@ async def test_partners_that_changed_within_a_run_are_refused(scene: Scene) -> N
         ended = await until(on, "site-flair", lambda: scene.metrics())
         assert not ended
     kept = folder(scene, "site-flair") / PARTNERS
-    kept.write_text(json.dumps({**json.loads(kept.read_text()), "site-t2": bytes(32).hex()}))
+    kept.write_text(json.dumps({**json.loads(kept.read_text()), "site-t2": bytes(64).hex()}))
     ran = await scene.together(resume=True)
     assert "partner site-t2 has another key" in str(ran.clients["site-flair"])
     assert isinstance(ran.clients["site-flair"], FusionMismatch)
