@@ -35,7 +35,7 @@ LOST = "its run cannot continue, begin a new one"
 
 
 @dataclass(frozen=True)
-class Service:
+class ServiceKeys:
     """The keys of one epoch, with all that those of the next are made of."""
 
     masking: Masking
@@ -43,21 +43,21 @@ class Service:
     since: float | None
     """When it was used first."""
 
-    def following(self, epoch: int) -> Service:
+    def following(self, epoch: int) -> ServiceKeys:
         """A later epoch; what was before cannot be computed from it."""
         masking = self.masking
         for number in range(self.epoch + 1, epoch + 1):
             masking = masking.following(number)
-        return Service(masking, epoch, None)
+        return ServiceKeys(masking, epoch, None)
 
     @classmethod
-    def read(cls, path: Path, public: bytes) -> Service | None:
+    def read(cls, path: Path, public: bytes) -> ServiceKeys | None:
         """None: the partners have not proven themselves yet. Raises DataError."""
         said = _document(path)
         if "secret" in said:
             return None
 
-        def parse() -> Service:
+        def parse() -> ServiceKeys:
             partners, shared = (
                 {str(name): bytes.fromhex(key) for name, key in said[field].items()}
                 for field in ("partners", "shared")
@@ -65,7 +65,7 @@ class Service:
             masking = Masking(bytes.fromhex(said["run"]), str(said["site"]), public, partners, shared)
             return cls(masking, int(said["epoch"]), _moment(said["since"]))
 
-        found: Service = _parsed(path, parse)
+        found: ServiceKeys = _parsed(path, parse)
         return found
 
     def write(self, path: Path) -> None:
@@ -108,7 +108,7 @@ class MaskKeys:
         """What partners are shown, also when the secrets are gone."""
         self._since: float | None = _parsed(folder / PUBLIC, lambda: _moment(written["since"]))
         self._training: Masking | None = None
-        self._service: Service | None = None
+        self._service: ServiceKeys | None = None
         self._told: Settled | None = None
         _expire(folder, days, report, now())
         # Now, not when the partners have proven themselves.
@@ -200,18 +200,18 @@ class MaskKeys:
         """The epoch that an earlier link or process was in; at first, from the secret, which then goes."""
         path = self._folder / SERVICE_KEY
         own_file(path, PURPOSE)
-        found = Service.read(path, self.public.service)
+        found = ServiceKeys.read(path, self.public.service)
         if found is None:
             secret = _parsed(path, lambda: bytes.fromhex(_document(path)["secret"]))
             if len(secret) != SECRET_BYTES or fusion.public_of(secret) != self.public.service:
                 raise DataError(f"{path}: is not the key that the run began with; {LOST}")
-            self._keep(Service(Masking.agreed(run, site, secret, partners), 0, None).following(1))
+            self._keep(ServiceKeys(Masking.agreed(run, site, secret, partners), 0, None).following(1))
         elif (found.masking.run, found.masking.site, found.masking.partners) != (run, site, partners):
             raise FusionMismatch("the keys of the service are of other partners: begin a new run")
         else:
             self._service = found
 
-    def _keep(self, service: Service) -> None:
+    def _keep(self, service: ServiceKeys) -> None:
         service.write(self._folder / SERVICE_KEY)
         self._service = service
 
@@ -241,7 +241,7 @@ def _expire(folder: Path, days: float, report: h.Reporter, now: float) -> None:
     if not key.exists():
         return
     keys = _parsed(public, lambda: Keys.read(said["keys"]))
-    service = Service.read(key, keys.service)
+    service = ServiceKeys.read(key, keys.service)
     if service is not None and _over(service.since, days, now):
         service.following(service.epoch + 1).write(key)
 
