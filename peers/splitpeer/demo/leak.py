@@ -168,8 +168,16 @@ class AttackEffort:
     attacks: tuple[str, ...] = ATTACKS
     search: str = SEARCH
     """Of the sum, beside `attacks`; it begins with their network."""
+    together: tuple[str, ...] = ATTACKS[1:2]
+    """Where all others help: the strongest there; the floor, a network on their images, takes as long as an attack."""
     tumour: bool = True
     """Look for tumours in what was rebuilt."""
+
+    def on(self, name: str) -> tuple[str, ...]:
+        """Those of one experiment."""
+        if name == COLLUDE:
+            return self.together
+        return (*self.attacks, self.search) if name == SUM else self.attacks
 
 
 EFFORT = AttackEffort()
@@ -237,14 +245,12 @@ def _attack_sums(
     """In a process of its own: those of the experiments that are named; their folders, and their figures."""
     federation, folders = Federation(folder, job), []
     figures: dict[str, float] = {}
-    for name, experiment, parties in _experiments(federation, job, tumour=effort.tumour):
-        if name not in names:
-            continue
+    for name, experiment, parties in _experiments(federation, job, names, tumour=effort.tumour):
         opened = experiment.open_folder(
             folder / "attack" / name, commands=("splitpeer demo --private",), notes=(SYNTHETIC,)
         )
         opened.not_tested, opened.promises = (*LEFT_OUT, *OTHERS), promises(parties)
-        for attack in (*effort.attacks, effort.search) if name == SUM else effort.attacks:
+        for attack in effort.on(name):
             found = _run(silent, experiment, opened, (attack,)).values()
             title = f"{attack.partition(':')[0]} on {READ[name]}"
             figures[f"{title}, ssim"] = max(found, default=0.0)
@@ -259,9 +265,9 @@ def _strangers(federation: Federation) -> Path:
 
 
 def _experiments(
-    federation: Federation, job: PrivateJob, *, tumour: bool
+    federation: Federation, job: PrivateJob, names: Collection[str], *, tumour: bool
 ) -> Iterator[tuple[str, Experiment, int]]:
-    """Name, adversary, and number of hospitals."""
+    """Of those that are named: name, adversary, and number of hospitals."""
     config = JobConfig.load(federation.hub / "job.toml")
     on_wire, window, salt = job_on_wire(config), window_of(job_on_wire(config)), load_salt(federation.salt)
     if on_wire.fusion is None:
@@ -278,7 +284,9 @@ def _experiments(
     theirs = sent([part for part in parts if part.seat.name != SEAT], samples, truth.images)
     # What the coordinator and all others have together: the sum without their own parts.
     left = remaining(sums, [over_seats(by_seat) for by_seat in theirs.values()], on_wire.fusion)
-    judge = make_judge(tuple(SITES.values()), truth, others, finder_steps=150, tumour=tumour)
+    # A finder of tumours for each contrast that is attacked takes as long as an attack.
+    attacked = tuple(SITES.values()) if SUM in names else (SEAT,)
+    judge = make_judge(attacked, truth, others, finder_steps=150, tumour=tumour)
     source = Source(role="coordinator", site=HUB, federation=config.job.name, run=bank.contents.run.hex())
     sites = on_wire.fusion.parties
     for name, of, reads, levels in (
@@ -287,8 +295,9 @@ def _experiments(
     ):
         one = Onlooker(on_wire, tuple(of), own[0].site, (), reads, SITES, seed=job.seed)
         experiment = one.experiment(samples, levels, judge, others, source)
-        yield name, experiment, sites
-        if name == KNOWN:
+        if name in names:
+            yield name, experiment, sites
+        if name == KNOWN and COLLUDE in names:
             together = colluding_experiment(experiment, others_of(parts, own[0].site))
             view = replace(together.view, summed=all_collude(sites))
             yield COLLUDE, replace(together, view=view), sites

@@ -25,12 +25,12 @@ class PrivateJob(DemoJob):
 
     patients: int = 100
     """So few that the hospitals send less than a twentieth of what they send in the plain demo."""
-    steps: int = 450
+    steps: int = 400
     widths: tuple[int, ...] = (1, 1, 2, 4, 8)
     """Channels of the levels that leave."""
-    strangers: int = 160
+    strangers: int = 100
     """Phantom patients, as a public data set, on whose images and masks the encoders are trained beforehand."""
-    pretraining_steps: int = 600
+    pretraining_steps: int = 400
 
     def toml(self) -> dict[str, Any]:
         """`job.toml` as a dict."""
