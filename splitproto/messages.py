@@ -441,6 +441,15 @@ class Withdraw(Message):
 
 
 @dataclass(frozen=True, slots=True)
+class Revoked(Message):
+    """Client: patients who have withdrawn consent since it joined, at once (SP-11.13-12)."""
+
+    name = "revoked"
+    patients: tuple[bytes, ...] = wire(ListOf(Octets(16), 1024, 1))
+    """Pseudonyms."""
+
+
+@dataclass(frozen=True, slots=True)
 class Withdrawn(Message):
     """Coordinator: from this step on, the run is made without these patients."""
 

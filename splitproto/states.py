@@ -59,6 +59,7 @@ TRANSITIONS: dict[Side, dict[State, dict[str, State]]] = {
         S.WORKING: {
             "activations": S.WORKING,
             "withdraw": S.WORKING,
+            "revoked": S.WORKING,
             "applied": S.WORKING,
             "advanced": S.WORKING,
             "shared": S.WORKING,

@@ -76,6 +76,7 @@ MESSAGES: dict[str, messages.Message] = {
     ),
     "activations": messages.Activations("train", 1, 0, batch_digest(1, SEED, FIRST), {"x4": SMALL}),
     "withdraw": messages.Withdraw("train", 1, 0, batch_digest(1, SEED, FIRST), (Unusable(KEY, "truncated"),)),
+    "revoked": messages.Revoked((KEY,)),
     "withdrawn": messages.Withdrawn(1, (Unusable(KEY, "truncated"),)),
     "gradients": messages.Gradients(1, {"x4": SMALL}),
     "applied": messages.Applied(1),
@@ -210,6 +211,7 @@ def heads() -> Iterator[Case]:
     yield case(
         "settled-before-the-first-epoch", {**maps["settled"], "epoch": 0}, "SP-11.18-17: they begin with 1"
     )
+    yield case("revoked-nobody", {**maps["revoked"], "patients": []}, "SP-11.13-12: there is nothing to say")
     unproven = {**maps["fusion-key"], "offer": {**maps["fusion-key"]["offer"], "chain": []}}
     yield case("fusion-key-without-certificate", unproven, "SP-11.18-6")
     yield case("fusion-keys-of-nobody", {**maps["fusion-keys"], "partners": []}, "SP-11.18-7")
@@ -506,6 +508,15 @@ def conversations() -> Iterator[Case]:
     ):
         yield case(f"{word}-from-the-other", f"{working}|{side} {word}", bad, "SP-9-1")
     yield case("logits-before-begin", f"{joined}|S logits", bad, "SP-9-1")
+    revoked = (
+        f"{working}|S forward|C revoked|C activations|C revoked|S advance|C revoked|C advanced|S withdrawn"
+    )
+    yield case("revoked", revoked, at("working", "working"), "SP-11.13-12: it answers nothing")
+    yield case(
+        "revoked-without-features", f"{working}|C revoked", at("working", "working"), "SP-11.13-12", []
+    )
+    yield case("revoked-before-begin", f"{joined}|C revoked", bad, "SP-9-1: an inventory says it then")
+    yield case("revoked-from-coordinator", f"{working}|S revoked", bad, "SP-9-1")
     settled = f"{working}|S settled|S forward|C activations"
     yield case("settled", settled, at("working", "working"), "SP-11.18-16")
     keys = f"{joined}|C fusion-key|C inventory|S fusion-keys|S begin|S forward|C activations"

@@ -195,6 +195,7 @@ def example(name: str) -> Message:
         "forward": messages.Forward("train", 1, 0, (messages.Sample(key, (0, -3, 7)),), digest, 7),
         "activations": messages.Activations("train", 1, 0, digest, tensors),
         "withdraw": messages.Withdraw("train", 1, 0, digest, (messages.Unusable(key, "truncated"),)),
+        "revoked": messages.Revoked((key,)),
         "withdrawn": messages.Withdrawn(1, (messages.Unusable(key, "truncated"),)),
         "gradients": messages.Gradients(1, tensors),
         "applied": messages.Applied(1),

@@ -98,6 +98,7 @@ def talk(pair: Any, example: Example, exchange: Callable[[], None]) -> dict[Side
         (COORDINATOR, "begin"),
         (COORDINATOR, "forward"),
         (CLIENT, "withdraw"),
+        (CLIENT, "revoked"),
         (COORDINATOR, "withdrawn"),
         (CLIENT, "activations"),
         (COORDINATOR, "gradients"),

@@ -18,7 +18,7 @@ CLIENT, COORDINATOR = Side.CLIENT, Side.COORDINATOR
 S = State
 
 # Written down apart from the tables: (client, coordinator) before, who says what, (client, coordinator) after.
-CLIENTS = ("activations", "withdraw", "applied", "advanced", "saved", "unsaved", "rolled-back")
+CLIENTS = ("activations", "withdraw", "revoked", "applied", "advanced", "saved", "unsaved", "rolled-back")
 COORDINATORS = (
     "forward",
     "withdrawn",

@@ -98,6 +98,16 @@ class Exclusion:
         await self._run.on_disk(self._remove_predictions, what="masks to be removed")
         await self._tell()
 
+    def revoked(self) -> UnusableBySite:
+        """Patients of the run who have withdrawn consent, as sites have listed them or said since (SP-11.13-12), and
+        who are in it still."""
+        found = dict[RemoteSite | None, Sequence[Unusable]]()
+        for site in self._run.team.present:
+            gone = [key for key, cause in site.unusable.items() if cause == CONSENT and key not in self.keys]
+            if own := sorted(set(gone).intersection(self._run.patients_of(site))):
+                found[site] = tuple(Unusable(key, CONSENT) for key in own)
+        return found
+
     def note(self, stream: TrainingStream | None, *, more: bool = False) -> None:
         """Whatever follows is made without those that are out. Raises JobFailed where too few are left."""
         run = self._run

@@ -126,7 +126,7 @@ class RemoteSite:
         """Agreed on its newest link."""
         self.patients: Mapping[bytes, Geometry] = {}
         self.unusable: Mapping[bytes, str] = {}
-        """Patients whose files it said, on joining, that it cannot use, and why."""
+        """Patients whose files it said, on joining or since, that it cannot use, and why."""
         self.lists: Mapping[bytes, tuple[str, ...]] = {}
         """The seats that it can fill, by usable patient."""
         self.people: Mapping[bytes, bytes] = {}
@@ -374,7 +374,8 @@ class RemoteSite:
         self._witness.heard(self.name, accept)
         self.party = Party(self.name, self._offer.seats, accept.defences or (), accept.recorded)
         self.features = frozenset(session.agreement.features)
-        self.patients, self.unusable, self.lists = patients.usable, patients.unusable, patients.seats
+        self.patients, self.lists = patients.usable, patients.seats
+        self.unusable = link.unusable = dict(patients.unusable)
         self.people = patients.people
         self._octets_before = self.traffic
         self.weights = accept.weights or b""
@@ -393,7 +394,7 @@ class RemoteSite:
                 session.peer.serial,
             )
         )
-        if self.requests is not None and "infer" in self.features:
+        if self.requests is not None:
             link.listen(self.requests)
         self._presence.take(link)
 

@@ -9,9 +9,10 @@ from typing import TypeVar, overload
 from splitpeer.errors import JobFailed
 from splitpeer.federation.seating import Part
 from splitproto import Session, SplitprotoError
+from splitproto.causes import CONSENT
 from splitproto.clock import overslept
 from splitproto.errors import DeadlineExceeded, LinkLost, UnexpectedMessage, printable
-from splitproto.messages import Bye, Cancel, JobDecline, Message, Segment
+from splitproto.messages import Bye, Cancel, JobDecline, Message, Revoked, Segment
 
 Heard = TypeVar("Heard", bound=Message)
 Other = TypeVar("Other", bound=Message)
@@ -21,6 +22,8 @@ Unsolicited = Callable[[Message], Awaitable[None]]
 """Takes a message that answers nothing; raises nothing."""
 LISTEN_S = 3600.0
 """Between two messages; then it listens again."""
+MOST_REVOKED = 1 << 16
+"""Patients of whom a site may say on one link that they withdrew consent: they are kept in memory."""
 
 
 class LinkListener:
@@ -65,7 +68,7 @@ class LinkListener:
                     message = await self._session.receive(LISTEN_S)
                 except DeadlineExceeded:
                     continue
-                if isinstance(message, Segment | Cancel):
+                if isinstance(message, Segment | Cancel | Revoked):
                     await self._unsolicited(message)
                     continue
                 self._taken.clear()
@@ -111,6 +114,8 @@ class SiteLink:
         self._stream: object = None
         self._announced = 0  # batches of `_stream` that were sent
         self._listener: LinkListener | None = None
+        self.unusable: dict[bytes, str] = {}
+        """Patients whom the site cannot use, and why, as it said when it joined, and by `revoked` since."""
 
     @property
     def alive(self) -> bool:
@@ -119,7 +124,23 @@ class SiteLink:
 
     def listen(self, unsolicited: Unsolicited) -> None:
         """From now on the site may ask for something at any time."""
-        self._listener = LinkListener(self.session, unsolicited)
+
+        async def heard(message: Message) -> None:
+            if isinstance(message, Revoked):
+                try:
+                    self._revoke(message)
+                except UnexpectedMessage as error:
+                    self.session.fail(error)
+            else:
+                await unsolicited(message)
+
+        self._listener = LinkListener(self.session, heard)
+
+    def _revoke(self, told: Revoked) -> None:
+        """SP-11.13-12: whoever works on the run finds it before the next step or request. Raises UnexpectedMessage."""
+        if len(self.unusable) + len(told.patients) > MOST_REVOKED:
+            raise UnexpectedMessage(f"{self.site} says of too many patients that they withdrew consent")
+        self.unusable.update(dict.fromkeys(told.patients, CONSENT))
 
     async def send(self, message: Message) -> None:
         """Queue a message; raises SplitprotoError if the site does not take it in time, or the link is over."""
@@ -162,7 +183,10 @@ class SiteLink:
         """
         self._show_waiting(what, self._answer_s)
         source = self._listener or self.session
-        message = await source.receive(self._answer_s, f"{what} from {self.site}")
+        while isinstance(
+            message := await source.receive(self._answer_s, f"{what} from {self.site}"), Revoked
+        ):
+            self._revoke(message)
         if isinstance(message, JobDecline):
             await self.session.close("failed", "the job was declined")
             raise JobFailed(f"site {self.site} declined the job: {printable(message.reason)}")

@@ -98,6 +98,9 @@ class Trainer:
         while scored < run.job.steps and not run.draining:
             try:
                 await self._assemble()
+                if told := self._exclusion.revoked():
+                    # SP-11.13-12: not only when a batch asks for them.
+                    await self._exclusion.withdraw(told, stream)
                 await self._infer()
                 if run.committed < run.job.steps:
                     while unusable := await self._step(stream):

@@ -575,9 +575,12 @@ class Client:
         serving = Serving(
             session, job, self._compute, self._asking, self._report, self._progress, self._traffic
         )
+        watching = asyncio.create_task(self._upkeep.watch_consent(session, job, serving.revoked))
         try:
             return await self._work_on(session, job, serving)
         finally:
+            watching.cancel()
+            await asyncio.gather(watching, return_exceptions=True)
             if self._asking is not None:
                 self._asking.unlink()
 

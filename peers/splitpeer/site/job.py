@@ -145,6 +145,8 @@ class SiteJob:
         self._late = LateFiles(
             means.channels, means.consent, means.named, means.salt, means.look_again, means.report
         )
+        self._revoked: set[bytes] = set()
+        """Of whom the coordinator was told on this link that they have withdrawn consent."""
         self._bad_for_now: set[bytes] = set()
         """Patients found unusable by inference alone: their files are looked at again."""
         self._withdrew = False  # announced batches do not count until the coordinator says where to continue
@@ -240,6 +242,7 @@ class SiteJob:
             (key, self._person(key)) for key in {*grids, *unusable} - {*self._means.named.people}
         )
         patients = [self._listed(key) for key in grids]
+        self._revoked = {key for key, cause in unusable.items() if cause == CONSENT}
         if not self.job.frozen:
             self._late.keys -= grids.keys()
         return patients, [Unusable(key, cause) for key, cause in unusable.items()]
@@ -573,6 +576,14 @@ class SiteJob:
                 self.unusable[key] = CONSENT
         if self._labels is not None:
             self._labels.forget(withdrawn, everywhere=True)
+
+    def newly_revoked(self) -> list[bytes]:
+        """SP-11.13-12: who has withdrawn consent since the coordinator was told of patients; not named again on this
+        link (compute thread). Raises DataError: the list cannot be read, or withdraws too many."""
+        self._heed_consent()
+        gone = {key for key, cause in self.unusable.items() if cause == CONSENT and key in self._means.named}
+        new, self._revoked = sorted(gone - self._revoked), self._revoked | gone
+        return new
 
     def hear_withdrawn(self, told: Withdrawn) -> None:
         """Who is out of the run, at whichever site (compute thread). Raises as `MaskAnswers.forget`."""

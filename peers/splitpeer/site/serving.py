@@ -13,7 +13,7 @@ from splitpeer.logs import handle
 from splitpeer.site.inference.asking import InferenceAsker
 from splitpeer.site.job import SiteJob
 from splitproto import Session
-from splitproto.causes import OF_A_PATIENT
+from splitproto.causes import CONSENT, OF_A_PATIENT
 from splitproto.errors import UnexpectedMessage
 from splitproto.messages import (
     Advance,
@@ -105,6 +105,12 @@ class Serving:
         if self.job.summing is None:
             raise UnexpectedMessage("a word about keys of a sum where there is none")
         await self.computed(self.job.summing.keys.settle, message)
+
+    def revoked(self, keys: Sequence[bytes]) -> None:
+        """SP-11.13-12: the coordinator was told of these, without having asked."""
+        job = self.job
+        step = 1 if job.job.frozen else job.applied + 1
+        self.patients_out(step, [Unusable(key, CONSENT) for key in keys], "withdraw")
 
     # --- services --------------------------------------------------------------------------------------
 

@@ -1,9 +1,10 @@
-"""What a site's daemon looks after whatever its coordinator does: keys whose time is over."""
+"""What a site's daemon looks after whatever its coordinator asks: keys whose time is over, and the list of those who
+have withdrawn consent."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from splitpeer.daemon import happenings as h
 from splitpeer.errors import DeadlinePassed, PeerError
@@ -11,10 +12,16 @@ from splitpeer.federation.compute import Compute
 from splitpeer.settings.peer import PeerConfig
 from splitpeer.site.job import SiteJob
 from splitpeer.site.mask_keys import forget_keys
+from splitproto import Session, SplitprotoError
+from splitproto.messages import Revoked
 
 KEYS_S = 3600.0
 """Between two looks at the age of keys (SP-11.18-19)."""
 READ_S = 600.0
+CONSENT_S = 5.0
+"""Between two looks at the list of withdrawn patients while connected (SP-11.13-12)."""
+MOST_AT_ONCE = 1024
+"""Patients in one `revoked`."""
 
 
 class Upkeep:
@@ -37,6 +44,32 @@ class Upkeep:
         while True:
             await self.look_at_keys()
             await asyncio.sleep(KEYS_S)
+
+    async def watch_consent(
+        self, session: Session, job: SiteJob, said: Callable[[Sequence[bytes]], None]
+    ) -> None:
+        """Tell the coordinator at once of consent that is withdrawn; until it is cancelled, or the link is over.
+
+        What cannot be read is reported here once; the next batch, request or link stops the site with it.
+
+        Args:
+            said: told whom the coordinator is told of.
+        """
+        trouble = ""
+        while True:
+            try:
+                gone = await self._compute.run(job.newly_revoked, what="the list of consent", timeout=READ_S)
+                for first in range(0, len(gone), MOST_AT_ONCE):
+                    some = gone[first : first + MOST_AT_ONCE]
+                    await session.send(Revoked(tuple(some)), job.job.seconds_per_step)
+                    said(some)
+            except SplitprotoError:
+                return  # on the next link, the site says so when it joins
+            except PeerError as error:
+                if str(error) != trouble:
+                    trouble = str(error)
+                    self._report(h.DataWarning(trouble))
+            await asyncio.sleep(CONSENT_S)
 
     async def look_at_keys(self) -> None:
         """Keys that were used for as long as the policy allows go. What cannot be removed is reported."""

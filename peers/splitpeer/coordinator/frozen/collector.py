@@ -64,7 +64,7 @@ class Collector:
     async def _of_site(self, site: RemoteSite, queue: _Queue) -> None:
         run, place = self._run, 0
         await site.begin(0, self._exclusion.patients, even_restarted=True)
-        while queue.trim(place, self._exclusion.keys) and not run.draining:
+        while await self._more([queue], place) and not run.draining:
             until = min(place + run.settings.training.ahead, len(queue.parts))
             queue.announced = max(queue.announced, until)
             release, answer = queue.releases[place], await site.release(queue.parts, place, until)
@@ -81,7 +81,7 @@ class Collector:
         run, place, first = self._run, 0, next(iter(queues.values()))
         patients = self._exclusion.patients
         await run.team.ask_all(lambda site: site.begin(0, patients, even_restarted=True))
-        while self._more(queues.values(), place) and not run.draining:
+        while await self._more(queues.values(), place) and not run.draining:
             until = min(place + run.settings.training.ahead, len(first.parts))
             for queue in queues.values():
                 queue.announced = max(queue.announced, until)
@@ -97,8 +97,10 @@ class Collector:
                 )
                 await self._keep("all sites", entry, arrays[THE_SUM])
 
-    def _more(self, queues: Iterable[_Queue], place: int) -> bool:
+    async def _more(self, queues: Iterable[_Queue], place: int) -> bool:
         """Whether there is a question `place`; none of them asks for patients who are out."""
+        if await self._exclusion.listed():
+            await self._count()
         left = [queue.trim(place, self._exclusion.keys) for queue in queues]
         return all(left)
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+import asyncio
+from collections.abc import Collection
 
 from splitpeer.coordinator.exclusion import Exclusion, UnusableBySite
-from splitpeer.coordinator.remote_site import RemoteSite
+from splitpeer.coordinator.run import Run
 from splitpeer.federation.batches import TrainingStream
 from splitpeer.storage.bank import Bank
 from splitproto.causes import CONSENT
@@ -17,6 +18,11 @@ class BankExclusion(Exclusion):
 
     bank: Bank | None = None
     """None: there is none yet."""
+
+    def __init__(self, run: Run) -> None:
+        super().__init__(run)
+        # Sites are collected from side by side, and a withdrawal is noted once.
+        self._listing = asyncio.Lock()
 
     async def drop(self, unusable: UnusableBySite, stream: TrainingStream | None = None) -> None:
         """Continue without these; nothing that was asked is void. What was released of whom a site withdrew is removed,
@@ -49,19 +55,20 @@ class BankExclusion(Exclusion):
         await self._remove(())
         self.note(None)
 
-    async def listed(self) -> None:
-        """Whom sites listed as withdrawn when they joined: no site is asked about them any more.
+    async def listed(self, stream: TrainingStream | None = None) -> bool:
+        """Whom sites listed as withdrawn when they joined, or name since: no site is asked about them any more.
+
+        Returns:
+            Whether there is anybody new.
 
         Raises:
             As `drop`.
         """
-        run, found = self._run, dict[RemoteSite | None, Sequence[Unusable]]()
-        for site in run.team.present:
-            gone = [k for k, cause in site.unusable.items() if cause == CONSENT and k not in self.keys]
-            if own := [key for key in gone if key in run.seating.of(site.name)]:
-                found[site] = tuple(Unusable(key, CONSENT) for key in own)
-        if found:
-            await self.drop(found)
+        async with self._listing:
+            if not (found := self.revoked()):
+                return False
+            await self.drop(found, stream)
+            return True
 
     async def _remove(self, more: Collection[bytes]) -> None:
         """The releases of `more`, and of whom sites have withdrawn. Masks of our own that turn out to be bad are no

@@ -53,6 +53,7 @@ class BankTrainer:
         evaluator = BankEvaluator(run, features, self._exclusion)
         scored = -1
         while scored < run.job.steps and not run.draining:
+            await self._exclusion.listed(stream)
             if run.committed < run.job.steps:
                 while unusable := await self._step(features, stream):
                     await self._exclusion.drop(unusable, stream)
