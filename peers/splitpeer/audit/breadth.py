@@ -24,6 +24,7 @@ from splitpeer.audit.wider import (
     helpers,
     members_and_others,
     membership_experiment,
+    membership_order,
     recorded_of,
 )
 from splitpeer.captures.reader import open_capture
@@ -91,7 +92,7 @@ def tell_members(
         return []
     asked = recorded_of(experiment.view, open_capture(played.capture), people(rehearsal, head))
     wider = membership_experiment(experiment, asked, rehearsal.cohort, rehearsal.training, rehearsal.window)
-    return list(wider.run([Order("membership")], folder, naive=False))
+    return list(wider.run([membership_order(rehearsal.config)], folder, naive=False))
 
 
 def likeness(outcome: Outcome) -> float:

@@ -22,6 +22,7 @@ from splitpeer.audit.wider import (
 )
 from splitpeer.data.geometry import Triple
 from splitpeer.errors import AttackImpossible
+from splitpeer.models import Decoder
 from splitproto.messages import Sample
 
 MEMBERS = 100
@@ -74,11 +75,19 @@ class Further:
             return
         attack(wider, self.orders, self.folder, self.progress)
 
-    def members(self, training: Sequence[bytes], held_out: Sequence[bytes], window: Triple) -> None:
-        """Ask who of the patients was trained on."""
+    def members(
+        self, training: Sequence[bytes], held_out: Sequence[bytes], window: Triple, order: Order,
+        decoder: Decoder | None = None,
+    ) -> None:  # fmt: skip
+        """Ask who of the patients was trained on.
+
+        Args:
+            order: see `membership_order`.
+            decoder: the coordinator's half, where this site's levels are all that it takes.
+        """
         asked = members_and_others(self.cohort, training, held_out, window, MEMBERS, MEMBER_SLICES)
-        told = membership_experiment(self.one, self.released(asked), self.cohort, training, window)
-        attack(told, [Order("membership")], self.folder, self.progress)
+        told = membership_experiment(self.one, self.released(asked), self.cohort, training, window, decoder)
+        attack(told, [order], self.folder, self.progress)
 
     def together(self, allies: Allies, training: Sequence[bytes], images: int) -> list[Path]:
         """Read the site's values with the help of other hospitals; returns the run folders, below this one's.

@@ -27,11 +27,12 @@ from splitpeer.audit.released import FrozenSeat, Onlooker, quiet, read, sent
 from splitpeer.audit.run_folder import RunFolder, applied
 from splitpeer.audit.stand_in_partners import StandIns
 from splitpeer.audit.together import Allies
-from splitpeer.audit.wider import shadow_beside, wider_orders
+from splitpeer.audit.wider import membership_order, shadow_beside, wider_orders
 from splitpeer.defences.key import from_seed
 from splitpeer.errors import AttackImpossible, ConfigError
 from splitpeer.federation.halves import image_stacks
 from splitpeer.federation.seats import seats_of
+from splitpeer.models import Decoder
 from splitpeer.report.model import Privacy, Source, configuration
 from splitpeer.settings.job import JobConfig
 from splitpeer.training.split_step import Arrays
@@ -232,7 +233,11 @@ class SiteAudit(Invited):
         if self.labels is None or self.shadow is None:
             further.leave_out(NO_STRANGERS)
         else:
-            further.members(training, held_out, rehearsal.window)
+            half = rehearsal.half.network if len(rehearsal.seats) == 1 else None
+            further.members(
+                training, held_out, rehearsal.window, membership_order(rehearsal.config),
+                half if isinstance(half, Decoder) else None,
+            )  # fmt: skip
         if partners is not None:
             stacks = image_stacks(
                 rehearsal.protection.image, from_seed(self.seed, alone.site), self.held(alone.site)

@@ -19,6 +19,7 @@ from splitpeer.audit.released import FrozenSeat, sum_of
 from splitpeer.audit.run_folder import MALICIOUS, OTHERS, RunFolder, network_of
 from splitpeer.audit.site_audit import ALL_RELEASES, FIRST_RELEASE
 from splitpeer.audit.sum_training import SumTraining
+from splitpeer.audit.wider import membership_order
 from splitpeer.defences.activation.dp import DPGaussian
 from splitpeer.defences.image.stack import ImageStack
 from splitpeer.errors import ConfigError
@@ -73,7 +74,7 @@ class SumAudit(ReleaseAudit):
         if self.shadow is None:
             further.leave_out(NO_STRANGERS)
         else:
-            further.members(scene.training, scene.held_out, window_of(scene.job))
+            further.members(scene.training, scene.held_out, window_of(scene.job), membership_order(self.job))
 
     def attack_labels(
         self, scene: Audited, course: SumTraining | None, protection: Protection, images: RunFolder

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import fields, replace
+from typing import Any
 
 import numpy as np
 
 from splitpeer.attacks.base import Target, View
 from splitpeer.attacks.catalogue import attack_class
 from splitpeer.attacks.collusion import colluding_knowledge, colluding_view
+from splitpeer.attacks.membership import ANY, UPRIGHT
 from splitpeer.attacks.neighbours import around, neighbour_knowledge, neighbour_view, offsets
 from splitpeer.attacks.view import MessageSource, coordinator_view
 from splitpeer.audit.cohort import Cohort, Samples, cut, most_tumour
@@ -21,12 +23,16 @@ from splitpeer.audit.judge import Judge, Outcome
 from splitpeer.data.geometry import Triple
 from splitpeer.data.volumes import Volumes
 from splitpeer.errors import AttackImpossible
+from splitpeer.models import Decoder
+from splitpeer.settings.job import JobConfig
 from splitproto.messages import Sample, Seat
 
 ALL_OTHERS = "all others"
 """Seat of all channels that other sites hold."""
 REACH = 1
 """Slices above and below a target that are read with it."""
+REFERENCE_STEPS = 300
+"""Steps of each encoder that an attack on membership trains itself, at most; it trains four."""
 WIDER = ("inverse", "refined")
 """Attacks that learn how tensors and images go together: a search alone gains nothing from what it is not asked for."""
 
@@ -169,20 +175,33 @@ def recorded_of(view: View, capture: MessageSource, samples: Collection[Sample])
     ).targets  # fmt: skip
 
 
+def membership_order(job: JobConfig) -> Order:
+    """The attack on membership, whose reference encoders learn as those of a job do."""
+    learned = job.training
+    settings: dict[str, Any] = {
+        "steps": min(learned.steps, REFERENCE_STEPS), "batch": learned.batch, "rate": learned.learning_rate,
+        "poses": ANY if job.data.augment else UPRIGHT,
+    }  # fmt: skip
+    return Order("membership", settings)
+
+
 def membership_experiment(
     experiment: Experiment, released: tuple[Target, ...], cohort: Cohort, members: Collection[bytes],
-    window: Triple,
+    window: Triple, decoder: Decoder | None = None,
 ) -> Experiment:  # fmt: skip
     """Who of the patients of `released` (`recorded_of`) the network was trained on.
 
     Args:
         cohort: with their masks.
         members: pseudonyms of those who were, among others.
+        decoder: the coordinator's half, where it is known and not yet granted.
     """
     truth: Samples = cut(cohort.at(()), [target.sample for target in released], window)
     return replace(
         experiment,
         view=replace(experiment.view, targets=released),
-        knowledge=replace(experiment.knowledge, labels=truth.masks),
+        knowledge=replace(
+            experiment.knowledge, labels=truth.masks, decoder=decoder or experiment.knowledge.decoder
+        ),
         judge=Judge(members=frozenset(members)),
     )

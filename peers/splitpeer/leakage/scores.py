@@ -155,13 +155,13 @@ def interval(means: NDArray[np.floating], seed: int = 0) -> tuple[float | None, 
     return number(found.low), number(found.high)
 
 
-def share_interval(means: NDArray[np.floating]) -> tuple[float, float]:
-    """Exact 95 % interval of a share of [patients] (Clopper & Pearson, Biometrika 26, 404-413, 1934).
+def share_interval(means: NDArray[np.floating], confidence: float = CONFIDENCE) -> tuple[float, float]:
+    """Exact interval of a share of [patients], by default of 95 % (Clopper & Pearson, Biometrika 26, 404-413, 1934).
 
     A tie is a part of a hit: it counts as a miss for the lower end and as a hit for the upper one.
     """
     hits, count = float(means.sum()), len(means)
     fewest, most = math.floor(hits + 1e-9), math.ceil(hits - 1e-9)
-    low = binomtest(fewest, count).proportion_ci(CONFIDENCE, "exact").low
-    high = binomtest(most, count).proportion_ci(CONFIDENCE, "exact").high
+    low = binomtest(fewest, count).proportion_ci(confidence, "exact").low
+    high = binomtest(most, count).proportion_ci(confidence, "exact").high
     return float(low), float(high)

@@ -62,19 +62,19 @@ def test_who_was_trained_on_is_told_only_where_it_is_remembered(
     noise: float, labels: bool, low: float, high: float
 ) -> None:
     view, knowledge = scene(noise, labels)
-    result = run(Membership(), view, knowledge)
-    assert result.goal == "member" and result.images.shape == (16,)
-    assert low <= auc(MEMBERS, result.images) <= high
+    result = run(Membership(references=0), view, knowledge)
+    assert result.goal == "member" and result.images.shape == (16, 1)
+    assert low <= auc(MEMBERS, result.images[:, 0]) <= high
 
 
 def test_what_is_missing_is_said() -> None:
     view, knowledge = scene(0.0)
     with pytest.raises(AttackImpossible, match="masks of the other"):
-        run(Membership(), view, replace(knowledge, shadow_masks=None))
+        run(Membership(references=0), view, replace(knowledge, shadow_masks=None))
     with pytest.raises(AttackImpossible, match="at least eight"):
-        run(Membership(), view, replace(knowledge, shadow={"t1": heads(3, 4)}))
+        run(Membership(references=0), view, replace(knowledge, shadow={"t1": heads(3, 4)}))
     turned = replace(view, targets=tuple(
         replace(t, shots=tuple(replace(s, seed=1) for s in t.shots)) for t in view.targets
     ))  # fmt: skip
     with pytest.raises(AttackImpossible, match="not augmented"):
-        run(Membership(), turned, knowledge)
+        run(Membership(references=0), turned, knowledge)

@@ -78,6 +78,12 @@ def test_a_site_reads_what_neighbours_helpers_and_its_training_show(
     assert near["scores"]["ssim"]["low"] is not None and near["scores"]["ssim"]["floors"]
     # Three held out, and as many who were trained on, of up to four slices each.
     assert member["scores"]["member_auc"]["patients"] == 6 and member["scores"]["member_auc"]["samples"] > 6
+    # The job's own training is what reference encoders would repeat; six strangers are too few for any.
+    assert (
+        member["settings"] | {"steps": 2, "batch": 3, "rate": 5e-3, "poses": "any", "task": "masks"}
+        == (member["settings"])
+    )
+    assert "6 people, 8 are needed" in member["notes"][-1] and "own half" in " ".join(member["assumptions"])
     assert member["scores"]["member_tpr"]["floors"] == {"guessing": 0.01}
     helped = json.loads((out / "0-undefended" / "others-collude" / "attack.json").read_text())
     assert [e["clear"] for e in helped["entries"]] == [["flair"]] and len(helped["patients"]) == 2

@@ -8,16 +8,19 @@ from typing import Any
 
 import pytest
 
+from splitpeer.attacks.catalogue import make_attack
 from splitpeer.audit.capture_audit import CaptureAudit
 from splitpeer.audit.cohort import Cohort, cut, most_tumour, shadow
 from splitpeer.audit.experiment import Experiment, Order, image_experiment
 from splitpeer.audit.judge import drawn_from, make_judge
 from splitpeer.audit.rehearsal import Protection, Recording, Rehearsal, Rehearsed
 from splitpeer.audit.wider import (
+    REFERENCE_STEPS,
     colluding_experiment,
     helpers,
     members_and_others,
     membership_experiment,
+    membership_order,
     neighbour_experiment,
     recorded_around,
     recorded_of,
@@ -91,6 +94,23 @@ def test_a_capture_is_attacked_with_neighbours_and_with_a_site_that_helps(scene:
     )
     both = replace(asked, helpers=("flair",)).experiment()
     assert both.view.clear == ("flair",) and both.knowledge.shadow[both.view.seat.name].shape[1] == 2
+
+
+def test_reference_encoders_learn_as_the_job_does(place: Place) -> None:
+    job = JobConfig.load(place.job)
+    long = job.model_copy(update={
+        "training": job.training.model_copy(update={"steps": 5000, "batch": 7}),
+        "data": job.data.model_copy(update={"augment": False}),
+    })  # fmt: skip
+    assert membership_order(job).settings == {
+        "steps": 3, "batch": 3, "rate": 5e-3, "poses": "any",
+    }  # fmt: skip
+    assert membership_order(long).settings["steps"] == REFERENCE_STEPS
+    assert (membership_order(long).settings["batch"], membership_order(long).settings["poses"]) == (
+        7,
+        "upright",
+    )
+    assert make_attack("membership", **membership_order(long).settings).settings()["poses"] == "upright"
 
 
 def test_who_was_trained_on_is_judged_and_reported(scene: Scene, tmp_path: Path) -> None:
