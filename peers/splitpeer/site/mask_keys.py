@@ -150,7 +150,7 @@ class MaskKeys:
             return service.masking
         if self._training is None:
             raise PolicyRefused(
-                "the key of the run's training was deleted at this site, which answers no more of its questions"
+                "the key of the run's training was deleted at this site, which answers no more questions of that kind"
             )
         if self._since is None:
             self._since = self._now()
@@ -166,7 +166,7 @@ class MaskKeys:
         """
         self._told, service = told, self._service
         if told.trained:
-            self._end_training("training is over")
+            self._end_training("the coordinator does not need it any more")
         if service is not None and told.epoch > service.epoch:
             if told.epoch > service.epoch + MOST_EPOCHS:
                 raise PolicyRefused(
@@ -251,7 +251,7 @@ def _over(since: float | None, days: float, now: float) -> bool:
 
 
 def _why(days: float) -> str:
-    return f"it was used first {days:g} days ago ([policy] max_key_days)"
+    return f"its first use was more than {days:g} days ago ([policy] max_key_days)"
 
 
 # --- files ----------------------------------------------------------------------------------------------
