@@ -10,6 +10,7 @@ import hashlib
 import json
 import logging
 import secrets
+import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -90,6 +91,8 @@ class RunRecord:
         """Whether sites were told that the key of training is not needed any more (SP-11.18-16)."""
         self.epoch = 1
         """Of the service (SP-11.18-18)."""
+        self.epoch_since = time.time()
+        """When it began, or, the first, before any site had a key for it."""
         self.told: tuple[str, ...] = ()
         """Sites that know that the run is complete."""
         if resume is None:
@@ -130,8 +133,9 @@ class RunRecord:
         """The run is complete except for saying so to the sites."""
         self._write("farewell")
 
-    def settle(self, epoch: int, *, trained: bool) -> None:
+    def settle(self, epoch: int, *, trained: bool, now: float) -> None:
         """SP-11.18-16, SP-11.18-18: before any site is told, as there is no way back from it."""
+        self.epoch_since = now if epoch != self.epoch else self.epoch_since
         self.epoch, self.trained = epoch, trained
         self._write(self.state)
 
@@ -226,6 +230,7 @@ class RunRecord:
             self.holders = {site: bytes.fromhex(key) for site, key in last.get("holders", {}).items()}
             self.fusion_keys = {site: Keys.read(keys) for site, keys in last.get("fusion_keys", {}).items()}
             self.trained, self.epoch = bool(last.get("trained", False)), int(last.get("epoch", 1))
+            self.epoch_since = float(last.get("epoch_since", self.epoch_since))
         except (ValueError, TypeError, KeyError, AttributeError):
             raise ConfigError(f"{self._path} cannot be read; start with --fresh") from None
 
@@ -240,6 +245,7 @@ class RunRecord:
             "fusion_keys": {site: keys.written() for site, keys in self.fusion_keys.items()},
             "trained": self.trained,
             "epoch": self.epoch,
+            "epoch_since": self.epoch_since,
             "patients": {key.hex(): filled for key, filled in self.patients.items()},
             "held_out": sorted(key.hex() for key in self.held_out),
             "withdrawn": [withdrawal.written() for withdrawal in self.withdrawn],

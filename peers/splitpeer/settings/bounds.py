@@ -55,9 +55,9 @@ class Bounds(Section):
     max_range_refusals: PositiveInt = 3
     """How often this site says that the range of a sum does not suit its values, over all runs: each time tells the
     coordinator something of them. Then it declines secure sums, until this is raised."""
-    max_key_days: Annotated[float, Field(gt=0)] = 30
-    """How long a key of this site's masks may be used: then it is deleted, whatever the coordinator says. A run whose
-    training, or sending of windows, takes longer fails."""
+    max_key_days: Annotated[float, Field(ge=1)] = 30
+    """Age at which a key of this site's masks is deleted, and that of a service replaced, whatever the coordinator
+    says. A run whose training, or sending of windows, takes longer fails."""
     max_record_mib: PositiveInt = 64
     """Size of `released.jsonl` in [peer] state, and of a run's `answers.jsonl`: nothing leaves that they do not hold.
     Reading one takes up to twenty times as much memory."""

@@ -11,12 +11,12 @@ import json
 import secrets
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from splitpeer.daemon import happenings as h
-from splitpeer.errors import DataError
+from splitpeer.errors import DataError, PeerError
 from splitpeer.site.answers import ANSWERS
 from splitpeer.site.run_folders import folders, is_complete, mark_complete
 from splitpeer.site.secret import FUSION_KEY, SERVICE_KEY, forget_mask_keys, own_file, own_secret
@@ -28,7 +28,7 @@ from splitproto.messages import Settled
 from splitproto.partners import Keys
 
 PUBLIC = "fusion.public"
-"""In the folder of a run: public keys, and when the key of training was used first. It outlives the keys."""
+"""In the folder of a run: public keys, and when they were made. It outlives the keys."""
 DAY_S = 86_400.0
 PURPOSE = "the key of this site's masks"
 LOST = "its run cannot continue, begin a new one"
@@ -40,15 +40,15 @@ class ServiceKeys:
 
     masking: Masking
     epoch: int
-    since: float | None
-    """When it was used first."""
+    since: float
+    """When this site entered it."""
 
-    def following(self, epoch: int) -> ServiceKeys:
+    def following(self, epoch: int, now: float) -> ServiceKeys:
         """A later epoch; what was before cannot be computed from it."""
         masking = self.masking
         for number in range(self.epoch + 1, epoch + 1):
             masking = masking.following(number)
-        return ServiceKeys(masking, epoch, None)
+        return ServiceKeys(masking, epoch, now)
 
     @classmethod
     def read(cls, path: Path, public: bytes) -> ServiceKeys | None:
@@ -63,7 +63,7 @@ class ServiceKeys:
                 for field in ("partners", "shared")
             )
             masking = Masking(bytes.fromhex(said["run"]), str(said["site"]), public, partners, shared)
-            return cls(masking, int(said["epoch"]), _moment(said["since"]))
+            return cls(masking, int(said["epoch"]), float(said["since"]))
 
         found: ServiceKeys = _parsed(path, parse)
         return found
@@ -102,11 +102,11 @@ class MaskKeys:
             raise PolicyRefused("the run is complete at this site, and the key of its masks was deleted")
         _check_answers(folder)
         if not (folder / PUBLIC).exists():
-            _make(folder)
+            _make(folder, now())
         written = _document(folder / PUBLIC)
         self.public = _parsed(folder / PUBLIC, lambda: Keys.read(written["keys"]))
         """What partners are shown, also when the secrets are gone."""
-        self._since: float | None = _parsed(folder / PUBLIC, lambda: _moment(written["since"]))
+        self._since: float = _parsed(folder / PUBLIC, lambda: float(written["since"]))
         self._training: Masking | None = None
         self._service: ServiceKeys | None = None
         self._told: Settled | None = None
@@ -117,6 +117,10 @@ class MaskKeys:
         if (folder / SERVICE_KEY).exists():
             own_file(folder / SERVICE_KEY, PURPOSE)
 
+    def begin_link(self) -> None:
+        """What was said and proven on another link does not count on this one."""
+        self._told = self._training = self._service = None
+
     def agree(self, run: bytes, site: str, partners: Mapping[str, Keys]) -> None:
         """These partners have proven themselves on a new link.
 
@@ -124,7 +128,7 @@ class MaskKeys:
             FusionMismatch: a key is not usable.
             DataError: a file cannot be read or written.
         """
-        self._told = self._training = self._service = None
+        self.begin_link()
         if (self._folder / FUSION_KEY).exists():
             training = {name: keys.training for name, keys in partners.items()}
             self._training = Masking.agreed(run, site, self._secret(), training)
@@ -132,11 +136,11 @@ class MaskKeys:
             self._take_service(run, site, {name: keys.service for name, keys in partners.items()})
 
     def masking(self, mode: str) -> Masking:
-        """With what an answer in this mode is masked; that it is used is durable when this returns.
+        """With what an answer in this mode is masked.
 
         Raises:
             PolicyRefused: the key was deleted.
-            DataError: it cannot be written down.
+            DataError: one whose time is over cannot be removed.
         """
         self.expire()
         told = self._told
@@ -145,16 +149,11 @@ class MaskKeys:
             service = self._service
             if service is None or told is None or told.epoch != service.epoch:
                 raise PolicyRefused("the key of this epoch of the run's inference was deleted at this site")
-            if service.since is None:
-                self._keep(replace(service, since=self._now()))
             return service.masking
         if self._training is None:
             raise PolicyRefused(
                 "the key of the run's training was deleted at this site, which answers no more questions of that kind"
             )
-        if self._since is None:
-            self._since = self._now()
-            _write(self._folder / PUBLIC, _public(self.public, self._since))
         return self._training
 
     def settle(self, told: Settled) -> None:
@@ -172,15 +171,15 @@ class MaskKeys:
                 raise PolicyRefused(
                     f"epoch {told.epoch} of the service, where {service.epoch} is this site's"
                 )
-            self._keep(service.following(told.epoch))
+            self._keep(service.following(told.epoch, self._now()))
 
     def expire(self) -> None:
-        """SP-11.18-19: what has been used for longer than the policy allows goes. Raises DataError."""
+        """SP-11.18-19: what is older than the policy allows goes. Raises DataError."""
         now, service = self._now(), self._service
         if _over(self._since, self._days, now):
             self._end_training(_why(self._days))
         if service is not None and _over(service.since, self._days, now):
-            self._keep(service.following(service.epoch + 1))
+            self._keep(service.following(service.epoch + 1, now))
 
     # --- inside ----------------------------------------------------------------------------------------
 
@@ -205,7 +204,8 @@ class MaskKeys:
             secret = _parsed(path, lambda: bytes.fromhex(_document(path)["secret"]))
             if len(secret) != SECRET_BYTES or fusion.public_of(secret) != self.public.service:
                 raise DataError(f"{path}: is not the key that the run began with; {LOST}")
-            self._keep(ServiceKeys(Masking.agreed(run, site, secret, partners), 0, None).following(1))
+            now = self._now()
+            self._keep(ServiceKeys(Masking.agreed(run, site, secret, partners), 0, now).following(1, now))
         elif (found.masking.run, found.masking.site, found.masking.partners) != (run, site, partners):
             raise FusionMismatch("the keys of the service are of other partners: begin a new run")
         else:
@@ -218,7 +218,7 @@ class MaskKeys:
 
 def forget_keys(state: Path, days: float, report: h.Reporter, now: Callable[[], float] = time.time) -> None:
     """In all runs of a site: what a crash left undone between the mark of a complete run and its keys (SP-11.18-5),
-    and keys that were used for longer than `days` (SP-11.18-19). What cannot be read or removed is reported."""
+    and keys older than `days` (SP-11.18-19). What cannot be read or removed is reported, and the rest looked at."""
     for folder in folders(state):
         if is_complete(folder):
             if (folder / FUSION_KEY).exists() or (folder / SERVICE_KEY).exists():
@@ -226,7 +226,7 @@ def forget_keys(state: Path, days: float, report: h.Reporter, now: Callable[[], 
             continue
         try:
             _expire(folder, days, report, now())
-        except DataError as error:
+        except (PeerError, OSError) as error:
             report(h.DataWarning(str(error)))
 
 
@@ -236,39 +236,39 @@ def _expire(folder: Path, days: float, report: h.Reporter, now: float) -> None:
     if not public.exists():
         return
     said = _document(public)
-    if _over(_parsed(public, lambda: _moment(said["since"])), days, now) and _remove(folder / FUSION_KEY):
+    over = _over(_parsed(public, lambda: float(said["since"])), days, now)
+    if over and _remove(folder / FUSION_KEY):
         report(h.MaskKeyDeleted(_run_of(folder), _why(days)))
     if not key.exists():
         return
     keys = _parsed(public, lambda: Keys.read(said["keys"]))
     service = ServiceKeys.read(key, keys.service)
-    if service is not None and _over(service.since, days, now):
-        service.following(service.epoch + 1).write(key)
+    if service is None and over:
+        # Partners may have masked with the public half, although they have proven nothing here.
+        _remove(key)
+    elif service is not None and _over(service.since, days, now):
+        service.following(service.epoch + 1, now).write(key)
 
 
-def _over(since: float | None, days: float, now: float) -> bool:
-    return since is not None and now - since > days * DAY_S
+def _over(since: float, days: float, now: float) -> bool:
+    return now - since > days * DAY_S
 
 
 def _why(days: float) -> str:
-    return f"its first use was more than {days:g} days ago ([policy] max_key_days)"
+    return f"it was made more than {days:g} days ago ([policy] max_key_days)"
 
 
 # --- files ----------------------------------------------------------------------------------------------
 
 
-def _make(folder: Path) -> None:
+def _make(folder: Path, now: float) -> None:
     """SP-11.18-5: both secrets, and last what shows that they were made."""
     training = own_secret(folder / FUSION_KEY, SECRET_BYTES, PURPOSE, LOST)
     # Nobody has seen the public half yet, so what a crash has left is made anew.
     service = secrets.token_bytes(SECRET_BYTES)
     _write(folder / SERVICE_KEY, json.dumps({"epoch": 0, "secret": service.hex()}).encode())
     keys = Keys(fusion.public_of(training), fusion.public_of(service))
-    _write(folder / PUBLIC, _public(keys, None))
-
-
-def _public(keys: Keys, since: float | None) -> bytes:
-    return (json.dumps({"keys": keys.written(), "since": since}) + "\n").encode()
+    _write(folder / PUBLIC, (json.dumps({"keys": keys.written(), "since": now}) + "\n").encode())
 
 
 def _check_answers(folder: Path) -> None:
@@ -316,11 +316,6 @@ def _parsed(path: Path, parse: Callable[[], Any]) -> Any:
         return parse()
     except (ValueError, TypeError, LookupError, AttributeError):
         raise DataError(f"{path}: cannot be read: restore it, or begin a new run") from None
-
-
-def _moment(written: object) -> float | None:
-    """Raises ValueError or TypeError."""
-    return None if written is None else float(written)  # type: ignore[arg-type]
 
 
 def _run_of(folder: Path) -> str:

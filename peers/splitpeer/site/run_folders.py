@@ -52,8 +52,11 @@ class _Run:
 def mark_complete(folder: Path, report: h.Reporter) -> None:
     """The run of `folder` is complete: its weights are worth keeping, the keys of its masks are not (SP-11.18-5)."""
     try:
-        durable.replace(folder / COMPLETE, b"")
-        forget_mask_keys(folder)
+        try:
+            durable.replace(folder / COMPLETE, b"")
+        finally:
+            # Also where the disk is full.
+            forget_mask_keys(folder)
     except OSError as error:
         report(h.RunNotMarked(folder.name, str(error.strerror)))
 

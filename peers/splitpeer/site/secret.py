@@ -73,7 +73,9 @@ def own_file(path: Path, purpose: str) -> bytes:
 
 
 def forget_mask_keys(folder: Path) -> None:
-    """Both keys of a run's masks, as far as they are there (SP-11.18-5). Raises OSError."""
+    """Both keys of a run's masks, as far as they are there (SP-11.18-5), and what a crash left of writing them. Raises
+    OSError."""
     for name in (FUSION_KEY, SERVICE_KEY):
         (folder / name).unlink(missing_ok=True)
+        (folder / name).with_suffix(durable.PART).unlink(missing_ok=True)
     durable.sync_folder(folder)

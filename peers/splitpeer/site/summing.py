@@ -112,7 +112,9 @@ class Summing:
     # --- keys ------------------------------------------------------------------------------------------
 
     def offer(self) -> KeyOffer:
-        """SP-11.18-6: signed with the certificate that is in place now. Raises IdentityError."""
+        """SP-11.18-6: for a new link, signed with the certificate that is in place now. Raises IdentityError."""
+        self._proven = False
+        self.keys.begin_link()
         own = self._allowed.credentials
         try:
             key, chain = own.key.read_bytes(), own.certificate.read_bytes()

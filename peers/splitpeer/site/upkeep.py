@@ -87,4 +87,7 @@ class Upkeep:
                 job.summing.keys.expire()
         except PeerError as error:
             self._report(h.DataWarning(str(error)))
-        forget_keys(self._config.peer.state, policy.max_key_days, self._report)
+        try:
+            forget_keys(self._config.peer.state, policy.max_key_days, self._report)
+        except OSError as error:
+            self._report(h.DataWarning(f"the age of keys could not be looked at ({error.strerror})"))

@@ -16,6 +16,7 @@ from splitpeer.errors import DataError
 from splitpeer.site.answers import ANSWERS
 from splitpeer.site.mask_keys import DAY_S, PUBLIC, MaskKeys, forget_keys
 from splitpeer.site.secret import FUSION_KEY, SERVICE_KEY
+from splitpeer.storage import durable
 from splitproto import fusion
 from splitproto.errors import FusionMismatch, PolicyRefused
 from splitproto.fusion import MOST_EPOCHS, Asked
@@ -24,7 +25,7 @@ from splitproto.messages import Fusion, Settled
 from .scene import Scene
 from .served import comes, segmented, serving, stop, until
 from .test_private_inference import PRIVATE, SLOW, cast_sum
-from .test_secure_sum import cast, folder, site
+from .test_secure_sum import THREE, cast, folder, site
 
 RUN, SITES, TERMS = bytes(range(16)), ("a", "b", "c"), Fusion(16, 4.0, 3)
 ASKED = Asked("release", 0, 4, bytes(32))
@@ -148,13 +149,11 @@ def test_epochs_that_are_passed_over_are_limited(three: Three) -> None:
         three.settle(Settled(True, MOST_EPOCHS + 2), "a")
 
 
-def test_what_is_used_longer_than_the_policy_allows_goes(three: Three) -> None:
+def test_what_is_older_than_the_policy_allows_goes(three: Three) -> None:
     """SP-11.18-19: whatever the coordinator says, or does not."""
     three.settle(Settled(False, 1))
-    # What masks nothing does not age.
-    three.now += 31 * DAY_S
-    assert three.total("train") == SUM
     three.now += 29 * DAY_S
+    assert three.total("train") == SUM
     assert three.total("infer") == SUM
     three.open("b")  # its time is on the disk
     three.agree("b")
@@ -165,14 +164,71 @@ def test_what_is_used_longer_than_the_policy_allows_goes(three: Three) -> None:
         with pytest.raises(PolicyRefused, match="key of the run's training was deleted"):
             three.keys[name].masking("train")
         assert not (three.folders[name] / FUSION_KEY).exists()
+    for name in SITES:
+        with pytest.raises(PolicyRefused, match="epoch of the run's inference was deleted"):
+            three.keys[name].masking("infer")
+    three.settle(Settled(False, 2))
     assert three.total("infer") == SUM
     shared = three.keys["a"].masking("infer").shared["b"]
-    three.now += 30 * DAY_S
+    three.now += 29 * DAY_S
+    assert three.total("infer") == SUM
+    three.now += 2 * DAY_S
     with pytest.raises(PolicyRefused, match="epoch of the run's inference was deleted"):
         three.keys["a"].masking("infer")
     assert shared.hex().encode() not in three.held("a")
-    three.settle(Settled(False, 2))
+    three.settle(Settled(False, 3))
     assert three.total("infer") == SUM
+
+
+def test_keys_that_masked_nothing_here_age_as_well(three: Three, tmp_path: Path) -> None:
+    """SP-11.18-19: with a site's keys its partners' answers can be read, whether or not it was asked itself."""
+    three.settle(Settled(False, 1), "b", "c")
+    recorded = three.sent("release", of=("b", "c"))
+    assert recorded
+    shared = json.loads((three.folders["a"] / SERVICE_KEY).read_text())["shared"]["b"]
+    secret = (three.folders["a"] / FUSION_KEY).read_bytes()
+    forget_keys(three.folders["a"].parent, 30, h.Reporter(), lambda: three.now + 31 * DAY_S)
+    assert secret not in three.held("a") and shared.encode() not in three.held("a")
+    # Partners may have the public half of a site to which they have not proven themselves.
+    alone = tmp_path / "d" / f"try-{RUN.hex()}"
+    MaskKeys(alone, 30, h.Reporter(), lambda: three.now)
+    forget_keys(alone.parent, 30, h.Reporter(), lambda: three.now + 29 * DAY_S)
+    assert (alone / FUSION_KEY).exists() and (alone / SERVICE_KEY).exists()
+    forget_keys(alone.parent, 30, h.Reporter(), lambda: three.now + 31 * DAY_S)
+    assert not (alone / FUSION_KEY).exists() and not (alone / SERVICE_KEY).exists()
+
+
+def test_one_folder_that_cannot_be_looked_at_does_not_keep_the_keys_of_others(
+    three: Three, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = three.folders["a"].parent
+    for name in ("b", "c"):
+        three.folders[name].rename(state / f"{name}-{three.folders[name].name}")
+    broken = state / f"b-{three.folders['b'].name}"
+    honest, told = durable.sync_folder, list[h.Happening]()
+
+    def sync_folder(path: Path) -> None:
+        if path == broken:
+            raise PermissionError(13, "Permission denied")
+        honest(path)
+
+    monkeypatch.setattr(durable, "sync_folder", sync_folder)
+    forget_keys(state, 30, h.Reporter(told.append), lambda: three.now + 31 * DAY_S)
+    assert not list(state.glob(f"[!b]*/{FUSION_KEY}"))
+    assert [type(one).__name__ for one in told].count("DataWarning") == 1
+
+
+def test_what_was_proven_on_another_link_does_not_count(three: Three) -> None:
+    three.settle(Settled(False, 1))
+    assert three.total("train") == SUM
+    three.keys["a"].begin_link()
+    with pytest.raises(PolicyRefused):
+        three.keys["a"].masking("train")
+    with pytest.raises(PolicyRefused):
+        three.keys["a"].masking("infer")
+    three.agree("a")
+    three.settle(Settled(False, 1), "a")
+    assert three.total("train") == three.total("infer") == SUM
 
 
 def test_runs_that_nobody_works_on_age_as_well(three: Three) -> None:
@@ -271,10 +327,14 @@ async def test_a_frozen_run_that_is_served_keeps_no_key_of_its_training(
             await until(lambda: {epoch(scene, modality) for modality in PRIVATE} == {4})
 
 
-async def test_a_coordinator_that_takes_too_long_is_answered_no_more(scene: Scene) -> None:
+async def test_a_coordinator_that_takes_too_long_is_answered_no_more(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """SP-11.18-19."""
+    monkeypatch.setattr("splitpeer.site.mask_keys.DAY_S", 1e-12)
     cast(scene)
-    site(scene, "flair", max_key_days=1e-12)
+    for modality in THREE:
+        site(scene, modality, max_key_days=1 if modality == "flair" else 1e18)
     ran = await scene.together()
     assert "the key of the run's training was deleted at this site" in str(ran.clients["site-flair"])
     assert ran.error is not None
