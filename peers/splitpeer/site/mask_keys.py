@@ -278,8 +278,8 @@ def _check_answers(folder: Path) -> None:
         return
     if any((folder / name).exists() for name in (FUSION_KEY, SERVICE_KEY, PUBLIC)):
         raise DataError(
-            f"{answers}: is missing, and only it tells what {FUSION_KEY} has masked: restore it from a backup, or "
-            "begin a new run"
+            f"{answers}: is missing, and only it tells what {FUSION_KEY} has masked: begin a new run (an older copy "
+            "does not tell what came after it)"
         )
     # Before the keys, so that keys without it mean that answers were lost.
     _write(answers, b"")

@@ -10,7 +10,7 @@ from splitproto.causes import CONSENT
 
 
 class LateConsent:
-    """What the sites of one run say of it (SP-11.17-7): on joining, or asked about a patient.
+    """What the sites of one run say of it (SP-11.17-7): on joining, asked about a patient, or of themselves.
 
     Args:
         run: the run.
