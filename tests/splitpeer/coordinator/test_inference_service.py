@@ -19,6 +19,7 @@ from splitpeer.coordinator.inference.locating import AWAY, NO_PART, NoSegmentati
 from splitpeer.coordinator.inference.requests import InferenceRequest, RequestState
 from splitpeer.coordinator.inference.tally import RequestTally
 from splitpeer.coordinator.remote_site import RemoteSite
+from splitpeer.coordinator.settling import Settling
 from splitpeer.data.geometry import Geometry
 from splitproto.errors import DeadlineExceeded
 from splitproto.messages import Patient, Segment, Unsegmented
@@ -150,8 +151,9 @@ class Taking:
 class Noting:
     """Takes the place of `PatientSegmenter`."""
 
-    def __init__(self, *_: Any) -> None:
+    def __init__(self, run: Any, *_: Any) -> None:
         self.worked: list[str] = []
+        self.settling = Settling(run)
 
     async def heed(self) -> None: ...
 
@@ -175,7 +177,7 @@ def run_of(folder: Path, *sites: Taking) -> Any:
     return SimpleNamespace(
         report=Quiet(), team=SimpleNamespace(sites=sites, all_needed=True), draining=False, committed=3,
         job=SimpleNamespace(name="job", frozen=False, fusion=None),
-        files=SimpleNamespace(run=bytes(16), checkpoints=folder),
+        files=SimpleNamespace(run=bytes(16), checkpoints=folder, record=SimpleNamespace(state="new")),
         seating=SimpleNamespace(seats=SimpleNamespace(names=()), filled={}),
         settings=SimpleNamespace(deadlines=SimpleNamespace(return_s=SOON)),
     )  # fmt: skip

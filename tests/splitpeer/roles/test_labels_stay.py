@@ -19,7 +19,7 @@ from splitproto.messages import Bye, Gradients, KeyOffer, Message
 from .scene import PATIENTS, Federation, Scene, write_nifti
 from .test_secure_sum import BRISK, MODEL, cast, site
 
-DRAWN = {"run", "challenge", "public", "signature"}
+DRAWN = {"run", "challenge", "public", "service", "signature"}
 """Fields that are random in every run."""
 Heard = dict[str, list[Any]]
 """By site, all that it was sent, in order."""

@@ -114,7 +114,7 @@ async def test_a_list_settles_names_that_differ(scene) -> None:
 
 
 async def test_a_start_lists_what_it_did_not_take(scene, lines) -> None:
-    scene.cast("t1", deadlines={"join_s": 1})
+    scene.cast("t1", deadlines={"join_s": 20})
     folder = renamed(scene, "t1", lambda n, p: p)
     (folder / "gone.nii.gz").symlink_to(folder / "nowhere")
     (folder / "extra.nrrd").write_bytes(b"")
