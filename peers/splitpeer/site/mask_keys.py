@@ -18,7 +18,7 @@ from typing import Any
 from splitpeer.daemon import happenings as h
 from splitpeer.errors import DataError, PeerError
 from splitpeer.site.answers import ANSWERS
-from splitpeer.site.run_folders import folders, is_complete, mark_complete
+from splitpeer.site.run_folders import folders, is_complete, mark_complete, write_file
 from splitpeer.site.secret import FUSION_KEY, SERVICE_KEY, forget_mask_keys, own_file, own_secret
 from splitpeer.storage import durable, reading
 from splitproto import fusion
@@ -76,7 +76,7 @@ class ServiceKeys:
             for field, of in (("partners", masks.partners), ("shared", masks.shared))
         }
         said = {"run": masks.run.hex(), "site": masks.site, "epoch": self.epoch, "since": self.since, **keys}
-        _write(path, json.dumps(said).encode())
+        write_file(path, json.dumps(said).encode())
 
 
 class MaskKeys:
@@ -266,9 +266,9 @@ def _make(folder: Path, now: float) -> None:
     training = own_secret(folder / FUSION_KEY, SECRET_BYTES, PURPOSE, LOST)
     # Nobody has seen the public half yet, so what a crash has left is made anew.
     service = secrets.token_bytes(SECRET_BYTES)
-    _write(folder / SERVICE_KEY, json.dumps({"epoch": 0, "secret": service.hex()}).encode())
+    write_file(folder / SERVICE_KEY, json.dumps({"epoch": 0, "secret": service.hex()}).encode())
     keys = Keys(fusion.public_of(training), fusion.public_of(service))
-    _write(folder / PUBLIC, (json.dumps({"keys": keys.written(), "since": now}) + "\n").encode())
+    write_file(folder / PUBLIC, (json.dumps({"keys": keys.written(), "since": now}) + "\n").encode())
 
 
 def _check_answers(folder: Path) -> None:
@@ -282,7 +282,7 @@ def _check_answers(folder: Path) -> None:
             "does not tell what came after it)"
         )
     # Before the keys, so that keys without it mean that answers were lost.
-    _write(answers, b"")
+    write_file(answers, b"")
 
 
 def _forget(folder: Path) -> None:
@@ -320,11 +320,3 @@ def _parsed(path: Path, parse: Callable[[], Any]) -> Any:
 
 def _run_of(folder: Path) -> str:
     return folder.name.rpartition("-")[2]
-
-
-def _write(path: Path, octets: bytes) -> None:
-    try:
-        durable.make_folder(path.parent)
-        durable.replace(path, octets)
-    except OSError as error:
-        raise durable.refusal(error, f"{path}:", "[peer] state") from None

@@ -72,6 +72,15 @@ def mark_run(state: Path, run: bytes, coordinator: str, report: h.Reporter) -> N
             mark_complete(found.folder, report)
 
 
+def write_file(path: Path, octets: bytes) -> None:
+    """A file of a run, in place of an older one; durable when this returns. Raises DiskTrouble or ConfigError."""
+    try:
+        durable.make_folder(path.parent)
+        durable.replace(path, octets)
+    except OSError as error:
+        raise durable.refusal(error, f"{path}:", "[peer] state") from None
+
+
 def note_coordinator(folder: Path, coordinator: str) -> None:
     """Whose run it is, once: see `mark_run`. Raises DataError: the file cannot be written."""
     path = folder / COORDINATOR

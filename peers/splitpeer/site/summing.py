@@ -18,7 +18,8 @@ from splitpeer.errors import DataError
 from splitpeer.site.answers import answers_of
 from splitpeer.site.mask_keys import MaskKeys
 from splitpeer.site.range_refusals import RangeRefusals
-from splitpeer.storage import durable, reading
+from splitpeer.site.run_folders import write_file
+from splitpeer.storage import reading
 from splitpeer.training.split_step import Arrays
 from splitpeer.training.sums import over_seats
 from splitproto import Credentials, fusion, partners
@@ -147,7 +148,7 @@ class Summing:
             partners.check_unchanged(self._kept, found)
         if not self._kept:
             written = json.dumps({name: keys.written() for name, keys in found.items()}, indent=1) + "\n"
-            _write(self._folder / PARTNERS, written.encode())
+            write_file(self._folder / PARTNERS, written.encode())
             self._kept = found
         self.keys.agree(self._run, self._site, found)
         self._proven = True
@@ -278,11 +279,3 @@ def _partners(path: Path) -> dict[str, Keys]:
         return {}
     except (OSError, ValueError, TypeError):
         raise DataError(f"{path}: cannot be read: restore it, or begin a new run") from None
-
-
-def _write(path: Path, octets: bytes) -> None:
-    try:
-        durable.make_folder(path.parent)
-        durable.replace(path, octets)
-    except OSError as error:
-        raise durable.refusal(error, f"{path}:", "[peer] state") from None
