@@ -303,6 +303,12 @@ def test_counts_that_are_not_whole_are_left_out(peer_toml: Path, told: object) -
     assert "\x1b" not in "".join(in_plain_text(seen))
 
 
+@pytest.mark.parametrize("serves", [[], {}, "\x1b[2J", 7])
+def test_whether_a_site_serves_may_be_anything(peer_toml: Path, serves: object) -> None:
+    seen = with_inference(PeerHead.load(peer_toml), inference={**INFERENCE, "serves": serves})
+    assert "inference: listed\n" in (text := shown([seen], 120)) and "\x1b" not in text
+
+
 def test_plain_text_has_no_broken_lines(peer_toml: Path, run: Run) -> None:
     code, out, err = run("status", "--config", peer_toml)
     assert (code, err) == (1, "")

@@ -80,8 +80,9 @@ def at_sites(sites: Sequence[Seen]) -> list[tuple[str, ...]]:
 
 def _serves(told: Mapping[str, Any]) -> str:
     """`[policy] inference`, and why nobody can ask at the moment."""
-    why = {None: ", no link now", False: ", the job has no [inference]"}
-    return printable(str(told.get("policy") or "")) + why.get(told.get("serves"), "")
+    serves = told.get("serves")
+    why = ", no link now" if serves is None else ", the job has no [inference]" if serves is False else ""
+    return printable(str(told.get("policy") or "")) + why
 
 
 def _counted(counts: Mapping[str, Any], names: Sequence[str] | None = None, *, all_of: bool = False) -> str:
