@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -169,7 +169,7 @@ def _channel(result: Result, number: int) -> Result:
 
 def make_judge(
     modalities: Sequence[str], truth: Samples | None, others: Samples | None, *, tumour: bool = True,
-    finder_steps: int = 300,
+    finder_steps: int = 300, finders: Mapping[str, Segmenter] | None = None,
 ) -> Judge:  # fmt: skip
     """A judge with floors, and a finder of what is segmented, from patients that are not under attack.
 
@@ -178,10 +178,14 @@ def make_judge(
         others: similar images, with masks for the finder; None: floors from the truth's other patients.
         tumour: train the finders (half a minute each).
         finder_steps: of their training.
+        finders: from `train_finders`; None: they are trained here.
     """
     if truth is None:
         return Judge()
     judge = Judge(truth, others=others)
+    if finders is None:
+        judged = [modality for modality in modalities if modality in truth.images]
+        finders = train_finders(judged, others, finder_steps) if tumour and truth.masks is not None else {}
     for modality in modalities:
         if modality not in truth.images:
             continue
@@ -189,12 +193,21 @@ def make_judge(
         if others is not None and modality in others.images:
             known = Others(others.images[modality], others.patients, others.heights)
         floors = Floors.make(truth.images[modality], truth.patients, known, truth.heights)
-        segmenter = None
-        outlines = others.outlines if others is not None and truth.masks is not None else None
-        if tumour and known is not None and outlines is not None:
-            segmenter = train_segmenter(known.images, outlines, steps=finder_steps)
-        judge.channels[modality] = Reference(floors, segmenter)
+        judge.channels[modality] = Reference(floors, finders.get(modality))
     return judge
+
+
+def train_finders(
+    modalities: Collection[str], others: Samples | None, steps: int = 300
+) -> dict[str, Segmenter]:
+    """By modality, a finder of what is segmented; none where there are no labelled images of others to learn from."""
+    if others is None or others.outlines is None:
+        return {}
+    return {
+        modality: train_segmenter(others.images[modality], others.outlines, steps=steps)
+        for modality in modalities
+        if modality in others.images
+    }
 
 
 def own_image(seat: Seat, others: Samples | None, device: str = "cpu") -> OwnImage | None:

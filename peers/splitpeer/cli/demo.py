@@ -16,7 +16,7 @@ from rich.console import Console
 
 from splitpeer.cli.options import FILE, private_files
 from splitpeer.cli.progress import bar
-from splitpeer.demo.federation import HUB, DemoJob, Federation
+from splitpeer.demo.federation import HUB, SEAT, DemoJob, Federation
 from splitpeer.demo.private import PrivateJob
 
 if TYPE_CHECKING:
@@ -143,9 +143,9 @@ def _refuse_contradictions(context: click.Context, *, private: bool) -> None:
 
 def _private(out: Path, job: PrivateJob, *, leak: bool) -> None:
     """The same with frozen encoders, of which only the sum is seen."""
-    from splitpeer.demo.leak import EFFORT, SumAttacks
     from splitpeer.demo.private import pretrain_all, refuse_second_run
     from splitpeer.demo.report import dice_table, draw, read_result, write_summary
+    from splitpeer.demo.sum_attacks import EFFORT, SumAttacks
 
     console = Console(stderr=True)
     started = time.monotonic()
@@ -158,11 +158,11 @@ def _private(out: Path, job: PrivateJob, *, leak: bool) -> None:
     console.print(
         f"one hospital trains the encoders of all on {job.strangers} other patients, and hands them over"
     )
-    pretrain_all(federation, job, len(os.sched_getaffinity(0)))
     attacks = SumAttacks(federation, job, EFFORT) if leak else None
-    console.rule("2 of 4: each window leaves once, masked; the hospitals stop; the coordinator trains")
     leaked: dict[str, float] = {}
     try:
+        pretrain_all(federation, job, len(os.sched_getaffinity(0)))
+        console.rule("2 of 4: each window leaves once, masked; the hospitals stop; the coordinator trains")
         _train(federation, console, out, attacks.start if attacks is not None else None)
         console.rule("3 of 4: results")
         result = read_result(federation.results)
@@ -197,14 +197,12 @@ def _private(out: Path, job: PrivateJob, *, leak: bool) -> None:
 
 def _prepare(federation: Federation, *, leak: bool) -> None:
     """Images, certificates and settings of all parties; with `leak`, two of them record."""
-    from splitpeer.demo.leak import SEAT, recorded_keys
-
     with bar("rendering") as progress:
         task = progress.add_task("", total=federation.job.patients)
         federation.render(lambda done, total: progress.update(task, completed=done, total=total))
     federation.certify()
     if leak:
-        federation.record(HUB, keys=recorded_keys(federation))
+        federation.record(HUB, keys=federation.recorded_keys())
         federation.record(federation.site_of(SEAT), every=100, max_mib=64)
     federation.set_up()
 
@@ -214,8 +212,6 @@ def _train(
 ) -> None:
     """Start the daemons and wait for the job's end; `alone` is called once no hospital's process is left. Raises
     JobFailed."""
-    from splitpeer.demo.leak import SEAT
-
     # Stopping the demo, or closing its terminal, must not leave daemons behind.
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.default_int_handler)

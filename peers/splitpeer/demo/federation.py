@@ -29,6 +29,10 @@ from splitproto import pki
 FEDERATION = "brats-demo"
 HUB = "hub"
 SITES = {f"hospital-{modality}": modality for modality in ("flair", "t1", "t1ce", "t2")}
+SEAT = "t1"
+"""At which a hospital records the gradients that it is sent."""
+ATTACKED = 4
+"""Patients held out whose evaluation the coordinator records and that are attacked."""
 TIMED_OUT = 3
 MAX_STATUS = 1 << 20
 """Bytes of a daemon's status.json."""
@@ -220,6 +224,17 @@ class Federation:
     def record(self, site: str, **limits: Any) -> None:
         """Have a party record what it legitimately sees; `limits` as in [capture] of its peer.toml."""
         self._curious[site] = limits
+
+    def recorded_keys(self) -> list[str]:
+        """Pseudonyms, in hexadecimal, of a few patients that the job will hold out. Raises DataError."""
+        from splitpeer.data.layouts import find_labels
+        from splitpeer.data.pseudonym import load_salt, pseudonym
+        from splitpeer.data.sampling import split_patients
+
+        salt = load_salt(self.salt)
+        keys = [pseudonym(salt, case.patient) for case in find_labels(self.data / "labels", "folder")]
+        _, held_out = split_patients(keys, self.job.validation, self.job.seed)
+        return [key.hex() for key in held_out[:ATTACKED]]
 
     def sent_bytes(self) -> int:
         """Octets that the hospitals' processes have sent, all four, from the first to the last, by their own count."""

@@ -30,7 +30,7 @@ class PrivateJob(DemoJob):
     """Channels of the levels that leave."""
     strangers: int = 100
     """Phantom patients, as a public data set, on whose images and masks the encoders are trained beforehand."""
-    pretraining_steps: int = 400
+    pretraining_steps: int = 350
 
     def toml(self) -> dict[str, Any]:
         """`job.toml` as a dict."""
