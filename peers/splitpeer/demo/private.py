@@ -17,6 +17,9 @@ OTHERS = 2000
 """Added to the seed: patients from whom the encoders learn; neither the run's nor the adversary's."""
 MAKER = next(iter(SITES))
 """The hospital that makes all encoders."""
+SUM = "sum"
+KNOWN, COLLUDE = "others-known", "others-collude"
+"""What is attacked: the sum, a hospital's values, and these with all others' images; folders of the attacks."""
 
 
 @dataclass(frozen=True)

@@ -15,14 +15,11 @@ from pathlib import Path
 
 from splitpeer.data.phantom.cohort import write_phantom
 from splitpeer.demo.federation import Federation
-from splitpeer.demo.private import PrivateJob
+from splitpeer.demo.private import COLLUDE, KNOWN, SUM, PrivateJob
 from splitpeer.errors import JobFailed
 
 STRANGERS = 24
 """Phantom patients of another seed: the adversary's own similar images."""
-SUM = "sum"
-KNOWN, COLLUDE = "others-known", "others-collude"
-"""Folder of an attack, and its name."""
 SHARED = ((KNOWN, COLLUDE), (SUM,))
 """What each process does."""
 NICE = 10

@@ -32,8 +32,7 @@ from splitpeer.audit.wider import colluding_experiment
 from splitpeer.data.pseudonym import load_salt
 from splitpeer.demo.federation import HUB, SEAT, SITES, Federation
 from splitpeer.demo.leak import SHADOW, run_attacks
-from splitpeer.demo.private import PrivateJob, coordinator_bank
-from splitpeer.demo.sum_attacks import COLLUDE, KNOWN, SUM
+from splitpeer.demo.private import COLLUDE, KNOWN, SUM, PrivateJob, coordinator_bank
 from splitpeer.errors import JobFailed
 from splitpeer.federation.halves import client_half
 from splitpeer.federation.terms import job_on_wire, window_of
