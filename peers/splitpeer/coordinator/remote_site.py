@@ -127,6 +127,8 @@ class RemoteSite:
         self.patients: Mapping[bytes, Geometry] = {}
         self.unusable: Mapping[bytes, str] = {}
         """Patients whose files it said, on joining or since, that it cannot use, and why."""
+        self.listed: frozenset[bytes] = frozenset()
+        """Patients whom it named when it joined, usable or not: its own (SP-11.13-9)."""
         self.lists: Mapping[bytes, tuple[str, ...]] = {}
         """The seats that it can fill, by usable patient."""
         self.people: Mapping[bytes, bytes] = {}
@@ -376,6 +378,7 @@ class RemoteSite:
         self.features = frozenset(session.agreement.features)
         self.patients, self.lists = patients.usable, patients.seats
         self.unusable = link.unusable = dict(patients.unusable)
+        self.listed = frozenset((*patients.usable, *patients.unusable))
         self.people = patients.people
         self._octets_before = self.traffic
         self.weights = accept.weights or b""

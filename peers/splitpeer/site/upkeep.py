@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 from splitpeer.daemon import happenings as h
 from splitpeer.errors import DeadlinePassed, PeerError
@@ -13,6 +14,7 @@ from splitpeer.settings.peer import PeerConfig
 from splitpeer.site.job import SiteJob
 from splitpeer.site.mask_keys import forget_keys
 from splitproto import Session, SplitprotoError
+from splitproto.errors import DeadlineExceeded
 from splitproto.messages import Revoked
 
 KEYS_S = 3600.0
@@ -50,7 +52,8 @@ class Upkeep:
     ) -> None:
         """Tell the coordinator at once of consent that is withdrawn; until it is cancelled, or the link is over.
 
-        What cannot be read is reported here once; the next batch, request or link stops the site with it.
+        What cannot be read is reported here once; the next batch, request or link stops the site with it. A look that
+        takes too long is followed by another, which finds whoever was not told of.
 
         Args:
             said: told whom the coordinator is told of.
@@ -61,7 +64,10 @@ class Upkeep:
                 gone = await self._compute.run(job.newly_revoked, what="the list of consent", timeout=READ_S)
                 for first in range(0, len(gone), MOST_AT_ONCE):
                     some = gone[first : first + MOST_AT_ONCE]
-                    await session.send(Revoked(tuple(some)), job.job.seconds_per_step)
+                    with suppress(DeadlineExceeded):
+                        # What is not taken in time stays queued: sent again, it would be said twice.
+                        await session.send(Revoked(tuple(some)), job.job.seconds_per_step)
+                    job.note_revoked(some)
                     said(some)
             except SplitprotoError:
                 return  # on the next link, the site says so when it joins

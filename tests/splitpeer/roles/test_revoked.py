@@ -14,14 +14,16 @@ import pytest
 from splitpeer.coordinator.frozen.trainer import BankTrainer
 from splitpeer.coordinator.site_link import MOST_REVOKED, SiteLink
 from splitpeer.daemon import happenings as h
-from splitpeer.errors import DataError
+from splitpeer.errors import DataError, DeadlinePassed
+from splitpeer.federation.compute import Compute
 from splitpeer.logs import handle
 from splitpeer.site import upkeep
+from splitpeer.site.job import SiteJob
 from splitpeer.site.serving import Serving
 from splitpeer.site.upkeep import MOST_AT_ONCE, Upkeep
 from splitpeer.storage.bank import Bank
 from splitproto.causes import CONSENT
-from splitproto.errors import LinkLost, UnexpectedMessage
+from splitproto.errors import DeadlineExceeded, LinkLost, UnexpectedMessage
 from splitproto.messages import Advanced, Message, Revoked
 
 from .scene import PATIENTS, WAIT_S, Scene
@@ -73,6 +75,66 @@ async def test_what_was_released_for_a_request_goes(frozen: Scene) -> None:
         kept = request_banks(frozen).folder / frozen.key("NEW_Nora").hex()
         assert [*kept.rglob("*.safetensors")]
         withdrawn_at(frozen, "t2").write_text("NEW_Nora\n")
+        await until(lambda: bool(lines(frozen, "hub", "bank.dropped")))
+        assert not [*kept.rglob("*.safetensors")]
+
+
+async def test_a_look_whose_outcome_comes_too_late_is_not_the_last(
+    joint: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whom it found, nobody was told of."""
+    honest, late = Compute.run, list[list[bytes]]()
+
+    async def run(self: Compute, function: Any, *given: Any, **options: Any) -> Any:
+        found = await honest(self, function, *given, **options)
+        if function.__name__ == "newly_revoked" and found and len(late) < 2:
+            late.append(found)
+            raise DeadlinePassed("the list of consent took too long")
+        return found
+
+    monkeypatch.setattr(Compute, "run", run)
+    await nobody_asked(joint)
+    assert len(late) == 2 and late[0] == late[1]
+
+
+async def test_of_a_patient_of_another_site_no_notice_is_taken(
+    frozen: Scene, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """SP-11.13-12: only a site that has the patient can have what others released of it deleted."""
+    key, others, honest, left = frozen.key("NEW_Nora"), list[bytes](), SiteJob.newly_revoked, Serving.revoked
+    told = list[bytes]()
+
+    def newly_revoked(self: SiteJob) -> list[bytes]:
+        mistaken = [one for one in others if "site-t2" in str(self.folder)]
+        return [*honest(self), *mistaken]
+
+    def revoked(self: Serving, keys: Sequence[bytes]) -> None:
+        left(self, keys)
+        if key in keys and "site-t2" in str(self.job.folder):
+            told.extend(keys)
+            others.clear()
+
+    monkeypatch.setattr(SiteJob, "newly_revoked", newly_revoked)
+    monkeypatch.setattr(Serving, "revoked", revoked)
+    async with serving(frozen) as on:
+        hub = on.coordinator
+        assert hub is not None
+        await until(lambda: all(site.here for site in hub.sites))
+        # Not on the list with which the site joined.
+        comes(frozen, "NEW_Nora", 77, modalities=["t1ce"])
+        await segmented(frozen, "t1ce", "NEW_Nora")
+        kept = request_banks(frozen).folder / key.hex()
+        others.append(key)
+        await until(lambda: key in told)
+        # Two more requests, so that the coordinator has looked at what was said.
+        for _ in range(2):
+            await segmented(frozen, "t1ce", held_out(frozen)[0])
+        assert any(site.unusable.get(key) == CONSENT for site in hub.sites)
+        assert [*kept.rglob("*.safetensors")] and not lines(frozen, "hub", "bank.dropped")
+        assert all(site.here for site in hub.sites) and not any(task.done() for task in on.tasks.values())
+        (said,) = [one.getMessage() for one in caplog.records if "not its own" in one.getMessage()]
+        assert said.startswith("site-t2 says") and "Nora" not in said and key.hex() not in said
+        withdrawn_at(frozen, "t1ce").write_text("NEW_Nora\n")
         await until(lambda: bool(lines(frozen, "hub", "bank.dropped")))
         assert not [*kept.rglob("*.safetensors")]
 
@@ -167,6 +229,8 @@ class Watched:
     def __init__(self, looks: Sequence[list[bytes] | Exception]) -> None:
         self.looks, self.sent, self.told = [*looks], list[Message](), list[h.Happening]()
         self.said: list[bytes] = []
+        self.noted: list[bytes] = []
+        self.takes_nothing = False
         self.upkeep = Upkeep(SimpleNamespace(), self, lambda: None, h.Reporter(self.told.append))  # type: ignore[arg-type]
 
     async def run(self, function: Any, *, what: str, timeout: float) -> Any:
@@ -180,10 +244,16 @@ class Watched:
 
     async def send(self, message: Message, timeout: float) -> None:
         self.sent.append(message)
+        if self.takes_nothing:
+            raise DeadlineExceeded("waited 1 s for the peer to take a revoked")
 
     async def watch(self) -> None:
         """Until there is nothing left to look at."""
-        job = SimpleNamespace(newly_revoked=self.newly_revoked, job=SimpleNamespace(seconds_per_step=1.0))
+        job = SimpleNamespace(
+            newly_revoked=self.newly_revoked,
+            note_revoked=self.noted.extend,
+            job=SimpleNamespace(seconds_per_step=1.0),
+        )
         await self.upkeep.watch_consent(self, job, self.said.extend)  # type: ignore[arg-type]
 
 
@@ -198,8 +268,30 @@ async def test_a_list_that_cannot_be_read_is_told_once_and_looked_at_again() -> 
     watched = Watched(looks)
     await watched.watch()
     assert watched.sent == [Revoked(tuple(many[:MOST_AT_ONCE])), Revoked((many[-1],))]
-    assert watched.said == many
+    assert watched.said == watched.noted == many
     assert [one.cause for one in watched.told if isinstance(one, h.DataWarning)] == ["gone", "other"]
+
+
+async def test_a_link_that_takes_nothing_in_time_is_not_the_end() -> None:
+    """The message stays queued, so it was said; whoever withdraws later is told of as well."""
+    one, other = keys(2)
+    watched = Watched([[one], [other], LinkLost("the end")])
+    watched.takes_nothing = True
+    await watched.watch()
+    assert watched.sent == [Revoked((one,)), Revoked((other,))]
+    assert watched.said == watched.noted == [one, other]
+
+
+async def test_who_could_not_be_told_of_is_not_noted() -> None:
+    (one,) = keys(1)
+    watched = Watched([[one]])
+
+    async def send(message: Message, timeout: float) -> None:
+        raise LinkLost("the end")
+
+    watched.send = send  # type: ignore[method-assign]
+    await watched.watch()
+    assert watched.said == watched.noted == []
 
 
 class Talk:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 
 from splitpeer.coordinator.exclusion import Exclusion
+from splitpeer.coordinator.remote_site import RemoteSite
 from splitpeer.coordinator.run import Run
 from splitproto.causes import CONSENT
+
+log = logging.getLogger(__name__)
 
 
 class LateConsent:
@@ -20,11 +24,18 @@ class LateConsent:
     def __init__(self, run: Run, exclusion: Exclusion) -> None:
         self._run, self._exclusion = run, exclusion
         self._said: dict[str, set[bytes]] = {}
+        self._located: dict[str, set[bytes]] = {}
+        self._strangers: set[str] = set()
+        """Sites that have named patients who are not theirs."""
         self._heeded: dict[str, frozenset[bytes]] = {}
 
     def note(self, site: str, key: bytes) -> None:
         """A site was asked about a patient, and says so."""
         self._said.setdefault(site, set()).add(key)
+
+    def note_located(self, site: str, key: bytes) -> None:
+        """A site was asked about a patient, and has an image: its word counts from now on."""
+        self._located.setdefault(site, set()).add(key)
 
     def news(self, dropped: frozenset[bytes]) -> Mapping[str, frozenset[bytes]]:
         """By site (empty: nobody's word), who has withdrawn since this was asked last.
@@ -35,7 +46,7 @@ class LateConsent:
         gone = {"": dropped}
         for site in self._run.team.sites:
             listed = {key for key, cause in site.unusable.items() if cause == CONSENT}
-            gone[site.name] = frozenset(listed | self._said.get(site.name, set()))
+            gone[site.name] = self._own(site, listed | self._said.get(site.name, set()))
         new = {site: keys - self._heeded.get(site, frozenset()) for site, keys in gone.items()}
         self._heeded = gone
         return {site: keys for site, keys in new.items() if keys}
@@ -49,3 +60,14 @@ class LateConsent:
         for site, keys in news.items():
             if not keys.isdisjoint(self._run.seating.filled):
                 await self._exclusion.since_complete(site, keys)
+
+    def _own(self, site: RemoteSite, gone: set[bytes]) -> frozenset[bytes]:
+        """SP-11.13-12: "of a key that is no patient's of the site, it takes no notice"."""
+        own = {*self._run.patients_of(site), *site.listed, *self._located.get(site.name, ())}
+        if not gone <= own and site.name not in self._strangers:
+            self._strangers.add(site.name)
+            log.warning(
+                "%s says of patients who are not its own that they withdrew consent: no notice is taken of it",
+                site.name,
+            )
+        return frozenset(gone & own)
