@@ -244,7 +244,7 @@ class Given:
         self._kept = dict(kept or {})
 
     def record(self, question: Asked, tensors: Mapping[str, Array], keep: Callable[[str, str], None]) -> None:
-        """These tensors are about to be sent.
+        """These tensors are about to be sent, or what masks make of them.
 
         Args:
             keep: called with question and answer, both hexadecimal, if they were not sent before. Once it returns, no

@@ -9,7 +9,8 @@ Of other answers under masks (SP-11.18-13, `summing.py`):
 
     {"asked": "<hex>", "answer": "<hex>"}
 
-`asked` and `answer` are SHA-256 of the question and of the octets that left.
+`asked` and `answer` are SHA-256 of the question and of the octets that left; of releases under masks, and of inference,
+of the words before they were masked.
 """
 
 from __future__ import annotations

@@ -194,7 +194,8 @@ class Summing:
         )
         tensors = fusion.masked(masking, asked, words)
         if forward.mode != "release":
-            self._given.record(asked, tensors, self._keep)
+            # SP-11.18-18: of an answer that other masks conceal in a later epoch, the words stay the same.
+            self._given.record(asked, words if forward.mode == "infer" else tensors, self._keep)
         return tensors
 
     def check_range(self, sent: Mapping[str, Arrays]) -> None:
