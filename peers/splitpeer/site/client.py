@@ -38,6 +38,7 @@ from splitpeer.site.inference.asking import InferenceAsker
 from splitpeer.site.inference.tally import SiteTally
 from splitpeer.site.job import SiteJob
 from splitpeer.site.opening import open_job, open_ledger
+from splitpeer.site.mask_keys import OtherEpoch
 from splitpeer.site.run_folders import accepted_terms, mark_complete, mark_run, note_coordinator
 from splitpeer.site.serving import Serving
 from splitpeer.site.upkeep import Upkeep
@@ -92,7 +93,7 @@ LEAVE_S = 20.0
 DAMAGED_AT_FIRST = 3
 """How often a first link may fail in a way that may be damage in transit; after that it is a refusal."""
 REST_S, LONGEST_REST_S = 5.0, 600.0
-"""Pauses after a coordinator asked for more than the budgets allow."""
+"""Pauses after a coordinator asked for more than the budgets allow, or in an epoch that is over."""
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 15.0
 
 
@@ -214,7 +215,7 @@ class Client:
                 try:
                     if await self._converse(session):
                         return
-                except (BudgetSpent, FlowControlError) as error:
+                except (BudgetSpent, OtherEpoch, FlowControlError) as error:
                     await self._rest(error)
                 except SplitprotoError as error:
                     if not (error.retry or _half_renewed(error)):
@@ -323,7 +324,7 @@ class Client:
             return
 
     async def _rest(self, error: LocalError) -> None:
-        """SP-11.15-8: the coordinator asks too much: this site stays up, and gives it time to ask for less."""
+        """SP-11.15-8: the coordinator asks for what it does not get: this site stays up, and gives it time."""
         self._report(h.AskedTooMuch(error.reason, self._rest_s))
         # Not the coordinator's absence, so it costs no patience.
         self._deadline = None

@@ -34,6 +34,10 @@ PURPOSE = "the key of this site's masks"
 LOST = "its run cannot continue, begin a new one"
 
 
+class OtherEpoch(PolicyRefused):
+    """A question of the service in an epoch whose key this site does not have: it ends the link, and the site stays."""
+
+
 @dataclass(frozen=True)
 class ServiceKeys:
     """The keys of one epoch, with all that those of the next are made of."""
@@ -139,7 +143,8 @@ class MaskKeys:
         """With what an answer in this mode is masked.
 
         Raises:
-            PolicyRefused: the key was deleted.
+            OtherEpoch: the key of the epoch was deleted, or is not there yet.
+            PolicyRefused: the key of training was deleted.
             DataError: one whose time is over cannot be removed.
         """
         self.expire()
@@ -148,7 +153,7 @@ class MaskKeys:
             # SP-11.18-18: all parties are in one epoch, or their masks do not cancel.
             service = self._service
             if service is None or told is None or told.epoch != service.epoch:
-                raise PolicyRefused("the key of this epoch of the run's inference was deleted at this site")
+                raise OtherEpoch(_no_key(told, service))
             return service.masking
         if self._training is None:
             raise PolicyRefused(
@@ -252,6 +257,16 @@ def _expire(folder: Path, days: float, report: h.Reporter, now: float) -> None:
 
 def _over(since: float, days: float, now: float) -> bool:
     return now - since > days * DAY_S
+
+
+def _no_key(told: Settled | None, service: ServiceKeys | None) -> str:
+    why = "the key of this epoch of the run's inference was deleted at this site"
+    if told is None or service is None or told.epoch > service.epoch:
+        return why
+    return (
+        f"{why}: the coordinator is in epoch {told.epoch}, the site in {service.epoch}. Was the coordinator restored from "
+        "a backup? The site answers when requests have brought it as far"
+    )
 
 
 def _why(days: float) -> str:

@@ -13,6 +13,7 @@ import pytest
 from splitpeer.coordinator.frozen.trainer import BankTrainer
 from splitpeer.daemon import happenings as h
 from splitpeer.errors import DataError
+from splitpeer.site import client
 from splitpeer.site.answers import ANSWERS
 from splitpeer.site.mask_keys import DAY_S, PUBLIC, MaskKeys, forget_keys
 from splitpeer.site.secret import FUSION_KEY, SERVICE_KEY
@@ -23,7 +24,8 @@ from splitproto.fusion import MOST_EPOCHS, Asked
 from splitproto.messages import Fusion, Settled
 
 from .scene import Scene
-from .served import comes, segmented, serving, stop, until
+from .served import comes, refused, segmented, serving, stop, until
+from .test_late_consent import lines
 from .test_private_inference import PRIVATE, SLOW, cast_sum
 from .test_secure_sum import THREE, cast, folder, site
 
@@ -340,3 +342,43 @@ async def test_a_coordinator_that_takes_too_long_is_answered_no_more(
     assert ran.error is not None
     assert not (folder(scene, "site-flair") / FUSION_KEY).exists()
     assert (folder(scene, "site-t1") / FUSION_KEY).exists()
+
+
+async def test_a_coordinator_that_went_back_to_an_earlier_epoch_ends_nobody(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SP-11.18-18: its record comes from a backup. What it asks in a key that was replaced is declined, and the sites
+    stay; when it has come to their epoch, they answer. No key comes back."""
+    monkeypatch.setattr(client, "REST_S", 0.05)
+    cast_sum(scene, ("t1ce", "t2"), {"min_partners": 1}, training=SLOW)
+    record = scene.folder / "hub" / "state" / "try.run.json"
+    seen = list[int]()
+
+    def epochs() -> set[int]:
+        now = {epoch(scene, modality) for modality in scene.modalities}
+        seen.append(min(now))
+        return now
+
+    async with scene.running() as on:
+        comes(scene, "NEW_Nora", 77)
+        for done in (2, 3, 4):
+            await segmented(scene, "t1ce", "NEW_Nora")
+            await until(lambda done=done: epochs() == {done})  # type: ignore[misc]
+        await stop(on, "hub")
+        record.write_text(json.dumps({**json.loads(record.read_text()), "epoch": 1}))
+        async with serving(scene, only=["hub"]):
+            # In epoch 2 and then 3, where the sites are in 4.
+            for _ in range(2):
+                status = await refused(scene, "t1ce", "NEW_Nora")
+                assert status.cause == "lost", status
+                assert epochs() == {4}
+            await segmented(scene, "t1ce", "NEW_Nora")
+            await until(lambda: epochs() == {5})
+        assert not any(on.tasks[f"site-{modality}"].done() for modality in scene.modalities)
+    assert seen == sorted(seen)
+    said = {
+        one["cause"]
+        for modality in scene.modalities
+        for one in lines(scene, f"site-{modality}", "policy.refused")
+    }
+    assert said and all("4" in one and "backup" in one and "\n" not in one for one in said), said
