@@ -37,8 +37,8 @@ from splitpeer.site.budgets import BudgetSpent
 from splitpeer.site.inference.asking import InferenceAsker
 from splitpeer.site.inference.tally import SiteTally
 from splitpeer.site.job import SiteJob
-from splitpeer.site.opening import open_job, open_ledger
 from splitpeer.site.mask_keys import OtherEpoch
+from splitpeer.site.opening import open_job, open_ledger
 from splitpeer.site.run_folders import accepted_terms, mark_complete, mark_run, note_coordinator
 from splitpeer.site.serving import Serving
 from splitpeer.site.upkeep import Upkeep

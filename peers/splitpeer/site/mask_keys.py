@@ -18,8 +18,15 @@ from typing import Any
 from splitpeer.daemon import happenings as h
 from splitpeer.errors import DataError, PeerError
 from splitpeer.site.answers import ANSWERS
-from splitpeer.site.run_folders import folders, is_complete, mark_complete, write_file
-from splitpeer.site.secret import FUSION_KEY, SERVICE_KEY, forget_mask_keys, own_file, own_secret
+from splitpeer.site.run_folders import (
+    folders,
+    forget_all_keys,
+    is_complete,
+    mark_complete,
+    run_of,
+    write_file,
+)
+from splitpeer.site.secret import FUSION_KEY, SERVICE_KEY, own_file, own_secret
 from splitpeer.storage import durable, reading
 from splitproto import fusion
 from splitproto.errors import FusionMismatch, PolicyRefused
@@ -30,6 +37,8 @@ from splitproto.partners import Keys
 PUBLIC = "fusion.public"
 """In the folder of a run: public keys, and when they were made. It outlives the keys."""
 DAY_S = 86_400.0
+SKEW_S = 86_400.0
+"""How far the time at which a key was made may lie in the future."""
 PURPOSE = "the key of this site's masks"
 LOST = "its run cannot continue, begin a new one"
 
@@ -102,7 +111,7 @@ class MaskKeys:
     ) -> None:
         self._folder, self._days, self._report, self._now = folder, days, report, now
         if is_complete(folder):
-            _forget(folder)
+            _forget(folder, report)
             raise PolicyRefused("the run is complete at this site, and the key of its masks was deleted")
         _check_answers(folder)
         if not (folder / PUBLIC).exists():
@@ -176,22 +185,22 @@ class MaskKeys:
                 raise PolicyRefused(
                     f"epoch {told.epoch} of the service, where {service.epoch} is this site's"
                 )
-            self._keep(service.following(told.epoch, self._now()))
+            self._replace(service, told.epoch, self._now(), "the coordinator does not need the one before")
 
     def expire(self) -> None:
         """SP-11.18-19: what is older than the policy allows goes. Raises DataError."""
         now, service = self._now(), self._service
-        if _over(self._since, self._days, now):
-            self._end_training(_why(self._days))
-        if service is not None and _over(service.since, self._days, now):
-            self._keep(service.following(service.epoch + 1, now))
+        if why := _over(self._since, self._days, now):
+            self._end_training(why)
+        if service is not None and (why := _over(service.since, self._days, now)):
+            self._replace(service, service.epoch + 1, now, why)
 
     # --- inside ----------------------------------------------------------------------------------------
 
     def _end_training(self, why: str) -> None:
         self._training = None
         if _remove(self._folder / FUSION_KEY):
-            self._report(h.MaskKeyDeleted(_run_of(self._folder), why))
+            self._report(h.MaskKeyDeleted(run_of(self._folder), why))
 
     def _secret(self) -> bytes:
         path = self._folder / FUSION_KEY
@@ -215,6 +224,10 @@ class MaskKeys:
             raise FusionMismatch("the keys of the service are of other partners: begin a new run")
         else:
             self._service = found
+
+    def _replace(self, service: ServiceKeys, epoch: int, now: float, why: str) -> None:
+        self._keep(service.following(epoch, now))
+        self._report(h.ServiceKeyReplaced(run_of(self._folder), epoch, why))
 
     def _keep(self, service: ServiceKeys) -> None:
         service.write(self._folder / SERVICE_KEY)
@@ -241,22 +254,30 @@ def _expire(folder: Path, days: float, report: h.Reporter, now: float) -> None:
     if not public.exists():
         return
     said = _document(public)
-    over = _over(_parsed(public, lambda: float(said["since"])), days, now)
+    run, over = run_of(folder), _over(_parsed(public, lambda: float(said["since"])), days, now)
     if over and _remove(folder / FUSION_KEY):
-        report(h.MaskKeyDeleted(_run_of(folder), _why(days)))
+        report(h.MaskKeyDeleted(run, over))
     if not key.exists():
         return
     keys = _parsed(public, lambda: Keys.read(said["keys"]))
     service = ServiceKeys.read(key, keys.service)
     if service is None and over:
         # Partners may have masked with the public half, although they have proven nothing here.
-        _remove(key)
-    elif service is not None and _over(service.since, days, now):
+        if _remove(key):
+            report(h.ServiceKeyDeleted(run, over))
+    elif service is not None and (why := _over(service.since, days, now)):
         service.following(service.epoch + 1, now).write(key)
+        report(h.ServiceKeyReplaced(run, service.epoch + 1, why))
 
 
-def _over(since: float, days: float, now: float) -> bool:
-    return now - since > days * DAY_S
+def _over(since: float, days: float, now: float) -> str:
+    """Why the time of a key that was made at `since` is over; empty: it is not."""
+    if now - since > days * DAY_S:
+        return f"it was made more than {days:g} days ago ([policy] max_key_days)"
+    # A clock that was wrong once must not keep a key alive; nor what is no number, which compares with nothing.
+    if not since - now <= SKEW_S:
+        return "its file has a time in the future: the clock was wrong then or is now, so its age is unknown"
+    return ""
 
 
 def _no_key(told: Settled | None, service: ServiceKeys | None) -> str:
@@ -264,13 +285,9 @@ def _no_key(told: Settled | None, service: ServiceKeys | None) -> str:
     if told is None or service is None or told.epoch > service.epoch:
         return why
     return (
-        f"{why}: the coordinator is in epoch {told.epoch}, the site in {service.epoch}. Was the coordinator restored from "
-        "a backup? The site answers when requests have brought it as far"
+        f"{why}: the coordinator is in epoch {told.epoch}, the site in {service.epoch}. Was the coordinator restored "
+        "from a backup? The site answers when requests have brought it as far"
     )
-
-
-def _why(days: float) -> str:
-    return f"it was made more than {days:g} days ago ([policy] max_key_days)"
 
 
 # --- files ----------------------------------------------------------------------------------------------
@@ -300,9 +317,9 @@ def _check_answers(folder: Path) -> None:
     write_file(answers, b"")
 
 
-def _forget(folder: Path) -> None:
+def _forget(folder: Path, report: h.Reporter) -> None:
     try:
-        forget_mask_keys(folder)
+        forget_all_keys(folder, report)
     except OSError as error:
         raise durable.refusal(error, f"{folder}:", "[peer] state") from None
 
@@ -331,7 +348,3 @@ def _parsed(path: Path, parse: Callable[[], Any]) -> Any:
         return parse()
     except (ValueError, TypeError, LookupError, AttributeError):
         raise DataError(f"{path}: cannot be read: restore it, or begin a new run") from None
-
-
-def _run_of(folder: Path) -> str:
-    return folder.name.rpartition("-")[2]

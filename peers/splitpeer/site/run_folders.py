@@ -15,7 +15,7 @@ from splitpeer.errors import DataError, DiskTrouble
 from splitpeer.federation.terms import terms_digest
 from splitpeer.settings.bounds import Bounds
 from splitpeer.site.answers import ANSWERS
-from splitpeer.site.secret import forget_mask_keys
+from splitpeer.site.secret import FUSION_KEY, forget_mask_keys
 from splitpeer.site.shown import NAME as SHOWN
 from splitpeer.site.shown import runs_in
 from splitpeer.storage import checkpoint, durable, reading
@@ -56,9 +56,21 @@ def mark_complete(folder: Path, report: h.Reporter) -> None:
             durable.replace(folder / COMPLETE, b"")
         finally:
             # Also where the disk is full.
-            forget_mask_keys(folder)
+            forget_all_keys(folder, report)
     except OSError as error:
         report(h.RunNotMarked(folder.name, str(error.strerror)))
+
+
+def forget_all_keys(folder: Path, report: h.Reporter) -> None:
+    """The keys of the masks of a complete run go, and that they did is reported. Raises OSError."""
+    run, why = run_of(folder), "the run is complete"
+    for name in forget_mask_keys(folder):
+        report(h.MaskKeyDeleted(run, why) if name == FUSION_KEY else h.ServiceKeyDeleted(run, why))
+
+
+def run_of(folder: Path) -> str:
+    """In hexadecimal."""
+    return folder.name.rpartition("-")[2]
 
 
 def mark_run(state: Path, run: bytes, coordinator: str, report: h.Reporter) -> None:

@@ -72,10 +72,16 @@ def own_file(path: Path, purpose: str) -> bytes:
     return found
 
 
-def forget_mask_keys(folder: Path) -> None:
+def forget_mask_keys(folder: Path) -> tuple[str, ...]:
     """Both keys of a run's masks, as far as they are there (SP-11.18-5), and what a crash left of writing them. Raises
-    OSError."""
+    OSError.
+
+    Returns:
+        Names of those that were there.
+    """
+    there = tuple(name for name in (FUSION_KEY, SERVICE_KEY) if (folder / name).exists())
     for name in (FUSION_KEY, SERVICE_KEY):
         (folder / name).unlink(missing_ok=True)
         (folder / name).with_suffix(durable.PART).unlink(missing_ok=True)
     durable.sync_folder(folder)
+    return there

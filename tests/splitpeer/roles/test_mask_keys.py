@@ -12,10 +12,13 @@ import pytest
 
 from splitpeer.coordinator.frozen.trainer import BankTrainer
 from splitpeer.daemon import happenings as h
+from splitpeer.daemon.sinks.log import lines as log_lines
+from splitpeer.daemon.sinks.trail import entry
 from splitpeer.errors import DataError
 from splitpeer.site import client
 from splitpeer.site.answers import ANSWERS
 from splitpeer.site.mask_keys import DAY_S, PUBLIC, MaskKeys, forget_keys
+from splitpeer.site.run_folders import mark_complete
 from splitpeer.site.secret import FUSION_KEY, SERVICE_KEY
 from splitpeer.storage import durable
 from splitproto import fusion
@@ -242,11 +245,99 @@ def test_runs_that_nobody_works_on_age_as_well(three: Three) -> None:
     state, report = three.folders["a"].parent, h.Reporter()
     forget_keys(state, 30, report, lambda: three.now + 29 * DAY_S)
     assert (three.folders["a"] / FUSION_KEY).exists()
-    forget_keys(state, 30, report, lambda: three.now + 31 * DAY_S)
+    three.now += 31 * DAY_S
+    forget_keys(state, 30, report, lambda: three.now)
     assert not (three.folders["a"] / FUSION_KEY).exists()
     assert shared.hex().encode() not in three.held("a")
     three.open("a")
     three.agree("a")
+    three.settle(Settled(False, 2))
+    assert three.total("infer") == SUM
+
+
+def told_of(told: list[h.Happening]) -> list[tuple[str, ...]]:
+    """Happenings with keys, by name, with what they say."""
+    return [
+        (type(one).__name__, *(str(said) for said in vars(one).values()))
+        for one in told
+        if "Key" in type(one).__name__
+    ]
+
+
+def test_each_key_that_goes_is_told_of_once(three: Three, tmp_path: Path) -> None:
+    """With its run and why; and nothing of the key."""
+    run, over = RUN.hex(), "it was made more than 30 days ago ([policy] max_key_days)"
+    three.settle(Settled(True, 1), "a")
+    three.settle(Settled(True, 1), "a")
+    settled = "the coordinator does not need the one before"
+    three.settle(Settled(True, 3), "a")
+    assert told_of(three.told) == [
+        ("MaskKeyDeleted", run, "the coordinator does not need it any more"),
+        ("ServiceKeyReplaced", run, "3", settled),
+    ]
+    three.told.clear()
+    three.now += 31 * DAY_S
+    three.keys["a"].expire()
+    three.keys["a"].expire()
+    assert told_of(three.told) == [("ServiceKeyReplaced", run, "4", over)]
+    three.told.clear()
+    report = h.Reporter(three.told.append)
+    for _ in range(2):
+        forget_keys(three.folders["b"].parent, 30, report, lambda: three.now)
+    assert told_of(three.told) == [("MaskKeyDeleted", run, over), ("ServiceKeyReplaced", run, "2", over)]
+    # Of which no partner has proven itself; and when all is over.
+    three.told.clear()
+    alone = tmp_path / "d" / f"try-{run}"
+    MaskKeys(alone, 30, report, lambda: three.now)
+    forget_keys(alone.parent, 30, report, lambda: three.now + 31 * DAY_S)
+    assert told_of(three.told) == [("MaskKeyDeleted", run, over), ("ServiceKeyDeleted", run, over)]
+    three.told.clear()
+    for _ in range(2):
+        mark_complete(three.folders["c"], report)
+    complete = "the run is complete"
+    assert told_of(three.told) == [("MaskKeyDeleted", run, complete), ("ServiceKeyDeleted", run, complete)]
+
+
+def test_log_and_trail_say_that_a_key_was_replaced_or_deleted() -> None:
+    replaced, deleted = h.ServiceKeyReplaced("ab", 3, "so"), h.ServiceKeyDeleted("ab", "so")
+    assert entry(replaced) == ("service.key_replaced", {"run": "ab", "epoch": 3, "cause": "so"})
+    assert entry(deleted) == ("service.key_deleted", {"run": "ab", "cause": "so"})
+    for one in (replaced, deleted):
+        ((line),) = log_lines(one)
+        assert (line.name, line.fields) == entry(one)
+
+
+@pytest.mark.parametrize("since", [2 * DAY_S, 1e12, float("inf"), float("nan")])
+def test_a_time_in_the_future_keeps_no_key(three: Three, since: float) -> None:
+    """SP-11.18-19: a clock was wrong once, so nobody knows how old the key is."""
+    three.settle(Settled(False, 1))
+    secret, shared = (
+        (three.folders["a"] / FUSION_KEY).read_bytes(),
+        three.keys["a"].masking("infer").shared["b"],
+    )
+    for name in (PUBLIC, SERVICE_KEY):
+        path = three.folders["a"] / name
+        path.write_text(json.dumps({**json.loads(path.read_text()), "since": three.now + since}))
+    for _ in range(2):
+        forget_keys(three.folders["a"].parent, 30, h.Reporter(three.told.append), lambda: three.now)
+    assert [one[0] for one in told_of(three.told)] == ["MaskKeyDeleted", "ServiceKeyReplaced"]
+    assert all("the clock was wrong then or is now" in one[-1] for one in told_of(three.told))
+    assert secret not in three.held("a") and shared.hex().encode() not in three.held("a")
+    three.open("a")
+    three.agree("a")
+    three.settle(Settled(False, 2))
+    assert three.total("infer") == SUM
+
+
+def test_a_clock_that_goes_back_keeps_no_key_either(three: Three) -> None:
+    """While the process lives; by less than a day, nothing happens."""
+    three.settle(Settled(False, 1))
+    three.now -= 0.9 * DAY_S
+    assert three.total("train") == three.total("infer") == SUM
+    assert told_of(three.told) == []
+    three.now -= DAY_S
+    three.keys["a"].expire()
+    assert [one[0] for one in told_of(three.told)] == ["MaskKeyDeleted", "ServiceKeyReplaced"]
     three.settle(Settled(False, 2))
     assert three.total("infer") == SUM
 

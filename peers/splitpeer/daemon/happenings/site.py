@@ -227,6 +227,24 @@ class MaskKeyDeleted(Happening):
 
 
 @dataclass(frozen=True)
+class ServiceKeyReplaced(Happening):
+    """SP-11.18-18, SP-11.18-19: what was recorded of requests before this epoch cannot be read with anything here."""
+
+    run: str
+    epoch: int
+    """That of the new key."""
+    cause: str
+
+
+@dataclass(frozen=True)
+class ServiceKeyDeleted(Happening):
+    """SP-11.18-5, SP-11.18-19: the same of all requests of a run; no key is in its place."""
+
+    run: str
+    cause: str
+
+
+@dataclass(frozen=True)
 class ValuesClipped(Happening):
     """SP-11.18-3: values were too large for the sum."""
 

@@ -217,6 +217,10 @@ def _of_a_site(happening: h.Happening) -> Iterator[Line]:
             yield Line("fusion.partners", {"partners": partners})
         case h.MaskKeyDeleted(run, cause):
             yield Line("fusion.key_deleted", {"run": run, "cause": cause})
+        case h.ServiceKeyReplaced(run, epoch, cause):
+            yield Line("service.key_replaced", {"run": run, "epoch": epoch, "cause": cause})
+        case h.ServiceKeyDeleted(run, cause):
+            yield Line("service.key_deleted", {"run": run, "cause": cause})
         case h.ValuesClipped(step, clipped, values, so_far, most):
             yield Line(
                 "fusion.clipped",

@@ -25,6 +25,8 @@ _AS_THEY_ARE: dict[type[h.Happening], str] = {
     h.EncoderShared: "encoder.shared",
     h.PartnersProven: "fusion.partners",
     h.MaskKeyDeleted: "fusion.key_deleted",
+    h.ServiceKeyReplaced: "service.key_replaced",
+    h.ServiceKeyDeleted: "service.key_deleted",
     h.ReleasesEnded: "job.released",
     h.ReleasesRemoved: "bank.dropped",
     h.PatientLocated: "inference.located",
