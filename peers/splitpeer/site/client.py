@@ -331,7 +331,9 @@ class Client:
         with suppress(TimeoutError):
             async with asyncio.timeout(self._rest_s):
                 await self._stop.wait()
-        self._rest_s = min(2 * self._rest_s, LONGEST_REST_S)
+        # Each request takes a coordinator one epoch further, so waiting longer does not help.
+        if not isinstance(error, OtherEpoch):
+            self._rest_s = min(2 * self._rest_s, LONGEST_REST_S)
 
     def _progress(self) -> None:
         """SP-11-40: the coordinator gave us work: from here on patience and pauses start again."""

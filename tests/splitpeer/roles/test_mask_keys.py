@@ -27,7 +27,7 @@ from splitproto.fusion import MOST_EPOCHS, Asked
 from splitproto.messages import Fusion, Settled
 
 from .scene import Scene
-from .served import comes, refused, segmented, serving, stop, until
+from .served import comes, held_out, refused, segmented, serving, stop, until
 from .test_late_consent import lines
 from .test_private_inference import PRIVATE, SLOW, cast_sum
 from .test_secure_sum import THREE, cast, folder, site
@@ -436,7 +436,7 @@ async def test_a_coordinator_that_takes_too_long_is_answered_no_more(
 
 
 async def test_a_coordinator_that_went_back_to_an_earlier_epoch_ends_nobody(
-    scene: Scene, monkeypatch: pytest.MonkeyPatch
+    scene: Scene, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """SP-11.18-18: its record comes from a backup. What it asks in a key that was replaced is declined, and the sites
     stay; when it has come to their epoch, they answer. No key comes back."""
@@ -473,3 +473,23 @@ async def test_a_coordinator_that_went_back_to_an_earlier_epoch_ends_nobody(
         for one in lines(scene, f"site-{modality}", "policy.refused")
     }
     assert said and all("4" in one and "backup" in one and "\n" not in one for one in said), said
+    pauses = [one.fields["pause_s"] for one in caplog.records if one.getMessage() == "policy.refused"]  # type: ignore[attr-defined]
+    assert len(pauses) > 2 and set(pauses) == {0.05}
+
+
+async def test_a_run_whose_encoders_learn_ends_its_key_of_training_when_it_is_complete(scene: Scene) -> None:
+    """SP-11.18-16: in a run that goes on with inference; log and trail say it, of each key."""
+    cast_sum(scene, ("t1ce", "t2"), {"min_partners": 1}, training=SLOW)
+    record = scene.folder / "hub" / "state" / "try.run.json"
+    async with scene.running() as on:
+        await until(lambda: record.exists() and json.loads(record.read_text())["state"] == "serving")
+        await until(lambda: not any(keys_of(scene, one)(FUSION_KEY).exists() for one in scene.modalities))
+        await segmented(scene, "t1ce", held_out(scene)[0])
+        await until(lambda: {epoch(scene, one) for one in scene.modalities} == {2})
+        assert not any(task.done() for task in on.tasks.values())
+    assert json.loads(record.read_text())["trained"]
+    for modality in scene.modalities:
+        (gone,) = lines(scene, f"site-{modality}", "fusion.key_deleted")
+        assert gone["cause"] == "the coordinator does not need it any more"
+        (replaced,) = lines(scene, f"site-{modality}", "service.key_replaced")
+        assert (replaced["epoch"], replaced["run"]) == (2, gone["run"])

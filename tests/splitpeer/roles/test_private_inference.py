@@ -39,7 +39,9 @@ def cast_sum(scene: Scene, modalities: tuple[str, ...], own: dict[str, object], 
         }
         for modality in modalities
     }
-    return cast_with_folders(scene, policy, model=SUM, evaluation={"overlap": 0.25, "batch": 16}, **job)
+    return cast_with_folders(
+        scene, policy, **{"model": SUM, "evaluation": {"overlap": 0.25, "batch": 16}, **job}
+    )
 
 
 def answers(scene: Scene, modality: str) -> list[str]:
