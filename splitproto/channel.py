@@ -12,7 +12,7 @@ from __future__ import annotations
 import ssl
 
 from .constants import MAX_ENVELOPE_BODY, MAX_HANDSHAKE_BYTES
-from .errors import ChannelTruncated, SecureChannelError
+from .errors import ChannelTruncated, LocalError, SecureChannelError
 from .identity import claims, explain, refused
 
 RECORD = 16 * 1024
@@ -38,6 +38,8 @@ class Channel:
             self._incoming, self._outgoing, server_side=server_side, server_hostname=hostname
         )
         self._handshake_bytes = 0
+        self._broken: LocalError | None = None
+        """Found behind octets that were still good."""
         self.secure = False
         """TLS has finished on this side; says nothing yet about what the peer thinks."""
         self.peer_closed = False
@@ -77,28 +79,31 @@ class Channel:
         return True
 
     def read_into(self, target: memoryview) -> int:
-        """Decrypt at most one record into `target`; 0 when more ciphertext is needed or the peer closed.
+        """Decrypt into `target` until it is full, more ciphertext is needed or the peer closed; how many octets.
 
         Raises:
-            SecureChannelError: an alert or a damaged record.
+            SecureChannelError: an alert or a damaged record; what came before it was returned by the call before.
             ChannelTruncated: the stream ended without close_notify.
         """
-        if self.peer_closed:
-            return 0
+        read, size, done = self._tls.read, len(target), 0
         try:
-            # The stubs do not know that a buffer makes `read` return a count.
-            count: int = self._tls.read(len(target), target)  # type: ignore[assignment]
+            # OpenSSL gives one record a call.
+            while done < size and not self.peer_closed and self._broken is None:
+                # The stubs do not know that a buffer makes `read` return a count.
+                count: int = read(size - done, target[done:])  # type: ignore[assignment]
+                done += count
+                self.peer_closed = count == 0
         except ssl.SSLWantReadError:
-            return 0
+            pass
         except ssl.SSLZeroReturnError:
-            count = 0
-        except ssl.SSLEOFError:
-            raise ChannelTruncated("TLS ended without close_notify") from None
-        except ssl.SSLError as error:
-            raise self._failed(error) from None
-        if count == 0:
             self.peer_closed = True
-        return count
+        except ssl.SSLEOFError:
+            self._broken = ChannelTruncated("TLS ended without close_notify")
+        except ssl.SSLError as error:
+            self._broken = self._failed(error)
+        if self._broken is not None and not done:
+            raise self._broken
+        return done
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
         """Encrypt `data`; the ciphertext waits in `drain`.
@@ -126,9 +131,18 @@ class Channel:
             # SP-6-9: our close_notify is out; unwrap then waits for the peer's, or finds the session broken.
             return
 
-    def drain(self) -> bytes:
+    @property
+    def waiting(self) -> int:
+        """Octets that `drain` would return, if it were asked for all."""
+        return self._outgoing.pending
+
+    def lead(self, head: bytes) -> None:
+        """What `drain` returns before the ciphertext of the next `write`; nothing may be waiting."""
+        self._outgoing.write(head)
+
+    def drain(self, most: int = MAX_ENVELOPE_BODY) -> bytes:
         """Ciphertext to send now, at most one envelope's worth; empty when there is none."""
-        return self._outgoing.read(MAX_ENVELOPE_BODY)
+        return self._outgoing.read(most)
 
     @property
     def peer_certificate(self) -> bytes:

@@ -248,18 +248,20 @@ class Connection:
 
     def next_envelope(self, now: float) -> bytes | None:
         """The next ZeroMQ message to send; None when there is none now."""
-        body = self._channel.drain()
-        if not body and not self.closed:
-            try:
-                self._encrypt_next(now)
-            except LocalError as error:
-                self._fail(error, now)
-            body = self._channel.drain()
-        if not body:
-            return None
         first = self._sequence_out == 0 and self.side is Side.CLIENT
         kind = envelope.Kind.OPEN if first else envelope.Kind.DATA
-        octets = envelope.encode(kind, self.link, self._sequence_out, body)
+        head = envelope.encode_header(kind, self.link, self._sequence_out)
+        if self._channel.waiting:
+            octets = head + self._channel.drain()
+        elif self.closed:
+            return None
+        else:
+            # Ciphertext is not copied once more to be put behind its header.
+            self._channel.lead(head)
+            self._encrypt_more(now)
+            octets = self._channel.drain(constants.ENVELOPE_HEADER + constants.MAX_ENVELOPE_BODY)
+            if len(octets) == len(head):
+                return None
         self._sequence_out += 1
         return octets
 
@@ -540,8 +542,19 @@ class Connection:
         stream, self._next_stream = self._next_stream, self._next_stream + 2
         return stream
 
+    def _encrypt_more(self, now: float) -> None:
+        """Fill an envelope: small messages first, then frames of bodies."""
+        try:
+            while self._channel.waiting < constants.ENVELOPE_FILL:
+                before = self._channel.waiting
+                self._encrypt_next(now)
+                if self._channel.waiting == before:
+                    return
+        except LocalError as error:
+            self._fail(error, now)
+
     def _encrypt_next(self, now: float) -> None:
-        """Give TLS at most `TLS_FEED` octets: small messages first, else one frame of a body."""
+        """Give TLS at most `TLS_FEED` octets: small messages, else one frame of a body."""
         if not self._channel.secure or self._channel.shut:
             return
         if self._control:

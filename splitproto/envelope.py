@@ -72,11 +72,16 @@ class Reset:
     text: str
 
 
+def encode_header(kind: Kind, link: bytes, sequence: int) -> bytes:
+    """The 32 octets before the body."""
+    return _HEADER.pack(MAGIC, CARRIER_VERSION, kind, 0, link, sequence)
+
+
 def encode(kind: Kind, link: bytes, sequence: int, body: bytes | bytearray | memoryview = b"") -> bytes:
     """The octets of one envelope."""
     if len(body) > MAX_ENVELOPE_BODY:
         raise EnvelopeError(f"an envelope holds at most {MAX_ENVELOPE_BODY} octets, not {len(body)}")
-    return b"".join((_HEADER.pack(MAGIC, CARRIER_VERSION, kind, 0, link, sequence), body))
+    return b"".join((encode_header(kind, link, sequence), body))
 
 
 def decode(data: bytes | bytearray | memoryview) -> Envelope:

@@ -322,11 +322,12 @@ class Session:
                 self._end(event.error)
         self._wake.set()
         self._answered.set()
-        if self._timer is not None:
+        when = self._connection.next_timer()
+        # One that fires early asks again: cheaper than a new one for every envelope.
+        if self._timer is not None and (when < self._due or when == math.inf):
             self._timer.cancel()
             self._timer = None
-        when = self._connection.next_timer()
-        if when < math.inf:
+        if self._timer is None and when < math.inf:
             self._due = when
             self._timer = self._loop.call_at(when, self._on_timer)
 
@@ -336,6 +337,7 @@ class Session:
             self._woke, self.slept = self._loop.time(), self._loop.time() - self._due
 
     def _on_timer(self) -> None:
+        self._timer = None
         self._note_sleep()
         self._connection.handle_timer(self._loop.time())
         self._after()

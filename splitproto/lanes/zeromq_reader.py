@@ -51,8 +51,8 @@ class Reader:
         self.look()
 
     def look(self) -> None:
-        """Read soon, whatever the file descriptor says."""
-        if not self._scheduled and not self.socket.closed:
+        """Read soon if something waits, whatever the file descriptor says."""
+        if not self._scheduled and not self.socket.closed and self.socket.getsockopt(zmq.EVENTS) & zmq.POLLIN:  # type: ignore[arg-type, operator]
             self._scheduled = True
             self._loop.call_soon(self._read)
 

@@ -99,6 +99,40 @@ def test_records_are_counted_as_they_go_out(two: Two) -> None:
     assert (two.client.records_out, two.client.bytes_out) == (records, RECORD + 2) == (3, RECORD + 2)
 
 
+def test_one_read_takes_all_records_that_fit(two: Two) -> None:
+    two.shake()
+    text = bytes(range(256)) * 256
+    two.client.write(text)
+    two.server.feed(memoryview(two.client.drain()))
+    buffer = memoryview(bytearray(len(text)))
+    assert two.server.read_into(buffer[:40_000]) == 40_000
+    assert two.server.read_into(buffer[40_000:]) == len(text) - 40_000
+    assert buffer == text and two.server.read_into(buffer) == 0
+
+
+def test_what_came_before_a_damaged_record_is_read_first(two: Two) -> None:
+    two.shake()
+    two.client.write(bytes(RECORD) + b"more")
+    octets = bytearray(two.client.drain())
+    octets[-1] ^= 1
+    two.server.feed(memoryview(octets))
+    buffer = memoryview(bytearray(3 * RECORD))
+    assert two.server.read_into(buffer) == RECORD
+    for _ in range(2):
+        with pytest.raises(SecureChannelError):
+            two.server.read_into(buffer)
+    assert two.server.drain(), "an alert"
+
+
+def test_what_leads_comes_before_the_ciphertext(two: Two) -> None:
+    two.shake()
+    two.client.lead(b"head")
+    two.client.write(b"x")
+    octets = two.client.drain()
+    two.server.feed(memoryview(octets[4:]))
+    assert octets[:4] == b"head" and read_all(two.server) == b"x"
+
+
 def test_drain_gives_at_most_one_envelope(two: Two) -> None:
     two.shake()
     for _ in range(5):

@@ -31,6 +31,7 @@ from splitpeer.preflight import notices
 from splitpeer.settings.job import JobConfig
 from splitpeer.settings.peer import PeerConfig
 from splitpeer.storage import descriptors
+from splitproto.allocator import keep_freed_memory
 
 FORCED = 130
 log = logging.getLogger(__name__)
@@ -118,6 +119,7 @@ def serve(
         job = JobConfig.load(job_file)
     # Its home folder need not be writable; matplotlib reads this when it is imported.
     os.environ.setdefault("MPLCONFIGDIR", str(config.peer.state.absolute() / "matplotlib"))
+    keep_freed_memory()
     # The folder is taken and a line shown before torch is imported: that takes seconds on a slow machine.
     with early.signals(), Duty(config).held() as duty:
         event(log, "peer.starting", role=config.peer.role, site=config.peer.site, pid=os.getpid())
