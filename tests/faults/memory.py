@@ -190,6 +190,9 @@ class Socket:
         return
 
     def getsockopt(self, option: int) -> int | bytes:
+        if option == zmq.EVENTS:
+            self._swallow()
+            return zmq.POLLIN if self._queue or self._parts else 0
         return self._fd if option == zmq.FD else f"tcp://127.0.0.1:{self._port}\0".encode()
 
     def set(self, option: int, value: object) -> None:
