@@ -174,6 +174,7 @@ class Door(Reception):
         key = (lane, route, envelope.link_of(data))
         link = self._links.get(key)
         if link is not None and link.session is not None:
+            self._came_by(link, visitor)
             if link.admitted or self._budget.take(link.network, len(data), self._loop.time()):
                 link.session.arrived(data)
             else:
@@ -227,6 +228,16 @@ class Door(Reception):
             return False
         self._visitors.end(visitor)
         return True
+
+    def _came_by(self, link: _Link, visitor: Visitor | None) -> None:
+        """Note which connection a link belongs to: a lane may learn of a connection after its first message."""
+        if visitor is None or visitor is link.visitor:
+            return
+        if link.admitted:
+            if link.visitor is not None:
+                self._visitors.parted(link.visitor, self._loop.time())
+            self._visitors.admitted(visitor)
+        link.visitor = visitor
 
     def _open(self, key: Key, source: str, visitor: Visitor | None, data: bytes | memoryview) -> None:
         if self._leaving:

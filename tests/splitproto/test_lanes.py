@@ -377,6 +377,43 @@ async def test_a_link_that_is_over_before_it_is_admitted_is_not_handed_out(feder
         assert not link.admitted and not house.door._ready
 
 
+class LateLane(MemoryLane):
+    """Does not know at first by which connection messages come, or mistakes it for another."""
+
+    late = 0
+    """Messages for which that holds."""
+    taken_for: Any = None
+
+    def _deliver(self, end: MemoryEnd, data: bytes) -> None:
+        its = end.visitor
+        if self.late:
+            self.late, end.visitor = self.late - 1, self.taken_for
+        super()._deliver(end, data)
+        end.visitor = its
+
+
+@pytest.mark.parametrize("mistaken", [False, True])
+@pytest.mark.parametrize("late", [1, 100], ids=["before admission", "after"])
+async def test_a_connection_that_is_known_late_has_its_link(
+    mistaken: bool, late: int, federation: Any
+) -> None:
+    lane = LateLane()
+    async with house_of(federation, lane) as house:
+        other: Any = Stranger(lane).end
+        lane.late, lane.taken_for = late, other.visitor if mistaken else None
+        client, coordinator = await house.link(lane)
+        lane.late = 0
+        assert await client.answers(SOON)
+        visitors, end = house.door._visitors, client._carrier
+        assert isinstance(end, MemoryEnd) and end.visitor is not None
+        assert visitors.strangers == [other.visitor]
+        assert (end.visitor.links, other.visitor.links) == (1, 0)
+        assert len(visitors.look(asyncio.get_running_loop().time() + 1000)) == 1
+        assert await client.answers(SOON) and other.route not in lane._ends
+        await part(client, coordinator)
+        assert end.visitor.links == 0
+
+
 async def test_a_lane_that_fails_after_it_has_bound_keeps_no_socket(monkeypatch: Any) -> None:
     def full(number: int) -> None:
         raise OSError("too many open files")
