@@ -23,6 +23,8 @@ from .errors import FrameError
 _HEADER = struct.Struct(">BBHII")
 _U64 = struct.Struct(">Q")
 END = 0x01
+SCRATCH = 4096
+"""Octets for a frame that is no piece of a tensor; more are taken when one is longer, which few links ever see."""
 
 
 class FrameType(IntEnum):
@@ -120,7 +122,7 @@ class Inbox:
 
     def __init__(self) -> None:
         self._head = bytearray(FRAME_HEADER)
-        self._small: bytearray | None = None  # not needed before the peer is authenticated
+        self._small = bytearray()  # not needed before the peer is authenticated
         self._view = memoryview(self._head)
         self.header: FrameHeader | None = None
 
@@ -148,8 +150,8 @@ class Inbox:
 
     def payload_small(self, length: int) -> memoryview:
         """The payload goes to the scratch buffer; returns the view that will hold it."""
-        if self._small is None:
-            self._small = bytearray(MAX_FRAME_PAYLOAD)
+        if len(self._small) < length:
+            self._small = bytearray(max(length, SCRATCH))
         self._view = memoryview(self._small)[:length]
         return self._view
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import tracemalloc
 
 import pytest
 from hypothesis import given
@@ -115,6 +116,22 @@ def test_inbox_takes_octets_as_they_come() -> None:
     assert full and framing.decode_number(payload) == 7
     inbox.next_frame()
     assert inbox.header is None and len(inbox.buffer()) == FRAME_HEADER
+
+
+def test_inbox_takes_memory_as_frames_need_it() -> None:
+    inboxes = [Inbox() for _ in range(20)]
+    tracemalloc.start()
+    try:
+        for inbox in inboxes:
+            inbox.payload_small(1000)
+        taken, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert taken < 20 * 8192
+    for length in (framing.SCRATCH + 1, 3, MAX_FRAME_PAYLOAD, 8):
+        payload = inboxes[0].payload_small(length)
+        inboxes[0].buffer()[:] = bytes([length % 251]) * length
+        assert inboxes[0].filled(length) and bytes(payload) == bytes([length % 251]) * length
 
 
 def test_inbox_leads_a_payload_into_its_target() -> None:
