@@ -49,6 +49,7 @@ class Visitors:
     def admitted(self, visitor: Visitor) -> None:
         """One of its links was admitted."""
         visitor.links += 1
+        visitor.known = True
         self._strangers.pop(visitor, None)
 
     def parted(self, visitor: Visitor, now: float) -> None:
@@ -59,16 +60,19 @@ class Visitors:
             self._strangers[visitor] = None
 
     def look(self, now: float) -> list[tuple[str, LocalError]]:
-        """End the connections that are over a limit. Returns which, and why."""
-        told = []
+        """End the connections that are over a limit. Returns which were refused by that, and why."""
+        told: list[tuple[str, LocalError]] = []
         for visitor in list(self._all):
             if visitor.ended:
                 continue
             if visitor.refused:
                 self.end(visitor)
-            elif (error := self._overdue(visitor, now) or visitor.excess()) is not None:
+            elif (error := visitor.excess()) is not None:
                 self.end(visitor)
                 told.append((visitor.source, error))
+            elif not visitor.links and now - visitor.since >= self._patience:
+                error = DeadlineExceeded(f"a connection without an admitted link for {self._patience:g} s")
+                told += self._end_idle(visitor, error)
         return told + self._thin_out()
 
     def end(self, visitor: Visitor) -> None:
@@ -85,19 +89,15 @@ class Visitors:
 
     # --- inside -----------------------------------------------------------------------------------------
 
-    def _overdue(self, visitor: Visitor, now: float) -> LocalError | None:
-        if visitor.links or now - visitor.since < self._patience:
-            return None
-        return DeadlineExceeded(f"a connection without an admitted link for {self._patience:g} s")
-
     def _thin_out(self) -> list[tuple[str, LocalError]]:
         told: list[tuple[str, LocalError]] = []
         while (victim := one_too_many(self._strangers, lambda one: one.network)) is not None:
-            self.end(victim)
-            told.append(
-                (
-                    victim.source,
-                    TooManyLinks("too many connections without an admitted link: the oldest is closed"),
-                )
+            told += self._end_idle(
+                victim, TooManyLinks("too many connections without an admitted link: the oldest is closed")
             )
         return told
+
+    def _end_idle(self, visitor: Visitor, error: LocalError) -> list[tuple[str, LocalError]]:
+        """End a connection without a link: a refusal, unless it has had one, as when many sites leave at once."""
+        self.end(visitor)
+        return [] if visitor.known else [(visitor.source, error)]

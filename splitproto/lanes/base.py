@@ -26,6 +26,8 @@ class Visitor(ABC):
     """When it came, or when its last admitted link ended; seconds of the event loop."""
     links: int = field(default=0, init=False)
     """Admitted ones."""
+    known: bool = field(default=False, init=False)
+    """It has had an admitted link: to end it is no refusal."""
     faults: int = field(default=0, init=False)
     """Messages that belonged to no link."""
     refused: bool = field(default=False, init=False)
