@@ -1,0 +1,239 @@
+"""How long a small request takes, on an idle link and beside 256 MiB of tensors; and the memory that receiving takes.
+
+The coordinator asks (`advance`) and stops the clock when the site's answer (`advanced`) is there; the site is a process
+of its own. Beside it the same over a bare TLS 1.3 socket with the same certificates: as many octets, blocking calls, no
+event loop. Loaded means that the coordinator is sending one message with tensors, in the direction of the request.
+Then, in a new process for each measurement: the most memory that the site has while one message arrives, over what it
+had before, by the octets of the tensors.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import multiprocessing
+import socket
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+from working import HUB, MIB, PATIENT, WAIT_S, begin, certificates, credentials, forget_peak, join, memory
+
+from splitproto import AllowList, Listener, Session, dial
+from splitproto.messages import Advance, Advanced, Applied, Gradients
+
+SITE = "site"
+OCTETS = 42
+"""Of a request on the bare socket: as many as `advance` gives TLS, with the header of its frame."""
+WARM = 64 * 1024
+"""Octets of a tensor that is received before memory is looked at."""
+
+Target = Callable[[Path, int], None]
+
+
+@dataclass
+class Waits:
+    """Milliseconds from a request to its answer: p50 and p99 of each round."""
+
+    p50: list[float] = field(default_factory=list)
+    p99: list[float] = field(default_factory=list)
+    count: int = 0
+
+    def add(self, seconds: list[float]) -> None:
+        """One round."""
+        cuts = statistics.quantiles(seconds, n=100)
+        self.p50.append(1e3 * cuts[49])
+        self.p99.append(1e3 * cuts[98])
+        self.count += len(seconds)
+
+
+# --- the site ---------------------------------------------------------------------------------------------------
+
+
+def site(folder: Path, port: int) -> None:
+    """Answers whatever comes."""
+
+    async def run() -> None:
+        allow = AllowList({"coordinator": {HUB}}, "benchmark")
+        session = await dial(f"tcp://127.0.0.1:{port}", credentials(folder, SITE), allow, timing=PATIENT)
+        await join(session)
+        while isinstance(asked := await session.receive(3600), Advance | Gradients):
+            await session.send((Advanced if isinstance(asked, Advance) else Applied)(asked.step))
+        await session.close("complete")
+
+    asyncio.run(run())
+
+
+def tls_site(folder: Path, port: int) -> None:
+    """The same over a bare socket."""
+    plain = socket.create_connection(("127.0.0.1", port))
+    plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    context = credentials(folder, SITE).client_context()
+    with context.wrap_socket(plain, server_hostname="127.0.0.1") as stream:
+        while asked := stream.recv(OCTETS):
+            stream.sendall(asked)
+
+
+@contextmanager
+def process(target: Target, folder: Path, port: int) -> Iterator[BaseProcess]:
+    """A site, until it has ended by itself."""
+    started = multiprocessing.get_context("spawn").Process(target=target, args=(folder, port), daemon=True)
+    started.start()
+    yield started
+    started.join(20)
+
+
+# --- the coordinator ---------------------------------------------------------------------------------------------
+
+
+async def ask(session: Session) -> float:
+    """Seconds of one request."""
+    began = time.perf_counter()
+    await session.send(Advance(1))
+    while not isinstance(await session.receive(WAIT_S), Advanced):
+        pass  # the answer to a message with tensors
+    return time.perf_counter() - began
+
+
+async def beside(session: Session, tensors: dict[str, np.ndarray], times: int) -> list[float]:
+    """Seconds of each request that began while a message with these tensors was being sent."""
+    waits = []
+    for _ in range(times):
+        sending = asyncio.create_task(session.send(Gradients(1, tensors)))
+        await asyncio.sleep(0)
+        while not sending.done():
+            waits.append(await ask(session))
+        await sending
+    await ask(session)
+    return waits
+
+
+def ask_tls(stream: socket.socket) -> float:
+    began = time.perf_counter()
+    stream.sendall(bytes(OCTETS))
+    left = OCTETS
+    while left:
+        left -= len(stream.recv(left))
+    return time.perf_counter() - began
+
+
+@contextmanager
+def tls_link(folder: Path) -> Iterator[socket.socket]:
+    with socket.create_server(("127.0.0.1", 0)) as server, process(tls_site, folder, server.getsockname()[1]):
+        plain, _ = server.accept()
+        plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        with credentials(folder, HUB).server_context().wrap_socket(plain, server_side=True) as stream:
+            yield stream
+
+
+def listener(folder: Path) -> Listener:
+    allow = AllowList({"client": {SITE}}, "benchmark")
+    return Listener("tcp://127.0.0.1:0", credentials(folder, HUB), allow, timing=PATIENT)
+
+
+def port_of(door: Listener) -> int:
+    return int(door.address.rpartition(":")[2])
+
+
+async def waits(folder: Path, given: argparse.Namespace) -> dict[str, Waits]:
+    """All rounds, the kinds of requests in turns."""
+    found = {kind: Waits() for kind in ("idle", "TLS socket, idle", "loaded")}
+    tensors = {"x0": np.zeros(given.mib * MIB // 4, np.float32)}
+    async with listener(folder) as door:
+        with process(site, folder, port_of(door)), tls_link(folder) as stream:
+            session = await door.accept(WAIT_S)
+            await begin(session)
+            for turn in range(given.rounds + 1):
+                idle = [await ask(session) for _ in range(given.requests)]
+                bare = [ask_tls(stream) for _ in range(given.requests)]
+                loaded = await beside(session, tensors, given.messages)
+                if turn:  # the first round warms up
+                    for kind, seconds in zip(found, (idle, bare, loaded), strict=True):
+                        found[kind].add(seconds)
+            await session.close("complete")
+    return found
+
+
+async def peak(folder: Path, octets: int) -> float:
+    """The most memory that a site has while one message arrives, over what it had before, by the message's octets."""
+    async with listener(folder) as door:
+        with process(site, folder, port_of(door)) as receiving:
+            session, pid = await door.accept(WAIT_S), receiving.pid or 0
+            await begin(session)
+            await received(session, WARM)
+            before = memory(pid)
+            forget_peak(pid)
+            await received(session, octets)
+            most = memory(pid, "VmHWM")
+            await session.close("complete")
+    return (most - before) / octets
+
+
+async def received(session: Session, octets: int) -> None:
+    """Send so much, and wait until it is there."""
+    await session.send(Gradients(1, {"x0": np.ones(octets // 4, np.float32)}))
+    while not isinstance(await session.receive(WAIT_S), Applied):
+        pass
+
+
+def spread(values: list[float], digits: int = 2) -> str:
+    middle, *ends = statistics.median(values), min(values), max(values)
+    return f"{middle:.{digits}f} ({ends[0]:.{digits}f}-{ends[1]:.{digits}f})"
+
+
+def show(found: dict[str, Waits], peaks: dict[int, list[float]], rounds: int) -> None:
+    console = Console(width=None if sys.stdout.isatty() else 140)
+    table = Table(title=f"One request and its answer, ms: median of {rounds} rounds (min-max)")
+    for heading in ("", "p50", "p99", "p99 / p50", "p50 / p50 of the TLS socket", "requests"):
+        table.add_column(heading, justify="right" if heading else "left")
+    bare = found["TLS socket, idle"].p50
+    for kind, row in found.items():
+        ratios = (
+            [a / b for a, b in zip(*pair, strict=True)] for pair in ((row.p99, row.p50), (row.p50, bare))
+        )
+        table.add_row(kind, spread(row.p50), spread(row.p99), *map(spread, ratios), str(row.count))
+    console.print(table)
+    table = Table(title="Memory while one message arrives, by its tensors' octets")
+    for mib in peaks:
+        table.add_column(f"{mib} MiB", justify="right")
+    table.add_row(*(spread(ratios, 3) for ratios in peaks.values()))
+    console.print(table)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--requests", type=int, default=1000, help="on the idle links, in each round")
+    parser.add_argument("--messages", type=int, default=4, help="with tensors, in each round")
+    parser.add_argument("--mib", type=int, default=256, help="tensors of one such message")
+    parser.add_argument("--sizes", type=int, nargs="+", default=[64, 256], help="MiB, for the memory")
+    parser.add_argument("--json", action="store_true")
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        certificates(folder, [SITE])
+        found = asyncio.run(waits(folder, given))
+        peaks: dict[int, list[float]] = {mib: [] for mib in given.sizes}
+        for _ in range(given.rounds):
+            for mib in given.sizes:
+                peaks[mib].append(asyncio.run(peak(folder, mib * MIB)))
+    if given.json:
+        units = {"waits": "ms", "peaks": "memory by tensors, for each size in MiB"}
+        rows = {kind: vars(row) for kind, row in found.items()}
+        print(json.dumps({"units": units, "waits": rows, "peaks": peaks}, indent=2))
+        return
+    show(found, peaks, given.rounds)
+
+
+if __name__ == "__main__":
+    main()
