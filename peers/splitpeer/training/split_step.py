@@ -24,6 +24,7 @@ from splitpeer.errors import DataError, JobFailed
 from splitpeer.logs import event
 from splitpeer.models.backbone import Decoder, Encoder
 from splitpeer.training.backward import backward
+from splitpeer.training.finite import all_finite
 from splitpeer.training.guard import Guard
 from splitpeer.training.loss import probabilities, task_loss
 from splitpeer.training.machine import in_order, kind
@@ -256,7 +257,7 @@ class ClientHalf(_Half):
                     f"gradient of {name} is {gradients[name].shape}, expected {tuple(sent.shape)}"
                 )
             arrived[name] = _tensor(gradients[name], self.device)
-            if not torch.isfinite(arrived[name]).all():
+            if not all_finite(arrived[name]):
                 raise _diverged(f"the gradient of {name}", self.steps_done)
         penalty = self._penalty()
         pending = self._pending
@@ -420,7 +421,7 @@ class CoordinatorHalf(_Half):
             JobFailed: the logits are not finite; nothing is pending then.
         """
         logits = self._decode(activations, absent, have)
-        if not torch.isfinite(logits).all():
+        if not all_finite(logits):
             self._forget()
             raise _diverged("the prediction", self.steps_done)
         return _array(logits)
@@ -440,7 +441,7 @@ class CoordinatorHalf(_Half):
                 f"gradient of the logits is {gradient.shape}, expected {tuple(self._logits.shape)}"
             )
         arrived = _tensor(gradient, self.device)
-        if not torch.isfinite(arrived).all():
+        if not all_finite(arrived):
             raise _diverged("the gradient of the logits", self.steps_done)
         self._logits.backward(arrived)
         return self._finish()
@@ -476,7 +477,7 @@ class CoordinatorHalf(_Half):
         self._forget()
         for seat, levels in leaves.items():
             for name, leaf in levels.items():
-                if not torch.isfinite(_gradient(leaf)).all():
+                if not all_finite(_gradient(leaf)):
                     self.optimiser.zero_grad()
                     raise _diverged(f"the gradient of {seat}'s {name}", self.steps_done)
         self._apply()
