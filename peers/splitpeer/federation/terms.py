@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 from splitpeer.data.geometry import Triple
@@ -220,6 +221,11 @@ class Room:
     voxels: int
     """Size of the site's largest volume on the job's grid."""
 
+    @cached_property
+    def _fixed_octets(self) -> int:
+        # Counting an encoder's weights may mean to build it, so not for every batch.
+        return _fixed_octets(self.backbone, self.seats, self.voxels)
+
     def check(self, rows: Mapping[str, int], *, train: bool) -> None:
         """Raises PolicyRefused: a batch with so many rows at each seat is too large; the setting is named."""
         count = sum(rows.values())
@@ -227,8 +233,7 @@ class Room:
             raise PolicyRefused(
                 f"a batch of {count} samples is more than this site computes (max_message_mib)"
             )
-        memory = _fixed_octets(self.backbone, self.seats, self.voxels)
-        memory += _batch_octets(self.job, self.backbone, self.seats, rows, train=train)
+        memory = self._fixed_octets + _batch_octets(self.job, self.backbone, self.seats, rows, train=train)
         if memory >> 20 > self.bounds.max_memory_mib:
             raise PolicyRefused(
                 f"a batch of {count} samples needs {memory >> 20} MiB where this site allows "

@@ -12,6 +12,7 @@ import pytest
 from splitpeer.data.normalisation import KINDS
 from splitpeer.data.sampling import batch_digest
 from splitpeer.defences.kinds import parse_all
+from splitpeer.federation import terms
 from splitpeer.federation.terms import (
     Room,
     _check_normalisation,
@@ -228,6 +229,16 @@ def test_a_batch_of_an_evaluation_stays_within_the_memory_of_the_policy() -> Non
     Room(usual, backbone_of(usual), SEATS, Bounds(), 1024 * MIB, 240 * 240 * 155).check(
         {"t1": 4}, train=False
     )
+
+
+def test_weights_are_counted_once_and_not_for_every_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Counting them builds the encoder: it took a site a twentieth of a step."""
+    counted = []
+    monkeypatch.setattr(terms, "parameters_of", lambda *of: counted.append(of) or 1000)
+    room = Room(JOB, backbone_of(JOB), SEATS, Bounds(), 1024 * MIB, 10**6)
+    for _ in range(3):
+        room.check({"t1": 1}, train=True)
+    assert len(counted) == len(SEATS)
 
 
 def test_an_evaluation_of_few_features_is_bounded_by_its_images(announced: Announced) -> None:
