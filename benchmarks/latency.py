@@ -30,6 +30,7 @@ from rich.table import Table
 from working import HUB, MIB, PATIENT, WAIT_S, begin, certificates, credentials, forget_peak, join, memory
 
 from splitproto import AllowList, Listener, Session, dial
+from splitproto.allocator import keep_freed_memory
 from splitproto.messages import Advance, Advanced, Applied, Gradients
 
 SITE = "site"
@@ -62,6 +63,7 @@ class Waits:
 
 def site(folder: Path, port: int) -> None:
     """Answers whatever comes."""
+    keep_freed_memory()
 
     async def run() -> None:
         allow = AllowList({"coordinator": {HUB}}, "benchmark")
@@ -219,6 +221,7 @@ def main() -> None:
     parser.add_argument("--sizes", type=int, nargs="+", default=[64, 256], help="MiB, for the memory")
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
+    keep_freed_memory()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         certificates(folder, [SITE])

@@ -33,6 +33,7 @@ from rich.table import Table
 from working import DIGEST, HUB, PATIENT, WAIT_S, begin, certificates, credentials, join, memory
 
 from splitproto import AllowList, Listener, Session, SplitprotoError, dial
+from splitproto.allocator import keep_freed_memory
 from splitproto.lanes.base import Attempt
 from splitproto.lanes.zeromq import Dealer
 from splitproto.messages import Activations, Applied, Forward, Gradients, Sample
@@ -104,6 +105,7 @@ async def visit(folder: Path, port: int, number: int, turn: asyncio.Semaphore, o
 
 def sites(folder: Path, port: int, orders: Pipe, octets: int) -> None:
     """The second process: for each order (first, count) so many sites, until they have gone."""
+    keep_freed_memory()
     more_files()
 
     async def run() -> None:
@@ -200,6 +202,7 @@ async def timed(
 
 def coordinator(folder: Path, count: int, steps: int, octets: int) -> Figures:
     """In a process of its own."""
+    keep_freed_memory()
     more_files()
     return asyncio.run(measure(folder, count, steps, octets))
 
