@@ -40,22 +40,29 @@ WARM = 64 * 1024
 """Octets of a tensor that is received before memory is looked at."""
 
 Target = Callable[[Path, int], None]
+Asked = tuple[float, int]
+"""Seconds of one request, and octets that were sent meanwhile."""
 
 
 @dataclass
 class Waits:
-    """Milliseconds from a request to its answer: p50 and p99 of each round."""
+    """Milliseconds from a request to its answer, and MiB that were sent meanwhile: p50 and p99 of each round."""
 
     p50: list[float] = field(default_factory=list)
     p99: list[float] = field(default_factory=list)
+    sent50: list[float] = field(default_factory=list)
+    """Steadier than milliseconds on a busy machine: what lies in queues, in front of the request or behind it."""
+    sent99: list[float] = field(default_factory=list)
     count: int = 0
 
-    def add(self, seconds: list[float]) -> None:
+    def add(self, asked: list[Asked]) -> None:
         """One round."""
-        cuts = statistics.quantiles(seconds, n=100)
-        self.p50.append(1e3 * cuts[49])
-        self.p99.append(1e3 * cuts[98])
-        self.count += len(seconds)
+        waits, sent = (statistics.quantiles(column, n=100) for column in zip(*asked, strict=True))
+        self.p50.append(1e3 * waits[49])
+        self.p99.append(1e3 * waits[98])
+        self.sent50.append(sent[49] / MIB)
+        self.sent99.append(sent[98] / MIB)
+        self.count += len(asked)
 
 
 # --- the site ---------------------------------------------------------------------------------------------------
@@ -98,35 +105,35 @@ def process(target: Target, folder: Path, port: int) -> Iterator[BaseProcess]:
 # --- the coordinator ---------------------------------------------------------------------------------------------
 
 
-async def ask(session: Session) -> float:
-    """Seconds of one request."""
-    began = time.perf_counter()
+async def ask(session: Session) -> Asked:
+    """One request."""
+    began, sent = time.perf_counter(), session.bytes_out
     await session.send(Advance(1))
     while not isinstance(await session.receive(WAIT_S), Advanced):
         pass  # the answer to a message with tensors
-    return time.perf_counter() - began
+    return time.perf_counter() - began, session.bytes_out - sent
 
 
-async def beside(session: Session, tensors: dict[str, np.ndarray], times: int) -> list[float]:
-    """Seconds of each request that began while a message with these tensors was being sent."""
-    waits = []
+async def beside(session: Session, tensors: dict[str, np.ndarray], times: int) -> list[Asked]:
+    """Each request that began while a message with these tensors was being sent."""
+    asked = []
     for _ in range(times):
         sending = asyncio.create_task(session.send(Gradients(1, tensors)))
         await asyncio.sleep(0)
         while not sending.done():
-            waits.append(await ask(session))
+            asked.append(await ask(session))
         await sending
     await ask(session)
-    return waits
+    return asked
 
 
-def ask_tls(stream: socket.socket) -> float:
+def ask_tls(stream: socket.socket) -> Asked:
     began = time.perf_counter()
     stream.sendall(bytes(OCTETS))
     left = OCTETS
     while left:
         left -= len(stream.recv(left))
-    return time.perf_counter() - began
+    return time.perf_counter() - began, OCTETS
 
 
 @contextmanager
@@ -160,8 +167,8 @@ async def waits(folder: Path, given: argparse.Namespace) -> dict[str, Waits]:
                 bare = [ask_tls(stream) for _ in range(given.requests)]
                 loaded = await beside(session, tensors, given.messages)
                 if turn:  # the first round warms up
-                    for kind, seconds in zip(found, (idle, bare, loaded), strict=True):
-                        found[kind].add(seconds)
+                    for kind, asked in zip(found, (idle, bare, loaded), strict=True):
+                        found[kind].add(asked)
             await session.close("complete")
     return found
 
@@ -188,27 +195,29 @@ async def received(session: Session, octets: int) -> None:
         pass
 
 
-def spread(values: list[float], digits: int = 2) -> str:
-    middle, *ends = statistics.median(values), min(values), max(values)
-    return f"{middle:.{digits}f} ({ends[0]:.{digits}f}-{ends[1]:.{digits}f})"
+def spread(values: list[float]) -> str:
+    middle = statistics.median(values)
+    digits = 0 if middle >= 10 else 2
+    return f"{middle:.{digits}f} ({min(values):.{digits}f}-{max(values):.{digits}f})"
 
 
 def show(found: dict[str, Waits], peaks: dict[int, list[float]], rounds: int) -> None:
-    console = Console(width=None if sys.stdout.isatty() else 140)
+    console = Console(width=None if sys.stdout.isatty() else 150)
     table = Table(title=f"One request and its answer, ms: median of {rounds} rounds (min-max)")
-    for heading in ("", "p50", "p99", "p99 / p50", "p50 / p50 of the TLS socket", "requests"):
+    for heading in ("", "p50", "p99", "p99 / p50", "p50 / TLS socket", "MiB sent: p50", "p99", "requests"):
         table.add_column(heading, justify="right" if heading else "left")
     bare = found["TLS socket, idle"].p50
     for kind, row in found.items():
         ratios = (
             [a / b for a, b in zip(*pair, strict=True)] for pair in ((row.p99, row.p50), (row.p50, bare))
         )
-        table.add_row(kind, spread(row.p50), spread(row.p99), *map(spread, ratios), str(row.count))
+        cells = (row.p50, row.p99, *ratios, row.sent50, row.sent99)
+        table.add_row(kind, *map(spread, cells), str(row.count))
     console.print(table)
     table = Table(title="Memory while one message arrives, by its tensors' octets")
     for mib in peaks:
         table.add_column(f"{mib} MiB", justify="right")
-    table.add_row(*(spread(ratios, 3) for ratios in peaks.values()))
+    table.add_row(*(spread(ratios) for ratios in peaks.values()))
     console.print(table)
 
 
@@ -231,7 +240,10 @@ def main() -> None:
             for mib in given.sizes:
                 peaks[mib].append(asyncio.run(peak(folder, mib * MIB)))
     if given.json:
-        units = {"waits": "ms", "peaks": "memory by tensors, for each size in MiB"}
+        units = {
+            "waits": "p50, p99: ms; sent50, sent99: MiB",
+            "peaks": "memory by tensors, for each size in MiB",
+        }
         rows = {kind: vars(row) for kind, row in found.items()}
         print(json.dumps({"units": units, "waits": rows, "peaks": peaks}, indent=2))
         return

@@ -4,13 +4,15 @@ The coordinator is a process of its own, new for each measurement, with one `Lis
 process and dial a few at a time, each with a certificate and an address (127.1.x.y) of its own. A step is `forward` to
 all sites, `activations` from all, `gradients` to all and `applied` from all; one small tensor is in each of the two in
 the middle. CPU is that of the coordinator's process with all its threads. Memory is what it has over what it had before
-the sites came, after four others have come, made a step and gone.
+the sites came, after four others have come, made a step and gone; "after steps" it holds buffers of links, and what the
+allocator keeps of the tensors.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import ctypes
 import gc
 import json
 import multiprocessing
@@ -137,8 +139,15 @@ async def step(sessions: Sequence[Session], number: int, tensors: dict[str, np.n
                 raise TypeError(f"a {got.name} where {answer.__name__} was due")
 
 
+def emptied() -> int:
+    """Memory of this process; what was freed goes back to the system, so that whoever comes next is counted in full."""
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+    return memory(os.getpid())
+
+
 def collected() -> int:
-    """Memory of this process, without what only waits to be collected."""
+    """Memory of this process, with what the allocator keeps, and without what only waits to be collected."""
     gc.collect()
     return memory(os.getpid())
 
@@ -168,7 +177,7 @@ async def measure(folder: Path, count: int, steps: int, octets: int) -> Figures:
         await part(sessions)
         sessions.clear()
 
-        before, spent = collected(), time.process_time()
+        before, spent = emptied(), time.process_time()
         sessions = await gathered(door, orders, WARM, count)
         handshakes = count / (time.process_time() - spent)
         idle = collected() - before
