@@ -34,7 +34,7 @@ from splitproto.allocator import keep_freed_memory
 from splitproto.messages import Advance, Advanced, Applied, Gradients
 
 SITE = "site"
-OCTETS = 42
+OCTETS = 32
 """Of a request on the bare socket: as many as `advance` gives TLS, with the header of its frame."""
 WARM = 64 * 1024
 """Octets of a tensor that is received before memory is looked at."""
