@@ -28,7 +28,8 @@ from .identity import Identity
 from .messages import Bye, Message
 from .negotiation import Agreement
 
-_FIRST_PAUSE, _LONGEST_PAUSE = 0.0005, 0.02
+_FIRST_PAUSE, _LONGEST_PAUSE, _LONGER = 0.0005, 0.02, 1.25
+"""Seconds between two looks at a full queue: short ones for one that moves, long ones for a peer that has stopped."""
 _LINGER, _LAST_WORDS = 1.0, 0.05
 _EXCUSE_S = 5.0
 """A link that ends so soon after this process was stopped ended because of that."""
@@ -398,6 +399,6 @@ class Session:
                 if self._gone or self._loop.time() >= ends:
                     return False
             await asyncio.sleep(pause)
-            pause = min(2 * pause, _LONGEST_PAUSE)
+            pause = min(_LONGER * pause, _LONGEST_PAUSE)
         self.bytes_out += len(data)
         return True

@@ -18,8 +18,8 @@ log = logging.getLogger(__name__)
 
 KEPT = 3
 """Parts of one message that are kept: one more than any valid message has, so that its reader sees the excess."""
-MESSAGES_A_TURN, PARTS_A_TURN = 32, 256
-"""Read before everybody else on the loop gets a turn."""
+MESSAGES_A_TURN, PARTS_A_TURN, BYTES_A_TURN = 32, 256, 1 << 20
+"""Read before everybody else on the loop gets a turn: an answer waits no longer than for a MiB to be decrypted."""
 MONITOR_QUEUE = 100_000
 """Parts of reports that may wait, two to a report, 64 bytes each; libzmq adds 1,000 of its own."""
 
@@ -87,6 +87,7 @@ class Reader:
 
     def _take(self, messages: int, parts: int) -> bool:
         """Read so many; whether there may be more."""
+        octets = 0
         for _ in range(parts):
             if self.socket.closed:
                 return False
@@ -96,11 +97,12 @@ class Reader:
                 return False
             if len(self._parts) < KEPT:
                 self._parts.append(part)
+            octets += len(part)
             if part.more:
                 continue
             self._hand_over()
             messages -= 1
-            if not messages:
+            if not messages or octets >= BYTES_A_TURN:
                 break
         return True
 
