@@ -40,6 +40,7 @@ ROWS = (
     Row("frozen, tensors 1,1,2,4,8", strangers=240, widths=(1, 1, 2, 4, 8)),
     Row("frozen apart, sum 2,2,4,8,16", strangers=240, apart=True, widths=(2, 2, 4, 8, 16), secure=True),
     Row("frozen each, sum 2,2,4,8,16", strangers=240, each=True, widths=(2, 2, 4, 8, 16), secure=True),
+    Row("frozen, sum 8,8,16,32,64", strangers=240, widths=(8, 8, 16, 32, 64), secure=True),
     Row("frozen, sum 4,4,8,8,16", strangers=240, widths=(4, 4, 8, 8, 16), secure=True),
     Row("frozen, sum 2,2,4,8,16", strangers=240, widths=(2, 2, 4, 8, 16), secure=True),
     Row("frozen, sum 1,1,2,4,8", strangers=240, widths=(1, 1, 2, 4, 8), secure=True),

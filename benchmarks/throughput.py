@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import cProfile
+import functools
 import importlib.util
 import io
 import json
@@ -77,8 +78,10 @@ def nbytes(shapes: Shapes) -> int:
     return sum(4 * int(np.prod(shape)) for shape in shapes)
 
 
-def payload(shapes: Shapes) -> dict[str, np.ndarray]:
-    rng = np.random.default_rng(0)
+@functools.lru_cache(1)
+def payload(number: int) -> dict[str, np.ndarray]:
+    """Of one case: a process that waits for its turn holds no more."""
+    rng, shapes = np.random.default_rng(0), list(CASES.values())[number]
     return {f"x{n}": rng.standard_normal(shape, np.float32) for n, shape in enumerate(shapes)}
 
 
@@ -156,8 +159,6 @@ class Ours:
 
 
 def ours_sender(folder: Path, address: str) -> None:
-    messages = [payload(shapes) for shapes in CASES.values()]
-
     async def run() -> None:
         allow = AllowList({"coordinator": {"hub"}}, "benchmark")
         session = await dial(address, credentials(folder, "sender"), allow, timing=PATIENT)
@@ -166,7 +167,7 @@ def ours_sender(folder: Path, address: str) -> None:
         await session.send(Inventory((), True, bytes(8)))
         await session.receive(WAIT_S)
         while isinstance(asked := await session.receive(3600), Forward):
-            await session.send(Activations("evaluate", 0, asked.batch, DIGEST, messages[asked.batch]))
+            await session.send(Activations("evaluate", 0, asked.batch, DIGEST, payload(asked.batch)))
         await session.close("complete")
 
     asyncio.run(run())
@@ -195,13 +196,12 @@ class TlsSocket:
 
 
 def tls_sender(folder: Path, port: int) -> None:
-    messages = [payload(shapes) for shapes in CASES.values()]
     plain = socket.create_connection(("127.0.0.1", port))
     plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     context = credentials(folder, "sender").client_context()
     with context.wrap_socket(plain, server_hostname="127.0.0.1") as stream:
         while asked := stream.recv(1):
-            for array in messages[asked[0]].values():
+            for array in payload(asked[0]).values():
                 stream.sendall(array.reshape(-1).view(np.uint8).data)
 
 
@@ -248,11 +248,11 @@ class GrpcStream:
 def grpc_sender(folder: Path, port: int) -> None:
     import grpc
 
-    messages, done = [payload(shapes) for shapes in CASES.values()], threading.Event()
+    done = threading.Event()
 
     def fetch(asked: Iterator[bytes], _: object) -> Iterator[bytes]:
         for case in asked:
-            for array in messages[case[0]].values():
+            for array in payload(case[0]).values():
                 octets = array.reshape(-1).view(np.uint8).data
                 for start in range(0, len(octets), CHUNK):
                     yield octets[start : start + CHUNK].tobytes()
@@ -301,14 +301,14 @@ class CurveZeroMQ(PlainZeroMQ):
 
 
 def zeromq_sender(folder: Path, where: tuple[int, bytes]) -> None:
-    messages, (port, server) = [payload(shapes) for shapes in CASES.values()], where
+    port, server = where
     with zmq.Context() as context, context.socket(zmq.PAIR) as stream:
         if server:
             stream.curve_publickey, stream.curve_secretkey = zmq.curve_keypair()
             stream.curve_serverkey = server
         stream.connect(f"tcp://127.0.0.1:{port}")
         while asked := stream.recv():
-            stream.send_multipart([array.data for array in messages[asked[0]].values()], copy=False)
+            stream.send_multipart([array.data for array in payload(asked[0]).values()], copy=False)
 
 
 # --- the run ----------------------------------------------------------------------------------------------------
@@ -381,8 +381,8 @@ def measure(folder: Path, cases: list[str], rounds: int, mib: int) -> dict[str, 
     figures = {case: {name: Figures([], []) for name in TRANSPORTS} for case in cases}
     with ExitStack() as stack:
         transports = {name: start(name, folder, stack) for name in TRANSPORTS}
-        for turn in range(rounds + 1):
-            for case in cases:
+        for case in cases:
+            for turn in range(rounds + 1):
                 times = max(1, mib * MIB // nbytes(CASES[case]))
                 moved = times * nbytes(CASES[case]) / MIB
                 for name, (transport, cpu) in transports.items():
